@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP service: REST, the agent protocol and the live stream."""
