@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Money: integer micro-dollars inside, a decimal string on the wire, never a float."""
+
+from __future__ import annotations
+
+import re
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
+
+MICRO = 1_000_000
+MAX_MICRO = 10**15  # a billion dollars: more is a typing mistake, and 64 bits still hold sums of it
+
+_LITERAL = re.compile(r"\d{1,12}(\.\d{1,18})?")
+
+
+def micro(text: str) -> int:
+    """Micro-dollars of a decimal literal such as "3.00"; exact, so more than six decimals are refused.
+
+    Raises ValueError with a sentence for the user.
+    """
+    cleaned = text.strip().removeprefix("$")
+    if not _LITERAL.fullmatch(cleaned):
+        raise ValueError(f"{text!r} is not an amount of money; write dollars as a plain decimal such as 3.00")
+    amount = Decimal(cleaned) * MICRO
+    if amount != amount.to_integral_value():
+        raise ValueError(f"{text!r} has more than six decimals; a millionth of a dollar is the smallest amount")
+    if amount > MAX_MICRO:
+        raise ValueError(f"{text!r} is more than a billion dollars")
+    return int(amount)
+
+
+def text(amount: int) -> str:
+    """The decimal string of micro-dollars: at least two decimals, no exponent ("3.00", "0.001316")."""
+    sign, rest = ("-" if amount < 0 else ""), abs(amount)
+    whole, fraction = divmod(rest, MICRO)
+    decimals = f"{fraction:06d}".rstrip("0").ljust(2, "0")
+    return f"{sign}{whole}.{decimals}"
+
+
+def cost(price_per_hour: str, duration_us: int) -> int:
+    """Micro-dollars of `duration_us` microseconds at a decimal price per hour, rounded half to even."""
+    return int(_exact(price_per_hour, duration_us).to_integral_value(ROUND_HALF_EVEN))
+
+
+def cost_ceiling(price_per_hour: str, duration_us: int) -> int:
+    """The same rounded up: what a hold must cover."""
+    return int(_exact(price_per_hour, duration_us).to_integral_value(ROUND_CEILING))
+
+
+def _exact(price_per_hour: str, duration_us: int) -> Decimal:
+    return Decimal(price_per_hour) * MICRO * duration_us / Decimal(3_600_000_000)
