@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The REST resources of `/v1`, as the service sends them and the client reads them.
+
+Times are RFC 3339 UTC, durations seconds, money a decimal string with its currency.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shoestring_core import money as micro_dollars
+from shoestring_core.states import AttemptState, EndReason, GenerationState, JobState, MachineState, Want
+
+
+class Resource(BaseModel):
+    # Readers ignore what they don't know, so that a newer service can talk to an older client.
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings", allow_inf_nan=True)
+
+
+class Money(Resource):
+    amount: str
+    currency: str = "USD"
+
+    @classmethod
+    def of(cls, micro: int) -> Money:
+        return cls(amount=micro_dollars.text(micro))
+
+
+class Progress(Resource):
+    step: int
+    """Last step of the merged curve."""
+    steps_total: int | None = None
+    epoch: float | None = None
+    fraction: float | None = None
+    eta_s: float | None = None
+
+
+class Cost(Resource):
+    """What a job costs. `spent` is settled by the provider's evidence; `running` is computed now and not yet posted."""
+
+    spent: Money
+    running: Money
+    held: Money
+    on_demand: Money
+    """The same machine time at on-demand prices."""
+    limit: Money | None = None
+    settled: bool
+    price_basis: Literal["simulated", "live", "snapshot"]
+
+
+class Job(Resource):
+    id: UUID
+    name: str
+    team: str
+    user: str
+    recipe: str | None
+    state: JobState
+    sentence: str
+    """State and reason in words a user can act on."""
+    wait_reason: str | None = None
+    """Code of what a waiting job waits for: money | slots | turn | capacity | launching | grant | …"""
+    end_reason: EndReason | None = None
+    want: Want
+    attempt: int
+    generation: int
+    progress: Progress
+    latest: dict[str, float] = {}
+    """Newest value of each metric."""
+    result: dict[str, Any] | None = None
+    cost: Cost
+    spec: dict[str, Any]
+    tags: dict[str, str] = {}
+    retried_from: UUID | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    """When its first generation formed."""
+    first_step_at: datetime | None = None
+    ended_at: datetime | None = None
+    settled_at: datetime | None = None
+
+
+class JobPage(Resource):
+    jobs: list[Job]
+    next_cursor: str | None = None
+
+
+class SubmitJob(Resource):
+    """Body of POST /v1/jobs: the spec as a tree, or its YAML/JSON text."""
+
+    model_config = ConfigDict(extra="forbid")
+    spec: dict[str, Any] | str
+    dry_run: bool = False
+
+
+class Machine(Resource):
+    id: UUID
+    attempt: int
+    slot: int
+    ordinal: int
+    provider: str
+    region: str
+    zone: str
+    type: str
+    market: str
+    state: MachineState
+    provider_id: str | None = None
+    price_per_hour: Money
+    on_demand_per_hour: Money
+    launched_at: datetime | None = None
+    ended_at: datetime | None = None
+    end_cause: str | None = None
+    last_report_at: datetime | None = None
+    cost: Money
+    posted: bool
+
+
+class Generation(Resource):
+    no: int
+    attempt: int
+    state: GenerationState
+    world: int
+    start_step: int
+    last_step: int | None = None
+    """Last step it reported."""
+    kept_through: int | None = None
+    """Its part of the merged curve ends here; later steps of its own are lost work."""
+    steps_lost: int = 0
+    formed_at: datetime | None = None
+
+
+class Attempt(Resource):
+    no: int
+    state: AttemptState
+    reason: str | None = None
+    trained: bool
+    """A step ran in it."""
+    machines: list[Machine]
+    generations: list[Generation]
+    opened_at: datetime
+    closed_at: datetime | None = None
+
+
+class AttemptList(Resource):
+    attempts: list[Attempt]
+    steps: int
+    """Length of the merged curve."""
+    steps_lost: int
+
+
+class Event(Resource):
+    cursor: str
+    at: datetime
+    job: UUID | None
+    attempt: int | None = None
+    generation: int | None = None
+    kind: str
+    actor: str
+    reason: str
+    data: dict[str, Any] = {}
+
+
+class EventPage(Resource):
+    events: list[Event]
+    next_cursor: str | None = None
+
+
+class Curve(Resource):
+    """One metric. `generation` is None on the merged curve; `lost` marks steps that a later generation redid."""
+
+    name: str
+    generation: int | None = None
+    machine: UUID | None = None
+    lost: bool = False
+    steps: list[int]
+    times: list[float]
+    values: list[float]
+
+
+class Metrics(Resource):
+    curves: list[Curve]
+    generations: list[Generation]
+    cursor: str
+    """Feed position of this reading: a stream opened here misses nothing."""
+
+
+class LogLine(Resource):
+    machine: UUID
+    slot: int
+    rank: int
+    offset: int
+    text: str
+    """One line, ANSI kept, carriage returns folded."""
+
+
+class Logs(Resource):
+    lines: list[LogLine]
+    next_cursor: str | None = None
+    truncated: bool = False
+    """The job's log quota was reached; the rest stayed on the machine."""
+
+
+class Transfer(Resource):
+    at: datetime
+    kind: str
+    amount: Money
+    debit: str
+    credit: str
+    machine: UUID | None = None
+    line: str | None = None
+    actor: str
+    reason: str
+
+
+class CostReport(Resource):
+    cost: Cost
+    machines: list[Machine]
+    transfers: list[Transfer]
+
+
+class Artifact(Resource):
+    name: str
+    bytes: int
+    sha256: str
+    step: int
+    url: str
+
+
+class ArtifactList(Resource):
+    artifacts: list[Artifact]
+
+
+class Budget(Resource):
+    id: UUID
+    kind: str
+    owner: str
+    limit: Money | None
+    posted: Money
+    held: Money
+    overdraft: Money
+    left: Money | None
+    """limit + overdraft − posted − held; None without a limit."""
+    etag: str
+
+
+class BudgetList(Resource):
+    budgets: list[Budget]
+
+
+class SetBudget(Resource):
+    model_config = ConfigDict(extra="forbid")
+    limit: str
+    """Decimal dollars."""
+    reason: str = ""
+
+
+class RecipeParameter(Resource):
+    name: str
+    type: str
+    default: Any = None
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: list[Any] | None = None
+    help: str = ""
+
+
+class Recipe(Resource):
+    name: str
+    version: int
+    title: str
+    description: str
+    data: str
+    metric: str
+    params: list[RecipeParameter]
+    claim: dict[str, Any] | None = None
+
+
+class RecipeList(Resource):
+    recipes: list[Recipe]
+
+
+class Login(Resource):
+    """Body of POST /v1/session: an API key, or the one-time code of the printed link."""
+
+    model_config = ConfigDict(extra="forbid")
+    key: str | None = Field(default=None, max_length=200)
+    code: str | None = Field(default=None, max_length=200)
+
+
+class Me(Resource):
+    user: str
+    team: str
+    role: Literal["admin", "member"]
+    csrf: str | None = None
+    """Send as X-CSRF-Token on unsafe methods when signed in by cookie."""
+    version: str
+
+
+class Reclaim(Resource):
+    """Body of POST /v1/machines/{id}:reclaim (admin, simulated providers only)."""
+
+    model_config = ConfigDict(extra="forbid")
+    notice_s: float = Field(default=120, ge=0, le=600)
+
+
+class ProblemDocument(Resource):
+    """RFC 9457, `application/problem+json`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str | None = None
+    retryable: bool = False
+    errors: list[dict[str, Any]] = []
+
+
+class PointsMessage(Resource):
+    """SSE event `points`: new points of one job, as they were reported."""
+
+    job: UUID
+    generation: int
+    curves: list[Curve]
+
+
+class LogsMessage(Resource):
+    """SSE event `logs`."""
+
+    job: UUID
+    lines: list[LogLine]
+
+
+# SSE events of GET /v1/stream?topics=jobs,job:ID,budget&cursor=…: `job` (Job), `points` (PointsMessage), `logs` (LogsMessage),
+# `event` (Event), `budget` (Budget), `resync` ({}): the cursor is too old, read the resources again.
+STREAM_EVENTS = ("job", "points", "logs", "event", "budget", "resync")
