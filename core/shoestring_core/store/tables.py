@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables. Rows are storage; their meaning and the rules that move them are in the modules beside this one.
+
+Money, steps and times are 64-bit integers: micro-dollars, optimizer steps, microseconds UTC. Unit prices are decimal
+text, because SQLite has no exact decimal. `region` is 'local' and `zone` '' (the whole region) instead of NULL, so
+that unique keys bind. The order in which a transaction may write them is `WRITE_ORDER`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# One order for every transaction: opposite orders deadlock. Rows of one kind by id; accounts leaves first.
+WRITE_ORDER = (
+    "scheduler", "jobs", "attempts", "generations", "members", "checkpoints", "machines", "holds", "accounts", "events",
+)  # fmt: skip
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {
+        int: BigInteger,
+        str: Text,
+        bytes: LargeBinary,
+        bool: Boolean,
+        UUID: Uuid,
+        dict[str, Any]: Json,
+        list[Any]: Json,
+    }
+
+
+# --- people -----------------------------------------------------------------------------------------------
+
+
+class Team(Base):
+    __tablename__ = "teams"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    feed_seq: Mapped[int] = mapped_column(default=0)
+
+
+class User(Base):
+    __tablename__ = "users"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[int]
+
+
+class Membership(Base):
+    __tablename__ = "memberships"
+    team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"), primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    role: Mapped[str]
+    __table_args__ = (CheckConstraint("role IN ('admin','member')", name="role"),)
+
+
+class Key(Base):
+    """API keys (pat, job, svc) and one-time login codes (login). Only the hash of a secret is stored."""
+
+    __tablename__ = "keys"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    hash: Mapped[str] = mapped_column(unique=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
+    scopes: Mapped[list[Any]] = mapped_column(default=list)
+    created_at: Mapped[int]
+    expires_at: Mapped[int | None]
+    revoked_at: Mapped[int | None]
+    __table_args__ = (CheckConstraint("kind IN ('pat','job','svc','login')", name="kind"),)
+
+
+class Session(Base):
+    """A browser's sign-in."""
+
+    __tablename__ = "sessions"
+    hash: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
+    expires_at: Mapped[int]
+    csrf: Mapped[str]
+
+
+class Idempotency(Base):
+    """The first answer to a request with an Idempotency-Key. status NULL: still running."""
+
+    __tablename__ = "idempotency"
+    principal: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_sha: Mapped[str]
+    status: Mapped[int | None]
+    body: Mapped[str | None]
+    at: Mapped[int]
+
+
+# --- jobs -------------------------------------------------------------------------------------------------
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    name: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    state: Mapped[str]
+    want: Mapped[str] = mapped_column(default="run")
+    want_reason: Mapped[str] = mapped_column(default="")
+    """Who or what set `want` to pause or stop: user | budget | time_limit | goal."""
+    wait_reason: Mapped[str | None]
+    wait_text: Mapped[str | None]
+    end_reason: Mapped[str | None]
+    end_text: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(default=0)
+    generation: Mapped[int] = mapped_column(default=0)
+    checkpoint: Mapped[UUID | None]
+    steps_total: Mapped[int | None]
+    last_step: Mapped[int] = mapped_column(default=0)
+    last_epoch_milli: Mapped[int | None]
+    result: Mapped[dict[str, Any] | None]
+    retried_from: Mapped[UUID | None]
+    created_at: Mapped[int]
+    queued_at: Mapped[int]
+    started_at: Mapped[int | None]
+    first_step_at: Mapped[int | None]
+    ended_at: Mapped[int | None]
+    settled_at: Mapped[int | None]
+    __table_args__ = (
+        CheckConstraint("(state = 'ended') = (end_reason IS NOT NULL)", name="ended_has_reason"),
+        CheckConstraint(
+            "state IN ('awaiting_approval','queued','launching','running','stopping','paused','ended')", name="state"
+        ),
+        CheckConstraint("want IN ('run','pause','stop')", name="want"),
+        Index(None, "team_id", "created_at"),
+        Index(None, "state"),
+    )
+
+
+class Attempt(Base):
+    __tablename__ = "attempts"
+    job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    no: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    reason: Mapped[str | None]
+    trained: Mapped[bool] = mapped_column(default=False)
+    """A step ran in it: only such attempts count against retry.max."""
+    plan_json: Mapped[dict[str, Any]]
+    epoch: Mapped[int]
+    """The scheduler epoch that planned it: with plan_json the decision can be recomputed."""
+    opened_at: Mapped[int]
+    closed_at: Mapped[int | None]
+    __table_args__ = (
+        CheckConstraint("state IN ('open','closing','closed')", name="state"),
+        Index(
+            "uq_attempts_job_open", "job", unique=True,
+            sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'"),
+        ),
+    )  # fmt: skip
+
+
+class Machine(Base):
+    """One launch intent and what became of it. The id is the client token."""
+
+    __tablename__ = "machines"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    job: Mapped[UUID]
+    attempt: Mapped[int]
+    ordinal: Mapped[int]
+    slot: Mapped[int]
+    provider: Mapped[str]
+    region: Mapped[str]
+    zone: Mapped[str]
+    type: Mapped[str]
+    market: Mapped[str]
+    price: Mapped[str]
+    """Decimal dollars per hour at launch."""
+    on_demand_price: Mapped[str]
+    launch_json: Mapped[dict[str, Any]]
+    """The exact request: a repeated launch sends the same bytes."""
+    provider_id: Mapped[str | None]
+    state: Mapped[str]
+    call_by: Mapped[int | None]
+    session_hash: Mapped[str | None]
+    redeemed_at: Mapped[int | None]
+    address: Mapped[str | None]
+    hardware: Mapped[dict[str, Any] | None]
+    acked_seq: Mapped[int] = mapped_column(default=0)
+    last_report_at: Mapped[int | None]
+    alive_until: Mapped[int | None]
+    funded_until: Mapped[int | None]
+    notice_at: Mapped[int | None]
+    launched_at: Mapped[int | None]
+    ended_at: Mapped[int | None]
+    end_cause: Mapped[str | None]
+    end_evidence: Mapped[str | None]
+    """provider | inferred"""
+    refusal: Mapped[str | None]
+    """Why it is void: the provider's code and sentence."""
+    billed_at: Mapped[int | None]
+    created_at: Mapped[int]
+    __table_args__ = (
+        ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.no"]),
+        CheckConstraint("state IN ('planned','calling','up','ending','gone','void')", name="state"),
+        CheckConstraint("state <> 'gone' OR ended_at IS NOT NULL", name="gone_has_end"),
+        Index("uq_machines_job_attempt_ordinal", "job", "attempt", "ordinal", unique=True),
+        Index(
+            "uq_machines_slot_alive", "job", "attempt", "slot", unique=True,
+            sqlite_where=text("state NOT IN ('gone','void')"), postgresql_where=text("state NOT IN ('gone','void')"),
+        ),
+        Index("uq_machines_provider_id", "provider", "region", "provider_id", unique=True),
+        Index(None, "state"),
+    )  # fmt: skip
+
+
+class Generation(Base):
+    __tablename__ = "generations"
+    job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    no: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    state: Mapped[str]
+    world: Mapped[int]
+    master: Mapped[str | None]
+    """host:port of node rank 0, once it has said which port is free."""
+    start_checkpoint: Mapped[UUID | None]
+    start_step: Mapped[int]
+    last_step: Mapped[int | None]
+    """Last step it reported, kept or lost."""
+    opened_at: Mapped[int]
+    formed_at: Mapped[int | None]
+    first_step_at: Mapped[int | None]
+    over_at: Mapped[int | None]
+    over_reason: Mapped[str | None]
+    __table_args__ = (
+        ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.no"]),
+        CheckConstraint("state IN ('forming','formed','over')", name="state"),
+        Index(
+            "uq_generations_job_current", "job", unique=True,
+            sqlite_where=text("state <> 'over'"), postgresql_where=text("state <> 'over'"),
+        ),
+    )  # fmt: skip
+
+
+class Member(Base):
+    """A machine's part in a generation."""
+
+    __tablename__ = "members"
+    job: Mapped[UUID] = mapped_column(primary_key=True)
+    generation: Mapped[int] = mapped_column(primary_key=True)
+    node_rank: Mapped[int] = mapped_column(primary_key=True)
+    machine: Mapped[UUID] = mapped_column(ForeignKey("machines.id"))
+    nproc: Mapped[int]
+    port: Mapped[int | None]
+    ready_at: Mapped[int | None]
+    exited_at: Mapped[int | None]
+    exits: Mapped[list[Any] | None]
+    """wire.RankExit of each rank, as JSON."""
+    __table_args__ = (
+        ForeignKeyConstraint(["job", "generation"], ["generations.job", "generations.no"]),
+        Index("uq_members_machine", "job", "generation", "machine", unique=True),
+    )
+
+
+class Checkpoint(Base):
+    """A complete, hash-true checkpoint. Only the row is the pointer; the objects are write-once."""
+
+    __tablename__ = "checkpoints"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    job: Mapped[UUID]
+    generation: Mapped[int]
+    step: Mapped[int]
+    final: Mapped[bool] = mapped_column(default=False)
+    object_key: Mapped[str] = mapped_column(unique=True)
+    """Prefix of the pair: `<key>/data` and `<key>/manifest.json`."""
+    manifest_sha: Mapped[str]
+    bytes: Mapped[int]
+    stored_at: Mapped[int]
+    __table_args__ = (
+        ForeignKeyConstraint(["job", "generation"], ["generations.job", "generations.no"]),
+        Index("uq_checkpoints_step", "job", "generation", "step", unique=True),
+    )
+
+
+# --- what machines report ---------------------------------------------------------------------------------
+
+
+class Series(Base):
+    __tablename__ = "series"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"))
+    name: Mapped[str]
+    __table_args__ = (Index("uq_series_job_name", "job", "name", unique=True),)
+
+
+class Chunk(Base):
+    """Points of one series from one batch, as three columns: int64 steps, float64 unix seconds, float64 values,
+    little-endian. A step may repeat across chunks; the generation says which one counts."""
+
+    __tablename__ = "chunks"
+    series: Mapped[UUID] = mapped_column(ForeignKey("series.id"), primary_key=True)
+    machine: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    generation: Mapped[int]
+    first_step: Mapped[int]
+    last_step: Mapped[int]
+    n: Mapped[int]
+    vmin: Mapped[float | None]
+    vmax: Mapped[float | None]
+    steps: Mapped[bytes]
+    times: Mapped[bytes]
+    vals: Mapped[bytes]
+    __table_args__ = (Index(None, "machine", "seq"),)
+
+
+class Log(Base):
+    __tablename__ = "logs"
+    machine: Mapped[UUID] = mapped_column(ForeignKey("machines.id"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True)
+    byte_offset: Mapped[int] = mapped_column(primary_key=True)
+    seq: Mapped[int]
+    bytes: Mapped[bytes | None]
+    object_key: Mapped[str | None]
+    __table_args__ = (Index(None, "machine", "seq"),)
+
+
+class Event(Base):
+    """The feed of a team, gapless: `seq` is drawn from teams.feed_seq at the end of each transaction."""
+
+    __tablename__ = "events"
+    team: Mapped[UUID] = mapped_column(ForeignKey("teams.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    job: Mapped[UUID | None]
+    attempt: Mapped[int | None]
+    generation: Mapped[int | None]
+    kind: Mapped[str]
+    actor: Mapped[str]
+    reason: Mapped[str]
+    ref: Mapped[str | None]
+    """kind 'batch': '<machine>:<seq>', what a stream loads."""
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    at: Mapped[int]
+    __table_args__ = (Index(None, "job", "seq"),)
+
+
+# --- money ------------------------------------------------------------------------------------------------
+
+
+class Account(Base):
+    """organisation > team > member > job, and the two that take what is spent: cash and overrun."""
+
+    __tablename__ = "accounts"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    owner: Mapped[str]
+    period: Mapped[str] = mapped_column(default="")
+    parent: Mapped[UUID | None] = mapped_column(ForeignKey("accounts.id"))
+    level: Mapped[int]
+    """0 = organisation … 3 = job; cash and overrun have 9. Transactions write the highest level first."""
+    limit_micro: Mapped[int | None]
+    posted: Mapped[int] = mapped_column(default=0)
+    held: Mapped[int] = mapped_column(default=0)
+    overdraft: Mapped[int] = mapped_column(default=0)
+    version: Mapped[int] = mapped_column(default=0)
+    """Counts changes of the limit: the ETag of a budget."""
+    __table_args__ = (
+        CheckConstraint("kind IN ('org','team','member','job','cash','overrun')", name="kind"),
+        CheckConstraint("held >= 0", name="held_not_negative"),
+        CheckConstraint("overdraft >= 0", name="overdraft_not_negative"),
+        CheckConstraint(
+            "limit_micro IS NULL OR posted + held <= limit_micro + overdraft", name="never_overspent"
+        ),
+        Index("uq_accounts_owner", "kind", "owner", "period", unique=True),
+    )
+
+
+class Hold(Base):
+    """Money set aside for a machine until `funded_until` plus the time it takes to end."""
+
+    __tablename__ = "holds"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    machine: Mapped[UUID] = mapped_column(ForeignKey("machines.id"))
+    no: Mapped[int]
+    account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    rate_cap: Mapped[str]
+    """Decimal dollars per hour that can't be exceeded."""
+    amount: Mapped[int]
+    consumed: Mapped[int] = mapped_column(default=0)
+    funded_until: Mapped[int | None]
+    state: Mapped[str]
+    __table_args__ = (
+        CheckConstraint("0 <= consumed AND consumed <= amount", name="consumed_within"),
+        CheckConstraint("state IN ('open','closed')", name="state"),
+        Index("uq_holds_machine_no", "machine", "no", unique=True),
+        Index(
+            "uq_holds_machine_open", "machine", unique=True,
+            sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'"),
+        ),
+    )  # fmt: skip
+
+
+class Transfer(Base):
+    """One immutable line of the ledger; triggers refuse UPDATE and DELETE. Corrections are new rows."""
+
+    __tablename__ = "transfers"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    debit: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    credit: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    amount: Mapped[int]
+    hold: Mapped[UUID | None]
+    machine: Mapped[UUID | None]
+    line: Mapped[str | None]
+    slice: Mapped[int | None]
+    at: Mapped[int]
+    actor: Mapped[str]
+    reason: Mapped[str]
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount_positive"),
+        CheckConstraint("debit <> credit", name="two_accounts"),
+        Index(
+            "uq_transfers_slice", "machine", "line", "slice", unique=True,
+            sqlite_where=text("slice IS NOT NULL"), postgresql_where=text("slice IS NOT NULL"),
+        ),
+        Index(None, "debit"),
+    )  # fmt: skip
+
+
+class Price(Base):
+    __tablename__ = "prices"
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    region: Mapped[str] = mapped_column(primary_key=True)
+    zone: Mapped[str] = mapped_column(primary_key=True)
+    type: Mapped[str] = mapped_column(primary_key=True)
+    market: Mapped[str] = mapped_column(primary_key=True)
+    valid_from: Mapped[int] = mapped_column(primary_key=True)
+    amount: Mapped[str]
+    unit: Mapped[str]
+    source: Mapped[str]
+    fetched_at: Mapped[int]
+    simulated: Mapped[bool]
+
+
+# --- the service itself -----------------------------------------------------------------------------------
+
+
+class Scheduler(Base):
+    """One row. A plan is applied only if nobody applied another since it was read."""
+
+    __tablename__ = "scheduler"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    epoch: Mapped[int]
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+
+class Service(Base):
+    """Since when a service has answered without a break: leases don't expire by our own silence."""
+
+    __tablename__ = "services"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    up_since: Mapped[int]
+    seen_at: Mapped[int]
