@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m shoestring_trainer agent | train SPEC`: one word picks the half, and only that half is imported."""
+from __future__ import annotations
+
+import sys
+
+USAGE = "usage: python -m shoestring_trainer agent | train SPEC"
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["train", spec]:
+            from shoestring_trainer import train  # imports torch, which a machine's agent must never wait for
+
+            return train.main(spec)
+        case ["agent", *rest]:
+            from shoestring_trainer import agent
+
+            return agent.main(rest)
+        case _:
+            print(USAGE, file=sys.stderr)
+            return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
