@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: files of parameters and the claim they make. `digits/quickstart` is the file digits/quickstart.yaml here.
+
+`load` and `all` give recipes, `resolve` the full set of parameters of a run. The trainer turns these into training.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from importlib import resources
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from shoestring_core import document
+from shoestring_core.document import shown
+from shoestring_core.errors import InvalidSpec, Problem
+
+ParamValue = bool | int | float | str | None
+
+
+def load(name: str) -> Recipe:
+    """The recipe called `name`, or `name@version`. Raises InvalidSpec, with the nearest name, when there is none."""
+    plain, _, version = name.partition("@")
+    known = _shipped()
+    if plain not in known:
+        raise InvalidSpec([_unknown_recipe(plain)])
+    recipe = known[plain]
+    if version not in ("", str(recipe.version)):
+        message = f"Version {version[:20]!r} of {plain} isn't known. Use {plain}@{recipe.version}."
+        raise InvalidSpec([Problem("/recipe", message, "unknown-recipe", f"{plain}@{recipe.version}")])
+    return recipe
+
+
+def all() -> list[Recipe]:  # noqa: A001 - read as recipes.all()
+    """Every recipe, by name."""
+    return list(_shipped().values())
+
+
+def resolve(name: str, params: Mapping[str, Any]) -> dict[str, ParamValue]:
+    """Every parameter of recipe `name` with its value: the given one, else the default.
+
+    Raises InvalidSpec that lists each unknown parameter and each value of a wrong type or out of range.
+    """
+    values, problems = load(name).resolve(params)
+    if problems:
+        raise InvalidSpec(problems)
+    return values
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Param(_Frozen):
+    """One parameter. `default: null` means that it may be left unset."""
+
+    type: Literal["int", "float", "bool", "str"]
+    default: ParamValue
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[ParamValue, ...] | None = None
+    help: str
+
+    def value(self, given: Any) -> ParamValue:
+        """`given` as this parameter's type. Raises ValueError with a sentence for the user."""
+        if given is None and self.default is None:
+            return None
+        value: ParamValue = _TYPES[self.type](given)
+        if self.choices is not None and value not in self.choices:
+            raise ValueError(f"must be one of {', '.join(map(str, self.choices))}, not {shown(given)}")
+        if isinstance(value, int | float) and self.min is not None and value < self.min:
+            raise ValueError(f"must be at least {self.min:g}, not {shown(given)}")
+        if isinstance(value, int | float) and self.max is not None and value > self.max:
+            raise ValueError(f"must be at most {self.max:g}, not {shown(given)}")
+        return value
+
+    def json_schema(self) -> dict[str, Any]:
+        kind = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}[self.type]
+        schema: dict[str, Any] = {"type": [kind, "null"] if self.default is None else kind}
+        schema |= {"default": self.default, "description": self.help}
+        if self.choices is not None:
+            schema["enum"] = list(self.choices)
+        if self.min is not None:
+            schema["minimum"] = self.min
+        if self.max is not None:
+            schema["maximum"] = self.max
+        return schema
+
+
+class Data(_Frozen):
+    """What a recipe trains on: `digits` come with scikit-learn, an `imagefolder` is named by the job."""
+
+    kind: Literal["digits", "imagefolder"]
+
+
+class Defaults(_Frozen):
+    """What a job of this recipe gets where its spec says nothing."""
+
+    nodes: Annotated[int, Field(ge=1)] = 1
+    procs: Annotated[int, Field(ge=1)] = 1
+
+
+class Claim(_Frozen):
+    """What the recipe reaches, on what, and who says so."""
+
+    metric: str
+    value: float
+    time: str
+    hardware: str
+    cost: Annotated[str | None, BeforeValidator(lambda cost: None if cost is None else str(cost))] = None
+    source: str
+
+
+class Recipe(_Frozen):
+    name: str
+    version: int
+    title: str
+    description: str
+    task: Literal["classification"]
+    data: Data
+    model: dict[str, Any]
+    params: dict[str, Param]
+    defaults: Defaults = Defaults()
+    metric: str
+    claim: Claim | None = None
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    def resolve(self, given: Mapping[str, Any]) -> tuple[dict[str, ParamValue], list[Problem]]:
+        """The full parameters, and what is wrong with the given ones (pointers below /params)."""
+        values: dict[str, ParamValue] = {name: param.value(param.default) for name, param in self.params.items()}
+        problems: list[Problem] = []
+        for name, value in given.items():
+            at = document.pointer("/params", name)
+            if name not in self.params:
+                problems.append(_unknown_param(at, name, self))
+                continue
+            try:
+                values[name] = self.params[name].value(value)
+            except ValueError as wrong:
+                problems.append(Problem(at, f"{name} {wrong}.", "invalid-value"))
+        return values, problems
+
+    def params_schema(self) -> dict[str, Any]:
+        """JSON Schema of `params`, for forms and editors."""
+        properties = {name: param.json_schema() for name, param in self.params.items()}
+        return {"type": "object", "properties": properties, "additionalProperties": False}
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        for name in ("seed", "precision"):
+            if name not in self.params:
+                raise ValueError(f"every recipe has the parameter {name!r}")
+        for name, param in self.params.items():
+            if param.value(param.default) != param.default:
+                raise ValueError(f"the default of {name!r} isn't of its type")
+        return self
+
+
+@functools.cache
+def _shipped() -> dict[str, Recipe]:
+    return {name: _read(text) for name, text in sorted(_files().items())}
+
+
+def _files() -> dict[str, str]:
+    """Recipe name → text, of the files in this package."""
+    return {
+        f"{folder.name}/{file.name.removesuffix('.yaml')}": file.read_text(encoding="utf-8")
+        for folder in resources.files(__name__).iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".yaml")
+    }
+
+
+def _read(text: str) -> Recipe:
+    tree, problems = document.read(text)
+    if problems:
+        raise InvalidSpec(problems)
+    return Recipe.model_validate(_floats(tree))
+
+
+def _floats(tree: Any) -> Any:
+    """Decimals as floats: a recipe file holds settings and claims, its only money is text."""
+    if isinstance(tree, dict):
+        return {key: _floats(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_floats(value) for value in tree]
+    return float(tree) if isinstance(tree, Decimal) else tree
+
+
+def _unknown_recipe(name: str) -> Problem:
+    known = list(_shipped())
+    near = difflib.get_close_matches(name[:64], known, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    message = f"There is no recipe {shown(name)}.{meant} Known recipes: {', '.join(known)}."
+    return Problem("/recipe", message, "unknown-recipe", near[0] if near else None)
+
+
+def _unknown_param(at: str, name: str, recipe: Recipe) -> Problem:
+    near = difflib.get_close_matches(name[:64], recipe.params, n=1)
+    then = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(recipe.params)}."
+    message = f"{recipe.name} has no parameter {shown(name)}. {then}"
+    return Problem(at, message, "unknown-parameter", near[0] if near else None)
+
+
+def _int(given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not math.isfinite(given):
+        raise ValueError(f"must be a whole number, not {shown(given)}")
+    if given != int(given):
+        raise ValueError(f"must be a whole number, not {shown(given)}")
+    return int(given)
+
+
+def _float(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not math.isfinite(given):
+        raise ValueError(f"must be a number, not {shown(given)}")
+    return float(given)
+
+
+def _bool(given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise ValueError(f"must be true or false, not {shown(given)}")
+    return given
+
+
+def _str(given: Any) -> str:
+    if not isinstance(given, str):
+        raise ValueError(f"must be text, not {shown(given)}")
+    return given
+
+
+_TYPES: dict[str, Any] = {"int": _int, "float": _float, "bool": _bool, "str": _str}

@@ -1,0 +1,684 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job spec: what a user submits. `parse` reads and checks all of it at once; nothing is ever silently ignored.
+
+A field marked `Later` is checked like any other, then refused with "not supported yet". Money is integer micro-dollars
+in the model and a decimal string in `resolved()`; durations are seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
+
+from shoestring_core import document, money, recipes
+from shoestring_core.document import shown
+from shoestring_core.errors import InvalidSpec, Problem
+
+MAX_PROBLEMS = 100
+
+
+def parse(source: str | bytes | Mapping[str, Any]) -> JobSpec:
+    """The job spec in YAML or JSON text, or in a tree of plain values, with every default filled in.
+
+    In a tree money is text, int or Decimal: a float has lost what was written. Raises InvalidSpec with all problems.
+    """
+    tree, problems = document.read(source)
+    if not isinstance(tree, dict):
+        message = f"A job spec is a mapping such as `recipe: digits/quickstart`, not {shown(tree)}."
+        raise InvalidSpec([Problem("", message, "invalid-type")])
+    recipe = _recipe(tree, problems)
+    if recipe is not None:
+        tree = _filled(tree, recipe, problems)
+    spec, faults = _validated(tree)
+    problems += faults + _contradictions(tree, recipe)
+    if spec is None or problems:
+        raise InvalidSpec(_one_each(problems))
+    return spec
+
+
+def from_arguments(recipe: str, arguments: list[str]) -> dict[str, Any]:
+    """The spec tree for `submit RECIPE k=v…`: JSON-able, for `parse` or for the API.
+
+    A key is a parameter of the recipe; a dotted one (`limits.cost=3`) or the name of a field (`team=vision`) sets the
+    spec.
+    Raises InvalidSpec for an argument that isn't key=value, or a key given twice.
+    """
+    tree: dict[str, Any] = {"recipe": recipe}
+    problems: list[Problem] = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not all(key.split(".")):
+            message = f"{shown(argument)} isn't of the form key=value, such as epochs=3 or limits.cost=2.50."
+            problems.append(Problem("", message, "invalid-argument"))
+            continue
+        path = key.split(".") if "." in key or key in JobSpec.model_fields else ["params", key]
+        if not _placed(tree, path, _argument_value(text, is_text=path[0] in ("limits", "tags"))):
+            problems.append(Problem("/" + "/".join(path), f"{shown(key)} is given twice. Keep one.", "duplicate-key"))
+    if problems:
+        raise InvalidSpec(problems)
+    return tree
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of the spec, for completion in editors; parameters as the named recipe has them."""
+    known = recipes.all()
+    schema = JobSpec.model_json_schema()
+    schema["properties"]["recipe"] |= {"examples": [recipe.name for recipe in known]}
+    schema["allOf"] = [
+        {
+            "if": {"properties": {"recipe": {"enum": [recipe.name, recipe.reference]}}, "required": ["recipe"]},
+            "then": {"properties": {"params": recipe.params_schema()}},
+        }
+        for recipe in known
+    ]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+@dataclass(frozen=True)
+class Later:
+    """Marks a field whose feature isn't built: any other value than those already `built` is refused."""
+
+    instead: str
+    built: tuple[object, ...] = (None,)
+
+    def refuse(self, value: Any) -> Any:
+        if value not in self.built:
+            raise _later(self.instead)
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.refuse, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema) | {"$comment": f"not supported yet: {self.instead}"}
+
+
+def _later(instead: str) -> PydanticCustomError:
+    return PydanticCustomError("not-supported-yet", "{instead}", {"instead": instead})
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("invalid-value", "{message}", {"message": message})
+
+
+# What a value may look like.
+
+
+def _money(value: Any) -> int:
+    if isinstance(value, float):
+        raise _wrong(f'is money and must not pass through a float; give it as text, such as "{value:.2f}"')
+    if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
+        raise _wrong(f"must be dollars such as 3.00, not {shown(value)}")
+    try:
+        micro = money.micro(f"{value:f}" if isinstance(value, Decimal) else str(value))
+    except ValueError:
+        raise _wrong(f"must be dollars with at most six decimals, such as 3.00, not {shown(value)}") from None
+    if not 0 < micro <= money.MAX_MICRO:
+        raise _wrong(f"must be more than nothing, not {shown(value)}")
+    return micro
+
+
+_UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?){unit})?" for unit in _UNITS_S))
+_MAX_DURATION_S = 365 * 86_400
+
+
+def _seconds(value: Any) -> float:
+    given = document.scalar(value.strip()) if isinstance(value, str) else value
+    if _is_number(given):
+        seconds = float(given)
+    elif isinstance(given, str) and given and (parts := _DURATION.fullmatch(given)):
+        seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), _UNITS_S.values(), strict=True))
+    else:
+        raise _wrong(f"must be a duration such as 90s, 5m, 2h or 1d, not {shown(value)}")
+    if not 0 < seconds <= _MAX_DURATION_S:
+        raise _wrong(f"must be more than nothing and at most 365d, not {shown(value)}")
+    return seconds
+
+
+def _cadence(value: Any) -> float | str:
+    if value == "auto":
+        return "auto"
+    seconds = _seconds(value)
+    if seconds < 1:
+        raise _wrong(f"must be auto or at least 1s, not {shown(value)}")
+    return seconds
+
+
+def _number(value: Any) -> float:
+    if not _is_number(value):
+        raise _wrong(f"must be a number, not {shown(value)}")
+    return float(value)
+
+
+def _moment(value: Any) -> datetime:
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError:
+        raise _wrong(f"must be a moment such as 2026-12-01T09:00Z, not {shown(value)}") from None
+    if moment.tzinfo is None:
+        raise _wrong(f"needs a time zone, such as {moment.isoformat(timespec='minutes')}Z")
+    return moment.astimezone(UTC)
+
+
+_MAX_NODES = 64
+_NODE_RANGE = re.compile(r"([0-9]{1,6})\.\.([0-9]{1,6})?")
+
+
+def _nodes(value: Any) -> int:
+    if isinstance(value, str) and (elastic := _NODE_RANGE.fullmatch(value)):
+        low, high = int(elastic[1]), int(elastic[2] or _MAX_NODES)
+        if not 1 <= low <= high <= _MAX_NODES:
+            raise _wrong(f"must be a range within 1..{_MAX_NODES}, the smaller number first, not {shown(value)}")
+        raise _later(f"gangs have a fixed size; give one number, such as {high}")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong(f"must be a whole number of machines, not {shown(value)}")
+    if not 1 <= value <= _MAX_NODES:
+        raise _wrong(f"must be from 1 to {_MAX_NODES}, not {shown(value)}")
+    return value
+
+
+_GPU = re.compile(r"any|[A-Za-z][A-Za-z0-9_-]{0,30}(:[1-9][0-9]?)?|[1-9][0-9]{0,3}GB(\.\.([1-9][0-9]{0,3}GB)?)?")
+
+
+def _gpu(value: Any) -> str:
+    if value in (None, "none"):
+        return "none"
+    wanted = value if isinstance(value, list) else [value]
+    if not wanted or not all(isinstance(gpu, str) and _GPU.fullmatch(gpu) for gpu in wanted):
+        raise _wrong(f"must be none, or GPUs such as L4, A100:8, 24GB.. or a list of them, not {shown(value)}")
+    raise _later("the local provider rents CPU machines; use none")
+
+
+def _param(value: Any) -> recipes.ParamValue:
+    if isinstance(value, list):
+        raise _later("a list makes one job per value; submit one job per value yourself")
+    if isinstance(value, dict):
+        raise _wrong("must be a single value, not a mapping")
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _as_text(value: Any) -> Any:
+    """Numbers and truth values as written: `week: 3` is a tag like any other."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float | Decimal) else value
+
+
+def _name(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise _wrong("must have printable characters")
+    return value.strip()
+
+
+def _absolute(value: str) -> str:
+    if "://" in value:
+        raise _later("give the path of a folder on the machine where Shoestring runs")
+    if not value.startswith("/"):
+        raise _wrong(f"must be an absolute path such as /data/pictures, not {shown(value)}")
+    return value
+
+
+def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise _wrong("names something twice")
+    return values
+
+
+# The types of fields.
+
+
+def _either(*kinds: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": list(kinds)})
+
+
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+_STRING = {"type": "string"}
+_STRINGS = {"type": "array", "items": _STRING}
+_DURATION_TEXT = _STRING | {"pattern": "^[0-9.]+([dhms][0-9.dhms]*)?$"}
+
+Micro = Annotated[
+    int,
+    BeforeValidator(_money),
+    PlainSerializer(money.text, return_type=str, when_used="json"),
+    _either(_POSITIVE, _STRING | {"pattern": r"^\$?[0-9]+(\.[0-9]+)?$"}),
+]
+Seconds = Annotated[float, BeforeValidator(_seconds), _either(_POSITIVE, _DURATION_TEXT)]
+Cadence = Annotated[float | str, BeforeValidator(_cadence), _either({"const": "auto"}, _POSITIVE, _DURATION_TEXT)]
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"type": "number"})]
+Nodes = Annotated[
+    int,
+    BeforeValidator(_nodes),
+    _either({"type": "integer", "minimum": 1, "maximum": _MAX_NODES}, _STRING | {"pattern": r"^[0-9]+\.\.[0-9]*$"}),
+]
+Gpu = Annotated[str, BeforeValidator(_gpu), _either(_STRING, _STRINGS, {"type": "null"})]
+Param = Annotated[Any, BeforeValidator(_param)]
+
+Text = Annotated[str, Field(min_length=1, max_length=1_000)]
+Script = Annotated[str, Field(min_length=1, max_length=65_536)]
+Name = Annotated[str, Field(max_length=100), AfterValidator(_name)]
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Setting = Annotated[str, BeforeValidator(_as_text), Field(max_length=32_768)]
+TagName = Annotated[str, Field(min_length=1, max_length=64)]
+TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256)]
+Share = Annotated[str, Field(pattern=r"^(100|[0-9]{1,2})%$")]
+Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}(GB|TB)$")]
+Folder = Annotated[Text, AfterValidator(_absolute)]
+
+Item = TypeVar("Item")
+Several = Annotated[tuple[Item, ...], Field(strict=False, max_length=64), AfterValidator(_unique)]
+
+
+# The model. A field's docstring is its description in docs/spec.md and in the JSON Schema.
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Code(_Section):
+    git: Text | None = None
+    """Repository to clone."""
+    ref: Text | None = None
+    """Its commit, tag or branch."""
+    upload: Text | None = None
+    """Folder to send along."""
+    image: Text | None = None
+    """Container image, by digest."""
+
+
+class DataSource(_Section):
+    train: Folder
+    """Absolute path of the folder with the training data."""
+    val: Annotated[Text | None, Later("the recipe holds out a share of `train` itself; leave it out")] = None
+    """Folder of the held-out data."""
+    format: Annotated[
+        Literal["imagefolder", "webdataset", "parquet"],
+        Later("use imagefolder: one sub-folder of pictures per class", ("imagefolder",)),
+    ] = "imagefolder"
+    """How the data lies there."""
+
+
+class Disk(_Section):
+    size: Size | None = None
+    """Such as 200GB."""
+    iops: Annotated[int, Field(ge=100, le=256_000)] | None = None
+    """Operations per second."""
+    throughput: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """MiB per second."""
+
+
+_LOCAL = "the local provider's machines are all alike; leave it out"
+
+
+class Resources(_Section):
+    gpu: Gpu = "none"
+    """Only `none` is supported yet. Later: `L4`, `A100:8`, a memory size such as `24GB..`, `any`, or a list of these."""
+    nodes: Nodes = 1
+    """Machines that train together. A range such as `1..4` is not supported yet."""
+    procs: Annotated[int, Field(ge=1, le=64)] = 1
+    """Training processes on each machine."""
+    spot: Literal["only", "prefer", "never"] = "prefer"
+    """Whether to rent spot machines."""
+    provider: Annotated[Literal["local", "ec2"], Later("use local", ("local",))] = "local"
+    """Who rents the machines out."""
+    regions: Annotated[Several[Slug], Later(_LOCAL, ((),))] = ()
+    """Regions to choose from; empty means any."""
+    zones: Annotated[Several[Slug], Later(_LOCAL, ((),))] = ()
+    """Zones to choose from; empty means any."""
+    instance: Annotated[Slug | None, Later(_LOCAL)] = None
+    """Machine type, by the provider's name."""
+    disk: Annotated[Disk | None, Later(_LOCAL)] = None
+    """Disk of each machine."""
+
+
+class Idle(_Section):
+    gpu_below: Share
+    """Use of the GPU that counts as idle, such as 10%."""
+    window: Annotated[Seconds, Field(alias="for")]
+    """How long it must be idle."""
+
+
+class Limits(_Section):
+    cost: Micro | None = None
+    """The most that the job may cost, in dollars. None: what the budgets above it allow."""
+    rate: Annotated[Micro | None, Later("set limits.cost")] = None
+    """The most that it may cost per hour, in dollars."""
+    time: Seconds | None = None
+    """The longest that it may run: `90s`, `5m`, `2h`, `1d`, or plain seconds."""
+    deadline: Annotated[Moment | None, Later("set limits.time")] = None
+    """When it must have finished, with a time zone."""
+    idle: Annotated[Idle | None, Later("set limits.time")] = None
+    """Stop when its GPUs have idled for so long."""
+
+
+class Goal(_Section):
+    metric: Text
+    """The recipe's metric, such as `val/acc`."""
+    reach: Number | None = None
+    """The value that is good enough."""
+    then: Literal["stop"] = "stop"
+    """What happens when it is reached."""
+    best: Annotated[Literal["max", "min"] | None, Later("give the value to reach")] = None
+    """Instead of `reach`: keep the best checkpoint."""
+
+
+class Checkpoint(_Section):
+    every: Cadence = "auto"
+    """`auto`, or a duration of at least a second."""
+    keep: Annotated[Annotated[int, Field(ge=1, le=1_000)] | None, Later("leave it out")] = None
+    """How many to keep."""
+
+
+class Retry(_Section):
+    on: Several[Literal["interruption", "capacity"]] = ("interruption", "capacity")
+    """What is answered with another attempt."""
+    max: Annotated[int, Field(ge=0, le=1_000)] = 5
+    """At most so many further attempts. Those that never trained don't count."""
+
+
+class Outputs(_Section):
+    export: Several[Literal["safetensors", "onnx"]] = ()
+    """Further formats of the model."""
+    push: Text | None = None
+    """Where to send it."""
+
+
+class Notify(_Section):
+    slack: Text | None = None
+    """Channel."""
+    email: Text | None = None
+    """Address."""
+    webhook: Text | None = None
+    """URL."""
+    on: Several[Literal["started", "goal", "finished", "failed", "paused", "over_pace"]] = ("finished", "failed")
+    """What to tell."""
+
+
+_OWN_CODE = "choose a recipe"
+
+
+class JobSpec(_Section):
+    """A training job as its user wants it, with every default filled in."""
+
+    name: Name | None = None
+    """What people call the job. None: the recipe's name."""
+    team: Slug | None = None
+    """Whose budget pays and who sees it. None: the team of the key."""
+    recipe: Text | None = None
+    """What to train: the name of a recipe, or `name@version`."""
+    run: Annotated[Script | None, Later(_OWN_CODE)] = None
+    """Instead of a recipe: the command of an own script."""
+    params: Annotated[dict[str, Param], Field(max_length=200)] = Field(default_factory=dict)
+    """Parameters of the recipe; the others get its defaults. A list of values is not supported yet."""
+    code: Annotated[Code | None, Later(_OWN_CODE)] = None
+    """Where an own script comes from."""
+    setup: Annotated[Script | None, Later(_OWN_CODE)] = None
+    """Command that prepares a machine for an own script."""
+    data: DataSource | None = None
+    """What to train on, where the recipe doesn't bring its own."""
+    resources: Resources = Resources()
+    """The machines."""
+    limits: Limits = Limits()
+    """What the job may use up."""
+    goal: Goal | None = None
+    """When the result is good enough."""
+    checkpoint: Checkpoint = Checkpoint()
+    """How often to save."""
+    retry: Retry = Retry()
+    """When to try again."""
+    env: Annotated[dict[Variable, Setting], Later("leave it out", ({},))] = Field(default_factory=dict)
+    """Environment variables of the training processes."""
+    secrets: Annotated[Several[Variable], Later("leave it out", ((),))] = ()
+    """Names of the secrets that the training processes get."""
+    outputs: Annotated[Outputs | None, Later("get the model with `shoestring artifacts get`")] = None
+    """What becomes of the model."""
+    notify: Annotated[Notify | None, Later("follow the job with `shoestring watch`")] = None
+    """Whom to tell."""
+    tags: Annotated[dict[TagName, TagValue], Field(max_length=50)] = Field(default_factory=dict)
+    """Labels to find the job by."""
+    priority: Annotated[
+        Literal["low", "normal", "high"],
+        Later("jobs start in the order they came; leave it out", ("normal",)),
+    ] = "normal"
+    """Its place in the queue."""
+    on_budget: Literal["pause", "finish", "stop"] = "pause"
+    """What follows the last checkpoint when the money has run out: wait for more, count as finished, or end."""
+    init: Annotated[Text | None, Later("train from the start")] = None
+    """Warm start from `job/ID` or from the path of a model."""
+    after: Annotated[Several[Text], Later("submit it when the others have finished", ((),))] = ()
+    """Jobs that must finish first."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, JSON-able: money as decimal strings, durations in seconds; `parse` reads it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> JobSpec:
+        """The spec whose `resolved()` was stored. Asks no recipe: its parameters stand, whatever the recipe became."""
+        spec, problems = _validated(dict(stored))
+        if spec is None:
+            raise InvalidSpec(problems)
+        return spec
+
+
+# From tree to model.
+
+
+def _recipe(tree: Mapping[str, Any], problems: list[Problem]) -> recipes.Recipe | None:
+    if not isinstance(tree.get("recipe"), str) or not tree["recipe"]:
+        return None
+    try:
+        return recipes.load(tree["recipe"])
+    except InvalidSpec as unknown:
+        problems += unknown.problems
+        return None
+
+
+def _filled(tree: dict[str, Any], recipe: recipes.Recipe, problems: list[Problem]) -> dict[str, Any]:
+    """The tree with what its recipe says where the tree is silent."""
+    filled = tree | {"recipe": recipe.reference}
+    if tree.get("name") is None:
+        filled["name"] = recipe.name.replace("/", "-")
+    if isinstance(given := tree.get("params") or {}, dict):
+        several = {name: value for name, value in given.items() if isinstance(value, list | dict)}
+        values, faults = recipe.resolve({name: value for name, value in given.items() if name not in several})
+        problems += faults
+        filled["params"] = values | several
+    if isinstance(resources := tree.get("resources") or {}, dict):
+        filled["resources"] = recipe.defaults.model_dump() | resources
+    return filled
+
+
+def _validated(tree: dict[str, Any]) -> tuple[JobSpec | None, list[Problem]]:
+    try:
+        return JobSpec.model_validate(tree), []
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False, include_context=True)
+        return None, [_problem(error) for error in errors[:MAX_PROBLEMS]]
+
+
+def _contradictions(tree: Mapping[str, Any], recipe: recipes.Recipe | None) -> list[Problem]:
+    """What each field allows and all together don't. Fields of a wrong shape are reported already."""
+    problems: list[Problem] = []
+    has_recipe, has_run = tree.get("recipe") is not None, tree.get("run") is not None
+    if not has_recipe and not has_run:
+        names = ", ".join(known.name for known in recipes.all())
+        problems.append(Problem("/recipe", f"Say what to train: a recipe ({names}).", "missing"))
+    if has_recipe and has_run:
+        problems.append(Problem("/run", "Give recipe or run, not both.", "contradiction"))
+    if recipe is not None:
+        problems += _data_problems(tree.get("data"), recipe)
+    if isinstance(goal := tree.get("goal"), dict):
+        problems += _goal_problems(goal, recipe)
+    return problems
+
+
+def _data_problems(data: Any, recipe: recipes.Recipe) -> list[Problem]:
+    if recipe.data.kind == "digits" and data is not None:
+        return [Problem("/data", f"{recipe.name} brings its own data. Leave data out.", "contradiction")]
+    if recipe.data.kind != "digits" and data is None:
+        message = f"{recipe.name} needs pictures: data: {{train: /path/to/folder}}, with one sub-folder per class."
+        return [Problem("/data", message, "missing")]
+    return []
+
+
+def _goal_problems(goal: Mapping[str, Any], recipe: recipes.Recipe | None) -> list[Problem]:
+    problems: list[Problem] = []
+    metric, reach = goal.get("metric"), goal.get("reach")
+    if reach is None and goal.get("best") is None:
+        problems.append(Problem("/goal/reach", "Give the value to reach, such as reach: 0.97.", "missing"))
+    if reach is not None and goal.get("best") is not None:
+        problems.append(Problem("/goal/best", "Give reach or best, not both.", "contradiction"))
+    if recipe is not None and isinstance(metric, str) and metric != recipe.metric:
+        message = f"{recipe.name} can't stop at {shown(metric)}. Use {recipe.metric}."
+        problems.append(Problem("/goal/metric", message, "invalid-value", recipe.metric))
+    if _is_number(reach) and str(metric).endswith("/acc") and not 0 < reach <= 1:
+        message = f"An accuracy lies between 0 and 1 (0.97, not 97); {shown(reach)} would never be reached."
+        problems.append(Problem("/goal/reach", message, "invalid-value"))
+    return problems
+
+
+def _is_number(value: Any) -> TypeGuard[int | float | Decimal]:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _one_each(problems: list[Problem]) -> list[Problem]:
+    """The first problem at each place: what follows from it is noise."""
+    first = {problem.pointer: problem for problem in reversed(problems)}
+    ordered = list(dict.fromkeys(problem.pointer for problem in problems))
+    if len(ordered) > MAX_PROBLEMS:
+        rest = Problem("", f"And {len(ordered) - MAX_PROBLEMS} more problems.", "more")
+        return [*(first[at] for at in ordered[:MAX_PROBLEMS]), rest]
+    return [first[at] for at in ordered]
+
+
+# From pydantic's errors to sentences.
+
+_SENTENCES = {
+    "missing": "is required",
+    "string_type": "must be text, not {given}",
+    "int_type": "must be a whole number, not {given}",
+    "tuple_type": "must be a list, not {given}",
+    "dict_type": "must be a mapping, not {given}",
+    "model_type": "must be a mapping, not {given}",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_long": "must have at most {max_length} entries",
+    "greater_than_equal": "must be at least {ge}, not {given}",
+    "less_than_equal": "must be at most {le}, not {given}",
+    "literal_error": "must be {expected}, not {given}",
+    "string_pattern_mismatch": "can't be {given}: it must match {pattern}",
+    "not-supported-yet": "not supported yet; {instead}",
+    "invalid-value": "{message}",
+}
+
+
+def _problem(error: ErrorDetails) -> Problem:
+    path = [part for part in error["loc"] if part != "[key]"]
+    at = ""
+    for part in path:
+        at = document.pointer(at, part)
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_field(at, path)
+    field = ".".join(str(part) for part in path)[:200]
+    sentence = _SENTENCES.get(kind, "{otherwise}").format(given=shown(given), otherwise=error["msg"], **context)
+    code = kind if kind in ("missing", "not-supported-yet") else "invalid-value"
+    near = _nearest(given, re.findall(r"'([^']*)'", context["expected"])) if kind == "literal_error" else None
+    colon = ":" if kind == "not-supported-yet" else ""
+    return Problem(at, f"{field}{colon} {sentence}." + (f" Did you mean {near}?" if near else ""), code, near)
+
+
+def _unknown_field(at: str, path: list[int | str]) -> Problem:
+    known = _fields_at(path[:-1])
+    name, inside = path[-1], ".".join(map(str, path[:-1])) or "the spec"
+    near = _nearest(name, known)
+    then = f"Did you mean {near}?" if near else f"Known: {', '.join(known)}."
+    return Problem(at, f"{inside} has no field {shown(name)}. {then}", "unknown-field", near)
+
+
+def _fields_at(path: list[int | str]) -> list[str]:
+    model: type[BaseModel] = JobSpec
+    for part in path:
+        model = next(section for name, section in _sections(model).items() if name == part)
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Field name → the model of its value, for the fields that are mappings of fields."""
+    sections: dict[str, type[BaseModel]] = {}
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                sections[field.alias or name] = kind
+    return sections
+
+
+_ELSEWHERE = {"project": "team"}  # what other tools call it
+
+
+def _nearest(given: Any, known: list[str]) -> str | None:
+    if not isinstance(given, str):
+        return None
+    words = {name: name for name in known} | {word: name for word, name in _ELSEWHERE.items() if name in known}
+    near = difflib.get_close_matches(given[:64].lower(), words, n=1, cutoff=0.55)
+    return words[near[0]] if near else None
+
+
+# From arguments to tree.
+
+
+def _argument_value(text: str, *, is_text: bool) -> Any:
+    """The value as YAML would read it, JSON-able; or as text where a float would lose the literal (money)."""
+    if is_text:
+        return text
+    if text.startswith(("[", "{")):
+        tree, problems = document.read(text)
+        if problems:
+            raise InvalidSpec(problems)
+        return _jsonable(tree)
+    return "" if text == "" else _jsonable(document.scalar(text))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _placed(tree: dict[str, Any], path: list[str], value: Any) -> bool:
+    """Put `value` at `path`; False where something stands already."""
+    place: Any = tree
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            return False
+    if path[-1] in place:
+        return False
+    place[path[-1]] = value
+    return True
