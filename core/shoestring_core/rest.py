@@ -334,6 +334,6 @@ class LogsMessage(Resource):
     lines: list[LogLine]
 
 
-# SSE events of GET /v1/stream?topics=jobs,job:ID,budget&cursor=…: `job` (Job), `points` (PointsMessage), `logs` (LogsMessage),
-# `event` (Event), `budget` (Budget), `resync` ({}): the cursor is too old, read the resources again.
+# SSE events of GET /v1/stream?topics=jobs,job:ID,budget&cursor=…: `job` (Job), `points` (PointsMessage),
+# `logs` (LogsMessage), `event` (Event), `budget` (Budget), `resync` ({}: the cursor is too old, read all again).
 STREAM_EVENTS = ("job", "points", "logs", "event", "budget", "resync")

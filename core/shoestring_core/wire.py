@@ -28,7 +28,7 @@ HELD_GET_S = 25
 """How long the service holds GET orders before it answers with the same order."""
 
 MAX_BATCH_BYTES = 1 << 20
-"""A larger report is refused with `too-large`; the agent then sends an empty batch under the same number (see `Batch`)."""
+"""A larger report is refused with `too-large`; the agent then sends an empty batch under its number (see `Batch`)."""
 
 Step = Annotated[int, Field(ge=0, le=2**62)]
 

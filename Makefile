@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# Stamp files make every set-up step run once; a second `make setup` has nothing to do.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev check test soak bench types lock clean
+
+PY := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHON
+
+# A checkout without the dashboard still sets up and tests.
+WEB := $(if $(wildcard web/package.json),web/node_modules/.built)
+WEB_SOURCES := $(if $(WEB),$(shell find web -type f -not -path '*/node_modules/*' -not -path '*/dist/*'))
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.dev .venv/.browser $(WEB)  ## Install everything: .venv, the dashboard, Chromium (about 0.5 GB to download)
+	@echo "Ready. \`make demo\` trains a model on two local spot machines." >&2
+
+demo: .venv/.runtime $(WEB)  ## Train on two local spot machines, lose one, finish; DEMO_FLAGS="--exit --json"
+	@.venv/bin/shoestring demo $(DEMO_FLAGS)
+
+dev: .venv/.runtime $(WEB)  ## Run the service from this checkout, data in .shoestring/; UP_FLAGS="--port 8000"
+	@.venv/bin/shoestring up --data .shoestring $(UP_FLAGS)
+
+check: .venv/.dev $(WEB)  ## Lint, types, import rules, migrations, OpenAPI, compose file, Dockerfiles
+	@scripts/check
+
+# Two processes, as most machines have two cores to spare; tests marked `alone` wait for the other to fall silent.
+TEST_PROCESSES ?= 2
+test: .venv/.dev .venv/.browser $(WEB)  ## Every test, on SQLite and PostgreSQL, in Chromium; TEST_FLAGS="-k money"
+	@if [ -n "$(WEB)" ]; then npm --prefix web test --silent; fi
+	@$(PY) -m pytest -n $(TEST_PROCESSES) $(TEST_FLAGS)
+
+soak: .venv/.dev .venv/.browser $(WEB)  ## The long proofs, resumable; SEEDS=20 DATA=folder ONLY=name
+	@$(PY) -m bench.soak --seeds "$(or $(SEEDS),20)" --data "$(DATA)" $(ONLY)
+
+bench: .venv/.dev .venv/.browser $(WEB)  ## Measure, and append to bench/RESULTS.md; ONLY=name
+	@$(PY) -m bench $(ONLY)
+
+types: .venv/.runtime  ## Write the OpenAPI document and the dashboard's types again
+	@scripts/types
+
+lock: .venv/.dev  ## Write requirements.lock again from what is installed in .venv
+	@scripts/lock
+
+clean:  ## Remove what setup and runs left here (data folders given with --data stay)
+	@rm -rf .venv web/node_modules api/shoestring_api/static .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache .soak */*.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.runtime: requirements.lock $(wildcard */pyproject.toml)
+	@scripts/setup runtime
+	@touch $@
+
+.venv/.dev: .venv/.runtime pyproject.toml
+	@scripts/setup dev
+	@touch $@
+
+.venv/.browser: .venv/.dev
+	@scripts/setup chromium
+	@touch $@
+
+web/node_modules/.installed: web/package-lock.json | .venv/.runtime
+	@scripts/setup web_packages
+	@touch $@
+
+web/node_modules/.built: web/node_modules/.installed $(WEB_SOURCES)
+	@scripts/setup web_build
+	@touch $@

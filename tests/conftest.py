@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of every room share: real databases and brokers, a browser, and a summary that hides nothing.
+
+A test that takes `database_url` runs once on SQLite and once on PostgreSQL. `--db` narrows that while you work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import servers
+from tests.find_chromium import find_chromium
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+DATABASES = ("sqlite", "postgresql")
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--db", choices=[*DATABASES, "both"], default="both", help="the database of `database_url`")
+    parser.addoption("--seed", type=int, default=None, help="seed of the random tests (default: a new one, printed)")
+
+
+# Databases, brokers, faults
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_kind" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--db")
+        metafunc.parametrize("database_kind", DATABASES if chosen == "both" else [chosen], scope="session")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[servers.Postgres]:
+    """This test process's own PostgreSQL server."""
+    server = servers.Postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def database_url(database_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty database, as SHOESTRING_DATABASE_URL would name it; the test runs on each kind."""
+    if database_kind == "sqlite":
+        yield f"sqlite:///{tmp_path / 'shoestring.db'}"
+        return
+    postgres: servers.Postgres = request.getfixturevalue("postgres")
+    name = postgres.create()
+    yield postgres.url(name)
+    postgres.drop(name)
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[servers.Valkey]:
+    server = servers.Valkey()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(shared_valkey: servers.Valkey) -> str:
+    """An empty Redis-compatible server, shared by the tests of this process, one after another."""
+    shared_valkey.wipe()
+    return shared_valkey.url
+
+
+@pytest.fixture
+def valkey() -> Iterator[servers.Valkey]:
+    """A server of the test's own, to kill and to start again."""
+    server = servers.Valkey()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fault_proxy() -> Iterator[Callable[[int], servers.FaultProxy]]:
+    """Puts a proxy before a port: `fault_proxy(port).cut()`."""
+    with contextlib.ExitStack() as stack:
+
+        def before(port: int) -> servers.FaultProxy:
+            proxy = servers.FaultProxy(port)
+            stack.callback(proxy.stop)
+            return proxy
+
+        yield before
+
+
+@pytest.fixture
+def free_port() -> int:
+    return servers.free_port()
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of a random test; printed, so that a failure can be run again with --seed."""
+    chosen = request.config.getoption("--seed")
+    number = int.from_bytes(os.urandom(4)) if chosen is None else chosen
+    print(f"seed {number}")
+    return number
+
+
+# Browser
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Chromium, for one module at a time: Playwright's loop must not be running where other tests start theirs."""
+    from playwright.sync_api import sync_playwright
+
+    path = find_chromium()
+    assert path, "No Chromium. Run `make setup`, or name one in SHOESTRING_CHROMIUM."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page in a context of its own. What its console calls an error fails the test."""
+    context = chromium.new_context()
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert not errors, f"the page raised {errors}"
+
+
+# Tests that measure time run alone
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test marked `alone` waits until no other process of this run is in a test, and they wait for its end.
+
+    Everybody passes a turnstile before taking the lock, so that a stream of short tests can't keep it out for ever.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return (yield)
+    mode = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    place = Path(tempfile.gettempdir()) / f"shoestring-tests-{run}"
+    with open(f"{place}.turnstile", "w") as turnstile, open(f"{place}.lock", "w") as lock:  # noqa: PTH123
+        fcntl.flock(turnstile, fcntl.LOCK_EX)
+        fcntl.flock(lock, mode)
+        fcntl.flock(turnstile, fcntl.LOCK_UN)
+        return (yield)
+
+
+# The summary
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu = _cuda_is_there() if any(item.get_closest_marker("gpu") for item in items) else False
+    for item in items:
+        if item.get_closest_marker("gpu") and not gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        callspec = getattr(item, "callspec", None)
+        if callspec and "database_kind" in callspec.params:
+            item.user_properties.append(("database", callspec.params["database_kind"]))
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.user_properties.append(("browser", "chromium"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = Counter[str]()
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call":
+            where = [name for _, name in report.user_properties if name in (*DATABASES, "chromium")]
+            passed.update(where or ["neither"])
+    terminalreporter.section("passed, by where they ran")
+    for name in (*DATABASES, "chromium", "neither"):
+        terminalreporter.line(f"{name:<12}{passed[name]:>6}")
+    gpu, others = _skipped(terminalreporter)
+    terminalreporter.line(f"{'skipped':<12}{len(others):>6}   and {len(gpu)} marked gpu, for want of a CUDA device")
+    for nodeid in others:
+        terminalreporter.line(f"  skipped though not marked gpu, which fails the run: {nodeid}", red=True)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """A skipped test is a promise nobody kept: the run fails."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and session.exitstatus == pytest.ExitCode.OK and _skipped(reporter)[1]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return (yield)
+
+
+def _skipped(reporter: pytest.TerminalReporter) -> tuple[list[str], list[str]]:
+    """Names of the skipped tests: those marked gpu, and the others."""
+    reports = reporter.getreports("skipped")
+    marked = [report.nodeid for report in reports if "gpu" in getattr(report, "keywords", {})]
+    return marked, [report.nodeid for report in reports if report.nodeid not in marked]
+
+
+def _cuda_is_there() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

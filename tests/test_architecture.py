@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rooms' import rules hold, and a forbidden import is found."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "core": "shoestring_core",
+    "api": "shoestring_api",
+    "worker": "shoestring_worker",
+    "trainer": "shoestring_trainer",
+    "client": "shoestring",
+}
+FORBIDDEN = [
+    ("core/shoestring_core/planted.py", "import httpx"),
+    ("core/shoestring_core/planted.py", "import sqlalchemy.orm"),
+    ("core/shoestring_core/planted.py", "from shoestring_core import store"),
+    ("core/shoestring_core/decide/planted.py", "import time"),
+    ("core/shoestring_core/decide/planted.py", "import os"),
+    ("core/shoestring_core/store/planted.py", "import boto3"),
+    ("core/shoestring_core/store/planted.py", "import celery"),
+    ("api/shoestring_api/planted.py", "import celery"),
+    ("api/shoestring_api/planted.py", "import shoestring_worker.cloud"),
+    ("api/shoestring_api/planted.py", "import torch"),
+    ("api/shoestring_api/planted.py", "import boto3"),
+    ("worker/shoestring_worker/planted.py", "import boto3"),
+    ("worker/shoestring_worker/cloud/planted.py", "import boto3"),
+    ("worker/shoestring_worker/planted.py", "import fastapi"),
+    ("worker/shoestring_worker/planted.py", "import shoestring_trainer"),
+    ("trainer/shoestring_trainer/planted.py", "import shoestring_core.store"),
+    ("trainer/shoestring_trainer/planted.py", "import sqlalchemy"),
+    ("trainer/shoestring_trainer/planted.py", "import torchvision"),
+    ("client/shoestring/planted.py", "import shoestring_api"),
+    ("client/shoestring/planted.py", "def inner() -> None:\n    import shoestring_core.store"),
+]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the rooms' sources with the rules of this checkout."""
+    copy = tmp_path_factory.mktemp("workspace")
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    for room, package in PACKAGES.items():
+        shutil.copytree(ROOT / room / package, copy / package, ignore=shutil.ignore_patterns("__pycache__", "static"))
+    return copy
+
+
+def test_the_rooms_keep_their_import_rules(workspace: Path) -> None:
+    verdict = lint_imports(workspace)
+    assert verdict.returncode == 0, verdict.stdout
+
+
+@pytest.mark.parametrize(("path", "line"), FORBIDDEN, ids=lambda value: value.replace("\n", " "))
+def test_a_forbidden_import_fails_the_check(workspace: Path, path: str, line: str) -> None:
+    planted = workspace / Path(path).relative_to(Path(path).parts[0])
+    planted.write_text(f"# SPDX-License-Identifier: Apache-2.0\n{line}\n")
+    try:
+        verdict = lint_imports(workspace)
+    finally:
+        planted.unlink()
+    assert verdict.returncode == 1
+    assert "planted" in verdict.stdout
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.path.insert(0, ''); from importlinter.cli import lint_imports_command as run; run()"
+    command = [sys.executable, "-P", "-c", code, "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)

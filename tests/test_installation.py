@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each room installs with what it needs and nothing else."""
+
+from __future__ import annotations
+
+import email.parser
+import subprocess
+import sys
+import tomllib
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("core", "api", "worker", "trainer", "client")
+SERVER_LIBRARIES = {"sqlalchemy", "alembic", "psycopg", "boto3", "fastapi", "starlette", "uvicorn", "celery", "redis"}
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A wheel of each room, built as pip would."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for room in ROOMS:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            folder,
+            ROOT / room,
+        ]
+        subprocess.run(command, check=True, timeout=120)
+    return {wheel.name.split("-")[0].replace("_", "-"): wheel for wheel in folder.glob("*.whl")}
+
+
+def test_every_wheel_names_its_licence_and_is_typed(wheels: dict[str, Path]) -> None:
+    assert set(wheels) == {"shoestring", *(f"shoestring-{room}" for room in ROOMS if room != "client")}
+    for wheel in wheels.values():
+        assert metadata(wheel)["License-Expression"] == "Apache-2.0"
+        assert any(name.endswith("/py.typed") for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_core_and_trainer_install_alone_with_no_server_library(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """In an empty environment, through pip, from the package index: what a rented machine gets."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", ROOT / "requirements.lock"]
+    subprocess.run([*install, wheels["shoestring-core"], wheels["shoestring-trainer"]], check=True, timeout=240)
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    )
+    installed = {canonicalize_name(line.split("==")[0]) for line in listed.stdout.split()}
+    assert {"shoestring-core", "shoestring-trainer", "httpx", "pydantic"} <= installed
+    assert not installed & (SERVER_LIBRARIES | {"torch", "shoestring-api", "shoestring-worker", "shoestring"})
+    subprocess.run([python, "-c", "import shoestring_core, shoestring_trainer"], check=True, timeout=60)
+
+
+def test_the_lock_fits_what_the_rooms_ask_for() -> None:
+    locked = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            locked[canonicalize_name(name)] = version
+    assert "+" not in "".join(locked.values())
+    for room in ROOMS:
+        project = tomllib.loads((ROOT / room / "pyproject.toml").read_text())["project"]
+        asked = chain(project["dependencies"], *project.get("optional-dependencies", {}).values())
+        for requirement in map(Requirement, asked):
+            name = canonicalize_name(requirement.name)
+            if not name.startswith("shoestring"):
+                assert requirement.specifier.contains(locked[name]), (
+                    f"{room} asks for {requirement}, locked is {locked[name]}"
+                )
+
+
+def metadata(wheel: Path) -> email.message.Message:
+    archive = zipfile.ZipFile(wheel)
+    name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    return email.parser.Parser().parsestr(archive.read(name).decode())
