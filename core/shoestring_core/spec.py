@@ -335,7 +335,7 @@ _LOCAL = "the local provider's machines are all alike; leave it out"
 
 class Resources(_Section):
     gpu: Gpu = "none"
-    """Only `none` is supported yet. Later: `L4`, `A100:8`, a memory size such as `24GB..`, `any`, or a list of these."""
+    """Only `none` is supported yet. Later: `L4`, `A100:8`, a memory size such as `24GB..`, `any`, or a list."""
     nodes: Nodes = 1
     """Machines that train together. A range such as `1..4` is not supported yet."""
     procs: Annotated[int, Field(ge=1, le=64)] = 1

@@ -393,9 +393,7 @@ class Account(Base):
         CheckConstraint("kind IN ('org','team','member','job','cash','overrun')", name="kind"),
         CheckConstraint("held >= 0", name="held_not_negative"),
         CheckConstraint("overdraft >= 0", name="overdraft_not_negative"),
-        CheckConstraint(
-            "limit_micro IS NULL OR posted + held <= limit_micro + overdraft", name="never_overspent"
-        ),
+        CheckConstraint("limit_micro IS NULL OR posted + held <= limit_micro + overdraft", name="never_overspent"),
         Index("uq_accounts_owner", "kind", "owner", "period", unique=True),
     )
 
