@@ -130,6 +130,9 @@ class Generation(Resource):
     """Its part of the merged curve ends here; later steps of its own are lost work."""
     steps_lost: int = 0
     formed_at: datetime | None = None
+    first_step_at: datetime | None = None
+    over_at: datetime | None = None
+    over_reason: str | None = None
 
 
 class Attempt(Resource):

@@ -1,0 +1,572 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Data goes to stdout, everything else to stderr; `exits` documents the exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from shoestring import config, demo, exits, up, watch
+from shoestring.client import Client, ServiceError, Unreachable
+from shoestring_core import errors, money, rest, spec
+
+HELP = """Train on spot GPUs, as a team, on a shoestring.
+
+\b
+  shoestring up --budget 10                        start the service on this computer
+  shoestring submit digits/quickstart --watch      train something and look on
+  shoestring ls                                    what runs, what waits and why
+\b
+Exit codes: 0 ok, 1 the job failed, 2 usage, 3 sign-in, 4 money, 5 not found, 6 no capacity, 7 no answer, 130 detached.
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+budget_app = typer.Typer(help="What the team may spend, and what it has spent.", no_args_is_help=True)
+artifacts_app = typer.Typer(help="The files a finished job leaves: weights, exported model, metrics.", no_args_is_help=True)
+recipes_app = typer.Typer(help="Trainings by name, with their parameters and what they claim.", no_args_is_help=True)
+chaos_app = typer.Typer(help="Faults on purpose, to see the service survive them (admins, local cloud).", no_args_is_help=True)
+app.add_typer(budget_app, name="budget")
+app.add_typer(artifacts_app, name="artifacts")
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(chaos_app, name="chaos")
+
+out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (a stream prints one object per line).")]
+Url = Annotated[str | None, typer.Option("--url", help="Service to talk to.", envvar="SHOESTRING_URL")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or enough of its beginning to be unique.")]
+
+
+def main() -> None:
+    """Run the command line; turn every expected failure into a sentence and an exit code."""
+    try:
+        app()
+    except ServiceError as refused:
+        _complain(str(refused), refused.problem.hint, refused.problem.errors)
+        sys.exit(exits.of_problem(refused.code))
+    except errors.InvalidSpec as invalid:
+        _complain("The job spec has mistakes.", None, [problem.as_json() for problem in invalid.problems])
+        sys.exit(exits.USAGE)
+    except config.NotLoggedIn as unknown:
+        _complain(str(unknown))
+        sys.exit(exits.AUTH)
+    except Unreachable as silent:
+        _complain(str(silent))
+        sys.exit(exits.NETWORK)
+    except up.UpError as failed:
+        _complain(str(failed))
+        sys.exit(exits.USAGE)
+    except BrokenPipeError:
+        sys.exit(exits.OK)
+    except KeyboardInterrupt:
+        sys.exit(exits.DETACHED)
+
+
+# --- jobs
+
+
+@app.command()
+def submit(
+    recipe: Annotated[str | None, typer.Argument(help="Recipe name, e.g. digits/quickstart.")] = None,
+    params: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Parameters; dotted keys set the spec.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="Job spec, YAML or JSON; - reads stdin.")] = None,
+    watching: Annotated[bool, typer.Option("--watch", help="Look on until it ends. Ctrl-C detaches.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec, submit nothing.")] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a training job.
+
+    \b
+    shoestring submit digits/quickstart epochs=10 resources.nodes=2 --watch
+    shoestring submit -f job.yaml
+    shoestring submit imagefolder/resnet9 data.train=/data/pictures limits.cost=3.00
+    """
+    if (recipe is None) == (file is None):
+        raise typer.BadParameter("give either a recipe name or -f FILE")
+    tree: str | dict[str, Any]
+    if file is not None:
+        if params:
+            raise typer.BadParameter("KEY=VALUE goes with a recipe name; put it into the file instead")
+        tree = _read_spec(file)
+    else:
+        assert recipe is not None
+        tree = spec.from_arguments(recipe, params or [])
+    with _client(url) as client:
+        job = client.submit(tree, dry_run=dry_run)
+        if dry_run:
+            return _print(job.spec, as_json, lambda: out.print_json(data=job.spec))
+        if not watching:
+            _print(job, as_json, lambda: out.print(str(job.id)))
+            err.print(f"{job.sentence}\nWatch it: shoestring watch {job.id}    Stop it: shoestring stop {job.id}")
+            return
+        err.print(f"Submitted {job.id}. Ctrl-C detaches; the job goes on.")
+        _watch(client, str(job.id), as_json)
+
+
+@app.command("ls")
+def list_jobs(
+    filter: Annotated[str, typer.Option(help='For example "state=running" or "recipe=digits/quickstart".')] = "",
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """List the team's jobs, newest first.
+
+    \b
+    shoestring ls
+    shoestring ls --filter state=queued --json
+    """
+    with _client(url) as client:
+        page = client.jobs(filter=filter, limit=limit)
+    _print(page.jobs, as_json, lambda: _jobs_table(page.jobs))
+
+
+@app.command()
+def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Show a job: state and reason, attempts and machines, money."""
+    with _client(url) as client:
+        found = client.job(_resolve(client, job))
+        attempts = client.attempts(found.id)
+    whole = {"job": found.model_dump(mode="json"), **attempts.model_dump(mode="json")}
+    _print(whole, as_json, lambda: _job_page(found, attempts))
+
+
+@app.command("watch")
+def watch_job(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Look on until the job ends. Ctrl-C detaches; the exit code is the job's."""
+    with _client(url) as client:
+        _watch(client, _resolve(client, job), as_json)
+
+
+@app.command()
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
+    tail: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last N lines.")] = None,
+    rank: Annotated[int | None, typer.Option(help="One rank; -1 is the agent.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Print a job's logs, of all ranks and machines.
+
+    \b
+    shoestring logs 0193 -f
+    shoestring logs 0193 --rank 1 --tail 100
+    """
+    with _client(url) as client:
+        identity = _resolve(client, job)
+        live_from = client.metrics(identity, keys="").cursor if follow else None
+        cursor = None
+        while True:
+            page = client.logs(identity, cursor=cursor, tail=tail if cursor is None else None, rank=rank)
+            _print_lines(page.lines, rank, as_json)
+            if not page.lines or page.next_cursor is None or page.next_cursor == cursor:
+                break
+            cursor = page.next_cursor
+        if page.truncated:
+            err.print("The job reached its log quota; the rest stayed on the machine.")
+        if not follow or watch.over(client.job(identity)):
+            return
+        for message in client.stream(f"job:{identity}", cursor=live_from):
+            if message.name == "logs":
+                _print_lines(rest.LogsMessage.model_validate(message.data).lines, rank, as_json)
+            elif message.name == "job" and watch.over(rest.Job.model_validate(message.data)):
+                return
+
+
+@app.command()
+def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Stop a job. Its machines checkpoint and end; what it learned is kept and can be retried."""
+    with _client(url) as client:
+        found = client.stop(_resolve(client, job))
+    _print(found, as_json, lambda: out.print(found.sentence))
+
+
+@app.command()
+def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Submit an ended job again, from its stored spec and its last checkpoint."""
+    with _client(url) as client:
+        found = client.retry(_resolve(client, job))
+    _print(found, as_json, lambda: out.print(str(found.id)))
+
+
+@app.command()
+def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Let a paused job queue again."""
+    with _client(url) as client:
+        found = client.resume(_resolve(client, job))
+    _print(found, as_json, lambda: out.print(found.sentence))
+
+
+@app.command("open")
+def open_page(job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, url: Url = None) -> None:
+    """Open the dashboard, or one job's page, in a browser and sign in."""
+    with _client(url) as client:
+        link = client.login_link()
+        if job is not None:
+            link += f"&next=/jobs/{_resolve(client, job)}"
+    out.print(link)
+    webbrowser.open(link)
+
+
+# --- artifacts
+
+
+@artifacts_app.command("ls")
+def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """List the files a finished job left."""
+    with _client(url) as client:
+        found = client.artifacts(_resolve(client, job)).artifacts
+    rows = [(file.name, f"{file.bytes:,}", str(file.step), file.sha256[:12]) for file in found]
+    _print(found, as_json, lambda: _table(("NAME", "BYTES", "STEP", "SHA-256"), rows, "Nothing yet: the job has not finished."))
+
+
+@artifacts_app.command("get")
+def get_artifacts(
+    job: JobId,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Default: all of them.")] = None,
+    to: Annotated[Path, typer.Option("--to", "-o", help="Folder to write into.")] = Path(),
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Download a job's files.
+
+    \b
+    shoestring artifacts get 0193 --to model/
+    python -c "import torch; net = torch.export.load('model/model.pt2').module()"
+    """
+    with _client(url) as client:
+        identity = _resolve(client, job)
+        found = {file.name: file for file in client.artifacts(identity).artifacts}
+        if unknown := sorted(set(names or []) - set(found)):
+            _complain(f"The job has no file {', '.join(unknown)}. It has: {', '.join(sorted(found)) or 'none yet'}")
+            raise typer.Exit(exits.NOT_FOUND)
+        if not found:
+            _complain("The job has left no files yet.")
+            raise typer.Exit(exits.NOT_FOUND)
+        to.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name in names or sorted(found):
+            client.download(found[name], to / Path(name).name)
+            written.append(str(to / Path(name).name))
+    _print(written, as_json, lambda: out.print("\n".join(written)))
+
+
+# --- money
+
+
+@budget_app.command("show")
+def show_budget(url: Url = None, as_json: Json = False) -> None:
+    """Show limits, what is spent, what is held for running jobs and what is left."""
+    with _client(url) as client:
+        budgets = client.budgets()
+    rows = [
+        (b.kind, b.owner, _dollars(b.limit), _dollars(b.posted), _dollars(b.held), _dollars(b.left),
+         _dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
+        for b in budgets
+    ]  # fmt: skip
+    _print(budgets, as_json, lambda: _table(("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "OVERDRAFT"), rows, "No budgets."))
+
+
+@budget_app.command("set")
+def set_budget(
+    limit: Annotated[str, typer.Argument(help="Dollars, e.g. 25.00")],
+    owner: Annotated[str | None, typer.Option("--owner", help="Whose; default the team's.")] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Kept on the record.")] = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Set a limit. A limit below what is spent and held makes running jobs checkpoint and pause.
+
+    \b
+    shoestring budget set 25.00 --reason "conference deadline"
+    """
+    try:
+        money.micro(limit)
+    except ValueError as wrong:
+        raise typer.BadParameter(str(wrong)) from wrong
+    with _client(url) as client:
+        chosen = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
+        if len(chosen) != 1:
+            _complain(f"No single budget of {owner or 'the team'}; see: shoestring budget show")
+            raise typer.Exit(exits.NOT_FOUND)
+        found = client.set_budget(chosen[0].id, limit, reason=reason, etag=chosen[0].etag)
+    _print(found, as_json, lambda: out.print(f"{found.owner}: {_dollars(found.limit)}, {_dollars(found.left)} left"))
+
+
+# --- recipes
+
+
+@recipes_app.command("ls")
+def list_recipes(url: Url = None, as_json: Json = False) -> None:
+    """List the recipes."""
+    with _client(url) as client:
+        found = client.recipes()
+    _print(found, as_json, lambda: _table(("RECIPE", "WHAT"), [(r.name, r.title) for r in found], "No recipes."))
+
+
+@recipes_app.command("show")
+def show_recipe(name: str, url: Url = None, as_json: Json = False) -> None:
+    """Show a recipe's parameters and its claim."""
+    with _client(url) as client:
+        found = [recipe for recipe in client.recipes() if recipe.name == name]
+    if not found:
+        _complain(f"No recipe is called {name}; see: shoestring recipes ls")
+        raise typer.Exit(exits.NOT_FOUND)
+    _print(found[0], as_json, lambda: _recipe_page(found[0]))
+
+
+# --- the service
+
+
+@app.command("up")
+def start_service(
+    data: Annotated[Path | None, typer.Option("--data", help="Folder that holds everything.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    budget: Annotated[str | None, typer.Option(metavar="USD", help="The team's limit, e.g. 10.00")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=64, help="Local machines at once.")] = None,
+) -> None:
+    """Start the service on this computer: API, worker, local cloud, database, in one terminal.
+
+    \b
+    shoestring up --budget 10
+    shoestring up --data ./service --port 9000
+
+    Ctrl-C lets machines checkpoint and end; a second Ctrl-C kills them. Jobs go on at the next `up`.
+    """
+    if budget is not None:
+        try:
+            money.micro(budget)
+        except ValueError as wrong:
+            raise typer.BadParameter(str(wrong)) from wrong
+    folder = (data or config.default_data()).absolute()
+    service = up.Service(up.Options(folder, host, port, budget, slots), say=lambda text: err.print(text))
+    interrupts = _count_interrupts()
+    err.print(f"Starting Shoestring on {folder} …")
+    try:
+        access = service.start()
+        config.save_login(access.url, access.key)
+        out.print(f"Dashboard   {access.login_url}   (signs you in once, for 10 minutes)")
+        out.print(f"API         {access.url}/docs")
+        out.print(f"Admin key   {access.key_file}")
+        out.print("Try         shoestring submit digits/quickstart --watch")
+        service.run(until=lambda: interrupts() > 0)
+        err.print("Stopping …")
+    finally:
+        service.stop(hurry=lambda: interrupts() > 1)
+
+
+@app.command("demo")
+def run_demo(
+    leave: Annotated[bool, typer.Option("--exit", help="Stop the service when the job is done.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the training and of the reclaim's moment.")] = 0,
+    data: Annotated[Path | None, typer.Option("--data", help="Default: a fresh folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The main job, end to end: train on two spot machines, lose one half-way, finish all the same.
+
+    \b
+    shoestring demo
+    shoestring demo --exit --json
+    """
+    interrupts = _count_interrupts()
+    result = demo.run(
+        demo.Options(leave=leave, port=port, seed=seed, data=data),
+        say=lambda text: err.print(text), show=None if as_json or not out.is_terminal else err, interrupts=interrupts,
+        done=lambda summary: _print(summary, as_json, lambda: _demo_summary(summary)),
+    )  # fmt: skip
+    raise typer.Exit(exits.OK if result["status"] == "succeeded" else exits.JOB_FAILED)
+
+
+@app.command()
+def login(
+    url: Annotated[str, typer.Argument(help="Address of the service.")],
+    key: Annotated[str | None, typer.Option("--key", help="API key; asked for if absent.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Remember a service and a key.
+
+    \b
+    shoestring login http://127.0.0.1:8000 --key "$(cat DIR/admin.key)"
+    """
+    secret = key or typer.prompt("API key", hide_input=True, err=True)
+    with Client(url, secret.strip()) as client:
+        me = client.me()
+    path = config.save_login(url, secret.strip())
+    _print(me, as_json, lambda: out.print(f"Signed in as {me.user} of {me.team}; saved in {path}"))
+
+
+@chaos_app.command("reclaim")
+def reclaim(
+    machine: Annotated[str, typer.Argument(metavar="MACHINE", help="Machine id, as `shoestring show JOB` prints it.")],
+    notice: Annotated[float, typer.Option(min=0, max=600, help="Seconds between notice and loss.")] = 120.0,
+    url: Url = None,
+) -> None:
+    """Take a local machine away, as a spot provider would.
+
+    \b
+    shoestring chaos reclaim 0193a… --notice 10
+    """
+    with _client(url) as client:
+        client.reclaim(machine, notice_s=notice)
+    err.print(f"{machine} has its notice: {notice:g} s")
+
+
+# --- what the commands print
+
+
+def _client(url: str | None) -> Client:
+    found = config.find_login(url)
+    return Client(found.url, found.key)
+
+
+def _resolve(client: Client, job: str) -> str:
+    """A whole job id from its beginning."""
+    if len(job) >= 32:
+        return job
+    matching = [str(found.id) for found in client.jobs(limit=200).jobs if str(found.id).startswith(job)]
+    if len(matching) != 1:
+        said = "No job begins" if not matching else f"{len(matching)} jobs begin"
+        _complain(f"{said} with {job}; see: shoestring ls")
+        raise typer.Exit(exits.NOT_FOUND)
+    return matching[0]
+
+
+def _watch(client: Client, job: str, as_json: bool) -> None:
+    try:
+        if as_json:
+            final = None
+            for final, message in watch.follow(client, job):
+                shown = {"event": message.name, **message.data} if message else {"event": "job", **_plain(final)}
+                print(json.dumps(shown), flush=True)
+            assert final is not None
+        elif out.is_terminal:
+            final = watch.show_live(client, job, out)
+        else:
+            final = watch.show_lines(client, job, lambda text: print(text, flush=True))
+    except KeyboardInterrupt:
+        err.print(f"Detached; the job goes on. Watch again: shoestring watch {job}")
+        raise typer.Exit(exits.DETACHED) from None
+    raise typer.Exit(exits.of_job(str(final.state), final.end_reason, final.wait_reason))
+
+
+def _print(value: Any, as_json: bool, pretty: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(_plain(value)), flush=True)
+    else:
+        pretty()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _complain(message: str, hint: str | None = None, problems: Sequence[dict[str, Any]] = ()) -> None:
+    err.print(message, style="red", markup=False)
+    for problem in problems:
+        suggestion = f" (did you mean {problem['suggestion']}?)" if problem.get("suggestion") else ""
+        err.print(f"  {problem.get('pointer') or '/'}: {problem.get('message')}{suggestion}", markup=False)
+    if hint:
+        err.print(hint, markup=False)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    if not rows:
+        err.print(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def _jobs_table(jobs: list[rest.Job]) -> None:
+    rows = [
+        (str(job.id)[:13], job.name, str(job.state), _steps(job), f"${job.cost.spent.amount}", job.sentence)
+        for job in jobs
+    ]
+    _table(("JOB", "NAME", "STATE", "STEPS", "SPENT", ""), rows, "No jobs yet. Try: shoestring submit digits/quickstart --watch")
+
+
+def _job_page(job: rest.Job, attempts: rest.AttemptList) -> None:
+    out.print(watch.card(job))
+    out.print(f"job {job.id}   attempt {job.attempt}   steps lost {attempts.steps_lost}")
+    rows = [
+        (str(m.id), f"{m.attempt}.{m.slot}", m.market, m.type, str(m.state), m.end_cause or "", f"${m.cost.amount}")
+        for attempt in attempts.attempts
+        for m in attempt.machines
+    ]
+    _table(("MACHINE", "ATTEMPT.SLOT", "MARKET", "TYPE", "STATE", "ENDED BY", "COST"), rows, "No machines yet.")
+
+
+def _recipe_page(recipe: rest.Recipe) -> None:
+    out.print(f"{recipe.name}@{recipe.version}  {recipe.title}\n{recipe.description}\n")
+    rows = [
+        (p.name, p.type, "" if p.default is None else str(p.default), ", ".join(map(str, p.choices or [])), p.help)
+        for p in recipe.params
+    ]
+    _table(("PARAMETER", "TYPE", "DEFAULT", "CHOICES", ""), rows, "No parameters.")
+    if recipe.claim:
+        out.print_json(data=recipe.claim)
+
+
+def _demo_summary(summary: dict[str, Any]) -> None:
+    _table(("", ""), [(name, str(value)) for name, value in summary.items()], "")
+
+
+def _print_lines(lines: Sequence[rest.LogLine], rank: int | None, as_json: bool) -> None:
+    for line in lines:
+        if rank is not None and line.rank != rank:
+            continue
+        if as_json:
+            print(line.model_dump_json(), flush=True)
+        else:
+            print(f"[{line.slot}.{line.rank}] {line.text}", flush=True)
+
+
+def _steps(job: rest.Job) -> str:
+    total = job.progress.steps_total
+    return f"{job.progress.step:,}/{total:,}" if total else f"{job.progress.step:,}"
+
+
+def _dollars(amount: rest.Money | None) -> str:
+    return "none" if amount is None else f"${amount.amount}"
+
+
+def _read_spec(file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text()
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise typer.BadParameter(f"{file} can't be read: {unreadable}") from unreadable
+
+
+def _count_interrupts() -> Callable[[], int]:
+    """Ctrl-C and SIGTERM counted instead of raised, so that stopping is orderly."""
+    count = 0
+
+    def remember(_number: int, _frame: object) -> None:
+        nonlocal count
+        count += 1
+
+    signal.signal(signal.SIGINT, remember)
+    signal.signal(signal.SIGTERM, remember)
+    return lambda: count
