@@ -18,7 +18,12 @@ from shoestring_core.states import AttemptState, EndReason, GenerationState, Job
 
 class Resource(BaseModel):
     # Readers ignore what they don't know, so that a newer service can talk to an older client.
-    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings", allow_inf_nan=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        ser_json_inf_nan="strings",
+        allow_inf_nan=True,
+        json_schema_serialization_defaults_required=True,  # the service always sends every field
+    )
 
 
 class Money(Resource):
@@ -94,6 +99,13 @@ class SubmitJob(Resource):
     model_config = ConfigDict(extra="forbid")
     spec: dict[str, Any] | str
     dry_run: bool = False
+
+
+class StopJob(Resource):
+    """Body of POST /v1/jobs/{id}:stop. `checkpoint` saves first; `now` ends the machines at once and loses what is unsaved."""
+
+    model_config = ConfigDict(extra="forbid")
+    mode: Literal["checkpoint", "now"] = "checkpoint"
 
 
 class Machine(Resource):
@@ -302,11 +314,46 @@ class Me(Resource):
     version: str
 
 
+class Key(Resource):
+    """An API key, without its secret."""
+
+    id: UUID
+    kind: Literal["pat", "svc"]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class KeyList(Resource):
+    keys: list[Key]
+
+
+class NewKey(Resource):
+    """Body of POST /v1/keys."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["pat", "svc"] = "pat"
+    expires_in_days: int | None = Field(default=90, ge=1, le=3650)
+
+
+class CreatedKey(Resource):
+    """The only time that the secret is shown."""
+
+    key: Key
+    secret: str
+
+
 class Reclaim(Resource):
     """Body of POST /v1/machines/{id}:reclaim (admin, simulated providers only)."""
 
     model_config = ConfigDict(extra="forbid")
     notice_s: float = Field(default=120, ge=0, le=600)
+
+
+class Readiness(Resource):
+    ready: bool
+    parts: dict[str, str]
+    """Part → "ok", or what is wrong with it and what to do."""
 
 
 class ProblemDocument(Resource):

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of one API process, read once from SHOESTRING_… variables."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+STATIC = Path(__file__).parent / "static"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="SHOESTRING_", frozen=True, extra="ignore")
+
+    database_url: str
+    secret: SecretStr | None = None
+    secret_file: Path | None = None
+    objects: str
+    """A folder, or s3://bucket/prefix."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names that a Host header may carry, comma-separated. None named: loopback's on a loopback bind, any elsewhere."""
+    agent_url: str = ""
+    """What agents call; by default this process on loopback."""
+    redis_url: str = ""
+    machinehost: Path | None = None
+    """The machine host's machinehost.json."""
+    lease_s: Annotated[float, Field(gt=0)] = 30
+    log_quota_bytes: Annotated[int, Field(ge=0)] = 50_000_000
+    """Log bytes a job may send in an hour."""
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    def server_secret(self) -> str:
+        """What signs boot tokens and object URLs. Raises ValueError when none is set."""
+        if self.secret is not None:
+            return self.secret.get_secret_value()
+        if self.secret_file is not None:
+            return self.secret_file.read_text(encoding="utf-8").strip()
+        raise ValueError("Set SHOESTRING_SECRET or SHOESTRING_SECRET_FILE.")
+
+    def agents_call(self) -> str:
+        return (self.agent_url or f"http://127.0.0.1:{self.port}").rstrip("/")
+
+    def on_loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def hosts(self) -> tuple[str, ...]:
+        """Names that a Host header may carry; empty: any. A page elsewhere can't reach loopback by rebinding its name."""
+        if self.allowed_hosts or not self.on_loopback():
+            return self.allowed_hosts
+        return ("localhost", "127.0.0.1", "[::1]", self.host)
