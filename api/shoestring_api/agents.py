@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-
 from shoestring_core import wire
 from shoestring_core.errors import Unavailable
 

@@ -7,7 +7,6 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Header
-
 from shoestring_core import rest
 from shoestring_core.errors import Unavailable
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
-
 from shoestring_core import rest
 from shoestring_core.errors import Unavailable
 

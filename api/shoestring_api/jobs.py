@@ -8,7 +8,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
-
 from shoestring_core import rest
 from shoestring_core.errors import Unavailable
 

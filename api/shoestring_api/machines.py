@@ -6,7 +6,6 @@ from __future__ import annotations
 from uuid import UUID
 
 from fastapi import APIRouter
-
 from shoestring_core import rest
 from shoestring_core.errors import Unavailable
 

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-
 from shoestring_core import rest
 
 BESIDE_ROUTES = (rest.ProblemDocument, rest.PointsMessage, rest.LogsMessage)
@@ -20,7 +19,11 @@ BESIDE_ROUTES = (rest.ProblemDocument, rest.PointsMessage, rest.LogsMessage)
 def document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(
-            title=app.title, version=app.version, description=app.description, license_info=app.license_info, routes=app.routes
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            license_info=app.license_info,
+            routes=app.routes,
         )
         _, beside = models_json_schema(
             [(model, "serialization") for model in BESIDE_ROUTES], ref_template="#/components/schemas/{model}"

@@ -10,9 +10,8 @@ from uuid import uuid4
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-
 from shoestring_core.errors import InvalidSpec, ShoestringError
+from starlette.exceptions import HTTPException
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-
 from shoestring_core import rest
 from shoestring_core.errors import Unavailable
 

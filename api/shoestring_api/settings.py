@@ -57,7 +57,7 @@ class Settings(BaseSettings):
             return self.host == "localhost"
 
     def hosts(self) -> tuple[str, ...]:
-        """Names that a Host header may carry; empty: any. A page elsewhere can't reach loopback by rebinding its name."""
+        """Names that a Host header may carry; empty: any. (A foreign page could rebind its name to loopback.)"""
         if self.allowed_hosts or not self.on_loopback():
             return self.allowed_hosts
         return ("localhost", "127.0.0.1", "[::1]", self.host)

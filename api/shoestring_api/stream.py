@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
-
 from shoestring_core.errors import Unavailable
 
 router = APIRouter(prefix="/v1", tags=["stream"])

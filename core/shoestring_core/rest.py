@@ -102,7 +102,7 @@ class SubmitJob(Resource):
 
 
 class StopJob(Resource):
-    """Body of POST /v1/jobs/{id}:stop. `checkpoint` saves first; `now` ends the machines at once and loses what is unsaved."""
+    """Body of POST /v1/jobs/{id}:stop. `checkpoint` saves first; `now` loses what is unsaved."""
 
     model_config = ConfigDict(extra="forbid")
     mode: Literal["checkpoint", "now"] = "checkpoint"
