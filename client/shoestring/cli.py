@@ -15,10 +15,10 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from shoestring_core import errors, money, rest, spec
 
 from shoestring import config, demo, exits, up, watch
 from shoestring.client import Client, ServiceError, Unreachable
-from shoestring_core import errors, money, rest, spec
 
 HELP = """Train on spot GPUs, as a team, on a shoestring.
 
@@ -32,9 +32,13 @@ Exit codes: 0 ok, 1 the job failed, 2 usage, 3 sign-in, 4 money, 5 not found, 6 
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 budget_app = typer.Typer(help="What the team may spend, and what it has spent.", no_args_is_help=True)
-artifacts_app = typer.Typer(help="The files a finished job leaves: weights, exported model, metrics.", no_args_is_help=True)
+artifacts_app = typer.Typer(
+    help="The files a finished job leaves: weights, exported model, metrics.", no_args_is_help=True
+)
 recipes_app = typer.Typer(help="Trainings by name, with their parameters and what they claim.", no_args_is_help=True)
-chaos_app = typer.Typer(help="Faults on purpose, to see the service survive them (admins, local cloud).", no_args_is_help=True)
+chaos_app = typer.Typer(
+    help="Faults on purpose, to see the service survive them (admins, local cloud).", no_args_is_help=True
+)
 app.add_typer(budget_app, name="budget")
 app.add_typer(artifacts_app, name="artifacts")
 app.add_typer(recipes_app, name="recipes")
@@ -107,18 +111,20 @@ def submit(
     with _client(url) as client:
         job = client.submit(tree, dry_run=dry_run)
         if dry_run:
-            return _print(job.spec, as_json, lambda: out.print_json(data=job.spec))
-        if not watching:
+            _print(job.spec, as_json, lambda: out.print_json(data=job.spec))
+        elif watching:
+            err.print(f"Submitted {job.id}. Ctrl-C detaches; the job goes on.")
+            _watch(client, str(job.id), as_json)
+        else:
             _print(job, as_json, lambda: out.print(str(job.id)))
             err.print(f"{job.sentence}\nWatch it: shoestring watch {job.id}    Stop it: shoestring stop {job.id}")
-            return
-        err.print(f"Submitted {job.id}. Ctrl-C detaches; the job goes on.")
-        _watch(client, str(job.id), as_json)
 
 
 @app.command("ls")
 def list_jobs(
-    filter: Annotated[str, typer.Option(help='For example "state=running" or "recipe=digits/quickstart".')] = "",
+    where: Annotated[
+        str, typer.Option("--filter", help='For example "state=running" or "recipe=digits/quickstart".')
+    ] = "",
     limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
     url: Url = None,
     as_json: Json = False,
@@ -130,7 +136,7 @@ def list_jobs(
     shoestring ls --filter state=queued --json
     """
     with _client(url) as client:
-        page = client.jobs(filter=filter, limit=limit)
+        page = client.jobs(where=where, limit=limit)
     _print(page.jobs, as_json, lambda: _jobs_table(page.jobs))
 
 
@@ -231,7 +237,11 @@ def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
     with _client(url) as client:
         found = client.artifacts(_resolve(client, job)).artifacts
     rows = [(file.name, f"{file.bytes:,}", str(file.step), file.sha256[:12]) for file in found]
-    _print(found, as_json, lambda: _table(("NAME", "BYTES", "STEP", "SHA-256"), rows, "Nothing yet: the job has not finished."))
+    _print(
+        found,
+        as_json,
+        lambda: _table(("NAME", "BYTES", "STEP", "SHA-256"), rows, "Nothing yet: the job has not finished."),
+    )
 
 
 @artifacts_app.command("get")
@@ -278,7 +288,11 @@ def show_budget(url: Url = None, as_json: Json = False) -> None:
          _dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
         for b in budgets
     ]  # fmt: skip
-    _print(budgets, as_json, lambda: _table(("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "OVERDRAFT"), rows, "No budgets."))
+    _print(
+        budgets,
+        as_json,
+        lambda: _table(("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "OVERDRAFT"), rows, "No budgets."),
+    )
 
 
 @budget_app.command("set")
@@ -354,7 +368,7 @@ def start_service(
         except ValueError as wrong:
             raise typer.BadParameter(str(wrong)) from wrong
     folder = (data or config.default_data()).absolute()
-    service = up.Service(up.Options(folder, host, port, budget, slots), say=lambda text: err.print(text))
+    service = up.Service(up.Options(folder, host, port, budget, slots), say=err.print)
     interrupts = _count_interrupts()
     err.print(f"Starting Shoestring on {folder} …")
     try:
@@ -387,7 +401,7 @@ def run_demo(
     interrupts = _count_interrupts()
     result = demo.run(
         demo.Options(leave=leave, port=port, seed=seed, data=data),
-        say=lambda text: err.print(text), show=None if as_json or not out.is_terminal else err, interrupts=interrupts,
+        say=err.print, show=None if as_json or not out.is_terminal else err, interrupts=interrupts,
         done=lambda summary: _print(summary, as_json, lambda: _demo_summary(summary)),
     )  # fmt: skip
     raise typer.Exit(exits.OK if result["status"] == "succeeded" else exits.JOB_FAILED)
@@ -504,7 +518,11 @@ def _jobs_table(jobs: list[rest.Job]) -> None:
         (str(job.id)[:13], job.name, str(job.state), _steps(job), f"${job.cost.spent.amount}", job.sentence)
         for job in jobs
     ]
-    _table(("JOB", "NAME", "STATE", "STEPS", "SPENT", ""), rows, "No jobs yet. Try: shoestring submit digits/quickstart --watch")
+    _table(
+        ("JOB", "NAME", "STATE", "STEPS", "SPENT", ""),
+        rows,
+        "No jobs yet. Try: shoestring submit digits/quickstart --watch",
+    )
 
 
 def _job_page(job: rest.Job, attempts: rest.AttemptList) -> None:

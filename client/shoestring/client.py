@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python client: what the command line uses, and what a notebook or a script can.
 
-    from shoestring import Client
-    job = Client("http://127.0.0.1:8000", key).submit("recipe: digits/quickstart")
-    job = client.wait(job.id)
+from shoestring import Client
+job = Client("http://127.0.0.1:8000", key).submit("recipe: digits/quickstart")
+job = client.wait(job.id)
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import httpx
-
 from shoestring_core import rest
 
 TIMEOUT = httpx.Timeout(20.0, connect=5.0)
@@ -83,8 +82,9 @@ class Client:
     def job(self, job: UUID | str) -> rest.Job:
         return self._get(f"/v1/jobs/{job}", rest.Job)
 
-    def jobs(self, *, filter: str = "", cursor: str | None = None, limit: int = 50) -> rest.JobPage:
-        return self._get("/v1/jobs", rest.JobPage, filter=filter or None, cursor=cursor, limit=limit)
+    def jobs(self, *, where: str = "", cursor: str | None = None, limit: int = 50) -> rest.JobPage:
+        """A page of the team's jobs, newest first; `where` is the filter, e.g. "state=running"."""
+        return self._get("/v1/jobs", rest.JobPage, filter=where or None, cursor=cursor, limit=limit)
 
     def stop(self, job: UUID | str) -> rest.Job:
         return self._post(f"/v1/jobs/{job}:stop", rest.Job)
@@ -162,9 +162,7 @@ class Client:
 
     def reclaim(self, machine: UUID | str, *, notice_s: float = 120.0) -> None:
         """Take a local machine as a spot provider would (admins)."""
-        self._call(
-            "POST", f"/v1/machines/{machine}:reclaim", json={"notice_s": notice_s}, headers=_idempotent(None)
-        )
+        self._call("POST", f"/v1/machines/{machine}:reclaim", json={"notice_s": notice_s}, headers=_idempotent(None))
 
     # --- live
 
@@ -222,7 +220,8 @@ class Client:
 
 def parse_events(lines: Iterator[str]) -> Iterator[Message]:
     """Server-sent events (WHATWG HTML, 9.2) as messages; comments and unknown fields are skipped."""
-    name, cursor, data = "message", None, []
+    name, cursor = "message", None
+    data: list[str] = []
     for line in lines:
         if not line:
             if data:
@@ -241,7 +240,7 @@ def _idempotent(key: UUID | None) -> dict[str, str]:
 
 
 def _pause(failures: int) -> float:
-    return min(4.0, 0.2 * 2**failures) * random.uniform(0.5, 1.0)
+    return float(min(4.0, 0.2 * 2**failures) * random.uniform(0.5, 1.0))
 
 
 def _error(answer: httpx.Response) -> ServiceError:

@@ -19,10 +19,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from shoestring_core import rest
 
 from shoestring import config, up, watch
 from shoestring.client import Client
-from shoestring_core import rest
 
 RECIPE = "digits/quickstart"
 TARGET = 0.97

@@ -12,14 +12,12 @@ the next `up` adopts them.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import importlib.util
 import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -38,9 +36,6 @@ DRAIN_S = 20.0
 STOP_S = 5.0
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 HEALTHY_AFTER_S = 30.0
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class UpError(Exception):
@@ -83,8 +78,8 @@ class Child:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=_die_with_parent,
+                [*dying_with_us(), *self.command], env=dict(self.environment), stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.started = time.monotonic()
 
@@ -133,7 +128,7 @@ class Service:
         if "SHOESTRING_REDIS_URL" not in os.environ:
             redis = self._child("redis", redis_command(data / "redis"), environment)
             redis.start()
-            wait_for(lambda: (data / "redis" / "redis.sock").exists(), redis, READY_S)
+            wait_for((data / "redis" / "redis.sock").exists, redis, READY_S)
         run_once([sys.executable, "-m", "shoestring_core.store.migrations", "upgrade"], environment)
         bootstrap = [sys.executable, "-m", "shoestring_api.admin", "bootstrap", "--key-file", str(data / "admin.key")]
         if self.options.budget is not None:
@@ -150,7 +145,12 @@ class Service:
         worker = [*celery, "worker", "--pool", "threads", "--concurrency", "8", "--loglevel", "warning",
                   "--without-gossip", "--without-mingle"]  # fmt: skip
         beat = [*celery, "beat", "--loglevel", "warning", "--schedule", str(data / "beat"), "--pidfile", ""]
-        for child in (machines, api, self._child("worker", worker, environment), self._child("beat", beat, environment)):
+        for child in (
+            machines,
+            api,
+            self._child("worker", worker, environment),
+            self._child("beat", beat, environment),
+        ):
             child.start()
         url = f"http://{_connect_host(self.options.host)}:{self.options.port}"
         wait_for(lambda: _answers(f"{url}/healthz"), api, READY_S)
@@ -339,5 +339,7 @@ def _last_words(log: Path) -> str:
     return lines[-1] if lines else f"no output (log: {log})"
 
 
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def dying_with_us() -> list[str]:
+    """Prefix of a command that the kernel kills when we die, however we die (util-linux; elsewhere nothing)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []

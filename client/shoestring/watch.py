@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from shoestring_core import money, rest
 
 from shoestring.client import Client, Message
-from shoestring_core import money, rest
 
 STATE_STYLE = {
     "queued": "yellow", "launching": "cyan", "running": "green", "stopping": "yellow", "paused": "magenta",
@@ -75,9 +75,7 @@ def show_lines(client: Client, job: str, say: Callable[[str], None]) -> rest.Job
 
 def card(job: rest.Job) -> RenderableType:
     """One job as a few lines: what it does, how far it is, how good, what it costs."""
-    head = Text.assemble(
-        (job.name, "bold"), "  ", (str(job.state), STATE_STYLE.get(job.state, "")), "  ", job.sentence
-    )
+    head = Text.assemble((job.name, "bold"), "  ", (str(job.state), STATE_STYLE.get(job.state, "")), "  ", job.sentence)
     parts: list[RenderableType] = [head]
     progress = job.progress
     if progress.steps_total:
