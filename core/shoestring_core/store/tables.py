@@ -8,7 +8,7 @@ that unique keys bind. The order in which a transaction may write them is `WRITE
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -46,7 +46,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {
+    type_annotation_map: ClassVar = {
         int: BigInteger,
         str: Text,
         bytes: LargeBinary,
