@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m shoestring_trainer agent | train SPEC`: one word picks the half, and only that half is imported."""
+
 from __future__ import annotations
 
 import sys

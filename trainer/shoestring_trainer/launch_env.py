@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a machine starts its training processes: the command and the environment. Pure, and free of torch."""
+
 from __future__ import annotations
 
 import sys
