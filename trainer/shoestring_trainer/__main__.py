@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 USAGE = "usage: python -m shoestring_trainer agent | train SPEC"
@@ -11,13 +12,11 @@ USAGE = "usage: python -m shoestring_trainer agent | train SPEC"
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["train", spec]:
-            from shoestring_trainer import train  # imports torch, which a machine's agent must never wait for
+            from shoestring_trainer import rank  # its half needs torch, which an agent must not
 
-            return train.main(spec)
+            return rank.main(spec)
         case ["agent", *rest]:
-            from shoestring_trainer import agent
-
-            return agent.main(rest)
+            return int(importlib.import_module("shoestring_trainer.agent").main(rest) or 0)
         case _:
             print(USAGE, file=sys.stderr)
             return 2

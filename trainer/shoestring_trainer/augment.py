@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation of a whole batch at once, on its device. What happens to a picture depends only on its own draws.
+
+Each function takes pictures_NCHW, float, and draws_N…, uniform in [0, 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoestring_trainer.settings import Settings
+
+
+def augment(pictures_NCHW: Tensor, draws_NK: Tensor, settings: Settings) -> Tensor:
+    """Apply what the settings ask for: rotate and shift, crop, flip, cutout."""
+    if settings.rotate or settings.shift:
+        pictures_NCHW = rotate_and_shift(pictures_NCHW, draws_NK[:, 0:3], settings.rotate, settings.shift)
+    if settings.crop:
+        pictures_NCHW = pad_and_crop(pictures_NCHW, draws_NK[:, 3:5], settings.crop)
+    if settings.flip:
+        pictures_NCHW = torch.where(draws_NK[:, 5, None, None, None] < 0.5, pictures_NCHW.flip(3), pictures_NCHW)
+    if settings.cutout:
+        pictures_NCHW = cutout(pictures_NCHW, draws_NK[:, 6:8], settings.cutout)
+    return pictures_NCHW
+
+
+def rotate_and_shift(pictures_NCHW: Tensor, draws_N3: Tensor, degrees: float, pixels: float) -> Tensor:
+    """Rotate by up to ±degrees and shift by up to ±pixels each way; what comes in from outside is zero."""
+    size = pictures_NCHW.shape[-1]
+    angle_N = (2 * draws_N3[:, 0] - 1) * math.radians(degrees)
+    shift_N2 = (2 * draws_N3[:, 1:3] - 1) * (2 * pixels / size)
+    rows_N23 = torch.stack(
+        [angle_N.cos(), -angle_N.sin(), shift_N2[:, 0], angle_N.sin(), angle_N.cos(), shift_N2[:, 1]], dim=1
+    ).view(-1, 2, 3)
+    grid_NHW2 = F.affine_grid(rows_N23, list(pictures_NCHW.shape), align_corners=False)
+    return F.grid_sample(pictures_NCHW, grid_NHW2, padding_mode="zeros", align_corners=False)
+
+
+def pad_and_crop(pictures_NCHW: Tensor, draws_N2: Tensor, pad: int) -> Tensor:
+    """Pad by reflection, then cut a window of the old size at a whole-pixel place."""
+    count, _, height, width = pictures_NCHW.shape
+    padded = F.pad(pictures_NCHW, (pad, pad, pad, pad), mode="reflect")
+    top_N, left_N = (draws_N2 * (2 * pad + 1)).long().unbind(1)
+    device = pictures_NCHW.device
+    rows_NH = top_N[:, None] + torch.arange(height, device=device)
+    columns_NW = left_N[:, None] + torch.arange(width, device=device)
+    picked = torch.arange(count, device=device)[:, None, None]
+    # one gather for the batch: indexing (N, H, W) beside the kept channel axis
+    return padded.permute(0, 2, 3, 1)[picked, rows_NH[:, :, None], columns_NW[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cutout(pictures_NCHW: Tensor, draws_N2: Tensor, side: int) -> Tensor:
+    """Blank a square (to mid-grey) whose centre lies anywhere in the picture."""
+    height, width = pictures_NCHW.shape[-2:]
+    device = pictures_NCHW.device
+    top_N, left_N = (draws_N2[:, 0] * height).long() - side // 2, (draws_N2[:, 1] * width).long() - side // 2
+    rows_H, columns_W = torch.arange(height, device=device), torch.arange(width, device=device)
+    in_rows_NH = (rows_H >= top_N[:, None]) & (rows_H < top_N[:, None] + side)
+    in_columns_NW = (columns_W >= left_N[:, None]) & (columns_W < left_N[:, None] + side)
+    return pictures_NCHW.masked_fill((in_rows_NH[:, :, None] & in_columns_NW[:, None, :])[:, None], 0.5)

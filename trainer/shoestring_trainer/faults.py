@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What went wrong, in the words the server decides by. Free of torch, so that a failing import is classified too."""
+
+from __future__ import annotations
+
+import errno
+from typing import Literal
+
+Kind = Literal["user_code", "out_of_memory", "nan", "data", "infrastructure"]
+
+
+class TrainerError(Exception):
+    """A fault whose message is meant for the user: it says what is wrong and what to do."""
+
+    kind: Kind = "user_code"
+
+
+class UserError(TrainerError):
+    """The task asks for something that cannot be done."""
+
+
+class DataError(TrainerError):
+    """A data set or checkpoint is missing, damaged or not the right one."""
+
+    kind: Kind = "data"
+
+
+class NotANumber(TrainerError):
+    """The loss is no longer finite."""
+
+    kind: Kind = "nan"
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "cannot allocate memory")
+_LOST_PEER = (
+    "gloo", "nccl", "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe",
+    "tcpstore", "process group", "timed out waiting",
+)  # fmt: skip
+
+
+def classify(error: BaseException) -> Kind:
+    """The kind of an exception that ended a rank."""
+    if isinstance(error, TrainerError):
+        return error.kind
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory"
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY):
+        return "out_of_memory"
+    # torch's DistError family, and the plain RuntimeError by which gloo reports that a peer is gone
+    if type(error).__name__.startswith("Dist") or (
+        isinstance(error, RuntimeError) and any(s in text for s in _LOST_PEER)
+    ):
+        return "infrastructure"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        return "infrastructure"
+    return "user_code"
+
+
+def explain(error: BaseException, kind: Kind) -> str:
+    """One message for the user: what happened and what to do next."""
+    if isinstance(error, TrainerError):
+        return str(error)
+    what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    match kind:
+        case "out_of_memory":
+            return f"out of memory ({what}); lower batch_size or the picture size, or rent machines with more memory"
+        case "infrastructure" if isinstance(error, OSError):
+            return f"{what}; free space on this machine's disk or rent one with a larger disk"
+        case "infrastructure":
+            return f"lost contact with another rank ({what}); the job resumes from its newest checkpoint"
+        case _:
+            return what

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranks that train together: joining, and the few collectives the loop needs beside DDP's own."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Gang:
+    """This rank's place. A gang of one has no process group, and every collective is the identity."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    def distribute(self, model: nn.Module) -> nn.Module:
+        """The model whose backward pass averages gradients over all ranks.
+
+        Buffers are not exchanged in training: rank 0's are the run's (`adopt_buffers`), so what it saves is enough.
+        """
+        if self.world == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        with (
+            warnings.catch_warnings()
+        ):  # the argument's successor, in newer releases, would still send buffers at first
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def adopt_buffers(self, model: nn.Module) -> None:
+        """Give every rank the buffers of rank 0."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def start_sum(self, values: Tensor) -> dist.Work | None:
+        """Begin to sum `values` over the ranks, in place; `wait` on what this returns."""
+        return dist.all_reduce(values, async_op=True) if self.world > 1 else None
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here."""
+        self.sum(torch.zeros(1, device=self.device)).item()
+
+    def leave(self) -> None:
+        """Close the connections to the other ranks."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def join_gang() -> Gang:
+    """Meet the other ranks that torchrun started, by its environment; without torchrun, a gang of one."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = False  # it may choose another algorithm, and other last bits, after a resume
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Gang(rank, world, local_rank, device)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a running rank is told to stop: a file named `order`, or SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+POLL_S = 0.1
+
+
+class Orders:
+    """Watches for the order to checkpoint and stop.
+
+    Until `training_began` is called nothing has been learned that could be lost, and the main thread may sit in a
+    library call that waits for the other machines; so an order in that phase calls `leave` from the watching
+    thread. From then on the loop reads `stop_asked` once per step.
+    """
+
+    def __init__(self, order_file: Path, leave: Callable[[], None]) -> None:
+        self.stop_asked = False
+        self._order_file = order_file
+        self._leave = leave
+        self._lock = threading.Lock()
+        self._began = False
+        # The Python handler runs only between bytecodes; the wake-up pipe is written by C even while a call blocks.
+        self._wake_r, wake_w = os.pipe()
+        os.set_blocking(wake_w, False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="orders", daemon=True).start()
+
+    def training_began(self) -> None:
+        """From here on an order is carried out by the training loop."""
+        with self._lock:
+            self._began = True
+
+    def _watch(self) -> None:
+        while not self._told():
+            pass
+        with self._lock:
+            self.stop_asked = True
+            if not self._began:
+                self._leave()
+
+    def _told(self) -> bool:
+        readable, _, _ = select.select([self._wake_r], [], [], POLL_S)
+        signals = os.read(self._wake_r, 64) if readable else b""
+        return signal.SIGTERM in signals or self._order_file.exists()

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every random draw as a function of names: (seed, epoch, sample) for data, (seed, step, rank) for the network.
+
+So no random state is ever saved: the step number says it all, whatever the world size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DRAWS_PER_SAMPLE = 8
+
+
+def key(seed: int, *names: int | str) -> int:
+    """A well-mixed 63-bit number for these names."""
+    text = "/".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def generator(seed: int, *names: int | str) -> torch.Generator:
+    """A CPU generator that depends on nothing but these names."""
+    return torch.Generator().manual_seed(key(seed, *names))
+
+
+def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Fix what dropout draws in this step on this rank."""
+    number = key(seed, "dropout", step, rank)
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(number)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Which samples a rank trains on in one step, and their uniform draws in [0, 1) for augmentation."""
+
+    samples_N: Tensor
+    draws_NK: Tensor
+
+
+class SampleOrder:
+    """The endless stream of samples: epoch after epoch, each a fresh permutation.
+
+    Step s takes the positions s·batch … (s+1)·batch of the stream, so every step is full, an epoch sees each sample
+    once, and a batch may hold the end of one epoch and the start of the next. Ranks share a batch as evenly as it goes.
+    """
+
+    def __init__(self, seed: int, samples: int, batch: int, rank: int, world: int) -> None:
+        self._seed, self._samples, self._batch = seed, samples, batch
+        self._first, self._end = batch * rank // world, batch * (rank + 1) // world
+        self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def pick(self, step: int) -> Picked:
+        """This rank's share of step `step` (counted from 0)."""
+        start = step * self._batch
+        parts = list(self._spans(start + self._first, start + self._end))
+        if len(parts) == 1:
+            return Picked(*parts[0])
+        samples, draws = zip(*parts, strict=True)
+        return Picked(torch.cat(samples), torch.cat(draws))
+
+    def _spans(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+        while start < end:
+            epoch, first = divmod(start, self._samples)
+            last = min(self._samples, first + end - start)
+            order, draws = self._epoch(epoch)
+            samples = order[first:last]
+            yield samples, draws[samples]
+            start += last - first
+
+    def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+        if epoch not in self._epochs:
+            self._epochs = {known: self._epochs[known] for known in self._epochs if known == epoch - 1}
+            order = torch.randperm(self._samples, generator=generator(self._seed, "order", epoch))
+            draws = torch.rand(self._samples, DRAWS_PER_SAMPLE, generator=generator(self._seed, "augment", epoch))
+            self._epochs[epoch] = order, draws
+        return self._epochs[epoch]

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole state of a run: taken at a step, saved, and put back so that the run goes on bit for bit.
+
+What is not here needs no saving: data order, augmentation and dropout are functions of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from shoestring_trainer.checkpoint import pack_tensors, read_checkpoint, unpack_json, unpack_tensors, write_checkpoint
+from shoestring_trainer.faults import DataError
+from shoestring_trainer.reports import Reports
+from shoestring_trainer.task import Saved, Task
+
+KEPT = 3
+"""Checkpoints that stay in the run's folder; older ones are deleted, whether or not they were shipped."""
+
+Reason = Literal["periodic", "order", "final"]
+
+
+@dataclass(frozen=True)
+class State:
+    """The living objects whose content is the run's state.
+
+    identity  what a checkpoint must agree with to be this run's: recipe, parameters, seed, data
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    identity: Mapping[str, Any]
+
+    def snapshot(self, step: int) -> dict[str, Any]:
+        """A copy, on the CPU, that later steps do not touch."""
+        kinds, tensors = _optimizer_tensors(self.model, self.optimizer)
+        return {
+            "model": {name: _copy(tensor) for name, tensor in self.model.state_dict().items()},
+            "optimizer": {name: _copy(tensor) for name, tensor in tensors.items()},
+            "state": {**self.identity, "step": step, "optimizer_state": kinds, "scaler": self.scaler.state_dict()},
+        }
+
+
+def restore(state: State, saved: Saved) -> int:
+    """Put a checkpoint into `state` and return its step.
+
+    Raises DataError, naming the file, if it is damaged, lacks anything, or belongs to another run.
+    """
+    parts = read_checkpoint(saved.data, saved.manifest)
+    facts = unpack_json(parts, "state.json", saved.data)
+    _check_identity(facts, state, saved)
+    _load_model(state.model, unpack_tensors(parts, "model.safetensors", saved.data), saved)
+    _load_optimizer(state, facts["optimizer_state"], unpack_tensors(parts, "optimizer.safetensors", saved.data), saved)
+    if state.scaler.is_enabled():
+        if not facts["scaler"]:
+            raise DataError(
+                f"the checkpoint {saved.data} has no loss scale; resume it in its own precision, not in fp16"
+            )
+        state.scaler.load_state_dict(facts["scaler"])
+    step = facts["step"]
+    if not isinstance(step, int) or step < 0:
+        raise DataError(f"the checkpoint {saved.data} has no usable step ({step!r}); start from another checkpoint")
+    return step
+
+
+def warm_start(model: nn.Module, saved: Saved) -> None:
+    """Begin with another run's weights where names and shapes agree; the rest stay fresh and are named in the log."""
+    tensors = unpack_tensors(read_checkpoint(saved.data, saved.manifest), "model.safetensors", saved.data)
+    own = model.state_dict()
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    if not any(name.endswith("weight") for name in fitting):
+        raise DataError(f"no weight in {saved.data} fits this model; start from a checkpoint of the same network")
+    if fresh := sorted(set(own) - set(fitting)):
+        sys.stdout.write(f"warm start: left fresh, for want of a fitting tensor: {', '.join(fresh)}\n")
+    model.load_state_dict(fitting, strict=False)
+
+
+class Saver:
+    """Writes checkpoints on rank 0: while training goes on when one is due, at once when it must be durable."""
+
+    def __init__(self, task: Task, state: State, report: Reports) -> None:
+        self._task, self._state, self._report = task, state, report
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._saved_at = monotonic()
+        self._kept: list[str] = []
+
+    def save_if_due(self, step: int) -> None:
+        """Begin a periodic checkpoint. One that comes due by the clock while another is being written is put off."""
+        due_by_steps = self._task.save_every_steps is not None and step % self._task.save_every_steps == 0
+        due_by_time = self._task.save_every_s is not None and monotonic() - self._saved_at >= self._task.save_every_s
+        if not (due_by_steps or due_by_time):
+            return
+        if self._writing and not self._writing.done() and not due_by_steps:
+            return
+        self._finish_writing()
+        self._saved_at = monotonic()
+        snapshot, lines = self._state.snapshot(step), self._report.lines
+        self._writing = self._writer.submit(self._write, step, snapshot, "periodic", lines, {}, {})
+
+    def save_on_order(self, step: int) -> None:
+        """Write a checkpoint and return once it is durable and announced."""
+        self._finish_writing()
+        self._write(step, self._state.snapshot(step), "order", self._report.lines, {}, {})
+
+    def save_final(self, step: int, artifacts: Mapping[str, bytes], result: Mapping[str, Any]) -> None:
+        """Write the last checkpoint, with the job's artifacts as further parts, and what it scored."""
+        self._finish_writing()
+        self._write(step, self._state.snapshot(step), "final", self._report.lines, artifacts, result)
+
+    def _finish_writing(self) -> None:
+        """Wait for the checkpoint in the making; its failure is this run's."""
+        if self._writing:
+            self._writing.result()
+            self._writing = None
+
+    def _write(
+        self, step: int, snapshot: Mapping[str, Any], reason: Reason, lines: int,
+        artifacts: Mapping[str, bytes], result: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        task, parts = self._task, {**pack(snapshot), **artifacts}
+        written = write_checkpoint(task.folder, job=task.job, generation=task.generation, step=step, parts=parts)
+        facts: dict[str, Any] = {"result": result} if reason == "final" else {}
+        self._report.event(
+            "checkpoint", step=step, data=written.data, manifest=written.manifest,
+            final=reason == "final", reason=reason, lines=lines, **facts,
+        )  # fmt: skip
+        self._kept += [written.manifest, written.data]
+        while len(self._kept) > 2 * KEPT:
+            (task.folder / self._kept.pop(0)).unlink(missing_ok=True)
+
+
+def pack(snapshot: Mapping[str, Any]) -> dict[str, bytes]:
+    """The parts of a checkpoint."""
+    return {
+        "model.safetensors": pack_tensors(snapshot["model"]),
+        "optimizer.safetensors": pack_tensors(snapshot["optimizer"]),
+        "state.json": json.dumps(snapshot["state"], sort_keys=True).encode(),
+    }
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], dict[str, Tensor]]:
+    """The kinds of tensor the optimizer keeps per parameter, and all of them as "parameter/kind"."""
+    kinds = sorted({kind for kept in optimizer.state.values() for kind, value in kept.items() if value is not None})
+    names = {
+        f"{name}/{kind}": optimizer.state[parameter][kind]
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for kind in kinds
+    }
+    return kinds, names
+
+
+def _check_identity(facts: Mapping[str, Any], state: State, saved: Saved) -> None:
+    for name in ("step", "optimizer_state", "scaler", *state.identity):
+        if name not in facts:
+            raise DataError(f"state.json in the checkpoint {saved.data} lacks {name}; start from another checkpoint")
+    for name, own in state.identity.items():
+        if facts[name] != json.loads(json.dumps(own)):
+            raise DataError(
+                f"the checkpoint {saved.data} belongs to another run: its {name} is {_short(facts[name])}, "
+                f"this job's is {_short(own)}; resume one of this job's own, or use init to start from its weights"
+            )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _load_model(model: nn.Module, tensors: Mapping[str, Tensor], saved: Saved) -> None:
+    own = model.state_dict()
+    _check_names(set(own), set(tensors), "model.safetensors", saved)
+    for name, tensor in tensors.items():
+        _check_shape(name, own[name], tensor, saved)
+        own[name].copy_(tensor)
+
+
+def _load_optimizer(state: State, kinds: list[str], tensors: Mapping[str, Tensor], saved: Saved) -> None:
+    parameters = dict(state.model.named_parameters())
+    own = {f"{name}/{kind}" for name in parameters for kind in kinds}
+    _check_names(own, set(tensors), "optimizer.safetensors", saved)
+    for name, parameter in parameters.items():
+        for kind in kinds:
+            tensor = tensors[f"{name}/{kind}"]
+            _check_shape(f"{name}/{kind}", parameter, tensor, saved)
+            # laid out in memory as the parameter is: the fused step walks both by address
+            state.optimizer.state[parameter][kind] = torch.empty_like(parameter).detach().copy_(tensor)
+
+
+def _check_names(own: set[str], found: set[str], part: str, saved: Saved) -> None:
+    if lacking := sorted(own - found):
+        raise DataError(f"{part} in the checkpoint {saved.data} lacks {lacking[0]}; start from another checkpoint")
+    if foreign := sorted(found - own):
+        raise DataError(
+            f"{part} in the checkpoint {saved.data} holds {foreign[0]}, which this model has not; "
+            "resume with the recipe that wrote it"
+        )
+
+
+def _check_shape(name: str, own: Tensor, found: Tensor, saved: Saved) -> None:
+    if own.shape != found.shape:
+        raise DataError(
+            f"{name} in the checkpoint {saved.data} has shape {tuple(found.shape)}, "
+            f"this model needs {tuple(own.shape)}; "
+            "resume with the parameters that wrote it"
+        )

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one file a training process is started with: what to train, from where, and when to save."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoestring_trainer.faults import UserError
+
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
+_KEYS = {
+    "format", "job", "generation", "recipe", "params", "data", "seed", "precision",
+    "resume", "init", "checkpoint", "goal",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a checkpoint's two files lie."""
+
+    data: Path
+    manifest: Path
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Stop as soon as `metric`, measured on held-out data, is at least `reach`."""
+
+    metric: str
+    reach: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """A validated task file. `folder` is where it lies, and where everything the ranks write goes.
+
+    seed, precision  None: as the recipe's parameters say
+    """
+
+    folder: Path
+    job: str
+    generation: int
+    recipe: str
+    params: dict[str, Any]
+    data_path: Path | None
+    seed: int | None
+    precision: str | None
+    resume: Saved | None
+    init: Saved | None
+    save_every_s: float | None
+    save_every_steps: int | None
+    goal: Goal | None
+
+
+def read_task(path: Path) -> Task:
+    """Parse a task file. Raises UserError that names the file and the field."""
+    try:
+        text = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the task file {path}: {error.strerror}; give the path of a task.json") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(text, dict) or text.get("format") != 1:
+        raise UserError(f"{path} is not a task of format 1; bring trainer and server to the same version")
+    if unknown := sorted(set(text) - _KEYS):
+        raise UserError(f"{path} has unknown fields: {', '.join(unknown)}")
+    try:
+        return _task(path.resolve().parent, text)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has a missing or malformed field: {error!r}") from error
+
+
+def _task(folder: Path, text: dict[str, Any]) -> Task:
+    precision, seed = text.get("precision"), text.get("seed")
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    every = text.get("checkpoint") or {}
+    data, goal = text.get("data"), text.get("goal")
+    return Task(
+        folder=folder,
+        job=str(text["job"]),
+        generation=int(text["generation"]),
+        recipe=str(text["recipe"]),
+        params=dict(text.get("params") or {}),
+        data_path=Path(data["train"]) if data else None,
+        seed=None if seed is None else int(seed),
+        precision=precision,
+        resume=_saved(text.get("resume")),
+        init=_saved(text.get("init")),
+        save_every_s=every.get("every_s"),
+        save_every_steps=every.get("every_steps"),
+        goal=Goal(str(goal["metric"]), float(goal["reach"])) if goal else None,
+    )
+
+
+def _saved(files: dict[str, str] | None) -> Saved | None:
+    return Saved(Path(files["data"]), Path(files["manifest"])) if files else None

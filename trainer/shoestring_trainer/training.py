@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training a classifier: one loop, from the first step or from a checkpoint, to the last step or an order to stop."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from shoestring_core import recipes
+from torch import nn
+
+from shoestring_trainer.artifacts import make_artifacts
+from shoestring_trainer.augment import augment
+from shoestring_trainer.evaluation import evaluate
+from shoestring_trainer.faults import DataError, NotANumber
+from shoestring_trainer.gang import Gang, join_gang
+from shoestring_trainer.lazy_compiler import defer_compiler
+from shoestring_trainer.models import build_model
+from shoestring_trainer.optimizers import build_optimizer, set_rate
+from shoestring_trainer.orders import Orders
+from shoestring_trainer.pictures import DataSet, load_digits
+from shoestring_trainer.precision import Precision, choose_precision
+from shoestring_trainer.progress import Progress
+from shoestring_trainer.randomness import SampleOrder, key, seed_dropout
+from shoestring_trainer.rank import Outcome, Standing
+from shoestring_trainer.reports import Reports
+from shoestring_trainer.schedules import one_cycle, piecewise_linear
+from shoestring_trainer.settings import Settings
+from shoestring_trainer.state import Saver, State, restore, warm_start
+from shoestring_trainer.task import Goal, Task
+
+LOWEST_SCALE = 2.0**-14
+"""A loss scale below this has been halved thirty times without one finite gradient: the loss itself is broken."""
+
+
+def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
+    """Carry out `task` as one rank of its gang.
+
+    A step skipped for overflow (fp16) counts as a step: its samples are not shown again and its line is written.
+    Raises TrainerError for faults with a remedy; whatever else is raised is classified by the caller.
+    """
+    defer_compiler()
+    gang = join_gang()
+    recipe = recipes.load(task.recipe)
+    params = recipes.resolve(task.recipe, task.params)
+    settings = Settings.of(params)
+    seed = int(params["seed"] or 0) if task.seed is None else task.seed
+    precision = choose_precision(task.precision or str(params["precision"]), gang.device)
+    data = load_data(recipe.data.kind, task, seed, settings)
+
+    torch.manual_seed(key(seed, "weights"))
+    model = build_model(recipe.model["name"], settings, classes=len(data.classes), mean=data.mean, std=data.std)
+    model.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if task.init and not task.resume:
+        warm_start(model, task.init)
+    scaler = torch.amp.GradScaler(gang.device.type, enabled=precision is Precision.FP16)
+    optimizer = build_optimizer(model, settings, scaled=scaler.is_enabled())
+    identity = {"recipe": recipe.reference, "params": params, "seed": seed, "data": data.fingerprint}
+    state = State(model, optimizer, scaler, identity)
+    distributed = settle(gang, model, data)
+    if task.resume:
+        standing.start_step = standing.step = restore(state, task.resume)
+
+    step, batch = standing.step, settings.batch_size
+    total = math.ceil(settings.epochs * len(data.train) / batch)
+    order = SampleOrder(seed, len(data.train), batch, gang.rank, gang.world)
+    rates = one_cycle(settings.lr, settings.warmup)
+    pictures, labels = data.train.bytes_NCHW.to(gang.device), data.train.labels_N.to(gang.device)
+    report = Reports(task.folder) if gang.rank == 0 else None
+    saver = Saver(task, state, report) if report else None
+    progress = Progress(total) if report else None
+    if report:
+        report.event("started", step=step, steps_total=total, world=gang.world, precision=precision.value)
+    orders.training_began()
+
+    values: dict[str, float] = {}
+    done = step >= total
+    while not done:
+        picked = order.pick(step)
+        samples_N, draws_NK = picked.samples_N.to(gang.device), picked.draws_NK.to(gang.device)
+        pictures_NCHW = augment(pictures[samples_N].float() / data.white, draws_NK, settings)
+        rate = piecewise_linear(rates, step / total)
+        set_rate(optimizer, rate)
+        seed_dropout(seed, step, gang.rank, gang.device)
+
+        with precision.autocast(gang.device):
+            logits_NK = distributed(pictures_NCHW.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(
+            logits_NK.float(), labels[samples_N], label_smoothing=settings.label_smoothing, reduction="sum"
+        )
+        # Summed over the gang beside the backward pass: the batch's loss, and whether anyone was told to stop.
+        news = torch.stack([loss.detach().double() / batch, loss.new_tensor(orders.stop_asked, dtype=torch.float64)])
+        arriving = gang.start_sum(news)
+        # DDP takes the mean over ranks; × world / batch makes it the batch's mean, however the batch was shared out.
+        scaler.scale(loss * (gang.world / batch)).backward()
+        scale = scaler.get_scale()
+        scaler.step(optimizer)  # skipped on overflow, by all ranks alike: DDP has spread the infinities
+        scaler.update()
+        optimizer.zero_grad()
+        if arriving:
+            arriving.wait()
+        mean_loss, told = news.tolist()
+        step = standing.step = step + 1
+
+        overflowed = scaler.get_scale() < scale
+        if overflowed and report:
+            report.event("overflow", step=step, scale=scaler.get_scale())
+        values = {"train/loss": mean_loss, "train/lr": rate}
+        broken = scaler.get_scale() < LOWEST_SCALE if scaler.is_enabled() else not math.isfinite(mean_loss)
+        done = step == total
+        if not done and not broken and epoch_ended(step, batch, len(data.train), settings.eval_every):
+            measured = evaluate(model, data, gang, precision).metrics
+            values |= measured
+            done = reached(task.goal, measured)
+        if done and not broken:
+            break  # its line waits for the final measurement
+        if report and progress:
+            report.metrics(step, step * batch / len(data.train), values)
+            progress.show(step, values)
+        if broken:
+            raise NotANumber(describe_nan(step, mean_loss, precision))
+        if told:
+            if saver:
+                saver.save_on_order(step)
+            gang.wait_for_all()
+            gang.leave()
+            return "drained"
+        if saver:
+            saver.save_if_due(step)
+
+    scores = evaluate(model, data, gang, Precision.FP32)
+    if report and progress and saver:
+        report.metrics(step, step * batch / len(data.train), {**values, **scores.metrics})
+        progress.finish(step, scores.metrics)
+        about = {
+            "recipe": recipe.reference, "architecture": recipe.model, "params": params, "seed": seed,
+            "step": step, "precision": precision.value,
+        }  # fmt: skip
+        result = {**scores.metrics, "goal_reached": reached(task.goal, scores.metrics)}
+        saver.save_final(step, make_artifacts(model, data, scores, about), result)
+    gang.wait_for_all()
+    gang.leave()
+    return "finished"
+
+
+def load_data(kind: str, task: Task, seed: int, settings: Settings) -> DataSet:
+    """The data set of a recipe. Raises DataError if the task names none where one is needed."""
+    match kind:
+        case "digits":
+            return load_digits(seed, settings)
+        case _:
+            raise DataError(f"this trainer cannot read data of kind {kind!r}")
+
+
+def settle(gang: Gang, model: nn.Module, data: DataSet) -> nn.Module:
+    """The model spread over the gang, with gradient buckets in their last layout.
+
+    DDP lays its buckets out anew after the first backward pass, and with more than two ranks the layout decides
+    in which order gradients are summed. One throwaway pass here gives a resumed run the layout from its first step on.
+    """
+    distributed = gang.distribute(model)
+    if gang.world > 1:
+        kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        sample = data.train.bytes_NCHW[:2].to(gang.device).float()
+        distributed(sample).sum().backward()
+        model.load_state_dict(kept)
+        model.zero_grad()
+    return distributed
+
+
+def epoch_ended(step: int, batch: int, samples: int, every: int) -> bool:
+    """Whether step number `step` was the one that completed an epoch whose number is a multiple of `every`."""
+    return step * batch // (samples * every) > (step - 1) * batch // (samples * every)
+
+
+def reached(goal: Goal | None, measured: dict[str, float]) -> bool:
+    """Whether the goal is met by what was measured."""
+    return goal is not None and measured.get(goal.metric, -math.inf) >= goal.reach
+
+
+def describe_nan(step: int, loss: float, precision: Precision) -> str:
+    """What the user is told when the numbers broke."""
+    if precision is Precision.FP16:
+        return f"no finite gradient in fp16 up to step {step}, however small the loss scale; try bf16, or lower lr"
+    return f"the loss of step {step} is {loss}; lower lr, or look for broken pictures or labels"
