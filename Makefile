@@ -41,8 +41,8 @@ soak: .venv/.dev .venv/.browser $(WEB)  ## The long proofs, resumable; SEEDS=20 
 bench: .venv/.dev .venv/.browser $(WEB)  ## Measure, and append to bench/RESULTS.md; ONLY=name
 	@$(PY) -m bench $(ONLY)
 
-types: .venv/.runtime  ## Write the OpenAPI document and the dashboard's types again
-	@scripts/types
+types: .venv/.runtime web/node_modules/.installed  ## Write the OpenAPI document and the dashboard's types again
+	@PYTHONPATH=core:api scripts/types
 
 lock: .venv/.dev  ## Write requirements.lock again from what is installed in .venv
 	@scripts/lock

@@ -35,6 +35,7 @@ from shoestring_core.document import shown
 from shoestring_core.errors import InvalidSpec, Problem
 
 MAX_PROBLEMS = 100
+MAX_PARAMS = 200
 
 
 def parse(source: str | bytes | Mapping[str, Any]) -> JobSpec:
@@ -46,13 +47,14 @@ def parse(source: str | bytes | Mapping[str, Any]) -> JobSpec:
     if not isinstance(tree, dict):
         message = f"A job spec is a mapping such as `recipe: digits/quickstart`, not {shown(tree)}."
         raise InvalidSpec([Problem("", message, "invalid-type")])
+    tree = {key: value for key, value in tree.items() if value is not None or key not in JobSpec.model_fields}
     recipe = _recipe(tree, problems)
     if recipe is not None:
         tree = _filled(tree, recipe, problems)
     spec, faults = _validated(tree)
     problems += faults + _contradictions(tree, recipe)
     if spec is None or problems:
-        raise InvalidSpec(_one_each(problems))
+        raise InvalidSpec(_first_at_each_place(problems))
     return spec
 
 
@@ -207,7 +209,7 @@ def _gpu(value: Any) -> str:
     wanted = value if isinstance(value, list) else [value]
     if not wanted or not all(isinstance(gpu, str) and _GPU.fullmatch(gpu) for gpu in wanted):
         raise _wrong(f"must be none, or GPUs such as L4, A100:8, 24GB.. or a list of them, not {shown(value)}")
-    raise _later("the local provider rents CPU machines; use none")
+    return ", ".join(wanted)
 
 
 def _param(value: Any) -> recipes.ParamValue:
@@ -255,6 +257,7 @@ def _either(*kinds: dict[str, Any]) -> WithJsonSchema:
 _POSITIVE = {"type": "number", "exclusiveMinimum": 0}
 _STRING = {"type": "string"}
 _STRINGS = {"type": "array", "items": _STRING}
+_WORD = _either(_STRING, {"type": "number"}, {"type": "boolean"})
 _DURATION_TEXT = _STRING | {"pattern": "^[0-9.]+([dhms][0-9.dhms]*)?$"}
 
 Micro = Annotated[
@@ -280,9 +283,9 @@ Script = Annotated[str, Field(min_length=1, max_length=65_536)]
 Name = Annotated[str, Field(max_length=100), AfterValidator(_name)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
-Setting = Annotated[str, BeforeValidator(_as_text), Field(max_length=32_768)]
+Setting = Annotated[str, BeforeValidator(_as_text), Field(max_length=32_768), _WORD]
 TagName = Annotated[str, Field(min_length=1, max_length=64)]
-TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256)]
+TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256), _WORD]
 Share = Annotated[str, Field(pattern=r"^(100|[0-9]{1,2})%$")]
 Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}(GB|TB)$")]
 Folder = Annotated[Text, AfterValidator(_absolute)]
@@ -334,8 +337,8 @@ _LOCAL = "the local provider's machines are all alike; leave it out"
 
 
 class Resources(_Section):
-    gpu: Gpu = "none"
-    """Only `none` is supported yet. Later: `L4`, `A100:8`, a memory size such as `24GB..`, `any`, or a list."""
+    gpu: Annotated[Gpu, Later("the local provider rents CPU machines; use none", ("none",))] = "none"
+    """A GPU such as `L4` or `A100:8`, a memory size such as `24GB..`, `any`, `none`, or a list of alternatives."""
     nodes: Nodes = 1
     """Machines that train together. A range such as `1..4` is not supported yet."""
     procs: Annotated[int, Field(ge=1, le=64)] = 1
@@ -363,7 +366,7 @@ class Idle(_Section):
 
 class Limits(_Section):
     cost: Micro | None = None
-    """The most that the job may cost, in dollars. None: what the budgets above it allow."""
+    """The most that the job may cost, in dollars. Left out: what the budgets above it allow."""
     rate: Annotated[Micro | None, Later("set limits.cost")] = None
     """The most that it may cost per hour, in dollars."""
     time: Seconds | None = None
@@ -424,14 +427,14 @@ class JobSpec(_Section):
     """A training job as its user wants it, with every default filled in."""
 
     name: Name | None = None
-    """What people call the job. None: the recipe's name."""
+    """What people call the job. Left out: the recipe's name."""
     team: Slug | None = None
-    """Whose budget pays and who sees it. None: the team of the key."""
+    """Whose budget pays and who sees it. Left out: the team of the key."""
     recipe: Text | None = None
     """What to train: the name of a recipe, or `name@version`."""
     run: Annotated[Script | None, Later(_OWN_CODE)] = None
     """Instead of a recipe: the command of an own script."""
-    params: Annotated[dict[str, Param], Field(max_length=200)] = Field(default_factory=dict)
+    params: Annotated[dict[str, Param], Field(max_length=MAX_PARAMS)] = Field(default_factory=dict)
     """Parameters of the recipe; the others get its defaults. A list of values is not supported yet."""
     code: Annotated[Code | None, Later(_OWN_CODE)] = None
     """Where an own script comes from."""
@@ -502,12 +505,13 @@ def _filled(tree: dict[str, Any], recipe: recipes.Recipe, problems: list[Problem
     filled = tree | {"recipe": recipe.reference}
     if tree.get("name") is None:
         filled["name"] = recipe.name.replace("/", "-")
-    if isinstance(given := tree.get("params") or {}, dict):
+    given = tree.get("params", {})
+    if isinstance(given, dict) and len(given) <= MAX_PARAMS:
         several = {name: value for name, value in given.items() if isinstance(value, list | dict)}
         values, faults = recipe.resolve({name: value for name, value in given.items() if name not in several})
         problems += faults
         filled["params"] = values | several
-    if isinstance(resources := tree.get("resources") or {}, dict):
+    if isinstance(resources := tree.get("resources", {}), dict):
         filled["resources"] = recipe.defaults.model_dump() | resources
     return filled
 
@@ -516,8 +520,11 @@ def _validated(tree: dict[str, Any]) -> tuple[JobSpec | None, list[Problem]]:
     try:
         return JobSpec.model_validate(tree), []
     except ValidationError as invalid:
-        errors = invalid.errors(include_url=False, include_context=True)
-        return None, [_problem(error) for error in errors[:MAX_PROBLEMS]]
+        errors = invalid.errors(include_url=False)
+        problems = [_problem(error) for error in errors[:MAX_PROBLEMS]]
+        if len(errors) > MAX_PROBLEMS:
+            problems.append(Problem("", f"There are {len(errors) - MAX_PROBLEMS} more problems.", "more"))
+        return None, problems
 
 
 def _contradictions(tree: Mapping[str, Any], recipe: recipes.Recipe | None) -> list[Problem]:
@@ -565,14 +572,12 @@ def _is_number(value: Any) -> TypeGuard[int | float | Decimal]:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
-def _one_each(problems: list[Problem]) -> list[Problem]:
-    """The first problem at each place: what follows from it is noise."""
-    first = {problem.pointer: problem for problem in reversed(problems)}
-    ordered = list(dict.fromkeys(problem.pointer for problem in problems))
-    if len(ordered) > MAX_PROBLEMS:
-        rest = Problem("", f"And {len(ordered) - MAX_PROBLEMS} more problems.", "more")
-        return [*(first[at] for at in ordered[:MAX_PROBLEMS]), rest]
-    return [first[at] for at in ordered]
+def _first_at_each_place(problems: list[Problem]) -> list[Problem]:
+    """What is said about a place after the first problem there only follows from it."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.pointer, problem)
+    return list(first.values())
 
 
 # From pydantic's errors to sentences.
@@ -604,30 +609,27 @@ def _problem(error: ErrorDetails) -> Problem:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown_field(at, path)
-    field = ".".join(str(part) for part in path)[:200]
     sentence = _SENTENCES.get(kind, "{otherwise}").format(given=shown(given), otherwise=error["msg"], **context)
     code = kind if kind in ("missing", "not-supported-yet") else "invalid-value"
     near = _nearest(given, re.findall(r"'([^']*)'", context["expected"])) if kind == "literal_error" else None
-    colon = ":" if kind == "not-supported-yet" else ""
-    return Problem(at, f"{field}{colon} {sentence}." + (f" Did you mean {near}?" if near else ""), code, near)
+    return Problem(at, f"{sentence}." + (f" Did you mean {near}?" if near else ""), code, near)
 
 
 def _unknown_field(at: str, path: list[int | str]) -> Problem:
     known = _fields_at(path[:-1])
-    name, inside = path[-1], ".".join(map(str, path[:-1])) or "the spec"
-    near = _nearest(name, known)
+    near = _nearest(path[-1], known)
     then = f"Did you mean {near}?" if near else f"Known: {', '.join(known)}."
-    return Problem(at, f"{inside} has no field {shown(name)}. {then}", "unknown-field", near)
+    return Problem(at, f"There is no such field. {then}", "unknown-field", near)
 
 
 def _fields_at(path: list[int | str]) -> list[str]:
     model: type[BaseModel] = JobSpec
     for part in path:
-        model = next(section for name, section in _sections(model).items() if name == part)
+        model = next(section for name, section in sections(model).items() if name == part)
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Field name → the model of its value, for the fields that are mappings of fields."""
     sections: dict[str, type[BaseModel]] = {}
     for name, field in model.model_fields.items():

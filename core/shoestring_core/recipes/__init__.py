@@ -145,7 +145,7 @@ class Recipe(_Frozen):
             try:
                 values[name] = self.params[name].value(value)
             except ValueError as wrong:
-                problems.append(Problem(at, f"{name} {wrong}.", "invalid-value"))
+                problems.append(Problem(at, f"{wrong}.", "invalid-value"))
         return values, problems
 
     def params_schema(self) -> dict[str, Any]:

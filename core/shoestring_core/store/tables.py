@@ -8,7 +8,7 @@ that unique keys bind. The order in which a transaction may write them is `WRITE
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -46,7 +46,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {
+    type_annotation_map: ClassVar = {
         int: BigInteger,
         str: Text,
         bytes: LargeBinary,
@@ -145,6 +145,13 @@ class Job(Base):
     steps_total: Mapped[int | None]
     last_step: Mapped[int] = mapped_column(default=0)
     last_epoch_milli: Mapped[int | None]
+    latest: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Newest value of each metric, as the current generation reported it; NaN and ±Infinity as text."""
+    log_hour: Mapped[int] = mapped_column(default=0)
+    log_bytes: Mapped[int] = mapped_column(default=0)
+    """Log bytes taken in `log_hour` (hours since 1970), for the quota."""
+    log_cut: Mapped[bool] = mapped_column(default=False)
+    """The quota was reached: some of the log is missing."""
     result: Mapped[dict[str, Any] | None]
     retried_from: Mapped[UUID | None]
     created_at: Mapped[int]
@@ -345,6 +352,8 @@ class Log(Base):
     rank: Mapped[int] = mapped_column(primary_key=True)
     byte_offset: Mapped[int] = mapped_column(primary_key=True)
     seq: Mapped[int]
+    at: Mapped[int]
+    """When it arrived: lines of several ranks are read in this order."""
     bytes: Mapped[bytes | None]
     object_key: Mapped[str | None]
     __table_args__ = (Index(None, "machine", "seq"),)

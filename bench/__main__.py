@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bench [NAME …]`: run the measurements named, or all, one after another, and append what they print.
+
+A measurement is a module `bench/NAME.py` with `main() -> list[str]`: its lines for RESULTS.md, a claim and its
+figures each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import bench
+from bench import results
+
+SUPPORT = {"__main__", "results", "soak"}
+
+
+def main(names: list[str]) -> int:
+    known = sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in SUPPORT)
+    if unknown := sorted(set(names) - set(known)):
+        print(
+            f"No measurement named {', '.join(unknown)}. There are: {', '.join(known) or 'none yet'}.", file=sys.stderr
+        )
+        return 2
+    for name in names or known:
+        lines = importlib.import_module(f"bench.{name}").main()
+        print("\n".join(lines))
+        results.append(f"bench {name}", lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bill of a machine: a pure function of the provider's evidence, so that anybody can work it out again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoestring_core import money
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the provider says about a machine: µs UTC by its clock, dollars per hour as a decimal.
+
+    ended_at    None while it runs
+    end_cause   requested | reclaimed | exited | crashed
+    """
+
+    provider: str
+    type: str
+    market: str
+    price: str
+    launched_at: int | None
+    ended_at: int | None
+    end_cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a bill. `amount` is the whole line so far in micro-dollars, not what is new since the last slice."""
+
+    line: str
+    amount: int
+    text: str = ""
+
+
+def bill(evidence: Evidence, now: int) -> list[Line]:
+    """What the machine has cost by `now` (µs UTC), rounded once per line.
+
+    The local provider bills the time used, whatever ended the machine. A machine that never launched costs nothing.
+    """
+    used = used_us(evidence, now)
+    if used == 0:
+        return []
+    text = f"{used / 1e6:.6f} s of {evidence.type} ({evidence.market}) at ${evidence.price} per hour"
+    return [Line("machine", money.cost(evidence.price, used), text)]
+
+
+def used_us(evidence: Evidence, now: int) -> int:
+    """Microseconds that are billed."""
+    if evidence.launched_at is None:
+        return 0
+    end = now if evidence.ended_at is None else evidence.ended_at
+    return max(0, end - evidence.launched_at)

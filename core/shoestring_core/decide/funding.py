@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds: how much money is set aside for a machine, until when, and when that is extended.
+
+A hold covers a machine until `funded_until` plus the time it may take to end, at the price that can't be exceeded (the
+on-demand price), so that nothing a machine does can cost more than was set aside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shoestring_core import money
+from shoestring_core.decide.terms import Terms
+from shoestring_core.states import EndReason, Want
+
+
+@dataclass(frozen=True)
+class Funding:
+    """Money of one machine. Micro-dollars and µs UTC; `left` is what its open hold still has."""
+
+    rate_cap: str
+    left: int
+    funded_until: int
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Add `more` micro-dollars to the hold (0: what is left covers it) and fund the machine until `funded_until`."""
+
+    more: int
+    funded_until: int
+
+
+def first_hold(rate_cap: str, terms: Terms) -> int:
+    """Micro-dollars to set aside for one machine before it is launched."""
+    return money.cost_ceiling(rate_cap, terms.fund_lease + terms.drain)
+
+
+def extension(funding: Funding, now: int, terms: Terms) -> Extension | None:
+    """The extension that is due, once less than half of the funded time is left."""
+    if funding.funded_until - now >= terms.fund_lease // 2:
+        return None
+    until = now + terms.fund_lease
+    need = money.cost_ceiling(funding.rate_cap, until + terms.drain - now)
+    return Extension(max(0, need - funding.left), until)
+
+
+def when_refused(on_budget: Literal["pause", "finish", "stop"]) -> Want:
+    """What becomes of a job whose machines can't be funded further: it checkpoints, then this."""
+    return Want.PAUSE if on_budget == "pause" else Want.STOP
+
+
+def after_stopping(want: Want, want_reason: str) -> EndReason | None:
+    """Why a job whose machines are all gone ends; None if it doesn't end but waits (pause) or queues (run)."""
+    if want is not Want.STOP:
+        return None
+    reasons = {"budget": EndReason.BUDGET, "time_limit": EndReason.TIME_LIMIT, "goal": EndReason.GOAL_REACHED}
+    return reasons.get(want_reason, EndReason.USER_STOP)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every shipped recipe is sound, and parameters are held to it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from shoestring_core import recipes
+from shoestring_core.errors import InvalidSpec
+
+
+def test_the_two_recipes_are_shipped():
+    assert [recipe.name for recipe in recipes.all()] == ["digits/quickstart", "imagefolder/resnet9"]
+
+
+@pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
+def test_a_recipe_loads_by_name_and_version_and_resolves_to_its_defaults(recipe):
+    assert recipes.load(recipe.name) is recipes.load(recipe.reference) is recipe
+    values = recipes.resolve(recipe.name, {})
+    assert list(values) == list(recipe.params)
+    assert recipes.resolve(recipe.name, values) == values
+
+
+def test_given_values_replace_defaults_and_take_the_parameters_type():
+    values = recipes.resolve("digits/quickstart", {"epochs": Decimal("3.0"), "lr": 1, "precision": "fp32"})
+    assert (values["epochs"], values["lr"], values["precision"]) == (3, 1.0, "fp32")
+    assert isinstance(values["epochs"], int)
+    assert isinstance(values["lr"], float)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("epochs", 0, "at least 1"),
+        ("epochs", 1.5, "whole number"),
+        ("epochs", "3", "whole number"),
+        ("epochs", True, "whole number"),
+        ("epochs", None, "whole number"),
+        ("epochs", 10**12, "at most"),
+        ("lr", "fast", "a number"),
+        ("lr", -0.1, "at least 0"),
+        ("lr", float("nan"), "a number"),
+        ("flip", 1, "true or false"),
+        ("flip", "yes", "true or false"),
+        ("precision", "fp8", "auto, fp16, bf16, fp32"),
+        ("precision", 16, "text"),
+        ("seed", [1, 2], "whole number"),
+        ("epoch", 3, "Did you mean epochs?"),
+        ("wieght_decay", 0, "Did you mean weight_decay?"),
+        ("zzz", 0, "It has: epochs"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_with_what_to_write(name, value, says):
+    with pytest.raises(InvalidSpec) as refused:
+        recipes.resolve("imagefolder/resnet9", {name: value, "lr ": 1})
+    first, second = refused.value.problems
+    assert first.pointer == f"/params/{name}"
+    assert says in first.message
+    assert second.suggestion == "lr"
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("digits/quikstart", "digits/quickstart"),
+        ("digits", "digits/quickstart"),
+        ("imagefolder/resnet", "imagefolder/resnet9"),
+        ("digits/quickstart@7", "digits/quickstart@1"),
+        ("zzz", None),
+        ("../../../etc/passwd", None),
+    ],
+)
+def test_an_unknown_recipe_names_the_nearest_and_lists_all(name, suggestion):
+    with pytest.raises(InvalidSpec) as refused:
+        recipes.load(name)
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.suggestion) == ("unknown-recipe", suggestion)
+    assert suggestion or "digits/quickstart, imagefolder/resnet9" in problem.message
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"params": {}},
+        {
+            "params": {
+                "seed": {"type": "int", "default": 0.5, "help": ""},
+                "precision": {"type": "str", "default": "auto", "help": ""},
+            }
+        },
+        {"unknown": 1},
+        {"data": {"kind": "tape"}},
+    ],
+)
+def test_a_recipe_file_with_a_mistake_is_refused(broken):
+    sound = recipes.load("digits/quickstart").model_dump()
+    assert recipes.Recipe.model_validate(sound)
+    with pytest.raises(ValueError, match="validation error"):
+        recipes.Recipe.model_validate(sound | broken)
