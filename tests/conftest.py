@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import servers
 from tests.find_chromium import find_chromium
@@ -33,6 +34,10 @@ CHROMIUM_ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+# A busy machine is no finding: neither an example nor the drawing of one has a time limit.
+settings.register_profile("shoestring", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("shoestring")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -160,7 +165,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     mode = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
     place = Path(tempfile.gettempdir()) / f"shoestring-tests-{run}"
-    with open(f"{place}.turnstile", "w") as turnstile, open(f"{place}.lock", "w") as lock:  # noqa: PTH123
+    with open(f"{place}.turnstile", "w") as turnstile, open(f"{place}.lock", "w") as lock:
         fcntl.flock(turnstile, fcntl.LOCK_EX)
         fcntl.flock(lock, mode)
         fcntl.flock(turnstile, fcntl.LOCK_UN)
