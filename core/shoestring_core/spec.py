@@ -74,7 +74,7 @@ def from_arguments(recipe: str, arguments: list[str]) -> dict[str, Any]:
             problems.append(Problem("", message, "invalid-argument"))
             continue
         path = key.split(".") if "." in key or key in JobSpec.model_fields else ["params", key]
-        if not _placed(tree, path, _argument_value(text, is_text=path[0] in ("limits", "tags"))):
+        if not _placed(tree, path, _argument_value(text, is_text=path[0] in _TEXT_FIELDS)):
             problems.append(Problem("/" + "/".join(path), f"{shown(key)} is given twice. Keep one.", "duplicate-key"))
     if problems:
         raise InvalidSpec(problems)
@@ -288,7 +288,7 @@ TagName = Annotated[str, Field(min_length=1, max_length=64)]
 TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256), _WORD]
 Share = Annotated[str, Field(pattern=r"^(100|[0-9]{1,2})%$")]
 Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}(GB|TB)$")]
-Folder = Annotated[Text, AfterValidator(_absolute)]
+Folder = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_absolute)]
 
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], Field(strict=False, max_length=64), AfterValidator(_unique)]
@@ -563,7 +563,7 @@ def _goal_problems(goal: Mapping[str, Any], recipe: recipes.Recipe | None) -> li
         message = f"{recipe.name} can't stop at {shown(metric)}. Use {recipe.metric}."
         problems.append(Problem("/goal/metric", message, "invalid-value", recipe.metric))
     if _is_number(reach) and str(metric).endswith("/acc") and not 0 < reach <= 1:
-        message = f"An accuracy lies between 0 and 1 (0.97, not 97); {shown(reach)} would never be reached."
+        message = f"An accuracy is a share between 0 and 1, such as 0.97, not {shown(reach)}."
         problems.append(Problem("/goal/reach", message, "invalid-value"))
     return problems
 
@@ -652,9 +652,11 @@ def _nearest(given: Any, known: list[str]) -> str | None:
 
 # From arguments to tree.
 
+_TEXT_FIELDS = ("name", "team", "limits", "data", "tags", "env")
+
 
 def _argument_value(text: str, *, is_text: bool) -> Any:
-    """The value as YAML would read it, JSON-able; or as text where a float would lose the literal (money)."""
+    """The value as YAML would read it, JSON-able; as it stands where the field is text, or a literal (money)."""
     if is_text:
         return text
     if text.startswith(("[", "{")):

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import zipfile
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from shoestring_core import recipes
 from shoestring_core.errors import InvalidSpec
+
+CORE = Path(__file__).parents[2] / "core"
 
 
 def test_the_two_recipes_are_shipped():
@@ -98,3 +104,11 @@ def test_a_recipe_file_with_a_mistake_is_refused(broken):
     assert recipes.Recipe.model_validate(sound)
     with pytest.raises(ValueError, match="validation error"):
         recipes.Recipe.model_validate(sound | broken)
+
+
+def test_the_wheel_carries_every_recipe(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=CORE, check=True, capture_output=True, timeout=60)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"shoestring_core/recipes/{recipe.name}.yaml" for recipe in recipes.all()} <= packed

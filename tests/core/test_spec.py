@@ -375,6 +375,16 @@ def test_arguments_make_the_same_spec_as_a_file():
     assert spec.parse(tree) == spec.parse(file + "resources: {nodes: 2}, limits: {cost: 3.10, time: 2h}}")
 
 
+def test_a_text_field_in_an_argument_needs_no_quotes():
+    tree = spec.from_arguments("imagefolder/resnet9", ["name=2026", "team=7", "data.train=/data/1.50", "tags.a=true"])
+    job = spec.parse(tree)
+    assert (job.name, job.team, job.data.train, job.tags) == ("2026", "7", "/data/1.50", {"a": "true"})
+
+
+def test_no_parameter_is_called_like_a_field_so_that_arguments_are_clear():
+    assert not {name for recipe in recipes.all() for name in recipe.params} & set(JobSpec.model_fields)
+
+
 def test_a_list_in_an_argument_is_a_sweep():
     tree = spec.from_arguments("digits/quickstart", ["seed=[1, 2]"])
     assert problems(tree)["/params/seed"].startswith("not-supported-yet")
