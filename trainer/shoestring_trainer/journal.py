@@ -132,22 +132,20 @@ class Journal:
     @classmethod
     def create(cls, folder: Path) -> Self:
         """A new journal. Raises FileExistsError if there is one."""
-        return cls(os.open(folder / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600))
+        descriptor = os.open(folder / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return cls(descriptor)
 
     @classmethod
-    def own(cls, folder: Path, *, wait_s: float = 0.0) -> Self | None:
-        """Take the journal, or None if another process still holds it after `wait_s`."""
+    def own(cls, folder: Path) -> Self | None:
+        """Take the journal, or None if another process holds it."""
         descriptor = os.open(folder / FILE, os.O_RDWR | os.O_APPEND)
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return cls(descriptor)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    os.close(descriptor)
-                    return None
-            time.sleep(0.01)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return cls(descriptor)
 
     def append(self, event: str, fields: Mapping[str, object] | None = None, *, at: int | None = None) -> None:
         """Write one line and wait until it is on the disk. Raises OSError (disk full), and then leaves no torn line."""

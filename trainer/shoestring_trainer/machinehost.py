@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -44,6 +44,7 @@ from shoestring_trainer.journal import (
     read_on,
 )
 from shoestring_trainer.machineinit import BOOT, OWN_S, RECLAIM, STOP, USER_DATA, marks, read_order
+from shoestring_trainer.metadata import LoopbackServer
 
 WATCH_S = 0.2
 BOOT_S = OWN_S + 10.0  # an init that has not begun by then never will
@@ -71,11 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     except AlreadyServed as other:
         return _fail(os.EX_TEMPFAIL, f"{other}: use that one, or stop it first, or give another --dir")
     try:
-        server = _Server((options.host, options.port))
+        server = _Server(options.port)
     except OSError as error:
-        where = f"{options.host}:{options.port} ({error.strerror})"
+        where = f"127.0.0.1:{options.port} ({error.strerror})"
         return _fail(os.EX_UNAVAILABLE, f"can't listen on {where}: give another --port, or 0 for a free one")
-    url = options.url or f"http://{options.host}:{server.server_address[1]}"
 
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -83,12 +83,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         server.host = MachineHost(folder, slots=options.slots, command=options.command)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        _write_file(folder / "machinehost.json", {"url": url, "key": server.key, "pid": os.getpid()})
+        _write_file(folder / "machinehost.json", {"url": server.url, "key": server.key, "pid": os.getpid()})
     except OSError as error:
         return _fail(os.EX_CANTCREAT, f"can't write in {folder} ({error.strerror}): make room, then start again")
-    print(f"machine host ready at {url}, {options.slots} slots, folder {folder}", flush=True)
+    _log(f"machine host ready at {server.url}, {options.slots} slots, folder {folder}")
     while not stopping.wait(WATCH_S):
         server.host.watch()
+    if options.stop_machines_on_exit:
+        server.host.stop_all()
     server.shutdown()
     return 0
 
@@ -255,19 +257,30 @@ class MachineHost:
         """Take note of what inits wrote, and end what lost its init. Never raises for one machine's sake."""
         with self._lock:
             self._launchers = [launcher for launcher in self._launchers if launcher.poll() is None]
-            _reap_adopted()
-            living = [machine for machine in self._machines.values() if machine.record.ended_at is None]
-        for machine in living:
+        for machine in self._living():
             try:
                 self._watch_one(machine)
             except OSError as error:  # disk full, say: the next look tries again
                 _log(f"{machine.record.id}: {error}")
 
+    def stop_all(self) -> None:
+        """End every machine, and wait until they have."""
+        for machine in self._living():
+            self.stop(machine.record.id)
+        while self._living():
+            self.watch()
+            time.sleep(WATCH_S)
+
+    def _living(self) -> list[Machine]:
+        with self._lock:
+            return [machine for machine in self._machines.values() if machine.record.ended_at is None]
+
     def _watch_one(self, machine: Machine) -> None:
         """A free journal means that no init lives: it never began, or it died and its orphans must follow it."""
         with self._lock:
             if machine.read().ended_at is not None:
-                return _log(f"{machine.record.id} ended: {machine.record.end_cause}")
+                _log(f"{machine.record.id} ended: {machine.record.end_cause}")
+                return
         journal = Journal.own(machine.folder)
         if journal is None:
             return
@@ -375,7 +388,8 @@ def _end_without_init(folder: Path, record: MachineRecord, journal: Journal) -> 
     """
     lived = bool(processes.carrying(marks(folder)))
     if not processes.kill_all(lambda: processes.carrying(marks(folder)), reap=lambda: None, within_s=KILL_S):
-        return _log(f"{record.id}: some processes do not die; trying on")
+        _log(f"{record.id}: some processes do not die; trying on")
+        return
     now = now_us()
     at = now if lived else min(now, record.last_at + round(HEARTBEAT_S * 1e6))
     noticed = record.notice_at is not None or read_order(folder, RECLAIM) is not None
@@ -384,14 +398,15 @@ def _end_without_init(folder: Path, record: MachineRecord, journal: Journal) -> 
     journal.append("end", {"cause": cause, "code": None, "by": "machinehost"}, at=at)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
+class _Server(LoopbackServer):
     host: MachineHost
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        super().__init__(address, _Handler)
+    def __init__(self, port: int) -> None:
+        super().__init__(port, _Handler)
         self.key = secrets.token_urlsafe(32)
+
+    def handle_error(self, *_: object) -> None:
+        _log(f"a connection failed: {sys.exc_info()[1]!r}")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -403,12 +418,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
-    do_PUT = do_POST = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = do_GET
+    def do_PUT(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def do_DELETE(self) -> None:
+        self._serve()
 
     def _serve(self) -> None:
         try:
             self._authorize()
-            status, body = self._route(self._body())
+            sent = self._body()
+        except Refused as refused:
+            self._answer(refused.status, refused.body)
+            return
+        try:
+            status, body = self._route(sent)
         except Refused as refused:
             status, body = refused.status, refused.body
         except RecursionError:
@@ -416,7 +443,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError as error:
             detail = f"the machine host can't write its folder ({error.strerror}): make room, then repeat"
             status, body = 507, {"code": "storage", "detail": detail}
-        except Exception:
+        except Exception:  # noqa: BLE001 - the caller gets an answer, and the log the fault
             traceback.print_exc()
             status, body = 500, {"code": "internal", "detail": "a fault in the machine host; its log says more"}
         self._answer(status, body)
@@ -458,7 +485,7 @@ class _Handler(BaseHTTPRequestHandler):
         _require(len(raw) == int(length), "the body is shorter than its Content-Length")
         try:
             body = json.loads(raw or b"{}", parse_constant=_refuse_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(400, "bad-request", f"the body is not JSON: {error}") from None
         _require(isinstance(body, dict), "the body must be a JSON object")
         return dict(body)
@@ -477,23 +504,18 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses (malformed request lines, unknown methods), as JSON too."""
         self.close_connection = True
-        self._answer(code, {"code": "bad-request", "detail": message or "this is no HTTP request that can be served"})
+        self._answer(code, {"code": "bad-request", "detail": message or explain or f"HTTP status {code}"})
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """Launches and ends are logged; requests are not."""
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m shoestring_trainer.machinehost", description="Serve local machines."
-    )
+    parser = argparse.ArgumentParser(prog="python -m shoestring_trainer.machinehost", description="The local cloud.")
     parser.add_argument("--dir", type=Path, required=True, help="the folder that keeps the machines and their journals")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0, the default, takes a free one")
-    parser.add_argument("--url", help="the URL to write in machinehost.json, where clients reach it by another name")
-    parser.add_argument(
-        "--slots", type=int, default=max(2, os.cpu_count() or 1), help="machines at a time (default: %(default)s)"
-    )
+    parser.add_argument("--port", type=int, default=0, help="loopback port; 0, the default, takes a free one")
+    parser.add_argument("--slots", type=int, default=max(2, os.cpu_count() or 1), help="machines at a time")
+    parser.add_argument("--stop-machines-on-exit", action="store_true", help="for a container, whose end is theirs too")
     options = parser.parse_args(argv)
     if options.slots < 1 or not 0 <= options.port <= 65535:
         parser.error("--slots must be at least 1, --port 0 to 65535")
@@ -544,7 +566,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def _write_file(path: Path, value: dict[str, Any]) -> None:
     """Readable by this user alone; whole or not at all."""
     draft = path.with_name(f".{path.name}.new")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(value, file)
         file.flush()
         os.fsync(file.fileno())
@@ -560,16 +582,6 @@ def _fsync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _reap_adopted() -> None:
-    """As process 1 of a container this process is every orphan's parent, so it has to read their ends."""
-    while os.getpid() == 1:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                return
-        except ChildProcessError:
-            return
-
-
 def _require(holds: object, detail: str) -> None:
     if not holds:
         raise Refused(400, "bad-request", detail)
@@ -580,11 +592,11 @@ def _refuse_constant(name: str) -> None:
 
 
 def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"machinehost: {message}", file=sys.stderr)
+    _log(f"machinehost: {message}")
     return code
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from shoestring_trainer import processes
 from shoestring_trainer.journal import HEARTBEAT_S, Journal, end_cause, now_us, read_machine
@@ -31,26 +31,28 @@ BOOT, USER_DATA, AGENT_LOG = "boot.json", "user-data", "agent.log"
 STOP, RECLAIM = "stop.json", "reclaim.json"
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Detach, then run the machine in this folder, unless it runs or has run already."""
     folder = Path(sys.argv[1])
     if os.fork():
         os._exit(0)  # the child belongs to nobody, so that it outlives the machine host and leaves it no zombie
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    journal = Journal.own(folder, wait_s=OWN_S)
-    if journal is None:
-        return 0
-    with journal:
-        if read_machine(folder).state == "pending":
-            run(folder, journal)
-    return 0
+    deadline = time.monotonic() + OWN_S  # a host that looks after the machine may hold the journal for a moment
+    while read_machine(folder).state == "pending" and time.monotonic() < deadline:
+        if journal := Journal.own(folder):
+            if read_machine(folder).state == "pending":  # still so, now that nobody else can write
+                run(folder, journal)
+            break
+        time.sleep(0.01)
+    os._exit(0)  # at once: the journal has said that the machine's last process is gone
 
 
 def run(folder: Path, journal: Journal) -> None:
     """From start to end. The journal says `end` only after the last process is gone."""
     if read_order(folder, STOP):
         _note(journal, "stop")
-        return _write_end(journal, end_cause(noticed=False, stopped=True, code=None), None)
+        _write_end(journal, end_cause(noticed=False, stopped=True, code=None), None)
+        return
     processes.become_subreaper()
     record = read_machine(folder)
     metadata = MetadataServer(record, (folder / USER_DATA).read_text())
@@ -114,7 +116,7 @@ def _start_agent(folder: Path, metadata_url: str) -> processes.Process:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=prepare,  # safe: no second thread runs yet
+            preexec_fn=prepare,  # noqa: PLW1509 - no second thread runs yet
         )
     agent.returncode = 0  # read by _reap, as all children are; keeps Popen from waiting for it as well
     return processes.process(agent.pid)
@@ -153,7 +155,7 @@ def _kill_tree(folder: Path, agent_pid: int, code: int | None) -> int | None:
         code = ended if ended is not None else code
 
     while not processes.kill_all(rest, reap=reap, within_s=GRACE_S):
-        print("some processes do not die; trying on", sorted(each.pid for each in rest()), file=sys.stderr, flush=True)
+        sys.stderr.write(f"some processes do not die; trying on: {sorted(each.pid for each in rest())}\n")
     return code
 
 
@@ -162,7 +164,7 @@ def _note(journal: Journal, event: str, fields: dict[str, Any] | None = None) ->
     try:
         journal.append(event, fields)
     except OSError as error:
-        print(f"{event} not journaled: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{event} not journaled: {error}\n")
 
 
 def _write_end(journal: Journal, cause: str, code: int | None) -> None:
@@ -170,11 +172,12 @@ def _write_end(journal: Journal, cause: str, code: int | None) -> None:
     at = now_us()
     while True:
         try:
-            return journal.append("end", {"cause": cause, "code": code}, at=at)
+            journal.append("end", {"cause": cause, "code": code}, at=at)
+            return
         except OSError as error:
-            print(f"end not journaled, trying again: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"end not journaled, trying again: {error}\n")
             time.sleep(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import socketserver
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -36,20 +37,32 @@ def lookup(record: MachineRecord, user_data: str, path: str) -> str | None:
     return documents.get(path.removeprefix("/latest/meta-data/"))
 
 
-class MetadataServer(ThreadingHTTPServer):
-    """Listens on a free loopback port from the start, answers once `serve_forever` runs, shows what `record` says."""
+class LoopbackServer(ThreadingHTTPServer):
+    """An HTTP server for this computer only. It listens from the start, and answers once `serve_forever` runs."""
 
     daemon_threads = True
+    request_queue_size = 128
 
-    def __init__(self, record: MachineRecord, user_data: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.record = record
-        self.user_data = user_data
-        self._secret = secrets.token_bytes(32)
+    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", port), handler)
+
+    def server_bind(self) -> None:
+        """Without HTTPServer's reverse look-up of its own name, which may hang where DNS does."""
+        socketserver.TCPServer.server_bind(self)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class MetadataServer(LoopbackServer):
+    """Shows what its `record` says at the moment."""
+
+    def __init__(self, record: MachineRecord, user_data: str) -> None:
+        super().__init__(0, _Handler)
+        self.record = record
+        self.user_data = user_data
+        self._secret = secrets.token_bytes(32)
 
     def issue_token(self, ttl_s: int) -> str:
         """A token that says itself until when it holds, so that none need be kept."""
@@ -73,21 +86,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         if self.path != "/latest/api/token":
-            return self._answer(404, "no such document")
-        if "X-Forwarded-For" in self.headers:  # as EC2 does: a token must not leave through a proxy
-            return self._answer(403, "not through a proxy")
-        ttl = self.headers.get(TTL, "")
-        if not (ttl.isascii() and ttl.isdigit() and 1 <= int(ttl[:6]) <= LONGEST_TTL_S):
-            return self._answer(400, f"{TTL} must be 1 to {LONGEST_TTL_S}")
-        self._answer(200, self.server.issue_token(int(ttl)), {TTL: ttl})
+            self._answer(404, "no such document")
+        elif "X-Forwarded-For" in self.headers:  # as EC2 does: a token must not leave through a proxy
+            self._answer(403, "not through a proxy")
+        elif ttl := _ttl_s(self.headers.get(TTL, "")):
+            self._answer(200, self.server.issue_token(ttl), {TTL: str(ttl)})
+        else:
+            self._answer(400, f"{TTL} must be 1 to {LONGEST_TTL_S}")
 
     def do_GET(self) -> None:
         if not self.server.accepts(self.headers.get(TOKEN, "")):
-            return self._answer(401, f"send {TOKEN}, from PUT /latest/api/token")
-        document = lookup(self.server.record, self.server.user_data, self.path.rstrip("/"))
-        if document is None:
-            return self._answer(404, "no such document")
-        self._answer(200, document)
+            self._answer(401, f"send {TOKEN}, from PUT /latest/api/token")
+        elif document := lookup(self.server.record, self.server.user_data, self.path.rstrip("/")):
+            self._answer(200, document)
+        else:
+            self._answer(404, "no such document")
 
     def _answer(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
         body = text.encode()
@@ -101,5 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """An agent asks every second or two; that is no news."""
+
+
+def _ttl_s(text: str) -> int | None:
+    seconds = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(LONGEST_TTL_S)) else 0
+    return seconds if 1 <= seconds <= LONGEST_TTL_S else None

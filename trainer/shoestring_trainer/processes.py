@@ -140,7 +140,7 @@ def _environment(pid: int) -> set[bytes]:
 
 
 def _pids() -> list[int]:
-    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+    return [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
 
 
 def _prctl(option: int, value: int) -> None:
