@@ -250,6 +250,25 @@ def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
 # The types of fields.
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Text that matches a pattern as a whole, described in words."""
+
+    pattern: str
+    words: str
+
+    def check(self, value: str) -> str:
+        if not re.fullmatch(self.pattern, value):
+            raise _wrong(f"must be {self.words}, not {shown(value)}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema) | {"pattern": f"^({self.pattern})$"}
+
+
 def _either(*kinds: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": list(kinds)})
 
@@ -281,13 +300,13 @@ Param = Annotated[Any, BeforeValidator(_param)]
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 Script = Annotated[str, Field(min_length=1, max_length=65_536)]
 Name = Annotated[str, Field(max_length=100), AfterValidator(_name)]
-Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Slug = Annotated[str, Shape(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "up to 63 letters, digits, dots and dashes")]
+Variable = Annotated[str, Shape(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "the name of a variable, such as HF_TOKEN")]
 Setting = Annotated[str, BeforeValidator(_as_text), Field(max_length=32_768), _WORD]
 TagName = Annotated[str, Field(min_length=1, max_length=64)]
 TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256), _WORD]
-Share = Annotated[str, Field(pattern=r"^(100|[0-9]{1,2})%$")]
-Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}(GB|TB)$")]
+Share = Annotated[str, Shape(r"(100|[0-9]{1,2})%", "a share such as 10%")]
+Size = Annotated[str, Shape(r"[1-9][0-9]{0,6}(GB|TB)", "a size such as 200GB")]
 Folder = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_absolute)]
 
 Item = TypeVar("Item")
@@ -509,7 +528,7 @@ def _filled(tree: dict[str, Any], recipe: recipes.Recipe, problems: list[Problem
     if isinstance(given, dict) and len(given) <= MAX_PARAMS:
         several = {name: value for name, value in given.items() if isinstance(value, list | dict)}
         values, faults = recipe.resolve({name: value for name, value in given.items() if name not in several})
-        problems += faults
+        problems += [_relocated(fault) for fault in faults]
         filled["params"] = values | several
     if isinstance(resources := tree.get("resources", {}), dict):
         filled["resources"] = recipe.defaults.model_dump() | resources
@@ -595,18 +614,19 @@ _SENTENCES = {
     "greater_than_equal": "must be at least {ge}, not {given}",
     "less_than_equal": "must be at most {le}, not {given}",
     "literal_error": "must be {expected}, not {given}",
-    "string_pattern_mismatch": "can't be {given}: it must match {pattern}",
     "not-supported-yet": "not supported yet; {instead}",
     "invalid-value": "{message}",
 }
 
 
 def _problem(error: ErrorDetails) -> Problem:
-    path = [part for part in error["loc"] if part != "[key]"]
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    path = list(error["loc"])
+    if kind != "extra_forbidden" and len(path) > 2 and path[-1] == "[key]":
+        path.pop()  # pydantic's mark of a key that is wrong itself
     at = ""
     for part in path:
         at = document.pointer(at, part)
-    kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown_field(at, path)
     sentence = _SENTENCES.get(kind, "{otherwise}").format(given=shown(given), otherwise=error["msg"], **context)
@@ -617,9 +637,25 @@ def _problem(error: ErrorDetails) -> Problem:
 
 def _unknown_field(at: str, path: list[int | str]) -> Problem:
     known = _fields_at(path[:-1])
-    near = _nearest(path[-1], known)
+    near = (_place_of(str(path[-1])) if len(path) == 1 else None) or _nearest(path[-1], known)
     then = f"Did you mean {near}?" if near else f"Known: {', '.join(known)}."
     return Problem(at, f"There is no such field. {then}", "unknown-field", near)
+
+
+def _relocated(fault: Problem) -> Problem:
+    """A parameter that no recipe has may be a field: `nodes=2` means resources.nodes."""
+    place = _place_of(fault.pointer.removeprefix("/params/")) if fault.code == "unknown-parameter" else None
+    if place is None:
+        return fault
+    return Problem(fault.pointer, f"The recipe has no such parameter. Did you mean {place}?", fault.code, place)
+
+
+def _place_of(name: str) -> str | None:
+    """Where a field or parameter called `name` stands, if it does so one level down."""
+    for section, model in sections(JobSpec).items():
+        if name in model.model_fields:
+            return f"{section}.{name}"
+    return f"params.{name}" if any(name in recipe.params for recipe in recipes.all()) else None
 
 
 def _fields_at(path: list[int | str]) -> list[str]:
@@ -631,12 +667,12 @@ def _fields_at(path: list[int | str]) -> list[str]:
 
 def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Field name → the model of its value, for the fields that are mappings of fields."""
-    sections: dict[str, type[BaseModel]] = {}
+    found: dict[str, type[BaseModel]] = {}
     for name, field in model.model_fields.items():
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                sections[field.alias or name] = kind
-    return sections
+                found[field.alias or name] = kind
+    return found
 
 
 _ELSEWHERE = {"project": "team"}  # what other tools call it

@@ -238,6 +238,9 @@ def test_the_list_of_what_is_not_built_is_complete():
         ({"retry": {"on": ["interuption"]}}, "/retry/on/0", "interruption"),
         ({"params": {"learning_rate": 1, "epoch": 3}}, "/params/epoch", "epochs"),
         ({"on_budget": "paus"}, "/on_budget", "pause"),
+        ({"epochs": 3}, "/epochs", "params.epochs"),
+        ({"cost": 3}, "/cost", "limits.cost"),
+        ({"params": {"nodes": 2}}, "/params/nodes", "resources.nodes"),
     ],
 )
 def test_a_misspelt_word_is_met_with_the_right_one(tree, at, suggestion):
@@ -251,6 +254,11 @@ def test_a_misspelt_word_is_met_with_the_right_one(tree, at, suggestion):
 @pytest.mark.parametrize(
     ("tree", "at"),
     [
+        ({"[key]": 1}, "/[key]"),
+        ({"resources": {"[key]": 1}}, "/resources/[key]"),
+        ({"env": {"A-B": "x"}}, "/env/A-B"),
+        ({"tags": {"": "x"}}, "/tags/"),
+        ({"tags": {"[key]": [1]}}, "/tags/[key]"),
         ({"recipe": None}, "/recipe"),
         ({"recipe": 5}, "/recipe"),
         ({"recipe": ""}, "/recipe"),
