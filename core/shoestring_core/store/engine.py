@@ -23,10 +23,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, orm, text, update
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    UpdateBase,
+    create_engine,
+    event,
+    exc,
+    insert,
+    orm,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
 from shoestring_core.errors import StoreTooNew, Unavailable
@@ -111,6 +124,15 @@ class Write(Read):
             {"team": team, "job": job, "attempt": attempt, "generation": generation, "kind": kind,
              "actor": actor, "reason": reason, "ref": ref, "data": data or {}, "at": self.now}
         )  # fmt: skip
+
+    def add_new(self, table: type[tables.Base], **values: Any) -> bool:
+        """Insert a row, unless one of its unique keys is taken; whether it was inserted."""
+        dialect = postgresql if self.sql.get_bind().dialect.name == "postgresql" else sqlite
+        return self.count(dialect.insert(table).values(**values).on_conflict_do_nothing()) == 1
+
+    def count(self, change: UpdateBase) -> int:
+        """Run an insert, update or delete; how many rows it changed."""
+        return cast("CursorResult[Any]", self.sql.execute(change)).rowcount
 
     def hint(self) -> None:
         """Ask for a tick after the commit, instead of waiting for the next one."""
