@@ -17,7 +17,7 @@ WEB_SOURCES := $(if $(WEB),$(shell find web -type f -not -path '*/node_modules/*
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: .venv/.dev .venv/.browser $(WEB)  ## Install everything: .venv, the dashboard, Chromium (about 0.5 GB to download)
+setup: .venv/.dev .venv/.browser $(WEB)  ## Install everything: .venv, the dashboard, Chromium (about 0.6 GB to download)
 	@echo "Ready. \`make demo\` trains a model on two local spot machines." >&2
 
 demo: .venv/.runtime $(WEB)  ## Train on two local spot machines, lose one, finish; DEMO_FLAGS="--exit --json"
