@@ -51,11 +51,16 @@ class LocalCloud:
         )
 
     def popen(self, *flags: str, crash: str = "", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        paths = os.pathsep.join(str(ROOT / room) for room in ("core", "trainer"))
         code = f"import os, sys; from shoestring_trainer import machinehost\n{crash}\nsys.exit(machinehost.main())"
         return subprocess.Popen(
             [sys.executable, "-c", code, "--dir", str(self.folder), *flags],
-            env={**os.environ, "PYTHONPATH": paths, "SHOESTRING_AGENT_COMMAND": json.dumps(AGENT), **(env or {})},
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": "core:trainer",
+                "SHOESTRING_AGENT_COMMAND": json.dumps(AGENT),
+                **(env or {}),
+            },
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -170,7 +170,80 @@ def test_hosts_killed_at_random_moments_of_launches_and_ends_never_run_two_machi
         cloud.clean_up()
 
 
+def test_random_deaths_of_everything_leave_one_life_per_token_and_honest_journals(tmp_path, seed):
+    chaos(tmp_path, seed, steps=25)
+
+
+def chaos(folder, seed, steps):
+    """Draws launches, repeats, orders and kills, while a witness reads the process table; then checks every journal."""
+    draw = random.Random(seed)
+    cloud = LocalCloud(folder)
+    asked = {}
+    try:
+        cloud.start(slots=4)
+        for _ in range(steps):
+            machines = cloud.client.get("/machines").json()["machines"]
+            living = [machine for machine in machines if machine["state"] != "ended"]
+            machine = draw.choice(living) if living else None
+            move = draw.choice(
+                ["launch", "launch", "repeat", "stop", "reclaim", "host", "init", "agent", "child", "both"]
+            )
+            if move == "launch":
+                token = f"t{len(asked)}"
+                user_data = draw.choice([{}, FAMILY, {"leave": True}, {"exit": 1}])
+                asked[token] = {**SPOT, "user_data": user_data}
+                cloud.client.put(f"/machines/{token}", json=asked[token])
+            elif move == "repeat" and asked:
+                token = draw.choice(sorted(asked))
+                assert cloud.client.put(f"/machines/{token}", json=asked[token]).status_code in (200, 201, 409)
+            elif move == "host":
+                restart(cloud)
+            elif machine and move == "stop":
+                cloud.stop(machine)
+            elif machine and move == "reclaim":
+                cloud.client.post(f"/machines/{machine['id']}/reclaim", json={"notice_s": draw.choice([0, 0.3, 60])})
+            elif machine and move in ("init", "both"):
+                kill(machine["pid"] or draw.choice(alive_in(machine["dir"]) or [2**22 - 1]))
+                if move == "both":
+                    restart(cloud)
+            elif machine and move in ("agent", "child"):
+                kill(draw.choice(alive_in(machine["dir"]) or [2**22 - 1]))
+            for each in cloud.client.get("/machines").json()["machines"]:
+                if each["state"] == "ended":
+                    others = {each["pid"]}  # the init itself leaves just after its last word
+                    assert not set(alive_in(each["dir"])) - others
+            time.sleep(draw.uniform(0, 0.15))
+        machines = cloud.client.get("/machines").json()["machines"]
+        assert len({machine["token"] for machine in machines}) == len(machines)
+        for machine in machines:
+            cloud.stop(machine)
+        for machine in machines:
+            ended = cloud.ended(machine)
+            lines = events(ended)
+            assert [lines.count(event) for event in ("launch", "end")] == [1, 1]
+            assert max(lines.count(event) for event in ("start", "agent", "notice", "stop")) <= 1
+            assert lines[-1] == "end"
+            assert ended["launched_at"] <= ended["ended_at"]
+            until(lambda ended=ended: not alive_in(ended["dir"]))
+    finally:
+        cloud.clean_up()
+
+
+def restart(cloud):
+    cloud.end()
+    cloud.start(slots=4)
+
+
 # The init
+
+
+def test_a_machine_whose_init_never_came_ends_soon_and_frees_its_slot(cloud):
+    cloud.end()
+    never = "lambda self, machine: setattr(machine, 'spawned', machinehost.time.monotonic())"
+    cloud.start(slots=1, crash=f"machinehost.MachineHost._spawn = {never}")
+    machine = cloud.ended(cloud.launch("t1"), within_s=5)
+    assert (machine["end_cause"], machine["started_at"]) == ("crashed", None)
+    cloud.launch("t2")
 
 
 def test_a_killed_init_ends_its_machine_and_all_it_left_behind(cloud):

@@ -47,7 +47,7 @@ from shoestring_trainer.machineinit import BOOT, OWN_S, RECLAIM, STOP, USER_DATA
 from shoestring_trainer.metadata import LoopbackServer
 
 WATCH_S = 0.2
-BOOT_S = OWN_S + 10.0  # an init that has not begun by then never will
+SEEN_S, BOOT_S = 1.0, OWN_S + 10.0  # a new init shows in the process table by the first, and has begun by the second
 HEED_S = 1.0  # how long a reply waits for an init to follow an order; the order stands anyway
 KILL_S = 5.0
 BODY_LIMIT = 256 * 1024
@@ -289,8 +289,8 @@ class MachineHost:
                 record = machine.read()  # again, now that nobody else can write
             if record.ended_at is not None:
                 return
-            if record.started_at is None and time.monotonic() < machine.spawned + BOOT_S:
-                return  # it is still on its way to the journal
+            if record.started_at is None and _on_its_way(machine):
+                return
             _end_without_init(machine.folder, record, journal)
 
     def _found(self) -> list[Machine]:
@@ -378,6 +378,12 @@ class MachineHost:
                 if followed(record) or record.ended_at is not None or time.monotonic() > deadline:
                     return machine.view()
             time.sleep(0.005)
+
+
+def _on_its_way(machine: Machine) -> bool:
+    """Whether an init that was started may still reach the journal."""
+    age_s = time.monotonic() - machine.spawned
+    return age_s < SEEN_S or (age_s < BOOT_S and bool(processes.carrying(marks(machine.folder))))
 
 
 def _end_without_init(folder: Path, record: MachineRecord, journal: Journal) -> None:
@@ -557,9 +563,9 @@ def _prepare(directory: Path) -> Path:
 
 def _environment(folder: Path) -> dict[str, str]:
     """What a machine may know of this process's environment: no secrets of servers that run beside it."""
-    mine = {
-        name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith("SHOESTRING_AGENT_")
-    }
+    mine = {name: os.environ[name] for name in os.environ if name in PASSED_ON or name.startswith("SHOESTRING_AGENT_")}
+    if paths := mine.get("PYTHONPATH"):  # these may be relative, and a machine runs in another folder
+        mine["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths.split(os.pathsep))
     return {**mine, **marks(folder)}
 
 
