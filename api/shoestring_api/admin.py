@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m shoestring_api.admin bootstrap`: the first team, its admin's key, its budget, and a one-time login code.
+
+Safe to repeat: what exists is kept, and a given budget is set again. Prints one JSON object: `{"key", "code"}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from shoestring_core import money
+from shoestring_core.errors import ShoestringError, Unauthenticated
+from shoestring_core.store import ledger, people
+from shoestring_core.store.engine import Write, open_store
+
+DEFAULT_BUDGET = "10.00"
+"""Dollars. A service without any limit would be a surprise waiting for its bill."""
+
+
+def main() -> int:
+    options = _options()
+    store = open_store(os.environ["SHOESTRING_DATABASE_URL"])
+    try:
+        print(json.dumps(store.write(lambda db: bootstrap(db, options))))  # noqa: T201 - the answer
+    except (ShoestringError, ValueError) as refused:
+        print(refused, file=sys.stderr)  # noqa: T201 - the answer
+        return 1
+    finally:
+        store.close()
+    return 0
+
+
+def bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
+    """Make what is missing and return the admin's key and a login code. The key is kept in `options.key_file`."""
+    admin = people.ensure_admin(db, options.org, options.team, options.user)
+    team = ledger.team_account(db, admin.team)
+    if options.budget is not None or team.limit_micro is None:
+        limit = money.micro(options.budget or DEFAULT_BUDGET)
+        if limit != team.limit_micro:
+            ledger.set_limit(db, team.id, limit, actor=options.user, reason="set when the service was started")
+    key = _kept(db, options.key_file)
+    if key is None:
+        key = people.create_key(db, "pat", admin.user, admin.team, [], None)[1]
+        _keep(options.key_file, key)
+    return {"key": key, "code": people.create_login_code(db, admin.user, admin.team)}
+
+
+def _kept(db: Write, file: Path) -> str | None:
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+        people.authenticate(db, key)
+    except (OSError, Unauthenticated):
+        return None
+    return key
+
+
+def _keep(file: Path, key: str) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+        opened.write(key + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m shoestring_api.admin", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("bootstrap")
+    command.add_argument("--org", default="home")
+    command.add_argument("--team", default="team")
+    command.add_argument("--user", default="admin")
+    command.add_argument("--budget", metavar="USD")
+    command.add_argument("--key-file", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
