@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m shoestring_api.admin bootstrap`: the first team, its admin's key, its budget, and a one-time login code.
+"""`python -m shoestring_api.admin bootstrap`: the tables, the first team, its admin's key, its budget, and a one-time
+login code.
 
-Safe to repeat: what exists is kept, and a given budget is set again. Prints one JSON object: `{"key", "code"}`.
+Safe to repeat: an older database is migrated, a newer one refused, what exists is kept, a given budget is set again.
+Prints one JSON object: `{"key", "code"}`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ def main() -> int:
     options = _options()
     store = open_store(os.environ["SHOESTRING_DATABASE_URL"])
     try:
+        store.migrate()
         print(json.dumps(store.write(lambda db: bootstrap(db, options))))  # noqa: T201 - the answer
     except (ShoestringError, ValueError) as refused:
         print(refused, file=sys.stderr)  # noqa: T201 - the answer

@@ -129,7 +129,6 @@ class Service:
             redis = self._child("redis", redis_command(data / "redis"), environment)
             redis.start()
             wait_for((data / "redis" / "redis.sock").exists, redis, READY_S)
-        run_once([sys.executable, "-m", "shoestring_core.store.migrations", "upgrade"], environment)
         bootstrap = [sys.executable, "-m", "shoestring_api.admin", "bootstrap", "--key-file", str(data / "admin.key")]
         if self.options.budget is not None:
             bootstrap += ["--budget", self.options.budget]
