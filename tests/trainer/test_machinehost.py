@@ -158,6 +158,26 @@ def test_stopping_an_obedient_agent_does_not_wait_out_the_grace(cloud):
     assert (machine["end_cause"], machine["end_code"]) == ("requested", -signal.SIGTERM)
 
 
+def test_a_longer_grace_lets_an_agent_finish_and_a_shorter_one_hastens_the_end(cloud):
+    machine = cloud.running(user_data={"ignore_term": True})
+    path = f"/machines/{machine['id']}"
+    assert cloud.client.delete(path, params={"grace_s": 60}).json()["state"] == "stopping"
+    assert cloud.client.delete(path, params={"grace_s": 600}).status_code == 202
+    assert json.loads((Path(machine["dir"]) / "stop.json").read_text())["kill_at"] < machine["launched_at"] + 90e6
+    assert cloud.client.delete(path, params={"grace_s": 0}).status_code == 202
+    ended = cloud.ended(machine, within_s=3)
+    assert (ended["end_cause"], ended["end_code"]) == ("requested", -signal.SIGKILL)
+    for query in ("grace_s=-1", "grace_s=nan", "grace_s=1e9", "grace_s=", "mercy=1", "grace_s=3601"):
+        assert cloud.client.delete(f"{path}?{query}").status_code == 400
+
+
+def test_a_signal_to_the_init_ends_its_machine_politely(cloud):
+    machine = cloud.running()
+    os.kill(machine["pid"], signal.SIGTERM)
+    ended = cloud.ended(machine)
+    assert (ended["end_cause"], ended["end_code"]) == ("requested", -signal.SIGTERM)
+
+
 def test_a_machine_stopped_while_pending_ends(cloud):
     machine = cloud.launch()
     cloud.stop(machine)

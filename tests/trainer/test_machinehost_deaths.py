@@ -88,7 +88,7 @@ def test_an_order_that_died_with_its_sender_is_followed(cloud):
     machine = cloud.running()
     cloud.end()
     # as a host leaves it that was killed between writing the order and waking the init
-    (Path(machine["dir"]) / "stop.json").write_text('{"at": 1}')
+    (Path(machine["dir"]) / "stop.json").write_text('{"kill_at": 1}')
     until(lambda: "end" in events(machine))
     assert journal(machine)[-1]["cause"] == "requested"
 

@@ -43,7 +43,7 @@ from shoestring_trainer.journal import (
     read_machine,
     read_on,
 )
-from shoestring_trainer.machineinit import BOOT, OWN_S, RECLAIM, STOP, USER_DATA, marks, read_order
+from shoestring_trainer.machineinit import BOOT, GRACE_S, OWN_S, RECLAIM, STOP, USER_DATA, marks, read_order
 from shoestring_trainer.metadata import LoopbackServer
 
 WATCH_S = 0.2
@@ -52,6 +52,8 @@ HEED_S = 1.0  # how long a reply waits for an init to follow an order; the order
 KILL_S = 5.0
 BODY_LIMIT = 256 * 1024
 NOTICE_S, LONGEST_NOTICE_S = 120.0, 3600.0
+LONGEST_GRACE_S = 3600.0
+PARTING_S = 30.0  # for all machines to checkpoint and end, where they end with the host
 TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 TYPE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PRICE = re.compile(r"\d{1,9}(\.\d{1,9})?")
@@ -211,7 +213,6 @@ class MachineHost:
                 detail = f"all {self.slots} slots are taken: end a machine, or start with more --slots"
                 raise Refused(409, "capacity", detail)
             machine = self._create(name, token, asked)
-            self._machines[name] = machine
             self._spawn(machine)
             return 201, machine.view()
 
@@ -231,10 +232,14 @@ class MachineHost:
             machine.read()
             return machine.view()
 
-    def stop(self, name: str) -> dict[str, Any]:
-        """Ask a machine to end; again, or after its end, changes nothing."""
+    def stop(self, name: str, grace_s: float = GRACE_S) -> dict[str, Any]:
+        """End a machine: SIGTERM now, SIGKILL after `grace_s`. Asked again, the end may come sooner, never later."""
         machine = self._get(name)
-        self._order(machine, STOP, {"at": now_us()})
+        kill_at = now_us() + round(grace_s * 1e6)
+        with self._lock:
+            known = read_order(machine.folder, STOP)
+            if known is None or kill_at < known["kill_at"]:
+                self._order(machine, STOP, {"kill_at": kill_at})
         return self._heeded(machine, lambda record: record.stop_at is not None)
 
     def reclaim(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +255,9 @@ class MachineHost:
         with self._lock:
             if machine.read().ended_at is not None:
                 raise Refused(409, "ended", "the machine has ended", machine=machine.view())
-        self._order(machine, RECLAIM, {"notice_s": notice_s, "taken_at": now_us() + round(notice_s * 1e6)})
+            if read_order(machine.folder, RECLAIM) is None:
+                taken_at = now_us() + round(notice_s * 1e6)
+                self._order(machine, RECLAIM, {"notice_s": notice_s, "taken_at": taken_at})
         return self._heeded(machine, lambda record: record.notice_at is not None)
 
     def watch(self) -> None:
@@ -266,7 +273,7 @@ class MachineHost:
     def stop_all(self) -> None:
         """End every machine, and wait until they have."""
         for machine in self._living():
-            self.stop(machine.record.id)
+            self.stop(machine.record.id, PARTING_S)
         while self._living():
             self.watch()
             time.sleep(WATCH_S)
@@ -311,7 +318,10 @@ class MachineHost:
         return machines
 
     def _create(self, name: str, token: str, asked: Launch) -> Machine:
-        """Make the folder, complete, in one rename: after a crash it is there with its launch, or not at all."""
+        """Make the folder, complete, in one rename: after a crash it is there with its launch, or not at all.
+
+        From the rename on the machine is known, so that whatever fails later, its token is spent and its end will be told.
+        """
         draft = self._folder / f".{name}"
         folder = self._folder / name
         shutil.rmtree(draft, ignore_errors=True)
@@ -326,8 +336,9 @@ class MachineHost:
         except OSError:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+        machine = self._machines[name] = Machine(folder, read_machine(folder), 0)
         _fsync(self._folder)
-        return Machine(folder, read_machine(folder), 0)
+        return machine
 
     def _spawn(self, machine: Machine) -> None:
         """Start an init. One too many does no harm: it finds the journal taken, or the machine begun, and leaves."""
@@ -361,13 +372,12 @@ class MachineHost:
         raise Refused(404, "not-found", f"no machine {name[:64]!r}: GET /machines lists all")
 
     def _order(self, machine: Machine, name: str, order: dict[str, Any]) -> None:
-        """Leave an order where the machine's init finds it. The first of a kind stands."""
-        with self._lock:
-            if machine.read().ended_at is None and not (machine.folder / name).exists():
-                _write_file(machine.folder / name, order)
-            init = machine.record.init
-        if init and machine.record.ended_at is None:
-            init.send(signal.SIGUSR1)
+        """Leave an order where the machine's init finds it, and wake the init."""
+        record = machine.read()
+        if record.ended_at is None:
+            _write_file(machine.folder / name, order)
+            if record.init:
+                record.init.send(signal.SIGUSR1)
 
     def _heeded(self, machine: Machine, followed: Callable[[MachineRecord], bool]) -> dict[str, Any]:
         """The machine once its init has followed an order, so that the reply shows the effect; soon in any case."""
@@ -378,6 +388,16 @@ class MachineHost:
                 if followed(record) or record.ended_at is not None or time.monotonic() > deadline:
                     return machine.view()
             time.sleep(0.005)
+
+
+def _grace_s(query: str) -> float:
+    """The `grace_s` of a query such as grace_s=20; the usual grace without one."""
+    if not query:
+        return GRACE_S
+    name, _, value = query.partition("=")
+    number = float(value) if name == "grace_s" and re.fullmatch(r"\d{1,4}(\.\d{1,6})?", value) else math.inf
+    _require(number <= LONGEST_GRACE_S, f"the query may be grace_s=0 to grace_s={LONGEST_GRACE_S:.0f} (seconds)")
+    return number
 
 
 def _on_its_way(machine: Machine) -> bool:
@@ -462,7 +482,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         host, method = self.server.host, self.command
-        match [unquote(part) for part in self.path.partition("?")[0].split("/")[1:]]:
+        path, _, query = self.path.partition("?")
+        match [unquote(part) for part in path.split("/")[1:]]:
             case ["health"] if method == "GET":
                 return 200, {"status": "ok", "slots": host.slots, "now": now_us()}
             case ["machines"] if method == "GET":
@@ -472,7 +493,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["machines", name] if method == "GET":
                 return 200, host.show(name)
             case ["machines", name] if method == "DELETE":
-                return 202, host.stop(name)
+                return 202, host.stop(name, _grace_s(query))
             case ["machines", name, "reclaim"] if method == "POST":
                 return 202, host.reclaim(name, body)
             case ["health"] | ["machines"] | ["machines", _] | ["machines", _, "reclaim"]:

@@ -23,7 +23,7 @@ from shoestring_trainer import processes
 from shoestring_trainer.journal import HEARTBEAT_S, Journal, end_cause, now_us, read_machine
 from shoestring_trainer.metadata import MetadataServer
 
-GRACE_S = 5.0  # from SIGTERM to SIGKILL
+GRACE_S = 5.0  # from SIGTERM to SIGKILL, unless the order says otherwise
 LOOK_S = 0.5  # an order whose signal was lost with its sender is found this late
 OWN_S = 10.0
 SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD}
@@ -61,7 +61,8 @@ def run(folder: Path, journal: Journal) -> None:
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
     _note(journal, "agent", asdict(agent))
 
-    noticed = stopped = terminated = False
+    noticed = stopped = False
+    asked: dict[str, Any] | None = None
     kill_at, beat_at = math.inf, time.monotonic() + HEARTBEAT_S
     while (code := _reap(agent.pid)) is None and time.monotonic() < kill_at:
         if time.monotonic() >= beat_at:
@@ -72,13 +73,15 @@ def run(folder: Path, journal: Journal) -> None:
             _note(journal, "notice", order)
             if order["notice_s"] > 0:  # else it is taken without a word
                 metadata.record = replace(record, taken_at=order["taken_at"])
-            kill_at = min(kill_at, time.monotonic() + (order["taken_at"] - now_us()) / 1e6)
-        if not stopped and (terminated or read_order(folder, STOP)):
-            stopped = True
-            _note(journal, "stop")
-            agent.send(signal.SIGTERM)
-            kill_at = min(kill_at, time.monotonic() + GRACE_S)
-        terminated |= _wait(min(beat_at, kill_at, time.monotonic() + LOOK_S)) == signal.SIGTERM
+            kill_at = min(kill_at, _monotonic(order["taken_at"]))
+        if order := read_order(folder, STOP) or asked:
+            kill_at = min(kill_at, _monotonic(order["kill_at"]))  # a later order may hasten the end
+            if not stopped:
+                stopped = True
+                _note(journal, "stop")
+                agent.send(signal.SIGTERM)
+        if _wait(min(beat_at, kill_at, time.monotonic() + LOOK_S)) == signal.SIGTERM:
+            asked = {"kill_at": now_us() + round(GRACE_S * 1e6)}
 
     code = _kill_tree(folder, agent.pid, code)
     _write_end(journal, end_cause(noticed=noticed, stopped=stopped, code=code), code)
@@ -90,7 +93,7 @@ def marks(folder: Path) -> dict[str, str]:
 
 
 def read_order(folder: Path, name: str) -> dict[str, Any] | None:
-    """What the host ordered, or None. Orders appear whole (by rename) and never change."""
+    """What the host ordered, or None. Orders appear whole, by rename."""
     try:
         order: dict[str, Any] = json.loads((folder / name).read_text())
     except FileNotFoundError:
@@ -134,6 +137,11 @@ def _reap(agent_pid: int) -> int | None:
             return code
         if pid == agent_pid:
             code = os.waitstatus_to_exitcode(status)
+
+
+def _monotonic(at: int) -> float:
+    """A moment of the calendar (µs) as a moment of the monotonic clock, as far apart from now."""
+    return time.monotonic() + (at - now_us()) / 1e6
 
 
 def _wait(until: float) -> int | None:
