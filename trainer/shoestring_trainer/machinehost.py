@@ -320,7 +320,7 @@ class MachineHost:
     def _create(self, name: str, token: str, asked: Launch) -> Machine:
         """Make the folder, complete, in one rename: after a crash it is there with its launch, or not at all.
 
-        From the rename on the machine is known, so that whatever fails later, its token is spent and its end will be told.
+        From the rename on the machine is known: whatever fails later, its token is spent and its end will be told.
         """
         draft = self._folder / f".{name}"
         folder = self._folder / name
