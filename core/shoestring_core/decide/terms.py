@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The durations that decisions depend on, in µs. The defaults are the local cloud's; every process must have the same."""
+"""The durations that decisions depend on, in µs. The defaults are the local cloud's; all processes need the same."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from sqlalchemy import (
     event,
     exc,
     insert,
+    literal,
     orm,
     text,
     update,
@@ -128,7 +129,9 @@ class Write(Read):
     def add_new(self, table: type[tables.Base], **values: Any) -> bool:
         """Insert a row, unless one of its unique keys is taken; whether it was inserted."""
         dialect = postgresql if self.sql.get_bind().dialect.name == "postgresql" else sqlite
-        return self.count(dialect.insert(table).values(**values).on_conflict_do_nothing()) == 1
+        # RETURNING, because psycopg gives an insert no row count.
+        adding = dialect.insert(table).values(**values).on_conflict_do_nothing().returning(literal(1))
+        return self.sql.scalar(adding) is not None
 
     def count(self, change: UpdateBase) -> int:
         """Run an insert, update or delete; how many rows it changed."""

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: write-once objects that machines upload; only a row here makes one of them the job's.
+
+The objects of a checkpoint are `<key>/data` and `<key>/manifest.json`. Where the next checkpoint of a generation goes
+follows from those that are stored, so that the service finds an upload whose machine died before it could say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import insert, select, update
+
+from shoestring_core import wire
+from shoestring_core.errors import AgentRefused, InvalidRequest, PointsMissing
+from shoestring_core.states import EndReason, JobState
+from shoestring_core.store import jobs
+from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Where the next checkpoint of a generation goes: sign `<key>/data` and `<key>/manifest.json` for upload."""
+
+    generation: int
+    nonce: str
+    key: str
+
+
+class Part(BaseModel):
+    name: str
+    offset: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a checkpoint consists of: written by the ranks, read here to check an upload and to list artifacts."""
+
+    model_config = ConfigDict(extra="ignore")
+    format: int
+    job: UUID
+    generation: int
+    step: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str
+    parts: list[Part]
+
+
+@dataclass(frozen=True)
+class Stranded:
+    """A place where a checkpoint may lie that nobody has told us about. `last_step`: points are stored up to there."""
+
+    job: UUID
+    generation: int
+    key: str
+    last_step: int
+
+
+def uploads(db: Read, machine_id: UUID) -> Upload | None:
+    """The unused pair of objects of the machine that uploads for its job's current generation; None for the others."""
+    generation = db.sql.scalar(
+        select(Generation)
+        .join(Member, (Member.job == Generation.job) & (Member.generation == Generation.no))
+        .where(Member.machine == machine_id, Member.node_rank == 0, Generation.state == "formed")
+    )
+    return None if generation is None else _next_upload(db, generation.job, generation.no)
+
+
+def commit(db: Write, machine_id: UUID, said: wire.Commit) -> bool:
+    """Store a checkpoint whose objects the caller has seen. True: it is the job's newest; False: kept as history.
+
+    Only the current generation moves the job's pointer; `reason` final ends the job with it. The same commit again
+    changes nothing. Raises PointsMissing while batches up to `through_seq` are not stored, AgentRefused if the machine
+    has no part in the generation, InvalidRequest for a place that was never given out.
+    """
+    found = db.sql.get(Machine, machine_id)
+    if found is None:
+        raise AgentRefused("No such machine.")
+    job = _claim(db, found.job)
+    machine = db.sql.scalars(select(Machine).where(Machine.id == machine_id)).one()
+    member = db.sql.scalar(
+        select(Member).where(Member.job == job.id, Member.generation == said.generation, Member.machine == machine_id)
+    )
+    if member is None:
+        raise AgentRefused(f"This machine has no part in generation {said.generation}.")
+    if machine.acked_seq < said.through_seq:
+        raise PointsMissing(
+            f"Batches up to {said.through_seq} must be stored first; {machine.acked_seq} are.",
+            expected=machine.acked_seq + 1,
+        )
+    final = said.reason == "final"
+    key = object_key(job.id, said.generation, said.nonce)
+    current = said.generation == job.generation and _is_open(db, job.id, said.generation)
+    moves = current and job.state != JobState.ENDED and said.step >= _step(db, job)
+    if (known := _at_step(db, job.id, said.generation, said.step)) and known.object_key == key:
+        return job.checkpoint == known.id
+    if said.nonce != _next_upload(db, job.id, said.generation).nonce:
+        raise InvalidRequest(f"{said.nonce!r} is not the upload that was given out for generation {said.generation}.")
+
+    checkpoint = known.id if known else new_id()
+    if moves:
+        _point(db, job, checkpoint, said.step, said.result if final else None)
+    if moves and final:
+        reached = said.result is not None and said.result.get("goal_reached") is True
+        end = EndReason.GOAL_REACHED if reached else EndReason.SUCCEEDED
+        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=f"finished at step {said.step}", end_reason=end)
+        closing = update(Attempt).where(Attempt.job == job.id, Attempt.no == job.attempt, Attempt.state == "open")
+        db.sql.execute(closing.values(state="closing", reason="finished", closed_at=db.now, trained=True))
+        db.hint()
+    _store(db, checkpoint, known, job.id, said.generation, said.step, final, key, said.manifest_sha256, said.bytes)
+    db.event(
+        team=job.team_id,
+        kind="checkpoint",
+        actor="agent",
+        job=job.id,
+        attempt=machine.attempt,
+        generation=said.generation,
+        ref=str(checkpoint),
+        reason=said.reason,
+        data={"step": said.step, "bytes": said.bytes, "moved": moves, "final": final},
+    )
+    return moves
+
+
+def newest(db: Read, job_id: UUID) -> Checkpoint | None:
+    """The checkpoint that the job would resume from."""
+    return db.sql.scalar(select(Checkpoint).join(Job, Job.checkpoint == Checkpoint.id).where(Job.id == job_id))
+
+
+def final(db: Read, job_id: UUID) -> Checkpoint | None:
+    """The newest checkpoint whose parts are the job's artifacts."""
+    found = select(Checkpoint).where(Checkpoint.job == job_id, Checkpoint.final)
+    return db.sql.scalar(found.order_by(Checkpoint.generation.desc(), Checkpoint.step.desc()).limit(1))
+
+
+def stranded(db: Read, job_id: UUID, attempt_no: int) -> Stranded | None:
+    """Where to look for an upload that an attempt's last generation may have left behind; None if it can't matter."""
+    job = db.sql.scalars(select(Job).where(Job.id == job_id)).one()
+    generation = db.sql.get(Generation, (job_id, job.generation))
+    if job.state == JobState.ENDED or generation is None or generation.attempt != attempt_no:
+        return None
+    if generation.state != "formed" or generation.last_step is None:
+        return None
+    return Stranded(job_id, generation.no, _next_upload(db, job_id, generation.no).key, generation.last_step)
+
+
+def adopt(db: Write, place: Stranded, manifest: Manifest, manifest_sha: str) -> bool:
+    """Make a stranded upload, complete and true to its hashes, the job's newest checkpoint. False: it isn't one.
+
+    Its points must all be stored: no later run would redo those that are missing.
+    """
+    job = _claim(db, place.job)
+    fits = (manifest.job, manifest.generation) == (place.job, place.generation) and manifest.step <= place.last_step
+    current = job.generation == place.generation and _is_open(db, job.id, place.generation)
+    fresh = _at_step(db, job.id, place.generation, manifest.step) is None and manifest.step > _step(db, job)
+    if not fits or not current or not fresh or job.state == JobState.ENDED:
+        return False
+    checkpoint = new_id()
+    _point(db, job, checkpoint, manifest.step, None)
+    _store(
+        db, checkpoint, None, job.id, place.generation, manifest.step, False, place.key, manifest_sha, manifest.bytes
+    )
+    db.event(
+        team=job.team_id,
+        kind="checkpoint",
+        actor="fleet",
+        job=job.id,
+        attempt=job.attempt,
+        generation=place.generation,
+        ref=str(checkpoint),
+        reason="adopted",
+        data={"step": manifest.step, "bytes": manifest.bytes, "moved": True},
+    )
+    return True
+
+
+def object_key(job: UUID, generation: int, nonce: str) -> str:
+    return f"jobs/{job}/g/{generation}/final/{nonce}"
+
+
+def _next_upload(db: Read, job: UUID, generation: int) -> Upload:
+    """Numbered within the generation: one more than the latest that was stored."""
+    keys = db.sql.scalars(
+        select(Checkpoint.object_key).where(Checkpoint.job == job, Checkpoint.generation == generation)
+    )
+    used = [int(key.rsplit("/", 1)[1]) for key in keys]
+    nonce = f"{max(used, default=0) + 1:06d}"
+    return Upload(generation, nonce, object_key(job, generation, nonce))
+
+
+def _store(
+    db: Write,
+    checkpoint: UUID,
+    known: Checkpoint | None,
+    job: UUID,
+    generation: int,
+    step: int,
+    final: bool,
+    key: str,
+    manifest_sha: str,
+    size: int,
+) -> None:
+    """Insert the row, or let it name the newer upload of the same step (a final one has further parts)."""
+    content: dict[str, Any] = {
+        "object_key": key,
+        "manifest_sha": manifest_sha,
+        "bytes": size,
+        "stored_at": db.now,
+    }
+    if known is not None:
+        same = update(Checkpoint).where(Checkpoint.id == known.id)
+        db.sql.execute(same.values(final=known.final or final, **content))
+        return
+    db.sql.execute(
+        insert(Checkpoint).values(id=checkpoint, job=job, generation=generation, step=step, final=final, **content)
+    )
+
+
+def _point(db: Write, job: Job, checkpoint: UUID, step: int, result: dict[str, Any] | None) -> None:
+    values: dict[str, Any] = {"checkpoint": checkpoint}
+    if result is not None:
+        values |= {"result": result, "last_step": step}
+    db.sql.execute(update(Job).where(Job.id == job.id, Job.generation == job.generation).values(**values))
+
+
+def _claim(db: Write, job_id: UUID) -> Job:
+    """The job's row, which nobody else decides about until this transaction ends."""
+    db.sql.execute(update(Job).where(Job.id == job_id).values(generation=Job.generation))
+    return db.sql.scalars(select(Job).where(Job.id == job_id)).one()
+
+
+def _is_open(db: Read, job: UUID, generation: int) -> bool:
+    state = db.sql.scalar(select(Generation.state).where(Generation.job == job, Generation.no == generation))
+    return state == "formed"
+
+
+def _step(db: Read, job: Job) -> int:
+    """The step of the job's present checkpoint."""
+    return db.sql.scalar(select(Checkpoint.step).where(Checkpoint.id == job.checkpoint)) or 0
+
+
+def _at_step(db: Read, job: UUID, generation: int, step: int) -> Checkpoint | None:
+    return db.sql.scalar(
+        select(Checkpoint).where(Checkpoint.job == job, Checkpoint.generation == generation, Checkpoint.step == step)
+    )

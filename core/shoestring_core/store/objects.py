@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The object store: write-once blobs behind signed, expiring URLs, as S3 has them. Here they lie in a folder.
+
+Machines move objects by `put_url` and `get_url` alone; the service itself reads by key. An object appears whole or not
+at all, and never changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+from urllib.parse import quote
+
+from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, ShoestringError, Unavailable
+
+Method = Literal["GET", "PUT"]
+
+BLOCK_BYTES = 1 << 20
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+
+
+@dataclass(frozen=True)
+class Head:
+    bytes: int
+    sha256: str
+
+
+class Objects(Protocol):
+    """What checkpoints need of an object store. Times are unix seconds."""
+
+    def put_url(self, key: str, expires_at: int) -> str:
+        """A URL that takes one PUT of this object."""
+
+    def get_url(self, key: str, expires_at: int) -> str:
+        """A URL that gives the object."""
+
+    def head(self, key: str) -> Head | None:
+        """Size and SHA-256; None if there is no such object."""
+
+    def read(self, key: str, limit: int) -> bytes:
+        """The whole of a small object. Raises NotFound, and Unavailable if it has more than `limit` bytes."""
+
+    def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
+        """`count` bytes from `first` on, block by block. Raises NotFound."""
+
+
+def open_objects(place: str, secret: str, base_url: str) -> Objects:
+    """The store at `place`, a folder. `base_url` is the service's address as machines reach it."""
+    if "://" in place:
+        raise Unavailable(f"Objects can't be kept at {place!r} yet.", hint="Set SHOESTRING_OBJECTS to a folder.")
+    return LocalObjects(Path(place), secret, base_url)
+
+
+class LocalObjects:
+    """A folder of objects. The API serves it at `/objects/KEY` to those who bring a signature."""
+
+    def __init__(self, folder: Path, secret: str, base_url: str) -> None:
+        self.folder = folder
+        self._secret = hmac.digest(secret.encode(), b"objects", "sha256")
+        self._base_url = base_url.rstrip("/")
+
+    def put_url(self, key: str, expires_at: int) -> str:
+        return self._signed("PUT", key, expires_at)
+
+    def get_url(self, key: str, expires_at: int) -> str:
+        return self._signed("GET", key, expires_at)
+
+    def head(self, key: str) -> Head | None:
+        path = self.path(key)
+        try:
+            size = path.stat().st_size
+            sha256 = _sidecar(path).read_text(encoding="ascii")
+        except FileNotFoundError:
+            if not path.is_file():
+                return None
+            sha256 = self._note(path, _digest(path))  # the writer died between the object and its note
+        return Head(size, sha256)
+
+    def read(self, key: str, limit: int) -> bytes:
+        found = self.head(key)
+        if found is None:
+            raise _missing(key)
+        if found.bytes > limit:
+            raise Unavailable(f"Object {key} has {found.bytes} bytes; at most {limit} were expected.")
+        return self.path(key).read_bytes()
+
+    def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
+        try:
+            file = self.path(key).open("rb")
+        except FileNotFoundError:
+            raise _missing(key) from None
+        with file:
+            file.seek(first)
+            while count > 0 and (block := file.read(min(count, BLOCK_BYTES))):
+                count -= len(block)
+                yield block
+
+    def path(self, key: str) -> Path:
+        """Where the object lies. Raises NotFound for what can't be a key, so that none leads out of the folder."""
+        if len(key) > 500 or not _KEY.fullmatch(key):
+            raise _missing(key[:80])
+        return self.folder / key
+
+    def check(self, method: Method, key: str, expires_at: int, signature: str, now: int) -> None:
+        """Raises Forbidden unless `put_url` or `get_url` made this request's URL and it hasn't expired."""
+        if not hmac.compare_digest(self._signature(method, key, expires_at).encode(), signature.encode()):
+            raise Forbidden("This URL was not signed by this service.", hint="Ask the service for a new one.")
+        if now > expires_at:
+            raise Forbidden("This URL has expired.", hint="Ask the service for a new one.")
+
+    def writer(self, key: str) -> Writer:
+        """Takes the object's bytes. Raises PreconditionFailed if it exists."""
+        path = self.path(key)
+        if path.exists():
+            raise _exists(key)
+        return Writer(key, path, self._note)
+
+    def _signed(self, method: Method, key: str, expires_at: int) -> str:
+        self.path(key)
+        return f"{self._base_url}/objects/{quote(key)}?expires={expires_at}&signature={self._signature(method, key, expires_at)}"
+
+    def _signature(self, method: Method, key: str, expires_at: int) -> str:
+        return hmac.new(self._secret, f"{method} {expires_at} {key}".encode(), hashlib.sha256).hexdigest()
+
+    @staticmethod
+    def _note(path: Path, sha256: str) -> str:
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        draft.write_text(sha256, encoding="ascii")
+        draft.replace(_sidecar(path))
+        return sha256
+
+
+class Writer:
+    """A new object, out of sight until `finish`. Leaving the context without it drops what was written."""
+
+    def __init__(self, key: str, path: Path, note: _Note) -> None:
+        self._key, self._path, self._note = key, path, note
+        self._draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        self._sha256 = hashlib.sha256()
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        with _as_unavailable():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._draft.open("xb")
+        return self
+
+    def write(self, block: bytes) -> None:
+        with _as_unavailable():
+            self._file.write(block)
+        self._sha256.update(block)
+        self._bytes += len(block)
+
+    def finish(self) -> Head:
+        """Make the object appear. Raises PreconditionFailed if another writer was first."""
+        with _as_unavailable():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            try:
+                os.link(self._draft, self._path)  # unlike rename, fails if the name is taken
+            except FileExistsError:
+                raise _exists(self._key) from None
+            _fsync_folder(self._path.parent)
+            return Head(self._bytes, self._note(self._path, self._sha256.hexdigest()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
+        self._draft.unlink(missing_ok=True)
+
+
+class _Note(Protocol):
+    def __call__(self, path: Path, sha256: str) -> str: ...
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _missing(key: str) -> ShoestringError:
+    return NotFound(f"There is no object {key}.")
+
+
+def _exists(key: str) -> ShoestringError:
+    return PreconditionFailed(f"Object {key} exists already; objects are written once.")
+
+
+@contextlib.contextmanager
+def _as_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"The object could not be stored: {error.strerror}.",
+            hint="Check the disk and the permissions of the folder that SHOESTRING_OBJECTS names.",
+        ) from error

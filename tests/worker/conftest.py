@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A service without processes: the real store and engine, a simulated provider, and the agents' part by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from shoestring_core import spec, wire
+from shoestring_core.decide.schedule import smallest_hold
+from shoestring_core.decide.terms import S, Terms
+from shoestring_core.store import checkpoints, fleet, jobs, ledger, people
+from shoestring_core.store.engine import Read, Store, open_store
+from shoestring_core.store.objects import LocalObjects
+from shoestring_core.store.tables import Generation, Job, Machine, Transfer
+from shoestring_worker.cloud.sim import SimCloud
+from shoestring_worker.engine import Engine
+from sqlalchemy import select, update
+
+SECRET = "a secret of the tests"
+
+
+@dataclass
+class Clock:
+    """Time that moves when told, for the database and the provider alike."""
+
+    now: int = 1_800_000_000 * S
+
+    def __call__(self) -> int:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += round(seconds * S)
+
+
+@dataclass
+class World:
+    store: Store
+    cloud: SimCloud
+    clock: Clock
+    engine: Engine
+    objects: LocalObjects
+    admin: people.Principal
+    terms: Terms = field(default_factory=Terms)
+
+    def another_engine(self) -> Engine:
+        return make_engine(self.store, self.cloud, self.objects, self.terms, self.clock)
+
+    # What people do.
+
+    def submit(self, nodes: int = 1, principal: people.Principal | None = None, **fields: object) -> UUID:
+        who = principal or self.admin
+        tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes}} | fields
+        wanted = spec.parse(tree)
+        least = smallest_hold(self.cloud.offers(), "local", "prefer", nodes, self.terms)
+        return self.store.write(lambda db: jobs.submit(db, who.team, who.user, wanted, smallest_hold=least)).id
+
+    def budget(self, limit: int | None) -> None:
+        def grant(db):
+            account = ledger.team_account(db, self.admin.team).id
+            fleet.resume_paused_below(db, account, "admin")
+            ledger.set_limit(db, account, limit, actor="admin", reason="test")
+
+        self.store.write(grant)
+
+    # What the service does.
+
+    def tick(self, seconds: float = 0) -> None:
+        self.clock.pass_(seconds)
+        self.store.write(lambda db: fleet.service_seen(db, "api", 10**15))
+        self.engine.tick()
+
+    # What agents do.
+
+    def redeem(self, job: UUID) -> None:
+        for machine in self.machines(job):
+            if machine.state in ("calling", "up") and machine.session_hash is None:
+                secret = wire.session_hash(f"session {machine.id}")
+                self.store.write(
+                    lambda db, m=machine.id, s=secret: fleet.redeem(db, m, True, s, "127.0.0.1", {}, self.terms)
+                )
+
+    def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:
+        word = wire.Member(generation=generation, state=state, **more)
+        return self.store.write(lambda db: fleet.report_member(db, machine, word))
+
+    def form(self, job: UUID) -> int:
+        """All living machines redeem and get ready; returns the generation that formed."""
+        self.redeem(job)
+        number = self.job(job).generation
+        for machine in self.alive(job):
+            if self.order(machine.id).kind == "form":
+                self.say(machine.id, "ready", number, port=29500)
+        return number
+
+    def train(self, job: UUID, step: int) -> None:
+        """Points up to `step` are stored, and everybody reports."""
+
+        def ingest(db):
+            now = self.job(job)
+            db.sql.execute(
+                update(Generation).where(Generation.job == job, Generation.no == now.generation).values(last_step=step)
+            )
+
+        self.store.write(ingest)
+        self.report(job)
+
+    def report(self, job: UUID) -> None:
+        for machine in self.alive(job):
+            self.store.write(lambda db, m=machine.id: fleet.renew(db, m, self.terms))
+
+    def commit(self, machine: UUID, generation: int, step: int, reason: str = "periodic", nonce: str = "") -> bool:
+        if not nonce:
+            with self.store.read() as db:
+                place = checkpoints.uploads(db, machine)
+            nonce = place.nonce if place else "000001"
+        said = wire.Commit(
+            generation=generation,
+            step=step,
+            nonce=nonce,
+            manifest_sha256="0" * 64,
+            bytes=10,
+            through_seq=0,
+            reason=reason,
+            result={"val/acc": 0.98} if reason == "final" else None,
+        )
+        return self.store.write(lambda db: checkpoints.commit(db, machine, said))
+
+    def exits(
+        self, machine: UUID, generation: int, outcome: str, *, rank: int = 0, kind: str | None = None, at: float = 0.0
+    ) -> None:
+        end = wire.RankExit(rank=rank, outcome=outcome, at=at, kind=kind, message=f"{outcome} {kind}")
+        self.say(machine, "exited", generation, exits=[end])
+
+    # What the rows say.
+
+    def job(self, job: UUID) -> Job:
+        with self.store.read() as db:
+            return db.sql.scalars(select(Job).where(Job.id == job)).one()
+
+    def machines(self, job: UUID) -> list[Machine]:
+        with self.store.read() as db:
+            return list(
+                db.sql.scalars(
+                    select(Machine).where(Machine.job == job).order_by(Machine.attempt, Machine.slot, Machine.ordinal)
+                )
+            )
+
+    def alive(self, job: UUID) -> list[Machine]:
+        return [machine for machine in self.machines(job) if machine.state in ("calling", "up")]
+
+    def order(self, machine: UUID) -> wire.Order:
+        with self.store.read() as db:
+            return fleet.order(db, machine, lambda key: f"http://objects/{key}")[0]
+
+    def transfers(self) -> list[Transfer]:
+        with self.store.read() as db:
+            return list(db.sql.scalars(select(Transfer).order_by(Transfer.at)))
+
+
+def make_engine(store: Store, cloud: SimCloud, objects: LocalObjects, terms: Terms, clock: Clock) -> Engine:
+    return Engine(store, cloud, objects, terms, SECRET, "http://127.0.0.1:1", monotonic=lambda: clock.now / S)
+
+
+@pytest.fixture
+def world(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    clock = Clock()
+    monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
+    store = open_store(database_url)
+    store.migrate()
+    admin = store.write(lambda db: people.ensure_admin(db, "org", "vision", "ann"))
+    store.write(lambda db: fleet.service_seen(db, "api", 0))
+    clock.pass_(60)
+    cloud, objects, terms = SimCloud(clock), LocalObjects(tmp_path / "objects", SECRET, "http://objects"), Terms()
+    engine = make_engine(store, cloud, objects, terms, clock)
+    yield World(store, cloud, clock, engine, objects, admin, terms)
+    engine.close()
+    store.close()

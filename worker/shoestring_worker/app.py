@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker process: Celery carries "look now" messages, the database carries the work.
+
+    celery -A shoestring_worker.app worker --pool threads
+    celery -A shoestring_worker.app beat
+
+A message lost costs at most a tick, one doubled costs nothing. When no tick has come for two intervals, because the
+broker or beat is down, a thread of the worker ticks by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import Any
+from uuid import UUID
+
+from celery import Celery, signals
+from kombu.exceptions import OperationalError
+from shoestring_core.decide.terms import Terms
+from shoestring_core.store.engine import open_store
+from shoestring_core.store.objects import open_objects
+
+from shoestring_worker.cloud.local import LocalCloud
+from shoestring_worker.engine import Engine
+from shoestring_worker.settings import Settings
+from shoestring_worker.wake import Wake
+
+log = logging.getLogger(__name__)
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery application, with options that were measured: see docs/decisions."""
+    made = Celery("shoestring", broker=settings.broker_url())
+    made.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=2,
+        broker_transport_options={
+            "visibility_timeout": 120,
+            # Without these two a message of a killed worker comes again after minutes, not seconds.
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
+            "socket_connect_timeout": 1,
+            "socket_timeout": 5,
+        },
+        beat_schedule={
+            "tick": {
+                "task": "shoestring.tick",
+                "schedule": settings.tick_s,
+                # Ticks that nobody took in time are worth nothing: the next one does the same.
+                "options": {"expires": settings.tick_s * 2, "retry": False},
+            }
+        },
+        beat_max_loop_interval=max(1.0, settings.tick_s),
+        timezone="UTC",
+    )
+    return made
+
+
+settings = Settings()
+app = make_app(settings)
+
+
+@app.task(name="shoestring.tick")
+def tick() -> None:
+    """Do all there is to do now."""
+    _ticked()
+    engine().tick()
+
+
+@app.task(name="shoestring.launch")
+def launch(machine: str) -> None:
+    """Rent one machine that is intended."""
+    engine().launch(UUID(machine))
+
+
+def engine() -> Engine:
+    """This process's engine, made when first needed."""
+    global _engine
+    with _making:
+        if _engine is None:
+            _engine = _make_engine()
+        return _engine
+
+
+_engine: Engine | None = None
+_making = threading.Lock()
+_last_tick = time.monotonic()
+
+
+def _make_engine() -> Engine:
+    secret = settings.server_secret()
+    store = open_store(settings.database_url)
+    store.on_commit.append(Wake(settings.redis_url))
+    cloud = LocalCloud(
+        settings.machinehost,
+        slots=settings.local_slots,
+        price_spot=settings.local_price_spot,
+        price_on_demand=settings.local_price_on_demand,
+    )
+    objects = open_objects(settings.objects, secret, settings.agent_url)
+    terms: Terms = settings.terms()
+    return Engine(store, cloud, objects, terms, secret, settings.agent_url.rstrip("/"), offload=_offload)
+
+
+def _offload(machine: UUID) -> None:
+    with contextlib.suppress(OperationalError, OSError):
+        launch.apply_async((str(machine),), retry=False, expires=settings.tick_s * 2)
+
+
+# --- ticking without a broker -------------------------------------------------------------------------------
+
+
+@signals.worker_init.connect
+def start_ticking(**_: Any) -> None:
+    threading.Thread(target=_tick_when_nobody_asks, name="tick", daemon=True).start()
+
+
+@signals.worker_shutdown.connect
+def stop_ticking(**_: Any) -> None:
+    _stopped.set()
+
+
+_stopped = threading.Event()
+
+
+def _ticked() -> None:
+    global _last_tick
+    _last_tick = time.monotonic()
+
+
+def _tick_when_nobody_asks() -> None:
+    """Tick when no message has come for two intervals. A failure is logged; the next interval tries again."""
+    while not _stopped.wait(settings.tick_s):
+        if time.monotonic() - _last_tick < 2 * settings.tick_s:
+            continue
+        try:
+            engine().tick()
+        except Exception:
+            log.exception("a tick failed; the next one tries again")

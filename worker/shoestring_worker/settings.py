@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of one worker process, read once from SHOESTRING_… variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from shoestring_core.decide.terms import S, Terms
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
+
+
+class Settings(BaseSettings):
+    """Durations are the local cloud's. Prices are dollars per hour, simulated: those of a g4dn.xlarge."""
+
+    model_config = SettingsConfigDict(env_prefix="SHOESTRING_", frozen=True, extra="ignore")
+
+    database_url: str
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    secret: SecretStr | None = None
+    secret_file: Path | None = None
+    objects: str = ""
+    agent_url: str = "http://127.0.0.1:8000"
+    machinehost: Path
+    local_slots: Annotated[int, Field(ge=1)] = max(2, os.cpu_count() or 2)
+    local_price_spot: Price = "0.158"
+    local_price_on_demand: Price = "0.526"
+    tick_s: Seconds = 1
+    fund_lease_s: Seconds = 60
+    t_drain_s: Seconds = 15
+    lease_s: Seconds = 30
+    boot_s: Seconds = 60
+    consistency_s: Seconds = 2
+    launch_window_s: Seconds = 60
+
+    def server_secret(self) -> str:
+        """What signs boot tokens. Raises ValueError when none is set."""
+        if self.secret is not None:
+            return self.secret.get_secret_value()
+        if self.secret_file is not None:
+            return self.secret_file.read_text(encoding="utf-8").strip()
+        raise ValueError("Set SHOESTRING_SECRET or SHOESTRING_SECRET_FILE.")
+
+    def terms(self) -> Terms:
+        return Terms(
+            fund_lease=_us(self.fund_lease_s),
+            drain=_us(self.t_drain_s),
+            lease=_us(self.lease_s),
+            boot=_us(self.boot_s),
+            consistency=_us(self.consistency_s),
+            launch_window=_us(self.launch_window_s),
+        )
+
+    def broker_url(self) -> str:
+        """The Redis URL in Celery's spelling: a unix socket is redis+socket:// there."""
+        return self.redis_url.replace("unix://", "redis+socket://", 1)
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * S)

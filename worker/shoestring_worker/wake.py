@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wakes the streams of other processes after a commit: a message without data, which nobody misses if it is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+
+import redis
+from shoestring_core.store.engine import Committed
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "shoestring:wake"
+TIMEOUT_S = 0.2
+
+
+class Wake:
+    """A listener of `Store.on_commit`. Publishes from a thread of its own; errors are counted and dropped."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.dropped = 0
+        self._client = redis.Redis.from_url(
+            redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=None
+        )
+        self._teams: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        threading.Thread(target=self._publish, name="wake", daemon=True).start()
+
+    def __call__(self, committed: Committed) -> None:
+        if committed.teams:
+            self._teams.put([str(team) for team in committed.teams])
+
+    def _publish(self) -> None:
+        while True:
+            teams = set(self._teams.get())
+            while not self._teams.empty():
+                teams |= set(self._teams.get())
+            try:
+                self._client.publish(CHANNEL, json.dumps(sorted(teams)))
+            except redis.RedisError as error:
+                self.dropped += 1
+                log.debug("wake-up dropped (%s so far): %s", self.dropped, error)
