@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from shoestring_core.store.engine import Store, open_store
 
+from tests.core.world import World
 from tests.servers import Postgres
 
 
@@ -27,3 +28,9 @@ def postgres_store(postgres: Postgres) -> Iterator[Store]:
     yield store
     store.close()
     postgres.drop(name)
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    """A team of one, without any limit."""
+    return World(store)

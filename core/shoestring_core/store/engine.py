@@ -135,7 +135,9 @@ class Write(Read):
 
     def count(self, change: UpdateBase) -> int:
         """Run an insert, update or delete; how many rows it changed."""
-        return cast("CursorResult[Any]", self.sql.execute(change)).rowcount
+        # Without the option psycopg's count of an INSERT is lost.
+        result = self.sql.execute(change, execution_options={"preserve_rowcount": True})
+        return cast("CursorResult[Any]", result).rowcount
 
     def hint(self) -> None:
         """Ask for a tick after the commit, instead of waiting for the next one."""
