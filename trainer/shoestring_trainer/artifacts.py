@@ -52,6 +52,7 @@ def export_model(model: nn.Module, data: DataSet) -> bytes:
     """
     restore_compiler()
     plain = copy.deepcopy(model).cpu().eval()
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     sample_NCHW = _sample(data)
     with torch.no_grad():
         exported = torch.export.export(plain, (sample_NCHW,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},))

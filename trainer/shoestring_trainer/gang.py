@@ -57,8 +57,13 @@ class Gang:
         self.sum(torch.zeros(1, device=self.device)).item()
 
     def leave(self) -> None:
-        """Close the connections to the other ranks."""
-        if self.world > 1:
+        """End collective work, after every rank's last call.
+
+        gloo's connections end with the process: its destructor joins threads under the interpreter's lock, which
+        a thread that lets go of a tensor may be waiting for.
+        """
+        self.wait_for_all()
+        if self.world > 1 and self.device.type == "cuda":
             dist.destroy_process_group()
 
 

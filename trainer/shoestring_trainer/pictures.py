@@ -18,7 +18,7 @@ from shoestring_trainer.faults import DataError
 from shoestring_trainer.randomness import generator
 from shoestring_trainer.settings import Settings
 
-_STATISTICS_FROM = 10_000
+_STATISTICS_BYTES = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def describe(
     split: dict[str, Any],
     skipped: int = 0,
 ) -> DataSet:
-    """A data set with the mean and spread of each channel, taken from (at most 10,000) training pictures."""
-    every = max(1, len(train) // _STATISTICS_FROM)
+    """A data set with the mean and spread of each channel, taken from evenly spaced training pictures."""
+    every = max(1, train.bytes_NCHW.numel() // _STATISTICS_BYTES)
     sample = train.bytes_NCHW[::every].double() / white
     mean, std = sample.mean(dim=(0, 2, 3)), sample.std(dim=(0, 2, 3), correction=0)
     return DataSet(

@@ -27,8 +27,15 @@ class Standing:
     step: int = 0
 
 
-def main(spec: str) -> int:
-    """Train what `spec` asks for; 0 when finished or drained, 1 on error. Leaves exit-{rank}.json beside `spec`."""
+def main(spec: str) -> NoReturn:
+    """Train what `spec` asks for, leave exit-{rank}.json beside it, and exit: 0 when finished or drained, 1 on error."""
+    code = _run(spec)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # not through the interpreter's end: it would join gloo's threads, which may wait for its lock
+
+
+def _run(spec: str) -> int:
     folder = Path(spec).resolve().parent
     rank = int(os.environ.get("RANK", "0"))
     alone_at_a_terminal = "RANK" not in os.environ and sys.stdout.isatty()
@@ -48,9 +55,8 @@ def main(spec: str) -> int:
         outcome = train(task, orders, standing)
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank is classified and reported
         if "orders" in locals() and orders.stop_asked and standing.step == standing.start_step:
-            _write_exit(
-                folder, rank, "drained", standing.step
-            )  # the others left before the first step: nothing to save
+            # the others left before the first step, and there is nothing to save
+            _write_exit(folder, rank, "drained", standing.step)
             return 0
         _report_error(folder, rank, standing.step, error, alone_at_a_terminal)
         return 1

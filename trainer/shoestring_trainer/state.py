@@ -61,9 +61,9 @@ def restore(state: State, saved: Saved) -> int:
     _load_model(state.model, unpack_tensors(parts, "model.safetensors", saved.data), saved)
     _load_optimizer(state, facts["optimizer_state"], unpack_tensors(parts, "optimizer.safetensors", saved.data), saved)
     if state.scaler.is_enabled():
-        if not facts["scaler"]:
+        if set(facts["scaler"]) != set(state.scaler.state_dict()):
             raise DataError(
-                f"the checkpoint {saved.data} has no loss scale; resume it in its own precision, not in fp16"
+                f"the checkpoint {saved.data} has no whole loss scale; resume it in its own precision, not in fp16"
             )
         state.scaler.load_state_dict(facts["scaler"])
     step = facts["step"]

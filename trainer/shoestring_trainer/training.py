@@ -13,7 +13,8 @@ from torch import nn
 from shoestring_trainer.artifacts import make_artifacts
 from shoestring_trainer.augment import augment
 from shoestring_trainer.evaluation import evaluate
-from shoestring_trainer.faults import DataError, NotANumber
+from shoestring_trainer.faults import DataError, NotANumber, UserError
+from shoestring_trainer.folders import load_folder
 from shoestring_trainer.gang import Gang, join_gang
 from shoestring_trainer.lazy_compiler import defer_compiler
 from shoestring_trainer.models import build_model
@@ -47,7 +48,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     settings = Settings.of(params)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
     precision = choose_precision(task.precision or str(params["precision"]), gang.device)
-    data = load_data(recipe.data.kind, task, seed, settings)
+    data = load_data(recipe.data.kind, task, seed, settings, gang)
 
     torch.manual_seed(key(seed, "weights"))
     model = build_model(recipe.model["name"], settings, classes=len(data.classes), mean=data.mean, std=data.std)
@@ -123,7 +124,6 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         if told:
             if saver:
                 saver.save_on_order(step)
-            gang.wait_for_all()
             gang.leave()
             return "drained"
         if saver:
@@ -136,19 +136,30 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         about = {
             "recipe": recipe.reference, "architecture": recipe.model, "params": params, "seed": seed,
             "step": step, "precision": precision.value,
+            "pictures": {"train": len(data.train), "held_out": len(data.held_out), "unreadable": data.skipped},
         }  # fmt: skip
         result = {**scores.metrics, "goal_reached": reached(task.goal, scores.metrics)}
         saver.save_final(step, make_artifacts(model, data, scores, about), result)
-    gang.wait_for_all()
     gang.leave()
     return "finished"
 
 
-def load_data(kind: str, task: Task, seed: int, settings: Settings) -> DataSet:
+def load_data(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) -> DataSet:
     """The data set of a recipe. Raises DataError if the task names none where one is needed."""
+    if settings.batch_size < gang.world:
+        raise UserError(
+            f"batch_size is {settings.batch_size}, less than the {gang.world} processes that share it; raise it"
+        )
     match kind:
         case "digits":
             return load_digits(seed, settings)
+        case "imagefolder" if task.data_path:
+            return load_folder(
+                task.data_path, seed, settings,
+                scratch=task.folder, first_on_machine=gang.local_rank == 0, meet=gang.wait_for_all,
+            )  # fmt: skip
+        case "imagefolder":
+            raise DataError("this recipe trains on your pictures; give the path of their folder as data.train")
         case _:
             raise DataError(f"this trainer cannot read data of kind {kind!r}")
 
