@@ -103,7 +103,8 @@ class LocalCloud:
         if self.process:
             self.end()
         for folder in (self.folder / "machines").glob("lm-*"):
-            until(lambda folder=folder: not [kill(pid) for pid in alive_in(folder)])
+            for _ in range(3):  # one look misses a process that forks and exits meanwhile
+                until(lambda folder=folder: not [kill(pid) for pid in alive_in(folder)])
 
 
 def journal(machine: dict[str, Any]) -> list[dict[str, Any]]:

@@ -139,6 +139,15 @@ def _reap(agent_pid: int) -> int | None:
             code = os.waitstatus_to_exitcode(status)
 
 
+def _has_children() -> bool:
+    """Certain for the whole tree: an orphan of a subreaper is its child."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def _monotonic(at: int) -> float:
     """A moment of the calendar (µs) as a moment of the monotonic clock, as far apart from now."""
     return time.monotonic() + (at - now_us()) / 1e6
@@ -157,12 +166,13 @@ def _kill_tree(folder: Path, agent_pid: int, code: int | None) -> int | None:
     def rest() -> set[processes.Process]:
         return (processes.descendants(me.pid) | processes.carrying(marks(folder))) - {me}
 
-    def reap() -> None:
+    def childless() -> bool:
         nonlocal code
         ended = _reap(agent_pid)
         code = ended if ended is not None else code
+        return not _has_children()
 
-    while not processes.kill_all(rest, reap=reap, within_s=GRACE_S):
+    while not processes.kill_all(rest, childless=childless, within_s=GRACE_S):
         sys.stderr.write(f"some processes do not die; trying on: {sorted(each.pid for each in rest())}\n")
     return code
 

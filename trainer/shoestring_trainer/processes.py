@@ -79,10 +79,12 @@ def descendants(ancestor: int) -> set[Process]:
     return {found for pid in family - {ancestor} if (found := _running(pid))}
 
 
-def kill_all(find: Callable[[], set[Process]], *, reap: Callable[[], None], within_s: float) -> bool:
-    """SIGKILL what `find` finds until it finds nothing twice in a row; False if something still lives after `within_s`.
+def kill_all(find: Callable[[], set[Process]], *, childless: Callable[[], bool], within_s: float) -> bool:
+    """SIGKILL what `find` finds until nothing is left; False if something still lives after `within_s`.
 
-    Twice, because a process in the middle of exec shows no environment for a moment.
+    One look at the process table proves little: a process in the middle of exec shows no environment, and one that forks
+    and exits during the look is missed with its child. So it takes two quiet looks, and the word of `childless`: a caller
+    that is a subreaper has it from the kernel, any other says True.
     """
     deadline = time.monotonic() + within_s
     quiet = 0
@@ -90,8 +92,7 @@ def kill_all(find: Callable[[], set[Process]], *, reap: Callable[[], None], with
         found = find()
         for each in found:
             each.send(signal.SIGKILL)
-        reap()
-        quiet = 0 if found else quiet + 1
+        quiet = quiet + 1 if childless() and not found else 0
         if quiet == QUIET_LOOKS:
             return True
         if time.monotonic() > deadline:
