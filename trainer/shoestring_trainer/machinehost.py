@@ -47,6 +47,7 @@ from shoestring_trainer.machineinit import BOOT, GRACE_S, OWN_S, RECLAIM, STOP, 
 from shoestring_trainer.metadata import LoopbackServer
 
 WATCH_S = 0.2
+DYING_S = 1.0  # what an earlier host may take to die, when it and what started it were killed together
 SEEN_S, BOOT_S = 1.0, OWN_S + 10.0  # a new init shows in the process table by the first, and has begun by the second
 HEED_S = 1.0  # how long a reply waits for an init to follow an order; the order stands anyway
 KILL_S = 5.0
@@ -570,16 +571,25 @@ def _prepare(directory: Path) -> Path:
     descriptor = os.open(
         folder / "machinehost.lock", os.O_RDWR | os.O_CREAT, 0o600
     )  # never closed: the lock is the life
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "?"
-        raise AlreadyServed(f"another machine host (pid {holder}) serves {folder}") from None
+    deadline = time.monotonic() + DYING_S
+    while not _locked(descriptor):
+        if time.monotonic() > deadline:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "?"
+            raise AlreadyServed(f"another machine host (pid {holder}) serves {folder}")
+        time.sleep(0.02)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     (folder / "machinehost.json").unlink(missing_ok=True)  # an earlier host's, which nobody should call any more
     (folder / "machines").mkdir(exist_ok=True)
     return folder
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _environment(folder: Path) -> dict[str, str]:
