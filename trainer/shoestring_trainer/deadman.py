@@ -73,7 +73,8 @@ def main(arguments: list[str]) -> int:
         agent = None
     marks = dict(mark.split("=", 1) for mark in arguments[1:])
     expired = agent is not None and _wait_for_deadline()
-    processes.kill_all(lambda: processes.carrying(marks), reap=_reap_nothing, within_s=KILL_S)
+    # No subreaper: the ranks are the agent's children, or init's.
+    processes.kill_all(lambda: processes.carrying(marks), childless=lambda: True, within_s=KILL_S)
     if expired and agent:
         print("the machine's funding has ended: the ranks and the agent were killed", file=sys.stderr, flush=True)
         agent.send(signal.SIGKILL)
@@ -99,10 +100,6 @@ def _wait_for_deadline() -> bool:
             *lines, pending = (pending + told).split(b"\n")
             deadline = float(lines[-1]) if lines else deadline
     return True
-
-
-def _reap_nothing() -> None:
-    """The ranks are the agent's children, or init's."""
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ async def end_ranks(machine: str) -> None:
     while found and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
         found = {each for each in found if each.alive()}
-    while not await asyncio.to_thread(processes.kill_all, living, reap=lambda: None, within_s=KILL_S):
+    while not await asyncio.to_thread(processes.kill_all, living, childless=lambda: True, within_s=KILL_S):
         pass  # a process in an uninterruptible wait: the machine is not ready before it is gone
 
 
