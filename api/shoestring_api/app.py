@@ -3,15 +3,44 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from fastapi import FastAPI
 
-from shoestring_api import agents, budgets, health, jobs, machines, openapi, problems, recipes, session, stream
+from shoestring_api import (
+    VERSION,
+    agents,
+    budgets,
+    dashboard,
+    doors,
+    health,
+    jobs,
+    machines,
+    objects,
+    openapi,
+    problems,
+    recipes,
+    session,
+    stream,
+)
+from shoestring_api.service import Service
 
-VERSION = "0.1.0"
 MAX_BODY_BYTES = 1 << 20
 
+ROOMS = (jobs, budgets, recipes, session, machines, stream, agents, health, objects)
 
-def create_app() -> FastAPI:
+
+def create_app(service: Service | None = None) -> FastAPI:
+    """The app of one process. Without a service it can't answer; that is enough to describe it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if service is None:
+            raise RuntimeError("this app was made only to be described")
+        async with service.running():
+            yield
+
     app = FastAPI(
         title="Shoestring",
         version=VERSION,
@@ -21,9 +50,15 @@ def create_app() -> FastAPI:
         max_body_size=MAX_BODY_BYTES,
         redoc_url=None,
         generate_unique_id_function=lambda route: f"{route.tags[0]}_{route.name}",
+        lifespan=lifespan,
     )
     problems.install(app)
-    for room in (jobs, budgets, recipes, session, machines, stream, agents, health):
+    for room in ROOMS:
         app.include_router(room.router)
+    dashboard.serve(app)
+    app.state.service = service
+    if service is not None:
+        app.add_middleware(doors.HostCheck, hosts=service.settings.hosts())
+    app.add_middleware(doors.Timing)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app

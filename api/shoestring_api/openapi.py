@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-from shoestring_core import rest
+from shoestring_core import rest, wire
 
-BESIDE_ROUTES = (rest.ProblemDocument, rest.PointsMessage, rest.LogsMessage)
+BESIDE_ROUTES = (rest.ProblemDocument, rest.PointsMessage, rest.LogsMessage, wire.Report)
 """Models that no route names: what errors and the stream carry."""
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,8 @@ from shoestring_core.errors import InvalidSpec, ShoestringError
 from starlette.exceptions import HTTPException
 
 log = logging.getLogger(__name__)
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -101,6 +104,21 @@ def of(error: ShoestringError) -> JSONResponse:
         status, error.code, error.title, error.message,
         hint=error.hint, retryable=error.retryable, errors=errors, headers=headers, **error.fields,
     )  # fmt: skip
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int]:
+    """First and last byte that a Range header asks for (RFC 9110, one range); everything without one.
+
+    Raises HTTPException 416 for a range outside the file.
+    """
+    if header is None or not (asked := _RANGE.fullmatch(header.strip())) or asked.groups() == ("", ""):
+        return 0, size - 1
+    first, last = asked.groups()
+    begin = int(first) if first else max(0, size - int(last))
+    end = min(int(last), size - 1) if first and last else size - 1
+    if begin > end or begin >= size:
+        raise HTTPException(416, headers={"Content-Range": f"bytes */{size}"})
+    return begin, end
 
 
 def _domain(_: Request, error: Exception) -> JSONResponse:

@@ -4,23 +4,25 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from shoestring_core import rest
-from shoestring_core.errors import Unavailable
+from shoestring_core import recipes, rest
+from shoestring_core.errors import InvalidSpec, NotFound
+
+from shoestring_api import views
+from shoestring_api.service import Caller
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
 
 
-def _not_yet() -> Unavailable:
-    return Unavailable("The store is being built.")
-
-
 @router.get("")
-def index() -> rest.RecipeList:
+def index(_: Caller) -> rest.RecipeList:
     """Every recipe, with its parameters."""
-    raise _not_yet()
+    return rest.RecipeList(recipes=[views.recipe(recipe) for recipe in recipes.all()])
 
 
 @router.get("/{name:path}")
-def show(name: str) -> rest.Recipe:
-    """One recipe."""
-    raise _not_yet()
+def show(name: str, _: Caller) -> rest.Recipe:
+    """One recipe, by `name` or `name@version`."""
+    try:
+        return views.recipe(recipes.load(name))
+    except InvalidSpec as unknown:
+        raise NotFound(unknown.problems[0].message) from None

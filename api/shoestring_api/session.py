@@ -3,50 +3,124 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import RedirectResponse
 from shoestring_core import rest
-from shoestring_core.errors import Unavailable
+from shoestring_core.errors import InvalidRequest, NotFound
+from shoestring_core.store import people, rows
+from shoestring_core.store.engine import Write
+from shoestring_core.store.people import Principal, SignedIn
 
-router = APIRouter(prefix="/v1", tags=["people"])
+from shoestring_api import VERSION, dashboard, views
+from shoestring_api.service import Caller, Here, Reading, Service, cookie_name
+
+router = APIRouter(tags=["people"])
+
+DAY_US = 86_400_000_000
 
 
-def _not_yet() -> Unavailable:
-    return Unavailable("The store is being built.")
-
-
-@router.get("/me")
-def me() -> rest.Me:
+@router.get("/v1/me")
+def me(caller: Caller) -> rest.Me:
     """The caller."""
-    raise _not_yet()
+    return _me(caller)
 
 
-@router.post("/session")
-def sign_in(body: rest.Login, response: Response) -> rest.Me:
+@router.post("/v1/session")
+def sign_in(body: rest.Login, service: Here, request: Request, response: Response) -> rest.Me:
     """Sign a browser in by an API key or a one-time code: sets a same-site cookie."""
-    raise _not_yet()
+    if (body.key is None) == (body.code is None):
+        raise InvalidRequest("Give either `key` or `code`.")
+
+    def work(db: Write) -> tuple[SignedIn, Principal]:
+        if body.key is not None:
+            principal = people.authenticate(db, body.key.strip())
+            signed_in = people.open_session(db, principal.user, principal.team)
+        else:
+            signed_in = people.redeem_login_code(db, body.code or "")
+        return signed_in, people.session(db, signed_in.secret)
+
+    signed_in, principal = service.store.write(work)
+    _set_cookie(service, request, response, signed_in)
+    return _me(principal)
 
 
-@router.delete("/session", status_code=204)
-def sign_out() -> None:
+@router.delete("/v1/session", status_code=204)
+def sign_out(service: Here, caller: Caller, request: Request, response: Response) -> None:
     """End the browser's session."""
-    raise _not_yet()
+    name = cookie_name(service.settings)
+    if caller.csrf is not None and (secret := request.cookies.get(name)):
+        service.store.write(lambda db: people.close_session(db, secret))
+    response.delete_cookie(name, path="/")
 
 
-@router.get("/keys")
-def keys() -> rest.KeyList:
+@router.get("/login", include_in_schema=False)
+def login(service: Here, request: Request, code: Annotated[str | None, Query(max_length=200)] = None) -> Response:
+    """The one-time link that is printed at the start; without a code, the dashboard's sign-in page."""
+    if code is None:
+        return dashboard.page()
+    signed_in = service.store.write(lambda db: people.redeem_login_code(db, code))
+    response = RedirectResponse("/", status_code=303)
+    _set_cookie(service, request, response, signed_in)
+    return response
+
+
+@router.post("/v1/login-codes", status_code=201)
+def create_login_code(service: Here, caller: Caller) -> rest.LoginCode:
+    """A code that signs one browser in as the caller, once, within ten minutes: `/login?code=…`."""
+    return rest.LoginCode(code=service.store.write(lambda db: people.create_login_code(db, caller.user, caller.team)))
+
+
+@router.get("/v1/keys")
+def keys(db: Reading, caller: Caller) -> rest.KeyList:
     """The caller's API keys."""
-    raise _not_yet()
+    return rest.KeyList(keys=[views.key(row) for row in rows.keys(db, caller.team, caller.user)])
 
 
-@router.post("/keys", status_code=201)
-def create_key(body: rest.NewKey) -> rest.CreatedKey:
+@router.post("/v1/keys", status_code=201)
+def create_key(body: rest.NewKey, service: Here, caller: Caller) -> rest.CreatedKey:
     """Make an API key. Its secret is shown this once."""
-    raise _not_yet()
+
+    def work(db: Write) -> rest.CreatedKey:
+        expires_at = None if body.expires_in_days is None else db.now + body.expires_in_days * DAY_US
+        key, secret = people.create_key(db, body.kind, caller.user, caller.team, [], expires_at)
+        return rest.CreatedKey(key=views.key(key), secret=secret)
+
+    return service.store.write(work)
 
 
-@router.delete("/keys/{key_id}", status_code=204)
-def revoke_key(key_id: UUID) -> None:
-    """Revoke an API key."""
-    raise _not_yet()
+@router.delete("/v1/keys/{key_id}", status_code=204)
+def revoke_key(key_id: UUID, service: Here, caller: Caller) -> None:
+    """Revoke an API key of one's own; an admin, any of the team's."""
+
+    def work(db: Write) -> None:
+        mine = {row.id for row in rows.keys(db, caller.team, caller.user)}
+        if caller.role != "admin" and key_id not in mine:
+            raise NotFound("There is no such key.")
+        people.revoke_key(db, caller.team, key_id)
+
+    service.store.write(work)
+
+
+def _me(principal: Principal) -> rest.Me:
+    return rest.Me(
+        user=principal.user_name,
+        team=principal.team_name,
+        role=principal.role,
+        csrf=principal.csrf,
+        version=VERSION,
+    )
+
+
+def _set_cookie(service: Service, request: Request, response: Response, signed_in: SignedIn) -> None:
+    response.set_cookie(
+        cookie_name(service.settings),
+        signed_in.secret,
+        max_age=people.SESSION_LASTS // 1_000_000,
+        path="/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-
-STATIC = Path(__file__).parent / "static"
 
 
 class Settings(BaseSettings):
@@ -31,6 +30,12 @@ class Settings(BaseSettings):
     machinehost: Path | None = None
     """The machine host's machinehost.json."""
     lease_s: Annotated[float, Field(gt=0)] = 30
+    fund_lease_s: Annotated[float, Field(gt=0)] = 60
+    t_drain_s: Annotated[float, Field(gt=0)] = 15
+    local_price_on_demand: str = "0.526"
+    """Dollars per hour, simulated."""
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders that jobs may train on, separated like PATH."""
     log_quota_bytes: Annotated[int, Field(ge=0)] = 50_000_000
     """Log bytes a job may send in an hour."""
 
@@ -38,6 +43,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _folders(cls, value: object) -> object:
+        return tuple(Path(name) for name in value.split(os.pathsep) if name) if isinstance(value, str) else value
 
     def server_secret(self) -> str:
         """What signs boot tokens and object URLs. Raises ValueError when none is set."""

@@ -102,10 +102,10 @@ class SubmitJob(Resource):
 
 
 class StopJob(Resource):
-    """Body of POST /v1/jobs/{id}:stop. `checkpoint` saves first; `now` loses what is unsaved."""
+    """Body of POST /v1/jobs/{id}:stop. Both save a checkpoint first; a paused job can be resumed."""
 
     model_config = ConfigDict(extra="forbid")
-    mode: Literal["checkpoint", "now"] = "checkpoint"
+    mode: Literal["stop", "pause"] = "stop"
 
 
 class Machine(Resource):
@@ -341,6 +341,11 @@ class CreatedKey(Resource):
 
     key: Key
     secret: str
+
+
+class LoginCode(Resource):
+    code: str
+    """Good once, for ten minutes, at `/login?code=…`."""
 
 
 class Reclaim(Resource):

@@ -126,7 +126,8 @@ class LocalObjects:
 
     def _signed(self, method: Method, key: str, expires_at: int) -> str:
         self.path(key)
-        return f"{self._base_url}/objects/{quote(key)}?expires={expires_at}&signature={self._signature(method, key, expires_at)}"
+        signature = self._signature(method, key, expires_at)
+        return f"{self._base_url}/objects/{quote(key)}?expires={expires_at}&signature={signature}"
 
     def _signature(self, method: Method, key: str, expires_at: int) -> str:
         return hmac.new(self._secret, f"{method} {expires_at} {key}".encode(), hashlib.sha256).hexdigest()

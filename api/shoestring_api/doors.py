@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every request passes: its Host header is checked, its time measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from prometheus_client import Histogram
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shoestring_api import problems
+
+SECONDS = Histogram("shoestring_http_seconds", "Time to the first byte of a response", ["method", "route", "status"])
+
+
+class HostCheck:
+    """Refuses requests for other hosts: a foreign page that rebinds its name to loopback names itself here."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self._app = app
+        self._hosts = {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._hosts:
+            await self._app(scope, receive, send)
+            return
+        host = Headers(scope=scope).get("host", "").lower()
+        name = host if host in self._hosts or host.endswith("]") else host.rpartition(":")[0] or host
+        if name in self._hosts:
+            await self._app(scope, receive, send)
+            return
+        refusal = problems.problem(
+            400, "wrong-host", "This address is not served here", f"Requests for {host[:100]!r} are not answered.",
+            hint="Use the printed address, or add the name to SHOESTRING_ALLOWED_HOSTS.",
+        )  # fmt: skip
+        await refusal(scope, receive, send)
+
+
+class Timing:
+    """Counts responses and how long they took to begin, by route and not by address."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def timed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                SECONDS.labels(scope["method"], route, str(message["status"])).observe(time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, timed)

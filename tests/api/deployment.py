@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real API process's parts in this one: uvicorn in a thread on a free port, and what a worker would do beside it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import httpx
+import uvicorn
+from shoestring_api.app import create_app
+from shoestring_api.service import Service
+from shoestring_api.settings import Settings
+from shoestring_core import rest, wire
+from shoestring_core.decide import schedule
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import Seen
+from shoestring_core.store import fleet, people
+from shoestring_core.store.engine import Store, Write
+
+from tests.servers import free_port, until
+
+SECRET = "a secret that only this test has"
+SPEC = {"recipe": "digits/quickstart", "resources": {"nodes": 1}}
+OFFER = Offer("local", "local", "", "local.cpu", "spot", "0.158", "0.526", None, "test", True)
+
+
+class Deployment:
+    """`admin`, `member` and `stranger` (of another team) are HTTP clients with keys; `nobody` has none."""
+
+    def __init__(self, database_url: str, folder: Path, **settings: Any) -> None:
+        self.port = free_port()
+        self.settings = Settings(
+            database_url=database_url,
+            secret=SECRET,
+            objects=str(folder / "objects"),
+            port=self.port,
+            data_roots=str(folder / "data"),
+            **settings,
+        )
+        self.service = Service.open(self.settings)
+        self.store: Store = self.service.store
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.keys = self.store.write(_people)
+        config = uvicorn.Config(
+            create_app(self.service), port=self.port, log_level="warning", timeout_graceful_shutdown=3
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, name="api")
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        until(lambda: self.server.started or not self.thread.is_alive())
+        assert self.server.started
+        self.nobody = httpx.Client(base_url=self.url, timeout=10, trust_env=False)
+        self.admin, self.member, self.stranger = (self.client(key) for key in self.keys)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in (self.nobody, self.admin, self.member, self.stranger):
+            client.close()
+        self.server.should_exit = True
+        self.service.wake.close()
+        self.thread.join(timeout=10)
+        assert not self.thread.is_alive()
+
+    def client(self, key: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=10, trust_env=False, headers={"Authorization": f"Bearer {key}"})
+
+    def submit(self, **fields: Any) -> UUID:
+        answer = self.member.post("/v1/jobs", json={"spec": SPEC | fields})
+        assert answer.status_code == 201, answer.text
+        return UUID(answer.json()["id"])
+
+    def job(self, job: UUID) -> rest.Job:
+        return rest.Job.model_validate_json(self.member.get(f"/v1/jobs/{job}").content)
+
+    def launch(self, job: UUID) -> list[Agent]:
+        """What scheduler and launcher do: an attempt for the job, its machines running."""
+        terms = self.service.terms
+
+        def plan(db: Write) -> list[UUID]:
+            snapshot = fleet.snapshot(db, terms)
+            starts = schedule.plan(snapshot, [OFFER], db.now, terms).starts
+            start = next(start for start in starts if start.job == job)
+            machines = fleet.apply_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")
+            assert machines is not None
+            return machines
+
+        def call(db: Write, machine: UUID) -> None:
+            assert fleet.begin_call(db, machine, terms) is not None
+            seen = Seen("local", "local", f"lm-{machine.hex[-17:]}", str(machine), {}, "running", db.now)
+            fleet.record_launch(db, machine, seen, terms)
+
+        machines = self.store.write(plan)
+        for machine in machines:
+            self.store.write(lambda db, machine=machine: call(db, machine))
+        return [Agent(self, job, machine) for machine in machines]
+
+    def running(self, **fields: Any) -> tuple[UUID, list[Agent]]:
+        """A job whose first generation has formed."""
+        job = self.submit(**fields)
+        agents = self.launch(job)
+        for agent in agents:
+            agent.redeem()
+        for agent in agents:
+            agent.report(member={"generation": 1, "state": "ready", "port": 29500})
+        return job, agents
+
+    @contextlib.contextmanager
+    def stream(self, topics: str, cursor: str | None = None) -> Iterator[Iterator[Said]]:
+        """The events of a live stream of the member's."""
+        params = {"topics": topics} | ({"cursor": cursor} if cursor else {})
+        timeout = httpx.Timeout(10, read=20)
+        with self.member.stream("GET", "/v1/stream", params=params, timeout=timeout) as answer:
+            assert answer.status_code == 200, answer.read()
+            yield events(answer.iter_lines())
+
+
+@dataclass
+class Said:
+    """One server-sent event."""
+
+    name: str
+    data: Any
+    cursor: str | None
+
+
+def events(lines: Iterator[str]) -> Iterator[Said]:
+    name, data, cursor = "message", "", None
+    for line in lines:
+        if line == "":
+            if data:
+                yield Said(name, json.loads(data), cursor)
+            name, data = "message", ""
+        elif line.startswith("event:"):
+            name = line[6:].strip()
+        elif line.startswith("id:"):
+            cursor = line[3:].strip()
+        elif line.startswith("data:"):
+            data += line[5:].strip()
+
+
+@dataclass
+class Agent:
+    """What a machine's agent says, word for word."""
+
+    here: Deployment
+    job: UUID
+    machine: UUID
+    session: str = "s" * 40
+    seq: int = 0
+    offsets: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.machine}.{self.session}"}
+
+    def redeem(self, **fields: Any) -> httpx.Response:
+        body = {
+            "machine": str(self.machine),
+            "boot_token": wire.boot_token(SECRET, self.machine),
+            "session": self.session,
+            "address": "127.0.0.1",
+        }
+        return self.here.nobody.post("/agent/v1/redeem", json=body | fields)
+
+    def post(self, content: bytes) -> httpx.Response:
+        return self.here.nobody.post("/agent/v1/report", content=content, headers=self.headers)
+
+    def report(self, **fields: Any) -> wire.Reply:
+        answer = self.post(json.dumps(fields).encode())
+        assert answer.status_code == 200, answer.text
+        return wire.Reply.model_validate_json(answer.content)
+
+    def batch(self, **fields: Any) -> dict[str, Any]:
+        self.seq += 1
+        return {"seq": self.seq, "generation": 1} | fields
+
+    def points(self, steps: range, name: str = "train/loss", generation: int = 1) -> wire.Reply:
+        """Points whose value tells the step and the generation."""
+        values = [step + generation / 10 for step in steps]
+        series = {"name": name, "steps": list(steps), "times": [1e9 + step for step in steps], "values": values}
+        return self.report(batch=self.batch(points=[series], generation=generation))
+
+    def log(self, data: bytes, rank: int = 0) -> wire.Reply:
+        offset = self.offsets.get(rank, 0)
+        self.offsets[rank] = offset + len(data)
+        chunk = {"rank": rank, "offset": offset, "data_b64": base64.b64encode(data).decode()}
+        return self.report(batch=self.batch(logs=[chunk]))
+
+    def orders(self, after: str = "", timeout: float = 30) -> wire.Reply:
+        answer = self.here.nobody.get(
+            "/agent/v1/orders", params={"after": after}, headers=self.headers, timeout=timeout
+        )
+        assert answer.status_code == 200, answer.text
+        return wire.Reply.model_validate_json(answer.content)
+
+    def checkpoint(
+        self, step: int, files: dict[str, bytes], *, reason: str = "periodic", generation: int = 1, **fields: Any
+    ) -> httpx.Response:
+        """Upload a checkpoint to where the service says, and commit it."""
+        uploads = self.report().uploads
+        assert uploads is not None
+        data = b"".join(files.values())
+        parts, offset = [], 0
+        for name, content in files.items():
+            digest = hashlib.sha256(content).hexdigest()
+            parts.append({"name": name, "offset": offset, "bytes": len(content), "sha256": digest})
+            offset += len(content)
+        manifest = {
+            "format": 1, "job": str(self.job), "generation": generation, "step": step, "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(), "parts": parts,
+        }  # fmt: skip
+        text = json.dumps(manifest).encode()
+        assert self.here.nobody.put(uploads.data_url, content=data).status_code == 201
+        assert self.here.nobody.put(uploads.manifest_url, content=text).status_code == 201
+        commit = {
+            "generation": generation, "step": step, "nonce": uploads.nonce, "bytes": len(data), "reason": reason,
+            "manifest_sha256": hashlib.sha256(text).hexdigest(), "through_seq": self.seq,
+        }  # fmt: skip
+        return self.here.nobody.post("/agent/v1/checkpoints", json=commit | fields, headers=self.headers)
+
+
+def _people(db: Write) -> tuple[str, str, str]:
+    """Keys of an admin, a member of the same team, and somebody of another."""
+    ada = people.ensure_admin(db, "lab", "vision", "ada")
+    ben = people.ensure_member(db, "lab", "vision", "ben")
+    cem = people.ensure_admin(db, "lab", "speech", "cem")
+    ada_key, ben_key, cem_key = (
+        people.create_key(db, "pat", one.user, one.team, [], None)[1] for one in (ada, ben, cem)
+    )
+    return ada_key, ben_key, cem_key
