@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training processes of one generation on this machine: started, told to stop, ended for sure, and how."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shoestring_core.wire import RankExit, Run
+
+from shoestring_trainer import processes
+from shoestring_trainer.launch_env import rank_environment, torchrun_command
+from shoestring_trainer.spool import write_durably
+
+MARK = "SHOESTRING_RANKS_OF"
+"""In the environment of every rank and of all that it starts: how they are found, whatever session they moved to."""
+SECRETS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SHOESTRING_POWEROFF", "SHOESTRING_RANK_COMMAND")
+STARTED = "started.json"
+GRACE_S, KILL_S = 1.0, 10.0
+ORDER = {"order": "checkpoint_and_stop"}
+TRACE_LIMIT = 16_000
+
+
+class Ranks:
+    """The ranks of `generation` on this machine, in their folder, started or not."""
+
+    def __init__(self, folder: Path, generation: int, run: Run) -> None:
+        self.folder, self.generation, self.run = folder, generation, run
+        first = run.node_rank * run.nproc
+        self.numbers = list(range(first, first + run.nproc))
+        self.over = False
+        self._launcher: asyncio.subprocess.Process | None = None
+
+    @property
+    def holds_rank_0(self) -> bool:
+        return 0 in self.numbers
+
+    @property
+    def started(self) -> bool:
+        """They were started once, by this agent or one before it; they are never started again."""
+        return (self.folder / STARTED).exists()
+
+    @classmethod
+    def found(cls, generations: Path) -> Ranks | None:
+        """The newest that were started here, for an agent that takes over from one that was killed."""
+        numbers = [int(path.parent.name) for path in generations.glob(f"*/{STARTED}")]
+        if not numbers:
+            return None
+        folder = generations / str(max(numbers))
+        return cls(folder, max(numbers), Run.model_validate_json((folder / STARTED).read_text()))
+
+    async def start(self, machine: str, task: dict[str, Any], environment: Mapping[str, str]) -> None:
+        """Raises OSError if the folder can't be written or the launcher is not to be found."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        spec = self.folder / "task.json"
+        spec.write_text(json.dumps(task))
+        write_durably(self.folder / STARTED, self.run.model_dump_json())
+        agent = os.getpid()
+        with (self.folder / "log-launch.txt").open("ab") as log:
+            self._launcher = await asyncio.create_subprocess_exec(
+                *self._command(spec, environment.get("SHOESTRING_RANK_COMMAND")),
+                env=self._environment(machine, environment),
+                cwd=self.folder,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: processes.die_with_parent(agent),
+            )
+
+    def drain(self) -> None:
+        """Order them to checkpoint and stop; all ranks of the gang agree on the step."""
+        draft = self.folder / "order.tmp"
+        draft.write_text(json.dumps(ORDER))
+        draft.replace(self.folder / "order")
+
+    async def gone(self) -> int | None:
+        """Wait for the launcher, which outlives its ranks; its exit code, None if another agent started it."""
+        return await self._launcher.wait() if self._launcher else None
+
+    def exits(self, code: int | None) -> list[RankExit]:
+        """How each rank ended, by the word it left; without one a signal ended it."""
+        return [
+            _read_exit(self.folder / f"exit-{rank}.json", rank) or self._silent(rank, code) for rank in self.numbers
+        ]
+
+    def _silent(self, rank: int, code: int | None) -> RankExit:
+        message, kind = "it left no word: a signal ended it", None
+        if not (self.folder / f"log-rank{rank}.txt").exists():
+            message, kind = f"it never began: {_tail(self.folder / 'log-launch.txt')}", "infrastructure"
+        return RankExit(rank=rank, outcome="signal", at=time.time(), code=code, kind=kind, message=message)
+
+    def _command(self, spec: Path, stand_in: str | None) -> list[str]:
+        command = torchrun_command(
+            spec,
+            nodes=self.run.nnodes,
+            node_rank=self.run.node_rank,
+            procs_per_node=self.run.nproc,
+            master_addr=self.run.master_addr,
+            master_port=self.run.master_port,
+        )
+        # for tests of the agent alone: another launcher, which gets torchrun's arguments
+        return [*shlex.split(stand_in), *command[3:]] if stand_in else command
+
+    def _environment(self, machine: str, environment: Mapping[str, str]) -> dict[str, str]:
+        loopback = self.run.master_addr in ("127.0.0.1", "localhost", "::1")
+        sharing = self.run.nnodes if loopback else 1  # the machines of such a gang share one computer
+        cores = max(1, len(os.sched_getaffinity(0)) // sharing)
+        inherited = {name: value for name, value in environment.items() if name not in SECRETS}
+        return {**inherited, **rank_environment(self.run.nproc, cores, loopback=loopback), MARK: machine}
+
+
+async def end_ranks(machine: str) -> None:
+    """Returns when no process of any generation is left on this machine: SIGTERM, a grace, SIGKILL, look again."""
+
+    def living() -> set[processes.Process]:
+        return processes.carrying({MARK: machine})
+
+    for each in (found := living()):
+        each.send(signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    while found and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+        found = {each for each in found if each.alive()}
+    while not await asyncio.to_thread(processes.kill_all, living, childless=lambda: True, within_s=KILL_S):
+        pass  # a process in an uninterruptible wait: the machine is not ready before it is gone
+
+
+def free_port() -> int:
+    """A port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _read_exit(path: Path, rank: int) -> RankExit | None:
+    try:
+        word = json.loads(path.read_text())
+        error = word.get("error") or {}
+        return RankExit(
+            rank=rank,
+            outcome=word["outcome"],
+            step=word.get("step"),
+            at=word["t"],
+            code=0 if word["outcome"] != "error" else 1,
+            kind=error.get("kind"),
+            message=_message(error),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _message(error: dict[str, Any]) -> str:
+    trace = str(error.get("traceback") or "")
+    return "\n\n".join(part for part in (str(error.get("message") or "")[:3_000], trace[-TRACE_LIMIT:]) if part)
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")[-2_000:].strip() or "the launcher said nothing"
+    except OSError:
+        return "the launcher never began"

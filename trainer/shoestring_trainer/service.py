@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls to the service, each with a timeout, and two ways to fail: try again later, or never again like this."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from pydantic import ValidationError
+from shoestring_core.wire import HELD_GET_S, PROTOCOL, Commit, Committed, Member, Redeem, Reply
+
+CALL_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
+HELD_TIMEOUT = httpx.Timeout(HELD_GET_S + 10.0, connect=5.0)
+OBJECT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+BLOCK_BYTES = 1 << 20
+PASSING = {408, 425, 429}
+DETAIL_LIMIT = 2000
+
+Answer = TypeVar("Answer", Reply, Committed)
+
+
+class Unreachable(Exception):
+    """No usable answer: no connection, a time-out, a server in trouble. The same call may succeed later."""
+
+
+class Refused(Exception):
+    """The service understood and said no. `code` is the problem document's; `expected` the number a gap asks for."""
+
+    def __init__(self, status: int, code: str, detail: str, expected: int | None = None) -> None:
+        super().__init__(f"{status} {code}: {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.expected = expected
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A reply, and when its request was sent: the moment from which its durations count."""
+
+    reply: Reply
+    sent_at: float
+
+
+class Service:
+    """One client for one session. All times are `boottime`."""
+
+    def __init__(self, url: str, machine: UUID, session: str) -> None:
+        self._http = httpx.AsyncClient(trust_env=False)
+        self._base = url.rstrip("/") + "/agent/v1"
+        self._key = {"Authorization": f"Bearer {machine}.{session}", "Content-Type": "application/json"}
+
+    async def redeem(self, redeem: Redeem) -> Heard:
+        """Raises Refused when the boot token is not this machine's, or another session was first."""
+        return await self._hear("POST", "/redeem", redeem.model_dump_json())
+
+    async def report(self, batch: dict[str, Any] | None, member: Member | None, notice_at: float | None) -> Heard:
+        """Raises Refused with code `batch-gap` and the number that is next, or for a batch that is refused for good."""
+        report: dict[str, Any] = {"protocol": PROTOCOL, "batch": batch, "notice_at": notice_at}
+        report["member"] = member.model_dump(mode="json") if member else None
+        return await self._hear(
+            "POST", "/report", json.dumps({name: part for name, part in report.items() if part is not None})
+        )
+
+    async def orders(self, after: str) -> Heard:
+        """Held by the service until the order's etag is another than `after`, at most HELD_GET_S."""
+        return await self._hear("GET", "/orders", None, {"after": after}, HELD_TIMEOUT)
+
+    async def commit(self, commit: Commit) -> Committed:
+        """Raises Refused with code `points-missing` while the service lacks batches up to `through_seq`."""
+        answer = await self._call(
+            "POST", self._base + "/checkpoints", content=commit.model_dump_json(), headers=self._key
+        )
+        return _parse(Committed, answer)
+
+    async def upload(self, path: Path, url: str) -> None:
+        """PUT a file to a signed URL. Raises Refused 409 or 412 if something lies there already."""
+        headers = {"Content-Length": str(path.stat().st_size)}
+        await self._call("PUT", url, content=_blocks(path), headers=headers, timeout=OBJECT_TIMEOUT)
+
+    async def download(self, url: str, path: Path) -> str:
+        """GET a signed URL into a file; returns the SHA-256 of what came."""
+        digest = hashlib.sha256()
+        try:
+            async with self._http.stream("GET", url, timeout=OBJECT_TIMEOUT) as answer:
+                if answer.status_code >= 300:
+                    await answer.aread()
+                    raise _failure(answer)
+                with path.open("wb") as file:
+                    async for block in answer.aiter_bytes(BLOCK_BYTES):
+                        digest.update(block)
+                        file.write(block)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unreachable(f"GET object: {error!r}") from error
+        return digest.hexdigest()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _hear(
+        self,
+        method: str,
+        path: str,
+        body: str | None,
+        query: dict[str, str] | None = None,
+        timeout: httpx.Timeout = CALL_TIMEOUT,
+    ) -> Heard:
+        sent_at = boottime()
+        answer = await self._call(
+            method, self._base + path, content=body, params=query, headers=self._key, timeout=timeout
+        )
+        return Heard(_parse(Reply, answer), sent_at)
+
+    async def _call(
+        self, method: str, url: str, *, timeout: httpx.Timeout = CALL_TIMEOUT, **request: Any
+    ) -> httpx.Response:
+        try:
+            answer = await self._http.request(method, url, timeout=timeout, **request)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unreachable(f"{method} {url.partition('?')[0]}: {error!r}") from error
+        if answer.status_code >= 300:
+            raise _failure(answer)
+        return answer
+
+
+def boottime() -> float:
+    """Seconds on the clock by which leases are measured: it never jumps, and runs on while a machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def pauses(first_s: float = 0.25, most_s: float = 10.0) -> Iterator[float]:
+    """Back-off with full jitter: how long to wait before each next try, for ever."""
+    bound = first_s
+    while True:
+        yield random.uniform(bound / 4, bound)
+        bound = min(most_s, bound * 2)
+
+
+async def _blocks(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            yield block
+
+
+def _parse(kind: type[Answer], answer: httpx.Response) -> Answer:
+    try:
+        return kind.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise Unreachable(f"an answer that is none of ours, perhaps a proxy's: {error}") from error
+
+
+def _failure(answer: httpx.Response) -> Exception:
+    status = answer.status_code
+    if status >= 500 or status in PASSING or status < 400:
+        return Unreachable(f"HTTP {status}: {answer.text[:200]}")
+    try:
+        problem = answer.json()
+        code, detail, expected = (
+            problem.get("code"),
+            problem.get("detail") or problem.get("title"),
+            problem.get("expected"),
+        )
+    except (ValueError, AttributeError):
+        code, detail, expected = None, answer.text, None
+    expected = expected if isinstance(expected, int) else None
+    return Refused(status, str(code or "unknown"), str(detail)[:DETAIL_LIMIT], expected)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machine has to say and the service has not yet stored: numbered batches, kept on disk until acknowledged.
+
+A file `000000012.json` holds batch 12 and `marks`: how far the machine's files had been read when it was sealed. The
+newest file stays even when acknowledged, so that an agent that was killed goes on reading where its last batch ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoestring_core.wire import MAX_BATCH_BYTES
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES = MAX_BATCH_BYTES * 6 // 10  # leaves room for what the estimate misses and for the rest of the report
+POINT_BYTES = 70  # a step, a time and a value, written out
+MAX_ITEMS, MAX_POINTS = 1_900, 19_000  # a little below what `wire.Batch` and `wire.Series` allow
+LOGS_STOP_BYTES = 256 << 20  # beyond this much unsent, logs stay on the machine; points and events never do
+
+
+@dataclass
+class Draft:
+    """A batch that still grows."""
+
+    points: dict[str, tuple[list[int], list[float], list[float | str]]] = field(default_factory=dict)
+    logs: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    bytes: int = 0
+
+    @property
+    def full(self) -> bool:
+        longest = max((len(steps) for steps, _, _ in self.points.values()), default=0)
+        return (
+            self.bytes > BATCH_BYTES
+            or max(len(self.points), len(self.logs), len(self.events)) > MAX_ITEMS
+            or longest > MAX_POINTS
+        )
+
+    def batch(self, seq: int, generation: int) -> dict[str, Any]:
+        columns = [{"name": name, "steps": s, "times": t, "values": v} for name, (s, t, v) in self.points.items()]
+        return {"seq": seq, "generation": generation, "points": columns, "logs": self.logs, "events": self.events}
+
+
+class Spool:
+    """`marks` belongs to whoever reads the machine's files; it is saved with each batch.
+
+    A disk that can't be written sets `fault` and raises nothing: batches then wait in memory, so that the service
+    can still be told why the machine leaves.
+    """
+
+    def __init__(self, folder: Path, rejected: Path) -> None:
+        self.fault: OSError | None = None
+        self.acked = 0
+        self.generation = 0
+        self.marks: dict[str, Any] = {}
+        self._folder, self._rejected = folder, rejected
+        self._draft = Draft()
+        self._sizes: dict[int, int] = {}  # unacknowledged batches; bytes
+        self._unsaved: dict[int, dict[str, Any]] = {}
+        self._load()
+
+    @property
+    def last(self) -> int:
+        """The highest number given to a batch."""
+        return max(self._sizes, default=self.acked)
+
+    @property
+    def waiting(self) -> int:
+        """How many sealed batches the service has not acknowledged."""
+        return len(self._sizes)
+
+    @property
+    def stirring(self) -> bool:
+        """Something was added since the last batch was sealed."""
+        return self._draft.bytes > 0
+
+    @property
+    def takes_logs(self) -> bool:
+        return sum(self._sizes.values()) < LOGS_STOP_BYTES
+
+    def begin(self, generation: int) -> None:
+        """What is added from here on belongs to `generation`."""
+        self.seal()
+        self.generation = generation
+
+    def points(self, step: int, at: float, values: dict[str, float]) -> None:
+        """Add one line of metrics. All of it lies in one batch."""
+        if self._draft.full or any(
+            name in self._draft.points and self._draft.points[name][0][-1] > step for name in values
+        ):
+            self.seal()  # within a batch the steps of a series never decrease
+        for name, value in values.items():
+            if name not in self._draft.points:
+                self._draft.points[name] = ([], [], [])
+                self._draft.bytes += 80 + 2 * len(name.encode())
+            steps, times, numbers = self._draft.points[name]
+            steps.append(step)
+            times.append(at)
+            numbers.append(value if math.isfinite(value) else _name(value))
+            self._draft.bytes += POINT_BYTES
+
+    def log(self, rank: int, offset: int, data: bytes) -> None:
+        if self._draft.full:
+            self.seal()
+        self._draft.logs.append({"rank": rank, "offset": offset, "data_b64": base64.b64encode(data).decode()})
+        self._draft.bytes += 80 + len(data) * 4 // 3
+
+    def event(self, kind: str, data: dict[str, Any], *, step: int | None = None, at: float | None = None) -> None:
+        if self._draft.full:
+            self.seal()
+        try:
+            size = len(json.dumps(data, allow_nan=False))
+        except ValueError:  # JSON has no NaN
+            data = {"text": repr(data)[:1000]}
+            size = 1000
+        self._draft.events.append({"kind": kind, "at": time.time() if at is None else at, "step": step, "data": data})
+        self._draft.bytes += 100 + size
+
+    def seal(self) -> int:
+        """Give what was added a number and a file; returns the last number, which holds all that was added before."""
+        if self.stirring:
+            seq = self.last + 1
+            batch = self._draft.batch(seq, self.generation)
+            self._draft = Draft()
+            self._save(seq, batch)
+        return self.last
+
+    def first(self) -> dict[str, Any] | None:
+        """The oldest batch that is not acknowledged, as `wire.Batch` in JSON."""
+        return self._batch(min(self._sizes)) if self._sizes else None
+
+    def acknowledge(self, seq: int) -> None:
+        """The service has stored every batch up to `seq`."""
+        if seq <= self.acked:
+            return
+        newest = self.last
+        self.acked = seq
+        for old in [number for number in self._sizes if number <= seq]:
+            del self._sizes[old]
+            self._unsaved.pop(old, None)
+        for path in self._files():
+            if int(path.stem) <= seq and int(path.stem) != newest:
+                path.unlink(missing_ok=True)
+
+    def expect(self, seq: int) -> None:
+        """The service wants batch `seq` next. What it asks for again and is gone was lost: it is told so."""
+        newest = self.last
+        self.acknowledge(seq - 1)
+        self.acked = seq - 1
+        for number in range(seq, newest + 1):
+            if number not in self._sizes and self._path(number).exists():
+                self._sizes[number] = self._path(number).stat().st_size
+            elif number not in self._sizes:
+                self._save(
+                    number,
+                    self._notice_of(number, "warning", "this batch was lost on the machine"),
+                    marks=number == newest,
+                )
+
+    def reject(self, seq: int, why: str) -> bool:
+        """Put a batch that is refused for good aside and send its number without it; False if that was done before."""
+        self.seal()  # a rewritten newest file must not carry marks of what is not in it
+        batch = self._batch(seq)
+        if [event["kind"] for event in batch["events"]] == ["rejected"]:
+            return False
+        self._write(self._rejected / f"{seq:09}.json", json.dumps(batch))
+        self._save(seq, self._notice_of(seq, "rejected", why, generation=batch["generation"]), marks=seq == self.last)
+        return True
+
+    def _notice_of(self, seq: int, kind: str, why: str, generation: int | None = None) -> dict[str, Any]:
+        told = Draft(
+            events=[{"kind": kind, "at": time.time(), "step": None, "data": {"seq": seq, "message": why[:1000]}}]
+        )
+        return told.batch(seq, self.generation if generation is None else generation)
+
+    def _load(self) -> None:
+        for path in self._files():
+            try:
+                saved = json.loads(path.read_text())
+                self.marks, self.generation = saved["marks"] or self.marks, saved["batch"]["generation"]
+                self._sizes[int(path.stem)] = path.stat().st_size
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("spool file %s is unreadable (%s); its batch is lost", path.name, error)
+                path.rename(self._rejected / path.name)
+
+    def _batch(self, seq: int) -> dict[str, Any]:
+        if seq in self._unsaved:
+            return self._unsaved[seq]
+        batch: dict[str, Any] = json.loads(self._path(seq).read_text())["batch"]
+        return batch
+
+    def _save(self, seq: int, batch: dict[str, Any], *, marks: bool = True) -> None:
+        text = json.dumps({"batch": batch, "marks": self.marks if marks else None}, separators=(",", ":"))
+        self._sizes[seq] = len(text)
+        if not self._write(self._path(seq), text):
+            self._unsaved[seq] = batch
+
+    def _write(self, path: Path, text: str) -> bool:
+        try:
+            write_durably(path, text)
+            return True
+        except OSError as error:
+            self.fault = error
+            return False
+
+    def _path(self, seq: int) -> Path:
+        return self._folder / f"{seq:09}.json"
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("[0-9]*.json"))
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Whole and on the disk, or not at all."""
+    draft = path.with_suffix(".tmp")
+    with draft.open("w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

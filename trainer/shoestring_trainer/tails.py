@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what the ranks of one generation write (metrics, events, logs) into the spool, as it appears.
+
+How far each file was read lives in the spool's marks, so nothing is sent twice or skipped when an agent is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoestring_trainer.spool import Spool
+
+LINES_BYTES = 1 << 20
+LOG_BYTES = 64 << 10
+LOG_QUOTA_BYTES = 32 << 20
+"""Of a machine's logs in one hour; the rest stays in its folder."""
+AGENT_RANK = -1
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of events.jsonl."""
+
+    name: str
+    at: float
+    facts: dict[str, Any]
+
+
+class Tails:
+    """All files that a machine tells about. Before `follow` only the agent's log is read."""
+
+    def __init__(self, machine: Path, spool: Spool) -> None:
+        self._machine, self._spool = machine, spool
+        self._marks = spool.marks
+        for name in ("files", "streams", "quota"):
+            self._marks.setdefault(name, {})
+        self._open: dict[str, int] = {}
+        self._run: str | None = None
+        self._ranks: list[int] = []
+
+    def follow(self, run: Path, ranks: list[int]) -> None:
+        """Read the files of this folder from now on. The generation's number is the spool's affair."""
+        self._close()
+        self._run, self._ranks = str(run.relative_to(self._machine)), ranks
+        files = self._marks["files"]
+        self._marks["files"] = {
+            name: at for name, at in files.items() if name.startswith((f"{self._run}/", "agent.log"))
+        }
+
+    def read(self, *, to_the_end: bool = False) -> list[Event]:
+        """Move what is new into the spool; returns the ranks' new events. Of long logs a piece, or all `to_the_end`.
+
+        Events are read before the metrics, so each metric line written before an event is in the spool when it returns.
+        """
+        events = [event for line in self._lines("events.jsonl") if (event := self._event(line))]
+        for line in self._lines("metrics.jsonl"):
+            self._metrics(line)
+        logs = [(AGENT_RANK, "agent.log")]
+        if self._run:
+            logs.append((AGENT_RANK, f"{self._run}/log-launch.txt"))
+            logs += [(rank, f"{self._run}/log-rank{rank}.txt") for rank in self._ranks]
+        for rank, name in logs:
+            while self._log(rank, name) and to_the_end:
+                pass
+        return events
+
+    def events_again(self) -> list[Event]:
+        """Every event that the ranks have told so far."""
+        try:
+            lines = (self._machine / f"{self._run}/events.jsonl").read_bytes().splitlines()
+        except OSError:
+            return []
+        return [event for line in lines if (event := self._event(line))]
+
+    def _metrics(self, line: bytes) -> None:
+        try:
+            point = json.loads(line)
+            step, at = point["step"], float(point["t"])
+            values = {name: _number(value) for name, value in point["v"].items()}
+            if "epoch" in point:
+                values["epoch"] = _number(point["epoch"])
+            if type(step) is not int or not 0 <= step <= 2**62 or not math.isfinite(at):
+                raise ValueError("step must be a whole number from 0 on, t a time")
+            if not all(1 <= len(name) <= 250 for name in values) or len(values) > 1_000:
+                raise ValueError("names must have 1 to 250 characters, and a line at most 1000 of them")
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            self._warn("metrics.jsonl", line, error)
+        else:
+            self._spool.points(step, at, values)
+
+    def _event(self, line: bytes) -> Event | None:
+        try:
+            facts = json.loads(line)
+            return Event(str(facts.pop("event"))[:40] or "unnamed", float(facts.pop("t")), facts)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._warn("events.jsonl", line, error)
+            return None
+
+    def _warn(self, name: str, line: bytes, error: Exception) -> None:
+        text = line[:200].decode(errors="replace").replace("\0", "\ufffd")
+        self._spool.event("warning", {"message": f"a line of {name} can't be read: {error!r}"[:500], "line": text})
+
+    def _lines(self, name: str) -> Iterator[bytes]:
+        """Whole lines that are new. One without its end is left for later, unless it is longer than any could be."""
+        if self._run is None:
+            return
+        name = f"{self._run}/{name}"
+        while block := self._read(name, LINES_BYTES):
+            whole = block[: block.rfind(b"\n") + 1] or (block if len(block) == LINES_BYTES else b"")
+            if not whole:
+                return
+            for line in whole.splitlines(keepends=True):
+                if line.strip():
+                    yield line
+                self._advance(name, len(line))
+
+    def _log(self, rank: int, name: str) -> bool:
+        block = self._read(name, LOG_BYTES)
+        if not block:
+            return False
+        streams: dict[str, int] = self._marks["streams"]
+        offset = streams.get(str(rank), 0)
+        if self._within_quota(len(block)):
+            self._spool.log(rank, offset, block)
+        streams[str(rank)] = offset + len(block)  # what was dropped leaves a gap in the stream
+        self._advance(name, len(block))
+        return True
+
+    def _within_quota(self, size: int) -> bool:
+        quota, hour = self._marks["quota"], int(time.time() // 3600)
+        if quota.get("hour") != hour:
+            quota.update(hour=hour, bytes=0, told=False)
+        quota["bytes"] += size
+        if quota["bytes"] <= LOG_QUOTA_BYTES and self._spool.takes_logs:
+            return True
+        if not quota["told"]:
+            quota["told"] = True
+            self._spool.event(
+                "log_quota", {"message": "too many log lines; the rest of this hour's stay in the machine's folder"}
+            )
+        return False
+
+    def _read(self, name: str, most: int) -> bytes:
+        """New bytes of a file, b"" if there are none or no file yet. One system call when nothing is new."""
+        if name not in self._open:
+            try:
+                self._open[name] = os.open(self._machine / name, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return b""
+        return os.pread(self._open[name], most, self._marks["files"].get(name, 0))
+
+    def _advance(self, name: str, size: int) -> None:
+        self._marks["files"][name] = self._marks["files"].get(name, 0) + size
+
+    def _close(self) -> None:
+        for number in self._open.values():
+            os.close(number)
+        self._open.clear()
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{str(value)[:50]!r} is not a number")
+    return float(value)
