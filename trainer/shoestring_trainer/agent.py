@@ -31,6 +31,7 @@ from uuid import UUID
 
 from shoestring_core.wire import Member, Order, RankExit, Redeem
 
+from shoestring_trainer import processes
 from shoestring_trainer.deadman import DeadMan, power_off
 from shoestring_trainer.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
 from shoestring_trainer.ranks import MARK, Ranks, end_ranks, free_port
@@ -80,6 +81,7 @@ class CannotStart(Exception):
 
 async def run(environment: Mapping[str, str]) -> int:
     """From boot to leaving. Raises CannotStart."""
+    processes.become_subreaper()  # orphans of the ranks stay in this machine's tree
     folder = Path(environment.get("SHOESTRING_MACHINE_DIR") or Path.cwd()).resolve()
     metadata = Metadata(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
     identity = await read_identity(metadata)

@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> int:
         agent = None
     marks = dict(mark.split("=", 1) for mark in arguments[1:])
     expired = agent is not None and _wait_for_deadline()
+    # No subreaper: the ranks are the agent's children, or init's.
     processes.kill_all(lambda: processes.carrying(marks), childless=lambda: True, within_s=KILL_S)
     if expired and agent:
         print("the machine's funding has ended: the ranks and the agent were killed", file=sys.stderr, flush=True)
