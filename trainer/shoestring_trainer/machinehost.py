@@ -414,7 +414,7 @@ def _end_without_init(folder: Path, record: MachineRecord, journal: Journal) -> 
     after its last line, however long nobody looked.
     """
     lived = bool(processes.carrying(marks(folder)))
-    if not processes.kill_all(lambda: processes.carrying(marks(folder)), childless=lambda: True, within_s=KILL_S):
+    if not processes.kill_all(lambda: processes.carrying(marks(folder)), within_s=KILL_S):
         _log(f"{record.id}: some processes do not die; trying on")
         return
     now = now_us()

@@ -79,12 +79,14 @@ def descendants(ancestor: int) -> set[Process]:
     return {found for pid in family - {ancestor} if (found := _running(pid))}
 
 
-def kill_all(find: Callable[[], set[Process]], *, childless: Callable[[], bool], within_s: float) -> bool:
+def kill_all(
+    find: Callable[[], set[Process]], *, within_s: float, childless: Callable[[], bool] = lambda: True
+) -> bool:
     """SIGKILL what `find` finds until nothing is left; False if something still lives after `within_s`.
 
     One look at the process table proves little: a process in the middle of exec shows no environment, and one that
-    forks and exits during the look is missed with its child. So it takes two quiet looks, and the word of `childless`:
-    a subreaper has it from the kernel, any other caller says True.
+    forks and exits during the look is missed with its child. So it takes two quiet looks, and the word of `childless`,
+    which a subreaper has from the kernel.
     """
     deadline = time.monotonic() + within_s
     quiet = 0
