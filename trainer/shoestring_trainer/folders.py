@@ -151,7 +151,8 @@ def _decode_to(store: Path, listing: Listing, settings: Settings) -> None:
     needed, free = math.prod(shape), _free_bytes(store.parent)
     if needed > free:
         raise DataError(
-            f"{listing.folder} needs {needed >> 20} MiB as pictures of {size} x {size}, {store.parent} has {free >> 20} MiB; "
+            f"{listing.folder} needs {needed >> 20} MiB as pictures of {size} x {size}, "
+            f"{store.parent} has {free >> 20} MiB; "
             "lower size, use fewer pictures, or rent machines with a larger disk"
         )
     pictures = torch.from_file(str(store), shared=True, size=needed, dtype=torch.uint8).view(shape)

@@ -28,7 +28,7 @@ class Standing:
 
 
 def main(spec: str) -> NoReturn:
-    """Train what `spec` asks for, leave exit-{rank}.json beside it, and exit: 0 when finished or drained, 1 on error."""
+    """Train what `spec` asks for, leave exit-{rank}.json beside it, exit 0 when finished or drained, 1 on error."""
     code = _run(spec)
     sys.stdout.flush()
     sys.stderr.flush()
