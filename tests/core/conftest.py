@@ -1,21 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from shoestring_core.store import migrations
 from shoestring_core.store.engine import Store, open_store
+from shoestring_core.store.tables import Base
+from sqlalchemy import text
 
 from tests.core.world import World
 from tests.servers import Postgres
 
 
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    """An empty store with today's schema, on each database."""
-    store = open_store(database_url)
+@pytest.fixture(scope="session")
+def migrated(database_kind: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> str:
+    """The URL of a migrated database: an SQLite file to copy, or a PostgreSQL database to empty after each test."""
+    if database_kind == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('migrated') / 'shoestring.db'}"
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = postgres.url(postgres.create())
+    store = open_store(url)
     store.migrate()
+    store.close()
+    return url
+
+
+@pytest.fixture
+def store(database_kind: str, migrated: str, tmp_path: Path) -> Iterator[Store]:
+    """An empty store with today's schema, on each database."""
+    if database_kind == "sqlite":
+        store = open_store(f"sqlite:///{shutil.copy(migrated.removeprefix('sqlite:///'), tmp_path)}")
+        yield store
+        store.close()
+        return
+    store = open_store(migrated)
     yield store
+    _empty(store)
     store.close()
 
 
@@ -34,3 +58,13 @@ def postgres_store(postgres: Postgres) -> Iterator[Store]:
 def world(store: Store) -> World:
     """A team of one, without any limit."""
     return World(store)
+
+
+def _empty(store: Store) -> None:
+    assert store.revision() == migrations.head()
+    with store.writer.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))  # no keys, and transfers may go
+        for table in Base.metadata.tables.values():
+            if table.name != "scheduler":
+                connection.execute(table.delete())
+        connection.execute(text("UPDATE scheduler SET epoch = 0"))

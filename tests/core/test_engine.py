@@ -16,7 +16,9 @@ from shoestring_core.store.tables import Base, Scheduler, Team, User
 from sqlalchemy import exc, insert, select, text, update
 
 
-def test_migrations_make_what_the_models_say(database_url: str, store: Store, tmp_path: Path) -> None:
+def test_migrations_make_what_the_models_say(database_url: str, tmp_path: Path) -> None:
+    store = open_store(database_url)
+    store.migrate()
     if store.writer.dialect.name == "sqlite":
         created = open_store(f"sqlite:///{tmp_path / 'created.db'}")
         with created.writer.begin() as connection:
@@ -24,6 +26,7 @@ def test_migrations_make_what_the_models_say(database_url: str, store: Store, tm
         with store.reader.connect() as left, created.reader.connect() as right:
             assert migrations.differences(left, right) == []
         created.close()
+        store.close()
         return
     with store.writer.begin() as left:
         left.execute(text("CREATE SCHEMA created"))
@@ -31,6 +34,7 @@ def test_migrations_make_what_the_models_say(database_url: str, store: Store, tm
         Base.metadata.create_all(right)
         ours = migrations.described(left)
         theirs = migrations.described(left, schema="created")
+    store.close()
     assert {line.replace("created.", "").replace("schema: created", "schema: None") for line in theirs} == ours
 
 
@@ -67,7 +71,9 @@ def test_migrating_twice_and_at_once_is_harmless(database_url: str) -> None:
         store.close()
 
 
-def test_a_newer_database_is_refused(store: Store, database_url: str) -> None:
+def test_a_newer_database_is_refused(database_url: str) -> None:
+    store = open_store(database_url)
+    store.migrate()
     with store.writer.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(StoreTooNew, match="9999") as refused:
@@ -75,6 +81,7 @@ def test_a_newer_database_is_refused(store: Store, database_url: str) -> None:
     assert refused.value.hint
     with pytest.raises(StoreTooNew):
         store.migrate()
+    store.close()
 
 
 def test_sqlite_is_set_up_for_durability_and_keys(tmp_path: Path) -> None:
