@@ -187,6 +187,9 @@ def _generation(row: Generation, next_start: int | None) -> rest.Generation:
         kept_through=kept,
         steps_lost=0 if last is None or kept is None else last - kept,
         formed_at=moment(row.formed_at),
+        first_step_at=moment(row.first_step_at),
+        over_at=moment(row.over_at),
+        over_reason=row.over_reason,
     )
 
 

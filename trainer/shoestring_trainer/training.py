@@ -138,7 +138,10 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             "step": step, "precision": precision.value,
             "pictures": {"train": len(data.train), "held_out": len(data.held_out), "unreadable": data.skipped},
         }  # fmt: skip
-        result = {**scores.metrics, "goal_reached": reached(task.goal, scores.metrics)}
+        result = {
+            **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
+            "precision": precision.value, "world": gang.world,
+        }  # fmt: skip
         saver.save_final(step, make_artifacts(model, data, scores, about), result)
     gang.leave()
     return "finished"
