@@ -127,7 +127,7 @@ def redeem(body: wire.Redeem, service: Here) -> wire.Reply:
     return _reply(service, body.machine)
 
 
-@router.post("/report", max_body_size=1 << 30, openapi_extra=_schema(wire.Report))
+@router.post("/report", openapi_extra=_schema(wire.Report))
 def report(machine: FromMachine, body: Body, service: Here) -> wire.Reply:
     """Heartbeat, one numbered batch, the state of the machine's ranks.
 

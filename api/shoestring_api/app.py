@@ -27,6 +27,8 @@ from shoestring_api import (
 from shoestring_api.service import Service
 
 MAX_BODY_BYTES = 1 << 20
+STREAMED = ("/objects/", "/agent/v1/report")
+"""Routes that read their bodies piece by piece, with limits of their own."""
 
 ROOMS = (jobs, budgets, recipes, session, machines, stream, agents, health, objects)
 
@@ -47,7 +49,6 @@ def create_app(service: Service | None = None) -> FastAPI:
         description="Train on spot GPUs, as a team, on a shoestring.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=problems.RESPONSES,
-        max_body_size=MAX_BODY_BYTES,
         redoc_url=None,
         generate_unique_id_function=lambda route: f"{route.tags[0]}_{route.name}",
         lifespan=lifespan,
@@ -59,6 +60,7 @@ def create_app(service: Service | None = None) -> FastAPI:
     app.state.service = service
     if service is not None:
         app.add_middleware(doors.HostCheck, hosts=service.settings.hosts())
+    app.add_middleware(doors.SizeCheck, limit=MAX_BODY_BYTES, streamed=STREAMED)
     app.add_middleware(doors.Timing)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app

@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 
 from prometheus_client import Histogram
+from shoestring_core.errors import TooLarge
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoestring_api import problems
@@ -36,6 +38,36 @@ class HostCheck:
             hint="Use the printed address, or add the name to SHOESTRING_ALLOWED_HOSTS.",
         )  # fmt: skip
         await refusal(scope, receive, send)
+
+
+class SizeCheck:
+    """Refuses bodies that are too large: at once where the size is told, else when that much has come."""
+
+    def __init__(self, app: ASGIApp, limit: int, streamed: Sequence[str]) -> None:
+        self._app, self._limit, self._streamed = app, limit, tuple(streamed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(self._streamed):
+            await self._app(scope, receive, send)
+            return
+        told = Headers(scope=scope).get("content-length", "")
+        if told.isdecimal() and int(told) > self._limit:
+            await problems.of(self._refusal())(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limit:
+                raise HTTPException(413, str(self._refusal()))
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _refusal(self) -> TooLarge:
+        return TooLarge(f"The request body is larger than the {self._limit:,} bytes that are taken here.")
 
 
 class Timing:

@@ -16,13 +16,11 @@ from shoestring_api.service import Here, Service
 
 router = APIRouter(prefix="/objects", tags=["objects"], include_in_schema=False)
 
-MAX_OBJECT_BYTES = 1 << 40
-
 Expires = Annotated[int, Query(ge=0, le=2**40)]
 Signature = Annotated[str, Query(max_length=200)]
 
 
-@router.put("/{key:path}", max_body_size=MAX_OBJECT_BYTES)
+@router.put("/{key:path}")
 async def put(key: str, service: Here, request: Request, expires: Expires, signature: Signature) -> Response:
     """Store an object, once: 412 if it exists."""
     objects = _checked(service, "PUT", key, expires, signature)

@@ -148,8 +148,6 @@ def _http(request: Request, error: Exception) -> JSONResponse:
         detail = f"There is nothing at {request.url.path}."
     elif error.status_code == 405:
         detail = f"{request.url.path} does not take {request.method}."
-    elif error.status_code == 413:
-        detail = "The request body is larger than the 1 MiB that this address takes."
     return problem(error.status_code, code, title, detail, headers=dict(error.headers or {}))
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import queue
 import threading
+from uuid import UUID
 
 import redis
 from shoestring_core.store.engine import Committed
@@ -25,20 +26,20 @@ class Wake:
         self._client = redis.Redis.from_url(
             redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=None
         )
-        self._teams: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        self._changed: queue.SimpleQueue[set[UUID]] = queue.SimpleQueue()
         threading.Thread(target=self._publish, name="wake", daemon=True).start()
 
     def __call__(self, committed: Committed) -> None:
         if committed.teams:
-            self._teams.put([str(team) for team in committed.teams])
+            self._changed.put(committed.teams | committed.jobs)  # streams wait for teams, held orders for jobs
 
     def _publish(self) -> None:
         while True:
-            teams = set(self._teams.get())
-            while not self._teams.empty():
-                teams |= set(self._teams.get())
+            changed = set(self._changed.get())
+            while not self._changed.empty():
+                changed |= self._changed.get()
             try:
-                self._client.publish(CHANNEL, json.dumps(sorted(teams)))
+                self._client.publish(CHANNEL, json.dumps(sorted(map(str, changed))))
             except redis.RedisError as error:
                 self.dropped += 1
                 log.debug("wake-up dropped (%s so far): %s", self.dropped, error)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who gets in, who sees what, and what is refused before anything is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+from shoestring_core.store import people
+from shoestring_core.store.engine import Write
+
+from tests.api.deployment import SPEC, Deployment
+
+READS = [
+    "/v1/jobs/{job}", "/v1/jobs/{job}/attempts", "/v1/jobs/{job}/events", "/v1/jobs/{job}/metrics",
+    "/v1/jobs/{job}/logs", "/v1/jobs/{job}/cost", "/v1/jobs/{job}/artifacts", "/v1/jobs/{job}/artifacts/model.json",
+    "/v1/budgets/{budget}", "/v1/stream?topics=job:{job}",
+]  # fmt: skip
+WRITES = [
+    ("POST", "/v1/jobs/{job}:stop"), ("POST", "/v1/jobs/{job}:retry"), ("POST", "/v1/jobs/{job}:resume"),
+    ("POST", "/v1/machines/{machine}:reclaim"), ("PUT", "/v1/budgets/{budget}"), ("DELETE", "/v1/keys/{key}"),
+]  # fmt: skip
+OPEN = ["/v1/jobs", "/v1/budgets", "/v1/recipes", "/v1/recipes/digits/quickstart", "/v1/me", "/v1/keys"]
+
+
+def test_no_key_is_401_everywhere(here: Deployment) -> None:
+    names = _names(here)
+    for path in [*READS, *OPEN]:
+        answer = here.nobody.get(path.format(**names))
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for method, path in WRITES:
+        assert here.nobody.request(method, path.format(**names), json={"limit": "1"}).status_code == 401, path
+
+
+def test_another_teams_things_do_not_exist(here: Deployment) -> None:
+    names = _names(here)
+    for path in READS:
+        answer = here.stranger.get(path.format(**names))
+        assert (answer.status_code, answer.json()["code"]) == (404, "not-found"), path
+    for method, path in WRITES:
+        body = {"limit": "1"} if method == "PUT" else None
+        answer = here.stranger.request(method, path.format(**names), json=body)
+        assert (answer.status_code, answer.json()["code"]) == (404, "not-found"), path
+    assert here.stranger.get("/v1/jobs").json()["jobs"] == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["Bearer", "Bearer nonsense", "Bearer sst_pat_" + "a" * 36, "Bearer sst_pat_é", "Basic YTpi", "sst_pat_"],
+)
+def test_a_wrong_key_is_401_and_says_so(here: Deployment, key: str) -> None:
+    answer = here.nobody.get("/v1/me", headers={"Authorization": key.encode()})
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert answer.json()["hint"]
+
+
+def test_expired_and_revoked_keys_are_401(here: Deployment) -> None:
+    def expired(db: Write) -> str:
+        ben = people.ensure_member(db, "lab", "vision", "ben")
+        return people.create_key(db, "pat", ben.user, ben.team, [], db.now - 1)[1]
+
+    with here.client(here.store.write(expired)) as late:
+        answer = late.get("/v1/me")
+        assert (answer.status_code, "expired" in answer.json()["detail"]) == (401, True)
+    made = here.member.post("/v1/keys", json={}).json()
+    with here.client(made["secret"]) as fresh:
+        assert fresh.get("/v1/me").json()["user"] == "ben"
+        assert here.member.delete(f"/v1/keys/{made['key']['id']}").status_code == 204
+        assert "revoked" in fresh.get("/v1/me").json()["detail"]
+
+
+def test_members_may_not_what_admins_may(here: Deployment) -> None:
+    names = _names(here)
+    put = here.member.put(f"/v1/budgets/{names['budget']}", json={"limit": "5"})
+    assert (put.status_code, put.json()["code"]) == (403, "forbidden")
+    assert here.member.post(f"/v1/machines/{names['machine']}:reclaim").status_code == 403
+    (admins_key,) = here.admin.get("/v1/keys").json()["keys"]
+    assert here.member.delete(f"/v1/keys/{admins_key['id']}").status_code == 404
+    assert here.admin.put(f"/v1/budgets/{names['budget']}", json={"limit": "5"}).status_code == 200
+
+
+def test_a_browser_signs_in_by_key_and_needs_its_token_to_write(here: Deployment) -> None:
+    with httpx.Client(base_url=here.url, trust_env=False) as browser:
+        signed_in = browser.post("/v1/session", json={"key": here.keys[1]})
+        cookie = signed_in.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert browser.get("/v1/me").json() == signed_in.json()
+        refused = browser.post("/v1/jobs", json={"spec": SPEC})
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        token = {"X-CSRF-Token": signed_in.json()["csrf"]}
+        assert browser.post("/v1/jobs", json={"spec": SPEC}, headers=token).status_code == 201
+        assert browser.delete("/v1/session", headers=token).status_code == 204
+        browser.cookies.set(f"shoestring_{here.port}", cookie.partition("=")[2].partition(";")[0])
+        assert browser.get("/v1/me").status_code == 401
+
+
+def test_a_login_link_works_once(here: Deployment) -> None:
+    code = here.member.post("/v1/login-codes").json()["code"]
+    with httpx.Client(base_url=here.url, trust_env=False) as browser:
+        answer = browser.get("/login", params={"code": code})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert browser.get("/v1/me").json()["user"] == "ben"
+    with httpx.Client(base_url=here.url, trust_env=False) as thief:
+        answer = thief.get("/login", params={"code": code})
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert here.nobody.post("/v1/session", json={"code": code}).status_code == 401
+    assert here.nobody.post("/v1/session", json={}).status_code == 422
+
+
+def test_a_foreign_host_header_is_refused_on_loopback(here: Deployment) -> None:
+    answer = here.member.get("/v1/me", headers={"Host": "evil.example"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "wrong-host")
+    for host in (f"localhost:{here.port}", "127.0.0.1", f"[::1]:{here.port}"):
+        assert here.member.get("/v1/me", headers={"Host": host}).status_code == 200
+
+
+MALFORMED = {
+    "no JSON": (b"{", 400),
+    "no UTF-8": (b'{"spec": "\xff"}', 400),
+    "a number of ten thousand digits": (b'{"spec": {"recipe": ' + b"9" * 10_000 + b"}}", 422),
+    "ten thousand levels": (b'{"spec": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400),
+    "another shape": (b"[]", 422),
+    "an unknown member": (b'{"spec": {}, "dryrun": true}', 422),
+    "nothing": (b"", 422),
+    "too much": (b'{"spec": "' + b"a" * 2_000_000 + b'"}', 413),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_bodies_get_a_clear_answer(here: Deployment, what: str) -> None:
+    body, status = MALFORMED[what]
+    answer = here.member.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["code"]
+    assert problem["detail"]
+    assert "Traceback" not in answer.text
+    assert len(answer.content) < 5_000
+
+
+def test_a_body_that_never_says_its_size_is_cut_off(here: Deployment) -> None:
+    pieces = (b" " * 100_000 for _ in range(30))
+    answer = here.member.post("/v1/jobs", content=pieces, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
+
+
+def test_mistakes_in_a_spec_are_listed_with_what_was_meant(here: Deployment) -> None:
+    spec = {"recipe": "digits/quickstrat", "resorces": {}, "params": {}, "limits": {"cost": -1}}
+    answer = here.member.post("/v1/jobs", json={"spec": spec})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-spec")
+    found = {problem["pointer"]: problem.get("suggestion") for problem in answer.json()["errors"]}
+    assert found["/recipe"] == "digits/quickstart"
+    assert found["/resorces"] == "resources"
+    assert "/limits/cost" in found
+
+
+def test_missing_and_forbidden_data_look_the_same(here: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / "pictures").mkdir(parents=True)
+    (tmp_path / "data" / "way_out").symlink_to(tmp_path / "elsewhere")
+
+    def detail(folder: str) -> str:
+        spec = {"recipe": "imagefolder/resnet9", "data": {"train": str(tmp_path / folder)}}
+        answer = here.member.post("/v1/jobs", json={"spec": spec})
+        return "" if answer.status_code == 201 else str(answer.json()["detail"]).replace(folder, "")
+
+    assert detail("data/pictures") == ""
+    assert detail("elsewhere") == detail("nowhere") == detail("data/way_out") == detail("data/../elsewhere") != ""
+
+
+def test_what_is_not_there_and_what_is_not_allowed_are_problems_too(here: Deployment) -> None:
+    assert here.member.get("/v1/nothing").json()["code"] == "not-found"
+    assert here.member.get("/v1/jobs/not-an-id").status_code == 404
+    wrong = here.member.delete("/v1/jobs")
+    assert (wrong.status_code, wrong.json()["code"]) == (405, "method-not-allowed")
+    assert here.member.get("/v1/jobs", params={"limit": 0}).json()["code"] == "invalid-request"
+    assert here.member.get("/v1/jobs", params={"cursor": "x"}).json()["code"] == "invalid-request"
+    assert here.member.get("/v1/jobs", params={"filter": "stat=queued"}).status_code == 422
+
+
+def test_a_budget_is_changed_only_by_who_saw_it(here: Deployment) -> None:
+    budget = next(one for one in here.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    path, etag = f"/v1/budgets/{budget['id']}", {"If-Match": budget["etag"]}
+    assert here.admin.put(path, json={"limit": "7.50"}, headers=etag).json()["limit"]["amount"] == "7.50"
+    late = here.admin.put(path, json={"limit": "8"}, headers=etag)
+    assert (late.status_code, late.json()["code"]) == (412, "precondition-failed")
+    for limit in ("-1", "1e3", "nan", "", "12345678901234567890"):
+        assert here.admin.put(path, json={"limit": limit}).status_code == 422, limit
+    assert here.admin.put(path, json={"limit": "none"}).json()["limit"] is None
+
+
+def test_a_job_that_no_limit_allows_is_refused_and_one_that_waits_says_why(here: Deployment) -> None:
+    budget = next(one for one in here.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    here.admin.put(f"/v1/budgets/{budget['id']}", json={"limit": "0.001"})
+    answer = here.member.post("/v1/jobs", json={"spec": SPEC})
+    assert (answer.status_code, answer.json()["code"]) == (409, "budget-exceeded")
+    assert answer.json()["hint"]
+
+
+def test_the_services_parts_are_reported(here: Deployment) -> None:
+    assert here.nobody.get("/healthz").json() == {"status": "ok"}
+    ready = here.nobody.get("/readyz")
+    assert (ready.status_code, ready.json()["parts"]["database"]) == (200, "ok")
+    assert "start one" in ready.json()["parts"]["worker"]
+    assert here.nobody.get("/openapi.json").json()["info"]["title"] == "Shoestring"
+    assert here.nobody.get("/docs").status_code == 200
+
+
+def test_the_committed_openapi_document_is_this_services(here: Deployment) -> None:
+    committed = json.loads((Path(__file__).parents[2] / "web" / "openapi.json").read_text(encoding="utf-8"))
+    assert here.nobody.get("/openapi.json").json() == committed
+
+
+def _names(here: Deployment) -> dict[str, str]:
+    job, (agent,) = here.running()
+    (key,) = here.member.get("/v1/keys").json()["keys"]
+    budgets = here.admin.get("/v1/budgets").json()["budgets"]
+    team = next(one["id"] for one in budgets if one["kind"] == "team")
+    return {"job": str(job), "machine": str(agent.machine), "key": key["id"], "budget": team, "other": str(uuid4())}

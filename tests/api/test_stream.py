@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shoestring_core.store.tables import Event
+from sqlalchemy import delete
+
+from tests.api.deployment import Agent, Deployment, Said, events
+from tests.servers import Valkey
+
+
+def test_what_happens_arrives_at_once(here: Deployment) -> None:
+    job, (agent,) = here.running()
+    with here.stream(f"job:{job}") as stream:
+        agent.points(range(1, 4))
+        points = next(one for one in stream if one.name == "points")
+        assert points.data["job"] == str(job)
+        assert points.data["curves"][0] | {"times": []} == {
+            "name": "train/loss", "generation": 1, "machine": str(agent.machine), "lost": False,
+            "steps": [1, 2, 3], "times": [], "values": [1.1, 2.1, 3.1],
+        }  # fmt: skip
+        assert next(one for one in stream if one.name == "job").data["progress"]["step"] == 3
+        agent.log(b"one\ntwo\nthr")
+        assert _texts(stream, 2) == ["one", "two"]
+        agent.log(b"ee\n")
+        assert _texts(stream, 1) == ["three"]
+        here.member.post(f"/v1/jobs/{job}:stop")
+        moved = next(one for one in stream if one.name == "event")
+        assert (moved.data["kind"], moved.data["data"]["to"]) == ("job", "stopping")
+        assert next(one for one in stream if one.name == "job").data["state"] == "stopping"
+
+
+def test_the_list_moves_and_so_does_money(here: Deployment) -> None:
+    with here.stream("jobs,budget") as stream:
+        job = here.submit()
+        assert next(one for one in stream if one.name == "job").data["id"] == str(job)
+        team = next(one for one in here.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+        here.admin.put(f"/v1/budgets/{team['id']}", json={"limit": "12.50"})
+        budgets = (one.data for one in stream if one.name == "budget")
+        assert next(one for one in budgets if one["kind"] == "team" and one["limit"])["limit"]["amount"] == "12.50"
+
+
+def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(here: Deployment) -> None:
+    """Points and log lines carry numbers; a client that comes and goes must have each of them once, in order."""
+    job, (agent,) = here.running()
+    cursor = here.member.get(f"/v1/jobs/{job}/metrics", params={"keys": ""}).json()["cursor"]
+    writer = threading.Thread(target=_write_much, args=(agent, 60))
+    writer.start()
+    steps: list[int] = []
+    lines: list[int] = []
+    visits = 0
+    while len(steps) < 60 or len(lines) < 60:
+        visits += 1
+        with here.stream(f"job:{job}", cursor) as stream:
+            for said in itertools.islice(stream, visits % 7 + 1):
+                steps += (
+                    [step for curve in said.data["curves"] for step in curve["steps"]] if said.name == "points" else []
+                )
+                lines += [int(line["text"]) for line in said.data["lines"]] if said.name == "logs" else []
+                cursor = said.cursor or cursor
+        assert visits < 400
+    writer.join()
+    assert steps == list(range(1, 61))
+    assert lines == list(range(1, 61))
+    assert visits > 5
+
+
+def test_a_viewer_far_back_catches_up_and_then_goes_on_live(here: Deployment) -> None:
+    job, (agent,) = here.running()
+    cursor = here.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
+    for step in range(1, 251):
+        agent.points(range(step, step + 1))
+    with here.stream(f"job:{job}", cursor) as stream:
+        seen = list(itertools.islice(_steps(stream), 250))
+        agent.points(range(251, 252))
+        assert [*seen, next(_steps(stream))] == list(range(1, 252))
+
+
+def test_a_cursor_whose_history_is_gone_gets_resync(here: Deployment) -> None:
+    job, (agent,) = here.running()
+    cursor = here.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
+    for step in range(1, 4):
+        agent.points(range(step, step + 1))
+    with here.store.writer.begin() as connection:
+        connection.execute(delete(Event).where(Event.kind == "batch"))
+    with here.stream(f"job:{job}", cursor) as stream:
+        assert next(stream).name == "resync"
+        agent.points(range(4, 5))
+        assert next(_steps(stream)) == 4
+
+
+@pytest.mark.parametrize("topics", ["", "nothing", "job:", "job:1", "jobs,job:x"])
+def test_topics_that_make_no_sense_are_refused(here: Deployment, topics: str) -> None:
+    answer = here.member.get("/v1/stream", params={"topics": topics})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
+
+
+def test_only_the_own_team_is_heard(here: Deployment) -> None:
+    job, (agent,) = here.running()
+    assert here.stranger.get("/v1/stream", params={"topics": f"job:{job}"}).status_code == 404
+    assert here.nobody.get("/v1/stream").status_code == 401
+    cursor = here.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
+    answer = here.stranger.get("/v1/stream", params={"cursor": cursor})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
+    with here.stranger.stream("GET", "/v1/stream", params={"topics": "jobs,budget"}) as answer:
+        theirs = events(answer.iter_lines())
+        agent.points(range(1, 2))
+        here.submit()
+        own = here.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}}).json()["id"]
+        assert next(one for one in theirs if one.name == "job").data["id"] == own
+
+
+def test_a_second_process_hears_of_commits_through_redis(
+    here: Deployment, database_url: str, tmp_path: Path, valkey: Valkey
+) -> None:
+    with (
+        Deployment(database_url, tmp_path / "a", redis_url=valkey.url) as first,
+        Deployment(database_url, tmp_path / "b", redis_url=valkey.url) as second,
+    ):
+        job, (agent,) = first.running()
+        before = agent.report()
+        assert before.report_every_s == 5
+        with second.stream(f"job:{job}") as stream:
+            assert agent.orders(before.etag).report_every_s == 0.25, "watched at the other process"
+            agent.points(range(1, 2))
+            assert next(_steps(stream)) == 1
+            valkey.kill()
+            agent.points(range(2, 3))
+            assert next(_steps(stream)) == 2, "without Redis it looks each second"
+
+
+def _write_much(agent: Agent, count: int) -> None:
+    for number in range(1, count + 1):
+        agent.points(range(number, number + 1))
+        agent.log(f"{number}\n".encode())
+
+
+def _steps(stream: Iterator[Said]) -> Iterator[int]:
+    return (step for one in stream if one.name == "points" for curve in one.data["curves"] for step in curve["steps"])
+
+
+def _texts(stream: Iterator[Said], count: int) -> list[str]:
+    found = (line["text"] for one in stream if one.name == "logs" for line in one.data["lines"])
+    return list(itertools.islice(found, count))
