@@ -16,7 +16,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import case, func, insert, select, update
@@ -27,6 +27,9 @@ from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
 from shoestring_core.store.engine import Read, Write
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import Attempt, Chunk, Generation, Job, Log, Machine, Member, Series
+
+SYSTEM = "system/"
+"""Series of a machine, not of the training: their steps are seconds since the machine's start, in no generation."""
 
 HOUR_US = 3_600_000_000
 MAX_EVENT_BYTES = 20_000
@@ -52,11 +55,12 @@ def accept(db: Write, machine_id: UUID, batch: wire.Batch, *, log_quota: int) ->
         raise _gap(machine.acked_seq)
     job = db.sql.get_one(Job, machine.job)
     points, logs = _columns(batch.points), _log_bytes(batch.logs)
-    generation = _generation(db, job, machine, batch.generation) if points else None
+    trained = {name: column for name, column in points.items() if not name.startswith(SYSTEM)}
+    generation = _generation(db, job, machine, batch.generation) if trained else None
 
-    taken = _write_job(db, job, batch, points, sum(len(data) for _, _, data in logs), log_quota)
+    taken = _write_job(db, job, batch, trained, sum(len(data) for _, _, data in logs), log_quota)
     if generation is not None:
-        _write_first_step(db, generation, points)
+        _write_first_step(db, generation, trained)
     moved = db.sql.execute(
         update(Machine).where(Machine.id == machine.id, Machine.acked_seq == batch.seq - 1).values(acked_seq=batch.seq)
     )
@@ -325,22 +329,27 @@ def curves(
     query = query.where(Chunk.last_step >= first)
     if last is not None:
         query = query.where(Chunk.first_step <= last)
-    parts: dict[tuple[str, int | None, bool], dict[int, tuple[float, float]]] = defaultdict(dict)
+    parts: dict[_Part, dict[int, tuple[float, float]]] = defaultdict(dict)
     for chunk, name in db.sql.execute(query.order_by(Series.name, Chunk.generation, Chunk.machine, Chunk.seq)):
+        of_machine = chunk.machine if name.startswith(SYSTEM) else None
         for step, time, value in _unpacked(chunk):
-            kept = chunk.generation in owned and owned[chunk.generation].holds(step)
+            kept = bool(of_machine) or (chunk.generation in owned and owned[chunk.generation].holds(step))
             if step < first or (last is not None and step > last) or (merged and not kept):
                 continue
-            parts[name, None if merged else chunk.generation, not kept][step] = (time, value)
-    return [
-        _points(name, generation, None, lost, part)
-        for (name, generation, lost), part in sorted(parts.items(), key=_by_name)
-    ]
+            generation = None if merged or of_machine else chunk.generation
+            parts[_Part(name, generation, of_machine, not kept)][step] = (time, value)
+    return [_points(*key, part) for key, part in sorted(parts.items(), key=lambda item: item[0].place)]
 
 
-def _by_name(item: tuple[tuple[str, int | None, bool], Any]) -> tuple[str, int, bool]:
-    (name, generation, lost), _ = item
-    return name, generation or 0, lost
+class _Part(NamedTuple):
+    name: str
+    generation: int | None
+    machine: UUID | None
+    lost: bool
+
+    @property
+    def place(self) -> tuple[str, int, int, bool]:
+        return self.name, self.generation or 0, self.machine.int if self.machine else 0, self.lost
 
 
 def batch(db: Read, machine: UUID, seq: int) -> tuple[list[Points], list[Line]]:
