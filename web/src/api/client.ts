@@ -1,0 +1,89 @@
+/** The typed way to the service. Every refusal is a `Problem`; one that says "sign in first" leads to the sign-in page. */
+import createClient, { type Middleware } from "openapi-fetch";
+import type { components, paths } from "./schema";
+
+export type Schemas = components["schemas"];
+export type ProblemDocument = Schemas["ProblemDocument"];
+
+const TIMEOUT_MS = 20_000;
+
+export class Problem extends Error {
+  constructor(readonly document: ProblemDocument) {
+    super(document.detail || document.title);
+    this.name = "Problem";
+  }
+
+  get code(): string {
+    return this.document.code;
+  }
+}
+
+let csrf: string | null = null;
+let onSignedOut: () => void = () => {};
+
+export function setCsrf(token: string | null): void {
+  csrf = token;
+}
+
+export function whenSignedOut(act: () => void): void {
+  onSignedOut = act;
+}
+
+const guard: Middleware = {
+  onRequest({ request }) {
+    if (csrf && !["GET", "HEAD"].includes(request.method)) request.headers.set("X-CSRF-Token", csrf);
+    return request;
+  },
+  async onResponse({ response, schemaPath }) {
+    if (response.ok || response.status === 304) return undefined;
+    if (response.status === 401 && schemaPath !== "/v1/session") onSignedOut();
+    throw new Problem(await problemOf(response));
+  },
+  onError({ error }) {
+    if (error instanceof Problem) return error;
+    return new Problem({
+      type: "/problems/unreachable",
+      title: "The service can't be reached",
+      status: 0,
+      detail: "The service did not answer.",
+      code: "unreachable",
+      hint: "Is `shoestring up` still running? This page goes on by itself as soon as it answers.",
+      retryable: true,
+      errors: [],
+    });
+  },
+};
+
+export const api = createClient<paths>({
+  baseUrl: "/",
+  fetch: (request) => fetch(request, { signal: AbortSignal.any([request.signal, AbortSignal.timeout(TIMEOUT_MS)]) }),
+});
+api.use(guard);
+
+/** The body of an answer that can't be an error any more. */
+export function body<T>(answer: { data?: T }): T {
+  return answer.data as T;
+}
+
+/** An Idempotency-Key. (`crypto.randomUUID` is missing on plain http to another host.) */
+export function newKey(): string {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function problemOf(response: Response): Promise<ProblemDocument> {
+  const fallback: ProblemDocument = {
+    type: "/problems/internal",
+    title: "Something went wrong",
+    status: response.status,
+    detail: `The service answered ${response.status}.`,
+    code: "internal",
+    hint: "Try again. If it stays, tell the operator.",
+    retryable: response.status >= 500,
+    errors: [],
+  };
+  try {
+    return { ...fallback, ...((await response.json()) as Partial<ProblemDocument>) };
+  } catch {
+    return fallback;
+  }
+}

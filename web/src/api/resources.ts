@@ -1,0 +1,145 @@
+/** What pages read, by key; the stream writes what it brings into the same places. */
+import {
+  type InfiniteData,
+  QueryClient,
+  queryOptions,
+  infiniteQueryOptions,
+} from "@tanstack/react-query";
+import { api, body, Problem, type Schemas } from "./client";
+import type { Message } from "../stream";
+
+export type Job = Schemas["Job"];
+export type JobPage = Schemas["JobPage"];
+export type Budget = Schemas["Budget"];
+
+export const queries = new QueryClient({
+  defaultOptions: {
+    queries: {
+      staleTime: 30_000,
+      refetchOnWindowFocus: false,
+      retry: (failures, error) => failures < 3 && (!(error instanceof Problem) || error.document.retryable || error.document.status === 0),
+    },
+  },
+});
+
+export const me = queryOptions({
+  queryKey: ["me"],
+  queryFn: async () => body(await api.GET("/v1/me")),
+  staleTime: Number.POSITIVE_INFINITY,
+});
+
+export const jobPages = (filter: string) =>
+  infiniteQueryOptions({
+    queryKey: ["jobs", filter],
+    initialPageParam: null as string | null,
+    queryFn: async ({ pageParam, signal }) =>
+      body(await api.GET("/v1/jobs", { params: { query: { filter, limit: 50, ...(pageParam ? { cursor: pageParam } : {}) } }, signal })),
+    getNextPageParam: (page) => page.next_cursor,
+  });
+
+export const job = (id: string) =>
+  queryOptions({
+    queryKey: ["job", id],
+    queryFn: async ({ signal }) => body(await api.GET("/v1/jobs/{job_id}", { params: { path: { job_id: id } }, signal })),
+  });
+
+export const attempts = (id: string) =>
+  queryOptions({
+    queryKey: ["job", id, "attempts"],
+    queryFn: async ({ signal }) => body(await api.GET("/v1/jobs/{job_id}/attempts", { params: { path: { job_id: id } }, signal })),
+  });
+
+export const cost = (id: string) =>
+  queryOptions({
+    queryKey: ["job", id, "cost"],
+    queryFn: async ({ signal }) => body(await api.GET("/v1/jobs/{job_id}/cost", { params: { path: { job_id: id } }, signal })),
+  });
+
+export const artifacts = (id: string) =>
+  queryOptions({
+    queryKey: ["job", id, "artifacts"],
+    queryFn: async ({ signal }) => body(await api.GET("/v1/jobs/{job_id}/artifacts", { params: { path: { job_id: id } }, signal })),
+  });
+
+/** Every event of a job, oldest first. */
+export const events = (id: string) =>
+  queryOptions({
+    queryKey: ["job", id, "events"],
+    queryFn: async ({ signal }) => {
+      const all: Schemas["Event"][] = [];
+      let cursor: string | null = null;
+      do {
+        const query: { limit: number; cursor?: string } = { limit: 1000, ...(cursor ? { cursor } : {}) };
+        const page: Schemas["EventPage"] = body(
+          await api.GET("/v1/jobs/{job_id}/events", { params: { path: { job_id: id }, query }, signal }),
+        );
+        all.push(...page.events.filter((event) => event.kind !== "batch"));
+        cursor = page.events.length > 0 && page.next_cursor !== cursor ? page.next_cursor : null;
+      } while (cursor);
+      return all;
+    },
+  });
+
+export const budgets = queryOptions({
+  queryKey: ["budgets"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/budgets", { signal })).budgets,
+});
+
+export const recipes = queryOptions({
+  queryKey: ["recipes"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/recipes", { signal })).recipes,
+  staleTime: Number.POSITIVE_INFINITY,
+});
+
+/** Put a batch of stream messages where the pages read. */
+export function receive(messages: readonly Message[]): void {
+  const jobs = new Map<string, Job>();
+  const budgets = new Map<string, Budget>();
+  for (const message of messages) {
+    if (message.name === "job") jobs.set(message.data.id, message.data);
+    if (message.name === "budget") budgets.set(message.data.id, message.data);
+  }
+  for (const one of jobs.values()) queries.setQueryData(job(one.id).queryKey, one);
+  if (jobs.size > 0) updateLists(jobs);
+  if (budgets.size > 0) {
+    queries.setQueryData<Budget[]>(["budgets"], (old) => {
+      if (!old) return old;
+      const fresh = [...budgets.values()].filter((one) => !old.some(({ id }) => id === one.id) && one.kind !== "job");
+      return [...old.map((one) => budgets.get(one.id) ?? one), ...fresh];
+    });
+  }
+}
+
+/** Known jobs are replaced in place; an unknown one heads the unfiltered list and makes filtered ones read again. */
+function updateLists(jobs: ReadonlyMap<string, Job>): void {
+  for (const query of queries.getQueryCache().findAll({ queryKey: ["jobs"] })) {
+    const filter = query.queryKey[1] as string;
+    const old = query.state.data as InfiniteData<JobPage, string | null> | undefined;
+    if (!old) continue;
+    const listed = new Set(old.pages.flatMap((page) => page.jobs.map(({ id }) => id)));
+    const fresh = [...jobs.values()].filter(({ id }) => !listed.has(id));
+    queries.setQueryData(query.queryKey, withJobs(old, jobs, filter === "" ? fresh : []));
+    const moved = old.pages.some((page) => page.jobs.some((one) => jobs.has(one.id) && jobs.get(one.id)!.state !== one.state));
+    if (filter !== "" && (fresh.length > 0 || moved)) void queries.invalidateQueries({ queryKey: query.queryKey, exact: true });
+  }
+}
+
+/** List pages with jobs replaced by newer readings; `fresh` ones are put in front, newest first. */
+export function withJobs(
+  list: InfiniteData<JobPage, string | null>,
+  jobs: ReadonlyMap<string, Job>,
+  fresh: readonly Job[],
+): InfiniteData<JobPage, string | null> {
+  const newest = list.pages[0]?.jobs[0]?.created_at ?? "";
+  const heads = fresh.filter((one) => one.created_at >= newest).sort((a, b) => b.created_at.localeCompare(a.created_at));
+  const pages = list.pages.map((page, i) => ({
+    ...page,
+    jobs: [...(i === 0 ? heads : []), ...page.jobs.map((one) => jobs.get(one.id) ?? one)],
+  }));
+  return { ...list, pages };
+}
+
+/** After a gap in the stream. */
+export function reread(): void {
+  void queries.invalidateQueries({ predicate: ({ queryKey }) => queryKey[0] !== "me" && queryKey[0] !== "recipes" });
+}

@@ -1,0 +1,151 @@
+/** The frame around every page: who is signed in, what money is left, whether the page is live. */
+import { useQuery } from "@tanstack/react-query";
+import { lazy, Suspense, useEffect, useSyncExternalStore } from "react";
+import { api, setCsrf, whenSignedOut } from "./api/client";
+import { budgets, me, queries, receive, reread } from "./api/resources";
+import { dollars } from "./money";
+import { LoginPage } from "./pages/login";
+import { JobsPage } from "./pages/jobs";
+import { BudgetPage, tightest } from "./pages/budget";
+import { Page, ProblemNote, Skeleton } from "./parts";
+import { go, Link, useAddress } from "./router";
+import { stream } from "./stream";
+import { setTheme, THEMES, useTheme } from "./theme";
+
+const JobPage = lazy(() => import("./pages/job"));
+const NewJobPage = lazy(() => import("./pages/new-job"));
+
+whenSignedOut(signIn);
+stream.onRefused = () => void queries.invalidateQueries({ queryKey: me.queryKey });
+
+export function App() {
+  const address = useAddress();
+  return address.pathname === "/login" ? <LoginPage /> : <SignedIn address={address} />;
+}
+
+function SignedIn({ address }: { address: URL }) {
+  const who = useQuery(me);
+  const signedIn = who.data !== undefined;
+  useEffect(() => {
+    if (!signedIn) return undefined;
+    return stream.subscribe({ topics: ["jobs", "budget"], receive, reread });
+  }, [signedIn]);
+  if (!who.data) {
+    return <div className="page">{who.error ? <ProblemNote error={who.error} retry={() => void who.refetch()} /> : <Skeleton />}</div>;
+  }
+  setCsrf(who.data.csrf);
+  return (
+    <>
+      <a className="skip" href="#main">
+        Skip to the page
+      </a>
+      <Header path={address.pathname} team={who.data.team} user={who.data.user} />
+      <Suspense fallback={<div className="page"><Skeleton rows={6} /></div>}>
+        <Route address={address} />
+      </Suspense>
+    </>
+  );
+}
+
+function Route({ address }: { address: URL }) {
+  const path = address.pathname.replace(/\/+$/, "") || "/";
+  const job = /^\/jobs\/([0-9a-f-]{36})$/i.exec(path);
+  if (job) return <JobPage key={job[1]} id={job[1]!.toLowerCase()} />;
+  if (path === "/" || path === "/jobs") return <JobsPage />;
+  if (path === "/new") return <NewJobPage />;
+  if (path === "/budget") return <BudgetPage />;
+  return (
+    <Page title="Nothing here">
+      <p>
+        There is no page at <code>{path}</code>. <Link to="/">See the jobs</Link>.
+      </p>
+    </Page>
+  );
+}
+
+function Header({ path, team, user }: { path: string; team: string; user: string }) {
+  const here = (to: string) => (to === path || (to === "/" && path.startsWith("/jobs")) ? ({ "aria-current": "page" } as const) : {});
+  return (
+    <header className="top">
+      <Link to="/" className="brand" aria-label="Shoestring, all jobs">
+        <img src="/icon.svg" alt="" width="22" height="22" />
+        <span>Shoestring</span>
+      </Link>
+      <nav aria-label="Main">
+        <Link to="/" {...here("/")}>Jobs</Link>
+        <Link to="/budget" {...here("/budget")}>Budget</Link>
+        <Link to="/new" {...here("/new")}>New job</Link>
+      </nav>
+      <div className="top-end">
+        <BudgetLeft />
+        <Connection />
+        <ThemeSwitch />
+        <details className="menu">
+          <summary aria-label={`Signed in as ${user}, team ${team}`}>{user.slice(0, 1).toUpperCase()}</summary>
+          <div>
+            <p>
+              <strong>{user}</strong>
+              <br />
+              <span className="dim">team {team}</span>
+            </p>
+            <a href="/docs">API reference</a>
+            <button type="button" onClick={() => void signOut()}>Sign out</button>
+          </div>
+        </details>
+      </div>
+    </header>
+  );
+}
+
+function BudgetLeft() {
+  const { data } = useQuery(budgets);
+  const budget = data && tightest(data);
+  if (!budget?.left) return null;
+  const over = budget.overdraft.amount !== "0.00";
+  return (
+    <Link to="/budget" className={`left ${over ? "bad-text" : ""}`} title={`Left of the ${budget.kind} budget of ${budget.owner}`}>
+      <span className="dim">{over ? "overdraft" : "left"}</span> <strong>{dollars(over ? budget.overdraft : budget.left)}</strong>
+    </Link>
+  );
+}
+
+const STATUS = { connecting: "connecting", live: "live", reconnecting: "reconnecting", asleep: "paused" } as const;
+
+function Connection() {
+  const status = useSyncExternalStore(stream.watch, () => stream.status);
+  return (
+    <span className={`connection ${status}`} role="status" title={`Live updates: ${STATUS[status]}`}>
+      <span className="dot" aria-hidden="true" />
+      <span className="word">{STATUS[status]}</span>
+    </span>
+  );
+}
+
+const THEME_MARKS = { system: "◐", light: "☀", dark: "☾" } as const;
+
+function ThemeSwitch() {
+  const theme = useTheme();
+  const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]!;
+  return (
+    <button type="button" className="icon quiet" onClick={() => setTheme(next)} title={`Theme: ${theme}`} aria-label={`Theme: ${theme}. Switch to ${next}`}>
+      {THEME_MARKS[theme]}
+    </button>
+  );
+}
+
+/** To the sign-in page, which leads back here. */
+function signIn(): void {
+  const { pathname, search, hash } = window.location;
+  if (pathname === "/login") return;
+  queries.clear();
+  go(`/login?${new URLSearchParams({ next: pathname + search + hash })}`, { replace: true });
+}
+
+async function signOut(): Promise<void> {
+  try {
+    await api.DELETE("/v1/session");
+  } finally {
+    queries.clear();
+    go("/login");
+  }
+}

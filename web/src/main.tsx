@@ -1,0 +1,18 @@
+import { QueryClientProvider } from "@tanstack/react-query";
+import { StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+import { queries } from "./api/resources";
+import { App } from "./app";
+import { followVisibility } from "./stream";
+import { applyTheme } from "./theme";
+import "./style.css";
+
+applyTheme();
+followVisibility();
+createRoot(document.getElementById("root")!).render(
+  <StrictMode>
+    <QueryClientProvider client={queries}>
+      <App />
+    </QueryClientProvider>
+  </StrictMode>,
+);

@@ -1,0 +1,42 @@
+/** A metric's value in few digits, NaN and infinities by name. */
+export function value(x: number | string | null | undefined): string {
+  const n = typeof x === "string" ? Number(x) : x;
+  if (n === null || n === undefined) return "–";
+  if (Number.isNaN(n)) return "NaN";
+  if (!Number.isFinite(n)) return n > 0 ? "∞" : "−∞";
+  const size = Math.abs(n);
+  if (n === 0) return "0";
+  if (Number.isInteger(n) && size < 1e6) return n.toLocaleString("en").replace("-", "−");
+  if (size >= 1e5 || size < 1e-3) return n.toExponential(2).replace("e+", "e").replace("-", "−");
+  return n.toPrecision(4).replace("-", "−");
+}
+
+/** The same for a metric by its name: bytes and per cent have their units. */
+export function metric(name: string, x: number | string | null | undefined): string {
+  const n = typeof x === "string" ? Number(x) : x;
+  if (typeof n === "number" && Number.isFinite(n)) {
+    if (name.endsWith("_bytes")) return bytes(n);
+    if (name.endsWith("_percent")) return `${n.toFixed(0)} %`;
+    if (name.endsWith("_watts")) return `${n.toFixed(0)} W`;
+    if (name.endsWith("/acc")) return `${(n * 100).toFixed(2)} %`;
+  }
+  return value(n);
+}
+
+export function bytes(n: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let [size, unit] = [n, 0];
+  while (Math.abs(size) >= 1000 && unit < units.length - 1) {
+    size /= 1000;
+    unit += 1;
+  }
+  return `${unit === 0 || size >= 100 ? size.toFixed(0) : size.toFixed(1)} ${units[unit]}`;
+}
+
+export function percent(fraction: number): string {
+  return `${(fraction * 100).toFixed(fraction > 0 && fraction < 0.1 ? 1 : 0)} %`;
+}
+
+export function count(n: number): string {
+  return n.toLocaleString("en");
+}
