@@ -138,7 +138,10 @@ export class Stream {
     const opened = this.failures === 0 && this.state === "live";
     this.disconnect();
     this.say("reconnecting");
-    if (!opened) this.onRefused();
+    if (!opened) {
+      this.cursor = null; // it may be what was refused; without one everything is read again
+      this.onRefused();
+    }
     this.schedule(backOff(this.failures++, this.around.random()));
   }
 

@@ -13,7 +13,7 @@ export interface paths {
         };
         /**
          * Index
-         * @description The team's jobs, newest first. `filter`: words such as `state:running recipe:digits/quickstart tag.week:3`.
+         * @description The team's jobs, newest first.
          */
         get: operations["jobs_index"];
         put?: never;
@@ -22,26 +22,6 @@ export interface paths {
          * @description Queue a training job for the caller's team.
          */
         post: operations["jobs_submit"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/jobs/{job_id}": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Show
-         * @description One job.
-         */
-        get: operations["jobs_show"];
-        put?: never;
-        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -59,7 +39,7 @@ export interface paths {
         put?: never;
         /**
          * Stop
-         * @description Stop a job: it saves a checkpoint and its machines end.
+         * @description Stop or pause a job: it saves a checkpoint and its machines end.
          */
         post: operations["jobs_stop"];
         delete?: never;
@@ -108,6 +88,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/jobs/{job_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show
+         * @description One job.
+         */
+        get: operations["jobs_show"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/jobs/{job_id}/attempts": {
         parameters: {
             query?: never;
@@ -137,7 +137,7 @@ export interface paths {
         };
         /**
          * Events
-         * @description What happened to the job, oldest first.
+         * @description What happened to the job, oldest first. `next_cursor` is None at the end.
          */
         get: operations["jobs_events"];
         put?: never;
@@ -157,29 +157,9 @@ export interface paths {
         };
         /**
          * Metrics
-         * @description Curves. `attempts=merged`: each step once, as the generation that owns it reported it; `all`: lost work too.
+         * @description Curves. `merged`: each step once, as the generation that owns it reported it; `all`: lost work too.
          */
         get: operations["jobs_metrics"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/jobs/{job_id}/logs": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Logs
-         * @description Log lines: JSON, `text/plain` or `application/x-ndjson` by Accept. Rank −1 is the agent's own log.
-         */
-        get: operations["jobs_logs"];
         put?: never;
         post?: never;
         delete?: never;
@@ -208,6 +188,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/jobs/{job_id}/logs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Logs
+         * @description Log lines in the order they came: a page as JSON, or all as `text/plain` or `application/x-ndjson` by Accept.
+         *
+         *     Rank −1 is the agent's own log and the launcher's.
+         */
+        get: operations["jobs_logs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/jobs/{job_id}/artifacts": {
         parameters: {
             query?: never;
@@ -217,7 +219,7 @@ export interface paths {
         };
         /**
          * Artifacts
-         * @description The files of the newest final checkpoint.
+         * @description The files of the newest final checkpoint: the model and how to load it. None before the job has finished.
          */
         get: operations["jobs_artifacts"];
         put?: never;
@@ -321,7 +323,7 @@ export interface paths {
         };
         /**
          * Show
-         * @description One recipe.
+         * @description One recipe, by `name` or `name@version`.
          */
         get: operations["recipes_show"];
         put?: never;
@@ -376,6 +378,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/login-codes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Login Code
+         * @description A code that signs one browser in as the caller, once, within ten minutes: `/login?code=…`.
+         */
+        post: operations["people_create_login_code"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/keys": {
         parameters: {
             query?: never;
@@ -412,7 +434,7 @@ export interface paths {
         post?: never;
         /**
          * Revoke Key
-         * @description Revoke an API key.
+         * @description Revoke an API key of one's own; an admin, any of the team's.
          */
         delete: operations["people_revoke_key"];
         options?: never;
@@ -431,7 +453,7 @@ export interface paths {
         put?: never;
         /**
          * Reclaim
-         * @description Have the simulated provider take a spot machine back (admin).
+         * @description Have the local provider take a machine back (admin): it gets a notice, and is taken when that has passed.
          */
         post: operations["machines_reclaim"];
         delete?: never;
@@ -471,7 +493,7 @@ export interface paths {
         put?: never;
         /**
          * Redeem
-         * @description Trade the boot token for the agent's own session.
+         * @description Trade the boot token for a session of the agent's own. The first secret binds; the same again succeeds.
          */
         post: operations["agent_redeem"];
         delete?: never;
@@ -492,6 +514,8 @@ export interface paths {
         /**
          * Report
          * @description Heartbeat, one numbered batch, the state of the machine's ranks.
+         *
+         *     The sign of life counts even if the rest is refused.
          */
         post: operations["agent_report"];
         delete?: never;
@@ -530,10 +554,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Checkpoint
-         * @description A checkpoint is uploaded.
+         * Commit
+         * @description A checkpoint is uploaded. It counts once its objects are seen to be whole.
          */
-        post: operations["agent_checkpoint"];
+        post: operations["agent_commit"];
         delete?: never;
         options?: never;
         head?: never;
@@ -570,6 +594,8 @@ export interface paths {
         /**
          * Readyz
          * @description What the service needs, part by part.
+         *
+         *     Ready means that the database answers: without Redis or a worker it still takes jobs and reports.
          */
         get: operations["health_readyz"];
         put?: never;
@@ -613,8 +639,11 @@ export interface components {
             kind: string;
             /** At */
             at: number;
-            /** Step */
-            step?: number | null;
+            /**
+             * Step
+             * @default null
+             */
+            step: number | null;
             /**
              * Data
              * @default {}
@@ -889,6 +918,12 @@ export interface components {
             steps_lost: number;
             /** Formed At */
             formed_at: string | null;
+            /** First Step At */
+            first_step_at: string | null;
+            /** Over At */
+            over_at: string | null;
+            /** Over Reason */
+            over_reason: string | null;
         };
         /**
          * GenerationState
@@ -1066,6 +1101,11 @@ export interface components {
             /** Code */
             code?: string | null;
         };
+        /** LoginCode */
+        LoginCode: {
+            /** Code */
+            code: string;
+        };
         /** Logs */
         Logs: {
             /** Lines */
@@ -1169,8 +1209,11 @@ export interface components {
              * @enum {string}
              */
             state: "ready" | "running" | "exited";
-            /** Port */
-            port?: number | null;
+            /**
+             * Port
+             * @default null
+             */
+            port: number | null;
             /**
              * Exits
              * @default []
@@ -1314,14 +1357,23 @@ export interface components {
              * @enum {string}
              */
             outcome: "finished" | "drained" | "error" | "signal";
-            /** Step */
-            step?: number | null;
+            /**
+             * Step
+             * @default null
+             */
+            step: number | null;
             /** At */
             at: number;
-            /** Code */
-            code?: number | null;
-            /** Kind */
-            kind?: string | null;
+            /**
+             * Code
+             * @default null
+             */
+            code: number | null;
+            /**
+             * Kind
+             * @default null
+             */
+            kind: string | null;
             /**
              * Message
              * @default
@@ -1463,10 +1515,15 @@ export interface components {
              * @default 1
              */
             protocol: number;
-            batch?: components["schemas"]["Batch"] | null;
-            member?: components["schemas"]["Member"] | null;
-            /** Notice At */
-            notice_at?: number | null;
+            /** @default null */
+            batch: components["schemas"]["Batch"] | null;
+            /** @default null */
+            member: components["schemas"]["Member"] | null;
+            /**
+             * Notice At
+             * @default null
+             */
+            notice_at: number | null;
         };
         /**
          * Resume
@@ -1529,15 +1586,15 @@ export interface components {
         };
         /**
          * StopJob
-         * @description Body of POST /v1/jobs/{id}:stop. `checkpoint` saves first; `now` loses what is unsaved.
+         * @description Body of POST /v1/jobs/{id}:stop. Both save a checkpoint first; a paused job can be resumed.
          */
         StopJob: {
             /**
              * Mode
-             * @default checkpoint
+             * @default stop
              * @enum {string}
              */
-            mode: "checkpoint" | "now";
+            mode: "stop" | "pause";
         };
         /**
          * SubmitJob
@@ -1654,7 +1711,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description A dry run: nothing was stored */
+            /** @description A dry run: checked as a whole, and nothing stored */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -1671,46 +1728,6 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Job"];
                 };
-            };
-            /** @description What was wrong, and what to do next */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["ProblemDocument"];
-                };
-            };
-        };
-    };
-    jobs_show: {
-        parameters: {
-            query?: never;
-            header?: {
-                "if-none-match"?: string | null;
-            };
-            path: {
-                job_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Job"];
-                };
-            };
-            /** @description Not changed since the ETag in If-None-Match */
-            304: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
             };
             /** @description What was wrong, and what to do next */
             default: {
@@ -1826,6 +1843,46 @@ export interface operations {
             };
         };
     };
+    jobs_show: {
+        parameters: {
+            query?: never;
+            header?: {
+                "if-none-match"?: string | null;
+            };
+            path: {
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Job"];
+                };
+            };
+            /** @description Not changed since the ETag in If-None-Match */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What was wrong, and what to do next */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
     jobs_attempts: {
         parameters: {
             query?: never;
@@ -1894,7 +1951,8 @@ export interface operations {
     jobs_metrics: {
         parameters: {
             query?: {
-                name?: string[] | null;
+                /** @description Comma-separated names; all if absent */
+                keys?: string | null;
                 attempts?: "merged" | "all";
                 first?: number;
                 last?: number | null;
@@ -1914,6 +1972,37 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Metrics"];
+                };
+            };
+            /** @description What was wrong, and what to do next */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    jobs_cost: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CostReport"];
                 };
             };
             /** @description What was wrong, and what to do next */
@@ -1955,37 +2044,6 @@ export interface operations {
                     "application/json": components["schemas"]["Logs"];
                     "text/plain": unknown;
                     "application/x-ndjson": unknown;
-                };
-            };
-            /** @description What was wrong, and what to do next */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["ProblemDocument"];
-                };
-            };
-        };
-    };
-    jobs_cost: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                job_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["CostReport"];
                 };
             };
             /** @description What was wrong, and what to do next */
@@ -2058,7 +2116,9 @@ export interface operations {
                 headers: {
                     [name: string]: unknown;
                 };
-                content?: never;
+                content: {
+                    "application/octet-stream": unknown;
+                };
             };
             /** @description What was wrong, and what to do next */
             default: {
@@ -2317,6 +2377,35 @@ export interface operations {
             };
         };
     };
+    people_create_login_code: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginCode"];
+                };
+            };
+            /** @description What was wrong, and what to do next */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
     people_keys: {
         parameters: {
             query?: never;
@@ -2458,7 +2547,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events `job` (Job), `points` (PointsMessage), `logs` (LogsMessage), `event` (Event), `budget` (Budget), `resync`: read the resources again */
+            /** @description Events `job` (Job), `points` (PointsMessage), `logs` (LogsMessage), `event` (Event), `budget` (Budget), and `resync`: the cursor is too old, read everything again */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2575,7 +2664,7 @@ export interface operations {
             };
         };
     };
-    agent_checkpoint: {
+    agent_commit: {
         parameters: {
             query?: never;
             header?: never;

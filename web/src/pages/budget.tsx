@@ -38,8 +38,8 @@ export function BudgetPage() {
 
 /** Jobs that stand still for want of money, by name. */
 function WaitingForMoney() {
-  const queued = useInfiniteQuery(jobPages("state:queued")).data?.pages[0]?.jobs ?? [];
-  const paused = useInfiniteQuery(jobPages("state:paused")).data?.pages[0]?.jobs ?? [];
+  const queued = useInfiniteQuery(jobPages("state=queued")).data?.pages[0]?.jobs ?? [];
+  const paused = useInfiniteQuery(jobPages("state=paused")).data?.pages[0]?.jobs ?? [];
   const waiting = [...queued.filter((job) => job.wait_reason === "money"), ...paused.filter((job) => job.sentence.includes("money"))];
   if (waiting.length === 0) return null;
   return (

@@ -20,12 +20,14 @@ import { tightest } from "./budget";
 
 export default function JobPage({ id }: { id: string }) {
   const [feed] = useState(() => new JobFeed(id));
-  useEffect(() => {
-    const stops = [followAttempts(feed), feed.open()];
-    return () => stops.forEach((stop) => stop());
-  }, [feed]);
   const read = useQuery(jobQuery(id));
   const job = read.data;
+  const known = job !== undefined; // a stream about no job would be refused as a whole
+  useEffect(() => {
+    if (!known) return undefined;
+    const stops = [followAttempts(feed), feed.open()];
+    return () => stops.forEach((stop) => stop());
+  }, [feed, known]);
   if (!job) {
     return (
       <Page title={read.error instanceof Problem && read.error.document.status === 404 ? "No such job" : "Job"}>
@@ -128,7 +130,7 @@ function Actions({ job }: { job: Job }) {
   const known = { params: { path: { job_id: job.id } } };
   const keyed = () => ({ params: { ...known.params, header: { "Idempotency-Key": newKey() } } });
   const stop = useMutation({
-    mutationFn: async () => body(await api.POST("/v1/jobs/{job_id}:stop", { ...keyed(), body: { mode: "checkpoint" } })),
+    mutationFn: async () => body(await api.POST("/v1/jobs/{job_id}:stop", { ...keyed(), body: { mode: "stop" } })),
     onSuccess: take,
     onSettled: () => setAsking(false),
   });

@@ -103,7 +103,7 @@ export function newestValidation(job: Pick<Job, "latest" | "result">): { name: s
   return null;
 }
 
-const EXAMPLES = ["state:running", "state:queued", "state:ended", "recipe:digits/quickstart"];
+const EXAMPLES = ["state=running", "state=queued", "state=ended", "recipe~digits", "user=admin"];
 
 function Filter({ filter }: { filter: string }) {
   const [text, setText] = useState(filter);
@@ -129,7 +129,7 @@ function Filter({ filter }: { filter: string }) {
         type="search"
         list="filters"
         aria-label="Filter jobs"
-        placeholder="Filter, such as state:running"
+        placeholder="Filter, such as state=running"
         value={text}
         maxLength={500}
         onChange={(event) => {
