@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API as a process of its own: how it starts, refuses to start, and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from shoestring_core.store import people
+from shoestring_core.store.engine import open_store
+from sqlalchemy import text
+
+from tests.servers import free_port, until
+
+
+def test_it_serves_and_lets_streams_go_when_it_is_told_to_end(database_url: str, tmp_path: Path) -> None:
+    key = _prepared(database_url)
+    settings = _settings(database_url, tmp_path)
+    url = f"http://127.0.0.1:{settings['SHOESTRING_PORT']}"
+    with _process(settings) as process:
+        until(lambda: _answers(url), deadline_s=30)
+        with httpx.stream(
+            "GET", f"{url}/v1/stream", headers={"Authorization": f"Bearer {key}"}, trust_env=False
+        ) as live:
+            assert live.status_code == 200
+            told_at = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            for _ in live.iter_lines():
+                pass
+        process.wait(timeout=10)
+        assert time.monotonic() - told_at < 3
+
+
+def test_a_port_in_use_is_named(database_url: str, tmp_path: Path) -> None:
+    _prepared(database_url)
+    settings = _settings(database_url, tmp_path)
+    with _process(settings):
+        until(lambda: _answers(f"http://127.0.0.1:{settings['SHOESTRING_PORT']}"), deadline_s=30)
+        code, said = _refusal(settings)
+        assert code == 3
+        assert f"Port {settings['SHOESTRING_PORT']} is in use" in said
+
+
+def test_a_database_that_is_not_there_or_not_prepared_is_named(database_url: str, tmp_path: Path) -> None:
+    code, said = _refusal(_settings(database_url, tmp_path))
+    assert code == 4
+    assert "migrations upgrade" in said
+    code, said = _refusal(_settings("postgresql://nobody@127.0.0.1:1/none", tmp_path))
+    assert code == 4
+    assert "PostgreSQL can't be reached" in said
+
+
+def test_a_newer_database_is_refused(database_url: str, tmp_path: Path) -> None:
+    _prepared(database_url)
+    store = open_store(database_url)
+    with store.writer.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    store.close()
+    code, said = _refusal(_settings(database_url, tmp_path))
+    assert code == 4
+    assert "Upgrade Shoestring" in said
+
+
+@pytest.mark.parametrize("missing", ["SHOESTRING_DATABASE_URL", "SHOESTRING_OBJECTS", "SHOESTRING_SECRET"])
+def test_a_missing_setting_is_named(missing: str, tmp_path: Path) -> None:
+    database_url = f"sqlite:///{tmp_path / 'store.db'}"
+    _prepared(database_url)
+    settings = _settings(database_url, tmp_path)
+    del settings[missing]
+    code, said = _refusal(settings)
+    assert code == 2
+    assert missing in said
+
+
+def _prepared(database_url: str) -> str:
+    """Tables, and an admin's key."""
+    store = open_store(database_url)
+    store.migrate()
+    admin = store.write(lambda db: people.ensure_admin(db, "lab", "vision", "ada"))
+    key = store.write(lambda db: people.create_key(db, "pat", admin.user, admin.team, [], None)[1])
+    store.close()
+    return key
+
+
+def _settings(database_url: str, folder: Path) -> dict[str, str]:
+    return {
+        "SHOESTRING_DATABASE_URL": database_url,
+        "SHOESTRING_OBJECTS": str(folder / "objects"),
+        "SHOESTRING_SECRET": "secret",
+        "SHOESTRING_PORT": str(free_port()),
+    }
+
+
+def _environment(settings: dict[str, str]) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("SHOESTRING_")}
+    return own | {"PYTHONPATH": os.pathsep.join(sys.path)} | settings
+
+
+@contextlib.contextmanager
+def _process(settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-m", "shoestring_api"], env=_environment(settings))
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+
+
+def _refusal(settings: dict[str, str]) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "shoestring_api"], env=_environment(settings), capture_output=True, text=True, timeout=60
+    )
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.returncode, ended.stderr
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/healthz", timeout=1, trust_env=False).status_code == 200
+    return False
