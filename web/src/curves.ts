@@ -53,8 +53,8 @@ export function merge(curves: Curves, reading: Reading): Curves {
     const known = named.get(key)?.column ?? NO_POINTS;
     named.set(key, { generation, machine: curve.machine, column: extended(known, curve, isSystem(curve.name)) });
     parts.set(curve.name, named);
-    const first = curve.steps[0];
-    if (isSystem(curve.name) || first === undefined) continue;
+    if (isSystem(curve.name) || curve.steps.length === 0) continue;
+    const first = curve.steps.reduce((least, step) => Math.min(least, step));
     const told = generations.get(generation);
     if (!told || (told.attempt === null && first - 1 < told.start)) {
       generations.set(generation, { start: Math.max(0, first - 1), attempt: null });

@@ -17,13 +17,13 @@ export function sum(...amounts: Money[]): bigint {
   return amounts.reduce((total, one) => total + micro(one.amount), 0n);
 }
 
-/** What people read: cents from a dollar up, four decimals below it, never "$0.00" for something. */
+/** What people read: cents from a dollar up, four decimals below it if it has them, never "$0.00" for something. */
 export function dollars(amount: Money | bigint | null | undefined): string {
   if (amount === null || amount === undefined) return "–";
   const size = typeof amount === "bigint" ? amount : micro(amount.amount);
   if (size < 0n) return `−${dollars(-size)}`;
   if (size > 0n && size < 100n) return "<$0.0001";
-  return size === 0n || size >= MICRO ? `$${rounded(size, 2)}` : `$${rounded(size, 4)}`;
+  return size === 0n || size >= MICRO ? `$${rounded(size, 2)}` : `$${rounded(size, 4).replace(/00$/, "")}`;
 }
 
 /** The exact amount, for titles and tables where every digit counts. */

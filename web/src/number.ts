@@ -8,6 +8,7 @@ export function value(x: number | string | null | undefined): string {
   if (n === 0) return "0";
   if (Number.isInteger(n) && size < 1e6) return n.toLocaleString("en").replace("-", "−");
   if (size >= 1e5 || size < 1e-3) return n.toExponential(2).replace("e+", "e").replace("-", "−");
+  if (size >= 1e4) return n.toFixed(0).replace("-", "−");
   return n.toPrecision(4).replace("-", "−");
 }
 
