@@ -44,8 +44,7 @@ class LocalCloud:
         self.process = self.popen(*flags, f"--slots={slots}", crash=crash, env=env)
         told = self.folder / "machinehost.json"
         pid = self.process.pid
-        until(lambda: told.exists() and json.loads(told.read_text())["pid"] == pid)
-        where = json.loads(told.read_text())
+        where = until(lambda: (said := read(told)).get("pid") == pid and said, within_s=60)
         self.client = httpx.Client(
             base_url=where["url"], headers={"Authorization": f"Bearer {where['key']}"}, timeout=10
         )
@@ -117,6 +116,27 @@ def events(machine: dict[str, Any]) -> list[str]:
 
 def pids(machine: dict[str, Any]) -> dict[str, int]:
     return json.loads((Path(machine["dir"]) / "pids.json").read_text())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file that may be replaced or removed at any moment; {} without one."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def working_in(folder: str | Path) -> list[int]:
+    """What a machine runs, without inits: one may just be leaving, its last word said or not needed."""
+    return [pid for pid in alive_in(folder) if not is_init_or_gone(pid)]
+
+
+def is_init_or_gone(pid: int) -> bool:
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+    return not line or b"shoestring_trainer.machineinit" in line
 
 
 def alive_in(folder: str | Path) -> list[int]:

@@ -15,7 +15,7 @@ import pytest
 from shoestring_trainer.journal import HEARTBEAT_S, Journal, read_machine
 from shoestring_trainer.processes import Process, this_process
 
-from tests.trainer.local_cloud import SPOT, LocalCloud, alive, alive_in, events, journal, kill, pids, until
+from tests.trainer.local_cloud import SPOT, LocalCloud, alive, alive_in, events, journal, kill, pids, until, working_in
 
 FAMILY = {"children": ["group", "daemon"], "ignore_term": True}
 
@@ -210,8 +210,7 @@ def chaos(folder, seed, steps):
                 kill(draw.choice(alive_in(machine["dir"]) or [2**22 - 1]))
             for each in cloud.client.get("/machines").json()["machines"]:
                 if each["state"] == "ended":
-                    others = {each["pid"]}  # the init itself leaves just after its last word
-                    assert not set(alive_in(each["dir"])) - others
+                    assert working_in(each["dir"]) == []
             time.sleep(draw.uniform(0, 0.15))
         machines = cloud.client.get("/machines").json()["machines"]
         assert len({machine["token"] for machine in machines}) == len(machines)
