@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     local_price_spot: Price = "0.158"
     local_price_on_demand: Price = "0.526"
     tick_s: Seconds = 1
-    fund_lease_s: Seconds = 60
+    fund_lease_s: Seconds = 120
     t_drain_s: Seconds = 15
     lease_s: Seconds = 30
     boot_s: Seconds = 60

@@ -11,7 +11,7 @@ S = 1_000_000
 
 @dataclass(frozen=True)
 class Terms:
-    fund_lease: int = 60 * S
+    fund_lease: int = 120 * S
     """How far ahead a machine is funded."""
     drain: int = 15 * S
     """T_drain: bound from the order to stop to the provider's word that the machine has ended."""

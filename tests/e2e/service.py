@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole service as a user starts it, `shoestring up` in a process of its own, for tests to use and to hurt."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shoestring import Client
+from shoestring_core import rest
+
+from tests import servers
+
+T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
+ROOMS = ("core", "api", "worker", "trainer", "client")
+
+SMALL_JOB: dict[str, Any] = {
+    "recipe": "digits/quickstart",
+    "params": {"epochs": 4, "width": 8},
+    "resources": {"nodes": 2, "procs": 1},
+    "limits": {"cost": "0.50"},
+}
+"""179 steps of real training on two machines: a few seconds once its processes are up."""
+
+
+@dataclass
+class Service:
+    """One data folder and the `up` that runs on it. Killed and started again, it stays the same service."""
+
+    data: Path
+    port: int
+    environment: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ("--budget", "5.00")
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def client(self) -> Client:
+        return Client(self.url, (self.data / "admin.key").read_text().strip())
+
+    def start(self) -> None:
+        """Start `up` and wait until it has said where the dashboard is."""
+        command = [sys.executable, "-m", "shoestring", "up", "--data", str(self.data), "--port", str(self.port)]
+        said = self.data.with_suffix(".up.log")
+        with said.open("ab") as log:
+            begin = log.tell()
+            self.process = subprocess.Popen(
+                [*command, *self.options], env=environment(self.data, self.environment), stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        until(lambda: b"Dashboard" in said.read_bytes()[begin:] or self.process.poll() is not None, 60, "up to start")
+        assert self.process.poll() is None, said.read_text()
+
+    def interrupt(self, within_s: float = 60) -> int:
+        """Ctrl-C, once; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(within_s)
+
+    def kill(self) -> None:
+        """kill -9 of `up` itself."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Leave nothing running, whatever state the test left it in."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+            self.process.send_signal(signal.SIGINT)  # in a hurry: machines are not asked to checkpoint
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        for pid in machine_processes(self.data):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def wait(self, job: Any, ready: Callable[[rest.Job], bool], within_s: float = 120) -> rest.Job:
+        """The job, as soon as it is `ready`."""
+        client = self.client
+
+        def look() -> rest.Job | None:
+            found = client.job(job)
+            return found if ready(found) else None
+
+        return until(look, within_s, "the job")
+
+    def settled(self, job: Any, within_s: float = 180) -> rest.Job:
+        """The job once it has ended and its money is settled."""
+        return self.wait(job, lambda found: found.settled_at is not None, within_s)
+
+    def child(self, name: str) -> int:
+        """The pid of a child of `up`: api, worker, beat, redis, machines."""
+        marks = {
+            "api": "shoestring_api", "worker": "worker", "beat": "beat", "redis": "valkey-server",
+            "machines": "shoestring_trainer.machinehost",
+        }  # fmt: skip
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return next(int(pid) for pid in children if marks[name] in _command_line(int(pid)).split("\0"))
+
+
+def environment(data: Path, extra: dict[str, str]) -> dict[str, str]:
+    """A child's environment: our rooms importable, no login but this service's, nothing inherited that steers it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOESTRING_")}
+    path = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+    return kept | {"PYTHONPATH": path, "SHOESTRING_CONFIG": str(data.with_suffix(".login.json"))} | extra
+
+
+def start(folder: Path, **options: Any) -> Service:
+    service = Service(folder / "service", servers.free_port(), **options)
+    service.start()
+    return service
+
+
+def until(look: Callable[[], T | None], within_s: float, what: str) -> T:
+    """What `look` gives once it gives something. Fails the test after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"waited {within_s:.0f} s for {what}"
+        time.sleep(0.02)
+    return found
+
+
+def machine_processes(data: Path) -> list[int]:
+    """Processes of any machine of this service, by their environment: the witness is the process table."""
+    mark = str(data / "cloud" / "machines").encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if mark in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def journals(data: Path) -> list[list[dict[str, Any]]]:
+    """The machine host's journals, a list of entries for each machine."""
+    files = sorted((data / "cloud" / "machines").glob("*/journal.jsonl"))
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

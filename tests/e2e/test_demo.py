@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job, as a newcomer runs it, judged from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from shoestring import Client
+
+from tests.e2e import witness
+from tests.e2e.service import environment
+
+SCORE = """
+import json, sys
+import torch
+from sklearn.datasets import load_digits
+folder = sys.argv[1]
+about, split = json.load(open(folder + "/model.json")), json.load(open(folder + "/split.json"))
+net = torch.export.load(folder + "/model.pt2").module()
+digits = load_digits()
+held_out = split["held_out"]
+pictures = torch.tensor(digits.images[held_out], dtype=torch.float32).unsqueeze(1) / 16
+print((net(pictures).argmax(1) == torch.tensor(digits.target[held_out])).float().mean().item())
+"""
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(420)
+def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path: Path) -> None:
+    data = tmp_path / "demo"
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "shoestring", "demo", "--json", "--seed", "1", "--data", str(data)],
+        env=environment(data, {}), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert demo.stdout is not None
+        summary = json.loads(demo.stdout.readline())
+        assert summary["status"] == "succeeded"
+        assert summary["accuracy"] >= summary["target"] == 0.97
+        assert (summary["attempts"], summary["steps_lost"], summary["world_size"]) == (2, 0, 2)
+        assert summary["price_basis"] == "simulated"
+        assert summary["seed"] == 1
+        assert 0.3 <= summary["reclaim_step"] / summary["steps"] <= 0.75
+        assert summary["notice_to_checkpoint_s"] < 10
+        assert summary["resume_s"] > 0
+        assert Decimal(summary["spent_usd"]) < Decimal(summary["on_demand_usd"])
+
+        with Client(summary["url"], (data / "admin.key").read_text().strip()) as client:
+            job = summary["job_id"]
+            generations = [g for attempt in client.attempts(job).attempts for g in attempt.generations]
+            starts = [g.start_step for g in generations]
+            lost = sum(g.last_step - start for g, start in zip(generations, starts[1:], strict=False))
+            assert lost == summary["steps_lost"] == 0
+            loss = next(curve for curve in client.metrics(job).curves if curve.name == "train/loss")
+            assert loss.steps == list(range(1, summary["steps"] + 1))
+
+            files = tmp_path / "model"
+            files.mkdir()
+            for artifact in client.artifacts(job).artifacts:
+                client.download(artifact, files / artifact.name)
+        scored = subprocess.run(
+            [sys.executable, "-c", SCORE, str(files)], capture_output=True, text=True, check=True,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": ""}, cwd=tmp_path,
+        )  # fmt: skip
+        assert float(scored.stdout) == pytest.approx(summary["accuracy"], abs=1e-6)
+    finally:
+        demo.send_signal(signal.SIGINT)
+        demo.wait(60)
+
+    assert demo.returncode == 0
+    assert witness.spent_usd(data, summary["job_id"]) == Decimal(summary["spent_usd"])
+    assert sum(life.notice for life in witness.lives(data)) == 1
+    witness.require_one_machine_a_slot(data)
+    witness.require_none_alive(data)
