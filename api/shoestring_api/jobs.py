@@ -262,7 +262,7 @@ def logs(
     cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     tail: Annotated[int | None, Query(ge=0, le=10_000)] = None,
-    accept: Annotated[str, Header()] = "application/json",
+    accept: Annotated[str, Header(include_in_schema=False)] = "application/json",
 ) -> Response:
     """Log lines in the order they came: a page as JSON, or all as `text/plain` or `application/x-ndjson` by Accept.
 

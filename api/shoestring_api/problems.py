@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from shoestring_core.errors import InvalidSpec, ShoestringError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ShoestringError, _domain)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -149,6 +151,10 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     elif error.status_code == 405:
         detail = f"{request.url.path} does not take {request.method}."
     return problem(error.status_code, code, title, detail, headers=dict(error.headers or {}))
+
+
+def _gone(_: Request, __: Exception) -> JSONResponse:
+    return problem(400, "malformed", TITLES[400][1], "The connection broke before the whole body had come.")
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:

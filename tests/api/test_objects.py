@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local object store answers its signed URLs as S3 would: written once, whole or not at all, by who may."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, Unavailable
+from shoestring_core.store.objects import Head, LocalObjects, open_objects
+
+from tests.api.deployment import Deployment
+
+KEY = "jobs/j/g/1/final/000001/data"
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> LocalObjects:
+    return LocalObjects(tmp_path / "objects", "secret", "http://127.0.0.1:1")
+
+
+def test_an_object_goes_up_and_comes_back(here: Deployment) -> None:
+    content = bytes(range(256)) * 20_000
+    objects = here.service.objects
+    put, get = objects.put_url(KEY, _later()), objects.get_url(KEY, _later())
+    assert here.nobody.get(get).status_code == 404
+    assert here.nobody.put(put, content=content).status_code == 201
+    assert objects.head(KEY) == Head(len(content), hashlib.sha256(content).hexdigest())
+    assert here.nobody.get(get).content == content
+    part = here.nobody.get(get, headers={"Range": "bytes=1000-1009"})
+    assert (part.status_code, part.content) == (206, content[1000:1010])
+
+
+def test_an_object_is_written_once(here: Deployment) -> None:
+    put = here.service.objects.put_url(KEY, _later())
+    assert here.nobody.put(put, content=b"first").status_code == 201
+    answer = here.nobody.put(put, content=b"second")
+    assert (answer.status_code, answer.json()["code"]) == (412, "precondition-failed")
+    assert here.service.objects.read(KEY, 100) == b"first"
+
+
+def test_of_many_writers_one_wins_and_its_hash_is_kept(objects: LocalObjects) -> None:
+    outcomes: list[bytes | None] = []
+
+    def write(content: bytes) -> None:
+        try:
+            with objects.writer(KEY) as writer:
+                writer.write(content)
+                writer.finish()
+            outcomes.append(content)
+        except PreconditionFailed:
+            outcomes.append(None)
+
+    threads = [Thread(target=write, args=(bytes([number]) * 100_000,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [content for content in outcomes if content is not None]
+    assert objects.head(KEY) == Head(len(winner), hashlib.sha256(winner).hexdigest())
+    assert [path.name for path in objects.path(KEY).parent.iterdir() if path.name.startswith(".data.")] == [
+        ".data.sha256"
+    ]
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(here: Deployment) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"half of it"
+        raise ConnectionResetError
+
+    put = here.service.objects.put_url(KEY, _later())
+    with pytest.raises(ConnectionResetError):
+        here.nobody.put(put, content=broken())
+    assert here.service.objects.head(KEY) is None
+    assert httpx.put(put, content=b"all of it", trust_env=False).status_code == 201
+
+
+@pytest.mark.parametrize("change", ["signature=0", "expires=1", "method", "key"])
+def test_a_url_is_good_for_one_thing_until_it_expires(here: Deployment, change: str) -> None:
+    objects = here.service.objects
+    put = objects.put_url(KEY, _later())
+    if change == "method":
+        answer = here.nobody.get(put)
+    elif change == "key":
+        answer = here.nobody.put(put.replace("000001", "000002"), content=b"x")
+    elif change == "expires=1":
+        answer = here.nobody.put(objects.put_url(KEY, 1), content=b"x")
+        assert "expired" in answer.json()["detail"]
+    else:
+        answer = here.nobody.put(put[:-64] + "0" * 64, content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert objects.head(KEY) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["../secret", "a/../../b", "/etc/passwd", "a//b", "", ".hidden", "a/.data.sha256", "a" * 600]
+)
+def test_no_key_leads_out_of_the_folder(objects: LocalObjects, key: str) -> None:
+    with pytest.raises(NotFound):
+        objects.path(key)
+    with pytest.raises(NotFound):
+        objects.put_url(key, _later())
+
+
+def test_a_hash_that_was_never_noted_is_worked_out(objects: LocalObjects) -> None:
+    with objects.writer(KEY) as writer:
+        writer.write(b"abc")
+        head = writer.finish()
+    (objects.path(KEY).parent / ".data.sha256").unlink()
+    assert objects.head(KEY) == head
+    assert (objects.path(KEY).parent / ".data.sha256").exists()
+
+
+def test_a_full_or_forbidden_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    objects = LocalObjects(tmp_path / "file", "secret", "http://127.0.0.1:1")
+    with pytest.raises(Unavailable, match="could not be stored"), objects.writer(KEY):
+        pass
+
+
+def test_small_objects_are_read_whole_and_large_ones_refused(objects: LocalObjects) -> None:
+    with objects.writer(KEY) as writer:
+        writer.write(b"abcdef")
+        writer.finish()
+    assert objects.read(KEY, 6) == b"abcdef"
+    assert b"".join(objects.blocks(KEY, 2, 3)) == b"cde"
+    with pytest.raises(Unavailable):
+        objects.read(KEY, 5)
+    with pytest.raises(NotFound):
+        objects.read("none", 5)
+
+
+def test_a_wrong_signature_is_forbidden(objects: LocalObjects) -> None:
+    with pytest.raises(Forbidden):
+        objects.check("GET", KEY, _later(), "é", int(time.time()))
+
+
+def test_only_folders_keep_objects_now() -> None:
+    with pytest.raises(Unavailable, match="yet"):
+        open_objects("s3://bucket", "secret", "http://127.0.0.1:1")
+
+
+def _later() -> int:
+    return int(time.time()) + 60
