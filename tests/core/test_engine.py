@@ -7,12 +7,13 @@ import threading
 from pathlib import Path
 from uuid import UUID
 
+import psycopg
 import pytest
 from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
 from shoestring_core.store import migrations
 from shoestring_core.store.engine import Committed, Read, Store, Write, open_store
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Base, Scheduler, Team, User
+from shoestring_core.store.tables import Base, Event, Scheduler, Team, User
 from sqlalchemy import exc, insert, select, text, update
 
 
@@ -98,7 +99,10 @@ def test_sqlite_is_set_up_for_durability_and_keys(tmp_path: Path) -> None:
 
 
 def test_postgresql_reads_committed_rows_and_has_timeouts(postgres_store: Store) -> None:
+    with postgres_store.read() as db:
+        assert db.sql.scalar(text("SHOW transaction_read_only")) == "on"
     with postgres_store.writer.connect() as connection:
+        assert connection.scalar(text("SHOW transaction_read_only")) == "off"
         assert connection.scalar(text("SHOW transaction_isolation")) == "read committed"
         assert connection.scalar(text("SHOW statement_timeout")) == "30s"
         assert connection.scalar(text("SHOW lock_timeout")) == "10s"
@@ -167,6 +171,67 @@ def test_writers_that_read_first_lose_no_update(store: Store) -> None:
         thread.join()
     with store.read() as db:
         assert db.sql.scalar(select(Scheduler.epoch)) == 40
+
+
+def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
+    script = (
+        "import sys; from sqlalchemy import update\n"
+        "from shoestring_core.store.engine import open_store\n"
+        "from shoestring_core.store.tables import Scheduler\n"
+        "store = open_store(sys.argv[1])\n"
+        "for _ in range(20): store.write(lambda db: db.count(update(Scheduler).values(epoch=Scheduler.epoch + 1)))\n"
+    )
+    url = store.writer.url.render_as_string(hide_password=False)
+    writers = [subprocess.Popen([sys.executable, "-c", script, url]) for _ in range(3)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    with store.read() as db:
+        assert db.sql.scalar(select(Scheduler.epoch)) == 60
+
+
+def test_what_no_database_can_hold_is_replaced_and_stored(store: Store) -> None:
+    """NUL, half a surrogate pair and NaN come from machines and users; no row is lost for them."""
+    team = new_id()
+    data = {"a\0": ["\ud800", float("nan"), float("inf"), float("-inf"), 1.5, None, True, "é\\u0000"]}
+
+    def work(db: Write) -> None:
+        db.add_new(Team, id=team, name="n\0\udfff", feed_seq=0)
+        db.event(team=team, kind="alarm", actor="a\0", reason="\ud800", data=data)
+
+    store.write(work)
+    with store.read() as db:
+        assert db.sql.scalar(select(Team.name)) == "n\ufffd\ufffd"
+        event = db.sql.scalars(select(Event)).one()
+    assert (event.actor, event.reason) == ("a\ufffd", "\ufffd")
+    assert event.data == {"a\ufffd": ["\ufffd", "NaN", "Infinity", "-Infinity", 1.5, None, True, "é\\u0000"]}
+
+
+def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
+    def work(db: Write) -> int:
+        return db.count(update(Scheduler).values(epoch=Scheduler.epoch + 1))
+
+    assert postgres_store.write(work) == 1
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> {}"
+    with psycopg.connect(_plain_url(postgres_store), autocommit=True) as other:
+        other.execute(kill.format("pg_backend_pid()"))
+    assert postgres_store.write(work) == 1
+
+
+def test_a_connection_that_dies_in_a_write_is_unavailable_and_changes_nothing(postgres_store: Store) -> None:
+    def work(db: Write) -> None:
+        db.count(update(Scheduler).values(epoch=9))
+        with psycopg.connect(_plain_url(postgres_store), autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (db.sql.scalar(text("SELECT pg_backend_pid()")),))
+        db.count(update(Scheduler).values(epoch=10))
+
+    with pytest.raises(Unavailable) as refused:
+        postgres_store.write(work)
+    assert refused.value.retryable
+    with postgres_store.read() as db:
+        assert db.sql.scalar(select(Scheduler.epoch)) == 0
+
+
+def _plain_url(store: Store) -> str:
+    return store.writer.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def test_a_deadlock_runs_the_whole_function_again(postgres_store: Store) -> None:

@@ -13,7 +13,9 @@ touch nothing but the database. Rows it read are values: change them with `updat
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import random
 import sqlite3
 import threading
@@ -213,7 +215,7 @@ class Store:
         """Bring the schema to this version's. Safe to run in several processes at once."""
         with _as_unavailable(), self.writer.begin() as connection:
             if connection.dialect.name == "postgresql":
-                connection.execute(text("SET LOCAL lock_timeout = '60s'"))
+                connection.execute(text("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(7305427061)"))
             _refuse_newer(connection)
             migrations.upgrade(connection)
@@ -267,7 +269,9 @@ def _sqlite(address: URL, busy_timeout_s: float, *, read_only: bool = False) -> 
     writes fails at once if another wrote in between, however long it would wait."""
     if not address.database or address.database == ":memory:":
         raise Unavailable("an SQLite database needs a file", hint="Use sqlite:///FILE.")
-    engine = create_engine(address, pool_size=20, max_overflow=20, pool_timeout=busy_timeout_s)
+    engine = create_engine(
+        address, json_serializer=_json, pool_size=20, max_overflow=20, pool_timeout=busy_timeout_s
+    )  # fmt: skip
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
@@ -282,9 +286,31 @@ def _sqlite(address: URL, busy_timeout_s: float, *, read_only: bool = False) -> 
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")
+        if read_only:
+            connection.exec_driver_sql("BEGIN DEFERRED")
+        else:
+            _begin_immediate(connection, busy_timeout_s)
 
     return engine
+
+
+def _begin_immediate(connection: Connection, timeout_s: float) -> None:
+    """Take the write lock, looking for it every few ms. SQLite's own handler looks every 100 ms in the end, and so
+    waits for seconds beside another process that writes without pause."""
+    give_up_at = time.monotonic() + timeout_s
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            except exc.OperationalError as error:
+                if not _is_conflict(error) or time.monotonic() > give_up_at:
+                    raise
+                time.sleep(random.uniform(0.0005, 0.003))
+            else:
+                return
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
 
 
 def _postgresql(address: URL, busy_timeout_s: float) -> Engine:
@@ -297,6 +323,7 @@ def _postgresql(address: URL, busy_timeout_s: float) -> Engine:
     return create_engine(
         address.set(drivername="postgresql+psycopg"),
         isolation_level="READ COMMITTED",
+        json_serializer=_json,
         pool_size=10,
         max_overflow=20,
         pool_timeout=busy_timeout_s,
@@ -308,6 +335,21 @@ def _postgresql(address: URL, busy_timeout_s: float) -> Engine:
             "options": " ".join(f"-c {name}={value}" for name, value in timeouts_ms.items()),
         },
     )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_storable(value), allow_nan=False)
+
+
+def _storable(value: Any) -> Any:
+    """JSON has no word for NaN and infinities; they become text, as on the wire."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, str):
+        return tables.storable(value)
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _session(engine: Engine) -> orm.Session:

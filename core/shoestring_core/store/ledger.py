@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, case, func, or_, select, update
 
 from shoestring_core import money
 from shoestring_core.decide.bill import Line
@@ -475,17 +475,22 @@ def _change_hold(db: Write, hold: Hold, *, consumed: int, state: str) -> None:
 
 
 def _open(db: Write, kind: str, owner: str, parent: UUID | None, limit: int | None = None) -> Account:
-    db.add_new(
-        Account, id=new_id(), kind=kind, owner=owner, period="", parent=parent, level=LEVELS[kind], limit_micro=limit
-    )
+    row = {"kind": kind, "owner": owner, "period": "", "parent": parent, "level": LEVELS[kind], "limit_micro": limit}
+    if (known := db.sql.scalar(_of(kind, owner))) is not None:
+        return known
+    db.add_new(Account, id=new_id(), **row)
     return _find(db, kind, owner)
 
 
 def _find(db: Read, kind: str, owner: str) -> Account:
-    account = db.sql.scalar(select(Account).where(Account.kind == kind, Account.owner == owner, Account.period == ""))
+    account = db.sql.scalar(_of(kind, owner))
     if account is None:
         raise NotFound(f"There is no {kind} account of {owner}.")
     return account
+
+
+def _of(kind: str, owner: str) -> Select[Account]:
+    return select(Account).where(Account.kind == kind, Account.owner == owner, Account.period == "")
 
 
 def _get(db: Read, account: UUID) -> Account:

@@ -8,6 +8,7 @@ that unique keys bind. The order in which a transaction may write them is `WRITE
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -16,12 +17,14 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    Dialect,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
     LargeBinary,
     MetaData,
     Text,
+    TypeDecorator,
     Uuid,
     text,
 )
@@ -34,6 +37,23 @@ WRITE_ORDER = (
 )  # fmt: skip
 
 Json = JSON().with_variant(JSONB(), "postgresql")
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """The text as both databases can hold it: NUL and lone surrogates become U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+class StorableText(TypeDecorator[str]):
+    """Whatever a machine or a user wrote, no row is refused for a character in it."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _: Dialect) -> str | None:
+        return None if value is None else storable(value)
 
 
 class Base(DeclarativeBase):
@@ -48,7 +68,7 @@ class Base(DeclarativeBase):
     )
     type_annotation_map: ClassVar = {
         int: BigInteger,
-        str: Text,
+        str: StorableText,
         bytes: LargeBinary,
         bool: Boolean,
         UUID: Uuid,

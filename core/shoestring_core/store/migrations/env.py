@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from alembic import context
 
-from shoestring_core.store.tables import Base
+from shoestring_core.store.tables import Base, StorableText
 
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
     render_as_batch=True,  # SQLite changes a table by copying it
+    render_item=lambda _kind, item, _context: "sa.Text()" if isinstance(item, StorableText) else False,
 )
 context.run_migrations()
