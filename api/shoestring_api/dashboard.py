@@ -20,7 +20,7 @@ UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Shoestr
 
 def serve(app: FastAPI) -> None:
     """Serve the dashboard at every address that no route has; without one, a page that says how to build it."""
-    if (STATIC / "index.html").is_file():
+    if built():
         app.frontend("/", directory=str(STATIC), fallback="index.html")
     else:
         app.get("/", include_in_schema=False, tags=["dashboard"])(page)
@@ -28,5 +28,8 @@ def serve(app: FastAPI) -> None:
 
 def page() -> Response:
     """The dashboard's page, which finds its way by the address."""
-    index = STATIC / "index.html"
-    return FileResponse(index) if index.is_file() else HTMLResponse(UNBUILT)
+    return FileResponse(STATIC / "index.html") if built() else HTMLResponse(UNBUILT)
+
+
+def built() -> bool:
+    return (STATIC / "index.html").is_file()

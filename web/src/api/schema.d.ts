@@ -2025,9 +2025,7 @@ export interface operations {
                 limit?: number;
                 tail?: number | null;
             };
-            header?: {
-                accept?: string;
-            };
+            header?: never;
             path: {
                 job_id: string;
             };
