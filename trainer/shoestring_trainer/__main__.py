@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
         case ["train", spec]:
             from shoestring_trainer import rank  # its half needs torch, which an agent must not
 
-            rank.main(spec)
+            return rank.main(spec)
         case ["agent", *rest]:
             return int(importlib.import_module("shoestring_trainer.agent").main(rest) or 0)
         case _:

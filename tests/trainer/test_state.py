@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever is taken out of a checkpoint is missed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoestring_trainer.checkpoint import pack_tensors, read_checkpoint, unpack_tensors, write_checkpoint
+from shoestring_trainer.faults import DataError
+from shoestring_trainer.models import build_model
+from shoestring_trainer.optimizers import build_optimizer
+from shoestring_trainer.settings import Settings
+from shoestring_trainer.state import State, pack, restore, warm_start
+from shoestring_trainer.task import Saved
+
+IDENTITY = {"recipe": "digits/quickstart@1", "params": {"width": 4}, "seed": 1, "data": "fingerprint"}
+
+
+def fresh(width: int = 4, **identity) -> State:
+    settings = Settings(width=width, momentum=0.9)
+    model = build_model("convnet", settings, classes=10, mean=[0.3], std=[0.4])
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    return State(model, build_optimizer(model, settings, scaled=True), scaler, IDENTITY | identity)
+
+
+def trained(steps: int = 3) -> State:
+    torch.manual_seed(0)
+    state = fresh()
+    for _ in range(steps):
+        loss = state.model(torch.rand(8, 1, 8, 8)).logsumexp(1).mean()
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+    return state
+
+
+@pytest.fixture
+def parts() -> dict[str, bytes]:
+    return pack(trained().snapshot(3))
+
+
+def save(folder: Path, parts: dict[str, bytes]) -> Saved:
+    written = write_checkpoint(folder, job="job", generation=1, step=3, parts=parts)
+    return Saved(folder / written.data, folder / written.manifest)
+
+
+def items() -> list[tuple[str, str]]:
+    """Every single thing in a checkpoint: (part, name); a dotted name lies inside another."""
+    snapshot = trained().snapshot(3)
+    names = [("model.safetensors", name) for name in snapshot["model"]]
+    names += [("optimizer.safetensors", name) for name in snapshot["optimizer"]]
+    names += [("state.json", name) for name in snapshot["state"]]
+    return names + [("state.json", f"scaler.{name}") for name in snapshot["state"]["scaler"]]
+
+
+@pytest.mark.parametrize(("part", "name"), items())
+def test_without_one_item_loading_names_what_is_missing(tmp_path: Path, parts: dict[str, bytes], part: str, name: str):
+    if part == "state.json":
+        facts = json.loads(parts[part])
+        *outer, last = name.split(".")
+        del (facts[outer[0]] if outer else facts)[last]
+        parts[part] = json.dumps(facts).encode()
+    else:
+        tensors = unpack_tensors(parts, part, tmp_path)
+        del tensors[name]
+        parts[part] = pack_tensors(tensors)
+    saved = save(tmp_path, parts)
+    with pytest.raises(DataError, match=str(saved.data)):
+        restore(fresh(), saved)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_without_one_part_loading_names_it(tmp_path: Path, parts: dict[str, bytes], part: str):
+    del parts[part]
+    with pytest.raises(DataError, match=part):
+        restore(fresh(), save(tmp_path, parts))
+
+
+def test_a_restored_state_is_the_saved_one(tmp_path: Path, parts: dict[str, bytes]):
+    state = fresh()
+    assert restore(state, save(tmp_path, parts)) == 3
+    assert pack(state.snapshot(3)) == parts
+
+
+@pytest.mark.parametrize("name", ["data", "manifest"])
+@pytest.mark.parametrize("damage", ["one bit", "cut short", "emptied", "removed"])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, parts: dict[str, bytes], name: str, damage: str):
+    saved = save(tmp_path, parts)
+    path: Path = getattr(saved, name)
+    content = bytearray(path.read_bytes())
+    match damage:
+        case "one bit":
+            at = content.index(b'"parts"') + 2 if name == "manifest" else len(content) // 2
+            content[at] ^= 1
+            path.write_bytes(content)
+        case "cut short":
+            path.write_bytes(content[:-20])
+        case "emptied":
+            path.write_bytes(b"")
+        case "removed":
+            path.unlink()
+    with pytest.raises(DataError, match=str(path)):
+        restore(fresh(), saved)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [fresh(width=8), fresh(recipe="imagefolder/resnet9@1"), fresh(seed=2), fresh(data="other pictures")],
+    ids=["shapes", "recipe", "seed", "data"],
+)
+def test_a_foreign_checkpoint_is_refused_with_the_difference(tmp_path: Path, parts: dict[str, bytes], state: State):
+    before = pack(state.snapshot(0))
+    saved = save(tmp_path, parts)
+    with pytest.raises(DataError, match=str(saved.data)):
+        restore(state, saved)
+    if state.identity != IDENTITY:
+        assert pack(state.snapshot(0)) == before
+
+
+def test_parts_are_hashed_one_by_one_and_together(tmp_path: Path, parts: dict[str, bytes]):
+    saved = save(tmp_path, parts)
+    assert read_checkpoint(saved.data, saved.manifest) == parts
+    manifest = json.loads(saved.manifest.read_text())
+    assert manifest["bytes"] == saved.data.stat().st_size == sum(part["bytes"] for part in manifest["parts"])
+
+
+def test_a_warm_start_takes_what_fits_and_names_the_rest(tmp_path: Path, parts: dict[str, bytes], capsys):
+    other = build_model("convnet", Settings(width=4), classes=7, mean=[0.3], std=[0.4])
+    warm_start(other, save(tmp_path, parts))
+    assert torch.equal(other.state_dict()["1.0.0.weight"], trained().model.state_dict()["1.0.0.weight"])
+    assert "1.7.weight" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no weight"):
+        warm_start(build_model("convnet", Settings(width=5), classes=7, mean=[0.3], std=[0.4]), save(tmp_path, parts))
