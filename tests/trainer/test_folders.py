@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any folder of pictures: read as it should be, refused with the file's name, or skipped and counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shoestring_trainer.faults import DataError
+from shoestring_trainer.folders import decode, load_folder, split_folder
+from shoestring_trainer.settings import Settings
+from tests.trainer.gangs import finished, gang
+
+COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40), "yellow": (220, 210, 50)}
+
+
+def paint(path: Path, colour: tuple[int, int, int], number: int, mode: str = "RGB") -> None:
+    """A picture of one colour with noise that depends on `number`."""
+    noise = np.random.default_rng(number).integers(-30, 30, (24, 20, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path, quality=95)
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for name, colour in COLOURS.items():
+        for number in range(20):
+            paint(folder / name / f"{number:02d}.jpg", colour, number)
+    return folder
+
+
+def load(folder: Path, seed: int = 1, **settings):
+    return load_folder(
+        folder, seed, Settings(size=16, **settings), scratch=folder.parent, first_on_machine=True, meet=lambda: None
+    )
+
+
+def test_a_flat_folder_holds_out_a_share_of_each_class_by_seed(flat: Path):
+    first, again, other = load(flat), load(flat), load(flat, seed=2)
+    assert first.classes == ["blue", "red", "yellow"]
+    assert (len(first.train), len(first.held_out)) == (48, 12)
+    assert torch.equal(first.train.bytes_NCHW, again.train.bytes_NCHW)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert len(first.split["held_out"]) == 12
+    assert not list(flat.parent.glob("pictures-*"))
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+@pytest.mark.parametrize("given", [".", "train"])
+def test_train_beside_held_out_is_taken_as_it_lies(flat: Path, name: str, given: str):
+    root = flat.parent / "root"
+    shutil.copytree(flat, root / "train")
+    shutil.copytree(flat, root / name)
+    data = load(root / given)
+    assert (len(data.train), len(data.held_out)) == (60, 60)
+
+
+def test_grey_and_cmyk_pictures_become_rgb(tmp_path: Path):
+    paint(tmp_path / "grey.jpg", COLOURS["blue"], 1, "L")
+    paint(tmp_path / "cmyk.jpg", COLOURS["red"], 1, "CMYK")
+    grey, cmyk = decode(tmp_path / "grey.jpg", 16), decode(tmp_path / "cmyk.jpg", 16)
+    assert grey.shape == cmyk.shape == (3, 16, 16)
+    assert torch.equal(grey[0], grey[2])
+    assert (cmyk.float().mean((1, 2)) - torch.tensor(COLOURS["red"])).abs().max() < 12
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\xff\xd8\xff\xe0 cut"], ids=["empty", "text", "cut"])
+def test_a_corrupt_picture_is_named_with_the_remedy(flat: Path, content: bytes):
+    broken = flat / "red" / "05.jpg"
+    broken.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{broken} cannot be read.*on_corrupt: skip"):
+        load(flat)
+
+
+def test_a_truncated_picture_is_corrupt(flat: Path):
+    broken = flat / "red" / "05.jpg"
+    broken.write_bytes(broken.read_bytes()[:-200])
+    with pytest.raises(DataError, match=str(broken)):
+        load(flat)
+
+
+def test_corrupt_pictures_are_skipped_and_counted_when_asked(flat: Path):
+    for number in range(3):
+        (flat / "red" / f"{number:02d}.jpg").write_bytes(b"broken")
+    data = load(flat, on_corrupt="skip")
+    assert data.skipped == 3
+    assert len(data.train) + len(data.held_out) == 57
+
+
+def test_a_class_with_nothing_readable_is_refused_even_when_skipping(flat: Path):
+    for path in (flat / "red").iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(DataError, match="red"):
+        load(flat, on_corrupt="skip")
+
+
+def test_more_than_eight_bits_are_refused_and_not_clipped(flat: Path):
+    deep = flat / "red" / "deep.png"
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep)
+    with pytest.raises(DataError, match=rf"{deep} has more than 8 bits"):
+        load(flat)
+
+
+def test_an_empty_class_is_named(flat: Path):
+    (flat / "green").mkdir()
+    with pytest.raises(DataError, match=str(flat / "green")):
+        split_folder(flat, 1, 0.2)
+
+
+def test_one_class_is_not_enough(flat: Path):
+    shutil.rmtree(flat / "blue")
+    shutil.rmtree(flat / "yellow")
+    with pytest.raises(DataError, match="needs two"):
+        split_folder(flat, 1, 0.2)
+
+
+def test_classes_that_differ_are_named(flat: Path):
+    root = flat.parent / "root"
+    shutil.copytree(flat, root / "train")
+    shutil.copytree(flat, root / "val")
+    shutil.rmtree(root / "val" / "red")
+    with pytest.raises(DataError, match="red is in one only"):
+        load(root)
+
+
+def test_two_ranks_learn_a_folder_and_name_its_held_out_files(flat: Path, tmp_path: Path):
+    params = {"epochs": 6, "batch_size": 16, "width": 8, "size": 16, "crop": 2, "cutout": 4, "lr": 0.05}
+    data = {"train": str(flat), "format": "imagefolder"}
+    run = finished(tmp_path / "run", procs=2, recipe="imagefolder/resnet9", params=params, data=data)
+    card, split = json.loads(run.part("model.json")), json.loads(run.part("split.json"))
+    assert card["classes"] == ["blue", "red", "yellow"]
+    assert card["metrics"]["val/acc"] == 1.0
+    assert all((flat / name).exists() for name in split["held_out"])
+    assert not list(run.first.glob("pictures-*"))
+
+
+def test_a_corrupt_picture_ends_the_job_as_a_data_error(flat: Path, tmp_path: Path):
+    (flat / "blue" / "03.jpg").write_bytes(b"broken")
+    data = {"train": str(flat), "format": "imagefolder"}
+    with gang(tmp_path / "run", recipe="imagefolder/resnet9", params={"size": 16}, data=data) as run:
+        assert run.wait() == [1]
+    (word,) = run.exits()
+    assert word["error"]["kind"] == "data"
+    assert str(flat / "blue" / "03.jpg") in word["error"]["message"]

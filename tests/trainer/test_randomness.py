@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sample meets is a function of (seed, epoch, sample): not of the world size, the batch or the past."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoestring_trainer.augment import augment, cutout, pad_and_crop, rotate_and_shift
+from shoestring_trainer.randomness import DRAWS_PER_SAMPLE, SampleOrder, seed_dropout
+from shoestring_trainer.schedules import one_cycle, piecewise_linear
+from shoestring_trainer.settings import Settings
+
+EVERYTHING = Settings(rotate=15, shift=1, crop=2, flip=True, cutout=3)
+
+
+@given(samples=st.integers(1, 60), batch=st.integers(1, 40), seed=st.integers(0, 2**31), data=st.data())
+def test_any_world_takes_the_same_samples_in_the_same_steps(samples: int, batch: int, seed: int, data):
+    world = data.draw(st.integers(1, min(batch, 5)))
+    alone = SampleOrder(seed, samples, batch, 0, 1)
+    ranks = [SampleOrder(seed, samples, batch, rank, world) for rank in range(world)]
+    stream = []
+    for step in range(3 * samples // batch + 1):
+        whole, shares = alone.pick(step), [rank.pick(step) for rank in ranks]
+        assert torch.equal(torch.cat([share.samples_N for share in shares]), whole.samples_N)
+        assert torch.equal(torch.cat([share.draws_NK for share in shares]), whole.draws_NK)
+        assert len(whole.samples_N) == batch
+        stream += whole.samples_N.tolist()
+    for epoch in range(len(stream) // samples):
+        assert sorted(stream[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
+
+
+def test_a_step_needs_no_steps_before_it():
+    walked, jumped = SampleOrder(3, 50, 16, 0, 1), SampleOrder(3, 50, 16, 0, 1)
+    for step in range(20):
+        last = walked.pick(step)
+    assert torch.equal(jumped.pick(19).samples_N, last.samples_N)
+    assert torch.equal(jumped.pick(19).draws_NK, last.draws_NK)
+
+
+def test_epochs_and_seeds_differ():
+    order = SampleOrder(3, 50, 50, 0, 1)
+    first, second, other = order.pick(0), order.pick(1), SampleOrder(4, 50, 50, 0, 1).pick(0)
+    assert not torch.equal(first.samples_N, second.samples_N)
+    assert not torch.equal(first.samples_N, other.samples_N)
+    assert not torch.equal(first.draws_NK.sort(0).values, second.draws_NK.sort(0).values)
+
+
+def test_dropout_depends_on_seed_step_and_rank_alone():
+    def drawn(seed: int, step: int, rank: int) -> list[float]:
+        seed_dropout(seed, step, rank, torch.device("cpu"))
+        return torch.rand(4).tolist()
+
+    assert drawn(1, 2, 3) == drawn(1, 2, 3)
+    assert len({str(drawn(*names)) for names in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]}) == 4
+
+
+def test_a_picture_is_augmented_the_same_in_any_batch():
+    pictures, draws = torch.rand(16, 3, 16, 16), torch.rand(16, DRAWS_PER_SAMPLE)
+    together = augment(pictures, draws, EVERYTHING)
+    for index in range(16):
+        alone = augment(pictures[index : index + 1], draws[index : index + 1], EVERYTHING)
+        assert torch.allclose(together[index], alone[0], atol=1e-6)
+
+
+def test_augmentation_that_is_off_changes_nothing():
+    pictures = torch.rand(4, 3, 16, 16)
+    assert augment(pictures, torch.rand(4, DRAWS_PER_SAMPLE), Settings()) is pictures
+
+
+def test_the_middle_crop_is_the_picture_and_the_corner_is_reflected():
+    pictures = torch.rand(1, 3, 8, 8)
+    assert torch.equal(pad_and_crop(pictures, torch.full((1, 2), 0.5), 2), pictures)
+    corner = pad_and_crop(pictures, torch.zeros(1, 2), 2)
+    assert torch.equal(corner[0, :, 2:, 2:], pictures[0, :, :6, :6])
+    assert torch.equal(corner[0, :, 2, 1], pictures[0, :, 0, 1])
+
+
+def test_a_shift_moves_by_pixels_and_a_rotation_turns():
+    pictures = torch.rand(1, 1, 8, 8)
+    right = torch.tensor([[0.5, 0.0, 0.5]])  # no turn; x at its least, y in the middle
+    assert torch.allclose(rotate_and_shift(pictures, right, 0, 1)[..., 1:], pictures[..., :-1], atol=1e-5)
+    quarter = rotate_and_shift(pictures, torch.tensor([[1.0, 0.5, 0.5]]), 90, 0)
+    assert torch.allclose(quarter, pictures.rot90(1, (2, 3)), atol=1e-5)
+
+
+def test_cutout_blanks_one_square():
+    blanked = cutout(torch.zeros(1, 3, 16, 16), torch.tensor([[0.5, 0.25]]), 4)
+    assert torch.equal(blanked[0, :, 6:10, 2:6], torch.full((3, 4, 4), 0.5))
+    assert blanked.sum() == 3 * 16 * 0.5
+
+
+@pytest.mark.parametrize(
+    ("at", "rate"), [(0.0, 0.05), (0.1, 0.275), (0.2, 0.5), (0.6, 0.25), (1.0, 0.0)]
+)
+def test_one_cycle_is_straight_lines(at: float, rate: float):
+    assert piecewise_linear(one_cycle(0.5, 0.2), at) == pytest.approx(rate)
+
+
+def test_one_cycle_may_only_fall_or_only_rise():
+    assert piecewise_linear(one_cycle(0.5, 0), 0) == 0.5
+    assert piecewise_linear(one_cycle(0.5, 1), 1) == 0.5
