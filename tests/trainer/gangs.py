@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoestring_trainer.launch_env import rank_environment, torchrun_command
+
 from tests.servers import free_port, until
 
 ROOMS = [str(Path(__file__).parents[2] / room) for room in ("core", "trainer")]
@@ -67,7 +68,8 @@ class Gang:
     def rank_pids(self) -> list[int]:
         """Training processes, found as children of their launchers."""
         children = [
-            Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split() for launcher in self.launchers
+            Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+            for launcher in self.launchers
         ]
         return [int(pid) for pids in children for pid in pids]
 

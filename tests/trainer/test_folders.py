@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from shoestring_trainer.faults import DataError
 from shoestring_trainer.folders import decode, load_folder, split_folder
 from shoestring_trainer.settings import Settings
+
 from tests.trainer.gangs import finished, gang
 
 COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40), "yellow": (220, 210, 50)}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from shoestring_trainer.precision import Precision, choose_precision
+
 from tests.trainer.gangs import DIGITS, finished
 
 CPU = torch.device("cpu")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shoestring_trainer.augment import augment, cutout, pad_and_crop, rotate_and_shift
 from shoestring_trainer.randomness import DRAWS_PER_SAMPLE, SampleOrder, seed_dropout
 from shoestring_trainer.schedules import one_cycle, piecewise_linear
@@ -92,9 +91,7 @@ def test_cutout_blanks_one_square():
     assert blanked.sum() == 3 * 16 * 0.5
 
 
-@pytest.mark.parametrize(
-    ("at", "rate"), [(0.0, 0.05), (0.1, 0.275), (0.2, 0.5), (0.6, 0.25), (1.0, 0.0)]
-)
+@pytest.mark.parametrize(("at", "rate"), [(0.0, 0.05), (0.1, 0.275), (0.2, 0.5), (0.6, 0.25), (1.0, 0.0)])
 def test_one_cycle_is_straight_lines(at: float, rate: float):
     assert piecewise_linear(one_cycle(0.5, 0.2), at) == pytest.approx(rate)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from shoestring_trainer.checkpoint import pack_tensors, read_checkpoint, unpack_tensors, write_checkpoint
 from shoestring_trainer.faults import DataError
 from shoestring_trainer.models import build_model

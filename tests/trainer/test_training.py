@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from shoestring_trainer.faults import classify
+
 from tests.servers import until
 from tests.trainer.gangs import DIGITS, ROOMS, Gang, finished, gang
 
@@ -79,7 +79,9 @@ def test_held_out_digits_are_a_share_of_each_class(two_ranks: Gang):
 
 
 def test_a_goal_ends_training_early(tmp_path: Path):
-    run = finished(tmp_path, goal={"metric": "val/acc", "reach": 0.3, "then": "stop"}, params=DIGITS | {"eval_every": 1})
+    run = finished(
+        tmp_path, goal={"metric": "val/acc", "reach": 0.3, "then": "stop"}, params=DIGITS | {"eval_every": 1}
+    )
     last = run.events("checkpoint")[-1]
     assert last["final"]
     assert last["result"]["goal_reached"]

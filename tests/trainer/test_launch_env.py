@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command and the environment of a rank, decided without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shoestring_trainer.launch_env import rank_environment, torchrun_command
+
+
+def test_the_command_is_the_contracts():
+    command = torchrun_command(
+        Path("run/task.json"), nodes=2, node_rank=1, procs_per_node=4, master_addr="10.0.0.7", master_port=29500,
+        python="python",
+    )  # fmt: skip
+    assert " ".join(command) == (
+        "python -m torch.distributed.run --nnodes 2 --node-rank 1 --nproc-per-node 4 --master-addr 10.0.0.7 "
+        "--master-port 29500 --max-restarts 0 -m shoestring_trainer train run/task.json"
+    )
+
+
+@pytest.mark.parametrize(("procs", "cores", "threads"), [(1, 2, "2"), (2, 2, "1"), (4, 2, "1"), (2, 9, "4")])
+def test_ranks_share_the_cores_evenly(procs: int, cores: int, threads: str):
+    assert rank_environment(procs, cores)["OMP_NUM_THREADS"] == threads
+
+
+def test_gloo_is_bound_to_loopback_only_when_the_gang_is_on_one_host():
+    assert "GLOO_SOCKET_IFNAME" not in rank_environment(1, 1)
+    assert rank_environment(1, 1, loopback=True)["GLOO_SOCKET_IFNAME"] == "lo"
