@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 USAGE = "usage: python -m shoestring_trainer agent | train SPEC"
@@ -16,7 +15,9 @@ def main(arguments: list[str]) -> int:
 
             return rank.main(spec)
         case ["agent", *rest]:
-            return int(importlib.import_module("shoestring_trainer.agent").main(rest) or 0)
+            from shoestring_trainer import agent
+
+            return agent.main(rest)
         case _:
             print(USAGE, file=sys.stderr)
             return 2
