@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python client: what it sends, what it makes of answers, and that it doesn't give up or repeat itself wrongly."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from shoestring import Client, ServiceError, Unreachable, client
+
+JOB: dict[str, Any] = {
+    "id": str(uuid.uuid4()), "name": "j", "team": "t", "user": "u", "recipe": "digits/quickstart", "state": "queued",
+    "sentence": "Waiting.", "want": "run", "attempt": 0, "generation": 0, "progress": {"step": 0},
+    "cost": {
+        "spent": {"amount": "0.00"}, "running": {"amount": "0.00"}, "held": {"amount": "0.00"},
+        "on_demand": {"amount": "0.00"}, "settled": False, "price_basis": "simulated",
+    },
+    "spec": {}, "created_at": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_pause", lambda _failures: 0.0)
+
+
+def talking_to(answer: Callable[[httpx.Request], httpx.Response]) -> Client:
+    return Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
+
+
+def test_a_submit_that_fails_on_the_way_is_repeated_under_one_key() -> None:
+    keys: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) < 3:
+            raise httpx.ConnectError("cut")
+        return httpx.Response(201, json=JOB)
+
+    assert talking_to(answer).submit({"recipe": "digits/quickstart"}).state == "queued"
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+def test_a_service_that_never_answers_is_named_with_what_to_type() -> None:
+    def answer(_request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(Unreachable, match=r"http://service does not answer .* shoestring up"):
+        talking_to(answer).jobs()
+
+
+def test_a_refusal_is_not_repeated() -> None:
+    calls = 0
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        problem = {"type": "/p", "title": "No", "status": 409, "detail": "Too dear.", "code": "budget-exceeded"}
+        return httpx.Response(409, json=problem)
+
+    with pytest.raises(ServiceError, match="Too dear") as refused:
+        talking_to(answer).submit("recipe: digits/quickstart")
+    assert refused.value.code == "budget-exceeded"
+    assert calls == 1
+
+
+def test_a_proxys_error_page_does_not_break_the_client() -> None:
+    answering = talking_to(lambda _request: httpx.Response(404, text="<html>nginx</html>"))
+    with pytest.raises(ServiceError, match="not as Shoestring does"):
+        answering.job(uuid.uuid4())
+
+
+def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
+    cursors: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        cursors.append(request.url.params.get("cursor"))
+        number = len(cursors)
+        if number == 3:
+            raise httpx.ReadError("cut")
+        text = f"event: job\nid: c{number}\ndata: {json.dumps({'n': number})}\n\n"
+        return httpx.Response(200, text=text, headers={"content-type": "text/event-stream"})
+
+    stream = talking_to(answer).stream("jobs", cursor="c0")
+    seen = [next(stream).data["n"] for _ in range(3)]
+    assert seen == [1, 2, 4]
+    assert cursors == ["c0", "c1", "c2", "c2"]
+
+
+def test_events_are_read_as_the_standard_says() -> None:
+    text = ': ping\n\nevent: points\nid: 7\ndata: {"a":\ndata: 1}\n\ndata: {}\n\n'
+    messages = list(client.parse_events(iter(text.split("\n"))))
+    assert [(m.name, m.cursor, m.data) for m in messages] == [("points", "7", {"a": 1}), ("message", "7", {})]
