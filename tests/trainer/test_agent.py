@@ -43,7 +43,7 @@ class Machine:
         ours = {
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.url,
             "SHOESTRING_MACHINE_DIR": str(self.folder),
-            "SHOESTRING_RANK_COMMAND": f"{sys.executable} {LAUNCHER}",
+            "SHOESTRING_AGENT_RANK_COMMAND": f"{sys.executable} {LAUNCHER}",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         with (self.folder / "agent.log").open("ab") as log:
@@ -430,6 +430,38 @@ def test_only_the_named_command_powers_off(machine: Machine, tmp_path: Path) -> 
     assert (tmp_path / "off").exists()
 
 
+def test_a_generation_that_was_never_started_ends_without_ranks(machine: Machine) -> None:
+    machine.boot()
+    machine.service.say(Order(kind="form", generation=3))
+    machine.until(lambda: (3, "ready") in machine.service.states())
+    machine.service.say(Order(kind="drain", generation=3))
+    machine.until_exited(3)
+    assert machine.service.exits(3) == []
+
+
+def test_a_machine_that_is_taken_before_it_trains_says_so(machine: Machine) -> None:
+    machine.boot()
+    machine.service.say(Order(kind="form", generation=1))
+    machine.until(lambda: (1, "ready") in machine.service.states())
+    machine.metadata.notice(8)
+    assert machine.exit_code() == 0
+    assert machine.service.notices
+    assert machine.service.states()[-1] == (1, "exited")
+
+
+def test_an_agent_killed_in_the_middle_of_an_upload_is_succeeded_by_one_that_commits(machine: Machine) -> None:
+    machine.boot()
+    machine.service.fail("/checkpoints", 500, times=1_000)
+    machine.service.run(1, steps=20)
+    machine.until(lambda: len(machine.service.objects) == 2)
+    machine.kill()
+    machine.service.faults.clear()
+    machine.boot()
+    machine.until_exited()
+    assert machine.service.exits(1) == ["finished"]
+    assert machine.service.commits[-1].reason == "final"
+
+
 def test_too_many_log_lines_stay_on_the_machine(machine: Machine) -> None:
     machine.boot()
     machine.service.run(1, steps=3, log_bytes=34 << 20)
@@ -452,7 +484,7 @@ def test_a_watched_point_is_told_within_a_quarter_second(machine: Machine) -> No
 def test_a_waiting_agent_costs_next_to_no_processor_time(machine: Machine) -> None:
     machine.service.report_every_s = 5
     machine.boot()
-    machine.until(lambda: machine.service.batches)
+    machine.until(lambda: machine.service.calls["/agent/v1/report"])
     assert machine.agent
     agent = psutil.Process(machine.agent.pid)
     before, since = sum(agent.cpu_times()[:2]), time.monotonic()

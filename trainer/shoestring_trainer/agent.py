@@ -7,7 +7,7 @@ taken, or no longer paid for. One asyncio task for each concern: reports, orders
     SHOESTRING_MACHINE_DIR              where everything lies (the current folder if unset)
     AWS_EC2_METADATA_SERVICE_ENDPOINT   where the metadata service is, if not at EC2's address
     SHOESTRING_POWEROFF                 the only command that powers a machine off, run last; real user data sets it
-    SHOESTRING_RANK_COMMAND             for tests: another launcher than torchrun, with the same arguments
+    SHOESTRING_AGENT_RANK_COMMAND       for tests: another launcher than torchrun, with the same arguments
 
 Exit codes are those of sysexits.h: 0 left as it should, 73 and 74 the folder can't be written, 75 the service never
 answered, 77 the service refuses this machine, 78 no usable user data.
@@ -16,6 +16,7 @@ answered, 77 the service refuses this machine, 78 no usable user data.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import secrets
@@ -48,7 +49,7 @@ WATCHED_POLL_S, POLL_S, LOOK_S = 0.05, 0.2, 0.05
 QUIET_S, TELEMETRY_S = 5.0, 5.0
 NOTICE_POLL_LOCAL_S, NOTICE_POLL_S = 1.0, 5.0
 END_DRAIN_S, END_UPLOAD_S, END_FLUSH_S, TERMINATED_S = 10.0, 60.0, 5.0, 4.5  # an init waits 5 s from SIGTERM to SIGKILL
-KILL_RESERVE_S, DEADMAN_RESERVE_S = 1.5, 0.5
+KILL_RESERVE_S, DEADMAN_RESERVE_S, FUND_STEP_S = 1.5, 0.5, 0.25
 UPLOAD_PATIENCE_S = 5.0
 REFUSALS = 3
 PROGRESS = {"form": 1, "run": 2, "drain": 3}
@@ -95,6 +96,7 @@ async def run(environment: Mapping[str, str]) -> int:
     service = Service(identity.server_url, identity.machine, session)
     agent = Agent(folder, identity.machine, service, metadata, environment)
     try:
+        agent.refund()
         agent.hear(await agent.redeem(identity.boot_token, session))
         return await agent.live()
     finally:
@@ -236,10 +238,24 @@ class Agent:
         self.etag, self.report_every_s = reply.etag, reply.report_every_s
         self.spool.acknowledge(reply.acked_seq)
         self.courier.hold(reply.uploads)
-        self.funded_until = max(self.funded_until, heard.sent_at + reply.funded_for_s)
         self.longest_lease_s = max(self.longest_lease_s, reply.funded_for_s)
-        self.deadman.set(self.funded_until - DEADMAN_RESERVE_S)
+        self.fund(heard.sent_at + reply.funded_for_s)
         self.accept(reply.order)
+
+    def fund(self, until: float) -> None:
+        """The money's lease: it is kept on the disk too, for an agent that takes over when nobody answers."""
+        if until > self.funded_until + FUND_STEP_S:  # less is the jitter of replies, not an extension
+            self.funded_until = until
+            self.deadman.set(until - DEADMAN_RESERVE_S)
+            with suppress(OSError):
+                (self.folder / "funding").write_text(json.dumps({"boot": processes.boot_id(), "until": until}))
+
+    def refund(self) -> None:
+        """What an agent before this one knew of the money."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads((self.folder / "funding").read_text())
+            if known["boot"] == processes.boot_id():
+                self.fund(float(known["until"]))
 
     def accept(self, order: Order) -> None:
         if order.kind == "end":
@@ -417,7 +433,7 @@ class Agent:
     async def watch(self, ranks: Ranks) -> None:
         """Follow the ranks to their end and tell it, a clean end only after its checkpoint is committed."""
         code = await ranks.gone()
-        await end_ranks(str(self.machine))
+        await end_ranks(str(self.machine), grace_s=0)
         self.read_now(to_the_end=True)
         ranks.over = True
         exits = ranks.exits(code)
@@ -494,7 +510,13 @@ class Agent:
             self.leaving.set_result(reason)
 
     def terminate(self) -> None:
-        self.leave("terminated", boottime() + TERMINATED_S)
+        """The machine host says in a file when it kills; anybody else is taken to wait the usual five seconds."""
+        left_s = TERMINATED_S
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            left_s = (
+                json.loads((self.folder / "stop.json").read_text())["kill_at"] / 1e6 - time.time() - DEADMAN_RESERVE_S
+            )
+        self.leave("terminated", boottime() + left_s)
 
     async def watch_provider(self) -> None:
         """Look for a spot notice, and now and then for the word that one has become likelier."""
@@ -555,7 +577,10 @@ class Agent:
         return True
 
     async def measure(self) -> None:
+        """Measure the machine from its first generation on: the service takes points of generations only."""
         started = (self.folder / "session").stat().st_mtime
+        while not self.spool.generation:
+            await asyncio.sleep(POLL_S)
         while True:
             now = time.time()
             self.spool.points(max(0, int(now - started)), now, self.telemetry.sample())

@@ -22,9 +22,9 @@ from shoestring_trainer.spool import write_durably
 
 MARK = "SHOESTRING_RANKS_OF"
 """In the environment of every rank and of all that it starts: how they are found, whatever session they moved to."""
-SECRETS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SHOESTRING_POWEROFF", "SHOESTRING_RANK_COMMAND")
+SECRETS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SHOESTRING_POWEROFF", "SHOESTRING_AGENT_RANK_COMMAND")
 STARTED = "started.json"
-GRACE_S, KILL_S = 1.0, 10.0
+GRACE_S, KILL_S, LINGER_S, LOOK_S = 1.0, 10.0, 10.0, 0.05
 ORDER = {"order": "checkpoint_and_stop"}
 TRACE_LIMIT = 16_000
 
@@ -66,7 +66,7 @@ class Ranks:
         agent = os.getpid()
         with (self.folder / "log-launch.txt").open("ab") as log:
             self._launcher = await asyncio.create_subprocess_exec(
-                *self._command(spec, environment.get("SHOESTRING_RANK_COMMAND")),
+                *self._command(spec, environment.get("SHOESTRING_AGENT_RANK_COMMAND")),
                 env=self._environment(machine, environment),
                 cwd=self.folder,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -83,14 +83,27 @@ class Ranks:
         draft.replace(self.folder / "order")
 
     async def gone(self) -> int | None:
-        """Wait for the launcher, which outlives its ranks; its exit code, None if another agent started it."""
-        return await self._launcher.wait() if self._launcher else None
+        """Wait until the ranks have left their words or the launcher has ended; its exit code, if it has one.
+
+        The launcher itself takes a second to leave, and is not waited for. A rank that goes on long after another has
+        ended waits for a peer in vain.
+        """
+        first_word = float("inf")
+        while self._launcher and self._launcher.returncode is None:
+            words = sum(self._word(rank).exists() for rank in self.numbers)
+            if words:
+                first_word = min(first_word, time.monotonic())
+            if words == len(self.numbers) or time.monotonic() > first_word + LINGER_S:
+                return None
+            await asyncio.sleep(LOOK_S)
+        return self._launcher.returncode if self._launcher else None
 
     def exits(self, code: int | None) -> list[RankExit]:
         """How each rank ended, by the word it left; without one a signal ended it."""
-        return [
-            _read_exit(self.folder / f"exit-{rank}.json", rank) or self._silent(rank, code) for rank in self.numbers
-        ]
+        return [_read_exit(self._word(rank), rank) or self._silent(rank, code) for rank in self.numbers]
+
+    def _word(self, rank: int) -> Path:
+        return self.folder / f"exit-{rank}.json"
 
     def _silent(self, rank: int, code: int | None) -> RankExit:
         message, kind = "it left no word: a signal ended it", None
@@ -118,15 +131,16 @@ class Ranks:
         return {**inherited, **rank_environment(self.run.nproc, cores, loopback=loopback), MARK: machine}
 
 
-async def end_ranks(machine: str) -> None:
+async def end_ranks(machine: str, grace_s: float = GRACE_S) -> None:
     """Returns when no process of any generation is left on this machine: SIGTERM, a grace, SIGKILL, look again."""
 
     def living() -> set[processes.Process]:
         return processes.carrying({MARK: machine})
 
-    for each in (found := living()):
+    found = living() if grace_s else set()
+    for each in found:
         each.send(signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + grace_s
     while found and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
         found = {each for each in found if each.alive()}

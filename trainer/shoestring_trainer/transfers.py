@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,13 @@ from typing import Any, Literal
 from shoestring_core.wire import Commit, Resume, Uploads
 
 from shoestring_trainer.service import Refused, Service, Unreachable, pauses
-from shoestring_trainer.spool import Spool
+from shoestring_trainer.spool import Spool, write_durably
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.05
 FETCH_TRIES = 5
+EXPIRED, TAKEN = {401, 403}, {409, 412}  # what an object store says of an address
 UNREADY = {"points-missing", "batch-gap"}  # refusals of a commit that the next report cures
 
 
@@ -49,7 +51,7 @@ class Cache:
     """The newest checkpoint that passed through this machine, named by its manifest's SHA-256."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def keep(self, manifest_sha256: str, checkpoint: Checkpoint) -> None:
         """Take over the files of a committed checkpoint, so that a next generation here need not fetch them."""
@@ -95,10 +97,10 @@ class Cache:
             await asyncio.sleep(pause)
 
     def _paths(self, manifest_sha256: str) -> tuple[Path, Path]:
-        return self._folder / f"{manifest_sha256}.data", self._folder / f"{manifest_sha256}.json"
+        return self.folder / f"{manifest_sha256}.data", self.folder / f"{manifest_sha256}.json"
 
     def _forget_all_but(self, manifest_sha256: str) -> None:
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if path.stem != manifest_sha256:
                 path.unlink(missing_ok=True)
 
@@ -163,7 +165,7 @@ class Courier:
         size = checkpoint.data.stat().st_size
         if not checkpoint.last and not await self._stored(checkpoint):
             return
-        pair = await self._upload(checkpoint)
+        pair = await self._upload(checkpoint, manifest_sha256)
         if pair is None:
             return
         await self._stored(checkpoint, whatever_comes=True)  # what is uploaded is committed; a newer one waits its turn
@@ -189,37 +191,57 @@ class Courier:
             await asyncio.sleep(LOOK_S)
         return True
 
-    async def _upload(self, checkpoint: Checkpoint) -> Uploads | None:
-        """Data, then manifest, to a pair that is unused; None if a newer checkpoint came before the first byte."""
-        for pause in pauses():
+    async def _upload(self, checkpoint: Checkpoint, manifest_sha256: str) -> Uploads | None:
+        """Data, then manifest, to a pair that is unused; None if a newer checkpoint came before the first byte.
+
+        Raises Refused if something else lies there, which no later try can change.
+        """
+        for pause in pauses(most_s=1.0):
             pair = next((pair for pair in self._pairs.values() if pair.generation == checkpoint.generation), None)
             if pair:
                 del self._pairs[pair.nonce]
-                self._spent.add(pair.nonce)
-                if await self._put(checkpoint.data, pair.data_url) and await self._put(
-                    checkpoint.manifest, pair.manifest_url
-                ):
+                self._spent.add(pair.nonce)  # replies go on naming it until the commit
+                again = self._claim(pair.nonce, manifest_sha256)
+                try:
+                    await self._put(checkpoint.data, pair.data_url, again)
+                    await self._put(checkpoint.manifest, pair.manifest_url, again)
                     return pair
-                log.warning("upload addresses %s are of no use; waiting for others", pair.nonce)
+                except Refused as refusal:
+                    if refusal.status not in EXPIRED:
+                        raise
+                    self._spent.discard(pair.nonce)
+                    log.warning("the upload addresses %s do not hold any more: %s", pair.nonce, refusal)
             if self._next:
                 return None
             self._stir()
-            await asyncio.sleep(min(pause, 1.0))
+            await asyncio.sleep(pause)
         return None
 
-    async def _put(self, path: Path, url: str) -> bool:
-        """Tries again while the store can't be reached; False if it takes nothing at this address."""
+    def _claim(self, nonce: str, manifest_sha256: str) -> bool:
+        """Note on the disk which checkpoint goes where; True if the same one was begun to be sent there before."""
+        path = self._cache.folder.parent / "upload.json"
+        claim = {"nonce": nonce, "manifest_sha256": manifest_sha256}
+        with suppress(OSError, ValueError):
+            if json.loads(path.read_text()) == claim:
+                return True
+        write_durably(path, json.dumps(claim))
+        return False
+
+    async def _put(self, path: Path, url: str, again: bool) -> None:
+        """Tries again while the store can't be reached. Raises Refused if it takes nothing at this address.
+
+        An address takes one object only: after a lost reply, what lies there is this file.
+        """
         for attempt, pause in enumerate(pauses(most_s=5.0)):
             try:
-                await self._service.upload(path, url)
-                return True
+                return await self._service.upload(path, url)
             except Unreachable as error:
                 log.warning("%s not uploaded yet: %s", path.name, error)
                 await asyncio.sleep(pause)
             except Refused as refusal:
-                # the address takes one object only: after a lost reply, what lies there is this file
-                return attempt > 0 and refusal.status in (409, 412)
-        return False
+                if refusal.status in TAKEN and (again or attempt > 0):
+                    return None
+                raise
 
     async def _commit(self, commit: Commit) -> None:
         for pause in pauses(most_s=5.0):
