@@ -170,6 +170,19 @@ def test_settling_again_changes_nothing(world: World) -> None:
     assert [event.data["what"] for event in world.events("cost")] == ["held", "settled"]
 
 
+def test_only_money_that_becomes_free_asks_for_a_tick(world: World) -> None:
+    """A tick posts what machines have cost since the last one: if that asked for a tick, they would never rest."""
+    job, hints = world.job(), []
+    machine = world.hold(job, 100)
+    world.store.on_commit.append(lambda committed: hints.append(committed.hint))
+    world.settle(machine, 10, final=False)
+    extend(world, machine, 5)
+    assert hints == [False, False]
+    world.settle(machine, 20)
+    world.limit("org", 1000)
+    assert hints == [False, False, True, True]
+
+
 def test_a_bill_of_nothing_gives_the_whole_hold_back(world: World) -> None:
     job = world.job()
     machine = world.hold(job, 100)

@@ -288,7 +288,8 @@ def _settle(db: Write, hold: Hold, covered: list[_Due], overrun: list[_Due], *, 
     if beyond:
         reason = f"machine {hold.machine} cost ${money.text(beyond)} more than was held for it"
         _alarm(db, team, "overrun", [one for one in accounts if one.overdraft > 0], actor="ledger", reason=reason)
-    db.hint()
+    if final:  # only then is money free again for those who wait
+        db.hint()
 
 
 # What was spent
