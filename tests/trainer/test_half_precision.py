@@ -42,9 +42,10 @@ def test_fp16_follows_fp32_for_fifty_steps(tmp_path: Path):
         assert run.events("overflow") == []
         losses[precision] = torch.tensor([line["v"]["train/loss"] for line in run.metrics()])
     assert len(losses["fp32"]) >= 50
-    assert (losses["fp16"] - losses["fp32"]).abs().max() < 0.02
-    assert (losses["bf16"] - losses["fp32"]).abs().max() < 0.15
-    assert not torch.equal(losses["fp16"], losses["fp32"])
+    away = {precision: (losses[precision] - losses["fp32"]).abs() for precision in ("fp16", "bf16")}
+    assert 0 < away["fp16"].mean() < 0.02  # of losses around 2
+    assert away["fp16"].max() < 0.06
+    assert away["fp16"].mean() < away["bf16"].mean() < 0.1  # three more bits of mantissa
 
 
 def test_an_overflow_on_one_rank_skips_one_step_on_all(tmp_path: Path):
