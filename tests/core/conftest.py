@@ -11,6 +11,7 @@ from shoestring_core.store.engine import Store, open_store
 from shoestring_core.store.tables import Base
 from sqlalchemy import text
 
+from tests import write_order
 from tests.core.world import World
 from tests.servers import Postgres
 
@@ -31,15 +32,16 @@ def migrated(database_kind: str, tmp_path_factory: pytest.TempPathFactory, reque
 
 @pytest.fixture
 def store(database_kind: str, migrated: str, tmp_path: Path) -> Iterator[Store]:
-    """An empty store with today's schema, on each database."""
+    """An empty store with today's schema, on each database; every transaction in it must keep the order of writes."""
     if database_kind == "sqlite":
         store = open_store(f"sqlite:///{shutil.copy(migrated.removeprefix('sqlite:///'), tmp_path)}")
-        yield store
-        store.close()
-        return
-    store = open_store(migrated)
+    else:
+        store = open_store(migrated)
+    out_of_order = write_order.watch(store)
     yield store
-    _empty(store)
+    assert out_of_order() == []
+    if database_kind == "postgresql":
+        _empty(store)
     store.close()
 
 

@@ -13,8 +13,11 @@ from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
 from shoestring_core.store import migrations
 from shoestring_core.store.engine import Committed, Read, Store, Write, open_store
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Base, Event, Scheduler, Team, User
+from shoestring_core.store.tables import Account, Base, Event, Job, Scheduler, Team, User
 from sqlalchemy import exc, insert, select, text, update
+
+from tests import write_order
+from tests.core.world import World
 
 
 def test_migrations_make_what_the_models_say(database_url: str, tmp_path: Path) -> None:
@@ -262,6 +265,28 @@ def test_a_deadlock_runs_the_whole_function_again(postgres_store: Store) -> None
     assert len(runs) == 3
     with store.read() as db:
         assert db.sql.scalars(select(Team.feed_seq)).all() == [2, 2]
+
+
+def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str) -> None:
+    store = open_store(database_url)
+    store.migrate()
+    world = World(store)
+    job, out_of_order = world.job(), write_order.watch(store)
+    leaf, top = world.account("job", job).id, world.account("org", job).id
+
+    def touch(table: type[Base], row: UUID):
+        return lambda db: db.count(update(table).where(table.id == row).values(id=row))
+
+    def both(first, then) -> None:
+        store.write(lambda db: (first(db), then(db)))
+
+    both(touch(Job, job.id), touch(Account, leaf))
+    both(touch(Account, leaf), touch(Account, top))
+    assert out_of_order() == []
+    both(touch(Account, leaf), touch(Job, job.id))
+    both(touch(Account, top), touch(Account, leaf))
+    assert out_of_order() == [[("accounts", leaf), ("jobs", job.id)], [("accounts", top), ("accounts", leaf)]]
+    store.close()
 
 
 def test_listeners_hear_of_commits_and_their_errors_harm_nobody(store: Store) -> None:
