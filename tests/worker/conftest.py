@@ -20,6 +20,8 @@ from shoestring_worker.cloud.sim import SimCloud
 from shoestring_worker.engine import Engine
 from sqlalchemy import select, update
 
+from tests import write_order
+
 SECRET = "a secret of the tests"
 
 
@@ -176,6 +178,8 @@ def world(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     clock.pass_(60)
     cloud, objects, terms = SimCloud(clock), LocalObjects(tmp_path / "objects", SECRET, "http://objects"), Terms()
     engine = make_engine(store, cloud, objects, terms, clock)
+    out_of_order = write_order.watch(store)
     yield World(store, cloud, clock, engine, objects, admin, terms)
+    assert out_of_order() == []
     engine.close()
     store.close()
