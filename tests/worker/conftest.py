@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -46,7 +46,7 @@ class World:
     engine: Engine
     objects: LocalObjects
     admin: people.Principal
-    terms: Terms = field(default_factory=Terms)
+    terms: Terms
 
     def another_engine(self) -> Engine:
         return make_engine(self.store, self.cloud, self.objects, self.terms, self.clock)
@@ -176,7 +176,11 @@ def world(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     admin = store.write(lambda db: people.ensure_admin(db, "org", "vision", "ann"))
     store.write(lambda db: fleet.service_seen(db, "api", 0))
     clock.pass_(60)
-    cloud, objects, terms = SimCloud(clock), LocalObjects(tmp_path / "objects", SECRET, "http://objects"), Terms()
+    cloud, objects, terms = (
+        SimCloud(clock),
+        LocalObjects(tmp_path / "objects", SECRET, "http://objects"),
+        Terms(fund_lease=60 * S),
+    )
     engine = make_engine(store, cloud, objects, terms, clock)
     out_of_order = write_order.watch(store)
     yield World(store, cloud, clock, engine, objects, admin, terms)

@@ -22,8 +22,8 @@ from shoestring_trainer.faults import DataError
 from shoestring_trainer.reports import Reports
 from shoestring_trainer.task import Saved, Task
 
-KEPT = 8
-"""Checkpoints that stay in the run's folder, so that a slow upload has time; older ones go, shipped or not."""
+KEPT = 3
+"""Checkpoints that stay in the run's folder; older ones are deleted, whether or not they were shipped."""
 
 Reason = Literal["periodic", "order", "final"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core import wire
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.terms import S, Terms
 from shoestring_core.states import EndReason, GenerationState, MachineState
 
 RESTARTS = 3
@@ -124,9 +124,9 @@ IN_VAIN = 8
 """How many attempts in a row may buy machines that never train: a bound on money spent for nothing."""
 
 
-def delay(failures: int, terms: Terms) -> int:
-    """µs to wait before the next try, after so many in a row: doubling from half a second to a launch window."""
-    return min(500_000 * 2 ** min(failures - 1, 20), terms.launch_window) if failures else 0
+def delay(failures: int, terms: Terms, first: int = S // 2) -> int:
+    """µs to wait before the next try, after so many in a row: doubling from `first` to a launch window."""
+    return min(first * 2 ** min(failures - 1, 20), terms.launch_window) if failures else 0
 
 
 def _lost(fate: Fate) -> Verdict:

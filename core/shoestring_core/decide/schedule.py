@@ -180,12 +180,12 @@ def consider(case: Case) -> Start | Wait:
             "Stop it and submit it with fewer nodes, or have SHOESTRING_LOCAL_SLOTS raised."
         )
         return Wait(waiting.job, "capacity", text)
-    if case.now < waiting.not_before:
-        return Wait(waiting.job, "capacity", waiting.delay_text)
     if waiting.ending:
         count = _machines(waiting.ending, "earlier machine")
         text = f"{count} still ending; it goes on once the provider says they are gone."
         return Wait(waiting.job, "ending", text)
+    if case.now < waiting.not_before:
+        return Wait(waiting.job, "capacity", waiting.delay_text)
     if lack := _lack_of_money(case, offer):
         return lack
     return _lack_of_slots(case, offer) or _start(case, offer)

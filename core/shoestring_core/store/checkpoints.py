@@ -100,7 +100,10 @@ def commit(db: Write, machine_id: UUID, said: wire.Commit) -> bool:
     moves = current and job.state != JobState.ENDED and said.step >= _step(db, job)
     if (known := _at_step(db, job.id, said.generation, said.step)) and known.object_key == key:
         return job.checkpoint == known.id
-    if said.nonce != _next_upload(db, job.id, said.generation).nonce:
+    given = _next_upload(db, job.id, said.generation).nonce
+    if len(said.nonce) == len(given) and said.nonce < given:
+        return False  # said again, after a later upload of the same step took its place
+    if said.nonce != given:
         raise InvalidRequest(f"{said.nonce!r} is not the upload that was given out for generation {said.generation}.")
 
     checkpoint = known.id if known else new_id()

@@ -23,7 +23,7 @@ from shoestring_core.decide import bill, funding, losses, orders, reconcile
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, Seen
 from shoestring_core.decide.schedule import Balance, Snapshot, Start, Wait, Waiting
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.terms import S, Terms
 from shoestring_core.errors import AgentRefused, StaleTransition
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import (
@@ -81,10 +81,9 @@ def snapshot(db: Read, terms: Terms) -> Snapshot:
     queue = tuple(
         _waiting(job, _path(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], terms) for job in queued
     )
-    taken = db.sql.execute(
-        select(Machine.provider, func.count()).where(Machine.state.in_(ALIVE)).group_by(Machine.provider)
-    )
-    return Snapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, dict(iter(taken.tuples())))
+    alive = select(Machine.provider, func.count()).where(Machine.state.in_(ALIVE)).group_by(Machine.provider)
+    taken = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
+    return Snapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, taken)
 
 
 def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
@@ -179,7 +178,7 @@ def record_prices(db: Write, offers: Iterable[Offer]) -> None:
         latest = db.sql.scalar(select(Price.amount).filter_by(**place).order_by(Price.valid_from.desc()).limit(1))
         if latest != offer.price:
             price = {"amount": offer.price, "unit": "hour", "source": offer.source, "simulated": offer.simulated}
-            db.sql.execute(insert(Price).values(**place, **price, valid_from=db.now, fetched_at=db.now))
+            db.add_new(Price, **place, **price, valid_from=db.now, fetched_at=db.now)
 
 
 def _waiting(
@@ -189,14 +188,8 @@ def _waiting(
     bought = {row.attempt for row in machines if row.launched_at is not None}
     last = attempts[-1] if attempts else None
     reopened = last is not None and last.no not in bought
-    failures = 0
-    for attempt in reversed(attempts):
-        if attempt.trained or attempt.reason in ("stop", "interruption"):
-            break
-        failures += 1
-    if reopened and last is not None:
-        failures += sum(row.attempt == last.no for row in machines) // max(1, spec.resources.nodes)
-    not_before = (last.closed_at or 0) + losses.delay(failures, terms) if last and failures else 0
+    alive = sum(row.state in ALIVE for row in machines)
+    winding_down = last is not None and last.state != AttemptState.CLOSED
     return Waiting(
         job=job.id,
         nodes=spec.resources.nodes,
@@ -205,13 +198,27 @@ def _waiting(
         path=path,
         attempt=job.attempt if reopened else job.attempt + 1,
         reopened=reopened,
-        ending=sum(row.state in ALIVE for row in machines)
-        or int(last is not None and last.state != AttemptState.CLOSED),
-        not_before=not_before,
-        delay_text=(
-            "The last attempt got no machines that could train; it is tried again by itself, a little later each time."
-        ),
+        ending=alive or int(winding_down),
+        not_before=_not_before(attempts, terms),
+        delay_text="The last attempt trained nothing. It is tried again by itself, a little later each time.",
     )
+
+
+CAPACITY_DELAY = 5 * S
+"""What a provider could not give a moment ago, it can't give at once; half a gang is paid for while we ask."""
+
+
+def _not_before(attempts: list[Attempt], terms: Terms) -> int:
+    """When the next attempt may open: after a delay that grows with the attempts in a row that trained nothing."""
+    failed = []
+    for attempt in reversed(attempts):
+        if attempt.trained or attempt.reason not in ("lost", "no_answer", "capacity"):
+            break
+        failed.append(attempt)
+    if not failed or failed[0].closed_at is None:
+        return 0
+    first = CAPACITY_DELAY if failed[0].reason == "capacity" else S // 2
+    return failed[0].closed_at + losses.delay(len(failed), terms, first)
 
 
 def _open_attempt(db: Write, start: Start, epoch: int) -> None:
@@ -590,7 +597,7 @@ def report_member(db: Write, machine_id: UUID, said: wire.Member) -> bool:
 
 
 def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], reason: str = "") -> tuple[wire.Order, str]:
-    """What the service wants of the machine now, and an etag that changes when that does, not when a URL is signed anew.
+    """What the service wants of the machine now, and an etag that changes when that does (not when a URL is signed).
 
     get_url    signs an object's key for download
     """
@@ -1110,10 +1117,9 @@ def evidence(machine: Machine) -> bill.Evidence:
 
 def service_seen(db: Write, name: str, gap: int) -> None:
     """A service says that it answers. A silence of more than `gap` µs breaks its uptime."""
-    known = db.sql.get(Service, name)
-    if known is None:
-        db.sql.execute(insert(Service).values(name=name, up_since=db.now, seen_at=db.now))
+    if db.add_new(Service, name=name, up_since=db.now, seen_at=db.now):
         return
+    known = db.sql.get_one(Service, name)
     since = db.now if db.now - known.seen_at > gap else known.up_since
     _touched(db, update(Service).where(Service.name == name).values(up_since=since, seen_at=db.now))
 

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever befalls provider, machines, workers and budget, in whatever order: the invariants hold and the jobs finish.
+
+A drama is drawn from its seed: simulated agents act out the agent protocol while faults strike; then the faults cease.
+The witness is the provider's journal.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import pytest
+from shoestring_core import money
+from shoestring_core.decide.terms import S
+from shoestring_core.errors import AgentRefused, InvalidRequest
+from shoestring_core.store import fleet, ledger
+from shoestring_core.store.tables import Account, Attempt, Checkpoint, Generation, Machine
+from sqlalchemy import select, update
+
+from tests.worker.conftest import World
+
+STEPS = 150
+STORM_S = 240
+CALM_S = 1500
+LIMIT = money.micro("0.20")
+
+
+@pytest.mark.parametrize("act", range(3))
+def test_the_invariants_hold_in_any_storm_and_every_job_finishes_after_it(world: World, seed: int, act: int):
+    Drama(world, seed + act).play()
+
+
+@dataclass
+class Agent:
+    """What a machine's agent knows."""
+
+    id: UUID
+    provider_id: str
+    job: UUID
+    running: int = 0
+    exited: int = 0
+    notice: int | None = None
+    silent_until: int = 0
+
+
+@dataclass
+class Drama:
+    world: World
+    seed: int
+    agents: dict[UUID, Agent] = field(default_factory=dict)
+    steps: Counter[UUID] = field(default_factory=Counter)
+    """Steps that the ranks of each job have done since their start checkpoint."""
+
+    def __post_init__(self) -> None:
+        print(f"drama {self.seed}")
+        self.dice = random.Random(self.seed)
+        self.engines = [self.world.engine, self.world.another_engine()]
+        self.world.budget(LIMIT)
+        self.jobs = [self.world.submit(nodes=self.dice.choice((1, 2)), retry={"max": 1000}) for _ in range(2)]
+
+    def play(self) -> None:
+        start = self.world.clock.now
+        self.world.cloud.fault = self._launch_fault
+        while self.world.clock.now < start + STORM_S * S:
+            self._strike()
+            self._moment()
+        self.world.cloud.fault, self.world.cloud.silent = (lambda _: None), False
+        self.world.budget(LIMIT)
+        calm = self.world.clock.now
+        while not all(self.world.job(job).settled_at for job in self.jobs):
+            assert self.world.clock.now < calm + CALM_S * S, [self._told(job) for job in self.jobs]
+            self._moment()
+        self._check_the_end()
+        print(
+            f"drama {self.seed}: {len(self.world.cloud.journal) // 2} machines,",
+            *(
+                f"job {one.end_reason} in {one.attempt} attempts, {one.generation} generations;"
+                for one in map(self.world.job, self.jobs)
+            ),
+        )
+
+    # Faults
+
+    def _chance(self, one_in: int) -> bool:
+        return self.dice.randrange(one_in) == 0
+
+    def _launch_fault(self, _token: str) -> str | None:
+        return self.dice.choice(("refuse", "lost_request", "lost_reply")) if self._chance(3) else None
+
+    def _strike(self) -> None:
+        cloud, now = self.world.cloud, self.world.clock.now
+        if self._chance(25):
+            cloud.silent = not cloud.silent
+        for agent in list(self.agents.values()):
+            if self._chance(60):
+                cloud.end(agent.provider_id, "crashed")
+            elif self._chance(60):
+                agent.notice = agent.notice or now + 10 * S
+            elif self._chance(80):
+                agent.silent_until = now + self.dice.choice((5, 40)) * S
+            elif agent.running and self._chance(60):
+                self._exit(agent, "signal")
+        if self._chance(80):
+            self.world.budget(self.dice.choice((1, LIMIT)))
+        if self._chance(120):
+            self.engines[self.dice.randrange(2)] = self.world.another_engine()  # a worker was killed and started
+
+    # Time passes: workers tick, late, twice or not at all; agents act.
+
+    def _moment(self) -> None:
+        self.world.clock.pass_(self.dice.choice((0.3, 1, 1, 2)))
+        self.world.store.write(lambda db: fleet.service_seen(db, "api", 10**15))
+        for _ in range(self.dice.choice((0, 1, 1, 2))):
+            self.dice.choice(self.engines).tick()
+        self._meet_new_machines()
+        for agent in sorted(self.agents.values(), key=lambda agent: agent.id):
+            self._act(agent)
+        for job in self.jobs:
+            self._step(job)
+        self._check_now()
+
+    def _meet_new_machines(self) -> None:
+        alive = {one.token: one for one in self.world.cloud.alive()}
+        self.agents = {one: agent for one, agent in self.agents.items() if str(one) in alive}
+        for token, one in alive.items():
+            if UUID(token) not in self.agents:
+                self.agents[UUID(token)] = Agent(UUID(token), one.id, UUID(one.tags["job"]))
+
+    def _act(self, agent: Agent) -> None:
+        world, now = self.world, self.world.clock.now
+        if agent.notice is not None and now >= agent.notice:
+            return world.cloud.end(agent.provider_id, "reclaimed")
+        row = self._row(agent.id)
+        if row.funded_until is not None and now >= row.funded_until:
+            return world.cloud.end(agent.provider_id, "exited")
+        if now < agent.silent_until:
+            return None
+        if row.session_hash is None:
+            world.redeem(agent.job)
+            return None
+        world.store.write(lambda db: fleet.renew(db, agent.id, world.terms))
+        if agent.notice is not None and row.notice_at is None:
+            world.store.write(lambda db: fleet.record_notice(db, agent.id, agent.notice))
+        order = world.order(agent.id)
+        if agent.running and agent.running == order.generation and (order.kind == "drain" or agent.notice is not None):
+            self._drain(agent)
+        elif order.kind == "end":
+            world.cloud.end(agent.provider_id, "exited")
+        elif order.kind == "form":
+            agent.running = 0
+            world.say(agent.id, "ready", order.generation, port=self.dice.randrange(1024, 65535))
+        elif order.kind == "run" and agent.running != order.generation and agent.exited != order.generation:
+            agent.running = order.generation
+            self.steps[agent.job] = order.run.resume.step if order.run.resume else 0
+        return None
+
+    def _step(self, job: UUID) -> None:
+        """A gang steps when all its members run the same generation; it reports, checkpoints and finishes."""
+        generation = self._stepping(job)
+        if generation is None:
+            return
+        self.steps[job] = min(STEPS, self.steps[job] + self.dice.randrange(1, 4))
+        self._store_points(job, generation)
+        if self.steps[job] == STEPS or self._chance(15):
+            self._checkpoint(job, generation, "final" if self.steps[job] == STEPS else "periodic")
+
+    def _stepping(self, job: UUID) -> int | None:
+        gangs = defaultdict(list)
+        for agent in self.agents.values():
+            if agent.job == job and agent.running:
+                gangs[agent.running].append(agent)
+        size = self._size(job)
+        whole = [number for number, members in gangs.items() if len(members) == size]
+        assert len(whole) <= 1, f"two generations step: {whole}"
+        return whole[0] if whole else None
+
+    def _drain(self, agent: Agent) -> None:
+        """All ranks agree on a step; rank 0's machine saves it; then each says that its ranks have left."""
+        members = [one for one in self.agents.values() if one.job == agent.job and one.running == agent.running]
+        if len(members) == self._size(agent.job):
+            self._checkpoint(agent.job, agent.running, "order")
+            for member in members:
+                self._exit(member, "drained")
+
+    def _exit(self, agent: Agent, outcome: str) -> None:
+        generation, agent.exited, agent.running = agent.running, agent.running, 0
+        self.world.exits(agent.id, generation, outcome)
+
+    def _checkpoint(self, job: UUID, generation: int, reason: str) -> None:
+        with self.world.store.read() as db:
+            members = fleet._members(db, job, generation)
+        if members and self.steps[job]:
+            try:
+                self.world.commit(members[0].machine, generation, self.steps[job], reason)
+            except (AgentRefused, InvalidRequest):
+                assert self.world.job(job).generation != generation
+
+    def _store_points(self, job: UUID, number: int) -> None:
+        row = update(Generation).where(Generation.job == job, Generation.no == number)
+        self.world.store.write(lambda db: db.count(row.values(last_step=self.steps[job])))
+
+    # What must hold
+
+    def _check_now(self) -> None:
+        places = Counter((one.tags["job"], one.tags["slot"]) for one in self.world.cloud.alive())
+        assert all(count == 1 for count in places.values()), f"two machines alive in a slot: {places}"
+        assert len(self.world.cloud.alive()) <= self.world.cloud.slots
+
+    def _check_the_end(self) -> None:
+        world = self.world
+        for _ in range(5):
+            world.tick(10)
+        assert world.cloud.alive() == []
+        ends = {entry.machine: entry.at for entry in world.cloud.journal if entry.event == "end"}
+        due = sum(
+            money.cost(entry.price, ends[entry.machine] - entry.at)
+            for entry in world.cloud.journal
+            if entry.event == "launch"
+        )
+        with world.store.read() as db:
+            assert ledger.sweep(db) == []
+            top = db.sql.scalars(select(Account).where(Account.kind == "org")).one()
+            assert (top.posted, top.held) == (due, 0)
+            for job in self.jobs:
+                assert (
+                    db.sql.scalars(
+                        select(Machine.id).where(Machine.job == job, Machine.state.not_in(("gone", "void")))
+                    ).all()
+                    == []
+                )
+                assert set(db.sql.scalars(select(Attempt.state).where(Attempt.job == job))) == {"closed"}
+                done = world.job(job)
+                if done.end_reason == "infrastructure":  # the storm was too much for it, and it says so
+                    assert "without a new checkpoint" in done.end_text or "never trained" in done.end_text
+                    continue
+                self._check_curve(
+                    db.sql.scalars(select(Generation).where(Generation.job == job).order_by(Generation.no)).all()
+                )
+                final = db.sql.scalars(select(Checkpoint).where(Checkpoint.id == done.checkpoint)).one()
+                assert (done.end_reason, final.step, final.final) == ("succeeded", STEPS, True)
+
+    def _check_curve(self, generations: list[Generation]) -> None:
+        """Each generation starts at a step that an earlier one has reached: the merged curve has no hole."""
+        reached = 0
+        for one in generations:
+            assert one.start_step <= reached
+            reached = max(reached, one.last_step or 0)
+        assert reached == STEPS
+
+    def _row(self, machine: UUID) -> Machine:
+        with self.world.store.read() as db:
+            return db.sql.scalars(select(Machine).where(Machine.id == machine)).one()
+
+    def _size(self, job: UUID) -> int:
+        return int(self.world.job(job).spec["resources"]["nodes"])
+
+    def _told(self, job: UUID) -> tuple[str, ...]:
+        row = self.world.job(job)
+        machines = [(one.attempt, one.slot, one.state, one.refusal) for one in self.world.machines(job)[-4:]]
+        return (row.state, row.want, str(row.wait_text), str(row.end_reason), str(row.end_text), str(machines))

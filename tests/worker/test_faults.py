@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Crashes, silences and races. The witness is the provider's journal, never our rows."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+from uuid import UUID
+
+import pytest
+from shoestring_core import money, wire
+from shoestring_core.decide.reconcile import Seen
+from shoestring_core.decide.schedule import plan
+from shoestring_core.decide.terms import S
+from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest, PointsMissing, StaleTransition
+from shoestring_core.store import checkpoints, fleet, jobs, ledger
+from shoestring_core.store.tables import Account, Checkpoint, Event, Machine
+from shoestring_worker.cloud.base import Intent
+from shoestring_worker.cloud.sim import SimCloud
+from sqlalchemy import func, select, update
+
+from tests.worker.conftest import World
+
+
+class Killed(BaseException):
+    """kill -9: nothing after it happens, nothing is caught."""
+
+
+class DyingCloud:
+    """Passes everything on, and dies once: before the machine is bought, or after it."""
+
+    def __init__(self, cloud: SimCloud, moment: str) -> None:
+        self.cloud, self.moment, self.name = cloud, moment, cloud.name
+        self.offers, self.list, self.terminate = cloud.offers, cloud.list, cloud.terminate
+
+    def launch(self, intent: Intent) -> Seen:
+        if self.moment == "after":
+            self.cloud.launch(intent)
+        raise Killed
+
+
+def launches(world: World) -> int:
+    return sum(entry.event == "launch" for entry in world.cloud.journal)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_worker_killed_around_the_provider_call_buys_one_machine(world: World, moment: str):
+    job = world.submit()
+    world.engine.cloud = DyingCloud(world.cloud, moment)
+    with pytest.raises(Killed):
+        world.tick()
+    assert world.machines(job)[0].state == "calling"
+    world.engine = world.another_engine()
+    world.tick(1)
+    world.tick(10)
+    assert launches(world) == 1
+    assert [machine.state for machine in world.machines(job)] == ["up"]
+    world.form(job)
+    assert world.job(job).state == "running"
+
+
+@pytest.mark.parametrize("fault", ["lost_request", "lost_reply"])
+def test_a_call_without_an_answer_is_made_again_with_the_same_bytes(world: World, fault: str):
+    faults = [fault, fault]
+    world.cloud.fault = lambda _: faults.pop() if faults else None
+    world.cloud.hidden = 5 * S
+    job = world.submit()
+    for _ in range(4):
+        world.tick(1)
+    assert launches(world) == 1
+    assert [machine.state for machine in world.machines(job)] == ["up"]
+
+
+def test_a_refused_slot_is_asked_for_again_by_a_new_row_a_little_later_each_time(world: World):
+    faults = ["refuse"] * 3
+    world.cloud.fault = lambda _: faults.pop() if faults else None
+    job = world.submit()
+    for _ in range(10):
+        world.tick(1)
+    machines = world.machines(job)
+    assert [machine.state for machine in machines] == ["void", "void", "void", "up"]
+    assert [machine.ordinal for machine in machines] == [0, 1, 2, 3]
+    waits = [after.created_at - before.created_at for before, after in pairwise(machines)]
+    assert waits == sorted(waits)
+    assert launches(world) == 1
+
+
+def test_a_refusal_after_an_unknown_outcome_gives_the_row_up_only_after_the_consistency_window(world: World):
+    faults = ["refuse", "lost_request"]
+    world.cloud.fault = lambda _: faults.pop() if faults else None
+    job = world.submit()
+    world.tick()
+    world.tick(0.5)
+    assert [machine.state for machine in world.machines(job)] == ["calling"]
+    world.tick(1)
+    assert [machine.state for machine in world.machines(job)] == ["calling"]
+    world.tick(1)
+    assert [machine.state for machine in world.machines(job)] == ["void", "up"]
+
+
+def test_an_attempt_that_bought_nothing_gives_up_and_opens_again_under_its_number(world: World):
+    world.cloud.fault = lambda _: "refuse"
+    job = world.submit()
+    for _ in range(70):
+        world.tick(1)
+        if world.job(job).state == "queued":
+            break
+    world.tick(1)
+    assert launches(world) == 0
+    assert (world.job(job).state, world.job(job).attempt, world.job(job).wait_reason) == ("queued", 1, "capacity")
+    before = len(world.machines(job))
+    world.cloud.fault = lambda _: None
+    world.tick(5)
+    assert (world.job(job).state, world.job(job).attempt) == ("launching", 1)
+    machines = world.machines(job)
+    assert [machine.ordinal for machine in machines] == list(range(len(machines)))
+    assert len(machines) == before + 1
+
+
+def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World):
+    world.cloud.fault = lambda token: "refuse" if world.cloud.alive() else None
+    job = world.submit(nodes=2)
+    for _ in range(65):
+        world.redeem(job)
+        world.report(job)
+        world.tick(1)
+        if world.job(job).state == "queued":
+            break
+    assert world.clock.now - world.machines(job)[0].created_at >= 60 * S
+    assert world.order(world.machines(job)[0].id).kind == "end"
+    world.tick(3)
+    assert world.job(job).wait_reason == "ending"
+    world.cloud.end(world.machines(job)[0].provider_id, "exited")
+    world.tick(1)
+    assert world.job(job).wait_reason == "capacity"
+    assert world.cloud.alive() == []
+
+
+def test_a_silent_provider_stops_nothing_that_runs_and_hides_no_end(world: World):
+    job = world.submit()
+    world.tick()
+    generation = world.form(job)
+    world.cloud.silent = True
+    for step in range(1, 20):
+        world.train(job, step)
+        world.tick(5)
+    (machine,) = world.alive(job)
+    assert machine.funded_until > world.clock.now
+    assert world.commit(machine.id, generation, 19, "final")
+    world.tick()
+    assert world.job(job).settled_at is None
+    world.cloud.silent = False
+    world.cloud.end(machine.provider_id, "exited")
+    world.tick(1)
+    assert world.job(job).settled_at is not None
+
+
+def test_a_machine_that_no_row_wants_is_ended_and_others_are_left_alone(world: World):
+    tags = {"shoestring": world.engine.deployment}
+    stray = world.cloud.launch(Intent("stray", "local", "", tags, "sim", "spot", "0.158", {}))
+    others = world.cloud.launch(Intent("other", "local", "", {"shoestring": "b"}, "sim", "spot", "0.158", {}))
+    world.tick()
+    assert [one.id for one in world.cloud.alive()] == [others.id]
+    assert stray.id not in {one.id for one in world.cloud.alive()}
+
+
+def test_a_silent_machine_is_ended_through_the_provider(world: World):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    world.tick(31)
+    assert world.cloud.alive() == []
+    world.tick()
+    assert world.job(job).attempt == 2 or world.job(job).state == "queued"
+
+
+def test_a_machine_that_renewed_in_time_is_not_ended_by_a_late_decision(world: World):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    (machine,) = world.alive(job)
+    world.clock.pass_(31)
+    world.report(job)  # between the reconciler's reading and its writing
+    assert not world.store.write(lambda db: fleet.begin_end(db, machine.id, "silent", lease=True))
+    assert world.machines(job)[0].state == "up"
+
+
+def test_silence_does_not_count_while_the_service_itself_was_silent(world: World):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    world.clock.pass_(31)
+    world.store.write(lambda db: fleet.service_seen(db, "api", 15 * S))
+    world.engine.tick()
+    assert len(world.cloud.alive()) == 1
+
+
+def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_to_the_last_moment(world: World):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    (machine,) = world.alive(job)
+    world.cloud._machines.clear()
+    for _ in range(11):
+        world.report(job)
+        world.tick(30)
+    gone = world.machines(job)[0]
+    assert (gone.state, gone.end_evidence) == ("gone", "inferred")
+    assert gone.ended_at >= machine.funded_until
+    assert gone.billed_at is not None
+
+
+# Races
+
+
+def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
+    job = world.submit()
+    with world.store.read() as db:
+        snapshot = fleet.snapshot(db, world.terms)
+    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
+
+    def apply() -> object:
+        return world.store.write(
+            lambda db: fleet.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+        )
+
+    assert apply() is not None
+    assert apply() is None
+    assert len(world.machines(job)) == 1
+
+
+def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
+    job = world.submit()
+    with world.store.read() as db:
+        snapshot = fleet.snapshot(db, world.terms)
+    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
+    world.store.write(lambda db: jobs.stop(db, job, "ann"))
+    with pytest.raises(StaleTransition):
+        world.store.write(lambda db: fleet.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d"))
+    with world.store.read() as db:
+        assert db.sql.scalars(select(Account.held).where(Account.kind == "org")).one() == 0
+
+
+def test_two_workers_racing_for_money_that_covers_one_start_exactly_one(world: World):
+    world.budget(money.cost_ceiling("0.526", 75 * S))
+    submitted = [world.submit(), world.submit()]
+    engines = [world.engine, world.another_engine(), world.another_engine()]
+    for _ in range(3):
+        threads = [threading.Thread(target=engine.tick) for engine in engines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(world.job(job).state for job in submitted) == ["launching", "queued"]
+    assert launches(world) == 1
+    (waiting,) = (job for job in submitted if world.job(job).state == "queued")
+    assert world.job(waiting).wait_reason == "money"
+
+
+def test_many_workers_ticking_at_once_buy_one_machine_for_each_slot(world: World):
+    submitted = [world.submit(nodes=2), world.submit(nodes=2)]
+    engines = [world.another_engine() for _ in range(4)]
+    for _ in range(4):
+        threads = [threading.Thread(target=engine.tick) for engine in engines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert launches(world) == 4
+    assert all(machine.state == "up" for job in submitted for machine in world.machines(job))
+
+
+def test_the_last_two_agents_to_redeem_at_once_open_one_generation(world: World):
+    job = world.submit(nodes=4)
+    world.tick()
+
+    def redeem(machine: UUID) -> None:
+        secret = wire.session_hash(f"session {machine}")
+        world.store.write(lambda db: fleet.redeem(db, machine, True, secret, "127.0.0.1", {}, world.terms))
+
+    threads = [threading.Thread(target=redeem, args=(machine.id,)) for machine in world.alive(job)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert world.job(job).generation == 1
+    assert {world.order(machine.id).kind for machine in world.alive(job)} == {"form"}
+
+
+# Agents
+
+
+def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_an_alarm(world: World):
+    job = world.submit()
+    world.tick()
+    (machine,) = world.machines(job)
+
+    def redeem(secret: str, token_ok: bool = True) -> Machine | None:
+        hashed = wire.session_hash(secret)
+        return world.store.write(
+            lambda db: fleet.redeem(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.terms)
+        )
+
+    assert redeem("forged", token_ok=False) is None
+    assert redeem("mine") is not None
+    assert redeem("mine") is not None
+    assert redeem("another") is None
+    with world.store.read() as db:
+        assert fleet.authenticate(db, machine.id, "mine").id == machine.id
+        for wrong in ("another", "", "forged"):
+            with pytest.raises(AgentRefused):
+                fleet.authenticate(db, machine.id, wrong)
+        assert db.sql.scalar(select(func.count()).select_from(Event).where(Event.kind == "alarm")) == 2
+
+
+def test_a_repeated_ready_changes_nothing_and_an_old_one_moves_nothing(world: World):
+    job = world.submit(nodes=2)
+    world.tick()
+    world.redeem(job)
+    first, second = world.alive(job)
+    assert not world.say(first.id, "ready", 1, port=1)
+    assert not world.say(first.id, "ready", 1, port=1)
+    assert world.say(second.id, "ready", 1, port=2)
+    assert world.order(second.id).run.master_port == 1
+    world.exits(first.id, 1, "signal")
+    world.tick()
+    assert world.job(job).generation == 2
+    assert not world.say(first.id, "ready", 1, port=1)
+    assert world.order(first.id).kind == "form"
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def running(world: World) -> tuple[UUID, UUID]:
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    world.train(job, 100)
+    return job, world.alive(job)[0].id
+
+
+def test_a_commit_told_again_changes_nothing(world: World, running: tuple[UUID, UUID]):
+    job, machine = running
+    assert world.commit(machine, 1, 10, nonce="000001")
+    assert world.commit(machine, 1, 10, nonce="000001")
+    assert world.commit(machine, 1, 20, "final", nonce="000002")
+    assert world.commit(machine, 1, 20, "final", nonce="000002")
+    assert world.job(job).end_reason == "succeeded"
+    with world.store.read() as db:
+        assert db.sql.scalars(select(Checkpoint.step).order_by(Checkpoint.step)).all() == [10, 20]
+
+
+def test_the_final_checkpoint_of_a_step_that_was_saved_already_brings_its_artifacts(world: World, running):
+    job, machine = running
+    assert world.commit(machine, 1, 20)
+    assert world.commit(machine, 1, 20, "final")
+    with world.store.read() as db:
+        (one,) = db.sql.scalars(select(Checkpoint))
+        assert (one.final, one.object_key) == (True, checkpoints.object_key(job, 1, "000002"))
+        assert checkpoints.final(db, job).id == world.job(job).checkpoint == one.id
+    assert world.commit(machine, 1, 20, nonce="000001") is False  # long replaced
+
+
+def test_an_upload_never_given_out_is_refused(world: World, running):
+    with pytest.raises(InvalidRequest):
+        world.commit(running[1], 1, 10, nonce="000007")
+
+
+def test_a_checkpoint_waits_for_the_points_it_stands_on(world: World, running):
+    job, machine = running
+    said = wire.Commit(
+        generation=1, step=10, nonce="000001", manifest_sha256="0" * 64, bytes=1, through_seq=3, reason="periodic"
+    )
+    with pytest.raises(PointsMissing):
+        world.store.write(lambda db: checkpoints.commit(db, machine, said))
+    world.store.write(lambda db: db.count(update(Machine).where(Machine.id == machine).values(acked_seq=3)))
+    assert world.store.write(lambda db: checkpoints.commit(db, machine, said))
+    assert world.job(job).checkpoint is not None
+
+
+def test_an_older_generation_moves_nothing_and_is_kept_as_history(world: World, running):
+    job, machine = running
+    world.exits(machine, 1, "signal")
+    world.tick()
+    world.form(job)
+    assert world.commit(machine, 1, 90, "final", nonce="000001") is False
+    assert world.job(job).state == "running"
+    assert world.job(job).checkpoint is None
+    with world.store.read() as db:
+        assert db.sql.scalars(select(Checkpoint.generation)).all() == [1]
+
+
+def test_a_machine_that_has_no_part_in_a_generation_commits_nothing(world: World, running):
+    other = world.submit()
+    world.tick()
+    world.form(other)
+    with pytest.raises(AgentRefused):
+        world.commit(world.alive(other)[0].id, 7, 10, nonce="000001")
+
+
+def test_only_rank_zeros_machine_uploads(world: World):
+    job = world.submit(nodes=2)
+    world.tick()
+    world.form(job)
+    with world.store.read() as db:
+        places = [checkpoints.uploads(db, machine.id) for machine in world.alive(job)]
+    assert [place is not None for place in places] == [True, False]
+
+
+# Rest
+
+
+def test_an_idle_service_asks_the_provider_only_now_and_then(world: World):
+    asked = 0
+    listing = world.cloud.list
+
+    def counting() -> list[Seen]:
+        nonlocal asked
+        asked += 1
+        return listing()
+
+    world.cloud.list = counting
+    for _ in range(60):
+        world.tick(0.5)
+    assert asked == 3
+
+
+def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
+    job = world.submit()
+    with world.store.read() as db:
+        snapshot = fleet.snapshot(db, world.terms)
+    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
+    world.budget(1)
+    with pytest.raises(BudgetExceeded):
+        world.store.write(lambda db: fleet.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d"))
+    assert world.machines(job) == []
+    assert world.job(job).state == "queued"
+    with world.store.read() as db:
+        assert ledger.sweep(db) == []
