@@ -130,6 +130,10 @@ def progress(row: Job, generations: list[Generation], now: int) -> rest.Progress
     return rest.Progress(step=step, steps_total=total, epoch=epoch, fraction=fraction, eta_s=eta_s)
 
 
+ABOUT_MACHINES = frozenset({"machine", "generation", "cost"})
+"""Kinds of events that refer to a machine."""
+
+
 def event(row: Event) -> rest.Event:
     return rest.Event(
         cursor=feed.cursor(row.team, row.seq),
@@ -140,7 +144,7 @@ def event(row: Event) -> rest.Event:
         kind=row.kind,
         actor=row.actor,
         reason=row.reason,
-        data=row.data,
+        data=({"machine": row.ref} if row.kind in ABOUT_MACHINES and row.ref else {}) | row.data,
     )
 
 

@@ -79,19 +79,21 @@ function Header({ path, team, user }: { path: string; team: string; user: string
       <div className="top-end">
         <BudgetLeft />
         <Connection />
-        <ThemeSwitch />
-        <details className="menu">
-          <summary aria-label={`Signed in as ${user}, team ${team}`}>{user.slice(0, 1).toUpperCase()}</summary>
-          <div>
-            <p>
-              <strong>{user}</strong>
-              <br />
-              <span className="dim">team {team}</span>
-            </p>
-            <a href="/docs">API reference</a>
-            <button type="button" onClick={() => void signOut()}>Sign out</button>
-          </div>
-        </details>
+        <button type="button" className="avatar" popoverTarget="menu" aria-label={`Menu of ${user}, team ${team}`}>
+          {user.slice(0, 1).toUpperCase()}
+        </button>
+        <div id="menu" className="menu" popover="auto">
+          <p>
+            <strong>{user}</strong>
+            <br />
+            <span className="dim">team {team}</span>
+          </p>
+          <ThemeSwitch />
+          <a href="/docs">API reference</a>
+          <button type="button" onClick={() => void signOut()}>
+            Sign out
+          </button>
+        </div>
       </div>
     </header>
   );
@@ -121,15 +123,16 @@ function Connection() {
   );
 }
 
-const THEME_MARKS = { system: "◐", light: "☀", dark: "☾" } as const;
-
 function ThemeSwitch() {
   const theme = useTheme();
-  const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]!;
   return (
-    <button type="button" className="icon quiet" onClick={() => setTheme(next)} title={`Theme: ${theme}`} aria-label={`Theme: ${theme}. Switch to ${next}`}>
-      {THEME_MARKS[theme]}
-    </button>
+    <div className="segments" role="group" aria-label="Theme">
+      {THEMES.map((one) => (
+        <button key={one} type="button" aria-pressed={theme === one} onClick={() => setTheme(one)}>
+          {one}
+        </button>
+      ))}
+    </div>
   );
 }
 

@@ -99,15 +99,34 @@ export function onMachines(curves: Curves, name: string): { machine: string | nu
   });
 }
 
-/** Where training began again: the step, and the attempt that did it if it is known. */
-export function notches(curves: Curves): { generation: number; attempt: number | null; step: number; newAttempt: boolean }[] {
+export interface Notch {
+  generation: number;
+  attempt: number | null;
+  step: number;
+  /** Unix seconds of its first point; null before that. */
+  time: number | null;
+  newAttempt: boolean;
+}
+
+/** Where training began again. */
+export function notches(curves: Curves): Notch[] {
   const ordered = [...curves.generations].sort(([a], [b]) => a - b);
   return ordered.slice(1).map(([generation, { start, attempt }], i) => ({
     generation,
     attempt,
     step: start,
+    time: firstTime(curves, generation),
     newAttempt: attempt !== ordered[i]![1].attempt,
   }));
+}
+
+function firstTime(curves: Curves, generation: number): number | null {
+  const times = [...curves.parts]
+    .filter(([name]) => !isSystem(name))
+    .flatMap(([, parts]) => parts.get(String(generation))?.column ?? [])
+    .filter(({ length }) => length > 0)
+    .map(({ times }) => times[0]!);
+  return times.length > 0 ? Math.min(...times) : null;
 }
 
 /** The last step of a generation that is on the merged curve. */

@@ -4,7 +4,14 @@ import { Problem } from "./api/client";
 import type { Job } from "./api/resources";
 import { percent } from "./number";
 
-export function Page({ title, actions, children, wide = false }: { title: string; actions?: ReactNode; children: ReactNode; wide?: boolean }) {
+export function Page({ title, mark, actions, children, wide = false }: {
+  title: string;
+  /** Stands beside the title; `actions` stand at the far end. */
+  mark?: ReactNode;
+  actions?: ReactNode;
+  children: ReactNode;
+  wide?: boolean;
+}) {
   useEffect(() => {
     document.title = `${title} · Shoestring`;
   }, [title]);
@@ -12,7 +19,8 @@ export function Page({ title, actions, children, wide = false }: { title: string
     <main id="main" className={wide ? "page wide" : "page"} tabIndex={-1}>
       <div className="page-head">
         <h1>{title}</h1>
-        {actions}
+        {mark}
+        <div className="page-actions">{actions}</div>
       </div>
       {children}
     </main>

@@ -3,19 +3,32 @@ import type { Attempt } from "./machines";
 import { isSystem, names, notches } from "../curves";
 import type { JobFeed } from "../job-feed";
 import { Panel, ProblemNote, Skeleton } from "../parts";
-import { Chart, type View } from "./chart";
+import { Chart } from "./chart";
+import type { View, XAxis } from "./plot";
 
-export function CurvesPanel({ feed, attempts, startedAt, over }: { feed: JobFeed; attempts: readonly Attempt[]; startedAt: string | null; over: boolean }) {
-  const [view, setView] = useState<View>({ x: "step", log: false, smoothing: 0 });
+/** Which epoch it is belongs on an axis, not on a chart. */
+const AXIS_NAMES = new Set(["epoch"]);
+
+export function CurvesPanel({ feed, attempts, startedAt, over }: {
+  feed: JobFeed;
+  attempts: readonly Attempt[];
+  startedAt: string | null;
+  over: boolean;
+}) {
+  const [x, setX] = useState<XAxis>("step");
+  const [log, setLog] = useState(false);
+  const [smoothing, setSmoothing] = useState(0);
   const all = useSyncExternalStore(feed.subscribe, () => names(feed.curves).join("\n")).split("\n").filter(Boolean);
   const restarts = useSyncExternalStore(feed.subscribe, () => notches(feed.curves).length);
   const loading = useSyncExternalStore(feed.subscribe, () => feed.loading);
   const error = useSyncExternalStore(feed.subscribe, () => feed.error);
-  const [training, system] = [all.filter((name) => !isSystem(name)), all.filter(isSystem)];
+  const slots = useSlots(attempts);
   const start = startedAt ? Date.parse(startedAt) / 1000 : 0;
-  const known = attempts.flatMap((attempt) => attempt.machines.map((machine) => `${machine.id} m${machine.slot}${attempt.no > 1 ? `·${attempt.no}` : ""}`)).join();
-  const slots = useMemo(() => new Map(known.split(",").map((pair) => pair.split(" ") as [string, string])), [known]);
-  const chart = (name: string) => <Chart key={name} feed={feed} name={name} view={view} start={start} slots={slots} />;
+  const view = useMemo<View>(() => ({ x, log, smoothing, start, slots }), [x, log, smoothing, start, slots]);
+
+  const training = all.filter((name) => !isSystem(name) && !AXIS_NAMES.has(name));
+  const system = all.filter(isSystem);
+  const axes: XAxis[] = all.includes("epoch") ? ["step", "epoch", "time"] : ["step", "time"];
   return (
     <Panel
       title="Curves"
@@ -25,24 +38,17 @@ export function CurvesPanel({ feed, attempts, startedAt, over }: { feed: JobFeed
           <div className="tools">
             <label className="range">
               Smoothing
-              <input
-                type="range"
-                min={0}
-                max={0.99}
-                step={0.01}
-                value={view.smoothing}
-                onChange={(event) => setView({ ...view, smoothing: Number(event.target.value) })}
-              />
-              <output>{view.smoothing.toFixed(2)}</output>
+              <input type="range" min={0} max={0.99} step={0.01} value={smoothing} onChange={(event) => setSmoothing(Number(event.target.value))} />
+              <output>{smoothing.toFixed(2)}</output>
             </label>
             <label className="check">
-              <input type="checkbox" checked={view.log} onChange={(event) => setView({ ...view, log: event.target.checked })} />
-              Log
+              <input type="checkbox" checked={log} onChange={(event) => setLog(event.target.checked)} />
+              Log scale
             </label>
             <div className="segments" role="group" aria-label="Horizontal axis">
-              {(["step", "time"] as const).map((x) => (
-                <button key={x} type="button" aria-pressed={view.x === x} onClick={() => setView({ ...view, x })}>
-                  {x}
+              {axes.map((one) => (
+                <button key={one} type="button" aria-pressed={x === one} onClick={() => setX(one)}>
+                  {one}
                 </button>
               ))}
             </div>
@@ -57,21 +63,44 @@ export function CurvesPanel({ feed, attempts, startedAt, over }: { feed: JobFeed
         !error && <p className="empty small">{over ? "No step was reported." : "Curves appear here with the first step, by themselves."}</p>
       ) : (
         <>
-          <div className="charts">{training.map(chart)}</div>
+          <div className="charts">
+            {training.map((name) => (
+              <Chart key={name} feed={feed} name={name} view={view} />
+            ))}
+          </div>
           {restarts > 0 && (
             <p className="legend dim">
-              <span className="key notch" aria-hidden="true" /> training went on from a checkpoint <span className="key lost" aria-hidden="true" /> lost
-              work, done again after it
+              <span className="key notch" aria-hidden="true" /> went on from a checkpoint
+              <span className="key lost" aria-hidden="true" /> lost work, done again
             </p>
           )}
         </>
       )}
-      {system.length > 0 && (
-        <details className="system">
-          <summary>Machines' load ({system.length} measures)</summary>
-          <div className="charts">{system.map(chart)}</div>
-        </details>
-      )}
+      {system.length > 0 && <MachinesLoad feed={feed} names={system} view={view} />}
     </Panel>
   );
+}
+
+function MachinesLoad({ feed, names, view }: { feed: JobFeed; names: string[]; view: View }) {
+  const [open, setOpen] = useState(false);
+  return (
+    <details className="system" onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>Machines’ load</summary>
+      {open && (
+        <div className="charts">
+          {names.map((name) => (
+            <Chart key={name} feed={feed} name={name} view={view} />
+          ))}
+        </div>
+      )}
+    </details>
+  );
+}
+
+/** "m0", "m1", and from the second attempt on "m0·2". The same map as long as the machines are the same. */
+function useSlots(attempts: readonly Attempt[]): ReadonlyMap<string, string> {
+  const known = attempts
+    .flatMap((attempt) => attempt.machines.map(({ id, slot }) => `${id} m${slot}${attempt.no > 1 ? `·${attempt.no}` : ""}`))
+    .join();
+  return useMemo(() => new Map(known.split(",").map((pair) => pair.split(" ") as [string, string])), [known]);
 }

@@ -4,6 +4,9 @@ import { key, type LogLine, pieces, plain } from "../lines";
 import { count } from "../number";
 import { Panel } from "../parts";
 
+/** Choices of whose lines are shown; the others are single ranks. */
+const TRAINING = "training";
+const EVERYTHING = "everything";
 const ROW_PX = 18;
 const BEYOND_ROWS = 20;
 const NEAR_END_PX = 24;
@@ -11,7 +14,7 @@ const NEAR_END_PX = 24;
 /** The log as it comes. Rows have one height, so that only those in sight are made. */
 export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
   const log = useSyncExternalStore(feed.subscribe, () => feed.log);
-  const [who, setWho] = useState("");
+  const [who, setWho] = useState(TRAINING);
   const [search, setSearch] = useState("");
   const [follow, setFollow] = useState(true);
   const [top, setTop] = useState(0);
@@ -23,7 +26,7 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
   const lines = useMemo(() => {
     const wanted = search.trim().toLowerCase();
     return log.lines.filter(
-      (line) => (who === "" || streamOf(line) === who) && (wanted === "" || plain(line.text).toLowerCase().includes(wanted)),
+      (line) => (who === EVERYTHING || (who === TRAINING ? line.rank >= 0 : streamOf(line) === who)) && (wanted === "" || plain(line.text).toLowerCase().includes(wanted)),
     );
   }, [log, who, search]);
 
@@ -69,7 +72,8 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
             </button>
           )}
           <select aria-label="Rank" value={who} onChange={(event) => setWho(event.target.value)}>
-            <option value="">All ranks</option>
+            <option value={TRAINING}>Training, all ranks</option>
+            <option value={EVERYTHING}>Everything</option>
             {streams.map((one) => (
               <option key={one} value={one}>
                 {one}
@@ -86,7 +90,14 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
     >
       <div ref={box} className="log" onScroll={scrolled} tabIndex={0} role="log" aria-label="Log lines" aria-live="off">
         {lines.length === 0 ? (
-          <p className="dim">{log.lines.length > 0 ? "No line matches." : over ? "Nothing was logged." : "Lines appear here as they are written."}</p>
+          <p className="dim">
+            {search !== "" ? "No line matches." : over ? "Nothing was logged here. " : "Lines appear here as they are written. "}
+            {search === "" && who === TRAINING && log.lines.length > 0 && (
+              <button type="button" className="link" onClick={() => setWho(EVERYTHING)}>
+                Show the agents’ {count(log.lines.length)} lines
+              </button>
+            )}
+          </p>
         ) : (
           <div style={{ height: lines.length * ROW_PX }}>
             <div style={{ transform: `translateY(${first * ROW_PX}px)` }}>

@@ -1,17 +1,11 @@
 import type { Schemas } from "../api/client";
+import { END_CAUSES } from "../events";
 import { dollars, exact } from "../money";
 import { count } from "../number";
 import { Panel, useNow } from "../parts";
 import { between, clock, duration } from "../time";
 
 export type Attempt = Schemas["Attempt"];
-
-const ENDS: Record<string, string> = {
-  reclaimed: "taken by the provider",
-  requested: "ended by us",
-  exited: "left when done",
-  crashed: "crashed",
-};
 
 export function MachinesPanel({ list }: { list: Schemas["AttemptList"] | undefined }) {
   const now = useNow();
@@ -61,7 +55,7 @@ export function MachinesPanel({ list }: { list: Schemas["AttemptList"] | undefin
                   </td>
                   <td>
                     <span className={`state ${machine.state}`}>{machine.state}</span>
-                    {machine.end_cause && <span className="dim"> · {ENDS[machine.end_cause] ?? machine.end_cause}</span>}
+                    {machine.end_cause && <span className="dim"> · {END_CAUSES[machine.end_cause] ?? machine.end_cause}</span>}
                   </td>
                   <td className="num" title={`on demand ${exact(machine.on_demand_per_hour)}`}>{exact(machine.price_per_hour)}</td>
                   <td className="num">{clock(machine.launched_at)}</td>

@@ -1,44 +1,44 @@
 import { useQuery } from "@tanstack/react-query";
+import { useState } from "react";
 import type { Schemas } from "../api/client";
 import { events } from "../api/resources";
+import { tellEvent } from "../events";
 import { Panel, ProblemNote, Skeleton } from "../parts";
 import { clock, moment } from "../time";
 
-const SHOWN = 200;
+const SHOWN = 300;
 
-export function TimelinePanel({ id }: { id: string }) {
+export function TimelinePanel({ id, attempts }: { id: string; attempts: Schemas["Attempt"][] }) {
   const list = useQuery(events(id));
-  const shown = (list.data ?? []).slice(-SHOWN).reverse();
+  const [all, setAll] = useState(false);
+  const slots = new Map(attempts.flatMap(({ machines }) => machines.map(({ id, slot }) => [id, `m${slot}`] as const)));
+  const told = (list.data ?? []).map((event) => ({ event, ...tellEvent(event, slots) }));
+  const shown = told.filter(({ routine }) => all || !routine).slice(-SHOWN).reverse();
   return (
-    <Panel title="Timeline" aside={list.data && <span className="dim">newest first</span>}>
+    <Panel
+      title="Timeline"
+      aside={
+        <label className="check">
+          <input type="checkbox" checked={all} onChange={(event) => setAll(event.target.checked)} />
+          Money and other routine
+        </label>
+      }
+    >
       <ProblemNote error={list.error} />
       {list.isPending && <Skeleton />}
-      <ol className="timeline" tabIndex={0} aria-label="Events">
-        {shown.map((event) => (
-          <li key={event.cursor} className={toneOf(event)}>
+      <ol className="timeline" tabIndex={0} aria-label="Events, newest first">
+        {shown.map(({ event, head, rest, tone }) => (
+          <li key={event.cursor} className={tone}>
             <time dateTime={event.at} title={moment(event.at)}>
               {clock(event.at)}
             </time>
             <span>
-              <strong>{headOf(event)}</strong> {event.reason && headOf(event) !== event.reason && event.reason}
-              <span className="dim"> {event.actor}</span>
+              <strong>{head}</strong> {rest}
             </span>
+            <span className="dim">{event.actor}</span>
           </li>
         ))}
       </ol>
     </Panel>
   );
-}
-
-function headOf({ kind, data, reason }: Schemas["Event"]): string {
-  if (kind === "job" && typeof data.to === "string") return `Job ${data.to.replaceAll("_", " ")}.`;
-  if (kind === "agent") return reason.replaceAll("_", " ");
-  if (kind === "machine" && typeof data.to === "string") return `Machine ${data.to}.`;
-  if (kind === "generation" && typeof data.to === "string") return `Generation ${data.to}.`;
-  return `${kind.slice(0, 1).toUpperCase()}${kind.slice(1)}.`;
-}
-
-function toneOf({ kind, reason }: Schemas["Event"]): string {
-  if (kind === "alarm" || (kind === "agent" && ["notice", "rejected", "warning"].includes(reason))) return "warn";
-  return kind === "job" ? "main" : "";
 }

@@ -1,4 +1,4 @@
-import { useMutation, useQuery } from "@tanstack/react-query";
+import { useInfiniteQuery, useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, useId, useState } from "react";
 import { api, body } from "../api/client";
 import { type Budget, budgets, jobPages, me, queries } from "../api/resources";
@@ -6,7 +6,6 @@ import { dollars, exact, micro, share } from "../money";
 import { percent } from "../number";
 import { Command, Page, ProblemNote, Skeleton } from "../parts";
 import { Link } from "../router";
-import { useInfiniteQuery } from "@tanstack/react-query";
 
 /** The budget with a limit that has least left: what the next job will meet first. */
 export function tightest(all: readonly Budget[]): Budget | undefined {
@@ -63,12 +62,12 @@ function Card({ budget, admin }: { budget: Budget; admin: boolean }) {
   const [editing, setEditing] = useState(false);
   const [posted, held, over] = [micro(budget.posted.amount), micro(budget.held.amount), micro(budget.overdraft.amount)];
   const limit = budget.limit ? micro(budget.limit.amount) : null;
-  const whole = limit === null ? posted + held : limit > posted + held ? limit : posted + held;
+  const whole = limit !== null && limit > posted + held ? limit : posted + held;
   return (
     <section className="panel budget" aria-label={`${KINDS[budget.kind] ?? budget.kind} ${budget.owner}`} data-budget={budget.kind}>
       <header>
         <h2>
-          {budget.owner} <span className="dim">{KINDS[budget.kind] ?? budget.kind}</span>
+          <span className="dim">{KINDS[budget.kind] ?? budget.kind}</span> {budget.owner}
         </h2>
         {admin && !editing && (
           <button type="button" className="small" onClick={() => setEditing(true)}>
@@ -76,10 +75,12 @@ function Card({ budget, admin }: { budget: Budget; admin: boolean }) {
           </button>
         )}
       </header>
-      <div className="money-bar" role="img" aria-label={`${dollars(posted)} spent and ${dollars(held)} held of ${limit === null ? "no limit" : dollars(limit)}`}>
-        <span className="spent" style={{ width: percentOf(posted, whole) }} />
-        <span className="held" style={{ width: percentOf(held, whole) }} />
-      </div>
+      {limit !== null && (
+        <div className="money-bar" role="img" aria-label={`${dollars(posted)} spent and ${dollars(held)} held of ${dollars(limit)}`}>
+          <span className="spent" style={{ width: percentOf(posted, whole) }} />
+          <span className="held" style={{ width: percentOf(held, whole) }} />
+        </div>
+      )}
       <dl className="figures">
         <Figure name="Limit" value={budget.limit ? dollars(budget.limit) : "none"} />
         <Figure name="Spent" value={dollars(budget.posted)} title={exact(budget.posted)} mark="spent" note={limit ? percent(share(posted, limit)) : ""} />

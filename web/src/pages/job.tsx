@@ -43,7 +43,7 @@ function Known({ job, feed }: { job: Job; feed: JobFeed }) {
   const list = useQuery(attempts(job.id)).data;
   const over = job.state === "ended";
   return (
-    <Page title={job.name} wide actions={<><StateChip job={job} /><Actions job={job} /></>}>
+    <Page title={job.name} wide mark={<StateChip job={job} />} actions={<Actions job={job} />}>
       <div className={`sentence-line ${job.end_reason ?? ""}`}>
         <p data-sentence>{job.sentence}</p>
         <p className="dim">
@@ -68,7 +68,7 @@ function Known({ job, feed }: { job: Job; feed: JobFeed }) {
       </div>
       <MachinesPanel list={list} />
       <div className="two even">
-        <TimelinePanel id={job.id} />
+        <TimelinePanel id={job.id} attempts={list?.attempts ?? []} />
         <SpecPanel job={job} />
       </div>
     </Page>

@@ -1,0 +1,264 @@
+/** One metric on a canvas, drawn by uPlot straight from the feed: frames of points don't pass through React. */
+import uPlot from "uplot";
+import { type Curves, drawn, isSystem, type Line, notches, onMachines } from "../curves";
+import type { JobFeed } from "../job-feed";
+import { count, metric } from "../number";
+import { smooth } from "../smooth";
+import { token } from "../theme";
+import { duration } from "../time";
+
+export type XAxis = "step" | "epoch" | "time";
+
+export interface View {
+  x: XAxis;
+  log: boolean;
+  /** Weight of the moving average, 0…0.99. */
+  smoothing: number;
+  /** Unix seconds that time is counted from. */
+  start: number;
+  /** Short names of machines. */
+  slots: ReadonlyMap<string, string>;
+}
+
+const HEIGHT_PX = 190;
+const NARROWEST_PX = 200;
+const FONT = "11px system-ui, sans-serif";
+
+interface Trace extends Line {
+  label: string;
+  kind: "main" | "raw" | "lost";
+  color: string;
+}
+
+/**
+ * Draw a metric into `host` and keep it drawn, until the returned function is called. `readout` tells the newest value,
+ * or those under the cursor. `figure` gets `data-last-step` once the step is on the canvas.
+ */
+export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLElement, readout: HTMLElement, figure: HTMLElement): () => void {
+  const system = isSystem(name);
+  const x: XAxis = system ? "time" : view.x;
+  const colors = {
+    series: [1, 2, 3, 4, 5, 6].map((n) => token(`series-${n}`)),
+    axis: token("dim"),
+    grid: token("line"),
+    lost: token("series-lost"),
+    notch: token("notch"),
+  };
+  let plot: uPlot | null = null;
+  let traces: Trace[] = [];
+  let shown: Curves | null = null;
+  let zoomed = false;
+
+  function update() {
+    const { curves } = feed;
+    if (shown?.parts.get(name) === curves.parts.get(name) && shown?.generations === curves.generations) return;
+    shown = curves;
+    const before = shape(traces);
+    traces = system ? machineTraces(curves, name, view, colors.series) : trainingTraces(curves, name, view, colors);
+    const data = aligned(traces, placer(curves, x, view.start), view.log);
+    if (plot && shape(traces) === before) {
+      plot.setData(data, !zoomed);
+      if (zoomed) plot.redraw();
+    } else {
+      plot?.destroy();
+      plot = new uPlot(options(), data, host);
+    }
+    tell(plot.cursor.idx ?? null);
+  }
+
+  function options(): uPlot.Options {
+    const axis = { stroke: colors.axis, grid: { stroke: colors.grid, width: 1 }, ticks: { stroke: colors.grid, width: 1, size: 4 }, font: FONT };
+    return {
+      width: Math.max(NARROWEST_PX, host.clientWidth),
+      height: HEIGHT_PX,
+      legend: { show: false },
+      cursor: { sync: { key: system ? "system" : "training", scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false } },
+      scales: { x: { time: false }, y: view.log ? { distr: 3 } : {} },
+      axes: [
+        { ...axis, size: 26, gap: 3, space: 70, values: (_, ticks) => ticks.map((tick) => placeText(x, tick)) },
+        { ...axis, size: 54, gap: 4, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => tickText(name, tick, step, view.log)) },
+      ],
+      series: [
+        {},
+        ...traces.map(
+          ({ kind, color }): uPlot.Series => ({
+            stroke: kind === "main" ? color : kind === "lost" ? colors.lost : faint(color),
+            width: kind === "main" ? 1.75 : 1.25,
+            ...(kind === "lost" ? { dash: [4, 3] } : {}),
+            points: kind === "main" ? { size: 4 } : { show: false },
+          }),
+        ),
+      ],
+      hooks: {
+        drawAxes: [(u) => !system && drawNotches(u, feed.curves, placer(feed.curves, x, view.start), colors.notch)],
+        draw: [markLastStep],
+        setCursor: [(u) => tell(u.cursor.idx ?? null)],
+        setScale: [
+          (u, scale) => {
+            if (scale !== "x") return;
+            const [first, last] = [u.data[0][0], u.data[0].at(-1)];
+            zoomed = first !== undefined && last !== undefined && (u.scales.x!.min! > first || u.scales.x!.max! < last);
+          },
+        ],
+      },
+    };
+  }
+
+  function markLastStep() {
+    const last = system ? undefined : traces.find(({ kind }) => kind === "main")?.steps.at(-1);
+    if (last !== undefined) figure.dataset.lastStep = String(last);
+  }
+
+  function tell(index: number | null) {
+    const main = traces.filter(({ kind }) => kind === "main");
+    const texts = main.map((trace) => {
+      const column = plot?.data[1 + traces.indexOf(trace)] as Column | undefined;
+      const here = index === null || !column ? trace.values.at(-1) : valueAt(column, index);
+      return main.length > 1 ? `${trace.label} ${metric(name, here)}` : metric(name, here);
+    });
+    const at = index === null ? undefined : plot?.data[0][index];
+    readout.textContent = (at === undefined ? "" : `${x === "time" ? "" : `${x} `}${placeText(x, at)}: `) + texts.join("  ");
+  }
+
+  update();
+  const stop = feed.subscribe(update);
+  const resized = new ResizeObserver(() => plot?.setSize({ width: Math.max(NARROWEST_PX, host.clientWidth), height: HEIGHT_PX }));
+  resized.observe(host);
+  return () => {
+    stop();
+    resized.disconnect();
+    plot?.destroy();
+  };
+}
+
+type Column = (number | null | undefined)[];
+type Place = (line: Line) => number[];
+
+/**
+ * uPlot's table: one rising x, and a column for each line. `undefined` where a line has no point (drawn across), `null`
+ * where its value can't be drawn (a gap): NaN, infinities, and what isn't positive on a log axis.
+ */
+export function aligned(lines: readonly Line[], place: Place, log: boolean): uPlot.AlignedData {
+  const columns = lines.map((line) => ({ xs: place(line), ys: line.values.map((y) => (Number.isFinite(y) && (!log || y > 0) ? y : null)) }));
+  const [only, ...others] = columns;
+  if (!only) return [[]];
+  if (others.every(({ xs }) => xs.length === 0 || sameNumbers(xs, only.xs))) return [only.xs, ...columns.map(({ ys }) => ys)] as uPlot.AlignedData;
+  const xs = [...new Set(columns.flatMap((column) => column.xs))].sort((a, b) => a - b);
+  const row = new Map(xs.map((x, i) => [x, i]));
+  const ys = columns.map((column) => {
+    const out: Column = Array.from({ length: xs.length });
+    column.xs.forEach((x, i) => {
+      out[row.get(x)!] = column.ys[i]!;
+    });
+    return out;
+  });
+  return [xs, ...ys] as uPlot.AlignedData;
+}
+
+/** Epochs of steps, between the steps where the epoch was reported. */
+export function epochsOf(curves: Curves): (step: number) => number {
+  const { steps, values } = drawn(curves, "epoch").kept;
+  return (step) => {
+    if (steps.length === 0) return step;
+    let [low, high] = [0, steps.length - 1];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (steps[middle]! < step) low = middle + 1;
+      else high = middle;
+    }
+    const before = low === 0 ? { step: 0, epoch: 0 } : { step: steps[low - 1]!, epoch: values[low - 1]! };
+    const gap = steps[low]! - before.step;
+    return gap > 0 ? before.epoch + ((values[low]! - before.epoch) * (step - before.step)) / gap : values[low]!;
+  };
+}
+
+function placer(curves: Curves, x: XAxis, start: number): Place {
+  if (x === "time") return (line) => line.times.map((time) => time - start);
+  if (x === "step") return (line) => line.steps;
+  const epoch = epochsOf(curves);
+  return (line) => line.steps.map(epoch);
+}
+
+function trainingTraces(curves: Curves, name: string, view: View, colors: { series: string[] }): Trace[] {
+  const { kept, lost } = drawn(curves, name);
+  const color = colors.series[name.startsWith("val/") ? 1 : 0]!;
+  const main: Trace = { ...kept, label: "merged", kind: "main", color };
+  const forks = lost.map((line, i): Trace => ({ ...line, label: `lost ${i}`, kind: "lost", color }));
+  if (view.smoothing === 0) return [main, ...forks];
+  const smoothed = { ...main, values: smooth(kept.steps, kept.values, view.smoothing) };
+  return [smoothed, { ...main, label: "raw", kind: "raw" }, ...forks];
+}
+
+function machineTraces(curves: Curves, name: string, view: View, palette: string[]): Trace[] {
+  return onMachines(curves, name)
+    .map(({ machine, line }) => ({ label: view.slots.get(machine ?? "") ?? "machine", line }))
+    .sort((a, b) => a.label.localeCompare(b.label))
+    .map(({ label, line }, i) => ({ ...line, label, kind: "main", color: palette[i % palette.length]! }));
+}
+
+function shape(traces: readonly Trace[]): string {
+  return traces.map(({ kind, label }) => `${kind} ${label}`).join();
+}
+
+function sameNumbers(a: readonly number[], b: readonly number[]): boolean {
+  return a === b || (a.length === b.length && a.every((x, i) => x === b[i]));
+}
+
+/** The value at a row, or the last one before it. */
+function valueAt(column: Column, row: number): number | null {
+  for (let i = row; i >= 0; i--) if (column[i] !== undefined) return column[i]!;
+  return null;
+}
+
+function placeText(x: XAxis, at: number): string {
+  if (x === "time") return duration(at).replace(".0 s", " s");
+  return x === "step" ? count(at) : String(Math.round(at * 100) / 100);
+}
+
+/** A tick with as many decimals as tell it from its neighbours. */
+export function tickText(name: string, tick: number | null, step: number, log: boolean): string {
+  if (tick === null) return "";
+  if (name.endsWith("_bytes")) return metric(name, tick);
+  const per_cent = name.endsWith("/acc") || name.endsWith("_percent");
+  const scale = name.endsWith("/acc") ? 100 : 1;
+  if (log || Math.abs(tick) >= 1e5 || (step > 0 && step < 1e-5)) return metric(name, tick);
+  const decimals = [0, 1, 2, 3, 4, 5, 6].find((d) => Math.abs(Math.round(step * scale * 10 ** d) - step * scale * 10 ** d) < 1e-6) ?? 6;
+  return `${(tick * scale).toFixed(decimals).replace("-", "−")}${per_cent ? " %" : ""}`;
+}
+
+/** Where an attempt or a generation began again: a hairline, and a notch under the axis. */
+function drawNotches(u: uPlot, curves: Curves, place: Place, color: string): void {
+  const { ctx, bbox } = u;
+  const pixel = window.devicePixelRatio;
+  const bottom = bbox.top + bbox.height;
+  ctx.save();
+  ctx.strokeStyle = ctx.fillStyle = color;
+  ctx.lineWidth = pixel;
+  ctx.font = `${10 * pixel}px system-ui, sans-serif`;
+  for (const notch of notches(curves)) {
+    const at = place({ steps: [notch.step], times: [notch.time ?? Number.NaN], values: [] })[0]!;
+    const x = Math.round(u.valToPos(at, "x", true));
+    if (!(x >= bbox.left && x <= bbox.left + bbox.width)) continue;
+    ctx.setLineDash(notch.newAttempt ? [] : [2 * pixel, 3 * pixel]);
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bottom);
+    ctx.stroke();
+    ctx.beginPath();
+    ctx.moveTo(x, bottom);
+    ctx.lineTo(x - 4 * pixel, bottom + 6 * pixel);
+    ctx.lineTo(x + 4 * pixel, bottom + 6 * pixel);
+    ctx.fill();
+    if (notch.newAttempt && notch.attempt !== null) {
+      const label = `attempt ${notch.attempt}`;
+      const right = x + 4 * pixel + ctx.measureText(label).width < bbox.left + bbox.width;
+      ctx.textAlign = right ? "left" : "right";
+      ctx.fillText(label, x + (right ? 4 : -4) * pixel, bbox.top + 10 * pixel);
+    }
+  }
+  ctx.restore();
+}
+
+function faint(color: string): string {
+  return color.replace(/^rgb\((.*)\)$/, "rgba($1, 0.28)");
+}
