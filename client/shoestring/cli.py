@@ -177,9 +177,9 @@ def logs(
         live_from = client.metrics(identity, keys="").cursor if follow else None
         cursor = None
         while True:
-            page = client.logs(identity, cursor=cursor, tail=tail if cursor is None else None, rank=rank)
+            page = client.logs(identity, cursor=cursor, tail=tail, rank=rank)
             _print_lines(page.lines, rank, as_json)
-            if not page.lines or page.next_cursor is None or page.next_cursor == cursor:
+            if tail or not page.lines or page.next_cursor is None or page.next_cursor == cursor:
                 break
             cursor = page.next_cursor
         if page.truncated:
@@ -495,8 +495,7 @@ def _plain(value: Any) -> Any:
 def _complain(message: str, hint: str | None = None, problems: Sequence[dict[str, Any]] = ()) -> None:
     err.print(message, style="red", markup=False)
     for problem in problems:
-        suggestion = f" (did you mean {problem['suggestion']}?)" if problem.get("suggestion") else ""
-        err.print(f"  {problem.get('pointer') or '/'}: {problem.get('message')}{suggestion}", markup=False)
+        err.print(f"  {problem.get('pointer') or '/'}: {problem.get('message')}", markup=False)
     if hint:
         err.print(hint, markup=False)
 
@@ -506,8 +505,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) ->
         err.print(empty)
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
     out.print(table)
