@@ -403,6 +403,15 @@ def test_the_check_holds_against_code_that_forgets_the_guard(world: World) -> No
             world.store.write(lambda db, v=values: db.count(update(Account).where(Account.id == account).values(v)))
 
 
+def test_ordinary_posting_can_never_make_an_overdraft(world: World) -> None:
+    """Only an overrun may: posting more than was held by mistake meets the CHECK instead of being hidden."""
+    job = world.job("0.00001")
+    leaf = world.account("job", job).id
+    with pytest.raises(exc.IntegrityError, match="never_overspent"):
+        world.store.write(lambda db: ledger._post(db, {leaf: ledger._Change(posted=11)}))
+    assert world.totals(job) == [(0, 0, 0)] * 4
+
+
 def test_the_sweep_finds_a_total_that_was_tampered_with(world: World) -> None:
     job = world.job()
     world.settle(world.hold(job, 10), 5)
