@@ -106,14 +106,22 @@ class Service:
         return self.wait(job, lambda found: found.settled_at is not None, within_s)
 
     def child(self, name: str) -> int:
-        """The pid of a child of `up`: api, worker, beat, redis, machines."""
+        """The pid of a child of `up`: api, worker, beat, redis, machines. It must live."""
+        found = self.find_child(name)
+        assert found is not None, f"{name} does not run"
+        return found
+
+    def find_child(self, name: str) -> int | None:
         marks = {
             "api": "shoestring_api", "worker": "worker", "beat": "beat", "redis": "valkey-server",
             "machines": "shoestring_trainer.machinehost",
         }  # fmt: skip
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next(int(pid) for pid in children if marks[name] in _command_line(int(pid)).split("\0"))
+        try:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        except OSError:
+            return None
+        return next((int(pid) for pid in children if marks[name] in _command_line(int(pid)).split("\0")), None)
 
 
 def environment(data: Path, extra: dict[str, str]) -> dict[str, str]:
@@ -140,7 +148,16 @@ def until(look: Callable[[], T | None], within_s: float, what: str) -> T:
 
 def machine_processes(data: Path) -> list[int]:
     """Processes of any machine of this service, by their environment: the witness is the process table."""
-    mark = str(data / "cloud" / "machines").encode()
+    return carrying(str(data / "cloud" / "machines").encode())
+
+
+def service_processes(service: Service) -> list[int]:
+    """Processes that `up` started and that are not machines', by their environment."""
+    return carrying(f"SHOESTRING_MACHINEHOST={service.data}/cloud/machinehost.json".encode())
+
+
+def carrying(mark: bytes) -> list[int]:
+    """Living processes with this in their environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

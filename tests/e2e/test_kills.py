@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A slice of `tests/soak/kills.py`: real processes killed at moments that their seeds name; `make soak` runs them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.soak import kills
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize(
+    ("case", "seed"),
+    [("worker-postgresql", 0), ("rank-sqlite", 0), ("up-sqlite", 0), ("pair-postgresql", 0)],
+)
+def test_a_job_survives_the_death_of_any_process_at_any_moment(case: str, seed: int, tmp_path: Path) -> None:
+    kills.prove(case, seed, tmp_path)
