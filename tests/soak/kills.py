@@ -60,7 +60,7 @@ PHASES = {
 }
 """What can be killed when; a target that isn't named here lives all the time."""
 
-AFTER_S = {"launching": 0.05, "launching again": 0.05, "checkpointing": 0.02, "draining": 0.5, "finishing": 0.5}
+AFTER_S = {"launching": 0.02, "launching again": 0.02, "checkpointing": 0.02, "draining": 0.5, "finishing": 0.5}
 """The most that a kill comes after its sign. Short where what must be hit is short: a launch call, a commit."""
 
 
