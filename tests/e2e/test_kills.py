@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slice of `tests/soak/kills.py`: real processes killed at moments that their seeds name; `make soak` runs them all."""
+"""A slice of `tests/soak/kills.py`, which `make soak` runs in full: processes killed at moments drawn from seeds."""
 
 from __future__ import annotations
 
