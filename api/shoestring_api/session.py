@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
-from shoestring_core.errors import InvalidRequest, NotFound, Unauthenticated
+from shoestring_core.errors import InvalidRequest, NotFound
 from shoestring_core.store import people, rows
 from shoestring_core.store.engine import Write
 from shoestring_core.store.people import Principal, SignedIn

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shoestring_trainer.launch_env import rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import rank_environment, torchrun_command
 
 from tests.servers import free_port, until
 

@@ -50,7 +50,7 @@ class LocalCloud:
         )
 
     def popen(self, *flags: str, crash: str = "", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        code = f"import os, sys; from shoestring_trainer import machinehost\n{crash}\nsys.exit(machinehost.main())"
+        code = f"import os, sys; from shoestring_trainer.machinehost import host as machinehost\n{crash}\nsys.exit(machinehost.main())"
         return subprocess.Popen(
             [sys.executable, "-c", code, "--dir", str(self.folder), *flags],
             cwd=ROOT,
@@ -136,7 +136,7 @@ def is_init_or_gone(pid: int) -> bool:
         line = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return True
-    return not line or b"shoestring_trainer.machineinit" in line
+    return not line or b"shoestring_trainer.machinehost.init" in line
 
 
 def alive_in(folder: str | Path) -> list[int]:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from shoestring_core.wire import Order
 from shoestring_trainer import processes
-from shoestring_trainer.ranks import MARK
+from shoestring_trainer.agent.ranks import MARK
 
 from tests.trainer.agent_services import DROP, DROP_REPLY, MetadataService, Service
 

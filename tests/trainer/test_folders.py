@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shoestring_trainer.faults import DataError
-from shoestring_trainer.folders import decode, load_folder, split_folder
-from shoestring_trainer.settings import Settings
+from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.folders import decode, load_folder, split_folder
+from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.gangs import finished, gang
 

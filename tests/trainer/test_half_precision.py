@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from shoestring_trainer.precision import Precision, choose_precision
+from shoestring_trainer.training.precision import Precision, choose_precision
 
 from tests.trainer.gangs import DIGITS, finished
 
 CPU = torch.device("cpu")
 OVERFLOW_ON_RANK_1 = """
 import os, sys
-from shoestring_trainer import models, rank
+from shoestring_trainer.training import models
+from shoestring_trainer.training import rank
 
 STEP, convnet, seen = 20, models.MODELS["convnet"], 0
 

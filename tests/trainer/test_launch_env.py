@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shoestring_trainer.launch_env import rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import rank_environment, torchrun_command
 
 
 def test_the_command_is_the_contracts():

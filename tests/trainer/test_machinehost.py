@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from shoestring_trainer.journal import read_machine
+from shoestring_trainer.machinehost.journal import read_machine
 
 from tests.trainer.local_cloud import SPOT, LocalCloud, alive, alive_in, events, journal, kill, pids, until
 

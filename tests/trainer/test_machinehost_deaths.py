@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from shoestring_trainer.journal import HEARTBEAT_S, Journal, read_machine
+from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, read_machine
 from shoestring_trainer.processes import Process, this_process
 
 from tests.trainer.local_cloud import SPOT, LocalCloud, alive, alive_in, events, journal, kill, pids, until, working_in
@@ -94,7 +94,9 @@ def test_an_order_that_died_with_its_sender_is_followed(cloud):
 
 
 CRASHES = {
-    "before the launch is journaled": "from shoestring_trainer.journal import Journal\nJournal.append = DIE",
+    "before the launch is journaled": (
+        "from shoestring_trainer.machinehost.journal import Journal\nJournal.append = DIE"
+    ),
     "before the folder has its name": "from pathlib import Path\nPath.rename = DIE",
     "between the journal and the init": "machinehost.MachineHost._spawn = DIE",
     "after the init is started": "spawn = machinehost.MachineHost._spawn\n"

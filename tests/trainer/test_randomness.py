@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shoestring_trainer.augment import augment, cutout, pad_and_crop, rotate_and_shift
-from shoestring_trainer.randomness import DRAWS_PER_SAMPLE, SampleOrder, seed_dropout
-from shoestring_trainer.schedules import one_cycle, piecewise_linear
-from shoestring_trainer.settings import Settings
+from shoestring_trainer.training.augment import augment, cutout, pad_and_crop, rotate_and_shift
+from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, SampleOrder, seed_dropout
+from shoestring_trainer.training.schedules import one_cycle, piecewise_linear
+from shoestring_trainer.training.settings import Settings
 
 EVERYTHING = Settings(rotate=15, shift=1, crop=2, flip=True, cutout=3)
 

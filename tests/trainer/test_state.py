@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from shoestring_trainer.checkpoint import pack_tensors, read_checkpoint, unpack_tensors, write_checkpoint
-from shoestring_trainer.faults import DataError
-from shoestring_trainer.models import build_model
-from shoestring_trainer.optimizers import build_optimizer
-from shoestring_trainer.settings import Settings
-from shoestring_trainer.state import State, pack, restore, warm_start
-from shoestring_trainer.task import Saved
+from shoestring_trainer.training.checkpoint import pack_tensors, read_checkpoint, unpack_tensors, write_checkpoint
+from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.models import build_model
+from shoestring_trainer.training.optimizers import build_optimizer
+from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.state import State, pack, restore, warm_start
+from shoestring_trainer.training.task import Saved
 
 IDENTITY = {"recipe": "digits/quickstart@1", "params": {"width": 4}, "seed": 1, "data": "fingerprint"}
 

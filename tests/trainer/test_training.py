@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shoestring_trainer.faults import classify
+from shoestring_trainer.training.faults import classify
 
 from tests.servers import until
 from tests.trainer.gangs import DIGITS, ROOMS, Gang, finished, gang
@@ -179,7 +179,8 @@ def test_memory_that_cannot_be_had_is_out_of_memory():
 
 def test_the_launcher_and_the_tasks_words_need_no_torch():
     check = (
-        "import sys, shoestring_trainer.launch_env, shoestring_trainer.faults, shoestring_trainer.__main__; "
+        "import sys, shoestring_trainer.agent.launch_env, shoestring_trainer.training.faults; "
+        "import shoestring_trainer.__main__; "
         "sys.exit('torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}

@@ -11,11 +11,11 @@ USAGE = "usage: python -m shoestring_trainer agent | train SPEC"
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["train", spec]:
-            from shoestring_trainer import rank  # its half needs torch, which an agent must not
+            from shoestring_trainer.training import rank  # its half needs torch, which an agent must not
 
             return rank.main(spec)
         case ["agent", *rest]:
-            from shoestring_trainer import agent
+            from shoestring_trainer.agent import agent
 
             return agent.main(rest)
         case _:

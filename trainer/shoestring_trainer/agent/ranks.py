@@ -17,8 +17,8 @@ from typing import Any
 from shoestring_core.wire import RankExit, Run
 
 from shoestring_trainer import processes
-from shoestring_trainer.launch_env import rank_environment, torchrun_command
-from shoestring_trainer.spool import write_durably
+from shoestring_trainer.agent.launch_env import rank_environment, torchrun_command
+from shoestring_trainer.agent.spool import write_durably
 
 MARK = "SHOESTRING_RANKS_OF"
 """In the environment of every rank and of all that it starts: how they are found, whatever session they moved to."""

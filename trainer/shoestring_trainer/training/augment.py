@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoestring_trainer.settings import Settings
+from shoestring_trainer.training.settings import Settings
 
 
 def augment(pictures_NCHW: Tensor, draws_NK: Tensor, settings: Settings) -> Tensor:

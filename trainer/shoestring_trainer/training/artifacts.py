@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring_trainer.evaluation import Scores
-from shoestring_trainer.faults import TrainerError
-from shoestring_trainer.lazy_compiler import restore_compiler
-from shoestring_trainer.pictures import DataSet
+from shoestring_trainer.training.evaluation import Scores
+from shoestring_trainer.training.faults import TrainerError
+from shoestring_trainer.training.lazy_compiler import restore_compiler
+from shoestring_trainer.training.pictures import DataSet
 
 HOW_TO_LOAD = (
     'import torch; model = torch.export.load("model.pt2").module(); '

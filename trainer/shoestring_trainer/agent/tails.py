@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shoestring_trainer.spool import Spool
+from shoestring_trainer.agent.spool import Spool
 
 LINES_BYTES = 1 << 20
 LOG_BYTES = 64 << 10

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from shoestring_trainer.faults import DataError
+from shoestring_trainer.training.faults import DataError
 
 FORMAT = 1
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from shoestring_trainer.faults import UserError
-from shoestring_trainer.settings import Settings
+from shoestring_trainer.training.faults import UserError
+from shoestring_trainer.training.settings import Settings
 
 
 def build_model(

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shoestring_trainer import processes
-from shoestring_trainer.journal import HEARTBEAT_S, Journal, end_cause, now_us, read_machine
-from shoestring_trainer.metadata import MetadataServer
+from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, end_cause, now_us, read_machine
+from shoestring_trainer.machinehost.metadata import MetadataServer
 
 GRACE_S = 5.0  # from SIGTERM to SIGKILL, unless the order says otherwise
 LOOK_S = 0.5  # an order whose signal was lost with its sender is found this late

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from shoestring_trainer.faults import UserError
+from shoestring_trainer.training.faults import UserError
 
 _FROM_THE_TASK = {"seed", "precision"}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from shoestring_trainer.settings import Settings
+from shoestring_trainer.training.settings import Settings
 
 
 def build_optimizer(model: nn.Module, settings: Settings, *, scaled: bool) -> torch.optim.Optimizer:

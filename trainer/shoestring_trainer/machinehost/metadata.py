@@ -13,7 +13,7 @@ import socketserver
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from shoestring_trainer.journal import MachineRecord
+from shoestring_trainer.machinehost.journal import MachineRecord
 
 TOKEN, TTL = "X-aws-ec2-metadata-token", "X-aws-ec2-metadata-token-ttl-seconds"
 LONGEST_TTL_S = 21600

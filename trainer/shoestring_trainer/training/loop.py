@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from shoestring_core import recipes
 from torch import nn
 
-from shoestring_trainer.artifacts import make_artifacts
-from shoestring_trainer.augment import augment
-from shoestring_trainer.evaluation import evaluate
-from shoestring_trainer.faults import DataError, NotANumber, UserError
-from shoestring_trainer.folders import load_folder
-from shoestring_trainer.gang import Gang, join_gang
-from shoestring_trainer.lazy_compiler import defer_compiler
-from shoestring_trainer.models import build_model
-from shoestring_trainer.optimizers import build_optimizer, set_rate
-from shoestring_trainer.orders import Orders
-from shoestring_trainer.pictures import DataSet, load_digits
-from shoestring_trainer.precision import Precision, choose_precision
-from shoestring_trainer.progress import Progress
-from shoestring_trainer.randomness import SampleOrder, key, seed_dropout
-from shoestring_trainer.rank import Outcome, Standing
-from shoestring_trainer.reports import Reports
-from shoestring_trainer.schedules import one_cycle, piecewise_linear
-from shoestring_trainer.settings import Settings
-from shoestring_trainer.state import Saver, State, restore, warm_start
-from shoestring_trainer.task import Goal, Task
+from shoestring_trainer.training.artifacts import make_artifacts
+from shoestring_trainer.training.augment import augment
+from shoestring_trainer.training.evaluation import evaluate
+from shoestring_trainer.training.faults import DataError, NotANumber, UserError
+from shoestring_trainer.training.folders import load_folder
+from shoestring_trainer.training.gang import Gang, join_gang
+from shoestring_trainer.training.lazy_compiler import defer_compiler
+from shoestring_trainer.training.models import build_model
+from shoestring_trainer.training.optimizers import build_optimizer, set_rate
+from shoestring_trainer.training.orders import Orders
+from shoestring_trainer.training.pictures import DataSet, load_digits
+from shoestring_trainer.training.precision import Precision, choose_precision
+from shoestring_trainer.training.progress import Progress
+from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
+from shoestring_trainer.training.rank import Outcome, Standing
+from shoestring_trainer.training.reports import Reports
+from shoestring_trainer.training.schedules import one_cycle, piecewise_linear
+from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.state import Saver, State, restore, warm_start
+from shoestring_trainer.training.task import Goal, Task
 
 LOWEST_SCALE = 2.0**-14
 """A loss scale below this has been halved thirty times without one finite gradient: the loss itself is broken."""

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoestring_trainer.faults import DataError
-from shoestring_trainer.pictures import DataSet, Pictures, describe, split_by_class
-from shoestring_trainer.settings import Settings
+from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.pictures import DataSet, Pictures, describe, split_by_class
+from shoestring_trainer.training.settings import Settings
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 HELD_OUT_NAMES = ("val", "valid", "validation", "test")

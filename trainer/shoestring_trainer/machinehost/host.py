@@ -33,7 +33,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from shoestring_trainer import processes
-from shoestring_trainer.journal import (
+from shoestring_trainer.machinehost.init import BOOT, GRACE_S, OWN_S, RECLAIM, STOP, USER_DATA, marks, read_order
+from shoestring_trainer.machinehost.journal import (
     FILE,
     HEARTBEAT_S,
     Journal,
@@ -43,8 +44,7 @@ from shoestring_trainer.journal import (
     read_machine,
     read_on,
 )
-from shoestring_trainer.machineinit import BOOT, GRACE_S, OWN_S, RECLAIM, STOP, USER_DATA, marks, read_order
-from shoestring_trainer.metadata import LoopbackServer
+from shoestring_trainer.machinehost.metadata import LoopbackServer
 
 WATCH_S = 0.2
 DYING_S = 1.0  # what an earlier host may take to die, when it and what started it were killed together
@@ -346,7 +346,7 @@ class MachineHost:
         machine.spawned = time.monotonic()
         with (machine.folder / "init.log").open("ab") as log:
             launcher = subprocess.Popen(
-                [sys.executable, "-m", "shoestring_trainer.machineinit", str(machine.folder)],
+                [sys.executable, "-m", "shoestring_trainer.machinehost.init", str(machine.folder)],
                 cwd=machine.folder,
                 env=_environment(machine.folder),
                 stdin=subprocess.DEVNULL,

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from shoestring_core.wire import Commit, Resume, Uploads
 
-from shoestring_trainer.service import Refused, Service, Unreachable, pauses
-from shoestring_trainer.spool import Spool, write_durably
+from shoestring_trainer.agent.service import Refused, Service, Unreachable, pauses
+from shoestring_trainer.agent.spool import Spool, write_durably
 
 log = logging.getLogger(__name__)
 

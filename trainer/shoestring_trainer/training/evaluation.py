@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoestring_trainer.gang import Gang
-from shoestring_trainer.pictures import DataSet
-from shoestring_trainer.precision import Precision
+from shoestring_trainer.training.gang import Gang
+from shoestring_trainer.training.pictures import DataSet
+from shoestring_trainer.training.precision import Precision
 
 BATCH = 256
 

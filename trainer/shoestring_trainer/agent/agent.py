@@ -33,14 +33,14 @@ from uuid import UUID
 from shoestring_core.wire import Member, Order, RankExit, Redeem
 
 from shoestring_trainer import processes
-from shoestring_trainer.deadman import DeadMan, power_off
-from shoestring_trainer.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
-from shoestring_trainer.ranks import MARK, Ranks, end_ranks, free_port
-from shoestring_trainer.service import Heard, Refused, Service, Unreachable, boottime, pauses
-from shoestring_trainer.spool import Spool, write_durably
-from shoestring_trainer.tails import Event, Tails
-from shoestring_trainer.telemetry import Telemetry
-from shoestring_trainer.transfers import Cache, Checkpoint, Courier, Unfetchable
+from shoestring_trainer.agent.deadman import DeadMan, power_off
+from shoestring_trainer.agent.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
+from shoestring_trainer.agent.ranks import MARK, Ranks, end_ranks, free_port
+from shoestring_trainer.agent.service import Heard, Refused, Service, Unreachable, boottime, pauses
+from shoestring_trainer.agent.spool import Spool, write_durably
+from shoestring_trainer.agent.tails import Event, Tails
+from shoestring_trainer.agent.telemetry import Telemetry
+from shoestring_trainer.agent.transfers import Cache, Checkpoint, Courier, Unfetchable
 
 log = logging.getLogger("shoestring.agent")
 

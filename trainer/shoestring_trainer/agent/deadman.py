@@ -53,7 +53,7 @@ class DeadMan:
 
     def _start(self) -> subprocess.Popen[bytes]:
         marks = [f"{name}={value}" for name, value in self._marks.items()]
-        command = [sys.executable, "-m", "shoestring_trainer.deadman", str(os.getpid()), *marks]
+        command = [sys.executable, "-m", "shoestring_trainer.agent.deadman", str(os.getpid()), *marks]
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def _tell(self) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring_trainer.faults import DataError
-from shoestring_trainer.randomness import generator
-from shoestring_trainer.settings import Settings
+from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.randomness import generator
+from shoestring_trainer.training.settings import Settings
 
 _STATISTICS_BYTES = 16_000_000
 

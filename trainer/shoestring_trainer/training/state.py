@@ -17,10 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from shoestring_trainer.checkpoint import pack_tensors, read_checkpoint, unpack_json, unpack_tensors, write_checkpoint
-from shoestring_trainer.faults import DataError
-from shoestring_trainer.reports import Reports
-from shoestring_trainer.task import Saved, Task
+from shoestring_trainer.training.checkpoint import (
+    pack_tensors,
+    read_checkpoint,
+    unpack_json,
+    unpack_tensors,
+    write_checkpoint,
+)
+from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.reports import Reports
+from shoestring_trainer.training.task import Saved, Task
 
 KEPT = 3
 """Checkpoints that stay in the run's folder; older ones are deleted, whether or not they were shipped."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from shoestring_trainer.faults import classify, explain
-from shoestring_trainer.orders import Orders
-from shoestring_trainer.task import read_task
+from shoestring_trainer.training.faults import classify, explain
+from shoestring_trainer.training.orders import Orders
+from shoestring_trainer.training.task import read_task
 
 Outcome = Literal["finished", "drained", "error"]
 
@@ -50,7 +50,7 @@ def _run(spec: str) -> int:
             _log_to(folder / f"log-rank{rank}.txt")
         orders = Orders(folder / "order", leave_before_training)
         task = read_task(Path(spec))
-        from shoestring_trainer.training import train  # a second of torch; orders are watched meanwhile
+        from shoestring_trainer.training.loop import train  # a second of torch; orders are watched meanwhile
 
         outcome = train(task, orders, standing)
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank is classified and reported

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m shoestring_trainer.machinehost`."""
+
+import sys
+
+from shoestring_trainer.machinehost.host import main
+
+sys.exit(main())
