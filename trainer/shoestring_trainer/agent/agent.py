@@ -45,7 +45,7 @@ from shoestring_trainer.agent.transfers import Cache, Checkpoint, Courier, Unfet
 log = logging.getLogger("shoestring.agent")
 
 METADATA_PATIENCE_S, SERVICE_PATIENCE_S = 30.0, 600.0
-WATCHED_POLL_S, POLL_S, LOOK_S = 0.05, 0.2, 0.05
+WATCHED_POLL_S, POLL_S, LOOK_S = 0.03, 0.2, 0.05
 QUIET_S, TELEMETRY_S = 5.0, 5.0
 NOTICE_POLL_LOCAL_S, NOTICE_POLL_S = 1.0, 5.0
 END_DRAIN_S, END_UPLOAD_S, END_FLUSH_S, TERMINATED_S = 10.0, 60.0, 5.0, 4.5  # an init waits 5 s from SIGTERM to SIGKILL
@@ -307,7 +307,8 @@ class Agent:
         waits, last, failing = pauses(), -QUIET_S, False
         while True:
             news = self.spool.waiting or self.spool.stirring
-            due = last + (self.report_every_s if news else max(QUIET_S, self.report_every_s))
+            pace = self.report_every_s - 2 * WATCHED_POLL_S  # so that a new line is told within `report_every_s`
+            due = last + (pace if news else max(QUIET_S, self.report_every_s))
             if not self.urgent and (left := due - boottime()) > 0:
                 self.stirred.clear()
                 with suppress(TimeoutError):

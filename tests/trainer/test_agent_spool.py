@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the spool promises: whole numbers, batches the service can take, nothing lost to an agent's death."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from shoestring_core.wire import MAX_BATCH_BYTES, Batch
+from shoestring_trainer import spool as module
+from shoestring_trainer.spool import Spool
+
+
+def open_spool(folder: Path) -> Spool:
+    for name in ("spool", "rejected"):
+        (folder / name).mkdir(exist_ok=True)
+    return Spool(folder / "spool", folder / "rejected")
+
+
+def drain(spool: Spool) -> list[Batch]:
+    spool.seal()
+    batches = []
+    while batch := spool.first():
+        assert len(json.dumps(batch)) < MAX_BATCH_BYTES * 9 // 10
+        batches.append(Batch.model_validate(batch))
+        spool.acknowledge(batch["seq"])
+    return batches
+
+
+def test_much_is_split_into_batches_that_are_small_enough_and_in_order(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.begin(1)
+    for step in range(30_000):
+        spool.points(step, 1e9 + step, {"loss": 1 / 3, "läng": float("nan")})
+    for offset in range(0, 3 << 20, 64 << 10):
+        spool.log(0, offset, b"\xff" * (64 << 10))
+    for number in range(5_000):
+        spool.event("warning", {"number": number})
+    batches = drain(spool)
+    assert [batch.seq for batch in batches] == list(range(1, len(batches) + 1))
+    assert [step for b in batches for s in b.points if s.name == "loss" for step in s.steps] == list(range(30_000))
+    assert sum(len(base64.b64decode(chunk.data_b64)) for b in batches for chunk in b.logs) == 3 << 20
+    assert [event.data["number"] for b in batches for event in b.events] == list(range(5_000))
+
+
+def test_a_batch_holds_one_generation_and_steps_never_decrease_in_it(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.begin(1)
+    spool.points(5, 1.0, {"loss": 1.0})
+    spool.points(4, 2.0, {"loss": 2.0})
+    spool.begin(2)
+    spool.points(4, 3.0, {"loss": 3.0})
+    told = [(batch.generation, batch.points[0].steps) for batch in drain(spool)]
+    assert told == [(1, [5]), (1, [4]), (2, [4])]
+
+
+def test_a_successor_goes_on_with_the_next_number_and_the_marks_of_the_last_batch(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.begin(7)
+    spool.marks["files"] = {"metrics": 10}
+    spool.event("first", {})
+    spool.seal()
+    spool.marks["files"] = {"metrics": 20}
+    spool.event("second", {})
+    spool.seal()
+    spool.acknowledge(2)
+    spool.marks["files"] = {"metrics": 30}  # read, but never sealed
+    successor = open_spool(tmp_path)
+    assert successor.marks == {"files": {"metrics": 20}}
+    assert successor.generation == 7
+    successor.acknowledge(2)  # as the service tells at redeem
+    successor.event("third", {})
+    assert [(batch.seq, batch.events[0].kind) for batch in drain(successor)] == [(3, "third")]
+
+
+def test_a_rejected_batch_keeps_its_number_and_its_payload(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.event("poison", {})
+    spool.seal()
+    assert spool.reject(1, "too large")
+    assert not spool.reject(1, "still too large")
+    assert [(batch.seq, batch.events[0].kind) for batch in drain(spool)] == [(1, "rejected")]
+    aside = json.loads((tmp_path / "rejected/000000001.json").read_text())
+    assert aside["events"][0]["kind"] == "poison"
+
+
+def test_logs_stop_when_too_much_waits_but_points_never_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOGS_STOP_BYTES", 1000)
+    spool = open_spool(tmp_path)
+    assert spool.takes_logs
+    spool.log(0, 0, b"x" * 2000)
+    spool.seal()
+    assert not spool.takes_logs
+    spool.points(1, 1.0, {"loss": 1.0})
+    assert len(drain(spool)) == 2
+    assert spool.takes_logs
+
+
+def test_a_file_that_was_torn_costs_only_itself(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    for kind in ("first", "second"):
+        spool.event(kind, {})
+        spool.seal()
+    (tmp_path / "spool/000000001.json").write_text('{"batch": {"se')
+    successor = open_spool(tmp_path)
+    successor.expect(1)
+    told = [(batch.seq, batch.events[0].kind) for batch in drain(successor)]
+    assert told == [(1, "warning"), (2, "second")]
