@@ -37,7 +37,7 @@ print(json.dumps({"accuracy": (predicted == table[:, 64]).double().mean().item()
 def two_ranks(tmp_path_factory) -> Gang:
     params = DIGITS | {"epochs": 10, "width": 16, "batch_size": 32, "dropout": 0.1}
     folder = tmp_path_factory.mktemp("two-ranks")
-    return finished(folder, procs=2, params=params, checkpoint={"every_s": None, "every_steps": 100})
+    return finished(folder, procs=2, params=params, checkpoint={"every_s": None, "every_steps": 40})
 
 
 def test_every_step_has_a_line_and_lines_are_counted(two_ranks: Gang):
@@ -49,7 +49,7 @@ def test_every_step_has_a_line_and_lines_are_counted(two_ranks: Gang):
     assert math.isclose(lines[-1]["epoch"], 10, abs_tol=0.05)
     saved = two_ranks.events("checkpoint")
     assert [(event["step"], event["reason"], event["final"]) for event in saved[:-1]] == [
-        (step, "periodic", False) for step in (100, 200, 300, 400)
+        (step, "periodic", False) for step in range(40, 441, 40)
     ]
     assert all(event["lines"] == event["step"] for event in saved)
     assert saved[-1]["final"]
@@ -187,9 +187,9 @@ def test_the_launcher_and_the_tasks_words_need_no_torch():
     assert subprocess.run([sys.executable, "-c", check], env=environment, timeout=60, check=False).returncode == 0
 
 
-def test_periodic_checkpoints_keep_the_newest_three(two_ranks: Gang):
+def test_periodic_checkpoints_keep_the_newest_eight(two_ranks: Gang):
     def kept() -> list[str]:
         return sorted(path.name for path in (two_ranks.first / "ckpt").glob("*.json"))
 
-    until(lambda: len(kept()) == 3)
-    assert [int(name[5:14]) for name in kept()][:2] == [300, 400]
+    until(lambda: len(kept()) == 8)
+    assert [int(name[5:14]) for name in kept()][:-1] == list(range(200, 441, 40))

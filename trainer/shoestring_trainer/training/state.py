@@ -28,8 +28,8 @@ from shoestring_trainer.training.faults import DataError
 from shoestring_trainer.training.reports import Reports
 from shoestring_trainer.training.task import Saved, Task
 
-KEPT = 3
-"""Checkpoints that stay in the run's folder; older ones are deleted, whether or not they were shipped."""
+KEPT = 8
+"""Checkpoints that stay in the run's folder, so that a slow upload has time; older ones go, shipped or not."""
 
 Reason = Literal["periodic", "order", "final"]
 
