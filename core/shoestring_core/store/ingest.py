@@ -58,9 +58,10 @@ def accept(db: Write, machine_id: UUID, batch: wire.Batch, *, log_quota: int) ->
     trained = {name: column for name, column in points.items() if not name.startswith(SYSTEM)}
     generation = _generation(db, job, machine, batch.generation) if trained else None
 
-    taken = _write_job(db, job, batch, trained, sum(len(data) for _, _, data in logs), log_quota)
+    first_at = _first_at(db, generation, trained) if generation is not None else db.now
+    taken = _write_job(db, job, batch, trained, first_at, sum(len(data) for _, _, data in logs), log_quota)
     if generation is not None:
-        _write_first_step(db, generation, trained)
+        _write_first_step(db, generation, trained, first_at)
     moved = db.sql.execute(
         update(Machine).where(Machine.id == machine.id, Machine.acked_seq == batch.seq - 1).values(acked_seq=batch.seq)
     )
@@ -133,8 +134,21 @@ def _generation(db: Read, job: Job, machine: Machine, no: int) -> Generation:
     return generation
 
 
+def _first_at(db: Read, generation: Generation, points: Mapping[str, Column]) -> int:
+    """When the earliest of these points was measured, by the machine's clock within what ours allows; µs UTC."""
+    earliest = min(min(column.times) for column in points.values())
+    measured = int(earliest * 1e6) if 0 <= earliest < 2**40 else db.now
+    return min(db.now, max(generation.formed_at or db.now, measured))
+
+
 def _write_job(
-    db: Write, job: Job, batch: wire.Batch, points: Mapping[str, Column], log_size: int, log_quota: int
+    db: Write,
+    job: Job,
+    batch: wire.Batch,
+    points: Mapping[str, Column],
+    first_at: int,
+    log_size: int,
+    log_quota: int,
 ) -> bool:
     """What the job row keeps of a batch; returns whether its logs are within the quota."""
     changes: dict[str, Any] = {}
@@ -142,7 +156,7 @@ def _write_job(
     if steps:
         changes["last_step"] = _larger(Job.last_step, max(steps))
         if job.first_step_at is None:
-            changes["first_step_at"] = func.coalesce(Job.first_step_at, db.now)
+            changes["first_step_at"] = func.coalesce(Job.first_step_at, first_at)
         if batch.generation >= job.generation:
             changes["latest"] = job.latest | {name: _json_number(column.newest) for name, column in points.items()}
             epoch = points.get("epoch")
@@ -171,7 +185,7 @@ def _larger(column: Any, value: int) -> Any:
     return case((func.coalesce(column, -1) < value, value), else_=column)
 
 
-def _write_first_step(db: Write, generation: Generation, points: Mapping[str, Column]) -> None:
+def _write_first_step(db: Write, generation: Generation, points: Mapping[str, Column], first_at: int) -> None:
     """The generation's last step; and, once, that its attempt trained."""
     mine = (Generation.job == generation.job, Generation.no == generation.no)
     changes: dict[str, Any] = {
@@ -180,7 +194,7 @@ def _write_first_step(db: Write, generation: Generation, points: Mapping[str, Co
     if generation.first_step_at is None:
         trained = (Attempt.job == generation.job, Attempt.no == generation.attempt)
         db.sql.execute(update(Attempt).where(*trained).values(trained=True))
-        changes["first_step_at"] = func.coalesce(Generation.first_step_at, db.now)
+        changes["first_step_at"] = func.coalesce(Generation.first_step_at, first_at)
     db.sql.execute(update(Generation).where(*mine).values(**changes))
 
 
