@@ -133,7 +133,7 @@ def report(machine: FromMachine, body: Body, service: Here) -> wire.Reply:
 
     The sign of life counts even if the rest is refused.
     """
-    service.store.write(lambda db: fleet.renew(db, machine.id, service.terms))
+    service.reports.write(lambda db: fleet.renew(db, machine.id, service.terms))
     said = _parsed(wire.Report, body)
     _check_protocol(said.protocol)
     if said.notice_at is not None and machine.notice_at is None:
@@ -198,7 +198,7 @@ def _parsed(model: type[M], body: bytes) -> M:
 def _accept(service: Service, machine: Machine, batch: wire.Batch) -> None:
     quota = service.settings.log_quota_bytes
     try:
-        acked = service.store.write(lambda db: ingest.accept(db, machine.id, batch, log_quota=quota))
+        acked = service.reports.write(lambda db: ingest.accept(db, machine.id, batch, log_quota=quota))
     except ShoestringError:
         BATCHES.labels("refused").inc()
         raise

@@ -17,6 +17,7 @@ from shoestring_core.decide.terms import S, Terms
 from shoestring_core.errors import Forbidden, Unauthenticated, Unavailable
 from shoestring_core.store import fleet, people
 from shoestring_core.store.engine import Read, Store, Write, open_store
+from shoestring_core.store.groupcommit import GroupCommit
 from shoestring_core.store.objects import Objects, open_objects
 from shoestring_core.store.people import Principal
 
@@ -35,6 +36,8 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 class Service:
     settings: Settings
     store: Store
+    reports: GroupCommit
+    """Writes of machines' reports: many, small, and alike."""
     objects: Objects
     wake: Wake
     hints: Hints | None
@@ -63,7 +66,7 @@ class Service:
         if hints is not None:
             store.on_commit.append(hints.committed)
         objects = open_objects(settings.objects, secret, settings.agents_call())
-        return cls(settings, store, objects, wake, hints, Feeds(store, wake), terms, secret)
+        return cls(settings, store, GroupCommit(store), objects, wake, hints, Feeds(store, wake), terms, secret)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an API process sends after a commit, and that nothing waits for it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import redis
+from shoestring_core.store.tables import Service as Row
+from sqlalchemy import update
+
+from tests.api.deployment import Deployment
+from tests.servers import Valkey, free_port, until
+
+
+def test_a_submit_asks_for_a_tick(database_url: str, tmp_path: Path, here: Deployment, redis_url: str) -> None:
+    with (
+        redis.Redis.from_url(redis_url) as broker,
+        Deployment(database_url, tmp_path / "a", redis_url=redis_url) as service,
+    ):
+        service.submit()
+        until(lambda: broker.llen("celery") >= 1)
+        message = str(broker.lindex("celery", 0))
+        assert '"task": "shoestring.tick"' in message.replace('\\"', '"')
+
+
+def test_a_broker_that_is_not_there_delays_nothing(database_url: str, tmp_path: Path, here: Deployment) -> None:
+    with Deployment(database_url, tmp_path / "a", redis_url=f"redis://127.0.0.1:{free_port()}/0") as service:
+        began = time.monotonic()
+        for _ in range(5):
+            service.submit()
+        assert time.monotonic() - began < 5
+        hints = service.service.hints
+        assert hints is not None
+        until(lambda: hints.dropped > 0)
+        parts = service.nobody.get("/readyz").json()
+        assert parts["ready"]
+        assert "does not answer" in parts["parts"]["redis"]
+
+
+def test_hints_go_on_when_the_broker_is_back(
+    database_url: str, tmp_path: Path, here: Deployment, valkey: Valkey
+) -> None:
+    with Deployment(database_url, tmp_path / "a", redis_url=valkey.url) as service:
+        hints = service.service.hints
+        assert hints is not None
+        valkey.kill()
+        service.submit()
+        until(lambda: hints.dropped > 0)
+        valkey.start()
+        sent = hints.sent
+
+        def another() -> bool:
+            service.submit()
+            return hints.sent > sent
+
+        until(another, every_s=0.3)
+
+
+def test_the_service_says_since_when_it_serves(here: Deployment) -> None:
+    def row() -> Row:
+        with here.store.read() as db:
+            return db.sql.get_one(Row, "api")
+
+    until(lambda: here.nobody.get("/healthz").status_code == 200)
+    first = row()
+    assert first.up_since <= first.seen_at
+    with here.store.writer.begin() as connection:
+        connection.execute(update(Row).values(seen_at=first.seen_at - 60_000_000, up_since=first.up_since - 90_000_000))
+    until(lambda: row().seen_at > first.seen_at, deadline_s=20)
+    assert row().up_since > first.up_since, "a silence starts its time anew"
