@@ -50,7 +50,8 @@ class LocalCloud:
         )
 
     def popen(self, *flags: str, crash: str = "", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        code = f"import os, sys; from shoestring_trainer.machinehost import host as machinehost\n{crash}\nsys.exit(machinehost.main())"
+        loaded = "import os, sys; from shoestring_trainer.machinehost import host as machinehost"
+        code = f"{loaded}\n{crash}\nsys.exit(machinehost.main())"
         return subprocess.Popen(
             [sys.executable, "-c", code, "--dir", str(self.folder), *flags],
             cwd=ROOT,
