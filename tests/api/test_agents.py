@@ -158,7 +158,7 @@ def test_a_held_order_arrives_when_it_changes(here: Deployment) -> None:
     here.member.post(f"/v1/jobs/{job}:stop")
     waiter.join(timeout=10)
     assert heard[0][1].order.kind == "drain"
-    assert time.monotonic() - stopped_at < 2
+    assert time.monotonic() - stopped_at < 10, "long before the hold ends"
 
 
 def test_machines_report_often_while_somebody_watches(here: Deployment) -> None:

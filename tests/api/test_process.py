@@ -36,7 +36,7 @@ def test_it_serves_and_lets_streams_go_when_it_is_told_to_end(database_url: str,
             for _ in live.iter_lines():
                 pass
         process.wait(timeout=10)
-        assert time.monotonic() - told_at < 3
+        assert time.monotonic() - told_at < 4.5, "before uvicorn would have cut it off"
 
 
 def test_a_port_in_use_is_named(database_url: str, tmp_path: Path) -> None:
