@@ -363,6 +363,19 @@ def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World
         assert db.sql.scalars(select(Account.overdraft).where(Account.kind == "team")).one() == 0
 
 
+def test_a_grant_that_comes_while_the_job_is_still_pausing_queues_it_when_its_machines_are_gone(world: World):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    world.budget(1)
+    world.tick()
+    assert world.job(job).state == "stopping"
+    world.budget(money.micro("5"))
+    world.exits(world.alive(job)[0].id, 1, "drained")
+    leave(world, job)
+    assert (world.job(job).state, world.job(job).attempt) == ("launching", 2)
+
+
 def test_two_jobs_and_money_for_one(world: World):
     world.budget(money.cost_ceiling("0.526", 75 * S))
     first, second = world.submit(), world.submit()

@@ -817,17 +817,18 @@ def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
 
 
 def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
-    """Queue the jobs that their budget paused, because an account that pays for them is about to be raised.
+    """Queue the jobs that their budget paused or is pausing: an account that pays for them is about to be raised.
 
     Call it before `ledger.set_limit`, in the same transaction: jobs are written before accounts.
     """
-    paused = list(
-        db.sql.scalars(select(Job).where(Job.state == "paused", Job.want_reason == "budget").order_by(Job.id))
+    pausing = select(Job).where(
+        Job.state.in_(("paused", "stopping")), Job.want == "pause", Job.want_reason == "budget"
     )
+    paused = list(db.sql.scalars(pausing.order_by(Job.id)))
     resumed = []
     for job in paused:
         if any(row.id == account for row in ledger.path(db, ledger.job_account(db, job.id).id)):
-            jobs.resume(db, job.id, actor=actor)
+            jobs.resume(db, job.id, actor, reason="the budget was raised")
             resumed.append(job.id)
     return resumed
 

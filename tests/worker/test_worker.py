@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real worker processes: with a broker, without one, and with one that dies and comes back empty."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from shoestring_core import spec
+from shoestring_core.store import jobs, people
+from shoestring_core.store.engine import Store, open_store
+from shoestring_core.store.tables import Job
+from sqlalchemy import select
+
+from tests import servers
+from tests.servers import until
+from tests.trainer import local_cloud
+
+ROOT = Path(__file__).parents[2]
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[local_cloud.LocalCloud]:
+    host = local_cloud.LocalCloud(tmp_path / "cloud")
+    host.start(slots=4)
+    yield host
+    host.clean_up()
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    store = open_store(database_url)
+    store.migrate()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path, database_url: str, host: local_cloud.LocalCloud) -> Iterator[Start]:
+    """Starts `celery …` on a Redis URL; ends what it started."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(redis_url: str, *words: str) -> subprocess.Popen[bytes]:
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ("core", "worker")),
+            "SHOESTRING_DATABASE_URL": database_url,
+            "SHOESTRING_REDIS_URL": redis_url,
+            "SHOESTRING_SECRET": "a secret of the tests",
+            "SHOESTRING_OBJECTS": str(tmp_path / "objects"),
+            "SHOESTRING_AGENT_URL": "http://127.0.0.1:9",
+            "SHOESTRING_LOCAL_SLOTS": "4",
+            "SHOESTRING_MACHINEHOST": str(host.folder / "machinehost.json"),
+        }
+        command = [sys.executable, "-m", "celery", "-A", "shoestring_worker.app", *words]
+        with (tmp_path / "celery.log").open("ab") as log:
+            process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)
+
+
+def submit(store: Store) -> UUID:
+    admin = store.write(lambda db: people.ensure_admin(db, "org", "vision", "ann"))
+    wanted = spec.parse({"recipe": "digits/quickstart"})
+    return store.write(lambda db: jobs.submit(db, admin.team, admin.user, wanted, smallest_hold=0)).id
+
+
+def launched(store: Store, job: UUID) -> Callable[[], bool]:
+    def look() -> bool:
+        with store.read() as db:
+            return db.sql.scalars(select(Job.state).where(Job.id == job)).one() == "launching"
+
+    return look
+
+
+WORKER = ("worker", "--pool", "threads", "--concurrency", "2", "--without-gossip", "--without-mingle")
+
+
+def test_beat_and_worker_start_a_job(store: Store, start: Start, redis_url: str, tmp_path: Path):
+    job = submit(store)
+    start(redis_url, *WORKER)
+    start(redis_url, "beat", "--schedule", str(tmp_path / "beat"))
+    until(launched(store, job), 30)
+
+
+def test_without_a_broker_the_worker_ticks_by_itself(store: Store, start: Start, free_port: int):
+    worker = start(f"redis://127.0.0.1:{free_port}/0", *WORKER)
+    job = submit(store)
+    until(launched(store, job), 30)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(15) is not None
+
+
+def test_a_broker_that_dies_and_comes_back_empty_stops_nothing(
+    store: Store, start: Start, valkey: servers.Valkey, tmp_path: Path
+):
+    start(valkey.url, *WORKER)
+    start(valkey.url, "beat", "--schedule", str(tmp_path / "beat"))
+    until(launched(store, submit(store)), 30)
+    valkey.kill()
+    until(launched(store, submit(store)), 30)
+    valkey.start()
+    until(launched(store, submit(store)), 30)
