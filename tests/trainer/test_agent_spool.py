@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from shoestring_core.wire import MAX_BATCH_BYTES, Batch
-from shoestring_trainer import spool as module
+from shoestring_trainer.agent import spool as module
 from shoestring_trainer.agent.spool import Spool
 
 
