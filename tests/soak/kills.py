@@ -168,7 +168,8 @@ class Run:
             self.submitted = time.monotonic()
             self._kill_when_due()
             job = self._settled(submitted.id)
-        self._note(f"{job.end_reason} after {watch.looks} looks at the process table")
+        self._note(f"{job.end_reason}, settled after {watch.looks} looks at the process table")
+        self._tell()
         assert not watch.broken, watch.broken
         assert job.end_reason == "succeeded", job.sentence
         curve = next(c for c in self.service.client.metrics(job.id).curves if c.name == "train/loss")
@@ -287,9 +288,21 @@ class Run:
                 found = self.service.client.job(job)
                 if found.settled_at is not None:
                     return found
+                if time.monotonic() > deadline:
+                    self._tell()
                 assert time.monotonic() < deadline, f"not settled in {PATIENCE_S:.0f} s: {found.sentence}"
             assert time.monotonic() < deadline + 30, "the service does not answer any more"
             time.sleep(0.2)
+
+    def _tell(self) -> None:
+        """What became of machines and generations, as their own files have it."""
+        zero = time.time() - (time.monotonic() - self.submitted)
+        for life in sorted(witness.lives(self.service.data), key=lambda life: life.launched):
+            end = f"{life.ended / 1e6 - zero:.3f} s ({life.cause})" if life.ended else "no end"
+            say(f"  attempt {life.attempt} slot {life.slot}: {life.launched / 1e6 - zero:.3f} s to {end}")
+        for generation, steps in witness.trained(self.service.data):
+            begin, end = min(at for at, _ in steps.values()) - zero, max(at for at, _ in steps.values()) - zero
+            say(f"  generation {generation}: steps {min(steps)} to {max(steps)}, {begin:.3f} s to {end:.3f} s")
 
     def _note(self, what: str) -> None:
         say(f"{time.monotonic() - self.submitted:7.3f} s  {what}")
