@@ -78,7 +78,7 @@ def role(pid: int) -> str:
         return "launcher"
     if "shoestring_trainer" in command:
         return "rank" if "train" in command else "agent" if "agent" in command else ""
-    return "init" if "shoestring_trainer.machineinit" in command else ""
+    return "init" if "shoestring_trainer.machinehost.init" in command else ""
 
 
 def spent_usd(data: Path, job: str) -> Decimal:

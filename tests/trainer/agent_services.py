@@ -57,7 +57,7 @@ class Service:
         self.changed = threading.Condition()
         self.gone = False
         self.generation = 0
-        self.etag, self.pair = 0, 0
+        self.etag = 0
         self.server = _listen(_ServiceHandler, self)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
@@ -149,11 +149,11 @@ class Service:
         if commit.through_seq > self.acked:
             return 409, {"code": "points-missing", "detail": "send the batches first"}
         if commit not in self.commits:
-            manifest = self.objects[f"{commit.nonce}.manifest"]
+            place = f"g{commit.generation}-{commit.nonce}"
+            manifest = self.objects[f"{place}.manifest"]
             assert hashlib.sha256(manifest).hexdigest() == commit.manifest_sha256
-            assert hashlib.sha256(self.objects[f"{commit.nonce}.data"]).hexdigest() == json.loads(manifest)["sha256"]
+            assert hashlib.sha256(self.objects[f"{place}.data"]).hexdigest() == json.loads(manifest)["sha256"]
             self.commits.append(commit)
-            self.pair += 1
         return Committed(moved=True, uploads=self.uploads())
 
     def reply(self) -> Reply:
@@ -168,15 +168,17 @@ class Service:
         )
 
     def uploads(self) -> Uploads:
-        nonce = f"n{self.generation}-{self.pair}"
-        urls = {f"{part}_url": f"{self.url}/objects/{nonce}.{part}" for part in ("data", "manifest")}
+        """Numbered within the generation, as the service does it."""
+        nonce = str(sum(commit.generation == self.generation for commit in self.commits) + 1)
+        place = f"{self.url}/objects/g{self.generation}-{nonce}"
+        urls = {f"{part}_url": f"{place}.{part}" for part in ("data", "manifest")}
         return Uploads(generation=self.generation, nonce=nonce, **urls)
 
     def resume(self) -> Resume:
         """The newest committed checkpoint."""
         commit = self.commits[-1]
-        urls = {"data_url": f"{self.url}/objects/{commit.nonce}.data"}
-        urls["manifest_url"] = f"{self.url}/objects/{commit.nonce}.manifest"
+        place = f"{self.url}/objects/g{commit.generation}-{commit.nonce}"
+        urls = {f"{part}_url": f"{place}.{part}" for part in ("data", "manifest")}
         return Resume(step=commit.step, manifest_sha256=commit.manifest_sha256, **urls)
 
 

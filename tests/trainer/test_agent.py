@@ -155,6 +155,7 @@ def test_a_generation_resumes_from_the_committed_checkpoint(machine: Machine) ->
     machine.service.run(2, resume=machine.service.resume(), steps=at + 10)
     machine.until_exited(2)
     assert [step for step, _ in machine.service.points("train/loss")] == list(range(1, at + 11))
+    assert [(commit.generation, commit.reason) for commit in machine.service.commits] == [(1, "order"), (2, "final")]
     both = [(machine.folder / f"gen/{generation}/log-rank0.txt").read_bytes() for generation in (1, 2)]
     assert machine.service.log(0) == b"".join(both)
 
@@ -164,8 +165,8 @@ def test_a_checkpoint_that_is_not_the_committed_one_starts_nothing(machine: Mach
     machine.service.run(1, steps=3)
     machine.until_exited()
     resume = machine.service.resume()
-    nonce = machine.service.commits[-1].nonce
-    machine.service.objects[f"{nonce}.data"] = b"something else"
+    commit = machine.service.commits[-1]
+    machine.service.objects[f"g{commit.generation}-{commit.nonce}.data"] = b"something else"
     (machine.folder / "cache" / f"{resume.manifest_sha256}.data").unlink()
     machine.service.run(2, resume=resume, steps=10)
     machine.until_exited(2)

@@ -114,8 +114,8 @@ class Courier:
 
     def __init__(self, service: Service, spool: Spool, cache: Cache, stirred: Callable[[], None]) -> None:
         self._service, self._spool, self._cache, self._stir = service, spool, cache, stirred
-        self._pairs: dict[str, Uploads] = {}
-        self._spent: set[str] = set()
+        self._pairs: dict[tuple[int, str], Uploads] = {}
+        self._spent: set[tuple[int, str]] = set()
         self._next: Checkpoint | None = None
         self._current: Checkpoint | None = None
 
@@ -126,9 +126,9 @@ class Courier:
 
     def hold(self, pair: Uploads | None) -> None:
         """Keep a pair for later, two at most; those of newer generations stay."""
-        if pair and pair.nonce not in self._spent:
-            pairs = sorted({**self._pairs, pair.nonce: pair}.values(), key=lambda each: each.generation)
-            self._pairs = {each.nonce: each for each in pairs[-2:]}
+        if pair and _place(pair) not in self._spent:
+            pairs = sorted({**self._pairs, _place(pair): pair}.values(), key=lambda each: each.generation)
+            self._pairs = {_place(each): each for each in pairs[-2:]}
 
     def offer(self, checkpoint: Checkpoint) -> None:
         """Deliver this one next. It supersedes what has not begun to be uploaded."""
@@ -199,8 +199,8 @@ class Courier:
         for pause in pauses(most_s=1.0):
             pair = next((pair for pair in self._pairs.values() if pair.generation == checkpoint.generation), None)
             if pair:
-                del self._pairs[pair.nonce]
-                self._spent.add(pair.nonce)  # replies go on naming it until the commit
+                del self._pairs[_place(pair)]
+                self._spent.add(_place(pair))  # replies go on naming it until the commit
                 again = self._claim(pair.nonce, manifest_sha256)
                 try:
                     await self._put(checkpoint.data, pair.data_url, again)
@@ -209,7 +209,7 @@ class Courier:
                 except Refused as refusal:
                     if refusal.status not in EXPIRED:
                         raise
-                    self._spent.discard(pair.nonce)
+                    self._spent.discard(_place(pair))
                     log.warning("the upload addresses %s do not hold any more: %s", pair.nonce, refusal)
             if self._next:
                 return None
@@ -256,3 +256,8 @@ class Courier:
                     raise
                 self._stir()
             await asyncio.sleep(pause)
+
+
+def _place(pair: Uploads) -> tuple[int, str]:
+    """What tells two pairs apart: nonces are numbered anew in each generation."""
+    return pair.generation, pair.nonce
