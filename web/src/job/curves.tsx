@@ -4,7 +4,8 @@ import { isSystem, names, notches } from "../curves";
 import type { JobFeed } from "../job-feed";
 import { Panel, ProblemNote, Skeleton } from "../parts";
 import { Chart } from "./chart";
-import type { View, XAxis } from "./plot";
+import type { XAxis } from "./axes";
+import type { View } from "./plot";
 
 /** Which epoch it is belongs on an axis, not on a chart. */
 const AXIS_NAMES = new Set(["epoch"]);

@@ -2,12 +2,10 @@
 import uPlot from "uplot";
 import { type Curves, drawn, isSystem, type Line, notches, onMachines } from "../curves";
 import type { JobFeed } from "../job-feed";
-import { count, metric } from "../number";
+import { metric } from "../number";
 import { smooth } from "../smooth";
 import { token } from "../theme";
-import { duration } from "../time";
-
-export type XAxis = "step" | "epoch" | "time";
+import { aligned, type Column, type Place, placer, placeText, tickText, type XAxis } from "./axes";
 
 export interface View {
   x: XAxis;
@@ -22,6 +20,7 @@ export interface View {
 
 const HEIGHT_PX = 190;
 const NARROWEST_PX = 200;
+const LABEL_PX = 10;
 const FONT = "11px system-ui, sans-serif";
 
 interface Trace extends Line {
@@ -37,6 +36,7 @@ interface Trace extends Line {
 export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLElement, readout: HTMLElement, figure: HTMLElement): () => void {
   const system = isSystem(name);
   const x: XAxis = system ? "time" : view.x;
+  const log = view.log && !system;
   const colors = {
     series: [1, 2, 3, 4, 5, 6].map((n) => token(`series-${n}`)),
     axis: token("dim"),
@@ -55,7 +55,7 @@ export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLEl
     shown = curves;
     const before = shape(traces);
     traces = system ? machineTraces(curves, name, view, colors.series) : trainingTraces(curves, name, view, colors);
-    const data = aligned(traces, placer(curves, x, view.start), view.log);
+    const data = aligned(traces, placer(curves, x, view.start), log);
     if (plot && shape(traces) === before) {
       plot.setData(data, !zoomed);
       if (zoomed) plot.redraw();
@@ -73,10 +73,11 @@ export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLEl
       height: HEIGHT_PX,
       legend: { show: false },
       cursor: { sync: { key: system ? "system" : "training", scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false } },
-      scales: { x: { time: false }, y: view.log ? { distr: 3 } : {} },
+      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+      padding: [LABEL_PX + 4, 10, 0, 0],
       axes: [
         { ...axis, size: 26, gap: 3, space: 70, values: (_, ticks) => ticks.map((tick) => placeText(x, tick)) },
-        { ...axis, size: 54, gap: 4, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => tickText(name, tick, step, view.log)) },
+        { ...axis, size: 54, gap: 4, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => tickText(name, tick, step, log)) },
       ],
       series: [
         {},
@@ -131,54 +132,6 @@ export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLEl
   };
 }
 
-type Column = (number | null | undefined)[];
-type Place = (line: Line) => number[];
-
-/**
- * uPlot's table: one rising x, and a column for each line. `undefined` where a line has no point (drawn across), `null`
- * where its value can't be drawn (a gap): NaN, infinities, and what isn't positive on a log axis.
- */
-export function aligned(lines: readonly Line[], place: Place, log: boolean): uPlot.AlignedData {
-  const columns = lines.map((line) => ({ xs: place(line), ys: line.values.map((y) => (Number.isFinite(y) && (!log || y > 0) ? y : null)) }));
-  const [only, ...others] = columns;
-  if (!only) return [[]];
-  if (others.every(({ xs }) => xs.length === 0 || sameNumbers(xs, only.xs))) return [only.xs, ...columns.map(({ ys }) => ys)] as uPlot.AlignedData;
-  const xs = [...new Set(columns.flatMap((column) => column.xs))].sort((a, b) => a - b);
-  const row = new Map(xs.map((x, i) => [x, i]));
-  const ys = columns.map((column) => {
-    const out: Column = Array.from({ length: xs.length });
-    column.xs.forEach((x, i) => {
-      out[row.get(x)!] = column.ys[i]!;
-    });
-    return out;
-  });
-  return [xs, ...ys] as uPlot.AlignedData;
-}
-
-/** Epochs of steps, between the steps where the epoch was reported. */
-export function epochsOf(curves: Curves): (step: number) => number {
-  const { steps, values } = drawn(curves, "epoch").kept;
-  return (step) => {
-    if (steps.length === 0) return step;
-    let [low, high] = [0, steps.length - 1];
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (steps[middle]! < step) low = middle + 1;
-      else high = middle;
-    }
-    const before = low === 0 ? { step: 0, epoch: 0 } : { step: steps[low - 1]!, epoch: values[low - 1]! };
-    const gap = steps[low]! - before.step;
-    return gap > 0 ? before.epoch + ((values[low]! - before.epoch) * (step - before.step)) / gap : values[low]!;
-  };
-}
-
-function placer(curves: Curves, x: XAxis, start: number): Place {
-  if (x === "time") return (line) => line.times.map((time) => time - start);
-  if (x === "step") return (line) => line.steps;
-  const epoch = epochsOf(curves);
-  return (line) => line.steps.map(epoch);
-}
-
 function trainingTraces(curves: Curves, name: string, view: View, colors: { series: string[] }): Trace[] {
   const { kept, lost } = drawn(curves, name);
   const color = colors.series[name.startsWith("val/") ? 1 : 0]!;
@@ -200,30 +153,10 @@ function shape(traces: readonly Trace[]): string {
   return traces.map(({ kind, label }) => `${kind} ${label}`).join();
 }
 
-function sameNumbers(a: readonly number[], b: readonly number[]): boolean {
-  return a === b || (a.length === b.length && a.every((x, i) => x === b[i]));
-}
-
 /** The value at a row, or the last one before it. */
 function valueAt(column: Column, row: number): number | null {
   for (let i = row; i >= 0; i--) if (column[i] !== undefined) return column[i]!;
   return null;
-}
-
-function placeText(x: XAxis, at: number): string {
-  if (x === "time") return duration(at).replace(".0 s", " s");
-  return x === "step" ? count(at) : String(Math.round(at * 100) / 100);
-}
-
-/** A tick with as many decimals as tell it from its neighbours. */
-export function tickText(name: string, tick: number | null, step: number, log: boolean): string {
-  if (tick === null) return "";
-  if (name.endsWith("_bytes")) return metric(name, tick);
-  const per_cent = name.endsWith("/acc") || name.endsWith("_percent");
-  const scale = name.endsWith("/acc") ? 100 : 1;
-  if (log || Math.abs(tick) >= 1e5 || (step > 0 && step < 1e-5)) return metric(name, tick);
-  const decimals = [0, 1, 2, 3, 4, 5, 6].find((d) => Math.abs(Math.round(step * scale * 10 ** d) - step * scale * 10 ** d) < 1e-6) ?? 6;
-  return `${(tick * scale).toFixed(decimals).replace("-", "−")}${per_cent ? " %" : ""}`;
 }
 
 /** Where an attempt or a generation began again: a hairline, and a notch under the axis. */
@@ -234,7 +167,8 @@ function drawNotches(u: uPlot, curves: Curves, place: Place, color: string): voi
   ctx.save();
   ctx.strokeStyle = ctx.fillStyle = color;
   ctx.lineWidth = pixel;
-  ctx.font = `${10 * pixel}px system-ui, sans-serif`;
+  ctx.font = `${LABEL_PX * pixel}px system-ui, sans-serif`;
+  ctx.textAlign = "center";
   for (const notch of notches(curves)) {
     const at = place({ steps: [notch.step], times: [notch.time ?? Number.NaN], values: [] })[0]!;
     const x = Math.round(u.valToPos(at, "x", true));
@@ -251,9 +185,8 @@ function drawNotches(u: uPlot, curves: Curves, place: Place, color: string): voi
     ctx.fill();
     if (notch.newAttempt && notch.attempt !== null) {
       const label = `attempt ${notch.attempt}`;
-      const right = x + 4 * pixel + ctx.measureText(label).width < bbox.left + bbox.width;
-      ctx.textAlign = right ? "left" : "right";
-      ctx.fillText(label, x + (right ? 4 : -4) * pixel, bbox.top + 10 * pixel);
+      const half = ctx.measureText(label).width / 2;
+      ctx.fillText(label, Math.min(x, bbox.left + bbox.width - half), bbox.top - 4 * pixel);
     }
   }
   ctx.restore();

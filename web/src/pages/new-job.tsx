@@ -142,7 +142,7 @@ function Form({ recipes: all, begin }: { recipes: Recipe[]; begin: string }) {
           {faults.length === 0 && <ProblemNote error={error} />}
           {faults.length > elsewhere.length && (
             <p className="field-error" role="alert">
-              {faults.length - elsewhere.length === 1 ? "One field" : `${faults.length - elsewhere.length} fields`} beside can't be accepted.
+              {faults.length - elsewhere.length === 1 ? "One field" : `${faults.length - elsewhere.length} fields`} of the form can't be accepted.
             </p>
           )}
           {check.isSuccess && (
@@ -280,5 +280,5 @@ function pointer(path: Path): string {
 
 function sentenceOf(fault: Fault): string {
   const said = fault.suggestion ? ` Did you mean ${fault.suggestion}?` : "";
-  return fault.message.includes("did you mean") ? fault.message : `${fault.message}${said}`;
+  return /did you mean/i.test(fault.message) ? fault.message : `${fault.message}${said}`;
 }
