@@ -88,11 +88,21 @@ function MachinesLoad({ feed, names, view }: { feed: JobFeed; names: string[]; v
     <details className="system" onToggle={(event) => setOpen(event.currentTarget.open)}>
       <summary>Machines’ load</summary>
       {open && (
-        <div className="charts">
-          {names.map((name) => (
-            <Chart key={name} feed={feed} name={name} view={view} />
-          ))}
-        </div>
+        <>
+          <p className="legend dim">
+            {[...view.slots.values()].map((label, i) => (
+              <span key={label}>
+                <span className="swatch" style={{ background: `var(--series-${(i % 6) + 1})` }} aria-hidden="true" />
+                {label}
+              </span>
+            ))}
+          </p>
+          <div className="charts">
+            {names.map((name) => (
+              <Chart key={name} feed={feed} name={name} view={view} />
+            ))}
+          </div>
+        </>
       )}
     </details>
   );

@@ -14,13 +14,15 @@ export interface View {
   smoothing: number;
   /** Unix seconds that time is counted from. */
   start: number;
-  /** Short names of machines. */
+  /** Short names of machines; the order gives each its colour. */
   slots: ReadonlyMap<string, string>;
 }
 
 const HEIGHT_PX = 190;
 const NARROWEST_PX = 200;
 const LABEL_PX = 10;
+/** Seconds between ticks, as clocks count. */
+const TIME_STEPS = [0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400, 172_800, 604_800];
 const FONT = "11px system-ui, sans-serif";
 
 interface Trace extends Line {
@@ -73,10 +75,10 @@ export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLEl
       height: HEIGHT_PX,
       legend: { show: false },
       cursor: { sync: { key: system ? "system" : "training", scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false } },
-      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
-      padding: [LABEL_PX + 4, 10, 0, 0],
+      scales: { x: { time: false }, y: yScale(name, log) },
+      padding: [LABEL_PX + 4, 18, 0, 0],
       axes: [
-        { ...axis, size: 26, gap: 3, space: 70, values: (_, ticks) => ticks.map((tick) => placeText(x, tick)) },
+        { ...axis, size: 26, gap: 3, space: 70, ...(x === "time" ? { incrs: TIME_STEPS } : {}), values: (_, ticks) => ticks.map((tick) => placeText(x, tick)) },
         { ...axis, size: 54, gap: 4, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => tickText(name, tick, step, log)) },
       ],
       series: [
@@ -132,6 +134,14 @@ export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLEl
   };
 }
 
+/** Loads are shares of what there is: their axes begin at nothing. */
+function yScale(name: string, log: boolean): uPlot.Scale {
+  if (log) return { distr: 3 };
+  if (name.endsWith("_percent")) return { range: [0, 100] };
+  if (isSystem(name)) return { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] };
+  return {};
+}
+
 function trainingTraces(curves: Curves, name: string, view: View, colors: { series: string[] }): Trace[] {
   const { kept, lost } = drawn(curves, name);
   const color = colors.series[name.startsWith("val/") ? 1 : 0]!;
@@ -143,10 +153,11 @@ function trainingTraces(curves: Curves, name: string, view: View, colors: { seri
 }
 
 function machineTraces(curves: Curves, name: string, view: View, palette: string[]): Trace[] {
-  return onMachines(curves, name)
-    .map(({ machine, line }) => ({ label: view.slots.get(machine ?? "") ?? "machine", line }))
-    .sort((a, b) => a.label.localeCompare(b.label))
-    .map(({ label, line }, i) => ({ ...line, label, kind: "main", color: palette[i % palette.length]! }));
+  const places = [...view.slots.values()];
+  return onMachines(curves, name).map(({ machine, line }): Trace => {
+    const label = view.slots.get(machine ?? "") ?? "machine";
+    return { ...line, label, kind: "main", color: palette[Math.max(0, places.indexOf(label)) % palette.length]! };
+  });
 }
 
 function shape(traces: readonly Trace[]): string {
