@@ -384,7 +384,7 @@ def test_every_page_fits_light_and_dark(here: Deployment, enter: SignIn, width: 
     page.set_viewport_size({"width": WIDTHS[width], "height": 800})
     backgrounds = set()
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         for path in ("/", f"/jobs/{job}", "/new", "/budget", "/nowhere"):
             page.goto(f"{here.url}{path}")
             expect(page.locator("h1")).to_have_count(1)
