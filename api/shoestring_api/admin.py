@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("bootstrap")
     command.add_argument("--org", default="home")
-    command.add_argument("--team", default="team")
+    command.add_argument("--team", default="lab")
     command.add_argument("--user", default="admin")
     command.add_argument("--budget", metavar="USD")
     command.add_argument("--key-file", type=Path, required=True)

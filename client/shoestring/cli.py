@@ -56,7 +56,8 @@ def main() -> None:
     try:
         app()
     except ServiceError as refused:
-        _complain(str(refused), refused.problem.hint, refused.problem.errors)
+        summary = f"{refused.problem.title}." if refused.problem.errors else str(refused)
+        _complain(summary, refused.problem.hint, refused.problem.errors)
         sys.exit(exits.of_problem(refused.code))
     except errors.InvalidSpec as invalid:
         _complain("The job spec has mistakes.", None, [problem.as_json() for problem in invalid.problems])
