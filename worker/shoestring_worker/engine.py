@@ -25,7 +25,7 @@ from shoestring_core.decide.schedule import plan
 from shoestring_core.decide.terms import Terms
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, Unavailable, WrongState
 from shoestring_core.states import Want
-from shoestring_core.store import checkpoints, fleet, jobs
+from shoestring_core.store import checkpoints, fleet, jobs, ledger
 from shoestring_core.store.engine import Committed, Store, Write
 from shoestring_core.store.fleet import Unfinished, Work
 from shoestring_core.store.objects import Objects
@@ -41,6 +41,9 @@ LAUNCHES_AT_ONCE = 8
 
 SWEEP_S = 10.0
 """How often an idle service looks for machines that no row wants."""
+
+AUDIT_S = 3600.0
+"""How often the ledger's totals are compared with the sums of its lines."""
 
 MOST_ROUNDS = 10
 """A tick looks again when what it did made more work, so often at most; then the next tick goes on."""
@@ -65,6 +68,7 @@ class Engine:
     _ticking: threading.Lock = field(default_factory=threading.Lock)
     _again: threading.Event = field(default_factory=threading.Event)
     _swept: float = float("-inf")
+    _audited: float = float("-inf")
     _prices: list[Offer] = field(default_factory=list)
     _missed: dict[UUID, int] = field(default_factory=dict)
     """When a machine that was seen before was first not found. Kept in memory: a restart only makes it wait longer."""
@@ -132,6 +136,9 @@ class Engine:
         sweeping = self.monotonic() >= self._swept + SWEEP_S
         if not work and not sweeping:
             return
+        if sweeping:
+            self._step(self._show_life)
+            self._step(self._audit)
         if work.alive or sweeping:
             self._step(self._reconcile)
             work = self._work()
@@ -150,6 +157,19 @@ class Engine:
             step(*args, **kwargs)
         except (Unknown, Unavailable) as failure:
             log.warning("%s: %s", step.__name__.strip("_"), failure)
+
+    def _show_life(self) -> None:
+        self._write(fleet.service_seen, "worker", int(3 * SWEEP_S * 1e6))
+
+    def _audit(self) -> None:
+        """Totals that differ from the sums of their lines are a defect of ours: say so, change nothing."""
+        if self.monotonic() < self._audited + AUDIT_S:
+            return
+        with self.store.read() as db:
+            discrepancies = ledger.sweep(db)
+        for discrepancy in discrepancies:
+            log.error("the ledger disagrees with itself: %s", discrepancy)
+        self._audited = self.monotonic()
 
     def _reconcile(self) -> None:
         """Compare what the provider runs with what we have, and make the difference go away."""

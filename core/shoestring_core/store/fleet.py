@@ -821,9 +821,7 @@ def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
 
     Call it before `ledger.set_limit`, in the same transaction: jobs are written before accounts.
     """
-    pausing = select(Job).where(
-        Job.state.in_(("paused", "stopping")), Job.want == "pause", Job.want_reason == "budget"
-    )
+    pausing = select(Job).where(Job.state.in_(("paused", "stopping")), Job.want == "pause", Job.want_reason == "budget")
     paused = list(db.sql.scalars(pausing.order_by(Job.id)))
     resumed = []
     for job in paused:
