@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests import servers
@@ -117,3 +118,11 @@ def test_a_second_service_on_one_folder_is_refused(service: Service) -> None:
     refused = refusal(service.data, "--port", str(servers.free_port()))
     assert refused.returncode == 2
     assert "Another `shoestring up` runs" in refused.stderr
+
+
+def test_a_started_service_is_ready_in_every_part(service: Service) -> None:
+    def parts() -> dict[str, str]:
+        ready: dict[str, str] = httpx.get(f"{service.url}/readyz", timeout=10).json()["parts"]
+        return ready
+
+    until(lambda: set(parts().values()) == {"ok"}, 60, "every part to be ok")
