@@ -148,6 +148,15 @@ ORDER BY t.machine, t.at, t.id
 """
 
 
+def ids(database_url: str, query: str) -> set[str]:
+    """The ids that a query finds."""
+    engine = sqlalchemy.create_engine(database_url)
+    with engine.connect() as connection:
+        found = {str(UUID(str(id_))) for id_ in connection.execute(sqlalchemy.text(query)).scalars()}
+    engine.dispose()
+    return found
+
+
 class Watch:
     """Looks at the process table all the time: who lives in which slot, and which generations have ranks.
 

@@ -121,7 +121,7 @@ def prove(case: str, seed: int, folder: Path) -> None:
         )  # fmt: skip
         service.start()
         try:
-            Run(service, plan(target, seed)).live_through()
+            Run(service, url, plan(target, seed)).live_through()
             judge(service, url)
         finally:
             service.stop()
@@ -154,6 +154,7 @@ class Run:
     """One job under fire. What happens is printed with seconds since its submission."""
 
     service: Service
+    database_url: str
     plan: Plan
     submitted: float = 0.0
     to_kill: list[Kill] = field(default_factory=list)
@@ -235,7 +236,7 @@ class Run:
         """Kill it, if it lives at this moment."""
         if kill.target == "up":
             self.service.kill()
-            self._note(f"killed up, in phase {kill.phase}; starting it again after {kill.restart_s:.1f} s")
+            self._note(f"killed up, in phase {kill.phase}{self._between()}; started again after {kill.restart_s:.1f} s")
             time.sleep(kill.restart_s)
             self.service.start()
             self._note("up is back")
@@ -250,8 +251,17 @@ class Run:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
             return False
-        self._note(f"killed {kill.target} (pid {victim}), in phase {kill.phase}")
+        self._note(f"killed {kill.target} (pid {victim}), in phase {kill.phase}{self._between()}")
         return True
+
+    def _between(self) -> str:
+        """Whether the kill came between a fact and the commit that records it: machines, uploads."""
+        calling = witness.ids(self.database_url, "SELECT id FROM machines WHERE state IN ('planned', 'calling')")
+        launches = len(calling & {life.token for life in witness.lives(self.service.data)})
+        uploaded = len(list((self.service.data / "objects").glob("**/final/*/manifest.json")))
+        uploads = uploaded - len(witness.ids(self.database_url, "SELECT id FROM checkpoints"))
+        words = [f"{launches} launches"] * (launches > 0) + [f"{uploads} uploads"] * (uploads > 0)
+        return f" (before the commit of {' and '.join(words)})" if words else ""
 
     def _victims(self, target: str) -> list[int]:
         if target in ("agent", "rank"):
