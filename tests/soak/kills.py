@@ -60,8 +60,11 @@ PHASES = {
 }
 """What can be killed when; a target that isn't named here lives all the time."""
 
-AFTER_S = {"launching": 0.02, "launching again": 0.02, "checkpointing": 0.02, "draining": 0.5, "finishing": 0.5}
-"""The most that a kill comes after its sign. Short where what must be hit is short: a launch call, a commit."""
+AFTER_S = {
+    "launching": 0.02, "launching again": 0.02, "checkpointing": 0.02, "training": 0.2, "draining": 0.5,
+    "finishing": 0.7, "settling": 0.2,
+}  # fmt: skip
+"""The most that a kill comes after its sign, else two seconds. Short where what must be hit is: a call, a commit."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +224,8 @@ class Run:
                 return _any(machines, "*/gen/*/order")
             case "launching again":
                 return len(list(machines.glob("*/journal.jsonl"))) > JOB["resources"]["nodes"]  # type: ignore[index]
-            case "finishing":
-                return _any(machines, "*/gen/*/exit-*.json")
+            case "finishing":  # the last step is done: what remains is the export, the final checkpoint, the end
+                return self._step() >= STEPS
             case "settling":
                 return any(life.ended for life in witness.lives(data))
         raise AssertionError(kill.phase)
