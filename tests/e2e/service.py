@@ -121,7 +121,7 @@ class Service:
             children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         except OSError:
             return None
-        return next((int(pid) for pid in children if marks[name] in _command_line(int(pid)).split("\0")), None)
+        return next((int(pid) for pid in children if _runs(marks[name], _command_line(int(pid)))), None)
 
 
 def environment(data: Path, extra: dict[str, str]) -> dict[str, str]:
@@ -173,6 +173,12 @@ def journals(data: Path) -> list[list[dict[str, Any]]]:
     """The machine host's journals, a list of entries for each machine."""
     files = sorted((data / "cloud" / "machines").glob("*/journal.jsonl"))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+def _runs(mark: str, command_line: str) -> bool:
+    """Whether an argument is `mark`, or a path to it: Redis writes its title over its arguments."""
+    arguments = [argument.split(" ")[0] for argument in command_line.split("\0")]
+    return any(argument == mark or argument.endswith(f"/{mark}") for argument in arguments)
 
 
 def _command_line(pid: int) -> str:
