@@ -99,8 +99,9 @@ export function receive(messages: readonly Message[]): void {
     if (message.name === "job") jobs.set(message.data.id, message.data);
     if (message.name === "budget") budgets.set(message.data.id, message.data);
   }
+  const moved = [...jobs.values()].some((one) => queries.getQueryData(job(one.id).queryKey)?.state !== one.state);
   for (const one of jobs.values()) queries.setQueryData(job(one.id).queryKey, one);
-  if (jobs.size > 0) updateLists(jobs);
+  if (jobs.size > 0) updateLists(jobs, moved);
   if (budgets.size > 0) {
     queries.setQueryData<Budget[]>(["budgets"], (old) => {
       if (!old) return old;
@@ -110,8 +111,11 @@ export function receive(messages: readonly Message[]): void {
   }
 }
 
-/** Known jobs are replaced in place; an unknown one heads the unfiltered list and makes filtered ones read again. */
-function updateLists(jobs: ReadonlyMap<string, Job>): void {
+/**
+ * Known jobs are replaced in place, and new ones head the unfiltered list. Only the service knows what a filter lets
+ * through: filtered lists are read again, but not for each of a running job's points.
+ */
+function updateLists(jobs: ReadonlyMap<string, Job>, moved: boolean): void {
   for (const query of queries.getQueryCache().findAll({ queryKey: ["jobs"] })) {
     const filter = query.queryKey[1] as string;
     const old = query.state.data as InfiniteData<JobPage, string | null> | undefined;
@@ -119,8 +123,7 @@ function updateLists(jobs: ReadonlyMap<string, Job>): void {
     const listed = new Set(old.pages.flatMap((page) => page.jobs.map(({ id }) => id)));
     const fresh = [...jobs.values()].filter(({ id }) => !listed.has(id));
     queries.setQueryData(query.queryKey, withJobs(old, jobs, filter === "" ? fresh : []));
-    const moved = old.pages.some((page) => page.jobs.some((one) => jobs.has(one.id) && jobs.get(one.id)!.state !== one.state));
-    if (filter !== "" && (fresh.length > 0 || moved)) void queries.invalidateQueries({ queryKey: query.queryKey, exact: true });
+    if (filter !== "" && moved) void queries.invalidateQueries({ queryKey: query.queryKey, exact: true });
   }
 }
 

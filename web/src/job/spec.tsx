@@ -5,7 +5,7 @@ import { CopyButton, Panel } from "../parts";
 import { Link } from "../router";
 import { commandOf, yamlOf } from "../spec";
 
-export function SpecPanel({ job }: { job: Job }) {
+export default function SpecPanel({ job }: { job: Job }) {
   const [form, setForm] = useState<"yaml" | "json">("yaml");
   const recipe = useQuery(recipes).data?.find(({ name }) => name === job.recipe?.replace(/@\d+$/, ""));
   const defaults = Object.fromEntries((recipe?.params ?? []).map((param) => [param.name, param.default]));

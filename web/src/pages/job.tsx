@@ -1,5 +1,5 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
-import { useEffect, useState } from "react";
+import { lazy, Suspense, useEffect, useState } from "react";
 import { api, body, newKey, Problem } from "../api/client";
 import { attempts, budgets, job as jobQuery, type Job, queries } from "../api/resources";
 import { CurvesPanel } from "../job/curves";
@@ -7,7 +7,6 @@ import { FilesPanel } from "../job/files";
 import { LogsPanel } from "../job/logs";
 import { MachinesPanel } from "../job/machines";
 import { MoneyPanel } from "../job/money";
-import { SpecPanel } from "../job/spec";
 import { TimelinePanel } from "../job/timeline";
 import { followAttempts, JobFeed } from "../job-feed";
 import { dollars, exact, micro, sum } from "../money";
@@ -17,6 +16,8 @@ import { go, Link } from "../router";
 import { between, duration } from "../time";
 import { newestValidation } from "./jobs";
 import { tightest } from "./budget";
+
+const SpecPanel = lazy(() => import("../job/spec")); // curves don't wait for a YAML library
 
 export default function JobPage({ id }: { id: string }) {
   const [feed] = useState(() => new JobFeed(id));
@@ -69,7 +70,9 @@ function Known({ job, feed }: { job: Job; feed: JobFeed }) {
       <MachinesPanel list={list} />
       <div className="two even">
         <TimelinePanel id={job.id} attempts={list?.attempts ?? []} />
-        <SpecPanel job={job} />
+        <Suspense fallback={<Skeleton />}>
+          <SpecPanel job={job} />
+        </Suspense>
       </div>
     </Page>
   );
