@@ -93,9 +93,9 @@ class Param(_Frozen):
 
 
 class Data(_Frozen):
-    """What a recipe trains on: `digits` come with scikit-learn, an `imagefolder` is named by the job."""
+    """What a recipe trains on: `digits` come with scikit-learn, an `imagefolder` and `cifar10` are named by the job."""
 
-    kind: Literal["digits", "imagefolder"]
+    kind: Literal["digits", "imagefolder", "cifar10"]
 
 
 class Defaults(_Frozen):

@@ -12,6 +12,7 @@ from torch import nn
 
 from shoestring_trainer.training.artifacts import make_artifacts
 from shoestring_trainer.training.augment import augment
+from shoestring_trainer.training.cifar10 import load_cifar10
 from shoestring_trainer.training.evaluation import evaluate
 from shoestring_trainer.training.faults import DataError, NotANumber, UserError
 from shoestring_trainer.training.folders import load_folder
@@ -156,6 +157,12 @@ def load_data(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) 
     match kind:
         case "digits":
             return load_digits(seed, settings)
+        case "cifar10" if task.data_path:
+            return load_cifar10(task.data_path, settings)
+        case "cifar10":
+            raise DataError(
+                "this recipe trains on CIFAR-10; give the folder of its binary or Python version as data.train"
+            )
         case "imagefolder" if task.data_path:
             return load_folder(
                 task.data_path, seed, settings,

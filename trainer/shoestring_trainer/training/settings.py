@@ -28,6 +28,7 @@ class Settings:
     size: int = 32  # pixels a side
     holdout: float = 0.2  # share of each class kept for measuring, where the data brings no split
     on_corrupt: str = "error"
+    check_files: bool = True  # refuse files that aren't the published ones, where the data has such
     rotate: float = 0.0  # degrees
     shift: float = 0.0  # pixels
     crop: int = 0  # pixels of padding

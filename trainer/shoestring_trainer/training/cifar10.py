@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CIFAR-10 as its authors publish it: a folder in the binary or the Python layout, held to the published content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.pictures import DataSet, Pictures, describe
+from shoestring_trainer.training.settings import Settings
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+RECORD_BYTES = 1 + 3 * 32 * 32
+TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
+TEST = "test_batch"
+SHA1 = {
+    "data_batch_1": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+    "data_batch_2": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+    "data_batch_3": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+    "data_batch_4": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+    "data_batch_5": "26e2849e66a845b7f1e4614ae70f4889ae604628",
+    "test_batch": "67eb016db431130d61cd03c7ad570b013799c88c",
+}
+"""Of each file of the binary version, as MXNet's gluon.data.vision.CIFAR10 lists them."""
+
+_PICKLED = {
+    ("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode"),
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.numeric", "_frombuffer"), ("numpy.core.numeric", "_frombuffer"),
+}  # fmt: skip
+
+
+def load_cifar10(folder: Path, settings: Settings) -> DataSet:
+    """CIFAR-10 from `folder`, which holds data_batch_1 … 5 and test_batch (with or without .bin), itself or in
+    cifar-10-batches-bin or cifar-10-batches-py. The test batch is held out.
+
+    Raises DataError, naming the file and the remedy, for one that is missing, cut short or, with `check_files`,
+    not the published one.
+    """
+    if settings.size != 32:
+        raise DataError(f"CIFAR-10's pictures have 32 pixels a side; leave size at 32 instead of {settings.size}")
+    place, suffix = _find(folder)
+    records = {name: _read(place / f"{name}{suffix}") for name in (*TRAIN, TEST)}
+    sha1 = {name: hashlib.sha1(record.tobytes(), usedforsecurity=False).hexdigest() for name, record in records.items()}
+    if settings.check_files:
+        for name, found in sha1.items():
+            if found != SHA1[name]:
+                raise DataError(
+                    f"{place / (name + suffix)} isn't the published file (SHA-1 of its records {found}, "
+                    f"published {SHA1[name]}); fetch it again, or set check_files: false to train on it as it is"
+                )
+    split = {"data": "cifar10", "held_out": TEST, "sha1": sha1}
+    train = np.concatenate([records.pop(name) for name in TRAIN])
+    return describe(_pictures(train), _pictures(records[TEST]), CLASSES, white=255.0, split=split)
+
+
+def _find(folder: Path) -> tuple[Path, str]:
+    """The folder the files lie in, and the ending of their names."""
+    for place in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
+        for suffix in (".bin", ""):
+            if any((place / f"{name}{suffix}").exists() for name in (*TRAIN, TEST)):
+                return place, suffix
+    raise DataError(
+        f"{folder} doesn't hold CIFAR-10: data_batch_1.bin … data_batch_5.bin and test_batch.bin (binary version) "
+        "or the same names without .bin (Python version); give the folder that does as data.train"
+    )
+
+
+def _read(path: Path) -> np.ndarray[Any, Any]:
+    """A file's records, uint8 N x 3,073: the label, then red, green and blue, row by row."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; fetch CIFAR-10 again") from error
+    records = _from_binary(content, path) if path.suffix == ".bin" else _from_python(content, path)
+    if (highest := int(records[:, 0].max())) >= len(CLASSES):
+        raise DataError(f"{path} holds the label {highest}, CIFAR-10 has 0 to 9; fetch it again")
+    return records
+
+
+def _from_binary(content: bytes, path: Path) -> np.ndarray[Any, Any]:
+    if not content or len(content) % RECORD_BYTES:
+        raise DataError(
+            f"{path} has {len(content)} bytes, which is no whole number of records of {RECORD_BYTES}; fetch it again"
+        )
+    return np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
+
+
+def _from_python(content: bytes, path: Path) -> np.ndarray[Any, Any]:
+    """A pickle, read without running anything from it: only arrays of numbers come to life."""
+    try:
+        batch = _Arrays(io.BytesIO(content), encoding="bytes").load()
+        pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, RECORD_BYTES - 1)
+        labels = np.asarray(batch[b"labels"], np.uint8).reshape(-1, 1)
+        if not len(pixels):
+            raise ValueError("no pictures")
+        return np.concatenate([labels, pixels], axis=1)
+    except Exception as error:  # a damaged pickle raises anything
+        raise DataError(
+            f"{path} isn't a batch of the Python version of CIFAR-10 ({type(error).__name__}: {error}); fetch it again"
+        ) from error
+
+
+class _Arrays(pickle.Unpickler):  # noqa: S301 - find_class lets nothing but arrays through
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLED:
+            raise pickle.UnpicklingError(f"it wants {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _pictures(records: np.ndarray[Any, Any]) -> Pictures:
+    labels, pixels = torch.from_numpy(records[:, 0].astype(np.int64)), torch.from_numpy(records[:, 1:].copy())
+    return Pictures(pixels.reshape(-1, 3, 32, 32), labels)
