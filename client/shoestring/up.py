@@ -339,6 +339,10 @@ def _last_words(log: Path) -> str:
 
 
 def dying_with_us() -> list[str]:
-    """Prefix of a command that the kernel kills when we die, however we die (util-linux; elsewhere nothing)."""
+    """Prefix of a command that the kernel kills when we die, however we die (util-linux; elsewhere nothing).
+
+    We may die before the kernel is told to: so the command runs only if we are its parent still.
+    """
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    only_ours = f'[ "$PPID" = {os.getpid()} ] && exec "$@"'
+    return [setpriv, "--pdeathsig", "KILL", "--", "/bin/sh", "-c", only_ours, "sh"] if setpriv else []

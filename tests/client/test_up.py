@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The children of `up`: none outlives it, not even one that was just being started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shoestring.up import dying_with_us
+
+from tests.servers import until
+
+PARENT = """
+import subprocess, sys, time
+from shoestring.up import dying_with_us
+print(subprocess.Popen([*dying_with_us(), "sleep", "60"]).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_dies_with_its_parent() -> None:
+    path = os.pathsep.join(sys.path)
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = Path(f"/proc/{int(parent.stdout.readline())}")
+        until(lambda: (child / "cmdline").read_bytes().startswith(b"sleep"))
+        parent.send_signal(signal.SIGKILL)
+    until(lambda: not child.exists() or ") Z " in (child / "stat").read_text())
+
+
+def test_a_child_whose_parent_died_before_it_began_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tmp_path / "begun"
+    command = [*dying_with_us(), "touch", str(begun)]
+    assert subprocess.run(command, timeout=10).returncode == 0
+    assert begun.exists()
+    begun.unlink()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(os, "getpid", lambda: gone.pid)
+    subprocess.run([*dying_with_us(), "touch", str(begun)], timeout=10)
+    assert not begun.exists()
