@@ -40,7 +40,10 @@ def set_limit(
     response: Response,
     if_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> rest.Budget:
-    """Set a limit (admin). A limit below what is spent and held makes an overdraft: jobs save and pause."""
+    """Set a limit (admin). One below what is spent and held makes an overdraft: jobs save and pause.
+
+    A higher one queues the jobs that it had paused for want of money.
+    """
     limit, version = _limit(body.limit), _version(if_match)
 
     def work(db: Write) -> rest.Budget:

@@ -152,8 +152,10 @@ def _check_data(spec: JobSpec, roots: Sequence[Path]) -> None:
     path = Path(os.path.realpath(spec.data.train))
     if not any(path.is_relative_to(os.path.realpath(root)) for root in roots) or not path.is_dir():
         message = f"{spec.data.train!r} is not a folder that jobs may read."
-        then = " Folders lie under " + ", ".join(map(str, roots)) + "." if roots else " Set SHOESTRING_DATA_ROOTS."
-        raise InvalidSpec([Problem("/data/train", message + then, "data-not-found")])
+        allowed = (
+            "Folders lie under " + ", ".join(map(str, roots)) if roots else "Allow one: shoestring up --data-root DIR"
+        )
+        raise InvalidSpec([Problem("/data/train", f"{message} {allowed}.", "data-not-found")])
 
 
 def _smallest_hold(spec: JobSpec, service: Service) -> int:

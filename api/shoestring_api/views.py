@@ -34,7 +34,7 @@ def job(rows: JobRows, now: int) -> rest.Job:
         recipe=row.spec.get("recipe"),
         state=JobState(row.state),
         sentence=sentence(row),
-        wait_reason=row.wait_reason if row.state == JobState.QUEUED else None,
+        wait_reason=wait_reason(row),
         end_reason=ended,
         want=Want(row.want),
         attempt=row.attempt,
@@ -87,6 +87,13 @@ STOPPING = {
 }
 
 
+def wait_reason(row: Job) -> str | None:
+    """What a queued or paused job waits for. One that its budget paused waits for a grant."""
+    if row.state == JobState.PAUSED:
+        return "grant" if row.want_reason == "budget" else "resume"
+    return row.wait_reason if row.state == JobState.QUEUED else None
+
+
 def sentence(row: Job) -> str:
     """State and reason in words a user can act on."""
     match JobState(row.state):
@@ -105,8 +112,9 @@ def sentence(row: Job) -> str:
             saving = "It saves a checkpoint and its machines end."
             return f"{STOPPING.get(row.want_reason, 'Stopping')}. {saving}"
         case JobState.PAUSED:
-            why = "its money ran out. Resume it after a grant" if row.want_reason == "budget" else "resume it to go on"
-            return f"Paused: {why}."
+            if row.want_reason == "budget":
+                return "Paused: its money ran out. It goes on when the budget is raised: `shoestring budget set`."
+            return "Paused: resume it to go on."
         case JobState.ENDED:
             return _with(ENDS[EndReason(row.end_reason or "")], row.end_text)
 

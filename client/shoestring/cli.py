@@ -354,12 +354,24 @@ def start_service(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     budget: Annotated[str | None, typer.Option(metavar="USD", help="The team's limit, e.g. 10.00")] = None,
     slots: Annotated[int | None, typer.Option(min=1, max=64, help="Local machines at once.")] = None,
+    data_roots: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data-root",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="Folder that jobs may train on; may be given several times.",
+        ),
+    ] = None,
 ) -> None:
     """Start the service on this computer: API, worker, local cloud, database, in one terminal.
 
     \b
     shoestring up --budget 10
     shoestring up --data ./service --port 9000
+    shoestring up --data-root /srv/pictures
 
     Ctrl-C lets machines checkpoint and end; a second Ctrl-C kills them. Jobs go on at the next `up`.
     """
@@ -369,7 +381,7 @@ def start_service(
         except ValueError as wrong:
             raise typer.BadParameter(str(wrong)) from wrong
     folder = (data or config.default_data()).absolute()
-    service = up.Service(up.Options(folder, host, port, budget, slots), say=err.print)
+    service = up.Service(up.Options(folder, host, port, budget, slots, tuple(data_roots or ())), say=err.print)
     interrupts = _count_interrupts()
     err.print(f"Starting Shoestring on {folder} …")
     try:

@@ -34,8 +34,8 @@ def of_problem(code: str) -> int:
     return _BY_PROBLEM.get(code, USAGE)
 
 
-def of_job(state: str, end_reason: str | None, want_reason: str | None = None) -> int:
+def of_job(state: str, end_reason: str | None, wait_reason: str | None = None) -> int:
     """Exit code for a job that was watched until it ended or paused."""
     if state == "paused":
-        return BUDGET if want_reason in (None, "money", "grant", "budget") else DETACHED
+        return BUDGET if wait_reason == "grant" else DETACHED
     return _BY_END_REASON.get(end_reason or "", JOB_FAILED)

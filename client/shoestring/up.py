@@ -49,7 +49,8 @@ class Options:
     port: int = 8000
     budget: str | None = None
     slots: int | None = None
-    data_roots: str = ""
+    data_roots: tuple[Path, ...] = ()
+    """Folders that jobs may train on; none: those of SHOESTRING_DATA_ROOTS."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,13 @@ class Service:
             "SHOESTRING_OBJECTS": str(data / "objects"),
             "SHOESTRING_AGENT_URL": url,
             "SHOESTRING_MACHINEHOST": str(data / "cloud" / "machinehost.json"),
-            "SHOESTRING_DATA_ROOTS": self.options.data_roots,
         }
         chosen = ours | {name: value for name, value in os.environ.items() if name in ours}
         fixed = {"SHOESTRING_HOST": self.options.host, "SHOESTRING_PORT": str(self.options.port)}
         if self.options.slots is not None:
             fixed["SHOESTRING_LOCAL_SLOTS"] = str(self.options.slots)
+        if self.options.data_roots:
+            fixed["SHOESTRING_DATA_ROOTS"] = os.pathsep.join(map(str, self.options.data_roots))
         return {**os.environ, **chosen, **fixed, "PYTHONUNBUFFERED": "1"}
 
 

@@ -67,7 +67,7 @@ class Job(Resource):
     sentence: str
     """State and reason in words a user can act on."""
     wait_reason: str | None = None
-    """Code of what a waiting job waits for: money | slots | turn | capacity | launching | grant | …"""
+    """Code of what a waiting job waits for: money | slots | turn | capacity | ending; a paused one: grant | resume"""
     end_reason: EndReason | None = None
     want: Want
     attempt: int

@@ -486,8 +486,11 @@ class JobSpec(_Section):
         Later("jobs start in the order they came; leave it out", ("normal",)),
     ] = "normal"
     """Its place in the queue."""
-    on_budget: Literal["pause", "finish", "stop"] = "pause"
-    """What follows the last checkpoint when the money has run out: wait for more, count as finished, or end."""
+    on_budget: Annotated[
+        Literal["pause", "stop", "finish"],
+        Later("nothing can be finished with money that isn't there; use pause or stop", ("pause", "stop")),
+    ] = "pause"
+    """What follows the last checkpoint when the money has run out: wait for more, or end."""
     init: Annotated[Text | None, Later("train from the start")] = None
     """Warm start from `job/ID` or from the path of a model."""
     after: Annotated[Several[Text], Later("submit it when the others have finished", ((),))] = ()

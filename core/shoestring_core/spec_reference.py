@@ -74,7 +74,7 @@ def _support(field: FieldInfo) -> str:
     if later is None:
         return "yes"
     built = [value for value in later.built if value not in (None, (), {})]
-    return f"only `{built[0]}`" if built else "not yet"
+    return "only " + ", ".join(f"`{value}`" for value in built) if built else "not yet"
 
 
 def _default(field: FieldInfo) -> str:

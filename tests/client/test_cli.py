@@ -97,4 +97,5 @@ def test_a_jobs_end_is_its_watchers_exit_code() -> None:
     assert exits.of_job("ended", "user_code") == exits.JOB_FAILED
     assert exits.of_job("ended", "budget") == exits.BUDGET
     assert exits.of_job("ended", "no_capacity") == exits.NO_CAPACITY
-    assert exits.of_job("paused", None) == exits.BUDGET
+    assert exits.of_job("paused", None, "grant") == exits.BUDGET
+    assert exits.of_job("paused", None, "resume") == exits.DETACHED

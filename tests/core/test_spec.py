@@ -28,7 +28,7 @@ checkpoint: {every: 30s}
 retry: {on: [interruption], max: 8}
 tags: {assignment: hw3, week: 3, share: 0.50, late: false}
 priority: normal
-on_budget: finish
+on_budget: stop
 """
 
 
@@ -48,7 +48,7 @@ def test_a_full_spec_is_read_field_by_field():
     assert (job.goal.metric, job.goal.reach) == ("val/acc", 0.97)
     assert (job.checkpoint.every, job.retry.on, job.retry.max) == (30.0, ("interruption",), 8)
     assert job.tags == {"assignment": "hw3", "week": "3", "share": "0.50", "late": "false"}
-    assert job.on_budget == "finish"
+    assert job.on_budget == "stop"
 
 
 def test_the_smallest_spec_has_every_default_filled_in():
@@ -184,6 +184,7 @@ NOT_YET = {
     "/outputs": ({"outputs": {"export": ["onnx"], "push": "hf://team/model"}}, {"outputs": True}),
     "/notify": ({"notify": {"slack": "#lab", "on": ["started"]}}, {"notify": "#lab"}),
     "/priority": ({"priority": "high"}, {"priority": "urgent"}),
+    "/on_budget": ({"on_budget": "finish"}, {"on_budget": "borrow"}),
     "/init": ({"init": "job/0192"}, {"init": 5}),
     "/after": ({"after": ["0192"]}, {"after": "0192"}),
     "/data/train": (

@@ -8,7 +8,6 @@ on-demand price), so that nothing a machine does can cost more than was set asid
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from shoestring_core import money
 from shoestring_core.decide.terms import Terms
@@ -46,8 +45,8 @@ def extension(funding: Funding, now: int, terms: Terms) -> Extension | None:
     return Extension(max(0, need - funding.left), until)
 
 
-def when_refused(on_budget: Literal["pause", "finish", "stop"]) -> Want:
-    """What becomes of a job whose machines can't be funded further: it checkpoints, then this."""
+def when_refused(on_budget: str) -> Want:
+    """What becomes of a job whose machines can't be funded further: it checkpoints, then this (pause | stop)."""
     return Want.PAUSE if on_budget == "pause" else Want.STOP
 
 

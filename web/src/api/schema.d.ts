@@ -284,7 +284,9 @@ export interface paths {
         get: operations["budgets_show"];
         /**
          * Set Limit
-         * @description Set a limit (admin). A limit below what is spent and held makes an overdraft: jobs save and pause.
+         * @description Set a limit (admin). One below what is spent and held makes an overdraft: jobs save and pause.
+         *
+         *     A higher one queues the jobs that it had paused for want of money.
          */
         put: operations["budgets_set_limit"];
         post?: never;

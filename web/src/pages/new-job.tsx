@@ -105,7 +105,7 @@ function Form({ recipes: all, begin }: { recipes: Recipe[]; begin: string }) {
             <Choice label="Spot machines" help="Cheaper; the provider may take them, and the job goes on from a checkpoint." options={["prefer", "only", "never"]} {...field(["resources", "spot"])} set={(typed) => set(["resources", "spot"], typed || undefined)} />
             <Field label="Cost limit, dollars" help="The most that the job may cost. Empty: what the budgets allow." inputMode="decimal" placeholder="no own limit" {...field(["limits", "cost"])} set={(typed) => set(["limits", "cost"], typed.trim() || undefined)} />
             <Field label="Time limit" help="Such as 90s, 5m, 2h, 1d." placeholder="none" {...field(["limits", "time"])} set={(typed) => set(["limits", "time"], typed.trim() || undefined)} />
-            <Choice label="When the money runs out" help="After the last checkpoint." options={["pause", "finish", "stop"]} {...field(["on_budget"])} set={(typed) => set(["on_budget"], typed || undefined)} />
+            <Choice label="When the money runs out" help="After the last checkpoint." options={["pause", "stop"]} {...field(["on_budget"])} set={(typed) => set(["on_budget"], typed || undefined)} />
             <Field label="Name" help="What people call it." placeholder={recipe?.name ?? ""} {...field(["name"])} set={(typed) => set(["name"], typed || undefined)} />
           </div>
         </Panel>
