@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shoestring import Client
+from shoestring import Client, watch
 from shoestring_core import rest
 
 from tests import servers
@@ -100,6 +100,13 @@ class Service:
             return found if ready(found) else None
 
         return until(look, within_s, "the job")
+
+    def trained(self, job: Any, step: int) -> rest.Job:
+        """The job, as soon as it has trained beyond `step`: watched, so that it is told at once."""
+        for found, _ in watch.follow(self.client, str(job)):
+            if found.state == "running" and found.progress.step > step:
+                return found
+        raise AssertionError(f"the job was over before step {step}")
 
     def settled(self, job: Any, within_s: float = 180) -> rest.Job:
         """The job once it has ended and its money is settled."""

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One budget that is never overspent, however many workers share it out, and what becomes of jobs when it runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from shoestring_core import rest
+
+from tests.e2e import witness
+from tests.e2e.service import SMALL_JOB, Service, environment, start, until
+from tests.servers import end_group
+
+pytestmark = [pytest.mark.timeout(400)]
+
+ONE_MACHINE = SMALL_JOB | {"resources": {"nodes": 1}, "limits": {}}
+LONG = ONE_MACHINE | {"params": {"epochs": 40, "width": 8}}
+FOR_ONE = "0.03"
+"""Covers the first hold of one machine (135 s at $0.526 an hour: $0.019725), not those of two."""
+
+
+@pytest.fixture
+def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    database = {"SHOESTRING_DATABASE_URL": database_url}
+    service = start(tmp_path, options=("--budget", FOR_ONE, "--slots", "2"), environment=database)
+    yield service
+    service.stop()
+
+
+def test_of_two_jobs_that_race_for_money_for_one_exactly_one_starts(service: Service) -> None:
+    client, team = service.client, budget(service)
+    with second_worker(service) as second:
+        workers = [service.child("worker"), second.pid]
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        jobs = [client.submit(ONE_MACHINE) for _ in range(2)]
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)  # both find both jobs
+
+        loser = until(lambda: next((job for job in look(service, jobs) if job.wait_reason == "money"), None), 60, "one")
+        winner = next(job for job in look(service, jobs) if job.id != loser.id)
+        service.wait(winner.id, lambda job: job.state == "running")
+        assert {life.job for life in witness.lives(service.data)} == {str(winner.id)}
+        waiting = client.job(loser.id)
+        assert waiting.state == "queued"
+        assert "The budget of team" in waiting.sentence
+        assert "short" in waiting.sentence
+        assert "`shoestring budget set`" in waiting.sentence
+
+        client.set_budget(team.id, "1.00", reason="a grant")
+        done = [service.settled(job.id) for job in jobs]
+    assert [job.end_reason for job in done] == ["succeeded", "succeeded"]
+    assert [len(witness_of(service, job)) for job in jobs] == [1, 1]
+    spent = sum(witness.spent_usd(service.data, str(job.id)) for job in jobs)
+    assert Decimal(budget(service).posted.amount) == spent
+    witness.require_none_alive(service.data)
+
+
+def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service) -> None:
+    client, team = service.client, budget(service)
+    client.set_budget(team.id, "1.00")
+    pausing, stopping = client.submit(LONG), client.submit(LONG | {"on_budget": "stop"})
+    watchers = [watch(service, job) for job in (pausing, stopping)]
+    for job in (pausing, stopping):
+        service.trained(job.id, 20)
+    cut = client.set_budget(team.id, "0.0001", reason="the grant is over")
+    assert Decimal(cut.overdraft.amount) == Decimal(cut.posted.amount) + Decimal(cut.held.amount) - Decimal("0.0001")
+
+    paused = service.wait(pausing.id, lambda job: job.state == "paused")
+    stopped = service.settled(stopping.id)
+    assert [watcher.wait(60) for watcher in watchers] == [4, 4]
+    assert paused.wait_reason == "grant"
+    assert "its money ran out" in paused.sentence
+    assert "`shoestring budget set`" in paused.sentence
+    assert stopped.end_reason == "budget"
+    witness.require_none_alive(service.data)
+    until(lambda: Decimal(budget(service).held.amount) == 0, 30, "the machines' final bills")
+    spent = sum(witness.spent_usd(service.data, str(job.id)) for job in (pausing, stopping))
+    red = budget(service)
+    assert Decimal(red.posted.amount) == spent
+    assert Decimal(red.overdraft.amount) == spent - Decimal("0.0001")
+    assert f"${red.overdraft.amount}" in shoestring(service, "budget", "show").stdout
+    refused = shoestring(service, "submit", "digits/quickstart")
+    assert refused.returncode == 4
+    assert "budget" in refused.stderr
+
+    client.set_budget(team.id, "2.00", reason="a new grant")
+    assert Decimal(budget(service).overdraft.amount) == 0
+    done = service.settled(pausing.id)
+    assert done.end_reason == "succeeded"
+    attempts = client.attempts(pausing.id)
+    assert attempts.steps_lost == 0
+    assert attempts.attempts[-1].generations[-1].start_step > 20
+    loss = next(curve for curve in client.metrics(pausing.id).curves if curve.name == "train/loss")
+    assert loss.steps == list(range(1, attempts.steps + 1))
+    assert Decimal(done.cost.spent.amount) == witness.spent_usd(service.data, str(pausing.id))
+
+
+@contextlib.contextmanager
+def second_worker(service: Service) -> Iterator[subprocess.Popen[bytes]]:
+    """One more worker on the same database and broker: the command and environment of the first."""
+    first = Path(f"/proc/{service.child('worker')}")
+    command = (first / "cmdline").read_text().split("\0")[:-1]
+    variables = dict(line.split("=", 1) for line in (first / "environ").read_text().split("\0") if line)
+    log = service.data / "logs" / "second-worker.log"
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            [word if word != "warning" else "info" for word in command],
+            env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        until(lambda: b" ready." in log.read_bytes(), 60, "the second worker")
+        yield worker
+    finally:
+        end_group(worker)
+
+
+def budget(service: Service) -> rest.Budget:
+    """The team's."""
+    return next(one for one in service.client.budgets() if one.kind == "team")
+
+
+def look(service: Service, jobs: list[rest.Job]) -> list[rest.Job]:
+    return [service.client.job(job.id) for job in jobs]
+
+
+def witness_of(service: Service, job: rest.Job) -> list[witness.Life]:
+    return [life for life in witness.lives(service.data) if life.job == str(job.id)]
+
+
+def watch(service: Service, job: rest.Job) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shoestring", "watch", str(job.id)], env=environment(service.data, {}),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def shoestring(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "shoestring", *arguments], env=environment(service.data, {}) | {"COLUMNS": "200"},
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
