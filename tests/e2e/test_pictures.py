@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Somebody's own pictures, from a folder to a model that plain PyTorch loads; and no other folder is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from shoestring.client import ServiceError
+
+from tests.e2e import witness
+from tests.e2e.service import Service, start
+from tests.soak import pictures
+
+pytestmark = [pytest.mark.timeout(300)]
+
+SIDE = 16
+PER_CLASS = 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Stripes that lie, stand or cross, in any colours, with noise."""
+    draw = np.random.default_rng(1)
+    for name in ("lying", "standing", "crossed"):
+        (tmp_path / "roots" / "stripes" / name).mkdir(parents=True)
+        for number in range(PER_CLASS):
+            period, phase = draw.integers(3, 6), draw.integers(0, 6)
+            stripes = (np.arange(SIDE) + phase) % period < period / 2
+            shape = {"lying": stripes[:, None], "standing": stripes[None, :], "crossed": stripes[:, None] ^ stripes}
+            colours = draw.integers(0, 255, (2, 3))
+            pixels = np.where(np.broadcast_to(shape[name], (SIDE, SIDE))[..., None], colours[0], 255 - colours[0])
+            pixels = np.clip(pixels + draw.integers(-20, 20, pixels.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "roots" / "stripes" / name / f"{number:02d}.png")
+    return tmp_path / "roots" / "stripes"
+
+
+@pytest.fixture
+def service(folder: Path, tmp_path: Path) -> Iterator[Service]:
+    service = start(tmp_path, options=("--budget", "5.00", "--slots", "2", "--data-root", str(folder.parent)))
+    yield service
+    service.stop()
+
+
+def spec(folder: Path) -> dict[str, object]:
+    return {
+        "recipe": "imagefolder/resnet9",
+        "data": {"train": str(folder)},
+        "params": {
+            "epochs": 8, "batch_size": 16, "width": 8, "size": SIDE, "crop": 2, "flip": False, "cutout": 0, "lr": 0.05,
+        },
+        "resources": {"nodes": 2},
+    }  # fmt: skip
+
+
+def test_a_folder_of_pictures_becomes_a_model_that_plain_pytorch_scores_alike(
+    service: Service, folder: Path, tmp_path: Path
+) -> None:
+    job = service.settled(service.client.submit(spec(folder)).id)
+    assert job.end_reason == "succeeded"
+    model = pictures.download(service.client, job.id, tmp_path / "model")
+    card = json.loads((model / "model.json").read_text())
+    assert card["classes"] == ["crossed", "lying", "standing"]
+    assert card["pictures"] == {"train": 96, "held_out": 24, "unreadable": 0}
+    assert job.result is not None
+    assert job.result["val/acc"] > 0.6  # by chance: 0.33
+    assert pictures.score(model, folder) == pytest.approx(job.result["val/acc"], abs=1e-6)
+    witness.require_none_alive(service.data)
+
+
+def test_a_path_outside_the_roots_is_answered_like_one_that_does_not_exist(service: Service, folder: Path) -> None:
+    outside = folder.parent.parent / "outside"
+    for name in ("a", "b"):
+        (outside / name).mkdir(parents=True)
+    (folder.parent / "link").symlink_to(outside)
+    paths = [
+        folder.parent / "missing",
+        outside,
+        outside / "missing",
+        folder.parent / ".." / "outside",
+        folder.parent / "link",
+        folder / "lying" / "00.png",
+    ]
+    answers = []
+    for path in paths:
+        with pytest.raises(ServiceError) as refused:
+            service.client.submit(spec(path))
+        answers.append(json.dumps(refused.value.problem.errors).replace(str(path), "PATH"))
+    assert len(set(answers)) == 1
+    assert "is not a folder that jobs may read" in answers[0]
+    assert not service.client.jobs().jobs
