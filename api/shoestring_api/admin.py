@@ -25,16 +25,22 @@ DEFAULT_BUDGET = "10.00"
 
 def main() -> int:
     options = _options()
-    store = open_store(os.environ["SHOESTRING_DATABASE_URL"])
+    try:
+        print(json.dumps(prepare(os.environ["SHOESTRING_DATABASE_URL"], options)))  # noqa: T201 - the answer
+    except (ShoestringError, ValueError) as refused:
+        print(" ".join(filter(None, (str(refused), getattr(refused, "hint", None)))), file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def prepare(database_url: str, options: argparse.Namespace) -> dict[str, str]:
+    """Bring the database to this version and make what is missing. Raises ShoestringError, ValueError."""
+    store = open_store(database_url)
     try:
         store.migrate()
-        print(json.dumps(store.write(lambda db: bootstrap(db, options))))
-    except (ShoestringError, ValueError) as refused:
-        print(refused, file=sys.stderr)
-        return 1
+        return store.write(lambda db: bootstrap(db, options))
     finally:
         store.close()
-    return 0
 
 
 def bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,3 +127,13 @@ def test_a_started_service_is_ready_in_every_part(service: Service) -> None:
         return ready
 
     until(lambda: set(parts().values()) == {"ok"}, 60, "every part to be ok")
+
+
+def test_a_data_folder_of_a_newer_version_is_refused(service: Service) -> None:
+    assert service.interrupt() == 0
+    with sqlite3.connect(service.data / "store.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    refused = refusal(service.data, "--port", str(servers.free_port()))
+    assert refused.returncode == 2
+    assert "this version of Shoestring knows up to" in refused.stderr
+    assert "Traceback" not in refused.stderr
