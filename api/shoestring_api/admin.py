@@ -26,9 +26,9 @@ DEFAULT_BUDGET = "10.00"
 def main() -> int:
     options = _options()
     try:
-        print(json.dumps(prepare(os.environ["SHOESTRING_DATABASE_URL"], options)))  # noqa: T201 - the answer
+        print(json.dumps(prepare(os.environ["SHOESTRING_DATABASE_URL"], options)))
     except (ShoestringError, ValueError) as refused:
-        print(" ".join(filter(None, (str(refused), getattr(refused, "hint", None)))), file=sys.stderr)  # noqa: T201
+        print(" ".join(filter(None, (str(refused), getattr(refused, "hint", None)))), file=sys.stderr)
         return 1
     return 0
 
