@@ -199,15 +199,16 @@ def test_a_notice_shows_in_the_metadata_at_once_and_the_machine_is_taken_when_it
     machine = cloud.running(user_data={"ignore_term": True, "children": ["daemon"]})
     imds = Imds(machine["metadata"])
     assert imds.get("meta-data/spot/instance-action").status_code == 404
-    cloud.reclaim(machine, 1.5)
-    action = imds.get("meta-data/spot/instance-action").json()
+    cloud.reclaim(machine, 5)
+    shown = until(lambda: (said := imds.get("meta-data/spot/instance-action")).status_code == 200 and said)
+    action = shown.json()
     assert action["action"] == "terminate"
     assert action["time"] == imds.get("meta-data/spot/termination-time").text
     assert cloud.show(machine)["state"] == "running"
     ended = cloud.ended(machine)
     lines = {line["event"]: line for line in journal(machine)}
     assert ended["end_cause"] == "reclaimed"
-    assert lines["notice"]["notice_s"] == 1.5
+    assert lines["notice"]["notice_s"] == 5
     assert 0 <= ended["ended_at"] - lines["notice"]["taken_at"] < 1_500_000
     assert [pid for pid in pids(machine).values() if alive(pid)] == []
     until(lambda: not alive_in(machine["dir"]))
