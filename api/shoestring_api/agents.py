@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from shoestring_core import wire
 from shoestring_core.decide.terms import S
 from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError, TooLarge, Unauthenticated
-from shoestring_core.store import checkpoints, fleet, ingest, rows
+from shoestring_core.store import checkpoints, ingest, rows
 from shoestring_core.store.engine import Write
+from shoestring_core.store.fleet import agents
 from shoestring_core.store.objects import Head
 from shoestring_core.store.tables import Machine
 
@@ -53,7 +54,7 @@ def _machine(service: Here, request: Request) -> Machine:
         raise Unauthenticated("No machine's session was sent.", hint="Send `Authorization: Bearer MACHINE.SESSION`.")
     try:
         with service.store.read() as db:
-            return fleet.authenticate(db, machine_id, session)
+            return agents.authenticate(db, machine_id, session)
     except AgentRefused:
         _alarm(service, machine_id)
         raise
@@ -112,7 +113,7 @@ def redeem(body: wire.Redeem, service: Here) -> wire.Reply:
     token_ok = hmac.compare_digest(expected.encode(), body.boot_token.encode())
     hardware = ingest.plain(body.hardware.model_dump())
     bound = service.store.write(
-        lambda db: fleet.redeem(
+        lambda db: agents.redeem(
             db,
             body.machine,
             token_ok,
@@ -133,17 +134,17 @@ def report(machine: FromMachine, body: Body, service: Here) -> wire.Reply:
 
     The sign of life counts even if the rest is refused.
     """
-    service.reports.write(lambda db: fleet.renew(db, machine.id, service.terms))
+    service.reports.write(lambda db: agents.renew(db, machine.id, service.terms))
     said = _parsed(wire.Report, body)
     _check_protocol(said.protocol)
     if said.notice_at is not None and machine.notice_at is None:
         notice_at = int(min(max(said.notice_at, 0), 2**40) * S)
-        service.store.write(lambda db: fleet.record_notice(db, machine.id, notice_at))
+        service.store.write(lambda db: agents.record_notice(db, machine.id, notice_at))
     if said.batch is not None:
         _accept(service, machine, said.batch)
     if said.member is not None:
         member = said.member
-        service.store.write(lambda db: fleet.report_member(db, machine.id, member))
+        service.store.write(lambda db: agents.report_member(db, machine.id, member))
     return _reply(service, machine.id)
 
 
@@ -210,7 +211,7 @@ def _reply(service: Service, machine_id: UUID) -> wire.Reply:
     with service.store.read() as db:
         machine = db.sql.get_one(Machine, machine_id)
         expires_at = _urls_expire_at(service, machine, db.now)
-        order, etag = fleet.order(db, machine_id, lambda key: service.objects.get_url(key, expires_at))
+        order, etag = agents.order(db, machine_id, lambda key: service.objects.get_url(key, expires_at))
         next_upload = checkpoints.uploads(db, machine_id)
         now = db.now
     every = REPORT_WATCHED_S if service.wake.watched(machine.job) else REPORT_S

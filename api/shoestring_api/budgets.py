@@ -9,8 +9,9 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
-from shoestring_core.store import fleet, ledger, rows
+from shoestring_core.store import ledger, rows
 from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import Account
 
 from shoestring_api import views
@@ -51,7 +52,7 @@ def set_limit(
         if account.kind == "org" and len(rows.teams(db)) > 1:
             raise Forbidden("The organisation's budget belongs to several teams.", hint="Set the team's instead.")
         if limit is None or (account.limit_micro is not None and limit > account.limit_micro):
-            fleet.resume_paused_below(db, account.id, caller.actor)
+            gangs.resume_paused_below(db, account.id, caller.actor)
         after = ledger.set_limit(
             db, account.id, limit, actor=caller.actor, reason=body.reason[:500], if_version=version
         )

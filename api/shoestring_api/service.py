@@ -15,8 +15,9 @@ from fastapi import Depends, Header, Request, Response
 from shoestring_core import rest
 from shoestring_core.decide.terms import S, Terms
 from shoestring_core.errors import Forbidden, Unauthenticated, Unavailable
-from shoestring_core.store import fleet, people
+from shoestring_core.store import people
 from shoestring_core.store.engine import Read, Store, Write, open_store
+from shoestring_core.store.fleet import services
 from shoestring_core.store.groupcommit import GroupCommit
 from shoestring_core.store.objects import Objects, open_objects
 from shoestring_core.store.people import Principal
@@ -90,7 +91,7 @@ class Service:
         gap = self.terms.lease // 2
         while True:
             try:
-                await asyncio.to_thread(self.store.write, lambda db: fleet.service_seen(db, "api", gap))
+                await asyncio.to_thread(self.store.write, lambda db: services.seen(db, "api", gap))
             except Unavailable as error:
                 log.warning("the heartbeat could not be written: %s", error)
             await asyncio.sleep(BEAT_S)

@@ -24,8 +24,9 @@ from shoestring_core import rest, wire
 from shoestring_core.decide import schedule
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import Seen
-from shoestring_core.store import fleet, people
+from shoestring_core.store import people
 from shoestring_core.store.engine import Store, Write
+from shoestring_core.store.fleet import facts, launches, planning
 
 from tests.servers import free_port, until
 
@@ -91,17 +92,17 @@ class Deployment:
         terms = self.service.terms
 
         def plan(db: Write) -> list[UUID]:
-            snapshot = fleet.snapshot(db, terms)
+            snapshot = planning.snapshot(db, terms)
             starts = schedule.plan(snapshot, [OFFER], db.now, terms).starts
             start = next(start for start in starts if start.job == job)
-            machines = fleet.apply_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")
+            machines = planning.apply_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")
             assert machines is not None
             return machines
 
         def call(db: Write, machine: UUID) -> None:
-            assert fleet.begin_call(db, machine, terms) is not None
+            assert launches.begin_call(db, machine, terms) is not None
             seen = Seen("local", "local", f"lm-{machine.hex[-17:]}", str(machine), {}, "running", db.now)
-            fleet.record_launch(db, machine, seen, terms)
+            facts.record(db, machine, seen, terms)
 
         machines = self.store.write(plan)
         for machine in machines:

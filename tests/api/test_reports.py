@@ -10,7 +10,7 @@ from uuid import UUID
 
 from shoestring_core import money
 from shoestring_core.decide import funding
-from shoestring_core.store import fleet
+from shoestring_core.store.fleet import billing, gangs
 from shoestring_core.store.tables import Generation, Job, Machine
 from sqlalchemy import update
 
@@ -21,7 +21,7 @@ def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(here: Depl
     job, (agent,) = here.running()
     agent.points(range(1, 9))
     assert agent.checkpoint(5, {"model": b"abc"}).json()["moved"]
-    here.store.write(lambda db: fleet.open_generation(db, job, 1, "a rank died"))
+    here.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
     agent.report(member={"generation": 2, "state": "ready", "port": 29501})
     agent.points(range(6, 8), generation=2)
     merged = here.member.get(f"/v1/jobs/{job}/metrics").json()
@@ -43,7 +43,7 @@ def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(here: Depl
 def test_late_points_of_an_older_generation_are_history(here: Deployment) -> None:
     job, (agent,) = here.running()
     agent.points(range(1, 4))
-    here.store.write(lambda db: fleet.open_generation(db, job, 1, "a rank died"))
+    here.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
     agent.report(member={"generation": 2, "state": "ready", "port": 29501})
     agent.points(range(1, 3), generation=2)
     agent.points(range(4, 6), generation=1)
@@ -174,7 +174,7 @@ def test_cost_is_machine_time_by_the_providers_clock(here: Deployment) -> None:
         connection.execute(update(Machine).where(Machine.id == agent.machine).values(**gone))
     shown = here.job(job).cost
     assert (shown.running.amount, shown.spent.amount, shown.on_demand.amount) == ("0.158", "0.00", "0.526")
-    while here.store.write(lambda db: fleet.settle_machine(db, agent.machine)):
+    while here.store.write(lambda db: billing.settle_machine(db, agent.machine)):
         pass
     report = here.member.get(f"/v1/jobs/{job}/cost").json()
     assert (report["cost"]["running"]["amount"], report["cost"]["spent"]["amount"]) == ("0.00", "0.158")

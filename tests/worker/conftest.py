@@ -12,8 +12,9 @@ import pytest
 from shoestring_core import spec, wire
 from shoestring_core.decide.schedule import smallest_hold
 from shoestring_core.decide.terms import S, Terms
-from shoestring_core.store import checkpoints, fleet, jobs, ledger, people
+from shoestring_core.store import checkpoints, jobs, ledger, people
 from shoestring_core.store.engine import Read, Store, open_store
+from shoestring_core.store.fleet import agents, gangs, services
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import Generation, Job, Machine, Transfer
 from shoestring_worker.cloud.sim import SimCloud
@@ -63,7 +64,7 @@ class World:
     def budget(self, limit: int | None) -> None:
         def grant(db):
             account = ledger.team_account(db, self.admin.team).id
-            fleet.resume_paused_below(db, account, "admin")
+            gangs.resume_paused_below(db, account, "admin")
             ledger.set_limit(db, account, limit, actor="admin", reason="test")
 
         self.store.write(grant)
@@ -72,7 +73,7 @@ class World:
 
     def tick(self, seconds: float = 0) -> None:
         self.clock.pass_(seconds)
-        self.store.write(lambda db: fleet.service_seen(db, "api", 10**15))
+        self.store.write(lambda db: services.seen(db, "api", 10**15))
         self.engine.tick()
 
     # What agents do.
@@ -82,12 +83,12 @@ class World:
             if machine.state in ("calling", "up") and machine.session_hash is None:
                 secret = wire.session_hash(f"session {machine.id}")
                 self.store.write(
-                    lambda db, m=machine.id, s=secret: fleet.redeem(db, m, True, s, "127.0.0.1", {}, self.terms)
+                    lambda db, m=machine.id, s=secret: agents.redeem(db, m, True, s, "127.0.0.1", {}, self.terms)
                 )
 
     def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:
         word = wire.Member(generation=generation, state=state, **more)
-        return self.store.write(lambda db: fleet.report_member(db, machine, word))
+        return self.store.write(lambda db: agents.report_member(db, machine, word))
 
     def form(self, job: UUID) -> int:
         """All living machines redeem and get ready; returns the generation that formed."""
@@ -112,7 +113,7 @@ class World:
 
     def report(self, job: UUID) -> None:
         for machine in self.alive(job):
-            self.store.write(lambda db, m=machine.id: fleet.renew(db, m, self.terms))
+            self.store.write(lambda db, m=machine.id: agents.renew(db, m, self.terms))
 
     def commit(self, machine: UUID, generation: int, step: int, reason: str = "periodic", nonce: str = "") -> bool:
         if not nonce:
@@ -156,7 +157,7 @@ class World:
 
     def order(self, machine: UUID) -> wire.Order:
         with self.store.read() as db:
-            return fleet.order(db, machine, lambda key: f"http://objects/{key}")[0]
+            return agents.order(db, machine, lambda key: f"http://objects/{key}")[0]
 
     def transfers(self) -> list[Transfer]:
         with self.store.read() as db:
@@ -174,7 +175,7 @@ def world(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     store = open_store(database_url)
     store.migrate()
     admin = store.write(lambda db: people.ensure_admin(db, "org", "vision", "ann"))
-    store.write(lambda db: fleet.service_seen(db, "api", 0))
+    store.write(lambda db: services.seen(db, "api", 0))
     clock.pass_(60)
     cloud, objects, terms = (
         SimCloud(clock),

@@ -16,7 +16,8 @@ import pytest
 from shoestring_core import money
 from shoestring_core.decide.terms import S
 from shoestring_core.errors import AgentRefused, InvalidRequest
-from shoestring_core.store import fleet, ledger
+from shoestring_core.store import ledger
+from shoestring_core.store.fleet import agents, records, services
 from shoestring_core.store.tables import Account, Attempt, Checkpoint, Generation, Machine
 from sqlalchemy import select, update
 
@@ -112,7 +113,7 @@ class Drama:
 
     def _moment(self) -> None:
         self.world.clock.pass_(self.dice.choice((0.3, 1, 1, 2)))
-        self.world.store.write(lambda db: fleet.service_seen(db, "api", 10**15))
+        self.world.store.write(lambda db: services.seen(db, "api", 10**15))
         for _ in range(self.dice.choice((0, 1, 1, 2))):
             self.dice.choice(self.engines).tick()
         self._meet_new_machines()
@@ -141,9 +142,9 @@ class Drama:
         if row.session_hash is None:
             world.redeem(agent.job)
             return None
-        world.store.write(lambda db: fleet.renew(db, agent.id, world.terms))
+        world.store.write(lambda db: agents.renew(db, agent.id, world.terms))
         if agent.notice is not None and row.notice_at is None:
-            world.store.write(lambda db: fleet.record_notice(db, agent.id, agent.notice))
+            world.store.write(lambda db: agents.record_notice(db, agent.id, agent.notice))
         order = world.order(agent.id)
         if agent.running and agent.running == order.generation and (order.kind == "drain" or agent.notice is not None):
             self._drain(agent)
@@ -191,7 +192,7 @@ class Drama:
 
     def _checkpoint(self, job: UUID, generation: int, reason: str) -> None:
         with self.world.store.read() as db:
-            members = fleet._members(db, job, generation)
+            members = records.members(db, job, generation)
         if members and self.steps[job]:
             try:
                 self.world.commit(members[0].machine, generation, self.steps[job], reason)

@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 from shoestring_core import money
 from shoestring_core.decide.terms import S
-from shoestring_core.store import fleet, jobs, ledger
+from shoestring_core.store import jobs, ledger
+from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import Account, Attempt, Event, Generation, Hold, Price
 from sqlalchemy import select
 
@@ -96,7 +97,7 @@ def test_a_reclaimed_gang_goes_on_from_its_checkpoint_in_a_new_attempt(world: Wo
     generation = world.form(job)
     first, second = world.alive(job)
     world.train(job, 40)
-    world.store.write(lambda db: fleet.record_notice(db, second.id, world.clock.now + 10 * S))
+    world.store.write(lambda db: agents.record_notice(db, second.id, world.clock.now + 10 * S))
     world.exits(second.id, generation, "drained", rank=1)
     world.tick(1)
     assert world.job(job).state == "running"  # rank 0's machine is still uploading

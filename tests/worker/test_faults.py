@@ -13,7 +13,8 @@ from shoestring_core.decide.reconcile import Seen
 from shoestring_core.decide.schedule import plan
 from shoestring_core.decide.terms import S
 from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest, PointsMissing, StaleTransition
-from shoestring_core.store import checkpoints, fleet, jobs, ledger
+from shoestring_core.store import checkpoints, jobs, ledger
+from shoestring_core.store.fleet import agents, facts, planning, services
 from shoestring_core.store.tables import Account, Checkpoint, Event, Machine
 from shoestring_worker.cloud.base import Intent
 from shoestring_worker.cloud.sim import SimCloud
@@ -181,7 +182,7 @@ def test_a_machine_that_renewed_in_time_is_not_ended_by_a_late_decision(world: W
     (machine,) = world.alive(job)
     world.clock.pass_(31)
     world.report(job)  # between the reconciler's reading and its writing
-    assert not world.store.write(lambda db: fleet.begin_end(db, machine.id, "silent", lease=True))
+    assert not world.store.write(lambda db: facts.begin_end(db, machine.id, "silent", lease=True))
     assert world.machines(job)[0].state == "up"
 
 
@@ -190,7 +191,7 @@ def test_silence_does_not_count_while_the_service_itself_was_silent(world: World
     world.tick()
     world.form(job)
     world.clock.pass_(31)
-    world.store.write(lambda db: fleet.service_seen(db, "api", 15 * S))
+    world.store.write(lambda db: services.seen(db, "api", 15 * S))
     world.engine.tick()
     assert len(world.cloud.alive()) == 1
 
@@ -216,12 +217,12 @@ def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_
 def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = fleet.snapshot(db, world.terms)
+        snapshot = planning.snapshot(db, world.terms)
     (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
 
     def apply() -> object:
         return world.store.write(
-            lambda db: fleet.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+            lambda db: planning.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
         )
 
     assert apply() is not None
@@ -232,11 +233,13 @@ def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
 def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = fleet.snapshot(db, world.terms)
+        snapshot = planning.snapshot(db, world.terms)
     (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
-        world.store.write(lambda db: fleet.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d"))
+        world.store.write(
+            lambda db: planning.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+        )
     with world.store.read() as db:
         assert db.sql.scalars(select(Account.held).where(Account.kind == "org")).one() == 0
 
@@ -276,7 +279,7 @@ def test_the_last_two_agents_to_redeem_at_once_open_one_generation(world: World)
 
     def redeem(machine: UUID) -> None:
         secret = wire.session_hash(f"session {machine}")
-        world.store.write(lambda db: fleet.redeem(db, machine, True, secret, "127.0.0.1", {}, world.terms))
+        world.store.write(lambda db: agents.redeem(db, machine, True, secret, "127.0.0.1", {}, world.terms))
 
     threads = [threading.Thread(target=redeem, args=(machine.id,)) for machine in world.alive(job)]
     for thread in threads:
@@ -298,7 +301,7 @@ def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_a
     def redeem(secret: str, token_ok: bool = True) -> Machine | None:
         hashed = wire.session_hash(secret)
         return world.store.write(
-            lambda db: fleet.redeem(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.terms)
+            lambda db: agents.redeem(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.terms)
         )
 
     assert redeem("forged", token_ok=False) is None
@@ -306,10 +309,10 @@ def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_a
     assert redeem("mine") is not None
     assert redeem("another") is None
     with world.store.read() as db:
-        assert fleet.authenticate(db, machine.id, "mine").id == machine.id
+        assert agents.authenticate(db, machine.id, "mine").id == machine.id
         for wrong in ("another", "", "forged"):
             with pytest.raises(AgentRefused):
-                fleet.authenticate(db, machine.id, wrong)
+                agents.authenticate(db, machine.id, wrong)
         assert db.sql.scalar(select(func.count()).select_from(Event).where(Event.kind == "alarm")) == 2
 
 
@@ -430,11 +433,13 @@ def test_an_idle_service_asks_the_provider_only_now_and_then(world: World):
 def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = fleet.snapshot(db, world.terms)
+        snapshot = planning.snapshot(db, world.terms)
     (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
     world.budget(1)
     with pytest.raises(BudgetExceeded):
-        world.store.write(lambda db: fleet.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d"))
+        world.store.write(
+            lambda db: planning.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+        )
     assert world.machines(job) == []
     assert world.job(job).state == "queued"
     with world.store.read() as db:

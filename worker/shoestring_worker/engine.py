@@ -25,9 +25,10 @@ from shoestring_core.decide.schedule import plan
 from shoestring_core.decide.terms import Terms
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, Unavailable, WrongState
 from shoestring_core.states import Want
-from shoestring_core.store import checkpoints, fleet, jobs, ledger
+from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.engine import Committed, Store, Write
-from shoestring_core.store.fleet import Unfinished, Work
+from shoestring_core.store.fleet import billing, facts, gangs, launches, planning, services
+from shoestring_core.store.fleet.work import Unfinished, Work, find_work
 from shoestring_core.store.objects import Objects
 
 from shoestring_worker.cloud.base import Cloud, Intent, Refused, Unknown
@@ -100,7 +101,7 @@ class Engine:
     def launch(self, machine: UUID) -> None:
         """Rent one machine. Whoever else launches it gets the same one, or finds that it's being done."""
         begun = self.monotonic()
-        order = self._write(fleet.begin_call, machine, self.terms)
+        order = self._write(launches.begin_call, machine, self.terms)
         if order is None:
             return
         if (self.monotonic() - begun) * 1e6 > self.terms.call / 5:
@@ -120,12 +121,12 @@ class Engine:
         try:
             seen = self.cloud.launch(intent)
         except Refused as refused:
-            self._write(fleet.record_refusal, order, refused.code, str(refused))
+            self._write(launches.record_refusal, order, refused.code, str(refused))
         except Unknown as unknown:
             log.warning("launch of %s: %s", machine, unknown)
-            self._write(fleet.record_unknown, order)
+            self._write(launches.record_unknown, order)
         else:
-            self._write(fleet.record_facts, machine, seen, self.terms)
+            self._write(facts.record, machine, seen, self.terms)
 
     def close(self) -> None:
         self._launchers.shutdown(wait=False, cancel_futures=True)
@@ -159,7 +160,7 @@ class Engine:
             log.warning("%s: %s", step.__name__.strip("_"), failure)
 
     def _show_life(self) -> None:
-        self._write(fleet.service_seen, "worker", int(3 * SWEEP_S * 1e6))
+        self._write(services.seen, "worker", int(3 * SWEEP_S * 1e6))
 
     def _audit(self) -> None:
         """Totals that differ from the sums of their lines are a defect of ours: say so, change nothing."""
@@ -177,7 +178,7 @@ class Engine:
             listed_at = db.now
         seen = self.cloud.list()
         with self.store.read() as db:
-            rows, leases = fleet.rows(db), fleet.leases_count(db, self.terms)
+            rows, leases = facts.rows(db), services.leases_count(db, self.terms)
         rows = [replace(row, missed_since=self._missed.get(row.id)) for row in rows]
         actions = reconcile(rows, seen, self.deployment, listed_at, leases, self.terms)
         missed = {action.machine for action in actions if isinstance(action, Missed)}
@@ -191,26 +192,26 @@ class Engine:
     def _apply(self, action: Action, listed_at: int) -> None:
         match action:
             case Record(machine, seen):
-                self._write(fleet.record_facts, machine, seen, self.terms)
+                self._write(facts.record, machine, seen, self.terms)
             case Void(machine, reason):
-                self._write(fleet.void, machine, reason, listed_at, self.terms)
+                self._write(launches.void, machine, reason, listed_at, self.terms)
             case Infer(machine):
-                self._write(fleet.infer_gone, machine)
+                self._write(facts.infer_gone, machine)
             case End(provider_id, None, reason):
                 log.warning("machine %s: %s; ending it", provider_id, reason)
                 self.cloud.terminate(provider_id)
             case End(provider_id, UUID() as machine, reason, lease):
-                if self._write(fleet.begin_end, machine, reason, lease=lease):
+                if self._write(facts.begin_end, machine, reason, lease=lease):
                     self.cloud.terminate(provider_id)
 
     def _wind_down(self, work: Work) -> None:
         """Begin the end of attempts whose job was stopped; close those whose machines are all gone."""
         for one in work.attempts:
             if one.attempt.state == "open" and one.job.state == "stopping":
-                self._write(fleet.begin_stopping, one.job.id)
+                self._write(gangs.begin_stopping, one.job.id)
             elif one.attempt.state == "closing" and not one.alive:
                 self._adopt_stranded(one)
-                self._write(fleet.finish_attempt, one.job.id, one.attempt.no)
+                self._write(gangs.finish_attempt, one.job.id, one.attempt.no)
 
     def _adopt_stranded(self, one: Unfinished) -> None:
         """A machine may have died between its upload and its word of it: look where that would lie."""
@@ -242,21 +243,21 @@ class Engine:
                 continue
             generation = one.generation.no if one.generation else None
             try:
-                self._write(fleet.carry_out, one.job.id, one.attempt.no, generation, verdict)
+                self._write(gangs.carry_out, one.job.id, one.attempt.no, generation, verdict)
             except StaleTransition as stale:
                 log.info("%s", stale)
 
     def _plan(self) -> None:
         """Start who is next and can be paid for; write down why the others wait."""
         with self.store.read() as db:
-            snapshot, now = fleet.snapshot(db, self.terms), db.now
+            snapshot, now = planning.snapshot(db, self.terms), db.now
         if not snapshot.queue:
             return
         decided = plan(snapshot, self._offers(), now, self.terms)
         for epoch, start in enumerate(decided.starts, snapshot.epoch):
             try:
                 applied = self._write(
-                    fleet.apply_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
+                    planning.apply_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
                 )
             except (StaleTransition, BudgetExceeded) as changed:
                 log.info("the plan is out of date: %s", changed)
@@ -265,7 +266,7 @@ class Engine:
             if applied is None:
                 return  # another worker planned since; its plan stands
         if decided.waits:
-            self._write(fleet.apply_waits, decided.waits)
+            self._write(planning.apply_waits, decided.waits)
 
     def _refill(self, work: Work) -> None:
         """Ask again for slots whose machine was refused, a little later each time."""
@@ -278,7 +279,7 @@ class Engine:
                     break
                 try:
                     self._write(
-                        fleet.refill,
+                        planning.refill,
                         one.job.id,
                         one.attempt.no,
                         slot,
@@ -292,7 +293,7 @@ class Engine:
 
     def _launch(self) -> None:
         with self.store.read() as db:
-            machines = fleet.to_launch(db)
+            machines = launches.to_launch(db)
         for machine in machines[LAUNCHES_AT_ONCE:]:
             self.offload(machine)
         calls = [self._launchers.submit(self.launch, machine) for machine in machines[:LAUNCHES_AT_ONCE]]
@@ -305,8 +306,8 @@ class Engine:
         if not wanted:
             return
         with self.store.read() as db:
-            held = fleet.fundings(db, [machine.id for one in wanted for machine in one.machines])
-            red = fleet.overdrawn(db, [one.job.id for one in wanted])
+            held = billing.fundings(db, [machine.id for one in wanted for machine in one.machines])
+            red = billing.overdrawn(db, [one.job.id for one in wanted])
         for one in wanted:
             if name := red.get(one.job.id):
                 self._out_of_money(one, f"The budget of {name} is overdrawn.")
@@ -317,8 +318,8 @@ class Engine:
 
     def _extend(self, one: Unfinished, machine: UUID) -> None:
         try:
-            self._write(fleet.post_cost, machine)
-            self._write(fleet.fund, machine, self.terms)
+            self._write(billing.post_cost, machine)
+            self._write(billing.fund, machine, self.terms)
         except BudgetExceeded as short:
             self._out_of_money(one, short.message)
         except StaleTransition:
@@ -336,18 +337,18 @@ class Engine:
 
     def _settle(self, work: Work) -> None:
         for machine in work.unbilled:
-            self._write(fleet.settle_machine, machine)
+            self._write(billing.settle_machine, machine)
         for job in work.unsettled:
-            self._write(fleet.settle_job, job)
+            self._write(billing.settle_job, job)
 
     def _work(self) -> Work:
         with self.store.read() as db:
-            return fleet.work(db)
+            return find_work(db)
 
     def _offers(self) -> list[Offer]:
         offers = self.cloud.offers()
         if offers != self._prices:
-            self._write(fleet.record_prices, offers)
+            self._write(planning.record_prices, offers)
             self._prices = offers
         return offers
 

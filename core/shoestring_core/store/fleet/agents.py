@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agents on the machines: their sessions, what they say, and what they are told to do."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Update, select, update
+
+from shoestring_core import wire
+from shoestring_core.decide import orders
+from shoestring_core.decide.terms import Terms
+from shoestring_core.errors import AgentRefused
+from shoestring_core.spec import JobSpec
+from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
+from shoestring_core.store import jobs
+from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.fleet import gangs, records
+from shoestring_core.store.tables import Checkpoint, Generation, Job, Machine, Member
+
+
+def redeem(
+    db: Write, machine_id: UUID, token_ok: bool, session_hash: str, address: str, hardware: dict[str, Any], terms: Terms
+) -> Machine | None:
+    """Bind a machine's session: the first wins, the same again succeeds. None: refused, and the team is alarmed.
+
+    Commit either way, then answer None with AgentRefused. The gang's first generation opens when its last slot redeems.
+    Raises AgentRefused for a machine that doesn't exist.
+    """
+    found = db.sql.get(Machine, machine_id)
+    if found is None:
+        raise AgentRefused("No such machine.")
+    job = records.claim(db, found.job)
+    bind = update(Machine).where(
+        Machine.id == machine_id, Machine.session_hash.is_(None), Machine.state.in_(("calling", "up"))
+    )
+    # The job's row is ours now: whoever redeems for the same gang at this moment comes before or after.
+    machine = records.machine(db, machine_id)
+    fresh = machine.session_hash is None and machine.state in ("calling", "up")
+    if not token_ok or not (fresh or hmac.compare_digest(machine.session_hash or "", session_hash)):
+        why = "a wrong boot token" if not token_ok else "a second session secret"
+        db.event(
+            team=job.team_id,
+            kind="alarm",
+            actor="agent",
+            reason=f"Refused {why} for a machine.",
+            job=job.id,
+            attempt=machine.attempt,
+            ref=str(machine_id),
+        )
+        return None
+    if not fresh:
+        return machine
+    attempt = records.attempt(db, job.id, machine.attempt)
+    others = [row for row in records.gang(db, job.id, attempt.no) if row.id != machine_id]
+    size = JobSpec.from_stored(job.spec).resources.nodes
+    complete = len(others) == size - 1 and all(
+        row.redeemed_at is not None and row.state in ("calling", "up") for row in others
+    )
+    if complete and records.wanted(job, attempt):
+        gangs.open_generation(db, job.id, attempt.no, "the gang is complete")
+    records.touched(
+        db,
+        bind.values(
+            session_hash=session_hash,
+            redeemed_at=db.now,
+            address=address,
+            hardware=hardware,
+            last_report_at=db.now,
+            alive_until=db.now + terms.lease,
+        ),
+    )
+    records.machine_event(db, job, attempt.no, machine_id, "redeemed")
+    return records.machine(db, machine_id)
+
+
+def authenticate(db: Read, machine_id: UUID, session: str) -> Machine:
+    """The machine whose session this is. Raises AgentRefused."""
+    machine = db.sql.get(Machine, machine_id)
+    if machine is None or not hmac.compare_digest(machine.session_hash or "", wire.session_hash(session)):
+        raise AgentRefused("This is not the session of that machine.")
+    return machine
+
+
+def renew(db: Write, machine_id: UUID, terms: Terms) -> Machine:
+    """A sign of life. Writes the machine's row alone; what is ending is not brought back."""
+    renewed = update(Machine).where(Machine.id == machine_id, Machine.state.in_(("calling", "up")))
+    records.touched(db, renewed.values(last_report_at=db.now, alive_until=db.now + terms.lease))
+    return records.machine(db, machine_id)
+
+
+def record_notice(db: Write, machine_id: UUID, at: int) -> None:
+    """The provider told the machine that it will be taken at `at` (µs UTC by the machine's clock)."""
+    machine = records.machine(db, machine_id)
+    noticed = update(Machine).where(Machine.id == machine_id, Machine.notice_at.is_(None))
+    if records.touched(db, noticed.values(notice_at=at)):
+        records.machine_event(db, records.job(db, machine.job), machine.attempt, machine_id, "notice")
+        db.hint()
+
+
+def report_member(db: Write, machine_id: UUID, said: wire.Member) -> bool:
+    """What a machine says about its part in a generation. True: the generation formed by it, so all orders changed.
+
+    What is said about an older generation is kept, and moves nothing.
+    """
+    machine = records.machine(db, machine_id)
+    job = records.claim(db, machine.job)
+    member = db.sql.scalar(
+        select(Member).where(Member.job == job.id, Member.generation == said.generation, Member.machine == machine_id)
+    )
+    if member is None:
+        return False
+    if said.state == "ready" and member.ready_at is None and said.generation == job.generation:
+        return _ready(db, job, member, said.port)
+    if said.state == "exited" and member.exited_at is None:
+        exits = [end.model_dump(mode="json") for end in said.exits]
+        records.touched(db, _of(member).where(Member.exited_at.is_(None)).values(exited_at=db.now, exits=exits))
+        db.event(
+            team=job.team_id,
+            kind="generation",
+            actor="agent",
+            job=job.id,
+            attempt=machine.attempt,
+            generation=said.generation,
+            ref=str(machine_id),
+            reason="; ".join(sorted({end.outcome for end in said.exits})),
+            data={"state": "exited", "exits": exits},
+        )
+        db.hint()
+    return False
+
+
+def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], reason: str = "") -> tuple[wire.Order, str]:
+    """What the service wants of the machine now, and an etag that changes when that does (not when a URL is signed).
+
+    get_url    signs an object's key for download
+    """
+    machine = records.machine(db, machine_id)
+    job, attempt = records.job(db, machine.job), records.attempt(db, machine.job, machine.attempt)
+    generation = db.sql.get(Generation, (job.id, job.generation))
+    members = records.members(db, job.id, job.generation) if generation and generation.attempt == attempt.no else []
+    mine = next((member for member in members if member.machine == machine_id), None)
+    directive = orders.order_for(
+        orders.Standing(
+            machine=MachineState(machine.state),
+            job=JobState(job.state),
+            current=machine.attempt == job.attempt,
+            attempt=AttemptState(attempt.state),
+            generation=job.generation,
+            part=orders.Part(GenerationState(generation.state), mine.exited_at is not None)
+            if mine and generation
+            else None,
+            reason=reason or job.want_reason or attempt.reason or "",
+        )
+    )
+    run = None
+    if directive.kind == "run" and mine and generation:
+        run = _run(db, job, generation, mine, len(members), get_url)
+    tag = f"{machine_id}:{machine.attempt}:{directive.kind}:{directive.generation}"
+    etag = hashlib.sha256(tag.encode()).hexdigest()[:16]
+    return wire.Order(kind=directive.kind, generation=directive.generation, reason=directive.reason, run=run), etag
+
+
+def _ready(db: Write, job: Job, member: Member, port: int | None) -> bool:
+    generation = db.sql.get(Generation, (job.id, member.generation))
+    if generation is None or generation.state != GenerationState.FORMING:
+        return False
+    others = [row for row in records.members(db, job.id, generation.no) if row.node_rank != member.node_rank]
+    complete = all(row.ready_at is not None for row in others)
+    attempt = records.attempt(db, job.id, generation.attempt)
+    if complete and records.wanted(job, attempt):
+        _form(db, job, generation, [*others, member], {member.node_rank: port})
+    records.touched(db, _of(member).where(Member.ready_at.is_(None)).values(ready_at=db.now, port=port))
+    return complete
+
+
+def _form(db: Write, job: Job, generation: Generation, members: list[Member], ports: dict[int, int | None]) -> None:
+    first = min(members, key=lambda row: row.node_rank)
+    address = records.machine(db, first.machine).address
+    port = ports.get(first.node_rank, first.port)
+    if job.state == JobState.LAUNCHING:
+        jobs.transition(db, job, JobState.RUNNING, actor="fleet", reason=f"generation {generation.no} formed")
+    forming = update(Generation).where(
+        Generation.job == job.id, Generation.no == generation.no, Generation.state == "forming"
+    )
+    records.touched(db, forming.values(state=GenerationState.FORMED, master=f"{address}:{port}", formed_at=db.now))
+    records.generation_event(db, job, generation.no, generation.attempt, "formed")
+    db.hint()
+
+
+def _run(
+    db: Read, job: Job, generation: Generation, mine: Member, nodes: int, get_url: Callable[[str], str]
+) -> wire.Run:
+    address, _, port = (generation.master or ":0").rpartition(":")
+    start = db.sql.get(Checkpoint, generation.start_checkpoint) if generation.start_checkpoint else None
+    resume = None
+    if start is not None:
+        resume = wire.Resume(
+            step=start.step,
+            data_url=get_url(f"{start.object_key}/data"),
+            manifest_url=get_url(f"{start.object_key}/manifest.json"),
+            manifest_sha256=start.manifest_sha,
+        )
+    return wire.Run(
+        node_rank=mine.node_rank,
+        nnodes=nodes,
+        nproc=mine.nproc,
+        master_addr=address,
+        master_port=int(port),
+        task=_task(job, generation.no),
+        resume=resume,
+    )
+
+
+AUTO_CHECKPOINT_S = 15.0
+"""`checkpoint.every: auto`. Young's rule would wait longer; what is lost with a machine weighs more on short jobs."""
+
+
+def _task(job: Job, generation: int) -> dict[str, Any]:
+    """The task of a generation's ranks: task.json without local paths."""
+    spec = JobSpec.from_stored(job.spec)
+    every = spec.checkpoint.every
+    return {
+        "format": 1,
+        "job": str(job.id),
+        "generation": generation,
+        "recipe": spec.recipe,
+        "params": spec.params,
+        "data": {"train": spec.data.train, "format": spec.data.format} if spec.data else None,
+        "seed": spec.params.get("seed", 0),
+        "precision": spec.params.get("precision", "auto"),
+        "resume": None,
+        "init": None,
+        "checkpoint": {"every_s": AUTO_CHECKPOINT_S if isinstance(every, str) else every, "every_steps": None},
+        "goal": spec.goal.model_dump(mode="json", include={"metric", "reach", "then"}) if spec.goal else None,
+    }
+
+
+def _of(member: Member) -> Update:
+    return update(Member).where(
+        Member.job == member.job, Member.generation == member.generation, Member.node_rank == member.node_rank
+    )

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The money of machines: holds extended, costs posted, final bills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from sqlalchemy import exists, select, update
+
+from shoestring_core.decide import bill, funding
+from shoestring_core.decide.terms import Terms
+from shoestring_core.store import ledger
+from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.fleet import records
+from shoestring_core.store.tables import Account, Attempt, Hold, Job, Machine
+
+
+def fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.Funding]:
+    """The open holds of machines."""
+    held = db.sql.scalars(select(Hold).where(Hold.machine.in_(list(machines)), Hold.state == "open"))
+    return {
+        row.machine: funding.Funding(row.rate_cap, row.amount - row.consumed, row.funded_until)
+        for row in held
+        if row.funded_until is not None
+    }
+
+
+def fund(db: Write, machine_id: UUID, terms: Terms) -> bool:
+    """Extend a machine's hold, if that is due; post its cost first. The agent hears of it after the commit.
+
+    Raises BudgetExceeded: then nothing is changed, and its job must be wound down.
+    """
+    machine = records.machine(db, machine_id)
+    job, attempt = records.job(db, machine.job), records.attempt(db, machine.job, machine.attempt)
+    now = fundings(db, [machine_id]).get(machine_id)
+    if now is None or not records.wanted(job, attempt) or machine.state not in ("planned", "calling", "up"):
+        return False
+    due = funding.extension(now, db.now, terms)
+    if due is None:
+        return False
+    funded = update(Machine).where(Machine.id == machine_id, Machine.funded_until == now.funded_until)
+    if not records.touched(db, funded.values(funded_until=due.funded_until)):
+        return False
+    ledger.extend_hold(db, machine_id, due.more, due.funded_until, seen_until=now.funded_until)
+    return True
+
+
+def post_cost(db: Write, machine_id: UUID) -> None:
+    """Post what a living machine has cost so far, as far as its hold covers it."""
+    machine = records.machine(db, machine_id)
+    if machine.state in ("up", "ending"):
+        ledger.settle(db, machine_id, bill.bill(evidence(machine), db.now), final=False)
+
+
+def overdrawn(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Jobs that draw on an account in overdraft, and its name: their machines can't be funded any further."""
+    red = {row.id: row for row in db.sql.scalars(select(Account).where(Account.overdraft > 0))}
+    if not red:
+        return {}
+    accounts = {
+        row.id: row for row in db.sql.scalars(select(Account).where(Account.kind.in_(("org", "team", "member", "job"))))
+    }
+    leaves = {row.owner: row for row in accounts.values() if row.kind == "job"}
+    names: dict[UUID, str] = {}
+    for job in job_ids:
+        if leaf := leaves.get(str(job)):
+            short = next((red[account] for account in records.account_path(leaf, accounts) if account in red), None)
+            if short is not None:
+                names[job] = ledger.title(db, short)
+    return names
+
+
+def settle_machine(db: Write, machine_id: UUID) -> bool:
+    """The final bill of a machine that is gone, once. A transaction of its own: it may make an overdraft."""
+    billed = update(Machine).where(Machine.id == machine_id, Machine.state == "gone", Machine.billed_at.is_(None))
+    if not records.touched(db, billed.values(billed_at=db.now)):
+        return False
+    machine = records.machine(db, machine_id)
+    job, lines = records.job(db, machine.job), bill.bill(evidence(machine), db.now)
+    ledger.settle(db, machine_id, lines, final=True)
+    db.event(
+        team=job.team_id,
+        kind="cost",
+        actor="fleet",
+        job=job.id,
+        attempt=machine.attempt,
+        ref=str(machine_id),
+        reason="; ".join(line.text for line in lines) or "it never ran",
+        data={"state": "billed"},
+    )
+    db.hint()
+    return True
+
+
+def settle_job(db: Write, job_id: UUID) -> bool:
+    """A job that has ended is settled once each of its machines is billed or was never bought."""
+    unpaid = exists(
+        select(Machine.id).where(Machine.job == job_id, Machine.state != "void", Machine.billed_at.is_(None))
+    )
+    unclosed = exists(select(Attempt.no).where(Attempt.job == job_id, Attempt.state != "closed"))
+    job = records.job(db, job_id)
+    settled = update(Job).where(Job.id == job_id, Job.state == "ended", Job.settled_at.is_(None), ~unpaid, ~unclosed)
+    if not records.touched(db, settled.values(settled_at=db.now)):
+        return False
+    db.event(
+        team=job.team_id, kind="cost", actor="fleet", job=job_id, reason="the job is settled", data={"state": "settled"}
+    )
+    return True
+
+
+def evidence(machine: Machine) -> bill.Evidence:
+    """What the bill of a machine is made from."""
+    return bill.Evidence(
+        provider=machine.provider,
+        type=machine.type,
+        market=machine.market,
+        price=machine.price,
+        launched_at=machine.launched_at,
+        ended_at=machine.ended_at,
+        end_cause=machine.end_cause,
+    )

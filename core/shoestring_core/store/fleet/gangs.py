@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generations and attempts: the machines that train together, from the first to the last of them."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import exists, insert, or_, select, update
+
+from shoestring_core.decide import funding, losses
+from shoestring_core.spec import JobSpec
+from shoestring_core.states import AttemptState, GenerationState, JobState, Want
+from shoestring_core.store import jobs, ledger
+from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.fleet import records
+from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
+
+
+def open_generation(db: Write, job_id: UUID, attempt_no: int, reason: str) -> int:
+    """The next generation, of all machines of the attempt; the one before is over. Returns its number.
+
+    The caller has claimed the job's row.
+    """
+    job = records.claim(db, job_id)
+    spec = JobSpec.from_stored(job.spec)
+    number = job.generation + 1
+    gang = sorted(records.gang(db, job_id, attempt_no), key=lambda row: row.slot)
+    start = db.sql.get(Checkpoint, job.checkpoint) if job.checkpoint else None
+    records.touched(db, update(Job).where(Job.id == job_id, Job.generation == job.generation).values(generation=number))
+    _end_generation(db, job_id, reason)
+    db.sql.execute(
+        insert(Generation).values(
+            job=job_id,
+            no=number,
+            attempt=attempt_no,
+            state=GenerationState.FORMING,
+            world=len(gang) * spec.resources.procs,
+            start_checkpoint=job.checkpoint,
+            start_step=start.step if start else 0,
+            opened_at=db.now,
+        )
+    )
+    db.sql.execute(
+        insert(Member),
+        [
+            {"job": job_id, "generation": number, "node_rank": rank, "machine": row.id, "nproc": spec.resources.procs}
+            for rank, row in enumerate(gang)
+        ],
+    )
+    records.generation_event(db, job, number, attempt_no, "forming", reason)
+    db.hint()
+    return number
+
+
+def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool:
+    """Let an attempt wind down: its machines are not wanted any more. Its generation stays the current one until they
+    are gone, so that a checkpoint that is on its way still counts."""
+    trained = exists(
+        select(Generation.no).where(
+            Generation.job == job_id, Generation.attempt == attempt_no, Generation.last_step > Generation.start_step
+        )
+    )
+    closing = update(Attempt).where(Attempt.job == job_id, Attempt.no == attempt_no, Attempt.state == "open")
+    changed = closing.values(
+        state=AttemptState.CLOSING, reason=reason, closed_at=db.now, trained=or_(Attempt.trained, trained)
+    )
+    db.hint()
+    return records.touched(db, changed)
+
+
+def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, verdict: losses.Verdict) -> bool:
+    """Do what was judged about a job, if it is still in the attempt and generation that were judged."""
+    job, attempt = records.claim(db, job_id), records.attempt(db, job_id, attempt_no)
+    if not records.wanted(job, attempt) or (generation or 0) != _generation_of(db, job, attempt_no):
+        return False
+    if isinstance(verdict, losses.Restart):
+        open_generation(db, job_id, attempt_no, verdict.reason)
+        return True
+    if isinstance(verdict, losses.EndJob):
+        _end_job(db, job, verdict)
+        return close_attempt(db, job_id, attempt_no, verdict.reason)
+    if isinstance(verdict, losses.EndAttempt):
+        spec = JobSpec.from_stored(job.spec)
+        trained, in_vain = _history(db, job_id, attempt_no)
+        end = losses.retry(verdict.reason, trained, in_vain, spec.retry.on, spec.retry.max)
+        if end is not None:
+            _end_job(db, job, end)
+        else:
+            jobs.transition(
+                db,
+                job,
+                JobState.QUEUED,
+                actor="fleet",
+                reason=verdict.text,
+                wait_reason="capacity" if verdict.reason == "capacity" else "ending",
+                wait_text=verdict.text,
+                queued_at=job.queued_at,
+            )
+        return close_attempt(db, job_id, attempt_no, verdict.reason)
+    return False
+
+
+def begin_stopping(db: Write, job_id: UUID) -> bool:
+    """A stopping job's attempt winds down: its ranks are told to drain, then its machines end."""
+    job = records.claim(db, job_id)
+    if job.state != JobState.STOPPING:
+        return False
+    return close_attempt(db, job_id, job.attempt, "stop")
+
+
+def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
+    """An attempt is closed once all its machines are gone; a stopping job ends, pauses or queues with it."""
+    job = records.claim(db, job_id)
+    alive = exists(
+        select(Machine.id).where(Machine.job == job_id, Machine.attempt == attempt_no, Machine.state.in_(records.ALIVE))
+    )
+    if db.sql.scalar(select(alive)):
+        return False
+    if job.state == JobState.STOPPING and job.attempt == attempt_no:
+        _after_stopping(db, job)
+    closed = update(Attempt).where(Attempt.job == job_id, Attempt.no == attempt_no, Attempt.state == "closing", ~alive)
+    if not records.touched(db, closed.values(state=AttemptState.CLOSED)):
+        return False
+    if job.attempt == attempt_no:
+        _end_generation(db, job_id, "its attempt ended")
+    db.hint()
+    return True
+
+
+def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
+    """Queue the jobs that their budget paused or is pausing: an account that pays for them is about to be raised.
+
+    Call it before `ledger.set_limit`, in the same transaction: jobs are written before accounts.
+    """
+    pausing = select(Job).where(Job.state.in_(("paused", "stopping")), Job.want == "pause", Job.want_reason == "budget")
+    paused = list(db.sql.scalars(pausing.order_by(Job.id)))
+    resumed = []
+    for job in paused:
+        if any(row.id == account for row in ledger.path(db, ledger.job_account(db, job.id).id)):
+            jobs.resume(db, job.id, actor, reason="the budget was raised")
+            resumed.append(job.id)
+    return resumed
+
+
+def _after_stopping(db: Write, job: Job) -> None:
+    end = funding.after_stopping(Want(job.want), job.want_reason)
+    if end is not None:
+        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason="all machines are gone", end_reason=end)
+    elif job.want == Want.PAUSE:
+        jobs.transition(db, job, JobState.PAUSED, actor="fleet", reason="all machines are gone")
+    else:
+        jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason="all machines are gone")
+
+
+def _end_job(db: Write, job: Job, end: losses.EndJob) -> None:
+    """End a job; one that never ran goes back to the queue first, as the table of moves has it."""
+    if job.state == JobState.LAUNCHING:
+        job = jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=end.text)
+    jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=end.text, end_reason=end.reason, end_text=end.text)
+
+
+def _history(db: Read, job_id: UUID, attempt_no: int) -> tuple[int, int]:
+    """How many attempts trained, and how many in a row, up to this one, bought machines and didn't."""
+    now_trained = set(
+        db.sql.scalars(
+            select(Generation.attempt).where(Generation.job == job_id, Generation.last_step > Generation.start_step)
+        )
+    )
+    bought = set(db.sql.scalars(select(Machine.attempt).where(Machine.job == job_id, Machine.launched_at.is_not(None))))
+    in_vain = 0
+    for number in range(attempt_no, 0, -1):
+        if number in now_trained:
+            break
+        in_vain += number in bought
+    return len(now_trained), in_vain
+
+
+def _end_generation(db: Write, job_id: UUID, reason: str) -> None:
+    over = update(Generation).where(Generation.job == job_id, Generation.state != "over")
+    records.touched(db, over.values(state=GenerationState.OVER, over_at=db.now, over_reason=reason))
+
+
+def _generation_of(db: Read, job: Job, attempt_no: int) -> int:
+    """The job's current generation if it belongs to this attempt, else 0."""
+    generation = db.sql.get(Generation, (job.id, job.generation))
+    return generation.no if generation is not None and generation.attempt == attempt_no else 0

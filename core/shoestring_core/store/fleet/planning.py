@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue as the planner sees it, and its decisions written down: attempts with their launch intents, and waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, update
+
+from shoestring_core.decide import funding, losses
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
+from shoestring_core.decide.schedule import Balance, Snapshot, Start, Wait, Waiting
+from shoestring_core.decide.terms import S, Terms
+from shoestring_core.errors import StaleTransition
+from shoestring_core.spec import JobSpec
+from shoestring_core.states import AttemptState, JobState, MachineState
+from shoestring_core.store import jobs, ledger
+from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.fleet import records
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import Account, Attempt, Job, Machine, Price, Scheduler
+
+
+def snapshot(db: Read, terms: Terms) -> Snapshot:
+    """What the scheduler decides from: the queue in order, the accounts that pay, the machines that live."""
+    epoch = db.sql.scalar(select(Scheduler.epoch)) or 0
+    queued = list(
+        db.sql.scalars(select(Job).where(Job.state == "queued", Job.want == "run").order_by(Job.queued_at, Job.id))
+    )
+    if not queued:
+        return Snapshot(epoch, (), {}, {})
+    ids = [job.id for job in queued]
+    attempts = records.by_job(db.sql.scalars(select(Attempt).where(Attempt.job.in_(ids)).order_by(Attempt.no)))
+    machines = records.by_job(db.sql.scalars(select(Machine).where(Machine.job.in_(ids))))
+    accounts = {
+        row.id: row for row in db.sql.scalars(select(Account).where(Account.kind.in_(("org", "team", "member"))))
+    }
+    leaves = {
+        row.owner: row
+        for row in db.sql.scalars(
+            select(Account).where(Account.kind == "job", Account.owner.in_([str(job) for job in ids]))
+        )
+    }
+    accounts |= {row.id: row for row in leaves.values()}
+    queue = tuple(
+        _waiting(job, records.account_path(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], terms)
+        for job in queued
+    )
+    alive = select(Machine.provider, func.count()).where(Machine.state.in_(records.ALIVE)).group_by(Machine.provider)
+    taken = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
+    return Snapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, taken)
+
+
+def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
+    """Open the attempt: money held and an intent for each machine, all or nothing. None: somebody else planned since.
+
+    Raises StaleTransition if the job is not queued any more, BudgetExceeded if its money went elsewhere.
+    """
+    claim = update(Scheduler).where(Scheduler.epoch == epoch).values(epoch=epoch + 1)
+    if not records.touched(db, claim):
+        return None
+    job = records.job(db, start.job)
+    if start.attempt != job.attempt + (not start.reopened):
+        raise StaleTransition(f"Job {start.job} has had another attempt since it was planned.")
+    job = jobs.transition(
+        db,
+        job,
+        JobState.LAUNCHING,
+        actor="scheduler",
+        attempt=start.attempt,
+        wait_reason=None,
+        wait_text=None,
+        reason=f"attempt {start.attempt}: {start.nodes} × {start.offer.type} ({start.offer.market})",
+    )
+    _open_attempt(db, start, epoch)
+    machines = [
+        _intend(db, job.id, start.attempt, slot, start.offer, start.funded_until, agent_url, deployment)
+        for slot in range(start.nodes)
+    ]
+    account = ledger.job_account(db, job.id).id
+    cap, until = start.offer.on_demand_price, start.funded_until
+    ledger.place_holds(db, [ledger.Wanted(machine, account, cap, start.hold, until) for machine in machines])
+    for machine in machines:
+        records.machine_event(db, job, start.attempt, machine, "planned")
+    return machines
+
+
+def apply_waits(db: Write, waits: Iterable[Wait]) -> None:
+    """Write down why jobs wait, where that has changed. A position in the queue that changes is no event."""
+    for wait in sorted(waits, key=lambda wait: wait.job):
+        job = db.sql.get(Job, wait.job)
+        if job is None or job.state != JobState.QUEUED or (job.wait_reason, job.wait_text) == (wait.reason, wait.text):
+            continue
+        changed = update(Job).where(Job.id == wait.job, Job.state == "queued")
+        written = records.touched(db, changed.values(wait_reason=wait.reason, wait_text=wait.text))
+        if written and job.wait_reason != wait.reason:
+            db.event(
+                team=job.team_id,
+                kind="wait",
+                actor="scheduler",
+                reason=wait.text,
+                job=job.id,
+                data={"from": job.wait_reason, "to": wait.reason},
+            )
+
+
+def refill(
+    db: Write, job_id: UUID, attempt_no: int, slot: int, offer: Offer, *, agent_url: str, deployment: str, terms: Terms
+) -> UUID | None:
+    """Another machine row for a slot whose last one is void. None: not wanted any more, or already there.
+
+    Raises BudgetExceeded.
+    """
+    job, attempt = records.claim(db, job_id), records.attempt(db, job_id, attempt_no)
+    if not records.wanted(job, attempt) or slot in {row.slot for row in records.gang(db, job_id, attempt_no)}:
+        return None
+    until = db.now + terms.fund_lease
+    machine = _intend(db, job_id, attempt_no, slot, offer, until, agent_url, deployment)
+    ledger.place_hold(
+        db,
+        machine=machine,
+        account=ledger.job_account(db, job_id).id,
+        rate_cap=offer.on_demand_price,
+        amount=funding.first_hold(offer.on_demand_price, terms),
+        funded_until=until,
+    )
+    records.machine_event(db, job, attempt_no, machine, "planned")
+    return machine
+
+
+def record_prices(db: Write, offers: Iterable[Offer]) -> None:
+    """Keep each price with its time and source, where it differs from the last one known."""
+    for offer in offers:
+        place = {
+            "provider": offer.provider,
+            "region": offer.region,
+            "zone": offer.zone,
+            "type": offer.type,
+            "market": offer.market,
+        }
+        latest = db.sql.scalar(select(Price.amount).filter_by(**place).order_by(Price.valid_from.desc()).limit(1))
+        if latest != offer.price:
+            price = {"amount": offer.price, "unit": "hour", "source": offer.source, "simulated": offer.simulated}
+            db.add_new(Price, **place, **price, valid_from=db.now, fetched_at=db.now)
+
+
+def _waiting(
+    job: Job, path: tuple[UUID, ...], attempts: list[Attempt], machines: list[Machine], terms: Terms
+) -> Waiting:
+    spec = JobSpec.from_stored(job.spec)
+    bought = {row.attempt for row in machines if row.launched_at is not None}
+    last = attempts[-1] if attempts else None
+    reopened = last is not None and last.no not in bought
+    alive = sum(row.state in records.ALIVE for row in machines)
+    winding_down = last is not None and last.state != AttemptState.CLOSED
+    return Waiting(
+        job=job.id,
+        nodes=spec.resources.nodes,
+        provider=spec.resources.provider,
+        spot=spec.resources.spot,
+        path=path,
+        attempt=job.attempt if reopened else job.attempt + 1,
+        reopened=reopened,
+        ending=alive or int(winding_down),
+        not_before=_not_before(attempts, terms),
+        delay_text="The last attempt trained nothing. It is tried again by itself, a little later each time.",
+    )
+
+
+CAPACITY_DELAY = 5 * S
+"""What a provider could not give a moment ago, it can't give at once; half a gang is paid for while we ask."""
+
+
+def _not_before(attempts: list[Attempt], terms: Terms) -> int:
+    """When the next attempt may open: after a delay that grows with the attempts in a row that trained nothing."""
+    failed = []
+    for attempt in reversed(attempts):
+        if attempt.trained or attempt.reason not in ("lost", "no_answer", "capacity"):
+            break
+        failed.append(attempt)
+    if not failed or failed[0].closed_at is None:
+        return 0
+    first = CAPACITY_DELAY if failed[0].reason == "capacity" else S // 2
+    return failed[0].closed_at + losses.delay(len(failed), terms, first)
+
+
+def _open_attempt(db: Write, start: Start, epoch: int) -> None:
+    opening = {
+        "state": AttemptState.OPEN,
+        "reason": None,
+        "plan_json": start.case.as_json(),
+        "epoch": epoch + 1,
+        "opened_at": db.now,
+        "closed_at": None,
+    }
+    if start.reopened:
+        same = update(Attempt).where(Attempt.job == start.job, Attempt.no == start.attempt, Attempt.state == "closed")
+        if not records.touched(db, same.values(**opening)):
+            raise StaleTransition(f"attempt {start.attempt} of job {start.job} is not closed")
+        return
+    db.sql.execute(insert(Attempt).values(job=start.job, no=start.attempt, trained=False, **opening))
+
+
+def _intend(
+    db: Write, job: UUID, attempt: int, slot: int, offer: Offer, funded_until: int, agent_url: str, deployment: str
+) -> UUID:
+    """Insert a machine row: one launch intent, with everything that the call will send but the boot token."""
+    machine = new_id()
+    last = db.sql.scalar(select(func.max(Machine.ordinal)).where(Machine.job == job, Machine.attempt == attempt))
+    launch = {
+        "tags": {DEPLOYMENT_TAG: deployment, "job": str(job), "attempt": str(attempt), "slot": str(slot)},
+        "type": offer.type,
+        "market": offer.market,
+        "price": offer.price,
+        "user_data": {"server_url": agent_url, "machine": str(machine)},
+    }
+    db.sql.execute(
+        insert(Machine).values(
+            id=machine,
+            job=job,
+            attempt=attempt,
+            ordinal=0 if last is None else last + 1,
+            slot=slot,
+            provider=offer.provider,
+            region=offer.region,
+            zone=offer.zone,
+            type=offer.type,
+            market=offer.market,
+            price=offer.price,
+            on_demand_price=offer.on_demand_price,
+            launch_json=launch,
+            state=MachineState.PLANNED,
+            funded_until=funded_until,
+            acked_seq=0,
+            created_at=db.now,
+        )
+    )
+    return machine
+
+
+def _balance(db: Read, row: Account) -> Balance:
+    name = "this job" if row.kind == "job" else ledger.title(db, row)
+    return Balance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft)

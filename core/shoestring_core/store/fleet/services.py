@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which services answer, and since when: an agent's silence says nothing while the API is silent itself."""
+
+from __future__ import annotations
+
+from sqlalchemy import update
+
+from shoestring_core.decide.terms import Terms
+from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.fleet import records
+from shoestring_core.store.tables import Service
+
+
+def seen(db: Write, name: str, gap: int) -> None:
+    """A service says that it answers. A silence of more than `gap` µs breaks its uptime."""
+    if db.add_new(Service, name=name, up_since=db.now, seen_at=db.now):
+        return
+    known = db.sql.get_one(Service, name)
+    since = db.now if db.now - known.seen_at > gap else known.up_since
+    records.touched(db, update(Service).where(Service.name == name).values(up_since=since, seen_at=db.now))
+
+
+def leases_count(db: Read, terms: Terms) -> bool:
+    """Whether the API has answered without a break for one lease length: only then is silence the machines' own."""
+    api = db.sql.get(Service, "api")
+    return api is not None and db.now - api.seen_at <= terms.lease // 2 and db.now - api.up_since >= terms.lease

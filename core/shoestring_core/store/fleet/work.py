@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tick works on: all that is not at rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy import func, select
+
+from shoestring_core import wire
+from shoestring_core.decide import losses
+from shoestring_core.decide.terms import Terms
+from shoestring_core.spec import JobSpec
+from shoestring_core.states import GenerationState, MachineState
+from shoestring_core.store.engine import Read
+from shoestring_core.store.fleet import records
+from shoestring_core.store.tables import Attempt, Generation, Job, Machine, Member
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An attempt that isn't closed, with all that hangs on it."""
+
+    job: Job
+    spec: JobSpec
+    attempt: Attempt
+    machines: list[Machine]
+    """All of the attempt, void ones too, by ordinal."""
+    generation: Generation | None
+    members: list[Member]
+    restarts: int
+    trained_us: int
+    """How long the job's generations have run so far, over all attempts."""
+
+    @property
+    def wanted(self) -> bool:
+        return records.wanted(self.job, self.attempt)
+
+    @property
+    def gang(self) -> dict[int, Machine]:
+        """The machine of each slot: the latest that isn't void."""
+        return {machine.slot: machine for machine in self.machines if machine.state != MachineState.VOID}
+
+    @property
+    def alive(self) -> bool:
+        return any(machine.state in records.ALIVE for machine in self.machines)
+
+    def empty_slots(self, now: int, terms: Terms) -> list[int]:
+        """Slots whose machines so far are all void, and that may be asked for again by now."""
+        slots = []
+        for slot in set(range(self.spec.resources.nodes)) - set(self.gang):
+            tries = [row for row in self.machines if row.slot == slot and row.created_at >= self.attempt.opened_at]
+            last = max((row.created_at for row in tries), default=0)
+            if now >= last + losses.delay(len(tries), terms):
+                slots.append(slot)
+        return slots
+
+    def for_judging(self) -> losses.Gang:
+        parts = {member.machine: member for member in self.members}
+        fates = [_fate(machine, parts.get(machine.id)) for _, machine in sorted(self.gang.items())]
+        generation = self.generation
+        return losses.Gang(
+            size=self.spec.resources.nodes,
+            fates=tuple(fates),
+            opened_at=self.attempt.opened_at,
+            generation=generation.no if generation else None,
+            state=GenerationState(generation.state) if generation else None,
+            generation_at=generation.opened_at if generation else 0,
+            restarts=self.restarts,
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that is not at rest. Falsy when everything is."""
+
+    now: int = 0
+    queued: int = 0
+    attempts: list[Unfinished] = field(default_factory=list)
+    alive: int = 0
+    unbilled: list[UUID] = field(default_factory=list)
+    unsettled: list[UUID] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.queued or self.attempts or self.alive or self.unbilled or self.unsettled)
+
+
+def find_work(db: Read) -> Work:
+    """What there is to do. A few indexed reads when there is nothing."""
+    attempts = list(db.sql.scalars(select(Attempt).where(Attempt.state != "closed").order_by(Attempt.job)))
+    return Work(
+        now=db.now,
+        queued=db.sql.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0,
+        attempts=_unfinished(db, attempts) if attempts else [],
+        alive=db.sql.scalar(select(func.count()).select_from(Machine).where(Machine.state.in_(records.ALIVE))) or 0,
+        unbilled=list(
+            db.sql.scalars(
+                select(Machine.id).where(Machine.state == "gone", Machine.billed_at.is_(None)).order_by(Machine.id)
+            )
+        ),
+        unsettled=list(db.sql.scalars(select(Job.id).where(Job.state == "ended", Job.settled_at.is_(None)))),
+    )
+
+
+def _unfinished(db: Read, attempts: list[Attempt]) -> list[Unfinished]:
+    ids = {attempt.job for attempt in attempts}
+    owners = {job.id: job for job in db.sql.scalars(select(Job).where(Job.id.in_(ids)))}
+    machines = records.by_job(
+        db.sql.scalars(select(Machine).where(Machine.job.in_(ids)).order_by(Machine.attempt, Machine.ordinal))
+    )
+    generations = records.by_job(
+        db.sql.scalars(select(Generation).where(Generation.job.in_(ids)).order_by(Generation.no))
+    )
+    members = records.by_job(db.sql.scalars(select(Member).where(Member.job.in_(ids)).order_by(Member.node_rank)))
+    return [
+        _one(db, owners[attempt.job], attempt, machines[attempt.job], generations[attempt.job], members[attempt.job])
+        for attempt in attempts
+    ]
+
+
+def _one(
+    db: Read, job: Job, attempt: Attempt, machines: list[Machine], generations: list[Generation], members: list[Member]
+) -> Unfinished:
+    own = [row for row in generations if row.attempt == attempt.no]
+    current = own[-1] if own and own[-1].no == job.generation else None
+    return Unfinished(
+        job=job,
+        spec=JobSpec.from_stored(job.spec),
+        attempt=attempt,
+        machines=[row for row in machines if row.attempt == attempt.no],
+        generation=current,
+        members=[row for row in members if current is not None and row.generation == current.no],
+        restarts=max(0, sum(row.start_checkpoint == job.checkpoint for row in own) - 1),
+        trained_us=sum((row.over_at or db.now) - row.formed_at for row in generations if row.formed_at is not None),
+    )
+
+
+def _fate(machine: Machine, member: Member | None) -> losses.Fate:
+    exits = tuple(wire.RankExit.model_validate(end) for end in (member.exits or [])) if member else ()
+    return losses.Fate(
+        slot=machine.slot,
+        state=MachineState(machine.state),
+        end_cause=machine.end_cause,
+        notice_at=machine.notice_at,
+        last_report_at=machine.last_report_at,
+        ready_at=member.ready_at if member else None,
+        exited_at=member.exited_at if member else None,
+        exits=exits,
+    )
