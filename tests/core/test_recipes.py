@@ -16,8 +16,11 @@ from shoestring_core.errors import InvalidSpec
 CORE = Path(__file__).parents[2] / "core"
 
 
-def test_the_two_recipes_are_shipped():
-    assert [recipe.name for recipe in recipes.all()] == ["digits/quickstart", "imagefolder/resnet9"]
+def test_these_recipes_are_shipped():
+    cifar10 = ["airbench94", "airbench94-muon", "airbench95", "airbench96", "dawnbench-bkj-resnet18", "page-resnet9"]
+    assert [recipe.name for recipe in recipes.all()] == [
+        *(f"cifar10/{name}" for name in cifar10), "digits/quickstart", "imagefolder/resnet9",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)

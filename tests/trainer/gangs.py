@@ -91,8 +91,8 @@ class Gang:
         return content[place["offset"] : place["offset"] + place["bytes"]]
 
     def state_hashes(self) -> dict[str, str]:
-        """SHA-256 of the parameters and buffers, the optimizer and the rest, in the newest checkpoint."""
-        wanted = ("model.safetensors", "optimizer.safetensors", "state.json")
+        """SHA-256 of the parameters and buffers, the optimizer, the average and the rest, in the newest checkpoint."""
+        wanted = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json")
         return {part["name"]: part["sha256"] for part in self.manifest()["parts"] if part["name"] in wanted}
 
 

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from shoestring_trainer.training.augment import augment, cutout, pad_and_crop, rotate_and_shift
-from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, SampleOrder, seed_dropout
+from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, SampleOrder, seed_dropout
 from shoestring_trainer.training.schedules import one_cycle, piecewise_linear
 from shoestring_trainer.training.settings import Settings
 
+MEAN = [0.5, 0.4, 0.3]
 EVERYTHING = Settings(rotate=15, shift=1, crop=2, flip=True, cutout=3)
 
 
@@ -58,15 +59,15 @@ def test_dropout_depends_on_seed_step_and_rank_alone():
 
 def test_a_picture_is_augmented_the_same_in_any_batch():
     pictures, draws = torch.rand(16, 3, 16, 16), torch.rand(16, DRAWS_PER_SAMPLE)
-    together = augment(pictures, draws, EVERYTHING)
+    together = augment(pictures, draws, EVERYTHING, MEAN)
     for index in range(16):
-        alone = augment(pictures[index : index + 1], draws[index : index + 1], EVERYTHING)
+        alone = augment(pictures[index : index + 1], draws[index : index + 1], EVERYTHING, MEAN)
         assert torch.allclose(together[index], alone[0], atol=1e-6)
 
 
 def test_augmentation_that_is_off_changes_nothing():
     pictures = torch.rand(4, 3, 16, 16)
-    assert augment(pictures, torch.rand(4, DRAWS_PER_SAMPLE), Settings()) is pictures
+    assert augment(pictures, torch.rand(4, DRAWS_PER_SAMPLE), Settings(), MEAN) is pictures
 
 
 def test_the_middle_crop_is_the_picture_and_the_corner_is_reflected():
@@ -85,10 +86,35 @@ def test_a_shift_moves_by_pixels_and_a_rotation_turns():
     assert torch.allclose(quarter, pictures.rot90(1, (2, 3)), atol=1e-5)
 
 
-def test_cutout_blanks_one_square():
-    blanked = cutout(torch.zeros(1, 3, 16, 16), torch.tensor([[0.5, 0.25]]), 4)
-    assert torch.equal(blanked[0, :, 6:10, 2:6], torch.full((3, 4, 4), 0.5))
-    assert blanked.sum() == 3 * 16 * 0.5
+@pytest.mark.parametrize(("draws", "top", "left"), [((0.5, 0.25), 6, 3), ((0, 0.9999), 0, 12)])
+def test_cutout_paints_one_whole_square_with_the_mean(draws: tuple[float, float], top: int, left: int):
+    blanked = cutout(torch.zeros(1, 3, 16, 16), torch.tensor([draws]), 4, MEAN)
+    square = torch.tensor(MEAN).view(3, 1, 1).expand(3, 4, 4)
+    assert torch.equal(blanked[0, :, top : top + 4, left : left + 4], square)
+    assert blanked.sum().item() == pytest.approx(16 * sum(MEAN))
+
+
+def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():
+    order = SampleOrder(3, 400, 400, 0, 1, alternating_flip=True)
+    flipped = []
+    for epoch in range(4):
+        picked = order.pick(epoch)
+        flipped.append((picked.draws_NK[:, FLIP] < 0.5)[picked.samples_N.argsort()])
+    assert torch.equal(flipped[0], ~flipped[1])
+    assert torch.equal(flipped[0], flipped[2])
+    assert torch.equal(flipped[1], flipped[3])
+    assert 150 < flipped[0].sum() < 250
+    pictures, draws = torch.rand(2, 3, 8, 8), torch.full((2, DRAWS_PER_SAMPLE), 0.75)
+    draws[1, FLIP] = 0.25
+    out = augment(pictures, draws, Settings(alternating_flip=True), MEAN)
+    assert torch.equal(out, torch.stack([pictures[0], pictures[1].flip(2)]))
+
+
+def test_an_epoch_of_full_batches_leaves_out_other_samples_each_time():
+    order = SampleOrder(3, 50, 16, 0, 1, epoch_samples=48)
+    epochs = [torch.cat([order.pick(3 * epoch + step).samples_N for step in range(3)]).tolist() for epoch in range(4)]
+    assert all(len(set(epoch)) == 48 for epoch in epochs)
+    assert len({frozenset(range(50)) - set(epoch) for epoch in epochs}) > 1
 
 
 @pytest.mark.parametrize(("at", "rate"), [(0.0, 0.05), (0.1, 0.275), (0.2, 0.5), (0.6, 0.25), (1.0, 0.0)])

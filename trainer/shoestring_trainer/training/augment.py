@@ -7,24 +7,26 @@ Each function takes pictures_NCHW, float, and draws_N…, uniform in [0, 1).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoestring_trainer.training.randomness import FLIP
 from shoestring_trainer.training.settings import Settings
 
 
-def augment(pictures_NCHW: Tensor, draws_NK: Tensor, settings: Settings) -> Tensor:
-    """Apply what the settings ask for: rotate and shift, crop, flip, cutout."""
+def augment(pictures_NCHW: Tensor, draws_NK: Tensor, settings: Settings, mean: Sequence[float]) -> Tensor:
+    """Apply what the settings ask for: rotate and shift, crop, flip, cutout. `mean` is the data's, by channel."""
     if settings.rotate or settings.shift:
         pictures_NCHW = rotate_and_shift(pictures_NCHW, draws_NK[:, 0:3], settings.rotate, settings.shift)
     if settings.crop:
         pictures_NCHW = pad_and_crop(pictures_NCHW, draws_NK[:, 3:5], settings.crop)
-    if settings.flip:
-        pictures_NCHW = torch.where(draws_NK[:, 5, None, None, None] < 0.5, pictures_NCHW.flip(3), pictures_NCHW)
+    if settings.flip or settings.alternating_flip:
+        pictures_NCHW = torch.where(draws_NK[:, FLIP, None, None, None] < 0.5, pictures_NCHW.flip(3), pictures_NCHW)
     if settings.cutout:
-        pictures_NCHW = cutout(pictures_NCHW, draws_NK[:, 6:8], settings.cutout)
+        pictures_NCHW = cutout(pictures_NCHW, draws_NK[:, 6:8], settings.cutout, mean)
     return pictures_NCHW
 
 
@@ -53,12 +55,15 @@ def pad_and_crop(pictures_NCHW: Tensor, draws_N2: Tensor, pad: int) -> Tensor:
     return padded.permute(0, 2, 3, 1)[picked, rows_NH[:, :, None], columns_NW[:, None, :]].permute(0, 3, 1, 2)
 
 
-def cutout(pictures_NCHW: Tensor, draws_N2: Tensor, side: int) -> Tensor:
-    """Blank a square (to mid-grey) whose centre lies anywhere in the picture."""
+def cutout(pictures_NCHW: Tensor, draws_N2: Tensor, side: int, mean: Sequence[float]) -> Tensor:
+    """Paint a square, whole inside the picture, with the data's mean."""
     height, width = pictures_NCHW.shape[-2:]
+    side = min(side, height, width)
     device = pictures_NCHW.device
-    top_N, left_N = (draws_N2[:, 0] * height).long() - side // 2, (draws_N2[:, 1] * width).long() - side // 2
+    top_N = (draws_N2[:, 0] * (height - side + 1)).long()
+    left_N = (draws_N2[:, 1] * (width - side + 1)).long()
     rows_H, columns_W = torch.arange(height, device=device), torch.arange(width, device=device)
     in_rows_NH = (rows_H >= top_N[:, None]) & (rows_H < top_N[:, None] + side)
     in_columns_NW = (columns_W >= left_N[:, None]) & (columns_W < left_N[:, None] + side)
-    return pictures_NCHW.masked_fill((in_rows_NH[:, :, None] & in_columns_NW[:, None, :])[:, None], 0.5)
+    blank_N1HW = (in_rows_NH[:, :, None] & in_columns_NW[:, None, :])[:, None]
+    return torch.where(blank_N1HW, pictures_NCHW.new_tensor(mean).view(1, -1, 1, 1), pictures_NCHW)

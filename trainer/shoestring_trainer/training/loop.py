@@ -12,14 +12,15 @@ from torch import nn
 
 from shoestring_trainer.training.artifacts import make_artifacts
 from shoestring_trainer.training.augment import augment
+from shoestring_trainer.training.average import build_average
 from shoestring_trainer.training.cifar10 import load_cifar10
 from shoestring_trainer.training.evaluation import evaluate
 from shoestring_trainer.training.faults import DataError, NotANumber, UserError
 from shoestring_trainer.training.folders import load_folder
 from shoestring_trainer.training.gang import Gang, join_gang
 from shoestring_trainer.training.lazy_compiler import defer_compiler
-from shoestring_trainer.training.models import build_model
-from shoestring_trainer.training.optimizers import build_optimizer, set_rate
+from shoestring_trainer.training.models import build_model, learn_from_pictures
+from shoestring_trainer.training.optimizers import build_optimizer, set_pace
 from shoestring_trainer.training.orders import Orders
 from shoestring_trainer.training.pictures import DataSet, load_digits
 from shoestring_trainer.training.precision import Precision, choose_precision
@@ -27,7 +28,7 @@ from shoestring_trainer.training.progress import Progress
 from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
 from shoestring_trainer.training.rank import Outcome, Standing
 from shoestring_trainer.training.reports import Reports
-from shoestring_trainer.training.schedules import one_cycle, piecewise_linear
+from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.state import Saver, State, restore, warm_start
 from shoestring_trainer.training.task import Goal, Task
@@ -50,24 +51,31 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
     precision = choose_precision(task.precision or str(params["precision"]), gang.device)
     data = load_data(recipe.data.kind, task, seed, settings, gang)
+    plan = Plan.of(settings, len(data.train))
 
     torch.manual_seed(key(seed, "weights"))
-    model = build_model(recipe.model["name"], settings, classes=len(data.classes), mean=data.mean, std=data.std)
+    model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
+    learn_from_pictures(model, data.train.bytes_NCHW, data.white)
     model.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if task.init and not task.resume:
         warm_start(model, task.init)
-    scaler = torch.amp.GradScaler(gang.device.type, enabled=precision is Precision.FP16)
+    # DDP takes the mean over ranks; × world makes it the batch's sum, however the batch was shared out.
+    weight = gang.world / (1 if settings.sum_loss else settings.batch_size)
+    scaler = build_scaler(gang, precision, settings)
     optimizer = build_optimizer(model, settings, scaled=scaler.is_enabled())
     identity = {"recipe": recipe.reference, "params": params, "seed": seed, "data": data.fingerprint}
-    state = State(model, optimizer, scaler, identity)
     distributed = settle(gang, model, data)
+    average = build_average(model, settings)
+    state = State(model, optimizer, scaler, identity, average)
     if task.resume:
         standing.start_step = standing.step = restore(state, task.resume)
 
     step, batch = standing.step, settings.batch_size
-    total = math.ceil(settings.epochs * len(data.train) / batch)
-    order = SampleOrder(seed, len(data.train), batch, gang.rank, gang.world)
-    rates = one_cycle(settings.lr, settings.warmup)
+    total, epoch_samples = plan.steps, plan.epoch_samples
+    order = SampleOrder(
+        seed, len(data.train), batch, gang.rank, gang.world,
+        epoch_samples=epoch_samples, alternating_flip=settings.alternating_flip,
+    )  # fmt: skip
     pictures, labels = data.train.bytes_NCHW.to(gang.device), data.train.labels_N.to(gang.device)
     report = Reports(task.folder) if gang.rank == 0 else None
     saver = Saver(task, state, report) if report else None
@@ -81,9 +89,9 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     while not done:
         picked = order.pick(step)
         samples_N, draws_NK = picked.samples_N.to(gang.device), picked.draws_NK.to(gang.device)
-        pictures_NCHW = augment(pictures[samples_N].float() / data.white, draws_NK, settings)
-        rate = piecewise_linear(rates, step / total)
-        set_rate(optimizer, rate)
+        pictures_NCHW = augment(pictures[samples_N].float() / data.white, draws_NK, settings, data.mean)
+        pace = plan.pace(step)
+        set_pace(optimizer, pace)
         seed_dropout(seed, step, gang.rank, gang.device)
 
         with precision.autocast(gang.device):
@@ -94,8 +102,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         # Summed over the gang beside the backward pass: the batch's loss, and whether anyone was told to stop.
         news = torch.stack([loss.detach().double() / batch, loss.new_tensor(orders.stop_asked, dtype=torch.float64)])
         arriving = gang.start_sum(news)
-        # DDP takes the mean over ranks; × world / batch makes it the batch's mean, however the batch was shared out.
-        scaler.scale(loss * (gang.world / batch)).backward()
+        scaler.scale(loss * weight).backward()
         scale = scaler.get_scale()
         scaler.step(optimizer)  # skipped on overflow, by all ranks alike: DDP has spread the infinities
         scaler.update()
@@ -104,21 +111,24 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             arriving.wait()
         mean_loss, told = news.tolist()
         step = standing.step = step + 1
+        if average:
+            average.follow(step, total)
 
         overflowed = scaler.get_scale() < scale
         if overflowed and report:
             report.event("overflow", step=step, scale=scaler.get_scale())
-        values = {"train/loss": mean_loss, "train/lr": rate}
+        values = {"train/loss": mean_loss, "train/lr": settings.lr * pace.rate, "train/momentum": pace.momentum}
         broken = scaler.get_scale() < LOWEST_SCALE if scaler.is_enabled() else not math.isfinite(mean_loss)
         done = step == total
-        if not done and not broken and epoch_ended(step, batch, len(data.train), settings.eval_every):
-            measured = evaluate(model, data, gang, precision).metrics
+        if not done and not broken and epoch_ended(step, batch, epoch_samples, settings.eval_every):
+            views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
+            measured = evaluate(model, data, gang, precision, views).metrics
             values |= measured
             done = reached(task.goal, measured)
         if done and not broken:
             break  # its line waits for the final measurement
         if report and progress:
-            report.metrics(step, step * batch / len(data.train), values)
+            report.metrics(step, step * batch / epoch_samples, values)
             progress.show(step, values)
         if broken:
             raise NotANumber(describe_nan(step, mean_loss, precision))
@@ -130,9 +140,11 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         if saver:
             saver.save_if_due(step)
 
-    scores = evaluate(model, data, gang, Precision.FP32)
+    if average and step == total:
+        average.finish()
+    scores = evaluate(model, data, gang, Precision.FP32, settings.views)
     if report and progress and saver:
-        report.metrics(step, step * batch / len(data.train), {**values, **scores.metrics})
+        report.metrics(step, step * batch / epoch_samples, {**values, **scores.metrics})
         progress.finish(step, scores.metrics)
         about = {
             "recipe": recipe.reference, "architecture": recipe.model, "params": params, "seed": seed,
@@ -172,6 +184,14 @@ def load_data(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) 
             raise DataError("this recipe trains on your pictures; give the path of their folder as data.train")
         case _:
             raise DataError(f"this trainer cannot read data of kind {kind!r}")
+
+
+def build_scaler(gang: Gang, precision: Precision, settings: Settings) -> torch.amp.GradScaler:
+    """The loss scale of fp16. It starts where PyTorch's does for a mean loss, lower by the batch for a sum."""
+    head_start = round(math.log2(settings.batch_size)) if settings.sum_loss else 0
+    return torch.amp.GradScaler(
+        gang.device.type, init_scale=2.0 ** (16 - head_start), enabled=precision is Precision.FP16
+    )
 
 
 def settle(gang: Gang, model: nn.Module, data: DataSet) -> nn.Module:

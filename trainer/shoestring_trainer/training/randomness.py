@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 DRAWS_PER_SAMPLE = 8
+FLIP = 5
+"""Which of a sample's draws decides whether it is flipped (below one half)."""
 
 
 def key(seed: int, *names: int | str) -> int:
@@ -48,10 +50,17 @@ class SampleOrder:
 
     Step s takes the positions s·batch … (s+1)·batch of the stream, so every step is full, an epoch sees each sample
     once, and a batch may hold the end of one epoch and the start of the next. Ranks share a batch as evenly as it goes.
+
+    epoch_samples     so many samples of each permutation are an epoch; None: all
+    alternating_flip  whether a sample is flipped is drawn once and changes from epoch to epoch
     """
 
-    def __init__(self, seed: int, samples: int, batch: int, rank: int, world: int) -> None:
+    def __init__(
+        self, seed: int, samples: int, batch: int, rank: int, world: int,
+        *, epoch_samples: int | None = None, alternating_flip: bool = False,
+    ) -> None:  # fmt: skip
         self._seed, self._samples, self._batch = seed, samples, batch
+        self._epoch_samples, self._alternating_flip = epoch_samples or samples, alternating_flip
         self._first, self._end = batch * rank // world, batch * (rank + 1) // world
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -66,8 +75,8 @@ class SampleOrder:
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         while start < end:
-            epoch, first = divmod(start, self._samples)
-            last = min(self._samples, first + end - start)
+            epoch, first = divmod(start, self._epoch_samples)
+            last = min(self._epoch_samples, first + end - start)
             order, draws = self._epoch(epoch)
             samples = order[first:last]
             yield samples, draws[samples]
@@ -78,5 +87,8 @@ class SampleOrder:
             self._epochs = {known: self._epochs[known] for known in self._epochs if known == epoch - 1}
             order = torch.randperm(self._samples, generator=generator(self._seed, "order", epoch))
             draws = torch.rand(self._samples, DRAWS_PER_SAMPLE, generator=generator(self._seed, "augment", epoch))
+            if self._alternating_flip:
+                once = torch.rand(self._samples, generator=generator(self._seed, "flip"))
+                draws[:, FLIP] = (once + 0.5 * (epoch % 2)) % 1
             self._epochs[epoch] = order, draws
         return self._epochs[epoch]

@@ -14,16 +14,36 @@ _FROM_THE_TASK = {"seed", "precision"}
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. A recipe that leaves a name out gets the value here, which is "off" where there is such a thing."""
+    """How to train. A recipe that leaves a name out gets the value here, which is "off" where there is such a thing.
 
-    epochs: int = 1
+    A schedule is text, "POSITION:VALUE POSITION:VALUE …": straight lines between knots, positions as shares of the run,
+    which may be fractions: "0:0 5/24:1 1:0". Two knots at one position are a jump.
+    """
+
+    epochs: float = 1
     batch_size: int = 32  # pictures per step, over all ranks
+    drop_last: bool = False  # an epoch leaves out the samples that fill no batch, others each time
+    optimizer: str = "sgd"  # or muon, for convolutions (the rest by sgd), or lars
     lr: float = 0.1  # highest rate of the schedule
+    lr_schedule: str = ""  # factors of lr, and of the other rates; empty: up from a tenth in `warmup`, down to zero
     warmup: float = 0.2  # share of the steps in which the rate rises
-    momentum: float = 0.9
-    weight_decay: float = 0.0  # of weights; norms and biases never decay
+    bias_lr: float = 0.0  # highest rate of the norms' biases; 0: as lr
+    whitening_lr: float = 0.0  # highest rate of the whitening layer's bias; 0: as lr
+    whitening_schedule: str = ""  # factors of it; empty: as lr_schedule
+    momentum: float = 0.9  # Nesterov
+    momentum_schedule: str = ""  # momentum itself; empty: constant
+    muon_lr: float = 0.24
+    muon_momentum: float = 0.6
+    weight_decay: float = 0.0  # of weights
+    decay_biases: bool = False  # norms and biases decay as weights do
+    decoupled_decay: bool = False  # weight_decay is what a step takes off at the highest rate, whatever that rate is
+    sum_loss: bool = False  # the gradient is the batch's sum, not its mean
     label_smoothing: float = 0.0
     dropout: float = 0.0
+    average: str = "none"  # or ema, or lookahead
+    average_every: int = 5  # steps
+    average_decay: float = 0.95  # of the average, per step
+    average_power: float = 0.0  # the decay is multiplied by (share of the run)^power
     width: int = 32  # channels of the first convolution
     size: int = 32  # pixels a side
     holdout: float = 0.2  # share of each class kept for measuring, where the data brings no split
@@ -33,7 +53,9 @@ class Settings:
     shift: float = 0.0  # pixels
     crop: int = 0  # pixels of padding
     flip: bool = False
+    alternating_flip: bool = False  # a sample is flipped in every other epoch
     cutout: int = 0  # pixels a side
+    views: int = 1  # of a held-out picture, for val/acc_tta: 2 adds its mirror image, 6 also shifts by a pixel
     eval_every: int = 1  # epochs
 
     @staticmethod

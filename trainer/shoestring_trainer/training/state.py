@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from shoestring_trainer.training.average import Average
 from shoestring_trainer.training.checkpoint import (
     pack_tensors,
     read_checkpoint,
@@ -45,6 +46,7 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     identity: Mapping[str, Any]
+    average: Average | None = None
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """A copy, on the CPU, that later steps do not touch."""
@@ -52,6 +54,11 @@ class State:
         return {
             "model": {name: _copy(tensor) for name, tensor in self.model.state_dict().items()},
             "optimizer": {name: _copy(tensor) for name, tensor in tensors.items()},
+            **(
+                {"average": {name: _copy(tensor) for name, tensor in self.average.tensors.items()}}
+                if self.average
+                else {}
+            ),
             "state": {**self.identity, "step": step, "optimizer_state": kinds, "scaler": self.scaler.state_dict()},
         }
 
@@ -64,7 +71,9 @@ def restore(state: State, saved: Saved) -> int:
     parts = read_checkpoint(saved.data, saved.manifest)
     facts = unpack_json(parts, "state.json", saved.data)
     _check_identity(facts, state, saved)
-    _load_model(state.model, unpack_tensors(parts, "model.safetensors", saved.data), saved)
+    _load_tensors(state.model.state_dict(), parts, "model.safetensors", saved)
+    if state.average:
+        _load_tensors(state.average.tensors, parts, "average.safetensors", saved)
     _load_optimizer(state, facts["optimizer_state"], unpack_tensors(parts, "optimizer.safetensors", saved.data), saved)
     if state.scaler.is_enabled():
         if set(facts["scaler"]) != set(state.scaler.state_dict()):
@@ -150,6 +159,7 @@ def pack(snapshot: Mapping[str, Any]) -> dict[str, bytes]:
     return {
         "model.safetensors": pack_tensors(snapshot["model"]),
         "optimizer.safetensors": pack_tensors(snapshot["optimizer"]),
+        **({"average.safetensors": pack_tensors(snapshot["average"])} if "average" in snapshot else {}),
         "state.json": json.dumps(snapshot["state"], sort_keys=True).encode(),
     }
 
@@ -187,16 +197,16 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _load_model(model: nn.Module, tensors: Mapping[str, Tensor], saved: Saved) -> None:
-    own = model.state_dict()
-    _check_names(set(own), set(tensors), "model.safetensors", saved)
+def _load_tensors(own: Mapping[str, Tensor], parts: Mapping[str, bytes], part: str, saved: Saved) -> None:
+    tensors = unpack_tensors(parts, part, saved.data)
+    _check_names(set(own), set(tensors), part, saved)
     for name, tensor in tensors.items():
         _check_shape(name, own[name], tensor, saved)
         own[name].copy_(tensor)
 
 
 def _load_optimizer(state: State, kinds: list[str], tensors: Mapping[str, Tensor], saved: Saved) -> None:
-    parameters = dict(state.model.named_parameters())
+    parameters = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
     own = {f"{name}/{kind}" for name in parameters for kind in kinds}
     _check_names(own, set(tensors), "optimizer.safetensors", saved)
     for name, parameter in parameters.items():

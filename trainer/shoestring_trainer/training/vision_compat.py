@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one door to torchvision and what stands on it (timm). Importing it takes seconds, so only where it is used.
+
+torchvision's compiled half does not load beside a CPU build of torch, and its import then fails over two operators
+that nobody here calls; declared first, they let it in.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from shoestring_trainer.training.lazy_compiler import restore_compiler
+
+restore_compiler()
+try:
+    import torchvision
+except RuntimeError:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _operators = torch.library.Library("torchvision", "DEF")  # lives as long as this module
+    for _operator in ("nms", "qnms"):
+        _operators.define(_operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision  # noqa: F401
+
+from timm.optim.lars import Lars  # noqa: E402
+from timm.optim.muon import zeropower_via_newtonschulz  # noqa: E402
+
+__all__ = ["Lars", "zeropower_via_newtonschulz"]
