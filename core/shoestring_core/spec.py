@@ -569,7 +569,8 @@ def _data_problems(data: Any, recipe: recipes.Recipe) -> list[Problem]:
     if recipe.data.kind == "digits" and data is not None:
         return [Problem("/data", f"{recipe.name} brings its own data. Leave data out.", "contradiction")]
     if recipe.data.kind != "digits" and data is None:
-        message = f"{recipe.name} needs pictures: data: {{train: /path/to/folder}}, with one sub-folder per class."
+        what = "one sub-folder per class" if recipe.data.kind == "imagefolder" else "the files of CIFAR-10"
+        message = f"{recipe.name} needs pictures: data: {{train: /path/to/folder}}, with {what}."
         return [Problem("/data", message, "missing")]
     return []
 
