@@ -117,7 +117,7 @@ def second_worker(service: Service) -> Iterator[subprocess.Popen[bytes]]:
             env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
-        until(lambda: b" ready." in log.read_bytes(), 60, "the second worker")
+        until(lambda: b"shoestring.tick" in log.read_bytes(), 60, "a tick of the second worker")
         yield worker
     finally:
         end_group(worker)
