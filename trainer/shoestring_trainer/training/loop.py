@@ -26,12 +26,11 @@ from shoestring_trainer.training.pictures import DataSet, load_digits
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.progress import Progress
 from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
-from shoestring_trainer.training.rank import Outcome, Standing
 from shoestring_trainer.training.reports import Reports
 from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.state import Saver, State, restore, warm_start
-from shoestring_trainer.training.task import Goal, Task
+from shoestring_trainer.training.task import Goal, Outcome, Standing, Task
 
 LOWEST_SCALE = 2.0**-14
 """A loss scale below this has been halved thirty times without one finite gradient: the loss itself is broken."""

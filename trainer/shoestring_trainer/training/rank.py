@@ -8,23 +8,12 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from shoestring_trainer.training.faults import classify, explain
 from shoestring_trainer.training.orders import Orders
-from shoestring_trainer.training.task import read_task
-
-Outcome = Literal["finished", "drained", "error"]
-
-
-@dataclass
-class Standing:
-    """How far this rank is; kept apart from the loop so that an exit can name the step whatever ended it."""
-
-    start_step: int = 0
-    step: int = 0
+from shoestring_trainer.training.task import Outcome, Standing, read_task
 
 
 def main(spec: str) -> NoReturn:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one file a training process is started with: what to train, from where, and when to save."""
+"""The one file a training process is started with: what to train, from where, and when to save; and how far it came."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shoestring_trainer.training.faults import UserError
 
@@ -53,6 +53,17 @@ class Task:
     save_every_s: float | None
     save_every_steps: int | None
     goal: Goal | None
+
+
+Outcome = Literal["finished", "drained", "error"]
+
+
+@dataclass
+class Standing:
+    """How far this rank is; kept apart from the loop so that an exit can name the step whatever ended it."""
+
+    start_step: int = 0
+    step: int = 0
 
 
 def read_task(path: Path) -> Task:
