@@ -20,7 +20,7 @@ from tests.e2e.service import SMALL_JOB, Service, environment, start, until
 
 pytestmark = [pytest.mark.timeout(300)]
 
-LONG_JOB = SMALL_JOB | {"params": {"epochs": 40, "width": 8}}
+LONG_JOB = SMALL_JOB | {"params": {"epochs": 60, "width": 8}}
 
 
 @pytest.fixture
@@ -30,13 +30,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
     service.stop()
 
 
-def running(job: object) -> bool:
-    return job.state == "running" and job.progress.step > 20  # type: ignore[attr-defined]
-
-
 def test_ctrl_c_lets_machines_checkpoint_and_the_next_start_goes_on(service: Service) -> None:
     job = service.client.submit(LONG_JOB)
-    service.wait(job.id, running)
+    service.trained(job.id, 20)
     assert service.interrupt() == 0
     witness.require_none_alive(service.data)
 
@@ -52,7 +48,7 @@ def test_ctrl_c_lets_machines_checkpoint_and_the_next_start_goes_on(service: Ser
 
 def test_machines_outlive_a_killed_service_and_the_next_start_adopts_them(service: Service) -> None:
     job = service.client.submit(LONG_JOB)
-    service.wait(job.id, running)
+    service.trained(job.id, 20)
     service.kill()
     alive = {life.token for life in witness.lives(service.data) if life.ended is None}
     assert len(alive) == 2
@@ -78,7 +74,7 @@ def test_a_dead_child_is_started_again_and_the_job_finishes(service: Service, ch
 
 def test_a_stopped_job_ends_its_machines_and_is_billed(service: Service) -> None:
     job = service.client.submit(LONG_JOB)
-    service.wait(job.id, running)
+    service.trained(job.id, 20)
     service.client.stop(job.id)
     done = service.settled(job.id)
     assert done.end_reason == "user_stop"
