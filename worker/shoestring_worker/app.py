@@ -38,8 +38,9 @@ def make_app(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
+        # Acknowledged when taken, not when done: a lost message costs a tick, and kombu 5.7 brings the whole process
+        # down when the broker goes away while it holds messages that are not acknowledged.
+        task_acks_late=False,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,

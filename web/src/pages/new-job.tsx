@@ -27,12 +27,12 @@ export default function NewJobPage() {
 
 function beginning(all: Recipe[], wanted: string | null, source: Job | undefined): string {
   if (source) return yamlOf({ ...source.spec, name: undefined });
-  const recipe = all.find(({ name }) => name === wanted) ?? all[0];
+  const recipe = all.find(({ name }) => name === wanted) ?? all.find(({ data }) => data === "digits") ?? all[0];
   return recipe ? startOf(recipe) : "";
 }
 
 function startOf(recipe: Recipe): string {
-  const data = recipe.data === "imagefolder" ? "data:\n  train: /path/to/pictures\n" : "";
+  const data = recipe.data === "digits" ? "" : "data:\n  train: /path/to/pictures\n";
   return `recipe: ${recipe.name}\n${data}resources:\n  nodes: 2\n`;
 }
 
