@@ -48,10 +48,12 @@ class Checkpoint:
 
 
 class Cache:
-    """The newest checkpoint that passed through this machine, named by its manifest's SHA-256."""
+    """The newest checkpoint that passed through this machine, named by its manifest's SHA-256; and the one that ranks
+    were given, which they may not have read yet when an older generation's upload is committed late."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._given = ""
 
     def keep(self, manifest_sha256: str, checkpoint: Checkpoint) -> None:
         """Take over the files of a committed checkpoint, so that a next generation here need not fetch them."""
@@ -61,11 +63,12 @@ class Cache:
         for older in checkpoint.data.parent.iterdir():
             if older.name < checkpoint.data.name:
                 older.unlink(missing_ok=True)
-        self._forget_all_but(manifest_sha256)
+        self._forget_all_but(manifest_sha256, self._given)
 
     async def fetch(self, service: Service, resume: Resume) -> tuple[Path, Path]:
         """The data and manifest files, verified. Tries again while the store can't be reached; raises Unfetchable."""
         data, manifest = self._paths(resume.manifest_sha256)
+        self._given = resume.manifest_sha256
         if not (data.exists() and manifest.exists()):
             await self._download(service, resume, data, manifest)
             self._forget_all_but(resume.manifest_sha256)
@@ -99,9 +102,9 @@ class Cache:
     def _paths(self, manifest_sha256: str) -> tuple[Path, Path]:
         return self.folder / f"{manifest_sha256}.data", self.folder / f"{manifest_sha256}.json"
 
-    def _forget_all_but(self, manifest_sha256: str) -> None:
+    def _forget_all_but(self, *kept: str) -> None:
         for path in self.folder.iterdir():
-            if path.stem != manifest_sha256:
+            if path.stem not in kept:
                 path.unlink(missing_ok=True)
 
 
