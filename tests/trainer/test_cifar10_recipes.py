@@ -33,7 +33,7 @@ def test_a_recipe_runs_to_its_end_and_reports_its_metric(tmp_path: Path, data: d
     assert recipes.load(name).metric in result
     assert "val/acc" in lines[STEPS_PER_EPOCH]["v"] or "val/acc" in lines[STEPS_PER_EPOCH - 1]["v"]
     card = json.loads(run.part("model.json"))
-    assert card["metrics"].keys() == result.keys() & {"val/acc", "val/loss", "val/acc_tta"}
+    assert card["metrics"].keys() == result.keys() & {"val/acc", "val/loss", "val/acc_top5", "val/acc_tta"}
     assert run.part("model.pt2")
 
 

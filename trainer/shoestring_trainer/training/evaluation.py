@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import monotonic
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +17,33 @@ from shoestring_trainer.training.precision import Precision
 
 BATCH = 256
 VIEWS = (1, 2, 6)
+TOP = 5
 
 
 @dataclass(frozen=True)
 class Scores:
-    """accuracy and loss are means over all held-out pictures; predictions_N are the classes the model chose.
+    """accuracy and loss are means over all held-out pictures.
 
-    accuracy_tta  of the classes chosen from several views of each picture; None if one view was asked for
+    predictions_N   the classes the model chose
+    losses_N        float64, of each picture
+    seconds         that scoring took
+    accuracy_tta    of the classes chosen from several views of each picture; None if one view was asked for
+    accuracy_top5   share whose class is among the five likeliest; None if there are no more classes than those
     """
 
     accuracy: float
     loss: float
     predictions_N: Tensor
+    losses_N: Tensor
+    seconds: float
     accuracy_tta: float | None = None
+    accuracy_top5: float | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
-        several = {} if self.accuracy_tta is None else {"val/acc_tta": self.accuracy_tta}
-        return {"val/acc": self.accuracy, "val/loss": self.loss, **several}
+        tta = {} if self.accuracy_tta is None else {"val/acc_tta": self.accuracy_tta}
+        top5 = {} if self.accuracy_top5 is None else {"val/acc_top5": self.accuracy_top5}
+        return {"val/acc": self.accuracy, "val/loss": self.loss, **top5, **tta}
 
 
 @torch.no_grad()
@@ -41,11 +51,13 @@ def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, 
     """Score `model`, with rank 0's buffers, on the held-out pictures. Leaves the model in training mode."""
     if views not in VIEWS:
         raise UserError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views}")
+    began = monotonic()
     gang.adopt_buffers(model)
     model.eval()
     held_out, device = data.held_out, gang.device
     predictions_N = torch.zeros(len(held_out), dtype=torch.int64, device=device)
-    loss, right_tta = torch.zeros(2, dtype=torch.float64, device=device).unbind()
+    losses_N = torch.zeros(len(held_out), dtype=torch.float64, device=device)
+    right_top5, right_tta = torch.zeros(2, dtype=torch.int64, device=device).unbind()
     for batch in torch.arange(gang.rank, len(held_out), gang.world).split(BATCH):
         pictures_NCHW = held_out.bytes_NCHW[batch].to(device).float() / data.white
         with precision.autocast(device):
@@ -53,14 +65,24 @@ def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, 
             logits_NK = model(pictures_NCHW)
             several_NK = logits_of_views(model, pictures_NCHW, logits_NK, views)
         labels_N = held_out.labels_N[batch].to(device)
-        loss += F.cross_entropy(logits_NK.float(), labels_N, reduction="sum").double()
+        own = batch.to(device)
+        predictions_N[own] = logits_NK.argmax(1)
+        losses_N[own] = F.cross_entropy(logits_NK.float(), labels_N, reduction="none").double()
         right_tta += (several_NK.argmax(1) == labels_N).sum()
-        predictions_N[batch.to(device)] = logits_NK.argmax(1)
+        if len(data.classes) > TOP:
+            right_top5 += (logits_NK.topk(TOP).indices == labels_N[:, None]).sum()
     model.train()
-    gang.sum(predictions_N)
-    right = int((predictions_N.cpu() == held_out.labels_N).sum())
-    accuracy_tta = gang.sum(right_tta).item() / len(held_out) if views > 1 else None
-    return Scores(right / len(held_out), gang.sum(loss).item() / len(held_out), predictions_N.cpu(), accuracy_tta)
+    predictions_N, losses_N = gang.sum(predictions_N).cpu(), gang.sum(losses_N).cpu()
+    right = int((predictions_N == held_out.labels_N).sum())
+    return Scores(
+        accuracy=right / len(held_out),
+        loss=losses_N.mean().item(),
+        predictions_N=predictions_N,
+        losses_N=losses_N,
+        seconds=monotonic() - began,
+        accuracy_tta=gang.sum(right_tta).item() / len(held_out) if views > 1 else None,
+        accuracy_top5=gang.sum(right_top5).item() / len(held_out) if len(data.classes) > TOP else None,
+    )
 
 
 def logits_of_views(model: nn.Module, pictures_NCHW: Tensor, logits_NK: Tensor, views: int) -> Tensor:

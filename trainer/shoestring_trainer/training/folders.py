@@ -64,6 +64,7 @@ def load_folder(
             _decode_to(store, listing, settings)
     meet()
     train, held_out = (_map(store, listing, settings.size) for listing, store in zip(listings, stores, strict=True))
+    readable = listings[1].only(json.loads(_kept_path(stores[1]).read_text()))
     meet()
     if first_on_machine:
         for store in stores:  # the mappings live on; the names would only fill the disk
@@ -71,7 +72,7 @@ def load_folder(
             _kept_path(store).unlink()
     _check_classes(train, listings[0])
     _check_classes(held_out, listings[1])
-    split = {"data": "imagefolder", "seed": seed, "held_out": listings[1].files}
+    split = {"data": "imagefolder", "seed": seed, "held_out": readable.files}
     skipped = sum(map(len, (listing.files for listing in listings))) - len(train) - len(held_out)
     if skipped and first_on_machine:
         sys.stdout.write(f"{skipped} pictures could not be read and are left out\n")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from time import monotonic
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from shoestring_trainer.training.average import build_average
 from shoestring_trainer.training.cifar10 import load_cifar10
 from shoestring_trainer.training.evaluation import evaluate
 from shoestring_trainer.training.faults import DataError, NotANumber, UserError
+from shoestring_trainer.training.figures import speed
 from shoestring_trainer.training.folders import load_folder
 from shoestring_trainer.training.gang import Gang, join_gang
 from shoestring_trainer.training.lazy_compiler import defer_compiler
@@ -32,6 +34,8 @@ from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.state import Saver, State, restore, warm_start
 from shoestring_trainer.training.task import Goal, Outcome, Standing, Task
 
+SCORING = "time/scoring_s"
+"""Seconds of a step's line that went into scoring on held-out pictures, so that training can be timed without them."""
 LOWEST_SCALE = 2.0**-14
 """A loss scale below this has been halved thirty times without one finite gradient: the loss itself is broken."""
 
@@ -82,6 +86,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     if report:
         report.event("started", step=step, steps_total=total, world=gang.world, precision=precision.value)
     orders.training_began()
+    began, scoring_s = monotonic(), 0.0
 
     values: dict[str, float] = {}
     done = step >= total
@@ -121,9 +126,10 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         done = step == total
         if not done and not broken and epoch_ended(step, batch, epoch_samples, settings.eval_every):
             views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
-            measured = evaluate(model, data, gang, precision, views).metrics
-            values |= measured
-            done = reached(task.goal, measured)
+            measured = evaluate(model, data, gang, precision, views)
+            scoring_s += measured.seconds
+            values |= {**measured.metrics, SCORING: measured.seconds}
+            done = reached(task.goal, measured.metrics)
         if done and not broken:
             break  # its line waits for the final measurement
         if report and progress:
@@ -139,20 +145,26 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         if saver:
             saver.save_if_due(step)
 
+    trained_s = monotonic() - began - scoring_s
     if average and step == total:
         average.finish()
     scores = evaluate(model, data, gang, Precision.FP32, settings.views)
     if report and progress and saver:
-        report.metrics(step, step * batch / epoch_samples, {**values, **scores.metrics})
+        at_the_end = {SCORING: values.get(SCORING, 0.0) + scores.seconds}
+        report.metrics(step, step * batch / epoch_samples, {**values, **scores.metrics, **at_the_end})
         progress.finish(step, scores.metrics)
         about = {
             "recipe": recipe.reference, "architecture": recipe.model, "params": params, "seed": seed,
             "step": step, "precision": precision.value,
             "pictures": {"train": len(data.train), "held_out": len(data.held_out), "unreadable": data.skipped},
         }  # fmt: skip
+        figures = speed(
+            model, data.train.bytes_NCHW.shape[1:], precision, gang.device,
+            devices=gang.world, pictures=(step - standing.start_step) * batch, seconds=trained_s, whole=step * batch,
+        )  # fmt: skip
         result = {
             **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
-            "precision": precision.value, "world": gang.world,
+            "precision": precision.value, "world": gang.world, **figures,
         }  # fmt: skip
         saver.save_final(step, make_artifacts(model, data, scores, about), result)
     gang.leave()

@@ -55,6 +55,14 @@ class DataSet:
         return int(self.train.bytes_NCHW.shape[-1])
 
     @property
+    def held_out_names(self) -> list[str]:
+        """What each held-out picture is called where it comes from: its file, or its number."""
+        named = self.split["held_out"]
+        if isinstance(named, list):
+            return [name if isinstance(name, str) else f"row {name}" for name in named]
+        return [f"{named} {number}" for number in range(len(self.held_out))]
+
+    @property
     def fingerprint(self) -> str:
         """Changes when the classes, the split or the number of pictures does."""
         text = json.dumps([self.classes, self.split, len(self.train), len(self.held_out)], sort_keys=True)
