@@ -4,7 +4,8 @@
 A proof is a file `tests/soak/NAME.py`, run as `python -m tests.soak.NAME --seed S [--case C] [--data DIR]`; exit 0
 means that it held. It is then noted with its commit in `.soak/done.jsonl` and not run again there, so that an
 interrupted soak goes on where it was. A proof may declare `CASES`, the names it takes by `--case`: each runs with every
-seed. With `NEEDS_DATA = True` it runs only when --data is given.
+seed, but with no more than its `SEEDS`. With `NEEDS_DATA = True` it runs only when --data is given. One with figures to
+show has `summarise(case, said) -> (holds, lines)`, which gets the last line that each seed printed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import pkgutil
 import subprocess
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from bench import results
@@ -32,22 +35,43 @@ class Run(NamedTuple):
     seed: int
 
 
+class Outcome(NamedTuple):
+    """said: the last line that the proof printed."""
+
+    held: bool
+    said: str
+
+
 def main() -> int:
     options = arguments()
     STATE.mkdir(exist_ok=True)
     done = finished()
-    outcomes: dict[str, list[bool]] = {}
-    for run in planned(options):
-        name = " ".join(filter(None, (run.proof, run.case)))
-        held = done.get(run)
-        if held is None:
-            held = prove(run, options.data)
-        outcomes.setdefault(name, []).append(held)
-    lines = [f"{name}: {sum(held)} of {len(held)} seeds held" for name, held in outcomes.items()]
+    outcomes = {run: done.get(run) or prove(run, options.data) for run in planned(options)}
+    by_case = sorted(outcomes, key=lambda run: (run.proof, run.case))
+    summaries = [
+        summarise(proof, case, [outcomes[run] for run in runs])
+        for (proof, case), runs in groupby(by_case, key=lambda run: (run.proof, run.case))
+    ]
+    lines = [line for _, said in summaries for line in said]
     print("\n".join(lines) or "No proofs found.")
     if lines:
         results.append("soak", lines)
-    return 0 if all(all(held) for held in outcomes.values()) else 1
+    return 0 if all(holds for holds, _ in summaries) else 1
+
+
+def summarise(proof: str, case: str, outcomes: list[Outcome]) -> tuple[bool, list[str]]:
+    """Whether a proof held with every seed, and as a whole; and what there is to say."""
+    held = [outcome.said for outcome in outcomes if outcome.held]
+    lines = [f"{f'{proof} {case}'.strip()}: {len(held)} of {len(outcomes)} seeds held"]
+    module, holds = load(proof), len(held) == len(outcomes)
+    if hasattr(module, "summarise") and held:
+        as_a_whole, figures = module.summarise(case, held)
+        return holds and as_a_whole, lines + figures
+    return holds, lines
+
+
+def load(proof: str) -> ModuleType:
+    return importlib.import_module(f"tests.soak.{proof}")
 
 
 def arguments() -> argparse.Namespace:
@@ -66,18 +90,23 @@ def planned(options: argparse.Namespace) -> list[Run]:
     names = sorted(module.name for module in pkgutil.iter_modules([str(ROOT / "tests" / "soak")]))
     if unknown := set(options.only) - set(names):
         sys.exit(f"No proof named {', '.join(sorted(unknown))}. There are: {', '.join(names)}.")
-    cases: list[tuple[str, str]] = []
+    cases: list[tuple[str, str, int]] = []
     for name in options.only or names:
-        module = importlib.import_module(f"tests.soak.{name}")
+        module = load(name)
         if getattr(module, "NEEDS_DATA", False) and not options.data:
             print(f"{name}: needs DATA=folder, left out")
             continue
-        cases += [(name, case) for case in getattr(module, "CASES", [""])]
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    return [Run(name, case, seed) for seed in seeds for name, case in cases]
+        most = min(options.seeds, getattr(module, "SEEDS", options.seeds))
+        cases += [(name, case, most) for case in getattr(module, "CASES", [""])]
+    return [
+        Run(name, case, options.first_seed + number)
+        for number in range(options.seeds)
+        for name, case, most in cases
+        if number < most
+    ]
 
 
-def prove(run: Run, data: str) -> bool:
+def prove(run: Run, data: str) -> Outcome:
     """Run one proof in a process of its own; its output is kept when it fails."""
     command = [sys.executable, "-m", f"tests.soak.{run.proof}", "--seed", str(run.seed)]
     command += ["--case", run.case] if run.case else []
@@ -89,20 +118,26 @@ def prove(run: Run, data: str) -> bool:
     took_s = time.monotonic() - begin
     verdict = "held" if code == 0 else f"BROKEN, see {log.relative_to(ROOT)}"
     print(f"{run.proof} {run.case} seed {run.seed}: {verdict} ({took_s:.0f} s)", flush=True)
+    said = (log.read_text(errors="replace").splitlines() or [""])[-1]
     if code == 0:
         log.unlink()
+        note = {**run._asdict(), "commit": results.commit(), "took_s": round(took_s, 1), "said": said}
         with DONE.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**run._asdict(), "commit": results.commit(), "took_s": round(took_s, 1)}) + "\n")
-    return code == 0
+            file.write(json.dumps(note) + "\n")
+    return Outcome(code == 0, said)
 
 
-def finished() -> dict[Run, bool]:
+def finished() -> dict[Run, Outcome]:
     """What held on this commit already. A broken proof is run again."""
     if not DONE.exists():
         return {}
     notes = map(json.loads, DONE.read_text(encoding="utf-8").splitlines())
     here = results.commit()
-    return {Run(note["proof"], note["case"], note["seed"]): True for note in notes if note["commit"] == here}
+    return {
+        Run(note["proof"], note["case"], note["seed"]): Outcome(True, note.get("said", ""))
+        for note in notes
+        if note["commit"] == here
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's claim, on the real data: CIFAR-10 as published, the whole schedule, the recipe's own views of a picture.
+
+    python -m tests.soak.claims --seed N --case airbench94 --data FOLDER
+
+FOLDER holds CIFAR-10 (the binary or the Python version), or a script `cifar10.py DEST` that fetches it; it then goes
+to .soak/. Nothing of the recipe is changed but the device: every core of this machine, in bf16 where the processor has
+instructions for it. The last line holds the figures; `summarise` judges those of several seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shoestring_trainer.agent.launch_env import rank_environment
+
+NEEDS_DATA = True
+SEEDS = 3
+ROOT = Path(__file__).parents[2]
+FETCH = "cifar10.py"
+
+
+class Bar(NamedTuple):
+    """What a recipe's accuracy must reach: each seed's, and the mean of SEEDS."""
+
+    recipe: str
+    each: float
+    mean: float
+
+
+BARS = {"airbench94": Bar("cifar10/airbench94", 0.935, 0.9385)}
+CASES = list(BARS)
+USD_PER_CORE_HOUR = 0.05132
+"""On demand: a c7a.large (2 vCPU, AMD EPYC with bf16) is 0.10264 dollars an hour in us-east-1, and the family is
+priced by the vCPU (AWS Price List of 2026-02-09, through aws/karpenter-provider-aws)."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--case", choices=CASES, default=CASES[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=float, help="instead of the recipe's; nothing is judged then")
+    options = parser.parse_args()
+    bar = BARS[options.case]
+    figures = train(bar.recipe, options.seed, cifar10(options.data), options.epochs)
+    print(json.dumps(figures), flush=True)
+    if options.epochs is None:
+        assert figures["accuracy"] >= bar.each, f"{figures['accuracy']:.4f} is less than {bar.each}"
+    return 0
+
+
+def summarise(case: str, said: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether the mean over seeds holds, and lines for RESULTS.md. `said` are the last lines of runs that held."""
+    runs, bar = [json.loads(line) for line in said], BARS[case]
+    lines = [describe(run) for run in runs]
+    if len(runs) < SEEDS:
+        return True, [*lines, f"{bar.recipe}: the mean is judged over {SEEDS} seeds, these are {len(runs)}"]
+    mean, spread = (judge(run["accuracy"] for run in runs) for judge in (statistics.mean, statistics.stdev))
+    verdict = "holds" if mean >= bar.mean else "MISSED"
+    cost, took_s = (statistics.mean(run[name] for run in runs) for name in ("usd", "whole_s"))
+    judged = (
+        f"{bar.recipe}: mean of {len(runs)} seeds {mean:.2%}, spread {100 * spread:.2f} points (bar {bar.mean:.2%}: "
+        f"{verdict}); a run takes {took_s / 60:.1f} min and would cost ${cost:.4f} on demand"
+    )
+    return mean >= bar.mean, [*lines, judged]
+
+
+def describe(run: dict[str, float]) -> str:
+    """A line for people about one run's figures."""
+    return (
+        f"{run['recipe']} seed {run['seed']}: {run['accuracy']:.2%} with its views, {run['plain']:.2%} without, "
+        f"{run['precision']} on {run['cores']} cores; {run['whole_s']:.0f} s from start to end, of these "
+        f"{run['training_s']:.0f} s training with an evaluation each epoch (load {run['load']:.1f}); "
+        f"would have cost ${run['usd']:.4f} on demand"
+    )
+
+
+def cifar10(data: Path) -> Path:
+    """The folder that holds CIFAR-10, fetched if `data` has only the script that does it."""
+    if not (data / FETCH).exists():
+        return data.resolve()
+    folder = ROOT / ".soak" / "cifar10-published"
+    subprocess.run([sys.executable, str(data / FETCH), str(folder)], check=True)
+    return folder
+
+
+def train(recipe: str, seed: int, data: Path, epochs: float | None) -> dict[str, object]:
+    """Train as the recipe says, in a process like those of a rented machine, and return the figures."""
+    folder = Path(tempfile.mkdtemp(prefix="shoestring-claims-"))
+    params = {} if epochs is None else {"epochs": epochs}
+    task = {
+        "format": 1, "job": "claim", "generation": 1, "recipe": recipe, "params": params, "seed": seed,
+        "data": {"train": str(data)},
+    }  # fmt: skip
+    (folder / "task.json").write_text(json.dumps(task))
+    cores = len(os.sched_getaffinity(0))
+    rooms = os.pathsep.join(str(ROOT / room) for room in ("core", "trainer"))
+    command = [sys.executable, "-m", "shoestring_trainer", "train", str(folder / "task.json")]
+    print(f"{recipe} seed {seed}, in {folder}", flush=True)
+    began = time.time()
+    code = subprocess.run(command, env=os.environ | rank_environment(1, cores) | {"PYTHONPATH": rooms}).returncode
+    took_s, load = time.time() - began, os.getloadavg()[2]
+    assert code == 0, (folder / "log-rank0.txt").read_text()[-2000:]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "val/acc" in line["v"]:
+            print(f"epoch {line['epoch']:.2f}: {line['v']['val/acc']:.2%}, {line['t'] - began:.0f} s", flush=True)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    started, result = events[0], events[-1]["result"]
+    # the last but one line is that of the last step but one: the final measurement is in the last's
+    return {
+        "recipe": recipe, "seed": seed, "accuracy": result["val/acc_tta"], "plain": result["val/acc"],
+        "precision": started["precision"], "cores": cores, "load": load, "whole_s": round(took_s, 1),
+        "training_s": round(lines[-2]["t"] - started["t"], 1), "usd": took_s / 3600 * cores * USD_PER_CORE_HOUR,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
