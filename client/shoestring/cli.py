@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
 from shoestring_core import errors, money, rest, spec
 
-from shoestring import config, demo, exits, up, watch
+from shoestring import config, demo, exits, models, up, watch
 from shoestring.client import Client, ServiceError, Unreachable
+from shoestring.terminal import JobId, Json, Url, complain, connect, err, out, plain, resolve, table, tell
 
 HELP = """Train on spot GPUs, as a team, on a shoestring.
 
@@ -44,12 +42,6 @@ app.add_typer(artifacts_app, name="artifacts")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(chaos_app, name="chaos")
 
-out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, highlight=False)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON (a stream prints one object per line).")]
-Url = Annotated[str | None, typer.Option("--url", help="Service to talk to.", envvar="SHOESTRING_URL")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or enough of its beginning to be unique.")]
-
 
 def main() -> None:
     """Run the command line; turn every expected failure into a sentence and an exit code."""
@@ -57,19 +49,19 @@ def main() -> None:
         app()
     except ServiceError as refused:
         summary = f"{refused.problem.title}." if refused.problem.errors else str(refused)
-        _complain(summary, refused.problem.hint, refused.problem.errors)
+        complain(summary, refused.problem.hint, refused.problem.errors)
         sys.exit(exits.of_problem(refused.code))
     except errors.InvalidSpec as invalid:
-        _complain("The job spec has mistakes.", None, [problem.as_json() for problem in invalid.problems])
+        complain("The job spec has mistakes.", None, [problem.as_json() for problem in invalid.problems])
         sys.exit(exits.USAGE)
     except config.NotLoggedIn as unknown:
-        _complain(str(unknown))
+        complain(str(unknown))
         sys.exit(exits.AUTH)
     except Unreachable as silent:
-        _complain(str(silent))
+        complain(str(silent))
         sys.exit(exits.NETWORK)
-    except up.UpError as failed:
-        _complain(str(failed))
+    except (up.UpError, models.NoTrainer) as failed:
+        complain(str(failed))
         sys.exit(exits.USAGE)
     except BrokenPipeError:
         sys.exit(exits.OK)
@@ -109,15 +101,15 @@ def submit(
     else:
         assert recipe is not None
         tree = spec.from_arguments(recipe, params or [])
-    with _client(url) as client:
+    with connect(url) as client:
         job = client.submit(tree, dry_run=dry_run)
         if dry_run:
-            _print(job.spec, as_json, lambda: out.print_json(data=job.spec))
+            tell(job.spec, as_json, lambda: out.print_json(data=job.spec))
         elif watching:
             err.print(f"Submitted {job.id}. Ctrl-C detaches; the job goes on.")
             _watch(client, str(job.id), as_json)
         else:
-            _print(job, as_json, lambda: out.print(str(job.id)))
+            tell(job, as_json, lambda: out.print(str(job.id)))
             err.print(f"{job.sentence}\nWatch it: shoestring watch {job.id}    Stop it: shoestring stop {job.id}")
 
 
@@ -136,26 +128,26 @@ def list_jobs(
     shoestring ls
     shoestring ls --filter state=queued --json
     """
-    with _client(url) as client:
+    with connect(url) as client:
         page = client.jobs(where=where, limit=limit)
-    _print(page.jobs, as_json, lambda: _jobs_table(page.jobs))
+    tell(page.jobs, as_json, lambda: _jobs_table(page.jobs))
 
 
 @app.command()
 def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Show a job: state and reason, attempts and machines, money."""
-    with _client(url) as client:
-        found = client.job(_resolve(client, job))
+    with connect(url) as client:
+        found = client.job(resolve(client, job))
         attempts = client.attempts(found.id)
     whole = {"job": found.model_dump(mode="json"), **attempts.model_dump(mode="json")}
-    _print(whole, as_json, lambda: _job_page(found, attempts))
+    tell(whole, as_json, lambda: _job_page(found, attempts))
 
 
 @app.command("watch")
 def watch_job(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Look on until the job ends. Ctrl-C detaches; the exit code is the job's."""
-    with _client(url) as client:
-        _watch(client, _resolve(client, job), as_json)
+    with connect(url) as client:
+        _watch(client, resolve(client, job), as_json)
 
 
 @app.command()
@@ -173,8 +165,8 @@ def logs(
     shoestring logs 0193 -f
     shoestring logs 0193 --rank 1 --tail 100
     """
-    with _client(url) as client:
-        identity = _resolve(client, job)
+    with connect(url) as client:
+        identity = resolve(client, job)
         live_from = client.metrics(identity, keys="").cursor if follow else None
         cursor = None
         while True:
@@ -197,34 +189,34 @@ def logs(
 @app.command()
 def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Stop a job. Its machines checkpoint and end; what it learned is kept and can be retried."""
-    with _client(url) as client:
-        found = client.stop(_resolve(client, job))
-    _print(found, as_json, lambda: out.print(found.sentence))
+    with connect(url) as client:
+        found = client.stop(resolve(client, job))
+    tell(found, as_json, lambda: out.print(found.sentence))
 
 
 @app.command()
 def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Submit an ended job again, from its stored spec and its last checkpoint."""
-    with _client(url) as client:
-        found = client.retry(_resolve(client, job))
-    _print(found, as_json, lambda: out.print(str(found.id)))
+    with connect(url) as client:
+        found = client.retry(resolve(client, job))
+    tell(found, as_json, lambda: out.print(str(found.id)))
 
 
 @app.command()
 def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Let a paused job queue again."""
-    with _client(url) as client:
-        found = client.resume(_resolve(client, job))
-    _print(found, as_json, lambda: out.print(found.sentence))
+    with connect(url) as client:
+        found = client.resume(resolve(client, job))
+    tell(found, as_json, lambda: out.print(found.sentence))
 
 
 @app.command("open")
 def open_page(job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, url: Url = None) -> None:
     """Open the dashboard, or one job's page, in a browser and sign in."""
-    with _client(url) as client:
+    with connect(url) as client:
         link = client.login_link()
         if job is not None:
-            link += f"&next=/jobs/{_resolve(client, job)}"
+            link += f"&next=/jobs/{resolve(client, job)}"
     out.print(link)
     webbrowser.open(link)
 
@@ -235,13 +227,13 @@ def open_page(job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, 
 @artifacts_app.command("ls")
 def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """List the files a finished job left."""
-    with _client(url) as client:
-        found = client.artifacts(_resolve(client, job)).artifacts
+    with connect(url) as client:
+        found = client.artifacts(resolve(client, job)).artifacts
     rows = [(file.name, f"{file.bytes:,}", str(file.step), file.sha256[:12]) for file in found]
-    _print(
+    tell(
         found,
         as_json,
-        lambda: _table(("NAME", "BYTES", "STEP", "SHA-256"), rows, "Nothing yet: the job has not finished."),
+        lambda: table(("NAME", "BYTES", "STEP", "SHA-256"), rows, "Nothing yet: the job has not finished."),
     )
 
 
@@ -259,21 +251,27 @@ def get_artifacts(
     shoestring artifacts get 0193 --to model/
     python -c "import torch; net = torch.export.load('model/model.pt2').module()"
     """
-    with _client(url) as client:
-        identity = _resolve(client, job)
+    with connect(url) as client:
+        identity = resolve(client, job)
         found = {file.name: file for file in client.artifacts(identity).artifacts}
         if unknown := sorted(set(names or []) - set(found)):
-            _complain(f"The job has no file {', '.join(unknown)}. It has: {', '.join(sorted(found)) or 'none yet'}")
+            complain(f"The job has no file {', '.join(unknown)}. It has: {', '.join(sorted(found)) or 'none yet'}")
             raise typer.Exit(exits.NOT_FOUND)
         if not found:
-            _complain("The job has left no files yet.")
+            complain("The job has left no files yet.")
             raise typer.Exit(exits.NOT_FOUND)
         to.mkdir(parents=True, exist_ok=True)
         written = []
         for name in names or sorted(found):
             client.download(found[name], to / Path(name).name)
             written.append(str(to / Path(name).name))
-    _print(written, as_json, lambda: out.print("\n".join(written)))
+    tell(written, as_json, lambda: out.print("\n".join(written)))
+
+
+# --- models
+
+app.command("predict")(models.predict)
+app.command("export")(models.export)
 
 
 # --- money
@@ -282,17 +280,17 @@ def get_artifacts(
 @budget_app.command("show")
 def show_budget(url: Url = None, as_json: Json = False) -> None:
     """Show limits, what is spent, what is held for running jobs and what is left."""
-    with _client(url) as client:
+    with connect(url) as client:
         budgets = client.budgets()
     rows = [
         (b.kind, b.owner, _dollars(b.limit), _dollars(b.posted), _dollars(b.held), _dollars(b.left),
          _dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
         for b in budgets
     ]  # fmt: skip
-    _print(
+    tell(
         budgets,
         as_json,
-        lambda: _table(("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "OVERDRAFT"), rows, "No budgets."),
+        lambda: table(("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "OVERDRAFT"), rows, "No budgets."),
     )
 
 
@@ -313,13 +311,13 @@ def set_budget(
         money.micro(limit)
     except ValueError as wrong:
         raise typer.BadParameter(str(wrong)) from wrong
-    with _client(url) as client:
+    with connect(url) as client:
         chosen = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
         if len(chosen) != 1:
-            _complain(f"No single budget of {owner or 'the team'}; see: shoestring budget show")
+            complain(f"No single budget of {owner or 'the team'}; see: shoestring budget show")
             raise typer.Exit(exits.NOT_FOUND)
         found = client.set_budget(chosen[0].id, limit, reason=reason, etag=chosen[0].etag)
-    _print(found, as_json, lambda: out.print(f"{found.owner}: {_dollars(found.limit)}, {_dollars(found.left)} left"))
+    tell(found, as_json, lambda: out.print(f"{found.owner}: {_dollars(found.limit)}, {_dollars(found.left)} left"))
 
 
 # --- recipes
@@ -328,20 +326,20 @@ def set_budget(
 @recipes_app.command("ls")
 def list_recipes(url: Url = None, as_json: Json = False) -> None:
     """List the recipes."""
-    with _client(url) as client:
+    with connect(url) as client:
         found = client.recipes()
-    _print(found, as_json, lambda: _table(("RECIPE", "WHAT"), [(r.name, r.title) for r in found], "No recipes."))
+    tell(found, as_json, lambda: table(("RECIPE", "WHAT"), [(r.name, r.title) for r in found], "No recipes."))
 
 
 @recipes_app.command("show")
 def show_recipe(name: str, url: Url = None, as_json: Json = False) -> None:
     """Show a recipe's parameters and its claim."""
-    with _client(url) as client:
+    with connect(url) as client:
         found = [recipe for recipe in client.recipes() if recipe.name == name]
     if not found:
-        _complain(f"No recipe is called {name}; see: shoestring recipes ls")
+        complain(f"No recipe is called {name}; see: shoestring recipes ls")
         raise typer.Exit(exits.NOT_FOUND)
-    _print(found[0], as_json, lambda: _recipe_page(found[0]))
+    tell(found[0], as_json, lambda: _recipe_page(found[0]))
 
 
 # --- the service
@@ -415,7 +413,7 @@ def run_demo(
     result = demo.run(
         demo.Options(leave=leave, port=port, seed=seed, data=data),
         say=err.print, show=None if as_json or not out.is_terminal else err, interrupts=interrupts,
-        done=lambda summary: _print(summary, as_json, lambda: _demo_summary(summary)),
+        done=lambda summary: tell(summary, as_json, lambda: _demo_summary(summary)),
     )  # fmt: skip
     raise typer.Exit(exits.OK if result["status"] == "succeeded" else exits.JOB_FAILED)
 
@@ -435,7 +433,7 @@ def login(
     with Client(url, secret.strip()) as client:
         me = client.me()
     path = config.save_login(url, secret.strip())
-    _print(me, as_json, lambda: out.print(f"Signed in as {me.user} of {me.team}; saved in {path}"))
+    tell(me, as_json, lambda: out.print(f"Signed in as {me.user} of {me.team}; saved in {path}"))
 
 
 @chaos_app.command("reclaim")
@@ -449,7 +447,7 @@ def reclaim(
     \b
     shoestring chaos reclaim 0193a… --notice 10
     """
-    with _client(url) as client:
+    with connect(url) as client:
         client.reclaim(machine, notice_s=notice)
     err.print(f"{machine} has its notice: {notice:g} s")
 
@@ -457,29 +455,12 @@ def reclaim(
 # --- what the commands print
 
 
-def _client(url: str | None) -> Client:
-    found = config.find_login(url)
-    return Client(found.url, found.key)
-
-
-def _resolve(client: Client, job: str) -> str:
-    """A whole job id from its beginning."""
-    if len(job) >= 32:
-        return job
-    matching = [str(found.id) for found in client.jobs(limit=200).jobs if str(found.id).startswith(job)]
-    if len(matching) != 1:
-        said = "No job begins" if not matching else f"{len(matching)} jobs begin"
-        _complain(f"{said} with {job}; see: shoestring ls")
-        raise typer.Exit(exits.NOT_FOUND)
-    return matching[0]
-
-
 def _watch(client: Client, job: str, as_json: bool) -> None:
     try:
         if as_json:
             final = None
             for final, message in watch.follow(client, job):
-                shown = {"event": message.name, **message.data} if message else {"event": "job", **_plain(final)}
+                shown = {"event": message.name, **message.data} if message else {"event": "job", **plain(final)}
                 print(json.dumps(shown), flush=True)
             assert final is not None
         elif out.is_terminal:
@@ -492,45 +473,12 @@ def _watch(client: Client, job: str, as_json: bool) -> None:
     raise typer.Exit(exits.of_job(str(final.state), final.end_reason, final.wait_reason))
 
 
-def _print(value: Any, as_json: bool, pretty: Callable[[], None]) -> None:
-    if as_json:
-        print(json.dumps(_plain(value)), flush=True)
-    else:
-        pretty()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _complain(message: str, hint: str | None = None, problems: Sequence[dict[str, Any]] = ()) -> None:
-    err.print(message, style="red", markup=False)
-    for problem in problems:
-        err.print(f"  {problem.get('pointer') or '/'}: {problem.get('message')}", markup=False)
-    if hint:
-        err.print(hint, markup=False)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    if not rows:
-        err.print(empty)
-        return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
-
-
 def _jobs_table(jobs: list[rest.Job]) -> None:
     rows = [
         (str(job.id)[:13], job.name, str(job.state), _steps(job), f"${job.cost.spent.amount}", job.sentence)
         for job in jobs
     ]
-    _table(
+    table(
         ("JOB", "NAME", "STATE", "STEPS", "SPENT", ""),
         rows,
         "No jobs yet. Try: shoestring submit digits/quickstart --watch",
@@ -545,7 +493,7 @@ def _job_page(job: rest.Job, attempts: rest.AttemptList) -> None:
         for attempt in attempts.attempts
         for m in attempt.machines
     ]
-    _table(("MACHINE", "ATTEMPT.SLOT", "MARKET", "TYPE", "STATE", "ENDED BY", "COST"), rows, "No machines yet.")
+    table(("MACHINE", "ATTEMPT.SLOT", "MARKET", "TYPE", "STATE", "ENDED BY", "COST"), rows, "No machines yet.")
 
 
 def _recipe_page(recipe: rest.Recipe) -> None:
@@ -554,13 +502,13 @@ def _recipe_page(recipe: rest.Recipe) -> None:
         (p.name, p.type, "" if p.default is None else str(p.default), ", ".join(map(str, p.choices or [])), p.help)
         for p in recipe.params
     ]
-    _table(("PARAMETER", "TYPE", "DEFAULT", "CHOICES", ""), rows, "No parameters.")
+    table(("PARAMETER", "TYPE", "DEFAULT", "CHOICES", ""), rows, "No parameters.")
     if recipe.claim:
         out.print_json(data=recipe.claim)
 
 
 def _demo_summary(summary: dict[str, Any]) -> None:
-    _table(("", ""), [(name, str(value)) for name, value in summary.items()], "")
+    table(("", ""), [(name, str(value)) for name, value in summary.items()], "")
 
 
 def _print_lines(lines: Sequence[rest.LogLine], rank: int | None, as_json: bool) -> None:

@@ -423,8 +423,8 @@ class Retry(_Section):
 
 class Outputs(_Section):
     export: Several[Literal["safetensors", "onnx"]] = ()
-    """Further formats of the model."""
-    push: Text | None = None
+    """Formats of the model beside `model.pt2`. `safetensors` is always there; `onnx` takes some seconds more."""
+    push: Annotated[Text | None, Later("get the model with `shoestring artifacts get`")] = None
     """Where to send it."""
 
 
@@ -475,7 +475,7 @@ class JobSpec(_Section):
     """Environment variables of the training processes."""
     secrets: Annotated[Several[Variable], Later("leave it out", ((),))] = ()
     """Names of the secrets that the training processes get."""
-    outputs: Annotated[Outputs | None, Later("get the model with `shoestring artifacts get`")] = None
+    outputs: Outputs | None = None
     """What becomes of the model."""
     notify: Annotated[Notify | None, Later("follow the job with `shoestring watch`")] = None
     """Whom to tell."""

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shoestring import config, exits
+from shoestring import config, exits, models
 
 from tests import servers
 from tests.e2e.service import ROOMS, ROOT
@@ -63,7 +63,18 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("submit",), ("up",), ("demo",), ("logs",), ("budget", "set"), ("artifacts", "get")]
+    "command",
+    [
+        (),
+        ("submit",),
+        ("up",),
+        ("demo",),
+        ("logs",),
+        ("budget", "set"),
+        ("artifacts", "get"),
+        ("predict",),
+        ("export",),
+    ],
 )
 def test_help_opens_with_examples(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = shoestring(*command, "--help", home=tmp_path)
@@ -99,3 +110,25 @@ def test_a_jobs_end_is_its_watchers_exit_code() -> None:
     assert exits.of_job("ended", "no_capacity") == exits.NO_CAPACITY
     assert exits.of_job("paused", None, "grant") == exits.BUDGET
     assert exits.of_job("paused", None, "resume") == exits.DETACHED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("predict", "nowhere/model.pt2", "cat.jpg"), exits.NOT_FOUND, "There is no file nowhere/model.pt2"),
+        (("export", "model.pt2"), exits.NOT_FOUND, "There is no file model.pt2"),
+        (("predict", "0193", "cat.jpg"), exits.AUTH, "shoestring up"),
+        (("predict", "model.pt2", "cat.jpg", "--on-corrupt", "hide"), exits.USAGE, "error or skip"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    done = shoestring(*arguments, home=tmp_path)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_trainer_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "find_spec", lambda _name: None)
+    with pytest.raises(models.NoTrainer, match=r"pip install 'shoestring-trainer\[train\]'"):
+        models.require_trainer()

@@ -181,7 +181,7 @@ NOT_YET = {
     "/checkpoint/keep": ({"checkpoint": {"keep": 2}}, {"checkpoint": {"keep": 0}}),
     "/env": ({"env": {"TOKENIZERS_PARALLELISM": "false"}}, {"env": ["A=1"]}),
     "/secrets": ({"secrets": ["HF_TOKEN"]}, {"secrets": "HF_TOKEN"}),
-    "/outputs": ({"outputs": {"export": ["onnx"], "push": "hf://team/model"}}, {"outputs": True}),
+    "/outputs/push": ({"outputs": {"export": ["onnx"], "push": "hf://team/model"}}, {"outputs": {"push": 5}}),
     "/notify": ({"notify": {"slack": "#lab", "on": ["started"]}}, {"notify": "#lab"}),
     "/priority": ({"priority": "high"}, {"priority": "urgent"}),
     "/on_budget": ({"on_budget": "finish"}, {"on_budget": "borrow"}),

@@ -5,25 +5,34 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load
 from shoestring_core import recipes
-from shoestring_trainer.training import figures
+from shoestring_trainer.training import commands, figures
 from shoestring_trainer.training.evaluation import Scores
+from shoestring_trainer.training.exports import read_model
 from shoestring_trainer.training.mistakes import count_confusions, draw_page, find_worst
 from shoestring_trainer.training.models import build_model
 from shoestring_trainer.training.pictures import DataSet, Pictures, load_digits
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.settings import Settings
 
-from tests.trainer.gangs import DIGITS, Gang, finished
+from tests.trainer.gangs import DIGITS, ROOMS, Gang, finished
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Gang:
-    return finished(tmp_path_factory.mktemp("artifacts"), procs=2, params=DIGITS | {"epochs": 2, "eval_every": 1})
+    return finished(
+        tmp_path_factory.mktemp("artifacts"), procs=2, params=DIGITS | {"epochs": 2, "eval_every": 1}, export=["onnx"]
+    )
 
 
 def test_confusions_worst_pictures_and_predictions_tell_one_story(run: Gang):
@@ -106,3 +115,86 @@ def test_many_classes_are_listed_and_a_loss_without_a_number_is_the_worst():
     assert page.count("<tr>") == 1
     assert "<class" not in page
     assert "&lt;class 7&gt;" in page
+
+
+def test_onnx_and_the_archive_predict_what_training_recorded(run: Gang, tmp_path: Path):
+    """On every held-out picture, with nothing of ours between the file and the runtime."""
+    (tmp_path / "model.pt2").write_bytes(run.part("model.pt2"))
+    (tmp_path / "at-the-end.onnx").write_bytes(run.part("model.onnx"))
+    card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
+    data = load_digits(card["seed"], Settings())
+    pictures_NCHW = data.held_out.bytes_NCHW.float() / data.white
+    with torch.no_grad():
+        archive_NK = torch.export.load(tmp_path / "model.pt2").module()(pictures_NCHW)
+    assert archive_NK.argmax(1).tolist() == told["predicted"]
+    assert commands.main(["export", str(tmp_path), str(tmp_path / "later.onnx")]) == commands.OK
+    for name in ("at-the-end.onnx", "later.onnx"):
+        session = onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
+        logits_NK = torch.from_numpy(session.run(["logits"], {"pictures": pictures_NCHW.numpy()})[0])
+        assert logits_NK.argmax(1).tolist() == told["predicted"]
+        assert torch.allclose(logits_NK, archive_NK, atol=1e-4, rtol=1e-4)
+        assert read_model(tmp_path / name).card["metrics"] == card["metrics"]
+
+
+def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path):
+    """From picture files, by the command, with the run's own folder for a model."""
+    card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
+    data = load_digits(card["seed"], Settings())
+    for index in range(12):
+        pixels_HW = data.held_out.bytes_NCHW[index, 0].float() * 255 / data.white
+        Image.fromarray(pixels_HW.round().to(torch.uint8).numpy()).save(tmp_path / f"{index:02}.png")
+    command = [sys.executable, "-m", "shoestring_trainer", "predict", str(run.first), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+    spoken = subprocess.run(
+        [*command, "--json", "--top", "3"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert spoken.returncode == 0, spoken.stderr
+    said = json.loads(spoken.stdout)
+    assert [Path(one["file"]).name for one in said] == [f"{index:02}.png" for index in range(12)]
+    assert [int(one["class"]) for one in said] == told["predicted"][:12]
+    assert all(one["top"][0]["probability"] >= one["top"][1]["probability"] for one in said)
+    chosen = [math.exp(-loss) for loss in told["losses"][:12]]
+    for one, label, probability in zip(said, told["labels"], chosen, strict=False):
+        if int(one["class"]) == label:
+            assert math.isclose(one["probability"], probability, abs_tol=0.02)  # pixels were rounded to bytes
+
+
+def test_a_picture_that_cannot_be_read_is_named_or_skipped_when_asked(
+    run: Gang, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    Image.new("CMYK", (40, 20), (0, 0, 0, 255)).save(tmp_path / "cmyk.jpg")
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "cmyk.jpg").read_bytes()[:99])
+    words = ["predict", str(run.first), str(tmp_path)]
+    assert commands.main(words) == commands.FAILED
+    assert str(tmp_path / "torn.jpg") in capfd.readouterr().err
+    assert commands.main([*words, "--on-corrupt", "skip"]) == commands.OK
+    spoken = capfd.readouterr()
+    assert spoken.out.startswith(str(tmp_path / "cmyk.jpg"))
+    assert spoken.out.count("\n") == 1
+    assert "1 pictures could not be read" in spoken.err
+
+
+def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
+    run: Gang, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    archive = run.part("model.pt2")
+    (tmp_path / "cut.pt2").write_bytes(archive[: len(archive) // 2])
+    (tmp_path / "foreign.pt2").write_bytes(b"PK\x05\x06" + bytes(18))
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "pickled.pt2")
+    (tmp_path / "text.onnx").write_text("not a model")
+    (tmp_path / "weights.safetensors").write_bytes(run.part("network.safetensors"))
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / "strange.pt2")
+    Image.new("L", (8, 8)).save(tmp_path / "picture.png")
+    for name, remedy in {
+        "cut.pt2": "shoestring artifacts get", "foreign.pt2": "shoestring artifacts get",
+        "pickled.pt2": "shoestring artifacts get", "text.onnx": "shoestring export",
+        "weights.safetensors": "give a model.pt2", "manifest.json": "start from another checkpoint",
+        "empty": "shoestring artifacts get", "absent.pt2": "give a model.pt2", "strange.pt2": "put the model.json",
+    }.items():  # fmt: skip
+        assert commands.main(["predict", str(tmp_path / name), str(tmp_path / "picture.png")]) == commands.FAILED
+        said = capfd.readouterr().err
+        assert str(tmp_path / name) in said
+        assert remedy in said
+        assert said.count("\n") == 1

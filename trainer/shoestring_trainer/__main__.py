@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m shoestring_trainer agent | train SPEC`: one word picks the half, and only that half is imported."""
+"""`python -m shoestring_trainer COMMAND …`: one word picks the half, and only that half is imported."""
 
 from __future__ import annotations
 
 import sys
 
-USAGE = "usage: python -m shoestring_trainer agent | train SPEC"
+USAGE = """\
+usage: python -m shoestring_trainer COMMAND …
+
+  agent                        serve a machine (the service starts it)
+  train TASK                   train, alone or under torchrun
+  predict MODEL PICTURE…       what a trained model says of pictures
+  export MODEL FILE.onnx       write a trained model as ONNX
+
+COMMAND --help says more."""
 
 
 def main(arguments: list[str]) -> int:
@@ -14,10 +22,17 @@ def main(arguments: list[str]) -> int:
             from shoestring_trainer.training import rank  # its half needs torch, which an agent must not
 
             return rank.main(spec)
+        case ["predict" | "export", *_]:
+            from shoestring_trainer.training import commands
+
+            return commands.main(arguments)
         case ["agent", *rest]:
             from shoestring_trainer.agent import agent
 
             return agent.main(rest)
+        case ["-h" | "--help"]:
+            print(USAGE)
+            return 0
         case _:
             print(USAGE, file=sys.stderr)
             return 2

@@ -16,6 +16,7 @@ from shoestring_trainer.training.augment import augment
 from shoestring_trainer.training.average import build_average
 from shoestring_trainer.training.cifar10 import load_cifar10
 from shoestring_trainer.training.evaluation import evaluate
+from shoestring_trainer.training.exports import require_onnx
 from shoestring_trainer.training.faults import DataError, NotANumber, UserError
 from shoestring_trainer.training.figures import speed
 from shoestring_trainer.training.folders import load_folder
@@ -47,6 +48,8 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     Raises TrainerError for faults with a remedy; whatever else is raised is classified by the caller.
     """
     defer_compiler()
+    if task.onnx:
+        require_onnx()
     gang = join_gang()
     recipe = recipes.load(task.recipe)
     params = recipes.resolve(task.recipe, task.params)
@@ -166,7 +169,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
             "precision": precision.value, "world": gang.world, **figures,
         }  # fmt: skip
-        saver.save_final(step, make_artifacts(model, data, scores, about), result)
+        saver.save_final(step, make_artifacts(model, data, scores, about, onnx=task.onnx), result)
     gang.leave()
     return "finished"
 

@@ -13,7 +13,7 @@ from shoestring_trainer.training.faults import UserError
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 _KEYS = {
     "format", "job", "generation", "recipe", "params", "data", "seed", "precision",
-    "resume", "init", "checkpoint", "goal",
+    "resume", "init", "checkpoint", "goal", "export",
 }  # fmt: skip
 
 
@@ -38,6 +38,7 @@ class Task:
     """A validated task file. `folder` is where it lies, and where everything the ranks write goes.
 
     seed, precision  None: as the recipe's parameters say
+    onnx             the model is wanted as ONNX too
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Task:
     save_every_s: float | None
     save_every_steps: int | None
     goal: Goal | None
+    onnx: bool = False
 
 
 Outcome = Literal["finished", "drained", "error"]
@@ -104,6 +106,7 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         save_every_s=every.get("every_s"),
         save_every_steps=every.get("every_steps"),
         goal=Goal(str(goal["metric"]), float(goal["reach"])) if goal else None,
+        onnx="onnx" in (text.get("export") or []),
     )
 
 

@@ -237,6 +237,7 @@ def _task(job: Job, generation: int) -> dict[str, Any]:
         "init": None,
         "checkpoint": {"every_s": AUTO_CHECKPOINT_S if isinstance(every, str) else every, "every_steps": None},
         "goal": spec.goal.model_dump(mode="json", include={"metric", "reach", "then"}) if spec.goal else None,
+        **({"export": list(spec.outputs.export)} if spec.outputs and spec.outputs.export else {}),
     }
 
 
