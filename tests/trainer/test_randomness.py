@@ -11,6 +11,7 @@ from shoestring_trainer.training.augment import augment, cutout, pad_and_crop, r
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, SampleOrder, seed_dropout
 from shoestring_trainer.training.schedules import one_cycle, piecewise_linear
 from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.shared_batch import share_batch
 
 MEAN = [0.5, 0.4, 0.3]
 EVERYTHING = Settings(rotate=15, shift=1, crop=2, flip=True, cutout=3)
@@ -48,13 +49,27 @@ def test_epochs_and_seeds_differ():
     assert not torch.equal(first.draws_NK.sort(0).values, second.draws_NK.sort(0).values)
 
 
-def test_dropout_depends_on_seed_step_and_rank_alone():
-    def drawn(seed: int, step: int, rank: int) -> list[float]:
-        seed_dropout(seed, step, rank, torch.device("cpu"))
+def test_dropout_depends_on_seed_and_step_alone():
+    def drawn(seed: int, step: int) -> list[float]:
+        seed_dropout(seed, step, torch.device("cpu"))
         return torch.rand(4).tolist()
 
-    assert drawn(1, 2, 3) == drawn(1, 2, 3)
-    assert len({str(drawn(*names)) for names in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]}) == 4
+    assert drawn(1, 2) == drawn(1, 2)
+    assert len({str(drawn(*names)) for names in [(1, 2), (2, 2), (1, 3)]}) == 3
+
+
+def test_ranks_drop_what_one_process_would_drop():
+    x_NF, shares = torch.ones(10, 50), []
+    for rank in range(3):
+        layer = torch.nn.Sequential(torch.nn.Dropout(0.3))
+        share_batch(layer, 10, rank, 3, norms=False)
+        seed_dropout(1, 2, torch.device("cpu"))
+        shares.append(layer(x_NF[10 * rank // 3 : 10 * (rank + 1) // 3]))
+    alone = torch.nn.Sequential(torch.nn.Dropout(0.3))
+    share_batch(alone, 10, 0, 1, norms=False)
+    seed_dropout(1, 2, torch.device("cpu"))
+    assert torch.equal(torch.cat(shares), alone(x_NF))
+    assert torch.equal(alone.eval()(x_NF), x_NF)
 
 
 def test_a_picture_is_augmented_the_same_in_any_batch():

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
+
+from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.shared_batch import share_batch
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,11 @@ class Gang:
     local_rank: int
     device: torch.device
 
-    def distribute(self, model: nn.Module) -> nn.Module:
+    def distribute(self, model: nn.Module, settings: Settings) -> nn.Module:
         """The model whose backward pass averages gradients over all ranks.
 
-        Buffers are not exchanged in training: rank 0's are the run's (`adopt_buffers`), so what it saves is enough.
-        """
+        Buffers are not exchanged in training: rank 0's are the run's (`adopt_buffers`), so what it saves is enough."""
+        share_batch(model, settings.batch_size, self.rank, self.world, norms=settings.sync_norm)
         if self.world == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
@@ -34,7 +38,13 @@ class Gang:
             warnings.catch_warnings()
         ):  # the argument's successor, in newer releases, would still send buffers at first
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+            spread = DistributedDataParallel(
+                model, devices, broadcast_buffers=False, gradient_as_bucket_view=True,
+                bucket_cap_mb=settings.bucket_mb, static_graph=settings.static_graph,
+            )  # fmt: skip
+        if settings.half_gradients:
+            spread.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        return spread
 
     def adopt_buffers(self, model: nn.Module) -> None:
         """Give every rank the buffers of rank 0."""

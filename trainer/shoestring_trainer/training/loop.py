@@ -70,7 +70,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     scaler = build_scaler(gang, precision, settings)
     optimizer = build_optimizer(model, settings, scaled=scaler.is_enabled())
     identity = {"recipe": recipe.reference, "params": params, "seed": seed, "data": data.fingerprint}
-    distributed = settle(gang, model, data)
+    distributed = settle(gang, model, data, settings)
     average = build_average(model, settings)
     state = State(model, optimizer, scaler, identity, average)
     if task.resume:
@@ -99,7 +99,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         pictures_NCHW = augment(pictures[samples_N].float() / data.white, draws_NK, settings, data.mean)
         pace = plan.pace(step)
         set_pace(optimizer, pace)
-        seed_dropout(seed, step, gang.rank, gang.device)
+        seed_dropout(seed, step, gang.device)
 
         with precision.autocast(gang.device):
             logits_NK = distributed(pictures_NCHW.contiguous(memory_format=torch.channels_last))
@@ -208,13 +208,13 @@ def build_scaler(gang: Gang, precision: Precision, settings: Settings) -> torch.
     )
 
 
-def settle(gang: Gang, model: nn.Module, data: DataSet) -> nn.Module:
+def settle(gang: Gang, model: nn.Module, data: DataSet, settings: Settings) -> nn.Module:
     """The model spread over the gang, with gradient buckets in their last layout.
 
     DDP lays its buckets out anew after the first backward pass, and with more than two ranks the layout decides
     in which order gradients are summed. One throwaway pass here gives a resumed run the layout from its first step on.
     """
-    distributed = gang.distribute(model)
+    distributed = gang.distribute(model, settings)
     if gang.world > 1:
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         sample = data.train.bytes_NCHW[:2].to(gang.device).float()

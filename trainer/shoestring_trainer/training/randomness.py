@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every random draw as a function of names: (seed, epoch, sample) for data, (seed, step, rank) for the network.
+"""Every random draw as a function of names: (seed, epoch, sample) for data, (seed, step) for the network.
 
 So no random state is ever saved: the step number says it all, whatever the world size.
 """
@@ -29,9 +29,9 @@ def generator(seed: int, *names: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key(seed, *names))
 
 
-def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """Fix what dropout draws in this step on this rank."""
-    number = key(seed, "dropout", step, rank)
+def seed_dropout(seed: int, step: int, device: torch.device) -> None:
+    """Fix what dropout draws in this step. Ranks draw alike, for the whole batch (`shared_batch`)."""
+    number = key(seed, "dropout", step)
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(number)

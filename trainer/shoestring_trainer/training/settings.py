@@ -57,6 +57,10 @@ class Settings:
     cutout: int = 0  # pixels a side
     views: int = 1  # of a held-out picture, for val/acc_tta: 2 adds its mirror image, 6 also shifts by a pixel
     eval_every: int = 1  # epochs
+    sync_norm: bool = False  # batch norms over the whole batch, not over each process's share of it
+    bucket_mb: float = 25.0  # gradients that travel together
+    half_gradients: bool = False  # they travel and are summed in fp16: for where the network is the brake
+    static_graph: bool = False  # every step uses the same layers, which spares a search per step
 
     @staticmethod
     def of(params: Mapping[str, Any]) -> Settings:
