@@ -12,6 +12,7 @@ usage: python -m shoestring_trainer COMMAND …
   train TASK                   train, alone or under torchrun
   predict MODEL PICTURE…       what a trained model says of pictures
   export MODEL FILE.onnx       write a trained model as ONNX
+  samples FOLDER…              which samples a job's machines trained on, generation by generation
 
 COMMAND --help says more."""
 
@@ -26,6 +27,10 @@ def main(arguments: list[str]) -> int:
             from shoestring_trainer.training import commands
 
             return commands.main(arguments)
+        case ["samples", *folders]:
+            from shoestring_trainer.training import samples
+
+            return samples.main(folders)
         case ["agent", *rest]:
             from shoestring_trainer.agent import agent
 

@@ -30,6 +30,7 @@ from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.progress import Progress
 from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
 from shoestring_trainer.training.reports import Reports
+from shoestring_trainer.training.samples import SampleLog
 from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.state import Saver, State, restore, warm_start
@@ -83,6 +84,10 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         epoch_samples=epoch_samples, alternating_flip=settings.alternating_flip,
     )  # fmt: skip
     pictures, labels = data.train.bytes_NCHW.to(gang.device), data.train.labels_N.to(gang.device)
+    log = SampleLog(
+        task.folder, generation=task.generation, rank=gang.rank, world=gang.world, start=step,
+        epoch_samples=epoch_samples,
+    )  # fmt: skip
     report = Reports(task.folder) if gang.rank == 0 else None
     saver = Saver(task, state, report) if report else None
     progress = Progress(total) if report else None
@@ -95,6 +100,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     done = step >= total
     while not done:
         picked = order.pick(step)
+        log.take_up(step + 1, picked.spans)
         samples_N, draws_NK = picked.samples_N.to(gang.device), picked.draws_NK.to(gang.device)
         pictures_NCHW = augment(pictures[samples_N].float() / data.white, draws_NK, settings, data.mean)
         pace = plan.pace(step)

@@ -39,10 +39,14 @@ def seed_dropout(seed: int, step: int, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Picked:
-    """Which samples a rank trains on in one step, and their uniform draws in [0, 1) for augmentation."""
+    """Which samples a rank trains on in one step, and their uniform draws in [0, 1) for augmentation.
+
+    spans  the same samples as they lie in the stream: epoch, place of the first in its order, samples
+    """
 
     samples_N: Tensor
     draws_NK: Tensor
+    spans: list[tuple[int, int, Tensor]]
 
 
 class SampleOrder:
@@ -68,18 +72,18 @@ class SampleOrder:
         """This rank's share of step `step` (counted from 0)."""
         start = step * self._batch
         parts = list(self._spans(start + self._first, start + self._end))
+        spans, draws = [part[:3] for part in parts], [part[3] for part in parts]
         if len(parts) == 1:
-            return Picked(*parts[0])
-        samples, draws = zip(*parts, strict=True)
-        return Picked(torch.cat(samples), torch.cat(draws))
+            return Picked(spans[0][2], draws[0], spans)
+        return Picked(torch.cat([samples for _, _, samples in spans]), torch.cat(draws), spans)
 
-    def _spans(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         while start < end:
             epoch, first = divmod(start, self._epoch_samples)
             last = min(self._epoch_samples, first + end - start)
             order, draws = self._epoch(epoch)
             samples = order[first:last]
-            yield samples, draws[samples]
+            yield epoch, first, samples, draws[samples]
             start += last - first
 
     def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
