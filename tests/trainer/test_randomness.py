@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from shoestring_trainer.training.augment import augment, cutout, pad_and_crop, rotate_and_shift
+from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, SampleOrder, seed_dropout
 from shoestring_trainer.training.schedules import one_cycle, piecewise_linear
 from shoestring_trainer.training.settings import Settings
@@ -78,6 +80,25 @@ def test_a_picture_is_augmented_the_same_in_any_batch():
     for index in range(16):
         alone = augment(pictures[index : index + 1], draws[index : index + 1], EVERYTHING, MEAN)
         assert torch.allclose(together[index], alone[0], atol=1e-6)
+
+
+def test_bytes_are_augmented_as_the_floats_they_stand_for():
+    pictures, draws = (torch.rand(16, 3, 16, 12) * 256).byte(), torch.rand(16, DRAWS_PER_SAMPLE)
+    for settings in (Settings(crop=3, flip=True, cutout=4), EVERYTHING):
+        floats = augment(pictures.float() / 255, draws, settings, MEAN)
+        assert torch.equal(augment(pictures, draws, settings, MEAN, 255.0), floats)
+
+
+def test_a_crop_is_the_window_of_the_padded_picture():
+    pictures, draws, pad = torch.rand(50, 3, 10, 14), torch.rand(50, 2), 4
+    padded, places = F.pad(pictures, (pad,) * 4, "reflect"), (draws * (2 * pad + 1)).long().tolist()
+    for picture, (top, left), cropped in zip(padded, places, pad_and_crop(pictures, draws, pad), strict=True):
+        assert torch.equal(cropped, picture[:, top : top + 10, left : left + 14])
+
+
+def test_padding_as_large_as_the_picture_is_refused():
+    with pytest.raises(UserError, match="lower crop"):
+        pad_and_crop(torch.rand(1, 3, 8, 8), torch.rand(1, 2), 8)
 
 
 def test_augmentation_that_is_off_changes_nothing():

@@ -102,7 +102,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         picked = order.pick(step)
         log.take_up(step + 1, picked.spans)
         samples_N, draws_NK = picked.samples_N.to(gang.device), picked.draws_NK.to(gang.device)
-        pictures_NCHW = augment(pictures[samples_N].float() / data.white, draws_NK, settings, data.mean)
+        pictures_NCHW = augment(pictures[samples_N], draws_NK, settings, data.mean, data.white)
         pace = plan.pace(step)
         set_pace(optimizer, pace)
         seed_dropout(seed, step, gang.device)

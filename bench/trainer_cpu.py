@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our training loop against a plain PyTorch loop, timm's loader and fastai's Learner, on this machine's CPU.
+
+Same network, pictures, batch, optimizer, precision, augmentation, threads and allocator; each loop in a process of its
+own, one after another, in rounds that begin with another loop each time. Ours is the trainer as a rented machine
+starts it, its reports included. DATA=folder of CIFAR-10 (or SHOESTRING_BENCH_DATA), ROUNDS and STEPS may be set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from scipy.stats import t as student
+from shoestring_trainer.agent.launch_env import rank_environment
+
+ROOT = Path(__file__).parents[1]
+FASTAI, FASTAI_PINS = ROOT / ".peers" / "fastai", Path(__file__).with_name("fastai.txt")
+LOOPS = ["ours", "torchvision", "timm", "fastai", "bare"]
+ROUNDS, STEPS, WARM_UP = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("STEPS", "12")), 3
+BATCH = 1024
+NAMES = {
+    "ours": "ours",
+    "torchvision": "plain PyTorch loop with torchvision's transforms and DataLoader, 2 workers",
+    "timm": "the same loop with timm's loader, 2 workers",
+    "fastai": "fastai's Learner, 0 workers",
+    "bare": "forward, backward and step alone, on batches made beforehand",
+}
+MOST_OVERHEAD = 0.05
+
+
+class Speed(NamedTuple):
+    """Of one loop in one round."""
+
+    pictures_per_s: float
+    cpu_s_per_picture: float
+
+
+def main() -> list[str]:
+    data = os.environ.get("DATA") or os.environ.get("SHOESTRING_BENCH_DATA")
+    if not data:
+        return ["left out: it needs CIFAR-10; set DATA to the folder that holds cifar-10-batches-bin"]
+    loops, notes = list(LOOPS), []
+    if why := install_fastai():
+        loops.remove("fastai")
+        notes.append(f"fastai left out: {why}")
+    rounds: list[dict[str, Speed]] = []
+    for number in range(ROUNDS):
+        order = loops[number % len(loops) :] + loops[: number % len(loops)]
+        rounds.append({loop: run(loop, Path(data)) for loop in order})
+        told = ", ".join(f"{loop} {rounds[-1][loop].pictures_per_s:.0f}" for loop in loops)
+        print(f"round {number + 1}: {told} pictures/s (load {os.getloadavg()[0]:.1f})", flush=True)
+    setting = (
+        f"airbench94's network on CIFAR-10, batch {BATCH}, crop and flip, {len(os.sched_getaffinity(0))} threads, "
+        f"bf16 where the processor has it; {ROUNDS} rounds of {STEPS} steps a loop, medians; load {load()}"
+    )
+    return [
+        setting,
+        *(describe(loop, [each[loop] for each in rounds]) for loop in loops),
+        *(compare(loop, rounds) for loop in loops if loop not in ("ours", "bare")),
+        overhead(rounds),
+        *notes,
+    ]
+
+
+def run(loop: str, data: Path) -> Speed:
+    """One loop's speed over STEPS steps, after WARM_UP that don't count."""
+    folder = Path(tempfile.mkdtemp(prefix="shoestring-bench-"))
+    epochs = (WARM_UP + STEPS) * BATCH / (50_000 // BATCH * BATCH)
+    params = {"epochs": epochs, "batch_size": BATCH, "average": "none", "views": 1, "eval_every": 1000}
+    task = {
+        "format": 1, "job": "bench", "generation": 1, "recipe": "cifar10/airbench94", "params": params, "seed": 1,
+        "precision": "auto", "data": {"train": str(data)},
+    }  # fmt: skip
+    (folder / "task.json").write_text(json.dumps(task))
+    rooms = os.pathsep.join(str(path) for path in (ROOT, ROOT / "core", ROOT / "trainer"))
+    environment = os.environ | rank_environment(1, len(os.sched_getaffinity(0))) | {"PYTHONPATH": rooms}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.cpu_loops", loop, str(folder)],
+        env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"the loop {loop!r} failed:\n{done.stderr[-3000:]}")
+    ticks = json.loads(done.stdout.splitlines()[-1])
+    (began, used), (ended, used_at_end) = ticks[WARM_UP - 1], ticks[WARM_UP + STEPS - 2]
+    pictures = BATCH * (STEPS - 1)  # the last step's line of ours waits for the final measurement
+    return Speed(pictures / (ended - began), (used_at_end - used) / pictures)
+
+
+def install_fastai() -> str | None:
+    """Put fastai where only its loop finds it; why it can't be used, if it can't."""
+    if not FASTAI.exists():
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--target",
+            str(FASTAI),
+            "-r",
+            str(FASTAI_PINS),
+        ]
+        done = subprocess.run(pip, capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            return f"pip could not install it: {done.stderr.strip().splitlines()[-1]}"
+    probe = (
+        "import sys; from shoestring_trainer.training import vision_compat; sys.path.append(sys.argv[1]); "
+        "import fastai.learner, fastai.vision.data"
+    )
+    rooms = os.pathsep.join(str(ROOT / room) for room in ("core", "trainer"))
+    done = subprocess.run(
+        [sys.executable, "-c", probe, str(FASTAI)],
+        env=os.environ | {"PYTHONPATH": rooms}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return f"it does not import here: {done.stderr.strip().splitlines()[-1]}" if done.returncode else None
+
+
+def describe(loop: str, speeds: Sequence[Speed]) -> str:
+    pictures = [speed.pictures_per_s for speed in speeds]
+    cpu_ms = 1e3 * statistics.median(speed.cpu_s_per_picture for speed in speeds)
+    return (
+        f"{NAMES[loop]}: {statistics.median(pictures):.0f} pictures/s ({min(pictures):.0f} to {max(pictures):.0f}), "
+        f"{cpu_ms:.3f} ms of CPU a picture"
+    )
+
+
+def compare(peer: str, rounds: Sequence[dict[str, Speed]]) -> str:
+    ratios = [each["ours"].pictures_per_s / each[peer].pictures_per_s for each in rounds]
+    work = statistics.median(each[peer].cpu_s_per_picture / each["ours"].cpu_s_per_picture for each in rounds)
+    mean, low, high = mean_and_interval([math.log(ratio) for ratio in ratios])
+    verdict = "holds" if math.exp(mean) >= 1.0 else "MISSED"
+    return (
+        f"ours / {peer}: {math.exp(mean):.3f} times the pictures/s, 95 % interval {math.exp(low):.3f} to "
+        f"{math.exp(high):.3f}, paired by round (bound ≥ 1.0: {verdict}); it takes {work:.3f} times our CPU time"
+    )
+
+
+def overhead(rounds: Sequence[dict[str, Speed]]) -> str:
+    lost = [1 - each["ours"].pictures_per_s / each["bare"].pictures_per_s for each in rounds]
+    mean, low, high = mean_and_interval(lost)
+    cpu = statistics.median(1 - each["bare"].cpu_s_per_picture / each["ours"].cpu_s_per_picture for each in rounds)
+    verdict = "holds" if mean < MOST_OVERHEAD else "MISSED"
+    return (
+        f"overhead of our loop, 1 − t(step alone) / t(whole loop): {mean:.1%}, 95 % interval {low:.1%} to {high:.1%}, "
+        f"paired by round (bound < {MOST_OVERHEAD:.0%}: {verdict}); of CPU time: {cpu:.1%}"
+    )
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % interval (Student's t)."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def load() -> str:
+    return " ".join(f"{average:.1f}" for average in os.getloadavg())
