@@ -244,7 +244,9 @@ def cost(job_id: UUID, db: Reading, caller: Caller) -> rest.CostReport:
     lines = ledger.book(db, row.account.id) if row.account else []
     sides = rows.accounts(db, (side for line in lines for side in (line.debit, line.credit)))
     names = {account.id: ledger.title(db, account) for account in sides.values()}
-    return views.cost_report(row, lines, names, db.now)
+    above = ledger.path(db, row.account.id) if row.account else []
+    budgets = [views.budget(account, ledger.title(db, account)) for account in above]
+    return views.cost_report(row, lines, names, budgets, db.now)
 
 
 # --- logs -------------------------------------------------------------------------------------------------

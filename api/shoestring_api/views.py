@@ -113,7 +113,7 @@ def sentence(row: Job) -> str:
             return f"{STOPPING.get(row.want_reason, 'Stopping')}. {saving}"
         case JobState.PAUSED:
             if row.want_reason == "budget":
-                return "Paused: its money ran out. It goes on when the budget is raised: `shoestring budget set`."
+                return "Paused: its money ran out. It goes on when the budget is raised: `shoestring budget set`, for its own limit with --job."
             return "Paused: resume it to go on."
         case JobState.ENDED:
             return _with(ENDS[EndReason(row.end_reason or "")], row.end_text)
@@ -260,7 +260,9 @@ def _price_basis(rows: JobRows) -> Literal["simulated", "live", "snapshot"]:
     return "simulated" if provider in SIMULATED else "live"
 
 
-def cost_report(rows: JobRows, transfers: Iterable[Transfer], names: Mapping[UUID, str], now: int) -> rest.CostReport:
+def cost_report(
+    rows: JobRows, transfers: Iterable[Transfer], names: Mapping[UUID, str], budgets: list[rest.Budget], now: int
+) -> rest.CostReport:
     return rest.CostReport(
         cost=cost(rows, now),
         machines=[machine(row, rows.posted, now) for row in rows.machines],
@@ -278,6 +280,7 @@ def cost_report(rows: JobRows, transfers: Iterable[Transfer], names: Mapping[UUI
             )
             for row in transfers
         ],
+        budgets=budgets,
     )
 
 

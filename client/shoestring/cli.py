@@ -298,23 +298,31 @@ def show_budget(url: Url = None, as_json: Json = False) -> None:
 def set_budget(
     limit: Annotated[str, typer.Argument(help="Dollars, e.g. 25.00")],
     owner: Annotated[str | None, typer.Option("--owner", help="Whose; default the team's.")] = None,
+    job: Annotated[str | None, typer.Option("--job", help="The job whose own limit it is, by id.")] = None,
     reason: Annotated[str, typer.Option("--reason", help="Kept on the record.")] = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Set a limit. A limit below what is spent and held makes running jobs checkpoint and pause.
 
+    A higher one lets the jobs go on that it had paused.
+
     \b
     shoestring budget set 25.00 --reason "conference deadline"
+    shoestring budget set 0.80 --job 0198c5f2-7d10-7000-8000-1a2b3c4d5e6f
     """
     try:
         money.micro(limit)
     except ValueError as wrong:
         raise typer.BadParameter(str(wrong)) from wrong
     with connect(url) as client:
-        chosen = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
+        if job:
+            chosen = [b for b in client.cost(resolve(client, job)).budgets if b.kind == "job"]
+        else:
+            chosen = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
         if len(chosen) != 1:
-            complain(f"No single budget of {owner or 'the team'}; see: shoestring budget show")
+            whose = f"job {job}" if job else owner or "the team"
+            complain(f"No single budget of {whose}; see: shoestring budget show")
             raise typer.Exit(exits.NOT_FOUND)
         found = client.set_budget(chosen[0].id, limit, reason=reason, etag=chosen[0].etag)
     tell(found, as_json, lambda: out.print(f"{found.owner}: {_dollars(found.limit)}, {_dollars(found.left)} left"))

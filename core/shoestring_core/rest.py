@@ -234,6 +234,8 @@ class CostReport(Resource):
     cost: Cost
     machines: list[Machine]
     transfers: list[Transfer]
+    budgets: list[Budget]
+    """What its money comes from: its own budget first, the organisation's last. Empty until it holds money."""
 
 
 class Artifact(Resource):

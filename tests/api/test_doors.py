@@ -193,6 +193,14 @@ def test_a_budget_is_changed_only_by_who_saw_it(here: Deployment) -> None:
     assert here.admin.put(path, json={"limit": "none"}).json()["limit"] is None
 
 
+def test_a_jobs_cost_names_the_budgets_that_its_money_comes_from(here: Deployment) -> None:
+    job, _ = here.running()
+    budgets = here.member.get(f"/v1/jobs/{job}/cost").json()["budgets"]
+    assert [one["kind"] for one in budgets] == ["job", "member", "team", "org"]
+    own = here.admin.put(f"/v1/budgets/{budgets[0]['id']}", json={"limit": "0.75"})
+    assert (own.status_code, own.json()["limit"]["amount"]) == (200, "0.75")
+
+
 def test_a_job_that_no_limit_allows_is_refused_and_one_that_waits_says_why(here: Deployment) -> None:
     budget = next(one for one in here.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
     here.admin.put(f"/v1/budgets/{budget['id']}", json={"limit": "0.001"})

@@ -824,6 +824,8 @@ export interface components {
             machines: components["schemas"]["Machine"][];
             /** Transfers */
             transfers: components["schemas"]["Transfer"][];
+            /** Budgets */
+            budgets: components["schemas"]["Budget"][];
         };
         /**
          * CreatedKey
