@@ -54,6 +54,7 @@ class Service:
         """Start `up` and wait until it has said where the dashboard is."""
         command = [sys.executable, "-m", "shoestring", "up", "--data", str(self.data), "--port", str(self.port)]
         said = self.data.with_suffix(".up.log")
+        said.parent.mkdir(parents=True, exist_ok=True)
         with said.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
