@@ -97,7 +97,8 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service) ->
     client.set_budget(team.id, "2.00", reason="a new grant")
     assert Decimal(budget(service).overdraft.amount) == 0
     short = service.wait(pausing.id, lambda job: job.wait_reason == "money")
-    assert "The budget of job" in short.sentence
+    assert "The budget of this job" in short.sentence
+    assert "`shoestring budget set --job`" in short.sentence
     assert shoestring(service, "budget", "set", "1.00", "--job", str(pausing.id)).returncode == 0
     done = service.settled(pausing.id)
     assert done.end_reason == "succeeded"

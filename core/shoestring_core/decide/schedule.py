@@ -203,17 +203,19 @@ def _lack_of_money(case: Case, offer: Offer) -> Wait | None:
     waiting = case.waiting
     need = waiting.nodes * funding.first_hold(offer.on_demand_price, case.terms)
     for balance in case.balances:
+        own = balance.id == waiting.path[0]
+        raise_it = "raised with `shoestring budget set --job`" if own else "raised with `shoestring budget set`"
         if balance.overdraft:
             text = (
                 f"The budget of {balance.name} is overdrawn by ${money.text(balance.overdraft)}, so nothing new "
-                "starts from it. Ask for it to be raised with `shoestring budget set`."
+                f"starts from it. Ask for it to be {raise_it}."
             )
             return Wait(waiting.job, "money", text, (balance.id, balance.name))
         if missing := balance.short_of(need):
             text = (
                 f"The budget of {balance.name} is ${money.text(missing)} short: starting {_machines(waiting.nodes)} "
-                f"sets aside ${money.text(need)}. Wait for running jobs to end, or ask for it to be raised with "
-                "`shoestring budget set`."
+                f"sets aside ${money.text(need)}. {'Ask' if own else 'Wait for running jobs to end, or ask'} for it "
+                f"to be {raise_it}."
             )
             return Wait(waiting.job, "money", text, (balance.id, balance.name))
     if case.behind_money:
