@@ -30,7 +30,7 @@ def poisoned(*arguments):
     return network
 
 models.MODELS["convnet"] = poisoned
-rank.main(sys.argv[1])
+rank.main(sys.argv[1:])
 """
 
 

@@ -9,7 +9,7 @@ USAGE = """\
 usage: python -m shoestring_trainer COMMAND …
 
   agent                        serve a machine (the service starts it)
-  train TASK                   train, alone or under torchrun
+  train WHAT                   train a recipe, a job spec or a task, alone or under torchrun
   predict MODEL PICTURE…       what a trained model says of pictures
   export MODEL FILE.onnx       write a trained model as ONNX
   samples FOLDER…              which samples a job's machines trained on, generation by generation
@@ -19,10 +19,10 @@ COMMAND --help says more."""
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["train", spec]:
+        case ["train", *words] if words:
             from shoestring_trainer.training import rank  # its half needs torch, which an agent must not
 
-            return rank.main(spec)
+            return rank.main(words)
         case ["predict" | "export", *_]:
             from shoestring_trainer.training import commands
 

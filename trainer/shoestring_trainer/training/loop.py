@@ -88,7 +88,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         task.folder, generation=task.generation, rank=gang.rank, world=gang.world, start=step,
         epoch_samples=epoch_samples,
     )  # fmt: skip
-    report = Reports(task.folder) if gang.rank == 0 else None
+    report = Reports(task.folder, go_on=task.resume is not None) if gang.rank == 0 else None
     saver = Saver(task, state, report) if report else None
     progress = Progress(total) if report else None
     if report:
@@ -143,7 +143,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             break  # its line waits for the final measurement
         if report and progress:
             report.metrics(step, step * batch / epoch_samples, values)
-            progress.show(step, values)
+            progress.show(step, step * batch / epoch_samples, values)
         if broken:
             raise NotANumber(describe_nan(step, mean_loss, precision))
         if told:
@@ -161,7 +161,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     if report and progress and saver:
         at_the_end = {SCORING: values.get(SCORING, 0.0) + scores.seconds}
         report.metrics(step, step * batch / epoch_samples, {**values, **scores.metrics, **at_the_end})
-        progress.finish(step, scores.metrics)
+        progress.finish(step, step * batch / epoch_samples, scores.metrics)
         about = {
             "recipe": recipe.reference, "architecture": recipe.model, "params": params, "seed": seed,
             "step": step, "precision": precision.value,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a running rank is told to stop: a file named `order`, or SIGTERM."""
+"""How a running rank is told to stop: a file named `order`, or a signal."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 POLL_S = 0.1
+TOLD_BY = (signal.SIGTERM,)
 
 
 class Orders:
@@ -21,16 +22,19 @@ class Orders:
     thread. From then on the loop reads `stop_asked` once per step.
     """
 
-    def __init__(self, order_file: Path, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, order_file: Path, leave: Callable[[], None], signals: Sequence[signal.Signals] = TOLD_BY
+    ) -> None:
         self.stop_asked = False
-        self._order_file = order_file
+        self._order_file, self._signals = order_file, signals
         self._leave = leave
         self._lock = threading.Lock()
         self._began = False
         # The Python handler runs only between bytecodes; the wake-up pipe is written by C even while a call blocks.
         self._wake_r, wake_w = os.pipe()
         os.set_blocking(wake_w, False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        for number in signals:
+            signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="orders", daemon=True).start()
 
@@ -49,5 +53,5 @@ class Orders:
 
     def _told(self) -> bool:
         readable, _, _ = select.select([self._wake_r], [], [], POLL_S)
-        signals = os.read(self._wake_r, 64) if readable else b""
-        return signal.SIGTERM in signals or self._order_file.exists()
+        came = os.read(self._wake_r, 64) if readable else b""
+        return any(number in came for number in self._signals) or self._order_file.exists()

@@ -1,33 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank from first breath to exit code: its log, its orders, its training, and the word it leaves behind."""
+"""One rank from first breath to exit code: its log, its orders, its training, and the word it leaves behind.
+
+Without torchrun a process trains alone, and speaks at its terminal instead of in a log: Ctrl-C is its order to stop.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shoestring_trainer.training.faults import classify, explain
-from shoestring_trainer.training.orders import Orders
+from shoestring_core.errors import InvalidSpec
+
+from shoestring_trainer.training.alone import prepare, unpack_model
+from shoestring_trainer.training.faults import TrainerError, classify, explain
+from shoestring_trainer.training.orders import TOLD_BY, Orders
 from shoestring_trainer.training.task import Outcome, Standing, read_task
 
+USAGE = 2
 
-def main(spec: str) -> NoReturn:
-    """Train what `spec` asks for, leave exit-{rank}.json beside it, exit 0 when finished or drained, 1 on error."""
-    code = _run(spec)
+
+def main(words: Sequence[str]) -> NoReturn:
+    """Train what the words ask for; leave exit-{rank}.json beside the task; exit 0 if finished or drained, else 1."""
+    try:
+        task = prepare(words)
+    except InvalidSpec as invalid:
+        sys.stderr.write("".join(f"{problem.pointer or '/'}: {problem.message}\n" for problem in invalid.problems))
+        sys.exit(USAGE)
+    except TrainerError as fault:
+        sys.stderr.write(f"{fault}\n")
+        sys.exit(USAGE)
+    code = _run(task)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # not through the interpreter's end: it would join gloo's threads, which may wait for its lock
 
 
-def _run(spec: str) -> int:
-    folder = Path(spec).resolve().parent
+def _run(spec: Path) -> int:
+    folder = spec.resolve().parent
     rank = int(os.environ.get("RANK", "0"))
-    alone_at_a_terminal = "RANK" not in os.environ and sys.stdout.isatty()
+    alone = "RANK" not in os.environ
     standing = Standing()
 
     def leave_before_training() -> NoReturn:
@@ -35,10 +53,10 @@ def _run(spec: str) -> int:
         os._exit(0)
 
     try:
-        if not alone_at_a_terminal:
+        if not alone:
             _log_to(folder / f"log-rank{rank}.txt")
-        orders = Orders(folder / "order", leave_before_training)
-        task = read_task(Path(spec))
+        orders = Orders(folder / "order", leave_before_training, (*TOLD_BY, signal.SIGINT) if alone else TOLD_BY)
+        task = read_task(spec)
         from shoestring_trainer.training.loop import train  # a second of torch; orders are watched meanwhile
 
         outcome = train(task, orders, standing)
@@ -47,10 +65,23 @@ def _run(spec: str) -> int:
             # the others left before the first step, and there is nothing to save
             _write_exit(folder, rank, "drained", standing.step)
             return 0
-        _report_error(folder, rank, standing.step, error, alone_at_a_terminal)
+        _report_error(folder, rank, standing.step, error, alone)
         return 1
     _write_exit(folder, rank, outcome, standing.step)
+    if alone:
+        _say_what_is_there(folder, outcome)
     return 0
+
+
+def _say_what_is_there(folder: Path, outcome: Outcome) -> None:
+    if outcome == "drained":
+        print(f"\nStopped; go on with: python -m shoestring_trainer train {_short(folder)}")
+    elif model := unpack_model(folder):
+        print(f"{_short(model)}: {', '.join(sorted(path.name for path in model.iterdir()))}")
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _log_to(path: Path) -> None:
@@ -63,13 +94,10 @@ def _log_to(path: Path) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
 
-def _report_error(folder: Path, rank: int, step: int, error: BaseException, at_a_terminal: bool) -> None:
+def _report_error(folder: Path, rank: int, step: int, error: BaseException, alone: bool) -> None:
     kind = classify(error)
     message, trace = explain(error, kind), "".join(traceback.format_exception(error))
-    if at_a_terminal:
-        sys.stderr.write(f"\n{kind}: {message}\n")
-    else:
-        sys.stderr.write(trace)
+    sys.stderr.write(f"\n{kind}: {message}\n" if alone else trace)
     _write_exit(folder, rank, "error", step, {"kind": kind, "message": message, "traceback": trace})
 
 

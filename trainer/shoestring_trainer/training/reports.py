@@ -13,12 +13,17 @@ from typing import Any
 
 
 class Reports:
-    """metrics.jsonl and events.jsonl of one run. Safe to use from the thread that writes checkpoints."""
+    """metrics.jsonl and events.jsonl of one run. Safe to use from the thread that writes checkpoints.
 
-    def __init__(self, folder: Path) -> None:
+    lines    written by this process
+    go_on    keep what an earlier process of this run wrote in the same folder
+    """
+
+    def __init__(self, folder: Path, *, go_on: bool = False) -> None:
+        mode = "a" if go_on else "w"
         self.lines = 0
-        self._metrics = (folder / "metrics.jsonl").open("w", buffering=1)
-        self._events = (folder / "events.jsonl").open("w", buffering=1)
+        self._metrics = (folder / "metrics.jsonl").open(mode, buffering=1)
+        self._events = (folder / "events.jsonl").open(mode, buffering=1)
         self._lock = threading.Lock()
 
     def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:

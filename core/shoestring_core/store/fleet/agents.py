@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Update, select, update
 
-from shoestring_core import wire
+from shoestring_core import task, wire
 from shoestring_core.decide import orders
 from shoestring_core.decide.terms import Terms
 from shoestring_core.errors import AgentRefused
@@ -211,34 +211,9 @@ def _run(
         nproc=mine.nproc,
         master_addr=address,
         master_port=int(port),
-        task=_task(job, generation.no),
+        task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.no),
         resume=resume,
     )
-
-
-AUTO_CHECKPOINT_S = 15.0
-"""`checkpoint.every: auto`. Young's rule would wait longer; what is lost with a machine weighs more on short jobs."""
-
-
-def _task(job: Job, generation: int) -> dict[str, Any]:
-    """The task of a generation's ranks: task.json without local paths."""
-    spec = JobSpec.from_stored(job.spec)
-    every = spec.checkpoint.every
-    return {
-        "format": 1,
-        "job": str(job.id),
-        "generation": generation,
-        "recipe": spec.recipe,
-        "params": spec.params,
-        "data": {"train": spec.data.train, "format": spec.data.format} if spec.data else None,
-        "seed": spec.params.get("seed", 0),
-        "precision": spec.params.get("precision", "auto"),
-        "resume": None,
-        "init": None,
-        "checkpoint": {"every_s": AUTO_CHECKPOINT_S if isinstance(every, str) else every, "every_steps": None},
-        "goal": spec.goal.model_dump(mode="json", include={"metric", "reach", "then"}) if spec.goal else None,
-        **({"export": list(spec.outputs.export)} if spec.outputs and spec.outputs.export else {}),
-    }
 
 
 def _of(member: Member) -> Update:

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer by itself: a recipe, a spec or a stopped run is all it needs, and it says how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shoestring_core.errors import InvalidSpec
+from shoestring_trainer.training import alone, progress
+from shoestring_trainer.training.faults import UserError
+
+from tests.servers import until
+from tests.trainer.gangs import ROOMS, Gang
+
+SMALL = ("batch_size=64", "width=4", "precision=fp32")
+
+
+def trainer(*words: str, home: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "shoestring_trainer", "train", *words]
+    return subprocess.Popen(
+        command, env=environment, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_recipe_by_name_trains_and_lays_its_model_out(tmp_path: Path):
+    process = trainer("digits/quickstart", "epochs=1", *SMALL, home=tmp_path)
+    spoken, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, complaint
+    run = tmp_path / "runs" / "digits-quickstart-1"
+    assert (run / "model" / "model.pt2").exists()
+    assert not (run / "model" / "optimizer.safetensors").exists()
+    assert "val/acc 0." in spoken
+    assert "runs/digits-quickstart-1/model: " in spoken
+    assert complaint == ""
+    (word,) = Gang([run]).exits()
+    assert word["outcome"] == "finished"
+    assert [line["step"] for line in Gang([run]).metrics()] == list(range(1, word["step"] + 1))
+
+
+def test_interrupted_it_saves_and_goes_on_from_there(tmp_path: Path):
+    spec = tmp_path / "job.yaml"
+    spec.write_text("recipe: digits/quickstart\nparams: {epochs: 8, batch_size: 64, width: 4, precision: fp32}\n")
+    run = Gang([tmp_path / "mine"])
+    process = trainer("job.yaml", "--to", "mine", home=tmp_path)
+    until(lambda: process.poll() is not None or len(run.metrics()) >= 5, 60)
+    process.send_signal(signal.SIGINT)
+    spoken, complaint = process.communicate(timeout=60)
+    assert process.returncode == 0, complaint
+    assert "go on with: python -m shoestring_trainer train mine" in spoken
+    (word,) = run.exits()
+    assert word["outcome"] == "drained"
+    with (run.first / "metrics.jsonl").open("a") as points:
+        points.write(json.dumps({"step": word["step"] + 1, "v": {}}) + '\n{"torn')
+    process = trainer("mine", home=tmp_path)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, complaint
+    steps = [line["step"] for line in run.metrics()]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert steps[-1] == run.events("started")[-1]["steps_total"] > word["step"]
+    assert [event["step"] for event in run.events("started")] == [0, word["step"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["digits/quickstat"], "Did you mean digits/quickstart"),
+        (["digits/quickstart", "epoch=3"], "Did you mean epochs"),
+        (["job.yaml", "epochs=3"], "put it into job.yaml"),
+        (["list.yaml"], "recipe: digits/quickstart"),
+        (["empty"], "give the folder of a run"),
+        (["task.json", "epochs=3"], "leave the rest out"),
+    ],
+)
+def test_what_cannot_be_started_is_said_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], remedy: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text("recipe: digits/quickstart\n")
+    Path("list.yaml").write_text("- recipe\n")
+    Path("task.json").write_text('{"format": 1}')
+    Path("empty").mkdir()
+    with pytest.raises((UserError, InvalidSpec), match=remedy):
+        alone.prepare(words)
+    assert not Path("runs").exists()
+
+
+def test_ranks_of_torchrun_meet_in_a_folder_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="--to DIR"):
+        alone.prepare(["digits/quickstart"])
+    assert alone.prepare(["digits/quickstart", "--to", "two"]) == alone.prepare(["digits/quickstart", "--to", "two"])
+
+
+def test_the_bar_fits_a_narrow_terminal_without_colour():
+    values = {"train/loss": 12.3456, "train/lr": 0.1}
+    for step in (0, 1, 500, 9_999, 10_000):
+        line = progress.bar_line(step, 10_000, 9.99, 1234.5, values)
+        assert len(line) < 80
+        assert line.isprintable()
+    assert "100 %" in line
+    assert [progress.duration(seconds) for seconds in (0.4, 99, 185, 7805)] == ["0 s", "99 s", "3:05", "2:10:05"]
