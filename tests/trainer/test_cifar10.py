@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from shoestring_trainer.training import cifar10
 from shoestring_trainer.training.cifar10 import TEST, TRAIN, load_cifar10
 from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.pictures import Pictures, describe
 from shoestring_trainer.training.settings import Settings
+
+from tests.trainer.gangs import finished, gang
 
 UNCHECKED = Settings(check_files=False)
 
@@ -90,6 +95,53 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str):
             path.write_bytes(b"\x0a" + path.read_bytes()[1:])
     with pytest.raises(DataError, match=str(path)):
         load_cifar10(tmp_path, UNCHECKED)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({b"data": np.random.default_rng(0).random((20, 3072))}, "float64"),
+        ({b"labels": [3] * 19 + [300]}, "0 to 255"),
+        ({b"labels": [3] * 19 + [10]}, "record 19.*label 10"),
+        ({b"labels": [3] * 19 + [-1]}, "0 to 255"),
+        ({b"labels": [3] * 19}, "data_batch_2"),
+        ({b"data": np.zeros((20, 1024), np.uint8)}, "data_batch_2"),
+    ],
+    ids=["floats", "label 300", "label 10", "label -1", "a label too few", "grey"],
+)
+def test_a_batch_of_other_numbers_is_refused_by_name(tmp_path: Path, change: dict, why: str):
+    path = write_python(tmp_path) / "cifar-10-batches-py" / "data_batch_2"
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | change))
+    with pytest.raises(DataError, match=why) as refused:
+        load_cifar10(tmp_path, UNCHECKED)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, -1, 1], [0, 1]], ids=["above", "below", "too few"])
+def test_labels_that_belong_to_no_class_or_picture_are_refused_whatever_the_data(labels: list[int]):
+    pictures = Pictures(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
+    with pytest.raises(DataError, match="labels"):
+        describe(pictures, pictures, ["a", "b"], white=255.0, split={})
+
+
+def test_cifar10_as_picture_files_is_trained_on_only_when_allowed(tmp_path: Path):
+    draw = np.random.default_rng(1)
+    for part, count in (("train", 8), ("test", 2)):
+        for name in cifar10.CLASSES:
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{number}.png")
+    params = {"epochs": 1, "width": 4, "batch_size": 16}
+    data = {"train": str(tmp_path / "data"), "format": "imagefolder"}
+    with gang(tmp_path / "refused", recipe="cifar10/page-resnet9", params=params, data=data) as run:
+        assert run.wait() == [1]
+    (word,) = run.exits()
+    assert word["error"]["kind"] == "data"
+    assert "check_files: false" in word["error"]["message"]
+    run = finished(tmp_path / "run", recipe="cifar10/page-resnet9", params=params | {"check_files": False}, data=data)
+    card = json.loads(run.part("model.json"))
+    assert (card["pictures"]["train"], card["pictures"]["held_out"]) == (80, 20)
 
 
 def test_a_pickle_that_runs_code_runs_nothing(tmp_path: Path):

@@ -95,6 +95,48 @@ def test_corrupt_pictures_are_skipped_and_counted_when_asked(flat: Path):
     assert len(data.train) + len(data.held_out) == 57
 
 
+def test_what_is_left_out_is_named_in_the_log(flat: Path, capsys):
+    (flat / "red" / "02.jpg").write_bytes(b"broken")
+    (flat / "red" / "notes.txt").write_text("no picture")
+    (flat / "red" / ".DS_Store").write_text("of no interest to anybody")
+    data = load(flat, on_corrupt="skip")
+    told = capsys.readouterr().out
+    assert str(flat / "red" / "02.jpg") in told
+    assert "1 pictures could not be read" in told
+    assert f"1 files are no pictures by their names and are left out; first {flat / 'red' / 'notes.txt'}" in told
+    assert len(data.train) + len(data.held_out) == 59
+
+
+def test_pictures_of_any_size_come_to_one_size(flat: Path):
+    for number, size in enumerate([(1, 1), (3, 500), (640, 2)]):
+        Image.new("RGB", size, COLOURS["red"]).save(flat / "red" / f"odd-{number}.png")
+    data = load(flat)
+    assert len(data.train) + len(data.held_out) == 63
+    assert data.train.bytes_NCHW.shape[1:] == data.held_out.bytes_NCHW.shape[1:] == (3, 16, 16)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it found
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tif", "webp", "ppm"])
+def test_damage_anywhere_in_a_file_is_a_data_error_or_still_a_picture(tmp_path: Path, suffix: str):
+    draw = np.random.default_rng(1)
+    path = tmp_path / f"picture.{suffix}"
+    Image.fromarray(draw.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(whole[: draw.integers(1, len(whole) + 1)])
+        for place in draw.integers(0, len(damaged), 3):
+            damaged[place] = draw.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            picture = decode(path, 16)
+        except DataError:
+            refused += 1
+        else:
+            assert picture.shape == (3, 16, 16)
+    assert refused > 100
+
+
 def test_a_class_with_nothing_readable_is_refused_even_when_skipping(flat: Path):
     for path in (flat / "red").iterdir():
         path.write_bytes(b"broken")

@@ -80,8 +80,11 @@ def _read(path: Path) -> np.ndarray[Any, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; fetch CIFAR-10 again") from error
     records = _from_binary(content, path) if path.suffix == ".bin" else _from_python(content, path)
-    if (highest := int(records[:, 0].max())) >= len(CLASSES):
-        raise DataError(f"{path} holds the label {highest}, CIFAR-10 has 0 to 9; fetch it again")
+    if (strange := (records[:, 0] >= len(CLASSES)).nonzero()[0]).size:
+        raise DataError(
+            f"record {strange[0]} of {path} has the label {records[strange[0], 0]}, CIFAR-10 has 0 to 9 "
+            f"({strange.size} records like it); fetch it again"
+        )
     return records
 
 
@@ -97,8 +100,7 @@ def _from_python(content: bytes, path: Path) -> np.ndarray[Any, Any]:
     """A pickle, read without running anything from it: only arrays of numbers come to life."""
     try:
         batch = _Arrays(io.BytesIO(content), encoding="bytes").load()
-        pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, RECORD_BYTES - 1)
-        labels = np.asarray(batch[b"labels"], np.uint8).reshape(-1, 1)
+        pixels, labels = _bytes(batch[b"data"]).reshape(-1, RECORD_BYTES - 1), _bytes(batch[b"labels"]).reshape(-1, 1)
         if not len(pixels):
             raise ValueError("no pictures")
         return np.concatenate([labels, pixels], axis=1)
@@ -106,6 +108,14 @@ def _from_python(content: bytes, path: Path) -> np.ndarray[Any, Any]:
         raise DataError(
             f"{path} isn't a batch of the Python version of CIFAR-10 ({type(error).__name__}: {error}); fetch it again"
         ) from error
+
+
+def _bytes(numbers: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Numbers as bytes, if that is what they are: pixels scaled to 0 … 1 would all become black."""
+    whole = np.asarray(numbers)
+    if whole.dtype.kind not in "iu" or (whole.size and not 0 <= whole.min() <= whole.max() <= 255):
+        raise ValueError(f"{whole.dtype} numbers that aren't all whole and from 0 to 255")
+    return whole.astype(np.uint8)
 
 
 class _Arrays(pickle.Unpickler):  # noqa: S301 - find_class lets nothing but arrays through

@@ -30,12 +30,16 @@ LARGEST_PIXELS = 100_000_000
 
 @dataclass(frozen=True)
 class Listing:
-    """Files and their classes, in an order that depends on names alone. `files` are relative to `folder`."""
+    """Files and their classes, in an order that depends on names alone. `files` are relative to `folder`.
+
+    ignored  files among them that are no pictures by their names
+    """
 
     folder: Path
     classes: list[str]
     files: list[str]
     labels: list[int]
+    ignored: list[Path]
 
     def only(self, indices: Sequence[int]) -> Listing:
         """The part of the listing at `indices`."""
@@ -44,6 +48,7 @@ class Listing:
             self.classes,
             [self.files[index] for index in indices],
             [self.labels[index] for index in indices],
+            self.ignored,
         )
 
 
@@ -76,7 +81,14 @@ def load_folder(
     skipped = sum(map(len, (listing.files for listing in listings))) - len(train) - len(held_out)
     if skipped and first_on_machine:
         sys.stdout.write(f"{skipped} pictures could not be read and are left out\n")
+    if (ignored := sorted({*listings[0].ignored, *listings[1].ignored})) and first_on_machine:
+        sys.stdout.write(f"{len(ignored)} files are no pictures by their names and are left out; first {ignored[0]}\n")
     return describe(train, held_out, listings[0].classes, white=float(WHITE), split=split, skipped=skipped)
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether `folder` has the training pictures of an ImageFolder beside held-out ones."""
+    return (folder / "train").is_dir() and any((folder / name).is_dir() for name in HELD_OUT_NAMES)
 
 
 def split_folder(folder: Path, seed: int, share: float) -> tuple[Listing, Listing]:
@@ -108,16 +120,21 @@ def list_pictures(folder: Path) -> Listing:
         raise DataError(
             f"{folder} holds {len(classes)} class folders; a classifier needs two: {folder}/CLASS/picture.jpg"
         )
-    files, labels = [], []
+    files, labels, ignored = [], [], []
     for label, name in enumerate(classes):
-        found = sorted(
-            str(path.relative_to(folder)) for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES
-        )
+        inside = sorted((folder / name).rglob("*"), key=str)
+        found = [path for path in inside if path.suffix.lower() in SUFFIXES]
         if not found:
-            raise DataError(f"the class folder {folder / name} holds no picture; add some or remove the folder")
-        files += found
+            raise DataError(
+                f"the class folder {folder / name} holds no picture; add some ({', '.join(sorted(SUFFIXES))}) "
+                "or remove the folder"
+            )
+        files += [str(path.relative_to(folder)) for path in found]
         labels += [label] * len(found)
-    return Listing(folder, classes, files, labels)
+        ignored += [
+            path for path in inside if path.suffix.lower() not in SUFFIXES and path.is_file() and path.name[0] != "."
+        ]
+    return Listing(folder, classes, files, labels, ignored)
 
 
 def decode(path: Path, size: int) -> Tensor:
@@ -173,6 +190,8 @@ def _decode_to(store: Path, listing: Listing, settings: Settings) -> None:
             elif not skip:
                 pool.shutdown(cancel_futures=True)
                 raise error
+            else:
+                sys.stdout.write(f"left out: {error}\n")
     _kept_path(store).write_text(json.dumps(kept))
 
 

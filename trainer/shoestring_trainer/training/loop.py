@@ -19,7 +19,7 @@ from shoestring_trainer.training.evaluation import evaluate
 from shoestring_trainer.training.exports import require_onnx
 from shoestring_trainer.training.faults import DataError, NotANumber, UserError
 from shoestring_trainer.training.figures import speed
-from shoestring_trainer.training.folders import load_folder
+from shoestring_trainer.training.folders import is_image_folder, load_folder
 from shoestring_trainer.training.gang import Gang, join_gang
 from shoestring_trainer.training.lazy_compiler import defer_compiler
 from shoestring_trainer.training.models import build_model, learn_from_pictures
@@ -189,13 +189,18 @@ def load_data(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) 
     match kind:
         case "digits":
             return load_digits(seed, settings)
-        case "cifar10" if task.data_path:
+        case "cifar10" if task.data_path and not is_image_folder(task.data_path):
             return load_cifar10(task.data_path, settings)
-        case "cifar10":
+        case "cifar10" if task.data_path and settings.check_files:
+            raise DataError(
+                f"{task.data_path} holds picture files, which can't be compared with CIFAR-10 as published "
+                "(JPEG copies lose points); give its binary or Python version as data.train, or set check_files: false"
+            )
+        case "cifar10" if not task.data_path:
             raise DataError(
                 "this recipe trains on CIFAR-10; give the folder of its binary or Python version as data.train"
             )
-        case "imagefolder" if task.data_path:
+        case "imagefolder" | "cifar10" if task.data_path:
             return load_folder(
                 task.data_path, seed, settings,
                 scratch=task.folder, first_on_machine=gang.local_rank == 0, meet=gang.wait_for_all,

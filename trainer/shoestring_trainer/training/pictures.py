@@ -117,7 +117,12 @@ def describe(
     split: dict[str, Any],
     skipped: int = 0,
 ) -> DataSet:
-    """A data set with the mean and spread of each channel, taken from evenly spaced training pictures."""
+    """A data set with the mean and spread of each channel, taken from evenly spaced training pictures.
+
+    Raises DataError for labels that belong to no class, or not one for each picture.
+    """
+    for part, pictures in (("training", train), ("held-out", held_out)):
+        check_labels(pictures, len(classes), part)
     every = max(1, train.bytes_NCHW.numel() // _STATISTICS_BYTES)
     sample = train.bytes_NCHW[::every].double() / white
     mean, std = sample.mean(dim=(0, 2, 3)), sample.std(dim=(0, 2, 3), correction=0)
@@ -125,6 +130,22 @@ def describe(
         train, held_out, list(classes), white,
         [round(m, 6) for m in mean.tolist()], [round(max(s, 1e-3), 6) for s in std.tolist()], split, skipped,
     )  # fmt: skip
+
+
+def check_labels(pictures: Pictures, classes: int, part: str) -> None:
+    """Raises DataError for labels that belong to no class, or not one for each picture."""
+    labels_N, count = pictures.labels_N, len(pictures.bytes_NCHW)
+    if not count or len(labels_N) != count:
+        raise DataError(
+            f"there are {count} {part} pictures and {len(labels_N)} labels; give one label for each picture"
+        )
+    strange_N = ((labels_N < 0) | (labels_N >= classes)).nonzero().flatten()
+    if len(strange_N):
+        number = int(strange_N[0])
+        raise DataError(
+            f"{len(strange_N)} {part} pictures have labels outside 0 to {classes - 1}, the first is picture {number} "
+            f"with {int(labels_N[number])}; correct the labels or leave those pictures out"
+        )
 
 
 def _read_numbers(table: Path) -> Tensor:
