@@ -131,10 +131,10 @@ def ours(folder: Path) -> int:
 def bare(course: Course) -> Iterator[Batch]:
     """Batches that were made before the clock started: what is left is the step alone."""
     settings, data = course.settings, course.data
-    order = SampleOrder(1, len(data.train), settings.batch_size, 0, 1, alternating_flip=settings.alternating_flip)
+    order = SampleOrder(1, len(data.train), 0, 1, alternating_flip=settings.alternating_flip)
     ready = []
     for number in range(4):
-        picked = order.pick(number)
+        picked = order.pick(number * settings.batch_size, settings.batch_size)
         pictures_NCHW = augment(
             data.train.bytes_NCHW[picked.samples_N], picked.draws_NK, settings, data.mean, data.white
         )

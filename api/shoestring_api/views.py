@@ -347,7 +347,7 @@ def recipe(found: Recipe) -> rest.Recipe:
             )
             for name, param in found.params.items()
         ],
-        claim=found.claim.model_dump() if found.claim else None,
+        claim=found.claims(),
     )
 
 

@@ -17,7 +17,10 @@ CORE = Path(__file__).parents[2] / "core"
 
 
 def test_these_recipes_are_shipped():
-    cifar10 = ["airbench94", "airbench94-muon", "airbench95", "airbench96", "dawnbench-bkj-resnet18", "page-resnet9"]
+    cifar10 = [
+        "airbench94", "airbench94-muon", "airbench95", "airbench96", "dawnbench-bkj-resnet18", "dawnbench-fastai-wrn",
+        "page-resnet18-baseline", "page-resnet9", "page-resnet9-tricks", "superconv-preact18", "superconv-resnet50",
+    ]  # fmt: skip
     assert [recipe.name for recipe in recipes.all()] == [
         *(f"cifar10/{name}" for name in cifar10), "digits/quickstart", "imagefolder/resnet9",
     ]  # fmt: skip
@@ -36,6 +39,24 @@ def test_given_values_replace_defaults_and_take_the_parameters_type():
     assert (values["epochs"], values["lr"], values["precision"]) == (3, 1.0, "fp32")
     assert isinstance(values["epochs"], int)
     assert isinstance(values["lr"], float)
+
+
+def test_a_variant_changes_defaults_and_claims_and_never_what_was_given():
+    name = "cifar10/page-resnet18-baseline"
+    first, last = recipes.resolve(name, {}), recipes.resolve(name, {"step": "batch-768"})
+    assert (first["epochs"], first["batch_size"], first["cutout"]) == (35, 128, 0)
+    assert (last["epochs"], last["batch_size"], last["cutout"]) == (30, 768, 8)
+    assert recipes.resolve(name, {"step": "batch-768", "cutout": 4})["cutout"] == 4
+    assert recipes.resolve(name, last) == last
+    claim = recipes.load(name).claims()
+    assert claim is not None
+    assert claim["time"] == "356 s"
+    assert [(one["when"]["step"], one["time"]) for one in claim["variants"]][-1] == ("batch-768", "154 s")
+
+
+@pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
+def test_every_recipe_has_the_common_parameters(recipe):
+    assert recipe.params["micro_batch"].default == 0
 
 
 @pytest.mark.parametrize(
@@ -85,7 +106,7 @@ def test_an_unknown_recipe_names_the_nearest_and_lists_all(name, suggestion):
         recipes.load(name)
     (problem,) = refused.value.problems
     assert (problem.code, problem.suggestion) == ("unknown-recipe", suggestion)
-    assert suggestion or "digits/quickstart, imagefolder/resnet9" in problem.message
+    assert suggestion or all(recipe.name in problem.message for recipe in recipes.all())
 
 
 @pytest.mark.parametrize(
@@ -100,6 +121,8 @@ def test_an_unknown_recipe_names_the_nearest_and_lists_all(name, suggestion):
         },
         {"unknown": 1},
         {"data": {"kind": "tape"}},
+        {"variants": [{"when": {"size_of_the_moon": 1}}]},
+        {"variants": [{"when": {"epochs": 2}, "params": {"lr": "fast"}}]},
     ],
 )
 def test_a_recipe_file_with_a_mistake_is_refused(broken):
@@ -114,4 +137,5 @@ def test_the_wheel_carries_every_recipe(tmp_path):
     subprocess.run(command, cwd=CORE, check=True, capture_output=True, timeout=60)
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"shoestring_core/recipes/{recipe.name}.yaml" for recipe in recipes.all()} <= packed
+    names = [*(recipe.name for recipe in recipes.all()), "common"]
+    assert {f"shoestring_core/recipes/{name}.yaml" for name in names} <= packed

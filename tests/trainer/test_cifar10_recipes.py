@@ -13,7 +13,13 @@ from tests.trainer.gangs import Gang, finished
 from tests.trainer.test_cifar10 import write_binary
 
 NAMES = [recipe.name for recipe in recipes.all() if recipe.data.kind == "cifar10"]
-TINY = {"width": 4, "batch_size": 16, "check_files": False, "eval_every": 1}
+CHOSEN = [
+    *((name, {}) for name in NAMES),
+    ("cifar10/dawnbench-fastai-wrn", {"gpus": 8}),
+    ("cifar10/page-resnet18-baseline", {"step": "batch-768"}),
+    ("cifar10/superconv-preact18", {"pool": "avg"}),
+]
+TINY = {"width": 4, "batch_size": 16, "check_files": False, "eval_every": 1, "epochs": 2.5}
 STEPS_PER_EPOCH = 100 // 16
 
 
@@ -23,9 +29,16 @@ def data(tmp_path_factory) -> dict[str, str]:
     return {"train": str(write_binary(tmp_path_factory.mktemp("cifar10"))), "format": "imagefolder"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_runs_to_its_end_and_reports_its_metric(tmp_path: Path, data: dict[str, str], name: str):
-    run = finished(tmp_path, recipe=name, params=TINY | {"epochs": 2.5}, data=data, precision="bf16")
+def tiny(name: str, **params) -> dict:
+    """TINY as far as the recipe has such parameters."""
+    return {key: value for key, value in (TINY | params).items() if key in recipes.load(name).params}
+
+
+@pytest.mark.parametrize(("name", "variant"), CHOSEN)
+def test_a_recipe_runs_to_its_end_and_reports_its_metric(
+    tmp_path: Path, data: dict[str, str], name: str, variant: dict
+):
+    run = finished(tmp_path, recipe=name, params=tiny(name, **variant), data=data, precision="bf16")
     (started,) = run.events("started")
     lines, result = run.metrics(), run.events("checkpoint")[-1]["result"]
     assert [line["step"] for line in lines] == list(range(1, started["steps_total"] + 1))
@@ -39,14 +52,19 @@ def test_a_recipe_runs_to_its_end_and_reports_its_metric(tmp_path: Path, data: d
 
 @pytest.mark.parametrize(
     ("name", "procs"),
-    [("cifar10/airbench94", 1), ("cifar10/airbench94", 2), ("cifar10/airbench94-muon", 1)],
-    ids=["airbench94", "airbench94-2-processes", "muon"],
+    [
+        ("cifar10/airbench94", 1),
+        ("cifar10/airbench94", 2),
+        ("cifar10/airbench94-muon", 1),
+        ("cifar10/page-resnet9-tricks", 1),
+    ],
+    ids=["airbench94", "airbench94-2-processes", "muon", "tricks"],
 )
 def test_resumed_anywhere_it_ends_with_the_same_bits(tmp_path: Path, data: dict[str, str], name: str, procs: int):
     """With whitening, lookahead, alternating flip and a frozen bias; from inside an epoch, between two averages."""
 
     def run(folder: str, **options) -> Gang:
-        params = TINY | {"epochs": 4}
+        params = tiny(name, epochs=4)
         return finished(tmp_path / folder, recipe=name, procs=procs, params=params, data=data, **options)
 
     whole = run("whole", checkpoint={"every_s": None, "every_steps": 7})

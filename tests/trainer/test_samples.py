@@ -59,9 +59,9 @@ def two_generations(tmp_path: Path) -> Path:
             folder = tmp_path / f"machine-{rank}" / "gen" / str(generation)
             folder.mkdir(parents=True)
             log = SampleLog(folder, generation=generation, rank=rank, world=world, start=start, epoch_samples=50)
-            order = SampleOrder(7, 50, 5, rank, world)
+            order = SampleOrder(7, 50, rank, world)
             for step in range(start, end):
-                log.take_up(step + 1, order.pick(step).spans)
+                log.take_up(step + 1, order.pick(5 * step, 5).spans)
     return tmp_path
 
 

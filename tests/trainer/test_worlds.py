@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from shoestring_trainer.training.gang import Gang as Ranks
 
 from tests.trainer.gangs import Gang, finished
 
@@ -40,6 +42,21 @@ def test_a_gang_whose_norms_see_their_own_share_has_a_curve_of_its_own(alone: Ga
     """What the setting is for: without it each rank normalises by fewer pictures."""
     run = finished(tmp_path, procs=2, params=PARAMS | {"sync_norm": False})
     assert apart(run, alone, "train/loss")[0] > 1e-4
+
+
+def test_one_process_in_two_parts_computes_what_two_processes_do(tmp_path: Path):
+    """Gradient accumulation: the batch and the curve hold, on half the memory or half the machines."""
+    params = PARAMS | {"sync_norm": False, "dropout": 0, "epochs": 1}
+    two = finished(tmp_path / "two", procs=2, params=params)
+    one = finished(tmp_path / "one", procs=1, params=params | {"micro_batch": 15})
+    assert max(apart(one, two, "train/loss")[:40]) < 1e-4
+
+
+def test_ranks_take_their_shares_in_as_many_parts():
+    sizes = [Ranks(rank, 4, 0, torch.device("cpu")).parts(30, 3) for rank in range(4)]
+    assert sizes == [3, 3, 3, 3]  # shares of 7 and 8
+    assert Ranks(0, 4, 0, torch.device("cpu")).parts(6, 1) == 1  # some have one picture only
+    assert Ranks(0, 2, 0, torch.device("cpu")).parts(30, 0) == 1
 
 
 def test_gradients_that_travel_in_half_precision_are_still_the_mean_of_the_ranks(tmp_path: Path):

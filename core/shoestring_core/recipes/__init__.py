@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: files of parameters and the claim they make. `digits/quickstart` is the file digits/quickstart.yaml here.
 
-`load` and `all` give recipes, `resolve` the full set of parameters of a run. The trainer turns these into training.
+What every recipe has beside its own stands in common.yaml. `load` and `all` give recipes, `resolve` the full set of
+parameters of a run. The trainer turns these into training.
 """
 
 from __future__ import annotations
@@ -116,6 +117,14 @@ class Claim(_Frozen):
     source: str
 
 
+class Variant(_Frozen):
+    """What changes when parameters have certain values: other defaults, and what is claimed for them."""
+
+    when: dict[str, ParamValue]
+    params: dict[str, ParamValue] = {}
+    claim: Claim | None = None
+
+
 class Recipe(_Frozen):
     name: str
     version: int
@@ -128,6 +137,7 @@ class Recipe(_Frozen):
     defaults: Defaults = Defaults()
     metric: str
     claim: Claim | None = None
+    variants: tuple[Variant, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -135,7 +145,7 @@ class Recipe(_Frozen):
 
     def resolve(self, given: Mapping[str, Any]) -> tuple[dict[str, ParamValue], list[Problem]]:
         """The full parameters, and what is wrong with the given ones (pointers below /params)."""
-        values: dict[str, ParamValue] = {name: param.value(param.default) for name, param in self.params.items()}
+        chosen: dict[str, ParamValue] = {}
         problems: list[Problem] = []
         for name, value in given.items():
             at = document.pointer("/params", name)
@@ -143,10 +153,25 @@ class Recipe(_Frozen):
                 problems.append(_unknown_param(at, name, self))
                 continue
             try:
-                values[name] = self.params[name].value(value)
+                chosen[name] = self.params[name].value(value)
             except ValueError as wrong:
                 problems.append(Problem(at, f"{wrong}.", "invalid-value"))
-        return values, problems
+        defaults = {name: param.value(param.default) for name, param in self.params.items()}
+        for variant in self.variants:
+            if variant.when.items() <= (defaults | chosen).items():
+                defaults |= {name: self.params[name].value(value) for name, value in variant.params.items()}
+        return defaults | chosen, problems
+
+    def claims(self) -> dict[str, Any] | None:
+        """The claim, as JSON; those of variants stand in it under "variants", each with its `when`."""
+        if self.claim is None:
+            return None
+        others = [
+            {"when": variant.when, **variant.claim.model_dump()}
+            for variant in self.variants
+            if variant.claim is not None
+        ]
+        return self.claim.model_dump() | ({"variants": others} if others else {})
 
     def params_schema(self) -> dict[str, Any]:
         """JSON Schema of `params`, for forms and editors."""
@@ -161,12 +186,17 @@ class Recipe(_Frozen):
         for name, param in self.params.items():
             if param.value(param.default) != param.default:
                 raise ValueError(f"the default of {name!r} isn't of its type")
+        for variant in self.variants:
+            for name, value in (variant.when | variant.params).items():
+                if name not in self.params or self.params[name].value(value) != value:
+                    raise ValueError(f"a variant's value of {name!r} isn't one of the recipe's")
         return self
 
 
 @functools.cache
 def _shipped() -> dict[str, Recipe]:
-    return {name: _read(text) for name, text in sorted(_files().items())}
+    common = document.read((resources.files(__name__) / "common.yaml").read_text(encoding="utf-8"))[0]
+    return {name: _read(text, common["params"]) for name, text in sorted(_files().items())}
 
 
 def _files() -> dict[str, str]:
@@ -180,11 +210,11 @@ def _files() -> dict[str, str]:
     }
 
 
-def _read(text: str) -> Recipe:
+def _read(text: str, common: Mapping[str, Any]) -> Recipe:
     tree, problems = document.read(text)
     if problems:
         raise InvalidSpec(problems)
-    return Recipe.model_validate(_floats(tree))
+    return Recipe.model_validate(_floats(tree | {"params": tree["params"] | dict(common)}))
 
 
 def _floats(tree: Any) -> Any:

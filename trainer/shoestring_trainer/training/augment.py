@@ -15,18 +15,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoestring_trainer.training.faults import UserError
-from shoestring_trainer.training.randomness import FLIP
+from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP
 from shoestring_trainer.training.settings import Settings
 
 
-def augment(
-    pictures_NCHW: Tensor, draws_NK: Tensor, settings: Settings, mean: Sequence[float], white: float = 1.0
-) -> Tensor:
-    """Apply what the settings ask for: rotate and shift, crop, flip, cutout; floats, channels last in memory.
+def draws_needed(settings: Settings) -> int:
+    """How many numbers `augment` wants for each picture."""
+    return 2 * DRAWS_PER_SAMPLE if settings.jitter else DRAWS_PER_SAMPLE
 
-    mean   of the data, by channel
-    white  what is 1.0, if pictures are bytes
+
+def augment(
+    pictures_NCHW: Tensor, draws_NK: Tensor, settings: Settings, mean: Sequence[float],
+    white: float = 1.0, size: int = 0,
+) -> Tensor:  # fmt: skip
+    """Apply what the settings ask for: resize, jitter, rotate and shift, crop, flip, cutout.
+
+    mean     of the data, by channel
+    white    what is 1.0, if pictures are bytes
+    size     pixels a side of what comes out; 0: as it came
+    returns  floats, channels last in memory
     """
+    if size:
+        pictures_NCHW = resize(as_floats(pictures_NCHW, white), size)
+    if settings.jitter:
+        pictures_NCHW = jitter(as_floats(pictures_NCHW, white), draws_NK[:, 8:11], settings.jitter)
     if settings.rotate or settings.shift:
         pictures_NCHW = as_floats(pictures_NCHW, white)
         pictures_NCHW = rotate_and_shift(pictures_NCHW, draws_NK[:, 0:3], settings.rotate, settings.shift)
@@ -45,6 +57,33 @@ def as_floats(pictures_NCHW: Tensor, white: float) -> Tensor:
     if pictures_NCHW.is_floating_point():
         return pictures_NCHW
     return pictures_NCHW.to(torch.float32, memory_format=torch.channels_last).div_(white)
+
+
+def resize(pictures_NCHW: Tensor, size: int) -> Tensor:
+    """Square pictures of `size` pixels a side, averaged over what they shrink; as they are for 0."""
+    if size in (0, pictures_NCHW.shape[-1]):
+        return pictures_NCHW
+    return F.interpolate(pictures_NCHW, (size, size), mode="bilinear", antialias=True)
+
+
+def jitter(pictures_NCHW: Tensor, draws_N3: Tensor, strength: float) -> Tensor:
+    """Brightness, then contrast, then saturation times 1 ± `strength`, each held within black and white.
+
+    Contrast moves a picture away from its mean grey, saturation each pixel from its own; grey is ITU-R BT.601's.
+    """
+    factors_N3111 = (1 + strength * (2 * draws_N3 - 1))[..., None, None, None]
+    pictures_NCHW = (pictures_NCHW * factors_N3111[:, 0]).clamp(0, 1)
+    mean_N111 = _grey(pictures_NCHW).mean((1, 2, 3), keepdim=True)
+    pictures_NCHW = (mean_N111 + (pictures_NCHW - mean_N111) * factors_N3111[:, 1]).clamp(0, 1)
+    grey_N1HW = _grey(pictures_NCHW)
+    return (grey_N1HW + (pictures_NCHW - grey_N1HW) * factors_N3111[:, 2]).clamp(0, 1)
+
+
+def _grey(pictures_NCHW: Tensor) -> Tensor:
+    if pictures_NCHW.shape[1] != 3:
+        return pictures_NCHW.mean(1, keepdim=True)
+    weights_C = pictures_NCHW.new_tensor([0.299, 0.587, 0.114])
+    return (pictures_NCHW * weights_C[:, None, None]).sum(1, keepdim=True)
 
 
 def rotate_and_shift(pictures_NCHW: Tensor, draws_N3: Tensor, degrees: float, pixels: float) -> Tensor:

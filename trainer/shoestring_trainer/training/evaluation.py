@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoestring_trainer.training.augment import resize
 from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.gang import Gang
 from shoestring_trainer.training.pictures import DataSet
@@ -47,8 +48,13 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, views: int = 1) -> Scores:
-    """Score `model`, with rank 0's buffers, on the held-out pictures. Leaves the model in training mode."""
+def evaluate(
+    model: nn.Module, data: DataSet, gang: Gang, precision: Precision, views: int = 1, size: int = 0
+) -> Scores:
+    """Score `model`, with rank 0's buffers, on the held-out pictures. Leaves the model in training mode.
+
+    size  pixels a side of the pictures shown to it; 0: as the data has them
+    """
     if views not in VIEWS:
         raise UserError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views}")
     began = monotonic()
@@ -59,7 +65,7 @@ def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, 
     losses_N = torch.zeros(len(held_out), dtype=torch.float64, device=device)
     right_top5, right_tta = torch.zeros(2, dtype=torch.int64, device=device).unbind()
     for batch in torch.arange(gang.rank, len(held_out), gang.world).split(BATCH):
-        pictures_NCHW = held_out.bytes_NCHW[batch].to(device).float() / data.white
+        pictures_NCHW = resize(held_out.bytes_NCHW[batch].to(device).float() / data.white, size)
         with precision.autocast(device):
             pictures_NCHW = pictures_NCHW.contiguous(memory_format=torch.channels_last)
             logits_NK = model(pictures_NCHW)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +47,19 @@ class Gang:
         if settings.half_gradients:
             spread.register_comm_hook(None, default_hooks.fp16_compress_hook)
         return spread
+
+    def parts(self, batch: int, largest: int) -> int:
+        """In how many parts of at most `largest` pictures each rank takes its share of a batch, all ranks alike.
+
+        They must be: norms over the whole batch meet in every part. 0: at once.
+        """
+        parts = math.ceil(math.ceil(batch / self.world) / largest) if largest else 1
+        return min(parts, batch // self.world)
+
+    def exchange(self, distributed: nn.Module, when: bool) -> AbstractContextManager[None]:
+        """Forward and backward passes inside average gradients over the ranks only `when`; else they add up here."""
+        hold_back = isinstance(distributed, DistributedDataParallel) and not when
+        return distributed.no_sync() if hold_back else nullcontext()  # type: ignore[operator]
 
     def adopt_buffers(self, model: nn.Module) -> None:
         """Give every rank the buffers of rank 0."""

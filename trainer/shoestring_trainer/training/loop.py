@@ -12,7 +12,7 @@ from shoestring_core import recipes
 from torch import nn
 
 from shoestring_trainer.training.artifacts import make_artifacts
-from shoestring_trainer.training.augment import augment
+from shoestring_trainer.training.augment import augment, draws_needed
 from shoestring_trainer.training.average import build_average
 from shoestring_trainer.training.cifar10 import load_cifar10
 from shoestring_trainer.training.evaluation import evaluate
@@ -33,6 +33,7 @@ from shoestring_trainer.training.reports import Reports
 from shoestring_trainer.training.samples import SampleLog
 from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.shared_batch import share_batch
 from shoestring_trainer.training.state import Saver, State, restore, warm_start
 from shoestring_trainer.training.task import Goal, Outcome, Standing, Task
 
@@ -59,6 +60,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     precision = choose_precision(task.precision or str(params["precision"]), gang.device)
     data = load_data(recipe.data.kind, task, seed, settings, gang)
     plan = Plan.of(settings, len(data.train))
+    check_shares(plan, gang)
 
     torch.manual_seed(key(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
@@ -66,8 +68,6 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     model.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if task.init and not task.resume:
         warm_start(model, task.init)
-    # DDP takes the mean over ranks; × world makes it the batch's sum, however the batch was shared out.
-    weight = gang.world / (1 if settings.sum_loss else settings.batch_size)
     scaler = build_scaler(gang, precision, settings)
     optimizer = build_optimizer(model, settings, scaled=scaler.is_enabled())
     identity = {"recipe": recipe.reference, "params": params, "seed": seed, "data": data.fingerprint}
@@ -77,16 +77,15 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     if task.resume:
         standing.start_step = standing.step = restore(state, task.resume)
 
-    step, batch = standing.step, settings.batch_size
-    total, epoch_samples = plan.steps, plan.epoch_samples
+    step, total = standing.step, plan.steps
     order = SampleOrder(
-        seed, len(data.train), batch, gang.rank, gang.world,
-        epoch_samples=epoch_samples, alternating_flip=settings.alternating_flip,
+        seed, len(data.train), gang.rank, gang.world,
+        epoch_samples=plan.epoch_samples, alternating_flip=settings.alternating_flip, draws=draws_needed(settings),
     )  # fmt: skip
     pictures, labels = data.train.bytes_NCHW.to(gang.device), data.train.labels_N.to(gang.device)
     log = SampleLog(
         task.folder, generation=task.generation, rank=gang.rank, world=gang.world, start=step,
-        epoch_samples=epoch_samples,
+        epoch_samples=plan.epoch_samples,
     )  # fmt: skip
     report = Reports(task.folder, go_on=task.resume is not None) if gang.rank == 0 else None
     saver = Saver(task, state, report) if report else None
@@ -97,25 +96,35 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     began, scoring_s = monotonic(), 0.0
 
     values: dict[str, float] = {}
-    done = step >= total
+    phase, done = None, step >= total
     while not done:
-        picked = order.pick(step)
+        if phase is not plan.phase(step):
+            phase = plan.phase(step)
+            share_batch(model, phase.batch, gang.rank, gang.world, norms=settings.sync_norm)
+        picked = order.pick(plan.sample(step), phase.batch)
         log.take_up(step + 1, picked.spans)
-        samples_N, draws_NK = picked.samples_N.to(gang.device), picked.draws_NK.to(gang.device)
-        pictures_NCHW = augment(pictures[samples_N], draws_NK, settings, data.mean, data.white)
         pace = plan.pace(step)
         set_pace(optimizer, pace)
         seed_dropout(seed, step, gang.device)
 
-        with precision.autocast(gang.device):
-            logits_NK = distributed(pictures_NCHW.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(
-            logits_NK.float(), labels[samples_N], label_smoothing=settings.label_smoothing, reduction="sum"
-        )
-        # Summed over the gang beside the backward pass: the batch's loss, and whether anyone was told to stop.
-        news = torch.stack([loss.detach().double() / batch, loss.new_tensor(orders.stop_asked, dtype=torch.float64)])
-        arriving = gang.start_sum(news)
-        scaler.scale(loss * weight).backward()
+        batch_loss = torch.zeros((), dtype=torch.float64, device=gang.device)
+        parts = picked.split(gang.parts(phase.batch, settings.micro_batch))
+        for part in parts:
+            samples_N, draws_NK = (tensor.to(gang.device) for tensor in part)
+            pictures_NCHW = augment(pictures[samples_N], draws_NK, settings, data.mean, data.white, phase.size)
+            with gang.exchange(distributed, when=part is parts[-1]):
+                with precision.autocast(gang.device):
+                    logits_NK = distributed(pictures_NCHW.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(
+                    logits_NK.float(), labels[samples_N], label_smoothing=settings.label_smoothing, reduction="sum"
+                )
+                batch_loss += loss.detach().double() / phase.batch
+                if part is parts[-1]:
+                    # Summed over the gang beside the backward pass: the loss, and whether anyone was told to stop.
+                    news = torch.stack([batch_loss, batch_loss.new_tensor(orders.stop_asked)])
+                    arriving = gang.start_sum(news)
+                # DDP takes the mean over ranks; × world makes it the batch's sum, however the batch was shared out.
+                scaler.scale(loss * (gang.world / (1 if settings.sum_loss else phase.batch))).backward()
         scale = scaler.get_scale()
         scaler.step(optimizer)  # skipped on overflow, by all ranks alike: DDP has spread the infinities
         scaler.update()
@@ -133,17 +142,17 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         values = {"train/loss": mean_loss, "train/lr": settings.lr * pace.rate, "train/momentum": pace.momentum}
         broken = scaler.get_scale() < LOWEST_SCALE if scaler.is_enabled() else not math.isfinite(mean_loss)
         done = step == total
-        if not done and not broken and epoch_ended(step, batch, epoch_samples, settings.eval_every):
+        if not done and not broken and plan.ends_epoch(step, settings.eval_every):
             views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
-            measured = evaluate(model, data, gang, precision, views)
+            measured = evaluate(model, data, gang, precision, views, phase.size)
             scoring_s += measured.seconds
             values |= {**measured.metrics, SCORING: measured.seconds}
             done = reached(task.goal, measured.metrics)
         if done and not broken:
             break  # its line waits for the final measurement
         if report and progress:
-            report.metrics(step, step * batch / epoch_samples, values)
-            progress.show(step, step * batch / epoch_samples, values)
+            report.metrics(step, plan.epoch(step), values)
+            progress.show(step, plan.epoch(step), values)
         if broken:
             raise NotANumber(describe_nan(step, mean_loss, precision))
         if told:
@@ -157,11 +166,11 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     trained_s = monotonic() - began - scoring_s
     if average and step == total:
         average.finish()
-    scores = evaluate(model, data, gang, Precision.FP32, settings.views)
+    scores = evaluate(model, data, gang, Precision.FP32, settings.views, plan.phase(step).size)
     if report and progress and saver:
         at_the_end = {SCORING: values.get(SCORING, 0.0) + scores.seconds}
-        report.metrics(step, step * batch / epoch_samples, {**values, **scores.metrics, **at_the_end})
-        progress.finish(step, step * batch / epoch_samples, scores.metrics)
+        report.metrics(step, plan.epoch(step), {**values, **scores.metrics, **at_the_end})
+        progress.finish(step, plan.epoch(step), scores.metrics)
         about = {
             "recipe": recipe.reference, "architecture": recipe.model, "params": params, "seed": seed,
             "step": step, "precision": precision.value,
@@ -169,7 +178,8 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         }  # fmt: skip
         figures = speed(
             model, data.train.bytes_NCHW.shape[1:], precision, gang.device,
-            devices=gang.world, pictures=(step - standing.start_step) * batch, seconds=trained_s, whole=step * batch,
+            devices=gang.world, seconds=trained_s,
+            pictures=plan.sample(step) - plan.sample(standing.start_step), whole=plan.sample(step),
         )  # fmt: skip
         result = {
             **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
@@ -182,10 +192,6 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
 
 def load_data(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) -> DataSet:
     """The data set of a recipe. Raises DataError if the task names none where one is needed."""
-    if settings.batch_size < gang.world:
-        raise UserError(
-            f"batch_size is {settings.batch_size}, less than the {gang.world} processes that share it; raise it"
-        )
     match kind:
         case "digits":
             return load_digits(seed, settings)
@@ -211,6 +217,13 @@ def load_data(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) 
             raise DataError(f"this trainer cannot read data of kind {kind!r}")
 
 
+def check_shares(plan: Plan, gang: Gang) -> None:
+    """Raises UserError if a batch is too small for every rank to have a share."""
+    smallest = min(phase.batch for phase in plan.phases)
+    if smallest < gang.world:
+        raise UserError(f"batch_size is {smallest}, less than the {gang.world} processes that share it; raise it")
+
+
 def build_scaler(gang: Gang, precision: Precision, settings: Settings) -> torch.amp.GradScaler:
     """The loss scale of fp16. It starts where PyTorch's does for a mean loss, lower by the batch for a sum."""
     head_start = round(math.log2(settings.batch_size)) if settings.sum_loss else 0
@@ -233,11 +246,6 @@ def settle(gang: Gang, model: nn.Module, data: DataSet, settings: Settings) -> n
         model.load_state_dict(kept)
         model.zero_grad()
     return distributed
-
-
-def epoch_ended(step: int, batch: int, samples: int, every: int) -> bool:
-    """Whether step number `step` was the one that completed an epoch whose number is a multiple of `every`."""
-    return step * batch // (samples * every) > (step - 1) * batch // (samples * every)
 
 
 def reached(goal: Goal | None, measured: dict[str, float]) -> bool:

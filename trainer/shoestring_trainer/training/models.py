@@ -5,6 +5,7 @@ model carries all of its preprocessing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,12 +21,21 @@ from shoestring_trainer.training.settings import Settings
 def build_model(
     name: str, settings: Settings, *, classes: int, mean: Sequence[float], std: Sequence[float], **shape: Any
 ) -> nn.Module:
-    """The network `name` for pictures of len(mean) channels; `shape` is what a recipe's `model` says beside the name.
+    """The network `name`, or the one that the settings name, for pictures of len(mean) channels.
 
-    Raises UserError for unknown names.
+    `shape` is what a recipe's `model` says beside its name. Raises UserError for unknown names.
     """
+    if settings.model not in ("", name):
+        name, shape = settings.model, {}
+    if name.startswith(LIBRARIES):
+        from shoestring_trainer.training.library_models import library_model
+
+        return nn.Sequential(Normalise(mean, std), library_model(name, len(mean), classes, settings))
     if name not in MODELS:
-        raise UserError(f"there is no model {name!r}; known: {', '.join(sorted(MODELS))}")
+        raise UserError(
+            f"there is no model {name!r}; known: {', '.join(sorted(MODELS))}, and torchvision/NAME and timm/NAME for "
+            "any of theirs"
+        )
     return nn.Sequential(Normalise(mean, std), MODELS[name](len(mean), classes, settings, **shape))
 
 
@@ -86,9 +96,10 @@ def resnet9(channels: int, classes: int, settings: Settings) -> nn.Module:
 class Residual(nn.Module):
     """x + two convolutions of x."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, conv: Callable[[int, int], nn.Module] | None = None) -> None:
         super().__init__()
-        self.branch = nn.Sequential(_conv(channels, channels), _conv(channels, channels))
+        conv = conv or _conv
+        self.branch = nn.Sequential(conv(channels, channels), conv(channels, channels))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         out: Tensor = x_NCHW + self.branch(x_NCHW)
@@ -106,15 +117,88 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def preact_resnet18(channels: int, classes: int, settings: Settings) -> nn.Module:
+def resnet9_tricks(channels: int, classes: int, settings: Settings) -> nn.Module:
+    """ResNet-9 with the architectural part of D. Page's bag of tricks (part 8, 2019).
+
+    Frozen 3x3 patch whitening and a 1x1 convolution; pool before norm; ghost batch norms whose scale is fixed; CELU.
+    Uses `width` (64 in the source).
+    """
+    w = settings.width
+    whitening = Whitening(channels, side=3, mirrored=False, epsilon=0.01)
+    return nn.Sequential(
+        whitening,
+        _ghost_conv(whitening.out_channels, w, side=1),
+        _ghost_conv(w, 2 * w, pool=True),
+        Residual(2 * w, _ghost_conv),
+        _ghost_conv(2 * w, 4 * w, pool=True),
+        _ghost_conv(4 * w, 8 * w, pool=True),
+        Residual(8 * w, _ghost_conv),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8 * w, classes, bias=False),
+        Scale(1 / 16),
+    )
+
+
+class GhostNorm(nn.BatchNorm2d):
+    """Batch norm over groups of GROUP pictures, without a scale to learn; a batch that doesn't divide is one group."""
+
+    GROUP = 32
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.weight.requires_grad_(False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        count, channels, height, width = x_NCHW.shape
+        groups = count // self.GROUP
+        if not self.training or groups < 2 or count % self.GROUP:
+            return super().forward(x_NCHW)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        x_GCHW = x_NCHW.reshape(-1, groups * channels, height, width)
+        mean, var = self.running_mean.repeat(groups), self.running_var.repeat(groups)
+        weight, bias = self.weight.repeat(groups), self.bias.repeat(groups)
+        out_GCHW = F.batch_norm(x_GCHW, mean, var, weight, bias, True, self.momentum or 0.1, self.eps)
+        self.running_mean.copy_(mean.view(groups, channels).mean(0))
+        self.running_var.copy_(var.view(groups, channels).mean(0))
+        return out_GCHW.reshape(x_NCHW.shape)
+
+
+def preact_resnet18(channels: int, classes: int, settings: Settings, *, repeated_norm: bool = True) -> nn.Module:
     """Preactivation ResNet-18 for small pictures, average and maximum pooled side by side before the classifier.
 
-    As in B. Johnson's DAWNBench entry (2018), rebuilt by D. Page. Uses `width` (64 in the source).
+    As in B. Johnson's DAWNBench entry (2018), rebuilt by D. Page. Uses `width` (64 in the source) and `pool`.
+    repeated_norm  the stem has a norm and an activation, which the first block's own repeat
     """
     w = settings.width
     widths = [w, w, w, 2 * w, 2 * w, 4 * w, 4 * w, 8 * w, 8 * w]
     blocks = [Preactivation(inside, outside, 1 if inside == outside else 2) for inside, outside in pairwise(widths)]
-    return nn.Sequential(_conv(channels, w), *blocks, ConcatPool(), nn.Linear(16 * w, classes))
+    stem = _conv(channels, w) if repeated_norm else nn.Conv2d(channels, w, 3, padding=1, bias=False)
+    pool, features = (AveragePool(), 8 * w) if settings.pool == "avg" else (ConcatPool(), 16 * w)
+    return nn.Sequential(stem, *blocks, pool, nn.Linear(features, classes))
+
+
+def wide_resnet(channels: int, classes: int, settings: Settings, *, blocks: int = 3, widen: int = 6) -> nn.Module:
+    """A wide preactivation ResNet for small pictures: three groups of `blocks`, classified by a 1x1 convolution.
+
+    As in fast.ai's DAWNBench entries (2018). Uses `width` (channels of the stem, 16 in the source; the groups have 1, 2
+    and 4 times `widen` as many).
+    """
+    stem = settings.width
+    widths = [stem * widen * 2**group for group in range(3)]
+    layers: list[nn.Module] = []
+    for inside, outside in pairwise([stem, *widths]):
+        layers.append(Preactivation(inside, outside, 1 if inside == stem else 2))
+        layers += [Preactivation(outside, outside, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(
+        nn.Conv2d(channels, stem, 3, padding=1, bias=False),
+        *layers,
+        nn.BatchNorm2d(widths[-1]),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(widths[-1], classes, 1),
+        AveragePool(),
+    )
 
 
 class Preactivation(nn.Module):
@@ -133,6 +217,13 @@ class Preactivation(nn.Module):
         beside_NCHW = x_NCHW if self.shortcut is None else self.shortcut(active_NCHW)
         out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active_NCHW)))) + beside_NCHW
         return out
+
+
+class AveragePool(nn.Module):
+    """The average of each channel."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW.mean((2, 3))
 
 
 class ConcatPool(nn.Module):
@@ -188,26 +279,35 @@ class AirbenchGroup(nn.Module):
 
 
 class Whitening(nn.Conv2d):
-    """A frozen 2x2 convolution that decorrelates patches: `learn` sets it from pictures. Its bias is trained."""
+    """A frozen convolution that decorrelates patches: `learn` sets it from pictures.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 2 * 4 * channels, 2)
+    side      of a patch, in pixels; odd ones are padded
+    mirrored  with the negative of each filter, and a bias that is trained
+    epsilon   added to each eigenvalue, so that flat directions are not blown up
+    """
+
+    def __init__(self, channels: int, side: int = 2, *, mirrored: bool = True, epsilon: float = 5e-4) -> None:
+        filters = side * side * channels
+        super().__init__(channels, 2 * filters if mirrored else filters, side, padding=(side - 1) // 2, bias=mirrored)
+        self._epsilon = epsilon
         self.weight.requires_grad_(False)
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     @torch.no_grad()
-    def learn(self, pictures_NCHW: Tensor, epsilon: float = 5e-4) -> None:
+    def learn(self, pictures_NCHW: Tensor) -> None:
         """The filters: eigenvectors of the patches' covariance, each scaled to unit response, and their negatives."""
         size = self.weight[0].numel()
         covariance = torch.zeros(size, size, dtype=torch.float64, device=pictures_NCHW.device)
         patches = 0
         for some_NCHW in pictures_NCHW.split(500):
-            flat_PD = F.unfold(some_NCHW, 2).transpose(1, 2).reshape(-1, size).double()
+            flat_PD = F.unfold(some_NCHW, self.kernel_size).transpose(1, 2).reshape(-1, size).double()
             covariance += flat_PD.T @ flat_PD
             patches += len(flat_PD)
         eigenvalues_D, eigenvectors_DD = torch.linalg.eigh(covariance / patches)
-        filters_DD = (eigenvectors_DD / (eigenvalues_D + epsilon).sqrt()).T.flip(0)
-        self.weight.copy_(torch.cat([filters_DD, -filters_DD]).view_as(self.weight))
+        filters_DD = (eigenvectors_DD / (eigenvalues_D + self._epsilon).sqrt()).T.flip(0)
+        both_FD = filters_DD if self.bias is None else torch.cat([filters_DD, -filters_DD])
+        self.weight.copy_(both_FD.view_as(self.weight))
 
 
 def learn_from_pictures(model: nn.Module, bytes_NCHW: Tensor, white: float) -> None:
@@ -219,12 +319,16 @@ def learn_from_pictures(model: nn.Module, bytes_NCHW: Tensor, white: float) -> N
             layer.learn(next(model.children())(sample_NCHW))
 
 
+LIBRARIES = ("torchvision/", "timm/")
 WHITENING_PICTURES = 5000
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "airbench": airbench,
     "convnet": convnet,
     "preact_resnet18": preact_resnet18,
+    "preact_resnet18_lean": functools.partial(preact_resnet18, repeated_norm=False),
     "resnet9": resnet9,
+    "resnet9_tricks": resnet9_tricks,
+    "wide_resnet": wide_resnet,
 }
 """By name; each takes (channels, classes, settings) and what a recipe's `model` says beside the name."""
 
@@ -233,6 +337,12 @@ def _conv(inside: int, outside: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
     )
+
+
+def _ghost_conv(inside: int, outside: int, side: int = 3, *, pool: bool = False) -> nn.Module:
+    """Convolution, pool if asked, then ghost batch norm and activation."""
+    conv = nn.Conv2d(inside, outside, side, padding=side // 2, bias=False)
+    return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), GhostNorm(outside), nn.CELU(0.3, inplace=True))
 
 
 def _identity_conv(inside: int, outside: int) -> nn.Module:

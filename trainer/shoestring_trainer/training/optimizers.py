@@ -26,7 +26,7 @@ def build_optimizer(model: nn.Module, settings: Settings, *, scaled: bool) -> to
     scaled  gradients come from a GradScaler: the fused step would count a skipped first step as taken
     """
     groups = list(_groups(model, settings))
-    nesterov = settings.momentum > 0
+    nesterov = settings.nesterov and settings.momentum > 0
     match settings.optimizer:
         case "sgd":
             return torch.optim.SGD(

@@ -48,30 +48,35 @@ class Picked:
     draws_NK: Tensor
     spans: list[tuple[int, int, Tensor]]
 
+    def split(self, parts: int) -> list[tuple[Tensor, Tensor]]:
+        """The samples and their draws in so many parts of like size."""
+        return list(zip(self.samples_N.tensor_split(parts), self.draws_NK.tensor_split(parts), strict=True))
+
 
 class SampleOrder:
     """The endless stream of samples: epoch after epoch, each a fresh permutation.
 
-    Step s takes the positions s·batch … (s+1)·batch of the stream, so every step is full, an epoch sees each sample
-    once, and a batch may hold the end of one epoch and the start of the next. Ranks share a batch as evenly as it goes.
+    Steps take one batch after another from the stream, so every step is full, an epoch sees each sample once, and a
+    batch may hold the end of one epoch and the start of the next. Ranks share a batch as evenly as it goes.
 
     epoch_samples     so many samples of each permutation are an epoch; None: all
     alternating_flip  whether a sample is flipped is drawn once and changes from epoch to epoch
+    draws             numbers drawn for each sample and epoch
     """
 
     def __init__(
-        self, seed: int, samples: int, batch: int, rank: int, world: int,
-        *, epoch_samples: int | None = None, alternating_flip: bool = False,
+        self, seed: int, samples: int, rank: int, world: int,
+        *, epoch_samples: int | None = None, alternating_flip: bool = False, draws: int = DRAWS_PER_SAMPLE,
     ) -> None:  # fmt: skip
-        self._seed, self._samples, self._batch = seed, samples, batch
+        self._seed, self._samples, self._rank, self._world = seed, samples, rank, world
         self._epoch_samples, self._alternating_flip = epoch_samples or samples, alternating_flip
-        self._first, self._end = batch * rank // world, batch * (rank + 1) // world
+        self._draws = draws
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def pick(self, step: int) -> Picked:
-        """This rank's share of step `step` (counted from 0)."""
-        start = step * self._batch
-        parts = list(self._spans(start + self._first, start + self._end))
+    def pick(self, start: int, batch: int) -> Picked:
+        """This rank's share of the `batch` samples from place `start` of the stream."""
+        first, end = batch * self._rank // self._world, batch * (self._rank + 1) // self._world
+        parts = list(self._spans(start + first, start + end))
         spans, draws = [part[:3] for part in parts], [part[3] for part in parts]
         if len(parts) == 1:
             return Picked(spans[0][2], draws[0], spans)
@@ -90,7 +95,7 @@ class SampleOrder:
         if epoch not in self._epochs:
             self._epochs = {known: self._epochs[known] for known in self._epochs if known == epoch - 1}
             order = torch.randperm(self._samples, generator=generator(self._seed, "order", epoch))
-            draws = torch.rand(self._samples, DRAWS_PER_SAMPLE, generator=generator(self._seed, "augment", epoch))
+            draws = torch.rand(self._samples, self._draws, generator=generator(self._seed, "augment", epoch))
             if self._alternating_flip:
                 once = torch.rand(self._samples, generator=generator(self._seed, "flip"))
                 draws[:, FLIP] = (once + 0.5 * (epoch % 2)) % 1

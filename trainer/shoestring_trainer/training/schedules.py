@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -32,12 +32,27 @@ def one_cycle(peak: float, warmup: float) -> Knots:
 def read_knots(text: str) -> Knots:
     """Knots from text, "0:0.2 3/10:1 1:0". Raises UserError that shows what is wrong."""
     try:
-        knots = [(float(Fraction(at)), float(value)) for at, value in (knot.split(":") for knot in text.split())]
-    except (ValueError, ZeroDivisionError) as error:
+        knots = [
+            (float(Fraction(at)), float(Fraction(value))) for at, value in (knot.split(":") for knot in text.split())
+        ]
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"the schedule {text!r} can't be read ({error}); write it as '0:0.1 1/5:1 1:0'") from error
     if not knots or any(x1 < x0 for (x0, _), (x1, _) in pairwise(knots)) or not all(math.isfinite(y) for _, y in knots):
         raise UserError(f"the schedule {text!r} needs knots with rising positions from 0 to 1, as in '0:0.1 1/5:1 1:0'")
     return knots
+
+
+def read_steps(text: str, otherwise: float) -> Knots:
+    """Knots between which the value stands still, "0:128 14/35:224"; without text, `otherwise` from start to end."""
+    knots = read_knots(text) if text else [(0.0, float(otherwise))]
+    if knots[0][0] != 0 or knots[-1][0] > 1:
+        raise UserError(f"the schedule {text!r} must begin at 0 and end by 1, as in '0:128 14/35:224'")
+    return knots
+
+
+def value_at(steps: Knots, at: float) -> float:
+    """The value of the newest knot at `at`."""
+    return [value for place, value in steps if place <= at][-1]
 
 
 @dataclass(frozen=True)
@@ -54,11 +69,34 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A stretch of the run in which pictures and batches keep their size.
+
+    first_sample, end_sample  places in the stream of samples, epoch after epoch
+    size                      pixels a side of the pictures; 0: as the data has them
+    """
+
+    first_step: int
+    steps: int
+    first_sample: int
+    batch: int
+    size: int
+
+    @property
+    def end_step(self) -> int:
+        return self.first_step + self.steps
+
+    @property
+    def end_sample(self) -> int:
+        return self.first_sample + self.steps * self.batch
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The whole run before it starts: how many steps, and the pace of each."""
+    """The whole run before it starts: its phases, and the pace of each step."""
 
     epoch_samples: int
-    steps: int
+    phases: tuple[Phase, ...]
     rates: Knots
     whitening: Knots
     momenta: Knots
@@ -71,15 +109,56 @@ class Plan:
         if not epoch_samples:
             raise UserError(f"batch_size is {batch}, more than the {samples} training pictures; lower it")
         rates = read_knots(settings.lr_schedule) if settings.lr_schedule else one_cycle(1.0, settings.warmup)
+        whitening = read_knots(settings.whitening_schedule) if settings.whitening_schedule else rates
+        scale = batch / settings.lr_batch if settings.lr_batch else 1.0
         return Plan(
             epoch_samples,
-            math.ceil(round(settings.epochs * epoch_samples / batch, 6)),
-            rates,
-            read_knots(settings.whitening_schedule) if settings.whitening_schedule else rates,
+            tuple(_phases(settings, epoch_samples)),
+            _times(scale, rates),
+            _times(scale, whitening),
             read_knots(settings.momentum_schedule) if settings.momentum_schedule else [(0.0, settings.momentum)],
         )
 
+    @property
+    def steps(self) -> int:
+        return self.phases[-1].end_step
+
+    def phase(self, step: int) -> Phase:
+        """The phase of step `step` (counted from 0); past the end, the last."""
+        return next((phase for phase in self.phases if step < phase.end_step), self.phases[-1])
+
+    def sample(self, step: int) -> int:
+        """Where in the stream of samples step `step` begins: so many have been trained on before it."""
+        phase = self.phase(step)
+        return phase.first_sample + (step - phase.first_step) * phase.batch
+
+    def epoch(self, step: int) -> float:
+        """The epochs done before step `step`."""
+        return self.sample(step) / self.epoch_samples
+
+    def ends_epoch(self, step: int, every: int) -> bool:
+        """Whether the step before `step` was the one that completed an epoch whose number is a multiple of `every`."""
+        samples = self.epoch_samples * every
+        return self.sample(step) // samples > self.sample(step - 1) // samples
+
     def pace(self, step: int) -> Pace:
         """The pace of step `step` (counted from 0)."""
-        at = step / self.steps
+        at = self.sample(step) / self.phases[-1].end_sample
         return Pace(*(piecewise_linear(knots, at) for knots in (self.rates, self.whitening, self.momenta)))
+
+
+def _times(factor: float, knots: Knots) -> Knots:
+    return [(at, factor * value) for at, value in knots]
+
+
+def _phases(settings: Settings, epoch_samples: int) -> Iterator[Phase]:
+    """One phase from each place where a size or the batch changes to the next; none that would have no step."""
+    batches, sizes = read_steps(settings.batch_schedule, 1.0), read_steps(settings.size_schedule, 0.0)
+    starts = sorted({at for at, _ in (*batches, *sizes)} - {1.0})
+    step = sample = 0
+    for start, end in pairwise([*starts, 1.0]):
+        batch = max(1, round(settings.batch_size * value_at(batches, start)))
+        steps = math.ceil(round((settings.epochs * epoch_samples * end - sample) / batch, 6))
+        if steps > 0:
+            yield Phase(step, steps, sample, batch, round(value_at(sizes, start)))
+            step, sample = step + steps, sample + steps * batch

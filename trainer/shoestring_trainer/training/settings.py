@@ -9,7 +9,8 @@ from typing import Any
 
 from shoestring_trainer.training.faults import UserError
 
-_FROM_THE_TASK = {"seed", "precision"}
+_NO_SETTINGS = {"seed", "precision", "gpus", "machines", "step"}
+"""Parameters that the task settles, or that only choose among a recipe's variants."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,19 @@ class Settings:
 
     epochs: float = 1
     batch_size: int = 32  # pictures per step, over all ranks
+    batch_schedule: str = ""  # factors of it; it changes at the knots, at whole steps
+    micro_batch: int = 0  # a rank's share goes through the network in parts of at most so many pictures; 0: at once
     drop_last: bool = False  # an epoch leaves out the samples that fill no batch, others each time
     optimizer: str = "sgd"  # or muon, for convolutions (the rest by sgd), or lars
     lr: float = 0.1  # highest rate of the schedule
+    lr_batch: int = 0  # the batch_size that all rates are meant for: with another they grow or shrink along; 0: any
     lr_schedule: str = ""  # factors of lr, and of the other rates; empty: up from a tenth in `warmup`, down to zero
     warmup: float = 0.2  # share of the steps in which the rate rises
     bias_lr: float = 0.0  # highest rate of the norms' biases; 0: as lr
     whitening_lr: float = 0.0  # highest rate of the whitening layer's bias; 0: as lr
     whitening_schedule: str = ""  # factors of it; empty: as lr_schedule
-    momentum: float = 0.9  # Nesterov
+    momentum: float = 0.9
+    nesterov: bool = True
     momentum_schedule: str = ""  # momentum itself; empty: constant
     muon_lr: float = 0.24
     muon_momentum: float = 0.6
@@ -44,14 +49,21 @@ class Settings:
     average_every: int = 5  # steps
     average_decay: float = 0.95  # of the average, per step
     average_power: float = 0.0  # the decay is multiplied by (share of the run)^power
+    model: str = ""  # the network, in place of the recipe's own
     width: int = 32  # channels of the first convolution
+    pool: str = ""  # before the classifier: avg, or concat for average beside maximum; empty: the network's own
+    blur: bool = False  # networks from a library blur before each convolution with a stride
+    small_stem: bool = False  # residual networks from a library begin as for pictures of 32 pixels
+    zero_last_norms: bool = False  # residual branches of networks from a library begin as zero
     size: int = 32  # pixels a side
+    size_schedule: str = ""  # pixels a side trained on and measured, changing at the knots; empty: `size`
     holdout: float = 0.2  # share of each class kept for measuring, where the data brings no split
     on_corrupt: str = "error"
     check_files: bool = True  # refuse files that aren't the published ones, where the data has such
     rotate: float = 0.0  # degrees
     shift: float = 0.0  # pixels
     crop: int = 0  # pixels of padding
+    jitter: float = 0.0  # brightness, contrast and saturation each change by up to this share
     flip: bool = False
     alternating_flip: bool = False  # a sample is flipped in every other epoch
     cutout: int = 0  # pixels a side
@@ -66,7 +78,7 @@ class Settings:
     def of(params: Mapping[str, Any]) -> Settings:
         """Settings from a recipe's resolved parameters. Raises UserError for a name outside the vocabulary."""
         known = {field.name for field in fields(Settings)}
-        given = {name: value for name, value in params.items() if name not in _FROM_THE_TASK}
+        given = {name: value for name, value in params.items() if name not in _NO_SETTINGS}
         if unknown := sorted(set(given) - known):
             names = ", ".join(sorted(known))
             raise UserError(f"the trainer has no use for the recipe's parameter {unknown[0]}; it knows {names}")
