@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from shoestring_core import errors, money, rest, spec
 
-from shoestring import config, demo, exits, models, up, watch
+from shoestring import config, demo, exits, models, results, up, watch
 from shoestring.client import Client, ServiceError, Unreachable
 from shoestring.terminal import JobId, Json, Url, complain, connect, err, out, plain, resolve, table, tell
 
@@ -60,7 +60,7 @@ def main() -> None:
     except Unreachable as silent:
         complain(str(silent))
         sys.exit(exits.NETWORK)
-    except (up.UpError, models.NoTrainer) as failed:
+    except (up.UpError, models.NoTrainer, results.Unusable) as failed:
         complain(str(failed))
         sys.exit(exits.USAGE)
     except BrokenPipeError:
@@ -272,6 +272,7 @@ def get_artifacts(
 
 app.command("predict")(models.predict)
 app.command("export")(models.export)
+app.command("results")(results.results)
 
 
 # --- money

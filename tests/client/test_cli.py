@@ -74,6 +74,7 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
         ("artifacts", "get"),
         ("predict",),
         ("export",),
+        ("results",),
     ],
 )
 def test_help_opens_with_examples(tmp_path: Path, command: tuple[str, ...]) -> None:

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs came to: accuracy by epoch, time and cost to a target, how many seeds reach it. Points in, figures out.
+
+Two clocks. Training time is what benchmarks count: from the first step on, without scoring on held-out pictures,
+without the time between machines, and without steps that were lost and done again. Waiting time is what the user
+lives through, from the submission on.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+SCORING = "time/scoring_s"
+"""The curve of the seconds that scoring took in a step's line."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of the merged run: rising steps, when each was reported (Unix seconds), and its value."""
+
+    steps: Sequence[int]
+    times: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A row of a result. Accuracies are shares; `score` is the metric that the target is for.
+
+    train_s  training time until then
+    wait_s   from the submission until then; None where nobody knows
+    """
+
+    epoch: float
+    train_s: float
+    score: float
+    top1: float | None = None
+    top5: float | None = None
+    wait_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A rented machine: its price, and when it ran (Unix seconds; no end: it still does)."""
+
+    usd_per_hour: float
+    on_demand_usd_per_hour: float
+    start: float
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, ours or somebody else's, in the form that runs are compared in.
+
+    usd_per_hour  of the hardware on demand, all of it; None where nobody says
+    """
+
+    name: str
+    model: str
+    hardware: str
+    metric: str
+    epochs: tuple[Epoch, ...]
+    usd_per_hour: float | None = None
+    submitted: float | None = None
+    machines: tuple[Machine, ...] = ()
+
+    @property
+    def best(self) -> float | None:
+        return max((epoch.score for epoch in self.epochs), default=None)
+
+    @property
+    def last(self) -> float | None:
+        return self.epochs[-1].score if self.epochs else None
+
+    def reaching(self, target: float) -> Epoch | None:
+        """The first epoch at or over `target`."""
+        return next((epoch for epoch in self.epochs if epoch.score >= target), None)
+
+
+@dataclass(frozen=True)
+class ToTarget:
+    """What it took to reach a target.
+
+    on_demand_usd  training time at the on-demand price, as benchmarks count
+    paid_usd       what the machines cost until then, at the prices they were rented for
+    """
+
+    epoch: float
+    train_s: float
+    wait_s: float | None
+    on_demand_usd: float | None
+    paid_usd: float | None
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Several runs against one target: k of n reached it; the spread of their last scores and of their times to it."""
+
+    reached: int
+    runs: int
+    mean: float
+    spread: float
+    lowest: float
+    highest: float
+    median_train_s: float | None
+
+
+def epochs(
+    curves: Mapping[str, Curve], metric: str, *, starts: Sequence[int] = (0,), submitted: float | None = None
+) -> tuple[Epoch, ...]:  # fmt: skip
+    """The rows of a run: one for each step at which `metric` was measured. The curve `epoch` numbers them.
+
+    starts  steps at which a generation began (steps done by then): what passed before its first line isn't training
+    """
+    if metric not in curves:
+        return ()
+    trained = training_times(curves, starts)
+    scores, numbers = curves[metric], _by_step(curves, "epoch")
+    top1, top5 = _by_step(curves, "val/acc"), _by_step(curves, "val/acc_top5")
+    return tuple(
+        Epoch(
+            epoch=numbers.get(step, 0.0), train_s=trained[step], score=score, top1=top1.get(step), top5=top5.get(step),
+            wait_s=None if submitted is None else time - submitted,
+        )
+        for step, time, score in zip(scores.steps, scores.times, scores.values, strict=True)
+        if step in trained
+    )  # fmt: skip
+
+
+def training_times(curves: Mapping[str, Curve], starts: Sequence[int]) -> dict[int, float]:
+    """Training time after each step, in seconds: the time between lines less the scoring in them.
+
+    Between a generation's start and its first line lie machines and imports; the usual time of a step stands for that.
+    """
+    times: dict[int, float] = {}
+    for name, curve in curves.items():
+        if not name.startswith("system/"):
+            times |= dict(zip(curve.steps, curve.times, strict=True))
+    scoring, begun = _by_step(curves, SCORING), {0, *starts}
+    spans: list[tuple[int, int, float | None]] = []  # from step, to step, seconds of training if its lines tell
+    before_step, before_time = 0, 0.0
+    for step, time in sorted(times.items()):
+        seconds = max(0.0, time - before_time - scoring.get(step, 0.0))
+        spans.append((before_step, step, None if before_step in begun else seconds))
+        before_step, before_time = step, time
+    known = [seconds / (end - start) for start, end, seconds in spans if seconds is not None]
+    usual = statistics.median(known) if known else 0.0
+    total, after_step = 0.0, {}
+    for start, end, seconds_or_none in spans:
+        total += usual * (end - start) if seconds_or_none is None else seconds_or_none
+        after_step[end] = total
+    return after_step
+
+
+def to_target(run: Run, target: float) -> ToTarget | None:
+    """What it took `run` to reach `target`; None if it didn't."""
+    epoch = run.reaching(target)
+    if epoch is None:
+        return None
+    then = None if run.submitted is None or epoch.wait_s is None else run.submitted + epoch.wait_s
+    return ToTarget(
+        epoch=epoch.epoch,
+        train_s=epoch.train_s,
+        wait_s=epoch.wait_s,
+        on_demand_usd=None if run.usd_per_hour is None else run.usd_per_hour * epoch.train_s / 3600,
+        paid_usd=paid_until(run.machines, then) if run.machines and then is not None else None,
+    )
+
+
+def paid_until(machines: Sequence[Machine], moment: float) -> float:
+    """What machines cost until `moment` (Unix seconds), in dollars: by the second; the exact bill is the ledger's."""
+    return sum(
+        machine.usd_per_hour * max(0.0, min(machine.end or moment, moment) - machine.start) / 3600
+        for machine in machines
+    )
+
+
+def compare_seeds(runs: Sequence[Run], target: float) -> Seeds:
+    """How reliably runs of one recipe reach `target`. Raises ValueError if none was ever measured."""
+    last = [run.last for run in runs if run.last is not None]
+    if not last:
+        raise ValueError("none of the runs was measured yet")
+    times = [found.train_s for run in runs if (found := run.reaching(target))]
+    return Seeds(
+        reached=len(times),
+        runs=len(runs),
+        mean=statistics.fmean(last),
+        spread=statistics.stdev(last) if len(last) > 1 else 0.0,
+        lowest=min(last),
+        highest=max(last),
+        median_train_s=statistics.median(times) if times else None,
+    )
+
+
+def _by_step(curves: Mapping[str, Curve], name: str) -> dict[int, float]:
+    curve = curves.get(name)
+    return dict(zip(curve.steps, curve.values, strict=True)) if curve else {}

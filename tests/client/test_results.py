@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring results`: a folder, an entry and a job are read into the same figures, and a run becomes an entry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from shoestring import Client, exits, results
+from shoestring_core.store.engine import open_store
+
+from tests.api.deployment import Deployment
+from tests.client.test_cli import shoestring
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run as the trainer writes it alone: two epochs of five steps, a second each."""
+    run = tmp_path / "digits-quickstart-1"
+    run.mkdir()
+    (run / "task.json").write_text(json.dumps({"recipe": "digits/quickstart@1", "goal": {"reach": 0.9}}))
+    lines = []
+    for step in range(1, 11):
+        values = {"train/loss": 1.0} | ({"val/acc": 0.75 + 0.02 * step, "val/acc_top5": 0.95} if step % 5 == 0 else {})
+        lines.append({"t": 1000.0 + step, "step": step, "epoch": step / 5, "v": values})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events = [
+        {"t": 999.5, "event": "started", "step": 0},
+        {
+            "t": 1011,
+            "event": "checkpoint",
+            "final": True,
+            "result": {"images_per_s": 320.5, "framework": "PyTorch 2.13.0"},
+        },
+    ]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return run
+
+
+def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path, tmp_path: Path) -> None:
+    options = ("--dawnbench", str(tmp_path / "entry"), "--author", "Us", "--email", "us@example.org", "--json")
+    done = shoestring("results", str(folder), *options, home=tmp_path)
+    assert done.returncode == exits.OK, done.stderr
+    told = json.loads(done.stdout)
+    assert told["target"] == 0.9
+    (one,) = told["runs"]
+    assert (one["to_target"]["epoch"], one["to_target"]["train_s"], one["to_target"]["wait_s"]) == (2.0, 10.0, 10.5)
+    assert one["images_per_s"] == 320.5
+    written = tmp_path / "entry" / "us_digits-quickstart_this-computer_pytorch-2.13.0.json"
+    both = shoestring("results", str(written), str(folder), "--target", "0.9", home=tmp_path)
+    assert both.returncode == exits.OK, both.stderr
+    assert both.stdout.count("10.0 s") == 2
+    assert "2 of 2 reach the target" in both.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("absent.json",), "absent.json can't be read"),
+        (("empty",), "name one that the trainer wrote"),
+        (("FOLDER", "--dawnbench", "entry"), "--author and --email"),
+        (("FOLDER", "FOLDER", "--dawnbench", "entry"), "writes one run"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    done = shoestring("results", *(str(folder) if one == "FOLDER" else one for one in arguments), home=tmp_path)
+    assert done.returncode == exits.USAGE
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_jobs_figures_come_from_the_service(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shoestring.db'}"
+    store = open_store(url)
+    store.migrate()
+    store.close()
+    with Deployment(url, tmp_path) as here:
+        job, (agent,) = here.running(goal={"metric": "val/acc", "reach": 0.9})
+        submitted = here.job(job).created_at.timestamp()
+        times = [submitted + 100 + step for step in range(1, 11)]
+        epochs = [step / 5 for step in range(1, 11)]
+        series = [
+            {"name": "train/loss", "steps": list(range(1, 11)), "times": times, "values": [1.0] * 10},
+            {"name": "epoch", "steps": list(range(1, 11)), "times": times, "values": epochs},
+            {"name": "val/acc", "steps": [5, 10], "times": [times[4], times[9]], "values": [0.8, 0.95]},
+        ]  # fmt: skip
+        agent.report(batch=agent.batch(points=series))
+        result = {"val/acc": 0.95, "images_per_s": 100.0}
+        assert agent.checkpoint(10, {"model.json": b"{}"}, reason="final", result=result).status_code == 200
+        with Client(here.url, here.keys[1]) as client:
+            found = results.of_job(client, client.job(job), None)
+    assert found.target == 0.9
+    assert found.figures == {"images_per_s": 100.0}
+    assert (found.run.model, found.run.hardware) == ("digits/quickstart", "1 x local.cpu (local)")
+    assert found.run.usd_per_hour == 0.526
+    row = found.run.reaching(0.9)
+    assert row is not None
+    assert (row.epoch, row.top1) == (2.0, 0.95)
+    assert row.train_s == pytest.approx(10.0)
+    assert row.wait_s == pytest.approx(110.0)
+    assert len(found.run.machines) == 1
