@@ -14,7 +14,7 @@ import sys
 import bench
 from bench import results
 
-SUPPORT = {"__main__", "cpu_loops", "results", "soak"}
+SUPPORT = {"__main__", "cpu_loops", "gpu_runs", "results", "soak"}
 
 
 def main(names: list[str]) -> int:

@@ -3,7 +3,9 @@
 
 Same network, pictures, batch, optimizer, precision, augmentation, threads and allocator; each loop in a process of its
 own, one after another, in rounds that begin with another loop each time. Ours is the trainer as a rented machine
-starts it, its reports included. DATA=folder of CIFAR-10 (or SHOESTRING_BENCH_DATA), ROUNDS and STEPS may be set.
+starts it, its reports included.
+
+    make bench ONLY=trainer_cpu DATA=folder of CIFAR-10 [ROUNDS=5] [STEPS=12]
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 FASTAI, FASTAI_PINS = ROOT / ".peers" / "fastai", Path(__file__).with_name("fastai.txt")
 LOOPS = ["ours", "torchvision", "timm", "fastai", "bare"]
 ROUNDS, STEPS, WARM_UP = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("STEPS", "12")), 3
-BATCH = 1024
+BATCH = 512
 NAMES = {
     "ours": "ours",
     "torchvision": "plain PyTorch loop with torchvision's transforms and DataLoader, 2 workers",
@@ -45,7 +47,7 @@ class Speed(NamedTuple):
 
 
 def main() -> list[str]:
-    data = os.environ.get("DATA") or os.environ.get("SHOESTRING_BENCH_DATA")
+    data = os.environ.get("DATA")
     if not data:
         return ["left out: it needs CIFAR-10; set DATA to the folder that holds cifar-10-batches-bin"]
     loops, notes = list(LOOPS), []
