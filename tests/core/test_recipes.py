@@ -21,8 +21,12 @@ def test_these_recipes_are_shipped():
         "airbench94", "airbench94-muon", "airbench95", "airbench96", "dawnbench-bkj-resnet18", "dawnbench-fastai-wrn",
         "page-resnet18-baseline", "page-resnet9", "page-resnet9-tricks", "superconv-preact18", "superconv-resnet50",
     ]  # fmt: skip
+    imagenet = [
+        "alibaba-1", "cheap", "fastai-2018", "imagenet18", "rn50-16", "tencent-alexnet-bn", "tencent-resnet50",
+    ]  # fmt: skip
     assert [recipe.name for recipe in recipes.all()] == [
-        *(f"cifar10/{name}" for name in cifar10), "digits/quickstart", "imagefolder/resnet9",
+        *(f"cifar10/{name}" for name in cifar10), "digits/quickstart", "imagefolder/any", "imagefolder/resnet9",
+        *(f"imagenet/{name}" for name in imagenet),
     ]  # fmt: skip
 
 

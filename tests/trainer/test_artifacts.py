@@ -83,7 +83,7 @@ def test_flop_of_a_network_are_its_convolutions_and_linear_layers():
         torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(128, 5)
     )
     found = figures.speed(
-        net, (3, 4, 4), Precision.BF16, torch.device("cpu"), devices=1, pictures=100, seconds=2, whole=100
+        net, {(3, 4, 4): 100}, Precision.BF16, torch.device("cpu"), devices=1, pictures=100, seconds=2, whole=100
     )
     assert found == {"flop_per_image": 3 * (2 * 8 * 3 * 9 * 16 + 2 * 128 * 5), "images_per_s": 50}
     assert net.training

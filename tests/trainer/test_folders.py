@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shoestring_trainer.training import folders
 from shoestring_trainer.training.faults import DataError
 from shoestring_trainer.training.folders import decode, load_folder, split_folder
 from shoestring_trainer.training.settings import Settings
@@ -149,6 +150,39 @@ def test_more_than_eight_bits_are_refused_and_not_clipped(flat: Path):
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep)
     with pytest.raises(DataError, match=rf"{deep} has more than 8 bits"):
         load(flat)
+
+
+def test_rectangular_pictures_keep_their_shape_and_are_each_there_once(flat: Path):
+    for number in range(6):
+        Image.new("RGB", (60, 20), COLOURS["red"]).save(flat / "red" / f"wide-{number}.png")
+    data = load_folder(
+        flat, 1, Settings(size=16, eval_zoom=1.14), scratch=flat.parent, first_on_machine=True, meet=lambda: None,
+        rectangular=True,
+    )  # fmt: skip
+    found = torch.cat([indices for indices, _ in data.batches])
+    assert sorted(found.tolist()) == list(range(len(data.held_out)))
+    assert all(len(indices) == len(pictures) for indices, pictures in data.batches)
+    assert all(pictures.shape[1:] == (3, 16, 16) or 16 in pictures.shape[2:] for _, pictures in data.batches)
+
+
+def test_shapes_are_those_of_their_neighbours_in_multiples_of_eight(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(folders, "LIKE_PICTURES", 2)
+    groups = folders.like_shapes([2.0, 0.5, 1.0, 2.1, 0.5, 1.02], 64, 1.14)
+    assert [group for group, _ in groups] == [[1, 4], [2, 5], [0, 3]]
+    assert [(frame.height, frame.width) for _, frame in groups] == [(128, 64), (64, 64), (64, 128)]
+
+
+def test_pictures_for_random_crops_are_squeezed_whole(flat: Path):
+    half = np.zeros((20, 60, 3), np.uint8)
+    half[:, 30:] = 255
+    Image.fromarray(half).save(flat / "red" / "half.png")
+    picture, aspect = folders.decode_to(flat / "red" / "half.png", folders.Frame(20, 20, squeezed=True))
+    assert aspect == 3
+    assert picture[:, :, :8].max() < 10 < 245 < picture[:, :, 12:].min()
+    data = load(flat, crop_scale=0.35)
+    assert data.train.bytes_NCHW.shape[2:] == (20, 20)
+    assert data.train.aspects_N is not None
+    assert data.held_out.bytes_NCHW.shape[2:] == (16, 16)
 
 
 def test_an_empty_class_is_named(flat: Path):

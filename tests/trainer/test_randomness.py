@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from shoestring_trainer.training.augment import augment, cutout, pad_and_crop, rotate_and_shift
+from shoestring_trainer.training.augment import (
+    RandomCrop,
+    augment,
+    crop_and_scale,
+    cutout,
+    jitter,
+    pad_and_crop,
+    rotate_and_shift,
+)
 from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, SampleOrder, seed_dropout
 from shoestring_trainer.training.schedules import one_cycle, piecewise_linear
@@ -128,6 +136,39 @@ def test_cutout_paints_one_whole_square_with_the_mean(draws: tuple[float, float]
     square = torch.tensor(MEAN).view(3, 1, 1).expand(3, 4, 4)
     assert torch.equal(blanked[0, :, top : top + 4, left : left + 4], square)
     assert blanked.sum().item() == pytest.approx(16 * sum(MEAN))
+
+
+def test_a_random_crop_of_all_is_the_picture_scaled():
+    pictures, draws = torch.rand(2, 3, 8, 8), torch.full((2, 4), 0.5)
+    draws[:, 2] = 1.0
+    whole = crop_and_scale(pictures, draws, RandomCrop(8, 1.0, None))
+    assert torch.allclose(whole, pictures, atol=1e-5)
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.0, 2.0])
+def test_a_random_crop_has_its_area_and_shape_in_the_picture_as_it_was(aspect: float):
+    """Each pixel holds its own place, so the corners of what comes out tell what was cut out."""
+    side, count = 64, 500
+    place = (torch.arange(side) + 0.5) / side
+    pictures = torch.stack([place.expand(side, side), place[:, None].expand(side, side)])[None].expand(
+        count, -1, -1, -1
+    )
+    torch.manual_seed(0)
+    crop = RandomCrop(16, 0.2, torch.full((count,), aspect))
+    out = crop_and_scale(pictures, torch.rand(count, 4), crop)
+    width, height = ((out[:, axis, -1, -1] - out[:, axis, 0, 0]) * 16 / 15 for axis in (0, 1))
+    assert (width * height).min() > 0.15
+    assert (width * height).max() <= 1.0
+    shapes = (aspect * width / height)[(width < 0.99) & (height < 0.99)]
+    assert 0.7 < shapes.min() < shapes.max() < 1.4
+
+
+def test_jitter_of_nothing_changes_nothing_and_stays_within_black_and_white():
+    pictures = torch.rand(8, 3, 4, 4)
+    assert torch.allclose(jitter(pictures, torch.full((8, 3), 0.5), 0.5), pictures, atol=1e-6)
+    strong = jitter(pictures, torch.rand(8, 3), 1.0)
+    assert 0 <= strong.min() <= strong.max() <= 1
+    assert not torch.allclose(strong, pictures)
 
 
 def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():

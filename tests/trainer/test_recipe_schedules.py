@@ -85,6 +85,23 @@ def page_resnet18(knots: Knots, batch: int = 128) -> Source:
     return Source(knots[-1][0], batch, None, {"weights": 0.9}, {"weights": knots}, {"weights": 5e-4}, assumed=assumed)
 
 
+NO_DECAY = {"biases": 0.0, "norm biases": 0.0}
+
+
+def imagenet18(batch: Knots, rates: Knots, sizes: Knots) -> Source:
+    return Source(
+        rates[-1][0], batch, None, {"weights": 0.9}, {"weights": rates}, {"weights": 1e-4} | NO_DECAY, sizes=sizes
+    )
+
+
+def lars(epochs: float, size: int, decay: float) -> Source:
+    """What the source says: the batch, the size, no decay of norms and biases. The rest is assumed."""
+    return Source(
+        epochs, 65_536, None, {"weights": 0.9}, {"weights": [(0, 0), (5, 1), (epochs, 0)]},
+        {"weights": decay} | NO_DECAY, sizes=[(0, size)], assumed=frozenset({"lr"}),
+    )  # fmt: skip
+
+
 SOURCES = {
     "cifar10/airbench94": airbench(9.9, 476, 1.465e-3, 0.23, 0.07, 2.0e-3),
     "cifar10/airbench95": airbench(15, 720, 1.465e-3 * 10 / 11.5, 0.23, 0.07, 2.0e-3),
@@ -119,10 +136,57 @@ SOURCES = {
         {"weights": [(0, 0), (2, 1), (8, 0.1), (10, 0.1)], "norm biases": [(0, 0), (2, 64), (8, 6.4), (10, 6.4)]},
         {"weights": 5e-4, "norm biases": 5e-4 / 64},
     ),
+    "imagenet/fastai-2018": Source(
+        45, 1024, None, {"weights": 0.9},
+        {"weights": [
+            (0, 0.1), (4, 0.4), (20, 0.4), (20, 0.04), (34, 0.04), (34, 0.004), (42, 0.004), (42, 0.0004), (45, 0.0004),
+        ]},
+        {"weights": 1e-4},
+    ),
+    "imagenet/imagenet18": imagenet18(
+        [(0, 8 * 512), (14, 8 * 224), (32, 8 * 128)],
+        [(0, 1), (5, 2), (5, 1), (14, 1), (14, 0.4375), (16, 0.4375), (16, 0.04375), (27, 0.04375), (27, 0.004375),
+         (32, 0.004375), (32, 0.0025), (33, 0.0025), (33, 0.00025), (35, 0.00025)],
+        [(0, 128), (14, 224), (32, 288)],
+    ),
+    "imagenet/imagenet18 machines=4": imagenet18(
+        [(0, 32 * 256), (6, 32 * 512), (13, 32 * 224), (28, 32 * 128)],
+        [(0, 2), (6, 4), (11, 4), (13, 2), (13, 1.75), (16, 1.75), (23, 0.175), (28, 0.0175), (28, 0.01), (30, 0.001)],
+        [(0, 128), (13, 224), (28, 288)],
+    ),
+    "imagenet/imagenet18 machines=8": imagenet18(
+        [(0, 64 * 128), (6, 64 * 256), (14, 64 * 128), (17, 64 * 224), (29, 64 * 128)],
+        [(0, 1.88), (6, 3.76), (11, 3.76), (14, 1.88), (17, 1.88), (23, 0.33), (29, 0.033), (29, 0.0188),
+         (36, 0.00188)],
+        [(0, 128), (14, 224), (29, 288)],
+    ),
+    "imagenet/imagenet18 machines=16": imagenet18(
+        [(0, 8192), (6, 16384), (16, 8192), (19, 24576), (37, 16384)],
+        [(0, 1.88), (6, 3.76), (16, 3.76), (16, 1.88), (19, 1.88), (19, 0.564), (31, 0.564), (31, 0.0564),
+         (37, 0.0564), (37, 0.0376), (38, 0.0376), (38, 0.00376), (40, 0.00376)],
+        [(0, 128), (16, 224), (37, 288)],
+    ),
+    "imagenet/tencent-resnet50": lars(90, 224, 1e-4),
+    "imagenet/tencent-alexnet-bn": lars(95, 227, 5e-4),
+    "imagenet/alibaba-1": Source(
+        21, [(0, 2048), (20, 1024)], None, {"weights": [(0, 0.96), (5, 0.9), (21, 0.96)]},
+        {"weights": [(0, 0), (5, 1.2), (21, 1e-4)]}, {"weights": 1e-4} | NO_DECAY,
+        sizes=[(0, 96), (12, 128), (18, 224), (20, 288)],
+    ),
+    "imagenet/rn50-16": Source(
+        16, 8 * 512, None, {"weights": 0.9}, {"weights": [(0, 0), (2, 1.7), (16, 0)]}, {"weights": 1e-4} | NO_DECAY,
+        sizes=[(0, 160), (12, 192)],
+    ),
 }  # fmt: skip
 
 
 ASSUMED = {
+    "imagenet/alibaba-1": "start of the warm-up, course of momentum, share of the last crops",
+    "imagenet/fastai-2018": "where the size changes, decay of biases, random crop, zoom",
+    "imagenet/imagenet18": "momentum, decay on fewer than 16 machines, random crops, from where 16 machines go last",
+    "imagenet/rn50-16": "start of the warm-up, random crop, the ramp of sizes as one change in its middle",
+    "imagenet/tencent-alexnet-bn": "LARS's rate and coefficient, warm-up, momentum, decay, dropout, random crop",
+    "imagenet/tencent-resnet50": "LARS's rate and coefficient, warm-up, momentum, decay, random crop",
     "cifar10/dawnbench-bkj-resnet18": "decay of biases, padding",
     "cifar10/dawnbench-fastai-wrn": "lr, batch of 8 GPUs, end of the cycle, size of the network, decay of biases",
     "cifar10/page-resnet18-baseline": "rates of larger batches, schedule of 30 epochs, decay of biases, padding",
@@ -140,6 +204,7 @@ def test_what_is_assumed_is_marked_in_its_file():
 
 
 OURS = {"digits/quickstart"}
+RECTANGULAR_AT_THE_END = ("imagenet/imagenet18", "imagenet/alibaba-1")
 
 
 def choose(name: str, **params) -> tuple[recipes.Recipe, Settings]:
@@ -165,7 +230,8 @@ def test_a_recipe_follows_its_source_epoch_by_epoch(name: str):
         assert plan.steps == source.steps
     kinds = {group["kind"] for group in optimizer.param_groups}
     assert kinds >= source.rates.keys() - {"weights"}
-    for epoch in np.arange(0, source.epochs, 0.25):
+    later = 0.04 if name.startswith("imagenet/") else 0.0  # what changes at an epoch, changes at the next whole step
+    for epoch in np.arange(later, source.epochs, 0.25):
         step = next(step for step in steps_near(plan, epoch) if plan.epoch(step) >= epoch)
         at = plan.epoch(step)
         phase = plan.phase(step)
@@ -173,7 +239,9 @@ def test_a_recipe_follows_its_source_epoch_by_epoch(name: str):
             batches = [(0, source.batch)] if isinstance(source.batch, int) else source.batch
             assert phase.batch == newest(batches, at), at
         if source.sizes:
-            assert phase.size == newest(source.sizes, at), at
+            assert (phase.size or settings.size) == newest(source.sizes, at), at
+            last = at >= source.sizes[-1][0] > 0
+            assert phase.rectangular == (last and name.startswith(RECTANGULAR_AT_THE_END)), at
         set_pace(optimizer, plan.pace(step))
         for group in optimizer.param_groups:
             kind = group["kind"] if group["kind"] in source.rates else "weights"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +22,23 @@ from shoestring_trainer.training.settings import Settings
 
 def draws_needed(settings: Settings) -> int:
     """How many numbers `augment` wants for each picture."""
-    return 2 * DRAWS_PER_SAMPLE if settings.jitter else DRAWS_PER_SAMPLE
+    more = settings.jitter or settings.crop_scale or settings.crop_schedule
+    return 2 * DRAWS_PER_SAMPLE if more else DRAWS_PER_SAMPLE
 
 
 def augment(
     pictures_NCHW: Tensor, draws_NK: Tensor, settings: Settings, mean: Sequence[float],
-    white: float = 1.0, size: int = 0,
+    white: float = 1.0, crop: RandomCrop | None = None,
 ) -> Tensor:  # fmt: skip
-    """Apply what the settings ask for: resize, jitter, rotate and shift, crop, flip, cutout.
+    """Apply what the settings ask for: random crop, jitter, rotate and shift, crop, flip, cutout.
 
     mean     of the data, by channel
     white    what is 1.0, if pictures are bytes
-    size     pixels a side of what comes out; 0: as it came
+    crop     the random crop to cut out and scale; None: none
     returns  floats, channels last in memory
     """
-    if size:
-        pictures_NCHW = resize(as_floats(pictures_NCHW, white), size)
+    if crop:
+        pictures_NCHW = crop_and_scale(as_floats(pictures_NCHW, white), draws_NK[:, [3, 4, 11, 12]], crop)
     if settings.jitter:
         pictures_NCHW = jitter(as_floats(pictures_NCHW, white), draws_NK[:, 8:11], settings.jitter)
     if settings.rotate or settings.shift:
@@ -59,11 +61,40 @@ def as_floats(pictures_NCHW: Tensor, white: float) -> Tensor:
     return pictures_NCHW.to(torch.float32, memory_format=torch.channels_last).div_(white)
 
 
-def resize(pictures_NCHW: Tensor, size: int) -> Tensor:
-    """Square pictures of `size` pixels a side, averaged over what they shrink; as they are for 0."""
-    if size in (0, pictures_NCHW.shape[-1]):
-        return pictures_NCHW
-    return F.interpolate(pictures_NCHW, (size, size), mode="bilinear", antialias=True)
+@dataclass(frozen=True)
+class RandomCrop:
+    """A crop of random place, area and shape.
+
+    size       pixels a side of what it is scaled to
+    scale      smallest share of the picture's area; the largest is all of it
+    aspects_N  width / height that each picture had before it was squeezed into its square; None: it was square
+    """
+
+    size: int
+    scale: float
+    aspects_N: Tensor | None
+
+
+CROP_SHAPES = (3 / 4, 4 / 3)
+"""Width / height of a random crop, drawn evenly on a logarithmic scale: as torchvision's RandomResizedCrop."""
+
+
+def crop_and_scale(pictures_NCHW: Tensor, draws_N4: Tensor, crop: RandomCrop) -> Tensor:
+    """Cut out a share between `crop.scale` and 1 of each picture, of a shape in CROP_SHAPES, and scale it to a square.
+
+    A crop wider or higher than the picture is cut down to it. Areas and shapes are those of the unsqueezed picture.
+    """
+    area_N = crop.scale + (1 - crop.scale) * draws_N4[:, 2]
+    low, high = (math.log(shape) for shape in CROP_SHAPES)
+    shape_N = torch.exp(low + (high - low) * draws_N4[:, 3])
+    if crop.aspects_N is not None:
+        shape_N = shape_N / crop.aspects_N
+    sides_N2 = torch.stack([(area_N * shape_N).sqrt(), (area_N / shape_N).sqrt()], dim=1).clamp(max=1.0)
+    centres_N2 = (1 - sides_N2) * (2 * draws_N4[:, :2] - 1)  # in the coordinates of grid_sample: -1 to 1
+    matrices_N23 = torch.cat([torch.diag_embed(sides_N2), centres_N2[:, :, None]], dim=2)
+    shape = [*pictures_NCHW.shape[:2], crop.size, crop.size]
+    grid_NHW2 = F.affine_grid(matrices_N23, shape, align_corners=False)
+    return F.grid_sample(pictures_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
 
 
 def jitter(pictures_NCHW: Tensor, draws_N3: Tensor, strength: float) -> Tensor:

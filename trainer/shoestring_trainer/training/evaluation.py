@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
@@ -10,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoestring_trainer.training.augment import resize
 from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.gang import Gang
 from shoestring_trainer.training.pictures import DataSet
@@ -48,13 +48,8 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, data: DataSet, gang: Gang, precision: Precision, views: int = 1, size: int = 0
-) -> Scores:
-    """Score `model`, with rank 0's buffers, on the held-out pictures. Leaves the model in training mode.
-
-    size  pixels a side of the pictures shown to it; 0: as the data has them
-    """
+def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, views: int = 1) -> Scores:
+    """Score `model`, with rank 0's buffers, on the held-out pictures. Leaves the model in training mode."""
     if views not in VIEWS:
         raise UserError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views}")
     began = monotonic()
@@ -64,8 +59,8 @@ def evaluate(
     predictions_N = torch.zeros(len(held_out), dtype=torch.int64, device=device)
     losses_N = torch.zeros(len(held_out), dtype=torch.float64, device=device)
     right_top5, right_tta = torch.zeros(2, dtype=torch.int64, device=device).unbind()
-    for batch in torch.arange(gang.rank, len(held_out), gang.world).split(BATCH):
-        pictures_NCHW = resize(held_out.bytes_NCHW[batch].to(device).float() / data.white, size)
+    for batch, bytes_NCHW in _batches(data, gang):
+        pictures_NCHW = bytes_NCHW.to(device).float() / data.white
         with precision.autocast(device):
             pictures_NCHW = pictures_NCHW.contiguous(memory_format=torch.channels_last)
             logits_NK = model(pictures_NCHW)
@@ -89,6 +84,16 @@ def evaluate(
         accuracy_tta=gang.sum(right_tta).item() / len(held_out) if views > 1 else None,
         accuracy_top5=gang.sum(right_top5).item() / len(held_out) if len(data.classes) > TOP else None,
     )
+
+
+def _batches(data: DataSet, gang: Gang) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's held-out pictures: which they are, and their bytes. Ranks share each batch of like shape."""
+    for batch, bytes_NCHW in data.batches:
+        if gang.rank < len(batch):
+            yield batch[gang.rank :: gang.world], bytes_NCHW[gang.rank :: gang.world]
+    if not data.batches:
+        for batch in torch.arange(gang.rank, len(data.held_out), gang.world).split(BATCH):
+            yield batch, data.held_out.bytes_NCHW[batch]
 
 
 def logits_of_views(model: nn.Module, pictures_NCHW: Tensor, logits_NK: Tensor, views: int) -> Tensor:

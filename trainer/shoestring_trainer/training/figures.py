@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -33,16 +33,17 @@ products, as of 2026-11; they print twice as much for sparse matrices from the A
 
 
 def speed(
-    model: nn.Module, shape: Sequence[int], precision: Precision, device: torch.device, *,
+    model: nn.Module, shapes: Mapping[tuple[int, ...], int], precision: Precision, device: torch.device, *,
     devices: int, pictures: int, seconds: float, whole: int,
 ) -> dict[str, float]:  # fmt: skip
     """The figures of a run for its result: images/s, and where the device's peak is known, the share of it reached.
 
-    shape     of one picture, C x H x W
+    shapes    of pictures, C x H x W, and how many the run had of each
     pictures  that were trained on in `seconds`, by all devices
     whole     pictures of the whole run, from its first step; `floor_s` is the time their FLOP take at the peak
     """
-    flop = FORWARD_AND_BACKWARD * flop_per_picture(model, shape, device)
+    flops = sum(count * flop_per_picture(model, shape, device) for shape, count in shapes.items())
+    flop = round(FORWARD_AND_BACKWARD * flops / max(1, sum(shapes.values())))
     figures = {"flop_per_image": float(flop)}
     if pictures and seconds > 0:
         figures["images_per_s"] = pictures / seconds

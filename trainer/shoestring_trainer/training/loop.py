@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import lru_cache
 from time import monotonic
 
 import torch
 import torch.nn.functional as F
 from shoestring_core import recipes
-from torch import nn
+from torch import Tensor, nn
 
 from shoestring_trainer.training.artifacts import make_artifacts
-from shoestring_trainer.training.augment import augment, draws_needed
+from shoestring_trainer.training.augment import RandomCrop, augment, draws_needed
 from shoestring_trainer.training.average import build_average
 from shoestring_trainer.training.cifar10 import load_cifar10
 from shoestring_trainer.training.evaluation import evaluate
@@ -25,13 +27,13 @@ from shoestring_trainer.training.lazy_compiler import defer_compiler
 from shoestring_trainer.training.models import build_model, learn_from_pictures
 from shoestring_trainer.training.optimizers import build_optimizer, set_pace
 from shoestring_trainer.training.orders import Orders
-from shoestring_trainer.training.pictures import DataSet, load_digits
+from shoestring_trainer.training.pictures import DataSet, Pictures, load_digits, resized
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.progress import Progress
 from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
 from shoestring_trainer.training.reports import Reports
 from shoestring_trainer.training.samples import SampleLog
-from shoestring_trainer.training.schedules import Plan
+from shoestring_trainer.training.schedules import Phase, Plan, first_view
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.shared_batch import share_batch
 from shoestring_trainer.training.state import Saver, State, restore, warm_start
@@ -58,7 +60,12 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     settings = Settings.of(params)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
     precision = choose_precision(task.precision or str(params["precision"]), gang.device)
-    data = load_data(recipe.data.kind, task, seed, settings, gang)
+
+    @lru_cache(maxsize=1)  # a copy of the pictures for each size, kept as long as it is trained on
+    def data_at(size: int, rectangular: bool) -> DataSet:
+        return load_data(recipe.data.kind, task, seed, settings, gang, size, rectangular)
+
+    data = data_at(*first_view(settings))
     plan = Plan.of(settings, len(data.train))
     check_shares(plan, gang)
 
@@ -76,13 +83,13 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     state = State(model, optimizer, scaler, identity, average)
     if task.resume:
         standing.start_step = standing.step = restore(state, task.resume)
+        data = data_at(*plan.phase(standing.step).view)
 
     step, total = standing.step, plan.steps
     order = SampleOrder(
         seed, len(data.train), gang.rank, gang.world,
         epoch_samples=plan.epoch_samples, alternating_flip=settings.alternating_flip, draws=draws_needed(settings),
     )  # fmt: skip
-    pictures, labels = data.train.bytes_NCHW.to(gang.device), data.train.labels_N.to(gang.device)
     log = SampleLog(
         task.folder, generation=task.generation, rank=gang.rank, world=gang.world, start=step,
         epoch_samples=plan.epoch_samples,
@@ -100,6 +107,8 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     while not done:
         if phase is not plan.phase(step):
             phase = plan.phase(step)
+            data = data_at(*phase.view)
+            pictures, labels = place(data.train.bytes_NCHW, gang.device), data.train.labels_N.to(gang.device)
             share_batch(model, phase.batch, gang.rank, gang.world, norms=settings.sync_norm)
         picked = order.pick(plan.sample(step), phase.batch)
         log.take_up(step + 1, picked.spans)
@@ -111,7 +120,10 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         parts = picked.split(gang.parts(phase.batch, settings.micro_batch))
         for part in parts:
             samples_N, draws_NK = (tensor.to(gang.device) for tensor in part)
-            pictures_NCHW = augment(pictures[samples_N], draws_NK, settings, data.mean, data.white, phase.size)
+            pictures_NCHW = augment(
+                pictures[samples_N.to(pictures.device)].to(gang.device), draws_NK, settings, data.mean, data.white,
+                random_crop(samples_N, phase, settings, data.train),
+            )  # fmt: skip
             with gang.exchange(distributed, when=part is parts[-1]):
                 with precision.autocast(gang.device):
                     logits_NK = distributed(pictures_NCHW.contiguous(memory_format=torch.channels_last))
@@ -144,7 +156,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         done = step == total
         if not done and not broken and plan.ends_epoch(step, settings.eval_every):
             views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
-            measured = evaluate(model, data, gang, precision, views, phase.size)
+            measured = evaluate(model, data, gang, precision, views)
             scoring_s += measured.seconds
             values |= {**measured.metrics, SCORING: measured.seconds}
             done = reached(task.goal, measured.metrics)
@@ -166,7 +178,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     trained_s = monotonic() - began - scoring_s
     if average and step == total:
         average.finish()
-    scores = evaluate(model, data, gang, Precision.FP32, settings.views, plan.phase(step).size)
+    scores = evaluate(model, data, gang, Precision.FP32, settings.views)
     if report and progress and saver:
         at_the_end = {SCORING: values.get(SCORING, 0.0) + scores.seconds}
         report.metrics(step, plan.epoch(step), {**values, **scores.metrics, **at_the_end})
@@ -177,7 +189,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             "pictures": {"train": len(data.train), "held_out": len(data.held_out), "unreadable": data.skipped},
         }  # fmt: skip
         figures = speed(
-            model, data.train.bytes_NCHW.shape[1:], precision, gang.device,
+            model, shapes_seen(plan, step, data), precision, gang.device,
             devices=gang.world, seconds=trained_s,
             pictures=plan.sample(step) - plan.sample(standing.start_step), whole=plan.sample(step),
         )  # fmt: skip
@@ -190,13 +202,18 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     return "finished"
 
 
-def load_data(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) -> DataSet:
-    """The data set of a recipe. Raises DataError if the task names none where one is needed."""
+def load_data(
+    kind: str, task: Task, seed: int, settings: Settings, gang: Gang, size: int, rectangular: bool
+) -> DataSet:
+    """The data set of a recipe with pictures of `size` pixels a side (0: as the settings or the data say).
+
+    Raises DataError if the task names none where one is needed.
+    """
     match kind:
         case "digits":
-            return load_digits(seed, settings)
+            return resized(load_digits(seed, settings), size)
         case "cifar10" if task.data_path and not is_image_folder(task.data_path):
-            return load_cifar10(task.data_path, settings)
+            return resized(load_cifar10(task.data_path, settings), size)
         case "cifar10" if task.data_path and settings.check_files:
             raise DataError(
                 f"{task.data_path} holds picture files, which can't be compared with CIFAR-10 as published "
@@ -208,13 +225,38 @@ def load_data(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) 
             )
         case "imagefolder" | "cifar10" if task.data_path:
             return load_folder(
-                task.data_path, seed, settings,
+                task.data_path, seed, replace(settings, size=size or settings.size), rectangular=rectangular,
                 scratch=task.folder, first_on_machine=gang.local_rank == 0, meet=gang.wait_for_all,
             )  # fmt: skip
         case "imagefolder":
             raise DataError("this recipe trains on your pictures; give the path of their folder as data.train")
         case _:
             raise DataError(f"this trainer cannot read data of kind {kind!r}")
+
+
+def random_crop(samples_N: Tensor, phase: Phase, settings: Settings, pictures: Pictures) -> RandomCrop | None:
+    """What a phase crops at random from the pictures `samples_N`, if it does."""
+    if not phase.crop_scale:
+        return None
+    aspects_N = None if pictures.aspects_N is None else pictures.aspects_N[samples_N.cpu()].to(samples_N.device)
+    return RandomCrop(phase.size or settings.size, phase.crop_scale, aspects_N)
+
+
+def place(bytes_NCHW: Tensor, device: torch.device) -> Tensor:
+    """The pictures on the device, if they leave it half of its free memory; else where they are."""
+    if device.type == "cuda" and 2 * bytes_NCHW.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return bytes_NCHW
+    return bytes_NCHW.to(device)
+
+
+def shapes_seen(plan: Plan, step: int, data: DataSet) -> dict[tuple[int, ...], int]:
+    """Shapes of the pictures trained on before `step`, and how many of each there were."""
+    channels, side = data.held_out.bytes_NCHW.shape[1:3]
+    seen: dict[tuple[int, ...], int] = {}
+    for phase in plan.phases:
+        shape = (channels, phase.size or side, phase.size or side)
+        seen[shape] = seen.get(shape, 0) + max(0, min(step, phase.end_step) - phase.first_step) * phase.batch
+    return seen
 
 
 def check_shares(plan: Plan, gang: Gang) -> None:

@@ -201,6 +201,40 @@ def wide_resnet(channels: int, classes: int, settings: Settings, *, blocks: int 
     )
 
 
+def alexnet_bn(channels: int, classes: int, settings: Settings) -> nn.Module:
+    """AlexNet as torchvision has it (A. Krizhevsky, 2014), with a batch norm after the last pool: X. Jia et al., 2018.
+
+    For pictures from 63 pixels. Uses `width` (64 in the source) and `dropout`.
+    """
+    w = settings.width
+    sides = [
+        (channels, w, 11, 4, 2),
+        (w, 3 * w, 5, 1, 2),
+        (3 * w, 6 * w, 3, 1, 1),
+        (6 * w, 4 * w, 3, 1, 1),
+        (4 * w, 4 * w, 3, 1, 1),
+    ]
+    convs = [nn.Sequential(nn.Conv2d(*side), nn.ReLU(inplace=True)) for side in sides]
+    return nn.Sequential(
+        convs[0],
+        nn.MaxPool2d(3, 2),
+        convs[1],
+        nn.MaxPool2d(3, 2),
+        *convs[2:],
+        nn.MaxPool2d(3, 2),
+        nn.BatchNorm2d(4 * w),
+        nn.AdaptiveAvgPool2d(6),
+        nn.Flatten(),
+        nn.Dropout(settings.dropout),
+        nn.Linear(4 * w * 36, 64 * w),
+        nn.ReLU(inplace=True),
+        nn.Dropout(settings.dropout),
+        nn.Linear(64 * w, 64 * w),
+        nn.ReLU(inplace=True),
+        nn.Linear(64 * w, classes),
+    )
+
+
 class Preactivation(nn.Module):
     """Two convolutions, each after its norm and activation, beside the input."""
 
@@ -323,6 +357,7 @@ LIBRARIES = ("torchvision/", "timm/")
 WHITENING_PICTURES = 5000
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "airbench": airbench,
+    "alexnet_bn": alexnet_bn,
     "convnet": convnet,
     "preact_resnet18": preact_resnet18,
     "preact_resnet18_lean": functools.partial(preact_resnet18, repeated_norm=False),

@@ -7,11 +7,12 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from shoestring_trainer.training.faults import DataError
@@ -19,14 +20,19 @@ from shoestring_trainer.training.randomness import generator
 from shoestring_trainer.training.settings import Settings
 
 _STATISTICS_BYTES = 16_000_000
+_RESIZED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as bytes and their classes as numbers."""
+    """Pictures as bytes and their classes as numbers.
+
+    aspects_N  width / height that each had before it was squeezed into its square; None: nothing was squeezed
+    """
 
     bytes_NCHW: Tensor
     labels_N: Tensor
+    aspects_N: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -39,6 +45,7 @@ class DataSet:
     white    the byte that means 1.0
     split    how the held-out pictures were chosen, and which they are: JSON for the artifact split.json
     skipped  unreadable files left out
+    batches  the held-out pictures once more, in batches of like shape: which they are, and their bytes
     """
 
     train: Pictures
@@ -49,6 +56,7 @@ class DataSet:
     std: list[float]
     split: dict[str, Any]
     skipped: int = 0
+    batches: Sequence[tuple[Tensor, Tensor]] = ()
 
     @property
     def size(self) -> int:
@@ -106,6 +114,22 @@ def split_by_class(labels_N: Tensor, seed: int, share: float) -> tuple[Tensor, T
 def select(pictures: Pictures, indices: Tensor) -> Pictures:
     """The pictures at `indices`."""
     return Pictures(pictures.bytes_NCHW[indices], pictures.labels_N[indices])
+
+
+def resized(data: DataSet, size: int) -> DataSet:
+    """The data with pictures of `size` pixels a side, averaged over what they shrink; as they are for 0."""
+    if size in (0, data.size):
+        return data
+    train, held_out = (replace(part, bytes_NCHW=_resize(part.bytes_NCHW, size)) for part in (data.train, data.held_out))
+    return replace(data, train=train, held_out=held_out)
+
+
+def _resize(bytes_NCHW: Tensor, size: int) -> Tensor:
+    some = (
+        F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True).round_().byte()
+        for part in bytes_NCHW.split(_RESIZED_AT_ONCE)
+    )
+    return torch.cat(list(some))
 
 
 def describe(

@@ -50,6 +50,12 @@ def read_steps(text: str, otherwise: float) -> Knots:
     return knots
 
 
+def first_view(settings: Settings) -> tuple[int, bool]:
+    """How a run sees pictures when it begins: pixels a side (0: as the data has them), and whether rectangular."""
+    sizes, rectangles = _views(settings)
+    return round(value_at(sizes, 0.0)), value_at(rectangles, 0.0) > 0
+
+
 def value_at(steps: Knots, at: float) -> float:
     """The value of the newest knot at `at`."""
     return [value for place, value in steps if place <= at][-1]
@@ -74,6 +80,8 @@ class Phase:
 
     first_sample, end_sample  places in the stream of samples, epoch after epoch
     size                      pixels a side of the pictures; 0: as the data has them
+    crop_scale                smallest share of a picture that a random crop shows; 0: no such crop
+    rectangular               held-out pictures are measured in their own shapes
     """
 
     first_step: int
@@ -81,6 +89,12 @@ class Phase:
     first_sample: int
     batch: int
     size: int
+    crop_scale: float
+    rectangular: bool
+
+    @property
+    def view(self) -> tuple[int, bool]:
+        return self.size, self.rectangular
 
     @property
     def end_step(self) -> int:
@@ -153,12 +167,24 @@ def _times(factor: float, knots: Knots) -> Knots:
 
 def _phases(settings: Settings, epoch_samples: int) -> Iterator[Phase]:
     """One phase from each place where a size or the batch changes to the next; none that would have no step."""
-    batches, sizes = read_steps(settings.batch_schedule, 1.0), read_steps(settings.size_schedule, 0.0)
-    starts = sorted({at for at, _ in (*batches, *sizes)} - {1.0})
+    batches = read_steps(settings.batch_schedule, 1.0)
+    crops = read_steps(settings.crop_schedule, settings.crop_scale)
+    sizes, rectangles = _views(settings)
+    starts = sorted({at for at, _ in (*batches, *sizes, *crops, *rectangles)} - {1.0})
     step = sample = 0
     for start, end in pairwise([*starts, 1.0]):
         batch = max(1, round(settings.batch_size * value_at(batches, start)))
         steps = math.ceil(round((settings.epochs * epoch_samples * end - sample) / batch, 6))
         if steps > 0:
-            yield Phase(step, steps, sample, batch, round(value_at(sizes, start)))
+            yield Phase(
+                step, steps, sample, batch,
+                round(value_at(sizes, start)), value_at(crops, start), value_at(rectangles, start) > 0,
+            )  # fmt: skip
             step, sample = step + steps, sample + steps * batch
+
+
+def _views(settings: Settings) -> tuple[Knots, Knots]:
+    return (
+        read_steps(settings.size_schedule, 0.0),
+        read_steps(settings.rectangular_schedule, settings.rectangular),
+    )
