@@ -272,6 +272,7 @@ def get_artifacts(
 
 app.command("predict")(models.predict)
 app.command("export")(models.export)
+app.command("model")(models.model)
 app.command("results")(results.results)
 
 
@@ -341,8 +342,25 @@ def list_recipes(url: Url = None, as_json: Json = False) -> None:
 
 
 @recipes_app.command("show")
-def show_recipe(name: str, url: Url = None, as_json: Json = False) -> None:
-    """Show a recipe's parameters and its claim."""
+def show_recipe(
+    name: Annotated[str, typer.Argument(metavar="RECIPE")],
+    params: models.Params = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw rate, momentum, batch and size over the run.")] = False,
+    pictures: models.Pictures = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show a recipe's parameters and its claim, or draw its schedule, which needs no service.
+
+    \b
+    shoestring recipes show cifar10/airbench94
+    shoestring recipes show cifar10/airbench94 --plot
+    shoestring recipes show imagefolder/resnet9 epochs=30 --plot --pictures 9469
+    """
+    if plot:
+        raise typer.Exit(models.plot_schedule(name, params or [], pictures, as_json))
+    if params:
+        raise typer.BadParameter("KEY=VALUE goes with --plot")
     with connect(url) as client:
         found = [recipe for recipe in client.recipes() if recipe.name == name]
     if not found:

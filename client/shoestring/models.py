@@ -23,6 +23,10 @@ MODEL = "model.pt2"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A job, a model file, or a folder with one.")]
 
 
+Params = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="The recipe's parameters.")]
+Pictures = Annotated[int | None, typer.Option(min=1, help="Training pictures, where the recipe can't know.")]
+
+
 class NoTrainer(Exception):
     """The trainer, or what it stands on, isn't installed on this computer."""
 
@@ -64,6 +68,36 @@ def export(
     raise typer.Exit(run_trainer("export", str(find_model(model, url)), str(file)))
 
 
+def model(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    params: Params = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; default: the recipe's.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Default: the data set's, or 10.")] = None,
+    pictures: Pictures = None,
+    as_json: Json = False,
+) -> None:
+    """Print the network that a recipe trains: output shapes, parameters and FLOP, and what training takes at least.
+
+    \b
+    shoestring model cifar10/page-resnet9
+    shoestring model cifar10/page-resnet18-baseline model=timm/convnext_tiny
+    """
+    require_trainer()
+    raise typer.Exit(
+        run_trainer(
+            "model", recipe, *(params or []), *_option("--size", size), *_option("--classes", classes),
+            *_option("--pictures", pictures), *(["--json"] if as_json else []),
+        )
+    )  # fmt: skip
+
+
+def plot_schedule(recipe: str, params: list[str], pictures: int | None, as_json: bool) -> int:
+    """Draw a recipe's schedule at this terminal; the exit code."""
+    require_trainer("shoestring_trainer")
+    json = ["--json"] if as_json else []
+    return run_trainer("schedule", recipe, *params, *_option("--pictures", pictures), *json)
+
+
 def find_model(model: str, url: str | None) -> Path:
     """The path that `model` names, or the model of the job that it names, fetched once and kept."""
     if Path(model).exists():
@@ -90,9 +124,9 @@ def fetch(client: Client, artifact: rest.Artifact, folder: Path) -> Path:
     return target
 
 
-def require_trainer() -> None:
-    """Raise NoTrainer, with what to type, unless the trainer and torch are installed here."""
-    missing = [name for name in ("shoestring_trainer", "torch") if find_spec(name) is None]
+def require_trainer(*modules: str) -> None:
+    """Raise NoTrainer, with what to type, unless these are installed here: the trainer and torch if none is named."""
+    missing = [name for name in modules or ("shoestring_trainer", "torch") if find_spec(name) is None]
     if missing:
         raise NoTrainer(
             f"This is the trainer's work, and {' and '.join(missing)} isn't installed on this computer. "
@@ -103,6 +137,10 @@ def require_trainer() -> None:
 def run_trainer(*arguments: str) -> int:
     """Run one of the trainer's commands at this terminal; its exit code."""
     return subprocess.run([sys.executable, "-m", "shoestring_trainer", *arguments], check=False).returncode
+
+
+def _option(name: str, value: int | None) -> list[str]:
+    return [] if value is None else [name, str(value)]
 
 
 def _is_whole(file: Path, sha256: str) -> bool:

@@ -75,6 +75,8 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
         ("predict",),
         ("export",),
         ("results",),
+        ("model",),
+        ("recipes", "show"),
     ],
 )
 def test_help_opens_with_examples(tmp_path: Path, command: tuple[str, ...]) -> None:
@@ -133,3 +135,16 @@ def test_without_the_trainer_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(models, "find_spec", lambda _name: None)
     with pytest.raises(models.NoTrainer, match=r"pip install 'shoestring-trainer\[train\]'"):
         models.require_trainer()
+
+
+def test_a_schedule_and_a_network_need_no_service(tmp_path: Path) -> None:
+    drawn = shoestring("recipes", "show", "cifar10/page-resnet9", "--plot", home=tmp_path)
+    assert drawn.returncode == exits.OK, drawn.stderr
+    assert "learning rate" in drawn.stdout
+    assert all(len(line) <= 80 for line in drawn.stdout.splitlines())
+    printed = shoestring("model", "digits/quickstart", "width=4", "--json", home=tmp_path)
+    assert printed.returncode == exits.OK, printed.stderr
+    assert json.loads(printed.stdout)["input"] == [1, 8, 8]
+    unknown = shoestring("recipes", "show", "cifar10/page-resnet8", "--plot", home=tmp_path)
+    assert unknown.returncode == exits.USAGE
+    assert "cifar10/page-resnet9" in unknown.stderr

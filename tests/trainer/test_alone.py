@@ -107,3 +107,17 @@ def test_the_bar_fits_a_narrow_terminal_without_colour():
         assert line.isprintable()
     assert "100 %" in line
     assert [progress.duration(seconds) for seconds in (0.4, 99, 185, 7805)] == ["0 s", "99 s", "3:05", "2:10:05"]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("task.json", "start the run anew"), ("ckpt/step-000000009.json", "from the checkpoint before")],
+)
+def test_a_damaged_run_is_named_with_what_to_do(tmp_path: Path, name: str, remedy: str):
+    for file in ("task.json", "ckpt/step-000000003.json", "ckpt/step-000000009.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text('{"format": 1, "step": 3}')
+    (tmp_path / name).write_bytes(b'{"format": 1, "st')
+    with pytest.raises(UserError, match=remedy) as refused:
+        alone.prepare([str(tmp_path)])
+    assert str(tmp_path / name) in str(refused.value)

@@ -13,11 +13,14 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load
 from shoestring_core import recipes
-from shoestring_trainer.training import commands, figures
-from shoestring_trainer.training.evaluation import Scores
+from shoestring_trainer.training import commands, figures, gang, vision_compat
+from shoestring_trainer.training.artifacts import make_artifacts
+from shoestring_trainer.training.cifar10 import load_cifar10
+from shoestring_trainer.training.evaluation import Scores, evaluate
 from shoestring_trainer.training.exports import read_model
 from shoestring_trainer.training.mistakes import count_confusions, draw_page, find_worst
 from shoestring_trainer.training.models import build_model
@@ -26,6 +29,7 @@ from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.gangs import DIGITS, ROOMS, Gang, finished
+from tests.trainer.test_cifar10 import write_binary
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +202,40 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
         assert str(tmp_path / name) in said
         assert remedy in said
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050"])
+def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_the_same(tmp_path: Path, name: str):
+    """Through safetensors and through ONNX Runtime: the same class for every held-out picture, the same losses."""
+    data = load_cifar10(write_binary(tmp_path), Settings(check_files=False))
+    torch.manual_seed(0)
+    model = build_model(name, Settings(), classes=10, mean=data.mean, std=data.std).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.02)
+    for _ in range(3):  # moves the weights and the norms' statistics away from where a fresh network has them
+        logits_NK = model(data.train.bytes_NCHW.float() / data.white)
+        F.cross_entropy(logits_NK, data.train.labels_N).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    alone = gang.Gang(0, 1, 0, torch.device("cpu"))
+    scores = evaluate(model, data, alone, Precision.FP32)
+    about = {"recipe": "none@1", "step": 3, "seed": 0}
+    left = make_artifacts(model, data, scores, about, onnx=True)
+
+    library, _, plain = name.partition("/")
+    fresh = (
+        vision_compat.models.get_model(plain, num_classes=10)
+        if library == "torchvision"
+        else vision_compat.timm.create_model(plain, num_classes=10)
+    )
+    fresh.load_state_dict(load(left["network.safetensors"]))
+    pictures_NCHW = data.held_out.bytes_NCHW.float() / data.white
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (data.mean, data.std))
+    with torch.no_grad():
+        by_weights_NK = fresh.eval()((pictures_NCHW - mean) / std)
+    session = onnxruntime.InferenceSession(left["model.onnx"], providers=["CPUExecutionProvider"])
+    by_onnx_NK = torch.from_numpy(session.run(["logits"], {"pictures": pictures_NCHW.numpy()})[0])
+    for logits_NK in (by_weights_NK, by_onnx_NK):
+        assert logits_NK.argmax(1).tolist() == scores.predictions_N.tolist()
+        losses_N = F.cross_entropy(logits_NK, data.held_out.labels_N, reduction="none").double()
+        assert torch.allclose(losses_N, scores.losses_N, atol=1e-3, rtol=1e-3)
+    assert len(set(scores.predictions_N.tolist())) > 1

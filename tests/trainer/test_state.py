@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,43 @@ def test_a_warm_start_takes_what_fits_and_names_the_rest(tmp_path: Path, parts: 
     assert "1.7.weight" in capsys.readouterr().out
     with pytest.raises(DataError, match="no weight"):
         warm_start(build_model("convnet", Settings(width=5), classes=7, mean=[0.3], std=[0.4]), save(tmp_path, parts))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}q\x00.", b"[]", b'{"format": 1}', b'{"format": 1, "parts": {}}', b'{"format": 1, "parts": [3]}',
+        b'{"format": 1, "parts": [{"name": "a", "offset": "0", "bytes": 1, "sha256": ""}]}',
+        b'{"format": 1, "parts": [{"name": "a", "offset": -9, "bytes": 1, "sha256": ""}]}',
+        b'{"format": 9, "parts": []}',
+    ],
+    ids=["pickle", "list", "no parts", "parts by name", "numbers", "offset as text", "before the file", "later format"],
+)  # fmt: skip
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, parts: dict[str, bytes], content: bytes):
+    saved = save(tmp_path, parts)
+    saved.manifest.write_bytes(content)
+    for begin in (lambda: restore(fresh(), saved), lambda: warm_start(fresh().model, saved)):
+        with pytest.raises(DataError, match=r"manifest|no part|format 9") as refused:
+            begin()
+        assert str(tmp_path) in str(refused.value)
+        assert re.search(r"start from another checkpoint|update the trainer", str(refused.value))
+
+
+@pytest.mark.parametrize(("name", "value"), [("optimizer_state", "momentum_buffer"), ("scaler", None), ("step", "9")])
+def test_state_of_another_kind_is_refused_by_name(tmp_path: Path, parts: dict[str, bytes], name: str, value: object):
+    parts["state.json"] = json.dumps(json.loads(parts["state.json"]) | {name: value}).encode()
+    saved = save(tmp_path, parts)
+    with pytest.raises(DataError, match=name) as refused:
+        restore(fresh(), saved)
+    assert str(saved.data) in str(refused.value)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "another's"])
+def test_a_warm_start_refuses_what_a_resume_would(tmp_path: Path, parts: dict[str, bytes], damage: str):
+    saved = save(tmp_path, parts)
+    content = bytearray(saved.data.read_bytes())
+    content[len(content) // 3] ^= 1
+    saved.data.write_bytes({"cut short": content[: len(content) // 3], "one bit": content, "another's": b"x"}[damage])
+    with pytest.raises(DataError, match="damaged") as refused:
+        warm_start(fresh().model, saved)
+    assert str(saved.data) in str(refused.value)

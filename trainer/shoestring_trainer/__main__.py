@@ -12,6 +12,8 @@ usage: python -m shoestring_trainer COMMAND …
   train WHAT                   train a recipe, a job spec or a task, alone or under torchrun
   predict MODEL PICTURE…       what a trained model says of pictures
   export MODEL FILE.onnx       write a trained model as ONNX
+  schedule RECIPE              draw the rates, the momentum, the batches and the sizes of a run
+  model RECIPE                 print a network with its shapes, parameters and FLOP
   samples FOLDER…              which samples a job's machines trained on, generation by generation
 
 COMMAND --help says more."""
@@ -23,7 +25,7 @@ def main(arguments: list[str]) -> int:
             from shoestring_trainer.training import rank  # its half needs torch, which an agent must not
 
             return rank.main(words)
-        case ["predict" | "export", *_]:
+        case ["predict" | "export" | "schedule" | "model", *_]:
             from shoestring_trainer.training import commands
 
             return commands.main(arguments)

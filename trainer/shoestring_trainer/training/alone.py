@@ -125,15 +125,32 @@ def _resumed(folder: Path) -> Path:
     file = folder / TASK
     if not file.is_file():
         raise UserError(f"{folder} holds no {TASK}; give the folder of a run")
-    written = json.loads(file.read_bytes())
+    written = _json_object(file, "start the run anew")
     if manifests := _manifests(folder):
         newest = manifests[-1]
-        step = json.loads(newest.read_bytes()).get("step", 0)
+        step = int(_json_object(newest, "remove it, to go on from the checkpoint before").get("step", 0))
         written["resume"] = {"data": str(newest.with_suffix(".data").resolve()), "manifest": str(newest.resolve())}
         points = folder / "metrics.jsonl"
         lines = points.read_text().splitlines(keepends=True) if points.exists() else []
-        points.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        points.write_text("".join(line for line in lines if _is_kept(line, step)))
     return _write_task(folder, written)
+
+
+def _is_kept(line: str, step: int) -> bool:
+    try:
+        return line.endswith("\n") and bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):  # the power went as it was written
+        return False
+
+
+def _json_object(file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} can't be read ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged; {remedy}")
+    return content
 
 
 def _write_task(folder: Path, content: dict[str, Any]) -> Path:

@@ -113,8 +113,11 @@ def _read_manifest(path: Path) -> list[dict[str, Any]]:
         manifest = json.loads(path.read_bytes())
         if manifest["format"] != FORMAT:
             raise DataError(f"{path} has format {manifest['format']}, this trainer reads {FORMAT}; update the trainer")
-        parts: list[dict[str, Any]] = manifest["parts"]
-        return [{key: part[key] for key in ("name", "offset", "bytes", "sha256")} for part in parts]
+        parts = [{key: part[key] for key in ("name", "offset", "bytes", "sha256")} for part in manifest["parts"]]
+        for part in parts:
+            if not all(isinstance(part[key], int) and part[key] >= 0 for key in ("offset", "bytes")):
+                raise ValueError(f"{part['name']} lies nowhere")
+        return parts
     except OSError as error:
         raise DataError(f"cannot read the manifest {path}: {error.strerror}; start from another checkpoint") from error
     except (ValueError, KeyError, TypeError) as error:

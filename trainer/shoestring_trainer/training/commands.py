@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the trainer does beside training: answers about models. torch is imported only once the words make sense."""
+"""What the trainer does beside training: answers about models and plans. torch is imported only where it is used."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from shoestring_core import spec
 from shoestring_core.errors import InvalidSpec
 
-from shoestring_trainer.training.faults import TrainerError
+from shoestring_trainer.training.faults import TrainerError, UserError
 
+TRACE_POINTS = 1001
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 PREDICT_EXAMPLES = """\
 examples:
   python -m shoestring_trainer predict model.pt2 cat.jpg dog.png
   python -m shoestring_trainer predict model/ pictures/ --top 3 --json
+"""
+SCHEDULE_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer schedule cifar10/airbench94
+  python -m shoestring_trainer schedule imagefolder/resnet9 epochs=30 --pictures 9469
+"""
+MODEL_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer model cifar10/page-resnet9
+  python -m shoestring_trainer model cifar10/page-resnet18-baseline model=timm/convnext_tiny
 """
 EXPORT_EXAMPLES = """\
 examples:
@@ -27,7 +41,7 @@ examples:
 def main(arguments: list[str]) -> int:
     """Carry out a command; every expected failure is a sentence on stderr and an exit code."""
     options = _parser().parse_args(arguments)
-    if find_spec("torch") is None:
+    if options.needs_torch and find_spec("torch") is None:
         sys.stderr.write("This needs PyTorch. Type: pip install 'shoestring-trainer[train]'\n")
         return USAGE
     try:
@@ -54,13 +68,30 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top", type=_positive, default=1, help="how many classes to name (default 1)")
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.add_argument("--on-corrupt", choices=["error", "skip"], default="error", help="unreadable pictures")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run=_predict, needs_torch=True)
 
     export = commands.add_parser("export", epilog=EXPORT_EXAMPLES, formatter_class=as_written)
     export.add_argument("model", type=Path, help="model.pt2, or a folder with one")
     export.add_argument("file", type=Path, help="where to write, ending in .onnx")
-    export.set_defaults(run=_export)
+    export.set_defaults(run=_export, needs_torch=True)
+
+    schedule = commands.add_parser("schedule", epilog=SCHEDULE_EXAMPLES, formatter_class=as_written)
+    _add_recipe(schedule)
+    schedule.set_defaults(run=_schedule, needs_torch=False)
+
+    model = commands.add_parser("model", epilog=MODEL_EXAMPLES, formatter_class=as_written)
+    _add_recipe(model)
+    model.add_argument("--size", type=_positive, help="pixels a side; default: the recipe's")
+    model.add_argument("--classes", type=_positive, help="default: the data set's, or 10")
+    model.set_defaults(run=_model, needs_torch=True)
     return parser
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="name of a recipe")
+    command.add_argument("params", nargs="*", metavar="KEY=VALUE", help="its parameters")
+    command.add_argument("--pictures", type=_positive, help="training pictures, where the recipe doesn't know")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -79,6 +110,39 @@ def _export(options: argparse.Namespace) -> int:
     write_onnx(options.model, options.file)
     sys.stdout.write(f"{options.file}\n")
     return OK
+
+
+def _schedule(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.forecast import draw, forecast, trace
+
+    told = forecast(options.recipe, _params(options), options.pictures)
+    sys.stdout.write((json.dumps(trace(told, TRACE_POINTS)) if options.json else draw(told)) + "\n")
+    return OK
+
+
+def _model(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.forecast import forecast
+    from shoestring_trainer.training.layers import as_json, describe, print_floor, print_network
+
+    params = _params(options)
+    network = describe(options.recipe, params, size=options.size, classes=options.classes)
+    if options.json:
+        sys.stdout.write(json.dumps(as_json(network)) + "\n")
+        return OK
+    sys.stdout.write(print_network(network) + "\n")
+    try:
+        told = forecast(options.recipe, params, options.pictures)
+    except UserError:  # nobody has counted the pictures
+        return OK
+    sys.stdout.write(f"\n{print_floor(network, told)}\n")
+    return OK
+
+
+def _params(options: argparse.Namespace) -> dict[str, Any]:
+    tree = spec.from_arguments(options.recipe, options.params)
+    if elsewhere := sorted(set(tree) - {"recipe", "params"}):
+        raise UserError(f"{elsewhere[0]} is a field of the spec; only the recipe's parameters count here")
+    return dict(tree.get("params", {}))
 
 
 def _positive(text: str) -> int:

@@ -184,6 +184,11 @@ def _check_identity(facts: Mapping[str, Any], state: State, saved: Saved) -> Non
     for name in ("step", "optimizer_state", "scaler", *state.identity):
         if name not in facts:
             raise DataError(f"state.json in the checkpoint {saved.data} lacks {name}; start from another checkpoint")
+    for name, kind in (("optimizer_state", list), ("scaler", dict)):
+        if not isinstance(facts[name], kind):
+            raise DataError(
+                f"state.json in the checkpoint {saved.data} has no usable {name}; start from another checkpoint"
+            )
     for name, own in state.identity.items():
         if facts[name] != json.loads(json.dumps(own)):
             raise DataError(
