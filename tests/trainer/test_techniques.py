@@ -169,6 +169,43 @@ def test_every_optimizer_brings_the_loss_down(name: str):
     assert losses[-1] < losses[0] - 0.1, losses
 
 
+@pytest.mark.parametrize("name", ["shampoo", "kfac"])
+def test_preconditioners_even_out_a_badly_scaled_problem_where_sgd_crawls(name: str):
+    """Inputs of very different size: a linear layer's loss is a long valley."""
+    torch.manual_seed(0)
+    inputs = torch.randn(256, 6) * torch.logspace(0, -1, 6)
+    targets = inputs @ (torch.randn(6, 3) / torch.logspace(0, -1, 6)[:, None])
+
+    def loss_after(optimizer: str) -> float:
+        torch.manual_seed(1)
+        model = nn.Linear(6, 3, bias=False)
+        settings = Settings(optimizer=optimizer, lr=0.2, momentum=0.9)
+        stepper = build_optimizer(model, settings, scaled=False)
+        for step in range(100):
+            set_pace(stepper, Pace(1 - step / 100, 1.0, 0.9))
+            stepper.zero_grad()
+            loss = F.mse_loss(model(inputs), targets)
+            loss.backward()
+            stepper.step()
+        return loss.item()
+
+    assert loss_after(name) < 0.7 * loss_after("sgd")
+
+
+@pytest.mark.parametrize("name", ["shampoo", "kfac"])
+def test_a_preconditioned_step_is_as_long_as_the_gradient(name: str):
+    settings = Settings(width=4, optimizer=name, lr=1.0, momentum=0.0)
+    model = small_airbench(settings)
+    optimizer = build_optimizer(model, settings, scaled=False)
+    weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
+    before = weight.detach().clone()
+    model(torch.rand(8, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert weight.grad is not None
+    assert (weight - before).norm().item() == pytest.approx(weight.grad.norm().item(), rel=1e-3)
+    assert F.cosine_similarity((before - weight).flatten(), weight.grad.flatten(), dim=0) < 0.999
+
+
 def test_six_views_weigh_the_picture_as_it_is_one_quarter():
     def first_pixel(pictures: torch.Tensor) -> torch.Tensor:
         return pictures[:, 0, 1, 1:2]

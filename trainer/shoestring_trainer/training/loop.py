@@ -79,6 +79,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     optimizer = build_optimizer(model, settings, scaled=scaler.is_enabled())
     identity = {"recipe": recipe.reference, "params": params, "seed": seed, "data": data.fingerprint}
     distributed = settle(gang, model, data, settings)
+    optimizer.zero_grad()
     average = build_average(model, settings)
     state = State(model, optimizer, scaler, identity, average)
     if task.resume:

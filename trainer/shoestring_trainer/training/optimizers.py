@@ -13,9 +13,10 @@ from torch.optim.sgd import sgd
 from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.models import Whitening
 from shoestring_trainer.training.schedules import Pace
+from shoestring_trainer.training.second_order import KFAC, Shampoo
 from shoestring_trainer.training.settings import Settings
 
-OPTIMIZERS = ("sgd", "muon", "lars")
+OPTIMIZERS = ("sgd", "muon", "lars", "shampoo", "kfac")
 NEWTON_SCHULZ = [(3.4445, -4.7750, 2.0315)] * 3
 """Three rounds of the quintic whose slope at zero is steepest: K. Jordan, cifar10-airbench (2024)."""
 
@@ -38,6 +39,10 @@ def build_optimizer(model: nn.Module, settings: Settings, *, scaled: bool) -> to
             from shoestring_trainer.training.vision_compat import Lars
 
             return Lars(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+        case "shampoo":
+            return Shampoo(groups, momentum=settings.momentum, nesterov=nesterov)
+        case "kfac":
+            return KFAC(groups, model, momentum=settings.momentum, nesterov=nesterov)
         case _:
             raise UserError(f"there is no optimizer {settings.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
 

@@ -26,7 +26,7 @@ class Settings:
     batch_schedule: str = ""  # factors of it; it changes at the knots, at whole steps
     micro_batch: int = 0  # a rank's share goes through the network in parts of at most so many pictures; 0: at once
     drop_last: bool = False  # an epoch leaves out the samples that fill no batch, others each time
-    optimizer: str = "sgd"  # or muon, for convolutions (the rest by sgd), or lars
+    optimizer: str = "sgd"  # or muon, for convolutions (the rest by sgd), lars, shampoo, kfac
     lr: float = 0.1  # highest rate of the schedule
     lr_batch: int = 0  # the batch_size that all rates are meant for: with another they grow or shrink along; 0: any
     lr_schedule: str = ""  # factors of lr, and of the other rates; empty: up from a tenth in `warmup`, down to zero

@@ -176,6 +176,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
         for kind in kinds
+        if optimizer.state[parameter].get(kind) is not None
     }
     return kinds, names
 
@@ -211,15 +212,18 @@ def _load_tensors(own: Mapping[str, Tensor], parts: Mapping[str, bytes], part: s
 
 
 def _load_optimizer(state: State, kinds: list[str], tensors: Mapping[str, Tensor], saved: Saved) -> None:
-    parameters = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
-    own = {f"{name}/{kind}" for name in parameters for kind in kinds}
-    _check_names(own, set(tensors), "optimizer.safetensors", saved)
-    for name, parameter in parameters.items():
-        for kind in kinds:
-            tensor = tensors[f"{name}/{kind}"]
-            _check_shape(f"{name}/{kind}", parameter, tensor, saved)
-            # laid out in memory as the parameter is: the fused step walks both by address
-            state.optimizer.state[parameter][kind] = torch.empty_like(parameter).detach().copy_(tensor)
+    """Some optimizers make all their state at once; others come without, and then each kind is like its parameter."""
+    own = {
+        f"{name}/{kind}": (parameter, kind, state.optimizer.state[parameter].get(kind, parameter))
+        for name, parameter in state.model.named_parameters()
+        if parameter.requires_grad
+        for kind in state.optimizer.state[parameter] or kinds
+    }
+    _check_names(set(own), set(tensors), "optimizer.safetensors", saved)
+    for name, (parameter, kind, like) in own.items():
+        _check_shape(name, like, tensors[name], saved)
+        # laid out in memory as the parameter is: the fused step walks both by address
+        state.optimizer.state[parameter][kind] = torch.empty_like(like).detach().copy_(tensors[name])
 
 
 def _check_names(own: set[str], found: set[str], part: str, saved: Saved) -> None:
