@@ -60,7 +60,7 @@ def test_a_variant_changes_defaults_and_claims_and_never_what_was_given():
 
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
 def test_every_recipe_has_the_common_parameters(recipe):
-    assert recipe.params["micro_batch"].default == 0
+    assert [recipe.params[name].default for name in ("micro_batch", "noise_every", "hooks")] == [0, 0, ""]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ usage: python -m shoestring_trainer COMMAND …
   predict MODEL PICTURE…       what a trained model says of pictures
   export MODEL FILE.onnx       write a trained model as ONNX
   schedule RECIPE              draw the rates, the momentum, the batches and the sizes of a run
+  lr-find RECIPE               how the loss goes as the learning rate grows, and which rate to take
   model RECIPE                 print a network with its shapes, parameters and FLOP
   samples FOLDER…              which samples a job's machines trained on, generation by generation
 
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
             from shoestring_trainer.training import rank  # its half needs torch, which an agent must not
 
             return rank.main(words)
-        case ["predict" | "export" | "schedule" | "model", *_]:
+        case ["predict" | "export" | "schedule" | "model" | "lr-find", *_]:
             from shoestring_trainer.training import commands
 
             return commands.main(arguments)

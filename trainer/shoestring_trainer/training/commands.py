@@ -22,6 +22,11 @@ examples:
   python -m shoestring_trainer predict model.pt2 cat.jpg dog.png
   python -m shoestring_trainer predict model/ pictures/ --top 3 --json
 """
+LR_FIND_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer lr-find digits/quickstart
+  python -m shoestring_trainer lr-find cifar10/page-resnet9 data.train=/data/cifar10 --high 4
+"""
 SCHEDULE_EXAMPLES = """\
 examples:
   python -m shoestring_trainer schedule cifar10/airbench94
@@ -75,6 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("file", type=Path, help="where to write, ending in .onnx")
     export.set_defaults(run=_export, needs_torch=True)
 
+    find = commands.add_parser("lr-find", epilog=LR_FIND_EXAMPLES, formatter_class=as_written)
+    find.add_argument("what", metavar="WHAT", help="recipe, or job spec")
+    find.add_argument("params", nargs="*", metavar="KEY=VALUE", help="parameters; dotted keys set the spec")
+    find.add_argument("--low", type=float, default=1e-5, help="first rate (default 0.00001)")
+    find.add_argument("--high", type=float, default=10.0, help="last rate (default 10)")
+    find.add_argument("--steps", type=_positive, default=100, help="steps between them (default 100)")
+    find.add_argument("--json", action="store_true", help="print JSON")
+    find.set_defaults(run=_find, needs_torch=True)
+
     schedule = commands.add_parser("schedule", epilog=SCHEDULE_EXAMPLES, formatter_class=as_written)
     _add_recipe(schedule)
     schedule.set_defaults(run=_schedule, needs_torch=False)
@@ -109,6 +123,14 @@ def _export(options: argparse.Namespace) -> int:
 
     write_onnx(options.model, options.file)
     sys.stdout.write(f"{options.file}\n")
+    return OK
+
+
+def _find(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.lr_find import print_found
+
+    words = [options.what, *options.params]
+    print_found(words, low=options.low, high=options.high, steps=options.steps, as_json=options.json)
     return OK
 
 

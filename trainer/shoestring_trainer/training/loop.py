@@ -23,8 +23,10 @@ from shoestring_trainer.training.faults import DataError, NotANumber, UserError
 from shoestring_trainer.training.figures import speed
 from shoestring_trainer.training.folders import is_image_folder, load_folder
 from shoestring_trainer.training.gang import Gang, join_gang
+from shoestring_trainer.training.hooks import Run, load_hooks
 from shoestring_trainer.training.lazy_compiler import defer_compiler
 from shoestring_trainer.training.models import build_model, learn_from_pictures
+from shoestring_trainer.training.noise import NoiseScale
 from shoestring_trainer.training.optimizers import build_optimizer, set_pace
 from shoestring_trainer.training.orders import Orders
 from shoestring_trainer.training.pictures import DataSet, Pictures, load_digits, resized
@@ -101,6 +103,9 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     if report:
         report.event("started", step=step, steps_total=total, world=gang.world, precision=precision.value)
     orders.training_began()
+    hooks, run = load_hooks(settings.hooks), Run(model, optimizer, settings, gang.rank, step)
+    noise = NoiseScale(model, gang)
+    hooks.call("on_start", run)
     began, scoring_s = monotonic(), 0.0
 
     values: dict[str, float] = {}
@@ -118,18 +123,22 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         seed_dropout(seed, step, gang.device)
 
         batch_loss = torch.zeros((), dtype=torch.float64, device=gang.device)
-        parts = picked.split(gang.parts(phase.batch, settings.micro_batch))
+        measuring = settings.noise_every and step % settings.noise_every == 0 and phase.batch >= 2 * gang.world
+        parts = picked.split(max(gang.parts(phase.batch, settings.micro_batch), 2 if measuring else 1))
+        # what a mean gradient is multiplied by
+        unit = scaler.get_scale() * (phase.batch if settings.sum_loss else 1) if measuring else 1.0
         for part in parts:
             samples_N, draws_NK = (tensor.to(gang.device) for tensor in part)
             pictures_NCHW = augment(
                 pictures[samples_N.to(pictures.device)].to(gang.device), draws_NK, settings, data.mean, data.white,
                 random_crop(samples_N, phase, settings, data.train),
             )  # fmt: skip
+            pictures_NCHW, labels_N = hooks.batch(run, pictures_NCHW, labels[samples_N])
             with gang.exchange(distributed, when=part is parts[-1]):
                 with precision.autocast(gang.device):
                     logits_NK = distributed(pictures_NCHW.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(
-                    logits_NK.float(), labels[samples_N], label_smoothing=settings.label_smoothing, reduction="sum"
+                    logits_NK.float(), labels_N, label_smoothing=settings.label_smoothing, reduction="sum"
                 )
                 batch_loss += loss.detach().double() / phase.batch
                 if part is parts[-1]:
@@ -138,6 +147,12 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
                     arriving = gang.start_sum(news)
                 # DDP takes the mean over ranks; × world makes it the batch's sum, however the batch was shared out.
                 scaler.scale(loss * (gang.world / (1 if settings.sum_loss else phase.batch))).backward()
+            if measuring and part is parts[0]:
+                noise.see_part(len(samples_N), unit * gang.world * len(samples_N) / phase.batch)
+        noise_scale = noise.see_batch(phase.batch, unit) if measuring else None
+        if "on_gradients" in hooks:
+            scaler.unscale_(optimizer)
+            hooks.call("on_gradients", run)
         scale = scaler.get_scale()
         scaler.step(optimizer)  # skipped on overflow, by all ranks alike: DDP has spread the infinities
         scaler.update()
@@ -145,7 +160,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         if arriving:
             arriving.wait()
         mean_loss, told = news.tolist()
-        step = standing.step = step + 1
+        step = standing.step = run.step = step + 1
         if average:
             average.follow(step, total)
 
@@ -153,6 +168,10 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         if overflowed and report:
             report.event("overflow", step=step, scale=scaler.get_scale())
         values = {"train/loss": mean_loss, "train/lr": settings.lr * pace.rate, "train/momentum": pace.momentum}
+        if noise_scale is not None:
+            values["train/noise_scale"] = noise_scale
+        run.values = values
+        hooks.call("on_step", run)
         broken = scaler.get_scale() < LOWEST_SCALE if scaler.is_enabled() else not math.isfinite(mean_loss)
         done = step == total
         if not done and not broken and plan.ends_epoch(step, settings.eval_every):
@@ -160,6 +179,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             measured = evaluate(model, data, gang, precision, views)
             scoring_s += measured.seconds
             values |= {**measured.metrics, SCORING: measured.seconds}
+            hooks.call("on_scored", run)
             done = reached(task.goal, measured.metrics)
         if done and not broken:
             break  # its line waits for the final measurement
@@ -180,6 +200,8 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     if average and step == total:
         average.finish()
     scores = evaluate(model, data, gang, Precision.FP32, settings.views)
+    run.values = values | scores.metrics
+    hooks.call("on_end", run)
     if report and progress and saver:
         at_the_end = {SCORING: values.get(SCORING, 0.0) + scores.seconds}
         report.metrics(step, plan.epoch(step), {**values, **scores.metrics, **at_the_end})

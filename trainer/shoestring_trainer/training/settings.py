@@ -75,6 +75,8 @@ class Settings:
     cutout: int = 0  # pixels a side
     views: int = 1  # of a held-out picture, for val/acc_tta: 2 adds its mirror image, 6 also shifts by a pixel
     eval_every: int = 1  # epochs
+    noise_every: int = 0  # steps between two measurements of the gradient noise scale; 0: none
+    hooks: str = ""  # path of a Python file whose functions are called at the loop's joints
     sync_norm: bool = False  # batch norms over the whole batch, not over each process's share of it
     bucket_mb: float = 25.0  # gradients that travel together
     half_gradients: bool = False  # they travel and are summed in fp16: for where the network is the brake
