@@ -113,7 +113,10 @@ def sentence(row: Job) -> str:
             return f"{STOPPING.get(row.want_reason, 'Stopping')}. {saving}"
         case JobState.PAUSED:
             if row.want_reason == "budget":
-                return "Paused: its money ran out. It goes on when the budget is raised: `shoestring budget set`, for its own limit with --job."
+                return (
+                    "Paused: its money ran out. It goes on when the budget is raised: `shoestring budget set`, "
+                    "with --job for its own limit."
+                )
             return "Paused: resume it to go on."
         case JobState.ENDED:
             return _with(ENDS[EndReason(row.end_reason or "")], row.end_text)
