@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loops that bench/trainer_cpu compares, each in a process of its own: `python -m bench.cpu_loops LOOP FOLDER`.
+"""The peers of bench/trainer_cpu, each in a process of its own: `python -m bench.cpu_loops LOOP FOLDER`.
 
 FOLDER holds a task.json as the trainer reads it. A loop trains that task's network on that task's pictures with its
-batch, optimizer, precision and augmentation, and prints the time at the end of each step, and the CPU time so far of
-its process and its loader's. Crop and flip are all the augmentation that all four know.
+batch, optimizer, precision and augmentation, without end, and prints the time after each step. Crop and flip are all
+the augmentation that all of them know.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -60,11 +57,10 @@ class Course:
         learn_from_pictures(self.model, self.data.train.bytes_NCHW, self.data.white)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, self.settings, scaled=False)
-        self.steps = self.plan.steps
 
     def step(self, number: int, pictures_NCHW: Tensor, labels_N: Tensor) -> None:
         """Forward, backward, optimizer."""
-        set_pace(self.optimizer, self.plan.pace(number))
+        set_pace(self.optimizer, self.plan.pace(number % self.plan.steps))
         loss = self.loss(self.forward(pictures_NCHW), labels_N)
         loss.backward()
         self.optimizer.step()
@@ -80,52 +76,18 @@ class Course:
         return summed if self.settings.sum_loss else summed / len(labels_N)
 
 
-def main(loop: str, folder: Path) -> int:
-    if loop == "ours":
-        return ours(folder)
-    course, clock = Course(folder), Clock()
+def main(loop: str, folder: Path) -> None:
+    course = Course(folder)
     if loop == "fastai":
-        train_with_fastai(course, clock)
+        train_with_fastai(course)
     else:
-        for number, batch in enumerate(itertools.islice(LOADERS[loop](course), course.steps)):
+        for number, batch in enumerate(LOADERS[loop](course)):
             course.step(number, *batch)
-            clock.tick()
-    print(json.dumps(clock.ticks), flush=True)
-    os._exit(0)  # the loaders' processes need no farewell
+            tick()
 
 
-class Clock:
-    """ticks: after each step the time and the CPU seconds spent so far, by this process and those it started."""
-
-    def __init__(self) -> None:
-        self.ticks: list[tuple[float, float]] = []
-        self._process = psutil.Process()
-
-    def tick(self) -> None:
-        family = [self._process, *self._process.children(recursive=True)]
-        self.ticks.append((time.time(), sum(sum(one.cpu_times()[:2]) for one in family)))
-
-
-def ours(folder: Path) -> int:
-    """The trainer itself, as a rented machine starts it, with a watch on its CPU time; its own lines tell the time."""
-    command = [sys.executable, "-m", "shoestring_trainer", "train", str(folder / "task.json")]
-    trainer = subprocess.Popen(command)
-    process, metrics, ticks, seen = psutil.Process(trainer.pid), folder / "metrics.jsonl", [], 0
-    while trainer.poll() is None:
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        try:
-            used_s = sum(process.cpu_times()[:2])
-        except psutil.Error:
-            break
-        for line in lines[seen:]:
-            ticks.append((json.loads(line)["t"], used_s))
-        seen = len(lines)
-        time.sleep(0.02)
-    if code := trainer.wait():
-        print((folder / "log-rank0.txt").read_text(), file=sys.stderr)
-        return code
-    print(json.dumps(ticks))
-    return 0
+def tick() -> None:
+    print(time.time(), flush=True)
 
 
 def bare(course: Course) -> Iterator[Batch]:
@@ -196,10 +158,10 @@ def endless(loader: Iterable[Batch]) -> Iterator[Batch]:
         yield from loader
 
 
-def train_with_fastai(course: Course, clock: Clock) -> None:
+def train_with_fastai(course: Course) -> None:
     """fastai's Learner over its own loader and transforms, with our optimizer in its wrapper and our autocast."""
     sys.path.append(str(FASTAI))
-    from fastai.callback.core import Callback, CancelFitException
+    from fastai.callback.core import Callback, CancelValidException
     from fastai.data.core import DataLoaders
     from fastai.data.transforms import IntToFloatTensor, ToTensor
     from fastai.learner import Learner
@@ -215,12 +177,15 @@ def train_with_fastai(course: Course, clock: Clock) -> None:
             picture = transform(picture)
         return PILImage(picture)
 
-    class Stop(Callback):  # type: ignore[misc]
+    class Watch(Callback):  # type: ignore[misc]
+        def before_batch(self) -> None:
+            set_pace(course.optimizer, course.plan.pace(0))
+
         def after_batch(self) -> None:
-            clock.tick()
-            if len(clock.ticks) >= course.steps:
-                raise CancelFitException
-            set_pace(course.optimizer, course.plan.pace(len(clock.ticks)))
+            tick()
+
+        def before_validate(self) -> None:
+            raise CancelValidException
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -238,9 +203,9 @@ def train_with_fastai(course: Course, clock: Clock) -> None:
     learner = Learner(
         DataLoaders(loader, loader), Net(),
         loss_func=lambda logits, labels: course.loss(logits, labels.as_subclass(Tensor)),
-        opt_func=lambda *_, **__: OptimWrapper(opt=course.optimizer), cbs=[Stop()],
+        opt_func=lambda *_, **__: OptimWrapper(opt=course.optimizer), cbs=[Watch()],
     )  # fmt: skip
-    learner.fit(1000)
+    learner.fit(10_000)
 
 
 LOADERS: dict[str, Callable[[Course], Iterator[Batch]]] = {
@@ -248,7 +213,6 @@ LOADERS: dict[str, Callable[[Course], Iterator[Batch]]] = {
     "torchvision": with_torchvision,
     "timm": with_timm,
 }
-LOOPS = ["ours", *LOADERS, "fastai"]
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -112,9 +112,9 @@ def train(run: Path) -> None:
                 super().metrics(step, epoch, values)
 
     class SwitchedProgress(Progress):
-        def show(self, step: int, values: Mapping[str, float]) -> None:
+        def show(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
             if wanted():
-                super().show(step, values)
+                super().show(step, epoch, values)
             times.append(time.perf_counter())
 
     loop.Reports, loop.Progress = SwitchedReports, SwitchedProgress  # type: ignore[misc]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our training loop against a plain PyTorch loop, timm's loader and fastai's Learner, on this machine's CPU.
 
-Same network, pictures, batch, optimizer, precision, augmentation, threads and allocator; each loop in a process of its
-own, one after another, in rounds that begin with another loop each time. Ours is the trainer as a rented machine
-starts it, its reports included.
+Same network, pictures, batch, optimizer, precision, augmentation, threads and allocator. Each loop lives in processes
+of its own from beginning to end; all stand still (SIGSTOP) but the one whose turn it is, and every round begins with
+another. Ours is the trainer as a rented machine starts it, its reports included.
 
-    make bench ONLY=trainer_cpu DATA=folder of CIFAR-10 [ROUNDS=5] [STEPS=12]
+    make bench ONLY=trainer_cpu DATA=folder of CIFAR-10 [ROUNDS=7] [STEPS=12]
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from scipy.stats import t as student
 from shoestring_trainer.agent.launch_env import rank_environment
 
 ROOT = Path(__file__).parents[1]
 FASTAI, FASTAI_PINS = ROOT / ".peers" / "fastai", Path(__file__).with_name("fastai.txt")
 LOOPS = ["ours", "torchvision", "timm", "fastai", "bare"]
-ROUNDS, STEPS, WARM_UP = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("STEPS", "12")), 3
-BATCH = 512
+ROUNDS, STEPS = int(os.environ.get("ROUNDS", "7")), int(os.environ.get("STEPS", "12"))
+WARM_UP, SETTLE, PATIENCE_S = 4, 2, 1200
+BATCH = int(os.environ.get("BATCH", "512"))
 NAMES = {
     "ours": "ours",
     "torchvision": "plain PyTorch loop with torchvision's transforms and DataLoader, 2 workers",
@@ -54,12 +58,20 @@ def main() -> list[str]:
     if why := install_fastai():
         loops.remove("fastai")
         notes.append(f"fastai left out: {why}")
+    runners: dict[str, Runner] = {}
     rounds: list[dict[str, Speed]] = []
-    for number in range(ROUNDS):
-        order = loops[number % len(loops) :] + loops[: number % len(loops)]
-        rounds.append({loop: run(loop, Path(data)) for loop in order})
-        told = ", ".join(f"{loop} {rounds[-1][loop].pictures_per_s:.0f}" for loop in loops)
-        print(f"round {number + 1}: {told} pictures/s (load {os.getloadavg()[0]:.1f})", flush=True)
+    try:
+        for loop in loops:
+            runners[loop] = Runner(loop, Path(data))
+            runners[loop].turn(WARM_UP)
+        for number in range(ROUNDS):
+            order = loops[number % len(loops) :] + loops[: number % len(loops)]
+            rounds.append({loop: runners[loop].turn(STEPS) for loop in order})
+            told = ", ".join(f"{loop} {rounds[-1][loop].pictures_per_s:.0f}" for loop in loops)
+            print(f"round {number + 1}: {told} pictures/s (load {os.getloadavg()[0]:.1f})", flush=True)
+    finally:
+        for runner in runners.values():
+            runner.end()
     setting = (
         f"airbench94's network on CIFAR-10, batch {BATCH}, crop and flip, {len(os.sched_getaffinity(0))} threads, "
         f"bf16 where the processor has it; {ROUNDS} rounds of {STEPS} steps a loop, medians; load {load()}"
@@ -73,28 +85,60 @@ def main() -> list[str]:
     ]
 
 
-def run(loop: str, data: Path) -> Speed:
-    """One loop's speed over STEPS steps, after WARM_UP that don't count."""
-    folder = Path(tempfile.mkdtemp(prefix="shoestring-bench-"))
-    epochs = (WARM_UP + STEPS) * BATCH / (50_000 // BATCH * BATCH)
-    params = {"epochs": epochs, "batch_size": BATCH, "average": "none", "views": 1, "eval_every": 1000}
-    task = {
-        "format": 1, "job": "bench", "generation": 1, "recipe": "cifar10/airbench94", "params": params, "seed": 1,
-        "precision": "auto", "data": {"train": str(data)},
-    }  # fmt: skip
-    (folder / "task.json").write_text(json.dumps(task))
-    rooms = os.pathsep.join(str(path) for path in (ROOT, ROOT / "core", ROOT / "trainer"))
-    environment = os.environ | rank_environment(1, len(os.sched_getaffinity(0))) | {"PYTHONPATH": rooms}
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.cpu_loops", loop, str(folder)],
-        env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(f"the loop {loop!r} failed:\n{done.stderr[-3000:]}")
-    ticks = json.loads(done.stdout.splitlines()[-1])
-    (began, used), (ended, used_at_end) = ticks[WARM_UP - 1], ticks[WARM_UP + STEPS - 2]
-    pictures = BATCH * (STEPS - 1)  # the last step's line of ours waits for the final measurement
-    return Speed(pictures / (ended - began), (used_at_end - used) / pictures)
+class Runner:
+    """A loop in processes of its own. It moves only in its turns."""
+
+    def __init__(self, loop: str, data: Path) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="shoestring-bench-"))
+        params = {"epochs": 1000, "batch_size": BATCH, "average": "none", "eval_every": 10_000}
+        task = {
+            "format": 1, "job": "bench", "generation": 1, "recipe": "cifar10/airbench94", "params": params, "seed": 1,
+            "precision": "auto", "data": {"train": str(data.resolve())},
+        }  # fmt: skip
+        (folder / "task.json").write_text(json.dumps(task))
+        ours = ["shoestring_trainer", "train", str(folder / "task.json")]
+        command = [sys.executable, "-m", *(ours if loop == "ours" else ["bench.cpu_loops", loop, str(folder)])]
+        rooms = os.pathsep.join(str(path) for path in (ROOT, ROOT / "core", ROOT / "trainer"))
+        environment = os.environ | rank_environment(1, len(os.sched_getaffinity(0))) | {"PYTHONPATH": rooms}
+        self._loop, self._said = loop, folder / "said.txt"
+        self._lines = folder / "metrics.jsonl" if loop == "ours" else self._said
+        with self._said.open("wb") as said, (folder / "errors.txt").open("wb") as errors:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=said, stderr=errors, start_new_session=True
+            )
+        self._family = psutil.Process(self._process.pid)
+
+    def turn(self, steps: int) -> Speed:
+        """Let the loop run until it has made `steps` steps after a few that settle it, and tell how fast they were."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+        first = len(self._ticks()) + SETTLE
+        used_s = -self._until(first)
+        used_s += self._until(first + steps)
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        ticks = self._ticks()
+        pictures = steps * BATCH
+        return Speed(pictures / (ticks[first + steps - 1] - ticks[first - 1]), used_s / pictures)
+
+    def end(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _until(self, steps: int) -> float:
+        """CPU seconds that the loop and its loader have used when it has made so many steps."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(self._ticks()) < steps:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"the loop {self._loop!r} ended or stands still; see {self._said.parent}")
+            time.sleep(0.02)
+        everybody = [self._family, *self._family.children(recursive=True)]
+        return sum(sum(one.cpu_times()[:2]) for one in everybody)
+
+    def _ticks(self) -> list[float]:
+        """When each step so far ended."""
+        if not self._lines.exists():
+            return []
+        lines = [line for line in self._lines.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [json.loads(line)["t"] if self._loop == "ours" else float(line) for line in lines]
 
 
 def install_fastai() -> str | None:

@@ -44,8 +44,8 @@ def smooth_pictures(count: int) -> torch.Tensor:
 
 
 def test_whitening_makes_patches_uncorrelated_and_of_one_spread():
-    layer, pictures = Whitening(3), smooth_pictures(600).float() / 255 - 0.5
-    layer.learn(pictures, epsilon=0.0)
+    layer, pictures = Whitening(3, epsilon=0.0), smooth_pictures(600).float() / 255 - 0.5
+    layer.learn(pictures)
     out = F.conv2d(pictures, layer.weight).transpose(0, 1).flatten(1)[:12]
     assert torch.allclose(out @ out.T / out.shape[1], torch.eye(12), atol=1e-2)
     assert torch.equal(layer.weight[12:], -layer.weight[:12])

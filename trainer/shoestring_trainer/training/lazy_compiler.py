@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps torch.compile's machinery out of a start that never compiles.
+"""torch.compile where a recipe asks for it; else its machinery is kept out of the start.
 
 Building a DDP model or an optimizer imports `torch._dynamo` only to learn that nothing is being compiled. That import
 costs a rank more than a second of CPU, and ranks that share cores wait for each other. A stand-in answers
@@ -10,12 +10,27 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 NAME = "torch._dynamo"
+
+
+def compiled(model: nn.Module, mode: str, backend: str | Callable[..., Any] = "inductor") -> nn.Module:
+    """`model`, run by torch.compile in one of its modes ("reduce-overhead" and "max-autotune" use CUDA graphs); "none":
+    as it is.
+
+    It compiles once for each size of batch and pictures it meets, so once per phase of a run; what it has compiled
+    stays in torch's cache on this machine's disk for the next start.
+    """
+    if mode == "none":
+        return model
+    restore_compiler()
+    return cast(nn.Module, torch.compile(model, backend=backend, mode=mode, dynamic=False))
 
 
 def defer_compiler() -> None:

@@ -24,7 +24,7 @@ from shoestring_trainer.training.figures import speed
 from shoestring_trainer.training.folders import is_image_folder, load_folder
 from shoestring_trainer.training.gang import Gang, join_gang
 from shoestring_trainer.training.hooks import Run, load_hooks
-from shoestring_trainer.training.lazy_compiler import defer_compiler
+from shoestring_trainer.training.lazy_compiler import compiled, defer_compiler
 from shoestring_trainer.training.models import build_model, learn_from_pictures
 from shoestring_trainer.training.noise import NoiseScale
 from shoestring_trainer.training.optimizers import build_optimizer, set_pace
@@ -82,6 +82,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     identity = {"recipe": recipe.reference, "params": params, "seed": seed, "data": data.fingerprint}
     distributed = settle(gang, model, data, settings)
     optimizer.zero_grad()
+    forward = compiled(distributed, settings.compile)
     average = build_average(model, settings)
     state = State(model, optimizer, scaler, identity, average)
     if task.resume:
@@ -136,7 +137,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             pictures_NCHW, labels_N = hooks.batch(run, pictures_NCHW, labels[samples_N])
             with gang.exchange(distributed, when=part is parts[-1]):
                 with precision.autocast(gang.device):
-                    logits_NK = distributed(pictures_NCHW.contiguous(memory_format=torch.channels_last))
+                    logits_NK = forward(pictures_NCHW.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(
                     logits_NK.float(), labels_N, label_smoothing=settings.label_smoothing, reduction="sum"
                 )

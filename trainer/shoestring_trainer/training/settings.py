@@ -24,6 +24,7 @@ class Settings:
     epochs: float = 1
     batch_size: int = 32  # pictures per step, over all ranks
     batch_schedule: str = ""  # factors of it; it changes at the knots, at whole steps
+    compile: str = "none"  # or a mode of torch.compile
     micro_batch: int = 0  # a rank's share goes through the network in parts of at most so many pictures; 0: at once
     drop_last: bool = False  # an epoch leaves out the samples that fill no batch, others each time
     optimizer: str = "sgd"  # or muon, for convolutions (the rest by sgd), lars, shampoo, kfac
