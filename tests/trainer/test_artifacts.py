@@ -26,6 +26,7 @@ from shoestring_trainer.training.mistakes import count_confusions, draw_page, fi
 from shoestring_trainer.training.models import build_model
 from shoestring_trainer.training.pictures import DataSet, Pictures, load_digits
 from shoestring_trainer.training.precision import Precision
+from shoestring_trainer.training.predict import read_picture
 from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.gangs import DIGITS, ROOMS, Gang, finished
@@ -239,3 +240,14 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
         losses_N = F.cross_entropy(logits_NK, data.held_out.labels_N, reduction="none").double()
         assert torch.allclose(losses_N, scores.losses_N, atol=1e-3, rtol=1e-3)
     assert len(set(scores.predictions_N.tolist())) > 1
+
+
+def test_a_picture_is_zoomed_as_it_was_for_scoring(tmp_path: Path):
+    """Black around a white middle: at twice the zoom only the middle is seen, upright in a frame that isn't square."""
+    whole = Image.new("RGB", (40, 80))
+    whole.paste((255, 255, 255), (6, 12, 34, 68))
+    whole.save(tmp_path / "framed.png")
+    seen = read_picture(tmp_path / "framed.png", (3, 8, 4), zoom=2.0)
+    assert seen.shape == (3, 8, 4)
+    assert seen.min() > 0.9
+    assert read_picture(tmp_path / "framed.png", (1, 8, 4)).min() < 0.1

@@ -13,8 +13,9 @@ import torch
 from shoestring_core import recipes
 from shoestring_trainer.training import commands, forecast
 from shoestring_trainer.training.figures import flop_per_picture
-from shoestring_trainer.training.layers import describe, print_network
+from shoestring_trainer.training.layers import describe, print_network, training_flop
 from shoestring_trainer.training.models import build_model
+from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.gangs import ROOMS
@@ -97,3 +98,14 @@ def test_a_network_of_a_library_counts_what_runs_between_its_layers():
 def test_pictures_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixture[str]):
     assert commands.main(["model", "cifar10/airbench94", "--size", "4"]) == commands.FAILED
     assert "--size" in capfd.readouterr().err
+
+
+def test_the_least_time_counts_each_phase_at_its_size(capfd: pytest.CaptureFixture[str]):
+    """Twice the size is four times the FLOP of a fully convolutional network: half of the run at each."""
+    settings = Settings(epochs=2, batch_size=100, size_schedule="0:16 1/2:32")
+    told = forecast.Forecast("mine", settings, Plan.of(settings, 1000), 1000)
+    assert training_flop(told, lambda size: size * size) == 3 * (1000 * 256 + 1000 * 1024)
+    assert commands.main(["model", "imagenet/cheap"]) == commands.OK
+    printed = capfd.readouterr().out
+    assert "25,624,576 pictures" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())

@@ -29,13 +29,17 @@ HOW_TO_LOAD_WEIGHTS = (
 def make_artifacts(
     model: nn.Module, data: DataSet, scores: Scores, about: dict[str, Any], *, onnx: bool = False
 ) -> dict[str, bytes]:
-    """The further parts of a final checkpoint, by name. `about` describes the run for model.json."""
+    """The further parts of a final checkpoint, by name. `about` describes the run for model.json.
+
+    Pictures that were scored in batches of like shape are in model.json as such: the exports take the shape it names.
+    """
     channels, height, width = data.held_out.bytes_NCHW.shape[1:]
     card = {
         **about,
         "classes": data.classes,
         "input": {
             "shape": ["N", channels, height, width], "dtype": "float32", "range": [0.0, 1.0],
+            "zoom": about.get("params", {}).get("eval_zoom", 1.0),
             "normalisation": {"inside_the_model": True, "mean": data.mean, "std": data.std},
         },
         "output": {"shape": ["N", len(data.classes)], "what": "logits"},
@@ -43,6 +47,8 @@ def make_artifacts(
         "load": HOW_TO_LOAD,
         "weights": HOW_TO_LOAD_WEIGHTS,
     }  # fmt: skip
+    if data.batches:
+        card["scored_in"] = sorted({tuple(bytes_NCHW.shape[2:]) for _, bytes_NCHW in data.batches})
     predictions = {
         "predicted": scores.predictions_N.tolist(), "labels": data.held_out.labels_N.tolist(),
         "losses": [round(loss, 6) for loss in scores.losses_N.tolist()],

@@ -16,6 +16,8 @@ from shoestring_core.errors import InvalidSpec
 from shoestring_trainer.training.faults import TrainerError, UserError
 
 TRACE_POINTS = 1001
+UNCOUNTED = 100_000
+"""Pictures to plan for where only the sizes of a plan matter, and nobody said how many there are."""
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 PREDICT_EXAMPLES = """\
 examples:
@@ -143,20 +145,22 @@ def _schedule(options: argparse.Namespace) -> int:
 
 
 def _model(options: argparse.Namespace) -> int:
-    from shoestring_trainer.training.forecast import forecast
-    from shoestring_trainer.training.layers import as_json, describe, print_floor, print_network
+    from shoestring_trainer.training.forecast import count_pictures, forecast
+    from shoestring_trainer.training.layers import Network, as_json, describe, print_floor, print_network, training_flop
+
+    def network_at(size: int) -> Network:
+        return describe(options.recipe, params, size=options.size or size or None, classes=options.classes)
 
     params = _params(options)
-    network = describe(options.recipe, params, size=options.size, classes=options.classes)
+    counted = options.pictures or count_pictures(options.recipe)
+    told = forecast(options.recipe, params, counted or UNCOUNTED)
+    network = network_at(told.plan.phases[-1].size)
     if options.json:
         sys.stdout.write(json.dumps(as_json(network)) + "\n")
         return OK
     sys.stdout.write(print_network(network) + "\n")
-    try:
-        told = forecast(options.recipe, params, options.pictures)
-    except UserError:  # nobody has counted the pictures
-        return OK
-    sys.stdout.write(f"\n{print_floor(network, told)}\n")
+    if counted:
+        sys.stdout.write(f"\n{print_floor(told, training_flop(told, lambda size: network_at(size).flop))}\n")
     return OK
 
 

@@ -55,6 +55,11 @@ class Model:
         channels, height, width = self.card["input"]["shape"][1:]
         return channels, height, width
 
+    @property
+    def zoom(self) -> float:
+        """Pictures are scaled to so much more than their shape, and the centre is cut out."""
+        return float(self.card["input"].get("zoom", 1.0))
+
 
 def export_program(model: nn.Module, sample_NCHW: Tensor) -> ExportedProgram:
     """The network as plain PyTorch loads it: eval mode, fp32, CPU, any batch size.

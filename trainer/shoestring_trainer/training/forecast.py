@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from shoestring_core import recipes
@@ -14,6 +16,7 @@ from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
 
 WIDTH, HEIGHT = 64, 8
+POINTS_PER_COLUMN = 32
 BLOCKS = " ▁▂▃▄▅▆▇█"
 PICTURES = {"digits/": 1438, "cifar10/": 50_000, "imagenet/": 1_281_167}
 """Training pictures by the beginning of a recipe's name."""
@@ -33,11 +36,15 @@ def forecast(name: str, params: Mapping[str, Any], pictures: int | None) -> Fore
     """The plan of a recipe. Raises InvalidSpec for what it doesn't know, UserError if nobody counted the pictures."""
     recipe = recipes.load(name)
     settings = Settings.of(recipes.resolve(name, params))
-    known = next((count for start, count in PICTURES.items() if recipe.name.startswith(start)), None)
-    if pictures is None and known is None:
+    count = pictures or count_pictures(recipe.name)
+    if count is None:
         raise UserError(f"{recipe.name} trains on your own pictures; say how many there are with --pictures N")
-    count = pictures or known or 0
     return Forecast(recipe.reference, settings, Plan.of(settings, count), count)
+
+
+def count_pictures(recipe: str) -> int | None:
+    """How many pictures a recipe trains on; None for the user's own."""
+    return next((count for start, count in PICTURES.items() if recipe.startswith(start)), None)
 
 
 def trace(told: Forecast, points: int) -> list[dict[str, float]]:
@@ -56,26 +63,33 @@ def trace(told: Forecast, points: int) -> list[dict[str, float]]:
 
 def draw(told: Forecast) -> str:
     """The schedule as text, 80 columns wide, without colour."""
-    points, plan, settings = trace(told, WIDTH), told.plan, told.settings
+    points, plan, settings = trace(told, WIDTH * POINTS_PER_COLUMN), told.plan, told.settings
+    rates, momenta = ([point[name] for point in points] for name in ("lr", "momentum"))
     last = plan.epoch(plan.steps)
     lines = [
         f"{told.name}: {settings.epochs:g} epochs of {plan.epoch_samples:,} pictures, {plan.steps:,} steps",
         "",
-        *chart("learning rate", [point["lr"] for point in points], last),
+        *chart("learning rate", columns(rates, max), last),
     ]
     for other, rate in {"norms' biases": settings.bias_lr, "whitening": settings.whitening_lr}.items():
         if rate:
             lines.append(f"{other}: up to {rate:g}")
     if settings.optimizer == "muon":
         lines.append(f"convolutions, by Muon: up to {settings.muon_lr:g}, momentum {settings.muon_momentum:g}")
-    momenta = [point["momentum"] for point in points]
     constant = f"momentum {momenta[0]:g} throughout"
-    lines += ["", *([constant] if len(set(momenta)) == 1 else chart("momentum", momenta, last)), ""]
+    lines += ["", *([constant] if len(set(momenta)) == 1 else chart("momentum", columns(momenta, median), last)), ""]
     for phase in plan.phases:
         begin, end = plan.epoch(phase.first_step), phase.end_sample / plan.epoch_samples
         size = phase.size or settings.size
         lines.append(f"epochs {begin:6.2f} to {end:6.2f}: batch {phase.batch:,}, size {size}, {phase.steps:,} steps")
     return "\n".join(lines)
+
+
+def columns(values: Sequence[float], pick: Callable[[Sequence[float]], float]) -> list[float]:
+    """One value for each column of a chart, picked from those that fall into it."""
+    count = min(WIDTH, len(values))
+    bounds = [n * len(values) // count for n in range(count + 1)]
+    return [pick(values[start:end]) for start, end in pairwise(bounds)]
 
 
 def chart(title: str, values: Sequence[float], epochs: float, height: int = HEIGHT) -> list[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ from shoestring_trainer.training.figures import FORWARD_AND_BACKWARD, PEAK_TFLOP
 from shoestring_trainer.training.forecast import Forecast
 from shoestring_trainer.training.lazy_compiler import restore_compiler
 from shoestring_trainer.training.models import build_model
+from shoestring_trainer.training.progress import duration
 from shoestring_trainer.training.settings import Settings
 
 CLASSES = {"digits/": 10, "cifar10/": 10, "imagenet/": 1000}
 DEFAULT_CLASSES = 10
-SHOWN_PEAKS = ("NVIDIA L4", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3")
+SHOWN_PEAKS = {"L4": "NVIDIA L4", "A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3"}
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,20 @@ def print_network(network: Network) -> str:
     return "\n".join([title, "", _line("LAYER", "KIND", "OUTPUT", "PARAMETERS", "FLOP"), *rows])
 
 
-def print_floor(network: Network, told: Forecast) -> str:
+def training_flop(told: Forecast, flop_at: Callable[[int], int]) -> float:
+    """FLOP of a whole run, each phase at its size. flop_at: of one picture's forward pass, by size (0: the data's)."""
+    return FORWARD_AND_BACKWARD * sum(
+        float(flop_at(phase.size)) * phase.steps * phase.batch for phase in told.plan.phases
+    )
+
+
+def print_floor(told: Forecast, flop: float) -> str:
     """What training takes at least: its FLOP, and the time of that at the peak of some devices."""
     pictures = sum(phase.steps * phase.batch for phase in told.plan.phases)
-    flop = float(FORWARD_AND_BACKWARD) * network.flop * pictures
-    times = (f"{name.removeprefix('NVIDIA ')} {flop / PEAK_TFLOPS[name] / 1e12:.3g} s" for name in SHOWN_PEAKS)
+    times = (f"{short} {_seconds(flop / PEAK_TFLOPS[name] / 1e12)}" for short, name in SHOWN_PEAKS.items())
     return (
-        f"training: {pictures:,} pictures × {FORWARD_AND_BACKWARD} × {_count(network.flop)}FLOP = {_count(flop)}FLOP; "
-        f"at the devices' peaks that is\n  {', '.join(times)}; nothing is faster than that"
+        f"training: {pictures:,} pictures, forward and backward {_count(flop)}FLOP;\n"
+        f"at a device's peak, so never faster: {', '.join(times)}"
     )
 
 
@@ -147,6 +154,10 @@ def _count(number: float) -> str:
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
     return f"{number:g}" if number else ""
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
 
 
 def _short(text: str, width: int) -> str:

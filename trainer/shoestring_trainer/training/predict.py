@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shoestring_trainer.training.exports import Model, read_model
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.folders import SUFFIXES, WHITE, decode
+from shoestring_trainer.training.folders import SUFFIXES, WHITE, Frame, decode_to
 
 BATCH = 64
 
@@ -55,7 +55,7 @@ def predict(
         readable, pictures = [], []
         for file in files[start : start + BATCH]:
             try:
-                pictures.append(read_picture(file, model.shape))
+                pictures.append(read_picture(file, model.shape, model.zoom))
                 readable.append(file)
             except DataError:
                 if left_out is None:
@@ -69,13 +69,13 @@ def predict(
             yield Prediction(file, guesses)
 
 
-def read_picture(file: Path, shape: tuple[int, int, int]) -> Tensor:
+def read_picture(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> Tensor:
     """A picture as a model takes it, CHW, float32 in [0, 1]: short side scaled, then the centre; grey for one channel.
 
     Raises DataError that names the file.
     """
-    channels, height, _ = shape
-    pixels_CHW = decode(file, height).float() / WHITE
+    channels, height, width = shape
+    pixels_CHW = decode_to(file, Frame(height, width, zoom=zoom))[0].float() / WHITE
     if channels == 1:
         pixels_CHW = (pixels_CHW * torch.tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
     return pixels_CHW
