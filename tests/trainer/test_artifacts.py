@@ -81,6 +81,7 @@ def test_each_epoch_has_top1_top5_and_the_time_that_scoring_took(run: Gang):
     assert result["images_per_s"] > 0
     assert result["flop_per_image"] > 0
     assert "share_of_peak" not in result  # nobody knows this CPU's
+    assert result["framework"].startswith("PyTorch 2.")
 
 
 def test_flop_of_a_network_are_its_convolutions_and_linear_layers():

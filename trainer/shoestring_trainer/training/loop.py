@@ -220,6 +220,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         result = {
             **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
             "precision": precision.value, "world": gang.world, **figures,
+            "framework": f"PyTorch {torch.__version__.partition('+')[0]}",
         }  # fmt: skip
         saver.save_final(step, make_artifacts(model, data, scores, about, onnx=task.onnx), result)
     gang.leave()
