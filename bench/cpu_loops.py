@@ -133,7 +133,7 @@ def with_torchvision(course: Course) -> Iterator[Batch]:
     pictures.transform = transforms.Compose([*crop_and_flip(course.settings), transforms.ToTensor()])
     loader: Iterable[Batch] = DataLoader(
         pictures, course.settings.batch_size, shuffle=True, drop_last=True,
-        num_workers=WORKERS, persistent_workers=True,
+        num_workers=WORKERS, persistent_workers=WORKERS > 0,
     )  # fmt: skip
     return endless(loader)
 

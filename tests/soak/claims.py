@@ -111,7 +111,7 @@ def train(recipe: str, seed: int, data: Path, epochs: float | None) -> dict[str,
     began = time.time()
     code = subprocess.run(command, env=os.environ | rank_environment(1, cores) | {"PYTHONPATH": rooms}).returncode
     took_s, load = time.time() - began, os.getloadavg()[2]
-    assert code == 0, (folder / "log-rank0.txt").read_text()[-2000:]
+    assert code == 0, f"training ended with {code}; see above"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if "val/acc" in line["v"]:

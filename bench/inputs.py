@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU time that a picture costs: its input by us, by torchvision's DataLoader and by timm's, a training step, telemetry.
+
+    make bench ONLY=inputs DATA=folder of CIFAR-10
+
+CPU time of one thread, in one process, in turn: what else runs on the machine hardly touches it, so this is what can be
+measured where `trainer_cpu`, which takes the time on the wall, cannot. The loaders run without worker processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from shoestring_trainer.training.augment import augment
+from shoestring_trainer.training.progress import Progress
+from shoestring_trainer.training.randomness import SampleOrder
+from shoestring_trainer.training.reports import Reports
+
+from bench import cpu_loops
+from bench.trainer_cpu import load
+
+ROUNDS, BATCH, LINES = 7, 256, 5000
+
+
+def main() -> list[str]:
+    if not (data := os.environ.get("DATA")):
+        return ["left out: it needs CIFAR-10; set DATA to the folder that holds cifar-10-batches-bin"]
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="shoestring-bench-"))
+    params = {"batch_size": BATCH, "average": "none"}
+    task = {"recipe": "cifar10/airbench94", "params": params, "precision": "auto", "data": {"train": data}}
+    (folder / "task.json").write_text(json.dumps(task))
+    course = cpu_loops.Course(folder)
+    cpu_loops.WORKERS = 0
+    inputs = {
+        "ours": ours(course),
+        "torchvision": cpu_loops.with_torchvision(course),
+        "timm": cpu_loops.with_timm(course),
+    }
+    spent_us: dict[str, list[float]] = {name: [] for name in (*inputs, "step")}
+    for number in range(1 + ROUNDS):
+        for name, batches in inputs.items():
+            began = time.thread_time()
+            pictures_NCHW, labels_N = next(batches)
+            pictures_NCHW = pictures_NCHW.contiguous(memory_format=torch.channels_last)
+            spent_us[name].append(1e6 * (time.thread_time() - began) / BATCH)
+        began = time.thread_time()
+        course.step(number, pictures_NCHW, labels_N)
+        spent_us["step"].append(1e6 * (time.thread_time() - began) / BATCH)
+    medians = {name: statistics.median(spent[1:]) for name, spent in spent_us.items()}  # the first warms up
+    step = medians.pop("step")
+    return [
+        f"a training step of airbench94's network, {course.precision.value}, batch {BATCH}: {step:.0f} µs of CPU a "
+        f"picture (one thread, median of {ROUNDS}; load {load()})",
+        *(
+            f"input by {name}, crop and flip: {cost:.1f} µs of CPU a picture, {cost / (cost + step):.2%} of loop and step"
+            for name, cost in medians.items()
+        ),
+        f"telemetry: {telemetry_us(folder):.1f} µs of CPU a step, one line and the progress, in the training process",
+    ]
+
+
+def ours(course: cpu_loops.Course) -> Iterator[cpu_loops.Batch]:
+    """Batches as the training loop makes them."""
+    settings, data = course.settings, course.data
+    order = SampleOrder(1, len(data.train), 0, 1, alternating_flip=settings.alternating_flip)
+    start = 0
+    while True:
+        picked = order.pick(start, settings.batch_size)
+        some_NCHW = data.train.bytes_NCHW[picked.samples_N]
+        yield (
+            augment(some_NCHW, picked.draws_NK, settings, data.mean, data.white),
+            data.train.labels_N[picked.samples_N],
+        )
+        start += settings.batch_size
+
+
+def telemetry_us(folder: Path) -> float:
+    report, progress = Reports(folder), Progress(10**6)
+    values = {"train/loss": 0.4623123, "train/lr": 0.0926612, "train/momentum": 0.9}
+    began = time.thread_time()
+    for step in range(LINES):
+        report.metrics(step, step / 45, values)
+        progress.show(step, step / 45, values)
+    return 1e6 * (time.thread_time() - began) / LINES
