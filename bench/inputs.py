@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU time that a picture costs: its input by us, by torchvision's DataLoader and by timm's, a training step, telemetry.
+"""CPU time: of a picture's input by us, by torchvision's DataLoader and by timm's, of a training step, of telemetry.
 
     make bench ONLY=inputs DATA=folder of CIFAR-10
 
@@ -56,11 +56,14 @@ def main() -> list[str]:
         spent_us["step"].append(1e6 * (time.thread_time() - began) / BATCH)
     medians = {name: statistics.median(spent[1:]) for name, spent in spent_us.items()}  # the first warms up
     step = medians.pop("step")
-    return [
+    training = (
         f"a training step of airbench94's network, {course.precision.value}, batch {BATCH}: {step:.0f} µs of CPU a "
-        f"picture (one thread, median of {ROUNDS}; load {load()})",
+        f"picture (one thread, median of {ROUNDS}; load {load()})"
+    )
+    return [
+        training,
         *(
-            f"input by {name}, crop and flip: {cost:.1f} µs of CPU a picture, {cost / (cost + step):.2%} of loop and step"
+            f"input by {name}, crop and flip: {cost:.1f} µs of CPU a picture, {cost / (cost + step):.2%} of both"
             for name, cost in medians.items()
         ),
         f"telemetry: {telemetry_us(folder):.1f} µs of CPU a step, one line and the progress, in the training process",
