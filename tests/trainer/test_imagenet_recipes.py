@@ -17,7 +17,7 @@ from tests.trainer.gangs import finished
 CHOSEN = [
     *((recipe.name, {}) for recipe in recipes.all() if recipe.name.startswith("imagenet/")),
     ("imagenet/imagenet18", {"machines": 16}),
-    ("imagefolder/any", {"model": "timm/resnet10t", "pool": "concat", "rectangular": True}),
+    ("imagefolder/any", {"model": "torchvision/resnet18", "pool": "concat", "rectangular": True}),
 ]
 SMALLER = 4
 """Sizes are a quarter of the recipe's, but for AlexNet, which needs 63 pixels."""
@@ -46,7 +46,7 @@ def tiny(name: str, **chosen) -> dict:
     knots = [knot.split(":") for knot in str(values.get("size_schedule", "")).split()]
     sizes = " ".join(f"{at}:{int(Fraction(size)) // smaller}" for at, size in knots)
     given = {
-        "epochs": 5, "batch_size": 16, "width": 4, "model": "torchvision/resnet18", "size_schedule": sizes,
+        "epochs": 5, "batch_size": 16, "width": 4, "model": "timm/resnet10t", "size_schedule": sizes,
         "size": int(values["size"]) // smaller, "eval_size": int(values.get("eval_size", 0)) // smaller,
     } | chosen  # fmt: skip
     return {key: value for key, value in given.items() if key in values}
