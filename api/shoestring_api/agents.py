@@ -211,7 +211,7 @@ def _reply(service: Service, machine_id: UUID) -> wire.Reply:
     with service.store.read() as db:
         machine = db.sql.get_one(Machine, machine_id)
         expires_at = _urls_expire_at(service, machine, db.now)
-        order, etag = agents.order(db, machine_id, lambda key: service.objects.get_url(key, expires_at))
+        order, etag = agents.order(db, machine_id, lambda key: service.objects.get_url(key, expires_at), service.terms)
         next_upload = checkpoints.uploads(db, machine_id)
         now = db.now
     every = REPORT_WATCHED_S if service.wake.watched(machine.job) else REPORT_S

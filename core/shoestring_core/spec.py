@@ -26,6 +26,7 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
@@ -184,20 +185,31 @@ def _moment(value: Any) -> datetime:
 
 
 _MAX_NODES = 64
-_NODE_RANGE = re.compile(r"([0-9]{1,6})\.\.([0-9]{1,6})?")
+_NODE_RANGE = re.compile(r"([0-9]{1,6})\.\.([0-9]{1,6})")
 
 
 def _nodes(value: Any) -> int:
-    if isinstance(value, str) and (elastic := _NODE_RANGE.fullmatch(value)):
-        low, high = int(elastic[1]), int(elastic[2] or _MAX_NODES)
-        if not 1 <= low <= high <= _MAX_NODES:
-            raise _wrong(f"must be a range within 1..{_MAX_NODES}, the smaller number first, not {shown(value)}")
-        raise _later(f"gangs have a fixed size; give one number, such as {high}")
+    if isinstance(value, str) and _NODE_RANGE.fullmatch(value):
+        raise _wrong(f"must be a range within 1..{_MAX_NODES}, the smaller number first, not {shown(value)}")
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong(f"must be a whole number of machines, not {shown(value)}")
     if not 1 <= value <= _MAX_NODES:
         raise _wrong(f"must be from 1 to {_MAX_NODES}, not {shown(value)}")
     return value
+
+
+def _split_range(resources: Any) -> Any:
+    """`nodes: 2..4` says `nodes: 4, min: 2` in one word. What makes no sense is left for the fields to refuse."""
+    span = _node_range(resources)
+    return resources if span is None else resources | {"nodes": span[1], "min": span[0]}
+
+
+def _node_range(resources: Any) -> tuple[int, int] | None:
+    nodes = resources.get("nodes") if isinstance(resources, dict) else None
+    span = _NODE_RANGE.fullmatch(nodes) if isinstance(nodes, str) else None
+    if span is None or not 1 <= int(span[1]) <= int(span[2]) <= _MAX_NODES:
+        return None
+    return int(span[1]), int(span[2])
 
 
 _GPU = re.compile(r"any|[A-Za-z][A-Za-z0-9_-]{0,30}(:[1-9][0-9]?)?|[1-9][0-9]{0,3}GB(\.\.([1-9][0-9]{0,3}GB)?)?")
@@ -292,7 +304,7 @@ Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"type": "num
 Nodes = Annotated[
     int,
     BeforeValidator(_nodes),
-    _either({"type": "integer", "minimum": 1, "maximum": _MAX_NODES}, _STRING | {"pattern": r"^[0-9]+\.\.[0-9]*$"}),
+    _either({"type": "integer", "minimum": 1, "maximum": _MAX_NODES}, _STRING | {"pattern": r"^[0-9]+\.\.[0-9]+$"}),
 ]
 Gpu = Annotated[str, BeforeValidator(_gpu), _either(_STRING, _STRINGS, {"type": "null"})]
 Param = Annotated[Any, BeforeValidator(_param)]
@@ -359,7 +371,10 @@ class Resources(_Section):
     gpu: Annotated[Gpu, Later("the local provider rents CPU machines; use none", ("none",))] = "none"
     """A GPU such as `L4` or `A100:8`, a memory size such as `24GB..`, `any`, `none`, or a list of alternatives."""
     nodes: Nodes = 1
-    """Machines that train together. A range such as `1..4` is not supported yet."""
+    """Machines that train together. A range such as `2..4` is short for `nodes: 4` with `min: 2`."""
+    min: Annotated[int, Field(ge=1, le=_MAX_NODES)] | None = None
+    """Go on training while at least so many machines are left, and take in those that are rented for the lost ones.
+    Left out: all are needed."""
     procs: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes on each machine."""
     spot: Literal["only", "prefer", "never"] = "prefer"
@@ -374,6 +389,13 @@ class Resources(_Section):
     """Machine type, by the provider's name."""
     disk: Annotated[Disk | None, Later(_LOCAL)] = None
     """Disk of each machine."""
+
+    _range = model_validator(mode="before")(_split_range)
+
+    @property
+    def least(self) -> int:
+        """How many machines it takes to train."""
+        return self.nodes if self.min is None else self.min
 
 
 class Idle(_Section):
@@ -562,7 +584,19 @@ def _contradictions(tree: Mapping[str, Any], recipe: recipes.Recipe | None) -> l
         problems += _data_problems(tree.get("data"), recipe)
     if isinstance(goal := tree.get("goal"), dict):
         problems += _goal_problems(goal, recipe)
+    if isinstance(resources := tree.get("resources"), dict):
+        problems += _membership_problems(resources)
     return problems
+
+
+def _membership_problems(resources: Mapping[str, Any]) -> list[Problem]:
+    nodes, least = resources.get("nodes", 1), resources.get("min")
+    if least is not None and _node_range(resources) is not None:
+        return [Problem("/resources/min", f"nodes: {nodes} says it already. Leave min out.", "contradiction")]
+    if isinstance(least, int) and isinstance(nodes, int) and least > nodes:
+        message = f"At least {least} machines of {nodes} can't be. Give min a number up to {nodes}."
+        return [Problem("/resources/min", message, "contradiction")]
+    return []
 
 
 def _data_problems(data: Any, recipe: recipes.Recipe) -> list[Problem]:

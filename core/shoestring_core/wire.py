@@ -190,6 +190,8 @@ class Run(Message):
     master_port: int
     task: dict[str, Any]
     resume: Resume | None = None
+    direct: bool = False
+    """A machine's only rank starts without torchrun before it: where gangs change, the others wait for its start."""
 
 
 class Order(Message):

@@ -158,6 +158,39 @@ def test_a_duration_that_is_none_is_refused(written):
     assert list(problems({**QUICK, "limits": {"time": written}})) == ["/limits/time"]
 
 
+@pytest.mark.parametrize(
+    ("written", "nodes", "least"),
+    [
+        ({"nodes": "2..4"}, 4, 2),
+        ({"nodes": 4, "min": 2}, 4, 2),
+        ({"nodes": 4}, 4, 4),
+        ({"nodes": "4..4"}, 4, 4),
+        ({}, 1, 1),
+    ],
+)
+def test_a_gang_may_lose_machines_down_to_a_least_number(written, nodes, least):
+    job = spec.parse(QUICK | {"resources": written})
+    assert (job.resources.nodes, job.resources.least) == (nodes, least)
+    assert JobSpec.from_stored(job.resolved()) == job
+
+
+@pytest.mark.parametrize(
+    ("written", "at"),
+    [
+        ({"nodes": "4..1"}, "/resources/nodes"),
+        ({"nodes": "0..4"}, "/resources/nodes"),
+        ({"nodes": "1..99"}, "/resources/nodes"),
+        ({"nodes": "2.."}, "/resources/nodes"),
+        ({"nodes": 2, "min": 3}, "/resources/min"),
+        ({"nodes": "2..4", "min": 3}, "/resources/min"),
+        ({"nodes": 2, "min": 0}, "/resources/min"),
+        ({"nodes": 2, "min": "1"}, "/resources/min"),
+    ],
+)
+def test_a_least_number_that_makes_no_sense_is_refused(written, at):
+    assert list(problems(QUICK | {"resources": written})) == [at]
+
+
 # Every field whose feature isn't built: valid values are refused as such, wrong ones as wrong.
 NOT_YET = {
     "/run": ({"recipe": None, "run": "python train.py"}, {"run": 5}),
@@ -165,7 +198,6 @@ NOT_YET = {
     "/code": ({"code": {"git": "https://example.org/me/repo", "ref": "3f2a1c9"}}, {"code": "x"}),
     "/params/seed": ({"params": {"seed": [1, 2, 3]}}, {"params": {"seed": {"a": 1}}}),
     "/resources/gpu": ({"resources": {"gpu": ["L4", "A100:8", "24GB.."]}}, {"resources": {"gpu": ["L4", 5]}}),
-    "/resources/nodes": ({"resources": {"nodes": "1..4"}}, {"resources": {"nodes": "4..1"}}),
     "/resources/provider": ({"resources": {"provider": "ec2"}}, {"resources": {"provider": "azure"}}),
     "/resources/regions": ({"resources": {"regions": ["us-east-1"]}}, {"resources": {"regions": "us-east-1"}}),
     "/resources/zones": ({"resources": {"zones": ["us-east-1a"]}}, {"resources": {"zones": 3}}),

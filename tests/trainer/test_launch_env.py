@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shoestring_trainer.agent.launch_env import rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import lone_rank, rank_environment, torchrun_command
 
 
 def test_the_command_is_the_contracts():
@@ -18,6 +18,15 @@ def test_the_command_is_the_contracts():
         "python -m torch.distributed.run --nnodes 2 --node-rank 1 --nproc-per-node 4 --master-addr 10.0.0.7 "
         "--master-port 29500 --max-restarts 0 -m shoestring_trainer train run/task.json"
     )
+
+
+def test_a_lone_rank_gets_its_place_as_torchrun_would_give_it():
+    command, places = lone_rank(
+        Path("run/task.json"), nodes=3, node_rank=2, master_addr="10.0.0.7", master_port=29500, python="python"
+    )
+    assert " ".join(command) == "python -u -m shoestring_trainer train run/task.json"
+    assert (places["RANK"], places["WORLD_SIZE"], places["LOCAL_RANK"]) == ("2", "3", "0")
+    assert (places["MASTER_ADDR"], places["MASTER_PORT"]) == ("10.0.0.7", "29500")
 
 
 @pytest.mark.parametrize(("procs", "cores", "threads"), [(1, 2, "2"), (2, 2, "1"), (4, 2, "1"), (2, 9, "4")])

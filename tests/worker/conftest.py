@@ -54,11 +54,11 @@ class World:
 
     # What people do.
 
-    def submit(self, nodes: int = 1, principal: people.Principal | None = None, **fields: object) -> UUID:
+    def submit(self, nodes: int | str = 1, principal: people.Principal | None = None, **fields: object) -> UUID:
         who = principal or self.admin
         tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes}} | fields
         wanted = spec.parse(tree)
-        least = smallest_hold(self.cloud.offers(), "local", "prefer", nodes, self.terms)
+        least = smallest_hold(self.cloud.offers(), "local", "prefer", wanted.resources.nodes, self.terms)
         return self.store.write(lambda db: jobs.submit(db, who.team, who.user, wanted, smallest_hold=least)).id
 
     def budget(self, limit: int | None) -> None:
@@ -157,7 +157,7 @@ class World:
 
     def order(self, machine: UUID) -> wire.Order:
         with self.store.read() as db:
-            return agents.order(db, machine, lambda key: f"http://objects/{key}")[0]
+            return agents.order(db, machine, lambda key: f"http://objects/{key}", self.terms)[0]
 
     def transfers(self) -> list[Transfer]:
         with self.store.read() as db:

@@ -269,12 +269,14 @@ class Engine:
             self._write(planning.apply_waits, decided.waits)
 
     def _refill(self, work: Work) -> None:
-        """Ask again for slots whose machine was refused, a little later each time."""
+        """Ask again for slots whose machine was refused, a little later each time; and for those whose machine was
+        lost, where the others go on meanwhile."""
         for one in work.attempts:
-            if not one.wanted or one.generation is not None:
+            slots = one.empty_slots(work.now, self.terms) if one.wanted else []
+            if not slots:
                 continue
             offer = suitable(self._offers(), one.spec.resources.provider, one.spec.resources.spot)
-            for slot in one.empty_slots(work.now, self.terms):
+            for slot in slots:
                 if offer is None:
                     break
                 try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core import wire
+from shoestring_core.decide.membership import Fate, muster
 from shoestring_core.decide.terms import S, Terms
 from shoestring_core.states import EndReason, GenerationState, MachineState
 
@@ -21,23 +22,11 @@ USER_KINDS = {
 
 
 @dataclass(frozen=True)
-class Fate:
-    """One machine of the attempt and its part in the generation. Times are µs UTC by the server's clock."""
-
-    slot: int
-    state: MachineState
-    end_cause: str | None = None
-    notice_at: int | None = None
-    last_report_at: int | None = None
-    ready_at: int | None = None
-    exited_at: int | None = None
-    exits: tuple[wire.RankExit, ...] = ()
-
-
-@dataclass(frozen=True)
 class Gang:
-    """The machines of the open attempt, one per slot, and the generation they form, if one was opened.
+    """The machines of the open attempt, and the generation they form, if one was opened.
 
+    fates     one for each slot; in a gang that may lose machines also those of the generation that died
+    least     so many machines are enough to go on; the size for a gang that can't lose any
     restarts  generations of this attempt that began at the job's present checkpoint before this one
     """
 
@@ -48,6 +37,15 @@ class Gang:
     state: GenerationState | None = None
     generation_at: int = 0
     restarts: int = 0
+    least: int | None = None
+
+    @property
+    def elastic(self) -> bool:
+        return self.least is not None and self.least < self.size
+
+    @property
+    def members(self) -> tuple[Fate, ...]:
+        return tuple(fate for fate in self.fates if fate.part)
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,13 @@ class KeepGoing:
 
 @dataclass(frozen=True)
 class Restart:
-    """The next generation on the same machines."""
+    """The next generation, on the same machines; of a gang that may lose some, on all that can train.
+
+    expelled  slots whose machines are ended because they did not answer
+    """
 
     reason: str
+    expelled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,21 @@ Verdict = KeepGoing | Restart | EndAttempt | EndJob
 def judge(gang: Gang, now: int, terms: Terms) -> Verdict:
     """What has to happen to a job whose attempt is open and wanted.
 
-    A gang of fixed size can't lose a machine: the attempt ends. A rank that died by a signal, or that only lost its
-    peers, starts again with them. An error of the user's is the user's once every machine has gone on reporting for a
-    while, because a machine that is lost makes its peers fail first and is missed later.
+    A gang of fixed size can't lose a machine: the attempt ends. One that may (`resources.min`) goes on with those that
+    are left. A rank that died by a signal, or that only lost its peers, starts again with them. An error of the user's
+    is the user's once every machine has gone on reporting for a while, because a machine that is lost makes its peers
+    fail first and is missed later.
     """
-    for fate in gang.fates:
+    for fate in gang.members:
         if fate.state in (MachineState.ENDING, MachineState.GONE):
-            return _lost(fate)
+            return _lost(gang, fate, now)
     if gang.generation is None:
-        rented = sum(fate.state is MachineState.UP for fate in gang.fates)
-        if now >= gang.opened_at + terms.launch_window and rented < gang.size:
-            return EndAttempt("capacity", "The provider had no machines for the whole gang.")
-        return KeepGoing()
+        return _launching(gang, now, terms)
     if gang.state is GenerationState.FORMING:
-        silent = [fate.slot for fate in gang.fates if fate.ready_at is None]
+        silent = tuple(fate.slot for fate in gang.members if fate.ready_at is None)
         if silent and now >= gang.generation_at + terms.forming:
-            return EndAttempt("no_answer", f"The machine in slot {silent[0]} did not get ready in time.")
+            text = f"The machine in slot {silent[0]} did not get ready in time."
+            return _go_on(gang, EndAttempt("no_answer", text), silent)
         return KeepGoing()
     return _exits(gang, now, terms)
 
@@ -129,23 +130,54 @@ def delay(failures: int, terms: Terms, first: int = S // 2) -> int:
     return min(first * 2 ** min(failures - 1, 20), terms.launch_window) if failures else 0
 
 
-def _lost(fate: Fate) -> Verdict:
+LAST_WORD = 2 * S
+"""How long the survivors of a loss wait for the first of them to say that its last checkpoint is delivered."""
+
+
+def _lost(gang: Gang, fate: Fate, now: int) -> Verdict:
     if fate.notice_at is not None or fate.end_cause == "reclaimed":
-        return EndAttempt("interruption", f"The provider took the machine in slot {fate.slot} back.")
-    cause = f" ({fate.end_cause})" if fate.end_cause else ""
-    return EndAttempt("lost", f"The machine in slot {fate.slot} was lost{cause}.")
+        end = EndAttempt("interruption", f"The provider took the machine in slot {fate.slot} back.")
+    else:
+        cause = f" ({fate.end_cause})" if fate.end_cause else ""
+        end = EndAttempt("lost", f"The machine in slot {fate.slot} was lost{cause}.")
+    delivering = any(one.first and one.fit and one.exited_at is None for one in gang.members)
+    if gang.elastic and gang.state is GenerationState.FORMED and delivering and now < (fate.ended_at or 0) + LAST_WORD:
+        return KeepGoing()
+    return _go_on(gang, end)
+
+
+def _go_on(gang: Gang, end: EndAttempt, expelled: tuple[int, ...] = ()) -> Verdict:
+    """The next generation of those that are left, where that is allowed and they are enough; else the end."""
+    if not gang.elastic or gang.generation is None:
+        return end
+    slots = muster(gang.fates, gang.least or gang.size, expelled)
+    if slots is None:
+        return KeepGoing()
+    return Restart(end.text, expelled) if slots else end
+
+
+def _launching(gang: Gang, now: int, terms: Terms) -> Verdict:
+    if now < gang.opened_at + terms.launch_window:
+        return KeepGoing()
+    rented = sum(fate.state is MachineState.UP for fate in gang.fates)
+    if gang.elastic and (slots := muster(gang.fates, gang.least or gang.size)):
+        return Restart(f"{len(slots)} of {gang.size} machines have come")
+    if rented < gang.size:
+        return EndAttempt("capacity", "The provider had no machines for the whole gang.")
+    return KeepGoing()
 
 
 def _exits(gang: Gang, now: int, terms: Terms) -> Verdict:
-    over = [fate for fate in gang.fates if fate.exited_at is not None]
+    over = [fate for fate in gang.members if fate.exited_at is not None]
     if not over:
         return KeepGoing()
-    everybody = len(over) == len(gang.fates)
+    everybody = len(over) == len(gang.members)
     since = min(fate.exited_at for fate in over if fate.exited_at is not None)
     exits = sorted((end for fate in over for end in fate.exits), key=lambda end: (end.at, end.rank))
     failed = [end for end in exits if end.outcome in ("error", "signal")]
-    if any(fate.notice_at is not None for fate in gang.fates):
-        return EndAttempt("interruption", "The provider takes a machine back.") if everybody else KeepGoing()
+    if any(fate.notice_at is not None for fate in gang.members):
+        end = EndAttempt("interruption", "The provider takes a machine back.")
+        return _go_on(gang, end) if everybody else KeepGoing()
     if not failed:
         return _left(exits, gang, everybody, now >= since + terms.forming)
 
@@ -153,7 +185,7 @@ def _exits(gang: Gang, now: int, terms: Terms) -> Verdict:
     faulty = next((end for end in failed if end.kind in USER_KINDS), None)
     if killed is None and faulty is not None:
         # An error of the user's, unless a machine was lost: that takes a while to be seen.
-        heard = all((fate.last_report_at or 0) >= since for fate in gang.fates)
+        heard = all((fate.last_report_at or 0) >= since for fate in gang.members)
         return _users(faulty) if heard and now >= since + terms.blame else KeepGoing()
     if killed is None and not everybody and now < since + terms.blame:
         return KeepGoing()  # whose fault it is, the others may still say
@@ -173,7 +205,7 @@ def _left(exits: list[wire.RankExit], gang: Gang, everybody: bool, patience_over
     if not everybody:
         return Restart("some ranks left and the others did not follow") if patience_over else KeepGoing()
     if any(end.outcome == "drained" for end in exits):
-        return EndAttempt("interruption", "The machines stopped training by themselves.")
+        return _go_on(gang, EndAttempt("interruption", "The machines stopped training by themselves."))
     if not patience_over:
         return KeepGoing()  # the final checkpoint is still on its way
     if gang.restarts < RESTARTS:

@@ -19,7 +19,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a machine stands. `current`: it belongs to the job's latest attempt. `part`: None, if it has none."""
+    """Where a machine stands.
+
+    current    it belongs to the job's latest attempt
+    part       None, if it has none
+    newcomers  machines wait to be let into the next generation
+    """
 
     machine: MachineState
     job: JobState
@@ -28,6 +33,7 @@ class Standing:
     generation: int
     part: Part | None
     reason: str = ""
+    newcomers: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,4 +66,6 @@ def order_for(standing: Standing) -> Directive:
         return Directive("form", generation)
     if part.exited:
         return Directive("wait", generation)
+    if standing.newcomers:
+        return Directive("drain", generation, "machines join")
     return Directive("run", generation)

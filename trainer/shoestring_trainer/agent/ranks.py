@@ -17,7 +17,7 @@ from typing import Any
 from shoestring_core.wire import RankExit, Run
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent.launch_env import rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import lone_rank, rank_environment, torchrun_command
 from shoestring_trainer.agent.spool import write_durably
 
 MARK = "SHOESTRING_RANKS_OF"
@@ -64,10 +64,11 @@ class Ranks:
         spec.write_text(json.dumps(task))
         write_durably(self.folder / STARTED, self.run.model_dump_json())
         agent = os.getpid()
+        command, places = self._command(spec, environment.get("SHOESTRING_AGENT_RANK_COMMAND"))
         with (self.folder / "log-launch.txt").open("ab") as log:
             self._launcher = await asyncio.create_subprocess_exec(
-                *self._command(spec, environment.get("SHOESTRING_AGENT_RANK_COMMAND")),
-                env=self._environment(machine, environment),
+                *command,
+                env=self._environment(machine, environment) | places,
                 cwd=self.folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -111,17 +112,26 @@ class Ranks:
             message, kind = f"it never began: {_tail(self.folder / 'log-launch.txt')}", "infrastructure"
         return RankExit(rank=rank, outcome="signal", at=time.time(), code=code, kind=kind, message=message)
 
-    def _command(self, spec: Path, stand_in: str | None) -> list[str]:
+    def _command(self, spec: Path, stand_in: str | None) -> tuple[list[str], dict[str, str]]:
+        run = self.run
+        if run.direct and run.nproc == 1 and not stand_in:
+            return lone_rank(
+                spec,
+                nodes=run.nnodes,
+                node_rank=run.node_rank,
+                master_addr=run.master_addr,
+                master_port=run.master_port,
+            )
         command = torchrun_command(
             spec,
-            nodes=self.run.nnodes,
-            node_rank=self.run.node_rank,
-            procs_per_node=self.run.nproc,
-            master_addr=self.run.master_addr,
-            master_port=self.run.master_port,
+            nodes=run.nnodes,
+            node_rank=run.node_rank,
+            procs_per_node=run.nproc,
+            master_addr=run.master_addr,
+            master_port=run.master_port,
         )
         # for tests of the agent alone: another launcher, which gets torchrun's arguments
-        return [*shlex.split(stand_in), *command[3:]] if stand_in else command
+        return ([*shlex.split(stand_in), *command[3:]] if stand_in else command), {}
 
     def _environment(self, machine: str, environment: Mapping[str, str]) -> dict[str, str]:
         loopback = self.run.master_addr in ("127.0.0.1", "localhost", "::1")

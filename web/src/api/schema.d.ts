@@ -1563,6 +1563,11 @@ export interface components {
                 [key: string]: unknown;
             };
             resume?: components["schemas"]["Resume"] | null;
+            /**
+             * Direct
+             * @default false
+             */
+            direct: boolean;
         };
         /**
          * Series

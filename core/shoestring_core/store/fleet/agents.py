@@ -12,15 +12,15 @@ from uuid import UUID
 from sqlalchemy import Update, select, update
 
 from shoestring_core import task, wire
-from shoestring_core.decide import orders
+from shoestring_core.decide import membership, orders
 from shoestring_core.decide.terms import Terms
 from shoestring_core.errors import AgentRefused
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
 from shoestring_core.store import jobs
 from shoestring_core.store.engine import Read, Write
-from shoestring_core.store.fleet import gangs, records
-from shoestring_core.store.tables import Checkpoint, Generation, Job, Machine, Member
+from shoestring_core.store.fleet import gangs, records, work
+from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
 
 
 def redeem(
@@ -61,7 +61,9 @@ def redeem(
     complete = len(others) == size - 1 and all(
         row.redeemed_at is not None and row.state in ("calling", "up") for row in others
     )
-    if complete and records.wanted(job, attempt):
+    generation = db.sql.get(Generation, (job.id, job.generation))
+    first = generation is None or generation.attempt != attempt.no
+    if complete and first and records.wanted(job, attempt):
         gangs.open_generation(db, job.id, attempt.no, "the gang is complete")
     records.touched(
         db,
@@ -134,7 +136,7 @@ def report_member(db: Write, machine_id: UUID, said: wire.Member) -> bool:
     return False
 
 
-def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], reason: str = "") -> tuple[wire.Order, str]:
+def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], terms: Terms) -> tuple[wire.Order, str]:
     """What the service wants of the machine now, and an etag that changes when that does (not when a URL is signed).
 
     get_url    signs an object's key for download
@@ -154,7 +156,8 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], reason: str
             part=orders.Part(GenerationState(generation.state), mine.exited_at is not None)
             if mine and generation
             else None,
-            reason=reason or job.want_reason or attempt.reason or "",
+            reason=job.want_reason or attempt.reason or "",
+            newcomers=mine is not None and _newcomers_wait(db, job, attempt, generation, terms),
         )
     )
     run = None
@@ -163,6 +166,14 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], reason: str
     tag = f"{machine_id}:{machine.attempt}:{directive.kind}:{directive.generation}"
     etag = hashlib.sha256(tag.encode()).hexdigest()[:16]
     return wire.Order(kind=directive.kind, generation=directive.generation, reason=directive.reason, run=run), etag
+
+
+def _newcomers_wait(db: Read, job: Job, attempt: Attempt, generation: Generation | None, terms: Terms) -> bool:
+    """Whether machines wait to be let in, and the generation has done a step, so that each one gets the job on."""
+    if generation is None or generation.state != GenerationState.FORMED or not records.elastic(job):
+        return False
+    stepped = (generation.last_step or 0) > generation.start_step
+    return stepped and membership.newcomers_wait(work.look(db, attempt).fates, db.now, terms)
 
 
 def _ready(db: Write, job: Job, member: Member, port: int | None) -> bool:
@@ -213,6 +224,7 @@ def _run(
         master_port=int(port),
         task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.no),
         resume=resume,
+        direct=records.elastic(job),
     )
 
 

@@ -3,28 +3,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from uuid import UUID
 
 from sqlalchemy import exists, insert, or_, select, update
 
-from shoestring_core.decide import funding, losses
+from shoestring_core.decide import funding, losses, membership
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, Want
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.engine import Read, Write
-from shoestring_core.store.fleet import records
+from shoestring_core.store.fleet import facts, records, work
 from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
 
 
-def open_generation(db: Write, job_id: UUID, attempt_no: int, reason: str) -> int:
-    """The next generation, of all machines of the attempt; the one before is over. Returns its number.
+def open_generation(db: Write, job_id: UUID, attempt_no: int, reason: str, slots: Container[int] | None = None) -> int:
+    """The next generation, of all machines of the attempt or of those in `slots`; the one before is over. Returns its
+    number.
 
     The caller has claimed the job's row.
     """
     job = records.claim(db, job_id)
     spec = JobSpec.from_stored(job.spec)
     number = job.generation + 1
-    gang = sorted(records.gang(db, job_id, attempt_no), key=lambda row: row.slot)
+    gang = [row for row in records.gang(db, job_id, attempt_no) if slots is None or row.slot in slots]
     start = db.sql.get(Checkpoint, job.checkpoint) if job.checkpoint else None
     records.touched(db, update(Job).where(Job.id == job_id, Job.generation == job.generation).values(generation=number))
     _end_generation(db, job_id, reason)
@@ -74,8 +76,7 @@ def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, 
     if not records.wanted(job, attempt) or (generation or 0) != _generation_of(db, job, attempt_no):
         return False
     if isinstance(verdict, losses.Restart):
-        open_generation(db, job_id, attempt_no, verdict.reason)
-        return True
+        return _restart(db, job, attempt, verdict)
     if isinstance(verdict, losses.EndJob):
         _end_job(db, job, verdict)
         return close_attempt(db, job_id, attempt_no, verdict.reason)
@@ -98,6 +99,22 @@ def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, 
             )
         return close_attempt(db, job_id, attempt_no, verdict.reason)
     return False
+
+
+def _restart(db: Write, job: Job, attempt: Attempt, verdict: losses.Restart) -> bool:
+    """Open the next generation. Of a gang that may lose machines, those join that still can; False: too few do."""
+    one = work.look(db, attempt)
+    if not one.elastic:
+        open_generation(db, job.id, attempt.no, verdict.reason)
+        return True
+    slots = membership.muster(one.fates, one.spec.resources.least, verdict.expelled)
+    if not slots:
+        return False
+    open_generation(db, job.id, attempt.no, verdict.reason, slots)
+    for machine in one.machines:
+        if machine.slot in verdict.expelled:
+            facts.begin_end(db, machine.id, "it did not get ready in time", lease=False)
+    return True
 
 
 def begin_stopping(db: Write, job_id: UUID) -> bool:

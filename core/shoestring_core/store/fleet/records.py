@@ -73,6 +73,13 @@ def wanted(job: Job, attempt: Attempt) -> bool:
     )
 
 
+def elastic(job: Job) -> bool:
+    """Whether the job's gang may lose machines and go on."""
+    resources = job.spec["resources"]
+    least = resources.get("min")
+    return bool(least is not None and least < resources["nodes"])
+
+
 def by_job(rows: Iterable[Any]) -> dict[UUID, list[Any]]:
     groups: dict[UUID, list[Any]] = defaultdict(list)
     for row in rows:

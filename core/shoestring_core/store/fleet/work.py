@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from shoestring_core import wire
-from shoestring_core.decide import losses
+from shoestring_core.decide import losses, membership
 from shoestring_core.decide.terms import Terms
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import GenerationState, MachineState
@@ -29,6 +29,8 @@ class Unfinished:
     """All of the attempt, void ones too, by ordinal."""
     generation: Generation | None
     members: list[Member]
+    ran: frozenset[UUID]
+    """The machines of the last generation that formed."""
     restarts: int
     trained_us: int
     """How long the job's generations have run so far, over all attempts."""
@@ -46,10 +48,20 @@ class Unfinished:
     def alive(self) -> bool:
         return any(machine.state in records.ALIVE for machine in self.machines)
 
+    @property
+    def elastic(self) -> bool:
+        return records.elastic(self.job)
+
     def empty_slots(self, now: int, terms: Terms) -> list[int]:
-        """Slots whose machines so far are all void, and that may be asked for again by now."""
+        """Slots that need a machine, and that may be asked for again by now: all their machines so far are void; where
+        a gang that trains may lose machines, void or gone."""
+        filled = {row.slot for row in self.machines if row.state in records.ALIVE}
+        if self.generation is None:
+            filled = set(self.gang)
+        elif not self.elastic:
+            return []
         slots = []
-        for slot in set(range(self.spec.resources.nodes)) - set(self.gang):
+        for slot in set(range(self.spec.resources.nodes)) - filled:
             tries = [row for row in self.machines if row.slot == slot and row.created_at >= self.attempt.opened_at]
             last = max((row.created_at for row in tries), default=0)
             if now >= last + losses.delay(len(tries), terms):
@@ -57,17 +69,31 @@ class Unfinished:
         return slots
 
     def for_judging(self) -> losses.Gang:
-        parts = {member.machine: member for member in self.members}
-        fates = [_fate(machine, parts.get(machine.id)) for _, machine in sorted(self.gang.items())]
         generation = self.generation
         return losses.Gang(
             size=self.spec.resources.nodes,
-            fates=tuple(fates),
+            least=self.spec.resources.least,
+            fates=self.fates,
             opened_at=self.attempt.opened_at,
             generation=generation.no if generation else None,
             state=GenerationState(generation.state) if generation else None,
             generation_at=generation.opened_at if generation else 0,
             restarts=self.restarts,
+        )
+
+    @property
+    def fates(self) -> tuple[membership.Fate, ...]:
+        """The machine of each slot; once they train, those that do or did and those that have come since."""
+        parts = {member.machine: member for member in self.members}
+        machines = [row for _, row in sorted(self.gang.items())]
+        if self.generation is not None:
+            machines = [
+                row
+                for row in sorted(self.machines, key=lambda row: row.slot)
+                if row.id in parts or row.state in records.ALIVE or (row.id in self.ran and row.state != "void")
+            ]
+        return tuple(
+            _fate(row, parts.get(row.id), part=not parts or row.id in parts, ran=row.id in self.ran) for row in machines
         )
 
 
@@ -103,6 +129,11 @@ def find_work(db: Read) -> Work:
     )
 
 
+def look(db: Read, attempt: Attempt) -> Unfinished:
+    """One attempt as it is now."""
+    return _unfinished(db, [attempt])[0]
+
+
 def _unfinished(db: Read, attempts: list[Attempt]) -> list[Unfinished]:
     ids = {attempt.job for attempt in attempts}
     owners = {job.id: job for job in db.sql.scalars(select(Job).where(Job.id.in_(ids)))}
@@ -124,6 +155,7 @@ def _one(
 ) -> Unfinished:
     own = [row for row in generations if row.attempt == attempt.no]
     current = own[-1] if own and own[-1].no == job.generation else None
+    formed = max((row.no for row in own if row.formed_at is not None), default=None)
     return Unfinished(
         job=job,
         spec=JobSpec.from_stored(job.spec),
@@ -131,14 +163,15 @@ def _one(
         machines=[row for row in machines if row.attempt == attempt.no],
         generation=current,
         members=[row for row in members if current is not None and row.generation == current.no],
+        ran=frozenset(row.machine for row in members if row.generation == formed),
         restarts=max(0, sum(row.start_checkpoint == job.checkpoint for row in own) - 1),
         trained_us=sum((row.over_at or db.now) - row.formed_at for row in generations if row.formed_at is not None),
     )
 
 
-def _fate(machine: Machine, member: Member | None) -> losses.Fate:
+def _fate(machine: Machine, member: Member | None, *, part: bool, ran: bool) -> membership.Fate:
     exits = tuple(wire.RankExit.model_validate(end) for end in (member.exits or [])) if member else ()
-    return losses.Fate(
+    return membership.Fate(
         slot=machine.slot,
         state=MachineState(machine.state),
         end_cause=machine.end_cause,
@@ -147,4 +180,9 @@ def _fate(machine: Machine, member: Member | None) -> losses.Fate:
         ready_at=member.ready_at if member else None,
         exited_at=member.exited_at if member else None,
         exits=exits,
+        redeemed_at=machine.redeemed_at,
+        ended_at=machine.ended_at,
+        part=part,
+        first=member is not None and member.node_rank == 0,
+        trained=ran,
     )
