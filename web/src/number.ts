@@ -12,6 +12,11 @@ export function value(x: number | string | null | undefined): string {
   return n.toPrecision(4).replace("-", "−");
 }
 
+/** Whether a metric is a share of right answers, shown as per cent: val/acc, val/acc_top5, val/acc_tta. */
+export function isAccuracy(name: string): boolean {
+  return /\/acc(_\w+)?$/.test(name);
+}
+
 /** The same for a metric by its name: bytes and per cent have their units. */
 export function metric(name: string, x: number | string | null | undefined): string {
   const n = typeof x === "string" ? Number(x) : x;
@@ -19,7 +24,7 @@ export function metric(name: string, x: number | string | null | undefined): str
     if (name.endsWith("_bytes")) return bytes(n);
     if (name.endsWith("_percent")) return `${n.toFixed(0)} %`;
     if (name.endsWith("_watts")) return `${n.toFixed(0)} W`;
-    if (name.endsWith("/acc")) return `${(n * 100).toFixed(2)} %`;
+    if (isAccuracy(name)) return `${(n * 100).toFixed(2)} %`;
   }
   return value(n);
 }

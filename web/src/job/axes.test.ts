@@ -40,6 +40,7 @@ test.each([
   ["train/loss", 3, 1, false, "3"],
   ["val/acc", 0.975, 0.025, false, "97.5 %"],
   ["val/acc", 1, 0.1, false, "100 %"],
+  ["val/acc_top5", 0.975, 0.025, false, "97.5 %"],
   ["train/lr", 0.0001, 0, true, "0.0001"],
   ["train/loss", -0.5, 0.25, false, "−0.50"],
   ["train/loss", 2e6, 1e6, false, "2.00e6"],

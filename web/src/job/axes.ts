@@ -1,7 +1,7 @@
 /** Where points and ticks stand, and what ticks say. */
 import type uPlot from "uplot";
 import { type Curves, drawn, type Line } from "../curves";
-import { count, metric } from "../number";
+import { count, isAccuracy, metric } from "../number";
 import { duration } from "../time";
 
 export type XAxis = "step" | "epoch" | "time";
@@ -69,8 +69,8 @@ export function placeText(x: XAxis, at: number): string {
 export function tickText(name: string, tick: number | null, step: number, log: boolean): string {
   if (tick === null) return "";
   if (name.endsWith("_bytes")) return metric(name, tick);
-  const unit = name.endsWith("/acc") || name.endsWith("_percent") ? " %" : "";
-  const scale = name.endsWith("/acc") ? 100 : 1;
+  const unit = isAccuracy(name) || name.endsWith("_percent") ? " %" : "";
+  const scale = isAccuracy(name) ? 100 : 1;
   if (log) return `${Number((tick * scale).toPrecision(3))}${unit}`;
   if (Math.abs(tick) >= 1e5 || (step > 0 && step < 1e-5)) return metric(name, tick);
   const decimals = [0, 1, 2, 3, 4, 5, 6].find((d) => Math.abs(Math.round(step * scale * 10 ** d) - step * scale * 10 ** d) < 1e-6) ?? 6;
