@@ -619,10 +619,13 @@ def _goal_problems(goal: Mapping[str, Any], recipe: recipes.Recipe | None) -> li
     if recipe is not None and isinstance(metric, str) and metric != recipe.metric:
         message = f"{recipe.name} can't stop at {shown(metric)}. Use {recipe.metric}."
         problems.append(Problem("/goal/metric", message, "invalid-value", recipe.metric))
-    if _is_number(reach) and str(metric).endswith("/acc") and not 0 < reach <= 1:
+    if _is_number(reach) and _ACCURACY.search(str(metric)) and not 0 < reach <= 1:
         message = f"An accuracy is a share between 0 and 1, such as 0.97, not {shown(reach)}."
         problems.append(Problem("/goal/reach", message, "invalid-value"))
     return problems
+
+
+_ACCURACY = re.compile(r"/acc(_\w+)?$")
 
 
 def _is_number(value: Any) -> TypeGuard[int | float | Decimal]:

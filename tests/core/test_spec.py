@@ -320,6 +320,10 @@ def test_a_misspelt_word_is_met_with_the_right_one(tree, at, suggestion):
         ({"goal": {"metric": "val/acc"}}, "/goal/reach"),
         ({"goal": {"metric": "val/acc", "reach": 97}}, "/goal/reach"),
         ({"goal": {"metric": "val/acc", "reach": "high"}}, "/goal/reach"),
+        (
+            {"recipe": "imagenet/cheap", "data": {"train": "/pics"}, "goal": {"metric": "val/acc_top5", "reach": 93}},
+            "/goal/reach",
+        ),
         ({"goal": {"reach": 0.9}}, "/goal/metric"),
         ({"checkpoint": {"every": "0.1s"}}, "/checkpoint/every"),
         ({"checkpoint": {"every": "often"}}, "/checkpoint/every"),

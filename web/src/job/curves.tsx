@@ -8,7 +8,8 @@ import type { XAxis } from "./axes";
 import type { View } from "./plot";
 
 /** Which epoch it is belongs on an axis, not on a chart. */
-const AXIS_NAMES = new Set(["epoch"]);
+/** What others are drawn over, and what results are reckoned with: neither is a curve to look at. */
+const UNSEEN = /^(epoch|time\/.*)$/;
 
 export function CurvesPanel({ feed, attempts, startedAt, over }: {
   feed: JobFeed;
@@ -27,7 +28,7 @@ export function CurvesPanel({ feed, attempts, startedAt, over }: {
   const start = startedAt ? Date.parse(startedAt) / 1000 : 0;
   const view = useMemo<View>(() => ({ x, log, smoothing, start, slots }), [x, log, smoothing, start, slots]);
 
-  const training = all.filter((name) => !isSystem(name) && !AXIS_NAMES.has(name));
+  const training = all.filter((name) => !isSystem(name) && !UNSEEN.test(name));
   const system = all.filter(isSystem);
   const axes: XAxis[] = all.includes("epoch") ? ["step", "epoch", "time"] : ["step", "time"];
   return (
