@@ -68,11 +68,12 @@ def submit(body: rest.SubmitJob, service: Here, caller: Caller, key: Idempotency
     """Queue a training job for the caller's team."""
     spec = parse(body.spec)
     _check_team(spec, caller)
-    _check_data(spec, service.settings.data_roots)
+    _check_paths(spec, service.settings.data_roots)
+    init = _weights(spec.init_job, service, caller) if spec.init_job else None
 
     def work(db: Write) -> rest.Job:
-        job = jobs.submit(db, caller.team, caller.user, spec, smallest_hold=_smallest_hold(spec, service))
-        return _view(db, job)
+        hold = _smallest_hold(spec, service)
+        return _view(db, jobs.submit(db, caller.team, caller.user, spec, smallest_hold=hold, init=init))
 
     if body.dry_run:
         return Response(_tried(service.store, work).model_dump_json(), media_type="application/json")
@@ -145,17 +146,33 @@ def _check_team(spec: JobSpec, caller: Principal) -> None:
         )
 
 
-def _check_data(spec: JobSpec, roots: Sequence[Path]) -> None:
+def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
     """Missing and forbidden paths get one answer, so that nobody can feel their way around the disk."""
-    if spec.data is None:
-        return
-    path = Path(os.path.realpath(spec.data.train))
-    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots) or not path.is_dir():
-        message = f"{spec.data.train!r} is not a folder that jobs may read."
+    problems = []
+    if spec.data and not (_lies_under(roots, spec.data.train) and Path(spec.data.train).is_dir()):
+        problems.append(("/data/train", f"{spec.data.train!r} is not a folder that jobs may read.", "data-not-found"))
+    if spec.init and not spec.init_job and not (_lies_under(roots, spec.init) and Path(spec.init).exists()):
+        problems.append(("/init", f"{spec.init!r} is no file or folder that jobs may read.", "init-not-found"))
+    if problems:
         allowed = (
-            "Folders lie under " + ", ".join(map(str, roots)) if roots else "Allow one: shoestring up --data-root DIR"
+            "They lie under " + ", ".join(map(str, roots)) if roots else "Allow one: shoestring up --data-root DIR"
         )
-        raise InvalidSpec([Problem("/data/train", f"{message} {allowed}.", "data-not-found")])
+        raise InvalidSpec([Problem(at, f"{message} {allowed}.", code) for at, message, code in problems])
+
+
+def _lies_under(roots: Sequence[Path], given: str) -> bool:
+    path = Path(os.path.realpath(given))
+    return any(path.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+def _weights(job_id: UUID, service: Service, caller: Principal) -> UUID:
+    """The checkpoint that `init: job/ID` means from now on. It must still be there."""
+    with service.store.read() as db:
+        found = checkpoints.to_start_with(db, caller.team, job_id)
+    if service.objects.head(f"{found.object_key}/data") is None:
+        message = f"The newest checkpoint of job {job_id}, of step {found.step}, is not in the object store any more."
+        raise InvalidSpec([Problem("/init", f"{message} Name another job.", "no-checkpoint")])
+    return found.id
 
 
 def _smallest_hold(spec: JobSpec, service: Service) -> int:

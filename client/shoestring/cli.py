@@ -90,6 +90,7 @@ def submit(
     shoestring submit digits/quickstart epochs=10 resources.nodes=2 --watch
     shoestring submit -f job.yaml
     shoestring submit imagefolder/resnet9 data.train=/data/pictures limits.cost=3.00
+    shoestring submit imagefolder/resnet9 data.train=/data/pictures init=job/0193   start with that job's weights
     """
     if (recipe is None) == (file is None):
         raise typer.BadParameter("give either a recipe name or -f FILE")
@@ -102,6 +103,8 @@ def submit(
         assert recipe is not None
         tree = spec.from_arguments(recipe, params or [])
     with connect(url) as client:
+        if isinstance(tree, dict) and str(tree.get("init")).startswith("job/"):
+            tree["init"] = f"job/{resolve(client, tree['init'].removeprefix('job/'))}"
         job = client.submit(tree, dry_run=dry_run)
         if dry_run:
             tell(job.spec, as_json, lambda: out.print_json(data=job.spec))

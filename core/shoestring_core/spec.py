@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -247,10 +248,21 @@ def _name(value: str) -> str:
 
 def _absolute(value: str) -> str:
     if "://" in value:
-        raise _later("give the path of a folder on the machine where Shoestring runs")
+        raise _later("give a path on the machine where Shoestring runs")
     if not value.startswith("/"):
         raise _wrong(f"must be an absolute path such as /data/pictures, not {shown(value)}")
     return value
+
+
+def _start(value: str) -> str:
+    if value.startswith("job/"):
+        try:
+            return f"job/{UUID(value.removeprefix('job/'))}"
+        except ValueError:
+            raise _wrong(f"must name a job by its whole id, as `shoestring ls` shows it, not {shown(value)}") from None
+    if "://" not in value and not value.startswith("/"):
+        raise _wrong(f"must be job/ID, or an absolute path such as /models/resnet18, not {shown(value)}")
+    return _absolute(value)
 
 
 def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -320,6 +332,7 @@ TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256), _WOR
 Share = Annotated[str, Shape(r"(100|[0-9]{1,2})%", "a share such as 10%")]
 Size = Annotated[str, Shape(r"[1-9][0-9]{0,6}(GB|TB)", "a size such as 200GB")]
 Folder = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_absolute)]
+Start = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_start)]
 
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], Field(strict=False, max_length=64), AfterValidator(_unique)]
@@ -513,10 +526,17 @@ class JobSpec(_Section):
         Later("nothing can be finished with money that isn't there; use pause or stop", ("pause", "stop")),
     ] = "pause"
     """What follows the last checkpoint when the money has run out: wait for more, or end."""
-    init: Annotated[Text | None, Later("train from the start")] = None
-    """Warm start from `job/ID` or from the path of a model."""
+    init: Start | None = None
+    """Start with the weights of `job/ID`, as of its newest checkpoint at the submission, or with those at an absolute
+    path: a run's folder, a folder with model.safetensors or network.safetensors, or a .safetensors file. Weights that
+    don't fit stay fresh and are named in the log."""
     after: Annotated[Several[Text], Later("submit it when the others have finished", ((),))] = ()
     """Jobs that must finish first."""
+
+    @property
+    def init_job(self) -> UUID | None:
+        """The job whose weights it starts with, if `init` names one."""
+        return UUID(self.init.removeprefix("job/")) if self.init and self.init.startswith("job/") else None
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, JSON-able: money as decimal strings, durations in seconds; `parse` reads it."""
@@ -729,7 +749,7 @@ def _nearest(given: Any, known: list[str]) -> str | None:
 
 # From arguments to tree.
 
-_TEXT_FIELDS = ("name", "team", "limits", "data", "tags", "env")
+_TEXT_FIELDS = ("name", "team", "limits", "data", "tags", "env", "init")
 
 
 def _argument_value(text: str, *, is_text: bool) -> Any:

@@ -33,7 +33,8 @@ on_budget: pause
 ```
 
 On the command line: `shoestring submit digits/quickstart epochs=80 seed=7 resources.nodes=2 limits.cost=3.00`.
-Plain keys are parameters of the recipe, dotted keys are fields below.
+Plain keys are parameters of the recipe, dotted keys and names of fields are fields below.
+`shoestring submit digits/quickstart init=job/0193` starts with what another job of the team has learned.
 
 - Money is read from the literal text, exactly, up to six decimals.
 - Durations are `90s`, `5m`, `2h`, `1d`, `1h30m` or plain seconds.

@@ -13,7 +13,7 @@ AUTO_CHECKPOINT_S = 15.0
 
 
 def of_spec(spec: JobSpec, *, job: str, generation: int) -> dict[str, Any]:
-    """task.json without local paths: it starts from nothing; whoever has a checkpoint fills in `resume`."""
+    """task.json without local paths: whoever has a checkpoint fills in `resume`, and `init` where that names a job."""
     every = spec.checkpoint.every
     return {
         "format": FORMAT,
@@ -25,7 +25,7 @@ def of_spec(spec: JobSpec, *, job: str, generation: int) -> dict[str, Any]:
         "seed": spec.params.get("seed", 0),
         "precision": spec.params.get("precision", "auto"),
         "resume": None,
-        "init": None,
+        "init": spec.init,
         "checkpoint": {"every_s": AUTO_CHECKPOINT_S if isinstance(every, str) else every, "every_steps": None},
         "goal": spec.goal.model_dump(mode="json", include={"metric", "reach", "then"}) if spec.goal else None,
         **({"export": list(spec.outputs.export)} if spec.outputs and spec.outputs.export else {}),

@@ -172,7 +172,7 @@ class Uploads(Message):
 
 
 class Resume(Message):
-    """The checkpoint that a generation starts from."""
+    """A checkpoint that a generation starts from."""
 
     step: Step
     data_url: str
@@ -190,6 +190,8 @@ class Run(Message):
     master_port: int
     task: dict[str, Any]
     resume: Resume | None = None
+    init: Resume | None = None
+    """Another job's checkpoint, whose weights are all that is taken from it; only where there is nothing to resume."""
     direct: bool = False
     """A machine's only rank starts without torchrun before it: where gangs change, the others wait for its start."""
 

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from uuid import uuid4
+from pathlib import Path
+from uuid import UUID, uuid4
 
-from tests.api.deployment import SPEC, Deployment
+from shoestring_core import wire
+from shoestring_core.store.fleet import gangs
+
+from tests.api.deployment import SPEC, Agent, Deployment
 
 
 def test_a_job_is_submitted_shown_and_listed(here: Deployment) -> None:
@@ -75,3 +79,89 @@ def test_a_list_is_filtered_and_paged(here: Deployment) -> None:
         if cursor is None:
             break
     assert seen == ["job 4", "job 3", "job 2", "job 1"]
+
+
+def test_a_job_starts_with_the_weights_of_another_until_it_has_its_own(here: Deployment) -> None:
+    source, (teacher,) = here.running()
+    teacher.points(range(1, 9))
+    assert teacher.checkpoint(4, {"model.safetensors": b"early"}).status_code == 200
+    job = here.submit(init=f"job/{source}")
+    assert teacher.checkpoint(8, {"model.safetensors": b"late"}).status_code == 200
+
+    (agent,) = here.launch(job)
+    run = started(agent)
+    assert run.resume is None
+    assert run.init is not None
+    assert run.init.step == 4  # as it was when the job was submitted
+    assert here.nobody.get(run.init.data_url).content == b"early"
+    assert run.task["init"] == f"job/{source}"
+
+    agent.points(range(1, 5))
+    assert agent.checkpoint(3, {"model.safetensors": b"own"}).status_code == 200
+    here.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
+    again = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
+    assert again is not None
+    assert again.resume is not None
+    assert (again.resume.step, again.init) == (3, None)
+
+
+def test_a_retry_that_starts_anew_starts_with_the_same_weights(here: Deployment) -> None:
+    source, (teacher,) = here.running()
+    teacher.points(range(1, 9))
+    teacher.checkpoint(4, {"model.safetensors": b"early"})
+    job = here.submit(init=f"job/{source}")
+    teacher.checkpoint(8, {"model.safetensors": b"late"})
+    here.member.post(f"/v1/jobs/{job}:stop")
+    again = here.member.post(f"/v1/jobs/{job}:retry").json()
+    (agent,) = here.launch(UUID(again["id"]))
+    run = started(agent)
+    assert run.init is not None
+    assert run.init.step == 4
+
+
+def test_weights_that_nobody_may_see_or_that_are_not_there_are_refused(here: Deployment) -> None:
+    source, (teacher,) = here.running()
+
+    def answer(job: object, who: str = "member") -> tuple[int, str, str]:
+        said = getattr(here, who).post("/v1/jobs", json={"spec": SPEC | {"init": f"job/{job}"}})
+        return said.status_code, said.json().get("code", ""), said.text
+
+    status, code, text = answer(source)
+    assert (status, code) == (422, "invalid-spec")
+    assert "no checkpoint yet" in text
+    assert '"/init"' in text
+    teacher.checkpoint(4, {"model.safetensors": b"weights"})
+    assert answer(source)[0] == 201
+    missing, foreign = answer(uuid4(), "stranger"), answer(source, "stranger")
+    assert missing[:2] == (404, "not-found")
+    assert foreign[:2] == missing[:2]
+    assert here.stranger.get(f"/v1/jobs/{source}").json()["detail"] in foreign[2]
+
+    for file in Path(here.settings.objects).glob("**/data*"):
+        file.unlink()
+    status, code, text = answer(source)
+    assert (status, code) == (422, "invalid-spec")
+    assert "not in the object store any more" in text
+
+
+def test_a_path_to_weights_is_answered_like_a_path_to_data(here: Deployment, tmp_path: Path) -> None:
+    allowed, forbidden = tmp_path / "data" / "model", tmp_path / "secret"
+    for folder in (allowed, forbidden):
+        folder.mkdir(parents=True)
+    (agent,) = here.launch(here.submit(init=str(allowed)))
+    assert started(agent).task["init"] == str(allowed)
+    answers = [
+        here.member.post("/v1/jobs", json={"spec": SPEC | {"init": str(path)}}).json()["errors"][0]
+        for path in (forbidden, tmp_path / "missing")
+    ]
+    said = [answer["message"].replace(str(tmp_path), "").split("'")[2] for answer in answers]
+    assert said[0] == said[1]
+    assert [answer["code"] for answer in answers] == ["init-not-found"] * 2
+
+
+def started(agent: Agent) -> wire.Run:
+    """What the only machine of a fresh job is told to run."""
+    agent.redeem()
+    run = agent.report(member={"generation": 1, "state": "ready", "port": 29500}).order.run
+    assert run is not None
+    return run

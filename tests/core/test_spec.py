@@ -217,7 +217,7 @@ NOT_YET = {
     "/notify": ({"notify": {"slack": "#lab", "on": ["started"]}}, {"notify": "#lab"}),
     "/priority": ({"priority": "high"}, {"priority": "urgent"}),
     "/on_budget": ({"on_budget": "finish"}, {"on_budget": "borrow"}),
-    "/init": ({"init": "job/0192"}, {"init": 5}),
+    "/init": ({"init": "s3://bucket/model"}, {"init": "job/7"}),
     "/after": ({"after": ["0192"]}, {"after": "0192"}),
     "/data/train": (
         {"recipe": "imagefolder/resnet9", "data": {"train": "s3://bucket/pics"}},
@@ -241,6 +241,17 @@ def test_a_field_that_is_not_built_is_checked_and_refused_never_ignored(at):
     assert list(said) == [at]
     assert said[at].startswith("not-supported-yet: not supported yet; ")
     assert problems(QUICK | wrong)[at].startswith("invalid-value: ")
+
+
+def test_a_warm_start_names_a_job_or_an_absolute_path():
+    job = "0192f0c1-0000-7000-8000-000000000007"
+    named = spec.parse(spec.from_arguments("digits/quickstart", [f"init=job/{job.upper()}"]))
+    assert (named.init, str(named.init_job)) == (f"job/{job}", job)
+    assert JobSpec.from_stored(named.resolved()).init_job == named.init_job
+    placed = spec.parse(QUICK | {"init": "/models/digits"})
+    assert (placed.init, placed.init_job) == ("/models/digits", None)
+    assert "whole id" in problems(QUICK | {"init": "job/0192"})["/init"]
+    assert "absolute path" in problems(QUICK | {"init": "models/digits"})["/init"]
 
 
 def test_the_list_of_what_is_not_built_is_complete():
@@ -395,7 +406,7 @@ def test_the_wish_list_of_the_design_is_understood_to_the_last_field():
         tags: {assignment: hw3}
         priority: normal
         on_budget: finish
-        init: job/7
+        init: s3://bucket/resnet18
         after: [a, b]
     """)
     assert {text.partition(":")[0] for text in said.values()} == {"not-supported-yet"}

@@ -71,10 +71,18 @@ class Service:
             self.generation = max(self.generation, order.generation)
             self.changed.notify_all()
 
-    def run(self, generation: int, *, nproc: int = 1, resume: Resume | None = None, **params: Any) -> None:
+    def run(
+        self,
+        generation: int,
+        *,
+        nproc: int = 1,
+        resume: Resume | None = None,
+        init: Resume | None = None,
+        **params: Any,
+    ) -> None:
         task = {"format": 1, "job": "job", "generation": generation, "recipe": "digits/quickstart", "params": params}
         place = {"node_rank": 0, "nnodes": 1, "nproc": nproc, "master_addr": "127.0.0.1", "master_port": 29500}
-        self.say(Order(kind="run", generation=generation, run=Run(**place, task=task, resume=resume)))
+        self.say(Order(kind="run", generation=generation, run=Run(**place, task=task, resume=resume, init=init)))
 
     def fail(self, path: str, what: int | str, times: int = 1, code: str = "internal") -> None:
         self.faults.append(Fault(path, what, times, code))

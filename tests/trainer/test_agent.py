@@ -175,6 +175,26 @@ def test_a_checkpoint_that_is_not_the_committed_one_starts_nothing(machine: Mach
     assert not (machine.folder / "gen/2/metrics.jsonl").exists()
 
 
+def test_another_jobs_weights_are_fetched_for_the_ranks_or_their_loss_is_told(machine: Machine) -> None:
+    machine.boot()
+    machine.service.run(1, steps=3)
+    machine.until_exited()
+    weights = machine.service.resume()
+    machine.service.run(2, init=weights, steps=5)
+    machine.until_exited(2)
+    task = json.loads((machine.folder / "gen/2/task.json").read_text())
+    assert task["resume"] is None
+    assert task["init"]["manifest"].endswith(f"{weights.manifest_sha256}.json")
+    assert machine.service.exits(2) == ["finished"]
+    gone = weights.model_copy(update={"manifest_sha256": "0" * 64})
+    machine.service.run(3, init=gone, steps=5)
+    machine.until_exited(3)
+    (end,) = machine.service.members[-1].exits
+    assert (end.outcome, end.kind) == ("error", "data")
+    assert "init" in end.message
+    assert "name other weights" in end.message
+
+
 def test_periodic_checkpoints_are_committed_while_training_goes_on(machine: Machine) -> None:
     machine.boot()
     machine.service.run(1, steps=10_000, save_every=10)

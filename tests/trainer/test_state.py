@@ -14,8 +14,9 @@ from shoestring_trainer.training.faults import DataError
 from shoestring_trainer.training.models import build_model
 from shoestring_trainer.training.optimizers import build_optimizer
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.state import State, pack, restore, warm_start
+from shoestring_trainer.training.state import State, pack, restore
 from shoestring_trainer.training.task import Saved
+from shoestring_trainer.training.warm_start import warm_start
 
 IDENTITY = {"recipe": "digits/quickstart@1", "params": {"width": 4}, "seed": 1, "data": "fingerprint"}
 
@@ -127,15 +128,6 @@ def test_parts_are_hashed_one_by_one_and_together(tmp_path: Path, parts: dict[st
     assert read_checkpoint(saved.data, saved.manifest) == parts
     manifest = json.loads(saved.manifest.read_text())
     assert manifest["bytes"] == saved.data.stat().st_size == sum(part["bytes"] for part in manifest["parts"])
-
-
-def test_a_warm_start_takes_what_fits_and_names_the_rest(tmp_path: Path, parts: dict[str, bytes], capsys):
-    other = build_model("convnet", Settings(width=4), classes=7, mean=[0.3], std=[0.4])
-    warm_start(other, save(tmp_path, parts))
-    assert torch.equal(other.state_dict()["1.0.0.weight"], trained().model.state_dict()["1.0.0.weight"])
-    assert "1.7.weight" in capsys.readouterr().out
-    with pytest.raises(DataError, match="no weight"):
-        warm_start(build_model("convnet", Settings(width=5), classes=7, mean=[0.3], std=[0.4]), save(tmp_path, parts))
 
 
 @pytest.mark.parametrize(

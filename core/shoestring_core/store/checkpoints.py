@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import insert, select, update
 
 from shoestring_core import wire
-from shoestring_core.errors import AgentRefused, InvalidRequest, PointsMissing
+from shoestring_core.errors import AgentRefused, InvalidRequest, InvalidSpec, PointsMissing, Problem
 from shoestring_core.states import EndReason, JobState
 from shoestring_core.store import jobs
 from shoestring_core.store.engine import Read, Write
@@ -134,6 +134,19 @@ def commit(db: Write, machine_id: UUID, said: wire.Commit) -> bool:
 def newest(db: Read, job_id: UUID) -> Checkpoint | None:
     """The checkpoint that the job would resume from."""
     return db.sql.scalar(select(Checkpoint).join(Job, Job.checkpoint == Checkpoint.id).where(Job.id == job_id))
+
+
+def to_start_with(db: Read, team: UUID, job_id: UUID) -> Checkpoint:
+    """The checkpoint with whose weights another job of the team may start.
+
+    Raises NotFound, for another team's job as well, and InvalidSpec if the job has saved nothing yet.
+    """
+    job = jobs.get(db, team, job_id)
+    found = newest(db, job.id)
+    if found is None:
+        message = f"Job {job.id} has no checkpoint yet. Name one that has, or wait until it has saved its first."
+        raise InvalidSpec([Problem("/init", message, "no-checkpoint")])
+    return found
 
 
 def final(db: Read, job_id: UUID) -> Checkpoint | None:

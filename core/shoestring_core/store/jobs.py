@@ -28,12 +28,14 @@ WantReason = Literal["user", "budget", "time_limit", "goal"]
 
 
 def submit(
-    db: Write, team: UUID, user: UUID, spec: JobSpec, *, smallest_hold: int, retried_from: Job | None = None
-) -> Job:
+    db: Write, team: UUID, user: UUID, spec: JobSpec,
+    *, smallest_hold: int, retried_from: Job | None = None, init: UUID | None = None,
+) -> Job:  # fmt: skip
     """Queue a job, with an account of its own below its member's.
 
     smallest_hold  micro-dollars that its first machines take at least
     retried_from   an ended job whose last checkpoint it starts from, unless that succeeded
+    init           the checkpoint with whose weights it starts
 
     Raises BudgetExceeded only if a *limit* on the path could never cover it; a job that must wait for money queues.
     """
@@ -48,6 +50,7 @@ def submit(
             spec=spec.resolved(),
             state=JobState.QUEUED,
             checkpoint=_start_of(retried_from),
+            init=init,
             retried_from=retried_from.id if retried_from else None,
             created_at=db.now,
             queued_at=db.now,
@@ -141,14 +144,15 @@ def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> Job:
 
 
 def retry(db: Write, team: UUID, job: UUID, user: UUID, *, smallest_hold: int) -> Job:
-    """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts from nothing.
+    """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts as it did.
 
     Raises WrongState if it has not ended, NotFound, BudgetExceeded.
     """
     old = get(db, team, job)
     if old.state != JobState.ENDED:
         raise WrongState(f"The job is {_words(old.state)}; only an ended job can be retried.", hint="Stop it first.")
-    return submit(db, team, user, JobSpec.from_stored(old.spec), smallest_hold=smallest_hold, retried_from=old)
+    spec = JobSpec.from_stored(old.spec)
+    return submit(db, team, user, spec, smallest_hold=smallest_hold, retried_from=old, init=old.init)
 
 
 # Finding

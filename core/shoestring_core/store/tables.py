@@ -162,6 +162,8 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     generation: Mapped[int] = mapped_column(default=0)
     checkpoint: Mapped[UUID | None]
+    init: Mapped[UUID | None]
+    """The checkpoint of another job with whose weights it starts; its retries do so too."""
     steps_total: Mapped[int | None]
     last_step: Mapped[int] = mapped_column(default=0)
     last_epoch_milli: Mapped[int | None]

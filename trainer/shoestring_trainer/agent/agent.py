@@ -399,20 +399,26 @@ class Agent:
             self.spool.begin(ranks.generation)
             self.tails.follow(ranks.folder, ranks.numbers)
             await ranks.start(str(self.machine), task, self.environment)
-        except (Unfetchable, OSError) as error:
+        except Unfetchable as error:
+            if order.run.init:  # another job's, which its user chose: trying again doesn't bring it back
+                return self.tell(_failed(ranks, f"init: {error}; name other weights and submit again", "data"))
+            return self.tell(_failed(ranks, f"the ranks can't be started: {error}"))
+        except OSError as error:
             return self.tell(_failed(ranks, f"the ranks can't be started: {error}"))
         self.ranks = ranks
         self.tell(Member(generation=ranks.generation, state="running"))
         self.watching = self.group.create_task(self.watch(ranks))
 
     async def task(self, order: Order) -> dict[str, Any]:
-        """What task.json holds: the order's task, with the files that it resumes from."""
-        assert order.run
-        resume = None
-        if order.run.resume:
-            data, manifest = await self.cache.fetch(self.service, order.run.resume)
-            resume = {"data": str(data), "manifest": str(manifest)}
-        return {**order.run.task, "generation": order.generation, "resume": resume}
+        """What task.json holds: the order's task, with the files that it starts from."""
+        run = order.run
+        assert run
+        task = {**run.task, "generation": order.generation, "resume": None}
+        for name, checkpoint in (("resume", run.resume), ("init", run.init)):
+            if checkpoint:
+                data, manifest = await self.cache.fetch(self.service, checkpoint)
+                task[name] = {"data": str(data), "manifest": str(manifest)}
+        return task
 
     async def unless_ordered(self, work: Coroutine[Any, Any, T]) -> T | None:
         """The result of `work`; None if another order came first."""
@@ -588,10 +594,9 @@ class Agent:
             await asyncio.sleep(TELEMETRY_S)
 
 
-def _failed(ranks: Ranks, why: str) -> Member:
+def _failed(ranks: Ranks, why: str, kind: str = "infrastructure") -> Member:
     """The end of ranks that this machine could not run."""
     exits = [
-        RankExit(rank=rank, outcome="error", at=time.time(), kind="infrastructure", message=why[:2000])
-        for rank in ranks.numbers
+        RankExit(rank=rank, outcome="error", at=time.time(), kind=kind, message=why[:2000]) for rank in ranks.numbers
     ]
     return Member(generation=ranks.generation, state="exited", exits=exits)

@@ -87,6 +87,9 @@ def _from_spec(given: Path, params: Sequence[str], to: Path | None) -> Path:
 
     tree = _tree(given, params)
     wanted = spec.parse(tree)
+    if wanted.init_job:
+        get = f"shoestring artifacts get {wanted.init_job} --to DIR"
+        raise UserError(f"{wanted.init} lies with a service; fetch it with `{get}`, then give init=/path/to/DIR")
     folder = to or _free_folder(str(wanted.name))
     folder.mkdir(parents=True, exist_ok=True)
     if ignored := [name for name in OF_THE_SERVICE if name in tree]:

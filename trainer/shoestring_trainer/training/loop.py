@@ -38,8 +38,9 @@ from shoestring_trainer.training.samples import SampleLog
 from shoestring_trainer.training.schedules import Phase, Plan, first_view
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.shared_batch import share_batch
-from shoestring_trainer.training.state import Saver, State, restore, warm_start
+from shoestring_trainer.training.state import Saver, State, restore
 from shoestring_trainer.training.task import Goal, Outcome, Standing, Task
+from shoestring_trainer.training.warm_start import warm_start
 
 SCORING = "time/scoring_s"
 """Seconds of a step's line that went into scoring on held-out pictures, so that training can be timed without them."""
@@ -75,8 +76,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
     learn_from_pictures(model, data.train.bytes_NCHW, data.white)
     model.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if task.init and not task.resume:
-        warm_start(model, task.init)
+    warmed = warm_start(model, task.init) if task.init else None
     scaler = build_scaler(gang, precision, settings)
     optimizer = build_optimizer(model, settings, scaled=scaler.is_enabled())
     identity = {"recipe": recipe.reference, "params": params, "seed": seed, "data": data.fingerprint}
@@ -103,6 +103,8 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     progress = Progress(total) if report else None
     if report:
         report.event("started", step=step, steps_total=total, world=gang.world, precision=precision.value)
+        if warmed:
+            report.event("warm_start", step=step, message=warmed)
     orders.training_began()
     hooks, run = load_hooks(settings.hooks), Run(model, optimizer, settings, gang.rank, step)
     noise = NoiseScale(model, gang)

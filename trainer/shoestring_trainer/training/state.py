@@ -7,7 +7,6 @@ What is not here needs no saving: data order, augmentation and dropout are funct
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,18 +84,6 @@ def restore(state: State, saved: Saved) -> int:
     if not isinstance(step, int) or step < 0:
         raise DataError(f"the checkpoint {saved.data} has no usable step ({step!r}); start from another checkpoint")
     return step
-
-
-def warm_start(model: nn.Module, saved: Saved) -> None:
-    """Begin with another run's weights where names and shapes agree; the rest stay fresh and are named in the log."""
-    tensors = unpack_tensors(read_checkpoint(saved.data, saved.manifest), "model.safetensors", saved.data)
-    own = model.state_dict()
-    fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
-    if not any(name.endswith("weight") for name in fitting):
-        raise DataError(f"no weight in {saved.data} fits this model; start from a checkpoint of the same network")
-    if fresh := sorted(set(own) - set(fitting)):
-        sys.stdout.write(f"warm start: left fresh, for want of a fitting tensor: {', '.join(fresh)}\n")
-    model.load_state_dict(fitting, strict=False)
 
 
 class Saver:

@@ -38,6 +38,7 @@ class Task:
     """A validated task file. `folder` is where it lies, and where everything the ranks write goes.
 
     seed, precision  None: as the recipe's parameters say
+    init             weights to start with: another run's checkpoint, or a path; None for a run that goes on
     onnx             the model is wanted as ONNX too
     """
 
@@ -50,7 +51,7 @@ class Task:
     seed: int | None
     precision: str | None
     resume: Saved | None
-    init: Saved | None
+    init: Saved | Path | None
     save_every_s: float | None
     save_every_steps: int | None
     goal: Goal | None
@@ -92,6 +93,7 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     every = text.get("checkpoint") or {}
     data, goal = text.get("data"), text.get("goal")
+    resume = _saved(text.get("resume"))
     return Task(
         folder=folder,
         job=str(text["job"]),
@@ -101,8 +103,8 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         data_path=Path(data["train"]) if data else None,
         seed=None if seed is None else int(seed),
         precision=precision,
-        resume=_saved(text.get("resume")),
-        init=_saved(text.get("init")),
+        resume=resume,
+        init=None if resume else _init(text.get("init")),
         save_every_s=every.get("every_s"),
         save_every_steps=every.get("every_steps"),
         goal=Goal(str(goal["metric"]), float(goal["reach"])) if goal else None,
@@ -112,3 +114,11 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
 
 def _saved(files: dict[str, str] | None) -> Saved | None:
     return Saved(Path(files["data"]), Path(files["manifest"])) if files else None
+
+
+def _init(place: dict[str, str] | str | None) -> Saved | Path | None:
+    if not isinstance(place, str):
+        return _saved(place)
+    if not place.startswith("/"):
+        raise ValueError(f"nobody has fetched the weights of {place}; bring trainer and service to the same version")
+    return Path(place)

@@ -1531,7 +1531,7 @@ export interface components {
         };
         /**
          * Resume
-         * @description The checkpoint that a generation starts from.
+         * @description A checkpoint that a generation starts from.
          */
         Resume: {
             /** Step */
@@ -1563,6 +1563,7 @@ export interface components {
                 [key: string]: unknown;
             };
             resume?: components["schemas"]["Resume"] | null;
+            init?: components["schemas"]["Resume"] | null;
             /**
              * Direct
              * @default false

@@ -106,6 +106,7 @@ function Form({ recipes: all, begin }: { recipes: Recipe[]; begin: string }) {
             <Field label="Cost limit, dollars" help="The most that the job may cost. Empty: what the budgets allow." inputMode="decimal" placeholder="no own limit" {...field(["limits", "cost"])} set={(typed) => set(["limits", "cost"], typed.trim() || undefined)} />
             <Field label="Time limit" help="Such as 90s, 5m, 2h, 1d." placeholder="none" {...field(["limits", "time"])} set={(typed) => set(["limits", "time"], typed.trim() || undefined)} />
             <Choice label="When the money runs out" help="After the last checkpoint." options={["pause", "stop"]} {...field(["on_budget"])} set={(typed) => set(["on_budget"], typed || undefined)} />
+            <Field label="Start with" help="The weights of job/ID, or of a model at a path under a data root." placeholder="fresh weights" {...field(["init"])} set={(typed) => set(["init"], typed.trim() || undefined)} />
             <Field label="Name" help="What people call it." placeholder={recipe?.name ?? ""} {...field(["name"])} set={(typed) => set(["name"], typed || undefined)} />
           </div>
         </Panel>
@@ -165,7 +166,7 @@ function Form({ recipes: all, begin }: { recipes: Recipe[]; begin: string }) {
   );
 }
 
-const FIXED: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "spot"], ["limits", "cost"], ["limits", "time"], ["on_budget"], ["name"]];
+const FIXED: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "spot"], ["limits", "cost"], ["limits", "time"], ["on_budget"], ["init"], ["name"]];
 
 async function send(text: string, dry: boolean, key?: string): Promise<Job> {
   return body(

@@ -207,15 +207,7 @@ def _run(
     db: Read, job: Job, generation: Generation, mine: Member, nodes: int, get_url: Callable[[str], str]
 ) -> wire.Run:
     address, _, port = (generation.master or ":0").rpartition(":")
-    start = db.sql.get(Checkpoint, generation.start_checkpoint) if generation.start_checkpoint else None
-    resume = None
-    if start is not None:
-        resume = wire.Resume(
-            step=start.step,
-            data_url=get_url(f"{start.object_key}/data"),
-            manifest_url=get_url(f"{start.object_key}/manifest.json"),
-            manifest_sha256=start.manifest_sha,
-        )
+    resume = _checkpoint(db, generation.start_checkpoint, get_url)
     return wire.Run(
         node_rank=mine.node_rank,
         nnodes=nodes,
@@ -224,7 +216,20 @@ def _run(
         master_port=int(port),
         task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.no),
         resume=resume,
+        init=None if resume else _checkpoint(db, job.init, get_url),
         direct=records.elastic(job),
+    )
+
+
+def _checkpoint(db: Read, checkpoint: UUID | None, get_url: Callable[[str], str]) -> wire.Resume | None:
+    found = db.sql.get(Checkpoint, checkpoint) if checkpoint else None
+    if found is None:
+        return None
+    return wire.Resume(
+        step=found.step,
+        data_url=get_url(f"{found.object_key}/data"),
+        manifest_url=get_url(f"{found.object_key}/manifest.json"),
+        manifest_sha256=found.manifest_sha,
     )
 
 
