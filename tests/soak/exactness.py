@@ -64,7 +64,7 @@ def main() -> int:
     return 0
 
 
-def prove(case: str, seed: int, folder: Path, interruptions: int = INTERRUPTIONS) -> None:
+def prove(case: str, seed: int, folder: Path, interruptions: int = INTERRUPTIONS, epochs: int = EPOCHS) -> None:
     """Run both jobs and compare them. Raises AssertionError."""
     topology = CASES[case]
     slots = str(2 * topology.nodes)
@@ -72,9 +72,9 @@ def prove(case: str, seed: int, folder: Path, interruptions: int = INTERRUPTIONS
     service.start()
     try:
         client = service.client
-        unbroken = client.submit(spec(topology, seed, "unbroken"))
-        broken = client.submit(spec(topology, seed, "broken"))
-        starts = interrupt(client, broken.id, interruptions, random.Random(f"{case}:{seed}"))
+        unbroken = client.submit(spec(topology, seed, "unbroken", epochs))
+        broken = client.submit(spec(topology, seed, "broken", epochs))
+        starts = interrupt(client, broken.id, interruptions, epochs, random.Random(f"{case}:{seed}"))
         for job in (unbroken, broken):
             require_whole_curve(client, service.settled(job.id, within_s=300))
         trained = [attempt for attempt in client.attempts(broken.id).attempts if attempt.trained]
@@ -91,12 +91,12 @@ def prove(case: str, seed: int, folder: Path, interruptions: int = INTERRUPTIONS
     assert {life.cause for life in taken} == {"reclaimed"}
 
 
-def spec(topology: Topology, seed: int, name: str) -> dict[str, Any]:
+def spec(topology: Topology, seed: int, name: str, epochs: int) -> dict[str, Any]:
     return {
         "name": name,
         "recipe": "digits/quickstart",
         "params": {
-            "epochs": EPOCHS, "batch_size": 16, "width": 12, "momentum": 0.9, "dropout": 0.2, "rotate": 15, "shift": 1,
+            "epochs": epochs, "batch_size": 16, "width": 12, "momentum": 0.9, "dropout": 0.2, "rotate": 15, "shift": 1,
             "eval_every": 4, "precision": topology.precision, "seed": seed,
         },
         "resources": {"nodes": topology.nodes, "procs": topology.procs, "spot": "only"},
@@ -105,7 +105,7 @@ def spec(topology: Topology, seed: int, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def interrupt(client: Client, job: UUID, times: int, draw: random.Random) -> list[int]:
+def interrupt(client: Client, job: UUID, times: int, epochs: int, draw: random.Random) -> list[int]:
     """Have a machine of the job taken back at drawn steps; returns the steps, all inside an epoch, it resumed from.
 
     A resume that happens to begin where an epoch does doesn't count and is made up for.
@@ -119,7 +119,7 @@ def interrupt(client: Client, job: UUID, times: int, draw: random.Random) -> lis
         if found.generation > generation:
             generation = found.generation
             start = client.attempts(job).attempts[-1].generations[-1].start_step
-            if inside_an_epoch(start, total):
+            if inside_an_epoch(start, total / epochs):
                 starts.append(start)
             if len(starts) == times:
                 return starts
@@ -132,8 +132,7 @@ def interrupt(client: Client, job: UUID, times: int, draw: random.Random) -> lis
     raise AssertionError(f"the job was over after {len(starts)} interruptions: {starts}")
 
 
-def inside_an_epoch(step: int, steps_total: int) -> bool:
-    per_epoch = steps_total / EPOCHS
+def inside_an_epoch(step: int, per_epoch: float) -> bool:
     return 1 < step % per_epoch < per_epoch - 1
 
 
