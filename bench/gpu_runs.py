@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from shoestring_trainer.training import vision_compat  # noqa: F401 - lets torchvision in
 from shoestring_trainer.training.augment import augment
+from shoestring_trainer.training.decoding import Frame, decode_file
 from shoestring_trainer.training.figures import FORWARD_AND_BACKWARD, flop_per_picture, peak_flops
-from shoestring_trainer.training.folders import decode
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.settings import Settings
 from torch import Tensor, nn
@@ -224,14 +224,14 @@ def from_files(files: list[Path], size: int) -> Iterator[Feed]:
     endless = itertools.cycle(files)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
 
-        def begin() -> list[Future[Tensor]]:
-            return [pool.submit(decode, next(endless), size) for _ in range(BATCH)]
+        def begin() -> list[Future[tuple[Tensor, float]]]:
+            return [pool.submit(decode_file, next(endless), Frame(size, size)) for _ in range(BATCH)]
 
         waiting = [begin(), begin()]
 
         def feed() -> tuple[Tensor, Tensor]:
             waiting.append(begin())
-            bytes_NCHW = torch.stack([picture.result() for picture in waiting.pop(0)])
+            bytes_NCHW = torch.stack([picture.result()[0] for picture in waiting.pop(0)])
             return on_device(bytes_NCHW.pin_memory() if GPU else bytes_NCHW)
 
         yield feed

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from shoestring_core import document, rest
 from shoestring_core.decide import funding
 from shoestring_core.errors import Forbidden, InvalidSpec, NotFound, Problem
-from shoestring_core.spec import JobSpec, parse
+from shoestring_core.spec import DataSource, JobSpec, parse
 from shoestring_core.store import checkpoints, feed, ingest, jobs, ledger, rows
 from shoestring_core.store.engine import Read, Store, Write
 from shoestring_core.store.ingest import LogPosition
@@ -149,7 +149,7 @@ def _check_team(spec: JobSpec, caller: Principal) -> None:
 def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
     """Missing and forbidden paths get one answer, so that nobody can feel their way around the disk."""
     problems = []
-    if spec.data and not (_lies_under(roots, spec.data.train) and Path(spec.data.train).is_dir()):
+    if spec.data and not (_lies_under(roots, spec.data.train) and _folder(spec.data).is_dir()):
         problems.append(("/data/train", f"{spec.data.train!r} is not a folder that jobs may read.", "data-not-found"))
     if spec.init and not spec.init_job and not (_lies_under(roots, spec.init) and Path(spec.init).exists()):
         problems.append(("/init", f"{spec.init!r} is no file or folder that jobs may read.", "init-not-found"))
@@ -158,6 +158,12 @@ def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
             "They lie under " + ", ".join(map(str, roots)) if roots else "Allow one: shoestring up --data-root DIR"
         )
         raise InvalidSpec([Problem(at, f"{message} {allowed}.", code) for at, message, code in problems])
+
+
+def _folder(data: DataSource) -> Path:
+    """Where the data lie; shards may be named by a pattern."""
+    path = Path(data.train)
+    return path if data.format != "webdataset" or path.is_dir() else path.parent
 
 
 def _lies_under(roots: Sequence[Path], given: str) -> bool:

@@ -356,16 +356,24 @@ class Code(_Section):
     """Container image, by digest."""
 
 
+DataFormat = Literal[
+    "imagefolder", "webdataset",
+    "torchvision/CIFAR10", "torchvision/CIFAR100", "torchvision/Country211", "torchvision/DTD", "torchvision/EuroSAT",
+    "torchvision/FER2013", "torchvision/FGVCAircraft", "torchvision/FashionMNIST", "torchvision/Flowers102",
+    "torchvision/Food101", "torchvision/GTSRB", "torchvision/Imagenette", "torchvision/KMNIST", "torchvision/MNIST",
+    "torchvision/OxfordIIITPet", "torchvision/RenderedSST2", "torchvision/STL10", "torchvision/SUN397",
+    "torchvision/SVHN", "torchvision/StanfordCars", "torchvision/USPS",
+]  # fmt: skip
+
+
 class DataSource(_Section):
     train: Folder
-    """Absolute path of the folder with the training data."""
+    """Absolute path of the folder with the training data, or for shards a pattern such as `/data/a-{000..127}.tar`."""
     val: Annotated[Text | None, Later("the recipe holds out a share of `train` itself; leave it out")] = None
     """Folder of the held-out data."""
-    format: Annotated[
-        Literal["imagefolder", "webdataset", "parquet"],
-        Later("use imagefolder: one sub-folder of pictures per class", ("imagefolder",)),
-    ] = "imagefolder"
-    """How the data lies there."""
+    format: DataFormat = "imagefolder"
+    """How the data lies there: one sub-folder of pictures per class, WebDataset shards (tar files), or a data set of
+    torchvision's, as its download leaves it. Recipes for CIFAR-10 take its binary or Python version as it is."""
 
 
 class Disk(_Section):
@@ -742,7 +750,7 @@ _ELSEWHERE = {"project": "team"}  # what other tools call it
 def _nearest(given: Any, known: list[str]) -> str | None:
     if not isinstance(given, str):
         return None
-    words = {name: name for name in known} | {word: name for word, name in _ELSEWHERE.items() if name in known}
+    words = {name.lower(): name for name in known} | {word: name for word, name in _ELSEWHERE.items() if name in known}
     near = difflib.get_close_matches(given[:64].lower(), words, n=1, cutoff=0.55)
     return words[near[0]] if near else None
 

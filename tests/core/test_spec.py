@@ -227,10 +227,6 @@ NOT_YET = {
         {"recipe": "imagefolder/resnet9", "data": {"train": "/pics", "val": "/held-out"}},
         {"recipe": "imagefolder/resnet9", "data": {"train": "/pics", "val": 1}},
     ),
-    "/data/format": (
-        {"recipe": "imagefolder/resnet9", "data": {"train": "/pics", "format": "webdataset"}},
-        {"recipe": "imagefolder/resnet9", "data": {"train": "/pics", "format": "zip"}},
-    ),
 }
 
 
@@ -282,6 +278,11 @@ def test_the_list_of_what_is_not_built_is_complete():
         ({"retry": {"on": ["interuption"]}}, "/retry/on/0", "interruption"),
         ({"params": {"learning_rate": 1, "epoch": 3}}, "/params/epoch", "epochs"),
         ({"on_budget": "paus"}, "/on_budget", "pause"),
+        (
+            {"recipe": "imagefolder/any", "data": {"train": "/pics", "format": "torchvision/cifar100"}},
+            "/data/format",
+            "torchvision/CIFAR100",
+        ),
         ({"epochs": 3}, "/epochs", "params.epochs"),
         ({"cost": 3}, "/cost", "limits.cost"),
         ({"params": {"nodes": 2}}, "/params/nodes", "resources.nodes"),

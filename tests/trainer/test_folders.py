@@ -11,22 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shoestring_trainer.training import folders
+from shoestring_trainer.training import copies
+from shoestring_trainer.training.decoding import Frame, decode_file
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.folders import decode, load_folder, split_folder
-from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.folders import split_folder
 
 from tests.trainer.gangs import finished, gang
-
-COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40), "yellow": (220, 210, 50)}
-
-
-def paint(path: Path, colour: tuple[int, int, int], number: int, mode: str = "RGB") -> None:
-    """A picture of one colour with noise that depends on `number`."""
-    noise = np.random.default_rng(number).integers(-30, 30, (24, 20, 3))
-    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).convert(mode).save(path, quality=95)
+from tests.trainer.pictures import COLOURS, load, paint
 
 
 @pytest.fixture
@@ -38,10 +29,8 @@ def flat(tmp_path: Path) -> Path:
     return folder
 
 
-def load(folder: Path, seed: int = 1, **settings):
-    return load_folder(
-        folder, seed, Settings(size=16, **settings), scratch=folder.parent, first_on_machine=True, meet=lambda: None
-    )
+def decode(path: Path, size: int) -> torch.Tensor:
+    return decode_file(path, Frame(size, size))[0]
 
 
 def test_a_flat_folder_holds_out_a_share_of_each_class_by_seed(flat: Path):
@@ -104,7 +93,10 @@ def test_what_is_left_out_is_named_in_the_log(flat: Path, capsys):
     told = capsys.readouterr().out
     assert str(flat / "red" / "02.jpg") in told
     assert "1 pictures could not be read" in told
-    assert f"1 files are no pictures by their names and are left out; first {flat / 'red' / 'notes.txt'}" in told
+    assert (
+        f"1 files are no pictures by their names, or in no class, and are left out; first {flat / 'red' / 'notes.txt'}"
+        in told
+    )
     assert len(data.train) + len(data.held_out) == 59
 
 
@@ -155,10 +147,7 @@ def test_more_than_eight_bits_are_refused_and_not_clipped(flat: Path):
 def test_rectangular_pictures_keep_their_shape_and_are_each_there_once(flat: Path):
     for number in range(6):
         Image.new("RGB", (60, 20), COLOURS["red"]).save(flat / "red" / f"wide-{number}.png")
-    data = load_folder(
-        flat, 1, Settings(size=16, eval_zoom=1.14), scratch=flat.parent, first_on_machine=True, meet=lambda: None,
-        rectangular=True,
-    )  # fmt: skip
+    data = load(flat, eval_zoom=1.14, rectangular=True)
     found = torch.cat([indices for indices, _ in data.batches])
     assert sorted(found.tolist()) == list(range(len(data.held_out)))
     assert all(len(indices) == len(pictures) for indices, pictures in data.batches)
@@ -166,8 +155,8 @@ def test_rectangular_pictures_keep_their_shape_and_are_each_there_once(flat: Pat
 
 
 def test_shapes_are_those_of_their_neighbours_in_multiples_of_eight(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(folders, "LIKE_PICTURES", 2)
-    groups = folders.like_shapes([2.0, 0.5, 1.0, 2.1, 0.5, 1.02], 64, 1.14)
+    monkeypatch.setattr(copies, "LIKE_PICTURES", 2)
+    groups = copies.like_shapes([2.0, 0.5, 1.0, 2.1, 0.5, 1.02], 64, 1.14)
     assert [group for group, _ in groups] == [[1, 4], [2, 5], [0, 3]]
     assert [(frame.height, frame.width) for _, frame in groups] == [(128, 64), (64, 64), (64, 128)]
 
@@ -176,7 +165,7 @@ def test_pictures_for_random_crops_are_squeezed_whole(flat: Path):
     half = np.zeros((20, 60, 3), np.uint8)
     half[:, 30:] = 255
     Image.fromarray(half).save(flat / "red" / "half.png")
-    picture, aspect = folders.decode_to(flat / "red" / "half.png", folders.Frame(20, 20, squeezed=True))
+    picture, aspect = decode_file(flat / "red" / "half.png", Frame(20, 20, squeezed=True))
     assert aspect == 3
     assert picture[:, :, :8].max() < 10 < 245 < picture[:, :, 12:].min()
     data = load(flat, crop_scale=0.35)

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from functools import lru_cache
 from time import monotonic
 
 import torch
@@ -16,12 +14,10 @@ from torch import Tensor, nn
 from shoestring_trainer.training.artifacts import make_artifacts
 from shoestring_trainer.training.augment import RandomCrop, augment, draws_needed
 from shoestring_trainer.training.average import build_average
-from shoestring_trainer.training.cifar10 import load_cifar10
 from shoestring_trainer.training.evaluation import evaluate
 from shoestring_trainer.training.exports import require_onnx
-from shoestring_trainer.training.faults import DataError, NotANumber, UserError
+from shoestring_trainer.training.faults import NotANumber, UserError
 from shoestring_trainer.training.figures import speed
-from shoestring_trainer.training.folders import is_image_folder, load_folder
 from shoestring_trainer.training.gang import Gang, join_gang
 from shoestring_trainer.training.hooks import Run, load_hooks
 from shoestring_trainer.training.lazy_compiler import compiled, defer_compiler
@@ -29,7 +25,7 @@ from shoestring_trainer.training.models import build_model, learn_from_pictures
 from shoestring_trainer.training.noise import NoiseScale
 from shoestring_trainer.training.optimizers import build_optimizer, set_pace
 from shoestring_trainer.training.orders import Orders
-from shoestring_trainer.training.pictures import DataSet, Pictures, load_digits, resized
+from shoestring_trainer.training.pictures import DataSet, Pictures
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.progress import Progress
 from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
@@ -38,6 +34,7 @@ from shoestring_trainer.training.samples import SampleLog
 from shoestring_trainer.training.schedules import Phase, Plan, first_view
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.shared_batch import share_batch
+from shoestring_trainer.training.sources import open_source
 from shoestring_trainer.training.state import Saver, State, restore
 from shoestring_trainer.training.task import Goal, Outcome, Standing, Task
 from shoestring_trainer.training.warm_start import warm_start
@@ -64,11 +61,8 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
     precision = choose_precision(task.precision or str(params["precision"]), gang.device)
 
-    @lru_cache(maxsize=1)  # a copy of the pictures for each size, kept as long as it is trained on
-    def data_at(size: int, rectangular: bool) -> DataSet:
-        return load_data(recipe.data.kind, task, seed, settings, gang, size, rectangular)
-
-    data = data_at(*first_view(settings))
+    source, view = open_source(recipe.data.kind, task, seed, settings, gang), first_view(settings)
+    data = source(*view)
     plan = Plan.of(settings, len(data.train))
     check_shares(plan, gang)
 
@@ -87,7 +81,10 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     state = State(model, optimizer, scaler, identity, average)
     if task.resume:
         standing.start_step = standing.step = restore(state, task.resume)
-        data = data_at(*plan.phase(standing.step).view)
+        if plan.phase(standing.step).view != view:
+            view = plan.phase(standing.step).view
+            del data  # its copy leaves the disk before the next takes its place
+            data = source(*view)
 
     step, total = standing.step, plan.steps
     order = SampleOrder(
@@ -113,10 +110,14 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
 
     values: dict[str, float] = {}
     phase, done = None, step >= total
+    pictures = data.train.bytes_NCHW
     while not done:
         if phase is not plan.phase(step):
             phase = plan.phase(step)
-            data = data_at(*phase.view)
+            if phase.view != view:
+                view = phase.view
+                del data, pictures
+                data = source(*view)
             pictures, labels = place(data.train.bytes_NCHW, gang.device), data.train.labels_N.to(gang.device)
             share_batch(model, phase.batch, gang.rank, gang.world, norms=settings.sync_norm)
         picked = order.pick(plan.sample(step), phase.batch)
@@ -227,38 +228,6 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         saver.save_final(step, make_artifacts(model, data, scores, about, onnx=task.onnx), result)
     gang.leave()
     return "finished"
-
-
-def load_data(
-    kind: str, task: Task, seed: int, settings: Settings, gang: Gang, size: int, rectangular: bool
-) -> DataSet:
-    """The data set of a recipe with pictures of `size` pixels a side (0: as the settings or the data say).
-
-    Raises DataError if the task names none where one is needed.
-    """
-    match kind:
-        case "digits":
-            return resized(load_digits(seed, settings), size)
-        case "cifar10" if task.data_path and not is_image_folder(task.data_path):
-            return resized(load_cifar10(task.data_path, settings), size)
-        case "cifar10" if task.data_path and settings.check_files:
-            raise DataError(
-                f"{task.data_path} holds picture files, which can't be compared with CIFAR-10 as published "
-                "(JPEG copies lose points); give its binary or Python version as data.train, or set check_files: false"
-            )
-        case "cifar10" if not task.data_path:
-            raise DataError(
-                "this recipe trains on CIFAR-10; give the folder of its binary or Python version as data.train"
-            )
-        case "imagefolder" | "cifar10" if task.data_path:
-            return load_folder(
-                task.data_path, seed, replace(settings, size=size or settings.size), rectangular=rectangular,
-                scratch=task.folder, first_on_machine=gang.local_rank == 0, meet=gang.wait_for_all,
-            )  # fmt: skip
-        case "imagefolder":
-            raise DataError("this recipe trains on your pictures; give the path of their folder as data.train")
-        case _:
-            raise DataError(f"this trainer cannot read data of kind {kind!r}")
 
 
 def random_crop(samples_N: Tensor, phase: Phase, settings: Settings, pictures: Pictures) -> RandomCrop | None:

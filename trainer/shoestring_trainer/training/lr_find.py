@@ -21,12 +21,13 @@ from shoestring_trainer.training.augment import augment, draws_needed
 from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.gang import join_gang
 from shoestring_trainer.training.lazy_compiler import defer_compiler
-from shoestring_trainer.training.loop import load_data, random_crop
+from shoestring_trainer.training.loop import random_crop
 from shoestring_trainer.training.models import build_model, learn_from_pictures
 from shoestring_trainer.training.optimizers import build_optimizer, set_pace
 from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
 from shoestring_trainer.training.schedules import Pace, Plan, first_view
 from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.sources import open_source
 from shoestring_trainer.training.task import Task, read_task
 
 SMOOTHING = 0.9
@@ -61,7 +62,7 @@ def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
     recipe, params = recipes.load(task.recipe), recipes.resolve(task.recipe, task.params)
     settings = Settings.of(params)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
-    data = load_data(recipe.data.kind, task, seed, settings, gang, *first_view(settings))
+    data = open_source(recipe.data.kind, task, seed, settings, gang)(*first_view(settings))
     phase = replace(Plan.of(settings, len(data.train)).phases[0], rectangular=False)
     torch.manual_seed(key(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shoestring_trainer.training.decoding import WHITE, Frame, decode_file
 from shoestring_trainer.training.exports import Model, read_model
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.folders import SUFFIXES, WHITE, Frame, decode_to
+from shoestring_trainer.training.listing import SUFFIXES
 
 BATCH = 64
 
@@ -75,7 +76,7 @@ def read_picture(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> 
     Raises DataError that names the file.
     """
     channels, height, width = shape
-    pixels_CHW = decode_to(file, Frame(height, width, zoom=zoom))[0].float() / WHITE
+    pixels_CHW = decode_file(file, Frame(height, width, zoom=zoom))[0].float() / WHITE
     if channels == 1:
         pixels_CHW = (pixels_CHW * torch.tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
     return pixels_CHW

@@ -39,6 +39,7 @@ class Task:
 
     seed, precision  None: as the recipe's parameters say
     init             weights to start with: another run's checkpoint, or a path; None for a run that goes on
+    data_format      how the data lie at data_path
     onnx             the model is wanted as ONNX too
     """
 
@@ -56,6 +57,7 @@ class Task:
     save_every_steps: int | None
     goal: Goal | None
     onnx: bool = False
+    data_format: str = "imagefolder"
 
 
 Outcome = Literal["finished", "drained", "error"]
@@ -109,6 +111,7 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         save_every_steps=every.get("every_steps"),
         goal=Goal(str(goal["metric"]), float(goal["reach"])) if goal else None,
         onnx="onnx" in (text.get("export") or []),
+        data_format=str(data.get("format", "imagefolder")) if data else "imagefolder",
     )
 
 

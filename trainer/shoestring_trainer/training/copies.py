@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listed pictures, decoded once per machine and size into a file that its ranks map: it may exceed their memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shoestring_trainer.training.decoding import WHITE, Frame, decode
+from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.listing import Listing, check_classes
+from shoestring_trainer.training.pictures import DataSet, Pictures, describe
+from shoestring_trainer.training.settings import Settings
+
+SQUEEZED = 1.25
+"""Where random crops are cut out, pictures are kept so much larger than a crop's side: as imagenet18's 160 for 128."""
+LIKE_PICTURES = 128
+"""Held-out pictures of like shape that are shown together."""
+AT_ONCE = 64
+"""Pictures that a thread decodes before it takes up others."""
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pictures of one file, end to end; numbers of those that could be read, and their width / height."""
+
+    bytes: Tensor
+    kept: list[int]
+    aspects: list[float]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The pictures of two listings, at any size.
+
+    Where the settings crop at random, training pictures are squeezed whole into squares somewhat larger than a crop;
+    else their centres are kept.
+
+    about             how they were split, for split.json
+    scratch           folder for the decoded pictures, seen by every rank of this machine
+    first_on_machine  this rank decodes; the others map what it wrote
+    meet              returns when every rank has called it
+    """
+
+    train: Listing
+    held_out: Listing
+    settings: Settings
+    about: dict[str, object]
+    scratch: Path
+    first_on_machine: bool
+    meet: Callable[[], None]
+
+    def at(self, size: int, rectangular: bool) -> DataSet:
+        """The pictures with `size` pixels a side (0: as the settings say). They stay on the disk until it is let go.
+
+        rectangular  the held-out pictures also come in their own shapes, in batches of like ones
+        raises       DataError that names the picture and the remedy
+        """
+        framed, shown = self._frames(size)
+        train, _, _ = self._squares("train", self.train, framed)
+        held_out, readable, aspects = self._squares("held-out", self.held_out, shown)
+        batches = self._rectangles(readable, aspects, shown) if rectangular else []
+        skipped = self.train.skipped + self.held_out.skipped
+        skipped += len(self.train) + len(self.held_out) - len(train) - len(held_out)
+        if skipped and self.first_on_machine:
+            sys.stdout.write(f"{skipped} pictures could not be read and are left out\n")
+        split = {**self.about, "held_out": readable.names}
+        data = describe(train, held_out, self.train.classes, white=float(WHITE), split=split, skipped=skipped)
+        return replace(data, batches=batches)
+
+    def check_room(self, views: Iterable[tuple[int, bool]]) -> None:
+        """Raises DataError, before anything is decoded, if the disk can't take the pictures of one of the views."""
+        if not self.first_on_machine:
+            return
+        needed, size = max((self._bytes(*view), view[0]) for view in views)
+        size, count = size or self.settings.size, len(self.train) + len(self.held_out)
+        free, memory = _free_bytes(self.scratch), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        what = f"{count:,} pictures of {self.train.place} take {needed / GIB:,.1f} GiB once decoded for size {size}"
+        if needed > free:
+            raise DataError(
+                f"{what}, and the disk under {self.scratch} has {free / GIB:,.1f} GiB left; lower size, use fewer "
+                "pictures, or rent machines with a larger disk"
+            )
+        if needed > memory:
+            sys.stdout.write(
+                f"{what}, more than this machine's memory of {memory / GIB:,.1f} GiB: each epoch will read them from "
+                "the disk again\n"
+            )
+
+    def _frames(self, size: int) -> tuple[Frame, Frame]:
+        """Of training pictures, and of held-out ones."""
+        settings, size = self.settings, size or self.settings.size
+        squeezed = bool(settings.crop_scale or settings.crop_schedule)
+        side, shown = round(SQUEEZED * size) if squeezed else size, settings.eval_size or size
+        return Frame(side, side, squeezed=squeezed), Frame(shown, shown, zoom=settings.eval_zoom)
+
+    def _bytes(self, size: int, rectangular: bool) -> int:
+        framed, shown = self._frames(size)  # rectangles are somewhat larger than the squares they stand beside
+        return len(self.train) * framed.bytes + len(self.held_out) * shown.bytes * (2 if rectangular else 1)
+
+    def _squares(self, name: str, listing: Listing, frame: Frame) -> tuple[Pictures, Listing, list[float]]:
+        found = self._decoded(name, listing, [frame] * len(listing))
+        readable = listing if len(found.kept) == len(listing) else listing.only(found.kept)
+        check_classes(readable)
+        pictures_NCHW = found.bytes.view(len(readable), 3, frame.height, frame.width)
+        aspects_N = torch.tensor(found.aspects) if frame.squeezed else None
+        return Pictures(pictures_NCHW, torch.tensor(readable.labels), aspects_N), readable, found.aspects
+
+    def _rectangles(self, listing: Listing, aspects: Sequence[float], shown: Frame) -> list[tuple[Tensor, Tensor]]:
+        groups = like_shapes(aspects, shown.height, shown.zoom)
+        order, frames = zip(*((number, frame) for group, frame in groups for number in group), strict=True)
+        flat = self._decoded("rectangles", listing.only(order), frames).bytes
+        parts = flat.split([len(group) * frame.bytes for group, frame in groups])
+        return [
+            (torch.tensor(group), part.view(len(group), 3, frame.height, frame.width))
+            for (group, frame), part in zip(groups, parts, strict=True)
+        ]
+
+    def _decoded(self, name: str, listing: Listing, frames: Sequence[Frame]) -> Decoded:
+        store = self.scratch / f"pictures-{name}"
+        if self.first_on_machine:
+            _write(store, listing, frames, skip=self.settings.on_corrupt == "skip")
+        self.meet()
+        found = _map(store, frames)
+        self.meet()
+        if self.first_on_machine:  # the mapping lives on; the names would only keep the disk full after it
+            store.unlink()
+            _facts_path(store).unlink()
+        return found
+
+
+def like_shapes(aspects: Sequence[float], size: int, zoom: float) -> list[tuple[list[int], Frame]]:
+    """Pictures in batches of like shape, each batch with the shape that all of it is shown in.
+
+    Sorted by width / height and cut into batches; a batch's shape is that of the mean: `size` by `size` times the mean,
+    or by its inverse for upright ones, rounded down to a multiple of 8. Source: imagenet18's rectangular validation.
+    """
+    order = sorted(range(len(aspects)), key=lambda index: (aspects[index], index))
+    groups = []
+    for start in range(0, len(order), LIKE_PICTURES):
+        group = order[start : start + LIKE_PICTURES]
+        mean = sum(aspects[index] for index in group) / len(group)
+        longer = max(size, int(size * max(mean, 1 / mean)) // 8 * 8)
+        groups.append((group, Frame(longer if mean < 1 else size, size if mean < 1 else longer, zoom=zoom)))
+    return groups
+
+
+def _write(store: Path, listing: Listing, frames: Sequence[Frame], *, skip: bool) -> None:
+    """Write the decoded pictures as raw bytes, and beside them which could be read, and their shapes."""
+    ends = list(itertools.accumulate(frame.bytes for frame in frames))
+    _reserve(store, ends[-1], listing)
+    pictures = torch.from_file(str(store), shared=True, size=ends[-1], dtype=torch.uint8)
+
+    def read(number: int) -> DataError | float:
+        try:
+            picture_CHW, aspect = decode(partial(listing.open, number), listing.path(number), frames[number])
+        except DataError as error:
+            return error
+        pictures[ends[number] - picture_CHW.numel() : ends[number]] = picture_CHW.flatten()
+        return aspect
+
+    def read_some(start: int) -> list[DataError | float]:
+        return [read(number) for number in range(start, min(start + together, len(listing)))]
+
+    threads = max(1, torch.get_num_threads())
+    together = max(1, min(AT_ONCE, len(listing) // (4 * threads)))
+    aspects: dict[int, float] = {}
+    with ThreadPoolExecutor(threads) as pool:  # PIL decodes outside the interpreter's lock
+        some = pool.map(read_some, range(0, len(listing), together))
+        for number, found in enumerate(itertools.chain.from_iterable(some)):
+            if isinstance(found, float):
+                aspects[number] = found
+            elif not skip:
+                pool.shutdown(cancel_futures=True)
+                raise found
+            else:
+                sys.stdout.write(f"left out: {found}\n")
+    if len(aspects) < len(listing):
+        _close_gaps(pictures, [(ends[number] - frames[number].bytes, ends[number]) for number in aspects])
+    _facts_path(store).write_text(json.dumps({"kept": list(aspects), "aspects": list(aspects.values())}))
+
+
+def _reserve(store: Path, size: int, listing: Listing) -> None:
+    """Take the room on the disk now: a mapped file that finds none as it is written ends the process by a signal."""
+    try:
+        with store.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        store.unlink(missing_ok=True)
+        raise DataError(
+            f"the decoded pictures of {listing.place} need {size / GIB:,.1f} GiB under {store.parent}, which has "
+            f"{_free_bytes(store.parent) / GIB:,.1f} GiB left ({error.strerror}); lower size, use fewer pictures, or "
+            "rent machines with a larger disk"
+        ) from error
+
+
+def _close_gaps(pictures: Tensor, spans: Iterable[tuple[int, int]]) -> None:
+    """Move what lies in the spans to the front, in place: a copy might not fit into memory."""
+    at = 0
+    for start, end in spans:
+        if start != at:
+            pictures[at : at + end - start] = pictures[start:end].clone()
+        at += end - start
+
+
+def _map(store: Path, frames: Sequence[Frame]) -> Decoded:
+    facts = json.loads(_facts_path(store).read_text())
+    size = sum(frames[number].bytes for number in facts["kept"])
+    return Decoded(torch.from_file(str(store), shared=True, size=size, dtype=torch.uint8), **facts)
+
+
+def _facts_path(store: Path) -> Path:
+    return store.with_name(store.name + ".json")
+
+
+def _free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize

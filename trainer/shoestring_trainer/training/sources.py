@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a recipe's pictures come from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from shoestring_trainer.training.cifar10 import load_cifar10
+from shoestring_trainer.training.copies import Copies
+from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.folders import is_image_folder, split_folder
+from shoestring_trainer.training.gang import Gang
+from shoestring_trainer.training.listing import Listing, check_classes
+from shoestring_trainer.training.pictures import DataSet, load_digits, resized
+from shoestring_trainer.training.schedules import Plan
+from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.shards import split_shards
+from shoestring_trainer.training.task import Task
+from shoestring_trainer.training.torchvision_sets import PREFIX, split_torchvision
+
+Source = Callable[[int, bool], DataSet]
+"""Gives the pictures with so many pixels a side (0: as the settings or the data say); whether rectangular ones too."""
+
+
+def open_source(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) -> Source:
+    """The pictures of a recipe whose data are of this kind, listed but not decoded.
+
+    Raises DataError, naming the file or folder and the remedy, if the task names none where one is needed, if they
+    aren't laid out as its format says, or if the machine's disk can't take them.
+    """
+    if kind == "digits":
+        digits = load_digits(seed, settings)
+        return lambda size, _: resized(digits, size)
+    if not task.data_path:
+        raise DataError(_WANTED[kind])
+    if kind == "cifar10":
+        if task.data_format == "imagefolder" and not is_image_folder(task.data_path):
+            published = load_cifar10(task.data_path, settings)
+            return lambda size, _: resized(published, size)
+        if settings.check_files:
+            raise DataError(
+                f"{task.data_path} holds picture files, which can't be compared with CIFAR-10 as published "
+                "(JPEG copies lose points); give its binary or Python version as data.train, or set check_files: false"
+            )
+    train, held_out = _split(task.data_format, task.data_path, seed, settings)
+    for listing in (train, held_out):
+        check_classes(listing)
+    first = gang.local_rank == 0
+    if (ignored := sorted({*train.ignored, *held_out.ignored})) and first:
+        what = "are no pictures by their names, or in no class, and are left out"
+        sys.stdout.write(f"{len(ignored)} files {what}; first {ignored[0]}\n")
+    about: dict[str, object] = {"data": task.data_format, "seed": seed}
+    copies = Copies(train, held_out, settings, about, task.folder, first, gang.wait_for_all)
+    copies.check_room(phase.view for phase in Plan.of(settings, len(train)).phases)
+    return copies.at
+
+
+_WANTED = {
+    "cifar10": "this recipe trains on CIFAR-10; give the folder of its binary or Python version as data.train",
+    "imagefolder": "this recipe trains on your pictures; give the path of their folder as data.train",
+}
+
+
+def _split(form: str, place: Path, seed: int, settings: Settings) -> tuple[Listing, Listing]:
+    """What to train on and what to hold out."""
+    match form:
+        case "imagefolder":
+            return split_folder(place, seed, settings.holdout)
+        case "webdataset":
+            return split_shards(place, seed, settings.holdout, skip=settings.on_corrupt == "skip")
+        case _ if form.startswith(PREFIX):
+            return split_torchvision(form.removeprefix(PREFIX), place, seed, settings.holdout)
+        case _:
+            raise DataError(f"this trainer cannot read data of the format {form!r}; bring trainer and server together")
