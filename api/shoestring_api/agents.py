@@ -138,7 +138,7 @@ def report(machine: FromMachine, body: Body, service: Here) -> wire.Reply:
     said = _parsed(wire.Report, body)
     _check_protocol(said.protocol)
     if said.notice_at is not None and machine.notice_at is None:
-        notice_at = int(min(max(said.notice_at, 0), 2**40) * S)
+        notice_at = int(said.notice_at * S)
         service.store.write(lambda db: agents.record_notice(db, machine.id, notice_at))
     if said.batch is not None:
         _accept(service, machine, said.batch)
@@ -262,6 +262,8 @@ def _check_objects(service: Service, machine: Machine, said: wire.Commit) -> Non
         )
     if manifest_head.sha256 != said.manifest_sha256:
         raise InvalidRequest("The manifest is not the one that was announced: its SHA-256 differs.")
+    if manifest_head.bytes > MAX_MANIFEST_BYTES:
+        raise InvalidRequest(f"A manifest has at most {MAX_MANIFEST_BYTES:,} bytes.")
     try:
         manifest = checkpoints.Manifest.model_validate_json(
             service.objects.read(f"{key}/manifest.json", MAX_MANIFEST_BYTES)

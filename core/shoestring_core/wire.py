@@ -30,7 +30,11 @@ HELD_GET_S = 25
 MAX_BATCH_BYTES = 1 << 20
 """A larger report is refused with `too-large`; the agent then sends an empty batch under its number (see `Batch`)."""
 
-Step = Annotated[int, Field(ge=0, le=2**62)]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+"""A number that both databases hold: a larger one is refused, not tried again for ever."""
+Step = Count
+Moment = Annotated[float, Field(ge=0, le=2**40)]
+"""Unix seconds. NaN and infinity are no moments."""
 
 
 class Message(BaseModel):
@@ -77,7 +81,7 @@ class LogChunk(Message):
     """
 
     rank: int = Field(ge=-1, le=100_000)
-    offset: int = Field(ge=0)
+    offset: Count
     data_b64: str
 
 
@@ -99,7 +103,7 @@ class Batch(Message):
     """
 
     seq: int = Field(ge=1)
-    generation: int = Field(ge=0)
+    generation: Count
     points: list[Series] = Field(default=[], max_length=2_000)
     logs: list[LogChunk] = Field(default=[], max_length=2_000)
     events: list[AgentEvent] = Field(default=[], max_length=2_000)
@@ -127,7 +131,7 @@ class Member(Message):
              (rank 0's machine) or at once (the others, who write none).
     """
 
-    generation: int = Field(ge=0)
+    generation: Count
     state: Literal["ready", "running", "exited"]
     port: int | None = Field(default=None, ge=1, le=65535)
     exits: list[RankExit] = []
@@ -139,8 +143,8 @@ class Report(Message):
     protocol: int = PROTOCOL
     batch: Batch | None = None
     member: Member | None = None
-    notice_at: float | None = None
-    """Unix time at which the provider takes the machine, once it has said so."""
+    notice_at: Moment | None = None
+    """Time at which the provider takes the machine, once it has said so."""
 
 
 class Commit(Message):
@@ -148,12 +152,12 @@ class Commit(Message):
     is stored and `generation` is still the current one."""
 
     protocol: int = PROTOCOL
-    generation: int
+    generation: Count
     step: Step
     nonce: str = Field(max_length=64)
     manifest_sha256: str = Field(min_length=64, max_length=64)
-    bytes: int = Field(ge=0)
-    through_seq: int = Field(ge=0)
+    bytes: Count
+    through_seq: Count
     reason: Literal["periodic", "order", "final"]
     result: dict[str, Any] | None = None
     """Metrics of a finished run (`reason` final): this commit ends the job."""

@@ -70,6 +70,14 @@ POISON = {
     "no base64": json.dumps(
         {"batch": {"seq": 1, "generation": 1, "logs": [{"rank": 0, "offset": 0, "data_b64": "?"}]}}
     ).encode(),
+    "an offset that no column holds": json.dumps(
+        {"batch": {"seq": 1, "generation": 1, "logs": [{"rank": 0, "offset": 2**70, "data_b64": "YQ=="}]}}
+    ).encode(),
+    "a generation that no column holds": json.dumps(
+        {"batch": {"seq": 1, "generation": 2**70, "events": [{"kind": "x", "at": 1}]}}
+    ).encode(),
+    "a part in such a generation": json.dumps({"member": {"generation": 2**70, "state": "ready"}}).encode(),
+    "a notice that is no time": b'{"notice_at": "NaN"}',
     "half a surrogate pair": b'{"batch": {"seq": 1, "generation": 1, "events": [{"kind": "\\ud800", "at": 1}]}}',
     "a thousand levels": b'{"batch": {"seq": 1, "generation": 1, "events": [{"kind": "x", "at": 1, "data": '
     + b'{"a": ' * 1000 + b"1" + b"}" * 1000 + b"}]}}",
