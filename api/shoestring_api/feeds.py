@@ -124,23 +124,22 @@ class Reader:
         self.position = position
 
     async def groups(self) -> AsyncIterator[Group | None]:
-        """What comes next, until the process ends. None: the position is too old; everything must be read again."""
+        """What comes next, until the process ends. None: the position is too old, or of a feed that had come
+        further than this one has; everything must be read again."""
         while not self._shared.wake.closing:
-            if self.position.read_after >= self._shared.floor:
-                changed = self._shared.changed
+            changed = self._shared.changed
+            if self._shared.floor <= self.position.read_after <= self._shared.through:
                 for group in self._shared.since(self.position):
                     yield group
                     self.position = Position(group.through)
-                if self.position.seq >= self._shared.through:
-                    await changed.wait()
-                continue
-            old = await asyncio.to_thread(self._shared.load_old, self.position)
-            if old is None:
-                self.position = Position(self._shared.through)
-                yield None
-            else:
+            elif old := await asyncio.to_thread(self._shared.load_old, self.position):
                 yield old
                 self.position = Position(old.through)
+            else:
+                self.position = Position(self._shared.through)
+                yield None
+            if self.position.seq >= self._shared.through:
+                await changed.wait()
 
 
 @dataclass

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shoestring_core.store.tables import Event
+from shoestring_core.store import feed
+from shoestring_core.store.tables import Event, Job
 from sqlalchemy import delete
 
 from tests.api.deployment import Agent, Deployment, Said, events
@@ -94,6 +95,17 @@ def test_a_cursor_whose_history_is_gone_gets_resync(here: Deployment) -> None:
         assert next(stream).name == "resync"
         agent.points(range(4, 5))
         assert next(_steps(stream)) == 4
+
+
+def test_a_cursor_from_before_a_backup_was_restored_gets_resync(here: Deployment) -> None:
+    job, (agent,) = here.running()
+    with here.store.read() as db:
+        team = db.sql.get_one(Job, job).team_id
+        ahead = feed.cursor(team, feed.head(db, team) + 1_000)
+    with here.stream(f"job:{job}", ahead) as stream:
+        assert next(stream).name == "resync"
+        agent.points(range(1, 2))
+        assert next(_steps(stream)) == 1
 
 
 @pytest.mark.parametrize("topics", ["", "nothing", "job:", "job:1", "jobs,job:x"])
