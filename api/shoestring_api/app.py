@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from shoestring_api import (
     VERSION,
@@ -49,6 +49,7 @@ def create_app(service: Service | None = None) -> FastAPI:
         description="Train on spot GPUs, as a team, on a shoestring.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=problems.RESPONSES,
+        dependencies=[Depends(doors.check_query)],
         redoc_url=None,
         generate_unique_id_function=lambda route: f"{route.tags[0]}_{route.name}",
         lifespan=lifespan,

@@ -15,9 +15,10 @@ from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import Account
 
 from shoestring_api import views
+from shoestring_api.bodies import ExactRoute
 from shoestring_api.service import Admin, Caller, Here, Reading
 
-router = APIRouter(prefix="/v1/budgets", tags=["budgets"])
+router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactRoute)
 
 
 @router.get("")

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every request passes: its Host header is checked, its time measured."""
+"""What every request passes: its Host header, size and query are checked, its time measured."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from fastapi import Request
+from fastapi.dependencies.models import Dependant
 from prometheus_client import Histogram
-from shoestring_core.errors import TooLarge
+from shoestring_core.errors import InvalidRequest, TooLarge
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,6 +70,22 @@ class SizeCheck:
 
     def _refusal(self) -> TooLarge:
         return TooLarge(f"The request body is larger than the {self._limit:,} bytes that are taken here.")
+
+
+def check_query(request: Request) -> None:
+    """Refuses a parameter that a route of /v1 doesn't take: a misspelt filter must not show everything."""
+    if not request.url.path.startswith("/v1/"):
+        return
+    known = sorted(_parameters(request.scope["route"].dependant))
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequest(f"There is no query parameter {name[:60]!r} here.", hint=problems.meant(name, known))
+
+
+def _parameters(dependant: Dependant) -> Iterator[str]:
+    yield from (parameter.alias for parameter in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _parameters(inner)
 
 
 class Timing:

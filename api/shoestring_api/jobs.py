@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
-from fastapi.routing import APIRoute
-from shoestring_core import document, rest
+from shoestring_core import rest
 from shoestring_core.decide import funding
 from shoestring_core.errors import Forbidden, InvalidSpec, NotFound, Problem
 from shoestring_core.spec import DataSource, JobSpec, parse
@@ -25,32 +25,14 @@ from shoestring_core.store.people import Principal
 from shoestring_core.store.tables import Job, Machine
 
 from shoestring_api import problems, views
+from shoestring_api.bodies import ExactRoute
 from shoestring_api.service import Caller, Here, IdempotencyKey, Reading, Service, once
 
 MAX_MANIFEST_BYTES = 16_000_000
 LINES_AT_ONCE = 2_000
 
 
-class _ExactRequest(Request):
-    """A request whose JSON numbers stay as they were written: money must not pass through a float."""
-
-    async def json(self) -> Any:
-        return json.loads(
-            await self.body(), parse_int=document.scalar, parse_float=document.scalar, parse_constant=document.scalar
-        )
-
-
-class _ExactRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def exact(request: Request) -> Response:
-            return await handle(_ExactRequest(request.scope, request.receive))
-
-        return exact
-
-
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=_ExactRoute)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ExactRoute)
 
 Cursor = Annotated[str | None, Query(max_length=20_000)]
 
@@ -149,9 +131,9 @@ def _check_team(spec: JobSpec, caller: Principal) -> None:
 def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
     """Missing and forbidden paths get one answer, so that nobody can feel their way around the disk."""
     problems = []
-    if spec.data and not (_lies_under(roots, spec.data.train) and _folder(spec.data).is_dir()):
+    if spec.data and not _folder(roots, spec.data):
         problems.append(("/data/train", f"{spec.data.train!r} is not a folder that jobs may read.", "data-not-found"))
-    if spec.init and not spec.init_job and not (_lies_under(roots, spec.init) and Path(spec.init).exists()):
+    if spec.init and not spec.init_job and not _visible(roots, spec.init):
         problems.append(("/init", f"{spec.init!r} is no file or folder that jobs may read.", "init-not-found"))
     if problems:
         allowed = (
@@ -160,10 +142,21 @@ def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
         raise InvalidSpec([Problem(at, f"{message} {allowed}.", code) for at, message, code in problems])
 
 
-def _folder(data: DataSource) -> Path:
+def _folder(roots: Sequence[Path], data: DataSource) -> Path | None:
     """Where the data lie; shards may be named by a pattern."""
-    path = Path(data.train)
-    return path if data.format != "webdataset" or path.is_dir() else path.parent
+    if not _lies_under(roots, data.train):
+        return None
+    places = [data.train, str(Path(data.train).parent)] if data.format == "webdataset" else [data.train]
+    return next((folder for place in places if (folder := _visible(roots, place)) and folder.is_dir()), None)
+
+
+def _visible(roots: Sequence[Path], given: str) -> Path | None:
+    """What stands at a path below one of the roots, links followed; None also for a path that can't be one."""
+    if _lies_under(roots, given):
+        with contextlib.suppress(OSError):  # no such file, a name that is too long, a folder that is closed to us
+            Path(given).stat()
+            return Path(given)
+    return None
 
 
 def _lies_under(roots: Sequence[Path], given: str) -> bool:

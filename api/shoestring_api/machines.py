@@ -14,9 +14,10 @@ from shoestring_core.store import rows
 from shoestring_core.store.tables import Machine
 
 from shoestring_api import views
+from shoestring_api.bodies import ExactRoute
 from shoestring_api.service import Admin, Here, Service
 
-router = APIRouter(prefix="/v1/machines", tags=["machines"])
+router = APIRouter(prefix="/v1/machines", tags=["machines"], route_class=ExactRoute)
 
 TIMEOUT_S = 5.0
 

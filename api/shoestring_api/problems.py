@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -52,6 +54,7 @@ TITLES = {
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "This address does not take that method"),
     413: ("too-large", "The request body is too large"),
+    415: ("unsupported-media-type", "Send JSON"),
     416: ("range-not-satisfiable", "The range lies outside the file"),
 }
 
@@ -136,10 +139,37 @@ def _validation(request: Request, error: Exception) -> JSONResponse:
     if any(fault["loc"][:1] == ("path",) for fault in faults):  # an id that can't be one: like one that isn't there
         return problem(404, "not-found", TITLES[404][1], f"There is nothing at {request.url.path}.")
     errors = [
-        {"pointer": _pointer(fault["loc"]), "message": fault["msg"], "code": fault["type"]} for fault in faults[:100]
+        {"pointer": _pointer(fault["loc"]), "message": _message(request, fault), "code": fault["type"]}
+        for fault in faults[:100]
     ]
+    if error.body and any(fault["loc"] == ("body",) for fault in faults) and not _is_json(request):
+        return problem(415, *TITLES[415], "Send the body as JSON, with the header Content-Type: application/json.")
     detail = "; ".join(f"{entry['pointer']}: {entry['message']}" for entry in errors[:5])
     return problem(422, "invalid-request", "The request is not valid", detail, errors=errors)
+
+
+def meant(given: str, known: Sequence[str]) -> str:
+    """The end of a sentence about a name that isn't known."""
+    near = difflib.get_close_matches(given[:64].lower(), known, n=1, cutoff=0.55)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known) or 'none'}."
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _message(request: Request, fault: dict[str, Any]) -> str:
+    if fault["type"] == "extra_forbidden":
+        return f"There is no such field. {meant(str(fault['loc'][-1]), _body_fields(request))}"
+    if fault["loc"] == ("body",):
+        return "A JSON object is required."
+    return str(fault["msg"])
+
+
+def _body_fields(request: Request) -> list[str]:
+    model = request.scope["route"].body_field.field_info.annotation
+    return [name for kind in (model, *get_args(model)) for name in getattr(kind, "model_fields", ())]
 
 
 def _http(request: Request, error: Exception) -> JSONResponse:

@@ -13,9 +13,10 @@ from shoestring_core.store.engine import Write
 from shoestring_core.store.people import Principal, SignedIn
 
 from shoestring_api import VERSION, dashboard, views
+from shoestring_api.bodies import ExactRoute
 from shoestring_api.service import Caller, Here, Reading, Service, cookie_name
 
-router = APIRouter(tags=["people"])
+router = APIRouter(tags=["people"], route_class=ExactRoute)
 
 DAY_US = 86_400_000_000
 

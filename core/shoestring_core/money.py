@@ -9,7 +9,7 @@ from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 MICRO = 1_000_000
 MAX_MICRO = 10**15  # a billion dollars: more is a typing mistake, and 64 bits still hold sums of it
 
-_LITERAL = re.compile(r"\d{1,12}(\.\d{1,18})?")
+_LITERAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?")
 
 
 def micro(text: str) -> int:

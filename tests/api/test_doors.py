@@ -124,6 +124,7 @@ MALFORMED = {
     "ten thousand levels": (b'{"spec": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400),
     "another shape": (b"[]", 422),
     "an unknown member": (b'{"spec": {}, "dryrun": true}', 422),
+    "a key given twice": (b'{"spec": {"recipe": "digits/quickstart", "limits": {"cost": 1, "cost": 2}}}', 400),
     "nothing": (b"", 422),
     "too much": (b'{"spec": "' + b"a" * 2_000_000 + b'"}', 413),
 }
@@ -140,6 +141,39 @@ def test_malformed_bodies_get_a_clear_answer(here: Deployment, what: str) -> Non
     assert problem["detail"]
     assert "Traceback" not in answer.text
     assert len(answer.content) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"limit": "1", "limit": "1000"}', "'limit' twice"),
+        (b'{"limt": "1"}', "Did you mean limit?"),
+        (b'{"limit": "\xff"}', "not valid UTF-8"),
+        (b'{"limit": ' + b"[" * 10_000, "nested too deeply"),
+        (b"", "A JSON object is required"),
+    ],
+)
+def test_a_body_that_is_refused_says_why(here: Deployment, body: bytes, says: str) -> None:
+    budget = here.admin.get("/v1/budgets").json()["budgets"][-1]
+    headers = {"Content-Type": "application/json"}
+    answer = here.admin.put(f"/v1/budgets/{budget['id']}", content=body, headers=headers)
+    assert 400 <= answer.status_code <= 422
+    assert says in answer.json()["detail"]
+    assert here.admin.get(f"/v1/budgets/{budget['id']}").json() == budget
+
+
+@pytest.mark.parametrize("kind", ["application/yaml", "text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_that_is_no_json_is_told_so(here: Deployment, kind: str) -> None:
+    answer = here.member.post("/v1/jobs", content=b"recipe: digits/quickstart", headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-media-type")
+    assert "Content-Type: application/json" in answer.json()["detail"]
+
+
+def test_a_misspelt_query_is_refused_with_what_was_meant(here: Deployment) -> None:
+    answer = here.member.get("/v1/jobs", params={"fliter": "state=running"})
+    assert (answer.status_code, answer.json()["hint"]) == (422, "Did you mean filter?")
+    assert here.member.get("/v1/stream", params={"topic": "jobs"}).json()["hint"] == "Did you mean topics?"
+    assert here.member.get("/v1/me", params={"x": "1"}).json()["hint"] == "Known: none."
 
 
 def test_a_body_that_never_says_its_size_is_cut_off(here: Deployment) -> None:
@@ -163,13 +197,19 @@ def test_missing_and_forbidden_data_look_the_same(here: Deployment, tmp_path: Pa
     (tmp_path / "data" / "pictures").mkdir(parents=True)
     (tmp_path / "data" / "way_out").symlink_to(tmp_path / "elsewhere")
 
-    def detail(folder: str) -> str:
-        spec = {"recipe": "imagefolder/resnet9", "data": {"train": str(tmp_path / folder)}}
+    (tmp_path / "data" / "link.tar").symlink_to(tmp_path / "elsewhere" / "a.tar")
+    (tmp_path / "elsewhere" / "a.tar").touch()
+
+    def detail(folder: str, **data: str) -> str:
+        spec = {"recipe": "imagefolder/resnet9", "data": {"train": str(tmp_path / folder), **data}}
         answer = here.member.post("/v1/jobs", json={"spec": spec})
         return "" if answer.status_code == 201 else str(answer.json()["detail"]).replace(folder, "")
 
     assert detail("data/pictures") == ""
     assert detail("elsewhere") == detail("nowhere") == detail("data/way_out") == detail("data/../elsewhere") != ""
+    for shards in ("elsewhere/a-{0..9}.tar", "data/link.tar", "data/nowhere/a-{0..9}.tar"):
+        assert detail(shards, format="webdataset") == detail("nowhere")
+    assert detail("data/nowhere") == detail(f"data/{'x' * 300}") == detail("nowhere")
 
 
 def test_what_is_not_there_and_what_is_not_allowed_are_problems_too(here: Deployment) -> None:

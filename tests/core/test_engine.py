@@ -368,7 +368,7 @@ def test_a_missing_folder_is_unavailable(tmp_path: Path) -> None:
     assert "data folder" in (refused.value.hint or "")
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "mysql://localhost/x"])
+@pytest.mark.parametrize("url", ["sqlite://", "mysql://localhost/x", "a file"])
 def test_a_database_of_another_kind_is_refused_with_advice(url: str) -> None:
     with pytest.raises(Unavailable) as refused:
         open_store(url)

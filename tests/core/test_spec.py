@@ -116,6 +116,7 @@ def test_no_amount_changes_on_the_way(amount):
         "three",
         "",
         "3,00",
+        "٣",
         "NaN",
         ".inf",
         "1e999",

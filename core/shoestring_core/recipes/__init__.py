@@ -75,9 +75,9 @@ class Param(_Frozen):
         if self.choices is not None and value not in self.choices:
             raise ValueError(f"must be one of {', '.join(map(str, self.choices))}, not {shown(given)}")
         if isinstance(value, int | float) and self.min is not None and value < self.min:
-            raise ValueError(f"must be at least {self.min:g}, not {shown(given)}")
+            raise ValueError(f"must be at least {self.min:.10g}, not {shown(given)}")
         if isinstance(value, int | float) and self.max is not None and value > self.max:
-            raise ValueError(f"must be at most {self.max:g}, not {shown(given)}")
+            raise ValueError(f"must be at most {self.max:.10g}, not {shown(given)}")
         return value
 
     def json_schema(self) -> dict[str, Any]:

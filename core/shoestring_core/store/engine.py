@@ -57,13 +57,18 @@ RUNS = 5
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits for its turn."""
 
+_ADDRESSES = "Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME."
+
 
 def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     """Open a database by its SQLAlchemy URL: `sqlite:///FILE`, or `postgresql://…` (psycopg 3 is filled in).
 
     Raises StoreTooNew if a newer version of Shoestring wrote it, Unavailable if it can't be opened.
     """
-    address = make_url(url)
+    try:
+        address = make_url(url)
+    except exc.ArgumentError:  # its text would repeat the password
+        raise Unavailable("The database's address can't be read.", hint=_ADDRESSES) from None
     if address.get_backend_name() == "sqlite":
         reader, writer = _sqlite(address, busy_timeout_s, read_only=True), _sqlite(address, busy_timeout_s)
     elif address.get_backend_name() == "postgresql":
@@ -71,7 +76,7 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     else:
         raise Unavailable(
             f"{address.get_backend_name()} databases are not supported",
-            hint="Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME.",
+            hint=_ADDRESSES,
         )
     store = Store(reader, writer, busy_timeout_s)
     store.revision()
