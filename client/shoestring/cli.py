@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
 import sys
 import webbrowser
@@ -28,7 +30,19 @@ HELP = """Train on spot GPUs, as a team, on a shoestring.
 Exit codes: 0 ok, 1 the job failed, 2 usage, 3 sign-in, 4 money, 5 not found, 6 no capacity, 7 no answer, 130 detached.
 """
 
-app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+class Commands(typer.core.TyperGroup):
+    """Whoever reads our output through a pipe may have read enough; that is no failure of ours."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written goes nowhere
+            raise typer.Exit(exits.OK) from None
+
+
+app = typer.Typer(cls=Commands, help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 budget_app = typer.Typer(help="What the team may spend, and what it has spent.", no_args_is_help=True)
 artifacts_app = typer.Typer(
     help="The files a finished job leaves: weights, exported model, metrics.", no_args_is_help=True
@@ -45,6 +59,8 @@ app.add_typer(chaos_app, name="chaos")
 
 def main() -> None:
     """Run the command line; turn every expected failure into a sentence and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that can't show a letter shows its number
     try:
         app()
     except ServiceError as refused:
@@ -63,8 +79,9 @@ def main() -> None:
     except (up.UpError, models.NoTrainer, results.Unusable) as failed:
         complain(str(failed))
         sys.exit(exits.USAGE)
-    except BrokenPipeError:
-        sys.exit(exits.OK)
+    except OSError as failed:
+        complain(": ".join(str(word) for word in (failed.filename, failed.strerror or failed) if word))
+        sys.exit(exits.USAGE)
     except KeyboardInterrupt:
         sys.exit(exits.DETACHED)
 
@@ -138,7 +155,11 @@ def list_jobs(
 
 @app.command()
 def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
-    """Show a job: state and reason, attempts and machines, money."""
+    """Show a job: state and reason, attempts and machines, money.
+
+    \b
+    shoestring show 0193
+    """
     with connect(url) as client:
         found = client.job(resolve(client, job))
         attempts = client.attempts(found.id)
@@ -148,7 +169,11 @@ def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
 
 @app.command("watch")
 def watch_job(job: JobId, url: Url = None, as_json: Json = False) -> None:
-    """Look on until the job ends. Ctrl-C detaches; the exit code is the job's."""
+    """Look on until the job ends. Ctrl-C detaches; the exit code is the job's.
+
+    \b
+    shoestring watch 0193
+    """
     with connect(url) as client:
         _watch(client, resolve(client, job), as_json)
 
@@ -191,7 +216,11 @@ def logs(
 
 @app.command()
 def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
-    """Stop a job. Its machines checkpoint and end; what it learned is kept and can be retried."""
+    """Stop a job. Its machines checkpoint and end; what it learned is kept and can be retried.
+
+    \b
+    shoestring stop 0193
+    """
     with connect(url) as client:
         found = client.stop(resolve(client, job))
     tell(found, as_json, lambda: out.print(found.sentence))
@@ -199,7 +228,11 @@ def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
 
 @app.command()
 def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
-    """Submit an ended job again, from its stored spec and its last checkpoint."""
+    """Submit an ended job again, from its stored spec and its last checkpoint.
+
+    \b
+    shoestring retry 0193
+    """
     with connect(url) as client:
         found = client.retry(resolve(client, job))
     tell(found, as_json, lambda: out.print(str(found.id)))
@@ -207,20 +240,30 @@ def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
 
 @app.command()
 def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
-    """Let a paused job queue again."""
+    """Let a paused job queue again.
+
+    \b
+    shoestring resume 0193
+    """
     with connect(url) as client:
         found = client.resume(resolve(client, job))
     tell(found, as_json, lambda: out.print(found.sentence))
 
 
 @app.command("open")
-def open_page(job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, url: Url = None) -> None:
-    """Open the dashboard, or one job's page, in a browser and sign in."""
+def open_page(
+    job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, url: Url = None, as_json: Json = False
+) -> None:
+    """Open the dashboard, or one job's page, in a browser and sign in.
+
+    \b
+    shoestring open 0193
+    """
     with connect(url) as client:
         link = client.login_link()
         if job is not None:
             link += f"&next=/jobs/{resolve(client, job)}"
-    out.print(link)
+    tell({"url": link}, as_json, lambda: out.print(link))
     webbrowser.open(link)
 
 
@@ -229,7 +272,11 @@ def open_page(job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, 
 
 @artifacts_app.command("ls")
 def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
-    """List the files a finished job left."""
+    """List the files a finished job left.
+
+    \b
+    shoestring artifacts ls 0193
+    """
     with connect(url) as client:
         found = client.artifacts(resolve(client, job)).artifacts
     rows = [(file.name, f"{file.bytes:,}", str(file.step), file.sha256[:12]) for file in found]
@@ -284,7 +331,11 @@ app.command("results")(results.results)
 
 @budget_app.command("show")
 def show_budget(url: Url = None, as_json: Json = False) -> None:
-    """Show limits, what is spent, what is held for running jobs and what is left."""
+    """Show limits, what is spent, what is held for running jobs and what is left.
+
+    \b
+    shoestring budget show --json
+    """
     with connect(url) as client:
         budgets = client.budgets()
     rows = [
@@ -301,7 +352,7 @@ def show_budget(url: Url = None, as_json: Json = False) -> None:
 
 @budget_app.command("set")
 def set_budget(
-    limit: Annotated[str, typer.Argument(help="Dollars, e.g. 25.00")],
+    limit: Annotated[str, typer.Argument(help="Dollars, e.g. 25.00, or none for no limit.")],
     owner: Annotated[str | None, typer.Option("--owner", help="Whose; default the team's.")] = None,
     job: Annotated[str | None, typer.Option("--job", help="The job whose own limit it is, by id.")] = None,
     reason: Annotated[str, typer.Option("--reason", help="Kept on the record.")] = "",
@@ -316,10 +367,8 @@ def set_budget(
     shoestring budget set 25.00 --reason "conference deadline"
     shoestring budget set 0.80 --job 0198c5f2-7d10-7000-8000-1a2b3c4d5e6f
     """
-    try:
-        money.micro(limit)
-    except ValueError as wrong:
-        raise typer.BadParameter(str(wrong)) from wrong
+    if limit != "none":
+        _check_dollars(limit)
     with connect(url) as client:
         if job:
             chosen = [b for b in client.cost(resolve(client, job)).budgets if b.kind == "job"]
@@ -330,7 +379,9 @@ def set_budget(
             complain(f"No single budget of {whose}; see: shoestring budget show")
             raise typer.Exit(exits.NOT_FOUND)
         found = client.set_budget(chosen[0].id, limit, reason=reason, etag=chosen[0].etag)
-    tell(found, as_json, lambda: out.print(f"{found.owner}: {_dollars(found.limit)}, {_dollars(found.left)} left"))
+    tell(
+        found, as_json, lambda: out.print(f"{found.owner}: limit {_dollars(found.limit)}, left {_dollars(found.left)}")
+    )
 
 
 # --- recipes
@@ -338,7 +389,11 @@ def set_budget(
 
 @recipes_app.command("ls")
 def list_recipes(url: Url = None, as_json: Json = False) -> None:
-    """List the recipes."""
+    """List the recipes.
+
+    \b
+    shoestring recipes ls
+    """
     with connect(url) as client:
         found = client.recipes()
     tell(found, as_json, lambda: table(("RECIPE", "WHAT"), [(r.name, r.title) for r in found], "No recipes."))
@@ -404,10 +459,7 @@ def start_service(
     Ctrl-C lets machines checkpoint and end; a second Ctrl-C kills them. Jobs go on at the next `up`.
     """
     if budget is not None:
-        try:
-            money.micro(budget)
-        except ValueError as wrong:
-            raise typer.BadParameter(str(wrong)) from wrong
+        _check_dollars(budget)
     folder = (data or config.default_data()).absolute()
     service = up.Service(up.Options(folder, host, port, budget, slots, tuple(data_roots or ())), say=err.print)
     interrupts = _count_interrupts()
@@ -471,6 +523,7 @@ def reclaim(
     machine: Annotated[str, typer.Argument(metavar="MACHINE", help="Machine id, as `shoestring show JOB` prints it.")],
     notice: Annotated[float, typer.Option(min=0, max=600, help="Seconds between notice and loss.")] = 120.0,
     url: Url = None,
+    as_json: Json = False,
 ) -> None:
     """Take a local machine away, as a spot provider would.
 
@@ -478,8 +531,8 @@ def reclaim(
     shoestring chaos reclaim 0193a… --notice 10
     """
     with connect(url) as client:
-        client.reclaim(machine, notice_s=notice)
-    err.print(f"{machine} has its notice: {notice:g} s")
+        found = client.reclaim(machine, notice_s=notice)
+    tell(found, as_json, lambda: err.print(f"{found.id} has its notice: {notice:g} s"))
 
 
 # --- what the commands print
@@ -565,6 +618,13 @@ def _read_spec(file: Path) -> str:
         return sys.stdin.read() if str(file) == "-" else file.read_text()
     except (OSError, UnicodeDecodeError) as unreadable:
         raise typer.BadParameter(f"{file} can't be read: {unreadable}") from unreadable
+
+
+def _check_dollars(text: str) -> None:
+    try:
+        money.micro(text)
+    except ValueError as wrong:
+        raise typer.BadParameter(str(wrong)) from wrong
 
 
 def _count_interrupts() -> Callable[[], int]:

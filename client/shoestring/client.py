@@ -56,10 +56,15 @@ class Message:
 
 
 class Client:
-    """A service and a key. Reads are tried again; so are writes, which carry an Idempotency-Key."""
+    """A service and a key. Reads are tried again; so are writes, which carry an Idempotency-Key.
+
+    Raises ServiceError at once for what can't be an address or a key.
+    """
 
     def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
+        _check_address(self.url)
+        _check_key(key)
         self._http = httpx.Client(
             base_url=self.url, timeout=TIMEOUT, transport=transport, headers={"Authorization": f"Bearer {key}"}
         )
@@ -147,7 +152,7 @@ class Client:
     def set_budget(self, budget: UUID | str, limit: str, *, reason: str = "", etag: str | None = None) -> rest.Budget:
         headers = {"If-Match": etag} if etag else {}
         answer = self._call("PUT", f"/v1/budgets/{budget}", json={"limit": limit, "reason": reason}, headers=headers)
-        return rest.Budget.model_validate_json(answer.content)
+        return _read(answer, rest.Budget)
 
     def recipes(self) -> list[rest.Recipe]:
         return self._get("/v1/recipes", rest.RecipeList).recipes
@@ -157,12 +162,11 @@ class Client:
 
     def login_link(self) -> str:
         """A link that signs a browser in once."""
-        code = self._call("POST", "/v1/login-codes", headers=_idempotent(None)).json()["code"]
-        return f"{self.url}/login?code={code}"
+        return f"{self.url}/login?code={self._post('/v1/login-codes', rest.LoginCode).code}"
 
-    def reclaim(self, machine: UUID | str, *, notice_s: float = 120.0) -> None:
+    def reclaim(self, machine: UUID | str, *, notice_s: float = 120.0) -> rest.Machine:
         """Take a local machine as a spot provider would (admins)."""
-        self._call("POST", f"/v1/machines/{machine}:reclaim", json={"notice_s": notice_s}, headers=_idempotent(None))
+        return self._post(f"/v1/machines/{machine}:reclaim", rest.Machine, {"notice_s": notice_s})
 
     # --- live
 
@@ -192,12 +196,10 @@ class Client:
     # --- the wire
 
     def _get(self, path: str, shape: type[R], **params: Any) -> R:
-        answer = self._call("GET", path, params={k: v for k, v in params.items() if v is not None})
-        return shape.model_validate_json(answer.content)
+        return _read(self._call("GET", path, params={k: v for k, v in params.items() if v is not None}), shape)
 
     def _post(self, path: str, shape: type[R], body: Any = None, key: UUID | None = None) -> R:
-        answer = self._call("POST", path, json=body, headers=_idempotent(key))
-        return shape.model_validate_json(answer.content)
+        return _read(self._call("POST", path, json=body, headers=_idempotent(key)), shape)
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request, tried again when the line or a proxy failed. Raises ServiceError or Unreachable."""
@@ -243,16 +245,43 @@ def _pause(failures: int) -> float:
     return float(min(4.0, 0.2 * 2**failures) * random.uniform(0.5, 1.0))
 
 
+def _check_address(url: str) -> None:
+    try:
+        address = httpx.URL(url)
+        if address.scheme in ("http", "https") and address.host:
+            return
+    except httpx.InvalidURL:
+        pass
+    raise _refusal("not-shoestring", f"{url!r} is not the address of a service; it looks like http://127.0.0.1:8000")
+
+
+def _check_key(key: str) -> None:
+    if not key or not key.isascii() or not key.isprintable() or " " in key:  # none that a header could carry
+        raise _refusal("unauthenticated", "This is not an API key: it is empty, or holds characters that no key has.")
+
+
+def _read(answer: httpx.Response, shape: type[R]) -> R:
+    try:
+        return shape.model_validate_json(answer.content)
+    except ValueError:
+        raise _foreign(answer) from None
+
+
 def _error(answer: httpx.Response) -> ServiceError:
     try:
         return ServiceError(rest.ProblemDocument.model_validate_json(answer.content))
-    except ValueError:  # a proxy's page, or not our service at all
-        return ServiceError(
-            rest.ProblemDocument(
-                type="about:blank",
-                title=f"HTTP {answer.status_code}",
-                status=answer.status_code,
-                detail=f"{answer.request.url} answered {answer.status_code} and not as Shoestring does.",
-                code="unavailable" if answer.status_code >= 500 else "not-shoestring",
-            )
-        )
+    except ValueError:
+        return _foreign(answer)
+
+
+def _foreign(answer: httpx.Response) -> ServiceError:
+    """What a proxy answered, or something that is not our service at all."""
+    code = "unavailable" if answer.status_code >= 500 else "not-shoestring"
+    words = f"{answer.request.url} answered {answer.status_code} and not as Shoestring does."
+    return _refusal(code, words, answer.status_code)
+
+
+def _refusal(code: str, detail: str, status: int = 0) -> ServiceError:
+    """One that no service has said; without an answer the status is 0."""
+    title = f"HTTP {status}" if status else "Not asked"
+    return ServiceError(rest.ProblemDocument(type="about:blank", title=title, status=status, detail=detail, code=code))

@@ -27,13 +27,13 @@ def find_login(url: str | None = None, key: str | None = None) -> Login:
     """The login in force. Raises NotLoggedIn with what to type next."""
     env_url, env_key = os.environ.get("SHOESTRING_URL"), os.environ.get("SHOESTRING_KEY")
     saved = _read(config_path())
-    for source, found_url, found_key in (
-        ("the command line", url, key),
-        ("the environment", env_url, env_key),
-        (str(config_path()), saved.get("url"), saved.get("key")),
+    chosen = key or env_key or saved.get("key")
+    for source, found_url in (
+        ("the command line", url),
+        ("the environment", env_url),
+        (str(config_path()), saved.get("url")),
     ):
         if found_url:
-            chosen = found_key or key or env_key or saved.get("key")
             if not chosen:
                 raise NotLoggedIn(f"No key for {found_url} (from {source}). Type: shoestring login {found_url}")
             return Login(found_url.rstrip("/"), chosen, source)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 from pydantic import BaseModel
@@ -15,7 +17,13 @@ from rich.table import Table
 from shoestring import config, exits
 from shoestring.client import Client
 
-out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, highlight=False)
+
+class Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # the command line answers it, whoever printed
+
+
+out, err = Terminal(soft_wrap=True), Terminal(stderr=True, soft_wrap=True, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (a stream prints one object per line).")]
 Url = Annotated[str | None, typer.Option("--url", help="Service to talk to.", envvar="SHOESTRING_URL")]
@@ -29,8 +37,8 @@ def connect(url: str | None) -> Client:
 
 def resolve(client: Client, job: str) -> str:
     """A whole job id from its beginning."""
-    if len(job) >= 32:
-        return job
+    with contextlib.suppress(ValueError):
+        return str(UUID(job))
     matching = [str(found.id) for found in client.jobs(limit=200).jobs if str(found.id).startswith(job)]
     if len(matching) != 1:
         said = "No job begins" if not matching else f"{len(matching)} jobs begin"

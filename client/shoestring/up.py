@@ -12,6 +12,7 @@ the next `up` adopts them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -234,9 +235,9 @@ def require_free_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as refused:
-            raise UpError(
-                f"{host}:{port} can't be used ({refused.strerror}). Name another port: shoestring up --port {port + 1}"
-            ) from refused
+            taken = refused.errno in (errno.EADDRINUSE, errno.EACCES)
+            advice = f"port: shoestring up --port {port + 1}" if taken else "address: shoestring up --host 127.0.0.1"
+            raise UpError(f"{host}:{port} can't be used ({refused.strerror}). Name another {advice}") from refused
 
 
 def secret(path: Path) -> str:

@@ -7,23 +7,35 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 import pytest
 from shoestring import config, exits, models
+from shoestring_core import rest
 
 from tests import servers
 from tests.e2e.service import ROOMS, ROOT
 
 
-def shoestring(*arguments: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def shoestring(
+    *arguments: str, home: Path, stdout: int | IO[str] = subprocess.PIPE, **variables: str
+) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOESTRING_")}
     path = os.pathsep.join(str(ROOT / room) for room in ROOMS)
     environment = (
         kept | {"PYTHONPATH": path, "SHOESTRING_CONFIG": str(home / "login.json"), "NO_COLOR": "1"} | variables
     )
     return subprocess.run(
-        [sys.executable, "-m", "shoestring", *arguments], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "shoestring", *arguments],
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
 
 
@@ -70,8 +82,20 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
         ("up",),
         ("demo",),
         ("logs",),
+        ("ls",),
+        ("show",),
+        ("watch",),
+        ("stop",),
+        ("retry",),
+        ("resume",),
+        ("open",),
+        ("login",),
+        ("chaos", "reclaim"),
+        ("budget", "show"),
         ("budget", "set"),
+        ("artifacts", "ls"),
         ("artifacts", "get"),
+        ("recipes", "ls"),
         ("predict",),
         ("export",),
         ("results",),
@@ -96,6 +120,67 @@ def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkey
     monkeypatch.setenv("SHOESTRING_KEY", "environment-key")
     assert config.find_login().url == "http://environment"
     assert config.find_login("http://flag", "flag-key").key == "flag-key"
+    monkeypatch.delenv("SHOESTRING_URL")
+    assert (config.find_login().url, config.find_login().key) == ("http://saved", "environment-key")
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """The address of a service that knows everybody and has one recipe, a thousand times over."""
+    recipe = rest.Recipe(
+        name="a/recipe", version=1, title="Ä" * 80, description="", data="digits", metric="val/acc", params=[]
+    )
+    answers = {
+        "/v1/recipes": rest.RecipeList(recipes=[recipe] * 1_000),
+        "/v1/me": rest.Me(user="ada", team="vision", role="admin", version="0"),
+    }
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answers[self.path].model_dump_json().encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("out", "code", "says"), [("/dev/full", exits.USAGE, "No space left on device"), ("a closed pipe", exits.OK, "")]
+)
+def test_output_that_cannot_be_written_is_told_without_a_traceback(
+    service: str, tmp_path: Path, out: str, code: int, says: str, json: list[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer if out == "a closed pipe" else out, "w") as stdout:
+        done = shoestring(
+            "recipes", "ls", *json, home=tmp_path, stdout=stdout, SHOESTRING_URL=service, SHOESTRING_KEY="x"
+        )
+    assert (done.returncode, done.stderr.strip()) == (code, says)
+
+
+def test_letters_that_a_terminal_lacks_are_shown_by_number(service: str, tmp_path: Path) -> None:
+    done = shoestring(
+        "recipes", "ls", home=tmp_path, SHOESTRING_URL=service, SHOESTRING_KEY="x", PYTHONIOENCODING="ascii"
+    )
+    assert done.returncode == exits.OK
+    assert "\\xc4" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_named(service: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = shoestring("login", service, "--key", "x", home=tmp_path / "file")
+    assert done.returncode == exits.USAGE
+    assert "Traceback" not in done.stderr
 
 
 def test_a_damaged_login_file_is_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

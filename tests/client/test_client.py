@@ -75,6 +75,29 @@ def test_a_proxys_error_page_does_not_break_the_client() -> None:
         answering.job(uuid.uuid4())
 
 
+def test_an_answer_of_another_service_does_not_break_the_client() -> None:
+    answering = talking_to(lambda _request: httpx.Response(200, json={"status": "ok"}))
+    for ask in (lambda: answering.job(uuid.uuid4()), answering.login_link, lambda: answering.set_budget("x", "1")):
+        with pytest.raises(ServiceError, match="not as Shoestring does") as refused:
+            ask()
+        assert refused.value.code == "not-shoestring"
+
+
+@pytest.mark.parametrize("url", ["", "service", "ftp://service", "http://", "http://[::1", "http://service:x"])
+def test_what_can_be_no_address_is_refused_before_it_is_asked(url: str) -> None:
+    with pytest.raises(ServiceError, match="not the address of a service") as refused:
+        Client(url, "sst_pat_x")
+    assert refused.value.code == "not-shoestring"
+
+
+@pytest.mark.parametrize("key", ["", "sst_pat_é", "sst_pat_x\n", "sst_pat_x y"])
+def test_what_can_be_no_key_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ServiceError) as refused:
+        Client("http://service", key)
+    assert refused.value.code == "unauthenticated"
+    assert key.strip() not in str(refused.value) or not key
+
+
 def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
     cursors: list[str | None] = []
 
