@@ -136,9 +136,12 @@ def test_parts_are_hashed_one_by_one_and_together(tmp_path: Path, parts: dict[st
         b"\x80\x02}q\x00.", b"[]", b'{"format": 1}', b'{"format": 1, "parts": {}}', b'{"format": 1, "parts": [3]}',
         b'{"format": 1, "parts": [{"name": "a", "offset": "0", "bytes": 1, "sha256": ""}]}',
         b'{"format": 1, "parts": [{"name": "a", "offset": -9, "bytes": 1, "sha256": ""}]}',
-        b'{"format": 9, "parts": []}',
+        b'{"format": 9, "parts": []}', b"[" * 100_000,
     ],
-    ids=["pickle", "list", "no parts", "parts by name", "numbers", "offset as text", "before the file", "later format"],
+    ids=[
+        "pickle", "list", "no parts", "parts by name", "numbers", "offset as text", "before the file", "later format",
+        "deep",
+    ],
 )  # fmt: skip
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, parts: dict[str, bytes], content: bytes):
     saved = save(tmp_path, parts)
@@ -148,6 +151,29 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, parts: dict[st
             begin()
         assert str(tmp_path) in str(refused.value)
         assert re.search(r"start from another checkpoint|update the trainer", str(refused.value))
+
+
+def test_weights_of_another_type_are_not_converted_in_silence(tmp_path: Path, parts: dict[str, bytes]):
+    tensors = trained().snapshot(3)["model"]
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    parts["model.safetensors"] = pack_tensors(tensors | {name: tensors[name].double()})
+    saved = save(tmp_path, parts)
+    with pytest.raises(DataError, match=f"{name} in the checkpoint {saved.data} holds torch.float64"):
+        restore(fresh(), saved)
+
+
+def test_a_manifest_that_lies_is_refused(tmp_path: Path, parts: dict[str, bytes]):
+    saved = save(tmp_path, parts)
+    told = json.loads(saved.manifest.read_text())
+    first, second = told["parts"][:2]
+    for lie in ({"bytes": 10**15}, {"offset": 10**15}, {"offset": second["offset"]}, {"sha256": second["sha256"]}):
+        saved.manifest.write_text(json.dumps(told | {"parts": [first | lie, *told["parts"][1:]]}))
+        with pytest.raises(DataError, match=f"{saved.data} is damaged: {first['name']}"):
+            restore(fresh(), saved)
+    exchanged = [first | {"name": second["name"]}, second | {"name": first["name"]}, *told["parts"][2:]]
+    saved.manifest.write_text(json.dumps(told | {"parts": exchanged}))
+    with pytest.raises(DataError, match=str(saved.data)):
+        restore(fresh(), saved)
 
 
 @pytest.mark.parametrize(("name", "value"), [("optimizer_state", "momentum_buffer"), ("scaler", None), ("step", "9")])

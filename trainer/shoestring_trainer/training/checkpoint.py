@@ -92,7 +92,7 @@ def unpack_json(parts: Mapping[str, bytes], part: str, source: Path) -> dict[str
     """The JSON object of one part. Raises DataError if the part is absent or no JSON object."""
     try:
         value = json.loads(_part(parts, part, source))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{part} in the checkpoint {source} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise DataError(f"{part} in the checkpoint {source} is not a JSON object")
@@ -120,7 +120,7 @@ def _read_manifest(path: Path) -> list[dict[str, Any]]:
         return parts
     except OSError as error:
         raise DataError(f"cannot read the manifest {path}: {error.strerror}; start from another checkpoint") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not a checkpoint manifest ({error!r}); start from another checkpoint") from error
 
 

@@ -49,7 +49,7 @@ def list_pictures(folder: Path) -> Listing:
     """The pictures of an ImageFolder. Raises DataError for no classes, one class, or a class without pictures."""
     classes, loose = [], []
     for entry in _scan(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             classes.append(entry.name)
         elif not entry.name.startswith(".") and Path(entry.name).suffix.lower() in SUFFIXES:
             loose.append(Path(entry.path))
@@ -66,7 +66,7 @@ def list_pictures(folder: Path) -> Listing:
     names, labels, ignored = [], [], loose
     for label, name in enumerate(classes):
         check_name(folder / name)
-        inside = sorted(_walk(folder / name, ()), key=str)
+        inside = sorted(walk(folder / name, os.path.realpath(folder)), key=str)
         found = [path for path in inside if path.suffix.lower() in SUFFIXES]
         if not found:
             raise DataError(
@@ -81,10 +81,10 @@ def list_pictures(folder: Path) -> Listing:
     return Listing(folder, classes, names, labels, lambda number: open_file(folder / names[number]), ignored)
 
 
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Every file below a folder, links followed, hidden ones left out.
+def walk(folder: Path, *above: str) -> Iterator[Path]:
+    """Every file below a folder, links followed, hidden ones left out. Raises DataError for a folder it can't read.
 
-    A link to a folder that it lies in holds nothing new. What neither opens nor ends, such as a pipe, is no file.
+    A link to one of the folders above holds nothing new. What neither opens nor ends, such as a pipe, is no file.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -92,10 +92,17 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     for entry in _scan(folder):
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, real))
-        elif entry.is_file() or entry.is_symlink():  # a link to nowhere too: opening it will say so
+        if _is_folder(entry):
+            yield from walk(Path(entry.path), *above, real)
+        elif (entry.is_symlink() and not Path(entry.path).exists()) or entry.is_file():  # opening the former says why
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from shoestring_trainer.training.decoding import WHITE, Frame, decode_file
 from shoestring_trainer.training.exports import Model, read_model
 from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.folders import walk
 from shoestring_trainer.training.listing import SUFFIXES
 
 BATCH = 64
@@ -91,7 +92,7 @@ def list_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            below = sorted(file for file in walk(path) if file.suffix.lower() in SUFFIXES)
             if not below:
                 raise DataError(f"the folder {path} holds no picture; give pictures, or a folder with some")
             files += below

@@ -195,6 +195,11 @@ def _load_tensors(own: Mapping[str, Tensor], parts: Mapping[str, bytes], part: s
     _check_names(set(own), set(tensors), part, saved)
     for name, tensor in tensors.items():
         _check_shape(name, own[name], tensor, saved)
+        if own[name].dtype != tensor.dtype:
+            raise DataError(
+                f"{name} in the checkpoint {saved.data} holds {tensor.dtype}, this model {own[name].dtype}; resume "
+                "with the recipe and the trainer that wrote it"
+            )
         own[name].copy_(tensor)
 
 
