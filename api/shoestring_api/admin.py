@@ -25,9 +25,13 @@ DEFAULT_BUDGET = "10.00"
 
 def main() -> int:
     options = _options()
+    database_url = os.environ.get("SHOESTRING_DATABASE_URL")
+    if not database_url:
+        print("Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME.", file=sys.stderr)
+        return 1
     try:
-        print(json.dumps(prepare(os.environ["SHOESTRING_DATABASE_URL"], options)))
-    except (ShoestringError, ValueError) as refused:
+        print(json.dumps(prepare(database_url, options)))
+    except (ShoestringError, ValueError, OSError) as refused:
         print(" ".join(filter(None, (str(refused), getattr(refused, "hint", None)))), file=sys.stderr)
         return 1
     return 0

@@ -54,7 +54,7 @@ class Service:
         if not store.is_current():
             raise Unavailable(
                 "The database's schema is older than this version of Shoestring.",
-                hint="Upgrade it: python -m shoestring_core.store.migrations upgrade",
+                hint="Upgrade it: python -m shoestring_api.admin bootstrap --key-file FILE",
             )
         wake = Wake(settings.redis_url)
         terms = Terms(

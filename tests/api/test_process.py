@@ -50,9 +50,12 @@ def test_a_port_in_use_is_named(database_url: str, tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_not_there_or_not_prepared_is_named(database_url: str, tmp_path: Path) -> None:
-    code, said = _refusal(_settings(database_url, tmp_path))
+    settings = _settings(database_url, tmp_path)
+    code, said = _refusal(settings)
     assert code == 4
-    assert "migrations upgrade" in said
+    advice = said.rpartition("python -m ")[2].replace("FILE", str(tmp_path / "admin.key")).split()
+    assert _ended(settings, *advice)[0] == 0
+    assert open_store(database_url).is_current()
     code, said = _refusal(_settings("postgresql://nobody@127.0.0.1:1/none", tmp_path))
     assert code == 4
     assert "PostgreSQL can't be reached" in said
@@ -67,6 +70,22 @@ def test_a_newer_database_is_refused(database_url: str, tmp_path: Path) -> None:
     code, said = _refusal(_settings(database_url, tmp_path))
     assert code == 4
     assert "Upgrade Shoestring" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "key_file", "says"),
+    [
+        ("", "admin.key", "Set SHOESTRING_DATABASE_URL"),
+        ("sqlite:///{folder}/store.db", "no/such/folder", "No such file"),
+    ],
+)
+def test_preparing_a_database_that_cannot_be_prepared_is_told(
+    url: str, key_file: str, says: str, tmp_path: Path
+) -> None:
+    settings = {"SHOESTRING_DATABASE_URL": url.format(folder=tmp_path)}
+    code, said = _ended(settings, "shoestring_api.admin", "bootstrap", "--key-file", str(tmp_path / key_file))
+    assert code == 1
+    assert says in said
 
 
 @pytest.mark.parametrize("missing", ["SHOESTRING_DATABASE_URL", "SHOESTRING_OBJECTS", "SHOESTRING_SECRET"])
@@ -115,8 +134,13 @@ def _process(settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _refusal(settings: dict[str, str]) -> tuple[int, str]:
+    return _ended(settings, "shoestring_api")
+
+
+def _ended(settings: dict[str, str], *module: str) -> tuple[int, str]:
+    """Exit code, and what was said on stderr."""
     ended = subprocess.run(
-        [sys.executable, "-m", "shoestring_api"], env=_environment(settings), capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", *module], env=_environment(settings), capture_output=True, text=True, timeout=60
     )
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, ended.stderr
