@@ -19,6 +19,7 @@ from shoestring_api import (
     machines,
     objects,
     openapi,
+    plans,
     problems,
     recipes,
     session,
@@ -30,7 +31,7 @@ MAX_BODY_BYTES = 1 << 20
 STREAMED = ("/objects/", "/agent/v1/report")
 """Routes that read their bodies piece by piece, with limits of their own."""
 
-ROOMS = (jobs, budgets, recipes, session, machines, stream, agents, health, objects)
+ROOMS = (jobs, plans, budgets, recipes, session, machines, stream, agents, health, objects)
 
 
 def create_app(service: Service | None = None) -> FastAPI:

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -16,21 +13,20 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 from shoestring_core import rest
 from shoestring_core.decide import funding
-from shoestring_core.errors import Forbidden, InvalidSpec, NotFound, Problem
-from shoestring_core.spec import DataSource, JobSpec, parse
+from shoestring_core.errors import InvalidSpec, NotFound, Problem
+from shoestring_core.spec import JobSpec
 from shoestring_core.store import checkpoints, feed, ingest, jobs, ledger, rows
 from shoestring_core.store.engine import Read, Store, Write
 from shoestring_core.store.ingest import LogPosition
 from shoestring_core.store.people import Principal
 from shoestring_core.store.tables import Job, Machine
 
-from shoestring_api import problems, views
+from shoestring_api import plans, problems, specs, views
 from shoestring_api.bodies import ExactRoute
 from shoestring_api.service import Caller, Here, IdempotencyKey, Reading, Service, once
 
 MAX_MANIFEST_BYTES = 16_000_000
 LINES_AT_ONCE = 2_000
-
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ExactRoute)
 
@@ -48,14 +44,14 @@ Cursor = Annotated[str | None, Query(max_length=20_000)]
 )
 def submit(body: rest.SubmitJob, service: Here, caller: Caller, key: IdempotencyKey = None) -> Response:
     """Queue a training job for the caller's team."""
-    spec = parse(body.spec)
-    _check_team(spec, caller)
-    _check_paths(spec, service.settings.data_roots)
+    spec = specs.read(body.spec, caller, service)
     init = _weights(spec.init_job, service, caller) if spec.init_job else None
 
     def work(db: Write) -> rest.Job:
-        hold = _smallest_hold(spec, service)
-        return _view(db, jobs.submit(db, caller.team, caller.user, spec, smallest_hold=hold, init=init))
+        sized, sizing = plans.size(db, caller, spec, service.terms)
+        hold = _smallest_hold(sized, service)
+        job = jobs.submit(db, caller.team, caller.user, sized, smallest_hold=hold, sizing=sizing, init=init)
+        return _view(db, job)
 
     if body.dry_run:
         return Response(_tried(service.store, work).model_dump_json(), media_type="application/json")
@@ -118,50 +114,6 @@ def _tried(store: Store, work: Callable[[Write], rest.Job]) -> rest.Job:
     except _DryRun as dry:
         return dry.job
     raise AssertionError("the transaction was left by an exception")
-
-
-def _check_team(spec: JobSpec, caller: Principal) -> None:
-    if spec.team not in (None, caller.team_name):
-        raise Forbidden(
-            f"This key acts for team {caller.team_name}, not {spec.team}.",
-            hint="Leave `team` out, or use that team's key.",
-        )
-
-
-def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
-    """Missing and forbidden paths get one answer, so that nobody can feel their way around the disk."""
-    problems = []
-    if spec.data and not _folder(roots, spec.data):
-        problems.append(("/data/train", f"{spec.data.train!r} is not a folder that jobs may read.", "data-not-found"))
-    if spec.init and not spec.init_job and not _visible(roots, spec.init):
-        problems.append(("/init", f"{spec.init!r} is no file or folder that jobs may read.", "init-not-found"))
-    if problems:
-        allowed = (
-            "They lie under " + ", ".join(map(str, roots)) if roots else "Allow one: shoestring up --data-root DIR"
-        )
-        raise InvalidSpec([Problem(at, f"{message} {allowed}.", code) for at, message, code in problems])
-
-
-def _folder(roots: Sequence[Path], data: DataSource) -> Path | None:
-    """Where the data lie; shards may be named by a pattern."""
-    if not _lies_under(roots, data.train):
-        return None
-    places = [data.train, str(Path(data.train).parent)] if data.format == "webdataset" else [data.train]
-    return next((folder for place in places if (folder := _visible(roots, place)) and folder.is_dir()), None)
-
-
-def _visible(roots: Sequence[Path], given: str) -> Path | None:
-    """What stands at a path below one of the roots, links followed; None also for a path that can't be one."""
-    if _lies_under(roots, given):
-        with contextlib.suppress(OSError):  # no such file, a name that is too long, a folder that is closed to us
-            Path(given).stat()
-            return Path(given)
-    return None
-
-
-def _lies_under(roots: Sequence[Path], given: str) -> bool:
-    path = Path(os.path.realpath(given))
-    return any(path.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
 def _weights(job_id: UUID, service: Service, caller: Principal) -> UUID:

@@ -33,6 +33,7 @@ STATUS = {
     "forbidden": 403,
     "agent-refused": 403,
     "budget-exceeded": 409,
+    "time-limit-unmet": 409,
     "wrong-state": 409,
     "stale": 409,
     "idempotency-mismatch": 422,

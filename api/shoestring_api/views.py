@@ -10,6 +10,7 @@ from uuid import UUID
 
 from shoestring_core import money, rest
 from shoestring_core.decide.bill import Evidence, bill
+from shoestring_core.decide.sizing import Case, Choice, Option
 from shoestring_core.recipes import Recipe
 from shoestring_core.states import AttemptState, EndReason, GenerationState, JobState, MachineState, Want
 from shoestring_core.store import feed, ingest
@@ -44,6 +45,7 @@ def job(rows: JobRows, now: int) -> rest.Job:
         result=row.result,
         cost=cost(rows, now),
         spec=row.spec,
+        sizing=sizing(row),
         tags=row.spec.get("tags") or {},
         retried_from=row.retried_from,
         created_at=moment(row.created_at),
@@ -122,6 +124,14 @@ def sentence(row: Job) -> str:
             return _with(ENDS[EndReason(row.end_reason or "")], row.end_text)
 
 
+def sizing(row: Job) -> str | None:
+    """Why it runs on these machines, and no faster ones."""
+    if row.sizing is None:
+        return None
+    choice = Choice.from_json(row.sizing["choice"])
+    return f"{choice.text} {choice.why}".strip()
+
+
 def _with(head: str, text: str | None) -> str:
     text = (text or "").strip()
     return f"{head}: {text}" if text and ":" not in head else f"{head}. {text}".strip()
@@ -156,6 +166,38 @@ def event(row: Event) -> rest.Event:
         actor=row.actor,
         reason=row.reason,
         data=({"machine": row.ref} if row.kind in ABOUT_MACHINES and row.ref else {}) | row.data,
+    )
+
+
+# --- plans ------------------------------------------------------------------------------------------------
+
+
+def plan(case: Case, choice: Choice) -> rest.Plan:
+    return rest.Plan(
+        verdict=choice.verdict,
+        nodes=choice.nodes,
+        type=choice.type,
+        text=choice.text,
+        why=choice.why,
+        expected=_option(choice.option) if choice.option else None,
+        limit_s=case.limit_s,
+        enough_s=choice.enough_s,
+        options=[_option(one) for one in choice.options],
+        runs=len({one.job for one in case.measurements}),
+    )
+
+
+def _option(option: Option) -> rest.PlanOption:
+    return rest.PlanOption(
+        type=option.type,
+        market=option.market,
+        nodes=option.nodes,
+        basis=option.basis,
+        run_s=round(option.run_s, 3),
+        sure_s=round(option.sure_s, 3),
+        cost=rest.Money.of(option.cost),
+        need=rest.Money.of(option.need),
+        obstacle=option.obstacle or None,
     )
 
 

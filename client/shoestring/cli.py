@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from shoestring_core import errors, money, rest, spec
+from shoestring_core.decide.sizing import duration
 
 from shoestring import config, demo, exits, models, results, up, watch
 from shoestring.client import Client, ServiceError, Unreachable
@@ -88,14 +89,18 @@ def main() -> None:
 
 # --- jobs
 
+RecipeName = Annotated[str | None, typer.Argument(help="Recipe name, e.g. digits/quickstart.")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Parameters; dotted keys set the spec.")
+]
+SpecFile = Annotated[Path | None, typer.Option("-f", "--file", help="Job spec, YAML or JSON; - reads stdin.")]
+
 
 @app.command()
 def submit(
-    recipe: Annotated[str | None, typer.Argument(help="Recipe name, e.g. digits/quickstart.")] = None,
-    params: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Parameters; dotted keys set the spec.")
-    ] = None,
-    file: Annotated[Path | None, typer.Option("-f", "--file", help="Job spec, YAML or JSON; - reads stdin.")] = None,
+    recipe: RecipeName = None,
+    params: Settings = None,
+    file: SpecFile = None,
     watching: Annotated[bool, typer.Option("--watch", help="Look on until it ends. Ctrl-C detaches.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec, submit nothing.")] = False,
     url: Url = None,
@@ -109,20 +114,13 @@ def submit(
     shoestring submit imagefolder/resnet9 data.train=/data/pictures limits.cost=3.00
     shoestring submit imagefolder/resnet9 data.train=/data/pictures init=job/0193   start with that job's weights
     """
-    if (recipe is None) == (file is None):
-        raise typer.BadParameter("give either a recipe name or -f FILE")
-    tree: str | dict[str, Any]
-    if file is not None:
-        if params:
-            raise typer.BadParameter("KEY=VALUE goes with a recipe name; put it into the file instead")
-        tree = _read_spec(file)
-    else:
-        assert recipe is not None
-        tree = spec.from_arguments(recipe, params or [])
+    tree = _spec_tree(recipe, params, file)
     with connect(url) as client:
         if isinstance(tree, dict) and str(tree.get("init")).startswith("job/"):
             tree["init"] = f"job/{resolve(client, tree['init'].removeprefix('job/'))}"
         job = client.submit(tree, dry_run=dry_run)
+        if job.sizing:
+            err.print(job.sizing, markup=False)
         if dry_run:
             tell(job.spec, as_json, lambda: out.print_json(data=job.spec))
         elif watching:
@@ -131,6 +129,24 @@ def submit(
         else:
             tell(job, as_json, lambda: out.print(str(job.id)))
             err.print(f"{job.sentence}\nWatch it: shoestring watch {job.id}    Stop it: shoestring stop {job.id}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeName = None, params: Settings = None, file: SpecFile = None, url: Url = None, as_json: Json = False
+) -> None:
+    """Show which machines a job would run on, how long, for how much, and why no faster. Submits nothing.
+
+    \b
+    shoestring plan digits/quickstart limits.time=5m
+    shoestring plan -f job.yaml --json
+    """
+    tree = _spec_tree(recipe, params, file)
+    with connect(url) as client:
+        found = client.plan(tree)
+    tell(found, as_json, lambda: _plan_page(found))
+    if found.verdict == "impossible":
+        raise typer.Exit(exits.NO_CAPACITY)
 
 
 @app.command("ls")
@@ -568,6 +584,31 @@ def _jobs_table(jobs: list[rest.Job]) -> None:
     )
 
 
+def _plan_page(plan: rest.Plan) -> None:
+    out.print(plan.text, markup=False)
+    if plan.why:
+        out.print(plan.why, markup=False)
+    if plan.options:
+        out.print()
+        rows = [
+            (
+                f"{one.nodes} × {one.type}", one.market, duration(one.run_s), duration(one.sure_s),
+                f"${one.cost.amount}", one.basis, OBSTACLES[one.obstacle] if one.obstacle else "",
+            )
+            for one in plan.options
+        ]  # fmt: skip
+        table(("MACHINES", "MARKET", "TAKES", "WITH MARGIN", "COSTS", "", ""), rows, "")
+        err.print(f"From {plan.runs} earlier run{'' if plan.runs == 1 else 's'} of the team.")
+
+
+OBSTACLES = {
+    "slots": "too many",
+    "batch": "small batch",
+    "money": "too dear",
+    "time": "too slow",
+}
+
+
 def _job_page(job: rest.Job, attempts: rest.AttemptList) -> None:
     out.print(watch.card(job))
     out.print(f"job {job.id}   attempt {job.attempt}   steps lost {attempts.steps_lost}")
@@ -611,6 +652,18 @@ def _steps(job: rest.Job) -> str:
 
 def _dollars(amount: rest.Money | None) -> str:
     return "none" if amount is None else f"${amount.amount}"
+
+
+def _spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -> str | dict[str, Any]:
+    """The spec that the arguments of `submit` and `plan` give."""
+    if (recipe is None) == (file is None):
+        raise typer.BadParameter("give either a recipe name or -f FILE")
+    if recipe is not None:
+        return spec.from_arguments(recipe, params or [])
+    assert file is not None
+    if params:
+        raise typer.BadParameter("KEY=VALUE goes with a recipe name; put it into the file instead")
+    return _read_spec(file)
 
 
 def _read_spec(file: Path) -> str:

@@ -84,6 +84,10 @@ class Client:
         body = {"spec": spec if isinstance(spec, str) else dict(spec), "dry_run": dry_run}
         return self._post("/v1/jobs", rest.Job, body, key)
 
+    def plan(self, spec: str | Mapping[str, Any]) -> rest.Plan:
+        """Which machines `spec` would run on, how long and for how much; nothing is submitted."""
+        return self._post("/v1/plans", rest.Plan, {"spec": spec if isinstance(spec, str) else dict(spec)})
+
     def job(self, job: UUID | str) -> rest.Job:
         return self._get(f"/v1/jobs/{job}", rest.Job)
 

@@ -17,6 +17,7 @@ _BY_PROBLEM = {
     "unauthenticated": AUTH,
     "forbidden": AUTH,
     "budget-exceeded": BUDGET,
+    "time-limit-unmet": NO_CAPACITY,
     "not-found": NOT_FOUND,
     "unavailable": NETWORK,
 }

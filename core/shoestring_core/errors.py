@@ -76,6 +76,13 @@ class BudgetExceeded(ShoestringError):
     title = "The budget cannot cover this"
 
 
+class TimeLimitUnmet(ShoestringError):
+    """By what was measured no machines that can be had finish the job within limits.time."""
+
+    code = "time-limit-unmet"
+    title = "No machines finish it within limits.time"
+
+
 class WrongState(ShoestringError):
     code = "wrong-state"
     title = "The job is not in a state for that"

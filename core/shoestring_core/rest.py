@@ -78,6 +78,8 @@ class Job(Resource):
     result: dict[str, Any] | None = None
     cost: Cost
     spec: dict[str, Any]
+    sizing: str | None = None
+    """Why it runs on these machines and no faster ones, where limits.time asked for a choice."""
     tags: dict[str, str] = {}
     retried_from: UUID | None = None
     created_at: datetime
@@ -99,6 +101,53 @@ class SubmitJob(Resource):
     model_config = ConfigDict(extra="forbid")
     spec: dict[str, Any] | str
     dry_run: bool = False
+
+
+class PlanJob(Resource):
+    """Body of POST /v1/plans: a spec as POST /v1/jobs takes it."""
+
+    model_config = ConfigDict(extra="forbid")
+    spec: dict[str, Any] | str
+
+
+class PlanOption(Resource):
+    """A number of machines of one type that a job could run on, by what earlier runs took."""
+
+    type: str
+    market: str
+    nodes: int
+    basis: Literal["measured", "interpolated", "estimated"]
+    run_s: float
+    """Expected, as limits.time counts: from the start of training to its end."""
+    sure_s: float
+    """The same with its margin: what must be within limits.time."""
+    cost: Money
+    """Expected for all machines together, from launch to end, at today's price."""
+    need: Money
+    """What must be left for it: the cost with the margin, and what is held ahead."""
+    obstacle: Literal["slots", "batch", "money", "time"] | None = None
+    """Why it can't be chosen."""
+
+
+class Plan(Resource):
+    """What a job would run on and why. Nothing is stored, nothing spent."""
+
+    verdict: Literal["chosen", "asked", "unmeasured", "impossible"]
+    """chosen: for limits.time; asked: as the spec says; unmeasured: no run to judge by; impossible: none is in time."""
+    nodes: int
+    type: str | None
+    """The type of machine; None: whatever is cheapest."""
+    text: str
+    why: str
+    """Why no faster."""
+    expected: PlanOption | None
+    """What is known of the choice; where none is in time, of the fastest."""
+    limit_s: float | None
+    enough_s: int | None
+    """The limits.time that would do, where it is too short."""
+    options: list[PlanOption]
+    runs: int
+    """Runs of the team that this rests on."""
 
 
 class StopJob(Resource):

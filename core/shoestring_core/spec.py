@@ -185,17 +185,17 @@ def _moment(value: Any) -> datetime:
     return moment.astimezone(UTC)
 
 
-_MAX_NODES = 64
+MAX_NODES = 64
 _NODE_RANGE = re.compile(r"([0-9]{1,6})\.\.([0-9]{1,6})")
 
 
 def _nodes(value: Any) -> int:
     if isinstance(value, str) and _NODE_RANGE.fullmatch(value):
-        raise _wrong(f"must be a range within 1..{_MAX_NODES}, the smaller number first, not {shown(value)}")
+        raise _wrong(f"must be a range within 1..{MAX_NODES}, the smaller number first, not {shown(value)}")
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong(f"must be a whole number of machines, not {shown(value)}")
-    if not 1 <= value <= _MAX_NODES:
-        raise _wrong(f"must be from 1 to {_MAX_NODES}, not {shown(value)}")
+    if not 1 <= value <= MAX_NODES:
+        raise _wrong(f"must be from 1 to {MAX_NODES}, not {shown(value)}")
     return value
 
 
@@ -208,7 +208,7 @@ def _split_range(resources: Any) -> Any:
 def _node_range(resources: Any) -> tuple[int, int] | None:
     nodes = resources.get("nodes") if isinstance(resources, dict) else None
     span = _NODE_RANGE.fullmatch(nodes) if isinstance(nodes, str) else None
-    if span is None or not 1 <= int(span[1]) <= int(span[2]) <= _MAX_NODES:
+    if span is None or not 1 <= int(span[1]) <= int(span[2]) <= MAX_NODES:
         return None
     return int(span[1]), int(span[2])
 
@@ -316,7 +316,7 @@ Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"type": "num
 Nodes = Annotated[
     int,
     BeforeValidator(_nodes),
-    _either({"type": "integer", "minimum": 1, "maximum": _MAX_NODES}, _STRING | {"pattern": r"^[0-9]+\.\.[0-9]+$"}),
+    _either({"type": "integer", "minimum": 1, "maximum": MAX_NODES}, _STRING | {"pattern": r"^[0-9]+\.\.[0-9]+$"}),
 ]
 Gpu = Annotated[str, BeforeValidator(_gpu), _either(_STRING, _STRINGS, {"type": "null"})]
 Param = Annotated[Any, BeforeValidator(_param)]
@@ -392,8 +392,9 @@ class Resources(_Section):
     gpu: Annotated[Gpu, Later("the local provider rents CPU machines; use none", ("none",))] = "none"
     """A GPU such as `L4` or `A100:8`, a memory size such as `24GB..`, `any`, `none`, or a list of alternatives."""
     nodes: Nodes = 1
-    """Machines that train together. A range such as `2..4` is short for `nodes: 4` with `min: 2`."""
-    min: Annotated[int, Field(ge=1, le=_MAX_NODES)] | None = None
+    """Machines that train together. A range such as `2..4` is short for `nodes: 4` with `min: 2`. Left out beside
+    `limits.time`: the cheapest number that keeps the limit, by what earlier runs took; one while nothing is known."""
+    min: Annotated[int, Field(ge=1, le=MAX_NODES)] | None = None
     """Go on training while at least so many machines are left, and take in those that are rented for the lost ones.
     Left out: all are needed."""
     procs: Annotated[int, Field(ge=1, le=64)] = 1
@@ -418,6 +419,11 @@ class Resources(_Section):
         """How many machines it takes to train."""
         return self.nodes if self.min is None else self.min
 
+    @property
+    def named(self) -> int | None:
+        """How many machines somebody asked for; None if `nodes` was left out."""
+        return self.nodes if "nodes" in self.model_fields_set else None
+
 
 class Idle(_Section):
     gpu_below: Share
@@ -432,7 +438,7 @@ class Limits(_Section):
     rate: Annotated[Micro | None, Later("set limits.cost")] = None
     """The most that it may cost per hour, in dollars."""
     time: Seconds | None = None
-    """The longest that it may run: `90s`, `5m`, `2h`, `1d`, or plain seconds."""
+    """The longest that it may run: `90s`, `5m`, `2h`, `1d`, or plain seconds. Machines are chosen to keep it."""
     deadline: Annotated[Moment | None, Later("set limits.time")] = None
     """When it must have finished, with a time zone."""
     idle: Annotated[Idle | None, Later("set limits.time")] = None
@@ -546,6 +552,10 @@ class JobSpec(_Section):
         """The job whose weights it starts with, if `init` names one."""
         return UUID(self.init.removeprefix("job/")) if self.init and self.init.startswith("job/") else None
 
+    def on_machines(self, nodes: int) -> JobSpec:
+        """The same job on so many machines."""
+        return self.model_copy(update={"resources": self.resources.model_copy(update={"nodes": nodes})})
+
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, JSON-able: money as decimal strings, durations in seconds; `parse` reads it."""
         return self.model_dump(mode="json", by_alias=True)
@@ -584,7 +594,7 @@ def _filled(tree: dict[str, Any], recipe: recipes.Recipe, problems: list[Problem
         problems += [_relocated(fault) for fault in faults]
         filled["params"] = values | several
     if isinstance(resources := tree.get("resources", {}), dict):
-        filled["resources"] = recipe.defaults.model_dump() | resources
+        filled["resources"] = recipe.defaults.model_dump(exclude_unset=True) | resources
     return filled
 
 

@@ -139,6 +139,7 @@ class Engine:
             return
         if sweeping:
             self._step(self._show_life)
+            self._step(self._show_offers)
             self._step(self._audit)
         if work.alive or sweeping:
             self._step(self._reconcile)
@@ -161,6 +162,10 @@ class Engine:
 
     def _show_life(self) -> None:
         self._write(services.seen, "worker", int(3 * SWEEP_S * 1e6))
+
+    def _show_offers(self) -> None:
+        """Users may ask what a job would run on before any is queued."""
+        self._offers()
 
     def _audit(self) -> None:
         """Totals that differ from the sums of their lines are a defect of ours: say so, change nothing."""
@@ -275,7 +280,8 @@ class Engine:
             slots = one.empty_slots(work.now, self.terms) if one.wanted else []
             if not slots:
                 continue
-            offer = suitable(self._offers(), one.spec.resources.provider, one.spec.resources.spot)
+            wanted = one.spec.resources
+            offer = suitable(self._offers(), wanted.provider, wanted.spot, planning.chosen_type(one.job))
             for slot in slots:
                 if offer is None:
                     break
@@ -350,7 +356,7 @@ class Engine:
     def _offers(self) -> list[Offer]:
         offers = self.cloud.offers()
         if offers != self._prices:
-            self._write(planning.record_prices, offers)
+            self._write(planning.record_offers, offers)
             self._prices = offers
         return offers
 

@@ -29,8 +29,15 @@ class Offer:
     simulated: bool
 
 
-def suitable(offers: Iterable[Offer], provider: str, spot: Literal["only", "prefer", "never"]) -> Offer | None:
-    """The cheapest offer of the provider in a market that the job allows; spot wins a tie."""
+def suitable(
+    offers: Iterable[Offer], provider: str, spot: Literal["only", "prefer", "never"], type_: str | None = None
+) -> Offer | None:
+    """The cheapest offer of the provider, of this type if one is named, in a market that the job allows; spot wins a
+    tie."""
     markets = {"only": ("spot",), "never": ("on_demand",), "prefer": ("spot", "on_demand")}[spot]
-    fitting = [offer for offer in offers if offer.provider == provider and offer.market in markets]
+    fitting = [
+        offer
+        for offer in offers
+        if offer.provider == provider and offer.market in markets and type_ in (None, offer.type)
+    ]
     return min(fitting, key=lambda offer: (Decimal(offer.price), offer.market != "spot", offer.type), default=None)

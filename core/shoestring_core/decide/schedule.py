@@ -44,6 +44,7 @@ class Waiting:
     """A queued job.
 
     path        its accounts, leaf to root
+    type        the only type of machine that will do; None: any
     attempt     number of the attempt that would open
     reopened    that attempt was open before and bought no machine
     ending      machines of earlier attempts that aren't gone yet: never two alive for one slot
@@ -60,6 +61,7 @@ class Waiting:
     ending: int = 0
     not_before: int = 0
     delay_text: str = ""
+    type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,12 @@ def plan(snapshot: Snapshot, offers: list[Offer], now: int, terms: Terms) -> Pla
 def consider(case: Case) -> Start | Wait:
     """Whether one job starts. The order of the questions is the order in which reasons are shown."""
     waiting = case.waiting
-    offer = suitable(case.offers, waiting.provider, waiting.spot)
+    offer = suitable(case.offers, waiting.provider, waiting.spot, waiting.type)
     if offer is None:
+        kind = f"{waiting.type}, which was chosen for it" if waiting.type else "machine that this job allows"
         text = (
-            f"{waiting.provider} offers no machine that this job allows (spot: {waiting.spot}). "
-            "Submit it with another resources.spot."
+            f"{waiting.provider} offers no {kind} (spot: {waiting.spot}). "
+            f"Submit it {'again' if waiting.type else 'with another resources.spot'}."
         )
         return Wait(waiting.job, "capacity", text)
     if offer.slots is not None and waiting.nodes > offer.slots:

@@ -346,7 +346,7 @@ def curves(
     parts: dict[_Part, dict[int, tuple[float, float]]] = defaultdict(dict)
     for chunk, name in db.sql.execute(query.order_by(Series.name, Chunk.generation, Chunk.machine, Chunk.seq)):
         of_machine = chunk.machine if name.startswith(SYSTEM) else None
-        for step, time, value in _unpacked(chunk):
+        for step, time, value in unpacked(chunk):
             kept = bool(of_machine) or (chunk.generation in owned and owned[chunk.generation].holds(step))
             if step < first or (last is not None and step > last) or (merged and not kept):
                 continue
@@ -371,7 +371,7 @@ def batch(db: Read, machine: UUID, seq: int) -> tuple[list[Points], list[Line]]:
     query = select(Chunk, Series.name).join(Series, Series.id == Chunk.series)
     query = query.where(Chunk.machine == machine, Chunk.seq == seq).order_by(Series.name)
     points = [
-        _points(name, chunk.generation, machine, False, {step: (time, value) for step, time, value in _unpacked(chunk)})
+        _points(name, chunk.generation, machine, False, {step: (time, value) for step, time, value in unpacked(chunk)})
         for chunk, name in db.sql.execute(query)
     ]
     rows = db.sql.scalars(select(Log).where(Log.machine == machine, Log.seq == seq).order_by(Log.rank, Log.byte_offset))
@@ -393,7 +393,8 @@ def _points(
     )
 
 
-def _unpacked(chunk: Chunk) -> Iterable[tuple[int, float, float]]:
+def unpacked(chunk: Chunk) -> Iterable[tuple[int, float, float]]:
+    """Its points: (step, Unix seconds, value)."""
     columns = []
     for kind, data in (("q", chunk.steps), ("d", chunk.times), ("d", chunk.vals)):
         column: array[Any] = array(kind)

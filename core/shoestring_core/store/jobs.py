@@ -28,12 +28,20 @@ WantReason = Literal["user", "budget", "time_limit", "goal"]
 
 
 def submit(
-    db: Write, team: UUID, user: UUID, spec: JobSpec,
-    *, smallest_hold: int, retried_from: Job | None = None, init: UUID | None = None,
-) -> Job:  # fmt: skip
+    db: Write,
+    team: UUID,
+    user: UUID,
+    spec: JobSpec,
+    *,
+    smallest_hold: int,
+    sizing: dict[str, Any] | None = None,
+    retried_from: Job | None = None,
+    init: UUID | None = None,
+) -> Job:
     """Queue a job, with an account of its own below its member's.
 
     smallest_hold  micro-dollars that its first machines take at least
+    sizing         the case and the choice by which its machines were chosen (decide.sizing)
     retried_from   an ended job whose last checkpoint it starts from, unless that succeeded
     init           the checkpoint with whose weights it starts
 
@@ -48,6 +56,7 @@ def submit(
             user_id=user,
             name=spec.name or "job",
             spec=spec.resolved(),
+            sizing=sizing,
             state=JobState.QUEUED,
             checkpoint=_start_of(retried_from),
             init=init,
@@ -61,6 +70,10 @@ def submit(
     actor = db.sql.scalar(select(User.name).where(User.id == user)) or ""
     reason = f"retry of {retried_from.id}" if retried_from else "submitted"
     db.event(team=team, kind="job", actor=actor, reason=reason, job=job_id, data={"from": None, "to": "queued"})
+    if sizing is not None and retried_from is None:
+        choice = sizing["choice"]
+        said = {name: choice[name] for name in ("verdict", "nodes", "type", "why")}
+        db.event(team=team, kind="sizing", actor="scheduler", reason=choice["text"], job=job_id, data=said)
     db.hint()
     return job
 
@@ -152,7 +165,7 @@ def retry(db: Write, team: UUID, job: UUID, user: UUID, *, smallest_hold: int) -
     if old.state != JobState.ENDED:
         raise WrongState(f"The job is {_words(old.state)}; only an ended job can be retried.", hint="Stop it first.")
     spec = JobSpec.from_stored(old.spec)
-    return submit(db, team, user, spec, smallest_hold=smallest_hold, retried_from=old, init=old.init)
+    return submit(db, team, user, spec, smallest_hold=smallest_hold, sizing=old.sizing, retried_from=old, init=old.init)
 
 
 # Finding

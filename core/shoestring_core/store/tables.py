@@ -151,6 +151,8 @@ class Job(Base):
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     name: Mapped[str]
     spec: Mapped[dict[str, Any]]
+    sizing: Mapped[dict[str, Any] | None]
+    """Why it runs on these machines: decide.sizing's case and choice. None: nobody had to choose."""
     state: Mapped[str]
     want: Mapped[str] = mapped_column(default="run")
     want_reason: Mapped[str] = mapped_column(default="")
@@ -493,6 +495,22 @@ class Price(Base):
     unit: Mapped[str]
     source: Mapped[str]
     fetched_at: Mapped[int]
+    simulated: Mapped[bool]
+
+
+class Offered(Base):
+    """What a provider offers now, as the worker last saw it: decide.offers.Offer."""
+
+    __tablename__ = "offers"
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    region: Mapped[str] = mapped_column(primary_key=True)
+    zone: Mapped[str] = mapped_column(primary_key=True)
+    type: Mapped[str] = mapped_column(primary_key=True)
+    market: Mapped[str] = mapped_column(primary_key=True)
+    price: Mapped[str]
+    on_demand_price: Mapped[str]
+    slots: Mapped[int | None]
+    source: Mapped[str]
     simulated: Mapped[bool]
 
 

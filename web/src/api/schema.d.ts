@@ -250,6 +250,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/plans": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Plan
+         * @description What the job would run on. Nothing is stored.
+         */
+        post: operations["plans_plan"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/budgets": {
         parameters: {
             query?: never;
@@ -1000,6 +1020,8 @@ export interface components {
             spec: {
                 [key: string]: unknown;
             };
+            /** Sizing */
+            sizing: string | null;
             /**
              * Tags
              * @default {}
@@ -1287,6 +1309,69 @@ export interface components {
              */
             reason: string;
             run?: components["schemas"]["Run"] | null;
+        };
+        /**
+         * Plan
+         * @description What a job would run on and why. Nothing is stored, nothing spent.
+         */
+        Plan: {
+            /**
+             * Verdict
+             * @enum {string}
+             */
+            verdict: "chosen" | "asked" | "unmeasured" | "impossible";
+            /** Nodes */
+            nodes: number;
+            /** Type */
+            type: string | null;
+            /** Text */
+            text: string;
+            /** Why */
+            why: string;
+            expected: components["schemas"]["PlanOption"] | null;
+            /** Limit S */
+            limit_s: number | null;
+            /** Enough S */
+            enough_s: number | null;
+            /** Options */
+            options: components["schemas"]["PlanOption"][];
+            /** Runs */
+            runs: number;
+        };
+        /**
+         * PlanJob
+         * @description Body of POST /v1/plans: a spec as POST /v1/jobs takes it.
+         */
+        PlanJob: {
+            /** Spec */
+            spec: {
+                [key: string]: unknown;
+            } | string;
+        };
+        /**
+         * PlanOption
+         * @description A number of machines of one type that a job could run on, by what earlier runs took.
+         */
+        PlanOption: {
+            /** Type */
+            type: string;
+            /** Market */
+            market: string;
+            /** Nodes */
+            nodes: number;
+            /**
+             * Basis
+             * @enum {string}
+             */
+            basis: "measured" | "interpolated" | "estimated";
+            /** Run S */
+            run_s: number;
+            /** Sure S */
+            sure_s: number;
+            cost: components["schemas"]["Money"];
+            need: components["schemas"]["Money"];
+            /** Obstacle */
+            obstacle: ("slots" | "batch" | "money" | "time") | null;
         };
         /**
          * PointsMessage
@@ -2126,6 +2211,39 @@ export interface operations {
                 };
                 content: {
                     "application/octet-stream": unknown;
+                };
+            };
+            /** @description What was wrong, and what to do next */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    plans_plan: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PlanJob"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Plan"];
                 };
             };
             /** @description What was wrong, and what to do next */

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from shoestring_core.decide import funding, losses
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.decide.schedule import Balance, Snapshot, Start, Wait, Waiting
+from shoestring_core.decide.sizing import Choice
 from shoestring_core.decide.terms import S, Terms
 from shoestring_core.errors import StaleTransition
 from shoestring_core.spec import JobSpec
@@ -20,7 +22,7 @@ from shoestring_core.store import jobs, ledger
 from shoestring_core.store.engine import Read, Write
 from shoestring_core.store.fleet import records
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Account, Attempt, Job, Machine, Price, Scheduler
+from shoestring_core.store.tables import Account, Attempt, Job, Machine, Offered, Price, Scheduler
 
 
 def snapshot(db: Read, terms: Terms) -> Snapshot:
@@ -130,9 +132,12 @@ def refill(
     return machine
 
 
-def record_prices(db: Write, offers: Iterable[Offer]) -> None:
-    """Keep each price with its time and source, where it differs from the last one known."""
-    for offer in offers:
+def record_offers(db: Write, found: list[Offer]) -> None:
+    """Keep what is offered now, in place of what was; and each price with its time and source, where it differs from
+    the last one known."""
+    db.sql.execute(delete(Offered))
+    for offer in found:
+        db.add_new(Offered, **asdict(offer))
         place = {
             "provider": offer.provider,
             "region": offer.region,
@@ -144,6 +149,17 @@ def record_prices(db: Write, offers: Iterable[Offer]) -> None:
         if latest != offer.price:
             price = {"amount": offer.price, "unit": "hour", "source": offer.source, "simulated": offer.simulated}
             db.add_new(Price, **place, **price, valid_from=db.now, fetched_at=db.now)
+
+
+def offers(db: Read) -> list[Offer]:
+    """What the providers offered when the worker last asked."""
+    rows = db.sql.scalars(select(Offered).order_by(Offered.provider, Offered.type, Offered.market))
+    return [Offer(**{column.name: getattr(row, column.name) for column in fields(Offer)}) for row in rows]
+
+
+def chosen_type(job: Job) -> str | None:
+    """The type of machine that was chosen for a job; None: any will do."""
+    return Choice.from_json(job.sizing["choice"]).type if job.sizing else None
 
 
 def _waiting(
@@ -160,6 +176,7 @@ def _waiting(
         nodes=spec.resources.nodes,
         provider=spec.resources.provider,
         spot=spec.resources.spot,
+        type=chosen_type(job),
         path=path,
         attempt=job.attempt if reopened else job.attempt + 1,
         reopened=reopened,

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machines of a job are chosen from: what earlier runs of the team took, what is offered, and what is left."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, func, select, tuple_
+
+from shoestring_core import results
+from shoestring_core.decide import sizing
+from shoestring_core.decide.scaling import NEWEST, Measurement
+from shoestring_core.decide.terms import Terms
+from shoestring_core.spec import JobSpec
+from shoestring_core.states import SUCCESS, EndReason
+from shoestring_core.store import ingest, ledger
+from shoestring_core.store.engine import Read
+from shoestring_core.store.fleet import planning, records
+from shoestring_core.store.tables import Account, Chunk, Generation, Job, Machine, Member, Series
+
+JOBS = 200
+"""So many of the team's newest jobs of a recipe are looked at."""
+
+LEAST_STEPS, LEAST_S = 20, 1.0
+"""A generation that trained less measures nothing."""
+
+
+def case(db: Read, team: UUID, user: UUID, spec: JobSpec, terms: Terms) -> sizing.Case:
+    """All that the choice of machines for `spec` depends on. Measured are the team's own jobs, nobody else's."""
+    left, payer = _left(db, team, user, spec.limits.cost)
+    return sizing.Case(
+        provider=spec.resources.provider,
+        spot=spec.resources.spot,
+        limit_s=spec.limits.time,
+        asked=spec.resources.named,
+        epochs=sizing.epochs(spec),
+        scorings=sizing.scorings(spec),
+        processes=spec.resources.procs,
+        batch=sizing.smallest_batch(spec),
+        offers=tuple(offer for offer in planning.offers(db) if offer.provider == spec.resources.provider),
+        left=left,
+        payer=payer,
+        measurements=measurements(db, team, spec),
+        terms=terms,
+    )
+
+
+def measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]:
+    """What earlier runs of the same work took on this provider's machines, the newest first."""
+    work, provider = sizing.work(spec), spec.resources.provider
+    ran = select(Job).where(
+        Job.team_id == team, Job.first_step_at.is_not(None), Job.spec["recipe"].as_string() == spec.recipe
+    )
+    newest = db.sql.scalars(ran.order_by(Job.created_at.desc(), Job.id.desc()).limit(JOBS))
+    same = [job for job in newest if sizing.work(JobSpec.from_stored(job.spec)) == work]
+    if not same:
+        return ()
+    ids = [job.id for job in same]
+    generations = records.by_job(
+        db.sql.scalars(select(Generation).where(Generation.job.in_(ids)).order_by(Generation.no.desc()))
+    )
+    machines: dict[tuple[UUID, int], list[Machine]] = defaultdict(list)
+    query = select(Member, Machine).join(Machine, Machine.id == Member.machine).where(Member.job.in_(ids))
+    for member, machine in db.sql.execute(query):
+        machines[member.job, member.generation].append(machine)
+    lines = _lines(db, ids)
+    whole = sizing.has_phases(spec)
+    found = (
+        _measured(job, row, machines[job.id, row.no], lines[job.id, row.no])
+        for job in same
+        for row in generations[job.id]
+        if (job.id, row.no) in lines and all(one.provider == provider for one in machines[job.id, row.no])
+    )
+    return tuple(_newest(one for one in found if one is not None and (one.whole or not whole)))
+
+
+def _newest(measured: Iterable[Measurement]) -> Iterable[Measurement]:
+    """Of each type and count as many as are looked at."""
+    seen: Counter[tuple[str, int]] = Counter()
+    for one in measured:
+        seen[one.type, one.nodes] += 1
+        if seen[one.type, one.nodes] <= NEWEST:
+            yield one
+
+
+@dataclass
+class _Lines:
+    """Of what a generation reported: (step, Unix seconds, epoch) of its first and last line; seconds of scoring by
+    step."""
+
+    first: tuple[int, float, float]
+    last: tuple[int, float, float]
+    scoring: dict[int, float] = field(default_factory=dict)
+
+
+def _measured(job: Job, row: Generation, machines: Sequence[Machine], lines: _Lines) -> Measurement | None:
+    """What a generation took; None if it was too short, or of machines of several types."""
+    (step, begun, epoch), (last_step, ended, last_epoch) = lines.first, lines.last
+    scoring = {at: seconds for at, seconds in lines.scoring.items() if step < at <= last_step}
+    trained_s = ended - begun - sum(scoring.values())
+    too_short = last_step - step < LEAST_STEPS or trained_s < LEAST_S or last_epoch <= epoch
+    if too_short or len({machine.type for machine in machines}) != 1:
+        return None
+    finished = job.end_reason in SUCCESS and row.no == job.generation
+    final_s = scoring.pop(last_step, 0.0) if finished else 0.0
+    fresh = row.start_step == 0 and row.formed_at is not None
+    launched = min((machine.launched_at for machine in machines if machine.launched_at), default=None)
+    gone = max((machine.ended_at or 0 for machine in machines), default=0)
+    return Measurement(
+        job=job.id,
+        generation=row.no,
+        type=machines[0].type,
+        nodes=len(machines),
+        epochs=last_epoch - epoch,
+        epoch_s=trained_s / (last_epoch - epoch),
+        scoring_s=sum(scoring.values()) / len(scoring) if scoring else None,
+        boot_s=_seconds(launched, row.formed_at) if row.no == 1 else None,
+        start_s=_seconds(row.formed_at, row.first_step_at) if fresh else None,
+        end_s=max(0.0, (job.ended_at or 0) / 1e6 - (ended - final_s)) if finished else None,
+        leave_s=_seconds(job.ended_at, gone) if finished and all(one.ended_at for one in machines) else None,
+        whole=finished and fresh and job.end_reason == EndReason.SUCCEEDED,
+    )
+
+
+def _seconds(begin: int | None, end: int | None) -> float | None:
+    """From one moment to another, µs UTC."""
+    return None if begin is None or end is None else max(0, end - begin) / 1e6
+
+
+def _lines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Lines]:
+    """By job and generation. Of the curve of epochs, which has every step, only the two ends are read."""
+    query = select(Series.job, Chunk.generation, func.min(Chunk.first_step), func.max(Chunk.last_step))
+    query = query.join(Chunk, Chunk.series == Series.id).where(Series.job.in_(jobs), Series.name == "epoch")
+    ends = list(db.sql.execute(query.group_by(Series.job, Chunk.generation)))
+    firsts, lasts = [(job, no, first) for job, no, first, _ in ends], [(job, no, last) for job, no, _, last in ends]
+    points: dict[tuple[UUID, int], list[tuple[int, float, float]]] = defaultdict(list)
+    for column, edges in ((Chunk.first_step, firsts), (Chunk.last_step, lasts)):
+        for job, chunk in _chunks(db, "epoch", jobs, tuple_(Series.job, Chunk.generation, column).in_(edges)):
+            points[job, chunk.generation] += ingest.unpacked(chunk)
+    found = {key: _Lines(min(own), max(own)) for key, own in points.items()}
+    for job, chunk in _chunks(db, results.SCORING, jobs):
+        if (job, chunk.generation) in found:
+            found[job, chunk.generation].scoring |= {at: seconds for at, _, seconds in ingest.unpacked(chunk)}
+    return found
+
+
+def _chunks(
+    db: Read, name: str, jobs: Sequence[UUID], *conditions: ColumnElement[bool]
+) -> Iterable[tuple[UUID, Chunk]]:
+    """(job, chunk) of the series of that name."""
+    query = select(Series.job, Chunk).join(Chunk, Chunk.series == Series.id)
+    return db.sql.execute(query.where(Series.job.in_(jobs), Series.name == name, *conditions)).tuples()
+
+
+def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | None, str]:
+    """What may still be spent by the tightest of the job's limit and those above it, and whose that is. What others
+    have set aside comes back, or is waited for, so it isn't taken off. None: nothing is limited."""
+    member = db.sql.scalar(select(Account.id).where(Account.kind == "member", Account.owner == f"{team}/{user}"))
+    above = ledger.path(db, member or ledger.team_account(db, team).id)
+    rooms = [(max(0, one.limit_micro - one.posted), one) for one in above if one.limit_micro is not None]
+    left, tightest = min(rooms, key=lambda room: room[0], default=(None, None))
+    if limit is not None and (left is None or limit <= left):
+        return limit, "limits.cost"
+    return left, ledger.title(db, tightest) if tightest else ""
