@@ -17,13 +17,14 @@ test.each([
   ["checkpoint", "order", { step: 1761, bytes: 789134 }, "Checkpoint at step 1,761 · before it stopped, 789 kB."],
   ["agent", "started", { step: 0, steps_total: 2697, world: 2, precision: "bf16" }, "Training starts at step 0 · of 2,697, 2 processes, bf16"],
   ["agent", "overflow", { step: 9, scale: 32768 }, "fp16 overflow at step 9 · step skipped on all ranks, scale 32768"],
+  ["sizing", "2 × local.cpu: about 2m10s.", { verdict: "chosen", nodes: 2, why: "Why no faster: local has 2 machines in all." }, "Machines chosen · 2 × local.cpu: about 2m10s. Why no faster: local has 2 machines in all."],
   ["something_new", "happened", {}, "Something_new · happened."],
 ] as const)("%s %s", (kind, reason, data, sentence) => {
   expect(told(kind, reason, data)).toBe(sentence);
 });
 
 test("an event that lacks what it should have is told all the same", () => {
-  for (const kind of ["job", "wait", "machine", "generation", "checkpoint", "cost", "budget", "alarm", "agent"]) {
+  for (const kind of ["job", "wait", "sizing", "machine", "generation", "checkpoint", "cost", "budget", "alarm", "agent"]) {
     expect(tellEvent({ kind, reason: "", data: {} }, slots).head).not.toBe("undefined");
   }
 });

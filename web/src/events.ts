@@ -22,6 +22,8 @@ export function tellEvent({ kind, reason, data }: Pick<Schemas["Event"], "kind" 
       return told(text("to") ? `Job ${text("to").replaceAll("_", " ")}` : "Job", reason, "main");
     case "wait":
       return told("Waits", reason);
+    case "sizing":
+      return told("Machines chosen", [reason, text("why")].filter(Boolean).join(" "));
     case "machine":
       return tellMachine(text("state"), machine, text("cause"), reason);
     case "generation":

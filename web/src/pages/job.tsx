@@ -47,6 +47,7 @@ function Known({ job, feed }: { job: Job; feed: JobFeed }) {
     <Page title={job.name} wide mark={<StateChip job={job} />} actions={<Actions job={job} />}>
       <div className={`sentence-line ${job.end_reason ?? ""}`}>
         <p data-sentence>{job.sentence}</p>
+        {job.sizing && <p data-sizing>{job.sizing}</p>}
         <p className="dim">
           {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{job.id.slice(-8)}</code>{" "}
           <CopyButton text={job.id} label="Copy id" />

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a job would run on, asked before it is submitted; and what it is then submitted on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from shoestring_core import results
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.sizing import Case, Choice, choose
+from shoestring_core.store.fleet import planning
+from shoestring_core.store.tables import Job
+
+from tests.api.deployment import OFFER, Deployment
+
+QUICK = {"recipe": "digits/quickstart", "params": {"width": 8}}
+
+
+def measure(here: Deployment, nodes: int, step_s: float) -> None:
+    """A run in which 60 steps of 45 an epoch took so long each, and scoring once half a second."""
+    _, agents = here.running(**QUICK, resources={"nodes": nodes})
+    steps = list(range(1, 61))
+    times = [1.8e9 + step * step_s for step in steps]
+    epochs = {"name": "epoch", "steps": steps, "times": times, "values": [step / 45 for step in steps]}
+    scoring = {"name": results.SCORING, "steps": [45], "times": [times[44]], "values": [0.5]}
+    agents[0].report(batch=agents[0].batch(points=[epochs, scoring]))
+
+
+@pytest.fixture
+def known(here: Deployment) -> Deployment:
+    """Measured: one machine takes about 8 s an epoch, two take 5; there are four."""
+    offer = Offer(**{**vars(OFFER), "slots": 4})
+    here.store.write(lambda db: planning.record_offers(db, [offer]))
+    measure(here, 1, 0.18)
+    measure(here, 2, 0.115)
+    return here
+
+
+def plan(here: Deployment, **fields: Any) -> dict[str, Any]:
+    answer = here.member.post("/v1/plans", json={"spec": QUICK | fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_plan_shows_table_choice_and_cost_and_stores_nothing(known: Deployment) -> None:
+    before = known.member.get("/v1/jobs").json()
+    slow = plan(known, limits={"time": "20m"})
+    assert (slow["verdict"], slow["nodes"], slow["type"], slow["runs"]) == ("chosen", 1, "local.cpu", 2)
+    assert [one["nodes"] for one in slow["options"]] == [1, 2, 3, 4]
+    assert slow["expected"] == slow["options"][0]
+    assert slow["expected"]["cost"]["currency"] == "USD"
+    assert "2 × local.cpu would take" in slow["why"]
+    assert plan(known, limits={"time": "8m20s"})["nodes"] == 2
+    impossible = plan(known, limits={"time": "10s"})
+    assert (impossible["verdict"], impossible["limit_s"]) == ("impossible", 10)
+    assert plan(known, limits={"time": impossible["enough_s"]})["verdict"] == "chosen"
+    assert known.member.get("/v1/jobs").json() == before
+
+
+def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
+    limits = {"time": "8m20s"}
+    answer = known.member.post("/v1/jobs", json={"spec": QUICK | {"limits": limits}})
+    assert answer.status_code == 201, answer.text
+    job, planned = answer.json(), plan(known, limits=limits)
+    assert job["spec"]["resources"]["nodes"] == 2
+    assert job["sizing"] == f"{planned['text']} {planned['why']}"
+    (told,) = [e for e in known.member.get(f"/v1/jobs/{job['id']}/events").json()["events"] if e["kind"] == "sizing"]
+    assert (told["reason"], told["data"]["nodes"], told["data"]["type"]) == (planned["text"], 2, "local.cpu")
+    with known.store.read() as db:
+        stored = next(row.sizing for row in db.sql.query(Job) if str(row.id) == job["id"])
+    assert choose(Case.from_json(stored["case"])) == Choice.from_json(stored["choice"])
+
+
+def test_a_limit_that_no_machines_keep_is_refused_unless_the_count_is_named(known: Deployment) -> None:
+    hasty = QUICK | {"limits": {"time": "10s"}}
+    refused = known.member.post("/v1/jobs", json={"spec": hasty})
+    assert (refused.status_code, refused.json()["code"]) == (409, "time-limit-unmet")
+    assert f"limits.time={refused.json()['enough_s'] // 60}m" in refused.json()["detail"]
+    assert "resources.nodes" in refused.json()["hint"]
+    named = known.member.post("/v1/jobs", json={"spec": hasty | {"resources": {"nodes": 1}}})
+    assert named.status_code == 201
+    assert "which ends it then" in named.json()["sizing"]
+    assert named.json()["spec"]["resources"]["nodes"] == 1
+
+
+def test_what_was_never_measured_runs_as_asked_and_says_that(known: Deployment) -> None:
+    other = {"recipe": "digits/quickstart", "params": {"width": 16}, "limits": {"time": "5m"}}
+    job = known.member.post("/v1/jobs", json={"spec": other}).json()
+    assert job["spec"]["resources"]["nodes"] == 1
+    assert "Nothing like it has been measured" in job["sizing"]
+    assert known.member.post("/v1/jobs", json={"spec": QUICK}).json()["sizing"] is None  # no limit, no choice
+
+
+def test_a_team_learns_nothing_from_another(known: Deployment) -> None:
+    asked = known.stranger.post("/v1/plans", json={"spec": QUICK | {"limits": {"time": "20m"}}}).json()
+    assert (asked["verdict"], asked["options"], asked["runs"]) == ("unmeasured", [], 0)
+
+
+def test_a_plan_checks_the_spec_as_a_submission_does(here: Deployment) -> None:
+    for wrong in (
+        {"recipe": "digits/quickstar"},
+        QUICK | {"limits": {"tme": "5m"}},
+        QUICK | {"team": "speech"},
+        {"recipe": "imagefolder/resnet9", "data": {"train": "/nowhere"}},
+        "recipe: [",
+    ):
+        submitted = here.member.post("/v1/jobs", json={"spec": wrong})
+        planned = here.member.post("/v1/plans", json={"spec": wrong})
+        assert planned.status_code == submitted.status_code >= 400
+        assert planned.json() == submitted.json()
+    assert here.nobody.post("/v1/plans", json={"spec": QUICK}).status_code == 401
+
+
+def test_a_retry_keeps_the_machines_that_were_chosen(known: Deployment) -> None:
+    job = known.member.post("/v1/jobs", json={"spec": QUICK | {"limits": {"time": "8m20s"}}}).json()
+    known.member.post(f"/v1/jobs/{job['id']}:stop")
+    again = known.member.post(f"/v1/jobs/{job['id']}:retry").json()
+    assert (again["spec"], again["sizing"]) == (job["spec"], job["sizing"])
