@@ -64,6 +64,8 @@ def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
     [
         ("submit",),
         ("submit", "digits/quickstart", "-f", "x.yaml"),
+        ("plan",),
+        ("plan", "-f", "x.yaml", "epochs=3"),
         ("up", "--budget", "much"),
         ("budget", "set", "-1e9"),
     ],
@@ -79,6 +81,7 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
     [
         (),
         ("submit",),
+        ("plan",),
         ("up",),
         ("demo",),
         ("logs",),

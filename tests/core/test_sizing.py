@@ -20,7 +20,7 @@ from sqlalchemy import update
 
 from tests.core.world import World
 
-BEGIN = 1_800_000_000
+BEGIN = 1_700_000_000
 STEPS = 10  # in an epoch
 QUICK = {"recipe": "digits/quickstart", "params": {"epochs": 8, "width": 8}}
 

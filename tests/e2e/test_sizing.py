@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shoestring import ServiceError
+from shoestring import ServiceError, exits
 from shoestring_core import money
 
+from tests.client.test_cli import shoestring
 from tests.e2e.service import Service, start
 
 pytestmark = [pytest.mark.timeout(300)]
@@ -24,7 +25,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     service.stop()
 
 
-def test_a_time_limit_picks_machines_by_what_earlier_runs_took(service: Service) -> None:
+def test_a_time_limit_picks_machines_by_what_earlier_runs_took(service: Service, tmp_path: Path) -> None:
     client = service.client
     first = client.submit(QUICK | {"limits": {"time": "10m"}})
     assert "Nothing like it has been measured" in (first.sizing or "")
@@ -47,6 +48,13 @@ def test_a_time_limit_picks_machines_by_what_earlier_runs_took(service: Service)
     with pytest.raises(ServiceError) as refused:
         client.submit(QUICK | {"limits": {"time": "1s"}})
     assert refused.value.code == "time-limit-unmet"
+
+    said = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
+    arguments = ("plan", "digits/quickstart", "epochs=12", "width=8")
+    shown = shoestring(*arguments, "limits.time=20m", home=tmp_path, **said)
+    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exits.OK, [plan.text, plan.why])
+    assert "2 × local.cpu" in shown.stdout
+    assert shoestring(*arguments, "limits.time=1s", home=tmp_path, **said).returncode == exits.NO_CAPACITY
 
     job = client.submit(QUICK | {"limits": {"time": "20m"}})
     assert job.spec["resources"]["nodes"] == plan.nodes
