@@ -205,7 +205,7 @@ def test_missing_and_forbidden_data_look_the_same(here: Deployment, tmp_path: Pa
         answer = here.member.post("/v1/jobs", json={"spec": spec})
         return "" if answer.status_code == 201 else str(answer.json()["detail"]).replace(folder, "")
 
-    assert detail("data/pictures") == ""
+    assert detail("data/pictures") == detail("data/pictures/a-{0..9}.tar", format="webdataset") == ""
     assert detail("elsewhere") == detail("nowhere") == detail("data/way_out") == detail("data/../elsewhere") != ""
     for shards in ("elsewhere/a-{0..9}.tar", "data/link.tar", "data/nowhere/a-{0..9}.tar"):
         assert detail(shards, format="webdataset") == detail("nowhere")
