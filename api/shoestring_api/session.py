@@ -36,7 +36,7 @@ def sign_in(body: rest.Login, service: Here, request: Request, response: Respons
     def work(db: Write) -> tuple[SignedIn, Principal]:
         if body.key is not None:
             principal = people.authenticate(db, body.key.strip())
-            signed_in = people.open_session(db, principal.user, principal.team)
+            signed_in = people.open_session(db, principal.user, principal.team, principal.key)
         else:
             signed_in = people.redeem_login_code(db, body.code or "")
         return signed_in, people.session(db, signed_in.secret)

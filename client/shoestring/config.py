@@ -24,19 +24,23 @@ class NotLoggedIn(Exception):
 
 
 def find_login(url: str | None = None, key: str | None = None) -> Login:
-    """The login in force. Raises NotLoggedIn with what to type next."""
+    """The login in force. A saved key is told to the service it was saved for only.
+
+    Raises NotLoggedIn with what to type next.
+    """
     env_url, env_key = os.environ.get("SHOESTRING_URL"), os.environ.get("SHOESTRING_KEY")
     saved = _read(config_path())
-    chosen = key or env_key or saved.get("key")
     for source, found_url in (
         ("the command line", url),
         ("the environment", env_url),
         (str(config_path()), saved.get("url")),
     ):
         if found_url:
+            address = found_url.rstrip("/")
+            chosen = key or env_key or (saved.get("key") if address == saved.get("url") else None)
             if not chosen:
-                raise NotLoggedIn(f"No key for {found_url} (from {source}). Type: shoestring login {found_url}")
-            return Login(found_url.rstrip("/"), chosen, source)
+                raise NotLoggedIn(f"No key for {address} (from {source}). Type: shoestring login {address}")
+            return Login(address, chosen, source)
     raise NotLoggedIn("No service is known yet. Type: shoestring up  (or: shoestring login URL)")
 
 

@@ -127,6 +127,16 @@ def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkey
     assert (config.find_login().url, config.find_login().key) == ("http://saved", "environment-key")
 
 
+def test_a_saved_key_is_told_to_no_other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
+    monkeypatch.delenv("SHOESTRING_URL", raising=False)
+    monkeypatch.delenv("SHOESTRING_KEY", raising=False)
+    config.save_login("http://saved", "saved-key")
+    assert config.find_login("http://saved/").key == "saved-key"
+    with pytest.raises(config.NotLoggedIn, match="shoestring login http://other"):
+        config.find_login("http://other")
+
+
 @pytest.fixture
 def service() -> Iterator[str]:
     """The address of a service that knows everybody and has one recipe, a thousand times over."""

@@ -176,6 +176,25 @@ def test_an_old_login_code_is_refused(world: World) -> None:
         world.store.write(lambda db: people.redeem_login_code(db, code))
 
 
+def test_a_revoked_key_takes_its_owners_browsers_and_sign_in_links_with_it(world: World) -> None:
+    key, _ = create(world)
+    opened = world.store.write(lambda db: people.open_session(db, world.me.user, world.team, key.id))
+    link = world.store.write(lambda db: people.create_login_code(db, world.me.user, world.team))
+    world.store.write(lambda db: people.revoke_key(db, world.team, key.id))
+    with world.store.read() as db, pytest.raises(Unauthenticated):
+        people.session(db, opened.secret)
+    with pytest.raises(Unauthenticated):
+        world.store.write(lambda db: people.redeem_login_code(db, link))
+
+
+def test_a_session_lasts_no_longer_than_the_key_that_opened_it(world: World) -> None:
+    with world.store.read() as db:
+        ends = db.now + 3_600 * people.S
+    key, _ = create(world, expires_at=ends)
+    opened = world.store.write(lambda db: people.open_session(db, world.me.user, world.team, key.id))
+    assert opened.expires_at == ends
+
+
 def test_a_session_ends_by_sign_out_and_by_time(world: World) -> None:
     first, second = [world.store.write(lambda db: people.open_session(db, world.me.user, world.team)) for _ in range(2)]
     for _ in range(2):

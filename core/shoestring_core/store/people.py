@@ -114,10 +114,17 @@ def create_key(
 
 
 def revoke_key(db: Write, team: UUID, key: UUID) -> None:
-    """End a key of the team; again: nothing. Raises NotFound."""
-    if db.sql.scalar(select(Key.id).where(Key.id == key, Key.team_id == team)) is None:
+    """End a key of the team, and what it may have opened: its owner's sign-in links and browsers are signed out too.
+
+    Again: nothing. Raises NotFound.
+    """
+    owner = db.sql.scalar(select(Key.user_id).where(Key.id == key, Key.team_id == team))
+    if owner is None:
         raise NotFound("There is no such key.")
-    db.count(update(Key).where(Key.id == key, Key.revoked_at.is_(None)).values(revoked_at=db.now))
+    if db.count(update(Key).where(Key.id == key, Key.revoked_at.is_(None)).values(revoked_at=db.now)):
+        links = (Key.user_id == owner, Key.team_id == team, Key.kind == "login", Key.revoked_at.is_(None))
+        db.count(update(Key).where(*links).values(revoked_at=db.now))
+        db.count(delete(Session).where(Session.user_id == owner, Session.team_id == team))
 
 
 def authenticate(db: Read, secret: str) -> Principal:
@@ -166,10 +173,12 @@ def redeem_login_code(db: Write, code: str) -> SignedIn:
     return open_session(db, key.user_id, key.team_id)
 
 
-def open_session(db: Write, user: UUID, team: UUID) -> SignedIn:
-    """Sign a browser in."""
+def open_session(db: Write, user: UUID, team: UUID, key: UUID | None = None) -> SignedIn:
+    """Sign a browser in, by a key for no longer than that lasts."""
     db.count(delete(Session).where(Session.expires_at <= db.now))
-    signed_in = SignedIn(secrets.token_urlsafe(32), secrets.token_urlsafe(24), db.now + SESSION_LASTS)
+    ends = db.sql.scalar(select(Key.expires_at).where(Key.id == key))
+    expires_at = min(db.now + SESSION_LASTS, ends or db.now + SESSION_LASTS)
+    signed_in = SignedIn(secrets.token_urlsafe(32), secrets.token_urlsafe(24), expires_at)
     db.add_new(
         Session,
         hash=_hash(signed_in.secret),
