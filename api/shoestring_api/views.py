@@ -9,10 +9,11 @@ from typing import Literal, overload
 from uuid import UUID
 
 from shoestring_core import money, rest
+from shoestring_core.decide import recovery
 from shoestring_core.decide.bill import Evidence, bill
 from shoestring_core.decide.sizing import Case, Choice, Option
 from shoestring_core.recipes import Recipe
-from shoestring_core.states import AttemptState, EndReason, GenerationState, JobState, MachineState, Want
+from shoestring_core.states import SUCCESS, AttemptState, EndReason, GenerationState, JobState, MachineState, Want
 from shoestring_core.store import feed, ingest
 from shoestring_core.store.checkpoints import Part
 from shoestring_core.store.rows import JobRows
@@ -109,7 +110,7 @@ def sentence(row: Job) -> str:
                 "Starting machines." if row.first_step_at is None else "Starting machines again, to go on where it was."
             )
         case JobState.RUNNING:
-            return "Training."
+            return f"Training{_without(row)}."
         case JobState.STOPPING:
             saving = "It saves a checkpoint and its machines end."
             return f"{STOPPING.get(row.want_reason, 'Stopping')}. {saving}"
@@ -121,7 +122,14 @@ def sentence(row: Job) -> str:
                 )
             return "Paused: resume it to go on."
         case JobState.ENDED:
-            return _with(ENDS[EndReason(row.end_reason or "")], row.end_text)
+            reason = EndReason(row.end_reason or "")
+            return _with(ENDS[reason] + (_without(row) if reason in SUCCESS else ""), row.end_text)
+
+
+def _without(row: Job) -> str:
+    """What it has not learned from."""
+    spans = [(int(first), int(last)) for first, last in row.skips or ()]
+    return f", without {recovery.in_words(spans)}, where its numbers broke" if spans else ""
 
 
 def sizing(row: Job) -> str | None:

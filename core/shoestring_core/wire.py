@@ -119,6 +119,8 @@ class RankExit(Message):
     code: int | None = None
     kind: str | None = Field(default=None, max_length=40)
     """user_code | out_of_memory | nan | data | infrastructure"""
+    since: Step | None = None
+    """nan: the first step whose numbers broke."""
     message: str = Field(default="", max_length=20_000)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from shoestring_core import wire
+from shoestring_core.decide import losses
 from shoestring_core.store.fleet import gangs
 
 from tests.api.deployment import SPEC, Agent, Deployment
@@ -157,6 +158,24 @@ def test_a_path_to_weights_is_answered_like_a_path_to_data(here: Deployment, tmp
     said = [answer["message"].replace(str(tmp_path), "").split("'")[2] for answer in answers]
     assert said[0] == said[1]
     assert [answer["code"] for answer in answers] == ["init-not-found"] * 2
+
+
+def test_a_job_says_which_batches_it_does_without(here: Deployment) -> None:
+    job, (agent,) = here.running()
+    agent.points(range(1, 9))
+    agent.checkpoint(3, {"model.safetensors": b"good"})
+    verdict = losses.Restart("the loss of step 5 is nan; it goes back", skip=(4, 5))
+    assert here.store.write(lambda db: gangs.carry_out(db, job, 1, 1, verdict))
+    assert here.job(job).sentence == "Training, without the batches of steps 4 to 5, where its numbers broke."
+    run = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
+    assert run is not None
+    assert run.resume is not None
+    assert (run.resume.step, run.task["skip"]) == (3, [[4, 5]])
+    agent.points(range(4, 12), generation=2)
+    curve = here.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]
+    assert curve["steps"] == list(range(1, 12))
+    told = here.member.get(f"/v1/jobs/{job}/events").json()["events"]
+    assert any(event["reason"] == verdict.reason for event in told)
 
 
 def started(agent: Agent) -> wire.Run:

@@ -17,6 +17,7 @@ from shoestring_core.decide.losses import (
     judge,
     retry,
 )
+from shoestring_core.decide.recovery import pass_over
 from shoestring_core.decide.terms import S, Terms
 from shoestring_core.states import EndReason, GenerationState, MachineState
 
@@ -88,6 +89,29 @@ def test_each_death_has_its_owner(name):
 def test_an_error_of_the_users_keeps_its_kind_and_its_words(kind):
     verdict = judge(gang(up(0, exits=(end("error", 0, kind),), ago=10), RUNNING), NOW, TERMS)
     assert verdict == EndJob(EndReason(kind), f"rank 0: error {kind}")
+
+
+def test_numbers_that_break_are_passed_over_at_once_in_wider_and_wider_spans():
+    broken = wire.RankExit(
+        rank=0, outcome="error", at=2.0, kind="nan", message="the loss is nan\n\nTraceback", since=30
+    )
+    exits = (broken, end("signal", 1, at=1.0))  # a rank that was killed when its peer left
+    spans: tuple[tuple[int, int], ...] = ()
+    for span, words in (((30, 30), "batch of step 30"), ((27, 30), "steps 27 to 30"), ((15, 30), "steps 15 to 30")):
+        verdict = judge(gang(up(0, exits=exits), RUNNING, skips=spans), NOW, TERMS)
+        assert isinstance(verdict, Restart)
+        assert verdict.skip == span
+        assert verdict.reason.startswith("the loss is nan; it goes back")
+        assert words in verdict.reason
+        spans += (span,)
+    last = judge(gang(up(0, exits=exits), RUNNING, skips=spans), NOW, TERMS)
+    assert isinstance(last, EndJob)
+    assert last.reason is EndReason.NAN
+    assert "steps 30, 27 to 30, 15 to 30 did not help" in last.text
+
+
+def test_no_span_begins_before_the_first_step():
+    assert pass_over(3, [(1, 1), (1, 2)]) == (1, 3)
 
 
 def test_ranks_start_again_three_times_without_a_new_checkpoint_and_then_it_is_the_infrastructure():

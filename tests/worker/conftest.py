@@ -133,9 +133,10 @@ class World:
         return self.store.write(lambda db: checkpoints.commit(db, machine, said))
 
     def exits(
-        self, machine: UUID, generation: int, outcome: str, *, rank: int = 0, kind: str | None = None, at: float = 0.0
-    ) -> None:
-        end = wire.RankExit(rank=rank, outcome=outcome, at=at, kind=kind, message=f"{outcome} {kind}")
+        self, machine: UUID, generation: int, outcome: str,
+        *, rank: int = 0, kind: str | None = None, at: float = 0.0, since: int | None = None,
+    ) -> None:  # fmt: skip
+        end = wire.RankExit(rank=rank, outcome=outcome, at=at, kind=kind, message=f"{outcome} {kind}", since=since)
         self.say(machine, "exited", generation, exits=[end])
 
     # What the rows say.

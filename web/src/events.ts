@@ -73,6 +73,8 @@ function tellAgent(event: string, data: Record<string, unknown>, machine: string
     }
     case "overflow":
       return { head: `fp16 overflow${at}`, rest: `step skipped on all ranks${data.scale ? `, scale ${String(data.scale)}` : ""}`, tone: "warn", routine: false };
+    case "skipped":
+      return { head: `Batch passed over${at}`, rest: "the numbers broke there before", tone: "warn", routine: false };
     case "notice":
       return { head: `Spot notice${who}`, rest: "all ranks save and stop", tone: "warn", routine: false };
     case "rejected":

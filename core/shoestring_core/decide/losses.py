@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core import wire
+from shoestring_core.decide import recovery
 from shoestring_core.decide.membership import Fate, muster
 from shoestring_core.decide.terms import S, Terms
 from shoestring_core.states import EndReason, GenerationState, MachineState
@@ -28,6 +29,7 @@ class Gang:
     fates     one for each slot; in a gang that may lose machines also those of the generation that died
     least     so many machines are enough to go on; the size for a gang that can't lose any
     restarts  generations of this attempt that began at the job's present checkpoint before this one
+    skips     spans of steps that the job passes over since its numbers broke there
     """
 
     size: int
@@ -38,6 +40,7 @@ class Gang:
     generation_at: int = 0
     restarts: int = 0
     least: int | None = None
+    skips: tuple[recovery.Span, ...] = ()
 
     @property
     def elastic(self) -> bool:
@@ -58,10 +61,12 @@ class Restart:
     """The next generation, on the same machines; of a gang that may lose some, on all that can train.
 
     expelled  slots whose machines are ended because they did not answer
+    skip      steps whose batches are passed over from now on; it starts from a checkpoint before them
     """
 
     reason: str
     expelled: tuple[int, ...] = ()
+    skip: recovery.Span | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ def judge(gang: Gang, now: int, terms: Terms) -> Verdict:
     """What has to happen to a job whose attempt is open and wanted.
 
     A gang of fixed size can't lose a machine: the attempt ends. One that may (`resources.min`) goes on with those that
-    are left. A rank that died by a signal, or that only lost its peers, starts again with them. An error of the user's
+    are left. A rank that died by a signal, or that only lost its peers, starts again with them. Numbers that broke are
+    answered by going back before them, a few times. An error of the user's
     is the user's once every machine has gone on reporting for a while, because a machine that is lost makes its peers
     fail first and is missed later.
     """
@@ -181,6 +187,9 @@ def _exits(gang: Gang, now: int, terms: Terms) -> Verdict:
     if not failed:
         return _left(exits, gang, everybody, now >= since + terms.forming)
 
+    broken = next((end for end in failed if end.kind == "nan" and end.since is not None), None)
+    if broken is not None:
+        return _recover(broken, gang)
     killed = next((end for end in failed if end.outcome == "signal"), None)
     faulty = next((end for end in failed if end.kind in USER_KINDS), None)
     if killed is None and faulty is not None:
@@ -211,6 +220,15 @@ def _left(exits: list[wire.RankExit], gang: Gang, everybody: bool, patience_over
     if gang.restarts < RESTARTS:
         return Restart("the ranks finished without a final checkpoint")
     return EndJob(EndReason.INFRASTRUCTURE, "The ranks finish, but no final checkpoint ever arrives.")
+
+
+def _recover(end: wire.RankExit, gang: Gang) -> Verdict:
+    """Numbers that broke are the same on all ranks, and no peer's loss makes them: no need to hear the others."""
+    said = end.message.partition("\n\n")[0][:500]
+    span = recovery.pass_over(end.since or 1, gang.skips)
+    if span is None:
+        return EndJob(EndReason.NAN, recovery.given_up(said, gang.skips))
+    return Restart(f"{said}; it goes back and passes over {recovery.in_words([span])}", skip=span)
 
 
 def _users(end: wire.RankExit) -> EndJob:

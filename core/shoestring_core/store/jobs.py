@@ -60,6 +60,7 @@ def submit(
             state=JobState.QUEUED,
             checkpoint=_start_of(retried_from),
             init=init,
+            skips=retried_from.skips if retried_from and _start_of(retried_from) else None,
             retried_from=retried_from.id if retried_from else None,
             created_at=db.now,
             queued_at=db.now,

@@ -166,6 +166,8 @@ class Job(Base):
     checkpoint: Mapped[UUID | None]
     init: Mapped[UUID | None]
     """The checkpoint of another job with whose weights it starts; its retries do so too."""
+    skips: Mapped[list[Any] | None]
+    """Spans of steps, [first, last], that it passes over since its numbers broke there."""
     steps_total: Mapped[int | None]
     last_step: Mapped[int] = mapped_column(default=0)
     last_epoch_milli: Mapped[int | None]

@@ -178,6 +178,7 @@ def _read_exit(path: Path, rank: int) -> RankExit | None:
             code=0 if word["outcome"] != "error" else 1,
             kind=error.get("kind"),
             message=_message(error),
+            since=error.get("since"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

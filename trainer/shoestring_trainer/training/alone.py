@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shoestring_trainer.training.faults import UserError
+from shoestring_trainer.training.faults import NotANumber, UserError
 
 TASK = "task.json"
 OF_THE_SERVICE = ("resources", "limits", "retry", "notify", "on_budget", "priority", "after", "team")
@@ -42,6 +42,26 @@ def prepare(words: Sequence[str]) -> Path:
         _require_nothing_else(options, "a task file")
         return given
     return _from_spec(given, options.params, options.to)
+
+
+def go_back(task: Path, broken: NotANumber) -> Path:
+    """The task of a run whose numbers broke: it goes on from a checkpoint before that, without the batches that did it.
+
+    Raises `broken`, in more words, when enough was tried.
+    """
+    from shoestring_core.decide import recovery
+
+    folder, content = task.parent, _json_object(task, "start the run anew")
+    before: list[recovery.Span] = [(first, last) for first, last in content.get("skip", [])]
+    span = recovery.pass_over(broken.since, before)
+    if span is None:
+        raise NotANumber(recovery.given_up(str(broken), before), broken.since) from broken
+    sys.stdout.write(f"\n{broken}; it goes back and passes over {recovery.in_words([span])}\n")
+    good = [manifest for manifest in _manifests(folder) if _step(manifest) < span[0]]
+    for manifest in set(_manifests(folder)) - set(good):
+        manifest.unlink()
+        manifest.with_suffix(".data").unlink(missing_ok=True)
+    return _write_task(folder, _from_newest(folder, content) | {"skip": [*before, span]})
 
 
 def unpack_model(folder: Path) -> Path | None:
@@ -128,15 +148,26 @@ def _resumed(folder: Path) -> Path:
     file = folder / TASK
     if not file.is_file():
         raise UserError(f"{folder} holds no {TASK}; give the folder of a run")
-    written = _json_object(file, "start the run anew")
+    return _write_task(folder, _from_newest(folder, _json_object(file, "start the run anew")))
+
+
+def _from_newest(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """The task, going on from the newest checkpoint in its folder; without one, from where it began."""
+    resume = task.get("resume")
     if manifests := _manifests(folder):
-        newest = manifests[-1]
-        step = int(_json_object(newest, "remove it, to go on from the checkpoint before").get("step", 0))
-        written["resume"] = {"data": str(newest.with_suffix(".data").resolve()), "manifest": str(newest.resolve())}
-        points = folder / "metrics.jsonl"
-        lines = points.read_text().splitlines(keepends=True) if points.exists() else []
-        points.write_text("".join(line for line in lines if _is_kept(line, step)))
-    return _write_task(folder, written)
+        newest = manifests[-1].resolve()
+        resume = {"data": str(newest.with_suffix(".data")), "manifest": str(newest)}
+    elif resume and not Path(resume["manifest"]).exists():
+        resume = None
+    step = _step(Path(resume["manifest"])) if resume else 0
+    points = folder / "metrics.jsonl"
+    lines = points.read_text().splitlines(keepends=True) if points.exists() else []
+    points.write_text("".join(line for line in lines if _is_kept(line, step)))
+    return task | {"resume": resume}
+
+
+def _step(manifest: Path) -> int:
+    return int(_json_object(manifest, "remove it, to go on from the checkpoint before").get("step", 0))
 
 
 def _is_kept(line: str, step: int) -> bool:

@@ -26,9 +26,13 @@ class DataError(TrainerError):
 
 
 class NotANumber(TrainerError):
-    """The loss is no longer finite."""
+    """The loss or the weights are no longer finite. `since`: the first step whose numbers broke."""
 
     kind: Kind = "nan"
+
+    def __init__(self, message: str, since: int) -> None:
+        super().__init__(message)
+        self.since = since
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "cannot allocate memory")

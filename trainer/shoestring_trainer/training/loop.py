@@ -48,7 +48,8 @@ LOWEST_SCALE = 2.0**-14
 def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     """Carry out `task` as one rank of its gang.
 
-    A step skipped for overflow (fp16) counts as a step: its samples are not shown again and its line is written.
+    A step skipped for overflow (fp16) counts as a step: its samples are not shown again and its line is written. So
+    does one of `task.skip`, whose batch broke the numbers before: nothing is learned from it.
     Raises TrainerError for faults with a remedy; whatever else is raised is classified by the caller.
     """
     defer_compiler()
@@ -78,7 +79,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     optimizer.zero_grad()
     forward = compiled(distributed, settings.compile)
     average = build_average(model, settings)
-    state = State(model, optimizer, scaler, identity, average)
+    state = State(model, optimizer, scaler, identity, average, set(task.skip))
     if task.resume:
         standing.start_step = standing.step = restore(state, task.resume)
         if plan.phase(standing.step).view != view:
@@ -109,7 +110,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
     began, scoring_s = monotonic(), 0.0
 
     values: dict[str, float] = {}
-    phase, done = None, step >= total
+    phase, done, sound = None, step >= total, step
     pictures = data.train.bytes_NCHW
     while not done:
         if phase is not plan.phase(step):
@@ -121,14 +122,20 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             pictures, labels = place(data.train.bytes_NCHW, gang.device), data.train.labels_N.to(gang.device)
             share_batch(model, phase.batch, gang.rank, gang.world, norms=settings.sync_norm)
         picked = order.pick(plan.sample(step), phase.batch)
-        log.take_up(step + 1, picked.spans)
+        skip = step + 1 in state.skip
+        log.take_up(step + 1, picked.spans, skip=skip)
         pace = plan.pace(step)
         set_pace(optimizer, pace)
         seed_dropout(seed, step, gang.device)
 
         batch_loss = torch.zeros((), dtype=torch.float64, device=gang.device)
-        measuring = settings.noise_every and step % settings.noise_every == 0 and phase.batch >= 2 * gang.world
+        measuring = (
+            settings.noise_every and step % settings.noise_every == 0 and phase.batch >= 2 * gang.world and not skip
+        )
         parts = picked.split(max(gang.parts(phase.batch, settings.micro_batch), 2 if measuring else 1))
+        if skip:
+            parts, news = [], torch.stack([batch_loss.fill_(math.nan), batch_loss.new_tensor(orders.stop_asked)])
+            arriving = gang.start_sum(news)
         # what a mean gradient is multiplied by
         unit = scaler.get_scale() * (phase.batch if settings.sum_loss else 1) if measuring else 1.0
         for part in parts:
@@ -154,13 +161,14 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             if measuring and part is parts[0]:
                 noise.see_part(len(samples_N), unit * gang.world * len(samples_N) / phase.batch)
         noise_scale = noise.see_batch(phase.batch, unit) if measuring else None
-        if "on_gradients" in hooks:
-            scaler.unscale_(optimizer)
-            hooks.call("on_gradients", run)
         scale = scaler.get_scale()
-        scaler.step(optimizer)  # skipped on overflow, by all ranks alike: DDP has spread the infinities
-        scaler.update()
-        optimizer.zero_grad()
+        if not skip:
+            if "on_gradients" in hooks:
+                scaler.unscale_(optimizer)
+                hooks.call("on_gradients", run)
+            scaler.step(optimizer)  # skipped on overflow, by all ranks alike: DDP has spread the infinities
+            scaler.update()
+            optimizer.zero_grad()
         if arriving:
             arriving.wait()
         mean_loss, told = news.tolist()
@@ -176,7 +184,11 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             values["train/noise_scale"] = noise_scale
         run.values = values
         hooks.call("on_step", run)
-        broken = scaler.get_scale() < LOWEST_SCALE if scaler.is_enabled() else not math.isfinite(mean_loss)
+        if skip and report:
+            report.event("skipped", step=step, samples=phase.batch)
+        broken = scaler.get_scale() < LOWEST_SCALE if scaler.is_enabled() else not (skip or math.isfinite(mean_loss))
+        if skip or not (broken or overflowed):
+            sound = step
         done = step == total
         if not done and not broken and plan.ends_epoch(step, settings.eval_every):
             views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
@@ -191,7 +203,9 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
             report.metrics(step, plan.epoch(step), values)
             progress.show(step, plan.epoch(step), values)
         if broken:
-            raise NotANumber(describe_nan(step, mean_loss, precision))
+            if saver:
+                saver.finish_writing()  # it is from before, and good to go back to
+            raise NotANumber(describe_nan(step, mean_loss, precision), since=sound + 1)
         if told:
             if saver:
                 saver.save_on_order(step)
@@ -223,6 +237,7 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         result = {
             **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
             "precision": precision.value, "world": gang.world, **figures,
+            "steps_skipped": sum(skipped <= step for skipped in state.skip),
             "framework": f"PyTorch {torch.__version__.partition('+')[0]}",
         }  # fmt: skip
         saver.save_final(step, make_artifacts(model, data, scores, about, onnx=task.onnx), result)

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 from shoestring_core.errors import InvalidSpec
 
-from shoestring_trainer.training.alone import prepare, unpack_model
-from shoestring_trainer.training.faults import TrainerError, classify, explain
+from shoestring_trainer.training.alone import go_back, prepare, unpack_model
+from shoestring_trainer.training.faults import NotANumber, TrainerError, classify, explain
 from shoestring_trainer.training.orders import TOLD_BY, Orders
 from shoestring_trainer.training.task import Outcome, Standing, read_task
 
@@ -59,7 +59,15 @@ def _run(spec: Path) -> int:
         task = read_task(spec)
         from shoestring_trainer.training.loop import train  # a second of torch; orders are watched meanwhile
 
-        outcome = train(task, orders, standing)
+        while True:
+            try:
+                outcome = train(task, orders, standing)
+                break
+            except NotANumber as broken:
+                if not alone:
+                    raise  # the service decides
+                task = read_task(go_back(spec, broken))
+                standing.start_step = standing.step = 0
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank is classified and reported
         if "orders" in locals() and orders.stop_asked and standing.step == standing.start_step:
             # the others left before the first step, and there is nothing to save
@@ -98,7 +106,8 @@ def _report_error(folder: Path, rank: int, step: int, error: BaseException, alon
     kind = classify(error)
     message, trace = explain(error, kind), "".join(traceback.format_exception(error))
     sys.stderr.write(f"\n{kind}: {message}\n" if alone else trace)
-    _write_exit(folder, rank, "error", step, {"kind": kind, "message": message, "traceback": trace})
+    since = {"since": error.since} if isinstance(error, NotANumber) else {}
+    _write_exit(folder, rank, "error", step, {"kind": kind, "message": message, "traceback": trace, **since})
 
 
 def _write_exit(folder: Path, rank: int, outcome: Outcome, step: int, error: dict[str, Any] | None = None) -> None:

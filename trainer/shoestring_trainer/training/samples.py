@@ -5,7 +5,7 @@
 
 A log is one line of JSON and then records of little-endian int32: step, epoch, place of the first sample in the epoch's
 order, count, and the ids. A record is written before its step is done, so what a lost machine trained on is there
-too. Free of torch.
+too. A step whose batch is passed over, because the numbers broke there before, stands with a minus. Free of torch.
 """
 
 from __future__ import annotations
@@ -34,17 +34,21 @@ class SampleLog:
         self._file = (folder / NAME.format(about["rank"])).open("wb", buffering=0)
         self._file.write(json.dumps({"format": 1, **about}).encode() + b"\n")
 
-    def take_up(self, step: int, spans: Iterable[tuple[int, int, Tensor]]) -> None:
-        """This rank begins step `step` (counted from 1). A span: epoch, place of the first sample in its order, ids."""
+    def take_up(self, step: int, spans: Iterable[tuple[int, int, Tensor]], *, skip: bool = False) -> None:
+        """This rank begins step `step` (counted from 1). A span: epoch, place of the first sample in its order, ids.
+
+        skip  it learns nothing from them
+        """
         records = bytearray()
         for epoch, first, ids_N in spans:
-            records += array("i", (step, epoch, first, len(ids_N))).tobytes() + ids_N.int().numpy().tobytes()
+            head = (-step if skip else step, epoch, first, len(ids_N))
+            records += array("i", head).tobytes() + ids_N.int().numpy().tobytes()
         self._file.write(records)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank of one generation took up: by step, epochs with their ids."""
+    """What one rank of one generation took up: by step, epochs with their ids. `skipped`: steps it passed over."""
 
     generation: int
     rank: int
@@ -52,6 +56,7 @@ class Share:
     start: int
     epoch_samples: int
     steps: dict[int, list[tuple[int, Sequence[int]]]]
+    skipped: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,15 @@ class Generation:
 
 @dataclass
 class Epoch:
-    """How often each sample was met in the steps that count. `faults` says what isn't as it should be."""
+    """How often each sample was met in the steps that count. `faults` says what isn't as it should be.
+
+    skipped  the samples among them that nothing was learned from
+    """
 
     number: int
     expected: int
     met: Counter[int] = field(default_factory=Counter)
+    skipped: list[int] = field(default_factory=list)
 
     @property
     def faults(self) -> list[str]:
@@ -114,7 +123,8 @@ def main(folders: list[str]) -> int:
         )
     for epoch in merged.epochs:
         said = "; ".join(epoch.faults) or "each once"
-        print(f"epoch {epoch.number}: {sum(epoch.met.values())} of {epoch.expected} samples, {said}")
+        passed = f"; passed over, {len(epoch.skipped)}: {sorted(epoch.skipped)}" if epoch.skipped else ""
+        print(f"epoch {epoch.number}: {sum(epoch.met.values())} of {epoch.expected} samples, {said}{passed}")
     for hole in merged.holes:
         print(hole)
     return 0 if merged.whole else 1
@@ -125,9 +135,13 @@ def read(path: Path) -> Share:
     with path.open("rb") as file:
         about, content = json.loads(file.readline()), file.read()
     steps: dict[int, list[tuple[int, Sequence[int]]]] = {}
+    skipped = set()
     for step, epoch, ids in _records(array("i", content[: len(content) // 4 * 4])):
-        steps.setdefault(step, []).append((epoch, ids))
-    return Share(about["generation"], about["rank"], about["world"], about["start"], about["epoch_samples"], steps)
+        steps.setdefault(abs(step), []).append((epoch, ids))
+        if step < 0:
+            skipped.add(-step)
+    place = (about["generation"], about["rank"], about["world"], about["start"], about["epoch_samples"])
+    return Share(*place, steps, frozenset(skipped))
 
 
 def merge(shares: Iterable[Share]) -> Merged:
@@ -152,8 +166,10 @@ def merge(shares: Iterable[Share]) -> Merged:
             if missing := [step for step in range(begin + 1, last + 1) if step not in rank.steps]:
                 holes.append(f"generation {number}: rank {rank.rank} lacks steps {missing[:5]} ({len(missing)})")
             for step in range(begin + 1, last + 1):
-                for epoch, ids in rank.steps.get(step, ()):
-                    epochs.setdefault(epoch, Epoch(epoch, rank.epoch_samples)).met.update(ids)
+                for number_of_epoch, ids in rank.steps.get(step, ()):
+                    epoch = epochs.setdefault(number_of_epoch, Epoch(number_of_epoch, rank.epoch_samples))
+                    epoch.met.update(ids)
+                    epoch.skipped += ids if step in rank.skipped else ()
                     counted += len(ids)
         if last > begin and len(ranks) < ranks[0].world:
             holes.append(f"generation {number}: the logs of {ranks[0].world - len(ranks)} ranks are not here")

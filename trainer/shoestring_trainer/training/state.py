@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from shoestring_trainer.training.checkpoint import (
     unpack_tensors,
     write_checkpoint,
 )
-from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.faults import DataError, NotANumber
 from shoestring_trainer.training.reports import Reports
 from shoestring_trainer.training.task import Saved, Task
 
@@ -39,6 +39,7 @@ class State:
     """The living objects whose content is the run's state.
 
     identity  what a checkpoint must agree with to be this run's: recipe, parameters, seed, data
+    skip      steps whose batches are passed over: the job's own, and those of the checkpoint it goes on from
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class State:
     scaler: torch.amp.GradScaler
     identity: Mapping[str, Any]
     average: Average | None = None
+    skip: set[int] = field(default_factory=set)
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """A copy, on the CPU, that later steps do not touch."""
@@ -58,7 +60,13 @@ class State:
                 if self.average
                 else {}
             ),
-            "state": {**self.identity, "step": step, "optimizer_state": kinds, "scaler": self.scaler.state_dict()},
+            "state": {
+                **self.identity,
+                "step": step,
+                "optimizer_state": kinds,
+                "scaler": self.scaler.state_dict(),
+                **({"skip": sorted(self.skip)} if self.skip else {}),
+            },
         }
 
 
@@ -80,6 +88,7 @@ def restore(state: State, saved: Saved) -> int:
                 f"the checkpoint {saved.data} has no whole loss scale; resume it in its own precision, not in fp16"
             )
         state.scaler.load_state_dict(facts["scaler"])
+    state.skip.update(facts.get("skip", ()))
     step = facts["step"]
     if not isinstance(step, int) or step < 0:
         raise DataError(f"the checkpoint {saved.data} has no usable step ({step!r}); start from another checkpoint")
@@ -104,26 +113,36 @@ class Saver:
             return
         if self._writing and not self._writing.done() and not due_by_steps:
             return
-        self._finish_writing()
+        self.finish_writing()
         self._saved_at = monotonic()
-        snapshot, lines = self._state.snapshot(step), self._report.lines
+        snapshot, lines = self._sound(step), self._report.lines
         self._writing = self._writer.submit(self._write, step, snapshot, "periodic", lines, {}, {})
 
     def save_on_order(self, step: int) -> None:
         """Write a checkpoint and return once it is durable and announced."""
-        self._finish_writing()
-        self._write(step, self._state.snapshot(step), "order", self._report.lines, {}, {})
+        self.finish_writing()
+        self._write(step, self._sound(step), "order", self._report.lines, {}, {})
 
     def save_final(self, step: int, artifacts: Mapping[str, bytes], result: Mapping[str, Any]) -> None:
         """Write the last checkpoint, with the job's artifacts as further parts, and what it scored."""
-        self._finish_writing()
-        self._write(step, self._state.snapshot(step), "final", self._report.lines, artifacts, result)
+        self.finish_writing()
+        self._write(step, self._sound(step), "final", self._report.lines, artifacts, result)
 
-    def _finish_writing(self) -> None:
+    def finish_writing(self) -> None:
         """Wait for the checkpoint in the making; its failure is this run's."""
         if self._writing:
             self._writing.result()
             self._writing = None
+
+    def _sound(self, step: int) -> dict[str, Any]:
+        """The state to save. Raises NotANumber if it has broken, so that there is always a good one to go back to."""
+        snapshot = self._state.snapshot(step)
+        for part in ("model", "optimizer", "average"):
+            for name, tensor in snapshot.get(part, {}).items():
+                if not torch.isfinite(tensor).all():
+                    message = f"after step {step} {name} has numbers that are not finite ({part})"
+                    raise NotANumber(f"{message}; lower lr, or look for broken pictures or labels", since=step)
+        return snapshot
 
     def _write(
         self, step: int, snapshot: Mapping[str, Any], reason: Reason, lines: int,

@@ -13,7 +13,7 @@ from shoestring_trainer.training.faults import UserError
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 _KEYS = {
     "format", "job", "generation", "recipe", "params", "data", "seed", "precision",
-    "resume", "init", "checkpoint", "goal", "export",
+    "resume", "init", "checkpoint", "goal", "export", "skip",
 }  # fmt: skip
 
 
@@ -41,6 +41,7 @@ class Task:
     init             weights to start with: another run's checkpoint, or a path; None for a run that goes on
     data_format      how the data lie at data_path
     onnx             the model is wanted as ONNX too
+    skip             steps whose batches are passed over, because the numbers broke there before
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Task:
     goal: Goal | None
     onnx: bool = False
     data_format: str = "imagefolder"
+    skip: frozenset[int] = frozenset()
 
 
 Outcome = Literal["finished", "drained", "error"]
@@ -112,6 +114,7 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         goal=Goal(str(goal["metric"]), float(goal["reach"])) if goal else None,
         onnx="onnx" in (text.get("export") or []),
         data_format=str(data.get("format", "imagefolder")) if data else "imagefolder",
+        skip=frozenset(step for first, last in text.get("skip") or () for step in range(first, last + 1)),
     )
 
 

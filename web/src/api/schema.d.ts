@@ -1464,6 +1464,11 @@ export interface components {
              */
             kind: string | null;
             /**
+             * Since
+             * @default null
+             */
+            since: number | null;
+            /**
              * Message
              * @default
              */

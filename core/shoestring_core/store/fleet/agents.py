@@ -214,7 +214,8 @@ def _run(
         nproc=mine.nproc,
         master_addr=address,
         master_port=int(port),
-        task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.no),
+        task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.no)
+        | ({"skip": job.skips} if job.skips else {}),
         resume=resume,
         init=None if resume else _checkpoint(db, job.init, get_url),
         direct=records.elastic(job),

@@ -4,22 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import exists, insert, or_, select, update
 
-from shoestring_core.decide import funding, losses, membership
+from shoestring_core.decide import funding, losses, membership, recovery
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, Want
-from shoestring_core.store import jobs, ledger
+from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.engine import Read, Write
 from shoestring_core.store.fleet import facts, records, work
 from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
 
 
-def open_generation(db: Write, job_id: UUID, attempt_no: int, reason: str, slots: Container[int] | None = None) -> int:
+def open_generation(
+    db: Write, job_id: UUID, attempt_no: int, reason: str,
+    slots: Container[int] | None = None, skip: recovery.Span | None = None,
+) -> int:  # fmt: skip
     """The next generation, of all machines of the attempt or of those in `slots`; the one before is over. Returns its
     number.
+
+    skip  steps to pass over from now on: the job goes back to a checkpoint before them
 
     The caller has claimed the job's row.
     """
@@ -28,7 +34,11 @@ def open_generation(db: Write, job_id: UUID, attempt_no: int, reason: str, slots
     number = job.generation + 1
     gang = [row for row in records.gang(db, job_id, attempt_no) if slots is None or row.slot in slots]
     start = db.sql.get(Checkpoint, job.checkpoint) if job.checkpoint else None
-    records.touched(db, update(Job).where(Job.id == job_id, Job.generation == job.generation).values(generation=number))
+    course: dict[str, Any] = {"generation": number}
+    if skip:
+        start = checkpoints.before(db, job, skip[0])
+        course |= {"checkpoint": start.id if start else None, "skips": [*(job.skips or []), list(skip)]}
+    records.touched(db, update(Job).where(Job.id == job_id, Job.generation == job.generation).values(**course))
     _end_generation(db, job_id, reason)
     db.sql.execute(
         insert(Generation).values(
@@ -37,7 +47,7 @@ def open_generation(db: Write, job_id: UUID, attempt_no: int, reason: str, slots
             attempt=attempt_no,
             state=GenerationState.FORMING,
             world=len(gang) * spec.resources.procs,
-            start_checkpoint=job.checkpoint,
+            start_checkpoint=start.id if start else None,
             start_step=start.step if start else 0,
             opened_at=db.now,
         )
@@ -105,12 +115,12 @@ def _restart(db: Write, job: Job, attempt: Attempt, verdict: losses.Restart) -> 
     """Open the next generation. Of a gang that may lose machines, those join that still can; False: too few do."""
     one = work.look(db, attempt)
     if not one.elastic:
-        open_generation(db, job.id, attempt.no, verdict.reason)
+        open_generation(db, job.id, attempt.no, verdict.reason, skip=verdict.skip)
         return True
     slots = membership.muster(one.fates, one.spec.resources.least, verdict.expelled)
     if not slots:
         return False
-    open_generation(db, job.id, attempt.no, verdict.reason, slots)
+    open_generation(db, job.id, attempt.no, verdict.reason, slots, verdict.skip)
     for machine in one.machines:
         if machine.slot in verdict.expelled:
             facts.begin_end(db, machine.id, "it did not get ready in time", lease=False)

@@ -79,6 +79,7 @@ class Unfinished:
             state=GenerationState(generation.state) if generation else None,
             generation_at=generation.opened_at if generation else 0,
             restarts=self.restarts,
+            skips=tuple((first, last) for first, last in self.job.skips or ()),
         )
 
     @property
