@@ -214,7 +214,7 @@ def cost(job_id: UUID, db: Reading, caller: Caller) -> rest.CostReport:
     names = {account.id: ledger.title(db, account) for account in sides.values()}
     above = ledger.path(db, row.account.id) if row.account else []
     budgets = [views.budget(account, ledger.title(db, account)) for account in above]
-    return views.cost_report(row, lines, names, budgets, db.now)
+    return views.cost_report(row, lines, names, budgets, ingest.energy(db, job_id), db.now)
 
 
 # --- logs -------------------------------------------------------------------------------------------------

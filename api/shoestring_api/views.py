@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Literal, overload
 from uuid import UUID
 
-from shoestring_core import money, rest
+from shoestring_core import money, rest, results
 from shoestring_core.decide import recovery
 from shoestring_core.decide.bill import Evidence, bill
 from shoestring_core.decide.sizing import Case, Choice, Option
@@ -314,8 +315,9 @@ def _price_basis(rows: JobRows) -> Literal["simulated", "live", "snapshot"]:
 
 
 def cost_report(
-    rows: JobRows, transfers: Iterable[Transfer], names: Mapping[UUID, str], budgets: list[rest.Budget], now: int
-) -> rest.CostReport:
+    rows: JobRows, transfers: Iterable[Transfer], names: Mapping[UUID, str], budgets: list[rest.Budget],
+    meters: Iterable[ingest.Points], now: int,
+) -> rest.CostReport:  # fmt: skip
     return rest.CostReport(
         cost=cost(rows, now),
         machines=[machine(row, rows.posted, now) for row in rows.machines],
@@ -334,7 +336,22 @@ def cost_report(
             for row in transfers
         ],
         budgets=budgets,
+        energy=_energy(rows, meters),
     )
+
+
+def _energy(rows: JobRows, meters: Iterable[ingest.Points]) -> rest.Energy | None:
+    """Machines of the local cloud are one computer: what they read are the same meters."""
+    hosts = {row.id: "here" if row.provider in SIMULATED else str(row.id) for row in rows.machines}
+    seen: dict[tuple[str, str], list[results.Curve]] = defaultdict(list)
+    for one in meters:
+        if one.machine in hosts:
+            seen[hosts[one.machine], one.name].append(results.Curve(one.steps, one.times, one.values))
+    joules = results.energy(seen.values())
+    if joules is None:
+        return None
+    of: list[Literal["gpu", "cpu"]] = sorted({"gpu" if "/gpu" in name else "cpu" for _, name in seen})
+    return rest.Energy(joules=joules, kwh=joules / 3_600_000, of=of)
 
 
 def budget(row: Account, title: str) -> rest.Budget:

@@ -24,7 +24,7 @@ from shoestring.terminal import Json, Url, connect, err, out, resolve, table, te
 
 TOP1, TOP5 = "val/acc", "val/acc_top5"
 CURVES = ("epoch", "train/loss", TOP1, TOP5, core.SCORING)
-FIGURES = ("images_per_s", "share_of_peak", "floor_s", "flop_per_image", "precision", "world")
+FIGURES = ("images_per_s", "share_of_peak", "floor_s", "flop_per_image", "precision", "world", "steps_skipped")
 BARS = {TOP1: 0.94, TOP5: 0.93}
 """DAWNBench's: CIFAR-10's top-1, ImageNet's top-5."""
 
@@ -91,8 +91,11 @@ def of_job(client: Client, job: rest.Job, metric: str | None) -> Found:
     )  # fmt: skip
     result = job.result or {}
     goal = (job.spec.get("goal") or {}).get("reach")
+    figures = {key: result[key] for key in FIGURES if key in result}
+    if energy := client.cost(job.id).energy:
+        figures |= {"energy_kwh": energy.kwh, "energy_joules": energy.joules, "energy_of": "+".join(energy.of)}
     return Found(
-        run, float(goal) if goal else _claimed(name, chosen), {key: result[key] for key in FIGURES if key in result},
+        run, float(goal) if goal else _claimed(name, chosen), figures,
         str(result.get("framework", "PyTorch")), name.startswith("imagenet/"),
     )  # fmt: skip
 

@@ -279,12 +279,23 @@ class Transfer(Resource):
     reason: str
 
 
+class Energy(Resource):
+    """What the devices of a job's machines used while it had them, as they measured it themselves."""
+
+    joules: float
+    kwh: float
+    of: list[Literal["gpu", "cpu"]]
+    """What was measured; the rest of the machine, and what can't be read, is not in it."""
+
+
 class CostReport(Resource):
     cost: Cost
     machines: list[Machine]
     transfers: list[Transfer]
     budgets: list[Budget]
     """What its money comes from: its own budget first, the organisation's last. Empty until it holds money."""
+    energy: Energy | None = None
+    """None where no machine could measure any."""
 
 
 class Artifact(Resource):

@@ -8,9 +8,11 @@ lives through, from the submission on.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 SCORING = "time/scoring_s"
 """The curve of the seconds that scoring took in a step's line."""
@@ -176,6 +178,28 @@ def paid_until(machines: Sequence[Machine], moment: float) -> float:
         machine.usd_per_hour * max(0.0, min(machine.end or moment, moment) - machine.start) / 3600
         for machine in machines
     )
+
+
+def energy(meters: Iterable[Sequence[Curve]]) -> float | None:
+    """Joules by all meters together; None if nothing was measured.
+
+    A meter is read by every machine of ours that sees it, each from its own beginning, so of readings that overlap one
+    counts. A fall is a counter that began anew.
+    """
+    measured: list[float] = []
+    for curves in meters:
+        until = -math.inf
+        for begin, end, joules in sorted(span for curve in curves for span in _rises(curve)):
+            if joules >= 0 and end > max(begin, until):
+                measured.append(joules * (end - max(begin, until)) / (end - begin))
+                until = end
+    return math.fsum(measured) if measured else None
+
+
+def _rises(curve: Curve) -> Iterator[tuple[float, float, float]]:
+    """From, to, and what a counter rose by meanwhile."""
+    for (begin, before), (end, after) in pairwise(zip(curve.times, curve.values, strict=True)):
+        yield begin, end, after - before
 
 
 def compare_seeds(runs: Sequence[Run], target: float) -> Seeds:

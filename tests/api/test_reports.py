@@ -208,3 +208,14 @@ def test_steps_total_and_epoch_come_from_the_ranks(here: Deployment) -> None:
 def _lines(here: Deployment, job: UUID, **params: Any) -> list[str]:
     page = here.member.get(f"/v1/jobs/{job}/logs", params=params).json()
     return [line["text"] for line in page["lines"]]
+
+
+def test_the_energy_of_a_job_is_what_its_machines_measured_of_one_computer(here: Deployment) -> None:
+    job, agents = here.running(resources={"nodes": 2})
+    assert here.member.get(f"/v1/jobs/{job}/cost").json()["energy"] is None
+    for agent in agents:
+        columns = {"steps": [0, 5], "times": [1e9, 1e9 + 5], "values": [0.0, 3600.0]}
+        series = [{"name": name} | columns for name in ("system/cpu_energy_joules", "system/gpu0/energy_joules")]
+        agent.report(batch=agent.batch(points=series))
+    energy = here.member.get(f"/v1/jobs/{job}/cost").json()["energy"]
+    assert energy == {"joules": 7200.0, "kwh": 0.002, "of": ["cpu", "gpu"]}

@@ -130,3 +130,15 @@ def test_files_that_are_no_entry_say_why(told: bytes | None, table: bytes, words
     good, _ = dawnbench.write(entry(top5=False))
     with pytest.raises(dawnbench.InvalidEntry, match=words):
         dawnbench.read(good.encode() if told is None else told, table)
+
+
+def test_energy_of_machines_that_read_one_meter_is_counted_once_and_of_others_added():
+    def read(*readings: tuple[float, float]) -> Curve:
+        return Curve(range(len(readings)), [at for at, _ in readings], [joules for _, joules in readings])
+
+    first, late = read((0, 0), (10, 100), (20, 300)), read((15, 0), (20, 100), (30, 200))
+    assert results.energy([[first, late]]) == pytest.approx(400)
+    assert results.energy([[first], [late]]) == pytest.approx(500)
+    assert results.energy([[read((0, 0), (10, 100), (12, 0), (20, 50))]]) == pytest.approx(150)  # an agent began anew
+    assert results.energy([[read((0, 0))]]) is None
+    assert results.energy([]) is None

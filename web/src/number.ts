@@ -39,6 +39,12 @@ export function bytes(n: number): string {
   return `${unit === 0 || size >= 100 ? size.toFixed(0) : size.toFixed(1)} ${units[unit]}`;
 }
 
+/** Joules, as kilowatt-hours from a thousandth on. */
+export function energy(joules: number): string {
+  const kwh = joules / 3_600_000;
+  return kwh < 0.001 ? `${joules.toFixed(0)} J` : `${kwh.toPrecision(3)} kWh`;
+}
+
 export function percent(fraction: number): string {
   return `${(fraction * 100).toFixed(fraction > 0 && fraction < 0.1 ? 1 : 0)} %`;
 }

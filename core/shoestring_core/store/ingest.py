@@ -31,6 +31,9 @@ from shoestring_core.store.tables import Attempt, Chunk, Generation, Job, Log, M
 SYSTEM = "system/"
 """Series of a machine, not of the training: their steps are seconds since the machine's start, in no generation."""
 
+ENERGY = "energy_joules"
+"""How the names of series end that count a device's energy."""
+
 HOUR_US = 3_600_000_000
 MAX_EVENT_BYTES = 20_000
 MAX_LINE_BYTES = 64 * 1024
@@ -353,6 +356,13 @@ def curves(
             generation = None if merged or of_machine else chunk.generation
             parts[_Part(name, generation, of_machine, not kept)][step] = (time, value)
     return [_points(*key, part) for key, part in sorted(parts.items(), key=lambda item: item[0].place)]
+
+
+def energy(db: Read, job: UUID) -> list[Points]:
+    """The readings of the energy meters of the job's machines: joules, from each machine's beginning."""
+    query = select(Series.name).where(Series.job == job, Series.name.like(f"{SYSTEM}%{ENERGY}"))
+    names = list(db.sql.scalars(query))
+    return curves(db, job, names) if names else []
 
 
 class _Part(NamedTuple):

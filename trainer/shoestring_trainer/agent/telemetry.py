@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How busy the machine is: processor, memory, disk, and the GPUs where NVML finds some."""
+"""How busy the machine is: processor, memory, disk, and the GPUs where NVML finds some; and what energy it uses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import psutil
 import pynvml
 from shoestring_core.wire import Hardware
 
+from shoestring_trainer.agent.energy import Energy
+
 log = logging.getLogger(__name__)
 
 
@@ -18,6 +20,7 @@ class Telemetry:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._gpus = _find_gpus()
+        self._energy = Energy(self._gpus)
         psutil.cpu_percent(None)  # the first call only starts the measurement
 
     def hardware(self) -> Hardware:
@@ -29,7 +32,8 @@ class Telemetry:
         )
 
     def sample(self) -> dict[str, float]:
-        """Metric name to value. `cpu_percent` is of all cores, since the last sample; GPU power is in watts."""
+        """Metric name to value. `cpu_percent` is of all cores, since the last sample; GPU power is in watts; energy in
+        joules since the first sample."""
         values = {
             "system/cpu_percent": psutil.cpu_percent(None),
             "system/memory_bytes": float(psutil.virtual_memory().used),
@@ -42,7 +46,7 @@ class Telemetry:
                 log.warning("GPU %d says no more: %s", number, error)
                 self._gpus = []
                 break
-        return values
+        return values | self._energy.read()
 
 
 def _sample_gpu(gpu: object) -> dict[str, float]:

@@ -846,6 +846,7 @@ export interface components {
             transfers: components["schemas"]["Transfer"][];
             /** Budgets */
             budgets: components["schemas"]["Budget"][];
+            energy: components["schemas"]["Energy"] | null;
         };
         /**
          * CreatedKey
@@ -884,6 +885,18 @@ export interface components {
          * @enum {string}
          */
         EndReason: "succeeded" | "goal_reached" | "user_stop" | "budget" | "time_limit" | "user_code" | "out_of_memory" | "nan" | "data" | "image" | "no_capacity" | "quota" | "account" | "infrastructure";
+        /**
+         * Energy
+         * @description What the devices of a job's machines used while it had them, as they measured it themselves.
+         */
+        Energy: {
+            /** Joules */
+            joules: number;
+            /** Kwh */
+            kwh: number;
+            /** Of */
+            of: ("gpu" | "cpu")[];
+        };
         /** Event */
         Event: {
             /** Cursor */

@@ -2,7 +2,7 @@ import { useQuery } from "@tanstack/react-query";
 import type { Schemas } from "../api/client";
 import { budgets, cost, type Job } from "../api/resources";
 import { dollars, exact, micro, share, sum } from "../money";
-import { percent } from "../number";
+import { energy, percent } from "../number";
 import { tightest } from "../pages/budget";
 import { Panel } from "../parts";
 import { Link } from "../router";
@@ -40,6 +40,11 @@ export function MoneyPanel({ job }: { job: Job }) {
           <Line name={<Link to="/budget">Left of the {budget.kind} budget</Link>} value={dollars(budget.left)} />
         )}
       </dl>
+      {report?.energy && (
+        <dl className="lines">
+          <Line name={`Energy of its ${report.energy.of.map((part) => part.toUpperCase()).join(" and ")}`} value={energy(report.energy.joules)} />
+        </dl>
+      )}
       {money.settled && <p className="foot dim">Settled: every machine has ended and is billed.</p>}
       {report && report.transfers.length > 0 && <Ledger transfers={report.transfers} />}
     </Panel>
