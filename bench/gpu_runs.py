@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from shoestring_trainer.training import vision_compat  # noqa: F401 - lets torchvision in
 from shoestring_trainer.training.augment import augment
-from shoestring_trainer.training.decoding import Frame, decode_file
+from shoestring_trainer.training.data.decoding import Frame, decode_file
 from shoestring_trainer.training.figures import FORWARD_AND_BACKWARD, flop_per_picture, peak_flops
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.settings import Settings

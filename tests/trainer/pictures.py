@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from shoestring_trainer.training.data.pictures import DataSet
+from shoestring_trainer.training.data.sources import Source, open_source
 from shoestring_trainer.training.gang import Gang
-from shoestring_trainer.training.pictures import DataSet
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.sources import Source, open_source
 from shoestring_trainer.training.task import Task
 
 COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40), "yellow": (220, 210, 50)}

@@ -19,12 +19,12 @@ from safetensors.torch import load
 from shoestring_core import recipes
 from shoestring_trainer.training import commands, figures, gang, vision_compat
 from shoestring_trainer.training.artifacts import make_artifacts
-from shoestring_trainer.training.cifar10 import load_cifar10
+from shoestring_trainer.training.data.cifar10 import load_cifar10
+from shoestring_trainer.training.data.pictures import DataSet, Pictures, load_digits
 from shoestring_trainer.training.evaluation import Scores, evaluate
 from shoestring_trainer.training.exports import read_model
 from shoestring_trainer.training.mistakes import count_confusions, draw_page, find_worst
 from shoestring_trainer.training.models import build_model
-from shoestring_trainer.training.pictures import DataSet, Pictures, load_digits
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.predict import read_picture
 from shoestring_trainer.training.settings import Settings

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shoestring_trainer.training import cifar10
-from shoestring_trainer.training.cifar10 import TEST, TRAIN, load_cifar10
+from shoestring_trainer.training.data import cifar10
+from shoestring_trainer.training.data.cifar10 import TEST, TRAIN, load_cifar10
+from shoestring_trainer.training.data.pictures import Pictures, describe
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.pictures import Pictures, describe
 from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.gangs import finished, gang

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shoestring_trainer.training import copies
-from shoestring_trainer.training.decoding import Frame, decode_file
+from shoestring_trainer.training.data import copies
+from shoestring_trainer.training.data.decoding import Frame, decode_file
+from shoestring_trainer.training.data.folders import split_folder
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.folders import split_folder
 
 from tests.trainer.gangs import finished, gang
 from tests.trainer.pictures import COLOURS, load, paint

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shoestring_trainer.training.data.shards import find_shards
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.shards import find_shards
 
 from tests.trainer.gangs import finished
 from tests.trainer.pictures import COLOURS, encoded, load, paint, picture

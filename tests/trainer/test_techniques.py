@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from shoestring_trainer.training.average import build_average
+from shoestring_trainer.training.data.pictures import DataSet, Pictures
 from shoestring_trainer.training.evaluation import evaluate, logits_of_views
 from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.gang import Gang
@@ -21,7 +22,6 @@ from shoestring_trainer.training.models import (
     preact_resnet18,
 )
 from shoestring_trainer.training.optimizers import OPTIMIZERS, build_optimizer, set_pace
-from shoestring_trainer.training.pictures import DataSet, Pictures
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.schedules import Pace
 from shoestring_trainer.training.settings import Settings

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from shoestring_core.spec import DataFormat
+from shoestring_trainer.training.data.torchvision_sets import PREFIX, SETS
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.torchvision_sets import PREFIX, SETS
 from shoestring_trainer.training.vision_compat import datasets
 
 from tests.trainer.gangs import finished

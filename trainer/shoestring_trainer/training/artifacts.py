@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from shoestring_trainer.training.data.pictures import DataSet
 from shoestring_trainer.training.evaluation import Scores
 from shoestring_trainer.training.exports import export_program, pack_onnx, pack_program, pack_weights
 from shoestring_trainer.training.mistakes import count_confusions, draw_page, find_worst
-from shoestring_trainer.training.pictures import DataSet
 
 HOW_TO_LOAD = (
     'import torch; model = torch.export.load("model.pt2").module(); '

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoestring_trainer.training.data.pictures import DataSet
 from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.gang import Gang
-from shoestring_trainer.training.pictures import DataSet
 from shoestring_trainer.training.precision import Precision
 
 BATCH = 256

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from shoestring_trainer.training.artifacts import make_artifacts
 from shoestring_trainer.training.augment import RandomCrop, augment, draws_needed
 from shoestring_trainer.training.average import build_average
+from shoestring_trainer.training.data.pictures import DataSet, Pictures
+from shoestring_trainer.training.data.sources import open_source
 from shoestring_trainer.training.evaluation import evaluate
 from shoestring_trainer.training.exports import require_onnx
 from shoestring_trainer.training.faults import NotANumber, UserError
@@ -25,7 +27,6 @@ from shoestring_trainer.training.models import build_model, learn_from_pictures
 from shoestring_trainer.training.noise import NoiseScale
 from shoestring_trainer.training.optimizers import build_optimizer, set_pace
 from shoestring_trainer.training.orders import Orders
-from shoestring_trainer.training.pictures import DataSet, Pictures
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.progress import Progress
 from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
@@ -34,7 +35,6 @@ from shoestring_trainer.training.samples import SampleLog
 from shoestring_trainer.training.schedules import Phase, Plan, first_view
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.shared_batch import share_batch
-from shoestring_trainer.training.sources import open_source
 from shoestring_trainer.training.state import Saver, State, restore
 from shoestring_trainer.training.task import Goal, Outcome, Standing, Task
 from shoestring_trainer.training.warm_start import warm_start

@@ -18,6 +18,7 @@ from shoestring_core import recipes
 
 from shoestring_trainer.training.alone import prepare
 from shoestring_trainer.training.augment import augment, draws_needed
+from shoestring_trainer.training.data.sources import open_source
 from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.gang import join_gang
 from shoestring_trainer.training.lazy_compiler import defer_compiler
@@ -27,7 +28,6 @@ from shoestring_trainer.training.optimizers import build_optimizer, set_pace
 from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
 from shoestring_trainer.training.schedules import Pace, Plan, first_view
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.sources import open_source
 from shoestring_trainer.training.task import Task, read_task
 
 SMOOTHING = 0.9

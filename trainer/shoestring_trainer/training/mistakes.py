@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoestring_trainer.training.data.pictures import DataSet
 from shoestring_trainer.training.evaluation import Scores
-from shoestring_trainer.training.pictures import DataSet
 
 WORST = 48
 LARGEST_TABLE = 40

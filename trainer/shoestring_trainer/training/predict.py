@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.decoding import WHITE, Frame, decode_file
+from shoestring_trainer.training.data.decoding import WHITE, Frame, decode_file
+from shoestring_trainer.training.data.folders import walk
+from shoestring_trainer.training.data.listing import SUFFIXES
 from shoestring_trainer.training.exports import Model, read_model
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.folders import walk
-from shoestring_trainer.training.listing import SUFFIXES
 
 BATCH = 64
 

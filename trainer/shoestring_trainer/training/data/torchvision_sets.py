@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shoestring_trainer.training.decoding import open_file
+from shoestring_trainer.training.data.decoding import open_file
+from shoestring_trainer.training.data.listing import Listing, check_name, hold_out
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.listing import Listing, check_name, hold_out
 
 PREFIX = "torchvision/"
 

@@ -7,18 +7,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from shoestring_trainer.training.cifar10 import load_cifar10
-from shoestring_trainer.training.copies import Copies
+from shoestring_trainer.training.data.cifar10 import load_cifar10
+from shoestring_trainer.training.data.copies import Copies
+from shoestring_trainer.training.data.folders import is_image_folder, split_folder
+from shoestring_trainer.training.data.listing import Listing, check_classes
+from shoestring_trainer.training.data.pictures import DataSet, load_digits, resized
+from shoestring_trainer.training.data.shards import split_shards
+from shoestring_trainer.training.data.torchvision_sets import PREFIX, split_torchvision
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.folders import is_image_folder, split_folder
 from shoestring_trainer.training.gang import Gang
-from shoestring_trainer.training.listing import Listing, check_classes
-from shoestring_trainer.training.pictures import DataSet, load_digits, resized
 from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.shards import split_shards
 from shoestring_trainer.training.task import Task
-from shoestring_trainer.training.torchvision_sets import PREFIX, split_torchvision
 
 Source = Callable[[int, bool], DataSet]
 """Gives the pictures with so many pixels a side (0: as the settings or the data say); whether rectangular ones too."""

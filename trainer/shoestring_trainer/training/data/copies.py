@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.decoding import WHITE, Frame, decode
+from shoestring_trainer.training.data.decoding import WHITE, Frame, decode
+from shoestring_trainer.training.data.listing import Listing, check_classes
+from shoestring_trainer.training.data.pictures import DataSet, Pictures, describe
 from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.listing import Listing, check_classes
-from shoestring_trainer.training.pictures import DataSet, Pictures, describe
 from shoestring_trainer.training.settings import Settings
 
 SQUEEZED = 1.25
