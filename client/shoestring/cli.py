@@ -612,6 +612,8 @@ OBSTACLES = {
 def _job_page(job: rest.Job, attempts: rest.AttemptList) -> None:
     out.print(watch.card(job))
     out.print(f"job {job.id}   attempt {job.attempt}   steps lost {attempts.steps_lost}")
+    if job.sizing:
+        out.print(job.sizing, markup=False)
     rows = [
         (str(m.id), f"{m.attempt}.{m.slot}", m.market, m.type, str(m.state), m.end_cause or "", f"${m.cost.amount}")
         for attempt in attempts.attempts

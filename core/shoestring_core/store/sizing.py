@@ -24,7 +24,7 @@ from shoestring_core.store.tables import Account, Chunk, Generation, Job, Machin
 JOBS = 200
 """So many of the team's newest jobs of a recipe are looked at."""
 
-LEAST_STEPS, LEAST_S = 20, 1.0
+LEAST_STEPS, LEAST_S = 20, 0.5
 """A generation that trained less measures nothing."""
 
 
