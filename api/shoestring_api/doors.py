@@ -74,9 +74,10 @@ class SizeCheck:
 
 def check_query(request: Request) -> None:
     """Refuses a parameter that a route of /v1 doesn't take: a misspelt filter must not show everything."""
-    if not request.url.path.startswith("/v1/"):
+    route = request.scope.get("route")  # none where the dashboard is asked for an address that no route has
+    if route is None or not request.url.path.startswith("/v1/"):
         return
-    known = sorted(_parameters(request.scope["route"].dependant))
+    known = sorted(_parameters(route.dependant))
     for name in request.query_params:
         if name not in known:
             raise InvalidRequest(f"There is no query parameter {name[:60]!r} here.", hint=problems.meant(name, known))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shoestring_trainer.agent.launch_env import rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import lone_rank, rank_environment, torchrun_command
 
 from tests.servers import free_port, until
 
@@ -27,9 +27,13 @@ DIGITS = {
 
 @dataclass
 class Gang:
-    """One generation: a folder and a torchrun for each node."""
+    """One generation: a folder and a launcher for each node, torchrun or the node's only rank itself.
+
+    direct  there is no torchrun
+    """
 
     folders: list[Path]
+    direct: bool = True
     launchers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -66,7 +70,9 @@ class Gang:
         draft.replace(self.folders[node] / "order")
 
     def rank_pids(self) -> list[int]:
-        """Training processes, found as children of their launchers."""
+        """Training processes: the launchers themselves, or their children."""
+        if self.direct:
+            return [launcher.pid for launcher in self.launchers if launcher.poll() is None]
         children = [
             Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
             for launcher in self.launchers
@@ -104,22 +110,27 @@ def gang(folder: Path, *, nodes: int = 1, procs: int = 1, script: list[str] | No
     """
     text = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS, "seed": 1}
     port = free_port()
-    started = Gang([folder / f"node-{node}" for node in range(nodes)])
+    started = Gang([folder / f"node-{node}" for node in range(nodes)], direct=procs == 1 and script is None)
     environment = os.environ | rank_environment(1, 1, loopback=True) | {"PYTHONPATH": os.pathsep.join(ROOMS)}
     try:
         for node, run in enumerate(started.folders):
             run.mkdir(parents=True)
             (run / "task.json").write_text(json.dumps(text | {"precision": "fp32"} | task))
-            command = torchrun_command(
-                run / "task.json", nodes=nodes, node_rank=node, procs_per_node=procs,
-                master_addr="127.0.0.1", master_port=port, python=sys.executable,
-            )  # fmt: skip
+            if started.direct:
+                command, places = lone_rank(
+                    run / "task.json", nodes=nodes, node_rank=node, master_addr="127.0.0.1", master_port=port
+                )
+            else:
+                command, places = torchrun_command(
+                    run / "task.json", nodes=nodes, node_rank=node, procs_per_node=procs,
+                    master_addr="127.0.0.1", master_port=port, python=sys.executable,
+                ), {}  # fmt: skip
             if script:
                 at = command.index("shoestring_trainer")
                 command[at - 1 : at + 2] = script
             with (run / "log-launch.txt").open("wb") as log:
                 started.launchers.append(
-                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                    subprocess.Popen(command, env=environment | places, stdout=log, stderr=log, start_new_session=True)
                 )
         yield started
     finally:
