@@ -22,7 +22,7 @@ from tests.servers import end_group
 pytestmark = [pytest.mark.timeout(400)]
 
 ONE_MACHINE = SMALL_JOB | {"resources": {"nodes": 1}, "limits": {}}
-LONG = ONE_MACHINE | {"params": {"epochs": 20, "width": 8}}
+LONG = ONE_MACHINE | {"params": SMALL_JOB["params"] | {"epochs": 20}}
 FOR_ONE = "0.03"
 """Covers the first hold of one machine (135 s at $0.526 an hour: $0.019725), not those of two."""
 

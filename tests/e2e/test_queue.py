@@ -42,7 +42,7 @@ def test_gangs_that_need_all_slots_run_one_after_another_and_each_says_why_it_wa
 
 def test_a_stopped_job_that_is_retried_goes_on_from_its_last_checkpoint(service: Service) -> None:
     client = service.client
-    long_job = SMALL_JOB | {"params": {"epochs": 20, "width": 8}}
+    long_job = SMALL_JOB | {"params": SMALL_JOB["params"] | {"epochs": 20}}
     old = client.submit(long_job)
     service.trained(old.id, 20)
     client.stop(old.id)

@@ -20,7 +20,7 @@ from tests.e2e.service import SMALL_JOB, Service, environment, start, until
 
 pytestmark = [pytest.mark.timeout(300)]
 
-LONG_JOB = SMALL_JOB | {"params": {"epochs": 24, "width": 8}}
+LONG_JOB = SMALL_JOB | {"params": SMALL_JOB["params"] | {"epochs": 24}}
 
 
 @pytest.fixture
