@@ -305,6 +305,19 @@ def test_the_form_writes_the_spec_and_mistakes_stand_beside_their_fields(here: D
     assert job["spec"]["resources"]["nodes"] == 2
 
 
+def test_another_recipe_begins_another_spec_and_asks_for_its_data(here: Deployment, enter: SignIn) -> None:
+    page = enter("/new")
+    recipe = page.get_by_role("combobox", name="Recipe")
+    expect(recipe).to_have_value("digits/quickstart")
+    recipe.select_option("cifar10/airbench94")
+    page.get_by_label("Folder of CIFAR-10").fill("/nowhere")
+    expect(page.get_by_label("Job spec, YAML")).to_have_value(
+        re.compile(r"recipe: cifar10/airbench94\n.*train: /nowhere", re.S)
+    )
+    page.get_by_role("button", name="Check").click()
+    expect(page.get_by_label("Folder of CIFAR-10")).to_have_attribute("aria-invalid", "true")
+
+
 def test_the_text_of_the_spec_can_be_edited_too(here: Deployment, enter: SignIn) -> None:
     page = enter("/new")
     spec = page.get_by_label("Job spec, YAML")

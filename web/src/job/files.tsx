@@ -8,7 +8,7 @@ export function FilesPanel({ job }: { job: Job }) {
   return (
     <Panel title="Files">
       {files.length === 0 ? (
-        <p className="empty small">{job.state === "ended" ? "This job left no files." : "The model and its description appear here with the final checkpoint."}</p>
+        <p className="empty small">{job.settled_at ? "This job left no files." : "The model and its description appear here with the final checkpoint."}</p>
       ) : (
         <>
           <ul className="files">

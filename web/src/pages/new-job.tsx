@@ -36,11 +36,23 @@ function startOf(recipe: Recipe): string {
   return `recipe: ${recipe.name}\n${data}resources:\n  nodes: 2\n`;
 }
 
+// Where a recipe's data lies, by its kind; the digits come with the service.
+const FOLDERS: Record<string, { label: string; help: string }> = {
+  cifar10: { label: "Folder of CIFAR-10", help: "Its binary or Python version, under a data root of the service." },
+  imagefolder: { label: "Folder of pictures", help: "One sub-folder per class, under a data root of the service." },
+};
+
+function families(all: Recipe[]): [string, Recipe[]][] {
+  const of = ({ name }: Recipe) => name.split("/", 1)[0]!;
+  return [...new Set(all.map(of))].map((family) => [family, all.filter((one) => of(one) === family)]);
+}
+
 function Form({ recipes: all, begin }: { recipes: Recipe[]; begin: string }) {
   const [text, setText] = useState(begin);
   const [key, setKey] = useState(newKey);
   const broken = mistake(text);
   const recipe = all.find(({ name }) => name === read(text, ["recipe"]).replace(/@\d+$/, ""));
+  const folder = recipe && FOLDERS[recipe.data];
 
   const check = useMutation({ mutationFn: async () => send(text, true) });
   const submit = useMutation({
@@ -78,30 +90,37 @@ function Form({ recipes: all, begin }: { recipes: Recipe[]; begin: string }) {
     >
       <div className="stack">
         <Panel title="Recipe">
-          <div className="gallery" role="radiogroup" aria-label="Recipe">
-            {all.map((one) => (
-              <label key={one.name} className="recipe">
-                <input
-                  type="radio"
-                  name="recipe"
-                  checked={one.name === recipe?.name}
-                  onChange={() => edit(startOf(one))}
-                />
-                <strong>{one.title}</strong>
-                <code>{one.name}</code>
-                <span className="dim">{one.description}</span>
-              </label>
+          <select
+            className="recipes"
+            aria-label="Recipe"
+            disabled={broken !== null}
+            value={recipe?.name ?? ""}
+            onChange={(event) => {
+              const chosen = all.find(({ name }) => name === event.target.value);
+              if (chosen) edit(startOf(chosen));
+            }}
+          >
+            {!recipe && <option value="">Choose one</option>}
+            {families(all).map(([family, members]) => (
+              <optgroup key={family} label={family}>
+                {members.map(({ name, title }) => (
+                  <option key={name} value={name}>
+                    {name}: {title}
+                  </option>
+                ))}
+              </optgroup>
             ))}
-          </div>
+          </select>
+          {recipe && <p className="dim">{recipe.description}</p>}
         </Panel>
-        {recipe?.data === "imagefolder" && (
+        {folder && (
           <Panel title="Data">
-            <Field label="Folder of pictures" help="One sub-folder per class, under a data root of the service." {...field(["data", "train"])} set={(typed) => set(["data", "train"], typed || undefined)} wide />
+            <Field {...folder} {...field(["data", "train"])} set={(typed) => set(["data", "train"], typed || undefined)} wide />
           </Panel>
         )}
         <Panel title="Machines and limits">
           <div className="fields">
-            <Field label="Machines" help="They train together as one gang." type="number" min={1} placeholder="1" {...field(["resources", "nodes"])} set={(typed) => set(["resources", "nodes"], literal(typed, "int"))} />
+            <Field label="Machines" help="They train together as one gang. Empty: one, or as many as the time limit needs." type="number" min={1} placeholder="1" {...field(["resources", "nodes"])} set={(typed) => set(["resources", "nodes"], literal(typed, "int"))} />
             <Choice label="Spot machines" help="Cheaper; the provider may take them, and the job goes on from a checkpoint." options={["prefer", "only", "never"]} {...field(["resources", "spot"])} set={(typed) => set(["resources", "spot"], typed || undefined)} />
             <Field label="Cost limit, dollars" help="The most that the job may cost. Empty: what the budgets allow." inputMode="decimal" placeholder="no own limit" {...field(["limits", "cost"])} set={(typed) => set(["limits", "cost"], typed.trim() || undefined)} />
             <Field label="Time limit" help="Such as 90s, 5m, 2h, 1d." placeholder="none" {...field(["limits", "time"])} set={(typed) => set(["limits", "time"], typed.trim() || undefined)} />
