@@ -95,7 +95,7 @@ def compare(name: str, pairs: Sequence[tuple[float, float]]) -> str:
 
 def train(run: Path) -> None:
     """Train run/task.json with the lines of every second block, and note when each step ended."""
-    from shoestring_trainer.training import loop
+    from shoestring_trainer.training import loop, record
     from shoestring_trainer.training.orders import Orders
     from shoestring_trainer.training.progress import Progress
     from shoestring_trainer.training.reports import Reports
@@ -117,7 +117,7 @@ def train(run: Path) -> None:
                 super().show(step, epoch, values)
             times.append(time.perf_counter())
 
-    loop.Reports, loop.Progress = SwitchedReports, SwitchedProgress  # type: ignore[misc]
+    record.Reports, record.Progress = SwitchedReports, SwitchedProgress  # type: ignore[misc]
     loop.train(read_task(run / "task.json"), Orders(run / "order", lambda: sys.exit(1)), Standing())
     (run / "times.json").write_text(json.dumps(times))
 

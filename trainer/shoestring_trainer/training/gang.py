@@ -20,6 +20,21 @@ from shoestring_trainer.training.shared_batch import share_batch
 
 
 @dataclass(frozen=True)
+class Arriving:
+    """A sum over the ranks that is being made while they do something else."""
+
+    values: Tensor
+    work: dist.Work | None
+
+    def read(self) -> list[float]:
+        """The sums, once they are there."""
+        if self.work:
+            self.work.wait()
+        numbers: list[float] = self.values.tolist()
+        return numbers
+
+
+@dataclass(frozen=True)
 class Gang:
     """This rank's place. A gang of one has no process group, and every collective is the identity."""
 
@@ -67,9 +82,9 @@ class Gang:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def start_sum(self, values: Tensor) -> dist.Work | None:
-        """Begin to sum `values` over the ranks, in place; `wait` on what this returns."""
-        return dist.all_reduce(values, async_op=True) if self.world > 1 else None
+    def start_sum(self, values: Tensor) -> Arriving:
+        """Begin to sum `values` over the ranks, in place."""
+        return Arriving(values, dist.all_reduce(values, async_op=True) if self.world > 1 else None)
 
     def sum(self, values: Tensor) -> Tensor:
         """`values` summed over the ranks, in place."""

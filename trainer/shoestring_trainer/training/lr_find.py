@@ -8,26 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 import torch.nn.functional as F
-from shoestring_core import recipes
 
 from shoestring_trainer.training.alone import prepare
-from shoestring_trainer.training.augment import augment, draws_needed
-from shoestring_trainer.training.data.sources import open_source
 from shoestring_trainer.training.faults import UserError
-from shoestring_trainer.training.gang import join_gang
-from shoestring_trainer.training.lazy_compiler import defer_compiler
-from shoestring_trainer.training.loop import random_crop
-from shoestring_trainer.training.models import build_model, learn_from_pictures
 from shoestring_trainer.training.optimizers import build_optimizer, set_pace
-from shoestring_trainer.training.randomness import SampleOrder, key, seed_dropout
-from shoestring_trainer.training.schedules import Pace, Plan, first_view
-from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.randomness import seed_dropout
+from shoestring_trainer.training.schedules import Pace
+from shoestring_trainer.training.setup import set_up
 from shoestring_trainer.training.task import Task, read_task
 
 SMOOTHING = 0.9
@@ -57,34 +49,20 @@ def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
     """
     if not 0 < low < high or steps < 2:
         raise UserError("the search needs 0 < low < high, and two steps or more")
-    defer_compiler()
-    gang = join_gang()
-    recipe, params = recipes.load(task.recipe), recipes.resolve(task.recipe, task.params)
-    settings = Settings.of(params)
-    seed = int(params["seed"] or 0) if task.seed is None else task.seed
-    data = open_source(recipe.data.kind, task, seed, settings, gang)(*first_view(settings))
-    phase = replace(Plan.of(settings, len(data.train)).phases[0], rectangular=False)
-    torch.manual_seed(key(seed, "weights"))
-    model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
-    learn_from_pictures(model, data.train.bytes_NCHW, data.white)
-    model.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    setup = set_up(task)
+    settings, model = setup.settings, setup.model
+    phase, order = setup.plan.phases[0], setup.order()
+    setup.feed.enter(phase)
     optimizer = build_optimizer(model, settings, scaled=False)
-    order = SampleOrder(
-        seed, len(data.train), 0, 1, alternating_flip=settings.alternating_flip, draws=draws_needed(settings)
-    )
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
     for step in range(steps):
         rate = low * (high / low) ** (step / (steps - 1))
         set_pace(optimizer, Pace(rate / settings.lr, rate / settings.lr, settings.momentum))
-        seed_dropout(seed, step, gang.device)
+        seed_dropout(setup.seed, step, setup.gang.device)
         picked = order.pick(step * phase.batch, phase.batch)
-        pictures_NCHW = augment(
-            data.train.bytes_NCHW[picked.samples_N].to(gang.device), picked.draws_NK.to(gang.device), settings,
-            data.mean, data.white, random_crop(picked.samples_N, phase, settings, data.train),
-        )  # fmt: skip
-        labels_N = data.train.labels_N[picked.samples_N].to(gang.device)
+        pictures_NCHW, labels_N = setup.feed.batch(picked.samples_N, picked.draws_NK)
         loss = F.cross_entropy(model(pictures_NCHW), labels_N, label_smoothing=settings.label_smoothing)
         (loss * (phase.batch if settings.sum_loss else 1)).backward()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss.item()

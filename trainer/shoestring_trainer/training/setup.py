@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rank has before its first step: its place in the gang, the recipe's settings, data, plan and fresh network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from shoestring_core import recipes
+from torch import nn
+
+from shoestring_trainer.training.augment import draws_needed
+from shoestring_trainer.training.data.sources import open_source
+from shoestring_trainer.training.faults import UserError
+from shoestring_trainer.training.feed import Feed
+from shoestring_trainer.training.gang import Gang, join_gang
+from shoestring_trainer.training.lazy_compiler import defer_compiler
+from shoestring_trainer.training.models import build_model, learn_from_pictures
+from shoestring_trainer.training.precision import Precision, choose_precision
+from shoestring_trainer.training.randomness import SampleOrder, key
+from shoestring_trainer.training.schedules import Plan
+from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.task import Task
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run as one rank begins it. `model` is on the gang's device, with the weights that the seed gives."""
+
+    gang: Gang
+    recipe: recipes.Recipe
+    params: dict[str, Any]
+    settings: Settings
+    seed: int
+    precision: Precision
+    feed: Feed
+    plan: Plan
+    model: nn.Module
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes this run another than the next; its checkpoints carry it."""
+        data = self.feed.data.fingerprint
+        return {"recipe": self.recipe.reference, "params": self.params, "seed": self.seed, "data": data}
+
+    def order(self) -> SampleOrder:
+        """The stream of samples, of which this rank takes its share."""
+        return SampleOrder(
+            self.seed, len(self.feed.data.train), self.gang.rank, self.gang.world,
+            epoch_samples=self.plan.epoch_samples, alternating_flip=self.settings.alternating_flip,
+            draws=draws_needed(self.settings),
+        )  # fmt: skip
+
+
+def set_up(task: Task) -> Setup:
+    """Join the gang, open the data and build the network that `task` names.
+
+    Raises TrainerError for what its recipe, parameters or data lack, with the remedy.
+    """
+    defer_compiler()
+    gang = join_gang()
+    recipe = recipes.load(task.recipe)
+    params = recipes.resolve(task.recipe, task.params)
+    settings = Settings.of(params)
+    seed = int(params["seed"] or 0) if task.seed is None else task.seed
+    precision = choose_precision(task.precision or str(params["precision"]), gang.device)
+
+    feed = Feed(open_source(recipe.data.kind, task, seed, settings, gang), settings, gang.device)
+    data = feed.data
+    plan = Plan.of(settings, len(data.train))
+    check_shares(plan, gang)
+
+    torch.manual_seed(key(seed, "weights"))
+    model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
+    learn_from_pictures(model, data.train.bytes_NCHW, data.white)
+    model.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Setup(gang, recipe, params, settings, seed, precision, feed, plan, model)
+
+
+def check_shares(plan: Plan, gang: Gang) -> None:
+    """Raises UserError if a batch is too small for every rank to have a share."""
+    smallest = min(phase.batch for phase in plan.phases)
+    if smallest < gang.world:
+        raise UserError(f"batch_size is {smallest}, less than the {gang.world} processes that share it; raise it")
