@@ -29,8 +29,8 @@ dev: .venv/.runtime $(WEB)  ## Run the service from this checkout, data in .shoe
 check: .venv/.dev $(WEB)  ## Lint, types, import rules, migrations, OpenAPI, compose file, Dockerfiles
 	@scripts/check
 
-# Two processes, as most machines have two cores to spare; tests marked `alone` wait for the other to fall silent.
-TEST_PROCESSES ?= 2
+# Four processes even on two cores: half of the tests wait for other processes. Tests marked `alone` wait for silence.
+TEST_PROCESSES ?= 4
 test: .venv/.dev .venv/.browser $(WEB)  ## Every test, on SQLite and PostgreSQL, in Chromium; TEST_FLAGS="-k money"
 	@if [ -n "$(WEB)" ]; then npm --prefix web test --silent; fi
 	@$(PY) -m pytest -n $(TEST_PROCESSES) $(TEST_FLAGS)

@@ -26,12 +26,12 @@ from shoestring_trainer.agent.launch_env import rank_environment
 from bench.trainer_cpu import ROOT, load, mean_and_interval
 
 BOUND = 0.01
-READ_EVERY_S = 0.03
-"""As the agent does while somebody watches; else less often."""
+SEAL_EVERY_S = 0.2
+"""As the agent does while somebody watches, when it reports four times a second; else less often."""
 BLOCK, WARM_UP = 25, 50
 JOBS: dict[str, tuple[int, dict[str, Any]]] = {
-    "digits/quickstart as it is": (160, {}),
-    "digits/quickstart with 128 channels": (40, {"width": 128}),
+    "digits/quickstart as it is": (400, {}),
+    "digits/quickstart with 128 channels": (100, {"width": 128}),
 }
 """Pairs of blocks, and the parameters."""
 
@@ -124,17 +124,20 @@ def train(run: Path) -> None:
 
 def read(machine: Path) -> None:
     """What the agent does with the lines, until it is ended."""
+    from shoestring_trainer.agent.agent import WATCHED_POLL_S
     from shoestring_trainer.agent.spool import Spool
     from shoestring_trainer.agent.tails import Tails
 
     spool = Spool(machine / "spool", machine / "rejected")
     tails = Tails(machine, spool)
     tails.follow(machine / "gen" / "1", [0])
+    sealed_at = 0.0
     while True:
         tails.read()
-        if spool.stirring:
+        if spool.stirring and time.monotonic() - sealed_at >= SEAL_EVERY_S:
+            sealed_at = time.monotonic()
             spool.acknowledge(spool.seal())
-        time.sleep(READ_EVERY_S)
+        time.sleep(WATCHED_POLL_S)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,16 @@ from shoestring.terminal import Json, Url, connect, err, out, resolve, table, te
 
 TOP1, TOP5 = "val/acc", "val/acc_top5"
 CURVES = ("epoch", "train/loss", TOP1, TOP5, core.SCORING)
-FIGURES = ("images_per_s", "share_of_peak", "floor_s", "flop_per_image", "precision", "world", "steps_skipped")
+FIGURES = (
+    "images_per_s",
+    "input_share",
+    "share_of_peak",
+    "floor_s",
+    "flop_per_image",
+    "precision",
+    "world",
+    "steps_skipped",
+)
 BARS = {TOP1: 0.94, TOP5: 0.93}
 """DAWNBench's: CIFAR-10's top-1, ImageNet's top-5."""
 

@@ -10,7 +10,6 @@ import pytest
 from tests.soak import elastic
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_a_gang_that_loses_a_machine_trains_on_and_grows_back(tmp_path: Path, seed: int) -> None:
     _, said, _ = elastic.live_through("killed", seed % 1_000, tmp_path, 10_000, to_the_end=False)

@@ -10,7 +10,6 @@ import pytest
 from tests.soak import exactness
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_an_interrupted_job_leaves_the_same_bits_as_an_uninterrupted_one(tmp_path: Path, seed: int) -> None:
     exactness.prove("two-machines", seed % 1_000, tmp_path, interruptions=2, epochs=14)

@@ -10,7 +10,6 @@ import pytest
 from tests.soak import kills
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize(
     ("case", "seed"),

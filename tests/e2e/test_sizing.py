@@ -15,7 +15,7 @@ from tests.e2e.service import Service, start
 
 pytestmark = [pytest.mark.timeout(300)]
 
-QUICK = {"recipe": "digits/quickstart", "params": {"epochs": 12, "width": 8}}
+QUICK = {"recipe": "digits/quickstart", "params": {"epochs": 8, "width": 8, "sync_norm": False}}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_time_limit_picks_machines_by_what_earlier_runs_took(service: Service,
     assert refused.value.code == "time-limit-unmet"
 
     said = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
-    arguments = ("plan", "digits/quickstart", "epochs=12", "width=8")
+    arguments = ("plan", "digits/quickstart", "epochs=8", "width=8", "sync_norm=false")
     shown = shoestring(*arguments, "limits.time=20m", home=tmp_path, **said)
     assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exits.OK, [plan.text, plan.why])
     assert "2 × local.cpu" in shown.stdout

@@ -79,6 +79,7 @@ def test_each_epoch_has_top1_top5_and_the_time_that_scoring_took(run: Gang):
     assert all(line["val/acc"] <= line["val/acc_top5"] <= 1 and line["time/scoring_s"] > 0 for line in scored)
     result = run.events("checkpoint")[-1]["result"]
     assert result["images_per_s"] > 0
+    assert 0 < result["input_share"] < 1
     assert result["flop_per_image"] > 0
     assert "share_of_peak" not in result  # nobody knows this CPU's
     assert result["framework"].startswith("PyTorch 2.")
@@ -89,9 +90,11 @@ def test_flop_of_a_network_are_its_convolutions_and_linear_layers():
         torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(128, 5)
     )
     found = figures.speed(
-        net, {(3, 4, 4): 100}, Precision.BF16, torch.device("cpu"), devices=1, pictures=100, seconds=2, whole=100
-    )
-    assert found == {"flop_per_image": 3 * (2 * 8 * 3 * 9 * 16 + 2 * 128 * 5), "images_per_s": 50}
+        net, {(3, 4, 4): 100}, Precision.BF16, torch.device("cpu"),
+        devices=1, pictures=100, seconds=2, input_s=0.5, whole=100,
+    )  # fmt: skip
+    flop = 3 * (2 * 8 * 3 * 9 * 16 + 2 * 128 * 5)
+    assert found == {"flop_per_image": flop, "images_per_s": 50, "input_share": 0.25}
     assert net.training
 
 

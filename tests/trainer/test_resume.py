@@ -11,8 +11,8 @@ import pytest
 from tests.trainer.gangs import DIGITS, finished, gang
 
 INTERRUPTIONS = 5
-PARAMS = DIGITS | {"epochs": 6}
-STEPS, STEPS_PER_EPOCH = 540, 1437 / 16
+PARAMS = DIGITS | {"epochs": 3}
+STEPS, STEPS_PER_EPOCH = 270, 1437 / 16
 
 
 @pytest.fixture(scope="module")

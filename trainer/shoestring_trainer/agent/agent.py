@@ -45,7 +45,9 @@ from shoestring_trainer.agent.transfers import Cache, Checkpoint, Courier, Unfet
 log = logging.getLogger("shoestring.agent")
 
 METADATA_PATIENCE_S, SERVICE_PATIENCE_S = 30.0, 600.0
-WATCHED_POLL_S, POLL_S, LOOK_S = 0.03, 0.2, 0.05
+WATCHED_POLL_S, LEAVING_POLL_S, POLL_S, LOOK_S = 0.1, 0.03, 0.2, 0.05
+TELL_S = 0.05
+"""A report is sent so much earlier than asked, so that a new line is stored within that time."""
 QUIET_S, TELEMETRY_S = 5.0, 5.0
 NOTICE_POLL_LOCAL_S, NOTICE_POLL_S = 1.0, 5.0
 END_DRAIN_S, END_UPLOAD_S, END_FLUSH_S, TERMINATED_S = 10.0, 60.0, 5.0, 4.5  # an init waits 5 s from SIGTERM to SIGKILL
@@ -307,14 +309,14 @@ class Agent:
         waits, last, failing = pauses(), -QUIET_S, False
         while True:
             news = self.spool.waiting or self.spool.stirring
-            pace = self.report_every_s - 2 * WATCHED_POLL_S  # so that a new line is told within `report_every_s`
-            due = last + (pace if news else max(QUIET_S, self.report_every_s))
+            due = last + (self.report_every_s - TELL_S if news else max(QUIET_S, self.report_every_s))
             if not self.urgent and (left := due - boottime()) > 0:
                 self.stirred.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):
                         await self.stirred.wait()
                 continue
+            self.read_now()
             if self.spool.waiting == 0 or boottime() - last >= QUIET_S:
                 self.spool.seal()
             self.urgent, last = False, boottime()
@@ -473,8 +475,10 @@ class Agent:
     async def read_files(self) -> None:
         while True:
             self.read_now()
-            closely = self.report_every_s < 1 or self.leaving.done() or self.order.kind == "drain"
-            await asyncio.sleep(WATCHED_POLL_S if closely else POLL_S)
+            if self.leaving.done() or self.order.kind == "drain":
+                await asyncio.sleep(LEAVING_POLL_S)  # a checkpoint is awaited, and perhaps the machine's end
+            else:
+                await asyncio.sleep(WATCHED_POLL_S if self.report_every_s < 1 else POLL_S)
 
     def read_now(self, *, to_the_end: bool = False) -> None:
         for event in self.tails.read(to_the_end=to_the_end):

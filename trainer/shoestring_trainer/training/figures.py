@@ -34,12 +34,13 @@ products, as of 2026-11; they print twice as much for sparse matrices from the A
 
 def speed(
     model: nn.Module, shapes: Mapping[tuple[int, ...], int], precision: Precision, device: torch.device, *,
-    devices: int, pictures: int, seconds: float, whole: int,
+    devices: int, pictures: int, seconds: float, input_s: float, whole: int,
 ) -> dict[str, float]:  # fmt: skip
     """The figures of a run for its result: images/s, and where the device's peak is known, the share of it reached.
 
     shapes    of pictures, C x H x W, and how many the run had of each
     pictures  that were trained on in `seconds`, by all devices
+    input_s   of these seconds, those in which this process waited for its pictures
     whole     pictures of the whole run, from its first step; `floor_s` is the time their FLOP take at the peak
     """
     flops = sum(count * flop_per_picture(model, shape, device) for shape, count in shapes.items())
@@ -47,6 +48,7 @@ def speed(
     figures = {"flop_per_image": float(flop)}
     if pictures and seconds > 0:
         figures["images_per_s"] = pictures / seconds
+        figures["input_share"] = input_s / seconds
         if peak := peak_flops(device, precision):
             figures["share_of_peak"] = flop * pictures / seconds / (peak * devices)
             figures["floor_s"] = flop * whole / (peak * devices)

@@ -51,64 +51,67 @@ def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
         task.folder, generation=task.generation, rank=gang.rank, world=gang.world, start=step,
         epoch_samples=plan.epoch_samples,
     )  # fmt: skip
-    record = Record(task, state, plan.steps, rank=gang.rank)
-    record.event("started", step=step, steps_total=plan.steps, world=gang.world, precision=setup.precision.value)
-    if warmed:
-        record.event("warm_start", step=step, message=warmed)
-    orders.training_began()
-    hooks.call("on_start", run)
-    began, scoring_s = monotonic(), 0.0
+    with Record(task, state, plan.steps, rank=gang.rank) as record:
+        record.event("started", step=step, steps_total=plan.steps, world=gang.world, precision=setup.precision.value)
+        if warmed:
+            record.event("warm_start", step=step, message=warmed)
+        orders.training_began()
+        hooks.call("on_start", run)
+        began, scoring_s = monotonic(), 0.0
 
-    sound, done = step, step >= plan.steps
-    while not done:
-        phase = plan.phase(step)
-        if feed.enter(phase):
-            share_batch(model, phase.batch, gang.rank, gang.world, norms=settings.sync_norm)
-        skip = step + 1 in state.skip
-        picked = order.pick(plan.sample(step), phase.batch)
-        log.take_up(step + 1, picked.spans, skip=skip)
-        pace = plan.pace(step)
-        lesson = learner.pass_over() if skip else learner.learn(picked, phase.batch, pace)
-        step = standing.step = run.step = step + 1
-        if learner.average:
-            learner.average.follow(step, plan.steps)
+        sound, done = step, step >= plan.steps
+        while not done:
+            phase = plan.phase(step)
+            if phase is not feed.phase:
+                record.flush()
+                feed.enter(phase)
+                share_batch(model, phase.batch, gang.rank, gang.world, norms=settings.sync_norm)
+            skip = step + 1 in state.skip
+            picked = order.pick(plan.sample(step), phase.batch)
+            log.take_up(step + 1, picked.spans, skip=skip)
+            pace = plan.pace(step)
+            lesson = learner.pass_over() if skip else learner.learn(picked, phase.batch, pace)
+            step = standing.step = run.step = step + 1
+            if learner.average:
+                learner.average.follow(step, plan.steps)
 
-        if skip:
-            record.event("skipped", step=step, samples=phase.batch)
-        if lesson.overflowed:
-            record.event("overflow", step=step, scale=learner.scaler.get_scale())
-        if not (lesson.overflowed or lesson.broken):
-            sound = step
-        values = {"train/loss": lesson.loss, "train/lr": settings.lr * pace.rate, "train/momentum": pace.momentum}
-        if lesson.noise_scale is not None:
-            values["train/noise_scale"] = lesson.noise_scale
-        run.values = values
-        hooks.call("on_step", run)
+            if skip:
+                record.event("skipped", step=step, samples=phase.batch)
+            if lesson.overflowed:
+                record.event("overflow", step=step, scale=learner.scaler.get_scale())
+            if not (lesson.overflowed or lesson.broken):
+                sound = step
+            values = {"train/loss": lesson.loss, "train/lr": settings.lr * pace.rate, "train/momentum": pace.momentum}
+            if lesson.noise_scale is not None:
+                values["train/noise_scale"] = lesson.noise_scale
+            run.values = values
+            hooks.call("on_step", run)
 
-        done = step == plan.steps
-        if not done and not lesson.broken and plan.ends_epoch(step, settings.eval_every):
-            views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
-            scores = evaluate(model, feed.data, gang, setup.precision, views)
-            scoring_s += scores.seconds
-            values |= {**scores.metrics, SCORING: scores.seconds}
-            hooks.call("on_scored", run)
-            done = reached(task.goal, scores.metrics)
-        if done and not lesson.broken:
-            break  # its line waits for the final scores
-        record.step(step, plan.epoch(step), values)
-        if lesson.broken:
-            record.finish_writing()  # it is from before, and good to go back to
-            raise NotANumber(describe_nan(step, lesson.loss, setup.precision), since=sound + 1)
-        if lesson.told:
-            record.save_on_order(step)
-            gang.leave()
-            return "drained"
-        record.save_if_due(step)
+            done = step == plan.steps
+            if not done and not lesson.broken and plan.ends_epoch(step, settings.eval_every):
+                views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
+                record.flush()
+                scores = evaluate(model, feed.data, gang, setup.precision, views)
+                scoring_s += scores.seconds
+                values |= {**scores.metrics, SCORING: scores.seconds}
+                hooks.call("on_scored", run)
+                done = reached(task.goal, scores.metrics)
+            if done and not lesson.broken:
+                break  # its line waits for the final scores
+            record.step(step, plan.epoch(step), values)
+            if lesson.broken:
+                record.finish_writing()  # it is from before, and good to go back to
+                raise NotANumber(describe_nan(step, lesson.loss, setup.precision), since=sound + 1)
+            if lesson.told:
+                record.save_on_order(step)
+                gang.leave()
+                return "drained"
+            record.save_if_due(step)
 
-    trained_s = monotonic() - began - scoring_s
-    finish(task, setup, learner, record, standing, trained_s)
-    gang.leave()
-    return "finished"
+        trained_s = monotonic() - began - scoring_s
+        finish(task, setup, learner, record, standing, trained_s)
+        gang.leave()
+        return "finished"
 
 
 def finish(task: Task, setup: Setup, learner: Learner, record: Record, standing: Standing, trained_s: float) -> None:
@@ -134,7 +137,7 @@ def finish(task: Task, setup: Setup, learner: Learner, record: Record, standing:
     }  # fmt: skip
     figures = speed(
         setup.model, shapes_seen(plan, step, data), setup.precision, gang.device,
-        devices=gang.world, seconds=trained_s,
+        devices=gang.world, seconds=trained_s, input_s=setup.feed.waited_s,
         pictures=plan.sample(step) - plan.sample(standing.start_step), whole=plan.sample(step),
     )  # fmt: skip
     result = {

@@ -70,7 +70,7 @@ def measured_line(epoch: float, values: Mapping[str, float]) -> str:
 
 def log_line(step: int, total: int, rate: float, values: Mapping[str, float]) -> str:
     """The same for a log that nobody looks at as it grows."""
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("time/"))
     return f"step {step}/{total}  {rate:.3g}/s  {shown}"
 
 

@@ -27,11 +27,22 @@ class Record:
         if self.kept:
             self._report.event(name, **facts)
 
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
     def step(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Step `step` is done."""
         if self.kept:
             self._report.metrics(step, epoch, values)
             self._progress.show(step, epoch, values)
+
+    def flush(self) -> None:
+        """Let everyone see what was told; for before a longer pause."""
+        if self.kept:
+            self._report.flush()
 
     def save_if_due(self, step: int) -> None:
         """Begin a periodic checkpoint, if it is time."""
