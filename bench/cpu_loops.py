@@ -205,7 +205,8 @@ def train_with_fastai(course: Course) -> None:
         loss_func=lambda logits, labels: course.loss(logits, labels.as_subclass(Tensor)),
         opt_func=lambda *_, **__: OptimWrapper(opt=course.optimizer), cbs=[Watch()],
     )  # fmt: skip
-    learner.fit(10_000)
+    with learner.no_logging():  # what an epoch came to would stand among the times
+        learner.fit(10_000)
 
 
 LOADERS: dict[str, Callable[[Course], Iterator[Batch]]] = {
