@@ -14,7 +14,7 @@ from shoestring_core.store.tables import Job
 
 from tests.api.deployment import OFFER, Deployment
 
-QUICK = {"recipe": "digits/quickstart", "params": {"width": 8}}
+QUICK = {"recipe": "digits/quickstart", "params": {"width": 8, "epochs": 60}}
 
 
 def measure(here: Deployment, nodes: int, step_s: float) -> None:

@@ -174,7 +174,8 @@ def test_the_choice_rests_on_runs_offers_and_what_is_left(world: World):
         train(world, submitted(world, resources={"nodes": nodes}), ["small"] * nodes, step_s=step_s)
     offers = [Offer("local", "local", "", "small", market, "1.00", "2.00", 2, "test", True) for market in ("spot",)]
     world.store.write(lambda db: planning.record_offers(db, offers))
-    wanted = spec.parse({"recipe": "digits/quickstart", "params": {"width": 8}, "limits": {"time": "6m", "cost": "9"}})
+    params = {"width": 8, "epochs": 60}
+    wanted = spec.parse({"recipe": "digits/quickstart", "params": params, "limits": {"time": "6m", "cost": "9"}})
     world.limit("team", 5_000_000)
     with world.store.read() as db:
         case = sizing.case(db, world.team, world.me.user, wanted, Terms())

@@ -1,6 +1,6 @@
 /** What streams of one job: its curves and its log. Charts and the log draw from here, once per frame, past React's data. */
 import { api, body, type Schemas } from "./api/client";
-import { attempts, queries } from "./api/resources";
+import { attempts, queries, readAgain } from "./api/resources";
 import { type Curves, EMPTY, merge } from "./curves";
 import { appended, type Log, NO_LOG } from "./lines";
 import { type Message, stream } from "./stream";
@@ -99,13 +99,15 @@ export class JobFeed {
   }
 
   private noteEvent(event: Schemas["Event"]): void {
-    queries.setQueryData<Schemas["Event"][]>(["job", this.id, "events"], (old) =>
+    const events = ["job", this.id, "events"];
+    if (queries.getQueryData(events) === undefined) readAgain({ queryKey: events });
+    queries.setQueryData<Schemas["Event"][]>(events, (old) =>
       old && !old.some(({ cursor }) => cursor === event.cursor) ? [...old, event] : old,
     );
     this.timer ??= window.setTimeout(() => {
       this.timer = null;
       for (const part of ["attempts", "cost", "artifacts"]) {
-        void queries.invalidateQueries({ queryKey: ["job", this.id, part] });
+        readAgain({ queryKey: ["job", this.id, part] });
       }
     }, REREAD_MS);
   }

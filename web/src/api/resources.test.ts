@@ -1,7 +1,18 @@
-import { beforeEach, expect, test } from "vitest";
-import { type Budget, type Job, type JobPage, job as jobQuery, queries, receive } from "./resources";
+import { QueryObserver } from "@tanstack/react-query";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { api } from "./client";
+import { type Budget, type Job, type JobPage, job as jobQuery, jobPages, queries, receive, reread } from "./resources";
 
 beforeEach(() => queries.clear());
+afterEach(() => vi.restoreAllMocks());
+
+/** The service, whose answers the test gives one by one. */
+function service(): ((data: unknown) => void)[] {
+  const answers: ((data: unknown) => void)[] = [];
+  vi.spyOn(api, "GET").mockImplementation((() =>
+    new Promise((resolve) => answers.push((data) => resolve({ data, response: new Response() })))) as never);
+  return answers;
+}
 
 function job(id: string, changes: Partial<Job> = {}): Job {
   return { id, state: "running", created_at: `2026-11-21T10:00:0${id}Z`, ...changes } as Job;
@@ -57,4 +68,34 @@ test("budgets change in place, and jobs' own accounts stay out of the list", () 
     { name: "budget", data: budget("c", "job", "1") },
   ]);
   expect(queries.getQueryData<Budget[]>(["budgets"])!.map(({ id, etag }) => [id, etag])).toEqual([["a", "2"], ["b", "1"]]);
+});
+
+test("an answer that was under way doesn't undo what the stream brought meanwhile", async () => {
+  const answers = service();
+  const reading = queries.fetchQuery(jobQuery("1"));
+  const listing = queries.fetchInfiniteQuery(jobPages(""));
+  await vi.waitFor(() => expect(answers).toHaveLength(2));
+  receive([{ name: "job", data: job("1", { state: "ended" }) }]);
+  answers[0]!(job("1"));
+  answers[1]!({ jobs: [job("2"), job("1")], next_cursor: null });
+  await Promise.all([reading, listing]);
+  expect(queries.getQueryData(jobQuery("1").queryKey)?.state).toBe("ended");
+  expect(listed("").map(({ id, state }) => [id, state])).toEqual([["2", "running"], ["1", "ended"]]);
+  const later = queries.fetchQuery({ ...jobQuery("1"), staleTime: 0 });
+  await vi.waitFor(() => expect(answers).toHaveLength(3));
+  answers[2]!(job("1", { state: "queued" }));
+  await later;
+  expect(queries.getQueryData(jobQuery("1").queryKey)?.state).toBe("queued");
+});
+
+test("a first answer that was under way when the stream began is asked for again", async () => {
+  const answers = service();
+  const close = new QueryObserver(queries, jobQuery("9")).subscribe(() => {});
+  await vi.waitFor(() => expect(answers).toHaveLength(1));
+  reread();
+  answers[0]!(job("9"));
+  await vi.waitFor(() => expect(answers).toHaveLength(2));
+  answers[1]!(job("9", { state: "ended" }));
+  await vi.waitFor(() => expect(queries.getQueryData(jobQuery("9").queryKey)?.state).toBe("ended"));
+  close();
 });

@@ -2,6 +2,7 @@
 import {
   type InfiniteData,
   QueryClient,
+  type QueryFilters,
   queryOptions,
   infiniteQueryOptions,
 } from "@tanstack/react-query";
@@ -22,6 +23,25 @@ export const queries = new QueryClient({
   },
 });
 
+/** What the stream brought of each thing, and when. It is newer than the answer to what was asked before. */
+class Brought<T extends { id: string }> {
+  private things = new Map<string, { thing: T; at: number }>();
+
+  take(things: Iterable<T>): void {
+    const at = performance.now();
+    for (const thing of things) this.things.set(thing.id, { thing, at });
+  }
+
+  /** `read` as the service answered it, or what came after it was asked at `asked`. */
+  newer(read: T, asked: number): T {
+    const brought = this.things.get(read.id);
+    return brought && brought.at >= asked ? brought.thing : read;
+  }
+}
+
+const jobsBrought = new Brought<Job>();
+const budgetsBrought = new Brought<Budget>();
+
 export const me = queryOptions({
   queryKey: ["me"],
   queryFn: async () => body(await api.GET("/v1/me")),
@@ -32,15 +52,22 @@ export const jobPages = (filter: string) =>
   infiniteQueryOptions({
     queryKey: ["jobs", filter],
     initialPageParam: null as string | null,
-    queryFn: async ({ pageParam, signal }) =>
-      body(await api.GET("/v1/jobs", { params: { query: { filter, limit: 50, ...(pageParam ? { cursor: pageParam } : {}) } }, signal })),
+    queryFn: async ({ pageParam, signal }) => {
+      const asked = performance.now();
+      const query = { filter, limit: 50, ...(pageParam ? { cursor: pageParam } : {}) };
+      const page = body(await api.GET("/v1/jobs", { params: { query }, signal }));
+      return { ...page, jobs: page.jobs.map((one) => jobsBrought.newer(one, asked)) };
+    },
     getNextPageParam: (page) => page.next_cursor,
   });
 
 export const job = (id: string) =>
   queryOptions({
     queryKey: ["job", id],
-    queryFn: async ({ signal }) => body(await api.GET("/v1/jobs/{job_id}", { params: { path: { job_id: id } }, signal })),
+    queryFn: async ({ signal }) => {
+      const asked = performance.now();
+      return jobsBrought.newer(body(await api.GET("/v1/jobs/{job_id}", { params: { path: { job_id: id } }, signal })), asked);
+    },
   });
 
 export const attempts = (id: string) =>
@@ -82,7 +109,11 @@ export const events = (id: string) =>
 
 export const budgets = queryOptions({
   queryKey: ["budgets"],
-  queryFn: async ({ signal }) => body(await api.GET("/v1/budgets", { signal })).budgets,
+  queryFn: async ({ signal }) => {
+    const asked = performance.now();
+    const read = body(await api.GET("/v1/budgets", { signal })).budgets;
+    return read.map((one) => budgetsBrought.newer(one, asked));
+  },
 });
 
 export const recipes = queryOptions({
@@ -99,6 +130,8 @@ export function receive(messages: readonly Message[]): void {
     if (message.name === "job") jobs.set(message.data.id, message.data);
     if (message.name === "budget") budgets.set(message.data.id, message.data);
   }
+  jobsBrought.take(jobs.values());
+  budgetsBrought.take(budgets.values());
   const moved = [...jobs.values()].some((one) => queries.getQueryData(job(one.id).queryKey)?.state !== one.state);
   for (const one of jobs.values()) queries.setQueryData(job(one.id).queryKey, one);
   if (jobs.size > 0) updateLists(jobs, moved);
@@ -144,5 +177,15 @@ export function withJobs(
 
 /** After a gap in the stream. */
 export function reread(): void {
-  void queries.invalidateQueries({ predicate: ({ queryKey }) => queryKey[0] !== "me" && queryKey[0] !== "recipes" });
+  readAgain({ predicate: ({ queryKey }) => queryKey[0] !== "me" && queryKey[0] !== "recipes" });
+}
+
+/** Read these again if they are on show. A first answer under way may be too old: it is waited for, and asked for again. */
+export function readAgain(which: QueryFilters): void {
+  for (const { promise, queryKey, state } of queries.getQueryCache().findAll({ ...which, fetchStatus: "fetching" })) {
+    if (state.data !== undefined) continue; // a second reading takes the place of the one under way
+    const again = () => void queries.invalidateQueries({ queryKey, exact: true });
+    promise?.then(again, again);
+  }
+  void queries.invalidateQueries(which);
 }
