@@ -46,7 +46,8 @@ class Ear:
 
     async def wait(self, timeout_s: float = POLL_S) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._rung.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # `wait_for` of Python 3.11 may swallow a cancellation
+                await self._rung.wait()
 
 
 class Wake:

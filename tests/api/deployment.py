@@ -73,7 +73,7 @@ class Deployment:
             client.close()
         self.server.should_exit = True
         self.service.wake.close()
-        self.thread.join(timeout=60)  # a starved machine takes its time
+        self.thread.join(timeout=30)
         assert not self.thread.is_alive()
 
     def client(self, key: str) -> httpx.Client:
