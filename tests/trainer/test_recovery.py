@@ -24,6 +24,12 @@ def on_batch(run, pictures, labels):
     if {when}:
         return torch.full_like(pictures, float("nan")), labels
 """
+ENDLESS_LOSSES = """
+import torch
+def on_batch(run, pictures, labels):
+    if {first} <= run.step + 1 <= {last}:
+        return pictures, torch.full((len(labels), 10), float("inf"))
+"""
 BROKEN_WEIGHTS = """
 import torch
 def on_step(run):
@@ -77,6 +83,17 @@ def test_a_batch_that_breaks_the_numbers_is_passed_over_and_the_run_reaches_its_
     assert final["final"]
     assert final["result"]["steps_skipped"] == 1
     assert json.loads(recovered.part("state.json"))["skip"] == [BAD]
+
+
+def test_in_fp16_a_loss_scale_that_sinks_without_end_is_gone_back_from(tmp_path: Path):
+    """A few overflows are fp16's way of life; thirty-one in a row are one too many, and thirty are not."""
+    params = PARAMS | {"hooks": hook(tmp_path / "hooks", ENDLESS_LOSSES, first=BAD, last=BAD + 30)}
+    run, code, said = alone(tmp_path / "run", params=params, precision="fp16")
+    assert code == 0, said
+    assert f"no finite gradient in fp16 up to step {BAD + 30}" in said
+    assert f"passes over the batch of step {BAD}" in said
+    assert [event["step"] for event in run.events("skipped")] == [BAD]
+    assert [line["step"] for line in run.metrics()] == list(range(1, run.events("started")[-1]["steps_total"] + 1))
 
 
 def test_the_log_of_samples_names_those_that_were_passed_over(recovered: Gang):
