@@ -10,9 +10,9 @@ import pytest
 
 from tests.trainer.gangs import DIGITS, finished, gang
 
-INTERRUPTIONS = 3
-PARAMS = DIGITS | {"epochs": 3}
-STEPS, STEPS_PER_EPOCH = 270, 1437 / 16
+INTERRUPTIONS = 5
+PARAMS = DIGITS | {"epochs": 6}
+STEPS, STEPS_PER_EPOCH = 540, 1437 / 16
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("nodes", "procs"), [(1, 1), (1, 2), (2, 1)], ids=["1-process", "2-processes", "2-machines"])
-def test_interruptions_change_no_bit(tmp_path: Path, unbroken, nodes: int, procs: int):
+def test_five_interruptions_change_no_bit(tmp_path: Path, unbroken, nodes: int, procs: int):
     """With momentum, loss scaling (fp16), augmentation and dropout on; stopped at random steps inside epochs."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
