@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 
 from shoestring_api import (
     VERSION,
@@ -44,7 +46,7 @@ def create_app(service: Service | None = None) -> FastAPI:
         async with service.running():
             yield
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its page /docs fetches nothing from elsewhere
         title="Shoestring",
         version=VERSION,
         description="Train on spot GPUs, as a team, on a shoestring.",
@@ -52,7 +54,8 @@ def create_app(service: Service | None = None) -> FastAPI:
         responses=problems.RESPONSES,
         dependencies=[Depends(doors.check_query)],
         redoc_url=None,
-        generate_unique_id_function=lambda route: f"{route.tags[0]}_{route.name}",
+        favicon_url="/icon.svg",
+        generate_unique_id_function=_operation_id,
         lifespan=lifespan,
     )
     problems.install(app)
@@ -66,3 +69,7 @@ def create_app(service: Service | None = None) -> FastAPI:
     app.add_middleware(doors.Timing)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return f"{route.tags[0]}_{route.name}" if route.tags else route.name

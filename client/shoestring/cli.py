@@ -48,7 +48,7 @@ budget_app = typer.Typer(help="What the team may spend, and what it has spent.",
 artifacts_app = typer.Typer(
     help="The files a finished job leaves: weights, exported model, metrics.", no_args_is_help=True
 )
-recipes_app = typer.Typer(help="Trainings by name, with their parameters and what they claim.", no_args_is_help=True)
+recipes_app = typer.Typer()
 chaos_app = typer.Typer(
     help="Faults on purpose, to see the service survive them (admins, local cloud).", no_args_is_help=True
 )
@@ -403,6 +403,18 @@ def set_budget(
 # --- recipes
 
 
+@recipes_app.callback(invoke_without_command=True)
+def recipes(called: typer.Context, url: Url = None, as_json: Json = False) -> None:
+    """Trainings by name, with their parameters and what they claim; by itself: the list.
+
+    \b
+    shoestring recipes
+    shoestring recipes show cifar10/airbench94
+    """
+    if called.invoked_subcommand is None:
+        list_recipes(url, as_json)
+
+
 @recipes_app.command("ls")
 def list_recipes(url: Url = None, as_json: Json = False) -> None:
     """List the recipes.
@@ -464,6 +476,7 @@ def start_service(
             help="Folder that jobs may train on; may be given several times.",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Start the service on this computer: API, worker, local cloud, database, in one terminal.
 
@@ -471,6 +484,7 @@ def start_service(
     shoestring up --budget 10
     shoestring up --data ./service --port 9000
     shoestring up --data-root /srv/pictures
+    shoestring up --json        one line with its addresses, once it answers
 
     Ctrl-C lets machines checkpoint and end; a second Ctrl-C kills them. Jobs go on at the next `up`.
     """
@@ -483,10 +497,8 @@ def start_service(
     try:
         access = service.start()
         config.save_login(access.url, access.key)
-        out.print(f"Dashboard   {access.login_url}   (signs you in once, for 10 minutes)")
-        out.print(f"API         {access.url}/docs")
-        out.print(f"Admin key   {access.key_file}")
-        out.print("Try         shoestring submit digits/quickstart --watch")
+        told = {"url": access.url, "login_url": access.login_url, "key_file": str(access.key_file), "data": str(folder)}
+        tell(told, as_json, lambda: _access_page(access))
         service.run(until=lambda: interrupts() > 0)
         err.print("Stopping …")
     finally:
@@ -631,6 +643,13 @@ def _recipe_page(recipe: rest.Recipe) -> None:
     table(("PARAMETER", "TYPE", "DEFAULT", "CHOICES", ""), rows, "No parameters.")
     if recipe.claim:
         out.print_json(data=recipe.claim)
+
+
+def _access_page(access: up.Access) -> None:
+    out.print(f"Dashboard   {access.login_url}   (signs you in once, for 10 minutes)")
+    out.print(f"API         {access.url}/docs")
+    out.print(f"Admin key   {access.key_file}")
+    out.print("Try         shoestring submit digits/quickstart --watch")
 
 
 def _demo_summary(summary: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def predict(
     """
     if on_corrupt not in ("error", "skip"):
         raise typer.BadParameter("--on-corrupt is error or skip")
-    options = ["--top", str(top), "--on-corrupt", on_corrupt, *(["--json"] if as_json else [])]
+    options = ["--top", str(top), "--on-corrupt", on_corrupt, *_json(as_json)]
     require_trainer()
     raise typer.Exit(run_trainer("predict", *options, str(find_model(model, url)), *map(str, pictures)))
 
@@ -57,6 +57,7 @@ def export(
     model: Model,
     file: Annotated[Path, typer.Argument(help="Where to write, ending in .onnx.")] = Path("model.onnx"),
     url: Url = None,
+    as_json: Json = False,
 ) -> None:
     """Write a model as ONNX, checked in ONNX Runtime to predict the same.
 
@@ -65,7 +66,7 @@ def export(
     shoestring export model/model.pt2 model.onnx
     """
     require_trainer()
-    raise typer.Exit(run_trainer("export", str(find_model(model, url)), str(file)))
+    raise typer.Exit(run_trainer("export", *_json(as_json), str(find_model(model, url)), str(file)))
 
 
 def model(
@@ -86,7 +87,7 @@ def model(
     raise typer.Exit(
         run_trainer(
             "model", recipe, *(params or []), *_option("--size", size), *_option("--classes", classes),
-            *_option("--pictures", pictures), *(["--json"] if as_json else []),
+            *_option("--pictures", pictures), *_json(as_json),
         )
     )  # fmt: skip
 
@@ -94,8 +95,7 @@ def model(
 def plot_schedule(recipe: str, params: list[str], pictures: int | None, as_json: bool) -> int:
     """Draw a recipe's schedule at this terminal; the exit code."""
     require_trainer("shoestring_trainer")
-    json = ["--json"] if as_json else []
-    return run_trainer("schedule", recipe, *params, *_option("--pictures", pictures), *json)
+    return run_trainer("schedule", recipe, *params, *_option("--pictures", pictures), *_json(as_json))
 
 
 def find_model(model: str, url: str | None) -> Path:
@@ -141,6 +141,10 @@ def run_trainer(*arguments: str) -> int:
 
 def _option(name: str, value: int | None) -> list[str]:
     return [] if value is None else [name, str(value)]
+
+
+def _json(wanted: bool) -> list[str]:
+    return ["--json"] if wanted else []
 
 
 def _is_whole(file: Path, sha256: str) -> bool:

@@ -155,18 +155,13 @@ def _seconds(value: Any) -> float:
         seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), _UNITS_S.values(), strict=True))
     else:
         raise _wrong(f"must be a duration such as 90s, 5m, 2h or 1d, not {shown(value)}")
-    if not 0 < seconds <= _MAX_DURATION_S:
-        raise _wrong(f"must be more than nothing and at most 365d, not {shown(value)}")
+    if not 1 <= seconds <= _MAX_DURATION_S:
+        raise _wrong(f"must be at least 1s and at most 365d, not {shown(value)}")
     return seconds
 
 
 def _cadence(value: Any) -> float | str:
-    if value == "auto":
-        return "auto"
-    seconds = _seconds(value)
-    if seconds < 1:
-        raise _wrong(f"must be auto or at least 1s, not {shown(value)}")
-    return seconds
+    return "auto" if value == "auto" else _seconds(value)
 
 
 def _number(value: Any) -> float:
@@ -240,10 +235,16 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float | Decimal) else value
 
 
-def _name(value: str) -> str:
-    if not value.strip() or not value.isprintable():
+def _printable(value: str) -> str:
+    if not value.isprintable():
         raise _wrong("must have printable characters")
-    return value.strip()
+    return value
+
+
+def _name(value: str) -> str:
+    if not value.strip():
+        raise _wrong("must have printable characters")
+    return _printable(value).strip()
 
 
 def _absolute(value: str) -> str:
@@ -301,7 +302,7 @@ _POSITIVE = {"type": "number", "exclusiveMinimum": 0}
 _STRING = {"type": "string"}
 _STRINGS = {"type": "array", "items": _STRING}
 _WORD = _either(_STRING, {"type": "number"}, {"type": "boolean"})
-_DURATION_TEXT = _STRING | {"pattern": "^[0-9.]+([dhms][0-9.dhms]*)?$"}
+_DURATION_SHAPES = ({"type": "number", "minimum": 1}, _STRING | {"pattern": "^[0-9.]+([dhms][0-9.dhms]*)?$"})
 
 Micro = Annotated[
     int,
@@ -309,8 +310,8 @@ Micro = Annotated[
     PlainSerializer(money.text, return_type=str, when_used="json"),
     _either(_POSITIVE, _STRING | {"pattern": r"^\$?[0-9]+(\.[0-9]+)?$"}),
 ]
-Seconds = Annotated[float, BeforeValidator(_seconds), _either(_POSITIVE, _DURATION_TEXT)]
-Cadence = Annotated[float | str, BeforeValidator(_cadence), _either({"const": "auto"}, _POSITIVE, _DURATION_TEXT)]
+Seconds = Annotated[float, BeforeValidator(_seconds), _either(*_DURATION_SHAPES)]
+Cadence = Annotated[float | str, BeforeValidator(_cadence), _either({"const": "auto"}, *_DURATION_SHAPES)]
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"type": "number"})]
 Nodes = Annotated[
@@ -327,8 +328,8 @@ Name = Annotated[str, Field(max_length=100), AfterValidator(_name)]
 Slug = Annotated[str, Shape(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "up to 63 letters, digits, dots and dashes")]
 Variable = Annotated[str, Shape(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "the name of a variable, such as HF_TOKEN")]
 Setting = Annotated[str, BeforeValidator(_as_text), Field(max_length=32_768), _WORD]
-TagName = Annotated[str, Field(min_length=1, max_length=64)]
-TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256), _WORD]
+TagName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256), AfterValidator(_printable), _WORD]
 Share = Annotated[str, Shape(r"(100|[0-9]{1,2})%", "a share such as 10%")]
 Size = Annotated[str, Shape(r"[1-9][0-9]{0,6}(GB|TB)", "a size such as 200GB")]
 Folder = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_absolute)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from uuid import uuid4
 
@@ -255,7 +256,17 @@ def test_the_services_parts_are_reported(here: Deployment) -> None:
     assert (ready.status_code, ready.json()["parts"]["database"]) == (200, "ok")
     assert "start one" in ready.json()["parts"]["worker"]
     assert here.nobody.get("/openapi.json").json()["info"]["title"] == "Shoestring"
-    assert here.nobody.get("/docs").status_code == 200
+
+
+def test_the_page_that_describes_the_api_needs_nothing_from_elsewhere(here: Deployment) -> None:
+    page = here.nobody.get("/docs")
+    assert page.status_code == 200
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {Path(file).suffix for file in files} == {".js", ".css", ".svg"}
+    for file in files:
+        assert file.startswith("/"), file
+        if file != "/icon.svg":  # the dashboard's, if that was built
+            assert here.nobody.get(file).status_code == 200, file
 
 
 def test_the_committed_openapi_document_is_this_services(here: Deployment) -> None:

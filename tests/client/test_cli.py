@@ -11,10 +11,11 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
-from shoestring import config, exits, models
+import typer
+from shoestring import cli, config, exits, models
 from shoestring_core import rest
 
 from tests import servers
@@ -98,6 +99,7 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
         ("budget", "set"),
         ("artifacts", "ls"),
         ("artifacts", "get"),
+        ("recipes",),
         ("recipes", "ls"),
         ("predict",),
         ("export",),
@@ -110,6 +112,23 @@ def test_help_opens_with_examples(tmp_path: Path, command: tuple[str, ...]) -> N
     done = shoestring(*command, "--help", home=tmp_path)
     assert done.returncode == exits.OK
     assert "shoestring " + (" ".join(command) if command else "up") in done.stdout.replace("python -m ", "", 1)[20:]
+
+
+def test_every_command_can_print_json() -> None:
+    def leaves(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
+        for name, below in getattr(command, "commands", {}).items():
+            yield from leaves(below, *path, name)
+        if not hasattr(command, "commands"):
+            yield " ".join(path), command
+
+    found = dict(leaves(typer.main.get_command(cli.app)))
+    assert {"up", "export", "recipes ls"} < set(found)
+    assert not [name for name, command in found.items() if "--json" not in str([one.opts for one in command.params])]
+
+
+def test_recipes_by_itself_lists_them(service: str, tmp_path: Path) -> None:
+    listed = shoestring("recipes", "--json", home=tmp_path, SHOESTRING_URL=service, SHOESTRING_KEY="x")
+    assert (listed.returncode, len(json.loads(listed.stdout))) == (exits.OK, 1_000)
 
 
 def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

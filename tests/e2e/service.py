@@ -62,7 +62,8 @@ class Service:
                 [*command, *self.options], env=environment(self.data, self.environment), stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log,
             )  # fmt: skip
-        until(lambda: b"Dashboard" in said.read_bytes()[begin:] or self.process.poll() is not None, 60, "up to start")
+        link = b"/login?code="
+        until(lambda: link in said.read_bytes()[begin:] or self.process.poll() is not None, 60, "up to start")
         assert self.process.poll() is None, said.read_text()
 
     def interrupt(self, within_s: float = 60) -> int:

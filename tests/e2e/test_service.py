@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -117,12 +118,22 @@ def test_a_second_service_on_one_folder_is_refused(service: Service) -> None:
     assert "Another `shoestring up` runs" in refused.stderr
 
 
-def test_a_started_service_is_ready_in_every_part(service: Service) -> None:
+def test_a_started_service_says_where_it_is_and_is_ready_in_every_part(tmp_path: Path) -> None:
+    service = start(tmp_path, options=("--budget", "5.00", "--json"))
+
     def parts() -> dict[str, str]:
-        ready: dict[str, str] = httpx.get(f"{service.url}/readyz", timeout=10).json()["parts"]
+        ready: dict[str, str] = httpx.get(f"{told['url']}/readyz", timeout=10).json()["parts"]
         return ready
 
-    until(lambda: set(parts().values()) == {"ok"}, 60, "every part to be ok")
+    try:
+        (line,) = (line for line in service.data.with_suffix(".up.log").read_text().splitlines() if line[0] == "{")
+        told = json.loads(line)
+        assert (told["url"], told["data"]) == (service.url, str(service.data))
+        assert Path(told["key_file"]).read_text().strip()
+        assert httpx.get(told["login_url"], follow_redirects=True, timeout=10).status_code == 200
+        until(lambda: set(parts().values()) == {"ok"}, 60, "every part to be ok")
+    finally:
+        service.stop()
 
 
 def test_a_data_folder_of_a_newer_version_is_refused(service: Service) -> None:

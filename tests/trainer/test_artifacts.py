@@ -126,7 +126,7 @@ def test_many_classes_are_listed_and_a_loss_without_a_number_is_the_worst():
     assert "&lt;class 7&gt;" in page
 
 
-def test_onnx_and_the_archive_predict_what_training_recorded(run: Gang, tmp_path: Path):
+def test_onnx_and_the_archive_predict_what_training_recorded(run: Gang, tmp_path: Path, capsys):
     """On every held-out picture, with nothing of ours between the file and the runtime."""
     (tmp_path / "model.pt2").write_bytes(run.part("model.pt2"))
     (tmp_path / "at-the-end.onnx").write_bytes(run.part("model.onnx"))
@@ -136,7 +136,9 @@ def test_onnx_and_the_archive_predict_what_training_recorded(run: Gang, tmp_path
     with torch.no_grad():
         archive_NK = torch.export.load(tmp_path / "model.pt2").module()(pictures_NCHW)
     assert archive_NK.argmax(1).tolist() == told["predicted"]
-    assert commands.main(["export", str(tmp_path), str(tmp_path / "later.onnx")]) == commands.OK
+    later = tmp_path / "later.onnx"
+    assert commands.main(["export", "--json", str(tmp_path), str(later)]) == commands.OK
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"file": str(later), "bytes": later.stat().st_size}
     for name in ("at-the-end.onnx", "later.onnx"):
         session = onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
         logits_NK = torch.from_numpy(session.run(["logits"], {"pictures": pictures_NCHW.numpy()})[0])

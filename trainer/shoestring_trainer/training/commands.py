@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", epilog=EXPORT_EXAMPLES, formatter_class=as_written)
     export.add_argument("model", type=Path, help="model.pt2, or a folder with one")
     export.add_argument("file", type=Path, help="where to write, ending in .onnx")
+    export.add_argument("--json", action="store_true", help="print JSON")
     export.set_defaults(run=_export, needs_torch=True)
 
     find = commands.add_parser("lr-find", epilog=LR_FIND_EXAMPLES, formatter_class=as_written)
@@ -124,7 +125,8 @@ def _export(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.exports import write_onnx
 
     write_onnx(options.model, options.file)
-    sys.stdout.write(f"{options.file}\n")
+    told = json.dumps({"file": str(options.file), "bytes": options.file.stat().st_size})
+    sys.stdout.write(f"{told if options.json else options.file}\n")
     return OK
 
 
