@@ -97,8 +97,6 @@ def train(run: Path) -> None:
     """Train run/task.json with the lines of every second block, and note when each step ended."""
     from shoestring_trainer.training import loop, record
     from shoestring_trainer.training.orders import Orders
-    from shoestring_trainer.training.progress import Progress
-    from shoestring_trainer.training.reports import Reports
     from shoestring_trainer.training.task import Standing, read_task
 
     times: list[float] = []
@@ -106,18 +104,13 @@ def train(run: Path) -> None:
     def wanted() -> bool:
         return told(max(0, len(times) - WARM_UP) // BLOCK)
 
-    class SwitchedReports(Reports):
-        def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    class SwitchedRecord(record.Record):
+        def step(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
             if wanted():
-                super().metrics(step, epoch, values)
-
-    class SwitchedProgress(Progress):
-        def show(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-            if wanted():
-                super().show(step, epoch, values)
+                super().step(step, epoch, values)
             times.append(time.perf_counter())
 
-    record.Reports, record.Progress = SwitchedReports, SwitchedProgress  # type: ignore[misc]
+    loop.Record = SwitchedRecord  # type: ignore[misc]
     loop.train(read_task(run / "task.json"), Orders(run / "order", lambda: sys.exit(1)), Standing())
     (run / "times.json").write_text(json.dumps(times))
 

@@ -111,7 +111,7 @@ def gang(folder: Path, *, nodes: int = 1, procs: int = 1, script: list[str] | No
     text = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS, "seed": 1}
     port = free_port()
     started = Gang([folder / f"node-{node}" for node in range(nodes)], direct=procs == 1 and script is None)
-    environment = os.environ | rank_environment(1, 1, loopback=True) | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+    environment = os.environ | rank_environment(1, 1, interface="lo") | {"PYTHONPATH": os.pathsep.join(ROOMS)}
     try:
         for node, run in enumerate(started.folders):
             run.mkdir(parents=True)

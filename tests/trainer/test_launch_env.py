@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 from shoestring_trainer.agent.launch_env import lone_rank, rank_environment, torchrun_command
+from shoestring_trainer.agent.ranks import interface_towards
 
 
 def test_the_command_is_the_contracts():
@@ -34,6 +37,17 @@ def test_ranks_share_the_cores_evenly(procs: int, cores: int, threads: str):
     assert rank_environment(procs, cores)["OMP_NUM_THREADS"] == threads
 
 
-def test_gloo_is_bound_to_loopback_only_when_the_gang_is_on_one_host():
-    assert "GLOO_SOCKET_IFNAME" not in rank_environment(1, 1)
-    assert rank_environment(1, 1, loopback=True)["GLOO_SOCKET_IFNAME"] == "lo"
+def test_ranks_meet_on_the_card_that_leads_to_rank_0():
+    chosen = {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    assert not chosen & set(rank_environment(1, 1))
+    environment = rank_environment(1, 1, interface="ens5")
+    assert [environment[name] for name in sorted(chosen)] == ["ens5", "=ens5"]
+
+
+def test_the_card_is_found_by_the_route():
+    assert interface_towards("127.0.0.1") == interface_towards("localhost") == "lo"
+    assert interface_towards("no.such.host.invalid") is None
+    for name, addresses in psutil.net_if_addrs().items():  # on its own machine, rank 0 is reached by its own address
+        for own in addresses:
+            if own.family == socket.AF_INET:
+                assert interface_towards(own.address) == name

@@ -46,12 +46,15 @@ def lone_rank(
     return command, {name: str(value) for name, value in places.items()}
 
 
-def rank_environment(procs_per_node: int, cores: int, *, loopback: bool = False) -> dict[str, str]:
+def rank_environment(procs_per_node: int, cores: int, *, interface: str | None = None) -> dict[str, str]:
     """Variables to add to each rank's environment; all must be set before the process starts.
 
     procs_per_node  ranks that share this machine
     cores           CPU cores this machine may use, shared evenly by its ranks
-    loopback        every rank of the gang lives on this host, so gloo must not look for a network card
+    interface       the network card on which the ranks meet; left out, gloo and NCCL look for one, gloo by the host's
+                    name, which on Debian leads to a loopback address that no other machine reaches
+
+    Of NCCL's other settings none is made: links inside a machine, EFA and the sockets per card of EC2 it finds itself.
     """
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores // procs_per_node)),
@@ -66,6 +69,7 @@ def rank_environment(procs_per_node: int, cores: int, *, loopback: bool = False)
         # without a fixed workspace cuBLAS may sum in another order after a resume
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
-    if loopback:
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    if interface:
+        environment["GLOO_SOCKET_IFNAME"] = interface
+        environment["NCCL_SOCKET_IFNAME"] = f"={interface}"  # exactly this one, not all whose names begin so
     return environment

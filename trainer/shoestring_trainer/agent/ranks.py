@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from shoestring_core.wire import RankExit, Run
 
 from shoestring_trainer import processes
@@ -138,7 +139,8 @@ class Ranks:
         sharing = self.run.nnodes if loopback else 1  # the machines of such a gang share one computer
         cores = max(1, len(os.sched_getaffinity(0)) // sharing)
         inherited = {name: value for name, value in environment.items() if name not in SECRETS}
-        return {**inherited, **rank_environment(self.run.nproc, cores, loopback=loopback), MARK: machine}
+        interface = interface_towards(self.run.master_addr)
+        return {**inherited, **rank_environment(self.run.nproc, cores, interface=interface), MARK: machine}
 
 
 async def end_ranks(machine: str, grace_s: float = GRACE_S) -> None:
@@ -156,6 +158,19 @@ async def end_ranks(machine: str, grace_s: float = GRACE_S) -> None:
         found = {each for each in found if each.alive()}
     while not await asyncio.to_thread(processes.kill_all, living, childless=lambda: True, within_s=KILL_S):
         pass  # a process in an uninterruptible wait: the machine is not ready before it is gone
+
+
+def interface_towards(address: str) -> str | None:
+    """The network card through which this machine reaches `address`, a name or an IP; None where no route is known."""
+    try:
+        family, _, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing: it only asks for the route
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    cards = psutil.net_if_addrs().items()
+    return next((name for name, addresses in cards if own in [each.address for each in addresses]), None)
 
 
 def free_port() -> int:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shoestring_core.results import SCORING
+
 from shoestring_trainer.training.progress import Progress
 from shoestring_trainer.training.reports import Reports
 from shoestring_trainer.training.state import Saver, State
@@ -35,8 +37,7 @@ class Record:
 
     def step(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Step `step` is done."""
-        if self.kept:
-            self._report.metrics(step, epoch, values)
+        if self.kept and (self._report.metrics(step, epoch, values) or SCORING in values):
             self._progress.show(step, epoch, values)
 
     def flush(self) -> None:
