@@ -38,11 +38,19 @@ def encoded(image: Image.Image, kind: str = "jpeg", **options) -> bytes:
     return file.getvalue()
 
 
-def source(place: Path, seed: int = 1, kind: str = "imagefolder", form: str = "imagefolder", **settings) -> Source:
+def source(
+    place: Path,
+    seed: int = 1,
+    kind: str = "imagefolder",
+    form: str = "imagefolder",
+    scratch: Path | None = None,
+    **settings,
+) -> Source:
     """What a rank that trains alone gets for `data: {train: place, format: form}`; it decodes beside `place`."""
     task = Task(
-        place.parent, "job", 1, "imagefolder/any", {}, place, seed, None, None, None, None, None, None, data_format=form
-    )
+        place.parent, "job", 1, "imagefolder/any", {}, place, seed, None, None, None, None, None, None,
+        data_format=form, scratch=scratch,
+    )  # fmt: skip
     return open_source(kind, task, seed, replace(Settings(size=16, batch_size=1), **settings), ALONE)
 
 

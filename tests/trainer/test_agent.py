@@ -184,6 +184,8 @@ def test_another_jobs_weights_are_fetched_for_the_ranks_or_their_loss_is_told(ma
     machine.until_exited(2)
     task = json.loads((machine.folder / "gen/2/task.json").read_text())
     assert task["resume"] is None
+    assert task["scratch"] == str(machine.folder / "scratch")
+    assert Path(task["scratch"]).is_dir()
     assert task["init"]["manifest"].endswith(f"{weights.manifest_sha256}.json")
     assert machine.service.exits(2) == ["finished"]
     gone = weights.model_copy(update={"manifest_sha256": "0" * 64})

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -78,3 +79,24 @@ def test_a_run_cut_between_phases_ends_with_the_same_bits(tmp_path: Path, data: 
     assert len(saved) > 1
     resume = {part: str(whole.first / saved[1][part]) for part in ("data", "manifest")}
     assert run("rest", resume=resume).state_hashes() == whole.state_hashes()
+
+
+def test_a_later_generation_on_a_machine_finds_its_pictures_decoded(tmp_path: Path, data: dict[str, str]):
+    """Those of every phase: a run begins with the first one's, whatever step it goes on from."""
+    place, scratch = tmp_path / "pictures", tmp_path / "scratch"
+    shutil.copytree(data["train"], place)
+    scratch.mkdir()
+    params = tiny("imagenet/imagenet18") | {"epochs": 4}
+
+    def run(folder: str, **options):
+        return finished(
+            tmp_path / folder, procs=2, recipe="imagenet/imagenet18", params=params,
+            data=data | {"train": str(place)}, scratch=str(scratch), **options,
+        )  # fmt: skip
+
+    first = run("first", checkpoint={"every_s": None, "every_steps": 8})
+    saved = [event for event in first.events("checkpoint") if not event["final"]]
+    for file in place.rglob("*.jpg"):
+        file.write_bytes(b"nobody reads this again")
+    resume = {part: str(first.first / saved[1][part]) for part in ("data", "manifest")}
+    assert run("again", resume=resume).state_hashes() == first.state_hashes()

@@ -122,6 +122,17 @@ def test_an_agent_that_exits_ends_its_machine_with_its_code(cloud):
     assert machine["launched_at"] <= machine["started_at"] < machine["ended_at"]
 
 
+def test_the_room_that_a_machine_took_is_given_back_at_its_end_and_what_it_reported_stays(cloud):
+    machine = cloud.running()
+    folder = Path(machine["dir"])
+    (folder / "scratch").mkdir()
+    (folder / "scratch" / "pictures").write_bytes(bytes(1000))
+    cloud.stop(machine)
+    cloud.ended(machine)
+    until(lambda: not (folder / "scratch").exists())
+    assert (folder / "journal.jsonl").exists()
+
+
 def test_a_command_that_cannot_be_run_ends_the_machine_with_127(tmp_path):
     cloud = LocalCloud(tmp_path)
     cloud.start(env={"SHOESTRING_AGENT_COMMAND": '["/no/such/agent"]'})

@@ -229,6 +229,42 @@ def test_a_disk_that_fills_meanwhile_ends_in_a_message_and_not_in_a_signal(flat:
     assert not list(flat.parent.glob("pictures-*"))
 
 
+def test_kept_pictures_are_taken_for_no_others(flat: Path, tmp_path: Path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    first = load(flat, scratch=scratch)
+    (flat / "red" / "05.jpg").write_bytes(b"broken")
+    assert torch.equal(load(flat, scratch=scratch).train.bytes_NCHW, first.train.bytes_NCHW)
+    for other in ({"seed": 2}, {"size": 20}, {"crop_scale": 0.5}):
+        with pytest.raises(DataError, match=r"05\.jpg"):
+            load(flat, scratch=scratch, **other)
+    assert load(flat, scratch=scratch, on_corrupt="skip").skipped == 1
+    (flat / "red" / "05.jpg").unlink()
+    assert len(load(flat, scratch=scratch).train) == len(first.train) - 1
+
+
+def test_pictures_half_written_are_written_anew(flat: Path, tmp_path: Path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    whole = load(flat, scratch=scratch).train.bytes_NCHW.clone()
+    [place] = scratch.iterdir()
+    (place / "train.json").unlink()
+    (place / "train").write_bytes(b"half of it")
+    assert torch.equal(load(flat, scratch=scratch).train.bytes_NCHW, whole)
+
+
+def test_other_sizes_leave_a_disk_that_is_short_of_room(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    opened = source(flat, scratch=scratch)
+    opened(16, False)
+    opened(20, True)
+    assert len(list(scratch.iterdir())) == 2
+    monkeypatch.setattr(copies, "_free_bytes", lambda _: 0)
+    opened(24, False)
+    assert len(list(scratch.iterdir())) == 1
+
+
 def test_each_size_has_its_own_pictures_and_an_old_ones_disk_is_given_back(flat: Path):
     opened = source(flat)
 

@@ -135,7 +135,7 @@ async def read_identity(metadata: Metadata) -> Identity:
 
 def prepare(folder: Path) -> str:
     """Make the folders; the session secret, which is made once and on the disk before anyone hears of it."""
-    for name in ("spool", "rejected", "gen", "cache"):
+    for name in ("spool", "rejected", "gen", "cache", "scratch"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     path = folder / "session"
     if not path.exists():
@@ -415,7 +415,8 @@ class Agent:
         """What task.json holds: the order's task, with the files that it starts from."""
         run = order.run
         assert run
-        task = {**run.task, "generation": order.generation, "resume": None}
+        scratch = str(self.folder / "scratch")
+        task = {**run.task, "generation": order.generation, "resume": None, "scratch": scratch}
         for name, checkpoint in (("resume", run.resume), ("init", run.init)):
             if checkpoint:
                 data, manifest = await self.cache.fetch(self.service, checkpoint)

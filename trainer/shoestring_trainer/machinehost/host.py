@@ -55,6 +55,8 @@ BODY_LIMIT = 256 * 1024
 NOTICE_S, LONGEST_NOTICE_S = 120.0, 3600.0
 LONGEST_GRACE_S = 3600.0
 PARTING_S = 30.0  # for all machines to checkpoint and end, where they end with the host
+SCRATCH = "scratch"
+"""What of a machine's folder only the machine itself needs."""
 TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 TYPE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PRICE = re.compile(r"\d{1,9}(\.\d{1,9})?")
@@ -152,6 +154,7 @@ class Machine:
     record: MachineRecord
     offset: int
     spawned: float = -math.inf  # monotonic; when this host last started an init for it
+    wiped: bool = False
 
     @classmethod
     def open(cls, folder: Path) -> Machine | None:
@@ -270,6 +273,7 @@ class MachineHost:
                 self._watch_one(machine)
             except OSError as error:  # disk full, say: the next look tries again
                 _log(f"{machine.record.id}: {error}")
+        self._wipe()
 
     def stop_all(self) -> None:
         """End every machine, and wait until they have."""
@@ -282,6 +286,14 @@ class MachineHost:
     def _living(self) -> list[Machine]:
         with self._lock:
             return [machine for machine in self._machines.values() if machine.record.ended_at is None]
+
+    def _wipe(self) -> None:
+        """Give back the room of machines that have ended. Their journals and what they reported stay."""
+        with self._lock:
+            ended = [each for each in self._machines.values() if each.record.ended_at is not None and not each.wiped]
+        for machine in ended:
+            shutil.rmtree(machine.folder / SCRATCH, ignore_errors=True)
+            machine.wiped = True
 
     def _watch_one(self, machine: Machine) -> None:
         """A free journal means that no init lives: it never began, or it died and its orphans must follow it."""

@@ -13,7 +13,7 @@ from shoestring_trainer.training.faults import UserError
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 _KEYS = {
     "format", "job", "generation", "recipe", "params", "data", "seed", "precision",
-    "resume", "init", "checkpoint", "goal", "export", "skip",
+    "resume", "init", "checkpoint", "goal", "export", "skip", "scratch",
 }  # fmt: skip
 
 
@@ -42,6 +42,7 @@ class Task:
     data_format      how the data lie at data_path
     onnx             the model is wanted as ONNX too
     skip             steps whose batches are passed over, because the numbers broke there before
+    scratch          where this machine keeps decoded pictures for its next generations; None: they go with this one
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Task:
     onnx: bool = False
     data_format: str = "imagefolder"
     skip: frozenset[int] = frozenset()
+    scratch: Path | None = None
 
 
 Outcome = Literal["finished", "drained", "error"]
@@ -115,6 +117,7 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         onnx="onnx" in (text.get("export") or []),
         data_format=str(data.get("format", "imagefolder")) if data else "imagefolder",
         skip=frozenset(step for first, last in text.get("skip") or () for step in range(first, last + 1)),
+        scratch=Path(text["scratch"]) if text.get("scratch") else None,
     )
 
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,6 +51,7 @@ class Copies:
 
     about             how they were split, for split.json
     scratch           folder for the decoded pictures, seen by every rank of this machine
+    kept              they stay there, and a run that goes on after this one finds them
     first_on_machine  this rank decodes; the others map what it wrote
     meet              returns when every rank has called it
     """
@@ -58,19 +61,27 @@ class Copies:
     settings: Settings
     about: dict[str, object]
     scratch: Path
+    kept: bool
     first_on_machine: bool
     meet: Callable[[], None]
 
     def at(self, size: int, rectangular: bool) -> DataSet:
-        """The pictures with `size` pixels a side (0: as the settings say). They stay on the disk until it is let go.
+        """The pictures with `size` pixels a side (0: as the settings say). They fill the disk until they are let go.
 
         rectangular  the held-out pictures also come in their own shapes, in batches of like ones
         raises       DataError that names the picture and the remedy
         """
         framed, shown = self._frames(size)
-        train, _, _ = self._squares("train", self.train, framed)
-        held_out, readable, aspects = self._squares("held-out", self.held_out, shown)
-        batches = self._rectangles(readable, aspects, shown) if rectangular else []
+        place = self.scratch / f"pictures-{self._digest(framed, shown)}"
+        if self.first_on_machine:
+            self._make_room(place, self._bytes(size, rectangular))
+        try:
+            train, _, _ = self._squares(place / "train", self.train, framed)
+            held_out, readable, aspects = self._squares(place / "held-out", self.held_out, shown)
+            batches = self._rectangles(place / "rectangles", readable, aspects, shown) if rectangular else []
+        finally:
+            if self.first_on_machine and not self.kept:  # what is mapped lives on, and gives the disk back at its end
+                shutil.rmtree(place)
         skipped = self.train.skipped + self.held_out.skipped
         skipped += len(self.train) + len(self.held_out) - len(train) - len(held_out)
         if skipped and self.first_on_machine:
@@ -85,7 +96,8 @@ class Copies:
             return
         needed, size = max((self._bytes(*view), view[0]) for view in views)
         size, count = size or self.settings.size, len(self.train) + len(self.held_out)
-        free, memory = _free_bytes(self.scratch), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = _free_bytes(self.scratch) + sum(file.stat().st_size for at in self._stored() for file in at.iterdir())
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         what = f"{count:,} pictures of {self.train.place} take {needed / GIB:,.1f} GiB once decoded for size {size}"
         if needed > free:
             raise DataError(
@@ -109,34 +121,47 @@ class Copies:
         framed, shown = self._frames(size)  # rectangles are somewhat larger than the squares they stand beside
         return len(self.train) * framed.bytes + len(self.held_out) * shown.bytes * (2 if rectangular else 1)
 
-    def _squares(self, name: str, listing: Listing, frame: Frame) -> tuple[Pictures, Listing, list[float]]:
-        found = self._decoded(name, listing, [frame] * len(listing))
+    def _make_room(self, place: Path, needed: int) -> None:
+        """Have a folder for copies. Those of other sizes stay for a run that goes on, while there is room for both."""
+        for other in set(self._stored()) - {place}:
+            if not self.kept or _free_bytes(self.scratch) < 2 * needed:
+                shutil.rmtree(other)
+        place.mkdir(exist_ok=True)
+
+    def _stored(self) -> Iterator[Path]:
+        return self.scratch.glob("pictures-*")
+
+    def _digest(self, *frames: Frame) -> str:
+        """Names these pictures in these frames: others must not be taken for them."""
+        told = [self.train.place, self.settings.on_corrupt, frames, self.train.names, self.held_out.names]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+    def _squares(self, store: Path, listing: Listing, frame: Frame) -> tuple[Pictures, Listing, list[float]]:
+        found = self._decoded(store, listing, [frame] * len(listing))
         readable = listing if len(found.kept) == len(listing) else listing.only(found.kept)
         check_classes(readable)
         pictures_NCHW = found.bytes.view(len(readable), 3, frame.height, frame.width)
         aspects_N = torch.tensor(found.aspects) if frame.squeezed else None
         return Pictures(pictures_NCHW, torch.tensor(readable.labels), aspects_N), readable, found.aspects
 
-    def _rectangles(self, listing: Listing, aspects: Sequence[float], shown: Frame) -> list[tuple[Tensor, Tensor]]:
+    def _rectangles(
+        self, store: Path, listing: Listing, aspects: Sequence[float], shown: Frame
+    ) -> list[tuple[Tensor, Tensor]]:
         groups = like_shapes(aspects, shown.height, shown.zoom)
         order, frames = zip(*((number, frame) for group, frame in groups for number in group), strict=True)
-        flat = self._decoded("rectangles", listing.only(order), frames).bytes
+        flat = self._decoded(store, listing.only(order), frames).bytes
         parts = flat.split([len(group) * frame.bytes for group, frame in groups])
         return [
             (torch.tensor(group), part.view(len(group), 3, frame.height, frame.width))
             for (group, frame), part in zip(groups, parts, strict=True)
         ]
 
-    def _decoded(self, name: str, listing: Listing, frames: Sequence[Frame]) -> Decoded:
-        store = self.scratch / f"pictures-{name}"
-        if self.first_on_machine:
+    def _decoded(self, store: Path, listing: Listing, frames: Sequence[Frame]) -> Decoded:
+        if self.first_on_machine and not _facts_path(store).exists():
             _write(store, listing, frames, skip=self.settings.on_corrupt == "skip")
         self.meet()
         found = _map(store, frames)
-        self.meet()
-        if self.first_on_machine:  # the mapping lives on; the names would only keep the disk full after it
-            store.unlink()
-            _facts_path(store).unlink()
+        self.meet()  # before anybody removes the names
         return found
 
 
@@ -157,7 +182,7 @@ def like_shapes(aspects: Sequence[float], size: int, zoom: float) -> list[tuple[
 
 
 def _write(store: Path, listing: Listing, frames: Sequence[Frame], *, skip: bool) -> None:
-    """Write the decoded pictures as raw bytes, and beside them which could be read, and their shapes."""
+    """Write the decoded pictures as raw bytes; then, beside them, which could be read and their shapes."""
     ends = list(itertools.accumulate(frame.bytes for frame in frames))
     _reserve(store, ends[-1], listing)
     pictures = torch.from_file(str(store), shared=True, size=ends[-1], dtype=torch.uint8)
@@ -188,7 +213,9 @@ def _write(store: Path, listing: Listing, frames: Sequence[Frame], *, skip: bool
                 sys.stdout.write(f"left out: {found}\n")
     if len(aspects) < len(listing):
         _close_gaps(pictures, [(ends[number] - frames[number].bytes, ends[number]) for number in aspects])
-    _facts_path(store).write_text(json.dumps({"kept": list(aspects), "aspects": list(aspects.values())}))
+    facts = store.with_name(f"{store.name}.tmp")
+    facts.write_text(json.dumps({"kept": list(aspects), "aspects": list(aspects.values())}))
+    facts.replace(_facts_path(store))
 
 
 def _reserve(store: Path, size: int, listing: Listing) -> None:

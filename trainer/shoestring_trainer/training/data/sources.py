@@ -52,7 +52,8 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, gang: Gang
         what = "are no pictures by their names, or in no class, and are left out"
         sys.stdout.write(f"{len(ignored)} files {what}; first {ignored[0]}\n")
     about: dict[str, object] = {"data": task.data_format, "seed": seed}
-    copies = Copies(train, held_out, settings, about, task.folder, first, gang.wait_for_all)
+    scratch, kept = task.scratch or task.folder, task.scratch is not None
+    copies = Copies(train, held_out, settings, about, scratch, kept, first, gang.wait_for_all)
     copies.check_room(phase.view for phase in Plan.of(settings, len(train)).phases)
     return copies.at
 
