@@ -413,6 +413,8 @@ def recipes(called: typer.Context, url: Url = None, as_json: Json = False) -> No
     """
     if called.invoked_subcommand is None:
         list_recipes(url, as_json)
+    elif as_json:
+        raise typer.BadParameter(f"--json goes after `recipes {called.invoked_subcommand}`")
 
 
 @recipes_app.command("ls")

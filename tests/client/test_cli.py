@@ -129,6 +129,8 @@ def test_every_command_can_print_json() -> None:
 def test_recipes_by_itself_lists_them(service: str, tmp_path: Path) -> None:
     listed = shoestring("recipes", "--json", home=tmp_path, SHOESTRING_URL=service, SHOESTRING_KEY="x")
     assert (listed.returncode, len(json.loads(listed.stdout))) == (exits.OK, 1_000)
+    misplaced = shoestring("recipes", "--json", "show", "a/recipe", home=tmp_path)
+    assert (misplaced.returncode, "--json goes after" in misplaced.stderr) == (exits.USAGE, True)
 
 
 def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
