@@ -126,7 +126,9 @@ def test_a_started_service_says_where_it_is_and_is_ready_in_every_part(tmp_path:
         return ready
 
     try:
-        (line,) = (line for line in service.data.with_suffix(".up.log").read_text().splitlines() if line[0] == "{")
+        (line,) = (
+            line for line in service.data.with_suffix(".up.log").read_text().splitlines() if line.startswith("{")
+        )
         told = json.loads(line)
         assert (told["url"], told["data"]) == (service.url, str(service.data))
         assert Path(told["key_file"]).read_text().strip()
