@@ -63,6 +63,13 @@ def test_every_recipe_has_the_common_parameters(recipe):
     assert [recipe.params[name].default for name in ("micro_batch", "noise_every", "hooks")] == [0, 0, ""]
 
 
+@pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
+def test_recipes_for_folders_of_pictures_say_who_decodes_them(recipe):
+    decode = recipe.params.get("decode")
+    assert (decode is not None) == (recipe.data.kind == "imagefolder")
+    assert decode is None or (decode.default, decode.choices) == ("cpu", ("cpu", "gpu"))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [

@@ -64,6 +64,7 @@ class Settings:
     rectangular_schedule: str = ""  # 0 or 1, changing at the knots; empty: `rectangular`
     holdout: float = 0.2  # share of each class kept for measuring, where the data brings no split
     on_corrupt: str = "error"
+    decode: str = "cpu"  # or gpu: plain JPEGs by nvJPEG, whose pixels differ a little
     check_files: bool = True  # refuse files that aren't the published ones, where the data has such
     rotate: float = 0.0  # degrees
     shift: float = 0.0  # pixels

@@ -29,6 +29,8 @@ from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d  # noqa: E402
 from timm.layers.blur_pool import BlurPool2d  # noqa: E402
 from timm.optim.lars import Lars  # noqa: E402
 from timm.optim.muon import zeropower_via_newtonschulz  # noqa: E402
-from torchvision import datasets, models  # noqa: E402
+from torchvision import datasets, io, models  # noqa: E402
 
-__all__ = ["BlurPool2d", "Lars", "SelectAdaptivePool2d", "datasets", "models", "timm", "zeropower_via_newtonschulz"]
+__all__ = [
+    "BlurPool2d", "Lars", "SelectAdaptivePool2d", "datasets", "io", "models", "timm", "zeropower_via_newtonschulz",
+]  # fmt: skip

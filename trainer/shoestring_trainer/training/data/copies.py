@@ -20,6 +20,7 @@ from torch import Tensor
 
 from shoestring_trainer.training.data.decoding import WHITE, Frame, decode
 from shoestring_trainer.training.data.listing import Listing, check_classes
+from shoestring_trainer.training.data.nvjpeg import Decoder, decode_jpegs
 from shoestring_trainer.training.data.pictures import DataSet, Pictures, describe
 from shoestring_trainer.training.faults import DataError
 from shoestring_trainer.training.settings import Settings
@@ -54,6 +55,7 @@ class Copies:
     kept              they stay there, and a run that goes on after this one finds them
     first_on_machine  this rank decodes; the others map what it wrote
     meet              returns when every rank has called it
+    on_gpu            decodes plain JPEGs; None: Pillow decodes everything
     """
 
     train: Listing
@@ -64,6 +66,7 @@ class Copies:
     kept: bool
     first_on_machine: bool
     meet: Callable[[], None]
+    on_gpu: Decoder | None = None
 
     def at(self, size: int, rectangular: bool) -> DataSet:
         """The pictures with `size` pixels a side (0: as the settings say). They fill the disk until they are let go.
@@ -133,7 +136,8 @@ class Copies:
 
     def _digest(self, *frames: Frame) -> str:
         """Names these pictures in these frames: others must not be taken for them."""
-        told = [self.train.place, self.settings.on_corrupt, frames, self.train.names, self.held_out.names]
+        settings = self.settings.on_corrupt, self.settings.decode
+        told = [self.train.place, settings, frames, self.train.names, self.held_out.names]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def _squares(self, store: Path, listing: Listing, frame: Frame) -> tuple[Pictures, Listing, list[float]]:
@@ -158,7 +162,7 @@ class Copies:
 
     def _decoded(self, store: Path, listing: Listing, frames: Sequence[Frame]) -> Decoded:
         if self.first_on_machine and not _facts_path(store).exists():
-            _write(store, listing, frames, skip=self.settings.on_corrupt == "skip")
+            _write(store, listing, frames, self.on_gpu, skip=self.settings.on_corrupt == "skip")
         self.meet()
         found = _map(store, frames)
         self.meet()  # before anybody removes the names
@@ -181,23 +185,30 @@ def like_shapes(aspects: Sequence[float], size: int, zoom: float) -> list[tuple[
     return groups
 
 
-def _write(store: Path, listing: Listing, frames: Sequence[Frame], *, skip: bool) -> None:
+def _write(store: Path, listing: Listing, frames: Sequence[Frame], on_gpu: Decoder | None, *, skip: bool) -> None:
     """Write the decoded pictures as raw bytes; then, beside them, which could be read and their shapes."""
     ends = list(itertools.accumulate(frame.bytes for frame in frames))
     _reserve(store, ends[-1], listing)
     pictures = torch.from_file(str(store), shared=True, size=ends[-1], dtype=torch.uint8)
 
-    def read(number: int) -> DataError | float:
+    def read(number: int, framed: tuple[Tensor, float] | None) -> DataError | float:
         try:
-            picture_CHW, aspect = decode(partial(listing.open, number), listing.path(number), frames[number])
+            picture_CHW, aspect = framed or decode(partial(listing.open, number), listing.path(number), frames[number])
         except DataError as error:
             return error
         pictures[ends[number] - picture_CHW.numel() : ends[number]] = picture_CHW.flatten()
         return aspect
 
     def read_some(start: int) -> list[DataError | float]:
-        return [read(number) for number in range(start, min(start + together, len(listing)))]
+        numbers = range(start, min(start + together, len(listing)))
+        framed: list[tuple[Tensor, float] | None] = [None] * len(numbers)
+        if on_gpu:
+            openers = [partial(listing.open, number) for number in numbers]
+            framed = decode_jpegs(openers, [frames[number] for number in numbers], on_gpu)
+        by_pillow.append(framed.count(None))
+        return list(map(read, numbers, framed))
 
+    by_pillow: list[int] = []
     threads = max(1, torch.get_num_threads())
     together = max(1, min(AT_ONCE, len(listing) // (4 * threads)))
     aspects: dict[int, float] = {}
@@ -211,6 +222,10 @@ def _write(store: Path, listing: Listing, frames: Sequence[Frame], *, skip: bool
                 raise found
             else:
                 sys.stdout.write(f"left out: {found}\n")
+    if on_gpu:
+        by_nvjpeg = len(listing) - sum(by_pillow)
+        sys.stdout.write(f"nvJPEG decoded {by_nvjpeg} of {len(listing)} pictures, Pillow the rest\n")
+        torch.cuda.empty_cache()  # what decoding took is there for the pictures and for training
     if len(aspects) < len(listing):
         _close_gaps(pictures, [(ends[number] - frames[number].bytes, ends[number]) for number in aspects])
     facts = store.with_name(f"{store.name}.tmp")

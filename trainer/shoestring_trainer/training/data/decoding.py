@@ -25,7 +25,7 @@ LARGEST_PIXELS = 100_000_000
 """A picture that claims more pixels is taken for a decompression bomb."""
 LARGEST_BYTES = 1 << 29
 _ORIENTATION = 0x0112
-_LYING = range(5, 9)
+LYING = range(5, 9)
 """EXIF orientations of pictures that are stored on their side."""
 
 
@@ -61,11 +61,11 @@ def decode(opener: Callable[[], Image.Image], path: Path, frame: Frame) -> tuple
                 raise DataError(f"{path} claims {opened.width} x {opened.height} pixels; scale it down or remove it")
             if opened.mode[0] in "IF":
                 raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits, or set on_corrupt: skip")
-            turned = _orientation(opened)
-            aspect = opened.height / opened.width if turned in _LYING else opened.width / opened.height
+            turned = read_orientation(opened)
+            aspect = opened.height / opened.width if turned in LYING else opened.width / opened.height
             enough = (math.ceil(2 * frame.zoom * frame.width), math.ceil(2 * frame.zoom * frame.height))
             # JPEG may be decoded smaller, which is several times faster
-            opened.draft("RGB", enough[::-1] if turned in _LYING else enough)
+            opened.draft("RGB", enough[::-1] if turned in LYING else enough)
             picture = opened.convert("RGB")
             if turned != 1:
                 picture = ImageOps.exif_transpose(picture)
@@ -104,7 +104,7 @@ def open_bytes(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def _orientation(opened: Image.Image) -> int:
+def read_orientation(opened: Image.Image) -> int:
     """How the camera was held, 1 to 8, by the EXIF data; 1, upright, if they don't say or can't be read.
 
     TIFF is left to Pillow, which turns it as it decodes.

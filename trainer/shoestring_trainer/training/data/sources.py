@@ -11,6 +11,7 @@ from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.copies import Copies
 from shoestring_trainer.training.data.folders import is_image_folder, split_folder
 from shoestring_trainer.training.data.listing import Listing, check_classes
+from shoestring_trainer.training.data.nvjpeg import nvjpeg
 from shoestring_trainer.training.data.pictures import DataSet, load_digits, resized
 from shoestring_trainer.training.data.shards import split_shards
 from shoestring_trainer.training.data.torchvision_sets import PREFIX, split_torchvision
@@ -28,7 +29,8 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, gang: Gang
     """The pictures of a recipe whose data are of this kind, listed but not decoded.
 
     Raises DataError, naming the file or folder and the remedy, if the task names none where one is needed, if they
-    aren't laid out as its format says, or if the machine's disk can't take them.
+    aren't laid out as its format says, or if the machine's disk can't take them; UserError if they are to be decoded by
+    a GPU and there is none.
     """
     if kind == "digits":
         digits = load_digits(seed, settings)
@@ -53,7 +55,8 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, gang: Gang
         sys.stdout.write(f"{len(ignored)} files {what}; first {ignored[0]}\n")
     about: dict[str, object] = {"data": task.data_format, "seed": seed}
     scratch, kept = task.scratch or task.folder, task.scratch is not None
-    copies = Copies(train, held_out, settings, about, scratch, kept, first, gang.wait_for_all)
+    on_gpu = nvjpeg(gang.device) if first and settings.decode == "gpu" else None
+    copies = Copies(train, held_out, settings, about, scratch, kept, first, gang.wait_for_all, on_gpu)
     copies.check_room(phase.view for phase in Plan.of(settings, len(train)).phases)
     return copies.at
 
