@@ -38,6 +38,8 @@ from shoestring_core.errors import InvalidSpec, Problem
 
 MAX_PROBLEMS = 100
 MAX_PARAMS = 200
+BUCKETS = "s3://"
+"""How a place in S3 begins."""
 
 
 def parse(source: str | bytes | Mapping[str, Any]) -> JobSpec:
@@ -255,6 +257,20 @@ def _absolute(value: str) -> str:
     return value
 
 
+_BUCKET = re.compile(BUCKETS + r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
+
+
+def _place(value: str) -> str:
+    if value.startswith(BUCKETS):
+        if not _BUCKET.fullmatch(_printable(value)):
+            raise _wrong(f"must be s3://BUCKET/PREFIX, the bucket by its name in S3, not {shown(value)}")
+    elif "://" in value:
+        raise _later("give an absolute path such as /data/pictures, or s3://BUCKET/PREFIX")
+    else:
+        _absolute(value)
+    return value
+
+
 def _start(value: str) -> str:
     if value.startswith("job/"):
         try:
@@ -332,7 +348,7 @@ TagName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_pri
 TagValue = Annotated[str, BeforeValidator(_as_text), Field(max_length=256), AfterValidator(_printable), _WORD]
 Share = Annotated[str, Shape(r"(100|[0-9]{1,2})%", "a share such as 10%")]
 Size = Annotated[str, Shape(r"[1-9][0-9]{0,6}(GB|TB)", "a size such as 200GB")]
-Folder = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_absolute)]
+Place = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_place)]
 Start = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_start)]
 
 Item = TypeVar("Item")
@@ -368,13 +384,19 @@ DataFormat = Literal[
 
 
 class DataSource(_Section):
-    train: Folder
-    """Absolute path of the folder with the training data, or for shards a pattern such as `/data/a-{000..127}.tar`."""
+    train: Place
+    """Where the training data lie: the absolute path of a folder, or `s3://BUCKET/PREFIX`; for shards also a pattern
+    such as `/data/a-{000..127}.tar`. What lies in S3, each machine copies to its disk before its training starts."""
     val: Annotated[Text | None, Later("the recipe holds out a share of `train` itself; leave it out")] = None
     """Folder of the held-out data."""
     format: DataFormat = "imagefolder"
     """How the data lies there: one sub-folder of pictures per class, WebDataset shards (tar files), or a data set of
     torchvision's, as its download leaves it. Recipes for CIFAR-10 take its binary or Python version as it is."""
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether machines have to fetch the data; else they find them at the path."""
+        return self.train.startswith(BUCKETS)
 
 
 class Disk(_Section):

@@ -221,7 +221,7 @@ NOT_YET = {
     "/init": ({"init": "s3://bucket/model"}, {"init": "job/7"}),
     "/after": ({"after": ["0192"]}, {"after": "0192"}),
     "/data/train": (
-        {"recipe": "imagefolder/resnet9", "data": {"train": "s3://bucket/pics"}},
+        {"recipe": "imagefolder/resnet9", "data": {"train": "gs://bucket/pics"}},
         {"recipe": "imagefolder/resnet9", "data": {"train": "../pics"}},
     ),
     "/data/val": (
@@ -249,6 +249,17 @@ def test_a_warm_start_names_a_job_or_an_absolute_path():
     assert (placed.init, placed.init_job) == ("/models/digits", None)
     assert "whole id" in problems(QUICK | {"init": "job/0192"})["/init"]
     assert "absolute path" in problems(QUICK | {"init": "models/digits"})["/init"]
+
+
+def test_data_lie_in_a_folder_or_in_a_bucket():
+    def data(place):
+        return {"recipe": "imagefolder/resnet9", "data": {"train": place}}
+
+    for place in ("s3://my-bucket", "s3://a.b/pictures/", "s3://abc/cats and dogs/x-{000..127}.tar"):
+        assert spec.parse(data(place)).data.in_bucket
+    assert not spec.parse(data("/pictures")).data.in_bucket
+    for place in ("s3://", "s3:///x", "s3://Ab/x", "s3://ab/x", "s3://user:key@abc/x", "s3://abc?x=1", "s3://abc/a\nb"):
+        assert problems(data(place))["/data/train"].startswith("invalid-value: ")
 
 
 def test_the_list_of_what_is_not_built_is_complete():
@@ -397,7 +408,7 @@ def test_the_wish_list_of_the_design_is_understood_to_the_last_field():
         team: vision-course
         recipe: imagefolder/resnet9
         params: {epochs: 16, batch_size: 1024, lr: 0.4, precision: fp16, seed: [1, 2, 3]}
-        data: {train: s3://bucket/imagenet, format: webdataset}
+        data: {train: gs://bucket/imagenet, format: webdataset}
         resources: {gpu: [L4, A10G, T4], nodes: 1, spot: prefer, zones: [a], disk: {size: 1TB, iops: 3000}}
         limits: {cost: 3.00, rate: 1.20, time: 2h, deadline: 2026-12-01T09:00Z, idle: {gpu_below: 10%, for: 15m}}
         goal: {metric: val/acc, reach: 0.94, then: stop}

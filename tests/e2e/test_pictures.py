@@ -15,9 +15,11 @@ from shoestring.client import ServiceError
 from tests.e2e import witness
 from tests.e2e.service import Service, start
 from tests.soak import pictures
+from tests.trainer.bucket_server import BUCKET, Bucket, serving
 
 pytestmark = [pytest.mark.timeout(300)]
 
+MEASURED = ("val/acc", "val/loss")
 SIDE = 16
 PER_CLASS = 40
 
@@ -40,16 +42,28 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def service(folder: Path, tmp_path: Path) -> Iterator[Service]:
-    service = start(tmp_path, options=("--budget", "5.00", "--slots", "2", "--data-root", str(folder.parent)))
+def bucket(folder: Path) -> Iterator[Bucket]:
+    """A private one, with the pictures of the folder."""
+    with serving() as bucket:
+        bucket.put_folder(folder, "stripes/")
+        bucket.key = "AKIATEST"
+        yield bucket
+
+
+@pytest.fixture
+def service(folder: Path, bucket: Bucket, tmp_path: Path) -> Iterator[Service]:
+    options = ("--budget", "5.00", "--slots", "2", "--data-root", str(folder.parent))
+    keys = {"ACCESS_KEY_ID": "AKIATEST", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": bucket.url}
+    environment = {f"SHOESTRING_AGENT_AWS_{name}": value for name, value in keys.items()}
+    service = start(tmp_path, options=options, environment=environment)
     yield service
     service.stop()
 
 
-def spec(folder: Path) -> dict[str, object]:
+def spec(place: Path | str) -> dict[str, object]:
     return {
         "recipe": "imagefolder/resnet9",
-        "data": {"train": str(folder)},
+        "data": {"train": str(place)},
         "params": {
             "epochs": 8, "batch_size": 16, "width": 8, "size": SIDE, "crop": 2, "flip": False, "cutout": 0, "lr": 0.05,
         },
@@ -70,6 +84,20 @@ def test_a_folder_of_pictures_becomes_a_model_that_plain_pytorch_scores_alike(
     assert job.result["val/acc"] > 0.6  # by chance: 0.33
     assert pictures.score(model, folder) == pytest.approx(job.result["val/acc"], abs=1e-6)
     witness.require_none_alive(service.data)
+
+
+def test_pictures_in_a_bucket_train_as_those_in_a_folder_do(service: Service, bucket: Bucket, folder: Path) -> None:
+    place = f"s3://{BUCKET}/stripes"
+    alone = {"resources": {"nodes": 1}}
+    here, there, nowhere = (service.client.submit(spec(at) | alone).id for at in (folder, place, f"{place}/none"))
+    one, other = (service.settled(job).result for job in (here, there))
+    assert one
+    assert other
+    assert [one[name] for name in MEASURED] == [other[name] for name in MEASURED]
+    assert len(bucket.asked) == 3 * PER_CLASS
+    failed = service.settled(nowhere)
+    assert failed.end_reason == "data"
+    assert f"there is nothing in {place}/none; correct data.train" in failed.sentence
 
 
 def test_a_path_outside_the_roots_is_answered_like_one_that_does_not_exist(service: Service, folder: Path) -> None:

@@ -78,9 +78,11 @@ class Service:
         nproc: int = 1,
         resume: Resume | None = None,
         init: Resume | None = None,
+        data: str = "",
         **params: Any,
     ) -> None:
         task = {"format": 1, "job": "job", "generation": generation, "recipe": "digits/quickstart", "params": params}
+        task["data"] = {"train": data, "format": "imagefolder"} if data else None
         place = {"node_rank": 0, "nnodes": 1, "nproc": nproc, "master_addr": "127.0.0.1", "master_port": 29500}
         self.say(Order(kind="run", generation=generation, run=Run(**place, task=task, resume=resume, init=init)))
 

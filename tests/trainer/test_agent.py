@@ -19,6 +19,7 @@ from shoestring_trainer import processes
 from shoestring_trainer.agent.ranks import MARK
 
 from tests.trainer.agent_services import DROP, DROP_REPLY, MetadataService, Service
+from tests.trainer.bucket_server import BUCKET, serving
 
 LAUNCHER = Path(__file__).with_name("agent_ranks.py")
 WITHIN_S = 20.0
@@ -195,6 +196,50 @@ def test_another_jobs_weights_are_fetched_for_the_ranks_or_their_loss_is_told(ma
     assert (end.outcome, end.kind) == ("error", "data")
     assert "init" in end.message
     assert "name other weights" in end.message
+
+
+def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: Machine) -> None:
+    with serving() as bucket:
+        bucket.put("set/a/1.jpg", b"a picture")
+        bucket.key = "AKIATEST"
+        given = {
+            "SHOESTRING_AGENT_AWS_ENDPOINT_URL": bucket.url, "SHOESTRING_AGENT_AWS_ACCESS_KEY_ID": "AKIATEST",
+            "SHOESTRING_AGENT_AWS_SECRET_ACCESS_KEY": "secret",
+        }  # fmt: skip
+        machine.boot(**given)
+        machine.service.say(Order(kind="form", generation=1))
+        machine.until(lambda: (1, "ready") in machine.service.states())
+        bucket.held.clear()
+        machine.service.run(1, data=f"s3://{BUCKET}/set", steps=1_000_000)
+        machine.until(lambda: bucket.asked)
+        assert not machine.ranks()
+        bucket.held.set()
+        machine.until_trained(3)
+        task = json.loads((machine.folder / "gen" / "1" / "task.json").read_text())
+        assert Path(task["data"]["train"], "a", "1.jpg").read_bytes() == b"a picture"
+        assert task["data"]["train"].startswith(task["scratch"])
+        for rank in machine.ranks():
+            assert given.keys().isdisjoint(psutil.Process(rank.pid).environ())
+
+        machine.service.run(2, data=f"s3://{BUCKET}/other", steps=5)
+        machine.until_exited(2)
+        (end,) = machine.service.members[-1].exits
+        assert (end.outcome, end.kind) == ("error", "data")
+        assert f"there is nothing in s3://{BUCKET}/other" in end.message
+
+
+def test_an_order_to_stop_is_heard_while_data_are_fetched(machine: Machine) -> None:
+    with serving() as bucket:
+        bucket.put("x.jpg", b"a picture")
+        bucket.held.clear()
+        machine.boot(SHOESTRING_AGENT_AWS_ENDPOINT_URL=bucket.url)
+        machine.service.run(1, data=f"s3://{BUCKET}", steps=5)
+        machine.until(lambda: bucket.asked)
+        machine.service.say(Order(kind="drain", generation=1))
+        machine.until_exited()
+        machine.service.say(Order(kind="end"))
+        assert machine.exit_code() == 0
+        assert not (machine.folder / "gen" / "1" / "started.json").exists()
 
 
 def test_periodic_checkpoints_are_committed_while_training_goes_on(machine: Machine) -> None:

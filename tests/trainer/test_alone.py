@@ -14,8 +14,10 @@ import pytest
 from shoestring_core.errors import InvalidSpec
 from shoestring_trainer.training import alone, progress
 from shoestring_trainer.training.faults import UserError
+from shoestring_trainer.training.task import read_task
 
 from tests.servers import until
+from tests.trainer.bucket_server import BUCKET, serving
 from tests.trainer.gangs import ROOMS, Gang
 
 SMALL = ("batch_size=64", "width=4", "precision=fp32")
@@ -65,6 +67,28 @@ def test_interrupted_it_saves_and_goes_on_from_there(tmp_path: Path):
     assert steps == list(range(1, steps[-1] + 1))
     assert steps[-1] == run.events("started")[-1]["steps_total"] > word["step"]
     assert [event["step"] for event in run.events("started")] == [0, word["step"]]
+
+
+def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["imagefolder/resnet9", f"data.train=s3://{BUCKET}/set", "--to", str(tmp_path / "run")]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving() as bucket:
+        bucket.put("set/cat/1.jpg", b"a picture")
+        bucket.key = "AKIATEST"
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match="may not read s3://pictures/set"):
+            alone.prepare(words)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        task = read_task(alone.prepare(words))
+        assert task.data_path
+        assert task.data_path.is_relative_to(tmp_path / "cache" / "shoestring")
+        assert (task.data_path / "cat" / "1.jpg").read_bytes() == b"a picture"
+        bucket.put("set/cat/2.jpg", b"another")
+        assert read_task(alone.prepare([str(tmp_path / "run")])).data_path == task.data_path
+        assert (task.data_path / "cat" / "2.jpg").read_bytes() == b"another"
+        assert bucket.asked == ["set/cat/1.jpg", "set/cat/2.jpg"]
 
 
 @pytest.mark.parametrize(

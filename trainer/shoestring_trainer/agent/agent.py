@@ -7,6 +7,8 @@ taken, or no longer paid for. One asyncio task for each concern: reports, orders
     SHOESTRING_MACHINE_DIR              where everything lies (the current folder if unset)
     AWS_EC2_METADATA_SERVICE_ENDPOINT   where the metadata service is, if not at EC2's address
     SHOESTRING_POWEROFF                 the only command that powers a machine off, run last; real user data sets it
+    SHOESTRING_AGENT_AWS_…              AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and
+                                        AWS_ENDPOINT_URL with this before them: to read data in S3 with
     SHOESTRING_AGENT_RANK_COMMAND       for tests: another launcher than torchrun, with the same arguments
 
 Exit codes are those of sysexits.h: 0 left as it should, 73 and 74 the folder can't be written, 75 the service never
@@ -33,9 +35,10 @@ from uuid import UUID
 from shoestring_core.wire import Member, Order, RankExit, Redeem
 
 from shoestring_trainer import processes
+from shoestring_trainer.agent import buckets
 from shoestring_trainer.agent.deadman import DeadMan, power_off
 from shoestring_trainer.agent.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
-from shoestring_trainer.agent.ranks import MARK, Ranks, end_ranks, free_port
+from shoestring_trainer.agent.ranks import KEYS_PREFIX, MARK, Ranks, end_ranks, free_port
 from shoestring_trainer.agent.service import Heard, Refused, Service, Unreachable, boottime, pauses
 from shoestring_trainer.agent.spool import Spool, write_durably
 from shoestring_trainer.agent.tails import Event, Tails
@@ -405,6 +408,8 @@ class Agent:
             if order.run.init:  # another job's, which its user chose: trying again doesn't bring it back
                 return self.tell(_failed(ranks, f"init: {error}; name other weights and submit again", "data"))
             return self.tell(_failed(ranks, f"the ranks can't be started: {error}"))
+        except buckets.NoData as error:
+            return self.tell(_failed(ranks, str(error), "data" if error.lasting else "infrastructure"))
         except OSError as error:
             return self.tell(_failed(ranks, f"the ranks can't be started: {error}"))
         self.ranks = ranks
@@ -412,16 +417,24 @@ class Agent:
         self.watching = self.group.create_task(self.watch(ranks))
 
     async def task(self, order: Order) -> dict[str, Any]:
-        """What task.json holds: the order's task, with the files that it starts from."""
+        """What task.json holds: the order's task, with the files that it starts from. Raises Unfetchable, NoData."""
         run = order.run
         assert run
-        scratch = str(self.folder / "scratch")
-        task = {**run.task, "generation": order.generation, "resume": None, "scratch": scratch}
+        scratch = self.folder / "scratch"
+        task = {**run.task, "generation": order.generation, "resume": None, "scratch": str(scratch)}
         for name, checkpoint in (("resume", run.resume), ("init", run.init)):
             if checkpoint:
                 data, manifest = await self.cache.fetch(self.service, checkpoint)
                 task[name] = {"data": str(data), "manifest": str(manifest)}
+        if (place := task.get("data")) and buckets.is_bucket(place["train"]):
+            here = await buckets.bring(place["train"], scratch, self.bucket_environment(), log.info)
+            task["data"] = {**place, "train": str(here)}
         return task
+
+    def bucket_environment(self) -> dict[str, str]:
+        """What this machine may read buckets with: its own keys, else its role, which the metadata service knows."""
+        given = {name.removeprefix(KEYS_PREFIX): value for name, value in self.environment.items()}
+        return {**given, "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.endpoint}
 
     async def unless_ordered(self, work: Coroutine[Any, Any, T]) -> T | None:
         """The result of `work`; None if another order came first."""

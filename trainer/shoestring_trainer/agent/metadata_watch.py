@@ -57,6 +57,10 @@ class Metadata:
         """The provider's word that a notice has become likelier."""
         return await self._read("meta-data/events/recommendations/rebalance")
 
+    async def role(self) -> str | None:
+        """The role whose temporary keys the service hands out; None if this machine has none."""
+        return await self._read("meta-data/iam/security-credentials/")
+
     async def close(self) -> None:
         await self._http.aclose()
 

@@ -24,6 +24,8 @@ from shoestring_trainer.agent.spool import write_durably
 MARK = "SHOESTRING_RANKS_OF"
 """In the environment of every rank and of all that it starts: how they are found, whatever session they moved to."""
 SECRETS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SHOESTRING_POWEROFF", "SHOESTRING_AGENT_RANK_COMMAND")
+KEYS_PREFIX = "SHOESTRING_AGENT_"
+"""Before AWS's own names: what a machine of the local cloud may read buckets with. Ranks get none of it."""
 STARTED = "started.json"
 GRACE_S, KILL_S, LINGER_S, LOOK_S = 1.0, 10.0, 10.0, 0.05
 ORDER = {"order": "checkpoint_and_stop"}
@@ -138,7 +140,11 @@ class Ranks:
         loopback = self.run.master_addr in ("127.0.0.1", "localhost", "::1")
         sharing = self.run.nnodes if loopback else 1  # the machines of such a gang share one computer
         cores = max(1, len(os.sched_getaffinity(0)) // sharing)
-        inherited = {name: value for name, value in environment.items() if name not in SECRETS}
+        inherited = {
+            name: value
+            for name, value in environment.items()
+            if name not in SECRETS and not name.startswith(KEYS_PREFIX + "AWS_")
+        }
         interface = interface_towards(self.run.master_addr)
         return {**inherited, **rank_environment(self.run.nproc, cores, interface=interface), MARK: machine}
 

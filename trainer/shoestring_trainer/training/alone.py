@@ -7,6 +7,7 @@ What only such a start needs is imported there: ranks of a service come with a t
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import sys
@@ -114,7 +115,7 @@ def _from_spec(given: Path, params: Sequence[str], to: Path | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if ignored := [name for name in OF_THE_SERVICE if name in tree]:
         sys.stderr.write(f"{', '.join(ignored)}: the service's business, without effect here\n")
-    return _write_task(folder, task.of_spec(wanted, job=folder.name, generation=1))
+    return _write_task(folder, _with_data_here(task.of_spec(wanted, job=folder.name, generation=1)))
 
 
 def _tree(given: Path, params: Sequence[str]) -> dict[str, Any]:
@@ -148,7 +149,23 @@ def _resumed(folder: Path) -> Path:
     file = folder / TASK
     if not file.is_file():
         raise UserError(f"{folder} holds no {TASK}; give the folder of a run")
-    return _write_task(folder, _from_newest(folder, _json_object(file, "start the run anew")))
+    return _write_task(folder, _with_data_here(_from_newest(folder, _json_object(file, "start the run anew"))))
+
+
+def _with_data_here(task: dict[str, Any]) -> dict[str, Any]:
+    """The task with its data on this disk: those in a bucket are brought, or brought up to date, in a cache."""
+    from shoestring_trainer.agent import buckets
+
+    data = task.get("data") or {}
+    source = data.get("source") or data.get("train", "")
+    if not buckets.is_bucket(source):
+        return task
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoestring"
+    try:
+        here = asyncio.run(buckets.bring(source, cache, os.environ, lambda news: print(news, flush=True)))
+    except buckets.NoData as error:
+        raise UserError(str(error)) from error
+    return task | {"data": {**data, "train": str(here), "source": source}}
 
 
 def _from_newest(folder: Path, task: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from shoestring_trainer.training.faults import NotANumber, TrainerError, classif
 from shoestring_trainer.training.orders import TOLD_BY, Orders
 from shoestring_trainer.training.task import Outcome, Standing, read_task
 
-USAGE = 2
+USAGE, INTERRUPTED = 2, 130
 
 
 def main(words: Sequence[str]) -> NoReturn:
@@ -36,6 +36,8 @@ def main(words: Sequence[str]) -> NoReturn:
     except TrainerError as fault:
         sys.stderr.write(f"{fault}\n")
         sys.exit(USAGE)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     code = _run(task)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -106,7 +106,7 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         generation=int(text["generation"]),
         recipe=str(text["recipe"]),
         params=dict(text.get("params") or {}),
-        data_path=Path(data["train"]) if data else None,
+        data_path=_here(data["train"]) if data else None,
         seed=None if seed is None else int(seed),
         precision=precision,
         resume=resume,
@@ -123,6 +123,12 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
 
 def _saved(files: dict[str, str] | None) -> Saved | None:
     return Saved(Path(files["data"]), Path(files["manifest"])) if files else None
+
+
+def _here(place: str) -> Path:
+    if not place.startswith("/"):
+        raise ValueError(f"nobody has fetched the data of {place}; bring trainer and service to the same version")
+    return Path(place)
 
 
 def _init(place: dict[str, str] | str | None) -> Saved | Path | None:

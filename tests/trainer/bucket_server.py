@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store that speaks S3's language as far as reading goes, with the faults that a real one has.
+
+After the API reference of Amazon S3: ListObjectsV2, GetObject with Range and If-Match, error documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+BUCKET = "pictures"
+
+
+@dataclass
+class Object:
+    content: bytes
+    changed: int = field(default_factory=lambda: int(time.time()) - 1000)
+
+    @property
+    def etag(self) -> str:
+        return f'"{hashlib.md5(self.content, usedforsecurity=False).hexdigest()}"'
+
+
+@dataclass
+class Bucket:
+    """What lies in it, who may read it, and what goes wrong next.
+
+    key     access key that every request must be signed with; None: anybody may read
+    page    keys in one page of a listing
+    busy    so many requests of objects are answered 503
+    cut     so many answers with an object end in the middle
+    held    while it is not set, no object is answered but the first `free` ones
+    """
+
+    url: str = ""
+    objects: dict[str, Object] = field(default_factory=dict)
+    key: str | None = None
+    page: int = 1000
+    busy: int = 0
+    cut: int = 0
+    held: threading.Event = field(default_factory=threading.Event)
+    free: int = 0
+    turn: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    asked: list[str] = field(default_factory=list)
+    credentials: list[str] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """No metadata service answers at the second address."""
+        return {"AWS_ENDPOINT_URL": self.url, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}
+
+    def put(self, key: str, content: bytes) -> None:
+        self.objects[key] = Object(content)
+
+    def put_folder(self, folder: Path, prefix: str = "") -> None:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"{prefix}{path.relative_to(folder)}", path.read_bytes())
+
+
+@contextmanager
+def serving() -> Iterator[Bucket]:
+    """A bucket behind a server of its own."""
+    bucket = Bucket()
+    bucket.held.set()
+
+    class Handler(_Handler):
+        served = bucket
+
+    server = _Server(("127.0.0.1", 0), Handler)
+    bucket.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield bucket
+    finally:
+        bucket.held.set()
+        server.shutdown()
+        server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # connections wait here until their threads have begun
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is what some tests are about."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    served: Bucket
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        where = urlsplit(self.path)
+        bucket, _, key = unquote(where.path).lstrip("/").partition("/")
+        signed = self.headers.get("Authorization", "")
+        self.served.credentials.append(signed)
+        if bucket != BUCKET:
+            self._refuse(404, "NoSuchBucket")
+        elif self.served.key and f"Credential={self.served.key}/" not in signed:
+            self._refuse(403, "AccessDenied")
+        elif key:
+            self._object(key)
+        else:
+            self._listing({name: values[0] for name, values in parse_qs(where.query).items()})
+
+    def _listing(self, query: dict[str, str]) -> None:
+        assert query["list-type"] == "2"
+        prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
+        keys = sorted(key for key in self.served.objects if key.startswith(prefix) and key > after)
+        shown, more = keys[: self.served.page], len(keys) > self.served.page
+        rows = "".join(self._row(key, self.served.objects[key]) for key in shown)
+        token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
+        body = (
+            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{BUCKET}</Name><KeyCount>{len(shown)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>"
+            f"{token}{rows}</ListBucketResult>"
+        )
+        self._answer(200, body.encode(), {"Content-Type": "application/xml"})
+
+    def _row(self, key: str, found: Object) -> str:
+        at = datetime.fromtimestamp(found.changed, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        return (
+            f"<Contents><Key>{escape(key)}</Key><LastModified>{at}</LastModified><ETag>{escape(found.etag)}</ETag>"
+            f"<Size>{len(found.content)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        )
+
+    def _object(self, key: str) -> None:
+        self.served.asked.append(key)
+        if next(self.served.turn) > self.served.free:
+            self.served.held.wait()
+        found = self.served.objects.get(key)
+        if self.served.busy:
+            self.served.busy -= 1
+            return self._refuse(503, "SlowDown")
+        if not found:
+            return self._refuse(404, "NoSuchKey")
+        if self.headers.get("If-Match") not in (None, found.etag):
+            return self._refuse(412, "PreconditionFailed")
+        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last) + 1, len(found.content))
+        about = {
+            "Content-Range": f"bytes {start}-{end - 1}/{len(found.content)}",
+            "ETag": found.etag,
+            "Last-Modified": formatdate(found.changed, usegmt=True),
+        }
+        self._answer(206, found.content[start:end], about)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), {})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if status == 206 and self.served.cut:
+            self.served.cut -= 1
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
