@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This machine's GPU: CIFAR-10 to target by us and by the peers' own code in turn, and ResNet-50's images/s.
+"""This machine's GPU: CIFAR-10 to target by us and by the peers' own code in turn, ResNet-50's images/s, JPEGs decoded.
 
     make bench ONLY=gpu DATA=folder of CIFAR-10 [PICTURES=folder of JPEGs] [PEERS=folder] [SEEDS=5] [ROUNDS=2]
 
@@ -70,7 +70,11 @@ def main() -> list[str]:
     for race in RACES:
         lines += run_race(race, data, folder, peers)
         print("\n".join(lines[-3:]), flush=True)
-    lines += resnet50(folder)
+    pictures = os.environ.get("PICTURES")
+    jpegs = Path(pictures).resolve() if pictures else draw_jpegs(folder / "jpegs")
+    kind = "JPEG files" if pictures else "JPEG files, drawn ones of 500 x 375"
+    lines += resnet50(jpegs, kind, folder)
+    lines += decoding(jpegs, kind, folder)
     return [card(), *lines, *notes] if GPU else [rehearsed(lines), *notes]
 
 
@@ -78,7 +82,10 @@ def rehearsed(lines: Sequence[str]) -> str:
     """What is kept of a run without a GPU: that it ran, and no figure."""
     missing = [line for line in lines if "not here" in line]
     against = "" if missing else " against the peers' code"
-    ran = f"{len(RACES)} races{against} and ResNet-50 at three sizes ran on the CPU, so small that no figure is kept"
+    ran = (
+        f"{len(RACES)} races{against}, ResNet-50 at three sizes and Pillow's decoding ran on the CPU, so small that no "
+        "figure is kept; nvJPEG needs a GPU and did not run"
+    )
     return "; ".join([f"no GPU at hand: {ran}", *missing])
 
 
@@ -135,19 +142,25 @@ def write_task(recipe: str, data: Path) -> Path:
     return folder / "task.json"
 
 
-def resnet50(folder: Path) -> list[str]:
-    pictures = os.environ.get("PICTURES")
-    jpegs = Path(pictures).resolve() if pictures else draw_jpegs(folder / "jpegs")
-    drawn = "" if pictures else ", drawn ones of 500 x 375"
+def resnet50(jpegs: Path, kind: str, folder: Path) -> list[str]:
     lines = []
     for row in run("resnet50", jpegs, [], folder):
         shares = row["share_of_peak"]
         told = [
-            f"{rate:.1f} images/s from {'JPEG files' + drawn if source == 'files' else source}"
+            f"{rate:.1f} images/s from {kind if source == 'files' else source}"
             + (f" ({shares[source]:.1%} of the card's peak)" if source in shares else "")
             for source, rate in row["images_per_s"].items()
         ]
         lines.append(f"ResNet-50, {row['size']} px, {row['precision']}: {'; '.join(told)}")
+    return lines
+
+
+def decoding(jpegs: Path, kind: str, folder: Path) -> list[str]:
+    """Lines of what decoding before training takes, by each decoder that this machine has."""
+    lines = []
+    for row in run("decoding", jpegs, [], folder):
+        told = [f"{rate:.0f} pictures/s by {decoder}" for decoder, rate in row["pictures_per_s"].items()]
+        lines.append(f"{kind} decoded to {row['size']} px: {'; '.join(told)}{row['left_out']}")
     return lines
 
 

@@ -5,6 +5,7 @@
     python -m bench.gpu_runs airbench SCRIPT SEED…      a script of KellerJordan/cifar10-airbench, where its data lies
     python -m bench.gpu_runs page FOLDER SEED…          davidcpage/cifar10-fast's dawn.py
     python -m bench.gpu_runs resnet50 FOLDER            ResNet-50 from memory and from JPEG files
+    python -m bench.gpu_runs decoding FOLDER            JPEG files to pictures, by Pillow and by nvJPEG
 
 Where there is no GPU the peers' scripts are taught to do without, and all is tiny: a rehearsal.
 """
@@ -19,6 +20,7 @@ import os
 import re
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +32,11 @@ import torch
 import torch.nn.functional as F
 from shoestring_trainer.training import vision_compat  # noqa: F401 - lets torchvision in
 from shoestring_trainer.training.augment import augment
-from shoestring_trainer.training.data.decoding import Frame, decode_file
+from shoestring_trainer.training.data.copies import Copies
+from shoestring_trainer.training.data.decoding import Frame, decode_file, open_file
+from shoestring_trainer.training.data.listing import Listing
+from shoestring_trainer.training.data.nvjpeg import Decoder, nvjpeg
+from shoestring_trainer.training.faults import UserError
 from shoestring_trainer.training.figures import FORWARD_AND_BACKWARD, flop_per_picture, peak_flops
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.settings import Settings
@@ -40,13 +46,14 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 SIZES = (128, 224, 288) if GPU else (32, 48, 64)
 BATCH, STEPS, BLOCKS = (256, 20, 3) if GPU else (4, 2, 2)
+DECODED = 8192 if GPU else 64
 
 Feed = Callable[[], tuple[Tensor, Tensor]]
 """Gives a batch on the device: pictures_NCHW, float, and labels_N."""
 
 
 def main(role: str, place: Path, seeds: list[int]) -> int:
-    figures = {"ours": ours, "airbench": airbench, "page": page, "resnet50": resnet50}[role](place, seeds)
+    figures = ROLES[role](place, seeds)
     print(json.dumps(figures), flush=True)
     os._exit(0)  # past the threads of loaders and watchers
 
@@ -160,7 +167,7 @@ def resnet50(folder: Path, _: list[int]) -> list[dict[str, Any]]:
     """Images/s of training at each size and precision from memory, then from the JPEG files in `folder`."""
     from torchvision.models import resnet50 as network
 
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
+    files = jpeg_files(folder)
     figures = []
     for size, precision in itertools.product(SIZES, Precision):
         model = network().to(DEVICE, memory_format=torch.channels_last)
@@ -236,6 +243,49 @@ def from_files(files: list[Path], size: int) -> Iterator[Feed]:
 
         yield feed
         pool.shutdown(cancel_futures=True)
+
+
+def jpeg_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
+
+
+def decoding(folder: Path, _: list[int]) -> list[dict[str, Any]]:
+    """Pictures/s that the trainer writes at each size before it trains, from the files in `folder` over and over.
+
+    Pillow decodes in as many threads as torch has here. Where nvJPEG can't, `left_out` says why.
+    """
+    names = [str(path.relative_to(folder)) for path in itertools.islice(itertools.cycle(jpeg_files(folder)), DECODED)]
+    listing = Listing(
+        folder, ["even", "odd"], names, [number % 2 for number in range(DECODED)],
+        lambda number: open_file(folder / names[number]),
+    )  # fmt: skip
+    decoders: dict[str, Decoder | None] = {f"Pillow in {torch.get_num_threads()} threads": None}
+    left_out = ""
+    try:
+        decoders["nvJPEG"] = nvjpeg(DEVICE)
+    except UserError as error:
+        left_out = f"; nvJPEG left out: {error}"
+    figures = []
+    for size in SIZES:
+        rates = {name: pictures_per_s(listing, size, decoder) for name, decoder in decoders.items()}
+        figures.append({"size": size, "pictures_per_s": rates, "left_out": left_out})
+    return figures
+
+
+def pictures_per_s(listing: Listing, size: int, decoder: Decoder | None) -> float:
+    """The second time, when the files are in memory and the GPU is awake."""
+    settings, few = Settings(size=size, decode="gpu" if decoder else "cpu"), listing.only([0, 1])
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        copies = Copies(listing, few, settings, {}, Path(scratch), False, True, lambda: None, decoder)
+        copies.at(size, False)
+        began = time.perf_counter()
+        copies.at(size, False)
+        return (len(listing) + len(few)) / (time.perf_counter() - began)
+
+
+ROLES: dict[str, Callable[[Path, list[int]], Any]] = {
+    "ours": ours, "airbench": airbench, "page": page, "resnet50": resnet50, "decoding": decoding,
+}  # fmt: skip
 
 
 if __name__ == "__main__":
