@@ -154,7 +154,8 @@ class Service:
         ):
             child.start()
         url = f"http://{_connect_host(self.options.host)}:{self.options.port}"
-        wait_for(lambda: _answers(f"{url}/healthz"), api, READY_S)
+        with httpx.Client(timeout=2) as http:
+            wait_for(lambda: _answers(http, f"{url}/healthz"), api, READY_S)
         self.access = Access(url, first["key"], data / "admin.key", f"{url}/login?code={first['code']}")
         write_private(data / "client.json", json.dumps({"url": url, "key_file": str(data / "admin.key")}) + "\n")
         return self.access
@@ -325,9 +326,9 @@ def _alive(http: httpx.Client) -> list[str]:
     return [machine["id"] for machine in listed if machine["state"] != "ended"]
 
 
-def _answers(url: str) -> bool:
+def _answers(http: httpx.Client, url: str) -> bool:
     try:
-        return httpx.get(url, timeout=2).status_code == 200
+        return http.get(url).status_code == 200
     except httpx.HTTPError:
         return False
 
