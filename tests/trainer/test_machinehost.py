@@ -261,7 +261,7 @@ def test_only_spot_machines_are_reclaimed_unless_forced(cloud):
 
 class Imds:
     def __init__(self, url):
-        self.client = httpx.Client(base_url=f"{url}/latest/")
+        self.client = httpx.Client(base_url=f"{url}/latest/", verify=False)
         self.token = self.client.put("api/token", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}).text
 
     def get(self, path, token=None):
