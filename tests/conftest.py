@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+from shoestring_core.store.engine import open_store
 
 from tests import servers
 from tests.find_chromium import find_chromium
@@ -70,6 +72,34 @@ def database_url(database_kind: str, tmp_path: Path, request: pytest.FixtureRequ
         return
     postgres: servers.Postgres = request.getfixturevalue("postgres")
     name = postgres.create()
+    yield postgres.url(name)
+    postgres.drop(name)
+
+
+@pytest.fixture(scope="session")
+def template(database_kind: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> str:
+    """An empty database with today's schema, to copy: the path of an SQLite file, or a PostgreSQL database's name."""
+    if database_kind == "sqlite":
+        name = str(tmp_path_factory.mktemp("template") / "shoestring.db")
+        url = f"sqlite:///{name}"
+    else:
+        postgres: servers.Postgres = request.getfixturevalue("postgres")
+        name = postgres.create()
+        url = postgres.url(name)
+    store = open_store(url)
+    store.migrate()
+    store.close()
+    return name
+
+
+@pytest.fixture
+def migrated_url(database_kind: str, template: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `database_url`, but with today's schema: a copy, which costs a tenth of what the migrations do."""
+    if database_kind == "sqlite":
+        yield f"sqlite:///{shutil.copy(template, tmp_path)}"
+        return
+    postgres: servers.Postgres = request.getfixturevalue("postgres")
+    name = postgres.create(template)
     yield postgres.url(name)
     postgres.drop(name)
 

@@ -14,10 +14,10 @@ from tests.api.deployment import Deployment
 from tests.servers import Valkey, free_port, until
 
 
-def test_a_submit_asks_for_a_tick(database_url: str, tmp_path: Path, here: Deployment, redis_url: str) -> None:
+def test_a_submit_asks_for_a_tick(migrated_url: str, tmp_path: Path, here: Deployment, redis_url: str) -> None:
     with (
         redis.Redis.from_url(redis_url) as broker,
-        Deployment(database_url, tmp_path / "a", redis_url=redis_url) as service,
+        Deployment(migrated_url, tmp_path / "a", redis_url=redis_url) as service,
     ):
         service.submit()
         until(lambda: broker.llen("celery") >= 1)
@@ -25,8 +25,8 @@ def test_a_submit_asks_for_a_tick(database_url: str, tmp_path: Path, here: Deplo
         assert '"task": "shoestring.tick"' in message.replace('\\"', '"')
 
 
-def test_a_broker_that_is_not_there_delays_nothing(database_url: str, tmp_path: Path, here: Deployment) -> None:
-    with Deployment(database_url, tmp_path / "a", redis_url=f"redis://127.0.0.1:{free_port()}/0") as service:
+def test_a_broker_that_is_not_there_delays_nothing(migrated_url: str, tmp_path: Path, here: Deployment) -> None:
+    with Deployment(migrated_url, tmp_path / "a", redis_url=f"redis://127.0.0.1:{free_port()}/0") as service:
         began = time.monotonic()
         for _ in range(5):
             service.submit()
@@ -40,9 +40,9 @@ def test_a_broker_that_is_not_there_delays_nothing(database_url: str, tmp_path: 
 
 
 def test_hints_go_on_when_the_broker_is_back(
-    database_url: str, tmp_path: Path, here: Deployment, valkey: Valkey
+    migrated_url: str, tmp_path: Path, here: Deployment, valkey: Valkey
 ) -> None:
-    with Deployment(database_url, tmp_path / "a", redis_url=valkey.url) as service:
+    with Deployment(migrated_url, tmp_path / "a", redis_url=valkey.url) as service:
         hints = service.service.hints
         assert hints is not None
         valkey.kill()

@@ -142,8 +142,8 @@ def test_a_huge_line_comes_in_pieces(here: Deployment) -> None:
     assert [len(line) for line in _lines(here, job)] == [65536, 65536, 18928]
 
 
-def test_the_log_quota_drops_logs_and_nothing_else(database_url: str, tmp_path: Path, here: Deployment) -> None:
-    with Deployment(database_url, tmp_path / "small", log_quota_bytes=1000) as small:
+def test_the_log_quota_drops_logs_and_nothing_else(migrated_url: str, tmp_path: Path, here: Deployment) -> None:
+    with Deployment(migrated_url, tmp_path / "small", log_quota_bytes=1000) as small:
         job, (agent,) = small.running()
         agent.log(b"a" * 899 + b"\n")
         assert agent.log(b"b" * 200 + b"\n").acked_seq == 2

@@ -130,11 +130,11 @@ def test_only_the_own_team_is_heard(here: Deployment) -> None:
 
 
 def test_a_second_process_hears_of_commits_through_redis(
-    here: Deployment, database_url: str, tmp_path: Path, valkey: Valkey
+    here: Deployment, migrated_url: str, tmp_path: Path, valkey: Valkey
 ) -> None:
     with (
-        Deployment(database_url, tmp_path / "a", redis_url=valkey.url) as first,
-        Deployment(database_url, tmp_path / "b", redis_url=valkey.url) as second,
+        Deployment(migrated_url, tmp_path / "a", redis_url=valkey.url) as first,
+        Deployment(migrated_url, tmp_path / "b", redis_url=valkey.url) as second,
     ):
         job, (agent,) = first.running()
         before = agent.report()

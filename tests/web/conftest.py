@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, expect
 from shoestring_api.dashboard import STATIC
-from shoestring_core.store.engine import open_store
 
 from tests.api.deployment import Deployment
 
@@ -19,12 +18,9 @@ SignIn = Callable[..., Page]
 
 
 @pytest.fixture
-def here(database_url: str, tmp_path: Path) -> Iterator[Deployment]:
+def here(migrated_url: str, tmp_path: Path) -> Iterator[Deployment]:
     assert (STATIC / "index.html").is_file(), "The dashboard is not built. Run `make setup`."
-    store = open_store(database_url)
-    store.migrate()
-    store.close()
-    with Deployment(database_url, tmp_path) as deployment:
+    with Deployment(migrated_url, tmp_path) as deployment:
         yield deployment
 
 

@@ -170,11 +170,10 @@ def make_engine(store: Store, cloud: SimCloud, objects: LocalObjects, terms: Ter
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     clock = Clock()
     monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
-    store = open_store(database_url)
-    store.migrate()
+    store = open_store(migrated_url)
     admin = store.write(lambda db: people.ensure_admin(db, "org", "vision", "ann"))
     store.write(lambda db: services.seen(db, "api", 0))
     clock.pass_(60)

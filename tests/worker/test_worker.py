@@ -35,22 +35,21 @@ def host(tmp_path: Path) -> Iterator[local_cloud.LocalCloud]:
 
 
 @pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    store = open_store(database_url)
-    store.migrate()
+def store(migrated_url: str) -> Iterator[Store]:
+    store = open_store(migrated_url)
     yield store
     store.close()
 
 
 @pytest.fixture
-def start(tmp_path: Path, database_url: str, host: local_cloud.LocalCloud) -> Iterator[Start]:
+def start(tmp_path: Path, migrated_url: str, host: local_cloud.LocalCloud) -> Iterator[Start]:
     """Starts `celery …` on a Redis URL; ends what it started."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(redis_url: str, *words: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ("core", "worker")),
-            "SHOESTRING_DATABASE_URL": database_url,
+            "SHOESTRING_DATABASE_URL": migrated_url,
             "SHOESTRING_REDIS_URL": redis_url,
             "SHOESTRING_SECRET": "a secret of the tests",
             "SHOESTRING_OBJECTS": str(tmp_path / "objects"),
