@@ -111,7 +111,8 @@ def sentence(row: Job) -> str:
                 "Starting machines." if row.first_step_at is None else "Starting machines again, to go on where it was."
             )
         case JobState.RUNNING:
-            return f"Training{_without(row)}."
+            head = "Getting ready to train: data, then processes" if row.first_step_at is None else "Training"
+            return f"{head}{_without(row)}."
         case JobState.STOPPING:
             saving = "It saves a checkpoint and its machines end."
             return f"{STOPPING.get(row.want_reason, 'Stopping')}. {saving}"

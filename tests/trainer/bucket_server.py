@@ -53,6 +53,7 @@ class Bucket:
     held: threading.Event = field(default_factory=threading.Event)
     free: int = 0
     turn: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    heads: int = 0
     asked: list[str] = field(default_factory=list)
     credentials: list[str] = field(default_factory=list)
 
@@ -101,6 +102,16 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     served: Bucket
     protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        """What S3 answers for a bucket of another region, whoever asks."""
+        self.served.heads += 1
+        if self.served.busy:
+            self.served.busy -= 1
+            return self._answer(503, b"", {})
+        if self.path != f"/{BUCKET}":
+            return self._answer(404, b"", {})
+        self._answer(301, b"", {"x-amz-bucket-region": "eu-north-1"})
 
     def do_GET(self) -> None:
         where = urlsplit(self.path)

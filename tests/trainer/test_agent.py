@@ -218,6 +218,9 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
         task = json.loads((machine.folder / "gen" / "1" / "task.json").read_text())
         assert Path(task["data"]["train"], "a", "1.jpg").read_bytes() == b"a picture"
         assert task["data"]["train"].startswith(task["scratch"])
+        told = [event["message"] for event in machine.service.events("data")]
+        assert told[0] == f"fetching s3://{BUCKET}/set: 1 files, 0.0 MiB"
+        assert told[1].startswith(f"s3://{BUCKET}/set is here: 1 files")
         for rank in machine.ranks():
             assert given.keys().isdisjoint(psutil.Process(rank.pid).environ())
 

@@ -35,7 +35,8 @@ from uuid import UUID
 from shoestring_core.wire import Member, Order, RankExit, Redeem
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent import buckets
+from shoestring_trainer.agent.buckets import NoData
+from shoestring_trainer.agent.datasets import bring, is_remote
 from shoestring_trainer.agent.deadman import DeadMan, power_off
 from shoestring_trainer.agent.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
 from shoestring_trainer.agent.ranks import KEYS_PREFIX, MARK, Ranks, end_ranks, free_port
@@ -408,7 +409,7 @@ class Agent:
             if order.run.init:  # another job's, which its user chose: trying again doesn't bring it back
                 return self.tell(_failed(ranks, f"init: {error}; name other weights and submit again", "data"))
             return self.tell(_failed(ranks, f"the ranks can't be started: {error}"))
-        except buckets.NoData as error:
+        except NoData as error:
             return self.tell(_failed(ranks, str(error), "data" if error.lasting else "infrastructure"))
         except OSError as error:
             return self.tell(_failed(ranks, f"the ranks can't be started: {error}"))
@@ -426,10 +427,16 @@ class Agent:
             if checkpoint:
                 data, manifest = await self.cache.fetch(self.service, checkpoint)
                 task[name] = {"data": str(data), "manifest": str(manifest)}
-        if (place := task.get("data")) and buckets.is_bucket(place["train"]):
-            here = await buckets.bring(place["train"], scratch, self.bucket_environment(), log.info)
+        if (place := task.get("data")) and is_remote(place["train"]):
+            keys = self.bucket_environment()
+            here = await bring(place["train"], scratch, keys, self.tell_of_data, log.info)
             task["data"] = {**place, "train": str(here)}
         return task
+
+    def tell_of_data(self, news: str) -> None:
+        log.info(news)
+        self.spool.event("data", {"message": news})
+        self.stir()
 
     def bucket_environment(self) -> dict[str, str]:
         """What this machine may read buckets with: its own keys, else its role, which the metadata service knows."""

@@ -154,18 +154,23 @@ def _resumed(folder: Path) -> Path:
 
 def _with_data_here(task: dict[str, Any]) -> dict[str, Any]:
     """The task with its data on this disk: those in a bucket are brought, or brought up to date, in a cache."""
-    from shoestring_trainer.agent import buckets
+    from shoestring_trainer.agent.buckets import NoData
+    from shoestring_trainer.agent.datasets import bring, is_remote
 
     data = task.get("data") or {}
     source = data.get("source") or data.get("train", "")
-    if not buckets.is_bucket(source):
+    if not is_remote(source):
         return task
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoestring"
     try:
-        here = asyncio.run(buckets.bring(source, cache, os.environ, lambda news: print(news, flush=True)))
-    except buckets.NoData as error:
+        here = asyncio.run(bring(source, cache, os.environ, _say, _say))
+    except NoData as error:
         raise UserError(str(error)) from error
     return task | {"data": {**data, "train": str(here), "source": source}}
+
+
+def _say(news: str) -> None:
+    print(news, flush=True)
 
 
 def _from_newest(folder: Path, task: dict[str, Any]) -> dict[str, Any]:

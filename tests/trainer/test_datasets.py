@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shoestring_trainer.agent import buckets
-from shoestring_trainer.agent.buckets import NoData, bring
+from shoestring_trainer.agent import buckets, datasets
+from shoestring_trainer.agent.buckets import NoData
+from shoestring_trainer.agent.datasets import AT_ONCE, PART_BYTES, bring
 
 from tests.servers import until
+from tests.trainer.agent_services import MetadataService
 from tests.trainer.bucket_server import BUCKET, Bucket, Object, serving
 
 ALL = f"s3://{BUCKET}"
@@ -26,7 +29,11 @@ def bucket() -> Iterator[Bucket]:
 
 
 def get(bucket: Bucket, url: str, store: Path, **environment: str) -> Path:
-    return asyncio.run(bring(url, store, bucket.environment | environment, lambda _: None))
+    return asyncio.run(bring(url, store, bucket.environment | environment, quiet, quiet))
+
+
+def quiet(news: str) -> None:
+    """Nobody listens."""
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -48,7 +55,7 @@ def test_all_below_a_prefix_is_brought_page_by_page(bucket: Bucket, tmp_path: Pa
 
 
 def test_a_large_object_comes_in_parts(bucket: Bucket, tmp_path: Path) -> None:
-    whole = os.urandom(2 * buckets.PART_BYTES + 12_345)
+    whole = os.urandom(2 * PART_BYTES + 12_345)
     bucket.put("train.tar", whole)
     bucket.put("beside.jpg", b"not asked for")
     shard = get(bucket, f"{ALL}/train.tar", tmp_path)
@@ -104,13 +111,13 @@ def test_a_store_that_stays_away_is_given_up(bucket: Bucket, tmp_path: Path, mon
 
 
 def test_one_that_is_stopped_goes_on_where_it_was(bucket: Bucket, tmp_path: Path) -> None:
-    for number in range(buckets.AT_ONCE + 8):
+    for number in range(AT_ONCE + 8):
         bucket.put(f"{number:02}.jpg", b"x" * (number + 1))
 
     async def stopped() -> None:
         bucket.free = 5
         bucket.held.clear()
-        copying = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, lambda _: None))
+        copying = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, quiet, quiet))
         await asyncio.to_thread(until, lambda: len(list(tmp_path.rglob("*.jpg"))) == 5)
         copying.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -132,9 +139,9 @@ def test_two_processes_share_one_copy(bucket: Bucket, tmp_path: Path) -> None:
 
     async def both() -> None:
         bucket.held.clear()
-        first = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, lambda _: None))
+        first = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, quiet, quiet))
         await asyncio.to_thread(until, lambda: bucket.asked)
-        second = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, told.append))
+        second = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, quiet, told.append))
         while not told:
             await asyncio.sleep(0.01)
         bucket.held.set()
@@ -155,6 +162,37 @@ def test_keys_open_a_private_bucket_and_their_lack_is_told(bucket: Bucket, tmp_p
     assert content(get(bucket, ALL, tmp_path, **keys)) == {"x.jpg": b"x"}
     with pytest.raises(NoData, match="may not read"):
         get(bucket, ALL, tmp_path / "other", **keys | {"AWS_ACCESS_KEY_ID": "AKIAOTHER"})
+
+
+def test_a_machines_role_opens_a_bucket_that_is_not_public(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put("x.jpg", b"x")
+    bucket.key = "ASIAROLE"
+    metadata = MetadataService()
+    role = "meta-data/iam/security-credentials"
+    temporary = {
+        "AccessKeyId": "ASIAROLE", "SecretAccessKey": "secret", "Token": "token", "Expiration": "2099-01-01T00:00:00Z",
+    }  # fmt: skip
+    metadata.documents |= {f"{role}/": "trainers", f"{role}/trainers": json.dumps(temporary)}
+    try:
+        place = get(bucket, ALL, tmp_path, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.url)
+    finally:
+        metadata.stop()
+    assert content(place) == {"x.jpg": b"x"}
+
+
+def test_the_region_of_a_bucket_is_asked_for_and_asked_again(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "EVERYBODYS", bucket.url)
+    bucket.busy = 2
+
+    async def first_way(name: str) -> dict[str, object]:
+        return dict((await anext(buckets._ways(name, {}))).config)
+
+    assert asyncio.run(first_way(BUCKET))["region"] == "eu-north-1"
+    assert bucket.heads == 3
+    with pytest.raises(NoData, match="there is no bucket nobodys"):
+        asyncio.run(first_way("nobodys"))
 
 
 def test_a_public_bucket_is_read_without_a_signature(bucket: Bucket, tmp_path: Path) -> None:
@@ -183,13 +221,13 @@ def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, tmp_path: Path) ->
 
 
 def test_an_object_that_changes_meanwhile_is_told(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put("x.jpg", os.urandom(2 * buckets.PART_BYTES))
+    bucket.put("x.jpg", os.urandom(2 * PART_BYTES))
 
     async def changing() -> None:
         bucket.held.clear()
-        copying = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, lambda _: None))
+        copying = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, quiet, quiet))
         await asyncio.to_thread(until, lambda: bucket.asked)
-        bucket.put("x.jpg", os.urandom(2 * buckets.PART_BYTES))
+        bucket.put("x.jpg", os.urandom(2 * PART_BYTES))
         bucket.held.set()
         with pytest.raises(NoData, match="changed as it was fetched"):
             await copying
@@ -201,8 +239,8 @@ def test_a_disk_that_is_too_small_is_told_before_anything_comes(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put("x.jpg", b"x" * 1000)
-    monkeypatch.setattr(buckets.shutil, "disk_usage", lambda _: _Free)
-    with pytest.raises(NoData, match=r"still needs 0\.00 GiB, and the disk .* larger disk"):
+    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda _: _Free)
+    with pytest.raises(NoData, match=r"still needs 0\.0 MiB, and the disk .* larger disk"):
         get(bucket, ALL, tmp_path)
     assert bucket.asked == []
 
