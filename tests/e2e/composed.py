@@ -94,11 +94,14 @@ class Composed:
         until(healthy, deadline_s=START_S, every_s=0.2)
 
     def _environment(self, service: dict[str, Any]) -> dict[str, str]:
-        """A container's: what the file gives, and what any process needs."""
+        """A container's: what the file gives, or hands on from outside, and what any process needs."""
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-        return {**kept, "PATH": path, "PYTHONPATH": rooms, **service.get("environment", {})}
+        given = service.get("environment", {})
+        handed_on = {name: os.environ[name] for name, value in given.items() if value is None and name in os.environ}
+        fixed = {name: value for name, value in given.items() if value is not None}
+        return {**kept, "PATH": path, "PYTHONPATH": rooms, **fixed, **handed_on}
 
     def _argv(self, command: list[str]) -> list[str]:
         return [sys.executable if word == "python" else word for word in command]

@@ -116,7 +116,7 @@ async def _ways(bucket: str, environment: Mapping[str, str]) -> AsyncIterator[S3
     """This machine's ways into a bucket, to be tried in turn: by its keys; or as anybody, then by its role."""
     endpoint = environment.get("AWS_ENDPOINT_URL")
     if endpoint:
-        config: S3Config = {"region": environment.get("AWS_REGION", "us-east-1"), "endpoint": endpoint}
+        config: S3Config = {"region": environment.get("AWS_REGION") or "us-east-1", "endpoint": endpoint}
     else:
         config = {"region": await _patiently(lambda: _region(bucket), f"{SCHEME}{bucket}")}
     options: ClientConfig = {
