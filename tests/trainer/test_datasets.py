@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from shoestring_trainer.agent import buckets, datasets
-from shoestring_trainer.agent.buckets import NoData
-from shoestring_trainer.agent.datasets import AT_ONCE, PART_BYTES, bring
+from shoestring_trainer.agent.datasets import AT_ONCE, PART_BYTES, NoData, bring
 
 from tests.servers import until
 from tests.trainer.agent_services import MetadataService

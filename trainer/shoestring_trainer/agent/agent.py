@@ -35,8 +35,7 @@ from uuid import UUID
 from shoestring_core.wire import Member, Order, RankExit, Redeem
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent.buckets import NoData
-from shoestring_trainer.agent.datasets import bring, is_remote
+from shoestring_trainer.agent.datasets import NoData, bring, is_remote
 from shoestring_trainer.agent.deadman import DeadMan, power_off
 from shoestring_trainer.agent.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
 from shoestring_trainer.agent.ranks import KEYS_PREFIX, MARK, Ranks, end_ranks, free_port

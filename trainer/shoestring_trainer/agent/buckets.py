@@ -15,6 +15,7 @@ import obstore
 from obstore import exceptions as refused
 from obstore.store import S3Store
 
+from shoestring_trainer.agent.datasets import SCHEME, NoData
 from shoestring_trainer.agent.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
 from shoestring_trainer.agent.service import boottime, pauses
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
     from obstore.store import ClientConfig, S3Config
 
-SCHEME = "s3://"
 EVERYBODYS = "https://s3.amazonaws.com"
 """Answers for the buckets of all regions, if only with where they are."""
 PAGE = 1000
@@ -36,14 +36,6 @@ _STATUS_OF = {
 }  # fmt: skip
 
 T = TypeVar("T")
-
-
-class NoData(Exception):
-    """The data can't be had. `lasting`: not by trying again either; somebody has to change something first."""
-
-    def __init__(self, message: str, *, lasting: bool = True) -> None:
-        super().__init__(message)
-        self.lasting = lasting
 
 
 class _Refused(Exception):

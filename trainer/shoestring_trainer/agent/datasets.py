@@ -20,12 +20,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoestring_trainer.agent.buckets import SCHEME, Bucket, NoData, list_bucket
 from shoestring_trainer.agent.service import boottime
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
+    from shoestring_trainer.agent.buckets import Bucket
+
+SCHEME = "s3://"
 AT_ONCE, PART_BYTES = 32, 8 << 20
 """So many objects are on their way together, each in such parts: a machine holds at most the product in memory."""
 TELL_S, LOCK_LOOK_S = 10.0, 0.2
@@ -35,6 +37,14 @@ _NUMBERS = re.compile(r"\{\d+\.\.\d+\}")
 _DRAFTS, _LOCK = ".drafts", ".lock"
 
 Tell = Callable[[str], None]
+
+
+class NoData(Exception):
+    """The data can't be had. `lasting`: not by trying again either; somebody has to change something first."""
+
+    def __init__(self, message: str, *, lasting: bool = True) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,8 @@ async def bring(url: str, store: Path, environment: Mapping[str, str], tell: Tel
     tell         hears when a copy begins and when it is done; `progress`, how far it is, every TELL_S
     raises       NoData, naming the place and the remedy
     """
+    from shoestring_trainer.agent.buckets import list_bucket  # its library, which most machines need not wait for
+
     name, _, key = url.removeprefix(SCHEME).partition("/")
     prefix, wanted = split_pattern(key)
     folder = store / hashlib.sha256(url.encode()).hexdigest()[:12] / name / prefix

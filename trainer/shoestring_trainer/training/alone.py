@@ -154,8 +154,7 @@ def _resumed(folder: Path) -> Path:
 
 def _with_data_here(task: dict[str, Any]) -> dict[str, Any]:
     """The task with its data on this disk: those in a bucket are brought, or brought up to date, in a cache."""
-    from shoestring_trainer.agent.buckets import NoData
-    from shoestring_trainer.agent.datasets import bring, is_remote
+    from shoestring_trainer.agent.datasets import NoData, bring, is_remote
 
     data = task.get("data") or {}
     source = data.get("source") or data.get("train", "")
