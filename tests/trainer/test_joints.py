@@ -22,10 +22,10 @@ from tests.trainer.gangs import DIGITS, ROOMS, finished
 
 ALONE = Gang(0, 1, 0, torch.device("cpu"))
 JOINTS = """
-import json
+import gc, json
 seen = []
 def on_start(run):
-    seen.append("start")
+    seen.extend(["start", gc.isenabled()])
 def on_batch(run, pictures, labels):
     return pictures.flip(3), labels
 def on_gradients(run):
@@ -47,8 +47,8 @@ def test_hooks_see_the_run_and_report_with_its_steps_and_the_noise_is_measured(t
     run = finished(tmp_path / "run", params=params)
     lines = run.metrics()
     assert [line["v"]["mine/step"] for line in lines] == [line["step"] for line in lines]
-    first, *scores, last = json.loads(seen.read_text())
-    assert (first, last) == ("start", "end")
+    first, garbage_is_collected, *scores, last = json.loads(seen.read_text())
+    assert (first, garbage_is_collected, last) == ("start", True, "end")
     assert len(scores) == 1  # the measurement at the end is on_end's
     measured = [line["step"] for line in lines if "train/noise_scale" in line["v"]]
     assert measured
