@@ -257,13 +257,13 @@ def _absolute(value: str) -> str:
     return value
 
 
-_BUCKET = re.compile(BUCKETS + r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
+_BUCKET = re.compile(BUCKETS + r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[^/]+)*/?")
 
 
 def _place(value: str) -> str:
     if value.startswith(BUCKETS):
         if not _BUCKET.fullmatch(_printable(value)):
-            raise _wrong(f"must be s3://BUCKET/PREFIX, the bucket by its name in S3, not {shown(value)}")
+            raise _wrong(f"must be s3://BUCKET/PREFIX, a bucket's name and a path in it, not {shown(value)}")
     elif "://" in value:
         raise _later("give an absolute path such as /data/pictures, or s3://BUCKET/PREFIX")
     else:

@@ -214,6 +214,22 @@ def test_a_bucket_that_is_no_folder_is_told(bucket: Bucket, tmp_path: Path, keys
         get(bucket, ALL, tmp_path)
 
 
+@pytest.mark.parametrize("where", ["../../..", "a/../../..", "a//b", "./a"])
+def test_a_place_that_would_lead_out_of_the_copy_is_refused(bucket: Bucket, tmp_path: Path, where: str) -> None:
+    (tmp_path / "precious").write_text("kept")
+    bucket.put(f"{where}/x.jpg", b"x")
+    with pytest.raises(NoData, match="is no path"):
+        get(bucket, f"{ALL}/{where}", tmp_path / "store")
+    assert (tmp_path / "precious").exists()
+
+
+def test_keys_that_would_lead_out_of_the_copy_are_refused(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put("set/../../../../precious", b"overwritten")
+    with pytest.raises(NoData, match="set"):
+        get(bucket, f"{ALL}/set", tmp_path / "store")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+
+
 def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(NoData, match=r"there is no bucket for s3://picture; correct data\.train"):
         get(bucket, "s3://picture", tmp_path)

@@ -88,6 +88,8 @@ async def bring(url: str, store: Path, environment: Mapping[str, str], tell: Tel
     from shoestring_trainer.agent.buckets import list_bucket  # its library, which most machines need not wait for
 
     name, _, key = url.removeprefix(SCHEME).partition("/")
+    if key.strip("/") and not _is_path(key.strip("/")):  # it would lead elsewhere, and what is there be removed
+        raise NoData(f"the place {url} is no path; name a folder in it without empty parts, . and ..")
     prefix, wanted = split_pattern(key)
     folder = store / hashlib.sha256(url.encode()).hexdigest()[:12] / name / prefix
     try:
@@ -127,9 +129,13 @@ def choose_files(url: str, objects: Iterable[ObjectMeta], prefix: str, want: Cal
         raise NoData(f"there is nothing in {url}; correct data.train, or upload the data first")
     if both := next((entry for entry in kept if entry.name in folders), None):
         raise NoData(f"{both.key} in {url} is an object and a folder of others; a disk can't hold both: rename one")
-    if odd := next((entry for entry in kept if not set(entry.name.split("/")).isdisjoint(("", ".", ".."))), None):
+    if odd := next((entry for entry in kept if not _is_path(entry.name)), None):
         raise NoData(f"the key {odd.key!r} in {url} is no path; rename the object")
     return kept
+
+
+def _is_path(name: str) -> bool:
+    return {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
 def _parents(name: str) -> Iterator[str]:
