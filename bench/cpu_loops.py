@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from PIL import Image
 from shoestring_core import recipes
 from shoestring_trainer.training import vision_compat  # noqa: F401 - lets torchvision in
-from shoestring_trainer.training.augment import augment
+from shoestring_trainer.training.data.augment import augment
 from shoestring_trainer.training.data.cifar10 import load_cifar10
-from shoestring_trainer.training.data.pictures import DataSet
-from shoestring_trainer.training.models import build_model, learn_from_pictures
-from shoestring_trainer.training.optimizers import build_optimizer, set_pace
+from shoestring_trainer.training.data.images import DataSet
+from shoestring_trainer.training.models.networks import build_model, learn_from_pictures
+from shoestring_trainer.training.optim.optimizers import build_optimizer, set_pace
+from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.precision import choose_precision
 from shoestring_trainer.training.randomness import SampleOrder
-from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset

@@ -31,14 +31,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from shoestring_trainer.training import vision_compat  # noqa: F401 - lets torchvision in
-from shoestring_trainer.training.augment import augment
-from shoestring_trainer.training.data.copies import Copies
+from shoestring_trainer.training.data.augment import augment
+from shoestring_trainer.training.data.decoded_cache import Copies
 from shoestring_trainer.training.data.decoding import Frame, decode_file, open_file
 from shoestring_trainer.training.data.listing import Listing
 from shoestring_trainer.training.data.nvjpeg import Decoder, nvjpeg
-from shoestring_trainer.training.faults import UserError
-from shoestring_trainer.training.figures import FORWARD_AND_BACKWARD, flop_per_picture, peak_flops
+from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.precision import Precision
+from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD, flop_per_picture, peak_flops
 from shoestring_trainer.training.settings import Settings
 from torch import Tensor, nn
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from shoestring_trainer.training.augment import augment
-from shoestring_trainer.training.progress import Progress
+from shoestring_trainer.training.data.augment import augment
 from shoestring_trainer.training.randomness import SampleOrder
-from shoestring_trainer.training.reports import Reports
+from shoestring_trainer.training.results.progress import Progress
+from shoestring_trainer.training.results.reports import Reports
 
 from bench import cpu_loops
 from bench.trainer_cpu import load

@@ -95,8 +95,9 @@ def compare(name: str, pairs: Sequence[tuple[float, float]]) -> str:
 
 def train(run: Path) -> None:
     """Train run/task.json with the lines of every second block, and note when each step ended."""
-    from shoestring_trainer.training import loop, record
+    from shoestring_trainer.training import loop
     from shoestring_trainer.training.orders import Orders
+    from shoestring_trainer.training.results import record
     from shoestring_trainer.training.task import Standing, read_task
 
     times: list[float] = []
@@ -118,8 +119,8 @@ def train(run: Path) -> None:
 def read(machine: Path) -> None:
     """What the agent does with the lines, until it is ended."""
     from shoestring_trainer.agent.agent import WATCHED_POLL_S
+    from shoestring_trainer.agent.file_tailer import Tails
     from shoestring_trainer.agent.spool import Spool
-    from shoestring_trainer.agent.tails import Tails
 
     spool = Spool(machine / "spool", machine / "rejected")
     tails = Tails(machine, spool)

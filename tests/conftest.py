@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from shoestring_core.store.engine import open_store
+from shoestring_core.store.db import open_store
 
 from tests import servers
 from tests.find_chromium import find_chromium
@@ -202,9 +202,10 @@ def pytest_collection() -> Iterator[object]:
 
 # Which process runs what, and in which order
 
-ROOMS = ("trainer", "worker", "web", "tests", "api", "client", "core")
-"""Folders of tests, those whose files take longest first. A file goes to one process, so that what its tests share is
-made once. An end-to-end test shares nothing and takes a minute or two, half of it waiting: each goes by itself."""
+PACKAGES = ("trainer", "worker", "web", "tests", "api", "client", "core")
+"""Folders below `tests`, those whose files take longest first. A file in one, however deep, goes to one process, so
+that its tests share fixtures. An end-to-end test shares nothing and takes a minute or two, half of it waiting: each
+goes by itself."""
 
 
 def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -216,15 +217,20 @@ def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
     by_themselves: list[list[pytest.Item]] = []
     files: dict[tuple[int, str], list[pytest.Item]] = {}
     for item in items:
-        room = item.path.parent.name
+        package = package_of(item.path.relative_to(item.config.rootpath))
         if item in alone:
             continue
-        if room in ROOMS:
-            files.setdefault((ROOMS.index(room), str(item.path)), []).append(item)
+        if package in PACKAGES:
+            files.setdefault((PACKAGES.index(package), str(item.path)), []).append(item)
         else:
             by_themselves.append([item])
     by_turns = itertools.zip_longest(by_themselves, (files[key] for key in sorted(files)), fillvalue=[])
     return [item for turn in by_turns for piece in turn for item in piece] + alone
+
+
+def package_of(file: Path) -> str:
+    """The folder directly below `tests` that holds a file of tests, or "tests" for one that lies there itself."""
+    return file.parts[1] if len(file.parts) > 2 else file.parts[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -234,7 +240,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     class Pieces(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if Path(file).parent.name in ROOMS else nodeid
+            return file if package_of(Path(file)) in PACKAGES else nodeid
 
     config.option.loadscopereorder = False
     return Pieces(config, log)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from uuid import UUID
 
-from shoestring_core.store.engine import Store
+from shoestring_core.store.db import Store
 from shoestring_core.store.tables import WRITE_ORDER, Account
 from sqlalchemy import event, select
 

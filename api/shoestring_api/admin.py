@@ -16,8 +16,8 @@ from pathlib import Path
 
 from shoestring_core import money
 from shoestring_core.errors import ShoestringError, Unauthenticated
-from shoestring_core.store import ledger, people
-from shoestring_core.store.engine import Write, open_store
+from shoestring_core.store import identity, ledger
+from shoestring_core.store.db import Write, open_store
 
 DEFAULT_BUDGET = "10.00"
 """Dollars. A service without any limit would be a surprise waiting for its bill."""
@@ -49,7 +49,7 @@ def prepare(database_url: str, options: argparse.Namespace) -> dict[str, str]:
 
 def bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
     """Make what is missing and return the admin's key and a login code. The key is kept in `options.key_file`."""
-    admin = people.ensure_admin(db, options.org, options.team, options.user)
+    admin = identity.ensure_admin(db, options.org, options.team, options.user)
     team = ledger.team_account(db, admin.team)
     if options.budget is not None or team.limit_micro is None:
         limit = money.micro(options.budget or DEFAULT_BUDGET)
@@ -57,15 +57,15 @@ def bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
             ledger.set_limit(db, team.id, limit, actor=options.user, reason="set when the service was started")
     key = _kept(db, options.key_file)
     if key is None:
-        key = people.create_key(db, "pat", admin.user, admin.team, [], None)[1]
+        key = identity.create_key(db, "pat", admin.user, admin.team, [], None)[1]
         _keep(options.key_file, key)
-    return {"key": key, "code": people.create_login_code(db, admin.user, admin.team)}
+    return {"key": key, "code": identity.create_login_code(db, admin.user, admin.team)}
 
 
 def _kept(db: Write, file: Path) -> str | None:
     try:
         key = file.read_text(encoding="utf-8").strip()
-        people.authenticate(db, key)
+        identity.authenticate(db, key)
     except (OSError, Unauthenticated):
         return None
     return key

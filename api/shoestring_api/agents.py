@@ -14,10 +14,10 @@ from fastapi.concurrency import run_in_threadpool
 from prometheus_client import Counter
 from pydantic import ValidationError
 from shoestring_core import wire
-from shoestring_core.decide.terms import S
+from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError, TooLarge, Unauthenticated
-from shoestring_core.store import checkpoints, ingest, rows
-from shoestring_core.store.engine import Write
+from shoestring_core.store import checkpoints, reports, rows
+from shoestring_core.store.db import Write
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.objects import Head
 from shoestring_core.store.tables import Machine
@@ -111,14 +111,14 @@ def redeem(body: wire.Redeem, service: Here) -> wire.Reply:
     _check_protocol(body.protocol)
     expected = wire.boot_token(service.secret, body.machine)
     token_ok = hmac.compare_digest(expected.encode(), body.boot_token.encode())
-    hardware = ingest.plain(body.hardware.model_dump())
+    hardware = reports.plain(body.hardware.model_dump())
     bound = service.store.write(
         lambda db: agents.redeem(
             db,
             body.machine,
             token_ok,
             wire.session_hash(body.session),
-            ingest.clean(body.address),
+            reports.clean(body.address),
             hardware,
             service.terms,
         )
@@ -166,7 +166,7 @@ def commit(machine: FromMachine, body: wire.Commit, service: Here) -> wire.Commi
     """A checkpoint is uploaded. It counts once its objects are seen to be whole."""
     _check_protocol(body.protocol)
     _check_objects(service, machine, body)
-    said = body.model_copy(update={"result": ingest.plain(body.result)})
+    said = body.model_copy(update={"result": reports.plain(body.result)})
     moved = service.store.write(lambda db: checkpoints.commit(db, machine.id, said))
     return wire.Committed(moved=moved, uploads=_uploads(service, machine.id))
 
@@ -199,7 +199,7 @@ def _parsed(model: type[M], body: bytes) -> M:
 def _accept(service: Service, machine: Machine, batch: wire.Batch) -> None:
     quota = service.settings.log_quota_bytes
     try:
-        acked = service.reports.write(lambda db: ingest.accept(db, machine.id, batch, log_quota=quota))
+        acked = service.reports.write(lambda db: reports.accept(db, machine.id, batch, log_quota=quota))
     except ShoestringError:
         BATCHES.labels("refused").inc()
         raise

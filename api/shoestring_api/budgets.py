@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
 from shoestring_core.store import ledger, rows
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import Account
 

@@ -20,8 +20,9 @@ from uuid import UUID
 from pydantic import BaseModel
 from shoestring_core import rest
 from shoestring_core.errors import InvalidRequest, Unavailable
-from shoestring_core.store import feed, ingest, ledger, rows
-from shoestring_core.store.engine import Read, Store
+from shoestring_core.store import events as feed
+from shoestring_core.store import ledger, reports, rows
+from shoestring_core.store.db import Read, Store
 from shoestring_core.store.tables import Event, Job, Machine
 
 from shoestring_api import views
@@ -240,7 +241,7 @@ def _facts(db: Read, event: Event) -> Iterator[Message]:
     machine = db.sql.get(Machine, UUID(machine_id))
     if machine is None or event.job is None:
         return
-    points, lines = ingest.batch(db, machine.id, int(seq))
+    points, lines = reports.batch(db, machine.id, int(seq))
     if points:
         curves = views.curves(points)
         said = rest.PointsMessage(job=event.job, generation=event.generation or 0, curves=curves)

@@ -9,7 +9,7 @@ import threading
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from shoestring_core.store.engine import Committed
+from shoestring_core.store.db import Committed
 
 log = logging.getLogger(__name__)
 

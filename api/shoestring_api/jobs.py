@@ -15,10 +15,11 @@ from shoestring_core import rest
 from shoestring_core.decide import funding
 from shoestring_core.errors import InvalidSpec, NotFound, Problem
 from shoestring_core.spec import JobSpec
-from shoestring_core.store import checkpoints, feed, ingest, jobs, ledger, rows
-from shoestring_core.store.engine import Read, Store, Write
-from shoestring_core.store.ingest import LogPosition
-from shoestring_core.store.people import Principal
+from shoestring_core.store import checkpoints, jobs, ledger, reports, rows
+from shoestring_core.store import events as feed
+from shoestring_core.store.db import Read, Store, Write
+from shoestring_core.store.identity import Principal
+from shoestring_core.store.reports import LogPosition
 from shoestring_core.store.tables import Job, Machine
 
 from shoestring_api import plans, problems, specs, views
@@ -197,7 +198,9 @@ def metrics(
     """Curves. `merged`: each step once, as the generation that owns it reported it; `all`: lost work too."""
     job = jobs.get(db, caller.team, job_id)
     names = None if keys is None else [name for name in keys.split(",") if name]
-    found = [] if names == [] else ingest.curves(db, job.id, names, merged=attempts == "merged", first=first, last=last)
+    found = (
+        [] if names == [] else reports.curves(db, job.id, names, merged=attempts == "merged", first=first, last=last)
+    )
     return rest.Metrics(
         curves=views.curves(found),
         generations=views.generations(_rows(db, job).generations),
@@ -214,7 +217,7 @@ def cost(job_id: UUID, db: Reading, caller: Caller) -> rest.CostReport:
     names = {account.id: ledger.title(db, account) for account in sides.values()}
     above = ledger.path(db, row.account.id) if row.account else []
     budgets = [views.budget(account, ledger.title(db, account)) for account in above]
-    return views.cost_report(row, lines, names, budgets, ingest.energy(db, job_id), db.now)
+    return views.cost_report(row, lines, names, budgets, reports.energy(db, job_id), db.now)
 
 
 # --- logs -------------------------------------------------------------------------------------------------
@@ -263,14 +266,14 @@ class _LogReading:
 
     def page(self, position: LogPosition | None, limit: int) -> tuple[list[rest.LogLine], LogPosition]:
         with self._store.read() as db:
-            found, position = ingest.lines(
+            found, position = reports.lines(
                 db, self._job, rank=self._rank, machine=self._machine, after=position, limit=limit
             )
             return views.lines(found, self._machines(db)), position
 
     def last(self, count: int) -> tuple[list[rest.LogLine], LogPosition]:
         with self._store.read() as db:
-            found, position = ingest.tail(db, self._job, count, rank=self._rank, machine=self._machine)
+            found, position = reports.tail(db, self._job, count, rank=self._rank, machine=self._machine)
             return views.lines(found, self._machines(db)), position
 
     def pages(self, position: LogPosition | None, tail: int | None) -> Iterator[list[rest.LogLine]]:

@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import APIRouter
 from shoestring_core import rest
 from shoestring_core.decide.sizing import choose
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.timeouts import Terms
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import sizing
-from shoestring_core.store.engine import Read
-from shoestring_core.store.people import Principal
+from shoestring_core.store.db import Read
+from shoestring_core.store.identity import Principal
 
 from shoestring_api import specs, views
 from shoestring_api.bodies import ExactRoute

@@ -13,14 +13,14 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
 from shoestring_core import rest
-from shoestring_core.decide.terms import S, Terms
+from shoestring_core.decide.timeouts import S, Terms
 from shoestring_core.errors import Forbidden, Unauthenticated, Unavailable
-from shoestring_core.store import people
-from shoestring_core.store.engine import Read, Store, Write, open_store
+from shoestring_core.store import identity
+from shoestring_core.store.db import Read, Store, Write, open_store
 from shoestring_core.store.fleet import services
 from shoestring_core.store.groupcommit import GroupCommit
+from shoestring_core.store.identity import Principal
 from shoestring_core.store.objects import Objects, open_objects
-from shoestring_core.store.people import Principal
 
 from shoestring_api.feeds import Feeds
 from shoestring_api.hints import Hints
@@ -128,13 +128,13 @@ def caller(request: Request, service: Here) -> Principal:
         if scheme:
             if scheme.lower() != "bearer":
                 raise Unauthenticated("The Authorization header is not `Bearer KEY`.", hint="Send your API key so.")
-            return people.authenticate(db, secret.strip())
+            return identity.authenticate(db, secret.strip())
         cookie = request.cookies.get(cookie_name(service.settings))
         if not cookie:
             raise Unauthenticated(
                 "No API key was sent.", hint="Send `Authorization: Bearer KEY`, or sign in at /login."
             )
-        principal = people.session(db, cookie)
+        principal = identity.session(db, cookie)
     if request.method not in SAFE_METHODS and request.headers.get("x-csrf-token") != principal.csrf:
         raise Forbidden("The X-CSRF-Token header is missing or wrong.", hint="Send the csrf value of GET /v1/me.")
     return principal
@@ -164,11 +164,11 @@ def once(
     principal, sha = f"{caller.team}:{caller.user}", hashlib.sha256(request.encode()).hexdigest()
 
     def attempt(db: Write) -> tuple[int, str, bool]:
-        if key is not None and (first := people.begin(db, principal, key, sha)) is not None:
+        if key is not None and (first := identity.begin(db, principal, key, sha)) is not None:
             return first.status, first.body, True
         body = work(db).model_dump_json()
         if key is not None:
-            people.finish(db, principal, key, status, body)
+            identity.finish(db, principal, key, status, body)
         return status, body, False
 
     code, body, replayed = service.store.write(attempt)

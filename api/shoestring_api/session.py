@@ -8,9 +8,9 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
 from shoestring_core.errors import InvalidRequest, NotFound
-from shoestring_core.store import people, rows
-from shoestring_core.store.engine import Write
-from shoestring_core.store.people import Principal, SignedIn
+from shoestring_core.store import identity, rows
+from shoestring_core.store.db import Write
+from shoestring_core.store.identity import Principal, SignedIn
 
 from shoestring_api import VERSION, dashboard, views
 from shoestring_api.bodies import ExactRoute
@@ -35,11 +35,11 @@ def sign_in(body: rest.Login, service: Here, request: Request, response: Respons
 
     def work(db: Write) -> tuple[SignedIn, Principal]:
         if body.key is not None:
-            principal = people.authenticate(db, body.key.strip())
-            signed_in = people.open_session(db, principal.user, principal.team, principal.key)
+            principal = identity.authenticate(db, body.key.strip())
+            signed_in = identity.open_session(db, principal.user, principal.team, principal.key)
         else:
-            signed_in = people.redeem_login_code(db, body.code or "")
-        return signed_in, people.session(db, signed_in.secret)
+            signed_in = identity.redeem_login_code(db, body.code or "")
+        return signed_in, identity.session(db, signed_in.secret)
 
     signed_in, principal = service.store.write(work)
     _set_cookie(service, request, response, signed_in)
@@ -51,7 +51,7 @@ def sign_out(service: Here, caller: Caller, request: Request, response: Response
     """End the browser's session."""
     name = cookie_name(service.settings)
     if caller.csrf is not None and (secret := request.cookies.get(name)):
-        service.store.write(lambda db: people.close_session(db, secret))
+        service.store.write(lambda db: identity.close_session(db, secret))
     response.delete_cookie(name, path="/")
 
 
@@ -64,7 +64,7 @@ def login() -> Response:
 @router.post("/v1/login-codes", status_code=201)
 def create_login_code(service: Here, caller: Caller) -> rest.LoginCode:
     """A code that signs one browser in as the caller, once, within ten minutes: `/login?code=…`."""
-    return rest.LoginCode(code=service.store.write(lambda db: people.create_login_code(db, caller.user, caller.team)))
+    return rest.LoginCode(code=service.store.write(lambda db: identity.create_login_code(db, caller.user, caller.team)))
 
 
 @router.get("/v1/keys")
@@ -79,7 +79,7 @@ def create_key(body: rest.NewKey, service: Here, caller: Caller) -> rest.Created
 
     def work(db: Write) -> rest.CreatedKey:
         expires_at = None if body.expires_in_days is None else db.now + body.expires_in_days * DAY_US
-        key, secret = people.create_key(db, body.kind, caller.user, caller.team, [], expires_at)
+        key, secret = identity.create_key(db, body.kind, caller.user, caller.team, [], expires_at)
         return rest.CreatedKey(key=views.key(key), secret=secret)
 
     return service.store.write(work)
@@ -93,7 +93,7 @@ def revoke_key(key_id: UUID, service: Here, caller: Caller) -> None:
         mine = {row.id for row in rows.keys(db, caller.team, caller.user)}
         if caller.role != "admin" and key_id not in mine:
             raise NotFound("There is no such key.")
-        people.revoke_key(db, caller.team, key_id)
+        identity.revoke_key(db, caller.team, key_id)
 
     service.store.write(work)
 
@@ -112,7 +112,7 @@ def _set_cookie(service: Service, request: Request, response: Response, signed_i
     response.set_cookie(
         cookie_name(service.settings),
         signed_in.secret,
-        max_age=people.SESSION_LASTS // 1_000_000,
+        max_age=identity.SESSION_LASTS // 1_000_000,
         path="/",
         secure=request.url.scheme == "https",
         httponly=True,

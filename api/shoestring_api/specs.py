@@ -11,7 +11,7 @@ from typing import Any
 
 from shoestring_core.errors import Forbidden, InvalidSpec, Problem
 from shoestring_core.spec import DataSource, JobSpec, parse
-from shoestring_core.store.people import Principal
+from shoestring_core.store.identity import Principal
 
 from shoestring_api.service import Service
 

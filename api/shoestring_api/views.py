@@ -10,12 +10,12 @@ from typing import Literal, overload
 from uuid import UUID
 
 from shoestring_core import money, rest, results
-from shoestring_core.decide import recovery
-from shoestring_core.decide.bill import Evidence, bill
+from shoestring_core.decide import nan_recovery
+from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.sizing import Case, Choice, Option
 from shoestring_core.recipes import Recipe
 from shoestring_core.states import SUCCESS, AttemptState, EndReason, GenerationState, JobState, MachineState, Want
-from shoestring_core.store import feed, ingest
+from shoestring_core.store import events, reports
 from shoestring_core.store.checkpoints import Part
 from shoestring_core.store.rows import JobRows
 from shoestring_core.store.tables import Account, Attempt, Event, Generation, Job, Key, Machine, Transfer
@@ -131,7 +131,7 @@ def sentence(row: Job) -> str:
 def _without(row: Job) -> str:
     """What it has not learned from."""
     spans = [(int(first), int(last)) for first, last in row.skips or ()]
-    return f", without {recovery.in_words(spans)}, where its numbers broke" if spans else ""
+    return f", without {nan_recovery.in_words(spans)}, where its numbers broke" if spans else ""
 
 
 def sizing(row: Job) -> str | None:
@@ -167,7 +167,7 @@ ABOUT_MACHINES = frozenset({"machine", "generation", "cost"})
 
 def event(row: Event) -> rest.Event:
     return rest.Event(
-        cursor=feed.cursor(row.team, row.seq),
+        cursor=events.cursor(row.team, row.seq),
         at=moment(row.at),
         job=row.job,
         attempt=row.attempt,
@@ -236,7 +236,7 @@ def attempts(rows: JobRows, attempts: Iterable[Attempt], now: int) -> rest.Attem
 
 
 def generations(rows: list[Generation]) -> list[rest.Generation]:
-    owned = ingest.ownership(rows)
+    owned = reports.ownership(rows)
     return [_generation(row, owned[row.no].kept_through) for row in rows]
 
 
@@ -317,7 +317,7 @@ def _price_basis(rows: JobRows) -> Literal["simulated", "live", "snapshot"]:
 
 def cost_report(
     rows: JobRows, transfers: Iterable[Transfer], names: Mapping[UUID, str], budgets: list[rest.Budget],
-    meters: Iterable[ingest.Points], now: int,
+    meters: Iterable[reports.Points], now: int,
 ) -> rest.CostReport:  # fmt: skip
     return rest.CostReport(
         cost=cost(rows, now),
@@ -341,7 +341,7 @@ def cost_report(
     )
 
 
-def _energy(rows: JobRows, meters: Iterable[ingest.Points]) -> rest.Energy | None:
+def _energy(rows: JobRows, meters: Iterable[reports.Points]) -> rest.Energy | None:
     """Machines of the local cloud are one computer: what they read are the same meters."""
     hosts = {row.id: "here" if row.provider in SIMULATED else str(row.id) for row in rows.machines}
     seen: dict[tuple[str, str], list[results.Curve]] = defaultdict(list)
@@ -374,7 +374,7 @@ def budget(row: Account, title: str) -> rest.Budget:
 # --- the rest ---------------------------------------------------------------------------------------------
 
 
-def curves(points: Iterable[ingest.Points]) -> list[rest.Curve]:
+def curves(points: Iterable[reports.Points]) -> list[rest.Curve]:
     return [
         rest.Curve(
             name=one.name,
@@ -389,7 +389,7 @@ def curves(points: Iterable[ingest.Points]) -> list[rest.Curve]:
     ]
 
 
-def lines(found: Iterable[ingest.Line], machines: Mapping[UUID, Machine]) -> list[rest.LogLine]:
+def lines(found: Iterable[reports.Line], machines: Mapping[UUID, Machine]) -> list[rest.LogLine]:
     return [
         rest.LogLine(
             machine=one.machine, slot=machines[one.machine].slot, rank=one.rank, offset=one.offset, text=one.text

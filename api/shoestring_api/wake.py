@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 
 import redis.asyncio as redis
 from redis.exceptions import RedisError
-from shoestring_core.store.engine import Committed
+from shoestring_core.store.db import Committed
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from shoestring_core import rest, wire
 from shoestring_core.decide import schedule
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import Seen
-from shoestring_core.store import people
-from shoestring_core.store.engine import Store, Write
-from shoestring_core.store.fleet import facts, launches, planning
+from shoestring_core.store import identity
+from shoestring_core.store.db import Store, Write
+from shoestring_core.store.fleet import launches, observations, planning
 
 from tests.servers import free_port, until
 
@@ -104,7 +104,7 @@ class Deployment:
         def call(db: Write, machine: UUID) -> None:
             assert launches.begin_call(db, machine, terms) is not None
             seen = Seen("local", "local", f"lm-{machine.hex[-17:]}", str(machine), {}, "running", db.now)
-            facts.record(db, machine, seen, terms)
+            observations.record(db, machine, seen, terms)
 
         machines = self.store.write(plan)
         for machine in machines:
@@ -238,10 +238,10 @@ class Agent:
 
 def _people(db: Write) -> tuple[str, str, str]:
     """Keys of an admin, a member of the same team, and somebody of another."""
-    ada = people.ensure_admin(db, "lab", "vision", "ada")
-    ben = people.ensure_member(db, "lab", "vision", "ben")
-    cem = people.ensure_admin(db, "lab", "speech", "cem")
+    ada = identity.ensure_admin(db, "lab", "vision", "ada")
+    ben = identity.ensure_member(db, "lab", "vision", "ben")
+    cem = identity.ensure_admin(db, "lab", "speech", "cem")
     ada_key, ben_key, cem_key = (
-        people.create_key(db, "pat", one.user, one.team, [], None)[1] for one in (ada, ben, cem)
+        identity.create_key(db, "pat", one.user, one.team, [], None)[1] for one in (ada, ben, cem)
     )
     return ada_key, ben_key, cem_key

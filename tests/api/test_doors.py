@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from shoestring_core.store import people
-from shoestring_core.store.engine import Write
+from shoestring_core.store import identity
+from shoestring_core.store.db import Write
 
 from tests.api.deployment import SPEC, Deployment
 
@@ -61,8 +61,8 @@ def test_a_wrong_key_is_401_and_says_so(here: Deployment, key: str) -> None:
 
 def test_expired_and_revoked_keys_are_401(here: Deployment) -> None:
     def expired(db: Write) -> str:
-        ben = people.ensure_member(db, "lab", "vision", "ben")
-        return people.create_key(db, "pat", ben.user, ben.team, [], db.now - 1)[1]
+        ben = identity.ensure_member(db, "lab", "vision", "ben")
+        return identity.create_key(db, "pat", ben.user, ben.team, [], db.now - 1)[1]
 
     with here.client(here.store.write(expired)) as late:
         answer = late.get("/v1/me")

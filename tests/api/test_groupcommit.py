@@ -5,7 +5,7 @@ from threading import Barrier, Thread
 
 import pytest
 from shoestring_core.errors import InvalidRequest
-from shoestring_core.store.engine import Write
+from shoestring_core.store.db import Write
 from shoestring_core.store.groupcommit import GroupCommit
 from shoestring_core.store.tables import Service
 from sqlalchemy import insert

@@ -5,7 +5,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from shoestring_core import wire
-from shoestring_core.decide import losses
+from shoestring_core.decide import failures
 from shoestring_core.store.fleet import gangs
 
 from tests.api.deployment import SPEC, Agent, Deployment
@@ -164,7 +164,7 @@ def test_a_job_says_which_batches_it_does_without(here: Deployment) -> None:
     job, (agent,) = here.running()
     agent.points(range(1, 9))
     agent.checkpoint(3, {"model.safetensors": b"good"})
-    verdict = losses.Restart("the loss of step 5 is nan; it goes back", skip=(4, 5))
+    verdict = failures.Restart("the loss of step 5 is nan; it goes back", skip=(4, 5))
     assert here.store.write(lambda db: gangs.carry_out(db, job, 1, 1, verdict))
     assert here.job(job).sentence == "Training, without the batches of steps 4 to 5, where its numbers broke."
     run = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from shoestring_core.store.engine import open_store
+from shoestring_core.store.db import open_store
 
 from tests.api.deployment import Deployment
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from shoestring_core.store import people
-from shoestring_core.store.engine import open_store
+from shoestring_core.store import identity
+from shoestring_core.store.db import open_store
 from sqlalchemy import text
 
 from tests.servers import free_port, until
@@ -103,8 +103,8 @@ def _prepared(database_url: str) -> str:
     """Tables, and an admin's key."""
     store = open_store(database_url)
     store.migrate()
-    admin = store.write(lambda db: people.ensure_admin(db, "lab", "vision", "ada"))
-    key = store.write(lambda db: people.create_key(db, "pat", admin.user, admin.team, [], None)[1])
+    admin = store.write(lambda db: identity.ensure_admin(db, "lab", "vision", "ada"))
+    key = store.write(lambda db: identity.create_key(db, "pat", admin.user, admin.team, [], None)[1])
     store.close()
     return key
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from shoestring_core.store.engine import open_store
+from shoestring_core.store.db import open_store
 from shoestring_core.store.tables import Machine
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
 from tests.servers import until
-from tests.trainer.local_cloud import SPOT, LocalCloud
+from tests.trainer.machinehost.local_cloud import SPOT, LocalCloud
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shoestring_core.store import feed
+from shoestring_core.store import events as feed
 from shoestring_core.store.tables import Event, Job
 from sqlalchemy import delete
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from shoestring import exits, models
-from shoestring_core.store.engine import open_store
+from shoestring_core.store.db import open_store
 
 from tests.api.deployment import Deployment
 

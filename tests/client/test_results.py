@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from shoestring import Client, exits, results
-from shoestring_core.store.engine import open_store
+from shoestring_core.store.db import open_store
 
 from tests.api.deployment import Deployment
 from tests.client.test_cli import shoestring

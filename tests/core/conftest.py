@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from shoestring_core.store import migrations
-from shoestring_core.store.engine import Store, open_store
+from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.tables import Base
 from sqlalchemy import text
 

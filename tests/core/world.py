@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from shoestring_core import spec
-from shoestring_core.decide.bill import Line
-from shoestring_core.store import jobs, ledger, people
-from shoestring_core.store.engine import Store
+from shoestring_core.decide.billing import Line
+from shoestring_core.store import identity, jobs, ledger
+from shoestring_core.store.db import Store
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import Account, Attempt, Event, Job, Machine
 from sqlalchemy import select
@@ -24,7 +24,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.me = self.store.write(
-            lambda db: people.ensure_admin(db, f"org {self.name}", f"team {self.name}", f"user {self.name}")
+            lambda db: identity.ensure_admin(db, f"org {self.name}", f"team {self.name}", f"user {self.name}")
         )
         self.team = self.me.team
 

@@ -15,7 +15,7 @@ from shoestring.client import ServiceError
 from tests.e2e import witness
 from tests.e2e.service import Service, start
 from tests.soak import pictures
-from tests.trainer.bucket_server import BUCKET, Bucket, serving
+from tests.trainer.data_sync.bucket_server import BUCKET, Bucket, serving
 
 pytestmark = [pytest.mark.timeout(300)]
 

@@ -30,12 +30,12 @@ from typing import Any
 import httpx
 from shoestring import watch
 from shoestring_core import rest
-from shoestring_trainer.training.samples import merge, read
+from shoestring_trainer.training.results.sample_log import merge, read
 
 from tests import servers
 from tests.e2e import witness
 from tests.e2e.service import Service, carrying
-from tests.trainer.gangs import finished
+from tests.trainer.training.gangs import finished
 
 CASES = ("killed", "first-killed", "ended", "reclaimed")
 NODES, EPOCHS = 4, 80

@@ -11,14 +11,14 @@ from uuid import UUID
 import pytest
 from shoestring_core import spec, wire
 from shoestring_core.decide.schedule import smallest_hold
-from shoestring_core.decide.terms import S, Terms
-from shoestring_core.store import checkpoints, jobs, ledger, people
-from shoestring_core.store.engine import Read, Store, open_store
+from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.store import checkpoints, identity, jobs, ledger
+from shoestring_core.store.db import Read, Store, open_store
 from shoestring_core.store.fleet import agents, gangs, services
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import Generation, Job, Machine, Transfer
-from shoestring_worker.cloud.sim import SimCloud
-from shoestring_worker.engine import Engine
+from shoestring_worker.control_loop import Engine
+from shoestring_worker.providers.sim import SimCloud
 from sqlalchemy import select, update
 
 from tests import write_order
@@ -46,7 +46,7 @@ class World:
     clock: Clock
     engine: Engine
     objects: LocalObjects
-    admin: people.Principal
+    admin: identity.Principal
     terms: Terms
 
     def another_engine(self) -> Engine:
@@ -54,7 +54,7 @@ class World:
 
     # What people do.
 
-    def submit(self, nodes: int | str = 1, principal: people.Principal | None = None, **fields: object) -> UUID:
+    def submit(self, nodes: int | str = 1, principal: identity.Principal | None = None, **fields: object) -> UUID:
         who = principal or self.admin
         tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes}} | fields
         wanted = spec.parse(tree)
@@ -174,7 +174,7 @@ def world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     clock = Clock()
     monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
     store = open_store(migrated_url)
-    admin = store.write(lambda db: people.ensure_admin(db, "org", "vision", "ann"))
+    admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
     store.write(lambda db: services.seen(db, "api", 0))
     clock.pass_(60)
     cloud, objects, terms = (

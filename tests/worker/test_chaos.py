@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money
-from shoestring_core.decide.terms import S
+from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet import agents, records, services

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from shoestring_core.decide.terms import S
+from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import Generation, Machine
 from sqlalchemy import select
 
 from tests.worker.conftest import World
-from tests.worker.test_engine import finish, independent_bill, spent
+from tests.worker.test_control_loop import finish, independent_bill, spent
 
 
 def running(world: World, nodes: str = "2..4") -> UUID:

@@ -11,13 +11,13 @@ import pytest
 from shoestring_core import money, wire
 from shoestring_core.decide.reconcile import Seen
 from shoestring_core.decide.schedule import plan
-from shoestring_core.decide.terms import S
+from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest, PointsMissing, StaleTransition
 from shoestring_core.store import checkpoints, jobs, ledger
-from shoestring_core.store.fleet import agents, facts, planning, services
+from shoestring_core.store.fleet import agents, observations, planning, services
 from shoestring_core.store.tables import Account, Checkpoint, Event, Machine
-from shoestring_worker.cloud.base import Intent
-from shoestring_worker.cloud.sim import SimCloud
+from shoestring_worker.providers.base import Intent
+from shoestring_worker.providers.sim import SimCloud
 from sqlalchemy import func, select, update
 
 from tests.worker.conftest import World
@@ -182,7 +182,7 @@ def test_a_machine_that_renewed_in_time_is_not_ended_by_a_late_decision(world: W
     (machine,) = world.alive(job)
     world.clock.pass_(31)
     world.report(job)  # between the reconciler's reading and its writing
-    assert not world.store.write(lambda db: facts.begin_end(db, machine.id, "silent", lease=True))
+    assert not world.store.write(lambda db: observations.begin_end(db, machine.id, "silent", lease=True))
     assert world.machines(job)[0].state == "up"
 
 

@@ -7,12 +7,12 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import wire
-from shoestring_core.store import ingest, jobs
+from shoestring_core.store import jobs, reports
 from shoestring_core.store.tables import Generation
 from sqlalchemy import select
 
 from tests.worker.conftest import World
-from tests.worker.test_engine import finish, leave
+from tests.worker.test_control_loop import finish, leave
 
 
 def running(world: World, **resources: object) -> UUID:
@@ -57,7 +57,7 @@ def test_each_time_it_goes_further_back_and_passes_over_more_until_enough_was_tr
     assert {machine.id for machine in world.alive(job)} == machines
     assert world.job(job).attempt == 1
     with world.store.read() as db:
-        course = ingest.ownership(db.sql.scalars(select(Generation).where(Generation.job == job)))
+        course = reports.ownership(db.sql.scalars(select(Generation).where(Generation.job == job)))
     assert [(one.start, one.kept_through) for _, one in sorted(course.items())] == [
         (0, 30), (40, 30), (40, 30), (30, None)
     ]  # fmt: skip

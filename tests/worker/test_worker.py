@@ -13,14 +13,14 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import spec
-from shoestring_core.store import jobs, people
-from shoestring_core.store.engine import Store, open_store
+from shoestring_core.store import identity, jobs
+from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.tables import Job
 from sqlalchemy import select
 
 from tests import servers
 from tests.servers import until
-from tests.trainer import local_cloud
+from tests.trainer.machinehost import local_cloud
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -70,7 +70,7 @@ def start(tmp_path: Path, migrated_url: str, host: local_cloud.LocalCloud) -> It
 
 
 def submit(store: Store) -> UUID:
-    admin = store.write(lambda db: people.ensure_admin(db, "org", "vision", "ann"))
+    admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
     wanted = spec.parse({"recipe": "digits/quickstart"})
     return store.write(lambda db: jobs.submit(db, admin.team, admin.user, wanted, smallest_hold=0)).id
 

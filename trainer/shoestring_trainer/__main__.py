@@ -27,13 +27,13 @@ def main(arguments: list[str]) -> int:
 
             return rank.main(words)
         case ["predict" | "export" | "schedule" | "model" | "lr-find", *_]:
-            from shoestring_trainer.training import commands
+            from shoestring_trainer.training.cli import commands
 
             return commands.main(arguments)
         case ["samples", *folders]:
-            from shoestring_trainer.training import samples
+            from shoestring_trainer.training.results import sample_log
 
-            return samples.main(folders)
+            return sample_log.main(folders)
         case ["agent", *rest]:
             from shoestring_trainer.agent import agent
 

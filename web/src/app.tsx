@@ -3,17 +3,17 @@ import { useQuery } from "@tanstack/react-query";
 import { lazy, Suspense, useEffect, useSyncExternalStore } from "react";
 import { api, setCsrf, whenSignedOut } from "./api/client";
 import { budgets, me, queries, receive, reread } from "./api/resources";
-import { dollars } from "./money";
-import { LoginPage } from "./pages/login";
-import { JobsPage } from "./pages/jobs";
-import { BudgetPage, tightest } from "./pages/budget";
-import { Page, ProblemNote, Skeleton } from "./parts";
+import { dollars } from "./lib/money";
+import { LoginPage } from "./features/login/login";
+import { JobsPage } from "./features/jobs/jobs";
+import { BudgetPage, tightest } from "./features/budget/budget";
+import { Page, ProblemNote, Skeleton } from "./components/parts";
 import { go, Link, useAddress } from "./router";
-import { stream } from "./stream";
-import { setTheme, THEMES, useTheme } from "./theme";
+import { stream } from "./live/stream";
+import { setTheme, THEMES, useTheme } from "./lib/theme";
 
-const JobPage = lazy(() => import("./pages/job"));
-const NewJobPage = lazy(() => import("./pages/new-job"));
+const JobPage = lazy(() => import("./features/job/job"));
+const NewJobPage = lazy(() => import("./features/new-job/new-job"));
 
 whenSignedOut(signIn);
 stream.onRefused = () => void queries.invalidateQueries({ queryKey: me.queryKey });

@@ -3,8 +3,8 @@ import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 import { queries } from "./api/resources";
 import { App } from "./app";
-import { followVisibility } from "./stream";
-import { applyTheme } from "./theme";
+import { followVisibility } from "./live/stream";
+import { applyTheme } from "./lib/theme";
 import "./style.css";
 
 applyTheme();

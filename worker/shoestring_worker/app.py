@@ -19,12 +19,12 @@ from uuid import UUID
 
 from celery import Celery, signals
 from kombu.exceptions import OperationalError
-from shoestring_core.decide.terms import Terms
-from shoestring_core.store.engine import open_store
+from shoestring_core.decide.timeouts import Terms
+from shoestring_core.store.db import open_store
 from shoestring_core.store.objects import open_objects
 
-from shoestring_worker.cloud.local import LocalCloud
-from shoestring_worker.engine import Engine
+from shoestring_worker.control_loop import Engine
+from shoestring_worker.providers.local import LocalCloud
 from shoestring_worker.settings import Settings
 from shoestring_worker.wake import Wake
 

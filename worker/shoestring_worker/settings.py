@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from shoestring_core.decide.terms import S, Terms
+from shoestring_core.decide.timeouts import S, Terms
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]

@@ -10,7 +10,7 @@ import threading
 from uuid import UUID
 
 import redis
-from shoestring_core.store.engine import Committed
+from shoestring_core.store.db import Committed
 
 log = logging.getLogger(__name__)
 

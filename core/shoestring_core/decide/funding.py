@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core import money
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.timeouts import Terms
 from shoestring_core.states import EndReason, Want
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer, suitable
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.timeouts import Terms
 
 
 @dataclass(frozen=True)

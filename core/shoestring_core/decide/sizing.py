@@ -19,7 +19,7 @@ from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer, suitable
 from shoestring_core.decide.scaling import Basis, Measurement, Scaling
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.timeouts import Terms
 from shoestring_core.spec import MAX_NODES, JobSpec
 
 SAME_WORK = frozenset(

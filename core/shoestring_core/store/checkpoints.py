@@ -17,8 +17,8 @@ from sqlalchemy import insert, select, update
 from shoestring_core import wire
 from shoestring_core.errors import AgentRefused, InvalidRequest, InvalidSpec, PointsMissing, Problem
 from shoestring_core.states import EndReason, JobState
-from shoestring_core.store import ingest, jobs
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store import jobs, reports
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
 
@@ -140,7 +140,7 @@ def before(db: Read, job: Job, step: int) -> Checkpoint | None:
     """The newest of the job's present course from which step `step` is still to come; failing that what its first
     generation started from; None: nothing."""
     generations = list(db.sql.scalars(select(Generation).where(Generation.job == job.id).order_by(Generation.no)))
-    owned = ingest.ownership(generations)
+    owned = reports.ownership(generations)
     found = select(Checkpoint).where(Checkpoint.job == job.id, Checkpoint.step < step)
     for one in db.sql.scalars(found.order_by(Checkpoint.step.desc(), Checkpoint.generation.desc())):
         if owned[one.generation].holds(one.step):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from shoestring_core.errors import ShoestringError
-from shoestring_core.store.engine import Store, Write
+from shoestring_core.store.db import Store, Write
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from shoestring_core.errors import BudgetExceeded, InvalidRequest, NotFound, Sta
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import JOB_MOVES, SUCCESS, EndReason, JobState, Want
 from shoestring_core.store import ledger
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import Account, Job, User
 

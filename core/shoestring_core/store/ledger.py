@@ -25,9 +25,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, case, func, or_, select, update
 
 from shoestring_core import money
-from shoestring_core.decide.bill import Line
+from shoestring_core.decide.billing import Line
 from shoestring_core.errors import BudgetExceeded, NotFound, PreconditionFailed, StaleTransition
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import Account, Hold, Job, Machine, Team, Transfer, User
 

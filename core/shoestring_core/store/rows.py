@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from shoestring_core.store.engine import Read
+from shoestring_core.store.db import Read
 from shoestring_core.store.tables import (
     Account,
     Attempt,

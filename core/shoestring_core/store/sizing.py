@@ -13,11 +13,11 @@ from sqlalchemy import ColumnElement, func, select, tuple_
 from shoestring_core import results
 from shoestring_core.decide import sizing
 from shoestring_core.decide.scaling import NEWEST, Measurement
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.timeouts import Terms
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import SUCCESS, EndReason
-from shoestring_core.store import ingest, ledger
-from shoestring_core.store.engine import Read
+from shoestring_core.store import ledger, reports
+from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import planning, records
 from shoestring_core.store.tables import Account, Chunk, Generation, Job, Machine, Member, Series
 
@@ -139,11 +139,11 @@ def _lines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Lines]:
     points: dict[tuple[UUID, int], list[tuple[int, float, float]]] = defaultdict(list)
     for column, edges in ((Chunk.first_step, firsts), (Chunk.last_step, lasts)):
         for job, chunk in _chunks(db, "epoch", jobs, tuple_(Series.job, Chunk.generation, column).in_(edges)):
-            points[job, chunk.generation] += ingest.unpacked(chunk)
+            points[job, chunk.generation] += reports.unpacked(chunk)
     found = {key: _Lines(min(own), max(own)) for key, own in points.items()}
     for job, chunk in _chunks(db, results.SCORING, jobs):
         if (job, chunk.generation) in found:
-            found[job, chunk.generation].scoring |= {at: seconds for at, _, seconds in ingest.unpacked(chunk)}
+            found[job, chunk.generation].scoring |= {at: seconds for at, _, seconds in reports.unpacked(chunk)}
     return found
 
 

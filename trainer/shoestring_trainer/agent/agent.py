@@ -35,15 +35,15 @@ from uuid import UUID
 from shoestring_core.wire import Member, Order, RankExit, Redeem
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent.datasets import NoData, bring, is_remote
 from shoestring_trainer.agent.deadman import DeadMan, power_off
+from shoestring_trainer.agent.file_tailer import Event, Tails
 from shoestring_trainer.agent.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
 from shoestring_trainer.agent.ranks import KEYS_PREFIX, MARK, Ranks, end_ranks, free_port
 from shoestring_trainer.agent.service import Heard, Refused, Service, Unreachable, boottime, pauses
 from shoestring_trainer.agent.spool import Spool, write_durably
-from shoestring_trainer.agent.tails import Event, Tails
 from shoestring_trainer.agent.telemetry import Telemetry
 from shoestring_trainer.agent.transfers import Cache, Checkpoint, Courier, Unfetchable
+from shoestring_trainer.data_sync.datasets import NoData, bring, is_remote
 
 log = logging.getLogger("shoestring.agent")
 

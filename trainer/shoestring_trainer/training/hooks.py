@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring_trainer.training.faults import UserError
+from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.settings import Settings
 
 JOINTS = ("on_start", "on_batch", "on_gradients", "on_step", "on_scored", "on_end")

@@ -9,23 +9,23 @@ from time import monotonic
 import torch
 from shoestring_core.results import SCORING
 
-from shoestring_trainer.training.artifacts import make_artifacts
-from shoestring_trainer.training.data.pictures import DataSet
-from shoestring_trainer.training.evaluation import evaluate
-from shoestring_trainer.training.exports import require_onnx
-from shoestring_trainer.training.faults import NotANumber
-from shoestring_trainer.training.figures import speed
-from shoestring_trainer.training.learner import Learner
+from shoestring_trainer.training.checkpoint.state import restore
+from shoestring_trainer.training.checkpoint.warm_start import warm_start
+from shoestring_trainer.training.data.images import DataSet
+from shoestring_trainer.training.distributed.shared_batch import share_batch
+from shoestring_trainer.training.errors import NotANumber
+from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.orders import Orders
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.record import Record
-from shoestring_trainer.training.samples import SampleLog
-from shoestring_trainer.training.schedules import Plan
+from shoestring_trainer.training.results.artifacts import make_artifacts
+from shoestring_trainer.training.results.evaluation import evaluate
+from shoestring_trainer.training.results.exports import require_onnx
+from shoestring_trainer.training.results.record import Record
+from shoestring_trainer.training.results.sample_log import SampleLog
+from shoestring_trainer.training.results.throughput import speed
 from shoestring_trainer.training.setup import Setup, set_up
-from shoestring_trainer.training.shared_batch import share_batch
-from shoestring_trainer.training.state import restore
+from shoestring_trainer.training.step import Learner
 from shoestring_trainer.training.task import Goal, Outcome, Standing, Task
-from shoestring_trainer.training.warm_start import warm_start
 
 
 def train(task: Task, orders: Orders, standing: Standing) -> Outcome:

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 from shoestring_core.errors import InvalidSpec
 
-from shoestring_trainer.training.alone import go_back, prepare, unpack_model
-from shoestring_trainer.training.faults import NotANumber, TrainerError, classify, explain
+from shoestring_trainer.training.cli.standalone import go_back, prepare, unpack_model
+from shoestring_trainer.training.errors import NotANumber, TrainerError, classify, explain
 from shoestring_trainer.training.orders import TOLD_BY, Orders
 from shoestring_trainer.training.task import Outcome, Standing, Task, read_task
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from shoestring_trainer.training.faults import UserError
+from shoestring_trainer.training.errors import UserError
 
 _NO_SETTINGS = {"seed", "precision", "gpus", "machines", "step"}
 """Parameters that the task settles, or that only choose among a recipe's variants."""

@@ -10,16 +10,16 @@ import torch
 from shoestring_core import recipes
 from torch import nn
 
-from shoestring_trainer.training.augment import draws_needed
+from shoestring_trainer.training.data.augment import draws_needed
+from shoestring_trainer.training.data.batches import Feed
 from shoestring_trainer.training.data.sources import open_source
-from shoestring_trainer.training.faults import UserError
-from shoestring_trainer.training.feed import Feed
-from shoestring_trainer.training.gang import Gang, join_gang
-from shoestring_trainer.training.lazy_compiler import defer_compiler
-from shoestring_trainer.training.models import build_model, learn_from_pictures
+from shoestring_trainer.training.distributed.context import Gang, join_gang
+from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.models.compiler import defer_compiler
+from shoestring_trainer.training.models.networks import build_model, learn_from_pictures
+from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import SampleOrder, key
-from shoestring_trainer.training.schedules import Plan
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import Task
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shoestring_trainer.training.faults import UserError
+from shoestring_trainer.training.errors import UserError
 
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 _KEYS = {

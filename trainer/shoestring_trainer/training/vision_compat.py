@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from shoestring_trainer.training.lazy_compiler import restore_compiler
+from shoestring_trainer.training.models.compiler import restore_compiler
 
 restore_compiler()
 try:

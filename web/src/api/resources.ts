@@ -7,7 +7,7 @@ import {
   infiniteQueryOptions,
 } from "@tanstack/react-query";
 import { api, body, Problem, type Schemas } from "./client";
-import type { Message } from "../stream";
+import type { Message } from "../live/stream";
 
 export type Job = Schemas["Job"];
 export type JobPage = Schemas["JobPage"];

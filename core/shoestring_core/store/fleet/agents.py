@@ -13,12 +13,12 @@ from sqlalchemy import Update, select, update
 
 from shoestring_core import task, wire
 from shoestring_core.decide import membership, orders
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.timeouts import Terms
 from shoestring_core.errors import AgentRefused
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
 from shoestring_core.store import jobs
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import gangs, records, work
 from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
 

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from sqlalchemy import exists, select, update
 
-from shoestring_core.decide import bill, funding
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide import billing, funding
+from shoestring_core.decide.timeouts import Terms
 from shoestring_core.store import ledger
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import records
 from shoestring_core.store.tables import Account, Attempt, Hold, Job, Machine
 
@@ -50,7 +50,7 @@ def post_cost(db: Write, machine_id: UUID) -> None:
     """Post what a living machine has cost so far, as far as its hold covers it."""
     machine = records.machine(db, machine_id)
     if machine.state in ("up", "ending"):
-        ledger.settle(db, machine_id, bill.bill(evidence(machine), db.now), final=False)
+        ledger.settle(db, machine_id, billing.bill(evidence(machine), db.now), final=False)
 
 
 def overdrawn(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
@@ -77,7 +77,7 @@ def settle_machine(db: Write, machine_id: UUID) -> bool:
     if not records.touched(db, billed.values(billed_at=db.now)):
         return False
     machine = records.machine(db, machine_id)
-    job, lines = records.job(db, machine.job), bill.bill(evidence(machine), db.now)
+    job, lines = records.job(db, machine.job), billing.bill(evidence(machine), db.now)
     ledger.settle(db, machine_id, lines, final=True)
     db.event(
         team=job.team_id,
@@ -109,9 +109,9 @@ def settle_job(db: Write, job_id: UUID) -> bool:
     return True
 
 
-def evidence(machine: Machine) -> bill.Evidence:
+def evidence(machine: Machine) -> billing.Evidence:
     """What the bill of a machine is made from."""
-    return bill.Evidence(
+    return billing.Evidence(
         provider=machine.provider,
         type=machine.type,
         market=machine.market,

@@ -9,18 +9,18 @@ from uuid import UUID
 
 from sqlalchemy import exists, insert, or_, select, update
 
-from shoestring_core.decide import funding, losses, membership, recovery
+from shoestring_core.decide import failures, funding, membership, nan_recovery
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, Want
 from shoestring_core.store import checkpoints, jobs, ledger
-from shoestring_core.store.engine import Read, Write
-from shoestring_core.store.fleet import facts, records, work
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.fleet import observations, records, work
 from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
 
 
 def open_generation(
     db: Write, job_id: UUID, attempt_no: int, reason: str,
-    slots: Container[int] | None = None, skip: recovery.Span | None = None,
+    slots: Container[int] | None = None, skip: nan_recovery.Span | None = None,
 ) -> int:  # fmt: skip
     """The next generation, of all machines of the attempt or of those in `slots`; the one before is over. Returns its
     number.
@@ -80,20 +80,20 @@ def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool
     return records.touched(db, changed)
 
 
-def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, verdict: losses.Verdict) -> bool:
+def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, verdict: failures.Verdict) -> bool:
     """Do what was judged about a job, if it is still in the attempt and generation that were judged."""
     job, attempt = records.claim(db, job_id), records.attempt(db, job_id, attempt_no)
     if not records.wanted(job, attempt) or (generation or 0) != _generation_of(db, job, attempt_no):
         return False
-    if isinstance(verdict, losses.Restart):
+    if isinstance(verdict, failures.Restart):
         return _restart(db, job, attempt, verdict)
-    if isinstance(verdict, losses.EndJob):
+    if isinstance(verdict, failures.EndJob):
         _end_job(db, job, verdict)
         return close_attempt(db, job_id, attempt_no, verdict.reason)
-    if isinstance(verdict, losses.EndAttempt):
+    if isinstance(verdict, failures.EndAttempt):
         spec = JobSpec.from_stored(job.spec)
         trained, in_vain = _history(db, job_id, attempt_no)
-        end = losses.retry(verdict.reason, trained, in_vain, spec.retry.on, spec.retry.max)
+        end = failures.retry(verdict.reason, trained, in_vain, spec.retry.on, spec.retry.max)
         if end is not None:
             _end_job(db, job, end)
         else:
@@ -111,7 +111,7 @@ def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, 
     return False
 
 
-def _restart(db: Write, job: Job, attempt: Attempt, verdict: losses.Restart) -> bool:
+def _restart(db: Write, job: Job, attempt: Attempt, verdict: failures.Restart) -> bool:
     """Open the next generation. Of a gang that may lose machines, those join that still can; False: too few do."""
     one = work.look(db, attempt)
     if not one.elastic:
@@ -123,7 +123,7 @@ def _restart(db: Write, job: Job, attempt: Attempt, verdict: losses.Restart) -> 
     open_generation(db, job.id, attempt.no, verdict.reason, slots, verdict.skip)
     for machine in one.machines:
         if machine.slot in verdict.expelled:
-            facts.begin_end(db, machine.id, "it did not get ready in time", lease=False)
+            observations.begin_end(db, machine.id, "it did not get ready in time", lease=False)
     return True
 
 
@@ -179,7 +179,7 @@ def _after_stopping(db: Write, job: Job) -> None:
         jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason="all machines are gone")
 
 
-def _end_job(db: Write, job: Job, end: losses.EndJob) -> None:
+def _end_job(db: Write, job: Job, end: failures.EndJob) -> None:
     """End a job; one that never ran goes back to the queue first, as the table of moves has it."""
     if job.state == JobState.LAUNCHING:
         job = jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=end.text)

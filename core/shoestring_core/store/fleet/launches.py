@@ -9,10 +9,10 @@ from uuid import UUID
 
 from sqlalchemy import exists, or_, select, update
 
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide.timeouts import Terms
 from shoestring_core.states import MachineState
 from shoestring_core.store import ledger
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import records
 from shoestring_core.store.tables import Attempt, Job, Machine
 

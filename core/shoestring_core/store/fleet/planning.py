@@ -9,17 +9,17 @@ from uuid import UUID
 
 from sqlalchemy import delete, func, insert, select, update
 
-from shoestring_core.decide import funding, losses
+from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.decide.schedule import Balance, Snapshot, Start, Wait, Waiting
 from shoestring_core.decide.sizing import Choice
-from shoestring_core.decide.terms import S, Terms
+from shoestring_core.decide.timeouts import S, Terms
 from shoestring_core.errors import StaleTransition
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import records
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import Account, Attempt, Job, Machine, Offered, Price, Scheduler
@@ -200,7 +200,7 @@ def _not_before(attempts: list[Attempt], terms: Terms) -> int:
     if not failed or failed[0].closed_at is None:
         return 0
     first = CAPACITY_DELAY if failed[0].reason == "capacity" else S // 2
-    return failed[0].closed_at + losses.delay(len(failed), terms, first)
+    return failed[0].closed_at + failures.delay(len(failed), terms, first)
 
 
 def _open_attempt(db: Write, start: Start, epoch: int) -> None:

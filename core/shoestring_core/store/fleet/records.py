@@ -12,7 +12,7 @@ from sqlalchemy import Update, select, update
 
 from shoestring_core.errors import AgentRefused
 from shoestring_core.states import AttemptState, JobState, Want
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import Account, Attempt, Job, Machine, Member
 
 ALIVE = ("planned", "calling", "up", "ending")

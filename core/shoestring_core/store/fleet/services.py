@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from sqlalchemy import update
 
-from shoestring_core.decide.terms import Terms
-from shoestring_core.store.engine import Read, Write
+from shoestring_core.decide.timeouts import Terms
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import records
 from shoestring_core.store.tables import Service
 

@@ -9,11 +9,11 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from shoestring_core import wire
-from shoestring_core.decide import losses, membership
-from shoestring_core.decide.terms import Terms
+from shoestring_core.decide import failures, membership
+from shoestring_core.decide.timeouts import Terms
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import GenerationState, MachineState
-from shoestring_core.store.engine import Read
+from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import records
 from shoestring_core.store.tables import Attempt, Generation, Job, Machine, Member
 
@@ -64,13 +64,13 @@ class Unfinished:
         for slot in set(range(self.spec.resources.nodes)) - filled:
             tries = [row for row in self.machines if row.slot == slot and row.created_at >= self.attempt.opened_at]
             last = max((row.created_at for row in tries), default=0)
-            if now >= last + losses.delay(len(tries), terms):
+            if now >= last + failures.delay(len(tries), terms):
                 slots.append(slot)
         return slots
 
-    def for_judging(self) -> losses.Gang:
+    def for_judging(self) -> failures.Gang:
         generation = self.generation
-        return losses.Gang(
+        return failures.Gang(
             size=self.spec.resources.nodes,
             least=self.spec.resources.least,
             fates=self.fates,

@@ -12,7 +12,7 @@ from alembic import command
 from sqlalchemy import Connection
 
 from shoestring_core.store import migrations
-from shoestring_core.store.engine import Store, open_store
+from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.tables import Base
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from shoestring_trainer.training.data.pictures import DataSet, Pictures, describe
-from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.data.images import DataSet, Pictures, describe
+from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.settings import Settings
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shoestring_trainer.training.data.decoding import open_file
 from shoestring_trainer.training.data.listing import HELD_OUT_NAMES, SUFFIXES, Listing, check_name, hold_out
-from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.errors import DataError
 
 SPLIT_NAMES = frozenset({"train", "training", *HELD_OUT_NAMES, "testing", "dev"})
 

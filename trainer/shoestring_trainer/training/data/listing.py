@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shoestring_trainer.training.data.pictures import split_by_class
-from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.data.images import split_by_class
+from shoestring_trainer.training.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from shoestring_trainer.training.data.decoding import LYING, Frame, read_orientation
-from shoestring_trainer.training.faults import UserError
+from shoestring_trainer.training.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -20,7 +20,7 @@ from PIL import Image
 from shoestring_trainer.training.data.decoding import LARGEST_BYTES, open_bytes
 from shoestring_trainer.training.data.folders import split_places
 from shoestring_trainer.training.data.listing import HELD_OUT_NAMES, SUFFIXES, Listing, check_name, hold_out
-from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.errors import DataError
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
 LABEL_KEYS = ("label", "cls", "class")

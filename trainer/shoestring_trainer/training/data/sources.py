@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shoestring_trainer.training.data.cifar10 import load_cifar10
-from shoestring_trainer.training.data.copies import Copies
+from shoestring_trainer.training.data.decoded_cache import Copies
 from shoestring_trainer.training.data.folders import is_image_folder, split_folder
+from shoestring_trainer.training.data.images import DataSet, load_digits, resized
 from shoestring_trainer.training.data.listing import Listing, check_classes
 from shoestring_trainer.training.data.nvjpeg import nvjpeg
-from shoestring_trainer.training.data.pictures import DataSet, load_digits, resized
 from shoestring_trainer.training.data.shards import split_shards
 from shoestring_trainer.training.data.torchvision_sets import PREFIX, split_torchvision
-from shoestring_trainer.training.faults import DataError
-from shoestring_trainer.training.gang import Gang
-from shoestring_trainer.training.schedules import Plan
+from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import Task
 

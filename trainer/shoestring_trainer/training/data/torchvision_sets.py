@@ -11,7 +11,7 @@ from typing import Any
 
 from shoestring_trainer.training.data.decoding import open_file
 from shoestring_trainer.training.data.listing import Listing, check_name, hold_out
-from shoestring_trainer.training.faults import DataError
+from shoestring_trainer.training.errors import DataError
 
 PREFIX = "torchvision/"
 

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The feed: what happened in a team, numbered without holes in the order of commits.
+
+Kinds: job (its state moved; data from, to), wait (what it waits for), machine, generation, checkpoint, batch (points
+and logs arrived; ref '<machine>:<seq>'), cost, budget, agent (told by a machine's agent), alarm.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from uuid import UUID
+
+from sqlalchemy import func, select
+
+from shoestring_core.errors import InvalidRequest
+from shoestring_core.store.db import Read
+from shoestring_core.store.tables import Event, Team
+
+MAX_BEHIND = 10_000
+"""A reader further back reads the resources again instead of their history."""
+
+
+def events(db: Read, team: UUID, after: int, limit: int, *, job: UUID | None = None) -> list[Event]:
+    """The events past `after`, oldest first, at most `limit`; of one job if given."""
+    query = select(Event).where(Event.team == team, Event.seq > after).order_by(Event.seq).limit(limit)
+    if job is not None:
+        query = query.where(Event.job == job)
+    return list(db.sql.scalars(query))
+
+
+def head(db: Read, team: UUID) -> int:
+    """The number of the team's newest event; 0 if nothing happened yet."""
+    return db.sql.scalar(select(Team.feed_seq).where(Team.id == team)) or 0
+
+
+def too_old(db: Read, team: UUID, after: int) -> bool:
+    """Whether a reader at `after` must start again: too far back, pruned, or from before a restored backup."""
+    behind = head(db, team) - after
+    if not 0 <= behind <= MAX_BEHIND:
+        return True
+    return db.sql.scalar(select(func.count()).where(Event.team == team, Event.seq > after)) != behind
+
+
+def cursor(team: UUID, seq: int) -> str:
+    """A position in the feed for the outside: opaque, and good for this team alone."""
+    return base64.urlsafe_b64encode(team.bytes[-6:] + seq.to_bytes(8, "big")).decode().rstrip("=")
+
+
+def position(team: UUID, text: str) -> int:
+    """The number in a cursor. Raises InvalidRequest for what `cursor` never made for this team."""
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 14 or raw[:6] != team.bytes[-6:]:
+        raise InvalidRequest("This cursor is not one that this service gave you.", hint="Start again without a cursor.")
+    return min(int.from_bytes(raw[6:], "big"), 2**63 - 1)

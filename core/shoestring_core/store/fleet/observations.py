@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the provider says about machines, and what is to be compared with it."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, update
+
+from shoestring_core.decide import reconcile
+from shoestring_core.decide.reconcile import Seen
+from shoestring_core.decide.timeouts import Terms
+from shoestring_core.states import MachineState
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.fleet import launches, records
+from shoestring_core.store.tables import Attempt, Job, Machine
+
+
+def record(db: Write, machine: UUID, seen: Seen, terms: Terms) -> None:
+    """Write down what the provider says about a machine. Guarded by its id alone; the dead stay dead."""
+    row = db.sql.get(Machine, machine)
+    if row is None or row.state in (MachineState.GONE, MachineState.VOID):
+        return
+    state = MachineState(row.state)
+    if seen.state == "ended":
+        state = MachineState.GONE
+    elif seen.state == "stopping":
+        state = MachineState.ENDING
+    elif state in (MachineState.PLANNED, MachineState.CALLING):
+        state = MachineState.UP
+    facts: dict[str, Any] = {"provider_id": seen.id, "launched_at": seen.launched_at, "state": state}
+    if row.alive_until is None:
+        facts["alive_until"] = db.now + terms.boot
+    if state is MachineState.GONE:
+        ended_at = max(seen.ended_at or db.now, seen.launched_at)
+        facts |= {"ended_at": ended_at, "end_cause": seen.end_cause, "end_evidence": "provider"}
+    records.touched(
+        db, update(Machine).where(Machine.id == machine, Machine.state.not_in(("gone", "void"))).values(**facts)
+    )
+    if state != row.state:
+        records.machine_event(db, records.job(db, row.job), row.attempt, machine, state, cause=seen.end_cause)
+        db.hint()
+
+
+def infer_gone(db: Write, machine: UUID) -> None:
+    """The provider has forgotten a machine that it once showed: it is gone, at the latest since its funding ended."""
+    row = db.sql.get(Machine, machine)
+    if row is None or row.state not in ("up", "ending"):
+        return
+    last = max(row.launched_at or 0, min(db.now, row.funded_until or db.now))
+    gone = update(Machine).where(Machine.id == machine, Machine.state.in_(("up", "ending")))
+    if records.touched(db, gone.values(state=MachineState.GONE, ended_at=last, end_evidence="inferred")):
+        records.machine_event(
+            db, records.job(db, row.job), row.attempt, machine, "gone", reason="the provider does not know it any more"
+        )
+        db.hint()
+
+
+def begin_end(db: Write, machine: UUID, reason: str, *, lease: bool) -> bool:
+    """Decide to end a machine through the provider. False: a report has renewed its lease in the meantime."""
+    row = db.sql.get(Machine, machine)
+    if row is None:
+        return False
+    if row.state == MachineState.ENDING:
+        return True
+    guarded = update(Machine).where(Machine.id == machine, Machine.state == "up")
+    if lease:
+        guarded = guarded.where(Machine.alive_until <= db.now)
+    if not records.touched(db, guarded.values(state=MachineState.ENDING)):
+        return False
+    records.machine_event(db, records.job(db, row.job), row.attempt, machine, "ending", reason=reason)
+    return True
+
+
+def rows(db: Read) -> list[reconcile.Row]:
+    """Every machine that isn't dead, as the reconciler wants it."""
+    found = db.sql.execute(
+        select(Machine, Attempt, Job)
+        .join(Attempt, (Attempt.job == Machine.job) & (Attempt.no == Machine.attempt))
+        .join(Job, Job.id == Machine.job)
+        .where(Machine.state.in_(records.ALIVE))
+        .order_by(Machine.id)
+    )
+    return [_row(machine, attempt, job) for machine, attempt, job in found]
+
+
+def _row(machine: Machine, attempt: Attempt, job: Job) -> reconcile.Row:
+    return reconcile.Row(
+        id=machine.id,
+        provider=machine.provider,
+        region=machine.region,
+        state=MachineState(machine.state),
+        provider_id=machine.provider_id,
+        wanted=records.wanted(job, attempt),
+        unwanted_since=attempt.closed_at or _NEVER,
+        refused=machine.refusal not in (None, launches.UNKNOWN),
+        redeemed=machine.redeemed_at is not None,
+        call_by=machine.call_by or 0,
+        alive_until=machine.alive_until,
+        funded_until=machine.funded_until,
+    )
+
+
+_NEVER = 2**62

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is asking: teams, users, keys, browser sessions, one-time codes, and answers kept for repeated requests.
+
+A secret is `sst_<kind>_`, 30 random characters of base62 and their CRC-32 in 6 more, so that a mistyped key is known
+without the database and a leaked one is found by scanners. Only the SHA-256 of a secret is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import string
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy import delete, select, update
+
+from shoestring_core.errors import (
+    IdempotencyConflict,
+    IdempotencyInFlight,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+)
+from shoestring_core.store import ledger
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import Idempotency, Key, Membership, Session, Team, User
+
+Kind = Literal["pat", "job", "svc", "login"]
+Role = Literal["admin", "member"]
+
+S = 1_000_000
+LOGIN_CODE_LASTS = 600 * S
+SESSION_LASTS = 14 * 86_400 * S
+ANSWERS_LAST = 48 * 3_600 * S
+IN_FLIGHT_LASTS = 60 * S
+"""A request whose answer hasn't come by then has died with its process; its key may be used again."""
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Somebody who has shown who they are, acting in one team.
+
+    key   the API key used; None in a browser's session
+    csrf  what a browser must send along with unsafe methods; None with an API key
+    """
+
+    user: UUID
+    user_name: str
+    team: UUID
+    team_name: str
+    role: Role
+    scopes: frozenset[str] = frozenset()
+    key: UUID | None = None
+    csrf: str | None = None
+
+    @property
+    def actor(self) -> str:
+        """The name under which events record what this principal did."""
+        return self.user_name
+
+
+# Teams and users
+
+
+def ensure_admin(db: Write, org: str, team: str, user: str) -> Principal:
+    """A user who administers a team of an organisation; what doesn't exist yet is made."""
+    return ensure_member(db, org, team, user, role="admin")
+
+
+def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "member") -> Principal:
+    """A user in a team; what doesn't exist yet is made, with its accounts. An existing role stays."""
+    db.add_new(User, id=new_id(), name=user, created_at=db.now)
+    db.add_new(Team, id=new_id(), name=team, feed_seq=0)
+    user_id = db.sql.execute(select(User.id).where(User.name == user)).scalar_one()
+    team_id = db.sql.execute(select(Team.id).where(Team.name == team)).scalar_one()
+    db.add_new(Membership, team_id=team_id, user_id=user_id, role=role)
+    ledger.open_tree(db, org, team_id, user_id)
+    return _principal(db, user_id, team_id)
+
+
+def user_names(db: Read, users: set[UUID]) -> dict[UUID, str]:
+    return {row.id: row.name for row in db.sql.execute(select(User.id, User.name).where(User.id.in_(users)))}
+
+
+def team_name(db: Read, team: UUID) -> str:
+    return db.sql.execute(select(Team.name).where(Team.id == team)).scalar_one()
+
+
+# Keys
+
+
+def create_key(
+    db: Write, kind: Kind, user: UUID, team: UUID, scopes: list[str], expires_at: int | None
+) -> tuple[Key, str]:
+    """A new key and its secret, which is shown once and stored nowhere. `expires_at` in µs UTC; None: never."""
+    key_id, secret = new_id(), _secret(kind)
+    db.add_new(
+        Key,
+        id=key_id,
+        kind=kind,
+        hash=_hash(secret),
+        user_id=user,
+        team_id=team,
+        scopes=scopes,
+        created_at=db.now,
+        expires_at=expires_at,
+        revoked_at=None,
+    )
+    return db.sql.get_one(Key, key_id), secret
+
+
+def revoke_key(db: Write, team: UUID, key: UUID) -> None:
+    """End a key of the team, and what it may have opened: its owner's sign-in links and browsers are signed out too.
+
+    Again: nothing. Raises NotFound.
+    """
+    owner = db.sql.scalar(select(Key.user_id).where(Key.id == key, Key.team_id == team))
+    if owner is None:
+        raise NotFound("There is no such key.")
+    if db.count(update(Key).where(Key.id == key, Key.revoked_at.is_(None)).values(revoked_at=db.now)):
+        links = (Key.user_id == owner, Key.team_id == team, Key.kind == "login", Key.revoked_at.is_(None))
+        db.count(update(Key).where(*links).values(revoked_at=db.now))
+        db.count(delete(Session).where(Session.user_id == owner, Session.team_id == team))
+
+
+def authenticate(db: Read, secret: str) -> Principal:
+    """Whose API key this is. Raises Unauthenticated, saying what is wrong with it."""
+    if not _is_well_formed(secret):
+        raise Unauthenticated(
+            "This is not an API key, or it was mistyped.",
+            hint="A key looks like sst_pat_ and 36 letters and digits; copy all of it.",
+        )
+    key = db.sql.scalar(select(Key).where(Key.hash == _hash(secret), Key.kind != "login"))
+    if key is None:
+        raise Unauthenticated("This API key is not known here.", hint="Check which server it belongs to.")
+    if key.revoked_at is not None:
+        raise Unauthenticated("This API key was revoked.", hint="Ask an admin of your team for a new one.")
+    if key.expires_at is not None and key.expires_at <= db.now:
+        raise Unauthenticated("This API key has expired.", hint="Ask an admin of your team for a new one.")
+    return _principal(db, key.user_id, key.team_id, scopes=frozenset(key.scopes), key=key.id)
+
+
+# Browsers
+
+
+@dataclass(frozen=True)
+class SignedIn:
+    """A browser's new session: the cookie's secret, and the token that unsafe methods must carry."""
+
+    secret: str
+    csrf: str
+    expires_at: int
+
+
+def create_login_code(db: Write, user: UUID, team: UUID) -> str:
+    """The code of a printed link: good once, for ten minutes."""
+    return create_key(db, "login", user, team, [], db.now + LOGIN_CODE_LASTS)[1]
+
+
+def redeem_login_code(db: Write, code: str) -> SignedIn:
+    """Sign a browser in by a one-time code. Raises Unauthenticated if it was used, has expired, or never was."""
+    unused = (Key.hash == _hash(code), Key.kind == "login", Key.revoked_at.is_(None), Key.expires_at > db.now)
+    if not _is_well_formed(code) or db.count(update(Key).where(*unused).values(revoked_at=db.now)) != 1:
+        raise Unauthenticated(
+            "This link was used already, or it is older than ten minutes.",
+            hint="Sign in with an API key, or run `shoestring open` for a new link.",
+        )
+    key = db.sql.execute(select(Key).where(Key.hash == _hash(code))).scalar_one()
+    return open_session(db, key.user_id, key.team_id)
+
+
+def open_session(db: Write, user: UUID, team: UUID, key: UUID | None = None) -> SignedIn:
+    """Sign a browser in, by a key for no longer than that lasts."""
+    db.count(delete(Session).where(Session.expires_at <= db.now))
+    ends = db.sql.scalar(select(Key.expires_at).where(Key.id == key))
+    expires_at = min(db.now + SESSION_LASTS, ends or db.now + SESSION_LASTS)
+    signed_in = SignedIn(secrets.token_urlsafe(32), secrets.token_urlsafe(24), expires_at)
+    db.add_new(
+        Session,
+        hash=_hash(signed_in.secret),
+        user_id=user,
+        team_id=team,
+        expires_at=signed_in.expires_at,
+        csrf=signed_in.csrf,
+    )
+    return signed_in
+
+
+def session(db: Read, secret: str) -> Principal:
+    """Whose browser this is. Raises Unauthenticated."""
+    found = db.sql.scalar(select(Session).where(Session.hash == _hash(secret), Session.expires_at > db.now))
+    if found is None:
+        raise Unauthenticated("You are signed out.", hint="Sign in again.")
+    return _principal(db, found.user_id, found.team_id, csrf=found.csrf)
+
+
+def close_session(db: Write, secret: str) -> None:
+    """Sign a browser out; again: nothing."""
+    db.count(delete(Session).where(Session.hash == _hash(secret)))
+
+
+# Repeated requests
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the first request with a key was answered."""
+
+    status: int
+    body: str
+
+
+def begin(db: Write, principal: str, key: str, body_sha: str) -> Answer | None:
+    """Claim an Idempotency-Key. None: the request is the first, go on, and `finish` it. Else its first answer.
+
+    principal  whose key it is: keys of different people never meet
+    body_sha   hash of method, path and body
+    Raises IdempotencyConflict for another request under the same key, IdempotencyInFlight while the first still runs.
+    """
+    if not 1 <= len(key) <= 200 or not key.isprintable():
+        raise InvalidRequest("An Idempotency-Key has 1 to 200 printable characters.", hint="Use a fresh UUID.")
+    row = (Idempotency.principal == principal, Idempotency.key == key)
+    db.count(delete(Idempotency).where(*row, Idempotency.at < db.now - ANSWERS_LAST))
+    if db.add_new(Idempotency, principal=principal, key=key, body_sha=body_sha, status=None, body=None, at=db.now):
+        return None
+    first = db.sql.execute(select(Idempotency).where(*row)).scalar_one()
+    if first.body_sha != body_sha:
+        raise IdempotencyConflict(
+            "This Idempotency-Key was used with another request.", hint="Use a fresh key for each new request."
+        )
+    if first.status is not None:
+        return Answer(first.status, first.body or "")
+    stale = (Idempotency.status.is_(None), Idempotency.at == first.at, Idempotency.at < db.now - IN_FLIGHT_LASTS)
+    if db.count(update(Idempotency).where(*row, *stale).values(at=db.now)) == 1:
+        return None
+    raise IdempotencyInFlight(
+        "The first request with this Idempotency-Key is still running.", hint="Repeat it shortly."
+    )
+
+
+def finish(db: Write, principal: str, key: str, status: int, body: str) -> None:
+    """Keep the answer for those who repeat the request."""
+    row = (Idempotency.principal == principal, Idempotency.key == key, Idempotency.status.is_(None))
+    db.count(update(Idempotency).where(*row).values(status=status, body=body))
+
+
+def forget(db: Write, principal: str, key: str) -> None:
+    """Give the key free again: the request was refused before it did anything."""
+    row = (Idempotency.principal == principal, Idempotency.key == key, Idempotency.status.is_(None))
+    db.count(delete(Idempotency).where(*row))
+
+
+# Secrets
+
+_BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_RANDOM, _CHECK = 30, 6
+
+
+def _secret(kind: Kind) -> str:
+    body = f"sst_{kind}_" + "".join(secrets.choice(_BASE62) for _ in range(_RANDOM))
+    return body + _checksum(body)
+
+
+def _is_well_formed(secret: str) -> bool:
+    parts = secret.split("_")
+    if len(parts) != 3 or parts[0] != "sst" or len(parts[2]) != _RANDOM + _CHECK or not secret.isascii():
+        return False
+    return _checksum(secret[:-_CHECK]) == secret[-_CHECK:]
+
+
+def _checksum(body: str) -> str:
+    number, digits = zlib.crc32(body.encode()), ""
+    for _ in range(_CHECK):
+        number, digit = divmod(number, len(_BASE62))
+        digits = _BASE62[digit] + digits
+    return digits
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
+
+
+def _principal(
+    db: Read,
+    user: UUID,
+    team: UUID,
+    *,
+    scopes: frozenset[str] = frozenset(),
+    key: UUID | None = None,
+    csrf: str | None = None,
+) -> Principal:
+    row = db.sql.execute(
+        select(User.name.label("user"), Team.name.label("team"), Membership.role)
+        .join(Membership, Membership.user_id == User.id)
+        .join(Team, Team.id == Membership.team_id)
+        .where(User.id == user, Team.id == team)
+    ).one_or_none()
+    if row is None:
+        raise Unauthenticated("You are not a member of this team any more.", hint="Ask one of its admins.")
+    return Principal(user, row.user, team, row.team, row.role, scopes, key, csrf)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Orders, funding, bills and the comparison with the provider, decided from values alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from uuid import UUID
+
+import pytest
+from shoestring_core import money
+from shoestring_core.decide.billing import Evidence, bill
+from shoestring_core.decide.funding import Extension, Funding, after_stopping, extension, first_hold, when_refused
+from shoestring_core.decide.orders import Part, Standing, order_for
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, End, Infer, Missed, Record, Row, Seen, Void, reconcile
+from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.states import AttemptState, EndReason, GenerationState, JobState, MachineState, Want
+
+NOW = 1_800_000_000 * S
+TERMS = Terms(fund_lease=60 * S)
+
+# Orders
+
+FORMING, FORMED = Part(GenerationState.FORMING, False), Part(GenerationState.FORMED, False)
+LEFT = Part(GenerationState.FORMED, True)
+
+
+def standing(job=JobState.RUNNING, part=FORMED, machine=MachineState.UP, attempt=AttemptState.OPEN, current=True):
+    return Standing(machine, job, current, attempt, 4, part)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (standing(JobState.LAUNCHING, None), "wait"),
+        (standing(JobState.LAUNCHING, FORMING), "form"),
+        (standing(part=FORMED), "run"),
+        (standing(part=LEFT), "wait"),
+        (standing(part=FORMING), "form"),
+        (standing(JobState.STOPPING, FORMED), "drain"),
+        (standing(JobState.STOPPING, FORMED, attempt=AttemptState.CLOSING), "drain"),
+        (standing(JobState.STOPPING, LEFT), "end"),
+        (standing(JobState.STOPPING, FORMING), "end"),
+        (standing(JobState.STOPPING, None), "end"),
+        (standing(attempt=AttemptState.CLOSING), "end"),
+        (standing(current=False), "end"),
+        (standing(JobState.STOPPING, current=False), "end"),
+    ],
+)
+def test_each_machine_is_told_what_its_job_needs(given, kind):
+    assert order_for(given).kind == kind
+
+
+def test_a_machine_whose_job_rests_or_that_is_dying_is_told_to_end():
+    for job, part in product(JobState, (None, FORMING, FORMED, LEFT)):
+        if job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
+            assert order_for(standing(job, part)).kind == "end"
+        for machine in (MachineState.ENDING, MachineState.GONE, MachineState.VOID):
+            assert order_for(standing(job, part, machine)).kind == "end"
+
+
+# Funding
+
+
+def test_a_hold_is_extended_once_less_than_half_is_left():
+    full = Funding("0.526", first_hold("0.526", TERMS), NOW + 60 * S)
+    assert extension(full, NOW + 30 * S, TERMS) is None
+    due = extension(full, NOW + 31 * S, TERMS)
+    # Nothing was posted, so the hold still has all of it: it covers 75 s from then as it did from the start.
+    assert due == Extension(0, NOW + 91 * S)
+
+
+def test_an_extension_asks_for_what_the_remaining_hold_does_not_cover():
+    need = money.cost_ceiling("0.526", 75 * S)
+    assert extension(Funding("0.526", need - 100, NOW + S), NOW, TERMS) == Extension(100, NOW + 60 * S)
+
+
+def test_a_hold_covers_every_second_that_a_machine_can_live():
+    for lived in range(76):
+        assert money.cost("0.526", lived * S) <= first_hold("0.526", TERMS)
+
+
+@pytest.mark.parametrize(
+    ("on_budget", "want", "end"),
+    [("pause", Want.PAUSE, None), ("stop", Want.STOP, EndReason.BUDGET), ("finish", Want.STOP, EndReason.BUDGET)],
+)
+def test_what_becomes_of_a_job_without_money(on_budget, want, end):
+    assert when_refused(on_budget) is want
+    assert after_stopping(want, "budget") is end
+
+
+# Bills
+
+
+@pytest.mark.parametrize("cause", ["requested", "reclaimed", "exited", "crashed", None])
+def test_the_local_cloud_bills_the_time_used_whatever_ended_it(cause):
+    evidence = Evidence("local", "local.cpu", "spot", "0.158", NOW, NOW + 123_456_789, cause)
+    (line,) = bill(evidence, NOW + 999 * S)
+    assert line.amount == round(0.158 * 123.456789 / 3600 * 1e6)
+
+
+def test_a_bill_is_rounded_once_so_slices_add_up_to_it():
+    evidence = Evidence("local", "t", "spot", "0.158", NOW, None)
+    amounts = [bill(evidence, NOW + step * 7_654_321)[0].amount for step in range(1, 50)]
+    slices = [after - before for before, after in zip([0, *amounts], amounts, strict=False)]
+    assert sum(slices) == money.cost("0.158", 49 * 7_654_321)
+
+
+def test_what_never_launched_costs_nothing():
+    assert bill(Evidence("local", "t", "spot", "0.158", None, None), NOW) == []
+
+
+# What the provider shows
+
+ID = UUID(int=5)
+UP = Row(
+    ID, "local", "local", MachineState.UP, "m-1", wanted=True, unwanted_since=2**62, refused=False, redeemed=True,
+    call_by=NOW, alive_until=NOW + 30 * S, funded_until=NOW + 60 * S,
+)  # fmt: skip
+CALLING = replace(UP, state=MachineState.CALLING, provider_id=None, alive_until=None, redeemed=False)
+SEEN = Seen("local", "local", "m-1", str(ID), {DEPLOYMENT_TAG: "us"}, "running", NOW - 60 * S)
+
+
+def actions(row: Row | None, one: Seen | None, at: int = NOW, leases: bool = True) -> list[type]:
+    return reconcile([row] if row else [], [one] if one else [], "us", at, leases, TERMS)
+
+
+def unwanted(row: Row, since: int = NOW) -> Row:
+    return replace(row, wanted=False, unwanted_since=since)
+
+
+@pytest.mark.parametrize(
+    ("row", "one", "at", "expected"),
+    [
+        (UP, SEEN, NOW, []),
+        (UP, replace(SEEN, state="ended"), NOW, [Record]),
+        (UP, replace(SEEN, state="stopping"), NOW, [Record]),
+        (CALLING, SEEN, NOW, [Record]),
+        (unwanted(CALLING), SEEN, NOW, [Record, End]),
+        (CALLING, None, NOW + 99 * S, []),
+        (replace(CALLING, refused=True), None, NOW + S, []),
+        (replace(CALLING, refused=True), None, NOW + 2 * S, [Void]),
+        (unwanted(CALLING), None, NOW + S, []),
+        (unwanted(CALLING), None, NOW + 2 * S, [Void]),
+        (replace(UP, state=MachineState.PLANNED, provider_id=None), None, NOW, []),
+        (unwanted(replace(UP, state=MachineState.PLANNED, provider_id=None)), None, NOW, [Void]),
+        (unwanted(UP), SEEN, NOW + 7 * S, []),
+        (unwanted(UP), SEEN, NOW + 8 * S, [End]),
+        (unwanted(replace(UP, redeemed=False)), SEEN, NOW, [End]),
+        (replace(UP, state=MachineState.ENDING), SEEN, NOW, [End]),
+        (UP, SEEN, NOW + 31 * S, [End]),
+        (replace(UP, alive_until=NOW + 99 * S), SEEN, NOW + 60 * S, [End]),
+        (UP, None, NOW, [Missed]),
+        (replace(UP, missed_since=NOW), None, NOW + 299 * S, []),
+        (replace(UP, missed_since=NOW), None, NOW + 300 * S, [Infer]),
+        (None, SEEN, NOW, [End]),
+        (None, replace(SEEN, state="ended"), NOW, []),
+        (None, replace(SEEN, tags={DEPLOYMENT_TAG: "others"}), NOW, []),
+        (None, replace(SEEN, tags={}), NOW, []),
+    ],
+)
+def test_each_difference_has_its_action(row, one, at, expected):
+    assert [type(action) for action in actions(row, one, at)] == expected
+
+
+def test_silence_counts_only_while_we_could_hear():
+    late = NOW + 31 * S
+    (end,) = actions(UP, SEEN, late)
+    assert end.lease
+    assert actions(UP, SEEN, late, leases=False) == []

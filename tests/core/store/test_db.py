@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
+from shoestring_core.store import migrations
+from shoestring_core.store.db import Committed, Read, Store, Write, open_store
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import Account, Base, Event, Job, Scheduler, Team, User
+from sqlalchemy import exc, insert, select, text, update
+
+from tests import write_order
+from tests.core.world import World
+
+
+def test_migrations_make_what_the_models_say(database_url: str, tmp_path: Path) -> None:
+    store = open_store(database_url)
+    store.migrate()
+    if store.writer.dialect.name == "sqlite":
+        created = open_store(f"sqlite:///{tmp_path / 'created.db'}")
+        with created.writer.begin() as connection:
+            Base.metadata.create_all(connection)
+        with store.reader.connect() as left, created.reader.connect() as right:
+            assert migrations.differences(left, right) == []
+        created.close()
+        store.close()
+        return
+    with store.writer.begin() as left:
+        left.execute(text("CREATE SCHEMA created"))
+        right = left.execution_options(schema_translate_map={None: "created"})
+        Base.metadata.create_all(right)
+        ours = migrations.described(left)
+        theirs = migrations.described(left, schema="created")
+    store.close()
+    assert {line.replace("created.", "").replace("schema: created", "schema: None") for line in theirs} == ours
+
+
+def test_the_check_for_make_check_passes() -> None:
+    check = [sys.executable, "-m", "shoestring_core.store.migrations", "check"]
+    assert subprocess.run(check, capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_missing_check_constraint_is_a_difference(tmp_path: Path) -> None:
+    migrated = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    migrated.migrate()
+    created = open_store(f"sqlite:///{tmp_path / 'b.db'}")
+    with created.writer.begin() as connection:
+        Base.metadata.create_all(connection)
+        connection.execute(text("DROP TABLE services"))
+        connection.execute(text("CREATE TABLE services (name TEXT PRIMARY KEY CHECK (name <> ''))"))
+    with migrated.reader.connect() as left, created.reader.connect() as right:
+        assert any("services" in line and "<> ''" in line for line in migrations.differences(left, right))
+
+
+def test_migrating_twice_and_at_once_is_harmless(database_url: str) -> None:
+    stores = [open_store(database_url) for _ in range(3)]
+    assert stores[0].revision() is None
+    assert not stores[0].is_current()
+    threads = [threading.Thread(target=store.migrate) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(store.is_current() for store in stores)
+    with stores[0].read() as db:
+        assert db.sql.scalars(select(Scheduler.epoch)).all() == [0]
+    for store in stores:
+        store.close()
+
+
+def test_a_newer_database_is_refused(database_url: str) -> None:
+    store = open_store(database_url)
+    store.migrate()
+    with store.writer.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreTooNew, match="9999") as refused:
+        open_store(database_url)
+    assert refused.value.hint
+    with pytest.raises(StoreTooNew):
+        store.migrate()
+    store.close()
+
+
+def test_sqlite_is_set_up_for_durability_and_keys(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}")
+    with store.writer.connect() as connection:
+        values = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "query_only")
+        }
+    store.close()
+    assert values == {
+        "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000, "query_only": 0,
+    }  # fmt: skip
+
+
+def test_postgresql_reads_committed_rows_and_has_timeouts(postgres_store: Store) -> None:
+    with postgres_store.read() as db:
+        assert db.sql.scalar(text("SHOW transaction_read_only")) == "on"
+    with postgres_store.writer.connect() as connection:
+        assert connection.scalar(text("SHOW transaction_read_only")) == "off"
+        assert connection.scalar(text("SHOW transaction_isolation")) == "read committed"
+        assert connection.scalar(text("SHOW statement_timeout")) == "30s"
+        assert connection.scalar(text("SHOW lock_timeout")) == "10s"
+        assert connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "1min"
+
+
+def test_a_read_session_cannot_write(store: Store) -> None:
+    def add(db: Read) -> None:
+        db.sql.execute(insert(User).values(id=new_id(), name="ann", created_at=db.now))
+
+    with pytest.raises((Unavailable, exc.DBAPIError)), store.read() as db:
+        add(db)
+    store.write(add)
+
+
+def test_a_read_sees_one_state(store: Store) -> None:
+    with store.read() as db:
+        assert db.sql.scalar(select(Scheduler.epoch)) == 0
+        store.write(lambda w: w.sql.execute(update(Scheduler).values(epoch=7)))
+        assert db.sql.scalar(select(Scheduler.epoch)) == 0
+    with store.read() as db:
+        assert db.sql.scalar(select(Scheduler.epoch)) == 7
+
+
+def test_a_row_read_again_is_what_an_update_made_of_it(store: Store) -> None:
+    def work(db: Write) -> int:
+        assert db.sql.scalars(select(Scheduler)).one().epoch == 0
+        db.sql.execute(update(Scheduler).values(epoch=Scheduler.epoch + 1))
+        return db.sql.scalars(select(Scheduler)).one().epoch
+
+    assert store.write(work) == 1
+
+
+def test_a_failed_write_changes_nothing(store: Store) -> None:
+    def work(db: Write) -> None:
+        db.sql.execute(update(Scheduler).values(epoch=5))
+        raise NotFound("no such job")
+
+    with pytest.raises(NotFound):
+        store.write(work)
+    with store.read() as db:
+        assert db.sql.scalar(select(Scheduler.epoch)) == 0
+
+
+def test_now_is_read_once(store: Store) -> None:
+    def work(db: Write) -> None:
+        assert db.now == db.now
+        assert db.now > 1_700_000_000_000_000
+
+    store.write(work)
+    with store.read() as db:
+        assert db.now == db.now
+
+
+def test_writers_that_read_first_lose_no_update(store: Store) -> None:
+    """On SQLite a deferred read-then-write would fail with BUSY_SNAPSHOT; PostgreSQL's UPDATE sees the newest row."""
+
+    def increment(db: Write) -> None:
+        db.sql.scalar(select(Scheduler.epoch))
+        db.sql.execute(update(Scheduler).values(epoch=Scheduler.epoch + 1))
+
+    threads = [threading.Thread(target=lambda: [store.write(increment) for _ in range(10)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with store.read() as db:
+        assert db.sql.scalar(select(Scheduler.epoch)) == 40
+
+
+def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
+    script = (
+        "import sys; from sqlalchemy import update\n"
+        "from shoestring_core.store.db import open_store\n"
+        "from shoestring_core.store.tables import Scheduler\n"
+        "store = open_store(sys.argv[1])\n"
+        "for _ in range(20): store.write(lambda db: db.count(update(Scheduler).values(epoch=Scheduler.epoch + 1)))\n"
+    )
+    url = store.writer.url.render_as_string(hide_password=False)
+    writers = [subprocess.Popen([sys.executable, "-c", script, url]) for _ in range(3)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    with store.read() as db:
+        assert db.sql.scalar(select(Scheduler.epoch)) == 60
+
+
+def test_what_no_database_can_hold_is_replaced_and_stored(store: Store) -> None:
+    """NUL, half a surrogate pair and NaN come from machines and users; no row is lost for them."""
+    team = new_id()
+    data = {"a\0": ["\ud800", float("nan"), float("inf"), float("-inf"), 1.5, None, True, "é\\u0000"]}
+
+    def work(db: Write) -> None:
+        db.add_new(Team, id=team, name="n\0\udfff", feed_seq=0)
+        db.event(team=team, kind="alarm", actor="a\0", reason="\ud800", data=data)
+
+    store.write(work)
+    with store.read() as db:
+        assert db.sql.scalar(select(Team.name)) == "n\ufffd\ufffd"
+        event = db.sql.scalars(select(Event)).one()
+    assert (event.actor, event.reason) == ("a\ufffd", "\ufffd")
+    assert event.data == {"a\ufffd": ["\ufffd", "NaN", "Infinity", "-Infinity", 1.5, None, True, "é\\u0000"]}
+
+
+def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
+    def work(db: Write) -> int:
+        return db.count(update(Scheduler).values(epoch=Scheduler.epoch + 1))
+
+    assert postgres_store.write(work) == 1
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> {}"
+    with psycopg.connect(_plain_url(postgres_store), autocommit=True) as other:
+        other.execute(kill.format("pg_backend_pid()"))
+    assert postgres_store.write(work) == 1
+
+
+def test_a_connection_that_dies_in_a_write_is_unavailable_and_changes_nothing(postgres_store: Store) -> None:
+    def work(db: Write) -> None:
+        db.count(update(Scheduler).values(epoch=9))
+        with psycopg.connect(_plain_url(postgres_store), autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (db.sql.scalar(text("SELECT pg_backend_pid()")),))
+        db.count(update(Scheduler).values(epoch=10))
+
+    with pytest.raises(Unavailable) as refused:
+        postgres_store.write(work)
+    assert refused.value.retryable
+    with postgres_store.read() as db:
+        assert db.sql.scalar(select(Scheduler.epoch)) == 0
+
+
+def _plain_url(store: Store) -> str:
+    return store.writer.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def test_a_deadlock_runs_the_whole_function_again(postgres_store: Store) -> None:
+    """Two writers lock two rows in opposite orders: PostgreSQL kills one, whose second run succeeds."""
+    store = postgres_store
+    ids = [new_id(), new_id()]
+    for number, team in enumerate(ids):
+        store.write(lambda db, n=number, t=team: db.sql.execute(insert(Team).values(id=t, name=str(n), feed_seq=0)))
+    meet, runs = threading.Barrier(2), []
+
+    def crossing(order: list[UUID]):
+        def work(db: Write) -> None:
+            first_run = not any(order is seen for seen in runs)
+            runs.append(order)
+            for position, team in enumerate(order):
+                db.sql.execute(update(Team).where(Team.id == team).values(feed_seq=Team.feed_seq + 1))
+                if position == 0 and first_run:
+                    meet.wait(timeout=10)
+
+        return work
+
+    orders = [ids, ids[::-1]]
+    threads = [threading.Thread(target=store.write, args=(crossing(order),)) for order in orders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(runs) == 3
+    with store.read() as db:
+        assert db.sql.scalars(select(Team.feed_seq)).all() == [2, 2]
+
+
+def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str) -> None:
+    store = open_store(database_url)
+    store.migrate()
+    world = World(store)
+    job, out_of_order = world.job(), write_order.watch(store)
+    leaf, top = world.account("job", job).id, world.account("org", job).id
+
+    def touch(table: type[Base], row: UUID):
+        return lambda db: db.count(update(table).where(table.id == row).values(id=row))
+
+    def both(first, then) -> None:
+        store.write(lambda db: (first(db), then(db)))
+
+    both(touch(Job, job.id), touch(Account, leaf))
+    both(touch(Account, leaf), touch(Account, top))
+    assert out_of_order() == []
+    both(touch(Account, leaf), touch(Job, job.id))
+    both(touch(Account, top), touch(Account, leaf))
+    assert out_of_order() == [[("accounts", leaf), ("jobs", job.id)], [("accounts", top), ("accounts", leaf)]]
+    store.close()
+
+
+def test_listeners_hear_of_commits_and_their_errors_harm_nobody(store: Store) -> None:
+    team, heard = new_id(), []
+    job = new_id()
+
+    def broken(_: Committed) -> None:
+        raise RuntimeError("listener")
+
+    store.on_commit += [broken, heard.append]
+    store.write(lambda db: db.sql.execute(insert(Team).values(id=team, name="t", feed_seq=0)))
+    assert heard == []
+
+    def work(db: Write) -> None:
+        db.event(team=team, kind="job", actor="ann", job=job)
+        db.hint()
+
+    store.write(work)
+    assert heard == [Committed({team}, {job}, hint=True)]
+
+
+# What the disk or the server refuses
+
+
+def test_a_locked_sqlite_file_is_unavailable(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    holder, other = open_store(url), open_store(url, busy_timeout_s=0.2)
+    holder.migrate()
+    with holder.writer.begin() as connection:
+        connection.execute(update(Scheduler).values(epoch=1))
+        with pytest.raises(Unavailable, match="locked") as refused:
+            other.write(lambda db: db.sql.execute(update(Scheduler).values(epoch=2)))
+    assert refused.value.hint
+    other.write(lambda db: db.sql.execute(update(Scheduler).values(epoch=2)))
+    holder.close()
+    other.close()
+
+
+def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
+    """SQLite answers SQLITE_FULL both when the disk is full and when max_page_count is reached."""
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}")
+    store.migrate()
+
+    def fill(db: Write) -> None:
+        pages = db.sql.scalar(text("PRAGMA page_count"))
+        db.sql.execute(text(f"PRAGMA max_page_count = {pages}"))
+        db.sql.execute(insert(User).values(id=new_id(), name="x" * 100_000, created_at=0))
+
+    with pytest.raises(Unavailable, match="full") as refused:
+        store.write(fill)
+    assert "space" in (refused.value.hint or "")
+    with store.read() as db:
+        assert db.sql.scalars(select(User)).all() == []
+    store.close()
+
+
+def test_a_read_only_sqlite_file_is_unavailable(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}")
+    store.migrate()
+
+    def work(db: Write) -> None:
+        db.sql.execute(text("PRAGMA query_only = ON"))
+        db.sql.execute(update(Scheduler).values(epoch=2))
+
+    with pytest.raises(Unavailable, match="can't be written"):
+        store.write(work)
+    store.close()
+
+
+def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "s.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(Unavailable, match="not an SQLite database"):
+        open_store(f"sqlite:///{tmp_path / 's.db'}")
+
+
+def test_a_missing_folder_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="can't be opened") as refused:
+        open_store(f"sqlite:///{tmp_path / 'missing' / 's.db'}")
+    assert "data folder" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "mysql://localhost/x", "a file"])
+def test_a_database_of_another_kind_is_refused_with_advice(url: str) -> None:
+    with pytest.raises(Unavailable) as refused:
+        open_store(url)
+    assert refused.value.hint
+
+
+def test_a_postgresql_that_does_not_answer_is_unavailable(free_port: int) -> None:
+    with pytest.raises(Unavailable, match="can't be reached"):
+        open_store(f"postgresql://nobody@127.0.0.1:{free_port}/x")
+
+
+def test_a_wrong_postgresql_database_is_unavailable(postgres_store: Store) -> None:
+    url = postgres_store.writer.url.set(database="missing").render_as_string(hide_password=False)
+    with pytest.raises(Unavailable, match="can't be reached") as refused:
+        open_store(url)
+    assert "database" in (refused.value.hint or "")
+
+
+def test_ids_sort_by_the_time_they_were_made() -> None:
+    made = [new_id() for _ in range(10_000)]
+    assert made == sorted(made)
+    assert len(set(made)) == len(made)
+    assert {(one.version, one.variant) for one in made} == {(7, "specified in RFC 4122")}

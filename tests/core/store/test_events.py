@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import random
+import threading
+from uuid import UUID
+
+import pytest
+from shoestring_core.errors import InvalidRequest
+from shoestring_core.store import events
+from shoestring_core.store.db import Store, Write
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import Event, Team
+from sqlalchemy import delete, insert
+
+
+@pytest.fixture
+def teams(store: Store) -> list[UUID]:
+    ids = [new_id(), new_id()]
+    store.write(lambda db: db.sql.execute(insert(Team), [{"id": i, "name": str(i), "feed_seq": 0} for i in ids]))
+    return ids
+
+
+def test_numbers_have_no_holes_and_a_reader_misses_nothing(store: Store, teams: list[UUID], seed: int) -> None:
+    """Writers race on two teams while a reader follows one of them by cursor; some writes fail and leave no number."""
+    generator = random.Random(seed)
+    plans = [[(generator.randrange(1, 4), generator.random() < 0.2) for _ in range(15)] for _ in range(4)]
+    done, seen = threading.Event(), []
+
+    def follow() -> None:
+        while True:
+            finished = done.wait(0.01)
+            with store.read() as db:
+                seen.extend(event.seq for event in events.events(db, teams[0], seen[-1] if seen else 0, 10))
+                if finished and len(seen) == events.head(db, teams[0]):
+                    return
+
+    def run(plan: list[tuple[int, bool]]) -> None:
+        for count, fails in plan:
+            try:
+                store.write(lambda db, n=count, f=fails: _append(db, teams, n, f))
+            except ZeroDivisionError:
+                assert fails
+
+    reader = threading.Thread(target=follow)
+    writers = [threading.Thread(target=run, args=(plan,)) for plan in plans]
+    for thread in [reader, *writers]:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join(timeout=30)
+    written = sum(count for plan in plans for count, fails in plan if not fails)
+    assert seen == list(range(1, written + 1))
+
+
+def _append(db: Write, teams: list[UUID], count: int, fails: bool) -> None:
+    for number in range(count):
+        for team in teams:
+            db.event(team=team, kind="job", actor="test", data={"n": number})
+    if fails:
+        db.sql.flush()
+        raise ZeroDivisionError
+
+
+def test_an_event_comes_back_as_it_was_written(store: Store, teams: list[UUID]) -> None:
+    job = new_id()
+    store.write(
+        lambda db: db.event(
+            team=teams[0], kind="job", actor="ann", reason="asked", job=job, attempt=1, generation=2, ref="m:3",
+            data={"from": "queued", "to": "ended"},
+        )
+    )  # fmt: skip
+    with store.read() as db:
+        (event,) = events.events(db, teams[0], 0, 10, job=job)
+        assert events.events(db, teams[0], 0, 10, job=new_id()) == []
+        assert events.events(db, teams[1], 0, 10) == []
+    assert (event.seq, event.kind, event.actor, event.reason, event.job) == (1, "job", "ann", "asked", job)
+    assert (event.attempt, event.generation, event.ref) == (1, 2, "m:3")
+    assert event.data == {"from": "queued", "to": "ended"}
+    assert event.at > 0
+
+
+def test_a_cursor_is_good_for_its_team_alone(teams: list[UUID]) -> None:
+    assert events.position(teams[0], events.cursor(teams[0], 1234)) == 1234
+    for wrong in (events.cursor(teams[1], 5), "", "5", "é", "AAAA", "a" * 10_000):
+        with pytest.raises(InvalidRequest) as refused:
+            events.position(teams[0], wrong)
+        assert refused.value.hint
+
+
+def test_a_reader_that_is_too_far_back_is_told(store: Store, teams: list[UUID]) -> None:
+    for _ in range(3):
+        store.write(lambda db: db.event(team=teams[0], kind="batch", actor="machine"))
+    with store.read() as db:
+        assert [events.too_old(db, teams[0], after) for after in range(5)] == [False, False, False, False, True]
+    store.write(lambda db: db.sql.execute(delete(Event).where(Event.seq == 2)))
+    with store.read() as db:
+        assert [events.too_old(db, teams[0], after) for after in range(4)] == [True, True, False, False]

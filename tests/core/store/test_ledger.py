@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import threading
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shoestring_core.errors import BudgetExceeded, NotFound, PreconditionFailed, StaleTransition
+from shoestring_core.store import ledger
+from shoestring_core.store.db import Store
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import Account, Event, Hold, Job, Transfer
+from sqlalchemy import exc, func, select, text, update
+
+from tests.core.world import World
+
+LEVELS = ["job", "member", "team", "org"]
+
+
+# Holds
+
+
+def test_a_hold_counts_on_every_level_until_it_is_released(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    assert world.totals(job) == [(0, 100, 0)] * 4
+    assert world.store.write(lambda db: ledger.release(db, machine, "void")) == 100
+    assert world.store.write(lambda db: ledger.release(db, machine, "void")) == 0
+    assert world.totals(job) == [(0, 0, 0)] * 4
+    assert [event.data["what"] for event in world.events("cost")] == ["held", "released"]
+    assert world.sweep() == []
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_hold_fits_to_the_last_micro_dollar_and_not_beyond(world: World, level: str) -> None:
+    job = world.job()
+    world.limit(level, 100, job)
+    world.hold(job, 60)
+    with pytest.raises(BudgetExceeded) as refused:
+        world.hold(job, 41)
+    assert refused.value.fields["account"] == str(world.account(level, job).id)
+    assert refused.value.fields["short_by"] == "0.000001"
+    assert level.replace("org", "organisation") in refused.value.message
+    assert refused.value.hint
+    assert world.totals(job) == [(0, 60, 0)] * 4
+    world.hold(job, 40)
+    assert world.totals(job) == [(0, 100, 0)] * 4
+    assert world.sweep() == []
+
+
+def test_a_refused_hold_leaves_its_transaction_as_it_was(world: World) -> None:
+    """The planner goes on with the next job in the same transaction."""
+    poor, other = world.job("0.00001"), world.job()
+    machines = [world.machine(poor), world.machine(other)]
+
+    def work(db):
+        for job, machine in zip([poor, other], machines, strict=True):
+            account = ledger.job_account(db, job.id).id
+            try:
+                ledger.place_hold(db, machine=machine, account=account, rate_cap="1", amount=50, funded_until=1)
+            except BudgetExceeded:
+                assert job is poor
+
+    world.store.write(work)
+    assert world.totals(poor) == [(0, 0, 0), (0, 50, 0), (0, 50, 0), (0, 50, 0)]
+    assert world.totals(other) == [(0, 50, 0)] * 4
+    assert world.sweep() == []
+
+
+def test_a_gang_is_held_for_whole_or_not_at_all(world: World) -> None:
+    job = world.job("0.0001")
+    account = world.account("job", job).id
+    wanted = [ledger.Wanted(world.machine(job), account, "1", amount) for amount in (60, 41)]
+    with pytest.raises(BudgetExceeded):
+        world.store.write(lambda db: ledger.place_holds(db, wanted))
+    assert world.totals(job) == [(0, 0, 0)] * 4
+    fitting = [ledger.Wanted(one.machine, account, "1", 50) for one in wanted]
+    holds = world.store.write(lambda db: ledger.place_holds(db, fitting))
+    assert [hold.machine for hold in holds] == [one.machine for one in wanted]
+    assert world.totals(job) == [(0, 100, 0)] * 4
+
+
+def test_a_machine_has_one_open_hold(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 10)
+    with pytest.raises(StaleTransition):
+        world.hold(job, 10, machine)
+    world.store.write(lambda db: ledger.release(db, machine, "over"))
+    world.hold(job, 10, machine)
+    assert world.totals(job)[0] == (0, 10, 0)
+
+
+def test_an_extension_is_placed_once_and_only_on_what_was_seen(world: World) -> None:
+    job = world.job("0.0001")
+    machine = world.hold(job, 60, until=1000)
+
+    def extend(more: int, until: int, seen: int | None = None) -> Hold:
+        return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until, seen_until=seen))
+
+    hold = extend(20, 2000, seen=1000)
+    assert (hold.amount, hold.funded_until) == (80, 2000)
+    for until, seen in ((2000, None), (3000, 1000)):
+        with pytest.raises(StaleTransition):
+            extend(20, until, seen)
+    with pytest.raises(BudgetExceeded):
+        extend(21, 3000)
+    assert world.totals(job)[0] == (0, 80, 0)
+    with world.store.read() as db:
+        assert db.sql.scalars(select(Hold.funded_until).where(Hold.machine == machine)).one() == 2000
+    extend(0, 3000, seen=2000)
+    world.store.write(lambda db: ledger.release(db, machine, "over"))
+    with pytest.raises(StaleTransition):
+        extend(1, 4000)
+    assert world.sweep() == []
+
+
+@pytest.mark.parametrize("shared", ["org", "team", "member"])
+def test_of_two_that_race_for_money_that_covers_one_exactly_one_gets_it(world: World, shared: str) -> None:
+    jobs = [world.job(), world.job()]
+    machines = [world.machine(job) for job in jobs]
+    world.limit(shared, 150, jobs[0])
+    start, refused = threading.Barrier(2), []
+
+    def race(job: Job, machine: UUID) -> None:
+        start.wait(timeout=10)
+        try:
+            world.hold(job, 100, machine)
+        except BudgetExceeded as error:
+            refused.append(error)
+
+    run_all(*(lambda j=job, m=machine: race(j, m) for job, machine in zip(jobs, machines, strict=True)))
+    assert len(refused) == 1
+    assert sorted(world.totals(job)[0] for job in jobs) == [(0, 0, 0), (0, 100, 0)]
+    assert world.totals(jobs[0])[3] == (0, 100, 0)
+    assert world.sweep() == []
+
+
+# Settlement
+
+
+def test_slices_add_up_to_the_bill_and_zero_writes_no_row(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    for cumulative in (10, 10, 35, 35, 60):
+        assert world.settle(machine, cumulative, final=False) == 0
+        assert world.totals(job) == [(cumulative, 100 - cumulative, 0)] * 4
+    world.settle(machine, 61)
+    assert world.totals(job) == [(61, 0, 0)] * 4
+    rows = book(world, job)
+    assert [(row.kind, row.slice, row.amount) for row in rows] == [
+        ("slice", 1, 10), ("slice", 2, 25), ("slice", 3, 25), ("slice", 4, 1),
+    ]  # fmt: skip
+    assert {row.debit for row in rows} == {world.account("job", job).id}
+    assert {row.credit for row in rows} == {world.account("cash").id}
+    assert world.account("cash").posted == -61
+    with world.store.read() as db:
+        assert ledger.billed(db, machine) == 61
+    assert world.sweep() == []
+
+
+def test_settling_again_changes_nothing(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    for _ in range(3):
+        world.settle(machine, 40, 2)
+    assert world.totals(job) == [(42, 0, 0)] * 4
+    assert [(row.line, row.slice) for row in book(world, job)] == [("line 0", 1), ("line 1", 1)]
+    assert [event.data["what"] for event in world.events("cost")] == ["held", "settled"]
+
+
+def test_only_money_that_becomes_free_asks_for_a_tick(world: World) -> None:
+    """A tick posts what machines have cost since the last one: if that asked for a tick, they would never rest."""
+    job, hints = world.job(), []
+    machine = world.hold(job, 100)
+    world.store.on_commit.append(lambda committed: hints.append(committed.hint))
+    world.settle(machine, 10, final=False)
+    extend(world, machine, 5)
+    assert hints == [False, False]
+    world.settle(machine, 20)
+    world.limit("org", 1000)
+    assert hints == [False, False, True, True]
+
+
+def test_a_bill_of_nothing_gives_the_whole_hold_back(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.store.write(lambda db: ledger.settle(db, machine, [], final=True))
+    assert world.totals(job) == [(0, 0, 0)] * 4
+    assert book(world, job) == []
+
+
+def test_a_lower_bill_swaps_debit_and_credit(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.settle(machine, 40, final=False)
+    world.settle(machine, 30, final=False)
+    assert world.totals(job) == [(30, 70, 0)] * 4
+    world.settle(machine, 50)
+    world.settle(machine, 45)
+    assert world.totals(job) == [(45, 0, 0)] * 4
+    leaf, cash = world.account("job", job).id, world.account("cash").id
+    assert [(row.kind, row.debit, row.credit, row.amount) for row in book(world, job)] == [
+        ("slice", leaf, cash, 40), ("slice", cash, leaf, 10), ("slice", leaf, cash, 20), ("correction", cash, leaf, 5),
+    ]  # fmt: skip
+    assert world.sweep() == []
+
+
+def test_what_lies_beyond_the_hold_waits_for_the_final_bill_and_is_named_overrun(world: World) -> None:
+    job = world.job("0.0001")
+    machine = world.hold(job, 100)
+    assert world.settle(machine, 130, final=False) == 30
+    assert world.totals(job) == [(100, 0, 0)] * 4
+    assert world.events("alarm") == []
+    assert world.settle(machine, 130) == 30
+    assert world.totals(job) == [(130, 0, 30), (130, 0, 0), (130, 0, 0), (130, 0, 0)]
+    assert [(row.kind, row.slice, row.amount) for row in book(world, job)] == [("slice", 1, 100), ("overrun", 2, 30)]
+    assert (world.account("cash").posted, world.account("overrun").posted) == (-100, -30)
+    (alarm,) = world.events("alarm")
+    assert alarm.data == {
+        "alarm": "overrun",
+        "overdrawn": [{"account": "job digits-quickstart", "overdraft": "0.00003"}],
+    }
+    world.settle(machine, 130)
+    assert world.totals(job)[0] == (130, 0, 30)
+    assert len(world.events("alarm")) == 1
+    assert world.sweep() == []
+
+
+def test_a_final_bill_beyond_the_hold_is_cut_at_its_edge(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.settle(machine, 70, 70)
+    assert [(row.kind, row.line, row.slice, row.amount) for row in book(world, job)] == [
+        ("slice", "line 0", 1, 70), ("slice", "line 1", 1, 30), ("overrun", "line 1", 2, 40),
+    ]  # fmt: skip
+    assert world.totals(job) == [(140, 0, 0)] * 4
+    assert len(world.events("alarm")) == 1
+    assert world.sweep() == []
+
+
+def test_a_bill_without_any_hold_is_refused(world: World) -> None:
+    machine = world.machine(world.job())
+    assert world.settle(machine, 0) == 0
+    with pytest.raises(StaleTransition):
+        world.settle(machine, 1)
+
+
+def test_two_that_settle_one_machine_post_it_once(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    start = threading.Barrier(3)
+
+    def race() -> None:
+        start.wait(timeout=10)
+        for amount in (10, 20, 30):
+            try:
+                world.settle(machine, amount, final=amount == 30)
+            except StaleTransition:
+                pass
+
+    run_all(race, race, race)
+    world.settle(machine, 30)
+    assert world.totals(job) == [(30, 0, 0)] * 4
+    assert (
+        sum(row.amount if row.debit == world.account("job", job).id else -row.amount for row in book(world, job)) == 30
+    )
+    assert world.sweep() == []
+
+
+# Limits and overdraft
+
+
+def test_a_cut_below_what_is_used_makes_an_overdraft_with_an_alarm_and_stops_all_holds(world: World) -> None:
+    job, other = world.job(), world.job()
+    machine = world.hold(job, 80, until=1)
+    cut = world.limit("team", 50)
+    assert cut.overdraft == 30
+    (alarm,) = world.events("alarm")
+    assert alarm.data["alarm"] == "limit_cut"
+    for attempt in (lambda: world.hold(other, 0), lambda: extend(world, machine, 0), lambda: extend(world, machine, 1)):
+        with pytest.raises(BudgetExceeded, match="overdrawn"):
+            attempt()
+    with world.store.read() as db:
+        leaf = ledger.job_account(db, other.id).id
+        assert ledger.overdrawn(db, leaf).kind == "team"
+        assert ledger.available(db, leaf) == 0
+    stranger = World(world.store)
+    stranger.hold(stranger.job(), 80)
+    assert world.sweep() == []
+
+
+def test_an_overdraft_shrinks_with_what_is_used_and_with_a_raised_limit(world: World) -> None:
+    job = world.job()
+    first, second = world.hold(job, 50), world.hold(job, 50)
+    world.limit("org", 40)
+    assert world.account("org").overdraft == 60
+    world.settle(first, 20)
+    assert world.account("org").overdraft == 30
+    world.limit("org", 55)
+    assert world.account("org").overdraft == 15
+    world.store.write(lambda db: ledger.release(db, second, "over"))
+    assert (world.account("org").overdraft, world.account("org").posted) == (0, 20)
+    world.hold(job, 35)
+    assert len(world.events("alarm")) == 1
+    assert world.sweep() == []
+
+
+def test_taking_a_limit_away_ends_its_overdraft(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 50)
+    world.limit("member", 10)
+    world.limit("member", None)
+    assert world.account("member").overdraft == 0
+    extend(world, machine, 1000)
+
+
+def test_a_budget_that_changed_since_it_was_read_is_not_overwritten(world: World) -> None:
+    seen = world.account("team")
+
+    def change(limit: int) -> Account:
+        return world.store.write(
+            lambda db: ledger.set_limit(db, seen.id, limit, actor="ann", reason="", if_version=seen.version)
+        )
+
+    assert change(10).version == seen.version + 1
+    with pytest.raises(PreconditionFailed):
+        change(20)
+    assert world.account("team").limit_micro == 10
+    (event,) = world.events("budget")
+    assert (event.actor, event.data["limit"], event.data["before"]) == ("ann", "0.00001", None)
+
+
+def test_a_change_of_the_organisations_limit_is_told_to_all_its_teams(world: World) -> None:
+    org = world.account("org")
+    other = new_id()
+
+    def second_team(db):
+        from shoestring_core.store.tables import Team
+
+        db.add_new(Team, id=other, name=f"second {world.name}", feed_seq=0)
+        ledger.open_tree(db, org.owner, other)
+
+    world.store.write(second_team)
+    world.limit("org", 5)
+    with world.store.read() as db:
+        from shoestring_core.store import events
+
+        assert [event.kind for event in events.events(db, other, 0, 10)] == ["budget"]
+
+
+def test_available_is_the_tightest_room_on_the_path(world: World) -> None:
+    job = world.job("0.001")
+    with world.store.read() as db:
+        assert ledger.available(db, world.account("org").id) is None
+    world.limit("team", 400)
+    world.hold(job, 100)
+    with world.store.read() as db:
+        leaf = ledger.job_account(db, job.id).id
+        assert ledger.available(db, leaf) == 300
+        assert ledger.smallest_limit(db, leaf).kind == "team"
+
+
+def test_another_teams_budget_is_not_found(world: World) -> None:
+    stranger = World(world.store)
+    with world.store.read() as db:
+        for kind in ("team", "member"):
+            assert ledger.visible(db, world.team, world.account(kind).id).kind == kind
+            with pytest.raises(NotFound):
+                ledger.visible(db, world.team, stranger.account(kind).id)
+        assert ledger.visible(db, world.team, world.account("org").id).kind == "org"
+        for missing in (stranger.account("org").id, new_id(), world.account("cash").id):
+            with pytest.raises(NotFound):
+                ledger.visible(db, world.team, missing)
+        assert [one.kind for one in ledger.of_team(db, world.team)] == ["org", "team", "member"]
+
+
+def test_accounts_have_titles_people_understand(world: World) -> None:
+    job = world.job(name="mnist again")
+    with world.store.read() as db:
+        titles = [ledger.title(db, one) for one in ledger.path(db, ledger.job_account(db, job.id).id)]
+    assert titles == ["job mnist again", *(f"{kind} {kind.replace('member', 'user')} {world.name}" for kind in ("member", "team")), f"organisation org {world.name}"]  # fmt: skip # noqa: E501
+
+
+# What the database itself refuses
+
+
+def test_transfers_refuse_update_and_delete(world: World) -> None:
+    world.settle(world.hold(world.job(), 10), 5)
+    for statement in ("UPDATE transfers SET amount = 1", "DELETE FROM transfers"):
+        with pytest.raises(exc.DBAPIError, match="immutable"):
+            world.store.write(lambda db, s=statement: db.sql.execute(text(s)))
+    with world.store.read() as db:
+        assert [row.amount for row in db.sql.scalars(select(Transfer))] == [5]
+
+
+def test_the_check_holds_against_code_that_forgets_the_guard(world: World) -> None:
+    world.limit("team", 100)
+    account = world.account("team").id
+    for values in ({"held": 101}, {"posted": 101}, {"held": -1}, {"overdraft": -1}):
+        with pytest.raises(exc.IntegrityError):
+            world.store.write(lambda db, v=values: db.count(update(Account).where(Account.id == account).values(v)))
+
+
+def test_ordinary_posting_can_never_make_an_overdraft(world: World) -> None:
+    """Only an overrun may: posting more than was held by mistake meets the CHECK instead of being hidden."""
+    job = world.job("0.00001")
+    leaf = world.account("job", job).id
+    with pytest.raises(exc.IntegrityError, match="never_overspent"):
+        world.store.write(lambda db: ledger._post(db, {leaf: ledger._Change(posted=11)}))
+    assert world.totals(job) == [(0, 0, 0)] * 4
+
+
+def test_the_sweep_finds_a_total_that_was_tampered_with(world: World) -> None:
+    job = world.job()
+    world.settle(world.hold(job, 10), 5)
+    account = world.account("team").id
+    world.store.write(lambda db: db.count(update(Account).where(Account.id == account).values(posted=6, held=3)))
+    found = {(one.account, one.what, one.expected, one.found) for one in world.sweep()}
+    assert found == {(account, "posted", 5, 6), (account, "held", 0, 3)}
+
+
+# Any interleaving
+
+amounts = st.integers(0, 40)
+operations = st.one_of(
+    st.tuples(st.just("hold"), st.integers(0, 1), amounts),
+    st.tuples(st.just("extend"), st.integers(0, 5), amounts),
+    st.tuples(st.just("settle"), st.integers(0, 5), st.integers(0, 90)),
+    st.tuples(st.just("final"), st.integers(0, 5), st.integers(0, 90)),
+    st.tuples(st.just("release"), st.integers(0, 5), st.just(0)),
+    st.tuples(st.just("limit"), st.integers(0, 3), st.none() | st.integers(0, 120)),
+)
+at_random = settings(
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@given(steps=st.lists(operations, min_size=5, max_size=25))
+@at_random
+def test_no_sequence_of_operations_overspends(store: Store, steps: list[tuple[str, int, int | None]]) -> None:
+    """A hold succeeds exactly where it fits on every level; overdrafts grow only with an alarm."""
+    world = World(store)
+    jobs, machines = [world.job("0.00008"), world.job()], []
+    chains, alarms = look(world, jobs)
+    for operation in steps:
+        name, index, amount = operation
+        fits = all(
+            one.overdraft == 0 and (one.limit_micro is None or one.posted + one.held + (amount or 0) <= one.limit_micro)
+            for one in chains[index % 2]
+        )
+        refusal = perform(world, jobs, machines, operation)
+        if name == "hold":
+            assert (refusal is None) == fits, (operation, refusal)
+        before, alarms_before = {one.id: one.overdraft for chain in chains for one in chain}, alarms
+        chains, alarms = look(world, jobs)
+        grown = any(one.overdraft > before[one.id] for chain in chains for one in chain)
+        assert not grown or (alarms > alarms_before and name in ("final", "limit")), operation
+    assert world.sweep() == []
+
+
+def look(world: World, jobs: list[Job]) -> tuple[list[list[Account]], int]:
+    """The path of each job, and how many alarms there have been."""
+    with world.store.read() as db:
+        chains = [ledger.path(db, ledger.job_account(db, job.id).id) for job in jobs]
+        alarms = select(func.count()).where(Event.team == world.team, Event.kind == "alarm")
+        return chains, db.sql.scalar(alarms)
+
+
+@given(plans=st.lists(st.lists(operations, min_size=4, max_size=12), min_size=2, max_size=2))
+@at_random
+def test_no_interleaving_of_two_threads_overspends(
+    store: Store, plans: list[list[tuple[str, int, int | None]]]
+) -> None:
+    """The CHECK never trips (it would be an IntegrityError), and all totals are right in the end."""
+    world = World(store)
+    jobs, machines, errors = [world.job("0.00008"), world.job()], [], []
+    world.limit("team", 100)
+
+    def run(plan: list[tuple[str, int, int | None]]) -> None:
+        try:
+            for operation in plan:
+                perform(world, jobs, machines, operation)
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    run_all(*(lambda p=plan: run(p) for plan in plans))
+    assert errors == []
+    assert world.sweep() == []
+
+
+def perform(
+    world: World, jobs: list[Job], machines: list[UUID], operation: tuple[str, int, int | None]
+) -> Exception | None:
+    """Do one operation; the refusal it met, if any."""
+    name, index, amount = operation
+    try:
+        if name == "hold":
+            machine = world.machine(jobs[index % 2])
+            world.hold(jobs[index % 2], amount or 0, machine)
+            machines.append(machine)
+        elif name == "limit":
+            world.limit(LEVELS[index], amount, jobs[0])
+        elif machines and (machine := machines[index % len(machines)]):
+            if name == "extend":
+                extend(world, machine, amount or 0)
+            elif name == "release":
+                world.store.write(lambda db: ledger.release(db, machine, "over"))
+            else:
+                world.settle(machine, amount or 0, final=name == "final")
+    except (BudgetExceeded, StaleTransition, PreconditionFailed) as refusal:
+        return refusal
+    return None
+
+
+def extend(world: World, machine: UUID, more: int) -> Hold:
+    with world.store.read() as db:
+        until = db.sql.scalars(select(Hold.funded_until).where(Hold.machine == machine).order_by(Hold.no)).all()[-1]
+    return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until + 1))
+
+
+def book(world: World, job: Job) -> list[Transfer]:
+    with world.store.read() as db:
+        return ledger.book(db, ledger.job_account(db, job.id).id)
+
+
+def run_all(*works) -> None:
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds when the machine host, a machine's init or both are killed with -9 at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, read_machine
+from shoestring_trainer.processes import Process, this_process
+
+from tests.trainer.machinehost.local_cloud import (
+    SPOT,
+    LocalCloud,
+    alive,
+    alive_in,
+    events,
+    journal,
+    kill,
+    pids,
+    until,
+    working_in,
+)
+
+FAMILY = {"children": ["group", "daemon"], "ignore_term": True}
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    cloud = LocalCloud(tmp_path / "cloud")
+    cloud.start()
+    yield cloud
+    cloud.clean_up()
+
+
+# The host
+
+
+def test_machines_outlive_a_killed_host_and_the_next_host_adopts_them(cloud):
+    machine = cloud.running(user_data=FAMILY)
+    ended = cloud.ended(cloud.launch("t2", user_data={"exit": 3}))
+    cloud.end(signal.SIGKILL)
+    family = [machine["pid"], *pids(machine).values()]
+    assert all(alive(pid) for pid in family)
+    cloud.start()
+    assert cloud.client.get("/machines").json()["machines"] == [machine, ended]
+    assert cloud.client.put("/machines/token-1", json={**SPOT, "user_data": FAMILY}).status_code == 200
+    assert events(machine).count("start") == 1
+    cloud.stop(machine)
+    assert cloud.ended(machine)["end_cause"] == "requested"
+    assert [pid for pid in pids(machine).values() if alive(pid)] == []
+
+
+def test_a_host_told_to_stop_leaves_its_machines_alone(cloud):
+    machine = cloud.running()
+    assert cloud.end(signal.SIGTERM) == 0
+    assert alive(machine["agent_pid"])
+    cloud.start()
+    assert cloud.show(machine) == machine
+
+
+def test_a_host_whose_end_is_its_machines_end_stops_them_first(cloud):
+    cloud.end()
+    cloud.start("--stop-machines-on-exit")
+    machines = [cloud.running(f"t{n}") for n in range(2)]
+    assert cloud.end(signal.SIGTERM) == 0
+    assert [journal(machine)[-1]["cause"] for machine in machines] == ["requested", "requested"]
+    assert not any(alive(machine["agent_pid"]) for machine in machines)
+
+
+def test_an_end_while_no_host_runs_is_told_by_the_next_one(cloud):
+    machine = cloud.running()
+    cloud.end()
+    kill(machine["agent_pid"])
+    until(lambda: "end" in events(machine))
+    cloud.start()
+    ended = cloud.show(machine)
+    assert (ended["state"], ended["end_cause"]) == ("ended", "crashed")
+
+
+def test_the_deadline_of_a_notice_needs_no_host(cloud):
+    machine = cloud.running(user_data=FAMILY)
+    cloud.reclaim(machine, 1)
+    cloud.end()
+    until(lambda: "end" in events(machine))
+    lines = {line["event"]: line for line in journal(machine)}
+    assert lines["end"]["cause"] == "reclaimed"
+    assert 0 <= lines["end"]["at"] - lines["notice"]["taken_at"] < 1_500_000
+    assert [pid for pid in pids(machine).values() if alive(pid)] == []
+
+
+def test_an_order_that_died_with_its_sender_is_followed(cloud):
+    machine = cloud.running()
+    cloud.end()
+    # as a host leaves it that was killed between writing the order and waking the init
+    (Path(machine["dir"]) / "stop.json").write_text('{"kill_at": 1}')
+    until(lambda: "end" in events(machine))
+    assert journal(machine)[-1]["cause"] == "requested"
+
+
+CRASHES = {
+    "before the launch is journaled": (
+        "from shoestring_trainer.machinehost.journal import Journal\nJournal.append = DIE"
+    ),
+    "before the folder has its name": "from pathlib import Path\nPath.rename = DIE",
+    "between the journal and the init": "machinehost.MachineHost._spawn = DIE",
+    "after the init is started": "spawn = machinehost.MachineHost._spawn\n"
+    "machinehost.MachineHost._spawn = lambda *a: (spawn(*a), DIE())",
+}
+
+
+@pytest.mark.parametrize("where", CRASHES)
+def test_a_launch_interrupted_anywhere_and_repeated_buys_one_machine(tmp_path, where):
+    cloud = LocalCloud(tmp_path)
+    # the first file to be renamed is the host's own machinehost.json, so the crash is armed by a file
+    armed = tmp_path / "armed"
+    crash = CRASHES[where].replace("DIE", "die")
+    real = "from pathlib import Path\nrename, exists = Path.rename, Path.exists\n"
+    die = f"die = lambda *a: os.kill(os.getpid(), 9) if exists(Path({str(armed)!r})) else rename(*a)\n"
+    try:
+        cloud.start(crash=real + die + crash)
+        armed.touch()
+        with pytest.raises(httpx.TransportError):
+            cloud.launch("t")
+        assert cloud.process.wait(10) == -signal.SIGKILL
+        cloud.process.stderr.close()
+        cloud.start()
+        reply = cloud.client.put("/machines/t", json=SPOT)
+        assert reply.status_code in (200, 201)
+        machine = reply.json()
+        until((Path(machine["dir"]) / "pids.json").exists)
+        assert [each["id"] for each in cloud.client.get("/machines").json()["machines"]] == [machine["id"]]
+        assert len(list((tmp_path / "machines").iterdir())) == 1
+        assert events(machine)[:3] == ["launch", "start", "agent"]
+        until(lambda: len(alive_in(machine["dir"])) == 2)
+    finally:
+        cloud.clean_up()
+
+
+def test_hosts_killed_at_random_moments_of_launches_and_ends_never_run_two_machines_for_a_token(tmp_path, seed):
+    draw = random.Random(seed)
+    cloud = LocalCloud(tmp_path)
+    try:
+        for n in range(6):
+            cloud.start(slots=20)
+            delay_s = draw.uniform(0, 0.06)
+            killer = os.fork()
+            if killer == 0:
+                time.sleep(delay_s)
+                os.kill(cloud.process.pid, signal.SIGKILL)
+                os._exit(0)
+            try:
+                for token in (f"t{n}a", f"t{n}b"):
+                    cloud.client.put(f"/machines/{token}", json=SPOT)
+                cloud.client.delete(f"/machines/{cloud.client.get('/machines').json()['machines'][0]['id']}")
+            except httpx.TransportError:
+                pass
+            os.waitpid(killer, 0)
+            cloud.process.wait(10)
+            cloud.process.stderr.close()
+        cloud.start(slots=20)
+        asked = [f"t{n}{which}" for n in range(6) for which in "ab"]
+        replies = [cloud.client.put(f"/machines/{token}", json=SPOT) for token in asked]
+        assert {reply.status_code for reply in replies} <= {200, 201, 409}
+        machines = cloud.client.get("/machines").json()["machines"]
+        assert sorted(machine["token"] for machine in machines) == asked
+        for machine in machines:
+            until(lambda machine=machine: {"agent", "end"} & set(events(machine)))
+            assert events(machine).count("start") <= 1
+            until(lambda machine=machine: len(alive_in(machine["dir"])) <= 2)
+            cloud.stop(machine)
+        for machine in machines:
+            cloud.ended(machine)
+            assert events(machine).count("end") == 1
+            until(lambda machine=machine: not alive_in(machine["dir"]))
+    finally:
+        cloud.clean_up()
+
+
+def test_random_deaths_of_everything_leave_one_life_per_token_and_honest_journals(tmp_path, seed):
+    chaos(tmp_path, seed, steps=25)
+
+
+def chaos(folder, seed, steps):
+    """Draws launches, repeats, orders and kills, while a witness reads the process table; then checks every journal."""
+    draw = random.Random(seed)
+    cloud = LocalCloud(folder)
+    asked = {}
+    try:
+        cloud.start(slots=4)
+        for _ in range(steps):
+            machines = cloud.client.get("/machines").json()["machines"]
+            living = [machine for machine in machines if machine["state"] != "ended"]
+            machine = draw.choice(living) if living else None
+            move = draw.choice(
+                ["launch", "launch", "repeat", "stop", "reclaim", "host", "init", "agent", "child", "both"]
+            )
+            if move == "launch":
+                token = f"t{len(asked)}"
+                user_data = draw.choice([{}, FAMILY, {"leave": True}, {"exit": 1}])
+                asked[token] = {**SPOT, "user_data": user_data}
+                cloud.client.put(f"/machines/{token}", json=asked[token])
+            elif move == "repeat" and asked:
+                token = draw.choice(sorted(asked))
+                assert cloud.client.put(f"/machines/{token}", json=asked[token]).status_code in (200, 201, 409)
+            elif move == "host":
+                restart(cloud)
+            elif machine and move == "stop":
+                cloud.stop(machine)
+            elif machine and move == "reclaim":
+                cloud.client.post(f"/machines/{machine['id']}/reclaim", json={"notice_s": draw.choice([0, 0.3, 60])})
+            elif machine and move in ("init", "both"):
+                kill(machine["pid"] or draw.choice(alive_in(machine["dir"]) or [2**22 - 1]))
+                if move == "both":
+                    restart(cloud)
+            elif machine and move in ("agent", "child"):
+                kill(draw.choice(alive_in(machine["dir"]) or [2**22 - 1]))
+            for each in cloud.client.get("/machines").json()["machines"]:
+                if each["state"] == "ended":
+                    assert working_in(each["dir"]) == []
+            time.sleep(draw.uniform(0, 0.15))
+        machines = cloud.client.get("/machines").json()["machines"]
+        assert len({machine["token"] for machine in machines}) == len(machines)
+        for machine in machines:
+            cloud.stop(machine)
+        for machine in machines:
+            ended = cloud.ended(machine)
+            lines = events(ended)
+            assert [lines.count(event) for event in ("launch", "end")] == [1, 1]
+            assert max(lines.count(event) for event in ("start", "agent", "notice", "stop")) <= 1
+            assert lines[-1] == "end"
+            assert ended["launched_at"] <= ended["ended_at"]
+            until(lambda ended=ended: not alive_in(ended["dir"]))
+    finally:
+        cloud.clean_up()
+
+
+def restart(cloud):
+    cloud.end()
+    cloud.start(slots=4)
+
+
+# The init
+
+
+def test_a_machine_whose_init_never_came_ends_soon_and_frees_its_slot(cloud):
+    cloud.end()
+    never = "lambda self, machine: setattr(machine, 'spawned', machinehost.time.monotonic())"
+    cloud.start(slots=1, crash=f"machinehost.MachineHost._spawn = {never}")
+    machine = cloud.ended(cloud.launch("t1"), within_s=5)
+    assert (machine["end_cause"], machine["started_at"]) == ("crashed", None)
+    cloud.launch("t2")
+
+
+def test_a_killed_init_ends_its_machine_and_all_it_left_behind(cloud):
+    machine = cloud.running(user_data=FAMILY)
+    kill(machine["pid"])
+    ended = cloud.ended(machine)
+    assert (ended["end_cause"], ended["end_code"]) == ("crashed", None)
+    assert [pid for pid in pids(machine).values() if alive(pid)] == []
+    assert alive_in(machine["dir"]) == []
+
+
+def test_an_agent_dies_with_its_init_even_when_no_host_runs(cloud):
+    machine = cloud.running(user_data=FAMILY)
+    cloud.end()
+    kill(machine["pid"])
+    until(lambda: not alive(machine["agent_pid"]))
+
+
+def test_orphans_of_a_killed_init_are_found_by_the_next_host(cloud):
+    machine = cloud.running(user_data=FAMILY)
+    cloud.end()
+    kill(machine["pid"])
+    assert alive(pids(machine)["daemon"])
+    before = time.time_ns() // 1000
+    cloud.start()
+    ended = cloud.ended(machine)
+    assert ended["end_cause"] == "crashed"
+    assert ended["ended_at"] > before  # its orphans lived until the host killed them
+    assert [pid for pid in pids(machine).values() if alive(pid)] == []
+
+
+def test_a_machine_found_dead_ended_no_later_than_its_next_heartbeat(cloud):
+    machine = cloud.running()
+    cloud.end()
+    kill(machine["pid"])
+    until(lambda: not alive_in(machine["dir"]))
+    # as after a night without a host: every line is an hour older
+    lines = [{**line, "at": line["at"] - 3_600_000_000} for line in journal(machine)]
+    Path(machine["journal"]).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cloud.start()
+    assert cloud.ended(machine)["ended_at"] == lines[-1]["at"] + round(HEARTBEAT_S * 1e6)
+
+
+def test_an_init_killed_under_notice_was_reclaimed_and_one_told_to_stop_was_requested(cloud):
+    noticed, stopped = cloud.running("t1", user_data=FAMILY), cloud.running("t2", user_data=FAMILY)
+    cloud.reclaim(noticed, 60)
+    cloud.stop(stopped)
+    kill(noticed["pid"])
+    kill(stopped["pid"])
+    assert cloud.ended(noticed)["end_cause"] == "reclaimed"
+    assert cloud.ended(stopped)["end_cause"] == "requested"
+
+
+def test_a_second_init_for_a_machine_leaves_without_a_trace(cloud):
+    machine = cloud.running()
+    cloud.end()
+    kill(machine["pid"])
+    until(lambda: not alive_in(machine["dir"]))
+    folder = Path(machine["dir"])
+    before = journal(machine)
+    (folder / "pids.json").unlink()
+    cloud.start(crash="machinehost.MachineHost._watch_one = lambda self, machine: self._spawn(machine)")
+    until(lambda: not alive_in(folder))
+    assert journal(machine) == before
+    assert not (folder / "pids.json").exists()
+
+
+def test_heartbeats_are_journaled_while_a_machine_lives(cloud):
+    machine = cloud.running()
+    until(lambda: "heartbeat" in events(machine), within_s=HEARTBEAT_S + 10)
+    assert read_machine(Path(machine["dir"])).state == "running"
+
+
+# Names of processes, and the journal's lock
+
+
+def test_a_reused_pid_is_another_process_and_gets_no_signal():
+    me = this_process()
+    assert me.alive()
+    for other in (Process(me.pid, me.start - 1, me.boot), Process(me.pid, me.start, "an earlier boot")):
+        assert not other.alive()
+        assert not other.send(signal.SIGKILL)
+    assert not Process(2**22 - 1, 1, me.boot).send(signal.SIGKILL)
+
+
+def test_a_journal_has_one_writer_and_a_torn_line_is_dropped(tmp_path):
+    launch = {"id": "m", "token": "t", "body_sha256": "", "tags": {}, "type": "x", "market": "spot", "price": "1"}
+    with Journal.create(tmp_path) as first:
+        first.append("launch", launch)
+        assert Journal.own(tmp_path) is None
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"at": 5, "event": "st')
+    assert read_machine(tmp_path).state == "pending"
+    second = Journal.own(tmp_path)
+    assert second is not None
+    with second:
+        second.append("stop")
+    assert [json.loads(line)["event"] for line in (tmp_path / "journal.jsonl").open()] == ["launch", "stop"]

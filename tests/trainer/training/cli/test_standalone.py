@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer by itself: a recipe, a spec or a stopped run is all it needs, and it says how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shoestring_core.errors import InvalidSpec
+from shoestring_trainer.training.cli import standalone
+from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.results import progress
+from shoestring_trainer.training.task import read_task
+
+from tests.servers import until
+from tests.trainer.data_sync.bucket_server import BUCKET, serving
+from tests.trainer.training.gangs import ROOMS, Gang
+
+SMALL = ("batch_size=64", "width=4", "precision=fp32")
+
+
+def trainer(*words: str, home: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "shoestring_trainer", "train", *words]
+    return subprocess.Popen(
+        command, env=environment, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_recipe_by_name_trains_and_lays_its_model_out(tmp_path: Path):
+    process = trainer("digits/quickstart", "epochs=1", *SMALL, home=tmp_path)
+    spoken, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, complaint
+    run = tmp_path / "runs" / "digits-quickstart-1"
+    assert (run / "model" / "model.pt2").exists()
+    assert not (run / "model" / "optimizer.safetensors").exists()
+    assert "val/acc 0." in spoken
+    assert "runs/digits-quickstart-1/model: " in spoken
+    assert complaint == ""
+    (word,) = Gang([run]).exits()
+    assert word["outcome"] == "finished"
+    assert [line["step"] for line in Gang([run]).metrics()] == list(range(1, word["step"] + 1))
+
+
+def test_interrupted_it_saves_and_goes_on_from_there(tmp_path: Path):
+    spec = tmp_path / "job.yaml"
+    spec.write_text("recipe: digits/quickstart\nparams: {epochs: 8, batch_size: 64, width: 4, precision: fp32}\n")
+    run = Gang([tmp_path / "mine"])
+    process = trainer("job.yaml", "--to", "mine", home=tmp_path)
+    until(lambda: process.poll() is not None or len(run.metrics()) >= 5, 60)
+    process.send_signal(signal.SIGINT)
+    spoken, complaint = process.communicate(timeout=60)
+    assert process.returncode == 0, complaint
+    assert "go on with: python -m shoestring_trainer train mine" in spoken
+    (word,) = run.exits()
+    assert word["outcome"] == "drained"
+    with (run.first / "metrics.jsonl").open("a") as points:
+        points.write(json.dumps({"step": word["step"] + 1, "v": {}}) + '\n{"torn')
+    process = trainer("mine", home=tmp_path)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, complaint
+    steps = [line["step"] for line in run.metrics()]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert steps[-1] == run.events("started")[-1]["steps_total"] > word["step"]
+    assert [event["step"] for event in run.events("started")] == [0, word["step"]]
+
+
+def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["imagefolder/resnet9", f"data.train=s3://{BUCKET}/set", "--to", str(tmp_path / "run")]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving() as bucket:
+        bucket.put("set/cat/1.jpg", b"a picture")
+        bucket.key = "AKIATEST"
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match="may not read s3://pictures/set"):
+            standalone.prepare(words)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        task = read_task(standalone.prepare(words))
+        assert task.data_path
+        assert task.data_path.is_relative_to(tmp_path / "cache" / "shoestring")
+        assert (task.data_path / "cat" / "1.jpg").read_bytes() == b"a picture"
+        bucket.put("set/cat/2.jpg", b"another")
+        assert read_task(standalone.prepare([str(tmp_path / "run")])).data_path == task.data_path
+        assert (task.data_path / "cat" / "2.jpg").read_bytes() == b"another"
+        assert bucket.asked == ["set/cat/1.jpg", "set/cat/2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["digits/quickstat"], "Did you mean digits/quickstart"),
+        (["digits/quickstart", "epoch=3"], "Did you mean epochs"),
+        (["job.yaml", "epochs=3"], "put it into job.yaml"),
+        (["list.yaml"], "recipe: digits/quickstart"),
+        (["empty"], "give the folder of a run"),
+        (["task.json", "epochs=3"], "leave the rest out"),
+    ],
+)
+def test_what_cannot_be_started_is_said_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], remedy: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text("recipe: digits/quickstart\n")
+    Path("list.yaml").write_text("- recipe\n")
+    Path("task.json").write_text('{"format": 1}')
+    Path("empty").mkdir()
+    with pytest.raises((UserError, InvalidSpec), match=remedy):
+        standalone.prepare(words)
+    assert not Path("runs").exists()
+
+
+def test_ranks_of_torchrun_meet_in_a_folder_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="--to DIR"):
+        standalone.prepare(["digits/quickstart"])
+    assert standalone.prepare(["digits/quickstart", "--to", "two"]) == standalone.prepare(
+        ["digits/quickstart", "--to", "two"]
+    )
+
+
+def test_the_bar_fits_a_narrow_terminal_without_colour():
+    values = {"train/loss": 12.3456, "train/lr": 0.1}
+    for step in (0, 1, 500, 9_999, 10_000):
+        line = progress.bar_line(step, 10_000, 9.99, 1234.5, values)
+        assert len(line) < 80
+        assert line.isprintable()
+    assert "100 %" in line
+    assert [progress.duration(seconds) for seconds in (0.4, 99, 185, 7805)] == ["0 s", "99 s", "3:05", "2:10:05"]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("task.json", "start the run anew"), ("ckpt/step-000000009.json", "from the checkpoint before")],
+)
+def test_a_damaged_run_is_named_with_what_to_do(tmp_path: Path, name: str, remedy: str):
+    for file in ("task.json", "ckpt/step-000000003.json", "ckpt/step-000000009.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text('{"format": 1, "step": 3}')
+    (tmp_path / name).write_bytes(b'{"format": 1, "st')
+    with pytest.raises(UserError, match=remedy) as refused:
+        standalone.prepare([str(tmp_path)])
+    assert str(tmp_path / name) in str(refused.value)

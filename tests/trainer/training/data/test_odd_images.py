@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and folders as people have them: read as a person sees them, or refused by name; never taken for others."""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shoestring_trainer.training.cli.predict import list_files
+from shoestring_trainer.training.data import decoded_cache
+from shoestring_trainer.training.data.decoding import Frame, decode_file
+from shoestring_trainer.training.data.folders import list_pictures
+from shoestring_trainer.training.errors import DataError
+
+from tests.trainer.training.data.painted import COLOURS, load, paint, picture, source
+
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+"""How each EXIF orientation stores a picture (each undoes what a viewer does)."""
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    for name, colour in COLOURS.items():
+        for number in range(10):
+            paint(tmp_path / "pictures" / name / f"{number:02d}.jpg", colour, number)
+    return tmp_path / "pictures"
+
+
+def four_corners() -> Image.Image:
+    """A wide picture whose corners all differ."""
+    pixels = np.zeros((200, 320, 3), np.uint8)
+    pixels[:100, :160], pixels[:100, 160:], pixels[100:, :160] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_picture_is_turned_as_its_camera_was_held(tmp_path: Path, orientation: int, suffix: str):
+    exif, stored = Image.Exif(), four_corners().transpose(TURNS[orientation])
+    exif[ORIENTATION] = orientation
+    stored.save(tmp_path / f"turned.{suffix}", exif=exif)
+    four_corners().save(tmp_path / "upright.png")
+    for frame in (Frame(32, 32), Frame(20, 40, zoom=1.1), Frame(24, 24, squeezed=True)):
+        seen, aspect = decode_file(tmp_path / f"turned.{suffix}", frame)
+        wanted, _ = decode_file(tmp_path / "upright.png", frame)
+        assert aspect == 1.6
+        assert (seen.int() - wanted.int()).abs().float().mean() < 6
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 40, b"x"])
+def test_a_damaged_exif_block_turns_nothing(tmp_path: Path, block: bytes):
+    four_corners().save(tmp_path / "a.jpg", exif=block)
+    four_corners().save(tmp_path / "b.jpg")
+    assert torch.equal(*(decode_file(tmp_path / name, Frame(32, 32))[0] for name in ("a.jpg", "b.jpg")))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr"])
+def test_every_kind_of_colour_becomes_rgb(tmp_path: Path, mode: str):
+    suffix = {"CMYK": "tif", "YCbCr": "jpg", "PA": "tif"}.get(mode, "png")
+    light, path = Image.new("RGB", (30, 20), (255, 255, 255)).convert("L" if mode == "PA" else mode), tmp_path / "a"
+    light.save(path.with_suffix(f".{suffix}"))
+    seen, _ = decode_file(path.with_suffix(f".{suffix}"), Frame(16, 16))
+    assert seen.shape == (3, 16, 16)
+    assert seen.min() > 245
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path: Path):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in COLOURS.values()]
+    for suffix in ("gif", "webp", "png"):
+        frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+        seen, _ = decode_file(tmp_path / f"a.{suffix}", Frame(8, 8))
+        assert (seen.float().mean((1, 2)) - torch.tensor(COLOURS["blue"])).abs().max() < 12
+
+
+def png(width: int, height: int, bits: int, colours: int, pixels: bytes) -> bytes:
+    """A PNG file of any depth."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    rows = b"".join(b"\0" + pixels for _ in range(height if height < 1000 else 1))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bits_of_colour_keep_their_brightness(tmp_path: Path):
+    (tmp_path / "deep.png").write_bytes(png(8, 8, 16, 2, struct.pack(">3H", 0xFF00, 0x8000, 0x0100) * 8))
+    seen, _ = decode_file(tmp_path / "deep.png", Frame(8, 8))
+    assert seen[:, 0, 0].tolist() == [255, 128, 1]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [11_000, 60_000])
+def test_a_picture_that_would_fill_the_memory_is_refused_by_name(tmp_path: Path, side: int):
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png(side, side, 8, 2, b"\0" * 3 * side))
+    with pytest.raises(DataError, match=rf"{bomb} .*({side} x {side} pixels|exceeds limit).*remove it"):
+        decode_file(bomb, Frame(8, 8))
+
+
+def test_hidden_files_and_folders_are_no_pictures(flat: Path):
+    (flat / "red" / "._05.jpg").write_bytes(b"what a Mac leaves")
+    (flat / "red" / ".DS_Store").write_bytes(b"this too")
+    paint(flat / "red" / ".ipynb_checkpoints" / "05.jpg", COLOURS["red"], 5)
+    paint(flat / ".trash" / "05.jpg", COLOURS["red"], 5)
+    data = load(flat)
+    assert (len(data.train) + len(data.held_out), data.classes) == (30, sorted(COLOURS))
+    assert len(list_files([flat])) == 30
+
+
+def test_pictures_in_folders_of_folders_and_behind_links_are_found_once(flat: Path, tmp_path: Path):
+    paint(flat / "red" / "more" / "even more.jpg" / "a.jpg", COLOURS["red"], 1)
+    paint(tmp_path / "elsewhere" / "b.jpg", COLOURS["red"], 2)
+    (flat / "red" / "linked").symlink_to(tmp_path / "elsewhere")
+    (flat / "red" / "round").symlink_to(flat / "red")
+    (flat / "red" / "up").symlink_to(flat)
+    found = [name for name in list_pictures(flat).names if name.startswith("red")]
+    assert len(found) == len(set(found)) == 12
+    assert {"red/more/even more.jpg/a.jpg", "red/linked/b.jpg"} <= set(found)
+
+
+def test_a_class_that_is_a_link_to_all_of_them_is_refused(flat: Path):
+    (flat / "all").symlink_to(flat)
+    with pytest.raises(DataError, match=f"the class folder {flat / 'all'} holds no picture"):
+        list_pictures(flat)
+
+
+@pytest.mark.parametrize("target", ["nowhere.jpg", "link.jpg"])
+def test_a_link_to_nowhere_or_itself_is_named(flat: Path, target: str):
+    (flat / "red" / "link.jpg").symlink_to(flat / "red" / target)
+    with pytest.raises(DataError, match=rf"{flat / 'red' / 'link.jpg'} cannot be read"):
+        load(flat)
+    assert load(flat, on_corrupt="skip").skipped == 1
+
+
+def test_a_pipe_is_not_waited_for(flat: Path):
+    os.mkfifo(flat / "red" / "pipe.jpg")
+    assert len(list_pictures(flat)) == 30
+
+
+def test_a_folder_that_cant_be_read_is_named(flat: Path, monkeypatch: pytest.MonkeyPatch):
+    closed, scan = flat / "red" / "closed", os.scandir
+    closed.mkdir()
+
+    def refuse(path: Path) -> object:  # permissions don't stop root, who may be running this
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=f"cannot read {closed}: Permission denied"):
+        load(flat)
+
+
+def test_a_name_that_is_no_text_is_refused(flat: Path):
+    (flat / "red" / "05.jpg").rename(flat / "red" / os.fsdecode(b"caf\xe9.jpg"))
+    with pytest.raises(DataError, match=r"red/caf\\udce9.jpg' isn't UTF-8; rename it"):
+        load(flat)
+
+
+def test_a_split_under_other_names_is_not_taken_for_classes(flat: Path):
+    root = flat.parent / "root"
+    root.mkdir()
+    flat.rename(root / "training")
+    (root / "validation").mkdir()
+    with pytest.raises(DataError, match=r"training, validation in .* look like parts of a split"):
+        load(root)
+
+
+def test_pictures_beside_the_classes_are_told_of(flat: Path, capsys: pytest.CaptureFixture[str]):
+    paint(flat / "lost.jpg", COLOURS["red"], 1)
+    data = load(flat)
+    assert len(data.train) + len(data.held_out) == 30
+    assert f"1 files are no pictures by their names, or in no class, and are left out; first {flat / 'lost.jpg'}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_class_with_one_picture_is_named_before_anything_is_decoded(flat: Path):
+    (flat / "red" / "00.jpg").write_bytes(b"broken")
+    for number in range(1, 10):
+        (flat / "red" / f"{number:02d}.jpg").unlink()
+    with pytest.raises(DataError, match=r"the class red in .* has too few readable pictures to train on and measure"):
+        load(flat)
+
+
+def test_what_is_left_out_leaves_no_gap_and_no_copy(flat: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = load(flat, holdout=0.1)
+    (flat / "blue" / "03.jpg").write_bytes(b"broken")
+    (flat / "red" / "07.jpg").write_bytes(b"broken")
+    monkeypatch.setattr(decoded_cache, "AT_ONCE", 3)
+    rest = load(flat, holdout=0.1, on_corrupt="skip")
+    kept = [number for number in range(30) if number not in (3, 17)]
+    names = [f"{name}/{number:02d}.jpg" for name in sorted(COLOURS) for number in range(10)]
+    trained = [name for name in names if name not in whole.split["held_out"]]
+    wanted = [at for at, name in enumerate(trained) if names.index(name) in kept]
+    assert torch.equal(rest.train.bytes_NCHW, whole.train.bytes_NCHW[wanted])
+    assert rest.train.labels_N.tolist() == whole.train.labels_N[wanted].tolist()
+
+
+def test_a_size_that_the_disk_cant_take_is_refused_before_the_first_is_decoded(flat: Path):
+    (flat / "red" / "05.jpg").write_bytes(b"broken, which only decoding would find")
+    with pytest.raises(DataError, match=r"30 pictures of .* take .* GiB once decoded for size 400000.*lower size"):
+        source(flat, epochs=2, size_schedule="0:16 0.5:400000")
+
+
+def test_a_disk_that_fills_meanwhile_ends_in_a_message_and_not_in_a_signal(flat: Path):
+    opened = source(flat)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"need .* GiB under .*File too large.*larger disk"):
+            opened(0, False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(flat.parent.glob("pictures-*"))
+
+
+def test_kept_pictures_are_taken_for_no_others(flat: Path, tmp_path: Path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    first = load(flat, scratch=scratch)
+    (flat / "red" / "05.jpg").write_bytes(b"broken")
+    assert torch.equal(load(flat, scratch=scratch).train.bytes_NCHW, first.train.bytes_NCHW)
+    for other in ({"seed": 2}, {"size": 20}, {"crop_scale": 0.5}):
+        with pytest.raises(DataError, match=r"05\.jpg"):
+            load(flat, scratch=scratch, **other)
+    assert load(flat, scratch=scratch, on_corrupt="skip").skipped == 1
+    (flat / "red" / "05.jpg").unlink()
+    assert len(load(flat, scratch=scratch).train) == len(first.train) - 1
+
+
+def test_pictures_half_written_are_written_anew(flat: Path, tmp_path: Path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    whole = load(flat, scratch=scratch).train.bytes_NCHW.clone()
+    [place] = scratch.iterdir()
+    (place / "train.json").unlink()
+    (place / "train").write_bytes(b"half of it")
+    assert torch.equal(load(flat, scratch=scratch).train.bytes_NCHW, whole)
+
+
+def test_other_sizes_leave_a_disk_that_is_short_of_room(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    opened = source(flat, scratch=scratch)
+    opened(16, False)
+    opened(20, True)
+    assert len(list(scratch.iterdir())) == 2
+    monkeypatch.setattr(decoded_cache, "_free_bytes", lambda _: 0)
+    opened(24, False)
+    assert len(list(scratch.iterdir())) == 1
+
+
+def test_each_size_has_its_own_pictures_and_an_old_ones_disk_is_given_back(flat: Path):
+    opened = source(flat)
+
+    def mapped() -> int:
+        ours = str(flat.parent / "pictures-")
+        return len({line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines() if ours in line})
+
+    small = opened(16, False)
+    assert (small.size, mapped()) == (16, 2)
+    del small
+    assert mapped() == 0
+    large = opened(24, True)
+    assert (large.size, mapped()) == (24, 3)
+    assert picture(COLOURS["red"], 1).size == (20, 24)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sample meets is a function of (seed, epoch, sample): not of the world size, the batch or the past."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from shoestring_trainer.training.data.augment import (
+    RandomCrop,
+    augment,
+    crop_and_scale,
+    cutout,
+    jitter,
+    pad_and_crop,
+    rotate_and_shift,
+)
+from shoestring_trainer.training.distributed.shared_batch import share_batch
+from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.optim.schedules import one_cycle, piecewise_linear
+from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, SampleOrder, seed_dropout
+from shoestring_trainer.training.settings import Settings
+
+MEAN = [0.5, 0.4, 0.3]
+EVERYTHING = Settings(rotate=15, shift=1, crop=2, flip=True, cutout=3)
+
+
+@given(samples=st.integers(1, 60), batch=st.integers(1, 40), seed=st.integers(0, 2**31), data=st.data())
+def test_any_world_takes_the_same_samples_in_the_same_steps(samples: int, batch: int, seed: int, data):
+    world = data.draw(st.integers(1, min(batch, 5)))
+    alone = SampleOrder(seed, samples, 0, 1)
+    ranks = [SampleOrder(seed, samples, rank, world) for rank in range(world)]
+    stream = []
+    for step in range(3 * samples // batch + 1):
+        whole, shares = alone.pick(step * batch, batch), [rank.pick(step * batch, batch) for rank in ranks]
+        assert torch.equal(torch.cat([share.samples_N for share in shares]), whole.samples_N)
+        assert torch.equal(torch.cat([share.draws_NK for share in shares]), whole.draws_NK)
+        assert len(whole.samples_N) == batch
+        stream += whole.samples_N.tolist()
+    for epoch in range(len(stream) // samples):
+        assert sorted(stream[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
+
+
+def test_a_step_needs_no_steps_before_it():
+    walked, jumped = SampleOrder(3, 50, 0, 1), SampleOrder(3, 50, 0, 1)
+    for step in range(20):
+        last = walked.pick(16 * step, 16)
+    assert torch.equal(jumped.pick(16 * 19, 16).samples_N, last.samples_N)
+    assert torch.equal(jumped.pick(16 * 19, 16).draws_NK, last.draws_NK)
+
+
+def test_epochs_and_seeds_differ():
+    order = SampleOrder(3, 50, 0, 1)
+    first, second, other = order.pick(0, 50), order.pick(50, 50), SampleOrder(4, 50, 0, 1).pick(0, 50)
+    assert not torch.equal(first.samples_N, second.samples_N)
+    assert not torch.equal(first.samples_N, other.samples_N)
+    assert not torch.equal(first.draws_NK.sort(0).values, second.draws_NK.sort(0).values)
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    def drawn(seed: int, step: int) -> list[float]:
+        seed_dropout(seed, step, torch.device("cpu"))
+        return torch.rand(4).tolist()
+
+    assert drawn(1, 2) == drawn(1, 2)
+    assert len({str(drawn(*names)) for names in [(1, 2), (2, 2), (1, 3)]}) == 3
+
+
+def test_ranks_drop_what_one_process_would_drop():
+    x_NF, shares = torch.ones(10, 50), []
+    for rank in range(3):
+        layer = torch.nn.Sequential(torch.nn.Dropout(0.3))
+        share_batch(layer, 10, rank, 3, norms=False)
+        seed_dropout(1, 2, torch.device("cpu"))
+        shares.append(layer(x_NF[10 * rank // 3 : 10 * (rank + 1) // 3]))
+    alone = torch.nn.Sequential(torch.nn.Dropout(0.3))
+    share_batch(alone, 10, 0, 1, norms=False)
+    seed_dropout(1, 2, torch.device("cpu"))
+    assert torch.equal(torch.cat(shares), alone(x_NF))
+    assert torch.equal(alone.eval()(x_NF), x_NF)
+
+
+def test_a_picture_is_augmented_the_same_in_any_batch():
+    pictures, draws = torch.rand(16, 3, 16, 16), torch.rand(16, DRAWS_PER_SAMPLE)
+    together = augment(pictures, draws, EVERYTHING, MEAN)
+    for index in range(16):
+        alone = augment(pictures[index : index + 1], draws[index : index + 1], EVERYTHING, MEAN)
+        assert torch.allclose(together[index], alone[0], atol=1e-6)
+
+
+def test_bytes_are_augmented_as_the_floats_they_stand_for():
+    pictures, draws = (torch.rand(16, 3, 16, 12) * 256).byte(), torch.rand(16, DRAWS_PER_SAMPLE)
+    for settings in (Settings(crop=3, flip=True, cutout=4), EVERYTHING):
+        floats = augment(pictures.float() / 255, draws, settings, MEAN)
+        assert torch.equal(augment(pictures, draws, settings, MEAN, 255.0), floats)
+
+
+def test_a_crop_is_the_window_of_the_padded_picture():
+    pictures, draws, pad = torch.rand(50, 3, 10, 14), torch.rand(50, 2), 4
+    padded, places = F.pad(pictures, (pad,) * 4, "reflect"), (draws * (2 * pad + 1)).long().tolist()
+    for picture, (top, left), cropped in zip(padded, places, pad_and_crop(pictures, draws, pad), strict=True):
+        assert torch.equal(cropped, picture[:, top : top + 10, left : left + 14])
+
+
+def test_padding_as_large_as_the_picture_is_refused():
+    with pytest.raises(UserError, match="lower crop"):
+        pad_and_crop(torch.rand(1, 3, 8, 8), torch.rand(1, 2), 8)
+
+
+def test_augmentation_that_is_off_changes_nothing():
+    pictures = torch.rand(4, 3, 16, 16)
+    assert augment(pictures, torch.rand(4, DRAWS_PER_SAMPLE), Settings(), MEAN) is pictures
+
+
+def test_the_middle_crop_is_the_picture_and_the_corner_is_reflected():
+    pictures = torch.rand(1, 3, 8, 8)
+    assert torch.equal(pad_and_crop(pictures, torch.full((1, 2), 0.5), 2), pictures)
+    corner = pad_and_crop(pictures, torch.zeros(1, 2), 2)
+    assert torch.equal(corner[0, :, 2:, 2:], pictures[0, :, :6, :6])
+    assert torch.equal(corner[0, :, 2, 1], pictures[0, :, 0, 1])
+
+
+def test_a_shift_moves_by_pixels_and_a_rotation_turns():
+    pictures = torch.rand(1, 1, 8, 8)
+    right = torch.tensor([[0.5, 0.0, 0.5]])  # no turn; x at its least, y in the middle
+    assert torch.allclose(rotate_and_shift(pictures, right, 0, 1)[..., 1:], pictures[..., :-1], atol=1e-5)
+    quarter = rotate_and_shift(pictures, torch.tensor([[1.0, 0.5, 0.5]]), 90, 0)
+    assert torch.allclose(quarter, pictures.rot90(1, (2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("draws", "top", "left"), [((0.5, 0.25), 6, 3), ((0, 0.9999), 0, 12)])
+def test_cutout_paints_one_whole_square_with_the_mean(draws: tuple[float, float], top: int, left: int):
+    blanked = cutout(torch.zeros(1, 3, 16, 16), torch.tensor([draws]), 4, MEAN)
+    square = torch.tensor(MEAN).view(3, 1, 1).expand(3, 4, 4)
+    assert torch.equal(blanked[0, :, top : top + 4, left : left + 4], square)
+    assert blanked.sum().item() == pytest.approx(16 * sum(MEAN))
+
+
+def test_a_random_crop_of_all_is_the_picture_scaled():
+    pictures, draws = torch.rand(2, 3, 8, 8), torch.full((2, 4), 0.5)
+    draws[:, 2] = 1.0
+    whole = crop_and_scale(pictures, draws, RandomCrop(8, 1.0, None))
+    assert torch.allclose(whole, pictures, atol=1e-5)
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.0, 2.0])
+def test_a_random_crop_has_its_area_and_shape_in_the_picture_as_it_was(aspect: float):
+    """Each pixel holds its own place, so the corners of what comes out tell what was cut out."""
+    side, count = 64, 500
+    place = (torch.arange(side) + 0.5) / side
+    pictures = torch.stack([place.expand(side, side), place[:, None].expand(side, side)])[None].expand(
+        count, -1, -1, -1
+    )
+    torch.manual_seed(0)
+    crop = RandomCrop(16, 0.2, torch.full((count,), aspect))
+    out = crop_and_scale(pictures, torch.rand(count, 4), crop)
+    width, height = ((out[:, axis, -1, -1] - out[:, axis, 0, 0]) * 16 / 15 for axis in (0, 1))
+    assert (width * height).min() > 0.15
+    assert (width * height).max() <= 1.0
+    shapes = (aspect * width / height)[(width < 0.99) & (height < 0.99)]
+    assert 0.7 < shapes.min() < shapes.max() < 1.4
+
+
+def test_jitter_of_nothing_changes_nothing_and_stays_within_black_and_white():
+    pictures = torch.rand(8, 3, 4, 4)
+    assert torch.allclose(jitter(pictures, torch.full((8, 3), 0.5), 0.5), pictures, atol=1e-6)
+    strong = jitter(pictures, torch.rand(8, 3), 1.0)
+    assert 0 <= strong.min() <= strong.max() <= 1
+    assert not torch.allclose(strong, pictures)
+
+
+def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():
+    order = SampleOrder(3, 400, 0, 1, alternating_flip=True)
+    flipped = []
+    for epoch in range(4):
+        picked = order.pick(400 * epoch, 400)
+        flipped.append((picked.draws_NK[:, FLIP] < 0.5)[picked.samples_N.argsort()])
+    assert torch.equal(flipped[0], ~flipped[1])
+    assert torch.equal(flipped[0], flipped[2])
+    assert torch.equal(flipped[1], flipped[3])
+    assert 150 < flipped[0].sum() < 250
+    pictures, draws = torch.rand(2, 3, 8, 8), torch.full((2, DRAWS_PER_SAMPLE), 0.75)
+    draws[1, FLIP] = 0.25
+    out = augment(pictures, draws, Settings(alternating_flip=True), MEAN)
+    assert torch.equal(out, torch.stack([pictures[0], pictures[1].flip(2)]))
+
+
+def test_an_epoch_of_full_batches_leaves_out_other_samples_each_time():
+    order = SampleOrder(3, 50, 0, 1, epoch_samples=48)
+    epochs = [
+        torch.cat([order.pick(48 * epoch + 16 * step, 16).samples_N for step in range(3)]).tolist()
+        for epoch in range(4)
+    ]
+    assert all(len(set(epoch)) == 48 for epoch in epochs)
+    assert len({frozenset(range(50)) - set(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize(("at", "rate"), [(0.0, 0.05), (0.1, 0.275), (0.2, 0.5), (0.6, 0.25), (1.0, 0.0)])
+def test_one_cycle_is_straight_lines(at: float, rate: float):
+    assert piecewise_linear(one_cycle(0.5, 0.2), at) == pytest.approx(rate)
+
+
+def test_one_cycle_may_only_fall_or_only_rise():
+    assert piecewise_linear(one_cycle(0.5, 0), 0) == 0.5
+    assert piecewise_linear(one_cycle(0.5, 1), 1) == 0.5

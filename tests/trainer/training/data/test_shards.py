@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WebDataset shards: the same pictures as from files, and what isn't right is named or skipped and counted."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shoestring_trainer.training.data.shards import find_shards
+from shoestring_trainer.training.errors import DataError
+
+from tests.trainer.training.data.painted import COLOURS, encoded, load, paint, picture
+from tests.trainer.training.gangs import finished
+
+FORM = {"form": "webdataset"}
+NAMES = sorted(COLOURS)
+
+
+def pack(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def samples(numbers: Iterable[int], label: str = "cls") -> Iterable[tuple[str, bytes]]:
+    """Pictures whose class is their number modulo three, with a label each."""
+    for number in numbers:
+        said = str(number % 3) if label == "cls" else json.dumps({"label": number % 3, "source": "a test"})
+        yield f"{number:04d}.jpg", encoded(picture(COLOURS[NAMES[number % 3]], number), quality=95)
+        yield f"{number:04d}.{label}", said.encode()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    for shard in range(3):
+        pack(tmp_path / "shards" / f"pics-{shard:03d}.tar", samples(range(20 * shard, 20 * shard + 20)))
+    return tmp_path / "shards"
+
+
+def test_shards_hold_the_same_pictures_as_files(tmp_path: Path):
+    for part, numbers in (("train", range(30)), ("val", range(30, 39))):
+        pack(tmp_path / "shards" / part / "a.tar", samples(numbers))
+        for number in numbers:
+            paint(tmp_path / "files" / part / str(number % 3) / f"{number:04d}.jpg", COLOURS[NAMES[number % 3]], number)
+    packed, loose = load(tmp_path / "shards", **FORM), load(tmp_path / "files")
+    assert packed.classes == loose.classes == ["0", "1", "2"]
+    for ours, theirs in ((packed.train, loose.train), (packed.held_out, loose.held_out)):
+        order = ours.labels_N.argsort(stable=True)
+        assert torch.equal(ours.labels_N[order], theirs.labels_N)
+        assert torch.equal(ours.bytes_NCHW[order], theirs.bytes_NCHW)
+
+
+def test_a_share_of_each_class_is_held_out_by_seed(shards: Path):
+    first, again, other = load(shards, **FORM), load(shards, **FORM), load(shards, seed=2, **FORM)
+    assert (len(first.train), len(first.held_out)) == (48, 12)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert first.split["data"] == "webdataset"
+    assert first.split["held_out"][0].startswith("pics-000.tar/00")
+    assert not list(shards.parent.glob("pictures-*"))
+
+
+@pytest.mark.parametrize("label", ["cls", "json"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_tar_format_and_label_is_read(tmp_path: Path, label: str, form: int):
+    members = [(f"{'deep/' * 40}{name}" if form else name, content) for name, content in samples(range(30), label)]
+    pack(tmp_path / "shards" / "a.tar", members, form)
+    assert load(tmp_path / "shards", **FORM).classes == ["0", "1", "2"]
+
+
+def test_shards_are_found_by_folder_by_word_and_by_pattern(tmp_path: Path):
+    for name in ("set-train-01.tar", "set-train-00.tar", "set-val-00.tar", "set-test-00.tar", ".set-train-9.tar"):
+        (tmp_path / name).touch()
+    train, held_out = find_shards(tmp_path)
+    assert [path.name for path in train] == ["set-train-00.tar", "set-train-01.tar"]
+    assert [path.name for path in held_out] == ["set-val-00.tar"]
+    assert find_shards(tmp_path / "set-train-{00..01}.tar") == (train, [])
+    assert find_shards(tmp_path / "set-train-00.tar") == (train[:1], [])
+    with pytest.raises(DataError, match=r"there is no .*set-train-02\.tar, one of 3"):
+        find_shards(tmp_path / "set-train-{00..04}.tar")
+    with pytest.raises(DataError, match="smaller number first"):
+        find_shards(tmp_path / "set-train-{04..00}.tar")
+    with pytest.raises(DataError, match=r"holds no \.tar file"):
+        find_shards(tmp_path.parent / tmp_path.name / "..")
+
+
+def test_classes_have_the_names_that_lie_beside_the_shards(shards: Path):
+    (shards / "classes.txt").write_text("blue\nred\nyellow\n")
+    assert load(shards, **FORM).classes == NAMES
+    (shards / "classes.txt").write_text("blue\nred\nblue\n")
+    with pytest.raises(DataError, match=r"classes\.txt must name"):
+        load(shards, **FORM)
+
+
+def test_words_are_labels_too(tmp_path: Path):
+    members = [(name, NAMES[int(content)].encode()) if name.endswith("cls") else (name, content)
+               for name, content in samples(range(30))]  # fmt: skip
+    pack(tmp_path / "shards" / "a.tar", members)
+    assert load(tmp_path / "shards", **FORM).classes == NAMES
+
+
+FAULTS = {
+    "no label": ([("x.jpg", b"picture")], "it has no label"),
+    "no picture": ([("x.cls", b"1")], "it has no picture"),
+    "label of nothing": ([("x.jpg", b"picture"), ("x.cls", b" ")], "x.cls holds no label"),
+    "label of a fraction": ([("x.jpg", b"picture"), ("x.json", b'{"label": 1.5}')], "x.json holds no label"),
+    "label of true": ([("x.jpg", b"picture"), ("x.json", b'{"label": true}')], "x.json holds no label"),
+    "no json": ([("x.jpg", b"picture"), ("x.json", b"{")], "x.json holds no label"),
+    "deep json": ([("x.jpg", b"picture"), ("x.json", b"[" * 100_000)], "x.json holds no label"),
+    "json without label": ([("x.jpg", b"picture"), ("x.json", b'{"width": 3}')], "it has no label"),
+    "two labels": ([("x.jpg", b"picture"), ("x.cls", b"1"), ("x.json", b"2")], "two labels, 1 and 2"),
+    "two pictures": ([("x.jpg", b"picture"), ("x.png", b"picture"), ("x.cls", b"1")], "it has two pictures"),
+    "empty picture": ([("x.jpg", b""), ("x.cls", b"1")], "x.jpg has 0 bytes"),
+    "out of range": ([("x.jpg", b"picture"), ("x.cls", b"3")], r"is 3, which is none of the 3 classes"),
+    "below zero": ([("x.jpg", b"picture"), ("x.cls", b"-1")], r"is -1, which is none of the 3 classes"),
+    "a word": ([("x.jpg", b"picture"), ("x.cls", b"green")], r"is 'green', which is none of the 3 classes"),
+    "corrupt picture": ([("x.jpg", b"no picture"), ("x.cls", b"1")], r"bad\.tar/x\.jpg cannot be read as a picture"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_sample_that_cant_be_used_is_named_or_skipped_and_counted(shards: Path, fault: str):
+    members, said = FAULTS[fault]
+    pack(shards / "bad.tar", members)
+    (shards / "classes.txt").write_text("blue\nred\nyellow\n")
+    with pytest.raises(DataError, match=rf"bad\.tar.*{said}|{said}.*bad\.tar|{said}") as refused:
+        load(shards, **FORM)
+    assert str(shards / "bad.tar") in str(refused.value)
+    assert "on_corrupt: skip" in str(refused.value)
+    data = load(shards, on_corrupt="skip", **FORM)
+    assert (len(data.train) + len(data.held_out), data.skipped) == (60, 1)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (b"7", r"no sample has the label 3, but .*bad\.tar/x\.jpg has 7"),
+        (b"green", "'green', where others are numbers"),
+    ],
+)
+def test_labels_that_leave_gaps_or_mix_are_refused(shards: Path, label: bytes, said: str):
+    pack(shards / "bad.tar", [("x.jpg", b"picture"), ("x.cls", label)])
+    with pytest.raises(DataError, match=said):
+        load(shards, **FORM)
+
+
+def test_labels_that_begin_at_one_are_refused(tmp_path: Path):
+    members = [(name, str(int(content) + 1).encode()) if name.endswith("cls") else (name, content)
+               for name, content in samples(range(30))]  # fmt: skip
+    pack(tmp_path / "shards" / "a.tar", members)
+    with pytest.raises(DataError, match="no sample has the label 0"):
+        load(tmp_path / "shards", **FORM)
+
+
+def test_what_belongs_to_no_sample_is_left_alone(shards: Path):
+    pack(shards / "more.tar", [("__index__", b"x"), ("._0001.jpg", b"x"), ("note.txt", b"x"), *samples(range(60, 63))])
+    data = load(shards, **FORM)
+    assert (len(data.train) + len(data.held_out), data.skipped) == (63, 0)
+
+
+@pytest.mark.parametrize("name", ["../../escaped.jpg", "/tmp/escaped.jpg"])
+def test_names_in_a_tar_are_never_paths(shards: Path, name: str):
+    picture_bytes = encoded(picture(COLOURS["red"], 1))
+    pack(shards / "more.tar", [(name, picture_bytes), (name.replace("jpg", "cls"), b"1")])
+    data = load(shards, holdout=0.9, **FORM)
+    assert len(data.train) + len(data.held_out) == 61
+    assert not list(shards.parent.rglob("escaped*"))
+
+
+def test_a_link_in_place_of_a_picture_is_refused(shards: Path):
+    with tarfile.open(shards / "bad.tar", "w") as tar:
+        link = tarfile.TarInfo("x.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        label = tarfile.TarInfo("x.cls")
+        label.size = 1
+        tar.addfile(label, io.BytesIO(b"1"))
+    with pytest.raises(DataError, match=r"x\.jpg is a link"):
+        load(shards, **FORM)
+
+
+@pytest.mark.parametrize("end", [5000, 10_240, -1])
+def test_a_shard_that_is_cut_short_is_refused(shards: Path, end: int):
+    shard = shards / "pics-001.tar"
+    shard.write_bytes(shard.read_bytes()[:end] if end > 0 else b"")
+    with pytest.raises(DataError, match=rf"{shard} isn't a whole, uncompressed tar"):
+        load(shards, on_corrupt="skip", **FORM)
+
+
+def test_shards_that_were_put_together_or_compressed_are_refused(shards: Path):
+    shard = shards / "pics-001.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content + content)
+    with pytest.raises(DataError, match="more follows its end"):
+        load(shards, **FORM)
+    with tarfile.open(shard, "w:gz") as tar:
+        tar.add(__file__, "x.jpg")
+    with pytest.raises(DataError, match="isn't a whole, uncompressed tar"):
+        load(shards, **FORM)
+
+
+def test_damage_anywhere_in_a_shard_is_a_data_error_or_still_the_same_samples(tmp_path: Path):
+    draw = np.random.default_rng(1)
+    shard = pack(tmp_path / "shards" / "a.tar", samples(range(12)))
+    whole, names, refused = shard.read_bytes(), load(shard.parent, **FORM).held_out_names, 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in draw.integers(0, len(damaged) // 512, 2):
+            damaged[512 * place + draw.integers(0, 160)] = draw.integers(0, 256)
+        shard.write_bytes(damaged)
+        try:
+            data = load(shard.parent, **FORM)
+        except DataError:
+            refused += 1
+        else:
+            assert len(data.train) + len(data.held_out) == 12
+            assert data.held_out_names == names
+    assert refused > 50
+
+
+def test_two_ranks_learn_from_shards(shards: Path, tmp_path: Path):
+    params = {"epochs": 6, "batch_size": 16, "width": 8, "size": 16, "crop": 2, "cutout": 4, "lr": 0.05}
+    data = {"train": str(shards / "pics-{000..002}.tar"), "format": "webdataset"}
+    run = finished(tmp_path / "run", procs=2, recipe="imagefolder/resnet9", params=params, data=data)
+    card = json.loads(run.part("model.json"))
+    assert card["metrics"]["val/acc"] == 1.0
+    assert card["pictures"] == {"train": 48, "held_out": 12, "unreadable": 0}

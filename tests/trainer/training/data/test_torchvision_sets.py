@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torchvision's data sets by name: read from where its download leaves them, never fetched."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from shoestring_core.spec import DataFormat
+from shoestring_trainer.training.data.torchvision_sets import PREFIX, SETS
+from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.vision_compat import datasets
+
+from tests.trainer.training.data.painted import COLOURS, load, paint
+from tests.trainer.training.gangs import finished
+
+
+def write_mnist(folder: Path) -> np.ndarray:
+    """Pictures whose brightness tells their class, in MNIST's own files."""
+    draw, raw = np.random.default_rng(1), folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 60), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        pixels = np.clip(25 * labels[:, None, None] + draw.integers(0, 25, (count, 28, 28)), 0, 255).astype(np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, count, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, count) + labels.tobytes())
+    return pixels
+
+
+def test_the_spec_offers_what_the_trainer_reads():
+    offered = [form for form in get_args(DataFormat) if form.startswith(PREFIX)]
+    assert sorted(offered) == sorted(f"{PREFIX}{name}" for name in SETS)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_that_isnt_there_is_named_with_what_must_lie_where(tmp_path: Path, name: str):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=rf"doesn't hold torchvision's {name} \((Runtime|FileNotFound)Error.*looks for"):
+        load(tmp_path / "empty", form=PREFIX + name)
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_pictures_in_arrays_come_as_they_are(tmp_path: Path):
+    pixels = write_mnist(tmp_path / "data")
+    data = load(tmp_path / "data", form="torchvision/MNIST", size=28)
+    assert (len(data.train), len(data.held_out), data.train.bytes_NCHW.shape[1:]) == (60, 20, (3, 28, 28))
+    assert data.classes[7] == "7 - seven"
+    assert data.held_out.labels_N.tolist() == [number % 10 for number in range(20)]
+    assert torch.equal(data.held_out.bytes_NCHW[:, 1], torch.from_numpy(pixels))
+    assert data.held_out_names[3] == "held-out/3"
+
+
+def test_pictures_in_files_are_named_skipped_and_counted(tmp_path: Path):
+    for part, count in (("train", 8), ("valid", 4), ("test", 1)):
+        for name, colour in COLOURS.items():
+            for number in range(count):
+                paint(tmp_path / "data" / "country211" / part / name / f"{number}.jpg", colour, number)
+    broken = tmp_path / "data" / "country211" / "valid" / "red" / "2.jpg"
+    broken.write_bytes(b"broken")
+    with pytest.raises(DataError, match=f"{broken} cannot be read"):
+        load(tmp_path / "data", form="torchvision/Country211")
+    data = load(tmp_path / "data", form="torchvision/Country211", on_corrupt="skip")
+    assert (len(data.train), len(data.held_out), data.skipped) == (24, 11, 1)
+    assert data.held_out_names[0] == "country211/valid/blue/0.jpg"
+
+
+def test_a_set_without_held_out_pictures_has_a_share_held_out(tmp_path: Path):
+    for name, colour in COLOURS.items():
+        for number in range(10):
+            paint(tmp_path / "data" / "eurosat" / "2750" / name / f"{number}.jpg", colour, number)
+    data = load(tmp_path / "data", form="torchvision/EuroSAT")
+    assert (len(data.train), len(data.held_out), data.classes) == (24, 6, sorted(COLOURS))
+
+
+def test_files_that_arent_the_published_ones_are_refused(tmp_path: Path):
+    place = tmp_path / "data" / "cifar-100-python"
+    place.mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (place / name).write_bytes(pickle.dumps({"data": []}))
+    with pytest.raises(DataError, match="doesn't hold torchvision's CIFAR100"):
+        load(tmp_path / "data", form="torchvision/CIFAR100")
+
+
+def test_a_damaged_set_is_refused(tmp_path: Path):
+    write_mnist(tmp_path / "data")
+    labels = tmp_path / "data" / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-5])
+    with pytest.raises(DataError, match="doesn't hold torchvision's MNIST"):
+        load(tmp_path / "data", form="torchvision/MNIST")
+
+
+def test_labels_and_pictures_in_unequal_numbers_are_refused(tmp_path: Path):
+    write_mnist(tmp_path / "data")
+    labels = tmp_path / "data" / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    labels.write_bytes(struct.pack(">2I", 0x801, 59) + labels.read_bytes()[8:-1])
+    with pytest.raises(DataError, match="doesn't hold torchvision's MNIST"):
+        load(tmp_path / "data", form="torchvision/MNIST")
+
+
+def test_a_label_out_of_range_is_named(tmp_path: Path):
+    write_mnist(tmp_path / "data")
+    labels = tmp_path / "data" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\x0b")
+    with pytest.raises(DataError, match=r"MNIST/held-out/19 has the label 11, .* 0 to 9"):
+        load(tmp_path / "data", form="torchvision/MNIST")
+
+
+def test_nothing_is_ever_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def fetch(*_: object, **__: object) -> None:
+        raise AssertionError("asked for the internet")
+
+    for name in SETS:
+        monkeypatch.setattr(getattr(datasets, name), "download", fetch, raising=False)
+        monkeypatch.setattr(getattr(datasets, name), "_download", fetch, raising=False)
+        with pytest.raises(DataError):
+            load(tmp_path / "nothing", form=PREFIX + name)
+
+
+def test_a_recipe_trains_on_a_set_by_name(tmp_path: Path):
+    write_mnist(tmp_path / "data")
+    params = {"epochs": 2, "batch_size": 16, "width": 4, "size": 28, "crop": 2, "cutout": 4}
+    data = {"train": str(tmp_path / "data"), "format": "torchvision/MNIST"}
+    run = finished(tmp_path / "run", recipe="imagefolder/resnet9", params=params, data=data)
+    card = json.loads(run.part("model.json"))
+    assert card["pictures"] == {"train": 60, "held_out": 20, "unreadable": 0}

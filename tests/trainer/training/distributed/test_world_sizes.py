@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gang of any size trains as one process does: the same samples, the same batch, the same curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from shoestring_trainer.training.distributed.context import Gang as Ranks
+
+from tests.trainer.training.gangs import Gang, finished
+
+PARAMS = {"epochs": 2, "batch_size": 30, "width": 4, "lr": 0.05}  # 30 pictures do not divide by 4
+EPOCH, STEPS = 47, 96
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Gang:
+    return finished(tmp_path_factory.mktemp("alone"), params=PARAMS)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_curve_of_a_gang_is_the_curve_of_one_process(alone: Gang, world: int, tmp_path: Path):
+    """With shift, rotation, dropout and batch norms over the whole batch, as the recipe has them; in fp32.
+
+    The last bits of sums differ, until a maximum that is almost a tie is taken the other way: from then on the curves
+    are two runs of one experiment.
+    """
+    run = finished(tmp_path, procs=world, params=PARAMS)
+    assert run.events("started")[0]["world"] == world
+    losses, scores = apart(run, alone, "train/loss"), apart(run, alone, "val/loss")
+    print(f"world {world}: losses of {EPOCH} steps at most {max(losses[:EPOCH]):.1e} apart, of all {max(losses):.1e}")
+    assert max(losses[:EPOCH]) < 1e-5
+    assert scores[0] < 1e-5
+    assert apart(run, alone, "val/acc")[0] == 0
+    assert max(losses) < 0.05
+    assert len(losses) == STEPS
+
+
+def test_a_gang_whose_norms_see_their_own_share_has_a_curve_of_its_own(alone: Gang, tmp_path: Path):
+    """What the setting is for: without it each rank normalises by fewer pictures."""
+    run = finished(tmp_path, procs=2, params=PARAMS | {"sync_norm": False})
+    assert apart(run, alone, "train/loss")[0] > 1e-4
+
+
+def test_one_process_in_two_parts_computes_what_two_processes_do(tmp_path: Path):
+    """Gradient accumulation: the batch and the curve hold, on half the memory or half the machines."""
+    params = PARAMS | {"sync_norm": False, "dropout": 0, "epochs": 1}
+    two = finished(tmp_path / "two", procs=2, params=params)
+    one = finished(tmp_path / "one", procs=1, params=params | {"micro_batch": 15})
+    assert max(apart(one, two, "train/loss")[:40]) < 1e-4
+
+
+def test_ranks_take_their_shares_in_as_many_parts():
+    sizes = [Ranks(rank, 4, 0, torch.device("cpu")).parts(30, 3) for rank in range(4)]
+    assert sizes == [3, 3, 3, 3]  # shares of 7 and 8
+    assert Ranks(0, 4, 0, torch.device("cpu")).parts(6, 1) == 1  # some have one picture only
+    assert Ranks(0, 2, 0, torch.device("cpu")).parts(30, 0) == 1
+
+
+def test_gradients_that_travel_in_half_precision_are_still_the_mean_of_the_ranks(tmp_path: Path):
+    run = finished(tmp_path, procs=2, script=[str(Path(__file__).with_name("averaged_gradients.py"))])
+    assert run.launchers[0].returncode == 0
+
+
+def apart(run: Gang, other: Gang, name: str) -> list[float]:
+    """By how much two runs' values of a metric differ, point by point."""
+    ours, theirs = series(run, name), series(other, name)
+    assert ours.keys() == theirs.keys(), name
+    return [abs(ours[step] - theirs[step]) for step in ours]
+
+
+def series(run: Gang, name: str) -> dict[int, float]:
+    return {line["step"]: line["v"][name] for line in run.metrics() if name in line["v"]}

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile: off unless asked for, and once per size that training meets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from shoestring_trainer.training.models.compiler import compiled
+from shoestring_trainer.training.models.networks import build_model
+from shoestring_trainer.training.settings import Settings
+from torch import nn
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("convnet", Settings(width=4), classes=3, mean=[0.5], std=[0.2])
+
+
+def test_a_network_is_compiled_once_for_each_size_it_meets():
+    met: list[tuple[int, int]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        met.append(
+            next((len(tensor), tensor.shape[-1]) for tensor in inputs if tensor.ndim == 4 and tensor.shape[-1] > 3)
+        )
+        return graph.forward
+
+    plain, net = small_net(), compiled(small_net(), "default", backend)
+    for size in ((6, 8), (6, 12), (6, 8), (4, 12), (6, 12)):
+        pictures = torch.rand(size[0], 1, size[1], size[1])
+        assert torch.equal(net(pictures), plain(pictures))
+    assert met == [(6, 8), (6, 12), (4, 12)]
+    assert list(net.state_dict()) == [f"_orig_mod.{name}" for name in plain.state_dict()]
+
+
+def test_nothing_is_compiled_unless_asked_for():
+    model = small_net()
+    assert compiled(model, Settings().compile) is model

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rates, momentum, decay, batch and size of each founding recipe, held against its source, epoch by epoch.
+
+What a source doesn't say is assumed, so not held: ASSUMED lists it, and the recipe's file marks it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from shoestring_core import recipes
+from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.models.networks import build_model
+from shoestring_trainer.training.optim.optimizers import build_optimizer, set_pace
+from shoestring_trainer.training.optim.schedules import Plan, piecewise_linear, read_knots
+from shoestring_trainer.training.settings import Settings
+
+SAMPLES = 50_000
+
+
+Knots = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source states. Knots are (epoch, value); rates are in PyTorch's units, by kind of parameter.
+
+    batch     pictures per step; knots where it changes
+    momentum  by the same kinds; knots where it changes
+    decay     what a step takes off at the rate 1 (coupled), or at the highest rate (decoupled), by the same
+    sizes     pixels a side
+    assumed   names of settings that the source doesn't say: rates are then in units of the highest
+    """
+
+    epochs: float
+    batch: int | Knots
+    steps: int | None
+    momentum: dict[str, float | Knots]
+    rates: dict[str, Knots]
+    decay: dict[str, float]
+    sizes: Knots | None = None
+    assumed: frozenset[str] = frozenset()
+
+
+def airbench(epochs: float, steps: int, lr: float, warmup: float, end: float, decay: float) -> Source:
+    peak, last = warmup * steps / 48, steps / 48
+    factors = [(0, 0.2), (peak, 1), (last, end)]
+    at_3 = float(np.interp(3, *zip(*factors, strict=True)))
+    before_3 = [(epoch, factor) for epoch, factor in factors if epoch < 3] + [(3, at_3)]
+    rates = {"weights": factors, "norm biases": [(epoch, 64 * factor) for epoch, factor in factors]}
+    rates |= {"whitening": [*before_3, (3, 0), (last, 0)]}
+    return Source(
+        epochs, 1024, steps, dict.fromkeys(rates, 0.85),
+        {kind: [(epoch, lr * factor) for epoch, factor in knots] for kind, knots in rates.items()},
+        {"weights": decay / lr, "norm biases": decay / lr / 64, "whitening": decay / lr},
+    )  # fmt: skip
+
+
+def superconvergence(epochs: float) -> Source:
+    """The default of fast.ai's code: div 10, the last 13.68 % annealed, momentum between 0.95 and 0.85."""
+    peak, back = 0.4316 * epochs, 0.8632 * epochs
+    return Source(
+        epochs, 512, None, {"weights": [(0, 0.95), (peak, 0.85), (back, 0.95), (epochs, 0.95)]},
+        {"weights": [(0, 0.1), (peak, 1), (back, 0.1), (epochs, 0.001)]}, {"weights": 1e-4},
+        assumed=frozenset({"epochs", "batch_size", "lr"}),
+    )  # fmt: skip
+
+
+def fastai_cifar(epochs: float, batch: int, divisor: float, annealed: float) -> Source:
+    """1cycle from highest / divisor, the last share annealed, momentum .95 → .85 → .95."""
+    peak, back = (1 - annealed) / 2 * epochs, (1 - annealed) * epochs
+    assumed = {"lr"} | (set() if batch else {"batch_size"})
+    return Source(
+        epochs, batch, None, {"weights": [(0, 0.95), (peak, 0.85), (back, 0.95), (epochs, 0.95)]},
+        {"weights": [(0, 1 / divisor), (peak, 1), (back, 1 / divisor), (epochs, 0.01 / divisor)]},
+        {"weights": 1e-4}, assumed=frozenset(assumed),
+    )  # fmt: skip
+
+
+def page_resnet18(knots: Knots, batch: int = 128) -> Source:
+    """At other batches than the first one the source gives no rate."""
+    assumed = frozenset() if batch == 128 else frozenset({"lr"})
+    return Source(knots[-1][0], batch, None, {"weights": 0.9}, {"weights": knots}, {"weights": 5e-4}, assumed=assumed)
+
+
+NO_DECAY = {"biases": 0.0, "norm biases": 0.0}
+
+
+def imagenet18(batch: Knots, rates: Knots, sizes: Knots) -> Source:
+    return Source(
+        rates[-1][0], batch, None, {"weights": 0.9}, {"weights": rates}, {"weights": 1e-4} | NO_DECAY, sizes=sizes
+    )
+
+
+def lars(epochs: float, size: int, decay: float) -> Source:
+    """What the source says: the batch, the size, no decay of norms and biases. The rest is assumed."""
+    return Source(
+        epochs, 65_536, None, {"weights": 0.9}, {"weights": [(0, 0), (5, 1), (epochs, 0)]},
+        {"weights": decay} | NO_DECAY, sizes=[(0, size)], assumed=frozenset({"lr"}),
+    )  # fmt: skip
+
+
+SOURCES = {
+    "cifar10/airbench94": airbench(9.9, 476, 1.465e-3, 0.23, 0.07, 2.0e-3),
+    "cifar10/airbench95": airbench(15, 720, 1.465e-3 * 10 / 11.5, 0.23, 0.07, 2.0e-3),
+    "cifar10/airbench96": airbench(37, 1776, 1.465e-3 * 9 / 11.5, 0.1, 0, 2.0e-3 * 0.012 / 0.0153),
+    "cifar10/airbench94-muon": Source(
+        8, 2000, 200, {"filters": 0.6, "weights": 0.85, "norm biases": 0.85, "whitening": 0.85},
+        {
+            "filters": [(0, 0.24), (8, 0)], "weights": [(0, 0.67), (8, 0)],
+            "norm biases": [(0, 0.053), (8, 0)], "whitening": [(0, 0.053), (3, 0), (8, 0)],
+        },
+        {"filters": 0, "weights": 4e-3 / 0.67, "norm biases": 4e-3 / 0.053, "whitening": 4e-3 / 0.053},
+    ),
+    "cifar10/page-resnet9": Source(
+        24, 512, 24 * 97, {"weights": 0.9}, {"weights": [(0, 0), (5, 0.4), (24, 0)]}, {"weights": 5e-4}
+    ),
+    "cifar10/dawnbench-bkj-resnet18": Source(
+        40, 128, 15_625, {"weights": 0.9},
+        {"weights": [(0, 0), (15, 0.1), (30, 0.005), (35, 0), (35, 0.0005), (40, 0.0005)]}, {"weights": 5e-4},
+    ),
+    "cifar10/superconv-resnet50": superconvergence(40),
+    "cifar10/superconv-preact18": superconvergence(35),
+    "cifar10/superconv-preact18 pool=avg": superconvergence(35),
+    "cifar10/dawnbench-fastai-wrn": fastai_cifar(30, 512, 20, 0.2),
+    "cifar10/dawnbench-fastai-wrn gpus=8": fastai_cifar(40, 0, 50, 0.125),
+    "cifar10/page-resnet18-baseline": page_resnet18([(0, 0), (15, 0.1), (30, 0.005), (35, 0)]),
+    "cifar10/page-resnet18-baseline step=no-repeats": page_resnet18([(0, 0), (15, 0.1), (35, 0)]),
+    "cifar10/page-resnet18-baseline step=batch-512": page_resnet18([(0, 0), (15, 1), (35, 0)], 512),
+    "cifar10/page-resnet18-baseline step=cutout": page_resnet18([(0, 0), (15 * 6 / 7, 1), (30, 0)], 512),
+    "cifar10/page-resnet18-baseline step=batch-768": page_resnet18([(0, 0), (15 * 6 / 7, 1), (30, 0)], 768),
+    "cifar10/page-resnet9-tricks": Source(
+        10, 512, 970, {"weights": 0.9, "norm biases": 0.9},
+        {"weights": [(0, 0), (2, 1), (8, 0.1), (10, 0.1)], "norm biases": [(0, 0), (2, 64), (8, 6.4), (10, 6.4)]},
+        {"weights": 5e-4, "norm biases": 5e-4 / 64},
+    ),
+    "imagenet/fastai-2018": Source(
+        45, 1024, None, {"weights": 0.9},
+        {"weights": [
+            (0, 0.1), (4, 0.4), (20, 0.4), (20, 0.04), (34, 0.04), (34, 0.004), (42, 0.004), (42, 0.0004), (45, 0.0004),
+        ]},
+        {"weights": 1e-4},
+    ),
+    "imagenet/imagenet18": imagenet18(
+        [(0, 8 * 512), (14, 8 * 224), (32, 8 * 128)],
+        [(0, 1), (5, 2), (5, 1), (14, 1), (14, 0.4375), (16, 0.4375), (16, 0.04375), (27, 0.04375), (27, 0.004375),
+         (32, 0.004375), (32, 0.0025), (33, 0.0025), (33, 0.00025), (35, 0.00025)],
+        [(0, 128), (14, 224), (32, 288)],
+    ),
+    "imagenet/imagenet18 machines=4": imagenet18(
+        [(0, 32 * 256), (6, 32 * 512), (13, 32 * 224), (28, 32 * 128)],
+        [(0, 2), (6, 4), (11, 4), (13, 2), (13, 1.75), (16, 1.75), (23, 0.175), (28, 0.0175), (28, 0.01), (30, 0.001)],
+        [(0, 128), (13, 224), (28, 288)],
+    ),
+    "imagenet/imagenet18 machines=8": imagenet18(
+        [(0, 64 * 128), (6, 64 * 256), (14, 64 * 128), (17, 64 * 224), (29, 64 * 128)],
+        [(0, 1.88), (6, 3.76), (11, 3.76), (14, 1.88), (17, 1.88), (23, 0.33), (29, 0.033), (29, 0.0188),
+         (36, 0.00188)],
+        [(0, 128), (14, 224), (29, 288)],
+    ),
+    "imagenet/imagenet18 machines=16": imagenet18(
+        [(0, 8192), (6, 16384), (16, 8192), (19, 24576), (37, 16384)],
+        [(0, 1.88), (6, 3.76), (16, 3.76), (16, 1.88), (19, 1.88), (19, 0.564), (31, 0.564), (31, 0.0564),
+         (37, 0.0564), (37, 0.0376), (38, 0.0376), (38, 0.00376), (40, 0.00376)],
+        [(0, 128), (16, 224), (37, 288)],
+    ),
+    "imagenet/tencent-resnet50": lars(90, 224, 1e-4),
+    "imagenet/tencent-alexnet-bn": lars(95, 227, 5e-4),
+    "imagenet/alibaba-1": Source(
+        21, [(0, 2048), (20, 1024)], None, {"weights": [(0, 0.96), (5, 0.9), (21, 0.96)]},
+        {"weights": [(0, 0), (5, 1.2), (21, 1e-4)]}, {"weights": 1e-4} | NO_DECAY,
+        sizes=[(0, 96), (12, 128), (18, 224), (20, 288)],
+    ),
+    "imagenet/rn50-16": Source(
+        16, 8 * 512, None, {"weights": 0.9}, {"weights": [(0, 0), (2, 1.7), (16, 0)]}, {"weights": 1e-4} | NO_DECAY,
+        sizes=[(0, 160), (12, 192)],
+    ),
+}  # fmt: skip
+
+
+ASSUMED = {
+    "imagenet/alibaba-1": "start of the warm-up, course of momentum, share of the last crops",
+    "imagenet/fastai-2018": "where the size changes, decay of biases, random crop, zoom",
+    "imagenet/imagenet18": "momentum, decay on fewer than 16 machines, random crops, from where 16 machines go last",
+    "imagenet/rn50-16": "start of the warm-up, random crop, the ramp of sizes as one change in its middle",
+    "imagenet/tencent-alexnet-bn": "LARS's rate and coefficient, warm-up, momentum, decay, dropout, random crop",
+    "imagenet/tencent-resnet50": "LARS's rate and coefficient, warm-up, momentum, decay, random crop",
+    "cifar10/dawnbench-bkj-resnet18": "decay of biases, padding",
+    "cifar10/dawnbench-fastai-wrn": "lr, batch of 8 GPUs, end of the cycle, size of the network, decay of biases",
+    "cifar10/page-resnet18-baseline": "rates of larger batches, schedule of 30 epochs, decay of biases, padding",
+    "cifar10/page-resnet9": "last batch, decay of biases",
+    "cifar10/page-resnet9-tricks": "last batch, scale of the logits, decay of biases",
+    "cifar10/superconv-preact18": "epochs, batch, lr, the cycle, decay of biases, augmentation",
+    "cifar10/superconv-resnet50": "epochs, batch, lr, the cycle, decay of biases, augmentation, stem",
+}
+
+
+def test_what_is_assumed_is_marked_in_its_file():
+    marked = {name for name, text in recipes._files().items() if "# assumed" in text}
+    assert marked == ASSUMED.keys()
+    assert {name.split()[0] for name in SOURCES} == {recipe.name for recipe in recipes.all() if recipe.claim} - OURS
+
+
+OURS = {"digits/quickstart"}
+RECTANGULAR_AT_THE_END = ("imagenet/imagenet18", "imagenet/alibaba-1")
+
+
+def choose(name: str, **params) -> tuple[recipes.Recipe, Settings]:
+    """The recipe and settings of "RECIPE PARAMETER=VALUE …"."""
+    plain, *chosen = name.split()
+    recipe = recipes.load(plain)
+    given = {key: text for key, _, text in (word.partition("=") for word in chosen)}
+    typed = {key: int(text) if recipe.params[key].type == "int" else text for key, text in given.items()}
+    return recipe, Settings.of(recipes.resolve(plain, typed | params))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_recipe_follows_its_source_epoch_by_epoch(name: str):
+    source, (recipe, settings) = SOURCES[name], choose(name)
+    samples = 50_000 if name.startswith("cifar10/") else 1_281_167
+    plan = Plan.of(settings, samples)
+    small = replace(settings, width=4)
+    model = build_model(**recipe.model, settings=small, classes=10, mean=[0.5] * 3, std=[0.2] * 3)
+    optimizer = build_optimizer(model, settings, scaled=False)
+    if "epochs" not in source.assumed:
+        assert settings.epochs == source.epochs
+    if source.steps:
+        assert plan.steps == source.steps
+    kinds = {group["kind"] for group in optimizer.param_groups}
+    assert kinds >= source.rates.keys() - {"weights"}
+    later = 0.04 if name.startswith("imagenet/") else 0.0  # what changes at an epoch, changes at the next whole step
+    for epoch in np.arange(later, source.epochs, 0.25):
+        step = next(step for step in steps_near(plan, epoch) if plan.epoch(step) >= epoch)
+        at = plan.epoch(step)
+        phase = plan.phase(step)
+        if "batch_size" not in source.assumed:
+            batches = [(0, source.batch)] if isinstance(source.batch, int) else source.batch
+            assert phase.batch == newest(batches, at), at
+        if source.sizes:
+            assert (phase.size or settings.size) == newest(source.sizes, at), at
+            last = at >= source.sizes[-1][0] > 0
+            assert phase.rectangular == (last and name.startswith(RECTANGULAR_AT_THE_END)), at
+        set_pace(optimizer, plan.pace(step))
+        for group in optimizer.param_groups:
+            kind = group["kind"] if group["kind"] in source.rates else "weights"
+            highest = max(value for _, value in source.rates[kind])
+            reached = group["highest_lr"] * max(rate for _, rate in plan.rates)
+            scale = reached / highest if "lr" in source.assumed else 1.0
+            expected = scale * interpolate(source.rates[kind], at)
+            assert group["lr"] == pytest.approx(expected, rel=5e-3, abs=5e-3 * scale * highest), (at, kind)
+            momentum = source.momentum[kind]
+            expected = momentum if isinstance(momentum, float) else interpolate(momentum, at)
+            assert group["momentum"] == pytest.approx(expected, abs=1e-3), (at, kind)
+            decay = source.decay.get(group["kind"], source.decay["weights"])
+            assert group["weight_decay"] == pytest.approx(decay, rel=3e-3), kind
+
+
+def steps_near(plan: Plan, epoch: float) -> range:
+    """The steps of the phase in which `epoch` is reached, and those after it."""
+    phase = next(phase for phase in plan.phases if phase.end_sample >= epoch * plan.epoch_samples)
+    return range(phase.first_step, plan.steps)
+
+
+def newest(knots: Knots, epoch: float) -> float:
+    return [value for at, value in knots if at <= epoch + 1e-9][-1]
+
+
+def interpolate(knots: list[tuple[float, float]], epoch: float) -> float:
+    """On straight lines; of two knots at one epoch the later counts from there on."""
+    begun = max(index for index, (at, _) in enumerate(knots) if at <= epoch)
+    if begun == len(knots) - 1:
+        return knots[begun][1]
+    (x0, y0), (x1, y1) = knots[begun : begun + 2]
+    return y0 + (y1 - y0) * (epoch - x0) / (x1 - x0)
+
+
+@pytest.mark.parametrize("epochs", [0.01, 0.1, 1, 3])
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_shorter_run_goes_through_the_whole_schedule(name: str, epochs: float):
+    """Fewer epochs stretch the knots: first, highest and last rate stay."""
+    _, settings = choose(name, epochs=epochs)
+    whole, short = Plan.of(replace(settings, epochs=SOURCES[name].epochs), SAMPLES), Plan.of(settings, SAMPLES)
+    if len(whole.phases) == 1:
+        assert short.steps == int(np.ceil(round(epochs * short.epoch_samples / settings.batch_size, 6)))
+    assert short.pace(0) == whole.pace(0)
+    for share in (0.25, 0.5, 0.9):
+        assert piecewise_linear(short.rates, share) == piecewise_linear(whole.rates, share)
+
+
+def test_momentum_may_have_a_schedule_too():
+    """1cycle: the rate up while momentum goes down, then back."""
+    settings = Settings(
+        epochs=10, batch_size=10, lr=0.8, lr_schedule="0:0.1 0.43:1 0.86:0.1 1:0",
+        momentum_schedule="0:0.95 43/100:0.85 86/100:0.95",
+    )  # fmt: skip
+    plan = Plan.of(settings, 100)
+    paces = [plan.pace(step) for step in (0, 43, 86, 99)]
+    assert [pace.momentum for pace in paces] == pytest.approx([0.95, 0.85, 0.95, 0.95])
+    assert [pace.rate for pace in paces] == pytest.approx([0.1, 1, 0.1, 0.1 / 14])
+    model = build_model("convnet", settings, classes=2, mean=[0.5], std=[0.5])
+    optimizer = build_optimizer(model, settings, scaled=False)
+    set_pace(optimizer, paces[1])
+    assert {(group["lr"], round(group["momentum"], 6)) for group in optimizer.param_groups} == {(0.8, 0.85)}
+
+
+@pytest.mark.parametrize("text", ["0.1", "0:1 0.5", "0:x", "1/0:1", "0.5:1 0.2:0", "0:nan"])
+def test_a_schedule_that_makes_no_sense_is_shown(text: str):
+    with pytest.raises(UserError, match="schedule"):
+        read_knots(text)
+
+
+def test_phases_follow_one_another_without_a_gap():
+    """Sizes and batches change at the first whole step after their place; the stream of samples goes on."""
+    settings = Settings(epochs=10, batch_size=8, batch_schedule="0:1 0.3:2 0.8:0.5", size_schedule="0:16 0.5:24")
+    plan = Plan.of(settings, 100)
+    assert [(phase.batch, phase.size) for phase in plan.phases] == [(8, 16), (16, 16), (16, 24), (4, 24)]
+    first, *others = plan.phases
+    assert (first.first_step, first.first_sample) == (0, 0)
+    for before, after, due in zip(plan.phases, others, (300, 500, 800), strict=False):
+        assert (after.first_step, after.first_sample) == (before.end_step, before.end_sample)
+        assert due <= after.first_sample < due + before.batch
+    places = [plan.sample(step) for step in range(plan.steps + 1)]
+    batches = [plan.phase(step).batch for step in range(plan.steps)]
+    assert places == [sum(batches[:step]) for step in range(plan.steps + 1)]
+    ends = [step for step in range(1, plan.steps + 1) if plan.ends_epoch(step, 1)]
+    assert [plan.epoch(step) >= number for number, step in enumerate(ends, 1)] == [True] * 10
+    assert 10 <= plan.epoch(plan.steps) < 10.1
+
+
+def test_a_phase_too_short_for_a_step_is_left_out():
+    plan = Plan.of(Settings(epochs=1, batch_size=50, size_schedule="0:16 0.5:24 0.51:32"), 100)
+    assert [(phase.size, phase.steps) for phase in plan.phases] == [(16, 1), (24, 1)]
+
+
+def test_rates_grow_with_the_batch_when_they_are_meant_for_another():
+    own, double = (Plan.of(Settings(batch_size=batch, lr_batch=128), 1000) for batch in (128, 256))
+    assert [rate for _, rate in double.rates] == [2 * rate for _, rate in own.rates]
+
+
+@pytest.mark.parametrize("text", ["0.2:128", "0:128 1.5:224"])
+def test_sizes_are_known_from_the_first_step_on(text: str):
+    with pytest.raises(UserError, match="begin at 0"):
+        Plan.of(Settings(size_schedule=text), 100)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each sample of an epoch is trained on once, whatever befell the gang; and the logs that say so can say otherwise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from shoestring_trainer.training.randomness import SampleOrder
+from shoestring_trainer.training.results.sample_log import Merged, SampleLog, main, merge, read
+
+from tests.trainer.training.gangs import ROOMS, finished, gang
+
+PARAMS = {"epochs": 2, "batch_size": 32, "width": 4}
+
+
+def logs(folder: Path) -> Merged:
+    return merge(read(path) for path in folder.glob("**/samples-rank*.bin"))
+
+
+def test_after_a_lost_machine_and_another_world_each_sample_of_an_epoch_was_met_once(tmp_path: Path):
+    """Three machines; one is killed in the first epoch, two go on from the checkpoint, then three again to the end."""
+    every = {"every_s": None, "every_steps": 4}
+    with gang(tmp_path / "1", nodes=3, params=PARAMS, checkpoint=every) as run:
+        run.until_step(14)
+        os.kill(run.rank_pids()[2], signal.SIGKILL)
+        assert any(run.wait())
+        resume = run.checkpoint()
+    with gang(tmp_path / "2", nodes=2, params=PARAMS, checkpoint=every, generation=2, resume=resume) as run:
+        run.until_step(50)
+        run.order_stop()
+        assert run.wait() == [0, 0], run.logs()
+        resume = run.checkpoint()
+    last = finished(tmp_path / "3", nodes=3, params=PARAMS, generation=3, resume=resume)
+    merged = logs(tmp_path)
+    print(*merged.generations, sep="\n")
+    assert merged.whole, (merged.holes, [epoch.faults for epoch in merged.epochs])
+    assert [(one.world, one.ranks) for one in merged.generations] == [(3, 3), (2, 2), (3, 3)]
+    assert [sum(epoch.met.values()) for epoch in merged.epochs[:2]] == [1438, 1438]
+    assert all(set(epoch.met) == set(range(1438)) for epoch in merged.epochs[:2])
+    assert last.metrics()[-1]["step"] == merged.generations[-1].last
+    command = [sys.executable, "-m", "shoestring_trainer", "samples", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 0, told.stderr
+    assert "epoch 1: 1438 of 1438 samples, each once" in told.stdout
+
+
+@pytest.fixture
+def two_generations(tmp_path: Path) -> Path:
+    """Two ranks did 10 steps; three went on from step 6 and did 20: two epochs of 50 samples and no more."""
+    for generation, world, start, end in ((1, 2, 0, 10), (2, 3, 6, 20)):
+        for rank in range(world):
+            folder = tmp_path / f"machine-{rank}" / "gen" / str(generation)
+            folder.mkdir(parents=True)
+            log = SampleLog(folder, generation=generation, rank=rank, world=world, start=start, epoch_samples=50)
+            order = SampleOrder(7, 50, rank, world)
+            for step in range(start, end):
+                log.take_up(step + 1, order.pick(5 * step, 5).spans)
+    return tmp_path
+
+
+def test_steps_done_again_count_once(two_generations: Path):
+    merged = logs(two_generations)
+    assert merged.whole
+    first, second = merged.generations
+    assert (first.first, first.last, first.lost, first.samples) == (1, 6, 4, 30)
+    assert (second.first, second.last, second.lost, second.samples) == (7, 20, 0, 70)
+    assert main([str(two_generations)]) == 0
+
+
+def test_a_log_that_is_missing_cut_or_doubled_is_seen(two_generations: Path, tmp_path_factory, capsys):
+    lost = two_generations / "machine-1" / "gen" / "1" / "samples-rank1.bin"
+    content = lost.read_bytes()
+    lost.unlink()
+    assert main([str(two_generations)]) == 1
+    assert "the logs of 1 ranks are not here" in capsys.readouterr().out
+    lost.write_bytes(content[:-100])
+    assert logs(two_generations).whole  # what is gone was done again
+    lost.write_bytes(content[:200])
+    assert main([str(two_generations)]) == 1
+    assert "rank 1 lacks steps" in capsys.readouterr().out
+    lost.write_bytes(content)
+    again = two_generations / "machine-0" / "gen" / "2"
+    log = SampleLog(again, generation=2, rank=0, world=3, start=6, epoch_samples=50)
+    for step in range(6, 20):
+        log.take_up(step + 1, [(step // 10, 0, torch.tensor([0]))])
+    assert main([str(two_generations)]) == 1
+    assert "met twice: [0]" in capsys.readouterr().out
+    assert main([str(tmp_path_factory.mktemp("empty"))]) == 2

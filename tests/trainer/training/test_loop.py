@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rank keeps its contract: lines, events, artifacts, orders, and what it says when it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from shoestring_trainer.training.errors import classify
+
+from tests.servers import until
+from tests.trainer.training.gangs import DIGITS, ROOMS, Gang, finished, gang
+
+SCORE_WITH_PLAIN_TORCH = """
+import gzip, json, sys, torch
+folder, digits = sys.argv[1:]
+assert not any(name.startswith("shoestring") for name in sys.modules)
+model = torch.export.load(folder + "/model.pt2").module()
+held_out = json.load(open(folder + "/split.json"))["held_out"]
+rows = [[float(cell) for cell in line.split(",")] for line in gzip.open(digits, "rt")]
+table = torch.tensor(rows)[held_out]
+with torch.no_grad():
+    predicted = model(table[:, :64].reshape(-1, 1, 8, 8) / 16).argmax(1)
+print(json.dumps({"accuracy": (predicted == table[:, 64]).double().mean().item(), "predicted": predicted.tolist()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Gang:
+    params = DIGITS | {"epochs": 10, "width": 16, "batch_size": 32, "dropout": 0.1}
+    folder = tmp_path_factory.mktemp("two-ranks")
+    return finished(folder, procs=2, params=params, checkpoint={"every_s": None, "every_steps": 40})
+
+
+def test_every_step_has_a_line_and_lines_are_counted(two_ranks: Gang):
+    lines = two_ranks.metrics()
+    (started,) = two_ranks.events("started")
+    assert [line["step"] for line in lines] == list(range(1, started["steps_total"] + 1))
+    assert all({"train/loss", "train/lr"} <= line["v"].keys() for line in lines)
+    assert {line["step"] for line in lines if "val/acc" in line["v"]} >= {started["steps_total"]}
+    assert math.isclose(lines[-1]["epoch"], 10, abs_tol=0.05)
+    saved = two_ranks.events("checkpoint")
+    assert [(event["step"], event["reason"], event["final"]) for event in saved[:-1]] == [
+        (step, "periodic", False) for step in range(40, 441, 40)
+    ]
+    assert all(event["lines"] == event["step"] for event in saved)
+    assert saved[-1]["final"]
+    assert started["world"] == 2
+
+
+def test_the_model_scores_in_plain_pytorch_what_was_recorded(two_ranks: Gang, tmp_path: Path):
+    import sklearn
+
+    for name in ("model.pt2", "split.json"):
+        (tmp_path / name).write_bytes(two_ranks.part(name))
+    digits = Path(sklearn.__file__).parent / "datasets" / "data" / "digits.csv.gz"
+    command = [sys.executable, "-c", SCORE_WITH_PLAIN_TORCH, str(tmp_path), str(digits)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={}, check=True)
+    outside = json.loads(told.stdout)
+    result = two_ranks.events("checkpoint")[-1]["result"]
+    assert outside["accuracy"] == result["val/acc"] == json.loads(two_ranks.part("model.json"))["metrics"]["val/acc"]
+    assert outside["predicted"] == json.loads(two_ranks.part("predictions.json"))["predicted"]
+    assert outside["accuracy"] > 0.95
+
+
+def test_held_out_digits_are_a_share_of_each_class(two_ranks: Gang):
+    held_out = json.loads(two_ranks.part("split.json"))["held_out"]
+    labels = json.loads(two_ranks.part("predictions.json"))["labels"]
+    assert len(held_out) == len(set(held_out)) == len(labels)
+    assert all(34 <= labels.count(digit) <= 37 for digit in range(10))
+
+
+def test_a_goal_ends_training_early(tmp_path: Path):
+    run = finished(
+        tmp_path, goal={"metric": "val/acc", "reach": 0.3, "then": "stop"}, params=DIGITS | {"eval_every": 1}
+    )
+    last = run.events("checkpoint")[-1]
+    assert last["final"]
+    assert last["result"]["goal_reached"]
+    assert last["step"] < run.events("started")[0]["steps_total"]
+
+
+@pytest.mark.parametrize("how", ["order", "sigterm"])
+def test_told_on_one_rank_all_stop_at_one_step_with_a_durable_checkpoint(tmp_path: Path, how: str):
+    with gang(tmp_path, procs=2, params=DIGITS | {"epochs": 1000}) as run:
+        run.until_step(5)
+        told_at = time.time()
+        if how == "order":
+            run.order_stop()
+        else:
+            os.kill(run.rank_pids()[1], signal.SIGTERM)
+        assert run.wait() == [0], run.logs()
+    assert [word["outcome"] for word in run.exits()] == ["drained", "drained"]
+    (saved,) = run.events("checkpoint")
+    assert {word["step"] for word in run.exits()} == {saved["step"]} == {run.metrics()[-1]["step"]}
+    assert saved["reason"] == "order"
+    assert saved["t"] - told_at < 5
+
+
+def test_told_before_the_first_step_a_rank_leaves_at_once(tmp_path: Path):
+    """Its peer never comes, so it waits inside a library call when the order arrives."""
+    with gang(tmp_path, procs=2) as run:
+        run.order_stop()
+        assert run.wait() == [0], run.logs()
+    assert [(word["outcome"], word["step"]) for word in run.exits()] == [("drained", 0), ("drained", 0)]
+    assert run.events("checkpoint") == []
+
+
+def test_a_killed_rank_is_its_peers_infrastructure_error(tmp_path: Path):
+    with gang(tmp_path, procs=2, params=DIGITS | {"epochs": 1000}) as run:
+        run.until_step(5)
+        os.kill(run.rank_pids()[1], signal.SIGKILL)
+        assert run.wait() == [1]
+    (left,) = run.exits()
+    assert (left["rank"], left["outcome"], left["error"]["kind"]) == (0, "error", "infrastructure")
+
+
+def test_a_loss_that_is_no_number_is_reported_and_ends_the_run(tmp_path: Path):
+    with gang(tmp_path, procs=2, params=DIGITS | {"lr": 100.0, "weight_decay": 1.0, "warmup": 0}) as run:
+        assert run.wait() == [1]
+    assert [word["error"]["kind"] for word in run.exits()] == ["nan", "nan"]
+    last = run.metrics()[-1]
+    assert last["v"]["train/loss"] in ("NaN", "Infinity")
+    assert last["step"] == run.exits()[0]["step"]
+    assert "lower lr" in run.exits()[0]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "words"),
+    [
+        ({"recipe": "digits/quickstat"}, "user_code", ["digits/quickstart"]),
+        ({"params": {"epoch": 3}}, "user_code", ["epoch"]),
+        ({"precision": "fp64"}, "user_code", ["precision", "fp64"]),
+        ({"recipe": "imagefolder/resnet9", "params": {}}, "data", ["data.train"]),
+        (
+            {"recipe": "imagefolder/resnet9", "params": {}, "data": {"train": "/nowhere", "format": "imagefolder"}},
+            "data",
+            ["/nowhere"],
+        ),
+        ({"resume": {"data": "/no/data", "manifest": "/no/manifest"}}, "data", ["/no/manifest", "another checkpoint"]),
+    ],
+    ids=["recipe", "parameter", "precision", "no data", "missing data", "missing checkpoint"],
+)
+def test_what_cannot_be_done_is_said_with_a_remedy(tmp_path: Path, task: dict, kind: str, words: list[str]):
+    with gang(tmp_path, **task) as run:
+        assert run.wait() == [1]
+    (word,) = run.exits()
+    assert word["error"]["kind"] == kind
+    assert all(part in word["error"]["message"] for part in words), word["error"]["message"]
+    assert word["error"]["traceback"]
+
+
+def test_without_torchrun_a_spec_trains_alone(tmp_path: Path):
+    (tmp_path / "task.json").write_text(
+        json.dumps({"format": 1, "job": "j", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS})
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "shoestring_trainer", "train", str(tmp_path / "task.json")]
+    assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 0
+    run = Gang([tmp_path])
+    assert run.exits()[0]["outcome"] == "finished"
+    assert run.events("started")[0]["world"] == 1
+
+
+def test_memory_that_cannot_be_had_is_out_of_memory():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**50)
+    assert classify(refused.value) == "out_of_memory"
+    assert classify(MemoryError()) == "out_of_memory"
+
+
+def test_the_launcher_and_the_tasks_words_need_no_torch():
+    check = (
+        "import sys, shoestring_trainer.agent.launch_env, shoestring_trainer.training.errors; "
+        "import shoestring_trainer.__main__; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+    assert subprocess.run([sys.executable, "-c", check], env=environment, timeout=60, check=False).returncode == 0
+
+
+def test_periodic_checkpoints_keep_the_newest_eight(two_ranks: Gang):
+    def kept() -> list[str]:
+        return sorted(path.name for path in (two_ranks.first / "ckpt").glob("*.json"))
+
+    until(lambda: len(kept()) == 8)
+    assert [int(name[5:14]) for name in kept()][:-1] == list(range(200, 441, 40))

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fp16 with a loss scale is really executed, on the CPU too, and an overflow costs one step on all ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from shoestring_trainer.training.precision import Precision, choose_precision
+
+from tests.trainer.training.gangs import DIGITS, finished
+
+CPU = torch.device("cpu")
+OVERFLOW_ON_RANK_1 = """
+import os, sys
+from shoestring_trainer.training.models.networks import networks
+from shoestring_trainer.training import rank
+
+STEP, convnet, seen = 20, networks.MODELS["convnet"], 0
+
+def poisoned(*arguments):
+    network = convnet(*arguments)
+    def overflow(gradient):
+        global seen
+        seen += 1
+        # the first backward pass is the throwaway one that settles DDP's buckets
+        return gradient * float("inf") if seen == STEP + 1 and os.environ["RANK"] == "1" else gradient
+    next(network.parameters()).register_hook(overflow)
+    return network
+
+networks.MODELS["convnet"] = poisoned
+rank.main(sys.argv[1:])
+"""
+
+
+def test_fp16_follows_fp32_for_fifty_steps(tmp_path: Path):
+    params = DIGITS | {"batch_size": 28, "epochs": 1, "lr": 0.005}
+    losses = {}
+    for precision in ("fp16", "bf16", "fp32"):
+        run = finished(tmp_path / precision, params=params, precision=precision)
+        assert run.events("started")[0]["precision"] == precision
+        assert run.events("overflow") == []
+        losses[precision] = torch.tensor([line["v"]["train/loss"] for line in run.metrics()])
+    assert len(losses["fp32"]) >= 50
+    away = {precision: (losses[precision] - losses["fp32"]).abs() for precision in ("fp16", "bf16")}
+    assert 0 < away["fp16"].mean() < 0.02  # of losses around 2
+    assert away["fp16"].max() < 0.06
+    assert away["fp16"].mean() < away["bf16"].mean() < 0.1  # three more bits of mantissa
+
+
+def test_an_overflow_on_one_rank_skips_one_step_on_all(tmp_path: Path):
+    script = tmp_path / "overflow.py"
+    script.write_text(OVERFLOW_ON_RANK_1)
+    every = {"every_s": None, "every_steps": 1}
+    params = DIGITS | {"epochs": 1, "batch_size": 64, "rotate": 0, "shift": 0}
+    run = finished(tmp_path / "run", procs=2, script=[str(script)], params=params, precision="fp16", checkpoint=every)
+    (overflow,) = run.events("overflow")
+    assert (overflow["step"], overflow["scale"]) == (20, 32768.0)
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == list(range(1, run.events("started")[0]["steps_total"] + 1))
+    assert lines[-1]["v"]["train/loss"] < lines[0]["v"]["train/loss"]
+    assert [word["outcome"] for word in run.exits()] == ["finished", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"), [("fpu avx512_bf16", "bf16"), ("amx_bf16 sse", "bf16"), ("fpu avx2", "fp32")]
+)
+def test_auto_is_bf16_where_the_cpu_is_fast_at_it(tmp_path: Path, flags: str, chosen: str):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor: 0\nflags\t\t: {flags}\n")
+    assert choose_precision("auto", CPU, info).value == chosen
+    assert choose_precision("fp16", CPU, info) is Precision.FP16
+
+
+def test_auto_is_fp16_on_a_gpu():
+    assert choose_precision("auto", torch.device("cuda")) is Precision.FP16

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each technique does what its source says, measured on tensors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shoestring_trainer.training.data.images import DataSet, Pictures
+from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.models.networks import (
+    ConcatPool,
+    Whitening,
+    airbench,
+    build_model,
+    learn_from_pictures,
+    preact_resnet18,
+)
+from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optimizer, set_pace
+from shoestring_trainer.training.optim.schedules import Pace
+from shoestring_trainer.training.optim.weight_average import build_average
+from shoestring_trainer.training.precision import Precision
+from shoestring_trainer.training.results.evaluation import evaluate, logits_of_views
+from shoestring_trainer.training.settings import Settings
+from torch import nn
+
+ALONE = Gang(0, 1, 0, torch.device("cpu"))
+WIDTHS = [1, 2, 2]
+SMALL = Settings(width=4)
+
+
+def small_airbench(settings: Settings = SMALL, **shape) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("airbench", settings, classes=10, mean=[0.5] * 3, std=[0.2] * 3, widths=WIDTHS, **shape)
+
+
+def smooth_pictures(count: int) -> torch.Tensor:
+    """Bytes with the strong correlation of neighbours that photographs have."""
+    torch.manual_seed(1)
+    return (F.interpolate(torch.rand(count, 3, 8, 8), 32, mode="bilinear") * 255).byte()
+
+
+def test_whitening_makes_patches_uncorrelated_and_of_one_spread():
+    layer, pictures = Whitening(3, epsilon=0.0), smooth_pictures(600).float() / 255 - 0.5
+    layer.learn(pictures)
+    out = F.conv2d(pictures, layer.weight).transpose(0, 1).flatten(1)[:12]
+    assert torch.allclose(out @ out.T / out.shape[1], torch.eye(12), atol=1e-2)
+    assert torch.equal(layer.weight[12:], -layer.weight[:12])
+    assert not layer.weight.requires_grad
+    assert layer.bias is not None
+    assert layer.bias.requires_grad
+
+
+def test_only_the_whitening_layer_learns_from_pictures():
+    model = small_airbench()
+    before = copy.deepcopy(model.state_dict())
+    learn_from_pictures(model, smooth_pictures(50), 255.0)
+    assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == [
+        "1.0.weight"
+    ]
+
+
+def test_convolutions_begin_as_the_identity_and_norms_have_no_scale_to_learn():
+    model = airbench(3, 10, Settings(width=32), widths=WIDTHS, convs=3)
+    convs = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and not isinstance(layer, Whitening)]
+    assert len(convs) == 9
+    pictures = torch.rand(1, 32, 5, 5)
+    assert torch.allclose(convs[1](pictures), pictures, atol=1e-6)
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert not any(norm.weight.requires_grad for norm in norms)
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-12, 0.4)}
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        (airbench(3, 10, Settings(width=64), widths=[1, 4, 4]), 1_972_792),
+        # kuangliu's PreActResNet18, plus the stem's norm and a classifier of twice the width
+        (preact_resnet18(3, 10, Settings(width=64)), 11_171_146 + 2 * 64 + 512 * 10),
+    ],
+    ids=["airbench94", "bkj-resnet18"],
+)
+def test_networks_have_the_size_of_their_sources(model: nn.Module, parameters: int):
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_concat_pooling_is_average_beside_maximum():
+    pooled = ConcatPool()(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]))
+    assert pooled.tolist() == [[3.0, 6.0]]
+
+
+def test_lookahead_walks_back_and_ema_waits_until_the_end():
+    for kind in ("lookahead", "ema"):
+        model = nn.Linear(1, 1, bias=False)
+        model.weight.data.fill_(0.0)
+        settings = Settings(average=kind, average_every=2, average_decay=0.9, average_power=1.0)
+        average = build_average(model, settings)
+        assert average
+        slow = 0.0
+        for step in range(1, 7):
+            model.weight.data.add_(1.0)
+            fast = model.weight.item()
+            average.follow(step, 6)
+            if step % 2 == 0:
+                decay = 0.9**2 * step / 6
+                slow = decay * slow + (1 - decay) * fast
+                assert average.tensors["weight"].item() == pytest.approx(slow)
+                assert model.weight.item() == pytest.approx(slow if kind == "lookahead" else fast)
+        average.finish()
+        assert model.weight.item() == pytest.approx(slow)
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="lookahead"):
+        build_average(nn.Linear(1, 1), Settings(average="mean"))
+    with pytest.raises(UserError, match="muon"):
+        build_optimizer(nn.Linear(1, 1), Settings(optimizer="adam"), scaled=False)
+
+
+def test_a_rate_of_zero_keeps_the_whitening_bias_to_the_bit():
+    settings = Settings(width=4, weight_decay=0.01, decay_biases=True, decoupled_decay=True)
+    model = small_airbench(settings)
+    optimizer = build_optimizer(model, settings, scaled=False)
+    bias = dict(model.named_parameters())["1.0.bias"]
+    for whitening in (1.0, 0.0, 0.0):
+        before = bias.detach().clone()
+        set_pace(optimizer, Pace(1.0, whitening, 0.9))
+        model(torch.rand(8, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(bias, before) == (whitening == 0.0)
+
+
+def test_muon_steps_have_singular_values_near_one_on_filters_of_fixed_norm():
+    settings = Settings(width=8, optimizer="muon", lr=0.1, bias_lr=0.2, muon_lr=1e-9)
+    model = small_airbench(settings, unit_head=True)
+    optimizer = build_optimizer(model, settings, scaled=False)
+    weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
+    set_pace(optimizer, Pace(1.0, 1.0, 0.85))
+    model(torch.rand(8, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert weight.norm().item() == pytest.approx(len(weight) ** 0.5, rel=1e-4)
+    before = weight.detach().clone()
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    optimizer.step()
+    walked = torch.linalg.svdvals((weight - before).detach().flatten(1))
+    assert walked.min() > 0.2
+    assert walked.max() < 1.6
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_brings_the_loss_down(name: str):
+    settings = Settings(width=4, optimizer=name, lr=1.0 if name == "lars" else 0.05, muon_lr=0.05, momentum=0.9)
+    model = small_airbench(settings)
+    optimizer = build_optimizer(model, settings, scaled=False)
+    pictures, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+    losses = []
+    for _ in range(12):
+        loss = F.cross_entropy(model(pictures), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1, losses
+
+
+@pytest.mark.parametrize("name", ["shampoo", "kfac"])
+def test_preconditioners_even_out_a_badly_scaled_problem_where_sgd_crawls(name: str):
+    """Inputs of very different size: a linear layer's loss is a long valley."""
+    torch.manual_seed(0)
+    inputs = torch.randn(256, 6) * torch.logspace(0, -1, 6)
+    targets = inputs @ (torch.randn(6, 3) / torch.logspace(0, -1, 6)[:, None])
+
+    def loss_after(optimizer: str) -> float:
+        torch.manual_seed(1)
+        model = nn.Linear(6, 3, bias=False)
+        settings = Settings(optimizer=optimizer, lr=0.2, momentum=0.9)
+        stepper = build_optimizer(model, settings, scaled=False)
+        for step in range(100):
+            set_pace(stepper, Pace(1 - step / 100, 1.0, 0.9))
+            stepper.zero_grad()
+            loss = F.mse_loss(model(inputs), targets)
+            loss.backward()
+            stepper.step()
+        return loss.item()
+
+    assert loss_after(name) < 0.7 * loss_after("sgd")
+
+
+@pytest.mark.parametrize("name", ["shampoo", "kfac"])
+def test_a_preconditioned_step_is_as_long_as_the_gradient(name: str):
+    settings = Settings(width=4, optimizer=name, lr=1.0, momentum=0.0)
+    model = small_airbench(settings)
+    optimizer = build_optimizer(model, settings, scaled=False)
+    weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
+    before = weight.detach().clone()
+    model(torch.rand(8, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert weight.grad is not None
+    assert (weight - before).norm().item() == pytest.approx(weight.grad.norm().item(), rel=1e-3)
+    assert F.cosine_similarity((before - weight).flatten(), weight.grad.flatten(), dim=0) < 0.999
+
+
+def test_six_views_weigh_the_picture_as_it_is_one_quarter():
+    def first_pixel(pictures: torch.Tensor) -> torch.Tensor:
+        return pictures[:, 0, 1, 1:2]
+
+    pictures = torch.arange(16.0).reshape(1, 1, 4, 4)
+    plain = first_pixel(pictures)  # row 1 is 4 5 6 7
+    assert logits_of_views(first_pixel, pictures, plain, 1).item() == 5
+    assert logits_of_views(first_pixel, pictures, plain, 2).item() == (5 + 6) / 2
+    six = logits_of_views(first_pixel, pictures, plain, 6).item()
+    padded = F.pad(pictures, (1, 1, 1, 1), mode="reflect")
+    views = [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
+    shifted = [(first_pixel(view) + first_pixel(view.flip(3))).item() / 2 for view in views]
+    assert six == pytest.approx(0.5 * 5.5 + 0.25 * shifted[0] + 0.25 * shifted[1])
+    assert first_pixel(views[0]).item() == 0.0
+    assert first_pixel(views[1]).item() == 10.0
+
+
+def test_views_change_their_own_metric_alone():
+    pictures = Pictures(smooth_pictures(40), torch.arange(40) % 10)
+    data = DataSet(pictures, pictures, [str(n) for n in range(10)], 255.0, [0.5] * 3, [0.2] * 3, {})
+    model = small_airbench()
+    one, six = (evaluate(model, data, ALONE, Precision.FP32, views) for views in (1, 6))
+    assert one.metrics.items() <= six.metrics.items()
+    assert six.metrics.keys() - one.metrics.keys() == {"val/acc_tta"}
+    with pytest.raises(UserError, match="1, 2, 6"):
+        evaluate(model, data, ALONE, Precision.FP32, 3)

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The path of a job from queue to receipt, and what limits and people do to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from uuid import UUID
+
+import pytest
+from shoestring_core import money
+from shoestring_core.decide.timeouts import S
+from shoestring_core.store import jobs, ledger
+from shoestring_core.store.fleet import agents
+from shoestring_core.store.tables import Account, Attempt, Event, Generation, Hold, Price
+from sqlalchemy import select
+
+from tests.worker.conftest import World
+
+
+def finish(world: World, job: UUID, step: int = 100) -> None:
+    """Train to the end; the agents leave when they are told to."""
+    generation = world.form(job)
+    world.train(job, step)
+    assert world.commit(world.alive(job)[0].id, generation, step, "final")
+    leave(world, job)
+
+
+def leave(world: World, job: UUID, cause: str = "exited") -> None:
+    for machine in world.alive(job):
+        assert world.order(machine.id).kind == "end"
+        world.cloud.end(machine.provider_id, cause)
+    world.tick()
+
+
+def independent_bill(world: World) -> int:
+    """What the provider's own journal says was used, worked out from nothing of ours."""
+    launched = {entry.machine: entry for entry in world.cloud.journal if entry.event == "launch"}
+    ended = {entry.machine: entry.at for entry in world.cloud.journal if entry.event == "end"}
+    assert launched.keys() == ended.keys()
+    return sum(money.cost(entry.price, ended[name] - entry.at) for name, entry in launched.items())
+
+
+def spent(world: World) -> int:
+    with world.store.read() as db:
+        assert ledger.sweep(db) == []
+        return db.sql.scalars(select(Account.posted).where(Account.kind == "org")).one()
+
+
+def test_a_job_runs_from_the_queue_to_its_receipt(world: World):
+    job = world.submit(nodes=2)
+    world.tick()
+    assert world.job(job).state == "launching"
+    generation = world.form(job)
+    assert world.job(job).state == "running"
+    first, second = world.alive(job)
+    run = world.order(first.id).run
+    assert (run.nnodes, run.node_rank, run.master_addr, run.master_port) == (2, 0, "127.0.0.1", 29500)
+    assert run.task["recipe"] == "digits/quickstart@1"
+    assert world.order(second.id).run.node_rank == 1
+    world.train(job, 100)
+    world.clock.pass_(20)
+    assert world.commit(first.id, generation, 100, "final")
+    assert world.job(job).state == "ended"
+    leave(world, job)
+    done = world.job(job)
+    assert (done.end_reason, done.result) == ("succeeded", {"val/acc": 0.98})
+    assert done.settled_at is not None
+    assert spent(world) == independent_bill(world) == 2 * money.cost("0.158", 20 * S)
+    with world.store.read() as db:
+        assert db.sql.scalars(select(Price.amount).order_by(Price.amount)).all() == ["0.158", "0.526"]
+
+
+def test_the_stored_plan_says_what_was_decided_on_what(world: World):
+    job = world.submit()
+    world.tick()
+    with world.store.read() as db:
+        attempt = db.sql.scalars(select(Attempt).where(Attempt.job == job)).one()
+    assert attempt.plan_json["waiting"]["job"] == str(job)
+    assert attempt.plan_json["offers"][0]["price"] == "0.158"
+
+
+def test_jobs_wait_for_slots_in_order_and_start_by_themselves(world: World):
+    first, second, third = world.submit(nodes=4), world.submit(nodes=2), world.submit(nodes=1)
+    world.tick()
+    assert world.job(first).state == "launching"
+    assert [world.job(job).wait_reason for job in (second, third)] == ["slots", "slots"]
+    assert "Number 2 in the queue" in world.job(third).wait_text
+    finish(world, first)
+    assert [world.job(job).state for job in (second, third)] == ["launching", "launching"]
+    assert world.job(second).wait_reason is None
+
+
+def test_a_reclaimed_gang_goes_on_from_its_checkpoint_in_a_new_attempt(world: World):
+    job = world.submit(nodes=2)
+    world.tick()
+    generation = world.form(job)
+    first, second = world.alive(job)
+    world.train(job, 40)
+    world.store.write(lambda db: agents.record_notice(db, second.id, world.clock.now + 10 * S))
+    world.exits(second.id, generation, "drained", rank=1)
+    world.tick(1)
+    assert world.job(job).state == "running"  # rank 0's machine is still uploading
+    world.commit(first.id, generation, 40, "order")
+    world.exits(first.id, generation, "drained")
+    world.tick(1)
+    assert world.job(job).state == "queued"
+    leave(world, job, "reclaimed")
+    assert (world.job(job).state, world.job(job).attempt) == ("launching", 2)
+
+    assert world.form(job) == 2
+    with world.store.read() as db:
+        generations = db.sql.scalars(select(Generation).where(Generation.job == job).order_by(Generation.no)).all()
+        attempts = db.sql.scalars(select(Attempt).where(Attempt.job == job).order_by(Attempt.no)).all()
+    assert [(one.state, one.start_step) for one in generations] == [("over", 0), ("formed", 40)]
+    assert (attempts[0].state, attempts[0].reason, attempts[0].trained) == ("closed", "interruption", True)
+    assert world.order(world.alive(job)[0].id).run.resume.step == 40
+    finish(world, job, 100)
+    assert world.job(job).end_reason == "succeeded"
+    assert spent(world) == independent_bill(world)
+
+
+def test_a_checkpoint_on_its_way_counts_after_its_attempt_has_ended(world: World):
+    job = world.submit(nodes=2)
+    world.tick()
+    generation = world.form(job)
+    first, second = world.alive(job)
+    world.train(job, 30)
+    world.cloud.end(second.provider_id, "crashed")
+    world.tick(1)
+    assert world.job(job).state == "queued"
+    assert world.order(first.id).kind == "end"
+    assert world.commit(first.id, generation, 30)
+    leave(world, job)
+    world.form(job)
+    assert world.order(world.alive(job)[0].id).run.resume.step == 30
+
+
+def test_an_upload_whose_machine_died_before_it_could_say_so_is_adopted(world: World):
+    job = world.submit()
+    world.tick()
+    generation = world.form(job)
+    world.train(job, 50)
+    upload(world, job, generation, 50)
+    world.cloud.end(world.alive(job)[0].provider_id, "crashed")
+    world.tick()
+    world.form(job)
+    assert world.order(world.alive(job)[0].id).run.resume.step == 50
+
+
+@pytest.mark.parametrize("flaw", ["torn", "ahead of its points", "another job's"])
+def test_an_upload_that_is_torn_or_ahead_of_its_points_is_not_adopted(world: World, flaw: str):
+    job = world.submit()
+    world.tick()
+    generation = world.form(job)
+    world.train(job, 50)
+    owner = job if flaw != "another job's" else UUID(int=1)
+    upload(world, job, generation, 60 if flaw == "ahead of its points" else 50, torn=flaw == "torn", owner=owner)
+    world.cloud.end(world.alive(job)[0].provider_id, "crashed")
+    world.tick()
+    world.form(job)
+    assert world.job(job).checkpoint is None
+    assert world.order(world.alive(job)[0].id).run.resume is None
+
+
+def upload(
+    world: World, job: UUID, generation: int, step: int, *, torn: bool = False, owner: UUID | None = None
+) -> None:
+    data = b"weights"
+    manifest = {
+        "format": 1, "job": str(owner or job), "generation": generation, "step": step, "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(), "parts": [],
+    }  # fmt: skip
+    key = f"jobs/{job}/g/{generation}/final/000001"
+    for name, content in (("data", b"weigh" if torn else data), ("manifest.json", json.dumps(manifest).encode())):
+        with world.objects.writer(f"{key}/{name}") as writer:
+            writer.write(content)
+            writer.finish()
+
+
+def test_a_killed_rank_starts_again_on_the_same_machines_three_times(world: World):
+    job = world.submit(nodes=2)
+    world.tick()
+    for number in (1, 2, 3, 4):
+        assert world.form(job) == number
+        world.exits(world.alive(job)[0].id, number, "signal")
+        world.tick(1)
+    done = world.job(job)
+    assert (done.state, done.end_reason, done.attempt) == ("ended", "infrastructure", 1)
+    assert len(world.cloud.journal) == 2
+
+
+def test_a_new_checkpoint_gives_new_tries(world: World):
+    job = world.submit()
+    world.tick()
+    for number in range(1, 7):
+        assert world.form(job) == number
+        world.train(job, number * 10)
+        world.commit(world.alive(job)[0].id, number, number * 10)
+        world.exits(world.alive(job)[0].id, number, "signal")
+        world.tick(1)
+    assert world.job(job).state == "running"
+
+
+def test_the_users_error_ends_the_job_once_all_machines_have_reported_on(world: World):
+    job = world.submit(nodes=2)
+    world.tick()
+    generation = world.form(job)
+    world.exits(world.alive(job)[0].id, generation, "error", kind="nan")
+    world.tick(5)
+    assert world.job(job).state == "running"
+    world.clock.pass_(5)
+    world.report(job)
+    world.tick()
+    done = world.job(job)
+    assert (done.state, done.end_reason, done.end_text) == ("ended", "nan", "error nan")
+    assert done.attempt == 1
+
+
+def test_a_stopped_job_drains_ends_and_is_settled(world: World):
+    job = world.submit()
+    world.tick()
+    generation = world.form(job)
+    (machine,) = world.alive(job)
+    world.train(job, 10)
+    world.clock.pass_(10)
+    world.store.write(lambda db: jobs.stop(db, job, "ann"))
+    assert world.order(machine.id).kind == "drain"
+    world.tick()
+    assert world.order(machine.id).kind == "drain"
+    assert world.commit(machine.id, generation, 10, "order")
+    world.exits(machine.id, generation, "drained")
+    leave(world, job)
+    done = world.job(job)
+    assert (done.state, done.end_reason) == ("ended", "user_stop")
+    assert done.settled_at is not None
+    assert spent(world) == independent_bill(world) > 0
+
+
+def test_a_stop_while_launching_ends_what_was_bought(world: World):
+    job = world.submit()
+    world.tick()
+    world.store.write(lambda db: jobs.stop(db, job, "ann"))
+    world.tick(1)
+    assert world.cloud.alive() == []
+    world.tick(1)
+    assert world.job(job).end_reason == "user_stop"
+    assert world.job(job).settled_at is not None
+
+
+def test_a_machine_that_does_not_leave_is_ended_through_the_provider(world: World):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    world.store.write(lambda db: jobs.stop(db, job, "ann"))
+    world.tick()
+    assert len(world.cloud.alive()) == 1
+    world.tick(8)
+    assert world.cloud.alive() == []
+    world.tick()
+    assert world.job(job).state == "ended"
+
+
+def test_a_job_at_its_time_limit_keeps_its_checkpoint(world: World):
+    job = world.submit(limits={"time": "30s"})
+    world.tick()
+    generation = world.form(job)
+    (machine,) = world.alive(job)
+    for _ in range(6):
+        world.report(job)
+        world.tick(4)
+    assert world.job(job).state == "running"
+    world.report(job)
+    world.tick(6)
+    assert world.job(job).state == "stopping"
+    world.train(job, 9)
+    world.commit(machine.id, generation, 9, "order")
+    world.exits(machine.id, generation, "drained")
+    leave(world, job)
+    done = world.job(job)
+    assert (done.end_reason, done.checkpoint is not None) == ("time_limit", True)
+
+
+# Money
+
+
+def test_a_long_run_is_funded_as_it_goes_and_pays_what_it_used(world: World):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    held = []
+    for _ in range(60):
+        world.report(job)
+        world.tick(5)
+        with world.store.read() as db:
+            held.append(db.sql.scalars(select(Account.held).where(Account.kind == "job")).one())
+            assert ledger.sweep(db) == []
+        (machine,) = world.alive(job)
+        assert machine.funded_until - world.clock.now >= 30 * S
+    assert max(held) <= money.cost_ceiling("0.526", 75 * S)  # what is spent is posted, not held
+    finish(world, job)
+    assert spent(world) == independent_bill(world) == money.cost("0.158", 300 * S)
+
+
+def test_a_job_whose_money_runs_out_is_paused_and_goes_on_after_a_grant(world: World):
+    limit = money.cost_ceiling("0.526", 80 * S)
+    world.budget(limit)
+    job = world.submit()
+    world.tick()
+    generation = world.form(job)
+    (machine,) = world.alive(job)
+    for step in range(1, 200):
+        if world.job(job).state != "running":
+            break
+        world.train(job, step)
+        world.tick(5)
+    assert (world.job(job).state, world.job(job).want_reason) == ("stopping", "budget")
+    assert world.commit(machine.id, generation, step, "order")
+    world.exits(machine.id, generation, "drained")
+    leave(world, job)
+    assert world.job(job).state == "paused"
+    assert spent(world) <= limit
+    world.tick(60)
+    assert world.job(job).state == "paused"
+
+    world.budget(10 * limit)
+    world.tick()
+    assert world.job(job).state == "launching"
+    world.form(job)
+    assert world.order(world.alive(job)[0].id).run.resume.step == step
+
+
+def test_on_budget_stop_ends_the_job(world: World):
+    world.budget(money.cost_ceiling("0.526", 80 * S))
+    job = world.submit(on_budget="stop")
+    world.tick()
+    world.form(job)
+    for _ in range(100):
+        world.report(job)
+        world.tick(5)
+    assert world.job(job).end_reason == "budget"
+
+
+def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World):
+    world.budget(money.micro("5"))
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    world.tick(5)
+    world.budget(1)
+    world.tick()
+    assert (world.job(job).state, world.job(job).want) == ("stopping", "pause")
+    with world.store.read() as db:
+        assert db.sql.scalars(select(Account.overdraft).where(Account.kind == "team")).one() > 0
+        stopping = select(Event.reason).where(Event.job == job, Event.kind == "job").order_by(Event.seq.desc())
+        assert "team vision" in db.sql.scalars(stopping.limit(1)).one()
+    world.exits(world.alive(job)[0].id, 1, "drained")
+    leave(world, job)
+    assert world.job(job).state == "paused"
+    world.budget(money.micro("5"))
+    world.tick()
+    assert world.job(job).state == "launching"
+    with world.store.read() as db:
+        assert db.sql.scalars(select(Account.overdraft).where(Account.kind == "team")).one() == 0
+
+
+def test_a_grant_that_comes_while_the_job_is_still_pausing_queues_it_when_its_machines_are_gone(world: World):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    world.budget(1)
+    world.tick()
+    assert world.job(job).state == "stopping"
+    world.budget(money.micro("5"))
+    world.exits(world.alive(job)[0].id, 1, "drained")
+    leave(world, job)
+    assert (world.job(job).state, world.job(job).attempt) == ("launching", 2)
+
+
+def test_two_jobs_and_money_for_one(world: World):
+    world.budget(money.cost_ceiling("0.526", 75 * S))
+    first, second = world.submit(), world.submit()
+    world.tick()
+    assert [world.job(job).state for job in (first, second)] == ["launching", "queued"]
+    assert world.job(second).wait_reason == "money"
+    assert "team vision" in world.job(second).wait_text
+    world.budget(money.micro("5"))
+    world.tick()
+    assert world.job(second).state == "launching"
+
+
+def test_a_void_machine_gives_its_money_back_at_once(world: World):
+    world.cloud.slots = 0
+    world.submit()
+    offers = world.cloud.offers()
+    world.cloud.offers = lambda: [type(offer)(**(vars(offer) | {"slots": 4})) for offer in offers]
+    world.tick()
+    with world.store.read() as db:
+        assert db.sql.scalars(select(Hold.state)).all() == ["closed"]
+        assert db.sql.scalars(select(Account.held).where(Account.kind == "org")).one() == 0

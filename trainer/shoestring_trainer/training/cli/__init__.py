@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer's commands beside `train`, and training without the service."""

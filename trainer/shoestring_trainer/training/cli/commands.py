@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the trainer does beside training: answers about models and plans. torch is imported only where it is used."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from shoestring_core import spec
+from shoestring_core.errors import InvalidSpec
+
+from shoestring_trainer.training.errors import TrainerError, UserError
+
+TRACE_POINTS = 1001
+UNCOUNTED = 100_000
+"""Pictures to plan for where only the sizes of a plan matter, and nobody said how many there are."""
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+PREDICT_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer predict model.pt2 cat.jpg dog.png
+  python -m shoestring_trainer predict model/ pictures/ --top 3 --json
+"""
+LR_FIND_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer lr-find digits/quickstart
+  python -m shoestring_trainer lr-find cifar10/page-resnet9 data.train=/data/cifar10 --high 4
+"""
+SCHEDULE_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer schedule cifar10/airbench94
+  python -m shoestring_trainer schedule imagefolder/resnet9 epochs=30 --pictures 9469
+"""
+MODEL_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer model cifar10/page-resnet9
+  python -m shoestring_trainer model cifar10/page-resnet18-baseline model=timm/convnext_tiny
+"""
+EXPORT_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer export model.pt2 model.onnx
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out a command; every expected failure is a sentence on stderr and an exit code."""
+    options = _parser().parse_args(arguments)
+    if options.needs_torch and find_spec("torch") is None:
+        sys.stderr.write("This needs PyTorch. Type: pip install 'shoestring-trainer[train]'\n")
+        return USAGE
+    try:
+        code: int = options.run(options)
+    except TrainerError as fault:
+        sys.stderr.write(f"{fault}\n")
+        return FAILED
+    except InvalidSpec as invalid:
+        sys.stderr.write("".join(f"{problem.message}\n" for problem in invalid.problems))
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m shoestring_trainer")
+    commands = parser.add_subparsers(required=True)
+    as_written = argparse.RawDescriptionHelpFormatter
+
+    predict = commands.add_parser("predict", epilog=PREDICT_EXAMPLES, formatter_class=as_written)
+    predict.add_argument("model", type=Path, help="model.pt2, model.onnx, or a folder with one of them")
+    predict.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE", help="file, or folder of files")
+    predict.add_argument("--top", type=_positive, default=1, help="how many classes to name (default 1)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    predict.add_argument("--on-corrupt", choices=["error", "skip"], default="error", help="unreadable pictures")
+    predict.set_defaults(run=_predict, needs_torch=True)
+
+    export = commands.add_parser("export", epilog=EXPORT_EXAMPLES, formatter_class=as_written)
+    export.add_argument("model", type=Path, help="model.pt2, or a folder with one")
+    export.add_argument("file", type=Path, help="where to write, ending in .onnx")
+    export.add_argument("--json", action="store_true", help="print JSON")
+    export.set_defaults(run=_export, needs_torch=True)
+
+    find = commands.add_parser("lr-find", epilog=LR_FIND_EXAMPLES, formatter_class=as_written)
+    find.add_argument("what", metavar="WHAT", help="recipe, or job spec")
+    find.add_argument("params", nargs="*", metavar="KEY=VALUE", help="parameters; dotted keys set the spec")
+    find.add_argument("--low", type=float, default=1e-5, help="first rate (default 0.00001)")
+    find.add_argument("--high", type=float, default=10.0, help="last rate (default 10)")
+    find.add_argument("--steps", type=_positive, default=100, help="steps between them (default 100)")
+    find.add_argument("--json", action="store_true", help="print JSON")
+    find.set_defaults(run=_find, needs_torch=True)
+
+    schedule = commands.add_parser("schedule", epilog=SCHEDULE_EXAMPLES, formatter_class=as_written)
+    _add_recipe(schedule)
+    schedule.set_defaults(run=_schedule, needs_torch=False)
+
+    model = commands.add_parser("model", epilog=MODEL_EXAMPLES, formatter_class=as_written)
+    _add_recipe(model)
+    model.add_argument("--size", type=_positive, help="pixels a side; default: the recipe's")
+    model.add_argument("--classes", type=_positive, help="default: the data set's, or 10")
+    model.set_defaults(run=_model, needs_torch=True)
+    return parser
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="name of a recipe")
+    command.add_argument("params", nargs="*", metavar="KEY=VALUE", help="its parameters")
+    command.add_argument("--pictures", type=_positive, help="training pictures, where the recipe doesn't know")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.cli.predict import print_predictions
+
+    skip = options.on_corrupt == "skip"
+    left_out = print_predictions(options.model, options.pictures, top=options.top, as_json=options.json, skip=skip)
+    if left_out:
+        sys.stderr.write(f"{left_out} pictures could not be read and are left out\n")
+    return OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.results.exports import write_onnx
+
+    write_onnx(options.model, options.file)
+    told = json.dumps({"file": str(options.file), "bytes": options.file.stat().st_size})
+    sys.stdout.write(f"{told if options.json else options.file}\n")
+    return OK
+
+
+def _find(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.cli.lr_find import print_found
+
+    words = [options.what, *options.params]
+    print_found(words, low=options.low, high=options.high, steps=options.steps, as_json=options.json)
+    return OK
+
+
+def _schedule(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.cli.schedule_plot import draw, forecast, trace
+
+    told = forecast(options.recipe, _params(options), options.pictures)
+    sys.stdout.write((json.dumps(trace(told, TRACE_POINTS)) if options.json else draw(told)) + "\n")
+    return OK
+
+
+def _model(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.cli.schedule_plot import count_pictures, forecast
+    from shoestring_trainer.training.models.summary import (
+        Network,
+        as_json,
+        describe,
+        print_floor,
+        print_network,
+        training_flop,
+    )
+
+    def network_at(size: int) -> Network:
+        return describe(options.recipe, params, size=options.size or size or None, classes=options.classes)
+
+    params = _params(options)
+    counted = options.pictures or count_pictures(options.recipe)
+    told = forecast(options.recipe, params, counted or UNCOUNTED)
+    network = network_at(told.plan.phases[-1].size)
+    if options.json:
+        sys.stdout.write(json.dumps(as_json(network)) + "\n")
+        return OK
+    sys.stdout.write(print_network(network) + "\n")
+    if counted:
+        sys.stdout.write(f"\n{print_floor(told, training_flop(told, lambda size: network_at(size).flop))}\n")
+    return OK
+
+
+def _params(options: argparse.Namespace) -> dict[str, Any]:
+    tree = spec.from_arguments(options.recipe, options.params)
+    if elsewhere := sorted(set(tree) - {"recipe", "params"}):
+        raise UserError(f"{elsewhere[0]} is a field of the spec; only the recipe's parameters count here")
+    return dict(tree.get("params", {}))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number

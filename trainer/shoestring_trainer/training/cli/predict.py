@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m shoestring_trainer predict MODEL PICTURE…`: what a trained model says of pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shoestring_trainer.training.data.decoding import WHITE, Frame, decode_file
+from shoestring_trainer.training.data.folders import walk
+from shoestring_trainer.training.data.listing import SUFFIXES
+from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.results.exports import Model, read_model
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model holds a picture for: (class, probability), likeliest first."""
+
+    file: Path
+    guesses: list[tuple[str, float]]
+
+
+def print_predictions(model: Path, pictures: Sequence[Path], *, top: int, as_json: bool, skip: bool) -> int:
+    """Print a line, or with `as_json` an object in one list, for each picture; the number of those left out.
+
+    Raises DataError, naming the file and the remedy, for a model or, without `skip`, a picture that can't be read.
+    """
+    network = read_model(model)
+    left_out: list[Path] = []
+    found = predict(network, list_files(pictures), top=top, left_out=left_out if skip else None)
+    if as_json:
+        print(json.dumps([_as_json(prediction) for prediction in found], indent=1))
+    else:
+        for prediction in found:
+            said = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.guesses)
+            print(f"{prediction.file}  {said}", flush=True)
+    return len(left_out)
+
+
+def predict(
+    model: Model, files: Sequence[Path], *, top: int = 1, left_out: list[Path] | None = None
+) -> Iterator[Prediction]:
+    """Each file's `top` likeliest classes. Pictures are scaled as the trainer scales them.
+
+    left_out  collects the files that can't be read; None: such a file raises DataError
+    """
+    top = min(top, len(model.classes))
+    for start in range(0, len(files), BATCH):
+        readable, pictures = [], []
+        for file in files[start : start + BATCH]:
+            try:
+                pictures.append(read_picture(file, model.shape, model.zoom))
+                readable.append(file)
+            except DataError:
+                if left_out is None:
+                    raise
+                left_out.append(file)
+        if not pictures:
+            continue
+        likeliest = model.logits(torch.stack(pictures)).softmax(1).topk(top)
+        for file, shares, numbers in zip(readable, likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
+            guesses = [(model.classes[number], share) for number, share in zip(numbers, shares, strict=True)]
+            yield Prediction(file, guesses)
+
+
+def read_picture(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> Tensor:
+    """A picture as a model takes it, CHW, float32 in [0, 1]: short side scaled, then the centre; grey for one channel.
+
+    Raises DataError that names the file.
+    """
+    channels, height, width = shape
+    pixels_CHW = decode_file(file, Frame(height, width, zoom=zoom))[0].float() / WHITE
+    if channels == 1:
+        pixels_CHW = (pixels_CHW * torch.tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+    return pixels_CHW
+
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey: ITU-R BT.601."""
+
+
+def list_files(paths: Sequence[Path]) -> list[Path]:
+    """The pictures at `paths`, those below a folder in the order of their names. Raises DataError if one has none."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(file for file in walk(path) if file.suffix.lower() in SUFFIXES)
+            if not below:
+                raise DataError(f"the folder {path} holds no picture; give pictures, or a folder with some")
+            files += below
+        elif path.exists():
+            files.append(path)
+        else:
+            raise DataError(f"there is no {path}; give pictures, or a folder with some")
+    return files
+
+
+def _as_json(prediction: Prediction) -> dict[str, object]:
+    ranked = [{"class": name, "probability": round(share, 6)} for name, share in prediction.guesses]
+    return {"file": str(prediction.file), **ranked[0], "top": ranked}

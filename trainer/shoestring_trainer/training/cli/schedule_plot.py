@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe will do, before it does anything: its schedule, drawn for a terminal. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from shoestring_core import recipes
+
+from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.optim.schedules import Plan
+from shoestring_trainer.training.settings import Settings
+
+WIDTH, HEIGHT = 64, 8
+POINTS_PER_COLUMN = 32
+BLOCKS = " ▁▂▃▄▅▆▇█"
+PICTURES = {"digits/": 1438, "cifar10/": 50_000, "imagenet/": 1_281_167}
+"""Training pictures by the beginning of a recipe's name."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A recipe with its parameters and the plan for a number of training pictures."""
+
+    name: str
+    settings: Settings
+    plan: Plan
+    pictures: int
+
+
+def forecast(name: str, params: Mapping[str, Any], pictures: int | None) -> Forecast:
+    """The plan of a recipe. Raises InvalidSpec for what it doesn't know, UserError if nobody counted the pictures."""
+    recipe = recipes.load(name)
+    settings = Settings.of(recipes.resolve(name, params))
+    count = pictures or count_pictures(recipe.name)
+    if count is None:
+        raise UserError(f"{recipe.name} trains on your own pictures; say how many there are with --pictures N")
+    return Forecast(recipe.reference, settings, Plan.of(settings, count), count)
+
+
+def count_pictures(recipe: str) -> int | None:
+    """How many pictures a recipe trains on; None for the user's own."""
+    return next((count for start, count in PICTURES.items() if recipe.startswith(start)), None)
+
+
+def trace(told: Forecast, points: int) -> list[dict[str, float]]:
+    """Rate, momentum, batch and size at `points` evenly spaced steps, the first and the last among them."""
+    steps = told.plan.steps
+    chosen = sorted({round(n * (steps - 1) / max(1, points - 1)) for n in range(points)})
+    return [
+        {
+            "step": step, "epoch": told.plan.epoch(step), "lr": told.settings.lr * told.plan.pace(step).rate,
+            "momentum": told.plan.pace(step).momentum, "batch": told.plan.phase(step).batch,
+            "size": told.plan.phase(step).size or told.settings.size,
+        }
+        for step in chosen
+    ]  # fmt: skip
+
+
+def draw(told: Forecast) -> str:
+    """The schedule as text, 80 columns wide, without colour."""
+    points, plan, settings = trace(told, WIDTH * POINTS_PER_COLUMN), told.plan, told.settings
+    rates, momenta = ([point[name] for point in points] for name in ("lr", "momentum"))
+    last = plan.epoch(plan.steps)
+    lines = [
+        f"{told.name}: {settings.epochs:g} epochs of {plan.epoch_samples:,} pictures, {plan.steps:,} steps",
+        "",
+        *chart("learning rate", columns(rates, max), last),
+    ]
+    for other, rate in {"norms' biases": settings.bias_lr, "whitening": settings.whitening_lr}.items():
+        if rate:
+            lines.append(f"{other}: up to {rate:g}")
+    if settings.optimizer == "muon":
+        lines.append(f"convolutions, by Muon: up to {settings.muon_lr:g}, momentum {settings.muon_momentum:g}")
+    constant = f"momentum {momenta[0]:g} throughout"
+    lines += ["", *([constant] if len(set(momenta)) == 1 else chart("momentum", columns(momenta, median), last)), ""]
+    for phase in plan.phases:
+        begin, end = plan.epoch(phase.first_step), phase.end_sample / plan.epoch_samples
+        size = phase.size or settings.size
+        lines.append(f"epochs {begin:6.2f} to {end:6.2f}: batch {phase.batch:,}, size {size}, {phase.steps:,} steps")
+    return "\n".join(lines)
+
+
+def columns(values: Sequence[float], pick: Callable[[Sequence[float]], float]) -> list[float]:
+    """One value for each column of a chart, picked from those that fall into it."""
+    count = min(WIDTH, len(values))
+    bounds = [n * len(values) // count for n in range(count + 1)]
+    return [pick(values[start:end]) for start, end in pairwise(bounds)]
+
+
+def chart(title: str, values: Sequence[float], epochs: float, height: int = HEIGHT) -> list[str]:
+    """Columns of blocks, one for each value, from the lowest at the bottom to the highest at the top."""
+    lowest, highest = min(0.0, *values) if min(values) < 0.2 * max(values) else min(values), max(values)
+    span = highest - lowest or 1.0
+    eighths = [max(1, round(8 * height * (value - lowest) / span)) for value in values]
+    rows = ["".join(BLOCKS[max(0, min(8, count - 8 * row))] for count in eighths) for row in reversed(range(height))]
+    labels = {0: f"{highest:.4g}", height - 1: f"{lowest:.4g}"}
+    drawn = [f"{labels.get(number, ''):>9} │{row}" for number, row in enumerate(rows)]
+    middle, end = f"{epochs / 2:.4g}", f"{epochs:.4g} epochs"
+    left = len(values) // 2 - len(middle) // 2
+    axis = "0".ljust(left) + middle
+    return [title, *drawn, f"{'':9} └{'─' * len(values)}", f"{'':11}{axis}{end:>{max(0, len(values) - len(axis))}}"]

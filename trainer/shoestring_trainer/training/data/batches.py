@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of the phase at hand, where the steps pick them, and batches of them as the network sees them."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from shoestring_trainer.training.data.augment import RandomCrop, augment
+from shoestring_trainer.training.data.sources import Source
+from shoestring_trainer.training.optim.schedules import Phase, first_view
+from shoestring_trainer.training.settings import Settings
+
+
+class Feed:
+    """Gives batches on the device.
+
+    phase     the one that was entered; None: none yet
+    data      the whole data set, in the view of the phase
+    waited_s  seconds that training has waited here: for decoding between phases, copying, augmentation. On a GPU,
+              those in which the host was held up; what it leaves to the device to do in turn doesn't count
+    """
+
+    def __init__(self, source: Source, settings: Settings, device: torch.device) -> None:
+        self._source, self._settings, self._device = source, settings, device
+        self._view = first_view(settings)
+        self.phase: Phase | None = None
+        self.data = source(*self._view)
+        self.waited_s = 0.0
+        self._pictures_NCHW, self._labels_N = self.data.train.bytes_NCHW, self.data.train.labels_N
+
+    def turn_to(self, view: tuple[int, bool]) -> None:
+        """Have the data in `view`: pixels a side, and whether held-out pictures keep their shapes."""
+        if view == self._view:
+            return
+        self._view = view
+        del self.data, self._pictures_NCHW  # copies leave the disk and the device before the next take their place
+        self.data = self._source(*view)
+        self._pictures_NCHW = self.data.train.bytes_NCHW
+
+    def enter(self, phase: Phase) -> None:
+        """Have the pictures of `phase`."""
+        began = monotonic()
+        self.turn_to(phase.view)
+        self.phase = phase
+        self._pictures_NCHW = place(self.data.train.bytes_NCHW, self._device)
+        self._labels_N = self.data.train.labels_N.to(self._device)
+        self.waited_s += monotonic() - began
+
+    def batch(self, samples_N: Tensor, draws_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """These samples' pictures, augmented by their draws and as floats, and their labels."""
+        began = monotonic()
+        samples_N, draws_NK = samples_N.to(self._device), draws_NK.to(self._device)
+        picked_NCHW = self._pictures_NCHW[samples_N.to(self._pictures_NCHW.device)].to(self._device)
+        pictures_NCHW = augment(
+            picked_NCHW, draws_NK, self._settings, self.data.mean, self.data.white, self._random_crop(samples_N)
+        )
+        labels_N = self._labels_N[samples_N]
+        self.waited_s += monotonic() - began
+        return pictures_NCHW, labels_N
+
+    def _random_crop(self, samples_N: Tensor) -> RandomCrop | None:
+        if self.phase is None or not self.phase.crop_scale:
+            return None
+        aspects_N = self.data.train.aspects_N
+        own_N = None if aspects_N is None else aspects_N[samples_N.cpu()].to(self._device)
+        return RandomCrop(self.phase.size or self._settings.size, self.phase.crop_scale, own_N)
+
+
+def place(bytes_NCHW: Tensor, device: torch.device) -> Tensor:
+    """The pictures on the device, if they leave it half of its free memory; else where they are."""
+    if device.type == "cuda" and 2 * bytes_NCHW.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return bytes_NCHW
+    return bytes_NCHW.to(device)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring on held-out pictures: each is scored once, on one rank, and the sums are exact on all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shoestring_trainer.training.data.images import DataSet
+from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.precision import Precision
+
+BATCH = 256
+VIEWS = (1, 2, 6)
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Scores:
+    """accuracy and loss are means over all held-out pictures.
+
+    predictions_N   the classes the model chose
+    losses_N        float64, of each picture
+    seconds         that scoring took
+    accuracy_tta    of the classes chosen from several views of each picture; None if one view was asked for
+    accuracy_top5   share whose class is among the five likeliest; None if there are no more classes than those
+    """
+
+    accuracy: float
+    loss: float
+    predictions_N: Tensor
+    losses_N: Tensor
+    seconds: float
+    accuracy_tta: float | None = None
+    accuracy_top5: float | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        tta = {} if self.accuracy_tta is None else {"val/acc_tta": self.accuracy_tta}
+        top5 = {} if self.accuracy_top5 is None else {"val/acc_top5": self.accuracy_top5}
+        return {"val/acc": self.accuracy, "val/loss": self.loss, **top5, **tta}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, views: int = 1) -> Scores:
+    """Score `model`, with rank 0's buffers, on the held-out pictures. Leaves the model in training mode."""
+    if views not in VIEWS:
+        raise UserError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views}")
+    began = monotonic()
+    gang.adopt_buffers(model)
+    model.eval()
+    held_out, device = data.held_out, gang.device
+    predictions_N = torch.zeros(len(held_out), dtype=torch.int64, device=device)
+    losses_N = torch.zeros(len(held_out), dtype=torch.float64, device=device)
+    right_top5, right_tta = torch.zeros(2, dtype=torch.int64, device=device).unbind()
+    for batch, bytes_NCHW in _batches(data, gang):
+        pictures_NCHW = bytes_NCHW.to(device).float() / data.white
+        with precision.autocast(device):
+            pictures_NCHW = pictures_NCHW.contiguous(memory_format=torch.channels_last)
+            logits_NK = model(pictures_NCHW)
+            several_NK = logits_of_views(model, pictures_NCHW, logits_NK, views)
+        labels_N = held_out.labels_N[batch].to(device)
+        own = batch.to(device)
+        predictions_N[own] = logits_NK.argmax(1)
+        losses_N[own] = F.cross_entropy(logits_NK.float(), labels_N, reduction="none").double()
+        right_tta += (several_NK.argmax(1) == labels_N).sum()
+        if len(data.classes) > TOP:
+            right_top5 += (logits_NK.topk(TOP).indices == labels_N[:, None]).sum()
+    model.train()
+    predictions_N, losses_N = gang.sum(predictions_N).cpu(), gang.sum(losses_N).cpu()
+    right = int((predictions_N == held_out.labels_N).sum())
+    return Scores(
+        accuracy=right / len(held_out),
+        loss=losses_N.mean().item(),
+        predictions_N=predictions_N,
+        losses_N=losses_N,
+        seconds=monotonic() - began,
+        accuracy_tta=gang.sum(right_tta).item() / len(held_out) if views > 1 else None,
+        accuracy_top5=gang.sum(right_top5).item() / len(held_out) if len(data.classes) > TOP else None,
+    )
+
+
+def _batches(data: DataSet, gang: Gang) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's held-out pictures: which they are, and their bytes. Ranks share each batch of like shape."""
+    for batch, bytes_NCHW in data.batches:
+        if gang.rank < len(batch):
+            yield batch[gang.rank :: gang.world], bytes_NCHW[gang.rank :: gang.world]
+    if not data.batches:
+        for batch in torch.arange(gang.rank, len(data.held_out), gang.world).split(BATCH):
+            yield batch, data.held_out.bytes_NCHW[batch]
+
+
+def logits_of_views(model: nn.Module, pictures_NCHW: Tensor, logits_NK: Tensor, views: int) -> Tensor:
+    """The mean of the logits of `views` views of each picture, given those of the first, the picture as it is.
+
+    2: and its mirror image. 6: both also shifted by one pixel, up-left and down-right, which count half together.
+    Source: airbench94.
+    """
+    if views == 1:
+        return logits_NK
+    own_NK: Tensor = (logits_NK + model(pictures_NCHW.flip(3))) / 2
+    if views == 2:
+        return own_NK
+    padded_NCHW = F.pad(pictures_NCHW, (1, 1, 1, 1), mode="reflect")
+    shifted = [padded_NCHW[:, :, :-2, :-2], padded_NCHW[:, :, 2:, 2:]]
+    shifted_NK = torch.stack([model(view) + model(view.flip(3)) for view in shifted]).mean(0) / 2
+    return (own_NK + shifted_NK) / 2

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained network outside of training: written for other programs, and read back from what was written.
+
+model.pt2 and model.onnx carry their description (model.json) inside, so each is enough by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from shoestring_trainer.training.checkpoint.files import read_checkpoint
+from shoestring_trainer.training.errors import DataError, TrainerError, UserError
+from shoestring_trainer.training.models.compiler import restore_compiler
+
+CARD = "model.json"
+ARCHIVE = "model.pt2"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FETCH_AGAIN = "get it again with: shoestring artifacts get JOB model.pt2"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network, ready to use.
+
+    card     what model.json says: classes, input, metrics, …
+    logits   from pictures_NCHW, float32, 0 is black and 1 is white, to logits_NK
+    program  what torch.export wrote; None if the network came as ONNX
+    """
+
+    card: dict[str, Any]
+    logits: Callable[[Tensor], Tensor]
+    program: ExportedProgram | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        return [str(name) for name in self.card["classes"]]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the pictures it was trained on."""
+        channels, height, width = self.card["input"]["shape"][1:]
+        return channels, height, width
+
+    @property
+    def zoom(self) -> float:
+        """Pictures are scaled to so much more than their shape, and the centre is cut out."""
+        return float(self.card["input"].get("zoom", 1.0))
+
+
+def export_program(model: nn.Module, sample_NCHW: Tensor) -> ExportedProgram:
+    """The network as plain PyTorch loads it: eval mode, fp32, CPU, any batch size.
+
+    Raises TrainerError if that does not compute what `model` does.
+    """
+    restore_compiler()
+    plain = copy.deepcopy(model).cpu().eval()
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with torch.no_grad():
+        program = torch.export.export(plain, (sample_NCHW,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
+        _require_same("exported", program.module()(sample_NCHW), plain(sample_NCHW))
+    return program
+
+
+def pack_program(program: ExportedProgram, card: bytes) -> bytes:
+    """model.pt2."""
+    archive = io.BytesIO()
+    torch.export.save(program, archive, extra_files={CARD: card.decode()})
+    return archive.getvalue()
+
+
+def pack_weights(model: nn.Module) -> bytes:
+    """network.safetensors: the bare network's tensors by its library's names, without the normalisation before it."""
+    network = list(model.children())[-1]
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    content: bytes = save_tensors(tensors, metadata={"format": "pt"})
+    return content
+
+
+def pack_onnx(program: ExportedProgram, card: bytes, sample_NCHW: Tensor) -> bytes:
+    """model.onnx: one input `pictures`, one output `logits`, any batch size; checked in ONNX Runtime.
+
+    Raises UserError if the packages for it are missing, TrainerError if it does not compute what `program` does.
+    """
+    require_onnx()
+    restore_compiler()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own deprecations, and of names for the batch's size
+        written = torch.onnx.export(
+            program, (sample_NCHW,), dynamo=True, external_data=False, verbose=False,
+            input_names=["pictures"], output_names=["logits"],
+        )  # fmt: skip
+    assert written is not None
+    proto = written.model_proto
+    proto.metadata_props.add(key=CARD, value=card.decode())
+    content: bytes = proto.SerializeToString()
+    with torch.no_grad():
+        _require_same("ONNX", _run_onnx(content)(sample_NCHW), program.module()(sample_NCHW))
+    return content
+
+
+def write_onnx(source: Path, target: Path) -> None:
+    """Write the model at `source` as ONNX. Raises DataError or UserError that says what is wrong."""
+    if target.suffix != ".onnx":
+        raise UserError(f"{target} has to end in .onnx, the one format that models are exported to here")
+    require_onnx()
+    model = read_model(source)
+    if model.program is None:
+        raise UserError(f"{source} is ONNX already; copy it")
+    sample_NCHW = torch.linspace(0, 1, 8 * math.prod(model.shape)).view(8, *model.shape)
+    content = pack_onnx(model.program, json.dumps(model.card).encode(), sample_NCHW)
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; name another place") from error
+
+
+def require_onnx() -> None:
+    """Raise UserError, with what to type, unless ONNX can be written and run here."""
+    if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
+        raise UserError(f"ONNX needs {', '.join(missing)} here; type: pip install 'shoestring-trainer[onnx]'")
+
+
+def read_model(path: Path) -> Model:
+    """The model at `path`: a .pt2 or .onnx file, the manifest of a final checkpoint, or a folder with one of these.
+
+    Raises DataError that names the file and the remedy.
+    """
+    file = _find(path)
+    match file.suffix:
+        case ".json":
+            parts = read_checkpoint(file.with_suffix(".data"), file)
+            if ARCHIVE not in parts:
+                raise DataError(
+                    f"the checkpoint {file} holds no {ARCHIVE}: it was saved before training had ended; "
+                    "give the last checkpoint of a finished run"
+                )
+            return _read_program(parts[ARCHIVE], file, parts.get(CARD))
+        case ".onnx":
+            require_onnx()
+            return _read_onnx(_content(file), file)
+        case _:
+            beside = file.with_name(CARD)
+            return _read_program(_content(file), file, beside.read_bytes() if beside.exists() else None)
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        if path.suffix in (".pt2", ".onnx", ".json"):
+            return path
+        raise DataError(
+            f"{path} is no model that can be read here: give a model.pt2, a model.onnx or the folder they lie in"
+        )
+    if not path.is_dir():
+        raise DataError(f"there is no {path}; give a model.pt2, a model.onnx or the folder they lie in")
+    for found in (path / ARCHIVE, path / "model" / ARCHIVE, path / "model.onnx"):
+        if found.is_file():
+            return found
+    if manifests := sorted(path.glob("ckpt/step-*.json")):
+        return manifests[-1]
+    raise DataError(
+        f"{path} holds no model.pt2 and no model.onnx; fetch them with: shoestring artifacts get JOB --to {path}"
+    )
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}; {FETCH_AGAIN}") from error
+
+
+def _read_program(content: bytes, source: Path, card: bytes | None) -> Model:
+    inside = {CARD: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(io.BytesIO(content), extra_files=inside)
+            module = program.module()
+    except Exception as error:  # a damaged archive raises anything
+        raise DataError(
+            f"{source} is no model that torch.export wrote, or is cut short ({_first_line(error)}); {FETCH_AGAIN}"
+        ) from error
+
+    @torch.no_grad()
+    def logits(pictures_NCHW: Tensor) -> Tensor:
+        result: Tensor = module(pictures_NCHW)
+        return result
+
+    return Model(_read_card(inside[CARD] or card, source), logits, program)
+
+
+def _read_onnx(content: bytes, source: Path) -> Model:
+    import onnx
+
+    try:
+        properties = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
+        logits = _run_onnx(content)
+    except Exception as error:  # protobuf and the runtime raise their own kinds
+        raise DataError(
+            f"{source} is no ONNX model, or is cut short ({_first_line(error)}); "
+            "write it again with: shoestring export JOB model.onnx"
+        ) from error
+    return Model(_read_card(properties.get(CARD), source), logits)
+
+
+def _run_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def logits(pictures_NCHW: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"pictures": pictures_NCHW.numpy()})[0])
+
+    return logits
+
+
+def _read_card(text: str | bytes | None, source: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(text or "")
+        _, channels, height, width = card["input"]["shape"]
+        if not card["classes"] or not all(isinstance(number, int) for number in (channels, height, width)):
+            raise ValueError("it names no classes, or no shape of pictures")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{source} doesn't say what its classes and pictures are, so it wasn't written by this trainer; "
+            f"put the {CARD} of its job beside it ({_first_line(error)})"
+        ) from error
+    return dict(card)
+
+
+def _require_same(what: str, found_NK: Tensor, expected_NK: Tensor) -> None:
+    if not torch.allclose(found_NK, expected_NK, atol=1e-4, rtol=1e-4):
+        raise TrainerError(f"the {what} model computes something else than the trained one; please report this recipe")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]

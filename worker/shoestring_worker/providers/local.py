@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local cloud: a client of the machine host, which runs machines as process trees on its computer."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import Seen
+
+from shoestring_worker.providers.base import CALL_TIMEOUT_S, Intent, Refused, Unknown
+
+REGION = "local"
+TYPE = "local.cpu"
+SOURCE = "settings SHOESTRING_LOCAL_PRICE_SPOT and SHOESTRING_LOCAL_PRICE_ON_DEMAND"
+DEFINITE = frozenset({"capacity", "bad-request"})
+"""Refusals after which it is certain that this call made no machine that lives."""
+
+
+class LocalCloud:
+    """Machines of the host whose address and key lie in `address` (machinehost.json)."""
+
+    name = "local"
+
+    def __init__(self, address: Path, *, slots: int, price_spot: str, price_on_demand: str) -> None:
+        self._address = address
+        prices: dict[Literal["spot", "on_demand"], str] = {"spot": price_spot, "on_demand": price_on_demand}
+        self._offers = [
+            Offer("local", REGION, "", TYPE, market, price, price_on_demand, slots, SOURCE, simulated=True)
+            for market, price in prices.items()
+        ]
+        self._client: httpx.Client | None = None
+
+    def offers(self) -> list[Offer]:
+        return self._offers
+
+    def launch(self, intent: Intent) -> Seen:
+        body = {
+            "tags": intent.tags,
+            "type": intent.type,
+            "market": intent.market,
+            "price": intent.price,
+            "user_data": intent.user_data,
+        }
+        reply = self._call("PUT", f"/machines/{intent.token}", body)
+        if reply.status_code in (200, 201):
+            return _seen(reply.json())
+        problem = _json(reply)
+        code, detail = str(problem.get("code", reply.status_code)), str(problem.get("detail", ""))
+        if reply.status_code < 500 and code in DEFINITE:
+            raise Refused(code, detail)
+        raise Unknown(f"the machine host answered {reply.status_code} {code}: {detail}")
+
+    def list(self) -> builtins.list[Seen]:
+        reply = self._call("GET", "/machines")
+        if reply.status_code != 200:
+            raise Unknown(f"the machine host answered {reply.status_code}")
+        return [_seen(machine) for machine in reply.json()["machines"]]
+
+    def terminate(self, machine: str) -> None:
+        reply = self._call("DELETE", f"/machines/{machine}")
+        if reply.status_code not in (200, 202, 404):
+            raise Unknown(f"the machine host answered {reply.status_code}")
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """One request. A host that was started again has another address and key: then these are read anew, once."""
+        for known in (self._client, None):
+            client = known or self._connect()
+            try:
+                reply = client.request(method, path, json=body)
+            except httpx.ConnectError:
+                self._client = None  # nothing was sent: try again where the host may be now
+                continue
+            except httpx.HTTPError as error:
+                self._client = None
+                raise Unknown(f"the machine host did not answer: {error!r}") from error
+            if reply.status_code != 401:
+                return reply
+            self._client = None
+        raise Unknown("the machine host can't be reached; `shoestring up` starts it again")
+
+    def _connect(self) -> httpx.Client:
+        try:
+            address = json.loads(self._address.read_text(encoding="utf-8"))
+            url, headers = address["url"], {"Authorization": f"Bearer {address['key']}"}
+        except (OSError, ValueError, KeyError) as error:
+            raise Unknown(f"the machine host has not said where it is, in {self._address}") from error
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=CALL_TIMEOUT_S, trust_env=False)
+        return self._client
+
+
+def _seen(machine: dict[str, Any]) -> Seen:
+    return Seen(
+        provider="local",
+        region=REGION,
+        id=machine["id"],
+        token=machine["token"],
+        tags=machine["tags"],
+        state=machine["state"],
+        launched_at=machine["launched_at"],
+        ended_at=machine["ended_at"],
+        end_cause=machine["end_cause"],
+    )
+
+
+def _json(reply: httpx.Response) -> dict[str, Any]:
+    try:
+        body = reply.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
