@@ -120,7 +120,7 @@ def redeem(body: wire.Redeem, service: Here) -> wire.Reply:
             wire.session_hash(body.session),
             reports.clean(body.address),
             hardware,
-            service.terms,
+            service.timeouts,
         )
     )
     if bound is None:
@@ -134,7 +134,7 @@ def report(machine: FromMachine, body: Body, service: Here) -> wire.Reply:
 
     The sign of life counts even if the rest is refused.
     """
-    service.reports.write(lambda db: agents.renew(db, machine.id, service.terms))
+    service.reports.write(lambda db: agents.renew(db, machine.id, service.timeouts))
     said = _parsed(wire.Report, body)
     _check_protocol(said.protocol)
     if said.notice_at is not None and machine.notice_at is None:
@@ -211,7 +211,9 @@ def _reply(service: Service, machine_id: UUID) -> wire.Reply:
     with service.store.read() as db:
         machine = db.sql.get_one(Machine, machine_id)
         expires_at = _urls_expire_at(service, machine, db.now)
-        order, etag = agents.order(db, machine_id, lambda key: service.objects.get_url(key, expires_at), service.terms)
+        order, etag = agents.order(
+            db, machine_id, lambda key: service.objects.get_url(key, expires_at), service.timeouts
+        )
         next_upload = checkpoints.uploads(db, machine_id)
         now = db.now
     every = REPORT_WATCHED_S if service.wake.watched(machine.job) else REPORT_S
@@ -245,7 +247,7 @@ def _signed(service: Service, upload: checkpoints.Upload | None, expires_at: int
 
 def _urls_expire_at(service: Service, machine: Machine, now: int) -> int:
     """Unix seconds: past the moment by which the machine has left, with room for a slow upload."""
-    return (max(machine.funded_until or now, now) + service.terms.drain) // S + URL_SLACK_S
+    return (max(machine.funded_until or now, now) + service.timeouts.drain) // S + URL_SLACK_S
 
 
 def _seconds_left(until: int | None, now: int) -> float:

@@ -49,7 +49,7 @@ def submit(body: rest.SubmitJob, service: Here, caller: Caller, key: Idempotency
     init = _weights(spec.init_job, service, caller) if spec.init_job else None
 
     def work(db: Write) -> rest.Job:
-        sized, sizing = plans.size(db, caller, spec, service.terms)
+        sized, sizing = plans.size(db, caller, spec, service.timeouts)
         hold = _smallest_hold(sized, service)
         job = jobs.submit(db, caller.team, caller.user, sized, smallest_hold=hold, sizing=sizing, init=init)
         return _view(db, job)
@@ -129,7 +129,7 @@ def _weights(job_id: UUID, service: Service, caller: Principal) -> UUID:
 
 def _smallest_hold(spec: JobSpec, service: Service) -> int:
     """What the first machines take at least: the price that a machine can't exceed, for the first funding."""
-    return spec.resources.nodes * funding.first_hold(service.settings.local_price_on_demand, service.terms)
+    return spec.resources.nodes * funding.first_hold(service.settings.local_price_on_demand, service.timeouts)
 
 
 # --- reading ----------------------------------------------------------------------------------------------

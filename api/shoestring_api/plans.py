@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from shoestring_core import rest
 from shoestring_core.decide.sizing import choose
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import sizing
@@ -26,18 +26,18 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=ExactRoute)
 def plan(body: rest.PlanJob, service: Here, db: Reading, caller: Caller) -> rest.Plan:
     """What the job would run on. Nothing is stored."""
     spec = specs.read(body.spec, caller, service)
-    case = sizing.case(db, caller.team, caller.user, spec, service.terms)
+    case = sizing.case(db, caller.team, caller.user, spec, service.timeouts)
     return views.plan(case, choose(case))
 
 
-def size(db: Read, caller: Principal, spec: JobSpec, terms: Terms) -> tuple[JobSpec, dict[str, Any] | None]:
+def size(db: Read, caller: Principal, spec: JobSpec, timeouts: Timeouts) -> tuple[JobSpec, dict[str, Any] | None]:
     """The spec on the machines that its limits.time needs, and why those; as it is without such a limit.
 
     Raises TimeLimitUnmet if the choice is ours and none keeps the limit.
     """
     if spec.limits.time is None:
         return spec, None
-    case = sizing.case(db, caller.team, caller.user, spec, terms)
+    case = sizing.case(db, caller.team, caller.user, spec, timeouts)
     choice = choose(case)
     if choice.verdict == "impossible":
         hint = "Or name resources.nodes: then it runs on those until limits.time ends it."

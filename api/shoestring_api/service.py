@@ -13,7 +13,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
 from shoestring_core import rest
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import Forbidden, Unauthenticated, Unavailable
 from shoestring_core.store import identity
 from shoestring_core.store.db import Read, Store, Write, open_store
@@ -43,7 +43,7 @@ class Service:
     wake: Wake
     hints: Hints | None
     feeds: Feeds
-    terms: Terms
+    timeouts: Timeouts
     secret: str = field(repr=False)
 
     @classmethod
@@ -57,17 +57,17 @@ class Service:
                 hint="Upgrade it: python -m shoestring_api.admin bootstrap --key-file FILE",
             )
         wake = Wake(settings.redis_url)
-        terms = Terms(
-            fund_lease=int(settings.fund_lease_s * S),
+        timeouts = Timeouts(
+            funding_lease=int(settings.funding_lease_s * S),
             drain=int(settings.t_drain_s * S),
-            lease=int(settings.lease_s * S),
+            machine_lease=int(settings.lease_s * S),
         )
         hints = Hints(settings.redis_url) if settings.redis_url else None
         store.on_commit.append(wake.committed)
         if hints is not None:
             store.on_commit.append(hints.committed)
         objects = open_objects(settings.objects, secret, settings.agents_call())
-        return cls(settings, store, GroupCommit(store), objects, wake, hints, Feeds(store, wake), terms, secret)
+        return cls(settings, store, GroupCommit(store), objects, wake, hints, Feeds(store, wake), timeouts, secret)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -88,7 +88,7 @@ class Service:
 
     async def _beat(self) -> None:
         """Agents' leases count only while we could hear them."""
-        gap = self.terms.lease // 2
+        gap = self.timeouts.machine_lease // 2
         while True:
             try:
                 await asyncio.to_thread(self.store.write, lambda db: services.seen(db, "api", gap))

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     machinehost: Path | None = None
     """The machine host's machinehost.json."""
     lease_s: Annotated[float, Field(gt=0)] = 30
-    fund_lease_s: Annotated[float, Field(gt=0)] = 120
+    funding_lease_s: Annotated[float, Field(gt=0)] = 120
     t_drain_s: Annotated[float, Field(gt=0)] = 15
     local_price_on_demand: str = "0.526"
     """Dollars per hour, simulated."""

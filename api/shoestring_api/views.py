@@ -131,7 +131,7 @@ def sentence(row: Job) -> str:
 def _without(row: Job) -> str:
     """What it has not learned from."""
     spans = [(int(first), int(last)) for first, last in row.skips or ()]
-    return f", without {nan_recovery.in_words(spans)}, where its numbers broke" if spans else ""
+    return f", without {nan_recovery.describe_spans(spans)}, where its numbers broke" if spans else ""
 
 
 def sizing(row: Job) -> str | None:

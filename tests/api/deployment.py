@@ -23,7 +23,7 @@ from shoestring_api.settings import Settings
 from shoestring_core import rest, wire
 from shoestring_core.decide import schedule
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.reconcile import Seen
+from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.store import identity
 from shoestring_core.store.db import Store, Write
 from shoestring_core.store.fleet import launches, observations, planning
@@ -91,20 +91,20 @@ class Deployment:
 
     def launch(self, job: UUID) -> list[Agent]:
         """What scheduler and launcher do: an attempt for the job, its machines running."""
-        terms = self.service.terms
+        timeouts = self.service.timeouts
 
         def plan(db: Write) -> list[UUID]:
-            snapshot = planning.snapshot(db, terms)
-            starts = schedule.plan(snapshot, [OFFER], db.now, terms).starts
+            snapshot = planning.snapshot(db, timeouts)
+            starts = schedule.plan(snapshot, [OFFER], db.now, timeouts).starts
             start = next(start for start in starts if start.job == job)
             machines = planning.apply_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")
             assert machines is not None
             return machines
 
         def call(db: Write, machine: UUID) -> None:
-            assert launches.begin_call(db, machine, terms) is not None
-            seen = Seen("local", "local", f"lm-{machine.hex[-17:]}", str(machine), {}, "running", db.now)
-            observations.record(db, machine, seen, terms)
+            assert launches.begin_call(db, machine, timeouts) is not None
+            seen = ProviderMachine("local", "local", f"lm-{machine.hex[-17:]}", str(machine), {}, "running", db.now)
+            observations.record(db, machine, seen, timeouts)
 
         machines = self.store.write(plan)
         for machine in machines:

@@ -34,7 +34,7 @@ def test_leases_and_upload_urls_come_with_every_reply(here: Deployment) -> None:
     _, (agent,) = here.running()
     reply = agent.report()
     assert 25 < reply.alive_for_s <= 30
-    funded = here.service.terms.fund_lease / 1e6
+    funded = here.service.timeouts.funding_lease / 1e6
     assert funded - 10 < reply.funded_for_s <= funded
     assert reply.uploads is not None
     assert reply.report_every_s == 5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service without processes: the real store and engine, a simulated provider, and the agents' part by hand."""
+"""A service without processes: the real store and control loop, a simulated provider, and the agents' part by hand."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from uuid import UUID
 import pytest
 from shoestring_core import spec, wire
 from shoestring_core.decide.schedule import smallest_hold
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Read, Store, open_store
 from shoestring_core.store.fleet import agents, gangs, services
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import Generation, Job, Machine, Transfer
-from shoestring_worker.control_loop import Engine
+from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.sim import SimCloud
 from sqlalchemy import select, update
 
@@ -44,13 +44,13 @@ class World:
     store: Store
     cloud: SimCloud
     clock: Clock
-    engine: Engine
+    control_loop: ControlLoop
     objects: LocalObjects
     admin: identity.Principal
-    terms: Terms
+    timeouts: Timeouts
 
-    def another_engine(self) -> Engine:
-        return make_engine(self.store, self.cloud, self.objects, self.terms, self.clock)
+    def another_control_loop(self) -> ControlLoop:
+        return make_control_loop(self.store, self.cloud, self.objects, self.timeouts, self.clock)
 
     # What people do.
 
@@ -58,7 +58,7 @@ class World:
         who = principal or self.admin
         tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes}} | fields
         wanted = spec.parse(tree)
-        least = smallest_hold(self.cloud.offers(), "local", "prefer", wanted.resources.nodes, self.terms)
+        least = smallest_hold(self.cloud.offers(), "local", "prefer", wanted.resources.nodes, self.timeouts)
         return self.store.write(lambda db: jobs.submit(db, who.team, who.user, wanted, smallest_hold=least)).id
 
     def budget(self, limit: int | None) -> None:
@@ -74,7 +74,7 @@ class World:
     def tick(self, seconds: float = 0) -> None:
         self.clock.pass_(seconds)
         self.store.write(lambda db: services.seen(db, "api", 10**15))
-        self.engine.tick()
+        self.control_loop.tick()
 
     # What agents do.
 
@@ -83,7 +83,7 @@ class World:
             if machine.state in ("calling", "up") and machine.session_hash is None:
                 secret = wire.session_hash(f"session {machine.id}")
                 self.store.write(
-                    lambda db, m=machine.id, s=secret: agents.redeem(db, m, True, s, "127.0.0.1", {}, self.terms)
+                    lambda db, m=machine.id, s=secret: agents.redeem(db, m, True, s, "127.0.0.1", {}, self.timeouts)
                 )
 
     def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:
@@ -113,7 +113,7 @@ class World:
 
     def report(self, job: UUID) -> None:
         for machine in self.alive(job):
-            self.store.write(lambda db, m=machine.id: agents.renew(db, m, self.terms))
+            self.store.write(lambda db, m=machine.id: agents.renew(db, m, self.timeouts))
 
     def commit(self, machine: UUID, generation: int, step: int, reason: str = "periodic", nonce: str = "") -> bool:
         if not nonce:
@@ -158,15 +158,17 @@ class World:
 
     def order(self, machine: UUID) -> wire.Order:
         with self.store.read() as db:
-            return agents.order(db, machine, lambda key: f"http://objects/{key}", self.terms)[0]
+            return agents.order(db, machine, lambda key: f"http://objects/{key}", self.timeouts)[0]
 
     def transfers(self) -> list[Transfer]:
         with self.store.read() as db:
             return list(db.sql.scalars(select(Transfer).order_by(Transfer.at)))
 
 
-def make_engine(store: Store, cloud: SimCloud, objects: LocalObjects, terms: Terms, clock: Clock) -> Engine:
-    return Engine(store, cloud, objects, terms, SECRET, "http://127.0.0.1:1", monotonic=lambda: clock.now / S)
+def make_control_loop(
+    store: Store, cloud: SimCloud, objects: LocalObjects, timeouts: Timeouts, clock: Clock
+) -> ControlLoop:
+    return ControlLoop(store, cloud, objects, timeouts, SECRET, "http://127.0.0.1:1", monotonic=lambda: clock.now / S)
 
 
 @pytest.fixture
@@ -177,14 +179,14 @@ def world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
     store.write(lambda db: services.seen(db, "api", 0))
     clock.pass_(60)
-    cloud, objects, terms = (
+    cloud, objects, timeouts = (
         SimCloud(clock),
         LocalObjects(tmp_path / "objects", SECRET, "http://objects"),
-        Terms(fund_lease=60 * S),
+        Timeouts(funding_lease=60 * S),
     )
-    engine = make_engine(store, cloud, objects, terms, clock)
+    control_loop = make_control_loop(store, cloud, objects, timeouts, clock)
     out_of_order = write_order.watch(store)
-    yield World(store, cloud, clock, engine, objects, admin, terms)
+    yield World(store, cloud, clock, control_loop, objects, admin, timeouts)
     assert out_of_order() == []
-    engine.close()
+    control_loop.close()
     store.close()

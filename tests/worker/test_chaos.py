@@ -64,7 +64,7 @@ class Drama:
     def __post_init__(self) -> None:
         print(f"drama {self.seed}")
         self.dice = random.Random(self.seed)
-        self.engines = [self.world.engine, self.world.another_engine()]
+        self.loops = [self.world.control_loop, self.world.another_control_loop()]
         self.world.budget(LIMIT)
         self.jobs = [self.world.submit(nodes=self.dice.choice(self.nodes), retry={"max": 1000}) for _ in range(2)]
 
@@ -113,7 +113,7 @@ class Drama:
         if self._chance(80):
             self.world.budget(self.dice.choice((1, LIMIT)))
         if self._chance(120):
-            self.engines[self.dice.randrange(2)] = self.world.another_engine()  # a worker was killed and started
+            self.loops[self.dice.randrange(2)] = self.world.another_control_loop()  # a worker was killed and started
 
     # Time passes: workers tick, late, twice or not at all; agents act.
 
@@ -121,7 +121,7 @@ class Drama:
         self.world.clock.pass_(self.dice.choice((0.3, 1, 1, 2)))
         self.world.store.write(lambda db: services.seen(db, "api", 10**15))
         for _ in range(self.dice.choice((0, 1, 1, 2))):
-            self.dice.choice(self.engines).tick()
+            self.dice.choice(self.loops).tick()
         self._meet_new_machines()
         for agent in sorted(self.agents.values(), key=lambda agent: agent.id):
             self._act(agent)
@@ -148,7 +148,7 @@ class Drama:
         if row.session_hash is None:
             world.redeem(agent.job)
             return None
-        world.store.write(lambda db: agents.renew(db, agent.id, world.terms))
+        world.store.write(lambda db: agents.renew(db, agent.id, world.timeouts))
         if agent.notice is not None and row.notice_at is None:
             world.store.write(lambda db: agents.record_notice(db, agent.id, agent.notice))
         order = world.order(agent.id)

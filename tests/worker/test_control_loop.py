@@ -113,7 +113,7 @@ def test_a_reclaimed_gang_goes_on_from_its_checkpoint_in_a_new_attempt(world: Wo
         generations = db.sql.scalars(select(Generation).where(Generation.job == job).order_by(Generation.no)).all()
         attempts = db.sql.scalars(select(Attempt).where(Attempt.job == job).order_by(Attempt.no)).all()
     assert [(one.state, one.start_step) for one in generations] == [("over", 0), ("formed", 40)]
-    assert (attempts[0].state, attempts[0].reason, attempts[0].trained) == ("closed", "interruption", True)
+    assert (attempts[0].state, attempts[0].reason, attempts[0].trained) == ("closed", "preempted", True)
     assert world.order(world.alive(job)[0].id).run.resume.step == 40
     finish(world, job, 100)
     assert world.job(job).end_reason == "succeeded"

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money, wire
-from shoestring_core.decide.reconcile import Seen
+from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.schedule import plan
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest, PointsMissing, StaleTransition
@@ -34,7 +34,7 @@ class DyingCloud:
         self.cloud, self.moment, self.name = cloud, moment, cloud.name
         self.offers, self.list, self.terminate = cloud.offers, cloud.list, cloud.terminate
 
-    def launch(self, intent: Intent) -> Seen:
+    def launch(self, intent: Intent) -> ProviderMachine:
         if self.moment == "after":
             self.cloud.launch(intent)
         raise Killed
@@ -47,11 +47,11 @@ def launches(world: World) -> int:
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_worker_killed_around_the_provider_call_buys_one_machine(world: World, moment: str):
     job = world.submit()
-    world.engine.cloud = DyingCloud(world.cloud, moment)
+    world.control_loop.cloud = DyingCloud(world.cloud, moment)
     with pytest.raises(Killed):
         world.tick()
     assert world.machines(job)[0].state == "calling"
-    world.engine = world.another_engine()
+    world.control_loop = world.another_control_loop()
     world.tick(1)
     world.tick(10)
     assert launches(world) == 1
@@ -157,7 +157,7 @@ def test_a_silent_provider_stops_nothing_that_runs_and_hides_no_end(world: World
 
 
 def test_a_machine_that_no_row_wants_is_ended_and_others_are_left_alone(world: World):
-    tags = {"shoestring": world.engine.deployment}
+    tags = {"shoestring": world.control_loop.deployment}
     stray = world.cloud.launch(Intent("stray", "local", "", tags, "sim", "spot", "0.158", {}))
     others = world.cloud.launch(Intent("other", "local", "", {"shoestring": "b"}, "sim", "spot", "0.158", {}))
     world.tick()
@@ -192,7 +192,7 @@ def test_silence_does_not_count_while_the_service_itself_was_silent(world: World
     world.form(job)
     world.clock.pass_(31)
     world.store.write(lambda db: services.seen(db, "api", 15 * S))
-    world.engine.tick()
+    world.control_loop.tick()
     assert len(world.cloud.alive()) == 1
 
 
@@ -217,8 +217,8 @@ def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_
 def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.snapshot(db, world.terms)
-    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
+        snapshot = planning.snapshot(db, world.timeouts)
+    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
 
     def apply() -> object:
         return world.store.write(
@@ -233,8 +233,8 @@ def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
 def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.snapshot(db, world.terms)
-    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
+        snapshot = planning.snapshot(db, world.timeouts)
+    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
         world.store.write(
@@ -247,9 +247,9 @@ def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
 def test_two_workers_racing_for_money_that_covers_one_start_exactly_one(world: World):
     world.budget(money.cost_ceiling("0.526", 75 * S))
     submitted = [world.submit(), world.submit()]
-    engines = [world.engine, world.another_engine(), world.another_engine()]
+    loops = [world.control_loop, world.another_control_loop(), world.another_control_loop()]
     for _ in range(3):
-        threads = [threading.Thread(target=engine.tick) for engine in engines]
+        threads = [threading.Thread(target=loop.tick) for loop in loops]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -262,9 +262,9 @@ def test_two_workers_racing_for_money_that_covers_one_start_exactly_one(world: W
 
 def test_many_workers_ticking_at_once_buy_one_machine_for_each_slot(world: World):
     submitted = [world.submit(nodes=2), world.submit(nodes=2)]
-    engines = [world.another_engine() for _ in range(4)]
+    loops = [world.another_control_loop() for _ in range(4)]
     for _ in range(4):
-        threads = [threading.Thread(target=engine.tick) for engine in engines]
+        threads = [threading.Thread(target=loop.tick) for loop in loops]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -279,7 +279,7 @@ def test_the_last_two_agents_to_redeem_at_once_open_one_generation(world: World)
 
     def redeem(machine: UUID) -> None:
         secret = wire.session_hash(f"session {machine}")
-        world.store.write(lambda db: agents.redeem(db, machine, True, secret, "127.0.0.1", {}, world.terms))
+        world.store.write(lambda db: agents.redeem(db, machine, True, secret, "127.0.0.1", {}, world.timeouts))
 
     threads = [threading.Thread(target=redeem, args=(machine.id,)) for machine in world.alive(job)]
     for thread in threads:
@@ -301,7 +301,7 @@ def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_a
     def redeem(secret: str, token_ok: bool = True) -> Machine | None:
         hashed = wire.session_hash(secret)
         return world.store.write(
-            lambda db: agents.redeem(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.terms)
+            lambda db: agents.redeem(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.timeouts)
         )
 
     assert redeem("forged", token_ok=False) is None
@@ -419,7 +419,7 @@ def test_an_idle_service_asks_the_provider_only_now_and_then(world: World):
     asked = 0
     listing = world.cloud.list
 
-    def counting() -> list[Seen]:
+    def counting() -> list[ProviderMachine]:
         nonlocal asked
         asked += 1
         return listing()
@@ -433,8 +433,8 @@ def test_an_idle_service_asks_the_provider_only_now_and_then(world: World):
 def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.snapshot(db, world.terms)
-    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.terms).starts
+        snapshot = planning.snapshot(db, world.timeouts)
+    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
     world.budget(1)
     with pytest.raises(BudgetExceeded):
         world.store.write(

@@ -65,7 +65,7 @@ def test_each_time_it_goes_further_back_and_passes_over_more_until_enough_was_tr
     break_at(world, job, 49)
     done = world.job(job)
     assert (done.state, done.end_reason) == ("ended", "nan")
-    assert "passing over the batches of steps 45, 44 to 47, 33 to 48 did not help" in done.end_text
+    assert "skipping the batches of steps 45, 44 to 47, 33 to 48 did not help" in done.end_text
 
 
 def test_a_recovered_job_saves_from_there_on_and_succeeds(world: World):

@@ -19,11 +19,11 @@ from uuid import UUID
 
 from celery import Celery, signals
 from kombu.exceptions import OperationalError
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.db import open_store
 from shoestring_core.store.objects import open_objects
 
-from shoestring_worker.control_loop import Engine
+from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.local import LocalCloud
 from shoestring_worker.settings import Settings
 from shoestring_worker.wake import Wake
@@ -77,30 +77,30 @@ app = make_app(settings)
 def tick() -> None:
     """Do all there is to do now."""
     _ticked()
-    engine().tick()
+    control_loop().tick()
 
 
 @app.task(name="shoestring.launch")
 def launch(machine: str) -> None:
     """Rent one machine that is intended."""
-    engine().launch(UUID(machine))
+    control_loop().launch(UUID(machine))
 
 
-def engine() -> Engine:
-    """This process's engine, made when first needed."""
-    global _engine
+def control_loop() -> ControlLoop:
+    """This process's control_loop, made when first needed."""
+    global _control_loop
     with _making:
-        if _engine is None:
-            _engine = _make_engine()
-        return _engine
+        if _control_loop is None:
+            _control_loop = _make_control_loop()
+        return _control_loop
 
 
-_engine: Engine | None = None
+_control_loop: ControlLoop | None = None
 _making = threading.Lock()
 _last_tick = time.monotonic()
 
 
-def _make_engine() -> Engine:
+def _make_control_loop() -> ControlLoop:
     secret = settings.server_secret()
     store = open_store(settings.database_url)
     store.on_commit.append(Wake(settings.redis_url))
@@ -111,8 +111,8 @@ def _make_engine() -> Engine:
         price_on_demand=settings.local_price_on_demand,
     )
     objects = open_objects(settings.objects, secret, settings.agent_url)
-    terms: Terms = settings.terms()
-    return Engine(store, cloud, objects, terms, secret, settings.agent_url.rstrip("/"), offload=_offload)
+    timeouts: Timeouts = settings.timeouts()
+    return ControlLoop(store, cloud, objects, timeouts, secret, settings.agent_url.rstrip("/"), offload=_offload)
 
 
 def _offload(machine: UUID) -> None:
@@ -147,6 +147,6 @@ def _tick_when_nobody_asks() -> None:
         if time.monotonic() - _last_tick < 2 * settings.tick_s:
             continue
         try:
-            engine().tick()
+            control_loop().tick()
         except Exception:
             log.exception("a tick failed; the next one tries again")

@@ -20,9 +20,17 @@ from uuid import UUID
 from shoestring_core import wire
 from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer, suitable
-from shoestring_core.decide.reconcile import Action, End, Infer, Missed, Record, Void, reconcile
+from shoestring_core.decide.reconcile import (
+    Action,
+    NotListed,
+    PresumeTerminated,
+    RecordObservation,
+    Terminate,
+    VoidLaunch,
+    reconcile,
+)
 from shoestring_core.decide.schedule import plan
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, Unavailable, WrongState
 from shoestring_core.states import Want
 from shoestring_core.store import checkpoints, jobs, ledger
@@ -53,13 +61,13 @@ MANIFEST_BYTES = 1 << 20
 
 
 @dataclass
-class Engine:
+class ControlLoop:
     """What a worker process needs to tick. Any number of them may run over one database."""
 
     store: Store
     cloud: Cloud
     objects: Objects
-    terms: Terms
+    timeouts: Timeouts
     secret: str
     agent_url: str
     offload: Callable[[UUID], None] = lambda _: None
@@ -71,11 +79,11 @@ class Engine:
     _swept: float = float("-inf")
     _audited: float = float("-inf")
     _prices: list[Offer] = field(default_factory=list)
-    _missed: dict[UUID, int] = field(default_factory=dict)
+    _not_listed: dict[UUID, int] = field(default_factory=dict)
     """When a machine that was seen before was first not found. Kept in memory: a restart only makes it wait longer."""
 
     def __post_init__(self) -> None:
-        self.store.on_commit.append(self._heed)
+        self.store.on_commit.append(self._on_commit)
         self._launchers = ThreadPoolExecutor(LAUNCHES_AT_ONCE, thread_name_prefix="launch")
 
     @property
@@ -93,7 +101,7 @@ class Engine:
                 if not self._again.is_set():
                     break
                 self._again.clear()
-                self._round()
+                self._run_steps()
         finally:
             self._ticking.release()
         return True
@@ -101,10 +109,10 @@ class Engine:
     def launch(self, machine: UUID) -> None:
         """Rent one machine. Whoever else launches it gets the same one, or finds that it's being done."""
         begun = self.monotonic()
-        order = self._write(launches.begin_call, machine, self.terms)
+        order = self._write(launches.begin_call, machine, self.timeouts)
         if order is None:
             return
-        if (self.monotonic() - begun) * 1e6 > self.terms.call / 5:
+        if (self.monotonic() - begun) * 1e6 > self.timeouts.launch_call / 5:
             return  # the commit took so long that the answer might come after call_by; the next tick calls
         token = wire.boot_token(self.secret, machine)
         request = order.request
@@ -126,27 +134,27 @@ class Engine:
             log.warning("launch of %s: %s", machine, unknown)
             self._write(launches.record_unknown, order)
         else:
-            self._write(observations.record, machine, seen, self.terms)
+            self._write(observations.record, machine, seen, self.timeouts)
 
     def close(self) -> None:
         self._launchers.shutdown(wait=False, cancel_futures=True)
 
-    def _round(self) -> None:
+    def _run_steps(self) -> None:
         """Each step makes work for the next ones; what a step makes for those before it, the next round does."""
         work = self._work()
         sweeping = self.monotonic() >= self._swept + SWEEP_S
         if not work and not sweeping:
             return
         if sweeping:
-            self._step(self._show_life)
-            self._step(self._show_offers)
+            self._step(self._heartbeat)
+            self._step(self._refresh_offers)
             self._step(self._audit)
         if work.alive or sweeping:
             self._step(self._reconcile)
             work = self._work()
         self._step(self._wind_down, work)
         self._step(self._enforce_limits, work)
-        self._step(self._judge, work)
+        self._step(self._decide_attempts, work)
         self._step(self._plan)
         self._step(self._refill, work)
         self._step(self._launch)
@@ -160,10 +168,10 @@ class Engine:
         except (Unknown, Unavailable) as failure:
             log.warning("%s: %s", step.__name__.strip("_"), failure)
 
-    def _show_life(self) -> None:
+    def _heartbeat(self) -> None:
         self._write(services.seen, "worker", int(3 * SWEEP_S * 1e6))
 
-    def _show_offers(self) -> None:
+    def _refresh_offers(self) -> None:
         """Users may ask what a job would run on before any is queued."""
         self._offers()
 
@@ -183,29 +191,33 @@ class Engine:
             listed_at = db.now
         seen = self.cloud.list()
         with self.store.read() as db:
-            rows, leases = observations.rows(db), services.leases_count(db, self.terms)
-        rows = [replace(row, missed_since=self._missed.get(row.id)) for row in rows]
-        actions = reconcile(rows, seen, self.deployment, listed_at, leases, self.terms)
-        missed = {action.machine for action in actions if isinstance(action, Missed)}
+            rows, leases = observations.rows(db), services.leases_enforced(db, self.timeouts)
+        rows = [replace(row, not_listed_since=self._not_listed.get(row.id)) for row in rows]
+        actions = reconcile(rows, seen, self.deployment, listed_at, leases, self.timeouts)
+        missed = {action.machine for action in actions if isinstance(action, NotListed)}
         found = {one.token for one in seen}
-        still = {row.id: row.missed_since for row in rows if row.missed_since is not None and str(row.id) not in found}
-        self._missed = still | dict.fromkeys(missed, listed_at)
+        still = {
+            row.id: row.not_listed_since
+            for row in rows
+            if row.not_listed_since is not None and str(row.id) not in found
+        }
+        self._not_listed = still | dict.fromkeys(missed, listed_at)
         self._swept = self.monotonic()
         for action in actions:
             self._step(self._apply, action, listed_at)
 
     def _apply(self, action: Action, listed_at: int) -> None:
         match action:
-            case Record(machine, seen):
-                self._write(observations.record, machine, seen, self.terms)
-            case Void(machine, reason):
-                self._write(launches.void, machine, reason, listed_at, self.terms)
-            case Infer(machine):
-                self._write(observations.infer_gone, machine)
-            case End(provider_id, None, reason):
+            case RecordObservation(machine, seen):
+                self._write(observations.record, machine, seen, self.timeouts)
+            case VoidLaunch(machine, reason):
+                self._write(launches.void, machine, reason, listed_at, self.timeouts)
+            case PresumeTerminated(machine):
+                self._write(observations.presume_terminated, machine)
+            case Terminate(provider_id, None, reason):
                 log.warning("machine %s: %s; ending it", provider_id, reason)
                 self.cloud.terminate(provider_id)
-            case End(provider_id, UUID() as machine, reason, lease):
+            case Terminate(provider_id, UUID() as machine, reason, lease):
                 if self._write(observations.begin_end, machine, reason, lease=lease):
                     self.cloud.terminate(provider_id)
 
@@ -240,25 +252,29 @@ class Engine:
             if one.wanted and limit is not None and one.trained_us >= limit * 1e6:
                 self._stop(one, Want.STOP, "time_limit", f"It has run for {limit:g} s, its limits.time.")
 
-    def _judge(self, work: Work) -> None:
+    def _decide_attempts(self, work: Work) -> None:
         """See to ranks that died and machines that were lost."""
         for one in work.attempts:
-            verdict = failures.judge(one.for_judging(), work.now, self.terms) if one.wanted else failures.KeepGoing()
-            if isinstance(verdict, failures.KeepGoing):
+            action = (
+                failures.decide_attempt(one.gang_status(), work.now, self.timeouts)
+                if one.wanted
+                else failures.NoAction()
+            )
+            if isinstance(action, failures.NoAction):
                 continue
             generation = one.generation.no if one.generation else None
             try:
-                self._write(gangs.carry_out, one.job.id, one.attempt.no, generation, verdict)
+                self._write(gangs.carry_out, one.job.id, one.attempt.no, generation, action)
             except StaleTransition as stale:
                 log.info("%s", stale)
 
     def _plan(self) -> None:
         """Start who is next and can be paid for; write down why the others wait."""
         with self.store.read() as db:
-            snapshot, now = planning.snapshot(db, self.terms), db.now
+            snapshot, now = planning.snapshot(db, self.timeouts), db.now
         if not snapshot.queue:
             return
-        decided = plan(snapshot, self._offers(), now, self.terms)
+        decided = plan(snapshot, self._offers(), now, self.timeouts)
         for epoch, start in enumerate(decided.starts, snapshot.epoch):
             try:
                 applied = self._write(
@@ -277,7 +293,7 @@ class Engine:
         """Ask again for slots whose machine was refused, a little later each time; and for those whose machine was
         lost, where the others go on meanwhile."""
         for one in work.attempts:
-            slots = one.empty_slots(work.now, self.terms) if one.wanted else []
+            slots = one.empty_slots(work.now, self.timeouts) if one.wanted else []
             if not slots:
                 continue
             wanted = one.spec.resources
@@ -294,7 +310,7 @@ class Engine:
                         offer,
                         agent_url=self.agent_url,
                         deployment=self.deployment,
-                        terms=self.terms,
+                        timeouts=self.timeouts,
                     )
                 except BudgetExceeded as short:
                     log.info("slot %s of job %s stays empty: %s", slot, one.job.id, short)
@@ -321,13 +337,13 @@ class Engine:
                 self._out_of_money(one, f"The budget of {name} is overdrawn.")
                 continue
             for machine in one.machines:
-                if machine.id in held and funding.extension(held[machine.id], work.now, self.terms):
+                if machine.id in held and funding.extension(held[machine.id], work.now, self.timeouts):
                     self._extend(one, machine.id)
 
     def _extend(self, one: Unfinished, machine: UUID) -> None:
         try:
             self._write(billing.post_cost, machine)
-            self._write(billing.fund, machine, self.terms)
+            self._write(billing.fund, machine, self.timeouts)
         except BudgetExceeded as short:
             self._out_of_money(one, short.message)
         except StaleTransition:
@@ -364,6 +380,6 @@ class Engine:
         """Run a function of the store in a transaction of its own."""
         return self.store.write(lambda db: function(db, *args, **kwargs))
 
-    def _heed(self, committed: Committed) -> None:
+    def _on_commit(self, committed: Committed) -> None:
         if committed.hint:
             self._again.set()

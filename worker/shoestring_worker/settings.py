@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.timeouts import S, Timeouts
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     local_price_spot: Price = "0.158"
     local_price_on_demand: Price = "0.526"
     tick_s: Seconds = 1
-    fund_lease_s: Seconds = 120
+    funding_lease_s: Seconds = 120
     t_drain_s: Seconds = 15
     lease_s: Seconds = 30
     boot_s: Seconds = 60
@@ -46,13 +46,13 @@ class Settings(BaseSettings):
             return self.secret_file.read_text(encoding="utf-8").strip()
         raise ValueError("Set SHOESTRING_SECRET or SHOESTRING_SECRET_FILE.")
 
-    def terms(self) -> Terms:
-        return Terms(
-            fund_lease=_us(self.fund_lease_s),
+    def timeouts(self) -> Timeouts:
+        return Timeouts(
+            funding_lease=_us(self.funding_lease_s),
             drain=_us(self.t_drain_s),
-            lease=_us(self.lease_s),
+            machine_lease=_us(self.lease_s),
             boot=_us(self.boot_s),
-            consistency=_us(self.consistency_s),
+            consistency_window=_us(self.consistency_s),
             launch_window=_us(self.launch_window_s),
         )
 

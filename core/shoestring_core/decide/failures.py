@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deaths have owners: what the end of a rank or the loss of a machine means for its job."""
+"""What follows from the exit of a rank or the loss of a machine: restart, end the attempt, or end the job."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 from shoestring_core import wire
 from shoestring_core.decide import nan_recovery
-from shoestring_core.decide.membership import Fate, muster
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.membership import MachineStatus, select_members
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
 
-RESTARTS = 3
-"""How often the same machines start again without a new checkpoint in between."""
+MAX_RESTARTS_WITHOUT_CHECKPOINT = 3
+"""How often the same machines restart without a new checkpoint in between."""
 
-USER_KINDS = {
+MAX_ATTEMPTS_WITHOUT_STEP = 8
+"""How many attempts in a row may launch machines that never train a step: bounds the money spent for nothing."""
+
+CHECKPOINT_GRACE = 2 * S
+"""How long the survivors of a machine loss wait for rank 0 to report that its last checkpoint is uploaded."""
+
+USER_ERRORS = {
     "user_code": EndReason.USER_CODE,
     "out_of_memory": EndReason.OUT_OF_MEMORY,
     "nan": EndReason.NAN,
@@ -23,55 +29,55 @@ USER_KINDS = {
 
 
 @dataclass(frozen=True)
-class Gang:
-    """The machines of the open attempt, and the generation they form, if one was opened.
+class GangStatus:
+    """The machines of the open attempt, and their current generation, if there is one.
 
-    fates     one for each slot; in a gang that may lose machines also those of the generation that died
-    least     so many machines are enough to go on; the size for a gang that can't lose any
-    restarts  generations of this attempt that began at the job's present checkpoint before this one
-    skips     spans of steps that the job passes over since its numbers broke there
+    machines   one for each slot; of an elastic gang also those of the generation that failed
+    restarts   earlier generations of this attempt that started from the job's current checkpoint
+    min_nodes  the gang continues with this many machines; None or `size`: it can't lose any
+    skips      spans of steps that the job skips because of NaN
     """
 
     size: int
-    fates: tuple[Fate, ...]
+    machines: tuple[MachineStatus, ...]
     opened_at: int
     generation: int | None = None
-    state: GenerationState | None = None
-    generation_at: int = 0
+    generation_state: GenerationState | None = None
+    generation_opened_at: int = 0
     restarts: int = 0
-    least: int | None = None
+    min_nodes: int | None = None
     skips: tuple[nan_recovery.Span, ...] = ()
 
     @property
     def elastic(self) -> bool:
-        return self.least is not None and self.least < self.size
+        return self.min_nodes is not None and self.min_nodes < self.size
 
     @property
-    def members(self) -> tuple[Fate, ...]:
-        return tuple(fate for fate in self.fates if fate.part)
+    def members(self) -> tuple[MachineStatus, ...]:
+        return tuple(machine for machine in self.machines if machine.is_member)
 
 
 @dataclass(frozen=True)
-class KeepGoing:
+class NoAction:
     """Nothing to do, or nothing yet."""
 
 
 @dataclass(frozen=True)
 class Restart:
-    """The next generation, on the same machines; of a gang that may lose some, on all that can train.
+    """Open the next generation on the same machines; of an elastic gang, on all that can train.
 
-    expelled  slots whose machines are ended because they did not answer
-    skip      steps whose batches are passed over from now on; it starts from a checkpoint before them
+    excluded  slots whose machines are terminated because they did not get ready
+    skip      steps to skip from now on; the generation starts from a checkpoint before them
     """
 
     reason: str
-    expelled: tuple[int, ...] = ()
+    excluded: tuple[int, ...] = ()
     skip: nan_recovery.Span | None = None
 
 
 @dataclass(frozen=True)
 class EndAttempt:
-    """Give the machines back and queue the job again. `reason`: interruption | lost | no_answer | capacity."""
+    """Give the machines back and queue the job again. `reason`: preempted | machine_lost | not_ready | capacity."""
 
     reason: str
     text: str
@@ -83,153 +89,151 @@ class EndJob:
     text: str
 
 
-Verdict = KeepGoing | Restart | EndAttempt | EndJob
+AttemptAction = NoAction | Restart | EndAttempt | EndJob
 
 
-def judge(gang: Gang, now: int, terms: Terms) -> Verdict:
-    """What has to happen to a job whose attempt is open and wanted.
+def decide_attempt(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAction:
+    """What to do about a job whose attempt is open and wanted.
 
-    A gang of fixed size can't lose a machine: the attempt ends. One that may (`resources.min`) goes on with those that
-    are left. A rank that died by a signal, or that only lost its peers, starts again with them. Numbers that broke are
-    answered by going back before them, a few times. An error of the user's
-    is the user's once every machine has gone on reporting for a while, because a machine that is lost makes its peers
-    fail first and is missed later.
+    A gang of fixed size can't lose a machine: the attempt ends. An elastic one (`resources.min`) continues with the
+    machines that are left. A rank that was killed by a signal, or that only lost its peers, restarts with them. NaN is
+    answered by rolling back before it, a few times. Any other error counts as the user's once every machine has
+    reported for `attribution_window` since, because the loss of a machine makes its peers fail before it is noticed.
     """
-    for fate in gang.members:
-        if fate.state in (MachineState.ENDING, MachineState.GONE):
-            return _lost(gang, fate, now)
+    for machine in gang.members:
+        if machine.state in (MachineState.ENDING, MachineState.GONE):
+            return _after_machine_loss(gang, machine, now)
     if gang.generation is None:
-        return _launching(gang, now, terms)
-    if gang.state is GenerationState.FORMING:
-        silent = tuple(fate.slot for fate in gang.members if fate.ready_at is None)
-        if silent and now >= gang.generation_at + terms.forming:
-            text = f"The machine in slot {silent[0]} did not get ready in time."
-            return _go_on(gang, EndAttempt("no_answer", text), silent)
-        return KeepGoing()
-    return _exits(gang, now, terms)
+        return _while_launching(gang, now, timeouts)
+    if gang.generation_state is GenerationState.FORMING:
+        late = tuple(machine.slot for machine in gang.members if machine.ready_at is None)
+        if late and now >= gang.generation_opened_at + timeouts.forming:
+            text = f"The machine in slot {late[0]} did not get ready in time."
+            return _continue_or_end(gang, EndAttempt("not_ready", text), late)
+        return NoAction()
+    return _after_rank_exits(gang, now, timeouts)
 
 
-def retry(reason: str, trained: int, bought_in_vain: int, on: tuple[str, ...], most: int) -> EndJob | None:
-    """Whether a job whose attempt ended may queue again (None), or ends.
+def refuse_retry(
+    reason: str, trained_attempts: int, attempts_without_step: int, retry_on: tuple[str, ...], retry_max: int
+) -> EndJob | None:
+    """The end of a job whose attempt ended; None if it may be queued again.
 
-    trained         its attempts in which a step ran, this one included; the first is not a retry
-    bought_in_vain  its latest attempts in a row that bought machines and never trained
-    on, most        the spec's retry.on and retry.max
+    trained_attempts       attempts in which a step ran, this one included; the first is not a retry
+    attempts_without_step  the latest attempts in a row that launched machines and never trained a step
     """
     kind = "capacity" if reason == "capacity" else "interruption"
-    if kind not in on:
+    if kind not in retry_on:
         end = EndReason.NO_CAPACITY if kind == "capacity" else EndReason.INFRASTRUCTURE
-        return EndJob(end, f"The attempt ended ({reason}), and retry.on does not name {kind}.")
-    if trained > most:
-        return EndJob(EndReason.INFRASTRUCTURE, f"It was interrupted {trained} times; retry.max is {most}.")
-    if bought_in_vain >= IN_VAIN:
-        return EndJob(EndReason.INFRASTRUCTURE, f"{IN_VAIN} attempts in a row bought machines that never trained.")
+        return EndJob(end, f"The attempt ended ({reason}), and retry.on does not include {kind}.")
+    if trained_attempts > retry_max:
+        text = f"It was interrupted {trained_attempts} times; retry.max is {retry_max}."
+        return EndJob(EndReason.INFRASTRUCTURE, text)
+    if attempts_without_step >= MAX_ATTEMPTS_WITHOUT_STEP:
+        text = f"{MAX_ATTEMPTS_WITHOUT_STEP} attempts in a row launched machines that never trained a step."
+        return EndJob(EndReason.INFRASTRUCTURE, text)
     return None
 
 
-IN_VAIN = 8
-"""How many attempts in a row may buy machines that never train: a bound on money spent for nothing."""
+def backoff(failures: int, timeouts: Timeouts, first: int = S // 2) -> int:
+    """µs to wait before the next try after `failures` in a row: doubles from `first` up to the launch window."""
+    return min(first * 2 ** min(failures - 1, 20), timeouts.launch_window) if failures else 0
 
 
-def delay(failures: int, terms: Terms, first: int = S // 2) -> int:
-    """µs to wait before the next try, after so many in a row: doubling from `first` to a launch window."""
-    return min(first * 2 ** min(failures - 1, 20), terms.launch_window) if failures else 0
-
-
-LAST_WORD = 2 * S
-"""How long the survivors of a loss wait for the first of them to say that its last checkpoint is delivered."""
-
-
-def _lost(gang: Gang, fate: Fate, now: int) -> Verdict:
-    if fate.notice_at is not None or fate.end_cause == "reclaimed":
-        end = EndAttempt("interruption", f"The provider took the machine in slot {fate.slot} back.")
+def _after_machine_loss(gang: GangStatus, lost: MachineStatus, now: int) -> AttemptAction:
+    if lost.notice_at is not None or lost.end_cause == "reclaimed":
+        end = EndAttempt("preempted", f"The machine in slot {lost.slot} was preempted.")
     else:
-        cause = f" ({fate.end_cause})" if fate.end_cause else ""
-        end = EndAttempt("lost", f"The machine in slot {fate.slot} was lost{cause}.")
-    delivering = any(one.first and one.fit and one.exited_at is None for one in gang.members)
-    if gang.elastic and gang.state is GenerationState.FORMED and delivering and now < (fate.ended_at or 0) + LAST_WORD:
-        return KeepGoing()
-    return _go_on(gang, end)
+        cause = f" ({lost.end_cause})" if lost.end_cause else ""
+        end = EndAttempt("machine_lost", f"The machine in slot {lost.slot} was lost{cause}.")
+    uploading = any(machine.is_rank0 and machine.can_train and machine.exited_at is None for machine in gang.members)
+    formed = gang.generation_state is GenerationState.FORMED
+    if gang.elastic and formed and uploading and now < (lost.ended_at or 0) + CHECKPOINT_GRACE:
+        return NoAction()
+    return _continue_or_end(gang, end)
 
 
-def _go_on(gang: Gang, end: EndAttempt, expelled: tuple[int, ...] = ()) -> Verdict:
-    """The next generation of those that are left, where that is allowed and they are enough; else the end."""
+def _continue_or_end(gang: GangStatus, end: EndAttempt, excluded: tuple[int, ...] = ()) -> AttemptAction:
+    """Restart an elastic gang on the machines that are left, if these are enough; otherwise `end`."""
     if not gang.elastic or gang.generation is None:
         return end
-    slots = muster(gang.fates, gang.least or gang.size, expelled)
+    slots = select_members(gang.machines, gang.min_nodes or gang.size, excluded)
     if slots is None:
-        return KeepGoing()
-    return Restart(end.text, expelled) if slots else end
+        return NoAction()
+    return Restart(end.text, excluded) if slots else end
 
 
-def _launching(gang: Gang, now: int, terms: Terms) -> Verdict:
-    if now < gang.opened_at + terms.launch_window:
-        return KeepGoing()
-    rented = sum(fate.state is MachineState.UP for fate in gang.fates)
-    if gang.elastic and (slots := muster(gang.fates, gang.least or gang.size)):
-        return Restart(f"{len(slots)} of {gang.size} machines have come")
-    if rented < gang.size:
+def _while_launching(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAction:
+    if now < gang.opened_at + timeouts.launch_window:
+        return NoAction()
+    running = sum(machine.state is MachineState.UP for machine in gang.machines)
+    if gang.elastic and (slots := select_members(gang.machines, gang.min_nodes or gang.size)):
+        return Restart(f"{len(slots)} of {gang.size} machines are available")
+    if running < gang.size:
         return EndAttempt("capacity", "The provider had no machines for the whole gang.")
-    return KeepGoing()
+    return NoAction()
 
 
-def _exits(gang: Gang, now: int, terms: Terms) -> Verdict:
-    over = [fate for fate in gang.members if fate.exited_at is not None]
-    if not over:
-        return KeepGoing()
-    everybody = len(over) == len(gang.members)
-    since = min(fate.exited_at for fate in over if fate.exited_at is not None)
-    exits = sorted((end for fate in over for end in fate.exits), key=lambda end: (end.at, end.rank))
+def _after_rank_exits(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAction:
+    exited = [machine for machine in gang.members if machine.exited_at is not None]
+    if not exited:
+        return NoAction()
+    all_exited = len(exited) == len(gang.members)
+    since = min(machine.exited_at for machine in exited if machine.exited_at is not None)
+    exits = sorted((end for machine in exited for end in machine.exits), key=lambda end: (end.at, end.rank))
     failed = [end for end in exits if end.outcome in ("error", "signal")]
-    if any(fate.notice_at is not None for fate in gang.members):
-        end = EndAttempt("interruption", "The provider takes a machine back.")
-        return _go_on(gang, end) if everybody else KeepGoing()
+    if any(machine.notice_at is not None for machine in gang.members):
+        end = EndAttempt("preempted", "A machine has a preemption notice.")
+        return _continue_or_end(gang, end) if all_exited else NoAction()
     if not failed:
-        return _left(exits, gang, everybody, now >= since + terms.forming)
+        return _after_clean_exits(exits, gang, all_exited, now >= since + timeouts.forming)
 
-    broken = next((end for end in failed if end.kind == "nan" and end.since is not None), None)
-    if broken is not None:
-        return _recover(broken, gang)
+    nan = next((end for end in failed if end.kind == "nan" and end.since is not None), None)
+    if nan is not None:
+        return _recover_from_nan(nan, gang)
     killed = next((end for end in failed if end.outcome == "signal"), None)
-    faulty = next((end for end in failed if end.kind in USER_KINDS), None)
-    if killed is None and faulty is not None:
-        # An error of the user's, unless a machine was lost: that takes a while to be seen.
-        heard = all((fate.last_report_at or 0) >= since for fate in gang.members)
-        return _users(faulty) if heard and now >= since + terms.blame else KeepGoing()
-    if killed is None and not everybody and now < since + terms.blame:
-        return KeepGoing()  # whose fault it is, the others may still say
-    if gang.restarts < RESTARTS:
+    user_error = next((end for end in failed if end.kind in USER_ERRORS), None)
+    if killed is None and user_error is not None:
+        # The user's error, unless a machine was lost, which takes a while to be noticed.
+        all_reported = all((machine.last_report_at or 0) >= since for machine in gang.members)
+        return _end_with(user_error) if all_reported and now >= since + timeouts.attribution_window else NoAction()
+    if killed is None and not all_exited and now < since + timeouts.attribution_window:
+        return NoAction()  # the other ranks may still report the cause
+    if gang.restarts < MAX_RESTARTS_WITHOUT_CHECKPOINT:
         first = killed or failed[0]
-        how = "died by a signal" if first.outcome == "signal" else f"failed: {first.message[:200]}"
+        how = "was killed by a signal" if first.outcome == "signal" else f"failed: {first.message[:200]}"
         return Restart(f"rank {first.rank} {how}")
-    if faulty is not None:
-        return _users(faulty)
+    if user_error is not None:
+        return _end_with(user_error)
     last = failed[0].message or "killed by a signal"
-    text = f"Ranks died {gang.restarts + 1} times without a new checkpoint in between; the last: {last}"
+    text = f"Ranks failed {gang.restarts + 1} times without a new checkpoint in between; the last error: {last}"
     return EndJob(EndReason.INFRASTRUCTURE, text)
 
 
-def _left(exits: list[wire.RankExit], gang: Gang, everybody: bool, patience_over: bool) -> Verdict:
-    """Ranks that ended by themselves, though nobody asked for it."""
-    if not everybody:
-        return Restart("some ranks left and the others did not follow") if patience_over else KeepGoing()
+def _after_clean_exits(
+    exits: list[wire.RankExit], gang: GangStatus, all_exited: bool, waited_long: bool
+) -> AttemptAction:
+    """Ranks exited without an error, though the job was not stopped."""
+    if not all_exited:
+        return Restart("some ranks exited and the others did not") if waited_long else NoAction()
     if any(end.outcome == "drained" for end in exits):
-        return _go_on(gang, EndAttempt("interruption", "The machines stopped training by themselves."))
-    if not patience_over:
-        return KeepGoing()  # the final checkpoint is still on its way
-    if gang.restarts < RESTARTS:
+        return _continue_or_end(gang, EndAttempt("preempted", "The machines stopped training by themselves."))
+    if not waited_long:
+        return NoAction()  # the final checkpoint is still being uploaded
+    if gang.restarts < MAX_RESTARTS_WITHOUT_CHECKPOINT:
         return Restart("the ranks finished without a final checkpoint")
     return EndJob(EndReason.INFRASTRUCTURE, "The ranks finish, but no final checkpoint ever arrives.")
 
 
-def _recover(end: wire.RankExit, gang: Gang) -> Verdict:
-    """Numbers that broke are the same on all ranks, and no peer's loss makes them: no need to hear the others."""
-    said = end.message.partition("\n\n")[0][:500]
-    span = nan_recovery.pass_over(end.since or 1, gang.skips)
+def _recover_from_nan(end: wire.RankExit, gang: GangStatus) -> AttemptAction:
+    """NaN is the same on all ranks, and the loss of a peer doesn't cause it: no need to wait for other reports."""
+    message = end.message.partition("\n\n")[0][:500]
+    span = nan_recovery.next_skip(end.since or 1, gang.skips)
     if span is None:
-        return EndJob(EndReason.NAN, nan_recovery.given_up(said, gang.skips))
-    return Restart(f"{said}; it goes back and passes over {nan_recovery.in_words([span])}", skip=span)
+        return EndJob(EndReason.NAN, nan_recovery.failure_text(message, gang.skips))
+    return Restart(f"{message}; rolling back and skipping {nan_recovery.describe_spans([span])}", skip=span)
 
 
-def _users(end: wire.RankExit) -> EndJob:
-    return EndJob(USER_KINDS[end.kind or "user_code"], end.message or f"Rank {end.rank} failed ({end.kind}).")
+def _end_with(error: wire.RankExit) -> EndJob:
+    text = error.message or f"Rank {error.rank} failed ({error.kind})."
+    return EndJob(USER_ERRORS[error.kind or "user_code"], text)

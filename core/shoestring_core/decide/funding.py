@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core import money
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import EndReason, Want
 
 
@@ -31,17 +31,17 @@ class Extension:
     funded_until: int
 
 
-def first_hold(rate_cap: str, terms: Terms) -> int:
+def first_hold(rate_cap: str, timeouts: Timeouts) -> int:
     """Micro-dollars to set aside for one machine before it is launched."""
-    return money.cost_ceiling(rate_cap, terms.fund_lease + terms.drain)
+    return money.cost_ceiling(rate_cap, timeouts.funding_lease + timeouts.drain)
 
 
-def extension(funding: Funding, now: int, terms: Terms) -> Extension | None:
+def extension(funding: Funding, now: int, timeouts: Timeouts) -> Extension | None:
     """The extension that is due, once less than half of the funded time is left."""
-    if funding.funded_until - now >= terms.fund_lease // 2:
+    if funding.funded_until - now >= timeouts.funding_lease // 2:
         return None
-    until = now + terms.fund_lease
-    need = money.cost_ceiling(funding.rate_cap, until + terms.drain - now)
+    until = now + timeouts.funding_lease
+    need = money.cost_ceiling(funding.rate_cap, until + timeouts.drain - now)
     return Extension(max(0, need - funding.left), until)
 
 

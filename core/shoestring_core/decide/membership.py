@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who trains in the next generation of a gang that may lose machines (`resources.min`), and when newcomers are let in.
+"""Which machines form the next generation of an elastic gang (`resources.min`), and when waiting machines are admitted.
 
-A generation never changes: machines that are lost leave by the next one, machines that were rented for them come by
-the next but one, after the ranks that run have left a checkpoint.
+The membership of a generation never changes: lost machines are left out of the next one; their replacements join the
+one after that, once the running ranks have written a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shoestring_core import wire
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 
 
 @dataclass(frozen=True)
-class Fate:
-    """One machine of the attempt and its part in the generation. Times are µs UTC by the server's clock.
+class MachineStatus:
+    """One machine of the attempt and its role in the generation. Times are µs UTC by the server's clock.
 
-    part      it is a member of the current generation, or there is none yet
-    first     it has node rank 0 there: it writes and uploads the checkpoints
-    trained   it was a member of the last generation that formed: its ranks may run
+    is_member   it is a member of the current generation, or there is no generation yet
+    is_rank0    its node rank is 0: it writes and uploads the checkpoints
+    was_member  it was a member of the last generation that formed, so its ranks may still run
     """
 
     slot: int
@@ -34,45 +34,51 @@ class Fate:
     exits: tuple[wire.RankExit, ...] = ()
     redeemed_at: int | None = None
     ended_at: int | None = None
-    part: bool = True
-    first: bool = False
-    trained: bool = False
+    is_member: bool = True
+    is_rank0: bool = False
+    was_member: bool = False
 
     @property
-    def fit(self) -> bool:
-        """It can train, as far as anybody knows."""
+    def can_train(self) -> bool:
+        """It is alive and registered, and has no preemption notice, as far as we know."""
         alive = self.state in (MachineState.CALLING, MachineState.UP)
         return alive and self.redeemed_at is not None and self.notice_at is None
 
 
-def muster(fates: Iterable[Fate], least: int, expelled: Iterable[int] = ()) -> tuple[int, ...] | None:
-    """The slots of the next generation; (): too few machines are left; None: too early to say.
+def select_members(
+    machines: Iterable[MachineStatus], min_nodes: int, excluded: Iterable[int] = ()
+) -> tuple[int, ...] | None:
+    """The slots of the next generation; (): too few machines are left; None: too early to decide.
 
-    Never may two generations step. Whoever joins has ended all older ranks, and ranks without their peers can't step;
-    so it is enough that one member of the generation that ran joins, or that all of them are gone.
+    Two generations must never step at the same time. A machine that joins has ended its older ranks, and ranks without
+    their peers can't step; so it is enough that one member of the last generation joins, or that all of them are gone.
 
-    expelled  slots whose machines must not join, fit or not
+    excluded  slots whose machines must not join, even if they can train
     """
-    everybody = list(fates)
-    joining = [fate for fate in everybody if fate.fit and fate.slot not in set(expelled)]
-    if len(joining) < least:
+    candidates, excluded_slots = list(machines), set(excluded)
+    joining = [machine for machine in candidates if machine.can_train and machine.slot not in excluded_slots]
+    if len(joining) < min_nodes:
         return ()
-    ran = [fate for fate in everybody if fate.trained and fate.state is not MachineState.GONE]
-    if ran and not any(fate.trained for fate in joining):
+    may_run = [machine for machine in candidates if machine.was_member and machine.state is not MachineState.GONE]
+    if may_run and not any(machine.was_member for machine in joining):
         return None
-    return tuple(sorted(fate.slot for fate in joining))
+    return tuple(sorted(machine.slot for machine in joining))
 
 
-def newcomers_wait(fates: Iterable[Fate], now: int, terms: Terms) -> bool:
-    """Whether the ranks that run should leave a checkpoint and make room for machines that have come.
+def should_admit_waiting(machines: Iterable[MachineStatus], now: int, timeouts: Timeouts) -> bool:
+    """Whether the running ranks should checkpoint and stop, so that waiting machines join the next generation.
 
-    One restart for all that are on their way, unless that takes long.
+    Machines that are still starting are waited for, up to `join_window`, so that all join with one restart.
     """
-    others = [fate for fate in fates if not fate.part]
-    here = [fate for fate in others if fate.fit and (fate.last_report_at or 0) >= now - terms.blame]
-    coming = any(fate.redeemed_at is None and fate.state in STARTING for fate in others)
-    since = min((fate.redeemed_at or now for fate in here), default=now)
-    return bool(here) and (not coming or now >= since + terms.blame)
+    others = [machine for machine in machines if not machine.is_member]
+    waiting = [
+        machine
+        for machine in others
+        if machine.can_train and (machine.last_report_at or 0) >= now - timeouts.join_window
+    ]
+    starting = any(machine.redeemed_at is None and machine.state in STARTING for machine in others)
+    since = min((machine.redeemed_at or now for machine in waiting), default=now)
+    return bool(waiting) and (not starting or now >= since + timeouts.join_window)
 
 
 STARTING = (MachineState.PLANNED, MachineState.CALLING, MachineState.UP)

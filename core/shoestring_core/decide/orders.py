@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the service wants of a machine now. Stateless: the same rows give the same order, however often it is asked."""
+"""The order for a machine: what its agent should do now. Stateless: the same rows always give the same order."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from shoestring_core.states import AttemptState, GenerationState, JobState, Mach
 
 
 @dataclass(frozen=True)
-class Part:
-    """The machine's part in the job's current generation."""
+class Membership:
+    """The machine's membership in the job's current generation."""
 
     state: GenerationState
     exited: bool
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a machine stands.
+class OrderInputs:
+    """What the order for a machine depends on.
 
-    current    it belongs to the job's latest attempt
-    part       None, if it has none
-    newcomers  machines wait to be let into the next generation
+    in_latest_attempt  it belongs to the job's latest attempt
+    membership         None if it is no member of the current generation
+    admit_waiting      other machines wait to join the next generation
     """
 
     machine: MachineState
     job: JobState
-    current: bool
+    in_latest_attempt: bool
     attempt: AttemptState
     generation: int
-    part: Part | None
+    membership: Membership | None
     reason: str = ""
-    newcomers: bool = False
+    admit_waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,29 +43,29 @@ class Directive:
     reason: str = ""
 
 
-def order_for(standing: Standing) -> Directive:
+def decide_order(inputs: OrderInputs) -> Directive:
     """The order for one machine.
 
-    A stopping job's ranks are drained before their machine is ended; an attempt that is winding down for any other
-    reason needs no more of its ranks, only what was begun to upload.
+    The ranks of a stopping job drain before their machine ends. An attempt that closes for any other reason needs
+    nothing more from its ranks; only uploads that have begun are finished.
     """
-    part, generation = standing.part, standing.generation
-    if standing.machine in (MachineState.ENDING, MachineState.GONE, MachineState.VOID):
-        return Directive("end", reason="the machine is ending")
-    if not standing.current or standing.job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
-        return Directive("end", reason=standing.reason or f"the job is {standing.job}")
-    if standing.job is JobState.STOPPING:
-        if part and part.state is GenerationState.FORMED and not part.exited:
-            return Directive("drain", generation, standing.reason)
-        return Directive("end", reason=standing.reason)
-    if standing.attempt is not AttemptState.OPEN:
-        return Directive("end", reason=standing.reason)
-    if part is None:
+    membership, generation = inputs.membership, inputs.generation
+    if inputs.machine in (MachineState.ENDING, MachineState.GONE, MachineState.VOID):
+        return Directive("end", reason="the machine is terminating")
+    if not inputs.in_latest_attempt or inputs.job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
+        return Directive("end", reason=inputs.reason or f"the job is {inputs.job}")
+    if inputs.job is JobState.STOPPING:
+        if membership and membership.state is GenerationState.FORMED and not membership.exited:
+            return Directive("drain", generation, inputs.reason)
+        return Directive("end", reason=inputs.reason)
+    if inputs.attempt is not AttemptState.OPEN:
+        return Directive("end", reason=inputs.reason)
+    if membership is None:
         return Directive("wait", reason="waiting for the other machines")
-    if part.state is GenerationState.FORMING:
+    if membership.state is GenerationState.FORMING:
         return Directive("form", generation)
-    if part.exited:
+    if membership.exited:
         return Directive("wait", generation)
-    if standing.newcomers:
+    if inputs.admit_waiting:
         return Directive("drain", generation, "machines join")
     return Directive("run", generation)

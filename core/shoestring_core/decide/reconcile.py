@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our machine rows beside what the provider really runs: what to write down, what to end, what to give up."""
+"""Compare our machine rows with the machines that the provider lists: what to record, terminate and give up."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 
 DEPLOYMENT_TAG = "shoestring"
-"""The tag that every machine of ours is born with; its value tells this deployment from others."""
+"""The tag on every machine that we launch; its value identifies the deployment."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A machine as its provider shows it. Times are µs UTC by the provider's clock; `token` is our machine's id."""
+class ProviderMachine:
+    """A machine as its provider describes it. Times are µs UTC by the provider's clock; `token` is our machine id."""
 
     provider: str
     region: str
@@ -31,11 +31,11 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A machine as we have it. `wanted`: its attempt is open and its job runs; else unwanted since `unwanted_since`.
+class TrackedMachine:
+    """A machine as our row has it. `wanted`: its attempt is open and its job runs; else unwanted since then (µs UTC).
 
-    refused       the provider refused for good, but an earlier call's outcome is unknown
-    missed_since  sweeps have not found it since then, though it was seen before (µs UTC)
+    refused           the provider refused to launch it, but the outcome of an earlier call is unknown
+    not_listed_since  the provider has omitted it since then, though it listed it before (µs UTC)
     """
 
     id: UUID
@@ -50,121 +50,132 @@ class Row:
     call_by: int
     alive_until: int | None
     funded_until: int | None
-    missed_since: int | None = None
+    not_listed_since: int | None = None
 
 
 @dataclass(frozen=True)
-class Record:
-    """Write down what the provider says."""
+class RecordObservation:
+    """Record what the provider reports about a machine."""
 
     machine: UUID
-    seen: Seen
+    observed: ProviderMachine
 
 
 @dataclass(frozen=True)
-class Void:
-    """No machine was ever bought for this row: give its money back."""
+class VoidLaunch:
+    """No machine was ever launched for this row: release its hold."""
 
     machine: UUID
     reason: str
 
 
 @dataclass(frozen=True)
-class End:
-    """End a machine through the provider. `machine` is None where no row wants it or knows it.
+class Terminate:
+    """Terminate a machine through the provider. `machine` is None if no row wants it or knows it.
 
-    lease  the reason is its expired lease, which a report may have renewed in the meantime
+    lease_expired  the reason is its expired lease, which a report may have renewed in the meantime
     """
 
     provider_id: str
     machine: UUID | None
     reason: str
-    lease: bool = False
+    lease_expired: bool = False
 
 
 @dataclass(frozen=True)
-class Infer:
-    """The provider has forgotten a machine that it once showed: it is gone, when exactly nobody knows."""
+class PresumeTerminated:
+    """The provider has omitted a machine that it once listed for too long: it has terminated, at an unknown time."""
 
     machine: UUID
 
 
 @dataclass(frozen=True)
-class Missed:
-    """Seen before, not found now: look again before concluding anything."""
+class NotListed:
+    """The provider omits a machine that it listed before: list again before concluding anything."""
 
     machine: UUID
 
 
-Action = Record | Void | End | Infer | Missed
+Action = RecordObservation | VoidLaunch | Terminate | PresumeTerminated | NotListed
 
 
 def reconcile(
-    rows: Iterable[Row], seen: Iterable[Seen], deployment: str, listed_at: int, leases_count: bool, terms: Terms
+    rows: Iterable[TrackedMachine],
+    listed: Iterable[ProviderMachine],
+    deployment: str,
+    listed_at: int,
+    leases_enforced: bool,
+    timeouts: Timeouts,
 ) -> list[Action]:
-    """What to do about every difference.
+    """The action for every difference.
 
-    seen          the provider's list, asked for at `listed_at` (µs UTC), before the rows were read: each machine in it
-                  that carries our tag has a row, if it ever had one
-    leases_count  the API has answered without a break for one lease length: silence is the machine's, not ours
+    listed           the provider's list, requested at `listed_at` (µs UTC), before the rows were read: each machine in
+                     it that carries our tag has a row, if it ever had one
+    leases_enforced  the API has been up without a break for one lease: a machine without reports is silent itself
     """
-    listed = list(seen)
-    by_token, by_id = {one.token: one for one in listed}, {(one.region, one.id): one for one in listed}
+    machines = list(listed)
+    by_token = {machine.token: machine for machine in machines}
+    by_id = {(machine.region, machine.id): machine for machine in machines}
     actions: list[Action] = []
-    known: set[str] = set()
+    tracked: set[str] = set()
     for row in rows:
-        one = by_token.get(str(row.id)) or by_id.get((row.region, row.provider_id or ""))
-        if one is not None:
-            known.add(one.id)
-        actions += _about(row, one, listed_at, leases_count, terms)
-    for one in listed:
-        ours = one.tags.get(DEPLOYMENT_TAG) == deployment
-        if ours and one.id not in known and one.state in ("pending", "running"):
-            actions.append(End(one.id, None, "no row wants it"))
+        machine = by_token.get(str(row.id)) or by_id.get((row.region, row.provider_id or ""))
+        if machine is not None:
+            tracked.add(machine.id)
+        actions += _actions_for(row, machine, listed_at, leases_enforced, timeouts)
+    for machine in machines:
+        ours = machine.tags.get(DEPLOYMENT_TAG) == deployment
+        if ours and machine.id not in tracked and machine.state in ("pending", "running"):
+            actions.append(Terminate(machine.id, None, "no row wants it"))
     return actions
 
 
-def _about(row: Row, one: Seen | None, listed_at: int, leases_count: bool, terms: Terms) -> list[Action]:
-    if one is None:
-        return _absent(row, listed_at, terms)
+def _actions_for(
+    row: TrackedMachine, machine: ProviderMachine | None, listed_at: int, leases_enforced: bool, timeouts: Timeouts
+) -> list[Action]:
+    if machine is None:
+        return _if_not_listed(row, listed_at, timeouts)
     actions: list[Action] = []
-    if _is_news(row, one):
-        actions.append(Record(row.id, one))
-    if one.state != "ended" and (reason := _reason_to_end(row, listed_at, leases_count, terms)):
-        actions.append(End(one.id, row.id, reason, lease=reason == _SILENT))
+    if _has_changed(row, machine):
+        actions.append(RecordObservation(row.id, machine))
+    if machine.state != "ended" and (reason := _reason_to_terminate(row, listed_at, leases_enforced, timeouts)):
+        actions.append(Terminate(machine.id, row.id, reason, lease_expired=reason == _LEASE_EXPIRED))
     return actions
 
 
-def _is_news(row: Row, one: Seen) -> bool:
-    if one.state == "ended" or row.provider_id is None or row.state in (MachineState.PLANNED, MachineState.CALLING):
+def _has_changed(row: TrackedMachine, machine: ProviderMachine) -> bool:
+    if machine.state == "ended" or row.provider_id is None:
         return True
-    return one.state == "stopping" and row.state is MachineState.UP
+    if row.state in (MachineState.PLANNED, MachineState.CALLING):
+        return True
+    return machine.state == "stopping" and row.state is MachineState.UP
 
 
-_SILENT = "it has been silent for too long"
+_LEASE_EXPIRED = "it has not reported for too long"
 
 
-def _reason_to_end(row: Row, now: int, leases_count: bool, terms: Terms) -> str | None:
+def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, timeouts: Timeouts) -> str | None:
     if row.state is MachineState.ENDING:
-        return "it was told to end"
-    if not row.wanted and (not row.redeemed or now >= row.unwanted_since + terms.patience):
-        return "its job does not want it any more"
+        return "its termination was requested"
+    if not row.wanted and (not row.redeemed or now >= row.unwanted_since + timeouts.self_exit_window):
+        return "its job does not need it any more"
     if row.funded_until is not None and now >= row.funded_until:
-        return "its funding has ended"
-    if leases_count and row.alive_until is not None and now > row.alive_until:
-        return _SILENT
+        return "its funding lease has expired"
+    if leases_enforced and row.alive_until is not None and now > row.alive_until:
+        return _LEASE_EXPIRED
     return None
 
 
-def _absent(row: Row, listed_at: int, terms: Terms) -> list[Action]:
+def _if_not_listed(row: TrackedMachine, listed_at: int, timeouts: Timeouts) -> list[Action]:
     if row.state is MachineState.PLANNED:
-        return [] if row.wanted else [Void(row.id, "not wanted any more")]
+        return [] if row.wanted else [VoidLaunch(row.id, "not needed any more")]
     if row.state is MachineState.CALLING:
-        # What was asked for may still appear, until the call is over and the provider can't be hiding it any more.
-        over = listed_at >= row.call_by + terms.consistency
-        if over and (row.refused or not row.wanted):
-            return [Void(row.id, "refused" if row.refused else "not wanted any more")]
+        # The machine may still appear until the call is over and the provider's list is consistent.
+        settled = listed_at >= row.call_by + timeouts.consistency_window
+        if settled and (row.refused or not row.wanted):
+            return [VoidLaunch(row.id, "refused" if row.refused else "not needed any more")]
         return []
-    if row.missed_since is None:
-        return [Missed(row.id)]
-    return [Infer(row.id)] if listed_at >= row.missed_since + terms.inferred else []
+    if row.not_listed_since is None:
+        return [NotListed(row.id)]
+    presumed = listed_at >= row.not_listed_since + timeouts.presumed_terminated_after
+    return [PresumeTerminated(row.id)] if presumed else []

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer, suitable
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Case:
     behind_money: tuple[UUID, str] | None
     """An earlier job that waits for money, and the account that is short."""
     now: int
-    terms: Terms
+    timeouts: Timeouts
 
     def as_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = _CASE.dump_python(self, mode="json")
@@ -130,7 +130,7 @@ class Plan:
     waits: tuple[Wait, ...]
 
 
-def plan(snapshot: Snapshot, offers: list[Offer], now: int, terms: Terms) -> Plan:
+def plan(snapshot: Snapshot, offers: list[Offer], now: int, timeouts: Timeouts) -> Plan:
     """Decide for every queued job, in the order of service. What one job takes is gone for those behind it."""
     starts: list[Start] = []
     waits: list[Wait] = []
@@ -147,7 +147,7 @@ def plan(snapshot: Snapshot, offers: list[Offer], now: int, terms: Terms) -> Pla
             behind=blocked.get(waiting.provider),
             behind_money=next((short[account] for account in waiting.path if account in short), None),
             now=now,
-            terms=terms,
+            timeouts=timeouts,
         )
         decision = consider(case)
         if isinstance(decision, Start):
@@ -195,16 +195,16 @@ def consider(case: Case) -> Start | Wait:
 
 
 def smallest_hold(
-    offers: list[Offer], provider: str, spot: Literal["only", "prefer", "never"], nodes: int, terms: Terms
+    offers: list[Offer], provider: str, spot: Literal["only", "prefer", "never"], nodes: int, timeouts: Timeouts
 ) -> int:
     """Micro-dollars without which a job can't start at all. 0 if the provider has no suitable offer now."""
     offer = suitable(offers, provider, spot)
-    return 0 if offer is None else nodes * funding.first_hold(offer.on_demand_price, terms)
+    return 0 if offer is None else nodes * funding.first_hold(offer.on_demand_price, timeouts)
 
 
 def _lack_of_money(case: Case, offer: Offer) -> Wait | None:
     waiting = case.waiting
-    need = waiting.nodes * funding.first_hold(offer.on_demand_price, case.terms)
+    need = waiting.nodes * funding.first_hold(offer.on_demand_price, case.timeouts)
     for balance in case.balances:
         own = balance.id == waiting.path[0]
         raise_it = "raised with `shoestring budget set --job`" if own else "raised with `shoestring budget set`"
@@ -248,8 +248,8 @@ def _start(case: Case, offer: Offer) -> Start:
         reopened=case.waiting.reopened,
         nodes=case.waiting.nodes,
         offer=offer,
-        hold=funding.first_hold(offer.on_demand_price, case.terms),
-        funded_until=case.now + case.terms.fund_lease,
+        hold=funding.first_hold(offer.on_demand_price, case.timeouts),
+        funded_until=case.now + case.timeouts.funding_lease,
         case=case,
     )
 

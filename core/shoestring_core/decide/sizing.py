@@ -19,7 +19,7 @@ from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer, suitable
 from shoestring_core.decide.scaling import Basis, Measurement, Scaling
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import MAX_NODES, JobSpec
 
 SAME_WORK = frozenset(
@@ -63,7 +63,7 @@ class Case:
     left: int | None
     payer: str
     measurements: tuple[Measurement, ...]
-    terms: Terms
+    timeouts: Timeouts
 
     def as_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = _CASE.dump_python(self, mode="json")
@@ -214,16 +214,16 @@ def _option(case: Case, offer: Offer, scaling: Scaling, nodes: int) -> Option | 
     cost = nodes * money.cost(offer.price, round(found.rented_s * 1e6))
     option = Option(
         type=offer.type, market=offer.market, nodes=nodes, basis=found.basis, run_s=found.run_s, sure_s=found.sure_s,
-        fixed_s=found.fixed_s, unshared=found.unshared, cost=cost,
-        need=nodes * _need(offer, round((found.rented_s + found.sure_s - found.run_s) * 1e6), case.terms), obstacle="",
+        fixed_s=found.fixed_s, unshared=found.unshared, cost=cost, obstacle="",
+        need=nodes * _need(offer, round((found.rented_s + found.sure_s - found.run_s) * 1e6), case.timeouts),
     )  # fmt: skip
     return replace(option, obstacle=_obstacle(case, offer, option))
 
 
-def _need(offer: Offer, rented_us: int, terms: Terms) -> int:
+def _need(offer: Offer, rented_us: int, timeouts: Timeouts) -> int:
     """What must be there for one machine: its cost and what is held ahead; that alone if it is never extended."""
-    ahead = funding.first_hold(offer.on_demand_price, terms)
-    return ahead if rented_us <= terms.fund_lease // 2 else ahead + money.cost_ceiling(offer.price, rented_us)
+    ahead = funding.first_hold(offer.on_demand_price, timeouts)
+    return ahead if rented_us <= timeouts.funding_lease // 2 else ahead + money.cost_ceiling(offer.price, rented_us)
 
 
 def _obstacle(case: Case, offer: Offer, option: Option) -> Obstacle:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The durations that decisions depend on, in µs. The defaults are the local cloud's; all processes need the same."""
+"""The durations that decisions depend on, in µs. The defaults fit the local cloud; all processes need the same."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ S = 1_000_000
 
 
 @dataclass(frozen=True)
-class Terms:
-    fund_lease: int = 120 * S
+class Timeouts:
+    funding_lease: int = 120 * S
     """How far ahead a machine is funded."""
     drain: int = 15 * S
-    """T_drain: bound from the order to stop to the provider's word that the machine has ended."""
-    lease: int = 30 * S
-    """How long a machine may be silent before it is ended through the provider."""
+    """From the order to stop until the provider reports that the machine has terminated."""
+    machine_lease: int = 30 * S
+    """How long a machine may go without reporting before it is terminated through the provider."""
     boot: int = 60 * S
-    """How long a machine may take from its launch to its first word."""
-    consistency: int = 2 * S
-    """How long the provider may hide a fresh machine."""
-    call: int = 10 * S
-    """A launch call is over, answered or not, by then."""
+    """From a machine's launch until its agent's first request."""
+    consistency_window: int = 2 * S
+    """How long the provider's list may lack a machine that was just launched."""
+    launch_call: int = 10 * S
+    """The time within which a launch call has been answered or has failed."""
     launch_window: int = 60 * S
-    """An attempt that has no complete gang by then gives up."""
+    """An attempt whose gang is still incomplete after this time is given up."""
     forming: int = 30 * S
-    """How long a member may take to say that it is ready for a generation."""
-    blame: int = 10 * S
-    """How long all machines must go on reporting before an error is held to be the user's."""
-    inferred: int = 300 * S
-    """A machine that was seen and is unknown to the provider in two sweeps so far apart is gone."""
+    """How long a member may take to get ready for a generation."""
+    attribution_window: int = 10 * S
+    """How long all machines must have reported since an error before it counts as the user's, not a lost machine's."""
+    join_window: int = 10 * S
+    """How long a machine that could join waits for others that are starting; also the newest its last report may be."""
+    presumed_terminated_after: int = 300 * S
+    """A machine that the provider listed once and then omits for this long is presumed terminated."""
 
     @property
-    def patience(self) -> int:
-        """How long an unwanted machine may take to leave by itself; what is left of T_drain is for the provider."""
+    def self_exit_window(self) -> int:
+        """How long an unwanted machine may take to exit by itself; the rest of `drain` is left for the provider."""
         return self.drain // 2

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, func, select, tuple_
 from shoestring_core import results
 from shoestring_core.decide import sizing
 from shoestring_core.decide.scaling import NEWEST, Measurement
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import SUCCESS, EndReason
 from shoestring_core.store import ledger, reports
@@ -28,7 +28,7 @@ LEAST_STEPS, LEAST_S = 20, 0.5
 """A generation that trained less measures nothing."""
 
 
-def case(db: Read, team: UUID, user: UUID, spec: JobSpec, terms: Terms) -> sizing.Case:
+def case(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) -> sizing.Case:
     """All that the choice of machines for `spec` depends on. Measured are the team's own jobs, nobody else's."""
     left, payer = _left(db, team, user, spec.limits.cost)
     return sizing.Case(
@@ -44,7 +44,7 @@ def case(db: Read, team: UUID, user: UUID, spec: JobSpec, terms: Terms) -> sizin
         left=left,
         payer=payer,
         measurements=measurements(db, team, spec),
-        terms=terms,
+        timeouts=timeouts,
     )
 
 

@@ -6,56 +6,66 @@ from __future__ import annotations
 import pytest
 from shoestring_core import wire
 from shoestring_core.decide.failures import (
-    RESTARTS,
+    MAX_RESTARTS_WITHOUT_CHECKPOINT,
     EndAttempt,
     EndJob,
-    Fate,
-    Gang,
-    KeepGoing,
+    GangStatus,
+    MachineStatus,
+    NoAction,
     Restart,
-    delay,
-    judge,
-    retry,
+    backoff,
+    decide_attempt,
+    refuse_retry,
 )
-from shoestring_core.decide.nan_recovery import pass_over
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.nan_recovery import next_skip
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
 
 NOW = 1_800_000_000 * S
-TERMS = Terms(fund_lease=60 * S)
+TIMEOUTS = Timeouts(funding_lease=60 * S)
 
 
 def end(outcome: str, rank: int = 0, kind: str | None = None, at: float = 0.0) -> wire.RankExit:
     return wire.RankExit(rank=rank, outcome=outcome, at=at, kind=kind, message=f"rank {rank}: {outcome} {kind}")
 
 
-def up(slot: int = 0, *, exits: tuple[wire.RankExit, ...] = (), ago: float = 0, reported: float = 0, **more) -> Fate:
+def up(
+    slot: int = 0, *, exits: tuple[wire.RankExit, ...] = (), ago: float = 0, reported: float = 0, **more
+) -> MachineStatus:
     exited = NOW - round(ago * S) if exits else None
     last = NOW - round(reported * S)
-    return Fate(slot, MachineState.UP, last_report_at=last, ready_at=1, exited_at=exited, exits=exits, **more)
+    return MachineStatus(slot, MachineState.UP, last_report_at=last, ready_at=1, exited_at=exited, exits=exits, **more)
 
 
-def gang(*fates: Fate, state: GenerationState | None = GenerationState.FORMED, **more) -> Gang:
+def gang(*machines: MachineStatus, state: GenerationState | None = GenerationState.FORMED, **more) -> GangStatus:
     number = None if state is None else 3
-    return Gang(2, fates, opened_at=NOW - 30 * S, generation=number, state=state, generation_at=NOW - 5 * S, **more)
+    return GangStatus(
+        2,
+        machines,
+        opened_at=NOW - 30 * S,
+        generation=number,
+        generation_state=state,
+        generation_opened_at=NOW - 5 * S,
+        **more,
+    )
 
 
 RUNNING = up(1)
 CASES = {
-    "all run": (gang(up(0), RUNNING), KeepGoing),
-    "a machine is gone": (gang(Fate(0, MachineState.GONE, "crashed"), RUNNING), EndAttempt),
-    "a machine is ending": (gang(Fate(0, MachineState.ENDING), RUNNING), EndAttempt),
+    "all run": (gang(up(0), RUNNING), NoAction),
+    "a machine is gone": (gang(MachineStatus(0, MachineState.GONE, "crashed"), RUNNING), EndAttempt),
+    "a machine is ending": (gang(MachineStatus(0, MachineState.ENDING), RUNNING), EndAttempt),
     "a rank was killed": (gang(up(0, exits=(end("signal"),)), RUNNING), Restart),
-    "only peers were lost": (gang(up(0, exits=(end("error", 0, "infrastructure"),)), RUNNING), KeepGoing),
+    "only peers were lost": (gang(up(0, exits=(end("error", 0, "infrastructure"),)), RUNNING), NoAction),
     "only peers were lost, for a while": (
         gang(up(0, exits=(end("error", 0, "infrastructure"),), ago=10), RUNNING),
         Restart,
     ),
-    "an error, just now": (gang(up(0, exits=(end("error", 0, "user_code"),)), RUNNING), KeepGoing),
+    "an error, just now": (gang(up(0, exits=(end("error", 0, "user_code"),)), RUNNING), NoAction),
     "an error, all report on": (gang(up(0, exits=(end("error", 0, "user_code"),), ago=10), RUNNING), EndJob),
     "an error, a machine is silent": (
         gang(up(0, exits=(end("error", 0, "user_code"),), ago=10), up(1, reported=20)),
-        KeepGoing,
+        NoAction,
     ),
     "an error beside a killed rank": (
         gang(up(0, exits=(end("error", 0, "user_code", 1.0),), ago=20), up(1, exits=(end("signal", 1, at=2.0),))),
@@ -65,11 +75,11 @@ CASES = {
         gang(up(0, exits=(end("drained"),), notice_at=1), up(1, exits=(end("drained", 1),))),
         EndAttempt,
     ),
-    "one drained after a notice": (gang(up(0, exits=(end("drained"),), notice_at=1), RUNNING), KeepGoing),
+    "one drained after a notice": (gang(up(0, exits=(end("drained"),), notice_at=1), RUNNING), NoAction),
     "drained by themselves": (gang(up(0, exits=(end("drained"),)), up(1, exits=(end("drained", 1),))), EndAttempt),
     "finished, the last checkpoint on its way": (
         gang(up(0, exits=(end("finished"),)), up(1, exits=(end("finished", 1),))),
-        KeepGoing,
+        NoAction,
     ),
     "finished, no last checkpoint": (
         gang(up(0, exits=(end("finished"),), ago=30), up(1, exits=(end("finished", 1),), ago=30)),
@@ -82,13 +92,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_each_death_has_its_owner(name):
     given, expected = CASES[name]
-    assert isinstance(judge(given, NOW, TERMS), expected)
+    assert isinstance(decide_attempt(given, NOW, TIMEOUTS), expected)
 
 
 @pytest.mark.parametrize("kind", ["user_code", "out_of_memory", "nan", "data"])
 def test_an_error_of_the_users_keeps_its_kind_and_its_words(kind):
-    verdict = judge(gang(up(0, exits=(end("error", 0, kind),), ago=10), RUNNING), NOW, TERMS)
-    assert verdict == EndJob(EndReason(kind), f"rank 0: error {kind}")
+    action = decide_attempt(gang(up(0, exits=(end("error", 0, kind),), ago=10), RUNNING), NOW, TIMEOUTS)
+    assert action == EndJob(EndReason(kind), f"rank 0: error {kind}")
 
 
 def test_numbers_that_break_are_passed_over_at_once_in_wider_and_wider_spans():
@@ -98,65 +108,74 @@ def test_numbers_that_break_are_passed_over_at_once_in_wider_and_wider_spans():
     exits = (broken, end("signal", 1, at=1.0))  # a rank that was killed when its peer left
     spans: tuple[tuple[int, int], ...] = ()
     for span, words in (((30, 30), "batch of step 30"), ((27, 30), "steps 27 to 30"), ((15, 30), "steps 15 to 30")):
-        verdict = judge(gang(up(0, exits=exits), RUNNING, skips=spans), NOW, TERMS)
-        assert isinstance(verdict, Restart)
-        assert verdict.skip == span
-        assert verdict.reason.startswith("the loss is nan; it goes back")
-        assert words in verdict.reason
+        action = decide_attempt(gang(up(0, exits=exits), RUNNING, skips=spans), NOW, TIMEOUTS)
+        assert isinstance(action, Restart)
+        assert action.skip == span
+        assert action.reason.startswith("the loss is nan; rolling back")
+        assert words in action.reason
         spans += (span,)
-    last = judge(gang(up(0, exits=exits), RUNNING, skips=spans), NOW, TERMS)
+    last = decide_attempt(gang(up(0, exits=exits), RUNNING, skips=spans), NOW, TIMEOUTS)
     assert isinstance(last, EndJob)
     assert last.reason is EndReason.NAN
     assert "steps 30, 27 to 30, 15 to 30 did not help" in last.text
 
 
 def test_no_span_begins_before_the_first_step():
-    assert pass_over(3, [(1, 1), (1, 2)]) == (1, 3)
+    assert next_skip(3, [(1, 1), (1, 2)]) == (1, 3)
 
 
 def test_ranks_start_again_three_times_without_a_new_checkpoint_and_then_it_is_the_infrastructure():
-    for restarts in range(RESTARTS):
-        assert isinstance(judge(gang(up(0, exits=(end("signal"),)), RUNNING, restarts=restarts), NOW, TERMS), Restart)
-    last = judge(gang(up(0, exits=(end("signal"),)), RUNNING, restarts=RESTARTS), NOW, TERMS)
+    for restarts in range(MAX_RESTARTS_WITHOUT_CHECKPOINT):
+        assert isinstance(
+            decide_attempt(gang(up(0, exits=(end("signal"),)), RUNNING, restarts=restarts), NOW, TIMEOUTS), Restart
+        )
+    last = decide_attempt(
+        gang(up(0, exits=(end("signal"),)), RUNNING, restarts=MAX_RESTARTS_WITHOUT_CHECKPOINT), NOW, TIMEOUTS
+    )
     assert isinstance(last, EndJob)
     assert last.reason is EndReason.INFRASTRUCTURE
 
 
-def test_a_reclaimed_machine_is_an_interruption_and_any_other_a_loss():
-    assert judge(gang(Fate(0, MachineState.GONE, "reclaimed"), RUNNING), NOW, TERMS).reason == "interruption"
-    assert judge(gang(Fate(0, MachineState.GONE, "exited", notice_at=1), RUNNING), NOW, TERMS).reason == "interruption"
-    assert judge(gang(Fate(0, MachineState.GONE, "crashed"), RUNNING), NOW, TERMS).reason == "lost"
+@pytest.mark.parametrize(
+    ("end_cause", "notice_at", "reason"),
+    [("reclaimed", None, "preempted"), ("exited", 1, "preempted"), ("crashed", None, "machine_lost")],
+)
+def test_a_machine_that_was_reclaimed_or_had_a_notice_was_preempted_and_any_other_was_lost(
+    end_cause, notice_at, reason
+):
+    ended = MachineStatus(0, MachineState.GONE, end_cause, notice_at)
+    assert decide_attempt(gang(ended, RUNNING), NOW, TIMEOUTS).reason == reason
 
 
 def test_a_generation_that_does_not_form_in_time_ends_the_attempt():
-    forming = gang(up(0), Fate(1, MachineState.UP), state=GenerationState.FORMING)
-    assert judge(forming, NOW, TERMS) == KeepGoing()
-    assert judge(forming, NOW + 25 * S, TERMS).reason == "no_answer"
+    forming = gang(up(0), MachineStatus(1, MachineState.UP), state=GenerationState.FORMING)
+    assert decide_attempt(forming, NOW, TIMEOUTS) == NoAction()
+    assert decide_attempt(forming, NOW + 25 * S, TIMEOUTS).reason == "not_ready"
 
 
 def test_a_gang_that_is_not_complete_after_the_launch_window_gives_up():
-    for second in ((), (Fate(1, MachineState.CALLING),)):
+    for second in ((), (MachineStatus(1, MachineState.CALLING),)):
         launching = gang(up(0), *second, state=None)
-        assert judge(launching, NOW + 29 * S, TERMS) == KeepGoing()
-        assert judge(launching, NOW + 30 * S, TERMS).reason == "capacity"
-    assert judge(gang(up(0), up(1), state=None), NOW + 30 * S, TERMS) == KeepGoing()
+        assert decide_attempt(launching, NOW + 29 * S, TIMEOUTS) == NoAction()
+        assert decide_attempt(launching, NOW + 30 * S, TIMEOUTS).reason == "capacity"
+    assert decide_attempt(gang(up(0), up(1), state=None), NOW + 30 * S, TIMEOUTS) == NoAction()
 
 
 @pytest.mark.parametrize(
     ("reason", "trained", "in_vain", "on", "ends"),
     [
-        ("interruption", 5, 0, ("interruption",), None),
-        ("interruption", 6, 0, ("interruption",), EndReason.INFRASTRUCTURE),
-        ("lost", 1, 0, ("capacity",), EndReason.INFRASTRUCTURE),
+        ("preempted", 5, 0, ("interruption",), None),
+        ("preempted", 6, 0, ("interruption",), EndReason.INFRASTRUCTURE),
+        ("machine_lost", 1, 0, ("capacity",), EndReason.INFRASTRUCTURE),
         ("capacity", 0, 0, ("interruption",), EndReason.NO_CAPACITY),
         ("capacity", 0, 0, ("interruption", "capacity"), None),
-        ("lost", 0, 8, ("interruption",), EndReason.INFRASTRUCTURE),
+        ("machine_lost", 0, 8, ("interruption",), EndReason.INFRASTRUCTURE),
     ],
 )
 def test_only_attempts_that_trained_count_as_retries(reason, trained, in_vain, on, ends):
-    verdict = retry(reason, trained, in_vain, on, 5)
-    assert (verdict and verdict.reason) == ends
+    action = refuse_retry(reason, trained, in_vain, on, 5)
+    assert (action and action.reason) == ends
 
 
 def test_the_delay_doubles_up_to_a_launch_window():
-    assert [delay(number, TERMS) / S for number in (0, 1, 2, 3, 8, 99)] == [0, 0.5, 1, 2, 60, 60]
+    assert [backoff(number, TIMEOUTS) / S for number in (0, 1, 2, 3, 8, 99)] == [0, 0.5, 1, 2, 60, 60]

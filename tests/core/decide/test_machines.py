@@ -11,22 +11,32 @@ import pytest
 from shoestring_core import money
 from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.funding import Extension, Funding, after_stopping, extension, first_hold, when_refused
-from shoestring_core.decide.orders import Part, Standing, order_for
-from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, End, Infer, Missed, Record, Row, Seen, Void, reconcile
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.orders import Membership, OrderInputs, decide_order
+from shoestring_core.decide.reconcile import (
+    DEPLOYMENT_TAG,
+    NotListed,
+    PresumeTerminated,
+    ProviderMachine,
+    RecordObservation,
+    Terminate,
+    TrackedMachine,
+    VoidLaunch,
+    reconcile,
+)
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import AttemptState, EndReason, GenerationState, JobState, MachineState, Want
 
 NOW = 1_800_000_000 * S
-TERMS = Terms(fund_lease=60 * S)
+TIMEOUTS = Timeouts(funding_lease=60 * S)
 
 # Orders
 
-FORMING, FORMED = Part(GenerationState.FORMING, False), Part(GenerationState.FORMED, False)
-LEFT = Part(GenerationState.FORMED, True)
+FORMING, FORMED = Membership(GenerationState.FORMING, False), Membership(GenerationState.FORMED, False)
+LEFT = Membership(GenerationState.FORMED, True)
 
 
 def standing(job=JobState.RUNNING, part=FORMED, machine=MachineState.UP, attempt=AttemptState.OPEN, current=True):
-    return Standing(machine, job, current, attempt, 4, part)
+    return OrderInputs(machine, job, current, attempt, 4, part)
 
 
 @pytest.mark.parametrize(
@@ -48,36 +58,36 @@ def standing(job=JobState.RUNNING, part=FORMED, machine=MachineState.UP, attempt
     ],
 )
 def test_each_machine_is_told_what_its_job_needs(given, kind):
-    assert order_for(given).kind == kind
+    assert decide_order(given).kind == kind
 
 
 def test_a_machine_whose_job_rests_or_that_is_dying_is_told_to_end():
     for job, part in product(JobState, (None, FORMING, FORMED, LEFT)):
         if job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
-            assert order_for(standing(job, part)).kind == "end"
+            assert decide_order(standing(job, part)).kind == "end"
         for machine in (MachineState.ENDING, MachineState.GONE, MachineState.VOID):
-            assert order_for(standing(job, part, machine)).kind == "end"
+            assert decide_order(standing(job, part, machine)).kind == "end"
 
 
 # Funding
 
 
 def test_a_hold_is_extended_once_less_than_half_is_left():
-    full = Funding("0.526", first_hold("0.526", TERMS), NOW + 60 * S)
-    assert extension(full, NOW + 30 * S, TERMS) is None
-    due = extension(full, NOW + 31 * S, TERMS)
+    full = Funding("0.526", first_hold("0.526", TIMEOUTS), NOW + 60 * S)
+    assert extension(full, NOW + 30 * S, TIMEOUTS) is None
+    due = extension(full, NOW + 31 * S, TIMEOUTS)
     # Nothing was posted, so the hold still has all of it: it covers 75 s from then as it did from the start.
     assert due == Extension(0, NOW + 91 * S)
 
 
 def test_an_extension_asks_for_what_the_remaining_hold_does_not_cover():
     need = money.cost_ceiling("0.526", 75 * S)
-    assert extension(Funding("0.526", need - 100, NOW + S), NOW, TERMS) == Extension(100, NOW + 60 * S)
+    assert extension(Funding("0.526", need - 100, NOW + S), NOW, TIMEOUTS) == Extension(100, NOW + 60 * S)
 
 
 def test_a_hold_covers_every_second_that_a_machine_can_live():
     for lived in range(76):
-        assert money.cost("0.526", lived * S) <= first_hold("0.526", TERMS)
+        assert money.cost("0.526", lived * S) <= first_hold("0.526", TIMEOUTS)
 
 
 @pytest.mark.parametrize(
@@ -113,19 +123,19 @@ def test_what_never_launched_costs_nothing():
 # What the provider shows
 
 ID = UUID(int=5)
-UP = Row(
+UP = TrackedMachine(
     ID, "local", "local", MachineState.UP, "m-1", wanted=True, unwanted_since=2**62, refused=False, redeemed=True,
     call_by=NOW, alive_until=NOW + 30 * S, funded_until=NOW + 60 * S,
 )  # fmt: skip
 CALLING = replace(UP, state=MachineState.CALLING, provider_id=None, alive_until=None, redeemed=False)
-SEEN = Seen("local", "local", "m-1", str(ID), {DEPLOYMENT_TAG: "us"}, "running", NOW - 60 * S)
+SEEN = ProviderMachine("local", "local", "m-1", str(ID), {DEPLOYMENT_TAG: "us"}, "running", NOW - 60 * S)
 
 
-def actions(row: Row | None, one: Seen | None, at: int = NOW, leases: bool = True) -> list[type]:
-    return reconcile([row] if row else [], [one] if one else [], "us", at, leases, TERMS)
+def actions(row: TrackedMachine | None, one: ProviderMachine | None, at: int = NOW, leases: bool = True) -> list[type]:
+    return reconcile([row] if row else [], [one] if one else [], "us", at, leases, TIMEOUTS)
 
 
-def unwanted(row: Row, since: int = NOW) -> Row:
+def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
     return replace(row, wanted=False, unwanted_since=since)
 
 
@@ -133,27 +143,27 @@ def unwanted(row: Row, since: int = NOW) -> Row:
     ("row", "one", "at", "expected"),
     [
         (UP, SEEN, NOW, []),
-        (UP, replace(SEEN, state="ended"), NOW, [Record]),
-        (UP, replace(SEEN, state="stopping"), NOW, [Record]),
-        (CALLING, SEEN, NOW, [Record]),
-        (unwanted(CALLING), SEEN, NOW, [Record, End]),
+        (UP, replace(SEEN, state="ended"), NOW, [RecordObservation]),
+        (UP, replace(SEEN, state="stopping"), NOW, [RecordObservation]),
+        (CALLING, SEEN, NOW, [RecordObservation]),
+        (unwanted(CALLING), SEEN, NOW, [RecordObservation, Terminate]),
         (CALLING, None, NOW + 99 * S, []),
         (replace(CALLING, refused=True), None, NOW + S, []),
-        (replace(CALLING, refused=True), None, NOW + 2 * S, [Void]),
+        (replace(CALLING, refused=True), None, NOW + 2 * S, [VoidLaunch]),
         (unwanted(CALLING), None, NOW + S, []),
-        (unwanted(CALLING), None, NOW + 2 * S, [Void]),
+        (unwanted(CALLING), None, NOW + 2 * S, [VoidLaunch]),
         (replace(UP, state=MachineState.PLANNED, provider_id=None), None, NOW, []),
-        (unwanted(replace(UP, state=MachineState.PLANNED, provider_id=None)), None, NOW, [Void]),
+        (unwanted(replace(UP, state=MachineState.PLANNED, provider_id=None)), None, NOW, [VoidLaunch]),
         (unwanted(UP), SEEN, NOW + 7 * S, []),
-        (unwanted(UP), SEEN, NOW + 8 * S, [End]),
-        (unwanted(replace(UP, redeemed=False)), SEEN, NOW, [End]),
-        (replace(UP, state=MachineState.ENDING), SEEN, NOW, [End]),
-        (UP, SEEN, NOW + 31 * S, [End]),
-        (replace(UP, alive_until=NOW + 99 * S), SEEN, NOW + 60 * S, [End]),
-        (UP, None, NOW, [Missed]),
-        (replace(UP, missed_since=NOW), None, NOW + 299 * S, []),
-        (replace(UP, missed_since=NOW), None, NOW + 300 * S, [Infer]),
-        (None, SEEN, NOW, [End]),
+        (unwanted(UP), SEEN, NOW + 8 * S, [Terminate]),
+        (unwanted(replace(UP, redeemed=False)), SEEN, NOW, [Terminate]),
+        (replace(UP, state=MachineState.ENDING), SEEN, NOW, [Terminate]),
+        (UP, SEEN, NOW + 31 * S, [Terminate]),
+        (replace(UP, alive_until=NOW + 99 * S), SEEN, NOW + 60 * S, [Terminate]),
+        (UP, None, NOW, [NotListed]),
+        (replace(UP, not_listed_since=NOW), None, NOW + 299 * S, []),
+        (replace(UP, not_listed_since=NOW), None, NOW + 300 * S, [PresumeTerminated]),
+        (None, SEEN, NOW, [Terminate]),
         (None, replace(SEEN, state="ended"), NOW, []),
         (None, replace(SEEN, tags={DEPLOYMENT_TAG: "others"}), NOW, []),
         (None, replace(SEEN, tags={}), NOW, []),
@@ -166,5 +176,5 @@ def test_each_difference_has_its_action(row, one, at, expected):
 def test_silence_counts_only_while_we_could_hear():
     late = NOW + 31 * S
     (end,) = actions(UP, SEEN, late)
-    assert end.lease
+    assert end.lease_expired
     assert actions(UP, SEEN, late, leases=False) == []

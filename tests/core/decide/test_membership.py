@@ -7,31 +7,41 @@ from dataclasses import replace
 
 import pytest
 from shoestring_core import wire
-from shoestring_core.decide.failures import EndAttempt, Gang, KeepGoing, Restart, judge
-from shoestring_core.decide.membership import Fate, muster, newcomers_wait
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.failures import EndAttempt, GangStatus, NoAction, Restart, decide_attempt
+from shoestring_core.decide.membership import MachineStatus, select_members, should_admit_waiting
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import GenerationState, MachineState
 
 NOW = 1_800_000_000 * S
-TERMS = Terms()
+TIMEOUTS = Timeouts()
 DRAINED = (wire.RankExit(rank=0, outcome="drained", at=0.0),)
 
 
-def member(slot: int, **more) -> Fate:
-    known = {"redeemed_at": 1, "ready_at": 1, "last_report_at": NOW, "first": slot == 0, "trained": True}
-    return Fate(slot, MachineState.UP, **known | more)
+def member(slot: int, **more) -> MachineStatus:
+    known = {"redeemed_at": 1, "ready_at": 1, "last_report_at": NOW, "is_rank0": slot == 0, "was_member": True}
+    return MachineStatus(slot, MachineState.UP, **known | more)
 
 
-def gone(slot: int, ago: float = 5) -> Fate:
+def gone(slot: int, ago: float = 5) -> MachineStatus:
     return replace(member(slot), state=MachineState.GONE, end_cause="crashed", ended_at=NOW - round(ago * S))
 
 
-def newcomer(slot: int, **more) -> Fate:
-    return Fate(slot, MachineState.UP, **{"redeemed_at": NOW - S, "last_report_at": NOW, "part": False} | more)
+def newcomer(slot: int, **more) -> MachineStatus:
+    return MachineStatus(
+        slot, MachineState.UP, **{"redeemed_at": NOW - S, "last_report_at": NOW, "is_member": False} | more
+    )
 
 
-def gang(*fates: Fate, least: int = 2, state: GenerationState = GenerationState.FORMED) -> Gang:
-    return Gang(4, fates, opened_at=0, generation=3, state=state, generation_at=NOW - 31 * S, least=least)
+def gang(*machines: MachineStatus, min_nodes: int = 2, state: GenerationState = GenerationState.FORMED) -> GangStatus:
+    return GangStatus(
+        4,
+        machines,
+        opened_at=0,
+        generation=3,
+        generation_state=state,
+        generation_opened_at=NOW - 31 * S,
+        min_nodes=min_nodes,
+    )
 
 
 FOUR = [member(slot) for slot in range(4)]
@@ -39,51 +49,53 @@ ALL_DRAINED = [member(slot, exited_at=NOW, exits=DRAINED) for slot in range(4)]
 
 
 @pytest.mark.parametrize(
-    ("fates", "expected"),
+    ("machines", "expected"),
     [
-        (FOUR, KeepGoing()),
+        (FOUR, NoAction()),
         ([*FOUR[:3], gone(3)], Restart("The machine in slot 3 was lost (crashed).")),
         ([*FOUR[:2], gone(2), gone(3)], Restart("The machine in slot 2 was lost (crashed).")),
-        ([FOUR[0], gone(1), gone(2), gone(3)], EndAttempt("lost", "The machine in slot 1 was lost (crashed).")),
+        ([FOUR[0], gone(1), gone(2), gone(3)], EndAttempt("machine_lost", "The machine in slot 1 was lost (crashed).")),
         # the first survivor's last checkpoint is on its way
-        ([*FOUR[:3], gone(3, ago=1)], KeepGoing()),
+        ([*FOUR[:3], gone(3, ago=1)], NoAction()),
         ([member(0, exited_at=NOW, exits=()), *FOUR[1:3], gone(3, ago=1)], Restart),
         ([gone(0, ago=1), *FOUR[1:]], Restart("The machine in slot 0 was lost (crashed).")),
         # a machine that came since is lost before it was let in: nothing to anybody
-        ([*FOUR, replace(gone(3), part=False, trained=False)], KeepGoing()),
+        ([*FOUR, replace(gone(3), is_member=False, was_member=False)], NoAction()),
         ([*FOUR[:3], gone(3), newcomer(3)], Restart),
         # the provider takes one back: its ranks drain with the others, and the others go on
-        ([*FOUR[:3], member(3, notice_at=NOW, exited_at=NOW, exits=DRAINED)], KeepGoing()),
-        ([*ALL_DRAINED[:3], replace(ALL_DRAINED[3], notice_at=NOW)], Restart("The provider takes a machine back.")),
+        ([*FOUR[:3], member(3, notice_at=NOW, exited_at=NOW, exits=DRAINED)], NoAction()),
+        ([*ALL_DRAINED[:3], replace(ALL_DRAINED[3], notice_at=NOW)], Restart("A machine has a preemption notice.")),
         ([ALL_DRAINED[0], *(replace(one, notice_at=NOW) for one in ALL_DRAINED[1:])], EndAttempt),
         # room was made for newcomers
         (ALL_DRAINED, Restart),
     ],
 )
-def test_what_befalls_a_gang_that_may_lose_machines(fates, expected):
-    verdict = judge(gang(*fates), NOW, TERMS)
-    assert verdict == expected if not isinstance(expected, type) else isinstance(verdict, expected)
+def test_what_befalls_a_gang_that_may_lose_machines(machines, expected):
+    action = decide_attempt(gang(*machines), NOW, TIMEOUTS)
+    assert action == expected if not isinstance(expected, type) else isinstance(action, expected)
 
 
 def test_a_machine_that_does_not_get_ready_is_ended_and_the_others_form_without_it():
     forming = [*FOUR[:3], replace(FOUR[3], ready_at=None)]
-    verdict = judge(gang(*forming, state=GenerationState.FORMING), NOW, TERMS)
-    assert verdict == Restart("The machine in slot 3 did not get ready in time.", expelled=(3,))
-    assert isinstance(judge(gang(*forming, state=GenerationState.FORMING), NOW - 2 * S, TERMS), KeepGoing)
-    assert isinstance(judge(gang(*forming, least=4, state=GenerationState.FORMING), NOW, TERMS), EndAttempt)
+    action = decide_attempt(gang(*forming, state=GenerationState.FORMING), NOW, TIMEOUTS)
+    assert action == Restart("The machine in slot 3 did not get ready in time.", excluded=(3,))
+    assert isinstance(decide_attempt(gang(*forming, state=GenerationState.FORMING), NOW - 2 * S, TIMEOUTS), NoAction)
+    assert isinstance(
+        decide_attempt(gang(*forming, min_nodes=4, state=GenerationState.FORMING), NOW, TIMEOUTS), EndAttempt
+    )
 
 
 def test_those_that_came_begin_when_the_launch_window_is_over():
-    waiting = Fate(3, MachineState.PLANNED)
-    launching = Gang(4, (*FOUR[:3], waiting), opened_at=NOW - TERMS.launch_window, least=2)
-    assert judge(launching, NOW, TERMS) == Restart("3 of 4 machines have come")
-    assert judge(replace(launching, opened_at=NOW), NOW, TERMS) == KeepGoing()
-    assert judge(replace(launching, least=4), NOW, TERMS).reason == "capacity"
-    assert judge(replace(launching, fates=(FOUR[0], waiting)), NOW, TERMS).reason == "capacity"
+    waiting = MachineStatus(3, MachineState.PLANNED)
+    launching = GangStatus(4, (*FOUR[:3], waiting), opened_at=NOW - TIMEOUTS.launch_window, min_nodes=2)
+    assert decide_attempt(launching, NOW, TIMEOUTS) == Restart("3 of 4 machines are available")
+    assert decide_attempt(replace(launching, opened_at=NOW), NOW, TIMEOUTS) == NoAction()
+    assert decide_attempt(replace(launching, min_nodes=4), NOW, TIMEOUTS).reason == "capacity"
+    assert decide_attempt(replace(launching, machines=(FOUR[0], waiting)), NOW, TIMEOUTS).reason == "capacity"
 
 
 @pytest.mark.parametrize(
-    ("fates", "expected"),
+    ("machines", "expected"),
     [
         (FOUR, (0, 1, 2, 3)),
         ([*FOUR[:2], gone(2), replace(FOUR[3], notice_at=1)], (0, 1)),
@@ -95,16 +107,16 @@ def test_those_that_came_begin_when_the_launch_window_is_over():
         ([FOUR[0], gone(1)], ()),
     ],
 )
-def test_who_can_train_next(fates, expected):
-    assert muster(fates, 2) == expected
+def test_who_can_train_next(machines, expected):
+    assert select_members(machines, 2) == expected
 
 
 def test_newcomers_are_let_in_together_and_do_not_wait_for_ever():
     coming = newcomer(3, redeemed_at=None)
-    assert newcomers_wait([*FOUR[:3], newcomer(3)], NOW, TERMS)
-    assert not newcomers_wait(FOUR, NOW, TERMS)
-    assert not newcomers_wait([*FOUR[:3], coming], NOW, TERMS)
-    assert not newcomers_wait([*FOUR[:2], newcomer(2), coming], NOW, TERMS)
-    assert newcomers_wait([*FOUR[:2], newcomer(2, redeemed_at=NOW - TERMS.blame), coming], NOW, TERMS)
-    assert not newcomers_wait([*FOUR[:3], newcomer(3, last_report_at=NOW - 11 * S)], NOW, TERMS)
-    assert not newcomers_wait([*FOUR[:3], newcomer(3, notice_at=NOW)], NOW, TERMS)
+    assert should_admit_waiting([*FOUR[:3], newcomer(3)], NOW, TIMEOUTS)
+    assert not should_admit_waiting(FOUR, NOW, TIMEOUTS)
+    assert not should_admit_waiting([*FOUR[:3], coming], NOW, TIMEOUTS)
+    assert not should_admit_waiting([*FOUR[:2], newcomer(2), coming], NOW, TIMEOUTS)
+    assert should_admit_waiting([*FOUR[:2], newcomer(2, redeemed_at=NOW - TIMEOUTS.join_window), coming], NOW, TIMEOUTS)
+    assert not should_admit_waiting([*FOUR[:3], newcomer(3, last_report_at=NOW - 11 * S)], NOW, TIMEOUTS)
+    assert not should_admit_waiting([*FOUR[:3], newcomer(3, notice_at=NOW)], NOW, TIMEOUTS)

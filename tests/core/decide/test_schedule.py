@@ -10,10 +10,10 @@ import pytest
 from shoestring_core import money
 from shoestring_core.decide.offers import Offer, suitable
 from shoestring_core.decide.schedule import Balance, Case, Snapshot, Start, Wait, Waiting, consider, plan, smallest_hold
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.timeouts import S, Timeouts
 
 NOW = 1_800_000_000 * S
-TERMS = Terms(fund_lease=60 * S)
+TIMEOUTS = Timeouts(funding_lease=60 * S)
 HOLD = money.cost_ceiling("0.526", 75 * S)  # one machine: 60 s funded and 15 s to end, at the on-demand price
 ORG, TEAM_A, TEAM_B = UUID(int=1), UUID(int=2), UUID(int=3)
 
@@ -38,15 +38,15 @@ def snapshot(*queue: Waiting, limits: dict[UUID, int] | None = None, taken: int 
 
 
 def decide(snap: Snapshot, slots: int | None = 4, now: int = NOW) -> dict[int, Start | Wait]:
-    decided = plan(snap, offers(slots), now, TERMS)
+    decided = plan(snap, offers(slots), now, TIMEOUTS)
     return {one.job.int - 100: one for one in [*decided.starts, *decided.waits]}
 
 
 def test_the_first_hold_covers_the_lease_and_the_end_at_the_price_that_cannot_be_exceeded():
-    (start,) = plan(snapshot(waiting(1, nodes=2)), offers(), NOW, TERMS).starts
+    (start,) = plan(snapshot(waiting(1, nodes=2)), offers(), NOW, TIMEOUTS).starts
     assert (start.hold, start.funded_until) == (HOLD, NOW + 60 * S)
     assert start.offer.market == "spot"
-    assert smallest_hold(offers(), "local", "prefer", 2, TERMS) == 2 * HOLD
+    assert smallest_hold(offers(), "local", "prefer", 2, TIMEOUTS) == 2 * HOLD
 
 
 @pytest.mark.parametrize(("spot", "market"), [("only", "spot"), ("prefer", "spot"), ("never", "on_demand")])
@@ -125,7 +125,7 @@ def test_a_job_that_sits_out_a_delay_stands_in_nobodys_way():
 
 def test_every_start_can_be_worked_out_again_from_what_is_stored_with_it():
     snap = snapshot(waiting(1, 2), waiting(2, 1, TEAM_B), waiting(3, 1), limits={ORG: 5 * HOLD, TEAM_A: 4 * HOLD})
-    for start in plan(snap, offers(), NOW, TERMS).starts:
+    for start in plan(snap, offers(), NOW, TIMEOUTS).starts:
         stored = json.loads(json.dumps(start.case.as_json()))
         assert consider(Case.from_json(stored)) == start
 
@@ -134,7 +134,9 @@ def test_a_plan_never_holds_more_than_a_limit_nor_rents_more_than_the_slots():
     queue = [waiting(number, 1 + number % 3, TEAM_A if number % 2 else TEAM_B) for number in range(1, 40)]
     for limit in range(0, 12 * HOLD, HOLD // 2):
         for taken in range(5):
-            decided = plan(snapshot(*queue, limits={ORG: limit, TEAM_A: limit // 2}, taken=taken), offers(), NOW, TERMS)
+            decided = plan(
+                snapshot(*queue, limits={ORG: limit, TEAM_A: limit // 2}, taken=taken), offers(), NOW, TIMEOUTS
+            )
             assert sum(start.hold * start.nodes for start in decided.starts) <= limit
             assert sum(start.nodes for start in decided.starts) <= 4 - taken
             assert len(decided.starts) + len(decided.waits) == len(queue)

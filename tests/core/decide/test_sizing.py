@@ -16,9 +16,9 @@ from shoestring_core.decide import sizing
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.scaling import MARGINS, Measurement, Scaling, fit
 from shoestring_core.decide.sizing import Case, Choice, choose
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.timeouts import S, Timeouts
 
-TERMS = Terms(fund_lease=60 * S)
+TIMEOUTS = Timeouts(funding_lease=60 * S)
 
 
 def offer(type_: str = "small", price: str = "1.00", slots: int | None = 8, market: str = "spot") -> Offer:
@@ -35,7 +35,7 @@ def measured(nodes: int, epoch_s: float, type_: str = "small", **fields) -> Meas
 def case(*measurements: Measurement, limit_s: float | None = 300, asked: int | None = None, **fields) -> Case:
     """Ten epochs, never scored on the way."""
     return replace(
-        Case("local", "prefer", limit_s, asked, 10.0, 0, 1, 512, (offer(),), None, "", measurements, TERMS), **fields
+        Case("local", "prefer", limit_s, asked, 10.0, 0, 1, 512, (offer(),), None, "", measurements, TIMEOUTS), **fields
     )
 
 
@@ -131,7 +131,7 @@ def test_no_more_money_than_is_left():
 
 def test_a_short_run_needs_no_more_than_its_first_hold():
     found = choose(case(measured(1, 1), limit_s=60))
-    assert found.option.need == money.cost_ceiling("2.00", TERMS.fund_lease + TERMS.drain)
+    assert found.option.need == money.cost_ceiling("2.00", TIMEOUTS.funding_lease + TIMEOUTS.drain)
 
 
 def test_a_batch_is_shared_by_no_more_processes_than_it_has_pictures():

@@ -11,7 +11,7 @@ from shoestring_core import results, spec, wire
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.scaling import Measurement
 from shoestring_core.decide.sizing import choose
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import reports, sizing
 from shoestring_core.store.fleet import planning
 from shoestring_core.store.ids import new_id
@@ -178,7 +178,7 @@ def test_the_choice_rests_on_runs_offers_and_what_is_left(world: World):
     wanted = spec.parse({"recipe": "digits/quickstart", "params": params, "limits": {"time": "6m", "cost": "9"}})
     world.limit("team", 5_000_000)
     with world.store.read() as db:
-        case = sizing.case(db, world.team, world.me.user, wanted, Terms())
+        case = sizing.case(db, world.team, world.me.user, wanted, Timeouts())
     assert (case.offers, case.asked, case.epochs, case.scorings) == (tuple(offers), None, 60.0, 59)
     assert (case.left, case.payer) == (5_000_000, f"team team {world.name}")
     choice = choose(case)

@@ -68,7 +68,7 @@ def recovered(tmp_path_factory) -> Gang:
     params = PARAMS | {"hooks": hook(folder / "hooks", NAN_BATCH, when=f"run.step + 1 == {BAD}")}
     run, code, said = alone(folder / "run", params=params)
     assert code == 0, said
-    assert f"goes back and passes over the batch of step {BAD}" in said
+    assert f"rolling back and skipping the batch of step {BAD}" in said
     return run
 
 
@@ -91,7 +91,7 @@ def test_in_fp16_a_loss_scale_that_sinks_without_end_is_gone_back_from(tmp_path:
     run, code, said = alone(tmp_path / "run", params=params, precision="fp16")
     assert code == 0, said
     assert f"no finite gradient in fp16 up to step {BAD + 30}" in said
-    assert f"passes over the batch of step {BAD}" in said
+    assert f"skipping the batch of step {BAD}" in said
     assert [event["step"] for event in run.events("skipped")] == [BAD]
     assert [line["step"] for line in run.metrics()] == list(range(1, run.events("started")[-1]["steps_total"] + 1))
 
@@ -136,7 +136,7 @@ def test_numbers_that_always_break_end_the_run_with_what_was_tried(tmp_path: Pat
     assert code == 1
     (word,) = run.exits()
     assert word["error"]["kind"] == "nan"
-    assert "passing over the batches of steps 20, 18 to 21, 7 to 22 did not help" in word["error"]["message"]
+    assert "skipping the batches of steps 20, 18 to 21, 7 to 22 did not help" in word["error"]["message"]
     assert "lower lr" in word["error"]["message"]
     assert word["step"] == 23
     assert all(event["step"] < 20 for event in run.events("checkpoint"))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.reconcile import Seen
+from shoestring_core.decide.reconcile import ProviderMachine
 
 CALL_TIMEOUT_S = 8.0
-"""Each call of a provider is over by then. Shorter than `Terms.call`, which fences its answer."""
+"""Each call of a provider is over by then. Shorter than `Timeouts.call`, which fences its answer."""
 
 
 class Refused(Exception):
@@ -47,10 +47,10 @@ class Cloud(Protocol):
     def offers(self) -> list[Offer]:
         """What can be rented now, with prices."""
 
-    def launch(self, intent: Intent) -> Seen:
+    def launch(self, intent: Intent) -> ProviderMachine:
         """Buy a machine, or return the one that this token has bought. Raises Refused."""
 
-    def list(self) -> list[Seen]:
+    def list(self) -> list[ProviderMachine]:
         """Every machine that the provider still knows, ended ones too."""
 
     def terminate(self, machine: str) -> None:

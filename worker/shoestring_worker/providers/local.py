@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import httpx
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.reconcile import Seen
+from shoestring_core.decide.reconcile import ProviderMachine
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, Intent, Refused, Unknown
 
@@ -38,7 +38,7 @@ class LocalCloud:
     def offers(self) -> list[Offer]:
         return self._offers
 
-    def launch(self, intent: Intent) -> Seen:
+    def launch(self, intent: Intent) -> ProviderMachine:
         body = {
             "tags": intent.tags,
             "type": intent.type,
@@ -55,7 +55,7 @@ class LocalCloud:
             raise Refused(code, detail)
         raise Unknown(f"the machine host answered {reply.status_code} {code}: {detail}")
 
-    def list(self) -> builtins.list[Seen]:
+    def list(self) -> builtins.list[ProviderMachine]:
         reply = self._call("GET", "/machines")
         if reply.status_code != 200:
             raise Unknown(f"the machine host answered {reply.status_code}")
@@ -93,8 +93,8 @@ class LocalCloud:
         return self._client
 
 
-def _seen(machine: dict[str, Any]) -> Seen:
-    return Seen(
+def _seen(machine: dict[str, Any]) -> ProviderMachine:
+    return ProviderMachine(
         provider="local",
         region=REGION,
         id=machine["id"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.reconcile import Seen
+from shoestring_core.decide.reconcile import ProviderMachine
 
 from shoestring_worker.providers.base import Intent, Refused, Unknown
 
@@ -52,7 +52,7 @@ class SimCloud:
     hidden: int = 0
     name: str = "local"
     journal: builtins.list[Entry] = field(default_factory=list)
-    _machines: dict[str, Seen] = field(default_factory=dict)
+    _machines: dict[str, ProviderMachine] = field(default_factory=dict)
     _bought: dict[str, Intent] = field(default_factory=dict)
 
     def offers(self) -> builtins.list[Offer]:
@@ -72,7 +72,7 @@ class SimCloud:
             ),
         ]
 
-    def launch(self, intent: Intent) -> Seen:
+    def launch(self, intent: Intent) -> ProviderMachine:
         self._answer()
         fault = self.fault(intent.token)
         if fault == "lost_request":
@@ -88,7 +88,7 @@ class SimCloud:
             raise Unknown("the reply was lost")
         return known
 
-    def list(self) -> builtins.list[Seen]:
+    def list(self) -> builtins.list[ProviderMachine]:
         self._answer()
         now = self.clock()
         return [one for one in self._machines.values() if one.launched_at + self.hidden <= now]
@@ -104,18 +104,18 @@ class SimCloud:
                 self._machines[token] = replace(one, state="ended", ended_at=self.clock(), end_cause=cause)
                 self._note("end", one)
 
-    def alive(self) -> builtins.list[Seen]:
+    def alive(self) -> builtins.list[ProviderMachine]:
         return [one for one in self._machines.values() if one.state != "ended"]
 
-    def _buy(self, intent: Intent) -> Seen:
-        one = Seen(
+    def _buy(self, intent: Intent) -> ProviderMachine:
+        one = ProviderMachine(
             self.name, intent.region, f"sim-{len(self._machines)}", intent.token, intent.tags, "running", self.clock()
         )
         self._machines[intent.token], self._bought[intent.token] = one, intent
         self._note("launch", one)
         return one
 
-    def _note(self, event: Literal["launch", "end"], one: Seen) -> None:
+    def _note(self, event: Literal["launch", "end"], one: ProviderMachine) -> None:
         price = self._bought[one.token].price
         self.journal.append(Entry(self.clock(), event, one.id, one.token, one.tags, price))
 

@@ -13,7 +13,7 @@ from sqlalchemy import Update, select, update
 
 from shoestring_core import task, wire
 from shoestring_core.decide import membership, orders
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import AgentRefused
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
@@ -24,7 +24,13 @@ from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, M
 
 
 def redeem(
-    db: Write, machine_id: UUID, token_ok: bool, session_hash: str, address: str, hardware: dict[str, Any], terms: Terms
+    db: Write,
+    machine_id: UUID,
+    token_ok: bool,
+    session_hash: str,
+    address: str,
+    hardware: dict[str, Any],
+    timeouts: Timeouts,
 ) -> Machine | None:
     """Bind a machine's session: the first wins, the same again succeeds. None: refused, and the team is alarmed.
 
@@ -73,7 +79,7 @@ def redeem(
             address=address,
             hardware=hardware,
             last_report_at=db.now,
-            alive_until=db.now + terms.lease,
+            alive_until=db.now + timeouts.machine_lease,
         ),
     )
     records.machine_event(db, job, attempt.no, machine_id, "redeemed")
@@ -88,10 +94,10 @@ def authenticate(db: Read, machine_id: UUID, session: str) -> Machine:
     return machine
 
 
-def renew(db: Write, machine_id: UUID, terms: Terms) -> Machine:
+def renew(db: Write, machine_id: UUID, timeouts: Timeouts) -> Machine:
     """A sign of life. Writes the machine's row alone; what is ending is not brought back."""
     renewed = update(Machine).where(Machine.id == machine_id, Machine.state.in_(("calling", "up")))
-    records.touched(db, renewed.values(last_report_at=db.now, alive_until=db.now + terms.lease))
+    records.touched(db, renewed.values(last_report_at=db.now, alive_until=db.now + timeouts.machine_lease))
     return records.machine(db, machine_id)
 
 
@@ -136,7 +142,7 @@ def report_member(db: Write, machine_id: UUID, said: wire.Member) -> bool:
     return False
 
 
-def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], terms: Terms) -> tuple[wire.Order, str]:
+def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], timeouts: Timeouts) -> tuple[wire.Order, str]:
     """What the service wants of the machine now, and an etag that changes when that does (not when a URL is signed).
 
     get_url    signs an object's key for download
@@ -146,18 +152,18 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], terms: Term
     generation = db.sql.get(Generation, (job.id, job.generation))
     members = records.members(db, job.id, job.generation) if generation and generation.attempt == attempt.no else []
     mine = next((member for member in members if member.machine == machine_id), None)
-    directive = orders.order_for(
-        orders.Standing(
+    directive = orders.decide_order(
+        orders.OrderInputs(
             machine=MachineState(machine.state),
             job=JobState(job.state),
-            current=machine.attempt == job.attempt,
+            in_latest_attempt=machine.attempt == job.attempt,
             attempt=AttemptState(attempt.state),
             generation=job.generation,
-            part=orders.Part(GenerationState(generation.state), mine.exited_at is not None)
+            membership=orders.Membership(GenerationState(generation.state), mine.exited_at is not None)
             if mine and generation
             else None,
             reason=job.want_reason or attempt.reason or "",
-            newcomers=mine is not None and _newcomers_wait(db, job, attempt, generation, terms),
+            admit_waiting=mine is not None and _should_admit_waiting(db, job, attempt, generation, timeouts),
         )
     )
     run = None
@@ -168,12 +174,14 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], terms: Term
     return wire.Order(kind=directive.kind, generation=directive.generation, reason=directive.reason, run=run), etag
 
 
-def _newcomers_wait(db: Read, job: Job, attempt: Attempt, generation: Generation | None, terms: Terms) -> bool:
+def _should_admit_waiting(
+    db: Read, job: Job, attempt: Attempt, generation: Generation | None, timeouts: Timeouts
+) -> bool:
     """Whether machines wait to be let in, and the generation has done a step, so that each one gets the job on."""
     if generation is None or generation.state != GenerationState.FORMED or not records.elastic(job):
         return False
     stepped = (generation.last_step or 0) > generation.start_step
-    return stepped and membership.newcomers_wait(work.look(db, attempt).fates, db.now, terms)
+    return stepped and membership.should_admit_waiting(work.look(db, attempt).machine_statuses, db.now, timeouts)
 
 
 def _ready(db: Write, job: Job, member: Member, port: int | None) -> bool:

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import exists, select, update
 
 from shoestring_core.decide import billing, funding
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import records
@@ -26,7 +26,7 @@ def fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.Funding]:
     }
 
 
-def fund(db: Write, machine_id: UUID, terms: Terms) -> bool:
+def fund(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
     """Extend a machine's hold, if that is due; post its cost first. The agent hears of it after the commit.
 
     Raises BudgetExceeded: then nothing is changed, and its job must be wound down.
@@ -36,7 +36,7 @@ def fund(db: Write, machine_id: UUID, terms: Terms) -> bool:
     now = fundings(db, [machine_id]).get(machine_id)
     if now is None or not records.wanted(job, attempt) or machine.state not in ("planned", "calling", "up"):
         return False
-    due = funding.extension(now, db.now, terms)
+    due = funding.extension(now, db.now, timeouts)
     if due is None:
         return False
     funded = update(Machine).where(Machine.id == machine_id, Machine.funded_until == now.funded_until)

@@ -80,20 +80,20 @@ def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool
     return records.touched(db, changed)
 
 
-def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, verdict: failures.Verdict) -> bool:
+def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, action: failures.AttemptAction) -> bool:
     """Do what was judged about a job, if it is still in the attempt and generation that were judged."""
     job, attempt = records.claim(db, job_id), records.attempt(db, job_id, attempt_no)
     if not records.wanted(job, attempt) or (generation or 0) != _generation_of(db, job, attempt_no):
         return False
-    if isinstance(verdict, failures.Restart):
-        return _restart(db, job, attempt, verdict)
-    if isinstance(verdict, failures.EndJob):
-        _end_job(db, job, verdict)
-        return close_attempt(db, job_id, attempt_no, verdict.reason)
-    if isinstance(verdict, failures.EndAttempt):
+    if isinstance(action, failures.Restart):
+        return _restart(db, job, attempt, action)
+    if isinstance(action, failures.EndJob):
+        _end_job(db, job, action)
+        return close_attempt(db, job_id, attempt_no, action.reason)
+    if isinstance(action, failures.EndAttempt):
         spec = JobSpec.from_stored(job.spec)
         trained, in_vain = _history(db, job_id, attempt_no)
-        end = failures.retry(verdict.reason, trained, in_vain, spec.retry.on, spec.retry.max)
+        end = failures.refuse_retry(action.reason, trained, in_vain, spec.retry.on, spec.retry.max)
         if end is not None:
             _end_job(db, job, end)
         else:
@@ -102,27 +102,27 @@ def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, 
                 job,
                 JobState.QUEUED,
                 actor="fleet",
-                reason=verdict.text,
-                wait_reason="capacity" if verdict.reason == "capacity" else "ending",
-                wait_text=verdict.text,
+                reason=action.text,
+                wait_reason="capacity" if action.reason == "capacity" else "ending",
+                wait_text=action.text,
                 queued_at=job.queued_at,
             )
-        return close_attempt(db, job_id, attempt_no, verdict.reason)
+        return close_attempt(db, job_id, attempt_no, action.reason)
     return False
 
 
-def _restart(db: Write, job: Job, attempt: Attempt, verdict: failures.Restart) -> bool:
+def _restart(db: Write, job: Job, attempt: Attempt, action: failures.Restart) -> bool:
     """Open the next generation. Of a gang that may lose machines, those join that still can; False: too few do."""
     one = work.look(db, attempt)
     if not one.elastic:
-        open_generation(db, job.id, attempt.no, verdict.reason, skip=verdict.skip)
+        open_generation(db, job.id, attempt.no, action.reason, skip=action.skip)
         return True
-    slots = membership.muster(one.fates, one.spec.resources.least, verdict.expelled)
+    slots = membership.select_members(one.machine_statuses, one.spec.resources.least, action.excluded)
     if not slots:
         return False
-    open_generation(db, job.id, attempt.no, verdict.reason, slots, verdict.skip)
+    open_generation(db, job.id, attempt.no, action.reason, slots, action.skip)
     for machine in one.machines:
-        if machine.slot in verdict.expelled:
+        if machine.slot in action.excluded:
             observations.begin_end(db, machine.id, "it did not get ready in time", lease=False)
     return True
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import exists, or_, select, update
 
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
@@ -40,18 +40,18 @@ def to_launch(db: Read) -> list[UUID]:
     return list(db.sql.scalars(select(Machine.id).where(_callable(db.now), _is_wanted()).order_by(Machine.id)))
 
 
-def begin_call(db: Write, machine: UUID, terms: Terms) -> Launch | None:
+def begin_call(db: Write, machine: UUID, timeouts: Timeouts) -> Launch | None:
     """Say that a provider call is about to be made. None: it isn't wanted, or another launcher is at it."""
     row = db.sql.get(Machine, machine)
     if row is None:
         return None
-    call_by = db.now + terms.call
+    call_by = db.now + timeouts.launch_call
     again = row.state == MachineState.CALLING  # a call was made whose outcome nobody knows
     guarded = update(Machine).where(Machine.id == machine, _callable(db.now), _is_wanted())
     values = {"state": MachineState.CALLING, "call_by": call_by}
     if not records.touched(db, guarded.values(**values, refusal=UNKNOWN if again else None)):
         return None
-    return Launch(machine, row.provider, row.region, row.zone, row.launch_json, call_by, terms.call)
+    return Launch(machine, row.provider, row.region, row.zone, row.launch_json, call_by, timeouts.launch_call)
 
 
 def record_unknown(db: Write, launch: Launch) -> None:
@@ -75,7 +75,7 @@ def record_refusal(db: Write, launch: Launch, code: str, message: str) -> None:
     _void(db, row, mine, refusal)
 
 
-def void(db: Write, machine: UUID, reason: str, listed_at: int, terms: Terms) -> bool:
+def void(db: Write, machine: UUID, reason: str, listed_at: int, timeouts: Timeouts) -> bool:
     """Give up a machine that was never bought: not called for and unwanted, or refused or unwanted and not in the
     provider's list of `listed_at`, when every call was long over."""
     row = db.sql.get(Machine, machine)
@@ -85,7 +85,7 @@ def void(db: Write, machine: UUID, reason: str, listed_at: int, terms: Terms) ->
     guard = or_(
         (Machine.state == "planned") & unwanted,
         (Machine.state == "calling")
-        & (Machine.call_by <= listed_at - terms.consistency)
+        & (Machine.call_by <= listed_at - timeouts.consistency_window)
         & or_(unwanted, Machine.refusal.is_not(None) & (Machine.refusal != UNKNOWN)),
     )
     return _void(db, row, (Machine.id == machine, guard), row.refusal or reason)

@@ -9,15 +9,15 @@ from uuid import UUID
 from sqlalchemy import select, update
 
 from shoestring_core.decide import reconcile
-from shoestring_core.decide.reconcile import Seen
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import launches, records
 from shoestring_core.store.tables import Attempt, Job, Machine
 
 
-def record(db: Write, machine: UUID, seen: Seen, terms: Terms) -> None:
+def record(db: Write, machine: UUID, seen: ProviderMachine, timeouts: Timeouts) -> None:
     """Write down what the provider says about a machine. Guarded by its id alone; the dead stay dead."""
     row = db.sql.get(Machine, machine)
     if row is None or row.state in (MachineState.GONE, MachineState.VOID):
@@ -31,7 +31,7 @@ def record(db: Write, machine: UUID, seen: Seen, terms: Terms) -> None:
         state = MachineState.UP
     facts: dict[str, Any] = {"provider_id": seen.id, "launched_at": seen.launched_at, "state": state}
     if row.alive_until is None:
-        facts["alive_until"] = db.now + terms.boot
+        facts["alive_until"] = db.now + timeouts.boot
     if state is MachineState.GONE:
         ended_at = max(seen.ended_at or db.now, seen.launched_at)
         facts |= {"ended_at": ended_at, "end_cause": seen.end_cause, "end_evidence": "provider"}
@@ -43,7 +43,7 @@ def record(db: Write, machine: UUID, seen: Seen, terms: Terms) -> None:
         db.hint()
 
 
-def infer_gone(db: Write, machine: UUID) -> None:
+def presume_terminated(db: Write, machine: UUID) -> None:
     """The provider has forgotten a machine that it once showed: it is gone, at the latest since its funding ended."""
     row = db.sql.get(Machine, machine)
     if row is None or row.state not in ("up", "ending"):
@@ -73,7 +73,7 @@ def begin_end(db: Write, machine: UUID, reason: str, *, lease: bool) -> bool:
     return True
 
 
-def rows(db: Read) -> list[reconcile.Row]:
+def rows(db: Read) -> list[reconcile.TrackedMachine]:
     """Every machine that isn't dead, as the reconciler wants it."""
     found = db.sql.execute(
         select(Machine, Attempt, Job)
@@ -85,8 +85,8 @@ def rows(db: Read) -> list[reconcile.Row]:
     return [_row(machine, attempt, job) for machine, attempt, job in found]
 
 
-def _row(machine: Machine, attempt: Attempt, job: Job) -> reconcile.Row:
-    return reconcile.Row(
+def _row(machine: Machine, attempt: Attempt, job: Job) -> reconcile.TrackedMachine:
+    return reconcile.TrackedMachine(
         id=machine.id,
         provider=machine.provider,
         region=machine.region,

@@ -14,7 +14,7 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.decide.schedule import Balance, Snapshot, Start, Wait, Waiting
 from shoestring_core.decide.sizing import Choice
-from shoestring_core.decide.timeouts import S, Terms
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import StaleTransition
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState, MachineState
@@ -25,7 +25,7 @@ from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import Account, Attempt, Job, Machine, Offered, Price, Scheduler
 
 
-def snapshot(db: Read, terms: Terms) -> Snapshot:
+def snapshot(db: Read, timeouts: Timeouts) -> Snapshot:
     """What the scheduler decides from: the queue in order, the accounts that pay, the machines that live."""
     epoch = db.sql.scalar(select(Scheduler.epoch)) or 0
     queued = list(
@@ -47,7 +47,7 @@ def snapshot(db: Read, terms: Terms) -> Snapshot:
     }
     accounts |= {row.id: row for row in leaves.values()}
     queue = tuple(
-        _waiting(job, records.account_path(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], terms)
+        _waiting(job, records.account_path(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], timeouts)
         for job in queued
     )
     alive = select(Machine.provider, func.count()).where(Machine.state.in_(records.ALIVE)).group_by(Machine.provider)
@@ -109,7 +109,15 @@ def apply_waits(db: Write, waits: Iterable[Wait]) -> None:
 
 
 def refill(
-    db: Write, job_id: UUID, attempt_no: int, slot: int, offer: Offer, *, agent_url: str, deployment: str, terms: Terms
+    db: Write,
+    job_id: UUID,
+    attempt_no: int,
+    slot: int,
+    offer: Offer,
+    *,
+    agent_url: str,
+    deployment: str,
+    timeouts: Timeouts,
 ) -> UUID | None:
     """Another machine row for a slot whose last one is void. None: not wanted any more, or already there.
 
@@ -118,14 +126,14 @@ def refill(
     job, attempt = records.claim(db, job_id), records.attempt(db, job_id, attempt_no)
     if not records.wanted(job, attempt) or slot in {row.slot for row in records.gang(db, job_id, attempt_no)}:
         return None
-    until = db.now + terms.fund_lease
+    until = db.now + timeouts.funding_lease
     machine = _intend(db, job_id, attempt_no, slot, offer, until, agent_url, deployment)
     ledger.place_hold(
         db,
         machine=machine,
         account=ledger.job_account(db, job_id).id,
         rate_cap=offer.on_demand_price,
-        amount=funding.first_hold(offer.on_demand_price, terms),
+        amount=funding.first_hold(offer.on_demand_price, timeouts),
         funded_until=until,
     )
     records.machine_event(db, job, attempt_no, machine, "planned")
@@ -163,7 +171,7 @@ def chosen_type(job: Job) -> str | None:
 
 
 def _waiting(
-    job: Job, path: tuple[UUID, ...], attempts: list[Attempt], machines: list[Machine], terms: Terms
+    job: Job, path: tuple[UUID, ...], attempts: list[Attempt], machines: list[Machine], timeouts: Timeouts
 ) -> Waiting:
     spec = JobSpec.from_stored(job.spec)
     bought = {row.attempt for row in machines if row.launched_at is not None}
@@ -181,7 +189,7 @@ def _waiting(
         attempt=job.attempt if reopened else job.attempt + 1,
         reopened=reopened,
         ending=alive or int(winding_down),
-        not_before=_not_before(attempts, terms),
+        not_before=_not_before(attempts, timeouts),
         delay_text="The last attempt trained nothing. It is tried again by itself, a little later each time.",
     )
 
@@ -190,17 +198,17 @@ CAPACITY_DELAY = 5 * S
 """What a provider could not give a moment ago, it can't give at once; half a gang is paid for while we ask."""
 
 
-def _not_before(attempts: list[Attempt], terms: Terms) -> int:
+def _not_before(attempts: list[Attempt], timeouts: Timeouts) -> int:
     """When the next attempt may open: after a delay that grows with the attempts in a row that trained nothing."""
     failed = []
     for attempt in reversed(attempts):
-        if attempt.trained or attempt.reason not in ("lost", "no_answer", "capacity"):
+        if attempt.trained or attempt.reason not in ("machine_lost", "not_ready", "capacity"):
             break
         failed.append(attempt)
     if not failed or failed[0].closed_at is None:
         return 0
     first = CAPACITY_DELAY if failed[0].reason == "capacity" else S // 2
-    return failed[0].closed_at + failures.delay(len(failed), terms, first)
+    return failed[0].closed_at + failures.backoff(len(failed), timeouts, first)
 
 
 def _open_attempt(db: Write, start: Start, epoch: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from sqlalchemy import update
 
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import records
 from shoestring_core.store.tables import Service
@@ -20,7 +20,11 @@ def seen(db: Write, name: str, gap: int) -> None:
     records.touched(db, update(Service).where(Service.name == name).values(up_since=since, seen_at=db.now))
 
 
-def leases_count(db: Read, terms: Terms) -> bool:
+def leases_enforced(db: Read, timeouts: Timeouts) -> bool:
     """Whether the API has answered without a break for one lease length: only then is silence the machines' own."""
     api = db.sql.get(Service, "api")
-    return api is not None and db.now - api.seen_at <= terms.lease // 2 and db.now - api.up_since >= terms.lease
+    return (
+        api is not None
+        and db.now - api.seen_at <= timeouts.machine_lease // 2
+        and db.now - api.up_since >= timeouts.machine_lease
+    )

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from shoestring_core import wire
 from shoestring_core.decide import failures, membership
-from shoestring_core.decide.timeouts import Terms
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import GenerationState, MachineState
 from shoestring_core.store.db import Read
@@ -52,7 +52,7 @@ class Unfinished:
     def elastic(self) -> bool:
         return records.elastic(self.job)
 
-    def empty_slots(self, now: int, terms: Terms) -> list[int]:
+    def empty_slots(self, now: int, timeouts: Timeouts) -> list[int]:
         """Slots that need a machine, and that may be asked for again by now: all their machines so far are void; where
         a gang that trains may lose machines, void or gone."""
         filled = {row.slot for row in self.machines if row.state in records.ALIVE}
@@ -64,26 +64,26 @@ class Unfinished:
         for slot in set(range(self.spec.resources.nodes)) - filled:
             tries = [row for row in self.machines if row.slot == slot and row.created_at >= self.attempt.opened_at]
             last = max((row.created_at for row in tries), default=0)
-            if now >= last + failures.delay(len(tries), terms):
+            if now >= last + failures.backoff(len(tries), timeouts):
                 slots.append(slot)
         return slots
 
-    def for_judging(self) -> failures.Gang:
+    def gang_status(self) -> failures.GangStatus:
         generation = self.generation
-        return failures.Gang(
+        return failures.GangStatus(
             size=self.spec.resources.nodes,
-            least=self.spec.resources.least,
-            fates=self.fates,
+            min_nodes=self.spec.resources.least,
+            machines=self.machine_statuses,
             opened_at=self.attempt.opened_at,
             generation=generation.no if generation else None,
-            state=GenerationState(generation.state) if generation else None,
-            generation_at=generation.opened_at if generation else 0,
+            generation_state=GenerationState(generation.state) if generation else None,
+            generation_opened_at=generation.opened_at if generation else 0,
             restarts=self.restarts,
             skips=tuple((first, last) for first, last in self.job.skips or ()),
         )
 
     @property
-    def fates(self) -> tuple[membership.Fate, ...]:
+    def machine_statuses(self) -> tuple[membership.MachineStatus, ...]:
         """The machine of each slot; once they train, those that do or did and those that have come since."""
         parts = {member.machine: member for member in self.members}
         machines = [row for _, row in sorted(self.gang.items())]
@@ -94,7 +94,10 @@ class Unfinished:
                 if row.id in parts or row.state in records.ALIVE or (row.id in self.ran and row.state != "void")
             ]
         return tuple(
-            _fate(row, parts.get(row.id), part=not parts or row.id in parts, ran=row.id in self.ran) for row in machines
+            _machine_status(
+                row, parts.get(row.id), is_member=not parts or row.id in parts, was_member=row.id in self.ran
+            )
+            for row in machines
         )
 
 
@@ -170,9 +173,11 @@ def _one(
     )
 
 
-def _fate(machine: Machine, member: Member | None, *, part: bool, ran: bool) -> membership.Fate:
+def _machine_status(
+    machine: Machine, member: Member | None, *, is_member: bool, was_member: bool
+) -> membership.MachineStatus:
     exits = tuple(wire.RankExit.model_validate(end) for end in (member.exits or [])) if member else ()
-    return membership.Fate(
+    return membership.MachineStatus(
         slot=machine.slot,
         state=MachineState(machine.state),
         end_cause=machine.end_cause,
@@ -183,7 +188,7 @@ def _fate(machine: Machine, member: Member | None, *, part: bool, ran: bool) -> 
         exits=exits,
         redeemed_at=machine.redeemed_at,
         ended_at=machine.ended_at,
-        part=part,
-        first=member is not None and member.node_rank == 0,
-        trained=ran,
+        is_member=is_member,
+        is_rank0=member is not None and member.node_rank == 0,
+        was_member=was_member,
     )

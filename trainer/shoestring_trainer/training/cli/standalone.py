@@ -54,10 +54,10 @@ def go_back(task: Path, broken: NotANumber) -> Path:
 
     folder, content = task.parent, _json_object(task, "start the run anew")
     before: list[nan_recovery.Span] = [(first, last) for first, last in content.get("skip", [])]
-    span = nan_recovery.pass_over(broken.since, before)
+    span = nan_recovery.next_skip(broken.since, before)
     if span is None:
-        raise NotANumber(nan_recovery.given_up(str(broken), before), broken.since) from broken
-    sys.stdout.write(f"\n{broken}; it goes back and passes over {nan_recovery.in_words([span])}\n")
+        raise NotANumber(nan_recovery.failure_text(str(broken), before), broken.since) from broken
+    sys.stdout.write(f"\n{broken}; rolling back and skipping {nan_recovery.describe_spans([span])}\n")
     good = [manifest for manifest in _manifests(folder) if _step(manifest) < span[0]]
     for manifest in set(_manifests(folder)) - set(good):
         manifest.unlink()
