@@ -37,7 +37,7 @@ MAX_BODY_BYTES = wire.MAX_BATCH_BYTES + 64 * 1024
 
 BATCHES = Counter("shoestring_batches", "Batches of agents, by what became of them", ["outcome"])
 
-M = TypeVar("M", bound=wire.Message)
+M = TypeVar("M", bound=wire.WireMessage)
 
 
 # --- who is asking ----------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ async def _body(request: Request, _: FromMachine) -> bytes:
 Body = Annotated[bytes, Depends(_body)]
 
 
-def _schema(model: type[wire.Message]) -> dict[str, Any]:
+def _schema(model: type[wire.WireMessage]) -> dict[str, Any]:
     """For routes that read their body themselves."""
     reference = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
@@ -105,37 +105,37 @@ def _schema(model: type[wire.Message]) -> dict[str, Any]:
 # --- calls ------------------------------------------------------------------------------------------------
 
 
-@router.post("/redeem")
-def redeem(body: wire.Redeem, service: Here) -> wire.Reply:
+@router.post("/register")
+def register(body: wire.RegisterRequest, service: Here) -> wire.Reply:
     """Trade the boot token for a session of the agent's own. The first secret binds; the same again succeeds."""
     _check_protocol(body.protocol)
-    expected = wire.boot_token(service.secret, body.machine)
+    expected = wire.derive_boot_token(service.secret, body.machine)
     token_ok = hmac.compare_digest(expected.encode(), body.boot_token.encode())
     hardware = reports.plain(body.hardware.model_dump())
     bound = service.store.write(
-        lambda db: agents.redeem(
+        lambda db: agents.register(
             db,
             body.machine,
             token_ok,
-            wire.session_hash(body.session),
+            wire.hash_session(body.session),
             reports.clean(body.address),
             hardware,
             service.timeouts,
         )
     )
     if bound is None:
-        raise AgentRefused("This boot token is wrong, or was redeemed by another.", hint="The team has been told.")
+        raise AgentRefused("This boot token is wrong, or was registered by another.", hint="The team has been told.")
     return _reply(service, body.machine)
 
 
-@router.post("/report", openapi_extra=_schema(wire.Report))
+@router.post("/report", openapi_extra=_schema(wire.ReportRequest))
 def report(machine: FromMachine, body: Body, service: Here) -> wire.Reply:
     """Heartbeat, one numbered batch, the state of the machine's ranks.
 
     The sign of life counts even if the rest is refused.
     """
     service.reports.write(lambda db: agents.renew(db, machine.id, service.timeouts))
-    said = _parsed(wire.Report, body)
+    said = _parsed(wire.ReportRequest, body)
     _check_protocol(said.protocol)
     if said.notice_at is not None and machine.notice_at is None:
         notice_at = int(said.notice_at * S)
@@ -151,7 +151,7 @@ def report(machine: FromMachine, body: Body, service: Here) -> wire.Reply:
 @router.get("/orders")
 async def orders(machine: FromMachine, service: Here, after: Annotated[str, Query(max_length=200)] = "") -> wire.Reply:
     """What the service wants of the machine; held until it differs from `after`."""
-    deadline = time.monotonic() + wire.HELD_GET_S
+    deadline = time.monotonic() + wire.LONG_POLL_S
     with service.wake.listen(machine.job) as ear:
         while True:
             ear.clear()
@@ -162,22 +162,22 @@ async def orders(machine: FromMachine, service: Here, after: Annotated[str, Quer
 
 
 @router.post("/checkpoints")
-def commit(machine: FromMachine, body: wire.Commit, service: Here) -> wire.Committed:
+def commit(machine: FromMachine, body: wire.CheckpointCommit, service: Here) -> wire.CommitReply:
     """A checkpoint is uploaded. It counts once its objects are seen to be whole."""
     _check_protocol(body.protocol)
     _check_objects(service, machine, body)
     said = body.model_copy(update={"result": reports.plain(body.result)})
     moved = service.store.write(lambda db: checkpoints.commit(db, machine.id, said))
-    return wire.Committed(moved=moved, uploads=_uploads(service, machine.id))
+    return wire.CommitReply(promoted=moved, upload_urls=_uploads(service, machine.id))
 
 
 # --- parts ------------------------------------------------------------------------------------------------
 
 
 def _check_protocol(protocol: int) -> None:
-    if protocol not in wire.ACCEPTED_PROTOCOLS:
+    if protocol not in wire.SUPPORTED_PROTOCOL_VERSIONS:
         raise InvalidRequest(
-            f"Agent protocol {protocol} is not spoken here; {', '.join(map(str, wire.ACCEPTED_PROTOCOLS))} is.",
+            f"Agent protocol {protocol} is not supported; use {', '.join(map(str, wire.SUPPORTED_PROTOCOL_VERSIONS))}.",
             hint="Start the machine with an agent of the service's version.",
         )
 
@@ -196,7 +196,7 @@ def _parsed(model: type[M], body: bytes) -> M:
         raise InvalidRequest("; ".join(faults)) from None
 
 
-def _accept(service: Service, machine: Machine, batch: wire.Batch) -> None:
+def _accept(service: Service, machine: Machine, batch: wire.TelemetryBatch) -> None:
     quota = service.settings.log_quota_bytes
     try:
         acked = service.reports.write(lambda db: reports.accept(db, machine.id, batch, log_quota=quota))
@@ -221,23 +221,23 @@ def _reply(service: Service, machine_id: UUID) -> wire.Reply:
         etag=f"{etag}-{every:g}",
         order=order,
         acked_seq=machine.acked_seq,
-        alive_for_s=_seconds_left(machine.alive_until, now),
-        funded_for_s=_seconds_left(machine.funded_until, now),
-        report_every_s=every,
-        uploads=_signed(service, next_upload, expires_at),
+        lease_s=_seconds_left(machine.alive_until, now),
+        funding_lease_s=_seconds_left(machine.funded_until, now),
+        report_interval_s=every,
+        upload_urls=_signed(service, next_upload, expires_at),
     )
 
 
-def _uploads(service: Service, machine_id: UUID) -> wire.Uploads | None:
+def _uploads(service: Service, machine_id: UUID) -> wire.UploadUrls | None:
     with service.store.read() as db:
         machine = db.sql.get_one(Machine, machine_id)
         return _signed(service, checkpoints.uploads(db, machine_id), _urls_expire_at(service, machine, db.now))
 
 
-def _signed(service: Service, upload: checkpoints.Upload | None, expires_at: int) -> wire.Uploads | None:
+def _signed(service: Service, upload: checkpoints.Upload | None, expires_at: int) -> wire.UploadUrls | None:
     if upload is None:
         return None
-    return wire.Uploads(
+    return wire.UploadUrls(
         generation=upload.generation,
         nonce=upload.nonce,
         data_url=service.objects.put_url(f"{upload.key}/data", expires_at),
@@ -254,7 +254,7 @@ def _seconds_left(until: int | None, now: int) -> float:
     return max(0.0, ((until or now) - now) / S)
 
 
-def _check_objects(service: Service, machine: Machine, said: wire.Commit) -> None:
+def _check_objects(service: Service, machine: Machine, said: wire.CheckpointCommit) -> None:
     """Raises InvalidRequest unless data and manifest are there, whole, and of each other."""
     key = checkpoints.object_key(machine.job, said.generation, _nonce(said.nonce))
     data, manifest_head = service.objects.head(f"{key}/data"), service.objects.head(f"{key}/manifest.json")

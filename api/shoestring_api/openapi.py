@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from shoestring_core import rest, wire
 
-BESIDE_ROUTES = (rest.ProblemDocument, rest.PointsMessage, rest.LogsMessage, wire.Report)
+BESIDE_ROUTES = (rest.ProblemDocument, rest.PointsMessage, rest.LogsMessage, wire.ReportRequest)
 """Models that no route names: what errors and the stream carry."""
 
 

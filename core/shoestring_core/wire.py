@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent protocol: what a rented machine and the service say to each other under `/agent/v1`.
+"""The agent protocol: the messages that a rented machine's agent and the service exchange under `/agent/v1`.
 
 Four calls, JSON both ways, `Authorization: Bearer <machine id>.<session secret>` on all but the first:
 
-    POST /agent/v1/redeem        Redeem      -> Reply   boot token for a session of the agent's own
-    POST /agent/v1/report        Report      -> Reply   heartbeat, one numbered batch, the state of this machine's ranks
-    GET  /agent/v1/orders?after=ETAG         -> Reply   held up to 25 s, until the order's etag differs
-    POST /agent/v1/checkpoints   Commit      -> Committed
+    POST /agent/v1/register      RegisterRequest  -> Reply   exchange the boot token for a session
+    POST /agent/v1/report        ReportRequest    -> Reply   heartbeat, one numbered batch, the state of the ranks
+    GET  /agent/v1/orders?after=ETAG              -> Reply   long poll: up to 25 s, until the order's ETag differs
+    POST /agent/v1/checkpoints   CheckpointCommit -> CommitReply
 
-Objects move by signed URLs that the service hands out (`Uploads`, `Resume`), never through these calls.
-A repeated call with the same content changes nothing. Errors are problem+json with the codes of `errors`.
+Checkpoint data moves by signed URLs (`UploadUrls`, `CheckpointDownload`), never through these calls.
+Every call is idempotent. Errors are problem+json with the codes of `errors`.
 """
 
 from __future__ import annotations
@@ -21,51 +21,53 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PROTOCOL = 1
-ACCEPTED_PROTOCOLS = (1,)
+PROTOCOL_VERSION = 1
+SUPPORTED_PROTOCOL_VERSIONS = (1,)
 
-HELD_GET_S = 25
-"""How long the service holds GET orders before it answers with the same order."""
+LONG_POLL_S = 25
+"""How long GET orders waits before it returns an unchanged order."""
 
 MAX_BATCH_BYTES = 1 << 20
-"""A larger report is refused with `too-large`; the agent then sends an empty batch under its number (see `Batch`)."""
+"""A larger report is refused with `too-large`; the agent then sends an empty batch with the same number (see
+`TelemetryBatch`)."""
 
 Count = Annotated[int, Field(ge=0, le=2**62)]
-"""A number that both databases hold: a larger one is refused, not tried again for ever."""
+"""Fits a 64-bit column of both databases: a larger number is refused here, so that the agent does not retry it."""
 Step = Count
-Moment = Annotated[float, Field(ge=0, le=2**40)]
-"""Unix seconds. NaN and infinity are no moments."""
+UnixSeconds = Annotated[float, Field(ge=0, le=2**40)]
+"""Finite: NaN and infinity are refused."""
 
 
-class Message(BaseModel):
-    # NaN and ±Infinity are legal metric values and travel as strings, because JSON has no word for them.
+class WireMessage(BaseModel):
+    # NaN and ±Infinity are valid metric values. JSON has no literals for them, so they are sent as strings.
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", allow_inf_nan=True)
 
 
 # --- from the agent ---------------------------------------------------------------------------------------
 
 
-class Hardware(Message):
+class Hardware(WireMessage):
     cpus: int = 0
     memory_bytes: int = 0
     disk_bytes: int = 0
     gpus: list[str] = []
 
 
-class Redeem(Message):
-    """First word of an agent. The first `session` to arrive binds; the same again succeeds, another is refused."""
+class RegisterRequest(WireMessage):
+    """First call of an agent. The first `session` that arrives is bound to the machine; repeating it succeeds, any
+    other is refused."""
 
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_VERSION
     machine: UUID
     boot_token: str = Field(max_length=200)
     session: str = Field(min_length=32, max_length=200)
     address: str = Field(max_length=255)
-    """Where this machine's peers reach it."""
+    """Address at which the other machines of the gang reach this one."""
     agent_version: str = Field(default="", max_length=80)
     hardware: Hardware = Hardware()
 
 
-class Series(Message):
+class MetricSeries(WireMessage):
     """Points of one metric: three columns of equal length, steps not decreasing. Times are unix seconds."""
 
     name: str = Field(min_length=1, max_length=250)
@@ -74,10 +76,10 @@ class Series(Message):
     values: list[float] = Field(max_length=20_000)
 
 
-class LogChunk(Message):
-    """Raw bytes of one rank's log. `offset` counts bytes from the machine's start, across generations.
+class LogChunk(WireMessage):
+    """Raw bytes of one rank's log. `offset` counts bytes since the machine started, across generations.
 
-    rank -1 is the agent's own log and the launcher's.
+    rank -1 is the log of the agent and of torchrun.
     """
 
     rank: int = Field(ge=-1, le=100_000)
@@ -85,8 +87,8 @@ class LogChunk(Message):
     data_b64: str
 
 
-class AgentEvent(Message):
-    """Something that happened on the machine: started, overflow, notice, rebalance, rejected, log_quota, warning, …"""
+class AgentEvent(WireMessage):
+    """An event on the machine: started, overflow, notice, rebalance, rejected, log_quota, warning, …"""
 
     kind: str = Field(min_length=1, max_length=40)
     at: float
@@ -94,23 +96,24 @@ class AgentEvent(Message):
     data: dict[str, Any] = {}
 
 
-class Batch(Message):
-    """Numbered per machine from 1, without holes. Holds one generation (0: before the first).
+class TelemetryBatch(WireMessage):
+    """Metrics, logs and events. Numbered per machine from 1 without gaps; belongs to one generation (0: before the
+    first).
 
-    When the service refuses a batch for good (`too-large`, `invalid-request`), the agent keeps its payload in
-    `rejected/` and sends the same number again, empty but for a `rejected` event, so that one poison batch never
-    stops a healthy job.
+    When the service refuses a batch permanently (`too-large`, `invalid-request`), the agent moves its content to
+    `rejected/` and sends the same number again with nothing but a `rejected` event, so that one bad batch does not
+    block a healthy job.
     """
 
     seq: int = Field(ge=1)
     generation: Count
-    points: list[Series] = Field(default=[], max_length=2_000)
+    points: list[MetricSeries] = Field(default=[], max_length=2_000)
     logs: list[LogChunk] = Field(default=[], max_length=2_000)
     events: list[AgentEvent] = Field(default=[], max_length=2_000)
 
 
-class RankExit(Message):
-    """How one rank ended. outcome `signal` = it left no word."""
+class RankExit(WireMessage):
+    """How one rank ended. outcome `signal`: the process died without writing an outcome."""
 
     rank: int
     outcome: Literal["finished", "drained", "error", "signal"]
@@ -120,17 +123,17 @@ class RankExit(Message):
     kind: str | None = Field(default=None, max_length=40)
     """user_code | out_of_memory | nan | data | infrastructure"""
     since: Step | None = None
-    """nan: the first step whose numbers broke."""
+    """nan: the first step with NaN or infinite values."""
     message: str = Field(default="", max_length=20_000)
 
 
-class Member(Message):
-    """This machine's part in a generation.
+class MemberStatus(WireMessage):
+    """State of this machine as a member of a generation.
 
-    ready    no process of an older generation lives here; node rank 0 adds a port it just found free
+    ready    no process of an older generation is left here; node rank 0 adds a free port for the rendezvous
     running  its ranks were started
-    exited   its ranks are gone; `exits` says how. `drained` and `finished` only after the checkpoint is committed
-             (rank 0's machine) or at once (the others, who write none).
+    exited   its ranks have exited; `exits` says how. `drained` and `finished` are sent after the checkpoint is
+             committed by rank 0's machine, and at once by the others, which write none.
     """
 
     generation: Count
@@ -139,21 +142,21 @@ class Member(Message):
     exits: list[RankExit] = []
 
 
-class Report(Message):
-    """Heartbeat. Every field but `protocol` may be absent."""
+class ReportRequest(WireMessage):
+    """Heartbeat. Every field but `protocol` is optional."""
 
-    protocol: int = PROTOCOL
-    batch: Batch | None = None
-    member: Member | None = None
-    notice_at: Moment | None = None
-    """Time at which the provider takes the machine, once it has said so."""
+    protocol: int = PROTOCOL_VERSION
+    batch: TelemetryBatch | None = None
+    member: MemberStatus | None = None
+    notice_at: UnixSeconds | None = None
+    """When the provider will terminate the machine, once it has given a preemption notice."""
 
 
-class Commit(Message):
-    """A checkpoint whose data and manifest are uploaded. The pointer moves only if every batch up to `through_seq`
-    is stored and `generation` is still the current one."""
+class CheckpointCommit(WireMessage):
+    """A checkpoint whose data and manifest are uploaded. It becomes the job's latest only if every batch up to
+    `through_seq` is stored and `generation` is still the current one."""
 
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_VERSION
     generation: Count
     step: Step
     nonce: str = Field(max_length=64)
@@ -168,7 +171,7 @@ class Commit(Message):
 # --- from the service -------------------------------------------------------------------------------------
 
 
-class Uploads(Message):
+class UploadUrls(WireMessage):
     """An unused pair of write-once URLs for the next checkpoint of `generation`."""
 
     generation: int
@@ -177,7 +180,7 @@ class Uploads(Message):
     manifest_url: str
 
 
-class Resume(Message):
+class CheckpointDownload(WireMessage):
     """A checkpoint that a generation starts from."""
 
     step: Step
@@ -186,67 +189,68 @@ class Resume(Message):
     manifest_sha256: str
 
 
-class Run(Message):
-    """How to start this machine's ranks: the arguments of torchrun and the task (task.json without local paths)."""
+class LaunchConfig(WireMessage):
+    """How to start this machine's ranks: the arguments of torchrun, and the task (task.json without local paths)."""
 
     node_rank: int
     nnodes: int
-    nproc: int
+    nproc_per_node: int
     master_addr: str
     master_port: int
     task: dict[str, Any]
-    resume: Resume | None = None
-    init: Resume | None = None
-    """Another job's checkpoint, whose weights are all that is taken from it; only where there is nothing to resume."""
-    direct: bool = False
-    """A machine's only rank starts without torchrun before it: where gangs change, the others wait for its start."""
+    resume: CheckpointDownload | None = None
+    init: CheckpointDownload | None = None
+    """Checkpoint of another job to initialize the weights from; unset if there is one to resume."""
+    skip_torchrun: bool = False
+    """Start the machine's only rank without torchrun: in elastic jobs the other machines wait for it to start."""
 
 
-class Order(Message):
-    """The state that the service wants this machine in. Stateless: it may be repeated and may skip steps.
+class Order(WireMessage):
+    """The state that the service wants this machine to be in. Stateless: it may be repeated and may skip states.
 
-    wait   do nothing new (what runs goes on; without a running generation, idle)
-    form   end the ranks of every older generation, then report `ready` for `generation`
-    run    ranks of `generation` shall run as `run` says (starting them twice is starting them once)
-    drain  checkpoint and stop the ranks of `generation`, report `exited`
-    end    upload what is pending, then leave: the machine is not needed any more
+    wait      start nothing new; running ranks continue
+    prepare   end the ranks of every older generation, then report `ready` for `generation`
+    run       the ranks of `generation` run as `run` says (idempotent)
+    drain     checkpoint and stop the ranks of `generation`, report `exited`
+    shutdown  upload what is pending, then exit: the machine is no longer needed
     """
 
-    kind: Literal["wait", "form", "run", "drain", "end"]
+    kind: Literal["wait", "prepare", "run", "drain", "shutdown"]
     generation: int = 0
     reason: str = ""
-    run: Run | None = None
+    run: LaunchConfig | None = None
 
 
-class Reply(Message):
-    """Answer to redeem, report and orders. Durations count from before the request was sent, on CLOCK_BOOTTIME."""
+class Reply(WireMessage):
+    """Response to register, report and orders. Durations count from before the request was sent, on CLOCK_BOOTTIME."""
 
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_VERSION
     etag: str
-    """Changes when the order or `report_every_s` does."""
+    """Changes when the order or `report_interval_s` does."""
     order: Order
     acked_seq: int
-    alive_for_s: float
-    funded_for_s: float
-    """By then the agent has checkpointed and left, whatever else it hears or doesn't."""
-    report_every_s: float
-    """5 in general, 0.25 while somebody watches."""
-    uploads: Uploads | None = None
+    lease_s: float
+    """Without a call for this long the machine counts as unresponsive."""
+    funding_lease_s: float
+    """When it expires, the agent has checkpointed and exited, even if the service is unreachable."""
+    report_interval_s: float
+    """5 by default, 0.25 while somebody watches the job."""
+    upload_urls: UploadUrls | None = None
 
 
-class Committed(Message):
-    moved: bool
-    """False: the checkpoint is kept as history, because its generation is over."""
-    uploads: Uploads | None = None
+class CommitReply(WireMessage):
+    promoted: bool
+    """Whether it became the job's latest checkpoint. False: its generation is over, so it is kept as history only."""
+    upload_urls: UploadUrls | None = None
 
 
 # --- tokens -----------------------------------------------------------------------------------------------
 
 
-def boot_token(server_secret: str, machine: UUID) -> str:
-    """Recomputable, so that a repeated launch has the same bytes; never stored."""
+def derive_boot_token(server_secret: str, machine: UUID) -> str:
+    """Return the machine's boot token. Derived instead of stored, so that a repeated launch request is identical."""
     return hmac.new(server_secret.encode(), f"boot:{machine}".encode(), hashlib.sha256).hexdigest()
 
 
-def session_hash(session: str) -> str:
+def hash_session(session: str) -> str:
     return hashlib.sha256(session.encode()).hexdigest()

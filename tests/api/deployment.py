@@ -116,7 +116,7 @@ class Deployment:
         job = self.submit(**fields)
         agents = self.launch(job)
         for agent in agents:
-            agent.redeem()
+            agent.register()
         for agent in agents:
             agent.report(member={"generation": 1, "state": "ready", "port": 29500})
         return job, agents
@@ -170,14 +170,14 @@ class Agent:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.machine}.{self.session}"}
 
-    def redeem(self, **fields: Any) -> httpx.Response:
+    def register(self, **fields: Any) -> httpx.Response:
         body = {
             "machine": str(self.machine),
-            "boot_token": wire.boot_token(SECRET, self.machine),
+            "boot_token": wire.derive_boot_token(SECRET, self.machine),
             "session": self.session,
             "address": "127.0.0.1",
         }
-        return self.here.nobody.post("/agent/v1/redeem", json=body | fields)
+        return self.here.nobody.post("/agent/v1/register", json=body | fields)
 
     def post(self, content: bytes) -> httpx.Response:
         return self.here.nobody.post("/agent/v1/report", content=content, headers=self.headers)
@@ -214,7 +214,7 @@ class Agent:
         self, step: int, files: dict[str, bytes], *, reason: str = "periodic", generation: int = 1, **fields: Any
     ) -> httpx.Response:
         """Upload a checkpoint to where the service says, and commit it."""
-        uploads = self.report().uploads
+        uploads = self.report().upload_urls
         assert uploads is not None
         data = b"".join(files.values())
         parts, offset = [], 0

@@ -17,9 +17,9 @@ def test_a_gang_forms_and_trains_and_the_job_follows(here: Deployment) -> None:
     job = here.submit(resources={"nodes": 2})
     first, second = here.launch(job)
     assert here.job(job).state == "launching"
-    assert wire.Reply.model_validate_json(first.redeem().content).order.kind == "wait"
-    assert wire.Reply.model_validate_json(second.redeem().content).order.kind == "form"
-    assert first.report(member={"generation": 1, "state": "ready", "port": 29500}).order.kind == "form"
+    assert wire.Reply.model_validate_json(first.register().content).order.kind == "wait"
+    assert wire.Reply.model_validate_json(second.register().content).order.kind == "prepare"
+    assert first.report(member={"generation": 1, "state": "ready", "port": 29500}).order.kind == "prepare"
     order = second.report(member={"generation": 1, "state": "ready", "port": 29501}).order
     assert order.run is not None
     assert (order.kind, order.run.node_rank, order.run.nnodes, order.run.master_port) == ("run", 1, 2, 29500)
@@ -33,11 +33,11 @@ def test_a_gang_forms_and_trains_and_the_job_follows(here: Deployment) -> None:
 def test_leases_and_upload_urls_come_with_every_reply(here: Deployment) -> None:
     _, (agent,) = here.running()
     reply = agent.report()
-    assert 25 < reply.alive_for_s <= 30
+    assert 25 < reply.lease_s <= 30
     funded = here.service.timeouts.funding_lease / 1e6
-    assert funded - 10 < reply.funded_for_s <= funded
-    assert reply.uploads is not None
-    assert reply.report_every_s == 5
+    assert funded - 10 < reply.funding_lease_s <= funded
+    assert reply.upload_urls is not None
+    assert reply.report_interval_s == 5
 
 
 def test_a_replayed_batch_changes_nothing(here: Deployment) -> None:
@@ -139,10 +139,10 @@ def test_a_forged_or_missing_session_is_refused_and_the_team_alarmed(here: Deplo
 def test_a_boot_token_binds_the_first_session_and_no_other(here: Deployment) -> None:
     job = here.submit()
     (agent,) = here.launch(job)
-    assert agent.redeem(boot_token="0" * 64).status_code == 403
-    assert agent.redeem().status_code == 200
-    assert agent.redeem().status_code == 200, "a lost reply harms nobody"
-    thief = agent.redeem(session="t" * 40)
+    assert agent.register(boot_token="0" * 64).status_code == 403
+    assert agent.register().status_code == 200
+    assert agent.register().status_code == 200, "a lost reply harms nobody"
+    thief = agent.register(session="t" * 40)
     assert (thief.status_code, thief.json()["code"]) == (403, "agent-refused")
     kinds = [event["kind"] for event in here.member.get(f"/v1/jobs/{job}/events").json()["events"]]
     assert kinds.count("alarm") == 2
@@ -174,8 +174,8 @@ def test_machines_report_often_while_somebody_watches(here: Deployment) -> None:
     before = agent.report()
     with here.stream(f"job:{job}"):
         watched = agent.orders(before.etag)
-        assert watched.report_every_s == 0.25
-    assert agent.orders(watched.etag).report_every_s == 5
+        assert watched.report_interval_s == 0.25
+    assert agent.orders(watched.etag).report_interval_s == 5
 
 
 def test_a_final_checkpoint_ends_the_job_and_its_parts_can_be_fetched(here: Deployment) -> None:
@@ -183,7 +183,7 @@ def test_a_final_checkpoint_ends_the_job_and_its_parts_can_be_fetched(here: Depl
     agent.points(range(1, 11))
     files = {"model.safetensors": bytes(range(256)) * 100, "model.json": b'{"classes": 10}'}
     answer = agent.checkpoint(10, files, reason="final", result={"val/acc": 0.98})
-    assert (answer.status_code, answer.json()["moved"]) == (200, True), answer.text
+    assert (answer.status_code, answer.json()["promoted"]) == (200, True), answer.text
     shown = here.job(job)
     assert (shown.state, shown.end_reason, shown.result) == ("ended", "succeeded", {"val/acc": 0.98})
     listed = {one["name"]: one for one in here.member.get(f"/v1/jobs/{job}/artifacts").json()["artifacts"]}

@@ -178,9 +178,9 @@ def test_a_job_says_which_batches_it_does_without(here: Deployment) -> None:
     assert any(event["reason"] == verdict.reason for event in told)
 
 
-def started(agent: Agent) -> wire.Run:
+def started(agent: Agent) -> wire.LaunchConfig:
     """What the only machine of a fresh job is told to run."""
-    agent.redeem()
+    agent.register()
     run = agent.report(member={"generation": 1, "state": "ready", "port": 29500}).order.run
     assert run is not None
     return run

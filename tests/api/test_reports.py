@@ -20,7 +20,7 @@ from tests.api.deployment import Deployment
 def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(here: Deployment) -> None:
     job, (agent,) = here.running()
     agent.points(range(1, 9))
-    assert agent.checkpoint(5, {"model": b"abc"}).json()["moved"]
+    assert agent.checkpoint(5, {"model": b"abc"}).json()["promoted"]
     here.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
     agent.report(member={"generation": 2, "state": "ready", "port": 29501})
     agent.points(range(6, 8), generation=2)

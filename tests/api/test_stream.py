@@ -138,9 +138,9 @@ def test_a_second_process_hears_of_commits_through_redis(
     ):
         job, (agent,) = first.running()
         before = agent.report()
-        assert before.report_every_s == 5
+        assert before.report_interval_s == 5
         with second.stream(f"job:{job}") as stream:
-            assert agent.orders(before.etag).report_every_s == 0.25, "watched at the other process"
+            assert agent.orders(before.etag).report_interval_s == 0.25, "watched at the other process"
             agent.points(range(1, 2))
             assert next(_steps(stream)) == 1
             valkey.kill()

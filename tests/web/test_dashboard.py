@@ -91,7 +91,7 @@ def test_the_list_fills_and_moves_by_itself(here: Deployment, enter: SignIn) -> 
     expect(chip(page, "queued")).to_be_visible()
     (agent,) = here.launch(job)
     expect(chip(page, "launching")).to_be_visible()
-    agent.redeem()
+    agent.register()
     agent.report(member={"generation": 1, "state": "ready", "port": 29500})
     expect(chip(page, "running")).to_be_visible()
     agent.points(range(1, 8))

@@ -78,24 +78,24 @@ class World:
 
     # What agents do.
 
-    def redeem(self, job: UUID) -> None:
+    def register(self, job: UUID) -> None:
         for machine in self.machines(job):
             if machine.state in ("calling", "up") and machine.session_hash is None:
-                secret = wire.session_hash(f"session {machine.id}")
+                secret = wire.hash_session(f"session {machine.id}")
                 self.store.write(
-                    lambda db, m=machine.id, s=secret: agents.redeem(db, m, True, s, "127.0.0.1", {}, self.timeouts)
+                    lambda db, m=machine.id, s=secret: agents.register(db, m, True, s, "127.0.0.1", {}, self.timeouts)
                 )
 
     def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:
-        word = wire.Member(generation=generation, state=state, **more)
+        word = wire.MemberStatus(generation=generation, state=state, **more)
         return self.store.write(lambda db: agents.report_member(db, machine, word))
 
     def form(self, job: UUID) -> int:
-        """All living machines redeem and get ready; returns the generation that formed."""
-        self.redeem(job)
+        """All living machines register and get ready; returns the generation that formed."""
+        self.register(job)
         number = self.job(job).generation
         for machine in self.alive(job):
-            if self.order(machine.id).kind == "form":
+            if self.order(machine.id).kind == "prepare":
                 self.say(machine.id, "ready", number, port=29500)
         return number
 
@@ -120,7 +120,7 @@ class World:
             with self.store.read() as db:
                 place = checkpoints.uploads(db, machine)
             nonce = place.nonce if place else "000001"
-        said = wire.Commit(
+        said = wire.CheckpointCommit(
             generation=generation,
             step=step,
             nonce=nonce,

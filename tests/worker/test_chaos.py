@@ -146,7 +146,7 @@ class Drama:
         if now < agent.silent_until:
             return None
         if row.session_hash is None:
-            world.redeem(agent.job)
+            world.register(agent.job)
             return None
         world.store.write(lambda db: agents.renew(db, agent.id, world.timeouts))
         if agent.notice is not None and row.notice_at is None:
@@ -154,9 +154,9 @@ class Drama:
         order = world.order(agent.id)
         if agent.running and agent.running == order.generation and (order.kind == "drain" or agent.notice is not None):
             self._drain(agent)
-        elif order.kind == "end":
+        elif order.kind == "shutdown":
             world.cloud.end(agent.provider_id, "exited")
-        elif order.kind == "form":
+        elif order.kind == "prepare":
             agent.running = 0
             world.say(agent.id, "ready", order.generation, port=self.dice.randrange(1024, 65535))
         elif order.kind == "run" and agent.running != order.generation and agent.exited != order.generation:

@@ -28,7 +28,7 @@ def finish(world: World, job: UUID, step: int = 100) -> None:
 
 def leave(world: World, job: UUID, cause: str = "exited") -> None:
     for machine in world.alive(job):
-        assert world.order(machine.id).kind == "end"
+        assert world.order(machine.id).kind == "shutdown"
         world.cloud.end(machine.provider_id, cause)
     world.tick()
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_on_its_way_counts_after_its_attempt_has_ended(world: World
     world.cloud.end(second.provider_id, "crashed")
     world.tick(1)
     assert world.job(job).state == "queued"
-    assert world.order(first.id).kind == "end"
+    assert world.order(first.id).kind == "shutdown"
     assert world.commit(first.id, generation, 30)
     leave(world, job)
     world.form(job)

@@ -45,7 +45,7 @@ def test_survivors_form_the_next_generation_and_the_lost_machine_is_replaced(wor
     world.tick(3)
     assert (world.job(job).state, world.job(job).attempt, world.job(job).generation) == ("running", 1, 2)
     survivors = [one for one in world.alive(job) if one.slot != 2]
-    assert {world.order(one.id).kind for one in survivors} == {"form"}
+    assert {world.order(one.id).kind for one in survivors} == {"prepare"}
     for one in survivors:
         world.say(one.id, "ready", 2, port=29501)
     assert members(world, job) == [0, 1, 3]
@@ -103,7 +103,7 @@ def test_with_fewer_than_the_least_number_the_attempt_ends_as_it_always_did(worl
         lose(world, job, slot)
     world.tick(3)
     assert world.job(job).state == "queued"
-    assert {world.order(one.id).kind for one in world.alive(job)} == {"end"}
+    assert {world.order(one.id).kind for one in world.alive(job)} == {"shutdown"}
 
 
 def test_a_gang_without_a_least_number_loses_all_with_one(world: World):
@@ -134,7 +134,7 @@ def test_a_gang_begins_with_those_that_came(world: World):
     world.cloud.fault = lambda token: "refuse" if len(world.cloud.alive()) >= 3 else None
     job = world.submit(nodes="2..4")
     for _ in range(61):
-        world.redeem(job)
+        world.register(job)
         world.report(job)
         world.tick(1)
     assert world.job(job).generation == 1
@@ -145,7 +145,7 @@ def test_a_gang_begins_with_those_that_came(world: World):
     for _ in range(62):
         world.report(job)
         world.tick(1)
-        world.redeem(job)
+        world.register(job)
     assert len(world.alive(job)) == 4
     assert "drain" in {world.order(one.id).kind for one in world.alive(job)}
 

@@ -122,7 +122,7 @@ def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World):
     world.cloud.fault = lambda token: "refuse" if world.cloud.alive() else None
     job = world.submit(nodes=2)
     for _ in range(65):
-        world.redeem(job)
+        world.register(job)
         world.report(job)
         world.tick(1)
         if world.job(job).state == "queued":
@@ -273,21 +273,21 @@ def test_many_workers_ticking_at_once_buy_one_machine_for_each_slot(world: World
     assert all(machine.state == "up" for job in submitted for machine in world.machines(job))
 
 
-def test_the_last_two_agents_to_redeem_at_once_open_one_generation(world: World):
+def test_the_last_two_agents_to_register_at_once_open_one_generation(world: World):
     job = world.submit(nodes=4)
     world.tick()
 
-    def redeem(machine: UUID) -> None:
-        secret = wire.session_hash(f"session {machine}")
-        world.store.write(lambda db: agents.redeem(db, machine, True, secret, "127.0.0.1", {}, world.timeouts))
+    def register(machine: UUID) -> None:
+        secret = wire.hash_session(f"session {machine}")
+        world.store.write(lambda db: agents.register(db, machine, True, secret, "127.0.0.1", {}, world.timeouts))
 
-    threads = [threading.Thread(target=redeem, args=(machine.id,)) for machine in world.alive(job)]
+    threads = [threading.Thread(target=register, args=(machine.id,)) for machine in world.alive(job)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert world.job(job).generation == 1
-    assert {world.order(machine.id).kind for machine in world.alive(job)} == {"form"}
+    assert {world.order(machine.id).kind for machine in world.alive(job)} == {"prepare"}
 
 
 # Agents
@@ -298,16 +298,16 @@ def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_a
     world.tick()
     (machine,) = world.machines(job)
 
-    def redeem(secret: str, token_ok: bool = True) -> Machine | None:
-        hashed = wire.session_hash(secret)
+    def register(secret: str, token_ok: bool = True) -> Machine | None:
+        hashed = wire.hash_session(secret)
         return world.store.write(
-            lambda db: agents.redeem(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.timeouts)
+            lambda db: agents.register(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.timeouts)
         )
 
-    assert redeem("forged", token_ok=False) is None
-    assert redeem("mine") is not None
-    assert redeem("mine") is not None
-    assert redeem("another") is None
+    assert register("forged", token_ok=False) is None
+    assert register("mine") is not None
+    assert register("mine") is not None
+    assert register("another") is None
     with world.store.read() as db:
         assert agents.authenticate(db, machine.id, "mine").id == machine.id
         for wrong in ("another", "", "forged"):
@@ -319,7 +319,7 @@ def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_a
 def test_a_repeated_ready_changes_nothing_and_an_old_one_moves_nothing(world: World):
     job = world.submit(nodes=2)
     world.tick()
-    world.redeem(job)
+    world.register(job)
     first, second = world.alive(job)
     assert not world.say(first.id, "ready", 1, port=1)
     assert not world.say(first.id, "ready", 1, port=1)
@@ -373,7 +373,7 @@ def test_an_upload_never_given_out_is_refused(world: World, running):
 
 def test_a_checkpoint_waits_for_the_points_it_stands_on(world: World, running):
     job, machine = running
-    said = wire.Commit(
+    said = wire.CheckpointCommit(
         generation=1, step=10, nonce="000001", manifest_sha256="0" * 64, bytes=1, through_seq=3, reason="periodic"
     )
     with pytest.raises(PointsMissing):

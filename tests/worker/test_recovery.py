@@ -29,7 +29,7 @@ def save(world: World, job: UUID, *steps: int) -> None:
         assert world.commit(world.alive(job)[0].id, generation, step)
 
 
-def break_at(world: World, job: UUID, since: int) -> wire.Run | None:
+def break_at(world: World, job: UUID, since: int) -> wire.LaunchConfig | None:
     """The numbers break; what the first machine is told to run then."""
     generation = world.job(job).generation
     world.train(job, since)

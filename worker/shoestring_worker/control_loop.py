@@ -114,7 +114,7 @@ class ControlLoop:
             return
         if (self.monotonic() - begun) * 1e6 > self.timeouts.launch_call / 5:
             return  # the commit took so long that the answer might come after call_by; the next tick calls
-        token = wire.boot_token(self.secret, machine)
+        token = wire.derive_boot_token(self.secret, machine)
         request = order.request
         intent = Intent(
             token=str(machine),

@@ -32,7 +32,7 @@ class MachineStatus:
     ready_at: int | None = None
     exited_at: int | None = None
     exits: tuple[wire.RankExit, ...] = ()
-    redeemed_at: int | None = None
+    registered_at: int | None = None
     ended_at: int | None = None
     is_member: bool = True
     is_rank0: bool = False
@@ -42,7 +42,7 @@ class MachineStatus:
     def can_train(self) -> bool:
         """It is alive and registered, and has no preemption notice, as far as we know."""
         alive = self.state in (MachineState.CALLING, MachineState.UP)
-        return alive and self.redeemed_at is not None and self.notice_at is None
+        return alive and self.registered_at is not None and self.notice_at is None
 
 
 def select_members(
@@ -76,8 +76,8 @@ def should_admit_waiting(machines: Iterable[MachineStatus], now: int, timeouts: 
         for machine in others
         if machine.can_train and (machine.last_report_at or 0) >= now - timeouts.join_window
     ]
-    starting = any(machine.redeemed_at is None and machine.state in STARTING for machine in others)
-    since = min((machine.redeemed_at or now for machine in waiting), default=now)
+    starting = any(machine.registered_at is None and machine.state in STARTING for machine in others)
+    since = min((machine.registered_at or now for machine in waiting), default=now)
     return bool(waiting) and (not starting or now >= since + timeouts.join_window)
 
 

@@ -38,7 +38,7 @@ class OrderInputs:
 
 @dataclass(frozen=True)
 class Directive:
-    kind: Literal["wait", "form", "run", "drain", "end"]
+    kind: Literal["wait", "prepare", "run", "drain", "shutdown"]
     generation: int = 0
     reason: str = ""
 
@@ -51,19 +51,19 @@ def decide_order(inputs: OrderInputs) -> Directive:
     """
     membership, generation = inputs.membership, inputs.generation
     if inputs.machine in (MachineState.ENDING, MachineState.GONE, MachineState.VOID):
-        return Directive("end", reason="the machine is terminating")
+        return Directive("shutdown", reason="the machine is terminating")
     if not inputs.in_latest_attempt or inputs.job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
-        return Directive("end", reason=inputs.reason or f"the job is {inputs.job}")
+        return Directive("shutdown", reason=inputs.reason or f"the job is {inputs.job}")
     if inputs.job is JobState.STOPPING:
         if membership and membership.state is GenerationState.FORMED and not membership.exited:
             return Directive("drain", generation, inputs.reason)
-        return Directive("end", reason=inputs.reason)
+        return Directive("shutdown", reason=inputs.reason)
     if inputs.attempt is not AttemptState.OPEN:
-        return Directive("end", reason=inputs.reason)
+        return Directive("shutdown", reason=inputs.reason)
     if membership is None:
         return Directive("wait", reason="waiting for the other machines")
     if membership.state is GenerationState.FORMING:
-        return Directive("form", generation)
+        return Directive("prepare", generation)
     if membership.exited:
         return Directive("wait", generation)
     if inputs.admit_waiting:

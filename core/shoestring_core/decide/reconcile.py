@@ -46,7 +46,7 @@ class TrackedMachine:
     wanted: bool
     unwanted_since: int
     refused: bool
-    redeemed: bool
+    registered: bool
     call_by: int
     alive_until: int | None
     funded_until: int | None
@@ -157,7 +157,7 @@ _LEASE_EXPIRED = "it has not reported for too long"
 def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, timeouts: Timeouts) -> str | None:
     if row.state is MachineState.ENDING:
         return "its termination was requested"
-    if not row.wanted and (not row.redeemed or now >= row.unwanted_since + timeouts.self_exit_window):
+    if not row.wanted and (not row.registered or now >= row.unwanted_since + timeouts.self_exit_window):
         return "its job does not need it any more"
     if row.funded_until is not None and now >= row.funded_until:
         return "its funding lease has expired"

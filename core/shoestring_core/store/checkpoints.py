@@ -72,7 +72,7 @@ def uploads(db: Read, machine_id: UUID) -> Upload | None:
     return None if generation is None else _next_upload(db, generation.job, generation.no)
 
 
-def commit(db: Write, machine_id: UUID, said: wire.Commit) -> bool:
+def commit(db: Write, machine_id: UUID, said: wire.CheckpointCommit) -> bool:
     """Store a checkpoint whose objects the caller has seen. True: it is the job's newest; False: kept as history.
 
     Only the current generation moves the job's pointer; `reason` final ends the job with it. The same commit again
@@ -126,7 +126,7 @@ def commit(db: Write, machine_id: UUID, said: wire.Commit) -> bool:
         generation=said.generation,
         ref=str(checkpoint),
         reason=said.reason,
-        data={"step": said.step, "bytes": said.bytes, "moved": moves, "final": final},
+        data={"step": said.step, "bytes": said.bytes, "promoted": moves, "final": final},
     )
     return moves
 
@@ -204,7 +204,7 @@ def adopt(db: Write, place: Stranded, manifest: Manifest, manifest_sha: str) -> 
         generation=place.generation,
         ref=str(checkpoint),
         reason="adopted",
-        data={"step": manifest.step, "bytes": manifest.bytes, "moved": True},
+        data={"step": manifest.step, "bytes": manifest.bytes, "promoted": True},
     )
     return True
 

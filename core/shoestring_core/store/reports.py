@@ -43,7 +43,7 @@ MAX_LINE_BYTES = 64 * 1024
 # --- taking in --------------------------------------------------------------------------------------------
 
 
-def accept(db: Write, machine_id: UUID, batch: wire.Batch, *, log_quota: int) -> int:
+def accept(db: Write, machine_id: UUID, batch: wire.TelemetryBatch, *, log_quota: int) -> int:
     """Store a machine's next batch and return the number of the last one stored. A repeated batch changes nothing.
 
     log_quota   log bytes taken of one job in an hour; what comes beyond is dropped and the job's log marked as cut
@@ -101,7 +101,7 @@ class Column:
         return max(zip(self.steps, range(len(self.steps)), self.values, strict=True))[2]
 
 
-def _columns(points: Sequence[wire.Series]) -> dict[str, Column]:
+def _columns(points: Sequence[wire.MetricSeries]) -> dict[str, Column]:
     columns: dict[str, Column] = defaultdict(Column)
     for series in points:
         if not len(series.steps) == len(series.times) == len(series.values):
@@ -147,7 +147,7 @@ def _first_at(db: Read, generation: Generation, points: Mapping[str, Column]) ->
 def _write_job(
     db: Write,
     job: Job,
-    batch: wire.Batch,
+    batch: wire.TelemetryBatch,
     points: Mapping[str, Column],
     first_at: int,
     log_size: int,
@@ -201,7 +201,9 @@ def _write_first_step(db: Write, generation: Generation, points: Mapping[str, Co
     db.sql.execute(update(Generation).where(*mine).values(**changes))
 
 
-def _write_chunks(db: Write, job: UUID, machine: UUID, batch: wire.Batch, points: Mapping[str, Column]) -> None:
+def _write_chunks(
+    db: Write, job: UUID, machine: UUID, batch: wire.TelemetryBatch, points: Mapping[str, Column]
+) -> None:
     if not points:
         return
     series = _series(db, job, list(points))

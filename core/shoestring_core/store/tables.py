@@ -242,7 +242,7 @@ class Machine(Base):
     state: Mapped[str]
     call_by: Mapped[int | None]
     session_hash: Mapped[str | None]
-    redeemed_at: Mapped[int | None]
+    registered_at: Mapped[int | None]
     address: Mapped[str | None]
     hardware: Mapped[dict[str, Any] | None]
     acked_seq: Mapped[int] = mapped_column(default=0)

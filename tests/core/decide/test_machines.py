@@ -43,18 +43,18 @@ def standing(job=JobState.RUNNING, part=FORMED, machine=MachineState.UP, attempt
     ("given", "kind"),
     [
         (standing(JobState.LAUNCHING, None), "wait"),
-        (standing(JobState.LAUNCHING, FORMING), "form"),
+        (standing(JobState.LAUNCHING, FORMING), "prepare"),
         (standing(part=FORMED), "run"),
         (standing(part=LEFT), "wait"),
-        (standing(part=FORMING), "form"),
+        (standing(part=FORMING), "prepare"),
         (standing(JobState.STOPPING, FORMED), "drain"),
         (standing(JobState.STOPPING, FORMED, attempt=AttemptState.CLOSING), "drain"),
-        (standing(JobState.STOPPING, LEFT), "end"),
-        (standing(JobState.STOPPING, FORMING), "end"),
-        (standing(JobState.STOPPING, None), "end"),
-        (standing(attempt=AttemptState.CLOSING), "end"),
-        (standing(current=False), "end"),
-        (standing(JobState.STOPPING, current=False), "end"),
+        (standing(JobState.STOPPING, LEFT), "shutdown"),
+        (standing(JobState.STOPPING, FORMING), "shutdown"),
+        (standing(JobState.STOPPING, None), "shutdown"),
+        (standing(attempt=AttemptState.CLOSING), "shutdown"),
+        (standing(current=False), "shutdown"),
+        (standing(JobState.STOPPING, current=False), "shutdown"),
     ],
 )
 def test_each_machine_is_told_what_its_job_needs(given, kind):
@@ -64,9 +64,9 @@ def test_each_machine_is_told_what_its_job_needs(given, kind):
 def test_a_machine_whose_job_rests_or_that_is_dying_is_told_to_end():
     for job, part in product(JobState, (None, FORMING, FORMED, LEFT)):
         if job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
-            assert decide_order(standing(job, part)).kind == "end"
+            assert decide_order(standing(job, part)).kind == "shutdown"
         for machine in (MachineState.ENDING, MachineState.GONE, MachineState.VOID):
-            assert decide_order(standing(job, part, machine)).kind == "end"
+            assert decide_order(standing(job, part, machine)).kind == "shutdown"
 
 
 # Funding
@@ -124,10 +124,10 @@ def test_what_never_launched_costs_nothing():
 
 ID = UUID(int=5)
 UP = TrackedMachine(
-    ID, "local", "local", MachineState.UP, "m-1", wanted=True, unwanted_since=2**62, refused=False, redeemed=True,
+    ID, "local", "local", MachineState.UP, "m-1", wanted=True, unwanted_since=2**62, refused=False, registered=True,
     call_by=NOW, alive_until=NOW + 30 * S, funded_until=NOW + 60 * S,
 )  # fmt: skip
-CALLING = replace(UP, state=MachineState.CALLING, provider_id=None, alive_until=None, redeemed=False)
+CALLING = replace(UP, state=MachineState.CALLING, provider_id=None, alive_until=None, registered=False)
 SEEN = ProviderMachine("local", "local", "m-1", str(ID), {DEPLOYMENT_TAG: "us"}, "running", NOW - 60 * S)
 
 
@@ -156,7 +156,7 @@ def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
         (unwanted(replace(UP, state=MachineState.PLANNED, provider_id=None)), None, NOW, [VoidLaunch]),
         (unwanted(UP), SEEN, NOW + 7 * S, []),
         (unwanted(UP), SEEN, NOW + 8 * S, [Terminate]),
-        (unwanted(replace(UP, redeemed=False)), SEEN, NOW, [Terminate]),
+        (unwanted(replace(UP, registered=False)), SEEN, NOW, [Terminate]),
         (replace(UP, state=MachineState.ENDING), SEEN, NOW, [Terminate]),
         (UP, SEEN, NOW + 31 * S, [Terminate]),
         (replace(UP, alive_until=NOW + 99 * S), SEEN, NOW + 60 * S, [Terminate]),

@@ -18,7 +18,7 @@ DRAINED = (wire.RankExit(rank=0, outcome="drained", at=0.0),)
 
 
 def member(slot: int, **more) -> MachineStatus:
-    known = {"redeemed_at": 1, "ready_at": 1, "last_report_at": NOW, "is_rank0": slot == 0, "was_member": True}
+    known = {"registered_at": 1, "ready_at": 1, "last_report_at": NOW, "is_rank0": slot == 0, "was_member": True}
     return MachineStatus(slot, MachineState.UP, **known | more)
 
 
@@ -28,7 +28,7 @@ def gone(slot: int, ago: float = 5) -> MachineStatus:
 
 def newcomer(slot: int, **more) -> MachineStatus:
     return MachineStatus(
-        slot, MachineState.UP, **{"redeemed_at": NOW - S, "last_report_at": NOW, "is_member": False} | more
+        slot, MachineState.UP, **{"registered_at": NOW - S, "last_report_at": NOW, "is_member": False} | more
     )
 
 
@@ -99,7 +99,7 @@ def test_those_that_came_begin_when_the_launch_window_is_over():
     [
         (FOUR, (0, 1, 2, 3)),
         ([*FOUR[:2], gone(2), replace(FOUR[3], notice_at=1)], (0, 1)),
-        ([*FOUR[:2], newcomer(2), newcomer(3, redeemed_at=None)], (0, 1, 2)),
+        ([*FOUR[:2], newcomer(2), newcomer(3, registered_at=None)], (0, 1, 2)),
         ([gone(0), gone(1), newcomer(2), newcomer(3)], (2, 3)),
         # one that is only silent might still train with others that are: somebody it trained with must have stopped
         ([replace(FOUR[0], state=MachineState.ENDING), newcomer(2), newcomer(3)], None),
@@ -112,11 +112,13 @@ def test_who_can_train_next(machines, expected):
 
 
 def test_newcomers_are_let_in_together_and_do_not_wait_for_ever():
-    coming = newcomer(3, redeemed_at=None)
+    coming = newcomer(3, registered_at=None)
     assert should_admit_waiting([*FOUR[:3], newcomer(3)], NOW, TIMEOUTS)
     assert not should_admit_waiting(FOUR, NOW, TIMEOUTS)
     assert not should_admit_waiting([*FOUR[:3], coming], NOW, TIMEOUTS)
     assert not should_admit_waiting([*FOUR[:2], newcomer(2), coming], NOW, TIMEOUTS)
-    assert should_admit_waiting([*FOUR[:2], newcomer(2, redeemed_at=NOW - TIMEOUTS.join_window), coming], NOW, TIMEOUTS)
+    assert should_admit_waiting(
+        [*FOUR[:2], newcomer(2, registered_at=NOW - TIMEOUTS.join_window), coming], NOW, TIMEOUTS
+    )
     assert not should_admit_waiting([*FOUR[:3], newcomer(3, last_report_at=NOW - 11 * S)], NOW, TIMEOUTS)
     assert not should_admit_waiting([*FOUR[:3], newcomer(3, notice_at=NOW)], NOW, TIMEOUTS)

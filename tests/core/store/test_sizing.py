@@ -66,20 +66,20 @@ def train(
         for rank, machine in enumerate(ids):
             db.add_new(Member, job=job.id, generation=no, node_rank=rank, machine=machine, nproc=1)
         points = [
-            wire.Series(
+            wire.MetricSeries(
                 name="epoch", steps=list(range(first + 1, last + 1)), times=times,
                 values=[step / STEPS for step in range(first + 1, last + 1)],
             )
         ]  # fmt: skip
         if scores:
             points.append(
-                wire.Series(
+                wire.MetricSeries(
                     name=results.SCORING, steps=[step for step, _ in scores], times=[at for _, at in scores],
                     values=[scoring_s] * len(scores),
                 )
             )  # fmt: skip
-        reports.accept(db, ids[0], wire.Batch(seq=1, generation=no, points=points[:1]), log_quota=0)
-        reports.accept(db, ids[0], wire.Batch(seq=2, generation=no, points=points[1:]), log_quota=0)
+        reports.accept(db, ids[0], wire.TelemetryBatch(seq=1, generation=no, points=points[:1]), log_quota=0)
+        reports.accept(db, ids[0], wire.TelemetryBatch(seq=2, generation=no, points=points[1:]), log_quota=0)
         ended = {"state": "ended", "end_reason": end, "ended_at": over} if end else {}
         db.sql.execute(update(Job).where(Job.id == job.id).values(generation=no, **ended))
 

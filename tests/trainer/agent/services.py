@@ -16,7 +16,19 @@ from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 from pydantic import ValidationError
-from shoestring_core.wire import Batch, Commit, Committed, Member, Order, Redeem, Reply, Report, Resume, Run, Uploads
+from shoestring_core.wire import (
+    CheckpointCommit,
+    CheckpointDownload,
+    CommitReply,
+    LaunchConfig,
+    MemberStatus,
+    Order,
+    RegisterRequest,
+    Reply,
+    ReportRequest,
+    TelemetryBatch,
+    UploadUrls,
+)
 
 DROP, DROP_REPLY = "drop", "drop reply"  # before and after the request has had its effect
 
@@ -33,25 +45,25 @@ class Fault:
 
 @dataclass
 class Service:
-    """One machine's service. Tests read what it stored, and turn `order`, `funded_for_s` and `faults`."""
+    """One machine's service. Tests read what it stored, and turn `order`, `funding_lease_s` and `faults`."""
 
     machine: UUID = field(default_factory=uuid4)
     boot_token: str = "boot-token-of-this-machine"
     session: str | None = None
-    funded_for_s: float = 60.0
+    funding_lease_s: float = 60.0
     funded_until: float | None = None  # monotonic; from there on nothing is extended
-    report_every_s: float = 0.25
+    report_interval_s: float = 0.25
     order: Order = field(default_factory=lambda: Order(kind="wait"))
-    batches: list[Batch] = field(default_factory=list)
-    members: list[Member] = field(default_factory=list)
+    batches: list[TelemetryBatch] = field(default_factory=list)
+    members: list[MemberStatus] = field(default_factory=list)
     notices: set[float] = field(default_factory=set)
-    commits: list[Commit] = field(default_factory=list)
+    commits: list[CheckpointCommit] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
-    redeems: list[Redeem] = field(default_factory=list)
-    arrivals: list[tuple[float, Batch]] = field(default_factory=list)
-    refuse: Callable[[Batch], int | None] = lambda batch: None
+    registrations: list[RegisterRequest] = field(default_factory=list)
+    arrivals: list[tuple[float, TelemetryBatch]] = field(default_factory=list)
+    refuse: Callable[[TelemetryBatch], int | None] = lambda batch: None
 
     def __post_init__(self) -> None:
         self.changed = threading.Condition()
@@ -75,16 +87,24 @@ class Service:
         self,
         generation: int,
         *,
-        nproc: int = 1,
-        resume: Resume | None = None,
-        init: Resume | None = None,
+        nproc_per_node: int = 1,
+        resume: CheckpointDownload | None = None,
+        init: CheckpointDownload | None = None,
         data: str = "",
         **params: Any,
     ) -> None:
         task = {"format": 1, "job": "job", "generation": generation, "recipe": "digits/quickstart", "params": params}
         task["data"] = {"train": data, "format": "imagefolder"} if data else None
-        place = {"node_rank": 0, "nnodes": 1, "nproc": nproc, "master_addr": "127.0.0.1", "master_port": 29500}
-        self.say(Order(kind="run", generation=generation, run=Run(**place, task=task, resume=resume, init=init)))
+        place = {
+            "node_rank": 0,
+            "nnodes": 1,
+            "nproc_per_node": nproc_per_node,
+            "master_addr": "127.0.0.1",
+            "master_port": 29500,
+        }
+        self.say(
+            Order(kind="run", generation=generation, run=LaunchConfig(**place, task=task, resume=resume, init=init))
+        )
 
     def fail(self, path: str, what: int | str, times: int = 1, code: str = "internal") -> None:
         self.faults.append(Fault(path, what, times, code))
@@ -128,16 +148,16 @@ class Service:
 
     # what it does
 
-    def redeem(self, redeem: Redeem) -> Reply | tuple[int, dict[str, Any]]:
-        if redeem.machine != self.machine or redeem.boot_token != self.boot_token:
+    def register(self, register: RegisterRequest) -> Reply | tuple[int, dict[str, Any]]:
+        if register.machine != self.machine or register.boot_token != self.boot_token:
             return 403, {"code": "agent-refused", "detail": "forged"}
-        if self.session not in (None, redeem.session):
+        if self.session not in (None, register.session):
             return 403, {"code": "agent-refused", "detail": "another session was first"}
-        self.session = redeem.session
-        self.redeems.append(redeem)
+        self.session = register.session
+        self.registrations.append(register)
         return self.reply()
 
-    def report(self, report: Report) -> Reply | tuple[int, dict[str, Any]]:
+    def report(self, report: ReportRequest) -> Reply | tuple[int, dict[str, Any]]:
         if batch := report.batch:
             self.arrivals.append((time.time(), batch))
             if status := self.refuse(batch):
@@ -155,7 +175,7 @@ class Service:
             self.notices.add(report.notice_at)
         return self.reply()
 
-    def commit(self, commit: Commit) -> Committed | tuple[int, dict[str, Any]]:
+    def commit(self, commit: CheckpointCommit) -> CommitReply | tuple[int, dict[str, Any]]:
         if commit.through_seq > self.acked:
             return 409, {"code": "points-missing", "detail": "send the batches first"}
         if commit not in self.commits:
@@ -164,32 +184,32 @@ class Service:
             assert hashlib.sha256(manifest).hexdigest() == commit.manifest_sha256
             assert hashlib.sha256(self.objects[f"{place}.data"]).hexdigest() == json.loads(manifest)["sha256"]
             self.commits.append(commit)
-        return Committed(moved=True, uploads=self.uploads())
+        return CommitReply(promoted=True, upload_urls=self.uploads())
 
     def reply(self) -> Reply:
         return Reply(
             etag=str(self.etag),
             order=self.order,
             acked_seq=self.acked,
-            alive_for_s=30,
-            funded_for_s=self.funded_until - time.monotonic() if self.funded_until else self.funded_for_s,
-            report_every_s=self.report_every_s,
-            uploads=self.uploads(),
+            lease_s=30,
+            funding_lease_s=self.funded_until - time.monotonic() if self.funded_until else self.funding_lease_s,
+            report_interval_s=self.report_interval_s,
+            upload_urls=self.uploads(),
         )
 
-    def uploads(self) -> Uploads:
+    def uploads(self) -> UploadUrls:
         """Numbered within the generation, as the service does it."""
         nonce = str(sum(commit.generation == self.generation for commit in self.commits) + 1)
         place = f"{self.url}/objects/g{self.generation}-{nonce}"
         urls = {f"{part}_url": f"{place}.{part}" for part in ("data", "manifest")}
-        return Uploads(generation=self.generation, nonce=nonce, **urls)
+        return UploadUrls(generation=self.generation, nonce=nonce, **urls)
 
-    def resume(self) -> Resume:
+    def resume(self) -> CheckpointDownload:
         """The newest committed checkpoint."""
         commit = self.commits[-1]
         place = f"{self.url}/objects/g{commit.generation}-{commit.nonce}"
         urls = {f"{part}_url": f"{place}.{part}" for part in ("data", "manifest")}
-        return Resume(step=commit.step, manifest_sha256=commit.manifest_sha256, **urls)
+        return CheckpointDownload(step=commit.step, manifest_sha256=commit.manifest_sha256, **urls)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -256,18 +276,18 @@ class _ServiceHandler(_Handler):
         if path.startswith("/objects/"):
             return self.object(path.removeprefix("/objects/"), body)
         if (
-            not path.endswith("/redeem")
+            not path.endswith("/register")
             and self.headers["Authorization"] != f"Bearer {service.machine}.{service.session}"
         ):
             return 403, b'{"code":"agent-refused","detail":"not this machine\'s session"}'
         try:
             match path.removeprefix("/agent/v1"):
-                case "/redeem":
-                    answer: Any = service.redeem(Redeem.model_validate_json(body))
+                case "/register":
+                    answer: Any = service.register(RegisterRequest.model_validate_json(body))
                 case "/report":
-                    answer = service.report(Report.model_validate_json(body))
+                    answer = service.report(ReportRequest.model_validate_json(body))
                 case "/checkpoints":
-                    answer = service.commit(Commit.model_validate_json(body))
+                    answer = service.commit(CheckpointCommit.model_validate_json(body))
                 case "/orders":
                     after = self.path.partition("after=")[2]
                     service.changed.wait_for(lambda: str(service.etag) != after, timeout=5)

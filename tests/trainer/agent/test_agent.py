@@ -96,15 +96,15 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 def test_a_job_runs_from_boot_to_the_last_word(machine: Machine) -> None:
     machine.boot()
-    machine.service.say(Order(kind="form", generation=1))
+    machine.service.say(Order(kind="prepare", generation=1))
     machine.until(lambda: (1, "ready") in machine.service.states())
     assert machine.service.members[0].port
-    machine.service.run(1, nproc=2, steps=30)
+    machine.service.run(1, nproc_per_node=2, steps=30)
     machine.until_exited()
     assert machine.service.exits(1) == ["finished", "finished"]
     [commit] = machine.service.commits
     assert (commit.reason, commit.step, commit.result) == ("final", 30, {"val/acc": 0.98})
-    machine.service.say(Order(kind="end"))
+    machine.service.say(Order(kind="shutdown"))
     assert machine.exit_code() == 0
     assert [step for step, _ in machine.service.points("train/loss")] == list(range(1, 31))
     assert str(machine.service.points("train/loss")[2][1]) == "nan"
@@ -115,7 +115,7 @@ def test_a_job_runs_from_boot_to_the_last_word(machine: Machine) -> None:
     for rank in (0, 1):
         assert machine.service.log(rank) == (machine.folder / f"gen/1/log-rank{rank}.txt").read_bytes()
     assert b"launching 2" in machine.service.log(-1)
-    assert machine.service.redeems[0].address == "10.0.0.7"
+    assert machine.service.registrations[0].address == "10.0.0.7"
     assert not machine.ranks()
 
 
@@ -132,13 +132,13 @@ def test_an_order_to_drain_commits_before_it_is_told(machine: Machine) -> None:
 
 def test_running_is_idempotent_and_the_next_generation_ends_the_last(machine: Machine) -> None:
     machine.boot()
-    machine.service.run(1, nproc=2, steps=10_000, deaf=True)
+    machine.service.run(1, nproc_per_node=2, steps=10_000, deaf=True)
     machine.until_trained(3)
     before = machine.ranks()
-    machine.service.run(1, nproc=2, steps=10_000, deaf=True)
+    machine.service.run(1, nproc_per_node=2, steps=10_000, deaf=True)
     machine.until_trained(20)
     assert machine.ranks() == before
-    machine.service.say(Order(kind="form", generation=2))
+    machine.service.say(Order(kind="prepare", generation=2))
     machine.until(lambda: (2, "ready") in machine.service.states())
     assert not machine.ranks()  # deaf ranks in sessions of their own, gone before the word
 
@@ -207,7 +207,7 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
             "SHOESTRING_AGENT_AWS_SECRET_ACCESS_KEY": "secret",
         }  # fmt: skip
         machine.boot(**given)
-        machine.service.say(Order(kind="form", generation=1))
+        machine.service.say(Order(kind="prepare", generation=1))
         machine.until(lambda: (1, "ready") in machine.service.states())
         bucket.held.clear()
         machine.service.run(1, data=f"s3://{BUCKET}/set", steps=1_000_000)
@@ -240,7 +240,7 @@ def test_an_order_to_stop_is_heard_while_data_are_fetched(machine: Machine) -> N
         machine.until(lambda: bucket.asked)
         machine.service.say(Order(kind="drain", generation=1))
         machine.until_exited()
-        machine.service.say(Order(kind="end"))
+        machine.service.say(Order(kind="shutdown"))
         assert machine.exit_code() == 0
         assert not (machine.folder / "gen" / "1" / "started.json").exists()
 
@@ -264,14 +264,14 @@ def test_periodic_checkpoints_are_committed_while_training_goes_on(machine: Mach
 
 @pytest.mark.parametrize("fault", [DROP, DROP_REPLY, 500, 503])
 def test_nothing_is_lost_or_doubled_when_replies_get_lost(machine: Machine, fault: int | str) -> None:
-    machine.service.fail("/redeem", fault)
+    machine.service.fail("/register", fault)
     machine.boot()
     machine.service.run(1, steps=60, save_every=20)
     machine.until_trained(3)
     for path in ("/report", "/orders", "/objects", "/checkpoints"):
         machine.service.fail(path, fault, times=2)
     machine.until_exited()
-    machine.service.say(Order(kind="end"))
+    machine.service.say(Order(kind="shutdown"))
     assert machine.exit_code() == 0
     assert [step for step, _ in machine.service.points("train/loss")] == list(range(1, 61))
     assert machine.service.log(0) == (machine.folder / "gen/1/log-rank0.txt").read_bytes()
@@ -328,7 +328,7 @@ def test_a_line_that_cannot_be_read_is_a_warning(machine: Machine) -> None:
 
 def test_an_agent_that_was_killed_is_succeeded_without_loss(machine: Machine) -> None:
     machine.boot()
-    machine.service.run(1, nproc=2, steps=10_000)
+    machine.service.run(1, nproc_per_node=2, steps=10_000)
     machine.until_trained(10)
     machine.service.fail("/report", DROP_REPLY, times=1)
     machine.kill()
@@ -337,7 +337,7 @@ def test_an_agent_that_was_killed_is_succeeded_without_loss(machine: Machine) ->
     machine.boot()
     machine.until_exited()
     assert machine.service.exits(1) == ["signal", "signal"]
-    assert {redeem.session for redeem in machine.service.redeems} == {secret}
+    assert {register.session for register in machine.service.registrations} == {secret}
     written = [json.loads(line)["step"] for line in (machine.folder / "gen/1/metrics.jsonl").read_text().splitlines()]
     machine.until(lambda: [step for step, _ in machine.service.points("train/loss")] == written)
     assert machine.service.log(1) == (machine.folder / "gen/1/log-rank1.txt").read_bytes()
@@ -350,7 +350,7 @@ def test_an_agent_that_was_killed_is_succeeded_without_loss(machine: Machine) ->
 def test_a_spot_notice_saves_the_work_and_leaves(machine: Machine, key: str) -> None:
     machine.metadata.token_uses = 3
     machine.boot()
-    machine.service.run(1, nproc=2, steps=10_000)
+    machine.service.run(1, nproc_per_node=2, steps=10_000)
     machine.until_trained(5)
     machine.metadata.notice(8, key)
     assert machine.exit_code() == 0
@@ -382,7 +382,7 @@ def test_the_work_is_saved_before_the_money_ends(machine: Machine) -> None:
 
 @pytest.mark.alone
 def test_money_that_ends_with_the_service_gone_ends_the_machine(machine: Machine) -> None:
-    machine.service.funded_for_s = 6
+    machine.service.funding_lease_s = 6
     machine.boot()
     machine.service.run(1, steps=10_000)
     machine.until_trained(5)
@@ -398,7 +398,7 @@ def test_money_that_ends_with_the_service_gone_ends_the_machine(machine: Machine
 
 @pytest.mark.alone
 def test_a_hanging_agent_does_not_outlive_its_money(machine: Machine) -> None:
-    machine.service.funded_for_s = 4
+    machine.service.funding_lease_s = 4
     machine.boot()
     machine.service.run(1, steps=10_000, deaf=True)
     machine.until_trained(5)
@@ -410,7 +410,7 @@ def test_a_hanging_agent_does_not_outlive_its_money(machine: Machine) -> None:
 
 def test_ranks_that_do_not_heed_are_killed_before_the_machine_is_taken(machine: Machine) -> None:
     machine.boot()
-    machine.service.run(1, nproc=2, steps=10_000, deaf=True)
+    machine.service.run(1, nproc_per_node=2, steps=10_000, deaf=True)
     machine.until_trained(5)
     machine.metadata.notice(5)
     assert machine.exit_code() == 0
@@ -436,7 +436,7 @@ def test_ending_stops_what_runs_and_leaves_at_once(machine: Machine) -> None:
     machine.boot()
     machine.service.run(1, steps=10_000)
     machine.until_trained(5)
-    machine.service.say(Order(kind="end", reason="stopped by a person"))
+    machine.service.say(Order(kind="shutdown", reason="stopped by a person"))
     told = time.monotonic()
     assert machine.exit_code() == 0
     assert time.monotonic() - told < 3
@@ -500,14 +500,14 @@ def test_a_disk_that_fills_is_told_and_the_machine_leaves(machine: Machine) -> N
 
 def test_only_the_named_command_powers_off(machine: Machine, tmp_path: Path) -> None:
     machine.boot(SHOESTRING_POWEROFF=f"touch {tmp_path / 'off'}")
-    machine.service.say(Order(kind="end"))
+    machine.service.say(Order(kind="shutdown"))
     assert machine.exit_code() == 0
     assert (tmp_path / "off").exists()
 
 
 def test_a_generation_that_was_never_started_ends_without_ranks(machine: Machine) -> None:
     machine.boot()
-    machine.service.say(Order(kind="form", generation=3))
+    machine.service.say(Order(kind="prepare", generation=3))
     machine.until(lambda: (3, "ready") in machine.service.states())
     machine.service.say(Order(kind="drain", generation=3))
     machine.until_exited(3)
@@ -516,7 +516,7 @@ def test_a_generation_that_was_never_started_ends_without_ranks(machine: Machine
 
 def test_a_machine_that_is_taken_before_it_trains_says_so(machine: Machine) -> None:
     machine.boot()
-    machine.service.say(Order(kind="form", generation=1))
+    machine.service.say(Order(kind="prepare", generation=1))
     machine.until(lambda: (1, "ready") in machine.service.states())
     machine.metadata.notice(8)
     assert machine.exit_code() == 0
@@ -541,7 +541,7 @@ def test_too_many_log_lines_stay_on_the_machine(machine: Machine) -> None:
     machine.boot()
     machine.service.run(1, steps=3, log_bytes=34 << 20)
     machine.until_exited()
-    machine.service.say(Order(kind="end"))
+    machine.service.say(Order(kind="shutdown"))
     assert machine.exit_code() == 0
     assert len(machine.service.events("log_quota")) == 1
     assert [step for step, _ in machine.service.points("train/loss")] == [1, 2, 3]
@@ -557,7 +557,7 @@ def test_a_watched_point_is_told_within_a_quarter_second(machine: Machine) -> No
 
 
 def test_a_waiting_agent_costs_next_to_no_processor_time(machine: Machine) -> None:
-    machine.service.report_every_s = 5
+    machine.service.report_interval_s = 5
     machine.boot()
     machine.until(lambda: machine.service.calls["/agent/v1/report"])
     assert machine.agent

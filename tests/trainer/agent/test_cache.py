@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from shoestring_core.wire import Resume
+from shoestring_core.wire import CheckpointDownload
 from shoestring_trainer.agent.transfers import Cache
 
 
@@ -23,7 +23,7 @@ def test_a_checkpoint_given_to_ranks_outlives_a_later_commit(tmp_path: Path) -> 
     for name in ("step-000000002.data", "step-000000002.json"):
         (run / name).write_bytes(b"{}")
     cache = Cache(folder)
-    resume = Resume(step=1, data_url="unused", manifest_url="unused", manifest_sha256=given)
+    resume = CheckpointDownload(step=1, data_url="unused", manifest_url="unused", manifest_sha256=given)
     data, manifest = asyncio.run(cache.fetch(cast("Any", None), resume))
     committed = SimpleNamespace(data=run / "step-000000002.data", manifest=run / "step-000000002.json")
     cache.keep(late, cast("Any", committed))

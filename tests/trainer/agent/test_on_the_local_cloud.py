@@ -44,7 +44,7 @@ def train(cloud: LocalCloud, service: Service) -> dict[str, object]:
     """A machine whose two ranks have trained for a few steps."""
     word = {"server_url": service.url, "machine": str(service.machine), "boot_token": service.boot_token}
     machine = cloud.launch(user_data=word)
-    service.run(1, nproc=2, steps=10_000)
+    service.run(1, nproc_per_node=2, steps=10_000)
     until(lambda: len(service.points("train/loss")) > 5)
     return machine
 

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from shoestring_core.wire import Run
+from shoestring_core.wire import LaunchConfig
 from shoestring_trainer.agent.ranks import Ranks, end_ranks
 
 from tests.servers import free_port
@@ -34,7 +34,10 @@ async def train(folder: Path):
     ranks = [
         Ranks(
             folder / str(node), 2,
-            Run(node_rank=node, nnodes=2, nproc=1, master_addr="127.0.0.1", master_port=port, task=TASK, direct=True),
+            LaunchConfig(
+                node_rank=node, nnodes=2, nproc_per_node=1, master_addr="127.0.0.1", master_port=port, task=TASK,
+                skip_torchrun=True,
+            ),
         )
         for node in range(2)
     ]  # fmt: skip

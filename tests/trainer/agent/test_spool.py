@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shoestring_core.wire import MAX_BATCH_BYTES, Batch
+from shoestring_core.wire import MAX_BATCH_BYTES, TelemetryBatch
 from shoestring_trainer.agent import spool as module
 from shoestring_trainer.agent.spool import Spool
 
@@ -19,12 +19,12 @@ def open_spool(folder: Path) -> Spool:
     return Spool(folder / "spool", folder / "rejected")
 
 
-def drain(spool: Spool) -> list[Batch]:
+def drain(spool: Spool) -> list[TelemetryBatch]:
     spool.seal()
     batches = []
     while batch := spool.first():
         assert len(json.dumps(batch)) < MAX_BATCH_BYTES * 9 // 10
-        batches.append(Batch.model_validate(batch))
+        batches.append(TelemetryBatch.model_validate(batch))
         spool.acknowledge(batch["seq"])
     return batches
 
@@ -70,7 +70,7 @@ def test_a_successor_goes_on_with_the_next_number_and_the_marks_of_the_last_batc
     successor = open_spool(tmp_path)
     assert successor.marks == {"files": {"metrics": 20}}
     assert successor.generation == 7
-    successor.acknowledge(2)  # as the service tells at redeem
+    successor.acknowledge(2)  # as the service tells at register
     successor.event("third", {})
     assert [(batch.seq, batch.events[0].kind) for batch in drain(successor)] == [(3, "third")]
 

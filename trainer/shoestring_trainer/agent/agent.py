@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent of a rented machine: `python -m shoestring_trainer agent`, in the machine's folder.
 
-It reads its user data, redeems its boot token, and then does what the service orders until the machine is not needed,
-taken, or no longer paid for. One asyncio task for each concern: reports, orders, files, the provider's word, money.
+It reads its user data, registers with its boot token, and then executes the service's orders until the machine is no
+longer needed, preempted or out of funding. One asyncio task for each concern: reports, orders, files, the provider's
+metadata, funding.
 
     SHOESTRING_MACHINE_DIR              where everything lies (the current folder if unset)
     AWS_EC2_METADATA_SERVICE_ENDPOINT   where the metadata service is, if not at EC2's address
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from shoestring_core.wire import Member, Order, RankExit, Redeem
+from shoestring_core.wire import MemberStatus, Order, RankExit, RegisterRequest
 
 from shoestring_trainer import processes
 from shoestring_trainer.agent.deadman import DeadMan, power_off
@@ -57,7 +58,7 @@ END_DRAIN_S, END_UPLOAD_S, END_FLUSH_S, TERMINATED_S = 10.0, 60.0, 5.0, 4.5  # a
 KILL_RESERVE_S, DEADMAN_RESERVE_S, FUND_STEP_S = 1.5, 0.5, 0.25
 UPLOAD_PATIENCE_S = 5.0
 REFUSALS = 3
-PROGRESS = {"form": 1, "run": 2, "drain": 3}
+PROGRESS = {"prepare": 1, "run": 2, "drain": 3}
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ async def run(environment: Mapping[str, str]) -> int:
     agent = Agent(folder, identity.machine, service, metadata, environment)
     try:
         agent.refund()
-        agent.hear(await agent.redeem(identity.boot_token, session))
+        agent.hear(await agent.register(identity.boot_token, session))
         return await agent.live()
     finally:
         agent.deadman.close()
@@ -162,12 +163,12 @@ class Agent:
         self.cache = Cache(folder / "cache")
         self.courier = Courier(service, self.spool, self.cache, lambda: self.stir(urgent=True))
 
-        self.etag, self.report_every_s = "", QUIET_S
+        self.etag, self.report_interval_s = "", QUIET_S
         self.funded_until, self.longest_lease_s = 0.0, 0.0
         self.order = Order(kind="wait")
         self.ordered = asyncio.Event()
         self.stirred, self.urgent = asyncio.Event(), True
-        self.member: Member | None = None
+        self.member: MemberStatus | None = None
         self.member_told = True
         self.notice_at: float | None = None
         self.group: asyncio.TaskGroup
@@ -177,13 +178,13 @@ class Agent:
         self.leaving: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.leave_by, self.drain_by, self.exit_code = float("inf"), float("inf"), 0
 
-    async def redeem(self, boot_token: str, session: str) -> Heard:
+    async def register(self, boot_token: str, session: str) -> Heard:
         """Raises CannotStart when the service refuses this machine, or does not answer for ten minutes."""
         try:
             address = await self.metadata.address()
         except MetadataUnavailable:
             address = "127.0.0.1"
-        word = Redeem(
+        word = RegisterRequest(
             machine=self.machine,
             boot_token=boot_token,
             session=session,
@@ -193,14 +194,14 @@ class Agent:
         deadline = boottime() + SERVICE_PATIENCE_S
         for pause in pauses():
             try:
-                return await self.service.redeem(word)
+                return await self.service.register(word)
             except Refused as refusal:
                 why = (
                     f"the service refuses this machine ({refusal}): its boot token is forged or used by another session"
                 )
                 raise CannotStart(os.EX_NOPERM, why) from refusal
             except Unreachable as error:
-                log.warning("not redeemed yet: %s", error)
+                log.warning("not registered yet: %s", error)
                 if boottime() + pause > deadline:
                     raise CannotStart(
                         os.EX_TEMPFAIL, f"the service did not answer for {SERVICE_PATIENCE_S:.0f} s"
@@ -209,7 +210,7 @@ class Agent:
         raise AssertionError
 
     async def live(self) -> int:
-        """From the redeemed session until this machine is not needed any more; returns the exit code."""
+        """From the registered session until this machine is not needed any more; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.terminate)
         async with asyncio.TaskGroup() as self.group:
@@ -240,11 +241,11 @@ class Agent:
         """Take in a reply. Replies may arrive in any order: money and numbers only grow, orders only move on."""
         reply = heard.reply
         self.refusals = 0
-        self.etag, self.report_every_s = reply.etag, reply.report_every_s
+        self.etag, self.report_interval_s = reply.etag, reply.report_interval_s
         self.spool.acknowledge(reply.acked_seq)
-        self.courier.hold(reply.uploads)
-        self.longest_lease_s = max(self.longest_lease_s, reply.funded_for_s)
-        self.fund(heard.sent_at + reply.funded_for_s)
+        self.courier.hold(reply.upload_urls)
+        self.longest_lease_s = max(self.longest_lease_s, reply.funding_lease_s)
+        self.fund(heard.sent_at + reply.funding_lease_s)
         self.accept(reply.order)
 
     def fund(self, until: float) -> None:
@@ -263,7 +264,7 @@ class Agent:
                 self.fund(float(known["until"]))
 
     def accept(self, order: Order) -> None:
-        if order.kind == "end":
+        if order.kind == "shutdown":
             self.drain_by = min(self.drain_by, boottime() + END_DRAIN_S)
             self.leave(f"the service says so ({order.reason or 'no reason given'})")
         elif (order.generation, PROGRESS.get(order.kind, 0)) > (
@@ -295,7 +296,7 @@ class Agent:
 
     # --- what the service is told
 
-    def tell(self, member: Member) -> None:
+    def tell(self, member: MemberStatus) -> None:
         log.info(
             "generation %d: %s %s", member.generation, member.state, [(e.rank, e.outcome) for e in member.exits] or ""
         )
@@ -308,11 +309,11 @@ class Agent:
         self.stirred.set()
 
     async def report_for_ever(self) -> None:
-        """At once when urgent, every `report_every_s` with news, every QUIET_S without: it is the heartbeat."""
+        """At once when urgent, every `report_interval_s` with news, every QUIET_S without: it is the heartbeat."""
         waits, last, failing = pauses(), -QUIET_S, False
         while True:
             news = self.spool.waiting or self.spool.stirring
-            due = last + (self.report_every_s - TELL_S if news else max(QUIET_S, self.report_every_s))
+            due = last + (self.report_interval_s - TELL_S if news else max(QUIET_S, self.report_interval_s))
             if not self.urgent and (left := due - boottime()) > 0:
                 self.stirred.clear()
                 with suppress(TimeoutError):
@@ -350,7 +351,7 @@ class Agent:
         if batch and heard.reply.acked_seq < batch["seq"]:
             raise Unreachable(f"batch {batch['seq']} was answered, but not stored")
 
-    def amend(self, refusal: Refused, batch: dict[str, Any] | None, member: Member | None) -> None:
+    def amend(self, refusal: Refused, batch: dict[str, Any] | None, member: MemberStatus | None) -> None:
         """Make the next report one that the service takes. Raises Unreachable if only time can tell."""
         if refusal.code == "batch-gap" and refusal.expected:
             log.warning("the service expects batch %d next", refusal.expected)
@@ -373,7 +374,7 @@ class Agent:
             self.ordered.clear()
             order = self.order
             log.info("generation %d: ordered to %s %s", order.generation, order.kind, order.reason)
-            if order.kind == "form":
+            if order.kind == "prepare":
                 await self.form(order.generation)
             elif order.kind == "run":
                 await self.start(order)
@@ -387,7 +388,7 @@ class Agent:
         self.courier.forget(generation)
         await end_ranks(str(self.machine))
         self.read_now(to_the_end=True)
-        self.tell(Member(generation=generation, state="ready", port=free_port()))
+        self.tell(MemberStatus(generation=generation, state="ready", port=free_port()))
 
     async def start(self, order: Order) -> None:
         """Start the ranks of a generation, once, however often it is ordered and by however many agents."""
@@ -413,7 +414,7 @@ class Agent:
         except OSError as error:
             return self.tell(_failed(ranks, f"the ranks can't be started: {error}"))
         self.ranks = ranks
-        self.tell(Member(generation=ranks.generation, state="running"))
+        self.tell(MemberStatus(generation=ranks.generation, state="running"))
         self.watching = self.group.create_task(self.watch(ranks))
 
     async def task(self, order: Order) -> dict[str, Any]:
@@ -457,7 +458,7 @@ class Agent:
             if not self.ranks.over:
                 self.ranks.drain()
         else:
-            self.tell(Member(generation=generation, state="exited"))  # nothing was started, and nothing will be
+            self.tell(MemberStatus(generation=generation, state="exited"))  # nothing was started, and nothing will be
 
     async def watch(self, ranks: Ranks) -> None:
         """Follow the ranks to their end and tell it, a clean end only after its checkpoint is committed."""
@@ -472,7 +473,7 @@ class Agent:
         clean = all(each.outcome in ("drained", "finished") for each in exits)
         patience = float("inf") if clean else boottime() + UPLOAD_PATIENCE_S
         if await self.until(lambda: self.courier.idle, patience) or not clean:
-            self.tell(Member(generation=ranks.generation, state="exited", exits=exits))
+            self.tell(MemberStatus(generation=ranks.generation, state="exited", exits=exits))
 
     def recover(self) -> None:
         """Take over from an agent that was killed: its ranks are gone with it, what they left is told."""
@@ -498,7 +499,7 @@ class Agent:
             if self.leaving.done() or self.order.kind == "drain":
                 await asyncio.sleep(LEAVING_POLL_S)  # a checkpoint is awaited, and perhaps the machine's end
             else:
-                await asyncio.sleep(WATCHED_POLL_S if self.report_every_s < 1 else POLL_S)
+                await asyncio.sleep(WATCHED_POLL_S if self.report_interval_s < 1 else POLL_S)
 
     def read_now(self, *, to_the_end: bool = False) -> None:
         for event in self.tails.read(to_the_end=to_the_end):
@@ -591,7 +592,7 @@ class Agent:
                 await end_ranks(str(self.machine))
             await self.until(self.watching.done, boottime() + END_UPLOAD_S)
         elif self.order.generation and not (self.ranks and self.ranks.generation == self.order.generation):
-            self.tell(Member(generation=self.order.generation, state="exited"))
+            self.tell(MemberStatus(generation=self.order.generation, state="exited"))
         await end_ranks(str(self.machine))
         self.read_now(to_the_end=True)
         self.stir(urgent=True)
@@ -618,9 +619,9 @@ class Agent:
             await asyncio.sleep(TELEMETRY_S)
 
 
-def _failed(ranks: Ranks, why: str, kind: str = "infrastructure") -> Member:
+def _failed(ranks: Ranks, why: str, kind: str = "infrastructure") -> MemberStatus:
     """The end of ranks that this machine could not run."""
     exits = [
         RankExit(rank=rank, outcome="error", at=time.time(), kind=kind, message=why[:2000]) for rank in ranks.numbers
     ]
-    return Member(generation=ranks.generation, state="exited", exits=exits)
+    return MemberStatus(generation=ranks.generation, state="exited", exits=exits)

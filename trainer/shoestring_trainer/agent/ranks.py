@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from shoestring_core.wire import RankExit, Run
+from shoestring_core.wire import LaunchConfig, RankExit
 
 from shoestring_trainer import processes
 from shoestring_trainer.agent.launch_env import lone_rank, rank_environment, torchrun_command
@@ -35,10 +35,10 @@ TRACE_LIMIT = 16_000
 class Ranks:
     """The ranks of `generation` on this machine, in their folder, started or not."""
 
-    def __init__(self, folder: Path, generation: int, run: Run) -> None:
+    def __init__(self, folder: Path, generation: int, run: LaunchConfig) -> None:
         self.folder, self.generation, self.run = folder, generation, run
-        first = run.node_rank * run.nproc
-        self.numbers = list(range(first, first + run.nproc))
+        first = run.node_rank * run.nproc_per_node
+        self.numbers = list(range(first, first + run.nproc_per_node))
         self.over = False
         self._launcher: asyncio.subprocess.Process | None = None
 
@@ -58,7 +58,7 @@ class Ranks:
         if not numbers:
             return None
         folder = generations / str(max(numbers))
-        return cls(folder, max(numbers), Run.model_validate_json((folder / STARTED).read_text()))
+        return cls(folder, max(numbers), LaunchConfig.model_validate_json((folder / STARTED).read_text()))
 
     async def start(self, machine: str, task: dict[str, Any], environment: Mapping[str, str]) -> None:
         """Raises OSError if the folder can't be written or the launcher is not to be found."""
@@ -117,7 +117,7 @@ class Ranks:
 
     def _command(self, spec: Path, stand_in: str | None) -> tuple[list[str], dict[str, str]]:
         run = self.run
-        if run.direct and run.nproc == 1 and not stand_in:
+        if run.skip_torchrun and run.nproc_per_node == 1 and not stand_in:
             return lone_rank(
                 spec,
                 nodes=run.nnodes,
@@ -129,7 +129,7 @@ class Ranks:
             spec,
             nodes=run.nnodes,
             node_rank=run.node_rank,
-            procs_per_node=run.nproc,
+            procs_per_node=run.nproc_per_node,
             master_addr=run.master_addr,
             master_port=run.master_port,
         )
@@ -146,7 +146,7 @@ class Ranks:
             if name not in SECRETS and not name.startswith(KEYS_PREFIX + "AWS_")
         }
         interface = interface_towards(self.run.master_addr)
-        return {**inherited, **rank_environment(self.run.nproc, cores, interface=interface), MARK: machine}
+        return {**inherited, **rank_environment(self.run.nproc_per_node, cores, interface=interface), MARK: machine}
 
 
 async def end_ranks(machine: str, grace_s: float = GRACE_S) -> None:

@@ -15,16 +15,24 @@ from uuid import UUID
 
 import httpx
 from pydantic import ValidationError
-from shoestring_core.wire import HELD_GET_S, PROTOCOL, Commit, Committed, Member, Redeem, Reply
+from shoestring_core.wire import (
+    LONG_POLL_S,
+    PROTOCOL_VERSION,
+    CheckpointCommit,
+    CommitReply,
+    MemberStatus,
+    RegisterRequest,
+    Reply,
+)
 
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
-HELD_TIMEOUT = httpx.Timeout(HELD_GET_S + 10.0, connect=5.0)
+LONG_POLL_TIMEOUT = httpx.Timeout(LONG_POLL_S + 10.0, connect=5.0)
 OBJECT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 BLOCK_BYTES = 1 << 20
 PASSING = {408, 425, 429}
 DETAIL_LIMIT = 2000
 
-Answer = TypeVar("Answer", Reply, Committed)
+Answer = TypeVar("Answer", Reply, CommitReply)
 
 
 class Unreachable(Exception):
@@ -58,28 +66,28 @@ class Service:
         self._base = url.rstrip("/") + "/agent/v1"
         self._key = {"Authorization": f"Bearer {machine}.{session}", "Content-Type": "application/json"}
 
-    async def redeem(self, redeem: Redeem) -> Heard:
+    async def register(self, register: RegisterRequest) -> Heard:
         """Raises Refused when the boot token is not this machine's, or another session was first."""
-        return await self._hear("POST", "/redeem", redeem.model_dump_json())
+        return await self._hear("POST", "/register", register.model_dump_json())
 
-    async def report(self, batch: dict[str, Any] | None, member: Member | None, notice_at: float | None) -> Heard:
+    async def report(self, batch: dict[str, Any] | None, member: MemberStatus | None, notice_at: float | None) -> Heard:
         """Raises Refused with code `batch-gap` and the number that is next, or for a batch that is refused for good."""
-        report: dict[str, Any] = {"protocol": PROTOCOL, "batch": batch, "notice_at": notice_at}
+        report: dict[str, Any] = {"protocol": PROTOCOL_VERSION, "batch": batch, "notice_at": notice_at}
         report["member"] = member.model_dump(mode="json") if member else None
         return await self._hear(
             "POST", "/report", json.dumps({name: part for name, part in report.items() if part is not None})
         )
 
     async def orders(self, after: str) -> Heard:
-        """Held by the service until the order's etag is another than `after`, at most HELD_GET_S."""
-        return await self._hear("GET", "/orders", None, {"after": after}, HELD_TIMEOUT)
+        """Long poll: the service replies once the order's ETag differs from `after`, or after LONG_POLL_S."""
+        return await self._hear("GET", "/orders", None, {"after": after}, LONG_POLL_TIMEOUT)
 
-    async def commit(self, commit: Commit) -> Committed:
+    async def commit(self, commit: CheckpointCommit) -> CommitReply:
         """Raises Refused with code `points-missing` while the service lacks batches up to `through_seq`."""
         answer = await self._call(
             "POST", self._base + "/checkpoints", content=commit.model_dump_json(), headers=self._key
         )
-        return _parse(Committed, answer)
+        return _parse(CommitReply, answer)
 
     async def upload(self, path: Path, url: str) -> None:
         """PUT a file to a signed URL. Raises Refused 409 or 412 if something lies there already."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shoestring_core.wire import Commit, Resume, Uploads
+from shoestring_core.wire import CheckpointCommit, CheckpointDownload, UploadUrls
 
 from shoestring_trainer.agent.service import Refused, Service, Unreachable, pauses
 from shoestring_trainer.agent.spool import Spool, write_durably
@@ -65,7 +65,7 @@ class Cache:
                 older.unlink(missing_ok=True)
         self._forget_all_but(manifest_sha256, self._given)
 
-    async def fetch(self, service: Service, resume: Resume) -> tuple[Path, Path]:
+    async def fetch(self, service: Service, resume: CheckpointDownload) -> tuple[Path, Path]:
         """The data and manifest files, verified. Tries again while the store can't be reached; raises Unfetchable."""
         data, manifest = self._paths(resume.manifest_sha256)
         self._given = resume.manifest_sha256
@@ -74,7 +74,7 @@ class Cache:
             self._forget_all_but(resume.manifest_sha256)
         return data, manifest
 
-    async def _download(self, service: Service, resume: Resume, data: Path, manifest: Path) -> None:
+    async def _download(self, service: Service, resume: CheckpointDownload, data: Path, manifest: Path) -> None:
         drafts = data.with_suffix(".data-part"), manifest.with_suffix(".json-part")
         why, wrong = "", 0
         for pause in pauses():
@@ -117,7 +117,7 @@ class Courier:
 
     def __init__(self, service: Service, spool: Spool, cache: Cache, stirred: Callable[[], None]) -> None:
         self._service, self._spool, self._cache, self._stir = service, spool, cache, stirred
-        self._pairs: dict[tuple[int, str], Uploads] = {}
+        self._pairs: dict[tuple[int, str], UploadUrls] = {}
         self._spent: set[tuple[int, str]] = set()
         self._next: Checkpoint | None = None
         self._current: Checkpoint | None = None
@@ -127,7 +127,7 @@ class Courier:
         """Nothing is left to upload or commit."""
         return self._next is None and self._current is None
 
-    def hold(self, pair: Uploads | None) -> None:
+    def hold(self, pair: UploadUrls | None) -> None:
         """Keep a pair for later, two at most; those of newer generations stay."""
         if pair and _place(pair) not in self._spent:
             pairs = sorted({**self._pairs, _place(pair): pair}.values(), key=lambda each: each.generation)
@@ -172,7 +172,7 @@ class Courier:
         if pair is None:
             return
         await self._stored(checkpoint, whatever_comes=True)  # what is uploaded is committed; a newer one waits its turn
-        commit = Commit(
+        commit = CheckpointCommit(
             generation=checkpoint.generation,
             step=checkpoint.step,
             nonce=pair.nonce,
@@ -194,7 +194,7 @@ class Courier:
             await asyncio.sleep(LOOK_S)
         return True
 
-    async def _upload(self, checkpoint: Checkpoint, manifest_sha256: str) -> Uploads | None:
+    async def _upload(self, checkpoint: Checkpoint, manifest_sha256: str) -> UploadUrls | None:
         """Data, then manifest, to a pair that is unused; None if a newer checkpoint came before the first byte.
 
         Raises Refused if something else lies there, which no later try can change.
@@ -246,12 +246,12 @@ class Courier:
                     return None
                 raise
 
-    async def _commit(self, commit: Commit) -> None:
+    async def _commit(self, commit: CheckpointCommit) -> None:
         for pause in pauses(most_s=5.0):
             try:
                 committed = await self._service.commit(commit)
-                log.info("checkpoint of step %d committed, pointer moved: %s", commit.step, committed.moved)
-                return self.hold(committed.uploads)
+                log.info("checkpoint of step %d committed, pointer moved: %s", commit.step, committed.promoted)
+                return self.hold(committed.upload_urls)
             except Unreachable as error:
                 log.warning("checkpoint of step %d not committed yet: %s", commit.step, error)
             except Refused as refusal:
@@ -261,6 +261,6 @@ class Courier:
             await asyncio.sleep(pause)
 
 
-def _place(pair: Uploads) -> tuple[int, str]:
+def _place(pair: UploadUrls) -> tuple[int, str]:
     """What tells two pairs apart: nonces are numbered anew in each generation."""
     return pair.generation, pair.nonce

@@ -504,7 +504,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/agent/v1/redeem": {
+    "/agent/v1/register": {
         parameters: {
             query?: never;
             header?: never;
@@ -514,10 +514,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Redeem
+         * Register
          * @description Trade the boot token for a session of the agent's own. The first secret binds; the same again succeeds.
          */
-        post: operations["agent_redeem"];
+        post: operations["agent_register"];
         delete?: never;
         options?: never;
         head?: never;
@@ -654,7 +654,7 @@ export interface components {
     schemas: {
         /**
          * AgentEvent
-         * @description Something that happened on the machine: started, overflow, notice, rebalance, rejected, log_quota, warning, …
+         * @description An event on the machine: started, overflow, notice, rebalance, rejected, log_quota, warning, …
          */
         AgentEvent: {
             /** Kind */
@@ -727,35 +727,6 @@ export interface components {
          * @enum {string}
          */
         AttemptState: "open" | "closing" | "closed";
-        /**
-         * Batch
-         * @description Numbered per machine from 1, without holes. Holds one generation (0: before the first).
-         *
-         *     When the service refuses a batch for good (`too-large`, `invalid-request`), the agent keeps its payload in
-         *     `rejected/` and sends the same number again, empty but for a `rejected` event, so that one poison batch never
-         *     stops a healthy job.
-         */
-        Batch: {
-            /** Seq */
-            seq: number;
-            /** Generation */
-            generation: number;
-            /**
-             * Points
-             * @default []
-             */
-            points: components["schemas"]["Series"][];
-            /**
-             * Logs
-             * @default []
-             */
-            logs: components["schemas"]["LogChunk"][];
-            /**
-             * Events
-             * @default []
-             */
-            events: components["schemas"]["AgentEvent"][];
-        };
         /** Budget */
         Budget: {
             /**
@@ -781,11 +752,11 @@ export interface components {
             budgets: components["schemas"]["Budget"][];
         };
         /**
-         * Commit
-         * @description A checkpoint whose data and manifest are uploaded. The pointer moves only if every batch up to `through_seq`
-         *     is stored and `generation` is still the current one.
+         * CheckpointCommit
+         * @description A checkpoint whose data and manifest are uploaded. It becomes the job's latest only if every batch up to
+         *     `through_seq` is stored and `generation` is still the current one.
          */
-        Commit: {
+        CheckpointCommit: {
             /**
              * Protocol
              * @default 1
@@ -813,11 +784,25 @@ export interface components {
                 [key: string]: unknown;
             } | null;
         };
-        /** Committed */
-        Committed: {
-            /** Moved */
-            moved: boolean;
-            uploads?: components["schemas"]["Uploads"] | null;
+        /**
+         * CheckpointDownload
+         * @description A checkpoint that a generation starts from.
+         */
+        CheckpointDownload: {
+            /** Step */
+            step: number;
+            /** Data Url */
+            data_url: string;
+            /** Manifest Url */
+            manifest_url: string;
+            /** Manifest Sha256 */
+            manifest_sha256: string;
+        };
+        /** CommitReply */
+        CommitReply: {
+            /** Promoted */
+            promoted: boolean;
+            upload_urls?: components["schemas"]["UploadUrls"] | null;
         };
         /**
          * Cost
@@ -1101,10 +1086,37 @@ export interface components {
             keys: components["schemas"]["Key"][];
         };
         /**
+         * LaunchConfig
+         * @description How to start this machine's ranks: the arguments of torchrun, and the task (task.json without local paths).
+         */
+        LaunchConfig: {
+            /** Node Rank */
+            node_rank: number;
+            /** Nnodes */
+            nnodes: number;
+            /** Nproc Per Node */
+            nproc_per_node: number;
+            /** Master Addr */
+            master_addr: string;
+            /** Master Port */
+            master_port: number;
+            /** Task */
+            task: {
+                [key: string]: unknown;
+            };
+            resume?: components["schemas"]["CheckpointDownload"] | null;
+            init?: components["schemas"]["CheckpointDownload"] | null;
+            /**
+             * Skip Torchrun
+             * @default false
+             */
+            skip_torchrun: boolean;
+        };
+        /**
          * LogChunk
-         * @description Raw bytes of one rank's log. `offset` counts bytes from the machine's start, across generations.
+         * @description Raw bytes of one rank's log. `offset` counts bytes since the machine started, across generations.
          *
-         *     rank -1 is the agent's own log and the launcher's.
+         *     rank -1 is the log of the agent and of torchrun.
          */
         LogChunk: {
             /** Rank */
@@ -1232,15 +1244,15 @@ export interface components {
             version: string;
         };
         /**
-         * Member
-         * @description This machine's part in a generation.
+         * MemberStatus
+         * @description State of this machine as a member of a generation.
          *
-         *     ready    no process of an older generation lives here; node rank 0 adds a port it just found free
+         *     ready    no process of an older generation is left here; node rank 0 adds a free port for the rendezvous
          *     running  its ranks were started
-         *     exited   its ranks are gone; `exits` says how. `drained` and `finished` only after the checkpoint is committed
-         *              (rank 0's machine) or at once (the others, who write none).
+         *     exited   its ranks have exited; `exits` says how. `drained` and `finished` are sent after the checkpoint is
+         *              committed by rank 0's machine, and at once by the others, which write none.
          */
-        Member: {
+        MemberStatus: {
             /** Generation */
             generation: number;
             /**
@@ -1258,6 +1270,20 @@ export interface components {
              * @default []
              */
             exits: components["schemas"]["RankExit"][];
+        };
+        /**
+         * MetricSeries
+         * @description Points of one metric: three columns of equal length, steps not decreasing. Times are unix seconds.
+         */
+        MetricSeries: {
+            /** Name */
+            name: string;
+            /** Steps */
+            steps: number[];
+            /** Times */
+            times: number[];
+            /** Values */
+            values: number[];
         };
         /** Metrics */
         Metrics: {
@@ -1297,20 +1323,20 @@ export interface components {
         };
         /**
          * Order
-         * @description The state that the service wants this machine in. Stateless: it may be repeated and may skip steps.
+         * @description The state that the service wants this machine to be in. Stateless: it may be repeated and may skip states.
          *
-         *     wait   do nothing new (what runs goes on; without a running generation, idle)
-         *     form   end the ranks of every older generation, then report `ready` for `generation`
-         *     run    ranks of `generation` shall run as `run` says (starting them twice is starting them once)
-         *     drain  checkpoint and stop the ranks of `generation`, report `exited`
-         *     end    upload what is pending, then leave: the machine is not needed any more
+         *     wait      start nothing new; running ranks continue
+         *     prepare   end the ranks of every older generation, then report `ready` for `generation`
+         *     run       the ranks of `generation` run as `run` says (idempotent)
+         *     drain     checkpoint and stop the ranks of `generation`, report `exited`
+         *     shutdown  upload what is pending, then exit: the machine is no longer needed
          */
         Order: {
             /**
              * Kind
              * @enum {string}
              */
-            kind: "wait" | "form" | "run" | "drain" | "end";
+            kind: "wait" | "prepare" | "run" | "drain" | "shutdown";
             /**
              * Generation
              * @default 0
@@ -1321,7 +1347,7 @@ export interface components {
              * @default
              */
             reason: string;
-            run?: components["schemas"]["Run"] | null;
+            run?: components["schemas"]["LaunchConfig"] | null;
         };
         /**
          * Plan
@@ -1449,7 +1475,7 @@ export interface components {
         };
         /**
          * RankExit
-         * @description How one rank ended. outcome `signal` = it left no word.
+         * @description How one rank ended. outcome `signal`: the process died without writing an outcome.
          */
         RankExit: {
             /** Rank */
@@ -1554,10 +1580,11 @@ export interface components {
             notice_s: number;
         };
         /**
-         * Redeem
-         * @description First word of an agent. The first `session` to arrive binds; the same again succeeds, another is refused.
+         * RegisterRequest
+         * @description First call of an agent. The first `session` that arrives is bound to the machine; repeating it succeeds, any
+         *     other is refused.
          */
-        Redeem: {
+        RegisterRequest: {
             /**
              * Protocol
              * @default 1
@@ -1591,7 +1618,7 @@ export interface components {
         };
         /**
          * Reply
-         * @description Answer to redeem, report and orders. Durations count from before the request was sent, on CLOCK_BOOTTIME.
+         * @description Response to register, report and orders. Durations count from before the request was sent, on CLOCK_BOOTTIME.
          */
         Reply: {
             /**
@@ -1604,88 +1631,33 @@ export interface components {
             order: components["schemas"]["Order"];
             /** Acked Seq */
             acked_seq: number;
-            /** Alive For S */
-            alive_for_s: number;
-            /** Funded For S */
-            funded_for_s: number;
-            /** Report Every S */
-            report_every_s: number;
-            uploads?: components["schemas"]["Uploads"] | null;
+            /** Lease S */
+            lease_s: number;
+            /** Funding Lease S */
+            funding_lease_s: number;
+            /** Report Interval S */
+            report_interval_s: number;
+            upload_urls?: components["schemas"]["UploadUrls"] | null;
         };
         /**
-         * Report
-         * @description Heartbeat. Every field but `protocol` may be absent.
+         * ReportRequest
+         * @description Heartbeat. Every field but `protocol` is optional.
          */
-        Report: {
+        ReportRequest: {
             /**
              * Protocol
              * @default 1
              */
             protocol: number;
             /** @default null */
-            batch: components["schemas"]["Batch"] | null;
+            batch: components["schemas"]["TelemetryBatch"] | null;
             /** @default null */
-            member: components["schemas"]["Member"] | null;
+            member: components["schemas"]["MemberStatus"] | null;
             /**
              * Notice At
              * @default null
              */
             notice_at: number | null;
-        };
-        /**
-         * Resume
-         * @description A checkpoint that a generation starts from.
-         */
-        Resume: {
-            /** Step */
-            step: number;
-            /** Data Url */
-            data_url: string;
-            /** Manifest Url */
-            manifest_url: string;
-            /** Manifest Sha256 */
-            manifest_sha256: string;
-        };
-        /**
-         * Run
-         * @description How to start this machine's ranks: the arguments of torchrun and the task (task.json without local paths).
-         */
-        Run: {
-            /** Node Rank */
-            node_rank: number;
-            /** Nnodes */
-            nnodes: number;
-            /** Nproc */
-            nproc: number;
-            /** Master Addr */
-            master_addr: string;
-            /** Master Port */
-            master_port: number;
-            /** Task */
-            task: {
-                [key: string]: unknown;
-            };
-            resume?: components["schemas"]["Resume"] | null;
-            init?: components["schemas"]["Resume"] | null;
-            /**
-             * Direct
-             * @default false
-             */
-            direct: boolean;
-        };
-        /**
-         * Series
-         * @description Points of one metric: three columns of equal length, steps not decreasing. Times are unix seconds.
-         */
-        Series: {
-            /** Name */
-            name: string;
-            /** Steps */
-            steps: number[];
-            /** Times */
-            times: number[];
-            /** Values */
-            values: number[];
         };
         /** SetBudget */
         SetBudget: {
@@ -1724,6 +1696,36 @@ export interface components {
              */
             dry_run: boolean;
         };
+        /**
+         * TelemetryBatch
+         * @description Metrics, logs and events. Numbered per machine from 1 without gaps; belongs to one generation (0: before the
+         *     first).
+         *
+         *     When the service refuses a batch permanently (`too-large`, `invalid-request`), the agent moves its content to
+         *     `rejected/` and sends the same number again with nothing but a `rejected` event, so that one bad batch does not
+         *     block a healthy job.
+         */
+        TelemetryBatch: {
+            /** Seq */
+            seq: number;
+            /** Generation */
+            generation: number;
+            /**
+             * Points
+             * @default []
+             */
+            points: components["schemas"]["MetricSeries"][];
+            /**
+             * Logs
+             * @default []
+             */
+            logs: components["schemas"]["LogChunk"][];
+            /**
+             * Events
+             * @default []
+             */
+            events: components["schemas"]["AgentEvent"][];
+        };
         /** Transfer */
         Transfer: {
             /**
@@ -1748,10 +1750,10 @@ export interface components {
             reason: string;
         };
         /**
-         * Uploads
+         * UploadUrls
          * @description An unused pair of write-once URLs for the next checkpoint of `generation`.
          */
-        Uploads: {
+        UploadUrls: {
             /** Generation */
             generation: number;
             /** Nonce */
@@ -2711,7 +2713,7 @@ export interface operations {
             };
         };
     };
-    agent_redeem: {
+    agent_register: {
         parameters: {
             query?: never;
             header?: never;
@@ -2720,7 +2722,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Redeem"];
+                "application/json": components["schemas"]["RegisterRequest"];
             };
         };
         responses: {
@@ -2753,7 +2755,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Report"];
+                "application/json": components["schemas"]["ReportRequest"];
             };
         };
         responses: {
@@ -2817,7 +2819,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Commit"];
+                "application/json": components["schemas"]["CheckpointCommit"];
             };
         };
         responses: {
@@ -2827,7 +2829,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Committed"];
+                    "application/json": components["schemas"]["CommitReply"];
                 };
             };
             /** @description What was wrong, and what to do next */

@@ -54,7 +54,7 @@ export const END_CAUSES: Record<string, string> = {
 };
 
 const CHECKPOINTS: Record<string, string> = { periodic: "periodic", order: "before it stopped", final: "the result" };
-const ROUTINE_STATES = new Set(["planned", "calling", "redeemed"]);
+const ROUTINE_STATES = new Set(["planned", "calling", "registered"]);
 
 function tellMachine(state: string, machine: string | undefined, cause: string, reason: string): Told {
   const who = machine ? `Machine ${machine}` : "Machine";

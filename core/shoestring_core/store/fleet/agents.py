@@ -23,7 +23,7 @@ from shoestring_core.store.fleet import gangs, records, work
 from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
 
 
-def redeem(
+def register(
     db: Write,
     machine_id: UUID,
     token_ok: bool,
@@ -34,7 +34,7 @@ def redeem(
 ) -> Machine | None:
     """Bind a machine's session: the first wins, the same again succeeds. None: refused, and the team is alarmed.
 
-    Commit either way, then answer None with AgentRefused. The gang's first generation opens when its last slot redeems.
+    Commit either way, then answer None with AgentRefused. The first generation opens once all slots have registered.
     Raises AgentRefused for a machine that doesn't exist.
     """
     found = db.sql.get(Machine, machine_id)
@@ -44,7 +44,7 @@ def redeem(
     bind = update(Machine).where(
         Machine.id == machine_id, Machine.session_hash.is_(None), Machine.state.in_(("calling", "up"))
     )
-    # The job's row is ours now: whoever redeems for the same gang at this moment comes before or after.
+    # The job's row is ours now: whoever registers for the same gang at this moment comes before or after.
     machine = records.machine(db, machine_id)
     fresh = machine.session_hash is None and machine.state in ("calling", "up")
     if not token_ok or not (fresh or hmac.compare_digest(machine.session_hash or "", session_hash)):
@@ -65,7 +65,7 @@ def redeem(
     others = [row for row in records.gang(db, job.id, attempt.no) if row.id != machine_id]
     size = JobSpec.from_stored(job.spec).resources.nodes
     complete = len(others) == size - 1 and all(
-        row.redeemed_at is not None and row.state in ("calling", "up") for row in others
+        row.registered_at is not None and row.state in ("calling", "up") for row in others
     )
     generation = db.sql.get(Generation, (job.id, job.generation))
     first = generation is None or generation.attempt != attempt.no
@@ -75,21 +75,21 @@ def redeem(
         db,
         bind.values(
             session_hash=session_hash,
-            redeemed_at=db.now,
+            registered_at=db.now,
             address=address,
             hardware=hardware,
             last_report_at=db.now,
             alive_until=db.now + timeouts.machine_lease,
         ),
     )
-    records.machine_event(db, job, attempt.no, machine_id, "redeemed")
+    records.machine_event(db, job, attempt.no, machine_id, "registered")
     return records.machine(db, machine_id)
 
 
 def authenticate(db: Read, machine_id: UUID, session: str) -> Machine:
     """The machine whose session this is. Raises AgentRefused."""
     machine = db.sql.get(Machine, machine_id)
-    if machine is None or not hmac.compare_digest(machine.session_hash or "", wire.session_hash(session)):
+    if machine is None or not hmac.compare_digest(machine.session_hash or "", wire.hash_session(session)):
         raise AgentRefused("This is not the session of that machine.")
     return machine
 
@@ -110,7 +110,7 @@ def record_notice(db: Write, machine_id: UUID, at: int) -> None:
         db.hint()
 
 
-def report_member(db: Write, machine_id: UUID, said: wire.Member) -> bool:
+def report_member(db: Write, machine_id: UUID, said: wire.MemberStatus) -> bool:
     """What a machine says about its part in a generation. True: the generation formed by it, so all orders changed.
 
     What is said about an older generation is kept, and moves nothing.
@@ -213,28 +213,28 @@ def _form(db: Write, job: Job, generation: Generation, members: list[Member], po
 
 def _run(
     db: Read, job: Job, generation: Generation, mine: Member, nodes: int, get_url: Callable[[str], str]
-) -> wire.Run:
+) -> wire.LaunchConfig:
     address, _, port = (generation.master or ":0").rpartition(":")
     resume = _checkpoint(db, generation.start_checkpoint, get_url)
-    return wire.Run(
+    return wire.LaunchConfig(
         node_rank=mine.node_rank,
         nnodes=nodes,
-        nproc=mine.nproc,
+        nproc_per_node=mine.nproc,
         master_addr=address,
         master_port=int(port),
         task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.no)
         | ({"skip": job.skips} if job.skips else {}),
         resume=resume,
         init=None if resume else _checkpoint(db, job.init, get_url),
-        direct=records.elastic(job),
+        skip_torchrun=records.elastic(job),
     )
 
 
-def _checkpoint(db: Read, checkpoint: UUID | None, get_url: Callable[[str], str]) -> wire.Resume | None:
+def _checkpoint(db: Read, checkpoint: UUID | None, get_url: Callable[[str], str]) -> wire.CheckpointDownload | None:
     found = db.sql.get(Checkpoint, checkpoint) if checkpoint else None
     if found is None:
         return None
-    return wire.Resume(
+    return wire.CheckpointDownload(
         step=found.step,
         data_url=get_url(f"{found.object_key}/data"),
         manifest_url=get_url(f"{found.object_key}/manifest.json"),

@@ -95,7 +95,7 @@ def _row(machine: Machine, attempt: Attempt, job: Job) -> reconcile.TrackedMachi
         wanted=records.wanted(job, attempt),
         unwanted_since=attempt.closed_at or _NEVER,
         refused=machine.refusal not in (None, launches.UNKNOWN),
-        redeemed=machine.redeemed_at is not None,
+        registered=machine.registered_at is not None,
         call_by=machine.call_by or 0,
         alive_until=machine.alive_until,
         funded_until=machine.funded_until,

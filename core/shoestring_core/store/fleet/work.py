@@ -186,7 +186,7 @@ def _machine_status(
         ready_at=member.ready_at if member else None,
         exited_at=member.exited_at if member else None,
         exits=exits,
-        redeemed_at=machine.redeemed_at,
+        registered_at=machine.registered_at,
         ended_at=machine.ended_at,
         is_member=is_member,
         is_rank0=member is not None and member.node_rank == 0,

@@ -320,7 +320,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("call_by", sa.BigInteger(), nullable=True),
         sa.Column("session_hash", sa.Text(), nullable=True),
-        sa.Column("redeemed_at", sa.BigInteger(), nullable=True),
+        sa.Column("registered_at", sa.BigInteger(), nullable=True),
         sa.Column("address", sa.Text(), nullable=True),
         sa.Column("hardware", Json, nullable=True),
         sa.Column("acked_seq", sa.BigInteger(), nullable=False),
