@@ -17,7 +17,7 @@ from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.fleet import agents, observations, planning, services
 from shoestring_core.store.tables import Account, Checkpoint, Event, Machine
 from shoestring_worker.providers.base import Intent
-from shoestring_worker.providers.sim import SimCloud
+from shoestring_worker.providers.sim import Fault, SimCloud
 from sqlalchemy import func, select, update
 
 from tests.worker.conftest import World
@@ -118,20 +118,28 @@ def test_an_attempt_that_bought_nothing_gives_up_and_opens_again_under_its_numbe
     assert len(machines) == before + 1
 
 
-def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World):
-    world.cloud.fault = lambda token: "refuse" if world.cloud.alive() else None
+@pytest.mark.parametrize("refused_slot", [0, 1])
+def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World, refused_slot: int):
     job = world.submit(nodes=2)
+
+    def fault(token: str) -> Fault | None:  # by slot, because the launch calls of a tick run in any order
+        slots = {str(machine.id): machine.slot for machine in world.machines(job)}
+        return "refuse" if slots[token] == refused_slot else None
+
+    world.cloud.fault = fault
     for _ in range(65):
         world.register(job)
         world.report(job)
         world.tick(1)
         if world.job(job).state == "queued":
             break
-    assert world.clock.now - world.machines(job)[0].created_at >= 60 * S
-    assert world.order(world.machines(job)[0].id).kind == "end"
+    (machine,) = (machine for machine in world.machines(job) if machine.state == "up")
+    assert machine.slot != refused_slot
+    assert world.clock.now - machine.created_at >= 60 * S
+    assert world.order(machine.id).kind == "end"
     world.tick(3)
     assert world.job(job).wait_reason == "ending"
-    world.cloud.end(world.machines(job)[0].provider_id, "exited")
+    world.cloud.end(machine.provider_id, "exited")
     world.tick(1)
     assert world.job(job).wait_reason == "capacity"
     assert world.cloud.alive() == []

@@ -7,6 +7,7 @@ It keeps a journal of what it did, which is the witness against our own rows: wh
 from __future__ import annotations
 
 import builtins
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -54,6 +55,8 @@ class SimCloud:
     journal: builtins.list[Entry] = field(default_factory=list)
     _machines: dict[str, ProviderMachine] = field(default_factory=dict)
     _bought: dict[str, Intent] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    """The launch calls of a tick run concurrently, and so do several control loops."""
 
     def offers(self) -> builtins.list[Offer]:
         return [
@@ -73,25 +76,27 @@ class SimCloud:
         ]
 
     def launch(self, intent: Intent) -> ProviderMachine:
-        self._answer()
-        fault = self.fault(intent.token)
-        if fault == "lost_request":
-            raise Unknown("the request was lost")
-        known = self._machines.get(intent.token)
-        if known is None:
-            if fault == "refuse" or len(self.alive()) >= self.slots:
-                raise Refused("capacity", "no machine is free")
-            known = self._buy(intent)
-        elif self._bought[intent.token] != intent:
-            raise Unknown("this token bought a machine with another request")
-        if fault == "lost_reply":
-            raise Unknown("the reply was lost")
-        return known
+        with self._lock:
+            self._answer()
+            fault = self.fault(intent.token)
+            if fault == "lost_request":
+                raise Unknown("the request was lost")
+            known = self._machines.get(intent.token)
+            if known is None:
+                if fault == "refuse" or len(self.alive()) >= self.slots:
+                    raise Refused("capacity", "no machine is free")
+                known = self._buy(intent)
+            elif self._bought[intent.token] != intent:
+                raise Unknown("this token bought a machine with another request")
+            if fault == "lost_reply":
+                raise Unknown("the reply was lost")
+            return known
 
     def list(self) -> builtins.list[ProviderMachine]:
         self._answer()
         now = self.clock()
-        return [one for one in self._machines.values() if one.launched_at + self.hidden <= now]
+        with self._lock:
+            return [one for one in self._machines.values() if one.launched_at + self.hidden <= now]
 
     def terminate(self, machine: str) -> None:
         self._answer()
@@ -99,13 +104,15 @@ class SimCloud:
 
     def end(self, machine: str, cause: Literal["requested", "reclaimed", "exited", "crashed"]) -> None:
         """The machine is gone, now."""
-        for token, one in self._machines.items():
-            if one.id == machine and one.state != "ended":
-                self._machines[token] = replace(one, state="ended", ended_at=self.clock(), end_cause=cause)
-                self._note("end", one)
+        with self._lock:
+            for token, one in self._machines.items():
+                if one.id == machine and one.state != "ended":
+                    self._machines[token] = replace(one, state="ended", ended_at=self.clock(), end_cause=cause)
+                    self._note("end", one)
 
     def alive(self) -> builtins.list[ProviderMachine]:
-        return [one for one in self._machines.values() if one.state != "ended"]
+        with self._lock:
+            return [one for one in self._machines.values() if one.state != "ended"]
 
     def _buy(self, intent: Intent) -> ProviderMachine:
         one = ProviderMachine(
