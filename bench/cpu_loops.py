@@ -25,7 +25,7 @@ from shoestring_trainer.training.data.augment import augment
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.images import DataSet
 from shoestring_trainer.training.models.networks import build_model, learn_from_pictures
-from shoestring_trainer.training.optim.optimizers import build_optimizer, set_pace
+from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.precision import choose_precision
 from shoestring_trainer.training.randomness import SampleOrder
@@ -60,7 +60,7 @@ class Course:
 
     def step(self, number: int, pictures_NCHW: Tensor, labels_N: Tensor) -> None:
         """Forward, backward, optimizer."""
-        set_pace(self.optimizer, self.plan.pace(number % self.plan.steps))
+        set_hyperparams(self.optimizer, self.plan.step_hyperparams(number % self.plan.steps))
         loss = self.loss(self.forward(pictures_NCHW), labels_N)
         loss.backward()
         self.optimizer.step()
@@ -179,7 +179,7 @@ def train_with_fastai(course: Course) -> None:
 
     class Watch(Callback):  # type: ignore[misc]
         def before_batch(self) -> None:
-            set_pace(course.optimizer, course.plan.pace(0))
+            set_hyperparams(course.optimizer, course.plan.step_hyperparams(0))
 
         def after_batch(self) -> None:
             tick()

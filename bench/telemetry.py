@@ -98,7 +98,7 @@ def train(run: Path) -> None:
     from shoestring_trainer.training import loop
     from shoestring_trainer.training.orders import Orders
     from shoestring_trainer.training.results import record
-    from shoestring_trainer.training.task import Standing, read_task
+    from shoestring_trainer.training.task import StepCounter, read_task
 
     times: list[float] = []
 
@@ -112,7 +112,7 @@ def train(run: Path) -> None:
             times.append(time.perf_counter())
 
     loop.Record = SwitchedRecord  # type: ignore[misc]
-    loop.train(read_task(run / "task.json"), Orders(run / "order", lambda: sys.exit(1)), Standing())
+    loop.train(read_task(run / "task.json"), Orders(run / "order", lambda: sys.exit(1)), StepCounter())
     (run / "times.json").write_text(json.dumps(times))
 
 

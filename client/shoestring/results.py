@@ -23,7 +23,7 @@ from shoestring.client import Client
 from shoestring.terminal import Json, Url, connect, err, out, resolve, table, tell
 
 TOP1, TOP5 = "val/acc", "val/acc_top5"
-CURVES = ("epoch", "train/loss", TOP1, TOP5, core.SCORING)
+CURVES = ("epoch", "train/loss", TOP1, TOP5, core.EVALUATION_S)
 FIGURES = (
     "images_per_s",
     "input_share",
@@ -31,7 +31,7 @@ FIGURES = (
     "floor_s",
     "flop_per_image",
     "precision",
-    "world",
+    "world_size",
     "steps_skipped",
 )
 BARS = {TOP1: 0.94, TOP5: 0.93}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs came to: accuracy by epoch, time and cost to a target, how many seeds reach it. Points in, figures out.
 
-Two clocks. Training time is what benchmarks count: from the first step on, without scoring on held-out pictures,
+Two clocks. Training time is what benchmarks count: from the first step on, without evaluation on held-out pictures,
 without the time between machines, and without steps that were lost and done again. Waiting time is what the user
 lives through, from the submission on.
 """
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-SCORING = "time/scoring_s"
-"""The curve of the seconds that scoring took in a step's line."""
+EVALUATION_S = "time/evaluation_s"
+"""The curve of the seconds that evaluation took in a step's line."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def epochs(
 
 
 def training_times(curves: Mapping[str, Curve], starts: Sequence[int]) -> dict[int, float]:
-    """Training time after each step, in seconds: the time between lines less the scoring in them.
+    """Training time after each step, in seconds: the time between lines less the evaluation in them.
 
     Between a generation's start and its first line lie machines and imports; the usual time of a step stands for that.
     """
@@ -141,11 +141,11 @@ def training_times(curves: Mapping[str, Curve], starts: Sequence[int]) -> dict[i
     for name, curve in curves.items():
         if not name.startswith("system/"):
             times |= dict(zip(curve.steps, curve.times, strict=True))
-    scoring, begun = _by_step(curves, SCORING), {0, *starts}
+    evaluation, begun = _by_step(curves, EVALUATION_S), {0, *starts}
     spans: list[tuple[int, int, float | None]] = []  # from step, to step, seconds of training if its lines tell
     before_step, before_time = 0, 0.0
     for step, time in sorted(times.items()):
-        seconds = max(0.0, time - before_time - scoring.get(step, 0.0))
+        seconds = max(0.0, time - before_time - evaluation.get(step, 0.0))
         spans.append((before_step, step, None if before_step in begun else seconds))
         before_step, before_time = step, time
     known = [seconds / (end - start) for start, end, seconds in spans if seconds is not None]

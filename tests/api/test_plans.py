@@ -18,13 +18,13 @@ QUICK = {"recipe": "digits/quickstart", "params": {"width": 8, "epochs": 60}}
 
 
 def measure(here: Deployment, nodes: int, step_s: float) -> None:
-    """A run in which 60 steps of 45 an epoch took so long each, and scoring once half a second."""
+    """A run in which 60 steps of 45 an epoch took so long each, and evaluation once half a second."""
     _, agents = here.running(**QUICK, resources={"nodes": nodes})
     steps = list(range(1, 61))
     times = [1.8e9 + step * step_s for step in steps]
     epochs = {"name": "epoch", "steps": steps, "times": times, "values": [step / 45 for step in steps]}
-    scoring = {"name": results.SCORING, "steps": [45], "times": [times[44]], "values": [0.5]}
-    agents[0].report(batch=agents[0].batch(points=[epochs, scoring]))
+    evaluation = {"name": results.EVALUATION_S, "steps": [45], "times": [times[44]], "values": [0.5]}
+    agents[0].report(batch=agents[0].batch(points=[epochs, evaluation]))
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_a_sentence_says_what_and_what_to_do(here: Deployment) -> None:
 
 def test_steps_total_and_epoch_come_from_the_ranks(here: Deployment) -> None:
     job, (agent,) = here.running()
-    started = {"kind": "started", "at": 1.0, "data": {"steps_total": 40, "world": 1}}
+    started = {"kind": "started", "at": 1.0, "data": {"steps_total": 40, "world_size": 1}}
     agent.report(batch=agent.batch(events=[started]))
     agent.report(batch=agent.batch(points=[{"name": "epoch", "steps": [10], "times": [1.0], "values": [2.5]}]))
     progress = here.job(job).progress

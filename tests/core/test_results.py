@@ -10,7 +10,7 @@ from shoestring_core import dawnbench, results
 from shoestring_core.results import Curve, Epoch, Machine, Run
 
 
-def curves(times: dict[int, float], scores: dict[int, float], scoring_s: float = 2.0) -> dict[str, Curve]:
+def curves(times: dict[int, float], scores: dict[int, float], evaluation_s: float = 2.0) -> dict[str, Curve]:
     """A run of ten steps an epoch, its lines written at `times`, measured at the steps of `scores`."""
     steps, measured = list(times), list(scores)
     at = [times[step] for step in measured]
@@ -19,7 +19,7 @@ def curves(times: dict[int, float], scores: dict[int, float], scoring_s: float =
         "epoch": Curve(steps, list(times.values()), [step / 10 for step in steps]),
         "val/acc": Curve(measured, at, list(scores.values())),
         "val/acc_top5": Curve(measured, at, [0.99] * len(measured)),
-        results.SCORING: Curve(measured, at, [scoring_s] * len(measured)),
+        results.EVALUATION_S: Curve(measured, at, [evaluation_s] * len(measured)),
         "system/gpu": Curve([0, 99], [0.0, 5000.0], [0.0, 0.0]),
     }
 

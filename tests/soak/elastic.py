@@ -173,7 +173,7 @@ def gangs_of(data: Path) -> list[Ran]:
     for number, steps in witness.trained(data):
         (file,) = (data / "cloud" / "machines").glob(f"*/gen/{number}/metrics.jsonl")
         events = [json.loads(line) for line in (file.parent / "events.jsonl").read_text().splitlines()]
-        world = next(event["world"] for event in events if event["event"] == "started")
+        world = next(event["world_size"] for event in events if event["event"] == "started")
         found.append(Ran(number, world, min(at for at, _ in steps.values()), file.parent))
     return found
 

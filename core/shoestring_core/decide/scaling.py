@@ -32,14 +32,14 @@ REACH = 2
 class Measurement:
     """What one generation of an earlier run took on machines of one type; seconds. None: not seen in it.
 
-    epochs     how many it trained while it was measured
-    epoch_s    training time of one, without scoring
-    scoring_s  one scoring on held-out pictures
-    boot_s     from the first machine's launch until the ranks start
-    start_s    from there until the first step is done
-    end_s      from the last step to the end of the run: final scoring, export, checkpoint
-    leave_s    from the end of the run until the last machine is gone
-    whole      it trained from the first step to the last
+    epochs        how many it trained while it was measured
+    epoch_s       training time of one, without evaluation
+    evaluation_s  one evaluation on held-out pictures
+    boot_s        from the first machine's launch until the ranks start
+    start_s       from there until the first step is done
+    end_s         from the last step to the end of the run: final evaluation, export, checkpoint
+    leave_s       from the end of the run until the last machine is gone
+    whole         it trained from the first step to the last
     """
 
     job: UUID
@@ -48,7 +48,7 @@ class Measurement:
     nodes: int
     epochs: float
     epoch_s: float
-    scoring_s: float | None
+    evaluation_s: float | None
     boot_s: float | None
     start_s: float | None
     end_s: float | None
@@ -93,15 +93,15 @@ class Scaling:
             return list(self.runs)
         return list(range(1, REACH * max(self.runs) + 1))
 
-    def estimate(self, nodes: int, epochs: float, scorings: int) -> Estimate | None:
-        """What `epochs` with `scorings` in between take on one of `counts`; None if such scoring was never measured."""
-        scoring_s = self._usual(nodes, lambda one: one.scoring_s)
-        if scorings and scoring_s is None:
+    def estimate(self, nodes: int, epochs: float, evaluations: int) -> Estimate | None:
+        """The time of `epochs` with `evaluations` on `counts`; None if there are evaluations and none was measured."""
+        evaluation_s = self._usual(nodes, lambda one: one.evaluation_s)
+        if evaluations and evaluation_s is None:
             return None
         start_s = self._usual(nodes, lambda one: one.start_s) or 0.0
         end_s = self._usual(nodes, lambda one: one.end_s)
         fixed_s = start_s + (end_s or 0.0)
-        run_s = fixed_s + epochs * self._epoch_s(nodes) + scorings * (scoring_s or 0.0)
+        run_s = fixed_s + epochs * self._epoch_s(nodes) + evaluations * (evaluation_s or 0.0)
         basis: Basis = self._basis(nodes) if end_s is not None else "estimated"
         around_s = sum(self._usual(nodes, part) or 0.0 for part in (lambda one: one.boot_s, lambda one: one.leave_s))
         return Estimate(

@@ -29,7 +29,7 @@ SAME_WORK = frozenset(
         "label_smoothing", "average_decay", "average_power",
     )
 )  # fmt: skip
-"""Parameters that don't change how long a step, a scoring, the start or the end takes. All others may."""
+"""Parameters that don't change how long a step, one evaluation, the start or the end takes. All others may."""
 
 PHASES = ("size_schedule", "batch_schedule", "crop_schedule", "rectangular_schedule")
 """Parameters that make one epoch unlike another: of such a run only the whole is a measure."""
@@ -44,7 +44,7 @@ class Case:
     limit_s       limits.time
     asked         the number of machines that the user named
     epochs        how many the job trains
-    scorings      how often it is scored before it ends
+    evaluations   how often it is evaluated before it ends
     processes     training processes on each machine
     batch         its smallest batch: every process needs a picture of it
     left          micro-dollars that may still be spent, by the tightest of its limits, which is `payer`'s
@@ -56,7 +56,7 @@ class Case:
     limit_s: float | None
     asked: int | None
     epochs: float
-    scorings: int
+    evaluations: int
     processes: int
     batch: int
     offers: tuple[Offer, ...]
@@ -170,7 +170,7 @@ def epochs(spec: JobSpec) -> float:
     return float(spec.params.get("epochs") or 1)
 
 
-def scorings(spec: JobSpec) -> int:
+def evaluations(spec: JobSpec) -> int:
     """How often it is scored before its last step: after each so-many-th epoch but the last."""
     return max(0, ceil(epochs(spec) / int(spec.params.get("eval_every") or 1)) - 1)
 
@@ -208,7 +208,7 @@ def _options(case: Case) -> Iterable[Option]:
 
 
 def _option(case: Case, offer: Offer, scaling: Scaling, nodes: int) -> Option | None:
-    found = scaling.estimate(nodes, case.epochs, case.scorings)
+    found = scaling.estimate(nodes, case.epochs, case.evaluations)
     if found is None:
         return None
     cost = nodes * money.cost(offer.price, round(found.rented_s * 1e6))

@@ -37,7 +37,7 @@ def case(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) ->
         limit_s=spec.limits.time,
         asked=spec.resources.named,
         epochs=sizing.epochs(spec),
-        scorings=sizing.scorings(spec),
+        evaluations=sizing.evaluations(spec),
         processes=spec.resources.procs,
         batch=sizing.smallest_batch(spec),
         offers=tuple(offer for offer in planning.offers(db) if offer.provider == spec.resources.provider),
@@ -88,24 +88,24 @@ def _newest(measured: Iterable[Measurement]) -> Iterable[Measurement]:
 
 @dataclass
 class _Lines:
-    """Of what a generation reported: (step, Unix seconds, epoch) of its first and last line; seconds of scoring by
+    """Of what a generation reported: (step, Unix seconds, epoch) of its first and last line; seconds of evaluation by
     step."""
 
     first: tuple[int, float, float]
     last: tuple[int, float, float]
-    scoring: dict[int, float] = field(default_factory=dict)
+    evaluation: dict[int, float] = field(default_factory=dict)
 
 
 def _measured(job: Job, row: Generation, machines: Sequence[Machine], lines: _Lines) -> Measurement | None:
     """What a generation took; None if it was too short, or of machines of several types."""
     (step, begun, epoch), (last_step, ended, last_epoch) = lines.first, lines.last
-    scoring = {at: seconds for at, seconds in lines.scoring.items() if step < at <= last_step}
-    trained_s = ended - begun - sum(scoring.values())
+    evaluation = {at: seconds for at, seconds in lines.evaluation.items() if step < at <= last_step}
+    trained_s = ended - begun - sum(evaluation.values())
     too_short = last_step - step < LEAST_STEPS or trained_s < LEAST_S or last_epoch <= epoch
     if too_short or len({machine.type for machine in machines}) != 1:
         return None
     finished = job.end_reason in SUCCESS and row.no == job.generation
-    final_s = scoring.pop(last_step, 0.0) if finished else 0.0
+    final_s = evaluation.pop(last_step, 0.0) if finished else 0.0
     fresh = row.start_step == 0 and row.formed_at is not None
     launched = min((machine.launched_at for machine in machines if machine.launched_at), default=None)
     gone = max((machine.ended_at or 0 for machine in machines), default=0)
@@ -116,7 +116,7 @@ def _measured(job: Job, row: Generation, machines: Sequence[Machine], lines: _Li
         nodes=len(machines),
         epochs=last_epoch - epoch,
         epoch_s=trained_s / (last_epoch - epoch),
-        scoring_s=sum(scoring.values()) / len(scoring) if scoring else None,
+        evaluation_s=sum(evaluation.values()) / len(evaluation) if evaluation else None,
         boot_s=_seconds(launched, row.formed_at) if row.no == 1 else None,
         start_s=_seconds(row.formed_at, row.first_step_at) if fresh else None,
         end_s=max(0.0, (job.ended_at or 0) / 1e6 - (ended - final_s)) if finished else None,
@@ -141,9 +141,9 @@ def _lines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Lines]:
         for job, chunk in _chunks(db, "epoch", jobs, tuple_(Series.job, Chunk.generation, column).in_(edges)):
             points[job, chunk.generation] += reports.unpacked(chunk)
     found = {key: _Lines(min(own), max(own)) for key, own in points.items()}
-    for job, chunk in _chunks(db, results.SCORING, jobs):
+    for job, chunk in _chunks(db, results.EVALUATION_S, jobs):
         if (job, chunk.generation) in found:
-            found[job, chunk.generation].scoring |= {at: seconds for at, _, seconds in reports.unpacked(chunk)}
+            found[job, chunk.generation].evaluation |= {at: seconds for at, _, seconds in reports.unpacked(chunk)}
     return found
 
 

@@ -181,9 +181,9 @@ def test_a_start_that_is_most_of_the_time_is_said():
 
 
 def test_scoring_between_counts_by_how_often_it_is_done():
-    (one,) = choose(case(measured(1, 20, scoring_s=3.0), scorings=9)).options
+    (one,) = choose(case(measured(1, 20, evaluation_s=3.0), evaluations=9)).options
     assert one.run_s == pytest.approx(4 + 6 + 200 + 27)
-    assert choose(case(measured(1, 20, scoring_s=None), scorings=9)).verdict == "unmeasured"
+    assert choose(case(measured(1, 20, evaluation_s=None), evaluations=9)).verdict == "unmeasured"
 
 
 def test_an_end_that_was_never_seen_makes_it_an_estimate():
@@ -238,10 +238,10 @@ runs = st.lists(st.builds(measured, st.integers(1, 16), times, st.sampled_from([
     st.decimals("0.01", "9.99", places=2), st.integers(0, 20),
 )  # fmt: skip
 def test_the_chosen_is_the_cheapest_that_keeps_the_limit_and_more_time_never_costs_more(
-    found, limit_s, more_s, slots, left, price, scorings
+    found, limit_s, more_s, slots, left, price, evaluations
 ):
     offers = (offer(slots=slots), offer("big", str(price), slots))
-    asked = case(*found, limit_s=limit_s, offers=offers, left=left, payer="team a", scorings=scorings)
+    asked = case(*found, limit_s=limit_s, offers=offers, left=left, payer="team a", evaluations=evaluations)
     choice = choose(asked)
     fitting = [one for one in choice.options if one.sure_s <= limit_s and one.nodes <= slots and one.need <= left]
     assert (choice.verdict == "chosen") == bool(fitting)
@@ -272,7 +272,7 @@ def test_how_often_a_run_is_scored_before_its_end(epochs, every, expected):
     recipe = "digits/quickstart" if epochs == int(epochs) else "cifar10/airbench94"
     data = {} if epochs == int(epochs) else {"data": {"train": "/cifar"}}
     parsed = spec.parse({"recipe": recipe, "params": {"epochs": epochs, "eval_every": every}} | data)
-    assert sizing.scorings(parsed) == expected
+    assert sizing.evaluations(parsed) == expected
 
 
 def test_the_smallest_batch_of_a_schedule_counts():

@@ -33,7 +33,7 @@ def train(
     no: int = 1,
     steps: tuple[int, int] = (0, 80),
     step_s: float = 0.5,
-    scoring_s: float = 2.0,
+    evaluation_s: float = 2.0,
     end: str | None = "succeeded",
 ) -> None:
     """A generation: launched at BEGIN + 1000·no, its ranks start 5 s later and do the first step 4 s after that. It
@@ -43,8 +43,8 @@ def train(
     times, scores, now = [], [], launched / S + 9
     for step in range(first + 1, last + 1):
         now += step_s if step > first + 1 else 0
-        if step % STEPS == 0 and scoring_s:
-            now += scoring_s
+        if step % STEPS == 0 and evaluation_s:
+            now += evaluation_s
             scores.append((step, now))
         times.append(now)
     over = round((now + 6) * S)
@@ -74,8 +74,8 @@ def train(
         if scores:
             points.append(
                 wire.MetricSeries(
-                    name=results.SCORING, steps=[step for step, _ in scores], times=[at for _, at in scores],
-                    values=[scoring_s] * len(scores),
+                    name=results.EVALUATION_S, steps=[step for step, _ in scores], times=[at for _, at in scores],
+                    values=[evaluation_s] * len(scores),
                 )
             )  # fmt: skip
         reports.accept(db, ids[0], wire.TelemetryBatch(seq=1, generation=no, points=points[:1]), log_quota=0)
@@ -102,9 +102,9 @@ def test_a_finished_run_is_measured_without_its_scoring(world: World):
     assert (one.job, one.generation, one.type, one.nodes, one.whole) == (job.id, 1, "small", 1, True)
     assert one.epochs == pytest.approx(7.9)  # from its first line to its last
     assert one.epoch_s == pytest.approx(10 * 0.5)
-    assert one.scoring_s == pytest.approx(2)
+    assert one.evaluation_s == pytest.approx(2)
     assert (one.boot_s, one.start_s) == pytest.approx((5, 4))
-    assert one.end_s == pytest.approx(6 + 2)  # the last scoring belongs to the end
+    assert one.end_s == pytest.approx(6 + 2)  # the last evaluation belongs to the end
     assert one.leave_s == pytest.approx(2)
 
 
@@ -132,7 +132,7 @@ def test_a_gang_that_shrank_and_grew_counts_each_generation_under_its_own_size(w
 def test_an_interrupted_run_is_measured_as_far_as_it_came(world: World):
     train(world, submitted(world), steps=(0, 33), end=None)
     (one,) = found(world)
-    assert (one.epoch_s, one.scoring_s, one.end_s) == (pytest.approx(5), pytest.approx(2), None)
+    assert (one.epoch_s, one.evaluation_s, one.end_s) == (pytest.approx(5), pytest.approx(2), None)
 
 
 def test_too_short_a_run_measures_nothing(world: World):
@@ -179,7 +179,7 @@ def test_the_choice_rests_on_runs_offers_and_what_is_left(world: World):
     world.limit("team", 5_000_000)
     with world.store.read() as db:
         case = sizing.case(db, world.team, world.me.user, wanted, Timeouts())
-    assert (case.offers, case.asked, case.epochs, case.scorings) == (tuple(offers), None, 60.0, 59)
+    assert (case.offers, case.asked, case.epochs, case.evaluations) == (tuple(offers), None, 60.0, 59)
     assert (case.left, case.payer) == (5_000_000, f"team team {world.name}")
     choice = choose(case)
     assert (choice.verdict, choice.nodes) == ("chosen", 2)  # one machine takes 5 · 60 + 2 · 59 + 12 s

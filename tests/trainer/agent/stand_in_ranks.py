@@ -56,7 +56,7 @@ class Rank:
 
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self.told)
-        self.event("started", step=self.step, steps_total=self.params["steps"], world=1, precision="fp32")
+        self.event("started", step=self.step, steps_total=self.params["steps"], world_size=1, precision="fp32")
         print(f"\x1b[32mrank {self.number}\x1b[0m from {self.step}", flush=True)
         if size := self.params.get("log_bytes"):
             sys.stdout.buffer.write(b"x" * size)

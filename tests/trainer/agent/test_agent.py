@@ -111,7 +111,7 @@ def test_a_job_runs_from_boot_to_the_last_word(machine: Machine) -> None:
     before = [series for batch in machine.service.batches[: commit.through_seq] for series in batch.points]
     assert [step for each in before if each.name == "train/loss" for step in each.steps] == list(range(1, 31))
     assert machine.service.points("system/cpu_percent")
-    assert machine.service.events("started") == [{"steps_total": 30, "world": 1, "precision": "fp32"}]
+    assert machine.service.events("started") == [{"steps_total": 30, "world_size": 1, "precision": "fp32"}]
     for rank in (0, 1):
         assert machine.service.log(rank) == (machine.folder / f"gen/1/log-rank{rank}.txt").read_bytes()
     assert b"launching 2" in machine.service.log(-1)

@@ -25,7 +25,7 @@ def test_lone_ranks_of_two_machines_meet_train_and_leave_their_words(tmp_path: P
     exits = asyncio.run(train(tmp_path))
     assert [(end.rank, end.outcome, end.step) for end in exits] == [(0, "finished", 23), (1, "finished", 23)]
     events = [json.loads(line) for line in (tmp_path / "0" / "events.jsonl").read_text().splitlines()]
-    assert (events[0]["event"], events[0]["world"]) == ("started", 2)
+    assert (events[0]["event"], events[0]["world_size"]) == ("started", 2)
     assert events[-1]["final"]
 
 

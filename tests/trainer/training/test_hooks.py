@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from shoestring_trainer.training.cli.lr_find import choose
-from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hooks import Hooks, Run, load_hooks
 from shoestring_trainer.training.optim.noise_scale import NoiseScale
@@ -20,8 +20,8 @@ from torch import nn
 
 from tests.trainer.training.gangs import DIGITS, ROOMS, finished
 
-ALONE = Gang(0, 1, 0, torch.device("cpu"))
-JOINTS = """
+SINGLE_PROCESS = DistributedContext(0, 1, 0, torch.device("cpu"))
+HOOKS = """
 import gc, json
 seen = []
 def on_start(run):
@@ -42,7 +42,7 @@ def on_end(run):
 
 def test_hooks_see_the_run_and_report_with_its_steps_and_the_noise_is_measured(tmp_path: Path):
     file, seen = tmp_path / "mine.py", tmp_path / "seen.json"
-    file.write_text(JOINTS.replace("FILE", repr(str(seen))))
+    file.write_text(HOOKS.replace("FILE", repr(str(seen))))
     params = DIGITS | {"epochs": 2, "eval_every": 1, "hooks": str(file), "noise_every": 4}
     run = finished(tmp_path / "run", params=params)
     lines = run.metrics()
@@ -85,7 +85,7 @@ def test_the_noise_scale_is_the_noise_over_the_signal():
     """Gradients around a known mean: per picture, variance 4 in each of 50 directions, and a squared mean of 50."""
     torch.manual_seed(0)
     model = nn.Linear(50, 1, bias=False)
-    noise, found = NoiseScale(model, ALONE), []
+    noise, found = NoiseScale(model, SINGLE_PROCESS), []
     for _ in range(400):
         gradients = 1 + 2 * torch.randn(64, 50)
         model.weight.grad = gradients[:8].mean(0)[None] * 3  # in units of 3
@@ -99,7 +99,7 @@ def test_the_noise_scale_is_the_noise_over_the_signal():
 def test_an_overflow_is_no_noise():
     model = nn.Linear(2, 1, bias=False)
     model.weight.grad = torch.full((1, 2), torch.inf)
-    noise = NoiseScale(model, ALONE)
+    noise = NoiseScale(model, SINGLE_PROCESS)
     noise.see_part(2, 1.0)
     assert noise.see_batch(8, 1.0) is None
 

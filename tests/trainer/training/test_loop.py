@@ -53,7 +53,7 @@ def test_every_step_has_a_line_and_lines_are_counted(two_ranks: Gang):
     ]
     assert all(event["lines"] == event["step"] for event in saved)
     assert saved[-1]["final"]
-    assert started["world"] == 2
+    assert started["world_size"] == 2
 
 
 def test_the_model_scores_in_plain_pytorch_what_was_recorded(two_ranks: Gang, tmp_path: Path):
@@ -167,7 +167,7 @@ def test_without_torchrun_a_spec_trains_alone(tmp_path: Path):
     assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 0
     run = Gang([tmp_path])
     assert run.exits()[0]["outcome"] == "finished"
-    assert run.events("started")[0]["world"] == 1
+    assert run.events("started")[0]["world_size"] == 1
 
 
 def test_memory_that_cannot_be_had_is_out_of_memory():

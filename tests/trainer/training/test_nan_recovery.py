@@ -143,7 +143,7 @@ def test_numbers_that_always_break_end_the_run_with_what_was_tried(tmp_path: Pat
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path):
-    """A norm's statistics: the loss in training does not show them, and scoring would."""
+    """A norm's statistics: the loss in training does not show them, and evaluation would."""
     name = "1.0.1.running_var"
     params = PARAMS | {"hooks": hook(tmp_path, BROKEN_WEIGHTS, step=13, name=name)}
     with gang(tmp_path / "run", params=params, checkpoint=EVERY) as run:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from shoestring_trainer.training.data.images import DataSet, Pictures
-from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.networks import (
     ConcatPool,
@@ -19,15 +19,15 @@ from shoestring_trainer.training.models.networks import (
     learn_from_pictures,
     preact_resnet18,
 )
-from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optimizer, set_pace
-from shoestring_trainer.training.optim.schedules import Pace
+from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optimizer, set_hyperparams
+from shoestring_trainer.training.optim.schedules import StepHyperparams
 from shoestring_trainer.training.optim.weight_average import build_average
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.evaluation import evaluate, logits_of_views
 from shoestring_trainer.training.settings import Settings
 from torch import nn
 
-ALONE = Gang(0, 1, 0, torch.device("cpu"))
+SINGLE_PROCESS = DistributedContext(0, 1, 0, torch.device("cpu"))
 WIDTHS = [1, 2, 2]
 SMALL = Settings(width=4)
 
@@ -128,7 +128,7 @@ def test_a_rate_of_zero_keeps_the_whitening_bias_to_the_bit():
     bias = dict(model.named_parameters())["1.0.bias"]
     for whitening in (1.0, 0.0, 0.0):
         before = bias.detach().clone()
-        set_pace(optimizer, Pace(1.0, whitening, 0.9))
+        set_hyperparams(optimizer, StepHyperparams(1.0, whitening, 0.9))
         model(torch.rand(8, 3, 32, 32)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -140,7 +140,7 @@ def test_muon_steps_have_singular_values_near_one_on_filters_of_fixed_norm():
     model = small_airbench(settings, unit_head=True)
     optimizer = build_optimizer(model, settings, scaled=False)
     weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
-    set_pace(optimizer, Pace(1.0, 1.0, 0.85))
+    set_hyperparams(optimizer, StepHyperparams(1.0, 1.0, 0.85))
     model(torch.rand(8, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     assert weight.norm().item() == pytest.approx(len(weight) ** 0.5, rel=1e-4)
@@ -182,7 +182,7 @@ def test_preconditioners_even_out_a_badly_scaled_problem_where_sgd_crawls(name: 
         settings = Settings(optimizer=optimizer, lr=0.2, momentum=0.9)
         stepper = build_optimizer(model, settings, scaled=False)
         for step in range(100):
-            set_pace(stepper, Pace(1 - step / 100, 1.0, 0.9))
+            set_hyperparams(stepper, StepHyperparams(1 - step / 100, 1.0, 0.9))
             stepper.zero_grad()
             loss = F.mse_loss(model(inputs), targets)
             loss.backward()
@@ -227,8 +227,8 @@ def test_views_change_their_own_metric_alone():
     pictures = Pictures(smooth_pictures(40), torch.arange(40) % 10)
     data = DataSet(pictures, pictures, [str(n) for n in range(10)], 255.0, [0.5] * 3, [0.2] * 3, {})
     model = small_airbench()
-    one, six = (evaluate(model, data, ALONE, Precision.FP32, views) for views in (1, 6))
+    one, six = (evaluate(model, data, SINGLE_PROCESS, Precision.FP32, views) for views in (1, 6))
     assert one.metrics.items() <= six.metrics.items()
     assert six.metrics.keys() - one.metrics.keys() == {"val/acc_tta"}
     with pytest.raises(UserError, match="1, 2, 6"):
-        evaluate(model, data, ALONE, Precision.FP32, 3)
+        evaluate(model, data, SINGLE_PROCESS, Precision.FP32, 3)

@@ -25,7 +25,7 @@ class DataError(TrainerError):
     kind: Kind = "data"
 
 
-class NotANumber(TrainerError):
+class NonFiniteError(TrainerError):
     """The loss or the weights are no longer finite. `since`: the first step whose numbers broke."""
 
     kind: Kind = "nan"

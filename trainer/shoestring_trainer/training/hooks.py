@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.settings import Settings
 
-JOINTS = ("on_start", "on_batch", "on_gradients", "on_step", "on_scored", "on_end")
+HOOKS = ("on_start", "on_batch", "on_gradients", "on_step", "on_scored", "on_end")
 
 
 @dataclass
@@ -81,8 +81,8 @@ def load_hooks(path: str) -> Hooks:
     except Exception as error:
         raise UserError(f"the hooks in {path} can't be loaded ({type(error).__name__}: {error}); repair it") from error
     found = {name: value for name, value in vars(module).items() if name.startswith("on_") and callable(value)}
-    if unknown := sorted(set(found) - set(JOINTS)):
-        raise UserError(f"{path} has {unknown[0]}, which no joint calls; there are {', '.join(JOINTS)}")
+    if unknown := sorted(set(found) - set(HOOKS)):
+        raise UserError(f"{path} has {unknown[0]}, which no joint calls; there are {', '.join(HOOKS)}")
     if not found:
-        raise UserError(f"{path} has no hook; there are {', '.join(JOINTS)}")
+        raise UserError(f"{path} has no hook; there are {', '.join(HOOKS)}")
     return Hooks(found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training a classifier: one loop, from the first step or from a checkpoint, to the last step or an order to stop."""
+"""Train an image classifier: one loop, from the first step or a checkpoint to the last step or a request to stop."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 from time import monotonic
 
 import torch
-from shoestring_core.results import SCORING
+from shoestring_core.results import EVALUATION_S
 
 from shoestring_trainer.training.checkpoint.state import restore
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.data.images import DataSet
-from shoestring_trainer.training.distributed.shared_batch import share_batch
-from shoestring_trainer.training.errors import NotANumber
+from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
+from shoestring_trainer.training.errors import NonFiniteError
 from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.orders import Orders
 from shoestring_trainer.training.precision import Precision
@@ -24,110 +24,120 @@ from shoestring_trainer.training.results.record import Record
 from shoestring_trainer.training.results.sample_log import SampleLog
 from shoestring_trainer.training.results.throughput import speed
 from shoestring_trainer.training.setup import Setup, set_up
-from shoestring_trainer.training.step import Learner
-from shoestring_trainer.training.task import Goal, Outcome, Standing, Task
+from shoestring_trainer.training.step import Trainer
+from shoestring_trainer.training.task import Goal, Outcome, StepCounter, Task
 
 
-def train(task: Task, orders: Orders, standing: Standing) -> Outcome:
-    """Carry out `task` as one rank of its gang.
+def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
+    """Train `task` as one rank of its generation.
 
-    A step of `task.skip` counts as a step, and its line is written, but nothing is learned from its batch.
-    Raises TrainerError for faults with a remedy; whatever else is raised is classified by the caller.
+    A step of `task.skip` counts and is reported as a step, but its batch is not trained on.
+    Raises TrainerError for errors with a remedy; the caller classifies whatever else is raised.
     """
     if task.onnx:
         require_onnx()
     setup = set_up(task)
-    gang, settings, plan, feed, model = setup.gang, setup.settings, setup.plan, setup.feed, setup.model
-    warmed = warm_start(model, task.init) if task.init else None
-    learner = Learner(setup, task.skip, lambda: orders.stop_asked)
-    hooks, run, state = learner.hooks, learner.run, learner.state
+    distributed, settings, plan, feed, model = setup.distributed, setup.settings, setup.plan, setup.feed, setup.model
+    warm_started = warm_start(model, task.init) if task.init else None
+    trainer = Trainer(setup, task.skip, lambda: orders.stop_requested)
+    hooks, run, state = trainer.hooks, trainer.run, trainer.state
     if task.resume:
-        standing.start_step = standing.step = restore(state, task.resume)
-        feed.turn_to(plan.phase(standing.step).view)
-    step = run.step = standing.step
+        counter.start_step = counter.step = restore(state, task.resume)
+        feed.turn_to(plan.phase(counter.step).view)
+    step = run.step = counter.step
 
     order = setup.order()
     log = SampleLog(
-        task.folder, generation=task.generation, rank=gang.rank, world=gang.world, start=step,
+        task.folder, generation=task.generation, rank=distributed.rank, world=distributed.world_size, start=step,
         epoch_samples=plan.epoch_samples,
     )  # fmt: skip
-    with Record(task, state, plan.steps, rank=gang.rank) as record:
-        record.event("started", step=step, steps_total=plan.steps, world=gang.world, precision=setup.precision.value)
-        if warmed:
-            record.event("warm_start", step=step, message=warmed)
+    with Record(task, state, plan.steps, rank=distributed.rank) as record:
+        record.event(
+            "started", step=step, steps_total=plan.steps, world_size=distributed.world_size,
+            precision=setup.precision.value,
+        )  # fmt: skip
+        if warm_started:
+            record.event("warm_start", step=step, message=warm_started)
         orders.training_began()
         hooks.call("on_start", run)
-        began, scoring_s = monotonic(), 0.0
+        began, evaluation_s = monotonic(), 0.0
 
-        sound, done = step, step >= plan.steps
+        last_finite_step, done = step, step >= plan.steps
         while not done:
             phase = plan.phase(step)
             if phase is not feed.phase:
                 record.flush()
                 feed.enter(phase)
-                share_batch(model, phase.batch, gang.rank, gang.world, norms=settings.sync_norm)
+                use_global_batch(
+                    model, phase.batch, distributed.rank, distributed.world_size, norms=settings.sync_norm
+                )  # fmt: skip
             skip = step + 1 in state.skip
-            picked = order.pick(plan.sample(step), phase.batch)
-            log.take_up(step + 1, picked.spans, skip=skip)
-            pace = plan.pace(step)
-            lesson = learner.pass_over() if skip else learner.learn(picked, phase.batch, pace)
-            step = standing.step = run.step = step + 1
-            if learner.average:
-                learner.average.follow(step, plan.steps)
+            indices = order.pick(plan.sample(step), phase.batch)
+            log.log_step(step + 1, indices.spans, skip=skip)
+            hyperparams = plan.step_hyperparams(step)
+            result = trainer.skip_step() if skip else trainer.train_step(indices, phase.batch, hyperparams)
+            step = counter.step = run.step = step + 1
+            if trainer.average:
+                trainer.average.follow(step, plan.steps)
 
             if skip:
                 record.event("skipped", step=step, samples=phase.batch)
-            if lesson.overflowed:
-                record.event("overflow", step=step, scale=learner.scaler.get_scale())
-            if not (lesson.overflowed or lesson.broken):
-                sound = step
-            values = {"train/loss": lesson.loss, "train/lr": settings.lr * pace.rate, "train/momentum": pace.momentum}
-            if lesson.noise_scale is not None:
-                values["train/noise_scale"] = lesson.noise_scale
-            run.values = values
+            if result.overflowed:
+                record.event("overflow", step=step, scale=trainer.scaler.get_scale())
+            if not (result.overflowed or result.diverged):
+                last_finite_step = step
+            metrics = {
+                "train/loss": result.loss, "train/lr": settings.lr * hyperparams.lr_factor,
+                "train/momentum": hyperparams.momentum,
+            }  # fmt: skip
+            if result.noise_scale is not None:
+                metrics["train/noise_scale"] = result.noise_scale
+            run.values = metrics
             hooks.call("on_step", run)
 
             done = step == plan.steps
-            if not done and not lesson.broken and plan.ends_epoch(step, settings.eval_every):
+            if not done and not result.diverged and plan.ends_epoch(step, settings.eval_every):
                 views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
                 record.flush()
-                scores = evaluate(model, feed.data, gang, setup.precision, views)
-                scoring_s += scores.seconds
-                values |= {**scores.metrics, SCORING: scores.seconds}
+                scores = evaluate(model, feed.data, distributed, setup.precision, views)
+                evaluation_s += scores.seconds
+                metrics |= {**scores.metrics, EVALUATION_S: scores.seconds}
                 hooks.call("on_scored", run)
                 done = reached(task.goal, scores.metrics)
-            if done and not lesson.broken:
-                break  # its line waits for the final scores
-            record.step(step, plan.epoch(step), values)
-            if lesson.broken:
-                record.finish_writing()  # it is from before, and good to go back to
-                raise NotANumber(describe_nan(step, lesson.loss, setup.precision), since=sound + 1)
-            if lesson.told:
+            if done and not result.diverged:
+                break  # finish() reports this step, with the final evaluation
+            record.step(step, plan.epoch(step), metrics)
+            if result.diverged:
+                record.finish_writing()  # this checkpoint is from before, and good to resume from
+                message = describe_divergence(step, result.loss, setup.precision)
+                raise NonFiniteError(message, since=last_finite_step + 1)
+            if result.stop_requested:
                 record.save_on_order(step)
-                gang.leave()
+                distributed.shutdown()
                 return "drained"
             record.save_if_due(step)
 
-        trained_s = monotonic() - began - scoring_s
-        finish(task, setup, learner, record, standing, trained_s)
-        gang.leave()
+        finish(task, setup, trainer, record, counter, train_s=monotonic() - began - evaluation_s)
+        distributed.shutdown()
         return "finished"
 
 
-def finish(task: Task, setup: Setup, learner: Learner, record: Record, standing: Standing, trained_s: float) -> None:
-    """Score the network as it is in the end, in fp32, write the last step's line, and save it all.
+def finish(
+    task: Task, setup: Setup, trainer: Trainer, record: Record, counter: StepCounter, *, train_s: float
+) -> None:  # fmt: skip
+    """Evaluate the final model in fp32, report the last step, and save checkpoint, artifacts and result.
 
-    trained_s  seconds that this process trained, scoring left out
+    train_s  seconds that this process trained, without evaluation
     """
-    gang, plan, data, step = setup.gang, setup.plan, setup.feed.data, standing.step
-    values = learner.run.values
-    if learner.average and step == plan.steps:
-        learner.average.finish()
-    scores = evaluate(setup.model, data, gang, Precision.FP32, setup.settings.views)
-    learner.run.values = values | scores.metrics
-    learner.hooks.call("on_end", learner.run)
-    at_the_end = {SCORING: values.get(SCORING, 0.0) + scores.seconds}
-    record.last_step(step, plan.epoch(step), {**values, **scores.metrics, **at_the_end}, scores.metrics)
+    distributed, plan, data, step = setup.distributed, setup.plan, setup.feed.data, counter.step
+    metrics = trainer.run.values
+    if trainer.average and step == plan.steps:
+        trainer.average.finish()
+    scores = evaluate(setup.model, data, distributed, Precision.FP32, setup.settings.views)
+    trainer.run.values = metrics | scores.metrics
+    trainer.hooks.call("on_end", trainer.run)
+    evaluation_s = metrics.get(EVALUATION_S, 0.0) + scores.seconds
+    record.last_step(step, plan.epoch(step), {**metrics, **scores.metrics, EVALUATION_S: evaluation_s}, scores.metrics)
     if not record.kept:
         return
     about = {
@@ -136,21 +146,21 @@ def finish(task: Task, setup: Setup, learner: Learner, record: Record, standing:
         "pictures": {"train": len(data.train), "held_out": len(data.held_out), "unreadable": data.skipped},
     }  # fmt: skip
     figures = speed(
-        setup.model, shapes_seen(plan, step, data), setup.precision, gang.device,
-        devices=gang.world, seconds=trained_s, input_s=setup.feed.waited_s,
-        pictures=plan.sample(step) - plan.sample(standing.start_step), whole=plan.sample(step),
+        setup.model, shapes_seen(plan, step, data), setup.precision, distributed.device,
+        devices=distributed.world_size, seconds=train_s, input_s=setup.feed.waited_s,
+        pictures=plan.sample(step) - plan.sample(counter.start_step), whole=plan.sample(step),
     )  # fmt: skip
     result = {
         **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
-        "precision": setup.precision.value, "world": gang.world, **figures,
-        "steps_skipped": sum(skipped <= step for skipped in learner.state.skip),
+        "precision": setup.precision.value, "world_size": distributed.world_size, **figures,
+        "steps_skipped": sum(skipped <= step for skipped in trainer.state.skip),
         "framework": f"PyTorch {torch.__version__.partition('+')[0]}",
     }  # fmt: skip
     record.save_final(step, make_artifacts(setup.model, data, scores, about, onnx=task.onnx), result)
 
 
 def shapes_seen(plan: Plan, step: int, data: DataSet) -> dict[tuple[int, ...], int]:
-    """Shapes of the pictures trained on before `step`, and how many of each there were."""
+    """Return the image shapes trained on before `step`, and how many images of each."""
     channels, side = data.held_out.bytes_NCHW.shape[1:3]
     seen: dict[tuple[int, ...], int] = {}
     for phase in plan.phases:
@@ -159,13 +169,13 @@ def shapes_seen(plan: Plan, step: int, data: DataSet) -> dict[tuple[int, ...], i
     return seen
 
 
-def reached(goal: Goal | None, measured: dict[str, float]) -> bool:
-    """Whether the goal is met by what was measured."""
-    return goal is not None and measured.get(goal.metric, -math.inf) >= goal.reach
+def reached(goal: Goal | None, metrics: dict[str, float]) -> bool:
+    """Return whether `metrics` meet the goal."""
+    return goal is not None and metrics.get(goal.metric, -math.inf) >= goal.reach
 
 
-def describe_nan(step: int, loss: float, precision: Precision) -> str:
-    """What the user is told when the numbers broke."""
+def describe_divergence(step: int, loss: float, precision: Precision) -> str:
+    """Return the user's error message for a loss or gradients that are not finite."""
     if precision is Precision.FP16:
         return f"no finite gradient in fp16 up to step {step}, however small the loss scale; try bf16, or lower lr"
-    return f"the loss of step {step} is {loss}; lower lr, or look for broken pictures or labels"
+    return f"the loss of step {step} is {loss}; lower lr, or look for broken images or labels"

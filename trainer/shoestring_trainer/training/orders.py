@@ -19,13 +19,13 @@ class Orders:
 
     Until `training_began` is called nothing has been learned that could be lost, and the main thread may sit in a
     library call that waits for the other machines; so an order in that phase calls `leave` from the watching
-    thread. From then on the loop reads `stop_asked` once per step.
+    thread. From then on the loop reads `stop_requested` once per step.
     """
 
     def __init__(
         self, order_file: Path, leave: Callable[[], None], signals: Sequence[signal.Signals] = TOLD_BY
     ) -> None:
-        self.stop_asked = False
+        self.stop_requested = False
         self._order_file, self._signals = order_file, signals
         self._leave = leave
         self._lock = threading.Lock()
@@ -47,7 +47,7 @@ class Orders:
         while not self._told():
             pass
         with self._lock:
-            self.stop_asked = True
+            self.stop_requested = True
             if not self._began:
                 self._leave()
 

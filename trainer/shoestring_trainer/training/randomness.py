@@ -30,7 +30,7 @@ def generator(seed: int, *names: int | str) -> torch.Generator:
 
 
 def seed_dropout(seed: int, step: int, device: torch.device) -> None:
-    """Fix what dropout draws in this step. Ranks draw alike, for the whole batch (`shared_batch`)."""
+    """Fix what dropout draws in this step. Ranks draw alike, for the whole batch (`global_batch_layers`)."""
     number = key(seed, "dropout", step)
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
@@ -38,7 +38,7 @@ def seed_dropout(seed: int, step: int, device: torch.device) -> None:
 
 
 @dataclass(frozen=True)
-class Picked:
+class BatchIndices:
     """Which samples a rank trains on in one step, and their uniform draws in [0, 1) for augmentation.
 
     spans  the same samples as they lie in the stream: epoch, place of the first in its order, samples
@@ -73,14 +73,14 @@ class SampleOrder:
         self._draws = draws
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def pick(self, start: int, batch: int) -> Picked:
+    def pick(self, start: int, batch: int) -> BatchIndices:
         """This rank's share of the `batch` samples from place `start` of the stream."""
         first, end = batch * self._rank // self._world, batch * (self._rank + 1) // self._world
         parts = list(self._spans(start + first, start + end))
         spans, draws = [part[:3] for part in parts], [part[3] for part in parts]
         if len(parts) == 1:
-            return Picked(spans[0][2], draws[0], spans)
-        return Picked(torch.cat([samples for _, _, samples in spans]), torch.cat(draws), spans)
+            return BatchIndices(spans[0][2], draws[0], spans)
+        return BatchIndices(torch.cat([samples for _, _, samples in spans]), torch.cat(draws), spans)
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         while start < end:

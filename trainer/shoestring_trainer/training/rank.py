@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 from shoestring_core.errors import InvalidSpec
 
 from shoestring_trainer.training.cli.standalone import go_back, prepare, unpack_model
-from shoestring_trainer.training.errors import NotANumber, TrainerError, classify, explain
+from shoestring_trainer.training.errors import NonFiniteError, TrainerError, classify, explain
 from shoestring_trainer.training.orders import TOLD_BY, Orders
-from shoestring_trainer.training.task import Outcome, Standing, Task, read_task
+from shoestring_trainer.training.task import Outcome, StepCounter, Task, read_task
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -49,10 +49,10 @@ def _run(spec: Path) -> int:
     folder = spec.resolve().parent
     rank = int(os.environ.get("RANK", "0"))
     alone = "RANK" not in os.environ
-    standing = Standing()
+    counter = StepCounter()
 
     def leave_before_training() -> NoReturn:
-        _write_exit(folder, rank, "drained", standing.step)
+        _write_exit(folder, rank, "drained", counter.step)
         os._exit(0)
 
     try:
@@ -63,27 +63,27 @@ def _run(spec: Path) -> int:
         train = _load_training()  # a second of torch; orders are watched meanwhile
         while True:
             try:
-                outcome = train(task, orders, standing)
+                outcome = train(task, orders, counter)
                 break
-            except NotANumber as broken:
+            except NonFiniteError as broken:
                 if not alone:
                     raise  # the service decides
                 task = read_task(go_back(spec, broken))
-                standing.start_step = standing.step = 0
+                counter.start_step = counter.step = 0
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank is classified and reported
-        if "orders" in locals() and orders.stop_asked and standing.step == standing.start_step:
+        if "orders" in locals() and orders.stop_requested and counter.step == counter.start_step:
             # the others left before the first step, and there is nothing to save
-            _write_exit(folder, rank, "drained", standing.step)
+            _write_exit(folder, rank, "drained", counter.step)
             return 0
-        _report_error(folder, rank, standing.step, error, alone)
+        _report_error(folder, rank, counter.step, error, alone)
         return 1
-    _write_exit(folder, rank, outcome, standing.step)
+    _write_exit(folder, rank, outcome, counter.step)
     if alone:
         _say_what_is_there(folder, outcome)
     return 0
 
 
-def _load_training() -> Callable[[Task, Orders, Standing], Outcome]:
+def _load_training() -> Callable[[Task, Orders, StepCounter], Outcome]:
     """The training loop, and torch with it.
 
     What that loads is never garbage. The collector, which would look through it again and again, would take a fifth of
@@ -123,7 +123,7 @@ def _report_error(folder: Path, rank: int, step: int, error: BaseException, alon
     kind = classify(error)
     message, trace = explain(error, kind), "".join(traceback.format_exception(error))
     sys.stderr.write(f"\n{kind}: {message}\n" if alone else trace)
-    since = {"since": error.since} if isinstance(error, NotANumber) else {}
+    since = {"since": error.since} if isinstance(error, NonFiniteError) else {}
     _write_exit(folder, rank, "error", step, {"kind": kind, "message": message, "traceback": trace, **since})
 
 

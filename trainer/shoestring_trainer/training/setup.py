@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rank has before its first step: its place in the gang, the recipe's settings, data, plan and fresh network."""
+"""What a rank has before its first step: process group, settings, data, training plan and initialized model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from shoestring_trainer.training.data.augment import draws_needed
 from shoestring_trainer.training.data.batches import Feed
 from shoestring_trainer.training.data.sources import open_source
-from shoestring_trainer.training.distributed.context import Gang, join_gang
+from shoestring_trainer.training.distributed.context import DistributedContext, init_distributed
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.compiler import defer_compiler
 from shoestring_trainer.training.models.networks import build_model, learn_from_pictures
@@ -28,7 +28,7 @@ from shoestring_trainer.training.task import Task
 class Setup:
     """A run as one rank begins it. `model` is on the gang's device, with the weights that the seed gives."""
 
-    gang: Gang
+    distributed: DistributedContext
     recipe: recipes.Recipe
     params: dict[str, Any]
     settings: Settings
@@ -47,39 +47,41 @@ class Setup:
     def order(self) -> SampleOrder:
         """The stream of samples, of which this rank takes its share."""
         return SampleOrder(
-            self.seed, len(self.feed.data.train), self.gang.rank, self.gang.world,
+            self.seed, len(self.feed.data.train), self.distributed.rank, self.distributed.world_size,
             epoch_samples=self.plan.epoch_samples, alternating_flip=self.settings.alternating_flip,
             draws=draws_needed(self.settings),
         )  # fmt: skip
 
 
 def set_up(task: Task) -> Setup:
-    """Join the gang, open the data and build the network that `task` names.
+    """Join the process group, open the data and build the network that `task` names.
 
     Raises TrainerError for what its recipe, parameters or data lack, with the remedy.
     """
     defer_compiler()
-    gang = join_gang()
+    distributed = init_distributed()
     recipe = recipes.load(task.recipe)
     params = recipes.resolve(task.recipe, task.params)
     settings = Settings.of(params)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
-    precision = choose_precision(task.precision or str(params["precision"]), gang.device)
+    precision = choose_precision(task.precision or str(params["precision"]), distributed.device)
 
-    feed = Feed(open_source(recipe.data.kind, task, seed, settings, gang), settings, gang.device)
+    feed = Feed(open_source(recipe.data.kind, task, seed, settings, distributed), settings, distributed.device)
     data = feed.data
     plan = Plan.of(settings, len(data.train))
-    check_shares(plan, gang)
+    check_shares(plan, distributed)
 
     torch.manual_seed(key(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
     learn_from_pictures(model, data.train.bytes_NCHW, data.white)
-    model.to(gang.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Setup(gang, recipe, params, settings, seed, precision, feed, plan, model)
+    model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Setup(distributed, recipe, params, settings, seed, precision, feed, plan, model)
 
 
-def check_shares(plan: Plan, gang: Gang) -> None:
+def check_shares(plan: Plan, distributed: DistributedContext) -> None:
     """Raises UserError if a batch is too small for every rank to have a share."""
     smallest = min(phase.batch for phase in plan.phases)
-    if smallest < gang.world:
-        raise UserError(f"batch_size is {smallest}, less than the {gang.world} processes that share it; raise it")
+    if smallest < distributed.world_size:
+        raise UserError(
+            f"batch_size is {smallest}, less than the {distributed.world_size} processes that share it; raise it"
+        )

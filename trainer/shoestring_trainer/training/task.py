@@ -18,7 +18,7 @@ _KEYS = {
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointFiles:
     """Where a checkpoint's two files lie."""
 
     data: Path
@@ -53,8 +53,8 @@ class Task:
     data_path: Path | None
     seed: int | None
     precision: str | None
-    resume: Saved | None
-    init: Saved | Path | None
+    resume: CheckpointFiles | None
+    init: CheckpointFiles | Path | None
     save_every_s: float | None
     save_every_steps: int | None
     goal: Goal | None
@@ -68,7 +68,7 @@ Outcome = Literal["finished", "drained", "error"]
 
 
 @dataclass
-class Standing:
+class StepCounter:
     """How far this rank is; kept apart from the loop so that an exit can name the step whatever ended it."""
 
     start_step: int = 0
@@ -121,8 +121,8 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
     )
 
 
-def _saved(files: dict[str, str] | None) -> Saved | None:
-    return Saved(Path(files["data"]), Path(files["manifest"])) if files else None
+def _saved(files: dict[str, str] | None) -> CheckpointFiles | None:
+    return CheckpointFiles(Path(files["data"]), Path(files["manifest"])) if files else None
 
 
 def _here(place: str) -> Path:
@@ -131,7 +131,7 @@ def _here(place: str) -> Path:
     return Path(place)
 
 
-def _init(place: dict[str, str] | str | None) -> Saved | Path | None:
+def _init(place: dict[str, str] | str | None) -> CheckpointFiles | Path | None:
     if not isinstance(place, str):
         return _saved(place)
     if not place.startswith("/"):

@@ -16,7 +16,7 @@ from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.models.networks import build_model
 from shoestring_trainer.training.optim.optimizers import build_optimizer
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.task import Saved
+from shoestring_trainer.training.task import CheckpointFiles
 
 IDENTITY = {"recipe": "digits/quickstart@1", "params": {"width": 4}, "seed": 1, "data": "fingerprint"}
 
@@ -45,9 +45,9 @@ def parts() -> dict[str, bytes]:
     return pack(trained().snapshot(3))
 
 
-def save(folder: Path, parts: dict[str, bytes]) -> Saved:
+def save(folder: Path, parts: dict[str, bytes]) -> CheckpointFiles:
     written = write_checkpoint(folder, job="job", generation=1, step=3, parts=parts)
-    return Saved(folder / written.data, folder / written.manifest)
+    return CheckpointFiles(folder / written.data, folder / written.manifest)
 
 
 def items() -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from shoestring_trainer.training.errors import DataError, UserError
 from shoestring_trainer.training.models.networks import build_model
 from shoestring_trainer.training.results.exports import pack_weights
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.task import Saved
+from shoestring_trainer.training.task import CheckpointFiles
 from torch import nn
 
 from tests.trainer.training.gangs import DIGITS, finished
@@ -49,7 +49,7 @@ def has_learned_from(teacher: nn.Module, model: nn.Module) -> bool:
 
 def test_a_checkpoint_gives_all_its_tensors(run: Path, teacher: nn.Module):
     model = fresh()
-    said = warm_start(model, Saved(run / "ckpt/step-000000009.data", run / "ckpt/step-000000009.json"))
+    said = warm_start(model, CheckpointFiles(run / "ckpt/step-000000009.data", run / "ckpt/step-000000009.json"))
     assert has_learned_from(teacher, model)
     assert "fresh" not in said
 

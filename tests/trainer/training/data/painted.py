@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from shoestring_trainer.training.data.images import DataSet
 from shoestring_trainer.training.data.sources import Source, open_source
-from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import Task
 
 COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40), "yellow": (220, 210, 50)}
-ALONE = Gang(0, 1, 0, torch.device("cpu"))
+SINGLE_PROCESS = DistributedContext(0, 1, 0, torch.device("cpu"))
 
 
 def picture(colour: tuple[int, int, int], number: int, mode: str = "RGB") -> Image.Image:
@@ -51,7 +51,7 @@ def source(
         place.parent, "job", 1, "imagefolder/any", {}, place, seed, None, None, None, None, None, None,
         data_format=form, scratch=scratch,
     )  # fmt: skip
-    return open_source(kind, task, seed, replace(Settings(size=16, batch_size=1), **settings), ALONE)
+    return open_source(kind, task, seed, replace(Settings(size=16, batch_size=1), **settings), SINGLE_PROCESS)
 
 
 def load(place: Path, seed: int = 1, *, rectangular: bool = False, **options) -> DataSet:

@@ -17,7 +17,7 @@ from shoestring_trainer.training.data.augment import (
     pad_and_crop,
     rotate_and_shift,
 )
-from shoestring_trainer.training.distributed.shared_batch import share_batch
+from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.optim.schedules import one_cycle, piecewise_linear
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, SampleOrder, seed_dropout
@@ -72,11 +72,11 @@ def test_ranks_drop_what_one_process_would_drop():
     x_NF, shares = torch.ones(10, 50), []
     for rank in range(3):
         layer = torch.nn.Sequential(torch.nn.Dropout(0.3))
-        share_batch(layer, 10, rank, 3, norms=False)
+        use_global_batch(layer, 10, rank, 3, norms=False)
         seed_dropout(1, 2, torch.device("cpu"))
         shares.append(layer(x_NF[10 * rank // 3 : 10 * (rank + 1) // 3]))
     alone = torch.nn.Sequential(torch.nn.Dropout(0.3))
-    share_batch(alone, 10, 0, 1, norms=False)
+    use_global_batch(alone, 10, 0, 1, norms=False)
     seed_dropout(1, 2, torch.device("cpu"))
     assert torch.equal(torch.cat(shares), alone(x_NF))
     assert torch.equal(alone.eval()(x_NF), x_NF)

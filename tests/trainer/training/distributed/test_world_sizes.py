@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shoestring_trainer.training.distributed.context import Gang as Ranks
+from shoestring_trainer.training.distributed.context import DistributedContext
 
 from tests.trainer.training.gangs import Gang, finished
 
@@ -28,7 +28,7 @@ def test_the_curve_of_a_gang_is_the_curve_of_one_process(alone: Gang, world: int
     are two runs of one experiment.
     """
     run = finished(tmp_path, procs=world, params=PARAMS)
-    assert run.events("started")[0]["world"] == world
+    assert run.events("started")[0]["world_size"] == world
     losses, scores = apart(run, alone, "train/loss"), apart(run, alone, "val/loss")
     print(f"world {world}: losses of {EPOCH} steps at most {max(losses[:EPOCH]):.1e} apart, of all {max(losses):.1e}")
     assert max(losses[:EPOCH]) < 1e-5
@@ -53,10 +53,10 @@ def test_one_process_in_two_parts_computes_what_two_processes_do(tmp_path: Path)
 
 
 def test_ranks_take_their_shares_in_as_many_parts():
-    sizes = [Ranks(rank, 4, 0, torch.device("cpu")).parts(30, 3) for rank in range(4)]
+    sizes = [DistributedContext(rank, 4, 0, torch.device("cpu")).parts(30, 3) for rank in range(4)]
     assert sizes == [3, 3, 3, 3]  # shares of 7 and 8
-    assert Ranks(0, 4, 0, torch.device("cpu")).parts(6, 1) == 1  # some have one picture only
-    assert Ranks(0, 2, 0, torch.device("cpu")).parts(30, 0) == 1
+    assert DistributedContext(0, 4, 0, torch.device("cpu")).parts(6, 1) == 1  # some have one picture only
+    assert DistributedContext(0, 2, 0, torch.device("cpu")).parts(30, 0) == 1
 
 
 def test_gradients_that_travel_in_half_precision_are_still_the_mean_of_the_ranks(tmp_path: Path):

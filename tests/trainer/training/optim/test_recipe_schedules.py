@@ -13,7 +13,7 @@ import pytest
 from shoestring_core import recipes
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.networks import build_model
-from shoestring_trainer.training.optim.optimizers import build_optimizer, set_pace
+from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.schedules import Plan, piecewise_linear, read_knots
 from shoestring_trainer.training.settings import Settings
 
@@ -242,7 +242,7 @@ def test_a_recipe_follows_its_source_epoch_by_epoch(name: str):
             assert (phase.size or settings.size) == newest(source.sizes, at), at
             last = at >= source.sizes[-1][0] > 0
             assert phase.rectangular == (last and name.startswith(RECTANGULAR_AT_THE_END)), at
-        set_pace(optimizer, plan.pace(step))
+        set_hyperparams(optimizer, plan.step_hyperparams(step))
         for group in optimizer.param_groups:
             kind = group["kind"] if group["kind"] in source.rates else "weights"
             highest = max(value for _, value in source.rates[kind])
@@ -284,7 +284,7 @@ def test_a_shorter_run_goes_through_the_whole_schedule(name: str, epochs: float)
     whole, short = Plan.of(replace(settings, epochs=SOURCES[name].epochs), SAMPLES), Plan.of(settings, SAMPLES)
     if len(whole.phases) == 1:
         assert short.steps == int(np.ceil(round(epochs * short.epoch_samples / settings.batch_size, 6)))
-    assert short.pace(0) == whole.pace(0)
+    assert short.step_hyperparams(0) == whole.step_hyperparams(0)
     for share in (0.25, 0.5, 0.9):
         assert piecewise_linear(short.rates, share) == piecewise_linear(whole.rates, share)
 
@@ -296,12 +296,12 @@ def test_momentum_may_have_a_schedule_too():
         momentum_schedule="0:0.95 43/100:0.85 86/100:0.95",
     )  # fmt: skip
     plan = Plan.of(settings, 100)
-    paces = [plan.pace(step) for step in (0, 43, 86, 99)]
-    assert [pace.momentum for pace in paces] == pytest.approx([0.95, 0.85, 0.95, 0.95])
-    assert [pace.rate for pace in paces] == pytest.approx([0.1, 1, 0.1, 0.1 / 14])
+    hyperparams = [plan.step_hyperparams(step) for step in (0, 43, 86, 99)]
+    assert [each.momentum for each in hyperparams] == pytest.approx([0.95, 0.85, 0.95, 0.95])
+    assert [each.lr_factor for each in hyperparams] == pytest.approx([0.1, 1, 0.1, 0.1 / 14])
     model = build_model("convnet", settings, classes=2, mean=[0.5], std=[0.5])
     optimizer = build_optimizer(model, settings, scaled=False)
-    set_pace(optimizer, paces[1])
+    set_hyperparams(optimizer, hyperparams[1])
     assert {(group["lr"], round(group["momentum"], 6)) for group in optimizer.param_groups} == {(0.8, 0.85)}
 
 

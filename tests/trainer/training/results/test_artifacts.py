@@ -79,7 +79,7 @@ def test_the_bare_weights_fit_a_fresh_network_and_predict_the_same(run: Gang):
 def test_each_epoch_has_top1_top5_and_the_time_that_scoring_took(run: Gang):
     scored = [line["v"] for line in run.metrics() if "val/acc" in line["v"]]
     assert len(scored) == 2
-    assert all(line["val/acc"] <= line["val/acc_top5"] <= 1 and line["time/scoring_s"] > 0 for line in scored)
+    assert all(line["val/acc"] <= line["val/acc_top5"] <= 1 and line["time/evaluation_s"] > 0 for line in scored)
     result = run.events("checkpoint")[-1]["result"]
     assert result["images_per_s"] > 0
     assert 0 < result["input_share"] < 1
@@ -226,7 +226,7 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
         F.cross_entropy(logits_NK, data.train.labels_N).backward()
         optimizer.step()
         optimizer.zero_grad()
-    alone = context.Gang(0, 1, 0, torch.device("cpu"))
+    alone = context.DistributedContext(0, 1, 0, torch.device("cpu"))
     scores = evaluate(model, data, alone, Precision.FP32)
     about = {"recipe": "none@1", "step": 3, "seed": 0}
     left = make_artifacts(model, data, scores, about, onnx=True)

@@ -61,7 +61,7 @@ def two_generations(tmp_path: Path) -> Path:
             log = SampleLog(folder, generation=generation, rank=rank, world=world, start=start, epoch_samples=50)
             order = SampleOrder(7, 50, rank, world)
             for step in range(start, end):
-                log.take_up(step + 1, order.pick(5 * step, 5).spans)
+                log.log_step(step + 1, order.pick(5 * step, 5).spans)
     return tmp_path
 
 
@@ -89,7 +89,7 @@ def test_a_log_that_is_missing_cut_or_doubled_is_seen(two_generations: Path, tmp
     again = two_generations / "machine-0" / "gen" / "2"
     log = SampleLog(again, generation=2, rank=0, world=3, start=6, epoch_samples=50)
     for step in range(6, 20):
-        log.take_up(step + 1, [(step // 10, 0, torch.tensor([0]))])
+        log.log_step(step + 1, [(step // 10, 0, torch.tensor([0]))])
     assert main([str(two_generations)]) == 1
     assert "met twice: [0]" in capsys.readouterr().out
     assert main([str(tmp_path_factory.mktemp("empty"))]) == 2

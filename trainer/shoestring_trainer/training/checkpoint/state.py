@@ -23,10 +23,10 @@ from shoestring_trainer.training.checkpoint.files import (
     unpack_tensors,
     write_checkpoint,
 )
-from shoestring_trainer.training.errors import DataError, NotANumber
+from shoestring_trainer.training.errors import DataError, NonFiniteError
 from shoestring_trainer.training.optim.weight_average import Average
 from shoestring_trainer.training.results.reports import Reports
-from shoestring_trainer.training.task import Saved, Task
+from shoestring_trainer.training.task import CheckpointFiles, Task
 
 KEPT = 8
 """Checkpoints that stay in the run's folder, so that a slow upload has time; older ones go, shipped or not."""
@@ -70,7 +70,7 @@ class State:
         }
 
 
-def restore(state: State, saved: Saved) -> int:
+def restore(state: State, saved: CheckpointFiles) -> int:
     """Put a checkpoint into `state` and return its step.
 
     Raises DataError, naming the file, if it is damaged, lacks anything, or belongs to another run.
@@ -95,7 +95,7 @@ def restore(state: State, saved: Saved) -> int:
     return step
 
 
-class Saver:
+class CheckpointWriter:
     """Writes checkpoints on rank 0: while training goes on when one is due, at once when it must be durable."""
 
     def __init__(self, task: Task, state: State, report: Reports) -> None:
@@ -135,13 +135,13 @@ class Saver:
             self._writing = None
 
     def _sound(self, step: int) -> dict[str, Any]:
-        """The state to save. Raises NotANumber if it has broken, so that there is always a good one to go back to."""
+        """Return the state to save. Raises NonFiniteError if it isn't finite, so a good checkpoint always remains."""
         snapshot = self._state.snapshot(step)
         for part in ("model", "optimizer", "average"):
             for name, tensor in snapshot.get(part, {}).items():
                 if not torch.isfinite(tensor).all():
                     message = f"after step {step} {name} has numbers that are not finite ({part})"
-                    raise NotANumber(f"{message}; lower lr, or look for broken pictures or labels", since=step)
+                    raise NonFiniteError(f"{message}; lower lr, or look for broken images or labels", since=step)
         return snapshot
 
     def _write(
@@ -187,7 +187,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     return kinds, names
 
 
-def _check_identity(facts: Mapping[str, Any], state: State, saved: Saved) -> None:
+def _check_identity(facts: Mapping[str, Any], state: State, saved: CheckpointFiles) -> None:
     for name in ("step", "optimizer_state", "scaler", *state.identity):
         if name not in facts:
             raise DataError(f"state.json in the checkpoint {saved.data} lacks {name}; start from another checkpoint")
@@ -209,7 +209,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _load_tensors(own: Mapping[str, Tensor], parts: Mapping[str, bytes], part: str, saved: Saved) -> None:
+def _load_tensors(own: Mapping[str, Tensor], parts: Mapping[str, bytes], part: str, saved: CheckpointFiles) -> None:
     tensors = unpack_tensors(parts, part, saved.data)
     _check_names(set(own), set(tensors), part, saved)
     for name, tensor in tensors.items():
@@ -222,7 +222,7 @@ def _load_tensors(own: Mapping[str, Tensor], parts: Mapping[str, bytes], part: s
         own[name].copy_(tensor)
 
 
-def _load_optimizer(state: State, kinds: list[str], tensors: Mapping[str, Tensor], saved: Saved) -> None:
+def _load_optimizer(state: State, kinds: list[str], tensors: Mapping[str, Tensor], saved: CheckpointFiles) -> None:
     """Some optimizers make all their state at once; others come without, and then each kind is like its parameter."""
     own = {
         f"{name}/{kind}": (parameter, kind, state.optimizer.state[parameter].get(kind, parameter))
@@ -237,7 +237,7 @@ def _load_optimizer(state: State, kinds: list[str], tensors: Mapping[str, Tensor
         state.optimizer.state[parameter][kind] = torch.empty_like(like).detach().copy_(tensors[name])
 
 
-def _check_names(own: set[str], found: set[str], part: str, saved: Saved) -> None:
+def _check_names(own: set[str], found: set[str], part: str, saved: CheckpointFiles) -> None:
     if lacking := sorted(own - found):
         raise DataError(f"{part} in the checkpoint {saved.data} lacks {lacking[0]}; start from another checkpoint")
     if foreign := sorted(found - own):
@@ -247,7 +247,7 @@ def _check_names(own: set[str], found: set[str], part: str, saved: Saved) -> Non
         )
 
 
-def _check_shape(name: str, own: Tensor, found: Tensor, saved: Saved) -> None:
+def _check_shape(name: str, own: Tensor, found: Tensor, saved: CheckpointFiles) -> None:
     if own.shape != found.shape:
         raise DataError(
             f"{name} in the checkpoint {saved.data} has shape {tuple(found.shape)}, "

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from shoestring_trainer.training.checkpoint.files import read_checkpoint, unpack_tensors
 from shoestring_trainer.training.errors import DataError
-from shoestring_trainer.training.task import Saved
+from shoestring_trainer.training.task import CheckpointFiles
 
 FILES = ("model.safetensors", "network.safetensors", "model/network.safetensors")
 """What a folder may hold: other libraries' name, and ours as `shoestring artifacts get` and a finished run leave it."""
 NAMED = 20
 
 
-def warm_start(model: nn.Module, source: Saved | Path) -> str:
+def warm_start(model: nn.Module, source: CheckpointFiles | Path) -> str:
     """Give `model` the tensors of `source` that agree in name and shape; the rest stay fresh and are named in the log.
 
     Names may be the whole model's, or the bare network's as its library has them. Returns a sentence about it.
@@ -48,11 +48,11 @@ def _fitting(tensors: Mapping[str, Tensor], part: nn.Module) -> dict[str, Tensor
     return {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
 
 
-def _read(source: Saved | Path) -> dict[str, Tensor]:
-    if isinstance(source, Saved):
+def _read(source: CheckpointFiles | Path) -> dict[str, Tensor]:
+    if isinstance(source, CheckpointFiles):
         return unpack_tensors(read_checkpoint(source.data, source.manifest), "model.safetensors", source.data)
     if manifests := sorted(source.glob("ckpt/step-*.json")):
-        return _read(Saved(manifests[-1].with_suffix(".data"), manifests[-1]))
+        return _read(CheckpointFiles(manifests[-1].with_suffix(".data"), manifests[-1]))
     file = next((file for name in FILES if (file := source / name).is_file()), source)
     try:
         tensors: dict[str, Tensor] = load_file(file)
@@ -64,8 +64,8 @@ def _read(source: Saved | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _place(source: Saved | Path) -> Path:
-    return source.data if isinstance(source, Saved) else source
+def _place(source: CheckpointFiles | Path) -> Path:
+    return source.data if isinstance(source, CheckpointFiles) else source
 
 
 def _difference(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from shoestring_trainer.training.cli.standalone import prepare
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.optim.optimizers import build_optimizer, set_pace
-from shoestring_trainer.training.optim.schedules import Pace
+from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
+from shoestring_trainer.training.optim.schedules import StepHyperparams
 from shoestring_trainer.training.randomness import seed_dropout
 from shoestring_trainer.training.setup import set_up
 from shoestring_trainer.training.task import Task, read_task
@@ -59,10 +59,10 @@ def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
     mean = 0.0
     for step in range(steps):
         rate = low * (high / low) ** (step / (steps - 1))
-        set_pace(optimizer, Pace(rate / settings.lr, rate / settings.lr, settings.momentum))
-        seed_dropout(setup.seed, step, setup.gang.device)
-        picked = order.pick(step * phase.batch, phase.batch)
-        pictures_NCHW, labels_N = setup.feed.batch(picked.samples_N, picked.draws_NK)
+        set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum))
+        seed_dropout(setup.seed, step, setup.distributed.device)
+        indices = order.pick(step * phase.batch, phase.batch)
+        pictures_NCHW, labels_N = setup.feed.batch(indices.samples_N, indices.draws_NK)
         loss = F.cross_entropy(model(pictures_NCHW), labels_N, label_smoothing=settings.label_smoothing)
         (loss * (phase.batch if settings.sum_loss else 1)).backward()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss.item()

@@ -53,8 +53,9 @@ def trace(told: Forecast, points: int) -> list[dict[str, float]]:
     chosen = sorted({round(n * (steps - 1) / max(1, points - 1)) for n in range(points)})
     return [
         {
-            "step": step, "epoch": told.plan.epoch(step), "lr": told.settings.lr * told.plan.pace(step).rate,
-            "momentum": told.plan.pace(step).momentum, "batch": told.plan.phase(step).batch,
+            "step": step, "epoch": told.plan.epoch(step),
+            "lr": told.settings.lr * told.plan.step_hyperparams(step).lr_factor,
+            "momentum": told.plan.step_hyperparams(step).momentum, "batch": told.plan.phase(step).batch,
             "size": told.plan.phase(step).size or told.settings.size,
         }
         for step in chosen

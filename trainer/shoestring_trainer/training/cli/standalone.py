@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shoestring_trainer.training.errors import NotANumber, UserError
+from shoestring_trainer.training.errors import NonFiniteError, UserError
 
 TASK = "task.json"
 OF_THE_SERVICE = ("resources", "limits", "retry", "notify", "on_budget", "priority", "after", "team")
@@ -45,7 +45,7 @@ def prepare(words: Sequence[str]) -> Path:
     return _from_spec(given, options.params, options.to)
 
 
-def go_back(task: Path, broken: NotANumber) -> Path:
+def go_back(task: Path, broken: NonFiniteError) -> Path:
     """The task of a run whose numbers broke: it goes on from a checkpoint before that, without the batches that did it.
 
     Raises `broken`, in more words, when enough was tried.
@@ -56,7 +56,7 @@ def go_back(task: Path, broken: NotANumber) -> Path:
     before: list[nan_recovery.Span] = [(first, last) for first, last in content.get("skip", [])]
     span = nan_recovery.next_skip(broken.since, before)
     if span is None:
-        raise NotANumber(nan_recovery.failure_text(str(broken), before), broken.since) from broken
+        raise NonFiniteError(nan_recovery.failure_text(str(broken), before), broken.since) from broken
     sys.stdout.write(f"\n{broken}; rolling back and skipping {nan_recovery.describe_spans([span])}\n")
     good = [manifest for manifest in _manifests(folder) if _step(manifest) < span[0]]
     for manifest in set(_manifests(folder)) - set(good):

@@ -15,7 +15,7 @@ from shoestring_trainer.training.data.listing import Listing, check_classes
 from shoestring_trainer.training.data.nvjpeg import nvjpeg
 from shoestring_trainer.training.data.shards import split_shards
 from shoestring_trainer.training.data.torchvision_sets import PREFIX, split_torchvision
-from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.settings import Settings
@@ -25,7 +25,7 @@ Source = Callable[[int, bool], DataSet]
 """Gives the pictures with so many pixels a side (0: as the settings or the data say); whether rectangular ones too."""
 
 
-def open_source(kind: str, task: Task, seed: int, settings: Settings, gang: Gang) -> Source:
+def open_source(kind: str, task: Task, seed: int, settings: Settings, distributed: DistributedContext) -> Source:
     """The pictures of a recipe whose data are of this kind, listed but not decoded.
 
     Raises DataError, naming the file or folder and the remedy, if the task names none where one is needed, if they
@@ -49,14 +49,14 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, gang: Gang
     train, held_out = _split(task.data_format, task.data_path, seed, settings)
     for listing in (train, held_out):
         check_classes(listing)
-    first = gang.local_rank == 0
+    first = distributed.local_rank == 0
     if (ignored := sorted({*train.ignored, *held_out.ignored})) and first:
         what = "are no pictures by their names, or in no class, and are left out"
         sys.stdout.write(f"{len(ignored)} files {what}; first {ignored[0]}\n")
     about: dict[str, object] = {"data": task.data_format, "seed": seed}
     scratch, kept = task.scratch or task.folder, task.scratch is not None
-    on_gpu = nvjpeg(gang.device) if first and settings.decode == "gpu" else None
-    copies = Copies(train, held_out, settings, about, scratch, kept, first, gang.wait_for_all, on_gpu)
+    on_gpu = nvjpeg(distributed.device) if first and settings.decode == "gpu" else None
+    copies = Copies(train, held_out, settings, about, scratch, kept, first, distributed.barrier, on_gpu)
     copies.check_room(phase.view for phase in Plan.of(settings, len(train)).phases)
     return copies.at
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks that train together: process group, collectives, layers that see the whole batch."""
+"""Data-parallel training: process group, collectives, and layers that see the global batch."""

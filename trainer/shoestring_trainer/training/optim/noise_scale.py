@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.distributed.context import DistributedContext
 
 DECAY = 0.9
 """Of the two running means, whose quotient it is: each alone is far too noisy."""
@@ -21,9 +21,9 @@ DECAY = 0.9
 class NoiseScale:
     """Compares the gradient of a part of the batch, on each rank, with that of the whole."""
 
-    def __init__(self, model: nn.Module, gang: Gang) -> None:
+    def __init__(self, model: nn.Module, distributed: DistributedContext) -> None:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._gang = gang
+        self._distributed = distributed
         self._noise = self._signal = 0.0
         self._part = torch.zeros(2, dtype=torch.float64)
 
@@ -34,7 +34,9 @@ class NoiseScale:
     def see_batch(self, batch: int, unit: float) -> float | None:
         """Take in the gradient of the whole batch. The noise scale in pictures; None while there is no estimate."""
         whole = self._squared(unit).item()
-        summed = self._gang.sum(self._part.to(self._gang.device)).cpu() / self._gang.world
+        summed = (
+            self._distributed.all_reduce(self._part.to(self._distributed.device)).cpu() / self._distributed.world_size
+        )
         part, pictures = summed.tolist()
         if not math.isfinite(part + whole):
             return None  # an overflow, which the loss scale answers

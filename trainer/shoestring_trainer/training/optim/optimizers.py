@@ -12,7 +12,7 @@ from torch.optim.sgd import sgd
 
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.networks import Whitening
-from shoestring_trainer.training.optim.schedules import Pace
+from shoestring_trainer.training.optim.schedules import StepHyperparams
 from shoestring_trainer.training.optim.second_order import KFAC, Shampoo
 from shoestring_trainer.training.settings import Settings
 
@@ -47,12 +47,14 @@ def build_optimizer(model: nn.Module, settings: Settings, *, scaled: bool) -> to
             raise UserError(f"there is no optimizer {settings.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
 
 
-def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
+def set_hyperparams(optimizer: torch.optim.Optimizer, hyperparams: StepHyperparams) -> None:
     """Give every group the rate of this step, and the momentum unless the group has its own."""
     for group in optimizer.param_groups:
-        group["lr"] = group["highest_lr"] * (pace.whitening if group["kind"] == "whitening" else pace.rate)
+        whitening = group["kind"] == "whitening"
+        factor = hyperparams.whitening_lr_factor if whitening else hyperparams.lr_factor
+        group["lr"] = group["highest_lr"] * factor
         if not group["is_muon"]:
-            group["momentum"] = pace.momentum
+            group["momentum"] = hyperparams.momentum
 
 
 class Muon(torch.optim.Optimizer):

@@ -62,15 +62,15 @@ def value_at(steps: Knots, at: float) -> float:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What the optimizer is told before a step.
+class StepHyperparams:
+    """What the optimizer gets before a step.
 
-    rate       factor of every rate but the whitening layer's
-    whitening  factor of that one
+    lr_factor            factor of every learning rate but the whitening layer's
+    whitening_lr_factor  factor of the whitening layer's learning rate
     """
 
-    rate: float
-    whitening: float
+    lr_factor: float
+    whitening_lr_factor: float
     momentum: float
 
 
@@ -107,7 +107,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole run before it starts: its phases, and the pace of each step."""
+    """The whole run before it starts: its phases, and the hyperparameters of each step."""
 
     epoch_samples: int
     phases: tuple[Phase, ...]
@@ -155,10 +155,10 @@ class Plan:
         samples = self.epoch_samples * every
         return self.sample(step) // samples > self.sample(step - 1) // samples
 
-    def pace(self, step: int) -> Pace:
-        """The pace of step `step` (counted from 0)."""
+    def step_hyperparams(self, step: int) -> StepHyperparams:
+        """The hyperparameters of step `step` (counted from 0)."""
         at = self.sample(step) / self.phases[-1].end_sample
-        return Pace(*(piecewise_linear(knots, at) for knots in (self.rates, self.whitening, self.momenta)))
+        return StepHyperparams(*(piecewise_linear(knots, at) for knots in (self.rates, self.whitening, self.momenta)))
 
 
 def _times(factor: float, knots: Knots) -> Knots:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scoring on held-out pictures: each is scored once, on one rank, and the sums are exact on all."""
+"""Evaluation on held-out pictures: each is scored once, on one rank, and the sums are exact on all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoestring_trainer.training.data.images import DataSet
-from shoestring_trainer.training.distributed.context import Gang
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.precision import Precision
 
@@ -27,7 +27,7 @@ class Scores:
 
     predictions_N   the classes the model chose
     losses_N        float64, of each picture
-    seconds         that scoring took
+    seconds         that evaluation took
     accuracy_tta    of the classes chosen from several views of each picture; None if one view was asked for
     accuracy_top5   share whose class is among the five likeliest; None if there are no more classes than those
     """
@@ -48,18 +48,20 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, views: int = 1) -> Scores:
+def evaluate(
+    model: nn.Module, data: DataSet, distributed: DistributedContext, precision: Precision, views: int = 1
+) -> Scores:
     """Score `model`, with rank 0's buffers, on the held-out pictures. Leaves the model in training mode."""
     if views not in VIEWS:
         raise UserError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views}")
     began = monotonic()
-    gang.adopt_buffers(model)
+    distributed.broadcast_buffers(model)
     model.eval()
-    held_out, device = data.held_out, gang.device
+    held_out, device = data.held_out, distributed.device
     predictions_N = torch.zeros(len(held_out), dtype=torch.int64, device=device)
     losses_N = torch.zeros(len(held_out), dtype=torch.float64, device=device)
     right_top5, right_tta = torch.zeros(2, dtype=torch.int64, device=device).unbind()
-    for batch, bytes_NCHW in _batches(data, gang):
+    for batch, bytes_NCHW in _batches(data, distributed):
         pictures_NCHW = bytes_NCHW.to(device).float() / data.white
         with precision.autocast(device):
             pictures_NCHW = pictures_NCHW.contiguous(memory_format=torch.channels_last)
@@ -73,7 +75,7 @@ def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, 
         if len(data.classes) > TOP:
             right_top5 += (logits_NK.topk(TOP).indices == labels_N[:, None]).sum()
     model.train()
-    predictions_N, losses_N = gang.sum(predictions_N).cpu(), gang.sum(losses_N).cpu()
+    predictions_N, losses_N = distributed.all_reduce(predictions_N).cpu(), distributed.all_reduce(losses_N).cpu()
     right = int((predictions_N == held_out.labels_N).sum())
     return Scores(
         accuracy=right / len(held_out),
@@ -81,18 +83,21 @@ def evaluate(model: nn.Module, data: DataSet, gang: Gang, precision: Precision, 
         predictions_N=predictions_N,
         losses_N=losses_N,
         seconds=monotonic() - began,
-        accuracy_tta=gang.sum(right_tta).item() / len(held_out) if views > 1 else None,
-        accuracy_top5=gang.sum(right_top5).item() / len(held_out) if len(data.classes) > TOP else None,
+        accuracy_tta=distributed.all_reduce(right_tta).item() / len(held_out) if views > 1 else None,
+        accuracy_top5=distributed.all_reduce(right_top5).item() / len(held_out) if len(data.classes) > TOP else None,
     )
 
 
-def _batches(data: DataSet, gang: Gang) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: DataSet, distributed: DistributedContext) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's held-out pictures: which they are, and their bytes. Ranks share each batch of like shape."""
     for batch, bytes_NCHW in data.batches:
-        if gang.rank < len(batch):
-            yield batch[gang.rank :: gang.world], bytes_NCHW[gang.rank :: gang.world]
+        if distributed.rank < len(batch):
+            yield (
+                batch[distributed.rank :: distributed.world_size],
+                bytes_NCHW[distributed.rank :: distributed.world_size],
+            )
     if not data.batches:
-        for batch in torch.arange(gang.rank, len(data.held_out), gang.world).split(BATCH):
+        for batch in torch.arange(distributed.rank, len(data.held_out), distributed.world_size).split(BATCH):
             yield batch, data.held_out.bytes_NCHW[batch]
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shoestring_core.results import SCORING
+from shoestring_core.results import EVALUATION_S
 
-from shoestring_trainer.training.checkpoint.state import Saver, State
+from shoestring_trainer.training.checkpoint.state import CheckpointWriter, State
 from shoestring_trainer.training.results.progress import Progress
 from shoestring_trainer.training.results.reports import Reports
 from shoestring_trainer.training.task import Task
@@ -21,7 +21,7 @@ class Record:
         self.kept = rank == 0
         if self.kept:
             self._report = Reports(task.folder, go_on=task.resume is not None)
-            self._saver = Saver(task, state, self._report)
+            self._saver = CheckpointWriter(task, state, self._report)
             self._progress = Progress(total)
 
     def event(self, name: str, **facts: Any) -> None:
@@ -37,7 +37,7 @@ class Record:
 
     def step(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Step `step` is done."""
-        if self.kept and (self._report.metrics(step, epoch, values) or SCORING in values):
+        if self.kept and (self._report.metrics(step, epoch, values) or EVALUATION_S in values):
             self._progress.show(step, epoch, values)
 
     def flush(self) -> None:

@@ -34,7 +34,7 @@ class SampleLog:
         self._file = (folder / NAME.format(about["rank"])).open("wb", buffering=0)
         self._file.write(json.dumps({"format": 1, **about}).encode() + b"\n")
 
-    def take_up(self, step: int, spans: Iterable[tuple[int, int, Tensor]], *, skip: bool = False) -> None:
+    def log_step(self, step: int, spans: Iterable[tuple[int, int, Tensor]], *, skip: bool = False) -> None:
         """This rank begins step `step` (counted from 1). A span: epoch, place of the first sample in its order, ids.
 
         skip  it learns nothing from them
