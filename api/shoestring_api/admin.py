@@ -52,7 +52,7 @@ def bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
     admin = identity.ensure_admin(db, options.org, options.team, options.user)
     team = ledger.team_account(db, admin.team)
     if options.budget is not None or team.limit_micro is None:
-        limit = money.micro(options.budget or DEFAULT_BUDGET)
+        limit = money.from_decimal(options.budget or DEFAULT_BUDGET)
         if limit != team.limit_micro:
             ledger.set_limit(db, team.id, limit, actor=options.user, reason="set when the service was started")
     key = _kept(db, options.key_file)

@@ -29,7 +29,7 @@ class ExactRequest(Request):
     """Numbers stay as they were written, for money must not pass through a float; no key may be given twice."""
 
     async def json(self) -> Any:
-        number = document.scalar
+        number = document.parse_scalar
         try:
             return json.loads(
                 await self.body(),
@@ -48,6 +48,6 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         if key in mapping:
-            raise HTTPException(400, f"The body gives {document.shown(key)} twice. Keep one.")
+            raise HTTPException(400, f"The body gives {document.format_value(key)} twice. Keep one.")
         mapping[key] = value
     return mapping

@@ -67,7 +67,7 @@ def _limit(text: str) -> int | None:
     if text.strip().lower() == "none":
         return None
     try:
-        return money.micro(text[:100])
+        return money.from_decimal(text[:100])
     except ValueError as wrong:
         raise InvalidRequest(f"{wrong}.", hint="Or write none, to take the limit away.") from None
 

@@ -46,7 +46,7 @@ Cursor = Annotated[str | None, Query(max_length=20_000)]
 def submit(body: rest.SubmitJob, service: Here, caller: Caller, key: IdempotencyKey = None) -> Response:
     """Queue a training job for the caller's team."""
     spec = specs.read(body.spec, caller, service)
-    init = _weights(spec.init_job, service, caller) if spec.init_job else None
+    init = _weights(spec.init_job_id, service, caller) if spec.init_job_id else None
 
     def work(db: Write) -> rest.Job:
         sized, sizing = plans.size(db, caller, spec, service.timeouts)

@@ -42,4 +42,4 @@ def size(db: Read, caller: Principal, spec: JobSpec, timeouts: Timeouts) -> tupl
     if choice.verdict == "impossible":
         hint = "Or name resources.nodes: then it runs on those until limits.time ends it."
         raise TimeLimitUnmet(f"{choice.text} {choice.why}".strip(), hint=hint, enough_s=choice.enough_s)
-    return spec.on_machines(choice.nodes), {"case": case.as_json(), "choice": choice.as_json()}
+    return spec.with_nodes(choice.nodes), {"case": case.as_json(), "choice": choice.as_json()}

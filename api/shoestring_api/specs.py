@@ -35,9 +35,9 @@ def _check_team(spec: JobSpec, caller: Principal) -> None:
 def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
     """Missing and forbidden paths get one answer, so that nobody can feel their way around the disk."""
     problems = []
-    if spec.data and not spec.data.in_bucket and not _folder(roots, spec.data):
+    if spec.data and not spec.data.is_in_s3 and not _folder(roots, spec.data):
         problems.append(("/data/train", f"{spec.data.train!r} is not a folder that jobs may read.", "data-not-found"))
-    if spec.init and not spec.init_job and not _visible(roots, spec.init):
+    if spec.init and not spec.init_job_id and not _visible(roots, spec.init):
         problems.append(("/init", f"{spec.init!r} is no file or folder that jobs may read.", "init-not-found"))
     if problems:
         allowed = (

@@ -698,7 +698,7 @@ def _read_spec(file: Path) -> str:
 
 def _check_dollars(text: str) -> None:
     try:
-        money.micro(text)
+        money.from_decimal(text)
     except ValueError as wrong:
         raise typer.BadParameter(str(wrong)) from wrong
 

@@ -97,7 +97,7 @@ def metric_words(latest: Iterable[tuple[str, float]]) -> list[str]:
 
 def money_words(cost: rest.Cost) -> str:
     """Spent, beside the same machine time at on-demand prices."""
-    so_far = money.text(money.micro(cost.spent.amount) + money.micro(cost.running.amount))
+    so_far = money.to_decimal(money.from_decimal(cost.spent.amount) + money.from_decimal(cost.running.amount))
     simulated = " (simulated prices)" if cost.price_basis == "simulated" else ""
     limit = f", limit ${cost.limit.amount}" if cost.limit else ""
     state = "spent" if cost.settled else "so far"

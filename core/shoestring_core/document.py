@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read YAML or JSON text written by a person into plain values, exactly as written.
 
-Numbers with a point or an exponent become Decimal, so that `3.00` stays 3.00 until a field decides what it is. Keys
-stay text (YAML would read the key `on` as true). What no honest document needs is refused: aliases, tags, repeated
-keys, several documents, NUL, great depth, absurd numbers.
+Numbers with a point or an exponent become Decimal, so that `3.00` keeps its digits until a field decides on its type.
+Keys stay text (YAML would read the key `on` as true). Refused: aliases, tags, duplicate keys, several documents, NUL
+characters, deep nesting, numbers that are not finite or have too many digits.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ MAX_NUMBER_DIGITS = 30
 
 
 def read(source: str | bytes | Mapping[str, Any]) -> tuple[Any, list[Problem]]:
-    """The document as dict, list, str, bool, None, int and Decimal, and what is wrong with it.
+    """Return the document as dict, list, str, bool, None, int and Decimal, and its problems.
 
-    A value that is wrong is replaced by None, so that the rest can still be checked. Floats only come from a Mapping.
-    Raises InvalidSpec where there is no document to go on with: bad encoding, syntax, size, depth.
+    An invalid value is replaced by None, so that the rest can still be validated. Only a Mapping can hold floats.
+    Raises InvalidSpec if the document can't be parsed at all: bad encoding, syntax, size, depth.
     """
     problems: list[Problem] = []
-    tree: Any = source if isinstance(source, Mapping) else _parsed(_text(source), problems)
-    return _Plain(problems).value(tree, "", 0), problems
+    tree: Any = source if isinstance(source, Mapping) else _parse(_decode(source), problems)
+    return _Normalizer(problems).value(tree, "", 0), problems
 
 
-def scalar(text: str) -> Any:
-    """What an unquoted word means: null, true, false, a number, else the text itself."""
-    if text in _WORDS:
-        return _WORDS[text]
+def parse_scalar(text: str) -> Any:
+    """Return the value of an unquoted scalar: null, true, false, a number, or else the text itself."""
+    if text in _KEYWORDS:
+        return _KEYWORDS[text]
     if _NOT_FINITE.fullmatch(text):
-        return _Absurd(text)
+        return _UnusableNumber(text)
     if not _NUMBER.fullmatch(text):
         return text
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) > MAX_NUMBER_DIGITS or len(exponent.lstrip("+-0")) > 2:
-        return _Absurd(text)
+        return _UnusableNumber(text)
     return int(text) if _INTEGER.fullmatch(text) else Decimal(text)
 
 
-def pointer(parent: str, key: str | int) -> str:
-    """The JSON pointer (RFC 6901) of `key` inside `parent`."""
+def json_pointer(parent: str, key: str | int) -> str:
+    """Return the JSON pointer (RFC 6901) of `key` inside `parent`."""
     return f"{parent}/{str(key).replace('~', '~0').replace('/', '~1')}"
 
 
-def shown(value: Any) -> str:
-    """`value` for a message, short whatever it is."""
+def format_value(value: Any) -> str:
+    """Return `value` as text for a message, at most 40 characters."""
     if value is None:
         text = "nothing"
     elif isinstance(value, bool):
@@ -69,11 +69,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
-class _Absurd(str):
-    """The text of a number that no field can mean: NaN, infinity, hundreds of digits."""
+class _UnusableNumber(str):
+    """Text of a number that no field accepts: NaN, infinity, too many digits."""
 
 
-_WORDS = {"": None, "~": None} | {
+_KEYWORDS = {"": None, "~": None} | {
     spelling: meaning
     for word, meaning in (("null", None), ("true", True), ("false", False))
     for spelling in (word, word.capitalize(), word.upper())
@@ -83,7 +83,7 @@ _NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]
 _NOT_FINITE = re.compile(r"[-+]?(\.?inf|infinity)|\.?nan", re.IGNORECASE)
 
 
-def _text(source: str | bytes) -> str:
+def _decode(source: str | bytes) -> str:
     try:
         raw = source.encode() if isinstance(source, str) else bytes(source)
         text = raw.decode("utf-8-sig")
@@ -98,19 +98,19 @@ def _text(source: str | bytes) -> str:
     return text
 
 
-def _parsed(text: str, problems: list[Problem]) -> Any:
-    """JSON where it is JSON, else YAML: YAML's scanner misreads some JSON (tabs, surrogate pairs)."""
+def _parse(text: str, problems: list[Problem]) -> Any:
+    """Parse as JSON if possible, else as YAML: YAML's scanner misreads some JSON (tabs, surrogate pairs)."""
     if text.lstrip().startswith(("{", "[")):
-        repeated: list[Problem] = []
+        duplicates: list[Problem] = []
         try:
-            tree = _json(text, repeated)
+            tree = _parse_json(text, duplicates)
         except RecursionError:
             raise _too_deep("") from None
         except ValueError as not_json:
             if text.lstrip()[1:].lstrip().startswith('"'):
                 raise _unreadable("syntax", f"Not valid JSON: {not_json}.") from None
         else:
-            problems += repeated
+            problems += duplicates
             return tree
     try:
         return _Yaml(text, problems).document()
@@ -122,17 +122,23 @@ def _parsed(text: str, problems: list[Problem]) -> Any:
         raise _unreadable("syntax", f"Not valid YAML: {str(wrong).splitlines()[0]}.") from None
 
 
-def _json(text: str, problems: list[Problem]) -> Any:
+def _parse_json(text: str, problems: list[Problem]) -> Any:
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key in _repeated([key for key, _ in pairs]):
-            problems.append(_repetition("", key))
+        for key in _duplicates([key for key, _ in pairs]):
+            problems.append(_duplicate_key("", key))
         return dict(pairs)
 
-    return json.loads(text, parse_int=scalar, parse_float=scalar, parse_constant=_Absurd, object_pairs_hook=mapping)
+    return json.loads(
+        text,
+        parse_int=parse_scalar,
+        parse_float=parse_scalar,
+        parse_constant=_UnusableNumber,
+        object_pairs_hook=mapping,
+    )
 
 
 class _Yaml:
-    """Builds values from parser events: nothing is constructed that the text doesn't spell out."""
+    """Builds plain values from parser events; no tag or alias constructs anything."""
 
     def __init__(self, text: str, problems: list[Problem]) -> None:
         self.events: Iterator[Any] = iter(yaml.parse(text, Loader=_LOADER))
@@ -145,7 +151,7 @@ class _Yaml:
         else:
             raise _unreadable("empty", "The text has no content, only comments.")
         value = self.value(next(self.events), "", 0)
-        next(self.events)  # the document's end
+        next(self.events)  # DocumentEndEvent
         if not isinstance(next(self.events), yaml.StreamEndEvent):
             raise _unreadable("syntax", "The text holds several documents (`---`). Give one.")
         return value
@@ -154,11 +160,13 @@ class _Yaml:
         if depth > MAX_DEPTH:
             raise _too_deep(at)
         if isinstance(event, yaml.AliasEvent):
-            raise _unreadable("alias", f"Aliases ({shown(event.anchor)}) aren't read. Write the value out.", at)
+            raise _unreadable(
+                "alias", f"Aliases ({format_value(event.anchor)}) are not supported. Write the value out.", at
+            )
         if event.tag not in (None, "!"):
-            raise _unreadable("tag", f"Tags ({shown(event.tag)}) aren't read. Write the plain value.", at)
+            raise _unreadable("tag", f"Tags ({format_value(event.tag)}) are not supported. Write the plain value.", at)
         if isinstance(event, yaml.ScalarEvent):
-            return scalar(event.value) if event.implicit[0] else event.value
+            return parse_scalar(event.value) if event.implicit[0] else event.value
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(at, depth)
         return self.mapping(at, depth)
@@ -166,26 +174,26 @@ class _Yaml:
     def sequence(self, at: str, depth: int) -> list[Any]:
         items: list[Any] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
-            items.append(self.value(event, pointer(at, len(items)), depth + 1))
+            items.append(self.value(event, json_pointer(at, len(items)), depth + 1))
         return items
 
     def mapping(self, at: str, depth: int) -> dict[str, Any]:
         items: dict[str, Any] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise _unreadable("syntax", "A key must be a word, not a list, a mapping or an alias.", at)
+                raise _unreadable("syntax", "A key must be text, not a list, a mapping or an alias.", at)
             key = event.value
             if key in items:
-                self.problems.append(_repetition(at, key))
-            items[key] = self.value(next(self.events), pointer(at, key), depth + 1)
+                self.problems.append(_duplicate_key(at, key))
+            items[key] = self.value(next(self.events), json_pointer(at, key), depth + 1)
         return items
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Plain:
-    """Copies a tree, reports each value that no document may hold and puts None in its place."""
+class _Normalizer:
+    """Copies a tree; reports each value that no document may hold and replaces it with None."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
@@ -200,9 +208,9 @@ class _Plain:
         if isinstance(value, Mapping):
             return self.mapping(value, at, depth)
         if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-            return [self.value(item, pointer(at, i), depth + 1) for i, item in enumerate(value)]
-        if fault := _fault(value):
-            code, message = fault
+            return [self.value(item, json_pointer(at, i), depth + 1) for i, item in enumerate(value)]
+        if problem := _value_problem(value):
+            code, message = problem
             self.problems.append(Problem(pointer=at, message=message, code=code))
             return None
         return value
@@ -210,21 +218,21 @@ class _Plain:
     def mapping(self, items: Mapping[Any, Any], at: str, depth: int) -> dict[str, Any]:
         copy: dict[str, Any] = {}
         for key, value in items.items():
-            if not isinstance(key, str) or len(key) > MAX_KEY_CHARACTERS or _fault(key):
+            if not isinstance(key, str) or len(key) > MAX_KEY_CHARACTERS or _value_problem(key):
                 shown = ascii(key)[:40]
                 self.problems.append(Problem(pointer=at, message=f"{shown} can't be a key.", code="invalid-key"))
             else:
-                copy[key] = self.value(value, pointer(at, key), depth + 1)
+                copy[key] = self.value(value, json_pointer(at, key), depth + 1)
         return copy
 
 
-def _fault(value: Any) -> tuple[str, str] | None:
-    """(code, message) for a single value that can't be kept, whatever the field."""
-    if isinstance(value, _Absurd):
-        return "invalid-number", f"{shown(value)} isn't a number that can be used here."
+def _value_problem(value: Any) -> tuple[str, str] | None:
+    """(code, message) if no field can have this value, else None."""
+    if isinstance(value, _UnusableNumber):
+        return "invalid-number", f"{format_value(value)} is not a usable number."
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            return "bad-encoding", "The text contains a NUL or half a surrogate pair."
+            return "bad-encoding", "The text contains a NUL character or an unpaired surrogate."
         return None
     if value is None or isinstance(value, bool):
         return None
@@ -232,20 +240,22 @@ def _fault(value: Any) -> tuple[str, str] | None:
         too_long = abs(value) >= 10**MAX_NUMBER_DIGITS
         return ("invalid-number", "The number has far too many digits.") if too_long else None
     if isinstance(value, float):
-        return None if math.isfinite(value) else ("invalid-number", f"{value} isn't a number that can be used here.")
+        return None if math.isfinite(value) else ("invalid-number", f"{value} is not a usable number.")
     if isinstance(value, Decimal):
         usable = value.is_finite() and abs(value.adjusted()) <= MAX_NUMBER_DIGITS
-        return None if usable else ("invalid-number", f"{shown(value)} isn't a number that can be used here.")
-    return "invalid-type", f"A value of type {type(value).__name__} can't stand in a document."
+        return None if usable else ("invalid-number", f"{format_value(value)} is not a usable number.")
+    return "invalid-type", f"A value of type {type(value).__name__} is not allowed in a document."
 
 
-def _repeated(keys: list[str]) -> list[str]:
+def _duplicates(keys: list[str]) -> list[str]:
     seen: set[str] = set()
     return [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
 
 
-def _repetition(at: str, key: str) -> Problem:
-    return Problem(pointer=pointer(at, key), message=f"{shown(key)} is given twice. Keep one.", code="duplicate-key")
+def _duplicate_key(at: str, key: str) -> Problem:
+    return Problem(
+        pointer=json_pointer(at, key), message=f"{format_value(key)} is given twice. Keep one.", code="duplicate-key"
+    )
 
 
 def _too_deep(at: str) -> InvalidSpec:

@@ -7,13 +7,13 @@ import re
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 
 MICRO = 1_000_000
-MAX_MICRO = 10**15  # a billion dollars: more is a typing mistake, and 64 bits still hold sums of it
+MAX_MICRO = 10**15  # a billion dollars; sums of such amounts still fit 64 bits
 
 _LITERAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?")
 
 
-def micro(text: str) -> int:
-    """Micro-dollars of a decimal literal such as "3.00"; exact, so more than six decimals are refused.
+def from_decimal(text: str) -> int:
+    """Micro-dollars of a decimal string such as "3.00"; exact, so more than six decimals are refused.
 
     Raises ValueError with a sentence for the user.
     """
@@ -28,8 +28,8 @@ def micro(text: str) -> int:
     return int(amount)
 
 
-def text(amount: int) -> str:
-    """The decimal string of micro-dollars: at least two decimals, no exponent ("3.00", "0.001316")."""
+def to_decimal(amount: int) -> str:
+    """Decimal string of micro-dollars: at least two decimals, no exponent ("3.00", "0.001316")."""
     sign, rest = ("-" if amount < 0 else ""), abs(amount)
     whole, fraction = divmod(rest, MICRO)
     decimals = f"{fraction:06d}".rstrip("0").ljust(2, "0")
@@ -42,7 +42,7 @@ def cost(price_per_hour: str, duration_us: int) -> int:
 
 
 def cost_ceiling(price_per_hour: str, duration_us: int) -> int:
-    """The same rounded up: what a hold must cover."""
+    """Like `cost`, rounded up: for amounts that are held before the duration is known."""
     return int(_exact(price_per_hour, duration_us).to_integral_value(ROUND_CEILING))
 
 

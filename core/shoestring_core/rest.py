@@ -32,7 +32,7 @@ class Money(Resource):
 
     @classmethod
     def of(cls, micro: int) -> Money:
-        return cls(amount=micro_dollars.text(micro))
+        return cls(amount=micro_dollars.to_decimal(micro))
 
 
 class Progress(Resource):

@@ -168,7 +168,7 @@ def test_cost_is_machine_time_by_the_providers_clock(here: Deployment) -> None:
     job, (agent,) = here.running()
     shown = here.job(job).cost
     assert shown.price_basis == "simulated"
-    assert money.micro(shown.held.amount) == funding.first_hold("0.526", here.service.timeouts)
+    assert money.from_decimal(shown.held.amount) == funding.first_hold("0.526", here.service.timeouts)
     with here.store.writer.begin() as connection:
         gone = {"state": "gone", "launched_at": 0, "ended_at": 3_600_000_000, "end_cause": "requested"}
         connection.execute(update(Machine).where(Machine.id == agent.machine).values(**gone))
@@ -181,7 +181,7 @@ def test_cost_is_machine_time_by_the_providers_clock(here: Deployment) -> None:
     assert report["cost"]["held"]["amount"] == "0.00"
     assert report["machines"][0]["cost"]["amount"] == "0.158"
     assert report["machines"][0]["posted"]
-    assert sum(money.micro(line["amount"]["amount"]) for line in report["transfers"]) == 158_000
+    assert sum(money.from_decimal(line["amount"]["amount"]) for line in report["transfers"]) == 158_000
 
 
 def test_a_sentence_says_what_and_what_to_do(here: Deployment) -> None:

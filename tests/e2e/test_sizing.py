@@ -38,7 +38,7 @@ def test_a_time_limit_picks_machines_by_what_earlier_runs_took(service: Service,
     assert set(measured) == {1, 2}
     fitting = [one for one in plan.options if one.obstacle is None]
     assert plan.expected is not None
-    assert money.micro(plan.expected.cost.amount) == min(money.micro(one.cost.amount) for one in fitting)
+    assert money.from_decimal(plan.expected.cost.amount) == min(money.from_decimal(one.cost.amount) for one in fitting)
     assert plan.why
 
     faster = min(measured.values(), key=lambda one: one.sure_s)

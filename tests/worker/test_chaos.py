@@ -26,7 +26,7 @@ from tests.worker.conftest import World
 STEPS = 90
 STORM_S = 120
 CALM_S = 1500
-LIMIT = money.micro("0.20")
+LIMIT = money.from_decimal("0.20")
 
 
 @pytest.mark.parametrize("act", range(2))

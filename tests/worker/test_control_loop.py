@@ -342,7 +342,7 @@ def test_on_budget_stop_ends_the_job(world: World):
 
 
 def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World):
-    world.budget(money.micro("5"))
+    world.budget(money.from_decimal("5"))
     job = world.submit()
     world.tick()
     world.form(job)
@@ -357,7 +357,7 @@ def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World
     world.exits(world.alive(job)[0].id, 1, "drained")
     leave(world, job)
     assert world.job(job).state == "paused"
-    world.budget(money.micro("5"))
+    world.budget(money.from_decimal("5"))
     world.tick()
     assert world.job(job).state == "launching"
     with world.store.read() as db:
@@ -371,7 +371,7 @@ def test_a_grant_that_comes_while_the_job_is_still_pausing_queues_it_when_its_ma
     world.budget(1)
     world.tick()
     assert world.job(job).state == "stopping"
-    world.budget(money.micro("5"))
+    world.budget(money.from_decimal("5"))
     world.exits(world.alive(job)[0].id, 1, "drained")
     leave(world, job)
     assert (world.job(job).state, world.job(job).attempt) == ("launching", 2)
@@ -384,7 +384,7 @@ def test_two_jobs_and_money_for_one(world: World):
     assert [world.job(job).state for job in (first, second)] == ["launching", "queued"]
     assert world.job(second).wait_reason == "money"
     assert "team vision" in world.job(second).wait_text
-    world.budget(money.micro("5"))
+    world.budget(money.from_decimal("5"))
     world.tick()
     assert world.job(second).state == "launching"
 

@@ -210,15 +210,15 @@ def _lack_of_money(case: Case, offer: Offer) -> Wait | None:
         raise_it = "raised with `shoestring budget set --job`" if own else "raised with `shoestring budget set`"
         if balance.overdraft:
             text = (
-                f"The budget of {balance.name} is overdrawn by ${money.text(balance.overdraft)}, so nothing new "
+                f"The budget of {balance.name} is overdrawn by ${money.to_decimal(balance.overdraft)}, so nothing new "
                 f"starts from it. Ask for it to be {raise_it}."
             )
             return Wait(waiting.job, "money", text, (balance.id, balance.name))
         if missing := balance.short_of(need):
             text = (
-                f"The budget of {balance.name} is ${money.text(missing)} short: starting {_machines(waiting.nodes)} "
-                f"sets aside ${money.text(need)}. {'Ask' if own else 'Wait for running jobs to end, or ask'} for it "
-                f"to be {raise_it}."
+                f"The budget of {balance.name} is ${money.to_decimal(missing)} short: "
+                f"starting {_machines(waiting.nodes)} sets aside ${money.to_decimal(need)}. "
+                f"{'Ask' if own else 'Wait for running jobs to end, or ask'} for it to be {raise_it}."
             )
             return Wait(waiting.job, "money", text, (balance.id, balance.name))
     if case.behind_money:

@@ -314,7 +314,7 @@ def _why_no_faster(case: Case, best: Option, options: tuple[Option, ...]) -> str
 
 def _dearer(option: Option, best: Option) -> str:
     dearer = option.cost - best.cost
-    price = f"cost ${money.text(dearer)} more" if dearer > 0 else "cost as much"
+    price = f"cost ${money.to_decimal(dearer)} more" if dearer > 0 else "cost as much"
     return f"{option.name} would take {_about(option)} and {price}"
 
 
@@ -322,8 +322,8 @@ def _refused(case: Case, option: Option) -> str:
     what = f"{option.name} would take {_about(option)}"
     match option.obstacle:
         case "money":
-            left = f"${money.text(case.left or 0)} is left of {case.payer}"
-            return f"{what}, but need ${money.text(option.need)}, and {left}"
+            left = f"${money.to_decimal(case.left or 0)} is left of {case.payer}"
+            return f"{what}, but need ${money.to_decimal(option.need)}, and {left}"
         case "slots":
             return f"{what}, but {case.provider} has {_machines(_slots(case, option.type) or 0)} in all"
         case _:
@@ -366,7 +366,7 @@ def _expected(option: Option) -> str:
     basis = "" if option.basis == "measured" else f", {option.basis}"
     return (
         f"about {duration(option.run_s)} ({duration(option.sure_s)} with a margin of {margin:.0%}{basis}), "
-        f"about ${money.text(option.cost)}"
+        f"about ${money.to_decimal(option.cost)}"
     )
 
 

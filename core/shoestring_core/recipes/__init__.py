@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from shoestring_core import document
-from shoestring_core.document import shown
+from shoestring_core.document import format_value
 from shoestring_core.errors import InvalidSpec, Problem
 
 ParamValue = bool | int | float | str | None
@@ -73,11 +73,11 @@ class Param(_Frozen):
             return None
         value: ParamValue = _TYPES[self.type](given)
         if self.choices is not None and value not in self.choices:
-            raise ValueError(f"must be one of {', '.join(map(str, self.choices))}, not {shown(given)}")
+            raise ValueError(f"must be one of {', '.join(map(str, self.choices))}, not {format_value(given)}")
         if isinstance(value, int | float) and self.min is not None and value < self.min:
-            raise ValueError(f"must be at least {self.min:.10g}, not {shown(given)}")
+            raise ValueError(f"must be at least {self.min:.10g}, not {format_value(given)}")
         if isinstance(value, int | float) and self.max is not None and value > self.max:
-            raise ValueError(f"must be at most {self.max:.10g}, not {shown(given)}")
+            raise ValueError(f"must be at most {self.max:.10g}, not {format_value(given)}")
         return value
 
     def json_schema(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Recipe(_Frozen):
         chosen: dict[str, ParamValue] = {}
         problems: list[Problem] = []
         for name, value in given.items():
-            at = document.pointer("/params", name)
+            at = document.json_pointer("/params", name)
             if name not in self.params:
                 problems.append(_unknown_param(at, name, self))
                 continue
@@ -230,40 +230,40 @@ def _unknown_recipe(name: str) -> Problem:
     known = list(_shipped())
     near = difflib.get_close_matches(name[:64], known, n=1, cutoff=0.5)
     meant = f" Did you mean {near[0]}?" if near else ""
-    message = f"There is no recipe {shown(name)}.{meant} Known recipes: {', '.join(known)}."
+    message = f"There is no recipe {format_value(name)}.{meant} Known recipes: {', '.join(known)}."
     return Problem("/recipe", message, "unknown-recipe", near[0] if near else None)
 
 
 def _unknown_param(at: str, name: str, recipe: Recipe) -> Problem:
     near = difflib.get_close_matches(name[:64], recipe.params, n=1)
     then = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(recipe.params)}."
-    message = f"{recipe.name} has no parameter {shown(name)}. {then}"
+    message = f"{recipe.name} has no parameter {format_value(name)}. {then}"
     return Problem(at, message, "unknown-parameter", near[0] if near else None)
 
 
 def _int(given: Any) -> int:
     if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not math.isfinite(given):
-        raise ValueError(f"must be a whole number, not {shown(given)}")
+        raise ValueError(f"must be a whole number, not {format_value(given)}")
     if given != int(given):
-        raise ValueError(f"must be a whole number, not {shown(given)}")
+        raise ValueError(f"must be a whole number, not {format_value(given)}")
     return int(given)
 
 
 def _float(given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not math.isfinite(given):
-        raise ValueError(f"must be a number, not {shown(given)}")
+        raise ValueError(f"must be a number, not {format_value(given)}")
     return float(given)
 
 
 def _bool(given: Any) -> bool:
     if not isinstance(given, bool):
-        raise ValueError(f"must be true or false, not {shown(given)}")
+        raise ValueError(f"must be true or false, not {format_value(given)}")
     return given
 
 
 def _str(given: Any) -> str:
     if not isinstance(given, str):
-        raise ValueError(f"must be text, not {shown(given)}")
+        raise ValueError(f"must be text, not {format_value(given)}")
     return given
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/spec.md, written from the model: `python -m shoestring_core.spec.reference > docs/spec.md`."""
+"""docs/spec.md, generated from the model: `python -m shoestring_core.spec.reference > docs/spec.md`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from shoestring_core import recipes
-from shoestring_core.spec import JobSpec, Later, sections
+from shoestring_core.spec import JobSpec, NotSupportedYet, sections_of
 
 _INTRODUCTION = """\
 # The job spec
@@ -20,7 +20,7 @@ _INTRODUCTION = """\
 A job spec is YAML or JSON. The smallest one is `recipe: digits/quickstart`. A fuller one:
 
 ```yaml
-name: digits-over-night
+name: digits-overnight
 recipe: digits/quickstart
 params: {epochs: 80, lr: 0.05, seed: 7}
 resources: {nodes: 2, spot: only}
@@ -33,17 +33,17 @@ on_budget: pause
 ```
 
 On the command line: `shoestring submit digits/quickstart epochs=80 seed=7 resources.nodes=2 limits.cost=3.00`.
-Plain keys are parameters of the recipe, dotted keys and names of fields are fields below.
-`shoestring submit digits/quickstart init=job/0193` starts with what another job of the team has learned.
+Plain keys are parameters of the recipe; dotted keys and names of fields set the fields below.
+`shoestring submit digits/quickstart init=job/0193` initializes the weights from another job of the team.
 
-- Money is read from the literal text, exactly, up to six decimals.
+- Money is read exactly as written, up to six decimals.
 - Durations are `90s`, `5m`, `2h`, `1d`, `1h30m` or plain seconds.
 - An unknown field or parameter is an error that names the nearest one.
-- All mistakes are reported at once, each with its place.
-- A field that is *not yet* supported is checked and then refused, with what to do instead. It is never ignored.
+- All mistakes are reported at once, each with the path of its field.
+- A field that is *not yet* supported is validated and then refused, with what to do instead. It is never ignored.
 - Anchors, aliases, tags, repeated keys, more than one document and files over 256 KiB are refused.
 
-This page is written from the code: `python -m shoestring_core.spec.reference > docs/spec.md`.
+This page is generated: `python -m shoestring_core.spec.reference > docs/spec.md`.
 """
 
 
@@ -59,23 +59,23 @@ def _fields() -> Iterator[str]:
 
 
 def _rows(model: type[BaseModel], prefix: str, supported: str) -> Iterator[str]:
-    inner = sections(model)
+    nested = sections_of(model)
     for attribute, field in model.model_fields.items():
         name = field.alias or attribute
-        mine = supported if supported != "yes" else _support(field)
-        nested = name in inner
-        default = "" if nested and not field.is_required() and field.default is not None else f"`{_default(field)}`"
-        yield f"| `{prefix}{name}` | {default} | {mine} | {_meaning(field)} |"
-        if nested:
-            yield from _rows(inner[name], f"{prefix}{name}.", mine)
+        support = supported if supported != "yes" else _support(field)
+        is_section = name in nested and not field.is_required() and field.default is not None
+        default = "" if is_section else f"`{_default(field)}`"
+        yield f"| `{prefix}{name}` | {default} | {support} | {_description(field)} |"
+        if name in nested:
+            yield from _rows(nested[name], f"{prefix}{name}.", support)
 
 
 def _support(field: FieldInfo) -> str:
-    later = next((mark for mark in field.metadata if isinstance(mark, Later)), None)
-    if later is None:
+    unsupported = next((mark for mark in field.metadata if isinstance(mark, NotSupportedYet)), None)
+    if unsupported is None:
         return "yes"
-    built = [value for value in later.built if value not in (None, (), {})]
-    return "only " + ", ".join(f"`{value}`" for value in built) if built else "not yet"
+    supported = [value for value in unsupported.supported if value not in (None, (), {})]
+    return "only " + ", ".join(f"`{value}`" for value in supported) if supported else "not yet"
 
 
 def _default(field: FieldInfo) -> str:
@@ -85,7 +85,7 @@ def _default(field: FieldInfo) -> str:
     return "null" if default is None else default if isinstance(default, str) else json.dumps(default)
 
 
-def _meaning(field: FieldInfo) -> str:
+def _description(field: FieldInfo) -> str:
     words = " ".join((field.description or "").split()).replace("|", "\\|")
     choices = list(_choices(field.annotation))
     return f"{words} One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else words

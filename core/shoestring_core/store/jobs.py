@@ -208,24 +208,25 @@ def _refuse_the_impossible(db: Write, account: Account, cost_limit: int | None, 
     tightest = ledger.smallest_limit(db, account.id)
     if cost_limit is not None and smallest_hold > cost_limit:
         raise BudgetExceeded(
-            f"limits.cost is ${money.text(cost_limit)}, but its first machines take ${money.text(smallest_hold)}.",
+            f"limits.cost is ${money.to_decimal(cost_limit)}, "
+            f"but its first machines take ${money.to_decimal(smallest_hold)}.",
             hint="Raise limits.cost, or use fewer machines.",
-            need=money.text(smallest_hold),
-            limit=money.text(cost_limit),
+            need=money.to_decimal(smallest_hold),
+            limit=money.to_decimal(cost_limit),
         )
     need = max(cost_limit or 0, smallest_hold)
     if tightest is None or tightest.limit_micro is None or need <= tightest.limit_micro:
         return
-    name, limit = ledger.title(db, tightest), money.text(tightest.limit_micro)
+    name, limit = ledger.title(db, tightest), money.to_decimal(tightest.limit_micro)
     what = "its first machines take" if need == smallest_hold else "limits.cost is"
     raise BudgetExceeded(
-        f"The limit of the {name} is ${limit}, but {what} ${money.text(need)}.",
+        f"The limit of the {name} is ${limit}, but {what} ${money.to_decimal(need)}.",
         hint=f"Set limits.cost to at most {limit}, or have the limit raised: shoestring budget set.",
         account=str(tightest.id),
         account_title=name,
-        need=money.text(need),
+        need=money.to_decimal(need),
         limit=limit,
-        short_by=money.text(need - tightest.limit_micro),
+        short_by=money.to_decimal(need - tightest.limit_micro),
     )
 
 

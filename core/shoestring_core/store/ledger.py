@@ -286,7 +286,7 @@ def _settle(db: Write, hold: Hold, covered: list[_Due], overrun: list[_Due], *, 
     accounts = _post(db, changes, may_overdraw=beyond > 0)
     team = _tell(db, hold.machine, "settled" if final else "posted", spent + beyond)
     if beyond:
-        reason = f"machine {hold.machine} cost ${money.text(beyond)} more than was held for it"
+        reason = f"machine {hold.machine} cost ${money.to_decimal(beyond)} more than was held for it"
         _alarm(db, team, "overrun", [one for one in accounts if one.overdraft > 0], actor="ledger", reason=reason)
     if final:  # only then is money free again for those who wait
         db.hint()
@@ -518,18 +518,18 @@ def _refusal(db: Read, account_id: UUID, need: int) -> BudgetExceeded:
     account = _get(db, account_id)
     name, room = title(db, account), left(account) or 0
     if account.overdraft > 0:
-        message = f"The {name} is overdrawn by ${money.text(account.overdraft)}: nothing more can be held."
+        message = f"The {name} is overdrawn by ${money.to_decimal(account.overdraft)}: nothing more can be held."
     else:
-        limit, used = money.text(account.limit_micro or 0), money.text(account.posted + account.held)
-        message = f"This needs ${money.text(need)}; of the ${limit} of the {name}, ${used} is spent or held."
+        limit, used = money.to_decimal(account.limit_micro or 0), money.to_decimal(account.posted + account.held)
+        message = f"This needs ${money.to_decimal(need)}; of the ${limit} of the {name}, ${used} is spent or held."
     return BudgetExceeded(
         message,
         hint="Wait for running jobs to end, or have the limit raised: shoestring budget set.",
         account=str(account.id),
         account_title=name,
-        need=money.text(need),
-        left=money.text(room),
-        short_by=money.text(need - room),
+        need=money.to_decimal(need),
+        left=money.to_decimal(room),
+        short_by=money.to_decimal(need - room),
     )
 
 
@@ -538,16 +538,16 @@ def _tell(db: Write, machine: UUID, what: str, amount: int, reason: str = "") ->
     job = db.sql.execute(
         select(Job.id, Job.team_id, Machine.attempt).join(Machine, Machine.job == Job.id).where(Machine.id == machine)
     ).one()
-    data = {"what": what, "machine": str(machine), "amount": money.text(amount)}
+    data = {"what": what, "machine": str(machine), "amount": money.to_decimal(amount)}
     db.event(team=job.team_id, kind="cost", actor="ledger", reason=reason, job=job.id, attempt=job.attempt, data=data)
     team: UUID = job.team_id
     return team
 
 
 def _alarm(db: Write, team: UUID, what: str, overdrawn: list[Account], *, actor: str, reason: str) -> None:
-    accounts = [{"account": title(db, one), "overdraft": money.text(one.overdraft)} for one in overdrawn]
+    accounts = [{"account": title(db, one), "overdraft": money.to_decimal(one.overdraft)} for one in overdrawn]
     db.event(team=team, kind="alarm", actor=actor, reason=reason, data={"alarm": what, "overdrawn": accounts})
 
 
 def _text(amount: int | None) -> str | None:
-    return None if amount is None else money.text(amount)
+    return None if amount is None else money.to_decimal(amount)

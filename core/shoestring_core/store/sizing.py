@@ -35,7 +35,7 @@ def case(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) ->
         provider=spec.resources.provider,
         spot=spec.resources.spot,
         limit_s=spec.limits.time,
-        asked=spec.resources.named,
+        asked=spec.resources.requested_nodes,
         epochs=sizing.epochs(spec),
         evaluations=sizing.evaluations(spec),
         processes=spec.resources.procs,

@@ -80,7 +80,7 @@ def test_two_jobs_race_for_money_that_covers_one():
     decided = decide(snapshot(waiting(1), waiting(2), limits={TEAM_A: HOLD + 1}))
     assert isinstance(decided[1], Start)
     assert decided[2].reason == "money"
-    assert f"account 2 is ${money.text(HOLD - 1)} short" in decided[2].text
+    assert f"account 2 is ${money.to_decimal(HOLD - 1)} short" in decided[2].text
     assert "shoestring budget set" in decided[2].text
 
 

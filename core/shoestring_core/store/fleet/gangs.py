@@ -117,7 +117,7 @@ def _restart(db: Write, job: Job, attempt: Attempt, action: failures.Restart) ->
     if not one.elastic:
         open_generation(db, job.id, attempt.no, action.reason, skip=action.skip)
         return True
-    slots = membership.select_members(one.machine_statuses, one.spec.resources.least, action.excluded)
+    slots = membership.select_members(one.machine_statuses, one.spec.resources.min_nodes, action.excluded)
     if not slots:
         return False
     open_generation(db, job.id, attempt.no, action.reason, slots, action.skip)

@@ -72,7 +72,7 @@ class Unfinished:
         generation = self.generation
         return failures.GangStatus(
             size=self.spec.resources.nodes,
-            min_nodes=self.spec.resources.least,
+            min_nodes=self.spec.resources.min_nodes,
             machines=self.machine_statuses,
             opened_at=self.attempt.opened_at,
             generation=generation.no if generation else None,

@@ -108,8 +108,8 @@ def _from_spec(given: Path, params: Sequence[str], to: Path | None) -> Path:
 
     tree = _tree(given, params)
     wanted = spec.parse(tree)
-    if wanted.init_job:
-        get = f"shoestring artifacts get {wanted.init_job} --to DIR"
+    if wanted.init_job_id:
+        get = f"shoestring artifacts get {wanted.init_job_id} --to DIR"
         raise UserError(f"{wanted.init} lies with a service; fetch it with `{get}`, then give init=/path/to/DIR")
     folder = to or _free_folder(str(wanted.name))
     folder.mkdir(parents=True, exist_ok=True)

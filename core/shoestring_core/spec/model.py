@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model of a job spec. The docstring of a field is its description in docs/spec.md and in the JSON Schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shoestring_core import recipes
+from shoestring_core.errors import InvalidSpec
+from shoestring_core.spec.fields import (
+    MAX_NODES,
+    S3_SCHEME,
+    CheckpointInterval,
+    DataLocation,
+    DiskSize,
+    EnvName,
+    EnvValue,
+    Gpu,
+    InitSource,
+    JobName,
+    MicroDollars,
+    NodeCount,
+    NotSupportedYet,
+    Number,
+    ParamValue,
+    Percentage,
+    Script,
+    Seconds,
+    Slug,
+    TagName,
+    TagValue,
+    Text,
+    Timestamp,
+    UniqueTuple,
+    split_node_range,
+)
+from shoestring_core.spec.messages import problems_of
+
+MAX_PARAMS = 200
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Code(_Section):
+    git: Text | None = None
+    """Repository to clone."""
+    ref: Text | None = None
+    """Commit, tag or branch."""
+    upload: Text | None = None
+    """Folder to upload with the job."""
+    image: Text | None = None
+    """Container image, by digest."""
+
+
+DataFormat = Literal[
+    "imagefolder", "webdataset",
+    "torchvision/CIFAR10", "torchvision/CIFAR100", "torchvision/Country211", "torchvision/DTD", "torchvision/EuroSAT",
+    "torchvision/FER2013", "torchvision/FGVCAircraft", "torchvision/FashionMNIST", "torchvision/Flowers102",
+    "torchvision/Food101", "torchvision/GTSRB", "torchvision/Imagenette", "torchvision/KMNIST", "torchvision/MNIST",
+    "torchvision/OxfordIIITPet", "torchvision/RenderedSST2", "torchvision/STL10", "torchvision/SUN397",
+    "torchvision/SVHN", "torchvision/StanfordCars", "torchvision/USPS",
+]  # fmt: skip
+
+
+class DataSource(_Section):
+    train: DataLocation
+    """Location of the training data: the absolute path of a folder, or `s3://BUCKET/PREFIX`; for shards also a pattern
+    such as `/data/a-{000..127}.tar`. Each machine copies data from S3 to its disk before training starts."""
+    val: Annotated[
+        Text | None, NotSupportedYet("the recipe holds out part of `train` for validation; leave it out")
+    ] = None
+    """Folder of the validation data."""
+    format: DataFormat = "imagefolder"
+    """Format of the data: `imagefolder` (one sub-folder of images per class), `webdataset` (tar shards), or a
+    torchvision dataset as its download leaves it. CIFAR-10 recipes take its binary or Python version."""
+
+    @property
+    def is_in_s3(self) -> bool:
+        """Whether machines have to download the data; otherwise they read it from the path."""
+        return self.train.startswith(S3_SCHEME)
+
+
+class Disk(_Section):
+    size: DiskSize | None = None
+    """Such as 200GB."""
+    iops: Annotated[int, Field(ge=100, le=256_000)] | None = None
+    """Operations per second."""
+    throughput: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """MiB per second."""
+
+
+_LOCAL = "the local provider has only one kind of machine; leave it out"
+
+
+class Resources(_Section):
+    gpu: Annotated[Gpu, NotSupportedYet("the local provider rents CPU machines; use none", ("none",))] = "none"
+    """A GPU such as `L4` or `A100:8`, a memory size such as `24GB..`, `any`, `none`, or a list of alternatives."""
+    nodes: NodeCount = 1
+    """Number of nodes (distributed training). A range such as `2..4` is short for `nodes: 4` with `min: 2`. If left out
+    beside `limits.time`: the cheapest number that meets the limit, estimated from earlier runs; 1 if there are none."""
+    min: Annotated[int, Field(ge=1, le=MAX_NODES)] | None = None
+    """Elastic training: continue with at least this many nodes, and add replacements for lost ones. Default: all
+    nodes are required."""
+    procs: Annotated[int, Field(ge=1, le=64)] = 1
+    """Training processes per node."""
+    spot: Literal["only", "prefer", "never"] = "prefer"
+    """Whether to use spot machines: only, if available (`prefer`), or never."""
+    provider: Annotated[Literal["local", "ec2"], NotSupportedYet("use local", ("local",))] = "local"
+    """Cloud provider."""
+    regions: Annotated[UniqueTuple[Slug], NotSupportedYet(_LOCAL, ((),))] = ()
+    """Regions to choose from; empty means any."""
+    zones: Annotated[UniqueTuple[Slug], NotSupportedYet(_LOCAL, ((),))] = ()
+    """Zones to choose from; empty means any."""
+    instance: Annotated[Slug | None, NotSupportedYet(_LOCAL)] = None
+    """Machine type, as the provider names it."""
+    disk: Annotated[Disk | None, NotSupportedYet(_LOCAL)] = None
+    """Disk of each node."""
+
+    _range = model_validator(mode="before")(split_node_range)
+
+    @property
+    def min_nodes(self) -> int:
+        """The smallest number of nodes that may train."""
+        return self.nodes if self.min is None else self.min
+
+    @property
+    def requested_nodes(self) -> int | None:
+        """The number of nodes that the user asked for; None if `nodes` was left out."""
+        return self.nodes if "nodes" in self.model_fields_set else None
+
+
+class Idle(_Section):
+    gpu_below: Percentage
+    """GPU utilization below which it counts as idle, such as 10%."""
+    window: Annotated[Seconds, Field(alias="for")]
+    """How long it must have been idle."""
+
+
+class Limits(_Section):
+    cost: MicroDollars | None = None
+    """Maximum cost of the job in dollars. Default: what the team's and the organization's budgets allow."""
+    rate: Annotated[MicroDollars | None, NotSupportedYet("set limits.cost")] = None
+    """Maximum cost per hour in dollars."""
+    time: Seconds | None = None
+    """Maximum run time: `90s`, `5m`, `2h`, `1d`, or plain seconds. The number of nodes is chosen to meet it."""
+    deadline: Annotated[Timestamp | None, NotSupportedYet("set limits.time")] = None
+    """Time by which it must have finished, with a time zone."""
+    idle: Annotated[Idle | None, NotSupportedYet("set limits.time")] = None
+    """Stop the job when its GPUs have been idle."""
+
+
+class Goal(_Section):
+    metric: Text
+    """The recipe's metric, such as `val/acc`."""
+    reach: Number | None = None
+    """Target value of the metric."""
+    then: Literal["stop"] = "stop"
+    """What to do when the target is reached."""
+    best: Annotated[Literal["max", "min"] | None, NotSupportedYet("give the value to reach")] = None
+    """Instead of `reach`: keep the checkpoint with the best value."""
+
+
+class Checkpoint(_Section):
+    every: CheckpointInterval = "auto"
+    """Checkpoint interval: `auto`, or a duration of at least one second."""
+    keep: Annotated[Annotated[int, Field(ge=1, le=1_000)] | None, NotSupportedYet("leave it out")] = None
+    """How many checkpoints to keep."""
+
+
+class Retry(_Section):
+    on: UniqueTuple[Literal["interruption", "capacity"]] = ("interruption", "capacity")
+    """Failures after which the job is retried."""
+    max: Annotated[int, Field(ge=0, le=1_000)] = 5
+    """Maximum number of retries. Attempts that never trained a step don't count."""
+
+
+class Outputs(_Section):
+    export: UniqueTuple[Literal["safetensors", "onnx"]] = ()
+    """Formats of the exported model besides `model.pt2`. `safetensors` is always written; `onnx` takes seconds."""
+    push: Annotated[Text | None, NotSupportedYet("get the model with `shoestring artifacts get`")] = None
+    """Where to upload the model."""
+
+
+class Notify(_Section):
+    slack: Text | None = None
+    """Channel."""
+    email: Text | None = None
+    """Address."""
+    webhook: Text | None = None
+    """URL."""
+    on: UniqueTuple[Literal["started", "goal", "finished", "failed", "paused", "over_pace"]] = ("finished", "failed")
+    """Events to notify about."""
+
+
+_OWN_CODE = "choose a recipe"
+
+
+class JobSpec(_Section):
+    """A training job as the user wants it, with every default filled in."""
+
+    name: JobName | None = None
+    """Name of the job. Default: the recipe's name."""
+    team: Slug | None = None
+    """Team that owns the job: its budget pays, its members see it. Default: the team of the API key."""
+    recipe: Text | None = None
+    """Recipe to train: its name, or `name@version`."""
+    run: Annotated[Script | None, NotSupportedYet(_OWN_CODE)] = None
+    """Instead of a recipe: the command that runs your own script."""
+    params: Annotated[dict[str, ParamValue], Field(max_length=MAX_PARAMS)] = Field(default_factory=dict)
+    """Hyperparameters of the recipe; the others get its defaults. A list of values (sweep) is not supported yet."""
+    code: Annotated[Code | None, NotSupportedYet(_OWN_CODE)] = None
+    """Source of your own script."""
+    setup: Annotated[Script | None, NotSupportedYet(_OWN_CODE)] = None
+    """Command that prepares a machine for your own script."""
+    data: DataSource | None = None
+    """Training data, unless the recipe has its own."""
+    resources: Resources = Resources()
+    """Machines to train on."""
+    limits: Limits = Limits()
+    """Limits of cost and time."""
+    goal: Goal | None = None
+    """Metric target that ends the job early."""
+    checkpoint: Checkpoint = Checkpoint()
+    """How often to save checkpoints."""
+    retry: Retry = Retry()
+    """When to retry."""
+    env: Annotated[dict[EnvName, EnvValue], NotSupportedYet("leave it out", ({},))] = Field(default_factory=dict)
+    """Environment variables of the training processes."""
+    secrets: Annotated[UniqueTuple[EnvName], NotSupportedYet("leave it out", ((),))] = ()
+    """Names of secrets to pass to the training processes."""
+    outputs: Outputs | None = None
+    """Model export."""
+    notify: Annotated[Notify | None, NotSupportedYet("follow the job with `shoestring watch`")] = None
+    """Notifications."""
+    tags: Annotated[dict[TagName, TagValue], Field(max_length=50)] = Field(default_factory=dict)
+    """Labels to filter jobs by."""
+    priority: Annotated[
+        Literal["low", "normal", "high"],
+        NotSupportedYet("jobs start in the order of submission; leave it out", ("normal",)),
+    ] = "normal"
+    """Priority in the queue."""
+    on_budget: Annotated[
+        Literal["pause", "stop", "finish"],
+        NotSupportedYet("a job cannot finish without budget; use pause or stop", ("pause", "stop")),
+    ] = "pause"
+    """What to do after the last checkpoint when the budget is exhausted: pause until it is raised, or stop."""
+    init: InitSource | None = None
+    """Initialize the weights from `job/ID` (its latest checkpoint at submission), or from an absolute path: the folder
+    of a run, a folder with model.safetensors or network.safetensors, or a .safetensors file. Weights whose name or
+    shape doesn't match stay random and are listed in the log."""
+    after: Annotated[UniqueTuple[Text], NotSupportedYet("submit this job when the others have finished", ((),))] = ()
+    """Jobs that must finish before this one starts."""
+
+    @property
+    def init_job_id(self) -> UUID | None:
+        """The job that the weights are initialized from, if `init` names one."""
+        return UUID(self.init.removeprefix("job/")) if self.init and self.init.startswith("job/") else None
+
+    def with_nodes(self, nodes: int) -> JobSpec:
+        """Return the same spec with another number of nodes."""
+        return self.model_copy(update={"resources": self.resources.model_copy(update={"nodes": nodes})})
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every field with its value, JSON-serializable: money as decimal strings, durations in seconds. `parse`
+        accepts it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> JobSpec:
+        """Return the spec whose `resolved()` was stored, without loading its recipe, which may have changed."""
+        try:
+            return cls.model_validate(stored)
+        except ValidationError as error:
+            raise InvalidSpec(problems_of(error, cls)) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of the spec for editors; `params` depends on the recipe that is named."""
+    known = recipes.all()
+    schema = JobSpec.model_json_schema()
+    schema["properties"]["recipe"] |= {"examples": [recipe.name for recipe in known]}
+    schema["allOf"] = [
+        {
+            "if": {"properties": {"recipe": {"enum": [recipe.name, recipe.reference]}}, "required": ["recipe"]},
+            "then": {"properties": {"params": recipe.params_schema()}},
+        }
+        for recipe in known
+    ]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
