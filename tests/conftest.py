@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of every room share: real databases and brokers, a browser, and a summary that hides nothing.
 
-A test that takes `database_url` runs once on SQLite and once on PostgreSQL. `--db` narrows that while you work.
+A test that takes `database_url` runs once on SQLite and once on PostgreSQL; one that is marked `any_database` runs on
+SQLite alone. `--db` chooses for both kinds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
-import itertools
 import os
 import shutil
 import tempfile
@@ -39,9 +39,15 @@ CHROMIUM_ARGS = [
     "--disable-sync",
 ]
 
+# Tests run beside each other, and tiny networks gain nothing from a second thread, which waits by spinning: beside busy
+# processes that triples the CPU seconds. Ranks get their own number from their launcher.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # A busy machine is no finding: neither an example nor the drawing of one has a time limit.
-settings.register_profile("shoestring", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
-settings.load_profile("shoestring")
+# `--hypothesis-profile soak` tries many more examples, new ones each time.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("soak", settings.get_profile("suite"), max_examples=2_000)
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,7 +61,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database_kind" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--db")
-        metafunc.parametrize("database_kind", DATABASES if chosen == "both" else [chosen], scope="session")
+        every = DATABASES[:1] if metafunc.definition.get_closest_marker("any_database") else DATABASES
+        metafunc.parametrize("database_kind", every if chosen == "both" else [chosen], scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -202,30 +209,19 @@ def pytest_collection() -> Iterator[object]:
 
 # Which process runs what, and in which order
 
-PACKAGES = ("trainer", "worker", "web", "tests", "api", "client", "core")
-"""Folders below `tests`, those whose files take longest first. A file in one, however deep, goes to one process, so
-that its tests share fixtures. An end-to-end test shares nothing and takes a minute or two, half of it waiting: each
-goes by itself."""
+PACKAGES = ("e2e", "trainer", "worker", "web", "tests", "api", "client", "core")
+"""Folders below `tests`, those whose files take longest first: so no process works on when the others have ended."""
 
 
 def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
-    """What takes long first, end-to-end tests and files by turns, so that no process works on when others have ended.
+    """What takes long first; what runs alone last: there nobody has to wait for it."""
 
-    What runs alone comes last: there nobody has to wait for it.
-    """
-    alone = [item for item in items if item.get_closest_marker("alone")]
-    by_themselves: list[list[pytest.Item]] = []
-    files: dict[tuple[int, str], list[pytest.Item]] = {}
-    for item in items:
+    def place(item: pytest.Item) -> tuple[bool, int]:
         package = package_of(item.path.relative_to(item.config.rootpath))
-        if item in alone:
-            continue
-        if package in PACKAGES:
-            files.setdefault((PACKAGES.index(package), str(item.path)), []).append(item)
-        else:
-            by_themselves.append([item])
-    by_turns = itertools.zip_longest(by_themselves, (files[key] for key in sorted(files)), fillvalue=[])
-    return [item for turn in by_turns for piece in turn for item in piece] + alone
+        rank = PACKAGES.index(package) if package in PACKAGES else len(PACKAGES)
+        return item.get_closest_marker("alone") is not None, rank
+
+    return sorted(items, key=place)
 
 
 def package_of(file: Path) -> str:
@@ -235,15 +231,11 @@ def package_of(file: Path) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Pieces(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return file if package_of(Path(file)) in PACKAGES else nodeid
+    """A file goes to one process, in the order of `in_order`: its tests share fixtures."""
+    from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
-    return Pieces(config, log)
+    return LoadFileScheduling(config, log)
 
 
 # Tests that measure time run alone

@@ -26,6 +26,10 @@ PORTS = range(10_240, 32_768)
 """Below those that the kernel gives to outgoing connections: one of these could take a port before its server is up."""
 
 
+PATIENCE_S = 180.0
+"""How long tests wait for processes: a guard against waiting for ever, far above what a busy machine needs."""
+
+
 def free_port() -> int:
     """A TCP port on loopback that was free a moment ago, and that hardly anybody else will take."""
     while True:
@@ -35,7 +39,7 @@ def free_port() -> int:
             return port
 
 
-def until(condition: Callable[[], object], deadline_s: float = 10.0, every_s: float = 0.02) -> None:
+def until(condition: Callable[[], object], deadline_s: float = PATIENCE_S, every_s: float = 0.02) -> None:
     """Poll until `condition` is true; AssertionError after `deadline_s`. The only way in which tests wait."""
     end = time.monotonic() + deadline_s
     while not condition():
@@ -187,7 +191,7 @@ class FaultProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def end_group(process: subprocess.Popen[bytes], patience_s: float = 10.0) -> None:
+def end_group(process: subprocess.Popen[bytes], patience_s: float = 60.0) -> None:
     """End a child that was started with start_new_session=True, and everything it started: SIGTERM, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):

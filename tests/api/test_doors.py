@@ -15,6 +15,8 @@ from shoestring_core.store.db import Write
 
 from tests.api.deployment import SPEC, Deployment
 
+pytestmark = pytest.mark.any_database
+
 READS = [
     "/v1/jobs/{job}", "/v1/jobs/{job}/attempts", "/v1/jobs/{job}/events", "/v1/jobs/{job}/metrics",
     "/v1/jobs/{job}/logs", "/v1/jobs/{job}/cost", "/v1/jobs/{job}/artifacts", "/v1/jobs/{job}/artifacts/model.json",

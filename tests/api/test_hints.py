@@ -6,12 +6,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 import redis
 from shoestring_core.store.tables import Service as Row
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
 from tests.servers import Valkey, free_port, until
+
+pytestmark = pytest.mark.any_database
 
 
 def test_a_submit_asks_for_a_tick(migrated_url: str, tmp_path: Path, here: Deployment, redis_url: str) -> None:

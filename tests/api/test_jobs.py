@@ -4,11 +4,14 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import pytest
 from shoestring_core import wire
 from shoestring_core.decide import failures
 from shoestring_core.store.fleet import gangs
 
 from tests.api.deployment import SPEC, Agent, Deployment
+
+pytestmark = pytest.mark.any_database
 
 
 def test_a_job_is_submitted_shown_and_listed(here: Deployment) -> None:

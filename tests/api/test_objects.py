@@ -16,6 +16,8 @@ from shoestring_core.store.objects import Head, LocalObjects, open_objects
 
 from tests.api.deployment import Deployment
 
+pytestmark = pytest.mark.any_database
+
 KEY = "jobs/j/g/1/final/000001/data"
 
 

@@ -14,6 +14,8 @@ from shoestring_core.store.tables import Job
 
 from tests.api.deployment import OFFER, Deployment
 
+pytestmark = pytest.mark.any_database
+
 QUICK = {"recipe": "digits/quickstart", "params": {"width": 8, "epochs": 60}}
 
 

@@ -20,6 +20,8 @@ from sqlalchemy import text
 
 from tests.servers import free_port, until
 
+pytestmark = pytest.mark.any_database
+
 
 def test_it_serves_and_lets_streams_go_when_it_is_told_to_end(database_url: str, tmp_path: Path) -> None:
     key = _prepared(database_url)

@@ -16,6 +16,8 @@ from tests.api.deployment import Deployment
 from tests.servers import until
 from tests.trainer.machinehost.local_cloud import SPOT, LocalCloud
 
+pytestmark = pytest.mark.any_database
+
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[LocalCloud]:

@@ -19,9 +19,8 @@ from typing import Any
 import yaml
 
 from tests.e2e.service import ROOMS, ROOT, machine_processes
-from tests.servers import end_group, free_port, until
+from tests.servers import PATIENCE_S, end_group, free_port, until
 
-START_S = 120.0
 SERVERS = {"postgres", "redis"}
 
 
@@ -60,7 +59,7 @@ class Composed:
     def stop(self) -> None:
         """In the reverse order; machines end with their host, as compose stops it."""
         for name in reversed(self.processes):
-            end_group(self.processes[name], patience_s=60)
+            end_group(self.processes[name])
         for pid in machine_processes(self.folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -82,16 +81,16 @@ class Composed:
             )
         self.processes[name] = process
         if "healthcheck" not in service:
-            assert process.wait(timeout=START_S) == 0, self.log(name)
+            assert process.wait(timeout=PATIENCE_S) == 0, self.log(name)
             return
         kind, *test = service["healthcheck"]["test"]
         check = ["sh", "-c", *test] if kind == "CMD-SHELL" else self._argv(test)
 
         def healthy() -> bool:
             assert process.poll() is None, f"{name} ended with {process.returncode}:\n{self.log(name)}"
-            return subprocess.run(check, env=environment, capture_output=True, timeout=60).returncode == 0
+            return subprocess.run(check, env=environment, capture_output=True, timeout=PATIENCE_S).returncode == 0
 
-        until(healthy, deadline_s=START_S, every_s=0.2)
+        until(healthy, every_s=1)
 
     def _environment(self, service: dict[str, Any]) -> dict[str, str]:
         """A container's: what the file gives, or hands on from outside, and what any process needs."""

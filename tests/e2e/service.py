@@ -63,14 +63,14 @@ class Service:
                 stdout=log, stderr=log,
             )  # fmt: skip
         link = b"/login?code="
-        until(lambda: link in said.read_bytes()[begin:] or self.process.poll() is not None, 60, "up to start")
+        until(lambda: link in said.read_bytes()[begin:] or self.process.poll() is not None, "up to start")
         assert self.process.poll() is None, said.read_text()
 
-    def interrupt(self, within_s: float = 60) -> int:
+    def interrupt(self) -> int:
         """Ctrl-C, once; returns the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(within_s)
+        return self.process.wait(servers.PATIENCE_S)
 
     def kill(self) -> None:
         """kill -9 of `up` itself."""
@@ -85,7 +85,7 @@ class Service:
             time.sleep(0.1)
             self.process.send_signal(signal.SIGINT)  # in a hurry: machines are not asked to checkpoint
             try:
-                self.process.wait(60)
+                self.process.wait(servers.PATIENCE_S)
             except subprocess.TimeoutExpired:
                 self.kill()
         for pid in machine_processes(self.data):
@@ -94,7 +94,7 @@ class Service:
             except ProcessLookupError:
                 pass
 
-    def wait(self, job: Any, ready: Callable[[rest.Job], bool], within_s: float = 120) -> rest.Job:
+    def wait(self, job: Any, ready: Callable[[rest.Job], bool], within_s: float = servers.PATIENCE_S) -> rest.Job:
         """The job, a moment after it is `ready`: asked more often, the API would take a third of a core."""
         client = self.client
 
@@ -105,16 +105,20 @@ class Service:
                 return None  # the API may be what the test has hurt
             return found if ready(found) else None
 
-        return until(look, within_s, "the job", every_s=0.2)
+        return until(look, "the job", within_s, every_s=0.2)
 
     def trained(self, job: Any, step: int) -> rest.Job:
-        """The job, as soon as it has trained beyond `step`: watched, so that it is told at once."""
+        """The job, as soon as it has trained beyond `step`: watched, so that it is told at once.
+
+        The API may be on its way up.
+        """
+        self.wait(job, lambda _: True)
         for found, _ in watch.follow(self.client, str(job)):
             if found.state == "running" and found.progress.step > step:
                 return found
         raise AssertionError(f"the job was over before step {step}")
 
-    def settled(self, job: Any, within_s: float = 180) -> rest.Job:
+    def settled(self, job: Any, within_s: float = 2 * servers.PATIENCE_S) -> rest.Job:
         """The job once it has ended and its money is settled."""
         return self.wait(job, lambda found: found.settled_at is not None, within_s)
 
@@ -150,7 +154,7 @@ def start(folder: Path, **options: Any) -> Service:
     return service
 
 
-def until(look: Callable[[], T | None], within_s: float, what: str, every_s: float = 0.05) -> T:
+def until(look: Callable[[], T | None], what: str, within_s: float = servers.PATIENCE_S, every_s: float = 0.05) -> T:
     """What `look` gives once it gives something. Fails the test after `within_s`."""
     deadline = time.monotonic() + within_s
     while not (found := look()):

@@ -28,7 +28,6 @@ def service(postgres: Postgres, redis_url: str, tmp_path: Path) -> Iterator[Comp
         postgres.drop(name)
 
 
-@pytest.mark.timeout(600)
 def test_composes_services_carry_a_job_over_a_reclaim_to_its_settled_end(service: Composed) -> None:
     key = (service.folder / "admin.key").read_text().strip()
     with Client(service.url, key) as client:

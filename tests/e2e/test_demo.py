@@ -16,6 +16,7 @@ from shoestring import Client
 
 from tests.e2e import witness
 from tests.e2e.service import environment
+from tests.servers import PATIENCE_S
 
 SCORE = """
 import json, sys
@@ -32,7 +33,6 @@ print((net(pictures).argmax(1) == torch.tensor(digits.target[held_out])).float()
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(420)
 def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path: Path) -> None:
     data = tmp_path / "demo"
     demo = subprocess.Popen(
@@ -72,7 +72,7 @@ def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path:
         assert float(scored.stdout) == pytest.approx(summary["accuracy"], abs=1e-6)
     finally:
         demo.send_signal(signal.SIGINT)
-        demo.wait(60)
+        demo.wait(PATIENCE_S)
 
     assert demo.returncode == 0
     assert witness.spent_usd(data, summary["job_id"]) == Decimal(summary["spent_usd"])

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One budget that is never overspent, however many workers share it out, and what becomes of jobs when it runs out."""
+"""One budget that is never overspent, however many workers share it out, and what becomes of jobs when it runs out.
+
+On PostgreSQL, where two workers really write at once; `tests/worker` has the same races on both databases.
+"""
 
 from __future__ import annotations
 
@@ -11,79 +14,89 @@ import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from shoestring_core import rest
 
 from tests.e2e import witness
 from tests.e2e.service import SMALL_JOB, Service, environment, start, until
-from tests.servers import end_group
+from tests.servers import PATIENCE_S, Postgres, end_group
 
-pytestmark = [pytest.mark.timeout(400)]
-
-ONE_MACHINE = SMALL_JOB | {"resources": {"nodes": 1}, "limits": {}}
-LONG = ONE_MACHINE | {"params": SMALL_JOB["params"] | {"epochs": 20}}
 FOR_ONE = "0.03"
 """Covers the first hold of one machine (135 s at $0.526 an hour: $0.019725), not those of two."""
+SLOW_UNTIL_HURRY = """
+import pathlib, time
+def on_batch(run, pictures, labels):
+    if not pathlib.Path(HURRY).exists():
+        time.sleep(0.3 if run.step < 150 else 2)
+"""
 
 
-@pytest.fixture
-def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
-    database = {"SHOESTRING_DATABASE_URL": database_url}
-    service = start(tmp_path, options=("--budget", FOR_ONE, "--slots", "2"), environment=database)
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[Service]:
+    name = postgres.create()
+    database = {"SHOESTRING_DATABASE_URL": postgres.url(name)}
+    options = ("--budget", FOR_ONE, "--slots", "2")
+    service = start(tmp_path_factory.mktemp("money"), options=options, environment=database)
     yield service
     service.stop()
+    postgres.drop(name)
 
 
-def test_of_two_jobs_that_race_for_money_for_one_exactly_one_starts(service: Service) -> None:
-    client, team = service.client, budget(service)
+class Jobs(NamedTuple):
+    """One machine each; what they do when the money runs out."""
+
+    pausing: rest.Job
+    stopping: rest.Job
+
+
+@pytest.fixture(scope="module")
+def jobs(service: Service) -> Jobs:
+    """Two jobs that two workers found at once, when there was money for one."""
     with second_worker(service) as second:
         workers = [service.child("worker"), second.pid]
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
-        jobs = [client.submit(ONE_MACHINE) for _ in range(2)]
+        submitted = [service.client.submit(spec(service) | {"on_budget": what}) for what in ("pause", "stop")]
         for worker in workers:
-            os.kill(worker, signal.SIGCONT)  # both find both jobs
-
-        loser = until(lambda: next((job for job in look(service, jobs) if job.wait_reason == "money"), None), 60, "one")
-        winner = next(job for job in look(service, jobs) if job.id != loser.id)
-        service.wait(winner.id, lambda job: job.state == "running")
-        assert {life.job for life in witness.lives(service.data)} == {str(winner.id)}
-        waiting = client.job(loser.id)
-        assert waiting.state == "queued"
-        assert "The budget of team" in waiting.sentence
-        assert "short" in waiting.sentence
-        assert "`shoestring budget set`" in waiting.sentence
-
-        client.set_budget(team.id, "1.00", reason="a grant")
-        done = [service.settled(job.id) for job in jobs]
-    assert [job.end_reason for job in done] == ["succeeded", "succeeded"]
-    assert [len(witness_of(service, job)) for job in jobs] == [1, 1]
-    spent = sum(witness.spent_usd(service.data, str(job.id)) for job in jobs)
-    assert Decimal(budget(service).posted.amount) == spent
-    witness.require_none_alive(service.data)
+            os.kill(worker, signal.SIGCONT)
+        until(lambda: [job for job in look(service, submitted) if job.wait_reason == "money"], "one to wait")
+        until(lambda: [job for job in look(service, submitted) if job.state == "running"], "the other to run")
+    return Jobs(*submitted)
 
 
-def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service) -> None:
+def test_of_two_jobs_that_race_for_money_for_one_exactly_one_starts(service: Service, jobs: Jobs) -> None:
+    (winner,) = (job for job in look(service, jobs) if job.state == "running")
+    (loser,) = (job for job in look(service, jobs) if job.state == "queued")
+    assert {life.job for life in witness.lives(service.data)} == {str(winner.id)}
+    assert loser.wait_reason == "money"
+    assert "The budget of team" in loser.sentence
+    assert "short" in loser.sentence
+    assert "`shoestring budget set`" in loser.sentence
+
+
+def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jobs: Jobs) -> None:
     client, team = service.client, budget(service)
-    client.set_budget(team.id, "1.00")
-    pausing, stopping = client.submit(LONG), client.submit(LONG | {"on_budget": "stop"})
-    watchers = [watch(service, job) for job in (pausing, stopping)]
-    for job in (pausing, stopping):
+    client.set_budget(team.id, "1.00", reason="a grant")
+    pausing, stopping = jobs
+    for job in jobs:
         service.trained(job.id, 20)
+    assert [len(lives_of(service, job)) for job in jobs] == [1, 1]
+    watchers = [watch(service, job) for job in jobs]
     cut = client.set_budget(team.id, "0.0001", reason="the grant is over")
     assert Decimal(cut.overdraft.amount) == Decimal(cut.posted.amount) + Decimal(cut.held.amount) - Decimal("0.0001")
 
     paused = service.wait(pausing.id, lambda job: job.state == "paused")
     stopped = service.settled(stopping.id)
-    assert [watcher.wait(60) for watcher in watchers] == [4, 4]
+    assert [watcher.wait(PATIENCE_S) for watcher in watchers] == [4, 4]
     assert paused.wait_reason == "grant"
     assert "its money ran out" in paused.sentence
     assert "`shoestring budget set`" in paused.sentence
     assert stopped.end_reason == "budget"
     witness.require_none_alive(service.data)
-    until(lambda: Decimal(budget(service).held.amount) == 0, 30, "the machines' final bills")
-    spent = sum(witness.spent_usd(service.data, str(job.id)) for job in (pausing, stopping))
+    until(lambda: Decimal(budget(service).held.amount) == 0, "the machines' final bills")
+    spent = sum(witness.spent_usd(service.data, str(job.id)) for job in jobs)
     red = budget(service)
     assert Decimal(red.posted.amount) == spent
     assert Decimal(red.overdraft.amount) == spent - Decimal("0.0001")
@@ -99,6 +112,7 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service) ->
     short = service.wait(pausing.id, lambda job: job.wait_reason == "money")
     assert "The budget of this job" in short.sentence
     assert "`shoestring budget set --job`" in short.sentence
+    hurry(service).touch()
     assert shoestring(service, "budget", "set", "1.00", "--job", str(pausing.id)).returncode == 0
     done = service.settled(pausing.id)
     assert done.end_reason == "succeeded"
@@ -108,6 +122,22 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service) ->
     loss = next(curve for curve in client.metrics(pausing.id).curves if curve.name == "train/loss")
     assert loss.steps == list(range(1, attempts.steps + 1))
     assert Decimal(done.cost.spent.amount) == witness.spent_usd(service.data, str(pausing.id))
+    assert Decimal(budget(service).posted.amount) == sum(life.bill_micro for life in witness.lives(service.data)) / (
+        Decimal(1_000_000)
+    )
+    witness.require_none_alive(service.data)
+
+
+def spec(service: Service) -> dict[str, Any]:
+    """A job on one machine, slow until `hurry`."""
+    hooks = service.data.parent / "hooks.py"
+    hooks.write_text(SLOW_UNTIL_HURRY.replace("HURRY", repr(str(hurry(service)))))
+    params = SMALL_JOB["params"] | {"epochs": 5, "hooks": str(hooks)}
+    return SMALL_JOB | {"params": params, "resources": {"nodes": 1}, "limits": {}}
+
+
+def hurry(service: Service) -> Path:
+    return service.data.parent / "hurry"
 
 
 @contextlib.contextmanager
@@ -123,7 +153,7 @@ def second_worker(service: Service) -> Iterator[subprocess.Popen[bytes]]:
             env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
-        until(lambda: b"shoestring.tick" in log.read_bytes(), 60, "a tick of the second worker")
+        until(lambda: b"shoestring.tick" in log.read_bytes(), "a tick of the second worker")
         yield worker
     finally:
         end_group(worker)
@@ -134,11 +164,11 @@ def budget(service: Service) -> rest.Budget:
     return next(one for one in service.client.budgets() if one.kind == "team")
 
 
-def look(service: Service, jobs: list[rest.Job]) -> list[rest.Job]:
+def look(service: Service, jobs: list[rest.Job] | Jobs) -> list[rest.Job]:
     return [service.client.job(job.id) for job in jobs]
 
 
-def witness_of(service: Service, job: rest.Job) -> list[witness.Life]:
+def lives_of(service: Service, job: rest.Job) -> list[witness.Life]:
     return [life for life in witness.lives(service.data) if life.job == str(job.id)]
 
 
@@ -152,5 +182,5 @@ def watch(service: Service, job: rest.Job) -> subprocess.Popen[bytes]:
 def shoestring(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "shoestring", *arguments], env=environment(service.data, {}) | {"COLUMNS": "200"},
-        capture_output=True, text=True, timeout=90,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip

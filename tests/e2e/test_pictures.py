@@ -11,25 +11,29 @@ import numpy as np
 import pytest
 from PIL import Image
 from shoestring.client import ServiceError
+from shoestring_core import rest
 
 from tests.e2e import witness
 from tests.e2e.service import Service, start
 from tests.soak import pictures
 from tests.trainer.data_sync.bucket_server import BUCKET, Bucket, serving
 
-pytestmark = [pytest.mark.timeout(300)]
-
 MEASURED = ("val/acc", "val/loss")
 SIDE = 16
 PER_CLASS = 40
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture(scope="module")
+def folder(root: Path) -> Path:
     """Stripes that lie, stand or cross, in any colours, with noise."""
     draw = np.random.default_rng(1)
     for name in ("lying", "standing", "crossed"):
-        (tmp_path / "roots" / "stripes" / name).mkdir(parents=True)
+        (root / "roots" / "stripes" / name).mkdir(parents=True)
         for number in range(PER_CLASS):
             period, phase = draw.integers(3, 6), draw.integers(0, 6)
             stripes = (np.arange(SIDE) + phase) % period < period / 2
@@ -37,11 +41,11 @@ def folder(tmp_path: Path) -> Path:
             colours = draw.integers(0, 255, (2, 3))
             pixels = np.where(np.broadcast_to(shape[name], (SIDE, SIDE))[..., None], colours[0], 255 - colours[0])
             pixels = np.clip(pixels + draw.integers(-20, 20, pixels.shape), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "roots" / "stripes" / name / f"{number:02d}.png")
-    return tmp_path / "roots" / "stripes"
+            Image.fromarray(pixels).save(root / "roots" / "stripes" / name / f"{number:02d}.png")
+    return root / "roots" / "stripes"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bucket(folder: Path) -> Iterator[Bucket]:
     """A private one, with the pictures of the folder."""
     with serving() as bucket:
@@ -50,14 +54,20 @@ def bucket(folder: Path) -> Iterator[Bucket]:
         yield bucket
 
 
-@pytest.fixture
-def service(folder: Path, bucket: Bucket, tmp_path: Path) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def service(root: Path, folder: Path, bucket: Bucket) -> Iterator[Service]:
     options = ("--budget", "5.00", "--slots", "2", "--data-root", str(folder.parent))
     keys = {"ACCESS_KEY_ID": "AKIATEST", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": bucket.url}
     environment = {f"SHOESTRING_AGENT_AWS_{name}": value for name, value in keys.items()}
-    service = start(tmp_path, options=options, environment=environment)
+    service = start(root, options=options, environment=environment)
     yield service
     service.stop()
+
+
+@pytest.fixture(scope="module")
+def from_folder(service: Service, folder: Path) -> rest.Job:
+    """A job that trained on the folder's pictures."""
+    return service.settled(service.client.submit(spec(folder)).id)
 
 
 def spec(place: Path | str) -> dict[str, object]:
@@ -67,14 +77,14 @@ def spec(place: Path | str) -> dict[str, object]:
         "params": {
             "epochs": 8, "batch_size": 16, "width": 8, "size": SIDE, "crop": 2, "flip": False, "cutout": 0, "lr": 0.05,
         },
-        "resources": {"nodes": 2},
+        "resources": {"nodes": 1},
     }  # fmt: skip
 
 
 def test_a_folder_of_pictures_becomes_a_model_that_plain_pytorch_scores_alike(
-    service: Service, folder: Path, tmp_path: Path
+    service: Service, from_folder: rest.Job, folder: Path, tmp_path: Path
 ) -> None:
-    job = service.settled(service.client.submit(spec(folder)).id)
+    job = from_folder
     assert job.end_reason == "succeeded"
     model = pictures.download(service.client, job.id, tmp_path / "model")
     card = json.loads((model / "model.json").read_text())
@@ -86,14 +96,15 @@ def test_a_folder_of_pictures_becomes_a_model_that_plain_pytorch_scores_alike(
     witness.require_none_alive(service.data)
 
 
-def test_pictures_in_a_bucket_train_as_those_in_a_folder_do(service: Service, bucket: Bucket, folder: Path) -> None:
+def test_pictures_in_a_bucket_train_as_those_in_a_folder_do(
+    service: Service, bucket: Bucket, from_folder: rest.Job
+) -> None:
     place = f"s3://{BUCKET}/stripes"
-    alone = {"resources": {"nodes": 1}}
-    here, there, nowhere = (service.client.submit(spec(at) | alone).id for at in (folder, place, f"{place}/none"))
-    one, other = (service.settled(job).result for job in (here, there))
-    assert one
-    assert other
-    assert [one[name] for name in MEASURED] == [other[name] for name in MEASURED]
+    there, nowhere = (service.client.submit(spec(at)).id for at in (place, f"{place}/none"))
+    here, result = from_folder.result, service.settled(there).result
+    assert here
+    assert result
+    assert [here[name] for name in MEASURED] == [result[name] for name in MEASURED]
     assert len(bucket.asked) == 3 * PER_CLASS
     failed = service.settled(nowhere)
     assert failed.end_reason == "data"
@@ -113,11 +124,11 @@ def test_a_path_outside_the_roots_is_answered_like_one_that_does_not_exist(servi
         folder.parent / "link",
         folder / "lying" / "00.png",
     ]
-    answers = []
+    answers, before = [], service.client.jobs().jobs
     for path in paths:
         with pytest.raises(ServiceError) as refused:
             service.client.submit(spec(path))
         answers.append(json.dumps(refused.value.problem.errors).replace(str(path), "PATH"))
     assert len(set(answers)) == 1
     assert "is not a folder that jobs may read" in answers[0]
-    assert not service.client.jobs().jobs
+    assert service.client.jobs().jobs == before

@@ -12,6 +12,8 @@ from tests.api.deployment import Deployment
 from tests.servers import FaultProxy, until
 from tests.web.conftest import SignIn
 
+pytestmark = pytest.mark.any_database
+
 WIDTHS = {"phone": 360, "desk": 1440}
 
 

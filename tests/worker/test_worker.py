@@ -22,6 +22,8 @@ from tests import servers
 from tests.servers import until
 from tests.trainer.machinehost import local_cloud
 
+pytestmark = pytest.mark.any_database
+
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., subprocess.Popen[bytes]]
 

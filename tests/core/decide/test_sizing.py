@@ -9,7 +9,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from shoestring_core import money, spec
 from shoestring_core.decide import sizing
@@ -232,7 +232,6 @@ times = st.floats(0.01, 1000)
 runs = st.lists(st.builds(measured, st.integers(1, 16), times, st.sampled_from(["small", "big"])), max_size=8)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     runs, st.floats(1, 20_000), st.floats(1, 20_000), st.integers(1, 10), st.integers(0, 3_000_000),
     st.decimals("0.01", "9.99", places=2), st.integers(0, 20),

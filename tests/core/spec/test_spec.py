@@ -9,7 +9,7 @@ from decimal import Decimal
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from shoestring_core import document, money, recipes, spec
 from shoestring_core.errors import InvalidSpec
@@ -541,20 +541,17 @@ def accepted_or_refused(source):
         assert all(problem.message and len(problem.message) < 2_000 for problem in refused)
 
 
-@settings(max_examples=400)
 @given(st.dictionaries(WORDS | st.text(max_size=8), TREES, max_size=6))
 def test_no_tree_raises_anything_but_invalid_spec(tree):
     accepted_or_refused(tree)
     accepted_or_refused({"recipe": "digits/quickstart"} | tree)
 
 
-@settings(max_examples=300)
 @given(st.text() | st.binary() | st.text("{}[]:,&*!|>-?#%@'\"\\ \n\tab01.e", max_size=60))
 def test_no_text_raises_anything_but_invalid_spec(text):
     accepted_or_refused(text)
 
 
-@settings(max_examples=200)
 @given(st.integers(0, len(FULL)), st.integers(0, 30), st.text(max_size=6))
 def test_no_damaged_spec_raises_anything_but_invalid_spec(start, cut, inserted):
     accepted_or_refused(FULL[:start] + inserted + FULL[start + cut :])

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs of one service: one that waits its turn, one that recovers, one that is stopped and retried, one warm start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from shoestring import exits
+from shoestring_core import rest
+
+from tests.client.test_cli import shoestring
+from tests.e2e import witness
+from tests.e2e.service import Service, start
+
+BAD = 20
+BROKEN_BATCH = f"""
+def on_batch(run, pictures, labels):
+    if run.step + 1 == {BAD}:
+        return pictures * float("nan"), labels
+"""
+SLOW = """
+import time
+def on_batch(run, pictures, labels):
+    time.sleep(0.1 if run.step < 200 else 0)
+"""
+ONE_MACHINE = {"recipe": "digits/quickstart", "params": {"epochs": 3, "width": 8}, "limits": {"cost": "0.50"}}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = start(tmp_path_factory.mktemp("jobs"), options=("--budget", "5.00", "--slots", "2"))
+    yield service
+    service.stop()
+
+
+class Jobs(NamedTuple):
+    gang: rest.Job
+    """On both machines, with a batch that breaks the numbers."""
+    waiting: rest.Job
+    """Submitted while the gang trained; as it was then."""
+
+
+@pytest.fixture(scope="module")
+def jobs(service: Service) -> Jobs:
+    gang = service.client.submit(hooked(service, BROKEN_BATCH, 2) | {"resources": {"nodes": 2}})
+    service.wait(gang.id, lambda job: job.state in ("launching", "running"))
+    waiting = service.client.submit(ONE_MACHINE)
+    return Jobs(gang, service.wait(waiting.id, lambda job: job.wait_reason == "slots"))
+
+
+def test_a_job_waits_for_slots_says_why_and_starts_by_itself(service: Service, jobs: Jobs) -> None:
+    assert "needs 1 machine, 0 of 2 are free" in jobs.waiting.sentence
+    assert [service.settled(job.id).end_reason for job in jobs] == ["succeeded"] * 2
+    gang, waiting = ([life for life in witness.lives(service.data) if life.job == str(job.id)] for job in jobs)
+    assert (len(gang), len(waiting)) == (2, 1)
+    assert max(life.ended or 0 for life in gang) <= waiting[0].launched
+
+
+def test_a_gang_recovers_from_a_batch_that_breaks_the_numbers(service: Service, jobs: Jobs) -> None:
+    done = service.settled(jobs.gang.id)
+    assert done.end_reason == "succeeded", done.sentence
+    assert f"without the batch of step {BAD}" in done.sentence
+    assert done.result is not None
+    assert done.result["steps_skipped"] == 1
+    (curve,) = service.client.metrics(done.id, keys="train/loss").curves
+    assert curve.steps == list(range(1, (done.progress.steps_total or 0) + 1))
+    assert [step for step, loss in zip(curve.steps, curve.values, strict=True) if loss != loss] == [BAD]
+    attempts = service.client.attempts(done.id)
+    assert [len(one.machines) for one in attempts.attempts] == [2]
+    assert "passes over" in (attempts.attempts[0].generations[0].over_reason or "")
+    events = service.client.events(done.id).events
+    assert [one.data["step"] for one in events if one.data.get("event") == "skipped"] == [BAD]
+
+
+def test_a_time_limit_is_judged_by_what_an_earlier_run_took(service: Service, jobs: Jobs, tmp_path: Path) -> None:
+    service.settled(jobs.waiting.id)
+    plan = service.client.plan(ONE_MACHINE | {"limits": {"time": "20m"}})
+    assert (plan.verdict, plan.runs, plan.nodes) == ("chosen", 1, 1)
+    assert {one.nodes for one in plan.options if one.basis == "measured"} == {1}
+    login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
+    arguments = ("plan", "digits/quickstart", "epochs=3", "width=8", "limits.time=20m")
+    shown = shoestring(*arguments, home=tmp_path, **login)
+    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exits.OK, [plan.text, plan.why])
+    assert "1 × local.cpu" in shown.stdout
+
+
+def test_a_job_starts_with_what_another_has_learned(service: Service, jobs: Jobs) -> None:
+    first = service.settled(jobs.waiting.id)
+    second = service.settled(service.client.submit(ONE_MACHINE | {"init": f"job/{first.id}"}).id)
+    assert second.end_reason == "succeeded"
+    (told,) = [one for one in service.client.events(second.id).events if one.data.get("event") == "warm_start"]
+    assert "fresh" not in told.data["message"]
+    began = [service.client.metrics(job.id, keys="train/loss").curves[0].values[0] for job in (first, second)]
+    assert began[0] > 2.0  # ten classes, nothing known
+    assert began[1] < 1.0
+
+
+def test_a_stopped_job_is_billed_and_its_retry_resumes_from_its_last_checkpoint(service: Service) -> None:
+    client = service.client
+    old = client.submit(hooked(service, SLOW, 5))
+    service.trained(old.id, 20)
+    client.stop(old.id)
+    stopped = service.settled(old.id)
+    assert stopped.end_reason == "user_stop"
+    assert f"{witness.spent_usd(service.data, str(old.id)):.6f}" == f"{float(stopped.cost.spent.amount):.6f}"
+
+    new = service.settled(client.retry(old.id).id)
+    assert new.retried_from == old.id
+    assert new.end_reason == "succeeded"
+    start_step = client.attempts(new.id).attempts[0].generations[0].start_step
+    assert start_step == stopped.progress.step > 20
+    loss = next(curve for curve in client.metrics(new.id).curves if curve.name == "train/loss")
+    assert loss.steps == list(range(start_step + 1, (stopped.progress.steps_total or 0) + 1))
+    assert client.attempts(new.id).steps_lost == 0
+
+    again = client.retry(new.id)  # what succeeded has nothing to resume from
+    service.wait(again.id, lambda job: job.state == "running")
+    assert client.attempts(again.id).attempts[0].generations[0].start_step == 0
+    client.stop(again.id)
+    service.settled(again.id)
+
+
+def test_no_machine_is_left_and_no_slot_had_two(service: Service, jobs: Jobs) -> None:
+    for job in jobs:
+        service.settled(job.id)
+    witness.require_one_machine_a_slot(service.data)
+    witness.require_none_alive(service.data)
+
+
+def hooked(service: Service, text: str, epochs: int) -> dict[str, Any]:
+    """The spec of a job with these hooks."""
+    hooks = service.data.parent / f"hooks-{epochs}.py"
+    hooks.write_text(text)
+    return ONE_MACHINE | {"params": {"epochs": epochs, "width": 8, "hooks": str(hooks)}}
