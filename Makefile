@@ -31,7 +31,7 @@ check: .venv/.dev $(WEB)  ## Lint, types, import rules, migrations, OpenAPI, com
 
 # Four processes even on two cores: half of the tests wait for other processes. Tests marked `alone` wait for silence.
 TEST_PROCESSES ?= 4
-test: .venv/.dev .venv/.browser $(WEB)  ## Every test, on SQLite and PostgreSQL, in Chromium; TEST_FLAGS="-k money"
+test: .venv/.dev .venv/.browser $(WEB)  ## Every test; SQLite, PostgreSQL, Chromium; TEST_FLAGS="-k money"
 	@if [ -n "$(WEB)" ]; then npm --prefix web test --silent; fi
 	@$(PY) -m pytest -n $(TEST_PROCESSES) $(TEST_FLAGS)
 
