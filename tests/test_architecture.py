@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import PATIENCE_S
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "core": "shoestring_core",
@@ -72,4 +74,4 @@ def test_a_forbidden_import_fails_the_check(workspace: Path, path: str, line: st
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     code = "import sys; sys.path.insert(0, ''); from importlinter.cli import lint_imports_command as run; run()"
     command = [sys.executable, "-P", "-c", code, "--no-cache"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

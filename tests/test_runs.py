@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from tests.servers import PATIENCE_S
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -65,5 +67,5 @@ def run(folder: Path, source: str, *options: str) -> subprocess.CompletedProcess
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )

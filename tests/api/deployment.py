@@ -28,7 +28,7 @@ from shoestring_core.store import identity
 from shoestring_core.store.db import Store, Write
 from shoestring_core.store.fleet import launches, observations, planning
 
-from tests.servers import free_port, until
+from tests.servers import PATIENCE_S, free_port, until
 
 SECRET = "a secret that only this test has"
 SPEC = {"recipe": "digits/quickstart", "resources": {"nodes": 1}}
@@ -73,13 +73,13 @@ class Deployment:
             client.close()
         self.server.should_exit = True
         self.service.wake.close()
-        self.thread.join(timeout=30)
+        self.thread.join(timeout=PATIENCE_S)
         assert not self.thread.is_alive()
 
     def client(self, key: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No certificates, which take longer to read than most tests take otherwise: nothing here speaks TLS.
-        return httpx.Client(base_url=self.url, timeout=10, trust_env=False, verify=False, headers=headers)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False, verify=False, headers=headers)
 
     def submit(self, **fields: Any) -> UUID:
         answer = self.member.post("/v1/jobs", json={"spec": SPEC | fields})

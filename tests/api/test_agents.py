@@ -11,6 +11,7 @@ from shoestring_core import wire
 from shoestring_core.store.tables import Machine
 
 from tests.api.deployment import Agent, Deployment
+from tests.servers import PATIENCE_S
 
 
 def test_a_gang_forms_and_trains_and_the_job_follows(here: Deployment) -> None:
@@ -164,7 +165,7 @@ def test_a_held_order_arrives_when_it_changes(here: Deployment) -> None:
     waiter.start()
     stopped_at = time.monotonic()
     here.member.post(f"/v1/jobs/{job}:stop")
-    waiter.join(timeout=10)
+    waiter.join(timeout=PATIENCE_S)
     assert heard[0][1].order.kind == "drain"
     assert time.monotonic() - stopped_at < 10, "long before the hold ends"
 

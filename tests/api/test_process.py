@@ -18,7 +18,7 @@ from shoestring_core.store import identity
 from shoestring_core.store.db import open_store
 from sqlalchemy import text
 
-from tests.servers import free_port, until
+from tests.servers import PATIENCE_S, free_port, until
 
 pytestmark = pytest.mark.any_database
 
@@ -28,7 +28,7 @@ def test_it_serves_and_lets_streams_go_when_it_is_told_to_end(database_url: str,
     settings = _settings(database_url, tmp_path)
     url = f"http://127.0.0.1:{settings['SHOESTRING_PORT']}"
     with _process(settings) as process:
-        until(lambda: _answers(url), deadline_s=30)
+        until(lambda: _answers(url))
         with httpx.stream(
             "GET", f"{url}/v1/stream", headers={"Authorization": f"Bearer {key}"}, trust_env=False
         ) as live:
@@ -37,7 +37,7 @@ def test_it_serves_and_lets_streams_go_when_it_is_told_to_end(database_url: str,
             process.send_signal(signal.SIGTERM)
             for _ in live.iter_lines():
                 pass
-        process.wait(timeout=10)
+        process.wait(timeout=PATIENCE_S)
         assert time.monotonic() - told_at < 4.5, "before uvicorn would have cut it off"
 
 
@@ -45,7 +45,7 @@ def test_a_port_in_use_is_named(database_url: str, tmp_path: Path) -> None:
     _prepared(database_url)
     settings = _settings(database_url, tmp_path)
     with _process(settings):
-        until(lambda: _answers(f"http://127.0.0.1:{settings['SHOESTRING_PORT']}"), deadline_s=30)
+        until(lambda: _answers(f"http://127.0.0.1:{settings['SHOESTRING_PORT']}"))
         code, said = _refusal(settings)
         assert code == 3
         assert f"Port {settings['SHOESTRING_PORT']} is in use" in said
@@ -132,7 +132,7 @@ def _process(settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=PATIENCE_S)
 
 
 def _refusal(settings: dict[str, str]) -> tuple[int, str]:
@@ -142,7 +142,7 @@ def _refusal(settings: dict[str, str]) -> tuple[int, str]:
 def _ended(settings: dict[str, str], *module: str) -> tuple[int, str]:
     """Exit code, and what was said on stderr."""
     ended = subprocess.run(
-        [sys.executable, "-m", *module], env=_environment(settings), capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", *module], env=_environment(settings), capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, ended.stderr

@@ -43,7 +43,7 @@ def test_an_admin_takes_a_machine_away(service: Deployment, cloud: LocalCloud) -
     _name(service, machine, made["id"])
     answer = service.admin.post(f"/v1/machines/{machine}:reclaim", json={"notice_s": 0})
     assert (answer.status_code, answer.json()["id"]) == (202, str(machine))
-    until(lambda: cloud.client.get(f"/machines/{made['id']}").json()["end_cause"] == "reclaimed", deadline_s=20)
+    until(lambda: cloud.client.get(f"/machines/{made['id']}").json()["end_cause"] == "reclaimed")
 
 
 def test_what_cannot_be_taken_away_is_said(service: Deployment, cloud: LocalCloud) -> None:

@@ -20,6 +20,7 @@ from shoestring_core import rest
 
 from tests import servers
 from tests.e2e.service import ROOMS, ROOT
+from tests.servers import PATIENCE_S
 
 
 def shoestring(
@@ -36,7 +37,7 @@ def shoestring(
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 

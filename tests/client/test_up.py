@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from shoestring.up import dying_with_us
 
-from tests.servers import until
+from tests.servers import PATIENCE_S, until
 
 PARENT = """
 import subprocess, sys, time
@@ -39,11 +39,11 @@ def test_a_child_whose_parent_died_before_it_began_does_not_begin(
 ) -> None:
     begun = tmp_path / "begun"
     command = [*dying_with_us(), "touch", str(begun)]
-    assert subprocess.run(command, timeout=10).returncode == 0
+    assert subprocess.run(command, timeout=PATIENCE_S).returncode == 0
     assert begun.exists()
     begun.unlink()
     gone = subprocess.Popen(["true"])
     gone.wait()
     monkeypatch.setattr(os, "getpid", lambda: gone.pid)
-    subprocess.run([*dying_with_us(), "touch", str(begun)], timeout=10)
+    subprocess.run([*dying_with_us(), "touch", str(begun)], timeout=PATIENCE_S)
     assert not begun.exists()

@@ -13,6 +13,8 @@ import pytest
 from shoestring_core import recipes
 from shoestring_core.errors import InvalidSpec
 
+from tests.servers import PATIENCE_S
+
 CORE = Path(__file__).parents[2] / "core"
 
 
@@ -145,7 +147,7 @@ def test_a_recipe_file_with_a_mistake_is_refused(broken):
 
 def test_the_wheel_carries_every_recipe(tmp_path):
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=CORE, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=CORE, check=True, capture_output=True, timeout=PATIENCE_S)
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
     names = [*(recipe.name for recipe in recipes.all()), "common"]

@@ -19,16 +19,13 @@ from shoestring_core.store.tables import Job
 from sqlalchemy import select
 
 from tests import servers
-from tests.servers import until
+from tests.servers import PATIENCE_S, until
 from tests.trainer.machinehost import local_cloud
 
 pytestmark = pytest.mark.any_database
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., subprocess.Popen[bytes]]
-
-DEADLINE_S = 120
-"""An upper bound for a busy machine, on which two Python processes start: a failing test ends by it."""
 
 
 @pytest.fixture
@@ -71,7 +68,7 @@ def start(tmp_path: Path, migrated_url: str, host: local_cloud.LocalCloud) -> It
     yield start
     for process in started:
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
 def submit(store: Store) -> UUID:
@@ -95,15 +92,15 @@ def test_beat_and_worker_start_a_job(store: Store, start: Start, redis_url: str,
     job = submit(store)
     start(redis_url, *WORKER)
     start(redis_url, "beat", "--schedule", str(tmp_path / "beat"))
-    until(launched(store, job), DEADLINE_S)
+    until(launched(store, job))
 
 
 def test_without_a_broker_the_worker_ticks_by_itself(store: Store, start: Start, free_port: int):
     worker = start(f"redis://127.0.0.1:{free_port}/0", *WORKER)
     job = submit(store)
-    until(launched(store, job), DEADLINE_S)
+    until(launched(store, job))
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(DEADLINE_S) is not None
+    assert worker.wait(PATIENCE_S) is not None
 
 
 def test_a_broker_that_dies_and_comes_back_empty_stops_nothing(
@@ -111,8 +108,8 @@ def test_a_broker_that_dies_and_comes_back_empty_stops_nothing(
 ):
     start(valkey.url, *WORKER)
     start(valkey.url, "beat", "--schedule", str(tmp_path / "beat"))
-    until(launched(store, submit(store)), DEADLINE_S)
+    until(launched(store, submit(store)))
     valkey.kill()
-    until(launched(store, submit(store)), DEADLINE_S)
+    until(launched(store, submit(store)))
     valkey.start()
-    until(launched(store, submit(store)), DEADLINE_S)
+    until(launched(store, submit(store)))

@@ -18,6 +18,7 @@ from sqlalchemy import exc, insert, select, text, update
 
 from tests import write_order
 from tests.core.world import World
+from tests.servers import PATIENCE_S
 
 
 def test_migrations_make_what_the_models_say(database_url: str, tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_migrations_make_what_the_models_say(database_url: str, tmp_path: Path) 
 
 def test_the_check_for_make_check_passes() -> None:
     check = [sys.executable, "-m", "shoestring_core.store.migrations", "check"]
-    assert subprocess.run(check, capture_output=True, timeout=60).returncode == 0
+    assert subprocess.run(check, capture_output=True, timeout=PATIENCE_S).returncode == 0
 
 
 def test_a_missing_check_constraint_is_a_difference(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
     )
     url = store.writer.url.render_as_string(hide_password=False)
     writers = [subprocess.Popen([sys.executable, "-c", script, url]) for _ in range(3)]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(timeout=PATIENCE_S) for writer in writers] == [0, 0, 0]
     with store.read() as db:
         assert db.sql.scalar(select(Scheduler.epoch)) == 60
 
@@ -252,7 +253,7 @@ def test_a_deadlock_runs_the_whole_function_again(postgres_store: Store) -> None
             for position, team in enumerate(order):
                 db.sql.execute(update(Team).where(Team.id == team).values(feed_seq=Team.feed_seq + 1))
                 if position == 0 and first_run:
-                    meet.wait(timeout=10)
+                    meet.wait(timeout=PATIENCE_S)
 
         return work
 

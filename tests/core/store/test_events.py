@@ -13,6 +13,8 @@ from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import Event, Team
 from sqlalchemy import delete, insert
 
+from tests.servers import PATIENCE_S
+
 
 @pytest.fixture
 def teams(store: Store) -> list[UUID]:
@@ -49,7 +51,7 @@ def test_numbers_have_no_holes_and_a_reader_misses_nothing(store: Store, teams: 
     for thread in writers:
         thread.join()
     done.set()
-    reader.join(timeout=30)
+    reader.join(timeout=PATIENCE_S)
     written = sum(count for plan in plans for count, fails in plan if not fails)
     assert seen == list(range(1, written + 1))
 

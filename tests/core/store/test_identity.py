@@ -16,6 +16,7 @@ from shoestring_core.store.tables import Idempotency, Key, Membership, Session, 
 from sqlalchemy import select, text, update
 
 from tests.core.world import World
+from tests.servers import PATIENCE_S
 
 # Teams
 
@@ -144,7 +145,7 @@ def test_of_two_browsers_that_redeem_one_code_one_is_signed_in(world: World) -> 
     start, outcomes = threading.Barrier(4), []
 
     def redeem() -> None:
-        start.wait(timeout=10)
+        start.wait(timeout=PATIENCE_S)
         try:
             outcomes.append(world.store.write(lambda db: identity.redeem_login_code(db, code)))
         except Unauthenticated:
@@ -276,7 +277,7 @@ def test_of_twins_that_race_one_goes_on(world: World) -> None:
     start, outcomes = threading.Barrier(4), []
 
     def claim() -> None:
-        start.wait(timeout=10)
+        start.wait(timeout=PATIENCE_S)
         try:
             outcomes.append(begin(world, "k", "body"))
         except IdempotencyInFlight as refusal:

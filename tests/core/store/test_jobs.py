@@ -14,6 +14,7 @@ from shoestring_core.store.tables import Job
 from sqlalchemy import exc, select, update
 
 from tests.core.world import World
+from tests.servers import PATIENCE_S
 
 J = JobState
 
@@ -134,7 +135,7 @@ def test_of_two_that_move_one_job_one_succeeds(world: World) -> None:
     start, outcomes = threading.Barrier(4), []
 
     def launch() -> None:
-        start.wait(timeout=10)
+        start.wait(timeout=PATIENCE_S)
         try:
             outcomes.append(move(world, job, J.LAUNCHING))
         except StaleTransition:

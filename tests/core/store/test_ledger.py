@@ -15,6 +15,7 @@ from shoestring_core.store.tables import Account, Event, Hold, Job, Transfer
 from sqlalchemy import exc, func, select, text, update
 
 from tests.core.world import World
+from tests.servers import PATIENCE_S
 
 LEVELS = ["job", "member", "team", "org"]
 
@@ -124,7 +125,7 @@ def test_of_two_that_race_for_money_that_covers_one_exactly_one_gets_it(world: W
     start, refused = threading.Barrier(2), []
 
     def race(job: Job, machine: UUID) -> None:
-        start.wait(timeout=10)
+        start.wait(timeout=PATIENCE_S)
         try:
             world.hold(job, 100, machine)
         except BudgetExceeded as error:
@@ -253,7 +254,7 @@ def test_two_that_settle_one_machine_post_it_once(world: World) -> None:
     start = threading.Barrier(3)
 
     def race() -> None:
-        start.wait(timeout=10)
+        start.wait(timeout=PATIENCE_S)
         for amount in (10, 20, 30):
             try:
                 world.settle(machine, amount, final=amount == 30)
@@ -530,5 +531,5 @@ def run_all(*works) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=PATIENCE_S)
         assert not thread.is_alive()

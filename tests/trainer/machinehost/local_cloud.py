@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
+from tests.servers import PATIENCE_S
+
 ROOT = Path(__file__).parents[3]
 AGENT = [sys.executable, str(Path(__file__).with_name("stand_in_agent.py"))]
 SPOT = {"tags": {"job": "j1"}, "type": "local.cpu", "market": "spot", "price": "0.158", "user_data": {}}
 T = TypeVar("T")
 
 
-def until(ask: Callable[[], T], within_s: float = 20.0) -> T:
+def until(ask: Callable[[], T], within_s: float = PATIENCE_S) -> T:
     """The first true answer; fails if there is none in time."""
     deadline = time.monotonic() + within_s
     while not (answer := ask()):
@@ -44,9 +46,9 @@ class LocalCloud:
         self.process = self.popen(*flags, f"--slots={slots}", crash=crash, env=env)
         told = self.folder / "machinehost.json"
         pid = self.process.pid
-        where = until(lambda: (said := read(told)).get("pid") == pid and said, within_s=60)
+        where = until(lambda: (said := read(told)).get("pid") == pid and said)
         self.client = httpx.Client(
-            base_url=where["url"], headers={"Authorization": f"Bearer {where['key']}"}, timeout=10, verify=False
+            base_url=where["url"], headers={"Authorization": f"Bearer {where['key']}"}, timeout=PATIENCE_S, verify=False
         )
 
     def popen(self, *flags: str, crash: str = "", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -68,7 +70,7 @@ class LocalCloud:
     def end(self, number: signal.Signals = signal.SIGKILL) -> int:
         assert self.process
         self.process.send_signal(number)
-        code = self.process.wait(30)
+        code = self.process.wait(PATIENCE_S)
         assert self.process.stderr
         self.process.stderr.close()
         self.process = None
@@ -88,7 +90,7 @@ class LocalCloud:
     def show(self, machine: dict[str, Any]) -> dict[str, Any]:
         return self.client.get(f"/machines/{machine['id']}").raise_for_status().json()
 
-    def ended(self, machine: dict[str, Any], within_s: float = 20.0) -> dict[str, Any]:
+    def ended(self, machine: dict[str, Any], within_s: float = PATIENCE_S) -> dict[str, Any]:
         return until(lambda: (seen := self.show(machine))["state"] == "ended" and seen, within_s)
 
     def stop(self, machine: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, read_machine
 from shoestring_trainer.processes import Process, this_process
 
+from tests.servers import PATIENCE_S
 from tests.trainer.machinehost.local_cloud import (
     SPOT,
     LocalCloud,
@@ -128,7 +129,7 @@ def test_a_launch_interrupted_anywhere_and_repeated_buys_one_machine(tmp_path, w
         armed.touch()
         with pytest.raises(httpx.TransportError):
             cloud.launch("t")
-        assert cloud.process.wait(10) == -signal.SIGKILL
+        assert cloud.process.wait(PATIENCE_S) == -signal.SIGKILL
         cloud.process.stderr.close()
         cloud.start()
         reply = cloud.client.put("/machines/t", json=SPOT)
@@ -162,7 +163,7 @@ def test_hosts_killed_at_random_moments_of_launches_and_ends_never_run_two_machi
             except httpx.TransportError:
                 pass
             os.waitpid(killer, 0)
-            cloud.process.wait(10)
+            cloud.process.wait(PATIENCE_S)
             cloud.process.stderr.close()
         cloud.start(slots=20)
         asked = [f"t{n}{which}" for n in range(6) for which in "ab"]

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from shoestring_trainer.machinehost.journal import read_machine
 
+from tests.servers import PATIENCE_S
 from tests.trainer.machinehost.local_cloud import SPOT, LocalCloud, alive, alive_in, events, journal, kill, pids, until
 
 
@@ -350,7 +351,7 @@ def test_every_call_needs_the_key(cloud, header):
 
 def test_a_second_host_on_the_same_folder_refuses(cloud):
     second = cloud.popen()
-    _, said = second.communicate(timeout=30)
+    _, said = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == os.EX_TEMPFAIL
     assert f"pid {cloud.process.pid}" in said
     assert "Traceback" not in said
@@ -360,13 +361,13 @@ def test_a_second_host_on_the_same_folder_refuses(cloud):
 def test_a_port_in_use_and_a_folder_that_cannot_be_written_are_said(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         host = LocalCloud(tmp_path / "a").popen("--port", str(taken.getsockname()[1]))
-        _, said = host.communicate(timeout=30)
+        _, said = host.communicate(timeout=PATIENCE_S)
     assert host.returncode == os.EX_UNAVAILABLE
     assert "--port" in said
     assert "Traceback" not in said
     (tmp_path / "file").touch()
     host = LocalCloud(tmp_path / "file" / "b").popen()
-    _, said = host.communicate(timeout=30)
+    _, said = host.communicate(timeout=PATIENCE_S)
     assert host.returncode == os.EX_CANTCREAT
     assert "--dir" in said
     assert "Traceback" not in said

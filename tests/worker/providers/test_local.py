@@ -55,7 +55,7 @@ def test_an_ended_machine_keeps_its_times_and_its_cause(host: local_cloud.LocalC
     machine = cloud.launch(INTENT)
     cloud.terminate(machine.id)
     cloud.terminate(machine.id)
-    until(lambda: cloud.list()[0].state == "ended", 30)
+    until(lambda: cloud.list()[0].state == "ended")
     (ended,) = cloud.list()
     assert ended.launched_at <= ended.ended_at
     assert ended.end_cause == "requested"
