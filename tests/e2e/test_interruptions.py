@@ -18,13 +18,13 @@ from tests.e2e import witness
 from tests.e2e.service import Service, service_processes, start, until
 from tests.soak import exactness
 
-EPOCHS = 4
+EPOCHS = 3
 TOPOLOGY = exactness.CASES["two-machines"]
 HOOKS = """
 import pathlib, time
 def on_batch(run, pictures, labels):
     if not pathlib.Path(HURRY).exists():
-        time.sleep(0.4 if run.step < 240 else 2)
+        time.sleep(0.4 if run.step < 180 else 2)
 """
 
 
@@ -112,7 +112,7 @@ def spec(folder: Path, name: str) -> dict[str, object]:
     hooks = folder / "hooks.py"
     hooks.write_text(HOOKS.replace("HURRY", repr(str(folder / "hurry"))))
     tree = exactness.spec(TOPOLOGY, 1, name, EPOCHS)
-    return tree | {"params": tree["params"] | {"hooks": str(hooks)}}
+    return tree | {"params": tree["params"] | {"width": 4, "hooks": str(hooks)}}
 
 
 def database_url(folder: Path) -> str:
