@@ -53,10 +53,10 @@ def test_one_process_in_two_parts_computes_what_two_processes_do(tmp_path: Path)
 
 
 def test_ranks_take_their_shares_in_as_many_parts():
-    sizes = [DistributedContext(rank, 4, 0, torch.device("cpu")).parts(30, 3) for rank in range(4)]
+    sizes = [DistributedContext(rank, 4, 0, torch.device("cpu")).micro_batch_count(30, 3) for rank in range(4)]
     assert sizes == [3, 3, 3, 3]  # shares of 7 and 8
-    assert DistributedContext(0, 4, 0, torch.device("cpu")).parts(6, 1) == 1  # some have one picture only
-    assert DistributedContext(0, 2, 0, torch.device("cpu")).parts(30, 0) == 1
+    assert DistributedContext(0, 4, 0, torch.device("cpu")).micro_batch_count(6, 1) == 1  # some have one picture only
+    assert DistributedContext(0, 2, 0, torch.device("cpu")).micro_batch_count(30, 0) == 1
 
 
 def test_gradients_that_travel_in_half_precision_are_still_the_mean_of_the_ranks(tmp_path: Path):
