@@ -46,7 +46,7 @@ class Course:
     def __init__(self, folder: Path) -> None:
         task = json.loads((folder / "task.json").read_text())
         recipe = recipes.load(task["recipe"])
-        self.settings = Settings.of(recipes.resolve(task["recipe"], task["params"]))
+        self.settings = Settings.from_params(recipes.resolve(task["recipe"], task["params"]))
         self.data: DataSet = load_cifar10(Path(task["data"]["train"]), self.settings)
         self.plan = Plan.of(self.settings, len(self.data.train))
         self.precision = choose_precision(task["precision"], torch.device("cpu"))
@@ -122,7 +122,7 @@ class PilPictures(Dataset[tuple[Any, int]]):
 def crop_and_flip(settings: Settings) -> list[Callable[[Any], Any]]:
     from torchvision import transforms
 
-    crop = transforms.RandomCrop(32, padding=settings.crop, padding_mode="reflect")
+    crop = transforms.RandomCrop(32, padding=settings.crop_padding, padding_mode="reflect")
     return [crop, transforms.RandomHorizontalFlip()]
 
 

@@ -130,9 +130,9 @@ def describe(name: str, runs: Sequence[dict[str, float]], target: float) -> str:
 def write_task(recipe: str, data: Path) -> Path:
     """Our task for one process of runs."""
     defaults = recipes.resolve(recipe, {})
-    params: dict[str, Any] = {"epochs": defaults["epochs"], "eval_every": 10_000}
+    params: dict[str, Any] = {"epochs": defaults["epochs"], "eval_every_epochs": 10_000}
     if not GPU:
-        params |= {"epochs": 1, "batch_size": 64, "check_files": False}
+        params |= {"epochs": 1, "batch_size": 64, "verify_checksums": False}
     folder = Path(tempfile.mkdtemp(prefix="shoestring-gpu-"))
     task = {
         "format": 1, "job": "bench", "generation": 1, "recipe": recipe, "params": params, "seed": 1,

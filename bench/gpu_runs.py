@@ -210,7 +210,7 @@ def synchronised() -> float:
     return time.perf_counter()
 
 
-FLIP_AND_CROP = Settings(flip=True, crop=4)
+FLIP_AND_CROP = Settings(flip=True, crop_padding=4)
 BLACK = (0.0, 0.0, 0.0)
 
 
@@ -274,7 +274,7 @@ def decoding(folder: Path, _: list[int]) -> list[dict[str, Any]]:
 
 def pictures_per_s(listing: Listing, size: int, decoder: Decoder | None) -> float:
     """The second time, when the files are in memory and the GPU is awake."""
-    settings, few = Settings(size=size, decode="gpu" if decoder else "cpu"), listing.only([0, 1])
+    settings, few = Settings(image_size=size, decode_device="gpu" if decoder else "cpu"), listing.only([0, 1])
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         copies = Copies(listing, few, settings, {}, Path(scratch), False, True, lambda: None, decoder)
         copies.at(size, False)

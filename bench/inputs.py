@@ -34,7 +34,7 @@ def main() -> list[str]:
         return ["left out: it needs CIFAR-10; set DATA to the folder that holds cifar-10-batches-bin"]
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="shoestring-bench-"))
-    params = {"batch_size": BATCH, "average": "none"}
+    params = {"batch_size": BATCH, "weight_average": "none"}
     task = {"recipe": "cifar10/airbench94", "params": params, "precision": "auto", "data": {"train": data}}
     (folder / "task.json").write_text(json.dumps(task))
     course = cpu_loops.Course(folder)

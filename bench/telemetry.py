@@ -48,7 +48,7 @@ def measure(name: str, pairs: int, params: dict[str, Any]) -> str:
     steps = WARM_UP + 2 * BLOCK * pairs + 2  # the last step's line waits for the final measurement
     task = {
         "format": 1, "job": "bench", "generation": 1, "recipe": "digits/quickstart", "seed": 1, "precision": "auto",
-        "params": params | {"epochs": steps * 32 // 1437 + 1, "eval_every": 10_000},
+        "params": params | {"epochs": steps * 32 // 1437 + 1, "eval_every_epochs": 10_000},
     }  # fmt: skip
     (run / "task.json").write_text(json.dumps(task))
     rooms = os.pathsep.join(str(path) for path in (ROOT, ROOT / "core", ROOT / "trainer"))

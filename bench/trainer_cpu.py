@@ -90,7 +90,7 @@ class Runner:
 
     def __init__(self, loop: str, data: Path) -> None:
         folder = Path(tempfile.mkdtemp(prefix="shoestring-bench-"))
-        params = {"epochs": 1000, "batch_size": BATCH, "average": "none", "eval_every": 10_000}
+        params = {"epochs": 1000, "batch_size": BATCH, "weight_average": "none", "eval_every_epochs": 10_000}
         task = {
             "format": 1, "job": "bench", "generation": 1, "recipe": "cifar10/airbench94", "params": params, "seed": 1,
             "precision": "auto", "data": {"train": str(data.resolve())},

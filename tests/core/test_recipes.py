@@ -62,12 +62,16 @@ def test_a_variant_changes_defaults_and_claims_and_never_what_was_given():
 
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
 def test_every_recipe_has_the_common_parameters(recipe):
-    assert [recipe.params[name].default for name in ("micro_batch", "noise_every", "hooks")] == [0, 0, ""]
+    assert [recipe.params[name].default for name in ("micro_batch_size", "noise_scale_every_steps", "hooks_file")] == [
+        0,
+        0,
+        "",
+    ]
 
 
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
 def test_recipes_for_folders_of_pictures_say_who_decodes_them(recipe):
-    decode = recipe.params.get("decode")
+    decode = recipe.params.get("decode_device")
     assert (decode is not None) == (recipe.data.kind == "imagefolder")
     assert decode is None or (decode.default, decode.choices) == ("cpu", ("cpu", "gpu"))
 
@@ -150,5 +154,5 @@ def test_the_wheel_carries_every_recipe(tmp_path):
     subprocess.run(command, cwd=CORE, check=True, capture_output=True, timeout=PATIENCE_S)
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    names = [*(recipe.name for recipe in recipes.all()), "common"]
+    names = [*(recipe.name for recipe in recipes.all()), "parameters"]
     assert {f"shoestring_core/recipes/{name}.yaml" for name in names} <= packed

@@ -25,7 +25,7 @@ ROOMS = ("core", "api", "worker", "trainer", "client")
 
 SMALL_JOB: dict[str, Any] = {
     "recipe": "digits/quickstart",
-    "params": {"epochs": 4, "width": 8, "sync_norm": False},
+    "params": {"epochs": 4, "width": 8, "sync_batch_norm": False},
     "resources": {"nodes": 2, "procs": 1},
     "limits": {"cost": "0.50"},
 }

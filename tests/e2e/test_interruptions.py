@@ -22,9 +22,9 @@ EPOCHS = 3
 TOPOLOGY = exactness.CASES["two-machines"]
 HOOKS = """
 import pathlib, time
-def on_batch(run, pictures, labels):
+def on_batch(context, images, labels):
     if not pathlib.Path(HURRY).exists():
-        time.sleep(0.4 if run.step < 180 else 2)
+        time.sleep(0.4 if context.step < 180 else 2)
 """
 
 
@@ -112,7 +112,7 @@ def spec(folder: Path, name: str) -> dict[str, object]:
     hooks = folder / "hooks.py"
     hooks.write_text(HOOKS.replace("HURRY", repr(str(folder / "hurry"))))
     tree = exactness.spec(TOPOLOGY, 1, name, EPOCHS)
-    return tree | {"params": tree["params"] | {"width": 4, "hooks": str(hooks)}}
+    return tree | {"params": tree["params"] | {"width": 4, "hooks_file": str(hooks)}}
 
 
 def database_url(folder: Path) -> str:

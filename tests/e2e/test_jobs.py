@@ -17,14 +17,14 @@ from tests.e2e.service import Service, start
 
 BAD = 20
 BROKEN_BATCH = f"""
-def on_batch(run, pictures, labels):
-    if run.step + 1 == {BAD}:
-        return pictures * float("nan"), labels
+def on_batch(context, images, labels):
+    if context.step + 1 == {BAD}:
+        return images * float("nan"), labels
 """
 SLOW = """
 import time
-def on_batch(run, pictures, labels):
-    time.sleep(0.1 if run.step < 200 else 0)
+def on_batch(context, images, labels):
+    time.sleep(0.1 if context.step < 200 else 0)
 """
 ONE_MACHINE = {"recipe": "digits/quickstart", "params": {"epochs": 3, "width": 8}, "limits": {"cost": "0.50"}}
 
@@ -134,4 +134,4 @@ def hooked(service: Service, text: str, epochs: int) -> dict[str, Any]:
     """The spec of a job with these hooks."""
     hooks = service.data.parent / f"hooks-{epochs}.py"
     hooks.write_text(text)
-    return ONE_MACHINE | {"params": {"epochs": epochs, "width": 8, "hooks": str(hooks)}}
+    return ONE_MACHINE | {"params": {"epochs": epochs, "width": 8, "hooks_file": str(hooks)}}

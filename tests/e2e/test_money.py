@@ -27,9 +27,9 @@ FOR_ONE = "0.03"
 """Covers the first hold of one machine (135 s at $0.526 an hour: $0.019725), not those of two."""
 SLOW_UNTIL_HURRY = """
 import pathlib, time
-def on_batch(run, pictures, labels):
+def on_batch(context, images, labels):
     if not pathlib.Path(HURRY).exists():
-        time.sleep(0.3 if run.step < 150 else 2)
+        time.sleep(0.3 if context.step < 150 else 2)
 """
 
 
@@ -132,7 +132,7 @@ def spec(service: Service) -> dict[str, Any]:
     """A job on one machine, slow until `hurry`."""
     hooks = service.data.parent / "hooks.py"
     hooks.write_text(SLOW_UNTIL_HURRY.replace("HURRY", repr(str(hurry(service)))))
-    params = SMALL_JOB["params"] | {"epochs": 5, "hooks": str(hooks)}
+    params = SMALL_JOB["params"] | {"epochs": 5, "hooks_file": str(hooks)}
     return SMALL_JOB | {"params": params, "resources": {"nodes": 1}, "limits": {}}
 
 

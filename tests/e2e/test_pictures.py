@@ -75,7 +75,8 @@ def spec(place: Path | str) -> dict[str, object]:
         "recipe": "imagefolder/resnet9",
         "data": {"train": str(place)},
         "params": {
-            "epochs": 8, "batch_size": 16, "width": 8, "size": SIDE, "crop": 2, "flip": False, "cutout": 0, "lr": 0.05,
+            "epochs": 8, "batch_size": 16, "width": 8, "image_size": SIDE, "crop_padding": 2,
+            "flip": False, "cutout": 0, "lr": 0.05,
         },
         "resources": {"nodes": 1},
     }  # fmt: skip

@@ -125,7 +125,7 @@ def wait_for_steps_of_all(service: Service, job: str) -> None:
 def spec(seed: int, epochs: int, nodes: int) -> dict[str, Any]:
     return {
         "recipe": "digits/quickstart",
-        "params": {"epochs": epochs, "width": 8, "eval_every": 5, "precision": "fp32", "seed": seed},
+        "params": {"epochs": epochs, "width": 8, "eval_every_epochs": 5, "precision": "fp32", "seed": seed},
         "resources": {"nodes": f"2..{nodes}", "spot": "only"},
         "checkpoint": {"every": "2s"},
         "limits": {"cost": "5.00"},

@@ -96,8 +96,8 @@ def spec(topology: Topology, seed: int, name: str, epochs: int) -> dict[str, Any
         "name": name,
         "recipe": "digits/quickstart",
         "params": {
-            "epochs": epochs, "batch_size": 16, "width": 12, "momentum": 0.9, "dropout": 0.2, "rotate": 15, "shift": 1,
-            "eval_every": 4, "precision": topology.precision, "seed": seed,
+            "epochs": epochs, "batch_size": 16, "width": 12, "momentum": 0.9, "dropout": 0.2, "rotate": 15,
+            "translate": 1, "eval_every_epochs": 4, "precision": topology.precision, "seed": seed,
         },
         "resources": {"nodes": topology.nodes, "procs": topology.procs, "spot": "only"},
         "limits": {"cost": "4.00"},

@@ -24,14 +24,14 @@ from shoestring_core.spec import MAX_NODES, JobSpec
 
 SAME_WORK = frozenset(
     (
-        "epochs", "eval_every", "seed", "lr", "lr_batch", "lr_schedule", "warmup", "bias_lr", "whitening_lr",
-        "whitening_schedule", "momentum", "momentum_schedule", "muon_lr", "muon_momentum", "weight_decay",
-        "label_smoothing", "average_decay", "average_power",
+        "epochs", "eval_every_epochs", "seed", "lr", "lr_base_batch_size", "lr_schedule", "warmup_ratio", "bias_lr",
+        "whitening_lr", "whitening_lr_schedule", "momentum", "momentum_schedule", "muon_lr", "muon_momentum",
+        "weight_decay", "label_smoothing", "weight_average_decay", "weight_average_power",
     )
 )  # fmt: skip
 """Parameters that don't change how long a step, one evaluation, the start or the end takes. All others may."""
 
-PHASES = ("size_schedule", "batch_schedule", "crop_schedule", "rectangular_schedule")
+PHASES = ("image_size_schedule", "batch_size_schedule", "crop_scale_schedule", "rectangular_eval_schedule")
 """Parameters that make one epoch unlike another: of such a run only the whole is a measure."""
 
 Obstacle = Literal["", "slots", "batch", "money", "time"]
@@ -172,12 +172,12 @@ def epochs(spec: JobSpec) -> float:
 
 def evaluations(spec: JobSpec) -> int:
     """How often it is scored before its last step: after each so-many-th epoch but the last."""
-    return max(0, ceil(epochs(spec) / int(spec.params.get("eval_every") or 1)) - 1)
+    return max(0, ceil(epochs(spec) / int(spec.params.get("eval_every_epochs") or 1)) - 1)
 
 
 def smallest_batch(spec: JobSpec) -> int:
     """Pictures in a step, where a schedule makes them fewest."""
-    knots = str(spec.params.get("batch_schedule") or "").split()
+    knots = str(spec.params.get("batch_size_schedule") or "").split()
     factors = [float(knot.rpartition(":")[2]) for knot in knots if _is_number(knot.rpartition(":")[2])]
     return max(1, round(int(spec.params.get("batch_size") or 32) * min(factors, default=1.0)))
 

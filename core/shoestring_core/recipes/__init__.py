@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: files of parameters and the claim they make. `digits/quickstart` is the file digits/quickstart.yaml here.
 
-What every recipe has beside its own stands in common.yaml. `load` and `all` give recipes, `resolve` the full set of
-parameters of a run. The trainer turns these into training.
+parameters.yaml holds type, bounds and help of the parameters that recipes share; a recipe's file gives the defaults.
+`load` and `all` return recipes, `resolve` the full set of parameters of a run, with which the trainer trains.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class Recipe(_Frozen):
 
 @functools.cache
 def _shipped() -> dict[str, Recipe]:
-    common = document.read((resources.files(__name__) / "common.yaml").read_text(encoding="utf-8"))[0]
-    return {name: _read(text, common["params"]) for name, text in sorted(_files().items())}
+    vocabulary = document.read((resources.files(__name__) / "parameters.yaml").read_text(encoding="utf-8"))[0]
+    return {name: _read(text, vocabulary) for name, text in sorted(_files().items())}
 
 
 def _files() -> dict[str, str]:
@@ -210,11 +210,24 @@ def _files() -> dict[str, str]:
     }
 
 
-def _read(text: str, common: Mapping[str, Any]) -> Recipe:
+def _read(text: str, vocabulary: Mapping[str, Any]) -> Recipe:
     tree, problems = document.read(text)
     if problems:
         raise InvalidSpec(problems)
-    return Recipe.model_validate(_floats(tree | {"params": tree["params"] | dict(common)}))
+    return Recipe.model_validate(_floats(tree | {"params": _full_params(tree["params"], vocabulary)}))
+
+
+def _full_params(own: Mapping[str, Any], vocabulary: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's parameters with the fields that the vocabulary has for them, then those that every recipe has."""
+    every_recipe = vocabulary["every_recipe"]
+    shared = vocabulary["parameters"] | every_recipe
+    full = {name: shared.get(name, {}) | _param_fields(given) for name, given in own.items()}
+    return full | {name: fields for name, fields in every_recipe.items() if name not in own}
+
+
+def _param_fields(given: Any) -> dict[str, Any]:
+    """Fields of a parameter in a recipe's file: a mapping of those that differ, or the default alone."""
+    return given if isinstance(given, dict) else {"default": given}
 
 
 def _floats(tree: Any) -> Any:

@@ -259,7 +259,7 @@ def test_jobs_that_differ_in_how_long_alone_do_the_same_work():
         return sizing.work(spec.parse({"recipe": "digits/quickstart"} | tree))
 
     usual = work()
-    assert usual == work(params={"epochs": 3, "lr": 0.5, "seed": 7, "eval_every": 2}, resources={"nodes": 4})
+    assert usual == work(params={"epochs": 3, "lr": 0.5, "seed": 7, "eval_every_epochs": 2}, resources={"nodes": 4})
     assert usual != work(params={"width": 8})
     assert usual != work(params={"batch_size": 64})
     assert usual != work(resources={"procs": 2})
@@ -270,7 +270,7 @@ def test_jobs_that_differ_in_how_long_alone_do_the_same_work():
 def test_how_often_a_run_is_scored_before_its_end(epochs, every, expected):
     recipe = "digits/quickstart" if epochs == int(epochs) else "cifar10/airbench94"
     data = {} if epochs == int(epochs) else {"data": {"train": "/cifar"}}
-    parsed = spec.parse({"recipe": recipe, "params": {"epochs": epochs, "eval_every": every}} | data)
+    parsed = spec.parse({"recipe": recipe, "params": {"epochs": epochs, "eval_every_epochs": every}} | data)
     assert sizing.evaluations(parsed) == expected
 
 

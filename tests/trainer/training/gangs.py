@@ -20,8 +20,8 @@ ROOMS = [str(Path(__file__).parents[3] / room) for room in ("core", "trainer")]
 
 # Small and quick, with everything on that a resume could get wrong.
 DIGITS = {
-    "epochs": 4, "batch_size": 16, "width": 4, "dropout": 0.2, "momentum": 0.9, "rotate": 15, "shift": 1,
-    "eval_every": 2,
+    "epochs": 4, "batch_size": 16, "width": 4, "dropout": 0.2, "momentum": 0.9, "rotate": 15, "translate": 1,
+    "eval_every_epochs": 2,
 }  # fmt: skip
 
 

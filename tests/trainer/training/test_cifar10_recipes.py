@@ -17,9 +17,9 @@ CHOSEN = [
     *((name, {}) for name in NAMES),
     ("cifar10/dawnbench-fastai-wrn", {"gpus": 8}),
     ("cifar10/page-resnet18-baseline", {"step": "batch-768"}),
-    ("cifar10/superconv-preact18", {"pool": "avg"}),
+    ("cifar10/superconv-preact18", {"global_pool": "avg"}),
 ]
-TINY = {"width": 4, "batch_size": 16, "check_files": False, "eval_every": 1, "epochs": 2.5}
+TINY = {"width": 4, "batch_size": 16, "verify_checksums": False, "eval_every_epochs": 1, "epochs": 2.5}
 STEPS_PER_EPOCH = 100 // 16
 
 

@@ -14,7 +14,7 @@ import torch
 from shoestring_trainer.training.cli.lr_find import choose
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.hooks import Hooks, Run, load_hooks
+from shoestring_trainer.training.hooks import HookContext, Hooks, load_hooks
 from shoestring_trainer.training.optim.noise_scale import NoiseScale
 from torch import nn
 
@@ -24,17 +24,17 @@ SINGLE_PROCESS = DistributedContext(0, 1, 0, torch.device("cpu"))
 HOOKS = """
 import gc, json
 seen = []
-def on_start(run):
+def on_train_begin(context):
     seen.extend(["start", gc.isenabled()])
-def on_batch(run, pictures, labels):
-    return pictures.flip(3), labels
-def on_gradients(run):
-    run.values["mine/grad"] = float(sum(p.grad.norm() for p in run.model.parameters()))
-def on_step(run):
-    run.values["mine/step"] = run.step
-def on_scored(run):
-    seen.append(round(run.values["val/acc"], 3))
-def on_end(run):
+def on_batch(context, images, labels):
+    return images.flip(3), labels
+def on_pre_optimizer_step(context):
+    context.metrics["mine/grad"] = float(sum(p.grad.norm() for p in context.model.parameters()))
+def on_step_end(context):
+    context.metrics["mine/step"] = context.step
+def on_evaluate(context):
+    seen.append(round(context.metrics["val/acc"], 3))
+def on_train_end(context):
     seen.append("end")
     open(FILE, "w").write(json.dumps(seen))
 """
@@ -43,13 +43,13 @@ def on_end(run):
 def test_hooks_see_the_run_and_report_with_its_steps_and_the_noise_is_measured(tmp_path: Path):
     file, seen = tmp_path / "mine.py", tmp_path / "seen.json"
     file.write_text(HOOKS.replace("FILE", repr(str(seen))))
-    params = DIGITS | {"epochs": 2, "eval_every": 1, "hooks": str(file), "noise_every": 4}
+    params = DIGITS | {"epochs": 2, "eval_every_epochs": 1, "hooks_file": str(file), "noise_scale_every_steps": 4}
     run = finished(tmp_path / "run", params=params)
     lines = run.metrics()
     assert [line["v"]["mine/step"] for line in lines] == [line["step"] for line in lines]
     first, garbage_is_collected, *scores, last = json.loads(seen.read_text())
     assert (first, garbage_is_collected, last) == ("start", True, "end")
-    assert len(scores) == 1  # the measurement at the end is on_end's
+    assert len(scores) == 1  # the measurement at the end is on_train_end's
     measured = [line["step"] for line in lines if "train/noise_scale" in line["v"]]
     assert measured
     assert all(step % 4 == 1 for step in measured)
@@ -60,9 +60,9 @@ def test_hooks_see_the_run_and_report_with_its_steps_and_the_noise_is_measured(t
     [
         (None, "no file"),
         ("x = 1", "no hook"),
-        ("def on_stepp(run): pass", "on_stepp, which no joint calls"),
+        ("def on_stepp(run): pass", "on_stepp, which is no hook"),
         ("import nothing_of_this_name", "ModuleNotFoundError"),
-        ("def on_step(run)", "SyntaxError"),
+        ("def on_step_end(run)", "SyntaxError"),
     ],
     ids=["missing", "empty", "typo", "import", "syntax"],
 )
@@ -75,10 +75,10 @@ def test_hooks_that_cannot_work_are_refused_before_the_first_step(tmp_path: Path
 
 
 def test_a_batch_hook_gives_two_tensors_or_nothing():
-    run, pictures, labels = Run(nn.Linear(1, 1), None, None, 0, 0), torch.rand(2, 1), torch.arange(2)
-    assert Hooks({"on_batch": lambda *_: None}).batch(run, pictures, labels) == (pictures, labels)
+    context, pictures, labels = HookContext(nn.Linear(1, 1), None, None, 0, 0), torch.rand(2, 1), torch.arange(2)
+    assert Hooks({"on_batch": lambda *_: None}).on_batch(context, pictures, labels) == (pictures, labels)
     with pytest.raises(UserError, match="two tensors"):
-        Hooks({"on_batch": lambda *_: pictures}).batch(run, pictures, labels)
+        Hooks({"on_batch": lambda *_: pictures}).on_batch(context, pictures, labels)
 
 
 def test_the_noise_scale_is_the_noise_over_the_signal():

@@ -18,7 +18,7 @@ from tests.trainer.training.gangs import finished
 CHOSEN = [
     *((recipe.name, {}) for recipe in recipes.all() if recipe.name.startswith("imagenet/")),
     ("imagenet/imagenet18", {"machines": 16}),
-    ("imagefolder/any", {"model": "torchvision/resnet18", "pool": "concat", "rectangular": True}),
+    ("imagefolder/any", {"model": "torchvision/resnet18", "global_pool": "concat", "rectangular_eval": True}),
 ]
 SMALLER = 4
 """Sizes are a quarter of the recipe's, but for AlexNet, which needs 63 pixels."""
@@ -44,11 +44,12 @@ def tiny(name: str, **chosen) -> dict:
     """The recipe with few pictures a step, a small network, and sizes and epochs scaled down."""
     values = recipes.resolve(name, chosen)
     smaller = 3 if "alexnet" in name else SMALLER
-    knots = [knot.split(":") for knot in str(values.get("size_schedule", "")).split()]
+    knots = [knot.split(":") for knot in str(values.get("image_size_schedule", "")).split()]
     sizes = " ".join(f"{at}:{int(Fraction(size)) // smaller}" for at, size in knots)
     given = {
-        "epochs": 5, "batch_size": 16, "width": 4, "model": "timm/resnet10t", "size_schedule": sizes,
-        "size": int(values["size"]) // smaller, "eval_size": int(values.get("eval_size", 0)) // smaller,
+        "epochs": 5, "batch_size": 16, "width": 4, "model": "timm/resnet10t", "image_size_schedule": sizes,
+        "image_size": int(values["image_size"]) // smaller,
+        "eval_image_size": int(values.get("eval_image_size", 0)) // smaller,
     } | chosen  # fmt: skip
     return {key: value for key, value in given.items() if key in values}
 
@@ -64,7 +65,9 @@ def test_a_recipe_runs_every_phase_and_reports_its_metric(
     assert [line["step"] for line in lines] == list(range(1, started["steps_total"] + 1))
     assert sum("val/acc_top5" in line["v"] for line in lines) == 5
     assert recipes.load(name).metric in result
-    side = params.get("eval_size") or int(params.get("size_schedule", "").split(":")[-1] or params["size"])
+    side = params.get("eval_image_size") or int(
+        params.get("image_size_schedule", "").split(":")[-1] or params["image_size"]
+    )
     assert json.loads(run.part("model.json"))["input"]["shape"][2:] == [side, side]
 
 

@@ -80,7 +80,7 @@ def test_held_out_digits_are_a_share_of_each_class(two_ranks: Gang):
 
 def test_a_goal_ends_training_early(tmp_path: Path):
     run = finished(
-        tmp_path, goal={"metric": "val/acc", "reach": 0.3, "then": "stop"}, params=DIGITS | {"eval_every": 1}
+        tmp_path, goal={"metric": "val/acc", "reach": 0.3, "then": "stop"}, params=DIGITS | {"eval_every_epochs": 1}
     )
     last = run.events("checkpoint")[-1]
     assert last["final"]
@@ -124,7 +124,7 @@ def test_a_killed_rank_is_its_peers_infrastructure_error(tmp_path: Path):
 
 
 def test_a_loss_that_is_no_number_is_reported_and_ends_the_run(tmp_path: Path):
-    with gang(tmp_path, procs=2, params=DIGITS | {"lr": 100.0, "weight_decay": 1.0, "warmup": 0}) as run:
+    with gang(tmp_path, procs=2, params=DIGITS | {"lr": 100.0, "weight_decay": 1.0, "warmup_ratio": 0}) as run:
         assert run.wait() == [1]
     assert [word["error"]["kind"] for word in run.exits()] == ["nan", "nan"]
     last = run.metrics()[-1]

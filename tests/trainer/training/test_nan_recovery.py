@@ -20,22 +20,22 @@ GOOD = 24
 EVERY = {"every_s": None, "every_steps": 12}
 NAN_BATCH = """
 import torch
-def on_batch(run, pictures, labels):
+def on_batch(context, images, labels):
     if {when}:
-        return torch.full_like(pictures, float("nan")), labels
+        return torch.full_like(images, float("nan")), labels
 """
 ENDLESS_LOSSES = """
 import torch
-def on_batch(run, pictures, labels):
-    if {first} <= run.step + 1 <= {last}:
-        return pictures, torch.full((len(labels), 10), float("inf"))
+def on_batch(context, images, labels):
+    if {first} <= context.step + 1 <= {last}:
+        return images, torch.full((len(labels), 10), float("inf"))
 """
 BROKEN_WEIGHTS = """
 import torch
-def on_step(run):
-    if run.step == {step}:
+def on_step_end(context):
+    if context.step == {step}:
         with torch.no_grad():
-            dict(run.model.named_buffers())["{name}"].fill_(float("inf"))
+            dict(context.model.named_buffers())["{name}"].fill_(float("inf"))
 """
 PARAMS = DIGITS | {"epochs": 1}
 
@@ -65,7 +65,7 @@ def alone(folder: Path, **task: object) -> tuple[Gang, int, str]:
 def recovered(tmp_path_factory) -> Gang:
     """Alone, with a batch of NaN at step BAD."""
     folder = tmp_path_factory.mktemp("recovered")
-    params = PARAMS | {"hooks": hook(folder / "hooks", NAN_BATCH, when=f"run.step + 1 == {BAD}")}
+    params = PARAMS | {"hooks_file": hook(folder / "hooks", NAN_BATCH, when=f"context.step + 1 == {BAD}")}
     run, code, said = alone(folder / "run", params=params)
     assert code == 0, said
     assert f"rolling back and skipping the batch of step {BAD}" in said
@@ -87,7 +87,7 @@ def test_a_batch_that_breaks_the_numbers_is_passed_over_and_the_run_reaches_its_
 
 def test_in_fp16_a_loss_scale_that_sinks_without_end_is_gone_back_from(tmp_path: Path):
     """A few overflows are fp16's way of life; thirty-one in a row are one too many, and thirty are not."""
-    params = PARAMS | {"hooks": hook(tmp_path / "hooks", ENDLESS_LOSSES, first=BAD, last=BAD + 30)}
+    params = PARAMS | {"hooks_file": hook(tmp_path / "hooks", ENDLESS_LOSSES, first=BAD, last=BAD + 30)}
     run, code, said = alone(tmp_path / "run", params=params, precision="fp16")
     assert code == 0, said
     assert f"no finite gradient in fp16 up to step {BAD + 30}" in said
@@ -123,7 +123,7 @@ def test_a_gang_that_passes_over_a_batch_has_the_curve_of_one_process(recovered:
 
 
 def test_a_gang_that_breaks_says_since_when_on_every_rank_and_leaves_its_last_good_checkpoint(tmp_path: Path):
-    params = PARAMS | {"hooks": hook(tmp_path, NAN_BATCH, when=f"run.step + 1 == {BAD} and run.rank == 1")}
+    params = PARAMS | {"hooks_file": hook(tmp_path, NAN_BATCH, when=f"context.step + 1 == {BAD} and context.rank == 1")}
     with gang(tmp_path / "run", procs=2, params=params, checkpoint=EVERY) as run:
         assert run.wait() == [1]
     assert [(word["error"]["kind"], word["error"]["since"]) for word in run.exits()] == [("nan", BAD)] * 2
@@ -131,7 +131,7 @@ def test_a_gang_that_breaks_says_since_when_on_every_rank_and_leaves_its_last_go
 
 
 def test_numbers_that_always_break_end_the_run_with_what_was_tried(tmp_path: Path):
-    params = PARAMS | {"hooks": hook(tmp_path, NAN_BATCH, when="run.step + 1 >= 20")}
+    params = PARAMS | {"hooks_file": hook(tmp_path, NAN_BATCH, when="context.step + 1 >= 20")}
     run, code, _ = alone(tmp_path / "run", params=params)
     assert code == 1
     (word,) = run.exits()
@@ -145,7 +145,7 @@ def test_numbers_that_always_break_end_the_run_with_what_was_tried(tmp_path: Pat
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path):
     """A norm's statistics: the loss in training does not show them, and evaluation would."""
     name = "1.0.1.running_var"
-    params = PARAMS | {"hooks": hook(tmp_path, BROKEN_WEIGHTS, step=13, name=name)}
+    params = PARAMS | {"hooks_file": hook(tmp_path, BROKEN_WEIGHTS, step=13, name=name)}
     with gang(tmp_path / "run", params=params, checkpoint=EVERY) as run:
         assert run.wait() == [1]
     assert [event["step"] for event in run.events("checkpoint")] == [12]

@@ -97,7 +97,9 @@ def test_lookahead_walks_back_and_ema_waits_until_the_end():
     for kind in ("lookahead", "ema"):
         model = nn.Linear(1, 1, bias=False)
         model.weight.data.fill_(0.0)
-        settings = Settings(average=kind, average_every=2, average_decay=0.9, average_power=1.0)
+        settings = Settings(
+            weight_average=kind, weight_average_every_steps=2, weight_average_decay=0.9, weight_average_power=1.0
+        )
         average = build_average(model, settings)
         assert average
         slow = 0.0
@@ -116,13 +118,13 @@ def test_lookahead_walks_back_and_ema_waits_until_the_end():
 
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(UserError, match="lookahead"):
-        build_average(nn.Linear(1, 1), Settings(average="mean"))
+        build_average(nn.Linear(1, 1), Settings(weight_average="mean"))
     with pytest.raises(UserError, match="muon"):
         build_optimizer(nn.Linear(1, 1), Settings(optimizer="adam"), scaled=False)
 
 
 def test_a_rate_of_zero_keeps_the_whitening_bias_to_the_bit():
-    settings = Settings(width=4, weight_decay=0.01, decay_biases=True, decoupled_decay=True)
+    settings = Settings(width=4, weight_decay=0.01, decay_norms_and_biases=True, decoupled_weight_decay=True)
     model = small_airbench(settings)
     optimizer = build_optimizer(model, settings, scaled=False)
     bias = dict(model.named_parameters())["1.0.bias"]

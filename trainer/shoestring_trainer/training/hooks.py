@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's own functions at the joints of the training loop, from a file that the parameter `hooks` names.
+"""A user's own functions, called by the training loop, from the file that the parameter `hooks_file` names.
 
-    on_start(run)                      before the first step of this process
-    on_batch(run, pictures, labels)    may return other pictures and labels (numbers, or shares of classes)
-    on_gradients(run)                  gradients are whole and unscaled, the optimizer's step is next
-    on_step(run)                       what it puts into run.values is reported with the step
-    on_scored(run)                     the held-out pictures were measured; run.values has the scores
-    on_end(run)                        after the last measurement
+    on_train_begin(context)             before the first step of this process
+    on_batch(context, images, labels)   may return other images and labels (class indices or probabilities)
+    on_pre_optimizer_step(context)      gradients are complete and unscaled; the optimizer's step is next
+    on_step_end(context)                what it puts into context.metrics is reported with the step
+    on_evaluate(context)                after an evaluation; context.metrics has its metrics
+    on_train_end(context)               after the final evaluation
 
-Every rank calls them. What they draw at random should depend on run.step alone, so that a resumed run is the same run.
+Every rank calls them. Their random numbers should depend on context.step alone, so that a resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -25,64 +25,66 @@ from torch import Tensor, nn
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.settings import Settings
 
-HOOKS = ("on_start", "on_batch", "on_gradients", "on_step", "on_scored", "on_end")
+HOOKS = ("on_train_begin", "on_batch", "on_pre_optimizer_step", "on_step_end", "on_evaluate", "on_train_end")
 
 
 @dataclass
-class Run:
-    """What a hook may look at and change. `step` counts the steps done; `values` are those of the newest one."""
+class HookContext:
+    """What a hook may read and change. `step` counts the completed steps; `metrics` are those of the latest one."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     settings: Settings
     rank: int
     step: int
-    values: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Hooks:
-    """The functions of a user's file, by joint; a joint without one costs a look into a dict."""
+    """The functions of a user's file, by hook; a hook without one costs a dict lookup."""
 
     def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
         self._functions = functions
 
-    def __contains__(self, joint: str) -> bool:
-        return joint in self._functions
+    def __contains__(self, hook: str) -> bool:
+        return hook in self._functions
 
-    def call(self, joint: str, run: Run) -> None:
-        """Call the joint's function, if there is one."""
-        if joint in self._functions:
-            self._functions[joint](run)
+    def call(self, hook: str, context: HookContext) -> None:
+        """Call the hook's function, if there is one."""
+        if hook in self._functions:
+            self._functions[hook](context)
 
-    def batch(self, run: Run, pictures_NCHW: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-        """What `on_batch` makes of a batch; the batch itself without one, or if it returns nothing."""
+    def on_batch(self, context: HookContext, images_NCHW: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `on_batch` makes of a batch; the batch itself without one, or if it returns nothing."""
         if "on_batch" not in self._functions:
-            return pictures_NCHW, labels_N
-        made = self._functions["on_batch"](run, pictures_NCHW, labels_N)
-        if made is None:
-            return pictures_NCHW, labels_N
-        if not (isinstance(made, tuple) and len(made) == 2 and all(isinstance(part, Tensor) for part in made)):
-            raise UserError("the hook on_batch must return pictures and labels, two tensors, or nothing")
-        return made
+            return images_NCHW, labels_N
+        returned = self._functions["on_batch"](context, images_NCHW, labels_N)
+        if returned is None:
+            return images_NCHW, labels_N
+        if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, Tensor) for x in returned)):
+            raise UserError("the hook on_batch must return images and labels, two tensors, or nothing")
+        return returned
 
 
 def load_hooks(path: str) -> Hooks:
-    """The hooks of a Python file; none for "". Raises UserError if it can't be run or has a hook of unknown name."""
+    """Return the hooks of a Python file; none for "". Raises UserError if it can't be run or has an unknown hook."""
     if not path:
         return Hooks({})
     if not Path(path).is_file():
         raise UserError(f"there is no file {path} for hooks on this machine; give a path that all machines have")
     spec = importlib.util.spec_from_file_location("shoestring_hooks", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file; the hooks need one, ending in .py")
+        raise UserError(f"{path} is no Python file; hooks need one, ending in .py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"the hooks in {path} can't be loaded ({type(error).__name__}: {error}); repair it") from error
-    found = {name: value for name, value in vars(module).items() if name.startswith("on_") and callable(value)}
-    if unknown := sorted(set(found) - set(HOOKS)):
-        raise UserError(f"{path} has {unknown[0]}, which no joint calls; there are {', '.join(HOOKS)}")
-    if not found:
-        raise UserError(f"{path} has no hook; there are {', '.join(HOOKS)}")
-    return Hooks(found)
+        raise UserError(
+            f"the hooks in {path} can't be loaded ({type(error).__name__}: {error}); fix the file"
+        ) from error
+    functions = {name: value for name, value in vars(module).items() if name.startswith("on_") and callable(value)}
+    if unknown := sorted(set(functions) - set(HOOKS)):
+        raise UserError(f"{path} has {unknown[0]}, which is no hook; hooks are {', '.join(HOOKS)}")
+    if not functions:
+        raise UserError(f"{path} has no hook; hooks are {', '.join(HOOKS)}")
+    return Hooks(functions)

@@ -40,11 +40,11 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
     distributed, settings, plan, feed, model = setup.distributed, setup.settings, setup.plan, setup.feed, setup.model
     warm_started = warm_start(model, task.init) if task.init else None
     trainer = Trainer(setup, task.skip, lambda: orders.stop_requested)
-    hooks, run, state = trainer.hooks, trainer.run, trainer.state
+    hooks, hook_context, state = trainer.hooks, trainer.hook_context, trainer.state
     if task.resume:
         counter.start_step = counter.step = restore(state, task.resume)
         feed.turn_to(plan.phase(counter.step).view)
-    step = run.step = counter.step
+    step = hook_context.step = counter.step
 
     order = setup.order()
     log = SampleLog(
@@ -59,7 +59,7 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
         if warm_started:
             record.event("warm_start", step=step, message=warm_started)
         orders.training_began()
-        hooks.call("on_start", run)
+        hooks.call("on_train_begin", hook_context)
         began, evaluation_s = monotonic(), 0.0
 
         last_finite_step, done = step, step >= plan.steps
@@ -69,14 +69,14 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
                 record.flush()
                 feed.enter(phase)
                 use_global_batch(
-                    model, phase.batch, distributed.rank, distributed.world_size, norms=settings.sync_norm
+                    model, phase.batch, distributed.rank, distributed.world_size, norms=settings.sync_batch_norm
                 )  # fmt: skip
             skip = step + 1 in state.skip
             indices = order.pick(plan.sample(step), phase.batch)
             log.log_step(step + 1, indices.spans, skip=skip)
             hyperparams = plan.step_hyperparams(step)
             result = trainer.skip_step() if skip else trainer.train_step(indices, phase.batch, hyperparams)
-            step = counter.step = run.step = step + 1
+            step = counter.step = hook_context.step = step + 1
             if trainer.average:
                 trainer.average.follow(step, plan.steps)
 
@@ -92,17 +92,17 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
             }  # fmt: skip
             if result.noise_scale is not None:
                 metrics["train/noise_scale"] = result.noise_scale
-            run.values = metrics
-            hooks.call("on_step", run)
+            hook_context.metrics = metrics
+            hooks.call("on_step_end", hook_context)
 
             done = step == plan.steps
-            if not done and not result.diverged and plan.ends_epoch(step, settings.eval_every):
-                views = settings.views if task.goal and task.goal.metric == "val/acc_tta" else 1
+            if not done and not result.diverged and plan.ends_epoch(step, settings.eval_every_epochs):
+                views = settings.tta_views if task.goal and task.goal.metric == "val/acc_tta" else 1
                 record.flush()
                 scores = evaluate(model, feed.data, distributed, setup.precision, views)
                 evaluation_s += scores.seconds
                 metrics |= {**scores.metrics, EVALUATION_S: scores.seconds}
-                hooks.call("on_scored", run)
+                hooks.call("on_evaluate", hook_context)
                 done = reached(task.goal, scores.metrics)
             if done and not result.diverged:
                 break  # finish() reports this step, with the final evaluation
@@ -130,12 +130,12 @@ def finish(
     train_s  seconds that this process trained, without evaluation
     """
     distributed, plan, data, step = setup.distributed, setup.plan, setup.feed.data, counter.step
-    metrics = trainer.run.values
+    metrics = trainer.hook_context.metrics
     if trainer.average and step == plan.steps:
         trainer.average.finish()
-    scores = evaluate(setup.model, data, distributed, Precision.FP32, setup.settings.views)
-    trainer.run.values = metrics | scores.metrics
-    trainer.hooks.call("on_end", trainer.run)
+    scores = evaluate(setup.model, data, distributed, Precision.FP32, setup.settings.tta_views)
+    trainer.hook_context.metrics = metrics | scores.metrics
+    trainer.hooks.call("on_train_end", trainer.hook_context)
     evaluation_s = metrics.get(EVALUATION_S, 0.0) + scores.seconds
     record.last_step(step, plan.epoch(step), {**metrics, **scores.metrics, EVALUATION_S: evaluation_s}, scores.metrics)
     if not record.kept:

@@ -62,7 +62,7 @@ def set_up(task: Task) -> Setup:
     distributed = init_distributed()
     recipe = recipes.load(task.recipe)
     params = recipes.resolve(task.recipe, task.params)
-    settings = Settings.of(params)
+    settings = Settings.from_params(params)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
     precision = choose_precision(task.precision or str(params["precision"]), distributed.device)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shoestring_trainer.training.checkpoint.state import State
 from shoestring_trainer.training.data.images import DataSet
 from shoestring_trainer.training.distributed.context import DistributedContext, PendingAllReduce
-from shoestring_trainer.training.hooks import Run, load_hooks
+from shoestring_trainer.training.hooks import HookContext, load_hooks
 from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.optim.noise_scale import NoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
@@ -65,20 +65,20 @@ class Trainer:
         self.average = build_average(self.model, self.settings)
         self.state = State(self.model, self.optimizer, self.scaler, setup.identity, self.average, set(skip))
         self._noise = NoiseScale(self.model, self.distributed)
-        self.hooks = load_hooks(self.settings.hooks)
-        self.run = Run(self.model, self.optimizer, self.settings, self.distributed.rank, step=0)
+        self.hooks = load_hooks(self.settings.hooks_file)
+        self.hook_context = HookContext(self.model, self.optimizer, self.settings, self.distributed.rank, step=0)
 
     def train_step(self, indices: BatchIndices, batch: int, hyperparams: StepHyperparams) -> StepResult:
-        """Train step `run.step` with this rank's share of a batch of `batch` images.
+        """Train step `hook_context.step` with this rank's share of a batch of `batch` images.
 
         An overflow counts as a step: its samples are not seen again.
         """
         set_hyperparams(self.optimizer, hyperparams)
-        seed_dropout(self._seed, self.run.step, self.distributed.device)
+        seed_dropout(self._seed, self.hook_context.step, self.distributed.device)
         world_size = self.distributed.world_size
-        every = self.settings.noise_every
-        measure_noise = every > 0 and self.run.step % every == 0 and batch >= 2 * world_size
-        count = self.distributed.micro_batch_count(batch, self.settings.micro_batch)
+        every = self.settings.noise_scale_every_steps
+        measure_noise = every > 0 and self.hook_context.step % every == 0 and batch >= 2 * world_size
+        count = self.distributed.micro_batch_count(batch, self.settings.micro_batch_size)
         micro_batches = indices.split(max(count, 2 if measure_noise else 1))
         scale = self.scaler.get_scale()
         # what the gradients of the mean loss are multiplied by
@@ -87,7 +87,7 @@ class Trainer:
         batch_loss = torch.zeros((), dtype=torch.float64, device=self.distributed.device)
         for micro_batch in micro_batches:
             last = micro_batch is micro_batches[-1]
-            images_NCHW, labels_N = self.hooks.batch(self.run, *self._feed.batch(*micro_batch))
+            images_NCHW, labels_N = self.hooks.on_batch(self.hook_context, *self._feed.batch(*micro_batch))
             with self.distributed.sync_gradients(self._ddp, when=last):
                 loss = self._loss(images_NCHW, labels_N)
                 batch_loss += loss.detach().double() / batch
@@ -123,9 +123,9 @@ class Trainer:
         return self.distributed.all_reduce_async(torch.stack([loss, loss.new_tensor(self._stop_requested())]))
 
     def _step_optimizer(self) -> None:
-        if "on_gradients" in self.hooks:
+        if "on_pre_optimizer_step" in self.hooks:
             self.scaler.unscale_(self.optimizer)
-            self.hooks.call("on_gradients", self.run)
+            self.hooks.call("on_pre_optimizer_step", self.hook_context)
         self.scaler.step(self.optimizer)  # left out on overflow, by all ranks alike: DDP has averaged the infinities
         self.scaler.update()
         self.optimizer.zero_grad()

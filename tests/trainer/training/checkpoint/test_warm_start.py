@@ -104,10 +104,10 @@ def test_a_run_begins_with_the_weights_it_is_given(tmp_path: Path):
     seen, hooks = tmp_path / "seen.safetensors", tmp_path / "hooks.py"
     hooks.write_text(
         "from safetensors.torch import save_file\n"
-        "def on_start(run):\n"
-        f"    save_file({{name: it.contiguous() for name, it in run.model.state_dict().items()}}, {str(seen)!r})\n"
+        "def on_train_begin(context):\n"
+        f"    save_file({{name: it.contiguous() for name, it in context.model.state_dict().items()}}, {str(seen)!r})\n"
     )
-    params = DIGITS | {"epochs": 1, "hooks": str(hooks)}
+    params = DIGITS | {"epochs": 1, "hooks_file": str(hooks)}
     second = finished(tmp_path / "second", params=params, seed=2, init=first.checkpoint())
     given, began = load_file_of(first.part("model.safetensors"), tmp_path), load_file(seen)
     assert given.keys() == began.keys()

@@ -72,7 +72,7 @@ def test_a_schedule_is_drawn_without_torch():
 def test_a_printed_network_is_the_one_that_trains(name: str):
     """Shapes without weights: the same parameters and FLOP as the real one, layer by layer in sum."""
     network = describe(name, {"width": 8}, size=None, classes=7)
-    settings = Settings.of(recipes.resolve(name, {"width": 8}))
+    settings = Settings.from_params(recipes.resolve(name, {"width": 8}))
     channels = network.input[0]
     real = build_model(
         **recipes.load(name).model, settings=settings, classes=7, mean=[0.5] * channels, std=[0.5] * channels
@@ -102,7 +102,7 @@ def test_pictures_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixtu
 
 def test_the_least_time_counts_each_phase_at_its_size(capfd: pytest.CaptureFixture[str]):
     """Twice the size is four times the FLOP of a fully convolutional network: half of the run at each."""
-    settings = Settings(epochs=2, batch_size=100, size_schedule="0:16 1/2:32")
+    settings = Settings(epochs=2, batch_size=100, image_size_schedule="0:16 1/2:32")
     told = schedule_plot.Forecast("mine", settings, Plan.of(settings, 1000), 1000)
     assert training_flop(told, lambda size: size * size) == 3 * (1000 * 256 + 1000 * 1024)
     assert commands.main(["model", "imagenet/cheap"]) == commands.OK

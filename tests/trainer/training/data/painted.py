@@ -51,7 +51,7 @@ def source(
         place.parent, "job", 1, "imagefolder/any", {}, place, seed, None, None, None, None, None, None,
         data_format=form, scratch=scratch,
     )  # fmt: skip
-    return open_source(kind, task, seed, replace(Settings(size=16, batch_size=1), **settings), SINGLE_PROCESS)
+    return open_source(kind, task, seed, replace(Settings(image_size=16, batch_size=1), **settings), SINGLE_PROCESS)
 
 
 def load(place: Path, seed: int = 1, *, rectangular: bool = False, **options) -> DataSet:

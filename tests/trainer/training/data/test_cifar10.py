@@ -19,7 +19,7 @@ from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.training.gangs import finished, gang
 
-UNCHECKED = Settings(check_files=False)
+UNCHECKED = Settings(verify_checksums=False)
 
 
 def records(number: int, count: int = 20) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_the_folder_may_be_the_one_with_the_files(tmp_path: Path):
 
 def test_files_that_arent_the_published_ones_are_refused_unless_allowed(tmp_path: Path, monkeypatch):
     folder = write_binary(tmp_path)
-    with pytest.raises(DataError, match=r"data_batch_1\.bin isn't the published file.*check_files"):
+    with pytest.raises(DataError, match=r"data_batch_1\.bin isn't the published file.*verify_checksums"):
         load_cifar10(folder, Settings())
     found = load_cifar10(folder, UNCHECKED).split["sha1"]
     monkeypatch.setattr(cifar10, "SHA1", found)
@@ -138,8 +138,10 @@ def test_cifar10_as_picture_files_is_trained_on_only_when_allowed(tmp_path: Path
         assert run.wait() == [1]
     (word,) = run.exits()
     assert word["error"]["kind"] == "data"
-    assert "check_files: false" in word["error"]["message"]
-    run = finished(tmp_path / "run", recipe="cifar10/page-resnet9", params=params | {"check_files": False}, data=data)
+    assert "verify_checksums: false" in word["error"]["message"]
+    run = finished(
+        tmp_path / "run", recipe="cifar10/page-resnet9", params=params | {"verify_checksums": False}, data=data
+    )
     card = json.loads(run.part("model.json"))
     assert (card["pictures"]["train"], card["pictures"]["held_out"]) == (80, 20)
 

@@ -147,7 +147,7 @@ def test_more_than_eight_bits_are_refused_and_not_clipped(flat: Path):
 def test_rectangular_pictures_keep_their_shape_and_are_each_there_once(flat: Path):
     for number in range(6):
         Image.new("RGB", (60, 20), COLOURS["red"]).save(flat / "red" / f"wide-{number}.png")
-    data = load(flat, eval_zoom=1.14, rectangular=True)
+    data = load(flat, eval_resize_factor=1.14, rectangular_eval=True)
     found = torch.cat([indices for indices, _ in data.batches])
     assert sorted(found.tolist()) == list(range(len(data.held_out)))
     assert all(len(indices) == len(pictures) for indices, pictures in data.batches)
@@ -197,7 +197,7 @@ def test_classes_that_differ_are_named(flat: Path):
 
 
 def test_two_ranks_learn_a_folder_and_name_its_held_out_files(flat: Path, tmp_path: Path):
-    params = {"epochs": 6, "batch_size": 16, "width": 8, "size": 16, "crop": 2, "cutout": 4, "lr": 0.05}
+    params = {"epochs": 6, "batch_size": 16, "width": 8, "image_size": 16, "crop_padding": 2, "cutout": 4, "lr": 0.05}
     data = {"train": str(flat), "format": "imagefolder"}
     run = finished(tmp_path / "run", procs=2, recipe="imagefolder/resnet9", params=params, data=data)
     card, split = json.loads(run.part("model.json")), json.loads(run.part("split.json"))
@@ -210,7 +210,7 @@ def test_two_ranks_learn_a_folder_and_name_its_held_out_files(flat: Path, tmp_pa
 def test_a_corrupt_picture_ends_the_job_as_a_data_error(flat: Path, tmp_path: Path):
     (flat / "blue" / "03.jpg").write_bytes(b"broken")
     data = {"train": str(flat), "format": "imagefolder"}
-    with gang(tmp_path / "run", recipe="imagefolder/resnet9", params={"size": 16}, data=data) as run:
+    with gang(tmp_path / "run", recipe="imagefolder/resnet9", params={"image_size": 16}, data=data) as run:
         assert run.wait() == [1]
     (word,) = run.exits()
     assert word["error"]["kind"] == "data"

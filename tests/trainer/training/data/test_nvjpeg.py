@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`decode: gpu` shows what Pillow shows. Without a GPU Pillow stands for nvJPEG, and all that surrounds it is real."""
+"""`decode_device: gpu` gives what Pillow gives. Without a GPU Pillow stands for nvJPEG; all around it is real."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def opened(mixed: Path, tmp_path: Path) -> Opened:
     """The mixed pictures by a decoder, or by Pillow alone."""
 
     def at(decoder: Decoder | None, rectangular: bool = False, kept: bool = False, **options) -> DataSet:
-        settings = Settings(size=32, decode="gpu" if decoder else "cpu", **options)
+        settings = Settings(image_size=32, decode_device="gpu" if decoder else "cpu", **options)
         train, held_out = split_folder(mixed, 1, 0.25)
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
@@ -198,7 +198,9 @@ def opened(mixed: Path, tmp_path: Path) -> Opened:
     return at
 
 
-@pytest.mark.parametrize("options", [{}, {"crop_scale": 0.35, "eval_zoom": 1.14, "rectangular": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"crop_scale": 0.35, "eval_resize_factor": 1.14, "rectangular_eval": True}], ids=str
+)
 def test_a_folder_is_the_same_by_either(opened: Opened, decoder: Decoder, options, capsys: pytest.CaptureFixture[str]):
     found, wanted = opened(decoder, **options), opened(None, **options)
     assert "nvJPEG decoded 24 of 27 pictures, Pillow the rest" in capsys.readouterr().out
@@ -268,7 +270,7 @@ def test_without_a_gpu_it_is_refused_before_anything_is_decoded(tmp_path: Path):
             paint(tmp_path / "pictures" / name / f"{number}.jpg", colour, number)
     (tmp_path / "pictures" / "red" / "0.jpg").write_bytes(b"broken, which only decoding would find")
     with pytest.raises(UserError, match=r"no CUDA device; rent machines with a GPU, or set decode: cpu"):
-        load(tmp_path / "pictures", decode="gpu")
+        load(tmp_path / "pictures", decode_device="gpu")
 
 
 def test_a_torchvision_that_cant_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -198,11 +198,11 @@ def test_a_class_with_one_picture_is_named_before_anything_is_decoded(flat: Path
 
 
 def test_what_is_left_out_leaves_no_gap_and_no_copy(flat: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = load(flat, holdout=0.1)
+    whole = load(flat, val_fraction=0.1)
     (flat / "blue" / "03.jpg").write_bytes(b"broken")
     (flat / "red" / "07.jpg").write_bytes(b"broken")
     monkeypatch.setattr(decoded_cache, "AT_ONCE", 3)
-    rest = load(flat, holdout=0.1, on_corrupt="skip")
+    rest = load(flat, val_fraction=0.1, on_corrupt="skip")
     kept = [number for number in range(30) if number not in (3, 17)]
     names = [f"{name}/{number:02d}.jpg" for name in sorted(COLOURS) for number in range(10)]
     trained = [name for name in names if name not in whole.split["held_out"]]
@@ -214,7 +214,7 @@ def test_what_is_left_out_leaves_no_gap_and_no_copy(flat: Path, monkeypatch: pyt
 def test_a_size_that_the_disk_cant_take_is_refused_before_the_first_is_decoded(flat: Path):
     (flat / "red" / "05.jpg").write_bytes(b"broken, which only decoding would find")
     with pytest.raises(DataError, match=r"30 pictures of .* take .* GiB once decoded for size 400000.*lower size"):
-        source(flat, epochs=2, size_schedule="0:16 0.5:400000")
+        source(flat, epochs=2, image_size_schedule="0:16 0.5:400000")
 
 
 def test_a_disk_that_fills_meanwhile_ends_in_a_message_and_not_in_a_signal(flat: Path):
@@ -235,7 +235,7 @@ def test_kept_pictures_are_taken_for_no_others(flat: Path, tmp_path: Path):
     first = load(flat, scratch=scratch)
     (flat / "red" / "05.jpg").write_bytes(b"broken")
     assert torch.equal(load(flat, scratch=scratch).train.bytes_NCHW, first.train.bytes_NCHW)
-    for other in ({"seed": 2}, {"size": 20}, {"crop_scale": 0.5}):
+    for other in ({"seed": 2}, {"image_size": 20}, {"crop_scale": 0.5}):
         with pytest.raises(DataError, match=r"05\.jpg"):
             load(flat, scratch=scratch, **other)
     assert load(flat, scratch=scratch, on_corrupt="skip").skipped == 1

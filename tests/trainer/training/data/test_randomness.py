@@ -24,7 +24,7 @@ from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, Sampl
 from shoestring_trainer.training.settings import Settings
 
 MEAN = [0.5, 0.4, 0.3]
-EVERYTHING = Settings(rotate=15, shift=1, crop=2, flip=True, cutout=3)
+EVERYTHING = Settings(rotate=15, translate=1, crop_padding=2, flip=True, cutout=3)
 
 
 @given(samples=st.integers(1, 60), batch=st.integers(1, 40), seed=st.integers(0, 2**31), data=st.data())
@@ -92,7 +92,7 @@ def test_a_picture_is_augmented_the_same_in_any_batch():
 
 def test_bytes_are_augmented_as_the_floats_they_stand_for():
     pictures, draws = (torch.rand(16, 3, 16, 12) * 256).byte(), torch.rand(16, DRAWS_PER_SAMPLE)
-    for settings in (Settings(crop=3, flip=True, cutout=4), EVERYTHING):
+    for settings in (Settings(crop_padding=3, flip=True, cutout=4), EVERYTHING):
         floats = augment(pictures.float() / 255, draws, settings, MEAN)
         assert torch.equal(augment(pictures, draws, settings, MEAN, 255.0), floats)
 

@@ -171,7 +171,7 @@ def test_what_belongs_to_no_sample_is_left_alone(shards: Path):
 def test_names_in_a_tar_are_never_paths(shards: Path, name: str):
     picture_bytes = encoded(picture(COLOURS["red"], 1))
     pack(shards / "more.tar", [(name, picture_bytes), (name.replace("jpg", "cls"), b"1")])
-    data = load(shards, holdout=0.9, **FORM)
+    data = load(shards, val_fraction=0.9, **FORM)
     assert len(data.train) + len(data.held_out) == 61
     assert not list(shards.parent.rglob("escaped*"))
 
@@ -228,7 +228,7 @@ def test_damage_anywhere_in_a_shard_is_a_data_error_or_still_the_same_samples(tm
 
 
 def test_two_ranks_learn_from_shards(shards: Path, tmp_path: Path):
-    params = {"epochs": 6, "batch_size": 16, "width": 8, "size": 16, "crop": 2, "cutout": 4, "lr": 0.05}
+    params = {"epochs": 6, "batch_size": 16, "width": 8, "image_size": 16, "crop_padding": 2, "cutout": 4, "lr": 0.05}
     data = {"train": str(shards / "pics-{000..002}.tar"), "format": "webdataset"}
     run = finished(tmp_path / "run", procs=2, recipe="imagefolder/resnet9", params=params, data=data)
     card = json.loads(run.part("model.json"))

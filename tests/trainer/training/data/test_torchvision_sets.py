@@ -48,7 +48,7 @@ def test_a_set_that_isnt_there_is_named_with_what_must_lie_where(tmp_path: Path,
 
 def test_pictures_in_arrays_come_as_they_are(tmp_path: Path):
     pixels = write_mnist(tmp_path / "data")
-    data = load(tmp_path / "data", form="torchvision/MNIST", size=28)
+    data = load(tmp_path / "data", form="torchvision/MNIST", image_size=28)
     assert (len(data.train), len(data.held_out), data.train.bytes_NCHW.shape[1:]) == (60, 20, (3, 28, 28))
     assert data.classes[7] == "7 - seven"
     assert data.held_out.labels_N.tolist() == [number % 10 for number in range(20)]
@@ -124,7 +124,7 @@ def test_nothing_is_ever_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_recipe_trains_on_a_set_by_name(tmp_path: Path):
     write_mnist(tmp_path / "data")
-    params = {"epochs": 2, "batch_size": 16, "width": 4, "size": 28, "crop": 2, "cutout": 4}
+    params = {"epochs": 2, "batch_size": 16, "width": 4, "image_size": 28, "crop_padding": 2, "cutout": 4}
     data = {"train": str(tmp_path / "data"), "format": "torchvision/MNIST"}
     run = finished(tmp_path / "run", recipe="imagefolder/resnet9", params=params, data=data)
     card = json.loads(run.part("model.json"))

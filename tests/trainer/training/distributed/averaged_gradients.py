@@ -15,7 +15,9 @@ for half in (False, True):
     for static in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(1000, 50), nn.Linear(50, 2))
-        settings = Settings(batch_size=distributed.world_size, half_gradients=half, static_graph=static, bucket_mb=0.1)
+        settings = Settings(
+            batch_size=distributed.world_size, fp16_allreduce=half, static_graph=static, bucket_cap_mb=0.1
+        )
         ddp = distributed.wrap_ddp(model, settings)
         inputs_RF = torch.rand(distributed.world_size, 1000)
         for _ in range(2):

@@ -40,15 +40,15 @@ def test_the_curve_of_a_gang_is_the_curve_of_one_process(alone: Gang, world: int
 
 def test_a_gang_whose_norms_see_their_own_share_has_a_curve_of_its_own(alone: Gang, tmp_path: Path):
     """What the setting is for: without it each rank normalises by fewer pictures."""
-    run = finished(tmp_path, procs=2, params=PARAMS | {"sync_norm": False})
+    run = finished(tmp_path, procs=2, params=PARAMS | {"sync_batch_norm": False})
     assert apart(run, alone, "train/loss")[0] > 1e-4
 
 
 def test_one_process_in_two_parts_computes_what_two_processes_do(tmp_path: Path):
     """Gradient accumulation: the batch and the curve hold, on half the memory or half the machines."""
-    params = PARAMS | {"sync_norm": False, "dropout": 0, "epochs": 1}
+    params = PARAMS | {"sync_batch_norm": False, "dropout": 0, "epochs": 1}
     two = finished(tmp_path / "two", procs=2, params=params)
-    one = finished(tmp_path / "one", procs=1, params=params | {"micro_batch": 15})
+    one = finished(tmp_path / "one", procs=1, params=params | {"micro_batch_size": 15})
     assert max(apart(one, two, "train/loss")[:40]) < 1e-4
 
 

@@ -123,7 +123,7 @@ SOURCES = {
     ),
     "cifar10/superconv-resnet50": superconvergence(40),
     "cifar10/superconv-preact18": superconvergence(35),
-    "cifar10/superconv-preact18 pool=avg": superconvergence(35),
+    "cifar10/superconv-preact18 global_pool=avg": superconvergence(35),
     "cifar10/dawnbench-fastai-wrn": fastai_cifar(30, 512, 20, 0.2),
     "cifar10/dawnbench-fastai-wrn gpus=8": fastai_cifar(40, 0, 50, 0.125),
     "cifar10/page-resnet18-baseline": page_resnet18([(0, 0), (15, 0.1), (30, 0.005), (35, 0)]),
@@ -213,7 +213,7 @@ def choose(name: str, **params) -> tuple[recipes.Recipe, Settings]:
     recipe = recipes.load(plain)
     given = {key: text for key, _, text in (word.partition("=") for word in chosen)}
     typed = {key: int(text) if recipe.params[key].type == "int" else text for key, text in given.items()}
-    return recipe, Settings.of(recipes.resolve(plain, typed | params))
+    return recipe, Settings.from_params(recipes.resolve(plain, typed | params))
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -239,7 +239,7 @@ def test_a_recipe_follows_its_source_epoch_by_epoch(name: str):
             batches = [(0, source.batch)] if isinstance(source.batch, int) else source.batch
             assert phase.batch == newest(batches, at), at
         if source.sizes:
-            assert (phase.size or settings.size) == newest(source.sizes, at), at
+            assert (phase.size or settings.image_size) == newest(source.sizes, at), at
             last = at >= source.sizes[-1][0] > 0
             assert phase.rectangular == (last and name.startswith(RECTANGULAR_AT_THE_END)), at
         set_hyperparams(optimizer, plan.step_hyperparams(step))
@@ -313,7 +313,9 @@ def test_a_schedule_that_makes_no_sense_is_shown(text: str):
 
 def test_phases_follow_one_another_without_a_gap():
     """Sizes and batches change at the first whole step after their place; the stream of samples goes on."""
-    settings = Settings(epochs=10, batch_size=8, batch_schedule="0:1 0.3:2 0.8:0.5", size_schedule="0:16 0.5:24")
+    settings = Settings(
+        epochs=10, batch_size=8, batch_size_schedule="0:1 0.3:2 0.8:0.5", image_size_schedule="0:16 0.5:24"
+    )
     plan = Plan.of(settings, 100)
     assert [(phase.batch, phase.size) for phase in plan.phases] == [(8, 16), (16, 16), (16, 24), (4, 24)]
     first, *others = plan.phases
@@ -330,16 +332,16 @@ def test_phases_follow_one_another_without_a_gap():
 
 
 def test_a_phase_too_short_for_a_step_is_left_out():
-    plan = Plan.of(Settings(epochs=1, batch_size=50, size_schedule="0:16 0.5:24 0.51:32"), 100)
+    plan = Plan.of(Settings(epochs=1, batch_size=50, image_size_schedule="0:16 0.5:24 0.51:32"), 100)
     assert [(phase.size, phase.steps) for phase in plan.phases] == [(16, 1), (24, 1)]
 
 
 def test_rates_grow_with_the_batch_when_they_are_meant_for_another():
-    own, double = (Plan.of(Settings(batch_size=batch, lr_batch=128), 1000) for batch in (128, 256))
+    own, double = (Plan.of(Settings(batch_size=batch, lr_base_batch_size=128), 1000) for batch in (128, 256))
     assert [rate for _, rate in double.rates] == [2 * rate for _, rate in own.rates]
 
 
 @pytest.mark.parametrize("text", ["0.2:128", "0:128 1.5:224"])
 def test_sizes_are_known_from_the_first_step_on(text: str):
     with pytest.raises(UserError, match="begin at 0"):
-        Plan.of(Settings(size_schedule=text), 100)
+        Plan.of(Settings(image_size_schedule=text), 100)

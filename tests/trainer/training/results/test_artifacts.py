@@ -39,7 +39,10 @@ from tests.trainer.training.gangs import DIGITS, ROOMS, Gang, finished
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Gang:
     return finished(
-        tmp_path_factory.mktemp("artifacts"), procs=2, params=DIGITS | {"epochs": 2, "eval_every": 1}, export=["onnx"]
+        tmp_path_factory.mktemp("artifacts"),
+        procs=2,
+        params=DIGITS | {"epochs": 2, "eval_every_epochs": 1},
+        export=["onnx"],
     )
 
 
@@ -64,7 +67,7 @@ def test_confusions_worst_pictures_and_predictions_tell_one_story(run: Gang):
 
 def test_the_bare_weights_fit_a_fresh_network_and_predict_the_same(run: Gang):
     card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
-    settings = Settings.of(recipes.resolve("digits/quickstart", DIGITS))
+    settings = Settings.from_params(recipes.resolve("digits/quickstart", DIGITS))
     fresh = build_model(**card["architecture"], settings=settings, classes=10, mean=[0.5], std=[0.5])[1].eval()
     fresh.load_state_dict(load(run.part("network.safetensors")))
     data = load_digits(card["seed"], settings)
@@ -217,7 +220,7 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050"])
 def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_the_same(tmp_path: Path, name: str):
     """Through safetensors and through ONNX Runtime: the same class for every held-out picture, the same losses."""
-    data = load_cifar10(write_binary(tmp_path), Settings(check_files=False))
+    data = load_cifar10(write_binary(tmp_path), Settings(verify_checksums=False))
     torch.manual_seed(0)
     model = build_model(name, Settings(), classes=10, mean=data.mean, std=data.std).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.02)

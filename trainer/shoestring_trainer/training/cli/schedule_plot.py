@@ -35,7 +35,7 @@ class Forecast:
 def forecast(name: str, params: Mapping[str, Any], pictures: int | None) -> Forecast:
     """The plan of a recipe. Raises InvalidSpec for what it doesn't know, UserError if nobody counted the pictures."""
     recipe = recipes.load(name)
-    settings = Settings.of(recipes.resolve(name, params))
+    settings = Settings.from_params(recipes.resolve(name, params))
     count = pictures or count_pictures(recipe.name)
     if count is None:
         raise UserError(f"{recipe.name} trains on your own pictures; say how many there are with --pictures N")
@@ -56,7 +56,7 @@ def trace(told: Forecast, points: int) -> list[dict[str, float]]:
             "step": step, "epoch": told.plan.epoch(step),
             "lr": told.settings.lr * told.plan.step_hyperparams(step).lr_factor,
             "momentum": told.plan.step_hyperparams(step).momentum, "batch": told.plan.phase(step).batch,
-            "size": told.plan.phase(step).size or told.settings.size,
+            "size": told.plan.phase(step).size or told.settings.image_size,
         }
         for step in chosen
     ]  # fmt: skip
@@ -81,7 +81,7 @@ def draw(told: Forecast) -> str:
     lines += ["", *([constant] if len(set(momenta)) == 1 else chart("momentum", columns(momenta, median), last)), ""]
     for phase in plan.phases:
         begin, end = plan.epoch(phase.first_step), phase.end_sample / plan.epoch_samples
-        size = phase.size or settings.size
+        size = phase.size or settings.image_size
         lines.append(f"epochs {begin:6.2f} to {end:6.2f}: batch {phase.batch:,}, size {size}, {phase.steps:,} steps")
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from shoestring_trainer.training.settings import Settings
 
 def draws_needed(settings: Settings) -> int:
     """How many numbers `augment` wants for each picture."""
-    more = settings.jitter or settings.crop_scale or settings.crop_schedule
+    more = settings.color_jitter or settings.crop_scale or settings.crop_scale_schedule
     return 2 * DRAWS_PER_SAMPLE if more else DRAWS_PER_SAMPLE
 
 
@@ -39,13 +39,13 @@ def augment(
     """
     if crop:
         pictures_NCHW = crop_and_scale(as_floats(pictures_NCHW, white), draws_NK[:, [3, 4, 11, 12]], crop)
-    if settings.jitter:
-        pictures_NCHW = jitter(as_floats(pictures_NCHW, white), draws_NK[:, 8:11], settings.jitter)
-    if settings.rotate or settings.shift:
+    if settings.color_jitter:
+        pictures_NCHW = jitter(as_floats(pictures_NCHW, white), draws_NK[:, 8:11], settings.color_jitter)
+    if settings.rotate or settings.translate:
         pictures_NCHW = as_floats(pictures_NCHW, white)
-        pictures_NCHW = rotate_and_shift(pictures_NCHW, draws_NK[:, 0:3], settings.rotate, settings.shift)
-    if settings.crop:
-        pictures_NCHW = pad_and_crop(pictures_NCHW, draws_NK[:, 3:5], settings.crop)
+        pictures_NCHW = rotate_and_shift(pictures_NCHW, draws_NK[:, 0:3], settings.rotate, settings.translate)
+    if settings.crop_padding:
+        pictures_NCHW = pad_and_crop(pictures_NCHW, draws_NK[:, 3:5], settings.crop_padding)
     if settings.flip or settings.alternating_flip:
         pictures_NCHW = torch.where(draws_NK[:, FLIP, None, None, None] < 0.5, pictures_NCHW.flip(3), pictures_NCHW)
     pictures_NCHW = as_floats(pictures_NCHW, white)

@@ -66,7 +66,7 @@ class Feed:
             return None
         aspects_N = self.data.train.aspects_N
         own_N = None if aspects_N is None else aspects_N[samples_N.cpu()].to(self._device)
-        return RandomCrop(self.phase.size or self._settings.size, self.phase.crop_scale, own_N)
+        return RandomCrop(self.phase.size or self._settings.image_size, self.phase.crop_scale, own_N)
 
 
 def place(bytes_NCHW: Tensor, device: torch.device) -> Tensor:

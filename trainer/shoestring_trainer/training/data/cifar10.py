@@ -41,20 +41,20 @@ def load_cifar10(folder: Path, settings: Settings) -> DataSet:
     """CIFAR-10 from `folder`, which holds data_batch_1 … 5 and test_batch (with or without .bin), itself or in
     cifar-10-batches-bin or cifar-10-batches-py. The test batch is held out.
 
-    Raises DataError, naming the file and the remedy, for one that is missing, cut short or, with `check_files`,
+    Raises DataError, naming the file and the remedy, for one that is missing, cut short or, with `verify_checksums`,
     not the published one.
     """
-    if settings.size != 32:
-        raise DataError(f"CIFAR-10's pictures have 32 pixels a side; leave size at 32 instead of {settings.size}")
+    if settings.image_size != 32:
+        raise DataError(f"CIFAR-10's pictures have 32 pixels a side; leave size at 32 instead of {settings.image_size}")
     place, suffix = _find(folder)
     records = {name: _read(place / f"{name}{suffix}") for name in (*TRAIN, TEST)}
     sha1 = {name: hashlib.sha1(record.tobytes(), usedforsecurity=False).hexdigest() for name, record in records.items()}
-    if settings.check_files:
+    if settings.verify_checksums:
         for name, found in sha1.items():
             if found != SHA1[name]:
                 raise DataError(
                     f"{place / (name + suffix)} isn't the published file (SHA-1 of its records {found}, "
-                    f"published {SHA1[name]}); fetch it again, or set check_files: false to train on it as it is"
+                    f"published {SHA1[name]}); fetch it again, or set verify_checksums: false to train on it as it is"
                 )
     split = {"data": "cifar10", "held_out": TEST, "sha1": sha1}
     train = np.concatenate([records.pop(name) for name in TRAIN])

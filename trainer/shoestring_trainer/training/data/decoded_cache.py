@@ -98,7 +98,7 @@ class Copies:
         if not self.first_on_machine:
             return
         needed, size = max((self._bytes(*view), view[0]) for view in views)
-        size, count = size or self.settings.size, len(self.train) + len(self.held_out)
+        size, count = size or self.settings.image_size, len(self.train) + len(self.held_out)
         free = _free_bytes(self.scratch) + sum(file.stat().st_size for at in self._stored() for file in at.iterdir())
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         what = f"{count:,} pictures of {self.train.place} take {needed / GIB:,.1f} GiB once decoded for size {size}"
@@ -115,10 +115,10 @@ class Copies:
 
     def _frames(self, size: int) -> tuple[Frame, Frame]:
         """Of training pictures, and of held-out ones."""
-        settings, size = self.settings, size or self.settings.size
-        squeezed = bool(settings.crop_scale or settings.crop_schedule)
-        side, shown = round(SQUEEZED * size) if squeezed else size, settings.eval_size or size
-        return Frame(side, side, squeezed=squeezed), Frame(shown, shown, zoom=settings.eval_zoom)
+        settings, size = self.settings, size or self.settings.image_size
+        squeezed = bool(settings.crop_scale or settings.crop_scale_schedule)
+        side, shown = round(SQUEEZED * size) if squeezed else size, settings.eval_image_size or size
+        return Frame(side, side, squeezed=squeezed), Frame(shown, shown, zoom=settings.eval_resize_factor)
 
     def _bytes(self, size: int, rectangular: bool) -> int:
         framed, shown = self._frames(size)  # rectangles are somewhat larger than the squares they stand beside
@@ -136,7 +136,7 @@ class Copies:
 
     def _digest(self, *frames: Frame) -> str:
         """Names these pictures in these frames: others must not be taken for them."""
-        settings = self.settings.on_corrupt, self.settings.decode
+        settings = self.settings.on_corrupt, self.settings.decode_device
         told = [self.train.place, settings, frames, self.train.names, self.held_out.names]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 

@@ -87,7 +87,7 @@ def load_digits(seed: int, settings: Settings) -> DataSet:
         raise DataError(f"{table} is missing; install scikit-learn again")
     rows_NC = _read_numbers(table)
     pictures = Pictures(rows_NC[:, :64].reshape(-1, 1, 8, 8).to(torch.uint8), rows_NC[:, 64].contiguous())
-    train, held_out = split_by_class(pictures.labels_N, seed, settings.holdout)
+    train, held_out = split_by_class(pictures.labels_N, seed, settings.val_fraction)
     split = {"data": "sklearn.datasets.load_digits", "seed": seed, "held_out": held_out.tolist()}
     return describe(
         select(pictures, train),

@@ -41,10 +41,11 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, distribute
         if task.data_format == "imagefolder" and not is_image_folder(task.data_path):
             published = load_cifar10(task.data_path, settings)
             return lambda size, _: resized(published, size)
-        if settings.check_files:
+        if settings.verify_checksums:
             raise DataError(
                 f"{task.data_path} holds picture files, which can't be compared with CIFAR-10 as published "
-                "(JPEG copies lose points); give its binary or Python version as data.train, or set check_files: false"
+                "(JPEG copies lose accuracy); give its binary or Python version as data.train, or set "
+                "verify_checksums: false"
             )
     train, held_out = _split(task.data_format, task.data_path, seed, settings)
     for listing in (train, held_out):
@@ -55,7 +56,7 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, distribute
         sys.stdout.write(f"{len(ignored)} files {what}; first {ignored[0]}\n")
     about: dict[str, object] = {"data": task.data_format, "seed": seed}
     scratch, kept = task.scratch or task.folder, task.scratch is not None
-    on_gpu = nvjpeg(distributed.device) if first and settings.decode == "gpu" else None
+    on_gpu = nvjpeg(distributed.device) if first and settings.decode_device == "gpu" else None
     copies = Copies(train, held_out, settings, about, scratch, kept, first, distributed.barrier, on_gpu)
     copies.check_room(phase.view for phase in Plan.of(settings, len(train)).phases)
     return copies.at
@@ -71,10 +72,10 @@ def _split(form: str, place: Path, seed: int, settings: Settings) -> tuple[Listi
     """What to train on and what to hold out."""
     match form:
         case "imagefolder":
-            return split_folder(place, seed, settings.holdout)
+            return split_folder(place, seed, settings.val_fraction)
         case "webdataset":
-            return split_shards(place, seed, settings.holdout, skip=settings.on_corrupt == "skip")
+            return split_shards(place, seed, settings.val_fraction, skip=settings.on_corrupt == "skip")
         case _ if form.startswith(PREFIX):
-            return split_torchvision(form.removeprefix(PREFIX), place, seed, settings.holdout)
+            return split_torchvision(form.removeprefix(PREFIX), place, seed, settings.val_fraction)
         case _:
             raise DataError(f"this trainer cannot read data of the format {form!r}; bring trainer and server together")

@@ -49,7 +49,7 @@ class DistributedContext:
         DDP doesn't broadcast buffers in training: rank 0's are the run's (`broadcast_buffers`), so saving rank 0's is
         enough.
         """
-        use_global_batch(model, settings.batch_size, self.rank, self.world_size, norms=settings.sync_norm)
+        use_global_batch(model, settings.batch_size, self.rank, self.world_size, norms=settings.sync_batch_norm)
         if self.world_size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
@@ -58,9 +58,9 @@ class DistributedContext:
             warnings.simplefilter("ignore", FutureWarning)
             ddp = DistributedDataParallel(
                 model, devices, broadcast_buffers=False, gradient_as_bucket_view=True,
-                bucket_cap_mb=settings.bucket_mb, static_graph=settings.static_graph,
+                bucket_cap_mb=settings.bucket_cap_mb, static_graph=settings.static_graph,
             )  # fmt: skip
-        if settings.half_gradients:
+        if settings.fp16_allreduce:
             ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
         return ddp
 

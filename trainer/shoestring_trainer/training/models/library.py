@@ -17,7 +17,7 @@ BLURRED_FROM = 16
 
 
 def library_model(name: str, channels: int, classes: int, settings: Settings) -> nn.Module:
-    """torchvision/NAME or timm/NAME, untrained, for `classes`. Uses `pool`, `blur`, `small_stem`, `zero_last_norms`.
+    """torchvision/NAME or timm/NAME, untrained, for `classes`. Uses `pool`, `blur`, `small_stem`, `zero_init_residual`.
 
     Raises UserError for a name that the library doesn't have, or an option that its network has no place for.
     """
@@ -26,7 +26,7 @@ def library_model(name: str, channels: int, classes: int, settings: Settings) ->
     model = build(plain, channels, classes, settings)
     if settings.small_stem:
         _shrink_stem(model, name)
-    if settings.blur:
+    if settings.blur_pool:
         _blur_strides(model)
     return model
 
@@ -37,13 +37,13 @@ def _from_torchvision(name: str, channels: int, classes: int, settings: Settings
         raise _unknown(f"torchvision/{name}", known)
     if channels != 3:
         raise UserError(f"torchvision/{name} takes pictures of 3 channels, these have {channels}; use timm/{name}")
-    options: dict[str, Any] = {"zero_init_residual": True} if settings.zero_last_norms else {}
+    options: dict[str, Any] = {"zero_init_residual": True} if settings.zero_init_residual else {}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     model: nn.Module = _build(
         f"torchvision/{name}", models.get_model, name, weights=None, num_classes=classes, **options
     )
-    if settings.pool == "concat":
+    if settings.global_pool == "concat":
         head = getattr(model, "fc", None)
         if not isinstance(head, nn.Linear) or not hasattr(model, "avgpool"):
             raise UserError(f"torchvision/{name} has no pool before one classifier; leave pool at avg, or use timm's")
@@ -55,8 +55,8 @@ def _from_torchvision(name: str, channels: int, classes: int, settings: Settings
 def _from_timm(name: str, channels: int, classes: int, settings: Settings) -> nn.Module:
     if not timm.is_model(name):
         raise _unknown(f"timm/{name}", timm.list_models())
-    options: dict[str, Any] = {"global_pool": "catavgmax"} if settings.pool == "concat" else {}
-    if settings.zero_last_norms:
+    options: dict[str, Any] = {"global_pool": "catavgmax"} if settings.global_pool == "concat" else {}
+    if settings.zero_init_residual:
         options["zero_init_last"] = True
     model: nn.Module = _build(
         f"timm/{name}", timm.create_model, name, pretrained=False, num_classes=classes, in_chans=channels, **options

@@ -175,7 +175,7 @@ def preact_resnet18(channels: int, classes: int, settings: Settings, *, repeated
     widths = [w, w, w, 2 * w, 2 * w, 4 * w, 4 * w, 8 * w, 8 * w]
     blocks = [Preactivation(inside, outside, 1 if inside == outside else 2) for inside, outside in pairwise(widths)]
     stem = _conv(channels, w) if repeated_norm else nn.Conv2d(channels, w, 3, padding=1, bias=False)
-    pool, features = (AveragePool(), 8 * w) if settings.pool == "avg" else (ConcatPool(), 16 * w)
+    pool, features = (AveragePool(), 8 * w) if settings.global_pool == "avg" else (ConcatPool(), 16 * w)
     return nn.Sequential(stem, *blocks, pool, nn.Linear(features, classes))
 
 

@@ -53,9 +53,9 @@ class Network:
 def describe(name: str, params: Mapping[str, Any], *, size: int | None, classes: int | None) -> Network:
     """The network that a recipe trains. Raises InvalidSpec or UserError for what is unknown, or pictures too small."""
     recipe = recipes.load(name)
-    settings = Settings.of(recipes.resolve(name, params))
+    settings = Settings.from_params(recipes.resolve(name, params))
     channels = 1 if recipe.data.kind == "digits" else 3
-    side = size or (8 if recipe.data.kind == "digits" else settings.size)
+    side = size or (8 if recipe.data.kind == "digits" else settings.image_size)
     known = next((count for start, count in CLASSES.items() if recipe.name.startswith(start)), DEFAULT_CLASSES)
     with torch.device("meta"):
         model = build_model(

@@ -123,8 +123,8 @@ def _groups(model: nn.Module, settings: Settings) -> Iterator[dict[str, Any]]:
     for kind, parameters in kinds.items():
         is_muon = kind == "filters" and settings.optimizer == "muon"
         rate = settings.muon_lr if is_muon else rates.get(kind, settings.lr)
-        decays = (kind in ("filters", "weights") or settings.decay_biases) and not is_muon
-        decay = settings.weight_decay / rate if settings.decoupled_decay else settings.weight_decay
+        decays = (kind in ("filters", "weights") or settings.decay_norms_and_biases) and not is_muon
+        decay = settings.weight_decay / rate if settings.decoupled_weight_decay else settings.weight_decay
         if parameters:
             yield {
                 "params": parameters, "lr": rate, "highest_lr": rate, "weight_decay": decay if decays else 0.0,

@@ -24,7 +24,7 @@ def piecewise_linear(knots: Knots, at: float) -> float:
 
 
 def one_cycle(peak: float, warmup: float) -> Knots:
-    """Rise from a tenth of `peak` over the first `warmup` share of the run, then fall to zero at its end."""
+    """Rise from a tenth of `peak` over the first `warmup_ratio` share of the run, then fall to zero at its end."""
     rise = [(0.0, peak / 10)] if warmup > 0 else []
     return [*rise, (min(warmup, 1.0), peak), (1.0, 0.0)] if warmup < 1 else [*rise, (1.0, peak)]
 
@@ -122,9 +122,9 @@ class Plan:
         epoch_samples = samples // batch * batch if settings.drop_last else samples
         if not epoch_samples:
             raise UserError(f"batch_size is {batch}, more than the {samples} training pictures; lower it")
-        rates = read_knots(settings.lr_schedule) if settings.lr_schedule else one_cycle(1.0, settings.warmup)
-        whitening = read_knots(settings.whitening_schedule) if settings.whitening_schedule else rates
-        scale = batch / settings.lr_batch if settings.lr_batch else 1.0
+        rates = read_knots(settings.lr_schedule) if settings.lr_schedule else one_cycle(1.0, settings.warmup_ratio)
+        whitening = read_knots(settings.whitening_lr_schedule) if settings.whitening_lr_schedule else rates
+        scale = batch / settings.lr_base_batch_size if settings.lr_base_batch_size else 1.0
         return Plan(
             epoch_samples,
             tuple(_phases(settings, epoch_samples)),
@@ -167,8 +167,8 @@ def _times(factor: float, knots: Knots) -> Knots:
 
 def _phases(settings: Settings, epoch_samples: int) -> Iterator[Phase]:
     """One phase from each place where a size or the batch changes to the next; none that would have no step."""
-    batches = read_steps(settings.batch_schedule, 1.0)
-    crops = read_steps(settings.crop_schedule, settings.crop_scale)
+    batches = read_steps(settings.batch_size_schedule, 1.0)
+    crops = read_steps(settings.crop_scale_schedule, settings.crop_scale)
     sizes, rectangles = _views(settings)
     starts = sorted({at for at, _ in (*batches, *sizes, *crops, *rectangles)} - {1.0})
     step = sample = 0
@@ -185,6 +185,6 @@ def _phases(settings: Settings, epoch_samples: int) -> Iterator[Phase]:
 
 def _views(settings: Settings) -> tuple[Knots, Knots]:
     return (
-        read_steps(settings.size_schedule, 0.0),
-        read_steps(settings.rectangular_schedule, settings.rectangular),
+        read_steps(settings.image_size_schedule, 0.0),
+        read_steps(settings.rectangular_eval_schedule, settings.rectangular_eval),
     )

@@ -22,13 +22,13 @@ class Average:
     @torch.no_grad()
     def follow(self, step: int, steps: int) -> None:
         """Take in the weights after step `step` of `steps`, if it is one of those that count."""
-        every = self._settings.average_every
+        every = self._settings.weight_average_every_steps
         if step % every:
             return
-        decay = self._settings.average_decay**every * (step / steps) ** self._settings.average_power
+        decay = self._settings.weight_average_decay**every * (step / steps) ** self._settings.weight_average_power
         for name, tensor in self._of_the_model().items():
             self.tensors[name].lerp_(tensor, 1 - decay)
-            if self._settings.average == "lookahead":
+            if self._settings.weight_average == "lookahead":
                 tensor.copy_(self.tensors[name])
 
     @torch.no_grad()
@@ -43,6 +43,6 @@ class Average:
 
 def build_average(model: nn.Module, settings: Settings) -> Average | None:
     """The average the settings ask for; None for none. Raises UserError for unknown kinds."""
-    if settings.average not in KINDS:
-        raise UserError(f"there is no average {settings.average!r}; known: {', '.join(KINDS)}")
-    return None if settings.average == "none" else Average(model, settings)
+    if settings.weight_average not in KINDS:
+        raise UserError(f"there is no average {settings.weight_average!r}; known: {', '.join(KINDS)}")
+    return None if settings.weight_average == "none" else Average(model, settings)

@@ -39,7 +39,7 @@ def make_artifacts(
         "classes": data.classes,
         "input": {
             "shape": ["N", channels, height, width], "dtype": "float32", "range": [0.0, 1.0],
-            "zoom": about.get("params", {}).get("eval_zoom", 1.0),
+            "zoom": about.get("params", {}).get("eval_resize_factor", 1.0),
             "normalisation": {"inside_the_model": True, "mean": data.mean, "std": data.std},
         },
         "output": {"shape": ["N", len(data.classes)], "what": "logits"},
