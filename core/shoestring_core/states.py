@@ -59,7 +59,7 @@ class MachineState(StrEnum):
     CALLING = "calling"
     UP = "up"
     ENDING = "ending"
-    GONE = "gone"
+    TERMINATED = "terminated"
     VOID = "void"
 
 
@@ -83,14 +83,14 @@ JOB_MOVES: dict[JobState, frozenset[JobState]] = {
 
 MACHINE_MOVES: dict[MachineState, frozenset[MachineState]] = {
     M.PLANNED: frozenset({M.VOID, M.CALLING}),
-    M.CALLING: frozenset({M.VOID, M.UP, M.ENDING, M.GONE}),
-    M.UP: frozenset({M.ENDING, M.GONE}),
-    M.ENDING: frozenset({M.GONE}),
-    M.GONE: frozenset(),
+    M.CALLING: frozenset({M.VOID, M.UP, M.ENDING, M.TERMINATED}),
+    M.UP: frozenset({M.ENDING, M.TERMINATED}),
+    M.ENDING: frozenset({M.TERMINATED}),
+    M.TERMINATED: frozenset(),
     M.VOID: frozenset(),
 }
 
-MACHINE_DEAD = frozenset({M.GONE, M.VOID})
+MACHINE_DEAD = frozenset({M.TERMINATED, M.VOID})
 
 
 def sources(moves: Mapping[S, frozenset[S]], to: S) -> frozenset[S]:

@@ -132,7 +132,7 @@ def test_a_line_without_an_end_is_shown_when_its_machine_is_gone(here: Deploymen
     agent.log(b"last words")
     assert _lines(here, job) == []
     with here.store.writer.begin() as connection:
-        connection.execute(update(Machine).where(Machine.id == agent.machine).values(state="gone", ended_at=1))
+        connection.execute(update(Machine).where(Machine.id == agent.machine).values(state="terminated", ended_at=1))
     assert _lines(here, job) == ["last words"]
 
 
@@ -170,7 +170,7 @@ def test_cost_is_machine_time_by_the_providers_clock(here: Deployment) -> None:
     assert shown.price_basis == "simulated"
     assert money.from_decimal(shown.held.amount) == funding.first_hold("0.526", here.service.timeouts)
     with here.store.writer.begin() as connection:
-        gone = {"state": "gone", "launched_at": 0, "ended_at": 3_600_000_000, "end_cause": "requested"}
+        gone = {"state": "terminated", "launched_at": 0, "ended_at": 3_600_000_000, "end_cause": "requested"}
         connection.execute(update(Machine).where(Machine.id == agent.machine).values(**gone))
     shown = here.job(job).cost
     assert (shown.running.amount, shown.spent.amount, shown.on_demand.amount) == ("0.158", "0.00", "0.526")

@@ -233,7 +233,7 @@ class Drama:
             for job in self.jobs:
                 assert (
                     db.sql.scalars(
-                        select(Machine.id).where(Machine.job == job, Machine.state.not_in(("gone", "void")))
+                        select(Machine.id).where(Machine.job == job, Machine.state.not_in(("terminated", "void")))
                     ).all()
                     == []
                 )

@@ -190,7 +190,7 @@ def test_a_machine_that_renewed_in_time_is_not_ended_by_a_late_decision(world: W
     (machine,) = world.alive(job)
     world.clock.pass_(31)
     world.report(job)  # between the reconciler's reading and its writing
-    assert not world.store.write(lambda db: observations.begin_end(db, machine.id, "silent", lease=True))
+    assert not world.store.write(lambda db: observations.begin_termination(db, machine.id, "silent", lease=True))
     assert world.machines(job)[0].state == "up"
 
 
@@ -214,7 +214,7 @@ def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_
         world.report(job)
         world.tick(30)
     gone = world.machines(job)[0]
-    assert (gone.state, gone.end_evidence) == ("gone", "inferred")
+    assert (gone.state, gone.end_evidence) == ("terminated", "inferred")
     assert gone.ended_at >= machine.funded_until
     assert gone.billed_at is not None
 

@@ -218,11 +218,11 @@ class ControlLoop:
                 log.warning("machine %s: %s; ending it", provider_id, reason)
                 self.cloud.terminate(provider_id)
             case Terminate(provider_id, UUID() as machine, reason, lease):
-                if self._write(observations.begin_end, machine, reason, lease=lease):
+                if self._write(observations.begin_termination, machine, reason, lease=lease):
                     self.cloud.terminate(provider_id)
 
     def _wind_down(self, work: Work) -> None:
-        """Begin the end of attempts whose job was stopped; close those whose machines are all gone."""
+        """Begin the end of attempts whose job was stopped; close those whose machines are all terminated."""
         for one in work.attempts:
             if one.attempt.state == "open" and one.job.state == "stopping":
                 self._write(gangs.begin_stopping, one.job.id)

@@ -101,7 +101,7 @@ def decide_attempt(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAct
     reported for `attribution_window` since, because the loss of a machine makes its peers fail before it is noticed.
     """
     for machine in gang.members:
-        if machine.state in (MachineState.ENDING, MachineState.GONE):
+        if machine.state in (MachineState.ENDING, MachineState.TERMINATED):
             return _after_machine_loss(gang, machine, now)
     if gang.generation is None:
         return _while_launching(gang, now, timeouts)

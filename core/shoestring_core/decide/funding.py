@@ -51,7 +51,7 @@ def when_refused(on_budget: str) -> Want:
 
 
 def after_stopping(want: Want, want_reason: str) -> EndReason | None:
-    """Why a job whose machines are all gone ends; None if it doesn't end but waits (pause) or queues (run)."""
+    """Why a job whose machines are all terminated ends; None if it doesn't end but waits (pause) or queues (run)."""
     if want is not Want.STOP:
         return None
     reasons = {"budget": EndReason.BUDGET, "time_limit": EndReason.TIME_LIMIT, "goal": EndReason.GOAL_REACHED}

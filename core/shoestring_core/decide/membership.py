@@ -51,7 +51,7 @@ def select_members(
     """The slots of the next generation; (): too few machines are left; None: too early to decide.
 
     Two generations must never step at the same time. A machine that joins has ended its older ranks, and ranks without
-    their peers can't step; so it is enough that one member of the last generation joins, or that all of them are gone.
+    their peers can't step; so it is enough that one member of the last generation joins, or that all of them are terminated.
 
     excluded  slots whose machines must not join, even if they can train
     """
@@ -59,7 +59,7 @@ def select_members(
     joining = [machine for machine in candidates if machine.can_train and machine.slot not in excluded_slots]
     if len(joining) < min_nodes:
         return ()
-    may_run = [machine for machine in candidates if machine.was_member and machine.state is not MachineState.GONE]
+    may_run = [machine for machine in candidates if machine.was_member and machine.state is not MachineState.TERMINATED]
     if may_run and not any(machine.was_member for machine in joining):
         return None
     return tuple(sorted(machine.slot for machine in joining))

@@ -38,7 +38,7 @@ class Measurement:
     boot_s        from the first machine's launch until the ranks start
     start_s       from there until the first step is done
     end_s         from the last step to the end of the run: final evaluation, export, checkpoint
-    leave_s       from the end of the run until the last machine is gone
+    leave_s       from the end of the run until the last machine is terminated
     whole         it trained from the first step to the last
     """
 

@@ -47,7 +47,7 @@ class Waiting:
     type        the only type of machine that will do; None: any
     attempt     number of the attempt that would open
     reopened    that attempt was open before and bought no machine
-    ending      machines of earlier attempts that aren't gone yet: never two alive for one slot
+    ending      machines of earlier attempts that aren't terminated yet: never two alive for one slot
     not_before  it sits out a delay until then (µs UTC)
     """
 
@@ -185,7 +185,7 @@ def consider(case: Case) -> Start | Wait:
         return Wait(waiting.job, "capacity", text)
     if waiting.ending:
         count = _machines(waiting.ending, "earlier machine")
-        text = f"{count} still ending; it goes on once the provider says they are gone."
+        text = f"{count} still ending; it starts once the provider reports them terminated."
         return Wait(waiting.job, "ending", text)
     if case.now < waiting.not_before:
         return Wait(waiting.job, "capacity", waiting.delay_text)

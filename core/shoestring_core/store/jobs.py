@@ -142,7 +142,8 @@ def stop(
 def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> Job:
     """Queue a paused job again; it goes on from its last checkpoint. Again: nothing.
 
-    One that is still stopping for its pause queues when its machines are gone. Raises WrongState if it ends or has.
+    A job still stopping for its pause is queued once its machines are terminated. Raises WrongState if it is ending or
+    has ended.
     """
     before = _get(db, job)
     wish = {"want": Want.RUN, "want_reason": ""}

@@ -468,7 +468,7 @@ def lines(
 ) -> tuple[list[Line], LogPosition]:
     """The next lines of a job's log, in the order they arrived, and the position behind them.
 
-    A line ends with its newline; the last one of a machine that is gone needs none.
+    A line ends with its newline; the last one of a terminated machine needs none.
     """
     after = after or LogPosition()
     log = _Log(db, job, rank, machine, after)
@@ -537,7 +537,7 @@ class _Log:
                 position.seqs[row.machine] = row.seq  # other ranks' rows of this batch may be unread
                 break
         for (machine, rank), reader in readers.items():
-            if self._states.get(machine) == "gone" and len(found) < limit:
+            if self._states.get(machine) == "terminated" and len(found) < limit:
                 found += reader.rest()
             position.offsets.setdefault(machine, {})[rank] = reader.offset
             if reader.pending:

@@ -108,7 +108,7 @@ def _measured(job: Job, row: Generation, machines: Sequence[Machine], lines: _Li
     final_s = evaluation.pop(last_step, 0.0) if finished else 0.0
     fresh = row.start_step == 0 and row.formed_at is not None
     launched = min((machine.launched_at for machine in machines if machine.launched_at), default=None)
-    gone = max((machine.ended_at or 0 for machine in machines), default=0)
+    terminated = max((machine.ended_at or 0 for machine in machines), default=0)
     return Measurement(
         job=job.id,
         generation=row.no,
@@ -120,7 +120,7 @@ def _measured(job: Job, row: Generation, machines: Sequence[Machine], lines: _Li
         boot_s=_seconds(launched, row.formed_at) if row.no == 1 else None,
         start_s=_seconds(row.formed_at, row.first_step_at) if fresh else None,
         end_s=max(0.0, (job.ended_at or 0) / 1e6 - (ended - final_s)) if finished else None,
-        leave_s=_seconds(job.ended_at, gone) if finished and all(one.ended_at for one in machines) else None,
+        leave_s=_seconds(job.ended_at, terminated) if finished and all(one.ended_at for one in machines) else None,
         whole=finished and fresh and job.end_reason == EndReason.SUCCEEDED,
     )
 

@@ -261,12 +261,13 @@ class Machine(Base):
     created_at: Mapped[int]
     __table_args__ = (
         ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.no"]),
-        CheckConstraint("state IN ('planned','calling','up','ending','gone','void')", name="state"),
-        CheckConstraint("state <> 'gone' OR ended_at IS NOT NULL", name="gone_has_end"),
+        CheckConstraint("state IN ('planned','calling','up','ending','terminated','void')", name="state"),
+        CheckConstraint("state <> 'terminated' OR ended_at IS NOT NULL", name="terminated_has_end"),
         Index("uq_machines_job_attempt_ordinal", "job", "attempt", "ordinal", unique=True),
         Index(
             "uq_machines_slot_alive", "job", "attempt", "slot", unique=True,
-            sqlite_where=text("state NOT IN ('gone','void')"), postgresql_where=text("state NOT IN ('gone','void')"),
+            sqlite_where=text("state NOT IN ('terminated','void')"),
+            postgresql_where=text("state NOT IN ('terminated','void')"),
         ),
         Index("uq_machines_provider_id", "provider", "region", "provider_id", unique=True),
         Index(None, "state"),

@@ -53,7 +53,7 @@ def gang(*machines: MachineStatus, state: GenerationState | None = GenerationSta
 RUNNING = up(1)
 CASES = {
     "all run": (gang(up(0), RUNNING), NoAction),
-    "a machine is gone": (gang(MachineStatus(0, MachineState.GONE, "crashed"), RUNNING), EndAttempt),
+    "a machine is terminated": (gang(MachineStatus(0, MachineState.TERMINATED, "crashed"), RUNNING), EndAttempt),
     "a machine is ending": (gang(MachineStatus(0, MachineState.ENDING), RUNNING), EndAttempt),
     "a rank was killed": (gang(up(0, exits=(end("signal"),)), RUNNING), Restart),
     "only peers were lost": (gang(up(0, exits=(end("error", 0, "infrastructure"),)), RUNNING), NoAction),
@@ -143,7 +143,7 @@ def test_ranks_start_again_three_times_without_a_new_checkpoint_and_then_it_is_t
 def test_a_machine_that_was_reclaimed_or_had_a_notice_was_preempted_and_any_other_was_lost(
     end_cause, notice_at, reason
 ):
-    ended = MachineStatus(0, MachineState.GONE, end_cause, notice_at)
+    ended = MachineStatus(0, MachineState.TERMINATED, end_cause, notice_at)
     assert decide_attempt(gang(ended, RUNNING), NOW, TIMEOUTS).reason == reason
 
 

@@ -65,7 +65,7 @@ def test_a_machine_whose_job_rests_or_that_is_dying_is_told_to_end():
     for job, part in product(JobState, (None, FORMING, FORMED, LEFT)):
         if job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
             assert decide_order(standing(job, part)).kind == "shutdown"
-        for machine in (MachineState.ENDING, MachineState.GONE, MachineState.VOID):
+        for machine in (MachineState.ENDING, MachineState.TERMINATED, MachineState.VOID):
             assert decide_order(standing(job, part, machine)).kind == "shutdown"
 
 

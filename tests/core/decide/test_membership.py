@@ -22,8 +22,8 @@ def member(slot: int, **more) -> MachineStatus:
     return MachineStatus(slot, MachineState.UP, **known | more)
 
 
-def gone(slot: int, ago: float = 5) -> MachineStatus:
-    return replace(member(slot), state=MachineState.GONE, end_cause="crashed", ended_at=NOW - round(ago * S))
+def terminated(slot: int, ago: float = 5) -> MachineStatus:
+    return replace(member(slot), state=MachineState.TERMINATED, end_cause="crashed", ended_at=NOW - round(ago * S))
 
 
 def newcomer(slot: int, **more) -> MachineStatus:
@@ -52,16 +52,19 @@ ALL_DRAINED = [member(slot, exited_at=NOW, exits=DRAINED) for slot in range(4)]
     ("machines", "expected"),
     [
         (FOUR, NoAction()),
-        ([*FOUR[:3], gone(3)], Restart("The machine in slot 3 was lost (crashed).")),
-        ([*FOUR[:2], gone(2), gone(3)], Restart("The machine in slot 2 was lost (crashed).")),
-        ([FOUR[0], gone(1), gone(2), gone(3)], EndAttempt("machine_lost", "The machine in slot 1 was lost (crashed).")),
+        ([*FOUR[:3], terminated(3)], Restart("The machine in slot 3 was lost (crashed).")),
+        ([*FOUR[:2], terminated(2), terminated(3)], Restart("The machine in slot 2 was lost (crashed).")),
+        (
+            [FOUR[0], terminated(1), terminated(2), terminated(3)],
+            EndAttempt("machine_lost", "The machine in slot 1 was lost (crashed)."),
+        ),
         # the first survivor's last checkpoint is on its way
-        ([*FOUR[:3], gone(3, ago=1)], NoAction()),
-        ([member(0, exited_at=NOW, exits=()), *FOUR[1:3], gone(3, ago=1)], Restart),
-        ([gone(0, ago=1), *FOUR[1:]], Restart("The machine in slot 0 was lost (crashed).")),
+        ([*FOUR[:3], terminated(3, ago=1)], NoAction()),
+        ([member(0, exited_at=NOW, exits=()), *FOUR[1:3], terminated(3, ago=1)], Restart),
+        ([terminated(0, ago=1), *FOUR[1:]], Restart("The machine in slot 0 was lost (crashed).")),
         # a machine that came since is lost before it was let in: nothing to anybody
-        ([*FOUR, replace(gone(3), is_member=False, was_member=False)], NoAction()),
-        ([*FOUR[:3], gone(3), newcomer(3)], Restart),
+        ([*FOUR, replace(terminated(3), is_member=False, was_member=False)], NoAction()),
+        ([*FOUR[:3], terminated(3), newcomer(3)], Restart),
         # the provider takes one back: its ranks drain with the others, and the others go on
         ([*FOUR[:3], member(3, notice_at=NOW, exited_at=NOW, exits=DRAINED)], NoAction()),
         ([*ALL_DRAINED[:3], replace(ALL_DRAINED[3], notice_at=NOW)], Restart("A machine has a preemption notice.")),
@@ -98,13 +101,13 @@ def test_those_that_came_begin_when_the_launch_window_is_over():
     ("machines", "expected"),
     [
         (FOUR, (0, 1, 2, 3)),
-        ([*FOUR[:2], gone(2), replace(FOUR[3], notice_at=1)], (0, 1)),
+        ([*FOUR[:2], terminated(2), replace(FOUR[3], notice_at=1)], (0, 1)),
         ([*FOUR[:2], newcomer(2), newcomer(3, registered_at=None)], (0, 1, 2)),
-        ([gone(0), gone(1), newcomer(2), newcomer(3)], (2, 3)),
+        ([terminated(0), terminated(1), newcomer(2), newcomer(3)], (2, 3)),
         # one that is only silent might still train with others that are: somebody it trained with must have stopped
         ([replace(FOUR[0], state=MachineState.ENDING), newcomer(2), newcomer(3)], None),
         ([replace(FOUR[0], state=MachineState.ENDING), FOUR[1], newcomer(2)], (1, 2)),
-        ([FOUR[0], gone(1)], ()),
+        ([FOUR[0], terminated(1)], ()),
     ],
 )
 def test_who_can_train_next(machines, expected):

@@ -56,7 +56,7 @@ def train(
             db.add_new(
                 Machine, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type=type_, market="spot", price="1", on_demand_price="2",
-                launch_json={}, state="gone", acked_seq=0, created_at=launched, launched_at=launched + slot * S,
+                launch_json={}, state="terminated", acked_seq=0, created_at=launched, launched_at=launched + slot * S,
                 ended_at=over + 2 * S,
             )  # fmt: skip
         db.add_new(

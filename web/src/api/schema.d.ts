@@ -1226,7 +1226,7 @@ export interface components {
          * MachineState
          * @enum {string}
          */
-        MachineState: "planned" | "calling" | "up" | "ending" | "gone" | "void";
+        MachineState: "planned" | "calling" | "up" | "ending" | "terminated" | "void";
         /** Me */
         Me: {
             /** User */

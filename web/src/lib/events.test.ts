@@ -10,7 +10,7 @@ function told(kind: string, reason: string, data: Record<string, unknown> = {}) 
 
 test.each([
   ["job", "attempt 1: 2 × local.cpu (spot)", { from: "queued", to: "launching" }, "Job launching · attempt 1: 2 × local.cpu (spot)."],
-  ["machine", "", { state: "gone", cause: "reclaimed", machine: "id-0" }, "Machine m0 gone · taken by the provider."],
+  ["machine", "", { state: "terminated", cause: "reclaimed", machine: "id-0" }, "Machine m0 terminated · taken by the provider."],
   ["machine", "", { state: "notice", machine: "id-0" }, "Machine m0 gets notice · the provider takes it back."],
   ["cost", "", { what: "held", machine: "id-0", amount: "0.010959" }, "Held $0.0110 · for m0."],
   ["cost", "68.7 s of local.cpu", { state: "billed", machine: "id-0" }, "Billed · for m0: 68.7 s of local.cpu."],

@@ -103,7 +103,7 @@ class SimCloud:
         self.end(machine, "requested")
 
     def end(self, machine: str, cause: Literal["requested", "reclaimed", "exited", "crashed"]) -> None:
-        """The machine is gone, now."""
+        """Terminate the machine now."""
         with self._lock:
             for token, one in self._machines.items():
                 if one.id == machine and one.state != "ended":

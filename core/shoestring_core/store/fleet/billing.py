@@ -72,8 +72,8 @@ def overdrawn(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
 
 
 def settle_machine(db: Write, machine_id: UUID) -> bool:
-    """The final bill of a machine that is gone, once. A transaction of its own: it may make an overdraft."""
-    billed = update(Machine).where(Machine.id == machine_id, Machine.state == "gone", Machine.billed_at.is_(None))
+    """Post the final bill of a terminated machine, once. A transaction of its own: it may make an overdraft."""
+    billed = update(Machine).where(Machine.id == machine_id, Machine.state == "terminated", Machine.billed_at.is_(None))
     if not records.touched(db, billed.values(billed_at=db.now)):
         return False
     machine = records.machine(db, machine_id)

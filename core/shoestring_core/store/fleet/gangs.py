@@ -66,7 +66,7 @@ def open_generation(
 
 def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool:
     """Let an attempt wind down: its machines are not wanted any more. Its generation stays the current one until they
-    are gone, so that a checkpoint that is on its way still counts."""
+    are terminated, so that a checkpoint that is on its way still counts."""
     trained = exists(
         select(Generation.no).where(
             Generation.job == job_id, Generation.attempt == attempt_no, Generation.last_step > Generation.start_step
@@ -123,7 +123,7 @@ def _restart(db: Write, job: Job, attempt: Attempt, action: failures.Restart) ->
     open_generation(db, job.id, attempt.no, action.reason, slots, action.skip)
     for machine in one.machines:
         if machine.slot in action.excluded:
-            observations.begin_end(db, machine.id, "it did not get ready in time", lease=False)
+            observations.begin_termination(db, machine.id, "it did not get ready in time", lease=False)
     return True
 
 
@@ -136,7 +136,7 @@ def begin_stopping(db: Write, job_id: UUID) -> bool:
 
 
 def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
-    """An attempt is closed once all its machines are gone; a stopping job ends, pauses or queues with it."""
+    """An attempt is closed once all its machines are terminated; a stopping job ends, pauses or queues with it."""
     job = records.claim(db, job_id)
     alive = exists(
         select(Machine.id).where(Machine.job == job_id, Machine.attempt == attempt_no, Machine.state.in_(records.ALIVE))
@@ -172,11 +172,11 @@ def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
 def _after_stopping(db: Write, job: Job) -> None:
     end = funding.after_stopping(Want(job.want), job.want_reason)
     if end is not None:
-        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason="all machines are gone", end_reason=end)
+        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason="all machines are terminated", end_reason=end)
     elif job.want == Want.PAUSE:
-        jobs.transition(db, job, JobState.PAUSED, actor="fleet", reason="all machines are gone")
+        jobs.transition(db, job, JobState.PAUSED, actor="fleet", reason="all machines are terminated")
     else:
-        jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason="all machines are gone")
+        jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason="all machines are terminated")
 
 
 def _end_job(db: Write, job: Job, end: failures.EndJob) -> None:

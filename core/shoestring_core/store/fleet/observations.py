@@ -20,11 +20,11 @@ from shoestring_core.store.tables import Attempt, Job, Machine
 def record(db: Write, machine: UUID, seen: ProviderMachine, timeouts: Timeouts) -> None:
     """Write down what the provider says about a machine. Guarded by its id alone; the dead stay dead."""
     row = db.sql.get(Machine, machine)
-    if row is None or row.state in (MachineState.GONE, MachineState.VOID):
+    if row is None or row.state in (MachineState.TERMINATED, MachineState.VOID):
         return
     state = MachineState(row.state)
     if seen.state == "ended":
-        state = MachineState.GONE
+        state = MachineState.TERMINATED
     elif seen.state == "stopping":
         state = MachineState.ENDING
     elif state in (MachineState.PLANNED, MachineState.CALLING):
@@ -32,11 +32,11 @@ def record(db: Write, machine: UUID, seen: ProviderMachine, timeouts: Timeouts) 
     facts: dict[str, Any] = {"provider_id": seen.id, "launched_at": seen.launched_at, "state": state}
     if row.alive_until is None:
         facts["alive_until"] = db.now + timeouts.boot
-    if state is MachineState.GONE:
+    if state is MachineState.TERMINATED:
         ended_at = max(seen.ended_at or db.now, seen.launched_at)
         facts |= {"ended_at": ended_at, "end_cause": seen.end_cause, "end_evidence": "provider"}
     records.touched(
-        db, update(Machine).where(Machine.id == machine, Machine.state.not_in(("gone", "void"))).values(**facts)
+        db, update(Machine).where(Machine.id == machine, Machine.state.not_in(("terminated", "void"))).values(**facts)
     )
     if state != row.state:
         records.machine_event(db, records.job(db, row.job), row.attempt, machine, state, cause=seen.end_cause)
@@ -44,20 +44,25 @@ def record(db: Write, machine: UUID, seen: ProviderMachine, timeouts: Timeouts) 
 
 
 def presume_terminated(db: Write, machine: UUID) -> None:
-    """The provider has forgotten a machine that it once showed: it is gone, at the latest since its funding ended."""
+    """Mark a machine terminated that the provider no longer knows; it ended with its funding at the latest."""
     row = db.sql.get(Machine, machine)
     if row is None or row.state not in ("up", "ending"):
         return
     last = max(row.launched_at or 0, min(db.now, row.funded_until or db.now))
-    gone = update(Machine).where(Machine.id == machine, Machine.state.in_(("up", "ending")))
-    if records.touched(db, gone.values(state=MachineState.GONE, ended_at=last, end_evidence="inferred")):
+    presumed = update(Machine).where(Machine.id == machine, Machine.state.in_(("up", "ending")))
+    if records.touched(db, presumed.values(state=MachineState.TERMINATED, ended_at=last, end_evidence="inferred")):
         records.machine_event(
-            db, records.job(db, row.job), row.attempt, machine, "gone", reason="the provider does not know it any more"
+            db,
+            records.job(db, row.job),
+            row.attempt,
+            machine,
+            "terminated",
+            reason="the provider does not know it any more",
         )
         db.hint()
 
 
-def begin_end(db: Write, machine: UUID, reason: str, *, lease: bool) -> bool:
+def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> bool:
     """Decide to end a machine through the provider. False: a report has renewed its lease in the meantime."""
     row = db.sql.get(Machine, machine)
     if row is None:

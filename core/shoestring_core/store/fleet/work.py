@@ -54,7 +54,7 @@ class Unfinished:
 
     def empty_slots(self, now: int, timeouts: Timeouts) -> list[int]:
         """Slots that need a machine, and that may be asked for again by now: all their machines so far are void; where
-        a gang that trains may lose machines, void or gone."""
+        a gang that trains may lose machines, void or terminated."""
         filled = {row.slot for row in self.machines if row.state in records.ALIVE}
         if self.generation is None:
             filled = set(self.gang)
@@ -126,7 +126,9 @@ def find_work(db: Read) -> Work:
         alive=db.sql.scalar(select(func.count()).select_from(Machine).where(Machine.state.in_(records.ALIVE))) or 0,
         unbilled=list(
             db.sql.scalars(
-                select(Machine.id).where(Machine.state == "gone", Machine.billed_at.is_(None)).order_by(Machine.id)
+                select(Machine.id)
+                .where(Machine.state == "terminated", Machine.billed_at.is_(None))
+                .order_by(Machine.id)
             )
         ),
         unsettled=list(db.sql.scalars(select(Job.id).where(Job.state == "ended", Job.settled_at.is_(None)))),

@@ -335,9 +335,11 @@ def upgrade() -> None:
         sa.Column("refusal", sa.Text(), nullable=True),
         sa.Column("billed_at", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("state <> 'gone' OR ended_at IS NOT NULL", name=op.f("ck_machines_gone_has_end")),
         sa.CheckConstraint(
-            "state IN ('planned','calling','up','ending','gone','void')", name=op.f("ck_machines_state")
+            "state <> 'terminated' OR ended_at IS NOT NULL", name=op.f("ck_machines_terminated_has_end")
+        ),
+        sa.CheckConstraint(
+            "state IN ('planned','calling','up','ending','terminated','void')", name=op.f("ck_machines_state")
         ),
         sa.ForeignKeyConstraint(
             ["job", "attempt"], ["attempts.job", "attempts.no"], name=op.f("fk_machines_job_attempt")
@@ -352,8 +354,8 @@ def upgrade() -> None:
         "machines",
         ["job", "attempt", "slot"],
         unique=True,
-        sqlite_where=sa.text("state NOT IN ('gone','void')"),
-        postgresql_where=sa.text("state NOT IN ('gone','void')"),
+        sqlite_where=sa.text("state NOT IN ('terminated','void')"),
+        postgresql_where=sa.text("state NOT IN ('terminated','void')"),
     )
     op.create_table(
         "checkpoints",
