@@ -9,7 +9,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from shoestring_core.store.db import Store
-from shoestring_core.store.tables import WRITE_ORDER, Account
+from shoestring_core.store.tables import WRITE_ORDER, AccountRow
 from sqlalchemy import event, select
 
 _UPDATE = re.compile(r"UPDATE (\w+)")
@@ -33,7 +33,7 @@ def watch(store: Store) -> Callable[[], list[list[Update]]]:
 
     def out_of_order() -> list[list[Update]]:
         with store.read() as db:
-            levels = dict(db.sql.execute(select(Account.id, Account.level)).all())
+            levels = dict(db.sql.execute(select(AccountRow.id, AccountRow.level)).all())
         return [updates for updates in transactions.values() if not _in_order(updates, levels)]
 
     return out_of_order

@@ -20,7 +20,7 @@ from shoestring_core.store import checkpoints, reports, rows
 from shoestring_core.store.db import Write
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.objects import Head
-from shoestring_core.store.tables import Machine
+from shoestring_core.store.tables import MachineRow
 
 from shoestring_api.jobs import MAX_MANIFEST_BYTES
 from shoestring_api.service import Here, Service
@@ -43,7 +43,7 @@ M = TypeVar("M", bound=wire.WireMessage)
 # --- who is asking ----------------------------------------------------------------------------------------
 
 
-def _machine(service: Here, request: Request) -> Machine:
+def _machine(service: Here, request: Request) -> MachineRow:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     name, _, session = token.strip().partition(".")
     try:
@@ -60,7 +60,7 @@ def _machine(service: Here, request: Request) -> Machine:
         raise
 
 
-FromMachine = Annotated[Machine, Depends(_machine)]
+FromMachine = Annotated[MachineRow, Depends(_machine)]
 
 _alarmed_at: dict[UUID, float] = {}
 
@@ -196,7 +196,7 @@ def _parsed(model: type[M], body: bytes) -> M:
         raise InvalidRequest("; ".join(faults)) from None
 
 
-def _accept(service: Service, machine: Machine, batch: wire.TelemetryBatch) -> None:
+def _accept(service: Service, machine: MachineRow, batch: wire.TelemetryBatch) -> None:
     quota = service.settings.log_quota_bytes
     try:
         acked = service.reports.write(lambda db: reports.accept(db, machine.id, batch, log_quota=quota))
@@ -209,7 +209,7 @@ def _accept(service: Service, machine: Machine, batch: wire.TelemetryBatch) -> N
 def _reply(service: Service, machine_id: UUID) -> wire.Reply:
     """What holds now, as committed: order, leases, where the next checkpoint goes, when to report again."""
     with service.store.read() as db:
-        machine = db.sql.get_one(Machine, machine_id)
+        machine = db.sql.get_one(MachineRow, machine_id)
         expires_at = _urls_expire_at(service, machine, db.now)
         order, etag = agents.order(
             db, machine_id, lambda key: service.objects.get_url(key, expires_at), service.timeouts
@@ -230,7 +230,7 @@ def _reply(service: Service, machine_id: UUID) -> wire.Reply:
 
 def _uploads(service: Service, machine_id: UUID) -> wire.UploadUrls | None:
     with service.store.read() as db:
-        machine = db.sql.get_one(Machine, machine_id)
+        machine = db.sql.get_one(MachineRow, machine_id)
         return _signed(service, checkpoints.uploads(db, machine_id), _urls_expire_at(service, machine, db.now))
 
 
@@ -245,7 +245,7 @@ def _signed(service: Service, upload: checkpoints.Upload | None, expires_at: int
     )
 
 
-def _urls_expire_at(service: Service, machine: Machine, now: int) -> int:
+def _urls_expire_at(service: Service, machine: MachineRow, now: int) -> int:
     """Unix seconds: past the moment by which the machine has left, with room for a slow upload."""
     return (max(machine.funded_until or now, now) + service.timeouts.drain) // S + URL_SLACK_S
 
@@ -254,7 +254,7 @@ def _seconds_left(until: int | None, now: int) -> float:
     return max(0.0, ((until or now) - now) / S)
 
 
-def _check_objects(service: Service, machine: Machine, said: wire.CheckpointCommit) -> None:
+def _check_objects(service: Service, machine: MachineRow, said: wire.CheckpointCommit) -> None:
     """Raises InvalidRequest unless data and manifest are there, whole, and of each other."""
     key = checkpoints.object_key(machine.job, said.generation, _nonce(said.nonce))
     data, manifest_head = service.objects.head(f"{key}/data"), service.objects.head(f"{key}/manifest.json")

@@ -12,7 +12,7 @@ from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
 from shoestring_core.store import ledger, rows
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import gangs
-from shoestring_core.store.tables import Account
+from shoestring_core.store.tables import AccountRow
 
 from shoestring_api import views
 from shoestring_api.bodies import ExactRoute
@@ -81,7 +81,7 @@ def _version(if_match: str | None) -> int | None:
     return int(digits)
 
 
-def _view(db: Read, account: Account) -> rest.Budget:
+def _view(db: Read, account: AccountRow) -> rest.Budget:
     return views.budget(account, ledger.title(db, account))
 
 

@@ -23,7 +23,7 @@ from shoestring_core.errors import InvalidRequest, Unavailable
 from shoestring_core.store import events as feed
 from shoestring_core.store import ledger, reports, rows
 from shoestring_core.store.db import Read, Store
-from shoestring_core.store.tables import Event, Job, Machine
+from shoestring_core.store.tables import EventRow, JobRow, MachineRow
 
 from shoestring_api import views
 from shoestring_api.wake import Wake
@@ -232,13 +232,13 @@ def load(db: Read, team: UUID, after: int) -> Group:
     return Group(after, events[-1].seq, tuple(messages))
 
 
-def _facts(db: Read, event: Event) -> Iterator[Message]:
+def _facts(db: Read, event: EventRow) -> Iterator[Message]:
     topics = frozenset({f"job:{event.job}"} if event.job else {"budget", "jobs"})
     if event.kind != "batch":
         yield _message(topics, "event", views.event(event), Position(event.seq, 1))
         return
     machine_id, _, seq = (event.ref or "").partition(":")
-    machine = db.sql.get(Machine, UUID(machine_id))
+    machine = db.sql.get(MachineRow, UUID(machine_id))
     if machine is None or event.job is None:
         return
     points, lines = reports.batch(db, machine.id, int(seq))
@@ -252,7 +252,7 @@ def _facts(db: Read, event: Event) -> Iterator[Message]:
 
 
 def _jobs(db: Read, ids: Iterable[UUID]) -> Iterator[Message]:
-    found = [job for id_ in sorted(ids) if (job := db.sql.get(Job, id_)) is not None]
+    found = [job for id_ in sorted(ids) if (job := db.sql.get(JobRow, id_)) is not None]
     for row in rows.of_jobs(db, found):
         yield _message(frozenset({"jobs", f"job:{row.job.id}"}), "job", views.job(row, db.now))
 

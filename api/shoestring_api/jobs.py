@@ -20,7 +20,7 @@ from shoestring_core.store import events as feed
 from shoestring_core.store.db import Read, Store, Write
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.reports import LogPosition
-from shoestring_core.store.tables import Job, Machine
+from shoestring_core.store.tables import JobRow, MachineRow
 
 from shoestring_api import plans, problems, specs, views
 from shoestring_api.bodies import ExactRoute
@@ -261,7 +261,7 @@ def logs(
 class _LogReading:
     """A job's log, page by page, each in a short transaction of its own."""
 
-    def __init__(self, store: Store, job: Job, rank: int | None, machine: UUID | None) -> None:
+    def __init__(self, store: Store, job: JobRow, rank: int | None, machine: UUID | None) -> None:
         self._store, self._job, self._rank, self._machine = store, job.id, rank, machine
 
     def page(self, position: LogPosition | None, limit: int) -> tuple[list[rest.LogLine], LogPosition]:
@@ -286,7 +286,7 @@ class _LogReading:
             if len(page) < LINES_AT_ONCE:
                 return
 
-    def _machines(self, db: Read) -> dict[UUID, Machine]:
+    def _machines(self, db: Read) -> dict[UUID, MachineRow]:
         return {machine.id: machine for machine in rows.machines(db, self._job)}
 
 
@@ -350,11 +350,11 @@ def _manifest(service: Service, key: str) -> checkpoints.Manifest:
 # --- small things -----------------------------------------------------------------------------------------
 
 
-def _rows(db: Read, job: Job) -> rows.JobRows:
+def _rows(db: Read, job: JobRow) -> rows.JobRows:
     return rows.of_jobs(db, [job])[0]
 
 
-def _view(db: Read, job: Job) -> rest.Job:
+def _view(db: Read, job: JobRow) -> rest.Job:
     return views.job(_rows(db, job), db.now)
 
 

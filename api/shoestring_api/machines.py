@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from shoestring_core import rest
 from shoestring_core.errors import NotFound, Unavailable, WrongState
 from shoestring_core.store import rows
-from shoestring_core.store.tables import Machine
+from shoestring_core.store.tables import MachineRow
 
 from shoestring_api import views
 from shoestring_api.bodies import ExactRoute
@@ -38,7 +38,7 @@ def reclaim(machine_id: UUID, service: Here, caller: Admin, body: rest.Reclaim |
     return view
 
 
-def _ask_provider(service: Service, machine: Machine, notice_s: float) -> None:
+def _ask_provider(service: Service, machine: MachineRow, notice_s: float) -> None:
     host, key = _machine_host(service)
     try:
         answer = httpx.post(

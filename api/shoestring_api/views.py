@@ -18,7 +18,16 @@ from shoestring_core.states import SUCCESS, AttemptState, EndReason, GenerationS
 from shoestring_core.store import events, reports
 from shoestring_core.store.checkpoints import Part
 from shoestring_core.store.rows import JobRows
-from shoestring_core.store.tables import Account, Attempt, Event, Generation, Job, Key, Machine, Transfer
+from shoestring_core.store.tables import (
+    AccountRow,
+    AttemptRow,
+    EventRow,
+    GenerationRow,
+    JobRow,
+    KeyRow,
+    MachineRow,
+    TransferRow,
+)
 
 SIMULATED = ("local", "sim")
 
@@ -91,14 +100,14 @@ STOPPING = {
 }
 
 
-def wait_reason(row: Job) -> str | None:
+def wait_reason(row: JobRow) -> str | None:
     """What a queued or paused job waits for. One that its budget paused waits for a grant."""
     if row.state == JobState.PAUSED:
         return "grant" if row.want_reason == "budget" else "resume"
     return row.wait_reason if row.state == JobState.QUEUED else None
 
 
-def sentence(row: Job) -> str:
+def sentence(row: JobRow) -> str:
     """State and reason in words a user can act on."""
     match JobState(row.state):
         case JobState.AWAITING_APPROVAL:
@@ -128,13 +137,13 @@ def sentence(row: Job) -> str:
             return _with(ENDS[reason] + (_without(row) if reason in SUCCESS else ""), row.end_text)
 
 
-def _without(row: Job) -> str:
+def _without(row: JobRow) -> str:
     """What it has not learned from."""
     spans = [(int(first), int(last)) for first, last in row.skips or ()]
     return f", without {nan_recovery.describe_spans(spans)}, where its numbers broke" if spans else ""
 
 
-def sizing(row: Job) -> str | None:
+def sizing(row: JobRow) -> str | None:
     """Why it runs on these machines, and no faster ones."""
     if row.sizing is None:
         return None
@@ -147,7 +156,7 @@ def _with(head: str, text: str | None) -> str:
     return f"{head}: {text}" if text and ":" not in head else f"{head}. {text}".strip()
 
 
-def progress(row: Job, generations: list[Generation], now: int) -> rest.Progress:
+def progress(row: JobRow, generations: list[GenerationRow], now: int) -> rest.Progress:
     """By the merged curve: where the current generation is, not how far a lost one came."""
     current = generations[-1] if generations else None
     step = max(current.start_step, current.last_step or 0) if current else 0
@@ -165,7 +174,7 @@ ABOUT_MACHINES = frozenset({"machine", "generation", "cost"})
 """Kinds of events that refer to a machine."""
 
 
-def event(row: Event) -> rest.Event:
+def event(row: EventRow) -> rest.Event:
     return rest.Event(
         cursor=events.cursor(row.team, row.seq),
         at=moment(row.at),
@@ -214,7 +223,7 @@ def _option(option: Option) -> rest.PlanOption:
 # --- attempts ---------------------------------------------------------------------------------------------
 
 
-def attempts(rows: JobRows, attempts: Iterable[Attempt], now: int) -> rest.AttemptList:
+def attempts(rows: JobRows, attempts: Iterable[AttemptRow], now: int) -> rest.AttemptList:
     shown = generations(rows.generations)
     return rest.AttemptList(
         attempts=[
@@ -235,12 +244,12 @@ def attempts(rows: JobRows, attempts: Iterable[Attempt], now: int) -> rest.Attem
     )
 
 
-def generations(rows: list[Generation]) -> list[rest.Generation]:
+def generations(rows: list[GenerationRow]) -> list[rest.Generation]:
     owned = reports.ownership(rows)
     return [_generation(row, owned[row.no].kept_through) for row in rows]
 
 
-def _generation(row: Generation, next_start: int | None) -> rest.Generation:
+def _generation(row: GenerationRow, next_start: int | None) -> rest.Generation:
     """`next_start`: where the work that replaced its own began; None, if nothing did."""
     last = row.last_step
     kept = last if next_start is None or last is None else min(last, next_start)
@@ -260,7 +269,7 @@ def _generation(row: Generation, next_start: int | None) -> rest.Generation:
     )
 
 
-def machine(row: Machine, posted: Mapping[UUID, int], now: int) -> rest.Machine:
+def machine(row: MachineRow, posted: Mapping[UUID, int], now: int) -> rest.Machine:
     spent = max(posted.get(row.id, 0), _so_far(row, row.price, now))
     return rest.Machine(
         id=row.id,
@@ -304,7 +313,7 @@ def cost(rows: JobRows, now: int) -> rest.Cost:
     )
 
 
-def _so_far(row: Machine, price: str, now: int) -> int:
+def _so_far(row: MachineRow, price: str, now: int) -> int:
     """What the machine's time costs at a price per hour, micro-dollars."""
     evidence = Evidence(row.provider, row.type, row.market, price, row.launched_at, row.ended_at, row.end_cause)
     return sum(line.amount for line in bill(evidence, now))
@@ -316,7 +325,7 @@ def _price_basis(rows: JobRows) -> Literal["simulated", "live", "snapshot"]:
 
 
 def cost_report(
-    rows: JobRows, transfers: Iterable[Transfer], names: Mapping[UUID, str], budgets: list[rest.Budget],
+    rows: JobRows, transfers: Iterable[TransferRow], names: Mapping[UUID, str], budgets: list[rest.Budget],
     meters: Iterable[reports.Points], now: int,
 ) -> rest.CostReport:  # fmt: skip
     return rest.CostReport(
@@ -355,7 +364,7 @@ def _energy(rows: JobRows, meters: Iterable[reports.Points]) -> rest.Energy | No
     return rest.Energy(joules=joules, kwh=joules / 3_600_000, of=of)
 
 
-def budget(row: Account, title: str) -> rest.Budget:
+def budget(row: AccountRow, title: str) -> rest.Budget:
     """`title`: what people call it, such as `team vision`."""
     left = None if row.limit_micro is None else max(0, row.limit_micro + row.overdraft - row.posted - row.held)
     return rest.Budget(
@@ -389,7 +398,7 @@ def curves(points: Iterable[reports.Points]) -> list[rest.Curve]:
     ]
 
 
-def lines(found: Iterable[reports.Line], machines: Mapping[UUID, Machine]) -> list[rest.LogLine]:
+def lines(found: Iterable[reports.Line], machines: Mapping[UUID, MachineRow]) -> list[rest.LogLine]:
     return [
         rest.LogLine(
             machine=one.machine, slot=machines[one.machine].slot, rank=one.rank, offset=one.offset, text=one.text
@@ -422,7 +431,7 @@ def recipe(found: Recipe) -> rest.Recipe:
     )
 
 
-def key(row: Key) -> rest.Key:
+def key(row: KeyRow) -> rest.Key:
     return rest.Key(
         id=row.id,
         kind="svc" if row.kind == "svc" else "pat",
@@ -432,7 +441,7 @@ def key(row: Key) -> rest.Key:
     )
 
 
-def artifacts(job: Job, step: int, parts: Iterable[Part]) -> rest.ArtifactList:
+def artifacts(job: JobRow, step: int, parts: Iterable[Part]) -> rest.ArtifactList:
     return rest.ArtifactList(
         artifacts=[
             rest.Artifact(

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from shoestring_core import wire
-from shoestring_core.store.tables import Machine
+from shoestring_core.store.tables import MachineRow
 
 from tests.api.deployment import Agent, Deployment
 from tests.servers import PATIENCE_S
@@ -91,12 +91,12 @@ POISON = {
 def test_a_poison_batch_is_refused_renews_the_lease_and_stops_nothing(here: Deployment, what: str) -> None:
     job, (agent,) = here.running()
     with here.store.read() as db:
-        before = db.sql.get_one(Machine, agent.machine).alive_until
+        before = db.sql.get_one(MachineRow, agent.machine).alive_until
     answer = agent.post(POISON[what])
     assert answer.status_code in (413, 422), answer.text
     assert answer.json()["code"] in ("too-large", "invalid-request")
     with here.store.read() as db:
-        after = db.sql.get_one(Machine, agent.machine).alive_until
+        after = db.sql.get_one(MachineRow, agent.machine).alive_until
     assert before is not None
     assert after is not None
     assert after > before

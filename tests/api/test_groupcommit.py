@@ -7,7 +7,7 @@ import pytest
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store.db import Write
 from shoestring_core.store.groupcommit import GroupCommit
-from shoestring_core.store.tables import Service
+from shoestring_core.store.tables import ServiceRow
 from sqlalchemy import insert
 
 from tests.api.deployment import Deployment
@@ -21,7 +21,7 @@ def test_writes_that_come_together_each_get_their_own_outcome(here: Deployment) 
 
     def write(number: int) -> None:
         def work(db: Write) -> int:
-            db.sql.execute(insert(Service).values(name=f"service {number}", up_since=number, seen_at=0))
+            db.sql.execute(insert(ServiceRow).values(name=f"service {number}", up_since=number, seen_at=0))
             if number % 5 == 3:
                 raise InvalidRequest("refused")
             if number % 5 == 4:
@@ -42,7 +42,7 @@ def test_writes_that_come_together_each_get_their_own_outcome(here: Deployment) 
     wanted = {3: InvalidRequest, 4: ZeroDivisionError}
     assert outcomes == {number: wanted.get(number % 5, number) for number in range(30)}
     with here.store.read() as db:
-        stored = {name for number in range(30) if db.sql.get(Service, name := f"service {number}")}
+        stored = {name for number in range(30) if db.sql.get(ServiceRow, name := f"service {number}")}
     assert stored == {f"service {number}" for number in range(30) if number % 5 < 3}
 
 

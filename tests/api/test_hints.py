@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from shoestring_core.store.tables import Service as Row
+from shoestring_core.store.tables import ServiceRow
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
@@ -62,14 +62,16 @@ def test_hints_go_on_when_the_broker_is_back(
 
 
 def test_the_service_says_since_when_it_serves(here: Deployment) -> None:
-    def row() -> Row:
+    def row() -> ServiceRow:
         with here.store.read() as db:
-            return db.sql.get_one(Row, "api")
+            return db.sql.get_one(ServiceRow, "api")
 
     until(lambda: here.nobody.get("/healthz").status_code == 200)
     first = row()
     assert first.up_since <= first.seen_at
     with here.store.writer.begin() as connection:
-        connection.execute(update(Row).values(seen_at=first.seen_at - 60_000_000, up_since=first.up_since - 90_000_000))
+        connection.execute(
+            update(ServiceRow).values(seen_at=first.seen_at - 60_000_000, up_since=first.up_since - 90_000_000)
+        )
     until(lambda: row().seen_at > first.seen_at)
     assert row().up_since > first.up_since, "a silence starts its time anew"

@@ -10,7 +10,7 @@ from shoestring_core import results
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.sizing import Case, Choice, choose
 from shoestring_core.store.fleet import planning
-from shoestring_core.store.tables import Job
+from shoestring_core.store.tables import JobRow
 
 from tests.api.deployment import OFFER, Deployment
 
@@ -69,7 +69,7 @@ def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
     (told,) = [e for e in known.member.get(f"/v1/jobs/{job['id']}/events").json()["events"] if e["kind"] == "sizing"]
     assert (told["reason"], told["data"]["nodes"], told["data"]["type"]) == (planned["text"], 2, "local.cpu")
     with known.store.read() as db:
-        stored = next(row.sizing for row in db.sql.query(Job) if str(row.id) == job["id"])
+        stored = next(row.sizing for row in db.sql.query(JobRow) if str(row.id) == job["id"])
     assert choose(Case.from_json(stored["case"])) == Choice.from_json(stored["choice"])
 
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from shoestring_core.store.db import open_store
-from shoestring_core.store.tables import Machine
+from shoestring_core.store.tables import MachineRow
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
@@ -69,4 +69,4 @@ def _machine(service: Deployment) -> UUID:
 
 def _name(service: Deployment, machine: UUID, provider_id: str) -> None:
     with service.store.writer.begin() as connection:
-        connection.execute(update(Machine).where(Machine.id == machine).values(provider_id=provider_id))
+        connection.execute(update(MachineRow).where(MachineRow.id == machine).values(provider_id=provider_id))

@@ -11,7 +11,7 @@ from uuid import UUID
 from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.store.fleet import billing, gangs
-from shoestring_core.store.tables import Generation, Job, Machine
+from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
@@ -132,7 +132,9 @@ def test_a_line_without_an_end_is_shown_when_its_machine_is_gone(here: Deploymen
     agent.log(b"last words")
     assert _lines(here, job) == []
     with here.store.writer.begin() as connection:
-        connection.execute(update(Machine).where(Machine.id == agent.machine).values(state="terminated", ended_at=1))
+        connection.execute(
+            update(MachineRow).where(MachineRow.id == agent.machine).values(state="terminated", ended_at=1)
+        )
     assert _lines(here, job) == ["last words"]
 
 
@@ -171,7 +173,7 @@ def test_cost_is_machine_time_by_the_providers_clock(here: Deployment) -> None:
     assert money.from_decimal(shown.held.amount) == funding.first_hold("0.526", here.service.timeouts)
     with here.store.writer.begin() as connection:
         gone = {"state": "terminated", "launched_at": 0, "ended_at": 3_600_000_000, "end_cause": "requested"}
-        connection.execute(update(Machine).where(Machine.id == agent.machine).values(**gone))
+        connection.execute(update(MachineRow).where(MachineRow.id == agent.machine).values(**gone))
     shown = here.job(job).cost
     assert (shown.running.amount, shown.spent.amount, shown.on_demand.amount) == ("0.158", "0.00", "0.526")
     while here.store.write(lambda db: billing.settle_machine(db, agent.machine)):
@@ -188,7 +190,7 @@ def test_a_sentence_says_what_and_what_to_do(here: Deployment) -> None:
     job = here.submit()
     with here.store.writer.begin() as connection:
         wait = {"wait_reason": "money", "wait_text": "The budget of team vision is $0.12 short. Ask for a grant."}
-        connection.execute(update(Job).where(Job.id == job).values(**wait))
+        connection.execute(update(JobRow).where(JobRow.id == job).values(**wait))
     shown = here.job(job)
     assert shown.wait_reason == "money"
     assert shown.sentence == "Waiting for money: The budget of team vision is $0.12 short. Ask for a grant."
@@ -202,7 +204,7 @@ def test_steps_total_and_epoch_come_from_the_ranks(here: Deployment) -> None:
     progress = here.job(job).progress
     assert (progress.steps_total, progress.epoch, progress.fraction) == (40, 2.5, 0.25)
     with here.store.read() as db:
-        assert db.sql.get_one(Generation, (job, 1)).last_step == 10
+        assert db.sql.get_one(GenerationRow, (job, 1)).last_step == 10
 
 
 def _lines(here: Deployment, job: UUID, **params: Any) -> list[str]:

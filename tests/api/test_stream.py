@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from shoestring_core.store import events as feed
-from shoestring_core.store.tables import Event, Job
+from shoestring_core.store.tables import EventRow, JobRow
 from sqlalchemy import delete
 
 from tests.api.deployment import Agent, Deployment, Said, events
@@ -90,7 +90,7 @@ def test_a_cursor_whose_history_is_gone_gets_resync(here: Deployment) -> None:
     for step in range(1, 4):
         agent.points(range(step, step + 1))
     with here.store.writer.begin() as connection:
-        connection.execute(delete(Event).where(Event.kind == "batch"))
+        connection.execute(delete(EventRow).where(EventRow.kind == "batch"))
     with here.stream(f"job:{job}", cursor) as stream:
         assert next(stream).name == "resync"
         agent.points(range(4, 5))
@@ -100,7 +100,7 @@ def test_a_cursor_whose_history_is_gone_gets_resync(here: Deployment) -> None:
 def test_a_cursor_from_before_a_backup_was_restored_gets_resync(here: Deployment) -> None:
     job, (agent,) = here.running()
     with here.store.read() as db:
-        team = db.sql.get_one(Job, job).team_id
+        team = db.sql.get_one(JobRow, job).team_id
         ahead = feed.cursor(team, feed.head(db, team) + 1_000)
     with here.stream(f"job:{job}", ahead) as stream:
         assert next(stream).name == "resync"

@@ -11,7 +11,7 @@ from shoestring_core.decide.billing import Line
 from shoestring_core.store import identity, jobs, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Account, Attempt, Event, Job, Machine
+from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, JobRow, MachineRow
 from sqlalchemy import select
 
 
@@ -28,20 +28,20 @@ class World:
         )
         self.team = self.me.team
 
-    def job(self, cost: str | None = None, *, smallest_hold: int = 0, **fields: object) -> Job:
+    def job(self, cost: str | None = None, *, smallest_hold: int = 0, **fields: object) -> JobRow:
         tree = {"recipe": "digits/quickstart", **fields} | ({"limits": {"cost": cost}} if cost else {})
         parsed = spec.parse(tree)
         return self.store.write(
             lambda db: jobs.submit(db, self.team, self.me.user, parsed, smallest_hold=smallest_hold)
         )
 
-    def machine(self, job: Job) -> UUID:
+    def machine(self, job: JobRow) -> UUID:
         machine = new_id()
 
         def work(db):
-            db.add_new(Attempt, job=job.id, no=1, state="open", plan_json={}, epoch=0, opened_at=db.now)
+            db.add_new(AttemptRow, job=job.id, no=1, state="open", plan_json={}, epoch=0, opened_at=db.now)
             db.add_new(
-                Machine, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
+                MachineRow, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type="local.cpu", market="spot", price="0.158",
                 on_demand_price="0.526", launch_json={}, state="planned", created_at=db.now,
             )  # fmt: skip
@@ -49,7 +49,7 @@ class World:
         self.store.write(work)
         return machine
 
-    def hold(self, job: Job, amount: int, machine: UUID | None = None, until: int = 1) -> UUID:
+    def hold(self, job: JobRow, amount: int, machine: UUID | None = None, until: int = 1) -> UUID:
         machine = machine or self.machine(job)
         account = self.account("job", job).id
         self.store.write(
@@ -63,30 +63,32 @@ class World:
         lines = [Line(f"line {number}", amount, "time") for number, amount in enumerate(amounts)]
         return self.store.write(lambda db: ledger.settle(db, machine, lines, final=final))
 
-    def limit(self, kind: str, micro: int | None, job: Job | None = None) -> Account:
+    def limit(self, kind: str, micro: int | None, job: JobRow | None = None) -> AccountRow:
         account = self.account(kind, job).id
         return self.store.write(lambda db: ledger.set_limit(db, account, micro, actor="ann", reason="test"))
 
-    def account(self, kind: str, job: Job | None = None) -> Account:
+    def account(self, kind: str, job: JobRow | None = None) -> AccountRow:
         with self.store.read() as db:
             if job is not None:
                 chain = ledger.path(db, ledger.job_account(db, job.id).id)
             else:
-                member = db.sql.scalars(select(Account).where(Account.owner == f"{self.team}/{self.me.user}")).one()
+                member = db.sql.scalars(
+                    select(AccountRow).where(AccountRow.owner == f"{self.team}/{self.me.user}")
+                ).one()
                 chain = ledger.path(db, member.id)
-            taker = select(Account).where(Account.kind == kind, Account.owner == chain[-1].owner)
+            taker = select(AccountRow).where(AccountRow.kind == kind, AccountRow.owner == chain[-1].owner)
             return next((one for one in chain if one.kind == kind), None) or db.sql.scalars(taker).one()
 
-    def totals(self, job: Job) -> list[tuple[int, int, int]]:
+    def totals(self, job: JobRow) -> list[tuple[int, int, int]]:
         """(posted, held, overdraft) of job, member, team, organisation."""
         with self.store.read() as db:
             chain = ledger.path(db, ledger.job_account(db, job.id).id)
             return [(one.posted, one.held, one.overdraft) for one in chain]
 
-    def events(self, kind: str) -> list[Event]:
+    def events(self, kind: str) -> list[EventRow]:
         with self.store.read() as db:
-            query = select(Event).where(Event.team == self.team, Event.kind == kind)
-            return list(db.sql.scalars(query.order_by(Event.seq)))
+            query = select(EventRow).where(EventRow.team == self.team, EventRow.kind == kind)
+            return list(db.sql.scalars(query.order_by(EventRow.seq)))
 
     def sweep(self) -> list[ledger.Discrepancy]:
         with self.store.read() as db:

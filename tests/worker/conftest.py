@@ -16,7 +16,7 @@ from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Read, Store, open_store
 from shoestring_core.store.fleet import agents, gangs, services
 from shoestring_core.store.objects import LocalObjects
-from shoestring_core.store.tables import Generation, Job, Machine, Transfer
+from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, TransferRow
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.sim import SimCloud
 from sqlalchemy import select, update
@@ -105,7 +105,9 @@ class World:
         def ingest(db):
             now = self.job(job)
             db.sql.execute(
-                update(Generation).where(Generation.job == job, Generation.no == now.generation).values(last_step=step)
+                update(GenerationRow)
+                .where(GenerationRow.job == job, GenerationRow.no == now.generation)
+                .values(last_step=step)
             )
 
         self.store.write(ingest)
@@ -141,28 +143,30 @@ class World:
 
     # What the rows say.
 
-    def job(self, job: UUID) -> Job:
+    def job(self, job: UUID) -> JobRow:
         with self.store.read() as db:
-            return db.sql.scalars(select(Job).where(Job.id == job)).one()
+            return db.sql.scalars(select(JobRow).where(JobRow.id == job)).one()
 
-    def machines(self, job: UUID) -> list[Machine]:
+    def machines(self, job: UUID) -> list[MachineRow]:
         with self.store.read() as db:
             return list(
                 db.sql.scalars(
-                    select(Machine).where(Machine.job == job).order_by(Machine.attempt, Machine.slot, Machine.ordinal)
+                    select(MachineRow)
+                    .where(MachineRow.job == job)
+                    .order_by(MachineRow.attempt, MachineRow.slot, MachineRow.ordinal)
                 )
             )
 
-    def alive(self, job: UUID) -> list[Machine]:
+    def alive(self, job: UUID) -> list[MachineRow]:
         return [machine for machine in self.machines(job) if machine.state in ("calling", "up")]
 
     def order(self, machine: UUID) -> wire.Order:
         with self.store.read() as db:
             return agents.order(db, machine, lambda key: f"http://objects/{key}", self.timeouts)[0]
 
-    def transfers(self) -> list[Transfer]:
+    def transfers(self) -> list[TransferRow]:
         with self.store.read() as db:
-            return list(db.sql.scalars(select(Transfer).order_by(Transfer.at)))
+            return list(db.sql.scalars(select(TransferRow).order_by(TransferRow.at)))
 
 
 def make_control_loop(

@@ -18,7 +18,7 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet import agents, records, services
-from shoestring_core.store.tables import Account, Attempt, Checkpoint, Generation, Machine
+from shoestring_core.store.tables import AccountRow, AttemptRow, CheckpointRow, GenerationRow, MachineRow
 from sqlalchemy import select, update
 
 from tests.worker.conftest import World
@@ -205,7 +205,7 @@ class Drama:
                 assert self.world.job(job).generation != generation
 
     def _store_points(self, job: UUID, number: int) -> None:
-        row = update(Generation).where(Generation.job == job, Generation.no == number)
+        row = update(GenerationRow).where(GenerationRow.job == job, GenerationRow.no == number)
         self.world.store.write(lambda db: db.count(row.values(last_step=self.steps[job])))
 
     # What must hold
@@ -228,27 +228,31 @@ class Drama:
         )
         with world.store.read() as db:
             assert ledger.sweep(db) == []
-            top = db.sql.scalars(select(Account).where(Account.kind == "org")).one()
+            top = db.sql.scalars(select(AccountRow).where(AccountRow.kind == "org")).one()
             assert (top.posted, top.held) == (due, 0)
             for job in self.jobs:
                 assert (
                     db.sql.scalars(
-                        select(Machine.id).where(Machine.job == job, Machine.state.not_in(("terminated", "void")))
+                        select(MachineRow.id).where(
+                            MachineRow.job == job, MachineRow.state.not_in(("terminated", "void"))
+                        )
                     ).all()
                     == []
                 )
-                assert set(db.sql.scalars(select(Attempt.state).where(Attempt.job == job))) == {"closed"}
+                assert set(db.sql.scalars(select(AttemptRow.state).where(AttemptRow.job == job))) == {"closed"}
                 done = world.job(job)
                 if done.end_reason == "infrastructure":  # the storm was too much for it, and it says so
                     assert "without a new checkpoint" in done.end_text or "never trained" in done.end_text
                     continue
                 self._check_curve(
-                    db.sql.scalars(select(Generation).where(Generation.job == job).order_by(Generation.no)).all()
+                    db.sql.scalars(
+                        select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.no)
+                    ).all()
                 )
-                final = db.sql.scalars(select(Checkpoint).where(Checkpoint.id == done.checkpoint)).one()
+                final = db.sql.scalars(select(CheckpointRow).where(CheckpointRow.id == done.checkpoint)).one()
                 assert (done.end_reason, final.step, final.final) == ("succeeded", STEPS, True)
 
-    def _check_curve(self, generations: list[Generation]) -> None:
+    def _check_curve(self, generations: list[GenerationRow]) -> None:
         """Each generation starts at a step that an earlier one has reached: the merged curve has no hole."""
         reached = 0
         for one in generations:
@@ -256,9 +260,9 @@ class Drama:
             reached = max(reached, one.last_step or 0)
         assert reached == STEPS
 
-    def _row(self, machine: UUID) -> Machine:
+    def _row(self, machine: UUID) -> MachineRow:
         with self.world.store.read() as db:
-            return db.sql.scalars(select(Machine).where(Machine.id == machine)).one()
+            return db.sql.scalars(select(MachineRow).where(MachineRow.id == machine)).one()
 
     def _size(self, job: UUID, generation: int) -> int:
         with self.world.store.read() as db:

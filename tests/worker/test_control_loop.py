@@ -12,7 +12,7 @@ from shoestring_core import money
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import agents
-from shoestring_core.store.tables import Account, Attempt, Event, Generation, Hold, Price
+from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, GenerationRow, HoldRow, PriceRow
 from sqlalchemy import select
 
 from tests.worker.conftest import World
@@ -44,7 +44,7 @@ def independent_bill(world: World) -> int:
 def spent(world: World) -> int:
     with world.store.read() as db:
         assert ledger.sweep(db) == []
-        return db.sql.scalars(select(Account.posted).where(Account.kind == "org")).one()
+        return db.sql.scalars(select(AccountRow.posted).where(AccountRow.kind == "org")).one()
 
 
 def test_a_job_runs_from_the_queue_to_its_receipt(world: World):
@@ -68,14 +68,14 @@ def test_a_job_runs_from_the_queue_to_its_receipt(world: World):
     assert done.settled_at is not None
     assert spent(world) == independent_bill(world) == 2 * money.cost("0.158", 20 * S)
     with world.store.read() as db:
-        assert db.sql.scalars(select(Price.amount).order_by(Price.amount)).all() == ["0.158", "0.526"]
+        assert db.sql.scalars(select(PriceRow.amount).order_by(PriceRow.amount)).all() == ["0.158", "0.526"]
 
 
 def test_the_stored_plan_says_what_was_decided_on_what(world: World):
     job = world.submit()
     world.tick()
     with world.store.read() as db:
-        attempt = db.sql.scalars(select(Attempt).where(Attempt.job == job)).one()
+        attempt = db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job)).one()
     assert attempt.plan_json["waiting"]["job"] == str(job)
     assert attempt.plan_json["offers"][0]["price"] == "0.158"
 
@@ -110,8 +110,10 @@ def test_a_reclaimed_gang_goes_on_from_its_checkpoint_in_a_new_attempt(world: Wo
 
     assert world.form(job) == 2
     with world.store.read() as db:
-        generations = db.sql.scalars(select(Generation).where(Generation.job == job).order_by(Generation.no)).all()
-        attempts = db.sql.scalars(select(Attempt).where(Attempt.job == job).order_by(Attempt.no)).all()
+        generations = db.sql.scalars(
+            select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.no)
+        ).all()
+        attempts = db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.no)).all()
     assert [(one.state, one.start_step) for one in generations] == [("over", 0), ("formed", 40)]
     assert (attempts[0].state, attempts[0].reason, attempts[0].trained) == ("closed", "preempted", True)
     assert world.order(world.alive(job)[0].id).run.resume.step == 40
@@ -293,7 +295,7 @@ def test_a_long_run_is_funded_as_it_goes_and_pays_what_it_used(world: World):
         world.report(job)
         world.tick(5)
         with world.store.read() as db:
-            held.append(db.sql.scalars(select(Account.held).where(Account.kind == "job")).one())
+            held.append(db.sql.scalars(select(AccountRow.held).where(AccountRow.kind == "job")).one())
             assert ledger.sweep(db) == []
         (machine,) = world.alive(job)
         assert machine.funded_until - world.clock.now >= 30 * S
@@ -351,8 +353,10 @@ def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World
     world.tick()
     assert (world.job(job).state, world.job(job).want) == ("stopping", "pause")
     with world.store.read() as db:
-        assert db.sql.scalars(select(Account.overdraft).where(Account.kind == "team")).one() > 0
-        stopping = select(Event.reason).where(Event.job == job, Event.kind == "job").order_by(Event.seq.desc())
+        assert db.sql.scalars(select(AccountRow.overdraft).where(AccountRow.kind == "team")).one() > 0
+        stopping = (
+            select(EventRow.reason).where(EventRow.job == job, EventRow.kind == "job").order_by(EventRow.seq.desc())
+        )
         assert "team vision" in db.sql.scalars(stopping.limit(1)).one()
     world.exits(world.alive(job)[0].id, 1, "drained")
     leave(world, job)
@@ -361,7 +365,7 @@ def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World
     world.tick()
     assert world.job(job).state == "launching"
     with world.store.read() as db:
-        assert db.sql.scalars(select(Account.overdraft).where(Account.kind == "team")).one() == 0
+        assert db.sql.scalars(select(AccountRow.overdraft).where(AccountRow.kind == "team")).one() == 0
 
 
 def test_a_grant_that_comes_while_the_job_is_still_pausing_queues_it_when_its_machines_are_gone(world: World):
@@ -396,5 +400,5 @@ def test_a_void_machine_gives_its_money_back_at_once(world: World):
     world.cloud.offers = lambda: [type(offer)(**(vars(offer) | {"slots": 4})) for offer in offers]
     world.tick()
     with world.store.read() as db:
-        assert db.sql.scalars(select(Hold.state)).all() == ["closed"]
-        assert db.sql.scalars(select(Account.held).where(Account.kind == "org")).one() == 0
+        assert db.sql.scalars(select(HoldRow.state)).all() == ["closed"]
+        assert db.sql.scalars(select(AccountRow.held).where(AccountRow.kind == "org")).one() == 0

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import agents
-from shoestring_core.store.tables import Generation, Machine
+from shoestring_core.store.tables import GenerationRow, MachineRow
 from sqlalchemy import select
 
 from tests.worker.conftest import World
@@ -22,7 +22,7 @@ def running(world: World, nodes: str = "2..4") -> UUID:
     return job
 
 
-def lose(world: World, job: UUID, slot: int) -> Machine:
+def lose(world: World, job: UUID, slot: int) -> MachineRow:
     machine = next(one for one in world.alive(job) if one.slot == slot)
     world.cloud.end(machine.provider_id, "crashed")
     return machine
@@ -155,6 +155,6 @@ def test_generations_tell_how_the_gang_changed(world: World):
     lose(world, job, 1)
     world.tick(3)
     with world.store.read() as db:
-        rows = db.sql.scalars(select(Generation).where(Generation.job == job).order_by(Generation.no)).all()
+        rows = db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.no)).all()
     assert [(one.world, one.state) for one in rows] == [(4, "over"), (3, "forming")]
     assert rows[0].over_reason == "The machine in slot 1 was lost (crashed)."

@@ -15,7 +15,7 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest, PointsMissing, StaleTransition
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.fleet import agents, observations, planning, services
-from shoestring_core.store.tables import Account, Checkpoint, Event, Machine
+from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
 from shoestring_worker.providers.base import Intent
 from shoestring_worker.providers.sim import Fault, SimCloud
 from sqlalchemy import func, select, update
@@ -249,7 +249,7 @@ def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
             lambda db: planning.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
         )
     with world.store.read() as db:
-        assert db.sql.scalars(select(Account.held).where(Account.kind == "org")).one() == 0
+        assert db.sql.scalars(select(AccountRow.held).where(AccountRow.kind == "org")).one() == 0
 
 
 def test_two_workers_racing_for_money_that_covers_one_start_exactly_one(world: World):
@@ -306,7 +306,7 @@ def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_a
     world.tick()
     (machine,) = world.machines(job)
 
-    def register(secret: str, token_ok: bool = True) -> Machine | None:
+    def register(secret: str, token_ok: bool = True) -> MachineRow | None:
         hashed = wire.hash_session(secret)
         return world.store.write(
             lambda db: agents.register(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.timeouts)
@@ -321,7 +321,7 @@ def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_a
         for wrong in ("another", "", "forged"):
             with pytest.raises(AgentRefused):
                 agents.authenticate(db, machine.id, wrong)
-        assert db.sql.scalar(select(func.count()).select_from(Event).where(Event.kind == "alarm")) == 2
+        assert db.sql.scalar(select(func.count()).select_from(EventRow).where(EventRow.kind == "alarm")) == 2
 
 
 def test_a_repeated_ready_changes_nothing_and_an_old_one_moves_nothing(world: World):
@@ -360,7 +360,7 @@ def test_a_commit_told_again_changes_nothing(world: World, running: tuple[UUID, 
     assert world.commit(machine, 1, 20, "final", nonce="000002")
     assert world.job(job).end_reason == "succeeded"
     with world.store.read() as db:
-        assert db.sql.scalars(select(Checkpoint.step).order_by(Checkpoint.step)).all() == [10, 20]
+        assert db.sql.scalars(select(CheckpointRow.step).order_by(CheckpointRow.step)).all() == [10, 20]
 
 
 def test_the_final_checkpoint_of_a_step_that_was_saved_already_brings_its_artifacts(world: World, running):
@@ -368,7 +368,7 @@ def test_the_final_checkpoint_of_a_step_that_was_saved_already_brings_its_artifa
     assert world.commit(machine, 1, 20)
     assert world.commit(machine, 1, 20, "final")
     with world.store.read() as db:
-        (one,) = db.sql.scalars(select(Checkpoint))
+        (one,) = db.sql.scalars(select(CheckpointRow))
         assert (one.final, one.object_key) == (True, checkpoints.object_key(job, 1, "000002"))
         assert checkpoints.final(db, job).id == world.job(job).checkpoint == one.id
     assert world.commit(machine, 1, 20, nonce="000001") is False  # long replaced
@@ -386,7 +386,7 @@ def test_a_checkpoint_waits_for_the_points_it_stands_on(world: World, running):
     )
     with pytest.raises(PointsMissing):
         world.store.write(lambda db: checkpoints.commit(db, machine, said))
-    world.store.write(lambda db: db.count(update(Machine).where(Machine.id == machine).values(acked_seq=3)))
+    world.store.write(lambda db: db.count(update(MachineRow).where(MachineRow.id == machine).values(acked_seq=3)))
     assert world.store.write(lambda db: checkpoints.commit(db, machine, said))
     assert world.job(job).checkpoint is not None
 
@@ -400,7 +400,7 @@ def test_an_older_generation_moves_nothing_and_is_kept_as_history(world: World, 
     assert world.job(job).state == "running"
     assert world.job(job).checkpoint is None
     with world.store.read() as db:
-        assert db.sql.scalars(select(Checkpoint.generation)).all() == [1]
+        assert db.sql.scalars(select(CheckpointRow.generation)).all() == [1]
 
 
 def test_a_machine_that_has_no_part_in_a_generation_commits_nothing(world: World, running):

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from shoestring_core import wire
 from shoestring_core.store import jobs, reports
-from shoestring_core.store.tables import Generation
+from shoestring_core.store.tables import GenerationRow
 from sqlalchemy import select
 
 from tests.worker.conftest import World
@@ -57,7 +57,7 @@ def test_each_time_it_goes_further_back_and_passes_over_more_until_enough_was_tr
     assert {machine.id for machine in world.alive(job)} == machines
     assert world.job(job).attempt == 1
     with world.store.read() as db:
-        course = reports.ownership(db.sql.scalars(select(Generation).where(Generation.job == job)))
+        course = reports.ownership(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
     assert [(one.start, one.kept_through) for _, one in sorted(course.items())] == [
         (0, 30), (40, 30), (40, 30), (30, None)
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_recovered_job_saves_from_there_on_and_succeeds(world: World):
     assert world.job(job).generation == 2
     save(world, job, 15)
     with world.store.read() as db:
-        assert [row.start_step for row in db.sql.scalars(select(Generation).order_by(Generation.no))] == [0, 10]
+        assert [row.start_step for row in db.sql.scalars(select(GenerationRow).order_by(GenerationRow.no))] == [0, 10]
     world.exits(world.alive(job)[0].id, 2, "signal")
     world.tick(1)
     world.form(job)

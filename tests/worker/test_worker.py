@@ -15,7 +15,7 @@ import pytest
 from shoestring_core import spec
 from shoestring_core.store import identity, jobs
 from shoestring_core.store.db import Store, open_store
-from shoestring_core.store.tables import Job
+from shoestring_core.store.tables import JobRow
 from sqlalchemy import select
 
 from tests import servers
@@ -80,7 +80,7 @@ def submit(store: Store) -> UUID:
 def launched(store: Store, job: UUID) -> Callable[[], bool]:
     def look() -> bool:
         with store.read() as db:
-            return db.sql.scalars(select(Job.state).where(Job.id == job)).one() == "launching"
+            return db.sql.scalars(select(JobRow.state).where(JobRow.id == job)).one() == "launching"
 
     return look
 

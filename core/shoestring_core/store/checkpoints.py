@@ -20,7 +20,7 @@ from shoestring_core.states import EndReason, JobState
 from shoestring_core.store import jobs, reports
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
+from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Stranded:
 def uploads(db: Read, machine_id: UUID) -> Upload | None:
     """The unused pair of objects of the machine that uploads for its job's current generation; None for the others."""
     generation = db.sql.scalar(
-        select(Generation)
-        .join(Member, (Member.job == Generation.job) & (Member.generation == Generation.no))
-        .where(Member.machine == machine_id, Member.node_rank == 0, Generation.state == "formed")
+        select(GenerationRow)
+        .join(MemberRow, (MemberRow.job == GenerationRow.job) & (MemberRow.generation == GenerationRow.no))
+        .where(MemberRow.machine == machine_id, MemberRow.node_rank == 0, GenerationRow.state == "formed")
     )
     return None if generation is None else _next_upload(db, generation.job, generation.no)
 
@@ -79,13 +79,15 @@ def commit(db: Write, machine_id: UUID, said: wire.CheckpointCommit) -> bool:
     changes nothing. Raises PointsMissing while batches up to `through_seq` are not stored, AgentRefused if the machine
     has no part in the generation, InvalidRequest for a place that was never given out.
     """
-    found = db.sql.get(Machine, machine_id)
+    found = db.sql.get(MachineRow, machine_id)
     if found is None:
         raise AgentRefused("No such machine.")
     job = _claim(db, found.job)
-    machine = db.sql.scalars(select(Machine).where(Machine.id == machine_id)).one()
+    machine = db.sql.scalars(select(MachineRow).where(MachineRow.id == machine_id)).one()
     member = db.sql.scalar(
-        select(Member).where(Member.job == job.id, Member.generation == said.generation, Member.machine == machine_id)
+        select(MemberRow).where(
+            MemberRow.job == job.id, MemberRow.generation == said.generation, MemberRow.machine == machine_id
+        )
     )
     if member is None:
         raise AgentRefused(f"This machine has no part in generation {said.generation}.")
@@ -113,7 +115,9 @@ def commit(db: Write, machine_id: UUID, said: wire.CheckpointCommit) -> bool:
         reached = said.result is not None and said.result.get("goal_reached") is True
         end = EndReason.GOAL_REACHED if reached else EndReason.SUCCEEDED
         jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=f"finished at step {said.step}", end_reason=end)
-        closing = update(Attempt).where(Attempt.job == job.id, Attempt.no == job.attempt, Attempt.state == "open")
+        closing = update(AttemptRow).where(
+            AttemptRow.job == job.id, AttemptRow.no == job.attempt, AttemptRow.state == "open"
+        )
         db.sql.execute(closing.values(state="closing", reason="finished", closed_at=db.now, trained=True))
         db.hint()
     _store(db, checkpoint, known, job.id, said.generation, said.step, final, key, said.manifest_sha256, said.bytes)
@@ -131,25 +135,29 @@ def commit(db: Write, machine_id: UUID, said: wire.CheckpointCommit) -> bool:
     return moves
 
 
-def newest(db: Read, job_id: UUID) -> Checkpoint | None:
+def newest(db: Read, job_id: UUID) -> CheckpointRow | None:
     """The checkpoint that the job would resume from."""
-    return db.sql.scalar(select(Checkpoint).join(Job, Job.checkpoint == Checkpoint.id).where(Job.id == job_id))
+    return db.sql.scalar(
+        select(CheckpointRow).join(JobRow, JobRow.checkpoint == CheckpointRow.id).where(JobRow.id == job_id)
+    )
 
 
-def before(db: Read, job: Job, step: int) -> Checkpoint | None:
+def before(db: Read, job: JobRow, step: int) -> CheckpointRow | None:
     """The newest of the job's present course from which step `step` is still to come; failing that what its first
     generation started from; None: nothing."""
-    generations = list(db.sql.scalars(select(Generation).where(Generation.job == job.id).order_by(Generation.no)))
+    generations = list(
+        db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job.id).order_by(GenerationRow.no))
+    )
     owned = reports.ownership(generations)
-    found = select(Checkpoint).where(Checkpoint.job == job.id, Checkpoint.step < step)
-    for one in db.sql.scalars(found.order_by(Checkpoint.step.desc(), Checkpoint.generation.desc())):
+    found = select(CheckpointRow).where(CheckpointRow.job == job.id, CheckpointRow.step < step)
+    for one in db.sql.scalars(found.order_by(CheckpointRow.step.desc(), CheckpointRow.generation.desc())):
         if owned[one.generation].holds(one.step):
             return one
     first = generations[0].start_checkpoint if generations else None
-    return db.sql.get(Checkpoint, first) if first else None
+    return db.sql.get(CheckpointRow, first) if first else None
 
 
-def to_start_with(db: Read, team: UUID, job_id: UUID) -> Checkpoint:
+def to_start_with(db: Read, team: UUID, job_id: UUID) -> CheckpointRow:
     """The checkpoint with whose weights another job of the team may start.
 
     Raises NotFound, for another team's job as well, and InvalidSpec if the job has saved nothing yet.
@@ -162,16 +170,16 @@ def to_start_with(db: Read, team: UUID, job_id: UUID) -> Checkpoint:
     return found
 
 
-def final(db: Read, job_id: UUID) -> Checkpoint | None:
+def final(db: Read, job_id: UUID) -> CheckpointRow | None:
     """The newest checkpoint whose parts are the job's artifacts."""
-    found = select(Checkpoint).where(Checkpoint.job == job_id, Checkpoint.final)
-    return db.sql.scalar(found.order_by(Checkpoint.generation.desc(), Checkpoint.step.desc()).limit(1))
+    found = select(CheckpointRow).where(CheckpointRow.job == job_id, CheckpointRow.final)
+    return db.sql.scalar(found.order_by(CheckpointRow.generation.desc(), CheckpointRow.step.desc()).limit(1))
 
 
 def stranded(db: Read, job_id: UUID, attempt_no: int) -> Stranded | None:
     """Where to look for an upload that an attempt's last generation may have left behind; None if it can't matter."""
-    job = db.sql.scalars(select(Job).where(Job.id == job_id)).one()
-    generation = db.sql.get(Generation, (job_id, job.generation))
+    job = db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
+    generation = db.sql.get(GenerationRow, (job_id, job.generation))
     if job.state == JobState.ENDED or generation is None or generation.attempt != attempt_no:
         return None
     if generation.state != "formed" or generation.last_step is None:
@@ -216,7 +224,7 @@ def object_key(job: UUID, generation: int, nonce: str) -> str:
 def _next_upload(db: Read, job: UUID, generation: int) -> Upload:
     """Numbered within the generation: one more than the latest that was stored."""
     keys = db.sql.scalars(
-        select(Checkpoint.object_key).where(Checkpoint.job == job, Checkpoint.generation == generation)
+        select(CheckpointRow.object_key).where(CheckpointRow.job == job, CheckpointRow.generation == generation)
     )
     used = [int(key.rsplit("/", 1)[1]) for key in keys]
     nonce = f"{max(used, default=0) + 1:06d}"
@@ -226,7 +234,7 @@ def _next_upload(db: Read, job: UUID, generation: int) -> Upload:
 def _store(
     db: Write,
     checkpoint: UUID,
-    known: Checkpoint | None,
+    known: CheckpointRow | None,
     job: UUID,
     generation: int,
     step: int,
@@ -243,38 +251,40 @@ def _store(
         "stored_at": db.now,
     }
     if known is not None:
-        same = update(Checkpoint).where(Checkpoint.id == known.id)
+        same = update(CheckpointRow).where(CheckpointRow.id == known.id)
         db.sql.execute(same.values(final=known.final or final, **content))
         return
     db.sql.execute(
-        insert(Checkpoint).values(id=checkpoint, job=job, generation=generation, step=step, final=final, **content)
+        insert(CheckpointRow).values(id=checkpoint, job=job, generation=generation, step=step, final=final, **content)
     )
 
 
-def _point(db: Write, job: Job, checkpoint: UUID, step: int, result: dict[str, Any] | None) -> None:
+def _point(db: Write, job: JobRow, checkpoint: UUID, step: int, result: dict[str, Any] | None) -> None:
     values: dict[str, Any] = {"checkpoint": checkpoint}
     if result is not None:
         values |= {"result": result, "last_step": step}
-    db.sql.execute(update(Job).where(Job.id == job.id, Job.generation == job.generation).values(**values))
+    db.sql.execute(update(JobRow).where(JobRow.id == job.id, JobRow.generation == job.generation).values(**values))
 
 
-def _claim(db: Write, job_id: UUID) -> Job:
+def _claim(db: Write, job_id: UUID) -> JobRow:
     """The job's row, which nobody else decides about until this transaction ends."""
-    db.sql.execute(update(Job).where(Job.id == job_id).values(generation=Job.generation))
-    return db.sql.scalars(select(Job).where(Job.id == job_id)).one()
+    db.sql.execute(update(JobRow).where(JobRow.id == job_id).values(generation=JobRow.generation))
+    return db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
 
 
 def _is_open(db: Read, job: UUID, generation: int) -> bool:
-    state = db.sql.scalar(select(Generation.state).where(Generation.job == job, Generation.no == generation))
+    state = db.sql.scalar(select(GenerationRow.state).where(GenerationRow.job == job, GenerationRow.no == generation))
     return state == "formed"
 
 
-def _step(db: Read, job: Job) -> int:
+def _step(db: Read, job: JobRow) -> int:
     """The step of the job's present checkpoint."""
-    return db.sql.scalar(select(Checkpoint.step).where(Checkpoint.id == job.checkpoint)) or 0
+    return db.sql.scalar(select(CheckpointRow.step).where(CheckpointRow.id == job.checkpoint)) or 0
 
 
-def _at_step(db: Read, job: UUID, generation: int, step: int) -> Checkpoint | None:
+def _at_step(db: Read, job: UUID, generation: int, step: int) -> CheckpointRow | None:
     return db.sql.scalar(
-        select(Checkpoint).where(Checkpoint.job == job, Checkpoint.generation == generation, Checkpoint.step == step)
+        select(CheckpointRow).where(
+            CheckpointRow.job == job, CheckpointRow.generation == generation, CheckpointRow.step == step
+        )
     )

@@ -163,15 +163,15 @@ class Write(Read):
         for team in sorted(by_team):
             self._number(team, by_team[team])
         if self._events:
-            self.sql.execute(insert(tables.Event), self._events)
+            self.sql.execute(insert(tables.EventRow), self._events)
         return Committed(set(by_team), {row["job"] for row in self._events if row["job"]}, self._hint)
 
     def _number(self, team: UUID, rows: list[dict[str, Any]]) -> None:
         last = self.sql.execute(
-            update(tables.Team)
-            .where(tables.Team.id == team)
-            .values(feed_seq=tables.Team.feed_seq + len(rows))
-            .returning(tables.Team.feed_seq)
+            update(tables.TeamRow)
+            .where(tables.TeamRow.id == team)
+            .values(feed_seq=tables.TeamRow.feed_seq + len(rows))
+            .returning(tables.TeamRow.feed_seq)
         ).scalar_one()
         for seq, row in enumerate(rows, start=last - len(rows) + 1):
             row["seq"] = seq

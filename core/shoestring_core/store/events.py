@@ -15,23 +15,23 @@ from sqlalchemy import func, select
 
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store.db import Read
-from shoestring_core.store.tables import Event, Team
+from shoestring_core.store.tables import EventRow, TeamRow
 
 MAX_BEHIND = 10_000
 """A reader further back reads the resources again instead of their history."""
 
 
-def events(db: Read, team: UUID, after: int, limit: int, *, job: UUID | None = None) -> list[Event]:
+def events(db: Read, team: UUID, after: int, limit: int, *, job: UUID | None = None) -> list[EventRow]:
     """The events past `after`, oldest first, at most `limit`; of one job if given."""
-    query = select(Event).where(Event.team == team, Event.seq > after).order_by(Event.seq).limit(limit)
+    query = select(EventRow).where(EventRow.team == team, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
     if job is not None:
-        query = query.where(Event.job == job)
+        query = query.where(EventRow.job == job)
     return list(db.sql.scalars(query))
 
 
 def head(db: Read, team: UUID) -> int:
     """The number of the team's newest event; 0 if nothing happened yet."""
-    return db.sql.scalar(select(Team.feed_seq).where(Team.id == team)) or 0
+    return db.sql.scalar(select(TeamRow.feed_seq).where(TeamRow.id == team)) or 0
 
 
 def too_old(db: Read, team: UUID, after: int) -> bool:
@@ -39,7 +39,7 @@ def too_old(db: Read, team: UUID, after: int) -> bool:
     behind = head(db, team) - after
     if not 0 <= behind <= MAX_BEHIND:
         return True
-    return db.sql.scalar(select(func.count()).where(Event.team == team, Event.seq > after)) != behind
+    return db.sql.scalar(select(func.count()).where(EventRow.team == team, EventRow.seq > after)) != behind
 
 
 def cursor(team: UUID, seq: int) -> str:

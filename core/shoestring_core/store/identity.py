@@ -27,7 +27,7 @@ from shoestring_core.errors import (
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Idempotency, Key, Membership, Session, Team, User
+from shoestring_core.store.tables import IdempotencyRow, KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
 
 Kind = Literal["pat", "job", "svc", "login"]
 Role = Literal["admin", "member"]
@@ -73,21 +73,21 @@ def ensure_admin(db: Write, org: str, team: str, user: str) -> Principal:
 
 def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "member") -> Principal:
     """A user in a team; what doesn't exist yet is made, with its accounts. An existing role stays."""
-    db.add_new(User, id=new_id(), name=user, created_at=db.now)
-    db.add_new(Team, id=new_id(), name=team, feed_seq=0)
-    user_id = db.sql.execute(select(User.id).where(User.name == user)).scalar_one()
-    team_id = db.sql.execute(select(Team.id).where(Team.name == team)).scalar_one()
-    db.add_new(Membership, team_id=team_id, user_id=user_id, role=role)
+    db.add_new(UserRow, id=new_id(), name=user, created_at=db.now)
+    db.add_new(TeamRow, id=new_id(), name=team, feed_seq=0)
+    user_id = db.sql.execute(select(UserRow.id).where(UserRow.name == user)).scalar_one()
+    team_id = db.sql.execute(select(TeamRow.id).where(TeamRow.name == team)).scalar_one()
+    db.add_new(MembershipRow, team_id=team_id, user_id=user_id, role=role)
     ledger.open_tree(db, org, team_id, user_id)
     return _principal(db, user_id, team_id)
 
 
 def user_names(db: Read, users: set[UUID]) -> dict[UUID, str]:
-    return {row.id: row.name for row in db.sql.execute(select(User.id, User.name).where(User.id.in_(users)))}
+    return {row.id: row.name for row in db.sql.execute(select(UserRow.id, UserRow.name).where(UserRow.id.in_(users)))}
 
 
 def team_name(db: Read, team: UUID) -> str:
-    return db.sql.execute(select(Team.name).where(Team.id == team)).scalar_one()
+    return db.sql.execute(select(TeamRow.name).where(TeamRow.id == team)).scalar_one()
 
 
 # Keys
@@ -95,11 +95,11 @@ def team_name(db: Read, team: UUID) -> str:
 
 def create_key(
     db: Write, kind: Kind, user: UUID, team: UUID, scopes: list[str], expires_at: int | None
-) -> tuple[Key, str]:
+) -> tuple[KeyRow, str]:
     """A new key and its secret, which is shown once and stored nowhere. `expires_at` in µs UTC; None: never."""
     key_id, secret = new_id(), _secret(kind)
     db.add_new(
-        Key,
+        KeyRow,
         id=key_id,
         kind=kind,
         hash=_hash(secret),
@@ -110,7 +110,7 @@ def create_key(
         expires_at=expires_at,
         revoked_at=None,
     )
-    return db.sql.get_one(Key, key_id), secret
+    return db.sql.get_one(KeyRow, key_id), secret
 
 
 def revoke_key(db: Write, team: UUID, key: UUID) -> None:
@@ -118,13 +118,13 @@ def revoke_key(db: Write, team: UUID, key: UUID) -> None:
 
     Again: nothing. Raises NotFound.
     """
-    owner = db.sql.scalar(select(Key.user_id).where(Key.id == key, Key.team_id == team))
+    owner = db.sql.scalar(select(KeyRow.user_id).where(KeyRow.id == key, KeyRow.team_id == team))
     if owner is None:
         raise NotFound("There is no such key.")
-    if db.count(update(Key).where(Key.id == key, Key.revoked_at.is_(None)).values(revoked_at=db.now)):
-        links = (Key.user_id == owner, Key.team_id == team, Key.kind == "login", Key.revoked_at.is_(None))
-        db.count(update(Key).where(*links).values(revoked_at=db.now))
-        db.count(delete(Session).where(Session.user_id == owner, Session.team_id == team))
+    if db.count(update(KeyRow).where(KeyRow.id == key, KeyRow.revoked_at.is_(None)).values(revoked_at=db.now)):
+        links = (KeyRow.user_id == owner, KeyRow.team_id == team, KeyRow.kind == "login", KeyRow.revoked_at.is_(None))
+        db.count(update(KeyRow).where(*links).values(revoked_at=db.now))
+        db.count(delete(SessionRow).where(SessionRow.user_id == owner, SessionRow.team_id == team))
 
 
 def authenticate(db: Read, secret: str) -> Principal:
@@ -134,7 +134,7 @@ def authenticate(db: Read, secret: str) -> Principal:
             "This is not an API key, or it was mistyped.",
             hint="A key looks like sst_pat_ and 36 letters and digits; copy all of it.",
         )
-    key = db.sql.scalar(select(Key).where(Key.hash == _hash(secret), Key.kind != "login"))
+    key = db.sql.scalar(select(KeyRow).where(KeyRow.hash == _hash(secret), KeyRow.kind != "login"))
     if key is None:
         raise Unauthenticated("This API key is not known here.", hint="Check which server it belongs to.")
     if key.revoked_at is not None:
@@ -163,24 +163,29 @@ def create_login_code(db: Write, user: UUID, team: UUID) -> str:
 
 def redeem_login_code(db: Write, code: str) -> SignedIn:
     """Sign a browser in by a one-time code. Raises Unauthenticated if it was used, has expired, or never was."""
-    unused = (Key.hash == _hash(code), Key.kind == "login", Key.revoked_at.is_(None), Key.expires_at > db.now)
-    if not _is_well_formed(code) or db.count(update(Key).where(*unused).values(revoked_at=db.now)) != 1:
+    unused = (
+        KeyRow.hash == _hash(code),
+        KeyRow.kind == "login",
+        KeyRow.revoked_at.is_(None),
+        KeyRow.expires_at > db.now,
+    )
+    if not _is_well_formed(code) or db.count(update(KeyRow).where(*unused).values(revoked_at=db.now)) != 1:
         raise Unauthenticated(
             "This link was used already, or it is older than ten minutes.",
             hint="Sign in with an API key, or run `shoestring open` for a new link.",
         )
-    key = db.sql.execute(select(Key).where(Key.hash == _hash(code))).scalar_one()
+    key = db.sql.execute(select(KeyRow).where(KeyRow.hash == _hash(code))).scalar_one()
     return open_session(db, key.user_id, key.team_id)
 
 
 def open_session(db: Write, user: UUID, team: UUID, key: UUID | None = None) -> SignedIn:
     """Sign a browser in, by a key for no longer than that lasts."""
-    db.count(delete(Session).where(Session.expires_at <= db.now))
-    ends = db.sql.scalar(select(Key.expires_at).where(Key.id == key))
+    db.count(delete(SessionRow).where(SessionRow.expires_at <= db.now))
+    ends = db.sql.scalar(select(KeyRow.expires_at).where(KeyRow.id == key))
     expires_at = min(db.now + SESSION_LASTS, ends or db.now + SESSION_LASTS)
     signed_in = SignedIn(secrets.token_urlsafe(32), secrets.token_urlsafe(24), expires_at)
     db.add_new(
-        Session,
+        SessionRow,
         hash=_hash(signed_in.secret),
         user_id=user,
         team_id=team,
@@ -192,7 +197,7 @@ def open_session(db: Write, user: UUID, team: UUID, key: UUID | None = None) -> 
 
 def session(db: Read, secret: str) -> Principal:
     """Whose browser this is. Raises Unauthenticated."""
-    found = db.sql.scalar(select(Session).where(Session.hash == _hash(secret), Session.expires_at > db.now))
+    found = db.sql.scalar(select(SessionRow).where(SessionRow.hash == _hash(secret), SessionRow.expires_at > db.now))
     if found is None:
         raise Unauthenticated("You are signed out.", hint="Sign in again.")
     return _principal(db, found.user_id, found.team_id, csrf=found.csrf)
@@ -200,7 +205,7 @@ def session(db: Read, secret: str) -> Principal:
 
 def close_session(db: Write, secret: str) -> None:
     """Sign a browser out; again: nothing."""
-    db.count(delete(Session).where(Session.hash == _hash(secret)))
+    db.count(delete(SessionRow).where(SessionRow.hash == _hash(secret)))
 
 
 # Repeated requests
@@ -223,19 +228,23 @@ def begin(db: Write, principal: str, key: str, body_sha: str) -> Answer | None:
     """
     if not 1 <= len(key) <= 200 or not key.isprintable():
         raise InvalidRequest("An Idempotency-Key has 1 to 200 printable characters.", hint="Use a fresh UUID.")
-    row = (Idempotency.principal == principal, Idempotency.key == key)
-    db.count(delete(Idempotency).where(*row, Idempotency.at < db.now - ANSWERS_LAST))
-    if db.add_new(Idempotency, principal=principal, key=key, body_sha=body_sha, status=None, body=None, at=db.now):
+    row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key)
+    db.count(delete(IdempotencyRow).where(*row, IdempotencyRow.at < db.now - ANSWERS_LAST))
+    if db.add_new(IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, at=db.now):
         return None
-    first = db.sql.execute(select(Idempotency).where(*row)).scalar_one()
+    first = db.sql.execute(select(IdempotencyRow).where(*row)).scalar_one()
     if first.body_sha != body_sha:
         raise IdempotencyConflict(
             "This Idempotency-Key was used with another request.", hint="Use a fresh key for each new request."
         )
     if first.status is not None:
         return Answer(first.status, first.body or "")
-    stale = (Idempotency.status.is_(None), Idempotency.at == first.at, Idempotency.at < db.now - IN_FLIGHT_LASTS)
-    if db.count(update(Idempotency).where(*row, *stale).values(at=db.now)) == 1:
+    stale = (
+        IdempotencyRow.status.is_(None),
+        IdempotencyRow.at == first.at,
+        IdempotencyRow.at < db.now - IN_FLIGHT_LASTS,
+    )
+    if db.count(update(IdempotencyRow).where(*row, *stale).values(at=db.now)) == 1:
         return None
     raise IdempotencyInFlight(
         "The first request with this Idempotency-Key is still running.", hint="Repeat it shortly."
@@ -244,14 +253,14 @@ def begin(db: Write, principal: str, key: str, body_sha: str) -> Answer | None:
 
 def finish(db: Write, principal: str, key: str, status: int, body: str) -> None:
     """Keep the answer for those who repeat the request."""
-    row = (Idempotency.principal == principal, Idempotency.key == key, Idempotency.status.is_(None))
-    db.count(update(Idempotency).where(*row).values(status=status, body=body))
+    row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key, IdempotencyRow.status.is_(None))
+    db.count(update(IdempotencyRow).where(*row).values(status=status, body=body))
 
 
 def forget(db: Write, principal: str, key: str) -> None:
     """Give the key free again: the request was refused before it did anything."""
-    row = (Idempotency.principal == principal, Idempotency.key == key, Idempotency.status.is_(None))
-    db.count(delete(Idempotency).where(*row))
+    row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key, IdempotencyRow.status.is_(None))
+    db.count(delete(IdempotencyRow).where(*row))
 
 
 # Secrets
@@ -294,10 +303,10 @@ def _principal(
     csrf: str | None = None,
 ) -> Principal:
     row = db.sql.execute(
-        select(User.name.label("user"), Team.name.label("team"), Membership.role)
-        .join(Membership, Membership.user_id == User.id)
-        .join(Team, Team.id == Membership.team_id)
-        .where(User.id == user, Team.id == team)
+        select(UserRow.name.label("user"), TeamRow.name.label("team"), MembershipRow.role)
+        .join(MembershipRow, MembershipRow.user_id == UserRow.id)
+        .join(TeamRow, TeamRow.id == MembershipRow.team_id)
+        .where(UserRow.id == user, TeamRow.id == team)
     ).one_or_none()
     if row is None:
         raise Unauthenticated("You are not a member of this team any more.", hint="Ask one of its admins.")

@@ -22,7 +22,7 @@ from shoestring_core.states import JOB_MOVES, SUCCESS, EndReason, JobState, Want
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Account, Job, User
+from shoestring_core.store.tables import AccountRow, JobRow, UserRow
 
 WantReason = Literal["user", "budget", "time_limit", "goal"]
 
@@ -35,9 +35,9 @@ def submit(
     *,
     smallest_hold: int,
     sizing: dict[str, Any] | None = None,
-    retried_from: Job | None = None,
+    retried_from: JobRow | None = None,
     init: UUID | None = None,
-) -> Job:
+) -> JobRow:
     """Queue a job, with an account of its own below its member's.
 
     smallest_hold  micro-dollars that its first machines take at least
@@ -50,7 +50,7 @@ def submit(
     _refuse_the_impossible(db, ledger.member_account(db, team, user), spec.limits.cost, smallest_hold)
     job_id = new_id()
     db.sql.execute(
-        insert(Job).values(
+        insert(JobRow).values(
             id=job_id,
             team_id=team,
             user_id=user,
@@ -66,9 +66,9 @@ def submit(
             queued_at=db.now,
         )
     )
-    job = db.sql.get_one(Job, job_id)
+    job = db.sql.get_one(JobRow, job_id)
     ledger.open_job(db, job, spec.limits.cost)
-    actor = db.sql.scalar(select(User.name).where(User.id == user)) or ""
+    actor = db.sql.scalar(select(UserRow.name).where(UserRow.id == user)) or ""
     reason = f"retry of {retried_from.id}" if retried_from else "submitted"
     db.event(team=team, kind="job", actor=actor, reason=reason, job=job_id, data={"from": None, "to": "queued"})
     if sizing is not None and retried_from is None:
@@ -79,7 +79,7 @@ def submit(
     return job
 
 
-def transition(db: Write, job: Job, to: JobState, *, actor: str, reason: str, **columns: Any) -> Job:
+def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str, **columns: Any) -> JobRow:
     """Move a job: the only writer of `jobs.state`.
 
     job      as the caller saw it: its state, attempt, generation and wish must still be the same
@@ -92,10 +92,10 @@ def transition(db: Write, job: Job, to: JobState, *, actor: str, reason: str, **
         raise StaleTransition(f"The job is {before}; it can't become {to} now.")
     if to is JobState.LAUNCHING and job.want != Want.RUN:
         raise StaleTransition("The job isn't wanted to run any more.")
-    seen = [Job.id == job.id, Job.state == before, Job.want == job.want]
-    seen += [Job.attempt == job.attempt, Job.generation == job.generation]
+    seen = [JobRow.id == job.id, JobRow.state == before, JobRow.want == job.want]
+    seen += [JobRow.attempt == job.attempt, JobRow.generation == job.generation]
     values = {"state": to} | _times(db, job, to) | columns
-    if db.count(update(Job).where(*seen).values(values)) != 1:
+    if db.count(update(JobRow).where(*seen).values(values)) != 1:
         raise StaleTransition(f"Another moved or changed the job while it was {before}.")
     after = _get(db, job.id)
     data = {"from": before.value, "to": to.value} | ({"end_reason": after.end_reason} if after.end_reason else {})
@@ -108,7 +108,7 @@ def transition(db: Write, job: Job, to: JobState, *, actor: str, reason: str, **
     return after
 
 
-def _times(db: Write, before: Job, to: JobState) -> dict[str, Any]:
+def _times(db: Write, before: JobRow, to: JobState) -> dict[str, Any]:
     """What every move to `to` sets, besides the state."""
     silent = {"wait_reason": None, "wait_text": None}
     if to is JobState.QUEUED:
@@ -126,7 +126,7 @@ def stop(
     *,
     why: WantReason = "user",
     reason: str = "",
-) -> Job:
+) -> JobRow:
     """End a job, or pause it, after a checkpoint if it runs. Touches no machine: the reconciler does what is wanted.
 
     Again: nothing. A stop overrides a pause; a pause of what has ended, or is ending, is WrongState.
@@ -139,7 +139,7 @@ def stop(
     raise StaleTransition("The job keeps moving.", hint="Try again.")
 
 
-def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> Job:
+def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> JobRow:
     """Queue a paused job again; it goes on from its last checkpoint. Again: nothing.
 
     A job still stopping for its pause is queued once its machines are terminated. Raises WrongState if it is ending or
@@ -158,7 +158,7 @@ def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> Job:
     return before
 
 
-def retry(db: Write, team: UUID, job: UUID, user: UUID, *, smallest_hold: int) -> Job:
+def retry(db: Write, team: UUID, job: UUID, user: UUID, *, smallest_hold: int) -> JobRow:
     """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts as it did.
 
     Raises WrongState if it has not ended, NotFound, BudgetExceeded.
@@ -173,9 +173,9 @@ def retry(db: Write, team: UUID, job: UUID, user: UUID, *, smallest_hold: int) -
 # Finding
 
 
-def get(db: Read, team: UUID, job: UUID) -> Job:
+def get(db: Read, team: UUID, job: UUID) -> JobRow:
     """A job of the team. Raises NotFound, for another team's job as well."""
-    found = db.sql.scalar(select(Job).where(Job.id == job, Job.team_id == team))
+    found = db.sql.scalar(select(JobRow).where(JobRow.id == job, JobRow.team_id == team))
     if found is None:
         raise NotFound("There is no such job.", hint="`shoestring ls` lists the jobs of your team.")
     return found
@@ -189,23 +189,23 @@ def page(db: Read, team: UUID, filter_text: str = "", cursor: str | None = None,
 
         state=queued,running name~digits tag.team!=vision user=ann
     """
-    query = select(Job).where(Job.team_id == team, *(_condition(word) for word in _words_of(filter_text)))
+    query = select(JobRow).where(JobRow.team_id == team, *(_condition(word) for word in _words_of(filter_text)))
     if cursor is not None:
-        query = query.where(tuple_(Job.created_at, Job.id) < tuple_(*_position(cursor)))
-    rows = list(db.sql.scalars(query.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)))
+        query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*_position(cursor)))
+    rows = list(db.sql.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
     return Page(rows[:limit], _cursor(rows[limit - 1]) if len(rows) > limit else None)
 
 
 @dataclass(frozen=True)
 class Page:
-    jobs: list[Job]
+    jobs: list[JobRow]
     next_cursor: str | None
 
 
 # Submitting
 
 
-def _refuse_the_impossible(db: Write, account: Account, cost_limit: int | None, smallest_hold: int) -> None:
+def _refuse_the_impossible(db: Write, account: AccountRow, cost_limit: int | None, smallest_hold: int) -> None:
     tightest = ledger.smallest_limit(db, account.id)
     if cost_limit is not None and smallest_hold > cost_limit:
         raise BudgetExceeded(
@@ -231,7 +231,7 @@ def _refuse_the_impossible(db: Write, account: Account, cost_limit: int | None, 
     )
 
 
-def _start_of(old: Job | None) -> UUID | None:
+def _start_of(old: JobRow | None) -> UUID | None:
     """The checkpoint that a retry starts from."""
     return None if old is None or old.end_reason in SUCCESS else old.checkpoint
 
@@ -246,7 +246,7 @@ _REASONS: dict[WantReason, str] = {
 }
 
 
-def _stop(db: Write, before: Job, actor: str, want: Want, why: WantReason, reason: str) -> Job:
+def _stop(db: Write, before: JobRow, actor: str, want: Want, why: WantReason, reason: str) -> JobRow:
     state = JobState(before.state)
     if state is JobState.ENDED or (state is JobState.STOPPING and before.want == Want.STOP):
         return _already(before, want)
@@ -266,16 +266,16 @@ def _stop(db: Write, before: Job, actor: str, want: Want, why: WantReason, reaso
     return transition(db, before, JobState.ENDED, actor=actor, reason=reason, end_reason=end, **wish)
 
 
-def _already(job: Job, want: Want) -> Job:
+def _already(job: JobRow, want: Want) -> JobRow:
     if want is Want.PAUSE:
         raise WrongState(f"The job is {_words(job.state)}; it can't be paused.")
     return job
 
 
-def _change_wish(db: Write, job: Job, wish: dict[str, Any], actor: str, reason: str) -> Job:
+def _change_wish(db: Write, job: JobRow, wish: dict[str, Any], actor: str, reason: str) -> JobRow:
     """Want something else of a job that is stopping already."""
-    seen = (Job.id == job.id, Job.state == JobState.STOPPING, Job.want == job.want)
-    if db.count(update(Job).where(*seen).values(wish)) != 1:
+    seen = (JobRow.id == job.id, JobRow.state == JobState.STOPPING, JobRow.want == job.want)
+    if db.count(update(JobRow).where(*seen).values(wish)) != 1:
         raise StaleTransition("Another changed the job at the same time.")
     data = {"from": job.state, "to": job.state, "want": str(wish["want"])}
     db.event(team=job.team_id, kind="job", actor=actor, reason=reason, job=job.id, attempt=job.attempt, data=data)
@@ -287,8 +287,8 @@ def _words(state: str) -> str:
     return state.replace("_", " ")
 
 
-def _get(db: Read, job: UUID) -> Job:
-    found = db.sql.scalar(select(Job).where(Job.id == job))
+def _get(db: Read, job: UUID) -> JobRow:
+    found = db.sql.scalar(select(JobRow).where(JobRow.id == job))
     if found is None:
         raise NotFound("There is no such job.")
     return found
@@ -324,14 +324,14 @@ def _condition(word: str) -> ColumnElement[bool]:
 
 def _column(field: str) -> ColumnElement[Any]:
     if field.startswith("tag."):
-        tag: ColumnElement[Any] = Job.spec[("tags", field.removeprefix("tag."))].as_string()
+        tag: ColumnElement[Any] = JobRow.spec[("tags", field.removeprefix("tag."))].as_string()
         return tag
     columns: dict[str, ColumnElement[Any]] = {
-        "state": Job.state.expression,
-        "end": Job.end_reason.expression,
-        "name": Job.name.expression,
-        "recipe": Job.spec["recipe"].as_string(),
-        "user": select(User.name).where(User.id == Job.user_id).scalar_subquery(),
+        "state": JobRow.state.expression,
+        "end": JobRow.end_reason.expression,
+        "name": JobRow.name.expression,
+        "recipe": JobRow.spec["recipe"].as_string(),
+        "user": select(UserRow.name).where(UserRow.id == JobRow.user_id).scalar_subquery(),
     }
     if field not in columns:
         near = difflib.get_close_matches(field, list(columns), n=1)
@@ -356,7 +356,7 @@ def _equals(field: str, column: ColumnElement[Any], value: str) -> ColumnElement
     return column == value
 
 
-def _cursor(job: Job) -> str:
+def _cursor(job: JobRow) -> str:
     return base64.urlsafe_b64encode(job.created_at.to_bytes(8, "big") + job.id.bytes).decode()
 
 

@@ -29,7 +29,7 @@ from shoestring_core.decide.billing import Line
 from shoestring_core.errors import BudgetExceeded, NotFound, PreconditionFailed, StaleTransition
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Account, Hold, Job, Machine, Team, Transfer, User
+from shoestring_core.store.tables import AccountRow, HoldRow, JobRow, MachineRow, TeamRow, TransferRow, UserRow
 
 LEVELS = {"org": 0, "team": 1, "member": 2, "job": 3, "cash": 9, "overrun": 9}
 
@@ -37,7 +37,7 @@ LEVELS = {"org": 0, "team": 1, "member": 2, "job": 3, "cash": 9, "overrun": 9}
 # Accounts
 
 
-def open_tree(db: Write, org: str, team: UUID, member: UUID | None = None) -> Account:
+def open_tree(db: Write, org: str, team: UUID, member: UUID | None = None) -> AccountRow:
     """The account of a team, or of a member in it. Those that are missing are made, without a limit."""
     top = _open(db, "org", org, parent=None)
     for taker in ("cash", "overrun"):
@@ -46,40 +46,42 @@ def open_tree(db: Write, org: str, team: UUID, member: UUID | None = None) -> Ac
     return account if member is None else _open(db, "member", f"{team}/{member}", parent=account.id)
 
 
-def open_job(db: Write, job: Job, limit_micro: int | None) -> Account:
+def open_job(db: Write, job: JobRow, limit_micro: int | None) -> AccountRow:
     """The account of a new job, below that of its member."""
     return _open(db, "job", str(job.id), parent=member_account(db, job.team_id, job.user_id).id, limit=limit_micro)
 
 
-def member_account(db: Write, team: UUID, user: UUID) -> Account:
+def member_account(db: Write, team: UUID, user: UUID) -> AccountRow:
     """The account of a member, made if it is missing."""
     parent = _find(db, "team", str(team))
     return _open(db, "member", f"{team}/{user}", parent=parent.id)
 
 
-def job_account(db: Read, job: UUID) -> Account:
+def job_account(db: Read, job: UUID) -> AccountRow:
     return _find(db, "job", str(job))
 
 
-def team_account(db: Read, team: UUID) -> Account:
+def team_account(db: Read, team: UUID) -> AccountRow:
     return _find(db, "team", str(team))
 
 
-def path(db: Read, account: UUID) -> list[Account]:
+def path(db: Read, account: UUID) -> list[AccountRow]:
     """The account and those above it, leaf first."""
-    upward = select(Account.id, Account.parent).where(Account.id == account).cte("upward", recursive=True)
-    upward = upward.union_all(select(Account.id, Account.parent).where(Account.id == upward.c.parent))
-    return list(db.sql.scalars(select(Account).join(upward, Account.id == upward.c.id).order_by(Account.level.desc())))
+    upward = select(AccountRow.id, AccountRow.parent).where(AccountRow.id == account).cte("upward", recursive=True)
+    upward = upward.union_all(select(AccountRow.id, AccountRow.parent).where(AccountRow.id == upward.c.parent))
+    return list(
+        db.sql.scalars(select(AccountRow).join(upward, AccountRow.id == upward.c.id).order_by(AccountRow.level.desc()))
+    )
 
 
-def of_team(db: Read, team: UUID) -> list[Account]:
+def of_team(db: Read, team: UUID) -> list[AccountRow]:
     """The organisation's account, the team's and its members': the budgets that a team sees."""
     top = team_account(db, team)
-    members = select(Account).where(Account.kind == "member", Account.parent == top.id).order_by(Account.id)
+    members = select(AccountRow).where(AccountRow.kind == "member", AccountRow.parent == top.id).order_by(AccountRow.id)
     return [*reversed(path(db, top.id)), *db.sql.scalars(members)]
 
 
-def visible(db: Read, team: UUID, account: UUID) -> Account:
+def visible(db: Read, team: UUID, account: UUID) -> AccountRow:
     """An account that a team may see: its own, those above it and those below. Raises NotFound for any other."""
     chain, top = path(db, account), team_account(db, team)
     if not any(one.id == top.id for one in chain) and not any(one.id == account for one in path(db, top.id)):
@@ -87,7 +89,7 @@ def visible(db: Read, team: UUID, account: UUID) -> Account:
     return chain[0]
 
 
-def smallest_limit(db: Read, account: UUID) -> Account | None:
+def smallest_limit(db: Read, account: UUID) -> AccountRow | None:
     """The account on the path with the smallest limit; None if nothing on it is limited."""
     limited = [one for one in path(db, account) if one.limit_micro is not None]
     return min(limited, key=lambda one: one.limit_micro or 0, default=None)
@@ -98,21 +100,21 @@ def available(db: Read, account: UUID) -> int | None:
     return min((room for one in path(db, account) if (room := left(one)) is not None), default=None)
 
 
-def left(account: Account) -> int | None:
+def left(account: AccountRow) -> int | None:
     """What this account alone may still hold; None without a limit."""
     if account.overdraft > 0:
         return 0
     return None if account.limit_micro is None else account.limit_micro - account.posted - account.held
 
 
-def overdrawn(db: Read, account: UUID) -> Account | None:
+def overdrawn(db: Read, account: UUID) -> AccountRow | None:
     """The account on the path whose overdraft forbids to hold or extend, nearest to the leaf; None if there is none."""
     return next((one for one in path(db, account) if one.overdraft > 0), None)
 
 
-def title(db: Read, account: Account) -> str:
+def title(db: Read, account: AccountRow) -> str:
     """What a person calls the account: `team vision`, `job digits`."""
-    names: dict[str, type[Team | User | Job]] = {"team": Team, "member": User, "job": Job}
+    names: dict[str, type[TeamRow | UserRow | JobRow]] = {"team": TeamRow, "member": UserRow, "job": JobRow}
     if account.kind not in names:
         return f"organisation {account.owner}" if account.kind == "org" else account.kind
     named = names[account.kind]
@@ -122,7 +124,7 @@ def title(db: Read, account: Account) -> str:
 
 def set_limit(
     db: Write, account: UUID, limit: int | None, *, actor: str, reason: str, if_version: int | None = None
-) -> Account:
+) -> AccountRow:
     """Change what an account may spend; None takes the limit away.
 
     A limit below what is already posted and held makes an overdraft, with an alarm: the machines beneath checkpoint and
@@ -130,10 +132,10 @@ def set_limit(
     """
     before = _get(db, account)
     version, limit_before, overdraft_before = before.version, before.limit_micro, before.overdraft
-    guard = Account.version == (version if if_version is None else if_version)
-    change = update(Account).where(Account.id == account, guard)
-    excess = 0 if limit is None else _excess(Account.posted + Account.held - limit)
-    if db.count(change.values(limit_micro=limit, version=Account.version + 1, overdraft=excess)) != 1:
+    guard = AccountRow.version == (version if if_version is None else if_version)
+    change = update(AccountRow).where(AccountRow.id == account, guard)
+    excess = 0 if limit is None else _excess(AccountRow.posted + AccountRow.held - limit)
+    if db.count(change.values(limit_micro=limit, version=AccountRow.version + 1, overdraft=excess)) != 1:
         raise PreconditionFailed("The budget has changed since you read it.", hint="Read it again, then set it.")
     after = _get(db, account)
     data = {"account": str(account), "limit": _text(limit), "before": _text(limit_before)}
@@ -164,12 +166,12 @@ class Wanted:
 
 def place_hold(
     db: Write, *, machine: UUID, account: UUID, rate_cap: str, amount: int, funded_until: int | None
-) -> Hold:
+) -> HoldRow:
     """Set money aside for one machine. Raises as `place_holds` does."""
     return place_holds(db, [Wanted(machine, account, rate_cap, amount, funded_until)])[0]
 
 
-def place_holds(db: Write, wanted: Sequence[Wanted]) -> list[Hold]:
+def place_holds(db: Write, wanted: Sequence[Wanted]) -> list[HoldRow]:
     """Set money aside for several machines, all or none.
 
     Raises BudgetExceeded, naming the account that is short, and leaves the transaction as it was; StaleTransition if a
@@ -188,17 +190,19 @@ def place_holds(db: Write, wanted: Sequence[Wanted]) -> list[Hold]:
 
 def extend_hold(
     db: Write, machine: UUID, amount_more: int, funded_until: int, *, seen_until: int | None = None
-) -> Hold:
+) -> HoldRow:
     """Add to a machine's open hold. `seen_until`: the end that the decision was made on.
 
     Raises BudgetExceeded, naming the account that is short, and leaves the transaction as it was; StaleTransition if
     the hold was closed or another extended it.
     """
-    guard = [Hold.machine == machine, Hold.state == "open", func.coalesce(Hold.funded_until, 0) < funded_until]
+    guard = [HoldRow.machine == machine, HoldRow.state == "open", func.coalesce(HoldRow.funded_until, 0) < funded_until]
     if seen_until is not None:
-        guard.append(Hold.funded_until == seen_until)
+        guard.append(HoldRow.funded_until == seen_until)
     with db.sql.begin_nested():
-        if not db.count(update(Hold).where(*guard).values(amount=Hold.amount + amount_more, funded_until=funded_until)):
+        if not db.count(
+            update(HoldRow).where(*guard).values(amount=HoldRow.amount + amount_more, funded_until=funded_until)
+        ):
             raise StaleTransition(f"The hold of machine {machine} was closed, or another extended it.")
         hold = _newest_hold(db, machine)
         assert hold is not None
@@ -273,7 +277,7 @@ def _rest(due: list[_Due], covered: list[_Due]) -> list[_Due]:
     return [_Due(one.line, one.amount - amounts[one.line.line]) for one in due]
 
 
-def _settle(db: Write, hold: Hold, covered: list[_Due], overrun: list[_Due], *, final: bool) -> None:
+def _settle(db: Write, hold: HoldRow, covered: list[_Due], overrun: list[_Due], *, final: bool) -> None:
     """Post within the hold and, at the end, beyond it: that is owed all the same, shows on the accounts, and alarms."""
     spent, beyond, is_open = _sum(covered), _sum(overrun), hold.state == "open"
     consumed = max(0, hold.consumed + spent) if is_open else hold.consumed
@@ -295,10 +299,10 @@ def _settle(db: Write, hold: Hold, covered: list[_Due], overrun: list[_Due], *, 
 # What was spent
 
 
-def book(db: Read, account: UUID) -> list[Transfer]:
+def book(db: Read, account: UUID) -> list[TransferRow]:
     """The transfers of a job's account, oldest first."""
-    mine = or_(Transfer.debit == account, Transfer.credit == account)
-    return list(db.sql.scalars(select(Transfer).where(mine).order_by(Transfer.at, Transfer.id)))
+    mine = or_(TransferRow.debit == account, TransferRow.credit == account)
+    return list(db.sql.scalars(select(TransferRow).where(mine).order_by(TransferRow.at, TransferRow.id)))
 
 
 def billed(db: Read, machine: UUID) -> int:
@@ -319,7 +323,7 @@ class Discrepancy:
 
 def sweep(db: Read) -> list[Discrepancy]:
     """Compare every total with the sums it stands for; a healthy ledger has no discrepancy."""
-    accounts = list(db.sql.scalars(select(Account).order_by(Account.level.desc(), Account.id)))
+    accounts = list(db.sql.scalars(select(AccountRow).order_by(AccountRow.level.desc(), AccountRow.id)))
     posted, held = _sums_of_transfers(db), _sums_of_holds(db)
     for one in accounts:  # leaves come first, so that an account is complete before it counts for its parent
         if one.parent is not None:
@@ -335,21 +339,25 @@ def sweep(db: Read) -> list[Discrepancy]:
 def _sums_of_transfers(db: Read) -> Counter[UUID]:
     """Debits less credits of each account."""
     sums = Counter[UUID]()
-    for account, amount in db.sql.execute(select(Transfer.debit, func.sum(Transfer.amount)).group_by(Transfer.debit)):
+    for account, amount in db.sql.execute(
+        select(TransferRow.debit, func.sum(TransferRow.amount)).group_by(TransferRow.debit)
+    ):
         sums[account] += int(amount)
-    for account, amount in db.sql.execute(select(Transfer.credit, func.sum(Transfer.amount)).group_by(Transfer.credit)):
+    for account, amount in db.sql.execute(
+        select(TransferRow.credit, func.sum(TransferRow.amount)).group_by(TransferRow.credit)
+    ):
         sums[account] -= int(amount)
     return sums
 
 
 def _sums_of_holds(db: Read) -> Counter[UUID]:
     """What the open holds of each account have left."""
-    rest = func.sum(Hold.amount - Hold.consumed)
-    rows = db.sql.execute(select(Hold.account, rest).where(Hold.state == "open").group_by(Hold.account))
+    rest = func.sum(HoldRow.amount - HoldRow.consumed)
+    rows = db.sql.execute(select(HoldRow.account, rest).where(HoldRow.state == "open").group_by(HoldRow.account))
     return Counter({account: int(amount) for account, amount in rows})
 
 
-def _due_overdraft(one: Account) -> int:
+def _due_overdraft(one: AccountRow) -> int:
     return 0 if one.limit_micro is None else max(0, one.posted + one.held - one.limit_micro)
 
 
@@ -365,24 +373,27 @@ class _Change:
 def _hold(db: Write, amounts: Mapping[UUID, int]) -> None:
     """Hold on each account and all above it. Raises BudgetExceeded where there is no room."""
     for account, change in _spread(db, {leaf: _Change(held=amount) for leaf, amount in amounts.items()}):
-        fits = or_(Account.limit_micro.is_(None), Account.posted + Account.held + change.held <= Account.limit_micro)
-        guarded = update(Account).where(Account.id == account.id, Account.overdraft == 0, fits)
-        if db.count(guarded.values(held=Account.held + change.held)) != 1:
+        fits = or_(
+            AccountRow.limit_micro.is_(None),
+            AccountRow.posted + AccountRow.held + change.held <= AccountRow.limit_micro,
+        )
+        guarded = update(AccountRow).where(AccountRow.id == account.id, AccountRow.overdraft == 0, fits)
+        if db.count(guarded.values(held=AccountRow.held + change.held)) != 1:
             raise _refusal(db, account.id, change.held)
 
 
-def _post(db: Write, changes: Mapping[UUID, _Change], *, may_overdraw: bool = False) -> list[Account]:
+def _post(db: Write, changes: Mapping[UUID, _Change], *, may_overdraw: bool = False) -> list[AccountRow]:
     """Change each account and all above it. An overdraft shrinks to what is in excess; it grows only if it may."""
     spread = _spread(db, changes)
     for account, change in spread:
-        excess = _excess(Account.posted + Account.held + (change.posted + change.held) - Account.limit_micro)
-        keeps = case((Account.overdraft < excess, Account.overdraft), else_=excess)
+        excess = _excess(AccountRow.posted + AccountRow.held + (change.posted + change.held) - AccountRow.limit_micro)
+        keeps = case((AccountRow.overdraft < excess, AccountRow.overdraft), else_=excess)
         db.count(
-            update(Account)
-            .where(Account.id == account.id)
+            update(AccountRow)
+            .where(AccountRow.id == account.id)
             .values(
-                posted=Account.posted + change.posted,
-                held=Account.held + change.held,
+                posted=AccountRow.posted + change.posted,
+                held=AccountRow.held + change.held,
                 overdraft=excess if may_overdraw else keeps,
             )
         )
@@ -394,9 +405,9 @@ def _excess(over: ColumnElement[int]) -> ColumnElement[int]:
     return case((over > 0, over), else_=0)
 
 
-def _spread(db: Write, changes: Mapping[UUID, _Change]) -> list[tuple[Account, _Change]]:
+def _spread(db: Write, changes: Mapping[UUID, _Change]) -> list[tuple[AccountRow, _Change]]:
     """Each account concerned with its change, in the order in which accounts are written."""
-    accounts: dict[UUID, Account] = {}
+    accounts: dict[UUID, AccountRow] = {}
     posted, held = Counter[UUID](), Counter[UUID]()
     for leaf, change in changes.items():
         for account in path(db, leaf):
@@ -407,13 +418,13 @@ def _spread(db: Write, changes: Mapping[UUID, _Change]) -> list[tuple[Account, _
     return [(account, _Change(posted[account.id], held[account.id])) for account in in_order]
 
 
-def _transfer(db: Write, hold: Hold, due: list[_Due], kind: str, *, taker: str) -> dict[UUID, _Change]:
+def _transfer(db: Write, hold: HoldRow, due: list[_Due], kind: str, *, taker: str) -> dict[UUID, _Change]:
     """Write slices, none for zero, a negative one the other way round; returns how the account of the taker changes."""
     other = _find(db, taker, path(db, hold.account)[-1].owner)
     for one in (one for one in due if one.amount):
         debit, credit = (hold.account, other.id) if one.amount > 0 else (other.id, hold.account)
         written = db.add_new(
-            Transfer,
+            TransferRow,
             id=new_id(),
             kind=kind,
             debit=debit,
@@ -433,26 +444,26 @@ def _transfer(db: Write, hold: Hold, due: list[_Due], kind: str, *, taker: str) 
 
 
 def _next_slice(db: Read, machine: UUID, line: str) -> int:
-    last = select(func.max(Transfer.slice)).where(Transfer.machine == machine, Transfer.line == line)
+    last = select(func.max(TransferRow.slice)).where(TransferRow.machine == machine, TransferRow.line == line)
     return (db.sql.scalar(last) or 0) + 1
 
 
-def _posted(db: Read, hold: Hold, line: str | None = None) -> int:
+def _posted(db: Read, hold: HoldRow, line: str | None = None) -> int:
     """What was posted for the hold's machine: for one line, or for all."""
-    amount = case((Transfer.debit == hold.account, Transfer.amount), else_=-Transfer.amount)
-    query = select(func.sum(amount)).where(Transfer.machine == hold.machine)
-    return int(db.sql.scalar(query if line is None else query.where(Transfer.line == line)) or 0)
+    amount = case((TransferRow.debit == hold.account, TransferRow.amount), else_=-TransferRow.amount)
+    query = select(func.sum(amount)).where(TransferRow.machine == hold.machine)
+    return int(db.sql.scalar(query if line is None else query.where(TransferRow.line == line)) or 0)
 
 
-def _newest_hold(db: Read, machine: UUID) -> Hold | None:
-    return db.sql.scalar(select(Hold).where(Hold.machine == machine).order_by(Hold.no.desc()).limit(1))
+def _newest_hold(db: Read, machine: UUID) -> HoldRow | None:
+    return db.sql.scalar(select(HoldRow).where(HoldRow.machine == machine).order_by(HoldRow.no.desc()).limit(1))
 
 
-def _insert(db: Write, wanted: Wanted) -> Hold:
-    last = db.sql.scalar(select(func.max(Hold.no)).where(Hold.machine == wanted.machine)) or 0
+def _insert(db: Write, wanted: Wanted) -> HoldRow:
+    last = db.sql.scalar(select(func.max(HoldRow.no)).where(HoldRow.machine == wanted.machine)) or 0
     hold_id = new_id()
     placed = db.add_new(
-        Hold,
+        HoldRow,
         id=hold_id,
         machine=wanted.machine,
         no=last + 1,
@@ -465,47 +476,54 @@ def _insert(db: Write, wanted: Wanted) -> Hold:
     )
     if not placed:
         raise StaleTransition(f"Machine {wanted.machine} already has an open hold.")
-    return db.sql.get_one(Hold, hold_id)
+    return db.sql.get_one(HoldRow, hold_id)
 
 
-def _change_hold(db: Write, hold: Hold, *, consumed: int, state: str) -> None:
+def _change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
     """Guarded by all that the decision was made on."""
-    seen = (Hold.id == hold.id, Hold.state == "open", Hold.amount == hold.amount, Hold.consumed == hold.consumed)
-    if db.count(update(Hold).where(*seen).values(consumed=consumed, state=state)) != 1:
+    seen = (
+        HoldRow.id == hold.id,
+        HoldRow.state == "open",
+        HoldRow.amount == hold.amount,
+        HoldRow.consumed == hold.consumed,
+    )
+    if db.count(update(HoldRow).where(*seen).values(consumed=consumed, state=state)) != 1:
         raise StaleTransition(f"Another changed the hold of machine {hold.machine} at the same time.")
 
 
-def _open(db: Write, kind: str, owner: str, parent: UUID | None, limit: int | None = None) -> Account:
+def _open(db: Write, kind: str, owner: str, parent: UUID | None, limit: int | None = None) -> AccountRow:
     row = {"kind": kind, "owner": owner, "period": "", "parent": parent, "level": LEVELS[kind], "limit_micro": limit}
     if (known := db.sql.scalar(_of(kind, owner))) is not None:
         return known
-    db.add_new(Account, id=new_id(), **row)
+    db.add_new(AccountRow, id=new_id(), **row)
     return _find(db, kind, owner)
 
 
-def _find(db: Read, kind: str, owner: str) -> Account:
+def _find(db: Read, kind: str, owner: str) -> AccountRow:
     account = db.sql.scalar(_of(kind, owner))
     if account is None:
         raise NotFound(f"There is no {kind} account of {owner}.")
     return account
 
 
-def _of(kind: str, owner: str) -> Select[Account]:
-    return select(Account).where(Account.kind == kind, Account.owner == owner, Account.period == "")
+def _of(kind: str, owner: str) -> Select[AccountRow]:
+    return select(AccountRow).where(AccountRow.kind == kind, AccountRow.owner == owner, AccountRow.period == "")
 
 
-def _get(db: Read, account: UUID) -> Account:
-    found = db.sql.scalar(select(Account).where(Account.id == account))
+def _get(db: Read, account: UUID) -> AccountRow:
+    found = db.sql.scalar(select(AccountRow).where(AccountRow.id == account))
     if found is None:
         raise NotFound("There is no such budget.")
     return found
 
 
-def _teams_below(db: Read, account: Account) -> list[UUID]:
+def _teams_below(db: Read, account: AccountRow) -> list[UUID]:
     """The teams whose money an account limits."""
     if account.kind == "org":
         owners = (
-            select(Account.owner).where(Account.kind == "team", Account.parent == account.id).order_by(Account.owner)
+            select(AccountRow.owner)
+            .where(AccountRow.kind == "team", AccountRow.parent == account.id)
+            .order_by(AccountRow.owner)
         )
         return [UUID(owner) for owner in db.sql.scalars(owners)]
     return [UUID(one.owner) for one in path(db, account.id) if one.kind == "team"]
@@ -536,7 +554,9 @@ def _refusal(db: Read, account_id: UUID, need: int) -> BudgetExceeded:
 def _tell(db: Write, machine: UUID, what: str, amount: int, reason: str = "") -> UUID:
     """Put a movement of money into the feed of the job's team; returns the team."""
     job = db.sql.execute(
-        select(Job.id, Job.team_id, Machine.attempt).join(Machine, Machine.job == Job.id).where(Machine.id == machine)
+        select(JobRow.id, JobRow.team_id, MachineRow.attempt)
+        .join(MachineRow, MachineRow.job == JobRow.id)
+        .where(MachineRow.id == machine)
     ).one()
     data = {"what": what, "machine": str(machine), "amount": money.to_decimal(amount)}
     db.event(team=job.team_id, kind="cost", actor="ledger", reason=reason, job=job.id, attempt=job.attempt, data=data)
@@ -544,7 +564,7 @@ def _tell(db: Write, machine: UUID, what: str, amount: int, reason: str = "") ->
     return team
 
 
-def _alarm(db: Write, team: UUID, what: str, overdrawn: list[Account], *, actor: str, reason: str) -> None:
+def _alarm(db: Write, team: UUID, what: str, overdrawn: list[AccountRow], *, actor: str, reason: str) -> None:
     accounts = [{"account": title(db, one), "overdraft": money.to_decimal(one.overdraft)} for one in overdrawn]
     db.event(team=team, kind="alarm", actor=actor, reason=reason, data={"alarm": what, "overdrawn": accounts})
 

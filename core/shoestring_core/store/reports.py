@@ -26,7 +26,16 @@ from shoestring_core import wire
 from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Attempt, Chunk, Generation, Job, Log, Machine, Member, Series
+from shoestring_core.store.tables import (
+    AttemptRow,
+    GenerationRow,
+    JobRow,
+    LogChunkRow,
+    MachineRow,
+    MemberRow,
+    MetricChunkRow,
+    SeriesRow,
+)
 
 SYSTEM = "system/"
 """Series of a machine, not of the training: their steps are seconds since the machine's start, in no generation."""
@@ -49,14 +58,14 @@ def accept(db: Write, machine_id: UUID, batch: wire.TelemetryBatch, *, log_quota
     log_quota   log bytes taken of one job in an hour; what comes beyond is dropped and the job's log marked as cut
     raises      BatchGap (`expected` says which is next); InvalidRequest for a payload that will never be taken
     """
-    machine = db.sql.get(Machine, machine_id)
+    machine = db.sql.get(MachineRow, machine_id)
     if machine is None:
         raise NotFound(f"There is no machine {machine_id}.")
     if batch.seq <= machine.acked_seq:
         return machine.acked_seq
     if batch.seq != machine.acked_seq + 1:
         raise _gap(machine.acked_seq)
-    job = db.sql.get_one(Job, machine.job)
+    job = db.sql.get_one(JobRow, machine.job)
     points, logs = _columns(batch.points), _log_bytes(batch.logs)
     trained = {name: column for name, column in points.items() if not name.startswith(SYSTEM)}
     generation = _generation(db, job, machine, batch.generation) if trained else None
@@ -66,7 +75,9 @@ def accept(db: Write, machine_id: UUID, batch: wire.TelemetryBatch, *, log_quota
     if generation is not None:
         _write_first_step(db, generation, trained, first_at)
     moved = db.sql.execute(
-        update(Machine).where(Machine.id == machine.id, Machine.acked_seq == batch.seq - 1).values(acked_seq=batch.seq)
+        update(MachineRow)
+        .where(MachineRow.id == machine.id, MachineRow.acked_seq == batch.seq - 1)
+        .values(acked_seq=batch.seq)
     )
     if moved.rowcount != 1:  # type: ignore[attr-defined] # the same batch came twice at once, and the other was first
         raise _gap(batch.seq - 1)
@@ -128,16 +139,18 @@ def _log_bytes(logs: Sequence[wire.LogChunk]) -> list[tuple[int, int, bytes]]:
     return chunks
 
 
-def _generation(db: Read, job: Job, machine: Machine, no: int) -> Generation:
+def _generation(db: Read, job: JobRow, machine: MachineRow, no: int) -> GenerationRow:
     """The generation that points claim to be of. Only its members may add to its curve."""
-    generation = db.sql.get(Generation, (job.id, no))
-    member = select(Member.node_rank).where(Member.job == job.id, Member.generation == no, Member.machine == machine.id)
+    generation = db.sql.get(GenerationRow, (job.id, no))
+    member = select(MemberRow.node_rank).where(
+        MemberRow.job == job.id, MemberRow.generation == no, MemberRow.machine == machine.id
+    )
     if generation is None or db.sql.scalar(member) is None:
         raise InvalidRequest(f"This machine is not a member of generation {no}.")
     return generation
 
 
-def _first_at(db: Read, generation: Generation, points: Mapping[str, Column]) -> int:
+def _first_at(db: Read, generation: GenerationRow, points: Mapping[str, Column]) -> int:
     """When the earliest of these points was measured, by the machine's clock within what ours allows; µs UTC."""
     earliest = min(min(column.times) for column in points.values())
     measured = int(earliest * 1e6) if 0 <= earliest < 2**40 else db.now
@@ -146,7 +159,7 @@ def _first_at(db: Read, generation: Generation, points: Mapping[str, Column]) ->
 
 def _write_job(
     db: Write,
-    job: Job,
+    job: JobRow,
     batch: wire.TelemetryBatch,
     points: Mapping[str, Column],
     first_at: int,
@@ -157,9 +170,9 @@ def _write_job(
     changes: dict[str, Any] = {}
     steps = [step for column in points.values() for step in column.steps]
     if steps:
-        changes["last_step"] = _larger(Job.last_step, max(steps))
+        changes["last_step"] = _larger(JobRow.last_step, max(steps))
         if job.first_step_at is None:
-            changes["first_step_at"] = func.coalesce(Job.first_step_at, first_at)
+            changes["first_step_at"] = func.coalesce(JobRow.first_step_at, first_at)
         if batch.generation >= job.generation:
             changes["latest"] = job.latest | {name: _json_number(column.newest) for name, column in points.items()}
             epoch = points.get("epoch")
@@ -176,10 +189,10 @@ def _write_job(
         hour = db.now // HOUR_US
         used = job.log_bytes if job.log_hour == hour else 0
         taken = used + log_size <= log_quota
-        sum_ = case((Job.log_hour == hour, Job.log_bytes + log_size), else_=log_size)
+        sum_ = case((JobRow.log_hour == hour, JobRow.log_bytes + log_size), else_=log_size)
         changes |= {"log_hour": hour, "log_bytes": sum_} if taken else {"log_cut": True}
     if changes:
-        db.sql.execute(update(Job).where(Job.id == job.id).values(**changes))
+        db.sql.execute(update(JobRow).where(JobRow.id == job.id).values(**changes))
     return taken
 
 
@@ -188,17 +201,17 @@ def _larger(column: Any, value: int) -> Any:
     return case((func.coalesce(column, -1) < value, value), else_=column)
 
 
-def _write_first_step(db: Write, generation: Generation, points: Mapping[str, Column], first_at: int) -> None:
+def _write_first_step(db: Write, generation: GenerationRow, points: Mapping[str, Column], first_at: int) -> None:
     """The generation's last step; and, once, that its attempt trained."""
-    mine = (Generation.job == generation.job, Generation.no == generation.no)
+    mine = (GenerationRow.job == generation.job, GenerationRow.no == generation.no)
     changes: dict[str, Any] = {
-        "last_step": _larger(Generation.last_step, max(max(column.steps) for column in points.values()))
+        "last_step": _larger(GenerationRow.last_step, max(max(column.steps) for column in points.values()))
     }
     if generation.first_step_at is None:
-        trained = (Attempt.job == generation.job, Attempt.no == generation.attempt)
-        db.sql.execute(update(Attempt).where(*trained).values(trained=True))
-        changes["first_step_at"] = func.coalesce(Generation.first_step_at, first_at)
-    db.sql.execute(update(Generation).where(*mine).values(**changes))
+        trained = (AttemptRow.job == generation.job, AttemptRow.no == generation.attempt)
+        db.sql.execute(update(AttemptRow).where(*trained).values(trained=True))
+        changes["first_step_at"] = func.coalesce(GenerationRow.first_step_at, first_at)
+    db.sql.execute(update(GenerationRow).where(*mine).values(**changes))
 
 
 def _write_chunks(
@@ -218,16 +231,16 @@ def _write_chunks(
                 "steps": _packed(column.steps), "times": _packed(column.times), "vals": _packed(column.values),
             }
         )  # fmt: skip
-    db.sql.execute(insert(Chunk), rows)
+    db.sql.execute(insert(MetricChunkRow), rows)
 
 
 def _series(db: Write, job: UUID, names: list[str]) -> dict[str, UUID]:
     """The id of each series, made where new."""
-    known_rows = select(Series.name, Series.id).where(Series.job == job, Series.name.in_(names))
+    known_rows = select(SeriesRow.name, SeriesRow.id).where(SeriesRow.job == job, SeriesRow.name.in_(names))
     known = dict(db.sql.execute(known_rows).all())
     missing = [{"id": new_id(), "job": job, "name": name} for name in names if name not in known]
     if missing:
-        db.sql.execute(_insert_new(db, Series), missing)
+        db.sql.execute(_insert_new(db, SeriesRow), missing)
         known = dict(db.sql.execute(known_rows).all())
     return known
 
@@ -238,16 +251,16 @@ def _write_logs(db: Write, machine: UUID, seq: int, logs: Sequence[tuple[int, in
         for rank, offset, data in logs
     ]
     if rows:
-        db.sql.execute(_insert_new(db, Log), rows)
+        db.sql.execute(_insert_new(db, LogChunkRow), rows)
 
 
-def _insert_new(db: Write, table: type[Series] | type[Log]) -> Any:
+def _insert_new(db: Write, table: type[SeriesRow] | type[LogChunkRow]) -> Any:
     """INSERT that leaves rows alone which are there."""
     dialect = postgresql if db.sql.get_bind().dialect.name == "postgresql" else sqlite
     return dialect.insert(table).on_conflict_do_nothing()
 
 
-def _tell(db: Write, job: Job, machine: Machine, generation: int, event: wire.AgentEvent) -> None:
+def _tell(db: Write, job: JobRow, machine: MachineRow, generation: int, event: wire.AgentEvent) -> None:
     data = {"at": _json_number(event.at), "step": event.step, **{clean(k): plain(v) for k, v in event.data.items()}}
     if len(json.dumps(data)) > MAX_EVENT_BYTES:
         data = {"at": data["at"], "step": event.step, "cut": json.dumps(data)[:2000]}
@@ -307,7 +320,7 @@ class Owned:
         return step > self.start and (self.kept_through is None or step <= self.kept_through)
 
 
-def ownership(generations: Iterable[Generation]) -> dict[int, Owned]:
+def ownership(generations: Iterable[GenerationRow]) -> dict[int, Owned]:
     """Who owns which steps, by generation. A later one that began earlier takes everything after its start."""
     rows = sorted(generations, key=lambda row: row.no)
     owned: dict[int, Owned] = {}
@@ -341,15 +354,21 @@ def curves(
     last: int | None = None,
 ) -> list[Points]:
     """The job's metrics by name, all if none are named: the merged curve, or every generation's with its lost work."""
-    owned = ownership(db.sql.scalars(select(Generation).where(Generation.job == job)))
-    query = select(Chunk, Series.name).join(Series, Series.id == Chunk.series).where(Series.job == job)
+    owned = ownership(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
+    query = (
+        select(MetricChunkRow, SeriesRow.name)
+        .join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
+        .where(SeriesRow.job == job)
+    )
     if names is not None:
-        query = query.where(Series.name.in_(names))
-    query = query.where(Chunk.last_step >= first)
+        query = query.where(SeriesRow.name.in_(names))
+    query = query.where(MetricChunkRow.last_step >= first)
     if last is not None:
-        query = query.where(Chunk.first_step <= last)
+        query = query.where(MetricChunkRow.first_step <= last)
     parts: dict[_Part, dict[int, tuple[float, float]]] = defaultdict(dict)
-    for chunk, name in db.sql.execute(query.order_by(Series.name, Chunk.generation, Chunk.machine, Chunk.seq)):
+    for chunk, name in db.sql.execute(
+        query.order_by(SeriesRow.name, MetricChunkRow.generation, MetricChunkRow.machine, MetricChunkRow.seq)
+    ):
         of_machine = chunk.machine if name.startswith(SYSTEM) else None
         for step, time, value in unpacked(chunk):
             kept = bool(of_machine) or (chunk.generation in owned and owned[chunk.generation].holds(step))
@@ -362,7 +381,7 @@ def curves(
 
 def energy(db: Read, job: UUID) -> list[Points]:
     """The readings of the energy meters of the job's machines: joules, from each machine's beginning."""
-    query = select(Series.name).where(Series.job == job, Series.name.like(f"{SYSTEM}%{ENERGY}"))
+    query = select(SeriesRow.name).where(SeriesRow.job == job, SeriesRow.name.like(f"{SYSTEM}%{ENERGY}"))
     names = list(db.sql.scalars(query))
     return curves(db, job, names) if names else []
 
@@ -380,13 +399,17 @@ class _Part(NamedTuple):
 
 def batch(db: Read, machine: UUID, seq: int) -> tuple[list[Points], list[Line]]:
     """What one batch brought, for the live stream: its points as reported, and the log lines that end in it."""
-    query = select(Chunk, Series.name).join(Series, Series.id == Chunk.series)
-    query = query.where(Chunk.machine == machine, Chunk.seq == seq).order_by(Series.name)
+    query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
+    query = query.where(MetricChunkRow.machine == machine, MetricChunkRow.seq == seq).order_by(SeriesRow.name)
     points = [
         _points(name, chunk.generation, machine, False, {step: (time, value) for step, time, value in unpacked(chunk)})
         for chunk, name in db.sql.execute(query)
     ]
-    rows = db.sql.scalars(select(Log).where(Log.machine == machine, Log.seq == seq).order_by(Log.rank, Log.byte_offset))
+    rows = db.sql.scalars(
+        select(LogChunkRow)
+        .where(LogChunkRow.machine == machine, LogChunkRow.seq == seq)
+        .order_by(LogChunkRow.rank, LogChunkRow.byte_offset)
+    )
     lines: list[Line] = []
     readers: dict[int, _LineReader] = {}
     for row in rows:
@@ -405,7 +428,7 @@ def _points(
     )
 
 
-def unpacked(chunk: Chunk) -> Iterable[tuple[int, float, float]]:
+def unpacked(chunk: MetricChunkRow) -> Iterable[tuple[int, float, float]]:
     """Its points: (step, Unix seconds, value)."""
     columns = []
     for kind, data in (("q", chunk.steps), ("d", chunk.times), ("d", chunk.vals)):
@@ -485,7 +508,7 @@ def tail(
 ) -> tuple[list[Line], LogPosition]:
     """The last `count` lines of a job's log, and the position behind them."""
     log = _Log(db, job, rank, machine, LogPosition())
-    rows: list[Log] = []
+    rows: list[LogChunkRow] = []
     newlines = 0
     for row in log.rows(newest_first=True):
         rows.insert(0, row)
@@ -507,25 +530,25 @@ class _Log:
 
     def __init__(self, db: Read, job: UUID, rank: int | None, machine: UUID | None, after: LogPosition) -> None:
         self._db, self._after = db, after
-        machines = db.sql.execute(select(Machine.id, Machine.state).where(Machine.job == job))
+        machines = db.sql.execute(select(MachineRow.id, MachineRow.state).where(MachineRow.job == job))
         self._states: dict[UUID, str] = {id_: state for id_, state in machines if machine in (None, id_)}
         self._rank = rank
 
-    def rows(self, *, newest_first: bool = False) -> Iterator[Log]:
+    def rows(self, *, newest_first: bool = False) -> Iterator[LogChunkRow]:
         keys = [key for machine in self._states for key in self._keys(machine)]
         for _, machine, _, rank, offset in sorted(keys, reverse=newest_first):
-            yield self._db.sql.get_one(Log, (machine, rank, offset))
+            yield self._db.sql.get_one(LogChunkRow, (machine, rank, offset))
 
     def _keys(self, machine: UUID) -> Iterable[tuple[int, UUID, int, int, int]]:
-        query = select(Log.at, Log.machine, Log.seq, Log.rank, Log.byte_offset).where(
-            Log.machine == machine, Log.seq >= self._after.seqs.get(machine, 0)
-        )
+        query = select(
+            LogChunkRow.at, LogChunkRow.machine, LogChunkRow.seq, LogChunkRow.rank, LogChunkRow.byte_offset
+        ).where(LogChunkRow.machine == machine, LogChunkRow.seq >= self._after.seqs.get(machine, 0))
         if self._rank is not None:
-            query = query.where(Log.rank == self._rank)
+            query = query.where(LogChunkRow.rank == self._rank)
         return [(at, machine, seq, rank, offset) for at, machine, seq, rank, offset in self._db.sql.execute(query)]
 
     def read(
-        self, rows: Iterable[Log], readers: dict[tuple[UUID, int], _LineReader], limit: int
+        self, rows: Iterable[LogChunkRow], readers: dict[tuple[UUID, int], _LineReader], limit: int
     ) -> tuple[list[Line], LogPosition]:
         found: list[Line] = []
         position = LogPosition(dict(self._after.seqs), {m: dict(ranks) for m, ranks in self._after.offsets.items()})
@@ -557,7 +580,7 @@ class _LineReader:
         """Of the batch that this byte came with."""
         self.pending = bytearray()
 
-    def feed(self, row: Log, room: int = sys.maxsize) -> list[Line]:
+    def feed(self, row: LogChunkRow, room: int = sys.maxsize) -> list[Line]:
         """At most `room` lines that end in this row."""
         data = row.bytes or b""
         expected = self.offset + len(self.pending)
@@ -601,13 +624,15 @@ class _LineReader:
         self.offset += count
 
 
-def _before(db: Read, row: Log) -> _LineReader:
+def _before(db: Read, row: LogChunkRow) -> _LineReader:
     """A reader that holds the beginning of the line on which `row` goes on."""
-    held: list[Log] = []
+    held: list[LogChunkRow] = []
     size, first = 0, row.byte_offset
     while size < MAX_LINE_BYTES:
-        query = select(Log).where(Log.machine == row.machine, Log.rank == row.rank, Log.byte_offset < first)
-        earlier = db.sql.scalar(query.order_by(Log.byte_offset.desc()).limit(1))
+        query = select(LogChunkRow).where(
+            LogChunkRow.machine == row.machine, LogChunkRow.rank == row.rank, LogChunkRow.byte_offset < first
+        )
+        earlier = db.sql.scalar(query.order_by(LogChunkRow.byte_offset.desc()).limit(1))
         if earlier is None or earlier.byte_offset + len(earlier.bytes or b"") != first:
             break
         held.insert(0, earlier)

@@ -11,17 +11,17 @@ from sqlalchemy import func, select
 
 from shoestring_core.store.db import Read
 from shoestring_core.store.tables import (
-    Account,
-    Attempt,
-    Event,
-    Generation,
-    Job,
-    Key,
-    Machine,
-    Service,
-    Team,
-    Transfer,
-    User,
+    AccountRow,
+    AttemptRow,
+    EventRow,
+    GenerationRow,
+    JobRow,
+    KeyRow,
+    MachineRow,
+    ServiceRow,
+    TeamRow,
+    TransferRow,
+    UserRow,
 )
 
 
@@ -29,29 +29,34 @@ from shoestring_core.store.tables import (
 class JobRows:
     """A job and what belongs to it. `posted` is what the ledger has of each machine, in micro-dollars."""
 
-    job: Job
+    job: JobRow
     team: str
     user: str
-    account: Account | None
-    generations: list[Generation] = field(default_factory=list)
-    machines: list[Machine] = field(default_factory=list)
+    account: AccountRow | None
+    generations: list[GenerationRow] = field(default_factory=list)
+    machines: list[MachineRow] = field(default_factory=list)
     posted: dict[UUID, int] = field(default_factory=dict)
 
 
-def of_jobs(db: Read, jobs: Sequence[Job]) -> list[JobRows]:
+def of_jobs(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
     """In the order given."""
     ids = [job.id for job in jobs]
-    teams, users = _names(db, Team, {job.team_id for job in jobs}), _names(db, User, {job.user_id for job in jobs})
+    teams, users = (
+        _names(db, TeamRow, {job.team_id for job in jobs}),
+        _names(db, UserRow, {job.user_id for job in jobs}),
+    )
     owners = [str(job) for job in ids]
     accounts = {
         row.owner: row
-        for row in db.sql.scalars(select(Account).where(Account.kind == "job", Account.owner.in_(owners)))
+        for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner.in_(owners)))
     }
     rows = {job.id: JobRows(job, teams[job.team_id], users[job.user_id], accounts.get(str(job.id))) for job in jobs}
-    for generation in db.sql.scalars(select(Generation).where(Generation.job.in_(ids)).order_by(Generation.no)):
+    for generation in db.sql.scalars(
+        select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.no)
+    ):
         rows[generation.job].generations.append(generation)
     for machine in db.sql.scalars(
-        select(Machine).where(Machine.job.in_(ids)).order_by(Machine.attempt, Machine.ordinal)
+        select(MachineRow).where(MachineRow.job.in_(ids)).order_by(MachineRow.attempt, MachineRow.ordinal)
     ):
         rows[machine.job].machines.append(machine)
     for job, machine_id, amount in _posted(db, list(accounts.values())):
@@ -59,76 +64,82 @@ def of_jobs(db: Read, jobs: Sequence[Job]) -> list[JobRows]:
     return list(rows.values())
 
 
-def attempts(db: Read, job: UUID) -> list[Attempt]:
-    return list(db.sql.scalars(select(Attempt).where(Attempt.job == job).order_by(Attempt.no)))
+def attempts(db: Read, job: UUID) -> list[AttemptRow]:
+    return list(db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.no)))
 
 
-def accounts(db: Read, ids: Iterable[UUID]) -> dict[UUID, Account]:
-    return {row.id: row for row in db.sql.scalars(select(Account).where(Account.id.in_(set(ids))))}
+def accounts(db: Read, ids: Iterable[UUID]) -> dict[UUID, AccountRow]:
+    return {row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.id.in_(set(ids))))}
 
 
-def machines(db: Read, job: UUID) -> list[Machine]:
-    return list(db.sql.scalars(select(Machine).where(Machine.job == job)))
+def machines(db: Read, job: UUID) -> list[MachineRow]:
+    return list(db.sql.scalars(select(MachineRow).where(MachineRow.job == job)))
 
 
-def posted(db: Read, machine: Machine) -> dict[UUID, int]:
+def posted(db: Read, machine: MachineRow) -> dict[UUID, int]:
     """What the ledger has of a machine, micro-dollars."""
-    account = db.sql.scalar(select(Account).where(Account.kind == "job", Account.owner == str(machine.job)))
+    account = db.sql.scalar(select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner == str(machine.job)))
     charged = _posted(db, [account] if account else [])
     return {machine.id: sum(amount for _, id_, amount in charged if id_ == machine.id)}
 
 
-def job_events(db: Read, job: Job, after: int, limit: int) -> list[Event]:
+def job_events(db: Read, job: JobRow, after: int, limit: int) -> list[EventRow]:
     """What people read of a job's feed: not each batch."""
-    query = select(Event).where(
-        Event.team == job.team_id, Event.job == job.id, Event.seq > after, Event.kind != "batch"
+    query = select(EventRow).where(
+        EventRow.team == job.team_id, EventRow.job == job.id, EventRow.seq > after, EventRow.kind != "batch"
     )
-    return list(db.sql.scalars(query.order_by(Event.seq).limit(limit)))
+    return list(db.sql.scalars(query.order_by(EventRow.seq).limit(limit)))
 
 
-def keys(db: Read, team: UUID, user: UUID) -> list[Key]:
+def keys(db: Read, team: UUID, user: UUID) -> list[KeyRow]:
     """The API keys of a user in a team; no one-time codes."""
-    query = select(Key).where(Key.team_id == team, Key.user_id == user, Key.kind != "login")
-    return list(db.sql.scalars(query.order_by(Key.created_at)))
+    query = select(KeyRow).where(KeyRow.team_id == team, KeyRow.user_id == user, KeyRow.kind != "login")
+    return list(db.sql.scalars(query.order_by(KeyRow.created_at)))
 
 
-def machine(db: Read, team: UUID, machine_id: UUID) -> Machine | None:
+def machine(db: Read, team: UUID, machine_id: UUID) -> MachineRow | None:
     """A machine of the team's."""
-    query = select(Machine).join(Job, Job.id == Machine.job).where(Machine.id == machine_id, Job.team_id == team)
+    query = (
+        select(MachineRow)
+        .join(JobRow, JobRow.id == MachineRow.job)
+        .where(MachineRow.id == machine_id, JobRow.team_id == team)
+    )
     return db.sql.scalar(query)
 
 
-def job_of(db: Read, machine_id: UUID) -> Job | None:
+def job_of(db: Read, machine_id: UUID) -> JobRow | None:
     """The job that a machine was rented for."""
-    return db.sql.scalar(select(Job).join(Machine, Machine.job == Job.id).where(Machine.id == machine_id))
+    return db.sql.scalar(
+        select(JobRow).join(MachineRow, MachineRow.job == JobRow.id).where(MachineRow.id == machine_id)
+    )
 
 
 def teams(db: Read) -> list[UUID]:
-    return list(db.sql.scalars(select(Team.id)))
+    return list(db.sql.scalars(select(TeamRow.id)))
 
 
-def services(db: Read) -> dict[str, Service]:
-    return {row.name: row for row in db.sql.scalars(select(Service))}
+def services(db: Read) -> dict[str, ServiceRow]:
+    return {row.name: row for row in db.sql.scalars(select(ServiceRow))}
 
 
 def states(db: Read) -> tuple[dict[str, int], dict[str, int]]:
     """How many jobs and machines are in each state."""
-    jobs = db.sql.execute(select(Job.state, func.count()).group_by(Job.state))
-    machines = db.sql.execute(select(Machine.state, func.count()).group_by(Machine.state))
+    jobs = db.sql.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
+    machines = db.sql.execute(select(MachineRow.state, func.count()).group_by(MachineRow.state))
     return dict(jobs.all()), dict(machines.all())
 
 
-def _names(db: Read, table: type[Team] | type[User], ids: set[UUID]) -> dict[UUID, str]:
+def _names(db: Read, table: type[TeamRow] | type[UserRow], ids: set[UUID]) -> dict[UUID, str]:
     return dict(db.sql.execute(select(table.id, table.name).where(table.id.in_(ids))).all())
 
 
-def _posted(db: Read, accounts: Sequence[Account]) -> Iterable[tuple[UUID, UUID, int]]:
+def _posted(db: Read, accounts: Sequence[AccountRow]) -> Iterable[tuple[UUID, UUID, int]]:
     """(job, machine, micro-dollars) of what the jobs' accounts were charged, and with a minus what they got back."""
     jobs = {account.id: UUID(account.owner) for account in accounts}
-    for side, sign in ((Transfer.debit, 1), (Transfer.credit, -1)):
-        query = select(side, Transfer.machine, func.sum(Transfer.amount)).where(
-            side.in_(jobs), Transfer.machine.is_not(None)
+    for side, sign in ((TransferRow.debit, 1), (TransferRow.credit, -1)):
+        query = select(side, TransferRow.machine, func.sum(TransferRow.amount)).where(
+            side.in_(jobs), TransferRow.machine.is_not(None)
         )
-        for account, machine_id, amount in db.sql.execute(query.group_by(side, Transfer.machine)):
+        for account, machine_id, amount in db.sql.execute(query.group_by(side, TransferRow.machine)):
             if machine_id is not None:
                 yield jobs[account], machine_id, sign * int(amount)

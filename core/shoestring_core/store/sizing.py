@@ -19,7 +19,15 @@ from shoestring_core.states import SUCCESS, EndReason
 from shoestring_core.store import ledger, reports
 from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import planning, records
-from shoestring_core.store.tables import Account, Chunk, Generation, Job, Machine, Member, Series
+from shoestring_core.store.tables import (
+    AccountRow,
+    GenerationRow,
+    JobRow,
+    MachineRow,
+    MemberRow,
+    MetricChunkRow,
+    SeriesRow,
+)
 
 JOBS = 200
 """So many of the team's newest jobs of a recipe are looked at."""
@@ -51,19 +59,21 @@ def case(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) ->
 def measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]:
     """What earlier runs of the same work took on this provider's machines, the newest first."""
     work, provider = sizing.work(spec), spec.resources.provider
-    ran = select(Job).where(
-        Job.team_id == team, Job.first_step_at.is_not(None), Job.spec["recipe"].as_string() == spec.recipe
+    ran = select(JobRow).where(
+        JobRow.team_id == team, JobRow.first_step_at.is_not(None), JobRow.spec["recipe"].as_string() == spec.recipe
     )
-    newest = db.sql.scalars(ran.order_by(Job.created_at.desc(), Job.id.desc()).limit(JOBS))
+    newest = db.sql.scalars(ran.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(JOBS))
     same = [job for job in newest if sizing.work(JobSpec.from_stored(job.spec)) == work]
     if not same:
         return ()
     ids = [job.id for job in same]
     generations = records.by_job(
-        db.sql.scalars(select(Generation).where(Generation.job.in_(ids)).order_by(Generation.no.desc()))
+        db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.no.desc()))
     )
-    machines: dict[tuple[UUID, int], list[Machine]] = defaultdict(list)
-    query = select(Member, Machine).join(Machine, Machine.id == Member.machine).where(Member.job.in_(ids))
+    machines: dict[tuple[UUID, int], list[MachineRow]] = defaultdict(list)
+    query = (
+        select(MemberRow, MachineRow).join(MachineRow, MachineRow.id == MemberRow.machine).where(MemberRow.job.in_(ids))
+    )
     for member, machine in db.sql.execute(query):
         machines[member.job, member.generation].append(machine)
     lines = _lines(db, ids)
@@ -96,7 +106,7 @@ class _Lines:
     evaluation: dict[int, float] = field(default_factory=dict)
 
 
-def _measured(job: Job, row: Generation, machines: Sequence[Machine], lines: _Lines) -> Measurement | None:
+def _measured(job: JobRow, row: GenerationRow, machines: Sequence[MachineRow], lines: _Lines) -> Measurement | None:
     """What a generation took; None if it was too short, or of machines of several types."""
     (step, begun, epoch), (last_step, ended, last_epoch) = lines.first, lines.last
     evaluation = {at: seconds for at, seconds in lines.evaluation.items() if step < at <= last_step}
@@ -132,13 +142,22 @@ def _seconds(begin: int | None, end: int | None) -> float | None:
 
 def _lines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Lines]:
     """By job and generation. Of the curve of epochs, which has every step, only the two ends are read."""
-    query = select(Series.job, Chunk.generation, func.min(Chunk.first_step), func.max(Chunk.last_step))
-    query = query.join(Chunk, Chunk.series == Series.id).where(Series.job.in_(jobs), Series.name == "epoch")
-    ends = list(db.sql.execute(query.group_by(Series.job, Chunk.generation)))
+    query = select(
+        SeriesRow.job,
+        MetricChunkRow.generation,
+        func.min(MetricChunkRow.first_step),
+        func.max(MetricChunkRow.last_step),
+    )
+    query = query.join(MetricChunkRow, MetricChunkRow.series == SeriesRow.id).where(
+        SeriesRow.job.in_(jobs), SeriesRow.name == "epoch"
+    )
+    ends = list(db.sql.execute(query.group_by(SeriesRow.job, MetricChunkRow.generation)))
     firsts, lasts = [(job, no, first) for job, no, first, _ in ends], [(job, no, last) for job, no, _, last in ends]
     points: dict[tuple[UUID, int], list[tuple[int, float, float]]] = defaultdict(list)
-    for column, edges in ((Chunk.first_step, firsts), (Chunk.last_step, lasts)):
-        for job, chunk in _chunks(db, "epoch", jobs, tuple_(Series.job, Chunk.generation, column).in_(edges)):
+    for column, edges in ((MetricChunkRow.first_step, firsts), (MetricChunkRow.last_step, lasts)):
+        for job, chunk in _chunks(
+            db, "epoch", jobs, tuple_(SeriesRow.job, MetricChunkRow.generation, column).in_(edges)
+        ):
             points[job, chunk.generation] += reports.unpacked(chunk)
     found = {key: _Lines(min(own), max(own)) for key, own in points.items()}
     for job, chunk in _chunks(db, results.EVALUATION_S, jobs):
@@ -149,16 +168,18 @@ def _lines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Lines]:
 
 def _chunks(
     db: Read, name: str, jobs: Sequence[UUID], *conditions: ColumnElement[bool]
-) -> Iterable[tuple[UUID, Chunk]]:
+) -> Iterable[tuple[UUID, MetricChunkRow]]:
     """(job, chunk) of the series of that name."""
-    query = select(Series.job, Chunk).join(Chunk, Chunk.series == Series.id)
-    return db.sql.execute(query.where(Series.job.in_(jobs), Series.name == name, *conditions)).tuples()
+    query = select(SeriesRow.job, MetricChunkRow).join(MetricChunkRow, MetricChunkRow.series == SeriesRow.id)
+    return db.sql.execute(query.where(SeriesRow.job.in_(jobs), SeriesRow.name == name, *conditions)).tuples()
 
 
 def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | None, str]:
     """What may still be spent by the tightest of the job's limit and those above it, and whose that is. What others
     have set aside comes back, or is waited for, so it isn't taken off. None: nothing is limited."""
-    member = db.sql.scalar(select(Account.id).where(Account.kind == "member", Account.owner == f"{team}/{user}"))
+    member = db.sql.scalar(
+        select(AccountRow.id).where(AccountRow.kind == "member", AccountRow.owner == f"{team}/{user}")
+    )
     above = ledger.path(db, member or ledger.team_account(db, team).id)
     rooms = [(max(0, one.limit_micro - one.posted), one) for one in above if one.limit_micro is not None]
     left, tightest = min(rooms, key=lambda room: room[0], default=(None, None))

@@ -80,21 +80,21 @@ class Base(DeclarativeBase):
 # --- people -----------------------------------------------------------------------------------------------
 
 
-class Team(Base):
+class TeamRow(Base):
     __tablename__ = "teams"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     feed_seq: Mapped[int] = mapped_column(default=0)
 
 
-class User(Base):
+class UserRow(Base):
     __tablename__ = "users"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[int]
 
 
-class Membership(Base):
+class MembershipRow(Base):
     __tablename__ = "memberships"
     team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"), primary_key=True)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), primary_key=True)
@@ -102,7 +102,7 @@ class Membership(Base):
     __table_args__ = (CheckConstraint("role IN ('admin','member')", name="role"),)
 
 
-class Key(Base):
+class KeyRow(Base):
     """API keys (pat, job, svc) and one-time login codes (login). Only the hash of a secret is stored."""
 
     __tablename__ = "keys"
@@ -118,7 +118,7 @@ class Key(Base):
     __table_args__ = (CheckConstraint("kind IN ('pat','job','svc','login')", name="kind"),)
 
 
-class Session(Base):
+class SessionRow(Base):
     """A browser's sign-in."""
 
     __tablename__ = "sessions"
@@ -129,7 +129,7 @@ class Session(Base):
     csrf: Mapped[str]
 
 
-class Idempotency(Base):
+class IdempotencyRow(Base):
     """The first answer to a request with an Idempotency-Key. status NULL: still running."""
 
     __tablename__ = "idempotency"
@@ -144,7 +144,7 @@ class Idempotency(Base):
 # --- jobs -------------------------------------------------------------------------------------------------
 
 
-class Job(Base):
+class JobRow(Base):
     __tablename__ = "jobs"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
@@ -197,7 +197,7 @@ class Job(Base):
     )
 
 
-class Attempt(Base):
+class AttemptRow(Base):
     __tablename__ = "attempts"
     job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     no: Mapped[int] = mapped_column(primary_key=True)
@@ -219,7 +219,7 @@ class Attempt(Base):
     )  # fmt: skip
 
 
-class Machine(Base):
+class MachineRow(Base):
     """One launch intent and what became of it. The id is the client token."""
 
     __tablename__ = "machines"
@@ -274,7 +274,7 @@ class Machine(Base):
     )  # fmt: skip
 
 
-class Generation(Base):
+class GenerationRow(Base):
     __tablename__ = "generations"
     job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     no: Mapped[int] = mapped_column(primary_key=True)
@@ -302,7 +302,7 @@ class Generation(Base):
     )  # fmt: skip
 
 
-class Member(Base):
+class MemberRow(Base):
     """A machine's part in a generation."""
 
     __tablename__ = "members"
@@ -322,7 +322,7 @@ class Member(Base):
     )
 
 
-class Checkpoint(Base):
+class CheckpointRow(Base):
     """A complete, hash-true checkpoint. Only the row is the pointer; the objects are write-once."""
 
     __tablename__ = "checkpoints"
@@ -345,7 +345,7 @@ class Checkpoint(Base):
 # --- what machines report ---------------------------------------------------------------------------------
 
 
-class Series(Base):
+class SeriesRow(Base):
     __tablename__ = "series"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"))
@@ -353,7 +353,7 @@ class Series(Base):
     __table_args__ = (Index("uq_series_job_name", "job", "name", unique=True),)
 
 
-class Chunk(Base):
+class MetricChunkRow(Base):
     """Points of one series from one batch, as three columns: int64 steps, float64 unix seconds, float64 values,
     little-endian. A step may repeat across chunks; the generation says which one counts."""
 
@@ -373,7 +373,7 @@ class Chunk(Base):
     __table_args__ = (Index(None, "machine", "seq"),)
 
 
-class Log(Base):
+class LogChunkRow(Base):
     __tablename__ = "logs"
     machine: Mapped[UUID] = mapped_column(ForeignKey("machines.id"), primary_key=True)
     rank: Mapped[int] = mapped_column(primary_key=True)
@@ -386,7 +386,7 @@ class Log(Base):
     __table_args__ = (Index(None, "machine", "seq"),)
 
 
-class Event(Base):
+class EventRow(Base):
     """The feed of a team, gapless: `seq` is drawn from teams.feed_seq at the end of each transaction."""
 
     __tablename__ = "events"
@@ -408,7 +408,7 @@ class Event(Base):
 # --- money ------------------------------------------------------------------------------------------------
 
 
-class Account(Base):
+class AccountRow(Base):
     """organisation > team > member > job, and the two that take what is spent: cash and overrun."""
 
     __tablename__ = "accounts"
@@ -434,7 +434,7 @@ class Account(Base):
     )
 
 
-class Hold(Base):
+class HoldRow(Base):
     """Money set aside for a machine until `funded_until` plus the time it takes to end."""
 
     __tablename__ = "holds"
@@ -459,7 +459,7 @@ class Hold(Base):
     )  # fmt: skip
 
 
-class Transfer(Base):
+class TransferRow(Base):
     """One immutable line of the ledger; triggers refuse UPDATE and DELETE. Corrections are new rows."""
 
     __tablename__ = "transfers"
@@ -486,7 +486,7 @@ class Transfer(Base):
     )  # fmt: skip
 
 
-class Price(Base):
+class PriceRow(Base):
     __tablename__ = "prices"
     provider: Mapped[str] = mapped_column(primary_key=True)
     region: Mapped[str] = mapped_column(primary_key=True)
@@ -501,7 +501,7 @@ class Price(Base):
     simulated: Mapped[bool]
 
 
-class Offered(Base):
+class OfferRow(Base):
     """What a provider offers now, as the worker last saw it: decide.offers.Offer."""
 
     __tablename__ = "offers"
@@ -520,7 +520,7 @@ class Offered(Base):
 # --- the service itself -----------------------------------------------------------------------------------
 
 
-class Scheduler(Base):
+class SchedulerRow(Base):
     """One row. A plan is applied only if nobody applied another since it was read."""
 
     __tablename__ = "scheduler"
@@ -529,7 +529,7 @@ class Scheduler(Base):
     __table_args__ = (CheckConstraint("id = 1", name="single"),)
 
 
-class Service(Base):
+class ServiceRow(Base):
     """Since when a service has answered without a break: leases don't expire by our own silence."""
 
     __tablename__ = "services"

@@ -13,7 +13,7 @@ from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
 from shoestring_core.store import migrations
 from shoestring_core.store.db import Committed, Read, Store, Write, open_store
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Account, Base, Event, Job, Scheduler, Team, User
+from shoestring_core.store.tables import AccountRow, Base, EventRow, JobRow, SchedulerRow, TeamRow, UserRow
 from sqlalchemy import exc, insert, select, text, update
 
 from tests import write_order
@@ -71,7 +71,7 @@ def test_migrating_twice_and_at_once_is_harmless(database_url: str) -> None:
         thread.join()
     assert all(store.is_current() for store in stores)
     with stores[0].read() as db:
-        assert db.sql.scalars(select(Scheduler.epoch)).all() == [0]
+        assert db.sql.scalars(select(SchedulerRow.epoch)).all() == [0]
     for store in stores:
         store.close()
 
@@ -115,7 +115,7 @@ def test_postgresql_reads_committed_rows_and_has_timeouts(postgres_store: Store)
 
 def test_a_read_session_cannot_write(store: Store) -> None:
     def add(db: Read) -> None:
-        db.sql.execute(insert(User).values(id=new_id(), name="ann", created_at=db.now))
+        db.sql.execute(insert(UserRow).values(id=new_id(), name="ann", created_at=db.now))
 
     with pytest.raises((Unavailable, exc.DBAPIError)), store.read() as db:
         add(db)
@@ -124,31 +124,31 @@ def test_a_read_session_cannot_write(store: Store) -> None:
 
 def test_a_read_sees_one_state(store: Store) -> None:
     with store.read() as db:
-        assert db.sql.scalar(select(Scheduler.epoch)) == 0
-        store.write(lambda w: w.sql.execute(update(Scheduler).values(epoch=7)))
-        assert db.sql.scalar(select(Scheduler.epoch)) == 0
+        assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
+        store.write(lambda w: w.sql.execute(update(SchedulerRow).values(epoch=7)))
+        assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
     with store.read() as db:
-        assert db.sql.scalar(select(Scheduler.epoch)) == 7
+        assert db.sql.scalar(select(SchedulerRow.epoch)) == 7
 
 
 def test_a_row_read_again_is_what_an_update_made_of_it(store: Store) -> None:
     def work(db: Write) -> int:
-        assert db.sql.scalars(select(Scheduler)).one().epoch == 0
-        db.sql.execute(update(Scheduler).values(epoch=Scheduler.epoch + 1))
-        return db.sql.scalars(select(Scheduler)).one().epoch
+        assert db.sql.scalars(select(SchedulerRow)).one().epoch == 0
+        db.sql.execute(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
+        return db.sql.scalars(select(SchedulerRow)).one().epoch
 
     assert store.write(work) == 1
 
 
 def test_a_failed_write_changes_nothing(store: Store) -> None:
     def work(db: Write) -> None:
-        db.sql.execute(update(Scheduler).values(epoch=5))
+        db.sql.execute(update(SchedulerRow).values(epoch=5))
         raise NotFound("no such job")
 
     with pytest.raises(NotFound):
         store.write(work)
     with store.read() as db:
-        assert db.sql.scalar(select(Scheduler.epoch)) == 0
+        assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
 
 
 def test_now_is_read_once(store: Store) -> None:
@@ -165,8 +165,8 @@ def test_writers_that_read_first_lose_no_update(store: Store) -> None:
     """On SQLite a deferred read-then-write would fail with BUSY_SNAPSHOT; PostgreSQL's UPDATE sees the newest row."""
 
     def increment(db: Write) -> None:
-        db.sql.scalar(select(Scheduler.epoch))
-        db.sql.execute(update(Scheduler).values(epoch=Scheduler.epoch + 1))
+        db.sql.scalar(select(SchedulerRow.epoch))
+        db.sql.execute(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
 
     threads = [threading.Thread(target=lambda: [store.write(increment) for _ in range(10)]) for _ in range(4)]
     for thread in threads:
@@ -174,22 +174,23 @@ def test_writers_that_read_first_lose_no_update(store: Store) -> None:
     for thread in threads:
         thread.join()
     with store.read() as db:
-        assert db.sql.scalar(select(Scheduler.epoch)) == 40
+        assert db.sql.scalar(select(SchedulerRow.epoch)) == 40
 
 
 def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
     script = (
         "import sys; from sqlalchemy import update\n"
         "from shoestring_core.store.db import open_store\n"
-        "from shoestring_core.store.tables import Scheduler\n"
+        "from shoestring_core.store.tables import SchedulerRow\n"
         "store = open_store(sys.argv[1])\n"
-        "for _ in range(20): store.write(lambda db: db.count(update(Scheduler).values(epoch=Scheduler.epoch + 1)))\n"
+        "next_epoch = update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1)\n"
+        "for _ in range(20): store.write(lambda db: db.count(next_epoch))\n"
     )
     url = store.writer.url.render_as_string(hide_password=False)
     writers = [subprocess.Popen([sys.executable, "-c", script, url]) for _ in range(3)]
     assert [writer.wait(timeout=PATIENCE_S) for writer in writers] == [0, 0, 0]
     with store.read() as db:
-        assert db.sql.scalar(select(Scheduler.epoch)) == 60
+        assert db.sql.scalar(select(SchedulerRow.epoch)) == 60
 
 
 def test_what_no_database_can_hold_is_replaced_and_stored(store: Store) -> None:
@@ -198,20 +199,20 @@ def test_what_no_database_can_hold_is_replaced_and_stored(store: Store) -> None:
     data = {"a\0": ["\ud800", float("nan"), float("inf"), float("-inf"), 1.5, None, True, "é\\u0000"]}
 
     def work(db: Write) -> None:
-        db.add_new(Team, id=team, name="n\0\udfff", feed_seq=0)
+        db.add_new(TeamRow, id=team, name="n\0\udfff", feed_seq=0)
         db.event(team=team, kind="alarm", actor="a\0", reason="\ud800", data=data)
 
     store.write(work)
     with store.read() as db:
-        assert db.sql.scalar(select(Team.name)) == "n\ufffd\ufffd"
-        event = db.sql.scalars(select(Event)).one()
+        assert db.sql.scalar(select(TeamRow.name)) == "n\ufffd\ufffd"
+        event = db.sql.scalars(select(EventRow)).one()
     assert (event.actor, event.reason) == ("a\ufffd", "\ufffd")
     assert event.data == {"a\ufffd": ["\ufffd", "NaN", "Infinity", "-Infinity", 1.5, None, True, "é\\u0000"]}
 
 
 def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
     def work(db: Write) -> int:
-        return db.count(update(Scheduler).values(epoch=Scheduler.epoch + 1))
+        return db.count(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
 
     assert postgres_store.write(work) == 1
     kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> {}"
@@ -222,16 +223,16 @@ def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
 
 def test_a_connection_that_dies_in_a_write_is_unavailable_and_changes_nothing(postgres_store: Store) -> None:
     def work(db: Write) -> None:
-        db.count(update(Scheduler).values(epoch=9))
+        db.count(update(SchedulerRow).values(epoch=9))
         with psycopg.connect(_plain_url(postgres_store), autocommit=True) as other:
             other.execute("SELECT pg_terminate_backend(%s)", (db.sql.scalar(text("SELECT pg_backend_pid()")),))
-        db.count(update(Scheduler).values(epoch=10))
+        db.count(update(SchedulerRow).values(epoch=10))
 
     with pytest.raises(Unavailable) as refused:
         postgres_store.write(work)
     assert refused.value.retryable
     with postgres_store.read() as db:
-        assert db.sql.scalar(select(Scheduler.epoch)) == 0
+        assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
 
 
 def _plain_url(store: Store) -> str:
@@ -243,7 +244,7 @@ def test_a_deadlock_runs_the_whole_function_again(postgres_store: Store) -> None
     store = postgres_store
     ids = [new_id(), new_id()]
     for number, team in enumerate(ids):
-        store.write(lambda db, n=number, t=team: db.sql.execute(insert(Team).values(id=t, name=str(n), feed_seq=0)))
+        store.write(lambda db, n=number, t=team: db.sql.execute(insert(TeamRow).values(id=t, name=str(n), feed_seq=0)))
     meet, runs = threading.Barrier(2), []
 
     def crossing(order: list[UUID]):
@@ -251,7 +252,7 @@ def test_a_deadlock_runs_the_whole_function_again(postgres_store: Store) -> None
             first_run = not any(order is seen for seen in runs)
             runs.append(order)
             for position, team in enumerate(order):
-                db.sql.execute(update(Team).where(Team.id == team).values(feed_seq=Team.feed_seq + 1))
+                db.sql.execute(update(TeamRow).where(TeamRow.id == team).values(feed_seq=TeamRow.feed_seq + 1))
                 if position == 0 and first_run:
                     meet.wait(timeout=PATIENCE_S)
 
@@ -265,7 +266,7 @@ def test_a_deadlock_runs_the_whole_function_again(postgres_store: Store) -> None
         thread.join()
     assert len(runs) == 3
     with store.read() as db:
-        assert db.sql.scalars(select(Team.feed_seq)).all() == [2, 2]
+        assert db.sql.scalars(select(TeamRow.feed_seq)).all() == [2, 2]
 
 
 def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str) -> None:
@@ -281,11 +282,11 @@ def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str
     def both(first, then) -> None:
         store.write(lambda db: (first(db), then(db)))
 
-    both(touch(Job, job.id), touch(Account, leaf))
-    both(touch(Account, leaf), touch(Account, top))
+    both(touch(JobRow, job.id), touch(AccountRow, leaf))
+    both(touch(AccountRow, leaf), touch(AccountRow, top))
     assert out_of_order() == []
-    both(touch(Account, leaf), touch(Job, job.id))
-    both(touch(Account, top), touch(Account, leaf))
+    both(touch(AccountRow, leaf), touch(JobRow, job.id))
+    both(touch(AccountRow, top), touch(AccountRow, leaf))
     assert out_of_order() == [[("accounts", leaf), ("jobs", job.id)], [("accounts", top), ("accounts", leaf)]]
     store.close()
 
@@ -298,7 +299,7 @@ def test_listeners_hear_of_commits_and_their_errors_harm_nobody(store: Store) ->
         raise RuntimeError("listener")
 
     store.on_commit += [broken, heard.append]
-    store.write(lambda db: db.sql.execute(insert(Team).values(id=team, name="t", feed_seq=0)))
+    store.write(lambda db: db.sql.execute(insert(TeamRow).values(id=team, name="t", feed_seq=0)))
     assert heard == []
 
     def work(db: Write) -> None:
@@ -317,11 +318,11 @@ def test_a_locked_sqlite_file_is_unavailable(tmp_path: Path) -> None:
     holder, other = open_store(url), open_store(url, busy_timeout_s=0.2)
     holder.migrate()
     with holder.writer.begin() as connection:
-        connection.execute(update(Scheduler).values(epoch=1))
+        connection.execute(update(SchedulerRow).values(epoch=1))
         with pytest.raises(Unavailable, match="locked") as refused:
-            other.write(lambda db: db.sql.execute(update(Scheduler).values(epoch=2)))
+            other.write(lambda db: db.sql.execute(update(SchedulerRow).values(epoch=2)))
     assert refused.value.hint
-    other.write(lambda db: db.sql.execute(update(Scheduler).values(epoch=2)))
+    other.write(lambda db: db.sql.execute(update(SchedulerRow).values(epoch=2)))
     holder.close()
     other.close()
 
@@ -334,13 +335,13 @@ def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
     def fill(db: Write) -> None:
         pages = db.sql.scalar(text("PRAGMA page_count"))
         db.sql.execute(text(f"PRAGMA max_page_count = {pages}"))
-        db.sql.execute(insert(User).values(id=new_id(), name="x" * 100_000, created_at=0))
+        db.sql.execute(insert(UserRow).values(id=new_id(), name="x" * 100_000, created_at=0))
 
     with pytest.raises(Unavailable, match="full") as refused:
         store.write(fill)
     assert "space" in (refused.value.hint or "")
     with store.read() as db:
-        assert db.sql.scalars(select(User)).all() == []
+        assert db.sql.scalars(select(UserRow)).all() == []
     store.close()
 
 
@@ -350,7 +351,7 @@ def test_a_read_only_sqlite_file_is_unavailable(tmp_path: Path) -> None:
 
     def work(db: Write) -> None:
         db.sql.execute(text("PRAGMA query_only = ON"))
-        db.sql.execute(update(Scheduler).values(epoch=2))
+        db.sql.execute(update(SchedulerRow).values(epoch=2))
 
     with pytest.raises(Unavailable, match="can't be written"):
         store.write(work)

@@ -10,7 +10,7 @@ from shoestring_core.errors import InvalidRequest
 from shoestring_core.store import events
 from shoestring_core.store.db import Store, Write
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Event, Team
+from shoestring_core.store.tables import EventRow, TeamRow
 from sqlalchemy import delete, insert
 
 from tests.servers import PATIENCE_S
@@ -19,7 +19,7 @@ from tests.servers import PATIENCE_S
 @pytest.fixture
 def teams(store: Store) -> list[UUID]:
     ids = [new_id(), new_id()]
-    store.write(lambda db: db.sql.execute(insert(Team), [{"id": i, "name": str(i), "feed_seq": 0} for i in ids]))
+    store.write(lambda db: db.sql.execute(insert(TeamRow), [{"id": i, "name": str(i), "feed_seq": 0} for i in ids]))
     return ids
 
 
@@ -96,6 +96,6 @@ def test_a_reader_that_is_too_far_back_is_told(store: Store, teams: list[UUID]) 
         store.write(lambda db: db.event(team=teams[0], kind="batch", actor="machine"))
     with store.read() as db:
         assert [events.too_old(db, teams[0], after) for after in range(5)] == [False, False, False, False, True]
-    store.write(lambda db: db.sql.execute(delete(Event).where(Event.seq == 2)))
+    store.write(lambda db: db.sql.execute(delete(EventRow).where(EventRow.seq == 2)))
     with store.read() as db:
         assert [events.too_old(db, teams[0], after) for after in range(4)] == [True, True, False, False]

@@ -12,7 +12,7 @@ from shoestring_core.errors import (
     Unauthenticated,
 )
 from shoestring_core.store import identity, ledger
-from shoestring_core.store.tables import Idempotency, Key, Membership, Session, Team, User
+from shoestring_core.store.tables import IdempotencyRow, KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
 from sqlalchemy import select, text, update
 
 from tests.core.world import World
@@ -28,7 +28,7 @@ def test_the_first_admin_is_made_once(world: World) -> None:
     assert again == world.me
     assert again.role == "admin"
     with world.store.read() as db:
-        assert len(db.sql.scalars(select(User)).all()) == len(db.sql.scalars(select(Team)).all()) == 1
+        assert len(db.sql.scalars(select(UserRow)).all()) == len(db.sql.scalars(select(TeamRow)).all()) == 1
         assert [one.kind for one in ledger.of_team(db, world.team)] == ["org", "team", "member"]
 
 
@@ -123,7 +123,7 @@ def test_another_teams_key_cannot_be_revoked(world: World) -> None:
 
 def test_a_key_dies_with_its_membership(world: World) -> None:
     _, secret = create(world)
-    world.store.write(lambda db: db.sql.execute(Membership.__table__.delete()))
+    world.store.write(lambda db: db.sql.execute(MembershipRow.__table__.delete()))
     with pytest.raises(Unauthenticated, match="not a member"):
         authenticate(world, secret)
 
@@ -172,7 +172,7 @@ def test_a_login_code_is_no_api_key_and_a_key_no_login_code(world: World) -> Non
 
 def test_an_old_login_code_is_refused(world: World) -> None:
     code = world.store.write(lambda db: identity.create_login_code(db, world.me.user, world.team))
-    world.store.write(lambda db: db.count(update(Key).values(expires_at=db.now)))
+    world.store.write(lambda db: db.count(update(KeyRow).values(expires_at=db.now)))
     with pytest.raises(Unauthenticated):
         world.store.write(lambda db: identity.redeem_login_code(db, code))
 
@@ -202,13 +202,13 @@ def test_a_session_ends_by_sign_out_and_by_time(world: World) -> None:
     ]
     for _ in range(2):
         world.store.write(lambda db: identity.close_session(db, first.secret))
-    world.store.write(lambda db: db.count(update(Session).values(expires_at=db.now)))
+    world.store.write(lambda db: db.count(update(SessionRow).values(expires_at=db.now)))
     for secret in (first.secret, second.secret, "", "x"):
         with pytest.raises(Unauthenticated):
             session(world, secret)
     world.store.write(lambda db: identity.open_session(db, world.me.user, world.team))
     with world.store.read() as db:
-        assert len(db.sql.scalars(select(Session)).all()) == 1
+        assert len(db.sql.scalars(select(SessionRow)).all()) == 1
         assert second.secret not in str(db.sql.execute(text("SELECT * FROM sessions")).all())
 
 
@@ -292,7 +292,7 @@ def test_of_twins_that_race_one_goes_on(world: World) -> None:
     assert outcomes.count(None) == 1
 
 
-def create(world: World, expires_at: int | None = None) -> tuple[Key, str]:
+def create(world: World, expires_at: int | None = None) -> tuple[KeyRow, str]:
     return world.store.write(lambda db: identity.create_key(db, "pat", world.me.user, world.team, ["jobs"], expires_at))
 
 
@@ -311,4 +311,4 @@ def begin(world: World, key: str, body_sha: str) -> identity.Answer | None:
 
 
 def age(world: World, by: int) -> None:
-    world.store.write(lambda db: db.count(update(Idempotency).values(at=Idempotency.at - by)))
+    world.store.write(lambda db: db.count(update(IdempotencyRow).values(at=IdempotencyRow.at - by)))

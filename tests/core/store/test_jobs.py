@@ -10,7 +10,7 @@ from shoestring_core.errors import BudgetExceeded, InvalidRequest, NotFound, Sta
 from shoestring_core.states import JOB_MOVES, EndReason, JobState, Want
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Job
+from shoestring_core.store.tables import JobRow
 from sqlalchemy import exc, select, update
 
 from tests.core.world import World
@@ -94,7 +94,7 @@ def test_only_the_table_moves_a_job(world: World, before: JobState) -> None:
 @pytest.mark.parametrize("column", ["attempt", "generation"])
 def test_a_decision_on_what_has_changed_since_moves_nothing(world: World, column: str) -> None:
     seen = put(world, world.job(), J.RUNNING)
-    world.store.write(lambda db: db.count(update(Job).where(Job.id == seen.id).values({column: 7})))
+    world.store.write(lambda db: db.count(update(JobRow).where(JobRow.id == seen.id).values({column: 7})))
     with pytest.raises(StaleTransition):
         move(world, seen, J.QUEUED)
     assert state(world, seen) == J.RUNNING
@@ -104,7 +104,7 @@ def test_a_job_that_is_wanted_otherwise_by_now_is_not_launched(world: World) -> 
     seen = world.job()
     world.store.write(lambda db: jobs.stop(db, seen.id, "ann", "pause"))
     world.store.write(lambda db: jobs.resume(db, seen.id, "ann"))
-    world.store.write(lambda db: db.count(update(Job).where(Job.id == seen.id).values(want=Want.STOP)))
+    world.store.write(lambda db: db.count(update(JobRow).where(JobRow.id == seen.id).values(want=Want.STOP)))
     with pytest.raises(StaleTransition):
         move(world, seen, J.LAUNCHING)
 
@@ -118,7 +118,9 @@ def test_ended_needs_a_reason(world: World) -> None:
 
 def test_moves_set_their_times_and_end_the_waiting(world: World) -> None:
     job = world.job()
-    world.store.write(lambda db: db.count(update(Job).values(wait_reason="money", wait_text="no money", queued_at=1)))
+    world.store.write(
+        lambda db: db.count(update(JobRow).values(wait_reason="money", wait_text="no money", queued_at=1))
+    )
     job = move(world, read(world, job), J.LAUNCHING)
     assert (job.wait_reason, job.wait_text, job.started_at) == (None, None, None)
     started = move(world, job, J.RUNNING).started_at
@@ -223,7 +225,7 @@ def test_what_ends_or_has_ended_cannot_go_on(world: World) -> None:
 
 def test_a_retry_is_a_new_job_from_the_stored_spec_and_the_last_checkpoint(world: World) -> None:
     old, checkpoint = world.job("3.00", name="first", params={"epochs": 2}), new_id()
-    world.store.write(lambda db: db.count(update(Job).values(checkpoint=checkpoint)))
+    world.store.write(lambda db: db.count(update(JobRow).values(checkpoint=checkpoint)))
     put(world, old, J.ENDED, end_reason=EndReason.NAN)
     new = retry(world, old)
     assert new.id != old.id
@@ -235,7 +237,7 @@ def test_a_retry_is_a_new_job_from_the_stored_spec_and_the_last_checkpoint(world
 
 def test_a_retry_of_a_success_starts_from_nothing(world: World) -> None:
     old = world.job()
-    world.store.write(lambda db: db.count(update(Job).values(checkpoint=new_id())))
+    world.store.write(lambda db: db.count(update(JobRow).values(checkpoint=new_id())))
     put(world, old, J.ENDED, end_reason=EndReason.SUCCEEDED)
     assert retry(world, old).checkpoint is None
 
@@ -330,7 +332,7 @@ def test_a_filter_that_makes_no_sense_says_what_would(world: World, text: str, h
 
 def test_pages_hold_every_job_once_newest_first(world: World) -> None:
     made = [world.job().id for _ in range(7)]
-    world.store.write(lambda db: db.count(update(Job).values(created_at=5)))
+    world.store.write(lambda db: db.count(update(JobRow).values(created_at=5)))
     seen: list[UUID] = []
     cursor = None
     for size in itertools.chain([3], itertools.repeat(2)):
@@ -339,7 +341,7 @@ def test_pages_hold_every_job_once_newest_first(world: World) -> None:
         assert len(page.jobs) <= size
         seen += [job.id for job in page.jobs]
         world.job()
-        world.store.write(lambda db: db.count(update(Job).where(Job.created_at > 5).values(created_at=6)))
+        world.store.write(lambda db: db.count(update(JobRow).where(JobRow.created_at > 5).values(created_at=6)))
         if (cursor := page.next_cursor) is None:
             break
     assert seen == made[::-1]
@@ -352,29 +354,29 @@ def test_a_cursor_made_up_is_refused(world: World, cursor: str) -> None:
     assert refused.value.hint
 
 
-def put(world: World, job: Job, where: JobState, end_reason: EndReason = EndReason.NAN) -> Job:
+def put(world: World, job: JobRow, where: JobState, end_reason: EndReason = EndReason.NAN) -> JobRow:
     """Set a state by hand, for the tests of what moves a job from there."""
     end = end_reason if where is J.ENDED else None
-    moved = update(Job).where(Job.id == job.id).values(state=where, end_reason=end)
+    moved = update(JobRow).where(JobRow.id == job.id).values(state=where, end_reason=end)
     world.store.write(lambda db: db.count(moved))
     return read(world, job)
 
 
-def move(world: World, job: Job, to: JobState) -> Job:
+def move(world: World, job: JobRow, to: JobState) -> JobRow:
     columns = {"end_reason": EndReason.NAN} if to is J.ENDED else {}
     return world.store.write(lambda db: jobs.transition(db, job, to, actor="test", reason="test", **columns))
 
 
-def read(world: World, job: Job) -> Job:
+def read(world: World, job: JobRow) -> JobRow:
     with world.store.read() as db:
-        return db.sql.scalars(select(Job).where(Job.id == job.id)).one()
+        return db.sql.scalars(select(JobRow).where(JobRow.id == job.id)).one()
 
 
-def state(world: World, job: Job) -> str:
+def state(world: World, job: JobRow) -> str:
     return read(world, job).state
 
 
-def retry(world: World, job: Job) -> Job:
+def retry(world: World, job: JobRow) -> JobRow:
     new = world.store.write(lambda db: jobs.retry(db, world.team, job.id, world.me.user, smallest_hold=0))
     with world.store.read() as db:
         assert ledger.job_account(db, new.id).parent == world.account("member").id

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shoestring_core.errors import BudgetExceeded, NotFound, PreconditionFailed, StaleTransition
-from shoestring_core.store import ledger
+from shoestring_core.store import events, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Account, Event, Hold, Job, Transfer
+from shoestring_core.store.tables import AccountRow, EventRow, HoldRow, JobRow, TeamRow, TransferRow
 from sqlalchemy import exc, func, select, text, update
 
 from tests.core.world import World
@@ -97,7 +97,7 @@ def test_an_extension_is_placed_once_and_only_on_what_was_seen(world: World) -> 
     job = world.job("0.0001")
     machine = world.hold(job, 60, until=1000)
 
-    def extend(more: int, until: int, seen: int | None = None) -> Hold:
+    def extend(more: int, until: int, seen: int | None = None) -> HoldRow:
         return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until, seen_until=seen))
 
     hold = extend(20, 2000, seen=1000)
@@ -109,7 +109,7 @@ def test_an_extension_is_placed_once_and_only_on_what_was_seen(world: World) -> 
         extend(21, 3000)
     assert world.totals(job)[0] == (0, 80, 0)
     with world.store.read() as db:
-        assert db.sql.scalars(select(Hold.funded_until).where(Hold.machine == machine)).one() == 2000
+        assert db.sql.scalars(select(HoldRow.funded_until).where(HoldRow.machine == machine)).one() == 2000
     extend(0, 3000, seen=2000)
     world.store.write(lambda db: ledger.release(db, machine, "over"))
     with pytest.raises(StaleTransition):
@@ -124,7 +124,7 @@ def test_of_two_that_race_for_money_that_covers_one_exactly_one_gets_it(world: W
     world.limit(shared, 150, jobs[0])
     start, refused = threading.Barrier(2), []
 
-    def race(job: Job, machine: UUID) -> None:
+    def race(job: JobRow, machine: UUID) -> None:
         start.wait(timeout=PATIENCE_S)
         try:
             world.hold(job, 100, machine)
@@ -320,7 +320,7 @@ def test_taking_a_limit_away_ends_its_overdraft(world: World) -> None:
 def test_a_budget_that_changed_since_it_was_read_is_not_overwritten(world: World) -> None:
     seen = world.account("team")
 
-    def change(limit: int) -> Account:
+    def change(limit: int) -> AccountRow:
         return world.store.write(
             lambda db: ledger.set_limit(db, seen.id, limit, actor="ann", reason="", if_version=seen.version)
         )
@@ -338,16 +338,12 @@ def test_a_change_of_the_organisations_limit_is_told_to_all_its_teams(world: Wor
     other = new_id()
 
     def second_team(db):
-        from shoestring_core.store.tables import Team
-
-        db.add_new(Team, id=other, name=f"second {world.name}", feed_seq=0)
+        db.add_new(TeamRow, id=other, name=f"second {world.name}", feed_seq=0)
         ledger.open_tree(db, org.owner, other)
 
     world.store.write(second_team)
     world.limit("org", 5)
     with world.store.read() as db:
-        from shoestring_core.store import events
-
         assert [event.kind for event in events.events(db, other, 0, 10)] == ["budget"]
 
 
@@ -393,7 +389,7 @@ def test_transfers_refuse_update_and_delete(world: World) -> None:
         with pytest.raises(exc.DBAPIError, match="immutable"):
             world.store.write(lambda db, s=statement: db.sql.execute(text(s)))
     with world.store.read() as db:
-        assert [row.amount for row in db.sql.scalars(select(Transfer))] == [5]
+        assert [row.amount for row in db.sql.scalars(select(TransferRow))] == [5]
 
 
 def test_the_check_holds_against_code_that_forgets_the_guard(world: World) -> None:
@@ -401,7 +397,9 @@ def test_the_check_holds_against_code_that_forgets_the_guard(world: World) -> No
     account = world.account("team").id
     for values in ({"held": 101}, {"posted": 101}, {"held": -1}, {"overdraft": -1}):
         with pytest.raises(exc.IntegrityError):
-            world.store.write(lambda db, v=values: db.count(update(Account).where(Account.id == account).values(v)))
+            world.store.write(
+                lambda db, v=values: db.count(update(AccountRow).where(AccountRow.id == account).values(v))
+            )
 
 
 def test_ordinary_posting_can_never_make_an_overdraft(world: World) -> None:
@@ -417,7 +415,7 @@ def test_the_sweep_finds_a_total_that_was_tampered_with(world: World) -> None:
     job = world.job()
     world.settle(world.hold(job, 10), 5)
     account = world.account("team").id
-    world.store.write(lambda db: db.count(update(Account).where(Account.id == account).values(posted=6, held=3)))
+    world.store.write(lambda db: db.count(update(AccountRow).where(AccountRow.id == account).values(posted=6, held=3)))
     found = {(one.account, one.what, one.expected, one.found) for one in world.sweep()}
     assert found == {(account, "posted", 5, 6), (account, "held", 0, 3)}
 
@@ -461,11 +459,11 @@ def test_no_sequence_of_operations_overspends(store: Store, steps: list[tuple[st
     assert world.sweep() == []
 
 
-def look(world: World, jobs: list[Job]) -> tuple[list[list[Account]], int]:
+def look(world: World, jobs: list[JobRow]) -> tuple[list[list[AccountRow]], int]:
     """The path of each job, and how many alarms there have been."""
     with world.store.read() as db:
         chains = [ledger.path(db, ledger.job_account(db, job.id).id) for job in jobs]
-        alarms = select(func.count()).where(Event.team == world.team, Event.kind == "alarm")
+        alarms = select(func.count()).where(EventRow.team == world.team, EventRow.kind == "alarm")
         return chains, db.sql.scalar(alarms)
 
 
@@ -492,7 +490,7 @@ def test_no_interleaving_of_two_threads_overspends(
 
 
 def perform(
-    world: World, jobs: list[Job], machines: list[UUID], operation: tuple[str, int, int | None]
+    world: World, jobs: list[JobRow], machines: list[UUID], operation: tuple[str, int, int | None]
 ) -> Exception | None:
     """Do one operation; the refusal it met, if any."""
     name, index, amount = operation
@@ -515,13 +513,15 @@ def perform(
     return None
 
 
-def extend(world: World, machine: UUID, more: int) -> Hold:
+def extend(world: World, machine: UUID, more: int) -> HoldRow:
     with world.store.read() as db:
-        until = db.sql.scalars(select(Hold.funded_until).where(Hold.machine == machine).order_by(Hold.no)).all()[-1]
+        until = db.sql.scalars(
+            select(HoldRow.funded_until).where(HoldRow.machine == machine).order_by(HoldRow.no)
+        ).all()[-1]
     return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until + 1))
 
 
-def book(world: World, job: Job) -> list[Transfer]:
+def book(world: World, job: JobRow) -> list[TransferRow]:
     with world.store.read() as db:
         return ledger.book(db, ledger.job_account(db, job.id).id)
 

@@ -20,7 +20,7 @@ from shoestring_core.states import AttemptState, GenerationState, JobState, Mach
 from shoestring_core.store import jobs
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import gangs, records, work
-from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
+from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
 
 
 def register(
@@ -31,18 +31,18 @@ def register(
     address: str,
     hardware: dict[str, Any],
     timeouts: Timeouts,
-) -> Machine | None:
+) -> MachineRow | None:
     """Bind a machine's session: the first wins, the same again succeeds. None: refused, and the team is alarmed.
 
     Commit either way, then answer None with AgentRefused. The first generation opens once all slots have registered.
     Raises AgentRefused for a machine that doesn't exist.
     """
-    found = db.sql.get(Machine, machine_id)
+    found = db.sql.get(MachineRow, machine_id)
     if found is None:
         raise AgentRefused("No such machine.")
     job = records.claim(db, found.job)
-    bind = update(Machine).where(
-        Machine.id == machine_id, Machine.session_hash.is_(None), Machine.state.in_(("calling", "up"))
+    bind = update(MachineRow).where(
+        MachineRow.id == machine_id, MachineRow.session_hash.is_(None), MachineRow.state.in_(("calling", "up"))
     )
     # The job's row is ours now: whoever registers for the same gang at this moment comes before or after.
     machine = records.machine(db, machine_id)
@@ -67,7 +67,7 @@ def register(
     complete = len(others) == size - 1 and all(
         row.registered_at is not None and row.state in ("calling", "up") for row in others
     )
-    generation = db.sql.get(Generation, (job.id, job.generation))
+    generation = db.sql.get(GenerationRow, (job.id, job.generation))
     first = generation is None or generation.attempt != attempt.no
     if complete and first and records.wanted(job, attempt):
         gangs.open_generation(db, job.id, attempt.no, "the gang is complete")
@@ -86,17 +86,17 @@ def register(
     return records.machine(db, machine_id)
 
 
-def authenticate(db: Read, machine_id: UUID, session: str) -> Machine:
+def authenticate(db: Read, machine_id: UUID, session: str) -> MachineRow:
     """The machine whose session this is. Raises AgentRefused."""
-    machine = db.sql.get(Machine, machine_id)
+    machine = db.sql.get(MachineRow, machine_id)
     if machine is None or not hmac.compare_digest(machine.session_hash or "", wire.hash_session(session)):
         raise AgentRefused("This is not the session of that machine.")
     return machine
 
 
-def renew(db: Write, machine_id: UUID, timeouts: Timeouts) -> Machine:
+def renew(db: Write, machine_id: UUID, timeouts: Timeouts) -> MachineRow:
     """A sign of life. Writes the machine's row alone; what is ending is not brought back."""
-    renewed = update(Machine).where(Machine.id == machine_id, Machine.state.in_(("calling", "up")))
+    renewed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.state.in_(("calling", "up")))
     records.touched(db, renewed.values(last_report_at=db.now, alive_until=db.now + timeouts.machine_lease))
     return records.machine(db, machine_id)
 
@@ -104,7 +104,7 @@ def renew(db: Write, machine_id: UUID, timeouts: Timeouts) -> Machine:
 def record_notice(db: Write, machine_id: UUID, at: int) -> None:
     """The provider told the machine that it will be taken at `at` (µs UTC by the machine's clock)."""
     machine = records.machine(db, machine_id)
-    noticed = update(Machine).where(Machine.id == machine_id, Machine.notice_at.is_(None))
+    noticed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.notice_at.is_(None))
     if records.touched(db, noticed.values(notice_at=at)):
         records.machine_event(db, records.job(db, machine.job), machine.attempt, machine_id, "notice")
         db.hint()
@@ -118,7 +118,9 @@ def report_member(db: Write, machine_id: UUID, said: wire.MemberStatus) -> bool:
     machine = records.machine(db, machine_id)
     job = records.claim(db, machine.job)
     member = db.sql.scalar(
-        select(Member).where(Member.job == job.id, Member.generation == said.generation, Member.machine == machine_id)
+        select(MemberRow).where(
+            MemberRow.job == job.id, MemberRow.generation == said.generation, MemberRow.machine == machine_id
+        )
     )
     if member is None:
         return False
@@ -126,7 +128,7 @@ def report_member(db: Write, machine_id: UUID, said: wire.MemberStatus) -> bool:
         return _ready(db, job, member, said.port)
     if said.state == "exited" and member.exited_at is None:
         exits = [end.model_dump(mode="json") for end in said.exits]
-        records.touched(db, _of(member).where(Member.exited_at.is_(None)).values(exited_at=db.now, exits=exits))
+        records.touched(db, _of(member).where(MemberRow.exited_at.is_(None)).values(exited_at=db.now, exits=exits))
         db.event(
             team=job.team_id,
             kind="generation",
@@ -149,7 +151,7 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], timeouts: T
     """
     machine = records.machine(db, machine_id)
     job, attempt = records.job(db, machine.job), records.attempt(db, machine.job, machine.attempt)
-    generation = db.sql.get(Generation, (job.id, job.generation))
+    generation = db.sql.get(GenerationRow, (job.id, job.generation))
     members = records.members(db, job.id, job.generation) if generation and generation.attempt == attempt.no else []
     mine = next((member for member in members if member.machine == machine_id), None)
     directive = orders.decide_order(
@@ -175,7 +177,7 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], timeouts: T
 
 
 def _should_admit_waiting(
-    db: Read, job: Job, attempt: Attempt, generation: Generation | None, timeouts: Timeouts
+    db: Read, job: JobRow, attempt: AttemptRow, generation: GenerationRow | None, timeouts: Timeouts
 ) -> bool:
     """Whether machines wait to be let in, and the generation has done a step, so that each one gets the job on."""
     if generation is None or generation.state != GenerationState.FORMED or not records.elastic(job):
@@ -184,8 +186,8 @@ def _should_admit_waiting(
     return stepped and membership.should_admit_waiting(work.look(db, attempt).machine_statuses, db.now, timeouts)
 
 
-def _ready(db: Write, job: Job, member: Member, port: int | None) -> bool:
-    generation = db.sql.get(Generation, (job.id, member.generation))
+def _ready(db: Write, job: JobRow, member: MemberRow, port: int | None) -> bool:
+    generation = db.sql.get(GenerationRow, (job.id, member.generation))
     if generation is None or generation.state != GenerationState.FORMING:
         return False
     others = [row for row in records.members(db, job.id, generation.no) if row.node_rank != member.node_rank]
@@ -193,18 +195,20 @@ def _ready(db: Write, job: Job, member: Member, port: int | None) -> bool:
     attempt = records.attempt(db, job.id, generation.attempt)
     if complete and records.wanted(job, attempt):
         _form(db, job, generation, [*others, member], {member.node_rank: port})
-    records.touched(db, _of(member).where(Member.ready_at.is_(None)).values(ready_at=db.now, port=port))
+    records.touched(db, _of(member).where(MemberRow.ready_at.is_(None)).values(ready_at=db.now, port=port))
     return complete
 
 
-def _form(db: Write, job: Job, generation: Generation, members: list[Member], ports: dict[int, int | None]) -> None:
+def _form(
+    db: Write, job: JobRow, generation: GenerationRow, members: list[MemberRow], ports: dict[int, int | None]
+) -> None:
     first = min(members, key=lambda row: row.node_rank)
     address = records.machine(db, first.machine).address
     port = ports.get(first.node_rank, first.port)
     if job.state == JobState.LAUNCHING:
         jobs.transition(db, job, JobState.RUNNING, actor="fleet", reason=f"generation {generation.no} formed")
-    forming = update(Generation).where(
-        Generation.job == job.id, Generation.no == generation.no, Generation.state == "forming"
+    forming = update(GenerationRow).where(
+        GenerationRow.job == job.id, GenerationRow.no == generation.no, GenerationRow.state == "forming"
     )
     records.touched(db, forming.values(state=GenerationState.FORMED, master=f"{address}:{port}", formed_at=db.now))
     records.generation_event(db, job, generation.no, generation.attempt, "formed")
@@ -212,7 +216,7 @@ def _form(db: Write, job: Job, generation: Generation, members: list[Member], po
 
 
 def _run(
-    db: Read, job: Job, generation: Generation, mine: Member, nodes: int, get_url: Callable[[str], str]
+    db: Read, job: JobRow, generation: GenerationRow, mine: MemberRow, nodes: int, get_url: Callable[[str], str]
 ) -> wire.LaunchConfig:
     address, _, port = (generation.master or ":0").rpartition(":")
     resume = _checkpoint(db, generation.start_checkpoint, get_url)
@@ -231,7 +235,7 @@ def _run(
 
 
 def _checkpoint(db: Read, checkpoint: UUID | None, get_url: Callable[[str], str]) -> wire.CheckpointDownload | None:
-    found = db.sql.get(Checkpoint, checkpoint) if checkpoint else None
+    found = db.sql.get(CheckpointRow, checkpoint) if checkpoint else None
     if found is None:
         return None
     return wire.CheckpointDownload(
@@ -242,7 +246,7 @@ def _checkpoint(db: Read, checkpoint: UUID | None, get_url: Callable[[str], str]
     )
 
 
-def _of(member: Member) -> Update:
-    return update(Member).where(
-        Member.job == member.job, Member.generation == member.generation, Member.node_rank == member.node_rank
+def _of(member: MemberRow) -> Update:
+    return update(MemberRow).where(
+        MemberRow.job == member.job, MemberRow.generation == member.generation, MemberRow.node_rank == member.node_rank
     )

@@ -13,12 +13,12 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import records
-from shoestring_core.store.tables import Account, Attempt, Hold, Job, Machine
+from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
 
 
 def fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.Funding]:
     """The open holds of machines."""
-    held = db.sql.scalars(select(Hold).where(Hold.machine.in_(list(machines)), Hold.state == "open"))
+    held = db.sql.scalars(select(HoldRow).where(HoldRow.machine.in_(list(machines)), HoldRow.state == "open"))
     return {
         row.machine: funding.Funding(row.rate_cap, row.amount - row.consumed, row.funded_until)
         for row in held
@@ -39,7 +39,7 @@ def fund(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
     due = funding.extension(now, db.now, timeouts)
     if due is None:
         return False
-    funded = update(Machine).where(Machine.id == machine_id, Machine.funded_until == now.funded_until)
+    funded = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.funded_until == now.funded_until)
     if not records.touched(db, funded.values(funded_until=due.funded_until)):
         return False
     ledger.extend_hold(db, machine_id, due.more, due.funded_until, seen_until=now.funded_until)
@@ -55,11 +55,12 @@ def post_cost(db: Write, machine_id: UUID) -> None:
 
 def overdrawn(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
     """Jobs that draw on an account in overdraft, and its name: their machines can't be funded any further."""
-    red = {row.id: row for row in db.sql.scalars(select(Account).where(Account.overdraft > 0))}
+    red = {row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.overdraft > 0))}
     if not red:
         return {}
     accounts = {
-        row.id: row for row in db.sql.scalars(select(Account).where(Account.kind.in_(("org", "team", "member", "job"))))
+        row.id: row
+        for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member", "job"))))
     }
     leaves = {row.owner: row for row in accounts.values() if row.kind == "job"}
     names: dict[UUID, str] = {}
@@ -73,7 +74,9 @@ def overdrawn(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
 
 def settle_machine(db: Write, machine_id: UUID) -> bool:
     """Post the final bill of a terminated machine, once. A transaction of its own: it may make an overdraft."""
-    billed = update(Machine).where(Machine.id == machine_id, Machine.state == "terminated", Machine.billed_at.is_(None))
+    billed = update(MachineRow).where(
+        MachineRow.id == machine_id, MachineRow.state == "terminated", MachineRow.billed_at.is_(None)
+    )
     if not records.touched(db, billed.values(billed_at=db.now)):
         return False
     machine = records.machine(db, machine_id)
@@ -96,11 +99,15 @@ def settle_machine(db: Write, machine_id: UUID) -> bool:
 def settle_job(db: Write, job_id: UUID) -> bool:
     """A job that has ended is settled once each of its machines is billed or was never bought."""
     unpaid = exists(
-        select(Machine.id).where(Machine.job == job_id, Machine.state != "void", Machine.billed_at.is_(None))
+        select(MachineRow.id).where(
+            MachineRow.job == job_id, MachineRow.state != "void", MachineRow.billed_at.is_(None)
+        )
     )
-    unclosed = exists(select(Attempt.no).where(Attempt.job == job_id, Attempt.state != "closed"))
+    unclosed = exists(select(AttemptRow.no).where(AttemptRow.job == job_id, AttemptRow.state != "closed"))
     job = records.job(db, job_id)
-    settled = update(Job).where(Job.id == job_id, Job.state == "ended", Job.settled_at.is_(None), ~unpaid, ~unclosed)
+    settled = update(JobRow).where(
+        JobRow.id == job_id, JobRow.state == "ended", JobRow.settled_at.is_(None), ~unpaid, ~unclosed
+    )
     if not records.touched(db, settled.values(settled_at=db.now)):
         return False
     db.event(
@@ -109,7 +116,7 @@ def settle_job(db: Write, job_id: UUID) -> bool:
     return True
 
 
-def evidence(machine: Machine) -> billing.Evidence:
+def evidence(machine: MachineRow) -> billing.Evidence:
     """What the bill of a machine is made from."""
     return billing.Evidence(
         provider=machine.provider,

@@ -15,7 +15,7 @@ from shoestring_core.states import AttemptState, GenerationState, JobState, Want
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import observations, records, work
-from shoestring_core.store.tables import Attempt, Checkpoint, Generation, Job, Machine, Member
+from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
 
 
 def open_generation(
@@ -33,15 +33,15 @@ def open_generation(
     spec = JobSpec.from_stored(job.spec)
     number = job.generation + 1
     gang = [row for row in records.gang(db, job_id, attempt_no) if slots is None or row.slot in slots]
-    start = db.sql.get(Checkpoint, job.checkpoint) if job.checkpoint else None
+    start = db.sql.get(CheckpointRow, job.checkpoint) if job.checkpoint else None
     course: dict[str, Any] = {"generation": number}
     if skip:
         start = checkpoints.before(db, job, skip[0])
         course |= {"checkpoint": start.id if start else None, "skips": [*(job.skips or []), list(skip)]}
-    records.touched(db, update(Job).where(Job.id == job_id, Job.generation == job.generation).values(**course))
+    records.touched(db, update(JobRow).where(JobRow.id == job_id, JobRow.generation == job.generation).values(**course))
     _end_generation(db, job_id, reason)
     db.sql.execute(
-        insert(Generation).values(
+        insert(GenerationRow).values(
             job=job_id,
             no=number,
             attempt=attempt_no,
@@ -53,7 +53,7 @@ def open_generation(
         )
     )
     db.sql.execute(
-        insert(Member),
+        insert(MemberRow),
         [
             {"job": job_id, "generation": number, "node_rank": rank, "machine": row.id, "nproc": spec.resources.procs}
             for rank, row in enumerate(gang)
@@ -68,13 +68,17 @@ def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool
     """Let an attempt wind down: its machines are not wanted any more. Its generation stays the current one until they
     are terminated, so that a checkpoint that is on its way still counts."""
     trained = exists(
-        select(Generation.no).where(
-            Generation.job == job_id, Generation.attempt == attempt_no, Generation.last_step > Generation.start_step
+        select(GenerationRow.no).where(
+            GenerationRow.job == job_id,
+            GenerationRow.attempt == attempt_no,
+            GenerationRow.last_step > GenerationRow.start_step,
         )
     )
-    closing = update(Attempt).where(Attempt.job == job_id, Attempt.no == attempt_no, Attempt.state == "open")
+    closing = update(AttemptRow).where(
+        AttemptRow.job == job_id, AttemptRow.no == attempt_no, AttemptRow.state == "open"
+    )
     changed = closing.values(
-        state=AttemptState.CLOSING, reason=reason, closed_at=db.now, trained=or_(Attempt.trained, trained)
+        state=AttemptState.CLOSING, reason=reason, closed_at=db.now, trained=or_(AttemptRow.trained, trained)
     )
     db.hint()
     return records.touched(db, changed)
@@ -111,7 +115,7 @@ def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, 
     return False
 
 
-def _restart(db: Write, job: Job, attempt: Attempt, action: failures.Restart) -> bool:
+def _restart(db: Write, job: JobRow, attempt: AttemptRow, action: failures.Restart) -> bool:
     """Open the next generation. Of a gang that may lose machines, those join that still can; False: too few do."""
     one = work.look(db, attempt)
     if not one.elastic:
@@ -139,13 +143,17 @@ def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
     """An attempt is closed once all its machines are terminated; a stopping job ends, pauses or queues with it."""
     job = records.claim(db, job_id)
     alive = exists(
-        select(Machine.id).where(Machine.job == job_id, Machine.attempt == attempt_no, Machine.state.in_(records.ALIVE))
+        select(MachineRow.id).where(
+            MachineRow.job == job_id, MachineRow.attempt == attempt_no, MachineRow.state.in_(records.ALIVE)
+        )
     )
     if db.sql.scalar(select(alive)):
         return False
     if job.state == JobState.STOPPING and job.attempt == attempt_no:
         _after_stopping(db, job)
-    closed = update(Attempt).where(Attempt.job == job_id, Attempt.no == attempt_no, Attempt.state == "closing", ~alive)
+    closed = update(AttemptRow).where(
+        AttemptRow.job == job_id, AttemptRow.no == attempt_no, AttemptRow.state == "closing", ~alive
+    )
     if not records.touched(db, closed.values(state=AttemptState.CLOSED)):
         return False
     if job.attempt == attempt_no:
@@ -159,8 +167,10 @@ def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
 
     Call it before `ledger.set_limit`, in the same transaction: jobs are written before accounts.
     """
-    pausing = select(Job).where(Job.state.in_(("paused", "stopping")), Job.want == "pause", Job.want_reason == "budget")
-    paused = list(db.sql.scalars(pausing.order_by(Job.id)))
+    pausing = select(JobRow).where(
+        JobRow.state.in_(("paused", "stopping")), JobRow.want == "pause", JobRow.want_reason == "budget"
+    )
+    paused = list(db.sql.scalars(pausing.order_by(JobRow.id)))
     resumed = []
     for job in paused:
         if any(row.id == account for row in ledger.path(db, ledger.job_account(db, job.id).id)):
@@ -169,7 +179,7 @@ def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
     return resumed
 
 
-def _after_stopping(db: Write, job: Job) -> None:
+def _after_stopping(db: Write, job: JobRow) -> None:
     end = funding.after_stopping(Want(job.want), job.want_reason)
     if end is not None:
         jobs.transition(db, job, JobState.ENDED, actor="fleet", reason="all machines are terminated", end_reason=end)
@@ -179,7 +189,7 @@ def _after_stopping(db: Write, job: Job) -> None:
         jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason="all machines are terminated")
 
 
-def _end_job(db: Write, job: Job, end: failures.EndJob) -> None:
+def _end_job(db: Write, job: JobRow, end: failures.EndJob) -> None:
     """End a job; one that never ran goes back to the queue first, as the table of moves has it."""
     if job.state == JobState.LAUNCHING:
         job = jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=end.text)
@@ -190,10 +200,14 @@ def _history(db: Read, job_id: UUID, attempt_no: int) -> tuple[int, int]:
     """How many attempts trained, and how many in a row, up to this one, bought machines and didn't."""
     now_trained = set(
         db.sql.scalars(
-            select(Generation.attempt).where(Generation.job == job_id, Generation.last_step > Generation.start_step)
+            select(GenerationRow.attempt).where(
+                GenerationRow.job == job_id, GenerationRow.last_step > GenerationRow.start_step
+            )
         )
     )
-    bought = set(db.sql.scalars(select(Machine.attempt).where(Machine.job == job_id, Machine.launched_at.is_not(None))))
+    bought = set(
+        db.sql.scalars(select(MachineRow.attempt).where(MachineRow.job == job_id, MachineRow.launched_at.is_not(None)))
+    )
     in_vain = 0
     for number in range(attempt_no, 0, -1):
         if number in now_trained:
@@ -203,11 +217,11 @@ def _history(db: Read, job_id: UUID, attempt_no: int) -> tuple[int, int]:
 
 
 def _end_generation(db: Write, job_id: UUID, reason: str) -> None:
-    over = update(Generation).where(Generation.job == job_id, Generation.state != "over")
+    over = update(GenerationRow).where(GenerationRow.job == job_id, GenerationRow.state != "over")
     records.touched(db, over.values(state=GenerationState.OVER, over_at=db.now, over_reason=reason))
 
 
-def _generation_of(db: Read, job: Job, attempt_no: int) -> int:
+def _generation_of(db: Read, job: JobRow, attempt_no: int) -> int:
     """The job's current generation if it belongs to this attempt, else 0."""
-    generation = db.sql.get(Generation, (job.id, job.generation))
+    generation = db.sql.get(GenerationRow, (job.id, job.generation))
     return generation.no if generation is not None and generation.attempt == attempt_no else 0

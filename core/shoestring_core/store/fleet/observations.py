@@ -14,12 +14,12 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import launches, records
-from shoestring_core.store.tables import Attempt, Job, Machine
+from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 
 
 def record(db: Write, machine: UUID, seen: ProviderMachine, timeouts: Timeouts) -> None:
     """Write down what the provider says about a machine. Guarded by its id alone; the dead stay dead."""
-    row = db.sql.get(Machine, machine)
+    row = db.sql.get(MachineRow, machine)
     if row is None or row.state in (MachineState.TERMINATED, MachineState.VOID):
         return
     state = MachineState(row.state)
@@ -36,7 +36,10 @@ def record(db: Write, machine: UUID, seen: ProviderMachine, timeouts: Timeouts) 
         ended_at = max(seen.ended_at or db.now, seen.launched_at)
         facts |= {"ended_at": ended_at, "end_cause": seen.end_cause, "end_evidence": "provider"}
     records.touched(
-        db, update(Machine).where(Machine.id == machine, Machine.state.not_in(("terminated", "void"))).values(**facts)
+        db,
+        update(MachineRow)
+        .where(MachineRow.id == machine, MachineRow.state.not_in(("terminated", "void")))
+        .values(**facts),
     )
     if state != row.state:
         records.machine_event(db, records.job(db, row.job), row.attempt, machine, state, cause=seen.end_cause)
@@ -45,11 +48,11 @@ def record(db: Write, machine: UUID, seen: ProviderMachine, timeouts: Timeouts) 
 
 def presume_terminated(db: Write, machine: UUID) -> None:
     """Mark a machine terminated that the provider no longer knows; it ended with its funding at the latest."""
-    row = db.sql.get(Machine, machine)
+    row = db.sql.get(MachineRow, machine)
     if row is None or row.state not in ("up", "ending"):
         return
     last = max(row.launched_at or 0, min(db.now, row.funded_until or db.now))
-    presumed = update(Machine).where(Machine.id == machine, Machine.state.in_(("up", "ending")))
+    presumed = update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(("up", "ending")))
     if records.touched(db, presumed.values(state=MachineState.TERMINATED, ended_at=last, end_evidence="inferred")):
         records.machine_event(
             db,
@@ -64,14 +67,14 @@ def presume_terminated(db: Write, machine: UUID) -> None:
 
 def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> bool:
     """Decide to end a machine through the provider. False: a report has renewed its lease in the meantime."""
-    row = db.sql.get(Machine, machine)
+    row = db.sql.get(MachineRow, machine)
     if row is None:
         return False
     if row.state == MachineState.ENDING:
         return True
-    guarded = update(Machine).where(Machine.id == machine, Machine.state == "up")
+    guarded = update(MachineRow).where(MachineRow.id == machine, MachineRow.state == "up")
     if lease:
-        guarded = guarded.where(Machine.alive_until <= db.now)
+        guarded = guarded.where(MachineRow.alive_until <= db.now)
     if not records.touched(db, guarded.values(state=MachineState.ENDING)):
         return False
     records.machine_event(db, records.job(db, row.job), row.attempt, machine, "ending", reason=reason)
@@ -81,16 +84,16 @@ def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> 
 def rows(db: Read) -> list[reconcile.TrackedMachine]:
     """Every machine that isn't dead, as the reconciler wants it."""
     found = db.sql.execute(
-        select(Machine, Attempt, Job)
-        .join(Attempt, (Attempt.job == Machine.job) & (Attempt.no == Machine.attempt))
-        .join(Job, Job.id == Machine.job)
-        .where(Machine.state.in_(records.ALIVE))
-        .order_by(Machine.id)
+        select(MachineRow, AttemptRow, JobRow)
+        .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.no == MachineRow.attempt))
+        .join(JobRow, JobRow.id == MachineRow.job)
+        .where(MachineRow.state.in_(records.ALIVE))
+        .order_by(MachineRow.id)
     )
     return [_row(machine, attempt, job) for machine, attempt, job in found]
 
 
-def _row(machine: Machine, attempt: Attempt, job: Job) -> reconcile.TrackedMachine:
+def _row(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> reconcile.TrackedMachine:
     return reconcile.TrackedMachine(
         id=machine.id,
         provider=machine.provider,

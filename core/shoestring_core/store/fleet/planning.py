@@ -22,27 +22,29 @@ from shoestring_core.store import jobs, ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import records
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import Account, Attempt, Job, Machine, Offered, Price, Scheduler
+from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, OfferRow, PriceRow, SchedulerRow
 
 
 def snapshot(db: Read, timeouts: Timeouts) -> Snapshot:
     """What the scheduler decides from: the queue in order, the accounts that pay, the machines that live."""
-    epoch = db.sql.scalar(select(Scheduler.epoch)) or 0
+    epoch = db.sql.scalar(select(SchedulerRow.epoch)) or 0
     queued = list(
-        db.sql.scalars(select(Job).where(Job.state == "queued", Job.want == "run").order_by(Job.queued_at, Job.id))
+        db.sql.scalars(
+            select(JobRow).where(JobRow.state == "queued", JobRow.want == "run").order_by(JobRow.queued_at, JobRow.id)
+        )
     )
     if not queued:
         return Snapshot(epoch, (), {}, {})
     ids = [job.id for job in queued]
-    attempts = records.by_job(db.sql.scalars(select(Attempt).where(Attempt.job.in_(ids)).order_by(Attempt.no)))
-    machines = records.by_job(db.sql.scalars(select(Machine).where(Machine.job.in_(ids))))
+    attempts = records.by_job(db.sql.scalars(select(AttemptRow).where(AttemptRow.job.in_(ids)).order_by(AttemptRow.no)))
+    machines = records.by_job(db.sql.scalars(select(MachineRow).where(MachineRow.job.in_(ids))))
     accounts = {
-        row.id: row for row in db.sql.scalars(select(Account).where(Account.kind.in_(("org", "team", "member"))))
+        row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member"))))
     }
     leaves = {
         row.owner: row
         for row in db.sql.scalars(
-            select(Account).where(Account.kind == "job", Account.owner.in_([str(job) for job in ids]))
+            select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner.in_([str(job) for job in ids]))
         )
     }
     accounts |= {row.id: row for row in leaves.values()}
@@ -50,7 +52,11 @@ def snapshot(db: Read, timeouts: Timeouts) -> Snapshot:
         _waiting(job, records.account_path(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], timeouts)
         for job in queued
     )
-    alive = select(Machine.provider, func.count()).where(Machine.state.in_(records.ALIVE)).group_by(Machine.provider)
+    alive = (
+        select(MachineRow.provider, func.count())
+        .where(MachineRow.state.in_(records.ALIVE))
+        .group_by(MachineRow.provider)
+    )
     taken = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
     return Snapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, taken)
 
@@ -60,7 +66,7 @@ def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployme
 
     Raises StaleTransition if the job is not queued any more, BudgetExceeded if its money went elsewhere.
     """
-    claim = update(Scheduler).where(Scheduler.epoch == epoch).values(epoch=epoch + 1)
+    claim = update(SchedulerRow).where(SchedulerRow.epoch == epoch).values(epoch=epoch + 1)
     if not records.touched(db, claim):
         return None
     job = records.job(db, start.job)
@@ -92,10 +98,10 @@ def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployme
 def apply_waits(db: Write, waits: Iterable[Wait]) -> None:
     """Write down why jobs wait, where that has changed. A position in the queue that changes is no event."""
     for wait in sorted(waits, key=lambda wait: wait.job):
-        job = db.sql.get(Job, wait.job)
+        job = db.sql.get(JobRow, wait.job)
         if job is None or job.state != JobState.QUEUED or (job.wait_reason, job.wait_text) == (wait.reason, wait.text):
             continue
-        changed = update(Job).where(Job.id == wait.job, Job.state == "queued")
+        changed = update(JobRow).where(JobRow.id == wait.job, JobRow.state == "queued")
         written = records.touched(db, changed.values(wait_reason=wait.reason, wait_text=wait.text))
         if written and job.wait_reason != wait.reason:
             db.event(
@@ -143,9 +149,9 @@ def refill(
 def record_offers(db: Write, found: list[Offer]) -> None:
     """Keep what is offered now, in place of what was; and each price with its time and source, where it differs from
     the last one known."""
-    db.sql.execute(delete(Offered))
+    db.sql.execute(delete(OfferRow))
     for offer in found:
-        db.add_new(Offered, **asdict(offer))
+        db.add_new(OfferRow, **asdict(offer))
         place = {
             "provider": offer.provider,
             "region": offer.region,
@@ -153,25 +159,25 @@ def record_offers(db: Write, found: list[Offer]) -> None:
             "type": offer.type,
             "market": offer.market,
         }
-        latest = db.sql.scalar(select(Price.amount).filter_by(**place).order_by(Price.valid_from.desc()).limit(1))
+        latest = db.sql.scalar(select(PriceRow.amount).filter_by(**place).order_by(PriceRow.valid_from.desc()).limit(1))
         if latest != offer.price:
             price = {"amount": offer.price, "unit": "hour", "source": offer.source, "simulated": offer.simulated}
-            db.add_new(Price, **place, **price, valid_from=db.now, fetched_at=db.now)
+            db.add_new(PriceRow, **place, **price, valid_from=db.now, fetched_at=db.now)
 
 
 def offers(db: Read) -> list[Offer]:
     """What the providers offered when the worker last asked."""
-    rows = db.sql.scalars(select(Offered).order_by(Offered.provider, Offered.type, Offered.market))
+    rows = db.sql.scalars(select(OfferRow).order_by(OfferRow.provider, OfferRow.type, OfferRow.market))
     return [Offer(**{column.name: getattr(row, column.name) for column in fields(Offer)}) for row in rows]
 
 
-def chosen_type(job: Job) -> str | None:
+def chosen_type(job: JobRow) -> str | None:
     """The type of machine that was chosen for a job; None: any will do."""
     return Choice.from_json(job.sizing["choice"]).type if job.sizing else None
 
 
 def _waiting(
-    job: Job, path: tuple[UUID, ...], attempts: list[Attempt], machines: list[Machine], timeouts: Timeouts
+    job: JobRow, path: tuple[UUID, ...], attempts: list[AttemptRow], machines: list[MachineRow], timeouts: Timeouts
 ) -> Waiting:
     spec = JobSpec.from_stored(job.spec)
     bought = {row.attempt for row in machines if row.launched_at is not None}
@@ -198,7 +204,7 @@ CAPACITY_DELAY = 5 * S
 """What a provider could not give a moment ago, it can't give at once; half a gang is paid for while we ask."""
 
 
-def _not_before(attempts: list[Attempt], timeouts: Timeouts) -> int:
+def _not_before(attempts: list[AttemptRow], timeouts: Timeouts) -> int:
     """When the next attempt may open: after a delay that grows with the attempts in a row that trained nothing."""
     failed = []
     for attempt in reversed(attempts):
@@ -221,11 +227,13 @@ def _open_attempt(db: Write, start: Start, epoch: int) -> None:
         "closed_at": None,
     }
     if start.reopened:
-        same = update(Attempt).where(Attempt.job == start.job, Attempt.no == start.attempt, Attempt.state == "closed")
+        same = update(AttemptRow).where(
+            AttemptRow.job == start.job, AttemptRow.no == start.attempt, AttemptRow.state == "closed"
+        )
         if not records.touched(db, same.values(**opening)):
             raise StaleTransition(f"attempt {start.attempt} of job {start.job} is not closed")
         return
-    db.sql.execute(insert(Attempt).values(job=start.job, no=start.attempt, trained=False, **opening))
+    db.sql.execute(insert(AttemptRow).values(job=start.job, no=start.attempt, trained=False, **opening))
 
 
 def _intend(
@@ -233,7 +241,9 @@ def _intend(
 ) -> UUID:
     """Insert a machine row: one launch intent, with everything that the call will send but the boot token."""
     machine = new_id()
-    last = db.sql.scalar(select(func.max(Machine.ordinal)).where(Machine.job == job, Machine.attempt == attempt))
+    last = db.sql.scalar(
+        select(func.max(MachineRow.ordinal)).where(MachineRow.job == job, MachineRow.attempt == attempt)
+    )
     launch = {
         "tags": {DEPLOYMENT_TAG: deployment, "job": str(job), "attempt": str(attempt), "slot": str(slot)},
         "type": offer.type,
@@ -242,7 +252,7 @@ def _intend(
         "user_data": {"server_url": agent_url, "machine": str(machine)},
     }
     db.sql.execute(
-        insert(Machine).values(
+        insert(MachineRow).values(
             id=machine,
             job=job,
             attempt=attempt,
@@ -265,6 +275,6 @@ def _intend(
     return machine
 
 
-def _balance(db: Read, row: Account) -> Balance:
+def _balance(db: Read, row: AccountRow) -> Balance:
     name = "this job" if row.kind == "job" else ledger.title(db, row)
     return Balance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft)

@@ -13,7 +13,7 @@ from sqlalchemy import Update, select, update
 from shoestring_core.errors import AgentRefused
 from shoestring_core.states import AttemptState, JobState, Want
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.tables import Account, Attempt, Job, Machine, Member
+from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, MemberRow
 
 ALIVE = ("planned", "calling", "up", "ending")
 """States of machines that run, may run, or may yet be made to."""
@@ -24,46 +24,46 @@ def touched(db: Write, statement: Update) -> bool:
     return db.count(statement) == 1
 
 
-def claim(db: Write, job_id: UUID) -> Job:
+def claim(db: Write, job_id: UUID) -> JobRow:
     """The job's row, which nobody else decides about until this transaction ends."""
-    touched(db, update(Job).where(Job.id == job_id).values(generation=Job.generation))
+    touched(db, update(JobRow).where(JobRow.id == job_id).values(generation=JobRow.generation))
     return job(db, job_id)
 
 
-def job(db: Read, job_id: UUID) -> Job:
-    return db.sql.scalars(select(Job).where(Job.id == job_id)).one()
+def job(db: Read, job_id: UUID) -> JobRow:
+    return db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
 
 
-def attempt(db: Read, job_id: UUID, number: int) -> Attempt:
-    return db.sql.scalars(select(Attempt).where(Attempt.job == job_id, Attempt.no == number)).one()
+def attempt(db: Read, job_id: UUID, number: int) -> AttemptRow:
+    return db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job_id, AttemptRow.no == number)).one()
 
 
-def machine(db: Read, machine_id: UUID) -> Machine:
+def machine(db: Read, machine_id: UUID) -> MachineRow:
     """Raises AgentRefused: it is agents that may ask for a machine that doesn't exist."""
-    found = db.sql.scalar(select(Machine).where(Machine.id == machine_id))
+    found = db.sql.scalar(select(MachineRow).where(MachineRow.id == machine_id))
     if found is None:
         raise AgentRefused("No such machine.")
     return found
 
 
-def gang(db: Read, job_id: UUID, attempt_no: int) -> list[Machine]:
+def gang(db: Read, job_id: UUID, attempt_no: int) -> list[MachineRow]:
     """The machines of an attempt that aren't dead."""
     return list(
         db.sql.scalars(
-            select(Machine)
-            .where(Machine.job == job_id, Machine.attempt == attempt_no, Machine.state.in_(ALIVE))
-            .order_by(Machine.slot)
+            select(MachineRow)
+            .where(MachineRow.job == job_id, MachineRow.attempt == attempt_no, MachineRow.state.in_(ALIVE))
+            .order_by(MachineRow.slot)
         )
     )
 
 
-def members(db: Read, job_id: UUID, generation: int) -> list[Member]:
+def members(db: Read, job_id: UUID, generation: int) -> list[MemberRow]:
     """The members of a generation, by node rank."""
-    found = select(Member).where(Member.job == job_id, Member.generation == generation)
-    return list(db.sql.scalars(found.order_by(Member.node_rank)))
+    found = select(MemberRow).where(MemberRow.job == job_id, MemberRow.generation == generation)
+    return list(db.sql.scalars(found.order_by(MemberRow.node_rank)))
 
 
-def wanted(job: Job, attempt: Attempt) -> bool:
+def wanted(job: JobRow, attempt: AttemptRow) -> bool:
     """Whether the machines of an attempt should run: it is open, and its job means to train in it."""
     return (
         job.attempt == attempt.no
@@ -73,7 +73,7 @@ def wanted(job: Job, attempt: Attempt) -> bool:
     )
 
 
-def elastic(job: Job) -> bool:
+def elastic(job: JobRow) -> bool:
     """Whether the job's gang may lose machines and go on."""
     resources = job.spec["resources"]
     least = resources.get("min")
@@ -87,7 +87,7 @@ def by_job(rows: Iterable[Any]) -> dict[UUID, list[Any]]:
     return groups
 
 
-def account_path(leaf: Account, accounts: dict[UUID, Account]) -> tuple[UUID, ...]:
+def account_path(leaf: AccountRow, accounts: dict[UUID, AccountRow]) -> tuple[UUID, ...]:
     """The accounts that pay for what a job's account pays, from that one up."""
     path = [leaf.id]
     while (parent := accounts[path[-1]].parent) is not None:
@@ -96,7 +96,7 @@ def account_path(leaf: Account, accounts: dict[UUID, Account]) -> tuple[UUID, ..
 
 
 def machine_event(
-    db: Write, job: Job, attempt: int, machine: UUID, state: str, *, reason: str = "", cause: str | None = None
+    db: Write, job: JobRow, attempt: int, machine: UUID, state: str, *, reason: str = "", cause: str | None = None
 ) -> None:
     db.event(
         team=job.team_id,
@@ -110,7 +110,7 @@ def machine_event(
     )
 
 
-def generation_event(db: Write, job: Job, number: int, attempt: int, state: str, reason: str = "") -> None:
+def generation_event(db: Write, job: JobRow, number: int, attempt: int, state: str, reason: str = "") -> None:
     db.event(
         team=job.team_id,
         kind="generation",

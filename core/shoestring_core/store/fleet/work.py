@@ -15,20 +15,20 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import GenerationState, MachineState
 from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import records
-from shoestring_core.store.tables import Attempt, Generation, Job, Machine, Member
+from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
 
 
 @dataclass(frozen=True)
 class Unfinished:
     """An attempt that isn't closed, with all that hangs on it."""
 
-    job: Job
+    job: JobRow
     spec: JobSpec
-    attempt: Attempt
-    machines: list[Machine]
+    attempt: AttemptRow
+    machines: list[MachineRow]
     """All of the attempt, void ones too, by ordinal."""
-    generation: Generation | None
-    members: list[Member]
+    generation: GenerationRow | None
+    members: list[MemberRow]
     ran: frozenset[UUID]
     """The machines of the last generation that formed."""
     restarts: int
@@ -40,7 +40,7 @@ class Unfinished:
         return records.wanted(self.job, self.attempt)
 
     @property
-    def gang(self) -> dict[int, Machine]:
+    def gang(self) -> dict[int, MachineRow]:
         """The machine of each slot: the latest that isn't void."""
         return {machine.slot: machine for machine in self.machines if machine.state != MachineState.VOID}
 
@@ -118,38 +118,43 @@ class Work:
 
 def find_work(db: Read) -> Work:
     """What there is to do. A few indexed reads when there is nothing."""
-    attempts = list(db.sql.scalars(select(Attempt).where(Attempt.state != "closed").order_by(Attempt.job)))
+    attempts = list(db.sql.scalars(select(AttemptRow).where(AttemptRow.state != "closed").order_by(AttemptRow.job)))
     return Work(
         now=db.now,
-        queued=db.sql.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0,
+        queued=db.sql.scalar(select(func.count()).select_from(JobRow).where(JobRow.state == "queued")) or 0,
         attempts=_unfinished(db, attempts) if attempts else [],
-        alive=db.sql.scalar(select(func.count()).select_from(Machine).where(Machine.state.in_(records.ALIVE))) or 0,
+        alive=db.sql.scalar(select(func.count()).select_from(MachineRow).where(MachineRow.state.in_(records.ALIVE)))
+        or 0,
         unbilled=list(
             db.sql.scalars(
-                select(Machine.id)
-                .where(Machine.state == "terminated", Machine.billed_at.is_(None))
-                .order_by(Machine.id)
+                select(MachineRow.id)
+                .where(MachineRow.state == "terminated", MachineRow.billed_at.is_(None))
+                .order_by(MachineRow.id)
             )
         ),
-        unsettled=list(db.sql.scalars(select(Job.id).where(Job.state == "ended", Job.settled_at.is_(None)))),
+        unsettled=list(db.sql.scalars(select(JobRow.id).where(JobRow.state == "ended", JobRow.settled_at.is_(None)))),
     )
 
 
-def look(db: Read, attempt: Attempt) -> Unfinished:
+def look(db: Read, attempt: AttemptRow) -> Unfinished:
     """One attempt as it is now."""
     return _unfinished(db, [attempt])[0]
 
 
-def _unfinished(db: Read, attempts: list[Attempt]) -> list[Unfinished]:
+def _unfinished(db: Read, attempts: list[AttemptRow]) -> list[Unfinished]:
     ids = {attempt.job for attempt in attempts}
-    owners = {job.id: job for job in db.sql.scalars(select(Job).where(Job.id.in_(ids)))}
+    owners = {job.id: job for job in db.sql.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
     machines = records.by_job(
-        db.sql.scalars(select(Machine).where(Machine.job.in_(ids)).order_by(Machine.attempt, Machine.ordinal))
+        db.sql.scalars(
+            select(MachineRow).where(MachineRow.job.in_(ids)).order_by(MachineRow.attempt, MachineRow.ordinal)
+        )
     )
     generations = records.by_job(
-        db.sql.scalars(select(Generation).where(Generation.job.in_(ids)).order_by(Generation.no))
+        db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.no))
     )
-    members = records.by_job(db.sql.scalars(select(Member).where(Member.job.in_(ids)).order_by(Member.node_rank)))
+    members = records.by_job(
+        db.sql.scalars(select(MemberRow).where(MemberRow.job.in_(ids)).order_by(MemberRow.node_rank))
+    )
     return [
         _one(db, owners[attempt.job], attempt, machines[attempt.job], generations[attempt.job], members[attempt.job])
         for attempt in attempts
@@ -157,7 +162,12 @@ def _unfinished(db: Read, attempts: list[Attempt]) -> list[Unfinished]:
 
 
 def _one(
-    db: Read, job: Job, attempt: Attempt, machines: list[Machine], generations: list[Generation], members: list[Member]
+    db: Read,
+    job: JobRow,
+    attempt: AttemptRow,
+    machines: list[MachineRow],
+    generations: list[GenerationRow],
+    members: list[MemberRow],
 ) -> Unfinished:
     own = [row for row in generations if row.attempt == attempt.no]
     current = own[-1] if own and own[-1].no == job.generation else None
@@ -176,7 +186,7 @@ def _one(
 
 
 def _machine_status(
-    machine: Machine, member: Member | None, *, is_member: bool, was_member: bool
+    machine: MachineRow, member: MemberRow | None, *, is_member: bool, was_member: bool
 ) -> membership.MachineStatus:
     exits = tuple(wire.RankExit.model_validate(end) for end in (member.exits or [])) if member else ()
     return membership.MachineStatus(
