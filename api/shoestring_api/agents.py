@@ -111,15 +111,14 @@ def register(body: wire.RegisterRequest, service: Here) -> wire.Reply:
     _check_protocol(body.protocol)
     expected = wire.derive_boot_token(service.secret, body.machine)
     token_ok = hmac.compare_digest(expected.encode(), body.boot_token.encode())
-    hardware = reports.plain(body.hardware.model_dump())
     bound = service.store.write(
         lambda db: agents.register(
             db,
             body.machine,
             token_ok,
             wire.hash_session(body.session),
-            reports.clean(body.address),
-            hardware,
+            body.address,
+            body.hardware.model_dump(),
             service.timeouts,
         )
     )
@@ -166,8 +165,7 @@ def commit(machine: FromMachine, body: wire.CheckpointCommit, service: Here) -> 
     """A checkpoint is uploaded. It counts once its objects are seen to be whole."""
     _check_protocol(body.protocol)
     _check_objects(service, machine, body)
-    said = body.model_copy(update={"result": reports.plain(body.result)})
-    moved = service.store.write(lambda db: checkpoints.commit(db, machine.id, said))
+    moved = service.store.write(lambda db: checkpoints.commit(db, machine.id, body))
     return wire.CommitReply(promoted=moved, upload_urls=_uploads(service, machine.id))
 
 
@@ -199,7 +197,7 @@ def _parsed(model: type[M], body: bytes) -> M:
 def _accept(service: Service, machine: MachineRow, batch: wire.TelemetryBatch) -> None:
     quota = service.settings.log_quota_bytes
     try:
-        acked = service.reports.write(lambda db: reports.accept(db, machine.id, batch, log_quota=quota))
+        acked = service.reports.write(lambda db: reports.accept_batch(db, machine.id, batch, log_quota=quota))
     except ShoestringError:
         BATCHES.labels("refused").inc()
         raise

@@ -241,7 +241,7 @@ def _facts(db: Read, event: EventRow) -> Iterator[Message]:
     machine = db.sql.get(MachineRow, UUID(machine_id))
     if machine is None or event.job is None:
         return
-    points, lines = reports.batch(db, machine.id, int(seq))
+    points, lines = reports.load_batch(db, machine.id, int(seq))
     if points:
         curves = views.curves(points)
         said = rest.PointsMessage(job=event.job, generation=event.generation or 0, curves=curves)

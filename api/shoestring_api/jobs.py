@@ -15,11 +15,12 @@ from shoestring_core import rest
 from shoestring_core.decide import funding
 from shoestring_core.errors import InvalidSpec, NotFound, Problem
 from shoestring_core.spec import JobSpec
-from shoestring_core.store import checkpoints, jobs, ledger, reports, rows
+from shoestring_core.store import checkpoints, jobs, ledger, rows
 from shoestring_core.store import events as feed
 from shoestring_core.store.db import Read, Store, Write
 from shoestring_core.store.identity import Principal
-from shoestring_core.store.reports import LogPosition
+from shoestring_core.store.logs import LogPosition, load_lines, load_tail
+from shoestring_core.store.metrics import load_curves, load_energy_curves
 from shoestring_core.store.tables import JobRow, MachineRow
 
 from shoestring_api import plans, problems, specs, views
@@ -198,9 +199,7 @@ def metrics(
     """Curves. `merged`: each step once, as the generation that owns it reported it; `all`: lost work too."""
     job = jobs.get(db, caller.team, job_id)
     names = None if keys is None else [name for name in keys.split(",") if name]
-    found = (
-        [] if names == [] else reports.curves(db, job.id, names, merged=attempts == "merged", first=first, last=last)
-    )
+    found = [] if names == [] else load_curves(db, job.id, names, merged=attempts == "merged", first=first, last=last)
     return rest.Metrics(
         curves=views.curves(found),
         generations=views.generations(_rows(db, job).generations),
@@ -217,7 +216,7 @@ def cost(job_id: UUID, db: Reading, caller: Caller) -> rest.CostReport:
     names = {account.id: ledger.title(db, account) for account in sides.values()}
     above = ledger.path(db, row.account.id) if row.account else []
     budgets = [views.budget(account, ledger.title(db, account)) for account in above]
-    return views.cost_report(row, lines, names, budgets, reports.energy(db, job_id), db.now)
+    return views.cost_report(row, lines, names, budgets, load_energy_curves(db, job_id), db.now)
 
 
 # --- logs -------------------------------------------------------------------------------------------------
@@ -246,7 +245,7 @@ def logs(
     with service.store.read() as db:
         job = jobs.get(db, caller.team, job_id)
     reading = _LogReading(service.store, job, rank, machine)
-    position = LogPosition.parse(cursor) if cursor else None
+    position = LogPosition.from_cursor(cursor) if cursor else None
     if "text/plain" in accept:
         texts = (line.text + "\n" for page in reading.pages(position, tail) for line in page)
         return StreamingResponse(texts, media_type="text/plain; charset=utf-8")
@@ -254,7 +253,7 @@ def logs(
         records = (line.model_dump_json() + "\n" for page in reading.pages(position, tail) for line in page)
         return StreamingResponse(records, media_type="application/x-ndjson")
     found, position = reading.last(tail) if tail is not None else reading.page(position, limit)
-    page = rest.Logs(lines=found, next_cursor=position.text(), truncated=job.log_cut)
+    page = rest.Logs(lines=found, next_cursor=position.to_cursor(), truncated=job.log_truncated)
     return Response(page.model_dump_json(), media_type="application/json")
 
 
@@ -266,14 +265,14 @@ class _LogReading:
 
     def page(self, position: LogPosition | None, limit: int) -> tuple[list[rest.LogLine], LogPosition]:
         with self._store.read() as db:
-            found, position = reports.lines(
+            found, position = load_lines(
                 db, self._job, rank=self._rank, machine=self._machine, after=position, limit=limit
             )
             return views.lines(found, self._machines(db)), position
 
     def last(self, count: int) -> tuple[list[rest.LogLine], LogPosition]:
         with self._store.read() as db:
-            found, position = reports.tail(db, self._job, count, rank=self._rank, machine=self._machine)
+            found, position = load_tail(db, self._job, count, rank=self._rank, machine=self._machine)
             return views.lines(found, self._machines(db)), position
 
     def pages(self, position: LogPosition | None, tail: int | None) -> Iterator[list[rest.LogLine]]:

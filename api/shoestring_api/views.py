@@ -15,8 +15,9 @@ from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.sizing import Case, Choice, Option
 from shoestring_core.recipes import Recipe
 from shoestring_core.states import SUCCESS, AttemptState, EndReason, GenerationState, JobState, MachineState, Want
-from shoestring_core.store import events, reports
+from shoestring_core.store import events, metrics
 from shoestring_core.store.checkpoints import Part
+from shoestring_core.store.logs import LogLine
 from shoestring_core.store.rows import JobRows
 from shoestring_core.store.tables import (
     AccountRow,
@@ -245,8 +246,8 @@ def attempts(rows: JobRows, attempts: Iterable[AttemptRow], now: int) -> rest.At
 
 
 def generations(rows: list[GenerationRow]) -> list[rest.Generation]:
-    owned = reports.ownership(rows)
-    return [_generation(row, owned[row.no].kept_through) for row in rows]
+    owned = metrics.owned_steps(rows)
+    return [_generation(row, owned[row.no].last) for row in rows]
 
 
 def _generation(row: GenerationRow, next_start: int | None) -> rest.Generation:
@@ -326,7 +327,7 @@ def _price_basis(rows: JobRows) -> Literal["simulated", "live", "snapshot"]:
 
 def cost_report(
     rows: JobRows, transfers: Iterable[TransferRow], names: Mapping[UUID, str], budgets: list[rest.Budget],
-    meters: Iterable[reports.Points], now: int,
+    meters: Iterable[metrics.Curve], now: int,
 ) -> rest.CostReport:  # fmt: skip
     return rest.CostReport(
         cost=cost(rows, now),
@@ -350,7 +351,7 @@ def cost_report(
     )
 
 
-def _energy(rows: JobRows, meters: Iterable[reports.Points]) -> rest.Energy | None:
+def _energy(rows: JobRows, meters: Iterable[metrics.Curve]) -> rest.Energy | None:
     """Machines of the local cloud are one computer: what they read are the same meters."""
     hosts = {row.id: "here" if row.provider in SIMULATED else str(row.id) for row in rows.machines}
     seen: dict[tuple[str, str], list[results.Curve]] = defaultdict(list)
@@ -383,7 +384,7 @@ def budget(row: AccountRow, title: str) -> rest.Budget:
 # --- the rest ---------------------------------------------------------------------------------------------
 
 
-def curves(points: Iterable[reports.Points]) -> list[rest.Curve]:
+def curves(points: Iterable[metrics.Curve]) -> list[rest.Curve]:
     return [
         rest.Curve(
             name=one.name,
@@ -398,7 +399,7 @@ def curves(points: Iterable[reports.Points]) -> list[rest.Curve]:
     ]
 
 
-def lines(found: Iterable[reports.Line], machines: Mapping[UUID, MachineRow]) -> list[rest.LogLine]:
+def lines(found: Iterable[LogLine], machines: Mapping[UUID, MachineRow]) -> list[rest.LogLine]:
     return [
         rest.LogLine(
             machine=one.machine, slot=machines[one.machine].slot, rank=one.rank, offset=one.offset, text=one.text

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import wire
-from shoestring_core.store import jobs, reports
+from shoestring_core.store import jobs, metrics
 from shoestring_core.store.tables import GenerationRow
 from sqlalchemy import select
 
@@ -57,11 +57,11 @@ def test_each_time_it_goes_further_back_and_passes_over_more_until_enough_was_tr
     assert {machine.id for machine in world.alive(job)} == machines
     assert world.job(job).attempt == 1
     with world.store.read() as db:
-        course = reports.ownership(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
-    assert [(one.start, one.kept_through) for _, one in sorted(course.items())] == [
+        course = metrics.owned_steps(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
+    assert [(one.start, one.last) for _, one in sorted(course.items())] == [
         (0, 30), (40, 30), (40, 30), (30, None)
     ]  # fmt: skip
-    assert [no for no, one in course.items() if one.holds(45)] == [4]
+    assert [no for no, one in course.items() if 45 in one] == [4]
     break_at(world, job, 49)
     done = world.job(job)
     assert (done.state, done.end_reason) == ("ended", "nan")

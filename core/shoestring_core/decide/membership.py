@@ -51,7 +51,8 @@ def select_members(
     """The slots of the next generation; (): too few machines are left; None: too early to decide.
 
     Two generations must never step at the same time. A machine that joins has ended its older ranks, and ranks without
-    their peers can't step; so it is enough that one member of the last generation joins, or that all of them are terminated.
+    their peers can't step; so it is enough that one member of the last generation joins, or that all of them
+    are terminated.
 
     excluded  slots whose machines must not join, even if they can train
     """

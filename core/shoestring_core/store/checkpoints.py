@@ -17,7 +17,7 @@ from sqlalchemy import insert, select, update
 from shoestring_core import wire
 from shoestring_core.errors import AgentRefused, InvalidRequest, InvalidSpec, PointsMissing, Problem
 from shoestring_core.states import EndReason, JobState
-from shoestring_core.store import jobs, reports
+from shoestring_core.store import jobs, metrics
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
@@ -148,10 +148,10 @@ def before(db: Read, job: JobRow, step: int) -> CheckpointRow | None:
     generations = list(
         db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job.id).order_by(GenerationRow.no))
     )
-    owned = reports.ownership(generations)
+    owned = metrics.owned_steps(generations)
     found = select(CheckpointRow).where(CheckpointRow.job == job.id, CheckpointRow.step < step)
     for one in db.sql.scalars(found.order_by(CheckpointRow.step.desc(), CheckpointRow.generation.desc())):
-        if owned[one.generation].holds(one.step):
+        if one.step in owned[one.generation]:
             return one
     first = generations[0].start_checkpoint if generations else None
     return db.sql.get(CheckpointRow, first) if first else None

@@ -21,7 +21,7 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -133,12 +133,20 @@ class Write(Read):
              "actor": actor, "reason": reason, "ref": ref, "data": data or {}, "at": self.now}
         )  # fmt: skip
 
-    def add_new(self, table: type[tables.Base], **values: Any) -> bool:
-        """Insert a row, unless one of its unique keys is taken; whether it was inserted."""
-        dialect = postgresql if self.sql.get_bind().dialect.name == "postgresql" else sqlite
+    def insert_new(self, table: type[tables.Base], **values: Any) -> bool:
+        """Insert a row unless one with a unique key of its exists. Returns whether it was inserted."""
         # RETURNING, because psycopg gives an insert no row count.
-        adding = dialect.insert(table).values(**values).on_conflict_do_nothing().returning(literal(1))
-        return self.sql.scalar(adding) is not None
+        statement = self._insert_missing(table).values(**values).returning(literal(1))
+        return self.sql.scalar(statement) is not None
+
+    def insert_missing(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert those rows whose unique keys don't exist yet."""
+        self.sql.execute(self._insert_missing(table), rows)
+
+    def _insert_missing(self, table: type[tables.Base]) -> postgresql.Insert | sqlite.Insert:
+        if self.sql.get_bind().dialect.name == "postgresql":
+            return postgresql.insert(table).on_conflict_do_nothing()
+        return sqlite.insert(table).on_conflict_do_nothing()
 
     def count(self, change: UpdateBase) -> int:
         """Run an insert, update or delete; how many rows it changed."""

@@ -73,11 +73,11 @@ def ensure_admin(db: Write, org: str, team: str, user: str) -> Principal:
 
 def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "member") -> Principal:
     """A user in a team; what doesn't exist yet is made, with its accounts. An existing role stays."""
-    db.add_new(UserRow, id=new_id(), name=user, created_at=db.now)
-    db.add_new(TeamRow, id=new_id(), name=team, feed_seq=0)
+    db.insert_new(UserRow, id=new_id(), name=user, created_at=db.now)
+    db.insert_new(TeamRow, id=new_id(), name=team, feed_seq=0)
     user_id = db.sql.execute(select(UserRow.id).where(UserRow.name == user)).scalar_one()
     team_id = db.sql.execute(select(TeamRow.id).where(TeamRow.name == team)).scalar_one()
-    db.add_new(MembershipRow, team_id=team_id, user_id=user_id, role=role)
+    db.insert_new(MembershipRow, team_id=team_id, user_id=user_id, role=role)
     ledger.open_tree(db, org, team_id, user_id)
     return _principal(db, user_id, team_id)
 
@@ -98,7 +98,7 @@ def create_key(
 ) -> tuple[KeyRow, str]:
     """A new key and its secret, which is shown once and stored nowhere. `expires_at` in µs UTC; None: never."""
     key_id, secret = new_id(), _secret(kind)
-    db.add_new(
+    db.insert_new(
         KeyRow,
         id=key_id,
         kind=kind,
@@ -184,7 +184,7 @@ def open_session(db: Write, user: UUID, team: UUID, key: UUID | None = None) -> 
     ends = db.sql.scalar(select(KeyRow.expires_at).where(KeyRow.id == key))
     expires_at = min(db.now + SESSION_LASTS, ends or db.now + SESSION_LASTS)
     signed_in = SignedIn(secrets.token_urlsafe(32), secrets.token_urlsafe(24), expires_at)
-    db.add_new(
+    db.insert_new(
         SessionRow,
         hash=_hash(signed_in.secret),
         user_id=user,
@@ -230,7 +230,9 @@ def begin(db: Write, principal: str, key: str, body_sha: str) -> Answer | None:
         raise InvalidRequest("An Idempotency-Key has 1 to 200 printable characters.", hint="Use a fresh UUID.")
     row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key)
     db.count(delete(IdempotencyRow).where(*row, IdempotencyRow.at < db.now - ANSWERS_LAST))
-    if db.add_new(IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, at=db.now):
+    if db.insert_new(
+        IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, at=db.now
+    ):
         return None
     first = db.sql.execute(select(IdempotencyRow).where(*row)).scalar_one()
     if first.body_sha != body_sha:

@@ -423,7 +423,7 @@ def _transfer(db: Write, hold: HoldRow, due: list[_Due], kind: str, *, taker: st
     other = _find(db, taker, path(db, hold.account)[-1].owner)
     for one in (one for one in due if one.amount):
         debit, credit = (hold.account, other.id) if one.amount > 0 else (other.id, hold.account)
-        written = db.add_new(
+        written = db.insert_new(
             TransferRow,
             id=new_id(),
             kind=kind,
@@ -462,7 +462,7 @@ def _newest_hold(db: Read, machine: UUID) -> HoldRow | None:
 def _insert(db: Write, wanted: Wanted) -> HoldRow:
     last = db.sql.scalar(select(func.max(HoldRow.no)).where(HoldRow.machine == wanted.machine)) or 0
     hold_id = new_id()
-    placed = db.add_new(
+    placed = db.insert_new(
         HoldRow,
         id=hold_id,
         machine=wanted.machine,
@@ -495,7 +495,7 @@ def _open(db: Write, kind: str, owner: str, parent: UUID | None, limit: int | No
     row = {"kind": kind, "owner": owner, "period": "", "parent": parent, "level": LEVELS[kind], "limit_micro": limit}
     if (known := db.sql.scalar(_of(kind, owner))) is not None:
         return known
-    db.add_new(AccountRow, id=new_id(), **row)
+    db.insert_new(AccountRow, id=new_id(), **row)
     return _find(db, kind, owner)
 
 

@@ -16,7 +16,7 @@ from shoestring_core.decide.scaling import NEWEST, Measurement
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import SUCCESS, EndReason
-from shoestring_core.store import ledger, reports
+from shoestring_core.store import ledger, metrics
 from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import planning, records
 from shoestring_core.store.tables import (
@@ -158,11 +158,11 @@ def _lines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Lines]:
         for job, chunk in _chunks(
             db, "epoch", jobs, tuple_(SeriesRow.job, MetricChunkRow.generation, column).in_(edges)
         ):
-            points[job, chunk.generation] += reports.unpacked(chunk)
+            points[job, chunk.generation] += metrics.unpack(chunk)
     found = {key: _Lines(min(own), max(own)) for key, own in points.items()}
     for job, chunk in _chunks(db, results.EVALUATION_S, jobs):
         if (job, chunk.generation) in found:
-            found[job, chunk.generation].evaluation |= {at: seconds for at, _, seconds in reports.unpacked(chunk)}
+            found[job, chunk.generation].evaluation |= {at: seconds for at, _, seconds in metrics.unpack(chunk)}
     return found
 
 

@@ -175,8 +175,8 @@ class JobRow(Base):
     """Newest value of each metric, as the current generation reported it; NaN and ±Infinity as text."""
     log_hour: Mapped[int] = mapped_column(default=0)
     log_bytes: Mapped[int] = mapped_column(default=0)
-    """Log bytes taken in `log_hour` (hours since 1970), for the quota."""
-    log_cut: Mapped[bool] = mapped_column(default=False)
+    """Log bytes stored in `log_hour` (hours since 1970), for the quota."""
+    log_truncated: Mapped[bool] = mapped_column(default=False)
     """The quota was reached: some of the log is missing."""
     result: Mapped[dict[str, Any] | None]
     retried_from: Mapped[UUID | None]
@@ -357,32 +357,28 @@ class MetricChunkRow(Base):
     """Points of one series from one batch, as three columns: int64 steps, float64 unix seconds, float64 values,
     little-endian. A step may repeat across chunks; the generation says which one counts."""
 
-    __tablename__ = "chunks"
+    __tablename__ = "metric_chunks"
     series: Mapped[UUID] = mapped_column(ForeignKey("series.id"), primary_key=True)
     machine: Mapped[UUID] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
     generation: Mapped[int]
     first_step: Mapped[int]
     last_step: Mapped[int]
-    n: Mapped[int]
-    vmin: Mapped[float | None]
-    vmax: Mapped[float | None]
     steps: Mapped[bytes]
     times: Mapped[bytes]
-    vals: Mapped[bytes]
+    values: Mapped[bytes]
     __table_args__ = (Index(None, "machine", "seq"),)
 
 
 class LogChunkRow(Base):
-    __tablename__ = "logs"
+    __tablename__ = "log_chunks"
     machine: Mapped[UUID] = mapped_column(ForeignKey("machines.id"), primary_key=True)
     rank: Mapped[int] = mapped_column(primary_key=True)
     byte_offset: Mapped[int] = mapped_column(primary_key=True)
     seq: Mapped[int]
-    at: Mapped[int]
-    """When it arrived: lines of several ranks are read in this order."""
-    bytes: Mapped[bytes | None]
-    object_key: Mapped[str | None]
+    received_at: Mapped[int]
+    """Lines of several ranks are read in this order."""
+    data: Mapped[bytes]
     __table_args__ = (Index(None, "machine", "seq"),)
 
 

@@ -199,7 +199,7 @@ def test_what_no_database_can_hold_is_replaced_and_stored(store: Store) -> None:
     data = {"a\0": ["\ud800", float("nan"), float("inf"), float("-inf"), 1.5, None, True, "é\\u0000"]}
 
     def work(db: Write) -> None:
-        db.add_new(TeamRow, id=team, name="n\0\udfff", feed_seq=0)
+        db.insert_new(TeamRow, id=team, name="n\0\udfff", feed_seq=0)
         db.event(team=team, kind="alarm", actor="a\0", reason="\ud800", data=data)
 
     store.write(work)

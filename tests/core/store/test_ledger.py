@@ -338,7 +338,7 @@ def test_a_change_of_the_organisations_limit_is_told_to_all_its_teams(world: Wor
     other = new_id()
 
     def second_team(db):
-        db.add_new(TeamRow, id=other, name=f"second {world.name}", feed_seq=0)
+        db.insert_new(TeamRow, id=other, name=f"second {world.name}", feed_seq=0)
         ledger.open_tree(db, org.owner, other)
 
     world.store.write(second_team)

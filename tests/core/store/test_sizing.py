@@ -51,20 +51,22 @@ def train(
     ids = [new_id() for _ in machines]
 
     def work(db):
-        db.add_new(AttemptRow, job=job.id, no=1, state="open", plan_json={}, epoch=0, opened_at=launched, trained=True)
+        db.insert_new(
+            AttemptRow, job=job.id, no=1, state="open", plan_json={}, epoch=0, opened_at=launched, trained=True
+        )
         for slot, (machine, type_) in enumerate(zip(ids, machines, strict=True)):
-            db.add_new(
+            db.insert_new(
                 MachineRow, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type=type_, market="spot", price="1", on_demand_price="2",
                 launch_json={}, state="terminated", acked_seq=0, created_at=launched, launched_at=launched + slot * S,
                 ended_at=over + 2 * S,
             )  # fmt: skip
-        db.add_new(
+        db.insert_new(
             GenerationRow, job=job.id, no=no, attempt=1, state="over", world=len(ids), start_step=first,
             opened_at=launched, formed_at=launched + 5 * S, over_at=over,
         )  # fmt: skip
         for rank, machine in enumerate(ids):
-            db.add_new(MemberRow, job=job.id, generation=no, node_rank=rank, machine=machine, nproc=1)
+            db.insert_new(MemberRow, job=job.id, generation=no, node_rank=rank, machine=machine, nproc=1)
         points = [
             wire.MetricSeries(
                 name="epoch", steps=list(range(first + 1, last + 1)), times=times,
@@ -78,8 +80,8 @@ def train(
                     values=[evaluation_s] * len(scores),
                 )
             )  # fmt: skip
-        reports.accept(db, ids[0], wire.TelemetryBatch(seq=1, generation=no, points=points[:1]), log_quota=0)
-        reports.accept(db, ids[0], wire.TelemetryBatch(seq=2, generation=no, points=points[1:]), log_quota=0)
+        reports.accept_batch(db, ids[0], wire.TelemetryBatch(seq=1, generation=no, points=points[:1]), log_quota=0)
+        reports.accept_batch(db, ids[0], wire.TelemetryBatch(seq=2, generation=no, points=points[1:]), log_quota=0)
         ended = {"state": "ended", "end_reason": end, "ended_at": over} if end else {}
         db.sql.execute(update(JobRow).where(JobRow.id == job.id).values(generation=no, **ended))
 

@@ -151,7 +151,7 @@ def record_offers(db: Write, found: list[Offer]) -> None:
     the last one known."""
     db.sql.execute(delete(OfferRow))
     for offer in found:
-        db.add_new(OfferRow, **asdict(offer))
+        db.insert_new(OfferRow, **asdict(offer))
         place = {
             "provider": offer.provider,
             "region": offer.region,
@@ -162,7 +162,7 @@ def record_offers(db: Write, found: list[Offer]) -> None:
         latest = db.sql.scalar(select(PriceRow.amount).filter_by(**place).order_by(PriceRow.valid_from.desc()).limit(1))
         if latest != offer.price:
             price = {"amount": offer.price, "unit": "hour", "source": offer.source, "simulated": offer.simulated}
-            db.add_new(PriceRow, **place, **price, valid_from=db.now, fetched_at=db.now)
+            db.insert_new(PriceRow, **place, **price, valid_from=db.now, fetched_at=db.now)
 
 
 def offers(db: Read) -> list[Offer]:

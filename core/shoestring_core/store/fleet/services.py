@@ -13,7 +13,7 @@ from shoestring_core.store.tables import ServiceRow
 
 def seen(db: Write, name: str, gap: int) -> None:
     """A service says that it answers. A silence of more than `gap` µs breaks its uptime."""
-    if db.add_new(ServiceRow, name=name, up_since=db.now, seen_at=db.now):
+    if db.insert_new(ServiceRow, name=name, up_since=db.now, seen_at=db.now):
         return
     known = db.sql.get_one(ServiceRow, name)
     since = db.now if db.now - known.seen_at > gap else known.up_since

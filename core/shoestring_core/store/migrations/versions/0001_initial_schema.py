@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first tables."""
+"""The initial schema."""
 
 from __future__ import annotations
 
@@ -46,6 +46,20 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=True),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("principal", "key", name=op.f("pk_idempotency")),
+    )
+    op.create_table(
+        "offers",
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("region", sa.Text(), nullable=False),
+        sa.Column("zone", sa.Text(), nullable=False),
+        sa.Column("type", sa.Text(), nullable=False),
+        sa.Column("market", sa.Text(), nullable=False),
+        sa.Column("price", sa.Text(), nullable=False),
+        sa.Column("on_demand_price", sa.Text(), nullable=False),
+        sa.Column("slots", sa.BigInteger(), nullable=True),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("simulated", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("provider", "region", "zone", "type", "market", name=op.f("pk_offers")),
     )
     op.create_table(
         "prices",
@@ -116,6 +130,7 @@ def upgrade() -> None:
         sa.Column("user_id", sa.Uuid(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("spec", Json, nullable=False),
+        sa.Column("sizing", Json, nullable=True),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("want", sa.Text(), nullable=False),
         sa.Column("want_reason", sa.Text(), nullable=False),
@@ -126,13 +141,15 @@ def upgrade() -> None:
         sa.Column("attempt", sa.BigInteger(), nullable=False),
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("checkpoint", sa.Uuid(), nullable=True),
+        sa.Column("init", sa.Uuid(), nullable=True),
+        sa.Column("skips", Json, nullable=True),
         sa.Column("steps_total", sa.BigInteger(), nullable=True),
         sa.Column("last_step", sa.BigInteger(), nullable=False),
         sa.Column("last_epoch_milli", sa.BigInteger(), nullable=True),
         sa.Column("latest", Json, nullable=False),
         sa.Column("log_hour", sa.BigInteger(), nullable=False),
         sa.Column("log_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("log_cut", sa.Boolean(), nullable=False),
+        sa.Column("log_truncated", sa.Boolean(), nullable=False),
         sa.Column("result", Json, nullable=True),
         sa.Column("retried_from", sa.Uuid(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
@@ -253,24 +270,6 @@ def upgrade() -> None:
     )
     op.create_index("uq_series_job_name", "series", ["job", "name"], unique=True)
     op.create_table(
-        "chunks",
-        sa.Column("series", sa.Uuid(), nullable=False),
-        sa.Column("machine", sa.Uuid(), nullable=False),
-        sa.Column("seq", sa.BigInteger(), nullable=False),
-        sa.Column("generation", sa.BigInteger(), nullable=False),
-        sa.Column("first_step", sa.BigInteger(), nullable=False),
-        sa.Column("last_step", sa.BigInteger(), nullable=False),
-        sa.Column("n", sa.BigInteger(), nullable=False),
-        sa.Column("vmin", sa.Double(), nullable=True),
-        sa.Column("vmax", sa.Double(), nullable=True),
-        sa.Column("steps", sa.LargeBinary(), nullable=False),
-        sa.Column("times", sa.LargeBinary(), nullable=False),
-        sa.Column("vals", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["series"], ["series.id"], name=op.f("fk_chunks_series")),
-        sa.PrimaryKeyConstraint("series", "machine", "seq", name=op.f("pk_chunks")),
-    )
-    op.create_index(op.f("ix_chunks_machine_seq"), "chunks", ["machine", "seq"], unique=False)
-    op.create_table(
         "generations",
         sa.Column("job", sa.Uuid(), nullable=False),
         sa.Column("no", sa.BigInteger(), nullable=False),
@@ -358,6 +357,21 @@ def upgrade() -> None:
         postgresql_where=sa.text("state NOT IN ('terminated','void')"),
     )
     op.create_table(
+        "metric_chunks",
+        sa.Column("series", sa.Uuid(), nullable=False),
+        sa.Column("machine", sa.Uuid(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("first_step", sa.BigInteger(), nullable=False),
+        sa.Column("last_step", sa.BigInteger(), nullable=False),
+        sa.Column("steps", sa.LargeBinary(), nullable=False),
+        sa.Column("times", sa.LargeBinary(), nullable=False),
+        sa.Column("values", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["series"], ["series.id"], name=op.f("fk_metric_chunks_series")),
+        sa.PrimaryKeyConstraint("series", "machine", "seq", name=op.f("pk_metric_chunks")),
+    )
+    op.create_index(op.f("ix_metric_chunks_machine_seq"), "metric_chunks", ["machine", "seq"], unique=False)
+    op.create_table(
         "checkpoints",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("job", sa.Uuid(), nullable=False),
@@ -402,18 +416,17 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'open'"),
     )
     op.create_table(
-        "logs",
+        "log_chunks",
         sa.Column("machine", sa.Uuid(), nullable=False),
         sa.Column("rank", sa.BigInteger(), nullable=False),
         sa.Column("byte_offset", sa.BigInteger(), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
-        sa.Column("at", sa.BigInteger(), nullable=False),
-        sa.Column("bytes", sa.LargeBinary(), nullable=True),
-        sa.Column("object_key", sa.Text(), nullable=True),
-        sa.ForeignKeyConstraint(["machine"], ["machines.id"], name=op.f("fk_logs_machine")),
-        sa.PrimaryKeyConstraint("machine", "rank", "byte_offset", name=op.f("pk_logs")),
+        sa.Column("received_at", sa.BigInteger(), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["machine"], ["machines.id"], name=op.f("fk_log_chunks_machine")),
+        sa.PrimaryKeyConstraint("machine", "rank", "byte_offset", name=op.f("pk_log_chunks")),
     )
-    op.create_index(op.f("ix_logs_machine_seq"), "logs", ["machine", "seq"], unique=False)
+    op.create_index(op.f("ix_log_chunks_machine_seq"), "log_chunks", ["machine", "seq"], unique=False)
     op.create_table(
         "members",
         sa.Column("job", sa.Uuid(), nullable=False),

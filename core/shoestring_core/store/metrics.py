@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics: points appended in chunks of three columns, and read as curves.
+
+A generation owns the steps after its start up to where a later generation began. Owned steps make up the merged curve;
+whatever else a generation did is lost work.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import insert, select
+
+from shoestring_core import wire
+from shoestring_core.errors import InvalidRequest
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import GenerationRow, MetricChunkRow, SeriesRow, storable
+
+SYSTEM_PREFIX = "system/"
+"""Prefix of series about a machine, not the training: their steps are seconds since its start, in no generation."""
+
+ENERGY_SUFFIX = "energy_joules"
+"""Suffix of series that count a device's energy."""
+
+
+# --- appending --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Columns:
+    """Points of one series: int64 steps, float64 Unix seconds, float64 values."""
+
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    times: array[float] = field(default_factory=lambda: array("d"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    @property
+    def latest_value(self) -> float:
+        """The value at the highest step; the last one if that step was reported several times."""
+        return max(zip(self.steps, range(len(self.steps)), self.values, strict=True))[2]
+
+
+def columns_by_name(points: Sequence[wire.MetricSeries]) -> dict[str, Columns]:
+    """The points of each series, without empty ones. Raises InvalidRequest for columns of different lengths."""
+    columns: dict[str, Columns] = defaultdict(Columns)
+    for series in points:
+        name = storable(series.name)
+        if not len(series.steps) == len(series.times) == len(series.values):
+            raise InvalidRequest(f"Series {name!r} has columns of different lengths.")
+        if not series.steps:
+            continue
+        column = columns[name]
+        column.steps.extend(series.steps)
+        column.times.extend(series.times)
+        column.values.extend(series.values)
+    return dict(sorted(columns.items()))
+
+
+def append(
+    db: Write, job: UUID, *, machine: UUID, seq: int, generation: int, columns: Mapping[str, Columns]
+) -> None:  # fmt: skip
+    """Store the points of a machine's batch `seq`: one chunk for each series, which is created if it is new."""
+    if not columns:
+        return
+    ids = _series_ids(db, job, list(columns))
+    rows = [
+        {
+            "series": ids[name], "machine": machine, "seq": seq, "generation": generation,
+            "first_step": min(column.steps), "last_step": max(column.steps), "count": len(column.steps),
+            "steps": _pack(column.steps), "times": _pack(column.times), "values": _pack(column.values),
+        }
+        for name, column in columns.items()
+    ]  # fmt: skip
+    db.sql.execute(insert(MetricChunkRow), rows)
+
+
+def _series_ids(db: Write, job: UUID, names: list[str]) -> dict[str, UUID]:
+    """The id of each series; new ones are inserted."""
+    query = select(SeriesRow.name, SeriesRow.id).where(SeriesRow.job == job, SeriesRow.name.in_(names))
+    ids = dict(db.sql.execute(query).all())
+    missing = [{"id": new_id(), "job": job, "name": name} for name in names if name not in ids]
+    if missing:
+        db.insert_missing(SeriesRow, missing)
+        ids = dict(db.sql.execute(query).all())
+    return ids
+
+
+# --- curves -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OwnedSteps:
+    """The steps of the merged curve that come from one generation: after `start`, through `last` (None: open end)."""
+
+    start: int
+    last: int | None
+
+    def __contains__(self, step: int) -> bool:
+        return step > self.start and (self.last is None or step <= self.last)
+
+
+def owned_steps(generations: Iterable[GenerationRow]) -> dict[int, OwnedSteps]:
+    """The steps that each generation owns, by its number. A later one that began earlier owns all after its start."""
+    owned: dict[int, OwnedSteps] = {}
+    last: int | None = None
+    for row in sorted(generations, key=lambda row: row.no, reverse=True):
+        owned[row.no] = OwnedSteps(row.start_step, last)
+        last = row.start_step if last is None else min(last, row.start_step)
+    return owned
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A part of a series. `generation` None: of the merged curve; else of that generation, `lost` or not.
+
+    machine  set for series of machines alone
+    """
+
+    name: str
+    generation: int | None
+    machine: UUID | None
+    lost: bool
+    steps: list[int]
+    times: list[float]
+    values: list[float]
+
+
+def load_curves(
+    db: Read,
+    job: UUID,
+    names: Sequence[str] | None = None,
+    *,
+    merged: bool = True,
+    first: int = 0,
+    last: int | None = None,
+) -> list[Curve]:
+    """The job's series by name, all if `names` is None: the merged curve, or each generation's with its lost work."""
+    owned = owned_steps(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
+    query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
+    query = query.where(SeriesRow.job == job, MetricChunkRow.last_step >= first)
+    if names is not None:
+        query = query.where(SeriesRow.name.in_(names))
+    if last is not None:
+        query = query.where(MetricChunkRow.first_step <= last)
+    in_order = query.order_by(SeriesRow.name, MetricChunkRow.generation, MetricChunkRow.machine, MetricChunkRow.seq)
+    parts: dict[_CurveKey, dict[int, tuple[float, float]]] = defaultdict(dict)
+    for chunk, name in db.sql.execute(in_order):
+        machine = chunk.machine if name.startswith(SYSTEM_PREFIX) else None
+        for step, time, value in unpack(chunk):
+            kept = machine is not None or (chunk.generation in owned and step in owned[chunk.generation])
+            if step < first or (last is not None and step > last) or (merged and not kept):
+                continue
+            generation = None if merged or machine else chunk.generation
+            parts[_CurveKey(name, generation, machine, not kept)][step] = (time, value)
+    return [_curve(*key, part) for key, part in sorted(parts.items(), key=lambda item: item[0].sort_key)]
+
+
+def load_energy_curves(db: Read, job: UUID) -> list[Curve]:
+    """The energy meters of the job's machines: joules since each machine's start."""
+    query = select(SeriesRow.name).where(
+        SeriesRow.job == job, SeriesRow.name.like(f"{SYSTEM_PREFIX}%{ENERGY_SUFFIX}")
+    )  # fmt: skip
+    names = list(db.sql.scalars(query))
+    return load_curves(db, job, names) if names else []
+
+
+def load_batch_curves(db: Read, machine: UUID, seq: int) -> list[Curve]:
+    """The points that a machine's batch `seq` brought, as reported."""
+    query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
+    query = query.where(MetricChunkRow.machine == machine, MetricChunkRow.seq == seq).order_by(SeriesRow.name)
+    return [
+        _curve(name, chunk.generation, machine, False, {step: (time, value) for step, time, value in unpack(chunk)})
+        for chunk, name in db.sql.execute(query)
+    ]
+
+
+class _CurveKey(NamedTuple):
+    name: str
+    generation: int | None
+    machine: UUID | None
+    lost: bool
+
+    @property
+    def sort_key(self) -> tuple[str, int, int, bool]:
+        return self.name, self.generation or 0, self.machine.int if self.machine else 0, self.lost
+
+
+def _curve(
+    name: str, generation: int | None, machine: UUID | None, lost: bool, points: Mapping[int, tuple[float, float]]
+) -> Curve:
+    steps = sorted(points)
+    times, values = [points[step][0] for step in steps], [points[step][1] for step in steps]
+    return Curve(name, generation, machine, lost, steps, times, values)
+
+
+# --- chunks -----------------------------------------------------------------------------------------------
+
+
+def unpack(chunk: MetricChunkRow) -> Iterable[tuple[int, float, float]]:
+    """The points of a chunk: (step, Unix seconds, value)."""
+    columns = []
+    for typecode, data in (("q", chunk.steps), ("d", chunk.times), ("d", chunk.values)):
+        column: array[Any] = array(typecode)
+        column.frombytes(data)
+        if sys.byteorder == "big":
+            column.byteswap()
+        columns.append(column)
+    return zip(*columns, strict=True)
+
+
+def _pack(column: array[Any]) -> bytes:
+    """Little-endian."""
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return column.tobytes()
