@@ -24,13 +24,13 @@ router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactRout
 @router.get("")
 def index(db: Reading, caller: Caller) -> rest.BudgetList:
     """The organisation's, the team's and its members' budgets."""
-    return rest.BudgetList(budgets=[_view(db, account) for account in ledger.of_team(db, caller.team)])
+    return rest.BudgetList(budgets=[_view(db, account) for account in ledger.team_budgets(db, caller.team)])
 
 
 @router.get("/{budget_id}")
 def show(budget_id: UUID, db: Reading, caller: Caller, response: Response) -> rest.Budget:
     """One budget. Its ETag goes into If-Match of a change."""
-    return _answer(_view(db, ledger.visible(db, caller.team, budget_id)), response)
+    return _answer(_view(db, ledger.visible_account(db, caller.team, budget_id)), response)
 
 
 @router.put("/{budget_id}")
@@ -49,7 +49,7 @@ def set_limit(
     limit, version = _limit(body.limit), _version(if_match)
 
     def work(db: Write) -> rest.Budget:
-        account = ledger.visible(db, caller.team, budget_id)
+        account = ledger.visible_account(db, caller.team, budget_id)
         if account.kind == "org" and len(rows.teams(db)) > 1:
             raise Forbidden("The organisation's budget belongs to several teams.", hint="Set the team's instead.")
         if limit is None or (account.limit_micro is not None and limit > account.limit_micro):

@@ -258,7 +258,7 @@ def _jobs(db: Read, ids: Iterable[UUID]) -> Iterator[Message]:
 
 
 def _budgets(db: Read, team: UUID) -> Iterator[Message]:
-    for account in ledger.of_team(db, team):
+    for account in ledger.team_budgets(db, team):
         yield _message(frozenset({"budget"}), "budget", views.budget(account, ledger.title(db, account)))
 
 

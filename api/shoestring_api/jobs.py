@@ -211,10 +211,10 @@ def metrics(
 def cost(job_id: UUID, db: Reading, caller: Caller) -> rest.CostReport:
     """What the job costs, machine by machine, and its lines in the ledger."""
     row = _rows(db, jobs.get(db, caller.team, job_id))
-    lines = ledger.book(db, row.account.id) if row.account else []
+    lines = ledger.transfers_of(db, row.account.id) if row.account else []
     sides = rows.accounts(db, (side for line in lines for side in (line.debit, line.credit)))
     names = {account.id: ledger.title(db, account) for account in sides.values()}
-    above = ledger.path(db, row.account.id) if row.account else []
+    above = ledger.ancestors(db, row.account.id) if row.account else []
     budgets = [views.budget(account, ledger.title(db, account)) for account in above]
     return views.cost_report(row, lines, names, budgets, load_energy_curves(db, job_id), db.now)
 

@@ -70,19 +70,19 @@ class World:
     def account(self, kind: str, job: JobRow | None = None) -> AccountRow:
         with self.store.read() as db:
             if job is not None:
-                chain = ledger.path(db, ledger.job_account(db, job.id).id)
+                chain = ledger.ancestors(db, ledger.job_account(db, job.id).id)
             else:
                 member = db.sql.scalars(
                     select(AccountRow).where(AccountRow.owner == f"{self.team}/{self.me.user}")
                 ).one()
-                chain = ledger.path(db, member.id)
-            taker = select(AccountRow).where(AccountRow.kind == kind, AccountRow.owner == chain[-1].owner)
-            return next((one for one in chain if one.kind == kind), None) or db.sql.scalars(taker).one()
+                chain = ledger.ancestors(db, member.id)
+            counterparty = select(AccountRow).where(AccountRow.kind == kind, AccountRow.owner == chain[-1].owner)
+            return next((one for one in chain if one.kind == kind), None) or db.sql.scalars(counterparty).one()
 
     def totals(self, job: JobRow) -> list[tuple[int, int, int]]:
         """(posted, held, overdraft) of job, member, team, organisation."""
         with self.store.read() as db:
-            chain = ledger.path(db, ledger.job_account(db, job.id).id)
+            chain = ledger.ancestors(db, ledger.job_account(db, job.id).id)
             return [(one.posted, one.held, one.overdraft) for one in chain]
 
     def events(self, kind: str) -> list[EventRow]:
@@ -92,4 +92,4 @@ class World:
 
     def sweep(self) -> list[ledger.Discrepancy]:
         with self.store.read() as db:
-            return ledger.sweep(db)
+            return ledger.find_discrepancies(db)

@@ -137,12 +137,12 @@ def require_exact_bills(data: Path, database_url: str) -> None:
         for number, row in enumerate(rows):
             due = life.bill_micro if number == len(rows) - 1 else life.cost_micro(row.at)
             posted += row.amount if row.debit_kind == "job" else -row.amount
-            assert posted == due, f"machine {token}: {posted} posted by slice {row.slice}, its bill says {due}"
+            assert posted == due, f"machine {token}: {posted} posted by increment {row.increment}, its bill says {due}"
         assert posted == life.bill_micro, f"machine {token}: {posted} posted, its bill is {life.bill_micro}"
 
 
 TRANSFERS = """
-SELECT t.machine, t.slice, t.amount, t.at, debit.kind AS debit_kind
+SELECT t.machine, t.increment, t.amount, t.at, debit.kind AS debit_kind
 FROM transfers t JOIN accounts debit ON debit.id = t.debit
 ORDER BY t.machine, t.at, t.id
 """

@@ -227,7 +227,7 @@ class Drama:
             if entry.event == "launch"
         )
         with world.store.read() as db:
-            assert ledger.sweep(db) == []
+            assert ledger.find_discrepancies(db) == []
             top = db.sql.scalars(select(AccountRow).where(AccountRow.kind == "org")).one()
             assert (top.posted, top.held) == (due, 0)
             for job in self.jobs:

@@ -43,7 +43,7 @@ def independent_bill(world: World) -> int:
 
 def spent(world: World) -> int:
     with world.store.read() as db:
-        assert ledger.sweep(db) == []
+        assert ledger.find_discrepancies(db) == []
         return db.sql.scalars(select(AccountRow.posted).where(AccountRow.kind == "org")).one()
 
 
@@ -296,7 +296,7 @@ def test_a_long_run_is_funded_as_it_goes_and_pays_what_it_used(world: World):
         world.tick(5)
         with world.store.read() as db:
             held.append(db.sql.scalars(select(AccountRow.held).where(AccountRow.kind == "job")).one())
-            assert ledger.sweep(db) == []
+            assert ledger.find_discrepancies(db) == []
         (machine,) = world.alive(job)
         assert machine.funded_until - world.clock.now >= 30 * S
     assert max(held) <= money.cost_ceiling("0.526", 75 * S)  # what is spent is posted, not held

@@ -451,4 +451,4 @@ def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     assert world.machines(job) == []
     assert world.job(job).state == "queued"
     with world.store.read() as db:
-        assert ledger.sweep(db) == []
+        assert ledger.find_discrepancies(db) == []

@@ -180,7 +180,7 @@ class ControlLoop:
         if self.monotonic() < self._audited + AUDIT_S:
             return
         with self.store.read() as db:
-            discrepancies = ledger.sweep(db)
+            discrepancies = ledger.find_discrepancies(db)
         for discrepancy in discrepancies:
             log.error("the ledger disagrees with itself: %s", discrepancy)
         self._audited = self.monotonic()

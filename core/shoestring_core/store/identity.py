@@ -78,7 +78,7 @@ def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "me
     user_id = db.sql.execute(select(UserRow.id).where(UserRow.name == user)).scalar_one()
     team_id = db.sql.execute(select(TeamRow.id).where(TeamRow.name == team)).scalar_one()
     db.insert_new(MembershipRow, team_id=team_id, user_id=user_id, role=role)
-    ledger.open_tree(db, org, team_id, user_id)
+    ledger.create_accounts(db, org, team_id, user_id)
     return _principal(db, user_id, team_id)
 
 

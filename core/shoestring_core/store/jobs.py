@@ -47,7 +47,7 @@ def submit(
 
     Raises BudgetExceeded only if a *limit* on the path could never cover it; a job that must wait for money queues.
     """
-    _refuse_the_impossible(db, ledger.member_account(db, team, user), spec.limits.cost, smallest_hold)
+    _refuse_the_impossible(db, ledger.create_member_account(db, team, user), spec.limits.cost, smallest_hold)
     job_id = new_id()
     db.sql.execute(
         insert(JobRow).values(
@@ -67,7 +67,7 @@ def submit(
         )
     )
     job = db.sql.get_one(JobRow, job_id)
-    ledger.open_job(db, job, spec.limits.cost)
+    ledger.create_job_account(db, job, spec.limits.cost)
     actor = db.sql.scalar(select(UserRow.name).where(UserRow.id == user)) or ""
     reason = f"retry of {retried_from.id}" if retried_from else "submitted"
     db.event(team=team, kind="job", actor=actor, reason=reason, job=job_id, data={"from": None, "to": "queued"})
@@ -206,7 +206,7 @@ class Page:
 
 
 def _refuse_the_impossible(db: Write, account: AccountRow, cost_limit: int | None, smallest_hold: int) -> None:
-    tightest = ledger.smallest_limit(db, account.id)
+    tightest = ledger.tightest_account(db, account.id)
     if cost_limit is not None and smallest_hold > cost_limit:
         raise BudgetExceeded(
             f"limits.cost is ${money.to_decimal(cost_limit)}, "

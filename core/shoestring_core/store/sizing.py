@@ -180,7 +180,7 @@ def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | No
     member = db.sql.scalar(
         select(AccountRow.id).where(AccountRow.kind == "member", AccountRow.owner == f"{team}/{user}")
     )
-    above = ledger.path(db, member or ledger.team_account(db, team).id)
+    above = ledger.ancestors(db, member or ledger.team_account(db, team).id)
     rooms = [(max(0, one.limit_micro - one.posted), one) for one in above if one.limit_micro is not None]
     left, tightest = min(rooms, key=lambda room: room[0], default=(None, None))
     if limit is not None and (left is None or limit <= left):

@@ -467,7 +467,7 @@ class TransferRow(Base):
     hold: Mapped[UUID | None]
     machine: Mapped[UUID | None]
     line: Mapped[str | None]
-    slice: Mapped[int | None]
+    increment: Mapped[int | None]
     at: Mapped[int]
     actor: Mapped[str]
     reason: Mapped[str]
@@ -475,8 +475,8 @@ class TransferRow(Base):
         CheckConstraint("amount > 0", name="amount_positive"),
         CheckConstraint("debit <> credit", name="two_accounts"),
         Index(
-            "uq_transfers_slice", "machine", "line", "slice", unique=True,
-            sqlite_where=text("slice IS NOT NULL"), postgresql_where=text("slice IS NOT NULL"),
+            "uq_transfers_increment", "machine", "line", "increment", unique=True,
+            sqlite_where=text("increment IS NOT NULL"), postgresql_where=text("increment IS NOT NULL"),
         ),
         Index(None, "debit"),
     )  # fmt: skip

@@ -29,7 +29,7 @@ def test_the_first_admin_is_made_once(world: World) -> None:
     assert again.role == "admin"
     with world.store.read() as db:
         assert len(db.sql.scalars(select(UserRow)).all()) == len(db.sql.scalars(select(TeamRow)).all()) == 1
-        assert [one.kind for one in ledger.of_team(db, world.team)] == ["org", "team", "member"]
+        assert [one.kind for one in ledger.team_budgets(db, world.team)] == ["org", "team", "member"]
 
 
 def test_processes_that_start_at_once_make_one_admin(world: World) -> None:

@@ -11,6 +11,7 @@ from shoestring_core.errors import BudgetExceeded, NotFound, PreconditionFailed,
 from shoestring_core.store import events, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.ids import new_id
+from shoestring_core.store.ledger import balances
 from shoestring_core.store.tables import AccountRow, EventRow, HoldRow, JobRow, TeamRow, TransferRow
 from sqlalchemy import exc, func, select, text, update
 
@@ -27,10 +28,10 @@ def test_a_hold_counts_on_every_level_until_it_is_released(world: World) -> None
     job = world.job()
     machine = world.hold(job, 100)
     assert world.totals(job) == [(0, 100, 0)] * 4
-    assert world.store.write(lambda db: ledger.release(db, machine, "void")) == 100
-    assert world.store.write(lambda db: ledger.release(db, machine, "void")) == 0
+    assert world.store.write(lambda db: ledger.release_hold(db, machine, "void")) == 100
+    assert world.store.write(lambda db: ledger.release_hold(db, machine, "void")) == 0
     assert world.totals(job) == [(0, 0, 0)] * 4
-    assert [event.data["what"] for event in world.events("cost")] == ["held", "released"]
+    assert [event.data["action"] for event in world.events("cost")] == ["held", "released"]
     assert world.sweep() == []
 
 
@@ -73,11 +74,11 @@ def test_a_refused_hold_leaves_its_transaction_as_it_was(world: World) -> None:
 def test_a_gang_is_held_for_whole_or_not_at_all(world: World) -> None:
     job = world.job("0.0001")
     account = world.account("job", job).id
-    wanted = [ledger.Wanted(world.machine(job), account, "1", amount) for amount in (60, 41)]
+    wanted = [ledger.HoldRequest(world.machine(job), account, "1", amount) for amount in (60, 41)]
     with pytest.raises(BudgetExceeded):
         world.store.write(lambda db: ledger.place_holds(db, wanted))
     assert world.totals(job) == [(0, 0, 0)] * 4
-    fitting = [ledger.Wanted(one.machine, account, "1", 50) for one in wanted]
+    fitting = [ledger.HoldRequest(one.machine, account, "1", 50) for one in wanted]
     holds = world.store.write(lambda db: ledger.place_holds(db, fitting))
     assert [hold.machine for hold in holds] == [one.machine for one in wanted]
     assert world.totals(job) == [(0, 100, 0)] * 4
@@ -88,7 +89,7 @@ def test_a_machine_has_one_open_hold(world: World) -> None:
     machine = world.hold(job, 10)
     with pytest.raises(StaleTransition):
         world.hold(job, 10, machine)
-    world.store.write(lambda db: ledger.release(db, machine, "over"))
+    world.store.write(lambda db: ledger.release_hold(db, machine, "over"))
     world.hold(job, 10, machine)
     assert world.totals(job)[0] == (0, 10, 0)
 
@@ -98,7 +99,7 @@ def test_an_extension_is_placed_once_and_only_on_what_was_seen(world: World) -> 
     machine = world.hold(job, 60, until=1000)
 
     def extend(more: int, until: int, seen: int | None = None) -> HoldRow:
-        return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until, seen_until=seen))
+        return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until, if_funded_until=seen))
 
     hold = extend(20, 2000, seen=1000)
     assert (hold.amount, hold.funded_until) == (80, 2000)
@@ -111,7 +112,7 @@ def test_an_extension_is_placed_once_and_only_on_what_was_seen(world: World) -> 
     with world.store.read() as db:
         assert db.sql.scalars(select(HoldRow.funded_until).where(HoldRow.machine == machine)).one() == 2000
     extend(0, 3000, seen=2000)
-    world.store.write(lambda db: ledger.release(db, machine, "over"))
+    world.store.write(lambda db: ledger.release_hold(db, machine, "over"))
     with pytest.raises(StaleTransition):
         extend(1, 4000)
     assert world.sweep() == []
@@ -150,14 +151,12 @@ def test_slices_add_up_to_the_bill_and_zero_writes_no_row(world: World) -> None:
     world.settle(machine, 61)
     assert world.totals(job) == [(61, 0, 0)] * 4
     rows = book(world, job)
-    assert [(row.kind, row.slice, row.amount) for row in rows] == [
-        ("slice", 1, 10), ("slice", 2, 25), ("slice", 3, 25), ("slice", 4, 1),
+    assert [(row.kind, row.increment, row.amount) for row in rows] == [
+        ("usage", 1, 10), ("usage", 2, 25), ("usage", 3, 25), ("usage", 4, 1),
     ]  # fmt: skip
     assert {row.debit for row in rows} == {world.account("job", job).id}
     assert {row.credit for row in rows} == {world.account("cash").id}
     assert world.account("cash").posted == -61
-    with world.store.read() as db:
-        assert ledger.billed(db, machine) == 61
     assert world.sweep() == []
 
 
@@ -167,8 +166,8 @@ def test_settling_again_changes_nothing(world: World) -> None:
     for _ in range(3):
         world.settle(machine, 40, 2)
     assert world.totals(job) == [(42, 0, 0)] * 4
-    assert [(row.line, row.slice) for row in book(world, job)] == [("line 0", 1), ("line 1", 1)]
-    assert [event.data["what"] for event in world.events("cost")] == ["held", "settled"]
+    assert [(row.line, row.increment) for row in book(world, job)] == [("line 0", 1), ("line 1", 1)]
+    assert [event.data["action"] for event in world.events("cost")] == ["held", "settled"]
 
 
 def test_only_money_that_becomes_free_asks_for_a_tick(world: World) -> None:
@@ -203,7 +202,7 @@ def test_a_lower_bill_swaps_debit_and_credit(world: World) -> None:
     assert world.totals(job) == [(45, 0, 0)] * 4
     leaf, cash = world.account("job", job).id, world.account("cash").id
     assert [(row.kind, row.debit, row.credit, row.amount) for row in book(world, job)] == [
-        ("slice", leaf, cash, 40), ("slice", cash, leaf, 10), ("slice", leaf, cash, 20), ("correction", cash, leaf, 5),
+        ("usage", leaf, cash, 40), ("usage", cash, leaf, 10), ("usage", leaf, cash, 20), ("correction", cash, leaf, 5),
     ]  # fmt: skip
     assert world.sweep() == []
 
@@ -216,7 +215,10 @@ def test_what_lies_beyond_the_hold_waits_for_the_final_bill_and_is_named_overrun
     assert world.events("alarm") == []
     assert world.settle(machine, 130) == 30
     assert world.totals(job) == [(130, 0, 30), (130, 0, 0), (130, 0, 0), (130, 0, 0)]
-    assert [(row.kind, row.slice, row.amount) for row in book(world, job)] == [("slice", 1, 100), ("overrun", 2, 30)]
+    assert [(row.kind, row.increment, row.amount) for row in book(world, job)] == [
+        ("usage", 1, 100),
+        ("overrun", 2, 30),
+    ]
     assert (world.account("cash").posted, world.account("overrun").posted) == (-100, -30)
     (alarm,) = world.events("alarm")
     assert alarm.data == {
@@ -233,8 +235,8 @@ def test_a_final_bill_beyond_the_hold_is_cut_at_its_edge(world: World) -> None:
     job = world.job()
     machine = world.hold(job, 100)
     world.settle(machine, 70, 70)
-    assert [(row.kind, row.line, row.slice, row.amount) for row in book(world, job)] == [
-        ("slice", "line 0", 1, 70), ("slice", "line 1", 1, 30), ("overrun", "line 1", 2, 40),
+    assert [(row.kind, row.line, row.increment, row.amount) for row in book(world, job)] == [
+        ("usage", "line 0", 1, 70), ("usage", "line 1", 1, 30), ("overrun", "line 1", 2, 40),
     ]  # fmt: skip
     assert world.totals(job) == [(140, 0, 0)] * 4
     assert len(world.events("alarm")) == 1
@@ -279,14 +281,13 @@ def test_a_cut_below_what_is_used_makes_an_overdraft_with_an_alarm_and_stops_all
     cut = world.limit("team", 50)
     assert cut.overdraft == 30
     (alarm,) = world.events("alarm")
-    assert alarm.data["alarm"] == "limit_cut"
+    assert alarm.data["alarm"] == "limit_lowered"
     for attempt in (lambda: world.hold(other, 0), lambda: extend(world, machine, 0), lambda: extend(world, machine, 1)):
         with pytest.raises(BudgetExceeded, match="overdrawn"):
             attempt()
     with world.store.read() as db:
         leaf = ledger.job_account(db, other.id).id
-        assert ledger.overdrawn(db, leaf).kind == "team"
-        assert ledger.available(db, leaf) == 0
+        assert [row.kind for row in ledger.ancestors(db, leaf) if row.overdraft > 0] == ["team"]
     stranger = World(world.store)
     stranger.hold(stranger.job(), 80)
     assert world.sweep() == []
@@ -301,7 +302,7 @@ def test_an_overdraft_shrinks_with_what_is_used_and_with_a_raised_limit(world: W
     assert world.account("org").overdraft == 30
     world.limit("org", 55)
     assert world.account("org").overdraft == 15
-    world.store.write(lambda db: ledger.release(db, second, "over"))
+    world.store.write(lambda db: ledger.release_hold(db, second, "over"))
     assert (world.account("org").overdraft, world.account("org").posted) == (0, 20)
     world.hold(job, 35)
     assert len(world.events("alarm")) == 1
@@ -339,7 +340,7 @@ def test_a_change_of_the_organisations_limit_is_told_to_all_its_teams(world: Wor
 
     def second_team(db):
         db.insert_new(TeamRow, id=other, name=f"second {world.name}", feed_seq=0)
-        ledger.open_tree(db, org.owner, other)
+        ledger.create_accounts(db, org.owner, other)
 
     world.store.write(second_team)
     world.limit("org", 5)
@@ -347,36 +348,35 @@ def test_a_change_of_the_organisations_limit_is_told_to_all_its_teams(world: Wor
         assert [event.kind for event in events.events(db, other, 0, 10)] == ["budget"]
 
 
-def test_available_is_the_tightest_room_on_the_path(world: World) -> None:
+def test_the_tightest_account_has_the_smallest_limit_above_a_job(world: World) -> None:
     job = world.job("0.001")
     with world.store.read() as db:
-        assert ledger.available(db, world.account("org").id) is None
-    world.limit("team", 400)
-    world.hold(job, 100)
-    with world.store.read() as db:
         leaf = ledger.job_account(db, job.id).id
-        assert ledger.available(db, leaf) == 300
-        assert ledger.smallest_limit(db, leaf).kind == "team"
+        assert ledger.tightest_account(db, world.account("org").id) is None
+        assert ledger.tightest_account(db, leaf).kind == "job"
+    world.limit("team", 400)
+    with world.store.read() as db:
+        assert ledger.tightest_account(db, leaf).kind == "team"
 
 
 def test_another_teams_budget_is_not_found(world: World) -> None:
     stranger = World(world.store)
     with world.store.read() as db:
         for kind in ("team", "member"):
-            assert ledger.visible(db, world.team, world.account(kind).id).kind == kind
+            assert ledger.visible_account(db, world.team, world.account(kind).id).kind == kind
             with pytest.raises(NotFound):
-                ledger.visible(db, world.team, stranger.account(kind).id)
-        assert ledger.visible(db, world.team, world.account("org").id).kind == "org"
+                ledger.visible_account(db, world.team, stranger.account(kind).id)
+        assert ledger.visible_account(db, world.team, world.account("org").id).kind == "org"
         for missing in (stranger.account("org").id, new_id(), world.account("cash").id):
             with pytest.raises(NotFound):
-                ledger.visible(db, world.team, missing)
-        assert [one.kind for one in ledger.of_team(db, world.team)] == ["org", "team", "member"]
+                ledger.visible_account(db, world.team, missing)
+        assert [one.kind for one in ledger.team_budgets(db, world.team)] == ["org", "team", "member"]
 
 
 def test_accounts_have_titles_people_understand(world: World) -> None:
     job = world.job(name="mnist again")
     with world.store.read() as db:
-        titles = [ledger.title(db, one) for one in ledger.path(db, ledger.job_account(db, job.id).id)]
+        titles = [ledger.title(db, one) for one in ledger.ancestors(db, ledger.job_account(db, job.id).id)]
     assert titles == ["job mnist again", *(f"{kind} {kind.replace('member', 'user')} {world.name}" for kind in ("member", "team")), f"organisation org {world.name}"]  # fmt: skip # noqa: E501
 
 
@@ -407,7 +407,7 @@ def test_ordinary_posting_can_never_make_an_overdraft(world: World) -> None:
     job = world.job("0.00001")
     leaf = world.account("job", job).id
     with pytest.raises(exc.IntegrityError, match="never_overspent"):
-        world.store.write(lambda db: ledger._post(db, {leaf: ledger._Change(posted=11)}))
+        world.store.write(lambda db: balances.apply_changes(db, {leaf: balances.BalanceChange(posted=11)}))
     assert world.totals(job) == [(0, 0, 0)] * 4
 
 
@@ -416,7 +416,7 @@ def test_the_sweep_finds_a_total_that_was_tampered_with(world: World) -> None:
     world.settle(world.hold(job, 10), 5)
     account = world.account("team").id
     world.store.write(lambda db: db.count(update(AccountRow).where(AccountRow.id == account).values(posted=6, held=3)))
-    found = {(one.account, one.what, one.expected, one.found) for one in world.sweep()}
+    found = {(one.account, one.total, one.expected, one.actual) for one in world.sweep()}
     assert found == {(account, "posted", 5, 6), (account, "held", 0, 3)}
 
 
@@ -462,7 +462,7 @@ def test_no_sequence_of_operations_overspends(store: Store, steps: list[tuple[st
 def look(world: World, jobs: list[JobRow]) -> tuple[list[list[AccountRow]], int]:
     """The path of each job, and how many alarms there have been."""
     with world.store.read() as db:
-        chains = [ledger.path(db, ledger.job_account(db, job.id).id) for job in jobs]
+        chains = [ledger.ancestors(db, ledger.job_account(db, job.id).id) for job in jobs]
         alarms = select(func.count()).where(EventRow.team == world.team, EventRow.kind == "alarm")
         return chains, db.sql.scalar(alarms)
 
@@ -505,7 +505,7 @@ def perform(
             if name == "extend":
                 extend(world, machine, amount or 0)
             elif name == "release":
-                world.store.write(lambda db: ledger.release(db, machine, "over"))
+                world.store.write(lambda db: ledger.release_hold(db, machine, "over"))
             else:
                 world.settle(machine, amount or 0, final=name == "final")
     except (BudgetExceeded, StaleTransition, PreconditionFailed) as refusal:
@@ -523,7 +523,7 @@ def extend(world: World, machine: UUID, more: int) -> HoldRow:
 
 def book(world: World, job: JobRow) -> list[TransferRow]:
     with world.store.read() as db:
-        return ledger.book(db, ledger.job_account(db, job.id).id)
+        return ledger.transfers_of(db, ledger.job_account(db, job.id).id)
 
 
 def run_all(*works) -> None:

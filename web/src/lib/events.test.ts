@@ -12,7 +12,7 @@ test.each([
   ["job", "attempt 1: 2 × local.cpu (spot)", { from: "queued", to: "launching" }, "Job launching · attempt 1: 2 × local.cpu (spot)."],
   ["machine", "", { state: "terminated", cause: "reclaimed", machine: "id-0" }, "Machine m0 terminated · taken by the provider."],
   ["machine", "", { state: "notice", machine: "id-0" }, "Machine m0 gets notice · the provider takes it back."],
-  ["cost", "", { what: "held", machine: "id-0", amount: "0.010959" }, "Held $0.0110 · for m0."],
+  ["cost", "", { action: "held", machine: "id-0", amount: "0.010959" }, "Held $0.0110 · for m0."],
   ["cost", "68.7 s of local.cpu", { state: "billed", machine: "id-0" }, "Billed · for m0: 68.7 s of local.cpu."],
   ["checkpoint", "order", { step: 1761, bytes: 789134 }, "Checkpoint at step 1,761 · before it stopped, 789 kB."],
   ["agent", "started", { step: 0, steps_total: 2697, world: 2, precision: "bf16" }, "Training starts at step 0 · of 2,697, 2 processes, bf16"],

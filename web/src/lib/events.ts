@@ -31,7 +31,7 @@ export function tellEvent({ kind, reason, data }: Pick<Schemas["Event"], "kind" 
     case "checkpoint":
       return told(step === null ? "Checkpoint" : `Checkpoint at step ${count(step)}`, [CHECKPOINTS[reason] ?? reason, number("bytes") === null ? "" : bytes(number("bytes")!)].filter(Boolean).join(", "));
     case "cost": {
-      const head = text("amount") ? `${capital(text("what"))} ${dollars({ amount: text("amount"), currency: "USD" })}` : capital(text("state") || "cost");
+      const head = text("amount") ? `${capital(text("action"))} ${dollars({ amount: text("amount"), currency: "USD" })}` : capital(text("state") || "cost");
       return told(head, [machine && `for ${machine}`, reason].filter(Boolean).join(": "), "", text("state") !== "settled");
     }
     case "budget":

@@ -42,7 +42,7 @@ def fund(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
     funded = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.funded_until == now.funded_until)
     if not records.touched(db, funded.values(funded_until=due.funded_until)):
         return False
-    ledger.extend_hold(db, machine_id, due.more, due.funded_until, seen_until=now.funded_until)
+    ledger.extend_hold(db, machine_id, due.more, due.funded_until, if_funded_until=now.funded_until)
     return True
 
 

@@ -173,7 +173,7 @@ def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
     paused = list(db.sql.scalars(pausing.order_by(JobRow.id)))
     resumed = []
     for job in paused:
-        if any(row.id == account for row in ledger.path(db, ledger.job_account(db, job.id).id)):
+        if any(row.id == account for row in ledger.ancestors(db, ledger.job_account(db, job.id).id)):
             jobs.resume(db, job.id, actor, reason="the budget was raised")
             resumed.append(job.id)
     return resumed

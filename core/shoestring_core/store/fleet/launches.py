@@ -111,7 +111,7 @@ def _is_wanted() -> Any:
 def _void(db: Write, row: MachineRow, guard: tuple[Any, ...], refusal: str) -> bool:
     if not records.touched(db, update(MachineRow).where(*guard).values(state=MachineState.VOID, refusal=refusal)):
         return False
-    ledger.release(db, row.id, refusal)
+    ledger.release_hold(db, row.id, refusal)
     records.machine_event(db, records.job(db, row.job), row.attempt, row.id, "void", reason=refusal)
     db.hint()
     return True

@@ -89,7 +89,7 @@ def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployme
     ]
     account = ledger.job_account(db, job.id).id
     cap, until = start.offer.on_demand_price, start.funded_until
-    ledger.place_holds(db, [ledger.Wanted(machine, account, cap, start.hold, until) for machine in machines])
+    ledger.place_holds(db, [ledger.HoldRequest(machine, account, cap, start.hold, until) for machine in machines])
     for machine in machines:
         records.machine_event(db, job, start.attempt, machine, "planned")
     return machines

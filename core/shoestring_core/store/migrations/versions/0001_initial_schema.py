@@ -218,7 +218,7 @@ def upgrade() -> None:
         sa.Column("hold", sa.Uuid(), nullable=True),
         sa.Column("machine", sa.Uuid(), nullable=True),
         sa.Column("line", sa.Text(), nullable=True),
-        sa.Column("slice", sa.BigInteger(), nullable=True),
+        sa.Column("increment", sa.BigInteger(), nullable=True),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
@@ -230,12 +230,12 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_transfers_debit"), "transfers", ["debit"], unique=False)
     op.create_index(
-        "uq_transfers_slice",
+        "uq_transfers_increment",
         "transfers",
-        ["machine", "line", "slice"],
+        ["machine", "line", "increment"],
         unique=True,
-        sqlite_where=sa.text("slice IS NOT NULL"),
-        postgresql_where=sa.text("slice IS NOT NULL"),
+        sqlite_where=sa.text("increment IS NOT NULL"),
+        postgresql_where=sa.text("increment IS NOT NULL"),
     )
     op.create_table(
         "attempts",

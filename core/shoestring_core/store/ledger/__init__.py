@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: who may spend how much, what is held, and what was spent. Amounts are micro-dollars.
+
+accounts     the tree of accounts, and who may see them
+limits       what an account may spend
+holds        money held for machines: placed, extended, released
+settlement   the cost of machines posted against their holds
+audit        totals compared with the sums they stand for
+balances     the guarded updates of accounts that holds and settlement share
+feed         movements of money and alarms as events
+
+Accounts form a tree, organisation > team > member > job. On each of them, at every commit (invariant I1, also a CHECK):
+
+    posted + held <= limit + overdraft
+
+A machine's money is first *held*, on its job's account and every account above, then *posted* in increments as the
+provider's evidence comes in, and the rest of the hold is released. What a provider charges beyond the hold is
+*overrun*: posted all the same, to an account of its own, with an alarm. Only an overrun and a lowered limit make an overdraft;
+while an account has one, nothing can be held there or below.
+
+Every entry is one immutable transfer; corrections are further transfers. Accounts are written leaves first, by id
+within a level, so that writers can't deadlock. So a transaction holds or settles for one machine, or for several at
+once with `place_holds`.
+"""
+
+from shoestring_core.store.ledger.accounts import (
+    ancestors,
+    create_accounts,
+    create_job_account,
+    create_member_account,
+    job_account,
+    team_account,
+    team_budgets,
+    title,
+    visible_account,
+)
+from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
+from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_hold, place_holds, release_hold
+from shoestring_core.store.ledger.limits import set_limit, tightest_account
+from shoestring_core.store.ledger.settlement import settle, transfers_of
+
+__all__ = [
+    "Discrepancy",
+    "HoldRequest",
+    "ancestors",
+    "create_accounts",
+    "create_job_account",
+    "create_member_account",
+    "extend_hold",
+    "find_discrepancies",
+    "job_account",
+    "place_hold",
+    "place_holds",
+    "release_hold",
+    "set_limit",
+    "settle",
+    "team_account",
+    "team_budgets",
+    "tightest_account",
+    "title",
+    "transfers_of",
+    "visible_account",
+]

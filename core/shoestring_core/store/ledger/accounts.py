@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accounts: organisation > team > member > job, and the counterparties of what is spent, cash and overrun."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import Select, select
+
+from shoestring_core.errors import NotFound
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import AccountRow, JobRow, TeamRow, UserRow
+
+LEVELS = {"org": 0, "team": 1, "member": 2, "job": 3, "cash": 9, "overrun": 9}
+
+
+def create_accounts(db: Write, org: str, team: UUID, member: UUID | None = None) -> AccountRow:
+    """The account of a team, or of a member in it. Missing accounts are created, without a limit."""
+    root = _create(db, "org", org, parent=None)
+    for counterparty in ("cash", "overrun"):
+        _create(db, counterparty, org, parent=None)
+    account = _create(db, "team", str(team), parent=root.id)
+    return account if member is None else _create(db, "member", f"{team}/{member}", parent=account.id)
+
+
+def create_job_account(db: Write, job: JobRow, limit_micro: int | None) -> AccountRow:
+    """The account of a new job, below that of its member."""
+    parent = create_member_account(db, job.team_id, job.user_id)
+    return _create(db, "job", str(job.id), parent=parent.id, limit_micro=limit_micro)
+
+
+def create_member_account(db: Write, team: UUID, user: UUID) -> AccountRow:
+    """The account of a member, created if it is missing."""
+    parent = team_account(db, team)
+    return _create(db, "member", f"{team}/{user}", parent=parent.id)
+
+
+def job_account(db: Read, job: UUID) -> AccountRow:
+    return account_of(db, "job", str(job))
+
+
+def team_account(db: Read, team: UUID) -> AccountRow:
+    return account_of(db, "team", str(team))
+
+
+def account_of(db: Read, kind: str, owner: str) -> AccountRow:
+    """Raises NotFound."""
+    account = db.sql.scalar(_by_owner(kind, owner))
+    if account is None:
+        raise NotFound(f"There is no {kind} account of {owner}.")
+    return account
+
+
+def load_account(db: Read, account_id: UUID) -> AccountRow:
+    """Raises NotFound."""
+    account = db.sql.scalar(select(AccountRow).where(AccountRow.id == account_id))
+    if account is None:
+        raise NotFound("There is no such budget.")
+    return account
+
+
+def ancestors(db: Read, account: UUID) -> list[AccountRow]:
+    """The account itself and those above it, leaf first."""
+    upward = select(AccountRow.id, AccountRow.parent).where(AccountRow.id == account).cte("upward", recursive=True)
+    upward = upward.union_all(select(AccountRow.id, AccountRow.parent).where(AccountRow.id == upward.c.parent))
+    rows = select(AccountRow).join(upward, AccountRow.id == upward.c.id).order_by(AccountRow.level.desc())
+    return list(db.sql.scalars(rows))
+
+
+def team_budgets(db: Read, team: UUID) -> list[AccountRow]:
+    """The budgets that a team sees: the organisation's account, the team's and its members'."""
+    account = team_account(db, team)
+    members = select(AccountRow).where(AccountRow.kind == "member", AccountRow.parent == account.id)
+    return [*reversed(ancestors(db, account.id)), *db.sql.scalars(members.order_by(AccountRow.id))]
+
+
+def visible_account(db: Read, team: UUID, account: UUID) -> AccountRow:
+    """An account that a team may see: its own, those above it and those below. Raises NotFound for any other."""
+    chain, top = ancestors(db, account), team_account(db, team)
+    below = any(row.id == top.id for row in chain)
+    if not below and not any(row.id == account for row in ancestors(db, top.id)):
+        raise NotFound("There is no such budget.", hint="`shoestring budget show` lists the budgets you can see.")
+    return chain[0]
+
+
+def teams_below(db: Read, account: AccountRow) -> list[UUID]:
+    """The teams whose spending an account limits."""
+    if account.kind == "org":
+        owners = select(AccountRow.owner).where(AccountRow.kind == "team", AccountRow.parent == account.id)
+        return [UUID(owner) for owner in db.sql.scalars(owners.order_by(AccountRow.owner))]
+    return [UUID(row.owner) for row in ancestors(db, account.id) if row.kind == "team"]
+
+
+def title(db: Read, account: AccountRow) -> str:
+    """The account's name for people: `team vision`, `job digits`."""
+    tables: dict[str, type[TeamRow | UserRow | JobRow]] = {"team": TeamRow, "member": UserRow, "job": JobRow}
+    if account.kind not in tables:
+        return f"organisation {account.owner}" if account.kind == "org" else account.kind
+    table = tables[account.kind]
+    name = db.sql.scalar(select(table.name).where(table.id == UUID(account.owner.rpartition("/")[2])))
+    return f"{account.kind} {name}"
+
+
+def _create(db: Write, kind: str, owner: str, parent: UUID | None, limit_micro: int | None = None) -> AccountRow:
+    if (existing := db.sql.scalar(_by_owner(kind, owner))) is not None:
+        return existing
+    db.insert_new(
+        AccountRow,
+        id=new_id(),
+        kind=kind,
+        owner=owner,
+        period="",
+        parent=parent,
+        level=LEVELS[kind],
+        limit_micro=limit_micro,
+    )
+    return account_of(db, kind, owner)
+
+
+def _by_owner(kind: str, owner: str) -> Select[AccountRow]:
+    return select(AccountRow).where(AccountRow.kind == kind, AccountRow.owner == owner, AccountRow.period == "")

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit: every total of the ledger compared with the sums it stands for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import func, select
+
+from shoestring_core.store.db import Read
+from shoestring_core.store.tables import AccountRow, HoldRow, TransferRow
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """A total that differs from the sum of its parts. `account` None: the sum over all accounts, which must be 0."""
+
+    account: UUID | None
+    total: str
+    expected: int
+    actual: int
+
+
+def find_discrepancies(db: Read) -> list[Discrepancy]:
+    """Compare every total with its sum; a healthy ledger has no discrepancy."""
+    accounts = list(db.sql.scalars(select(AccountRow).order_by(AccountRow.level.desc(), AccountRow.id)))
+    posted, held = _posted_by_account(db), _held_by_account(db)
+    for account in accounts:  # leaves come first, so that an account is complete before it counts for its parent
+        if account.parent is not None:
+            posted[account.parent] += posted[account.id]
+            held[account.parent] += held[account.id]
+    checks = [Discrepancy(account.id, "posted", posted[account.id], account.posted) for account in accounts]
+    checks += [Discrepancy(account.id, "held", held[account.id], account.held) for account in accounts]
+    checks += [Discrepancy(account.id, "overdraft", _overdraft(account), account.overdraft) for account in accounts]
+    leaves = sum(account.posted for account in accounts if account.kind in ("job", "cash", "overrun"))
+    checks.append(Discrepancy(None, "sum of all", 0, leaves))
+    return [check for check in checks if check.expected != check.actual]
+
+
+def _posted_by_account(db: Read) -> Counter[UUID]:
+    """Debits less credits of each account."""
+    sums = Counter[UUID]()
+    for side, sign in ((TransferRow.debit, 1), (TransferRow.credit, -1)):
+        for account, amount in db.sql.execute(select(side, func.sum(TransferRow.amount)).group_by(side)):
+            sums[account] += sign * int(amount)
+    return sums
+
+
+def _held_by_account(db: Read) -> Counter[UUID]:
+    """The rest of each account's open holds."""
+    rest = func.sum(HoldRow.amount - HoldRow.consumed)
+    rows = db.sql.execute(select(HoldRow.account, rest).where(HoldRow.state == "open").group_by(HoldRow.account))
+    return Counter({account: int(amount) for account, amount in rows})
+
+
+def _overdraft(account: AccountRow) -> int:
+    return 0 if account.limit_micro is None else max(0, account.posted + account.held - account.limit_micro)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Balances: the guarded updates of an account and all above it, in the order in which accounts are written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, case, or_, update
+
+from shoestring_core import money
+from shoestring_core.errors import BudgetExceeded
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.ledger.accounts import ancestors, load_account, title
+from shoestring_core.store.tables import AccountRow
+
+
+@dataclass(frozen=True)
+class BalanceChange:
+    posted: int = 0
+    held: int = 0
+
+
+def hold_amounts(db: Write, amounts: Mapping[UUID, int]) -> None:
+    """Hold on each account and all above it. Raises BudgetExceeded where a limit doesn't allow it."""
+    for account, change in _with_ancestors(db, {leaf: BalanceChange(held=amount) for leaf, amount in amounts.items()}):
+        total = AccountRow.posted + AccountRow.held + change.held
+        within_limit = or_(AccountRow.limit_micro.is_(None), total <= AccountRow.limit_micro)
+        guarded = update(AccountRow).where(AccountRow.id == account.id, AccountRow.overdraft == 0, within_limit)
+        if db.count(guarded.values(held=AccountRow.held + change.held)) != 1:
+            raise _budget_exceeded(db, account.id, change.held)
+
+
+def apply_changes(
+    db: Write, changes: Mapping[UUID, BalanceChange], *, may_overdraw: bool = False
+) -> list[AccountRow]:  # fmt: skip
+    """Change each account and all above it; returns them. An overdraft shrinks to the excess and grows only if it may."""
+    changed = _with_ancestors(db, changes)
+    for account, change in changed:
+        total = AccountRow.posted + AccountRow.held + (change.posted + change.held)
+        over = excess(total - AccountRow.limit_micro)
+        shrunk = case((AccountRow.overdraft < over, AccountRow.overdraft), else_=over)
+        db.count(
+            update(AccountRow)
+            .where(AccountRow.id == account.id)
+            .values(
+                posted=AccountRow.posted + change.posted,
+                held=AccountRow.held + change.held,
+                overdraft=over if may_overdraw else shrunk,
+            )
+        )
+    return [load_account(db, account.id) for account, _ in changed]
+
+
+def excess(over: ColumnElement[int]) -> ColumnElement[int]:
+    """`over` where it is positive; 0 elsewhere, and where there is no limit to be over."""
+    return case((over > 0, over), else_=0)
+
+
+def _with_ancestors(db: Write, changes: Mapping[UUID, BalanceChange]) -> list[tuple[AccountRow, BalanceChange]]:
+    """Each account concerned with its change, in the order in which accounts are written."""
+    accounts: dict[UUID, AccountRow] = {}
+    posted, held = Counter[UUID](), Counter[UUID]()
+    for leaf, change in changes.items():
+        for account in ancestors(db, leaf):
+            accounts[account.id] = account
+            posted[account.id] += change.posted
+            held[account.id] += change.held
+    in_order = sorted(accounts.values(), key=lambda account: (-account.level, account.id))
+    return [(account, BalanceChange(posted[account.id], held[account.id])) for account in in_order]
+
+
+def _budget_exceeded(db: Read, account_id: UUID, need: int) -> BudgetExceeded:
+    account = load_account(db, account_id)
+    name, available = title(db, account), _available(account)
+    if account.overdraft > 0:
+        message = f"The {name} is overdrawn by ${money.to_decimal(account.overdraft)}: nothing more can be held."
+    else:
+        limit, used = money.to_decimal(account.limit_micro or 0), money.to_decimal(account.posted + account.held)
+        message = f"This needs ${money.to_decimal(need)}; of the ${limit} of the {name}, ${used} is spent or held."
+    return BudgetExceeded(
+        message,
+        hint="Wait for running jobs to end, or have the limit raised: shoestring budget set.",
+        account=str(account.id),
+        account_title=name,
+        need=money.to_decimal(need),
+        left=money.to_decimal(available),
+        short_by=money.to_decimal(need - available),
+    )
+
+
+def _available(account: AccountRow) -> int:
+    """What this account alone may still hold; 0 without a limit."""
+    if account.overdraft > 0 or account.limit_micro is None:
+        return 0
+    return account.limit_micro - account.posted - account.held

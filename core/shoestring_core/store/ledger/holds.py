@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds: money set aside for a machine until its funding ends and it has been terminated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+
+from shoestring_core.errors import StaleTransition
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.ledger.balances import BalanceChange, apply_changes, hold_amounts
+from shoestring_core.store.ledger.feed import record_movement
+from shoestring_core.store.tables import HoldRow
+
+
+@dataclass(frozen=True)
+class HoldRequest:
+    """A hold to place: `amount` for `machine`, from its job's `account`, covering it until `funded_until` and its end.
+
+    rate_cap  decimal dollars per hour that can't be exceeded
+    """
+
+    machine: UUID
+    account: UUID
+    rate_cap: str
+    amount: int
+    funded_until: int | None = None
+
+
+def place_hold(
+    db: Write, *, machine: UUID, account: UUID, rate_cap: str, amount: int, funded_until: int | None
+) -> HoldRow:
+    """Set money aside for one machine. Raises as `place_holds` does."""
+    return place_holds(db, [HoldRequest(machine, account, rate_cap, amount, funded_until)])[0]
+
+
+def place_holds(db: Write, requests: Sequence[HoldRequest]) -> list[HoldRow]:
+    """Set money aside for several machines, all or none.
+
+    Raises BudgetExceeded, naming the account that is short, and leaves the transaction as it was; StaleTransition if a
+    machine already has an open hold.
+    """
+    with db.sql.begin_nested():
+        holds = {request.machine: _insert(db, request) for request in sorted(requests, key=lambda one: one.machine)}
+        by_account = Counter[UUID]()
+        for request in requests:
+            by_account[request.account] += request.amount
+        hold_amounts(db, by_account)
+    for hold in holds.values():
+        record_movement(db, hold.machine, "held", hold.amount)
+    return [holds[request.machine] for request in requests]
+
+
+def extend_hold(
+    db: Write, machine: UUID, amount_more: int, funded_until: int, *, if_funded_until: int | None = None
+) -> HoldRow:
+    """Add to a machine's open hold. `if_funded_until`: the end that the decision was made on.
+
+    Raises BudgetExceeded, naming the account that is short, and leaves the transaction as it was; StaleTransition if
+    the hold was closed or another transaction extended it.
+    """
+    guard = [
+        HoldRow.machine == machine,
+        HoldRow.state == "open",
+        func.coalesce(HoldRow.funded_until, 0) < funded_until,
+    ]
+    if if_funded_until is not None:
+        guard.append(HoldRow.funded_until == if_funded_until)
+    extended = update(HoldRow).where(*guard).values(amount=HoldRow.amount + amount_more, funded_until=funded_until)
+    with db.sql.begin_nested():
+        if not db.count(extended):
+            raise StaleTransition(f"The hold of machine {machine} was closed, or another transaction extended it.")
+        hold = newest_hold(db, machine)
+        assert hold is not None
+        hold_amounts(db, {hold.account: amount_more})
+    record_movement(db, machine, "extended", amount_more)
+    return hold
+
+
+def release_hold(db: Write, machine: UUID, reason: str) -> int:
+    """Give back the rest of a machine's hold and return its amount; 0 if no hold is open."""
+    hold = newest_hold(db, machine)
+    if hold is None or hold.state == "closed":
+        return 0
+    rest = hold.amount - hold.consumed
+    change_hold(db, hold, consumed=hold.consumed, state="closed")
+    apply_changes(db, {hold.account: BalanceChange(held=-rest)})
+    record_movement(db, machine, "released", rest, reason)
+    db.hint()
+    return rest
+
+
+def newest_hold(db: Read, machine: UUID) -> HoldRow | None:
+    return db.sql.scalar(select(HoldRow).where(HoldRow.machine == machine).order_by(HoldRow.no.desc()).limit(1))
+
+
+def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
+    """Guarded by the whole hold as it was read. Raises StaleTransition."""
+    unchanged = (
+        HoldRow.id == hold.id,
+        HoldRow.state == "open",
+        HoldRow.amount == hold.amount,
+        HoldRow.consumed == hold.consumed,
+    )
+    if db.count(update(HoldRow).where(*unchanged).values(consumed=consumed, state=state)) != 1:
+        raise StaleTransition(f"Another transaction changed the hold of machine {hold.machine} at the same time.")
+
+
+def _insert(db: Write, request: HoldRequest) -> HoldRow:
+    last_no = db.sql.scalar(select(func.max(HoldRow.no)).where(HoldRow.machine == request.machine)) or 0
+    hold_id = new_id()
+    inserted = db.insert_new(
+        HoldRow,
+        id=hold_id,
+        machine=request.machine,
+        no=last_no + 1,
+        account=request.account,
+        rate_cap=request.rate_cap,
+        amount=request.amount,
+        consumed=0,
+        funded_until=request.funded_until,
+        state="open",
+    )
+    if not inserted:
+        raise StaleTransition(f"Machine {request.machine} already has an open hold.")
+    return db.sql.get_one(HoldRow, hold_id)

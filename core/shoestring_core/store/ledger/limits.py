@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits: what an account may spend."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import update
+
+from shoestring_core import money
+from shoestring_core.errors import PreconditionFailed
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.ledger.accounts import ancestors, load_account, teams_below
+from shoestring_core.store.ledger.balances import excess
+from shoestring_core.store.ledger.feed import record_alarm
+from shoestring_core.store.tables import AccountRow
+
+
+def tightest_account(db: Read, account: UUID) -> AccountRow | None:
+    """Of the account and those above it, the one with the smallest limit; None if nothing is limited."""
+    limited = [row for row in ancestors(db, account) if row.limit_micro is not None]
+    return min(limited, key=lambda row: row.limit_micro or 0, default=None)
+
+
+def set_limit(
+    db: Write, account: UUID, limit: int | None, *, actor: str, reason: str, if_version: int | None = None
+) -> AccountRow:
+    """Change what an account may spend; None removes the limit.
+
+    A limit below what is already posted and held makes an overdraft, with an alarm: the machines of the jobs below
+    checkpoint and end. Raises PreconditionFailed if `if_version` isn't the account's version any more.
+    """
+    before = load_account(db, account)
+    version, limit_before, overdraft_before = before.version, before.limit_micro, before.overdraft
+    guard = AccountRow.version == (version if if_version is None else if_version)
+    change = update(AccountRow).where(AccountRow.id == account, guard)
+    overdraft = 0 if limit is None else excess(AccountRow.posted + AccountRow.held - limit)
+    if db.count(change.values(limit_micro=limit, version=AccountRow.version + 1, overdraft=overdraft)) != 1:
+        raise PreconditionFailed("The budget has changed since you read it.", hint="Read it again, then set it.")
+    after = load_account(db, account)
+    data = {"account": str(account), "limit": _text(limit), "before": _text(limit_before)}
+    for team in teams_below(db, after):
+        db.event(team=team, kind="budget", actor=actor, reason=reason, ref=str(account), data=data)
+        if after.overdraft > overdraft_before:
+            record_alarm(db, team, "limit_lowered", [after], actor=actor, reason=reason)
+    db.hint()
+    return after
+
+
+def _text(amount: int | None) -> str | None:
+    return None if amount is None else money.to_decimal(amount)
