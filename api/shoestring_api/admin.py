@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shoestring_core import money
 from shoestring_core.errors import ShoestringError, Unauthenticated
-from shoestring_core.store import identity, ledger
+from shoestring_core.store import identity, ledger, sessions
 from shoestring_core.store.db import Write, open_store
 
 DEFAULT_BUDGET = "10.00"
@@ -59,7 +59,7 @@ def bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
     if key is None:
         key = identity.create_key(db, "pat", admin.user, admin.team, [], None)[1]
         _keep(options.key_file, key)
-    return {"key": key, "code": identity.create_login_code(db, admin.user, admin.team)}
+    return {"key": key, "code": sessions.create_login_code(db, admin.user, admin.team)}
 
 
 def _kept(db: Write, file: Path) -> str | None:

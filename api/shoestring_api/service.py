@@ -15,7 +15,7 @@ from fastapi import Depends, Header, Request, Response
 from shoestring_core import rest
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import Forbidden, Unauthenticated, Unavailable
-from shoestring_core.store import identity
+from shoestring_core.store import idempotency, identity, sessions
 from shoestring_core.store.db import Read, Store, Write, open_store
 from shoestring_core.store.fleet import services
 from shoestring_core.store.groupcommit import GroupCommit
@@ -134,7 +134,7 @@ def caller(request: Request, service: Here) -> Principal:
             raise Unauthenticated(
                 "No API key was sent.", hint="Send `Authorization: Bearer KEY`, or sign in at /login."
             )
-        principal = identity.session(db, cookie)
+        principal = sessions.authenticate(db, cookie)
     if request.method not in SAFE_METHODS and request.headers.get("x-csrf-token") != principal.csrf:
         raise Forbidden("The X-CSRF-Token header is missing or wrong.", hint="Send the csrf value of GET /v1/me.")
     return principal
@@ -164,11 +164,11 @@ def once(
     principal, sha = f"{caller.team}:{caller.user}", hashlib.sha256(request.encode()).hexdigest()
 
     def attempt(db: Write) -> tuple[int, str, bool]:
-        if key is not None and (first := identity.begin(db, principal, key, sha)) is not None:
+        if key is not None and (first := idempotency.begin_request(db, principal, key, sha)) is not None:
             return first.status, first.body, True
         body = work(db).model_dump_json()
         if key is not None:
-            identity.finish(db, principal, key, status, body)
+            idempotency.store_response(db, principal, key, status, body)
         return status, body, False
 
     code, body, replayed = service.store.write(attempt)

@@ -8,9 +8,9 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
 from shoestring_core.errors import InvalidRequest, NotFound
-from shoestring_core.store import identity, rows
+from shoestring_core.store import identity, rows, sessions
 from shoestring_core.store.db import Write
-from shoestring_core.store.identity import Principal, SignedIn
+from shoestring_core.store.identity import Principal
 
 from shoestring_api import VERSION, dashboard, views
 from shoestring_api.bodies import ExactRoute
@@ -33,13 +33,13 @@ def sign_in(body: rest.Login, service: Here, request: Request, response: Respons
     if (body.key is None) == (body.code is None):
         raise InvalidRequest("Give either `key` or `code`.")
 
-    def work(db: Write) -> tuple[SignedIn, Principal]:
+    def work(db: Write) -> tuple[sessions.NewSession, Principal]:
         if body.key is not None:
             principal = identity.authenticate(db, body.key.strip())
-            signed_in = identity.open_session(db, principal.user, principal.team, principal.key)
+            signed_in = sessions.open_session(db, principal.user, principal.team, principal.key)
         else:
-            signed_in = identity.redeem_login_code(db, body.code or "")
-        return signed_in, identity.session(db, signed_in.secret)
+            signed_in = sessions.redeem_login_code(db, body.code or "")
+        return signed_in, sessions.authenticate(db, signed_in.secret)
 
     signed_in, principal = service.store.write(work)
     _set_cookie(service, request, response, signed_in)
@@ -51,7 +51,7 @@ def sign_out(service: Here, caller: Caller, request: Request, response: Response
     """End the browser's session."""
     name = cookie_name(service.settings)
     if caller.csrf is not None and (secret := request.cookies.get(name)):
-        service.store.write(lambda db: identity.close_session(db, secret))
+        service.store.write(lambda db: sessions.close_session(db, secret))
     response.delete_cookie(name, path="/")
 
 
@@ -64,7 +64,7 @@ def login() -> Response:
 @router.post("/v1/login-codes", status_code=201)
 def create_login_code(service: Here, caller: Caller) -> rest.LoginCode:
     """A code that signs one browser in as the caller, once, within ten minutes: `/login?code=…`."""
-    return rest.LoginCode(code=service.store.write(lambda db: identity.create_login_code(db, caller.user, caller.team)))
+    return rest.LoginCode(code=service.store.write(lambda db: sessions.create_login_code(db, caller.user, caller.team)))
 
 
 @router.get("/v1/keys")
@@ -108,11 +108,11 @@ def _me(principal: Principal) -> rest.Me:
     )
 
 
-def _set_cookie(service: Service, request: Request, response: Response, signed_in: SignedIn) -> None:
+def _set_cookie(service: Service, request: Request, response: Response, signed_in: sessions.NewSession) -> None:
     response.set_cookie(
         cookie_name(service.settings),
         signed_in.secret,
-        max_age=identity.SESSION_LASTS // 1_000_000,
+        max_age=sessions.SESSION_TTL // 1_000_000,
         path="/",
         secure=request.url.scheme == "https",
         httponly=True,

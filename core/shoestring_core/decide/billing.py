@@ -27,7 +27,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a bill. `amount` is the whole line so far in micro-dollars, not what is new since the last posting."""
+    """One line of a bill. `amount` is the whole line so far in micro-dollars, not what is new since the last one."""
 
     line: str
     amount: int

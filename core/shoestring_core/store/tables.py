@@ -138,7 +138,7 @@ class IdempotencyRow(Base):
     body_sha: Mapped[str]
     status: Mapped[int | None]
     body: Mapped[str | None]
-    at: Mapped[int]
+    begun_at: Mapped[int]
 
 
 # --- jobs -------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ Accounts form a tree, organisation > team > member > job. On each of them, at ev
 
 A machine's money is first *held*, on its job's account and every account above, then *posted* in increments as the
 provider's evidence comes in, and the rest of the hold is released. What a provider charges beyond the hold is
-*overrun*: posted all the same, to an account of its own, with an alarm. Only an overrun and a lowered limit make an overdraft;
-while an account has one, nothing can be held there or below.
+*overrun*: posted all the same, to an account of its own, with an alarm. Only an overrun and a lowered limit make an
+overdraft; while an account has one, nothing can be held there or below.
 
 Every entry is one immutable transfer; corrections are further transfers. Accounts are written leaves first, by id
 within a level, so that writers can't deadlock. So a transaction holds or settles for one machine, or for several at

@@ -36,7 +36,7 @@ def hold_amounts(db: Write, amounts: Mapping[UUID, int]) -> None:
 def apply_changes(
     db: Write, changes: Mapping[UUID, BalanceChange], *, may_overdraw: bool = False
 ) -> list[AccountRow]:  # fmt: skip
-    """Change each account and all above it; returns them. An overdraft shrinks to the excess and grows only if it may."""
+    """Change each account and all above it; returns them. An overdraft shrinks to the excess, or grows if it may."""
     changed = _with_ancestors(db, changes)
     for account, change in changed:
         total = AccountRow.posted + AccountRow.held + (change.posted + change.held)

@@ -78,7 +78,7 @@ def _subtract(increments: list[_Increment], covered: list[_Increment]) -> list[_
 
 
 def _post(db: Write, hold: HoldRow, covered: list[_Increment], overrun: list[_Increment], *, final: bool) -> None:
-    """Post within the hold and, at the end, beyond it: overrun is owed too, shows on the accounts and raises an alarm."""
+    """Post within the hold and, at the end, beyond it: overrun is owed too, and raises an alarm."""
     spent, beyond, is_open = _sum(covered), _sum(overrun), hold.state == "open"
     consumed = max(0, hold.consumed + spent) if is_open else hold.consumed
     unheld = (hold.amount if final else consumed) - hold.consumed if is_open else 0

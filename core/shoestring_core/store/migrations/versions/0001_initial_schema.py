@@ -44,7 +44,7 @@ def upgrade() -> None:
         sa.Column("body_sha", sa.Text(), nullable=False),
         sa.Column("status", sa.BigInteger(), nullable=True),
         sa.Column("body", sa.Text(), nullable=True),
-        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("begun_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("principal", "key", name=op.f("pk_idempotency")),
     )
     op.create_table(

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Idempotency keys: the response to the first request with a key, stored for those that repeat it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import delete, select, update
+
+from shoestring_core.errors import IdempotencyConflict, IdempotencyInFlight, InvalidRequest
+from shoestring_core.store.db import Write
+from shoestring_core.store.tables import IdempotencyRow
+
+S = 1_000_000
+RESPONSE_TTL = 48 * 3_600 * S
+IN_FLIGHT_TTL = 60 * S
+"""A request without a response by then died with its process; its key may be used again."""
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """The response to the first request with a key."""
+
+    status: int
+    body: str
+
+
+def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredResponse | None:
+    """Claim an Idempotency-Key. Returns None for the first request, whose response must be stored; else that response.
+
+    principal  whose key it is: different principals may use the same key
+    body_sha   hash of method, path and body
+    Raises IdempotencyConflict for another request under the same key, IdempotencyInFlight while the first still runs.
+    """
+    if not 1 <= len(key) <= 200 or not key.isprintable():
+        raise InvalidRequest("An Idempotency-Key has 1 to 200 printable characters.", hint="Use a fresh UUID.")
+    row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key)
+    db.count(delete(IdempotencyRow).where(*row, IdempotencyRow.begun_at < db.now - RESPONSE_TTL))
+    if db.insert_new(
+        IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, begun_at=db.now
+    ):
+        return None
+    first = db.sql.execute(select(IdempotencyRow).where(*row)).scalar_one()
+    if first.body_sha != body_sha:
+        raise IdempotencyConflict(
+            "This Idempotency-Key was used with another request.", hint="Use a fresh key for each new request."
+        )
+    if first.status is not None:
+        return StoredResponse(first.status, first.body or "")
+    stale = (
+        IdempotencyRow.status.is_(None),
+        IdempotencyRow.begun_at == first.begun_at,
+        IdempotencyRow.begun_at < db.now - IN_FLIGHT_TTL,
+    )
+    if db.count(update(IdempotencyRow).where(*row, *stale).values(begun_at=db.now)) == 1:
+        return None
+    raise IdempotencyInFlight(
+        "The first request with this Idempotency-Key is still running.", hint="Repeat it shortly."
+    )
+
+
+def store_response(db: Write, principal: str, key: str, status: int, body: str) -> None:
+    """Store the response for repeated requests."""
+    row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key, IdempotencyRow.status.is_(None))
+    db.count(update(IdempotencyRow).where(*row).values(status=status, body=body))
