@@ -15,7 +15,7 @@ from shoestring_core import rest
 from shoestring_core.decide import funding
 from shoestring_core.errors import InvalidSpec, NotFound, Problem
 from shoestring_core.spec import JobSpec
-from shoestring_core.store import checkpoints, jobs, ledger, rows
+from shoestring_core.store import checkpoints, job_search, jobs, ledger, rows
 from shoestring_core.store import events as feed
 from shoestring_core.store.db import Read, Store, Write
 from shoestring_core.store.identity import Principal
@@ -145,7 +145,7 @@ def index(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> rest.JobPage:
     """The team's jobs, newest first."""
-    page = jobs.page(db, caller.team, filter, cursor, limit)
+    page = job_search.search(db, caller.team, filter, cursor, limit)
     shown = [views.job(row, db.now) for row in rows.of_jobs(db, page.jobs)]
     return rest.JobPage(jobs=shown, next_cursor=page.next_cursor)
 

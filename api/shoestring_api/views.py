@@ -14,7 +14,15 @@ from shoestring_core.decide import nan_recovery
 from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.sizing import Case, Choice, Option
 from shoestring_core.recipes import Recipe
-from shoestring_core.states import SUCCESS, AttemptState, EndReason, GenerationState, JobState, MachineState, Want
+from shoestring_core.states import (
+    SUCCESS,
+    AttemptState,
+    DesiredState,
+    EndReason,
+    GenerationState,
+    JobState,
+    MachineState,
+)
 from shoestring_core.store import events, metrics
 from shoestring_core.store.checkpoints import Part
 from shoestring_core.store.logs import LogLine
@@ -49,7 +57,7 @@ def job(rows: JobRows, now: int) -> rest.Job:
         sentence=sentence(row),
         wait_reason=wait_reason(row),
         end_reason=ended,
-        want=Want(row.want),
+        desired_state=DesiredState(row.desired_state),
         attempt=row.attempt,
         generation=row.generation,
         progress=progress(row, rows.generations, now),
@@ -104,7 +112,7 @@ STOPPING = {
 def wait_reason(row: JobRow) -> str | None:
     """What a queued or paused job waits for. One that its budget paused waits for a grant."""
     if row.state == JobState.PAUSED:
-        return "grant" if row.want_reason == "budget" else "resume"
+        return "grant" if row.stop_reason == "budget" else "resume"
     return row.wait_reason if row.state == JobState.QUEUED else None
 
 
@@ -125,9 +133,9 @@ def sentence(row: JobRow) -> str:
             return f"{head}{_without(row)}."
         case JobState.STOPPING:
             saving = "It saves a checkpoint and its machines end."
-            return f"{STOPPING.get(row.want_reason, 'Stopping')}. {saving}"
+            return f"{STOPPING.get(row.stop_reason, 'Stopping')}. {saving}"
         case JobState.PAUSED:
-            if row.want_reason == "budget":
+            if row.stop_reason == "budget":
                 return (
                     "Paused: its money ran out. It goes on when the budget is raised: `shoestring budget set`, "
                     "with --job for its own limit."

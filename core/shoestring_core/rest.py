@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoestring_core import money as micro_dollars
-from shoestring_core.states import AttemptState, EndReason, GenerationState, JobState, MachineState, Want
+from shoestring_core.states import AttemptState, DesiredState, EndReason, GenerationState, JobState, MachineState
 
 
 class Resource(BaseModel):
@@ -69,7 +69,7 @@ class Job(Resource):
     wait_reason: str | None = None
     """Code of what a waiting job waits for: money | slots | turn | capacity | ending; a paused one: grant | resume"""
     end_reason: EndReason | None = None
-    want: Want
+    desired_state: DesiredState
     attempt: int
     generation: int
     progress: Progress

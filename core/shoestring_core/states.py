@@ -40,8 +40,8 @@ class EndReason(StrEnum):
 SUCCESS = frozenset({EndReason.SUCCEEDED, EndReason.GOAL_REACHED})
 
 
-class Want(StrEnum):
-    """What people and limits want of a job; the reconciler makes it so."""
+class DesiredState(StrEnum):
+    """What users and limits want a job to do; the reconciler acts on it."""
 
     RUN = "run"
     PAUSE = "pause"

@@ -208,11 +208,11 @@ def test_stop_asks_says_what_it_does_and_stops(here: Deployment, enter: SignIn) 
     expect(dialog).to_contain_text("saves a checkpoint")
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
-    assert here.job(job).want == "run"
+    assert here.job(job).desired_state == "run"
     page.get_by_role("button", name="Stop", exact=True).click()
     dialog.get_by_role("button", name="Stop the job").click()
     expect(chip(page, "stopping")).to_be_visible()
-    until(lambda: here.job(job).want == "stop")
+    until(lambda: here.job(job).desired_state == "stop")
 
 
 def test_a_stopped_job_can_be_tried_again(here: Deployment, enter: SignIn) -> None:

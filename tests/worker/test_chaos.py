@@ -271,4 +271,4 @@ class Drama:
     def _told(self, job: UUID) -> tuple[str, ...]:
         row = self.world.job(job)
         machines = [(one.attempt, one.slot, one.state, one.refusal) for one in self.world.machines(job)[-4:]]
-        return (row.state, row.want, str(row.wait_text), str(row.end_reason), str(row.end_text), str(machines))
+        return (row.state, row.desired_state, str(row.wait_text), str(row.end_reason), str(row.end_text), str(machines))

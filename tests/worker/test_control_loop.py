@@ -316,7 +316,7 @@ def test_a_job_whose_money_runs_out_is_paused_and_goes_on_after_a_grant(world: W
             break
         world.train(job, step)
         world.tick(5)
-    assert (world.job(job).state, world.job(job).want_reason) == ("stopping", "budget")
+    assert (world.job(job).state, world.job(job).stop_reason) == ("stopping", "budget")
     assert world.commit(machine.id, generation, step, "order")
     world.exits(machine.id, generation, "drained")
     leave(world, job)
@@ -351,7 +351,7 @@ def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World
     world.tick(5)
     world.budget(1)
     world.tick()
-    assert (world.job(job).state, world.job(job).want) == ("stopping", "pause")
+    assert (world.job(job).state, world.job(job).desired_state) == ("stopping", "pause")
     with world.store.read() as db:
         assert db.sql.scalars(select(AccountRow.overdraft).where(AccountRow.kind == "team")).one() > 0
         stopping = (

@@ -32,7 +32,7 @@ from shoestring_core.decide.reconcile import (
 from shoestring_core.decide.schedule import plan
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, Unavailable, WrongState
-from shoestring_core.states import Want
+from shoestring_core.states import DesiredState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import Committed, Store, Write
 from shoestring_core.store.fleet import billing, gangs, launches, observations, planning, services
@@ -250,7 +250,7 @@ class ControlLoop:
         for one in work.attempts:
             limit = one.spec.limits.time
             if one.wanted and limit is not None and one.trained_us >= limit * 1e6:
-                self._stop(one, Want.STOP, "time_limit", f"It has run for {limit:g} s, its limits.time.")
+                self._stop(one, DesiredState.STOP, "time_limit", f"It has run for {limit:g} s, its limits.time.")
 
     def _decide_attempts(self, work: Work) -> None:
         """See to ranks that died and machines that were lost."""
@@ -352,10 +352,10 @@ class ControlLoop:
     def _out_of_money(self, one: Unfinished, reason: str) -> None:
         self._stop(one, funding.when_refused(one.spec.on_budget), "budget", reason)
 
-    def _stop(self, one: Unfinished, want: Want, why: jobs.WantReason, reason: str) -> None:
+    def _stop(self, one: Unfinished, desired: DesiredState, stop_reason: jobs.StopReason, reason: str) -> None:
         try:
-            mode: Literal["pause", "stop"] = "pause" if want is Want.PAUSE else "stop"
-            self._write(jobs.stop, one.job.id, "fleet", mode, why=why, reason=reason)
+            mode: Literal["pause", "stop"] = "pause" if desired is DesiredState.PAUSE else "stop"
+            self._write(jobs.stop, one.job.id, "fleet", mode, stop_reason=stop_reason, reason=reason)
         except (StaleTransition, WrongState) as stale:
             log.info("%s", stale)
 

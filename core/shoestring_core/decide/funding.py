@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shoestring_core import money
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.states import EndReason, Want
+from shoestring_core.states import DesiredState, EndReason
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ def extension(funding: Funding, now: int, timeouts: Timeouts) -> Extension | Non
     return Extension(max(0, need - funding.left), until)
 
 
-def when_refused(on_budget: str) -> Want:
+def when_refused(on_budget: str) -> DesiredState:
     """What becomes of a job whose machines can't be funded further: it checkpoints, then this (pause | stop)."""
-    return Want.PAUSE if on_budget == "pause" else Want.STOP
+    return DesiredState.PAUSE if on_budget == "pause" else DesiredState.STOP
 
 
-def after_stopping(want: Want, want_reason: str) -> EndReason | None:
+def after_stopping(desired: DesiredState, stop_reason: str) -> EndReason | None:
     """Why a job whose machines are all terminated ends; None if it doesn't end but waits (pause) or queues (run)."""
-    if want is not Want.STOP:
+    if desired is not DesiredState.STOP:
         return None
     reasons = {"budget": EndReason.BUDGET, "time_limit": EndReason.TIME_LIMIT, "goal": EndReason.GOAL_REACHED}
-    return reasons.get(want_reason, EndReason.USER_STOP)
+    return reasons.get(stop_reason, EndReason.USER_STOP)

@@ -1,30 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs: submitted, moved from state to state, stopped, resumed, retried, found. Each in its own team."""
+"""Jobs: submitted, moved from state to state, stopped, resumed and retried."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import difflib
-import re
-import shlex
-from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, insert, not_, or_, select, tuple_, update
+from sqlalchemy import insert, select, update
 
 from shoestring_core import money
 from shoestring_core.decide.funding import after_stopping
-from shoestring_core.errors import BudgetExceeded, InvalidRequest, NotFound, StaleTransition, WrongState
+from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, WrongState
 from shoestring_core.spec import JobSpec
-from shoestring_core.states import JOB_MOVES, SUCCESS, EndReason, JobState, Want
+from shoestring_core.states import JOB_MOVES, SUCCESS, DesiredState, JobState
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, JobRow, UserRow
 
-WantReason = Literal["user", "budget", "time_limit", "goal"]
+StopReason = Literal["user", "budget", "time_limit", "goal"]
 
 
 def submit(
@@ -40,14 +34,14 @@ def submit(
 ) -> JobRow:
     """Queue a job, with an account of its own below its member's.
 
-    smallest_hold  micro-dollars that its first machines take at least
-    sizing         the case and the choice by which its machines were chosen (decide.sizing)
-    retried_from   an ended job whose last checkpoint it starts from, unless that succeeded
-    init           the checkpoint with whose weights it starts
+    smallest_hold  least micro-dollars to hold for its first machines
+    sizing         why it runs on its machines: the inputs and the choice of decide.sizing
+    retried_from   an ended job from whose last checkpoint it starts, unless that job succeeded
+    init           the checkpoint that its weights are initialized from
 
-    Raises BudgetExceeded only if a *limit* on the path could never cover it; a job that must wait for money queues.
+    Raises BudgetExceeded only if a *limit* above it could never cover it; a job that must wait for budget is queued.
     """
-    _refuse_the_impossible(db, ledger.create_member_account(db, team, user), spec.limits.cost, smallest_hold)
+    _check_affordable(db, ledger.create_member_account(db, team, user), spec.limits.cost, smallest_hold)
     job_id = new_id()
     db.sql.execute(
         insert(JobRow).values(
@@ -58,9 +52,9 @@ def submit(
             spec=spec.resolved(),
             sizing=sizing,
             state=JobState.QUEUED,
-            checkpoint=_start_of(retried_from),
+            checkpoint=_start_checkpoint(retried_from),
             init=init,
-            skips=retried_from.skips if retried_from and _start_of(retried_from) else None,
+            skips=retried_from.skips if retried_from and _start_checkpoint(retried_from) else None,
             retried_from=retried_from.id if retried_from else None,
             created_at=db.now,
             queued_at=db.now,
@@ -73,31 +67,31 @@ def submit(
     db.event(team=team, kind="job", actor=actor, reason=reason, job=job_id, data={"from": None, "to": "queued"})
     if sizing is not None and retried_from is None:
         choice = sizing["choice"]
-        said = {name: choice[name] for name in ("verdict", "nodes", "type", "why")}
-        db.event(team=team, kind="sizing", actor="scheduler", reason=choice["text"], job=job_id, data=said)
+        data = {name: choice[name] for name in ("verdict", "nodes", "type", "why")}
+        db.event(team=team, kind="sizing", actor="scheduler", reason=choice["text"], job=job_id, data=data)
     db.hint()
     return job
 
 
 def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str, **columns: Any) -> JobRow:
-    """Move a job: the only writer of `jobs.state`.
+    """Move a job to another state: the only writer of `jobs.state`.
 
-    job      as the caller saw it: its state, attempt, generation and wish must still be the same
+    job      as the caller read it: its state, desired state, attempt and generation must be unchanged
     columns  further columns to set; ENDED needs `end_reason`
 
-    Raises StaleTransition if the move isn't legal, or the job is elsewhere by now; then nothing is changed.
+    Raises StaleTransition if the move isn't legal or the job has changed; then nothing is written.
     """
     before = JobState(job.state)
     if to not in JOB_MOVES[before]:
         raise StaleTransition(f"The job is {before}; it can't become {to} now.")
-    if to is JobState.LAUNCHING and job.want != Want.RUN:
-        raise StaleTransition("The job isn't wanted to run any more.")
-    seen = [JobRow.id == job.id, JobRow.state == before, JobRow.want == job.want]
-    seen += [JobRow.attempt == job.attempt, JobRow.generation == job.generation]
-    values = {"state": to} | _times(db, job, to) | columns
-    if db.count(update(JobRow).where(*seen).values(values)) != 1:
-        raise StaleTransition(f"Another moved or changed the job while it was {before}.")
-    after = _get(db, job.id)
+    if to is JobState.LAUNCHING and job.desired_state != DesiredState.RUN:
+        raise StaleTransition("The job is being stopped.")
+    unchanged = [JobRow.id == job.id, JobRow.state == before, JobRow.desired_state == job.desired_state]
+    unchanged += [JobRow.attempt == job.attempt, JobRow.generation == job.generation]
+    values = {"state": to} | _columns_of_move(db, job, to) | columns
+    if db.count(update(JobRow).where(*unchanged).values(values)) != 1:
+        raise StaleTransition(f"Another transaction changed the job while it was {before}.")
+    after = _load(db, job.id)
     data = {"from": before.value, "to": to.value} | ({"end_reason": after.end_reason} if after.end_reason else {})
     db.event(
         team=after.team_id, kind="job", actor=actor, reason=reason, job=after.id, attempt=after.attempt,
@@ -108,14 +102,14 @@ def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str,
     return after
 
 
-def _times(db: Write, before: JobRow, to: JobState) -> dict[str, Any]:
-    """What every move to `to` sets, besides the state."""
-    silent = {"wait_reason": None, "wait_text": None}
+def _columns_of_move(db: Write, before: JobRow, to: JobState) -> dict[str, Any]:
+    """The columns that every move to `to` sets, besides the state."""
+    not_waiting = {"wait_reason": None, "wait_text": None}
     if to is JobState.QUEUED:
-        return silent | {"queued_at": db.now}
+        return not_waiting | {"queued_at": db.now}
     if to is JobState.RUNNING:
-        return silent | {"started_at": before.started_at or db.now}
-    return silent | ({"ended_at": db.now} if to is JobState.ENDED else {})
+        return not_waiting | {"started_at": before.started_at or db.now}
+    return not_waiting | ({"ended_at": db.now} if to is JobState.ENDED else {})
 
 
 def stop(
@@ -124,93 +118,72 @@ def stop(
     actor: str,
     mode: Literal["stop", "pause"] = "stop",
     *,
-    why: WantReason = "user",
+    stop_reason: StopReason = "user",
     reason: str = "",
 ) -> JobRow:
-    """End a job, or pause it, after a checkpoint if it runs. Touches no machine: the reconciler does what is wanted.
+    """End a job, or pause it, after a checkpoint if it runs. Only sets the desired state: the reconciler acts on it.
 
-    Again: nothing. A stop overrides a pause; a pause of what has ended, or is ending, is WrongState.
+    Again: no effect. A stop overrides a pause. Raises WrongState for a pause of a job that is ending or has ended.
     """
     for _ in range(3):
         try:
-            return _stop(db, _get(db, job), actor, Want.PAUSE if mode == "pause" else Want.STOP, why, reason)
-        except StaleTransition:  # another moved it just now: look again
+            return _stop(db, _load(db, job), actor, DesiredState(mode), stop_reason, reason)
+        except StaleTransition:  # it has just moved: read it again
             continue
-    raise StaleTransition("The job keeps moving.", hint="Try again.")
+    raise StaleTransition("The job keeps changing state.", hint="Try again.")
 
 
 def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> JobRow:
-    """Queue a paused job again; it goes on from its last checkpoint. Again: nothing.
+    """Queue a paused job again; it resumes from its last checkpoint. Again: no effect.
 
     A job still stopping for its pause is queued once its machines are terminated. Raises WrongState if it is ending or
     has ended.
     """
-    before = _get(db, job)
-    wish = {"want": Want.RUN, "want_reason": ""}
+    before = _load(db, job)
+    desired = {"desired_state": DesiredState.RUN, "stop_reason": ""}
     if before.state == JobState.PAUSED:
-        return transition(db, before, JobState.QUEUED, actor=actor, reason=reason, **wish)
-    if before.state == JobState.STOPPING and before.want == Want.PAUSE:
-        return _change_wish(db, before, wish, actor, reason)
-    if before.state == JobState.ENDED or before.want != Want.RUN:
+        return transition(db, before, JobState.QUEUED, actor=actor, reason=reason, **desired)
+    if before.state == JobState.STOPPING and before.desired_state == DesiredState.PAUSE:
+        return _set_desired(db, before, desired, actor, reason)
+    if before.state == JobState.ENDED or before.desired_state != DesiredState.RUN:
         raise WrongState(
-            f"The job is {_words(before.state)}; it can't go on.", hint="`shoestring retry` submits it anew."
+            f"The job is {_readable(before.state)}; it can't be resumed.", hint="`shoestring retry` submits it again."
         )
     return before
 
 
 def retry(db: Write, team: UUID, job: UUID, user: UUID, *, smallest_hold: int) -> JobRow:
-    """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts as it did.
+    """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts over.
 
     Raises WrongState if it has not ended, NotFound, BudgetExceeded.
     """
     old = get(db, team, job)
     if old.state != JobState.ENDED:
-        raise WrongState(f"The job is {_words(old.state)}; only an ended job can be retried.", hint="Stop it first.")
+        raise WrongState(f"The job is {_readable(old.state)}; only an ended job can be retried.", hint="Stop it first.")
     spec = JobSpec.from_stored(old.spec)
     return submit(db, team, user, spec, smallest_hold=smallest_hold, sizing=old.sizing, retried_from=old, init=old.init)
 
 
-# Finding
+# Reading
 
 
 def get(db: Read, team: UUID, job: UUID) -> JobRow:
     """A job of the team. Raises NotFound, for another team's job as well."""
-    found = db.sql.scalar(select(JobRow).where(JobRow.id == job, JobRow.team_id == team))
-    if found is None:
+    row = db.sql.scalar(select(JobRow).where(JobRow.id == job, JobRow.team_id == team))
+    if row is None:
         raise NotFound("There is no such job.", hint="`shoestring ls` lists the jobs of your team.")
-    return found
-
-
-def page(db: Read, team: UUID, filter_text: str = "", cursor: str | None = None, limit: int = 50) -> Page:
-    """The team's jobs, newest first. Raises InvalidRequest for a filter or a cursor that makes no sense.
-
-    The filter is words, all of which must hold: FIELD=VALUE, FIELD!=VALUE, or FIELD~PART (contains, in any case).
-    Fields: state, end, name, recipe, user, tag.NAME; VALUE may be several, with commas between. Quotes keep blanks.
-
-        state=queued,running name~digits tag.team!=vision user=ann
-    """
-    query = select(JobRow).where(JobRow.team_id == team, *(_condition(word) for word in _words_of(filter_text)))
-    if cursor is not None:
-        query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*_position(cursor)))
-    rows = list(db.sql.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
-    return Page(rows[:limit], _cursor(rows[limit - 1]) if len(rows) > limit else None)
-
-
-@dataclass(frozen=True)
-class Page:
-    jobs: list[JobRow]
-    next_cursor: str | None
+    return row
 
 
 # Submitting
 
 
-def _refuse_the_impossible(db: Write, account: AccountRow, cost_limit: int | None, smallest_hold: int) -> None:
+def _check_affordable(db: Write, account: AccountRow, cost_limit: int | None, smallest_hold: int) -> None:
     tightest = ledger.tightest_account(db, account.id)
     if cost_limit is not None and smallest_hold > cost_limit:
         raise BudgetExceeded(
             f"limits.cost is ${money.to_decimal(cost_limit)}, "
-            f"but its first machines take ${money.to_decimal(smallest_hold)}.",
+            f"but its first machines need ${money.to_decimal(smallest_hold)}.",
             hint="Raise limits.cost, or use fewer machines.",
             need=money.to_decimal(smallest_hold),
             limit=money.to_decimal(cost_limit),
@@ -219,7 +192,7 @@ def _refuse_the_impossible(db: Write, account: AccountRow, cost_limit: int | Non
     if tightest is None or tightest.limit_micro is None or need <= tightest.limit_micro:
         return
     name, limit = ledger.title(db, tightest), money.to_decimal(tightest.limit_micro)
-    what = "its first machines take" if need == smallest_hold else "limits.cost is"
+    what = "its first machines need" if need == smallest_hold else "limits.cost is"
     raise BudgetExceeded(
         f"The limit of the {name} is ${limit}, but {what} ${money.to_decimal(need)}.",
         hint=f"Set limits.cost to at most {limit}, or have the limit raised: shoestring budget set.",
@@ -231,138 +204,64 @@ def _refuse_the_impossible(db: Write, account: AccountRow, cost_limit: int | Non
     )
 
 
-def _start_of(old: JobRow | None) -> UUID | None:
+def _start_checkpoint(old: JobRow | None) -> UUID | None:
     """The checkpoint that a retry starts from."""
     return None if old is None or old.end_reason in SUCCESS else old.checkpoint
 
 
 # Stopping
 
-_REASONS: dict[WantReason, str] = {
-    "user": "asked to",
-    "budget": "the money ran out",
-    "time_limit": "its time is up",
-    "goal": "its goal is reached",
+_STOP_REASONS: dict[StopReason, str] = {
+    "user": "requested",
+    "budget": "budget exhausted",
+    "time_limit": "time limit reached",
+    "goal": "goal reached",
 }
 
 
-def _stop(db: Write, before: JobRow, actor: str, want: Want, why: WantReason, reason: str) -> JobRow:
+def _stop(db: Write, before: JobRow, actor: str, target: DesiredState, stop_reason: StopReason, reason: str) -> JobRow:
     state = JobState(before.state)
-    if state is JobState.ENDED or (state is JobState.STOPPING and before.want == Want.STOP):
-        return _already(before, want)
-    if want is Want.PAUSE and before.want == Want.PAUSE:
+    if state is JobState.ENDED or (state is JobState.STOPPING and before.desired_state == DesiredState.STOP):
+        return _already_ending(before, target)
+    if target is DesiredState.PAUSE and before.desired_state == DesiredState.PAUSE:
         return before
-    wish = {"want": want, "want_reason": why}
-    reason = reason or _REASONS[why]
+    desired = {"desired_state": target, "stop_reason": stop_reason}
+    reason = reason or _STOP_REASONS[stop_reason]
     if state is JobState.STOPPING:
-        return _change_wish(db, before, wish, actor, reason)
+        return _set_desired(db, before, desired, actor, reason)
     if state in (JobState.LAUNCHING, JobState.RUNNING):
-        return transition(db, before, JobState.STOPPING, actor=actor, reason=reason, **wish)
-    if want is Want.PAUSE and state is JobState.QUEUED:
-        return transition(db, before, JobState.PAUSED, actor=actor, reason=reason, **wish)
-    if want is Want.PAUSE:
-        raise WrongState(f"The job is {_words(state)}; only a job that is queued or runs can be paused.")
-    end = after_stopping(Want.STOP, why)
-    return transition(db, before, JobState.ENDED, actor=actor, reason=reason, end_reason=end, **wish)
+        return transition(db, before, JobState.STOPPING, actor=actor, reason=reason, **desired)
+    if target is DesiredState.PAUSE and state is JobState.QUEUED:
+        return transition(db, before, JobState.PAUSED, actor=actor, reason=reason, **desired)
+    if target is DesiredState.PAUSE:
+        raise WrongState(f"The job is {_readable(state)}; only a queued or running job can be paused.")
+    end = after_stopping(DesiredState.STOP, stop_reason)
+    return transition(db, before, JobState.ENDED, actor=actor, reason=reason, end_reason=end, **desired)
 
 
-def _already(job: JobRow, want: Want) -> JobRow:
-    if want is Want.PAUSE:
-        raise WrongState(f"The job is {_words(job.state)}; it can't be paused.")
+def _already_ending(job: JobRow, target: DesiredState) -> JobRow:
+    if target is DesiredState.PAUSE:
+        raise WrongState(f"The job is {_readable(job.state)}; it can't be paused.")
     return job
 
 
-def _change_wish(db: Write, job: JobRow, wish: dict[str, Any], actor: str, reason: str) -> JobRow:
-    """Want something else of a job that is stopping already."""
-    seen = (JobRow.id == job.id, JobRow.state == JobState.STOPPING, JobRow.want == job.want)
-    if db.count(update(JobRow).where(*seen).values(wish)) != 1:
-        raise StaleTransition("Another changed the job at the same time.")
-    data = {"from": job.state, "to": job.state, "want": str(wish["want"])}
+def _set_desired(db: Write, job: JobRow, desired: dict[str, Any], actor: str, reason: str) -> JobRow:
+    """Change the desired state of a job that is already stopping."""
+    unchanged = (JobRow.id == job.id, JobRow.state == JobState.STOPPING, JobRow.desired_state == job.desired_state)
+    if db.count(update(JobRow).where(*unchanged).values(desired)) != 1:
+        raise StaleTransition("Another transaction changed the job at the same time.")
+    data = {"from": job.state, "to": job.state, "desired_state": str(desired["desired_state"])}
     db.event(team=job.team_id, kind="job", actor=actor, reason=reason, job=job.id, attempt=job.attempt, data=data)
     db.hint()
-    return _get(db, job.id)
+    return _load(db, job.id)
 
 
-def _words(state: str) -> str:
+def _readable(state: str) -> str:
     return state.replace("_", " ")
 
 
-def _get(db: Read, job: UUID) -> JobRow:
-    found = db.sql.scalar(select(JobRow).where(JobRow.id == job))
-    if found is None:
+def _load(db: Read, job: UUID) -> JobRow:
+    row = db.sql.scalar(select(JobRow).where(JobRow.id == job))
+    if row is None:
         raise NotFound("There is no such job.")
-    return found
-
-
-# Filters and cursors
-
-_FIELDS = ("state", "end", "name", "recipe", "user", "tag.NAME")
-_WORD = re.compile(r"(?P<field>[a-z]+|tag\.[^=!~]+)(?P<operator>=|!=|~)(?P<value>.*)", re.DOTALL)
-
-
-def _words_of(text: str) -> list[str]:
-    if len(text) > 1_000 or not text.isprintable():
-        raise InvalidRequest("A filter has at most 1000 printable characters.")
-    try:
-        return shlex.split(text)
-    except ValueError:
-        raise InvalidRequest("The filter has a quote that is never closed.") from None
-
-
-def _condition(word: str) -> ColumnElement[bool]:
-    parts = _WORD.fullmatch(word)
-    if parts is None:
-        hint = f"Write FIELD=VALUE, FIELD!=VALUE or FIELD~PART; fields: {', '.join(_FIELDS)}."
-        raise InvalidRequest(f"{word!r} is not a condition.", hint=hint)
-    column = _column(parts["field"])
-    if parts["operator"] == "~":
-        return column.icontains(parts["value"], autoescape=True)
-    values = _values(parts["field"], parts["value"])
-    among = or_(*(_equals(parts["field"], column, value) for value in values))
-    return among if parts["operator"] == "=" else or_(column.is_(None), not_(among))
-
-
-def _column(field: str) -> ColumnElement[Any]:
-    if field.startswith("tag."):
-        tag: ColumnElement[Any] = JobRow.spec[("tags", field.removeprefix("tag."))].as_string()
-        return tag
-    columns: dict[str, ColumnElement[Any]] = {
-        "state": JobRow.state.expression,
-        "end": JobRow.end_reason.expression,
-        "name": JobRow.name.expression,
-        "recipe": JobRow.spec["recipe"].as_string(),
-        "user": select(UserRow.name).where(UserRow.id == JobRow.user_id).scalar_subquery(),
-    }
-    if field not in columns:
-        near = difflib.get_close_matches(field, list(columns), n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Fields: {', '.join(_FIELDS)}."
-        raise InvalidRequest(f"Jobs can't be filtered by {field!r}.", hint=hint)
-    return columns[field]
-
-
-def _values(field: str, text: str) -> list[str]:
-    values = text.split(",")
-    known: list[str] | None = {"state": [*map(str, JobState)], "end": [*map(str, EndReason)]}.get(field)
-    for value in values:
-        if known is not None and value not in known:
-            raise InvalidRequest(f"No job is ever {field}={value}.", hint=f"Known: {', '.join(known)}.")
-    return values
-
-
-def _equals(field: str, column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
-    """A recipe is meant in any version, unless one is named."""
-    if field == "recipe" and "@" not in value:
-        return or_(column == value, column.startswith(f"{value}@", autoescape=True))
-    return column == value
-
-
-def _cursor(job: JobRow) -> str:
-    return base64.urlsafe_b64encode(job.created_at.to_bytes(8, "big") + job.id.bytes).decode()
-
-
-def _position(cursor: str) -> tuple[int, UUID]:
-    try:
-        raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
-        return int.from_bytes(raw[:8], "big", signed=True), UUID(bytes=raw[8:])
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("This cursor is not one that this service gave you.", hint="Start without one.") from None
+    return row

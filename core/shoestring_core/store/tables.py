@@ -154,9 +154,9 @@ class JobRow(Base):
     sizing: Mapped[dict[str, Any] | None]
     """Why it runs on these machines: decide.sizing's case and choice. None: nobody had to choose."""
     state: Mapped[str]
-    want: Mapped[str] = mapped_column(default="run")
-    want_reason: Mapped[str] = mapped_column(default="")
-    """Who or what set `want` to pause or stop: user | budget | time_limit | goal."""
+    desired_state: Mapped[str] = mapped_column(default="run")
+    stop_reason: Mapped[str] = mapped_column(default="")
+    """Why `desired_state` is pause or stop: user | budget | time_limit | goal."""
     wait_reason: Mapped[str | None]
     wait_text: Mapped[str | None]
     end_reason: Mapped[str | None]
@@ -191,7 +191,7 @@ class JobRow(Base):
         CheckConstraint(
             "state IN ('awaiting_approval','queued','launching','running','stopping','paused','ended')", name="state"
         ),
-        CheckConstraint("want IN ('run','pause','stop')", name="want"),
+        CheckConstraint("desired_state IN ('run','pause','stop')", name="desired_state"),
         Index(None, "team_id", "created_at"),
         Index(None, "state"),
     )

@@ -24,7 +24,7 @@ from shoestring_core.decide.reconcile import (
     reconcile,
 )
 from shoestring_core.decide.timeouts import S, Timeouts
-from shoestring_core.states import AttemptState, EndReason, GenerationState, JobState, MachineState, Want
+from shoestring_core.states import AttemptState, DesiredState, EndReason, GenerationState, JobState, MachineState
 
 NOW = 1_800_000_000 * S
 TIMEOUTS = Timeouts(funding_lease=60 * S)
@@ -92,7 +92,11 @@ def test_a_hold_covers_every_second_that_a_machine_can_live():
 
 @pytest.mark.parametrize(
     ("on_budget", "want", "end"),
-    [("pause", Want.PAUSE, None), ("stop", Want.STOP, EndReason.BUDGET), ("finish", Want.STOP, EndReason.BUDGET)],
+    [
+        ("pause", DesiredState.PAUSE, None),
+        ("stop", DesiredState.STOP, EndReason.BUDGET),
+        ("finish", DesiredState.STOP, EndReason.BUDGET),
+    ],
 )
 def test_what_becomes_of_a_job_without_money(on_budget, want, end):
     assert when_refused(on_budget) is want

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import itertools
 import threading
-from uuid import UUID
 
 import pytest
-from shoestring_core.errors import BudgetExceeded, InvalidRequest, NotFound, StaleTransition, WrongState
-from shoestring_core.states import JOB_MOVES, EndReason, JobState, Want
-from shoestring_core.store import jobs, ledger
+from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, WrongState
+from shoestring_core.states import JOB_MOVES, DesiredState, EndReason, JobState
+from shoestring_core.store import job_search, jobs, ledger
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import JobRow
 from sqlalchemy import exc, select, update
@@ -25,7 +23,7 @@ def test_a_submitted_job_is_queued_with_its_resolved_spec_account_and_event(worl
     hints = []
     world.store.on_commit.append(lambda committed: hints.append(committed.hint))
     job = world.job("3.00", name="first", tags={"week": 3})
-    assert (job.state, job.want, job.attempt, job.generation, job.name) == ("queued", "run", 0, 0, "first")
+    assert (job.state, job.desired_state, job.attempt, job.generation, job.name) == ("queued", "run", 0, 0, "first")
     assert job.spec["limits"]["cost"] == "3.00"
     assert job.spec["recipe"] == "digits/quickstart@1"
     account = world.account("job", job)
@@ -68,7 +66,7 @@ def test_a_refused_job_leaves_nothing_behind(world: World) -> None:
     with pytest.raises(BudgetExceeded):
         world.job(smallest_hold=1001)
     with world.store.read() as db:
-        assert jobs.page(db, world.team).jobs == []
+        assert job_search.search(db, world.team).jobs == []
     assert world.events("job") == []
 
 
@@ -104,7 +102,9 @@ def test_a_job_that_is_wanted_otherwise_by_now_is_not_launched(world: World) -> 
     seen = world.job()
     world.store.write(lambda db: jobs.stop(db, seen.id, "ann", "pause"))
     world.store.write(lambda db: jobs.resume(db, seen.id, "ann"))
-    world.store.write(lambda db: db.count(update(JobRow).where(JobRow.id == seen.id).values(want=Want.STOP)))
+    world.store.write(
+        lambda db: db.count(update(JobRow).where(JobRow.id == seen.id).values(desired_state=DesiredState.STOP))
+    )
     with pytest.raises(StaleTransition):
         move(world, seen, J.LAUNCHING)
 
@@ -157,7 +157,7 @@ def test_of_two_that_move_one_job_one_succeeds(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "mode", "after", "want"),
+    ("before", "mode", "after", "desired"),
     [
         (J.QUEUED, "stop", J.ENDED, "stop"),
         (J.PAUSED, "stop", J.ENDED, "stop"),
@@ -169,11 +169,11 @@ def test_of_two_that_move_one_job_one_succeeds(world: World) -> None:
         (J.RUNNING, "pause", J.STOPPING, "pause"),
     ],
 )
-def test_a_stop_takes_effect_at_once_and_only_once(world: World, before: JobState, mode: str, after: JobState, want: str) -> None:  # fmt: skip # noqa: E501
+def test_a_stop_takes_effect_at_once_and_only_once(world: World, before: JobState, mode: str, after: JobState, desired: str) -> None:  # fmt: skip # noqa: E501
     job = put(world, world.job(), before)
     for _ in range(3):
         stopped = world.store.write(lambda db: jobs.stop(db, job.id, "ann", mode))
-        assert (stopped.state, stopped.want, stopped.want_reason) == (after, want, "user")
+        assert (stopped.state, stopped.desired_state, stopped.stop_reason) == (after, desired, "user")
     assert stopped.end_reason == ("user_stop" if after is J.ENDED else None)
     assert len(world.events("job")) == 2
     assert world.events("job")[-1].actor == "ann"
@@ -185,16 +185,16 @@ def test_a_stop_takes_effect_at_once_and_only_once(world: World, before: JobStat
 )
 def test_a_stop_remembers_why(world: World, why: str, end: str) -> None:
     job = world.job()
-    assert world.store.write(lambda db: jobs.stop(db, job.id, "worker", why=why)).end_reason == end
+    assert world.store.write(lambda db: jobs.stop(db, job.id, "worker", stop_reason=why)).end_reason == end
     running = put(world, world.job(), J.RUNNING)
-    assert world.store.write(lambda db: jobs.stop(db, running.id, "worker", why=why)).want_reason == why
+    assert world.store.write(lambda db: jobs.stop(db, running.id, "worker", stop_reason=why)).stop_reason == why
 
 
 def test_a_stop_overrides_a_pause_but_not_the_other_way_round(world: World) -> None:
     job = put(world, world.job(), J.RUNNING)
-    world.store.write(lambda db: jobs.stop(db, job.id, "worker", "pause", why="budget"))
+    world.store.write(lambda db: jobs.stop(db, job.id, "worker", "pause", stop_reason="budget"))
     stopped = world.store.write(lambda db: jobs.stop(db, job.id, "ann"))
-    assert (stopped.state, stopped.want, stopped.want_reason) == (J.STOPPING, "stop", "user")
+    assert (stopped.state, stopped.desired_state, stopped.stop_reason) == (J.STOPPING, "stop", "user")
     for _ in range(2):
         with pytest.raises(WrongState):
             world.store.write(lambda db: jobs.stop(db, job.id, "ann", "pause"))
@@ -203,14 +203,14 @@ def test_a_stop_overrides_a_pause_but_not_the_other_way_round(world: World) -> N
 
 def test_a_paused_job_queues_again(world: World) -> None:
     job = world.job()
-    world.store.write(lambda db: jobs.stop(db, job.id, "worker", "pause", why="budget"))
+    world.store.write(lambda db: jobs.stop(db, job.id, "worker", "pause", stop_reason="budget"))
     for _ in range(2):
         resumed = world.store.write(lambda db: jobs.resume(db, job.id, "ann"))
-        assert (resumed.state, resumed.want, resumed.want_reason) == (J.QUEUED, "run", "")
+        assert (resumed.state, resumed.desired_state, resumed.stop_reason) == (J.QUEUED, "run", "")
     running = put(world, world.job(), J.RUNNING)
     world.store.write(lambda db: jobs.stop(db, running.id, "ann", "pause"))
     resumed = world.store.write(lambda db: jobs.resume(db, running.id, "ann"))
-    assert (resumed.state, resumed.want) == (J.STOPPING, "run")
+    assert (resumed.state, resumed.desired_state) == (J.STOPPING, "run")
 
 
 def test_what_ends_or_has_ended_cannot_go_on(world: World) -> None:
@@ -263,95 +263,7 @@ def test_another_teams_job_is_not_found(world: World) -> None:
             with pytest.raises(NotFound) as refused:
                 jobs.get(db, world.team, missing)
             assert refused.value.message == "There is no such job."
-        assert [job.id for job in jobs.page(db, world.team).jobs] == [mine.id]
-
-
-FOUND = [
-    ("", "abc"),
-    ("state=queued", "ac"),
-    ("state=queued,ended", "abc"),
-    ("state!=ended", "ac"),
-    ("end=user_stop", "b"),
-    ("end!=user_stop", "ac"),
-    ("name=a", "a"),
-    ("name~DIGITS", "c"),
-    ("name~digits state=ended", ""),
-    ("name~%", ""),
-    ("name~_", ""),
-    ("'name~its of'", "c"),
-    ("recipe=digits/quickstart", "abc"),
-    ("recipe=digits/quickstart@1", "abc"),
-    ("recipe=digits/quick", ""),
-    ("recipe~quick", "abc"),
-    ("recipe!=digits/quickstart", ""),
-    ("tag.week=3", "b"),
-    ("tag.week!=3", "ac"),
-    ("tag.week=3,4", "bc"),
-    ("tag.owner.name='ann b'", "c"),
-    ("name='; drop table jobs'", ""),
-]
-
-
-def test_a_filter_finds_what_it_says(world: World) -> None:
-    world.job(name="a")
-    b = world.job(name="b", tags={"week": 3})
-    world.job(name="c: digits of", tags={"week": 4, "owner.name": "ann b"})
-    world.store.write(lambda db: jobs.stop(db, b.id, "ann"))
-    with world.store.read() as db:
-        for text, found in FOUND:
-            names = sorted(job.name[0] for job in jobs.page(db, world.team, text).jobs)
-            assert "".join(names) == found, text
-
-
-def test_a_filter_finds_by_user(world: World) -> None:
-    world.job()
-    with world.store.read() as db:
-        assert len(jobs.page(db, world.team, f"'user={world.me.user_name}'").jobs) == 1
-        assert len(jobs.page(db, world.team, "user=nobody").jobs) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("queued", "FIELD=VALUE"),
-        ("status=queued", "Did you mean state?"),
-        ("price=3", "Fields:"),
-        ("state=quued", "Known:"),
-        ("end=x", "Known:"),
-        ("name='a", None),
-        ("=", "FIELD=VALUE"),
-        ("name=" + "x" * 1001, None),
-        ("name=\x00", None),
-    ],
-)
-def test_a_filter_that_makes_no_sense_says_what_would(world: World, text: str, hint: str | None) -> None:
-    with world.store.read() as db, pytest.raises(InvalidRequest) as refused:
-        jobs.page(db, world.team, text)
-    assert hint is None or hint in (refused.value.hint or "")
-
-
-def test_pages_hold_every_job_once_newest_first(world: World) -> None:
-    made = [world.job().id for _ in range(7)]
-    world.store.write(lambda db: db.count(update(JobRow).values(created_at=5)))
-    seen: list[UUID] = []
-    cursor = None
-    for size in itertools.chain([3], itertools.repeat(2)):
-        with world.store.read() as db:
-            page = jobs.page(db, world.team, "state=queued", cursor, size)
-        assert len(page.jobs) <= size
-        seen += [job.id for job in page.jobs]
-        world.job()
-        world.store.write(lambda db: db.count(update(JobRow).where(JobRow.created_at > 5).values(created_at=6)))
-        if (cursor := page.next_cursor) is None:
-            break
-    assert seen == made[::-1]
-
-
-@pytest.mark.parametrize("cursor", ["", "x", "AAAA", "é", "a" * 31, "a" * 100_000])
-def test_a_cursor_made_up_is_refused(world: World, cursor: str) -> None:
-    with world.store.read() as db, pytest.raises(InvalidRequest) as refused:
-        jobs.page(db, world.team, "", cursor)
-    assert refused.value.hint
+        assert [job.id for job in job_search.search(db, world.team).jobs] == [mine.id]
 
 
 def put(world: World, job: JobRow, where: JobState, end_reason: EndReason = EndReason.NAN) -> JobRow:

@@ -866,6 +866,12 @@ export interface components {
             values: number[];
         };
         /**
+         * DesiredState
+         * @description What users and limits want a job to do; the reconciler acts on it.
+         * @enum {string}
+         */
+        DesiredState: "run" | "pause" | "stop";
+        /**
          * EndReason
          * @enum {string}
          */
@@ -996,7 +1002,7 @@ export interface components {
             /** Wait Reason */
             wait_reason: string | null;
             end_reason: components["schemas"]["EndReason"] | null;
-            want: components["schemas"]["Want"];
+            desired_state: components["schemas"]["DesiredState"];
             /** Attempt */
             attempt: number;
             /** Generation */
@@ -1763,12 +1769,6 @@ export interface components {
             /** Manifest Url */
             manifest_url: string;
         };
-        /**
-         * Want
-         * @description What people and limits want of a job; the reconciler makes it so.
-         * @enum {string}
-         */
-        Want: "run" | "pause" | "stop";
     };
     responses: never;
     parameters: never;

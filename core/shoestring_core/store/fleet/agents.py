@@ -164,7 +164,7 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], timeouts: T
             membership=orders.Membership(GenerationState(generation.state), mine.exited_at is not None)
             if mine and generation
             else None,
-            reason=job.want_reason or attempt.reason or "",
+            reason=job.stop_reason or attempt.reason or "",
             admit_waiting=mine is not None and _should_admit_waiting(db, job, attempt, generation, timeouts),
         )
     )

@@ -11,7 +11,7 @@ from sqlalchemy import exists, insert, or_, select, update
 
 from shoestring_core.decide import failures, funding, membership, nan_recovery
 from shoestring_core.spec import JobSpec
-from shoestring_core.states import AttemptState, GenerationState, JobState, Want
+from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import observations, records, work
@@ -168,7 +168,7 @@ def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
     Call it before `ledger.set_limit`, in the same transaction: jobs are written before accounts.
     """
     pausing = select(JobRow).where(
-        JobRow.state.in_(("paused", "stopping")), JobRow.want == "pause", JobRow.want_reason == "budget"
+        JobRow.state.in_(("paused", "stopping")), JobRow.desired_state == "pause", JobRow.stop_reason == "budget"
     )
     paused = list(db.sql.scalars(pausing.order_by(JobRow.id)))
     resumed = []
@@ -180,10 +180,10 @@ def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
 
 
 def _after_stopping(db: Write, job: JobRow) -> None:
-    end = funding.after_stopping(Want(job.want), job.want_reason)
+    end = funding.after_stopping(DesiredState(job.desired_state), job.stop_reason)
     if end is not None:
         jobs.transition(db, job, JobState.ENDED, actor="fleet", reason="all machines are terminated", end_reason=end)
-    elif job.want == Want.PAUSE:
+    elif job.desired_state == DesiredState.PAUSE:
         jobs.transition(db, job, JobState.PAUSED, actor="fleet", reason="all machines are terminated")
     else:
         jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason="all machines are terminated")

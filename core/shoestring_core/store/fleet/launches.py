@@ -103,7 +103,7 @@ def _is_wanted() -> Any:
         AttemptRow.job == MachineRow.job, AttemptRow.no == MachineRow.attempt, AttemptRow.state == "open"
     )
     running = select(JobRow.id).where(
-        JobRow.id == MachineRow.job, JobRow.state.in_(("launching", "running")), JobRow.want == "run"
+        JobRow.id == MachineRow.job, JobRow.state.in_(("launching", "running")), JobRow.desired_state == "run"
     )
     return exists(open_attempt) & exists(running)
 

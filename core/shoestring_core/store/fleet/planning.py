@@ -30,7 +30,9 @@ def snapshot(db: Read, timeouts: Timeouts) -> Snapshot:
     epoch = db.sql.scalar(select(SchedulerRow.epoch)) or 0
     queued = list(
         db.sql.scalars(
-            select(JobRow).where(JobRow.state == "queued", JobRow.want == "run").order_by(JobRow.queued_at, JobRow.id)
+            select(JobRow)
+            .where(JobRow.state == "queued", JobRow.desired_state == "run")
+            .order_by(JobRow.queued_at, JobRow.id)
         )
     )
     if not queued:

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import Update, select, update
 
 from shoestring_core.errors import AgentRefused
-from shoestring_core.states import AttemptState, JobState, Want
+from shoestring_core.states import AttemptState, DesiredState, JobState
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, MemberRow
 
@@ -69,7 +69,7 @@ def wanted(job: JobRow, attempt: AttemptRow) -> bool:
         job.attempt == attempt.no
         and attempt.state == AttemptState.OPEN
         and job.state in (JobState.LAUNCHING, JobState.RUNNING)
-        and job.want == Want.RUN
+        and job.desired_state == DesiredState.RUN
     )
 
 

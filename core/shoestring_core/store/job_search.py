@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Search for jobs: filters, pages and their cursors."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, not_, or_, select, tuple_
+
+from shoestring_core.errors import InvalidRequest
+from shoestring_core.states import EndReason, JobState
+from shoestring_core.store.db import Read
+from shoestring_core.store.tables import JobRow, UserRow
+
+
+@dataclass(frozen=True)
+class JobPage:
+    jobs: list[JobRow]
+    next_cursor: str | None
+
+
+def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = None, limit: int = 50) -> JobPage:
+    """The team's jobs, newest first. Raises InvalidRequest for an invalid filter or cursor.
+
+    A filter is a list of conditions, all of which must hold: FIELD=VALUE, FIELD!=VALUE, or FIELD~PART (contains,
+    ignoring case). Fields: state, end, name, recipe, user, tag.NAME. VALUE may be a list with commas; quotes protect
+    spaces.
+
+        state=queued,running name~digits tag.team!=vision user=ann
+    """
+    query = select(JobRow).where(JobRow.team_id == team, *map(_condition, _split(filter_text)))
+    if cursor is not None:
+        query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*_from_cursor(cursor)))
+    rows = list(db.sql.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
+    return JobPage(rows[:limit], _to_cursor(rows[limit - 1]) if len(rows) > limit else None)
+
+
+_FIELDS = ("state", "end", "name", "recipe", "user", "tag.NAME")
+_CONDITION = re.compile(r"(?P<field>[a-z]+|tag\.[^=!~]+)(?P<operator>=|!=|~)(?P<value>.*)", re.DOTALL)
+
+
+def _split(text: str) -> list[str]:
+    if len(text) > 1_000 or not text.isprintable():
+        raise InvalidRequest("A filter has at most 1000 printable characters.")
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise InvalidRequest("The filter has a quote that isn't closed.") from None
+
+
+def _condition(text: str) -> ColumnElement[bool]:
+    parts = _CONDITION.fullmatch(text)
+    if parts is None:
+        hint = f"Write FIELD=VALUE, FIELD!=VALUE or FIELD~PART; fields: {', '.join(_FIELDS)}."
+        raise InvalidRequest(f"{text!r} is not a condition.", hint=hint)
+    column = _column(parts["field"])
+    if parts["operator"] == "~":
+        return column.icontains(parts["value"], autoescape=True)
+    values = _values(parts["field"], parts["value"])
+    matches_any = or_(*(_equals(parts["field"], column, value) for value in values))
+    return matches_any if parts["operator"] == "=" else or_(column.is_(None), not_(matches_any))
+
+
+def _column(field: str) -> ColumnElement[Any]:
+    if field.startswith("tag."):
+        tag: ColumnElement[Any] = JobRow.spec[("tags", field.removeprefix("tag."))].as_string()
+        return tag
+    columns: dict[str, ColumnElement[Any]] = {
+        "state": JobRow.state.expression,
+        "end": JobRow.end_reason.expression,
+        "name": JobRow.name.expression,
+        "recipe": JobRow.spec["recipe"].as_string(),
+        "user": select(UserRow.name).where(UserRow.id == JobRow.user_id).scalar_subquery(),
+    }
+    if field not in columns:
+        near = difflib.get_close_matches(field, list(columns), n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Fields: {', '.join(_FIELDS)}."
+        raise InvalidRequest(f"Jobs can't be filtered by {field!r}.", hint=hint)
+    return columns[field]
+
+
+def _values(field: str, text: str) -> list[str]:
+    values = text.split(",")
+    known: list[str] | None = {"state": [*map(str, JobState)], "end": [*map(str, EndReason)]}.get(field)
+    for value in values:
+        if known is not None and value not in known:
+            raise InvalidRequest(f"No job is ever {field}={value}.", hint=f"Known: {', '.join(known)}.")
+    return values
+
+
+def _equals(field: str, column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
+    """A recipe without a version matches all its versions."""
+    if field == "recipe" and "@" not in value:
+        return or_(column == value, column.startswith(f"{value}@", autoescape=True))
+    return column == value
+
+
+def _to_cursor(job: JobRow) -> str:
+    return base64.urlsafe_b64encode(job.created_at.to_bytes(8, "big") + job.id.bytes).decode()
+
+
+def _from_cursor(cursor: str) -> tuple[int, UUID]:
+    try:
+        raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
+        return int.from_bytes(raw[:8], "big", signed=True), UUID(bytes=raw[8:])
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("This cursor was not issued by this service.", hint="Start without one.") from None
