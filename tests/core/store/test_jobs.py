@@ -47,7 +47,7 @@ def test_a_job_whose_limit_is_above_a_limit_on_its_path_is_refused(world: World,
 
 def test_a_job_whose_first_hold_is_above_a_limit_is_refused(world: World) -> None:
     world.limit("team", 1000)
-    with pytest.raises(BudgetExceeded, match="first machines take"):
+    with pytest.raises(BudgetExceeded, match="first machines need"):
         world.job(smallest_hold=1001)
     with pytest.raises(BudgetExceeded, match=r"limits\.cost"):
         world.job("0.0005", smallest_hold=501)
