@@ -32,7 +32,6 @@ print((net(pictures).argmax(1) == torch.tensor(digits.target[held_out])).float()
 """
 
 
-@pytest.mark.alone
 def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path: Path) -> None:
     data = tmp_path / "demo"
     demo = subprocess.Popen(
