@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One budget that is never overspent, however many workers share it out, and what becomes of jobs when it runs out.
 
-On PostgreSQL, where two workers really write at once; `tests/worker` has the same races on both databases.
+On PostgreSQL, where two workers really write at once (`--db sqlite`: on SQLite, as `make soak` runs it); `tests/worker`
+has the same races on both databases.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ def on_batch(context, images, labels):
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[Service]:
-    name = postgres.create()
-    database = {"SHOESTRING_DATABASE_URL": postgres.url(name)}
-    options = ("--budget", FOR_ONE, "--slots", "2")
-    service = start(tmp_path_factory.mktemp("money"), options=options, environment=database)
+def service(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("money")
+    database_url = f"sqlite:///{folder / 'store.db'}"
+    if request.config.getoption("--db") != "sqlite":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        database_url = postgres.url(postgres.create())
+    environment = {"SHOESTRING_DATABASE_URL": database_url}
+    service = start(folder, options=("--budget", FOR_ONE, "--slots", "2"), environment=environment)
     yield service
     service.stop()
-    postgres.drop(name)
 
 
 class Jobs(NamedTuple):

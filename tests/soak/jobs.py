@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Promises of the whole service that need many machines in turn; `make test` has their decisions on the virtual clock.
+
+    python -m tests.soak.jobs --case CASE --seed N
+
+`sizing`: runs on one machine and on two are measured, and a time limit then picks between them. `queue`: gangs that
+need all slots run one after another, and each says why it waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from shoestring import ServiceError, exits
+from shoestring_core import money
+
+from tests.client.test_cli import shoestring
+from tests.e2e import witness
+from tests.e2e.service import SMALL_JOB, Service, start
+
+SEEDS = 1
+QUICK = {"recipe": "digits/quickstart", "params": {"epochs": 8, "width": 8, "sync_norm": False}}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--case", choices=CASES, required=True)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="shoestring-jobs-"))
+    print(f"case {options.case}, seed {options.seed}, in {folder}", flush=True)
+    service = start(folder, options=("--budget", "5.00", "--slots", "2"))
+    try:
+        CASES[options.case](service)
+    finally:
+        service.stop()
+    shutil.rmtree(folder)  # a broken run's is left to look at
+    return 0
+
+
+def prove_sizing(service: Service) -> None:
+    client = service.client
+    first = client.submit(QUICK | {"limits": {"time": "10m"}})
+    assert "Nothing like it has been measured" in (first.sizing or "")
+    assert service.settled(first.id).end_reason == "succeeded"
+    assert service.settled(client.submit(QUICK | {"resources": {"nodes": 2}}).id).end_reason == "succeeded"
+
+    plan = client.plan(QUICK | {"limits": {"time": "20m"}})
+    assert (plan.verdict, plan.runs) == ("chosen", 2)
+    measured = {one.nodes: one for one in plan.options if one.basis == "measured"}
+    assert set(measured) == {1, 2}
+    fitting = [one for one in plan.options if one.obstacle is None]
+    assert plan.expected is not None
+    assert money.from_decimal(plan.expected.cost.amount) == min(money.from_decimal(one.cost.amount) for one in fitting)
+    assert plan.why
+
+    faster = min(measured.values(), key=lambda one: one.sure_s)
+    slower = max(measured.values(), key=lambda one: one.sure_s)
+    between = QUICK | {"limits": {"time": (faster.sure_s + slower.sure_s) / 2}}
+    assert client.plan(between).nodes == faster.nodes
+    with pytest.raises(ServiceError) as refusal:
+        client.submit(QUICK | {"limits": {"time": "1s"}})
+    assert refusal.value.code == "time-limit-unmet"
+
+    login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
+    arguments = ("plan", "digits/quickstart", "epochs=8", "width=8", "sync_norm=false")
+    shown = shoestring(*arguments, "limits.time=20m", home=service.data.parent, **login)
+    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exits.OK, [plan.text, plan.why])
+    assert "2 × local.cpu" in shown.stdout
+    refused = shoestring(*arguments, "limits.time=1s", home=service.data.parent, **login)
+    assert refused.returncode == exits.NO_CAPACITY
+
+    job = client.submit(QUICK | {"limits": {"time": "20m"}})
+    assert job.spec["resources"]["nodes"] == plan.nodes
+    assert job.sizing == f"{plan.text} {plan.why}"
+    done = service.settled(job.id)
+    assert done.end_reason == "succeeded"
+    machines = [machine for attempt in client.attempts(job.id).attempts for machine in attempt.machines]
+    assert {machine.type for machine in machines} == {plan.type}
+    assert len({machine.slot for machine in machines}) == plan.nodes
+
+
+def prove_queue(service: Service) -> None:
+    client = service.client
+    jobs = [client.submit(SMALL_JOB | {"name": name}) for name in ("first", "second", "third")]
+    service.wait(jobs[0].id, lambda job: job.state in ("launching", "running"))
+    second = service.wait(jobs[1].id, lambda job: job.wait_reason == "slots")
+    third = service.wait(jobs[2].id, lambda job: job.wait_reason == "slots")
+    assert "needs 2 machines, 0 of 2 are free" in second.sentence
+    assert "needs 2 machines, 0 of 2 are free" in third.sentence
+    assert f"job {second.id} came first" in third.sentence
+
+    assert [service.settled(job.id).end_reason for job in jobs] == ["succeeded"] * 3
+    in_turn = [[life for life in witness.lives(service.data) if life.job == str(job.id)] for job in jobs]
+    assert [len(gang) for gang in in_turn] == [2, 2, 2]
+    for before, after in itertools.pairwise(in_turn):
+        assert max(life.ended for life in before if life.ended) <= min(life.launched for life in after)
+    witness.require_none_alive(service.data)
+
+
+CASES = {"sizing": prove_sizing, "queue": prove_queue}
+
+if __name__ == "__main__":
+    sys.exit(main())
