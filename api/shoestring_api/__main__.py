@@ -10,26 +10,28 @@ from types import FrameType
 
 import uvicorn
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from shoestring_core.errors import ShoestringError
 
 from shoestring_api.app import create_app
-from shoestring_api.service import Service
+from shoestring_api.app_state import AppState
 from shoestring_api.settings import Settings
 
 BAD_SETTINGS, PORT_IN_USE, NO_DATABASE = 2, 3, 4
-GOODBYE_S = 5
-"""How long requests under way may take once the process is told to end."""
+"""Exit codes."""
+SHUTDOWN_TIMEOUT_S = 5
+"""How long requests in progress may take once the process is asked to exit."""
 
 
 class Server(uvicorn.Server):
-    """Lets streams and held requests go as soon as it is told to end, instead of waiting for their clients."""
+    """Ends streams and long polls at a signal to exit, instead of waiting for their clients to disconnect."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, state: AppState) -> None:
         super().__init__(config)
-        self._service = service
+        self._state = state
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.wake.close()
+        self._state.notifier.close()
         super().handle_exit(sig, frame)
 
 
@@ -37,32 +39,31 @@ def main() -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        names = [f"SHOESTRING_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors()]
-        return _fail(BAD_SETTINGS, "; ".join(names))
+        return _fail(BAD_SETTINGS, "; ".join(map(_describe_violation, error.errors())))
     try:
         listener = _listen(settings)
     except OSError as error:
-        return _fail(PORT_IN_USE, _why_not(settings, error))
+        return _fail(PORT_IN_USE, _describe_bind_error(settings, error))
     try:
-        service = Service.open(settings)
+        state = AppState.open(settings)
     except ShoestringError as error:
         return _fail(NO_DATABASE, " ".join(filter(None, (error.message, error.hint))))
     except (ValueError, OSError) as error:
         return _fail(BAD_SETTINGS, str(error))
     config = uvicorn.Config(
-        create_app(service),
+        create_app(state),
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=GOODBYE_S,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         server_header=False,
     )
-    server = Server(config, service)
+    server = Server(config, state)
     server.run(sockets=[listener])
     return 0
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """Bound before anything else is opened, so that a second service on the same port touches nothing."""
+    """Bind the port before anything else is opened, so that a second service on the same port changes nothing."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,11 +77,15 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _why_not(settings: Settings, error: OSError) -> str:
-    place = f"{settings.host}:{settings.port}"
+def _describe_violation(violation: ErrorDetails) -> str:
+    return f"SHOESTRING_{'_'.join(map(str, violation['loc'])).upper()}: {violation['msg']}"
+
+
+def _describe_bind_error(settings: Settings, error: OSError) -> str:
+    address = f"{settings.host}:{settings.port}"
     if error.errno == errno.EADDRINUSE:
-        return f"Port {settings.port} is in use. Stop what runs at {place}, or choose another with SHOESTRING_PORT."
-    return f"Can't listen at {place}: {error.strerror}. Check SHOESTRING_HOST and SHOESTRING_PORT."
+        return f"Port {settings.port} is in use. Stop what listens at {address}, or set another SHOESTRING_PORT."
+    return f"Can't bind {address}: {error.strerror}. Check SHOESTRING_HOST and SHOESTRING_PORT."
 
 
 def _fail(code: int, message: str) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m shoestring_api.admin bootstrap`: the tables, the first team, its admin's key, its budget, and a one-time
-login code.
+"""`python -m shoestring_api.admin bootstrap`: create the tables, the first team, its admin's API key, its budget, and a
+one-time login code.
 
-Safe to repeat: an older database is migrated, a newer one refused, what exists is kept, a given budget is set again.
+Safe to repeat: an older database is migrated, a newer one is refused, existing rows stay, a given budget is set again.
 Prints one JSON object: `{"key", "code"}`.
 """
 
@@ -20,25 +20,25 @@ from shoestring_core.store import identity, ledger, sessions
 from shoestring_core.store.db import Write, open_store
 
 DEFAULT_BUDGET = "10.00"
-"""Dollars. A service without any limit would be a surprise waiting for its bill."""
+"""Dollars. A service without a limit could spend without bound."""
 
 
 def main() -> int:
-    options = _options()
+    options = _parse_arguments()
     database_url = os.environ.get("SHOESTRING_DATABASE_URL")
     if not database_url:
         print("Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME.", file=sys.stderr)
         return 1
     try:
-        print(json.dumps(prepare(database_url, options)))
+        print(json.dumps(open_and_bootstrap(database_url, options)))
     except (ShoestringError, ValueError, OSError) as refused:
         print(" ".join(filter(None, (str(refused), getattr(refused, "hint", None)))), file=sys.stderr)
         return 1
     return 0
 
 
-def prepare(database_url: str, options: argparse.Namespace) -> dict[str, str]:
-    """Bring the database to this version and make what is missing. Raises ShoestringError, ValueError."""
+def open_and_bootstrap(database_url: str, options: argparse.Namespace) -> dict[str, str]:
+    """Migrate the database to this version, then bootstrap it. Raises ShoestringError, ValueError."""
     store = open_store(database_url)
     try:
         store.migrate()
@@ -48,21 +48,21 @@ def prepare(database_url: str, options: argparse.Namespace) -> dict[str, str]:
 
 
 def bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
-    """Make what is missing and return the admin's key and a login code. The key is kept in `options.key_file`."""
+    """Create the missing rows; return the admin's API key, which is also in `options.key_file`, and a login code."""
     admin = identity.ensure_admin(db, options.org, options.team, options.user)
     team = ledger.team_account(db, admin.team)
     if options.budget is not None or team.limit_micro is None:
         limit = money.from_decimal(options.budget or DEFAULT_BUDGET)
         if limit != team.limit_micro:
             ledger.set_limit(db, team.id, limit, actor=options.user, reason="set when the service was started")
-    key = _kept(db, options.key_file)
+    key = _read_valid_key(db, options.key_file)
     if key is None:
         key = identity.create_key(db, "pat", admin.user, admin.team, [], None)[1]
-        _keep(options.key_file, key)
+        _write_key(options.key_file, key)
     return {"key": key, "code": sessions.create_login_code(db, admin.user, admin.team)}
 
 
-def _kept(db: Write, file: Path) -> str | None:
+def _read_valid_key(db: Write, file: Path) -> str | None:
     try:
         key = file.read_text(encoding="utf-8").strip()
         identity.authenticate(db, key)
@@ -71,12 +71,12 @@ def _kept(db: Write, file: Path) -> str | None:
     return key
 
 
-def _keep(file: Path, key: str) -> None:
+def _write_key(file: Path, key: str) -> None:
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
         opened.write(key + "\n")
 
 
-def _options() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m shoestring_api.admin", description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("bootstrap")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The application: its routes, its doors, and what runs beside them."""
+"""Create the FastAPI application: routers, middleware and error handlers."""
 
 from __future__ import annotations
 
@@ -10,66 +10,79 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
-from shoestring_api import (
-    VERSION,
+from shoestring_api import VERSION, dashboard, dependencies, middleware, openapi, problems
+from shoestring_api.app_state import AppState
+from shoestring_api.routes import (
     agents,
+    artifacts,
     budgets,
-    dashboard,
-    doors,
     health,
+    job_history,
     jobs,
+    logs,
     machines,
     objects,
-    openapi,
     plans,
-    problems,
     recipes,
     session,
     stream,
 )
-from shoestring_api.service import Service
 
 MAX_BODY_BYTES = 1 << 20
-STREAMED = ("/objects/", "/agent/v1/report")
-"""Routes that read their bodies piece by piece, with limits of their own."""
+STREAMED_PATHS = ("/objects/", "/agent/v1/report")
+"""Routes that read their bodies in chunks and enforce limits of their own."""
 
-ROOMS = (jobs, plans, budgets, recipes, session, machines, stream, agents, health, objects)
+ROUTERS = (
+    jobs.router,
+    job_history.router,
+    logs.router,
+    artifacts.router,
+    plans.router,
+    budgets.router,
+    recipes.router,
+    session.router,
+    machines.router,
+    stream.router,
+    agents.router,
+    health.router,
+    objects.router,
+)
 
 
-def create_app(service: Service | None = None) -> FastAPI:
-    """The app of one process. Without a service it can't answer; that is enough to describe it."""
+def create_app(state: AppState | None = None) -> FastAPI:
+    """Return the application of one process. Without a state it can't serve requests, only describe its routes."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if service is None:
-            raise RuntimeError("this app was made only to be described")
-        async with service.running():
+        if state is None:
+            raise RuntimeError("an app without a state can only be described")
+        async with state.running():
             yield
 
-    app = FastAPIOffline(  # its page /docs fetches nothing from elsewhere
+    app = FastAPIOffline(  # /docs loads no asset from another host
         title="Shoestring",
         version=VERSION,
         description="Train on spot GPUs, as a team, on a shoestring.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=problems.RESPONSES,
-        dependencies=[Depends(doors.check_query)],
+        dependencies=[Depends(dependencies.reject_unknown_query_parameters)],
         redoc_url=None,
         favicon_url="/icon.svg",
         generate_unique_id_function=_operation_id,
         lifespan=lifespan,
     )
-    problems.install(app)
-    for room in ROOMS:
-        app.include_router(room.router)
-    dashboard.serve(app)
-    app.state.service = service
-    if service is not None:
-        app.add_middleware(doors.HostCheck, hosts=service.settings.hosts())
-    app.add_middleware(doors.SizeCheck, limit=MAX_BODY_BYTES, streamed=STREAMED)
-    app.add_middleware(doors.Timing)
-    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
+    problems.install_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    dashboard.mount(app)
+    app.state.app_state = state
+    if state is not None:
+        app.add_middleware(middleware.AllowedHosts, hosts=state.settings.hosts())
+    app.add_middleware(middleware.BodySizeLimit, limit=MAX_BODY_BYTES, streamed=STREAMED_PATHS)
+    app.add_middleware(middleware.RequestTiming)
+    app.openapi = lambda: openapi.openapi_document(app)  # type: ignore[method-assign]
     return app
 
 
 def _operation_id(route: APIRoute) -> str:
-    return f"{route.tags[0]}_{route.name}" if route.tags else route.name
+    return route.name

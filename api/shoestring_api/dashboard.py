@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The built dashboard, served by the API itself, so that its cookie and its requests have one origin."""
+"""Serve the built dashboard from the API's own origin, which its session cookie requires."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
-STATIC = Path(__file__).parent / "static"
+STATIC_DIR = Path(__file__).parent / "static"
 
-UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Shoestring</title>
+NOT_BUILT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Shoestring</title>
 <body style="font-family: system-ui; max-width: 40rem; margin: 4rem auto; padding: 0 1rem">
 <h1>Shoestring</h1>
-<p>The service runs. Its dashboard was not built: type <code>make setup</code> in the checkout, then reload.</p>
-<p>The API is described at <a href="/docs">/docs</a>.</p>
+<p>The service is running, but its dashboard is not built. Run <code>make setup</code> in the checkout, then reload.</p>
+<p>API reference: <a href="/docs">/docs</a>.</p>
 """
 
 
-def serve(app: FastAPI) -> None:
-    """Serve the dashboard at every address that no route has; without one, a page that says how to build it."""
-    if built():
-        app.frontend("/", directory=str(STATIC), fallback="index.html")
+def mount(app: FastAPI) -> None:
+    """Serve the dashboard at every path without a route, or a page that says how to build it."""
+    if is_built():
+        app.frontend("/", directory=str(STATIC_DIR), fallback="index.html")
     else:
-        app.get("/", include_in_schema=False, tags=["dashboard"])(page)
+        app.get("/", include_in_schema=False, tags=["dashboard"])(index_page)
 
 
-def page() -> Response:
-    """The dashboard's page, which finds its way by the address."""
-    return FileResponse(STATIC / "index.html") if built() else HTMLResponse(UNBUILT)
+def index_page() -> Response:
+    """Return the dashboard's page, which routes by its URL."""
+    return FileResponse(STATIC_DIR / "index.html") if is_built() else HTMLResponse(NOT_BUILT_PAGE)
 
 
-def built() -> bool:
-    return (STATIC / "index.html").is_file()
+def is_built() -> bool:
+    return (STATIC_DIR / "index.html").is_file()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenAPI document, from which the dashboard's types are generated: `python -m shoestring_api.openapi`."""
+"""Print the OpenAPI document, from which the dashboard's types are generated: `python -m shoestring_api.openapi`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from shoestring_core import rest, wire
 
-BESIDE_ROUTES = (rest.ProblemDocument, rest.PointsMessage, rest.LogsMessage, wire.ReportRequest)
-"""Models that no route names: what errors and the stream carry."""
+EXTRA_MODELS = (rest.ProblemDocument, rest.PointsMessage, rest.LogsMessage, wire.ReportRequest)
+"""Models of error responses, of the stream and of hand-parsed bodies, which no route declares."""
 
 
-def document(app: FastAPI) -> dict[str, Any]:
+def openapi_document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,
@@ -25,10 +25,10 @@ def document(app: FastAPI) -> dict[str, Any]:
             license_info=app.license_info,
             routes=app.routes,
         )
-        _, beside = models_json_schema(
-            [(model, "serialization") for model in BESIDE_ROUTES], ref_template="#/components/schemas/{model}"
+        _, extra = models_json_schema(
+            [(model, "serialization") for model in EXTRA_MODELS], ref_template="#/components/schemas/{model}"
         )
-        schema["components"]["schemas"] = dict(sorted((beside["$defs"] | schema["components"]["schemas"]).items()))
+        schema["components"]["schemas"] = dict(sorted((extra["$defs"] | schema["components"]["schemas"]).items()))
         app.openapi_schema = schema
     return app.openapi_schema
 

@@ -19,45 +19,45 @@ class Settings(BaseSettings):
     secret: SecretStr | None = None
     secret_file: Path | None = None
     objects: str
-    """A folder, or s3://bucket/prefix."""
+    """A folder, or s3://BUCKET/PREFIX."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names that a Host header may carry, comma-separated. None named: loopback's on a loopback bind, any elsewhere."""
+    """Host names to accept, comma-separated. Default: loopback names when bound to loopback, any otherwise."""
     agent_url: str = ""
-    """What agents call; by default this process on loopback."""
+    """Base URL that agents call; default: this process on loopback."""
     redis_url: str = ""
     machinehost: Path | None = None
-    """The machine host's machinehost.json."""
+    """Path of the machine host's machinehost.json."""
     lease_s: Annotated[float, Field(gt=0)] = 30
     funding_lease_s: Annotated[float, Field(gt=0)] = 120
     t_drain_s: Annotated[float, Field(gt=0)] = 15
     local_price_on_demand: str = "0.526"
-    """Dollars per hour, simulated."""
+    """Simulated on-demand price, dollars per hour."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Folders that jobs may train on, separated like PATH."""
+    """Folders that jobs may read, separated as in PATH."""
     log_quota_bytes: Annotated[int, Field(ge=0)] = 50_000_000
-    """Log bytes a job may send in an hour."""
+    """Log bytes that a job may send in an hour."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _split_hosts(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
     @field_validator("data_roots", mode="before")
     @classmethod
-    def _folders(cls, value: object) -> object:
+    def _split_roots(cls, value: object) -> object:
         return tuple(Path(name) for name in value.split(os.pathsep) if name) if isinstance(value, str) else value
 
     def server_secret(self) -> str:
-        """What signs boot tokens and object URLs. Raises ValueError when none is set."""
+        """Return the secret that signs boot tokens and object URLs. Raises ValueError if none is set."""
         if self.secret is not None:
             return self.secret.get_secret_value()
         if self.secret_file is not None:
             return self.secret_file.read_text(encoding="utf-8").strip()
         raise ValueError("Set SHOESTRING_SECRET or SHOESTRING_SECRET_FILE.")
 
-    def agents_call(self) -> str:
+    def agent_base_url(self) -> str:
         return (self.agent_url or f"http://127.0.0.1:{self.port}").rstrip("/")
 
     def on_loopback(self) -> bool:
@@ -67,7 +67,7 @@ class Settings(BaseSettings):
             return self.host == "localhost"
 
     def hosts(self) -> tuple[str, ...]:
-        """Names that a Host header may carry; empty: any. (A foreign page could rebind its name to loopback.)"""
+        """Return the host names to accept, empty for any. On loopback they are restricted against DNS rebinding."""
         if self.allowed_hosts or not self.on_loopback():
             return self.allowed_hosts
         return ("localhost", "127.0.0.1", "[::1]", self.host)

@@ -10,7 +10,7 @@ from tests.api.deployment import Deployment
 
 
 @pytest.fixture
-def here(migrated_url: str, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(migrated_url: str, tmp_path: Path) -> Iterator[Deployment]:
     """A running service with one team, its admin and a member, on each database."""
     with Deployment(migrated_url, tmp_path) as deployment:
         yield deployment

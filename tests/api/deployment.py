@@ -18,7 +18,7 @@ from uuid import UUID
 import httpx
 import uvicorn
 from shoestring_api.app import create_app
-from shoestring_api.service import Service
+from shoestring_api.app_state import AppState
 from shoestring_api.settings import Settings
 from shoestring_core import rest, wire
 from shoestring_core.decide import schedule
@@ -48,12 +48,12 @@ class Deployment:
             data_roots=str(folder / "data"),
             **settings,
         )
-        self.service = Service.open(self.settings)
-        self.store: Store = self.service.store
+        self.state = AppState.open(self.settings)
+        self.store: Store = self.state.store
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys = self.store.write(_people)
         config = uvicorn.Config(
-            create_app(self.service), port=self.port, log_level="warning", timeout_graceful_shutdown=3
+            create_app(self.state), port=self.port, log_level="warning", timeout_graceful_shutdown=3
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, name="api")
@@ -72,7 +72,7 @@ class Deployment:
         for client in (self.nobody, self.admin, self.member, self.stranger):
             client.close()
         self.server.should_exit = True
-        self.service.wake.close()
+        self.state.notifier.close()
         self.thread.join(timeout=PATIENCE_S)
         assert not self.thread.is_alive()
 
@@ -91,7 +91,7 @@ class Deployment:
 
     def launch(self, job: UUID) -> list[Agent]:
         """What scheduler and launcher do: an attempt for the job, its machines running."""
-        timeouts = self.service.timeouts
+        timeouts = self.state.timeouts
 
         def plan(db: Write) -> list[UUID]:
             snapshot = planning.snapshot(db, timeouts)
@@ -122,7 +122,7 @@ class Deployment:
         return job, agents
 
     @contextlib.contextmanager
-    def stream(self, topics: str, cursor: str | None = None) -> Iterator[Iterator[Said]]:
+    def stream(self, topics: str, cursor: str | None = None) -> Iterator[Iterator[ServerSentEvent]]:
         """The events of a live stream of the member's."""
         params = {"topics": topics} | ({"cursor": cursor} if cursor else {})
         timeout = httpx.Timeout(10, read=20)
@@ -132,7 +132,7 @@ class Deployment:
 
 
 @dataclass
-class Said:
+class ServerSentEvent:
     """One server-sent event."""
 
     name: str
@@ -140,12 +140,12 @@ class Said:
     cursor: str | None
 
 
-def events(lines: Iterator[str]) -> Iterator[Said]:
+def events(lines: Iterator[str]) -> Iterator[ServerSentEvent]:
     name, data, cursor = "message", "", None
     for line in lines:
         if line == "":
             if data:
-                yield Said(name, json.loads(data), cursor)
+                yield ServerSentEvent(name, json.loads(data), cursor)
             name, data = "message", ""
         elif line.startswith("event:"):
             name = line[6:].strip()
@@ -159,7 +159,7 @@ def events(lines: Iterator[str]) -> Iterator[Said]:
 class Agent:
     """What a machine's agent says, word for word."""
 
-    here: Deployment
+    deployment: Deployment
     job: UUID
     machine: UUID
     session: str = "s" * 40
@@ -177,10 +177,10 @@ class Agent:
             "session": self.session,
             "address": "127.0.0.1",
         }
-        return self.here.nobody.post("/agent/v1/register", json=body | fields)
+        return self.deployment.nobody.post("/agent/v1/register", json=body | fields)
 
     def post(self, content: bytes) -> httpx.Response:
-        return self.here.nobody.post("/agent/v1/report", content=content, headers=self.headers)
+        return self.deployment.nobody.post("/agent/v1/report", content=content, headers=self.headers)
 
     def report(self, **fields: Any) -> wire.Reply:
         answer = self.post(json.dumps(fields).encode())
@@ -204,7 +204,7 @@ class Agent:
         return self.report(batch=self.batch(logs=[chunk]))
 
     def orders(self, after: str = "", timeout: float = 30) -> wire.Reply:
-        answer = self.here.nobody.get(
+        answer = self.deployment.nobody.get(
             "/agent/v1/orders", params={"after": after}, headers=self.headers, timeout=timeout
         )
         assert answer.status_code == 200, answer.text
@@ -227,13 +227,13 @@ class Agent:
             "sha256": hashlib.sha256(data).hexdigest(), "parts": parts,
         }  # fmt: skip
         text = json.dumps(manifest).encode()
-        assert self.here.nobody.put(uploads.data_url, content=data).status_code == 201
-        assert self.here.nobody.put(uploads.manifest_url, content=text).status_code == 201
+        assert self.deployment.nobody.put(uploads.data_url, content=data).status_code == 201
+        assert self.deployment.nobody.put(uploads.manifest_url, content=text).status_code == 201
         commit = {
             "generation": generation, "step": step, "nonce": uploads.nonce, "bytes": len(data), "reason": reason,
             "manifest_sha256": hashlib.sha256(text).hexdigest(), "through_seq": self.seq,
         }  # fmt: skip
-        return self.here.nobody.post("/agent/v1/checkpoints", json=commit | fields, headers=self.headers)
+        return self.deployment.nobody.post("/agent/v1/checkpoints", json=commit | fields, headers=self.headers)
 
 
 def _people(db: Write) -> tuple[str, str, str]:

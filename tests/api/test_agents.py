@@ -14,44 +14,44 @@ from tests.api.deployment import Agent, Deployment
 from tests.servers import PATIENCE_S
 
 
-def test_a_gang_forms_and_trains_and_the_job_follows(here: Deployment) -> None:
-    job = here.submit(resources={"nodes": 2})
-    first, second = here.launch(job)
-    assert here.job(job).state == "launching"
+def test_a_gang_forms_and_trains_and_the_job_follows(deployment: Deployment) -> None:
+    job = deployment.submit(resources={"nodes": 2})
+    first, second = deployment.launch(job)
+    assert deployment.job(job).state == "launching"
     assert wire.Reply.model_validate_json(first.register().content).order.kind == "wait"
     assert wire.Reply.model_validate_json(second.register().content).order.kind == "prepare"
     assert first.report(member={"generation": 1, "state": "ready", "port": 29500}).order.kind == "prepare"
     order = second.report(member={"generation": 1, "state": "ready", "port": 29501}).order
     assert order.run is not None
     assert (order.kind, order.run.node_rank, order.run.nnodes, order.run.master_port) == ("run", 1, 2, 29500)
-    assert here.job(job).state == "running"
+    assert deployment.job(job).state == "running"
     first.points(range(1, 5))
-    shown = here.job(job)
+    shown = deployment.job(job)
     assert (shown.progress.step, shown.latest["train/loss"]) == (4, 4.1)
     assert shown.first_step_at is not None
 
 
-def test_leases_and_upload_urls_come_with_every_reply(here: Deployment) -> None:
-    _, (agent,) = here.running()
+def test_leases_and_upload_urls_come_with_every_reply(deployment: Deployment) -> None:
+    _, (agent,) = deployment.running()
     reply = agent.report()
     assert 25 < reply.lease_s <= 30
-    funded = here.service.timeouts.funding_lease / 1e6
+    funded = deployment.state.timeouts.funding_lease / 1e6
     assert funded - 10 < reply.funding_lease_s <= funded
     assert reply.upload_urls is not None
     assert reply.report_interval_s == 5
 
 
-def test_a_replayed_batch_changes_nothing(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_replayed_batch_changes_nothing(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     batch = agent.batch(points=[{"name": "loss", "steps": [1], "times": [1.0], "values": [0.5]}])
     first, again = agent.report(batch=batch), agent.report(batch=batch)
     assert (first.acked_seq, again.acked_seq) == (1, 1)
-    curve = here.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]
+    curve = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]
     assert (curve["steps"], curve["values"]) == ([1], [0.5])
 
 
-def test_a_gap_is_answered_with_the_number_expected(here: Deployment) -> None:
-    _, (agent,) = here.running()
+def test_a_gap_is_answered_with_the_number_expected(deployment: Deployment) -> None:
+    _, (agent,) = deployment.running()
     answer = agent.post(json.dumps({"batch": {"seq": 7, "generation": 1}}).encode())
     assert (answer.status_code, answer.json()["code"], answer.json()["expected"]) == (409, "batch-gap", 1)
 
@@ -88,14 +88,14 @@ POISON = {
 
 
 @pytest.mark.parametrize("what", POISON)
-def test_a_poison_batch_is_refused_renews_the_lease_and_stops_nothing(here: Deployment, what: str) -> None:
-    job, (agent,) = here.running()
-    with here.store.read() as db:
+def test_a_poison_batch_is_refused_renews_the_lease_and_stops_nothing(deployment: Deployment, what: str) -> None:
+    job, (agent,) = deployment.running()
+    with deployment.store.read() as db:
         before = db.sql.get_one(MachineRow, agent.machine).alive_until
     answer = agent.post(POISON[what])
     assert answer.status_code in (413, 422), answer.text
     assert answer.json()["code"] in ("too-large", "invalid-request")
-    with here.store.read() as db:
+    with deployment.store.read() as db:
         after = db.sql.get_one(MachineRow, agent.machine).alive_until
     assert before is not None
     assert after is not None
@@ -103,128 +103,128 @@ def test_a_poison_batch_is_refused_renews_the_lease_and_stops_nothing(here: Depl
     rejected = {"kind": "rejected", "at": 1.0, "data": {"why": answer.json()["detail"][:500]}}
     assert agent.report(batch=agent.batch(events=[rejected])).acked_seq == 1
     assert agent.points(range(1, 3)).acked_seq == 2
-    told = here.member.get(f"/v1/jobs/{job}/events").json()["events"]
+    told = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
     assert any(event["data"].get("event") == "rejected" for event in told)
 
 
-def test_nan_and_infinities_survive(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_nan_and_infinities_survive(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     values = [1.5, "NaN", "Infinity", "-Infinity"]
     series = {"name": "loss", "steps": [1, 2, 3, 4], "times": [1, 2, 3, 4], "values": values}
     agent.report(batch=agent.batch(points=[series]))
-    assert here.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]["values"] == values
-    assert here.member.get(f"/v1/jobs/{job}").json()["latest"]["loss"] == "-Infinity"
+    assert deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]["values"] == values
+    assert deployment.member.get(f"/v1/jobs/{job}").json()["latest"]["loss"] == "-Infinity"
 
 
-def test_nul_and_broken_text_are_cleaned(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_nul_and_broken_text_are_cleaned(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     event = {"kind": "warn\0ing", "at": 1.0, "data": {"te\0xt": "a\0b", "n": [float("inf")]}}
     series = {"name": "lo\0ss", "steps": [1], "times": [1], "values": [1]}
     agent.report(batch=agent.batch(events=[event], points=[series]))
-    told = here.member.get(f"/v1/jobs/{job}/events").json()["events"][-1]["data"]
+    told = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"][-1]["data"]
     assert (told["event"], told["te\ufffdxt"], told["n"]) == ("warn\ufffding", "a\ufffdb", ["Infinity"])
-    assert here.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]["name"] == "lo\ufffdss"
+    assert deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]["name"] == "lo\ufffdss"
 
 
-def test_a_forged_or_missing_session_is_refused_and_the_team_alarmed(here: Deployment) -> None:
-    job, (agent,) = here.running()
-    forger = Agent(here, job, agent.machine, session="x" * 40)
+def test_a_forged_or_missing_session_is_refused_and_the_team_alarmed(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    forger = Agent(deployment, job, agent.machine, session="x" * 40)
     answer = forger.post(b"{}")
     assert (answer.status_code, answer.json()["code"]) == (403, "agent-refused")
-    assert here.nobody.post("/agent/v1/report", content=b"{}").status_code == 401
-    nowhere = Agent(here, job, uuid4())
+    assert deployment.nobody.post("/agent/v1/report", content=b"{}").status_code == 401
+    nowhere = Agent(deployment, job, uuid4())
     assert nowhere.post(b"{}").status_code == 403
-    assert "alarm" in [event["kind"] for event in here.member.get(f"/v1/jobs/{job}/events").json()["events"]]
+    assert "alarm" in [event["kind"] for event in deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]]
 
 
-def test_a_boot_token_binds_the_first_session_and_no_other(here: Deployment) -> None:
-    job = here.submit()
-    (agent,) = here.launch(job)
+def test_a_boot_token_binds_the_first_session_and_no_other(deployment: Deployment) -> None:
+    job = deployment.submit()
+    (agent,) = deployment.launch(job)
     assert agent.register(boot_token="0" * 64).status_code == 403
     assert agent.register().status_code == 200
     assert agent.register().status_code == 200, "a lost reply harms nobody"
     thief = agent.register(session="t" * 40)
     assert (thief.status_code, thief.json()["code"]) == (403, "agent-refused")
-    kinds = [event["kind"] for event in here.member.get(f"/v1/jobs/{job}/events").json()["events"]]
+    kinds = [event["kind"] for event in deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]]
     assert kinds.count("alarm") == 2
     assert agent.report().acked_seq == 0
 
 
-def test_an_unknown_protocol_is_named(here: Deployment) -> None:
-    _, (agent,) = here.running()
+def test_an_unknown_protocol_is_named(deployment: Deployment) -> None:
+    _, (agent,) = deployment.running()
     answer = agent.post(json.dumps({"protocol": 99}).encode())
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
     assert "99" in answer.json()["detail"]
 
 
-def test_a_held_order_arrives_when_it_changes(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_held_order_arrives_when_it_changes(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     etag = agent.report().etag
     heard: list[tuple[float, wire.Reply]] = []
     waiter = threading.Thread(target=lambda: heard.append((time.monotonic(), agent.orders(etag))))
     waiter.start()
     stopped_at = time.monotonic()
-    here.member.post(f"/v1/jobs/{job}:stop")
+    deployment.member.post(f"/v1/jobs/{job}:stop")
     waiter.join(timeout=PATIENCE_S)
     assert heard[0][1].order.kind == "drain"
     assert time.monotonic() - stopped_at < 10, "long before the hold ends"
 
 
-def test_machines_report_often_while_somebody_watches(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_machines_report_often_while_somebody_watches(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     before = agent.report()
-    with here.stream(f"job:{job}"):
+    with deployment.stream(f"job:{job}"):
         watched = agent.orders(before.etag)
         assert watched.report_interval_s == 0.25
     assert agent.orders(watched.etag).report_interval_s == 5
 
 
-def test_a_final_checkpoint_ends_the_job_and_its_parts_can_be_fetched(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_final_checkpoint_ends_the_job_and_its_parts_can_be_fetched(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 11))
     files = {"model.safetensors": bytes(range(256)) * 100, "model.json": b'{"classes": 10}'}
     answer = agent.checkpoint(10, files, reason="final", result={"val/acc": 0.98})
     assert (answer.status_code, answer.json()["promoted"]) == (200, True), answer.text
-    shown = here.job(job)
+    shown = deployment.job(job)
     assert (shown.state, shown.end_reason, shown.result) == ("ended", "succeeded", {"val/acc": 0.98})
-    listed = {one["name"]: one for one in here.member.get(f"/v1/jobs/{job}/artifacts").json()["artifacts"]}
+    listed = {one["name"]: one for one in deployment.member.get(f"/v1/jobs/{job}/artifacts").json()["artifacts"]}
     assert set(listed) == set(files)
     url = listed["model.safetensors"]["url"]
-    whole = here.member.get(url)
+    whole = deployment.member.get(url)
     assert (whole.status_code, whole.content) == (200, files["model.safetensors"])
-    part = here.member.get(url, headers={"Range": "bytes=250-259"})
+    part = deployment.member.get(url, headers={"Range": "bytes=250-259"})
     assert (part.status_code, part.content) == (206, files["model.safetensors"][250:260])
     assert part.headers["content-range"] == "bytes 250-259/25600"
-    assert here.member.get(url, headers={"Range": "bytes=-5"}).content == files["model.safetensors"][-5:]
-    beyond = here.member.get(url, headers={"Range": "bytes=99999-"})
+    assert deployment.member.get(url, headers={"Range": "bytes=-5"}).content == files["model.safetensors"][-5:]
+    beyond = deployment.member.get(url, headers={"Range": "bytes=99999-"})
     assert (beyond.status_code, beyond.json()["code"]) == (416, "range-not-satisfiable")
-    assert here.member.get(f"/v1/jobs/{job}/artifacts/none").status_code == 404
-    assert here.stranger.get(url).status_code == 404
+    assert deployment.member.get(f"/v1/jobs/{job}/artifacts/none").status_code == 404
+    assert deployment.stranger.get(url).status_code == 404
 
 
-def test_a_checkpoint_that_is_not_what_it_says_is_refused(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_checkpoint_that_is_not_what_it_says_is_refused(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 4))
     assert agent.checkpoint(3, {"model": b"abc"}, manifest_sha256="0" * 64).status_code == 422
-    assert here.job(job).state == "running"
+    assert deployment.job(job).state == "running"
 
 
-def test_points_come_before_their_checkpoint(here: Deployment) -> None:
-    _, (agent,) = here.running()
+def test_points_come_before_their_checkpoint(deployment: Deployment) -> None:
+    _, (agent,) = deployment.running()
     answer = agent.checkpoint(3, {"model": b"abc"}, through_seq=5)
     assert (answer.status_code, answer.json()["code"]) == (409, "points-missing")
 
 
-def test_base64_of_logs_is_kept_byte_by_byte(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_base64_of_logs_is_kept_byte_by_byte(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.log(b"caf\xc3\xa9 \xff\n\x1b[31mred\x1b[0m\n")
-    lines = [line["text"] for line in here.member.get(f"/v1/jobs/{job}/logs").json()["lines"]]
+    lines = [line["text"] for line in deployment.member.get(f"/v1/jobs/{job}/logs").json()["lines"]]
     assert lines == ["café \ufffd", "\x1b[31mred\x1b[0m"]
 
 
-def test_metrics_name_batches_by_outcome(here: Deployment) -> None:
-    _, (agent,) = here.running()
+def test_metrics_name_batches_by_outcome(deployment: Deployment) -> None:
+    _, (agent,) = deployment.running()
     agent.points(range(1, 3))
-    text = here.nobody.get("/metrics").text
-    assert 'shoestring_batches_total{outcome="accepted"}' in text
+    text = deployment.nobody.get("/metrics").text
+    assert 'shoestring_agent_batches_total{outcome="accepted"}' in text
     assert 'shoestring_machines{state="up"} 1.0' in text

@@ -13,9 +13,9 @@ from sqlalchemy import insert
 from tests.api.deployment import Deployment
 
 
-def test_writes_that_come_together_each_get_their_own_outcome(here: Deployment) -> None:
+def test_writes_that_come_together_each_get_their_own_outcome(deployment: Deployment) -> None:
     """Thirty at once: some are refused, some run into a mistake of ours; the others are stored, whole."""
-    group = GroupCommit(here.store)
+    group = GroupCommit(deployment.store)
     start = Barrier(30)
     outcomes: dict[int, object] = {}
 
@@ -41,14 +41,14 @@ def test_writes_that_come_together_each_get_their_own_outcome(here: Deployment) 
         thread.join()
     wanted = {3: InvalidRequest, 4: ZeroDivisionError}
     assert outcomes == {number: wanted.get(number % 5, number) for number in range(30)}
-    with here.store.read() as db:
+    with deployment.store.read() as db:
         stored = {name for number in range(30) if db.sql.get(ServiceRow, name := f"service {number}")}
     assert stored == {f"service {number}" for number in range(30) if number % 5 < 3}
 
 
-def test_a_write_alone_raises_what_it_raised(here: Deployment) -> None:
+def test_a_write_alone_raises_what_it_raised(deployment: Deployment) -> None:
     with pytest.raises(InvalidRequest):
-        GroupCommit(here.store).write(_refused)
+        GroupCommit(deployment.store).write(_refused)
 
 
 def _refused(_: Write) -> None:

@@ -14,70 +14,70 @@ from tests.api.deployment import SPEC, Agent, Deployment
 pytestmark = pytest.mark.any_database
 
 
-def test_a_job_is_submitted_shown_and_listed(here: Deployment) -> None:
-    answer = here.member.post("/v1/jobs", json={"spec": SPEC})
+def test_a_job_is_submitted_shown_and_listed(deployment: Deployment) -> None:
+    answer = deployment.member.post("/v1/jobs", json={"spec": SPEC})
     assert answer.status_code == 201
     job = answer.json()
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert (job["state"], job["team"], job["user"]) == ("queued", "vision", "ben")
-    assert here.member.get(answer.headers["location"]).json()["id"] == job["id"]
-    assert [one["id"] for one in here.admin.get("/v1/jobs").json()["jobs"]] == [job["id"]]
+    assert deployment.member.get(answer.headers["location"]).json()["id"] == job["id"]
+    assert [one["id"] for one in deployment.admin.get("/v1/jobs").json()["jobs"]] == [job["id"]]
 
 
-def test_a_repeated_submit_is_one_job(here: Deployment) -> None:
+def test_a_repeated_submit_is_one_job(deployment: Deployment) -> None:
     headers = {"Idempotency-Key": str(uuid4())}
-    first = here.member.post("/v1/jobs", json={"spec": SPEC}, headers=headers)
-    again = here.member.post("/v1/jobs", json={"spec": SPEC}, headers=headers)
+    first = deployment.member.post("/v1/jobs", json={"spec": SPEC}, headers=headers)
+    again = deployment.member.post("/v1/jobs", json={"spec": SPEC}, headers=headers)
     assert (again.status_code, again.json()) == (201, first.json())
     assert again.headers["idempotency-replayed"] == "true"
-    other = here.member.post("/v1/jobs", json={"spec": SPEC | {"name": "other"}}, headers=headers)
+    other = deployment.member.post("/v1/jobs", json={"spec": SPEC | {"name": "other"}}, headers=headers)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency-mismatch")
-    assert len(here.member.get("/v1/jobs").json()["jobs"]) == 1
+    assert len(deployment.member.get("/v1/jobs").json()["jobs"]) == 1
 
 
-def test_a_dry_run_checks_everything_and_stores_nothing(here: Deployment) -> None:
-    answer = here.member.post("/v1/jobs", json={"spec": SPEC, "dry_run": True})
+def test_a_dry_run_checks_everything_and_stores_nothing(deployment: Deployment) -> None:
+    answer = deployment.member.post("/v1/jobs", json={"spec": SPEC, "dry_run": True})
     assert (answer.status_code, answer.json()["spec"]["resources"]["nodes"]) == (200, 1)
-    assert here.member.get("/v1/jobs").json()["jobs"] == []
+    assert deployment.member.get("/v1/jobs").json()["jobs"] == []
 
 
-def test_money_in_json_is_read_as_written(here: Deployment) -> None:
+def test_money_in_json_is_read_as_written(deployment: Deployment) -> None:
     body = '{"spec": {"recipe": "digits/quickstart", "limits": {"cost": 3.000001}}}'
-    answer = here.member.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    answer = deployment.member.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 201, answer.text
     assert answer.json()["cost"]["limit"] == {"amount": "3.000001", "currency": "USD"}
 
 
-def test_an_unchanged_job_is_answered_304(here: Deployment) -> None:
-    job = here.submit()
-    first = here.member.get(f"/v1/jobs/{job}")
-    again = here.member.get(f"/v1/jobs/{job}", headers={"If-None-Match": first.headers["etag"]})
+def test_an_unchanged_job_is_answered_304(deployment: Deployment) -> None:
+    job = deployment.submit()
+    first = deployment.member.get(f"/v1/jobs/{job}")
+    again = deployment.member.get(f"/v1/jobs/{job}", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
-    here.member.post(f"/v1/jobs/{job}:stop")
-    assert here.member.get(f"/v1/jobs/{job}", headers={"If-None-Match": first.headers["etag"]}).status_code == 200
+    deployment.member.post(f"/v1/jobs/{job}:stop")
+    assert deployment.member.get(f"/v1/jobs/{job}", headers={"If-None-Match": first.headers["etag"]}).status_code == 200
 
 
-def test_stop_ends_a_queued_job_and_retry_submits_it_again(here: Deployment) -> None:
-    job = here.submit(name="first")
-    stopped = here.member.post(f"/v1/jobs/{job}:stop")
+def test_stop_ends_a_queued_job_and_retry_submits_it_again(deployment: Deployment) -> None:
+    job = deployment.submit(name="first")
+    stopped = deployment.member.post(f"/v1/jobs/{job}:stop")
     assert (stopped.status_code, stopped.json()["state"], stopped.json()["end_reason"]) == (202, "ended", "user_stop")
-    again = here.member.post(f"/v1/jobs/{job}:retry")
+    again = deployment.member.post(f"/v1/jobs/{job}:retry")
     assert (again.status_code, again.json()["retried_from"], again.json()["name"]) == (201, str(job), "first")
 
 
-def test_a_paused_job_is_resumed(here: Deployment) -> None:
-    job = here.submit()
-    assert here.member.post(f"/v1/jobs/{job}:stop", json={"mode": "pause"}).json()["state"] == "paused"
-    assert here.member.post(f"/v1/jobs/{job}:resume").json()["state"] == "queued"
+def test_a_paused_job_is_resumed(deployment: Deployment) -> None:
+    job = deployment.submit()
+    assert deployment.member.post(f"/v1/jobs/{job}:stop", json={"mode": "pause"}).json()["state"] == "paused"
+    assert deployment.member.post(f"/v1/jobs/{job}:resume").json()["state"] == "queued"
 
 
-def test_a_list_is_filtered_and_paged(here: Deployment) -> None:
-    jobs = [here.submit(name=f"job {number}") for number in range(5)]
-    here.member.post(f"/v1/jobs/{jobs[0]}:stop")
+def test_a_list_is_filtered_and_paged(deployment: Deployment) -> None:
+    jobs = [deployment.submit(name=f"job {number}") for number in range(5)]
+    deployment.member.post(f"/v1/jobs/{jobs[0]}:stop")
     seen, cursor = [], None
     while True:
         params = {"filter": "state=queued", "limit": 2} | ({"cursor": cursor} if cursor else {})
-        page = here.member.get("/v1/jobs", params=params).json()
+        page = deployment.member.get("/v1/jobs", params=params).json()
         seen += [one["name"] for one in page["jobs"]]
         cursor = page["next_cursor"]
         if cursor is None:
@@ -85,49 +85,49 @@ def test_a_list_is_filtered_and_paged(here: Deployment) -> None:
     assert seen == ["job 4", "job 3", "job 2", "job 1"]
 
 
-def test_a_job_starts_with_the_weights_of_another_until_it_has_its_own(here: Deployment) -> None:
-    source, (teacher,) = here.running()
+def test_a_job_starts_with_the_weights_of_another_until_it_has_its_own(deployment: Deployment) -> None:
+    source, (teacher,) = deployment.running()
     teacher.points(range(1, 9))
     assert teacher.checkpoint(4, {"model.safetensors": b"early"}).status_code == 200
-    job = here.submit(init=f"job/{source}")
+    job = deployment.submit(init=f"job/{source}")
     assert teacher.checkpoint(8, {"model.safetensors": b"late"}).status_code == 200
 
-    (agent,) = here.launch(job)
+    (agent,) = deployment.launch(job)
     run = started(agent)
     assert run.resume is None
     assert run.init is not None
     assert run.init.step == 4  # as it was when the job was submitted
-    assert here.nobody.get(run.init.data_url).content == b"early"
+    assert deployment.nobody.get(run.init.data_url).content == b"early"
     assert run.task["init"] == f"job/{source}"
 
     agent.points(range(1, 5))
     assert agent.checkpoint(3, {"model.safetensors": b"own"}).status_code == 200
-    here.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
+    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
     again = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
     assert again is not None
     assert again.resume is not None
     assert (again.resume.step, again.init) == (3, None)
 
 
-def test_a_retry_that_starts_anew_starts_with_the_same_weights(here: Deployment) -> None:
-    source, (teacher,) = here.running()
+def test_a_retry_that_starts_anew_starts_with_the_same_weights(deployment: Deployment) -> None:
+    source, (teacher,) = deployment.running()
     teacher.points(range(1, 9))
     teacher.checkpoint(4, {"model.safetensors": b"early"})
-    job = here.submit(init=f"job/{source}")
+    job = deployment.submit(init=f"job/{source}")
     teacher.checkpoint(8, {"model.safetensors": b"late"})
-    here.member.post(f"/v1/jobs/{job}:stop")
-    again = here.member.post(f"/v1/jobs/{job}:retry").json()
-    (agent,) = here.launch(UUID(again["id"]))
+    deployment.member.post(f"/v1/jobs/{job}:stop")
+    again = deployment.member.post(f"/v1/jobs/{job}:retry").json()
+    (agent,) = deployment.launch(UUID(again["id"]))
     run = started(agent)
     assert run.init is not None
     assert run.init.step == 4
 
 
-def test_weights_that_nobody_may_see_or_that_are_not_there_are_refused(here: Deployment) -> None:
-    source, (teacher,) = here.running()
+def test_weights_that_nobody_may_see_or_that_are_not_there_are_refused(deployment: Deployment) -> None:
+    source, (teacher,) = deployment.running()
 
     def answer(job: object, who: str = "member") -> tuple[int, str, str]:
-        said = getattr(here, who).post("/v1/jobs", json={"spec": SPEC | {"init": f"job/{job}"}})
+        said = getattr(deployment, who).post("/v1/jobs", json={"spec": SPEC | {"init": f"job/{job}"}})
         return said.status_code, said.json().get("code", ""), said.text
 
     status, code, text = answer(source)
@@ -139,23 +139,23 @@ def test_weights_that_nobody_may_see_or_that_are_not_there_are_refused(here: Dep
     missing, foreign = answer(uuid4(), "stranger"), answer(source, "stranger")
     assert missing[:2] == (404, "not-found")
     assert foreign[:2] == missing[:2]
-    assert here.stranger.get(f"/v1/jobs/{source}").json()["detail"] in foreign[2]
+    assert deployment.stranger.get(f"/v1/jobs/{source}").json()["detail"] in foreign[2]
 
-    for file in Path(here.settings.objects).glob("**/data*"):
+    for file in Path(deployment.settings.objects).glob("**/data*"):
         file.unlink()
     status, code, text = answer(source)
     assert (status, code) == (422, "invalid-spec")
-    assert "not in the object store any more" in text
+    assert "no longer exists in the object store" in text
 
 
-def test_a_path_to_weights_is_answered_like_a_path_to_data(here: Deployment, tmp_path: Path) -> None:
+def test_a_path_to_weights_is_answered_like_a_path_to_data(deployment: Deployment, tmp_path: Path) -> None:
     allowed, forbidden = tmp_path / "data" / "model", tmp_path / "secret"
     for folder in (allowed, forbidden):
         folder.mkdir(parents=True)
-    (agent,) = here.launch(here.submit(init=str(allowed)))
+    (agent,) = deployment.launch(deployment.submit(init=str(allowed)))
     assert started(agent).task["init"] == str(allowed)
     answers = [
-        here.member.post("/v1/jobs", json={"spec": SPEC | {"init": str(path)}}).json()["errors"][0]
+        deployment.member.post("/v1/jobs", json={"spec": SPEC | {"init": str(path)}}).json()["errors"][0]
         for path in (forbidden, tmp_path / "missing")
     ]
     said = [answer["message"].replace(str(tmp_path), "").split("'")[2] for answer in answers]
@@ -163,21 +163,21 @@ def test_a_path_to_weights_is_answered_like_a_path_to_data(here: Deployment, tmp
     assert [answer["code"] for answer in answers] == ["init-not-found"] * 2
 
 
-def test_a_job_says_which_batches_it_does_without(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_job_says_which_batches_it_does_without(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 9))
     agent.checkpoint(3, {"model.safetensors": b"good"})
     verdict = failures.Restart("the loss of step 5 is nan; it goes back", skip=(4, 5))
-    assert here.store.write(lambda db: gangs.carry_out(db, job, 1, 1, verdict))
-    assert here.job(job).sentence == "Training, without the batches of steps 4 to 5, where its numbers broke."
+    assert deployment.store.write(lambda db: gangs.carry_out(db, job, 1, 1, verdict))
+    assert deployment.job(job).sentence == "Training, skipping the batches of steps 4 to 5 (NaN/Inf)."
     run = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
     assert run is not None
     assert run.resume is not None
     assert (run.resume.step, run.task["skip"]) == (3, [[4, 5]])
     agent.points(range(4, 12), generation=2)
-    curve = here.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]
+    curve = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]
     assert curve["steps"] == list(range(1, 12))
-    told = here.member.get(f"/v1/jobs/{job}/events").json()["events"]
+    told = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
     assert any(event["reason"] == verdict.reason for event in told)
 
 

@@ -26,24 +26,24 @@ def objects(tmp_path: Path) -> LocalObjects:
     return LocalObjects(tmp_path / "objects", "secret", "http://127.0.0.1:1")
 
 
-def test_an_object_goes_up_and_comes_back(here: Deployment) -> None:
+def test_an_object_goes_up_and_comes_back(deployment: Deployment) -> None:
     content = bytes(range(256)) * 20_000
-    objects = here.service.objects
+    objects = deployment.state.objects
     put, get = objects.put_url(KEY, _later()), objects.get_url(KEY, _later())
-    assert here.nobody.get(get).status_code == 404
-    assert here.nobody.put(put, content=content).status_code == 201
+    assert deployment.nobody.get(get).status_code == 404
+    assert deployment.nobody.put(put, content=content).status_code == 201
     assert objects.head(KEY) == Head(len(content), hashlib.sha256(content).hexdigest())
-    assert here.nobody.get(get).content == content
-    part = here.nobody.get(get, headers={"Range": "bytes=1000-1009"})
+    assert deployment.nobody.get(get).content == content
+    part = deployment.nobody.get(get, headers={"Range": "bytes=1000-1009"})
     assert (part.status_code, part.content) == (206, content[1000:1010])
 
 
-def test_an_object_is_written_once(here: Deployment) -> None:
-    put = here.service.objects.put_url(KEY, _later())
-    assert here.nobody.put(put, content=b"first").status_code == 201
-    answer = here.nobody.put(put, content=b"second")
+def test_an_object_is_written_once(deployment: Deployment) -> None:
+    put = deployment.state.objects.put_url(KEY, _later())
+    assert deployment.nobody.put(put, content=b"first").status_code == 201
+    answer = deployment.nobody.put(put, content=b"second")
     assert (answer.status_code, answer.json()["code"]) == (412, "precondition-failed")
-    assert here.service.objects.read(KEY, 100) == b"first"
+    assert deployment.state.objects.read(KEY, 100) == b"first"
 
 
 def test_of_many_writers_one_wins_and_its_hash_is_kept(objects: LocalObjects) -> None:
@@ -70,31 +70,31 @@ def test_of_many_writers_one_wins_and_its_hash_is_kept(objects: LocalObjects) ->
     ]
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(here: Deployment) -> None:
+def test_an_upload_that_breaks_off_leaves_nothing(deployment: Deployment) -> None:
     def broken() -> Iterator[bytes]:
         yield b"half of it"
         raise ConnectionResetError
 
-    put = here.service.objects.put_url(KEY, _later())
+    put = deployment.state.objects.put_url(KEY, _later())
     with pytest.raises(ConnectionResetError):
-        here.nobody.put(put, content=broken())
-    assert here.service.objects.head(KEY) is None
+        deployment.nobody.put(put, content=broken())
+    assert deployment.state.objects.head(KEY) is None
     assert httpx.put(put, content=b"all of it", trust_env=False).status_code == 201
 
 
 @pytest.mark.parametrize("change", ["signature=0", "expires=1", "method", "key"])
-def test_a_url_is_good_for_one_thing_until_it_expires(here: Deployment, change: str) -> None:
-    objects = here.service.objects
+def test_a_url_is_good_for_one_thing_until_it_expires(deployment: Deployment, change: str) -> None:
+    objects = deployment.state.objects
     put = objects.put_url(KEY, _later())
     if change == "method":
-        answer = here.nobody.get(put)
+        answer = deployment.nobody.get(put)
     elif change == "key":
-        answer = here.nobody.put(put.replace("000001", "000002"), content=b"x")
+        answer = deployment.nobody.put(put.replace("000001", "000002"), content=b"x")
     elif change == "expires=1":
-        answer = here.nobody.put(objects.put_url(KEY, 1), content=b"x")
+        answer = deployment.nobody.put(objects.put_url(KEY, 1), content=b"x")
         assert "expired" in answer.json()["detail"]
     else:
-        answer = here.nobody.put(put[:-64] + "0" * 64, content=b"x")
+        answer = deployment.nobody.put(put[:-64] + "0" * 64, content=b"x")
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
     assert objects.head(KEY) is None
 

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.any_database
 QUICK = {"recipe": "digits/quickstart", "params": {"width": 8, "epochs": 60}}
 
 
-def measure(here: Deployment, nodes: int, step_s: float) -> None:
+def measure(deployment: Deployment, nodes: int, step_s: float) -> None:
     """A run in which 60 steps of 45 an epoch took so long each, and evaluation once half a second."""
-    _, agents = here.running(**QUICK, resources={"nodes": nodes})
+    _, agents = deployment.running(**QUICK, resources={"nodes": nodes})
     steps = list(range(1, 61))
     times = [1.8e9 + step * step_s for step in steps]
     epochs = {"name": "epoch", "steps": steps, "times": times, "values": [step / 45 for step in steps]}
@@ -30,17 +30,17 @@ def measure(here: Deployment, nodes: int, step_s: float) -> None:
 
 
 @pytest.fixture
-def known(here: Deployment) -> Deployment:
+def known(deployment: Deployment) -> Deployment:
     """Measured: one machine takes about 8 s an epoch, two take 5; there are four."""
     offer = Offer(**{**vars(OFFER), "slots": 4})
-    here.store.write(lambda db: planning.record_offers(db, [offer]))
-    measure(here, 1, 0.18)
-    measure(here, 2, 0.115)
-    return here
+    deployment.store.write(lambda db: planning.record_offers(db, [offer]))
+    measure(deployment, 1, 0.18)
+    measure(deployment, 2, 0.115)
+    return deployment
 
 
-def plan(here: Deployment, **fields: Any) -> dict[str, Any]:
-    answer = here.member.post("/v1/plans", json={"spec": QUICK | fields})
+def plan(deployment: Deployment, **fields: Any) -> dict[str, Any]:
+    answer = deployment.member.post("/v1/plans", json={"spec": QUICK | fields})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -98,7 +98,7 @@ def test_a_team_learns_nothing_from_another(known: Deployment) -> None:
     assert (asked["verdict"], asked["options"], asked["runs"]) == ("unmeasured", [], 0)
 
 
-def test_a_plan_checks_the_spec_as_a_submission_does(here: Deployment) -> None:
+def test_a_plan_checks_the_spec_as_a_submission_does(deployment: Deployment) -> None:
     for wrong in (
         {"recipe": "digits/quickstar"},
         QUICK | {"limits": {"tme": "5m"}},
@@ -106,11 +106,11 @@ def test_a_plan_checks_the_spec_as_a_submission_does(here: Deployment) -> None:
         {"recipe": "imagefolder/resnet9", "data": {"train": "/nowhere"}},
         "recipe: [",
     ):
-        submitted = here.member.post("/v1/jobs", json={"spec": wrong})
-        planned = here.member.post("/v1/plans", json={"spec": wrong})
+        submitted = deployment.member.post("/v1/jobs", json={"spec": wrong})
+        planned = deployment.member.post("/v1/plans", json={"spec": wrong})
         assert planned.status_code == submitted.status_code >= 400
         assert planned.json() == submitted.json()
-    assert here.nobody.post("/v1/plans", json={"spec": QUICK}).status_code == 401
+    assert deployment.nobody.post("/v1/plans", json={"spec": QUICK}).status_code == 401
 
 
 def test_a_retry_keeps_the_machines_that_were_chosen(known: Deployment) -> None:

@@ -17,62 +17,62 @@ from sqlalchemy import update
 from tests.api.deployment import Deployment
 
 
-def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 9))
     assert agent.checkpoint(5, {"model": b"abc"}).json()["promoted"]
-    here.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
+    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
     agent.report(member={"generation": 2, "state": "ready", "port": 29501})
     agent.points(range(6, 8), generation=2)
-    merged = here.member.get(f"/v1/jobs/{job}/metrics").json()
+    merged = deployment.member.get(f"/v1/jobs/{job}/metrics").json()
     (curve,) = merged["curves"]
     assert curve["steps"] == [1, 2, 3, 4, 5, 6, 7]
     assert curve["values"] == [1.1, 2.1, 3.1, 4.1, 5.1, 6.2, 7.2]
-    everything = here.member.get(f"/v1/jobs/{job}/metrics", params={"attempts": "all"}).json()["curves"]
+    everything = deployment.member.get(f"/v1/jobs/{job}/metrics", params={"attempts": "all"}).json()["curves"]
     assert [(one["generation"], one["lost"], one["steps"]) for one in everything] == [
         (1, False, [1, 2, 3, 4, 5]), (1, True, [6, 7, 8]), (2, False, [6, 7]),
     ]  # fmt: skip
-    found = here.member.get(f"/v1/jobs/{job}/attempts").json()
+    found = deployment.member.get(f"/v1/jobs/{job}/attempts").json()
     assert (found["steps"], found["steps_lost"]) == (7, 3)
     first, second = found["attempts"][0]["generations"]
     assert (first["last_step"], first["kept_through"], first["steps_lost"]) == (8, 5, 3)
     assert (second["start_step"], second["last_step"], second["steps_lost"]) == (5, 7, 0)
-    assert here.job(job).progress.step == 7
+    assert deployment.job(job).progress.step == 7
 
 
-def test_late_points_of_an_older_generation_are_history(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_late_points_of_an_older_generation_are_history(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 4))
-    here.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
+    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
     agent.report(member={"generation": 2, "state": "ready", "port": 29501})
     agent.points(range(1, 3), generation=2)
     agent.points(range(4, 6), generation=1)
-    shown = here.job(job)
+    shown = deployment.job(job)
     assert (shown.progress.step, shown.latest["train/loss"]) == (2, 2.2)
-    (curve,) = here.member.get(f"/v1/jobs/{job}/metrics").json()["curves"]
+    (curve,) = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"]
     assert curve["values"] == [1.2, 2.2]
 
 
-def test_a_part_of_a_curve_is_read_by_name_and_range(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_part_of_a_curve_is_read_by_name_and_range(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 11), "train/loss")
     agent.points(range(1, 11), "val/acc")
     params: dict[str, Any] = {"keys": "val/acc", "first": 4, "last": 6}
-    (curve,) = here.member.get(f"/v1/jobs/{job}/metrics", params=params).json()["curves"]
+    (curve,) = deployment.member.get(f"/v1/jobs/{job}/metrics", params=params).json()["curves"]
     assert (curve["name"], curve["steps"]) == ("val/acc", [4, 5, 6])
 
 
-def test_lines_are_what_a_terminal_shows(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_lines_are_what_a_terminal_shows(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.log(b"start\r\n 1%\r 50%\r100%\n\x1b[1mbold\x1b[0m\nbad \xff byte, nul \x00\nunfin")
-    assert _lines(here, job) == ["start", "100%", "\x1b[1mbold\x1b[0m", "bad \ufffd byte, nul \ufffd"]
+    assert _lines(deployment, job) == ["start", "100%", "\x1b[1mbold\x1b[0m", "bad \ufffd byte, nul \ufffd"]
     agent.log(b"ished\n")
-    assert _lines(here, job)[-1] == "unfinished"
+    assert _lines(deployment, job)[-1] == "unfinished"
 
 
-def test_pages_of_a_log_join_without_a_seam(here: Deployment) -> None:
+def test_pages_of_a_log_join_without_a_seam(deployment: Deployment) -> None:
     """Lines of two ranks, cut into chunks in the middle of words, read in pages of every size."""
-    job, (agent,) = here.running(resources={"nodes": 1, "procs": 2})
+    job, (agent,) = deployment.running(resources={"nodes": 1, "procs": 2})
     for rank in (0, 1):
         text = "".join(f"rank {rank} line {number}\n" for number in range(40)).encode()
         for start in range(0, len(text), 37):
@@ -81,7 +81,7 @@ def test_pages_of_a_log_join_without_a_seam(here: Deployment) -> None:
         lines, cursor = [], None
         while True:
             params = {"limit": size} | ({"cursor": cursor} if cursor else {})
-            page = here.member.get(f"/v1/jobs/{job}/logs", params=params).json()
+            page = deployment.member.get(f"/v1/jobs/{job}/logs", params=params).json()
             lines += [line["text"] for line in page["lines"]]
             cursor = page["next_cursor"]
             if not page["lines"]:
@@ -90,61 +90,61 @@ def test_pages_of_a_log_join_without_a_seam(here: Deployment) -> None:
         assert [line for line in lines if line.startswith("rank 1")] == [f"rank 1 line {n}" for n in range(40)], size
         assert len(lines) == 80
     agent.log(b"later\n", 0)
-    page = here.member.get(f"/v1/jobs/{job}/logs", params={"cursor": cursor or ""}).json()
+    page = deployment.member.get(f"/v1/jobs/{job}/logs", params={"cursor": cursor or ""}).json()
     assert [line["text"] for line in page["lines"]] == ["later"]
 
 
-def test_a_tail_is_the_end_and_can_be_followed(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_tail_is_the_end_and_can_be_followed(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     for number in range(100):
         agent.log(f"line {number}\n".encode())
-    page = here.member.get(f"/v1/jobs/{job}/logs", params={"tail": 3}).json()
+    page = deployment.member.get(f"/v1/jobs/{job}/logs", params={"tail": 3}).json()
     assert [line["text"] for line in page["lines"]] == ["line 97", "line 98", "line 99"]
     agent.log(b"line 100\n")
-    page = here.member.get(f"/v1/jobs/{job}/logs", params={"cursor": page["next_cursor"]}).json()
+    page = deployment.member.get(f"/v1/jobs/{job}/logs", params={"cursor": page["next_cursor"]}).json()
     assert [line["text"] for line in page["lines"]] == ["line 100"]
-    assert here.member.get(f"/v1/jobs/{job}/logs", params={"tail": 0}).json()["lines"] == []
+    assert deployment.member.get(f"/v1/jobs/{job}/logs", params={"tail": 0}).json()["lines"] == []
 
 
-def test_a_log_is_chosen_by_rank_and_machine_and_comes_as_text(here: Deployment) -> None:
-    job, agents = here.running(resources={"nodes": 2})
+def test_a_log_is_chosen_by_rank_and_machine_and_comes_as_text(deployment: Deployment) -> None:
+    job, agents = deployment.running(resources={"nodes": 2})
     agents[0].log(b"a0\n", 0)
     agents[0].log(b"agent\n", -1)
     agents[1].log(b"b1\n", 1)
-    assert _lines(here, job, rank=1) == ["b1"]
-    assert _lines(here, job, machine=agents[0].machine) == ["a0", "agent"]
-    text = here.member.get(f"/v1/jobs/{job}/logs", headers={"Accept": "text/plain"})
+    assert _lines(deployment, job, rank=1) == ["b1"]
+    assert _lines(deployment, job, machine=agents[0].machine) == ["a0", "agent"]
+    text = deployment.member.get(f"/v1/jobs/{job}/logs", headers={"Accept": "text/plain"})
     assert (text.text, text.headers["content-type"]) == ("a0\nagent\nb1\n", "text/plain; charset=utf-8")
-    records = here.member.get(f"/v1/jobs/{job}/logs", headers={"Accept": "application/x-ndjson"}).text.splitlines()
-    assert [json.loads(record)["slot"] for record in records] == [0, 0, 1]
+    ndjson = deployment.member.get(f"/v1/jobs/{job}/logs", headers={"Accept": "application/x-ndjson"})
+    assert [json.loads(record)["slot"] for record in ndjson.text.splitlines()] == [0, 0, 1]
 
 
-def test_bytes_that_never_came_end_their_line(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_bytes_that_never_came_end_their_line(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.log(b"begun ")
     agent.offsets[0] += 1000
     agent.log(b"after the gap\n")
-    assert _lines(here, job) == ["begun ", "after the gap"]
+    assert _lines(deployment, job) == ["begun ", "after the gap"]
 
 
-def test_a_line_without_an_end_is_shown_when_its_machine_is_gone(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_line_without_an_end_is_shown_when_its_machine_is_gone(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.log(b"last words")
-    assert _lines(here, job) == []
-    with here.store.writer.begin() as connection:
+    assert _lines(deployment, job) == []
+    with deployment.store.writer.begin() as connection:
         connection.execute(
             update(MachineRow).where(MachineRow.id == agent.machine).values(state="terminated", ended_at=1)
         )
-    assert _lines(here, job) == ["last words"]
+    assert _lines(deployment, job) == ["last words"]
 
 
-def test_a_huge_line_comes_in_pieces(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_huge_line_comes_in_pieces(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.log(b"x" * 150_000 + b"\n")
-    assert [len(line) for line in _lines(here, job)] == [65536, 65536, 18928]
+    assert [len(line) for line in _lines(deployment, job)] == [65536, 65536, 18928]
 
 
-def test_the_log_quota_drops_logs_and_nothing_else(migrated_url: str, tmp_path: Path, here: Deployment) -> None:
+def test_the_log_quota_drops_logs_and_nothing_else(migrated_url: str, tmp_path: Path, deployment: Deployment) -> None:
     with Deployment(migrated_url, tmp_path / "small", log_quota_bytes=1000) as small:
         job, (agent,) = small.running()
         agent.log(b"a" * 899 + b"\n")
@@ -155,30 +155,30 @@ def test_the_log_quota_drops_logs_and_nothing_else(migrated_url: str, tmp_path: 
         assert small.job(job).progress.step == 2
 
 
-def test_a_foreign_or_broken_log_cursor_is_refused(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_a_foreign_or_broken_log_cursor_is_refused(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     agent.log(b"secret\n")
-    own = here.member.get(f"/v1/jobs/{job}/logs").json()["next_cursor"]
-    theirs = here.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}}).json()["id"]
-    assert here.stranger.get(f"/v1/jobs/{theirs}/logs", params={"cursor": own}).json()["lines"] == []
+    own = deployment.member.get(f"/v1/jobs/{job}/logs").json()["next_cursor"]
+    theirs = deployment.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}}).json()["id"]
+    assert deployment.stranger.get(f"/v1/jobs/{theirs}/logs", params={"cursor": own}).json()["lines"] == []
     for cursor in ("x", "e30x", "bnVsbA", "W10", "eyJhIjogMX0"):
-        answer = here.member.get(f"/v1/jobs/{job}/logs", params={"cursor": cursor})
+        answer = deployment.member.get(f"/v1/jobs/{job}/logs", params={"cursor": cursor})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request"), cursor
 
 
-def test_cost_is_machine_time_by_the_providers_clock(here: Deployment) -> None:
-    job, (agent,) = here.running()
-    shown = here.job(job).cost
+def test_cost_is_machine_time_by_the_providers_clock(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    shown = deployment.job(job).cost
     assert shown.price_basis == "simulated"
-    assert money.from_decimal(shown.held.amount) == funding.first_hold("0.526", here.service.timeouts)
-    with here.store.writer.begin() as connection:
+    assert money.from_decimal(shown.held.amount) == funding.first_hold("0.526", deployment.state.timeouts)
+    with deployment.store.writer.begin() as connection:
         gone = {"state": "terminated", "launched_at": 0, "ended_at": 3_600_000_000, "end_cause": "requested"}
         connection.execute(update(MachineRow).where(MachineRow.id == agent.machine).values(**gone))
-    shown = here.job(job).cost
+    shown = deployment.job(job).cost
     assert (shown.running.amount, shown.spent.amount, shown.on_demand.amount) == ("0.158", "0.00", "0.526")
-    while here.store.write(lambda db: billing.settle_machine(db, agent.machine)):
+    while deployment.store.write(lambda db: billing.settle_machine(db, agent.machine)):
         pass
-    report = here.member.get(f"/v1/jobs/{job}/cost").json()
+    report = deployment.member.get(f"/v1/jobs/{job}/cost").json()
     assert (report["cost"]["running"]["amount"], report["cost"]["spent"]["amount"]) == ("0.00", "0.158")
     assert report["cost"]["held"]["amount"] == "0.00"
     assert report["machines"][0]["cost"]["amount"] == "0.158"
@@ -186,38 +186,38 @@ def test_cost_is_machine_time_by_the_providers_clock(here: Deployment) -> None:
     assert sum(money.from_decimal(line["amount"]["amount"]) for line in report["transfers"]) == 158_000
 
 
-def test_a_sentence_says_what_and_what_to_do(here: Deployment) -> None:
-    job = here.submit()
-    with here.store.writer.begin() as connection:
+def test_a_sentence_says_what_and_what_to_do(deployment: Deployment) -> None:
+    job = deployment.submit()
+    with deployment.store.writer.begin() as connection:
         wait = {"wait_reason": "money", "wait_text": "The budget of team vision is $0.12 short. Ask for a grant."}
         connection.execute(update(JobRow).where(JobRow.id == job).values(**wait))
-    shown = here.job(job)
+    shown = deployment.job(job)
     assert shown.wait_reason == "money"
-    assert shown.sentence == "Waiting for money: The budget of team vision is $0.12 short. Ask for a grant."
+    assert shown.sentence == "Waiting for budget: The budget of team vision is $0.12 short. Ask for a grant."
 
 
-def test_steps_total_and_epoch_come_from_the_ranks(here: Deployment) -> None:
-    job, (agent,) = here.running()
+def test_steps_total_and_epoch_come_from_the_ranks(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
     started = {"kind": "started", "at": 1.0, "data": {"steps_total": 40, "world_size": 1}}
     agent.report(batch=agent.batch(events=[started]))
     agent.report(batch=agent.batch(points=[{"name": "epoch", "steps": [10], "times": [1.0], "values": [2.5]}]))
-    progress = here.job(job).progress
+    progress = deployment.job(job).progress
     assert (progress.steps_total, progress.epoch, progress.fraction) == (40, 2.5, 0.25)
-    with here.store.read() as db:
+    with deployment.store.read() as db:
         assert db.sql.get_one(GenerationRow, (job, 1)).last_step == 10
 
 
-def _lines(here: Deployment, job: UUID, **params: Any) -> list[str]:
-    page = here.member.get(f"/v1/jobs/{job}/logs", params=params).json()
+def _lines(deployment: Deployment, job: UUID, **params: Any) -> list[str]:
+    page = deployment.member.get(f"/v1/jobs/{job}/logs", params=params).json()
     return [line["text"] for line in page["lines"]]
 
 
-def test_the_energy_of_a_job_is_what_its_machines_measured_of_one_computer(here: Deployment) -> None:
-    job, agents = here.running(resources={"nodes": 2})
-    assert here.member.get(f"/v1/jobs/{job}/cost").json()["energy"] is None
+def test_the_energy_of_a_job_is_what_its_machines_measured_of_one_computer(deployment: Deployment) -> None:
+    job, agents = deployment.running(resources={"nodes": 2})
+    assert deployment.member.get(f"/v1/jobs/{job}/cost").json()["energy"] is None
     for agent in agents:
         columns = {"steps": [0, 5], "times": [1e9, 1e9 + 5], "values": [0.0, 3600.0]}
         series = [{"name": name} | columns for name in ("system/cpu_energy_joules", "system/gpu0/energy_joules")]
         agent.report(batch=agent.batch(points=series))
-    energy = here.member.get(f"/v1/jobs/{job}/cost").json()["energy"]
+    energy = deployment.member.get(f"/v1/jobs/{job}/cost").json()["energy"]
     assert energy == {"joules": 7200.0, "kwh": 0.002, "of": ["cpu", "gpu"]}

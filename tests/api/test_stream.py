@@ -11,13 +11,13 @@ from shoestring_core.store import events as feed
 from shoestring_core.store.tables import EventRow, JobRow
 from sqlalchemy import delete
 
-from tests.api.deployment import Agent, Deployment, Said, events
+from tests.api.deployment import Agent, Deployment, ServerSentEvent, events
 from tests.servers import Valkey
 
 
-def test_what_happens_arrives_at_once(here: Deployment) -> None:
-    job, (agent,) = here.running()
-    with here.stream(f"job:{job}") as stream:
+def test_what_happens_arrives_at_once(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    with deployment.stream(f"job:{job}") as stream:
         agent.points(range(1, 4))
         points = next(one for one in stream if one.name == "points")
         assert points.data["job"] == str(job)
@@ -30,26 +30,26 @@ def test_what_happens_arrives_at_once(here: Deployment) -> None:
         assert _texts(stream, 2) == ["one", "two"]
         agent.log(b"ee\n")
         assert _texts(stream, 1) == ["three"]
-        here.member.post(f"/v1/jobs/{job}:stop")
+        deployment.member.post(f"/v1/jobs/{job}:stop")
         moved = next(one for one in stream if one.name == "event")
         assert (moved.data["kind"], moved.data["data"]["to"]) == ("job", "stopping")
         assert next(one for one in stream if one.name == "job").data["state"] == "stopping"
 
 
-def test_the_list_moves_and_so_does_money(here: Deployment) -> None:
-    with here.stream("jobs,budget") as stream:
-        job = here.submit()
+def test_the_list_moves_and_so_does_money(deployment: Deployment) -> None:
+    with deployment.stream("jobs,budget") as stream:
+        job = deployment.submit()
         assert next(one for one in stream if one.name == "job").data["id"] == str(job)
-        team = next(one for one in here.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
-        here.admin.put(f"/v1/budgets/{team['id']}", json={"limit": "12.50"})
+        team = next(one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+        deployment.admin.put(f"/v1/budgets/{team['id']}", json={"limit": "12.50"})
         budgets = (one.data for one in stream if one.name == "budget")
         assert next(one for one in budgets if one["kind"] == "team" and one["limit"])["limit"]["amount"] == "12.50"
 
 
-def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(here: Deployment) -> None:
+def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(deployment: Deployment) -> None:
     """Points and log lines carry numbers; a client that comes and goes must have each of them once, in order."""
-    job, (agent,) = here.running()
-    cursor = here.member.get(f"/v1/jobs/{job}/metrics", params={"keys": ""}).json()["cursor"]
+    job, (agent,) = deployment.running()
+    cursor = deployment.member.get(f"/v1/jobs/{job}/metrics", params={"keys": ""}).json()["cursor"]
     writer = threading.Thread(target=_write_much, args=(agent, 60))
     writer.start()
     steps: list[int] = []
@@ -57,7 +57,7 @@ def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(here: Deplo
     visits = 0
     while len(steps) < 60 or len(lines) < 60:
         visits += 1
-        with here.stream(f"job:{job}", cursor) as stream:
+        with deployment.stream(f"job:{job}", cursor) as stream:
             for said in itertools.islice(stream, visits % 7 + 1):
                 steps += (
                     [step for curve in said.data["curves"] for step in curve["steps"]] if said.name == "points" else []
@@ -73,64 +73,64 @@ def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(here: Deplo
     assert visits > 5
 
 
-def test_a_viewer_far_back_catches_up_and_then_goes_on_live(here: Deployment) -> None:
-    job, (agent,) = here.running()
-    cursor = here.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
+def test_a_viewer_far_back_catches_up_and_then_goes_on_live(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    cursor = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
     for step in range(1, 251):
         agent.points(range(step, step + 1))
-    with here.stream(f"job:{job}", cursor) as stream:
+    with deployment.stream(f"job:{job}", cursor) as stream:
         seen = list(itertools.islice(_steps(stream), 250))
         agent.points(range(251, 252))
         assert [*seen, next(_steps(stream))] == list(range(1, 252))
 
 
-def test_a_cursor_whose_history_is_gone_gets_resync(here: Deployment) -> None:
-    job, (agent,) = here.running()
-    cursor = here.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
+def test_a_cursor_whose_history_is_gone_gets_resync(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    cursor = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
     for step in range(1, 4):
         agent.points(range(step, step + 1))
-    with here.store.writer.begin() as connection:
+    with deployment.store.writer.begin() as connection:
         connection.execute(delete(EventRow).where(EventRow.kind == "batch"))
-    with here.stream(f"job:{job}", cursor) as stream:
+    with deployment.stream(f"job:{job}", cursor) as stream:
         assert next(stream).name == "resync"
         agent.points(range(4, 5))
         assert next(_steps(stream)) == 4
 
 
-def test_a_cursor_from_before_a_backup_was_restored_gets_resync(here: Deployment) -> None:
-    job, (agent,) = here.running()
-    with here.store.read() as db:
+def test_a_cursor_from_before_a_backup_was_restored_gets_resync(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    with deployment.store.read() as db:
         team = db.sql.get_one(JobRow, job).team_id
         ahead = feed.cursor(team, feed.head(db, team) + 1_000)
-    with here.stream(f"job:{job}", ahead) as stream:
+    with deployment.stream(f"job:{job}", ahead) as stream:
         assert next(stream).name == "resync"
         agent.points(range(1, 2))
         assert next(_steps(stream)) == 1
 
 
 @pytest.mark.parametrize("topics", ["", "nothing", "job:", "job:1", "jobs,job:x"])
-def test_topics_that_make_no_sense_are_refused(here: Deployment, topics: str) -> None:
-    answer = here.member.get("/v1/stream", params={"topics": topics})
+def test_topics_that_make_no_sense_are_refused(deployment: Deployment, topics: str) -> None:
+    answer = deployment.member.get("/v1/stream", params={"topics": topics})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
 
 
-def test_only_the_own_team_is_heard(here: Deployment) -> None:
-    job, (agent,) = here.running()
-    assert here.stranger.get("/v1/stream", params={"topics": f"job:{job}"}).status_code == 404
-    assert here.nobody.get("/v1/stream").status_code == 401
-    cursor = here.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
-    answer = here.stranger.get("/v1/stream", params={"cursor": cursor})
+def test_only_the_own_team_is_heard(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    assert deployment.stranger.get("/v1/stream", params={"topics": f"job:{job}"}).status_code == 404
+    assert deployment.nobody.get("/v1/stream").status_code == 401
+    cursor = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
+    answer = deployment.stranger.get("/v1/stream", params={"cursor": cursor})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
-    with here.stranger.stream("GET", "/v1/stream", params={"topics": "jobs,budget"}) as answer:
+    with deployment.stranger.stream("GET", "/v1/stream", params={"topics": "jobs,budget"}) as answer:
         theirs = events(answer.iter_lines())
         agent.points(range(1, 2))
-        here.submit()
-        own = here.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}}).json()["id"]
+        deployment.submit()
+        own = deployment.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}}).json()["id"]
         assert next(one for one in theirs if one.name == "job").data["id"] == own
 
 
 def test_a_second_process_hears_of_commits_through_redis(
-    here: Deployment, migrated_url: str, tmp_path: Path, valkey: Valkey
+    deployment: Deployment, migrated_url: str, tmp_path: Path, valkey: Valkey
 ) -> None:
     with (
         Deployment(migrated_url, tmp_path / "a", redis_url=valkey.url) as first,
@@ -154,10 +154,10 @@ def _write_much(agent: Agent, count: int) -> None:
         agent.log(f"{number}\n".encode())
 
 
-def _steps(stream: Iterator[Said]) -> Iterator[int]:
+def _steps(stream: Iterator[ServerSentEvent]) -> Iterator[int]:
     return (step for one in stream if one.name == "points" for curve in one.data["curves"] for step in curve["steps"])
 
 
-def _texts(stream: Iterator[Said], count: int) -> list[str]:
+def _texts(stream: Iterator[ServerSentEvent], count: int) -> list[str]:
     found = (line["text"] for one in stream if one.name == "logs" for line in one.data["lines"])
     return list(itertools.islice(found, count))

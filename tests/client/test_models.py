@@ -22,18 +22,18 @@ def test_a_jobs_model_is_fetched_once_and_again_if_it_is_damaged(
     store = open_store(url)
     store.migrate()
     store.close()
-    with Deployment(url, tmp_path) as here:
-        monkeypatch.setenv("SHOESTRING_KEY", here.keys[1])
-        job, (agent,) = here.running()
+    with Deployment(url, tmp_path) as deployment:
+        monkeypatch.setenv("SHOESTRING_KEY", deployment.keys[1])
+        job, (agent,) = deployment.running()
         with pytest.raises(typer.Exit) as early:
-            models.find_model(str(job), here.url)
+            models.find_model(str(job), deployment.url)
         assert early.value.exit_code == exits.NOT_FOUND
         assert "no model yet" in capfd.readouterr().err
         agent.points(range(1, 4))
         content = bytes(range(256)) * 40
         assert agent.checkpoint(3, {"model.pt2": content}, reason="final", result={}).status_code == 200
         for fetched, damage in ((True, False), (False, True), (True, False)):
-            file = models.find_model(str(job)[:13], here.url)
+            file = models.find_model(str(job)[:13], deployment.url)
             assert file.read_bytes() == content
             assert file.suffix == ".pt2"
             assert ("Fetching" in capfd.readouterr().err) is fetched

@@ -79,9 +79,9 @@ def test_a_jobs_figures_come_from_the_service(tmp_path: Path) -> None:
     store = open_store(url)
     store.migrate()
     store.close()
-    with Deployment(url, tmp_path) as here:
-        job, (agent,) = here.running(goal={"metric": "val/acc", "reach": 0.9})
-        submitted = here.job(job).created_at.timestamp()
+    with Deployment(url, tmp_path) as deployment:
+        job, (agent,) = deployment.running(goal={"metric": "val/acc", "reach": 0.9})
+        submitted = deployment.job(job).created_at.timestamp()
         times = [submitted + 100 + step for step in range(1, 11)]
         epochs = [step / 5 for step in range(1, 11)]
         series = [
@@ -92,7 +92,7 @@ def test_a_jobs_figures_come_from_the_service(tmp_path: Path) -> None:
         agent.report(batch=agent.batch(points=series))
         result = {"val/acc": 0.95, "images_per_s": 100.0}
         assert agent.checkpoint(10, {"model.json": b"{}"}, reason="final", result=result).status_code == 200
-        with Client(here.url, here.keys[1]) as client:
+        with Client(deployment.url, deployment.keys[1]) as client:
             found = results.of_job(client, client.job(job), None)
     assert found.target == 0.9
     assert found.figures == {"images_per_s": 100.0}

@@ -94,7 +94,7 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jo
     stopped = service.settled(stopping.id)
     assert [watcher.wait(PATIENCE_S) for watcher in watchers] == [4, 4]
     assert paused.wait_reason == "grant"
-    assert "its money ran out" in paused.sentence
+    assert "budget exhausted" in paused.sentence
     assert "`shoestring budget set`" in paused.sentence
     assert stopped.end_reason == "budget"
     witness.require_none_alive(service.data)

@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.api.deployment import Deployment
 from tests.servers import FaultProxy, until
-from tests.web.conftest import SignIn
+from tests.web.conftest import OpenPage
 
 pytestmark = pytest.mark.any_database
 
@@ -39,43 +39,43 @@ def colours_on(canvas: Locator) -> int:
 # Signing in
 
 
-def test_a_key_signs_in_and_leads_to_where_one_wanted_to_go(here: Deployment, page: Page) -> None:
-    page.goto(f"{here.url}/budget")
-    expect(page).to_have_url(f"{here.url}/login?next=%2Fbudget")
-    page.get_by_label("API key").fill(here.keys[1])
+def test_a_key_signs_in_and_leads_to_where_one_wanted_to_go(deployment: Deployment, page: Page) -> None:
+    page.goto(f"{deployment.url}/budget")
+    expect(page).to_have_url(f"{deployment.url}/login?next=%2Fbudget")
+    page.get_by_label("API key").fill(deployment.keys[1])
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Budget")
-    expect(page).to_have_url(f"{here.url}/budget")
+    expect(page).to_have_url(f"{deployment.url}/budget")
 
 
-def test_a_one_time_link_signs_in_once(here: Deployment, page: Page) -> None:
-    code = here.admin.post("/v1/login-codes").json()["code"]
-    page.goto(f"{here.url}/login?code={code}&next=/new")
+def test_a_one_time_link_signs_in_once(deployment: Deployment, page: Page) -> None:
+    code = deployment.admin.post("/v1/login-codes").json()["code"]
+    page.goto(f"{deployment.url}/login?code={code}&next=/new")
     expect(page.get_by_role("heading", level=1)).to_have_text("New job")
     page.context.clear_cookies()
-    page.goto(f"{here.url}/login?code={code}")
+    page.goto(f"{deployment.url}/login?code={code}")
     expect(page.get_by_role("alert")).to_contain_text("This link doesn't sign you in any more")
     expect(page.get_by_label("API key")).to_be_visible()
 
 
-def test_a_wrong_key_is_told_so_in_words(here: Deployment, page: Page) -> None:
-    page.goto(f"{here.url}/login")
+def test_a_wrong_key_is_told_so_in_words(deployment: Deployment, page: Page) -> None:
+    page.goto(f"{deployment.url}/login")
     page.get_by_label("API key").fill("sst_pat_nonsense")
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert")).to_contain_text("This key doesn't sign you in")
 
 
-def test_a_sign_in_link_leads_nowhere_else(here: Deployment, enter: SignIn) -> None:
-    page = enter("https://elsewhere.example/jobs")
-    expect(page).to_have_url(f"{here.url}/")
+def test_a_sign_in_link_leads_nowhere_else(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("https://elsewhere.example/jobs")
+    expect(page).to_have_url(f"{deployment.url}/")
 
 
-def test_a_session_that_ends_leads_back_after_signing_in(here: Deployment, enter: SignIn) -> None:
-    page = enter("/budget")
+def test_a_session_that_ends_leads_back_after_signing_in(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/budget")
     page.context.clear_cookies()
     page.reload()
-    expect(page).to_have_url(f"{here.url}/login?next=%2Fbudget")
-    page.get_by_label("API key").fill(here.keys[1])
+    expect(page).to_have_url(f"{deployment.url}/login?next=%2Fbudget")
+    page.get_by_label("API key").fill(deployment.keys[1])
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Budget")
 
@@ -83,15 +83,15 @@ def test_a_session_that_ends_leads_back_after_signing_in(here: Deployment, enter
 # Jobs
 
 
-def test_the_list_fills_and_moves_by_itself(here: Deployment, enter: SignIn) -> None:
-    page = enter("/")
+def test_the_list_fills_and_moves_by_itself(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/")
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
     page.evaluate("window.untouched = true")
     expect(page.locator(".connection")).to_have_class(re.compile("live"))
-    job = here.submit(name="first")
+    job = deployment.submit(name="first")
     expect(page.get_by_role("link", name="first")).to_be_visible()
     expect(chip(page, "queued")).to_be_visible()
-    (agent,) = here.launch(job)
+    (agent,) = deployment.launch(job)
     expect(chip(page, "launching")).to_be_visible()
     agent.register()
     agent.report(member={"generation": 1, "state": "ready", "port": 29500})
@@ -101,10 +101,10 @@ def test_the_list_fills_and_moves_by_itself(here: Deployment, enter: SignIn) -> 
     assert page.evaluate("window.untouched")
 
 
-def test_a_filter_is_part_of_the_address(here: Deployment, enter: SignIn) -> None:
-    here.submit(name="apples")
-    here.submit(name="pears")
-    page = enter("/")
+def test_a_filter_is_part_of_the_address(deployment: Deployment, open_page: OpenPage) -> None:
+    deployment.submit(name="apples")
+    deployment.submit(name="pears")
+    page = open_page("/")
     expect(page.locator("tr[data-job]")).to_have_count(2)
     page.keyboard.press("/")
     page.keyboard.type("name=pears")
@@ -117,28 +117,28 @@ def test_a_filter_is_part_of_the_address(here: Deployment, enter: SignIn) -> Non
     expect(page.get_by_role("alert")).to_contain_text("can't be filtered by 'colour'")
 
 
-def test_more_jobs_than_a_page_are_a_click_away(here: Deployment, enter: SignIn) -> None:
+def test_more_jobs_than_a_page_are_a_click_away(deployment: Deployment, open_page: OpenPage) -> None:
     for number in range(51):
-        here.submit(name=f"job {number}")
-    page = enter("/")
+        deployment.submit(name=f"job {number}")
+    page = open_page("/")
     expect(page.locator("tr[data-job]")).to_have_count(50)
     page.get_by_role("button", name="Load more").click()
     expect(page.locator("tr[data-job]")).to_have_count(51)
     expect(page.get_by_role("button", name="Load more")).to_have_count(0)
 
 
-def test_another_teams_job_looks_like_none(here: Deployment, enter: SignIn) -> None:
-    answer = here.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}})
-    page = enter(f"/jobs/{answer.json()['id']}")
+def test_another_teams_job_looks_like_none(deployment: Deployment, open_page: OpenPage) -> None:
+    answer = deployment.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}})
+    page = open_page(f"/jobs/{answer.json()['id']}")
     expect(page.get_by_role("heading", level=1)).to_have_text("No such job")
 
 
 # One job
 
 
-def test_points_are_painted_without_a_click(here: Deployment, enter: SignIn) -> None:
-    job, (agent,) = here.running()
-    page = enter(f"/jobs/{job}")
+def test_points_are_painted_without_a_click(deployment: Deployment, open_page: OpenPage) -> None:
+    job, (agent,) = deployment.running()
+    page = open_page(f"/jobs/{job}")
     expect(page.get_by_text("Curves appear here with the first step")).to_be_visible()
     agent.points(range(1, 4))
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "3")
@@ -150,10 +150,10 @@ def test_points_are_painted_without_a_click(here: Deployment, enter: SignIn) -> 
     expect(metric(page, "train/loss").locator("tbody tr")).to_have_count(39)
 
 
-def test_points_from_before_the_page_was_opened_are_there_once(here: Deployment, enter: SignIn) -> None:
-    job, (agent,) = here.running()
+def test_points_from_before_the_page_was_opened_are_there_once(deployment: Deployment, open_page: OpenPage) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 21))
-    page = enter(f"/jobs/{job}")
+    page = open_page(f"/jobs/{job}")
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "20")
     agent.points(range(21, 26))
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "25")
@@ -161,18 +161,18 @@ def test_points_from_before_the_page_was_opened_are_there_once(here: Deployment,
     expect(metric(page, "train/loss").locator("tbody tr")).to_have_count(25)
 
 
-def test_values_that_are_no_numbers_are_named(here: Deployment, enter: SignIn) -> None:
-    job, (agent,) = here.running()
+def test_values_that_are_no_numbers_are_named(deployment: Deployment, open_page: OpenPage) -> None:
+    job, (agent,) = deployment.running()
     series = {"name": "train/loss", "steps": [1, 2], "times": [1e9, 1e9 + 1], "values": [0.5, "NaN"]}
     agent.report(batch=agent.batch(points=[series]))
-    page = enter(f"/jobs/{job}")
+    page = open_page(f"/jobs/{job}")
     expect(metric(page, "train/loss").locator(".readout")).to_have_text("NaN")
 
 
-def test_smoothing_log_and_axis_change_the_curve(here: Deployment, enter: SignIn) -> None:
-    job, (agent,) = here.running()
+def test_smoothing_log_and_axis_change_the_curve(deployment: Deployment, open_page: OpenPage) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 30))
-    page = enter(f"/jobs/{job}")
+    page = open_page(f"/jobs/{job}")
     readout = metric(page, "train/loss").locator(".readout")
     expect(readout).to_have_text("29.10")
     page.get_by_label("Smoothing").fill("0.9")
@@ -184,9 +184,9 @@ def test_smoothing_log_and_axis_change_the_curve(here: Deployment, enter: SignIn
     expect(page.get_by_role("img", name="train/loss over time")).to_be_visible()
 
 
-def test_log_lines_stream_in_colour_and_never_as_markup(here: Deployment, enter: SignIn) -> None:
-    job, (agent,) = here.running()
-    page = enter(f"/jobs/{job}")
+def test_log_lines_stream_in_colour_and_never_as_markup(deployment: Deployment, open_page: OpenPage) -> None:
+    job, (agent,) = deployment.running()
+    page = open_page(f"/jobs/{job}")
     log = page.get_by_role("log")
     agent.log(b"10%\r50%\r100%\n\x1b[31mhot\x1b[0m <b id=planted>bold</b>\n")
     expect(log.get_by_text("100%", exact=True)).to_be_visible()
@@ -200,44 +200,44 @@ def test_log_lines_stream_in_colour_and_never_as_markup(here: Deployment, enter:
     expect(log.locator(".log-row")).to_have_count(1)
 
 
-def test_stop_asks_says_what_it_does_and_stops(here: Deployment, enter: SignIn) -> None:
-    job, _ = here.running(name="runaway")
-    page = enter(f"/jobs/{job}")
+def test_stop_asks_says_what_it_does_and_stops(deployment: Deployment, open_page: OpenPage) -> None:
+    job, _ = deployment.running(name="runaway")
+    page = open_page(f"/jobs/{job}")
     page.get_by_role("button", name="Stop", exact=True).click()
     dialog = page.get_by_role("dialog", name="Stop runaway?")
     expect(dialog).to_contain_text("saves a checkpoint")
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
-    assert here.job(job).desired_state == "run"
+    assert deployment.job(job).desired_state == "run"
     page.get_by_role("button", name="Stop", exact=True).click()
     dialog.get_by_role("button", name="Stop the job").click()
     expect(chip(page, "stopping")).to_be_visible()
-    until(lambda: here.job(job).desired_state == "stop")
+    until(lambda: deployment.job(job).desired_state == "stop")
 
 
-def test_a_stopped_job_can_be_tried_again(here: Deployment, enter: SignIn) -> None:
-    job = here.submit(name="again")
-    here.member.post(f"/v1/jobs/{job}:stop")
-    page = enter(f"/jobs/{job}")
+def test_a_stopped_job_can_be_tried_again(deployment: Deployment, open_page: OpenPage) -> None:
+    job = deployment.submit(name="again")
+    deployment.member.post(f"/v1/jobs/{job}:stop")
+    page = open_page(f"/jobs/{job}")
     expect(chip(page, "ended")).to_be_visible()
     page.get_by_role("button", name="Retry").click()
     expect(chip(page, "queued")).to_be_visible()
     expect(page.get_by_text("retried from")).to_be_visible()
-    assert page.url != f"{here.url}/jobs/{job}"
+    assert page.url != f"{deployment.url}/jobs/{job}"
 
 
-def test_a_paused_job_is_resumed(here: Deployment, enter: SignIn) -> None:
-    job = here.submit()
-    here.member.post(f"/v1/jobs/{job}:stop", json={"mode": "pause"})
-    page = enter(f"/jobs/{job}")
+def test_a_paused_job_is_resumed(deployment: Deployment, open_page: OpenPage) -> None:
+    job = deployment.submit()
+    deployment.member.post(f"/v1/jobs/{job}:stop", json={"mode": "pause"})
+    page = open_page(f"/jobs/{job}")
     page.get_by_role("button", name="Resume").click()
     expect(chip(page, "queued")).to_be_visible()
 
 
-def test_machines_money_and_events_are_shown(here: Deployment, enter: SignIn) -> None:
-    job, agents = here.running(resources={"nodes": 2})
+def test_machines_money_and_events_are_shown(deployment: Deployment, open_page: OpenPage) -> None:
+    job, agents = deployment.running(resources={"nodes": 2})
     agents[0].points(range(1, 5))
-    page = enter(f"/jobs/{job}")
+    page = open_page(f"/jobs/{job}")
     expect(page.locator("tr[data-machine]")).to_have_count(2)
     cost = page.get_by_role("region", name="Cost")
     expect(cost).to_contain_text("simulated prices")
@@ -249,10 +249,10 @@ def test_machines_money_and_events_are_shown(here: Deployment, enter: SignIn) ->
     expect(spec).to_contain_text('"recipe": "digits/quickstart@1"')
 
 
-def test_a_finished_jobs_files_can_be_downloaded(here: Deployment, enter: SignIn) -> None:
-    job, (agent,) = here.running()
+def test_a_finished_jobs_files_can_be_downloaded(deployment: Deployment, open_page: OpenPage) -> None:
+    job, (agent,) = deployment.running()
     agent.points(range(1, 5))
-    page = enter(f"/jobs/{job}")
+    page = open_page(f"/jobs/{job}")
     answer = agent.checkpoint(4, {"model.json": b'{"classes": 10}'}, reason="final", result={"val/acc": 0.98})
     assert answer.status_code == 200, answer.text
     expect(chip(page, "ended")).to_have_text("finished")
@@ -262,18 +262,18 @@ def test_a_finished_jobs_files_can_be_downloaded(here: Deployment, enter: SignIn
 
 
 def test_a_cut_connection_comes_back_and_misses_nothing(
-    here: Deployment, enter: SignIn, fault_proxy: Callable[[int], FaultProxy]
+    deployment: Deployment, open_page: OpenPage, fault_proxy: Callable[[int], FaultProxy]
 ) -> None:
-    proxy = fault_proxy(here.port)
-    job, (agent,) = here.running()
-    page = enter(f"/jobs/{job}", url=f"http://127.0.0.1:{proxy.port}")
+    proxy = fault_proxy(deployment.port)
+    job, (agent,) = deployment.running()
+    page = open_page(f"/jobs/{job}", url=f"http://127.0.0.1:{proxy.port}")
     agent.points(range(1, 4))
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "3")
     proxy.refuse = True
     proxy.cut()
     expect(page.locator(".connection")).to_have_class(re.compile("reconnecting"))
     agent.points(range(4, 9))
-    here.submit(name="meanwhile")
+    deployment.submit(name="meanwhile")
     proxy.refuse = False
     expect(page.locator(".connection")).to_have_class(re.compile("live"))
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "8")
@@ -284,8 +284,8 @@ def test_a_cut_connection_comes_back_and_misses_nothing(
 # A new job
 
 
-def test_the_form_writes_the_spec_and_mistakes_stand_beside_their_fields(here: Deployment, enter: SignIn) -> None:
-    page = enter("/new")
+def test_the_form_writes_the_spec_and_mistakes_stand_beside_their_fields(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/new")
     spec = page.get_by_label("Job spec, YAML")
     page.get_by_label("lr", exact=True).fill("-1")
     page.get_by_label("Cost limit, dollars").fill("0.50")
@@ -298,17 +298,17 @@ def test_the_form_writes_the_spec_and_mistakes_stand_beside_their_fields(here: D
     expect(lr).to_have_attribute("aria-invalid", "false")
     page.get_by_role("button", name="Check").click()
     expect(page.get_by_role("status").filter(has_text="It would be accepted")).to_be_visible()
-    assert here.member.get("/v1/jobs").json()["jobs"] == []
+    assert deployment.member.get("/v1/jobs").json()["jobs"] == []
     page.get_by_role("button", name="Submit").click()
     expect(chip(page, "queued")).to_be_visible()
-    (job,) = here.member.get("/v1/jobs").json()["jobs"]
+    (job,) = deployment.member.get("/v1/jobs").json()["jobs"]
     assert job["spec"]["params"]["lr"] == 0.05
     assert job["spec"]["limits"]["cost"] == "0.50"
     assert job["spec"]["resources"]["nodes"] == 2
 
 
-def test_another_recipe_begins_another_spec_and_asks_for_its_data(here: Deployment, enter: SignIn) -> None:
-    page = enter("/new")
+def test_another_recipe_begins_another_spec_and_asks_for_its_data(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/new")
     recipe = page.get_by_role("combobox", name="Recipe")
     expect(recipe).to_have_value("digits/quickstart")
     recipe.select_option("cifar10/airbench94")
@@ -320,8 +320,8 @@ def test_another_recipe_begins_another_spec_and_asks_for_its_data(here: Deployme
     expect(page.get_by_label("Folder of CIFAR-10")).to_have_attribute("aria-invalid", "true")
 
 
-def test_the_text_of_the_spec_can_be_edited_too(here: Deployment, enter: SignIn) -> None:
-    page = enter("/new")
+def test_the_text_of_the_spec_can_be_edited_too(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/new")
     spec = page.get_by_label("Job spec, YAML")
     spec.fill("recipe: digits/quickstart\nresources: {nodez: 3}\n")
     page.get_by_role("button", name="Submit").click()
@@ -334,26 +334,26 @@ def test_the_text_of_the_spec_can_be_edited_too(here: Deployment, enter: SignIn)
     expect(page.get_by_role("heading", level=1)).to_have_text("by hand")
 
 
-def test_a_job_that_the_budget_can_never_cover_is_refused_in_words(here: Deployment, enter: SignIn) -> None:
-    set_limit(here, "team", "0.01")
-    page = enter("/new")
+def test_a_job_that_the_budget_can_never_cover_is_refused_in_words(deployment: Deployment, open_page: OpenPage) -> None:
+    set_limit(deployment, "team", "0.01")
+    page = open_page("/new")
     page.get_by_label("Cost limit, dollars").fill("5.00")
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("alert")).to_contain_text("budget")
-    assert here.member.get("/v1/jobs").json()["jobs"] == []
+    assert deployment.member.get("/v1/jobs").json()["jobs"] == []
 
 
 # Money
 
 
-def set_limit(here: Deployment, kind: str, limit: str) -> None:
-    (budget,) = (one for one in here.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == kind)
-    answer = here.admin.put(f"/v1/budgets/{budget['id']}", json={"limit": limit}, headers={"If-Match": budget["etag"]})
+def set_limit(deployment: Deployment, kind: str, limit: str) -> None:
+    (budget,) = (one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == kind)
+    answer = deployment.admin.put(f"/v1/budgets/{budget['id']}", json={"limit": limit}, headers={"If-Match": budget["etag"]})
     assert answer.status_code == 200, answer.text
 
 
-def test_an_admin_sets_a_limit_and_everybody_sees_it(here: Deployment, enter: SignIn) -> None:
-    page = enter("/budget", as_admin=True)
+def test_an_admin_sets_a_limit_and_everybody_sees_it(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/budget", as_admin=True)
     team = page.locator('[data-budget="team"]')
     team.get_by_role("button", name="Set limit").click()
     team.get_by_label("New limit, dollars").fill("ten")
@@ -363,26 +363,26 @@ def test_an_admin_sets_a_limit_and_everybody_sees_it(here: Deployment, enter: Si
     team.get_by_role("button", name="Save limit").click()
     expect(team).to_contain_text("$12.50")
     expect(page.locator(".left")).to_contain_text("$12.50")
-    (limit,) = (one["limit"] for one in here.member.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    (limit,) = (one["limit"] for one in deployment.member.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
     assert limit["amount"] == "12.50"
 
 
-def test_a_limit_that_changes_elsewhere_changes_here(here: Deployment, enter: SignIn) -> None:
-    set_limit(here, "team", "3.00")
-    page = enter("/budget")
+def test_a_limit_that_changes_elsewhere_changes_here(deployment: Deployment, open_page: OpenPage) -> None:
+    set_limit(deployment, "team", "3.00")
+    page = open_page("/budget")
     team = page.locator('[data-budget="team"]')
     expect(team).to_contain_text("$3.00")
     expect(team.get_by_role("button", name="Set limit")).to_have_count(0)  # a member looks on
     expect(page.locator(".connection")).to_have_class(re.compile("live"))
-    set_limit(here, "team", "4.00")
+    set_limit(deployment, "team", "4.00")
     expect(team).to_contain_text("$4.00")
 
 
-def test_an_overdraft_is_named(here: Deployment, enter: SignIn) -> None:
-    set_limit(here, "team", "1.00")
-    here.running()
-    set_limit(here, "team", "0.000001")
-    page = enter("/budget")
+def test_an_overdraft_is_named(deployment: Deployment, open_page: OpenPage) -> None:
+    set_limit(deployment, "team", "1.00")
+    deployment.running()
+    set_limit(deployment, "team", "0.000001")
+    page = open_page("/budget")
     expect(page.locator('[data-budget="team"]')).to_contain_text("Overdraft")
     expect(page.locator(".left")).to_contain_text("overdraft")
 
@@ -391,17 +391,17 @@ def test_an_overdraft_is_named(here: Deployment, enter: SignIn) -> None:
 
 
 @pytest.mark.parametrize("width", list(WIDTHS))
-def test_every_page_fits_light_and_dark(here: Deployment, enter: SignIn, width: str) -> None:
-    job, agents = here.running(name="a-name-that-goes-on-and-on-without-any-place-to-break-it-" + "x" * 40)
+def test_every_page_fits_light_and_dark(deployment: Deployment, open_page: OpenPage, width: str) -> None:
+    job, agents = deployment.running(name="a-name-that-goes-on-and-on-without-any-place-to-break-it-" + "x" * 40)
     agents[0].points(range(1, 30))
     agents[0].log(("long " * 200 + "\n").encode())
-    page = enter("/")
+    page = open_page("/")
     page.set_viewport_size({"width": WIDTHS[width], "height": 800})
     backgrounds = set()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         for path in ("/", f"/jobs/{job}", "/new", "/budget", "/nowhere"):
-            page.goto(f"{here.url}{path}")
+            page.goto(f"{deployment.url}{path}")
             expect(page.locator("h1")).to_have_count(1)
             if path.startswith("/jobs"):
                 expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "29")
@@ -411,8 +411,8 @@ def test_every_page_fits_light_and_dark(here: Deployment, enter: SignIn, width: 
     assert len(backgrounds) == 2  # one for each scheme, the same on all pages
 
 
-def test_a_chosen_theme_stays(here: Deployment, enter: SignIn) -> None:
-    page = enter("/")
+def test_a_chosen_theme_stays(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_role("button", name=re.compile("Menu of")).click()
     page.get_by_role("button", name="dark", exact=True).click()
@@ -423,9 +423,9 @@ def test_a_chosen_theme_stays(here: Deployment, enter: SignIn) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
 
 
-def test_the_keyboard_reaches_a_job(here: Deployment, enter: SignIn) -> None:
-    here.submit(name="reachable")
-    page = enter("/")
+def test_the_keyboard_reaches_a_job(deployment: Deployment, open_page: OpenPage) -> None:
+    deployment.submit(name="reachable")
+    page = open_page("/")
     expect(page.get_by_role("link", name="reachable")).to_be_visible()
     for _ in range(20):
         page.keyboard.press("Tab")

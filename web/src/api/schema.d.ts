@@ -12,16 +12,16 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Index
-         * @description The team's jobs, newest first.
+         * List Jobs
+         * @description List the team's jobs, newest first.
          */
-        get: operations["jobs_index"];
+        get: operations["list_jobs"];
         put?: never;
         /**
-         * Submit
+         * Submit Job
          * @description Queue a training job for the caller's team.
          */
-        post: operations["jobs_submit"];
+        post: operations["submit_job"];
         delete?: never;
         options?: never;
         head?: never;
@@ -38,10 +38,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Stop
-         * @description Stop or pause a job: it saves a checkpoint and its machines end.
+         * Stop Job
+         * @description Stop or pause a job: it saves a checkpoint, then its machines are terminated.
          */
-        post: operations["jobs_stop"];
+        post: operations["stop_job"];
         delete?: never;
         options?: never;
         head?: never;
@@ -58,10 +58,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Retry
-         * @description Submit an ended job again, from its stored spec and last checkpoint.
+         * Retry Job
+         * @description Submit a finished, failed or stopped job again, from its stored spec and last checkpoint.
          */
-        post: operations["jobs_retry"];
+        post: operations["retry_job"];
         delete?: never;
         options?: never;
         head?: never;
@@ -78,10 +78,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Resume
+         * Resume Job
          * @description Queue a paused job again.
          */
-        post: operations["jobs_resume"];
+        post: operations["resume_job"];
         delete?: never;
         options?: never;
         head?: never;
@@ -96,10 +96,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show
-         * @description One job.
+         * Get Job
+         * @description Return a job.
          */
-        get: operations["jobs_show"];
+        get: operations["get_job"];
         put?: never;
         post?: never;
         delete?: never;
@@ -116,10 +116,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Attempts
-         * @description What was rented for the job, and what trained together.
+         * List Attempts
+         * @description List the job's attempts with their machines and generations.
          */
-        get: operations["jobs_attempts"];
+        get: operations["list_attempts"];
         put?: never;
         post?: never;
         delete?: never;
@@ -136,10 +136,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Events
-         * @description What happened to the job, oldest first. `next_cursor` is None at the end.
+         * List Events
+         * @description List the job's events, oldest first. `next_cursor` is None on the last page.
          */
-        get: operations["jobs_events"];
+        get: operations["list_events"];
         put?: never;
         post?: never;
         delete?: never;
@@ -156,10 +156,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Metrics
-         * @description Curves. `merged`: each step once, as the generation that owns it reported it; `all`: lost work too.
+         * Get Metrics
+         * @description Return the curves. `merged`: each step once, from the generation that owns it; `all`: rolled-back steps too.
          */
-        get: operations["jobs_metrics"];
+        get: operations["get_metrics"];
         put?: never;
         post?: never;
         delete?: never;
@@ -176,10 +176,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Cost
-         * @description What the job costs, machine by machine, and its lines in the ledger.
+         * Get Cost
+         * @description Return what the job costs, its machines and its ledger entries.
          */
-        get: operations["jobs_cost"];
+        get: operations["get_cost"];
         put?: never;
         post?: never;
         delete?: never;
@@ -196,12 +196,12 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Logs
-         * @description Log lines in the order they came: a page as JSON, or all as `text/plain` or `application/x-ndjson` by Accept.
+         * Get Logs
+         * @description Return log lines in order of arrival: a page as JSON; by Accept, all as `text/plain` or `application/x-ndjson`.
          *
-         *     Rank −1 is the agent's own log and the launcher's.
+         *     Rank −1 is the log of the agent and of torchrun.
          */
-        get: operations["jobs_logs"];
+        get: operations["get_logs"];
         put?: never;
         post?: never;
         delete?: never;
@@ -218,10 +218,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Artifacts
-         * @description The files of the newest final checkpoint: the model and how to load it. None before the job has finished.
+         * List Artifacts
+         * @description List the files of the final checkpoint: the model and how to load it. Empty until the job has finished.
          */
-        get: operations["jobs_artifacts"];
+        get: operations["list_artifacts"];
         put?: never;
         post?: never;
         delete?: never;
@@ -238,10 +238,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Artifact
-         * @description One of these files.
+         * Download Artifact
+         * @description Download an artifact.
          */
-        get: operations["jobs_artifact"];
+        get: operations["download_artifact"];
         put?: never;
         post?: never;
         delete?: never;
@@ -260,10 +260,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Plan
-         * @description What the job would run on. Nothing is stored.
+         * Plan Job
+         * @description Return what the job would run on. Nothing is stored.
          */
-        post: operations["plans_plan"];
+        post: operations["plan_job"];
         delete?: never;
         options?: never;
         head?: never;
@@ -278,10 +278,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Index
-         * @description The organisation's, the team's and its members' budgets.
+         * List Budgets
+         * @description List the budgets of the organisation, the team and its members.
          */
-        get: operations["budgets_index"];
+        get: operations["list_budgets"];
         put?: never;
         post?: never;
         delete?: never;
@@ -298,17 +298,17 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show
-         * @description One budget. Its ETag goes into If-Match of a change.
+         * Get Budget
+         * @description Return a budget. Send its ETag in If-Match to change its limit.
          */
-        get: operations["budgets_show"];
+        get: operations["get_budget"];
         /**
          * Set Limit
-         * @description Set a limit (admin). One below what is spent and held makes an overdraft: jobs save and pause.
+         * @description Set a limit (admin). A limit below what is spent and held causes an overdraft: jobs save a checkpoint and pause.
          *
-         *     A higher one queues the jobs that it had paused for want of money.
+         *     Raising it queues the jobs that were paused because the budget was exhausted.
          */
-        put: operations["budgets_set_limit"];
+        put: operations["set_limit"];
         post?: never;
         delete?: never;
         options?: never;
@@ -324,10 +324,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Index
-         * @description Every recipe, with its parameters.
+         * List Recipes
+         * @description List the recipes with their parameters.
          */
-        get: operations["recipes_index"];
+        get: operations["list_recipes"];
         put?: never;
         post?: never;
         delete?: never;
@@ -344,10 +344,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Show
-         * @description One recipe, by `name` or `name@version`.
+         * Get Recipe
+         * @description Return a recipe by `name` or `name@version`.
          */
-        get: operations["recipes_show"];
+        get: operations["get_recipe"];
         put?: never;
         post?: never;
         delete?: never;
@@ -364,10 +364,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Me
-         * @description The caller.
+         * Get Me
+         * @description Return the caller.
          */
-        get: operations["people_me"];
+        get: operations["get_me"];
         put?: never;
         post?: never;
         delete?: never;
@@ -387,14 +387,14 @@ export interface paths {
         put?: never;
         /**
          * Sign In
-         * @description Sign a browser in by an API key or a one-time code: sets a same-site cookie.
+         * @description Sign a browser in with an API key or a one-time code: sets a same-site session cookie.
          */
-        post: operations["people_sign_in"];
+        post: operations["sign_in"];
         /**
          * Sign Out
          * @description End the browser's session.
          */
-        delete: operations["people_sign_out"];
+        delete: operations["sign_out"];
         options?: never;
         head?: never;
         patch?: never;
@@ -411,9 +411,9 @@ export interface paths {
         put?: never;
         /**
          * Create Login Code
-         * @description A code that signs one browser in as the caller, once, within ten minutes: `/login?code=…`.
+         * @description Create a code that signs in as the caller, once, within ten minutes, at `/login?code=…`.
          */
-        post: operations["people_create_login_code"];
+        post: operations["create_login_code"];
         delete?: never;
         options?: never;
         head?: never;
@@ -428,16 +428,16 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Keys
-         * @description The caller's API keys.
+         * List Keys
+         * @description List the caller's API keys.
          */
-        get: operations["people_keys"];
+        get: operations["list_keys"];
         put?: never;
         /**
          * Create Key
-         * @description Make an API key. Its secret is shown this once.
+         * @description Create an API key. Its secret is returned only this once.
          */
-        post: operations["people_create_key"];
+        post: operations["create_key"];
         delete?: never;
         options?: never;
         head?: never;
@@ -456,9 +456,9 @@ export interface paths {
         post?: never;
         /**
          * Revoke Key
-         * @description Revoke an API key of one's own; an admin, any of the team's.
+         * @description Revoke an API key of the caller; an admin may revoke any of the team.
          */
-        delete: operations["people_revoke_key"];
+        delete: operations["revoke_key"];
         options?: never;
         head?: never;
         patch?: never;
@@ -475,9 +475,9 @@ export interface paths {
         put?: never;
         /**
          * Reclaim
-         * @description Have the local provider take a machine back (admin): it gets a notice, and is taken when that has passed.
+         * @description Preempt a machine of the local provider (admin): it gets a notice and is terminated `notice_s` later.
          */
-        post: operations["machines_reclaim"];
+        post: operations["reclaim"];
         delete?: never;
         options?: never;
         head?: never;
@@ -492,10 +492,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Stream
-         * @description What happens from the cursor on, as server-sent events; without one, from now on.
+         * Stream Events
+         * @description Stream what happens after the cursor, or from now on without one.
          */
-        get: operations["stream_stream"];
+        get: operations["stream_events"];
         put?: never;
         post?: never;
         delete?: never;
@@ -515,9 +515,9 @@ export interface paths {
         put?: never;
         /**
          * Register
-         * @description Trade the boot token for a session of the agent's own. The first secret binds; the same again succeeds.
+         * @description Exchange the boot token for the agent's session. The first session binds the machine; repeating it succeeds.
          */
-        post: operations["agent_register"];
+        post: operations["register"];
         delete?: never;
         options?: never;
         head?: never;
@@ -535,11 +535,11 @@ export interface paths {
         put?: never;
         /**
          * Report
-         * @description Heartbeat, one numbered batch, the state of the machine's ranks.
+         * @description Receive a heartbeat, one numbered batch, and the state of the machine's ranks.
          *
-         *     The sign of life counts even if the rest is refused.
+         *     The heartbeat counts even if the rest is rejected.
          */
-        post: operations["agent_report"];
+        post: operations["report"];
         delete?: never;
         options?: never;
         head?: never;
@@ -554,10 +554,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Orders
-         * @description What the service wants of the machine; held until it differs from `after`.
+         * Get Orders
+         * @description Return the orders for the machine. The request is held until they differ from `after` (long polling).
          */
-        get: operations["agent_orders"];
+        get: operations["get_orders"];
         put?: never;
         post?: never;
         delete?: never;
@@ -576,10 +576,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Commit
-         * @description A checkpoint is uploaded. It counts once its objects are seen to be whole.
+         * Commit Checkpoint
+         * @description Commit an uploaded checkpoint after verifying its objects.
          */
-        post: operations["agent_commit"];
+        post: operations["commit_checkpoint"];
         delete?: never;
         options?: never;
         head?: never;
@@ -595,9 +595,9 @@ export interface paths {
         };
         /**
          * Healthz
-         * @description This process answers.
+         * @description Report that this process responds.
          */
-        get: operations["health_healthz"];
+        get: operations["healthz"];
         put?: never;
         post?: never;
         delete?: never;
@@ -615,11 +615,11 @@ export interface paths {
         };
         /**
          * Readyz
-         * @description What the service needs, part by part.
+         * @description Report the state of each dependency.
          *
-         *     Ready means that the database answers: without Redis or a worker it still takes jobs and reports.
+         *     Ready means that the database answers: without Redis or a worker, jobs and reports are still accepted.
          */
-        get: operations["health_readyz"];
+        get: operations["readyz"];
         put?: never;
         post?: never;
         delete?: never;
@@ -637,9 +637,9 @@ export interface paths {
         };
         /**
          * Metrics
-         * @description Counters and gauges for Prometheus. Needs a key unless the service is bound to loopback.
+         * @description Counters and gauges for Prometheus. Requires an API key unless the service is bound to loopback.
          */
-        get: operations["health_metrics"];
+        get: operations["metrics"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1778,7 +1778,7 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
-    jobs_index: {
+    list_jobs: {
         parameters: {
             query?: {
                 filter?: string;
@@ -1800,7 +1800,7 @@ export interface operations {
                     "application/json": components["schemas"]["JobPage"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -1811,7 +1811,7 @@ export interface operations {
             };
         };
     };
-    jobs_submit: {
+    submit_job: {
         parameters: {
             query?: never;
             header?: {
@@ -1826,7 +1826,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description A dry run: checked as a whole, and nothing stored */
+            /** @description A dry run: validated, nothing stored */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -1844,7 +1844,7 @@ export interface operations {
                     "application/json": components["schemas"]["Job"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -1855,7 +1855,7 @@ export interface operations {
             };
         };
     };
-    jobs_stop: {
+    stop_job: {
         parameters: {
             query?: never;
             header?: {
@@ -1881,7 +1881,7 @@ export interface operations {
                     "application/json": components["schemas"]["Job"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -1892,7 +1892,7 @@ export interface operations {
             };
         };
     };
-    jobs_retry: {
+    retry_job: {
         parameters: {
             query?: never;
             header?: {
@@ -1914,7 +1914,7 @@ export interface operations {
                     "application/json": components["schemas"]["Job"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -1925,7 +1925,7 @@ export interface operations {
             };
         };
     };
-    jobs_resume: {
+    resume_job: {
         parameters: {
             query?: never;
             header?: {
@@ -1947,7 +1947,7 @@ export interface operations {
                     "application/json": components["schemas"]["Job"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -1958,7 +1958,7 @@ export interface operations {
             };
         };
     };
-    jobs_show: {
+    get_job: {
         parameters: {
             query?: never;
             header?: {
@@ -1980,14 +1980,14 @@ export interface operations {
                     "application/json": components["schemas"]["Job"];
                 };
             };
-            /** @description Not changed since the ETag in If-None-Match */
+            /** @description Not modified since the ETag in If-None-Match */
             304: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -1998,7 +1998,7 @@ export interface operations {
             };
         };
     };
-    jobs_attempts: {
+    list_attempts: {
         parameters: {
             query?: never;
             header?: never;
@@ -2018,7 +2018,7 @@ export interface operations {
                     "application/json": components["schemas"]["AttemptList"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2029,7 +2029,7 @@ export interface operations {
             };
         };
     };
-    jobs_events: {
+    list_events: {
         parameters: {
             query?: {
                 cursor?: string | null;
@@ -2052,7 +2052,7 @@ export interface operations {
                     "application/json": components["schemas"]["EventPage"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2063,7 +2063,7 @@ export interface operations {
             };
         };
     };
-    jobs_metrics: {
+    get_metrics: {
         parameters: {
             query?: {
                 /** @description Comma-separated names; all if absent */
@@ -2089,7 +2089,7 @@ export interface operations {
                     "application/json": components["schemas"]["Metrics"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2100,7 +2100,7 @@ export interface operations {
             };
         };
     };
-    jobs_cost: {
+    get_cost: {
         parameters: {
             query?: never;
             header?: never;
@@ -2120,7 +2120,7 @@ export interface operations {
                     "application/json": components["schemas"]["CostReport"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2131,7 +2131,7 @@ export interface operations {
             };
         };
     };
-    jobs_logs: {
+    get_logs: {
         parameters: {
             query?: {
                 rank?: number | null;
@@ -2159,7 +2159,7 @@ export interface operations {
                     "application/x-ndjson": unknown;
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2170,7 +2170,7 @@ export interface operations {
             };
         };
     };
-    jobs_artifacts: {
+    list_artifacts: {
         parameters: {
             query?: never;
             header?: never;
@@ -2190,7 +2190,7 @@ export interface operations {
                     "application/json": components["schemas"]["ArtifactList"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2201,7 +2201,7 @@ export interface operations {
             };
         };
     };
-    jobs_artifact: {
+    download_artifact: {
         parameters: {
             query?: never;
             header?: {
@@ -2224,7 +2224,7 @@ export interface operations {
                     "application/octet-stream": unknown;
                 };
             };
-            /** @description The range asked for */
+            /** @description The requested range */
             206: {
                 headers: {
                     [name: string]: unknown;
@@ -2233,7 +2233,7 @@ export interface operations {
                     "application/octet-stream": unknown;
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2244,7 +2244,7 @@ export interface operations {
             };
         };
     };
-    plans_plan: {
+    plan_job: {
         parameters: {
             query?: never;
             header?: never;
@@ -2266,7 +2266,7 @@ export interface operations {
                     "application/json": components["schemas"]["Plan"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2277,7 +2277,7 @@ export interface operations {
             };
         };
     };
-    budgets_index: {
+    list_budgets: {
         parameters: {
             query?: never;
             header?: never;
@@ -2295,7 +2295,7 @@ export interface operations {
                     "application/json": components["schemas"]["BudgetList"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2306,7 +2306,7 @@ export interface operations {
             };
         };
     };
-    budgets_show: {
+    get_budget: {
         parameters: {
             query?: never;
             header?: never;
@@ -2326,7 +2326,7 @@ export interface operations {
                     "application/json": components["schemas"]["Budget"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2337,7 +2337,7 @@ export interface operations {
             };
         };
     };
-    budgets_set_limit: {
+    set_limit: {
         parameters: {
             query?: never;
             header?: {
@@ -2363,7 +2363,7 @@ export interface operations {
                     "application/json": components["schemas"]["Budget"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2374,7 +2374,7 @@ export interface operations {
             };
         };
     };
-    recipes_index: {
+    list_recipes: {
         parameters: {
             query?: never;
             header?: never;
@@ -2392,7 +2392,7 @@ export interface operations {
                     "application/json": components["schemas"]["RecipeList"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2403,7 +2403,7 @@ export interface operations {
             };
         };
     };
-    recipes_show: {
+    get_recipe: {
         parameters: {
             query?: never;
             header?: never;
@@ -2423,7 +2423,7 @@ export interface operations {
                     "application/json": components["schemas"]["Recipe"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2434,7 +2434,7 @@ export interface operations {
             };
         };
     };
-    people_me: {
+    get_me: {
         parameters: {
             query?: never;
             header?: never;
@@ -2452,7 +2452,7 @@ export interface operations {
                     "application/json": components["schemas"]["Me"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2463,7 +2463,7 @@ export interface operations {
             };
         };
     };
-    people_sign_in: {
+    sign_in: {
         parameters: {
             query?: never;
             header?: never;
@@ -2485,7 +2485,7 @@ export interface operations {
                     "application/json": components["schemas"]["Me"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2496,7 +2496,7 @@ export interface operations {
             };
         };
     };
-    people_sign_out: {
+    sign_out: {
         parameters: {
             query?: never;
             header?: never;
@@ -2512,7 +2512,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2523,7 +2523,7 @@ export interface operations {
             };
         };
     };
-    people_create_login_code: {
+    create_login_code: {
         parameters: {
             query?: never;
             header?: never;
@@ -2541,7 +2541,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginCode"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2552,7 +2552,7 @@ export interface operations {
             };
         };
     };
-    people_keys: {
+    list_keys: {
         parameters: {
             query?: never;
             header?: never;
@@ -2570,7 +2570,7 @@ export interface operations {
                     "application/json": components["schemas"]["KeyList"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2581,7 +2581,7 @@ export interface operations {
             };
         };
     };
-    people_create_key: {
+    create_key: {
         parameters: {
             query?: never;
             header?: never;
@@ -2603,7 +2603,7 @@ export interface operations {
                     "application/json": components["schemas"]["CreatedKey"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2614,7 +2614,7 @@ export interface operations {
             };
         };
     };
-    people_revoke_key: {
+    revoke_key: {
         parameters: {
             query?: never;
             header?: never;
@@ -2632,7 +2632,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2643,7 +2643,7 @@ export interface operations {
             };
         };
     };
-    machines_reclaim: {
+    reclaim: {
         parameters: {
             query?: never;
             header?: never;
@@ -2667,7 +2667,7 @@ export interface operations {
                     "application/json": components["schemas"]["Machine"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2678,7 +2678,7 @@ export interface operations {
             };
         };
     };
-    stream_stream: {
+    stream_events: {
         parameters: {
             query?: {
                 /** @description Comma-separated: jobs, job:ID, budget */
@@ -2702,7 +2702,7 @@ export interface operations {
                     "text/event-stream": unknown;
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2713,7 +2713,7 @@ export interface operations {
             };
         };
     };
-    agent_register: {
+    register: {
         parameters: {
             query?: never;
             header?: never;
@@ -2735,7 +2735,7 @@ export interface operations {
                     "application/json": components["schemas"]["Reply"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2746,7 +2746,7 @@ export interface operations {
             };
         };
     };
-    agent_report: {
+    report: {
         parameters: {
             query?: never;
             header?: never;
@@ -2768,7 +2768,7 @@ export interface operations {
                     "application/json": components["schemas"]["Reply"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2779,7 +2779,7 @@ export interface operations {
             };
         };
     };
-    agent_orders: {
+    get_orders: {
         parameters: {
             query?: {
                 after?: string;
@@ -2799,7 +2799,7 @@ export interface operations {
                     "application/json": components["schemas"]["Reply"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2810,7 +2810,7 @@ export interface operations {
             };
         };
     };
-    agent_commit: {
+    commit_checkpoint: {
         parameters: {
             query?: never;
             header?: never;
@@ -2832,7 +2832,7 @@ export interface operations {
                     "application/json": components["schemas"]["CommitReply"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2843,7 +2843,7 @@ export interface operations {
             };
         };
     };
-    health_healthz: {
+    healthz: {
         parameters: {
             query?: never;
             header?: never;
@@ -2863,7 +2863,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2874,7 +2874,7 @@ export interface operations {
             };
         };
     };
-    health_readyz: {
+    readyz: {
         parameters: {
             query?: never;
             header?: never;
@@ -2901,7 +2901,7 @@ export interface operations {
                     "application/json": components["schemas"]["Readiness"];
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -2912,7 +2912,7 @@ export interface operations {
             };
         };
     };
-    health_metrics: {
+    metrics: {
         parameters: {
             query?: never;
             header?: never;
@@ -2930,7 +2930,7 @@ export interface operations {
                     "text/plain": string;
                 };
             };
-            /** @description What was wrong, and what to do next */
+            /** @description What was wrong and how to fix it */
             default: {
                 headers: {
                     [name: string]: unknown;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live stream: one connection for everything a page shows."""
+"""The live stream: server-sent events for everything that a page shows, on one connection."""
 
 from __future__ import annotations
 
@@ -15,56 +15,58 @@ from prometheus_client import Gauge
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store import jobs
 
-from shoestring_api.feeds import Position
-from shoestring_api.service import Caller, Here, Service
+from shoestring_api.app_state import AppState
+from shoestring_api.dependencies import Caller, StateDep
+from shoestring_api.event_broadcast import StreamPosition
 
 router = APIRouter(prefix="/v1", tags=["stream"])
 
-LASTS_S = 1800.0
-"""Then the client comes back, and shows its key again."""
-MARK_S = 10.0
+MAX_DURATION_S = 1800.0
+"""Then the client must reconnect, which authenticates it again."""
+CURSOR_INTERVAL_S = 10.0
+"""Without messages the cursor is still sent this often, so that it stays recent."""
 
-STREAMS = Gauge("shoestring_streams", "Live streams that are open")
+OPEN_STREAMS = Gauge("shoestring_open_streams", "Open live streams")
 
 
 @dataclass(frozen=True)
 class Subscription:
-    service: Service
+    state: AppState
     team: UUID
     topics: frozenset[str]
     jobs: tuple[UUID, ...]
-    position: Position | None
+    position: StreamPosition | None
 
 
-def subscription(
-    service: Here,
+def parse_subscription(
+    state: StateDep,
     caller: Caller,
     topics: Annotated[str, Query(max_length=4000, description="Comma-separated: jobs, job:ID, budget")] = "jobs",
     cursor: Annotated[str | None, Query(max_length=200)] = None,
     last_event_id: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Subscription:
-    """Checked before the stream begins. Raises InvalidRequest, NotFound."""
+    """Validate the request before the stream starts. Raises InvalidRequest, NotFound."""
     chosen = {topic.strip() for topic in topics.split(",") if topic.strip()}
     watched = []
-    with service.store.read() as db:
+    with state.store.read() as db:
         for topic in sorted(chosen - {"jobs", "budget"}):
-            watched.append(jobs.get(db, caller.team, _job_id(topic)).id)
+            watched.append(jobs.get(db, caller.team, _parse_job_topic(topic)).id)
     names = (chosen & {"jobs", "budget"}) | {f"job:{job}" for job in watched}
     if not names:
-        raise InvalidRequest("No topic was named.", hint="Name one of: jobs, job:ID, budget.")
+        raise InvalidRequest("No topic was given.", hint="Topics: jobs, job:ID, budget.")
     text = last_event_id or cursor
-    position = Position.parse(caller.team, text) if text else None
-    return Subscription(service, caller.team, frozenset(names), tuple(watched), position)
+    position = StreamPosition.parse(caller.team, text) if text else None
+    return Subscription(state, caller.team, frozenset(names), tuple(watched), position)
 
 
-def _job_id(topic: str) -> UUID:
+def _parse_job_topic(topic: str) -> UUID:
     kind, _, text = topic.partition(":")
     try:
         if kind == "job":
             return UUID(text)
     except ValueError:
         pass
-    raise InvalidRequest(f"There is no topic {topic[:60]!r}.", hint="Topics are: jobs, job:ID, budget.")
+    raise InvalidRequest(f"Unknown topic {topic[:60]!r}.", hint="Topics: jobs, job:ID, budget.")
 
 
 @router.get(
@@ -78,26 +80,33 @@ def _job_id(topic: str) -> UUID:
         }
     },
 )
-async def stream(chosen: Annotated[Subscription, Depends(subscription)]) -> AsyncIterator[ServerSentEvent]:
-    """What happens from the cursor on, as server-sent events; without one, from now on."""
-    service, team = chosen.service, chosen.team
-    ends_at = time.monotonic() + LASTS_S
-    marked_at = 0.0
-    with STREAMS.track_inprogress():
-        async with service.wake.watch(chosen.jobs), service.feeds.read(team, chosen.position) as reader:
+async def stream_events(
+    subscription: Annotated[Subscription, Depends(parse_subscription)],
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream what happens after the cursor, or from now on without one."""
+    state, team = subscription.state, subscription.team
+    ends_at = time.monotonic() + MAX_DURATION_S
+    cursor_sent_at = 0.0
+    with OPEN_STREAMS.track_inprogress():
+        async with (
+            state.notifier.watch(subscription.jobs),
+            state.broadcaster.open_reader(team, subscription.position) as reader,
+        ):
             yield ServerSentEvent(comment="connected", id=reader.position.text(team), retry=1000)
             async for group in reader.groups():
                 if group is None:
                     yield ServerSentEvent(raw_data="{}", event="resync", id=reader.position.text(team))
                     continue
                 sent = False
-                for message in group.past(reader.position):
-                    if message.topics & chosen.topics:
+                for message in group.messages_past(reader.position):
+                    if message.topics & subscription.topics:
                         cursor = message.position.text(team) if message.position else None
                         yield ServerSentEvent(raw_data=message.data, event=message.name, id=cursor)
                         sent = True
-                if sent or time.monotonic() - marked_at > MARK_S:  # an id alone moves the cursor and shows nothing
-                    yield ServerSentEvent(id=Position(group.through).text(team))
-                    marked_at = time.monotonic()
+                if (
+                    sent or time.monotonic() - cursor_sent_at > CURSOR_INTERVAL_S
+                ):  # an id without data only moves the cursor
+                    yield ServerSentEvent(id=StreamPosition(group.through).text(team))
+                    cursor_sent_at = time.monotonic()
                 if time.monotonic() > ends_at:
                     return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local object store's door: what S3 would answer to the signed URLs that machines were given."""
+"""Uploads to and downloads from the local object store, by signed URLs as of S3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fastapi.responses import FileResponse, Response
 from shoestring_core.errors import NotFound
 from shoestring_core.store.objects import BLOCK_BYTES, LocalObjects, Method
 
-from shoestring_api.service import Here, Service
+from shoestring_api.app_state import AppState
+from shoestring_api.dependencies import StateDep
 
 router = APIRouter(prefix="/objects", tags=["objects"], include_in_schema=False)
 
@@ -21,9 +22,9 @@ Signature = Annotated[str, Query(max_length=200)]
 
 
 @router.put("/{key:path}")
-async def put(key: str, service: Here, request: Request, expires: Expires, signature: Signature) -> Response:
-    """Store an object, once: 412 if it exists."""
-    objects = _checked(service, "PUT", key, expires, signature)
+async def put(key: str, state: StateDep, request: Request, expires: Expires, signature: Signature) -> Response:
+    """Store an object once: 412 if it exists."""
+    objects = _check_signature(state, "PUT", key, expires, signature)
     writer = await run_in_threadpool(objects.writer, key)
     with writer:
         block = bytearray()
@@ -38,17 +39,17 @@ async def put(key: str, service: Here, request: Request, expires: Expires, signa
 
 
 @router.get("/{key:path}")
-def get(key: str, service: Here, expires: Expires, signature: Signature) -> Response:
-    """Give an object, or a range of it."""
-    objects = _checked(service, "GET", key, expires, signature)
+def get(key: str, state: StateDep, expires: Expires, signature: Signature) -> Response:
+    """Return an object, or a range of it."""
+    objects = _check_signature(state, "GET", key, expires, signature)
     if objects.head(key) is None:
-        raise NotFound(f"There is no object {key}.")
+        raise NotFound(f"Object {key} does not exist.")
     return FileResponse(objects.path(key), media_type="application/octet-stream")
 
 
-def _checked(service: Service, method: str, key: str, expires: int, signature: str) -> LocalObjects:
-    objects = service.objects
+def _check_signature(state: AppState, method: str, key: str, expires: int, signature: str) -> LocalObjects:
+    objects = state.objects
     if not isinstance(objects, LocalObjects):
-        raise NotFound("Objects are not kept here.")
+        raise NotFound("This service stores its objects elsewhere.")
     objects.check(cast("Method", method), key, expires, signature, int(time.time()))
     return objects

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints to the worker that a tick is worth running now. A hint that is lost costs the wait for the next tick."""
+"""Ask the worker, through Celery, to run its tick now. A lost hint only delays the change until the next tick."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TIMEOUT_S = 0.2
 EXPIRES_S = 30
 
 
-class Hints:
-    """Sends hints from a thread of its own, so that no request waits for the broker. Errors are counted and dropped."""
+class TickHints:
+    """Sends hints from a thread, so that no request waits for the broker. Errors are counted and dropped."""
 
     def __init__(self, redis_url: str) -> None:
         self.sent = 0
         self.dropped = 0
-        self._app = Celery("shoestring", broker=broker_url(redis_url))
+        self._app = Celery("shoestring", broker=celery_broker_url(redis_url))
         self._app.conf.update(
             broker_connection_timeout=TIMEOUT_S,
             broker_transport_options={
@@ -35,35 +35,35 @@ class Hints:
             broker_connection_retry_on_startup=False,
             task_publish_retry=False,
         )
-        self._wanted: queue.Queue[bool] = queue.Queue(maxsize=1)  # one that waits stands for all
-        self._thread = threading.Thread(target=self._send, name="hints", daemon=True)
+        self._pending: queue.Queue[bool] = queue.Queue(maxsize=1)  # one pending hint covers every commit before it
+        self._thread = threading.Thread(target=self._send, name="tick-hints", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send what is wanted, then end; a broker that doesn't answer is not waited for."""
-        self._wanted.put(False)
+        """Send the pending hint and end the thread, without waiting long for a broker that doesn't answer."""
+        self._pending.put(False)
         self._thread.join(timeout=2.0)
 
-    def committed(self, change: Committed) -> None:
-        """After a commit, from any thread."""
+    def on_commit(self, change: Committed) -> None:
+        """Queue a hint after a commit that asks for one; may be called from any thread."""
         if change.hint:
             try:
-                self._wanted.put_nowait(True)
+                self._pending.put_nowait(True)
             except queue.Full:
                 pass
 
     def _send(self) -> None:
-        while self._wanted.get():
+        while self._pending.get():
             try:
                 self._app.send_task(TASK, ignore_result=True, retry=False, expires=EXPIRES_S)
                 self.sent += 1
             except (OperationalError, OSError) as error:
                 self.dropped += 1
-                log.debug("a hint was dropped: %s", error)
+                log.debug("a tick hint was dropped: %s", error)
 
 
-def broker_url(redis_url: str) -> str:
-    """Celery's name for a Redis URL: a unix socket is redis+socket:// there."""
+def celery_broker_url(redis_url: str) -> str:
+    """Return a Redis URL in Celery's notation, where a unix socket is redis+socket://."""
     return redis_url.replace("unix://", "redis+socket://", 1) if redis_url.startswith("unix://") else redis_url

@@ -29,66 +29,66 @@ WRITES = [
 OPEN = ["/v1/jobs", "/v1/budgets", "/v1/recipes", "/v1/recipes/digits/quickstart", "/v1/me", "/v1/keys"]
 
 
-def test_no_key_is_401_everywhere(here: Deployment) -> None:
-    names = _names(here)
+def test_no_key_is_401_everywhere(deployment: Deployment) -> None:
+    names = _names(deployment)
     for path in [*READS, *OPEN]:
-        answer = here.nobody.get(path.format(**names))
+        answer = deployment.nobody.get(path.format(**names))
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
         assert answer.headers["www-authenticate"] == "Bearer"
     for method, path in WRITES:
-        assert here.nobody.request(method, path.format(**names), json={"limit": "1"}).status_code == 401, path
+        assert deployment.nobody.request(method, path.format(**names), json={"limit": "1"}).status_code == 401, path
 
 
-def test_another_teams_things_do_not_exist(here: Deployment) -> None:
-    names = _names(here)
+def test_another_teams_things_do_not_exist(deployment: Deployment) -> None:
+    names = _names(deployment)
     for path in READS:
-        answer = here.stranger.get(path.format(**names))
+        answer = deployment.stranger.get(path.format(**names))
         assert (answer.status_code, answer.json()["code"]) == (404, "not-found"), path
     for method, path in WRITES:
         body = {"limit": "1"} if method == "PUT" else None
-        answer = here.stranger.request(method, path.format(**names), json=body)
+        answer = deployment.stranger.request(method, path.format(**names), json=body)
         assert (answer.status_code, answer.json()["code"]) == (404, "not-found"), path
-    assert here.stranger.get("/v1/jobs").json()["jobs"] == []
+    assert deployment.stranger.get("/v1/jobs").json()["jobs"] == []
 
 
 @pytest.mark.parametrize(
     "key",
     ["Bearer", "Bearer nonsense", "Bearer sst_pat_" + "a" * 36, "Bearer sst_pat_é", "Basic YTpi", "sst_pat_"],
 )
-def test_a_wrong_key_is_401_and_says_so(here: Deployment, key: str) -> None:
-    answer = here.nobody.get("/v1/me", headers={"Authorization": key.encode()})
+def test_a_wrong_key_is_401_and_says_so(deployment: Deployment, key: str) -> None:
+    answer = deployment.nobody.get("/v1/me", headers={"Authorization": key.encode()})
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
     assert answer.json()["hint"]
 
 
-def test_expired_and_revoked_keys_are_401(here: Deployment) -> None:
+def test_expired_and_revoked_keys_are_401(deployment: Deployment) -> None:
     def expired(db: Write) -> str:
         ben = identity.ensure_member(db, "lab", "vision", "ben")
         return identity.create_key(db, "pat", ben.user, ben.team, [], db.now - 1)[1]
 
-    with here.client(here.store.write(expired)) as late:
+    with deployment.client(deployment.store.write(expired)) as late:
         answer = late.get("/v1/me")
         assert (answer.status_code, "expired" in answer.json()["detail"]) == (401, True)
-    made = here.member.post("/v1/keys", json={}).json()
-    with here.client(made["secret"]) as fresh:
+    made = deployment.member.post("/v1/keys", json={}).json()
+    with deployment.client(made["secret"]) as fresh:
         assert fresh.get("/v1/me").json()["user"] == "ben"
-        assert here.member.delete(f"/v1/keys/{made['key']['id']}").status_code == 204
+        assert deployment.member.delete(f"/v1/keys/{made['key']['id']}").status_code == 204
         assert "revoked" in fresh.get("/v1/me").json()["detail"]
 
 
-def test_members_may_not_what_admins_may(here: Deployment) -> None:
-    names = _names(here)
-    put = here.member.put(f"/v1/budgets/{names['budget']}", json={"limit": "5"})
+def test_members_may_not_what_admins_may(deployment: Deployment) -> None:
+    names = _names(deployment)
+    put = deployment.member.put(f"/v1/budgets/{names['budget']}", json={"limit": "5"})
     assert (put.status_code, put.json()["code"]) == (403, "forbidden")
-    assert here.member.post(f"/v1/machines/{names['machine']}:reclaim").status_code == 403
-    (admins_key,) = here.admin.get("/v1/keys").json()["keys"]
-    assert here.member.delete(f"/v1/keys/{admins_key['id']}").status_code == 404
-    assert here.admin.put(f"/v1/budgets/{names['budget']}", json={"limit": "5"}).status_code == 200
+    assert deployment.member.post(f"/v1/machines/{names['machine']}:reclaim").status_code == 403
+    (admins_key,) = deployment.admin.get("/v1/keys").json()["keys"]
+    assert deployment.member.delete(f"/v1/keys/{admins_key['id']}").status_code == 404
+    assert deployment.admin.put(f"/v1/budgets/{names['budget']}", json={"limit": "5"}).status_code == 200
 
 
-def test_a_browser_signs_in_by_key_and_needs_its_token_to_write(here: Deployment) -> None:
-    with httpx.Client(base_url=here.url, trust_env=False) as browser:
-        signed_in = browser.post("/v1/session", json={"key": here.keys[1]})
+def test_a_browser_signs_in_by_key_and_needs_its_token_to_write(deployment: Deployment) -> None:
+    with httpx.Client(base_url=deployment.url, trust_env=False) as browser:
+        signed_in = browser.post("/v1/session", json={"key": deployment.keys[1]})
         cookie = signed_in.headers["set-cookie"]
         assert "HttpOnly" in cookie
         assert "SameSite=strict" in cookie
@@ -98,26 +98,26 @@ def test_a_browser_signs_in_by_key_and_needs_its_token_to_write(here: Deployment
         token = {"X-CSRF-Token": signed_in.json()["csrf"]}
         assert browser.post("/v1/jobs", json={"spec": SPEC}, headers=token).status_code == 201
         assert browser.delete("/v1/session", headers=token).status_code == 204
-        browser.cookies.set(f"shoestring_{here.port}", cookie.partition("=")[2].partition(";")[0])
+        browser.cookies.set(f"shoestring_{deployment.port}", cookie.partition("=")[2].partition(";")[0])
         assert browser.get("/v1/me").status_code == 401
 
 
-def test_a_login_code_works_once_and_looking_at_the_link_uses_nothing_up(here: Deployment) -> None:
-    code = here.member.post("/v1/login-codes").json()["code"]
-    with httpx.Client(base_url=here.url, trust_env=False) as browser:
+def test_a_login_code_works_once_and_looking_at_the_link_uses_nothing_up(deployment: Deployment) -> None:
+    code = deployment.member.post("/v1/login-codes").json()["code"]
+    with httpx.Client(base_url=deployment.url, trust_env=False) as browser:
         assert browser.get("/login", params={"code": code}).status_code == 200
         assert browser.post("/v1/session", json={"code": code}).status_code == 200
         assert browser.get("/v1/me").json()["user"] == "ben"
-    again = here.nobody.post("/v1/session", json={"code": code})
+    again = deployment.nobody.post("/v1/session", json={"code": code})
     assert (again.status_code, again.json()["code"]) == (401, "unauthenticated")
-    assert here.nobody.post("/v1/session", json={}).status_code == 422
+    assert deployment.nobody.post("/v1/session", json={}).status_code == 422
 
 
-def test_a_foreign_host_header_is_refused_on_loopback(here: Deployment) -> None:
-    answer = here.member.get("/v1/me", headers={"Host": "evil.example"})
+def test_a_foreign_host_header_is_refused_on_loopback(deployment: Deployment) -> None:
+    answer = deployment.member.get("/v1/me", headers={"Host": "evil.example"})
     assert (answer.status_code, answer.json()["code"]) == (400, "wrong-host")
-    for host in (f"localhost:{here.port}", "127.0.0.1", f"[::1]:{here.port}"):
-        assert here.member.get("/v1/me", headers={"Host": host}).status_code == 200
+    for host in (f"localhost:{deployment.port}", "127.0.0.1", f"[::1]:{deployment.port}"):
+        assert deployment.member.get("/v1/me", headers={"Host": host}).status_code == 200
 
 
 MALFORMED = {
@@ -134,9 +134,9 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-def test_malformed_bodies_get_a_clear_answer(here: Deployment, what: str) -> None:
+def test_malformed_bodies_get_a_clear_answer(deployment: Deployment, what: str) -> None:
     body, status = MALFORMED[what]
-    answer = here.member.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    answer = deployment.member.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     problem = answer.json()
     assert answer.headers["content-type"] == "application/problem+json"
@@ -153,41 +153,41 @@ def test_malformed_bodies_get_a_clear_answer(here: Deployment, what: str) -> Non
         (b'{"limt": "1"}', "Did you mean limit?"),
         (b'{"limit": "\xff"}', "not valid UTF-8"),
         (b'{"limit": ' + b"[" * 10_000, "nested too deeply"),
-        (b"", "A JSON object is required"),
+        (b"", "must be a JSON object"),
     ],
 )
-def test_a_body_that_is_refused_says_why(here: Deployment, body: bytes, says: str) -> None:
-    budget = here.admin.get("/v1/budgets").json()["budgets"][-1]
+def test_a_body_that_is_refused_says_why(deployment: Deployment, body: bytes, says: str) -> None:
+    budget = deployment.admin.get("/v1/budgets").json()["budgets"][-1]
     headers = {"Content-Type": "application/json"}
-    answer = here.admin.put(f"/v1/budgets/{budget['id']}", content=body, headers=headers)
+    answer = deployment.admin.put(f"/v1/budgets/{budget['id']}", content=body, headers=headers)
     assert 400 <= answer.status_code <= 422
     assert says in answer.json()["detail"]
-    assert here.admin.get(f"/v1/budgets/{budget['id']}").json() == budget
+    assert deployment.admin.get(f"/v1/budgets/{budget['id']}").json() == budget
 
 
 @pytest.mark.parametrize("kind", ["application/yaml", "text/plain", "application/x-www-form-urlencoded", ""])
-def test_a_body_that_is_no_json_is_told_so(here: Deployment, kind: str) -> None:
-    answer = here.member.post("/v1/jobs", content=b"recipe: digits/quickstart", headers={"Content-Type": kind})
+def test_a_body_that_is_no_json_is_told_so(deployment: Deployment, kind: str) -> None:
+    answer = deployment.member.post("/v1/jobs", content=b"recipe: digits/quickstart", headers={"Content-Type": kind})
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-media-type")
     assert "Content-Type: application/json" in answer.json()["detail"]
 
 
-def test_a_misspelt_query_is_refused_with_what_was_meant(here: Deployment) -> None:
-    answer = here.member.get("/v1/jobs", params={"fliter": "state=running"})
+def test_a_misspelt_query_is_refused_with_what_was_meant(deployment: Deployment) -> None:
+    answer = deployment.member.get("/v1/jobs", params={"fliter": "state=running"})
     assert (answer.status_code, answer.json()["hint"]) == (422, "Did you mean filter?")
-    assert here.member.get("/v1/stream", params={"topic": "jobs"}).json()["hint"] == "Did you mean topics?"
-    assert here.member.get("/v1/me", params={"x": "1"}).json()["hint"] == "Known: none."
+    assert deployment.member.get("/v1/stream", params={"topic": "jobs"}).json()["hint"] == "Did you mean topics?"
+    assert deployment.member.get("/v1/me", params={"x": "1"}).json()["hint"] == "Known: none."
 
 
-def test_a_body_that_never_says_its_size_is_cut_off(here: Deployment) -> None:
+def test_a_body_that_never_says_its_size_is_cut_off(deployment: Deployment) -> None:
     pieces = (b" " * 100_000 for _ in range(30))
-    answer = here.member.post("/v1/jobs", content=pieces, headers={"Content-Type": "application/json"})
+    answer = deployment.member.post("/v1/jobs", content=pieces, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
 
 
-def test_mistakes_in_a_spec_are_listed_with_what_was_meant(here: Deployment) -> None:
+def test_mistakes_in_a_spec_are_listed_with_what_was_meant(deployment: Deployment) -> None:
     spec = {"recipe": "digits/quickstrat", "resorces": {}, "params": {}, "limits": {"cost": -1}}
-    answer = here.member.post("/v1/jobs", json={"spec": spec})
+    answer = deployment.member.post("/v1/jobs", json={"spec": spec})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-spec")
     found = {problem["pointer"]: problem.get("suggestion") for problem in answer.json()["errors"]}
     assert found["/recipe"] == "digits/quickstart"
@@ -195,7 +195,7 @@ def test_mistakes_in_a_spec_are_listed_with_what_was_meant(here: Deployment) -> 
     assert "/limits/cost" in found
 
 
-def test_missing_and_forbidden_data_look_the_same(here: Deployment, tmp_path: Path) -> None:
+def test_missing_and_forbidden_data_look_the_same(deployment: Deployment, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data" / "pictures").mkdir(parents=True)
     (tmp_path / "data" / "way_out").symlink_to(tmp_path / "elsewhere")
@@ -205,7 +205,7 @@ def test_missing_and_forbidden_data_look_the_same(here: Deployment, tmp_path: Pa
 
     def detail(folder: str, **data: str) -> str:
         spec = {"recipe": "imagefolder/resnet9", "data": {"train": str(tmp_path / folder), **data}}
-        answer = here.member.post("/v1/jobs", json={"spec": spec})
+        answer = deployment.member.post("/v1/jobs", json={"spec": spec})
         return "" if answer.status_code == 201 else str(answer.json()["detail"]).replace(folder, "")
 
     assert detail("data/pictures") == detail("data/pictures/a-{0..9}.tar", format="webdataset") == ""
@@ -215,70 +215,70 @@ def test_missing_and_forbidden_data_look_the_same(here: Deployment, tmp_path: Pa
     assert detail("data/nowhere") == detail(f"data/{'x' * 300}") == detail("nowhere")
 
 
-def test_what_is_not_there_and_what_is_not_allowed_are_problems_too(here: Deployment) -> None:
-    assert here.member.get("/v1/nothing").json()["code"] == "not-found"
-    assert here.member.get("/v1/jobs/not-an-id").status_code == 404
-    wrong = here.member.delete("/v1/jobs")
+def test_what_is_not_there_and_what_is_not_allowed_are_problems_too(deployment: Deployment) -> None:
+    assert deployment.member.get("/v1/nothing").json()["code"] == "not-found"
+    assert deployment.member.get("/v1/jobs/not-an-id").status_code == 404
+    wrong = deployment.member.delete("/v1/jobs")
     assert (wrong.status_code, wrong.json()["code"]) == (405, "method-not-allowed")
-    assert here.member.get("/v1/jobs", params={"limit": 0}).json()["code"] == "invalid-request"
-    assert here.member.get("/v1/jobs", params={"cursor": "x"}).json()["code"] == "invalid-request"
-    assert here.member.get("/v1/jobs", params={"filter": "stat=queued"}).status_code == 422
+    assert deployment.member.get("/v1/jobs", params={"limit": 0}).json()["code"] == "invalid-request"
+    assert deployment.member.get("/v1/jobs", params={"cursor": "x"}).json()["code"] == "invalid-request"
+    assert deployment.member.get("/v1/jobs", params={"filter": "stat=queued"}).status_code == 422
 
 
-def test_a_budget_is_changed_only_by_who_saw_it(here: Deployment) -> None:
-    budget = next(one for one in here.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+def test_a_budget_is_changed_only_by_who_saw_it(deployment: Deployment) -> None:
+    budget = next(one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
     path, etag = f"/v1/budgets/{budget['id']}", {"If-Match": budget["etag"]}
-    assert here.admin.put(path, json={"limit": "7.50"}, headers=etag).json()["limit"]["amount"] == "7.50"
-    late = here.admin.put(path, json={"limit": "8"}, headers=etag)
+    assert deployment.admin.put(path, json={"limit": "7.50"}, headers=etag).json()["limit"]["amount"] == "7.50"
+    late = deployment.admin.put(path, json={"limit": "8"}, headers=etag)
     assert (late.status_code, late.json()["code"]) == (412, "precondition-failed")
     for limit in ("-1", "1e3", "nan", "", "12345678901234567890"):
-        assert here.admin.put(path, json={"limit": limit}).status_code == 422, limit
-    assert here.admin.put(path, json={"limit": "none"}).json()["limit"] is None
+        assert deployment.admin.put(path, json={"limit": limit}).status_code == 422, limit
+    assert deployment.admin.put(path, json={"limit": "none"}).json()["limit"] is None
 
 
-def test_a_jobs_cost_names_the_budgets_that_its_money_comes_from(here: Deployment) -> None:
-    job, _ = here.running()
-    budgets = here.member.get(f"/v1/jobs/{job}/cost").json()["budgets"]
+def test_a_jobs_cost_names_the_budgets_that_its_money_comes_from(deployment: Deployment) -> None:
+    job, _ = deployment.running()
+    budgets = deployment.member.get(f"/v1/jobs/{job}/cost").json()["budgets"]
     assert [one["kind"] for one in budgets] == ["job", "member", "team", "org"]
-    own = here.admin.put(f"/v1/budgets/{budgets[0]['id']}", json={"limit": "0.75"})
+    own = deployment.admin.put(f"/v1/budgets/{budgets[0]['id']}", json={"limit": "0.75"})
     assert (own.status_code, own.json()["limit"]["amount"]) == (200, "0.75")
 
 
-def test_a_job_that_no_limit_allows_is_refused_and_one_that_waits_says_why(here: Deployment) -> None:
-    budget = next(one for one in here.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
-    here.admin.put(f"/v1/budgets/{budget['id']}", json={"limit": "0.001"})
-    answer = here.member.post("/v1/jobs", json={"spec": SPEC})
+def test_a_job_that_no_limit_allows_is_refused_and_one_that_waits_says_why(deployment: Deployment) -> None:
+    budget = next(one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    deployment.admin.put(f"/v1/budgets/{budget['id']}", json={"limit": "0.001"})
+    answer = deployment.member.post("/v1/jobs", json={"spec": SPEC})
     assert (answer.status_code, answer.json()["code"]) == (409, "budget-exceeded")
     assert answer.json()["hint"]
 
 
-def test_the_services_parts_are_reported(here: Deployment) -> None:
-    assert here.nobody.get("/healthz").json() == {"status": "ok"}
-    ready = here.nobody.get("/readyz")
+def test_the_services_parts_are_reported(deployment: Deployment) -> None:
+    assert deployment.nobody.get("/healthz").json() == {"status": "ok"}
+    ready = deployment.nobody.get("/readyz")
     assert (ready.status_code, ready.json()["parts"]["database"]) == (200, "ok")
     assert "start one" in ready.json()["parts"]["worker"]
-    assert here.nobody.get("/openapi.json").json()["info"]["title"] == "Shoestring"
+    assert deployment.nobody.get("/openapi.json").json()["info"]["title"] == "Shoestring"
 
 
-def test_the_page_that_describes_the_api_needs_nothing_from_elsewhere(here: Deployment) -> None:
-    page = here.nobody.get("/docs")
+def test_the_page_that_describes_the_api_needs_nothing_from_elsewhere(deployment: Deployment) -> None:
+    page = deployment.nobody.get("/docs")
     assert page.status_code == 200
     files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert {Path(file).suffix for file in files} == {".js", ".css", ".svg"}
     for file in files:
         assert file.startswith("/"), file
         if file != "/icon.svg":  # the dashboard's, if that was built
-            assert here.nobody.get(file).status_code == 200, file
+            assert deployment.nobody.get(file).status_code == 200, file
 
 
-def test_the_committed_openapi_document_is_this_services(here: Deployment) -> None:
+def test_the_committed_openapi_document_is_this_services(deployment: Deployment) -> None:
     committed = json.loads((Path(__file__).parents[2] / "web" / "openapi.json").read_text(encoding="utf-8"))
-    assert here.nobody.get("/openapi.json").json() == committed
+    assert deployment.nobody.get("/openapi.json").json() == committed
 
 
-def _names(here: Deployment) -> dict[str, str]:
-    job, (agent,) = here.running()
-    (key,) = here.member.get("/v1/keys").json()["keys"]
-    budgets = here.admin.get("/v1/budgets").json()["budgets"]
+def _names(deployment: Deployment) -> dict[str, str]:
+    job, (agent,) = deployment.running()
+    (key,) = deployment.member.get("/v1/keys").json()["keys"]
+    budgets = deployment.admin.get("/v1/budgets").json()["budgets"]
     team = next(one["id"] for one in budgets if one["kind"] == "team")
     return {"job": str(job), "machine": str(agent.machine), "key": key["id"], "budget": team, "other": str(uuid4())}

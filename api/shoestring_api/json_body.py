@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bodies of requests: JSON taken exactly as it was written, or refused in a sentence."""
+"""JSON request bodies, parsed without loss: numbers as they were written, duplicate keys rejected."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fastapi.routing import APIRoute
 from shoestring_core import document
 
 
-class ExactRoute(APIRoute):
-    """A route whose body is read as an `ExactRequest` reads it."""
+class ExactJsonRoute(APIRoute):
+    """A route whose body is parsed by `ExactJsonRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        handler = super().get_route_handler()
 
-        async def exact(request: Request) -> Response:
-            return await handle(ExactRequest(request.scope, request.receive))
+        async def exact_handler(request: Request) -> Response:
+            return await handler(ExactJsonRequest(request.scope, request.receive))
 
-        return exact
+        return exact_handler
 
 
-class ExactRequest(Request):
-    """Numbers stay as they were written, for money must not pass through a float; no key may be given twice."""
+class ExactJsonRequest(Request):
+    """Keeps numbers as they were written, because money must not pass through a float, and rejects duplicate keys."""
 
     async def json(self) -> Any:
         number = document.parse_scalar
@@ -36,7 +36,7 @@ class ExactRequest(Request):
                 parse_int=number,
                 parse_float=number,
                 parse_constant=number,
-                object_pairs_hook=_mapping,
+                object_pairs_hook=_unique_keys,
             )
         except UnicodeDecodeError:
             raise HTTPException(400, "The body is not valid UTF-8.") from None
@@ -44,10 +44,10 @@ class ExactRequest(Request):
             raise HTTPException(400, "The body is nested too deeply.") from None
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         if key in mapping:
-            raise HTTPException(400, f"The body gives {document.format_value(key)} twice. Keep one.")
+            raise HTTPException(400, f"The body contains the key {document.format_value(key)} twice. Keep one.")
         mapping[key] = value
     return mapping

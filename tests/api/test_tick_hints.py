@@ -17,7 +17,7 @@ from tests.servers import Valkey, free_port, until
 pytestmark = pytest.mark.any_database
 
 
-def test_a_submit_asks_for_a_tick(migrated_url: str, tmp_path: Path, here: Deployment, redis_url: str) -> None:
+def test_a_submit_asks_for_a_tick(migrated_url: str, tmp_path: Path, deployment: Deployment, redis_url: str) -> None:
     with (
         redis.Redis.from_url(redis_url) as broker,
         Deployment(migrated_url, tmp_path / "a", redis_url=redis_url) as service,
@@ -28,13 +28,13 @@ def test_a_submit_asks_for_a_tick(migrated_url: str, tmp_path: Path, here: Deplo
         assert '"task": "shoestring.tick"' in message.replace('\\"', '"')
 
 
-def test_a_broker_that_is_not_there_delays_nothing(migrated_url: str, tmp_path: Path, here: Deployment) -> None:
+def test_a_broker_that_is_not_there_delays_nothing(migrated_url: str, tmp_path: Path, deployment: Deployment) -> None:
     with Deployment(migrated_url, tmp_path / "a", redis_url=f"redis://127.0.0.1:{free_port()}/0") as service:
         began = time.monotonic()
         for _ in range(5):
             service.submit()
         assert time.monotonic() - began < 5
-        hints = service.service.hints
+        hints = service.state.tick_hints
         assert hints is not None
         until(lambda: hints.dropped > 0)
         parts = service.nobody.get("/readyz").json()
@@ -43,10 +43,10 @@ def test_a_broker_that_is_not_there_delays_nothing(migrated_url: str, tmp_path: 
 
 
 def test_hints_go_on_when_the_broker_is_back(
-    migrated_url: str, tmp_path: Path, here: Deployment, valkey: Valkey
+    migrated_url: str, tmp_path: Path, deployment: Deployment, valkey: Valkey
 ) -> None:
     with Deployment(migrated_url, tmp_path / "a", redis_url=valkey.url) as service:
-        hints = service.service.hints
+        hints = service.state.tick_hints
         assert hints is not None
         valkey.kill()
         service.submit()
@@ -61,15 +61,15 @@ def test_hints_go_on_when_the_broker_is_back(
         until(another, every_s=0.3)
 
 
-def test_the_service_says_since_when_it_serves(here: Deployment) -> None:
+def test_the_service_says_since_when_it_serves(deployment: Deployment) -> None:
     def row() -> ServiceRow:
-        with here.store.read() as db:
+        with deployment.store.read() as db:
             return db.sql.get_one(ServiceRow, "api")
 
-    until(lambda: here.nobody.get("/healthz").status_code == 200)
+    until(lambda: deployment.nobody.get("/healthz").status_code == 200)
     first = row()
     assert first.up_since <= first.seen_at
-    with here.store.writer.begin() as connection:
+    with deployment.store.writer.begin() as connection:
         connection.execute(
             update(ServiceRow).values(seen_at=first.seen_at - 60_000_000, up_since=first.up_since - 90_000_000)
         )

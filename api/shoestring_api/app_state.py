@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects that one API process opens at start and shares between requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.errors import Unavailable
+from shoestring_core.store.db import Store, open_store
+from shoestring_core.store.fleet import services
+from shoestring_core.store.groupcommit import GroupCommit
+from shoestring_core.store.objects import Objects, open_objects
+
+from shoestring_api.change_notifier import ChangeNotifier
+from shoestring_api.event_broadcast import EventBroadcaster
+from shoestring_api.settings import Settings
+from shoestring_api.tick_hints import TickHints
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+
+
+@dataclass
+class AppState:
+    settings: Settings
+    store: Store
+    report_store: GroupCommit
+    """Writes the machines' reports, which are many and small, several to a transaction."""
+    objects: Objects
+    notifier: ChangeNotifier
+    tick_hints: TickHints | None
+    broadcaster: EventBroadcaster
+    timeouts: Timeouts
+    secret: str = field(repr=False)
+
+    @classmethod
+    def open(cls, settings: Settings) -> AppState:
+        """Connect to the database and the object store.
+
+        Raises ValueError without a secret; Unavailable if the database can't be reached or has another schema version.
+        """
+        secret = settings.server_secret()
+        store = open_store(settings.database_url)
+        if not store.is_current():
+            raise Unavailable(
+                "The database's schema is older than this version of Shoestring.",
+                hint="Upgrade it: python -m shoestring_api.admin bootstrap --key-file FILE",
+            )
+        notifier = ChangeNotifier(settings.redis_url)
+        timeouts = Timeouts(
+            funding_lease=int(settings.funding_lease_s * S),
+            drain=int(settings.t_drain_s * S),
+            machine_lease=int(settings.lease_s * S),
+        )
+        tick_hints = TickHints(settings.redis_url) if settings.redis_url else None
+        store.on_commit.append(notifier.on_commit)
+        if tick_hints is not None:
+            store.on_commit.append(tick_hints.on_commit)
+        objects = open_objects(settings.objects, secret, settings.agent_base_url())
+        broadcaster = EventBroadcaster(store, notifier)
+        return cls(settings, store, GroupCommit(store), objects, notifier, tick_hints, broadcaster, timeouts, secret)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the background tasks (notifications, tick hints, heartbeat) while the process serves; then close."""
+        await self.notifier.start()
+        if self.tick_hints is not None:
+            self.tick_hints.start()
+        heartbeat = asyncio.create_task(self._heartbeat())
+        try:
+            yield
+        finally:
+            heartbeat.cancel()
+            await self.notifier.stop()
+            await self.broadcaster.close()
+            if self.tick_hints is not None:
+                await asyncio.to_thread(self.tick_hints.stop)
+            self.store.close()
+
+    async def _heartbeat(self) -> None:
+        """Record that this process is alive: agents' leases expire only while an API could receive their reports."""
+        gap = self.timeouts.machine_lease // 2
+        while True:
+            try:
+                await asyncio.to_thread(self.store.write, lambda db: services.seen(db, "api", gap))
+            except Unavailable as error:
+                log.warning("the heartbeat could not be written: %s", error)
+            await asyncio.sleep(HEARTBEAT_S)

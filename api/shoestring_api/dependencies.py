@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FastAPI dependencies of the routes: the app's state, a read transaction, the authenticated caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Header, Query, Request
+from fastapi.dependencies.models import Dependant
+from shoestring_core.errors import Forbidden, InvalidRequest, Unauthenticated
+from shoestring_core.store import identity, sessions
+from shoestring_core.store.db import Read
+from shoestring_core.store.identity import Principal
+
+from shoestring_api import problems
+from shoestring_api.app_state import AppState
+from shoestring_api.settings import Settings
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def _get_state(request: Request) -> AppState:
+    state: AppState = request.app.state.app_state
+    return state
+
+
+StateDep = Annotated[AppState, Depends(_get_state)]
+
+
+def _open_read(state: StateDep) -> Iterator[Read]:
+    with state.store.read() as db:
+        yield db
+
+
+ReadDep = Annotated[Read, Depends(_open_read, scope="function")]
+
+
+def authenticate(request: Request, state: StateDep) -> Principal:
+    """Return the caller, identified by API key or else by the browser's session cookie.
+
+    Raises Unauthenticated; Forbidden if a cookie-authenticated write lacks its CSRF token.
+    """
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    with state.store.read() as db:
+        if scheme:
+            if scheme.lower() != "bearer":
+                raise Unauthenticated(
+                    "The Authorization header does not use the Bearer scheme.", hint="Send `Authorization: Bearer KEY`."
+                )
+            return identity.authenticate(db, secret.strip())
+        cookie = request.cookies.get(cookie_name(state.settings))
+        if not cookie:
+            raise Unauthenticated(
+                "No API key was sent.", hint="Send `Authorization: Bearer KEY`, or sign in at /login."
+            )
+        principal = sessions.authenticate(db, cookie)
+    if request.method not in SAFE_METHODS and request.headers.get("x-csrf-token") != principal.csrf:
+        raise Forbidden("The X-CSRF-Token header is missing or wrong.", hint="Send the csrf value of GET /v1/me.")
+    return principal
+
+
+Caller = Annotated[Principal, Depends(authenticate)]
+
+
+def _require_admin(caller: Caller) -> Principal:
+    if caller.role != "admin":
+        raise Forbidden("Only an admin of the team may do this.", hint=f"Ask an admin of team {caller.team_name}.")
+    return caller
+
+
+AdminCaller = Annotated[Principal, Depends(_require_admin)]
+
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+
+Cursor = Annotated[str | None, Query(max_length=20_000)]
+
+
+def cookie_name(settings: Settings) -> str:
+    """Include the port, because browsers share cookies between the ports of a host, such as several local services."""
+    return f"shoestring_{settings.port}"
+
+
+def reject_unknown_query_parameters(request: Request) -> None:
+    """Raise InvalidRequest for a query parameter that a /v1 route doesn't have, such as a misspelt filter."""
+    route = request.scope.get("route")  # None for the dashboard's fallback page
+    if route is None or not request.url.path.startswith("/v1/"):
+        return
+    known = sorted(_query_parameters(route.dependant))
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequest(f"Unknown query parameter {name[:60]!r}.", hint=problems.suggest_name(name, known))
+
+
+def _query_parameters(dependant: Dependant) -> Iterator[str]:
+    yield from (parameter.alias for parameter in dependant.query_params)
+    for nested in dependant.dependencies:
+        yield from _query_parameters(nested)

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages of live streams: each team's events are read once and shared by all its readers.
+
+Facts (`event`, `points`, `logs`) have a position and are sent once. States (`job`, `budget`) are the rows after these
+facts, so sending one twice does no harm. A reader is only a position: readers at the head share what was read last, one
+further back reads by itself until it has caught up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Self
+from uuid import UUID
+
+from pydantic import BaseModel
+from shoestring_core import rest
+from shoestring_core.errors import InvalidRequest, Unavailable
+from shoestring_core.store import events as feed
+from shoestring_core.store import ledger, reports, rows
+from shoestring_core.store.db import Read, Store
+from shoestring_core.store.tables import EventRow, JobRow, MachineRow
+
+from shoestring_api.change_notifier import ChangeNotifier
+from shoestring_api.serializers.costs import serialize_budget
+from shoestring_api.serializers.events import serialize_curves, serialize_event, serialize_log_lines
+from shoestring_api.serializers.jobs import serialize_job
+
+log = logging.getLogger(__name__)
+
+EVENTS_PER_READ = 200
+MAX_CACHED_GROUPS = 200
+MAX_CACHED_CHARACTERS = 16_000_000
+WHOLE_EVENT = 9
+"""`StreamPosition.part` after every message of an event was sent."""
+
+MONEY_EVENT_KINDS = frozenset({"budget", "cost", "job", "machine", "alarm"})
+"""Events after which budgets may have changed."""
+
+
+@dataclass(frozen=True, order=True)
+class StreamPosition:
+    """How far a reader has come: through part `part` of event `seq`."""
+
+    seq: int
+    part: int = WHOLE_EVENT
+
+    @classmethod
+    def parse(cls, team: UUID, text: str) -> Self:
+        cursor, _, part = text.partition(".")
+        if part not in ("", "1", "2"):
+            raise InvalidRequest("This cursor was not issued by this service.", hint="Start without a cursor.")
+        return cls(feed.position(team, cursor), int(part or WHOLE_EVENT))
+
+    def text(self, team: UUID) -> str:
+        return feed.cursor(team, self.seq) + ("" if self.part == WHOLE_EVENT else f".{self.part}")
+
+    @property
+    def read_after(self) -> int:
+        """The event after which a reader at this position must start reading."""
+        return self.seq if self.part == WHOLE_EVENT else self.seq - 1
+
+
+@dataclass(frozen=True)
+class StreamMessage:
+    """A server-sent event for the subscribers of its topics. A state has no position of its own."""
+
+    topics: frozenset[str]
+    name: str
+    data: str
+    position: StreamPosition | None = None
+
+
+@dataclass(frozen=True)
+class MessageGroup:
+    """The messages of the events after `after` through `through`."""
+
+    after: int
+    through: int
+    messages: tuple[StreamMessage, ...]
+
+    def messages_past(self, position: StreamPosition) -> Iterator[StreamMessage]:
+        return (message for message in self.messages if message.position is None or message.position > position)
+
+    def size(self) -> int:
+        """Characters of all its messages."""
+        return sum(len(message.data) for message in self.messages)
+
+
+class EventBroadcaster:
+    """The broadcasts that have readers now, one for each team."""
+
+    def __init__(self, store: Store, notifier: ChangeNotifier) -> None:
+        self._store, self._notifier = store, notifier
+        self._broadcasts: dict[UUID, _TeamBroadcast] = {}
+
+    @contextlib.asynccontextmanager
+    async def open_reader(self, team: UUID, position: StreamPosition | None) -> AsyncIterator[StreamReader]:
+        """Yield a reader that starts at `position`, or with the next event if it is None."""
+        broadcast = self._broadcasts.get(team)
+        if broadcast is None:
+            broadcast = self._broadcasts[team] = _TeamBroadcast(self._store, self._notifier, team)
+        broadcast.readers += 1
+        try:
+            await broadcast.ensure_started()
+            yield StreamReader(broadcast, position or StreamPosition(broadcast.through))
+        finally:
+            broadcast.readers -= 1
+            if broadcast.readers == 0:
+                self._broadcasts.pop(team, None)
+                await broadcast.stop()
+
+    async def close(self) -> None:
+        for broadcast in list(self._broadcasts.values()):
+            await broadcast.stop()
+
+
+class StreamReader:
+    def __init__(self, broadcast: _TeamBroadcast, position: StreamPosition) -> None:
+        self._broadcast = broadcast
+        self.position = position
+
+    async def groups(self) -> AsyncIterator[MessageGroup | None]:
+        """Yield the next groups until the process shuts down.
+
+        None means that the position is too old, or past the head of the feed (after a database was restored): the
+        client must read everything again.
+        """
+        broadcast = self._broadcast
+        while not broadcast.notifier.closing:
+            changed = broadcast.changed
+            if broadcast.floor <= self.position.read_after <= broadcast.through:
+                for group in broadcast.cached_groups(self.position):
+                    yield group
+                    self.position = StreamPosition(group.through)
+            elif old := await asyncio.to_thread(broadcast.load_old, self.position):
+                yield old
+                self.position = StreamPosition(old.through)
+            else:
+                self.position = StreamPosition(broadcast.through)
+                yield None
+            if self.position.seq >= broadcast.through:
+                await changed.wait()
+
+
+@dataclass
+class _TeamBroadcast:
+    store: Store
+    notifier: ChangeNotifier
+    team: UUID
+    readers: int = 0
+    floor: int = 0
+    """Cached groups start after this event."""
+    through: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _groups: deque[MessageGroup] = field(default_factory=deque)
+    _size: int = 0
+    _started: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+
+    async def ensure_started(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow())
+        await self._started.wait()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def cached_groups(self, position: StreamPosition) -> list[MessageGroup]:
+        return [group for group in self._groups if group.through > position.read_after]
+
+    def load_old(self, position: StreamPosition) -> MessageGroup | None:
+        """Load the group after a position that is no longer cached; None if its events are deleted."""
+        with self.store.read() as db:
+            if feed.too_old(db, self.team, position.read_after):
+                return None
+            return load_group(db, self.team, position.read_after)
+
+    async def _follow(self) -> None:
+        with self.notifier.subscribe(self.team) as signal:
+            while True:
+                signal.clear()
+                try:
+                    if not self._started.is_set():
+                        self.floor = self.through = await asyncio.to_thread(self._load_head)
+                        self._started.set()
+                    group = await asyncio.to_thread(self._load_new)
+                except Unavailable as error:
+                    log.warning("the events of a team could not be read: %s", error)
+                    await asyncio.sleep(1.0)
+                    continue
+                if group.through > self.through:
+                    self._cache(group)
+                if group.through == group.after or self.notifier.closing:
+                    self._wake_readers()
+                    await signal.wait()
+
+    def _load_head(self) -> int:
+        with self.store.read() as db:
+            return feed.head(db, self.team)
+
+    def _load_new(self) -> MessageGroup:
+        with self.store.read() as db:
+            return load_group(db, self.team, self.through)
+
+    def _cache(self, group: MessageGroup) -> None:
+        self._groups.append(group)
+        self._size += group.size()
+        self.through = group.through
+        while len(self._groups) > 1 and (len(self._groups) > MAX_CACHED_GROUPS or self._size > MAX_CACHED_CHARACTERS):
+            dropped = self._groups.popleft()
+            self._size -= dropped.size()
+            self.floor = dropped.through
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        """Wake the readers; those without a new group keep waiting."""
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+
+def load_group(db: Read, team: UUID, after: int) -> MessageGroup:
+    """Return the next events past `after` as messages, followed by the state of the rows that they concern."""
+    events = feed.events(db, team, after, EVENTS_PER_READ)
+    if not events:
+        return MessageGroup(after, after, ())
+    messages = [message for event in events for message in _fact_messages(db, event)]
+    messages += _job_messages(db, {event.job for event in events if event.job is not None})
+    if any(event.kind in MONEY_EVENT_KINDS for event in events):
+        messages += _budget_messages(db, team)
+    return MessageGroup(after, events[-1].seq, tuple(messages))
+
+
+def _fact_messages(db: Read, event: EventRow) -> Iterator[StreamMessage]:
+    topics = frozenset({f"job:{event.job}"} if event.job else {"budget", "jobs"})
+    if event.kind != "batch":
+        yield _message(topics, "event", serialize_event(event), StreamPosition(event.seq, 1))
+        return
+    machine_id, _, seq = (event.ref or "").partition(":")
+    machine = db.sql.get(MachineRow, UUID(machine_id))
+    if machine is None or event.job is None:
+        return
+    points, lines = reports.load_batch(db, machine.id, int(seq))
+    if points:
+        curves = serialize_curves(points)
+        points_message = rest.PointsMessage(job=event.job, generation=event.generation or 0, curves=curves)
+        yield _message(topics, "points", points_message, StreamPosition(event.seq, 1))
+    if lines:
+        logs_message = rest.LogsMessage(job=event.job, lines=serialize_log_lines(lines, {machine.id: machine}))
+        yield _message(topics, "logs", logs_message, StreamPosition(event.seq, 2))
+
+
+def _job_messages(db: Read, ids: Iterable[UUID]) -> Iterator[StreamMessage]:
+    jobs = [job for id_ in sorted(ids) if (job := db.sql.get(JobRow, id_)) is not None]
+    for row in rows.of_jobs(db, jobs):
+        yield _message(frozenset({"jobs", f"job:{row.job.id}"}), "job", serialize_job(row, db.now))
+
+
+def _budget_messages(db: Read, team: UUID) -> Iterator[StreamMessage]:
+    for account in ledger.team_budgets(db, team):
+        yield _message(frozenset({"budget"}), "budget", serialize_budget(account, ledger.title(db, account)))
+
+
+def _message(
+    topics: frozenset[str], name: str, data: BaseModel, position: StreamPosition | None = None
+) -> StreamMessage:
+    return StreamMessage(topics, name, data.model_dump_json(), position)

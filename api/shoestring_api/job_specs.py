@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parse submitted job specs and check what they may use: the caller's team and the readable folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shoestring_core.errors import Forbidden, InvalidSpec, Problem
+from shoestring_core.spec import DataSource, JobSpec, parse
+from shoestring_core.store.identity import Principal
+
+from shoestring_api.app_state import AppState
+
+
+def parse_spec(source: dict[str, Any] | str, caller: Principal, state: AppState) -> JobSpec:
+    """Return the validated spec of a tree or YAML text. Raises InvalidSpec, Forbidden."""
+    spec = parse(source)
+    _check_team(spec, caller)
+    _check_paths(spec, state.settings.data_roots)
+    return spec
+
+
+def _check_team(spec: JobSpec, caller: Principal) -> None:
+    if spec.team not in (None, caller.team_name):
+        raise Forbidden(
+            f"This API key belongs to team {caller.team_name}, not {spec.team}.",
+            hint="Leave out `team`, or use that team's key.",
+        )
+
+
+def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
+    """Report missing and forbidden paths alike, so that nobody can probe the file system."""
+    problems = []
+    if spec.data and not spec.data.is_in_s3 and not _find_folder(roots, spec.data):
+        problems.append(("/data/train", f"{spec.data.train!r} is not a folder that jobs may read.", "data-not-found"))
+    if spec.init and not spec.init_job_id and not _find_path(roots, spec.init):
+        problems.append(("/init", f"{spec.init!r} is not a file or folder that jobs may read.", "init-not-found"))
+    if problems:
+        allowed = (
+            "Readable folders: " + ", ".join(map(str, roots))
+            if roots
+            else "Make a folder readable: shoestring up --data-root DIR"
+        )
+        raise InvalidSpec([Problem(at, f"{message} {allowed}.", code) for at, message, code in problems])
+
+
+def _find_folder(roots: Sequence[Path], data: DataSource) -> Path | None:
+    """Return the folder of the data, whose shards may be given as a pattern; None if it is not readable."""
+    if not _lies_under(roots, data.train):
+        return None
+    places = [data.train, str(Path(data.train).parent)] if data.format == "webdataset" else [data.train]
+    return next((folder for place in places if (folder := _find_path(roots, place)) and folder.is_dir()), None)
+
+
+def _find_path(roots: Sequence[Path], given: str) -> Path | None:
+    """Return the path if it exists below one of the roots, with links resolved; otherwise None."""
+    if _lies_under(roots, given):
+        with contextlib.suppress(OSError):  # missing, too long, or without permission
+            Path(given).stat()
+            return Path(given)
+    return None
+
+
+def _lies_under(roots: Sequence[Path], given: str) -> bool:
+    path = Path(os.path.realpath(given))
+    return any(path.is_relative_to(os.path.realpath(root)) for root in roots)

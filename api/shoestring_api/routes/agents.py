@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent protocol: the calls of rented machines. Its messages and rules are in `shoestring_core.wire`."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from prometheus_client import Counter
+from pydantic import ValidationError
+from shoestring_core import wire
+from shoestring_core.decide.timeouts import S
+from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError, TooLarge, Unauthenticated
+from shoestring_core.store import checkpoints, reports, rows
+from shoestring_core.store.db import Write
+from shoestring_core.store.fleet import agents
+from shoestring_core.store.objects import Head
+from shoestring_core.store.tables import MachineRow
+
+from shoestring_api.app_state import AppState
+from shoestring_api.dependencies import StateDep
+from shoestring_api.routes.artifacts import MAX_MANIFEST_BYTES
+
+router = APIRouter(prefix="/agent/v1", tags=["agent"])
+log = logging.getLogger(__name__)
+
+REPORT_INTERVAL_S = 5.0
+WATCHED_REPORT_INTERVAL_S = 0.25
+"""Report interval while a live stream shows the job."""
+URL_MARGIN_S = 600
+"""How much longer signed URLs are valid than the machine is funded."""
+ALARM_INTERVAL_S = 60.0
+MAX_BODY_BYTES = wire.MAX_BATCH_BYTES + 64 * 1024
+
+BATCHES = Counter("shoestring_agent_batches", "Report batches of agents, by outcome", ["outcome"])
+
+M = TypeVar("M", bound=wire.WireMessage)
+
+
+# --- authentication ----------------------------------------------------------------------------------------
+
+
+def _authenticate(state: StateDep, request: Request) -> MachineRow:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    name, _, session = token.strip().partition(".")
+    try:
+        machine_id = UUID(name)
+    except ValueError:
+        machine_id = None
+    if scheme.lower() != "bearer" or machine_id is None or not session:
+        raise Unauthenticated("No machine session was sent.", hint="Send `Authorization: Bearer MACHINE.SESSION`.")
+    try:
+        with state.store.read() as db:
+            return agents.authenticate(db, machine_id, session)
+    except AgentRefused:
+        _raise_alarm(state, machine_id)
+        raise
+
+
+MachineDep = Annotated[MachineRow, Depends(_authenticate)]
+
+_alarmed_at: dict[UUID, float] = {}
+
+
+def _raise_alarm(state: AppState, machine_id: UUID) -> None:
+    """Record an alarm for the machine's team that a wrong session was used in its name, at most once a minute."""
+    if time.monotonic() - _alarmed_at.get(machine_id, -ALARM_INTERVAL_S) < ALARM_INTERVAL_S:
+        return
+
+    def work(db: Write) -> bool:
+        job = rows.job_of(db, machine_id)
+        if job is not None:
+            db.event(
+                team=job.team_id, kind="alarm", actor="agent", job=job.id, ref=str(machine_id),
+                reason="Rejected a wrong session for a machine.",
+            )  # fmt: skip
+        return job is not None
+
+    if state.store.write(work):
+        _alarmed_at[machine_id] = time.monotonic()
+
+
+async def _read_body(request: Request, _: MachineDep) -> bytes:
+    """Return the request body, read after authentication and up to the size limit."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            break
+    return bytes(body)
+
+
+Body = Annotated[bytes, Depends(_read_body)]
+
+
+def _request_body_schema(model: type[wire.WireMessage]) -> dict[str, Any]:
+    """Return the OpenAPI body of a route that parses its body itself."""
+    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+# --- calls ------------------------------------------------------------------------------------------------
+
+
+@router.post("/register")
+def register(body: wire.RegisterRequest, state: StateDep) -> wire.Reply:
+    """Exchange the boot token for the agent's session. The first session binds the machine; repeating it succeeds."""
+    _check_protocol(body.protocol)
+    expected = wire.derive_boot_token(state.secret, body.machine)
+    token_ok = hmac.compare_digest(expected.encode(), body.boot_token.encode())
+    bound = state.store.write(
+        lambda db: agents.register(
+            db,
+            body.machine,
+            token_ok,
+            wire.hash_session(body.session),
+            body.address,
+            body.hardware.model_dump(),
+            state.timeouts,
+        )
+    )
+    if bound is None:
+        raise AgentRefused(
+            "This boot token is wrong, or another agent registered with it.", hint="The team has been notified."
+        )
+    return _build_reply(state, body.machine)
+
+
+@router.post("/report", openapi_extra=_request_body_schema(wire.ReportRequest))
+def report(machine: MachineDep, body: Body, state: StateDep) -> wire.Reply:
+    """Receive a heartbeat, one numbered batch, and the state of the machine's ranks.
+
+    The heartbeat counts even if the rest is rejected.
+    """
+    state.report_store.write(lambda db: agents.renew(db, machine.id, state.timeouts))
+    message = _parse(wire.ReportRequest, body)
+    _check_protocol(message.protocol)
+    if message.notice_at is not None and machine.notice_at is None:
+        notice_at = int(message.notice_at * S)
+        state.store.write(lambda db: agents.record_notice(db, machine.id, notice_at))
+    if message.batch is not None:
+        _accept_batch(state, machine, message.batch)
+    if message.member is not None:
+        member = message.member
+        state.store.write(lambda db: agents.report_member(db, machine.id, member))
+    return _build_reply(state, machine.id)
+
+
+@router.get("/orders")
+async def get_orders(
+    machine: MachineDep, state: StateDep, after: Annotated[str, Query(max_length=200)] = ""
+) -> wire.Reply:
+    """Return the orders for the machine. The request is held until they differ from `after` (long polling)."""
+    deadline = time.monotonic() + wire.LONG_POLL_S
+    with state.notifier.subscribe(machine.job) as signal:
+        while True:
+            signal.clear()
+            reply = await run_in_threadpool(_build_reply, state, machine.id)
+            if reply.etag != after or time.monotonic() > deadline or state.notifier.closing:
+                return reply
+            await signal.wait()
+
+
+@router.post("/checkpoints")
+def commit_checkpoint(machine: MachineDep, body: wire.CheckpointCommit, state: StateDep) -> wire.CommitReply:
+    """Commit an uploaded checkpoint after verifying its objects."""
+    _check_protocol(body.protocol)
+    _check_objects(state, machine, body)
+    promoted = state.store.write(lambda db: checkpoints.commit(db, machine.id, body))
+    return wire.CommitReply(promoted=promoted, upload_urls=_next_upload(state, machine.id))
+
+
+# --- helpers ------------------------------------------------------------------------------------------------
+
+
+def _check_protocol(protocol: int) -> None:
+    if protocol not in wire.SUPPORTED_PROTOCOL_VERSIONS:
+        raise InvalidRequest(
+            f"Agent protocol {protocol} is not supported; use {', '.join(map(str, wire.SUPPORTED_PROTOCOL_VERSIONS))}.",
+            hint="Start the machine with an agent of the service's version.",
+        )
+
+
+def _parse(model: type[M], body: bytes) -> M:
+    if len(body) > wire.MAX_BATCH_BYTES:
+        BATCHES.labels("refused").inc()
+        raise TooLarge(
+            f"A report has at most {wire.MAX_BATCH_BYTES} bytes.", hint="Send an empty batch, then smaller ones."
+        )
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as invalid:
+        BATCHES.labels("refused").inc()
+        violations = [f"{'/'.join(map(str, error['loc']))}: {error['msg']}" for error in invalid.errors()[:5]]
+        raise InvalidRequest("; ".join(violations)) from None
+
+
+def _accept_batch(state: AppState, machine: MachineRow, batch: wire.TelemetryBatch) -> None:
+    quota = state.settings.log_quota_bytes
+    try:
+        acked = state.report_store.write(lambda db: reports.accept_batch(db, machine.id, batch, log_quota=quota))
+    except ShoestringError:
+        BATCHES.labels("refused").inc()
+        raise
+    BATCHES.labels("accepted" if acked == batch.seq else "replayed").inc()
+
+
+def _build_reply(state: AppState, machine_id: UUID) -> wire.Reply:
+    """Return the committed state: order, leases, upload URLs of the next checkpoint, report interval."""
+    with state.store.read() as db:
+        machine = db.sql.get_one(MachineRow, machine_id)
+        expires_at = _urls_expire_at(state, machine, db.now)
+        order, etag = agents.order(db, machine_id, lambda key: state.objects.get_url(key, expires_at), state.timeouts)
+        next_upload = checkpoints.uploads(db, machine_id)
+        now = db.now
+    interval = WATCHED_REPORT_INTERVAL_S if state.notifier.is_watched(machine.job) else REPORT_INTERVAL_S
+    return wire.Reply(
+        etag=f"{etag}-{interval:g}",
+        order=order,
+        acked_seq=machine.acked_seq,
+        lease_s=_seconds_left(machine.alive_until, now),
+        funding_lease_s=_seconds_left(machine.funded_until, now),
+        report_interval_s=interval,
+        upload_urls=_sign_upload(state, next_upload, expires_at),
+    )
+
+
+def _next_upload(state: AppState, machine_id: UUID) -> wire.UploadUrls | None:
+    with state.store.read() as db:
+        machine = db.sql.get_one(MachineRow, machine_id)
+        return _sign_upload(state, checkpoints.uploads(db, machine_id), _urls_expire_at(state, machine, db.now))
+
+
+def _sign_upload(state: AppState, upload: checkpoints.Upload | None, expires_at: int) -> wire.UploadUrls | None:
+    if upload is None:
+        return None
+    return wire.UploadUrls(
+        generation=upload.generation,
+        nonce=upload.nonce,
+        data_url=state.objects.put_url(f"{upload.key}/data", expires_at),
+        manifest_url=state.objects.put_url(f"{upload.key}/manifest.json", expires_at),
+    )
+
+
+def _urls_expire_at(state: AppState, machine: MachineRow, now: int) -> int:
+    """Return unix seconds: past the end of the machine's funding, with a margin for a slow upload."""
+    return (max(machine.funded_until or now, now) + state.timeouts.drain) // S + URL_MARGIN_S
+
+
+def _seconds_left(until: int | None, now: int) -> float:
+    return max(0.0, ((until or now) - now) / S)
+
+
+def _check_objects(state: AppState, machine: MachineRow, commit: wire.CheckpointCommit) -> None:
+    """Raise InvalidRequest unless data and manifest are uploaded, complete and match each other."""
+    key = checkpoints.object_key(machine.job, commit.generation, _check_nonce(commit.nonce))
+    data, manifest_head = state.objects.head(f"{key}/data"), state.objects.head(f"{key}/manifest.json")
+    if data is None or manifest_head is None:
+        raise InvalidRequest(
+            "The checkpoint's objects are not uploaded.", hint="Upload data and manifest, then commit."
+        )
+    if manifest_head.sha256 != commit.manifest_sha256:
+        raise InvalidRequest("The manifest does not match the commit: its SHA-256 differs.")
+    if manifest_head.bytes > MAX_MANIFEST_BYTES:
+        raise InvalidRequest(f"A manifest has at most {MAX_MANIFEST_BYTES:,} bytes.")
+    try:
+        manifest = checkpoints.Manifest.model_validate_json(
+            state.objects.read(f"{key}/manifest.json", MAX_MANIFEST_BYTES)
+        )
+    except ValidationError as error:
+        raise InvalidRequest(f"The manifest can't be read: {error.errors()[0]['msg']}.") from None
+    if data != Head(manifest.bytes, manifest.sha256) or data.bytes != commit.bytes:
+        raise InvalidRequest("The data does not match its manifest: size or SHA-256 differ.")
+    if (manifest.job, manifest.generation, manifest.step) != (machine.job, commit.generation, commit.step):
+        raise InvalidRequest("The manifest belongs to another job, generation or step.")
+
+
+def _check_nonce(text: str) -> str:
+    if not text.isascii() or not text.isalnum():
+        raise InvalidRequest(f"{text!r} is not an upload nonce of this service.")
+    return text

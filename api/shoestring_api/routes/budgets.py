@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets: the accounts that a team spends from, and their limits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Response
+from shoestring_core import money, rest
+from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
+from shoestring_core.store import ledger, rows
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.fleet import gangs
+from shoestring_core.store.tables import AccountRow
+
+from shoestring_api.dependencies import AdminCaller, Caller, ReadDep, StateDep
+from shoestring_api.json_body import ExactJsonRoute
+from shoestring_api.serializers.costs import serialize_budget
+
+router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactJsonRoute)
+
+
+@router.get("")
+def list_budgets(db: ReadDep, caller: Caller) -> rest.BudgetList:
+    """List the budgets of the organisation, the team and its members."""
+    return rest.BudgetList(budgets=[_serialize(db, account) for account in ledger.team_budgets(db, caller.team)])
+
+
+@router.get("/{budget_id}")
+def get_budget(budget_id: UUID, db: ReadDep, caller: Caller, response: Response) -> rest.Budget:
+    """Return a budget. Send its ETag in If-Match to change its limit."""
+    return _with_etag(_serialize(db, ledger.visible_account(db, caller.team, budget_id)), response)
+
+
+@router.put("/{budget_id}")
+def set_limit(
+    budget_id: UUID,
+    body: rest.SetBudget,
+    state: StateDep,
+    caller: AdminCaller,
+    response: Response,
+    if_match: Annotated[str | None, Header(max_length=200)] = None,
+) -> rest.Budget:
+    """Set a limit (admin). A limit below what is spent and held causes an overdraft: jobs save a checkpoint and pause.
+
+    Raising it queues the jobs that were paused because the budget was exhausted.
+    """
+    limit, version = _parse_limit(body.limit), _parse_version(if_match)
+
+    def work(db: Write) -> rest.Budget:
+        account = ledger.visible_account(db, caller.team, budget_id)
+        if account.kind == "org" and len(rows.teams(db)) > 1:
+            raise Forbidden(
+                "The organisation's budget is shared by several teams.", hint="Set the team's budget instead."
+            )
+        if limit is None or (account.limit_micro is not None and limit > account.limit_micro):
+            gangs.resume_paused_below(db, account.id, caller.actor)
+        after = ledger.set_limit(
+            db, account.id, limit, actor=caller.actor, reason=body.reason[:500], if_version=version
+        )
+        return _serialize(db, after)
+
+    return _with_etag(state.store.write(work), response)
+
+
+def _parse_limit(text: str) -> int | None:
+    """Return micro-dollars; None for "none", which removes the limit."""
+    if text.strip().lower() == "none":
+        return None
+    try:
+        return money.from_decimal(text[:100])
+    except ValueError as wrong:
+        raise InvalidRequest(f"{wrong}.", hint="Or write none to remove the limit.") from None
+
+
+def _parse_version(if_match: str | None) -> int | None:
+    if if_match is None or if_match == "*":
+        return None
+    digits = if_match.removeprefix("W/").strip('"')
+    if not digits.isdecimal() or len(digits) > 18:
+        raise PreconditionFailed("If-Match is not an ETag of this budget.", hint="Read the budget again.")
+    return int(digits)
+
+
+def _serialize(db: Read, account: AccountRow) -> rest.Budget:
+    return serialize_budget(account, ledger.title(db, account))
+
+
+def _with_etag(budget: rest.Budget, response: Response) -> rest.Budget:
+    response.headers["ETag"] = budget.etag
+    return budget

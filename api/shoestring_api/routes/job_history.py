@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a job has done so far: attempts, events, metrics, cost."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from shoestring_core import rest
+from shoestring_core.store import events as feed
+from shoestring_core.store import jobs, ledger, rows
+from shoestring_core.store.metrics import load_curves, load_energy_curves
+
+from shoestring_api.dependencies import Caller, Cursor, ReadDep
+from shoestring_api.serializers.attempts import serialize_attempts, serialize_generations
+from shoestring_api.serializers.cost_reports import serialize_cost_report
+from shoestring_api.serializers.costs import serialize_budget
+from shoestring_api.serializers.events import serialize_curves, serialize_event
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@router.get("/{job_id}/attempts")
+def list_attempts(job_id: UUID, db: ReadDep, caller: Caller) -> rest.AttemptList:
+    """List the job's attempts with their machines and generations."""
+    row = rows.of_jobs(db, [jobs.get(db, caller.team, job_id)])[0]
+    return serialize_attempts(row, rows.attempts(db, job_id), db.now)
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    job_id: UUID, db: ReadDep, caller: Caller, cursor: Cursor = None, limit: Annotated[int, Query(ge=1, le=1000)] = 200
+) -> rest.EventPage:
+    """List the job's events, oldest first. `next_cursor` is None on the last page."""
+    job = jobs.get(db, caller.team, job_id)
+    after = feed.position(caller.team, cursor) if cursor else 0
+    events = rows.job_events(db, job, after, limit + 1)
+    last = events[limit - 1] if len(events) > limit else None
+    return rest.EventPage(
+        events=[serialize_event(row) for row in events[:limit]],
+        next_cursor=feed.cursor(caller.team, last.seq) if last else None,
+    )
+
+
+@router.get("/{job_id}/metrics")
+def get_metrics(
+    job_id: UUID,
+    db: ReadDep,
+    caller: Caller,
+    keys: Annotated[str | None, Query(max_length=4000, description="Comma-separated names; all if absent")] = None,
+    attempts: Literal["merged", "all"] = "merged",
+    first: Annotated[int, Query(ge=0, le=2**62)] = 0,
+    last: Annotated[int | None, Query(ge=0, le=2**62)] = None,
+) -> rest.Metrics:
+    """Return the curves. `merged`: each step once, from the generation that owns it; `all`: rolled-back steps too."""
+    job = jobs.get(db, caller.team, job_id)
+    names = None if keys is None else [name for name in keys.split(",") if name]
+    curves = [] if names == [] else load_curves(db, job.id, names, merged=attempts == "merged", first=first, last=last)
+    return rest.Metrics(
+        curves=serialize_curves(curves),
+        generations=serialize_generations(rows.of_jobs(db, [job])[0].generations),
+        cursor=feed.cursor(caller.team, feed.head(db, caller.team)),
+    )
+
+
+@router.get("/{job_id}/cost")
+def get_cost(job_id: UUID, db: ReadDep, caller: Caller) -> rest.CostReport:
+    """Return what the job costs, its machines and its ledger entries."""
+    row = rows.of_jobs(db, [jobs.get(db, caller.team, job_id)])[0]
+    transfers = ledger.transfers_of(db, row.account.id) if row.account else []
+    accounts = rows.accounts(db, (side for transfer in transfers for side in (transfer.debit, transfer.credit)))
+    names = {account.id: ledger.title(db, account) for account in accounts.values()}
+    funding_accounts = ledger.ancestors(db, row.account.id) if row.account else []
+    budgets = [serialize_budget(account, ledger.title(db, account)) for account in funding_accounts]
+    return serialize_cost_report(row, transfers, names, budgets, load_energy_curves(db, job_id), db.now)

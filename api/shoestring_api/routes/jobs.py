@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs: submit, list, show, stop, retry, resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import Response
+from shoestring_core import rest
+from shoestring_core.decide import funding
+from shoestring_core.errors import InvalidSpec, Problem
+from shoestring_core.spec import JobSpec
+from shoestring_core.store import checkpoints, job_search, jobs, rows
+from shoestring_core.store.db import Read, Store, Write
+from shoestring_core.store.identity import Principal
+from shoestring_core.store.tables import JobRow
+
+from shoestring_api.app_state import AppState
+from shoestring_api.dependencies import Caller, Cursor, IdempotencyKey, ReadDep, StateDep
+from shoestring_api.idempotency import run_once
+from shoestring_api.job_specs import parse_spec
+from shoestring_api.json_body import ExactJsonRoute
+from shoestring_api.routes.plans import apply_sizing
+from shoestring_api.serializers.jobs import serialize_job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ExactJsonRoute)
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=rest.Job,
+    responses={200: {"model": rest.Job, "description": "A dry run: validated, nothing stored"}},
+)
+def submit_job(body: rest.SubmitJob, state: StateDep, caller: Caller, key: IdempotencyKey = None) -> Response:
+    """Queue a training job for the caller's team."""
+    spec = parse_spec(body.spec, caller, state)
+    init = _find_initial_checkpoint(spec.init_job_id, state, caller) if spec.init_job_id else None
+
+    def work(db: Write) -> rest.Job:
+        sized, sizing = apply_sizing(db, caller, spec, state.timeouts)
+        hold = _minimum_hold(sized, state)
+        job = jobs.submit(db, caller.team, caller.user, sized, smallest_hold=hold, sizing=sizing, init=init)
+        return _serialize(db, job)
+
+    if body.dry_run:
+        return Response(_dry_run(state.store, work).model_dump_json(), media_type="application/json")
+    request = json.dumps(body.model_dump(mode="json"), sort_keys=True)
+    return run_once(state, caller, key, f"POST /v1/jobs {request}", 201, work)
+
+
+@router.post("/{job_id}:stop", status_code=202, response_model=rest.Job)
+def stop_job(
+    job_id: UUID, state: StateDep, caller: Caller, body: rest.StopJob | None = None, key: IdempotencyKey = None
+) -> Response:
+    """Stop or pause a job: it saves a checkpoint, then its machines are terminated."""
+    mode = body.mode if body else "stop"
+
+    def work(db: Write) -> rest.Job:
+        job = jobs.get(db, caller.team, job_id)
+        return _serialize(db, jobs.stop(db, job.id, caller.actor, mode))
+
+    return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:stop {mode}", 202, work)
+
+
+@router.post("/{job_id}:retry", status_code=201, response_model=rest.Job)
+def retry_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey = None) -> Response:
+    """Submit a finished, failed or stopped job again, from its stored spec and last checkpoint."""
+
+    def work(db: Write) -> rest.Job:
+        old = jobs.get(db, caller.team, job_id)
+        hold = _minimum_hold(JobSpec.from_stored(old.spec), state)
+        return _serialize(db, jobs.retry(db, caller.team, old.id, caller.user, smallest_hold=hold))
+
+    return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:retry", 201, work)
+
+
+@router.post("/{job_id}:resume", status_code=202, response_model=rest.Job)
+def resume_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey = None) -> Response:
+    """Queue a paused job again."""
+
+    def work(db: Write) -> rest.Job:
+        job = jobs.get(db, caller.team, job_id)
+        return _serialize(db, jobs.resume(db, job.id, caller.actor))
+
+    return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:resume", 202, work)
+
+
+@router.get("")
+def list_jobs(
+    db: ReadDep,
+    caller: Caller,
+    filter: Annotated[str, Query(max_length=500)] = "",
+    cursor: Cursor = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> rest.JobPage:
+    """List the team's jobs, newest first."""
+    page = job_search.search(db, caller.team, filter, cursor, limit)
+    resources = [serialize_job(row, db.now) for row in rows.of_jobs(db, page.jobs)]
+    return rest.JobPage(jobs=resources, next_cursor=page.next_cursor)
+
+
+@router.get(
+    "/{job_id}",
+    response_model=rest.Job,
+    responses={304: {"description": "Not modified since the ETag in If-None-Match"}},
+)
+def get_job(
+    job_id: UUID, db: ReadDep, caller: Caller, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    """Return a job."""
+    job = _serialize(db, jobs.get(db, caller.team, job_id))
+    etag = _etag(job)
+    if if_none_match is not None and etag in if_none_match:
+        return Response(status_code=304, headers={"ETag": etag})
+    return Response(job.model_dump_json(), media_type="application/json", headers={"ETag": etag})
+
+
+class _DryRun(Exception):
+    """Not an error: carries the result out of a transaction that must not commit."""
+
+    def __init__(self, job: rest.Job) -> None:
+        self.job = job
+
+
+def _dry_run(store: Store, work: Callable[[Write], rest.Job]) -> rest.Job:
+    """Return what `work` returns and roll its transaction back."""
+
+    def work_then_abort(db: Write) -> None:
+        raise _DryRun(work(db))
+
+    try:
+        store.write(work_then_abort)
+    except _DryRun as dry_run:
+        return dry_run.job
+    raise AssertionError("the dry run did not abort its transaction")
+
+
+def _find_initial_checkpoint(job_id: UUID, state: AppState, caller: Principal) -> UUID:
+    """Return the checkpoint that `init: job/ID` refers to. Raises InvalidSpec if its objects no longer exist."""
+    with state.store.read() as db:
+        checkpoint = checkpoints.to_start_with(db, caller.team, job_id)
+    if state.objects.head(f"{checkpoint.object_key}/data") is None:
+        message = (
+            f"The newest checkpoint of job {job_id} (step {checkpoint.step}) no longer exists in the object store."
+        )
+        raise InvalidSpec([Problem("/init", f"{message} Use another job.", "no-checkpoint")])
+    return checkpoint.id
+
+
+def _minimum_hold(spec: JobSpec, state: AppState) -> int:
+    """Return the least that the first machines hold: the first funding at the highest price a machine can have."""
+    return spec.resources.nodes * funding.first_hold(state.settings.local_price_on_demand, state.timeouts)
+
+
+def _serialize(db: Read, job: JobRow) -> rest.Job:
+    return serialize_job(rows.of_jobs(db, [job])[0], db.now)
+
+
+def _etag(job: rest.Job) -> str:
+    """Return an ETag of the job without the fields that change with the clock alone."""
+    clock_fields = {"cost": {"running", "on_demand"}, "progress": {"eta_s"}}
+    return f'W/"{hashlib.sha256(job.model_dump_json(exclude=clock_fields).encode()).hexdigest()[:32]}"'

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machines: preempt one of the local provider's, as a spot provider would."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID
+
+import httpx
+from fastapi import APIRouter
+from shoestring_core import rest
+from shoestring_core.errors import NotFound, Unavailable, WrongState
+from shoestring_core.store import rows
+from shoestring_core.store.tables import MachineRow
+
+from shoestring_api.app_state import AppState
+from shoestring_api.dependencies import AdminCaller, StateDep
+from shoestring_api.json_body import ExactJsonRoute
+from shoestring_api.serializers.attempts import serialize_machine
+
+router = APIRouter(prefix="/v1/machines", tags=["machines"], route_class=ExactJsonRoute)
+
+TIMEOUT_S = 5.0
+
+
+@router.post("/{machine_id}:reclaim", status_code=202)
+def reclaim(machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.Reclaim | None = None) -> rest.Machine:
+    """Preempt a machine of the local provider (admin): it gets a notice and is terminated `notice_s` later."""
+    with state.store.read() as db:
+        machine = rows.machine(db, caller.team, machine_id)
+        if machine is None:
+            raise NotFound("No such machine.")
+        resource = serialize_machine(machine, rows.posted(db, machine), db.now)
+    if machine.provider != "local":
+        raise WrongState(f"Only machines of the local provider can be preempted here, not those of {machine.provider}.")
+    if machine.provider_id is None or machine.state not in ("calling", "up"):
+        raise WrongState(f"The machine is {machine.state}; only a running machine can be preempted.")
+    _request_reclaim(state, machine, (body or rest.Reclaim()).notice_s)
+    return resource
+
+
+def _request_reclaim(state: AppState, machine: MachineRow, notice_s: float) -> None:
+    host, key = _read_machine_host(state)
+    try:
+        answer = httpx.post(
+            f"{host}/machines/{machine.provider_id}/reclaim",
+            json={"notice_s": notice_s},
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=TIMEOUT_S,
+            trust_env=False,
+        )
+    except httpx.HTTPError as error:
+        raise Unavailable("The machine host does not answer.", hint="Check that it runs, then try again.") from error
+    if answer.status_code == 404:
+        raise NotFound("The machine host has no such machine.")
+    if answer.status_code >= 300:
+        raise WrongState(f"The machine host refused: {answer.text[:200]}")
+
+
+def _read_machine_host(state: AppState) -> tuple[str, str]:
+    path = state.settings.machinehost
+    if path is None:
+        raise Unavailable("No machine host is configured.", hint="Set SHOESTRING_MACHINEHOST to its machinehost.json.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return str(config["url"]), str(config["key"])
+    except (OSError, ValueError, KeyError) as error:
+        raise Unavailable(
+            "The machine host has not written its address.", hint=f"Check that it runs ({path})."
+        ) from error

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Authentication: sign-in, sign-out, API keys."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from shoestring_core import rest
+from shoestring_core.errors import InvalidRequest, NotFound
+from shoestring_core.store import identity, rows, sessions
+from shoestring_core.store.db import Write
+from shoestring_core.store.identity import Principal
+from shoestring_core.store.tables import KeyRow
+
+from shoestring_api import VERSION, dashboard
+from shoestring_api.app_state import AppState
+from shoestring_api.dependencies import Caller, ReadDep, StateDep, cookie_name
+from shoestring_api.json_body import ExactJsonRoute
+from shoestring_api.serializers.times import to_datetime
+
+router = APIRouter(tags=["auth"], route_class=ExactJsonRoute)
+
+DAY_US = 86_400_000_000
+
+
+@router.get("/v1/me")
+def get_me(caller: Caller) -> rest.Me:
+    """Return the caller."""
+    return _serialize_me(caller)
+
+
+@router.post("/v1/session")
+def sign_in(body: rest.Login, state: StateDep, request: Request, response: Response) -> rest.Me:
+    """Sign a browser in with an API key or a one-time code: sets a same-site session cookie."""
+    if (body.key is None) == (body.code is None):
+        raise InvalidRequest("Send either `key` or `code`.")
+
+    def work(db: Write) -> tuple[sessions.NewSession, Principal]:
+        if body.key is not None:
+            principal = identity.authenticate(db, body.key.strip())
+            signed_in = sessions.open_session(db, principal.user, principal.team, principal.key)
+        else:
+            signed_in = sessions.redeem_login_code(db, body.code or "")
+        return signed_in, sessions.authenticate(db, signed_in.secret)
+
+    signed_in, principal = state.store.write(work)
+    _set_session_cookie(state, request, response, signed_in)
+    return _serialize_me(principal)
+
+
+@router.delete("/v1/session", status_code=204)
+def sign_out(state: StateDep, caller: Caller, request: Request, response: Response) -> None:
+    """End the browser's session."""
+    name = cookie_name(state.settings)
+    if caller.csrf is not None and (secret := request.cookies.get(name)):
+        state.store.write(lambda db: sessions.close_session(db, secret))
+    response.delete_cookie(name, path="/")
+
+
+@router.get("/login", include_in_schema=False)
+def login_page() -> Response:
+    """Return the dashboard, which redeems a one-time link itself: fetching the link alone does not use it up."""
+    return dashboard.index_page()
+
+
+@router.post("/v1/login-codes", status_code=201)
+def create_login_code(state: StateDep, caller: Caller) -> rest.LoginCode:
+    """Create a code that signs in as the caller, once, within ten minutes, at `/login?code=…`."""
+    return rest.LoginCode(code=state.store.write(lambda db: sessions.create_login_code(db, caller.user, caller.team)))
+
+
+@router.get("/v1/keys")
+def list_keys(db: ReadDep, caller: Caller) -> rest.KeyList:
+    """List the caller's API keys."""
+    return rest.KeyList(keys=[_serialize_key(row) for row in rows.keys(db, caller.team, caller.user)])
+
+
+@router.post("/v1/keys", status_code=201)
+def create_key(body: rest.NewKey, state: StateDep, caller: Caller) -> rest.CreatedKey:
+    """Create an API key. Its secret is returned only this once."""
+
+    def work(db: Write) -> rest.CreatedKey:
+        expires_at = None if body.expires_in_days is None else db.now + body.expires_in_days * DAY_US
+        key, secret = identity.create_key(db, body.kind, caller.user, caller.team, [], expires_at)
+        return rest.CreatedKey(key=_serialize_key(key), secret=secret)
+
+    return state.store.write(work)
+
+
+@router.delete("/v1/keys/{key_id}", status_code=204)
+def revoke_key(key_id: UUID, state: StateDep, caller: Caller) -> None:
+    """Revoke an API key of the caller; an admin may revoke any of the team."""
+
+    def work(db: Write) -> None:
+        own_keys = {row.id for row in rows.keys(db, caller.team, caller.user)}
+        if caller.role != "admin" and key_id not in own_keys:
+            raise NotFound("No such key.")
+        identity.revoke_key(db, caller.team, key_id)
+
+    state.store.write(work)
+
+
+def _serialize_me(principal: Principal) -> rest.Me:
+    return rest.Me(
+        user=principal.user_name,
+        team=principal.team_name,
+        role=principal.role,
+        csrf=principal.csrf,
+        version=VERSION,
+    )
+
+
+def _serialize_key(row: KeyRow) -> rest.Key:
+    return rest.Key(
+        id=row.id,
+        kind="svc" if row.kind == "svc" else "pat",
+        created_at=to_datetime(row.created_at),
+        expires_at=to_datetime(row.expires_at),
+        revoked_at=to_datetime(row.revoked_at),
+    )
+
+
+def _set_session_cookie(state: AppState, request: Request, response: Response, signed_in: sessions.NewSession) -> None:
+    response.set_cookie(
+        cookie_name(state.settings),
+        signed_in.secret,
+        max_age=sessions.SESSION_TTL // 1_000_000,
+        path="/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )

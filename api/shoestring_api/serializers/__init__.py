@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build REST resources from database rows."""

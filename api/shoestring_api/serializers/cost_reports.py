@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job's cost report: its machines, ledger entries, budgets and energy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Literal
+from uuid import UUID
+
+from shoestring_core import rest, results
+from shoestring_core.store import metrics
+from shoestring_core.store.rows import JobRows
+from shoestring_core.store.tables import TransferRow
+
+from shoestring_api.serializers.attempts import serialize_machine
+from shoestring_api.serializers.costs import SIMULATED_PROVIDERS, serialize_cost
+from shoestring_api.serializers.times import to_datetime
+
+
+def serialize_cost_report(
+    rows: JobRows, transfers: Iterable[TransferRow], names: Mapping[UUID, str], budgets: list[rest.Budget],
+    meters: Iterable[metrics.Curve], now: int,
+) -> rest.CostReport:  # fmt: skip
+    return rest.CostReport(
+        cost=serialize_cost(rows, now),
+        machines=[serialize_machine(row, rows.posted, now) for row in rows.machines],
+        transfers=[
+            rest.Transfer(
+                at=to_datetime(row.at),
+                kind=row.kind,
+                amount=rest.Money.of(row.amount),
+                debit=names.get(row.debit, str(row.debit)),
+                credit=names.get(row.credit, str(row.credit)),
+                machine=row.machine,
+                line=row.line,
+                actor=row.actor,
+                reason=row.reason,
+            )
+            for row in transfers
+        ],
+        budgets=budgets,
+        energy=_sum_energy(rows, meters),
+    )
+
+
+def _sum_energy(rows: JobRows, meters: Iterable[metrics.Curve]) -> rest.Energy | None:
+    """Return the energy of all machines. Those of the local cloud share one computer, and so its meters."""
+    hosts = {row.id: "localhost" if row.provider in SIMULATED_PROVIDERS else str(row.id) for row in rows.machines}
+    curves: dict[tuple[str, str], list[results.Curve]] = defaultdict(list)
+    for points in meters:
+        if points.machine in hosts:
+            curves[hosts[points.machine], points.name].append(results.Curve(points.steps, points.times, points.values))
+    joules = results.energy(curves.values())
+    if joules is None:
+        return None
+    of: list[Literal["gpu", "cpu"]] = sorted({"gpu" if "/gpu" in name else "cpu" for _, name in curves})
+    return rest.Energy(joules=joules, kwh=joules / 3_600_000, of=of)

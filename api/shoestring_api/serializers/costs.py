@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs of jobs and machines, and budgets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from shoestring_core import rest
+from shoestring_core.decide.billing import Evidence, bill
+from shoestring_core.store.rows import JobRows
+from shoestring_core.store.tables import AccountRow, MachineRow
+
+SIMULATED_PROVIDERS = ("local", "sim")
+
+
+def serialize_cost(rows: JobRows, now: int) -> rest.Cost:
+    account = rows.account
+    running = sum(
+        max(0, machine_cost(row, row.price, now) - rows.posted.get(row.id, 0))
+        for row in rows.machines
+        if not row.billed_at
+    )
+    return rest.Cost(
+        spent=rest.Money.of(account.posted if account else 0),
+        running=rest.Money.of(running),
+        held=rest.Money.of(account.held if account else 0),
+        on_demand=rest.Money.of(sum(machine_cost(row, row.on_demand_price, now) for row in rows.machines)),
+        limit=rest.Money.of(account.limit_micro) if account and account.limit_micro is not None else None,
+        settled=rows.job.settled_at is not None,
+        price_basis=_price_basis(rows),
+    )
+
+
+def machine_cost(row: MachineRow, price: str, now: int) -> int:
+    """Return what the machine has cost until `now` at a price per hour, in micro-dollars."""
+    evidence = Evidence(row.provider, row.type, row.market, price, row.launched_at, row.ended_at, row.end_cause)
+    return sum(line.amount for line in bill(evidence, now))
+
+
+def _price_basis(rows: JobRows) -> Literal["simulated", "live", "snapshot"]:
+    provider = (rows.job.spec.get("resources") or {}).get("provider", "local")
+    return "simulated" if provider in SIMULATED_PROVIDERS else "live"
+
+
+def serialize_budget(row: AccountRow, title: str) -> rest.Budget:
+    """`title`: the display name of the account, such as `team vision`."""
+    left = None if row.limit_micro is None else max(0, row.limit_micro + row.overdraft - row.posted - row.held)
+    return rest.Budget(
+        id=row.id,
+        kind=row.kind,
+        owner=title.removeprefix(f"{row.kind} ").removeprefix("organisation "),
+        limit=None if row.limit_micro is None else rest.Money.of(row.limit_micro),
+        posted=rest.Money.of(row.posted),
+        held=rest.Money.of(row.held),
+        overdraft=rest.Money.of(row.overdraft),
+        left=None if left is None else rest.Money.of(left),
+        etag=f'"{row.version}"',
+    )

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entries of a team's event feed: events, points of curves, log lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from uuid import UUID
+
+from shoestring_core import rest
+from shoestring_core.store import events, metrics
+from shoestring_core.store.logs import LogLine
+from shoestring_core.store.tables import EventRow, MachineRow
+
+from shoestring_api.serializers.times import to_datetime
+
+MACHINE_EVENT_KINDS = frozenset({"machine", "generation", "cost"})
+"""Kinds of events whose `ref` is a machine."""
+
+
+def serialize_event(row: EventRow) -> rest.Event:
+    return rest.Event(
+        cursor=events.cursor(row.team, row.seq),
+        at=to_datetime(row.at),
+        job=row.job,
+        attempt=row.attempt,
+        generation=row.generation,
+        kind=row.kind,
+        actor=row.actor,
+        reason=row.reason,
+        data=({"machine": row.ref} if row.kind in MACHINE_EVENT_KINDS and row.ref else {}) | row.data,
+    )
+
+
+def serialize_curves(curves: Iterable[metrics.Curve]) -> list[rest.Curve]:
+    return [
+        rest.Curve(
+            name=curve.name,
+            generation=curve.generation,
+            machine=curve.machine,
+            lost=curve.lost,
+            steps=curve.steps,
+            times=curve.times,
+            values=curve.values,
+        )
+        for curve in curves
+    ]
+
+
+def serialize_log_lines(lines: Iterable[LogLine], machines: Mapping[UUID, MachineRow]) -> list[rest.LogLine]:
+    return [
+        rest.LogLine(
+            machine=line.machine, slot=machines[line.machine].slot, rank=line.rank, offset=line.offset, text=line.text
+        )
+        for line in lines
+    ]

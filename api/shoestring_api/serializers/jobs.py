@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs."""
+
+from __future__ import annotations
+
+from shoestring_core import rest
+from shoestring_core.decide.sizing import Choice
+from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState
+from shoestring_core.store.rows import JobRows
+from shoestring_core.store.tables import GenerationRow, JobRow
+
+from shoestring_api.serializers.costs import serialize_cost
+from shoestring_api.serializers.status_text import describe_status
+from shoestring_api.serializers.times import to_datetime
+
+
+def serialize_job(rows: JobRows, now: int) -> rest.Job:
+    row = rows.job
+    return rest.Job(
+        id=row.id,
+        name=row.name,
+        team=rows.team,
+        user=rows.user,
+        recipe=row.spec.get("recipe"),
+        state=JobState(row.state),
+        sentence=describe_status(row),
+        wait_reason=_wait_reason(row),
+        end_reason=EndReason(row.end_reason) if row.end_reason else None,
+        desired_state=DesiredState(row.desired_state),
+        attempt=row.attempt,
+        generation=row.generation,
+        progress=compute_progress(row, rows.generations, now),
+        latest={name: float(value) for name, value in row.latest.items()},
+        result=row.result,
+        cost=serialize_cost(rows, now),
+        spec=row.spec,
+        sizing=_sizing_text(row),
+        tags=row.spec.get("tags") or {},
+        retried_from=row.retried_from,
+        created_at=to_datetime(row.created_at),
+        started_at=to_datetime(row.started_at),
+        first_step_at=to_datetime(row.first_step_at),
+        ended_at=to_datetime(row.ended_at),
+        settled_at=to_datetime(row.settled_at),
+    )
+
+
+def compute_progress(row: JobRow, generations: list[GenerationRow], now: int) -> rest.Progress:
+    """Return the progress on the merged curve: the current generation's step, without rolled-back steps."""
+    current = generations[-1] if generations else None
+    step = max(current.start_step, current.last_step or 0) if current else 0
+    epoch = row.last_epoch_milli / 1000 if row.last_epoch_milli is not None else None
+    total = row.steps_total
+    eta_s = None
+    if total and current and current.first_step_at and current.state == GenerationState.FORMED:
+        done, spent_s = step - current.start_step, (now - current.first_step_at) / 1e6
+        eta_s = round(max(0, total - step) * spent_s / done, 1) if done >= 2 and spent_s > 0 else None
+    fraction = min(1.0, step / total) if total else None
+    return rest.Progress(step=step, steps_total=total, epoch=epoch, fraction=fraction, eta_s=eta_s)
+
+
+def _wait_reason(row: JobRow) -> str | None:
+    """Return the code of what a queued or paused job waits for: `grant` if its budget paused it."""
+    if row.state == JobState.PAUSED:
+        return "grant" if row.stop_reason == "budget" else "resume"
+    return row.wait_reason if row.state == JobState.QUEUED else None
+
+
+def _sizing_text(row: JobRow) -> str | None:
+    """Return why the job runs on these machines and not on faster ones."""
+    if row.sizing is None:
+        return None
+    choice = Choice.from_json(row.sizing["choice"])
+    return f"{choice.text} {choice.why}".strip()
