@@ -28,7 +28,7 @@ from shoestring_trainer.training.models.networks import build_model, learn_from_
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.precision import choose_precision
-from shoestring_trainer.training.randomness import SampleOrder
+from shoestring_trainer.training.randomness import DistributedSampler
 from shoestring_trainer.training.settings import Settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -93,10 +93,10 @@ def tick() -> None:
 def bare(course: Course) -> Iterator[Batch]:
     """Batches that were made before the clock started: what is left is the step alone."""
     settings, data = course.settings, course.data
-    order = SampleOrder(1, len(data.train), 0, 1, alternating_flip=settings.alternating_flip)
+    sampler = DistributedSampler(1, len(data.train), 0, 1, alternating_flip=settings.alternating_flip)
     ready = []
     for number in range(4):
-        picked = order.pick(number * settings.batch_size, settings.batch_size)
+        picked = sampler.batch(number * settings.batch_size, settings.batch_size)
         pictures_NCHW = augment(
             data.train.bytes_NCHW[picked.samples_N], picked.draws_NK, settings, data.mean, data.white
         )

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 from shoestring_trainer.training.data.augment import augment
-from shoestring_trainer.training.randomness import SampleOrder
-from shoestring_trainer.training.results.progress import Progress
-from shoestring_trainer.training.results.reports import Reports
+from shoestring_trainer.training.randomness import DistributedSampler
+from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
+from shoestring_trainer.training.results.progress import ProgressPrinter
 
 from bench import cpu_loops
 from bench.trainer_cpu import load
@@ -73,10 +73,10 @@ def main() -> list[str]:
 def ours(course: cpu_loops.Course) -> Iterator[cpu_loops.Batch]:
     """Batches as the training loop makes them."""
     settings, data = course.settings, course.data
-    order = SampleOrder(1, len(data.train), 0, 1, alternating_flip=settings.alternating_flip)
+    sampler = DistributedSampler(1, len(data.train), 0, 1, alternating_flip=settings.alternating_flip)
     start = 0
     while True:
-        picked = order.pick(start, settings.batch_size)
+        picked = sampler.batch(start, settings.batch_size)
         some_NCHW = data.train.bytes_NCHW[picked.samples_N]
         yield (
             augment(some_NCHW, picked.draws_NK, settings, data.mean, data.white),
@@ -86,7 +86,7 @@ def ours(course: cpu_loops.Course) -> Iterator[cpu_loops.Batch]:
 
 
 def telemetry_us(folder: Path) -> float:
-    report, progress = Reports(folder), Progress(10**6)
+    report, progress = JsonlWriter(folder), ProgressPrinter(10**6)
     values = {"train/loss": 0.4623123, "train/lr": 0.0926612, "train/momentum": 0.9}
     began = time.thread_time()
     for step in range(LINES):

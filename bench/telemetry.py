@@ -97,7 +97,7 @@ def train(run: Path) -> None:
     """Train run/task.json with the lines of every second block, and note when each step ended."""
     from shoestring_trainer.training import loop
     from shoestring_trainer.training.orders import Orders
-    from shoestring_trainer.training.results import record
+    from shoestring_trainer.training.results import run_logger
     from shoestring_trainer.training.task import StepCounter, read_task
 
     times: list[float] = []
@@ -105,13 +105,13 @@ def train(run: Path) -> None:
     def wanted() -> bool:
         return told(max(0, len(times) - WARM_UP) // BLOCK)
 
-    class SwitchedRecord(record.Record):
+    class SwitchedLogger(run_logger.RunLogger):
         def step(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
             if wanted():
                 super().step(step, epoch, values)
             times.append(time.perf_counter())
 
-    loop.Record = SwitchedRecord  # type: ignore[misc]
+    loop.RunLogger = SwitchedLogger  # type: ignore[misc]
     loop.train(read_task(run / "task.json"), Orders(run / "order", lambda: sys.exit(1)), StepCounter())
     (run / "times.json").write_text(json.dumps(times))
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What went wrong, in the words the server decides by. Free of torch, so that a failing import is classified too."""
+"""Errors of a training process, and the kinds by which the server decides. Free of torch, so that a failing import is
+classified too."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ Kind = Literal["user_code", "out_of_memory", "nan", "data", "infrastructure"]
 
 
 class TrainerError(Exception):
-    """A fault whose message is meant for the user: it says what is wrong and what to do."""
+    """An error whose message is for the user: what is wrong and what to do."""
 
     kind: Kind = "user_code"
 
@@ -26,7 +27,7 @@ class DataError(TrainerError):
 
 
 class NonFiniteError(TrainerError):
-    """The loss or the weights are no longer finite. `since`: the first step whose numbers broke."""
+    """The loss or the weights are no longer finite. `since`: the first step with numbers that are not finite."""
 
     kind: Kind = "nan"
 
@@ -43,7 +44,7 @@ _LOST_PEER = (
 
 
 def classify(error: BaseException) -> Kind:
-    """The kind of an exception that ended a rank."""
+    """Return the kind of an exception that ended a rank."""
     if isinstance(error, TrainerError):
         return error.kind
     text = str(error).lower()
@@ -62,7 +63,7 @@ def classify(error: BaseException) -> Kind:
 
 
 def explain(error: BaseException, kind: Kind) -> str:
-    """One message for the user: what happened and what to do next."""
+    """Return the message for the user: what happened and what to do next."""
     if isinstance(error, TrainerError):
         return str(error)
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]

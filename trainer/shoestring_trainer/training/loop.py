@@ -9,7 +9,7 @@ from time import monotonic
 import torch
 from shoestring_core.results import EVALUATION_S
 
-from shoestring_trainer.training.checkpoint.state import restore
+from shoestring_trainer.training.checkpoint.state import restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.data.images import DataSet
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
@@ -20,7 +20,7 @@ from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.artifacts import make_artifacts
 from shoestring_trainer.training.results.evaluation import evaluate
 from shoestring_trainer.training.results.exports import require_onnx
-from shoestring_trainer.training.results.record import Record
+from shoestring_trainer.training.results.run_logger import RunLogger
 from shoestring_trainer.training.results.sample_log import SampleLog
 from shoestring_trainer.training.results.throughput import speed
 from shoestring_trainer.training.setup import Setup, set_up
@@ -42,22 +42,22 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
     trainer = Trainer(setup, task.skip, lambda: orders.stop_requested)
     hooks, hook_context, state = trainer.hooks, trainer.hook_context, trainer.state
     if task.resume:
-        counter.start_step = counter.step = restore(state, task.resume)
+        counter.start_step = counter.step = restore_checkpoint(state, task.resume)
         feed.turn_to(plan.phase(counter.step).view)
     step = hook_context.step = counter.step
 
-    order = setup.order()
+    sampler = setup.build_sampler()
     log = SampleLog(
         task.folder, generation=task.generation, rank=distributed.rank, world=distributed.world_size, start=step,
         epoch_samples=plan.epoch_samples,
     )  # fmt: skip
-    with Record(task, state, plan.steps, rank=distributed.rank) as record:
-        record.event(
+    with RunLogger(task, state, plan.steps, rank=distributed.rank) as logger:
+        logger.log_event(
             "started", step=step, steps_total=plan.steps, world_size=distributed.world_size,
             precision=setup.precision.value,
         )  # fmt: skip
         if warm_started:
-            record.event("warm_start", step=step, message=warm_started)
+            logger.log_event("warm_start", step=step, message=warm_started)
         orders.training_began()
         hooks.call("on_train_begin", hook_context)
         began, evaluation_s = monotonic(), 0.0
@@ -66,13 +66,13 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
         while not done:
             phase = plan.phase(step)
             if phase is not feed.phase:
-                record.flush()
+                logger.flush()
                 feed.enter(phase)
                 use_global_batch(
                     model, phase.batch, distributed.rank, distributed.world_size, norms=settings.sync_batch_norm
                 )  # fmt: skip
             skip = step + 1 in state.skip
-            indices = order.pick(plan.sample(step), phase.batch)
+            indices = sampler.batch(plan.sample(step), phase.batch)
             log.log_step(step + 1, indices.spans, skip=skip)
             hyperparams = plan.step_hyperparams(step)
             result = trainer.skip_step() if skip else trainer.train_step(indices, phase.batch, hyperparams)
@@ -81,9 +81,9 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
                 trainer.average.follow(step, plan.steps)
 
             if skip:
-                record.event("skipped", step=step, samples=phase.batch)
+                logger.log_event("skipped", step=step, samples=phase.batch)
             if result.overflowed:
-                record.event("overflow", step=step, scale=trainer.scaler.get_scale())
+                logger.log_event("overflow", step=step, scale=trainer.scaler.get_scale())
             if not (result.overflowed or result.diverged):
                 last_finite_step = step
             metrics = {
@@ -98,7 +98,7 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
             done = step == plan.steps
             if not done and not result.diverged and plan.ends_epoch(step, settings.eval_every_epochs):
                 views = settings.tta_views if task.goal and task.goal.metric == "val/acc_tta" else 1
-                record.flush()
+                logger.flush()
                 scores = evaluate(model, feed.data, distributed, setup.precision, views)
                 evaluation_s += scores.seconds
                 metrics |= {**scores.metrics, EVALUATION_S: scores.seconds}
@@ -106,24 +106,24 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
                 done = reached(task.goal, scores.metrics)
             if done and not result.diverged:
                 break  # finish() reports this step, with the final evaluation
-            record.step(step, plan.epoch(step), metrics)
+            logger.log_step(step, plan.epoch(step), metrics)
             if result.diverged:
-                record.finish_writing()  # this checkpoint is from before, and good to resume from
+                logger.wait_for_checkpoint()  # this checkpoint is from before, and good to resume from
                 message = describe_divergence(step, result.loss, setup.precision)
                 raise NonFiniteError(message, since=last_finite_step + 1)
             if result.stop_requested:
-                record.save_on_order(step)
+                logger.save_and_wait(step)
                 distributed.shutdown()
                 return "drained"
-            record.save_if_due(step)
+            logger.save_if_due(step)
 
-        finish(task, setup, trainer, record, counter, train_s=monotonic() - began - evaluation_s)
+        finish(task, setup, trainer, logger, counter, train_s=monotonic() - began - evaluation_s)
         distributed.shutdown()
         return "finished"
 
 
 def finish(
-    task: Task, setup: Setup, trainer: Trainer, record: Record, counter: StepCounter, *, train_s: float
+    task: Task, setup: Setup, trainer: Trainer, logger: RunLogger, counter: StepCounter, *, train_s: float
 ) -> None:  # fmt: skip
     """Evaluate the final model in fp32, report the last step, and save checkpoint, artifacts and result.
 
@@ -137,8 +137,10 @@ def finish(
     trainer.hook_context.metrics = metrics | scores.metrics
     trainer.hooks.call("on_train_end", trainer.hook_context)
     evaluation_s = metrics.get(EVALUATION_S, 0.0) + scores.seconds
-    record.last_step(step, plan.epoch(step), {**metrics, **scores.metrics, EVALUATION_S: evaluation_s}, scores.metrics)
-    if not record.kept:
+    logger.log_last_step(
+        step, plan.epoch(step), {**metrics, **scores.metrics, EVALUATION_S: evaluation_s}, scores.metrics
+    )
+    if not logger.enabled:
         return
     about = {
         "recipe": setup.recipe.reference, "architecture": setup.recipe.model, "params": setup.params,
@@ -156,7 +158,7 @@ def finish(
         "steps_skipped": sum(skipped <= step for skipped in trainer.state.skip),
         "framework": f"PyTorch {torch.__version__.partition('+')[0]}",
     }  # fmt: skip
-    record.save_final(step, make_artifacts(setup.model, data, scores, about, onnx=task.onnx), result)
+    logger.save_final(step, make_artifacts(setup.model, data, scores, about, onnx=task.onnx), result)
 
 
 def shapes_seen(plan: Plan, step: int, data: DataSet) -> dict[tuple[int, ...], int]:

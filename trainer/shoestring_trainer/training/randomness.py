@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every random draw as a function of names: (seed, epoch, sample) for data, (seed, step) for the network.
+"""Random numbers as functions of names: (seed, epoch, sample) for data, (seed, step) for the network.
 
-So no random state is ever saved: the step number says it all, whatever the world size.
+So no random state is ever saved: the step number determines it, at any world size.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ FLIP = 5
 """Which of a sample's draws decides whether it is flipped (below one half)."""
 
 
-def key(seed: int, *names: int | str) -> int:
-    """A well-mixed 63-bit number for these names."""
+def derive_seed(seed: int, *names: int | str) -> int:
+    """Return a well-mixed 63-bit seed for these names."""
     text = "/".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def generator(seed: int, *names: int | str) -> torch.Generator:
-    """A CPU generator that depends on nothing but these names."""
-    return torch.Generator().manual_seed(key(seed, *names))
+    """Return a CPU generator that depends on these names alone."""
+    return torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
 def seed_dropout(seed: int, step: int, device: torch.device) -> None:
-    """Fix what dropout draws in this step. Ranks draw alike, for the whole batch (`global_batch_layers`)."""
-    number = key(seed, "dropout", step)
+    """Seed the dropout masks of this step: the same on all ranks, for the global batch (`global_batch_layers`)."""
+    number = derive_seed(seed, "dropout", step)
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(number)
@@ -39,9 +39,9 @@ def seed_dropout(seed: int, step: int, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class BatchIndices:
-    """Which samples a rank trains on in one step, and their uniform draws in [0, 1) for augmentation.
+    """The samples that a rank trains on in one step, and their uniform draws in [0, 1) for augmentation.
 
-    spans  the same samples as they lie in the stream: epoch, place of the first in its order, samples
+    spans  the same samples by epoch: epoch, position of the first in the epoch's order, samples
     """
 
     samples_N: Tensor
@@ -49,33 +49,33 @@ class BatchIndices:
     spans: list[tuple[int, int, Tensor]]
 
     def split(self, parts: int) -> list[tuple[Tensor, Tensor]]:
-        """The samples and their draws in so many parts of like size."""
+        """Split samples and draws into this many parts of about the same size."""
         return list(zip(self.samples_N.tensor_split(parts), self.draws_NK.tensor_split(parts), strict=True))
 
 
-class SampleOrder:
-    """The endless stream of samples: epoch after epoch, each a fresh permutation.
+class DistributedSampler:
+    """An endless stream of samples: epoch after epoch, each a new permutation, shared among the ranks.
 
-    Steps take one batch after another from the stream, so every step is full, an epoch sees each sample once, and a
-    batch may hold the end of one epoch and the start of the next. Ranks share a batch as evenly as it goes.
+    Each step takes the next batch from the stream, so every batch is full, an epoch has each sample once, and a batch
+    may hold the end of one epoch and the start of the next. Ranks share a batch as evenly as possible.
 
-    epoch_samples     so many samples of each permutation are an epoch; None: all
-    alternating_flip  whether a sample is flipped is drawn once and changes from epoch to epoch
+    epoch_samples     length of an epoch, the first samples of each permutation; None: all
+    alternating_flip  whether a sample is flipped is drawn once and alternates from epoch to epoch
     draws             numbers drawn for each sample and epoch
     """
 
     def __init__(
-        self, seed: int, samples: int, rank: int, world: int,
+        self, seed: int, samples: int, rank: int, world_size: int,
         *, epoch_samples: int | None = None, alternating_flip: bool = False, draws: int = DRAWS_PER_SAMPLE,
     ) -> None:  # fmt: skip
-        self._seed, self._samples, self._rank, self._world = seed, samples, rank, world
+        self._seed, self._samples, self._rank, self._world_size = seed, samples, rank, world_size
         self._epoch_samples, self._alternating_flip = epoch_samples or samples, alternating_flip
         self._draws = draws
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def pick(self, start: int, batch: int) -> BatchIndices:
-        """This rank's share of the `batch` samples from place `start` of the stream."""
-        first, end = batch * self._rank // self._world, batch * (self._rank + 1) // self._world
+    def batch(self, start: int, size: int) -> BatchIndices:
+        """Return this rank's share of the `size` samples from position `start` of the stream."""
+        first, end = size * self._rank // self._world_size, size * (self._rank + 1) // self._world_size
         parts = list(self._spans(start + first, start + end))
         spans, draws = [part[:3] for part in parts], [part[3] for part in parts]
         if len(parts) == 1:

@@ -19,7 +19,7 @@ from shoestring_trainer.training.models.compiler import defer_compiler
 from shoestring_trainer.training.models.networks import build_model, learn_from_pictures
 from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.precision import Precision, choose_precision
-from shoestring_trainer.training.randomness import SampleOrder, key
+from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import Task
 
@@ -44,9 +44,9 @@ class Setup:
         data = self.feed.data.fingerprint
         return {"recipe": self.recipe.reference, "params": self.params, "seed": self.seed, "data": data}
 
-    def order(self) -> SampleOrder:
+    def build_sampler(self) -> DistributedSampler:
         """The stream of samples, of which this rank takes its share."""
-        return SampleOrder(
+        return DistributedSampler(
             self.seed, len(self.feed.data.train), self.distributed.rank, self.distributed.world_size,
             epoch_samples=self.plan.epoch_samples, alternating_flip=self.settings.alternating_flip,
             draws=draws_needed(self.settings),
@@ -71,7 +71,7 @@ def set_up(task: Task) -> Setup:
     plan = Plan.of(settings, len(data.train))
     check_shares(plan, distributed)
 
-    torch.manual_seed(key(seed, "weights"))
+    torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
     learn_from_pictures(model, data.train.bytes_NCHW, data.white)
     model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoestring_trainer.training.checkpoint.state import State
+from shoestring_trainer.training.checkpoint.state import TrainingState
 from shoestring_trainer.training.data.images import DataSet
 from shoestring_trainer.training.distributed.context import DistributedContext, PendingAllReduce
 from shoestring_trainer.training.hooks import HookContext, load_hooks
@@ -63,7 +63,7 @@ class Trainer:
         self._forward = compiled(self._ddp, self.settings.compile)
         self.optimizer.zero_grad()
         self.average = build_average(self.model, self.settings)
-        self.state = State(self.model, self.optimizer, self.scaler, setup.identity, self.average, set(skip))
+        self.state = TrainingState(self.model, self.optimizer, self.scaler, setup.identity, self.average, set(skip))
         self._noise = NoiseScale(self.model, self.distributed)
         self.hooks = load_hooks(self.settings.hooks_file)
         self.hook_context = HookContext(self.model, self.optimizer, self.settings, self.distributed.rank, step=0)

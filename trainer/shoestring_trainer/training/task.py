@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one file a training process is started with: what to train, from where, and when to save; and how far it came."""
+"""The task file that a training process starts with: what to train, from where, and when to save."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where a checkpoint's two files lie."""
+    """Paths of a checkpoint's two files."""
 
     data: Path
     manifest: Path
@@ -35,14 +35,14 @@ class Goal:
 
 @dataclass(frozen=True)
 class Task:
-    """A validated task file. `folder` is where it lies, and where everything the ranks write goes.
+    """A validated task file. `folder` holds it and everything that the ranks write.
 
     seed, precision  None: as the recipe's parameters say
-    init             weights to start with: another run's checkpoint, or a path; None for a run that goes on
-    data_format      how the data lie at data_path
-    onnx             the model is wanted as ONNX too
-    skip             steps whose batches are passed over, because the numbers broke there before
-    scratch          where this machine keeps decoded pictures for its next generations; None: they go with this one
+    init             weights to initialize with: another run's checkpoint, or a path; None for a run that resumes
+    data_format      format of the data at data_path
+    onnx             export the model to ONNX too
+    skip             steps whose batches are skipped, because the loss was not finite there before
+    scratch          folder for decoded images that later generations on this machine use; None: the run's folder
     """
 
     folder: Path
@@ -69,7 +69,7 @@ Outcome = Literal["finished", "drained", "error"]
 
 @dataclass
 class StepCounter:
-    """How far this rank is; kept apart from the loop so that an exit can name the step whatever ended it."""
+    """Steps that this rank has completed; outside of the loop so that every exit can report the step."""
 
     start_step: int = 0
     step: int = 0
@@ -84,7 +84,7 @@ def read_task(path: Path) -> Task:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(text, dict) or text.get("format") != 1:
-        raise UserError(f"{path} is not a task of format 1; bring trainer and server to the same version")
+        raise UserError(f"{path} is not a task of format 1; install the same version of trainer and service")
     if unknown := sorted(set(text) - _KEYS):
         raise UserError(f"{path} has unknown fields: {', '.join(unknown)}")
     try:
@@ -99,14 +99,14 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     every = text.get("checkpoint") or {}
     data, goal = text.get("data"), text.get("goal")
-    resume = _saved(text.get("resume"))
+    resume = _checkpoint_files(text.get("resume"))
     return Task(
         folder=folder,
         job=str(text["job"]),
         generation=int(text["generation"]),
         recipe=str(text["recipe"]),
         params=dict(text.get("params") or {}),
-        data_path=_here(data["train"]) if data else None,
+        data_path=_local_path(data["train"]) if data else None,
         seed=None if seed is None else int(seed),
         precision=precision,
         resume=resume,
@@ -121,19 +121,19 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
     )
 
 
-def _saved(files: dict[str, str] | None) -> CheckpointFiles | None:
+def _checkpoint_files(files: dict[str, str] | None) -> CheckpointFiles | None:
     return CheckpointFiles(Path(files["data"]), Path(files["manifest"])) if files else None
 
 
-def _here(place: str) -> Path:
+def _local_path(place: str) -> Path:
     if not place.startswith("/"):
-        raise ValueError(f"nobody has fetched the data of {place}; bring trainer and service to the same version")
+        raise ValueError(f"the data of {place} were not downloaded; install the same version of trainer and service")
     return Path(place)
 
 
 def _init(place: dict[str, str] | str | None) -> CheckpointFiles | Path | None:
     if not isinstance(place, str):
-        return _saved(place)
+        return _checkpoint_files(place)
     if not place.startswith("/"):
-        raise ValueError(f"nobody has fetched the weights of {place}; bring trainer and service to the same version")
+        raise ValueError(f"the weights of {place} were not downloaded; install the same version of trainer and service")
     return Path(place)

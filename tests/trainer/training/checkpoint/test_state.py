@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from shoestring_trainer.training.checkpoint.files import pack_tensors, read_checkpoint, unpack_tensors, write_checkpoint
-from shoestring_trainer.training.checkpoint.state import State, pack, restore
+from shoestring_trainer.training.checkpoint.state import TrainingState, pack_snapshot, restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.models.networks import build_model
@@ -21,14 +21,14 @@ from shoestring_trainer.training.task import CheckpointFiles
 IDENTITY = {"recipe": "digits/quickstart@1", "params": {"width": 4}, "seed": 1, "data": "fingerprint"}
 
 
-def fresh(width: int = 4, **identity) -> State:
+def fresh(width: int = 4, **identity) -> TrainingState:
     settings = Settings(width=width, momentum=0.9)
     model = build_model("convnet", settings, classes=10, mean=[0.3], std=[0.4])
     scaler = torch.amp.GradScaler("cpu", enabled=True)
-    return State(model, build_optimizer(model, settings, scaled=True), scaler, IDENTITY | identity)
+    return TrainingState(model, build_optimizer(model, settings, scaled=True), scaler, IDENTITY | identity)
 
 
-def trained(steps: int = 3) -> State:
+def trained(steps: int = 3) -> TrainingState:
     torch.manual_seed(0)
     state = fresh()
     for _ in range(steps):
@@ -42,12 +42,12 @@ def trained(steps: int = 3) -> State:
 
 @pytest.fixture
 def parts() -> dict[str, bytes]:
-    return pack(trained().snapshot(3))
+    return pack_snapshot(trained().snapshot(3))
 
 
 def save(folder: Path, parts: dict[str, bytes]) -> CheckpointFiles:
-    written = write_checkpoint(folder, job="job", generation=1, step=3, parts=parts)
-    return CheckpointFiles(folder / written.data, folder / written.manifest)
+    data, manifest = write_checkpoint(folder, job="job", generation=1, step=3, parts=parts)
+    return CheckpointFiles(folder / data, folder / manifest)
 
 
 def names_in(part: str, parts: dict[str, bytes], folder: Path) -> list[str]:
@@ -74,20 +74,20 @@ def test_without_any_one_item_loading_names_what_is_missing(tmp_path: Path, part
             fewer = pack_tensors(tensors)
         saved = save(folder, parts | {part: fewer})
         with pytest.raises(DataError, match=str(saved.data)):
-            restore(fresh(), saved)
+            restore_checkpoint(fresh(), saved)
 
 
 @pytest.mark.parametrize("part", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_without_one_part_loading_names_it(tmp_path: Path, parts: dict[str, bytes], part: str):
     del parts[part]
     with pytest.raises(DataError, match=part):
-        restore(fresh(), save(tmp_path, parts))
+        restore_checkpoint(fresh(), save(tmp_path, parts))
 
 
 def test_a_restored_state_is_the_saved_one(tmp_path: Path, parts: dict[str, bytes]):
     state = fresh()
-    assert restore(state, save(tmp_path, parts)) == 3
-    assert pack(state.snapshot(3)) == parts
+    assert restore_checkpoint(state, save(tmp_path, parts)) == 3
+    assert pack_snapshot(state.snapshot(3)) == parts
 
 
 @pytest.mark.parametrize("name", ["data", "manifest"])
@@ -108,7 +108,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, parts: dict[str, byte
         case "removed":
             path.unlink()
     with pytest.raises(DataError, match=str(path)):
-        restore(fresh(), saved)
+        restore_checkpoint(fresh(), saved)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,15 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, parts: dict[str, byte
     [fresh(width=8), fresh(recipe="imagefolder/resnet9@1"), fresh(seed=2), fresh(data="other pictures")],
     ids=["shapes", "recipe", "seed", "data"],
 )
-def test_a_foreign_checkpoint_is_refused_with_the_difference(tmp_path: Path, parts: dict[str, bytes], state: State):
-    before = pack(state.snapshot(0))
+def test_a_foreign_checkpoint_is_refused_with_the_difference(
+    tmp_path: Path, parts: dict[str, bytes], state: TrainingState
+):
+    before = pack_snapshot(state.snapshot(0))
     saved = save(tmp_path, parts)
     with pytest.raises(DataError, match=str(saved.data)):
-        restore(state, saved)
+        restore_checkpoint(state, saved)
     if state.identity != IDENTITY:
-        assert pack(state.snapshot(0)) == before
+        assert pack_snapshot(state.snapshot(0)) == before
 
 
 def test_parts_are_hashed_one_by_one_and_together(tmp_path: Path, parts: dict[str, bytes]):
@@ -148,7 +150,7 @@ def test_parts_are_hashed_one_by_one_and_together(tmp_path: Path, parts: dict[st
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, parts: dict[str, bytes], content: bytes):
     saved = save(tmp_path, parts)
     saved.manifest.write_bytes(content)
-    for begin in (lambda: restore(fresh(), saved), lambda: warm_start(fresh().model, saved)):
+    for begin in (lambda: restore_checkpoint(fresh(), saved), lambda: warm_start(fresh().model, saved)):
         with pytest.raises(DataError, match=r"manifest|no part|format 9") as refused:
             begin()
         assert str(tmp_path) in str(refused.value)
@@ -161,7 +163,7 @@ def test_weights_of_another_type_are_not_converted_in_silence(tmp_path: Path, pa
     parts["model.safetensors"] = pack_tensors(tensors | {name: tensors[name].double()})
     saved = save(tmp_path, parts)
     with pytest.raises(DataError, match=f"{name} in the checkpoint {saved.data} holds torch.float64"):
-        restore(fresh(), saved)
+        restore_checkpoint(fresh(), saved)
 
 
 def test_a_manifest_that_lies_is_refused(tmp_path: Path, parts: dict[str, bytes]):
@@ -171,11 +173,11 @@ def test_a_manifest_that_lies_is_refused(tmp_path: Path, parts: dict[str, bytes]
     for lie in ({"bytes": 10**15}, {"offset": 10**15}, {"offset": second["offset"]}, {"sha256": second["sha256"]}):
         saved.manifest.write_text(json.dumps(told | {"parts": [first | lie, *told["parts"][1:]]}))
         with pytest.raises(DataError, match=f"{saved.data} is damaged: {first['name']}"):
-            restore(fresh(), saved)
+            restore_checkpoint(fresh(), saved)
     exchanged = [first | {"name": second["name"]}, second | {"name": first["name"]}, *told["parts"][2:]]
     saved.manifest.write_text(json.dumps(told | {"parts": exchanged}))
     with pytest.raises(DataError, match=str(saved.data)):
-        restore(fresh(), saved)
+        restore_checkpoint(fresh(), saved)
 
 
 @pytest.mark.parametrize(("name", "value"), [("optimizer_state", "momentum_buffer"), ("scaler", None), ("step", "9")])
@@ -183,7 +185,7 @@ def test_state_of_another_kind_is_refused_by_name(tmp_path: Path, parts: dict[st
     parts["state.json"] = json.dumps(json.loads(parts["state.json"]) | {name: value}).encode()
     saved = save(tmp_path, parts)
     with pytest.raises(DataError, match=name) as refused:
-        restore(fresh(), saved)
+        restore_checkpoint(fresh(), saved)
     assert str(saved.data) in str(refused.value)
 
 

@@ -51,7 +51,7 @@ def test_a_checkpoint_gives_all_its_tensors(run: Path, teacher: nn.Module):
     model = fresh()
     said = warm_start(model, CheckpointFiles(run / "ckpt/step-000000009.data", run / "ckpt/step-000000009.json"))
     assert has_learned_from(teacher, model)
-    assert "fresh" not in said
+    assert "randomly initialized" not in said
 
 
 def test_a_folder_gives_its_newest_checkpoint_or_the_weights_in_it(run: Path, teacher: nn.Module, tmp_path: Path):
@@ -113,7 +113,7 @@ def test_a_run_begins_with_the_weights_it_is_given(tmp_path: Path):
     assert given.keys() == began.keys()
     assert all(torch.equal(given[name], began[name]) for name in given)
     (event,) = second.events("warm_start")
-    assert event["message"] == f"{len(given)} of {len(given)} tensors are given"
+    assert event["message"] == f"{len(given)} of {len(given)} tensors loaded"
     assert second.metrics()[0]["v"]["train/loss"] < first.metrics()[0]["v"]["train/loss"]
 
 

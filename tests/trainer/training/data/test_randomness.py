@@ -20,7 +20,7 @@ from shoestring_trainer.training.data.augment import (
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.optim.schedules import one_cycle, piecewise_linear
-from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, SampleOrder, seed_dropout
+from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, DistributedSampler, seed_dropout
 from shoestring_trainer.training.settings import Settings
 
 MEAN = [0.5, 0.4, 0.3]
@@ -30,11 +30,11 @@ EVERYTHING = Settings(rotate=15, translate=1, crop_padding=2, flip=True, cutout=
 @given(samples=st.integers(1, 60), batch=st.integers(1, 40), seed=st.integers(0, 2**31), data=st.data())
 def test_any_world_takes_the_same_samples_in_the_same_steps(samples: int, batch: int, seed: int, data):
     world = data.draw(st.integers(1, min(batch, 5)))
-    alone = SampleOrder(seed, samples, 0, 1)
-    ranks = [SampleOrder(seed, samples, rank, world) for rank in range(world)]
+    alone = DistributedSampler(seed, samples, 0, 1)
+    ranks = [DistributedSampler(seed, samples, rank, world) for rank in range(world)]
     stream = []
     for step in range(3 * samples // batch + 1):
-        whole, shares = alone.pick(step * batch, batch), [rank.pick(step * batch, batch) for rank in ranks]
+        whole, shares = alone.batch(step * batch, batch), [rank.batch(step * batch, batch) for rank in ranks]
         assert torch.equal(torch.cat([share.samples_N for share in shares]), whole.samples_N)
         assert torch.equal(torch.cat([share.draws_NK for share in shares]), whole.draws_NK)
         assert len(whole.samples_N) == batch
@@ -44,16 +44,16 @@ def test_any_world_takes_the_same_samples_in_the_same_steps(samples: int, batch:
 
 
 def test_a_step_needs_no_steps_before_it():
-    walked, jumped = SampleOrder(3, 50, 0, 1), SampleOrder(3, 50, 0, 1)
+    walked, jumped = DistributedSampler(3, 50, 0, 1), DistributedSampler(3, 50, 0, 1)
     for step in range(20):
-        last = walked.pick(16 * step, 16)
-    assert torch.equal(jumped.pick(16 * 19, 16).samples_N, last.samples_N)
-    assert torch.equal(jumped.pick(16 * 19, 16).draws_NK, last.draws_NK)
+        last = walked.batch(16 * step, 16)
+    assert torch.equal(jumped.batch(16 * 19, 16).samples_N, last.samples_N)
+    assert torch.equal(jumped.batch(16 * 19, 16).draws_NK, last.draws_NK)
 
 
 def test_epochs_and_seeds_differ():
-    order = SampleOrder(3, 50, 0, 1)
-    first, second, other = order.pick(0, 50), order.pick(50, 50), SampleOrder(4, 50, 0, 1).pick(0, 50)
+    sampler = DistributedSampler(3, 50, 0, 1)
+    first, second, other = sampler.batch(0, 50), sampler.batch(50, 50), DistributedSampler(4, 50, 0, 1).batch(0, 50)
     assert not torch.equal(first.samples_N, second.samples_N)
     assert not torch.equal(first.samples_N, other.samples_N)
     assert not torch.equal(first.draws_NK.sort(0).values, second.draws_NK.sort(0).values)
@@ -172,10 +172,10 @@ def test_jitter_of_nothing_changes_nothing_and_stays_within_black_and_white():
 
 
 def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():
-    order = SampleOrder(3, 400, 0, 1, alternating_flip=True)
+    sampler = DistributedSampler(3, 400, 0, 1, alternating_flip=True)
     flipped = []
     for epoch in range(4):
-        picked = order.pick(400 * epoch, 400)
+        picked = sampler.batch(400 * epoch, 400)
         flipped.append((picked.draws_NK[:, FLIP] < 0.5)[picked.samples_N.argsort()])
     assert torch.equal(flipped[0], ~flipped[1])
     assert torch.equal(flipped[0], flipped[2])
@@ -188,9 +188,9 @@ def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():
 
 
 def test_an_epoch_of_full_batches_leaves_out_other_samples_each_time():
-    order = SampleOrder(3, 50, 0, 1, epoch_samples=48)
+    sampler = DistributedSampler(3, 50, 0, 1, epoch_samples=48)
     epochs = [
-        torch.cat([order.pick(48 * epoch + 16 * step, 16).samples_N for step in range(3)]).tolist()
+        torch.cat([sampler.batch(48 * epoch + 16 * step, 16).samples_N for step in range(3)]).tolist()
         for epoch in range(4)
     ]
     assert all(len(set(epoch)) == 48 for epoch in epochs)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shoestring_trainer.training.randomness import SampleOrder
+from shoestring_trainer.training.randomness import DistributedSampler
 from shoestring_trainer.training.results.sample_log import Merged, SampleLog, main, merge, read
 
 from tests.trainer.training.gangs import ROOMS, finished, gang
@@ -59,9 +59,9 @@ def two_generations(tmp_path: Path) -> Path:
             folder = tmp_path / f"machine-{rank}" / "gen" / str(generation)
             folder.mkdir(parents=True)
             log = SampleLog(folder, generation=generation, rank=rank, world=world, start=start, epoch_samples=50)
-            order = SampleOrder(7, 50, rank, world)
+            sampler = DistributedSampler(7, 50, rank, world)
             for step in range(start, end):
-                log.log_step(step + 1, order.pick(5 * step, 5).spans)
+                log.log_step(step + 1, sampler.batch(5 * step, 5).spans)
     return tmp_path
 
 

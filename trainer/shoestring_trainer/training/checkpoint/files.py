@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint files: one data object of parts laid end to end, and one manifest that hashes them. Nothing is pickled."""
+"""Checkpoint files: a data file of concatenated parts, and a manifest with their hashes. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,35 @@ from shoestring_trainer.training.errors import DataError
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Written:
-    """Paths of a durable checkpoint, relative to the run's folder."""
+def write_checkpoint(
+    folder: Path, *, job: str, generation: int, step: int, parts: Mapping[str, bytes]
+) -> tuple[str, str]:
+    """Write a checkpoint below `folder` and return once it would survive a power failure.
 
-    data: str
-    manifest: str
-
-
-def write_checkpoint(folder: Path, *, job: str, generation: int, step: int, parts: Mapping[str, bytes]) -> Written:
-    """Write a checkpoint below `folder` and return once it would survive a power cut.
-
-    The manifest is written last, so whoever sees a manifest sees whole data. Raises OSError if the disk refuses.
+    Returns the paths of data and manifest, relative to `folder`. The manifest is written last, so where there is a
+    manifest the data is complete. Raises OSError if the disk refuses.
     """
     name = f"ckpt/step-{step:09d}"
     (folder / "ckpt").mkdir(exist_ok=True)
-    offset, listed = 0, []
+    offset, entries = 0, []
     for part, content in parts.items():
-        listed.append({"name": part, "offset": offset, "bytes": len(content), "sha256": _sha256(content)})
+        entries.append({"name": part, "offset": offset, "bytes": len(content), "sha256": _sha256(content)})
         offset += len(content)
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for content in parts.values():
-        whole.update(content)
+        digest.update(content)
     manifest = {
         "format": FORMAT, "job": job, "generation": generation, "step": step,
-        "bytes": offset, "sha256": whole.hexdigest(), "parts": listed,
+        "bytes": offset, "sha256": digest.hexdigest(), "parts": entries,
     }  # fmt: skip
     _write_durably(folder / f"{name}.data", *parts.values())
     _write_durably(folder / f"{name}.json", json.dumps(manifest).encode())
-    return Written(f"{name}.data", f"{name}.json")
+    return f"{name}.data", f"{name}.json"
 
 
 def read_checkpoint(data: Path, manifest: Path) -> dict[str, bytes]:
-    """The parts of a checkpoint, each checked against its hash. Raises DataError that names the file and the remedy."""
-    listed = _read_manifest(manifest)
+    """Return the parts of a checkpoint, with verified hashes. Raises DataError that names the file and the remedy."""
+    entries = _read_manifest(manifest)
     try:
         content = data.read_bytes()
     except OSError as error:
@@ -62,7 +56,7 @@ def read_checkpoint(data: Path, manifest: Path) -> dict[str, bytes]:
             f"cannot read the checkpoint {data}: {error.strerror}; start from another checkpoint"
         ) from error
     parts = {}
-    for part in listed:
+    for part in entries:
         piece = content[part["offset"] : part["offset"] + part["bytes"]]
         if _sha256(piece) != part["sha256"]:
             raise DataError(
@@ -74,13 +68,13 @@ def read_checkpoint(data: Path, manifest: Path) -> dict[str, bytes]:
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """safetensors bytes of named tensors, in a fixed layout."""
+    """Return named tensors in safetensors format."""
     packed: bytes = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
     return packed
 
 
 def unpack_tensors(parts: Mapping[str, bytes], part: str, source: Path) -> dict[str, Tensor]:
-    """The named tensors of one part. Raises DataError if the part is absent or no safetensors."""
+    """Return the named tensors of a part. Raises DataError if the part is missing or not in safetensors format."""
     try:
         tensors: dict[str, Tensor] = load_tensors(_part(parts, part, source))
     except SafetensorError as error:
@@ -89,7 +83,7 @@ def unpack_tensors(parts: Mapping[str, bytes], part: str, source: Path) -> dict[
 
 
 def unpack_json(parts: Mapping[str, bytes], part: str, source: Path) -> dict[str, Any]:
-    """The JSON object of one part. Raises DataError if the part is absent or no JSON object."""
+    """Return the JSON object of a part. Raises DataError if the part is missing or no JSON object."""
     try:
         value = json.loads(_part(parts, part, source))
     except (ValueError, RecursionError) as error:
@@ -102,8 +96,8 @@ def unpack_json(parts: Mapping[str, bytes], part: str, source: Path) -> dict[str
 def _part(parts: Mapping[str, bytes], name: str, source: Path) -> bytes:
     if name not in parts:
         raise DataError(
-            f"the checkpoint {source} has no part {name}; it was not written by this trainer, or something was taken "
-            "out of it: start from another checkpoint"
+            f"the checkpoint {source} has no part {name}; it was not written by this trainer, or a part was "
+            "removed: start from another checkpoint"
         )
     return parts[name]
 
@@ -116,7 +110,7 @@ def _read_manifest(path: Path) -> list[dict[str, Any]]:
         parts = [{key: part[key] for key in ("name", "offset", "bytes", "sha256")} for part in manifest["parts"]]
         for part in parts:
             if not all(isinstance(part[key], int) and part[key] >= 0 for key in ("offset", "bytes")):
-                raise ValueError(f"{part['name']} lies nowhere")
+                raise ValueError(f"{part['name']} has no valid offset and length")
         return parts
     except OSError as error:
         raise DataError(f"cannot read the manifest {path}: {error.strerror}; start from another checkpoint") from error
@@ -129,13 +123,13 @@ def _sha256(content: bytes) -> str:
 
 
 def _write_durably(path: Path, *contents: bytes) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("wb") as file:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
         for content in contents:
             file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
+    temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole state of a run: taken at a step, saved, and put back so that the run goes on bit for bit.
+"""The whole state of a run: copied at a step, saved, and restored so that the run continues with the same bits.
 
 What is not here needs no saving: data order, augmentation and dropout are functions of the seed and the step.
 """
@@ -25,21 +25,21 @@ from shoestring_trainer.training.checkpoint.files import (
 )
 from shoestring_trainer.training.errors import DataError, NonFiniteError
 from shoestring_trainer.training.optim.weight_average import Average
-from shoestring_trainer.training.results.reports import Reports
+from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
 from shoestring_trainer.training.task import CheckpointFiles, Task
 
-KEPT = 8
-"""Checkpoints that stay in the run's folder, so that a slow upload has time; older ones go, shipped or not."""
+MAX_LOCAL_CHECKPOINTS = 8
+"""Checkpoints that stay in the run's folder, as uploads may be slow; older ones are deleted, uploaded or not."""
 
 Reason = Literal["periodic", "order", "final"]
 
 
 @dataclass(frozen=True)
-class State:
-    """The living objects whose content is the run's state.
+class TrainingState:
+    """The objects that hold the run's state.
 
     identity  what a checkpoint must agree with to be this run's: recipe, parameters, seed, data
-    skip      steps whose batches are passed over: the job's own, and those of the checkpoint it goes on from
+    skip      steps whose batches are skipped: those of the task, and of the checkpoint that it resumes
     """
 
     model: nn.Module
@@ -50,8 +50,8 @@ class State:
     skip: set[int] = field(default_factory=set)
 
     def snapshot(self, step: int) -> dict[str, Any]:
-        """A copy, on the CPU, that later steps do not touch."""
-        kinds, tensors = _optimizer_tensors(self.model, self.optimizer)
+        """Return a copy on the CPU that later steps do not change."""
+        names, tensors = _optimizer_tensors(self.model, self.optimizer)
         return {
             "model": {name: _copy(tensor) for name, tensor in self.model.state_dict().items()},
             "optimizer": {name: _copy(tensor) for name, tensor in tensors.items()},
@@ -63,78 +63,80 @@ class State:
             "state": {
                 **self.identity,
                 "step": step,
-                "optimizer_state": kinds,
+                "optimizer_state": names,
                 "scaler": self.scaler.state_dict(),
                 **({"skip": sorted(self.skip)} if self.skip else {}),
             },
         }
 
 
-def restore(state: State, saved: CheckpointFiles) -> int:
-    """Put a checkpoint into `state` and return its step.
+def restore_checkpoint(state: TrainingState, files: CheckpointFiles) -> int:
+    """Load a checkpoint into `state` and return its step.
 
-    Raises DataError, naming the file, if it is damaged, lacks anything, or belongs to another run.
+    Raises DataError, naming the file, if it is damaged, incomplete, or of another run.
     """
-    parts = read_checkpoint(saved.data, saved.manifest)
-    facts = unpack_json(parts, "state.json", saved.data)
-    _check_identity(facts, state, saved)
-    _load_tensors(state.model.state_dict(), parts, "model.safetensors", saved)
+    parts = read_checkpoint(files.data, files.manifest)
+    content = unpack_json(parts, "state.json", files.data)
+    _check_identity(content, state, files)
+    _load_tensors(state.model.state_dict(), parts, "model.safetensors", files)
     if state.average:
-        _load_tensors(state.average.tensors, parts, "average.safetensors", saved)
-    _load_optimizer(state, facts["optimizer_state"], unpack_tensors(parts, "optimizer.safetensors", saved.data), saved)
+        _load_tensors(state.average.tensors, parts, "average.safetensors", files)
+    _load_optimizer(
+        state, content["optimizer_state"], unpack_tensors(parts, "optimizer.safetensors", files.data), files
+    )
     if state.scaler.is_enabled():
-        if set(facts["scaler"]) != set(state.scaler.state_dict()):
+        if set(content["scaler"]) != set(state.scaler.state_dict()):
             raise DataError(
-                f"the checkpoint {saved.data} has no whole loss scale; resume it in its own precision, not in fp16"
+                f"the checkpoint {files.data} has no complete loss scale; resume it in its own precision, not in fp16"
             )
-        state.scaler.load_state_dict(facts["scaler"])
-    state.skip.update(facts.get("skip", ()))
-    step = facts["step"]
+        state.scaler.load_state_dict(content["scaler"])
+    state.skip.update(content.get("skip", ()))
+    step = content["step"]
     if not isinstance(step, int) or step < 0:
-        raise DataError(f"the checkpoint {saved.data} has no usable step ({step!r}); start from another checkpoint")
+        raise DataError(f"the checkpoint {files.data} has no usable step ({step!r}); start from another checkpoint")
     return step
 
 
 class CheckpointWriter:
-    """Writes checkpoints on rank 0: while training goes on when one is due, at once when it must be durable."""
+    """Writes checkpoints on rank 0: periodic ones in the background, others before the call returns."""
 
-    def __init__(self, task: Task, state: State, report: Reports) -> None:
-        self._task, self._state, self._report = task, state, report
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+    def __init__(self, task: Task, state: TrainingState, writer: JsonlWriter) -> None:
+        self._task, self._state, self._writer = task, state, writer
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
         self._saved_at = monotonic()
-        self._kept: list[str] = []
+        self._local_files: list[str] = []
 
     def save_if_due(self, step: int) -> None:
-        """Begin a periodic checkpoint. One that comes due by the clock while another is being written is put off."""
+        """Begin a periodic checkpoint. One that is due by time while another is being written is postponed."""
         due_by_steps = self._task.save_every_steps is not None and step % self._task.save_every_steps == 0
         due_by_time = self._task.save_every_s is not None and monotonic() - self._saved_at >= self._task.save_every_s
         if not (due_by_steps or due_by_time):
             return
-        if self._writing and not self._writing.done() and not due_by_steps:
+        if self._pending and not self._pending.done() and not due_by_steps:
             return
-        self.finish_writing()
+        self.wait()
         self._saved_at = monotonic()
-        snapshot, lines = self._sound(step), self._report.lines
-        self._writing = self._writer.submit(self._write, step, snapshot, "periodic", lines, {}, {})
+        snapshot, lines = self._finite_snapshot(step), self._writer.lines
+        self._pending = self._executor.submit(self._write, step, snapshot, "periodic", lines, {}, {})
 
-    def save_on_order(self, step: int) -> None:
-        """Write a checkpoint and return once it is durable and announced."""
-        self.finish_writing()
-        self._write(step, self._sound(step), "order", self._report.lines, {}, {})
+    def save_and_wait(self, step: int) -> None:
+        """Write a checkpoint on a request to stop, and return once it is durable and its event is written."""
+        self.wait()
+        self._write(step, self._finite_snapshot(step), "order", self._writer.lines, {}, {})
 
     def save_final(self, step: int, artifacts: Mapping[str, bytes], result: Mapping[str, Any]) -> None:
-        """Write the last checkpoint, with the job's artifacts as further parts, and what it scored."""
-        self.finish_writing()
-        self._write(step, self._sound(step), "final", self._report.lines, artifacts, result)
+        """Write the final checkpoint, with the job's artifacts as further parts, and the result."""
+        self.wait()
+        self._write(step, self._finite_snapshot(step), "final", self._writer.lines, artifacts, result)
 
-    def finish_writing(self) -> None:
-        """Wait for the checkpoint in the making; its failure is this run's."""
-        if self._writing:
-            self._writing.result()
-            self._writing = None
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written. Raises the error of a failed one."""
+        if self._pending:
+            self._pending.result()
+            self._pending = None
 
-    def _sound(self, step: int) -> dict[str, Any]:
+    def _finite_snapshot(self, step: int) -> dict[str, Any]:
         """Return the state to save. Raises NonFiniteError if it isn't finite, so a good checkpoint always remains."""
         snapshot = self._state.snapshot(step)
         for part in ("model", "optimizer", "average"):
@@ -148,20 +150,20 @@ class CheckpointWriter:
         self, step: int, snapshot: Mapping[str, Any], reason: Reason, lines: int,
         artifacts: Mapping[str, bytes], result: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        task, parts = self._task, {**pack(snapshot), **artifacts}
-        written = write_checkpoint(task.folder, job=task.job, generation=task.generation, step=step, parts=parts)
-        facts: dict[str, Any] = {"result": result} if reason == "final" else {}
-        self._report.event(
-            "checkpoint", step=step, data=written.data, manifest=written.manifest,
-            final=reason == "final", reason=reason, lines=lines, **facts,
+        task, parts = self._task, {**pack_snapshot(snapshot), **artifacts}
+        data, manifest = write_checkpoint(task.folder, job=task.job, generation=task.generation, step=step, parts=parts)
+        extra: dict[str, Any] = {"result": result} if reason == "final" else {}
+        self._writer.write_event(
+            "checkpoint", step=step, data=data, manifest=manifest,
+            final=reason == "final", reason=reason, lines=lines, **extra,
         )  # fmt: skip
-        self._kept += [written.manifest, written.data]
-        while len(self._kept) > 2 * KEPT:
-            (task.folder / self._kept.pop(0)).unlink(missing_ok=True)
+        self._local_files += [manifest, data]
+        while len(self._local_files) > 2 * MAX_LOCAL_CHECKPOINTS:
+            (task.folder / self._local_files.pop(0)).unlink(missing_ok=True)
 
 
-def pack(snapshot: Mapping[str, Any]) -> dict[str, bytes]:
-    """The parts of a checkpoint."""
+def pack_snapshot(snapshot: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the parts of a checkpoint."""
     return {
         "model.safetensors": pack_tensors(snapshot["model"]),
         "optimizer.safetensors": pack_tensors(snapshot["optimizer"]),
@@ -175,31 +177,31 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], dict[str, Tensor]]:
-    """The kinds of tensor the optimizer keeps per parameter, and all of them as "parameter/kind"."""
-    kinds = sorted({kind for kept in optimizer.state.values() for kind, value in kept.items() if value is not None})
-    names = {
-        f"{name}/{kind}": optimizer.state[parameter][kind]
-        for name, parameter in model.named_parameters()
+    """Return the names of the optimizer's tensors per parameter, and all tensors as "parameter/name"."""
+    names = sorted({name for state in optimizer.state.values() for name, value in state.items() if value is not None})
+    tensors = {
+        f"{parameter_name}/{name}": optimizer.state[parameter][name]
+        for parameter_name, parameter in model.named_parameters()
         if parameter in optimizer.state
-        for kind in kinds
-        if optimizer.state[parameter].get(kind) is not None
+        for name in names
+        if optimizer.state[parameter].get(name) is not None
     }
-    return kinds, names
+    return names, tensors
 
 
-def _check_identity(facts: Mapping[str, Any], state: State, saved: CheckpointFiles) -> None:
+def _check_identity(content: Mapping[str, Any], state: TrainingState, files: CheckpointFiles) -> None:
     for name in ("step", "optimizer_state", "scaler", *state.identity):
-        if name not in facts:
-            raise DataError(f"state.json in the checkpoint {saved.data} lacks {name}; start from another checkpoint")
+        if name not in content:
+            raise DataError(f"state.json in the checkpoint {files.data} lacks {name}; start from another checkpoint")
     for name, kind in (("optimizer_state", list), ("scaler", dict)):
-        if not isinstance(facts[name], kind):
+        if not isinstance(content[name], kind):
             raise DataError(
-                f"state.json in the checkpoint {saved.data} has no usable {name}; start from another checkpoint"
+                f"state.json in the checkpoint {files.data} has no usable {name}; start from another checkpoint"
             )
     for name, own in state.identity.items():
-        if facts[name] != json.loads(json.dumps(own)):
+        if content[name] != json.loads(json.dumps(own)):
             raise DataError(
-                f"the checkpoint {saved.data} belongs to another run: its {name} is {_short(facts[name])}, "
+                f"the checkpoint {files.data} belongs to another run: its {name} is {_short(content[name])}, "
                 f"this job's is {_short(own)}; resume one of this job's own, or use init to start from its weights"
             )
 
@@ -209,48 +211,50 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _load_tensors(own: Mapping[str, Tensor], parts: Mapping[str, bytes], part: str, saved: CheckpointFiles) -> None:
-    tensors = unpack_tensors(parts, part, saved.data)
-    _check_names(set(own), set(tensors), part, saved)
+def _load_tensors(own: Mapping[str, Tensor], parts: Mapping[str, bytes], part: str, files: CheckpointFiles) -> None:
+    tensors = unpack_tensors(parts, part, files.data)
+    _check_names(set(own), set(tensors), part, files)
     for name, tensor in tensors.items():
-        _check_shape(name, own[name], tensor, saved)
+        _check_shape(name, own[name], tensor, files)
         if own[name].dtype != tensor.dtype:
             raise DataError(
-                f"{name} in the checkpoint {saved.data} holds {tensor.dtype}, this model {own[name].dtype}; resume "
+                f"{name} in the checkpoint {files.data} holds {tensor.dtype}, this model {own[name].dtype}; resume "
                 "with the recipe and the trainer that wrote it"
             )
         own[name].copy_(tensor)
 
 
-def _load_optimizer(state: State, kinds: list[str], tensors: Mapping[str, Tensor], saved: CheckpointFiles) -> None:
-    """Some optimizers make all their state at once; others come without, and then each kind is like its parameter."""
+def _load_optimizer(
+    state: TrainingState, names: list[str], tensors: Mapping[str, Tensor], files: CheckpointFiles
+) -> None:
+    """Load optimizer tensors. Some optimizers create all at once; for others, each is shaped like its parameter."""
     own = {
-        f"{name}/{kind}": (parameter, kind, state.optimizer.state[parameter].get(kind, parameter))
-        for name, parameter in state.model.named_parameters()
+        f"{parameter_name}/{name}": (parameter, name, state.optimizer.state[parameter].get(name, parameter))
+        for parameter_name, parameter in state.model.named_parameters()
         if parameter.requires_grad
-        for kind in state.optimizer.state[parameter] or kinds
+        for name in state.optimizer.state[parameter] or names
     }
-    _check_names(set(own), set(tensors), "optimizer.safetensors", saved)
-    for name, (parameter, kind, like) in own.items():
-        _check_shape(name, like, tensors[name], saved)
-        # laid out in memory as the parameter is: the fused step walks both by address
-        state.optimizer.state[parameter][kind] = torch.empty_like(like).detach().copy_(tensors[name])
+    _check_names(set(own), set(tensors), "optimizer.safetensors", files)
+    for key, (parameter, name, like) in own.items():
+        _check_shape(key, like, tensors[key], files)
+        # in the parameter's memory format: the fused step iterates over both by address
+        state.optimizer.state[parameter][name] = torch.empty_like(like).detach().copy_(tensors[key])
 
 
-def _check_names(own: set[str], found: set[str], part: str, saved: CheckpointFiles) -> None:
-    if lacking := sorted(own - found):
-        raise DataError(f"{part} in the checkpoint {saved.data} lacks {lacking[0]}; start from another checkpoint")
-    if foreign := sorted(found - own):
+def _check_names(own: set[str], loaded: set[str], part: str, files: CheckpointFiles) -> None:
+    if missing := sorted(own - loaded):
+        raise DataError(f"{part} in the checkpoint {files.data} lacks {missing[0]}; start from another checkpoint")
+    if unknown := sorted(loaded - own):
         raise DataError(
-            f"{part} in the checkpoint {saved.data} holds {foreign[0]}, which this model has not; "
+            f"{part} in the checkpoint {files.data} holds {unknown[0]}, which this model doesn't have; "
             "resume with the recipe that wrote it"
         )
 
 
-def _check_shape(name: str, own: Tensor, found: Tensor, saved: CheckpointFiles) -> None:
-    if own.shape != found.shape:
+def _check_shape(name: str, own: Tensor, loaded: Tensor, files: CheckpointFiles) -> None:
+    if own.shape != loaded.shape:
         raise DataError(
-            f"{name} in the checkpoint {saved.data} has shape {tuple(found.shape)}, "
+            f"{name} in the checkpoint {files.data} has shape {tuple(loaded.shape)}, "
             f"this model needs {tuple(own.shape)}; "
             "resume with the parameters that wrote it"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warm start: a run begins with another one's weights, or with those of any file of safetensors."""
+"""Warm start: a run initialized with the weights of another run, or of a safetensors file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from shoestring_trainer.training.checkpoint.files import read_checkpoint, unpack
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.task import CheckpointFiles
 
-FILES = ("model.safetensors", "network.safetensors", "model/network.safetensors")
-"""What a folder may hold: other libraries' name, and ours as `shoestring artifacts get` and a finished run leave it."""
-NAMED = 20
+WEIGHT_FILES = ("model.safetensors", "network.safetensors", "model/network.safetensors")
+"""In a folder: the name of other libraries, and ours as `shoestring artifacts get` and a finished run write it."""
+MAX_NAMED = 20
 
 
 def warm_start(model: nn.Module, source: CheckpointFiles | Path) -> str:
-    """Give `model` the tensors of `source` that agree in name and shape; the rest stay fresh and are named in the log.
+    """Load the tensors of `source` whose name and shape match `model`; the log names the others.
 
-    Names may be the whole model's, or the bare network's as its library has them. Returns a sentence about it.
+    Names may be the model's, or the bare network's as its library has them. Returns a summary for the user.
     Raises DataError if nothing can be read there, if no weight fits, or if one is not finite.
     """
     tensors = _read(source)
@@ -36,11 +36,12 @@ def warm_start(model: nn.Module, source: CheckpointFiles | Path) -> str:
             "parameters of the network that it came from, or other weights"
         )
     if broken := [name for name, tensor in fitting.items() if not torch.isfinite(tensor).all()]:
-        raise DataError(f"{broken[0]} of {_place(source)} has numbers that are not finite; start with other weights")
+        raise DataError(f"{broken[0]} of {_place(source)} has numbers that are not finite; use other weights")
     if fresh := sorted(set(own) - set(fitting)):
-        sys.stdout.write(f"warm start: left fresh, for want of a fitting tensor: {', '.join(fresh)}\n")
+        sys.stdout.write(f"warm start: randomly initialized, as no tensor fits: {', '.join(fresh)}\n")
     target.load_state_dict(fitting, strict=False)
-    return f"{len(fitting)} of {len(own)} tensors are given{'; fresh: ' if fresh else ''}{_first(fresh, NAMED)}"
+    randomly = f"; randomly initialized: {_first(fresh, MAX_NAMED)}" if fresh else ""
+    return f"{len(fitting)} of {len(own)} tensors loaded{randomly}"
 
 
 def _fitting(tensors: Mapping[str, Tensor], part: nn.Module) -> dict[str, Tensor]:
@@ -53,13 +54,13 @@ def _read(source: CheckpointFiles | Path) -> dict[str, Tensor]:
         return unpack_tensors(read_checkpoint(source.data, source.manifest), "model.safetensors", source.data)
     if manifests := sorted(source.glob("ckpt/step-*.json")):
         return _read(CheckpointFiles(manifests[-1].with_suffix(".data"), manifests[-1]))
-    file = next((file for name in FILES if (file := source / name).is_file()), source)
+    file = next((file for name in WEIGHT_FILES if (file := source / name).is_file()), source)
     try:
         tensors: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"init: no weights can be read at {file} ({error}); give the folder of a run, a folder with "
-            f"{FILES[0]} or {FILES[1]}, or a .safetensors file, on every machine"
+            f"{WEIGHT_FILES[0]} or {WEIGHT_FILES[1]}, or a .safetensors file, on every machine"
         ) from error
     return tensors
 
@@ -69,15 +70,15 @@ def _place(source: CheckpointFiles | Path) -> Path:
 
 
 def _difference(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Weights of like name and other shape; names, where none are alike."""
+    """Return the weights whose shapes differ; names, where no name matches."""
     weights = sorted(name for name in theirs if name.endswith("weight"))
-    apart = [
+    differing = [
         f"{name} is {tuple(theirs[name].shape)} there and {tuple(own[name].shape)} here"
         for name in weights
         if name in own
     ]
-    return _first(apart, 3) or f"it has {_first(weights, 3) or 'none'}, the model has {_first(sorted(own), 3)}"
+    return _first(differing, 3) or f"it has {_first(weights, 3) or 'none'}, the model has {_first(sorted(own), 3)}"
 
 
-def _first(words: list[str], most: int) -> str:
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+def _first(names: list[str], count: int) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -51,7 +51,7 @@ def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
         raise UserError("the search needs 0 < low < high, and two steps or more")
     setup = set_up(task)
     settings, model = setup.settings, setup.model
-    phase, order = setup.plan.phases[0], setup.order()
+    phase, sampler = setup.plan.phases[0], setup.build_sampler()
     setup.feed.enter(phase)
     optimizer = build_optimizer(model, settings, scaled=False)
     rates: list[float] = []
@@ -61,7 +61,7 @@ def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
         rate = low * (high / low) ** (step / (steps - 1))
         set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum))
         seed_dropout(setup.seed, step, setup.distributed.device)
-        indices = order.pick(step * phase.batch, phase.batch)
+        indices = sampler.batch(step * phase.batch, phase.batch)
         pictures_NCHW, labels_N = setup.feed.batch(indices.samples_N, indices.draws_NK)
         loss = F.cross_entropy(model(pictures_NCHW), labels_N, label_smoothing=settings.label_smoothing)
         (loss * (phase.batch if settings.sum_loss else 1)).backward()
