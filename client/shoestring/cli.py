@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from shoestring_core import errors, money, rest, spec
-from shoestring_core.decide.sizing import duration
+from shoestring_core.decide.sizing_text import duration
 
 from shoestring import config, demo, exits, models, results, up, watch
 from shoestring.client import Client, ServiceError, Unreachable
@@ -145,7 +145,7 @@ def plan(
     with connect(url) as client:
         found = client.plan(tree)
     tell(found, as_json, lambda: _plan_page(found))
-    if found.verdict == "impossible":
+    if found.outcome == "infeasible":
         raise typer.Exit(exits.NO_CAPACITY)
 
 
@@ -599,26 +599,26 @@ def _jobs_table(jobs: list[rest.Job]) -> None:
 
 
 def _plan_page(plan: rest.Plan) -> None:
-    out.print(plan.text, markup=False)
-    if plan.why:
-        out.print(plan.why, markup=False)
+    out.print(plan.summary, markup=False)
+    if plan.why_not_faster:
+        out.print(plan.why_not_faster, markup=False)
     if plan.options:
         out.print()
         rows = [
             (
-                f"{one.nodes} × {one.type}", one.market, duration(one.run_s), duration(one.sure_s),
-                f"${one.cost.amount}", one.basis, OBSTACLES[one.obstacle] if one.obstacle else "",
+                f"{one.nodes} × {one.type}", one.market, duration(one.run_s), duration(one.run_upper_s),
+                f"${one.cost.amount}", one.basis, INFEASIBLE[one.infeasible_reason] if one.infeasible_reason else "",
             )
             for one in plan.options
         ]  # fmt: skip
-        table(("MACHINES", "MARKET", "TAKES", "WITH MARGIN", "COSTS", "", ""), rows, "")
+        table(("MACHINES", "MARKET", "TIME", "UPPER", "COST", "", ""), rows, "")
         err.print(f"From {plan.runs} earlier run{'' if plan.runs == 1 else 's'} of the team.")
 
 
-OBSTACLES = {
+INFEASIBLE = {
     "slots": "too many",
     "batch": "small batch",
-    "money": "too dear",
+    "budget": "too expensive",
     "time": "too slow",
 }
 

@@ -111,43 +111,42 @@ class PlanJob(Resource):
 
 
 class PlanOption(Resource):
-    """A number of machines of one type that a job could run on, by what earlier runs took."""
+    """A number of machines of one type that a job could run on, estimated from earlier runs."""
 
     type: str
     market: str
     nodes: int
     basis: Literal["measured", "interpolated", "estimated"]
     run_s: float
-    """Expected, as limits.time counts: from the start of training to its end."""
-    sure_s: float
+    """Expected time, as limits.time counts: from the start of training to its end."""
+    run_upper_s: float
     """The same with its margin: what must be within limits.time."""
     cost: Money
     """Expected for all machines together, from launch to end, at today's price."""
-    need: Money
-    """What must be left for it: the cost with the margin, and what is held ahead."""
-    obstacle: Literal["slots", "batch", "money", "time"] | None = None
+    budget_needed: Money
+    """What must be left of the budget: the cost with the margin, and what is held in advance."""
+    infeasible_reason: Literal["slots", "batch", "budget", "time"] | None = None
     """Why it can't be chosen."""
 
 
 class Plan(Resource):
     """What a job would run on and why. Nothing is stored, nothing spent."""
 
-    verdict: Literal["chosen", "asked", "unmeasured", "impossible"]
-    """chosen: for limits.time; asked: as the spec says; unmeasured: no run to judge by; impossible: none is in time."""
+    outcome: Literal["chosen", "requested", "unmeasured", "infeasible"]
+    """chosen: for limits.time; requested: as the spec says; unmeasured: no similar run; infeasible: none is in time."""
     nodes: int
     type: str | None
     """The type of machine; None: whatever is cheapest."""
-    text: str
-    why: str
-    """Why no faster."""
+    summary: str
+    why_not_faster: str
     expected: PlanOption | None
-    """What is known of the choice; where none is in time, of the fastest."""
-    limit_s: float | None
-    enough_s: int | None
-    """The limits.time that would do, where it is too short."""
+    """The estimate for the choice; if infeasible, for the fastest option."""
+    time_limit_s: float | None
+    sufficient_time_limit_s: int | None
+    """The limits.time that would be enough, where it is too short."""
     options: list[PlanOption]
     runs: int
-    """Runs of the team that this rests on."""
+    """The team's earlier runs that the estimates come from."""
 
 
 class StopJob(Resource):

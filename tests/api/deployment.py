@@ -95,7 +95,7 @@ class Deployment:
 
         def plan(db: Write) -> list[UUID]:
             snapshot = planning.snapshot(db, timeouts)
-            starts = schedule.plan(snapshot, [OFFER], db.now, timeouts).starts
+            starts = schedule.schedule_jobs(snapshot, [OFFER], db.now, timeouts).starts
             start = next(start for start in starts if start.job == job)
             machines = planning.apply_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")
             assert machines is not None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from shoestring_core import results
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.sizing import Case, Choice, choose
+from shoestring_core.decide.sizing import Choice, SizingInputs, choose_machines
 from shoestring_core.store.fleet import planning
 from shoestring_core.store.tables import JobRow
 
@@ -47,15 +47,15 @@ def plan(deployment: Deployment, **fields: Any) -> dict[str, Any]:
 
 def test_a_plan_shows_table_choice_and_cost_and_stores_nothing(known: Deployment) -> None:
     slow = plan(known, limits={"time": "20m"})
-    assert (slow["verdict"], slow["nodes"], slow["type"], slow["runs"]) == ("chosen", 1, "local.cpu", 2)
+    assert (slow["outcome"], slow["nodes"], slow["type"], slow["runs"]) == ("chosen", 1, "local.cpu", 2)
     assert [one["nodes"] for one in slow["options"]] == [1, 2, 3, 4]
     assert slow["expected"] == slow["options"][0]
     assert slow["expected"]["cost"]["currency"] == "USD"
-    assert "2 × local.cpu would take" in slow["why"]
+    assert "2 × local.cpu would take" in slow["why_not_faster"]
     assert plan(known, limits={"time": "8m20s"})["nodes"] == 2
-    impossible = plan(known, limits={"time": "10s"})
-    assert (impossible["verdict"], impossible["limit_s"]) == ("impossible", 10)
-    assert plan(known, limits={"time": impossible["enough_s"]})["verdict"] == "chosen"
+    infeasible = plan(known, limits={"time": "10s"})
+    assert (infeasible["outcome"], infeasible["time_limit_s"]) == ("infeasible", 10)
+    assert plan(known, limits={"time": infeasible["sufficient_time_limit_s"]})["outcome"] == "chosen"
     assert len(known.member.get("/v1/jobs").json()["jobs"]) == 2  # the two that were measured
 
 
@@ -65,23 +65,23 @@ def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
     assert answer.status_code == 201, answer.text
     job, planned = answer.json(), plan(known, limits=limits)
     assert job["spec"]["resources"]["nodes"] == 2
-    assert job["sizing"] == f"{planned['text']} {planned['why']}"
+    assert job["sizing"] == f"{planned['summary']} {planned['why_not_faster']}"
     (told,) = [e for e in known.member.get(f"/v1/jobs/{job['id']}/events").json()["events"] if e["kind"] == "sizing"]
-    assert (told["reason"], told["data"]["nodes"], told["data"]["type"]) == (planned["text"], 2, "local.cpu")
+    assert (told["reason"], told["data"]["nodes"], told["data"]["type"]) == (planned["summary"], 2, "local.cpu")
     with known.store.read() as db:
         stored = next(row.sizing for row in db.sql.query(JobRow) if str(row.id) == job["id"])
-    assert choose(Case.from_json(stored["case"])) == Choice.from_json(stored["choice"])
+    assert choose_machines(SizingInputs.from_json(stored["inputs"])) == Choice.from_json(stored["choice"])
 
 
 def test_a_limit_that_no_machines_keep_is_refused_unless_the_count_is_named(known: Deployment) -> None:
     hasty = QUICK | {"limits": {"time": "10s"}}
     refused = known.member.post("/v1/jobs", json={"spec": hasty})
     assert (refused.status_code, refused.json()["code"]) == (409, "time-limit-unmet")
-    assert f"limits.time={refused.json()['enough_s'] // 60}m" in refused.json()["detail"]
+    assert f"limits.time={refused.json()['sufficient_time_limit_s'] // 60}m" in refused.json()["detail"]
     assert "resources.nodes" in refused.json()["hint"]
     named = known.member.post("/v1/jobs", json={"spec": hasty | {"resources": {"nodes": 1}}})
     assert named.status_code == 201
-    assert "which ends it then" in named.json()["sizing"]
+    assert "at which the job is stopped" in named.json()["sizing"]
     assert named.json()["spec"]["resources"]["nodes"] == 1
 
 
@@ -89,13 +89,13 @@ def test_what_was_never_measured_runs_as_asked_and_says_that(known: Deployment) 
     other = {"recipe": "digits/quickstart", "params": {"width": 16}, "limits": {"time": "5m"}}
     job = known.member.post("/v1/jobs", json={"spec": other}).json()
     assert job["spec"]["resources"]["nodes"] == 1
-    assert "Nothing like it has been measured" in job["sizing"]
+    assert "No similar run has been measured" in job["sizing"]
     assert known.member.post("/v1/jobs", json={"spec": QUICK}).json()["sizing"] is None  # no limit, no choice
 
 
 def test_a_team_learns_nothing_from_another(known: Deployment) -> None:
     asked = known.stranger.post("/v1/plans", json={"spec": QUICK | {"limits": {"time": "20m"}}}).json()
-    assert (asked["verdict"], asked["options"], asked["runs"]) == ("unmeasured", [], 0)
+    assert (asked["outcome"], asked["options"], asked["runs"]) == ("unmeasured", [], 0)
 
 
 def test_a_plan_checks_the_spec_as_a_submission_does(deployment: Deployment) -> None:

@@ -170,7 +170,7 @@ def test_cost_is_machine_time_by_the_providers_clock(deployment: Deployment) -> 
     job, (agent,) = deployment.running()
     shown = deployment.job(job).cost
     assert shown.price_basis == "simulated"
-    assert money.from_decimal(shown.held.amount) == funding.first_hold("0.526", deployment.state.timeouts)
+    assert money.from_decimal(shown.held.amount) == funding.initial_hold("0.526", deployment.state.timeouts)
     with deployment.store.writer.begin() as connection:
         gone = {"state": "terminated", "launched_at": 0, "ended_at": 3_600_000_000, "end_cause": "requested"}
         connection.execute(update(MachineRow).where(MachineRow.id == agent.machine).values(**gone))
@@ -189,10 +189,10 @@ def test_cost_is_machine_time_by_the_providers_clock(deployment: Deployment) -> 
 def test_a_sentence_says_what_and_what_to_do(deployment: Deployment) -> None:
     job = deployment.submit()
     with deployment.store.writer.begin() as connection:
-        wait = {"wait_reason": "money", "wait_text": "The budget of team vision is $0.12 short. Ask for a grant."}
+        wait = {"wait_reason": "budget", "wait_text": "The budget of team vision is $0.12 short. Ask for a grant."}
         connection.execute(update(JobRow).where(JobRow.id == job).values(**wait))
     shown = deployment.job(job)
-    assert shown.wait_reason == "money"
+    assert shown.wait_reason == "budget"
     assert shown.sentence == "Waiting for budget: The budget of team vision is $0.12 short. Ask for a grant."
 
 

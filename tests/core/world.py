@@ -28,12 +28,10 @@ class World:
         )
         self.team = self.me.team
 
-    def job(self, cost: str | None = None, *, smallest_hold: int = 0, **fields: object) -> JobRow:
+    def job(self, cost: str | None = None, *, min_hold: int = 0, **fields: object) -> JobRow:
         tree = {"recipe": "digits/quickstart", **fields} | ({"limits": {"cost": cost}} if cost else {})
         parsed = spec.parse(tree)
-        return self.store.write(
-            lambda db: jobs.submit(db, self.team, self.me.user, parsed, smallest_hold=smallest_hold)
-        )
+        return self.store.write(lambda db: jobs.submit(db, self.team, self.me.user, parsed, min_hold=min_hold))
 
     def machine(self, job: JobRow) -> UUID:
         machine = new_id()

@@ -64,7 +64,7 @@ def jobs(service: Service) -> Jobs:
         submitted = [service.client.submit(spec(service) | {"on_budget": what}) for what in ("pause", "stop")]
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
-        until(lambda: [job for job in look(service, submitted) if job.wait_reason == "money"], "one to wait")
+        until(lambda: [job for job in look(service, submitted) if job.wait_reason == "budget"], "one to wait")
         until(lambda: [job for job in look(service, submitted) if job.state == "running"], "the other to run")
     return Jobs(*submitted)
 
@@ -73,7 +73,7 @@ def test_of_two_jobs_that_race_for_money_for_one_exactly_one_starts(service: Ser
     (winner,) = (job for job in look(service, jobs) if job.state == "running")
     (loser,) = (job for job in look(service, jobs) if job.state == "queued")
     assert {life.job for life in witness.lives(service.data)} == {str(winner.id)}
-    assert loser.wait_reason == "money"
+    assert loser.wait_reason == "budget"
     assert "The budget of team" in loser.sentence
     assert "short" in loser.sentence
     assert "`shoestring budget set`" in loser.sentence
@@ -112,7 +112,7 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jo
     assert own.returncode == 0, own.stderr
     client.set_budget(team.id, "2.00", reason="a new grant")
     assert Decimal(budget(service).overdraft.amount) == 0
-    short = service.wait(pausing.id, lambda job: job.wait_reason == "money")
+    short = service.wait(pausing.id, lambda job: job.wait_reason == "budget")
     assert "The budget of this job" in short.sentence
     assert "`shoestring budget set --job`" in short.sentence
     hurry(service).touch()

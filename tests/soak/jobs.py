@@ -47,22 +47,22 @@ def main() -> int:
 def prove_sizing(service: Service) -> None:
     client = service.client
     first = client.submit(QUICK | {"limits": {"time": "10m"}})
-    assert "Nothing like it has been measured" in (first.sizing or "")
+    assert "No similar run has been measured" in (first.sizing or "")
     assert service.settled(first.id).end_reason == "succeeded"
     assert service.settled(client.submit(QUICK | {"resources": {"nodes": 2}}).id).end_reason == "succeeded"
 
     plan = client.plan(QUICK | {"limits": {"time": "20m"}})
-    assert (plan.verdict, plan.runs) == ("chosen", 2)
+    assert (plan.outcome, plan.runs) == ("chosen", 2)
     measured = {one.nodes: one for one in plan.options if one.basis == "measured"}
     assert set(measured) == {1, 2}
-    fitting = [one for one in plan.options if one.obstacle is None]
+    fitting = [one for one in plan.options if one.infeasible_reason is None]
     assert plan.expected is not None
     assert money.from_decimal(plan.expected.cost.amount) == min(money.from_decimal(one.cost.amount) for one in fitting)
-    assert plan.why
+    assert plan.why_not_faster
 
-    faster = min(measured.values(), key=lambda one: one.sure_s)
-    slower = max(measured.values(), key=lambda one: one.sure_s)
-    between = QUICK | {"limits": {"time": (faster.sure_s + slower.sure_s) / 2}}
+    faster = min(measured.values(), key=lambda one: one.run_upper_s)
+    slower = max(measured.values(), key=lambda one: one.run_upper_s)
+    between = QUICK | {"limits": {"time": (faster.run_upper_s + slower.run_upper_s) / 2}}
     assert client.plan(between).nodes == faster.nodes
     with pytest.raises(ServiceError) as refusal:
         client.submit(QUICK | {"limits": {"time": "1s"}})
@@ -71,14 +71,14 @@ def prove_sizing(service: Service) -> None:
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
     arguments = ("plan", "digits/quickstart", "epochs=8", "width=8", "sync_norm=false")
     shown = shoestring(*arguments, "limits.time=20m", home=service.data.parent, **login)
-    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exits.OK, [plan.text, plan.why])
+    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exits.OK, [plan.summary, plan.why_not_faster])
     assert "2 × local.cpu" in shown.stdout
     refused = shoestring(*arguments, "limits.time=1s", home=service.data.parent, **login)
     assert refused.returncode == exits.NO_CAPACITY
 
     job = client.submit(QUICK | {"limits": {"time": "20m"}})
     assert job.spec["resources"]["nodes"] == plan.nodes
-    assert job.sizing == f"{plan.text} {plan.why}"
+    assert job.sizing == f"{plan.summary} {plan.why_not_faster}"
     done = service.settled(job.id)
     assert done.end_reason == "succeeded"
     machines = [machine for attempt in client.attempts(job.id).attempts for machine in attempt.machines]
@@ -94,7 +94,7 @@ def prove_queue(service: Service) -> None:
     third = service.wait(jobs[2].id, lambda job: job.wait_reason == "slots")
     assert "needs 2 machines, 0 of 2 are free" in second.sentence
     assert "needs 2 machines, 0 of 2 are free" in third.sentence
-    assert f"job {second.id} came first" in third.sentence
+    assert f"job {second.id} is ahead of it" in third.sentence
 
     assert [service.settled(job.id).end_reason for job in jobs] == ["succeeded"] * 3
     in_turn = [[life for life in witness.lives(service.data) if life.job == str(job.id)] for job in jobs]

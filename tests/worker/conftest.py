@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import spec, wire
-from shoestring_core.decide.schedule import smallest_hold
+from shoestring_core.decide import funding
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Read, Store, open_store
@@ -58,8 +58,8 @@ class World:
         who = principal or self.admin
         tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes}} | fields
         wanted = spec.parse(tree)
-        least = smallest_hold(self.cloud.offers(), "local", "prefer", wanted.resources.nodes, self.timeouts)
-        return self.store.write(lambda db: jobs.submit(db, who.team, who.user, wanted, smallest_hold=least)).id
+        hold = wanted.resources.nodes * funding.initial_hold(self.cloud.on_demand_price, self.timeouts)
+        return self.store.write(lambda db: jobs.submit(db, who.team, who.user, wanted, min_hold=hold)).id
 
     def budget(self, limit: int | None) -> None:
         def grant(db):

@@ -386,7 +386,7 @@ def test_two_jobs_and_money_for_one(world: World):
     first, second = world.submit(), world.submit()
     world.tick()
     assert [world.job(job).state for job in (first, second)] == ["launching", "queued"]
-    assert world.job(second).wait_reason == "money"
+    assert world.job(second).wait_reason == "budget"
     assert "team vision" in world.job(second).wait_text
     world.budget(money.from_decimal("5"))
     world.tick()

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from shoestring_core import money, wire
 from shoestring_core.decide.reconcile import ProviderMachine
-from shoestring_core.decide.schedule import plan
+from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest, PointsMissing, StaleTransition
 from shoestring_core.store import checkpoints, jobs, ledger
@@ -138,7 +138,7 @@ def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World, 
     assert world.clock.now - machine.created_at >= 60 * S
     assert world.order(machine.id).kind == "end"
     world.tick(3)
-    assert world.job(job).wait_reason == "ending"
+    assert world.job(job).wait_reason == "terminating"
     world.cloud.end(machine.provider_id, "exited")
     world.tick(1)
     assert world.job(job).wait_reason == "capacity"
@@ -226,7 +226,7 @@ def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = planning.snapshot(db, world.timeouts)
-    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
 
     def apply() -> object:
         return world.store.write(
@@ -242,7 +242,7 @@ def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = planning.snapshot(db, world.timeouts)
-    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
         world.store.write(
@@ -265,7 +265,7 @@ def test_two_workers_racing_for_money_that_covers_one_start_exactly_one(world: W
     assert sorted(world.job(job).state for job in submitted) == ["launching", "queued"]
     assert launches(world) == 1
     (waiting,) = (job for job in submitted if world.job(job).state == "queued")
-    assert world.job(waiting).wait_reason == "money"
+    assert world.job(waiting).wait_reason == "budget"
 
 
 def test_many_workers_ticking_at_once_buy_one_machine_for_each_slot(world: World):
@@ -442,7 +442,7 @@ def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = planning.snapshot(db, world.timeouts)
-    (start,) = plan(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
     world.budget(1)
     with pytest.raises(BudgetExceeded):
         world.store.write(

@@ -102,7 +102,7 @@ def test_a_retry_goes_on_without_what_was_passed_over(world: World):
     for machine in world.alive(job):
         world.exits(machine.id, 2, "drained")
     leave(world, job)
-    again = world.store.write(lambda db: jobs.retry(db, who.team, job, who.user, smallest_hold=0)).id
+    again = world.store.write(lambda db: jobs.retry(db, who.team, job, who.user, min_hold=0)).id
     world.tick(1)
     world.form(again)
     run = world.order(world.alive(again)[0].id).run

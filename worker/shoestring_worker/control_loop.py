@@ -19,7 +19,7 @@ from uuid import UUID
 
 from shoestring_core import wire
 from shoestring_core.decide import failures, funding
-from shoestring_core.decide.offers import Offer, suitable
+from shoestring_core.decide.offers import Offer, cheapest_offer
 from shoestring_core.decide.reconcile import (
     Action,
     NotListed,
@@ -29,7 +29,7 @@ from shoestring_core.decide.reconcile import (
     VoidLaunch,
     reconcile,
 )
-from shoestring_core.decide.schedule import plan
+from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, Unavailable, WrongState
 from shoestring_core.states import DesiredState
@@ -274,7 +274,7 @@ class ControlLoop:
             snapshot, now = planning.snapshot(db, self.timeouts), db.now
         if not snapshot.queue:
             return
-        decided = plan(snapshot, self._offers(), now, self.timeouts)
+        decided = schedule_jobs(snapshot, self._offers(), now, self.timeouts)
         for epoch, start in enumerate(decided.starts, snapshot.epoch):
             try:
                 applied = self._write(
@@ -297,7 +297,7 @@ class ControlLoop:
             if not slots:
                 continue
             wanted = one.spec.resources
-            offer = suitable(self._offers(), wanted.provider, wanted.spot, planning.chosen_type(one.job))
+            offer = cheapest_offer(self._offers(), wanted.provider, wanted.spot, planning.chosen_type(one.job))
             for slot in slots:
                 if offer is None:
                     break
@@ -337,7 +337,7 @@ class ControlLoop:
                 self._out_of_money(one, f"The budget of {name} is overdrawn.")
                 continue
             for machine in one.machines:
-                if machine.id in held and funding.extension(held[machine.id], work.now, self.timeouts):
+                if machine.id in held and funding.due_extension(held[machine.id], work.now, self.timeouts):
                     self._extend(one, machine.id)
 
     def _extend(self, one: Unfinished, machine: UUID) -> None:
@@ -350,7 +350,7 @@ class ControlLoop:
             pass  # another worker extended it, or it has just ended
 
     def _out_of_money(self, one: Unfinished, reason: str) -> None:
-        self._stop(one, funding.when_refused(one.spec.on_budget), "budget", reason)
+        self._stop(one, funding.when_budget_exhausted(one.spec.on_budget), "budget", reason)
 
     def _stop(self, one: Unfinished, desired: DesiredState, stop_reason: jobs.StopReason, reason: str) -> None:
         try:

@@ -44,8 +44,8 @@ def submit_job(body: rest.SubmitJob, state: StateDep, caller: Caller, key: Idemp
 
     def work(db: Write) -> rest.Job:
         sized, sizing = apply_sizing(db, caller, spec, state.timeouts)
-        hold = _minimum_hold(sized, state)
-        job = jobs.submit(db, caller.team, caller.user, sized, smallest_hold=hold, sizing=sizing, init=init)
+        hold = _min_hold(sized, state)
+        job = jobs.submit(db, caller.team, caller.user, sized, min_hold=hold, sizing=sizing, init=init)
         return _serialize(db, job)
 
     if body.dry_run:
@@ -74,8 +74,8 @@ def retry_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey
 
     def work(db: Write) -> rest.Job:
         old = jobs.get(db, caller.team, job_id)
-        hold = _minimum_hold(JobSpec.from_stored(old.spec), state)
-        return _serialize(db, jobs.retry(db, caller.team, old.id, caller.user, smallest_hold=hold))
+        hold = _min_hold(JobSpec.from_stored(old.spec), state)
+        return _serialize(db, jobs.retry(db, caller.team, old.id, caller.user, min_hold=hold))
 
     return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:retry", 201, work)
 
@@ -153,9 +153,9 @@ def _find_initial_checkpoint(job_id: UUID, state: AppState, caller: Principal) -
     return checkpoint.id
 
 
-def _minimum_hold(spec: JobSpec, state: AppState) -> int:
+def _min_hold(spec: JobSpec, state: AppState) -> int:
     """Return the least that the first machines hold: the first funding at the highest price a machine can have."""
-    return spec.resources.nodes * funding.first_hold(state.settings.local_price_on_demand, state.timeouts)
+    return spec.resources.nodes * funding.initial_hold(state.settings.local_price_on_demand, state.timeouts)
 
 
 def _serialize(db: Read, job: JobRow) -> rest.Job:

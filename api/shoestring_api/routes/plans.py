@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans: the machines a job would run on, its expected time and cost, and why no faster, before money is spent."""
+"""Plans: the machines a job would run on, its expected time and cost, and why not faster, before money is spent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter
 from shoestring_core import rest
-from shoestring_core.decide.sizing import Case, Choice, Option, choose
+from shoestring_core.decide import sizing_text
+from shoestring_core.decide.sizing import Choice, Option, SizingInputs, choose_machines
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
@@ -26,8 +27,8 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=ExactJsonRout
 def plan_job(body: rest.PlanJob, state: StateDep, db: ReadDep, caller: Caller) -> rest.Plan:
     """Return what the job would run on. Nothing is stored."""
     spec = parse_spec(body.spec, caller, state)
-    case = sizing.case(db, caller.team, caller.user, spec, state.timeouts)
-    return _serialize(case, choose(case))
+    inputs = sizing.inputs(db, caller.team, caller.user, spec, state.timeouts)
+    return _serialize(inputs, choose_machines(inputs))
 
 
 def apply_sizing(
@@ -39,26 +40,30 @@ def apply_sizing(
     """
     if spec.limits.time is None:
         return spec, None
-    case = sizing.case(db, caller.team, caller.user, spec, timeouts)
-    choice = choose(case)
-    if choice.verdict == "impossible":
+    inputs = sizing.inputs(db, caller.team, caller.user, spec, timeouts)
+    choice = choose_machines(inputs)
+    summary, why = sizing_text.summarize(inputs, choice), sizing_text.explain_why_not_faster(inputs, choice)
+    if choice.outcome == "infeasible":
         hint = "Or set resources.nodes: the job then runs on those machines until limits.time ends it."
-        raise TimeLimitUnmet(f"{choice.text} {choice.why}".strip(), hint=hint, enough_s=choice.enough_s)
-    return spec.with_nodes(choice.nodes), {"case": case.as_json(), "choice": choice.as_json()}
+        raise TimeLimitUnmet(
+            f"{summary} {why}".strip(), hint=hint, sufficient_time_limit_s=choice.sufficient_time_limit_s
+        )
+    sized = {"inputs": inputs.as_json(), "choice": choice.as_json(), "summary": summary, "why_not_faster": why}
+    return spec.with_nodes(choice.nodes), sized
 
 
-def _serialize(case: Case, choice: Choice) -> rest.Plan:
+def _serialize(inputs: SizingInputs, choice: Choice) -> rest.Plan:
     return rest.Plan(
-        verdict=choice.verdict,
+        outcome=choice.outcome,
         nodes=choice.nodes,
         type=choice.type,
-        text=choice.text,
-        why=choice.why,
+        summary=sizing_text.summarize(inputs, choice),
+        why_not_faster=sizing_text.explain_why_not_faster(inputs, choice),
         expected=_serialize_option(choice.option) if choice.option else None,
-        limit_s=case.limit_s,
-        enough_s=choice.enough_s,
+        time_limit_s=inputs.time_limit_s,
+        sufficient_time_limit_s=choice.sufficient_time_limit_s,
         options=[_serialize_option(option) for option in choice.options],
-        runs=len({measurement.job for measurement in case.measurements}),
+        runs=len({measurement.job for measurement in inputs.measurements}),
     )
 
 
@@ -69,8 +74,8 @@ def _serialize_option(option: Option) -> rest.PlanOption:
         nodes=option.nodes,
         basis=option.basis,
         run_s=round(option.run_s, 3),
-        sure_s=round(option.sure_s, 3),
+        run_upper_s=round(option.run_upper_s, 3),
         cost=rest.Money.of(option.cost),
-        need=rest.Money.of(option.need),
-        obstacle=option.obstacle or None,
+        budget_needed=rest.Money.of(option.budget_needed),
+        infeasible_reason=option.infeasible_reason or None,
     )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from shoestring_core import rest
-from shoestring_core.decide.sizing import Choice
 from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState
 from shoestring_core.store.rows import JobRows
 from shoestring_core.store.tables import GenerationRow, JobRow
@@ -70,5 +69,4 @@ def _sizing_text(row: JobRow) -> str | None:
     """Return why the job runs on these machines and not on faster ones."""
     if row.sizing is None:
         return None
-    choice = Choice.from_json(row.sizing["choice"])
-    return f"{choice.text} {choice.why}".strip()
+    return f"{row.sizing['summary']} {row.sizing['why_not_faster']}".strip()

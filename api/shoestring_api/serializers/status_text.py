@@ -8,11 +8,11 @@ from shoestring_core.states import SUCCESS, EndReason, JobState
 from shoestring_core.store.tables import JobRow
 
 WAIT_TEXTS = {
-    "money": "Waiting for budget",
+    "budget": "Waiting for budget",
     "slots": "Waiting for machines",
     "turn": "Waiting in the queue",
     "capacity": "Waiting for capacity",
-    "ending": "Waiting for earlier machines to terminate",
+    "terminating": "Waiting for earlier machines to terminate",
 }
 
 END_TEXTS = {

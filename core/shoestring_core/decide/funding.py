@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds: how much money is set aside for a machine, until when, and when that is extended.
+"""Holds: how much money is reserved for a machine, until when, and when the reservation is extended.
 
-A hold covers a machine until `funded_until` plus the time it may take to end, at the price that can't be exceeded (the
-on-demand price), so that nothing a machine does can cost more than was set aside.
+A hold covers a machine until `funded_until` plus the time it may take to terminate, at the highest possible price (the
+on-demand price), so that a machine can never cost more than its hold.
 """
 
 from __future__ import annotations
@@ -15,43 +15,46 @@ from shoestring_core.states import DesiredState, EndReason
 
 
 @dataclass(frozen=True)
-class Funding:
-    """Money of one machine. Micro-dollars and µs UTC; `left` is what its open hold still has."""
+class MachineFunding:
+    """The hold of one machine. Micro-dollars and µs UTC; `remaining` is what the hold has not spent yet.
+
+    rate_cap  the highest price, in dollars per hour
+    """
 
     rate_cap: str
-    left: int
+    remaining: int
     funded_until: int
 
 
 @dataclass(frozen=True)
 class Extension:
-    """Add `more` micro-dollars to the hold (0: what is left covers it) and fund the machine until `funded_until`."""
+    """Add `amount` micro-dollars to the hold (0: the rest covers it) and fund the machine until `funded_until`."""
 
-    more: int
+    amount: int
     funded_until: int
 
 
-def first_hold(rate_cap: str, timeouts: Timeouts) -> int:
-    """Micro-dollars to set aside for one machine before it is launched."""
+def initial_hold(rate_cap: str, timeouts: Timeouts) -> int:
+    """Micro-dollars to reserve for one machine before it is launched."""
     return money.cost_ceiling(rate_cap, timeouts.funding_lease + timeouts.drain)
 
 
-def extension(funding: Funding, now: int, timeouts: Timeouts) -> Extension | None:
-    """The extension that is due, once less than half of the funded time is left."""
+def due_extension(funding: MachineFunding, now: int, timeouts: Timeouts) -> Extension | None:
+    """The extension of a hold, once less than half of the funding lease is left; None before that."""
     if funding.funded_until - now >= timeouts.funding_lease // 2:
         return None
     until = now + timeouts.funding_lease
     need = money.cost_ceiling(funding.rate_cap, until + timeouts.drain - now)
-    return Extension(max(0, need - funding.left), until)
+    return Extension(max(0, need - funding.remaining), until)
 
 
-def when_refused(on_budget: str) -> DesiredState:
-    """What becomes of a job whose machines can't be funded further: it checkpoints, then this (pause | stop)."""
+def when_budget_exhausted(on_budget: str) -> DesiredState:
+    """What a job does after its last checkpoint when its machines can't be funded further: pause or stop."""
     return DesiredState.PAUSE if on_budget == "pause" else DesiredState.STOP
 
 
-def after_stopping(desired: DesiredState, stop_reason: str) -> EndReason | None:
-    """Why a job whose machines are all terminated ends; None if it doesn't end but waits (pause) or queues (run)."""
+def end_reason_after_stopping(desired: DesiredState, stop_reason: str) -> EndReason | None:
+    """Why a job ends once its machines have terminated; None if it pauses or is queued instead."""
     if desired is not DesiredState.STOP:
         return None
     reasons = {"budget": EndReason.BUDGET, "time_limit": EndReason.TIME_LIMIT, "goal": EndReason.GOAL_REACHED}

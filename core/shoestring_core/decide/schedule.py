@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who starts now, on what, with how much money; and why everybody else waits.
+"""Which queued jobs start now, on which offer, with how much money held; and why the others wait.
 
-First come, first served. A job that waits for slots lets no later job of its provider overtake. A job that waits for
-money lets no later job overtake that would draw on the account that is short; jobs paid from elsewhere go on. A job
-that could never run, or that sits out a delay after a refusal, stands in nobody's way.
+First come, first served. While a job waits for slots, no later job of its provider starts. While a job waits for
+budget, no later job starts that would draw on the same exhausted account; jobs paid from elsewhere do. A job that can
+never start, or that waits for a backoff after a failed attempt, blocks nobody.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pydantic import TypeAdapter
 
 from shoestring_core import money
 from shoestring_core.decide import funding
-from shoestring_core.decide.offers import Offer, suitable
+from shoestring_core.decide.offers import Offer, cheapest_offer
 from shoestring_core.decide.timeouts import Timeouts
 
 
 @dataclass(frozen=True)
-class Balance:
+class AccountBalance:
     """An account at the time of the decision, in micro-dollars."""
 
     id: UUID
@@ -31,7 +31,7 @@ class Balance:
     held: int
     overdraft: int
 
-    def short_of(self, amount: int) -> int:
+    def shortfall(self, amount: int) -> int:
         """How much is missing to hold `amount` more; 0: nothing."""
         if self.limit is None:
             return 0
@@ -40,68 +40,70 @@ class Balance:
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A queued job.
+class QueuedJob:
+    """A job in the queue.
 
-    path        its accounts, leaf to root
-    type        the only type of machine that will do; None: any
-    attempt     number of the attempt that would open
-    reopened    that attempt was open before and bought no machine
-    ending      machines of earlier attempts that aren't terminated yet: never two alive for one slot
-    not_before  it sits out a delay until then (µs UTC)
+    account_path          its accounts, leaf to root
+    type                  the only type of machine that will do; None: any
+    attempt               number of the attempt that would open
+    reopened              that attempt was open before and launched no machine
+    terminating_machines  of earlier attempts: there are never two living machines for one slot
+    not_before            it waits for a backoff until then (µs UTC)
     """
 
     job: UUID
     nodes: int
     provider: str
     spot: Literal["only", "prefer", "never"]
-    path: tuple[UUID, ...]
+    account_path: tuple[UUID, ...]
     attempt: int
     reopened: bool = False
-    ending: int = 0
+    terminating_machines: int = 0
     not_before: int = 0
-    delay_text: str = ""
+    backoff_text: str = ""
     type: str | None = None
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What a plan is made from. `queue` is in the order of service; `taken` counts living machines by provider."""
+class QueueSnapshot:
+    """What a schedule is made from. `queue` is in the order of service; `machines_in_use` counts them by provider."""
 
     epoch: int
-    queue: tuple[Waiting, ...]
-    balances: dict[UUID, Balance]
-    taken: dict[str, int]
+    queue: tuple[QueuedJob, ...]
+    balances: dict[UUID, AccountBalance]
+    machines_in_use: dict[str, int]
 
 
 @dataclass(frozen=True)
-class Case:
-    """Everything that one job's decision depends on; kept with the attempt, so that it can be worked out again."""
+class StartInputs:
+    """Everything that one job's decision depends on; stored with the attempt, so that it can be recomputed.
 
-    waiting: Waiting
+    slots_blocked_by   an earlier job that waits for slots of the same provider
+    budget_blocked_by  an earlier job that waits for budget, and the account that is short
+    """
+
+    queued: QueuedJob
     offers: tuple[Offer, ...]
-    taken: int
-    balances: tuple[Balance, ...]
+    machines_in_use: int
+    balances: tuple[AccountBalance, ...]
     position: int
-    behind: UUID | None
-    """An earlier job that waits for slots of the same provider."""
-    behind_money: tuple[UUID, str] | None
-    """An earlier job that waits for money, and the account that is short."""
+    slots_blocked_by: UUID | None
+    budget_blocked_by: tuple[UUID, str] | None
     now: int
     timeouts: Timeouts
 
     def as_json(self) -> dict[str, Any]:
-        tree: dict[str, Any] = _CASE.dump_python(self, mode="json")
+        tree: dict[str, Any] = _INPUTS.dump_python(self, mode="json")
         return tree
 
     @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Case:
-        return _CASE.validate_python(tree)
+    def from_json(cls, tree: dict[str, Any]) -> StartInputs:
+        return _INPUTS.validate_python(tree)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Rent `nodes` machines of `offer`, each with `hold` micro-dollars set aside until `funded_until`."""
+    """Launch `nodes` machines of `offer`, each with `hold` micro-dollars reserved until `funded_until`."""
 
     job: UUID
     attempt: int
@@ -110,147 +112,144 @@ class Start:
     offer: Offer
     hold: int
     funded_until: int
-    case: Case
+    inputs: StartInputs
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Why a job doesn't start: a code and a sentence that says what to do."""
+    """Why a job doesn't start: a code, and a sentence that says what to do.
+
+    short_account  the account that lacks money, if that is the reason, and its name
+    """
 
     job: UUID
-    reason: Literal["money", "slots", "turn", "capacity", "ending"]
+    reason: Literal["budget", "slots", "turn", "capacity", "terminating"]
     text: str
-    short: tuple[UUID, str] | None = None
-    """The account that lacks money, when that is the reason."""
+    short_account: tuple[UUID, str] | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     starts: tuple[Start, ...]
     waits: tuple[Wait, ...]
 
 
-def plan(snapshot: Snapshot, offers: list[Offer], now: int, timeouts: Timeouts) -> Plan:
-    """Decide for every queued job, in the order of service. What one job takes is gone for those behind it."""
+def schedule_jobs(snapshot: QueueSnapshot, offers: list[Offer], now: int, timeouts: Timeouts) -> Schedule:
+    """Decide for every queued job, in the order of service; each start reduces what is left for the jobs behind it."""
     starts: list[Start] = []
     waits: list[Wait] = []
-    balances, taken = dict(snapshot.balances), dict(snapshot.taken)
-    blocked: dict[str, UUID] = {}
-    short: dict[UUID, tuple[UUID, str]] = {}
-    for position, waiting in enumerate(snapshot.queue, start=1):
-        case = Case(
-            waiting=waiting,
-            offers=tuple(offer for offer in offers if offer.provider == waiting.provider),
-            taken=taken.get(waiting.provider, 0),
-            balances=tuple(balances[account] for account in waiting.path),
+    balances, in_use = dict(snapshot.balances), dict(snapshot.machines_in_use)
+    waiting_for_slots: dict[str, UUID] = {}
+    waiting_for_budget: dict[UUID, tuple[UUID, str]] = {}
+    for position, queued in enumerate(snapshot.queue, start=1):
+        short = (waiting_for_budget[account] for account in queued.account_path if account in waiting_for_budget)
+        inputs = StartInputs(
+            queued=queued,
+            offers=tuple(offer for offer in offers if offer.provider == queued.provider),
+            machines_in_use=in_use.get(queued.provider, 0),
+            balances=tuple(balances[account] for account in queued.account_path),
             position=position,
-            behind=blocked.get(waiting.provider),
-            behind_money=next((short[account] for account in waiting.path if account in short), None),
+            slots_blocked_by=waiting_for_slots.get(queued.provider),
+            budget_blocked_by=next(short, None),
             now=now,
             timeouts=timeouts,
         )
-        decision = consider(case)
+        decision = decide_start(inputs)
         if isinstance(decision, Start):
             starts.append(decision)
-            taken[waiting.provider] = case.taken + waiting.nodes
-            for account in waiting.path:
-                held = balances[account].held + decision.hold * waiting.nodes
+            in_use[queued.provider] = inputs.machines_in_use + queued.nodes
+            for account in queued.account_path:
+                held = balances[account].held + decision.hold * queued.nodes
                 balances[account] = replace(balances[account], held=held)
             continue
         waits.append(decision)
-        if decision.reason in ("slots", "ending"):
-            blocked.setdefault(waiting.provider, waiting.job)
-        if decision.short:
-            account, name = decision.short
-            short.setdefault(account, (waiting.job, name))
-    return Plan(tuple(starts), tuple(waits))
+        if decision.reason in ("slots", "terminating"):
+            waiting_for_slots.setdefault(queued.provider, queued.job)
+        if decision.short_account:
+            account, name = decision.short_account
+            waiting_for_budget.setdefault(account, (queued.job, name))
+    return Schedule(tuple(starts), tuple(waits))
 
 
-def consider(case: Case) -> Start | Wait:
-    """Whether one job starts. The order of the questions is the order in which reasons are shown."""
-    waiting = case.waiting
-    offer = suitable(case.offers, waiting.provider, waiting.spot, waiting.type)
+def decide_start(inputs: StartInputs) -> Start | Wait:
+    """Whether one job starts. The first reason in this order is the one that the user sees."""
+    queued = inputs.queued
+    offer = cheapest_offer(inputs.offers, queued.provider, queued.spot, queued.type)
     if offer is None:
-        kind = f"{waiting.type}, which was chosen for it" if waiting.type else "machine that this job allows"
+        what = f"{queued.type}, which was chosen for this job" if queued.type else "machine that this job allows"
         text = (
-            f"{waiting.provider} offers no {kind} (spot: {waiting.spot}). "
-            f"Submit it {'again' if waiting.type else 'with another resources.spot'}."
+            f"{queued.provider} offers no {what} (spot: {queued.spot}). "
+            f"Submit it {'again' if queued.type else 'with another resources.spot'}."
         )
-        return Wait(waiting.job, "capacity", text)
-    if offer.slots is not None and waiting.nodes > offer.slots:
+        return Wait(queued.job, "capacity", text)
+    if offer.slots is not None and queued.nodes > offer.slots:
         text = (
-            f"Needs {_machines(waiting.nodes)} at once and {waiting.provider} has {offer.slots} in all. "
-            "Stop it and submit it with fewer nodes, or have SHOESTRING_LOCAL_SLOTS raised."
+            f"Needs {_machines(queued.nodes)} at once and {queued.provider} has {offer.slots} in all. "
+            "Stop it and submit it with fewer nodes, or raise SHOESTRING_LOCAL_SLOTS."
         )
-        return Wait(waiting.job, "capacity", text)
-    if waiting.ending:
-        count = _machines(waiting.ending, "earlier machine")
-        text = f"{count} still ending; it starts once the provider reports them terminated."
-        return Wait(waiting.job, "ending", text)
-    if case.now < waiting.not_before:
-        return Wait(waiting.job, "capacity", waiting.delay_text)
-    if lack := _lack_of_money(case, offer):
-        return lack
-    return _lack_of_slots(case, offer) or _start(case, offer)
+        return Wait(queued.job, "capacity", text)
+    if queued.terminating_machines:
+        count = queued.terminating_machines
+        text = (
+            f"{_machines(count, 'earlier machine')} still terminating; "
+            f"the job continues once the provider confirms that {'it has' if count == 1 else 'they have'} terminated."
+        )
+        return Wait(queued.job, "terminating", text)
+    if inputs.now < queued.not_before:
+        return Wait(queued.job, "capacity", queued.backoff_text)
+    if wait := _wait_for_budget(inputs, offer):
+        return wait
+    return _wait_for_slots(inputs, offer) or _start(inputs, offer)
 
 
-def smallest_hold(
-    offers: list[Offer], provider: str, spot: Literal["only", "prefer", "never"], nodes: int, timeouts: Timeouts
-) -> int:
-    """Micro-dollars without which a job can't start at all. 0 if the provider has no suitable offer now."""
-    offer = suitable(offers, provider, spot)
-    return 0 if offer is None else nodes * funding.first_hold(offer.on_demand_price, timeouts)
-
-
-def _lack_of_money(case: Case, offer: Offer) -> Wait | None:
-    waiting = case.waiting
-    need = waiting.nodes * funding.first_hold(offer.on_demand_price, case.timeouts)
-    for balance in case.balances:
-        own = balance.id == waiting.path[0]
-        raise_it = "raised with `shoestring budget set --job`" if own else "raised with `shoestring budget set`"
+def _wait_for_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
+    queued = inputs.queued
+    need = queued.nodes * funding.initial_hold(offer.on_demand_price, inputs.timeouts)
+    for balance in inputs.balances:
+        own = balance.id == queued.account_path[0]
+        command = f"`shoestring budget set{' --job' if own else ''}`"
         if balance.overdraft:
             text = (
-                f"The budget of {balance.name} is overdrawn by ${money.to_decimal(balance.overdraft)}, so nothing new "
-                f"starts from it. Ask for it to be {raise_it}."
+                f"The budget of {balance.name} is overdrawn by ${money.to_decimal(balance.overdraft)}, "
+                f"so no job that it pays for can start. Ask for it to be raised with {command}."
             )
-            return Wait(waiting.job, "money", text, (balance.id, balance.name))
-        if missing := balance.short_of(need):
+            return Wait(queued.job, "budget", text, (balance.id, balance.name))
+        if missing := balance.shortfall(need):
             text = (
                 f"The budget of {balance.name} is ${money.to_decimal(missing)} short: "
-                f"starting {_machines(waiting.nodes)} sets aside ${money.to_decimal(need)}. "
-                f"{'Ask' if own else 'Wait for running jobs to end, or ask'} for it to be {raise_it}."
+                f"starting {_machines(queued.nodes)} reserves ${money.to_decimal(need)}. "
+                f"{'Ask' if own else 'Wait for running jobs to end, or ask'} for it to be raised with {command}."
             )
-            return Wait(waiting.job, "money", text, (balance.id, balance.name))
-    if case.behind_money:
-        first, name = case.behind_money
-        text = f"Waits its turn: job {first} came first and waits for money of {name}."
-        return Wait(waiting.job, "turn", text)
+            return Wait(queued.job, "budget", text, (balance.id, balance.name))
+    if inputs.budget_blocked_by:
+        first, name = inputs.budget_blocked_by
+        return Wait(queued.job, "turn", f"Queued behind job {first}, which waits for the budget of {name}.")
     return None
 
 
-def _lack_of_slots(case: Case, offer: Offer) -> Wait | None:
-    nodes = case.waiting.nodes
-    free = None if offer.slots is None else max(0, offer.slots - case.taken)
-    if case.behind is None and (free is None or nodes <= free):
+def _wait_for_slots(inputs: StartInputs, offer: Offer) -> Wait | None:
+    nodes = inputs.queued.nodes
+    free = None if offer.slots is None else max(0, offer.slots - inputs.machines_in_use)
+    if inputs.slots_blocked_by is None and (free is None or nodes <= free):
         return None
-    text = f"Number {case.position} in the queue: needs {_machines(nodes)}"
+    text = f"Number {inputs.position} in the queue: needs {_machines(nodes)}"
     if free is not None:
         text += f", {free} of {offer.slots} {'is' if free == 1 else 'are'} free"
-    if case.behind is not None:
-        text += f"; job {case.behind} came first"
-    return Wait(case.waiting.job, "slots", text + ". It starts by itself when machines end.")
+    if inputs.slots_blocked_by is not None:
+        text += f"; job {inputs.slots_blocked_by} is ahead of it"
+    return Wait(inputs.queued.job, "slots", text + ". It starts automatically when machines become free.")
 
 
-def _start(case: Case, offer: Offer) -> Start:
+def _start(inputs: StartInputs, offer: Offer) -> Start:
     return Start(
-        job=case.waiting.job,
-        attempt=case.waiting.attempt,
-        reopened=case.waiting.reopened,
-        nodes=case.waiting.nodes,
+        job=inputs.queued.job,
+        attempt=inputs.queued.attempt,
+        reopened=inputs.queued.reopened,
+        nodes=inputs.queued.nodes,
         offer=offer,
-        hold=funding.first_hold(offer.on_demand_price, case.timeouts),
-        funded_until=case.now + case.timeouts.funding_lease,
-        case=case,
+        hold=funding.initial_hold(offer.on_demand_price, inputs.timeouts),
+        funded_until=inputs.now + inputs.timeouts.funding_lease,
+        inputs=inputs,
     )
 
 
@@ -258,4 +257,4 @@ def _machines(count: int, noun: str = "machine") -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-_CASE = TypeAdapter(Case)
+_INPUTS = TypeAdapter(StartInputs)

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import insert, select, update
 
 from shoestring_core import money
-from shoestring_core.decide.funding import after_stopping
+from shoestring_core.decide.funding import end_reason_after_stopping
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, WrongState
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import JOB_MOVES, SUCCESS, DesiredState, JobState
@@ -27,21 +27,21 @@ def submit(
     user: UUID,
     spec: JobSpec,
     *,
-    smallest_hold: int,
+    min_hold: int,
     sizing: dict[str, Any] | None = None,
     retried_from: JobRow | None = None,
     init: UUID | None = None,
 ) -> JobRow:
     """Queue a job, with an account of its own below its member's.
 
-    smallest_hold  least micro-dollars to hold for its first machines
+    min_hold  least micro-dollars to hold for its first machines
     sizing         why it runs on its machines: the inputs and the choice of decide.sizing
     retried_from   an ended job from whose last checkpoint it starts, unless that job succeeded
     init           the checkpoint that its weights are initialized from
 
     Raises BudgetExceeded only if a *limit* above it could never cover it; a job that must wait for budget is queued.
     """
-    _check_affordable(db, ledger.create_member_account(db, team, user), spec.limits.cost, smallest_hold)
+    _check_affordable(db, ledger.create_member_account(db, team, user), spec.limits.cost, min_hold)
     job_id = new_id()
     db.sql.execute(
         insert(JobRow).values(
@@ -66,9 +66,9 @@ def submit(
     reason = f"retry of {retried_from.id}" if retried_from else "submitted"
     db.event(team=team, kind="job", actor=actor, reason=reason, job=job_id, data={"from": None, "to": "queued"})
     if sizing is not None and retried_from is None:
-        choice = sizing["choice"]
-        data = {name: choice[name] for name in ("verdict", "nodes", "type", "why")}
-        db.event(team=team, kind="sizing", actor="scheduler", reason=choice["text"], job=job_id, data=data)
+        chosen = {name: sizing["choice"][name] for name in ("outcome", "nodes", "type")}
+        data = chosen | {"why_not_faster": sizing["why_not_faster"]}
+        db.event(team=team, kind="sizing", actor="scheduler", reason=sizing["summary"], job=job_id, data=data)
     db.hint()
     return job
 
@@ -152,7 +152,7 @@ def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> JobR
     return before
 
 
-def retry(db: Write, team: UUID, job: UUID, user: UUID, *, smallest_hold: int) -> JobRow:
+def retry(db: Write, team: UUID, job: UUID, user: UUID, *, min_hold: int) -> JobRow:
     """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts over.
 
     Raises WrongState if it has not ended, NotFound, BudgetExceeded.
@@ -161,7 +161,7 @@ def retry(db: Write, team: UUID, job: UUID, user: UUID, *, smallest_hold: int) -
     if old.state != JobState.ENDED:
         raise WrongState(f"The job is {_readable(old.state)}; only an ended job can be retried.", hint="Stop it first.")
     spec = JobSpec.from_stored(old.spec)
-    return submit(db, team, user, spec, smallest_hold=smallest_hold, sizing=old.sizing, retried_from=old, init=old.init)
+    return submit(db, team, user, spec, min_hold=min_hold, sizing=old.sizing, retried_from=old, init=old.init)
 
 
 # Reading
@@ -178,21 +178,21 @@ def get(db: Read, team: UUID, job: UUID) -> JobRow:
 # Submitting
 
 
-def _check_affordable(db: Write, account: AccountRow, cost_limit: int | None, smallest_hold: int) -> None:
+def _check_affordable(db: Write, account: AccountRow, cost_limit: int | None, min_hold: int) -> None:
     tightest = ledger.tightest_account(db, account.id)
-    if cost_limit is not None and smallest_hold > cost_limit:
+    if cost_limit is not None and min_hold > cost_limit:
         raise BudgetExceeded(
             f"limits.cost is ${money.to_decimal(cost_limit)}, "
-            f"but its first machines need ${money.to_decimal(smallest_hold)}.",
+            f"but its first machines need ${money.to_decimal(min_hold)}.",
             hint="Raise limits.cost, or use fewer machines.",
-            need=money.to_decimal(smallest_hold),
+            need=money.to_decimal(min_hold),
             limit=money.to_decimal(cost_limit),
         )
-    need = max(cost_limit or 0, smallest_hold)
+    need = max(cost_limit or 0, min_hold)
     if tightest is None or tightest.limit_micro is None or need <= tightest.limit_micro:
         return
     name, limit = ledger.title(db, tightest), money.to_decimal(tightest.limit_micro)
-    what = "its first machines need" if need == smallest_hold else "limits.cost is"
+    what = "its first machines need" if need == min_hold else "limits.cost is"
     raise BudgetExceeded(
         f"The limit of the {name} is ${limit}, but {what} ${money.to_decimal(need)}.",
         hint=f"Set limits.cost to at most {limit}, or have the limit raised: shoestring budget set.",
@@ -235,7 +235,7 @@ def _stop(db: Write, before: JobRow, actor: str, target: DesiredState, stop_reas
         return transition(db, before, JobState.PAUSED, actor=actor, reason=reason, **desired)
     if target is DesiredState.PAUSE:
         raise WrongState(f"The job is {_readable(state)}; only a queued or running job can be paused.")
-    end = after_stopping(DesiredState.STOP, stop_reason)
+    end = end_reason_after_stopping(DesiredState.STOP, stop_reason)
     return transition(db, before, JobState.ENDED, actor=actor, reason=reason, end_reason=end, **desired)
 
 

@@ -11,8 +11,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select, tuple_
 
 from shoestring_core import results
-from shoestring_core.decide import sizing
-from shoestring_core.decide.scaling import NEWEST, Measurement
+from shoestring_core.decide import sizing, workload
+from shoestring_core.decide.scaling import MAX_RUNS_PER_COUNT, Measurement
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import SUCCESS, EndReason
@@ -36,21 +36,21 @@ LEAST_STEPS, LEAST_S = 20, 0.5
 """A generation that trained less measures nothing."""
 
 
-def case(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) -> sizing.Case:
+def inputs(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) -> sizing.SizingInputs:
     """All that the choice of machines for `spec` depends on. Measured are the team's own jobs, nobody else's."""
-    left, payer = _left(db, team, user, spec.limits.cost)
-    return sizing.Case(
+    left, budget_name = _left(db, team, user, spec.limits.cost)
+    return sizing.SizingInputs(
         provider=spec.resources.provider,
         spot=spec.resources.spot,
-        limit_s=spec.limits.time,
-        asked=spec.resources.requested_nodes,
-        epochs=sizing.epochs(spec),
-        evaluations=sizing.evaluations(spec),
+        time_limit_s=spec.limits.time,
+        requested_nodes=spec.resources.requested_nodes,
+        epochs=workload.epochs(spec),
+        evaluations=workload.evaluations(spec),
         processes=spec.resources.procs,
-        batch=sizing.smallest_batch(spec),
+        min_batch=workload.min_batch(spec),
         offers=tuple(offer for offer in planning.offers(db) if offer.provider == spec.resources.provider),
-        left=left,
-        payer=payer,
+        budget_left=left,
+        budget_name=budget_name,
         measurements=measurements(db, team, spec),
         timeouts=timeouts,
     )
@@ -58,12 +58,12 @@ def case(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) ->
 
 def measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]:
     """What earlier runs of the same work took on this provider's machines, the newest first."""
-    work, provider = sizing.work(spec), spec.resources.provider
+    fingerprint, provider = workload.fingerprint(spec), spec.resources.provider
     ran = select(JobRow).where(
         JobRow.team_id == team, JobRow.first_step_at.is_not(None), JobRow.spec["recipe"].as_string() == spec.recipe
     )
     newest = db.sql.scalars(ran.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(JOBS))
-    same = [job for job in newest if sizing.work(JobSpec.from_stored(job.spec)) == work]
+    same = [job for job in newest if workload.fingerprint(JobSpec.from_stored(job.spec)) == fingerprint]
     if not same:
         return ()
     ids = [job.id for job in same]
@@ -77,14 +77,14 @@ def measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]
     for member, machine in db.sql.execute(query):
         machines[member.job, member.generation].append(machine)
     lines = _lines(db, ids)
-    whole = sizing.has_phases(spec)
+    complete_only = workload.has_phases(spec)
     found = (
         _measured(job, row, machines[job.id, row.no], lines[job.id, row.no])
         for job in same
         for row in generations[job.id]
         if (job.id, row.no) in lines and all(one.provider == provider for one in machines[job.id, row.no])
     )
-    return tuple(_newest(one for one in found if one is not None and (one.whole or not whole)))
+    return tuple(_newest(one for one in found if one is not None and (one.complete or not complete_only)))
 
 
 def _newest(measured: Iterable[Measurement]) -> Iterable[Measurement]:
@@ -92,7 +92,7 @@ def _newest(measured: Iterable[Measurement]) -> Iterable[Measurement]:
     seen: Counter[tuple[str, int]] = Counter()
     for one in measured:
         seen[one.type, one.nodes] += 1
-        if seen[one.type, one.nodes] <= NEWEST:
+        if seen[one.type, one.nodes] <= MAX_RUNS_PER_COUNT:
             yield one
 
 
@@ -128,10 +128,10 @@ def _measured(job: JobRow, row: GenerationRow, machines: Sequence[MachineRow], l
         epoch_s=trained_s / (last_epoch - epoch),
         evaluation_s=sum(evaluation.values()) / len(evaluation) if evaluation else None,
         boot_s=_seconds(launched, row.formed_at) if row.no == 1 else None,
-        start_s=_seconds(row.formed_at, row.first_step_at) if fresh else None,
-        end_s=max(0.0, (job.ended_at or 0) / 1e6 - (ended - final_s)) if finished else None,
-        leave_s=_seconds(job.ended_at, terminated) if finished and all(one.ended_at for one in machines) else None,
-        whole=finished and fresh and job.end_reason == EndReason.SUCCEEDED,
+        startup_s=_seconds(row.formed_at, row.first_step_at) if fresh else None,
+        finish_s=max(0.0, (job.ended_at or 0) / 1e6 - (ended - final_s)) if finished else None,
+        teardown_s=_seconds(job.ended_at, terminated) if finished and all(one.ended_at for one in machines) else None,
+        complete=finished and fresh and job.end_reason == EndReason.SUCCEEDED,
     )
 
 

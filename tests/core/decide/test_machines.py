@@ -10,7 +10,14 @@ from uuid import UUID
 import pytest
 from shoestring_core import money
 from shoestring_core.decide.billing import Evidence, bill
-from shoestring_core.decide.funding import Extension, Funding, after_stopping, extension, first_hold, when_refused
+from shoestring_core.decide.funding import (
+    Extension,
+    MachineFunding,
+    due_extension,
+    end_reason_after_stopping,
+    initial_hold,
+    when_budget_exhausted,
+)
 from shoestring_core.decide.orders import Membership, OrderInputs, decide_order
 from shoestring_core.decide.reconcile import (
     DEPLOYMENT_TAG,
@@ -69,25 +76,25 @@ def test_a_machine_whose_job_rests_or_that_is_dying_is_told_to_end():
             assert decide_order(standing(job, part, machine)).kind == "shutdown"
 
 
-# Funding
+# MachineFunding
 
 
 def test_a_hold_is_extended_once_less_than_half_is_left():
-    full = Funding("0.526", first_hold("0.526", TIMEOUTS), NOW + 60 * S)
-    assert extension(full, NOW + 30 * S, TIMEOUTS) is None
-    due = extension(full, NOW + 31 * S, TIMEOUTS)
+    full = MachineFunding("0.526", initial_hold("0.526", TIMEOUTS), NOW + 60 * S)
+    assert due_extension(full, NOW + 30 * S, TIMEOUTS) is None
+    due = due_extension(full, NOW + 31 * S, TIMEOUTS)
     # Nothing was posted, so the hold still has all of it: it covers 75 s from then as it did from the start.
     assert due == Extension(0, NOW + 91 * S)
 
 
 def test_an_extension_asks_for_what_the_remaining_hold_does_not_cover():
     need = money.cost_ceiling("0.526", 75 * S)
-    assert extension(Funding("0.526", need - 100, NOW + S), NOW, TIMEOUTS) == Extension(100, NOW + 60 * S)
+    assert due_extension(MachineFunding("0.526", need - 100, NOW + S), NOW, TIMEOUTS) == Extension(100, NOW + 60 * S)
 
 
 def test_a_hold_covers_every_second_that_a_machine_can_live():
     for lived in range(76):
-        assert money.cost("0.526", lived * S) <= first_hold("0.526", TIMEOUTS)
+        assert money.cost("0.526", lived * S) <= initial_hold("0.526", TIMEOUTS)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +106,8 @@ def test_a_hold_covers_every_second_that_a_machine_can_live():
     ],
 )
 def test_what_becomes_of_a_job_without_money(on_budget, want, end):
-    assert when_refused(on_budget) is want
-    assert after_stopping(want, "budget") is end
+    assert when_budget_exhausted(on_budget) is want
+    assert end_reason_after_stopping(want, "budget") is end
 
 
 # Bills

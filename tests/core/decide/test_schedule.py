@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who starts and who waits, decided from values alone."""
+"""Which jobs start and which wait, decided from values alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money
-from shoestring_core.decide.offers import Offer, suitable
-from shoestring_core.decide.schedule import Balance, Case, Snapshot, Start, Wait, Waiting, consider, plan, smallest_hold
+from shoestring_core.decide.offers import Offer, cheapest_offer
+from shoestring_core.decide.schedule import (
+    AccountBalance,
+    QueuedJob,
+    QueueSnapshot,
+    Start,
+    StartInputs,
+    Wait,
+    decide_start,
+    schedule_jobs,
+)
 from shoestring_core.decide.timeouts import S, Timeouts
 
 NOW = 1_800_000_000 * S
@@ -25,117 +34,122 @@ def offers(slots: int | None = 4) -> list[Offer]:
     ]
 
 
-def waiting(number: int, nodes: int = 1, team: UUID = TEAM_A, **fields) -> Waiting:
-    return Waiting(UUID(int=100 + number), nodes, "local", "prefer", (UUID(int=200 + number), team, ORG), 1, **fields)
+def queued(number: int, nodes: int = 1, team: UUID = TEAM_A, **fields) -> QueuedJob:
+    return QueuedJob(UUID(int=100 + number), nodes, "local", "prefer", (UUID(int=200 + number), team, ORG), 1, **fields)
 
 
-def snapshot(*queue: Waiting, limits: dict[UUID, int] | None = None, taken: int = 0, overdraft: UUID | None = None):
-    ids = {ORG, TEAM_A, TEAM_B} | {account for one in queue for account in one.path}
+def snapshot(
+    *queue: QueuedJob, limits: dict[UUID, int] | None = None, machines_in_use: int = 0, overdraft: UUID | None = None
+):
+    ids = {ORG, TEAM_A, TEAM_B} | {account for job in queue for account in job.account_path}
     balances = {
-        one: Balance(one, f"account {one.int}", (limits or {}).get(one), 0, 0, int(one == overdraft)) for one in ids
+        one: AccountBalance(one, f"account {one.int}", (limits or {}).get(one), 0, 0, int(one == overdraft))
+        for one in ids
     }
-    return Snapshot(7, queue, balances, {"local": taken})
+    return QueueSnapshot(7, queue, balances, {"local": machines_in_use})
 
 
-def decide(snap: Snapshot, slots: int | None = 4, now: int = NOW) -> dict[int, Start | Wait]:
-    decided = plan(snap, offers(slots), now, TIMEOUTS)
+def decide(snap: QueueSnapshot, slots: int | None = 4, now: int = NOW) -> dict[int, Start | Wait]:
+    decided = schedule_jobs(snap, offers(slots), now, TIMEOUTS)
     return {one.job.int - 100: one for one in [*decided.starts, *decided.waits]}
 
 
-def test_the_first_hold_covers_the_lease_and_the_end_at_the_price_that_cannot_be_exceeded():
-    (start,) = plan(snapshot(waiting(1, nodes=2)), offers(), NOW, TIMEOUTS).starts
+def test_the_initial_hold_covers_funding_lease_and_drain_at_the_on_demand_price():
+    (start,) = schedule_jobs(snapshot(queued(1, nodes=2)), offers(), NOW, TIMEOUTS).starts
     assert (start.hold, start.funded_until) == (HOLD, NOW + 60 * S)
     assert start.offer.market == "spot"
-    assert smallest_hold(offers(), "local", "prefer", 2, TIMEOUTS) == 2 * HOLD
 
 
 @pytest.mark.parametrize(("spot", "market"), [("only", "spot"), ("prefer", "spot"), ("never", "on_demand")])
 def test_the_cheapest_offer_that_the_job_allows(spot, market):
-    assert suitable(offers(), "local", spot).market == market
-    assert suitable(offers(), "elsewhere", spot) is None
+    assert cheapest_offer(offers(), "local", spot).market == market
+    assert cheapest_offer(offers(), "elsewhere", spot) is None
 
 
 def test_jobs_start_in_order_while_there_are_slots():
-    decided = decide(snapshot(waiting(1, 2), waiting(2, 2), waiting(3, 1)))
+    decided = decide(snapshot(queued(1, 2), queued(2, 2), queued(3, 1)))
     assert isinstance(decided[1], Start)
     assert isinstance(decided[2], Start)
     assert decided[3].reason == "slots"
     assert "Number 3 in the queue" in decided[3].text
 
 
-def test_nobody_overtakes_who_waits_for_slots():
-    decided = decide(snapshot(waiting(1, 3), waiting(2, 1), taken=2))
+def test_no_job_overtakes_one_that_waits_for_slots():
+    decided = decide(snapshot(queued(1, 3), queued(2, 1), machines_in_use=2))
     assert (decided[1].reason, decided[2].reason) == ("slots", "slots")
     assert str(UUID(int=101)) in decided[2].text
 
 
 def test_a_job_that_can_never_fit_says_so_and_blocks_nobody():
-    decided = decide(snapshot(waiting(1, 9), waiting(2, 1)))
+    decided = decide(snapshot(queued(1, 9), queued(2, 1)))
     assert decided[1].reason == "capacity"
     assert "fewer nodes" in decided[1].text
     assert isinstance(decided[2], Start)
 
 
-def test_two_jobs_race_for_money_that_covers_one():
-    decided = decide(snapshot(waiting(1), waiting(2), limits={TEAM_A: HOLD + 1}))
+def test_of_two_jobs_with_budget_for_one_the_second_waits():
+    decided = decide(snapshot(queued(1), queued(2), limits={TEAM_A: HOLD + 1}))
     assert isinstance(decided[1], Start)
-    assert decided[2].reason == "money"
+    assert decided[2].reason == "budget"
     assert f"account 2 is ${money.to_decimal(HOLD - 1)} short" in decided[2].text
     assert "shoestring budget set" in decided[2].text
 
 
-def test_who_waits_for_money_is_not_overtaken_from_the_same_account_but_from_others():
+def test_a_job_that_waits_for_budget_is_overtaken_only_by_jobs_of_other_accounts():
     limits = {TEAM_A: HOLD}
-    decided = decide(snapshot(waiting(1, 2), waiting(2, 1), waiting(3, 1, TEAM_B), limits=limits))
-    assert decided[1].reason == "money"
+    decided = decide(snapshot(queued(1, 2), queued(2, 1), queued(3, 1, TEAM_B), limits=limits))
+    assert decided[1].reason == "budget"
     assert decided[2].reason == "turn"
     assert str(UUID(int=101)) in decided[2].text
     assert isinstance(decided[3], Start)
 
 
-def test_a_shortage_above_stops_all_below_it():
-    decided = decide(snapshot(waiting(1, 2), waiting(2, 1, TEAM_B), limits={ORG: HOLD}))
-    assert (decided[1].reason, decided[2].reason) == ("money", "turn")
+def test_a_parent_account_that_is_short_blocks_all_its_jobs():
+    decided = decide(snapshot(queued(1, 2), queued(2, 1, TEAM_B), limits={ORG: HOLD}))
+    assert (decided[1].reason, decided[2].reason) == ("budget", "turn")
 
 
-def test_a_jobs_own_limit_is_nobody_elses_matter():
-    decided = decide(snapshot(waiting(1), waiting(2), limits={UUID(int=201): 1}))
-    assert decided[1].reason == "money"
+def test_a_job_short_of_its_own_limit_blocks_nobody():
+    decided = decide(snapshot(queued(1), queued(2), limits={UUID(int=201): 1}))
+    assert decided[1].reason == "budget"
     assert isinstance(decided[2], Start)
 
 
 def test_nothing_starts_from_an_overdrawn_account():
-    decided = decide(snapshot(waiting(1), overdraft=ORG))
-    assert decided[1].reason == "money"
+    decided = decide(snapshot(queued(1), overdraft=ORG))
+    assert decided[1].reason == "budget"
     assert "overdrawn" in decided[1].text
 
 
-def test_a_job_keeps_its_place_while_its_earlier_machines_end():
-    decided = decide(snapshot(waiting(1, ending=1), waiting(2)), slots=1)
-    assert decided[1].reason == "ending"
+def test_a_job_keeps_its_place_while_its_earlier_machines_terminate():
+    decided = decide(snapshot(queued(1, terminating_machines=1), queued(2)), slots=1)
+    assert decided[1].reason == "terminating"
     assert decided[2].reason == "slots"
 
 
-def test_a_job_that_sits_out_a_delay_stands_in_nobodys_way():
-    snap = snapshot(waiting(1, not_before=NOW + S, delay_text="Later."), waiting(2))
+def test_a_job_in_backoff_blocks_nobody():
+    snap = snapshot(queued(1, not_before=NOW + S, backoff_text="Later."), queued(2))
     assert decide(snap)[1].text == "Later."
     assert isinstance(decide(snap)[2], Start)
     assert isinstance(decide(snap, now=NOW + S)[1], Start)
 
 
-def test_every_start_can_be_worked_out_again_from_what_is_stored_with_it():
-    snap = snapshot(waiting(1, 2), waiting(2, 1, TEAM_B), waiting(3, 1), limits={ORG: 5 * HOLD, TEAM_A: 4 * HOLD})
-    for start in plan(snap, offers(), NOW, TIMEOUTS).starts:
-        stored = json.loads(json.dumps(start.case.as_json()))
-        assert consider(Case.from_json(stored)) == start
+def test_every_start_can_be_recomputed_from_its_stored_inputs():
+    snap = snapshot(queued(1, 2), queued(2, 1, TEAM_B), queued(3, 1), limits={ORG: 5 * HOLD, TEAM_A: 4 * HOLD})
+    for start in schedule_jobs(snap, offers(), NOW, TIMEOUTS).starts:
+        stored = json.loads(json.dumps(start.inputs.as_json()))
+        assert decide_start(StartInputs.from_json(stored)) == start
 
 
-def test_a_plan_never_holds_more_than_a_limit_nor_rents_more_than_the_slots():
-    queue = [waiting(number, 1 + number % 3, TEAM_A if number % 2 else TEAM_B) for number in range(1, 40)]
+def test_a_schedule_never_holds_more_than_a_limit_nor_launches_more_than_the_slots():
+    queue = [queued(number, 1 + number % 3, TEAM_A if number % 2 else TEAM_B) for number in range(1, 40)]
     for limit in range(0, 12 * HOLD, HOLD // 2):
         for taken in range(5):
-            decided = plan(
-                snapshot(*queue, limits={ORG: limit, TEAM_A: limit // 2}, taken=taken), offers(), NOW, TIMEOUTS
+            decided = schedule_jobs(
+                snapshot(*queue, limits={ORG: limit, TEAM_A: limit // 2}, machines_in_use=taken),
+                offers(),
+                NOW,
+                TIMEOUTS,
             )
             assert sum(start.hold * start.nodes for start in decided.starts) <= limit
             assert sum(start.nodes for start in decided.starts) <= 4 - taken

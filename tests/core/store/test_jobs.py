@@ -48,23 +48,23 @@ def test_a_job_whose_limit_is_above_a_limit_on_its_path_is_refused(world: World,
 def test_a_job_whose_first_hold_is_above_a_limit_is_refused(world: World) -> None:
     world.limit("team", 1000)
     with pytest.raises(BudgetExceeded, match="first machines need"):
-        world.job(smallest_hold=1001)
+        world.job(min_hold=1001)
     with pytest.raises(BudgetExceeded, match=r"limits\.cost"):
-        world.job("0.0005", smallest_hold=501)
-    assert world.job(smallest_hold=1000).state == J.QUEUED
+        world.job("0.0005", min_hold=501)
+    assert world.job(min_hold=1000).state == J.QUEUED
 
 
 def test_a_job_that_must_only_wait_for_money_is_queued(world: World) -> None:
     world.limit("team", 1000)
     world.hold(world.job(), 1000)
-    assert world.job("0.001", smallest_hold=1000).state == J.QUEUED
+    assert world.job("0.001", min_hold=1000).state == J.QUEUED
     world.limit("team", 1000)
 
 
 def test_a_refused_job_leaves_nothing_behind(world: World) -> None:
     world.limit("team", 1000)
     with pytest.raises(BudgetExceeded):
-        world.job(smallest_hold=1001)
+        world.job(min_hold=1001)
     with world.store.read() as db:
         assert job_search.search(db, world.team).jobs == []
     assert world.events("job") == []
@@ -119,7 +119,7 @@ def test_ended_needs_a_reason(world: World) -> None:
 def test_moves_set_their_times_and_end_the_waiting(world: World) -> None:
     job = world.job()
     world.store.write(
-        lambda db: db.count(update(JobRow).values(wait_reason="money", wait_text="no money", queued_at=1))
+        lambda db: db.count(update(JobRow).values(wait_reason="budget", wait_text="no money", queued_at=1))
     )
     job = move(world, read(world, job), J.LAUNCHING)
     assert (job.wait_reason, job.wait_text, job.started_at) == (None, None, None)
@@ -289,7 +289,7 @@ def state(world: World, job: JobRow) -> str:
 
 
 def retry(world: World, job: JobRow) -> JobRow:
-    new = world.store.write(lambda db: jobs.retry(db, world.team, job.id, world.me.user, smallest_hold=0))
+    new = world.store.write(lambda db: jobs.retry(db, world.team, job.id, world.me.user, min_hold=0))
     with world.store.read() as db:
         assert ledger.job_account(db, new.id).parent == world.account("member").id
     return new

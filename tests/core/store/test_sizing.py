@@ -10,7 +10,7 @@ import pytest
 from shoestring_core import results, spec, wire
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.scaling import Measurement
-from shoestring_core.decide.sizing import choose
+from shoestring_core.decide.sizing import choose_machines
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import reports, sizing
 from shoestring_core.store.fleet import planning
@@ -101,13 +101,13 @@ def test_a_finished_run_is_measured_without_its_scoring(world: World):
     job = submitted(world)
     train(world, job)
     (one,) = found(world)
-    assert (one.job, one.generation, one.type, one.nodes, one.whole) == (job.id, 1, "small", 1, True)
+    assert (one.job, one.generation, one.type, one.nodes, one.complete) == (job.id, 1, "small", 1, True)
     assert one.epochs == pytest.approx(7.9)  # from its first line to its last
     assert one.epoch_s == pytest.approx(10 * 0.5)
     assert one.evaluation_s == pytest.approx(2)
-    assert (one.boot_s, one.start_s) == pytest.approx((5, 4))
-    assert one.end_s == pytest.approx(6 + 2)  # the last evaluation belongs to the end
-    assert one.leave_s == pytest.approx(2)
+    assert (one.boot_s, one.startup_s) == pytest.approx((5, 4))
+    assert one.finish_s == pytest.approx(6 + 2)  # the last evaluation belongs to the end
+    assert one.teardown_s == pytest.approx(2)
 
 
 def test_each_number_of_machines_is_measured_by_itself(world: World):
@@ -125,16 +125,16 @@ def test_a_gang_that_shrank_and_grew_counts_each_generation_under_its_own_size(w
     three, two, one = found(world)
     assert [(each.generation, each.nodes) for each in (one, two, three)] == [(1, 4), (2, 3), (3, 4)]
     assert [each.epoch_s for each in (one, two, three)] == pytest.approx([2, 3, 2])
-    assert (one.end_s, one.leave_s, one.boot_s, one.whole) == (None, None, pytest.approx(5), False)
-    assert (two.start_s, two.boot_s, two.end_s) == (None, None, None)  # it began where another had come to
-    assert three.end_s == pytest.approx(6)
-    assert not three.whole
+    assert (one.finish_s, one.teardown_s, one.boot_s, one.complete) == (None, None, pytest.approx(5), False)
+    assert (two.startup_s, two.boot_s, two.finish_s) == (None, None, None)  # it began where another had come to
+    assert three.finish_s == pytest.approx(6)
+    assert not three.complete
 
 
 def test_an_interrupted_run_is_measured_as_far_as_it_came(world: World):
     train(world, submitted(world), steps=(0, 33), end=None)
     (one,) = found(world)
-    assert (one.epoch_s, one.evaluation_s, one.end_s) == (pytest.approx(5), pytest.approx(2), None)
+    assert (one.epoch_s, one.evaluation_s, one.finish_s) == (pytest.approx(5), pytest.approx(2), None)
 
 
 def test_too_short_a_run_measures_nothing(world: World):
@@ -180,11 +180,11 @@ def test_the_choice_rests_on_runs_offers_and_what_is_left(world: World):
     wanted = spec.parse({"recipe": "digits/quickstart", "params": params, "limits": {"time": "6m", "cost": "9"}})
     world.limit("team", 5_000_000)
     with world.store.read() as db:
-        case = sizing.case(db, world.team, world.me.user, wanted, Timeouts())
-    assert (case.offers, case.asked, case.epochs, case.evaluations) == (tuple(offers), None, 60.0, 59)
-    assert (case.left, case.payer) == (5_000_000, f"team team {world.name}")
-    choice = choose(case)
-    assert (choice.verdict, choice.nodes) == ("chosen", 2)  # one machine takes 5 · 60 + 2 · 59 + 12 s
+        inputs = sizing.inputs(db, world.team, world.me.user, wanted, Timeouts())
+    assert (inputs.offers, inputs.requested_nodes, inputs.epochs, inputs.evaluations) == (tuple(offers), None, 60.0, 59)
+    assert (inputs.budget_left, inputs.budget_name) == (5_000_000, f"team team {world.name}")
+    choice = choose_machines(inputs)
+    assert (choice.outcome, choice.nodes) == ("chosen", 2)  # one machine takes 5 · 60 + 2 · 59 + 12 s
     assert choice.option.run_s == pytest.approx(3 * 60 + 2 * 59 + 4 + 8)
 
 

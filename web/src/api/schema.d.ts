@@ -1361,23 +1361,23 @@ export interface components {
          */
         Plan: {
             /**
-             * Verdict
+             * Outcome
              * @enum {string}
              */
-            verdict: "chosen" | "asked" | "unmeasured" | "impossible";
+            outcome: "chosen" | "requested" | "unmeasured" | "infeasible";
             /** Nodes */
             nodes: number;
             /** Type */
             type: string | null;
-            /** Text */
-            text: string;
-            /** Why */
-            why: string;
+            /** Summary */
+            summary: string;
+            /** Why Not Faster */
+            why_not_faster: string;
             expected: components["schemas"]["PlanOption"] | null;
-            /** Limit S */
-            limit_s: number | null;
-            /** Enough S */
-            enough_s: number | null;
+            /** Time Limit S */
+            time_limit_s: number | null;
+            /** Sufficient Time Limit S */
+            sufficient_time_limit_s: number | null;
             /** Options */
             options: components["schemas"]["PlanOption"][];
             /** Runs */
@@ -1395,7 +1395,7 @@ export interface components {
         };
         /**
          * PlanOption
-         * @description A number of machines of one type that a job could run on, by what earlier runs took.
+         * @description A number of machines of one type that a job could run on, estimated from earlier runs.
          */
         PlanOption: {
             /** Type */
@@ -1411,12 +1411,12 @@ export interface components {
             basis: "measured" | "interpolated" | "estimated";
             /** Run S */
             run_s: number;
-            /** Sure S */
-            sure_s: number;
+            /** Run Upper S */
+            run_upper_s: number;
             cost: components["schemas"]["Money"];
-            need: components["schemas"]["Money"];
-            /** Obstacle */
-            obstacle: ("slots" | "batch" | "money" | "time") | null;
+            budget_needed: components["schemas"]["Money"];
+            /** Infeasible Reason */
+            infeasible_reason: ("slots" | "batch" | "budget" | "time") | null;
         };
         /**
          * PointsMessage

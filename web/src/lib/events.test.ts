@@ -18,7 +18,7 @@ test.each([
   ["agent", "started", { step: 0, steps_total: 2697, world: 2, precision: "bf16" }, "Training starts at step 0 · of 2,697, 2 processes, bf16"],
   ["agent", "skipped", { step: 12, samples: 64 }, "Batch passed over at step 12 · the numbers broke there before"],
   ["agent", "overflow", { step: 9, scale: 32768 }, "fp16 overflow at step 9 · step skipped on all ranks, scale 32768"],
-  ["sizing", "2 × local.cpu: about 2m10s.", { verdict: "chosen", nodes: 2, why: "Why no faster: local has 2 machines in all." }, "Machines chosen · 2 × local.cpu: about 2m10s. Why no faster: local has 2 machines in all."],
+  ["sizing", "2 × local.cpu: about 2m10s.", { outcome: "chosen", nodes: 2, why_not_faster: "Why not faster? local has 2 machines in all." }, "Machines chosen · 2 × local.cpu: about 2m10s. Why not faster? local has 2 machines in all."],
   ["something_new", "happened", {}, "Something_new · happened."],
 ] as const)("%s %s", (kind, reason, data, sentence) => {
   expect(told(kind, reason, data)).toBe(sentence);

@@ -23,7 +23,7 @@ export function tellEvent({ kind, reason, data }: Pick<Schemas["Event"], "kind" 
     case "wait":
       return told("Waits", reason);
     case "sizing":
-      return told("Machines chosen", [reason, text("why")].filter(Boolean).join(" "));
+      return told("Machines chosen", [reason, text("why_not_faster")].filter(Boolean).join(" "));
     case "machine":
       return tellMachine(text("state"), machine, text("cause"), reason);
     case "generation":

@@ -16,11 +16,11 @@ from shoestring_core.store.fleet import records
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
 
 
-def fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.Funding]:
+def fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.MachineFunding]:
     """The open holds of machines."""
     held = db.sql.scalars(select(HoldRow).where(HoldRow.machine.in_(list(machines)), HoldRow.state == "open"))
     return {
-        row.machine: funding.Funding(row.rate_cap, row.amount - row.consumed, row.funded_until)
+        row.machine: funding.MachineFunding(row.rate_cap, row.amount - row.consumed, row.funded_until)
         for row in held
         if row.funded_until is not None
     }
@@ -36,13 +36,13 @@ def fund(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
     now = fundings(db, [machine_id]).get(machine_id)
     if now is None or not records.wanted(job, attempt) or machine.state not in ("planned", "calling", "up"):
         return False
-    due = funding.extension(now, db.now, timeouts)
+    due = funding.due_extension(now, db.now, timeouts)
     if due is None:
         return False
     funded = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.funded_until == now.funded_until)
     if not records.touched(db, funded.values(funded_until=due.funded_until)):
         return False
-    ledger.extend_hold(db, machine_id, due.more, due.funded_until, if_funded_until=now.funded_until)
+    ledger.extend_hold(db, machine_id, due.amount, due.funded_until, if_funded_until=now.funded_until)
     return True
 
 

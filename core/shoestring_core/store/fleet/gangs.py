@@ -107,7 +107,7 @@ def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, 
                 JobState.QUEUED,
                 actor="fleet",
                 reason=action.text,
-                wait_reason="capacity" if action.reason == "capacity" else "ending",
+                wait_reason="capacity" if action.reason == "capacity" else "terminating",
                 wait_text=action.text,
                 queued_at=job.queued_at,
             )
@@ -180,7 +180,7 @@ def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
 
 
 def _after_stopping(db: Write, job: JobRow) -> None:
-    end = funding.after_stopping(DesiredState(job.desired_state), job.stop_reason)
+    end = funding.end_reason_after_stopping(DesiredState(job.desired_state), job.stop_reason)
     if end is not None:
         jobs.transition(db, job, JobState.ENDED, actor="fleet", reason="all machines are terminated", end_reason=end)
     elif job.desired_state == DesiredState.PAUSE:

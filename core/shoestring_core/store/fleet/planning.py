@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, insert, select, update
 from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
-from shoestring_core.decide.schedule import Balance, Snapshot, Start, Wait, Waiting
+from shoestring_core.decide.schedule import AccountBalance, QueuedJob, QueueSnapshot, Start, Wait
 from shoestring_core.decide.sizing import Choice
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import StaleTransition
@@ -25,7 +25,7 @@ from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, OfferRow, PriceRow, SchedulerRow
 
 
-def snapshot(db: Read, timeouts: Timeouts) -> Snapshot:
+def snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
     """What the scheduler decides from: the queue in order, the accounts that pay, the machines that live."""
     epoch = db.sql.scalar(select(SchedulerRow.epoch)) or 0
     queued = list(
@@ -36,7 +36,7 @@ def snapshot(db: Read, timeouts: Timeouts) -> Snapshot:
         )
     )
     if not queued:
-        return Snapshot(epoch, (), {}, {})
+        return QueueSnapshot(epoch, (), {}, {})
     ids = [job.id for job in queued]
     attempts = records.by_job(db.sql.scalars(select(AttemptRow).where(AttemptRow.job.in_(ids)).order_by(AttemptRow.no)))
     machines = records.by_job(db.sql.scalars(select(MachineRow).where(MachineRow.job.in_(ids))))
@@ -51,7 +51,9 @@ def snapshot(db: Read, timeouts: Timeouts) -> Snapshot:
     }
     accounts |= {row.id: row for row in leaves.values()}
     queue = tuple(
-        _waiting(job, records.account_path(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], timeouts)
+        _queued_job(
+            job, records.account_path(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], timeouts
+        )
         for job in queued
     )
     alive = (
@@ -60,7 +62,7 @@ def snapshot(db: Read, timeouts: Timeouts) -> Snapshot:
         .group_by(MachineRow.provider)
     )
     taken = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
-    return Snapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, taken)
+    return QueueSnapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, taken)
 
 
 def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
@@ -141,7 +143,7 @@ def refill(
         machine=machine,
         account=ledger.job_account(db, job_id).id,
         rate_cap=offer.on_demand_price,
-        amount=funding.first_hold(offer.on_demand_price, timeouts),
+        amount=funding.initial_hold(offer.on_demand_price, timeouts),
         funded_until=until,
     )
     records.machine_event(db, job, attempt_no, machine, "planned")
@@ -178,27 +180,27 @@ def chosen_type(job: JobRow) -> str | None:
     return Choice.from_json(job.sizing["choice"]).type if job.sizing else None
 
 
-def _waiting(
+def _queued_job(
     job: JobRow, path: tuple[UUID, ...], attempts: list[AttemptRow], machines: list[MachineRow], timeouts: Timeouts
-) -> Waiting:
+) -> QueuedJob:
     spec = JobSpec.from_stored(job.spec)
     bought = {row.attempt for row in machines if row.launched_at is not None}
     last = attempts[-1] if attempts else None
     reopened = last is not None and last.no not in bought
     alive = sum(row.state in records.ALIVE for row in machines)
     winding_down = last is not None and last.state != AttemptState.CLOSED
-    return Waiting(
+    return QueuedJob(
         job=job.id,
         nodes=spec.resources.nodes,
         provider=spec.resources.provider,
         spot=spec.resources.spot,
         type=chosen_type(job),
-        path=path,
+        account_path=path,
         attempt=job.attempt if reopened else job.attempt + 1,
         reopened=reopened,
-        ending=alive or int(winding_down),
+        terminating_machines=alive or int(winding_down),
         not_before=_not_before(attempts, timeouts),
-        delay_text="The last attempt trained nothing. It is tried again by itself, a little later each time.",
+        backoff_text="The last attempt trained nothing. It is retried automatically, with a longer delay each time.",
     )
 
 
@@ -223,7 +225,7 @@ def _open_attempt(db: Write, start: Start, epoch: int) -> None:
     opening = {
         "state": AttemptState.OPEN,
         "reason": None,
-        "plan_json": start.case.as_json(),
+        "plan_json": start.inputs.as_json(),
         "epoch": epoch + 1,
         "opened_at": db.now,
         "closed_at": None,
@@ -277,6 +279,6 @@ def _intend(
     return machine
 
 
-def _balance(db: Read, row: AccountRow) -> Balance:
+def _balance(db: Read, row: AccountRow) -> AccountBalance:
     name = "this job" if row.kind == "job" else ledger.title(db, row)
-    return Balance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft)
+    return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft)

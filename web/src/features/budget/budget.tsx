@@ -39,7 +39,7 @@ export function BudgetPage() {
 function WaitingForMoney() {
   const queued = useInfiniteQuery(jobPages("state=queued")).data?.pages[0]?.jobs ?? [];
   const paused = useInfiniteQuery(jobPages("state=paused")).data?.pages[0]?.jobs ?? [];
-  const waiting = [...queued.filter((job) => job.wait_reason === "money"), ...paused.filter((job) => job.sentence.includes("money"))];
+  const waiting = [...queued.filter((job) => job.wait_reason === "budget"), ...paused.filter((job) => job.sentence.includes("money"))];
   if (waiting.length === 0) return null;
   return (
     <div className="note warn" role="status">
