@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 
 import redis.asyncio as redis
 from redis.exceptions import RedisError
-from shoestring_core.store.db import Committed
+from shoestring_core.store.db import CommitInfo
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class ChangeNotifier:
             for signal in list(signals):
                 signal.notify()
 
-    def on_commit(self, change: Committed) -> None:
+    def on_commit(self, change: CommitInfo) -> None:
         """Notify of a commit; may be called from any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._notify_everywhere, change.teams | change.jobs)

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from shoestring_core import rest
 from shoestring_core.errors import InvalidRequest, Unavailable
 from shoestring_core.store import events as feed
-from shoestring_core.store import ledger, reports, rows
+from shoestring_core.store import ledger, queries, reports
 from shoestring_core.store.db import Read, Store
 from shoestring_core.store.tables import EventRow, JobRow, MachineRow
 
@@ -54,10 +54,10 @@ class StreamPosition:
         cursor, _, part = text.partition(".")
         if part not in ("", "1", "2"):
             raise InvalidRequest("This cursor was not issued by this service.", hint="Start without a cursor.")
-        return cls(feed.position(team, cursor), int(part or WHOLE_EVENT))
+        return cls(feed.from_cursor(team, cursor), int(part or WHOLE_EVENT))
 
     def text(self, team: UUID) -> str:
-        return feed.cursor(team, self.seq) + ("" if self.part == WHOLE_EVENT else f".{self.part}")
+        return feed.to_cursor(team, self.seq) + ("" if self.part == WHOLE_EVENT else f".{self.part}")
 
     @property
     def read_after(self) -> int:
@@ -178,7 +178,7 @@ class _TeamBroadcast:
     def load_old(self, position: StreamPosition) -> MessageGroup | None:
         """Load the group after a position that is no longer cached; None if its events are deleted."""
         with self.store.read() as db:
-            if feed.too_old(db, self.team, position.read_after):
+            if feed.is_too_old(db, self.team, position.read_after):
                 return None
             return load_group(db, self.team, position.read_after)
 
@@ -203,7 +203,7 @@ class _TeamBroadcast:
 
     def _load_head(self) -> int:
         with self.store.read() as db:
-            return feed.head(db, self.team)
+            return feed.latest_seq(db, self.team)
 
     def _load_new(self) -> MessageGroup:
         with self.store.read() as db:
@@ -227,7 +227,7 @@ class _TeamBroadcast:
 
 def load_group(db: Read, team: UUID, after: int) -> MessageGroup:
     """Return the next events past `after` as messages, followed by the state of the rows that they concern."""
-    events = feed.events(db, team, after, EVENTS_PER_READ)
+    events = feed.load_events(db, team, after, EVENTS_PER_READ)
     if not events:
         return MessageGroup(after, after, ())
     messages = [message for event in events for message in _fact_messages(db, event)]
@@ -258,7 +258,7 @@ def _fact_messages(db: Read, event: EventRow) -> Iterator[StreamMessage]:
 
 def _job_messages(db: Read, ids: Iterable[UUID]) -> Iterator[StreamMessage]:
     jobs = [job for id_ in sorted(ids) if (job := db.sql.get(JobRow, id_)) is not None]
-    for row in rows.of_jobs(db, jobs):
+    for row in queries.load_job_rows(db, jobs):
         yield _message(frozenset({"jobs", f"job:{row.job.id}"}), "job", serialize_job(row, db.now))
 
 

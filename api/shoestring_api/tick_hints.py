@@ -9,7 +9,7 @@ import threading
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from shoestring_core.store.db import Committed
+from shoestring_core.store.db import CommitInfo
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class TickHints:
         self._pending.put(False)
         self._thread.join(timeout=2.0)
 
-    def on_commit(self, change: Committed) -> None:
+    def on_commit(self, change: CommitInfo) -> None:
         """Queue a hint after a commit that asks for one; may be called from any thread."""
         if change.hint:
             try:

@@ -94,7 +94,7 @@ class Deployment:
         timeouts = self.state.timeouts
 
         def plan(db: Write) -> list[UUID]:
-            snapshot = planning.snapshot(db, timeouts)
+            snapshot = planning.load_snapshot(db, timeouts)
             starts = schedule.schedule_jobs(snapshot, [OFFER], db.now, timeouts).starts
             start = next(start for start in starts if start.job == job)
             machines = planning.apply_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")
@@ -102,9 +102,9 @@ class Deployment:
             return machines
 
         def call(db: Write, machine: UUID) -> None:
-            assert launches.begin_call(db, machine, timeouts) is not None
+            assert launches.begin_launch(db, machine, timeouts) is not None
             seen = ProviderMachine("local", "local", f"lm-{machine.hex[-17:]}", str(machine), {}, "running", db.now)
-            observations.record(db, machine, seen, timeouts)
+            observations.record_observation(db, machine, seen, timeouts)
 
         machines = self.store.write(plan)
         for machine in machines:

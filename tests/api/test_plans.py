@@ -9,7 +9,7 @@ import pytest
 from shoestring_core import results
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.sizing import Choice, SizingInputs, choose_machines
-from shoestring_core.store.fleet import planning
+from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.tables import JobRow
 
 from tests.api.deployment import OFFER, Deployment
@@ -33,7 +33,7 @@ def measure(deployment: Deployment, nodes: int, step_s: float) -> None:
 def known(deployment: Deployment) -> Deployment:
     """Measured: one machine takes about 8 s an epoch, two take 5; there are four."""
     offer = Offer(**{**vars(OFFER), "slots": 4})
-    deployment.store.write(lambda db: planning.record_offers(db, [offer]))
+    deployment.store.write(lambda db: save_offers(db, [offer]))
     measure(deployment, 1, 0.18)
     measure(deployment, 2, 0.115)
     return deployment

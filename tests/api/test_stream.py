@@ -101,7 +101,7 @@ def test_a_cursor_from_before_a_backup_was_restored_gets_resync(deployment: Depl
     job, (agent,) = deployment.running()
     with deployment.store.read() as db:
         team = db.sql.get_one(JobRow, job).team_id
-        ahead = feed.cursor(team, feed.head(db, team) + 1_000)
+        ahead = feed.to_cursor(team, feed.latest_seq(db, team) + 1_000)
     with deployment.stream(f"job:{job}", ahead) as stream:
         assert next(stream).name == "resync"
         agent.points(range(1, 2))

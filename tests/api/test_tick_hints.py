@@ -68,10 +68,12 @@ def test_the_service_says_since_when_it_serves(deployment: Deployment) -> None:
 
     until(lambda: deployment.nobody.get("/healthz").status_code == 200)
     first = row()
-    assert first.up_since <= first.seen_at
+    assert first.up_since <= first.last_heartbeat_at
     with deployment.store.writer.begin() as connection:
         connection.execute(
-            update(ServiceRow).values(seen_at=first.seen_at - 60_000_000, up_since=first.up_since - 90_000_000)
+            update(ServiceRow).values(
+                last_heartbeat_at=first.last_heartbeat_at - 60_000_000, up_since=first.up_since - 90_000_000
+            )
         )
-    until(lambda: row().seen_at > first.seen_at)
+    until(lambda: row().last_heartbeat_at > first.last_heartbeat_at)
     assert row().up_since > first.up_since, "a silence starts its time anew"

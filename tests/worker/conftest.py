@@ -14,7 +14,7 @@ from shoestring_core.decide import funding
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Read, Store, open_store
-from shoestring_core.store.fleet import agents, gangs, services
+from shoestring_core.store.fleet import agents, gangs, heartbeats
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, TransferRow
 from shoestring_worker.control_loop import ControlLoop
@@ -64,7 +64,7 @@ class World:
     def budget(self, limit: int | None) -> None:
         def grant(db):
             account = ledger.team_account(db, self.admin.team).id
-            gangs.resume_paused_below(db, account, "admin")
+            gangs.resume_jobs_paused_by_budget(db, account, "admin")
             ledger.set_limit(db, account, limit, actor="admin", reason="test")
 
         self.store.write(grant)
@@ -73,7 +73,7 @@ class World:
 
     def tick(self, seconds: float = 0) -> None:
         self.clock.pass_(seconds)
-        self.store.write(lambda db: services.seen(db, "api", 10**15))
+        self.store.write(lambda db: heartbeats.record_heartbeat(db, "api", 10**15))
         self.control_loop.tick()
 
     # What agents do.
@@ -88,7 +88,7 @@ class World:
 
     def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:
         word = wire.MemberStatus(generation=generation, state=state, **more)
-        return self.store.write(lambda db: agents.report_member(db, machine, word))
+        return self.store.write(lambda db: agents.record_member_status(db, machine, word))
 
     def form(self, job: UUID) -> int:
         """All living machines register and get ready; returns the generation that formed."""
@@ -115,12 +115,12 @@ class World:
 
     def report(self, job: UUID) -> None:
         for machine in self.alive(job):
-            self.store.write(lambda db, m=machine.id: agents.renew(db, m, self.timeouts))
+            self.store.write(lambda db, m=machine.id: agents.renew_lease(db, m, self.timeouts))
 
     def commit(self, machine: UUID, generation: int, step: int, reason: str = "periodic", nonce: str = "") -> bool:
         if not nonce:
             with self.store.read() as db:
-                place = checkpoints.uploads(db, machine)
+                place = checkpoints.next_upload(db, machine)
             nonce = place.nonce if place else "000001"
         said = wire.CheckpointCommit(
             generation=generation,
@@ -162,7 +162,7 @@ class World:
 
     def order(self, machine: UUID) -> wire.Order:
         with self.store.read() as db:
-            return agents.order(db, machine, lambda key: f"http://objects/{key}", self.timeouts)[0]
+            return agents.current_order(db, machine, lambda key: f"http://objects/{key}", self.timeouts)[0]
 
     def transfers(self) -> list[TransferRow]:
         with self.store.read() as db:
@@ -181,7 +181,7 @@ def world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
     store = open_store(migrated_url)
     admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
-    store.write(lambda db: services.seen(db, "api", 0))
+    store.write(lambda db: heartbeats.record_heartbeat(db, "api", 0))
     clock.pass_(60)
     cloud, objects, timeouts = (
         SimCloud(clock),

@@ -17,7 +17,7 @@ from shoestring_core import money
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest
 from shoestring_core.store import ledger
-from shoestring_core.store.fleet import agents, records, services
+from shoestring_core.store.fleet import agents, heartbeats, rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, CheckpointRow, GenerationRow, MachineRow
 from sqlalchemy import select, update
 
@@ -119,7 +119,7 @@ class Drama:
 
     def _moment(self) -> None:
         self.world.clock.pass_(self.dice.choice((0.3, 1, 1, 2)))
-        self.world.store.write(lambda db: services.seen(db, "api", 10**15))
+        self.world.store.write(lambda db: heartbeats.record_heartbeat(db, "api", 10**15))
         for _ in range(self.dice.choice((0, 1, 1, 2))):
             self.dice.choice(self.loops).tick()
         self._meet_new_machines()
@@ -148,7 +148,7 @@ class Drama:
         if row.session_hash is None:
             world.register(agent.job)
             return None
-        world.store.write(lambda db: agents.renew(db, agent.id, world.timeouts))
+        world.store.write(lambda db: agents.renew_lease(db, agent.id, world.timeouts))
         if agent.notice is not None and row.notice_at is None:
             world.store.write(lambda db: agents.record_notice(db, agent.id, agent.notice))
         order = world.order(agent.id)
@@ -197,7 +197,7 @@ class Drama:
 
     def _checkpoint(self, job: UUID, generation: int, reason: str) -> None:
         with self.world.store.read() as db:
-            members = records.members(db, job, generation)
+            members = rows.load_members(db, job, generation)
         if members and self.steps[job]:
             try:
                 self.world.commit(members[0].machine, generation, self.steps[job], reason)
@@ -266,7 +266,7 @@ class Drama:
 
     def _size(self, job: UUID, generation: int) -> int:
         with self.world.store.read() as db:
-            return len(records.members(db, job, generation))
+            return len(rows.load_members(db, job, generation))
 
     def _told(self, job: UUID) -> tuple[str, ...]:
         row = self.world.job(job)

@@ -14,7 +14,7 @@ from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest, PointsMissing, StaleTransition
 from shoestring_core.store import checkpoints, jobs, ledger
-from shoestring_core.store.fleet import agents, observations, planning, services
+from shoestring_core.store.fleet import agents, heartbeats, observations, planning
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
 from shoestring_worker.providers.base import Intent
 from shoestring_worker.providers.sim import Fault, SimCloud
@@ -199,7 +199,7 @@ def test_silence_does_not_count_while_the_service_itself_was_silent(world: World
     world.tick()
     world.form(job)
     world.clock.pass_(31)
-    world.store.write(lambda db: services.seen(db, "api", 15 * S))
+    world.store.write(lambda db: heartbeats.record_heartbeat(db, "api", 15 * S))
     world.control_loop.tick()
     assert len(world.cloud.alive()) == 1
 
@@ -225,7 +225,7 @@ def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_
 def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.snapshot(db, world.timeouts)
+        snapshot = planning.load_snapshot(db, world.timeouts)
     (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
 
     def apply() -> object:
@@ -241,7 +241,7 @@ def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
 def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.snapshot(db, world.timeouts)
+        snapshot = planning.load_snapshot(db, world.timeouts)
     (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
@@ -370,7 +370,7 @@ def test_the_final_checkpoint_of_a_step_that_was_saved_already_brings_its_artifa
     with world.store.read() as db:
         (one,) = db.sql.scalars(select(CheckpointRow))
         assert (one.final, one.object_key) == (True, checkpoints.object_key(job, 1, "000002"))
-        assert checkpoints.final(db, job).id == world.job(job).checkpoint == one.id
+        assert checkpoints.newest_final(db, job).id == world.job(job).checkpoint == one.id
     assert world.commit(machine, 1, 20, nonce="000001") is False  # long replaced
 
 
@@ -416,7 +416,7 @@ def test_only_rank_zeros_machine_uploads(world: World):
     world.tick()
     world.form(job)
     with world.store.read() as db:
-        places = [checkpoints.uploads(db, machine.id) for machine in world.alive(job)]
+        places = [checkpoints.next_upload(db, machine.id) for machine in world.alive(job)]
     assert [place is not None for place in places] == [True, False]
 
 
@@ -441,7 +441,7 @@ def test_an_idle_service_asks_the_provider_only_now_and_then(world: World):
 def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.snapshot(db, world.timeouts)
+        snapshot = planning.load_snapshot(db, world.timeouts)
     (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
     world.budget(1)
     with pytest.raises(BudgetExceeded):

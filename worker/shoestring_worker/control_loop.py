@@ -34,9 +34,10 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, Unavailable, WrongState
 from shoestring_core.states import DesiredState
 from shoestring_core.store import checkpoints, jobs, ledger
-from shoestring_core.store.db import Committed, Store, Write
-from shoestring_core.store.fleet import billing, gangs, launches, observations, planning, services
-from shoestring_core.store.fleet.work import Unfinished, Work, find_work
+from shoestring_core.store.db import CommitInfo, Store, Write
+from shoestring_core.store.fleet import billing, gangs, heartbeats, launches, observations, planning
+from shoestring_core.store.fleet.active_attempts import ActiveAttempt, OpenWork, load_open_work
+from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.objects import Objects
 
 from shoestring_worker.providers.base import Cloud, Intent, Refused, Unknown
@@ -109,11 +110,11 @@ class ControlLoop:
     def launch(self, machine: UUID) -> None:
         """Rent one machine. Whoever else launches it gets the same one, or finds that it's being done."""
         begun = self.monotonic()
-        order = self._write(launches.begin_call, machine, self.timeouts)
+        order = self._write(launches.begin_launch, machine, self.timeouts)
         if order is None:
             return
         if (self.monotonic() - begun) * 1e6 > self.timeouts.launch_call / 5:
-            return  # the commit took so long that the answer might come after call_by; the next tick calls
+            return  # the commit took so long that the answer might come after call_deadline; the next tick calls
         token = wire.derive_boot_token(self.secret, machine)
         request = order.request
         intent = Intent(
@@ -132,9 +133,9 @@ class ControlLoop:
             self._write(launches.record_refusal, order, refused.code, str(refused))
         except Unknown as unknown:
             log.warning("launch of %s: %s", machine, unknown)
-            self._write(launches.record_unknown, order)
+            self._write(launches.record_no_answer, order)
         else:
-            self._write(observations.record, machine, seen, self.timeouts)
+            self._write(observations.record_observation, machine, seen, self.timeouts)
 
     def close(self) -> None:
         self._launchers.shutdown(wait=False, cancel_futures=True)
@@ -149,7 +150,7 @@ class ControlLoop:
             self._step(self._heartbeat)
             self._step(self._refresh_offers)
             self._step(self._audit)
-        if work.alive or sweeping:
+        if work.alive_machines or sweeping:
             self._step(self._reconcile)
             work = self._work()
         self._step(self._wind_down, work)
@@ -169,7 +170,7 @@ class ControlLoop:
             log.warning("%s: %s", step.__name__.strip("_"), failure)
 
     def _heartbeat(self) -> None:
-        self._write(services.seen, "worker", int(3 * SWEEP_S * 1e6))
+        self._write(heartbeats.record_heartbeat, "worker", int(3 * SWEEP_S * 1e6))
 
     def _refresh_offers(self) -> None:
         """Users may ask what a job would run on before any is queued."""
@@ -191,7 +192,7 @@ class ControlLoop:
             listed_at = db.now
         seen = self.cloud.list()
         with self.store.read() as db:
-            rows, leases = observations.rows(db), services.leases_enforced(db, self.timeouts)
+            rows, leases = observations.load_tracked_machines(db), heartbeats.leases_enforced(db, self.timeouts)
         rows = [replace(row, not_listed_since=self._not_listed.get(row.id)) for row in rows]
         actions = reconcile(rows, seen, self.deployment, listed_at, leases, self.timeouts)
         missed = {action.machine for action in actions if isinstance(action, NotListed)}
@@ -209,9 +210,9 @@ class ControlLoop:
     def _apply(self, action: Action, listed_at: int) -> None:
         match action:
             case RecordObservation(machine, seen):
-                self._write(observations.record, machine, seen, self.timeouts)
+                self._write(observations.record_observation, machine, seen, self.timeouts)
             case VoidLaunch(machine, reason):
-                self._write(launches.void, machine, reason, listed_at, self.timeouts)
+                self._write(launches.void_machine, machine, reason, listed_at, self.timeouts)
             case PresumeTerminated(machine):
                 self._write(observations.presume_terminated, machine)
             case Terminate(provider_id, None, reason):
@@ -221,7 +222,7 @@ class ControlLoop:
                 if self._write(observations.begin_termination, machine, reason, lease=lease):
                     self.cloud.terminate(provider_id)
 
-    def _wind_down(self, work: Work) -> None:
+    def _wind_down(self, work: OpenWork) -> None:
         """Begin the end of attempts whose job was stopped; close those whose machines are all terminated."""
         for one in work.attempts:
             if one.attempt.state == "open" and one.job.state == "stopping":
@@ -230,10 +231,10 @@ class ControlLoop:
                 self._adopt_stranded(one)
                 self._write(gangs.finish_attempt, one.job.id, one.attempt.no)
 
-    def _adopt_stranded(self, one: Unfinished) -> None:
+    def _adopt_stranded(self, one: ActiveAttempt) -> None:
         """A machine may have died between its upload and its word of it: look where that would lie."""
         with self.store.read() as db:
-            place = checkpoints.stranded(db, one.job.id, one.attempt.no)
+            place = checkpoints.find_stranded_upload(db, one.job.id, one.attempt.no)
         if place is None:
             return
         try:
@@ -243,16 +244,16 @@ class ControlLoop:
         except (NotFound, ValueError):
             return
         if data is not None and (data.bytes, data.sha256) == (manifest.bytes, manifest.sha256):
-            self._write(checkpoints.adopt, place, manifest, hashlib.sha256(text).hexdigest())
+            self._write(checkpoints.adopt_upload, place, manifest, hashlib.sha256(text).hexdigest())
 
-    def _enforce_limits(self, work: Work) -> None:
+    def _enforce_limits(self, work: OpenWork) -> None:
         """Stop jobs that have run for as long as they may; what they have learned is kept."""
         for one in work.attempts:
             limit = one.spec.limits.time
             if one.wanted and limit is not None and one.trained_us >= limit * 1e6:
                 self._stop(one, DesiredState.STOP, "time_limit", f"It has run for {limit:g} s, its limits.time.")
 
-    def _decide_attempts(self, work: Work) -> None:
+    def _decide_attempts(self, work: OpenWork) -> None:
         """See to ranks that died and machines that were lost."""
         for one in work.attempts:
             action = (
@@ -264,14 +265,14 @@ class ControlLoop:
                 continue
             generation = one.generation.no if one.generation else None
             try:
-                self._write(gangs.carry_out, one.job.id, one.attempt.no, generation, action)
+                self._write(gangs.apply_action, one.job.id, one.attempt.no, generation, action)
             except StaleTransition as stale:
                 log.info("%s", stale)
 
     def _plan(self) -> None:
         """Start who is next and can be paid for; write down why the others wait."""
         with self.store.read() as db:
-            snapshot, now = planning.snapshot(db, self.timeouts), db.now
+            snapshot, now = planning.load_snapshot(db, self.timeouts), db.now
         if not snapshot.queue:
             return
         decided = schedule_jobs(snapshot, self._offers(), now, self.timeouts)
@@ -289,7 +290,7 @@ class ControlLoop:
         if decided.waits:
             self._write(planning.apply_waits, decided.waits)
 
-    def _refill(self, work: Work) -> None:
+    def _refill(self, work: OpenWork) -> None:
         """Ask again for slots whose machine was refused, a little later each time; and for those whose machine was
         lost, where the others go on meanwhile."""
         for one in work.attempts:
@@ -303,7 +304,7 @@ class ControlLoop:
                     break
                 try:
                     self._write(
-                        planning.refill,
+                        planning.refill_slot,
                         one.job.id,
                         one.attempt.no,
                         slot,
@@ -317,21 +318,21 @@ class ControlLoop:
 
     def _launch(self) -> None:
         with self.store.read() as db:
-            machines = launches.to_launch(db)
+            machines = launches.load_launchable(db)
         for machine in machines[LAUNCHES_AT_ONCE:]:
             self.offload(machine)
         calls = [self._launchers.submit(self.launch, machine) for machine in machines[:LAUNCHES_AT_ONCE]]
         for call in calls:
             call.result()
 
-    def _fund(self, work: Work) -> None:
+    def _fund(self, work: OpenWork) -> None:
         """Extend holds before they run out. A job that can't be funded further checkpoints and pauses, or ends."""
         wanted = [one for one in work.attempts if one.wanted]
         if not wanted:
             return
         with self.store.read() as db:
-            held = billing.fundings(db, [machine.id for one in wanted for machine in one.machines])
-            red = billing.overdrawn(db, [one.job.id for one in wanted])
+            held = billing.load_fundings(db, [machine.id for one in wanted for machine in one.machines])
+            red = billing.overdrawn_jobs(db, [one.job.id for one in wanted])
         for one in wanted:
             if name := red.get(one.job.id):
                 self._out_of_money(one, f"The budget of {name} is overdrawn.")
@@ -340,39 +341,39 @@ class ControlLoop:
                 if machine.id in held and funding.due_extension(held[machine.id], work.now, self.timeouts):
                     self._extend(one, machine.id)
 
-    def _extend(self, one: Unfinished, machine: UUID) -> None:
+    def _extend(self, one: ActiveAttempt, machine: UUID) -> None:
         try:
             self._write(billing.post_cost, machine)
-            self._write(billing.fund, machine, self.timeouts)
+            self._write(billing.extend_funding, machine, self.timeouts)
         except BudgetExceeded as short:
             self._out_of_money(one, short.message)
         except StaleTransition:
             pass  # another worker extended it, or it has just ended
 
-    def _out_of_money(self, one: Unfinished, reason: str) -> None:
+    def _out_of_money(self, one: ActiveAttempt, reason: str) -> None:
         self._stop(one, funding.when_budget_exhausted(one.spec.on_budget), "budget", reason)
 
-    def _stop(self, one: Unfinished, desired: DesiredState, stop_reason: jobs.StopReason, reason: str) -> None:
+    def _stop(self, one: ActiveAttempt, desired: DesiredState, stop_reason: jobs.StopReason, reason: str) -> None:
         try:
             mode: Literal["pause", "stop"] = "pause" if desired is DesiredState.PAUSE else "stop"
             self._write(jobs.stop, one.job.id, "fleet", mode, stop_reason=stop_reason, reason=reason)
         except (StaleTransition, WrongState) as stale:
             log.info("%s", stale)
 
-    def _settle(self, work: Work) -> None:
+    def _settle(self, work: OpenWork) -> None:
         for machine in work.unbilled:
             self._write(billing.settle_machine, machine)
         for job in work.unsettled:
             self._write(billing.settle_job, job)
 
-    def _work(self) -> Work:
+    def _work(self) -> OpenWork:
         with self.store.read() as db:
-            return find_work(db)
+            return load_open_work(db)
 
     def _offers(self) -> list[Offer]:
         offers = self.cloud.offers()
         if offers != self._prices:
-            self._write(planning.record_offers, offers)
+            self._write(save_offers, offers)
             self._prices = offers
         return offers
 
@@ -380,6 +381,6 @@ class ControlLoop:
         """Run a function of the store in a transaction of its own."""
         return self.store.write(lambda db: function(db, *args, **kwargs))
 
-    def _on_commit(self, committed: Committed) -> None:
+    def _on_commit(self, committed: CommitInfo) -> None:
         if committed.hint:
             self._again.set()

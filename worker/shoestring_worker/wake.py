@@ -10,7 +10,7 @@ import threading
 from uuid import UUID
 
 import redis
-from shoestring_core.store.db import Committed
+from shoestring_core.store.db import CommitInfo
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Wake:
         self._changed: queue.SimpleQueue[set[UUID]] = queue.SimpleQueue()
         threading.Thread(target=self._publish, name="wake", daemon=True).start()
 
-    def __call__(self, committed: Committed) -> None:
+    def __call__(self, committed: CommitInfo) -> None:
         if committed.teams:
             self._changed.put(committed.teams | committed.jobs)  # streams wait for teams, held orders for jobs
 

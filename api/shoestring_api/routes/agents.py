@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError, TooLarge, Unauthenticated
-from shoestring_core.store import checkpoints, reports, rows
+from shoestring_core.store import checkpoints, queries, reports
 from shoestring_core.store.db import Write
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.objects import Head
@@ -73,7 +73,7 @@ def _raise_alarm(state: AppState, machine_id: UUID) -> None:
         return
 
     def work(db: Write) -> bool:
-        job = rows.job_of(db, machine_id)
+        job = queries.load_job_of_machine(db, machine_id)
         if job is not None:
             db.event(
                 team=job.team_id, kind="alarm", actor="agent", job=job.id, ref=str(machine_id),
@@ -137,7 +137,7 @@ def report(machine: MachineDep, body: Body, state: StateDep) -> wire.Reply:
 
     The heartbeat counts even if the rest is rejected.
     """
-    state.report_store.write(lambda db: agents.renew(db, machine.id, state.timeouts))
+    state.report_store.write(lambda db: agents.renew_lease(db, machine.id, state.timeouts))
     message = _parse(wire.ReportRequest, body)
     _check_protocol(message.protocol)
     if message.notice_at is not None and machine.notice_at is None:
@@ -147,7 +147,7 @@ def report(machine: MachineDep, body: Body, state: StateDep) -> wire.Reply:
         _accept_batch(state, machine, message.batch)
     if message.member is not None:
         member = message.member
-        state.store.write(lambda db: agents.report_member(db, machine.id, member))
+        state.store.write(lambda db: agents.record_member_status(db, machine.id, member))
     return _build_reply(state, machine.id)
 
 
@@ -215,8 +215,10 @@ def _build_reply(state: AppState, machine_id: UUID) -> wire.Reply:
     with state.store.read() as db:
         machine = db.sql.get_one(MachineRow, machine_id)
         expires_at = _urls_expire_at(state, machine, db.now)
-        order, etag = agents.order(db, machine_id, lambda key: state.objects.get_url(key, expires_at), state.timeouts)
-        next_upload = checkpoints.uploads(db, machine_id)
+        order, etag = agents.current_order(
+            db, machine_id, lambda key: state.objects.get_url(key, expires_at), state.timeouts
+        )
+        next_upload = checkpoints.next_upload(db, machine_id)
         now = db.now
     interval = WATCHED_REPORT_INTERVAL_S if state.notifier.is_watched(machine.job) else REPORT_INTERVAL_S
     return wire.Reply(
@@ -233,7 +235,7 @@ def _build_reply(state: AppState, machine_id: UUID) -> wire.Reply:
 def _next_upload(state: AppState, machine_id: UUID) -> wire.UploadUrls | None:
     with state.store.read() as db:
         machine = db.sql.get_one(MachineRow, machine_id)
-        return _sign_upload(state, checkpoints.uploads(db, machine_id), _urls_expire_at(state, machine, db.now))
+        return _sign_upload(state, checkpoints.next_upload(db, machine_id), _urls_expire_at(state, machine, db.now))
 
 
 def _sign_upload(state: AppState, upload: checkpoints.Upload | None, expires_at: int) -> wire.UploadUrls | None:

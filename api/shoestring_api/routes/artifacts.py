@@ -28,7 +28,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 def list_artifacts(job_id: UUID, state: StateDep, db: ReadDep, caller: Caller) -> rest.ArtifactList:
     """List the files of the final checkpoint: the model and how to load it. Empty until the job has finished."""
     job = jobs.get(db, caller.team, job_id)
-    checkpoint = checkpoints.final(db, job.id)
+    checkpoint = checkpoints.newest_final(db, job.id)
     if checkpoint is None:
         return rest.ArtifactList(artifacts=[])
     return rest.ArtifactList(
@@ -56,7 +56,7 @@ def download_artifact(
 ) -> Response:
     """Download an artifact."""
     job = jobs.get(db, caller.team, job_id)
-    checkpoint = checkpoints.final(db, job.id)
+    checkpoint = checkpoints.newest_final(db, job.id)
     parts = _read_manifest(state, checkpoint.object_key).parts if checkpoint else []
     part = next((part for part in parts if part.name == name), None)
     if checkpoint is None or part is None:

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
-from shoestring_core.store import ledger, rows
+from shoestring_core.store import ledger, queries
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import AccountRow
@@ -50,12 +50,12 @@ def set_limit(
 
     def work(db: Write) -> rest.Budget:
         account = ledger.visible_account(db, caller.team, budget_id)
-        if account.kind == "org" and len(rows.teams(db)) > 1:
+        if account.kind == "org" and len(queries.load_team_ids(db)) > 1:
             raise Forbidden(
                 "The organisation's budget is shared by several teams.", hint="Set the team's budget instead."
             )
         if limit is None or (account.limit_micro is not None and limit > account.limit_micro):
-            gangs.resume_paused_below(db, account.id, caller.actor)
+            gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
         after = ledger.set_limit(
             db, account.id, limit, actor=caller.actor, reason=body.reason[:500], if_version=version
         )

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from redis.exceptions import RedisError
 from shoestring_core import rest
 from shoestring_core.errors import ShoestringError
-from shoestring_core.store import rows
+from shoestring_core.store import queries
 
 from shoestring_api import dependencies
 from shoestring_api.app_state import AppState
@@ -40,8 +40,8 @@ def readyz(state: StateDep, response: Response) -> rest.Readiness:
     parts = {"database": "ok", "redis": _check_redis(state)}
     try:
         with state.store.read() as db:
-            worker = rows.services(db).get("worker")
-            timed_out = worker is None or db.now - worker.seen_at > WORKER_TIMEOUT_US
+            worker = queries.load_services(db).get("worker")
+            timed_out = worker is None or db.now - worker.last_heartbeat_at > WORKER_TIMEOUT_US
             parts["worker"] = "no worker has run for 30 s: start one" if timed_out else "ok"
     except ShoestringError as error:
         parts["database"] = " ".join(filter(None, (error.message, error.hint)))
@@ -80,7 +80,7 @@ class _StateCollector:
 
     def collect(self) -> Iterator[Metric]:
         with self._state.store.read() as db:
-            jobs, machines = rows.states(db)
+            jobs, machines = queries.count_by_state(db)
         for name, help_, states in (("jobs", "Jobs by state", jobs), ("machines", "Machines by state", machines)):
             family = GaugeMetricFamily(f"shoestring_{name}", help_, labels=["state"])
             for state, count in sorted(states.items()):

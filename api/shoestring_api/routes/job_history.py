@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from shoestring_core import rest
 from shoestring_core.store import events as feed
-from shoestring_core.store import jobs, ledger, rows
+from shoestring_core.store import jobs, ledger, queries
 from shoestring_core.store.metrics import load_curves, load_energy_curves
 
 from shoestring_api.dependencies import Caller, Cursor, ReadDep
@@ -24,8 +24,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 @router.get("/{job_id}/attempts")
 def list_attempts(job_id: UUID, db: ReadDep, caller: Caller) -> rest.AttemptList:
     """List the job's attempts with their machines and generations."""
-    row = rows.of_jobs(db, [jobs.get(db, caller.team, job_id)])[0]
-    return serialize_attempts(row, rows.attempts(db, job_id), db.now)
+    row = queries.load_job_rows(db, [jobs.get(db, caller.team, job_id)])[0]
+    return serialize_attempts(row, queries.load_attempts(db, job_id), db.now)
 
 
 @router.get("/{job_id}/events")
@@ -34,12 +34,12 @@ def list_events(
 ) -> rest.EventPage:
     """List the job's events, oldest first. `next_cursor` is None on the last page."""
     job = jobs.get(db, caller.team, job_id)
-    after = feed.position(caller.team, cursor) if cursor else 0
-    events = rows.job_events(db, job, after, limit + 1)
+    after = feed.from_cursor(caller.team, cursor) if cursor else 0
+    events = queries.load_job_events(db, job, after, limit + 1)
     last = events[limit - 1] if len(events) > limit else None
     return rest.EventPage(
         events=[serialize_event(row) for row in events[:limit]],
-        next_cursor=feed.cursor(caller.team, last.seq) if last else None,
+        next_cursor=feed.to_cursor(caller.team, last.seq) if last else None,
     )
 
 
@@ -59,17 +59,17 @@ def get_metrics(
     curves = [] if names == [] else load_curves(db, job.id, names, merged=attempts == "merged", first=first, last=last)
     return rest.Metrics(
         curves=serialize_curves(curves),
-        generations=serialize_generations(rows.of_jobs(db, [job])[0].generations),
-        cursor=feed.cursor(caller.team, feed.head(db, caller.team)),
+        generations=serialize_generations(queries.load_job_rows(db, [job])[0].generations),
+        cursor=feed.to_cursor(caller.team, feed.latest_seq(db, caller.team)),
     )
 
 
 @router.get("/{job_id}/cost")
 def get_cost(job_id: UUID, db: ReadDep, caller: Caller) -> rest.CostReport:
     """Return what the job costs, its machines and its ledger entries."""
-    row = rows.of_jobs(db, [jobs.get(db, caller.team, job_id)])[0]
+    row = queries.load_job_rows(db, [jobs.get(db, caller.team, job_id)])[0]
     transfers = ledger.transfers_of(db, row.account.id) if row.account else []
-    accounts = rows.accounts(db, (side for transfer in transfers for side in (transfer.debit, transfer.credit)))
+    accounts = queries.load_accounts(db, (side for transfer in transfers for side in (transfer.debit, transfer.credit)))
     names = {account.id: ledger.title(db, account) for account in accounts.values()}
     funding_accounts = ledger.ancestors(db, row.account.id) if row.account else []
     budgets = [serialize_budget(account, ledger.title(db, account)) for account in funding_accounts]

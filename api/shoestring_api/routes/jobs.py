@@ -15,7 +15,7 @@ from shoestring_core import rest
 from shoestring_core.decide import funding
 from shoestring_core.errors import InvalidSpec, Problem
 from shoestring_core.spec import JobSpec
-from shoestring_core.store import checkpoints, job_search, jobs, rows
+from shoestring_core.store import checkpoints, job_search, jobs, queries
 from shoestring_core.store.db import Read, Store, Write
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import JobRow
@@ -101,7 +101,7 @@ def list_jobs(
 ) -> rest.JobPage:
     """List the team's jobs, newest first."""
     page = job_search.search(db, caller.team, filter, cursor, limit)
-    resources = [serialize_job(row, db.now) for row in rows.of_jobs(db, page.jobs)]
+    resources = [serialize_job(row, db.now) for row in queries.load_job_rows(db, page.jobs)]
     return rest.JobPage(jobs=resources, next_cursor=page.next_cursor)
 
 
@@ -144,7 +144,7 @@ def _dry_run(store: Store, work: Callable[[Write], rest.Job]) -> rest.Job:
 def _find_initial_checkpoint(job_id: UUID, state: AppState, caller: Principal) -> UUID:
     """Return the checkpoint that `init: job/ID` refers to. Raises InvalidSpec if its objects no longer exist."""
     with state.store.read() as db:
-        checkpoint = checkpoints.to_start_with(db, caller.team, job_id)
+        checkpoint = checkpoints.load_for_init(db, caller.team, job_id)
     if state.objects.head(f"{checkpoint.object_key}/data") is None:
         message = (
             f"The newest checkpoint of job {job_id} (step {checkpoint.step}) no longer exists in the object store."
@@ -159,7 +159,7 @@ def _min_hold(spec: JobSpec, state: AppState) -> int:
 
 
 def _serialize(db: Read, job: JobRow) -> rest.Job:
-    return serialize_job(rows.of_jobs(db, [job])[0], db.now)
+    return serialize_job(queries.load_job_rows(db, [job])[0], db.now)
 
 
 def _etag(job: rest.Job) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 from shoestring_core import rest
-from shoestring_core.store import jobs, rows
+from shoestring_core.store import jobs, queries
 from shoestring_core.store.db import Read, Store
 from shoestring_core.store.logs import LogPosition, load_lines, load_tail
 from shoestring_core.store.tables import JobRow, MachineRow
@@ -87,4 +87,4 @@ class _LogReader:
                 return
 
     def _machines(self, db: Read) -> dict[UUID, MachineRow]:
-        return {machine.id: machine for machine in rows.machines(db, self._job)}
+        return {machine.id: machine for machine in queries.load_machines(db, self._job)}

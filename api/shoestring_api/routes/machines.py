@@ -10,7 +10,7 @@ import httpx
 from fastapi import APIRouter
 from shoestring_core import rest
 from shoestring_core.errors import NotFound, Unavailable, WrongState
-from shoestring_core.store import rows
+from shoestring_core.store import queries
 from shoestring_core.store.tables import MachineRow
 
 from shoestring_api.app_state import AppState
@@ -27,10 +27,10 @@ TIMEOUT_S = 5.0
 def reclaim(machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.Reclaim | None = None) -> rest.Machine:
     """Preempt a machine of the local provider (admin): it gets a notice and is terminated `notice_s` later."""
     with state.store.read() as db:
-        machine = rows.machine(db, caller.team, machine_id)
+        machine = queries.load_machine(db, caller.team, machine_id)
         if machine is None:
             raise NotFound("No such machine.")
-        resource = serialize_machine(machine, rows.posted(db, machine), db.now)
+        resource = serialize_machine(machine, queries.load_posted(db, machine), db.now)
     if machine.provider != "local":
         raise WrongState(f"Only machines of the local provider can be preempted here, not those of {machine.provider}.")
     if machine.provider_id is None or machine.state not in ("calling", "up"):

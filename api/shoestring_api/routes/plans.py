@@ -12,7 +12,7 @@ from shoestring_core.decide.sizing import Choice, Option, SizingInputs, choose_m
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
-from shoestring_core.store import sizing
+from shoestring_core.store import sizing_inputs
 from shoestring_core.store.db import Read
 from shoestring_core.store.identity import Principal
 
@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=ExactJsonRout
 def plan_job(body: rest.PlanJob, state: StateDep, db: ReadDep, caller: Caller) -> rest.Plan:
     """Return what the job would run on. Nothing is stored."""
     spec = parse_spec(body.spec, caller, state)
-    inputs = sizing.inputs(db, caller.team, caller.user, spec, state.timeouts)
+    inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec, state.timeouts)
     return _serialize(inputs, choose_machines(inputs))
 
 
@@ -40,7 +40,7 @@ def apply_sizing(
     """
     if spec.limits.time is None:
         return spec, None
-    inputs = sizing.inputs(db, caller.team, caller.user, spec, timeouts)
+    inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec, timeouts)
     choice = choose_machines(inputs)
     summary, why = sizing_text.summarize(inputs, choice), sizing_text.explain_why_not_faster(inputs, choice)
     if choice.outcome == "infeasible":

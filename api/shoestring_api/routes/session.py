@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
 from shoestring_core.errors import InvalidRequest, NotFound
-from shoestring_core.store import identity, rows, sessions
+from shoestring_core.store import identity, queries, sessions
 from shoestring_core.store.db import Write
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import KeyRow
@@ -73,7 +73,7 @@ def create_login_code(state: StateDep, caller: Caller) -> rest.LoginCode:
 @router.get("/v1/keys")
 def list_keys(db: ReadDep, caller: Caller) -> rest.KeyList:
     """List the caller's API keys."""
-    return rest.KeyList(keys=[_serialize_key(row) for row in rows.keys(db, caller.team, caller.user)])
+    return rest.KeyList(keys=[_serialize_key(row) for row in queries.load_keys(db, caller.team, caller.user)])
 
 
 @router.post("/v1/keys", status_code=201)
@@ -93,7 +93,7 @@ def revoke_key(key_id: UUID, state: StateDep, caller: Caller) -> None:
     """Revoke an API key of the caller; an admin may revoke any of the team."""
 
     def work(db: Write) -> None:
-        own_keys = {row.id for row in rows.keys(db, caller.team, caller.user)}
+        own_keys = {row.id for row in queries.load_keys(db, caller.team, caller.user)}
         if caller.role != "admin" and key_id not in own_keys:
             raise NotFound("No such key.")
         identity.revoke_key(db, caller.team, key_id)

@@ -9,7 +9,7 @@ from uuid import UUID
 from shoestring_core import money, rest
 from shoestring_core.states import AttemptState, GenerationState, MachineState
 from shoestring_core.store import metrics
-from shoestring_core.store.rows import JobRows
+from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import AttemptRow, GenerationRow, MachineRow
 
 from shoestring_api.serializers.costs import machine_cost

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from shoestring_core import rest, results
 from shoestring_core.store import metrics
-from shoestring_core.store.rows import JobRows
+from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import TransferRow
 
 from shoestring_api.serializers.attempts import serialize_machine

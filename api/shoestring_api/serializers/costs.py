@@ -7,7 +7,7 @@ from typing import Literal
 
 from shoestring_core import rest
 from shoestring_core.decide.billing import Evidence, bill
-from shoestring_core.store.rows import JobRows
+from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import AccountRow, MachineRow
 
 SIMULATED_PROVIDERS = ("local", "sim")

@@ -19,7 +19,7 @@ MACHINE_EVENT_KINDS = frozenset({"machine", "generation", "cost"})
 
 def serialize_event(row: EventRow) -> rest.Event:
     return rest.Event(
-        cursor=events.cursor(row.team, row.seq),
+        cursor=events.to_cursor(row.team, row.seq),
         at=to_datetime(row.at),
         job=row.job,
         attempt=row.attempt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from shoestring_core import rest
 from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState
-from shoestring_core.store.rows import JobRows
+from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import GenerationRow, JobRow
 
 from shoestring_api.serializers.costs import serialize_cost

@@ -47,7 +47,7 @@ class TrackedMachine:
     unwanted_since: int
     refused: bool
     registered: bool
-    call_by: int
+    call_deadline: int
     alive_until: int | None
     funded_until: int | None
     not_listed_since: int | None = None
@@ -171,7 +171,7 @@ def _if_not_listed(row: TrackedMachine, listed_at: int, timeouts: Timeouts) -> l
         return [] if row.wanted else [VoidLaunch(row.id, "not needed any more")]
     if row.state is MachineState.CALLING:
         # The machine may still appear until the call is over and the provider's list is consistent.
-        settled = listed_at >= row.call_by + timeouts.consistency_window
+        settled = listed_at >= row.call_deadline + timeouts.consistency_window
         if settled and (row.refused or not row.wanted):
             return [VoidLaunch(row.id, "refused" if row.refused else "not needed any more")]
         return []

@@ -2,7 +2,7 @@
 """Checkpoints: write-once objects that machines upload; only a row here makes one of them the job's.
 
 The objects of a checkpoint are `<key>/data` and `<key>/manifest.json`. Where the next checkpoint of a generation goes
-follows from those that are stored, so that the service finds an upload whose machine died before it could say so.
+follows from those that are stored, so that the service finds an upload whose machine died before committing it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from shoestring_core.errors import AgentRefused, InvalidRequest, InvalidSpec, Po
 from shoestring_core.states import EndReason, JobState
 from shoestring_core.store import jobs, metrics
 from shoestring_core.store.db import Read, Write
+from shoestring_core.store.fleet import rows
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MemberRow
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Part(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a checkpoint consists of: written by the ranks, read here to check an upload and to list artifacts."""
+    """The parts of a checkpoint: written by the ranks, read here to verify an upload and to list artifacts."""
 
     model_config = ConfigDict(extra="ignore")
     format: int
@@ -53,8 +54,8 @@ class Manifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Stranded:
-    """A place where a checkpoint may lie that nobody has told us about. `last_step`: points are stored up to there."""
+class StrandedUpload:
+    """Where a checkpoint may have been uploaded without a commit. `last_step`: points are stored up to there."""
 
     job: UUID
     generation: int
@@ -62,7 +63,7 @@ class Stranded:
     last_step: int
 
 
-def uploads(db: Read, machine_id: UUID) -> Upload | None:
+def next_upload(db: Read, machine_id: UUID) -> Upload | None:
     """The unused pair of objects of the machine that uploads for its job's current generation; None for the others."""
     generation = db.sql.scalar(
         select(GenerationRow)
@@ -72,111 +73,123 @@ def uploads(db: Read, machine_id: UUID) -> Upload | None:
     return None if generation is None else _next_upload(db, generation.job, generation.no)
 
 
-def commit(db: Write, machine_id: UUID, said: wire.CheckpointCommit) -> bool:
-    """Store a checkpoint whose objects the caller has seen. True: it is the job's newest; False: kept as history.
+def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
+    """Record a checkpoint whose objects the caller has verified. True: it is the job's newest; False: only history.
 
     Only the current generation moves the job's pointer; `reason` final ends the job with it. The same commit again
     changes nothing. Raises PointsMissing while batches up to `through_seq` are not stored, AgentRefused if the machine
-    has no part in the generation, InvalidRequest for a place that was never given out.
+    is not a member of the generation, InvalidRequest for an upload that was never offered.
     """
-    found = db.sql.get(MachineRow, machine_id)
-    if found is None:
-        raise AgentRefused("No such machine.")
-    job = _claim(db, found.job)
-    machine = db.sql.scalars(select(MachineRow).where(MachineRow.id == machine_id)).one()
+    job = rows.lock_job(db, rows.load_machine(db, machine_id).job)
+    machine = rows.load_machine(db, machine_id)
     member = db.sql.scalar(
         select(MemberRow).where(
-            MemberRow.job == job.id, MemberRow.generation == said.generation, MemberRow.machine == machine_id
+            MemberRow.job == job.id, MemberRow.generation == request.generation, MemberRow.machine == machine_id
         )
     )
     if member is None:
-        raise AgentRefused(f"This machine has no part in generation {said.generation}.")
-    if machine.acked_seq < said.through_seq:
+        raise AgentRefused(f"This machine is not a member of generation {request.generation}.")
+    if machine.acked_seq < request.through_seq:
         raise PointsMissing(
-            f"Batches up to {said.through_seq} must be stored first; {machine.acked_seq} are.",
+            f"Batches up to {request.through_seq} must be stored first; {machine.acked_seq} are.",
             expected=machine.acked_seq + 1,
         )
-    final = said.reason == "final"
-    key = object_key(job.id, said.generation, said.nonce)
-    current = said.generation == job.generation and _is_open(db, job.id, said.generation)
-    moves = current and job.state != JobState.ENDED and said.step >= _step(db, job)
-    if (known := _at_step(db, job.id, said.generation, said.step)) and known.object_key == key:
+    final = request.reason == "final"
+    key = object_key(job.id, request.generation, request.nonce)
+    current = request.generation == job.generation and _is_open(db, job.id, request.generation)
+    moves = current and job.state != JobState.ENDED and request.step >= _step(db, job)
+    if (known := _at_step(db, job.id, request.generation, request.step)) and known.object_key == key:
         return job.checkpoint == known.id
-    given = _next_upload(db, job.id, said.generation).nonce
-    if len(said.nonce) == len(given) and said.nonce < given:
-        return False  # said again, after a later upload of the same step took its place
-    if said.nonce != given:
-        raise InvalidRequest(f"{said.nonce!r} is not the upload that was given out for generation {said.generation}.")
+    offered = _next_upload(db, job.id, request.generation).nonce
+    if len(request.nonce) == len(offered) and request.nonce < offered:
+        return False  # repeated, after a later upload of the same step replaced it
+    if request.nonce != offered:
+        raise InvalidRequest(
+            f"{request.nonce!r} is not the upload that was offered for generation {request.generation}."
+        )
 
     checkpoint = known.id if known else new_id()
     if moves:
-        _point(db, job, checkpoint, said.step, said.result if final else None)
+        _point(db, job, checkpoint, request.step, request.result if final else None)
     if moves and final:
-        reached = said.result is not None and said.result.get("goal_reached") is True
+        reached = request.result is not None and request.result.get("goal_reached") is True
         end = EndReason.GOAL_REACHED if reached else EndReason.SUCCEEDED
-        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=f"finished at step {said.step}", end_reason=end)
+        jobs.transition(
+            db, job, JobState.ENDED, actor="fleet", reason=f"finished at step {request.step}", end_reason=end
+        )
         closing = update(AttemptRow).where(
             AttemptRow.job == job.id, AttemptRow.no == job.attempt, AttemptRow.state == "open"
         )
         db.sql.execute(closing.values(state="closing", reason="finished", closed_at=db.now, trained=True))
         db.hint()
-    _store(db, checkpoint, known, job.id, said.generation, said.step, final, key, said.manifest_sha256, said.bytes)
+    _store(
+        db,
+        checkpoint,
+        known,
+        job.id,
+        request.generation,
+        request.step,
+        final,
+        key,
+        request.manifest_sha256,
+        request.bytes,
+    )
     db.event(
         team=job.team_id,
         kind="checkpoint",
         actor="agent",
         job=job.id,
         attempt=machine.attempt,
-        generation=said.generation,
+        generation=request.generation,
         ref=str(checkpoint),
-        reason=said.reason,
-        data={"step": said.step, "bytes": said.bytes, "promoted": moves, "final": final},
+        reason=request.reason,
+        data={"step": request.step, "bytes": request.bytes, "promoted": moves, "final": final},
     )
     return moves
 
 
-def newest(db: Read, job_id: UUID) -> CheckpointRow | None:
+def load_newest(db: Read, job_id: UUID) -> CheckpointRow | None:
     """The checkpoint that the job would resume from."""
     return db.sql.scalar(
         select(CheckpointRow).join(JobRow, JobRow.checkpoint == CheckpointRow.id).where(JobRow.id == job_id)
     )
 
 
-def before(db: Read, job: JobRow, step: int) -> CheckpointRow | None:
+def newest_before(db: Read, job: JobRow, step: int) -> CheckpointRow | None:
     """The newest of the job's present course from which step `step` is still to come; failing that what its first
     generation started from; None: nothing."""
     generations = list(
         db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job.id).order_by(GenerationRow.no))
     )
     owned = metrics.owned_steps(generations)
-    found = select(CheckpointRow).where(CheckpointRow.job == job.id, CheckpointRow.step < step)
-    for one in db.sql.scalars(found.order_by(CheckpointRow.step.desc(), CheckpointRow.generation.desc())):
-        if one.step in owned[one.generation]:
-            return one
+    earlier = select(CheckpointRow).where(CheckpointRow.job == job.id, CheckpointRow.step < step)
+    for row in db.sql.scalars(earlier.order_by(CheckpointRow.step.desc(), CheckpointRow.generation.desc())):
+        if row.step in owned[row.generation]:
+            return row
     first = generations[0].start_checkpoint if generations else None
     return db.sql.get(CheckpointRow, first) if first else None
 
 
-def to_start_with(db: Read, team: UUID, job_id: UUID) -> CheckpointRow:
+def load_for_init(db: Read, team: UUID, job_id: UUID) -> CheckpointRow:
     """The checkpoint with whose weights another job of the team may start.
 
     Raises NotFound, for another team's job as well, and InvalidSpec if the job has saved nothing yet.
     """
     job = jobs.get(db, team, job_id)
-    found = newest(db, job.id)
+    found = load_newest(db, job.id)
     if found is None:
         message = f"Job {job.id} has no checkpoint yet. Name one that has, or wait until it has saved its first."
         raise InvalidSpec([Problem("/init", message, "no-checkpoint")])
     return found
 
 
-def final(db: Read, job_id: UUID) -> CheckpointRow | None:
+def newest_final(db: Read, job_id: UUID) -> CheckpointRow | None:
     """The newest checkpoint whose parts are the job's artifacts."""
     found = select(CheckpointRow).where(CheckpointRow.job == job_id, CheckpointRow.final)
     return db.sql.scalar(found.order_by(CheckpointRow.generation.desc(), CheckpointRow.step.desc()).limit(1))
 
 
-def stranded(db: Read, job_id: UUID, attempt_no: int) -> Stranded | None:
+def find_stranded_upload(db: Read, job_id: UUID, attempt_no: int) -> StrandedUpload | None:
     """Where to look for an upload that an attempt's last generation may have left behind; None if it can't matter."""
     job = db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
     generation = db.sql.get(GenerationRow, (job_id, job.generation))
@@ -184,15 +197,15 @@ def stranded(db: Read, job_id: UUID, attempt_no: int) -> Stranded | None:
         return None
     if generation.state != "formed" or generation.last_step is None:
         return None
-    return Stranded(job_id, generation.no, _next_upload(db, job_id, generation.no).key, generation.last_step)
+    return StrandedUpload(job_id, generation.no, _next_upload(db, job_id, generation.no).key, generation.last_step)
 
 
-def adopt(db: Write, place: Stranded, manifest: Manifest, manifest_sha: str) -> bool:
+def adopt_upload(db: Write, place: StrandedUpload, manifest: Manifest, manifest_sha: str) -> bool:
     """Make a stranded upload, complete and true to its hashes, the job's newest checkpoint. False: it isn't one.
 
     Its points must all be stored: no later run would redo those that are missing.
     """
-    job = _claim(db, place.job)
+    job = rows.lock_job(db, place.job)
     fits = (manifest.job, manifest.generation) == (place.job, place.generation) and manifest.step <= place.last_step
     current = job.generation == place.generation and _is_open(db, job.id, place.generation)
     fresh = _at_step(db, job.id, place.generation, manifest.step) is None and manifest.step > _step(db, job)
@@ -264,12 +277,6 @@ def _point(db: Write, job: JobRow, checkpoint: UUID, step: int, result: dict[str
     if result is not None:
         values |= {"result": result, "last_step": step}
     db.sql.execute(update(JobRow).where(JobRow.id == job.id, JobRow.generation == job.generation).values(**values))
-
-
-def _claim(db: Write, job_id: UUID) -> JobRow:
-    """The job's row, which nobody else decides about until this transaction ends."""
-    db.sql.execute(update(JobRow).where(JobRow.id == job_id).values(generation=JobRow.generation))
-    return db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
 
 
 def _is_open(db: Read, job: UUID, generation: int) -> bool:

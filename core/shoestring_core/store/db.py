@@ -84,7 +84,7 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
 
 
 @dataclass(frozen=True)
-class Committed:
+class CommitInfo:
     """What a write changed, for those who wake others. `hint`: a tick is worth running now."""
 
     teams: set[UUID]
@@ -158,7 +158,7 @@ class Write(Read):
         """Ask for a tick after the commit, instead of waiting for the next one."""
         self._hint = True
 
-    def close_feed(self) -> Committed:
+    def close_feed(self) -> CommitInfo:
         """Number the events and write them: the last statements of the transaction.
 
         The team's row stays locked from here to the commit, so the order of numbers is the order of commits, and a
@@ -172,7 +172,7 @@ class Write(Read):
             self._number(team, by_team[team])
         if self._events:
             self.sql.execute(insert(tables.EventRow), self._events)
-        return Committed(set(by_team), {row["job"] for row in self._events if row["job"]}, self._hint)
+        return CommitInfo(set(by_team), {row["job"] for row in self._events if row["job"]}, self._hint)
 
     def _number(self, team: UUID, rows: list[dict[str, Any]]) -> None:
         last = self.sql.execute(
@@ -192,7 +192,7 @@ class Store:
     reader: Engine
     writer: Engine
     busy_timeout_s: float = BUSY_TIMEOUT_S
-    on_commit: list[Callable[[Committed], None]] = field(default_factory=list)
+    on_commit: list[Callable[[CommitInfo], None]] = field(default_factory=list)
     """Called after each commit that wrote events or asked for a hint. What they raise is logged, never passed on."""
     _turn: threading.Lock = field(default_factory=threading.Lock)
     """SQLite has one writer. It polls for its turn, which starves some; threads of one process queue here instead."""
@@ -246,7 +246,7 @@ class Store:
         self.reader.dispose()
         self.writer.dispose()
 
-    def _write_once(self, work: Callable[[Write], T]) -> tuple[T, Committed]:
+    def _write_once(self, work: Callable[[Write], T]) -> tuple[T, CommitInfo]:
         with self._my_turn(), _session(self.writer) as sql, sql.begin():
             db = Write(sql)
             result = work(db)
@@ -264,7 +264,7 @@ class Store:
         finally:
             self._turn.release()
 
-    def _announce(self, committed: Committed) -> None:
+    def _announce(self, committed: CommitInfo) -> None:
         if not committed.teams and not committed.hint:
             return
         for listener in self.on_commit:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The feed: what happened in a team, numbered without holes in the order of commits.
+"""The feed: the events of a team, numbered without gaps in the order of commits.
 
 Kinds: job (its state moved; data from, to), wait (what it waits for), machine, generation, checkpoint, batch (points
-and logs arrived; ref '<machine>:<seq>'), cost, budget, agent (told by a machine's agent), alarm.
+and logs arrived; ref '<machine>:<seq>'), cost, budget, agent (reported by a machine's agent), alarm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_BEHIND = 10_000
 """A reader further back reads the resources again instead of their history."""
 
 
-def events(db: Read, team: UUID, after: int, limit: int, *, job: UUID | None = None) -> list[EventRow]:
+def load_events(db: Read, team: UUID, after: int, limit: int, *, job: UUID | None = None) -> list[EventRow]:
     """The events past `after`, oldest first, at most `limit`; of one job if given."""
     query = select(EventRow).where(EventRow.team == team, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
     if job is not None:
@@ -29,30 +29,30 @@ def events(db: Read, team: UUID, after: int, limit: int, *, job: UUID | None = N
     return list(db.sql.scalars(query))
 
 
-def head(db: Read, team: UUID) -> int:
+def latest_seq(db: Read, team: UUID) -> int:
     """The number of the team's newest event; 0 if nothing happened yet."""
     return db.sql.scalar(select(TeamRow.feed_seq).where(TeamRow.id == team)) or 0
 
 
-def too_old(db: Read, team: UUID, after: int) -> bool:
+def is_too_old(db: Read, team: UUID, after: int) -> bool:
     """Whether a reader at `after` must start again: too far back, pruned, or from before a restored backup."""
-    behind = head(db, team) - after
+    behind = latest_seq(db, team) - after
     if not 0 <= behind <= MAX_BEHIND:
         return True
     return db.sql.scalar(select(func.count()).where(EventRow.team == team, EventRow.seq > after)) != behind
 
 
-def cursor(team: UUID, seq: int) -> str:
-    """A position in the feed for the outside: opaque, and good for this team alone."""
+def to_cursor(team: UUID, seq: int) -> str:
+    """A position in the feed as an opaque cursor, valid for this team alone."""
     return base64.urlsafe_b64encode(team.bytes[-6:] + seq.to_bytes(8, "big")).decode().rstrip("=")
 
 
-def position(team: UUID, text: str) -> int:
-    """The number in a cursor. Raises InvalidRequest for what `cursor` never made for this team."""
+def from_cursor(team: UUID, text: str) -> int:
+    """The number in a cursor. Raises InvalidRequest for what `to_cursor` never returned for this team."""
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raw = b""
     if len(raw) != 14 or raw[:6] != team.bytes[-6:]:
-        raise InvalidRequest("This cursor is not one that this service gave you.", hint="Start again without a cursor.")
+        raise InvalidRequest("This cursor was not issued by this service.", hint="Start again without a cursor.")
     return min(int.from_bytes(raw[6:], "big"), 2**63 - 1)

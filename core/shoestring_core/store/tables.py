@@ -240,7 +240,7 @@ class MachineRow(Base):
     """The exact request: a repeated launch sends the same bytes."""
     provider_id: Mapped[str | None]
     state: Mapped[str]
-    call_by: Mapped[int | None]
+    call_deadline: Mapped[int | None]
     session_hash: Mapped[str | None]
     registered_at: Mapped[int | None]
     address: Mapped[str | None]
@@ -531,4 +531,4 @@ class ServiceRow(Base):
     __tablename__ = "services"
     name: Mapped[str] = mapped_column(primary_key=True)
     up_since: Mapped[int]
-    seen_at: Mapped[int]
+    last_heartbeat_at: Mapped[int]

@@ -136,7 +136,7 @@ def test_what_never_launched_costs_nothing():
 ID = UUID(int=5)
 UP = TrackedMachine(
     ID, "local", "local", MachineState.UP, "m-1", wanted=True, unwanted_since=2**62, refused=False, registered=True,
-    call_by=NOW, alive_until=NOW + 30 * S, funded_until=NOW + 60 * S,
+    call_deadline=NOW, alive_until=NOW + 30 * S, funded_until=NOW + 60 * S,
 )  # fmt: skip
 CALLING = replace(UP, state=MachineState.CALLING, provider_id=None, alive_until=None, registered=False)
 SEEN = ProviderMachine("local", "local", "m-1", str(ID), {DEPLOYMENT_TAG: "us"}, "running", NOW - 60 * S)

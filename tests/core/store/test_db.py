@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
 from shoestring_core.store import migrations
-from shoestring_core.store.db import Committed, Read, Store, Write, open_store
+from shoestring_core.store.db import CommitInfo, Read, Store, Write, open_store
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, Base, EventRow, JobRow, SchedulerRow, TeamRow, UserRow
 from sqlalchemy import exc, insert, select, text, update
@@ -295,7 +295,7 @@ def test_listeners_hear_of_commits_and_their_errors_harm_nobody(store: Store) ->
     team, heard = new_id(), []
     job = new_id()
 
-    def broken(_: Committed) -> None:
+    def broken(_: CommitInfo) -> None:
         raise RuntimeError("listener")
 
     store.on_commit += [broken, heard.append]
@@ -307,7 +307,7 @@ def test_listeners_hear_of_commits_and_their_errors_harm_nobody(store: Store) ->
         db.hint()
 
     store.write(work)
-    assert heard == [Committed({team}, {job}, hint=True)]
+    assert heard == [CommitInfo({team}, {job}, hint=True)]
 
 
 # What the disk or the server refuses

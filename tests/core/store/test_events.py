@@ -33,8 +33,8 @@ def test_numbers_have_no_holes_and_a_reader_misses_nothing(store: Store, teams: 
         while True:
             finished = done.wait(0.01)
             with store.read() as db:
-                seen.extend(event.seq for event in events.events(db, teams[0], seen[-1] if seen else 0, 10))
-                if finished and len(seen) == events.head(db, teams[0]):
+                seen.extend(event.seq for event in events.load_events(db, teams[0], seen[-1] if seen else 0, 10))
+                if finished and len(seen) == events.latest_seq(db, teams[0]):
                     return
 
     def run(plan: list[tuple[int, bool]]) -> None:
@@ -74,9 +74,9 @@ def test_an_event_comes_back_as_it_was_written(store: Store, teams: list[UUID]) 
         )
     )  # fmt: skip
     with store.read() as db:
-        (event,) = events.events(db, teams[0], 0, 10, job=job)
-        assert events.events(db, teams[0], 0, 10, job=new_id()) == []
-        assert events.events(db, teams[1], 0, 10) == []
+        (event,) = events.load_events(db, teams[0], 0, 10, job=job)
+        assert events.load_events(db, teams[0], 0, 10, job=new_id()) == []
+        assert events.load_events(db, teams[1], 0, 10) == []
     assert (event.seq, event.kind, event.actor, event.reason, event.job) == (1, "job", "ann", "asked", job)
     assert (event.attempt, event.generation, event.ref) == (1, 2, "m:3")
     assert event.data == {"from": "queued", "to": "ended"}
@@ -84,10 +84,10 @@ def test_an_event_comes_back_as_it_was_written(store: Store, teams: list[UUID]) 
 
 
 def test_a_cursor_is_good_for_its_team_alone(teams: list[UUID]) -> None:
-    assert events.position(teams[0], events.cursor(teams[0], 1234)) == 1234
-    for wrong in (events.cursor(teams[1], 5), "", "5", "é", "AAAA", "a" * 10_000):
+    assert events.from_cursor(teams[0], events.to_cursor(teams[0], 1234)) == 1234
+    for wrong in (events.to_cursor(teams[1], 5), "", "5", "é", "AAAA", "a" * 10_000):
         with pytest.raises(InvalidRequest) as refused:
-            events.position(teams[0], wrong)
+            events.from_cursor(teams[0], wrong)
         assert refused.value.hint
 
 
@@ -95,7 +95,7 @@ def test_a_reader_that_is_too_far_back_is_told(store: Store, teams: list[UUID]) 
     for _ in range(3):
         store.write(lambda db: db.event(team=teams[0], kind="batch", actor="machine"))
     with store.read() as db:
-        assert [events.too_old(db, teams[0], after) for after in range(5)] == [False, False, False, False, True]
+        assert [events.is_too_old(db, teams[0], after) for after in range(5)] == [False, False, False, False, True]
     store.write(lambda db: db.sql.execute(delete(EventRow).where(EventRow.seq == 2)))
     with store.read() as db:
-        assert [events.too_old(db, teams[0], after) for after in range(4)] == [True, True, False, False]
+        assert [events.is_too_old(db, teams[0], after) for after in range(4)] == [True, True, False, False]

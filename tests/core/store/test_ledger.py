@@ -345,7 +345,7 @@ def test_a_change_of_the_organisations_limit_is_told_to_all_its_teams(world: Wor
     world.store.write(second_team)
     world.limit("org", 5)
     with world.store.read() as db:
-        assert [event.kind for event in events.events(db, other, 0, 10)] == ["budget"]
+        assert [event.kind for event in events.load_events(db, other, 0, 10)] == ["budget"]
 
 
 def test_the_tightest_account_has_the_smallest_limit_above_a_job(world: World) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agents on the machines: their sessions, what they say, and what they are told to do."""
+"""The agents on the machines: their sessions, their reports, and the orders they get."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
 from shoestring_core.store import jobs
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.fleet import gangs, records, work
+from shoestring_core.store.fleet import active_attempts, gangs, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
 
 
@@ -40,12 +40,12 @@ def register(
     found = db.sql.get(MachineRow, machine_id)
     if found is None:
         raise AgentRefused("No such machine.")
-    job = records.claim(db, found.job)
+    job = rows.lock_job(db, found.job)
     bind = update(MachineRow).where(
         MachineRow.id == machine_id, MachineRow.session_hash.is_(None), MachineRow.state.in_(("calling", "up"))
     )
     # The job's row is ours now: whoever registers for the same gang at this moment comes before or after.
-    machine = records.machine(db, machine_id)
+    machine = rows.load_machine(db, machine_id)
     fresh = machine.session_hash is None and machine.state in ("calling", "up")
     if not token_ok or not (fresh or hmac.compare_digest(machine.session_hash or "", session_hash)):
         why = "a wrong boot token" if not token_ok else "a second session secret"
@@ -61,17 +61,17 @@ def register(
         return None
     if not fresh:
         return machine
-    attempt = records.attempt(db, job.id, machine.attempt)
-    others = [row for row in records.gang(db, job.id, attempt.no) if row.id != machine_id]
+    attempt = rows.load_attempt(db, job.id, machine.attempt)
+    others = [row for row in rows.load_gang(db, job.id, attempt.no) if row.id != machine_id]
     size = JobSpec.from_stored(job.spec).resources.nodes
     complete = len(others) == size - 1 and all(
         row.registered_at is not None and row.state in ("calling", "up") for row in others
     )
     generation = db.sql.get(GenerationRow, (job.id, job.generation))
     first = generation is None or generation.attempt != attempt.no
-    if complete and first and records.wanted(job, attempt):
+    if complete and first and rows.is_wanted(job, attempt):
         gangs.open_generation(db, job.id, attempt.no, "the gang is complete")
-    records.touched(
+    rows.try_update(
         db,
         bind.values(
             session_hash=session_hash,
@@ -82,8 +82,8 @@ def register(
             alive_until=db.now + timeouts.machine_lease,
         ),
     )
-    records.machine_event(db, job, attempt.no, machine_id, "registered")
-    return records.machine(db, machine_id)
+    rows.record_machine_event(db, job, attempt.no, machine_id, "registered")
+    return rows.load_machine(db, machine_id)
 
 
 def authenticate(db: Read, machine_id: UUID, session: str) -> MachineRow:
@@ -94,65 +94,69 @@ def authenticate(db: Read, machine_id: UUID, session: str) -> MachineRow:
     return machine
 
 
-def renew(db: Write, machine_id: UUID, timeouts: Timeouts) -> MachineRow:
-    """A sign of life. Writes the machine's row alone; what is ending is not brought back."""
+def renew_lease(db: Write, machine_id: UUID, timeouts: Timeouts) -> MachineRow:
+    """Extend a machine's lease. Writes its row alone; a machine that is ending stays so."""
     renewed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.state.in_(("calling", "up")))
-    records.touched(db, renewed.values(last_report_at=db.now, alive_until=db.now + timeouts.machine_lease))
-    return records.machine(db, machine_id)
+    rows.try_update(db, renewed.values(last_report_at=db.now, alive_until=db.now + timeouts.machine_lease))
+    return rows.load_machine(db, machine_id)
 
 
 def record_notice(db: Write, machine_id: UUID, at: int) -> None:
-    """The provider told the machine that it will be taken at `at` (µs UTC by the machine's clock)."""
-    machine = records.machine(db, machine_id)
+    """The provider announced to the machine that it is preempted at `at` (µs UTC by the machine's clock)."""
+    machine = rows.load_machine(db, machine_id)
     noticed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.notice_at.is_(None))
-    if records.touched(db, noticed.values(notice_at=at)):
-        records.machine_event(db, records.job(db, machine.job), machine.attempt, machine_id, "notice")
+    if rows.try_update(db, noticed.values(notice_at=at)):
+        rows.record_machine_event(db, rows.load_job(db, machine.job), machine.attempt, machine_id, "notice")
         db.hint()
 
 
-def report_member(db: Write, machine_id: UUID, said: wire.MemberStatus) -> bool:
-    """What a machine says about its part in a generation. True: the generation formed by it, so all orders changed.
+def record_member_status(db: Write, machine_id: UUID, status: wire.MemberStatus) -> bool:
+    """Record what a machine reports as member of a generation. True: the generation formed, so all orders changed.
 
-    What is said about an older generation is kept, and moves nothing.
+    Reports about an older generation are recorded without effect.
     """
-    machine = records.machine(db, machine_id)
-    job = records.claim(db, machine.job)
+    machine = rows.load_machine(db, machine_id)
+    job = rows.lock_job(db, machine.job)
     member = db.sql.scalar(
         select(MemberRow).where(
-            MemberRow.job == job.id, MemberRow.generation == said.generation, MemberRow.machine == machine_id
+            MemberRow.job == job.id, MemberRow.generation == status.generation, MemberRow.machine == machine_id
         )
     )
     if member is None:
         return False
-    if said.state == "ready" and member.ready_at is None and said.generation == job.generation:
-        return _ready(db, job, member, said.port)
-    if said.state == "exited" and member.exited_at is None:
-        exits = [end.model_dump(mode="json") for end in said.exits]
-        records.touched(db, _of(member).where(MemberRow.exited_at.is_(None)).values(exited_at=db.now, exits=exits))
+    if status.state == "ready" and member.ready_at is None and status.generation == job.generation:
+        return _record_ready(db, job, member, status.port)
+    if status.state == "exited" and member.exited_at is None:
+        exits = [one.model_dump(mode="json") for one in status.exits]
+        rows.try_update(
+            db, _update_member(member).where(MemberRow.exited_at.is_(None)).values(exited_at=db.now, exits=exits)
+        )
         db.event(
             team=job.team_id,
             kind="generation",
             actor="agent",
             job=job.id,
             attempt=machine.attempt,
-            generation=said.generation,
+            generation=status.generation,
             ref=str(machine_id),
-            reason="; ".join(sorted({end.outcome for end in said.exits})),
+            reason="; ".join(sorted({end.outcome for end in status.exits})),
             data={"state": "exited", "exits": exits},
         )
         db.hint()
     return False
 
 
-def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], timeouts: Timeouts) -> tuple[wire.Order, str]:
-    """What the service wants of the machine now, and an etag that changes when that does (not when a URL is signed).
+def current_order(
+    db: Read, machine_id: UUID, get_url: Callable[[str], str], timeouts: Timeouts
+) -> tuple[wire.Order, str]:
+    """The machine's current order, and an ETag that changes with the order (not when a URL is signed again).
 
     get_url    signs an object's key for download
     """
-    machine = records.machine(db, machine_id)
-    job, attempt = records.job(db, machine.job), records.attempt(db, machine.job, machine.attempt)
+    machine = rows.load_machine(db, machine_id)
+    job, attempt = rows.load_job(db, machine.job), rows.load_attempt(db, machine.job, machine.attempt)
     generation = db.sql.get(GenerationRow, (job.id, job.generation))
-    members = records.members(db, job.id, job.generation) if generation and generation.attempt == attempt.no else []
+    members = rows.load_members(db, job.id, job.generation) if generation and generation.attempt == attempt.no else []
     mine = next((member for member in members if member.machine == machine_id), None)
     directive = orders.decide_order(
         orders.OrderInputs(
@@ -170,7 +174,7 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], timeouts: T
     )
     run = None
     if directive.kind == "run" and mine and generation:
-        run = _run(db, job, generation, mine, len(members), get_url)
+        run = _launch_config(db, job, generation, mine, len(members), get_url)
     tag = f"{machine_id}:{machine.attempt}:{directive.kind}:{directive.generation}"
     etag = hashlib.sha256(tag.encode()).hexdigest()[:16]
     return wire.Order(kind=directive.kind, generation=directive.generation, reason=directive.reason, run=run), etag
@@ -179,43 +183,45 @@ def order(db: Read, machine_id: UUID, get_url: Callable[[str], str], timeouts: T
 def _should_admit_waiting(
     db: Read, job: JobRow, attempt: AttemptRow, generation: GenerationRow | None, timeouts: Timeouts
 ) -> bool:
-    """Whether machines wait to be let in, and the generation has done a step, so that each one gets the job on."""
-    if generation is None or generation.state != GenerationState.FORMED or not records.elastic(job):
+    """Whether machines wait to join and the generation has done a step, so that each generation makes progress."""
+    if generation is None or generation.state != GenerationState.FORMED or not rows.is_elastic(job):
         return False
-    stepped = (generation.last_step or 0) > generation.start_step
-    return stepped and membership.should_admit_waiting(work.look(db, attempt).machine_statuses, db.now, timeouts)
+    if (generation.last_step or 0) <= generation.start_step:
+        return False
+    statuses = active_attempts.load_active_attempt(db, attempt).machine_statuses
+    return membership.should_admit_waiting(statuses, db.now, timeouts)
 
 
-def _ready(db: Write, job: JobRow, member: MemberRow, port: int | None) -> bool:
+def _record_ready(db: Write, job: JobRow, member: MemberRow, port: int | None) -> bool:
     generation = db.sql.get(GenerationRow, (job.id, member.generation))
     if generation is None or generation.state != GenerationState.FORMING:
         return False
-    others = [row for row in records.members(db, job.id, generation.no) if row.node_rank != member.node_rank]
+    others = [row for row in rows.load_members(db, job.id, generation.no) if row.node_rank != member.node_rank]
     complete = all(row.ready_at is not None for row in others)
-    attempt = records.attempt(db, job.id, generation.attempt)
-    if complete and records.wanted(job, attempt):
-        _form(db, job, generation, [*others, member], {member.node_rank: port})
-    records.touched(db, _of(member).where(MemberRow.ready_at.is_(None)).values(ready_at=db.now, port=port))
+    attempt = rows.load_attempt(db, job.id, generation.attempt)
+    if complete and rows.is_wanted(job, attempt):
+        _form_generation(db, job, generation, [*others, member], {member.node_rank: port})
+    rows.try_update(db, _update_member(member).where(MemberRow.ready_at.is_(None)).values(ready_at=db.now, port=port))
     return complete
 
 
-def _form(
+def _form_generation(
     db: Write, job: JobRow, generation: GenerationRow, members: list[MemberRow], ports: dict[int, int | None]
 ) -> None:
     first = min(members, key=lambda row: row.node_rank)
-    address = records.machine(db, first.machine).address
+    address = rows.load_machine(db, first.machine).address
     port = ports.get(first.node_rank, first.port)
     if job.state == JobState.LAUNCHING:
         jobs.transition(db, job, JobState.RUNNING, actor="fleet", reason=f"generation {generation.no} formed")
     forming = update(GenerationRow).where(
         GenerationRow.job == job.id, GenerationRow.no == generation.no, GenerationRow.state == "forming"
     )
-    records.touched(db, forming.values(state=GenerationState.FORMED, master=f"{address}:{port}", formed_at=db.now))
-    records.generation_event(db, job, generation.no, generation.attempt, "formed")
+    rows.try_update(db, forming.values(state=GenerationState.FORMED, master=f"{address}:{port}", formed_at=db.now))
+    rows.record_generation_event(db, job, generation.no, generation.attempt, "formed")
     db.hint()
 
 
-def _run(
+def _launch_config(
     db: Read, job: JobRow, generation: GenerationRow, mine: MemberRow, nodes: int, get_url: Callable[[str], str]
 ) -> wire.LaunchConfig:
     address, _, port = (generation.master or ":0").rpartition(":")
@@ -230,23 +236,23 @@ def _run(
         | ({"skip": job.skips} if job.skips else {}),
         resume=resume,
         init=None if resume else _checkpoint(db, job.init, get_url),
-        skip_torchrun=records.elastic(job),
+        skip_torchrun=rows.is_elastic(job),
     )
 
 
 def _checkpoint(db: Read, checkpoint: UUID | None, get_url: Callable[[str], str]) -> wire.CheckpointDownload | None:
-    found = db.sql.get(CheckpointRow, checkpoint) if checkpoint else None
-    if found is None:
+    row = db.sql.get(CheckpointRow, checkpoint) if checkpoint else None
+    if row is None:
         return None
     return wire.CheckpointDownload(
-        step=found.step,
-        data_url=get_url(f"{found.object_key}/data"),
-        manifest_url=get_url(f"{found.object_key}/manifest.json"),
-        manifest_sha256=found.manifest_sha,
+        step=row.step,
+        data_url=get_url(f"{row.object_key}/data"),
+        manifest_url=get_url(f"{row.object_key}/manifest.json"),
+        manifest_sha256=row.manifest_sha,
     )
 
 
-def _of(member: MemberRow) -> Update:
+def _update_member(member: MemberRow) -> Update:
     return update(MemberRow).where(
         MemberRow.job == member.job, MemberRow.generation == member.generation, MemberRow.node_rank == member.node_rank
     )

@@ -12,11 +12,11 @@ from shoestring_core.decide import billing, funding
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.fleet import records
+from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
 
 
-def fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.MachineFunding]:
+def load_fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.MachineFunding]:
     """The open holds of machines."""
     held = db.sql.scalars(select(HoldRow).where(HoldRow.machine.in_(list(machines)), HoldRow.state == "open"))
     return {
@@ -26,34 +26,34 @@ def fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.MachineFu
     }
 
 
-def fund(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
-    """Extend a machine's hold, if that is due; post its cost first. The agent hears of it after the commit.
+def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
+    """Extend a machine's hold if that is due; post its cost first. The agent gets the new lease after the commit.
 
-    Raises BudgetExceeded: then nothing is changed, and its job must be wound down.
+    Raises BudgetExceeded: then nothing is changed, and its job must be stopped.
     """
-    machine = records.machine(db, machine_id)
-    job, attempt = records.job(db, machine.job), records.attempt(db, machine.job, machine.attempt)
-    now = fundings(db, [machine_id]).get(machine_id)
-    if now is None or not records.wanted(job, attempt) or machine.state not in ("planned", "calling", "up"):
+    machine = rows.load_machine(db, machine_id)
+    job, attempt = rows.load_job(db, machine.job), rows.load_attempt(db, machine.job, machine.attempt)
+    now = load_fundings(db, [machine_id]).get(machine_id)
+    if now is None or not rows.is_wanted(job, attempt) or machine.state not in ("planned", "calling", "up"):
         return False
     due = funding.due_extension(now, db.now, timeouts)
     if due is None:
         return False
     funded = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.funded_until == now.funded_until)
-    if not records.touched(db, funded.values(funded_until=due.funded_until)):
+    if not rows.try_update(db, funded.values(funded_until=due.funded_until)):
         return False
     ledger.extend_hold(db, machine_id, due.amount, due.funded_until, if_funded_until=now.funded_until)
     return True
 
 
 def post_cost(db: Write, machine_id: UUID) -> None:
-    """Post what a living machine has cost so far, as far as its hold covers it."""
-    machine = records.machine(db, machine_id)
+    """Post what a running machine has cost so far, as far as its hold covers it."""
+    machine = rows.load_machine(db, machine_id)
     if machine.state in ("up", "ending"):
         ledger.settle(db, machine_id, billing.bill(evidence(machine), db.now), final=False)
 
 
-def overdrawn(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
+def overdrawn_jobs(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
     """Jobs that draw on an account in overdraft, and its name: their machines can't be funded any further."""
     red = {row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.overdraft > 0))}
     if not red:
@@ -66,7 +66,7 @@ def overdrawn(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
     names: dict[UUID, str] = {}
     for job in job_ids:
         if leaf := leaves.get(str(job)):
-            short = next((red[account] for account in records.account_path(leaf, accounts) if account in red), None)
+            short = next((red[account] for account in rows.ancestor_ids(leaf, accounts) if account in red), None)
             if short is not None:
                 names[job] = ledger.title(db, short)
     return names
@@ -77,10 +77,10 @@ def settle_machine(db: Write, machine_id: UUID) -> bool:
     billed = update(MachineRow).where(
         MachineRow.id == machine_id, MachineRow.state == "terminated", MachineRow.billed_at.is_(None)
     )
-    if not records.touched(db, billed.values(billed_at=db.now)):
+    if not rows.try_update(db, billed.values(billed_at=db.now)):
         return False
-    machine = records.machine(db, machine_id)
-    job, lines = records.job(db, machine.job), billing.bill(evidence(machine), db.now)
+    machine = rows.load_machine(db, machine_id)
+    job, lines = rows.load_job(db, machine.job), billing.bill(evidence(machine), db.now)
     ledger.settle(db, machine_id, lines, final=True)
     db.event(
         team=job.team_id,
@@ -104,11 +104,11 @@ def settle_job(db: Write, job_id: UUID) -> bool:
         )
     )
     unclosed = exists(select(AttemptRow.no).where(AttemptRow.job == job_id, AttemptRow.state != "closed"))
-    job = records.job(db, job_id)
+    job = rows.load_job(db, job_id)
     settled = update(JobRow).where(
         JobRow.id == job_id, JobRow.state == "ended", JobRow.settled_at.is_(None), ~unpaid, ~unclosed
     )
-    if not records.touched(db, settled.values(settled_at=db.now)):
+    if not rows.try_update(db, settled.values(settled_at=db.now)):
         return False
     db.event(
         team=job.team_id, kind="cost", actor="fleet", job=job_id, reason="the job is settled", data={"state": "settled"}

@@ -14,7 +14,7 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.fleet import observations, records, work
+from shoestring_core.store.fleet import active_attempts, observations, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
 
 
@@ -29,16 +29,16 @@ def open_generation(
 
     The caller has claimed the job's row.
     """
-    job = records.claim(db, job_id)
+    job = rows.lock_job(db, job_id)
     spec = JobSpec.from_stored(job.spec)
     number = job.generation + 1
-    gang = [row for row in records.gang(db, job_id, attempt_no) if slots is None or row.slot in slots]
+    gang = [row for row in rows.load_gang(db, job_id, attempt_no) if slots is None or row.slot in slots]
     start = db.sql.get(CheckpointRow, job.checkpoint) if job.checkpoint else None
     course: dict[str, Any] = {"generation": number}
     if skip:
-        start = checkpoints.before(db, job, skip[0])
+        start = checkpoints.newest_before(db, job, skip[0])
         course |= {"checkpoint": start.id if start else None, "skips": [*(job.skips or []), list(skip)]}
-    records.touched(db, update(JobRow).where(JobRow.id == job_id, JobRow.generation == job.generation).values(**course))
+    rows.try_update(db, update(JobRow).where(JobRow.id == job_id, JobRow.generation == job.generation).values(**course))
     _end_generation(db, job_id, reason)
     db.sql.execute(
         insert(GenerationRow).values(
@@ -59,14 +59,14 @@ def open_generation(
             for rank, row in enumerate(gang)
         ],
     )
-    records.generation_event(db, job, number, attempt_no, "forming", reason)
+    rows.record_generation_event(db, job, number, attempt_no, "forming", reason)
     db.hint()
     return number
 
 
 def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool:
-    """Let an attempt wind down: its machines are not wanted any more. Its generation stays the current one until they
-    are terminated, so that a checkpoint that is on its way still counts."""
+    """Wind an attempt down: its machines are no longer wanted. Its generation stays the current one until they
+    are terminated, so that a checkpoint being uploaded still counts."""
     trained = exists(
         select(GenerationRow.no).where(
             GenerationRow.job == job_id,
@@ -81,13 +81,15 @@ def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool
         state=AttemptState.CLOSING, reason=reason, closed_at=db.now, trained=or_(AttemptRow.trained, trained)
     )
     db.hint()
-    return records.touched(db, changed)
+    return rows.try_update(db, changed)
 
 
-def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, action: failures.AttemptAction) -> bool:
-    """Do what was judged about a job, if it is still in the attempt and generation that were judged."""
-    job, attempt = records.claim(db, job_id), records.attempt(db, job_id, attempt_no)
-    if not records.wanted(job, attempt) or (generation or 0) != _generation_of(db, job, attempt_no):
+def apply_action(
+    db: Write, job_id: UUID, attempt_no: int, generation: int | None, action: failures.AttemptAction
+) -> bool:
+    """Apply the decision about an attempt, if its job is still in the attempt and generation that it was made for."""
+    job, attempt = rows.lock_job(db, job_id), rows.load_attempt(db, job_id, attempt_no)
+    if not rows.is_wanted(job, attempt) or (generation or 0) != _generation_of(db, job, attempt_no):
         return False
     if isinstance(action, failures.Restart):
         return _restart(db, job, attempt, action)
@@ -96,8 +98,8 @@ def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, 
         return close_attempt(db, job_id, attempt_no, action.reason)
     if isinstance(action, failures.EndAttempt):
         spec = JobSpec.from_stored(job.spec)
-        trained, in_vain = _history(db, job_id, attempt_no)
-        end = failures.refuse_retry(action.reason, trained, in_vain, spec.retry.on, spec.retry.max)
+        trained, without_step = _count_attempts(db, job_id, attempt_no)
+        end = failures.refuse_retry(action.reason, trained, without_step, spec.retry.on, spec.retry.max)
         if end is not None:
             _end_job(db, job, end)
         else:
@@ -117,23 +119,23 @@ def carry_out(db: Write, job_id: UUID, attempt_no: int, generation: int | None, 
 
 def _restart(db: Write, job: JobRow, attempt: AttemptRow, action: failures.Restart) -> bool:
     """Open the next generation. Of a gang that may lose machines, those join that still can; False: too few do."""
-    one = work.look(db, attempt)
-    if not one.elastic:
+    active = active_attempts.load_active_attempt(db, attempt)
+    if not active.elastic:
         open_generation(db, job.id, attempt.no, action.reason, skip=action.skip)
         return True
-    slots = membership.select_members(one.machine_statuses, one.spec.resources.min_nodes, action.excluded)
+    slots = membership.select_members(active.machine_statuses, active.spec.resources.min_nodes, action.excluded)
     if not slots:
         return False
     open_generation(db, job.id, attempt.no, action.reason, slots, action.skip)
-    for machine in one.machines:
+    for machine in active.machines:
         if machine.slot in action.excluded:
             observations.begin_termination(db, machine.id, "it did not get ready in time", lease=False)
     return True
 
 
 def begin_stopping(db: Write, job_id: UUID) -> bool:
-    """A stopping job's attempt winds down: its ranks are told to drain, then its machines end."""
-    job = records.claim(db, job_id)
+    """Wind a stopping job's attempt down: its ranks drain, then its machines end."""
+    job = rows.lock_job(db, job_id)
     if job.state != JobState.STOPPING:
         return False
     return close_attempt(db, job_id, job.attempt, "stop")
@@ -141,10 +143,10 @@ def begin_stopping(db: Write, job_id: UUID) -> bool:
 
 def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
     """An attempt is closed once all its machines are terminated; a stopping job ends, pauses or queues with it."""
-    job = records.claim(db, job_id)
+    job = rows.lock_job(db, job_id)
     alive = exists(
         select(MachineRow.id).where(
-            MachineRow.job == job_id, MachineRow.attempt == attempt_no, MachineRow.state.in_(records.ALIVE)
+            MachineRow.job == job_id, MachineRow.attempt == attempt_no, MachineRow.state.in_(rows.ALIVE)
         )
     )
     if db.sql.scalar(select(alive)):
@@ -154,7 +156,7 @@ def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
     closed = update(AttemptRow).where(
         AttemptRow.job == job_id, AttemptRow.no == attempt_no, AttemptRow.state == "closing", ~alive
     )
-    if not records.touched(db, closed.values(state=AttemptState.CLOSED)):
+    if not rows.try_update(db, closed.values(state=AttemptState.CLOSED)):
         return False
     if job.attempt == attempt_no:
         _end_generation(db, job_id, "its attempt ended")
@@ -162,7 +164,7 @@ def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
     return True
 
 
-def resume_paused_below(db: Write, account: UUID, actor: str) -> list[UUID]:
+def resume_jobs_paused_by_budget(db: Write, account: UUID, actor: str) -> list[UUID]:
     """Queue the jobs that their budget paused or is pausing: an account that pays for them is about to be raised.
 
     Call it before `ledger.set_limit`, in the same transaction: jobs are written before accounts.
@@ -196,29 +198,29 @@ def _end_job(db: Write, job: JobRow, end: failures.EndJob) -> None:
     jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=end.text, end_reason=end.reason, end_text=end.text)
 
 
-def _history(db: Read, job_id: UUID, attempt_no: int) -> tuple[int, int]:
-    """How many attempts trained, and how many in a row, up to this one, bought machines and didn't."""
-    now_trained = set(
+def _count_attempts(db: Read, job_id: UUID, attempt_no: int) -> tuple[int, int]:
+    """How many attempts trained; and how many in a row, up to this one, launched machines without a step."""
+    trained = set(
         db.sql.scalars(
             select(GenerationRow.attempt).where(
                 GenerationRow.job == job_id, GenerationRow.last_step > GenerationRow.start_step
             )
         )
     )
-    bought = set(
+    launched = set(
         db.sql.scalars(select(MachineRow.attempt).where(MachineRow.job == job_id, MachineRow.launched_at.is_not(None)))
     )
-    in_vain = 0
+    without_step = 0
     for number in range(attempt_no, 0, -1):
-        if number in now_trained:
+        if number in trained:
             break
-        in_vain += number in bought
-    return len(now_trained), in_vain
+        without_step += number in launched
+    return len(trained), without_step
 
 
 def _end_generation(db: Write, job_id: UUID, reason: str) -> None:
     over = update(GenerationRow).where(GenerationRow.job == job_id, GenerationRow.state != "over")
-    records.touched(db, over.values(state=GenerationState.OVER, over_at=db.now, over_reason=reason))
+    rows.try_update(db, over.values(state=GenerationState.OVER, over_at=db.now, over_reason=reason))
 
 
 def _generation_of(db: Read, job: JobRow, attempt_no: int) -> int:

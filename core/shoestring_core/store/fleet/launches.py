@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that rent machines: begun, answered, refused, unanswered, or given up."""
+"""Launch calls to providers: begun, answered, refused, unanswered or given up."""
 
 from __future__ import annotations
 
@@ -13,71 +13,77 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.fleet import records
+from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 
 UNKNOWN = "unknown"
-"""In place of a refusal: a call ended without an answer, so the machine may exist."""
+"""In place of a refusal: the call ended without an answer, so the machine may exist."""
 
 
 @dataclass(frozen=True)
-class Launch:
-    """What the launcher sends, and until when it may. The same bytes each time, once the boot token is filled in."""
+class LaunchCall:
+    """A launch request, and until when it may be sent. Each time the same bytes, once the boot token is filled in."""
 
     machine: UUID
     provider: str
     region: str
     zone: str
     request: dict[str, Any]
-    call_by: int
-    """Fences the answer: only the call that still holds the row may say that it was refused."""
-    window: int
-    """µs from now until `call_by`."""
+    call_deadline: int
+    """Fences the answer: only the row's latest call may record a refusal."""
+    time_left: int
+    """µs from now until `call_deadline`."""
 
 
-def to_launch(db: Read) -> list[UUID]:
-    """Machines that a launcher should call for now: wanted, and no call under way."""
-    return list(db.sql.scalars(select(MachineRow.id).where(_callable(db.now), _is_wanted()).order_by(MachineRow.id)))
+def load_launchable(db: Read) -> list[UUID]:
+    """Machines to launch now: wanted, and without a call in progress."""
+    return list(
+        db.sql.scalars(select(MachineRow.id).where(_may_be_called(db.now), _is_wanted()).order_by(MachineRow.id))
+    )
 
 
-def begin_call(db: Write, machine: UUID, timeouts: Timeouts) -> Launch | None:
-    """Say that a provider call is about to be made. None: it isn't wanted, or another launcher is at it."""
+def begin_launch(db: Write, machine: UUID, timeouts: Timeouts) -> LaunchCall | None:
+    """Record that a launch call is about to be made. None: it isn't wanted, or another worker is making it."""
     row = db.sql.get(MachineRow, machine)
     if row is None:
         return None
-    call_by = db.now + timeouts.launch_call
-    again = row.state == MachineState.CALLING  # a call was made whose outcome nobody knows
-    guarded = update(MachineRow).where(MachineRow.id == machine, _callable(db.now), _is_wanted())
-    values = {"state": MachineState.CALLING, "call_by": call_by}
-    if not records.touched(db, guarded.values(**values, refusal=UNKNOWN if again else None)):
+    call_deadline = db.now + timeouts.launch_call
+    again = row.state == MachineState.CALLING  # the outcome of an earlier call is unknown
+    guarded = update(MachineRow).where(MachineRow.id == machine, _may_be_called(db.now), _is_wanted())
+    values = {"state": MachineState.CALLING, "call_deadline": call_deadline}
+    if not rows.try_update(db, guarded.values(**values, refusal=UNKNOWN if again else None)):
         return None
-    return Launch(machine, row.provider, row.region, row.zone, row.launch_json, call_by, timeouts.launch_call)
+    return LaunchCall(machine, row.provider, row.region, row.zone, row.launch_json, call_deadline, timeouts.launch_call)
 
 
-def record_unknown(db: Write, launch: Launch) -> None:
-    """The call ended without an answer: the machine may exist. It is called for again, with the same bytes."""
+def record_no_answer(db: Write, launch: LaunchCall) -> None:
+    """The call ended without an answer: the machine may exist. The call is repeated with the same bytes."""
     over = update(MachineRow).where(
-        MachineRow.id == launch.machine, MachineRow.state == "calling", MachineRow.call_by == launch.call_by
+        MachineRow.id == launch.machine, MachineRow.state == "calling", MachineRow.call_deadline == launch.call_deadline
     )
-    records.touched(db, over.values(call_by=db.now, refusal=UNKNOWN))
+    rows.try_update(db, over.values(call_deadline=db.now, refusal=UNKNOWN))
 
 
-def record_refusal(db: Write, launch: Launch, code: str, message: str) -> None:
+def record_refusal(db: Write, launch: LaunchCall, code: str, message: str) -> None:
     """The provider refused. The row is void at once, unless an earlier call may still have made a machine."""
     row = db.sql.get(MachineRow, launch.machine)
-    mine = (MachineRow.id == launch.machine, MachineRow.state == "calling", MachineRow.call_by == launch.call_by)
+    mine = (
+        MachineRow.id == launch.machine,
+        MachineRow.state == "calling",
+        MachineRow.call_deadline == launch.call_deadline,
+    )
     if row is None:
         return
     refusal = f"{code}: {message}"
     if row.refusal is not None:
-        records.touched(db, update(MachineRow).where(*mine).values(call_by=db.now, refusal=refusal))
+        rows.try_update(db, update(MachineRow).where(*mine).values(call_deadline=db.now, refusal=refusal))
         return
     _void(db, row, mine, refusal)
 
 
-def void(db: Write, machine: UUID, reason: str, listed_at: int, timeouts: Timeouts) -> bool:
-    """Give up a machine that was never bought: not called for and unwanted, or refused or unwanted and not in the
-    provider's list of `listed_at`, when every call was long over."""
+def void_machine(db: Write, machine: UUID, reason: str, listed_at: int, timeouts: Timeouts) -> bool:
+    """Void a machine that was never launched: unwanted before its first call; or refused or unwanted, and missing
+    in the provider's list of `listed_at`, which is later than every call."""
     row = db.sql.get(MachineRow, machine)
     if row is None:
         return False
@@ -85,15 +91,15 @@ def void(db: Write, machine: UUID, reason: str, listed_at: int, timeouts: Timeou
     guard = or_(
         (MachineRow.state == "planned") & unwanted,
         (MachineRow.state == "calling")
-        & (MachineRow.call_by <= listed_at - timeouts.consistency_window)
+        & (MachineRow.call_deadline <= listed_at - timeouts.consistency_window)
         & or_(unwanted, MachineRow.refusal.is_not(None) & (MachineRow.refusal != UNKNOWN)),
     )
     return _void(db, row, (MachineRow.id == machine, guard), row.refusal or reason)
 
 
-def _callable(now: int) -> Any:
+def _may_be_called(now: int) -> Any:
     """Not called yet, or called with an unknown outcome and that call is over."""
-    lapsed = (MachineRow.state == "calling") & (MachineRow.call_by <= now)
+    lapsed = (MachineRow.state == "calling") & (MachineRow.call_deadline <= now)
     return or_(MachineRow.state == "planned", lapsed & or_(MachineRow.refusal.is_(None), MachineRow.refusal == UNKNOWN))
 
 
@@ -109,9 +115,9 @@ def _is_wanted() -> Any:
 
 
 def _void(db: Write, row: MachineRow, guard: tuple[Any, ...], refusal: str) -> bool:
-    if not records.touched(db, update(MachineRow).where(*guard).values(state=MachineState.VOID, refusal=refusal)):
+    if not rows.try_update(db, update(MachineRow).where(*guard).values(state=MachineState.VOID, refusal=refusal)):
         return False
     ledger.release_hold(db, row.id, refusal)
-    records.machine_event(db, records.job(db, row.job), row.attempt, row.id, "void", reason=refusal)
+    rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, row.id, "void", reason=refusal)
     db.hint()
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the provider says about machines, and what is to be compared with it."""
+"""Observations: what providers report about machines, and the rows to compare with it."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.fleet import launches, records
+from shoestring_core.store.fleet import launches, rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 
 
-def record(db: Write, machine: UUID, seen: ProviderMachine, timeouts: Timeouts) -> None:
-    """Write down what the provider says about a machine. Guarded by its id alone; the dead stay dead."""
+def record_observation(db: Write, machine: UUID, observed: ProviderMachine, timeouts: Timeouts) -> None:
+    """Record what the provider reports about a machine. Guarded by its id alone; terminated and void ones stay so."""
     row = db.sql.get(MachineRow, machine)
     if row is None or row.state in (MachineState.TERMINATED, MachineState.VOID):
         return
     state = MachineState(row.state)
-    if seen.state == "ended":
+    if observed.state == "ended":
         state = MachineState.TERMINATED
-    elif seen.state == "stopping":
+    elif observed.state == "stopping":
         state = MachineState.ENDING
     elif state in (MachineState.PLANNED, MachineState.CALLING):
         state = MachineState.UP
-    facts: dict[str, Any] = {"provider_id": seen.id, "launched_at": seen.launched_at, "state": state}
+    facts: dict[str, Any] = {"provider_id": observed.id, "launched_at": observed.launched_at, "state": state}
     if row.alive_until is None:
         facts["alive_until"] = db.now + timeouts.boot
     if state is MachineState.TERMINATED:
-        ended_at = max(seen.ended_at or db.now, seen.launched_at)
-        facts |= {"ended_at": ended_at, "end_cause": seen.end_cause, "end_evidence": "provider"}
-    records.touched(
+        ended_at = max(observed.ended_at or db.now, observed.launched_at)
+        facts |= {"ended_at": ended_at, "end_cause": observed.end_cause, "end_evidence": "provider"}
+    rows.try_update(
         db,
         update(MachineRow)
         .where(MachineRow.id == machine, MachineRow.state.not_in(("terminated", "void")))
         .values(**facts),
     )
     if state != row.state:
-        records.machine_event(db, records.job(db, row.job), row.attempt, machine, state, cause=seen.end_cause)
+        rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, machine, state, cause=observed.end_cause)
         db.hint()
 
 
@@ -53,10 +53,10 @@ def presume_terminated(db: Write, machine: UUID) -> None:
         return
     last = max(row.launched_at or 0, min(db.now, row.funded_until or db.now))
     presumed = update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(("up", "ending")))
-    if records.touched(db, presumed.values(state=MachineState.TERMINATED, ended_at=last, end_evidence="inferred")):
-        records.machine_event(
+    if rows.try_update(db, presumed.values(state=MachineState.TERMINATED, ended_at=last, end_evidence="inferred")):
+        rows.record_machine_event(
             db,
-            records.job(db, row.job),
+            rows.load_job(db, row.job),
             row.attempt,
             machine,
             "terminated",
@@ -66,7 +66,7 @@ def presume_terminated(db: Write, machine: UUID) -> None:
 
 
 def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> bool:
-    """Decide to end a machine through the provider. False: a report has renewed its lease in the meantime."""
+    """Decide to terminate a machine through the provider. False: a report has renewed its lease in the meantime."""
     row = db.sql.get(MachineRow, machine)
     if row is None:
         return False
@@ -75,36 +75,36 @@ def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> 
     guarded = update(MachineRow).where(MachineRow.id == machine, MachineRow.state == "up")
     if lease:
         guarded = guarded.where(MachineRow.alive_until <= db.now)
-    if not records.touched(db, guarded.values(state=MachineState.ENDING)):
+    if not rows.try_update(db, guarded.values(state=MachineState.ENDING)):
         return False
-    records.machine_event(db, records.job(db, row.job), row.attempt, machine, "ending", reason=reason)
+    rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, machine, "ending", reason=reason)
     return True
 
 
-def rows(db: Read) -> list[reconcile.TrackedMachine]:
-    """Every machine that isn't dead, as the reconciler wants it."""
-    found = db.sql.execute(
+def load_tracked_machines(db: Read) -> list[reconcile.TrackedMachine]:
+    """Every machine that is alive, as the reconciler needs it."""
+    alive = db.sql.execute(
         select(MachineRow, AttemptRow, JobRow)
         .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.no == MachineRow.attempt))
         .join(JobRow, JobRow.id == MachineRow.job)
-        .where(MachineRow.state.in_(records.ALIVE))
+        .where(MachineRow.state.in_(rows.ALIVE))
         .order_by(MachineRow.id)
     )
-    return [_row(machine, attempt, job) for machine, attempt, job in found]
+    return [_tracked_machine(machine, attempt, job) for machine, attempt, job in alive]
 
 
-def _row(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> reconcile.TrackedMachine:
+def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> reconcile.TrackedMachine:
     return reconcile.TrackedMachine(
         id=machine.id,
         provider=machine.provider,
         region=machine.region,
         state=MachineState(machine.state),
         provider_id=machine.provider_id,
-        wanted=records.wanted(job, attempt),
+        wanted=rows.is_wanted(job, attempt),
         unwanted_since=attempt.closed_at or _NEVER,
         refused=machine.refusal not in (None, launches.UNKNOWN),
         registered=machine.registered_at is not None,
-        call_by=machine.call_by or 0,
+        call_deadline=machine.call_deadline or 0,
         alive_until=machine.alive_until,
         funded_until=machine.funded_until,
     )

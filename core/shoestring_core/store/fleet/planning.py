@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue as the planner sees it, and its decisions written down: attempts with their launch intents, and waits."""
+"""The queue as the scheduler sees it, and its decisions recorded: attempts with their launch intents, and waits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, fields
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer
@@ -20,13 +19,13 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.fleet import records
+from shoestring_core.store.fleet import rows
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, OfferRow, PriceRow, SchedulerRow
+from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, SchedulerRow
 
 
-def snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
-    """What the scheduler decides from: the queue in order, the accounts that pay, the machines that live."""
+def load_snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
+    """What the scheduler decides from: the queue in order, the accounts that pay, the machines that are alive."""
     epoch = db.sql.scalar(select(SchedulerRow.epoch)) or 0
     queued = list(
         db.sql.scalars(
@@ -38,8 +37,10 @@ def snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
     if not queued:
         return QueueSnapshot(epoch, (), {}, {})
     ids = [job.id for job in queued]
-    attempts = records.by_job(db.sql.scalars(select(AttemptRow).where(AttemptRow.job.in_(ids)).order_by(AttemptRow.no)))
-    machines = records.by_job(db.sql.scalars(select(MachineRow).where(MachineRow.job.in_(ids))))
+    attempts = rows.group_by_job(
+        db.sql.scalars(select(AttemptRow).where(AttemptRow.job.in_(ids)).order_by(AttemptRow.no))
+    )
+    machines = rows.group_by_job(db.sql.scalars(select(MachineRow).where(MachineRow.job.in_(ids))))
     accounts = {
         row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member"))))
     }
@@ -51,29 +52,25 @@ def snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
     }
     accounts |= {row.id: row for row in leaves.values()}
     queue = tuple(
-        _queued_job(
-            job, records.account_path(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], timeouts
-        )
+        _queued_job(job, rows.ancestor_ids(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], timeouts)
         for job in queued
     )
     alive = (
-        select(MachineRow.provider, func.count())
-        .where(MachineRow.state.in_(records.ALIVE))
-        .group_by(MachineRow.provider)
+        select(MachineRow.provider, func.count()).where(MachineRow.state.in_(rows.ALIVE)).group_by(MachineRow.provider)
     )
     taken = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
     return QueueSnapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, taken)
 
 
 def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
-    """Open the attempt: money held and an intent for each machine, all or nothing. None: somebody else planned since.
+    """Open the attempt: money held and an intent for each machine, all or none. None: another plan came first.
 
-    Raises StaleTransition if the job is not queued any more, BudgetExceeded if its money went elsewhere.
+    Raises StaleTransition if the job is not queued any more, BudgetExceeded if its budget was used elsewhere.
     """
-    claim = update(SchedulerRow).where(SchedulerRow.epoch == epoch).values(epoch=epoch + 1)
-    if not records.touched(db, claim):
+    next_epoch = update(SchedulerRow).where(SchedulerRow.epoch == epoch).values(epoch=epoch + 1)
+    if not rows.try_update(db, next_epoch):
         return None
-    job = records.job(db, start.job)
+    job = rows.load_job(db, start.job)
     if start.attempt != job.attempt + (not start.reopened):
         raise StaleTransition(f"Job {start.job} has had another attempt since it was planned.")
     job = jobs.transition(
@@ -88,25 +85,25 @@ def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployme
     )
     _open_attempt(db, start, epoch)
     machines = [
-        _intend(db, job.id, start.attempt, slot, start.offer, start.funded_until, agent_url, deployment)
+        _insert_machine(db, job.id, start.attempt, slot, start.offer, start.funded_until, agent_url, deployment)
         for slot in range(start.nodes)
     ]
     account = ledger.job_account(db, job.id).id
     cap, until = start.offer.on_demand_price, start.funded_until
     ledger.place_holds(db, [ledger.HoldRequest(machine, account, cap, start.hold, until) for machine in machines])
     for machine in machines:
-        records.machine_event(db, job, start.attempt, machine, "planned")
+        rows.record_machine_event(db, job, start.attempt, machine, "planned")
     return machines
 
 
 def apply_waits(db: Write, waits: Iterable[Wait]) -> None:
-    """Write down why jobs wait, where that has changed. A position in the queue that changes is no event."""
+    """Record why jobs wait, where that has changed. A changed position in the queue is no event."""
     for wait in sorted(waits, key=lambda wait: wait.job):
         job = db.sql.get(JobRow, wait.job)
         if job is None or job.state != JobState.QUEUED or (job.wait_reason, job.wait_text) == (wait.reason, wait.text):
             continue
         changed = update(JobRow).where(JobRow.id == wait.job, JobRow.state == "queued")
-        written = records.touched(db, changed.values(wait_reason=wait.reason, wait_text=wait.text))
+        written = rows.try_update(db, changed.values(wait_reason=wait.reason, wait_text=wait.text))
         if written and job.wait_reason != wait.reason:
             db.event(
                 team=job.team_id,
@@ -118,7 +115,7 @@ def apply_waits(db: Write, waits: Iterable[Wait]) -> None:
             )
 
 
-def refill(
+def refill_slot(
     db: Write,
     job_id: UUID,
     attempt_no: int,
@@ -129,15 +126,15 @@ def refill(
     deployment: str,
     timeouts: Timeouts,
 ) -> UUID | None:
-    """Another machine row for a slot whose last one is void. None: not wanted any more, or already there.
+    """Insert another machine for a slot whose last one is void. None: no longer wanted, or already there.
 
     Raises BudgetExceeded.
     """
-    job, attempt = records.claim(db, job_id), records.attempt(db, job_id, attempt_no)
-    if not records.wanted(job, attempt) or slot in {row.slot for row in records.gang(db, job_id, attempt_no)}:
+    job, attempt = rows.lock_job(db, job_id), rows.load_attempt(db, job_id, attempt_no)
+    if not rows.is_wanted(job, attempt) or slot in {row.slot for row in rows.load_gang(db, job_id, attempt_no)}:
         return None
     until = db.now + timeouts.funding_lease
-    machine = _intend(db, job_id, attempt_no, slot, offer, until, agent_url, deployment)
+    machine = _insert_machine(db, job_id, attempt_no, slot, offer, until, agent_url, deployment)
     ledger.place_hold(
         db,
         machine=machine,
@@ -146,33 +143,8 @@ def refill(
         amount=funding.initial_hold(offer.on_demand_price, timeouts),
         funded_until=until,
     )
-    records.machine_event(db, job, attempt_no, machine, "planned")
+    rows.record_machine_event(db, job, attempt_no, machine, "planned")
     return machine
-
-
-def record_offers(db: Write, found: list[Offer]) -> None:
-    """Keep what is offered now, in place of what was; and each price with its time and source, where it differs from
-    the last one known."""
-    db.sql.execute(delete(OfferRow))
-    for offer in found:
-        db.insert_new(OfferRow, **asdict(offer))
-        place = {
-            "provider": offer.provider,
-            "region": offer.region,
-            "zone": offer.zone,
-            "type": offer.type,
-            "market": offer.market,
-        }
-        latest = db.sql.scalar(select(PriceRow.amount).filter_by(**place).order_by(PriceRow.valid_from.desc()).limit(1))
-        if latest != offer.price:
-            price = {"amount": offer.price, "unit": "hour", "source": offer.source, "simulated": offer.simulated}
-            db.insert_new(PriceRow, **place, **price, valid_from=db.now, fetched_at=db.now)
-
-
-def offers(db: Read) -> list[Offer]:
-    """What the providers offered when the worker last asked."""
-    rows = db.sql.scalars(select(OfferRow).order_by(OfferRow.provider, OfferRow.type, OfferRow.market))
-    return [Offer(**{column.name: getattr(row, column.name) for column in fields(Offer)}) for row in rows]
 
 
 def chosen_type(job: JobRow) -> str | None:
@@ -187,7 +159,7 @@ def _queued_job(
     bought = {row.attempt for row in machines if row.launched_at is not None}
     last = attempts[-1] if attempts else None
     reopened = last is not None and last.no not in bought
-    alive = sum(row.state in records.ALIVE for row in machines)
+    alive = sum(row.state in rows.ALIVE for row in machines)
     winding_down = last is not None and last.state != AttemptState.CLOSED
     return QueuedJob(
         job=job.id,
@@ -205,7 +177,7 @@ def _queued_job(
 
 
 CAPACITY_DELAY = 5 * S
-"""What a provider could not give a moment ago, it can't give at once; half a gang is paid for while we ask."""
+"""Capacity that was missing a moment ago is still missing; half a gang is paid for while we retry."""
 
 
 def _not_before(attempts: list[AttemptRow], timeouts: Timeouts) -> int:
@@ -234,13 +206,13 @@ def _open_attempt(db: Write, start: Start, epoch: int) -> None:
         same = update(AttemptRow).where(
             AttemptRow.job == start.job, AttemptRow.no == start.attempt, AttemptRow.state == "closed"
         )
-        if not records.touched(db, same.values(**opening)):
+        if not rows.try_update(db, same.values(**opening)):
             raise StaleTransition(f"attempt {start.attempt} of job {start.job} is not closed")
         return
     db.sql.execute(insert(AttemptRow).values(job=start.job, no=start.attempt, trained=False, **opening))
 
 
-def _intend(
+def _insert_machine(
     db: Write, job: UUID, attempt: int, slot: int, offer: Offer, funded_until: int, agent_url: str, deployment: str
 ) -> UUID:
     """Insert a machine row: one launch intent, with everything that the call will send but the boot token."""

@@ -87,7 +87,7 @@ def upgrade() -> None:
         "services",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("up_since", sa.BigInteger(), nullable=False),
-        sa.Column("seen_at", sa.BigInteger(), nullable=False),
+        sa.Column("last_heartbeat_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_services")),
     )
     op.create_table(
@@ -317,7 +317,7 @@ def upgrade() -> None:
         sa.Column("launch_json", Json, nullable=False),
         sa.Column("provider_id", sa.Text(), nullable=True),
         sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("call_by", sa.BigInteger(), nullable=True),
+        sa.Column("call_deadline", sa.BigInteger(), nullable=True),
         sa.Column("session_hash", sa.Text(), nullable=True),
         sa.Column("registered_at", sa.BigInteger(), nullable=True),
         sa.Column("address", sa.Text(), nullable=True),

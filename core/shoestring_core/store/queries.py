@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows that a page about jobs is made of, loaded for many jobs at once."""
+"""Read queries of the API: the rows of many jobs at once, and what its other pages show."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shoestring_core.store.tables import (
 
 @dataclass
 class JobRows:
-    """A job and what belongs to it. `posted` is what the ledger has of each machine, in micro-dollars."""
+    """A job and its rows. `posted`: what the ledger has of each machine, in micro-dollars."""
 
     job: JobRow
     team: str
@@ -38,8 +38,8 @@ class JobRows:
     posted: dict[UUID, int] = field(default_factory=dict)
 
 
-def of_jobs(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
-    """In the order given."""
+def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
+    """The rows of each job, in the order given."""
     ids = [job.id for job in jobs]
     teams, users = (
         _names(db, TeamRow, {job.team_id for job in jobs}),
@@ -64,41 +64,41 @@ def of_jobs(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
     return list(rows.values())
 
 
-def attempts(db: Read, job: UUID) -> list[AttemptRow]:
+def load_attempts(db: Read, job: UUID) -> list[AttemptRow]:
     return list(db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.no)))
 
 
-def accounts(db: Read, ids: Iterable[UUID]) -> dict[UUID, AccountRow]:
+def load_accounts(db: Read, ids: Iterable[UUID]) -> dict[UUID, AccountRow]:
     return {row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.id.in_(set(ids))))}
 
 
-def machines(db: Read, job: UUID) -> list[MachineRow]:
+def load_machines(db: Read, job: UUID) -> list[MachineRow]:
     return list(db.sql.scalars(select(MachineRow).where(MachineRow.job == job)))
 
 
-def posted(db: Read, machine: MachineRow) -> dict[UUID, int]:
+def load_posted(db: Read, machine: MachineRow) -> dict[UUID, int]:
     """What the ledger has of a machine, micro-dollars."""
     account = db.sql.scalar(select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner == str(machine.job)))
     charged = _posted(db, [account] if account else [])
     return {machine.id: sum(amount for _, id_, amount in charged if id_ == machine.id)}
 
 
-def job_events(db: Read, job: JobRow, after: int, limit: int) -> list[EventRow]:
-    """What people read of a job's feed: not each batch."""
+def load_job_events(db: Read, job: JobRow, after: int, limit: int) -> list[EventRow]:
+    """A job's events past `after`, without those about batches."""
     query = select(EventRow).where(
         EventRow.team == job.team_id, EventRow.job == job.id, EventRow.seq > after, EventRow.kind != "batch"
     )
     return list(db.sql.scalars(query.order_by(EventRow.seq).limit(limit)))
 
 
-def keys(db: Read, team: UUID, user: UUID) -> list[KeyRow]:
+def load_keys(db: Read, team: UUID, user: UUID) -> list[KeyRow]:
     """The API keys of a user in a team; no one-time codes."""
     query = select(KeyRow).where(KeyRow.team_id == team, KeyRow.user_id == user, KeyRow.kind != "login")
     return list(db.sql.scalars(query.order_by(KeyRow.created_at)))
 
 
-def machine(db: Read, team: UUID, machine_id: UUID) -> MachineRow | None:
-    """A machine of the team's."""
+def load_machine(db: Read, team: UUID, machine_id: UUID) -> MachineRow | None:
+    """A machine of the team; None for any other."""
     query = (
         select(MachineRow)
         .join(JobRow, JobRow.id == MachineRow.job)
@@ -107,23 +107,23 @@ def machine(db: Read, team: UUID, machine_id: UUID) -> MachineRow | None:
     return db.sql.scalar(query)
 
 
-def job_of(db: Read, machine_id: UUID) -> JobRow | None:
+def load_job_of_machine(db: Read, machine_id: UUID) -> JobRow | None:
     """The job that a machine was rented for."""
     return db.sql.scalar(
         select(JobRow).join(MachineRow, MachineRow.job == JobRow.id).where(MachineRow.id == machine_id)
     )
 
 
-def teams(db: Read) -> list[UUID]:
+def load_team_ids(db: Read) -> list[UUID]:
     return list(db.sql.scalars(select(TeamRow.id)))
 
 
-def services(db: Read) -> dict[str, ServiceRow]:
+def load_services(db: Read) -> dict[str, ServiceRow]:
     return {row.name: row for row in db.sql.scalars(select(ServiceRow))}
 
 
-def states(db: Read) -> tuple[dict[str, int], dict[str, int]]:
-    """How many jobs and machines are in each state."""
+def count_by_state(db: Read) -> tuple[dict[str, int], dict[str, int]]:
+    """Numbers of jobs and of machines by state."""
     jobs = db.sql.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
     machines = db.sql.execute(select(MachineRow.state, func.count()).group_by(MachineRow.state))
     return dict(jobs.all()), dict(machines.all())

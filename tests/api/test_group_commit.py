@@ -6,7 +6,7 @@ from threading import Barrier, Thread
 import pytest
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store.db import Write
-from shoestring_core.store.groupcommit import GroupCommit
+from shoestring_core.store.group_commit import GroupCommit
 from shoestring_core.store.tables import ServiceRow
 from sqlalchemy import insert
 
@@ -21,7 +21,7 @@ def test_writes_that_come_together_each_get_their_own_outcome(deployment: Deploy
 
     def write(number: int) -> None:
         def work(db: Write) -> int:
-            db.sql.execute(insert(ServiceRow).values(name=f"service {number}", up_since=number, seen_at=0))
+            db.sql.execute(insert(ServiceRow).values(name=f"service {number}", up_since=number, last_heartbeat_at=0))
             if number % 5 == 3:
                 raise InvalidRequest("refused")
             if number % 5 == 4:

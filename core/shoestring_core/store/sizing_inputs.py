@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machines of a job are chosen from: what earlier runs of the team took, what is offered, and what is left."""
+"""Inputs of the choice of machines: measurements of the team's earlier runs, current offers, and the budget left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import SUCCESS, EndReason
 from shoestring_core.store import ledger, metrics
 from shoestring_core.store.db import Read
-from shoestring_core.store.fleet import planning, records
+from shoestring_core.store.fleet import rows
+from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.tables import (
     AccountRow,
     GenerationRow,
@@ -29,14 +30,14 @@ from shoestring_core.store.tables import (
     SeriesRow,
 )
 
-JOBS = 200
-"""So many of the team's newest jobs of a recipe are looked at."""
+MAX_JOBS = 200
+"""Of the team's newest jobs of a recipe."""
 
-LEAST_STEPS, LEAST_S = 20, 0.5
+MIN_STEPS, MIN_S = 20, 0.5
 """A generation that trained less measures nothing."""
 
 
-def inputs(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) -> sizing.SizingInputs:
+def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) -> sizing.SizingInputs:
     """All that the choice of machines for `spec` depends on. Measured are the team's own jobs, nobody else's."""
     left, budget_name = _left(db, team, user, spec.limits.cost)
     return sizing.SizingInputs(
@@ -48,26 +49,26 @@ def inputs(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) 
         evaluations=workload.evaluations(spec),
         processes=spec.resources.procs,
         min_batch=workload.min_batch(spec),
-        offers=tuple(offer for offer in planning.offers(db) if offer.provider == spec.resources.provider),
+        offers=tuple(offer for offer in load_offers(db) if offer.provider == spec.resources.provider),
         budget_left=left,
         budget_name=budget_name,
-        measurements=measurements(db, team, spec),
+        measurements=load_measurements(db, team, spec),
         timeouts=timeouts,
     )
 
 
-def measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]:
+def load_measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]:
     """What earlier runs of the same work took on this provider's machines, the newest first."""
     fingerprint, provider = workload.fingerprint(spec), spec.resources.provider
     ran = select(JobRow).where(
         JobRow.team_id == team, JobRow.first_step_at.is_not(None), JobRow.spec["recipe"].as_string() == spec.recipe
     )
-    newest = db.sql.scalars(ran.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(JOBS))
+    newest = db.sql.scalars(ran.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(MAX_JOBS))
     same = [job for job in newest if workload.fingerprint(JobSpec.from_stored(job.spec)) == fingerprint]
     if not same:
         return ()
     ids = [job.id for job in same]
-    generations = records.by_job(
+    generations = rows.group_by_job(
         db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.no.desc()))
     )
     machines: dict[tuple[UUID, int], list[MachineRow]] = defaultdict(list)
@@ -76,7 +77,7 @@ def measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]
     )
     for member, machine in db.sql.execute(query):
         machines[member.job, member.generation].append(machine)
-    lines = _lines(db, ids)
+    lines = _timelines(db, ids)
     complete_only = workload.has_phases(spec)
     found = (
         _measured(job, row, machines[job.id, row.no], lines[job.id, row.no])
@@ -97,7 +98,7 @@ def _newest(measured: Iterable[Measurement]) -> Iterable[Measurement]:
 
 
 @dataclass
-class _Lines:
+class _Timeline:
     """Of what a generation reported: (step, Unix seconds, epoch) of its first and last line; seconds of evaluation by
     step."""
 
@@ -106,12 +107,12 @@ class _Lines:
     evaluation: dict[int, float] = field(default_factory=dict)
 
 
-def _measured(job: JobRow, row: GenerationRow, machines: Sequence[MachineRow], lines: _Lines) -> Measurement | None:
+def _measured(job: JobRow, row: GenerationRow, machines: Sequence[MachineRow], lines: _Timeline) -> Measurement | None:
     """What a generation took; None if it was too short, or of machines of several types."""
     (step, begun, epoch), (last_step, ended, last_epoch) = lines.first, lines.last
     evaluation = {at: seconds for at, seconds in lines.evaluation.items() if step < at <= last_step}
     trained_s = ended - begun - sum(evaluation.values())
-    too_short = last_step - step < LEAST_STEPS or trained_s < LEAST_S or last_epoch <= epoch
+    too_short = last_step - step < MIN_STEPS or trained_s < MIN_S or last_epoch <= epoch
     if too_short or len({machine.type for machine in machines}) != 1:
         return None
     finished = job.end_reason in SUCCESS and row.no == job.generation
@@ -140,7 +141,7 @@ def _seconds(begin: int | None, end: int | None) -> float | None:
     return None if begin is None or end is None else max(0, end - begin) / 1e6
 
 
-def _lines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Lines]:
+def _timelines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Timeline]:
     """By job and generation. Of the curve of epochs, which has every step, only the two ends are read."""
     query = select(
         SeriesRow.job,
@@ -159,7 +160,7 @@ def _lines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Lines]:
             db, "epoch", jobs, tuple_(SeriesRow.job, MetricChunkRow.generation, column).in_(edges)
         ):
             points[job, chunk.generation] += metrics.unpack(chunk)
-    found = {key: _Lines(min(own), max(own)) for key, own in points.items()}
+    found = {key: _Timeline(min(own), max(own)) for key, own in points.items()}
     for job, chunk in _chunks(db, results.EVALUATION_S, jobs):
         if (job, chunk.generation) in found:
             found[job, chunk.generation].evaluation |= {at: seconds for at, _, seconds in metrics.unpack(chunk)}

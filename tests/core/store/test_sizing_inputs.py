@@ -12,8 +12,8 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.scaling import Measurement
 from shoestring_core.decide.sizing import choose_machines
 from shoestring_core.decide.timeouts import S, Timeouts
-from shoestring_core.store import reports, sizing
-from shoestring_core.store.fleet import planning
+from shoestring_core.store import reports, sizing_inputs
+from shoestring_core.store.fleet.offers import load_offers, save_offers
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
 from sqlalchemy import update
@@ -94,7 +94,7 @@ def submitted(world: World, **fields: object) -> JobRow:
 
 def found(world: World, team: UUID | None = None, **fields: object) -> tuple[Measurement, ...]:
     with world.store.read() as db:
-        return sizing.measurements(db, team or world.team, spec.parse(QUICK | fields))
+        return sizing_inputs.load_measurements(db, team or world.team, spec.parse(QUICK | fields))
 
 
 def test_a_finished_run_is_measured_without_its_scoring(world: World):
@@ -175,12 +175,12 @@ def test_the_choice_rests_on_runs_offers_and_what_is_left(world: World):
     for nodes, step_s in ((1, 0.5), (2, 0.3)):
         train(world, submitted(world, resources={"nodes": nodes}), ["small"] * nodes, step_s=step_s)
     offers = [Offer("local", "local", "", "small", market, "1.00", "2.00", 2, "test", True) for market in ("spot",)]
-    world.store.write(lambda db: planning.record_offers(db, offers))
+    world.store.write(lambda db: save_offers(db, offers))
     params = {"width": 8, "epochs": 60}
     wanted = spec.parse({"recipe": "digits/quickstart", "params": params, "limits": {"time": "6m", "cost": "9"}})
     world.limit("team", 5_000_000)
     with world.store.read() as db:
-        inputs = sizing.inputs(db, world.team, world.me.user, wanted, Timeouts())
+        inputs = sizing_inputs.load_sizing_inputs(db, world.team, world.me.user, wanted, Timeouts())
     assert (inputs.offers, inputs.requested_nodes, inputs.epochs, inputs.evaluations) == (tuple(offers), None, 60.0, 59)
     assert (inputs.budget_left, inputs.budget_name) == (5_000_000, f"team team {world.name}")
     choice = choose_machines(inputs)
@@ -192,7 +192,7 @@ def test_what_the_provider_no_longer_offers_is_forgotten(world: World):
     def offer(type_: str) -> Offer:
         return Offer("local", "local", "", type_, "spot", "1.00", "2.00", None, "test", True)
 
-    world.store.write(lambda db: planning.record_offers(db, [offer("a"), offer("b")]))
-    world.store.write(lambda db: planning.record_offers(db, [offer("b"), offer("c")]))
+    world.store.write(lambda db: save_offers(db, [offer("a"), offer("b")]))
+    world.store.write(lambda db: save_offers(db, [offer("b"), offer("c")]))
     with world.store.read() as db:
-        assert planning.offers(db) == [offer("b"), offer("c")]
+        assert load_offers(db) == [offer("b"), offer("c")]

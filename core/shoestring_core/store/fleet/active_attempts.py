@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tick works on: all that is not at rest."""
+"""Active attempts: all that a tick of the control loop works on."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import GenerationState, MachineState
 from shoestring_core.store.db import Read
-from shoestring_core.store.fleet import records
+from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """An attempt that isn't closed, with all that hangs on it."""
+class ActiveAttempt:
+    """An attempt that isn't closed, with its job, machines, generation and members."""
 
     job: JobRow
     spec: JobSpec
     attempt: AttemptRow
     machines: list[MachineRow]
-    """All of the attempt, void ones too, by ordinal."""
+    """All of the attempt, void machines too, by ordinal."""
     generation: GenerationRow | None
     members: list[MemberRow]
-    ran: frozenset[UUID]
+    last_formed: frozenset[UUID]
     """The machines of the last generation that formed."""
     restarts: int
     trained_us: int
@@ -37,7 +37,7 @@ class Unfinished:
 
     @property
     def wanted(self) -> bool:
-        return records.wanted(self.job, self.attempt)
+        return rows.is_wanted(self.job, self.attempt)
 
     @property
     def gang(self) -> dict[int, MachineRow]:
@@ -46,16 +46,16 @@ class Unfinished:
 
     @property
     def alive(self) -> bool:
-        return any(machine.state in records.ALIVE for machine in self.machines)
+        return any(machine.state in rows.ALIVE for machine in self.machines)
 
     @property
     def elastic(self) -> bool:
-        return records.elastic(self.job)
+        return rows.is_elastic(self.job)
 
     def empty_slots(self, now: int, timeouts: Timeouts) -> list[int]:
-        """Slots that need a machine, and that may be asked for again by now: all their machines so far are void; where
-        a gang that trains may lose machines, void or terminated."""
-        filled = {row.slot for row in self.machines if row.state in records.ALIVE}
+        """Slots to launch a machine for again, after a backoff: all their machines so far are void; in a training
+        elastic gang, void or terminated."""
+        filled = {row.slot for row in self.machines if row.state in rows.ALIVE}
         if self.generation is None:
             filled = set(self.gang)
         elif not self.elastic:
@@ -84,46 +84,53 @@ class Unfinished:
 
     @property
     def machine_statuses(self) -> tuple[membership.MachineStatus, ...]:
-        """The machine of each slot; once they train, those that do or did and those that have come since."""
-        parts = {member.machine: member for member in self.members}
+        """The machine of each slot; once a generation is open, its members, the last ones, and newer ones."""
+        memberships = {member.machine: member for member in self.members}
         machines = [row for _, row in sorted(self.gang.items())]
         if self.generation is not None:
             machines = [
                 row
                 for row in sorted(self.machines, key=lambda row: row.slot)
-                if row.id in parts or row.state in records.ALIVE or (row.id in self.ran and row.state != "void")
+                if row.id in memberships
+                or row.state in rows.ALIVE
+                or (row.id in self.last_formed and row.state != "void")
             ]
         return tuple(
             _machine_status(
-                row, parts.get(row.id), is_member=not parts or row.id in parts, was_member=row.id in self.ran
+                row,
+                memberships.get(row.id),
+                is_member=not memberships or row.id in memberships,
+                was_member=row.id in self.last_formed,
             )
             for row in machines
         )
 
 
 @dataclass(frozen=True)
-class Work:
-    """All that is not at rest. Falsy when everything is."""
+class OpenWork:
+    """Everything a tick may have to act on. Falsy if there is nothing."""
 
     now: int = 0
-    queued: int = 0
-    attempts: list[Unfinished] = field(default_factory=list)
-    alive: int = 0
+    queued_jobs: int = 0
+    attempts: list[ActiveAttempt] = field(default_factory=list)
+    alive_machines: int = 0
     unbilled: list[UUID] = field(default_factory=list)
     unsettled: list[UUID] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.queued or self.attempts or self.alive or self.unbilled or self.unsettled)
+        return bool(self.queued_jobs or self.attempts or self.alive_machines or self.unbilled or self.unsettled)
 
 
-def find_work(db: Read) -> Work:
-    """What there is to do. A few indexed reads when there is nothing."""
+def load_open_work(db: Read) -> OpenWork:
+    """What there is to do: a few indexed reads if there is nothing."""
     attempts = list(db.sql.scalars(select(AttemptRow).where(AttemptRow.state != "closed").order_by(AttemptRow.job)))
-    return Work(
+    return OpenWork(
         now=db.now,
-        queued=db.sql.scalar(select(func.count()).select_from(JobRow).where(JobRow.state == "queued")) or 0,
-        attempts=_unfinished(db, attempts) if attempts else [],
-        alive=db.sql.scalar(select(func.count()).select_from(MachineRow).where(MachineRow.state.in_(records.ALIVE)))
+        queued_jobs=db.sql.scalar(select(func.count()).select_from(JobRow).where(JobRow.state == "queued")) or 0,
+        attempts=_load_active_attempts(db, attempts) if attempts else [],
+        alive_machines=db.sql.scalar(
+            select(func.count()).select_from(MachineRow).where(MachineRow.state.in_(rows.ALIVE))
+        )
         or 0,
         unbilled=list(
             db.sql.scalars(
@@ -136,50 +143,52 @@ def find_work(db: Read) -> Work:
     )
 
 
-def look(db: Read, attempt: AttemptRow) -> Unfinished:
-    """One attempt as it is now."""
-    return _unfinished(db, [attempt])[0]
+def load_active_attempt(db: Read, attempt: AttemptRow) -> ActiveAttempt:
+    """An attempt as it is now."""
+    return _load_active_attempts(db, [attempt])[0]
 
 
-def _unfinished(db: Read, attempts: list[AttemptRow]) -> list[Unfinished]:
+def _load_active_attempts(db: Read, attempts: list[AttemptRow]) -> list[ActiveAttempt]:
     ids = {attempt.job for attempt in attempts}
-    owners = {job.id: job for job in db.sql.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
-    machines = records.by_job(
+    jobs = {job.id: job for job in db.sql.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
+    machines = rows.group_by_job(
         db.sql.scalars(
             select(MachineRow).where(MachineRow.job.in_(ids)).order_by(MachineRow.attempt, MachineRow.ordinal)
         )
     )
-    generations = records.by_job(
+    generations = rows.group_by_job(
         db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.no))
     )
-    members = records.by_job(
+    members = rows.group_by_job(
         db.sql.scalars(select(MemberRow).where(MemberRow.job.in_(ids)).order_by(MemberRow.node_rank))
     )
     return [
-        _one(db, owners[attempt.job], attempt, machines[attempt.job], generations[attempt.job], members[attempt.job])
+        _active_attempt(
+            db, jobs[attempt.job], attempt, machines[attempt.job], generations[attempt.job], members[attempt.job]
+        )
         for attempt in attempts
     ]
 
 
-def _one(
+def _active_attempt(
     db: Read,
     job: JobRow,
     attempt: AttemptRow,
     machines: list[MachineRow],
     generations: list[GenerationRow],
     members: list[MemberRow],
-) -> Unfinished:
+) -> ActiveAttempt:
     own = [row for row in generations if row.attempt == attempt.no]
     current = own[-1] if own and own[-1].no == job.generation else None
     formed = max((row.no for row in own if row.formed_at is not None), default=None)
-    return Unfinished(
+    return ActiveAttempt(
         job=job,
         spec=JobSpec.from_stored(job.spec),
         attempt=attempt,
         machines=[row for row in machines if row.attempt == attempt.no],
         generation=current,
         members=[row for row in members if current is not None and row.generation == current.no],
-        ran=frozenset(row.machine for row in members if row.generation == formed),
+        last_formed=frozenset(row.machine for row in members if row.generation == formed),
         restarts=max(0, sum(row.start_checkpoint == job.checkpoint for row in own) - 1),
         trained_us=sum((row.over_at or db.now) - row.formed_at for row in generations if row.formed_at is not None),
     )

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the modules of the fleet share: rows loaded, locked, changed under a guard, and recorded in the feed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Update, select, update
+
+from shoestring_core.errors import AgentRefused
+from shoestring_core.states import AttemptState, DesiredState, JobState
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, MemberRow
+
+ALIVE = ("planned", "calling", "up", "ending")
+"""States of machines that run, or may run without our knowledge, or may yet be launched."""
+
+
+def try_update(db: Write, statement: Update) -> bool:
+    """Run a guarded UPDATE of one row. Returns whether its guard still held."""
+    return db.count(statement) == 1
+
+
+def lock_job(db: Write, job_id: UUID) -> JobRow:
+    """The job's row, locked until the end of the transaction: decisions about one job come one after the other."""
+    db.count(update(JobRow).where(JobRow.id == job_id).values(generation=JobRow.generation))
+    return load_job(db, job_id)
+
+
+def load_job(db: Read, job_id: UUID) -> JobRow:
+    return db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
+
+
+def load_attempt(db: Read, job_id: UUID, attempt_no: int) -> AttemptRow:
+    return db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job_id, AttemptRow.no == attempt_no)).one()
+
+
+def load_machine(db: Read, machine_id: UUID) -> MachineRow:
+    """Raises AgentRefused: only agents may ask for a machine that doesn't exist."""
+    row = db.sql.scalar(select(MachineRow).where(MachineRow.id == machine_id))
+    if row is None:
+        raise AgentRefused("No such machine.")
+    return row
+
+
+def load_gang(db: Read, job_id: UUID, attempt_no: int) -> list[MachineRow]:
+    """The machines of an attempt that are alive, by slot."""
+    alive = select(MachineRow).where(
+        MachineRow.job == job_id, MachineRow.attempt == attempt_no, MachineRow.state.in_(ALIVE)
+    )
+    return list(db.sql.scalars(alive.order_by(MachineRow.slot)))
+
+
+def load_members(db: Read, job_id: UUID, generation: int) -> list[MemberRow]:
+    """The members of a generation, by node rank."""
+    members = select(MemberRow).where(MemberRow.job == job_id, MemberRow.generation == generation)
+    return list(db.sql.scalars(members.order_by(MemberRow.node_rank)))
+
+
+def is_wanted(job: JobRow, attempt: AttemptRow) -> bool:
+    """Whether the machines of an attempt should run: it is open, and its job is to train in it."""
+    return (
+        job.attempt == attempt.no
+        and attempt.state == AttemptState.OPEN
+        and job.state in (JobState.LAUNCHING, JobState.RUNNING)
+        and job.desired_state == DesiredState.RUN
+    )
+
+
+def is_elastic(job: JobRow) -> bool:
+    """Whether the job's gang may lose machines and continue."""
+    resources = job.spec["resources"]
+    least = resources.get("min")
+    return bool(least is not None and least < resources["nodes"])
+
+
+def group_by_job(rows: Iterable[Any]) -> dict[UUID, list[Any]]:
+    groups: dict[UUID, list[Any]] = defaultdict(list)
+    for row in rows:
+        groups[row.job].append(row)
+    return groups
+
+
+def ancestor_ids(leaf: AccountRow, accounts: dict[UUID, AccountRow]) -> tuple[UUID, ...]:
+    """The ids of an account and those above it, leaf first."""
+    path = [leaf.id]
+    while (parent := accounts[path[-1]].parent) is not None:
+        path.append(parent)
+    return tuple(path)
+
+
+def record_machine_event(
+    db: Write, job: JobRow, attempt: int, machine: UUID, state: str, *, reason: str = "", cause: str | None = None
+) -> None:
+    db.event(
+        team=job.team_id,
+        kind="machine",
+        actor="fleet",
+        reason=reason,
+        job=job.id,
+        attempt=attempt,
+        ref=str(machine),
+        data={"state": str(state)} | ({"cause": cause} if cause else {}),
+    )
+
+
+def record_generation_event(
+    db: Write, job: JobRow, number: int, attempt: int, state: str, reason: str = ""
+) -> None:  # fmt: skip
+    db.event(
+        team=job.team_id,
+        kind="generation",
+        actor="fleet",
+        reason=reason,
+        job=job.id,
+        attempt=attempt,
+        generation=number,
+        data={"state": state},
+    )
