@@ -48,7 +48,7 @@ class TickHints:
 
     def on_commit(self, change: CommitInfo) -> None:
         """Queue a hint after a commit that asks for one; may be called from any thread."""
-        if change.hint:
+        if change.tick_requested:
             try:
                 self._pending.put_nowait(True)
             except queue.Full:

@@ -125,7 +125,7 @@ def summarise(client: Client, job: rest.Job, seed: int, reclaim_step: int | None
         "attempts": len(trained),
         "steps": attempts.steps,
         "steps_lost": attempts.steps_lost,
-        "world_size": max((g.world for g in generations), default=0),
+        "world_size": max((g.world_size for g in generations), default=0),
         "machines": sum(m.launched_at is not None for a in attempts.attempts for m in a.machines),
         "precision": result.get("precision"),
         "seed": seed,

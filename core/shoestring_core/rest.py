@@ -182,7 +182,7 @@ class Generation(Resource):
     no: int
     attempt: int
     state: GenerationState
-    world: int
+    world_size: int
     start_step: int
     last_step: int | None = None
     """Last step it reported."""
@@ -191,8 +191,8 @@ class Generation(Resource):
     steps_lost: int = 0
     formed_at: datetime | None = None
     first_step_at: datetime | None = None
-    over_at: datetime | None = None
-    over_reason: str | None = None
+    ended_at: datetime | None = None
+    end_reason: str | None = None
 
 
 class Attempt(Resource):

@@ -66,7 +66,7 @@ class MachineState(StrEnum):
 class GenerationState(StrEnum):
     FORMING = "forming"
     FORMED = "formed"
-    OVER = "over"
+    ENDED = "ended"
 
 
 J, M = JobState, MachineState

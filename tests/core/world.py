@@ -37,11 +37,11 @@ class World:
         machine = new_id()
 
         def work(db):
-            db.insert_new(AttemptRow, job=job.id, no=1, state="open", plan_json={}, epoch=0, opened_at=db.now)
+            db.insert_new(AttemptRow, job=job.id, no=1, state="open", plan={}, scheduler_epoch=0, opened_at=db.now)
             db.insert_new(
                 MachineRow, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type="local.cpu", market="spot", price="0.158",
-                on_demand_price="0.526", launch_json={}, state="planned", created_at=db.now,
+                on_demand_price="0.526", launch_request={}, state="planned", created_at=db.now,
             )  # fmt: skip
 
         self.store.write(work)

@@ -70,7 +70,7 @@ def test_a_gang_recovers_from_a_batch_that_breaks_the_numbers(service: Service, 
     assert [step for step, loss in zip(curve.steps, curve.values, strict=True) if loss != loss] == [BAD]
     attempts = service.client.attempts(done.id)
     assert [len(one.machines) for one in attempts.attempts] == [2]
-    assert "skipping" in (attempts.attempts[0].generations[0].over_reason or "")
+    assert "skipping" in (attempts.attempts[0].generations[0].end_reason or "")
     events = service.client.events(done.id).events
     assert [one.data["step"] for one in events if one.data.get("event") == "skipped"] == [BAD]
 

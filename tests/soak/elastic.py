@@ -104,7 +104,7 @@ def live_through(
     witness.require_one_generation_at_a_time(service.data)
     witness.require_exact_bills(service.data, url)
     generations = gangs_of(service.data)
-    assert [one.world for one in generations] == [nodes, nodes - 1, nodes], generations
+    assert [one.world_size for one in generations] == [nodes, nodes - 1, nodes], generations
     first, second = (one.first_step_at - lost_at for one in generations[1:])
     samples = require_each_sample_once(service.data, epochs if to_the_end else None)
     return (

@@ -206,7 +206,7 @@ class Drama:
 
     def _store_points(self, job: UUID, number: int) -> None:
         row = update(GenerationRow).where(GenerationRow.job == job, GenerationRow.no == number)
-        self.world.store.write(lambda db: db.count(row.values(last_step=self.steps[job])))
+        self.world.store.write(lambda db: db.execute(row.values(last_step=self.steps[job])))
 
     # What must hold
 

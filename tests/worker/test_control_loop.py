@@ -76,8 +76,8 @@ def test_the_stored_plan_says_what_was_decided_on_what(world: World):
     world.tick()
     with world.store.read() as db:
         attempt = db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job)).one()
-    assert attempt.plan_json["waiting"]["job"] == str(job)
-    assert attempt.plan_json["offers"][0]["price"] == "0.158"
+    assert attempt.plan["waiting"]["job"] == str(job)
+    assert attempt.plan["offers"][0]["price"] == "0.158"
 
 
 def test_jobs_wait_for_slots_in_order_and_start_by_themselves(world: World):
@@ -114,7 +114,7 @@ def test_a_reclaimed_gang_goes_on_from_its_checkpoint_in_a_new_attempt(world: Wo
             select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.no)
         ).all()
         attempts = db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.no)).all()
-    assert [(one.state, one.start_step) for one in generations] == [("over", 0), ("formed", 40)]
+    assert [(one.state, one.start_step) for one in generations] == [("ended", 0), ("formed", 40)]
     assert (attempts[0].state, attempts[0].reason, attempts[0].trained) == ("closed", "preempted", True)
     assert world.order(world.alive(job)[0].id).run.resume.step == 40
     finish(world, job, 100)

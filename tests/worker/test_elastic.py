@@ -156,5 +156,5 @@ def test_generations_tell_how_the_gang_changed(world: World):
     world.tick(3)
     with world.store.read() as db:
         rows = db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.no)).all()
-    assert [(one.world, one.state) for one in rows] == [(4, "over"), (3, "forming")]
-    assert rows[0].over_reason == "The machine in slot 1 was lost (crashed)."
+    assert [(one.world_size, one.state) for one in rows] == [(4, "ended"), (3, "forming")]
+    assert rows[0].end_reason == "The machine in slot 1 was lost (crashed)."

@@ -386,7 +386,7 @@ def test_a_checkpoint_waits_for_the_points_it_stands_on(world: World, running):
     )
     with pytest.raises(PointsMissing):
         world.store.write(lambda db: checkpoints.commit(db, machine, said))
-    world.store.write(lambda db: db.count(update(MachineRow).where(MachineRow.id == machine).values(acked_seq=3)))
+    world.store.write(lambda db: db.execute(update(MachineRow).where(MachineRow.id == machine).values(acked_seq=3)))
     assert world.store.write(lambda db: checkpoints.commit(db, machine, said))
     assert world.job(job).checkpoint is not None
 

@@ -382,5 +382,5 @@ class ControlLoop:
         return self.store.write(lambda db: function(db, *args, **kwargs))
 
     def _on_commit(self, committed: CommitInfo) -> None:
-        if committed.hint:
+        if committed.tick_requested:
             self._again.set()

@@ -55,15 +55,15 @@ def _serialize_generation(row: GenerationRow, next_start: int | None) -> rest.Ge
         no=row.no,
         attempt=row.attempt,
         state=GenerationState(row.state),
-        world=row.world,
+        world_size=row.world_size,
         start_step=row.start_step,
         last_step=last,
         kept_through=kept,
         steps_lost=0 if last is None or kept is None else last - kept,
         formed_at=to_datetime(row.formed_at),
         first_step_at=to_datetime(row.first_step_at),
-        over_at=to_datetime(row.over_at),
-        over_reason=row.over_reason,
+        ended_at=to_datetime(row.ended_at),
+        end_reason=row.end_reason,
     )
 
 

@@ -70,7 +70,7 @@ def describe_status(row: JobRow) -> str:
 
 
 def _skipped_batches(row: JobRow) -> str:
-    spans = [(int(first), int(last)) for first, last in row.skips or ()]
+    spans = [(int(first), int(last)) for first, last in row.skipped_steps or ()]
     return f", skipping {nan_recovery.describe_spans(spans)} (NaN/Inf)" if spans else ""
 
 

@@ -121,7 +121,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
             AttemptRow.job == job.id, AttemptRow.no == job.attempt, AttemptRow.state == "open"
         )
         db.sql.execute(closing.values(state="closing", reason="finished", closed_at=db.now, trained=True))
-        db.hint()
+        db.request_tick()
     _store(
         db,
         checkpoint,

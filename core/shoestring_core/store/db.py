@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database: how it is opened, read and written. SQLite for one computer, PostgreSQL for a team, the same code.
+"""The database: opened, read and written. SQLite for one computer, PostgreSQL for a team, with the same code.
 
     store = open_store("sqlite:////home/me/.shoestring/shoestring.db")
     store.migrate()
@@ -7,8 +7,8 @@
         job = jobs.get(db, team, job_id)
     store.write(lambda db: jobs.stop(db, job, actor="ann"))
 
-A write is one transaction and one function, which is run again from its start if the database asks for it; it must
-touch nothing but the database. Rows it read are values: change them with `update(...).where(...)`, never by attribute.
+A write is one function in one transaction, which is run again from its start after a conflict; it must have no effect
+outside the database. Rows it read are values: change them with `update(...).where(...)`, never by attribute.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from shoestring_core.store import migrations, tables
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RUNS = 5
-"""How often a write is run before its conflict is given up as an error."""
+MAX_RUNS = 5
+"""How often a write is run before its conflict is raised as an error."""
 
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits for its turn."""
 
-_ADDRESSES = "Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME."
+_URL_HINT = "Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME."
 
 
 def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
@@ -68,7 +68,7 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     try:
         address = make_url(url)
     except exc.ArgumentError:  # its text would repeat the password
-        raise Unavailable("The database's address can't be read.", hint=_ADDRESSES) from None
+        raise Unavailable("The database's address can't be read.", hint=_URL_HINT) from None
     if address.get_backend_name() == "sqlite":
         reader, writer = _sqlite(address, busy_timeout_s, read_only=True), _sqlite(address, busy_timeout_s)
     elif address.get_backend_name() == "postgresql":
@@ -76,7 +76,7 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     else:
         raise Unavailable(
             f"{address.get_backend_name()} databases are not supported",
-            hint=_ADDRESSES,
+            hint=_URL_HINT,
         )
     store = Store(reader, writer, busy_timeout_s)
     store.revision()
@@ -85,15 +85,15 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
 
 @dataclass(frozen=True)
 class CommitInfo:
-    """What a write changed, for those who wake others. `hint`: a tick is worth running now."""
+    """What a write changed, for listeners. `tick_requested`: the control loop has something to do now."""
 
     teams: set[UUID]
     jobs: set[UUID]
-    hint: bool
+    tick_requested: bool
 
 
 class Read:
-    """A reading transaction: one state of the database, as of its first statement."""
+    """A read transaction: one snapshot of the database, as of its first statement."""
 
     def __init__(self, sql: orm.Session) -> None:
         self.sql = sql
@@ -107,12 +107,12 @@ class Read:
 
 
 class Write(Read):
-    """A writing transaction. Events are kept back and written at its very end."""
+    """A write transaction. Events are buffered and written at its very end."""
 
     def __init__(self, sql: orm.Session) -> None:
         super().__init__(sql)
         self._events: list[dict[str, Any]] = []
-        self._hint = False
+        self._tick_requested = False
 
     def event(
         self,
@@ -127,7 +127,7 @@ class Write(Read):
         ref: str | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Append to the team's feed."""
+        """Append an event to the team's feed."""
         self._events.append(
             {"team": team, "job": job, "attempt": attempt, "generation": generation, "kind": kind,
              "actor": actor, "reason": reason, "ref": ref, "data": data or {}, "at": self.now}
@@ -148,18 +148,18 @@ class Write(Read):
             return postgresql.insert(table).on_conflict_do_nothing()
         return sqlite.insert(table).on_conflict_do_nothing()
 
-    def count(self, change: UpdateBase) -> int:
-        """Run an insert, update or delete; how many rows it changed."""
+    def execute(self, statement: UpdateBase) -> int:
+        """Run an insert, update or delete. Returns how many rows it changed."""
         # Without the option psycopg's count of an INSERT is lost.
-        result = self.sql.execute(change, execution_options={"preserve_rowcount": True})
+        result = self.sql.execute(statement, execution_options={"preserve_rowcount": True})
         return cast("CursorResult[Any]", result).rowcount
 
-    def hint(self) -> None:
-        """Ask for a tick after the commit, instead of waiting for the next one."""
-        self._hint = True
+    def request_tick(self) -> None:
+        """Request a tick of the control loop right after the commit."""
+        self._tick_requested = True
 
-    def close_feed(self) -> CommitInfo:
-        """Number the events and write them: the last statements of the transaction.
+    def write_events(self) -> CommitInfo:
+        """Number the events and insert them: the last statements of the transaction.
 
         The team's row stays locked from here to the commit, so the order of numbers is the order of commits, and a
         reader who has seen n has seen everything up to n.
@@ -169,12 +169,12 @@ class Write(Read):
         for row in self._events:
             by_team[row["team"]].append(row)
         for team in sorted(by_team):
-            self._number(team, by_team[team])
+            self._assign_numbers(team, by_team[team])
         if self._events:
             self.sql.execute(insert(tables.EventRow), self._events)
-        return CommitInfo(set(by_team), {row["job"] for row in self._events if row["job"]}, self._hint)
+        return CommitInfo(set(by_team), {row["job"] for row in self._events if row["job"]}, self._tick_requested)
 
-    def _number(self, team: UUID, rows: list[dict[str, Any]]) -> None:
+    def _assign_numbers(self, team: UUID, rows: list[dict[str, Any]]) -> None:
         last = self.sql.execute(
             update(tables.TeamRow)
             .where(tables.TeamRow.id == team)
@@ -193,14 +193,14 @@ class Store:
     writer: Engine
     busy_timeout_s: float = BUSY_TIMEOUT_S
     on_commit: list[Callable[[CommitInfo], None]] = field(default_factory=list)
-    """Called after each commit that wrote events or asked for a hint. What they raise is logged, never passed on."""
-    _turn: threading.Lock = field(default_factory=threading.Lock)
-    """SQLite has one writer. It polls for its turn, which starves some; threads of one process queue here instead."""
+    """Called after each commit that wrote events or requested a tick. Their exceptions are logged, never raised."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """SQLite has one writer, and polling for its lock starves some; threads of one process queue here instead."""
 
     @contextmanager
     def read(self) -> Iterator[Read]:
         """A session that can't write."""
-        with _as_unavailable(), _session(self.reader) as sql:
+        with _translate_errors(), _session(self.reader) as sql:
             if self.reader.dialect.name == "postgresql":
                 sql.connection(execution_options={"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"})
             yield Read(sql)
@@ -211,22 +211,22 @@ class Store:
         Raises what `work` raises, and Unavailable if the database can't be written; then nothing is changed.
         """
         give_up_at = time.monotonic() + self.busy_timeout_s
-        for run in range(1, RUNS + 1):
+        for run in range(1, MAX_RUNS + 1):
             try:
-                with _as_unavailable():
+                with _translate_errors():
                     result, committed = self._write_once(work)
             except Unavailable as error:
-                if not _is_conflict(error.__cause__) or run == RUNS or time.monotonic() > give_up_at:
+                if not _is_conflict(error.__cause__) or run == MAX_RUNS or time.monotonic() > give_up_at:
                     raise
                 time.sleep(random.uniform(0, 0.01 * 2**run))
             else:
-                self._announce(committed)
+                self._notify(committed)
                 return result
         raise AssertionError("the last run returns or raises")
 
     def migrate(self) -> None:
-        """Bring the schema to this version's. Safe to run in several processes at once."""
-        with _as_unavailable(), self.writer.begin() as connection:
+        """Upgrade the schema to this version's. Safe to run in several processes at once."""
+        with _translate_errors(), self.writer.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(7305427061)"))
@@ -235,7 +235,7 @@ class Store:
 
     def revision(self) -> str | None:
         """The schema's version; None for an empty database. Raises StoreTooNew, Unavailable."""
-        with _as_unavailable(), self.reader.connect() as connection:
+        with _translate_errors(), self.reader.connect() as connection:
             return _refuse_newer(connection)
 
     def is_current(self) -> bool:
@@ -247,25 +247,25 @@ class Store:
         self.writer.dispose()
 
     def _write_once(self, work: Callable[[Write], T]) -> tuple[T, CommitInfo]:
-        with self._my_turn(), _session(self.writer) as sql, sql.begin():
+        with self._writer_lock(), _session(self.writer) as sql, sql.begin():
             db = Write(sql)
             result = work(db)
-            return result, db.close_feed()
+            return result, db.write_events()
 
     @contextmanager
-    def _my_turn(self) -> Iterator[None]:
+    def _writer_lock(self) -> Iterator[None]:
         if self.writer.dialect.name != "sqlite":
             yield
             return
-        if not self._turn.acquire(timeout=self.busy_timeout_s):
+        if not self._lock.acquire(timeout=self.busy_timeout_s):
             raise Unavailable("The database is too busy with other writes.", hint="Try again.")
         try:
             yield
         finally:
-            self._turn.release()
+            self._lock.release()
 
-    def _announce(self, committed: CommitInfo) -> None:
-        if not committed.teams and not committed.hint:
+    def _notify(self, committed: CommitInfo) -> None:
+        if not committed.teams and not committed.tick_requested:
             return
         for listener in self.on_commit:
             try:
@@ -389,7 +389,10 @@ def _refuse_newer(connection: Connection) -> str | None:
 _SQLITE_CONFLICTS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _POSTGRESQL_CONFLICTS = ("40001", "40P01")
 
-_LOCKED = ("Another process keeps the database locked.", "Try again; if it stays so, find who has the file open.")
+_LOCKED = (
+    "Another process keeps the database locked.",
+    "Try again; if it persists, find the process that has the file open.",
+)
 
 _SQLITE_PROBLEMS = {
     sqlite3.SQLITE_BUSY: _LOCKED,
@@ -398,7 +401,7 @@ _SQLITE_PROBLEMS = {
     sqlite3.SQLITE_PERM: ("The database file can't be used.", "Check the permissions of the data folder."),
     sqlite3.SQLITE_IOERR: ("The disk that holds the database reports errors.", "Check the disk of the data folder."),
     sqlite3.SQLITE_CORRUPT: ("The database file is damaged.", "Restore the data folder from a backup."),
-    sqlite3.SQLITE_FULL: ("The disk that holds the database is full.", "Free some space; then everything goes on."),
+    sqlite3.SQLITE_FULL: ("The disk that holds the database is full.", "Free some space; everything then continues."),
     sqlite3.SQLITE_CANTOPEN: (
         "The database file can't be opened.",
         "Check that the data folder exists and that you may write to it.",
@@ -413,8 +416,8 @@ _POSTGRESQL_PROBLEMS = {
     ),
     "25006": ("PostgreSQL is read-only.", "Check that SHOESTRING_DATABASE_URL names the primary server."),
     "40": ("The database is too busy with other writes.", "Try again."),
-    "53100": ("PostgreSQL's disk is full.", "Free some space on it; work goes on then."),
-    "53": ("PostgreSQL has too few resources left.", "Try again; raise its connections or memory if it stays so."),
+    "53100": ("PostgreSQL's disk is full.", "Free some space on it; everything then continues."),
+    "53": ("PostgreSQL has too few resources left.", "Try again; raise its connections or memory if it persists."),
     "55P03": ("Another process keeps the rows locked.", "Try again."),
     "57014": ("PostgreSQL took too long to answer.", "Try again."),
     "57P": ("PostgreSQL is stopping or starting.", "Try again in a moment."),
@@ -422,8 +425,8 @@ _POSTGRESQL_PROBLEMS = {
 
 
 @contextmanager
-def _as_unavailable() -> Iterator[None]:
-    """Turn what the database can't do now into Unavailable; mistakes of ours pass as they are."""
+def _translate_errors() -> Iterator[None]:
+    """Turn failures of the database into Unavailable; our own mistakes pass unchanged."""
     try:
         yield
     except exc.TimeoutError as error:

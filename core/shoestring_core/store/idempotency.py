@@ -35,7 +35,7 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
     if not 1 <= len(key) <= 200 or not key.isprintable():
         raise InvalidRequest("An Idempotency-Key has 1 to 200 printable characters.", hint="Use a fresh UUID.")
     row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key)
-    db.count(delete(IdempotencyRow).where(*row, IdempotencyRow.begun_at < db.now - RESPONSE_TTL))
+    db.execute(delete(IdempotencyRow).where(*row, IdempotencyRow.begun_at < db.now - RESPONSE_TTL))
     if db.insert_new(
         IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, begun_at=db.now
     ):
@@ -52,7 +52,7 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
         IdempotencyRow.begun_at == first.begun_at,
         IdempotencyRow.begun_at < db.now - IN_FLIGHT_TTL,
     )
-    if db.count(update(IdempotencyRow).where(*row, *stale).values(begun_at=db.now)) == 1:
+    if db.execute(update(IdempotencyRow).where(*row, *stale).values(begun_at=db.now)) == 1:
         return None
     raise IdempotencyInFlight(
         "The first request with this Idempotency-Key is still running.", hint="Repeat it shortly."
@@ -62,4 +62,4 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
 def store_response(db: Write, principal: str, key: str, status: int, body: str) -> None:
     """Store the response for repeated requests."""
     row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key, IdempotencyRow.status.is_(None))
-    db.count(update(IdempotencyRow).where(*row).values(status=status, body=body))
+    db.execute(update(IdempotencyRow).where(*row).values(status=status, body=body))

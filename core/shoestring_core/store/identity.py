@@ -92,15 +92,15 @@ def revoke_key(db: Write, team: UUID, key: UUID) -> None:
     owner = db.sql.scalar(select(KeyRow.user_id).where(KeyRow.id == key, KeyRow.team_id == team))
     if owner is None:
         raise NotFound("There is no such key.")
-    if db.count(update(KeyRow).where(KeyRow.id == key, KeyRow.revoked_at.is_(None)).values(revoked_at=db.now)):
+    if db.execute(update(KeyRow).where(KeyRow.id == key, KeyRow.revoked_at.is_(None)).values(revoked_at=db.now)):
         login_codes = (
             KeyRow.user_id == owner,
             KeyRow.team_id == team,
             KeyRow.kind == "login",
             KeyRow.revoked_at.is_(None),
         )
-        db.count(update(KeyRow).where(*login_codes).values(revoked_at=db.now))
-        db.count(delete(SessionRow).where(SessionRow.user_id == owner, SessionRow.team_id == team))
+        db.execute(update(KeyRow).where(*login_codes).values(revoked_at=db.now))
+        db.execute(delete(SessionRow).where(SessionRow.user_id == owner, SessionRow.team_id == team))
 
 
 def authenticate(db: Read, secret: str) -> Principal:

@@ -53,8 +53,8 @@ def submit(
             sizing=sizing,
             state=JobState.QUEUED,
             checkpoint=_start_checkpoint(retried_from),
-            init=init,
-            skips=retried_from.skips if retried_from and _start_checkpoint(retried_from) else None,
+            init_checkpoint=init,
+            skipped_steps=retried_from.skipped_steps if retried_from and _start_checkpoint(retried_from) else None,
             retried_from=retried_from.id if retried_from else None,
             created_at=db.now,
             queued_at=db.now,
@@ -69,7 +69,7 @@ def submit(
         chosen = {name: sizing["choice"][name] for name in ("outcome", "nodes", "type")}
         data = chosen | {"why_not_faster": sizing["why_not_faster"]}
         db.event(team=team, kind="sizing", actor="scheduler", reason=sizing["summary"], job=job_id, data=data)
-    db.hint()
+    db.request_tick()
     return job
 
 
@@ -89,7 +89,7 @@ def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str,
     unchanged = [JobRow.id == job.id, JobRow.state == before, JobRow.desired_state == job.desired_state]
     unchanged += [JobRow.attempt == job.attempt, JobRow.generation == job.generation]
     values = {"state": to} | _columns_of_move(db, job, to) | columns
-    if db.count(update(JobRow).where(*unchanged).values(values)) != 1:
+    if db.execute(update(JobRow).where(*unchanged).values(values)) != 1:
         raise StaleTransition(f"Another transaction changed the job while it was {before}.")
     after = _load(db, job.id)
     data = {"from": before.value, "to": to.value} | ({"end_reason": after.end_reason} if after.end_reason else {})
@@ -98,7 +98,7 @@ def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str,
         generation=after.generation, data=data,
     )  # fmt: skip
     if to not in (JobState.LAUNCHING, JobState.RUNNING):
-        db.hint()
+        db.request_tick()
     return after
 
 
@@ -161,7 +161,9 @@ def retry(db: Write, team: UUID, job: UUID, user: UUID, *, min_hold: int) -> Job
     if old.state != JobState.ENDED:
         raise WrongState(f"The job is {_readable(old.state)}; only an ended job can be retried.", hint="Stop it first.")
     spec = JobSpec.from_stored(old.spec)
-    return submit(db, team, user, spec, min_hold=min_hold, sizing=old.sizing, retried_from=old, init=old.init)
+    return submit(
+        db, team, user, spec, min_hold=min_hold, sizing=old.sizing, retried_from=old, init=old.init_checkpoint
+    )
 
 
 # Reading
@@ -248,11 +250,11 @@ def _already_ending(job: JobRow, target: DesiredState) -> JobRow:
 def _set_desired(db: Write, job: JobRow, desired: dict[str, Any], actor: str, reason: str) -> JobRow:
     """Change the desired state of a job that is already stopping."""
     unchanged = (JobRow.id == job.id, JobRow.state == JobState.STOPPING, JobRow.desired_state == job.desired_state)
-    if db.count(update(JobRow).where(*unchanged).values(desired)) != 1:
+    if db.execute(update(JobRow).where(*unchanged).values(desired)) != 1:
         raise StaleTransition("Another transaction changed the job at the same time.")
     data = {"from": job.state, "to": job.state, "desired_state": str(desired["desired_state"])}
     db.event(team=job.team_id, kind="job", actor=actor, reason=reason, job=job.id, attempt=job.attempt, data=data)
-    db.hint()
+    db.request_tick()
     return _load(db, job.id)
 
 

@@ -47,7 +47,7 @@ def accept_batch(db: Write, machine_id: UUID, batch: wire.TelemetryBatch, *, log
     if generation is not None:
         _update_generation(db, generation, training, first_at)
     acked = update(MachineRow).where(MachineRow.id == machine.id, MachineRow.acked_seq == batch.seq - 1)
-    if db.count(acked.values(acked_seq=batch.seq)) != 1:  # the same batch came twice at once, and the other was first
+    if db.execute(acked.values(acked_seq=batch.seq)) != 1:  # the same batch came twice at once, and the other was first
         raise _gap(batch.seq - 1)
     metrics.append(db, job.id, machine=machine.id, seq=batch.seq, generation=batch.generation, columns=columns)
     if log_accepted:

@@ -42,7 +42,7 @@ def redeem_login_code(db: Write, code: str) -> NewSession:
         KeyRow.revoked_at.is_(None),
         KeyRow.expires_at > db.now,
     )
-    if not is_well_formed(code) or db.count(update(KeyRow).where(*unused).values(revoked_at=db.now)) != 1:
+    if not is_well_formed(code) or db.execute(update(KeyRow).where(*unused).values(revoked_at=db.now)) != 1:
         raise Unauthenticated(
             "This link was used already, or it is older than ten minutes.",
             hint="Sign in with an API key, or run `shoestring open` for a new link.",
@@ -53,7 +53,7 @@ def redeem_login_code(db: Write, code: str) -> NewSession:
 
 def open_session(db: Write, user: UUID, team: UUID, key: UUID | None = None) -> NewSession:
     """Sign a browser in. `key`: the API key it signs in with, which the session doesn't outlive."""
-    db.count(delete(SessionRow).where(SessionRow.expires_at <= db.now))
+    db.execute(delete(SessionRow).where(SessionRow.expires_at <= db.now))
     key_expires_at = db.sql.scalar(select(KeyRow.expires_at).where(KeyRow.id == key))
     expires_at = min(db.now + SESSION_TTL, key_expires_at or db.now + SESSION_TTL)
     new = NewSession(secrets.token_urlsafe(32), secrets.token_urlsafe(24), expires_at)
@@ -80,4 +80,4 @@ def authenticate(db: Read, secret: str) -> identity.Principal:
 
 def close_session(db: Write, secret: str) -> None:
     """Sign a browser out. Again: no effect."""
-    db.count(delete(SessionRow).where(SessionRow.hash == hash_secret(secret)))
+    db.execute(delete(SessionRow).where(SessionRow.hash == hash_secret(secret)))

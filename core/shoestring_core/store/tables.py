@@ -164,9 +164,9 @@ class JobRow(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     generation: Mapped[int] = mapped_column(default=0)
     checkpoint: Mapped[UUID | None]
-    init: Mapped[UUID | None]
+    init_checkpoint: Mapped[UUID | None]
     """The checkpoint of another job with whose weights it starts; its retries do so too."""
-    skips: Mapped[list[Any] | None]
+    skipped_steps: Mapped[list[Any] | None]
     """Spans of steps, [first, last], that it passes over since its numbers broke there."""
     steps_total: Mapped[int | None]
     last_step: Mapped[int] = mapped_column(default=0)
@@ -205,9 +205,9 @@ class AttemptRow(Base):
     reason: Mapped[str | None]
     trained: Mapped[bool] = mapped_column(default=False)
     """A step ran in it: only such attempts count against retry.max."""
-    plan_json: Mapped[dict[str, Any]]
-    epoch: Mapped[int]
-    """The scheduler epoch that planned it: with plan_json the decision can be recomputed."""
+    plan: Mapped[dict[str, Any]]
+    scheduler_epoch: Mapped[int]
+    """The scheduler's epoch when it planned the attempt: with `plan` the decision can be recomputed."""
     opened_at: Mapped[int]
     closed_at: Mapped[int | None]
     __table_args__ = (
@@ -236,7 +236,7 @@ class MachineRow(Base):
     price: Mapped[str]
     """Decimal dollars per hour at launch."""
     on_demand_price: Mapped[str]
-    launch_json: Mapped[dict[str, Any]]
+    launch_request: Mapped[dict[str, Any]]
     """The exact request: a repeated launch sends the same bytes."""
     provider_id: Mapped[str | None]
     state: Mapped[str]
@@ -280,7 +280,7 @@ class GenerationRow(Base):
     no: Mapped[int] = mapped_column(primary_key=True)
     attempt: Mapped[int]
     state: Mapped[str]
-    world: Mapped[int]
+    world_size: Mapped[int]
     master: Mapped[str | None]
     """host:port of node rank 0, once it has said which port is free."""
     start_checkpoint: Mapped[UUID | None]
@@ -290,14 +290,14 @@ class GenerationRow(Base):
     opened_at: Mapped[int]
     formed_at: Mapped[int | None]
     first_step_at: Mapped[int | None]
-    over_at: Mapped[int | None]
-    over_reason: Mapped[str | None]
+    ended_at: Mapped[int | None]
+    end_reason: Mapped[str | None]
     __table_args__ = (
         ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.no"]),
-        CheckConstraint("state IN ('forming','formed','over')", name="state"),
+        CheckConstraint("state IN ('forming','formed','ended')", name="state"),
         Index(
             "uq_generations_job_current", "job", unique=True,
-            sqlite_where=text("state <> 'over'"), postgresql_where=text("state <> 'over'"),
+            sqlite_where=text("state <> 'ended'"), postgresql_where=text("state <> 'ended'"),
         ),
     )  # fmt: skip
 

@@ -184,7 +184,7 @@ def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
         "from shoestring_core.store.tables import SchedulerRow\n"
         "store = open_store(sys.argv[1])\n"
         "next_epoch = update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1)\n"
-        "for _ in range(20): store.write(lambda db: db.count(next_epoch))\n"
+        "for _ in range(20): store.write(lambda db: db.execute(next_epoch))\n"
     )
     url = store.writer.url.render_as_string(hide_password=False)
     writers = [subprocess.Popen([sys.executable, "-c", script, url]) for _ in range(3)]
@@ -212,7 +212,7 @@ def test_what_no_database_can_hold_is_replaced_and_stored(store: Store) -> None:
 
 def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
     def work(db: Write) -> int:
-        return db.count(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
+        return db.execute(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
 
     assert postgres_store.write(work) == 1
     kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> {}"
@@ -223,10 +223,10 @@ def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
 
 def test_a_connection_that_dies_in_a_write_is_unavailable_and_changes_nothing(postgres_store: Store) -> None:
     def work(db: Write) -> None:
-        db.count(update(SchedulerRow).values(epoch=9))
+        db.execute(update(SchedulerRow).values(epoch=9))
         with psycopg.connect(_plain_url(postgres_store), autocommit=True) as other:
             other.execute("SELECT pg_terminate_backend(%s)", (db.sql.scalar(text("SELECT pg_backend_pid()")),))
-        db.count(update(SchedulerRow).values(epoch=10))
+        db.execute(update(SchedulerRow).values(epoch=10))
 
     with pytest.raises(Unavailable) as refused:
         postgres_store.write(work)
@@ -277,7 +277,7 @@ def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str
     leaf, top = world.account("job", job).id, world.account("org", job).id
 
     def touch(table: type[Base], row: UUID):
-        return lambda db: db.count(update(table).where(table.id == row).values(id=row))
+        return lambda db: db.execute(update(table).where(table.id == row).values(id=row))
 
     def both(first, then) -> None:
         store.write(lambda db: (first(db), then(db)))
@@ -304,10 +304,10 @@ def test_listeners_hear_of_commits_and_their_errors_harm_nobody(store: Store) ->
 
     def work(db: Write) -> None:
         db.event(team=team, kind="job", actor="ann", job=job)
-        db.hint()
+        db.request_tick()
 
     store.write(work)
-    assert heard == [CommitInfo({team}, {job}, hint=True)]
+    assert heard == [CommitInfo({team}, {job}, tick_requested=True)]
 
 
 # What the disk or the server refuses

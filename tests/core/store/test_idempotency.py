@@ -93,4 +93,4 @@ def begin(world: World, key: str, body_sha: str) -> idempotency.StoredResponse |
 
 
 def age(world: World, by: int) -> None:
-    world.store.write(lambda db: db.count(update(IdempotencyRow).values(begun_at=IdempotencyRow.begun_at - by)))
+    world.store.write(lambda db: db.execute(update(IdempotencyRow).values(begun_at=IdempotencyRow.begun_at - by)))

@@ -92,7 +92,7 @@ def test_only_the_table_moves_a_job(world: World, before: JobState) -> None:
 @pytest.mark.parametrize("column", ["attempt", "generation"])
 def test_a_decision_on_what_has_changed_since_moves_nothing(world: World, column: str) -> None:
     seen = put(world, world.job(), J.RUNNING)
-    world.store.write(lambda db: db.count(update(JobRow).where(JobRow.id == seen.id).values({column: 7})))
+    world.store.write(lambda db: db.execute(update(JobRow).where(JobRow.id == seen.id).values({column: 7})))
     with pytest.raises(StaleTransition):
         move(world, seen, J.QUEUED)
     assert state(world, seen) == J.RUNNING
@@ -103,7 +103,7 @@ def test_a_job_that_is_wanted_otherwise_by_now_is_not_launched(world: World) -> 
     world.store.write(lambda db: jobs.stop(db, seen.id, "ann", "pause"))
     world.store.write(lambda db: jobs.resume(db, seen.id, "ann"))
     world.store.write(
-        lambda db: db.count(update(JobRow).where(JobRow.id == seen.id).values(desired_state=DesiredState.STOP))
+        lambda db: db.execute(update(JobRow).where(JobRow.id == seen.id).values(desired_state=DesiredState.STOP))
     )
     with pytest.raises(StaleTransition):
         move(world, seen, J.LAUNCHING)
@@ -119,7 +119,7 @@ def test_ended_needs_a_reason(world: World) -> None:
 def test_moves_set_their_times_and_end_the_waiting(world: World) -> None:
     job = world.job()
     world.store.write(
-        lambda db: db.count(update(JobRow).values(wait_reason="budget", wait_text="no money", queued_at=1))
+        lambda db: db.execute(update(JobRow).values(wait_reason="budget", wait_text="no money", queued_at=1))
     )
     job = move(world, read(world, job), J.LAUNCHING)
     assert (job.wait_reason, job.wait_text, job.started_at) == (None, None, None)
@@ -225,7 +225,7 @@ def test_what_ends_or_has_ended_cannot_go_on(world: World) -> None:
 
 def test_a_retry_is_a_new_job_from_the_stored_spec_and_the_last_checkpoint(world: World) -> None:
     old, checkpoint = world.job("3.00", name="first", params={"epochs": 2}), new_id()
-    world.store.write(lambda db: db.count(update(JobRow).values(checkpoint=checkpoint)))
+    world.store.write(lambda db: db.execute(update(JobRow).values(checkpoint=checkpoint)))
     put(world, old, J.ENDED, end_reason=EndReason.NAN)
     new = retry(world, old)
     assert new.id != old.id
@@ -237,7 +237,7 @@ def test_a_retry_is_a_new_job_from_the_stored_spec_and_the_last_checkpoint(world
 
 def test_a_retry_of_a_success_starts_from_nothing(world: World) -> None:
     old = world.job()
-    world.store.write(lambda db: db.count(update(JobRow).values(checkpoint=new_id())))
+    world.store.write(lambda db: db.execute(update(JobRow).values(checkpoint=new_id())))
     put(world, old, J.ENDED, end_reason=EndReason.SUCCEEDED)
     assert retry(world, old).checkpoint is None
 
@@ -270,7 +270,7 @@ def put(world: World, job: JobRow, where: JobState, end_reason: EndReason = EndR
     """Set a state by hand, for the tests of what moves a job from there."""
     end = end_reason if where is J.ENDED else None
     moved = update(JobRow).where(JobRow.id == job.id).values(state=where, end_reason=end)
-    world.store.write(lambda db: db.count(moved))
+    world.store.write(lambda db: db.execute(moved))
     return read(world, job)
 
 

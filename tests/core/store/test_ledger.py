@@ -398,7 +398,7 @@ def test_the_check_holds_against_code_that_forgets_the_guard(world: World) -> No
     for values in ({"held": 101}, {"posted": 101}, {"held": -1}, {"overdraft": -1}):
         with pytest.raises(exc.IntegrityError):
             world.store.write(
-                lambda db, v=values: db.count(update(AccountRow).where(AccountRow.id == account).values(v))
+                lambda db, v=values: db.execute(update(AccountRow).where(AccountRow.id == account).values(v))
             )
 
 
@@ -415,7 +415,9 @@ def test_the_sweep_finds_a_total_that_was_tampered_with(world: World) -> None:
     job = world.job()
     world.settle(world.hold(job, 10), 5)
     account = world.account("team").id
-    world.store.write(lambda db: db.count(update(AccountRow).where(AccountRow.id == account).values(posted=6, held=3)))
+    world.store.write(
+        lambda db: db.execute(update(AccountRow).where(AccountRow.id == account).values(posted=6, held=3))
+    )
     found = {(one.account, one.total, one.expected, one.actual) for one in world.sweep()}
     assert found == {(account, "posted", 5, 6), (account, "held", 0, 3)}
 

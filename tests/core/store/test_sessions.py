@@ -56,7 +56,7 @@ def test_a_login_code_is_no_api_key_and_a_key_no_login_code(world: World) -> Non
 
 def test_an_old_login_code_is_refused(world: World) -> None:
     code = world.store.write(lambda db: sessions.create_login_code(db, world.me.user, world.team))
-    world.store.write(lambda db: db.count(update(KeyRow).values(expires_at=db.now)))
+    world.store.write(lambda db: db.execute(update(KeyRow).values(expires_at=db.now)))
     with pytest.raises(Unauthenticated):
         world.store.write(lambda db: sessions.redeem_login_code(db, code))
 
@@ -86,7 +86,7 @@ def test_a_session_ends_by_sign_out_and_by_time(world: World) -> None:
     ]
     for _ in range(2):
         world.store.write(lambda db: sessions.close_session(db, first.secret))
-    world.store.write(lambda db: db.count(update(SessionRow).values(expires_at=db.now)))
+    world.store.write(lambda db: db.execute(update(SessionRow).values(expires_at=db.now)))
     for secret in (first.secret, second.secret, "", "x"):
         with pytest.raises(Unauthenticated):
             session(world, secret)

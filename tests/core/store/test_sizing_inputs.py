@@ -52,18 +52,19 @@ def train(
 
     def work(db):
         db.insert_new(
-            AttemptRow, job=job.id, no=1, state="open", plan_json={}, epoch=0, opened_at=launched, trained=True
+            AttemptRow, job=job.id, no=1, state="open", plan={}, scheduler_epoch=0, opened_at=launched, trained=True
         )
         for slot, (machine, type_) in enumerate(zip(ids, machines, strict=True)):
             db.insert_new(
                 MachineRow, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type=type_, market="spot", price="1", on_demand_price="2",
-                launch_json={}, state="terminated", acked_seq=0, created_at=launched, launched_at=launched + slot * S,
+                launch_request={}, state="terminated", acked_seq=0, created_at=launched,
+                launched_at=launched + slot * S,
                 ended_at=over + 2 * S,
             )  # fmt: skip
         db.insert_new(
-            GenerationRow, job=job.id, no=no, attempt=1, state="over", world=len(ids), start_step=first,
-            opened_at=launched, formed_at=launched + 5 * S, over_at=over,
+            GenerationRow, job=job.id, no=no, attempt=1, state="ended", world_size=len(ids), start_step=first,
+            opened_at=launched, formed_at=launched + 5 * S, ended_at=over,
         )  # fmt: skip
         for rank, machine in enumerate(ids):
             db.insert_new(MemberRow, job=job.id, generation=no, node_rank=rank, machine=machine, nproc=1)

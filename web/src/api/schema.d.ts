@@ -931,8 +931,8 @@ export interface components {
             /** Attempt */
             attempt: number;
             state: components["schemas"]["GenerationState"];
-            /** World */
-            world: number;
+            /** World Size */
+            world_size: number;
             /** Start Step */
             start_step: number;
             /** Last Step */
@@ -948,16 +948,16 @@ export interface components {
             formed_at: string | null;
             /** First Step At */
             first_step_at: string | null;
-            /** Over At */
-            over_at: string | null;
-            /** Over Reason */
-            over_reason: string | null;
+            /** Ended At */
+            ended_at: string | null;
+            /** End Reason */
+            end_reason: string | null;
         };
         /**
          * GenerationState
          * @enum {string}
          */
-        GenerationState: "forming" | "formed" | "over";
+        GenerationState: "forming" | "formed" | "ended";
         /** Hardware */
         Hardware: {
             /**

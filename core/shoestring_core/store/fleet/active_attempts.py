@@ -79,7 +79,7 @@ class ActiveAttempt:
             generation_state=GenerationState(generation.state) if generation else None,
             generation_opened_at=generation.opened_at if generation else 0,
             restarts=self.restarts,
-            skips=tuple((first, last) for first, last in self.job.skips or ()),
+            skips=tuple((first, last) for first, last in self.job.skipped_steps or ()),
         )
 
     @property
@@ -190,7 +190,7 @@ def _active_attempt(
         members=[row for row in members if current is not None and row.generation == current.no],
         last_formed=frozenset(row.machine for row in members if row.generation == formed),
         restarts=max(0, sum(row.start_checkpoint == job.checkpoint for row in own) - 1),
-        trained_us=sum((row.over_at or db.now) - row.formed_at for row in generations if row.formed_at is not None),
+        trained_us=sum((row.ended_at or db.now) - row.formed_at for row in generations if row.formed_at is not None),
     )
 
 

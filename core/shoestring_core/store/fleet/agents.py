@@ -107,7 +107,7 @@ def record_notice(db: Write, machine_id: UUID, at: int) -> None:
     noticed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.notice_at.is_(None))
     if rows.try_update(db, noticed.values(notice_at=at)):
         rows.record_machine_event(db, rows.load_job(db, machine.job), machine.attempt, machine_id, "notice")
-        db.hint()
+        db.request_tick()
 
 
 def record_member_status(db: Write, machine_id: UUID, status: wire.MemberStatus) -> bool:
@@ -142,7 +142,7 @@ def record_member_status(db: Write, machine_id: UUID, status: wire.MemberStatus)
             reason="; ".join(sorted({end.outcome for end in status.exits})),
             data={"state": "exited", "exits": exits},
         )
-        db.hint()
+        db.request_tick()
     return False
 
 
@@ -218,7 +218,7 @@ def _form_generation(
     )
     rows.try_update(db, forming.values(state=GenerationState.FORMED, master=f"{address}:{port}", formed_at=db.now))
     rows.record_generation_event(db, job, generation.no, generation.attempt, "formed")
-    db.hint()
+    db.request_tick()
 
 
 def _launch_config(
@@ -233,9 +233,9 @@ def _launch_config(
         master_addr=address,
         master_port=int(port),
         task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.no)
-        | ({"skip": job.skips} if job.skips else {}),
+        | ({"skip": job.skipped_steps} if job.skipped_steps else {}),
         resume=resume,
-        init=None if resume else _checkpoint(db, job.init, get_url),
+        init=None if resume else _checkpoint(db, job.init_checkpoint, get_url),
         skip_torchrun=rows.is_elastic(job),
     )
 

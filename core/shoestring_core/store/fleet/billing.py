@@ -92,7 +92,7 @@ def settle_machine(db: Write, machine_id: UUID) -> bool:
         reason="; ".join(line.text for line in lines) or "it never ran",
         data={"state": "billed"},
     )
-    db.hint()
+    db.request_tick()
     return True
 
 

@@ -37,7 +37,7 @@ def open_generation(
     course: dict[str, Any] = {"generation": number}
     if skip:
         start = checkpoints.newest_before(db, job, skip[0])
-        course |= {"checkpoint": start.id if start else None, "skips": [*(job.skips or []), list(skip)]}
+        course |= {"checkpoint": start.id if start else None, "skipped_steps": [*(job.skipped_steps or []), list(skip)]}
     rows.try_update(db, update(JobRow).where(JobRow.id == job_id, JobRow.generation == job.generation).values(**course))
     _end_generation(db, job_id, reason)
     db.sql.execute(
@@ -46,7 +46,7 @@ def open_generation(
             no=number,
             attempt=attempt_no,
             state=GenerationState.FORMING,
-            world=len(gang) * spec.resources.procs,
+            world_size=len(gang) * spec.resources.procs,
             start_checkpoint=start.id if start else None,
             start_step=start.step if start else 0,
             opened_at=db.now,
@@ -60,7 +60,7 @@ def open_generation(
         ],
     )
     rows.record_generation_event(db, job, number, attempt_no, "forming", reason)
-    db.hint()
+    db.request_tick()
     return number
 
 
@@ -80,7 +80,7 @@ def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool
     changed = closing.values(
         state=AttemptState.CLOSING, reason=reason, closed_at=db.now, trained=or_(AttemptRow.trained, trained)
     )
-    db.hint()
+    db.request_tick()
     return rows.try_update(db, changed)
 
 
@@ -160,7 +160,7 @@ def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
         return False
     if job.attempt == attempt_no:
         _end_generation(db, job_id, "its attempt ended")
-    db.hint()
+    db.request_tick()
     return True
 
 
@@ -219,8 +219,8 @@ def _count_attempts(db: Read, job_id: UUID, attempt_no: int) -> tuple[int, int]:
 
 
 def _end_generation(db: Write, job_id: UUID, reason: str) -> None:
-    over = update(GenerationRow).where(GenerationRow.job == job_id, GenerationRow.state != "over")
-    rows.try_update(db, over.values(state=GenerationState.OVER, over_at=db.now, over_reason=reason))
+    ended = update(GenerationRow).where(GenerationRow.job == job_id, GenerationRow.state != "ended")
+    rows.try_update(db, ended.values(state=GenerationState.ENDED, ended_at=db.now, end_reason=reason))
 
 
 def _generation_of(db: Read, job: JobRow, attempt_no: int) -> int:

@@ -17,7 +17,7 @@ def record_heartbeat(db: Write, name: str, max_gap: int) -> None:
     row = db.sql.get_one(ServiceRow, name)
     up_since = db.now if db.now - row.last_heartbeat_at > max_gap else row.up_since
     heartbeat = update(ServiceRow).where(ServiceRow.name == name)
-    db.count(heartbeat.values(up_since=up_since, last_heartbeat_at=db.now))
+    db.execute(heartbeat.values(up_since=up_since, last_heartbeat_at=db.now))
 
 
 def leases_enforced(db: Read, timeouts: Timeouts) -> bool:

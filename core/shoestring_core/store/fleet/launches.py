@@ -53,7 +53,9 @@ def begin_launch(db: Write, machine: UUID, timeouts: Timeouts) -> LaunchCall | N
     values = {"state": MachineState.CALLING, "call_deadline": call_deadline}
     if not rows.try_update(db, guarded.values(**values, refusal=UNKNOWN if again else None)):
         return None
-    return LaunchCall(machine, row.provider, row.region, row.zone, row.launch_json, call_deadline, timeouts.launch_call)
+    return LaunchCall(
+        machine, row.provider, row.region, row.zone, row.launch_request, call_deadline, timeouts.launch_call
+    )
 
 
 def record_no_answer(db: Write, launch: LaunchCall) -> None:
@@ -119,5 +121,5 @@ def _void(db: Write, row: MachineRow, guard: tuple[Any, ...], refusal: str) -> b
         return False
     ledger.release_hold(db, row.id, refusal)
     rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, row.id, "void", reason=refusal)
-    db.hint()
+    db.request_tick()
     return True

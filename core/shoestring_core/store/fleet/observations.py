@@ -43,7 +43,7 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     )
     if state != row.state:
         rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, machine, state, cause=observed.end_cause)
-        db.hint()
+        db.request_tick()
 
 
 def presume_terminated(db: Write, machine: UUID) -> None:
@@ -62,7 +62,7 @@ def presume_terminated(db: Write, machine: UUID) -> None:
             "terminated",
             reason="the provider does not know it any more",
         )
-        db.hint()
+        db.request_tick()
 
 
 def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> bool:

@@ -197,8 +197,8 @@ def _open_attempt(db: Write, start: Start, epoch: int) -> None:
     opening = {
         "state": AttemptState.OPEN,
         "reason": None,
-        "plan_json": start.inputs.as_json(),
-        "epoch": epoch + 1,
+        "plan": start.inputs.as_json(),
+        "scheduler_epoch": epoch + 1,
         "opened_at": db.now,
         "closed_at": None,
     }
@@ -241,7 +241,7 @@ def _insert_machine(
             market=offer.market,
             price=offer.price,
             on_demand_price=offer.on_demand_price,
-            launch_json=launch,
+            launch_request=launch,
             state=MachineState.PLANNED,
             funded_until=funded_until,
             acked_seq=0,

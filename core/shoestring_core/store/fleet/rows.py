@@ -21,12 +21,12 @@ ALIVE = ("planned", "calling", "up", "ending")
 
 def try_update(db: Write, statement: Update) -> bool:
     """Run a guarded UPDATE of one row. Returns whether its guard still held."""
-    return db.count(statement) == 1
+    return db.execute(statement) == 1
 
 
 def lock_job(db: Write, job_id: UUID) -> JobRow:
     """The job's row, locked until the end of the transaction: decisions about one job come one after the other."""
-    db.count(update(JobRow).where(JobRow.id == job_id).values(generation=JobRow.generation))
+    db.execute(update(JobRow).where(JobRow.id == job_id).values(generation=JobRow.generation))
     return load_job(db, job_id)
 
 

@@ -29,7 +29,7 @@ def hold_amounts(db: Write, amounts: Mapping[UUID, int]) -> None:
         total = AccountRow.posted + AccountRow.held + change.held
         within_limit = or_(AccountRow.limit_micro.is_(None), total <= AccountRow.limit_micro)
         guarded = update(AccountRow).where(AccountRow.id == account.id, AccountRow.overdraft == 0, within_limit)
-        if db.count(guarded.values(held=AccountRow.held + change.held)) != 1:
+        if db.execute(guarded.values(held=AccountRow.held + change.held)) != 1:
             raise _budget_exceeded(db, account.id, change.held)
 
 
@@ -42,7 +42,7 @@ def apply_changes(
         total = AccountRow.posted + AccountRow.held + (change.posted + change.held)
         over = excess(total - AccountRow.limit_micro)
         shrunk = case((AccountRow.overdraft < over, AccountRow.overdraft), else_=over)
-        db.count(
+        db.execute(
             update(AccountRow)
             .where(AccountRow.id == account.id)
             .values(

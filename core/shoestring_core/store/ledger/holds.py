@@ -73,7 +73,7 @@ def extend_hold(
         guard.append(HoldRow.funded_until == if_funded_until)
     extended = update(HoldRow).where(*guard).values(amount=HoldRow.amount + amount_more, funded_until=funded_until)
     with db.sql.begin_nested():
-        if not db.count(extended):
+        if not db.execute(extended):
             raise StaleTransition(f"The hold of machine {machine} was closed, or another transaction extended it.")
         hold = newest_hold(db, machine)
         assert hold is not None
@@ -91,7 +91,7 @@ def release_hold(db: Write, machine: UUID, reason: str) -> int:
     change_hold(db, hold, consumed=hold.consumed, state="closed")
     apply_changes(db, {hold.account: BalanceChange(held=-rest)})
     record_movement(db, machine, "released", rest, reason)
-    db.hint()
+    db.request_tick()
     return rest
 
 
@@ -107,7 +107,7 @@ def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
         HoldRow.amount == hold.amount,
         HoldRow.consumed == hold.consumed,
     )
-    if db.count(update(HoldRow).where(*unchanged).values(consumed=consumed, state=state)) != 1:
+    if db.execute(update(HoldRow).where(*unchanged).values(consumed=consumed, state=state)) != 1:
         raise StaleTransition(f"Another transaction changed the hold of machine {hold.machine} at the same time.")
 
 

@@ -35,7 +35,7 @@ def set_limit(
     guard = AccountRow.version == (version if if_version is None else if_version)
     change = update(AccountRow).where(AccountRow.id == account, guard)
     overdraft = 0 if limit is None else excess(AccountRow.posted + AccountRow.held - limit)
-    if db.count(change.values(limit_micro=limit, version=AccountRow.version + 1, overdraft=overdraft)) != 1:
+    if db.execute(change.values(limit_micro=limit, version=AccountRow.version + 1, overdraft=overdraft)) != 1:
         raise PreconditionFailed("The budget has changed since you read it.", hint="Read it again, then set it.")
     after = load_account(db, account)
     data = {"account": str(account), "limit": _text(limit), "before": _text(limit_before)}
@@ -43,7 +43,7 @@ def set_limit(
         db.event(team=team, kind="budget", actor=actor, reason=reason, ref=str(account), data=data)
         if after.overdraft > overdraft_before:
             record_alarm(db, team, "limit_lowered", [after], actor=actor, reason=reason)
-    db.hint()
+    db.request_tick()
     return after
 
 

@@ -94,7 +94,7 @@ def _post(db: Write, hold: HoldRow, covered: list[_Increment], overrun: list[_In
         overdrawn = [account for account in accounts if account.overdraft > 0]
         record_alarm(db, team, "overrun", overdrawn, actor="ledger", reason=reason)
     if final:  # only now is money available again to waiting jobs
-        db.hint()
+        db.request_tick()
 
 
 def _insert_transfers(
