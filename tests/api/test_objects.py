@@ -12,7 +12,7 @@ from threading import Thread
 import httpx
 import pytest
 from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, Unavailable
-from shoestring_core.store.objects import Head, LocalObjects, open_objects
+from shoestring_core.store.objects import ObjectInfo, LocalObjects, open_objects
 
 from tests.api.deployment import Deployment
 
@@ -32,7 +32,7 @@ def test_an_object_goes_up_and_comes_back(deployment: Deployment) -> None:
     put, get = objects.put_url(KEY, _later()), objects.get_url(KEY, _later())
     assert deployment.nobody.get(get).status_code == 404
     assert deployment.nobody.put(put, content=content).status_code == 201
-    assert objects.head(KEY) == Head(len(content), hashlib.sha256(content).hexdigest())
+    assert objects.head(KEY) == ObjectInfo(len(content), hashlib.sha256(content).hexdigest())
     assert deployment.nobody.get(get).content == content
     part = deployment.nobody.get(get, headers={"Range": "bytes=1000-1009"})
     assert (part.status_code, part.content) == (206, content[1000:1010])
@@ -64,7 +64,7 @@ def test_of_many_writers_one_wins_and_its_hash_is_kept(objects: LocalObjects) ->
     for thread in threads:
         thread.join()
     (winner,) = [content for content in outcomes if content is not None]
-    assert objects.head(KEY) == Head(len(winner), hashlib.sha256(winner).hexdigest())
+    assert objects.head(KEY) == ObjectInfo(len(winner), hashlib.sha256(winner).hexdigest())
     assert [path.name for path in objects.path(KEY).parent.iterdir() if path.name.startswith(".data.")] == [
         ".data.sha256"
     ]

@@ -19,7 +19,7 @@ from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError
 from shoestring_core.store import checkpoints, queries, reports
 from shoestring_core.store.db import Write
 from shoestring_core.store.fleet import agents
-from shoestring_core.store.objects import Head
+from shoestring_core.store.objects import ObjectInfo
 from shoestring_core.store.tables import MachineRow
 
 from shoestring_api.app_state import AppState
@@ -276,7 +276,7 @@ def _check_objects(state: AppState, machine: MachineRow, commit: wire.Checkpoint
         )
     except ValidationError as error:
         raise InvalidRequest(f"The manifest can't be read: {error.errors()[0]['msg']}.") from None
-    if data != Head(manifest.bytes, manifest.sha256) or data.bytes != commit.bytes:
+    if data != ObjectInfo(manifest.bytes, manifest.sha256) or data.bytes != commit.bytes:
         raise InvalidRequest("The data does not match its manifest: size or SHA-256 differ.")
     if (manifest.job, manifest.generation, manifest.step) != (machine.job, commit.generation, commit.step):
         raise InvalidRequest("The manifest belongs to another job, generation or step.")

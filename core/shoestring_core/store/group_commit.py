@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many small writes in one transaction, for a database that has one writer: the disk is asked to sync once for all.
+"""Group commit: many small writes in one transaction and one disk sync, for a database with a single writer.
 
-Whoever finds the writer free takes along everybody who has come to wait meanwhile. On PostgreSQL, which commits many
-transactions side by side, each write stays its own.
+The thread that gets the writer runs the writes of all waiting threads as well. On PostgreSQL, which commits
+transactions concurrently, each write is its own transaction.
 """
 
 from __future__ import annotations
@@ -16,56 +16,58 @@ from shoestring_core.store.db import Store, Write
 
 T = TypeVar("T")
 
-AT_ONCE = 64
+MAX_GROUP = 64
 
 
 class GroupCommit:
-    """For writes that fail before they tell the feed anything, or not at all."""
+    """For writes that raise before they record an event, or not at all."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._alone = store.writer.dialect.name != "sqlite"
+        self._concurrent = store.writer.dialect.name != "sqlite"
         self._writer = threading.Lock()
-        self._waiting: list[_Turn[object]] = []
-        self._line = threading.Lock()
+        self._waiting: list[_PendingWrite[object]] = []
+        self._queue_lock = threading.Lock()
 
     def write(self, work: Callable[[Write], T], /) -> T:
-        """As `Store.write`: returns after the commit, raises what `work` raises, and then nothing of it is kept."""
-        if self._alone:
+        """As `Store.write`: regroup after the commit; raises what `work` raises, whose changes are then rolled back."""
+        if self._concurrent:
             return self._store.write(work)
-        turn = _Turn(work)
-        with self._line:
-            self._waiting.append(turn)  # type: ignore[arg-type] # the line doesn't look at results
+        pending = _PendingWrite(work)
+        with self._queue_lock:
+            self._waiting.append(pending)  # type: ignore[arg-type] # the queue ignores results
         with self._writer:
-            while not turn.over:
-                with self._line:
-                    turns, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
-                self._commit(turns)
-        return turn.outcome()
+            while not pending.done:
+                with self._queue_lock:
+                    group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+                self._commit(group)
+        return pending.result()
 
-    def _commit(self, turns: list[_Turn[object]]) -> None:
+    def _commit(self, group: list[_PendingWrite[object]]) -> None:
         try:
-            self._store.write(lambda db: _run(db, turns))
-        except Exception as error:  # noqa: BLE001 - whatever it was, it is raised again where it belongs
-            if len(turns) > 1 and not isinstance(error, ShoestringError):  # a mistake of one takes nobody with it
-                for turn in turns:
-                    self._commit([turn])
+            self._store.write(lambda db: _run(db, group))
+        except Exception as error:  # noqa: BLE001 - it is raised again in its own thread
+            if len(group) > 1 and not isinstance(
+                error, ShoestringError
+            ):  # an unexpected error in one write fails no other
+                for pending in group:
+                    self._commit([pending])
                 return
-            for turn in turns:
-                turn.error = error
-        for turn in turns:
-            turn.over = True
+            for pending in group:
+                pending.error = error
+        for pending in group:
+            pending.done = True
 
 
-class _Turn(Generic[T]):
+class _PendingWrite(Generic[T]):
     def __init__(self, work: Callable[[Write], T]) -> None:
         self._work = work
         self._result: list[T] = []
         self.error: BaseException | None = None
-        self.over = False
+        self.done = False
 
     def run(self, db: Write) -> None:
-        """Within a savepoint, so that one that fails takes nobody with it. May be run again from its start."""
+        """Run within a savepoint, so that a failing write affects no other. May be run again from its start."""
         self._result, self.error = [], None
         try:
             with db.sql.begin_nested():
@@ -73,12 +75,12 @@ class _Turn(Generic[T]):
         except ShoestringError as error:
             self.error = error
 
-    def outcome(self) -> T:
+    def result(self) -> T:
         if self.error is not None:
             raise self.error
         return self._result[0]
 
 
-def _run(db: Write, turns: list[_Turn[object]]) -> None:
-    for turn in turns:
-        turn.run(db)
+def _run(db: Write, group: list[_PendingWrite[object]]) -> None:
+    for pending in group:
+        pending.run(db)

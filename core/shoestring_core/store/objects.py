@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The object store: write-once blobs behind signed, expiring URLs, as S3 has them. Here they lie in a folder.
+"""The object store: write-once blobs behind signed, expiring URLs, as in S3; stored in a folder.
 
-Machines move objects by `put_url` and `get_url` alone; the service itself reads by key. An object appears whole or not
-at all, and never changes.
+Machines move objects by `put_url` and `get_url` alone; the service itself reads by key. An object appears complete or
+not at all, and never changes.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
 @dataclass(frozen=True)
-class Head:
+class ObjectInfo:
     bytes: int
     sha256: str
 
 
 class Objects(Protocol):
-    """What checkpoints need of an object store. Times are unix seconds."""
+    """What checkpoints need of an object store. Times are Unix seconds."""
 
     def put_url(self, key: str, expires_at: int) -> str:
-        """A URL that takes one PUT of this object."""
+        """A URL that accepts one PUT of this object."""
 
     def get_url(self, key: str, expires_at: int) -> str:
-        """A URL that gives the object."""
+        """A URL that returns the object."""
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> ObjectInfo | None:
         """Size and SHA-256; None if there is no such object."""
 
     def read(self, key: str, limit: int) -> bytes:
-        """The whole of a small object. Raises NotFound, and Unavailable if it has more than `limit` bytes."""
+        """Return a small object. Raises NotFound, and Unavailable if it has more than `limit` bytes."""
 
     def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
-        """`count` bytes from `first` on, block by block. Raises NotFound."""
+        """Yield `count` bytes from offset `first` on, block by block. Raises NotFound."""
 
 
-def open_objects(place: str, secret: str, base_url: str) -> Objects:
-    """The store at `place`, a folder. `base_url` is the service's address as machines reach it."""
-    if "://" in place:
-        raise Unavailable(f"Objects can't be kept at {place!r} yet.", hint="Set SHOESTRING_OBJECTS to a folder.")
-    return LocalObjects(Path(place), secret, base_url)
+def open_objects(location: str, secret: str, base_url: str) -> Objects:
+    """The store at `location`, a folder. `base_url` is the service's address as machines reach it."""
+    if "://" in location:
+        raise Unavailable(f"Objects can't be kept at {location!r} yet.", hint="Set SHOESTRING_OBJECTS to a folder.")
+    return LocalObjects(Path(location), secret, base_url)
 
 
 class LocalObjects:
-    """A folder of objects. The API serves it at `/objects/KEY` to those who bring a signature."""
+    """A folder of objects. The API serves it at `/objects/KEY` to signed URLs."""
 
     def __init__(self, folder: Path, secret: str, base_url: str) -> None:
         self.folder = folder
@@ -74,7 +74,7 @@ class LocalObjects:
     def get_url(self, key: str, expires_at: int) -> str:
         return self._signed("GET", key, expires_at)
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> ObjectInfo | None:
         path = self.path(key)
         try:
             size = path.stat().st_size
@@ -82,15 +82,15 @@ class LocalObjects:
         except FileNotFoundError:
             if not path.is_file():
                 return None
-            sha256 = self._note(path, _digest(path))  # the writer died between the object and its note
-        return Head(size, sha256)
+            sha256 = self._write_sidecar(path, _digest(path))  # the writer died between the object and its sidecar
+        return ObjectInfo(size, sha256)
 
     def read(self, key: str, limit: int) -> bytes:
-        found = self.head(key)
-        if found is None:
+        info = self.head(key)
+        if info is None:
             raise _missing(key)
-        if found.bytes > limit:
-            raise Unavailable(f"Object {key} has {found.bytes} bytes; at most {limit} were expected.")
+        if info.bytes > limit:
+            raise Unavailable(f"Object {key} has {info.bytes} bytes; at most {limit} were expected.")
         return self.path(key).read_bytes()
 
     def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
@@ -105,7 +105,7 @@ class LocalObjects:
                 yield block
 
     def path(self, key: str) -> Path:
-        """Where the object lies. Raises NotFound for what can't be a key, so that none leads out of the folder."""
+        """The object's file. Raises NotFound for an invalid key, so that none leads out of the folder."""
         if len(key) > 500 or not _KEY.fullmatch(key):
             raise _missing(key[:80])
         return self.folder / key
@@ -117,12 +117,12 @@ class LocalObjects:
         if now > expires_at:
             raise Forbidden("This URL has expired.", hint="Ask the service for a new one.")
 
-    def writer(self, key: str) -> Writer:
-        """Takes the object's bytes. Raises PreconditionFailed if it exists."""
+    def writer(self, key: str) -> ObjectWriter:
+        """A writer for a new object. Raises PreconditionFailed if it exists."""
         path = self.path(key)
         if path.exists():
             raise _exists(key)
-        return Writer(key, path, self._note)
+        return ObjectWriter(key, path, self._write_sidecar)
 
     def _signed(self, method: Method, key: str, expires_at: int) -> str:
         self.path(key)
@@ -133,26 +133,26 @@ class LocalObjects:
         return hmac.new(self._secret, f"{method} {expires_at} {key}".encode(), hashlib.sha256).hexdigest()
 
     @staticmethod
-    def _note(path: Path, sha256: str) -> str:
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        draft.write_text(sha256, encoding="ascii")
-        draft.replace(_sidecar(path))
+    def _write_sidecar(path: Path, sha256: str) -> str:
+        temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        temp.write_text(sha256, encoding="ascii")
+        temp.replace(_sidecar(path))
         return sha256
 
 
-class Writer:
-    """A new object, out of sight until `finish`. Leaving the context without it drops what was written."""
+class ObjectWriter:
+    """A new object, invisible until `finish`. Leaving the context before drops what was written."""
 
-    def __init__(self, key: str, path: Path, note: _Note) -> None:
-        self._key, self._path, self._note = key, path, note
-        self._draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    def __init__(self, key: str, path: Path, write_sidecar: _WriteSidecar) -> None:
+        self._key, self._path, self._write_sidecar = key, path, write_sidecar
+        self._temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         self._sha256 = hashlib.sha256()
         self._bytes = 0
 
     def __enter__(self) -> Self:
         with _as_unavailable():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._draft.open("xb")
+            self._file = self._temp.open("xb")
         return self
 
     def write(self, block: bytes) -> None:
@@ -161,27 +161,27 @@ class Writer:
         self._sha256.update(block)
         self._bytes += len(block)
 
-    def finish(self) -> Head:
+    def finish(self) -> ObjectInfo:
         """Make the object appear. Raises PreconditionFailed if another writer was first."""
         with _as_unavailable():
             self._file.flush()
             os.fsync(self._file.fileno())
             try:
-                os.link(self._draft, self._path)  # unlike rename, fails if the name is taken
+                os.link(self._temp, self._path)  # unlike rename, fails if the name is taken
             except FileExistsError:
                 raise _exists(self._key) from None
             _fsync_folder(self._path.parent)
-            return Head(self._bytes, self._note(self._path, self._sha256.hexdigest()))
+            return ObjectInfo(self._bytes, self._write_sidecar(self._path, self._sha256.hexdigest()))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
-        self._draft.unlink(missing_ok=True)
+        self._temp.unlink(missing_ok=True)
 
 
-class _Note(Protocol):
+class _WriteSidecar(Protocol):
     def __call__(self, path: Path, sha256: str) -> str: ...
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables. Rows are storage; their meaning and the rules that move them are in the modules beside this one.
+"""The tables. Rows are storage only; the modules beside this one have the rules that change them.
 
 Money, steps and times are 64-bit integers: micro-dollars, optimizer steps, microseconds UTC. Unit prices are decimal
 text, because SQLite has no exact decimal. `region` is 'local' and `zone` '' (the whole region) instead of NULL, so
-that unique keys bind. The order in which a transaction may write them is `WRITE_ORDER`.
+that unique keys apply. `WRITE_ORDER` is the order in which a transaction may write tables.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def storable(text: str) -> str:
 
 
 class StorableText(TypeDecorator[str]):
-    """Whatever a machine or a user wrote, no row is refused for a character in it."""
+    """Text from machines and users, so that no row is refused for a character in it."""
 
     impl = Text
     cache_ok = True
@@ -77,7 +77,7 @@ class Base(DeclarativeBase):
     }
 
 
-# --- people -----------------------------------------------------------------------------------------------
+# --- identity -----------------------------------------------------------------------------------------------
 
 
 class TeamRow(Base):
@@ -119,7 +119,7 @@ class KeyRow(Base):
 
 
 class SessionRow(Base):
-    """A browser's sign-in."""
+    """A browser session."""
 
     __tablename__ = "sessions"
     hash: Mapped[str] = mapped_column(primary_key=True)
@@ -130,7 +130,7 @@ class SessionRow(Base):
 
 
 class IdempotencyRow(Base):
-    """The first answer to a request with an Idempotency-Key. status NULL: still running."""
+    """The response to the first request with an Idempotency-Key. `status` NULL: still running."""
 
     __tablename__ = "idempotency"
     principal: Mapped[str] = mapped_column(primary_key=True)
@@ -152,7 +152,7 @@ class JobRow(Base):
     name: Mapped[str]
     spec: Mapped[dict[str, Any]]
     sizing: Mapped[dict[str, Any] | None]
-    """Why it runs on these machines: decide.sizing's case and choice. None: nobody had to choose."""
+    """Why it runs on its machines: inputs and choice of decide.sizing. None: the spec named the machines."""
     state: Mapped[str]
     desired_state: Mapped[str] = mapped_column(default="run")
     stop_reason: Mapped[str] = mapped_column(default="")
@@ -165,9 +165,9 @@ class JobRow(Base):
     generation: Mapped[int] = mapped_column(default=0)
     checkpoint: Mapped[UUID | None]
     init_checkpoint: Mapped[UUID | None]
-    """The checkpoint of another job with whose weights it starts; its retries do so too."""
+    """The other job's checkpoint that its weights, and those of its retries, are initialized from."""
     skipped_steps: Mapped[list[Any] | None]
-    """Spans of steps, [first, last], that it passes over since its numbers broke there."""
+    """Spans of steps, [first, last], that it skips because of NaN or Inf."""
     steps_total: Mapped[int | None]
     last_step: Mapped[int] = mapped_column(default=0)
     last_epoch_milli: Mapped[int | None]
@@ -220,7 +220,7 @@ class AttemptRow(Base):
 
 
 class MachineRow(Base):
-    """One launch intent and what became of it. The id is the client token."""
+    """One launch intent and its outcome. The id is the provider's idempotency token."""
 
     __tablename__ = "machines"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -282,7 +282,7 @@ class GenerationRow(Base):
     state: Mapped[str]
     world_size: Mapped[int]
     master: Mapped[str | None]
-    """host:port of node rank 0, once it has said which port is free."""
+    """host:port of node rank 0, once that has reported a free port."""
     start_checkpoint: Mapped[UUID | None]
     start_step: Mapped[int]
     last_step: Mapped[int | None]
@@ -303,7 +303,7 @@ class GenerationRow(Base):
 
 
 class MemberRow(Base):
-    """A machine's part in a generation."""
+    """A machine as member of a generation."""
 
     __tablename__ = "members"
     job: Mapped[UUID] = mapped_column(primary_key=True)
@@ -323,7 +323,7 @@ class MemberRow(Base):
 
 
 class CheckpointRow(Base):
-    """A complete, hash-true checkpoint. Only the row is the pointer; the objects are write-once."""
+    """A complete checkpoint with verified hashes. Only this row points to its write-once objects."""
 
     __tablename__ = "checkpoints"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -355,7 +355,7 @@ class SeriesRow(Base):
 
 class MetricChunkRow(Base):
     """Points of one series from one batch, as three columns: int64 steps, float64 unix seconds, float64 values,
-    little-endian. A step may repeat across chunks; the generation says which one counts."""
+    little-endian. A step may repeat across chunks; its generation decides which value counts."""
 
     __tablename__ = "metric_chunks"
     series: Mapped[UUID] = mapped_column(ForeignKey("series.id"), primary_key=True)
@@ -383,7 +383,7 @@ class LogChunkRow(Base):
 
 
 class EventRow(Base):
-    """The feed of a team, gapless: `seq` is drawn from teams.feed_seq at the end of each transaction."""
+    """The feed of a team, without gaps: `seq` is taken from teams.feed_seq at the end of each transaction."""
 
     __tablename__ = "events"
     team: Mapped[UUID] = mapped_column(ForeignKey("teams.id"), primary_key=True)
@@ -395,7 +395,7 @@ class EventRow(Base):
     actor: Mapped[str]
     reason: Mapped[str]
     ref: Mapped[str | None]
-    """kind 'batch': '<machine>:<seq>', what a stream loads."""
+    """kind 'batch': '<machine>:<seq>', what streams load."""
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
     at: Mapped[int]
     __table_args__ = (Index(None, "job", "seq"),)
@@ -405,7 +405,7 @@ class EventRow(Base):
 
 
 class AccountRow(Base):
-    """organisation > team > member > job, and the two that take what is spent: cash and overrun."""
+    """organisation > team > member > job, and the counterparties of what is spent: cash and overrun."""
 
     __tablename__ = "accounts"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -498,7 +498,7 @@ class PriceRow(Base):
 
 
 class OfferRow(Base):
-    """What a provider offers now, as the worker last saw it: decide.offers.Offer."""
+    """A current offer of a provider (decide.offers.Offer), as the worker last read it."""
 
     __tablename__ = "offers"
     provider: Mapped[str] = mapped_column(primary_key=True)
@@ -517,7 +517,7 @@ class OfferRow(Base):
 
 
 class SchedulerRow(Base):
-    """One row. A plan is applied only if nobody applied another since it was read."""
+    """One row. A plan is applied only if no other was applied since it was read."""
 
     __tablename__ = "scheduler"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -526,7 +526,7 @@ class SchedulerRow(Base):
 
 
 class ServiceRow(Base):
-    """Since when a service has answered without a break: leases don't expire by our own silence."""
+    """Since when a service answers without a gap: leases of machines don't expire while our own API is down."""
 
     __tablename__ = "services"
     name: Mapped[str] = mapped_column(primary_key=True)
