@@ -38,7 +38,7 @@ MIN_STEPS, MIN_S = 20, 0.5
 
 
 def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) -> sizing.SizingInputs:
-    """All that the choice of machines for `spec` depends on. Measured are the team's own jobs, nobody else's."""
+    """All inputs of the choice of machines for `spec`. Measurements come from the team's own jobs alone."""
     left, budget_name = _left(db, team, user, spec.limits.cost)
     return sizing.SizingInputs(
         provider=spec.resources.provider,
@@ -58,7 +58,7 @@ def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts
 
 
 def load_measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]:
-    """What earlier runs of the same work took on this provider's machines, the newest first."""
+    """Measurements of earlier runs of the same work on this provider's machines, newest first."""
     fingerprint, provider = workload.fingerprint(spec), spec.resources.provider
     ran = select(JobRow).where(
         JobRow.team_id == team, JobRow.first_step_at.is_not(None), JobRow.spec["recipe"].as_string() == spec.recipe
@@ -77,40 +77,41 @@ def load_measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement,
     )
     for member, machine in db.sql.execute(query):
         machines[member.job, member.generation].append(machine)
-    lines = _timelines(db, ids)
+    timelines = _timelines(db, ids)
     complete_only = workload.has_phases(spec)
-    found = (
-        _measured(job, row, machines[job.id, row.no], lines[job.id, row.no])
+    measured = (
+        _measure(job, row, machines[job.id, row.no], timelines[job.id, row.no])
         for job in same
         for row in generations[job.id]
-        if (job.id, row.no) in lines and all(one.provider == provider for one in machines[job.id, row.no])
+        if (job.id, row.no) in timelines and all(machine.provider == provider for machine in machines[job.id, row.no])
     )
-    return tuple(_newest(one for one in found if one is not None and (one.complete or not complete_only)))
+    return tuple(_newest(run for run in measured if run is not None and (run.complete or not complete_only)))
 
 
 def _newest(measured: Iterable[Measurement]) -> Iterable[Measurement]:
-    """Of each type and count as many as are looked at."""
-    seen: Counter[tuple[str, int]] = Counter()
-    for one in measured:
-        seen[one.type, one.nodes] += 1
-        if seen[one.type, one.nodes] <= MAX_RUNS_PER_COUNT:
-            yield one
+    """The newest of each machine type and node count."""
+    counts: Counter[tuple[str, int]] = Counter()
+    for run in measured:
+        counts[run.type, run.nodes] += 1
+        if counts[run.type, run.nodes] <= MAX_RUNS_PER_COUNT:
+            yield run
 
 
 @dataclass
 class _Timeline:
-    """Of what a generation reported: (step, Unix seconds, epoch) of its first and last line; seconds of evaluation by
-    step."""
+    """(step, Unix seconds, epoch) of a generation's first and last point; evaluation seconds by step."""
 
     first: tuple[int, float, float]
     last: tuple[int, float, float]
     evaluation: dict[int, float] = field(default_factory=dict)
 
 
-def _measured(job: JobRow, row: GenerationRow, machines: Sequence[MachineRow], lines: _Timeline) -> Measurement | None:
-    """What a generation took; None if it was too short, or of machines of several types."""
-    (step, begun, epoch), (last_step, ended, last_epoch) = lines.first, lines.last
-    evaluation = {at: seconds for at, seconds in lines.evaluation.items() if step < at <= last_step}
+def _measure(
+    job: JobRow, row: GenerationRow, machines: Sequence[MachineRow], timeline: _Timeline
+) -> Measurement | None:
+    """The measurement of a generation; None if it was too short, or of machines of several types."""
+    (step, begun, epoch), (last_step, ended, last_epoch) = timeline.first, timeline.last
+    evaluation = {at: seconds for at, seconds in timeline.evaluation.items() if step < at <= last_step}
     trained_s = ended - begun - sum(evaluation.values())
     too_short = last_step - step < MIN_STEPS or trained_s < MIN_S or last_epoch <= epoch
     if too_short or len({machine.type for machine in machines}) != 1:
@@ -131,7 +132,9 @@ def _measured(job: JobRow, row: GenerationRow, machines: Sequence[MachineRow], l
         boot_s=_seconds(launched, row.formed_at) if row.no == 1 else None,
         startup_s=_seconds(row.formed_at, row.first_step_at) if fresh else None,
         finish_s=max(0.0, (job.ended_at or 0) / 1e6 - (ended - final_s)) if finished else None,
-        teardown_s=_seconds(job.ended_at, terminated) if finished and all(one.ended_at for one in machines) else None,
+        teardown_s=_seconds(job.ended_at, terminated)
+        if finished and all(machine.ended_at for machine in machines)
+        else None,
         complete=finished and fresh and job.end_reason == EndReason.SUCCEEDED,
     )
 
@@ -160,30 +163,30 @@ def _timelines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Tim
             db, "epoch", jobs, tuple_(SeriesRow.job, MetricChunkRow.generation, column).in_(edges)
         ):
             points[job, chunk.generation] += metrics.unpack(chunk)
-    found = {key: _Timeline(min(own), max(own)) for key, own in points.items()}
+    timelines = {key: _Timeline(min(own), max(own)) for key, own in points.items()}
     for job, chunk in _chunks(db, results.EVALUATION_S, jobs):
-        if (job, chunk.generation) in found:
-            found[job, chunk.generation].evaluation |= {at: seconds for at, _, seconds in metrics.unpack(chunk)}
-    return found
+        if (job, chunk.generation) in timelines:
+            timelines[job, chunk.generation].evaluation |= {at: seconds for at, _, seconds in metrics.unpack(chunk)}
+    return timelines
 
 
 def _chunks(
     db: Read, name: str, jobs: Sequence[UUID], *conditions: ColumnElement[bool]
 ) -> Iterable[tuple[UUID, MetricChunkRow]]:
-    """(job, chunk) of the series of that name."""
+    """(job, chunk) of the jobs' series of that name."""
     query = select(SeriesRow.job, MetricChunkRow).join(MetricChunkRow, MetricChunkRow.series == SeriesRow.id)
     return db.sql.execute(query.where(SeriesRow.job.in_(jobs), SeriesRow.name == name, *conditions)).tuples()
 
 
 def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | None, str]:
-    """What may still be spent by the tightest of the job's limit and those above it, and whose that is. What others
-    have set aside comes back, or is waited for, so it isn't taken off. None: nothing is limited."""
+    """The least that any limit of the job or above it leaves, and that limit's owner. Money held by others isn't
+    subtracted: it is released or can be waited for. None: nothing is limited."""
     member = db.sql.scalar(
         select(AccountRow.id).where(AccountRow.kind == "member", AccountRow.owner == f"{team}/{user}")
     )
     above = ledger.ancestors(db, member or ledger.team_account(db, team).id)
-    rooms = [(max(0, one.limit_micro - one.posted), one) for one in above if one.limit_micro is not None]
-    left, tightest = min(rooms, key=lambda room: room[0], default=(None, None))
+    remaining = [(max(0, one.limit_micro - one.posted), one) for one in above if one.limit_micro is not None]
+    left, tightest = min(remaining, key=lambda pair: pair[0], default=(None, None))
     if limit is not None and (left is None or limit <= left):
         return limit, "limits.cost"
     return left, ledger.title(db, tightest) if tightest else ""

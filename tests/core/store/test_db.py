@@ -122,7 +122,7 @@ def test_a_read_session_cannot_write(store: Store) -> None:
     store.write(add)
 
 
-def test_a_read_sees_one_state(store: Store) -> None:
+def test_a_read_sees_one_snapshot(store: Store) -> None:
     with store.read() as db:
         assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
         store.write(lambda w: w.sql.execute(update(SchedulerRow).values(epoch=7)))
@@ -131,7 +131,7 @@ def test_a_read_sees_one_state(store: Store) -> None:
         assert db.sql.scalar(select(SchedulerRow.epoch)) == 7
 
 
-def test_a_row_read_again_is_what_an_update_made_of_it(store: Store) -> None:
+def test_a_row_read_again_has_the_updated_values(store: Store) -> None:
     def work(db: Write) -> int:
         assert db.sql.scalars(select(SchedulerRow)).one().epoch == 0
         db.sql.execute(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
@@ -193,7 +193,7 @@ def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
         assert db.sql.scalar(select(SchedulerRow.epoch)) == 60
 
 
-def test_what_no_database_can_hold_is_replaced_and_stored(store: Store) -> None:
+def test_characters_that_no_database_can_store_are_replaced(store: Store) -> None:
     """NUL, half a surrogate pair and NaN come from machines and users; no row is lost for them."""
     team = new_id()
     data = {"a\0": ["\ud800", float("nan"), float("inf"), float("-inf"), 1.5, None, True, "é\\u0000"]}
@@ -291,7 +291,7 @@ def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str
     store.close()
 
 
-def test_listeners_hear_of_commits_and_their_errors_harm_nobody(store: Store) -> None:
+def test_listeners_are_called_after_commits_and_their_errors_are_logged(store: Store) -> None:
     team, heard = new_id(), []
     job = new_id()
 

@@ -23,7 +23,7 @@ def teams(store: Store) -> list[UUID]:
     return ids
 
 
-def test_numbers_have_no_holes_and_a_reader_misses_nothing(store: Store, teams: list[UUID], seed: int) -> None:
+def test_numbers_have_no_gaps_and_a_reader_misses_no_event(store: Store, teams: list[UUID], seed: int) -> None:
     """Writers race on two teams while a reader follows one of them by cursor; some writes fail and leave no number."""
     generator = random.Random(seed)
     plans = [[(generator.randrange(1, 4), generator.random() < 0.2) for _ in range(15)] for _ in range(4)]
@@ -65,7 +65,7 @@ def _append(db: Write, teams: list[UUID], count: int, fails: bool) -> None:
         raise ZeroDivisionError
 
 
-def test_an_event_comes_back_as_it_was_written(store: Store, teams: list[UUID]) -> None:
+def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> None:
     job = new_id()
     store.write(
         lambda db: db.event(
@@ -83,7 +83,7 @@ def test_an_event_comes_back_as_it_was_written(store: Store, teams: list[UUID]) 
     assert event.at > 0
 
 
-def test_a_cursor_is_good_for_its_team_alone(teams: list[UUID]) -> None:
+def test_a_cursor_is_valid_for_its_team_alone(teams: list[UUID]) -> None:
     assert events.from_cursor(teams[0], events.to_cursor(teams[0], 1234)) == 1234
     for wrong in (events.to_cursor(teams[1], 5), "", "5", "é", "AAAA", "a" * 10_000):
         with pytest.raises(InvalidRequest) as refused:
@@ -91,7 +91,7 @@ def test_a_cursor_is_good_for_its_team_alone(teams: list[UUID]) -> None:
         assert refused.value.hint
 
 
-def test_a_reader_that_is_too_far_back_is_told(store: Store, teams: list[UUID]) -> None:
+def test_a_reader_that_is_too_far_behind_must_start_again(store: Store, teams: list[UUID]) -> None:
     for _ in range(3):
         store.write(lambda db: db.event(team=teams[0], kind="batch", actor="machine"))
     with store.read() as db:

@@ -17,7 +17,7 @@ from tests.core.world import World
 from tests.servers import PATIENCE_S
 
 
-def test_a_repeated_request_gets_the_first_answer(world: World) -> None:
+def test_a_repeated_request_gets_the_first_response(world: World) -> None:
     assert begin(world, "k", "body") is None
     world.store.write(lambda db: idempotency.store_response(db, "ann", "k", 201, '{"id": 1}'))
     for _ in range(2):
@@ -34,7 +34,7 @@ def test_the_same_key_with_another_body_conflicts(world: World) -> None:
         world.store.write(lambda db: idempotency.store_response(db, "ann", "k", 201, ""))
 
 
-def test_a_twin_is_told_that_the_first_still_runs(world: World) -> None:
+def test_a_concurrent_repetition_is_refused_while_the_first_runs(world: World) -> None:
     begin(world, "k", "body")
     with pytest.raises(IdempotencyInFlight) as refused:
         begin(world, "k", "body")
@@ -49,7 +49,7 @@ def test_a_request_that_died_in_flight_can_be_repeated_by_one(world: World) -> N
         begin(world, "k", "body")
 
 
-def test_an_answer_is_kept_for_two_days(world: World) -> None:
+def test_a_response_is_stored_for_two_days(world: World) -> None:
     begin(world, "k", "body")
     world.store.write(lambda db: idempotency.store_response(db, "ann", "k", 201, ""))
     age(world, idempotency.RESPONSE_TTL - 60 * idempotency.S)
@@ -58,18 +58,18 @@ def test_an_answer_is_kept_for_two_days(world: World) -> None:
     assert begin(world, "k", "other") is None
 
 
-def test_keys_of_different_people_never_meet(world: World) -> None:
+def test_keys_of_different_principals_are_independent(world: World) -> None:
     begin(world, "k", "body")
     assert world.store.write(lambda db: idempotency.begin_request(db, "bob", "k", "other")) is None
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\nb", "\x00"])
-def test_an_absurd_key_is_refused(world: World, key: str) -> None:
+def test_an_invalid_key_is_refused(world: World, key: str) -> None:
     with pytest.raises(InvalidRequest):
         begin(world, key, "body")
 
 
-def test_of_twins_that_race_one_goes_on(world: World) -> None:
+def test_of_racing_requests_with_one_key_one_proceeds(world: World) -> None:
     start, outcomes = threading.Barrier(4), []
 
     def claim() -> None:

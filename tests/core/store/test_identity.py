@@ -17,7 +17,7 @@ from tests.core.world import World
 # Teams
 
 
-def test_the_first_admin_is_made_once(world: World) -> None:
+def test_the_first_admin_is_created_once(world: World) -> None:
     again = world.store.write(
         lambda db: identity.ensure_admin(db, f"org {world.name}", f"team {world.name}", f"user {world.name}")
     )
@@ -28,7 +28,7 @@ def test_the_first_admin_is_made_once(world: World) -> None:
         assert [one.kind for one in ledger.team_budgets(db, world.team)] == ["org", "team", "member"]
 
 
-def test_processes_that_start_at_once_make_one_admin(world: World) -> None:
+def test_processes_that_start_at_once_create_one_admin(world: World) -> None:
     principals = []
 
     def start() -> None:
@@ -83,13 +83,13 @@ def test_secrets_never_repeat(world: World) -> None:
         lambda secret: "x" * 100_000,
     ],
 )
-def test_a_mistyped_key_is_told_from_an_unknown_one(world: World, change) -> None:
+def test_a_mistyped_key_is_distinguished_from_an_unknown_one(world: World, change) -> None:
     with pytest.raises(Unauthenticated, match="mistyped") as refused:
         authenticate(world, change(create(world)[1]))
     assert refused.value.hint
 
 
-def test_a_well_formed_key_of_somewhere_else_is_not_known(world: World) -> None:
+def test_a_well_formed_key_of_another_service_is_unknown(world: World) -> None:
     with pytest.raises(Unauthenticated, match="not known"):
         authenticate(world, tokens.generate_secret("pat"))
 
@@ -117,7 +117,7 @@ def test_another_teams_key_cannot_be_revoked(world: World) -> None:
     assert authenticate(world, secret).team == stranger.team
 
 
-def test_a_key_dies_with_its_membership(world: World) -> None:
+def test_a_key_ends_with_its_membership(world: World) -> None:
     _, secret = create(world)
     world.store.write(lambda db: db.sql.execute(MembershipRow.__table__.delete()))
     with pytest.raises(Unauthenticated, match="not a member"):

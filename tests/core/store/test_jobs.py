@@ -54,7 +54,7 @@ def test_a_job_whose_first_hold_is_above_a_limit_is_refused(world: World) -> Non
     assert world.job(min_hold=1000).state == J.QUEUED
 
 
-def test_a_job_that_must_only_wait_for_money_is_queued(world: World) -> None:
+def test_a_job_that_only_has_to_wait_for_budget_is_queued(world: World) -> None:
     world.limit("team", 1000)
     world.hold(world.job(), 1000)
     assert world.job("0.001", min_hold=1000).state == J.QUEUED
@@ -90,7 +90,7 @@ def test_only_the_table_moves_a_job(world: World, before: JobState) -> None:
 
 
 @pytest.mark.parametrize("column", ["attempt", "generation"])
-def test_a_decision_on_what_has_changed_since_moves_nothing(world: World, column: str) -> None:
+def test_a_stale_decision_moves_nothing(world: World, column: str) -> None:
     seen = put(world, world.job(), J.RUNNING)
     world.store.write(lambda db: db.execute(update(JobRow).where(JobRow.id == seen.id).values({column: 7})))
     with pytest.raises(StaleTransition):
@@ -98,7 +98,7 @@ def test_a_decision_on_what_has_changed_since_moves_nothing(world: World, column
     assert state(world, seen) == J.RUNNING
 
 
-def test_a_job_that_is_wanted_otherwise_by_now_is_not_launched(world: World) -> None:
+def test_a_job_that_was_stopped_meanwhile_is_not_launched(world: World) -> None:
     seen = world.job()
     world.store.write(lambda db: jobs.stop(db, seen.id, "ann", "pause"))
     world.store.write(lambda db: jobs.resume(db, seen.id, "ann"))
@@ -116,7 +116,7 @@ def test_ended_needs_a_reason(world: World) -> None:
     assert state(world, job) == J.QUEUED
 
 
-def test_moves_set_their_times_and_end_the_waiting(world: World) -> None:
+def test_moves_set_their_times_and_clear_the_wait_reason(world: World) -> None:
     job = world.job()
     world.store.write(
         lambda db: db.execute(update(JobRow).values(wait_reason="budget", wait_text="no money", queued_at=1))
@@ -132,7 +132,7 @@ def test_moves_set_their_times_and_end_the_waiting(world: World) -> None:
     assert move(world, running, J.ENDED).ended_at is not None
 
 
-def test_of_two_that_move_one_job_one_succeeds(world: World) -> None:
+def test_of_two_concurrent_moves_of_a_job_one_succeeds(world: World) -> None:
     job = world.job()
     start, outcomes = threading.Barrier(4), []
 
@@ -183,7 +183,7 @@ def test_a_stop_takes_effect_at_once_and_only_once(world: World, before: JobStat
     ("why", "end"),
     [("user", "user_stop"), ("budget", "budget"), ("time_limit", "time_limit"), ("goal", "goal_reached")],
 )
-def test_a_stop_remembers_why(world: World, why: str, end: str) -> None:
+def test_a_stop_records_its_reason(world: World, why: str, end: str) -> None:
     job = world.job()
     assert world.store.write(lambda db: jobs.stop(db, job.id, "worker", stop_reason=why)).end_reason == end
     running = put(world, world.job(), J.RUNNING)
@@ -213,7 +213,7 @@ def test_a_paused_job_queues_again(world: World) -> None:
     assert (resumed.state, resumed.desired_state) == (J.STOPPING, "run")
 
 
-def test_what_ends_or_has_ended_cannot_go_on(world: World) -> None:
+def test_a_job_that_is_ending_or_has_ended_cannot_be_resumed(world: World) -> None:
     job = put(world, world.job(), J.RUNNING)
     world.store.write(lambda db: jobs.stop(db, job.id, "ann"))
     for _ in range(2):
@@ -235,7 +235,7 @@ def test_a_retry_is_a_new_job_from_the_stored_spec_and_the_last_checkpoint(world
     assert str(old.id) in world.events("job")[-1].reason
 
 
-def test_a_retry_of_a_success_starts_from_nothing(world: World) -> None:
+def test_a_retry_of_a_successful_job_starts_over(world: World) -> None:
     old = world.job()
     world.store.write(lambda db: db.execute(update(JobRow).values(checkpoint=new_id())))
     put(world, old, J.ENDED, end_reason=EndReason.SUCCEEDED)

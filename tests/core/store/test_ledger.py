@@ -36,7 +36,7 @@ def test_a_hold_counts_on_every_level_until_it_is_released(world: World) -> None
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_hold_fits_to_the_last_micro_dollar_and_not_beyond(world: World, level: str) -> None:
+def test_a_hold_may_use_a_limit_to_the_last_micro_dollar(world: World, level: str) -> None:
     job = world.job()
     world.limit(level, 100, job)
     world.hold(job, 60)
@@ -71,7 +71,7 @@ def test_a_refused_hold_leaves_its_transaction_as_it_was(world: World) -> None:
     assert world.sweep() == []
 
 
-def test_a_gang_is_held_for_whole_or_not_at_all(world: World) -> None:
+def test_holds_of_a_gang_are_placed_all_or_none(world: World) -> None:
     job = world.job("0.0001")
     account = world.account("job", job).id
     wanted = [ledger.HoldRequest(world.machine(job), account, "1", amount) for amount in (60, 41)]
@@ -94,7 +94,7 @@ def test_a_machine_has_one_open_hold(world: World) -> None:
     assert world.totals(job)[0] == (0, 10, 0)
 
 
-def test_an_extension_is_placed_once_and_only_on_what_was_seen(world: World) -> None:
+def test_a_hold_is_extended_once_and_only_from_the_end_that_was_read(world: World) -> None:
     job = world.job("0.0001")
     machine = world.hold(job, 60, until=1000)
 
@@ -119,7 +119,7 @@ def test_an_extension_is_placed_once_and_only_on_what_was_seen(world: World) -> 
 
 
 @pytest.mark.parametrize("shared", ["org", "team", "member"])
-def test_of_two_that_race_for_money_that_covers_one_exactly_one_gets_it(world: World, shared: str) -> None:
+def test_of_two_racing_holds_that_fit_only_once_exactly_one_is_placed(world: World, shared: str) -> None:
     jobs = [world.job(), world.job()]
     machines = [world.machine(job) for job in jobs]
     world.limit(shared, 150, jobs[0])
@@ -142,7 +142,7 @@ def test_of_two_that_race_for_money_that_covers_one_exactly_one_gets_it(world: W
 # Settlement
 
 
-def test_slices_add_up_to_the_bill_and_zero_writes_no_row(world: World) -> None:
+def test_increments_add_up_to_the_bill_and_zero_writes_no_row(world: World) -> None:
     job = world.job()
     machine = world.hold(job, 100)
     for cumulative in (10, 10, 35, 35, 60):
@@ -170,7 +170,7 @@ def test_settling_again_changes_nothing(world: World) -> None:
     assert [event.data["action"] for event in world.events("cost")] == ["held", "settled"]
 
 
-def test_only_money_that_becomes_free_asks_for_a_tick(world: World) -> None:
+def test_only_released_money_requests_a_tick(world: World) -> None:
     """A tick posts what machines have cost since the last one: if that asked for a tick, they would never rest."""
     job, hints = world.job(), []
     machine = world.hold(job, 100)
@@ -183,7 +183,7 @@ def test_only_money_that_becomes_free_asks_for_a_tick(world: World) -> None:
     assert hints == [False, False, True, True]
 
 
-def test_a_bill_of_nothing_gives_the_whole_hold_back(world: World) -> None:
+def test_an_empty_bill_releases_the_whole_hold(world: World) -> None:
     job = world.job()
     machine = world.hold(job, 100)
     world.store.write(lambda db: ledger.settle(db, machine, [], final=True))
@@ -207,7 +207,7 @@ def test_a_lower_bill_swaps_debit_and_credit(world: World) -> None:
     assert world.sweep() == []
 
 
-def test_what_lies_beyond_the_hold_waits_for_the_final_bill_and_is_named_overrun(world: World) -> None:
+def test_cost_beyond_the_hold_is_posted_as_overrun_with_the_final_bill(world: World) -> None:
     job = world.job("0.0001")
     machine = world.hold(job, 100)
     assert world.settle(machine, 130, final=False) == 30
@@ -231,7 +231,7 @@ def test_what_lies_beyond_the_hold_waits_for_the_final_bill_and_is_named_overrun
     assert world.sweep() == []
 
 
-def test_a_final_bill_beyond_the_hold_is_cut_at_its_edge(world: World) -> None:
+def test_a_final_bill_beyond_the_hold_is_split_into_usage_and_overrun(world: World) -> None:
     job = world.job()
     machine = world.hold(job, 100)
     world.settle(machine, 70, 70)
@@ -250,7 +250,7 @@ def test_a_bill_without_any_hold_is_refused(world: World) -> None:
         world.settle(machine, 1)
 
 
-def test_two_that_settle_one_machine_post_it_once(world: World) -> None:
+def test_two_concurrent_settlements_of_a_machine_post_once(world: World) -> None:
     job = world.job()
     machine = world.hold(job, 100)
     start = threading.Barrier(3)
@@ -275,7 +275,7 @@ def test_two_that_settle_one_machine_post_it_once(world: World) -> None:
 # Limits and overdraft
 
 
-def test_a_cut_below_what_is_used_makes_an_overdraft_with_an_alarm_and_stops_all_holds(world: World) -> None:
+def test_a_limit_below_what_is_used_makes_an_overdraft_with_an_alarm_and_stops_all_holds(world: World) -> None:
     job, other = world.job(), world.job()
     machine = world.hold(job, 80, until=1)
     cut = world.limit("team", 50)
@@ -309,7 +309,7 @@ def test_an_overdraft_shrinks_with_what_is_used_and_with_a_raised_limit(world: W
     assert world.sweep() == []
 
 
-def test_taking_a_limit_away_ends_its_overdraft(world: World) -> None:
+def test_removing_a_limit_ends_its_overdraft(world: World) -> None:
     job = world.job()
     machine = world.hold(job, 50)
     world.limit("member", 10)
@@ -334,7 +334,7 @@ def test_a_budget_that_changed_since_it_was_read_is_not_overwritten(world: World
     assert (event.actor, event.data["limit"], event.data["before"]) == ("ann", "0.00001", None)
 
 
-def test_a_change_of_the_organisations_limit_is_told_to_all_its_teams(world: World) -> None:
+def test_a_change_of_the_organisations_limit_is_an_event_of_all_its_teams(world: World) -> None:
     org = world.account("org")
     other = new_id()
 
@@ -392,7 +392,7 @@ def test_transfers_refuse_update_and_delete(world: World) -> None:
         assert [row.amount for row in db.sql.scalars(select(TransferRow))] == [5]
 
 
-def test_the_check_holds_against_code_that_forgets_the_guard(world: World) -> None:
+def test_the_check_constraint_catches_code_without_the_guard(world: World) -> None:
     world.limit("team", 100)
     account = world.account("team").id
     for values in ({"held": 101}, {"posted": 101}, {"held": -1}, {"overdraft": -1}):
@@ -411,7 +411,7 @@ def test_ordinary_posting_can_never_make_an_overdraft(world: World) -> None:
     assert world.totals(job) == [(0, 0, 0)] * 4
 
 
-def test_the_sweep_finds_a_total_that_was_tampered_with(world: World) -> None:
+def test_the_audit_finds_a_manipulated_total(world: World) -> None:
     job = world.job()
     world.settle(world.hold(job, 10), 5)
     account = world.account("team").id

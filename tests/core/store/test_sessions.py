@@ -61,7 +61,7 @@ def test_an_old_login_code_is_refused(world: World) -> None:
         world.store.write(lambda db: sessions.redeem_login_code(db, code))
 
 
-def test_a_revoked_key_takes_its_owners_browsers_and_sign_in_links_with_it(world: World) -> None:
+def test_revoking_a_key_ends_its_owners_sessions_and_login_codes(world: World) -> None:
     key, _ = create(world)
     opened = world.store.write(lambda db: sessions.open_session(db, world.me.user, world.team, key.id))
     link = world.store.write(lambda db: sessions.create_login_code(db, world.me.user, world.team))

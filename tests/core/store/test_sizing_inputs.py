@@ -98,7 +98,7 @@ def found(world: World, team: UUID | None = None, **fields: object) -> tuple[Mea
         return sizing_inputs.load_measurements(db, team or world.team, spec.parse(QUICK | fields))
 
 
-def test_a_finished_run_is_measured_without_its_scoring(world: World):
+def test_a_finished_run_is_measured_without_its_evaluation(world: World):
     job = submitted(world)
     train(world, job)
     (one,) = found(world)
@@ -144,7 +144,7 @@ def test_too_short_a_run_measures_nothing(world: World):
     assert found(world) == ()
 
 
-def test_machines_of_several_types_are_no_measure_of_either(world: World):
+def test_runs_on_machines_of_several_types_are_not_measured(world: World):
     train(world, submitted(world), ["small", "big"])
     assert found(world) == ()
 
@@ -158,21 +158,21 @@ def test_only_the_same_work_counts(world: World):
     assert found(world, params={"width": 16, "batch_size": 64}) == ()
 
 
-def test_another_teams_runs_are_not_looked_at(world: World):
+def test_another_teams_runs_are_ignored(world: World):
     train(world, submitted(world))
     other = World(world.store)
     assert len(found(world)) == 1
     assert found(other) == ()
 
 
-def test_of_each_count_the_newest_runs_are_kept(world: World):
+def test_of_each_node_count_the_newest_runs_are_used(world: World):
     jobs = [submitted(world) for _ in range(7)]
     for job in jobs:
         train(world, job, steps=(0, 40))
     assert [one.job for one in found(world)] == [job.id for job in reversed(jobs)][:5]
 
 
-def test_the_choice_rests_on_runs_offers_and_what_is_left(world: World):
+def test_the_inputs_are_runs_offers_and_the_budget_left(world: World):
     for nodes, step_s in ((1, 0.5), (2, 0.3)):
         train(world, submitted(world, resources={"nodes": nodes}), ["small"] * nodes, step_s=step_s)
     offers = [Offer("local", "local", "", "small", market, "1.00", "2.00", 2, "test", True) for market in ("spot",)]
@@ -189,7 +189,7 @@ def test_the_choice_rests_on_runs_offers_and_what_is_left(world: World):
     assert choice.option.run_s == pytest.approx(3 * 60 + 2 * 59 + 4 + 8)
 
 
-def test_what_the_provider_no_longer_offers_is_forgotten(world: World):
+def test_offers_that_ended_are_deleted(world: World):
     def offer(type_: str) -> Offer:
         return Offer("local", "local", "", type_, "spot", "1.00", "2.00", None, "test", True)
 

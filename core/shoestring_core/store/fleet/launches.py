@@ -31,8 +31,6 @@ class LaunchCall:
     request: dict[str, Any]
     call_deadline: int
     """Fences the answer: only the row's latest call may record a refusal."""
-    time_left: int
-    """µs from now until `call_deadline`."""
 
 
 def load_launchable(db: Read) -> list[UUID]:
@@ -53,9 +51,7 @@ def begin_launch(db: Write, machine: UUID, timeouts: Timeouts) -> LaunchCall | N
     values = {"state": MachineState.CALLING, "call_deadline": call_deadline}
     if not rows.try_update(db, guarded.values(**values, refusal=UNKNOWN if again else None)):
         return None
-    return LaunchCall(
-        machine, row.provider, row.region, row.zone, row.launch_request, call_deadline, timeouts.launch_call
-    )
+    return LaunchCall(machine, row.provider, row.region, row.zone, row.launch_request, call_deadline)
 
 
 def record_no_answer(db: Write, launch: LaunchCall) -> None:
