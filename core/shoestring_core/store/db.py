@@ -13,11 +13,8 @@ outside the database. Rows it read are values: change them with `update(...).whe
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import random
-import sqlite3
 import threading
 import time
 from collections import defaultdict
@@ -33,8 +30,6 @@ from sqlalchemy import (
     CursorResult,
     Engine,
     UpdateBase,
-    create_engine,
-    event,
     exc,
     insert,
     literal,
@@ -43,10 +38,12 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 
 from shoestring_core.errors import StoreTooNew, Unavailable
 from shoestring_core.store import migrations, tables
+from shoestring_core.store.database_errors import is_conflict, translate_errors
+from shoestring_core.store.engines import postgresql_engine, sqlite_engine
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,9 +67,9 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     except exc.ArgumentError:  # its text would repeat the password
         raise Unavailable("The database's address can't be read.", hint=_URL_HINT) from None
     if address.get_backend_name() == "sqlite":
-        reader, writer = _sqlite(address, busy_timeout_s, read_only=True), _sqlite(address, busy_timeout_s)
+        reader, writer = sqlite_engine(address, busy_timeout_s, read_only=True), sqlite_engine(address, busy_timeout_s)
     elif address.get_backend_name() == "postgresql":
-        reader = writer = _postgresql(address, busy_timeout_s)
+        reader = writer = postgresql_engine(address, busy_timeout_s)
     else:
         raise Unavailable(
             f"{address.get_backend_name()} databases are not supported",
@@ -200,7 +197,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Read]:
         """A session that can't write."""
-        with _translate_errors(), _session(self.reader) as sql:
+        with translate_errors(), _session(self.reader) as sql:
             if self.reader.dialect.name == "postgresql":
                 sql.connection(execution_options={"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"})
             yield Read(sql)
@@ -213,10 +210,10 @@ class Store:
         give_up_at = time.monotonic() + self.busy_timeout_s
         for run in range(1, MAX_RUNS + 1):
             try:
-                with _translate_errors():
+                with translate_errors():
                     result, committed = self._write_once(work)
             except Unavailable as error:
-                if not _is_conflict(error.__cause__) or run == MAX_RUNS or time.monotonic() > give_up_at:
+                if not is_conflict(error.__cause__) or run == MAX_RUNS or time.monotonic() > give_up_at:
                     raise
                 time.sleep(random.uniform(0, 0.01 * 2**run))
             else:
@@ -226,7 +223,7 @@ class Store:
 
     def migrate(self) -> None:
         """Upgrade the schema to this version's. Safe to run in several processes at once."""
-        with _translate_errors(), self.writer.begin() as connection:
+        with translate_errors(), self.writer.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(7305427061)"))
@@ -235,7 +232,7 @@ class Store:
 
     def revision(self) -> str | None:
         """The schema's version; None for an empty database. Raises StoreTooNew, Unavailable."""
-        with _translate_errors(), self.reader.connect() as connection:
+        with translate_errors(), self.reader.connect() as connection:
             return _refuse_newer(connection)
 
     def is_current(self) -> bool:
@@ -274,97 +271,6 @@ class Store:
                 log.exception("a listener failed after a commit; the commit stands")
 
 
-# Engines
-
-
-def _sqlite(address: URL, busy_timeout_s: float, *, read_only: bool = False) -> Engine:
-    """WAL, so that readers never wait for the writer. BEGIN IMMEDIATE, because a transaction that reads first and then
-    writes fails at once if another wrote in between, however long it would wait."""
-    if not address.database or address.database == ":memory:":
-        raise Unavailable("an SQLite database needs a file", hint="Use sqlite:///FILE.")
-    engine = create_engine(
-        address, json_serializer=_json, pool_size=20, max_overflow=20, pool_timeout=busy_timeout_s
-    )  # fmt: skip
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver's own BEGIN is deferred and skips DDL
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute(f"PRAGMA query_only = {'ON' if read_only else 'OFF'}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        if read_only:
-            connection.exec_driver_sql("BEGIN DEFERRED")
-        else:
-            _begin_immediate(connection, busy_timeout_s)
-
-    return engine
-
-
-def _begin_immediate(connection: Connection, timeout_s: float) -> None:
-    """Take the write lock, looking for it every few ms. SQLite's own handler looks every 100 ms in the end, and so
-    waits for seconds beside another process that writes without pause."""
-    give_up_at = time.monotonic() + timeout_s
-    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            except exc.OperationalError as error:
-                if not _is_conflict(error) or time.monotonic() > give_up_at:
-                    raise
-                time.sleep(random.uniform(0.0005, 0.003))
-            else:
-                return
-    finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
-
-
-def _postgresql(address: URL, busy_timeout_s: float) -> Engine:
-    """READ COMMITTED: guarded UPDATEs see the newest row, and conflicts wait instead of failing."""
-    timeouts_ms = {
-        "lock_timeout": int(busy_timeout_s * 1000),
-        "statement_timeout": 30_000,
-        "idle_in_transaction_session_timeout": 60_000,
-    }
-    return create_engine(
-        address.set(drivername="postgresql+psycopg"),
-        isolation_level="READ COMMITTED",
-        json_serializer=_json,
-        pool_size=10,
-        max_overflow=20,
-        pool_timeout=busy_timeout_s,
-        pool_recycle=1800,
-        pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": "shoestring",
-            "options": " ".join(f"-c {name}={value}" for name, value in timeouts_ms.items()),
-        },
-    )
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_storable(value), allow_nan=False)
-
-
-def _storable(value: Any) -> Any:
-    """JSON has no word for NaN and infinities; they become text, as on the wire."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, str):
-        return tables.storable(value)
-    if isinstance(value, dict):
-        return {_storable(key): _storable(item) for key, item in value.items()}
-    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def _session(engine: Engine) -> orm.Session:
     # populate_existing: a row read again is what the database says now, also after an UPDATE by statement.
     return orm.Session(
@@ -382,80 +288,3 @@ def _refuse_newer(connection: Connection) -> str | None:
             hint="Upgrade Shoestring (pip install --upgrade shoestring), or use another data folder.",
         )
     return revision
-
-
-# Errors
-
-_SQLITE_CONFLICTS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_POSTGRESQL_CONFLICTS = ("40001", "40P01")
-
-_LOCKED = (
-    "Another process keeps the database locked.",
-    "Try again; if it persists, find the process that has the file open.",
-)
-
-_SQLITE_PROBLEMS = {
-    sqlite3.SQLITE_BUSY: _LOCKED,
-    sqlite3.SQLITE_LOCKED: _LOCKED,
-    sqlite3.SQLITE_READONLY: ("The database file can't be written.", "Check the permissions of the data folder."),
-    sqlite3.SQLITE_PERM: ("The database file can't be used.", "Check the permissions of the data folder."),
-    sqlite3.SQLITE_IOERR: ("The disk that holds the database reports errors.", "Check the disk of the data folder."),
-    sqlite3.SQLITE_CORRUPT: ("The database file is damaged.", "Restore the data folder from a backup."),
-    sqlite3.SQLITE_FULL: ("The disk that holds the database is full.", "Free some space; everything then continues."),
-    sqlite3.SQLITE_CANTOPEN: (
-        "The database file can't be opened.",
-        "Check that the data folder exists and that you may write to it.",
-    ),
-    sqlite3.SQLITE_NOTADB: ("The database file is not an SQLite database.", "Use another data folder or file."),
-}
-
-_POSTGRESQL_PROBLEMS = {
-    "08": (
-        "PostgreSQL can't be reached.",
-        "Check that it runs, and the host, database, user and password in SHOESTRING_DATABASE_URL.",
-    ),
-    "25006": ("PostgreSQL is read-only.", "Check that SHOESTRING_DATABASE_URL names the primary server."),
-    "40": ("The database is too busy with other writes.", "Try again."),
-    "53100": ("PostgreSQL's disk is full.", "Free some space on it; everything then continues."),
-    "53": ("PostgreSQL has too few resources left.", "Try again; raise its connections or memory if it persists."),
-    "55P03": ("Another process keeps the rows locked.", "Try again."),
-    "57014": ("PostgreSQL took too long to answer.", "Try again."),
-    "57P": ("PostgreSQL is stopping or starting.", "Try again in a moment."),
-}
-
-
-@contextmanager
-def _translate_errors() -> Iterator[None]:
-    """Turn failures of the database into Unavailable; our own mistakes pass unchanged."""
-    try:
-        yield
-    except exc.TimeoutError as error:
-        raise Unavailable("All database connections are in use.", hint="Try again.") from error
-    except (exc.DBAPIError, sqlite3.Error) as error:  # bare sqlite3 errors come from opening a connection
-        if (problem := _problem(error)) is None:
-            raise
-        message, hint = problem
-        raise Unavailable(message, hint=hint) from error
-
-
-def _problem(error: BaseException) -> tuple[str, str] | None:
-    if (code := _sqlite_code(error)) is not None:
-        return _SQLITE_PROBLEMS.get(code)
-    state = _sqlstate(error)
-    if state is None:  # no answer from the server at all
-        return _POSTGRESQL_PROBLEMS["08"] if isinstance(error, exc.OperationalError) else None
-    return next((_POSTGRESQL_PROBLEMS[state[:n]] for n in (5, 3, 2) if state[:n] in _POSTGRESQL_PROBLEMS), None)
-
-
-def _is_conflict(error: BaseException | None) -> bool:
-    return _sqlite_code(error) in _SQLITE_CONFLICTS or _sqlstate(error) in _POSTGRESQL_CONFLICTS
-
-
-def _sqlite_code(error: BaseException | None) -> int | None:
-    extended: int | None = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
-    return None if extended is None else extended & 0xFF
-
-
-def _sqlstate(error: BaseException | None) -> str | None:
-    state: str | None = getattr(getattr(error, "orig", error), "sqlstate", None)
-    return state

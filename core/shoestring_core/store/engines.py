@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines: how connections to SQLite and to PostgreSQL are set up."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy.engine import URL
+
+from shoestring_core.errors import Unavailable
+from shoestring_core.store.database_errors import is_conflict
+from shoestring_core.store.tables import storable
+
+
+def sqlite_engine(address: URL, busy_timeout_s: float, *, read_only: bool = False) -> Engine:
+    """WAL, so that readers never wait for the writer. BEGIN IMMEDIATE, because a transaction that reads first and then
+    writes fails at once if another wrote in between, however long it would wait."""
+    if not address.database or address.database == ":memory:":
+        raise Unavailable("an SQLite database needs a file", hint="Use sqlite:///FILE.")
+    engine = create_engine(
+        address, json_serializer=_serialize, pool_size=20, max_overflow=20, pool_timeout=busy_timeout_s
+    )  # fmt: skip
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN is deferred and skips DDL
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA query_only = {'ON' if read_only else 'OFF'}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        if read_only:
+            connection.exec_driver_sql("BEGIN DEFERRED")
+        else:
+            _begin_immediate(connection, busy_timeout_s)
+
+    return engine
+
+
+def _begin_immediate(connection: Connection, timeout_s: float) -> None:
+    """Take the write lock, looking for it every few ms. SQLite's own handler looks every 100 ms in the end, and so
+    waits for seconds beside another process that writes without pause."""
+    give_up_at = time.monotonic() + timeout_s
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            except exc.OperationalError as error:
+                if not is_conflict(error) or time.monotonic() > give_up_at:
+                    raise
+                time.sleep(random.uniform(0.0005, 0.003))
+            else:
+                return
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
+
+
+def postgresql_engine(address: URL, busy_timeout_s: float) -> Engine:
+    """READ COMMITTED: guarded UPDATEs see the newest row, and conflicts wait instead of failing."""
+    timeouts_ms = {
+        "lock_timeout": int(busy_timeout_s * 1000),
+        "statement_timeout": 30_000,
+        "idle_in_transaction_session_timeout": 60_000,
+    }
+    return create_engine(
+        address.set(drivername="postgresql+psycopg"),
+        isolation_level="READ COMMITTED",
+        json_serializer=_serialize,
+        pool_size=10,
+        max_overflow=20,
+        pool_timeout=busy_timeout_s,
+        pool_recycle=1800,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": "shoestring",
+            "options": " ".join(f"-c {name}={value}" for name, value in timeouts_ms.items()),
+        },
+    )
+
+
+def _serialize(value: Any) -> str:
+    return json.dumps(_storable(value), allow_nan=False)
+
+
+def _storable(value: Any) -> Any:
+    """JSON has no NaN or infinities; they become text, as on the wire."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
