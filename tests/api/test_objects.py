@@ -12,7 +12,7 @@ from threading import Thread
 import httpx
 import pytest
 from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, Unavailable
-from shoestring_core.store.objects import ObjectInfo, LocalObjects, open_objects
+from shoestring_core.store.objects import LocalObjects, ObjectInfo, open_objects
 
 from tests.api.deployment import Deployment
 

@@ -21,7 +21,7 @@ J = JobState
 
 def test_a_submitted_job_is_queued_with_its_resolved_spec_account_and_event(world: World) -> None:
     hints = []
-    world.store.on_commit.append(lambda committed: hints.append(committed.hint))
+    world.store.on_commit.append(lambda committed: hints.append(committed.tick_requested))
     job = world.job("3.00", name="first", tags={"week": 3})
     assert (job.state, job.desired_state, job.attempt, job.generation, job.name) == ("queued", "run", 0, 0, "first")
     assert job.spec["limits"]["cost"] == "3.00"

@@ -174,7 +174,7 @@ def test_only_released_money_requests_a_tick(world: World) -> None:
     """A tick posts what machines have cost since the last one: if that asked for a tick, they would never rest."""
     job, hints = world.job(), []
     machine = world.hold(job, 100)
-    world.store.on_commit.append(lambda committed: hints.append(committed.hint))
+    world.store.on_commit.append(lambda committed: hints.append(committed.tick_requested))
     world.settle(machine, 10, final=False)
     extend(world, machine, 5)
     assert hints == [False, False]
