@@ -75,19 +75,19 @@ class World:
                 ).one()
                 chain = ledger.ancestors(db, member.id)
             counterparty = select(AccountRow).where(AccountRow.kind == kind, AccountRow.owner == chain[-1].owner)
-            return next((one for one in chain if one.kind == kind), None) or db.sql.scalars(counterparty).one()
+            return next((row for row in chain if row.kind == kind), None) or db.sql.scalars(counterparty).one()
 
     def totals(self, job: JobRow) -> list[tuple[int, int, int]]:
         """(posted, held, overdraft) of job, member, team, organisation."""
         with self.store.read() as db:
             chain = ledger.ancestors(db, ledger.job_account(db, job.id).id)
-            return [(one.posted, one.held, one.overdraft) for one in chain]
+            return [(row.posted, row.held, row.overdraft) for row in chain]
 
     def events(self, kind: str) -> list[EventRow]:
         with self.store.read() as db:
             query = select(EventRow).where(EventRow.team == self.team, EventRow.kind == kind)
             return list(db.sql.scalars(query.order_by(EventRow.seq)))
 
-    def sweep(self) -> list[ledger.Discrepancy]:
+    def find_discrepancies(self) -> list[ledger.Discrepancy]:
         with self.store.read() as db:
             return ledger.find_discrepancies(db)

@@ -272,7 +272,7 @@ class Store:
 
 
 def _session(engine: Engine) -> orm.Session:
-    # populate_existing: a row read again is what the database says now, also after an UPDATE by statement.
+    # populate_existing: a row read again has its current values, also after an UPDATE by statement.
     return orm.Session(
         engine,
         expire_on_commit=False,

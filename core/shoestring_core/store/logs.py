@@ -214,7 +214,7 @@ class _LineSplitter:
         self.offset = offset
         """Of the first byte in the buffer."""
         self.seq = seq
-        """Number of the batch that brought this byte."""
+        """Number of the batch that contained this byte."""
         self.buffer = bytearray()
 
     def feed(self, row: LogChunkRow, limit: int = sys.maxsize) -> list[LogLine]:

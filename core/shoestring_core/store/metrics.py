@@ -172,7 +172,7 @@ def load_energy_curves(db: Read, job: UUID) -> list[Curve]:
 
 
 def load_batch_curves(db: Read, machine: UUID, seq: int) -> list[Curve]:
-    """The points that a machine's batch `seq` brought, as reported."""
+    """The points of a machine's batch `seq`, as reported."""
     query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
     query = query.where(MetricChunkRow.machine == machine, MetricChunkRow.seq == seq).order_by(SeriesRow.name)
     return [

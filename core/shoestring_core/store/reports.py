@@ -63,7 +63,7 @@ def accept_batch(db: Write, machine_id: UUID, batch: wire.TelemetryBatch, *, log
 
 
 def load_batch(db: Read, machine: UUID, seq: int) -> tuple[list[Curve], list[LogLine]]:
-    """What one batch brought, for the live stream: its points as reported, and the log lines that end in it."""
+    """One batch, for the live stream: its points as reported, and the log lines that end in it."""
     return metrics.load_batch_curves(db, machine, seq), logs.load_batch_lines(db, machine, seq)
 
 

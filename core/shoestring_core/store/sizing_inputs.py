@@ -185,7 +185,7 @@ def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | No
         select(AccountRow.id).where(AccountRow.kind == "member", AccountRow.owner == f"{team}/{user}")
     )
     above = ledger.ancestors(db, member or ledger.team_account(db, team).id)
-    remaining = [(max(0, one.limit_micro - one.posted), one) for one in above if one.limit_micro is not None]
+    remaining = [(max(0, row.limit_micro - row.posted), row) for row in above if row.limit_micro is not None]
     left, tightest = min(remaining, key=lambda pair: pair[0], default=(None, None))
     if limit is not None and (left is None or limit <= left):
         return limit, "limits.cost"

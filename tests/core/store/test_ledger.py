@@ -32,7 +32,7 @@ def test_a_hold_counts_on_every_level_until_it_is_released(world: World) -> None
     assert world.store.write(lambda db: ledger.release_hold(db, machine, "void")) == 0
     assert world.totals(job) == [(0, 0, 0)] * 4
     assert [event.data["action"] for event in world.events("cost")] == ["held", "released"]
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -49,7 +49,7 @@ def test_a_hold_may_use_a_limit_to_the_last_micro_dollar(world: World, level: st
     assert world.totals(job) == [(0, 60, 0)] * 4
     world.hold(job, 40)
     assert world.totals(job) == [(0, 100, 0)] * 4
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def test_a_refused_hold_leaves_its_transaction_as_it_was(world: World) -> None:
@@ -68,7 +68,7 @@ def test_a_refused_hold_leaves_its_transaction_as_it_was(world: World) -> None:
     world.store.write(work)
     assert world.totals(poor) == [(0, 0, 0), (0, 50, 0), (0, 50, 0), (0, 50, 0)]
     assert world.totals(other) == [(0, 50, 0)] * 4
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def test_holds_of_a_gang_are_placed_all_or_none(world: World) -> None:
@@ -115,7 +115,7 @@ def test_a_hold_is_extended_once_and_only_from_the_end_that_was_read(world: Worl
     world.store.write(lambda db: ledger.release_hold(db, machine, "over"))
     with pytest.raises(StaleTransition):
         extend(1, 4000)
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 @pytest.mark.parametrize("shared", ["org", "team", "member"])
@@ -136,7 +136,7 @@ def test_of_two_racing_holds_that_fit_only_once_exactly_one_is_placed(world: Wor
     assert len(refused) == 1
     assert sorted(world.totals(job)[0] for job in jobs) == [(0, 0, 0), (0, 100, 0)]
     assert world.totals(jobs[0])[3] == (0, 100, 0)
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 # Settlement
@@ -150,14 +150,14 @@ def test_increments_add_up_to_the_bill_and_zero_writes_no_row(world: World) -> N
         assert world.totals(job) == [(cumulative, 100 - cumulative, 0)] * 4
     world.settle(machine, 61)
     assert world.totals(job) == [(61, 0, 0)] * 4
-    rows = book(world, job)
+    rows = transfers(world, job)
     assert [(row.kind, row.increment, row.amount) for row in rows] == [
         ("usage", 1, 10), ("usage", 2, 25), ("usage", 3, 25), ("usage", 4, 1),
     ]  # fmt: skip
     assert {row.debit for row in rows} == {world.account("job", job).id}
     assert {row.credit for row in rows} == {world.account("cash").id}
     assert world.account("cash").posted == -61
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def test_settling_again_changes_nothing(world: World) -> None:
@@ -166,7 +166,7 @@ def test_settling_again_changes_nothing(world: World) -> None:
     for _ in range(3):
         world.settle(machine, 40, 2)
     assert world.totals(job) == [(42, 0, 0)] * 4
-    assert [(row.line, row.increment) for row in book(world, job)] == [("line 0", 1), ("line 1", 1)]
+    assert [(row.line, row.increment) for row in transfers(world, job)] == [("line 0", 1), ("line 1", 1)]
     assert [event.data["action"] for event in world.events("cost")] == ["held", "settled"]
 
 
@@ -188,7 +188,7 @@ def test_an_empty_bill_releases_the_whole_hold(world: World) -> None:
     machine = world.hold(job, 100)
     world.store.write(lambda db: ledger.settle(db, machine, [], final=True))
     assert world.totals(job) == [(0, 0, 0)] * 4
-    assert book(world, job) == []
+    assert transfers(world, job) == []
 
 
 def test_a_lower_bill_swaps_debit_and_credit(world: World) -> None:
@@ -201,10 +201,10 @@ def test_a_lower_bill_swaps_debit_and_credit(world: World) -> None:
     world.settle(machine, 45)
     assert world.totals(job) == [(45, 0, 0)] * 4
     leaf, cash = world.account("job", job).id, world.account("cash").id
-    assert [(row.kind, row.debit, row.credit, row.amount) for row in book(world, job)] == [
+    assert [(row.kind, row.debit, row.credit, row.amount) for row in transfers(world, job)] == [
         ("usage", leaf, cash, 40), ("usage", cash, leaf, 10), ("usage", leaf, cash, 20), ("correction", cash, leaf, 5),
     ]  # fmt: skip
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def test_cost_beyond_the_hold_is_posted_as_overrun_with_the_final_bill(world: World) -> None:
@@ -215,7 +215,7 @@ def test_cost_beyond_the_hold_is_posted_as_overrun_with_the_final_bill(world: Wo
     assert world.events("alarm") == []
     assert world.settle(machine, 130) == 30
     assert world.totals(job) == [(130, 0, 30), (130, 0, 0), (130, 0, 0), (130, 0, 0)]
-    assert [(row.kind, row.increment, row.amount) for row in book(world, job)] == [
+    assert [(row.kind, row.increment, row.amount) for row in transfers(world, job)] == [
         ("usage", 1, 100),
         ("overrun", 2, 30),
     ]
@@ -228,19 +228,19 @@ def test_cost_beyond_the_hold_is_posted_as_overrun_with_the_final_bill(world: Wo
     world.settle(machine, 130)
     assert world.totals(job)[0] == (130, 0, 30)
     assert len(world.events("alarm")) == 1
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def test_a_final_bill_beyond_the_hold_is_split_into_usage_and_overrun(world: World) -> None:
     job = world.job()
     machine = world.hold(job, 100)
     world.settle(machine, 70, 70)
-    assert [(row.kind, row.line, row.increment, row.amount) for row in book(world, job)] == [
+    assert [(row.kind, row.line, row.increment, row.amount) for row in transfers(world, job)] == [
         ("usage", "line 0", 1, 70), ("usage", "line 1", 1, 30), ("overrun", "line 1", 2, 40),
     ]  # fmt: skip
     assert world.totals(job) == [(140, 0, 0)] * 4
     assert len(world.events("alarm")) == 1
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def test_a_bill_without_any_hold_is_refused(world: World) -> None:
@@ -267,9 +267,10 @@ def test_two_concurrent_settlements_of_a_machine_post_once(world: World) -> None
     world.settle(machine, 30)
     assert world.totals(job) == [(30, 0, 0)] * 4
     assert (
-        sum(row.amount if row.debit == world.account("job", job).id else -row.amount for row in book(world, job)) == 30
+        sum(row.amount if row.debit == world.account("job", job).id else -row.amount for row in transfers(world, job))
+        == 30
     )
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 # Limits and overdraft
@@ -290,7 +291,7 @@ def test_a_limit_below_what_is_used_makes_an_overdraft_with_an_alarm_and_stops_a
         assert [row.kind for row in ledger.ancestors(db, leaf) if row.overdraft > 0] == ["team"]
     stranger = World(world.store)
     stranger.hold(stranger.job(), 80)
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def test_an_overdraft_shrinks_with_what_is_used_and_with_a_raised_limit(world: World) -> None:
@@ -306,7 +307,7 @@ def test_an_overdraft_shrinks_with_what_is_used_and_with_a_raised_limit(world: W
     assert (world.account("org").overdraft, world.account("org").posted) == (0, 20)
     world.hold(job, 35)
     assert len(world.events("alarm")) == 1
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def test_removing_a_limit_ends_its_overdraft(world: World) -> None:
@@ -418,7 +419,7 @@ def test_the_audit_finds_a_manipulated_total(world: World) -> None:
     world.store.write(
         lambda db: db.execute(update(AccountRow).where(AccountRow.id == account).values(posted=6, held=3))
     )
-    found = {(one.account, one.total, one.expected, one.actual) for one in world.sweep()}
+    found = {(one.account, one.total, one.expected, one.actual) for one in world.find_discrepancies()}
     assert found == {(account, "posted", 5, 6), (account, "held", 0, 3)}
 
 
@@ -458,7 +459,7 @@ def test_no_sequence_of_operations_overspends(store: Store, steps: list[tuple[st
         chains, alarms = look(world, jobs)
         grown = any(one.overdraft > before[one.id] for chain in chains for one in chain)
         assert not grown or (alarms > alarms_before and name in ("final", "limit")), operation
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def look(world: World, jobs: list[JobRow]) -> tuple[list[list[AccountRow]], int]:
@@ -488,7 +489,7 @@ def test_no_interleaving_of_two_threads_overspends(
 
     run_all(*(lambda p=plan: run(p) for plan in plans))
     assert errors == []
-    assert world.sweep() == []
+    assert world.find_discrepancies() == []
 
 
 def perform(
@@ -523,7 +524,7 @@ def extend(world: World, machine: UUID, more: int) -> HoldRow:
     return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until + 1))
 
 
-def book(world: World, job: JobRow) -> list[TransferRow]:
+def transfers(world: World, job: JobRow) -> list[TransferRow]:
     with world.store.read() as db:
         return ledger.transfers_of(db, ledger.job_account(db, job.id).id)
 

@@ -58,8 +58,8 @@ def load_snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
     alive = (
         select(MachineRow.provider, func.count()).where(MachineRow.state.in_(rows.ALIVE)).group_by(MachineRow.provider)
     )
-    taken = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
-    return QueueSnapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, taken)
+    slots_used = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
+    return QueueSnapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, slots_used)
 
 
 def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
