@@ -136,7 +136,7 @@ def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World, 
     (machine,) = (machine for machine in world.machines(job) if machine.state == "up")
     assert machine.slot != refused_slot
     assert world.clock.now - machine.created_at >= 60 * S
-    assert world.order(machine.id).kind == "end"
+    assert world.order(machine.id).kind == "shutdown"
     world.tick(3)
     assert world.job(job).wait_reason == "terminating"
     world.cloud.end(machine.provider_id, "exited")
