@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python client: what the command line uses, and what a notebook or a script can.
+"""The Python client, used by the command line, notebooks and scripts.
 
 from shoestring import Client
 job = Client("http://127.0.0.1:8000", key).submit("recipe: digits/quickstart")
@@ -9,12 +9,13 @@ job = client.wait(job.id)
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import random
 import ssl
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,15 +26,15 @@ import httpx
 from shoestring_core import rest
 
 TIMEOUT = httpx.Timeout(20.0, connect=5.0)
-TRIES = 4
+MAX_TRIES = 4
 RETRY_STATUS = frozenset({502, 503, 504})
-STREAM_SILENCE_S = 45.0  # the service pings every 15 s: three missed pings mean a dead line
+STREAM_TIMEOUT_S = 45.0  # the service pings every 15 s: three missed pings mean a dead connection
 
 R = TypeVar("R", bound=rest.Resource)
 
 
 class ServiceError(Exception):
-    """The service refused, with a problem document (RFC 9457)."""
+    """The service returned an error, as a problem document (RFC 9457)."""
 
     def __init__(self, problem: rest.ProblemDocument) -> None:
         super().__init__(problem.detail or problem.title)
@@ -44,12 +45,12 @@ class ServiceError(Exception):
         return self.problem.code
 
 
-class Unreachable(Exception):
-    """No answer from the service after all tries."""
+class ServiceUnreachable(Exception):
+    """The service did not respond after all retries."""
 
 
 @dataclass(frozen=True)
-class Message:
+class StreamEvent:
     """One event of the live stream: `name` is one of rest.STREAM_EVENTS."""
 
     name: str
@@ -58,14 +59,14 @@ class Message:
 
 
 class Client:
-    """A service and a key. Reads are tried again; so are writes, which carry an Idempotency-Key.
+    """A service and an API key. Reads are retried, and so are writes, which carry an Idempotency-Key.
 
-    Raises ServiceError at once for what can't be an address or a key.
+    Raises ServiceError at once for an invalid URL or a malformed key.
     """
 
     def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
-        _check_address(self.url)
+        _check_url(self.url)
         _check_key(key)
         self._http = httpx.Client(
             base_url=self.url, timeout=TIMEOUT, transport=transport, verify=certificates(),
@@ -88,15 +89,15 @@ class Client:
         return self._post("/v1/jobs", rest.Job, body, key)
 
     def plan(self, spec: str | Mapping[str, Any]) -> rest.Plan:
-        """Which machines `spec` would run on, how long and for how much; nothing is submitted."""
+        """Return the machines `spec` would run on, with estimated time and cost. Submits nothing."""
         return self._post("/v1/plans", rest.Plan, {"spec": spec if isinstance(spec, str) else dict(spec)})
 
     def job(self, job: UUID | str) -> rest.Job:
         return self._get(f"/v1/jobs/{job}", rest.Job)
 
-    def jobs(self, *, where: str = "", cursor: str | None = None, limit: int = 50) -> rest.JobPage:
-        """A page of the team's jobs, newest first; `where` is the filter, e.g. "state=running"."""
-        return self._get("/v1/jobs", rest.JobPage, filter=where or None, cursor=cursor, limit=limit)
+    def jobs(self, *, filter: str = "", cursor: str | None = None, limit: int = 50) -> rest.JobPage:
+        """Return a page of the team's jobs, newest first; `filter` is e.g. "state=running"."""
+        return self._get("/v1/jobs", rest.JobPage, filter=filter or None, cursor=cursor, limit=limit)
 
     def stop(self, job: UUID | str) -> rest.Job:
         return self._post(f"/v1/jobs/{job}:stop", rest.Job)
@@ -112,11 +113,11 @@ class Client:
         """Return the job once it has ended or paused. Raises TimeoutError."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            found = self.job(job)
-            if found.state in ("ended", "paused"):
-                return found
+            current = self.job(job)
+            if current.state in ("ended", "paused"):
+                return current
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job} is still {found.state}: {found.sentence}")
+                raise TimeoutError(f"job {job} is still {current.state}: {current.sentence}")
             time.sleep(poll_s)
 
     def attempts(self, job: UUID | str) -> rest.AttemptList:
@@ -140,26 +141,37 @@ class Client:
         return self._get(f"/v1/jobs/{job}/artifacts", rest.ArtifactList)
 
     def download(self, artifact: rest.Artifact, target: Path) -> None:
-        """Write an artifact to `target`, whole or not at all."""
+        """Download an artifact to `target` atomically."""
         draft = target.with_name(f".{target.name}.part")
-        with self._http.stream("GET", artifact.url) as answer:
-            if answer.status_code != 200:
-                answer.read()
-                raise _error(answer)
+        with self._http.stream("GET", artifact.url) as response:
+            if response.status_code != 200:
+                response.read()
+                raise _error(response)
             with draft.open("wb") as file:
-                for block in answer.iter_bytes():
+                for block in response.iter_bytes():
                     file.write(block)
         draft.replace(target)
 
-    # --- money, recipes, people, machines
+    def download_cached(
+        self, artifact: rest.Artifact, folder: Path, *, before_download: Callable[[], None] = lambda: None
+    ) -> Path:
+        """Return the artifact's file in a cache folder, where it lies under its hash; download it if necessary."""
+        target = folder / f"{artifact.sha256}-{artifact.name}"
+        if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != artifact.sha256:
+            folder.mkdir(parents=True, exist_ok=True)
+            before_download()
+            self.download(artifact, target)
+        return target
+
+    # --- budgets, recipes, login, machines
 
     def budgets(self) -> list[rest.Budget]:
         return self._get("/v1/budgets", rest.BudgetList).budgets
 
     def set_budget(self, budget: UUID | str, limit: str, *, reason: str = "", etag: str | None = None) -> rest.Budget:
         headers = {"If-Match": etag} if etag else {}
-        answer = self._call("PUT", f"/v1/budgets/{budget}", json={"limit": limit, "reason": reason}, headers=headers)
-        return _read(answer, rest.Budget)
+        response = self._call("PUT", f"/v1/budgets/{budget}", json={"limit": limit, "reason": reason}, headers=headers)
+        return _parse(response, rest.Budget)
 
     def recipes(self) -> list[rest.Recipe]:
         return self._get("/v1/recipes", rest.RecipeList).recipes
@@ -168,79 +180,81 @@ class Client:
         return self._get("/v1/me", rest.Me)
 
     def login_link(self) -> str:
-        """A link that signs a browser in once."""
+        """Return a one-time link that signs a browser in."""
         return f"{self.url}/login?code={self._post('/v1/login-codes', rest.LoginCode).code}"
 
     def reclaim(self, machine: UUID | str, *, notice_s: float = 120.0) -> rest.Machine:
-        """Take a local machine as a spot provider would (admins)."""
+        """Preempt a local machine as a spot provider would (admins)."""
         return self._post(f"/v1/machines/{machine}:reclaim", rest.Machine, {"notice_s": notice_s})
 
-    # --- live
+    # --- live updates
 
-    def stream(self, topics: str, *, cursor: str | None = None) -> Iterator[Message]:
-        """Events from `cursor` on, for ever: a broken line is taken up again where it broke."""
+    def stream(self, topics: str, *, cursor: str | None = None) -> Iterator[StreamEvent]:
+        """Yield events from `cursor` on, without end; after a lost connection, resume from the last event."""
         failures = 0
         while True:
             try:
-                for message in self._stream_once(topics, cursor):
-                    failures, cursor = 0, message.cursor or cursor
-                    yield message
+                for event in self._stream_once(topics, cursor):
+                    failures, cursor = 0, event.cursor or cursor
+                    yield event
             except httpx.TransportError as broken:
                 failures += 1
-                if failures >= TRIES * 2:
-                    raise Unreachable(f"The stream of {self.url} broke and did not come back: {broken}") from broken
-                time.sleep(_pause(failures))
+                if failures >= MAX_TRIES * 2:
+                    raise ServiceUnreachable(
+                        f"The event stream of {self.url} was lost and could not be resumed: {broken}"
+                    ) from broken
+                time.sleep(_backoff_s(failures))
 
-    def _stream_once(self, topics: str, cursor: str | None) -> Iterator[Message]:
-        timeout = httpx.Timeout(STREAM_SILENCE_S, connect=5.0)
+    def _stream_once(self, topics: str, cursor: str | None) -> Iterator[StreamEvent]:
+        timeout = httpx.Timeout(STREAM_TIMEOUT_S, connect=5.0)
         params = {"topics": topics} | ({"cursor": cursor} if cursor else {})
-        with self._http.stream("GET", "/v1/stream", params=params, timeout=timeout) as answer:
-            if answer.status_code != 200:
-                answer.read()
-                raise _error(answer)
-            yield from parse_events(answer.iter_lines())
+        with self._http.stream("GET", "/v1/stream", params=params, timeout=timeout) as response:
+            if response.status_code != 200:
+                response.read()
+                raise _error(response)
+            yield from parse_events(response.iter_lines())
 
-    # --- the wire
+    # --- HTTP
 
-    def _get(self, path: str, shape: type[R], **params: Any) -> R:
-        return _read(self._call("GET", path, params={k: v for k, v in params.items() if v is not None}), shape)
+    def _get(self, path: str, model: type[R], **params: Any) -> R:
+        return _parse(self._call("GET", path, params={k: v for k, v in params.items() if v is not None}), model)
 
-    def _post(self, path: str, shape: type[R], body: Any = None, key: UUID | None = None) -> R:
-        return _read(self._call("POST", path, json=body, headers=_idempotent(key)), shape)
+    def _post(self, path: str, model: type[R], body: Any = None, key: UUID | None = None) -> R:
+        return _parse(self._call("POST", path, json=body, headers=_idempotency_header(key)), model)
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One request, tried again when the line or a proxy failed. Raises ServiceError or Unreachable."""
-        for attempt in range(1, TRIES + 1):
+        """Send a request; retry after connection errors and 502 to 504. Raises ServiceError or ServiceUnreachable."""
+        for attempt in range(1, MAX_TRIES + 1):
             try:
-                answer = self._http.request(method, path, **options)
+                response = self._http.request(method, path, **options)
             except httpx.TransportError as failure:
-                if attempt == TRIES:
-                    raise Unreachable(
+                if attempt == MAX_TRIES:
+                    raise ServiceUnreachable(
                         f"{self.url} does not answer ({failure}). Is the service running? Type: shoestring up"
                     ) from failure
             else:
-                if answer.status_code not in RETRY_STATUS or attempt == TRIES:
-                    if answer.is_success:
-                        return answer
-                    raise _error(answer)
-            time.sleep(_pause(attempt))
+                if response.status_code not in RETRY_STATUS or attempt == MAX_TRIES:
+                    if response.is_success:
+                        return response
+                    raise _error(response)
+            time.sleep(_backoff_s(attempt))
         raise AssertionError("unreachable")
 
 
 @functools.cache
 def certificates() -> ssl.SSLContext:
-    """Whom TLS trusts; read once in a process, for it takes 25 ms of a core."""
+    """Return the TLS context; cached, because loading the certificates takes 25 ms."""
     return httpx.create_ssl_context()
 
 
-def parse_events(lines: Iterator[str]) -> Iterator[Message]:
-    """Server-sent events (WHATWG HTML, 9.2) as messages; comments and unknown fields are skipped."""
+def parse_events(lines: Iterator[str]) -> Iterator[StreamEvent]:
+    """Parse server-sent events (WHATWG HTML, 9.2); comments and unknown fields are skipped."""
     name, cursor = "message", None
     data: list[str] = []
     for line in lines:
         if not line:
             if data:
-                yield Message(name, cursor, json.loads("\n".join(data)))
+                yield StreamEvent(name, cursor, json.loads("\n".join(data)))
             name, data = "message", []
         elif line.startswith("event:"):
             name = line[6:].strip()
@@ -250,51 +264,51 @@ def parse_events(lines: Iterator[str]) -> Iterator[Message]:
             data.append(line[5:].removeprefix(" "))
 
 
-def _idempotent(key: UUID | None) -> dict[str, str]:
+def _idempotency_header(key: UUID | None) -> dict[str, str]:
     return {"Idempotency-Key": str(key or uuid.uuid4())}
 
 
-def _pause(failures: int) -> float:
+def _backoff_s(failures: int) -> float:
     return float(min(4.0, 0.2 * 2**failures) * random.uniform(0.5, 1.0))
 
 
-def _check_address(url: str) -> None:
+def _check_url(url: str) -> None:
     try:
         address = httpx.URL(url)
         if address.scheme in ("http", "https") and address.host:
             return
     except httpx.InvalidURL:
         pass
-    raise _refusal("not-shoestring", f"{url!r} is not the address of a service; it looks like http://127.0.0.1:8000")
+    raise _client_error("not-shoestring", f"{url!r} is not the URL of a service; expected e.g. http://127.0.0.1:8000")
 
 
 def _check_key(key: str) -> None:
-    if not key or not key.isascii() or not key.isprintable() or " " in key:  # none that a header could carry
-        raise _refusal("unauthenticated", "This is not an API key: it is empty, or holds characters that no key has.")
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise _client_error("unauthenticated", "This is not an API key: it is empty or contains invalid characters.")
 
 
-def _read(answer: httpx.Response, shape: type[R]) -> R:
+def _parse(response: httpx.Response, model: type[R]) -> R:
     try:
-        return shape.model_validate_json(answer.content)
+        return model.model_validate_json(response.content)
     except ValueError:
-        raise _foreign(answer) from None
+        raise _unexpected_response(response) from None
 
 
-def _error(answer: httpx.Response) -> ServiceError:
+def _error(response: httpx.Response) -> ServiceError:
     try:
-        return ServiceError(rest.ProblemDocument.model_validate_json(answer.content))
+        return ServiceError(rest.ProblemDocument.model_validate_json(response.content))
     except ValueError:
-        return _foreign(answer)
+        return _unexpected_response(response)
 
 
-def _foreign(answer: httpx.Response) -> ServiceError:
-    """What a proxy answered, or something that is not our service at all."""
-    code = "unavailable" if answer.status_code >= 500 else "not-shoestring"
-    words = f"{answer.request.url} answered {answer.status_code} and not as Shoestring does."
-    return _refusal(code, words, answer.status_code)
+def _unexpected_response(response: httpx.Response) -> ServiceError:
+    """The error for a response of a proxy, or of another server."""
+    code = "unavailable" if response.status_code >= 500 else "not-shoestring"
+    detail = f"{response.request.url} answered {response.status_code}, but not as a Shoestring service would."
+    return _client_error(code, detail, response.status_code)
 
 
-def _refusal(code: str, detail: str, status: int = 0) -> ServiceError:
-    """One that no service has said; without an answer the status is 0."""
-    title = f"HTTP {status}" if status else "Not asked"
+def _client_error(code: str, detail: str, status: int = 0) -> ServiceError:
+    """An error found by the client itself; the status is 0 if there was no response."""
+    title = f"HTTP {status}" if status else "No request was sent"
     return ServiceError(rest.ProblemDocument(type="about:blank", title=title, status=status, detail=detail, code=code))

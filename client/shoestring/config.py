@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which service to talk to, and as whom: flags, then environment, then the saved login."""
+"""The service to talk to and the API key: from flags, then the environment, then the saved login."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ class Login:
     url: str
     key: str
     source: str
-    """Where it was found, for `shoestring login --show` and for error messages."""
+    """Where the URL came from, for error messages."""
 
 
 class NotLoggedIn(Exception):
-    """No service is known."""
+    """No service or no API key is configured."""
 
 
 def find_login(url: str | None = None, key: str | None = None) -> Login:
-    """The login in force. A saved key is told to the service it was saved for only.
+    """Return the login to use. A saved key is only sent to the service it was saved for.
 
-    Raises NotLoggedIn with what to type next.
+    Raises NotLoggedIn with the command to type.
     """
     env_url, env_key = os.environ.get("SHOESTRING_URL"), os.environ.get("SHOESTRING_KEY")
     saved = _read(config_path())
-    for source, found_url in (
+    for source, candidate in (
         ("the command line", url),
         ("the environment", env_url),
         (str(config_path()), saved.get("url")),
     ):
-        if found_url:
-            address = found_url.rstrip("/")
-            chosen = key or env_key or (saved.get("key") if address == saved.get("url") else None)
-            if not chosen:
+        if candidate:
+            address = candidate.rstrip("/")
+            found_key = key or env_key or (saved.get("key") if address == saved.get("url") else None)
+            if not found_key:
                 raise NotLoggedIn(f"No key for {address} (from {source}). Type: shoestring login {address}")
-            return Login(address, chosen, source)
-    raise NotLoggedIn("No service is known yet. Type: shoestring up  (or: shoestring login URL)")
+            return Login(address, found_key, source)
+    raise NotLoggedIn("No service is configured. Type: shoestring up  (or: shoestring login URL)")
 
 
 def save_login(url: str, key: str) -> Path:
-    """Remember a login, readable by its owner only."""
+    """Save a login in a file that only the user can read."""
     path = config_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_private(path, json.dumps({"url": url.rstrip("/"), "key": key}, indent=2) + "\n")
@@ -57,13 +57,13 @@ def config_path() -> Path:
     return Path(override) if override else user_config_path("shoestring") / "login.json"
 
 
-def default_data() -> Path:
+def default_data_folder() -> Path:
     override = os.environ.get("SHOESTRING_DATA")
     return Path(override) if override else user_data_path("shoestring")
 
 
 def write_private(path: Path, content: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file atomically that only its owner can read."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(content)
@@ -74,7 +74,7 @@ def write_private(path: Path, content: str) -> None:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`shoestring demo`: the main job, end to end, on this computer.
+"""`shoestring demo`: the service end to end on this computer.
 
-Two local spot machines train one real classifier on real pictures; the provider takes one of them half-way; the job
-goes on from its checkpoint on two fresh machines. Every figure of the summary is read back from the service.
+Two local spot machines train a real classifier on real images; the provider preempts one of them half-way; the job
+resumes from its checkpoint on two new machines. Every figure of the summary is read back from the service.
 """
 
 from __future__ import annotations
@@ -28,57 +28,59 @@ RECIPE = "digits/quickstart"
 TARGET = 0.97
 BUDGET = "1.00"
 NOTICE_S = 10.0
-KEPT_FOLDERS = 5
+MAX_RUN_FOLDERS = 5
 
 
 @dataclass(frozen=True)
-class Options:
-    leave: bool = False
+class DemoOptions:
+    exit_after: bool = False
     port: int | None = None
     seed: int = 0
     data: Path | None = None
 
 
 def run(
-    options: Options,
+    options: DemoOptions,
     *,
-    say: Callable[[str], None],
-    show: Console | None,
+    report: Callable[[str], None],
+    console: Console | None,
     interrupts: Callable[[], int],
-    done: Callable[[dict[str, Any]], None],
+    on_summary: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Run the demo and return its summary. `done` gets it as soon as it is there; without `leave` the service then
-    stays up until interrupted. Raises up.UpError."""
-    folder = options.data or fresh_folder(config.default_data() / "demo")
+    """Run the demo and return its summary. `on_summary` is called with it as soon as the job has ended; unless
+    `exit_after`, the service then runs until interrupted. Raises StartupError."""
+    folder = options.data or new_run_folder(config.default_data_folder() / "demo")
     port = options.port or free_port()
-    service = up.Service(up.Options(folder.absolute(), port=port, budget=BUDGET, slots=2), say)
-    say(f"Starting the service in {folder} …")
+    service = up.LocalService(up.ServiceOptions(folder.absolute(), port=port, budget=BUDGET, slots=2), report)
+    report(f"Starting the service in {folder} …")
     try:
         access = service.start()
-        say(f"Dashboard: {access.login_url}")
+        report(f"Dashboard: {access.login_url}")
         with Client(access.url, access.key) as client:
-            summary = train(client, options.seed, say, show, interrupts, keep=lambda: service.run(until=lambda: True))
+            summary = train(
+                client, options.seed, report, console, interrupts, supervise=lambda: service.run(until=lambda: True)
+            )  # fmt: skip
         summary |= {"url": access.url, "data": str(folder)}
-        done(summary)
-        if not options.leave:
-            say(f"The service stays up: {access.url}  (Ctrl-C stops it)")
+        on_summary(summary)
+        if not options.exit_after:
+            report(f"The service is running: {access.url}  (Ctrl-C stops it)")
             service.run(until=lambda: interrupts() > 0)
         return summary
     finally:
-        service.stop(hurry=lambda: interrupts() > 1)
+        service.stop(kill=lambda: interrupts() > 1)
 
 
 def train(
     client: Client,
     seed: int,
-    say: Callable[[str], None],
-    show: Console | None,
+    report: Callable[[str], None],
+    console: Console | None,
     interrupts: Callable[[], int],
-    keep: Callable[[], None],
+    supervise: Callable[[], None],
 ) -> dict[str, Any]:
-    """Submit the job, take one machine at a step drawn from 30–70 % of the run, wait for the settled end."""
-    draw = random.Random(seed)
-    fraction, victim_slot = draw.uniform(0.3, 0.7), draw.randrange(2)
+    """Submit the job, preempt a machine at a random step within 30–70 % of the run, wait until the job is settled."""
+    rng = random.Random(seed)
+    fraction, victim_slot = rng.uniform(0.3, 0.7), rng.randrange(2)
     job = client.submit(
         {
             "name": f"demo-{seed}",
@@ -88,31 +90,31 @@ def train(
             "limits": {"cost": "0.50", "time": "15m"},
         }
     )
-    say(f"Job {job.id}: {RECIPE} on two spot machines; one will be taken at {fraction:.0%} of the run")
+    report(f"Job {job.id}: {RECIPE} on two spot machines; one will be preempted at {fraction:.0%} of the run")
     reclaim_step: int | None = None
-    found = job
-    with Live(console=show, refresh_per_second=8) if show else _Quiet() as live:
-        for found, _ in watch.follow(client, str(job.id)):
-            keep()
+    current = job
+    with Live(console=console, refresh_per_second=8) if console else _NoDisplay() as live:
+        for current, _ in watch.follow(client, str(job.id)):
+            supervise()
             if interrupts():
                 client.stop(job.id)
                 raise KeyboardInterrupt
-            live.update(watch.card(found))
-            total = found.progress.steps_total
-            if reclaim_step is None and total and found.progress.step >= fraction * total:
-                reclaim_step = found.progress.step
+            live.update(watch.render_job(current))
+            total = current.progress.steps_total
+            if reclaim_step is None and total and current.progress.step >= fraction * total:
+                reclaim_step = current.progress.step
                 machine = running_machine(client.attempts(job.id), victim_slot)
                 client.reclaim(machine.id, notice_s=NOTICE_S)
-                say(f"Step {reclaim_step}: the provider takes machine {machine.id} in {NOTICE_S:.0f} s")
-    return summarise(client, found, seed, reclaim_step)
+                report(f"Step {reclaim_step}: machine {machine.id} gets a preemption notice of {NOTICE_S:.0f} s")
+    return summarize(client, current, seed, reclaim_step)
 
 
 def running_machine(attempts: rest.AttemptList, slot: int) -> rest.Machine:
     return next(m for a in reversed(attempts.attempts) for m in a.machines if m.slot == slot and m.state == "up")
 
 
-def summarise(client: Client, job: rest.Job, seed: int, reclaim_step: int | None) -> dict[str, Any]:
-    """What happened, read back from the service."""
+def summarize(client: Client, job: rest.Job, seed: int, reclaim_step: int | None) -> dict[str, Any]:
+    """Return the results of the run, read back from the service."""
     attempts = client.attempts(job.id)
     trained = [attempt for attempt in attempts.attempts if attempt.trained]
     generations = [g for attempt in attempts.attempts for g in attempt.generations if g.last_step is not None]
@@ -139,7 +141,7 @@ def summarise(client: Client, job: rest.Job, seed: int, reclaim_step: int | None
 
 
 def recovery(client: Client, job: rest.Job, generations: list[rest.Generation]) -> dict[str, float | None]:
-    """Seconds from the spot notice to the stored checkpoint, and from there to the first step after it."""
+    """Seconds from the preemption notice to the stored checkpoint, and from there to the next step."""
     events, cursor = [], None
     while (page := client.events(job.id, cursor=cursor)).events:
         events += page.events
@@ -148,14 +150,16 @@ def recovery(client: Client, job: rest.Job, generations: list[rest.Generation]) 
             break
     notice = next((e.at for e in events if e.data.get("event") == "notice" or e.kind == "notice"), None)
     saved = next((e.at for e in events if e.kind == "checkpoint" and notice and e.at >= notice), None)
-    again = next((g.first_step_at for g in generations if saved and g.first_step_at and g.first_step_at > saved), None)
-    return {"notice_to_checkpoint_s": _between(notice, saved), "resume_s": _between(saved, again)}
+    resumed = next(
+        (g.first_step_at for g in generations if saved and g.first_step_at and g.first_step_at > saved), None
+    )
+    return {"notice_to_checkpoint_s": _between(notice, saved), "resume_s": _between(saved, resumed)}
 
 
-def fresh_folder(parent: Path) -> Path:
-    """A new folder for this run; older runs beyond the last few are removed."""
+def new_run_folder(parent: Path) -> Path:
+    """Return a new folder for this run and remove all but the last few older ones."""
     parent.mkdir(parents=True, exist_ok=True)
-    for old in sorted(parent.iterdir())[: -KEPT_FOLDERS + 1]:
+    for old in sorted(parent.iterdir())[: -MAX_RUN_FOLDERS + 1]:
         shutil.rmtree(old, ignore_errors=True)
     return parent / time.strftime("%Y%m%dT%H%M%SZ", datetime.now(UTC).timetuple())
 
@@ -171,14 +175,14 @@ def _between(start: datetime | None, end: datetime | None) -> float | None:
     return None if start is None or end is None else round((end - start).total_seconds(), 3)
 
 
-class _Quiet:
-    """Stands in for Live where nobody looks."""
+class _NoDisplay:
+    """Replaces Live when the output is not a terminal."""
 
-    def __enter__(self) -> _Quiet:
+    def __enter__(self) -> _NoDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def update(self, _card: object) -> None:
+    def update(self, _renderable: object) -> None:
         pass

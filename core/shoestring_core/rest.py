@@ -13,6 +13,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoestring_core import money as micro_dollars
+from shoestring_core import recipes
 from shoestring_core.states import AttemptState, DesiredState, EndReason, GenerationState, JobState, MachineState
 
 
@@ -352,6 +353,30 @@ class Recipe(Resource):
     metric: str
     params: list[RecipeParameter]
     claim: dict[str, Any] | None = None
+
+    @classmethod
+    def from_recipe(cls, recipe: recipes.Recipe) -> Recipe:
+        return cls(
+            name=recipe.name,
+            version=recipe.version,
+            title=recipe.title,
+            description=recipe.description,
+            data=recipe.data.kind,
+            metric=recipe.metric,
+            params=[
+                RecipeParameter(
+                    name=name,
+                    type=param.type,
+                    default=param.default,
+                    minimum=param.min,
+                    maximum=param.max,
+                    choices=None if param.choices is None else list(param.choices),
+                    help=param.help,
+                )
+                for name, param in recipe.params.items()
+            ],
+            claim=recipe.claims(),
+        )
 
 
 class RecipeList(Resource):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: exit codes, what it says when something is wrong, and where it finds its login."""
+"""The command line: exit codes, error messages, and where it finds its login."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import IO, Any
 
 import pytest
 import typer
-from shoestring import cli, config, exits, models
-from shoestring_core import rest
+from shoestring import cli, config, exit_codes, trainer
+from shoestring_core import recipes, rest
 
 from tests import servers
+from tests.client.test_client import JOB
 from tests.e2e.service import ROOMS, ROOT
 from tests.servers import PATIENCE_S
 
@@ -41,9 +42,9 @@ def shoestring(
     )
 
 
-def test_without_a_login_it_says_what_to_type(tmp_path: Path) -> None:
+def test_without_a_login_the_error_names_the_command_to_type(tmp_path: Path) -> None:
     done = shoestring("ls", home=tmp_path)
-    assert done.returncode == exits.AUTH
+    assert done.returncode == exit_codes.AUTH
     assert "shoestring up" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -51,14 +52,14 @@ def test_without_a_login_it_says_what_to_type(tmp_path: Path) -> None:
 def test_a_service_that_is_down_has_its_own_exit_code(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{servers.free_port()}"
     done = shoestring("ls", home=tmp_path, SHOESTRING_URL=url, SHOESTRING_KEY="sst_pat_x")
-    assert done.returncode == exits.NETWORK
+    assert done.returncode == exit_codes.NETWORK
     assert url in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
     done = shoestring("trian", home=tmp_path)
-    assert done.returncode == exits.USAGE
+    assert done.returncode == exit_codes.USAGE
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
 )
 def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = shoestring(*arguments, home=tmp_path)
-    assert done.returncode == exits.USAGE
+    assert done.returncode == exit_codes.USAGE
     assert "Traceback" not in done.stderr
 
 
@@ -111,7 +112,7 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
 )
 def test_help_opens_with_examples(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = shoestring(*command, "--help", home=tmp_path)
-    assert done.returncode == exits.OK
+    assert done.returncode == exit_codes.OK
     assert "shoestring " + (" ".join(command) if command else "up") in done.stdout.replace("python -m ", "", 1)[20:]
 
 
@@ -127,11 +128,20 @@ def test_every_command_can_print_json() -> None:
     assert not [name for name, command in found.items() if "--json" not in str([one.opts for one in command.params])]
 
 
-def test_recipes_by_itself_lists_them(service: str, tmp_path: Path) -> None:
-    listed = shoestring("recipes", "--json", home=tmp_path, SHOESTRING_URL=service, SHOESTRING_KEY="x")
-    assert (listed.returncode, len(json.loads(listed.stdout))) == (exits.OK, 1_000)
+def test_recipes_need_no_service_and_no_login(tmp_path: Path) -> None:
+    for command in (("recipes", "--json"), ("recipes", "ls", "--json")):
+        listed = shoestring(*command, home=tmp_path)
+        assert listed.returncode == exit_codes.OK, listed.stderr
+        assert [recipe["name"] for recipe in json.loads(listed.stdout)] == [recipe.name for recipe in recipes.all()]
+    shown = shoestring("recipes", "show", "digits/quickstart", home=tmp_path)
+    assert (shown.returncode, "epochs" in shown.stdout) == (exit_codes.OK, True)
+    unknown = shoestring("recipes", "show", "digits/slowstart", home=tmp_path)
+    assert (unknown.returncode, "shoestring recipes ls" in unknown.stderr) == (exit_codes.NOT_FOUND, True)
+
+
+def test_json_goes_after_the_subcommand_of_recipes(tmp_path: Path) -> None:
     misplaced = shoestring("recipes", "--json", "show", "a/recipe", home=tmp_path)
-    assert (misplaced.returncode, "--json goes after" in misplaced.stderr) == (exits.USAGE, True)
+    assert (misplaced.returncode, "--json goes after" in misplaced.stderr) == (exit_codes.USAGE, True)
 
 
 def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +159,7 @@ def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkey
     assert (config.find_login().url, config.find_login().key) == ("http://saved", "environment-key")
 
 
-def test_a_saved_key_is_told_to_no_other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_key_is_sent_to_no_other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
     monkeypatch.delenv("SHOESTRING_URL", raising=False)
     monkeypatch.delenv("SHOESTRING_KEY", raising=False)
@@ -161,18 +171,16 @@ def test_a_saved_key_is_told_to_no_other_service(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def service() -> Iterator[str]:
-    """The address of a service that knows everybody and has one recipe, a thousand times over."""
-    recipe = rest.Recipe(
-        name="a/recipe", version=1, title="Ä" * 80, description="", data="digits", metric="val/acc", params=[]
-    )
+    """The URL of a service that accepts every key and has one job, a thousand times."""
+    job = rest.Job.model_validate(JOB | {"name": "Ä" * 80})
     answers = {
-        "/v1/recipes": rest.RecipeList(recipes=[recipe] * 1_000),
+        "/v1/jobs": rest.JobPage(jobs=[job] * 1_000),
         "/v1/me": rest.Me(user="ada", team="vision", role="admin", version="0"),
     }
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = answers[self.path].model_dump_json().encode()
+            body = answers[self.path.partition("?")[0]].model_dump_json().encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -189,36 +197,33 @@ def service() -> Iterator[str]:
 
 @pytest.mark.parametrize("json", [[], ["--json"]])
 @pytest.mark.parametrize(
-    ("out", "code", "says"), [("/dev/full", exits.USAGE, "No space left on device"), ("a closed pipe", exits.OK, "")]
+    ("out", "code", "says"),
+    [("/dev/full", exit_codes.USAGE, "No space left on device"), ("a closed pipe", exit_codes.OK, "")],
 )
-def test_output_that_cannot_be_written_is_told_without_a_traceback(
+def test_output_that_cannot_be_written_ends_without_a_traceback(
     service: str, tmp_path: Path, out: str, code: int, says: str, json: list[str]
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer if out == "a closed pipe" else out, "w") as stdout:
-        done = shoestring(
-            "recipes", "ls", *json, home=tmp_path, stdout=stdout, SHOESTRING_URL=service, SHOESTRING_KEY="x"
-        )
+        done = shoestring("ls", *json, home=tmp_path, stdout=stdout, SHOESTRING_URL=service, SHOESTRING_KEY="x")
     assert (done.returncode, done.stderr.strip()) == (code, says)
 
 
-def test_letters_that_a_terminal_lacks_are_shown_by_number(service: str, tmp_path: Path) -> None:
-    done = shoestring(
-        "recipes", "ls", home=tmp_path, SHOESTRING_URL=service, SHOESTRING_KEY="x", PYTHONIOENCODING="ascii"
-    )
-    assert done.returncode == exits.OK
+def test_characters_that_a_terminal_lacks_are_shown_by_number(service: str, tmp_path: Path) -> None:
+    done = shoestring("ls", home=tmp_path, SHOESTRING_URL=service, SHOESTRING_KEY="x", PYTHONIOENCODING="ascii")
+    assert done.returncode == exit_codes.OK
     assert "\\xc4" in done.stdout
 
 
 def test_a_folder_that_cannot_be_written_is_named(service: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = shoestring("login", service, "--key", "x", home=tmp_path / "file")
-    assert done.returncode == exits.USAGE
+    assert done.returncode == exit_codes.USAGE
     assert "Traceback" not in done.stderr
 
 
-def test_a_damaged_login_file_is_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corrupt_login_file_counts_as_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
     monkeypatch.delenv("SHOESTRING_URL", raising=False)
     (tmp_path / "login.json").write_text(json.dumps(["not", "a", "login"]))
@@ -226,22 +231,22 @@ def test_a_damaged_login_file_is_no_login(tmp_path: Path, monkeypatch: pytest.Mo
         config.find_login()
 
 
-def test_a_jobs_end_is_its_watchers_exit_code() -> None:
-    assert exits.of_job("ended", "succeeded") == exits.OK
-    assert exits.of_job("ended", "user_code") == exits.JOB_FAILED
-    assert exits.of_job("ended", "budget") == exits.BUDGET
-    assert exits.of_job("ended", "no_capacity") == exits.NO_CAPACITY
-    assert exits.of_job("paused", None, "grant") == exits.BUDGET
-    assert exits.of_job("paused", None, "resume") == exits.DETACHED
+def test_how_a_job_ended_is_the_exit_code_of_watch() -> None:
+    assert exit_codes.of_job("ended", "succeeded") == exit_codes.OK
+    assert exit_codes.of_job("ended", "user_code") == exit_codes.JOB_FAILED
+    assert exit_codes.of_job("ended", "budget") == exit_codes.BUDGET
+    assert exit_codes.of_job("ended", "no_capacity") == exit_codes.NO_CAPACITY
+    assert exit_codes.of_job("paused", None, "grant") == exit_codes.BUDGET
+    assert exit_codes.of_job("paused", None, "resume") == exit_codes.DETACHED
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("predict", "nowhere/model.pt2", "cat.jpg"), exits.NOT_FOUND, "There is no file nowhere/model.pt2"),
-        (("export", "model.pt2"), exits.NOT_FOUND, "There is no file model.pt2"),
-        (("predict", "0193", "cat.jpg"), exits.AUTH, "shoestring up"),
-        (("predict", "model.pt2", "cat.jpg", "--on-corrupt", "hide"), exits.USAGE, "error or skip"),
+        (("predict", "nowhere/model.pt2", "cat.jpg"), exit_codes.NOT_FOUND, "There is no file nowhere/model.pt2"),
+        (("export", "model.pt2"), exit_codes.NOT_FOUND, "There is no file model.pt2"),
+        (("predict", "0193", "cat.jpg"), exit_codes.AUTH, "shoestring up"),
+        (("predict", "model.pt2", "cat.jpg", "--on-corrupt", "hide"), exit_codes.USAGE, "error or skip"),
     ],
 )
 def test_a_model_that_is_not_there_is_named(tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
@@ -251,20 +256,20 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path, arguments: tuple[str
     assert "Traceback" not in done.stderr
 
 
-def test_without_the_trainer_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "find_spec", lambda _name: None)
-    with pytest.raises(models.NoTrainer, match=r"pip install 'shoestring-trainer\[train\]'"):
-        models.require_trainer()
+def test_without_the_trainer_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "find_spec", lambda _name: None)
+    with pytest.raises(trainer.TrainerNotInstalled, match=r"pip install 'shoestring-trainer\[train\]'"):
+        trainer.require()
 
 
-def test_a_schedule_and_a_network_need_no_service(tmp_path: Path) -> None:
+def test_schedules_and_model_summaries_need_no_service(tmp_path: Path) -> None:
     drawn = shoestring("recipes", "show", "cifar10/page-resnet9", "--plot", home=tmp_path)
-    assert drawn.returncode == exits.OK, drawn.stderr
+    assert drawn.returncode == exit_codes.OK, drawn.stderr
     assert "learning rate" in drawn.stdout
     assert all(len(line) <= 80 for line in drawn.stdout.splitlines())
     printed = shoestring("model", "digits/quickstart", "width=4", "--json", home=tmp_path)
-    assert printed.returncode == exits.OK, printed.stderr
+    assert printed.returncode == exit_codes.OK, printed.stderr
     assert json.loads(printed.stdout)["input"] == [1, 8, 8]
     unknown = shoestring("recipes", "show", "cifar10/page-resnet8", "--plot", home=tmp_path)
-    assert unknown.returncode == exits.USAGE
+    assert unknown.returncode == exit_codes.USAGE
     assert "cifar10/page-resnet9" in unknown.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from shoestring import Client, ServiceError, Unreachable, client
+from shoestring import Client, ServiceError, ServiceUnreachable, client
 
 JOB: dict[str, Any] = {
     "id": str(uuid.uuid4()), "name": "j", "team": "t", "user": "u", "recipe": "digits/quickstart", "state": "queued",
@@ -25,7 +25,7 @@ JOB: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_pause", lambda _failures: 0.0)
+    monkeypatch.setattr(client, "_backoff_s", lambda _failures: 0.0)
 
 
 def talking_to(answer: Callable[[httpx.Request], httpx.Response]) -> Client:
@@ -50,7 +50,7 @@ def test_a_service_that_never_answers_is_named_with_what_to_type() -> None:
     def answer(_request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    with pytest.raises(Unreachable, match=r"http://service does not answer .* shoestring up"):
+    with pytest.raises(ServiceUnreachable, match=r"http://service does not answer .* shoestring up"):
         talking_to(answer).jobs()
 
 
@@ -60,10 +60,10 @@ def test_a_refusal_is_not_repeated() -> None:
     def answer(_request: httpx.Request) -> httpx.Response:
         nonlocal calls
         calls += 1
-        problem = {"type": "/p", "title": "No", "status": 409, "detail": "Too dear.", "code": "budget-exceeded"}
+        problem = {"type": "/p", "title": "No", "status": 409, "detail": "Too expensive.", "code": "budget-exceeded"}
         return httpx.Response(409, json=problem)
 
-    with pytest.raises(ServiceError, match="Too dear") as refused:
+    with pytest.raises(ServiceError, match="Too expensive") as refused:
         talking_to(answer).submit("recipe: digits/quickstart")
     assert refused.value.code == "budget-exceeded"
     assert calls == 1
@@ -71,21 +71,21 @@ def test_a_refusal_is_not_repeated() -> None:
 
 def test_a_proxys_error_page_does_not_break_the_client() -> None:
     answering = talking_to(lambda _request: httpx.Response(404, text="<html>nginx</html>"))
-    with pytest.raises(ServiceError, match="not as Shoestring does"):
+    with pytest.raises(ServiceError, match="not as a Shoestring service would"):
         answering.job(uuid.uuid4())
 
 
 def test_an_answer_of_another_service_does_not_break_the_client() -> None:
     answering = talking_to(lambda _request: httpx.Response(200, json={"status": "ok"}))
     for ask in (lambda: answering.job(uuid.uuid4()), answering.login_link, lambda: answering.set_budget("x", "1")):
-        with pytest.raises(ServiceError, match="not as Shoestring does") as refused:
+        with pytest.raises(ServiceError, match="not as a Shoestring service would") as refused:
             ask()
         assert refused.value.code == "not-shoestring"
 
 
 @pytest.mark.parametrize("url", ["", "service", "ftp://service", "http://", "http://[::1", "http://service:x"])
 def test_what_can_be_no_address_is_refused_before_it_is_asked(url: str) -> None:
-    with pytest.raises(ServiceError, match="not the address of a service") as refused:
+    with pytest.raises(ServiceError, match="not the URL of a service") as refused:
         Client(url, "sst_pat_x")
     assert refused.value.code == "not-shoestring"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from shoestring import exits, models
+from shoestring import exit_codes
+from shoestring.cli import models
 from shoestring_core.store.db import open_store
 
 from tests.api.deployment import Deployment
@@ -27,7 +28,7 @@ def test_a_jobs_model_is_fetched_once_and_again_if_it_is_damaged(
         job, (agent,) = deployment.running()
         with pytest.raises(typer.Exit) as early:
             models.find_model(str(job), deployment.url)
-        assert early.value.exit_code == exits.NOT_FOUND
+        assert early.value.exit_code == exit_codes.NOT_FOUND
         assert "no model yet" in capfd.readouterr().err
         agent.points(range(1, 4))
         content = bytes(range(256)) * 40
@@ -36,6 +37,6 @@ def test_a_jobs_model_is_fetched_once_and_again_if_it_is_damaged(
             file = models.find_model(str(job)[:13], deployment.url)
             assert file.read_bytes() == content
             assert file.suffix == ".pt2"
-            assert ("Fetching" in capfd.readouterr().err) is fetched
+            assert ("Downloading" in capfd.readouterr().err) is fetched
             if damage:
                 file.write_bytes(content[:100])

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shoestring import Client, exits, results
+from shoestring import Client, exit_codes, runs
 from shoestring_core.store.db import open_store
 
 from tests.api.deployment import Deployment
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path, tmp_path: Path) -> None:
     options = ("--dawnbench", str(tmp_path / "entry"), "--author", "Us", "--email", "us@example.org", "--json")
     done = shoestring("results", str(folder), *options, home=tmp_path)
-    assert done.returncode == exits.OK, done.stderr
+    assert done.returncode == exit_codes.OK, done.stderr
     told = json.loads(done.stdout)
     assert told["target"] == 0.9
     (one,) = told["runs"]
@@ -49,7 +49,7 @@ def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path
     assert one["images_per_s"] == 320.5
     written = tmp_path / "entry" / "us_digits-quickstart_this-computer_pytorch-2.13.0.json"
     both = shoestring("results", str(written), str(folder), "--target", "0.9", home=tmp_path)
-    assert both.returncode == exits.OK, both.stderr
+    assert both.returncode == exit_codes.OK, both.stderr
     assert both.stdout.count("10.0 s") == 2
     assert "2 of 2 reach the target" in both.stdout
 
@@ -57,7 +57,7 @@ def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("absent.json",), "absent.json can't be read"),
+        (("absent.json",), "can't read absent.json"),
         (("empty",), "name one that the trainer wrote"),
         (("FOLDER", "--dawnbench", "entry"), "--author and --email"),
         (("FOLDER", "FOLDER", "--dawnbench", "entry"), "writes one run"),
@@ -69,7 +69,7 @@ def test_what_cannot_be_read_or_written_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     done = shoestring("results", *(str(folder) if one == "FOLDER" else one for one in arguments), home=tmp_path)
-    assert done.returncode == exits.USAGE
+    assert done.returncode == exit_codes.USAGE
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -93,7 +93,7 @@ def test_a_jobs_figures_come_from_the_service(tmp_path: Path) -> None:
         result = {"val/acc": 0.95, "images_per_s": 100.0}
         assert agent.checkpoint(10, {"model.json": b"{}"}, reason="final", result=result).status_code == 200
         with Client(deployment.url, deployment.keys[1]) as client:
-            found = results.of_job(client, client.job(job), None)
+            found = runs.from_job(client, client.job(job), None)
     assert found.target == 0.9
     assert found.figures == {"images_per_s": 100.0}
     assert (found.run.model, found.run.hardware) == ("digits/quickstart", "1 x local.cpu (local)")

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from shoestring.up import dying_with_us
+from shoestring.supervisor import kill_with_parent
 
 from tests.servers import PATIENCE_S, until
 
 PARENT = """
 import subprocess, sys, time
-from shoestring.up import dying_with_us
-print(subprocess.Popen([*dying_with_us(), "sleep", "60"]).pid, flush=True)
+from shoestring.supervisor import kill_with_parent
+print(subprocess.Popen([*kill_with_parent(), "sleep", "60"]).pid, flush=True)
 time.sleep(60)
 """
 
@@ -38,12 +38,12 @@ def test_a_child_whose_parent_died_before_it_began_does_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = tmp_path / "begun"
-    command = [*dying_with_us(), "touch", str(begun)]
+    command = [*kill_with_parent(), "touch", str(begun)]
     assert subprocess.run(command, timeout=PATIENCE_S).returncode == 0
     assert begun.exists()
     begun.unlink()
     gone = subprocess.Popen(["true"])
     gone.wait()
     monkeypatch.setattr(os, "getpid", lambda: gone.pid)
-    subprocess.run([*dying_with_us(), "touch", str(begun)], timeout=PATIENCE_S)
+    subprocess.run([*kill_with_parent(), "touch", str(begun)], timeout=PATIENCE_S)
     assert not begun.exists()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shoestring import Client, Unreachable, watch
+from shoestring import Client, ServiceUnreachable, watch
 from shoestring_core import rest
 
 from tests import servers
@@ -101,7 +101,7 @@ class Service:
         def look() -> rest.Job | None:
             try:
                 found = client.job(job)
-            except Unreachable:
+            except ServiceUnreachable:
                 return None  # the API may be what the test has hurt
             return found if ready(found) else None
 

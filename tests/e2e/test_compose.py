@@ -31,7 +31,7 @@ def service(postgres: Postgres, redis_url: str, tmp_path: Path) -> Iterator[Comp
 def test_composes_services_carry_a_job_over_a_reclaim_to_its_settled_end(service: Composed) -> None:
     key = (service.folder / "admin.key").read_text().strip()
     with Client(service.url, key) as client:
-        summary = demo.train(client, 1, lambda _: None, None, interrupts=lambda: 0, keep=lambda: None)
+        summary = demo.train(client, 1, lambda _: None, None, interrupts=lambda: 0, supervise=lambda: None)
     assert summary["status"] == "succeeded"
     assert (summary["attempts"], summary["steps_lost"], summary["world_size"]) == (2, 0, 2)
     assert summary["accuracy"] >= 0.97

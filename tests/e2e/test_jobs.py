@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from shoestring import exits
+from shoestring import exit_codes
 from shoestring_core import rest
 
 from tests.client.test_cli import shoestring
@@ -83,7 +83,7 @@ def test_a_time_limit_is_judged_by_what_an_earlier_run_took(service: Service, jo
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
     arguments = ("plan", "digits/quickstart", "epochs=3", "width=8", "limits.time=20m")
     shown = shoestring(*arguments, home=tmp_path, **login)
-    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exits.OK, [plan.summary, plan.why_not_faster])
+    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exit_codes.OK, [plan.summary, plan.why_not_faster])
     assert "1 × local.cpu" in shown.stdout
 
 

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from shoestring import ServiceError, exits
+from shoestring import ServiceError, exit_codes
 from shoestring_core import money
 
 from tests.client.test_cli import shoestring
@@ -71,10 +71,10 @@ def prove_sizing(service: Service) -> None:
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
     arguments = ("plan", "digits/quickstart", "epochs=8", "width=8", "sync_norm=false")
     shown = shoestring(*arguments, "limits.time=20m", home=service.data.parent, **login)
-    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exits.OK, [plan.summary, plan.why_not_faster])
+    assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exit_codes.OK, [plan.summary, plan.why_not_faster])
     assert "2 × local.cpu" in shown.stdout
     refused = shoestring(*arguments, "limits.time=1s", home=service.data.parent, **login)
-    assert refused.returncode == exits.NO_CAPACITY
+    assert refused.returncode == exit_codes.NO_CAPACITY
 
     job = client.submit(QUICK | {"limits": {"time": "20m"}})
     assert job.spec["resources"]["nodes"] == plan.nodes

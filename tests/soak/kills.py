@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from shoestring.client import ServiceError, Unreachable
+from shoestring.client import ServiceError, ServiceUnreachable
 from shoestring_core import rest
 
 from tests import servers
@@ -290,14 +290,14 @@ class Run:
         known = witness.lives(self.service.data)
         if not known or any(life.ended is None for life in known):
             return False
-        with contextlib.suppress(Unreachable, ServiceError):
+        with contextlib.suppress(ServiceUnreachable, ServiceError):
             return self.service.client.jobs().jobs[0].settled_at is not None
         return False
 
     def _settled(self, job: object) -> rest.Job:
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            with contextlib.suppress(Unreachable):
+            with contextlib.suppress(ServiceUnreachable):
                 found = self.service.client.job(job)
                 if found.settled_at is not None:
                     return found

@@ -31,12 +31,12 @@ _BY_END_REASON = {
 
 
 def of_problem(code: str) -> int:
-    """Exit code for a refused request."""
+    """Return the exit code for a problem code of the service."""
     return _BY_PROBLEM.get(code, USAGE)
 
 
 def of_job(state: str, end_reason: str | None, wait_reason: str | None = None) -> int:
-    """Exit code for a job that was watched until it ended or paused."""
+    """Return the exit code for a job that was followed until it ended or paused."""
     if state == "paused":
         return BUDGET if wait_reason == "grant" else DETACHED
     return _BY_END_REASON.get(end_reason or "", JOB_FAILED)

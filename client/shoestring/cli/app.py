@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The application: all commands together, and the exit code of every expected failure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from shoestring_core import errors
+
+from shoestring import config, exit_codes, trainer
+from shoestring.cli import artifacts, budgets, chaos, jobs, login, models, recipes, results, service
+from shoestring.cli.terminal import out, print_error
+from shoestring.client import ServiceError, ServiceUnreachable
+from shoestring.runs import RunError
+from shoestring.supervisor import StartupError
+
+HELP = """Train on spot GPUs, as a team, on a shoestring.
+
+\b
+  shoestring up --budget 10                        start the service on this computer
+  shoestring submit digits/quickstart --watch      submit a training job and follow it
+  shoestring ls                                    list jobs, with their state and its reason
+\b
+Exit codes: 0 success, 1 job failed, 2 usage error, 3 not authorized, 4 budget, 5 not found, 6 no capacity,
+7 service unreachable, 130 detached.
+"""
+
+
+class Commands(typer.core.TyperGroup):
+    """Treats a closed pipe as success: the reader, such as `head`, has read all it wants."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
+            raise typer.Exit(exit_codes.OK) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"shoestring {importlib.metadata.version('shoestring')}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `shoestring` itself; `--version` is handled by its callback."""
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.callback(help=HELP)(_options)
+app.command("submit")(jobs.submit)
+app.command("plan")(jobs.plan)
+app.command("ls")(jobs.list_jobs)
+app.command("show")(jobs.show)
+app.command("watch")(jobs.watch)
+app.command("logs")(jobs.logs)
+app.command("stop")(jobs.stop)
+app.command("retry")(jobs.retry)
+app.command("resume")(jobs.resume)
+app.command("open")(jobs.open_dashboard)
+app.add_typer(artifacts.app, name="artifacts")
+app.command("results")(results.results)
+app.command("predict")(models.predict)
+app.command("export")(models.export)
+app.command("model")(models.model)
+app.add_typer(budgets.app, name="budget")
+app.add_typer(recipes.app, name="recipes")
+app.command("up")(service.start_service)
+app.command("demo")(service.run_demo)
+app.command("login")(login.login)
+app.add_typer(chaos.app, name="chaos")
+
+
+def main() -> None:
+    """Run the command line. Expected failures become a message and an exit code, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a character that the terminal lacks is shown by its number
+    try:
+        app()
+    except ServiceError as error:
+        summary = f"{error.problem.title}." if error.problem.errors else str(error)
+        print_error(summary, error.problem.hint, error.problem.errors)
+        sys.exit(exit_codes.of_problem(error.code))
+    except errors.InvalidSpec as error:
+        print_error("The job spec is invalid.", None, [problem.as_json() for problem in error.problems])
+        sys.exit(exit_codes.USAGE)
+    except config.NotLoggedIn as error:
+        print_error(str(error))
+        sys.exit(exit_codes.AUTH)
+    except ServiceUnreachable as error:
+        print_error(str(error))
+        sys.exit(exit_codes.NETWORK)
+    except (StartupError, trainer.TrainerNotInstalled, RunError) as error:
+        print_error(str(error))
+        sys.exit(exit_codes.USAGE)
+    except OSError as error:
+        print_error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        sys.exit(exit_codes.USAGE)
+    except KeyboardInterrupt:
+        sys.exit(exit_codes.DETACHED)

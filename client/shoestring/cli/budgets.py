@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring budget`: limits and spending."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shoestring import exit_codes
+from shoestring.cli.terminal import (
+    Json,
+    Url,
+    check_dollars,
+    connect,
+    format_dollars,
+    out,
+    print_error,
+    print_result,
+    print_table,
+    resolve_job_id,
+)
+
+app = typer.Typer(help="Budget limits and spending.", no_args_is_help=True)
+
+
+@app.command("show")
+def show_budgets(url: Url = None, as_json: Json = False) -> None:
+    """Show limits, what is spent, what is held for running jobs and what is left.
+
+    \b
+    shoestring budget show --json
+    """
+    with connect(url) as client:
+        budgets = client.budgets()
+    rows = [
+        (b.kind, b.owner, format_dollars(b.limit), format_dollars(b.posted), format_dollars(b.held),
+         format_dollars(b.left), format_dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
+        for b in budgets
+    ]  # fmt: skip
+    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "OVERDRAFT")
+    print_result(budgets, as_json, lambda: print_table(columns, rows, "No budgets."))
+
+
+@app.command("set")
+def set_budget(
+    limit: Annotated[str, typer.Argument(help="Dollars, e.g. 25.00, or none for no limit.")],
+    owner: Annotated[str | None, typer.Option("--owner", help="Owner of the budget; default: your team.")] = None,
+    job: Annotated[str | None, typer.Option("--job", help="Set the limit of this job instead.")] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Recorded in the audit log.")] = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Set a limit. A limit below what is spent and held makes running jobs checkpoint and pause.
+
+    Raising it resumes the jobs that were paused for it.
+
+    \b
+    shoestring budget set 25.00 --reason "conference deadline"
+    shoestring budget set 0.80 --job 0198c5f2-7d10-7000-8000-1a2b3c4d5e6f
+    """
+    if limit != "none":
+        check_dollars(limit)
+    with connect(url) as client:
+        if job:
+            matching = [b for b in client.cost(resolve_job_id(client, job)).budgets if b.kind == "job"]
+        else:
+            matching = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
+        if len(matching) != 1:
+            name = f"job {job}" if job else owner or "your team"
+            print_error(f"No single budget of {name}. List budgets: shoestring budget show")
+            raise typer.Exit(exit_codes.NOT_FOUND)
+        budget = client.set_budget(matching[0].id, limit, reason=reason, etag=matching[0].etag)
+    print_result(
+        budget,
+        as_json,
+        lambda: out.print(f"{budget.owner}: limit {format_dollars(budget.limit)}, left {format_dollars(budget.left)}"),
+    )

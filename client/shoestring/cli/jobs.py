@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands for jobs: submit, plan, ls, show, watch, logs, stop, retry, resume, open."""
+
+from __future__ import annotations
+
+import json
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from shoestring_core import rest, spec
+from shoestring_core.decide.sizing_text import duration
+
+from shoestring import exit_codes
+from shoestring import watch as watching
+from shoestring.cli.terminal import (
+    JobId,
+    Json,
+    Url,
+    connect,
+    err,
+    out,
+    print_result,
+    print_table,
+    resolve_job_id,
+    to_json,
+)
+from shoestring.client import Client
+
+RecipeName = Annotated[str | None, typer.Argument(help="Recipe name, e.g. digits/quickstart.")]
+Params = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Hyperparameters; dotted keys set fields of the spec.")
+]
+SpecFile = Annotated[Path | None, typer.Option("-f", "--file", help="Job spec, YAML or JSON; - reads stdin.")]
+
+INFEASIBLE_REASONS = {
+    "slots": "too few slots",
+    "batch": "batch too small",
+    "budget": "too expensive",
+    "time": "too slow",
+}
+
+
+def submit(
+    recipe: RecipeName = None,
+    params: Params = None,
+    file: SpecFile = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow until the job ends. Ctrl-C detaches.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate the spec only.")] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a training job.
+
+    \b
+    shoestring submit digits/quickstart epochs=10 resources.nodes=2 --watch
+    shoestring submit -f job.yaml
+    shoestring submit imagefolder/resnet9 data.train=/data/images limits.cost=3.00
+    shoestring submit imagefolder/resnet9 data.train=/data/images init=job/0193   initialize from that job's weights
+    """
+    tree = _spec_tree(recipe, params, file)
+    with connect(url) as client:
+        if isinstance(tree, dict) and str(tree.get("init")).startswith("job/"):
+            tree["init"] = f"job/{resolve_job_id(client, tree['init'].removeprefix('job/'))}"
+        job = client.submit(tree, dry_run=dry_run)
+        if job.sizing:
+            err.print(job.sizing, markup=False)
+        if dry_run:
+            print_result(job.spec, as_json, lambda: out.print_json(data=job.spec))
+        elif watch:
+            err.print(f"Submitted {job.id}. Ctrl-C detaches; the job keeps running.")
+            _watch(client, str(job.id), as_json)
+        else:
+            print_result(job, as_json, lambda: out.print(str(job.id)))
+            err.print(f"{job.sentence}\nFollow: shoestring watch {job.id}    Stop: shoestring stop {job.id}")
+
+
+def plan(
+    recipe: RecipeName = None, params: Params = None, file: SpecFile = None, url: Url = None, as_json: Json = False
+) -> None:
+    """Show which machines a job would run on, the estimated time and cost, and why not faster. Submits nothing.
+
+    \b
+    shoestring plan digits/quickstart limits.time=5m
+    shoestring plan -f job.yaml --json
+    """
+    tree = _spec_tree(recipe, params, file)
+    with connect(url) as client:
+        plan = client.plan(tree)
+    print_result(plan, as_json, lambda: _print_plan(plan))
+    if plan.outcome == "infeasible":
+        raise typer.Exit(exit_codes.NO_CAPACITY)
+
+
+def list_jobs(
+    filter: Annotated[
+        str, typer.Option("--filter", help='For example "state=running" or "recipe=digits/quickstart".')
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of jobs.")] = 20,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """List the team's jobs, newest first.
+
+    \b
+    shoestring ls
+    shoestring ls --filter state=queued --json
+    """
+    with connect(url) as client:
+        page = client.jobs(filter=filter, limit=limit)
+    print_result(page.jobs, as_json, lambda: _print_jobs(page.jobs))
+
+
+def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Show a job: state and reason, attempts and machines, cost.
+
+    \b
+    shoestring show 0193
+    """
+    with connect(url) as client:
+        details = client.job(resolve_job_id(client, job))
+        attempts = client.attempts(details.id)
+    document = {"job": details.model_dump(mode="json"), **attempts.model_dump(mode="json")}
+    print_result(document, as_json, lambda: _print_job(details, attempts))
+
+
+def watch(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Follow a job until it ends. Ctrl-C detaches; the exit code tells how the job ended.
+
+    \b
+    shoestring watch 0193
+    """
+    with connect(url) as client:
+        _watch(client, resolve_job_id(client, job), as_json)
+
+
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow until the job ends.")] = False,
+    tail: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last N lines.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Only this rank; -1 is the agent.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Print a job's logs, of all ranks and machines.
+
+    \b
+    shoestring logs 0193 -f
+    shoestring logs 0193 --rank 1 --tail 100
+    """
+    with connect(url) as client:
+        job_id = resolve_job_id(client, job)
+        stream_cursor = client.metrics(job_id, keys="").cursor if follow else None
+        cursor = None
+        while True:
+            page = client.logs(job_id, cursor=cursor, tail=tail, rank=rank)
+            _print_log_lines(page.lines, rank, as_json)
+            if tail or not page.lines or page.next_cursor is None or page.next_cursor == cursor:
+                break
+            cursor = page.next_cursor
+        if page.truncated:
+            err.print("The job reached its log quota; the remaining logs were not stored.")
+        if not follow or watching.is_over(client.job(job_id)):
+            return
+        for event in client.stream(f"job:{job_id}", cursor=stream_cursor):
+            if event.name == "logs":
+                _print_log_lines(rest.LogsMessage.model_validate(event.data).lines, rank, as_json)
+            elif event.name == "job" and watching.is_over(rest.Job.model_validate(event.data)):
+                return
+
+
+def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Stop a job. It saves a checkpoint first, from which it can be retried.
+
+    \b
+    shoestring stop 0193
+    """
+    with connect(url) as client:
+        stopped = client.stop(resolve_job_id(client, job))
+    print_result(stopped, as_json, lambda: out.print(stopped.sentence))
+
+
+def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Submit an ended job again, with the same spec, from its last checkpoint.
+
+    \b
+    shoestring retry 0193
+    """
+    with connect(url) as client:
+        retried = client.retry(resolve_job_id(client, job))
+    print_result(retried, as_json, lambda: out.print(str(retried.id)))
+
+
+def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Put a paused job back in the queue.
+
+    \b
+    shoestring resume 0193
+    """
+    with connect(url) as client:
+        resumed = client.resume(resolve_job_id(client, job))
+    print_result(resumed, as_json, lambda: out.print(resumed.sentence))
+
+
+def open_dashboard(
+    job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, url: Url = None, as_json: Json = False
+) -> None:
+    """Open the dashboard, or one job's page, in a browser and sign in.
+
+    \b
+    shoestring open 0193
+    """
+    with connect(url) as client:
+        link = client.login_link()
+        if job is not None:
+            link += f"&next=/jobs/{resolve_job_id(client, job)}"
+    print_result({"url": link}, as_json, lambda: out.print(link))
+    webbrowser.open(link)
+
+
+def _spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -> str | dict[str, Any]:
+    """Return the spec that the arguments of `submit` and `plan` give."""
+    if (recipe is None) == (file is None):
+        raise typer.BadParameter("give either a recipe name or -f FILE")
+    if recipe is not None:
+        return spec.from_arguments(recipe, params or [])
+    assert file is not None
+    if params:
+        raise typer.BadParameter("KEY=VALUE needs a recipe name; with -f, set it in the file")
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"can't read {file}: {error}") from error
+
+
+def _watch(client: Client, job: str, as_json: bool) -> None:
+    try:
+        if as_json:
+            final = None
+            for final, event in watching.follow(client, job):
+                line = {"event": event.name, **event.data} if event else {"event": "job", **to_json(final)}
+                print(json.dumps(line), flush=True)
+            assert final is not None
+        elif out.is_terminal:
+            final = watching.show_live(client, job, out)
+        else:
+            final = watching.print_changes(client, job, lambda text: print(text, flush=True))
+    except KeyboardInterrupt:
+        err.print(f"Detached; the job keeps running. Follow it again: shoestring watch {job}")
+        raise typer.Exit(exit_codes.DETACHED) from None
+    raise typer.Exit(exit_codes.of_job(str(final.state), final.end_reason, final.wait_reason))
+
+
+def _print_jobs(jobs: list[rest.Job]) -> None:
+    rows = [
+        (str(job.id)[:13], job.name, str(job.state), _format_steps(job), watching.format_cost(job.cost), job.sentence)
+        for job in jobs
+    ]
+    print_table(
+        ("JOB", "NAME", "STATE", "STEPS", "COST", "STATUS"),
+        rows,
+        "No jobs yet. Try: shoestring submit digits/quickstart --watch",
+    )
+
+
+def _print_plan(plan: rest.Plan) -> None:
+    out.print(plan.summary, markup=False)
+    if plan.why_not_faster:
+        out.print(plan.why_not_faster, markup=False)
+    if plan.options:
+        out.print()
+        rows = [
+            (
+                f"{option.nodes} × {option.type}", option.market, duration(option.run_s), duration(option.run_upper_s),
+                f"${option.cost.amount}", option.basis,
+                INFEASIBLE_REASONS[option.infeasible_reason] if option.infeasible_reason else "",
+            )
+            for option in plan.options
+        ]  # fmt: skip
+        print_table(("MACHINES", "MARKET", "TIME", "UPPER ESTIMATE", "COST", "BASIS", "NOT POSSIBLE"), rows, "")
+        err.print(f"Estimated from {plan.runs} earlier run{'' if plan.runs == 1 else 's'} of the team.")
+
+
+def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:
+    out.print(watching.render_job(job))
+    out.print(f"job {job.id}   attempt {job.attempt}   rolled-back steps {attempts.steps_lost}")
+    if job.sizing:
+        out.print(job.sizing, markup=False)
+    rows = [
+        (str(m.id), f"{m.attempt}.{m.slot}", m.market, m.type, str(m.state), m.end_cause or "", f"${m.cost.amount}")
+        for attempt in attempts.attempts
+        for m in attempt.machines
+    ]
+    print_table(("MACHINE", "ATTEMPT.SLOT", "MARKET", "TYPE", "STATE", "END CAUSE", "COST"), rows, "No machines yet.")
+
+
+def _print_log_lines(lines: Sequence[rest.LogLine], rank: int | None, as_json: bool) -> None:
+    for line in lines:
+        if rank is not None and line.rank != rank:
+            continue
+        if as_json:
+            print(line.model_dump_json(), flush=True)
+        else:
+            print(f"[{line.slot}.{line.rank}] {line.text}", flush=True)
+
+
+def _format_steps(job: rest.Job) -> str:
+    total = job.progress.steps_total
+    return f"{job.progress.step:,}/{total:,}" if total else f"{job.progress.step:,}"

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands for trained models on this computer: predict, export, model. The trainer runs them as a child process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from platformdirs import user_cache_path
+
+from shoestring import exit_codes, trainer
+from shoestring.cli.terminal import Json, Url, connect, err, print_error, resolve_job_id
+
+MODEL = "model.pt2"
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A job, a model file, or a folder with one.")]
+Params = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Hyperparameters of the recipe.")]
+ImageCount = Annotated[
+    int | None, typer.Option("--images", min=1, help="Number of training images, if the recipe doesn't define it.")
+]
+
+
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Images, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to print per image.")] = 1,
+    on_corrupt: Annotated[str, typer.Option(help="What to do with unreadable images: error or skip.")] = "error",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images: class and probability, with the model of a job or one on this computer.
+
+    \b
+    shoestring predict 0193 cat.jpg dog.jpg
+    shoestring predict model/ images/ --top 3
+    shoestring predict model.onnx cat.jpg --json
+    """
+    if on_corrupt not in ("error", "skip"):
+        raise typer.BadParameter("--on-corrupt is error or skip")
+    options = ["--top", str(top), "--on-corrupt", on_corrupt, *trainer.json_option(as_json)]
+    trainer.require()
+    raise typer.Exit(trainer.run("predict", *options, str(find_model(model, url)), *map(str, images)))
+
+
+def export(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="Output file, ending in .onnx.")] = Path("model.onnx"),
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Export a model to ONNX and verify in ONNX Runtime that its predictions are the same.
+
+    \b
+    shoestring export 0193 model.onnx
+    shoestring export model/model.pt2 model.onnx
+    """
+    trainer.require()
+    raise typer.Exit(trainer.run("export", *trainer.json_option(as_json), str(find_model(model, url)), str(file)))
+
+
+def model(
+    recipe: Annotated[str, typer.Argument(help="Recipe name.")],
+    params: Params = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Image size in pixels; default: the recipe's.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes; default: the dataset's, or 10.")
+    ] = None,
+    images: ImageCount = None,
+    as_json: Json = False,
+) -> None:
+    """Summarize the model of a recipe: output shapes, parameters, FLOPs, and the minimum training time.
+
+    \b
+    shoestring model cifar10/page-resnet9
+    shoestring model cifar10/page-resnet18-baseline model=timm/convnext_tiny
+    """
+    trainer.require()
+    raise typer.Exit(trainer.summarize_model(recipe, params or [], size, classes, images, as_json))
+
+
+def find_model(model: str, url: str | None) -> Path:
+    """Return the path that `model` names, or the model of the job that it names, downloaded to a cache."""
+    if Path(model).exists():
+        return Path(model)
+    if "/" in model or Path(model).suffix:
+        print_error(f"There is no file {model}. Give a model.pt2, a folder with one, or a job.")
+        raise typer.Exit(exit_codes.NOT_FOUND)
+    with connect(url) as client:
+        artifacts = {file.name: file for file in client.artifacts(resolve_job_id(client, model)).artifacts}
+        if MODEL not in artifacts:
+            print_error(f"The job {model} has no model yet. Its state: shoestring show {model}")
+            raise typer.Exit(exit_codes.NOT_FOUND)
+        artifact = artifacts[MODEL]
+        report = lambda: err.print(f"Downloading {artifact.name}, {artifact.bytes:,} bytes …")  # noqa: E731
+        return client.download_cached(artifact, user_cache_path("shoestring") / "models", before_download=report)

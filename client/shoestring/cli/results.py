@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring results`: accuracy, time and cost of runs, and export as a DAWNBench entry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from shoestring_core import results as core
+
+from shoestring import runs
+from shoestring.cli.terminal import Json, Url, connect, err, out, print_result, print_table, resolve_job_id
+from shoestring.runs import TOP1, TOP5, LoadedRun
+
+
+def results(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN…", help="Jobs, folders of runs, .json files of DAWNBench entries.")
+    ],
+    target: Annotated[
+        float | None, typer.Option(help="Target accuracy; default: that of the job's goal or the recipe's claim.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Default: the recipe's.")] = None,
+    dawnbench: Annotated[
+        Path | None, typer.Option("--dawnbench", metavar="DIR", help="Write the run as a DAWNBench entry.")
+    ] = None,
+    author: Annotated[str | None, typer.Option(help="Author of the entry.")] = None,
+    email: Annotated[str | None, typer.Option(help="Email of the author.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show results of runs: accuracy by epoch, time and cost to the target; of several, how many reach it.
+
+    \b
+    shoestring results 0193
+    shoestring results 0193 0194 0195 --target 0.94
+    shoestring results 0193 davidcpage_resnet9_1v100-ec2_pytorch.json
+    shoestring results 0193 --dawnbench entry/ --author "Our Team" --email team@example.org
+    """
+    loaded = [_load(name, metric, url) for name in names]
+    if target is None:  # runs are compared by the target of the first
+        target = next((each.target for each in loaded if each.target is not None), None)
+    if dawnbench is not None:
+        _export(loaded, dawnbench, author, email)
+    print_result(_to_json(loaded, target), as_json, lambda: _print_results(loaded, target))
+
+
+def _load(name: str, metric: str | None, url: str | None) -> LoadedRun:
+    path = Path(name)
+    if path.suffix == ".json":
+        return runs.from_dawnbench(path)
+    if path.is_dir():
+        return runs.from_folder(path, metric)
+    with connect(url) as client:
+        return runs.from_job(client, client.job(resolve_job_id(client, name)), metric)
+
+
+def _export(loaded: Sequence[LoadedRun], folder: Path, author: str | None, email: str | None) -> None:
+    if len(loaded) != 1:
+        raise typer.BadParameter("--dawnbench writes one run; name one")
+    if not author or not email:
+        raise typer.BadParameter("an entry names its author: give --author and --email")
+    path = runs.write_dawnbench_entry(loaded[0], folder, author, email)
+    err.print(f"Wrote {path} and .tsv")
+
+
+def _to_json(loaded: Sequence[LoadedRun], target: float | None) -> dict[str, Any]:
+    return {
+        "target": target,
+        "runs": [
+            {
+                "name": run.name, "model": run.model, "hardware": run.hardware, "metric": run.metric,
+                "best": run.best, "last": run.last, "usd_per_hour": run.usd_per_hour, **figures,
+                "to_target": _asdict(core.to_target(run, target)) if target is not None else None,
+                "epochs": [_asdict(epoch) for epoch in run.epochs],
+            }
+            for run, figures in ((each.run, each.figures) for each in loaded)
+        ],
+        "seeds": _asdict(_compare_seeds(loaded, target)),
+    }  # fmt: skip
+
+
+def _asdict(value: Any) -> dict[str, Any] | None:
+    return None if value is None else dataclasses.asdict(value)
+
+
+def _compare_seeds(loaded: Sequence[LoadedRun], target: float | None) -> core.Seeds | None:
+    """Of several runs of one recipe, how many reached the target. None if that doesn't apply."""
+    measured = any(each.run.epochs for each in loaded)
+    if target is None or len(loaded) < 2 or len({each.run.model for each in loaded}) > 1 or not measured:
+        return None
+    return core.compare_seeds([each.run for each in loaded], target)
+
+
+def _print_results(loaded: Sequence[LoadedRun], target: float | None) -> None:
+    best = f"BEST (TARGET {target:.2%})" if target is not None else "BEST"
+    columns = ("RUN", "MODEL, HARDWARE", best, "TRAIN TIME", "WALL TIME", "ON-DEMAND COST", "COST")
+    print_table(columns, [_row(each, target) for each in loaded], "No runs.")
+    if seeds := _compare_seeds(loaded, target):
+        out.print(
+            f"\n{seeds.reached} of {seeds.runs} reach the target; last score {seeds.mean:.2%} ± {seeds.spread:.2%} "
+            f"({seeds.lowest:.2%} to {seeds.highest:.2%})"
+        )
+    if len(loaded) == 1:
+        _print_epochs(loaded[0])
+
+
+def _row(loaded: LoadedRun, target: float | None) -> tuple[str, ...]:
+    run = loaded.run
+    best = "" if run.best is None else f"{run.best:.2%}"
+    reached = core.to_target(run, target) if target is not None else None
+    if reached is None:
+        missed = "" if target is None else "not reached"
+        return (run.name, f"{run.model}, {run.hardware}", best, missed, "", "", "")
+    return (
+        run.name, f"{run.model}, {run.hardware}", best, _format_seconds(reached.train_s),
+        _format_seconds(reached.wait_s), _format_dollars(reached.on_demand_usd), _format_dollars(reached.paid_usd),
+    )  # fmt: skip
+
+
+def _print_epochs(loaded: LoadedRun) -> None:
+    out.print()
+    rows = [
+        (f"{e.epoch:.2f}", _format_seconds(e.train_s), _percent(e.top1), _percent(e.top5), _percent(e.score))
+        for e in loaded.run.epochs
+    ]
+    columns = ("EPOCH", "TRAIN TIME", "TOP-1", "TOP-5", loaded.run.metric)
+    shown = 4 if loaded.run.metric in (TOP1, TOP5) else 5
+    print_table(columns[:shown], [row[:shown] for row in rows], "No epoch evaluated yet.")
+    if loaded.figures:
+        out.print()
+        for name, value in loaded.figures.items():
+            out.print(f"{name:16} {value:,.4g}" if isinstance(value, float) else f"{name:16} {value}")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _format_seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} s" if value < 600 else f"{value / 60:.1f} min"
+
+
+def _format_dollars(value: float | None) -> str:
+    return "" if value is None else f"${value:.4f}" if value < 1 else f"${value:.2f}"

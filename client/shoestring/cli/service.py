@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring up` and `shoestring demo`: run the service on this computer."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shoestring import config, demo, exit_codes, up
+from shoestring.cli.terminal import Json, check_dollars, err, out, print_result, print_table
+
+
+def start_service(
+    data: Annotated[Path | None, typer.Option("--data", help="Data folder of the service.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    budget: Annotated[str | None, typer.Option(metavar="USD", help="Limit of the team's budget, e.g. 10.00")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Maximum number of local machines at a time.")
+    ] = None,
+    data_roots: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data-root",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="Folder that jobs may read training data from; may be repeated.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Start the service on this computer: API, worker, local cloud and database, in one terminal.
+
+    \b
+    shoestring up --budget 10
+    shoestring up --data ./service --port 9000
+    shoestring up --data-root /srv/images
+    shoestring up --json        print one line with its URLs once it is ready
+
+    Ctrl-C lets machines checkpoint and exit; a second Ctrl-C kills them. Jobs resume at the next `up`.
+    """
+    if budget is not None:
+        check_dollars(budget)
+    folder = (data or config.default_data_folder()).absolute()
+    options = up.ServiceOptions(folder, host, port, budget, slots, tuple(data_roots or ()))
+    service = up.LocalService(options, report=err.print)
+    interrupts = count_interrupts()
+    err.print(f"Starting Shoestring in {folder} …")
+    try:
+        access = service.start()
+        config.save_login(access.url, access.key)
+        addresses = {
+            "url": access.url, "login_url": access.login_url, "key_file": str(access.key_file), "data": str(folder),
+        }  # fmt: skip
+        print_result(addresses, as_json, lambda: _print_access(access))
+        service.run(until=lambda: interrupts() > 0)
+        err.print("Stopping …")
+    finally:
+        service.stop(kill=lambda: interrupts() > 1)
+
+
+def run_demo(
+    exit_after: Annotated[bool, typer.Option("--exit", help="Stop the service when the job has ended.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of when the machine is preempted.")] = 0,
+    data: Annotated[Path | None, typer.Option("--data", help="Default: a new folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the service end to end: train on two spot machines, preempt one half-way, resume and finish.
+
+    \b
+    shoestring demo
+    shoestring demo --exit --json
+    """
+    summary = demo.run(
+        demo.DemoOptions(exit_after=exit_after, port=port, seed=seed, data=data),
+        report=err.print,
+        console=None if as_json or not out.is_terminal else err,
+        interrupts=count_interrupts(),
+        on_summary=lambda summary: print_result(summary, as_json, lambda: _print_summary(summary)),
+    )
+    raise typer.Exit(exit_codes.OK if summary["status"] == "succeeded" else exit_codes.JOB_FAILED)
+
+
+def count_interrupts() -> Callable[[], int]:
+    """Count SIGINT and SIGTERM from now on instead of raising, so that the service can stop cleanly."""
+    count = 0
+
+    def on_signal(_number: int, _frame: object) -> None:
+        nonlocal count
+        count += 1
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return lambda: count
+
+
+def _print_access(access: up.Access) -> None:
+    out.print(f"Dashboard   {access.login_url}   (one-time login link, valid for 10 minutes)")
+    out.print(f"API         {access.url}/docs")
+    out.print(f"Admin key   {access.key_file}")
+    out.print("Try         shoestring submit digits/quickstart --watch")
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    print_table(("", ""), [(name, str(value)) for name, value in summary.items()], "")

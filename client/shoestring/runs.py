@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished training runs from three sources: a job of the service, a folder that the trainer wrote standalone, and a
+DAWNBench entry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shoestring_core import dawnbench, recipes, rest
+from shoestring_core import results as core
+from shoestring_core.errors import InvalidSpec
+from shoestring_core.results import Curve, Machine, Run
+
+from shoestring.client import Client
+
+TOP1, TOP5 = "val/acc", "val/acc_top5"
+CURVES = ("epoch", "train/loss", TOP1, TOP5, core.EVALUATION_S)
+FIGURE_NAMES = (
+    "images_per_s",
+    "input_share",
+    "share_of_peak",
+    "floor_s",
+    "flop_per_image",
+    "precision",
+    "world_size",
+    "steps_skipped",
+)
+DAWNBENCH_TARGETS = {TOP1: 0.94, TOP5: 0.93}
+"""Top-1 accuracy for CIFAR-10, top-5 for ImageNet."""
+
+
+class RunError(Exception):
+    """A run can't be read or written; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run, with what only its source knows: target, further results, framework, whether top-5 counts (ImageNet)."""
+
+    run: Run
+    target: float | None = None
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    framework: str = "PyTorch"
+    wants_top5: bool = False
+
+
+def from_job(client: Client, job: rest.Job, metric: str | None) -> LoadedRun:
+    """Load the run of a job from the service."""
+    name = str(job.recipe).partition("@")[0]
+    chosen = metric or _recipe_metric(name)
+    reading = client.metrics(job.id, keys=",".join({*CURVES, chosen}))
+    machines = [machine for attempt in client.attempts(job.id).attempts for machine in attempt.machines]
+    submitted = job.created_at.timestamp()
+    run = Run(
+        name=str(job.id)[:13],
+        model=name,
+        hardware=_hardware(machines),
+        metric=chosen,
+        epochs=core.epochs(
+            {curve.name: Curve(curve.steps, curve.times, curve.values) for curve in reading.curves},
+            chosen, starts=[generation.start_step for generation in reading.generations], submitted=submitted,
+        ),
+        usd_per_hour=_on_demand_usd_per_hour(machines),
+        submitted=submitted,
+        machines=tuple(_machine(machine) for machine in machines if machine.launched_at),
+    )  # fmt: skip
+    result = job.result or {}
+    goal = (job.spec.get("goal") or {}).get("reach")
+    figures = {key: result[key] for key in FIGURE_NAMES if key in result}
+    if energy := client.cost(job.id).energy:
+        figures |= {"energy_kwh": energy.kwh, "energy_joules": energy.joules, "energy_of": "+".join(energy.of)}
+    return LoadedRun(
+        run, float(goal) if goal else _claimed_value(name, chosen), figures,
+        str(result.get("framework", "PyTorch")), name.startswith("imagenet/"),
+    )  # fmt: skip
+
+
+def from_folder(folder: Path, metric: str | None) -> LoadedRun:
+    """Load the run in a folder that `python -m shoestring_trainer train` wrote. Raises RunError."""
+    try:
+        task = json.loads((folder / "task.json").read_bytes())
+        points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line]
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} is not the folder of a run ({error}); name one that the trainer wrote") from error
+    name = str(task["recipe"]).partition("@")[0]
+    chosen = metric or _recipe_metric(name)
+    result: dict[str, Any] = next((event["result"] for event in reversed(events) if event.get("final")), {})
+    run = Run(
+        name=folder.name,
+        model=name,
+        hardware="this computer",
+        metric=chosen,
+        epochs=core.epochs(
+            _curves(points), chosen, starts=[event["step"] for event in events if event["event"] == "started"],
+            submitted=next((event["t"] for event in events), None),
+        ),
+    )  # fmt: skip
+    goal = (task.get("goal") or {}).get("reach")
+    return LoadedRun(
+        run, goal or _claimed_value(name, chosen), {key: result[key] for key in FIGURE_NAMES if key in result},
+        str(result.get("framework", "PyTorch")), name.startswith("imagenet/"),
+    )  # fmt: skip
+
+
+def from_dawnbench(file: Path) -> LoadedRun:
+    """Load a DAWNBench entry from `file` and the .tsv beside it. Raises RunError."""
+    try:
+        entry = dawnbench.read(file.read_bytes(), file.with_suffix(".tsv").read_bytes())
+    except OSError as error:
+        raise RunError(f"can't read {error.filename}: {error.strerror}; an entry is a .json and a .tsv file") from error
+    except dawnbench.InvalidEntry as error:
+        raise RunError(f"{file} is not a DAWNBench entry: {error}") from error
+    run = dawnbench.run_of(entry)
+    return LoadedRun(run, DAWNBENCH_TARGETS[run.metric], framework=entry.framework, wants_top5=run.metric == TOP5)
+
+
+def write_dawnbench_entry(loaded: LoadedRun, folder: Path, author: str, email: str) -> Path:
+    """Write the run as a DAWNBench entry and return the path of its .json. Raises RunError."""
+    if not loaded.run.epochs:
+        raise RunError(f"{loaded.run.name} has no evaluated epochs; a DAWNBench entry needs them")
+    entry = dawnbench.entry_of(
+        loaded.run, author=author, email=email, framework=loaded.framework, submitted=datetime.now(UTC).date(),
+        top5=loaded.wants_top5, misc=loaded.figures,
+    )  # fmt: skip
+    description, rows = dawnbench.write(entry)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{entry.stem}.json").write_text(description)
+        (folder / f"{entry.stem}.tsv").write_text(rows)
+    except OSError as error:
+        raise RunError(f"can't write to {folder}: {error.strerror}; name another folder") from error
+    return folder / f"{entry.stem}.json"
+
+
+def _recipe_metric(name: str) -> str:
+    try:
+        return recipes.load(name).metric
+    except InvalidSpec:  # a recipe of another version of the service
+        return TOP1
+
+
+def _claimed_value(name: str, metric: str) -> float | None:
+    try:
+        claim = recipes.load(name).claim
+    except InvalidSpec:
+        return None
+    return claim.value if claim and claim.metric == metric else None
+
+
+def _curves(points: Sequence[dict[str, Any]]) -> dict[str, Curve]:
+    rows: dict[str, list[tuple[int, float, float]]] = {}
+    for point in points:
+        for name, value in {**point["v"], "epoch": point["epoch"]}.items():
+            rows.setdefault(name, []).append((point["step"], point["t"], float(value)))
+    return {name: Curve(*zip(*columns, strict=True)) for name, columns in rows.items()}
+
+
+def _machine(machine: rest.Machine) -> Machine:
+    assert machine.launched_at is not None
+    return Machine(
+        usd_per_hour=float(machine.price_per_hour.amount),
+        on_demand_usd_per_hour=float(machine.on_demand_per_hour.amount),
+        start=machine.launched_at.timestamp(),
+        end=machine.ended_at.timestamp() if machine.ended_at else None,
+    )
+
+
+def _newest_per_slot(machines: Sequence[rest.Machine]) -> list[rest.Machine]:
+    """Return the newest machine of each slot."""
+    return list({machine.slot: machine for machine in machines}.values())
+
+
+def _hardware(machines: Sequence[rest.Machine]) -> str:
+    kinds = [f"{machine.type} ({machine.provider})" for machine in _newest_per_slot(machines)]
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)) or "no machine yet"
+
+
+def _on_demand_usd_per_hour(machines: Sequence[rest.Machine]) -> float | None:
+    newest = _newest_per_slot(machines)
+    return sum(float(machine.on_demand_per_hour.amount) for machine in newest) if newest else None
