@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The built dashboard in real Chromium, against a real API on each database. Agents are played word for word."""
+"""The built dashboard in real Chromium, against a real API on each database; tests send the requests of the agents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoestring_api.dashboard import STATIC_DIR
 
 from tests.api.deployment import Deployment
 
-expect.set_options(timeout=15_000)  # a busy machine is no finding
+expect.set_options(timeout=15_000)  # a busy machine is slow, not broken
 
 OpenPage = Callable[..., Page]
 
@@ -28,16 +28,16 @@ def deployment(migrated_url: str, tmp_path: Path) -> Iterator[Deployment]:
 def open_page(deployment: Deployment, page: Page) -> Iterator[OpenPage]:
     """Signs the page in and opens an address: `open_page("/budget", as_admin=True)`.
 
-    What the console complains of fails the test.
+    Errors and warnings on the browser console fail the test.
     """
-    complaints: list[str] = []
+    console_messages: list[str] = []
 
-    def note(message: ConsoleMessage) -> None:
-        # A refused request is the browser's own line; what the page makes of it is what tests look at.
+    def collect(message: ConsoleMessage) -> None:
+        # The browser logs each failed request itself; tests check what the page shows for it.
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
-            complaints.append(message.text)
+            console_messages.append(message.text)
 
-    page.on("console", note)
+    page.on("console", collect)
 
     def sign_in(path: str = "/", *, as_admin: bool = False, url: str | None = None) -> Page:
         page.goto(f"{url or deployment.url}/login?next={path}")
@@ -48,4 +48,4 @@ def open_page(deployment: Deployment, page: Page) -> Iterator[OpenPage]:
         return page
 
     yield sign_in
-    assert not complaints, f"the console says {complaints}"
+    assert not console_messages, f"on the console: {console_messages}"

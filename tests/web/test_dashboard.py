@@ -21,8 +21,8 @@ def metric(page: Page, name: str) -> Locator:
     return page.locator(f'figure[data-metric="{name}"]')
 
 
-def chip(page: Page, state: str) -> Locator:
-    return page.locator(f'.chip[data-state="{state}"]')
+def state_badge(page: Page, state: str) -> Locator:
+    return page.locator(f'.badge[data-state="{state}"]')
 
 
 def colours_on(canvas: Locator) -> int:
@@ -39,7 +39,7 @@ def colours_on(canvas: Locator) -> int:
 # Signing in
 
 
-def test_a_key_signs_in_and_leads_to_where_one_wanted_to_go(deployment: Deployment, page: Page) -> None:
+def test_an_api_key_signs_in_and_returns_to_the_requested_page(deployment: Deployment, page: Page) -> None:
     page.goto(f"{deployment.url}/budget")
     expect(page).to_have_url(f"{deployment.url}/login?next=%2Fbudget")
     page.get_by_label("API key").fill(deployment.keys[1])
@@ -54,23 +54,23 @@ def test_a_one_time_link_signs_in_once(deployment: Deployment, page: Page) -> No
     expect(page.get_by_role("heading", level=1)).to_have_text("New job")
     page.context.clear_cookies()
     page.goto(f"{deployment.url}/login?code={code}")
-    expect(page.get_by_role("alert")).to_contain_text("This link doesn't sign you in any more")
+    expect(page.get_by_role("alert")).to_contain_text("This sign-in link is no longer valid")
     expect(page.get_by_label("API key")).to_be_visible()
 
 
-def test_a_wrong_key_is_told_so_in_words(deployment: Deployment, page: Page) -> None:
+def test_a_wrong_api_key_is_reported(deployment: Deployment, page: Page) -> None:
     page.goto(f"{deployment.url}/login")
     page.get_by_label("API key").fill("sst_pat_nonsense")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("alert")).to_contain_text("This key doesn't sign you in")
+    expect(page.get_by_role("alert")).to_contain_text("This API key is not valid")
 
 
-def test_a_sign_in_link_leads_nowhere_else(deployment: Deployment, open_page: OpenPage) -> None:
+def test_a_sign_in_link_never_redirects_to_another_site(deployment: Deployment, open_page: OpenPage) -> None:
     page = open_page("https://elsewhere.example/jobs")
     expect(page).to_have_url(f"{deployment.url}/")
 
 
-def test_a_session_that_ends_leads_back_after_signing_in(deployment: Deployment, open_page: OpenPage) -> None:
+def test_after_a_session_expires_signing_in_returns_to_the_page(deployment: Deployment, open_page: OpenPage) -> None:
     page = open_page("/budget")
     page.context.clear_cookies()
     page.reload()
@@ -83,25 +83,25 @@ def test_a_session_that_ends_leads_back_after_signing_in(deployment: Deployment,
 # Jobs
 
 
-def test_the_list_fills_and_moves_by_itself(deployment: Deployment, open_page: OpenPage) -> None:
+def test_the_jobs_list_updates_by_itself(deployment: Deployment, open_page: OpenPage) -> None:
     page = open_page("/")
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
     page.evaluate("window.untouched = true")
     expect(page.locator(".connection")).to_have_class(re.compile("live"))
     job = deployment.submit(name="first")
     expect(page.get_by_role("link", name="first")).to_be_visible()
-    expect(chip(page, "queued")).to_be_visible()
+    expect(state_badge(page, "queued")).to_be_visible()
     (agent,) = deployment.launch(job)
-    expect(chip(page, "launching")).to_be_visible()
+    expect(state_badge(page, "launching")).to_be_visible()
     agent.register()
     agent.report(member={"generation": 1, "state": "ready", "port": 29500})
-    expect(chip(page, "running")).to_be_visible()
+    expect(state_badge(page, "running")).to_be_visible()
     agent.points(range(1, 8))
     expect(page.locator(f'tr[data-job="{job}"]')).to_contain_text("step 7")
     assert page.evaluate("window.untouched")
 
 
-def test_a_filter_is_part_of_the_address(deployment: Deployment, open_page: OpenPage) -> None:
+def test_a_filter_is_part_of_the_url(deployment: Deployment, open_page: OpenPage) -> None:
     deployment.submit(name="apples")
     deployment.submit(name="pears")
     page = open_page("/")
@@ -117,7 +117,7 @@ def test_a_filter_is_part_of_the_address(deployment: Deployment, open_page: Open
     expect(page.get_by_role("alert")).to_contain_text("can't be filtered by 'colour'")
 
 
-def test_more_jobs_than_a_page_are_a_click_away(deployment: Deployment, open_page: OpenPage) -> None:
+def test_more_jobs_than_one_page_can_be_loaded(deployment: Deployment, open_page: OpenPage) -> None:
     for number in range(51):
         deployment.submit(name=f"job {number}")
     page = open_page("/")
@@ -127,41 +127,41 @@ def test_more_jobs_than_a_page_are_a_click_away(deployment: Deployment, open_pag
     expect(page.get_by_role("button", name="Load more")).to_have_count(0)
 
 
-def test_another_teams_job_looks_like_none(deployment: Deployment, open_page: OpenPage) -> None:
+def test_another_teams_job_is_not_found(deployment: Deployment, open_page: OpenPage) -> None:
     answer = deployment.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}})
     page = open_page(f"/jobs/{answer.json()['id']}")
-    expect(page.get_by_role("heading", level=1)).to_have_text("No such job")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Job not found")
 
 
 # One job
 
 
-def test_points_are_painted_without_a_click(deployment: Deployment, open_page: OpenPage) -> None:
+def test_points_are_drawn_as_they_arrive(deployment: Deployment, open_page: OpenPage) -> None:
     job, (agent,) = deployment.running()
     page = open_page(f"/jobs/{job}")
-    expect(page.get_by_text("Curves appear here with the first step")).to_be_visible()
+    expect(page.get_by_text("Curves appear here after the first step")).to_be_visible()
     agent.points(range(1, 4))
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "3")
     agent.points(range(4, 40))
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "39")
     assert colours_on(metric(page, "train/loss").locator("canvas")) > 3
     expect(metric(page, "train/loss").locator(".readout")).to_have_text("39.10")
-    metric(page, "train/loss").get_by_text("Numbers").click()
+    metric(page, "train/loss").get_by_text("Values", exact=True).click()
     expect(metric(page, "train/loss").locator("tbody tr")).to_have_count(39)
 
 
-def test_points_from_before_the_page_was_opened_are_there_once(deployment: Deployment, open_page: OpenPage) -> None:
+def test_points_from_before_the_page_was_opened_are_shown_once(deployment: Deployment, open_page: OpenPage) -> None:
     job, (agent,) = deployment.running()
     agent.points(range(1, 21))
     page = open_page(f"/jobs/{job}")
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "20")
     agent.points(range(21, 26))
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "25")
-    metric(page, "train/loss").get_by_text("Numbers").click()
+    metric(page, "train/loss").get_by_text("Values", exact=True).click()
     expect(metric(page, "train/loss").locator("tbody tr")).to_have_count(25)
 
 
-def test_values_that_are_no_numbers_are_named(deployment: Deployment, open_page: OpenPage) -> None:
+def test_nan_values_are_shown_as_nan(deployment: Deployment, open_page: OpenPage) -> None:
     job, (agent,) = deployment.running()
     series = {"name": "train/loss", "steps": [1, 2], "times": [1e9, 1e9 + 1], "values": [0.5, "NaN"]}
     agent.report(batch=agent.batch(points=[series]))
@@ -184,7 +184,7 @@ def test_smoothing_log_and_axis_change_the_curve(deployment: Deployment, open_pa
     expect(page.get_by_role("img", name="train/loss over time")).to_be_visible()
 
 
-def test_log_lines_stream_in_colour_and_never_as_markup(deployment: Deployment, open_page: OpenPage) -> None:
+def test_log_lines_stream_in_colour_and_never_as_html(deployment: Deployment, open_page: OpenPage) -> None:
     job, (agent,) = deployment.running()
     page = open_page(f"/jobs/{job}")
     log = page.get_by_role("log")
@@ -195,12 +195,12 @@ def test_log_lines_stream_in_colour_and_never_as_markup(deployment: Deployment, 
     expect(page.locator("#planted")).to_have_count(0)
     agent.log("".join(f"line {number}\n" for number in range(3000)).encode())
     expect(log).to_contain_text("line 2999")
-    assert log.locator(".log-row").count() < 200  # only what is in sight is made
-    page.get_by_label("Search in the lines shown").fill("line 1234")
+    assert log.locator(".log-row").count() < 200  # only visible rows are rendered
+    page.get_by_label("Search the log").fill("line 1234")
     expect(log.locator(".log-row")).to_have_count(1)
 
 
-def test_stop_asks_says_what_it_does_and_stops(deployment: Deployment, open_page: OpenPage) -> None:
+def test_stop_asks_for_confirmation_and_stops_the_job(deployment: Deployment, open_page: OpenPage) -> None:
     job, _ = deployment.running(name="runaway")
     page = open_page(f"/jobs/{job}")
     page.get_by_role("button", name="Stop", exact=True).click()
@@ -210,18 +210,18 @@ def test_stop_asks_says_what_it_does_and_stops(deployment: Deployment, open_page
     expect(dialog).to_have_count(0)
     assert deployment.job(job).desired_state == "run"
     page.get_by_role("button", name="Stop", exact=True).click()
-    dialog.get_by_role("button", name="Stop the job").click()
-    expect(chip(page, "stopping")).to_be_visible()
+    dialog.get_by_role("button", name="Stop job").click()
+    expect(state_badge(page, "stopping")).to_be_visible()
     until(lambda: deployment.job(job).desired_state == "stop")
 
 
-def test_a_stopped_job_can_be_tried_again(deployment: Deployment, open_page: OpenPage) -> None:
+def test_a_stopped_job_can_be_retried(deployment: Deployment, open_page: OpenPage) -> None:
     job = deployment.submit(name="again")
     deployment.member.post(f"/v1/jobs/{job}:stop")
     page = open_page(f"/jobs/{job}")
-    expect(chip(page, "ended")).to_be_visible()
+    expect(state_badge(page, "ended")).to_be_visible()
     page.get_by_role("button", name="Retry").click()
-    expect(chip(page, "queued")).to_be_visible()
+    expect(state_badge(page, "queued")).to_be_visible()
     expect(page.get_by_text("retried from")).to_be_visible()
     assert page.url != f"{deployment.url}/jobs/{job}"
 
@@ -231,37 +231,37 @@ def test_a_paused_job_is_resumed(deployment: Deployment, open_page: OpenPage) ->
     deployment.member.post(f"/v1/jobs/{job}:stop", json={"mode": "pause"})
     page = open_page(f"/jobs/{job}")
     page.get_by_role("button", name="Resume").click()
-    expect(chip(page, "queued")).to_be_visible()
+    expect(state_badge(page, "queued")).to_be_visible()
 
 
-def test_machines_money_and_events_are_shown(deployment: Deployment, open_page: OpenPage) -> None:
+def test_machines_costs_and_events_are_shown(deployment: Deployment, open_page: OpenPage) -> None:
     job, agents = deployment.running(resources={"nodes": 2})
     agents[0].points(range(1, 5))
     page = open_page(f"/jobs/{job}")
     expect(page.locator("tr[data-machine]")).to_have_count(2)
     cost = page.get_by_role("region", name="Cost")
     expect(cost).to_contain_text("simulated prices")
-    expect(cost).to_contain_text("Same time on demand")
+    expect(cost).to_contain_text("On-demand equivalent")
     expect(page.get_by_role("list", name="Events, newest first")).to_contain_text("Job running")
-    spec = page.get_by_role("region", name="Spec")
+    spec = page.get_by_role("region", name="Job spec")
     expect(spec).to_contain_text("recipe: digits/quickstart@1")
     spec.get_by_role("button", name="JSON").click()
     expect(spec).to_contain_text('"recipe": "digits/quickstart@1"')
 
 
-def test_a_finished_jobs_files_can_be_downloaded(deployment: Deployment, open_page: OpenPage) -> None:
+def test_the_artifacts_of_a_finished_job_can_be_downloaded(deployment: Deployment, open_page: OpenPage) -> None:
     job, (agent,) = deployment.running()
     agent.points(range(1, 5))
     page = open_page(f"/jobs/{job}")
     answer = agent.checkpoint(4, {"model.json": b'{"classes": 10}'}, reason="final", result={"val/acc": 0.98})
     assert answer.status_code == 200, answer.text
-    expect(chip(page, "ended")).to_have_text("finished")
+    expect(state_badge(page, "ended")).to_have_text("finished")
     with page.expect_download() as download:
         page.get_by_role("link", name="model.json").click()
     assert json.loads(download.value.path().read_bytes()) == {"classes": 10}
 
 
-def test_a_cut_connection_comes_back_and_misses_nothing(
+def test_a_broken_stream_reconnects_and_misses_nothing(
     deployment: Deployment, open_page: OpenPage, fault_proxy: Callable[[int], FaultProxy]
 ) -> None:
     proxy = fault_proxy(deployment.port)
@@ -284,23 +284,23 @@ def test_a_cut_connection_comes_back_and_misses_nothing(
 # A new job
 
 
-def test_the_form_writes_the_spec_and_mistakes_stand_beside_their_fields(deployment: Deployment, open_page: OpenPage) -> None:
+def test_the_form_writes_the_spec_and_errors_are_shown_beside_their_fields(deployment: Deployment, open_page: OpenPage) -> None:
     page = open_page("/new")
     spec = page.get_by_label("Job spec, YAML")
     page.get_by_label("lr", exact=True).fill("-1")
     page.get_by_label("Cost limit, dollars").fill("0.50")
     expect(spec).to_have_value(re.compile(r"lr: -1"))
-    page.get_by_role("button", name="Check").click()
+    page.get_by_role("button", name="Validate").click()
     lr = page.get_by_label("lr", exact=True)
     expect(lr).to_have_attribute("aria-invalid", "true")
     expect(page.locator(".field", has=lr).locator(".field-error")).to_be_visible()
     lr.fill("0.05")
     expect(lr).to_have_attribute("aria-invalid", "false")
-    page.get_by_role("button", name="Check").click()
-    expect(page.get_by_role("status").filter(has_text="It would be accepted")).to_be_visible()
+    page.get_by_role("button", name="Validate").click()
+    expect(page.get_by_role("status").filter(has_text="Spec is valid")).to_be_visible()
     assert deployment.member.get("/v1/jobs").json()["jobs"] == []
     page.get_by_role("button", name="Submit").click()
-    expect(chip(page, "queued")).to_be_visible()
+    expect(state_badge(page, "queued")).to_be_visible()
     (job,) = deployment.member.get("/v1/jobs").json()["jobs"]
     assert job["spec"]["params"]["lr"] == 0.05
     assert job["spec"]["limits"]["cost"] == "0.50"
@@ -312,15 +312,15 @@ def test_another_recipe_begins_another_spec_and_asks_for_its_data(deployment: De
     recipe = page.get_by_role("combobox", name="Recipe")
     expect(recipe).to_have_value("digits/quickstart")
     recipe.select_option("cifar10/airbench94")
-    page.get_by_label("Folder of CIFAR-10").fill("/nowhere")
+    page.get_by_label("CIFAR-10 folder").fill("/nowhere")
     expect(page.get_by_label("Job spec, YAML")).to_have_value(
         re.compile(r"recipe: cifar10/airbench94\n.*train: /nowhere", re.S)
     )
-    page.get_by_role("button", name="Check").click()
-    expect(page.get_by_label("Folder of CIFAR-10")).to_have_attribute("aria-invalid", "true")
+    page.get_by_role("button", name="Validate").click()
+    expect(page.get_by_label("CIFAR-10 folder")).to_have_attribute("aria-invalid", "true")
 
 
-def test_the_text_of_the_spec_can_be_edited_too(deployment: Deployment, open_page: OpenPage) -> None:
+def test_the_yaml_of_the_spec_can_be_edited(deployment: Deployment, open_page: OpenPage) -> None:
     page = open_page("/new")
     spec = page.get_by_label("Job spec, YAML")
     spec.fill("recipe: digits/quickstart\nresources: {nodez: 3}\n")
@@ -359,10 +359,10 @@ def test_an_admin_sets_a_limit_and_everybody_sees_it(deployment: Deployment, ope
     team.get_by_label("New limit, dollars").fill("ten")
     expect(team.get_by_role("button", name="Save limit")).to_be_disabled()
     team.get_by_label("New limit, dollars").fill("12.50")
-    team.get_by_label("Why").fill("a new term")
+    team.get_by_label("Reason").fill("a new term")
     team.get_by_role("button", name="Save limit").click()
     expect(team).to_contain_text("$12.50")
-    expect(page.locator(".left")).to_contain_text("$12.50")
+    expect(page.locator(".budget-left")).to_contain_text("$12.50")
     (limit,) = (one["limit"] for one in deployment.member.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
     assert limit["amount"] == "12.50"
 
@@ -372,7 +372,7 @@ def test_a_limit_that_changes_elsewhere_changes_here(deployment: Deployment, ope
     page = open_page("/budget")
     team = page.locator('[data-budget="team"]')
     expect(team).to_contain_text("$3.00")
-    expect(team.get_by_role("button", name="Set limit")).to_have_count(0)  # a member looks on
+    expect(team.get_by_role("button", name="Set limit")).to_have_count(0)  # members may not change limits
     expect(page.locator(".connection")).to_have_class(re.compile("live"))
     set_limit(deployment, "team", "4.00")
     expect(team).to_contain_text("$4.00")
@@ -384,7 +384,7 @@ def test_an_overdraft_is_named(deployment: Deployment, open_page: OpenPage) -> N
     set_limit(deployment, "team", "0.000001")
     page = open_page("/budget")
     expect(page.locator('[data-budget="team"]')).to_contain_text("Overdraft")
-    expect(page.locator(".left")).to_contain_text("overdraft")
+    expect(page.locator(".budget-left")).to_contain_text("overdraft")
 
 
 # Looks

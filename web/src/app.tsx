@@ -1,25 +1,27 @@
 /** The frame around every page: who is signed in, what money is left, whether the page is live. */
 import { useQuery } from "@tanstack/react-query";
 import { lazy, Suspense, useEffect, useSyncExternalStore } from "react";
-import { api, setCsrf, whenSignedOut } from "./api/client";
-import { budgets, me, queries, receive, reread } from "./api/resources";
-import { dollars } from "./lib/money";
-import { LoginPage } from "./features/login/login";
-import { JobsPage } from "./features/jobs/jobs";
-import { BudgetPage, tightest } from "./features/budget/budget";
-import { Page, ProblemNote, Skeleton } from "./components/parts";
-import { go, Link, useAddress } from "./router";
+import { api, setCsrf, onSignedOut } from "./api/client";
+import { budgets, me, queries, receive, refetchAll } from "./api/queries";
+import { formatDollars } from "./lib/money";
+import { LoginPage } from "./features/login/login-page";
+import { JobsPage } from "./features/jobs/jobs-page";
+import { BudgetPage, tightestBudget } from "./features/budget/budget-page";
+import { Page } from "./components/page";
+import { ProblemNote } from "./components/problem-note";
+import { Skeleton } from "./components/skeleton";
+import { navigate, Link, useLocation } from "./router";
 import { stream } from "./live/stream";
 import { setTheme, THEMES, useTheme } from "./lib/theme";
 
-const JobPage = lazy(() => import("./features/job/job"));
-const NewJobPage = lazy(() => import("./features/new-job/new-job"));
+const JobPage = lazy(() => import("./features/job/job-page"));
+const NewJobPage = lazy(() => import("./features/new-job/new-job-page"));
 
-whenSignedOut(signIn);
+onSignedOut(signIn);
 stream.onRefused = () => void queries.invalidateQueries({ queryKey: me.queryKey });
 
 export function App() {
-  const address = useAddress();
+  const address = useLocation();
   return address.pathname === "/login" ? <LoginPage /> : <SignedIn address={address} />;
 }
 
@@ -28,7 +30,7 @@ function SignedIn({ address }: { address: URL }) {
   const signedIn = who.data !== undefined;
   useEffect(() => {
     if (!signedIn) return undefined;
-    return stream.subscribe({ topics: ["jobs", "budget"], receive, reread });
+    return stream.subscribe({ topics: ["jobs", "budget"], receive, refetchAll });
   }, [signedIn]);
   if (!who.data) {
     return <div className="page">{who.error ? <ProblemNote error={who.error} retry={() => void who.refetch()} /> : <Skeleton />}</div>;
@@ -66,7 +68,7 @@ function Route({ address }: { address: URL }) {
 function Header({ path, team, user }: { path: string; team: string; user: string }) {
   const here = (to: string) => (to === path || (to === "/" && path.startsWith("/jobs")) ? ({ "aria-current": "page" } as const) : {});
   return (
-    <header className="top">
+    <header className="header">
       <Link to="/" className="brand" aria-label="Shoestring, all jobs">
         <img src="/icon.svg" alt="" width="22" height="22" />
         <span>Shoestring</span>
@@ -76,7 +78,7 @@ function Header({ path, team, user }: { path: string; team: string; user: string
         <Link to="/budget" {...here("/budget")}>Budget</Link>
         <Link to="/new" {...here("/new")}>New job</Link>
       </nav>
-      <div className="top-end">
+      <div className="header-end">
         <BudgetLeft />
         <Connection />
         <button type="button" className="avatar" popoverTarget="menu" aria-label={`Menu of ${user}, team ${team}`}>
@@ -86,7 +88,7 @@ function Header({ path, team, user }: { path: string; team: string; user: string
           <p>
             <strong>{user}</strong>
             <br />
-            <span className="dim">team {team}</span>
+            <span className="muted">team {team}</span>
           </p>
           <ThemeSwitch />
           <a href="/docs">API reference</a>
@@ -101,12 +103,12 @@ function Header({ path, team, user }: { path: string; team: string; user: string
 
 function BudgetLeft() {
   const { data } = useQuery(budgets);
-  const budget = data && tightest(data);
+  const budget = data && tightestBudget(data);
   if (!budget?.left) return null;
   const over = budget.overdraft.amount !== "0.00";
   return (
-    <Link to="/budget" className={`left ${over ? "bad-text" : ""}`} title={`Left of the ${budget.kind} budget of ${budget.owner}`}>
-      <span className="dim">{over ? "overdraft" : "left"}</span> <strong>{dollars(over ? budget.overdraft : budget.left)}</strong>
+    <Link to="/budget" className={`budget-left ${over ? "bad-text" : ""}`} title={`Left of the ${budget.kind} budget of ${budget.owner}`}>
+      <span className="muted">{over ? "overdraft" : "left"}</span> <strong>{formatDollars(over ? budget.overdraft : budget.left)}</strong>
     </Link>
   );
 }
@@ -118,7 +120,7 @@ function Connection() {
   return (
     <span className={`connection ${status}`} role="status" title={`Live updates: ${STATUS[status]}`}>
       <span className="dot" aria-hidden="true" />
-      <span className="word">{STATUS[status]}</span>
+      <span className="label">{STATUS[status]}</span>
     </span>
   );
 }
@@ -141,7 +143,7 @@ function signIn(): void {
   const { pathname, search, hash } = window.location;
   if (pathname === "/login") return;
   queries.clear();
-  go(`/login?${new URLSearchParams({ next: pathname + search + hash })}`, { replace: true });
+  navigate(`/login?${new URLSearchParams({ next: pathname + search + hash })}`, { replace: true });
 }
 
 async function signOut(): Promise<void> {
@@ -149,6 +151,6 @@ async function signOut(): Promise<void> {
     await api.DELETE("/v1/session");
   } finally {
     queries.clear();
-    go("/login");
+    navigate("/login");
   }
 }

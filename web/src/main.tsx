@@ -1,7 +1,7 @@
 import { QueryClientProvider } from "@tanstack/react-query";
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
-import { queries } from "./api/resources";
+import { queries } from "./api/queries";
 import { App } from "./app";
 import { followVisibility } from "./live/stream";
 import { applyTheme } from "./lib/theme";

@@ -4,12 +4,12 @@ import { type AnchorHTMLAttributes, type MouseEvent, useSyncExternalStore } from
 const listeners = new Set<() => void>();
 window.addEventListener("popstate", tell);
 
-export function useAddress(): URL {
+export function useLocation(): URL {
   const href = useSyncExternalStore(subscribe, () => window.location.href);
   return new URL(href);
 }
 
-export function go(to: string, { replace = false } = {}): void {
+export function navigate(to: string, { replace = false } = {}): void {
   if (replace) window.history.replaceState(null, "", to);
   else window.history.pushState(null, "", to);
   if (!replace) window.scrollTo(0, 0);
@@ -21,13 +21,13 @@ export function Link({ to, onClick, children, ...rest }: { to: string } & Anchor
     onClick?.(event);
     if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
-    go(to);
+    navigate(to);
   }
   return <a href={to} onClick={follow} {...rest}>{children}</a>;
 }
 
-/** Where to go after signing in: only a place of our own. */
-export function ownPlace(next: string | null): string {
+/** Where to navigate after signing in: only a place of our own. */
+export function safeRedirect(next: string | null): string {
   if (!next) return "/";
   const place = new URL(next, window.location.origin);
   return place.origin === window.location.origin && !place.pathname.startsWith("/login") ? place.pathname + place.search + place.hash : "/";

@@ -19,14 +19,14 @@ export class Problem extends Error {
 }
 
 let csrf: string | null = null;
-let onSignedOut: () => void = () => {};
+let signedOutHandler: () => void = () => {};
 
 export function setCsrf(token: string | null): void {
   csrf = token;
 }
 
-export function whenSignedOut(act: () => void): void {
-  onSignedOut = act;
+export function onSignedOut(handler: () => void): void {
+  signedOutHandler = handler;
 }
 
 const guard: Middleware = {
@@ -36,7 +36,7 @@ const guard: Middleware = {
   },
   async onResponse({ response, schemaPath }) {
     if (response.ok || response.status === 304) return undefined;
-    if (response.status === 401 && schemaPath !== "/v1/session") onSignedOut();
+    if (response.status === 401 && schemaPath !== "/v1/session") signedOutHandler();
     throw new Problem(await problemOf(response));
   },
   onError({ error }) {
@@ -66,7 +66,7 @@ export function body<T>(answer: { data?: T }): T {
 }
 
 /** An Idempotency-Key. (`crypto.randomUUID` is missing on plain http to another host.) */
-export function newKey(): string {
+export function newIdempotencyKey(): string {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { dollars, exact, micro, share, sum } from "./money";
+import { formatDollars, formatExact, toMicro, fractionOf, sumMicro } from "./money";
 
 const usd = (amount: string) => ({ amount, currency: "USD" });
 
@@ -17,26 +17,26 @@ test.each([
   ["-2.50", "−$2.50"],
   ["-0.0013", "−$0.0013"],
 ])("%s is read as %s", (amount, text) => {
-  expect(dollars(usd(amount))).toBe(text);
+  expect(formatDollars(usd(amount))).toBe(text);
 });
 
 test("nothing known is a dash", () => {
-  expect(dollars(null)).toBe("–");
+  expect(formatDollars(null)).toBe("–");
 });
 
 test("every digit where it counts", () => {
-  expect(exact(usd("0.001316"))).toBe("$0.001316");
-  expect(exact(usd("-1.5"))).toBe("−$1.5");
+  expect(formatExact(usd("0.001316"))).toBe("$0.001316");
+  expect(formatExact(usd("-1.5"))).toBe("−$1.5");
 });
 
 test("sums are exact where floats are not", () => {
-  expect(sum(usd("0.1"), usd("0.2"))).toBe(300_000n);
-  expect(micro("999999999.999999")).toBe(999_999_999_999_999n);
+  expect(sumMicro(usd("0.1"), usd("0.2"))).toBe(300_000n);
+  expect(toMicro("999999999.999999")).toBe(999_999_999_999_999n);
 });
 
 test("a share is between 0 and 1, whatever it is of", () => {
-  expect(share(1n, 4n)).toBe(0.25);
-  expect(share(5n, 4n)).toBe(1);
-  expect(share(0n, 0n)).toBe(0);
-  expect(share(1n, 0n)).toBe(1);
+  expect(fractionOf(1n, 4n)).toBe(0.25);
+  expect(fractionOf(5n, 4n)).toBe(1);
+  expect(fractionOf(0n, 0n)).toBe(0);
+  expect(fractionOf(1n, 0n)).toBe(1);
 });

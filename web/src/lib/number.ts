@@ -1,5 +1,5 @@
 /** A metric's value in few digits, NaN and infinities by name. */
-export function value(x: number | string | null | undefined): string {
+export function formatValue(x: number | string | null | undefined): string {
   const n = typeof x === "string" ? Number(x) : x;
   if (n === null || n === undefined) return "–";
   if (Number.isNaN(n)) return "NaN";
@@ -18,18 +18,18 @@ export function isAccuracy(name: string): boolean {
 }
 
 /** The same for a metric by its name: bytes and per cent have their units. */
-export function metric(name: string, x: number | string | null | undefined): string {
+export function formatMetric(name: string, x: number | string | null | undefined): string {
   const n = typeof x === "string" ? Number(x) : x;
   if (typeof n === "number" && Number.isFinite(n)) {
-    if (name.endsWith("_bytes")) return bytes(n);
+    if (name.endsWith("_bytes")) return formatBytes(n);
     if (name.endsWith("_percent")) return `${n.toFixed(0)} %`;
     if (name.endsWith("_watts")) return `${n.toFixed(0)} W`;
     if (isAccuracy(name)) return `${(n * 100).toFixed(2)} %`;
   }
-  return value(n);
+  return formatValue(n);
 }
 
-export function bytes(n: number): string {
+export function formatBytes(n: number): string {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let [size, unit] = [n, 0];
   while (Math.abs(size) >= 1000 && unit < units.length - 1) {
@@ -40,15 +40,15 @@ export function bytes(n: number): string {
 }
 
 /** Joules, as kilowatt-hours from a thousandth on. */
-export function energy(joules: number): string {
+export function formatEnergy(joules: number): string {
   const kwh = joules / 3_600_000;
   return kwh < 0.001 ? `${joules.toFixed(0)} J` : `${kwh.toPrecision(3)} kWh`;
 }
 
-export function percent(fraction: number): string {
+export function formatPercent(fraction: number): string {
   return `${(fraction * 100).toFixed(fraction > 0 && fraction < 0.1 ? 1 : 0)} %`;
 }
 
-export function count(n: number): string {
+export function formatCount(n: number): string {
   return n.toLocaleString("en");
 }

@@ -33,7 +33,7 @@ export function useIsDark(): boolean {
 }
 
 /** The colour behind a CSS variable, as a canvas understands it. */
-export function token(name: string): string {
+export function cssColor(name: string): string {
   const probe = document.createElement("span");
   probe.style.color = `var(--${name})`;
   document.body.append(probe);

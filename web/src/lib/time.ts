@@ -1,5 +1,5 @@
 /** "1h 02m", "3m 20s", "4.2 s": as precise as somebody who waits needs it. */
-export function duration(seconds: number | null | undefined): string {
+export function formatDuration(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
   const whole = Math.max(0, Math.round(seconds));
   if (seconds < 10) return `${Math.max(0, seconds).toFixed(1)} s`;
@@ -10,7 +10,7 @@ export function duration(seconds: number | null | undefined): string {
 }
 
 /** "just now", "4 min ago", "yesterday 14:02", "3 Nov 14:02" in the reader's own zone. */
-export function ago(at: string | null | undefined, now: number = Date.now()): string {
+export function formatAgo(at: string | null | undefined, now: number = Date.now()): string {
   if (!at) return "–";
   const seconds = (now - Date.parse(at)) / 1000;
   if (seconds < 10) return "just now";
@@ -20,15 +20,15 @@ export function ago(at: string | null | undefined, now: number = Date.now()): st
   return new Date(at).toLocaleString(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }
 
-export function clock(at: string | null | undefined): string {
+export function formatClock(at: string | null | undefined): string {
   return at ? new Date(at).toLocaleTimeString(undefined, { hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: "2-digit" }) : "–";
 }
 
-export function moment(at: string): string {
+export function formatDateTime(at: string): string {
   return new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
 }
 
-export function between(from: string | null | undefined, to: string | null | undefined, now: number = Date.now()): number | null {
+export function secondsBetween(from: string | null | undefined, to: string | null | undefined, now: number = Date.now()): number | null {
   return from ? ((to ? Date.parse(to) : now) - Date.parse(from)) / 1000 : null;
 }
 

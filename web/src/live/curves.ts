@@ -1,32 +1,32 @@
 /**
- * A job's curves as columns that only grow. `merge` takes in what the service read or streamed, in any order and any
- * number of times; `drawn` says which points are the merged curve and which are lost work.
+ * A job's curves as append-only columns. `mergeUpdate` adds points that were read or streamed, in any order and any
+ * number of times; `splitCurve` separates the merged curve from the rolled-back steps.
  *
- * A generation owns the steps after its start up to where a later one began again (the server's rule, told by its
- * `generations`); a generation not told of yet began just before its first point. `system/…` series are sampled by
- * time on each machine and belong to no generation.
+ * A generation owns the steps after its start up to the start of a later generation (the server's rule; it sends the
+ * `generations`). The start of a generation that is not known yet is taken from its first point. `system/…` series are
+ * sampled by time on each machine and belong to no generation.
  */
 import type { components } from "../api/schema";
 
 export type Curve = components["schemas"]["Curve"];
 export type Generation = Pick<components["schemas"]["Generation"], "no" | "attempt" | "start_step">;
 
-/** What `GET /metrics` and a `points` message have in common. */
-export interface Reading {
+/** The common fields of `GET /metrics` and a `points` message. */
+export interface CurveUpdate {
   curves: readonly Curve[];
-  /** Of curves that don't name their own. */
+  /** Generation of the curves that don't name their own. */
   generation?: number;
   generations?: readonly Generation[];
 }
 
-export interface Part {
+export interface SeriesPart {
   readonly generation: number;
   readonly machine: string | null;
   readonly column: Column;
 }
 
 export interface Curves {
-  readonly parts: ReadonlyMap<string, ReadonlyMap<string, Part>>;
+  readonly parts: ReadonlyMap<string, ReadonlyMap<string, SeriesPart>>;
   readonly generations: ReadonlyMap<number, { readonly start: number; readonly attempt: number | null }>;
 }
 
@@ -36,80 +36,80 @@ export interface Line {
   values: number[];
 }
 
-export const EMPTY: Curves = { parts: new Map(), generations: new Map() };
+export const NO_CURVES: Curves = { parts: new Map(), generations: new Map() };
 
 export function isSystem(name: string): boolean {
   return name.startsWith("system/");
 }
 
-/** The curves with a reading taken in. The old ones stay as they were. */
-export function merge(curves: Curves, reading: Reading): Curves {
+/** Return the curves with an update added. The argument is not changed. */
+export function mergeUpdate(curves: Curves, update: CurveUpdate): Curves {
   const parts = new Map(curves.parts);
   const generations = new Map(curves.generations);
-  for (const curve of reading.curves) {
-    const generation = curve.generation ?? reading.generation ?? 0;
+  for (const curve of update.curves) {
+    const generation = curve.generation ?? update.generation ?? 0;
     const key = isSystem(curve.name) ? (curve.machine ?? "") : String(generation);
-    const named = new Map(parts.get(curve.name));
-    const known = named.get(key)?.column ?? NO_POINTS;
-    named.set(key, { generation, machine: curve.machine, column: extended(known, curve, isSystem(curve.name)) });
-    parts.set(curve.name, named);
+    const seriesParts = new Map(parts.get(curve.name));
+    const column = seriesParts.get(key)?.column ?? NO_POINTS;
+    seriesParts.set(key, { generation, machine: curve.machine, column: extendColumn(column, curve, isSystem(curve.name)) });
+    parts.set(curve.name, seriesParts);
     if (isSystem(curve.name) || curve.steps.length === 0) continue;
     const first = curve.steps.reduce((least, step) => Math.min(least, step));
-    const told = generations.get(generation);
-    if (!told || (told.attempt === null && first - 1 < told.start)) {
+    const known = generations.get(generation);
+    if (!known || (known.attempt === null && first - 1 < known.start)) {
       generations.set(generation, { start: Math.max(0, first - 1), attempt: null });
     }
   }
-  for (const one of reading.generations ?? []) generations.set(one.no, { start: one.start_step, attempt: one.attempt });
+  for (const { no, start_step, attempt } of update.generations ?? []) generations.set(no, { start: start_step, attempt });
   return { parts, generations };
 }
 
-/** The names that have points: training, then validation, then the rest, `system/` last. */
-export function names(curves: Curves): string[] {
+/** Return the names of the metrics: validation first, then training, then the others, `system/` last. */
+export function metricNames(curves: Curves): string[] {
   const rank = (name: string) => (name.startsWith("val/") ? 0 : name.startsWith("train/") ? 1 : isSystem(name) ? 3 : 2);
   return [...curves.parts.keys()].sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
 }
 
-/** The merged curve of a metric, and the lost work of each generation, which begins where it leaves the merged one. */
-export function drawn(curves: Curves, name: string): { kept: Line; lost: Line[] } {
-  const kept = line();
-  const lost: Line[] = [];
-  const ends = ownedThrough(curves);
+/** Return the merged curve of a metric, and for each generation its rolled-back steps, which start on the merged curve. */
+export function splitCurve(curves: Curves, name: string): { merged: Line; rolledBack: Line[] } {
+  const merged = emptyLine();
+  const rolledBack: Line[] = [];
+  const ends = lastOwnedSteps(curves);
   const ordered = [...(curves.parts.get(name)?.values() ?? [])].sort((a, b) => a.generation - b.generation);
   for (const { generation, column } of ordered) {
     const start = curves.generations.get(generation)?.start ?? 0;
     const cut = column.countThrough(ends.get(generation) ?? Infinity);
     const from = Math.min(column.countThrough(start), cut);
-    push(kept, column, from, cut);
+    copyPoints(merged, column, from, cut);
     if (cut < column.length) {
-      const fork = line();
-      push(fork, column, Math.max(0, cut - 1), column.length);
-      lost.push(fork);
+      const branch = emptyLine();
+      copyPoints(branch, column, Math.max(0, cut - 1), column.length);
+      rolledBack.push(branch);
     }
   }
-  return { kept, lost };
+  return { merged, rolledBack };
 }
 
-/** A system metric's line on each machine. */
-export function onMachines(curves: Curves, name: string): { machine: string | null; line: Line }[] {
+/** Return a system metric's line for each machine. */
+export function machineLines(curves: Curves, name: string): { machine: string | null; line: Line }[] {
   return [...(curves.parts.get(name)?.values() ?? [])].map(({ machine, column }) => {
-    const whole = line();
-    push(whole, column, 0, column.length);
-    return { machine, line: whole };
+    const line = emptyLine();
+    copyPoints(line, column, 0, column.length);
+    return { machine, line };
   });
 }
 
-export interface Notch {
+export interface RestartMarker {
   generation: number;
   attempt: number | null;
   step: number;
-  /** Unix seconds of its first point; null before that. */
+  /** Unix seconds of the generation's first point; null before it. */
   time: number | null;
   newAttempt: boolean;
 }
 
-/** Where training began again. */
-export function notches(curves: Curves): Notch[] {
+/** Return the steps at which training restarted. */
+export function restartMarkers(curves: Curves): RestartMarker[] {
   const ordered = [...curves.generations].sort(([a], [b]) => a - b);
   return ordered.slice(1).map(([generation, { start, attempt }], i) => ({
     generation,
@@ -129,8 +129,8 @@ function firstTime(curves: Curves, generation: number): number | null {
   return times.length > 0 ? Math.min(...times) : null;
 }
 
-/** The last step of a generation that is on the merged curve. */
-function ownedThrough(curves: Curves): Map<number, number> {
+/** Return the last step of each generation that is on the merged curve. */
+function lastOwnedSteps(curves: Curves): Map<number, number> {
   const ends = new Map<number, number>();
   let end = Infinity;
   for (const [no, { start }] of [...curves.generations].sort(([a], [b]) => b - a)) {
@@ -140,11 +140,11 @@ function ownedThrough(curves: Curves): Map<number, number> {
   return ends;
 }
 
-function line(): Line {
+function emptyLine(): Line {
   return { steps: [], times: [], values: [] };
 }
 
-function push(line: Line, column: Column, from: number, to: number): void {
+function copyPoints(line: Line, column: Column, from: number, to: number): void {
   for (let i = from; i < to; i++) {
     line.steps.push(column.steps[i]!);
     line.times.push(column.times[i]!);
@@ -153,26 +153,26 @@ function push(line: Line, column: Column, from: number, to: number): void {
 }
 
 /**
- * Points in the order of their steps. A longer column may share the arrays of a shorter one, which doesn't look past
- * its own length; only the one that reaches the end of what is written may write on.
+ * Points ordered by step. A longer column may share the buffer of a shorter one, which doesn't read past its own length;
+ * only a column that ends where the buffer's written part ends may append in place.
  */
 export class Column {
   constructor(
-    private readonly room: Room,
+    private readonly buffer: ColumnBuffer,
     readonly length: number,
   ) {}
 
   get steps(): Float64Array {
-    return this.room.steps;
+    return this.buffer.steps;
   }
   get times(): Float64Array {
-    return this.room.times;
+    return this.buffer.times;
   }
   get values(): Float64Array {
-    return this.room.values;
+    return this.buffer.values;
   }
 
-  /** How many points have a step ≤ `step`. */
+  /** Return how many points have a step ≤ `step`. */
   countThrough(step: number): number {
     let [low, high] = [0, this.length];
     while (low < high) {
@@ -183,45 +183,45 @@ export class Column {
     return low;
   }
 
-  /** With points whose steps rise and lie past the last one of this column. */
+  /** Return the column with points added, whose steps must increase and be greater than its last step. */
   append(steps: ArrayLike<number>, times: ArrayLike<number>, values: ArrayLike<number>): Column {
     const length = this.length + steps.length;
-    const fits = this.room.written === this.length && length <= this.room.steps.length;
-    const room = fits ? this.room : new Room(Math.max(256, length * 2), this);
-    room.steps.set(steps, this.length);
-    room.times.set(times, this.length);
-    room.values.set(values, this.length);
-    room.written = length;
-    return new Column(room, length);
+    const fits = this.buffer.written === this.length && length <= this.buffer.steps.length;
+    const buffer = fits ? this.buffer : new ColumnBuffer(Math.max(256, length * 2), this);
+    buffer.steps.set(steps, this.length);
+    buffer.times.set(times, this.length);
+    buffer.values.set(values, this.length);
+    buffer.written = length;
+    return new Column(buffer, length);
   }
 }
 
-class Room {
+class ColumnBuffer {
   readonly steps: Float64Array;
   readonly times: Float64Array;
   readonly values: Float64Array;
   written = 0;
 
-  constructor(size: number, copied?: Column) {
-    this.steps = new Float64Array(size);
-    this.times = new Float64Array(size);
-    this.values = new Float64Array(size);
-    if (!copied) return;
-    this.steps.set(copied.steps.subarray(0, copied.length));
-    this.times.set(copied.times.subarray(0, copied.length));
-    this.values.set(copied.values.subarray(0, copied.length));
+  constructor(capacity: number, source?: Column) {
+    this.steps = new Float64Array(capacity);
+    this.times = new Float64Array(capacity);
+    this.values = new Float64Array(capacity);
+    if (!source) return;
+    this.steps.set(source.steps.subarray(0, source.length));
+    this.times.set(source.times.subarray(0, source.length));
+    this.values.set(source.values.subarray(0, source.length));
   }
 }
 
-const NO_POINTS = new Column(new Room(0), 0);
+const NO_POINTS = new Column(new ColumnBuffer(0), 0);
 
-/** The column with a curve's points; of two for one step the newer report stands. */
-function extended(column: Column, curve: Curve, byTime: boolean): Column {
-  const values = Float64Array.from(curve.values as (number | string)[], Number); // NaN and infinities come as text
+/** Return the column with a curve's points; of two values for one step the later one is kept. */
+function extendColumn(column: Column, curve: Curve, byTime: boolean): Column {
+  const values = Float64Array.from(curve.values as (number | string)[], Number); // NaN and infinities are strings in JSON
   const last = column.length ? column.steps[column.length - 1]! : -Infinity;
   const keys = byTime ? curve.times : curve.steps;
   if (keys.length === 0) return column;
-  if (keys[0]! > last && rises(keys)) return column.append(keys, curve.times, values);
+  if (keys[0]! > last && isIncreasing(keys)) return column.append(keys, curve.times, values);
   const points = new Map<number, [number, number]>();
   for (let i = 0; i < column.length; i++) points.set(column.steps[i]!, [column.times[i]!, column.values[i]!]);
   for (let i = 0; i < keys.length; i++) points.set(keys[i]!, [curve.times[i]!, values[i]!]);
@@ -233,6 +233,6 @@ function extended(column: Column, curve: Curve, byTime: boolean): Column {
   );
 }
 
-function rises(xs: readonly number[]): boolean {
+function isIncreasing(xs: readonly number[]): boolean {
   return xs.every((x, i) => i === 0 || xs[i - 1]! < x);
 }

@@ -1,128 +1,128 @@
-/** What streams of one job: its curves and its log. Charts and the log draw from here, once per frame, past React's data. */
+/** The live curves and log of one job. Charts and the log read from it once per frame, outside React's query cache. */
 import { api, body, type Schemas } from "../api/client";
-import { attempts, queries, readAgain } from "../api/resources";
-import { type Curves, EMPTY, merge } from "./curves";
-import { appended, type Log, NO_LOG } from "../lib/lines";
+import { attempts, queries, refetch } from "../api/queries";
+import { type Curves, mergeUpdate, NO_CURVES } from "./curves";
+import { appendLines, type Log, EMPTY_LOG } from "../lib/log-lines";
 import { type Message, stream } from "./stream";
 
-export const TAIL = 2000;
-export const LONGEST_TAIL = 10_000;
-/** A state behind the tables is read again at most so often. */
-const REREAD_MS = 700;
+export const INITIAL_TAIL = 2000;
+export const MAX_TAIL = 10_000;
+/** Attempts, cost and artifacts are fetched again at most once in this time. */
+const REFETCH_INTERVAL_MS = 700;
 
 export class JobFeed {
-  curves: Curves = EMPTY;
-  log: Log = NO_LOG;
-  /** The service kept fewer lines than were written. */
+  curves: Curves = NO_CURVES;
+  log: Log = EMPTY_LOG;
+  /** The log quota was reached: later lines were dropped. */
   truncated = false;
   loading = true;
   error: unknown = null;
-  private tail = TAIL;
+  private tail = INITIAL_TAIL;
   private listeners = new Set<() => void>();
-  private timer: number | null = null;
+  private refetchTimer: number | null = null;
 
   constructor(readonly id: string) {}
 
-  /** Read, then follow; ends with the returned function. */
+  /** Fetch, then follow the stream until the returned function is called. */
   open(): () => void {
     const close = stream.subscribe({
       topics: [`job:${this.id}`],
       receive: (messages) => this.receive(messages),
-      reread: () => void this.read(),
+      refetchAll: () => void this.fetchAll(),
     });
-    void this.read();
+    void this.fetchAll();
     return () => {
       close();
-      if (this.timer !== null) window.clearTimeout(this.timer);
+      if (this.refetchTimer !== null) window.clearTimeout(this.refetchTimer);
     };
   }
 
-  subscribe = (changed: () => void): (() => void) => {
-    this.listeners.add(changed);
-    return () => this.listeners.delete(changed);
+  subscribe = (listener: () => void): (() => void) => {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
   };
 
   get mayHaveEarlierLines(): boolean {
-    return this.tail < LONGEST_TAIL && this.log.lines.length >= this.tail;
+    return this.tail < MAX_TAIL && this.log.lines.length >= this.tail;
   }
 
   async loadEarlierLines(): Promise<void> {
-    this.tail = LONGEST_TAIL;
-    await this.readLog();
-    this.tell();
+    this.tail = MAX_TAIL;
+    await this.fetchLog();
+    this.notifyListeners();
   }
 
-  /** Generations as the attempts know them: they say where lost work begins before its replacement has stepped. */
-  learn(generations: Schemas["Generation"][]): void {
-    this.curves = merge(this.curves, { curves: [], generations });
-    this.tell();
+  /** Set the generations from the attempts list, which knows where steps are rolled back before new steps arrive. */
+  setGenerations(generations: Schemas["Generation"][]): void {
+    this.curves = mergeUpdate(this.curves, { curves: [], generations });
+    this.notifyListeners();
   }
 
-  private async read(): Promise<void> {
+  private async fetchAll(): Promise<void> {
     try {
       const [answer] = await Promise.all([
         api.GET("/v1/jobs/{job_id}/metrics", { params: { path: { job_id: this.id }, query: { attempts: "all" } } }),
-        this.readLog(),
+        this.fetchLog(),
       ]);
-      this.curves = merge(this.curves, body(answer));
+      this.curves = mergeUpdate(this.curves, body(answer));
       this.error = null;
     } catch (error) {
       this.error = error;
     }
     this.loading = false;
-    this.tell();
+    this.notifyListeners();
   }
 
-  private async readLog(): Promise<void> {
+  private async fetchLog(): Promise<void> {
     const answer = await api.GET("/v1/jobs/{job_id}/logs", {
       params: { path: { job_id: this.id }, query: { tail: this.tail } },
     });
-    const read = body(answer) as Schemas["Logs"];
-    this.truncated = read.truncated;
-    this.log = appended(appended(NO_LOG, read.lines), this.log.lines); // what was read is older, or the same
+    const logs = body(answer) as Schemas["Logs"];
+    this.truncated = logs.truncated;
+    this.log = appendLines(appendLines(EMPTY_LOG, logs.lines), this.log.lines); // fetched lines are older than or the same as streamed ones
   }
 
   private receive(messages: readonly Message[]): void {
-    let touched = false;
+    let changed = false;
     for (const message of messages) {
       if (message.name === "points" && message.data.job === this.id) {
-        this.curves = merge(this.curves, message.data);
-        touched = true;
+        this.curves = mergeUpdate(this.curves, message.data);
+        changed = true;
       } else if (message.name === "logs" && message.data.job === this.id) {
-        this.log = appended(this.log, message.data.lines);
-        touched = true;
+        this.log = appendLines(this.log, message.data.lines);
+        changed = true;
       } else if (message.name === "event" && message.data.job === this.id) {
-        this.noteEvent(message.data);
+        this.addEvent(message.data);
       }
     }
-    if (touched) this.tell();
+    if (changed) this.notifyListeners();
   }
 
-  private noteEvent(event: Schemas["Event"]): void {
+  private addEvent(event: Schemas["Event"]): void {
     const events = ["job", this.id, "events"];
-    if (queries.getQueryData(events) === undefined) readAgain({ queryKey: events });
+    if (queries.getQueryData(events) === undefined) refetch({ queryKey: events });
     queries.setQueryData<Schemas["Event"][]>(events, (old) =>
       old && !old.some(({ cursor }) => cursor === event.cursor) ? [...old, event] : old,
     );
-    this.timer ??= window.setTimeout(() => {
-      this.timer = null;
+    this.refetchTimer ??= window.setTimeout(() => {
+      this.refetchTimer = null;
       for (const part of ["attempts", "cost", "artifacts"]) {
-        readAgain({ queryKey: ["job", this.id, part] });
+        refetch({ queryKey: ["job", this.id, part] });
       }
-    }, REREAD_MS);
+    }, REFETCH_INTERVAL_MS);
   }
 
-  private tell(): void {
-    for (const changed of this.listeners) changed();
+  private notifyListeners(): void {
+    for (const listener of this.listeners) listener();
   }
 }
 
-/** Keep a feed's generations those of the attempts table. */
+/** Update a feed's generations whenever the attempts are fetched. */
 export function followAttempts(feed: JobFeed): () => void {
   const key = attempts(feed.id).queryKey;
   return queries.getQueryCache().subscribe(({ query, type }) => {
     if (type !== "updated" || query.queryKey.join() !== key.join()) return;
     const data = query.state.data as Schemas["AttemptList"] | undefined;
-    if (data) feed.learn(data.attempts.flatMap((attempt) => attempt.generations));
+    if (data) feed.setGenerations(data.attempts.flatMap((attempt) => attempt.generations));
   });
 }

@@ -1,8 +1,8 @@
 import { beforeEach, describe, expect, test } from "vitest";
-import { address, backOff, type Message, Stream } from "./stream";
+import { streamUrl, backOff, type Message, Stream } from "./stream";
 
-/** A browser's side of the connection, worked by hand. */
-class Source extends EventTarget {
+/** An EventSource whose events the test sends. */
+class FakeEventSource extends EventTarget {
   closed = false;
   constructor(readonly url: string) {
     super();
@@ -16,12 +16,12 @@ class Source extends EventTarget {
   fail() {
     this.dispatchEvent(new Event("error"));
   }
-  say(name: string, data: unknown, lastEventId = "") {
+  emit(name: string, data: unknown, lastEventId = "") {
     this.dispatchEvent(new MessageEvent(name, { data: JSON.stringify(data), lastEventId }));
   }
 }
 
-let sources: Source[];
+let sources: FakeEventSource[];
 let frames: (() => void)[];
 let timers: Map<number, { act: () => void; ms: number }>;
 let stream: Stream;
@@ -31,155 +31,155 @@ beforeEach(() => {
   let next = 1;
   stream = new Stream({
     open: (url) => {
-      const source = new Source(url);
+      const source = new FakeEventSource(url);
       sources.push(source);
       return source as unknown as EventSource;
     },
     nextFrame: (act) => frames.push(act),
-    later: (act, ms) => {
+    setTimer: (act, ms) => {
       timers.set(next, { act, ms });
       return next++;
     },
-    cancel: (timer) => timers.delete(timer),
+    clearTimer: (timer) => timers.delete(timer),
     random: () => 1,
   });
 });
 
-function pass(): number[] {
+function runTimers(): number[] {
   const due = [...timers.entries()];
   timers.clear();
   for (const [, { act }] of due) act();
   return due.map(([, { ms }]) => ms);
 }
 
-function frame() {
+function nextFrame() {
   for (const act of frames.splice(0)) act();
 }
 
-function reader(topics: string[]) {
+function subscribe(topics: string[]) {
   const got: Message[][] = [];
-  let rereads = 0;
-  const stop = stream.subscribe({ topics, receive: (messages) => got.push([...messages]), reread: () => rereads++ });
-  return { got, stop, rereads: () => rereads };
+  let refetches = 0;
+  const stop = stream.subscribe({ topics, receive: (messages) => got.push([...messages]), refetchAll: () => refetches++ });
+  return { got, stop, refetches: () => refetches };
 }
 
 const latest = () => sources.at(-1)!;
 
 describe("one connection", () => {
-  test("carries the topics of all readers", () => {
-    reader(["jobs", "budget"]);
-    reader(["job:1", "jobs"]);
-    pass();
+  test("carries the topics of all subscribers", () => {
+    subscribe(["jobs", "budget"]);
+    subscribe(["job:1", "jobs"]);
+    runTimers();
     expect(sources).toHaveLength(1);
     expect(latest().url).toBe("/v1/stream?topics=budget%2Cjob%3A1%2Cjobs");
   });
 
-  test("is opened again from the last cursor when the topics change, and the old one closed", () => {
-    reader(["jobs"]);
-    pass();
+  test("is reopened from the last cursor when the topics change, and the old one is closed", () => {
+    subscribe(["jobs"]);
+    runTimers();
     latest().open();
-    latest().say("job", { id: "1" }, "c7");
-    const second = reader(["job:1"]);
-    pass();
+    latest().emit("job", { id: "1" }, "c7");
+    const second = subscribe(["job:1"]);
+    runTimers();
     expect(sources).toHaveLength(2);
     expect(sources[0]!.closed).toBe(true);
     expect(latest().url).toContain("cursor=c7");
     second.stop();
-    pass();
+    runTimers();
     expect(latest().url).toBe("/v1/stream?topics=jobs&cursor=c7");
   });
 
-  test("hands a burst out once per frame, in order, to everybody", () => {
-    const [one, two] = [reader(["jobs"]), reader(["budget"])];
-    pass();
+  test("delivers a burst once per frame, in order, to every subscriber", () => {
+    const [one, two] = [subscribe(["jobs"]), subscribe(["budget"])];
+    runTimers();
     latest().open();
-    for (let i = 0; i < 5; i++) latest().say("job", { id: i }, `c${i}`);
+    for (let i = 0; i < 5; i++) latest().emit("job", { id: i }, `c${i}`);
     expect(one.got).toEqual([]);
-    frame();
+    nextFrame();
     expect(one.got).toHaveLength(1);
     expect(one.got[0]!.map(({ data }) => (data as { id: unknown }).id)).toEqual([0, 1, 2, 3, 4]);
     expect(two.got).toEqual(one.got);
   });
 });
 
-describe("rereading", () => {
-  test("is asked for after a connection that began without a cursor, not after one with", () => {
-    const one = reader(["jobs"]);
-    pass();
+describe("refetching", () => {
+  test("is requested after a connection without a cursor, not after one with a cursor", () => {
+    const one = subscribe(["jobs"]);
+    runTimers();
     latest().open();
-    expect(one.rereads()).toBe(1);
-    latest().say("job", {}, "c1");
+    expect(one.refetches()).toBe(1);
+    latest().emit("job", {}, "c1");
     latest().fail();
-    pass();
+    runTimers();
     latest().open();
-    expect(one.rereads()).toBe(1);
+    expect(one.refetches()).toBe(1);
   });
 
-  test("is asked for by resync, whose cursor is gone on from", () => {
-    const one = reader(["jobs"]);
-    pass();
+  test("is requested by resync, whose cursor is used next", () => {
+    const one = subscribe(["jobs"]);
+    runTimers();
     latest().open();
-    latest().say("resync", {}, "c9");
-    expect(one.rereads()).toBe(2);
+    latest().emit("resync", {}, "c9");
+    expect(one.refetches()).toBe(2);
     latest().fail();
-    pass();
+    runTimers();
     expect(latest().url).toContain("cursor=c9");
   });
 });
 
 describe("a broken connection", () => {
-  test("is tried again with longer and longer waits, from the cursor first", () => {
-    reader(["jobs"]);
-    pass();
+  test("is retried with increasing delays, first from the cursor", () => {
+    subscribe(["jobs"]);
+    runTimers();
     latest().open();
-    latest().say("job", {}, "c3");
+    latest().emit("job", {}, "c3");
     let refusals = 0;
     stream.onRefused = () => refusals++;
     latest().fail();
     expect(stream.status).toBe("reconnecting");
-    expect(pass()).toEqual([250]);
+    expect(runTimers()).toEqual([250]);
     expect(latest().url).toContain("cursor=c3");
     latest().fail();
-    expect(pass()).toEqual([500]);
+    expect(runTimers()).toEqual([500]);
     expect(latest().url).not.toContain("cursor"); // the cursor may be what was refused
     latest().fail();
-    expect(pass()).toEqual([1000]);
+    expect(runTimers()).toEqual([1000]);
     expect(refusals).toBe(2);
     latest().open();
     expect(stream.status).toBe("live");
     latest().fail();
-    expect(pass()).toEqual([250]);
+    expect(runTimers()).toEqual([250]);
   });
 
-  test("of a former topic set changes nothing", () => {
-    reader(["jobs"]);
-    pass();
+  test("of an earlier topic set is ignored", () => {
+    subscribe(["jobs"]);
+    runTimers();
     latest().open();
-    reader(["budget"]);
-    pass();
+    subscribe(["budget"]);
+    runTimers();
     latest().open();
     sources[0]!.fail();
     expect(stream.status).toBe("live");
   });
 
-  test("is left alone while nobody looks, and taken up at once after", () => {
-    reader(["jobs"]);
-    pass();
+  test("is not retried while the tab is hidden, and at once when it is shown", () => {
+    subscribe(["jobs"]);
+    runTimers();
     latest().open();
     stream.sleep();
     expect(latest().closed).toBe(true);
-    expect(pass()).toEqual([]);
+    expect(runTimers()).toEqual([]);
     stream.wake();
-    expect(pass()).toEqual([0]);
+    expect(runTimers()).toEqual([0]);
     expect(sources).toHaveLength(2);
   });
 });
 
-test("waits double, are bounded, and are spread", () => {
+test("retry delays double, are bounded and have jitter", () => {
   expect([0, 1, 2, 20].map((failures) => backOff(failures, 1))).toEqual([250, 500, 1000, 10_000]);
   expect(backOff(3, 0)).toBe(1000);
 });
 
-test("an address without a cursor has none", () => {
-  expect(address("jobs", null)).toBe("/v1/stream?topics=jobs");
+test("the URL has no cursor parameter without a cursor", () => {
+  expect(streamUrl("jobs", null)).toBe("/v1/stream?topics=jobs");
 });

@@ -1,10 +1,9 @@
 /**
- * The one live connection of this tab. Whoever wants something live subscribes here with topics; the connection carries
- * the union of them and is opened again, from the last cursor, when that changes. What arrives is handed out once per
- * animation frame, so that a burst costs one paint.
+ * The tab's only live connection. Subscribers name topics; the connection carries their union and is reopened from the
+ * last cursor when it changes. Messages are delivered once per animation frame, so that a burst causes one paint.
  *
- * A reader must `reread` what it shows when told to: after a connection that began without a cursor, and after the
- * service said `resync` (the cursor was too old).
+ * `refetchAll` is called when messages may have been missed: after a connection that started without a cursor, and after
+ * `resync` (the cursor was too old).
  */
 import type { Schemas } from "../api/client";
 
@@ -17,66 +16,66 @@ export type Message =
 
 export type Status = "connecting" | "live" | "reconnecting" | "asleep";
 
-export interface Reader {
+export interface Subscriber {
   topics: readonly string[];
   receive: (messages: readonly Message[]) => void;
-  reread: () => void;
+  refetchAll: () => void;
 }
 
 const NAMES = ["job", "points", "logs", "event", "budget"] as const;
 const FIRST_RETRY_MS = 250;
-const LONGEST_RETRY_MS = 10_000;
-/** A tab that nobody sees gives its connection back after so long: browsers allow about six to one host. */
+const MAX_RETRY_MS = 10_000;
+/** A hidden tab closes its connection after this time, because browsers allow about six connections to one host. */
 const SLEEP_AFTER_MS = 60_000;
 
-/** What the stream needs of a browser. */
-export interface Surroundings {
-  open: (address: string) => EventSource;
-  nextFrame: (act: () => void) => void;
-  later: (act: () => void, ms: number) => number;
-  cancel: (timer: number) => void;
+/** The browser functions that the stream uses, replaced in tests. */
+export interface StreamDeps {
+  open: (url: string) => EventSource;
+  nextFrame: (callback: () => void) => void;
+  setTimer: (callback: () => void, ms: number) => number;
+  clearTimer: (timer: number) => void;
   random: () => number;
 }
 
 export class Stream {
-  private readers = new Set<Reader>();
+  private subscribers = new Set<Subscriber>();
   private watchers = new Set<() => void>();
   private source: EventSource | null = null;
-  private connected: string | null = null;
+  private connectedTopics: string | null = null;
   private cursor: string | null = null;
   private queue: Message[] = [];
-  private framed = false;
+  private frameRequested = false;
   private failures = 0;
   private timer: number | null = null;
   private asleep = false;
   private state: Status = "connecting";
-  /** Called when a connection could not be opened: perhaps the session has ended. */
+  /** Called when a connection could not be opened, perhaps because the session expired. */
   onRefused: () => void = () => {};
 
-  constructor(private readonly around: Surroundings) {}
+  constructor(private readonly deps: StreamDeps) {}
 
   get status(): Status {
     return this.state;
   }
 
-  watch = (changed: () => void): (() => void) => {
-    this.watchers.add(changed);
-    return () => this.watchers.delete(changed);
+  watch = (listener: () => void): (() => void) => {
+    this.watchers.add(listener);
+    return () => this.watchers.delete(listener);
   };
 
-  subscribe(reader: Reader): () => void {
-    this.readers.add(reader);
-    this.reconsider();
+  subscribe(subscriber: Subscriber): () => void {
+    this.subscribers.add(subscriber);
+    this.reconnectSoon();
     return () => {
-      this.readers.delete(reader);
-      this.reconsider();
+      this.subscribers.delete(subscriber);
+      this.reconnectSoon();
     };
   }
 
   sleep(): void {
     this.asleep = true;
     this.disconnect();
-    this.say("asleep");
+    this.setStatus("asleep");
   }
 
   wake(): void {
@@ -86,17 +85,17 @@ export class Stream {
   }
 
   private topics(): string {
-    return [...new Set([...this.readers].flatMap((reader) => reader.topics))].sort().join(",");
+    return [...new Set([...this.subscribers].flatMap((subscriber) => subscriber.topics))].sort().join(",");
   }
 
-  /** Soon, because a page changes several subscriptions at once. */
-  private reconsider(): void {
+  /** Deferred, because a page changes several subscriptions at once. */
+  private reconnectSoon(): void {
     if (this.failures === 0) this.schedule(0);
   }
 
   private schedule(ms: number): void {
-    if (this.timer !== null) this.around.cancel(this.timer);
-    this.timer = this.around.later(() => {
+    if (this.timer !== null) this.deps.clearTimer(this.timer);
+    this.timer = this.deps.setTimer(() => {
       this.timer = null;
       this.connect();
     }, ms);
@@ -104,92 +103,92 @@ export class Stream {
 
   private connect(): void {
     const topics = this.topics();
-    if (this.asleep || (topics === this.connected && this.source)) return;
+    if (this.asleep || (topics === this.connectedTopics && this.source)) return;
     this.disconnect();
     if (topics === "") return;
-    const fresh = this.cursor === null;
-    const source = this.around.open(address(topics, this.cursor));
+    const withoutCursor = this.cursor === null;
+    const source = this.deps.open(streamUrl(topics, this.cursor));
     this.source = source;
-    this.connected = topics;
+    this.connectedTopics = topics;
     source.addEventListener("open", () => {
       this.failures = 0;
-      this.say("live");
-      if (fresh) this.reread();
+      this.setStatus("live");
+      if (withoutCursor) this.refetchAll();
     });
     source.addEventListener("error", () => this.retry(source));
     for (const name of NAMES) {
-      source.addEventListener(name, (event) => this.take(name, event as MessageEvent<string>));
+      source.addEventListener(name, (event) => this.enqueue(name, event as MessageEvent<string>));
     }
     source.addEventListener("resync", (event) => {
       this.cursor = (event as MessageEvent<string>).lastEventId || null;
       this.queue = [];
-      this.reread();
+      this.refetchAll();
     });
   }
 
   private disconnect(): void {
     this.source?.close();
     this.source = null;
-    this.connected = null;
+    this.connectedTopics = null;
   }
 
   private retry(source: EventSource): void {
     if (source !== this.source) return;
-    const opened = this.failures === 0 && this.state === "live";
+    const wasOpen = this.failures === 0 && this.state === "live";
     this.disconnect();
-    this.say("reconnecting");
-    if (!opened) {
-      this.cursor = null; // it may be what was refused; without one everything is read again
+    this.setStatus("reconnecting");
+    if (!wasOpen) {
+      this.cursor = null; // the cursor may be the cause; without one everything is fetched again
       this.onRefused();
     }
-    this.schedule(backOff(this.failures++, this.around.random()));
+    this.schedule(backOff(this.failures++, this.deps.random()));
   }
 
-  private take(name: Message["name"], event: MessageEvent<string>): void {
+  private enqueue(name: Message["name"], event: MessageEvent<string>): void {
     if (event.lastEventId) this.cursor = event.lastEventId;
     this.queue.push({ name, data: JSON.parse(event.data) } as Message);
-    if (this.framed) return;
-    this.framed = true;
-    this.around.nextFrame(() => {
-      this.framed = false;
+    if (this.frameRequested) return;
+    this.frameRequested = true;
+    this.deps.nextFrame(() => {
+      this.frameRequested = false;
       const messages = this.queue;
       this.queue = [];
-      if (messages.length > 0) for (const reader of this.readers) reader.receive(messages);
+      if (messages.length > 0) for (const subscriber of this.subscribers) subscriber.receive(messages);
     });
   }
 
-  private reread(): void {
-    for (const reader of this.readers) reader.reread();
+  private refetchAll(): void {
+    for (const subscriber of this.subscribers) subscriber.refetchAll();
   }
 
-  private say(state: Status): void {
+  private setStatus(state: Status): void {
     if (this.state === state) return;
     this.state = state;
-    for (const changed of this.watchers) changed();
+    for (const listener of this.watchers) listener();
   }
 }
 
-export function address(topics: string, cursor: string | null): string {
+export function streamUrl(topics: string, cursor: string | null): string {
   const query = new URLSearchParams({ topics });
   if (cursor) query.set("cursor", cursor);
   return `/v1/stream?${query}`;
 }
 
-/** Milliseconds to the next try: doubling, bounded, and spread so that many tabs don't come back as one. */
+/** Return the milliseconds to the next attempt: exponential, bounded, with jitter so that tabs don't reconnect at once. */
 export function backOff(failures: number, random: number): number {
-  return Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** failures) * (0.5 + random / 2);
+  return Math.min(MAX_RETRY_MS, FIRST_RETRY_MS * 2 ** failures) * (0.5 + random / 2);
 }
 
 export const stream = new Stream({
   open: (url) => new EventSource(url),
-  // A hidden tab has no frames.
-  nextFrame: (act) => (document.hidden ? setTimeout(act, 250) : requestAnimationFrame(act)),
-  later: (act, ms) => window.setTimeout(act, ms),
-  cancel: (timer) => window.clearTimeout(timer),
+  // A hidden tab gets no animation frames.
+  nextFrame: (callback) => (document.hidden ? setTimeout(callback, 250) : requestAnimationFrame(callback)),
+  setTimer: (callback, ms) => window.setTimeout(callback, ms),
+  clearTimer: (timer) => window.clearTimeout(timer),
   random: Math.random,
 });
 
-/** Give the connection back while nobody looks, and try at once when the network returns. */
+/** Close the connection while the tab is hidden, and reconnect at once when the network returns. */
 export function followVisibility(): void {
   let timer: number | undefined;
   document.addEventListener("visibilitychange", () => {

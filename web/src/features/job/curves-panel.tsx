@@ -1,34 +1,35 @@
 import { useMemo, useState, useSyncExternalStore } from "react";
-import type { Attempt } from "./machines";
-import { isSystem, names, notches } from "../../live/curves";
+import type { Attempt } from "./machines-panel";
+import { isSystem, metricNames, restartMarkers } from "../../live/curves";
 import type { JobFeed } from "../../live/job-feed";
-import { Panel, ProblemNote, Skeleton } from "../../components/parts";
-import { Chart } from "./chart";
-import type { XAxis } from "./axes";
-import type { View } from "./plot";
+import { Panel } from "../../components/panel";
+import { ProblemNote } from "../../components/problem-note";
+import { Skeleton } from "../../components/skeleton";
+import { MetricChart } from "./metric-chart";
+import type { XAxis } from "./plot-axes";
+import type { View } from "./metric-plot";
 
-/** Which epoch it is belongs on an axis, not on a chart. */
-/** What others are drawn over, and what results are reckoned with: neither is a curve to look at. */
-const UNSEEN = /^(epoch|time\/.*)$/;
+/** Metrics without a chart: `epoch` is an axis of the others, `time/…` are timings that results are computed from. */
+const HIDDEN = /^(epoch|time\/.*)$/;
 
-export function CurvesPanel({ feed, attempts, startedAt, over }: {
+export function CurvesPanel({ feed, attempts, startedAt, ended }: {
   feed: JobFeed;
   attempts: readonly Attempt[];
   startedAt: string | null;
-  over: boolean;
+  ended: boolean;
 }) {
   const [x, setX] = useState<XAxis>("step");
   const [log, setLog] = useState(false);
   const [smoothing, setSmoothing] = useState(0);
-  const all = useSyncExternalStore(feed.subscribe, () => names(feed.curves).join("\n")).split("\n").filter(Boolean);
-  const restarts = useSyncExternalStore(feed.subscribe, () => notches(feed.curves).length);
+  const all = useSyncExternalStore(feed.subscribe, () => metricNames(feed.curves).join("\n")).split("\n").filter(Boolean);
+  const restarts = useSyncExternalStore(feed.subscribe, () => restartMarkers(feed.curves).length);
   const loading = useSyncExternalStore(feed.subscribe, () => feed.loading);
   const error = useSyncExternalStore(feed.subscribe, () => feed.error);
-  const slots = useSlots(attempts);
+  const machineLabels = useMachineLabels(attempts);
   const start = startedAt ? Date.parse(startedAt) / 1000 : 0;
-  const view = useMemo<View>(() => ({ x, log, smoothing, start, slots }), [x, log, smoothing, start, slots]);
+  const view = useMemo<View>(() => ({ x, log, smoothing, start, machineLabels }), [x, log, smoothing, start, machineLabels]);
 
-  const training = all.filter((name) => !isSystem(name) && !UNSEEN.test(name));
+  const training = all.filter((name) => !isSystem(name) && !HIDDEN.test(name));
   const system = all.filter(isSystem);
   const axes: XAxis[] = all.includes("epoch") ? ["step", "epoch", "time"] : ["step", "time"];
   return (
@@ -62,36 +63,36 @@ export function CurvesPanel({ feed, attempts, startedAt, over }: {
       {loading && training.length === 0 ? (
         <Skeleton rows={4} />
       ) : training.length === 0 ? (
-        !error && <p className="empty small">{over ? "No step was reported." : "Curves appear here with the first step, by themselves."}</p>
+        !error && <p className="empty small">{ended ? "No steps were reported." : "Curves appear here after the first step."}</p>
       ) : (
         <>
           <div className="charts">
             {training.map((name) => (
-              <Chart key={name} feed={feed} name={name} view={view} />
+              <MetricChart key={name} feed={feed} name={name} view={view} />
             ))}
           </div>
           {restarts > 0 && (
-            <p className="legend dim">
-              <span className="key notch" aria-hidden="true" /> went on from a checkpoint
-              <span className="key lost" aria-hidden="true" /> lost work, done again
+            <p className="legend muted">
+              <span className="key restart" aria-hidden="true" /> resumed from checkpoint
+              <span className="key rolled-back" aria-hidden="true" /> rolled-back steps (recomputed)
             </p>
           )}
         </>
       )}
-      {system.length > 0 && <MachinesLoad feed={feed} names={system} view={view} />}
+      {system.length > 0 && <SystemMetrics feed={feed} names={system} view={view} />}
     </Panel>
   );
 }
 
-function MachinesLoad({ feed, names, view }: { feed: JobFeed; names: string[]; view: View }) {
+function SystemMetrics({ feed, names, view }: { feed: JobFeed; names: string[]; view: View }) {
   const [open, setOpen] = useState(false);
   return (
     <details className="system" onToggle={(event) => setOpen(event.currentTarget.open)}>
-      <summary>Machines’ load</summary>
+      <summary>System metrics</summary>
       {open && (
         <>
-          <p className="legend dim">
-            {[...view.slots.values()].map((label, i) => (
+          <p className="legend muted">
+            {[...view.machineLabels.values()].map((label, i) => (
               <span key={label}>
                 <span className="swatch" style={{ background: `var(--series-${(i % 6) + 1})` }} aria-hidden="true" />
                 {label}
@@ -100,7 +101,7 @@ function MachinesLoad({ feed, names, view }: { feed: JobFeed; names: string[]; v
           </p>
           <div className="charts">
             {names.map((name) => (
-              <Chart key={name} feed={feed} name={name} view={view} />
+              <MetricChart key={name} feed={feed} name={name} view={view} />
             ))}
           </div>
         </>
@@ -109,8 +110,8 @@ function MachinesLoad({ feed, names, view }: { feed: JobFeed; names: string[]; v
   );
 }
 
-/** "m0", "m1", and from the second attempt on "m0·2". The same map as long as the machines are the same. */
-function useSlots(attempts: readonly Attempt[]): ReadonlyMap<string, string> {
+/** Machine labels by id: "m0", "m1"; from the second attempt on "m0·2". The map is stable while the machines are. */
+function useMachineLabels(attempts: readonly Attempt[]): ReadonlyMap<string, string> {
   const known = attempts
     .flatMap((attempt) => attempt.machines.map(({ id, slot }) => `${id} m${slot}${attempt.no > 1 ? `·${attempt.no}` : ""}`))
     .join();

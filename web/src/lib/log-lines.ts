@@ -4,22 +4,22 @@ import type { components } from "../api/schema";
 
 export type LogLine = components["schemas"]["LogLine"];
 
-export const KEPT_LINES = 20_000;
+export const MAX_LINES = 20_000;
 
 export interface Log {
   readonly lines: readonly LogLine[];
   readonly known: ReadonlySet<string>;
 }
 
-export const NO_LOG: Log = { lines: [], known: new Set() };
+export const EMPTY_LOG: Log = { lines: [], known: new Set() };
 
-/** The log with more lines at its end; those it has already are left out, and beyond `KEPT_LINES` the oldest go. */
-export function appended(log: Log, more: readonly LogLine[]): Log {
+/** The log with more lines at its end; those it has already are left out, and beyond `MAX_LINES` the oldest go. */
+export function appendLines(log: Log, more: readonly LogLine[]): Log {
   const known = new Set(log.known);
   const fresh = more.filter((line) => !known.has(key(line)) && known.add(key(line)));
   if (fresh.length === 0) return log;
   const lines = [...log.lines, ...fresh];
-  for (const dropped of lines.splice(0, Math.max(0, lines.length - KEPT_LINES))) known.delete(key(dropped));
+  for (const dropped of lines.splice(0, Math.max(0, lines.length - MAX_LINES))) known.delete(key(dropped));
   return { lines, known };
 }
 
@@ -27,14 +27,14 @@ export function key(line: LogLine): string {
   return `${line.machine}/${line.rank}/${line.offset}`;
 }
 
-export interface Piece {
+export interface StyledText {
   text: string;
   className: string;
 }
 
 /** A line as a terminal would leave it: carriage returns overwrite, colours become classes, other controls go. */
-export function pieces(text: string): Piece[] {
-  return Anser.ansiToJson(folded(text), { use_classes: true, remove_empty: true }).map((piece) => ({
+export function parseAnsi(text: string): StyledText[] {
+  return Anser.ansiToJson(collapseCarriageReturns(text), { use_classes: true, remove_empty: true }).map((piece) => ({
     text: piece.content.replace(CONTROLS, ""),
     className: [piece.fg, piece.bg && `${piece.bg}-bg`, ...piece.decorations.map((name) => `ansi-${name}`)]
       .filter(Boolean)
@@ -43,13 +43,13 @@ export function pieces(text: string): Piece[] {
 }
 
 /** What is seen, without colours: to search in. */
-export function plain(text: string): string {
-  return Anser.ansiToText(folded(text)).replace(CONTROLS, "");
+export function stripAnsi(text: string): string {
+  return Anser.ansiToText(collapseCarriageReturns(text)).replace(CONTROLS, "");
 }
 
 const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f]/g;
 
-function folded(text: string): string {
+function collapseCarriageReturns(text: string): string {
   const whole = text.replace(/\r+$/, "");
   return whole.slice(whole.lastIndexOf("\r") + 1);
 }

@@ -1,16 +1,20 @@
 import { useInfiniteQuery, useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, useId, useState } from "react";
 import { api, body } from "../../api/client";
-import { type Budget, budgets, jobPages, me, queries } from "../../api/resources";
-import { dollars, exact, micro, share } from "../../lib/money";
-import { percent } from "../../lib/number";
-import { Command, Page, ProblemNote, Skeleton } from "../../components/parts";
+import { type Budget, budgets, jobPages, me, queries } from "../../api/queries";
+import { formatDollars, formatExact, toMicro, fractionOf } from "../../lib/money";
+import { formatPercent } from "../../lib/number";
+import { Command } from "../../components/copy-button";
+import { Page } from "../../components/page";
+import { ProblemNote } from "../../components/problem-note";
+import { Skeleton } from "../../components/skeleton";
 import { Link } from "../../router";
 
-/** The budget with a limit that has least left: what the next job will meet first. */
-export function tightest(all: readonly Budget[]): Budget | undefined {
-  const limited = all.filter((one) => one.left !== null && one.kind !== "job");
-  return limited.reduce<Budget | undefined>((least, one) => (!least || micro(one.left!.amount) < micro(least.left!.amount) ? one : least), undefined);
+/** Return the limited budget with the least left, which will be exhausted first. */
+export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
+  return budgets
+    .filter(({ left, kind }) => left !== null && kind !== "job")
+    .reduce<Budget | undefined>((least, budget) => (!least || toMicro(budget.left!.amount) < toMicro(least.left!.amount) ? budget : least), undefined);
 }
 
 export function BudgetPage() {
@@ -19,31 +23,31 @@ export function BudgetPage() {
   return (
     <Page title="Budget">
       <p className="lead">
-        Money is set aside before a machine is rented and settled when it has ended, so a budget is never overspent. Prices of the
-        local provider are simulated.
+        The cost of a machine is held before it is rented and settled when it has terminated, so a budget is never overspent. Prices
+        of the local provider are simulated.
       </p>
       <ProblemNote error={all.error} retry={() => void all.refetch()} />
-      <WaitingForMoney />
+      <JobsWaitingForBudget />
       {all.isPending && <Skeleton rows={3} />}
       <div className="budgets">
-        {all.data?.filter((one) => one.kind !== "job").map((one) => <Card key={one.id} budget={one} admin={admin} />)}
+        {all.data?.filter((one) => one.kind !== "job").map((one) => <BudgetCard key={one.id} budget={one} admin={admin} />)}
       </div>
-      <p className="dim">
+      <p className="muted">
         From a terminal: <Command text="shoestring budget show" />
       </p>
     </Page>
   );
 }
 
-/** Jobs that stand still for want of money, by name. */
-function WaitingForMoney() {
+/** The jobs that can't run because a budget is exhausted. */
+function JobsWaitingForBudget() {
   const queued = useInfiniteQuery(jobPages("state=queued")).data?.pages[0]?.jobs ?? [];
   const paused = useInfiniteQuery(jobPages("state=paused")).data?.pages[0]?.jobs ?? [];
-  const waiting = [...queued.filter((job) => job.wait_reason === "budget"), ...paused.filter((job) => job.sentence.includes("money"))];
+  const waiting = [...queued.filter((job) => job.wait_reason === "budget"), ...paused.filter((job) => job.wait_reason === "grant")];
   if (waiting.length === 0) return null;
   return (
     <div className="note warn" role="status">
-      <strong>{waiting.length === 1 ? "One job waits for money" : `${waiting.length} jobs wait for money`}</strong>
+      <strong>{waiting.length === 1 ? "One job is waiting for budget" : `${waiting.length} jobs are waiting for budget`}</strong>
       <ul>
         {waiting.map((job) => (
           <li key={job.id}>
@@ -51,23 +55,23 @@ function WaitingForMoney() {
           </li>
         ))}
       </ul>
-      <p className="dim">Raise a limit below; queued jobs start by themselves, paused ones with Resume on their page.</p>
+      <p className="muted">Raise a limit below: queued jobs then start and paused ones resume by themselves.</p>
     </div>
   );
 }
 
 const KINDS: Record<string, string> = { org: "Organisation", team: "Team", member: "Member" };
 
-function Card({ budget, admin }: { budget: Budget; admin: boolean }) {
+function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
   const [editing, setEditing] = useState(false);
-  const [posted, held, over] = [micro(budget.posted.amount), micro(budget.held.amount), micro(budget.overdraft.amount)];
-  const limit = budget.limit ? micro(budget.limit.amount) : null;
+  const [posted, held, over] = [toMicro(budget.posted.amount), toMicro(budget.held.amount), toMicro(budget.overdraft.amount)];
+  const limit = budget.limit ? toMicro(budget.limit.amount) : null;
   const whole = limit !== null && limit > posted + held ? limit : posted + held;
   return (
     <section className="panel budget" aria-label={`${KINDS[budget.kind] ?? budget.kind} ${budget.owner}`} data-budget={budget.kind}>
       <header>
         <h2>
-          <span className="dim">{KINDS[budget.kind] ?? budget.kind}</span> {budget.owner}
+          <span className="muted">{KINDS[budget.kind] ?? budget.kind}</span> {budget.owner}
         </h2>
         {admin && !editing && (
           <button type="button" className="small" onClick={() => setEditing(true)}>
@@ -76,21 +80,21 @@ function Card({ budget, admin }: { budget: Budget; admin: boolean }) {
         )}
       </header>
       {limit !== null && (
-        <div className="money-bar" role="img" aria-label={`${dollars(posted)} spent and ${dollars(held)} held of ${dollars(limit)}`}>
-          <span className="spent" style={{ width: percentOf(posted, whole) }} />
-          <span className="held" style={{ width: percentOf(held, whole) }} />
+        <div className="budget-bar" role="img" aria-label={`${formatDollars(posted)} spent and ${formatDollars(held)} held of ${formatDollars(limit)}`}>
+          <span className="spent" style={{ width: widthOf(posted, whole) }} />
+          <span className="held" style={{ width: widthOf(held, whole) }} />
         </div>
       )}
       <dl className="figures">
-        <Figure name="Limit" value={budget.limit ? dollars(budget.limit) : "none"} />
-        <Figure name="Spent" value={dollars(budget.posted)} title={exact(budget.posted)} mark="spent" note={limit ? percent(share(posted, limit)) : ""} />
-        <Figure name="Held" value={dollars(budget.held)} title={exact(budget.held)} mark="held" />
-        <Figure name="Left" value={budget.left ? dollars(budget.left) : "–"} strong />
+        <Figure name="Limit" value={budget.limit ? formatDollars(budget.limit) : "none"} />
+        <Figure name="Spent" value={formatDollars(budget.posted)} title={formatExact(budget.posted)} mark="spent" note={limit ? formatPercent(fractionOf(posted, limit)) : ""} />
+        <Figure name="Held" value={formatDollars(budget.held)} title={formatExact(budget.held)} mark="held" />
+        <Figure name="Left" value={budget.left ? formatDollars(budget.left) : "–"} strong />
       </dl>
       {over > 0n && (
         <p className="note bad">
-          <strong>Overdraft {dollars(over)}.</strong> More is spent and held than the limit allows; running jobs save and pause, and
-          nothing starts until it is repaid or the limit is raised.
+          <strong>Overdraft {formatDollars(over)}.</strong> Spent and held exceed the limit: running jobs save a checkpoint and pause, and no job
+          starts until the limit is raised.
         </p>
       )}
       {editing && <LimitForm budget={budget} done={() => setEditing(false)} />}
@@ -106,7 +110,7 @@ function Figure({ name, value, title, mark, note, strong }: { name: string; valu
         {name}
       </dt>
       <dd title={title} className={strong ? "strong" : ""}>
-        {value} {note && <span className="dim">{note}</span>}
+        {value} {note && <span className="muted">{note}</span>}
       </dd>
     </div>
   );
@@ -130,9 +134,9 @@ function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
     },
     onError: () => void queries.invalidateQueries({ queryKey: ["budgets"] }),
   });
-  const taken = micro(budget.posted.amount) + micro(budget.held.amount);
+  const committed = toMicro(budget.posted.amount) + toMicro(budget.held.amount);
   const valid = /^\$?\d{1,12}(\.\d{1,6})?$/.test(limit.trim());
-  const cut = valid && micro(limit.trim().replace(/^\$/, "")) < taken;
+  const belowCommitted = valid && toMicro(limit.trim().replace(/^\$/, "")) < committed;
   return (
     <form
       className="limit"
@@ -147,17 +151,17 @@ function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
           <input id={`${id}-limit`} inputMode="decimal" autoComplete="off" value={limit} onChange={(event) => setLimit(event.target.value)} />
         </div>
         <div className="field grow">
-          <label htmlFor={`${id}-why`}>Why (kept in the record)</label>
+          <label htmlFor={`${id}-why`}>Reason (recorded)</label>
           <input id={`${id}-why`} value={reason} maxLength={200} onChange={(event) => setReason(event.target.value)} />
         </div>
       </div>
-      {cut && (
+      {belowCommitted && (
         <p className="note warn">
-          {dollars(taken)} is spent or held already. With this limit running jobs save a checkpoint, their machines end, and the rest is
+          {formatDollars(committed)} is already spent or held. With this limit, running jobs save a checkpoint and pause, and the excess is
           shown as overdraft.
         </p>
       )}
-      {!valid && limit !== "" && <p className="field-error">Write dollars as a plain decimal such as 25.00.</p>}
+      {!valid && limit !== "" && <p className="field-error">Enter dollars as a decimal number such as 25.00.</p>}
       <ProblemNote error={change.error} />
       <div className="row end">
         <button type="button" onClick={done}>Cancel</button>
@@ -169,6 +173,6 @@ function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
   );
 }
 
-function percentOf(part: bigint, whole: bigint): string {
-  return `${share(part, whole) * 100}%`;
+function widthOf(part: bigint, whole: bigint): string {
+  return `${fractionOf(part, whole) * 100}%`;
 }

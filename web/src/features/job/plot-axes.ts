@@ -1,19 +1,19 @@
-/** Where points and ticks stand, and what ticks say. */
+/** Positions of points and texts of ticks on the plot axes. */
 import type uPlot from "uplot";
-import { type Curves, drawn, type Line } from "../../live/curves";
-import { count, isAccuracy, metric } from "../../lib/number";
-import { duration } from "../../lib/time";
+import { type Curves, splitCurve, type Line } from "../../live/curves";
+import { formatCount, isAccuracy, formatMetric } from "../../lib/number";
+import { formatDuration } from "../../lib/time";
 
 export type XAxis = "step" | "epoch" | "time";
 
 export type Column = (number | null | undefined)[];
-export type Place = (line: Line) => number[];
+export type PositionOf = (line: Line) => number[];
 
 /**
  * uPlot's table: one rising x, and a column for each line. `undefined` where a line has no point (drawn across), `null`
  * where its value can't be drawn (a gap): NaN, infinities, and what isn't positive on a log axis.
  */
-export function aligned(lines: readonly Line[], place: Place, log: boolean): uPlot.AlignedData {
+export function alignLines(lines: readonly Line[], place: PositionOf, log: boolean): uPlot.AlignedData {
   const columns = lines.map((line) => ({ xs: place(line), ys: line.values.map((y) => (Number.isFinite(y) && (!log || y > 0) ? y : null)) }));
   const [only, ...others] = columns;
   if (!only) return [[]];
@@ -31,8 +31,8 @@ export function aligned(lines: readonly Line[], place: Place, log: boolean): uPl
 }
 
 /** Epochs of steps, on the line through the steps where the epoch was reported. */
-export function epochsOf(curves: Curves): (step: number) => number {
-  const { steps, values } = drawn(curves, "epoch").kept;
+export function epochInterpolator(curves: Curves): (step: number) => number {
+  const { steps, values } = splitCurve(curves, "epoch").merged;
   return (step) => {
     if (steps.length === 0) return step;
     let [low, high] = [0, steps.length - 1];
@@ -47,10 +47,10 @@ export function epochsOf(curves: Curves): (step: number) => number {
   };
 }
 
-export function placer(curves: Curves, x: XAxis, start: number): Place {
+export function makePositionOf(curves: Curves, x: XAxis, start: number): PositionOf {
   if (x === "time") return (line) => rising(line.times, start);
   if (x === "step") return (line) => line.steps;
-  const epoch = epochsOf(curves);
+  const epoch = epochInterpolator(curves);
   return (line) => line.steps.map(epoch);
 }
 
@@ -60,19 +60,19 @@ function rising(times: readonly number[], start: number): number[] {
   return times.map((time) => (latest = Math.max(latest, time - start)));
 }
 
-export function placeText(x: XAxis, at: number): string {
-  if (x === "time") return duration(at).replace(".0 s", " s");
-  return x === "step" ? count(at) : String(Math.round(at * 100) / 100);
+export function formatPosition(x: XAxis, at: number): string {
+  if (x === "time") return formatDuration(at).replace(".0 s", " s");
+  return x === "step" ? formatCount(at) : String(Math.round(at * 100) / 100);
 }
 
 /** A tick with as many decimals as tell it from its neighbours. */
-export function tickText(name: string, tick: number | null, step: number, log: boolean): string {
+export function formatTick(name: string, tick: number | null, step: number, log: boolean): string {
   if (tick === null) return "";
-  if (name.endsWith("_bytes")) return metric(name, tick);
+  if (name.endsWith("_bytes")) return formatMetric(name, tick);
   const unit = isAccuracy(name) || name.endsWith("_percent") ? " %" : "";
   const scale = isAccuracy(name) ? 100 : 1;
   if (log) return `${Number((tick * scale).toPrecision(3))}${unit}`;
-  if (Math.abs(tick) >= 1e5 || (step > 0 && step < 1e-5)) return metric(name, tick);
+  if (Math.abs(tick) >= 1e5 || (step > 0 && step < 1e-5)) return formatMetric(name, tick);
   const decimals = [0, 1, 2, 3, 4, 5, 6].find((d) => Math.abs(Math.round(step * scale * 10 ** d) - step * scale * 10 ** d) < 1e-6) ?? 6;
   return `${(tick * scale).toFixed(decimals).replace("-", "−")}${unit}`;
 }

@@ -1,38 +1,38 @@
 import { expect, test } from "vitest";
-import { EMPTY, merge } from "../../live/curves";
-import { aligned, epochsOf, placer, tickText } from "./axes";
+import { mergeUpdate, NO_CURVES } from "../../live/curves";
+import { alignLines, epochInterpolator, makePositionOf, formatTick } from "./plot-axes";
 
 const line = (steps: number[], values: number[]) => ({ steps, times: steps, values });
 const bySteps = ({ steps }: { steps: number[] }) => steps;
 
 test("lines with the same places need no joining", () => {
-  expect(aligned([line([1, 2], [3, 4]), line([1, 2], [5, 6])], bySteps, false)).toEqual([[1, 2], [3, 4], [5, 6]]);
+  expect(alignLines([line([1, 2], [3, 4]), line([1, 2], [5, 6])], bySteps, false)).toEqual([[1, 2], [3, 4], [5, 6]]);
 });
 
 test("lines with other places are joined: drawn across where they have no point", () => {
-  const [xs, a, b] = aligned([line([1, 2, 4], [3, 4, 5]), line([2, 3], [6, 7])], bySteps, false);
+  const [xs, a, b] = alignLines([line([1, 2, 4], [3, 4, 5]), line([2, 3], [6, 7])], bySteps, false);
   expect(xs).toEqual([1, 2, 3, 4]);
   expect(a).toEqual([3, 4, undefined, 5]);
   expect(b).toEqual([undefined, 6, 7, undefined]);
 });
 
 test("what can't be drawn is a gap, on a log axis also what isn't positive", () => {
-  expect(aligned([line([1, 2, 3], [1, Number.NaN, -1])], bySteps, false)[1]).toEqual([1, null, -1]);
-  expect(aligned([line([1, 2, 3], [1, Infinity, 0])], bySteps, true)[1]).toEqual([1, null, null]);
+  expect(alignLines([line([1, 2, 3], [1, Number.NaN, -1])], bySteps, false)[1]).toEqual([1, null, -1]);
+  expect(alignLines([line([1, 2, 3], [1, Infinity, 0])], bySteps, true)[1]).toEqual([1, null, null]);
 });
 
 test("nothing to draw is an empty table", () => {
-  expect(aligned([], bySteps, false)).toEqual([[]]);
+  expect(alignLines([], bySteps, false)).toEqual([[]]);
 });
 
 test("the epoch of a step lies on the line through those that were reported", () => {
   const epochs = { name: "epoch", generation: 1, machine: null, lost: false, steps: [10, 20], times: [1, 2], values: [1, 2] };
-  const epoch = epochsOf(merge(EMPTY, { generation: 1, curves: [epochs] }));
+  const epoch = epochInterpolator(mergeUpdate(NO_CURVES, { generation: 1, curves: [epochs] }));
   expect([0, 5, 10, 15, 20, 30].map(epoch)).toEqual([0, 0.5, 1, 1.5, 2, 3]);
 });
 
 test("time never runs backwards, though the clocks of two machines differ", () => {
-  expect(placer(EMPTY, "time", 100)({ steps: [1, 2, 3], times: [101, 105, 104], values: [0, 0, 0] })).toEqual([1, 5, 5]);
+  expect(makePositionOf(NO_CURVES, "time", 100)({ steps: [1, 2, 3], times: [101, 105, 104], values: [0, 0, 0] })).toEqual([1, 5, 5]);
 });
 
 test.each([
@@ -45,5 +45,5 @@ test.each([
   ["train/loss", -0.5, 0.25, false, "−0.50"],
   ["train/loss", 2e6, 1e6, false, "2.00e6"],
 ])("a tick of %s at %d in steps of %d", (name, tick, step, log, text) => {
-  expect(tickText(name, tick, step, log)).toBe(text);
+  expect(formatTick(name, tick, step, log)).toBe(text);
 });

@@ -1,40 +1,40 @@
-/** The text of a job spec is the truth; the form reads from it and writes into it, comments and all. */
+/** Reads and writes fields in the YAML text of a job spec, which the form edits; comments are preserved. */
 import { type Document, isScalar, parseDocument, stringify } from "yaml";
 
 export type Path = readonly (string | number)[];
 
-/** What is wrong with the text as YAML, or null. */
-export function mistake(text: string): string | null {
+/** Return the YAML syntax error of the text, or null. */
+export function yamlError(text: string): string | null {
   const [error] = parseDocument(text).errors;
   return error ? error.message.split("\n")[0]! : null;
 }
 
-/** The literal at a path as it was typed ("3.00" stays "3.00"); "" if there is none. */
-export function read(text: string, path: Path): string {
-  const found = document(text)?.getIn(path, true);
-  if (!isScalar(found) || found.value === null) return "";
-  return found.source ?? String(found.value);
+/** Return the scalar at a path as it was typed ("3.00" stays "3.00"), or "" if there is none. */
+export function readField(text: string, path: Path): string {
+  const node = parseMapping(text)?.getIn(path, true);
+  if (!isScalar(node) || node.value === null) return "";
+  return node.source ?? String(node.value);
 }
 
-/** The text with a value at a path; `undefined` takes it away, and the mapping it leaves empty. */
-export function write(text: string, path: Path, value: unknown): string {
-  const doc = document(text);
+/** Return the text with the value set at a path; `undefined` removes the field and mappings that become empty. */
+export function writeField(text: string, path: Path, value: unknown): string {
+  const doc = parseMapping(text);
   if (!doc) return text;
   if (value !== undefined) {
     doc.setIn(path, value);
     return doc.toString();
   }
   for (let depth = path.length; depth > 0; depth--) {
-    const place = path.slice(0, depth);
-    const found = doc.getIn(place) as { items?: unknown[] } | undefined;
-    if (depth < path.length && !(found && typeof found === "object" && found.items?.length === 0)) break;
-    doc.deleteIn(place);
+    const prefix = path.slice(0, depth);
+    const node = doc.getIn(prefix) as { items?: unknown[] } | undefined;
+    if (depth < path.length && !(node && typeof node === "object" && node.items?.length === 0)) break;
+    doc.deleteIn(prefix);
   }
   return doc.toString();
 }
 
-/** What a form field's text means to a parameter of that type; text that doesn't fit is sent as it is, to be refused with a reason. */
-export function literal(typed: string, type: string): unknown {
+/** Parse a form field's text as a parameter type. Invalid text is returned unchanged, so that the service reports it. */
+export function parseValue(typed: string, type: string): unknown {
   const trimmed = typed.trim();
   if (trimmed === "") return undefined;
   if (type === "bool") return trimmed === "true" ? true : trimmed === "false" ? false : trimmed;
@@ -45,23 +45,23 @@ export function literal(typed: string, type: string): unknown {
   return trimmed;
 }
 
-/** YAML of a stored spec without what it leaves open. */
-export function yamlOf(spec: Record<string, unknown>): string {
-  return stringify(pruned(spec) ?? {}, { lineWidth: 100 });
+/** Return the YAML of a stored spec, without empty fields. */
+export function specToYaml(spec: Record<string, unknown>): string {
+  return stringify(withoutEmpty(spec) ?? {}, { lineWidth: 100 });
 }
 
-/** The command that submits the same: parameters that are the recipe's own are left out. */
-export function commandOf(spec: Record<string, unknown>, defaults: Record<string, unknown> = {}): string {
-  const { recipe, params, ...rest } = (pruned(spec) ?? {}) as Record<string, unknown>;
+/** Return the shell command that submits the spec, without parameters at their default. */
+export function specToCommand(spec: Record<string, unknown>, defaults: Record<string, unknown> = {}): string {
+  const { recipe, params, ...rest } = (withoutEmpty(spec) ?? {}) as Record<string, unknown>;
   const words = ["shoestring", "submit", String(recipe ?? "RECIPE").replace(/@\d+$/, "")];
   for (const [name, value] of Object.entries((params as Record<string, unknown>) ?? {})) {
-    if (JSON.stringify(value) !== JSON.stringify(defaults[name])) words.push(`${name}=${quoted(value)}`);
+    if (JSON.stringify(value) !== JSON.stringify(defaults[name])) words.push(`${name}=${shellQuote(value)}`);
   }
-  for (const [path, value] of leaves(rest)) words.push(`${path}=${quoted(value)}`);
+  for (const [path, value] of leaves(rest)) words.push(`${path}=${shellQuote(value)}`);
   return words.join(" ");
 }
 
-function document(text: string): Document | null {
+function parseMapping(text: string): Document | null {
   const doc = parseDocument(text.trim() === "" ? "{}" : text);
   if (doc.errors.length > 0) return null;
   if (text.trim() === "") doc.contents = doc.createNode({}) as typeof doc.contents;
@@ -69,11 +69,11 @@ function document(text: string): Document | null {
   return doc.contents && "items" in doc.contents ? doc : null;
 }
 
-function pruned(value: unknown): unknown {
+function withoutEmpty(value: unknown): unknown {
   if (Array.isArray(value)) return value.length ? value : undefined;
   if (value === null || typeof value !== "object") return value ?? undefined;
   const kept = Object.entries(value)
-    .map(([name, item]) => [name, pruned(item)] as const)
+    .map(([name, item]) => [name, withoutEmpty(item)] as const)
     .filter(([, item]) => item !== undefined);
   return kept.length ? Object.fromEntries(kept) : undefined;
 }
@@ -86,7 +86,7 @@ function* leaves(tree: Record<string, unknown>, prefix = ""): Generator<[string,
   }
 }
 
-function quoted(value: unknown): string {
+function shellQuote(value: unknown): string {
   const text = Array.isArray(value) ? `[${value.join(", ")}]` : String(value);
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }

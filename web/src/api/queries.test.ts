@@ -1,7 +1,7 @@
 import { QueryObserver } from "@tanstack/react-query";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { api } from "./client";
-import { type Budget, type Job, type JobPage, job as jobQuery, jobPages, queries, receive, reread } from "./resources";
+import { type Budget, type Job, type JobPage, job as jobQuery, jobPages, queries, receive, refetchAll } from "./queries";
 
 beforeEach(() => queries.clear());
 afterEach(() => vi.restoreAllMocks());
@@ -92,7 +92,7 @@ test("a first answer that was under way when the stream began is asked for again
   const answers = service();
   const close = new QueryObserver(queries, jobQuery("9")).subscribe(() => {});
   await vi.waitFor(() => expect(answers).toHaveLength(1));
-  reread();
+  refetchAll();
   answers[0]!(job("9"));
   await vi.waitFor(() => expect(answers).toHaveLength(2));
   answers[1]!(job("9", { state: "ended" }));

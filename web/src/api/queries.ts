@@ -24,7 +24,7 @@ export const queries = new QueryClient({
 });
 
 /** What the stream brought of each thing, and when. It is newer than the answer to what was asked before. */
-class Brought<T extends { id: string }> {
+class StreamCache<T extends { id: string }> {
   private things = new Map<string, { thing: T; at: number }>();
 
   take(things: Iterable<T>): void {
@@ -39,8 +39,8 @@ class Brought<T extends { id: string }> {
   }
 }
 
-const jobsBrought = new Brought<Job>();
-const budgetsBrought = new Brought<Budget>();
+const jobCache = new StreamCache<Job>();
+const budgetCache = new StreamCache<Budget>();
 
 export const me = queryOptions({
   queryKey: ["me"],
@@ -56,7 +56,7 @@ export const jobPages = (filter: string) =>
       const asked = performance.now();
       const query = { filter, limit: 50, ...(pageParam ? { cursor: pageParam } : {}) };
       const page = body(await api.GET("/v1/jobs", { params: { query }, signal }));
-      return { ...page, jobs: page.jobs.map((one) => jobsBrought.newer(one, asked)) };
+      return { ...page, jobs: page.jobs.map((one) => jobCache.newer(one, asked)) };
     },
     getNextPageParam: (page) => page.next_cursor,
   });
@@ -66,7 +66,7 @@ export const job = (id: string) =>
     queryKey: ["job", id],
     queryFn: async ({ signal }) => {
       const asked = performance.now();
-      return jobsBrought.newer(body(await api.GET("/v1/jobs/{job_id}", { params: { path: { job_id: id } }, signal })), asked);
+      return jobCache.newer(body(await api.GET("/v1/jobs/{job_id}", { params: { path: { job_id: id } }, signal })), asked);
     },
   });
 
@@ -112,7 +112,7 @@ export const budgets = queryOptions({
   queryFn: async ({ signal }) => {
     const asked = performance.now();
     const read = body(await api.GET("/v1/budgets", { signal })).budgets;
-    return read.map((one) => budgetsBrought.newer(one, asked));
+    return read.map((one) => budgetCache.newer(one, asked));
   },
 });
 
@@ -130,8 +130,8 @@ export function receive(messages: readonly Message[]): void {
     if (message.name === "job") jobs.set(message.data.id, message.data);
     if (message.name === "budget") budgets.set(message.data.id, message.data);
   }
-  jobsBrought.take(jobs.values());
-  budgetsBrought.take(budgets.values());
+  jobCache.take(jobs.values());
+  budgetCache.take(budgets.values());
   const moved = [...jobs.values()].some((one) => queries.getQueryData(job(one.id).queryKey)?.state !== one.state);
   for (const one of jobs.values()) queries.setQueryData(job(one.id).queryKey, one);
   if (jobs.size > 0) updateLists(jobs, moved);
@@ -176,12 +176,12 @@ export function withJobs(
 }
 
 /** After a gap in the stream. */
-export function reread(): void {
-  readAgain({ predicate: ({ queryKey }) => queryKey[0] !== "me" && queryKey[0] !== "recipes" });
+export function refetchAll(): void {
+  refetch({ predicate: ({ queryKey }) => queryKey[0] !== "me" && queryKey[0] !== "recipes" });
 }
 
 /** Read these again if they are on show. A first answer under way may be too old: it is waited for, and asked for again. */
-export function readAgain(which: QueryFilters): void {
+export function refetch(which: QueryFilters): void {
   for (const { promise, queryKey, state } of queries.getQueryCache().findAll({ ...which, fetchStatus: "fetching" })) {
     if (state.data !== undefined) continue; // a second reading takes the place of the one under way
     const again = () => void queries.invalidateQueries({ queryKey, exact: true });

@@ -1,14 +1,20 @@
-import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
+import { useInfiniteQuery } from "@tanstack/react-query";
 import { type FormEvent, useEffect, useRef, useState } from "react";
-import { type Job, jobPages, recipes } from "../../api/resources";
-import { dollars, exact, sum } from "../../lib/money";
-import { count, metric } from "../../lib/number";
-import { Command, Page, ProblemNote, ProgressBar, Skeleton, StateChip, useNow } from "../../components/parts";
-import { go, Link, useAddress } from "../../router";
-import { ago, duration } from "../../lib/time";
+import { type Job, jobPages } from "../../api/queries";
+import { formatDollars, formatExact, sumMicro } from "../../lib/money";
+import { formatCount, formatMetric } from "../../lib/number";
+import { Command } from "../../components/copy-button";
+import { Page } from "../../components/page";
+import { ProblemNote } from "../../components/problem-note";
+import { ProgressBar } from "../../components/progress-bar";
+import { Skeleton } from "../../components/skeleton";
+import { StateBadge } from "../../components/state-badge";
+import { useNow } from "../../lib/use-now";
+import { navigate, Link, useLocation } from "../../router";
+import { formatAgo, formatDuration } from "../../lib/time";
 
 export function JobsPage() {
-  const filter = useAddress().searchParams.get("filter") ?? "";
+  const filter = useLocation().searchParams.get("filter") ?? "";
   const list = useInfiniteQuery(jobPages(filter));
   const jobs = list.data?.pages.flatMap((page) => page.jobs) ?? [];
   return (
@@ -33,7 +39,7 @@ export function JobsPage() {
 function Table({ jobs }: { jobs: Job[] }) {
   const now = useNow(5000);
   return (
-    <div className="table-box">
+    <div className="table-scroll">
       <table className="jobs">
         <thead>
           <tr>
@@ -57,53 +63,53 @@ function Table({ jobs }: { jobs: Job[] }) {
 
 function Row({ job, now }: { job: Job; now: number }) {
   const { progress, cost } = job;
-  const best = newestValidation(job);
-  const over = job.state === "ended";
+  const validation = latestValidation(job);
+  const ended = job.state === "ended";
   return (
     <tr data-job={job.id}>
       <td>
-        <StateChip job={job} />
+        <StateBadge job={job} />
       </td>
       <td className="name">
         <Link to={`/jobs/${job.id}`}>{job.name}</Link>
-        <span className="dim">{[job.recipe, job.user].filter(Boolean).join(" · ")}</span>
+        <span className="muted">{[job.recipe, job.user].filter(Boolean).join(" · ")}</span>
       </td>
       <td className="grow">
         <ProgressBar
-          fraction={progress.fraction ?? (over ? (progress.step ? 1 : 0) : job.state === "running" ? null : 0)}
+          fraction={progress.fraction ?? (ended ? (progress.step ? 1 : 0) : job.state === "running" ? null : 0)}
           label={`Progress of ${job.name}`}
           tone={job.state === "running" ? "" : "calm"}
         />
-        <span className="sentence">
+        <span className="status-text">
           <span>{job.sentence}</span>
           {progress.step > 0 && (
-            <span className="dim num">
-              step {count(progress.step)}
-              {progress.steps_total ? ` of ${count(progress.steps_total)}` : ""}
-              {job.state === "running" && progress.eta_s ? ` · ${duration(progress.eta_s)} left` : ""}
+            <span className="muted num">
+              step {formatCount(progress.step)}
+              {progress.steps_total ? ` of ${formatCount(progress.steps_total)}` : ""}
+              {job.state === "running" && progress.eta_s ? ` · ${formatDuration(progress.eta_s)} left` : ""}
             </span>
           )}
         </span>
       </td>
-      <td className="num" data-label="Validation">{best ? <span title={best.name}>{metric(best.name, best.value)}</span> : <span className="dim">–</span>}</td>
-      <td className="num" data-label="Spent" title={`${exact(cost.spent)} settled, ${exact(cost.running)} running (${cost.price_basis} prices)`}>
-        {dollars(sum(cost.spent, cost.running))}
+      <td className="num" data-label="Validation">{validation ? <span title={validation.name}>{formatMetric(validation.name, validation.value)}</span> : <span className="muted">–</span>}</td>
+      <td className="num" data-label="Spent" title={`${formatExact(cost.spent)} settled, ${formatExact(cost.running)} accrued (${cost.price_basis} prices)`}>
+        {formatDollars(sumMicro(cost.spent, cost.running))}
       </td>
-      <td className="num dim" data-label="Submitted">{ago(job.created_at, now)}</td>
+      <td className="num muted" data-label="Submitted">{formatAgo(job.created_at, now)}</td>
     </tr>
   );
 }
 
-export function newestValidation(job: Pick<Job, "latest" | "result">): { name: string; value: number } | null {
+export function latestValidation(job: Pick<Job, "latest" | "result">): { name: string; value: number } | null {
   const known = { ...job.latest, ...job.result } as Record<string, unknown>;
   for (const name of ["val/acc", "val/loss", ...Object.keys(known).filter((one) => one.startsWith("val/"))]) {
-    const found = known[name];
-    if (typeof found === "number" || typeof found === "string") return { name, value: Number(found) };
+    const value = known[name];
+    if (typeof value === "number" || typeof value === "string") return { name, value: Number(value) };
   }
   return null;
 }
 
-const EXAMPLES = ["state=running", "state=queued", "state=ended", "recipe~digits", "user=admin"];
+const FILTER_EXAMPLES = ["state=running", "state=queued", "state=ended", "recipe~digits", "user=admin"];
 
 function Filter({ filter }: { filter: string }) {
   const [text, setText] = useState(filter);
@@ -120,7 +126,7 @@ function Filter({ filter }: { filter: string }) {
   }, []);
   function submit(event: FormEvent) {
     event.preventDefault();
-    go(text.trim() ? `/?${new URLSearchParams({ filter: text.trim() })}` : "/");
+    navigate(text.trim() ? `/?${new URLSearchParams({ filter: text.trim() })}` : "/");
   }
   return (
     <form className="filter" role="search" onSubmit={submit}>
@@ -129,16 +135,16 @@ function Filter({ filter }: { filter: string }) {
         type="search"
         list="filters"
         aria-label="Filter jobs"
-        placeholder="Filter, such as state=running"
+        placeholder="Filter, e.g. state=running"
         value={text}
         maxLength={500}
         onChange={(event) => {
           setText(event.target.value);
-          if (event.target.value === "" && filter !== "") go("/");
+          if (event.target.value === "" && filter !== "") navigate("/");
         }}
       />
       <datalist id="filters">
-        {EXAMPLES.map((one) => (
+        {FILTER_EXAMPLES.map((one) => (
           <option key={one} value={one}>
             {one}
           </option>
@@ -152,22 +158,23 @@ function NoMatch({ filter }: { filter: string }) {
   return (
     <div className="empty">
       <p>
-        No job matches <code>{filter}</code>.
+        No jobs match <code>{filter}</code>.
       </p>
       <Link to="/" className="button">Show all jobs</Link>
     </div>
   );
 }
 
+const EXAMPLE_RECIPE = "digits/quickstart";
+
 function NoJobs() {
-  const first = useQuery(recipes).data?.[0]?.name ?? "digits/quickstart";
   return (
     <div className="empty">
       <h2>No jobs yet</h2>
-      <p>The first one takes half a minute and nothing to download: a network learns handwritten digits on two spot machines.</p>
-      <Link to={`/new?recipe=${encodeURIComponent(first)}`} className="button primary">Train it</Link>
-      <p className="dim">or from a terminal</p>
-      <Command text={`shoestring submit ${first} resources.nodes=2 --watch`} />
+      <p>Start with a small example: it trains a classifier of handwritten digits on two spot machines in half a minute and downloads nothing.</p>
+      <Link to={`/new?recipe=${encodeURIComponent(EXAMPLE_RECIPE)}`} className="button primary">Train it</Link>
+      <p className="muted">or from a terminal</p>
+      <Command text={`shoestring submit ${EXAMPLE_RECIPE} resources.nodes=2 --watch`} />
     </div>
   );
 }

@@ -1,20 +1,20 @@
 import { memo, type UIEvent, useLayoutEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
-import { type JobFeed, LONGEST_TAIL } from "../../live/job-feed";
-import { key, type LogLine, pieces, plain } from "../../lib/lines";
-import { count } from "../../lib/number";
-import { Panel } from "../../components/parts";
+import { type JobFeed, MAX_TAIL } from "../../live/job-feed";
+import { key, type LogLine, parseAnsi, stripAnsi } from "../../lib/log-lines";
+import { formatCount } from "../../lib/number";
+import { Panel } from "../../components/panel";
 
-/** Choices of whose lines are shown; the others are single ranks. */
+/** Sources of lines that can be selected, besides single ranks. */
 const TRAINING = "training";
-const EVERYTHING = "everything";
+const ALL = "all";
 const ROW_PX = 18;
-const BEYOND_ROWS = 20;
+const OVERSCAN_ROWS = 20;
 const NEAR_END_PX = 24;
 
-/** The log as it comes. Rows have one height, so that only those in sight are made. */
-export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
+/** The live log. Rows have a fixed height, so that only the visible ones are rendered. */
+export function LogsPanel({ feed, ended }: { feed: JobFeed; ended: boolean }) {
   const log = useSyncExternalStore(feed.subscribe, () => feed.log);
-  const [who, setWho] = useState(TRAINING);
+  const [source, setSource] = useState(TRAINING);
   const [search, setSearch] = useState("");
   const [follow, setFollow] = useState(true);
   const [top, setTop] = useState(0);
@@ -22,13 +22,13 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
   const [busy, setBusy] = useState(false);
   const box = useRef<HTMLDivElement>(null);
 
-  const streams = useMemo(() => [...new Set(log.lines.map(streamOf))].sort(), [log]);
+  const sources = useMemo(() => [...new Set(log.lines.map(sourceOf))].sort(), [log]);
   const lines = useMemo(() => {
     const wanted = search.trim().toLowerCase();
     return log.lines.filter(
-      (line) => (who === EVERYTHING || (who === TRAINING ? line.rank >= 0 : streamOf(line) === who)) && (wanted === "" || plain(line.text).toLowerCase().includes(wanted)),
+      (line) => (source === ALL || (source === TRAINING ? line.rank >= 0 : sourceOf(line) === source)) && (wanted === "" || stripAnsi(line.text).toLowerCase().includes(wanted)),
     );
-  }, [log, who, search]);
+  }, [log, source, search]);
 
   useLayoutEffect(() => {
     const element = box.current;
@@ -58,8 +58,8 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
     }
   }
 
-  const first = Math.max(0, Math.floor(top / ROW_PX) - BEYOND_ROWS);
-  const last = Math.min(lines.length, Math.ceil((top + height) / ROW_PX) + BEYOND_ROWS);
+  const first = Math.max(0, Math.floor(top / ROW_PX) - OVERSCAN_ROWS);
+  const last = Math.min(lines.length, Math.ceil((top + height) / ROW_PX) + OVERSCAN_ROWS);
   return (
     <Panel
       title="Log"
@@ -71,16 +71,16 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
               {busy ? "Loading…" : "Load earlier"}
             </button>
           )}
-          <select aria-label="Rank" value={who} onChange={(event) => setWho(event.target.value)}>
+          <select aria-label="Rank" value={source} onChange={(event) => setSource(event.target.value)}>
             <option value={TRAINING}>Training, all ranks</option>
-            <option value={EVERYTHING}>Everything</option>
-            {streams.map((one) => (
+            <option value={ALL}>All, with agents</option>
+            {sources.map((one) => (
               <option key={one} value={one}>
                 {one}
               </option>
             ))}
           </select>
-          <input type="search" aria-label="Search in the lines shown" placeholder="Search" value={search} onChange={(event) => setSearch(event.target.value)} />
+          <input type="search" aria-label="Search the log" placeholder="Search" value={search} onChange={(event) => setSearch(event.target.value)} />
           <label className="check">
             <input type="checkbox" checked={follow} onChange={(event) => setFollow(event.target.checked)} />
             Follow
@@ -90,11 +90,11 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
     >
       <div ref={box} className="log" onScroll={scrolled} tabIndex={0} role="log" aria-label="Log lines" aria-live="off">
         {lines.length === 0 ? (
-          <p className="dim">
-            {search !== "" ? "No line matches." : over ? "Nothing was logged here. " : "Lines appear here as they are written. "}
-            {search === "" && who === TRAINING && log.lines.length > 0 && (
-              <button type="button" className="link" onClick={() => setWho(EVERYTHING)}>
-                Show the agents’ {count(log.lines.length)} lines
+          <p className="muted">
+            {search !== "" ? "No lines match." : ended ? "No log lines. " : "Log lines appear here as they are written. "}
+            {search === "" && source === TRAINING && log.lines.length > 0 && (
+              <button type="button" className="link" onClick={() => setSource(ALL)}>
+                Show the {formatCount(log.lines.length)} lines of the agents
               </button>
             )}
           </p>
@@ -108,12 +108,12 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
           </div>
         )}
       </div>
-      <p className="foot dim">
-        {count(lines.length)} {lines.length === log.lines.length ? "lines" : `of ${count(log.lines.length)} lines`}
-        {feed.truncated && ". The job wrote more than its quota; the rest was not kept"}
+      <p className="footnote muted">
+        {formatCount(lines.length)} {lines.length === log.lines.length ? "lines" : `of ${formatCount(log.lines.length)} lines`}
+        {feed.truncated && ". The job exceeded its log quota; later lines were dropped"}
         {" · "}
-        <button type="button" className="link" onClick={() => void saveLog(feed.id)}>
-          Save as a file
+        <button type="button" className="link" onClick={() => void downloadLog(feed.id)}>
+          Download
         </button>
       </p>
     </Panel>
@@ -123,8 +123,8 @@ export function LogsPanel({ feed, over }: { feed: JobFeed; over: boolean }) {
 const Row = memo(function Row({ line }: { line: LogLine }) {
   return (
     <div className="log-row">
-      <span className="who">{shortName(line)}</span>
-      {pieces(line.text).map((piece, i) => (
+      <span className="source">{shortSource(line)}</span>
+      {parseAnsi(line.text).map((piece, i) => (
         <span key={i} className={piece.className}>
           {piece.text}
         </span>
@@ -133,8 +133,8 @@ const Row = memo(function Row({ line }: { line: LogLine }) {
   );
 });
 
-async function saveLog(id: string): Promise<void> {
-  const answer = await fetch(`/v1/jobs/${id}/logs?tail=${LONGEST_TAIL}`, { headers: { Accept: "text/plain" } });
+async function downloadLog(id: string): Promise<void> {
+  const answer = await fetch(`/v1/jobs/${id}/logs?tail=${MAX_TAIL}`, { headers: { Accept: "text/plain" } });
   const link = document.createElement("a");
   link.href = URL.createObjectURL(await answer.blob());
   link.download = `${id}.log`;
@@ -142,10 +142,10 @@ async function saveLog(id: string): Promise<void> {
   URL.revokeObjectURL(link.href);
 }
 
-function streamOf(line: LogLine): string {
+function sourceOf(line: LogLine): string {
   return line.rank < 0 ? `machine ${line.slot}, agent` : `machine ${line.slot}, rank ${line.rank}`;
 }
 
-function shortName(line: LogLine): string {
+function shortSource(line: LogLine): string {
   return line.rank < 0 ? `m${line.slot} agent` : `m${line.slot} r${line.rank}`;
 }

@@ -1,0 +1,92 @@
+import { useQuery } from "@tanstack/react-query";
+import type { Schemas } from "../../api/client";
+import { budgets, cost, type Job } from "../../api/queries";
+import { transferKindLabel } from "../../lib/labels";
+import { formatDollars, formatExact, toMicro, fractionOf, sumMicro } from "../../lib/money";
+import { formatEnergy, formatPercent } from "../../lib/number";
+import { tightestBudget } from "../budget/budget-page";
+import { Panel } from "../../components/panel";
+import { Link } from "../../router";
+import { formatClock } from "../../lib/time";
+
+/** Cost so far, beside what the same hours would have cost on demand. */
+export function CostPanel({ job }: { job: Job }) {
+  const jobCost = job.cost;
+  const report = useQuery(cost(job.id)).data;
+  const budget = tightestBudget(useQuery(budgets).data ?? []);
+  const spent = sumMicro(jobCost.spent, jobCost.running);
+  const onDemand = toMicro(jobCost.on_demand.amount);
+  const whole = onDemand > spent ? onDemand : spent;
+  return (
+    <Panel title="Cost" className="cost" aside={<span className="tag">{jobCost.price_basis} prices</span>}>
+      <dl className="compare">
+        <div>
+          <dt>So far</dt>
+          <dd className="strong" data-cost>{formatDollars(spent)}</dd>
+          <span className="meter spot" style={{ width: `${fractionOf(spent, whole) * 100}%` }} />
+        </div>
+        <div>
+          <dt>On-demand equivalent</dt>
+          <dd>{formatDollars(onDemand)}</dd>
+          <span className="meter" style={{ width: `${fractionOf(onDemand, whole) * 100}%` }} />
+        </div>
+      </dl>
+      {onDemand > spent && spent > 0n && <p className="good-text">{formatPercent(1 - fractionOf(spent, onDemand))} saved by spot instances</p>}
+      <dl className="amounts">
+        <Line name="Settled" value={formatExact(jobCost.spent)} />
+        {!jobCost.settled && <Line name="Accrued, not yet billed" value={formatExact(jobCost.running)} />}
+        {toMicro(jobCost.held.amount) > 0n && <Line name="Held for machines" value={formatExact(jobCost.held)} />}
+        {jobCost.limit && <Line name="Job cost limit" value={formatExact(jobCost.limit)} />}
+        {budget?.left && (
+          <Line name={<Link to="/budget">Left in the {budget.kind} budget</Link>} value={formatDollars(budget.left)} />
+        )}
+      </dl>
+      {report?.energy && (
+        <dl className="amounts">
+          <Line name={`Energy, ${report.energy.of.map((part) => part.toUpperCase()).join(" and ")}`} value={formatEnergy(report.energy.joules)} />
+        </dl>
+      )}
+      {jobCost.settled && <p className="footnote muted">Settled: every machine has terminated and been billed.</p>}
+      {report && report.transfers.length > 0 && <Ledger transfers={report.transfers} />}
+    </Panel>
+  );
+}
+
+function Line({ name, value }: { name: React.ReactNode; value: string }) {
+  return (
+    <div>
+      <dt>{name}</dt>
+      <dd>{value}</dd>
+    </div>
+  );
+}
+
+function Ledger({ transfers }: { transfers: Schemas["Transfer"][] }) {
+  return (
+    <details>
+      <summary>Ledger, {transfers.length} {transfers.length === 1 ? "entry" : "entries"}</summary>
+      <div className="table-scroll short" tabIndex={0} role="region" aria-label="Ledger">
+        <table>
+          <thead>
+            <tr>
+              <th>Time</th>
+              <th>Type</th>
+              <th>Item</th>
+              <th className="num">Amount</th>
+            </tr>
+          </thead>
+          <tbody>
+            {transfers.map((one, i) => (
+              <tr key={i} title={`${one.debit} → ${one.credit}, by ${one.actor}. ${one.reason}`}>
+                <td className="num">{formatClock(one.at)}</td>
+                <td>{transferKindLabel(one.kind)}</td>
+                <td className="muted">{one.line ?? one.reason}</td>
+                <td className="num">{formatExact(one.amount)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </details>
+  );
+}

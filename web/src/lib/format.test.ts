@@ -1,0 +1,33 @@
+import { expect, test } from "vitest";
+import { formatBytes, formatMetric, formatValue } from "./number";
+import { formatAgo, formatDuration } from "./time";
+
+test.each([
+  [0, "0"], [0.5, "0.5000"], [-0.5, "−0.5000"], [12345.678, "12346"], [123456.7, "1.23e5"], [0.00012, "1.20e−4"], [7, "7"], ["NaN", "NaN"], ["-Infinity", "−∞"], [null, "–"],
+] as const)("%s is read as %s", (n, text) => {
+  expect(formatValue(n)).toBe(text);
+});
+
+test("a metric's name tells its unit", () => {
+  expect(formatMetric("val/acc", 0.97314)).toBe("97.31 %");
+  expect(formatMetric("system/memory_bytes", 1_530_000_000)).toBe("1.5 GB");
+  expect(formatMetric("system/cpu_percent", 93.4)).toBe("93 %");
+  expect(formatMetric("val/acc", "NaN")).toBe("NaN");
+});
+
+test("sizes in steps of a thousand", () => {
+  expect([0, 999, 1500, 250_000_000].map(formatBytes)).toEqual(["0 B", "999 B", "1.5 kB", "250 MB"]);
+});
+
+test.each([
+  [0, "0.0 s"], [4.25, "4.3 s"], [59.4, "59 s"], [75, "1m 15s"], [3720, "1h 02m"], [90_000, "1d 01h"], [null, "–"],
+])("%s seconds are %s", (seconds, text) => {
+  expect(formatDuration(seconds)).toBe(text);
+});
+
+test("how long ago", () => {
+  const now = Date.parse("2026-11-21T12:00:00Z");
+  expect(formatAgo("2026-11-21T11:59:55Z", now)).toBe("just now");
+  expect(formatAgo("2026-11-21T11:56:00Z", now)).toBe("4 min ago");
+  expect(formatAgo("2026-11-21T09:00:00Z", now)).toBe("3 h ago");
+});

@@ -1,0 +1,41 @@
+/** The words for codes of the API. */
+
+/** Why a machine terminated. */
+export const MACHINE_END_CAUSES: Record<string, string> = {
+  reclaimed: "preempted",
+  requested: "by Shoestring",
+  exited: "exited normally",
+  crashed: "crashed",
+};
+
+const MACHINE_STATES: Record<string, string> = {
+  planned: "planned",
+  calling: "launching",
+  up: "running",
+  ending: "terminating",
+  void: "not launched",
+};
+
+export function machineStateLabel(state: string): string {
+  return MACHINE_STATES[state] ?? state;
+}
+
+/** Why an attempt ended. */
+const ATTEMPT_REASONS: Record<string, string> = {
+  stop: "stopped",
+  data: "data error",
+  nan: "NaN/Inf",
+  capacity: "no capacity",
+  succeeded: "finished",
+};
+
+const TRANSFER_KINDS: Record<string, string> = { slice: "usage charge" };
+
+/** The kind of a ledger entry. */
+export function transferKindLabel(kind: string): string {
+  return TRANSFER_KINDS[kind] ?? kind;
+}
+
+export function attemptReasonLabel(reason: string): string {
+  return ATTEMPT_REASONS[reason] ?? reason.replaceAll("_", " ");
+}
