@@ -57,9 +57,9 @@ function Route({ address }: { address: URL }) {
   if (path === "/new") return <NewJobPage />;
   if (path === "/budget") return <BudgetPage />;
   return (
-    <Page title="Nothing here">
+    <Page title="Page not found">
       <p>
-        There is no page at <code>{path}</code>. <Link to="/">See the jobs</Link>.
+        There is no page at <code>{path}</code>. <Link to="/">Go to the jobs</Link>.
       </p>
     </Page>
   );
