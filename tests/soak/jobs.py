@@ -25,7 +25,7 @@ from tests.e2e import witness
 from tests.e2e.service import SMALL_JOB, Service, start
 
 SEEDS = 1
-QUICK = {"recipe": "digits/quickstart", "params": {"epochs": 8, "width": 8, "sync_norm": False}}
+QUICK = {"recipe": "digits/quickstart", "params": {"epochs": 8, "width": 8, "sync_batch_norm": False}}
 
 
 def main() -> int:
@@ -69,7 +69,7 @@ def prove_sizing(service: Service) -> None:
     assert refusal.value.code == "time-limit-unmet"
 
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
-    arguments = ("plan", "digits/quickstart", "epochs=8", "width=8", "sync_norm=false")
+    arguments = ("plan", "digits/quickstart", "epochs=8", "width=8", "sync_batch_norm=false")
     shown = shoestring(*arguments, "limits.time=20m", home=service.data.parent, **login)
     assert (shown.returncode, shown.stdout.splitlines()[:2]) == (exit_codes.OK, [plan.summary, plan.why_not_faster])
     assert "2 × local.cpu" in shown.stdout
