@@ -70,7 +70,7 @@ def prove(case: str, seed: int, folder: Path, epochs: int = EPOCHS) -> str:
 
 
 def live_through(
-    case: str, seed: int, folder: Path, epochs: int, *, nodes: int = NODES, to_the_end: bool = True
+    case: str, seed: int, folder: Path, epochs: int, *, nodes: int = NODES, step_s: float = 0, to_the_end: bool = True
 ) -> tuple[list[Ran], str, dict[str, Any] | None]:
     """Lose a machine and grow back; at the end, the state's hashes and the accuracy. Else stop once it has grown.
 
@@ -86,7 +86,7 @@ def live_through(
     try:
         service.start()
         with witness.Watch(service.data) as looking:
-            submitted = service.client.submit(spec(seed, epochs, nodes))
+            submitted = service.client.submit(spec(seed, epochs, nodes, hooks(folder, step_s)))
             lost_at = lose(service, str(submitted.id), case, draw, nodes)
             if not to_the_end:
                 wait_for_steps_of_all(service, str(submitted.id))
@@ -122,14 +122,24 @@ def wait_for_steps_of_all(service: Service, job: str) -> None:
     raise AssertionError("the job was over before it had grown back")
 
 
-def spec(seed: int, epochs: int, nodes: int) -> dict[str, Any]:
+def spec(seed: int, epochs: int, nodes: int, hooks_file: Path) -> dict[str, Any]:
     return {
         "recipe": "digits/quickstart",
-        "params": {"epochs": epochs, "width": 8, "eval_every_epochs": 5, "precision": "fp32", "seed": seed},
+        "params": {
+            "epochs": epochs, "width": 8, "eval_every_epochs": 5, "precision": "fp32", "seed": seed,
+            "hooks_file": str(hooks_file),
+        },
         "resources": {"nodes": f"2..{nodes}", "spot": "only"},
         "checkpoint": {"every": "2s"},
         "limits": {"cost": "5.00"},
-    }
+    }  # fmt: skip
+
+
+def hooks(folder: Path, step_s: float) -> Path:
+    """Hooks that make each step last so much longer, so that waiting for machines costs little CPU."""
+    file = folder / "hooks.py"
+    file.write_text(f"import time\ndef on_batch(context, images, labels):\n    time.sleep({step_s})\n")
+    return file
 
 
 def lose(service: Service, job: str, case: str, draw: random.Random, nodes: int) -> float:
