@@ -369,9 +369,8 @@ def test_a_rebalance_recommendation_is_told_and_nothing_else(machine: Machine) -
     assert not machine.service.commits
 
 
-@pytest.mark.alone
 def test_the_work_is_saved_before_the_money_ends(machine: Machine) -> None:
-    machine.service.funded_until = end = time.monotonic() + 6
+    machine.service.funded_until = end = time.monotonic() + 20
     machine.boot()
     machine.service.run(1, steps=10_000)
     assert machine.exit_code() == 0
@@ -380,32 +379,30 @@ def test_the_work_is_saved_before_the_money_ends(machine: Machine) -> None:
     assert machine.service.commits[-1].step == machine.service.points("train/loss")[-1][0]
 
 
-@pytest.mark.alone
 def test_money_that_ends_with_the_service_gone_ends_the_machine(machine: Machine) -> None:
-    machine.service.funding_lease_s = 6
+    machine.service.funding_lease_s = 15
     machine.boot()
     machine.service.run(1, steps=10_000)
     machine.until_trained(5)
     machine.service.stop()
     stopped = time.monotonic()
     assert machine.exit_code() == 0
-    assert time.monotonic() - stopped < 6
+    assert time.monotonic() - stopped < 15
     assert not machine.ranks()
     assert json.loads((machine.folder / "gen/1/exit-0.json").read_text())["outcome"] == "drained"
     assert list((machine.folder / "gen/1/ckpt").glob("*.data"))
     assert list((machine.folder / "spool").glob("*.json"))
 
 
-@pytest.mark.alone
 def test_a_hanging_agent_does_not_outlive_its_money(machine: Machine) -> None:
-    machine.service.funding_lease_s = 4
+    machine.service.funding_lease_s = 12
     machine.boot()
     machine.service.run(1, steps=10_000, deaf=True)
     machine.until_trained(5)
     assert machine.agent
     machine.agent.send_signal(signal.SIGSTOP)
-    assert machine.agent.wait(8) == -signal.SIGKILL
-    machine.until(lambda: not machine.ranks(), within_s=1)
+    assert machine.agent.wait(16) == -signal.SIGKILL
+    machine.until(lambda: not machine.ranks())
 
 
 def test_ranks_that_do_not_heed_are_killed_before_the_machine_is_taken(machine: Machine) -> None:
@@ -450,7 +447,7 @@ def test_being_told_to_terminate_saves_what_fits(machine: Machine) -> None:
     machine.until_trained(5)
     assert machine.agent
     machine.agent.terminate()
-    assert machine.agent.wait(5) == 0
+    assert machine.agent.wait(WITHIN_S) == 0
     assert machine.service.commits[-1].reason == "order"
     assert machine.service.exits(1) == ["drained"]
 
