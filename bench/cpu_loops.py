@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peers of bench/trainer_cpu, each in a process of its own: `python -m bench.cpu_loops LOOP FOLDER`.
 
-FOLDER holds a task.json as the trainer reads it. A loop trains that task's network on that task's pictures with its
+FOLDER holds a task.json as the trainer reads it. A loop trains that task's network on that task's images with its
 batch, optimizer, precision and augmentation, without end, and prints the time after each step. Crop and flip are all
 the augmentation that all of them know.
 """
@@ -24,7 +24,7 @@ from shoestring_trainer.training import vision_compat  # noqa: F401 - lets torch
 from shoestring_trainer.training.data.augment import augment
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.images import DataSet
-from shoestring_trainer.training.models.networks import build_model, learn_from_pictures
+from shoestring_trainer.training.models.networks import build_model, init_from_data
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.precision import choose_precision
@@ -54,21 +54,21 @@ class Course:
         self.model: nn.Module = build_model(
             **recipe.model, settings=self.settings, classes=10, mean=self.data.mean, std=self.data.std
         )
-        learn_from_pictures(self.model, self.data.train.bytes_NCHW, self.data.white)
+        init_from_data(self.model, self.data.train.images_NCHW, self.data.white)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, self.settings, scaled=False)
 
-    def step(self, number: int, pictures_NCHW: Tensor, labels_N: Tensor) -> None:
+    def step(self, number: int, images_NCHW: Tensor, labels_N: Tensor) -> None:
         """Forward, backward, optimizer."""
         set_hyperparams(self.optimizer, self.plan.step_hyperparams(number % self.plan.steps))
-        loss = self.loss(self.forward(pictures_NCHW), labels_N)
+        loss = self.loss(self.forward(images_NCHW), labels_N)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def forward(self, pictures_NCHW: Tensor) -> Tensor:
+    def forward(self, images_NCHW: Tensor) -> Tensor:
         with self.precision.autocast(torch.device("cpu")):
-            logits_NK: Tensor = self.model(pictures_NCHW.contiguous(memory_format=torch.channels_last))
+            logits_NK: Tensor = self.model(images_NCHW.contiguous(memory_format=torch.channels_last))
         return logits_NK.float()
 
     def loss(self, logits_NK: Tensor, labels_N: Tensor) -> Tensor:
@@ -97,20 +97,20 @@ def bare(course: Course) -> Iterator[Batch]:
     ready = []
     for number in range(4):
         picked = sampler.batch(number * settings.batch_size, settings.batch_size)
-        pictures_NCHW = augment(
-            data.train.bytes_NCHW[picked.samples_N], picked.draws_NK, settings, data.mean, data.white
+        images_NCHW = augment(
+            data.train.images_NCHW[picked.samples_N], picked.draws_NK, settings, data.mean, data.white
         )
-        ready.append((pictures_NCHW, data.train.labels_N[picked.samples_N]))
+        ready.append((images_NCHW, data.train.labels_N[picked.samples_N]))
     return itertools.cycle(ready)
 
 
-class PilPictures(Dataset[tuple[Any, int]]):
-    """As torchvision's CIFAR10 gives them: a PIL picture through a transform, and its class."""
+class PilDataset(Dataset[tuple[Any, int]]):
+    """As torchvision's CIFAR10 gives them: a PIL image through a transform, and its class."""
 
     def __init__(self, data: DataSet) -> None:
-        self._pixels_NHWC = data.train.bytes_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
+        self._pixels_NHWC = data.train.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = data.train.labels_N.tolist()
-        self.transform: Callable[[Any], Any] = lambda picture: picture
+        self.transform: Callable[[Any], Any] = lambda image: image
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -129,10 +129,10 @@ def crop_and_flip(settings: Settings) -> list[Callable[[Any], Any]]:
 def with_torchvision(course: Course) -> Iterator[Batch]:
     from torchvision import transforms
 
-    pictures = PilPictures(course.data)
-    pictures.transform = transforms.Compose([*crop_and_flip(course.settings), transforms.ToTensor()])
+    images = PilDataset(course.data)
+    images.transform = transforms.Compose([*crop_and_flip(course.settings), transforms.ToTensor()])
     loader: Iterable[Batch] = DataLoader(
-        pictures, course.settings.batch_size, shuffle=True, drop_last=True,
+        images, course.settings.batch_size, shuffle=True, drop_last=True,
         num_workers=WORKERS, persistent_workers=WORKERS > 0,
     )  # fmt: skip
     return endless(loader)
@@ -143,12 +143,12 @@ def with_timm(course: Course) -> Iterator[Batch]:
     from timm.data.transforms import ToNumpy
     from torchvision import transforms
 
-    pictures = PilPictures(course.data)
+    images = PilDataset(course.data)
     loader: Iterable[Batch] = create_loader(
-        pictures, (3, 32, 32), course.settings.batch_size, is_training=True, no_aug=True,
+        images, (3, 32, 32), course.settings.batch_size, is_training=True, no_aug=True,
         mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), num_workers=WORKERS, device=torch.device("cpu"),
     )  # fmt: skip
-    pictures.transform = transforms.Compose([*crop_and_flip(course.settings), ToNumpy()])
+    images.transform = transforms.Compose([*crop_and_flip(course.settings), ToNumpy()])
     return endless(loader)
 
 
@@ -169,13 +169,13 @@ def train_with_fastai(course: Course) -> None:
     from fastai.vision.core import PILImage
     from fastai.vision.data import TfmdDL
 
-    pictures = PilPictures(course.data)
+    images = PilDataset(course.data)
     before = crop_and_flip(course.settings)
 
-    def as_fastai(picture: Any) -> Any:
+    def as_fastai(image: Any) -> Any:
         for transform in before:
-            picture = transform(picture)
-        return PILImage(picture)
+            image = transform(image)
+        return PILImage(image)
 
     class Watch(Callback):  # type: ignore[misc]
         def before_batch(self) -> None:
@@ -192,12 +192,12 @@ def train_with_fastai(course: Course) -> None:
             super().__init__()
             self.model = course.model
 
-        def forward(self, pictures_NCHW: Tensor) -> Tensor:
-            return course.forward(pictures_NCHW.as_subclass(Tensor))
+        def forward(self, images_NCHW: Tensor) -> Tensor:
+            return course.forward(images_NCHW.as_subclass(Tensor))
 
-    pictures.transform = as_fastai
+    images.transform = as_fastai
     loader = TfmdDL(
-        pictures, bs=course.settings.batch_size, shuffle=True, drop_last=True, num_workers=0,
+        images, bs=course.settings.batch_size, shuffle=True, drop_last=True, num_workers=0,
         after_item=[ToTensor()], after_batch=[IntToFloatTensor()],
     )  # fmt: skip
     learner = Learner(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """This machine's GPU: CIFAR-10 to target by us and by the peers' own code in turn, ResNet-50's images/s, JPEGs decoded.
 
-    make bench ONLY=gpu DATA=folder of CIFAR-10 [PICTURES=folder of JPEGs] [PEERS=folder] [SEEDS=5] [ROUNDS=2]
+    make bench ONLY=gpu DATA=folder of CIFAR-10 [IMAGES=folder of JPEGs] [PEERS=folder] [SEEDS=5] [ROUNDS=2]
 
 The peers' code is fetched into .peers/, or lies in PEERS (cifar10-airbench and cifar10-fast). Each round runs our
 SEEDS and then the peer's, in a process each; a first run in it warms up and doesn't count. Without a GPU everything is
@@ -70,9 +70,9 @@ def main() -> list[str]:
     for race in RACES:
         lines += run_race(race, data, folder, peers)
         print("\n".join(lines[-3:]), flush=True)
-    pictures = os.environ.get("PICTURES")
-    jpegs = Path(pictures).resolve() if pictures else draw_jpegs(folder / "jpegs")
-    kind = "JPEG files" if pictures else "JPEG files, drawn ones of 500 x 375"
+    images = os.environ.get("IMAGES")
+    jpegs = Path(images).resolve() if images else draw_jpegs(folder / "jpegs")
+    kind = "JPEG files" if images else "JPEG files, drawn ones of 500 x 375"
     lines += resnet50(jpegs, kind, folder)
     lines += decoding(jpegs, kind, folder)
     return [card(), *lines, *notes] if GPU else [rehearsed(lines), *notes]
@@ -159,7 +159,7 @@ def decoding(jpegs: Path, kind: str, folder: Path) -> list[str]:
     """Lines of what decoding before training takes, by each decoder that this machine has."""
     lines = []
     for row in run("decoding", jpegs, [], folder):
-        told = [f"{rate:.0f} pictures/s by {decoder}" for decoder, rate in row["pictures_per_s"].items()]
+        told = [f"{rate:.0f} images/s by {decoder}" for decoder, rate in row["images_per_s"].items()]
         lines.append(f"{kind} decoded to {row['size']} px: {'; '.join(told)}{row['left_out']}")
     return lines
 
@@ -205,7 +205,7 @@ def convert(data: Path, folder: Path) -> None:
 
 
 def tiny_cifar10(folder: Path) -> Path:
-    """Noise in the layout of CIFAR-10, a few hundred pictures."""
+    """Noise in the layout of CIFAR-10, a few hundred images."""
     (folder / "cifar-10-batches-bin").mkdir(parents=True)
     draw = np.random.default_rng(1)
     for name in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
@@ -216,7 +216,7 @@ def tiny_cifar10(folder: Path) -> Path:
 
 
 def draw_jpegs(folder: Path, count: int = 64) -> Path:
-    """JPEG files of the size and quality of ImageNet's median picture."""
+    """JPEG files of the size and quality of ImageNet's median image."""
     folder.mkdir()
     draw = np.random.default_rng(1)
     for number in range(count):

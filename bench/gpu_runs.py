@@ -5,7 +5,7 @@
     python -m bench.gpu_runs airbench SCRIPT SEED…      a script of KellerJordan/cifar10-airbench, where its data lies
     python -m bench.gpu_runs page FOLDER SEED…          davidcpage/cifar10-fast's dawn.py
     python -m bench.gpu_runs resnet50 FOLDER            ResNet-50 from memory and from JPEG files
-    python -m bench.gpu_runs decoding FOLDER            JPEG files to pictures, by Pillow and by nvJPEG
+    python -m bench.gpu_runs decoding FOLDER            JPEG files to images, by Pillow and by nvJPEG
 
 Where there is no GPU the peers' scripts are taught to do without, and all is tiny: a rehearsal.
 """
@@ -38,7 +38,7 @@ from shoestring_trainer.training.data.listing import Listing
 from shoestring_trainer.training.data.nvjpeg import Decoder, nvjpeg
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD, flop_per_picture, peak_flops
+from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD, flop_per_image, peak_flops
 from shoestring_trainer.training.settings import Settings
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ BATCH, STEPS, BLOCKS = (256, 20, 3) if GPU else (4, 2, 2)
 DECODED = 8192 if GPU else 64
 
 Feed = Callable[[], tuple[Tensor, Tensor]]
-"""Gives a batch on the device: pictures_NCHW, float, and labels_N."""
+"""Gives a batch on the device: images_NCHW, float, and labels_N."""
 
 
 def main(role: str, place: Path, seeds: list[int]) -> int:
@@ -106,16 +106,14 @@ def airbench(script: Path, seeds: list[int]) -> list[dict[str, float]]:
 
 
 def page(folder: Path, seeds: list[int]) -> list[dict[str, float]]:
-    """dawn.py as it is, given the pictures, a name that newer numpy lacks and one for the pandas it doesn't use."""
+    """dawn.py as it is, given the images, a name that newer numpy lacks and one for the pandas it doesn't use."""
     import numpy as np
 
     np.float = float  # type: ignore[attr-defined]
     sys.modules.setdefault("pandas", ModuleType("pandas"))
     sys.path.insert(0, str(folder))
     data = {part: torch.load(f"cifar10/{name}.pt") for part, name in (("train", "train"), ("valid", "test"))}
-    pictures = {
-        part: {"data": each["images"].numpy(), "targets": each["labels"].tolist()} for part, each in data.items()
-    }
+    images = {part: {"data": each["images"].numpy(), "targets": each["labels"].tolist()} for part, each in data.items()}
     if not GPU:
         for name in ("torch_backend", "dawn_utils"):
             module = ModuleType(name)
@@ -123,7 +121,7 @@ def page(folder: Path, seeds: list[int]) -> list[dict[str, float]]:
             exec(compile(without_gpu((folder / f"{name}.py").read_text()), name, "exec"), module.__dict__)
     import torch_backend  # type: ignore[import-not-found]
 
-    torch_backend.cifar10 = lambda *_: pictures
+    torch_backend.cifar10 = lambda *_: images
     source = (folder / "dawn.py").read_text()
     figures = []
     for seed in seeds:
@@ -178,7 +176,7 @@ def resnet50(folder: Path, _: list[int]) -> list[dict[str, Any]]:
             if GPU:
                 model.compile(mode="max-autotune-no-cudagraphs")
                 speed["compiled"] = images_per_s(model, precision, from_memory(size))
-        flop = FORWARD_AND_BACKWARD * flop_per_picture(network(), (3, size, size), torch.device("cpu"))
+        flop = FORWARD_AND_BACKWARD * flop_per_image(network(), (3, size, size), torch.device("cpu"))
         peak = peak_flops(DEVICE, precision)
         share = {name: flop * rate / peak for name, rate in speed.items()} if peak else {}
         figures.append({"size": size, "precision": precision.value, "images_per_s": speed, "share_of_peak": share})
@@ -193,9 +191,9 @@ def images_per_s(model: nn.Module, precision: Precision, feed: Feed) -> float:
     for _ in range(1 + BLOCKS):
         began = synchronised()
         for _ in range(STEPS):
-            pictures_NCHW, labels_N = feed()
+            images_NCHW, labels_N = feed()
             with precision.autocast(DEVICE):
-                logits_NK = model(pictures_NCHW)
+                logits_NK = model(images_NCHW)
             scaler.scale(F.cross_entropy(logits_NK.float(), labels_N)).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -214,10 +212,10 @@ FLIP_AND_CROP = Settings(flip=True, crop_padding=4)
 BLACK = (0.0, 0.0, 0.0)
 
 
-def on_device(bytes_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    draws_NK = torch.rand(len(bytes_NCHW), 8, device=DEVICE)
-    pictures_NCHW = augment(bytes_NCHW.to(DEVICE, non_blocking=True), draws_NK, FLIP_AND_CROP, BLACK, 255.0)
-    return pictures_NCHW, torch.zeros(len(bytes_NCHW), dtype=torch.int64, device=DEVICE)
+def on_device(uint8_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    draws_NK = torch.rand(len(uint8_NCHW), 8, device=DEVICE)
+    images_NCHW = augment(uint8_NCHW.to(DEVICE, non_blocking=True), draws_NK, FLIP_AND_CROP, BLACK, 255.0)
+    return images_NCHW, torch.zeros(len(uint8_NCHW), dtype=torch.int64, device=DEVICE)
 
 
 def from_memory(size: int) -> Feed:
@@ -238,8 +236,8 @@ def from_files(files: list[Path], size: int) -> Iterator[Feed]:
 
         def feed() -> tuple[Tensor, Tensor]:
             waiting.append(begin())
-            bytes_NCHW = torch.stack([picture.result()[0] for picture in waiting.pop(0)])
-            return on_device(bytes_NCHW.pin_memory() if GPU else bytes_NCHW)
+            uint8_NCHW = torch.stack([image.result()[0] for image in waiting.pop(0)])
+            return on_device(uint8_NCHW.pin_memory() if GPU else uint8_NCHW)
 
         yield feed
         pool.shutdown(cancel_futures=True)
@@ -250,7 +248,7 @@ def jpeg_files(folder: Path) -> list[Path]:
 
 
 def decoding(folder: Path, _: list[int]) -> list[dict[str, Any]]:
-    """Pictures/s that the trainer writes at each size before it trains, from the files in `folder` over and over.
+    """Images/s that the trainer writes at each size before it trains, from the files in `folder` over and over.
 
     Pillow decodes in as many threads as torch has here. Where nvJPEG can't, `left_out` says why.
     """
@@ -267,12 +265,12 @@ def decoding(folder: Path, _: list[int]) -> list[dict[str, Any]]:
         left_out = f"; nvJPEG left out: {error}"
     figures = []
     for size in SIZES:
-        rates = {name: pictures_per_s(listing, size, decoder) for name, decoder in decoders.items()}
-        figures.append({"size": size, "pictures_per_s": rates, "left_out": left_out})
+        rates = {name: decoded_per_s(listing, size, decoder) for name, decoder in decoders.items()}
+        figures.append({"size": size, "images_per_s": rates, "left_out": left_out})
     return figures
 
 
-def pictures_per_s(listing: Listing, size: int, decoder: Decoder | None) -> float:
+def decoded_per_s(listing: Listing, size: int, decoder: Decoder | None) -> float:
     """The second time, when the files are in memory and the GPU is awake."""
     settings, few = Settings(image_size=size, decode_device="gpu" if decoder else "cpu"), listing.only([0, 1])
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):

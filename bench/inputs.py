@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU time: of a picture's input by us, by torchvision's DataLoader and by timm's, of a training step, of telemetry.
+"""CPU time: of an image's input by us, by torchvision's DataLoader and by timm's, of a training step, of telemetry.
 
     make bench ONLY=inputs DATA=folder of CIFAR-10
 
@@ -48,22 +48,22 @@ def main() -> list[str]:
     for number in range(1 + ROUNDS):
         for name, batches in inputs.items():
             began = time.thread_time()
-            pictures_NCHW, labels_N = next(batches)
-            pictures_NCHW = pictures_NCHW.contiguous(memory_format=torch.channels_last)
+            images_NCHW, labels_N = next(batches)
+            images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
             spent_us[name].append(1e6 * (time.thread_time() - began) / BATCH)
         began = time.thread_time()
-        course.step(number, pictures_NCHW, labels_N)
+        course.step(number, images_NCHW, labels_N)
         spent_us["step"].append(1e6 * (time.thread_time() - began) / BATCH)
     medians = {name: statistics.median(spent[1:]) for name, spent in spent_us.items()}  # the first warms up
     step = medians.pop("step")
     training = (
         f"a training step of airbench94's network, {course.precision.value}, batch {BATCH}: {step:.0f} µs of CPU a "
-        f"picture (one thread, median of {ROUNDS}; load {load()})"
+        f"image (one thread, median of {ROUNDS}; load {load()})"
     )
     return [
         training,
         *(
-            f"input by {name}, crop and flip: {cost:.1f} µs of CPU a picture, {cost / (cost + step):.2%} of both"
+            f"input by {name}, crop and flip: {cost:.1f} µs of CPU an image, {cost / (cost + step):.2%} of both"
             for name, cost in medians.items()
         ),
         f"telemetry: {telemetry_us(folder):.1f} µs of CPU a step, one line and the progress, in the training process",
@@ -77,7 +77,7 @@ def ours(course: cpu_loops.Course) -> Iterator[cpu_loops.Batch]:
     start = 0
     while True:
         picked = sampler.batch(start, settings.batch_size)
-        some_NCHW = data.train.bytes_NCHW[picked.samples_N]
+        some_NCHW = data.train.images_NCHW[picked.samples_N]
         yield (
             augment(some_NCHW, picked.draws_NK, settings, data.mean, data.white),
             data.train.labels_N[picked.samples_N],

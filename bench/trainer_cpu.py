@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our training loop against a plain PyTorch loop, timm's loader and fastai's Learner, on this machine's CPU.
 
-Same network, pictures, batch, optimizer, precision, augmentation, threads and allocator. Each loop lives in processes
+Same network, images, batch, optimizer, precision, augmentation, threads and allocator. Each loop lives in processes
 of its own from beginning to end; all stand still (SIGSTOP) but the one whose turn it is, and every round begins with
 another. Ours is the trainer as a rented machine starts it, its reports included.
 
@@ -46,8 +46,8 @@ MOST_OVERHEAD = 0.05
 class Speed(NamedTuple):
     """Of one loop in one round."""
 
-    pictures_per_s: float
-    cpu_s_per_picture: float
+    images_per_s: float
+    cpu_s_per_image: float
 
 
 def main() -> list[str]:
@@ -67,8 +67,8 @@ def main() -> list[str]:
         for number in range(ROUNDS):
             order = loops[number % len(loops) :] + loops[: number % len(loops)]
             rounds.append({loop: runners[loop].turn(STEPS) for loop in order})
-            told = ", ".join(f"{loop} {rounds[-1][loop].pictures_per_s:.0f}" for loop in loops)
-            print(f"round {number + 1}: {told} pictures/s (load {os.getloadavg()[0]:.1f})", flush=True)
+            told = ", ".join(f"{loop} {rounds[-1][loop].images_per_s:.0f}" for loop in loops)
+            print(f"round {number + 1}: {told} images/s (load {os.getloadavg()[0]:.1f})", flush=True)
     finally:
         for runner in runners.values():
             runner.end()
@@ -116,8 +116,8 @@ class Runner:
         used_s += self._until(first + steps)
         os.killpg(self._process.pid, signal.SIGSTOP)
         ticks = self._ticks()
-        pictures = steps * BATCH
-        return Speed(pictures / (ticks[first + steps - 1] - ticks[first - 1]), used_s / pictures)
+        images = steps * BATCH
+        return Speed(images / (ticks[first + steps - 1] - ticks[first - 1]), used_s / images)
 
     def end(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -172,29 +172,29 @@ def install_fastai() -> str | None:
 
 
 def describe(loop: str, speeds: Sequence[Speed]) -> str:
-    pictures = [speed.pictures_per_s for speed in speeds]
-    cpu_ms = 1e3 * statistics.median(speed.cpu_s_per_picture for speed in speeds)
+    images = [speed.images_per_s for speed in speeds]
+    cpu_ms = 1e3 * statistics.median(speed.cpu_s_per_image for speed in speeds)
     return (
-        f"{NAMES[loop]}: {statistics.median(pictures):.0f} pictures/s ({min(pictures):.0f} to {max(pictures):.0f}), "
-        f"{cpu_ms:.3f} ms of CPU a picture"
+        f"{NAMES[loop]}: {statistics.median(images):.0f} images/s ({min(images):.0f} to {max(images):.0f}), "
+        f"{cpu_ms:.3f} ms of CPU an image"
     )
 
 
 def compare(peer: str, rounds: Sequence[dict[str, Speed]]) -> str:
-    ratios = [each["ours"].pictures_per_s / each[peer].pictures_per_s for each in rounds]
-    work = statistics.median(each[peer].cpu_s_per_picture / each["ours"].cpu_s_per_picture for each in rounds)
+    ratios = [each["ours"].images_per_s / each[peer].images_per_s for each in rounds]
+    work = statistics.median(each[peer].cpu_s_per_image / each["ours"].cpu_s_per_image for each in rounds)
     mean, low, high = mean_and_interval([math.log(ratio) for ratio in ratios])
     verdict = "holds" if math.exp(mean) >= 1.0 else "MISSED"
     return (
-        f"ours / {peer}: {math.exp(mean):.3f} times the pictures/s, 95 % interval {math.exp(low):.3f} to "
+        f"ours / {peer}: {math.exp(mean):.3f} times the images/s, 95 % interval {math.exp(low):.3f} to "
         f"{math.exp(high):.3f}, paired by round (bound ≥ 1.0: {verdict}); it takes {work:.3f} times our CPU time"
     )
 
 
 def overhead(rounds: Sequence[dict[str, Speed]]) -> str:
-    lost = [1 - each["ours"].pictures_per_s / each["bare"].pictures_per_s for each in rounds]
+    lost = [1 - each["ours"].images_per_s / each["bare"].images_per_s for each in rounds]
     mean, low, high = mean_and_interval(lost)
-    cpu = statistics.median(1 - each["bare"].cpu_s_per_picture / each["ours"].cpu_s_per_picture for each in rounds)
+    cpu = statistics.median(1 - each["bare"].cpu_s_per_image / each["ours"].cpu_s_per_image for each in rounds)
     verdict = "holds" if mean < MOST_OVERHEAD else "MISSED"
     return (
         f"overhead of our loop, 1 − t(step alone) / t(whole loop): {mean:.1%}, 95 % interval {low:.1%} to {high:.1%}, "

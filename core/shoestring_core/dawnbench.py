@@ -106,7 +106,7 @@ def entry_of(
     run: Run, *, author: str, email: str, framework: str, submitted: date, top5: bool,
     code_url: str | None = None, misc: Mapping[str, Any] | None = None,
 ) -> Entry:  # fmt: skip
-    """A run of ours as an entry. The accuracy is that of the run's metric, or of the plain pictures beside top-5."""
+    """A run of ours as an entry. The accuracy is that of the run's metric, or of the plain images beside top-5."""
     rows = tuple(
         Row(
             epoch=epoch.epoch,

@@ -197,7 +197,7 @@ def test_mistakes_in_a_spec_are_listed_with_what_was_meant(deployment: Deploymen
 
 def test_missing_and_forbidden_data_look_the_same(deployment: Deployment, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "data" / "pictures").mkdir(parents=True)
+    (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "way_out").symlink_to(tmp_path / "elsewhere")
 
     (tmp_path / "data" / "link.tar").symlink_to(tmp_path / "elsewhere" / "a.tar")
@@ -208,7 +208,7 @@ def test_missing_and_forbidden_data_look_the_same(deployment: Deployment, tmp_pa
         answer = deployment.member.post("/v1/jobs", json={"spec": spec})
         return "" if answer.status_code == 201 else str(answer.json()["detail"]).replace(folder, "")
 
-    assert detail("data/pictures") == detail("data/pictures/a-{0..9}.tar", format="webdataset") == ""
+    assert detail("data/images") == detail("data/images/a-{0..9}.tar", format="webdataset") == ""
     assert detail("elsewhere") == detail("nowhere") == detail("data/way_out") == detail("data/../elsewhere") != ""
     for shards in ("elsewhere/a-{0..9}.tar", "data/link.tar", "data/nowhere/a-{0..9}.tar"):
         assert detail(shards, format="webdataset") == detail("nowhere")

@@ -70,7 +70,7 @@ def test_every_recipe_has_the_common_parameters(recipe):
 
 
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
-def test_recipes_for_folders_of_pictures_say_who_decodes_them(recipe):
+def test_recipes_for_folders_of_images_say_who_decodes_them(recipe):
     decode = recipe.params.get("decode_device")
     assert (decode is not None) == (recipe.data.kind == "imagefolder")
     assert decode is None or (decode.default, decode.choices) == ("cpu", ("cpu", "gpu"))

@@ -27,8 +27,8 @@ about, split = json.load(open(folder + "/model.json")), json.load(open(folder + 
 net = torch.export.load(folder + "/model.pt2").module()
 digits = load_digits()
 held_out = split["held_out"]
-pictures = torch.tensor(digits.images[held_out], dtype=torch.float32).unsqueeze(1) / 16
-print((net(pictures).argmax(1) == torch.tensor(digits.target[held_out])).float().mean().item())
+images = torch.tensor(digits.images[held_out], dtype=torch.float32).unsqueeze(1) / 16
+print((net(images).argmax(1) == torch.tensor(digits.target[held_out])).float().mean().item())
 """
 
 

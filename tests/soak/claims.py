@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's claim, on the real data: CIFAR-10 as published, the whole schedule, the recipe's own views of a picture.
+"""A recipe's claim, on the real data: CIFAR-10 as published, the whole schedule, the recipe's own views of an image.
 
     python -m tests.soak.claims --seed N --case airbench94 --data FOLDER
 

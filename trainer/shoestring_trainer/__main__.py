@@ -10,7 +10,7 @@ usage: python -m shoestring_trainer COMMAND …
 
   agent                        serve a machine (the service starts it)
   train WHAT                   train a recipe, a job spec or a task, alone or under torchrun
-  predict MODEL PICTURE…       what a trained model says of pictures
+  predict MODEL IMAGE…       what a trained model says of images
   export MODEL FILE.onnx       write a trained model as ONNX
   schedule RECIPE              draw the rates, the momentum, the batches and the sizes of a run
   lr-find RECIPE               how the loss goes as the learning rate grows, and which rate to take

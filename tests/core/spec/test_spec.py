@@ -255,9 +255,9 @@ def test_data_lie_in_a_folder_or_in_a_bucket():
     def data(place):
         return {"recipe": "imagefolder/resnet9", "data": {"train": place}}
 
-    for place in ("s3://my-bucket", "s3://a.b/pictures/", "s3://abc/cats and dogs/x-{000..127}.tar", "s3://abc/..a/.b"):
+    for place in ("s3://my-bucket", "s3://a.b/images/", "s3://abc/cats and dogs/x-{000..127}.tar", "s3://abc/..a/.b"):
         assert spec.parse(data(place)).data.is_in_s3
-    assert not spec.parse(data("/pictures")).data.is_in_s3
+    assert not spec.parse(data("/images")).data.is_in_s3
     odd = ("s3://", "s3:///x", "s3://Ab/x", "s3://ab/x", "s3://user:key@abc/x", "s3://abc?x=1", "s3://abc/a\nb")
     for place in (*odd, "s3://abc/../x", "s3://abc/x/..", "s3://abc/./x", "s3://abc//x", "s3://abc/x//"):
         assert problems(data(place))["/data/train"].startswith("invalid-value: ")

@@ -200,7 +200,7 @@ def test_another_jobs_weights_are_fetched_for_the_ranks_or_their_loss_is_told(ma
 
 def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: Machine) -> None:
     with serving() as bucket:
-        bucket.put("set/a/1.jpg", b"a picture")
+        bucket.put("set/a/1.jpg", b"an image")
         bucket.key = "AKIATEST"
         given = {
             "SHOESTRING_AGENT_AWS_ENDPOINT_URL": bucket.url, "SHOESTRING_AGENT_AWS_ACCESS_KEY_ID": "AKIATEST",
@@ -216,7 +216,7 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
         bucket.held.set()
         machine.until_trained(3)
         task = json.loads((machine.folder / "gen" / "1" / "task.json").read_text())
-        assert Path(task["data"]["train"], "a", "1.jpg").read_bytes() == b"a picture"
+        assert Path(task["data"]["train"], "a", "1.jpg").read_bytes() == b"an image"
         assert task["data"]["train"].startswith(task["scratch"])
         told = [event["message"] for event in machine.service.events("data")]
         assert told[0] == f"fetching s3://{BUCKET}/set: 1 files, 0.0 MiB"
@@ -233,7 +233,7 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
 
 def test_an_order_to_stop_is_heard_while_data_are_fetched(machine: Machine) -> None:
     with serving() as bucket:
-        bucket.put("x.jpg", b"a picture")
+        bucket.put("x.jpg", b"an image")
         bucket.held.clear()
         machine.boot(SHOESTRING_AGENT_AWS_ENDPOINT_URL=bucket.url)
         machine.service.run(1, data=f"s3://{BUCKET}", steps=5)

@@ -154,7 +154,7 @@ def test_two_processes_share_one_copy(bucket: Bucket, tmp_path: Path) -> None:
 def test_keys_open_a_private_bucket_and_their_lack_is_told(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("x.jpg", b"x")
     bucket.key = "AKIATEST"
-    with pytest.raises(NoData, match=r"may not read s3://pictures .*AWS_ACCESS_KEY_ID.*SHOESTRING_AGENT_") as denied:
+    with pytest.raises(NoData, match=r"may not read s3://images .*AWS_ACCESS_KEY_ID.*SHOESTRING_AGENT_") as denied:
         get(bucket, ALL, tmp_path)
     assert denied.value.lasting
     keys = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "secret"}
@@ -203,7 +203,7 @@ def test_a_public_bucket_is_read_without_a_signature(bucket: Bucket, tmp_path: P
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ([], "nothing in s3://pictures"),
+        ([], "nothing in s3://images"),
         (["a", "a/b"], "is an object and a folder of others"),
     ],
 )
@@ -231,8 +231,8 @@ def test_keys_that_would_lead_out_of_the_copy_are_refused(bucket: Bucket, tmp_pa
 
 
 def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, tmp_path: Path) -> None:
-    with pytest.raises(NoData, match=r"there is no bucket for s3://picture; correct data\.train"):
-        get(bucket, "s3://picture", tmp_path)
+    with pytest.raises(NoData, match=r"there is no bucket for s3://image; correct data\.train"):
+        get(bucket, "s3://image", tmp_path)
 
 
 def test_an_object_that_changes_meanwhile_is_told(bucket: Bucket, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_room_that_a_machine_took_is_given_back_at_its_end_and_what_it_repor
     machine = cloud.running()
     folder = Path(machine["dir"])
     (folder / "scratch").mkdir()
-    (folder / "scratch" / "pictures").write_bytes(bytes(1000))
+    (folder / "scratch" / "images").write_bytes(bytes(1000))
     cloud.stop(machine)
     cloud.ended(machine)
     until(lambda: not (folder / "scratch").exists())

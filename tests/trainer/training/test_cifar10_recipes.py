@@ -25,7 +25,7 @@ STEPS_PER_EPOCH = 100 // 16
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, str]:
-    """A hundred training pictures whose brightness tells their class."""
+    """A hundred training images whose brightness tells their class."""
     return {"train": str(write_binary(tmp_path_factory.mktemp("cifar10"))), "format": "imagefolder"}
 
 

@@ -75,14 +75,14 @@ def test_hooks_that_cannot_work_are_refused_before_the_first_step(tmp_path: Path
 
 
 def test_a_batch_hook_gives_two_tensors_or_nothing():
-    context, pictures, labels = HookContext(nn.Linear(1, 1), None, None, 0, 0), torch.rand(2, 1), torch.arange(2)
-    assert Hooks({"on_batch": lambda *_: None}).on_batch(context, pictures, labels) == (pictures, labels)
+    context, images, labels = HookContext(nn.Linear(1, 1), None, None, 0, 0), torch.rand(2, 1), torch.arange(2)
+    assert Hooks({"on_batch": lambda *_: None}).on_batch(context, images, labels) == (images, labels)
     with pytest.raises(UserError, match="two tensors"):
-        Hooks({"on_batch": lambda *_: pictures}).on_batch(context, pictures, labels)
+        Hooks({"on_batch": lambda *_: images}).on_batch(context, images, labels)
 
 
 def test_the_noise_scale_is_the_noise_over_the_signal():
-    """Gradients around a known mean: per picture, variance 4 in each of 50 directions, and a squared mean of 50."""
+    """Gradients around a known mean: per image, variance 4 in each of 50 directions, and a squared mean of 50."""
     torch.manual_seed(0)
     model = nn.Linear(50, 1, bias=False)
     noise, found = NoiseScale(model, SINGLE_PROCESS), []

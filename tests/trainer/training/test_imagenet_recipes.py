@@ -26,7 +26,7 @@ SMALLER = 4
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, str]:
-    """Six classes by colour, upright, square and wide pictures."""
+    """Six classes by colour, upright, square and wide images."""
     folder = tmp_path_factory.mktemp("imagenet")
     draw = np.random.default_rng(1)
     for part, count in (("train", 10), ("val", 3)):
@@ -41,7 +41,7 @@ def data(tmp_path_factory) -> dict[str, str]:
 
 
 def tiny(name: str, **chosen) -> dict:
-    """The recipe with few pictures a step, a small network, and sizes and epochs scaled down."""
+    """The recipe with few images a step, a small network, and sizes and epochs scaled down."""
     values = recipes.resolve(name, chosen)
     smaller = 3 if "alexnet" in name else SMALLER
     knots = [knot.split(":") for knot in str(values.get("image_size_schedule", "")).split()]
@@ -84,9 +84,9 @@ def test_a_run_cut_between_phases_ends_with_the_same_bits(tmp_path: Path, data: 
     assert run("rest", resume=resume).state_hashes() == whole.state_hashes()
 
 
-def test_a_later_generation_on_a_machine_finds_its_pictures_decoded(tmp_path: Path, data: dict[str, str]):
+def test_a_later_generation_on_a_machine_finds_its_images_decoded(tmp_path: Path, data: dict[str, str]):
     """Those of every phase: a run begins with the first one's, whatever step it goes on from."""
-    place, scratch = tmp_path / "pictures", tmp_path / "scratch"
+    place, scratch = tmp_path / "images", tmp_path / "scratch"
     shutil.copytree(data["train"], place)
     scratch.mkdir()
     params = tiny("imagenet/imagenet18") | {"epochs": 4}

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from shoestring_trainer.training.data.images import DataSet, Pictures
+from shoestring_trainer.training.data.images import DataSet, LabeledImages
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.networks import (
@@ -16,7 +16,7 @@ from shoestring_trainer.training.models.networks import (
     Whitening,
     airbench,
     build_model,
-    learn_from_pictures,
+    init_from_data,
     preact_resnet18,
 )
 from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optimizer, set_hyperparams
@@ -37,16 +37,16 @@ def small_airbench(settings: Settings = SMALL, **shape) -> nn.Module:
     return build_model("airbench", settings, classes=10, mean=[0.5] * 3, std=[0.2] * 3, widths=WIDTHS, **shape)
 
 
-def smooth_pictures(count: int) -> torch.Tensor:
+def smooth_images(count: int) -> torch.Tensor:
     """Bytes with the strong correlation of neighbours that photographs have."""
     torch.manual_seed(1)
     return (F.interpolate(torch.rand(count, 3, 8, 8), 32, mode="bilinear") * 255).byte()
 
 
 def test_whitening_makes_patches_uncorrelated_and_of_one_spread():
-    layer, pictures = Whitening(3, epsilon=0.0), smooth_pictures(600).float() / 255 - 0.5
-    layer.learn(pictures)
-    out = F.conv2d(pictures, layer.weight).transpose(0, 1).flatten(1)[:12]
+    layer, images = Whitening(3, epsilon=0.0), smooth_images(600).float() / 255 - 0.5
+    layer.learn(images)
+    out = F.conv2d(images, layer.weight).transpose(0, 1).flatten(1)[:12]
     assert torch.allclose(out @ out.T / out.shape[1], torch.eye(12), atol=1e-2)
     assert torch.equal(layer.weight[12:], -layer.weight[:12])
     assert not layer.weight.requires_grad
@@ -54,10 +54,10 @@ def test_whitening_makes_patches_uncorrelated_and_of_one_spread():
     assert layer.bias.requires_grad
 
 
-def test_only_the_whitening_layer_learns_from_pictures():
+def test_only_the_whitening_layer_learns_from_images():
     model = small_airbench()
     before = copy.deepcopy(model.state_dict())
-    learn_from_pictures(model, smooth_pictures(50), 255.0)
+    init_from_data(model, smooth_images(50), 255.0)
     assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == [
         "1.0.weight"
     ]
@@ -67,8 +67,8 @@ def test_convolutions_begin_as_the_identity_and_norms_have_no_scale_to_learn():
     model = airbench(3, 10, Settings(width=32), widths=WIDTHS, convs=3)
     convs = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and not isinstance(layer, Whitening)]
     assert len(convs) == 9
-    pictures = torch.rand(1, 32, 5, 5)
-    assert torch.allclose(convs[1](pictures), pictures, atol=1e-6)
+    images = torch.rand(1, 32, 5, 5)
+    assert torch.allclose(convs[1](images), images, atol=1e-6)
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert not any(norm.weight.requires_grad for norm in norms)
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-12, 0.4)}
@@ -160,10 +160,10 @@ def test_every_optimizer_brings_the_loss_down(name: str):
     settings = Settings(width=4, optimizer=name, lr=1.0 if name == "lars" else 0.05, muon_lr=0.05, momentum=0.9)
     model = small_airbench(settings)
     optimizer = build_optimizer(model, settings, scaled=False)
-    pictures, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+    images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
     losses = []
     for _ in range(12):
-        loss = F.cross_entropy(model(pictures), labels)
+        loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -208,16 +208,16 @@ def test_a_preconditioned_step_is_as_long_as_the_gradient(name: str):
     assert F.cosine_similarity((before - weight).flatten(), weight.grad.flatten(), dim=0) < 0.999
 
 
-def test_six_views_weigh_the_picture_as_it_is_one_quarter():
-    def first_pixel(pictures: torch.Tensor) -> torch.Tensor:
-        return pictures[:, 0, 1, 1:2]
+def test_six_views_weigh_the_image_as_it_is_one_quarter():
+    def first_pixel(images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, 1, 1:2]
 
-    pictures = torch.arange(16.0).reshape(1, 1, 4, 4)
-    plain = first_pixel(pictures)  # row 1 is 4 5 6 7
-    assert logits_of_views(first_pixel, pictures, plain, 1).item() == 5
-    assert logits_of_views(first_pixel, pictures, plain, 2).item() == (5 + 6) / 2
-    six = logits_of_views(first_pixel, pictures, plain, 6).item()
-    padded = F.pad(pictures, (1, 1, 1, 1), mode="reflect")
+    images = torch.arange(16.0).reshape(1, 1, 4, 4)
+    plain = first_pixel(images)  # row 1 is 4 5 6 7
+    assert logits_of_views(first_pixel, images, plain, 1).item() == 5
+    assert logits_of_views(first_pixel, images, plain, 2).item() == (5 + 6) / 2
+    six = logits_of_views(first_pixel, images, plain, 6).item()
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     views = [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
     shifted = [(first_pixel(view) + first_pixel(view.flip(3))).item() / 2 for view in views]
     assert six == pytest.approx(0.5 * 5.5 + 0.25 * shifted[0] + 0.25 * shifted[1])
@@ -226,8 +226,8 @@ def test_six_views_weigh_the_picture_as_it_is_one_quarter():
 
 
 def test_views_change_their_own_metric_alone():
-    pictures = Pictures(smooth_pictures(40), torch.arange(40) % 10)
-    data = DataSet(pictures, pictures, [str(n) for n in range(10)], 255.0, [0.5] * 3, [0.2] * 3, {})
+    images = LabeledImages(smooth_images(40), torch.arange(40) % 10)
+    data = DataSet(images, images, [str(n) for n in range(10)], 255.0, [0.5] * 3, [0.2] * 3, {})
     model = small_airbench()
     one, six = (evaluate(model, data, SINGLE_PROCESS, Precision.FP32, views) for views in (1, 6))
     assert one.metrics.items() <= six.metrics.items()

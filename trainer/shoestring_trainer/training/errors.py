@@ -69,7 +69,7 @@ def explain(error: BaseException, kind: Kind) -> str:
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     match kind:
         case "out_of_memory":
-            return f"out of memory ({what}); lower batch_size or the picture size, or rent machines with more memory"
+            return f"out of memory ({what}); lower batch_size or the image size, or rent machines with more memory"
         case "infrastructure" if isinstance(error, OSError):
             return f"{what}; free space on this machine's disk or rent one with a larger disk"
         case "infrastructure":

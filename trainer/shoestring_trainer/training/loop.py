@@ -145,12 +145,12 @@ def finish(
     about = {
         "recipe": setup.recipe.reference, "architecture": setup.recipe.model, "params": setup.params,
         "seed": setup.seed, "step": step, "precision": setup.precision.value,
-        "pictures": {"train": len(data.train), "held_out": len(data.held_out), "unreadable": data.skipped},
+        "images": {"train": len(data.train), "held_out": len(data.held_out), "unreadable": data.skipped},
     }  # fmt: skip
     figures = speed(
         setup.model, shapes_seen(plan, step, data), setup.precision, distributed.device,
         devices=distributed.world_size, seconds=train_s, input_s=setup.feed.waited_s,
-        pictures=plan.sample(step) - plan.sample(counter.start_step), whole=plan.sample(step),
+        images=plan.sample(step) - plan.sample(counter.start_step), whole=plan.sample(step),
     )  # fmt: skip
     result = {
         **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
@@ -163,7 +163,7 @@ def finish(
 
 def shapes_seen(plan: Plan, step: int, data: DataSet) -> dict[tuple[int, ...], int]:
     """Return the image shapes trained on before `step`, and how many images of each."""
-    channels, side = data.held_out.bytes_NCHW.shape[1:3]
+    channels, side = data.held_out.images_NCHW.shape[1:3]
     seen: dict[tuple[int, ...], int] = {}
     for phase in plan.phases:
         shape = (channels, phase.size or side, phase.size or side)

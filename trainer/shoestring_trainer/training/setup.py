@@ -16,7 +16,7 @@ from shoestring_trainer.training.data.sources import open_source
 from shoestring_trainer.training.distributed.context import DistributedContext, init_distributed
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.compiler import defer_compiler
-from shoestring_trainer.training.models.networks import build_model, learn_from_pictures
+from shoestring_trainer.training.models.networks import build_model, init_from_data
 from shoestring_trainer.training.optim.schedules import Plan
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
@@ -73,7 +73,7 @@ def set_up(task: Task) -> Setup:
 
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
-    learn_from_pictures(model, data.train.bytes_NCHW, data.white)
+    init_from_data(model, data.train.images_NCHW, data.white)
     model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Setup(distributed, recipe, params, settings, seed, precision, feed, plan, model)
 

@@ -150,7 +150,7 @@ def build_ddp(model: nn.Module, distributed: DistributedContext, data: DataSet, 
     ddp = distributed.wrap_ddp(model, settings)
     if distributed.world_size > 1:
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        sample = data.train.bytes_NCHW[:2].to(distributed.device).float()
+        sample = data.train.images_NCHW[:2].to(distributed.device).float()
         ddp(sample).sum().backward()
         model.load_state_dict(weights)
         model.zero_grad()

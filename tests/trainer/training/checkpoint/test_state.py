@@ -113,7 +113,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, parts: dict[str, byte
 
 @pytest.mark.parametrize(
     "state",
-    [fresh(width=8), fresh(recipe="imagefolder/resnet9@1"), fresh(seed=2), fresh(data="other pictures")],
+    [fresh(width=8), fresh(recipe="imagefolder/resnet9@1"), fresh(seed=2), fresh(data="other images")],
     ids=["shapes", "recipe", "seed", "data"],
 )
 def test_a_foreign_checkpoint_is_refused_with_the_difference(

@@ -87,12 +87,12 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, teacher
         warm_start(fresh(), tmp_path / "broken.safetensors")
 
 
-@pytest.mark.parametrize("what", ["nothing", "an empty folder", "a picture"])
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "an image"])
 def test_what_holds_no_weights_is_refused_by_name(tmp_path: Path, what: str):
     place = tmp_path / "given"
     if what == "an empty folder":
         place.mkdir()
-    elif what == "a picture":
+    elif what == "an image":
         place.write_bytes(b"JFIF")
     with pytest.raises(DataError, match=str(place)) as refused:
         warm_start(fresh(), place)

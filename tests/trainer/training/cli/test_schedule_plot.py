@@ -15,7 +15,7 @@ from shoestring_trainer.training.cli import commands, schedule_plot
 from shoestring_trainer.training.models.networks import build_model
 from shoestring_trainer.training.models.summary import describe, print_network, training_flop
 from shoestring_trainer.training.optim.schedules import Plan
-from shoestring_trainer.training.results.throughput import flop_per_picture
+from shoestring_trainer.training.results.throughput import flop_per_image
 from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.training.gangs import ROOMS
@@ -48,9 +48,9 @@ def test_the_drawing_is_the_schedule():
     assert axis.split() == ["0", "15", "30", "epochs"]
 
 
-def test_own_pictures_have_to_be_counted(capfd: pytest.CaptureFixture[str]):
+def test_own_images_have_to_be_counted(capfd: pytest.CaptureFixture[str]):
     assert commands.main(["schedule", "imagefolder/resnet9"]) == commands.FAILED
-    assert "--pictures N" in capfd.readouterr().err
+    assert "--images N" in capfd.readouterr().err
     assert commands.main(["schedule", "digits/quickstat"]) == commands.USAGE
     assert "digits/quickstart" in capfd.readouterr().err
     assert commands.main(["schedule", "digits/quickstart", "limits.cost=3"]) == commands.FAILED
@@ -79,7 +79,7 @@ def test_a_printed_network_is_the_one_that_trains(name: str):
     )
     assert network.parameters == sum(parameter.numel() for parameter in real.parameters())
     assert network.parameters == sum(layer.parameters for layer in network.layers)
-    assert network.flop == flop_per_picture(real, network.input, torch.device("cpu"))
+    assert network.flop == flop_per_image(real, network.input, torch.device("cpu"))
     assert network.between == 0
     with torch.no_grad():
         assert network.layers[-1].shape == tuple(real.eval()(torch.zeros(1, *network.input)).shape[1:]) == (7,)
@@ -95,7 +95,7 @@ def test_a_network_of_a_library_counts_what_runs_between_its_layers():
     assert network.layers[-1].shape == (100,)
 
 
-def test_pictures_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixture[str]):
+def test_images_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixture[str]):
     assert commands.main(["model", "cifar10/airbench94", "--size", "4"]) == commands.FAILED
     assert "--size" in capfd.readouterr().err
 
@@ -107,5 +107,5 @@ def test_the_least_time_counts_each_phase_at_its_size(capfd: pytest.CaptureFixtu
     assert training_flop(told, lambda size: size * size) == 3 * (1000 * 256 + 1000 * 1024)
     assert commands.main(["model", "imagenet/cheap"]) == commands.OK
     printed = capfd.readouterr().out
-    assert "25,624,576 pictures" in printed
+    assert "25,624,576 images" in printed
     assert all(len(line) <= 80 for line in printed.splitlines())

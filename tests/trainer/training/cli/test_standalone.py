@@ -74,18 +74,18 @@ def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeyp
     words = ["imagefolder/resnet9", f"data.train=s3://{BUCKET}/set", "--to", str(tmp_path / "run")]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serving() as bucket:
-        bucket.put("set/cat/1.jpg", b"a picture")
+        bucket.put("set/cat/1.jpg", b"an image")
         bucket.key = "AKIATEST"
         for name, value in bucket.environment.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(UserError, match="may not read s3://pictures/set"):
+        with pytest.raises(UserError, match="may not read s3://images/set"):
             standalone.prepare(words)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         task = read_task(standalone.prepare(words))
         assert task.data_path
         assert task.data_path.is_relative_to(tmp_path / "cache" / "shoestring")
-        assert (task.data_path / "cat" / "1.jpg").read_bytes() == b"a picture"
+        assert (task.data_path / "cat" / "1.jpg").read_bytes() == b"an image"
         bucket.put("set/cat/2.jpg", b"another")
         assert read_task(standalone.prepare([str(tmp_path / "run")])).data_path == task.data_path
         assert (task.data_path / "cat" / "2.jpg").read_bytes() == b"another"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures painted for tests, and data sets opened as a rank opens them."""
+"""Images painted for tests, and data sets opened as a rank opens them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40), "yellow": (220, 210, 50)
 SINGLE_PROCESS = DistributedContext(0, 1, 0, torch.device("cpu"))
 
 
-def picture(colour: tuple[int, int, int], number: int, mode: str = "RGB") -> Image.Image:
-    """A picture of one colour with noise that depends on `number`."""
+def image(colour: tuple[int, int, int], number: int, mode: str = "RGB") -> Image.Image:
+    """An image of one colour with noise that depends on `number`."""
     noise = np.random.default_rng(number).integers(-30, 30, (24, 20, 3))
     return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).convert(mode)
 
 
 def paint(path: Path, colour: tuple[int, int, int], number: int, mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(colour, number, mode).save(path, quality=95)
+    image(colour, number, mode).save(path, quality=95)
 
 
 def encoded(image: Image.Image, kind: str = "jpeg", **options) -> bytes:
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     file = BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -55,5 +55,5 @@ def source(
 
 
 def load(place: Path, seed: int = 1, *, rectangular: bool = False, **options) -> DataSet:
-    """The pictures of `source`, at the size of the settings."""
+    """The images of `source`, at the size of the settings."""
     return source(place, seed, **options)(0, rectangular)

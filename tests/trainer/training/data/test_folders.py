@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any folder of pictures: read as it should be, refused with the file's name, or skipped and counted."""
+"""Any folder of images: read as it should be, refused with the file's name, or skipped and counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.trainer.training.gangs import finished, gang
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for name, colour in COLOURS.items():
         for number in range(20):
             paint(folder / name / f"{number:02d}.jpg", colour, number)
@@ -37,10 +37,10 @@ def test_a_flat_folder_holds_out_a_share_of_each_class_by_seed(flat: Path):
     first, again, other = load(flat), load(flat), load(flat, seed=2)
     assert first.classes == ["blue", "red", "yellow"]
     assert (len(first.train), len(first.held_out)) == (48, 12)
-    assert torch.equal(first.train.bytes_NCHW, again.train.bytes_NCHW)
+    assert torch.equal(first.train.images_NCHW, again.train.images_NCHW)
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert len(first.split["held_out"]) == 12
-    assert not list(flat.parent.glob("pictures-*"))
+    assert not list(flat.parent.glob("images-*"))
 
 
 @pytest.mark.parametrize("name", ["val", "test"])
@@ -53,7 +53,7 @@ def test_train_beside_held_out_is_taken_as_it_lies(flat: Path, name: str, given:
     assert (len(data.train), len(data.held_out)) == (60, 60)
 
 
-def test_grey_and_cmyk_pictures_become_rgb(tmp_path: Path):
+def test_grey_and_cmyk_images_become_rgb(tmp_path: Path):
     paint(tmp_path / "grey.jpg", COLOURS["blue"], 1, "L")
     paint(tmp_path / "cmyk.jpg", COLOURS["red"], 1, "CMYK")
     grey, cmyk = decode(tmp_path / "grey.jpg", 16), decode(tmp_path / "cmyk.jpg", 16)
@@ -62,22 +62,22 @@ def test_grey_and_cmyk_pictures_become_rgb(tmp_path: Path):
     assert (cmyk.float().mean((1, 2)) - torch.tensor(COLOURS["red"])).abs().max() < 12
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\xff\xd8\xff\xe0 cut"], ids=["empty", "text", "cut"])
-def test_a_corrupt_picture_is_named_with_the_remedy(flat: Path, content: bytes):
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\xff\xd8\xff\xe0 cut"], ids=["empty", "text", "cut"])
+def test_a_corrupt_image_is_named_with_the_remedy(flat: Path, content: bytes):
     broken = flat / "red" / "05.jpg"
     broken.write_bytes(content)
     with pytest.raises(DataError, match=rf"{broken} cannot be read.*on_corrupt: skip"):
         load(flat)
 
 
-def test_a_truncated_picture_is_corrupt(flat: Path):
+def test_a_truncated_image_is_corrupt(flat: Path):
     broken = flat / "red" / "05.jpg"
     broken.write_bytes(broken.read_bytes()[:-200])
     with pytest.raises(DataError, match=str(broken)):
         load(flat)
 
 
-def test_corrupt_pictures_are_skipped_and_counted_when_asked(flat: Path):
+def test_corrupt_images_are_skipped_and_counted_when_asked(flat: Path):
     for number in range(3):
         (flat / "red" / f"{number:02d}.jpg").write_bytes(b"broken")
     data = load(flat, on_corrupt="skip")
@@ -87,32 +87,32 @@ def test_corrupt_pictures_are_skipped_and_counted_when_asked(flat: Path):
 
 def test_what_is_left_out_is_named_in_the_log(flat: Path, capsys):
     (flat / "red" / "02.jpg").write_bytes(b"broken")
-    (flat / "red" / "notes.txt").write_text("no picture")
+    (flat / "red" / "notes.txt").write_text("no image")
     (flat / "red" / ".DS_Store").write_text("of no interest to anybody")
     data = load(flat, on_corrupt="skip")
     told = capsys.readouterr().out
     assert str(flat / "red" / "02.jpg") in told
-    assert "1 pictures could not be read" in told
+    assert "1 images could not be read" in told
     assert (
-        f"1 files are no pictures by their names, or in no class, and are left out; first {flat / 'red' / 'notes.txt'}"
+        f"1 files are no images by their names, or in no class, and are left out; first {flat / 'red' / 'notes.txt'}"
         in told
     )
     assert len(data.train) + len(data.held_out) == 59
 
 
-def test_pictures_of_any_size_come_to_one_size(flat: Path):
+def test_images_of_any_size_come_to_one_size(flat: Path):
     for number, size in enumerate([(1, 1), (3, 500), (640, 2)]):
         Image.new("RGB", size, COLOURS["red"]).save(flat / "red" / f"odd-{number}.png")
     data = load(flat)
     assert len(data.train) + len(data.held_out) == 63
-    assert data.train.bytes_NCHW.shape[1:] == data.held_out.bytes_NCHW.shape[1:] == (3, 16, 16)
+    assert data.train.images_NCHW.shape[1:] == data.held_out.images_NCHW.shape[1:] == (3, 16, 16)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about what it found
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tif", "webp", "ppm"])
-def test_damage_anywhere_in_a_file_is_a_data_error_or_still_a_picture(tmp_path: Path, suffix: str):
+def test_damage_anywhere_in_a_file_is_a_data_error_or_still_an_image(tmp_path: Path, suffix: str):
     draw = np.random.default_rng(1)
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     Image.fromarray(draw.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(path)
     whole = path.read_bytes()
     refused = 0
@@ -122,11 +122,11 @@ def test_damage_anywhere_in_a_file_is_a_data_error_or_still_a_picture(tmp_path: 
             damaged[place] = draw.integers(0, 256)
         path.write_bytes(damaged)
         try:
-            picture = decode(path, 16)
+            image = decode(path, 16)
         except DataError:
             refused += 1
         else:
-            assert picture.shape == (3, 16, 16)
+            assert image.shape == (3, 16, 16)
     assert refused > 100
 
 
@@ -144,34 +144,34 @@ def test_more_than_eight_bits_are_refused_and_not_clipped(flat: Path):
         load(flat)
 
 
-def test_rectangular_pictures_keep_their_shape_and_are_each_there_once(flat: Path):
+def test_rectangular_images_keep_their_shape_and_are_each_there_once(flat: Path):
     for number in range(6):
         Image.new("RGB", (60, 20), COLOURS["red"]).save(flat / "red" / f"wide-{number}.png")
     data = load(flat, eval_resize_factor=1.14, rectangular_eval=True)
     found = torch.cat([indices for indices, _ in data.batches])
     assert sorted(found.tolist()) == list(range(len(data.held_out)))
-    assert all(len(indices) == len(pictures) for indices, pictures in data.batches)
-    assert all(pictures.shape[1:] == (3, 16, 16) or 16 in pictures.shape[2:] for _, pictures in data.batches)
+    assert all(len(indices) == len(images) for indices, images in data.batches)
+    assert all(images.shape[1:] == (3, 16, 16) or 16 in images.shape[2:] for _, images in data.batches)
 
 
 def test_shapes_are_those_of_their_neighbours_in_multiples_of_eight(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoded_cache, "LIKE_PICTURES", 2)
+    monkeypatch.setattr(decoded_cache, "RECTANGULAR_BATCH_SIZE", 2)
     groups = decoded_cache.like_shapes([2.0, 0.5, 1.0, 2.1, 0.5, 1.02], 64, 1.14)
     assert [group for group, _ in groups] == [[1, 4], [2, 5], [0, 3]]
     assert [(frame.height, frame.width) for _, frame in groups] == [(128, 64), (64, 64), (64, 128)]
 
 
-def test_pictures_for_random_crops_are_squeezed_whole(flat: Path):
+def test_images_for_random_crops_are_squeezed_whole(flat: Path):
     half = np.zeros((20, 60, 3), np.uint8)
     half[:, 30:] = 255
     Image.fromarray(half).save(flat / "red" / "half.png")
-    picture, aspect = decode_file(flat / "red" / "half.png", Frame(20, 20, squeezed=True))
+    image, aspect = decode_file(flat / "red" / "half.png", Frame(20, 20, squeezed=True))
     assert aspect == 3
-    assert picture[:, :, :8].max() < 10 < 245 < picture[:, :, 12:].min()
+    assert image[:, :, :8].max() < 10 < 245 < image[:, :, 12:].min()
     data = load(flat, crop_scale=0.35)
-    assert data.train.bytes_NCHW.shape[2:] == (20, 20)
+    assert data.train.images_NCHW.shape[2:] == (20, 20)
     assert data.train.aspects_N is not None
-    assert data.held_out.bytes_NCHW.shape[2:] == (16, 16)
+    assert data.held_out.images_NCHW.shape[2:] == (16, 16)
 
 
 def test_an_empty_class_is_named(flat: Path):
@@ -204,10 +204,10 @@ def test_two_ranks_learn_a_folder_and_name_its_held_out_files(flat: Path, tmp_pa
     assert card["classes"] == ["blue", "red", "yellow"]
     assert card["metrics"]["val/acc"] == 1.0
     assert all((flat / name).exists() for name in split["held_out"])
-    assert not list(run.first.glob("pictures-*"))
+    assert not list(run.first.glob("images-*"))
 
 
-def test_a_corrupt_picture_ends_the_job_as_a_data_error(flat: Path, tmp_path: Path):
+def test_a_corrupt_image_ends_the_job_as_a_data_error(flat: Path, tmp_path: Path):
     (flat / "blue" / "03.jpg").write_bytes(b"broken")
     data = {"train": str(flat), "format": "imagefolder"}
     with gang(tmp_path / "run", recipe="imagefolder/resnet9", params={"image_size": 16}, data=data) as run:

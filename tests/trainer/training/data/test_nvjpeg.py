@@ -34,12 +34,12 @@ FRAMES = [
 
 
 def by_pillow(files: list[Tensor]) -> list[Tensor]:
-    """What nvJPEG gives, from Pillow: every picture whole and as stored, or an error for all."""
+    """What nvJPEG gives, from Pillow: every image whole and as stored, or an error for all."""
     try:
         whole = [np.array(Image.open(io.BytesIO(bytes(file.tolist()))).convert("RGB")) for file in files]
     except OSError as error:
         raise RuntimeError(str(error)) from error
-    return [torch.from_numpy(picture).permute(2, 0, 1) for picture in whole]
+    return [torch.from_numpy(image).permute(2, 0, 1) for image in whole]
 
 
 @pytest.fixture(params=["Pillow", pytest.param("nvJPEG", marks=pytest.mark.gpu)])
@@ -54,12 +54,12 @@ def landscape(width: int = 320, height: int = 200) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
-def jpeg(picture: Image.Image, **options) -> bytes:
-    return encoded(picture, quality=95, **{"subsampling": 0, **options})
+def jpeg(image: Image.Image, **options) -> bytes:
+    return encoded(image, quality=95, **{"subsampling": 0, **options})
 
 
 def both(file: bytes, frame: Frame, decoder: Decoder) -> tuple[tuple[Tensor, float] | None, tuple[Tensor, float]]:
-    """A picture by the decoder, and by Pillow alone."""
+    """An image by the decoder, and by Pillow alone."""
     opener = partial(open_bytes, file)
     return decode_jpegs([opener], [frame], decoder)[0], decode(opener, Path("a.jpg"), frame)
 
@@ -69,7 +69,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 def tolerance(decoder: Decoder) -> float:
-    """Levels of 255 by which smooth pictures may differ in the mean. Pillow decodes smaller ones for smaller frames."""
+    """Levels of 255 by which smooth images may differ in the mean. Pillow decodes smaller ones for smaller frames."""
     return 0.4 if decoder is by_pillow else 1.5
 
 
@@ -80,18 +80,18 @@ def test_a_frame_shows_what_pillow_shows(frame: Frame, decoder: Decoder):
     assert found[0].shape == wanted[0].shape == (3, frame.height, frame.width)
     assert found[1] == wanted[1] == 1.6
     assert distance(found[0], wanted[0]) < tolerance(decoder)
-    if decoder is by_pillow and frame.width > 80:  # Pillow decodes a smaller picture for a smaller frame
+    if decoder is by_pillow and frame.width > 80:  # Pillow decodes a smaller image for a smaller frame
         assert distance(found[0], wanted[0]) < 0.05  # what falls halfway between two bytes
 
 
-def test_a_picture_of_the_frames_size_is_left_as_it_is():
+def test_an_image_of_the_frames_size_is_left_as_it_is():
     found, _ = both(jpeg(landscape()), Frame(200, 320), by_pillow)
     assert found is not None
     assert torch.equal(found[0], by_pillow([torch.frombuffer(bytearray(jpeg(landscape())), dtype=torch.uint8)])[0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_as_its_camera_was_held(orientation: int, decoder: Decoder):
+def test_an_image_is_turned_as_its_camera_was_held(orientation: int, decoder: Decoder):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     for frame in (Frame(64, 64), Frame(150, 90, zoom=1.1), Frame(100, 100, squeezed=True)):
@@ -111,8 +111,8 @@ def test_odd_sizes_come_to_the_frame(size: tuple[int, int], decoder: Decoder):
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 2}, {"optimize": True}], ids=str)
 def test_every_common_kind_of_jpeg_is_decoded(options: dict[str, object], decoder: Decoder):
-    for picture in (landscape(), landscape().convert("L")):
-        found, wanted = both(jpeg(picture, **options), Frame(120, 120), decoder)
+    for image in (landscape(), landscape().convert("L")):
+        found, wanted = both(jpeg(image, **options), Frame(120, 120), decoder)
         assert found is not None
         assert distance(found[0], wanted[0]) < tolerance(decoder)
 
@@ -124,9 +124,9 @@ def files_for_pillow() -> dict[str, bytes]:
         "png": encoded(landscape(), "png"),
         "cmyk": jpeg(landscape().convert("CMYK")),
         "stored as rgb": jpeg(landscape(), keep_rgb=True),
-        "several pictures": many.getvalue(),
+        "several images": many.getvalue(),
         "cut short": whole[:-100],
-        "no picture": b"no picture",
+        "no image": b"no image",
         "empty": b"",
     }
 
@@ -139,12 +139,12 @@ def test_what_nvjpeg_might_get_wrong_is_left_to_pillow(kind: str):
     assert decode_jpegs([partial(open_bytes, files_for_pillow()[kind])], [Frame(16, 16)], refuse) == [None]
 
 
-def test_large_pictures_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
+def test_large_images_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "LARGEST_ON_GPU", 320 * 200 - 1)
     assert both(jpeg(landscape()), Frame(16, 16), by_pillow)[0] is None
 
 
-def test_pictures_beside_one_that_fails_come_out_as_they_would_alone(decoder: Decoder):
+def test_images_beside_one_that_fails_come_out_as_they_would_alone(decoder: Decoder):
     good, bad = jpeg(landscape()), jpeg(landscape(100, 100))
 
     def refuse_bad(files: list[Tensor]) -> list[Tensor]:
@@ -168,14 +168,14 @@ def mixed(tmp_path: Path) -> Path:
     """Three classes of JPEGs, grey and upside down ones among them, and PNGs."""
     upside_down = Image.Exif()
     upside_down[ORIENTATION] = 3
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for shift, name in enumerate(COLOURS):
         (folder / name).mkdir(parents=True)
         for number in range(12):
-            picture = landscape(60 + 8 * number, 80 + shift)
+            image = landscape(60 + 8 * number, 80 + shift)
             kind = {3: "png"}.get(number, "jpeg")
             options = {"quality": 95, "exif": upside_down} if number == 5 else {"quality": 95}
-            shown = picture.convert("L") if number == 4 else picture
+            shown = image.convert("L") if number == 4 else image
             (folder / name / f"{number:02d}.{kind}").write_bytes(encoded(shown, kind, **options))
     return folder
 
@@ -185,7 +185,7 @@ Opened = Callable[..., DataSet]
 
 @pytest.fixture
 def opened(mixed: Path, tmp_path: Path) -> Opened:
-    """The mixed pictures by a decoder, or by Pillow alone."""
+    """The mixed images by a decoder, or by Pillow alone."""
 
     def at(decoder: Decoder | None, rectangular: bool = False, kept: bool = False, **options) -> DataSet:
         settings = Settings(image_size=32, decode_device="gpu" if decoder else "cpu", **options)
@@ -203,11 +203,11 @@ def opened(mixed: Path, tmp_path: Path) -> Opened:
 )
 def test_a_folder_is_the_same_by_either(opened: Opened, decoder: Decoder, options, capsys: pytest.CaptureFixture[str]):
     found, wanted = opened(decoder, **options), opened(None, **options)
-    assert "nvJPEG decoded 24 of 27 pictures, Pillow the rest" in capsys.readouterr().out
+    assert "nvJPEG decoded 24 of 27 images, Pillow the rest" in capsys.readouterr().out
     assert found.split == wanted.split
     for ours, theirs in ((found.train, wanted.train), (found.held_out, wanted.held_out)):
         assert torch.equal(ours.labels_N, theirs.labels_N)
-        differences = (ours.bytes_NCHW.float() - theirs.bytes_NCHW.float()).abs().mean((1, 2, 3))
+        differences = (ours.images_NCHW.float() - theirs.images_NCHW.float()).abs().mean((1, 2, 3))
         assert differences.max() < tolerance(decoder)
         if ours.aspects_N is not None or theirs.aspects_N is not None:
             assert torch.equal(ours.aspects_N, theirs.aspects_N)
@@ -219,7 +219,7 @@ def test_a_folder_is_the_same_by_either(opened: Opened, decoder: Decoder, option
 
 def test_what_is_kept_is_what_the_decoder_gave(opened: Opened):
     black = opened(lambda files: [torch.zeros(3, 90, 70, dtype=torch.uint8) for _ in files])
-    lit = black.train.bytes_NCHW.amax((1, 2, 3)).gt(0).sum() + black.held_out.bytes_NCHW.amax((1, 2, 3)).gt(0).sum()
+    lit = black.train.images_NCHW.amax((1, 2, 3)).gt(0).sum() + black.held_out.images_NCHW.amax((1, 2, 3)).gt(0).sum()
     assert lit == 3  # the PNGs
 
 
@@ -233,7 +233,7 @@ def damage(folder: Path) -> None:
         path.write_bytes(path.read_bytes()[:-300] if content is None else content)
 
 
-def test_unreadable_pictures_are_left_out_and_told_of_as_by_pillow(
+def test_unreadable_images_are_left_out_and_told_of_as_by_pillow(
     mixed: Path, opened: Opened, decoder: Decoder, capsys: pytest.CaptureFixture[str]
 ):
     damage(mixed)
@@ -243,11 +243,11 @@ def test_unreadable_pictures_are_left_out_and_told_of_as_by_pillow(
     assert [line for line in told.splitlines() if not line.startswith("nvJPEG")] == said.splitlines()
     assert found.split == wanted.split
     assert torch.equal(found.train.labels_N, wanted.train.labels_N)
-    assert distance(found.train.bytes_NCHW, wanted.train.bytes_NCHW) < tolerance(decoder)
+    assert distance(found.train.images_NCHW, wanted.train.images_NCHW) < tolerance(decoder)
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_an_unreadable_picture_ends_the_job_in_the_same_words(mixed: Path, opened: Opened, decoder: Decoder, name: str):
+def test_an_unreadable_image_ends_the_job_in_the_same_words(mixed: Path, opened: Opened, decoder: Decoder, name: str):
     content = BROKEN[name]
     (mixed / name).write_bytes((mixed / name).read_bytes()[:-300] if content is None else content)
     messages = []
@@ -258,7 +258,7 @@ def test_an_unreadable_picture_ends_the_job_in_the_same_words(mixed: Path, opene
     assert messages[0] == messages[1]
 
 
-def test_kept_pictures_of_one_decoder_are_not_taken_for_the_others(opened: Opened, tmp_path: Path):
+def test_kept_images_of_one_decoder_are_not_taken_for_the_others(opened: Opened, tmp_path: Path):
     for by in (by_pillow, None, by_pillow, None):
         opened(by, kept=True)
     assert len(list((tmp_path / "scratch").iterdir())) == 2
@@ -267,10 +267,10 @@ def test_kept_pictures_of_one_decoder_are_not_taken_for_the_others(opened: Opene
 def test_without_a_gpu_it_is_refused_before_anything_is_decoded(tmp_path: Path):
     for name, colour in COLOURS.items():
         for number in range(3):
-            paint(tmp_path / "pictures" / name / f"{number}.jpg", colour, number)
-    (tmp_path / "pictures" / "red" / "0.jpg").write_bytes(b"broken, which only decoding would find")
+            paint(tmp_path / "images" / name / f"{number}.jpg", colour, number)
+    (tmp_path / "images" / "red" / "0.jpg").write_bytes(b"broken, which only decoding would find")
     with pytest.raises(UserError, match=r"no CUDA device; rent machines with a GPU, or set decode: cpu"):
-        load(tmp_path / "pictures", decode_device="gpu")
+        load(tmp_path / "images", decode_device="gpu")
 
 
 def test_a_torchvision_that_cant_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and folders as people have them: read as a person sees them, or refused by name; never taken for others."""
+"""Images and folders as people have them: read as a person sees them, or refused by name; never taken for others."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 from shoestring_trainer.training.cli.predict import list_files
 from shoestring_trainer.training.data import decoded_cache
 from shoestring_trainer.training.data.decoding import Frame, decode_file
-from shoestring_trainer.training.data.folders import list_pictures
+from shoestring_trainer.training.data.folders import index_class_folders
 from shoestring_trainer.training.errors import DataError
 
-from tests.trainer.training.data.painted import COLOURS, load, paint, picture, source
+from tests.trainer.training.data.painted import COLOURS, image, load, paint, source
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -27,19 +27,19 @@ TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }  # fmt: skip
-"""How each EXIF orientation stores a picture (each undoes what a viewer does)."""
+"""How each EXIF orientation stores an image (each undoes what a viewer does)."""
 
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
     for name, colour in COLOURS.items():
         for number in range(10):
-            paint(tmp_path / "pictures" / name / f"{number:02d}.jpg", colour, number)
-    return tmp_path / "pictures"
+            paint(tmp_path / "images" / name / f"{number:02d}.jpg", colour, number)
+    return tmp_path / "images"
 
 
 def four_corners() -> Image.Image:
-    """A wide picture whose corners all differ."""
+    """A wide image whose corners all differ."""
     pixels = np.zeros((200, 320, 3), np.uint8)
     pixels[:100, :160], pixels[:100, 160:], pixels[100:, :160] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     return Image.fromarray(pixels)
@@ -47,7 +47,7 @@ def four_corners() -> Image.Image:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_picture_is_turned_as_its_camera_was_held(tmp_path: Path, orientation: int, suffix: str):
+def test_an_image_is_turned_as_its_camera_was_held(tmp_path: Path, orientation: int, suffix: str):
     exif, stored = Image.Exif(), four_corners().transpose(TURNS[orientation])
     exif[ORIENTATION] = orientation
     stored.save(tmp_path / f"turned.{suffix}", exif=exif)
@@ -77,7 +77,7 @@ def test_every_kind_of_colour_becomes_rgb(tmp_path: Path, mode: str):
     assert seen.min() > 245
 
 
-def test_of_an_animation_the_first_picture_is_taken(tmp_path: Path):
+def test_of_an_animation_the_first_image_is_taken(tmp_path: Path):
     frames = [Image.new("RGB", (20, 20), colour) for colour in COLOURS.values()]
     for suffix in ("gif", "webp", "png"):
         frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
@@ -104,14 +104,14 @@ def test_sixteen_bits_of_colour_keep_their_brightness(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [11_000, 60_000])
-def test_a_picture_that_would_fill_the_memory_is_refused_by_name(tmp_path: Path, side: int):
+def test_an_image_that_would_fill_the_memory_is_refused_by_name(tmp_path: Path, side: int):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(png(side, side, 8, 2, b"\0" * 3 * side))
     with pytest.raises(DataError, match=rf"{bomb} .*({side} x {side} pixels|exceeds limit).*remove it"):
         decode_file(bomb, Frame(8, 8))
 
 
-def test_hidden_files_and_folders_are_no_pictures(flat: Path):
+def test_hidden_files_and_folders_are_no_images(flat: Path):
     (flat / "red" / "._05.jpg").write_bytes(b"what a Mac leaves")
     (flat / "red" / ".DS_Store").write_bytes(b"this too")
     paint(flat / "red" / ".ipynb_checkpoints" / "05.jpg", COLOURS["red"], 5)
@@ -121,21 +121,21 @@ def test_hidden_files_and_folders_are_no_pictures(flat: Path):
     assert len(list_files([flat])) == 30
 
 
-def test_pictures_in_folders_of_folders_and_behind_links_are_found_once(flat: Path, tmp_path: Path):
+def test_images_in_folders_of_folders_and_behind_links_are_found_once(flat: Path, tmp_path: Path):
     paint(flat / "red" / "more" / "even more.jpg" / "a.jpg", COLOURS["red"], 1)
     paint(tmp_path / "elsewhere" / "b.jpg", COLOURS["red"], 2)
     (flat / "red" / "linked").symlink_to(tmp_path / "elsewhere")
     (flat / "red" / "round").symlink_to(flat / "red")
     (flat / "red" / "up").symlink_to(flat)
-    found = [name for name in list_pictures(flat).names if name.startswith("red")]
+    found = [name for name in index_class_folders(flat).names if name.startswith("red")]
     assert len(found) == len(set(found)) == 12
     assert {"red/more/even more.jpg/a.jpg", "red/linked/b.jpg"} <= set(found)
 
 
 def test_a_class_that_is_a_link_to_all_of_them_is_refused(flat: Path):
     (flat / "all").symlink_to(flat)
-    with pytest.raises(DataError, match=f"the class folder {flat / 'all'} holds no picture"):
-        list_pictures(flat)
+    with pytest.raises(DataError, match=f"the class folder {flat / 'all'} holds no image"):
+        index_class_folders(flat)
 
 
 @pytest.mark.parametrize("target", ["nowhere.jpg", "link.jpg"])
@@ -148,7 +148,7 @@ def test_a_link_to_nowhere_or_itself_is_named(flat: Path, target: str):
 
 def test_a_pipe_is_not_waited_for(flat: Path):
     os.mkfifo(flat / "red" / "pipe.jpg")
-    assert len(list_pictures(flat)) == 30
+    assert len(index_class_folders(flat)) == 30
 
 
 def test_a_folder_that_cant_be_read_is_named(flat: Path, monkeypatch: pytest.MonkeyPatch):
@@ -180,20 +180,20 @@ def test_a_split_under_other_names_is_not_taken_for_classes(flat: Path):
         load(root)
 
 
-def test_pictures_beside_the_classes_are_told_of(flat: Path, capsys: pytest.CaptureFixture[str]):
+def test_images_beside_the_classes_are_told_of(flat: Path, capsys: pytest.CaptureFixture[str]):
     paint(flat / "lost.jpg", COLOURS["red"], 1)
     data = load(flat)
     assert len(data.train) + len(data.held_out) == 30
-    assert f"1 files are no pictures by their names, or in no class, and are left out; first {flat / 'lost.jpg'}" in (
+    assert f"1 files are no images by their names, or in no class, and are left out; first {flat / 'lost.jpg'}" in (
         capsys.readouterr().out
     )
 
 
-def test_a_class_with_one_picture_is_named_before_anything_is_decoded(flat: Path):
+def test_a_class_with_one_image_is_named_before_anything_is_decoded(flat: Path):
     (flat / "red" / "00.jpg").write_bytes(b"broken")
     for number in range(1, 10):
         (flat / "red" / f"{number:02d}.jpg").unlink()
-    with pytest.raises(DataError, match=r"the class red in .* has too few readable pictures to train on and measure"):
+    with pytest.raises(DataError, match=r"the class red in .* has too few readable images to train on and measure"):
         load(flat)
 
 
@@ -207,13 +207,13 @@ def test_what_is_left_out_leaves_no_gap_and_no_copy(flat: Path, monkeypatch: pyt
     names = [f"{name}/{number:02d}.jpg" for name in sorted(COLOURS) for number in range(10)]
     trained = [name for name in names if name not in whole.split["held_out"]]
     wanted = [at for at, name in enumerate(trained) if names.index(name) in kept]
-    assert torch.equal(rest.train.bytes_NCHW, whole.train.bytes_NCHW[wanted])
+    assert torch.equal(rest.train.images_NCHW, whole.train.images_NCHW[wanted])
     assert rest.train.labels_N.tolist() == whole.train.labels_N[wanted].tolist()
 
 
 def test_a_size_that_the_disk_cant_take_is_refused_before_the_first_is_decoded(flat: Path):
     (flat / "red" / "05.jpg").write_bytes(b"broken, which only decoding would find")
-    with pytest.raises(DataError, match=r"30 pictures of .* take .* GiB once decoded for size 400000.*lower size"):
+    with pytest.raises(DataError, match=r"30 images of .* take .* GiB once decoded for size 400000.*lower size"):
         source(flat, epochs=2, image_size_schedule="0:16 0.5:400000")
 
 
@@ -226,15 +226,15 @@ def test_a_disk_that_fills_meanwhile_ends_in_a_message_and_not_in_a_signal(flat:
             opened(0, False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(flat.parent.glob("pictures-*"))
+    assert not list(flat.parent.glob("images-*"))
 
 
-def test_kept_pictures_are_taken_for_no_others(flat: Path, tmp_path: Path):
+def test_kept_images_are_taken_for_no_others(flat: Path, tmp_path: Path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     first = load(flat, scratch=scratch)
     (flat / "red" / "05.jpg").write_bytes(b"broken")
-    assert torch.equal(load(flat, scratch=scratch).train.bytes_NCHW, first.train.bytes_NCHW)
+    assert torch.equal(load(flat, scratch=scratch).train.images_NCHW, first.train.images_NCHW)
     for other in ({"seed": 2}, {"image_size": 20}, {"crop_scale": 0.5}):
         with pytest.raises(DataError, match=r"05\.jpg"):
             load(flat, scratch=scratch, **other)
@@ -243,14 +243,14 @@ def test_kept_pictures_are_taken_for_no_others(flat: Path, tmp_path: Path):
     assert len(load(flat, scratch=scratch).train) == len(first.train) - 1
 
 
-def test_pictures_half_written_are_written_anew(flat: Path, tmp_path: Path):
+def test_images_half_written_are_written_anew(flat: Path, tmp_path: Path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    whole = load(flat, scratch=scratch).train.bytes_NCHW.clone()
+    whole = load(flat, scratch=scratch).train.images_NCHW.clone()
     [place] = scratch.iterdir()
     (place / "train.json").unlink()
     (place / "train").write_bytes(b"half of it")
-    assert torch.equal(load(flat, scratch=scratch).train.bytes_NCHW, whole)
+    assert torch.equal(load(flat, scratch=scratch).train.images_NCHW, whole)
 
 
 def test_other_sizes_leave_a_disk_that_is_short_of_room(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -265,11 +265,11 @@ def test_other_sizes_leave_a_disk_that_is_short_of_room(flat: Path, tmp_path: Pa
     assert len(list(scratch.iterdir())) == 1
 
 
-def test_each_size_has_its_own_pictures_and_an_old_ones_disk_is_given_back(flat: Path):
+def test_each_size_has_its_own_images_and_an_old_ones_disk_is_given_back(flat: Path):
     opened = source(flat)
 
     def mapped() -> int:
-        ours = str(flat.parent / "pictures-")
+        ours = str(flat.parent / "images-")
         return len({line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines() if ours in line})
 
     small = opened(16, False)
@@ -278,4 +278,4 @@ def test_each_size_has_its_own_pictures_and_an_old_ones_disk_is_given_back(flat:
     assert mapped() == 0
     large = opened(24, True)
     assert (large.size, mapped()) == (24, 3)
-    assert picture(COLOURS["red"], 1).size == (20, 24)
+    assert image(COLOURS["red"], 1).size == (20, 24)

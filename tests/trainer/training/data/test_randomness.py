@@ -82,52 +82,52 @@ def test_ranks_drop_what_one_process_would_drop():
     assert torch.equal(alone.eval()(x_NF), x_NF)
 
 
-def test_a_picture_is_augmented_the_same_in_any_batch():
-    pictures, draws = torch.rand(16, 3, 16, 16), torch.rand(16, DRAWS_PER_SAMPLE)
-    together = augment(pictures, draws, EVERYTHING, MEAN)
+def test_an_image_is_augmented_the_same_in_any_batch():
+    images, draws = torch.rand(16, 3, 16, 16), torch.rand(16, DRAWS_PER_SAMPLE)
+    together = augment(images, draws, EVERYTHING, MEAN)
     for index in range(16):
-        alone = augment(pictures[index : index + 1], draws[index : index + 1], EVERYTHING, MEAN)
+        alone = augment(images[index : index + 1], draws[index : index + 1], EVERYTHING, MEAN)
         assert torch.allclose(together[index], alone[0], atol=1e-6)
 
 
 def test_bytes_are_augmented_as_the_floats_they_stand_for():
-    pictures, draws = (torch.rand(16, 3, 16, 12) * 256).byte(), torch.rand(16, DRAWS_PER_SAMPLE)
+    images, draws = (torch.rand(16, 3, 16, 12) * 256).byte(), torch.rand(16, DRAWS_PER_SAMPLE)
     for settings in (Settings(crop_padding=3, flip=True, cutout=4), EVERYTHING):
-        floats = augment(pictures.float() / 255, draws, settings, MEAN)
-        assert torch.equal(augment(pictures, draws, settings, MEAN, 255.0), floats)
+        floats = augment(images.float() / 255, draws, settings, MEAN)
+        assert torch.equal(augment(images, draws, settings, MEAN, 255.0), floats)
 
 
-def test_a_crop_is_the_window_of_the_padded_picture():
-    pictures, draws, pad = torch.rand(50, 3, 10, 14), torch.rand(50, 2), 4
-    padded, places = F.pad(pictures, (pad,) * 4, "reflect"), (draws * (2 * pad + 1)).long().tolist()
-    for picture, (top, left), cropped in zip(padded, places, pad_and_crop(pictures, draws, pad), strict=True):
-        assert torch.equal(cropped, picture[:, top : top + 10, left : left + 14])
+def test_a_crop_is_the_window_of_the_padded_image():
+    images, draws, pad = torch.rand(50, 3, 10, 14), torch.rand(50, 2), 4
+    padded, places = F.pad(images, (pad,) * 4, "reflect"), (draws * (2 * pad + 1)).long().tolist()
+    for image, (top, left), cropped in zip(padded, places, pad_and_crop(images, draws, pad), strict=True):
+        assert torch.equal(cropped, image[:, top : top + 10, left : left + 14])
 
 
-def test_padding_as_large_as_the_picture_is_refused():
+def test_padding_as_large_as_the_image_is_refused():
     with pytest.raises(UserError, match="lower crop"):
         pad_and_crop(torch.rand(1, 3, 8, 8), torch.rand(1, 2), 8)
 
 
 def test_augmentation_that_is_off_changes_nothing():
-    pictures = torch.rand(4, 3, 16, 16)
-    assert augment(pictures, torch.rand(4, DRAWS_PER_SAMPLE), Settings(), MEAN) is pictures
+    images = torch.rand(4, 3, 16, 16)
+    assert augment(images, torch.rand(4, DRAWS_PER_SAMPLE), Settings(), MEAN) is images
 
 
-def test_the_middle_crop_is_the_picture_and_the_corner_is_reflected():
-    pictures = torch.rand(1, 3, 8, 8)
-    assert torch.equal(pad_and_crop(pictures, torch.full((1, 2), 0.5), 2), pictures)
-    corner = pad_and_crop(pictures, torch.zeros(1, 2), 2)
-    assert torch.equal(corner[0, :, 2:, 2:], pictures[0, :, :6, :6])
-    assert torch.equal(corner[0, :, 2, 1], pictures[0, :, 0, 1])
+def test_the_middle_crop_is_the_image_and_the_corner_is_reflected():
+    images = torch.rand(1, 3, 8, 8)
+    assert torch.equal(pad_and_crop(images, torch.full((1, 2), 0.5), 2), images)
+    corner = pad_and_crop(images, torch.zeros(1, 2), 2)
+    assert torch.equal(corner[0, :, 2:, 2:], images[0, :, :6, :6])
+    assert torch.equal(corner[0, :, 2, 1], images[0, :, 0, 1])
 
 
 def test_a_shift_moves_by_pixels_and_a_rotation_turns():
-    pictures = torch.rand(1, 1, 8, 8)
+    images = torch.rand(1, 1, 8, 8)
     right = torch.tensor([[0.5, 0.0, 0.5]])  # no turn; x at its least, y in the middle
-    assert torch.allclose(rotate_and_shift(pictures, right, 0, 1)[..., 1:], pictures[..., :-1], atol=1e-5)
-    quarter = rotate_and_shift(pictures, torch.tensor([[1.0, 0.5, 0.5]]), 90, 0)
-    assert torch.allclose(quarter, pictures.rot90(1, (2, 3)), atol=1e-5)
+    assert torch.allclose(rotate_and_shift(images, right, 0, 1)[..., 1:], images[..., :-1], atol=1e-5)
+    quarter = rotate_and_shift(images, torch.tensor([[1.0, 0.5, 0.5]]), 90, 0)
+    assert torch.allclose(quarter, images.rot90(1, (2, 3)), atol=1e-5)
 
 
 @pytest.mark.parametrize(("draws", "top", "left"), [((0.5, 0.25), 6, 3), ((0, 0.9999), 0, 12)])
@@ -138,24 +138,22 @@ def test_cutout_paints_one_whole_square_with_the_mean(draws: tuple[float, float]
     assert blanked.sum().item() == pytest.approx(16 * sum(MEAN))
 
 
-def test_a_random_crop_of_all_is_the_picture_scaled():
-    pictures, draws = torch.rand(2, 3, 8, 8), torch.full((2, 4), 0.5)
+def test_a_random_crop_of_all_is_the_image_scaled():
+    images, draws = torch.rand(2, 3, 8, 8), torch.full((2, 4), 0.5)
     draws[:, 2] = 1.0
-    whole = crop_and_scale(pictures, draws, RandomCrop(8, 1.0, None))
-    assert torch.allclose(whole, pictures, atol=1e-5)
+    whole = crop_and_scale(images, draws, RandomCrop(8, 1.0, None))
+    assert torch.allclose(whole, images, atol=1e-5)
 
 
 @pytest.mark.parametrize("aspect", [0.5, 1.0, 2.0])
-def test_a_random_crop_has_its_area_and_shape_in_the_picture_as_it_was(aspect: float):
+def test_a_random_crop_has_its_area_and_shape_in_the_image_as_it_was(aspect: float):
     """Each pixel holds its own place, so the corners of what comes out tell what was cut out."""
     side, count = 64, 500
     place = (torch.arange(side) + 0.5) / side
-    pictures = torch.stack([place.expand(side, side), place[:, None].expand(side, side)])[None].expand(
-        count, -1, -1, -1
-    )
+    images = torch.stack([place.expand(side, side), place[:, None].expand(side, side)])[None].expand(count, -1, -1, -1)
     torch.manual_seed(0)
     crop = RandomCrop(16, 0.2, torch.full((count,), aspect))
-    out = crop_and_scale(pictures, torch.rand(count, 4), crop)
+    out = crop_and_scale(images, torch.rand(count, 4), crop)
     width, height = ((out[:, axis, -1, -1] - out[:, axis, 0, 0]) * 16 / 15 for axis in (0, 1))
     assert (width * height).min() > 0.15
     assert (width * height).max() <= 1.0
@@ -164,11 +162,11 @@ def test_a_random_crop_has_its_area_and_shape_in_the_picture_as_it_was(aspect: f
 
 
 def test_jitter_of_nothing_changes_nothing_and_stays_within_black_and_white():
-    pictures = torch.rand(8, 3, 4, 4)
-    assert torch.allclose(jitter(pictures, torch.full((8, 3), 0.5), 0.5), pictures, atol=1e-6)
-    strong = jitter(pictures, torch.rand(8, 3), 1.0)
+    images = torch.rand(8, 3, 4, 4)
+    assert torch.allclose(jitter(images, torch.full((8, 3), 0.5), 0.5), images, atol=1e-6)
+    strong = jitter(images, torch.rand(8, 3), 1.0)
     assert 0 <= strong.min() <= strong.max() <= 1
-    assert not torch.allclose(strong, pictures)
+    assert not torch.allclose(strong, images)
 
 
 def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():
@@ -181,10 +179,10 @@ def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():
     assert torch.equal(flipped[0], flipped[2])
     assert torch.equal(flipped[1], flipped[3])
     assert 150 < flipped[0].sum() < 250
-    pictures, draws = torch.rand(2, 3, 8, 8), torch.full((2, DRAWS_PER_SAMPLE), 0.75)
+    images, draws = torch.rand(2, 3, 8, 8), torch.full((2, DRAWS_PER_SAMPLE), 0.75)
     draws[1, FLIP] = 0.25
-    out = augment(pictures, draws, Settings(alternating_flip=True), MEAN)
-    assert torch.equal(out, torch.stack([pictures[0], pictures[1].flip(2)]))
+    out = augment(images, draws, Settings(alternating_flip=True), MEAN)
+    assert torch.equal(out, torch.stack([images[0], images[1].flip(2)]))
 
 
 def test_an_epoch_of_full_batches_leaves_out_other_samples_each_time():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebDataset shards: the same pictures as from files, and what isn't right is named or skipped and counted."""
+"""WebDataset shards: the same images as from files, and what isn't right is named or skipped and counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from shoestring_trainer.training.data.shards import find_shards
 from shoestring_trainer.training.errors import DataError
 
-from tests.trainer.training.data.painted import COLOURS, encoded, load, paint, picture
+from tests.trainer.training.data.painted import COLOURS, encoded, image, load, paint
 from tests.trainer.training.gangs import finished
 
 FORM = {"form": "webdataset"}
@@ -33,10 +33,10 @@ def pack(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.U
 
 
 def samples(numbers: Iterable[int], label: str = "cls") -> Iterable[tuple[str, bytes]]:
-    """Pictures whose class is their number modulo three, with a label each."""
+    """Images whose class is their number modulo three, with a label each."""
     for number in numbers:
         said = str(number % 3) if label == "cls" else json.dumps({"label": number % 3, "source": "a test"})
-        yield f"{number:04d}.jpg", encoded(picture(COLOURS[NAMES[number % 3]], number), quality=95)
+        yield f"{number:04d}.jpg", encoded(image(COLOURS[NAMES[number % 3]], number), quality=95)
         yield f"{number:04d}.{label}", said.encode()
 
 
@@ -47,7 +47,7 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def test_shards_hold_the_same_pictures_as_files(tmp_path: Path):
+def test_shards_hold_the_same_images_as_files(tmp_path: Path):
     for part, numbers in (("train", range(30)), ("val", range(30, 39))):
         pack(tmp_path / "shards" / part / "a.tar", samples(numbers))
         for number in numbers:
@@ -57,7 +57,7 @@ def test_shards_hold_the_same_pictures_as_files(tmp_path: Path):
     for ours, theirs in ((packed.train, loose.train), (packed.held_out, loose.held_out)):
         order = ours.labels_N.argsort(stable=True)
         assert torch.equal(ours.labels_N[order], theirs.labels_N)
-        assert torch.equal(ours.bytes_NCHW[order], theirs.bytes_NCHW)
+        assert torch.equal(ours.images_NCHW[order], theirs.images_NCHW)
 
 
 def test_a_share_of_each_class_is_held_out_by_seed(shards: Path):
@@ -66,7 +66,7 @@ def test_a_share_of_each_class_is_held_out_by_seed(shards: Path):
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert first.split["data"] == "webdataset"
     assert first.split["held_out"][0].startswith("pics-000.tar/00")
-    assert not list(shards.parent.glob("pictures-*"))
+    assert not list(shards.parent.glob("images-*"))
 
 
 @pytest.mark.parametrize("label", ["cls", "json"])
@@ -109,21 +109,21 @@ def test_words_are_labels_too(tmp_path: Path):
 
 
 FAULTS = {
-    "no label": ([("x.jpg", b"picture")], "it has no label"),
-    "no picture": ([("x.cls", b"1")], "it has no picture"),
-    "label of nothing": ([("x.jpg", b"picture"), ("x.cls", b" ")], "x.cls holds no label"),
-    "label of a fraction": ([("x.jpg", b"picture"), ("x.json", b'{"label": 1.5}')], "x.json holds no label"),
-    "label of true": ([("x.jpg", b"picture"), ("x.json", b'{"label": true}')], "x.json holds no label"),
-    "no json": ([("x.jpg", b"picture"), ("x.json", b"{")], "x.json holds no label"),
-    "deep json": ([("x.jpg", b"picture"), ("x.json", b"[" * 100_000)], "x.json holds no label"),
-    "json without label": ([("x.jpg", b"picture"), ("x.json", b'{"width": 3}')], "it has no label"),
-    "two labels": ([("x.jpg", b"picture"), ("x.cls", b"1"), ("x.json", b"2")], "two labels, 1 and 2"),
-    "two pictures": ([("x.jpg", b"picture"), ("x.png", b"picture"), ("x.cls", b"1")], "it has two pictures"),
-    "empty picture": ([("x.jpg", b""), ("x.cls", b"1")], "x.jpg has 0 bytes"),
-    "out of range": ([("x.jpg", b"picture"), ("x.cls", b"3")], r"is 3, which is none of the 3 classes"),
-    "below zero": ([("x.jpg", b"picture"), ("x.cls", b"-1")], r"is -1, which is none of the 3 classes"),
-    "a word": ([("x.jpg", b"picture"), ("x.cls", b"green")], r"is 'green', which is none of the 3 classes"),
-    "corrupt picture": ([("x.jpg", b"no picture"), ("x.cls", b"1")], r"bad\.tar/x\.jpg cannot be read as a picture"),
+    "no label": ([("x.jpg", b"image")], "it has no label"),
+    "no image": ([("x.cls", b"1")], "it has no image"),
+    "label of nothing": ([("x.jpg", b"image"), ("x.cls", b" ")], "x.cls holds no label"),
+    "label of a fraction": ([("x.jpg", b"image"), ("x.json", b'{"label": 1.5}')], "x.json holds no label"),
+    "label of true": ([("x.jpg", b"image"), ("x.json", b'{"label": true}')], "x.json holds no label"),
+    "no json": ([("x.jpg", b"image"), ("x.json", b"{")], "x.json holds no label"),
+    "deep json": ([("x.jpg", b"image"), ("x.json", b"[" * 100_000)], "x.json holds no label"),
+    "json without label": ([("x.jpg", b"image"), ("x.json", b'{"width": 3}')], "it has no label"),
+    "two labels": ([("x.jpg", b"image"), ("x.cls", b"1"), ("x.json", b"2")], "two labels, 1 and 2"),
+    "two images": ([("x.jpg", b"image"), ("x.png", b"image"), ("x.cls", b"1")], "it has two images"),
+    "empty image": ([("x.jpg", b""), ("x.cls", b"1")], "x.jpg has 0 bytes"),
+    "out of range": ([("x.jpg", b"image"), ("x.cls", b"3")], r"is 3, which is none of the 3 classes"),
+    "below zero": ([("x.jpg", b"image"), ("x.cls", b"-1")], r"is -1, which is none of the 3 classes"),
+    "a word": ([("x.jpg", b"image"), ("x.cls", b"green")], r"is 'green', which is none of the 3 classes"),
+    "corrupt image": ([("x.jpg", b"no image"), ("x.cls", b"1")], r"bad\.tar/x\.jpg cannot be read as an image"),
 }  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def test_a_sample_that_cant_be_used_is_named_or_skipped_and_counted(shards: Path
     ],
 )
 def test_labels_that_leave_gaps_or_mix_are_refused(shards: Path, label: bytes, said: str):
-    pack(shards / "bad.tar", [("x.jpg", b"picture"), ("x.cls", label)])
+    pack(shards / "bad.tar", [("x.jpg", b"image"), ("x.cls", label)])
     with pytest.raises(DataError, match=said):
         load(shards, **FORM)
 
@@ -169,14 +169,14 @@ def test_what_belongs_to_no_sample_is_left_alone(shards: Path):
 
 @pytest.mark.parametrize("name", ["../../escaped.jpg", "/tmp/escaped.jpg"])
 def test_names_in_a_tar_are_never_paths(shards: Path, name: str):
-    picture_bytes = encoded(picture(COLOURS["red"], 1))
-    pack(shards / "more.tar", [(name, picture_bytes), (name.replace("jpg", "cls"), b"1")])
+    image_bytes = encoded(image(COLOURS["red"], 1))
+    pack(shards / "more.tar", [(name, image_bytes), (name.replace("jpg", "cls"), b"1")])
     data = load(shards, val_fraction=0.9, **FORM)
     assert len(data.train) + len(data.held_out) == 61
     assert not list(shards.parent.rglob("escaped*"))
 
 
-def test_a_link_in_place_of_a_picture_is_refused(shards: Path):
+def test_a_link_in_place_of_an_image_is_refused(shards: Path):
     with tarfile.open(shards / "bad.tar", "w") as tar:
         link = tarfile.TarInfo("x.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -233,4 +233,4 @@ def test_two_ranks_learn_from_shards(shards: Path, tmp_path: Path):
     run = finished(tmp_path / "run", procs=2, recipe="imagefolder/resnet9", params=params, data=data)
     card = json.loads(run.part("model.json"))
     assert card["metrics"]["val/acc"] == 1.0
-    assert card["pictures"] == {"train": 48, "held_out": 12, "unreadable": 0}
+    assert card["images"] == {"train": 48, "held_out": 12, "unreadable": 0}

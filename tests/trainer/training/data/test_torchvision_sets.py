@@ -22,7 +22,7 @@ from tests.trainer.training.gangs import finished
 
 
 def write_mnist(folder: Path) -> np.ndarray:
-    """Pictures whose brightness tells their class, in MNIST's own files."""
+    """Images whose brightness tells their class, in MNIST's own files."""
     draw, raw = np.random.default_rng(1), folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, count in (("train", 60), ("t10k", 20)):
@@ -46,17 +46,17 @@ def test_a_set_that_isnt_there_is_named_with_what_must_lie_where(tmp_path: Path,
     assert not list((tmp_path / "empty").iterdir())
 
 
-def test_pictures_in_arrays_come_as_they_are(tmp_path: Path):
+def test_images_in_arrays_come_as_they_are(tmp_path: Path):
     pixels = write_mnist(tmp_path / "data")
     data = load(tmp_path / "data", form="torchvision/MNIST", image_size=28)
-    assert (len(data.train), len(data.held_out), data.train.bytes_NCHW.shape[1:]) == (60, 20, (3, 28, 28))
+    assert (len(data.train), len(data.held_out), data.train.images_NCHW.shape[1:]) == (60, 20, (3, 28, 28))
     assert data.classes[7] == "7 - seven"
     assert data.held_out.labels_N.tolist() == [number % 10 for number in range(20)]
-    assert torch.equal(data.held_out.bytes_NCHW[:, 1], torch.from_numpy(pixels))
+    assert torch.equal(data.held_out.images_NCHW[:, 1], torch.from_numpy(pixels))
     assert data.held_out_names[3] == "held-out/3"
 
 
-def test_pictures_in_files_are_named_skipped_and_counted(tmp_path: Path):
+def test_images_in_files_are_named_skipped_and_counted(tmp_path: Path):
     for part, count in (("train", 8), ("valid", 4), ("test", 1)):
         for name, colour in COLOURS.items():
             for number in range(count):
@@ -70,7 +70,7 @@ def test_pictures_in_files_are_named_skipped_and_counted(tmp_path: Path):
     assert data.held_out_names[0] == "country211/valid/blue/0.jpg"
 
 
-def test_a_set_without_held_out_pictures_has_a_share_held_out(tmp_path: Path):
+def test_a_set_without_held_out_images_has_a_share_held_out(tmp_path: Path):
     for name, colour in COLOURS.items():
         for number in range(10):
             paint(tmp_path / "data" / "eurosat" / "2750" / name / f"{number}.jpg", colour, number)
@@ -95,7 +95,7 @@ def test_a_damaged_set_is_refused(tmp_path: Path):
         load(tmp_path / "data", form="torchvision/MNIST")
 
 
-def test_labels_and_pictures_in_unequal_numbers_are_refused(tmp_path: Path):
+def test_labels_and_images_in_unequal_numbers_are_refused(tmp_path: Path):
     write_mnist(tmp_path / "data")
     labels = tmp_path / "data" / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     labels.write_bytes(struct.pack(">2I", 0x801, 59) + labels.read_bytes()[8:-1])
@@ -128,4 +128,4 @@ def test_a_recipe_trains_on_a_set_by_name(tmp_path: Path):
     data = {"train": str(tmp_path / "data"), "format": "torchvision/MNIST"}
     run = finished(tmp_path / "run", recipe="imagefolder/resnet9", params=params, data=data)
     card = json.loads(run.part("model.json"))
-    assert card["pictures"] == {"train": 60, "held_out": 20, "unreadable": 0}
+    assert card["images"] == {"train": 60, "held_out": 20, "unreadable": 0}

@@ -11,7 +11,7 @@ from shoestring_trainer.training.distributed.context import DistributedContext
 
 from tests.trainer.training.gangs import Gang, finished
 
-PARAMS = {"epochs": 2, "batch_size": 30, "width": 4, "lr": 0.05}  # 30 pictures do not divide by 4
+PARAMS = {"epochs": 2, "batch_size": 30, "width": 4, "lr": 0.05}  # 30 images do not divide by 4
 EPOCH, STEPS = 47, 96
 
 
@@ -39,7 +39,7 @@ def test_the_curve_of_a_gang_is_the_curve_of_one_process(alone: Gang, world: int
 
 
 def test_a_gang_whose_norms_see_their_own_share_has_a_curve_of_its_own(alone: Gang, tmp_path: Path):
-    """What the setting is for: without it each rank normalises by fewer pictures."""
+    """What the setting is for: without it each rank normalises by fewer images."""
     run = finished(tmp_path, procs=2, params=PARAMS | {"sync_batch_norm": False})
     assert apart(run, alone, "train/loss")[0] > 1e-4
 
@@ -55,7 +55,7 @@ def test_one_process_in_two_parts_computes_what_two_processes_do(tmp_path: Path)
 def test_ranks_take_their_shares_in_as_many_parts():
     sizes = [DistributedContext(rank, 4, 0, torch.device("cpu")).micro_batch_count(30, 3) for rank in range(4)]
     assert sizes == [3, 3, 3, 3]  # shares of 7 and 8
-    assert DistributedContext(0, 4, 0, torch.device("cpu")).micro_batch_count(6, 1) == 1  # some have one picture only
+    assert DistributedContext(0, 4, 0, torch.device("cpu")).micro_batch_count(6, 1) == 1  # some have one image only
     assert DistributedContext(0, 2, 0, torch.device("cpu")).micro_batch_count(30, 0) == 1
 
 

@@ -28,8 +28,8 @@ def test_a_network_is_compiled_once_for_each_size_it_meets():
 
     plain, net = small_net(), compiled(small_net(), "default", backend)
     for size in ((6, 8), (6, 12), (6, 8), (4, 12), (6, 12)):
-        pictures = torch.rand(size[0], 1, size[1], size[1])
-        assert torch.equal(net(pictures), plain(pictures))
+        images = torch.rand(size[0], 1, size[1], size[1])
+        assert torch.equal(net(images), plain(images))
     assert met == [(6, 8), (6, 12), (4, 12)]
     assert list(net.state_dict()) == [f"_orig_mod.{name}" for name in plain.state_dict()]
 

@@ -27,7 +27,7 @@ Knots = list[tuple[float, float]]
 class Source:
     """What a source states. Knots are (epoch, value); rates are in PyTorch's units, by kind of parameter.
 
-    batch     pictures per step; knots where it changes
+    batch     images per step; knots where it changes
     momentum  by the same kinds; knots where it changes
     decay     what a step takes off at the rate 1 (coupled), or at the highest rate (decoupled), by the same
     sizes     pixels a side

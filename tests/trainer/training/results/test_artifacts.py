@@ -19,9 +19,9 @@ from safetensors.torch import load
 from shoestring_core import recipes
 from shoestring_trainer.training import vision_compat
 from shoestring_trainer.training.cli import commands
-from shoestring_trainer.training.cli.predict import read_picture
+from shoestring_trainer.training.cli.predict import read_image
 from shoestring_trainer.training.data.cifar10 import load_cifar10
-from shoestring_trainer.training.data.images import DataSet, Pictures, load_digits
+from shoestring_trainer.training.data.images import DataSet, LabeledImages, load_digits
 from shoestring_trainer.training.distributed import context
 from shoestring_trainer.training.models.networks import build_model
 from shoestring_trainer.training.precision import Precision
@@ -46,7 +46,7 @@ def run(tmp_path_factory) -> Gang:
     )
 
 
-def test_confusions_worst_pictures_and_predictions_tell_one_story(run: Gang):
+def test_confusions_worst_images_and_predictions_tell_one_story(run: Gang):
     told = {name: json.loads(run.part(f"{name}.json")) for name in ("predictions", "confusion", "worst", "split")}
     result = run.events("checkpoint")[-1]["result"]
     labels, predicted, losses = (told["predictions"][name] for name in ("labels", "predicted", "losses"))
@@ -73,7 +73,7 @@ def test_the_bare_weights_fit_a_fresh_network_and_predict_the_same(run: Gang):
     data = load_digits(card["seed"], settings)
     (mean,), (std,) = (card["input"]["normalisation"][name] for name in ("mean", "std"))
     with torch.no_grad():
-        logits_NK = fresh((data.held_out.bytes_NCHW.float() / data.white - mean) / std)
+        logits_NK = fresh((data.held_out.images_NCHW.float() / data.white - mean) / std)
     assert logits_NK.argmax(1).tolist() == told["predicted"]
     losses_N = torch.nn.functional.cross_entropy(logits_NK, data.held_out.labels_N, reduction="none")
     assert torch.allclose(losses_N, torch.tensor(told["losses"]), atol=1e-4, rtol=1e-4)
@@ -97,7 +97,7 @@ def test_flop_of_a_network_are_its_convolutions_and_linear_layers():
     )
     found = throughput.speed(
         net, {(3, 4, 4): 100}, Precision.BF16, torch.device("cpu"),
-        devices=1, pictures=100, seconds=2, input_s=0.5, whole=100,
+        devices=1, images=100, seconds=2, input_s=0.5, whole=100,
     )  # fmt: skip
     flop = 3 * (2 * 8 * 3 * 9 * 16 + 2 * 128 * 5)
     assert found == {"flop_per_image": flop, "images_per_s": 50, "input_share": 0.25}
@@ -120,9 +120,9 @@ def test_many_classes_are_listed_and_a_loss_without_a_number_is_the_worst():
     predictions_N[7] = 9
     losses_N = torch.linspace(0, 1, 60, dtype=torch.float64)
     losses_N[3] = math.nan
-    pictures = Pictures(torch.zeros(60, 3, 100, 120, dtype=torch.uint8), labels_N)
+    images = LabeledImages(torch.zeros(60, 3, 100, 120, dtype=torch.uint8), labels_N)
     split = {"held_out": [f"val/{number}.jpg" for number in range(60)]}
-    data = DataSet(pictures, pictures, classes, 255.0, [0.5] * 3, [0.5] * 3, split)
+    data = DataSet(images, images, classes, 255.0, [0.5] * 3, [0.5] * 3, split)
     scores = Scores(59 / 60, 1.0, predictions_N, losses_N, 0.1)
     assert find_worst(data, scores)[0].name == "val/3.jpg"
     assert count_confusions(labels_N, predictions_N, 60)[7, 9] == 1
@@ -133,32 +133,32 @@ def test_many_classes_are_listed_and_a_loss_without_a_number_is_the_worst():
 
 
 def test_onnx_and_the_archive_predict_what_training_recorded(run: Gang, tmp_path: Path, capsys):
-    """On every held-out picture, with nothing of ours between the file and the runtime."""
+    """On every held-out image, with nothing of ours between the file and the runtime."""
     (tmp_path / "model.pt2").write_bytes(run.part("model.pt2"))
     (tmp_path / "at-the-end.onnx").write_bytes(run.part("model.onnx"))
     card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
     data = load_digits(card["seed"], Settings())
-    pictures_NCHW = data.held_out.bytes_NCHW.float() / data.white
+    images_NCHW = data.held_out.images_NCHW.float() / data.white
     with torch.no_grad():
-        archive_NK = torch.export.load(tmp_path / "model.pt2").module()(pictures_NCHW)
+        archive_NK = torch.export.load(tmp_path / "model.pt2").module()(images_NCHW)
     assert archive_NK.argmax(1).tolist() == told["predicted"]
     later = tmp_path / "later.onnx"
     assert commands.main(["export", "--json", str(tmp_path), str(later)]) == commands.OK
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"file": str(later), "bytes": later.stat().st_size}
     for name in ("at-the-end.onnx", "later.onnx"):
         session = onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
-        logits_NK = torch.from_numpy(session.run(["logits"], {"pictures": pictures_NCHW.numpy()})[0])
+        logits_NK = torch.from_numpy(session.run(["logits"], {"images": images_NCHW.numpy()})[0])
         assert logits_NK.argmax(1).tolist() == told["predicted"]
         assert torch.allclose(logits_NK, archive_NK, atol=1e-4, rtol=1e-4)
         assert read_model(tmp_path / name).card["metrics"] == card["metrics"]
 
 
 def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path):
-    """From picture files, by the command, with the run's own folder for a model."""
+    """From image files, by the command, with the run's own folder for a model."""
     card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
     data = load_digits(card["seed"], Settings())
     for index in range(12):
-        pixels_HW = data.held_out.bytes_NCHW[index, 0].float() * 255 / data.white
+        pixels_HW = data.held_out.images_NCHW[index, 0].float() * 255 / data.white
         Image.fromarray(pixels_HW.round().to(torch.uint8).numpy()).save(tmp_path / f"{index:02}.png")
     command = [sys.executable, "-m", "shoestring_trainer", "predict", str(run.first), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
@@ -176,7 +176,7 @@ def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path):
             assert math.isclose(one["probability"], probability, abs_tol=0.02)  # pixels were rounded to bytes
 
 
-def test_a_picture_that_cannot_be_read_is_named_or_skipped_when_asked(
+def test_an_image_that_cannot_be_read_is_named_or_skipped_when_asked(
     run: Gang, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     Image.new("CMYK", (40, 20), (0, 0, 0, 255)).save(tmp_path / "cmyk.jpg")
@@ -188,7 +188,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_skipped_when_asked(
     spoken = capfd.readouterr()
     assert spoken.out.startswith(str(tmp_path / "cmyk.jpg"))
     assert spoken.out.count("\n") == 1
-    assert "1 pictures could not be read" in spoken.err
+    assert "1 images could not be read" in spoken.err
 
 
 def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
@@ -203,14 +203,14 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / "strange.pt2")
-    Image.new("L", (8, 8)).save(tmp_path / "picture.png")
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
     for name, remedy in {
         "cut.pt2": "shoestring artifacts get", "foreign.pt2": "shoestring artifacts get",
         "pickled.pt2": "shoestring artifacts get", "text.onnx": "shoestring export",
         "weights.safetensors": "give a model.pt2", "manifest.json": "start from another checkpoint",
         "empty": "shoestring artifacts get", "absent.pt2": "give a model.pt2", "strange.pt2": "put the model.json",
     }.items():  # fmt: skip
-        assert commands.main(["predict", str(tmp_path / name), str(tmp_path / "picture.png")]) == commands.FAILED
+        assert commands.main(["predict", str(tmp_path / name), str(tmp_path / "image.png")]) == commands.FAILED
         said = capfd.readouterr().err
         assert str(tmp_path / name) in said
         assert remedy in said
@@ -219,13 +219,13 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050"])
 def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_the_same(tmp_path: Path, name: str):
-    """Through safetensors and through ONNX Runtime: the same class for every held-out picture, the same losses."""
+    """Through safetensors and through ONNX Runtime: the same class for every held-out image, the same losses."""
     data = load_cifar10(write_binary(tmp_path), Settings(verify_checksums=False))
     torch.manual_seed(0)
     model = build_model(name, Settings(), classes=10, mean=data.mean, std=data.std).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.02)
     for _ in range(3):  # moves the weights and the norms' statistics away from where a fresh network has them
-        logits_NK = model(data.train.bytes_NCHW.float() / data.white)
+        logits_NK = model(data.train.images_NCHW.float() / data.white)
         F.cross_entropy(logits_NK, data.train.labels_N).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -241,12 +241,12 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
         else vision_compat.timm.create_model(plain, num_classes=10)
     )
     fresh.load_state_dict(load(left["network.safetensors"]))
-    pictures_NCHW = data.held_out.bytes_NCHW.float() / data.white
+    images_NCHW = data.held_out.images_NCHW.float() / data.white
     mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (data.mean, data.std))
     with torch.no_grad():
-        by_weights_NK = fresh.eval()((pictures_NCHW - mean) / std)
+        by_weights_NK = fresh.eval()((images_NCHW - mean) / std)
     session = onnxruntime.InferenceSession(left["model.onnx"], providers=["CPUExecutionProvider"])
-    by_onnx_NK = torch.from_numpy(session.run(["logits"], {"pictures": pictures_NCHW.numpy()})[0])
+    by_onnx_NK = torch.from_numpy(session.run(["logits"], {"images": images_NCHW.numpy()})[0])
     for logits_NK in (by_weights_NK, by_onnx_NK):
         assert logits_NK.argmax(1).tolist() == scores.predictions_N.tolist()
         losses_N = F.cross_entropy(logits_NK, data.held_out.labels_N, reduction="none").double()
@@ -254,12 +254,12 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
     assert len(set(scores.predictions_N.tolist())) > 1
 
 
-def test_a_picture_is_zoomed_as_it_was_for_scoring(tmp_path: Path):
+def test_an_image_is_zoomed_as_it_was_for_scoring(tmp_path: Path):
     """Black around a white middle: at twice the zoom only the middle is seen, upright in a frame that isn't square."""
     whole = Image.new("RGB", (40, 80))
     whole.paste((255, 255, 255), (6, 12, 34, 68))
     whole.save(tmp_path / "framed.png")
-    seen = read_picture(tmp_path / "framed.png", (3, 8, 4), zoom=2.0)
+    seen = read_image(tmp_path / "framed.png", (3, 8, 4), zoom=2.0)
     assert seen.shape == (3, 8, 4)
     assert seen.min() > 0.9
-    assert read_picture(tmp_path / "framed.png", (1, 8, 4)).min() < 0.1
+    assert read_image(tmp_path / "framed.png", (1, 8, 4)).min() < 0.1

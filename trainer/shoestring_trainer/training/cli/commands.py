@@ -17,12 +17,12 @@ from shoestring_trainer.training.errors import TrainerError, UserError
 
 TRACE_POINTS = 1001
 UNCOUNTED = 100_000
-"""Pictures to plan for where only the sizes of a plan matter, and nobody said how many there are."""
+"""Images to plan for where only the sizes of a plan matter, and nobody said how many there are."""
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 PREDICT_EXAMPLES = """\
 examples:
   python -m shoestring_trainer predict model.pt2 cat.jpg dog.png
-  python -m shoestring_trainer predict model/ pictures/ --top 3 --json
+  python -m shoestring_trainer predict model/ images/ --top 3 --json
 """
 LR_FIND_EXAMPLES = """\
 examples:
@@ -32,7 +32,7 @@ examples:
 SCHEDULE_EXAMPLES = """\
 examples:
   python -m shoestring_trainer schedule cifar10/airbench94
-  python -m shoestring_trainer schedule imagefolder/resnet9 epochs=30 --pictures 9469
+  python -m shoestring_trainer schedule imagefolder/resnet9 epochs=30 --images 9469
 """
 MODEL_EXAMPLES = """\
 examples:
@@ -71,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", epilog=PREDICT_EXAMPLES, formatter_class=as_written)
     predict.add_argument("model", type=Path, help="model.pt2, model.onnx, or a folder with one of them")
-    predict.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE", help="file, or folder of files")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="file, or folder of files")
     predict.add_argument("--top", type=_positive, default=1, help="how many classes to name (default 1)")
     predict.add_argument("--json", action="store_true", help="print JSON")
-    predict.add_argument("--on-corrupt", choices=["error", "skip"], default="error", help="unreadable pictures")
+    predict.add_argument("--on-corrupt", choices=["error", "skip"], default="error", help="unreadable images")
     predict.set_defaults(run=_predict, needs_torch=True)
 
     export = commands.add_parser("export", epilog=EXPORT_EXAMPLES, formatter_class=as_written)
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="name of a recipe")
     command.add_argument("params", nargs="*", metavar="KEY=VALUE", help="its parameters")
-    command.add_argument("--pictures", type=_positive, help="training pictures, where the recipe doesn't know")
+    command.add_argument("--images", type=_positive, help="training images, where the recipe doesn't know")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -115,9 +115,9 @@ def _predict(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.cli.predict import print_predictions
 
     skip = options.on_corrupt == "skip"
-    left_out = print_predictions(options.model, options.pictures, top=options.top, as_json=options.json, skip=skip)
+    left_out = print_predictions(options.model, options.images, top=options.top, as_json=options.json, skip=skip)
     if left_out:
-        sys.stderr.write(f"{left_out} pictures could not be read and are left out\n")
+        sys.stderr.write(f"{left_out} images could not be read and are left out\n")
     return OK
 
 
@@ -141,13 +141,13 @@ def _find(options: argparse.Namespace) -> int:
 def _schedule(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.cli.schedule_plot import draw, forecast, trace
 
-    told = forecast(options.recipe, _params(options), options.pictures)
+    told = forecast(options.recipe, _params(options), options.images)
     sys.stdout.write((json.dumps(trace(told, TRACE_POINTS)) if options.json else draw(told)) + "\n")
     return OK
 
 
 def _model(options: argparse.Namespace) -> int:
-    from shoestring_trainer.training.cli.schedule_plot import count_pictures, forecast
+    from shoestring_trainer.training.cli.schedule_plot import count_images, forecast
     from shoestring_trainer.training.models.summary import (
         Network,
         as_json,
@@ -161,7 +161,7 @@ def _model(options: argparse.Namespace) -> int:
         return describe(options.recipe, params, size=options.size or size or None, classes=options.classes)
 
     params = _params(options)
-    counted = options.pictures or count_pictures(options.recipe)
+    counted = options.images or count_images(options.recipe)
     told = forecast(options.recipe, params, counted or UNCOUNTED)
     network = network_at(told.plan.phases[-1].size)
     if options.json:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m shoestring_trainer predict MODEL PICTURE…`: what a trained model says of pictures."""
+"""`python -m shoestring_trainer predict MODEL IMAGE…`: what a trained model says of images."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model holds a picture for: (class, probability), likeliest first."""
+    """What the model holds an image for: (class, probability), likeliest first."""
 
     file: Path
     guesses: list[tuple[str, float]]
 
 
-def print_predictions(model: Path, pictures: Sequence[Path], *, top: int, as_json: bool, skip: bool) -> int:
-    """Print a line, or with `as_json` an object in one list, for each picture; the number of those left out.
+def print_predictions(model: Path, images: Sequence[Path], *, top: int, as_json: bool, skip: bool) -> int:
+    """Print a line, or with `as_json` an object in one list, for each image; the number of those left out.
 
-    Raises DataError, naming the file and the remedy, for a model or, without `skip`, a picture that can't be read.
+    Raises DataError, naming the file and the remedy, for a model or, without `skip`, an image that can't be read.
     """
     network = read_model(model)
     left_out: list[Path] = []
-    found = predict(network, list_files(pictures), top=top, left_out=left_out if skip else None)
+    found = predict(network, list_files(images), top=top, left_out=left_out if skip else None)
     if as_json:
         print(json.dumps([_as_json(prediction) for prediction in found], indent=1))
     else:
@@ -48,31 +48,31 @@ def print_predictions(model: Path, pictures: Sequence[Path], *, top: int, as_jso
 def predict(
     model: Model, files: Sequence[Path], *, top: int = 1, left_out: list[Path] | None = None
 ) -> Iterator[Prediction]:
-    """Each file's `top` likeliest classes. Pictures are scaled as the trainer scales them.
+    """Each file's `top` likeliest classes. Images are scaled as the trainer scales them.
 
     left_out  collects the files that can't be read; None: such a file raises DataError
     """
     top = min(top, len(model.classes))
     for start in range(0, len(files), BATCH):
-        readable, pictures = [], []
+        readable, images = [], []
         for file in files[start : start + BATCH]:
             try:
-                pictures.append(read_picture(file, model.shape, model.zoom))
+                images.append(read_image(file, model.shape, model.zoom))
                 readable.append(file)
             except DataError:
                 if left_out is None:
                     raise
                 left_out.append(file)
-        if not pictures:
+        if not images:
             continue
-        likeliest = model.logits(torch.stack(pictures)).softmax(1).topk(top)
+        likeliest = model.logits(torch.stack(images)).softmax(1).topk(top)
         for file, shares, numbers in zip(readable, likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
             guesses = [(model.classes[number], share) for number, share in zip(numbers, shares, strict=True)]
             yield Prediction(file, guesses)
 
 
-def read_picture(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> Tensor:
-    """A picture as a model takes it, CHW, float32 in [0, 1]: short side scaled, then the centre; grey for one channel.
+def read_image(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> Tensor:
+    """An image as a model takes it, CHW, float32 in [0, 1]: short side scaled, then the centre; grey for one channel.
 
     Raises DataError that names the file.
     """
@@ -88,18 +88,18 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def list_files(paths: Sequence[Path]) -> list[Path]:
-    """The pictures at `paths`, those below a folder in the order of their names. Raises DataError if one has none."""
+    """The images at `paths`, those below a folder in the order of their names. Raises DataError if one has none."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
             below = sorted(file for file in walk(path) if file.suffix.lower() in SUFFIXES)
             if not below:
-                raise DataError(f"the folder {path} holds no picture; give pictures, or a folder with some")
+                raise DataError(f"the folder {path} holds no image; give images, or a folder with some")
             files += below
         elif path.exists():
             files.append(path)
         else:
-            raise DataError(f"there is no {path}; give pictures, or a folder with some")
+            raise DataError(f"there is no {path}; give images, or a folder with some")
     return files
 
 

@@ -18,33 +18,33 @@ from shoestring_trainer.training.settings import Settings
 WIDTH, HEIGHT = 64, 8
 POINTS_PER_COLUMN = 32
 BLOCKS = " ▁▂▃▄▅▆▇█"
-PICTURES = {"digits/": 1438, "cifar10/": 50_000, "imagenet/": 1_281_167}
-"""Training pictures by the beginning of a recipe's name."""
+IMAGES = {"digits/": 1438, "cifar10/": 50_000, "imagenet/": 1_281_167}
+"""Training images by the beginning of a recipe's name."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A recipe with its parameters and the plan for a number of training pictures."""
+    """A recipe with its parameters and the plan for a number of training images."""
 
     name: str
     settings: Settings
     plan: Plan
-    pictures: int
+    images: int
 
 
-def forecast(name: str, params: Mapping[str, Any], pictures: int | None) -> Forecast:
-    """The plan of a recipe. Raises InvalidSpec for what it doesn't know, UserError if nobody counted the pictures."""
+def forecast(name: str, params: Mapping[str, Any], images: int | None) -> Forecast:
+    """The plan of a recipe. Raises InvalidSpec for what it doesn't know, UserError if nobody counted the images."""
     recipe = recipes.load(name)
     settings = Settings.from_params(recipes.resolve(name, params))
-    count = pictures or count_pictures(recipe.name)
+    count = images or count_images(recipe.name)
     if count is None:
-        raise UserError(f"{recipe.name} trains on your own pictures; say how many there are with --pictures N")
+        raise UserError(f"{recipe.name} trains on your own images; say how many there are with --images N")
     return Forecast(recipe.reference, settings, Plan.of(settings, count), count)
 
 
-def count_pictures(recipe: str) -> int | None:
-    """How many pictures a recipe trains on; None for the user's own."""
-    return next((count for start, count in PICTURES.items() if recipe.startswith(start)), None)
+def count_images(recipe: str) -> int | None:
+    """How many images a recipe trains on; None for the user's own."""
+    return next((count for start, count in IMAGES.items() if recipe.startswith(start)), None)
 
 
 def trace(told: Forecast, points: int) -> list[dict[str, float]]:
@@ -68,7 +68,7 @@ def draw(told: Forecast) -> str:
     rates, momenta = ([point[name] for point in points] for name in ("lr", "momentum"))
     last = plan.epoch(plan.steps)
     lines = [
-        f"{told.name}: {settings.epochs:g} epochs of {plan.epoch_samples:,} pictures, {plan.steps:,} steps",
+        f"{told.name}: {settings.epochs:g} epochs of {plan.epoch_samples:,} images, {plan.steps:,} steps",
         "",
         *chart("learning rate", columns(rates, max), last),
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of the phase at hand, where the steps pick them, and batches of them as the network sees them."""
+"""The images of the phase at hand, where the steps pick them, and batches of them as the network sees them."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ class Feed:
         self.phase: Phase | None = None
         self.data = source(*self._view)
         self.waited_s = 0.0
-        self._pictures_NCHW, self._labels_N = self.data.train.bytes_NCHW, self.data.train.labels_N
+        self._images_NCHW, self._labels_N = self.data.train.images_NCHW, self.data.train.labels_N
 
     def turn_to(self, view: tuple[int, bool]) -> None:
-        """Have the data in `view`: pixels a side, and whether held-out pictures keep their shapes."""
+        """Have the data in `view`: pixels a side, and whether held-out images keep their shapes."""
         if view == self._view:
             return
         self._view = view
-        del self.data, self._pictures_NCHW  # copies leave the disk and the device before the next take their place
+        del self.data, self._images_NCHW  # copies leave the disk and the device before the next take their place
         self.data = self._source(*view)
-        self._pictures_NCHW = self.data.train.bytes_NCHW
+        self._images_NCHW = self.data.train.images_NCHW
 
     def enter(self, phase: Phase) -> None:
-        """Have the pictures of `phase`."""
+        """Have the images of `phase`."""
         began = monotonic()
         self.turn_to(phase.view)
         self.phase = phase
-        self._pictures_NCHW = place(self.data.train.bytes_NCHW, self._device)
+        self._images_NCHW = place(self.data.train.images_NCHW, self._device)
         self._labels_N = self.data.train.labels_N.to(self._device)
         self.waited_s += monotonic() - began
 
     def batch(self, samples_N: Tensor, draws_NK: Tensor) -> tuple[Tensor, Tensor]:
-        """These samples' pictures, augmented by their draws and as floats, and their labels."""
+        """These samples' images, augmented by their draws and as floats, and their labels."""
         began = monotonic()
         samples_N, draws_NK = samples_N.to(self._device), draws_NK.to(self._device)
-        picked_NCHW = self._pictures_NCHW[samples_N.to(self._pictures_NCHW.device)].to(self._device)
-        pictures_NCHW = augment(
+        picked_NCHW = self._images_NCHW[samples_N.to(self._images_NCHW.device)].to(self._device)
+        images_NCHW = augment(
             picked_NCHW, draws_NK, self._settings, self.data.mean, self.data.white, self._random_crop(samples_N)
         )
         labels_N = self._labels_N[samples_N]
         self.waited_s += monotonic() - began
-        return pictures_NCHW, labels_N
+        return images_NCHW, labels_N
 
     def _random_crop(self, samples_N: Tensor) -> RandomCrop | None:
         if self.phase is None or not self.phase.crop_scale:
@@ -69,8 +69,8 @@ class Feed:
         return RandomCrop(self.phase.size or self._settings.image_size, self.phase.crop_scale, own_N)
 
 
-def place(bytes_NCHW: Tensor, device: torch.device) -> Tensor:
-    """The pictures on the device, if they leave it half of its free memory; else where they are."""
-    if device.type == "cuda" and 2 * bytes_NCHW.nbytes > torch.cuda.mem_get_info(device)[0]:
-        return bytes_NCHW
-    return bytes_NCHW.to(device)
+def place(uint8_NCHW: Tensor, device: torch.device) -> Tensor:
+    """The images on the device, if they leave it half of its free memory; else where they are."""
+    if device.type == "cuda" and 2 * uint8_NCHW.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return uint8_NCHW
+    return uint8_NCHW.to(device)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shoestring_trainer.training.data.images import DataSet, Pictures, describe
+from shoestring_trainer.training.data.images import DataSet, LabeledImages, describe
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.settings import Settings
 
@@ -45,7 +45,7 @@ def load_cifar10(folder: Path, settings: Settings) -> DataSet:
     not the published one.
     """
     if settings.image_size != 32:
-        raise DataError(f"CIFAR-10's pictures have 32 pixels a side; leave size at 32 instead of {settings.image_size}")
+        raise DataError(f"CIFAR-10's images have 32 pixels a side; leave size at 32 instead of {settings.image_size}")
     place, suffix = _find(folder)
     records = {name: _read(place / f"{name}{suffix}") for name in (*TRAIN, TEST)}
     sha1 = {name: hashlib.sha1(record.tobytes(), usedforsecurity=False).hexdigest() for name, record in records.items()}
@@ -58,7 +58,7 @@ def load_cifar10(folder: Path, settings: Settings) -> DataSet:
                 )
     split = {"data": "cifar10", "held_out": TEST, "sha1": sha1}
     train = np.concatenate([records.pop(name) for name in TRAIN])
-    return describe(_pictures(train), _pictures(records[TEST]), CLASSES, white=255.0, split=split)
+    return describe(_images(train), _images(records[TEST]), CLASSES, white=255.0, split=split)
 
 
 def _find(folder: Path) -> tuple[Path, str]:
@@ -102,7 +102,7 @@ def _from_python(content: bytes, path: Path) -> np.ndarray[Any, Any]:
         batch = _Arrays(io.BytesIO(content), encoding="bytes").load()
         pixels, labels = _bytes(batch[b"data"]).reshape(-1, RECORD_BYTES - 1), _bytes(batch[b"labels"]).reshape(-1, 1)
         if not len(pixels):
-            raise ValueError("no pictures")
+            raise ValueError("no images")
         return np.concatenate([labels, pixels], axis=1)
     except Exception as error:  # a damaged pickle raises anything
         raise DataError(
@@ -125,6 +125,6 @@ class _Arrays(pickle.Unpickler):  # noqa: S301 - find_class lets nothing but arr
         return super().find_class(module, name)
 
 
-def _pictures(records: np.ndarray[Any, Any]) -> Pictures:
+def _images(records: np.ndarray[Any, Any]) -> LabeledImages:
     labels, pixels = torch.from_numpy(records[:, 0].astype(np.int64)), torch.from_numpy(records[:, 1:].copy())
-    return Pictures(pixels.reshape(-1, 3, 32, 32), labels)
+    return LabeledImages(pixels.reshape(-1, 3, 32, 32), labels)

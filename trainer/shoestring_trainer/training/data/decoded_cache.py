@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listed pictures, decoded once per machine and size into a file that its ranks map: it may exceed their memory."""
+"""Listed images, decoded once per machine and size into a file that its ranks map: it may exceed their memory."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import torch
 from torch import Tensor
 
 from shoestring_trainer.training.data.decoding import WHITE, Frame, decode
-from shoestring_trainer.training.data.images import DataSet, Pictures, describe
+from shoestring_trainer.training.data.images import DataSet, LabeledImages, describe
 from shoestring_trainer.training.data.listing import Listing, check_classes
 from shoestring_trainer.training.data.nvjpeg import Decoder, decode_jpegs
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.settings import Settings
 
 SQUEEZED = 1.25
-"""Where random crops are cut out, pictures are kept so much larger than a crop's side: as imagenet18's 160 for 128."""
-LIKE_PICTURES = 128
-"""Held-out pictures of like shape that are shown together."""
+"""Where random crops are cut out, images are kept so much larger than a crop's side: as imagenet18's 160 for 128."""
+RECTANGULAR_BATCH_SIZE = 128
+"""Held-out images of like shape that are shown together."""
 AT_ONCE = 64
-"""Pictures that a thread decodes before it takes up others."""
+"""Images that a thread decodes before it takes up others."""
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pictures of one file, end to end; numbers of those that could be read, and their width / height."""
+    """Images of one file, end to end; numbers of those that could be read, and their width / height."""
 
     bytes: Tensor
     kept: list[int]
@@ -45,13 +45,13 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Copies:
-    """The pictures of two listings, at any size.
+    """The images of two listings, at any size.
 
-    Where the settings crop at random, training pictures are squeezed whole into squares somewhat larger than a crop;
+    Where the settings crop at random, training images are squeezed whole into squares somewhat larger than a crop;
     else their centres are kept.
 
     about             how they were split, for split.json
-    scratch           folder for the decoded pictures, seen by every rank of this machine
+    scratch           folder for the decoded images, seen by every rank of this machine
     kept              they stay there, and a run that goes on after this one finds them
     first_on_machine  this rank decodes; the others map what it wrote
     meet              returns when every rank has called it
@@ -69,13 +69,13 @@ class Copies:
     on_gpu: Decoder | None = None
 
     def at(self, size: int, rectangular: bool) -> DataSet:
-        """The pictures with `size` pixels a side (0: as the settings say). They fill the disk until they are let go.
+        """The images with `size` pixels a side (0: as the settings say). They fill the disk until they are let go.
 
-        rectangular  the held-out pictures also come in their own shapes, in batches of like ones
-        raises       DataError that names the picture and the remedy
+        rectangular  the held-out images also come in their own shapes, in batches of like ones
+        raises       DataError that names the image and the remedy
         """
         framed, shown = self._frames(size)
-        place = self.scratch / f"pictures-{self._digest(framed, shown)}"
+        place = self.scratch / f"images-{self._digest(framed, shown)}"
         if self.first_on_machine:
             self._make_room(place, self._bytes(size, rectangular))
         try:
@@ -88,24 +88,24 @@ class Copies:
         skipped = self.train.skipped + self.held_out.skipped
         skipped += len(self.train) + len(self.held_out) - len(train) - len(held_out)
         if skipped and self.first_on_machine:
-            sys.stdout.write(f"{skipped} pictures could not be read and are left out\n")
+            sys.stdout.write(f"{skipped} images could not be read and are left out\n")
         split = {**self.about, "held_out": readable.names}
         data = describe(train, held_out, self.train.classes, white=float(WHITE), split=split, skipped=skipped)
         return replace(data, batches=batches)
 
     def check_room(self, views: Iterable[tuple[int, bool]]) -> None:
-        """Raises DataError, before anything is decoded, if the disk can't take the pictures of one of the views."""
+        """Raises DataError, before anything is decoded, if the disk can't take the images of one of the views."""
         if not self.first_on_machine:
             return
         needed, size = max((self._bytes(*view), view[0]) for view in views)
         size, count = size or self.settings.image_size, len(self.train) + len(self.held_out)
         free = _free_bytes(self.scratch) + sum(file.stat().st_size for at in self._stored() for file in at.iterdir())
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        what = f"{count:,} pictures of {self.train.place} take {needed / GIB:,.1f} GiB once decoded for size {size}"
+        what = f"{count:,} images of {self.train.place} take {needed / GIB:,.1f} GiB once decoded for size {size}"
         if needed > free:
             raise DataError(
                 f"{what}, and the disk under {self.scratch} has {free / GIB:,.1f} GiB left; lower size, use fewer "
-                "pictures, or rent machines with a larger disk"
+                "images, or rent machines with a larger disk"
             )
         if needed > memory:
             sys.stdout.write(
@@ -114,7 +114,7 @@ class Copies:
             )
 
     def _frames(self, size: int) -> tuple[Frame, Frame]:
-        """Of training pictures, and of held-out ones."""
+        """Of training images, and of held-out ones."""
         settings, size = self.settings, size or self.settings.image_size
         squeezed = bool(settings.crop_scale or settings.crop_scale_schedule)
         side, shown = round(SQUEEZED * size) if squeezed else size, settings.eval_image_size or size
@@ -132,21 +132,21 @@ class Copies:
         place.mkdir(exist_ok=True)
 
     def _stored(self) -> Iterator[Path]:
-        return self.scratch.glob("pictures-*")
+        return self.scratch.glob("images-*")
 
     def _digest(self, *frames: Frame) -> str:
-        """Names these pictures in these frames: others must not be taken for them."""
+        """Names these images in these frames: others must not be taken for them."""
         settings = self.settings.on_corrupt, self.settings.decode_device
         told = [self.train.place, settings, frames, self.train.names, self.held_out.names]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
-    def _squares(self, store: Path, listing: Listing, frame: Frame) -> tuple[Pictures, Listing, list[float]]:
+    def _squares(self, store: Path, listing: Listing, frame: Frame) -> tuple[LabeledImages, Listing, list[float]]:
         found = self._decoded(store, listing, [frame] * len(listing))
         readable = listing if len(found.kept) == len(listing) else listing.only(found.kept)
         check_classes(readable)
-        pictures_NCHW = found.bytes.view(len(readable), 3, frame.height, frame.width)
+        images_NCHW = found.bytes.view(len(readable), 3, frame.height, frame.width)
         aspects_N = torch.tensor(found.aspects) if frame.squeezed else None
-        return Pictures(pictures_NCHW, torch.tensor(readable.labels), aspects_N), readable, found.aspects
+        return LabeledImages(images_NCHW, torch.tensor(readable.labels), aspects_N), readable, found.aspects
 
     def _rectangles(
         self, store: Path, listing: Listing, aspects: Sequence[float], shown: Frame
@@ -170,15 +170,15 @@ class Copies:
 
 
 def like_shapes(aspects: Sequence[float], size: int, zoom: float) -> list[tuple[list[int], Frame]]:
-    """Pictures in batches of like shape, each batch with the shape that all of it is shown in.
+    """Images in batches of like shape, each batch with the shape that all of it is shown in.
 
     Sorted by width / height and cut into batches; a batch's shape is that of the mean: `size` by `size` times the mean,
     or by its inverse for upright ones, rounded down to a multiple of 8. Source: imagenet18's rectangular validation.
     """
     order = sorted(range(len(aspects)), key=lambda index: (aspects[index], index))
     groups = []
-    for start in range(0, len(order), LIKE_PICTURES):
-        group = order[start : start + LIKE_PICTURES]
+    for start in range(0, len(order), RECTANGULAR_BATCH_SIZE):
+        group = order[start : start + RECTANGULAR_BATCH_SIZE]
         mean = sum(aspects[index] for index in group) / len(group)
         longer = max(size, int(size * max(mean, 1 / mean)) // 8 * 8)
         groups.append((group, Frame(longer if mean < 1 else size, size if mean < 1 else longer, zoom=zoom)))
@@ -186,17 +186,17 @@ def like_shapes(aspects: Sequence[float], size: int, zoom: float) -> list[tuple[
 
 
 def _write(store: Path, listing: Listing, frames: Sequence[Frame], on_gpu: Decoder | None, *, skip: bool) -> None:
-    """Write the decoded pictures as raw bytes; then, beside them, which could be read and their shapes."""
+    """Write the decoded images as raw bytes; then, beside them, which could be read and their shapes."""
     ends = list(itertools.accumulate(frame.bytes for frame in frames))
     _reserve(store, ends[-1], listing)
-    pictures = torch.from_file(str(store), shared=True, size=ends[-1], dtype=torch.uint8)
+    images = torch.from_file(str(store), shared=True, size=ends[-1], dtype=torch.uint8)
 
     def read(number: int, framed: tuple[Tensor, float] | None) -> DataError | float:
         try:
-            picture_CHW, aspect = framed or decode(partial(listing.open, number), listing.path(number), frames[number])
+            image_CHW, aspect = framed or decode(partial(listing.open, number), listing.path(number), frames[number])
         except DataError as error:
             return error
-        pictures[ends[number] - picture_CHW.numel() : ends[number]] = picture_CHW.flatten()
+        images[ends[number] - image_CHW.numel() : ends[number]] = image_CHW.flatten()
         return aspect
 
     def read_some(start: int) -> list[DataError | float]:
@@ -224,10 +224,10 @@ def _write(store: Path, listing: Listing, frames: Sequence[Frame], on_gpu: Decod
                 sys.stdout.write(f"left out: {found}\n")
     if on_gpu:
         by_nvjpeg = len(listing) - sum(by_pillow)
-        sys.stdout.write(f"nvJPEG decoded {by_nvjpeg} of {len(listing)} pictures, Pillow the rest\n")
-        torch.cuda.empty_cache()  # what decoding took is there for the pictures and for training
+        sys.stdout.write(f"nvJPEG decoded {by_nvjpeg} of {len(listing)} images, Pillow the rest\n")
+        torch.cuda.empty_cache()  # what decoding took is there for the images and for training
     if len(aspects) < len(listing):
-        _close_gaps(pictures, [(ends[number] - frames[number].bytes, ends[number]) for number in aspects])
+        _close_gaps(images, [(ends[number] - frames[number].bytes, ends[number]) for number in aspects])
     facts = store.with_name(f"{store.name}.tmp")
     facts.write_text(json.dumps({"kept": list(aspects), "aspects": list(aspects.values())}))
     facts.replace(_facts_path(store))
@@ -241,18 +241,18 @@ def _reserve(store: Path, size: int, listing: Listing) -> None:
     except OSError as error:
         store.unlink(missing_ok=True)
         raise DataError(
-            f"the decoded pictures of {listing.place} need {size / GIB:,.1f} GiB under {store.parent}, which has "
-            f"{_free_bytes(store.parent) / GIB:,.1f} GiB left ({error.strerror}); lower size, use fewer pictures, or "
+            f"the decoded images of {listing.place} need {size / GIB:,.1f} GiB under {store.parent}, which has "
+            f"{_free_bytes(store.parent) / GIB:,.1f} GiB left ({error.strerror}); lower size, use fewer images, or "
             "rent machines with a larger disk"
         ) from error
 
 
-def _close_gaps(pictures: Tensor, spans: Iterable[tuple[int, int]]) -> None:
+def _close_gaps(images: Tensor, spans: Iterable[tuple[int, int]]) -> None:
     """Move what lies in the spans to the front, in place: a copy might not fit into memory."""
     at = 0
     for start, end in spans:
         if start != at:
-            pictures[at : at + end - start] = pictures[start:end].clone()
+            images[at : at + end - start] = images[start:end].clone()
         at += end - start
 
 

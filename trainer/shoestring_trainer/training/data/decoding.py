@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture, from whatever holds it to RGB bytes in a frame."""
+"""One image, from whatever holds it to RGB bytes in a frame."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 WHITE = 255
 LARGEST_PIXELS = 100_000_000
-"""A picture that claims more pixels is taken for a decompression bomb."""
+"""An image that claims more pixels is taken for a decompression bomb."""
 LARGEST_BYTES = 1 << 29
 _ORIENTATION = 0x0112
 LYING = range(5, 9)
-"""EXIF orientations of pictures that are stored on their side."""
+"""EXIF orientations of images that are stored on their side."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a picture is decoded to: scaled so that it covers `zoom` times the frame, and the centre cut out.
+    """What an image is decoded to: scaled so that it covers `zoom` times the frame, and the centre cut out.
 
-    squeezed  instead, the whole picture is scaled to the frame, whatever its shape
+    squeezed  instead, the whole image is scaled to the frame, whatever its shape
     """
 
     height: int
@@ -47,10 +47,10 @@ class Frame:
 
 
 def decode(opener: Callable[[], Image.Image], path: Path, frame: Frame) -> tuple[Tensor, float]:
-    """One picture as RGB bytes, CHW, in its frame, and the width / height it had.
+    """One image as RGB bytes, CHW, in its frame, and the width / height it had.
 
     It is turned upright where its EXIF data say how it was held. Grey and CMYK are converted, transparency is dropped,
-    and of an animation the first picture is taken. Raises DataError, calling it `path`, if it can't be read.
+    and of an animation the first image is taken. Raises DataError, calling it `path`, if it can't be read.
     """
     from PIL import Image, ImageOps
 
@@ -66,22 +66,22 @@ def decode(opener: Callable[[], Image.Image], path: Path, frame: Frame) -> tuple
             enough = (math.ceil(2 * frame.zoom * frame.width), math.ceil(2 * frame.zoom * frame.height))
             # JPEG may be decoded smaller, which is several times faster
             opened.draft("RGB", enough[::-1] if turned in LYING else enough)
-            picture = opened.convert("RGB")
+            image = opened.convert("RGB")
             if turned != 1:
-                picture = ImageOps.exif_transpose(picture)
+                image = ImageOps.exif_transpose(image)
             if frame.squeezed:
-                picture = picture.resize(size, Image.Resampling.BILINEAR)
+                image = image.resize(size, Image.Resampling.BILINEAR)
             else:
                 border = (1 - 1 / frame.zoom) / 2
-                picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR, bleed=border)
+                image = ImageOps.fit(image, size, Image.Resampling.BILINEAR, bleed=border)
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{path} cannot be read as a picture ({why}); repair or remove it, or set on_corrupt: skip"
+            f"{path} cannot be read as an image ({why}); repair or remove it, or set on_corrupt: skip"
         ) from error
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), aspect
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1), aspect
 
 
 def decode_file(path: Path, frame: Frame) -> tuple[Tensor, float]:
@@ -90,13 +90,13 @@ def decode_file(path: Path, frame: Frame) -> tuple[Tensor, float]:
 
 
 def open_file(path: Path) -> Image.Image:
-    """A picture file, whole in memory, its pixels not decoded yet."""
+    """An image file, whole in memory, its pixels not decoded yet."""
     with path.open("rb") as file:
         return open_bytes(file.read(LARGEST_BYTES + 1))
 
 
 def open_bytes(content: bytes) -> Image.Image:
-    """A picture from the bytes of its file."""
+    """An image from the bytes of its file."""
     from PIL import Image
 
     if len(content) > LARGEST_BYTES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of pictures, one sub-folder per class, as a listing."""
+"""A folder of images, one sub-folder per class, as a listing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPLIT_NAMES = frozenset({"train", "training", *HELD_OUT_NAMES, "testing", "dev"}
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether `folder` has the training pictures of an ImageFolder beside held-out ones."""
+    """Whether `folder` has the training images of an ImageFolder beside held-out ones."""
     return (folder / "train").is_dir() and any((folder / name).is_dir() for name in HELD_OUT_NAMES)
 
 
@@ -24,12 +24,12 @@ def split_folder(folder: Path, seed: int, share: float) -> tuple[Listing, Listin
     out. Raises DataError, naming the folder and the remedy, if it isn't laid out so.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give the path of a folder of pictures as data.train")
+        raise DataError(f"{folder} is not a folder; give the path of a folder of images as data.train")
     train, held_out = split_places(folder)
-    listing = list_pictures(train)
+    listing = index_class_folders(train)
     if held_out is None:
         return hold_out(listing, seed, share)
-    other = list_pictures(held_out)
+    other = index_class_folders(held_out)
     if odd := sorted(set(listing.classes) ^ set(other.classes)):
         raise DataError(
             f"{train} and {held_out} do not have the same classes: {odd[0]} is in one only; add or remove it"
@@ -45,8 +45,8 @@ def split_places(folder: Path) -> tuple[Path, Path | None]:
     return train, next((train.parent / name for name in HELD_OUT_NAMES if (train.parent / name).is_dir()), None)
 
 
-def list_pictures(folder: Path) -> Listing:
-    """The pictures of an ImageFolder. Raises DataError for no classes, one class, or a class without pictures."""
+def index_class_folders(folder: Path) -> Listing:
+    """The images of an ImageFolder. Raises DataError for no classes, one class, or a class without images."""
     classes, loose = [], []
     for entry in _scan(folder):
         if _is_folder(entry):
@@ -56,7 +56,7 @@ def list_pictures(folder: Path) -> Listing:
     classes = sorted(name for name in classes if not name.startswith("."))
     if len(classes) < 2:
         raise DataError(
-            f"{folder} holds {len(classes)} class folders; a classifier needs two: {folder}/CLASS/picture.jpg"
+            f"{folder} holds {len(classes)} class folders; a classifier needs two: {folder}/CLASS/image.jpg"
         )
     if {name.lower() for name in classes} <= SPLIT_NAMES:
         raise DataError(
@@ -70,7 +70,7 @@ def list_pictures(folder: Path) -> Listing:
         found = [path for path in inside if path.suffix.lower() in SUFFIXES]
         if not found:
             raise DataError(
-                f"the class folder {folder / name} holds no picture; add some ({', '.join(sorted(SUFFIXES))}) "
+                f"the class folder {folder / name} holds no image; add some ({', '.join(sorted(SUFFIXES))}) "
                 "or remove the folder"
             )
         for path in found:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled pictures, decoded once into one uint8 tensor, and their split into training and held-out."""
+"""Labelled images, decoded once into one uint8 tensor, and their split into training and held-out."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _RESIZED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures as bytes and their classes as numbers.
+class LabeledImages:
+    """Images as bytes and their classes as numbers.
 
     aspects_N  width / height that each had before it was squeezed into its square; None: nothing was squeezed
     """
 
-    bytes_NCHW: Tensor
+    images_NCHW: Tensor
     labels_N: Tensor
     aspects_N: Tensor | None = None
 
@@ -43,13 +43,13 @@ class DataSet:
     """Everything a classifier needs to know about its data.
 
     white    the byte that means 1.0
-    split    how the held-out pictures were chosen, and which they are: JSON for the artifact split.json
+    split    how the held-out images were chosen, and which they are: JSON for the artifact split.json
     skipped  unreadable files left out
-    batches  the held-out pictures once more, in batches of like shape: which they are, and their bytes
+    batches  the held-out images once more, in batches of like shape: which they are, and their bytes
     """
 
-    train: Pictures
-    held_out: Pictures
+    train: LabeledImages
+    held_out: LabeledImages
     classes: list[str]
     white: float
     mean: list[float]
@@ -60,11 +60,11 @@ class DataSet:
 
     @property
     def size(self) -> int:
-        return int(self.train.bytes_NCHW.shape[-1])
+        return int(self.train.images_NCHW.shape[-1])
 
     @property
     def held_out_names(self) -> list[str]:
-        """What each held-out picture is called where it comes from: its file, or its number."""
+        """What each held-out image is called where it comes from: its file, or its number."""
         named = self.split["held_out"]
         if isinstance(named, list):
             return [name if isinstance(name, str) else f"row {name}" for name in named]
@@ -72,7 +72,7 @@ class DataSet:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the classes, the split or the number of pictures does."""
+        """Changes when the classes, the split or the number of images does."""
         text = json.dumps([self.classes, self.split, len(self.train), len(self.held_out)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -86,12 +86,12 @@ def load_digits(seed: int, settings: Settings) -> DataSet:
     if not table.exists():
         raise DataError(f"{table} is missing; install scikit-learn again")
     rows_NC = _read_numbers(table)
-    pictures = Pictures(rows_NC[:, :64].reshape(-1, 1, 8, 8).to(torch.uint8), rows_NC[:, 64].contiguous())
-    train, held_out = split_by_class(pictures.labels_N, seed, settings.val_fraction)
+    images = LabeledImages(rows_NC[:, :64].reshape(-1, 1, 8, 8).to(torch.uint8), rows_NC[:, 64].contiguous())
+    train, held_out = split_by_class(images.labels_N, seed, settings.val_fraction)
     split = {"data": "sklearn.datasets.load_digits", "seed": seed, "held_out": held_out.tolist()}
     return describe(
-        select(pictures, train),
-        select(pictures, held_out),
+        select(images, train),
+        select(images, held_out),
         [str(digit) for digit in range(10)],
         white=16.0,
         split=split,
@@ -99,7 +99,7 @@ def load_digits(seed: int, settings: Settings) -> DataSet:
 
 
 def split_by_class(labels_N: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices (train, held out): of each class the same share, at least one picture, drawn by `seed` alone."""
+    """Indices (train, held out): of each class the same share, at least one image, drawn by `seed` alone."""
     held_out = []
     for label in labels_N.unique().tolist():
         members = (labels_N == label).nonzero().flatten()
@@ -111,44 +111,46 @@ def split_by_class(labels_N: Tensor, seed: int, share: float) -> tuple[Tensor, T
     return rest.nonzero().flatten(), chosen
 
 
-def select(pictures: Pictures, indices: Tensor) -> Pictures:
-    """The pictures at `indices`."""
-    return Pictures(pictures.bytes_NCHW[indices], pictures.labels_N[indices])
+def select(images: LabeledImages, indices: Tensor) -> LabeledImages:
+    """The images at `indices`."""
+    return LabeledImages(images.images_NCHW[indices], images.labels_N[indices])
 
 
 def resized(data: DataSet, size: int) -> DataSet:
-    """The data with pictures of `size` pixels a side, averaged over what they shrink; as they are for 0."""
+    """The data with images of `size` pixels a side, averaged over what they shrink; as they are for 0."""
     if size in (0, data.size):
         return data
-    train, held_out = (replace(part, bytes_NCHW=_resize(part.bytes_NCHW, size)) for part in (data.train, data.held_out))
+    train, held_out = (
+        replace(part, images_NCHW=_resize(part.images_NCHW, size)) for part in (data.train, data.held_out)
+    )
     return replace(data, train=train, held_out=held_out)
 
 
-def _resize(bytes_NCHW: Tensor, size: int) -> Tensor:
+def _resize(uint8_NCHW: Tensor, size: int) -> Tensor:
     some = (
         F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True).round_().byte()
-        for part in bytes_NCHW.split(_RESIZED_AT_ONCE)
+        for part in uint8_NCHW.split(_RESIZED_AT_ONCE)
     )
     return torch.cat(list(some))
 
 
 def describe(
-    train: Pictures,
-    held_out: Pictures,
+    train: LabeledImages,
+    held_out: LabeledImages,
     classes: Sequence[str],
     *,
     white: float,
     split: dict[str, Any],
     skipped: int = 0,
 ) -> DataSet:
-    """A data set with the mean and spread of each channel, taken from evenly spaced training pictures.
+    """A data set with the mean and spread of each channel, taken from evenly spaced training images.
 
-    Raises DataError for labels that belong to no class, or not one for each picture.
+    Raises DataError for labels that belong to no class, or not one for each image.
     """
-    for part, pictures in (("training", train), ("held-out", held_out)):
-        check_labels(pictures, len(classes), part)
-    every = max(1, train.bytes_NCHW.numel() // _STATISTICS_BYTES)
-    sample = train.bytes_NCHW[::every].double() / white
+    for part, images in (("training", train), ("held-out", held_out)):
+        check_labels(images, len(classes), part)
+    every = max(1, train.images_NCHW.numel() // _STATISTICS_BYTES)
+    sample = train.images_NCHW[::every].double() / white
     mean, std = sample.mean(dim=(0, 2, 3)), sample.std(dim=(0, 2, 3), correction=0)
     return DataSet(
         train, held_out, list(classes), white,
@@ -156,19 +158,17 @@ def describe(
     )  # fmt: skip
 
 
-def check_labels(pictures: Pictures, classes: int, part: str) -> None:
-    """Raises DataError for labels that belong to no class, or not one for each picture."""
-    labels_N, count = pictures.labels_N, len(pictures.bytes_NCHW)
+def check_labels(images: LabeledImages, classes: int, part: str) -> None:
+    """Raises DataError for labels that belong to no class, or not one for each image."""
+    labels_N, count = images.labels_N, len(images.images_NCHW)
     if not count or len(labels_N) != count:
-        raise DataError(
-            f"there are {count} {part} pictures and {len(labels_N)} labels; give one label for each picture"
-        )
+        raise DataError(f"there are {count} {part} images and {len(labels_N)} labels; give one label for each image")
     strange_N = ((labels_N < 0) | (labels_N >= classes)).nonzero().flatten()
     if len(strange_N):
         number = int(strange_N[0])
         raise DataError(
-            f"{len(strange_N)} {part} pictures have labels outside 0 to {classes - 1}, the first is picture {number} "
-            f"with {int(labels_N[number])}; correct the labels or leave those pictures out"
+            f"{len(strange_N)} {part} images have labels outside 0 to {classes - 1}, the first is image {number} "
+            f"with {int(labels_N[number])}; correct the labels or leave those images out"
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pictures there are, before any is decoded: names and classes, in an order that depends on nothing else."""
+"""What images there are, before any is decoded: names and classes, in an order that depends on nothing else."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HELD_OUT_NAMES = ("val", "valid", "validation", "test")
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures and their classes.
+    """Images and their classes.
 
-    place    where they lie; with a picture's name it says which one is meant
-    open     the picture with a number, its pixels not read yet; raises what reading and Pillow raise
-    ignored  files beside them that are no pictures by their names
-    skipped  samples left out because they can't be used, whatever their pictures are
+    place    where they lie; with an image's name it says which one is meant
+    open     the image with a number, its pixels not read yet; raises what reading and Pillow raise
+    ignored  files beside them that are no images by their names
+    skipped  samples left out because they can't be used, whatever their images are
     """
 
     place: Path
@@ -42,11 +42,11 @@ class Listing:
         return len(self.names)
 
     def path(self, number: int) -> Path:
-        """What to call a picture in front of users."""
+        """What to call an image in front of users."""
         return self.place / self.names[number]
 
     def only(self, numbers: Sequence[int]) -> Listing:
-        """The pictures at `numbers`, in that order."""
+        """The images at `numbers`, in that order."""
         return replace(
             self,
             names=[self.names[number] for number in numbers],
@@ -62,7 +62,7 @@ def hold_out(listing: Listing, seed: int, share: float) -> tuple[Listing, Listin
 
 
 def check_classes(listing: Listing) -> None:
-    """Raises DataError for a label of no class, or a class without a picture."""
+    """Raises DataError for a label of no class, or a class without an image."""
     found = set(listing.labels)
     if strange := found - set(range(len(listing.classes))):
         number = next(number for number, label in enumerate(listing.labels) if label in strange)
@@ -73,7 +73,7 @@ def check_classes(listing: Listing) -> None:
     for label, name in enumerate(listing.classes):
         if label not in found:
             raise DataError(
-                f"the class {name} in {listing.place} has too few readable pictures to train on and measure; add some"
+                f"the class {name} in {listing.place} has too few readable images to train on and measure; add some"
             )
 
 

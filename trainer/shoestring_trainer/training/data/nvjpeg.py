@@ -26,7 +26,7 @@ Raises RuntimeError if one of them can't be decoded.
 """
 
 LARGEST_ON_GPU = 1 << 24
-"""Pixels. Of larger pictures Pillow need decode a fraction only, and a batch of them would fill a small GPU."""
+"""Pixels. Of larger images Pillow need decode a fraction only, and a batch of them would fill a small GPU."""
 _END = b"\xff\xd9"
 _ONE_AT_A_TIME = Lock()
 """Only one thread has its batch on the device, so that there is never more than one there."""
@@ -58,10 +58,10 @@ def nvjpeg(device: torch.device) -> Decoder:
         filled = memory.fill_uninitialized_memory
         memory.fill_uninitialized_memory = False
         try:
-            pictures: list[Tensor] = vision_io.decode_jpeg(encoded, mode=vision_io.ImageReadMode.RGB, device=device)
+            images: list[Tensor] = vision_io.decode_jpeg(encoded, mode=vision_io.ImageReadMode.RGB, device=device)
         finally:
             memory.fill_uninitialized_memory = filled
-        return pictures
+        return images
 
     try:
         decode_all([_smallest_jpeg()])
@@ -76,24 +76,24 @@ def nvjpeg(device: torch.device) -> Decoder:
 def decode_jpegs(
     openers: Sequence[Callable[[], Image.Image]], frames: Sequence[Frame], decoder: Decoder
 ) -> list[tuple[Tensor, float] | None]:
-    """What `decode` gives for each picture; None: this one is for `decode`, which also says what is wrong with it."""
+    """What `decode` gives for each image; None: this one is for `decode`, which also says what is wrong with it."""
     jpegs = [(at, jpeg) for at, opener in enumerate(openers) if (jpeg := _read_plain(opener))]
     found: list[tuple[Tensor, float] | None] = [None] * len(openers)
     with _ONE_AT_A_TIME:
-        pictures = _decode([jpeg.encoded for _, jpeg in jpegs], decoder)
+        images = _decode([jpeg.encoded for _, jpeg in jpegs], decoder)
         upright = [
-            (at, _turn(picture_CHW, jpeg.orientation))
-            for (at, jpeg), picture_CHW in zip(jpegs, pictures, strict=True)
-            if picture_CHW is not None
+            (at, _turn(image_CHW, jpeg.orientation))
+            for (at, jpeg), image_CHW in zip(jpegs, images, strict=True)
+            if image_CHW is not None
         ]
-        framed = [(at, _scale(picture_CHW, frames[at]), picture_CHW.shape) for at, picture_CHW in upright]
-        for at, picture_CHW, (_, height, width) in framed:  # all are under way before the first is waited for
-            found[at] = picture_CHW.cpu(), width / height
+        framed = [(at, _scale(image_CHW, frames[at]), image_CHW.shape) for at, image_CHW in upright]
+        for at, image_CHW, (_, height, width) in framed:  # all are under way before the first is waited for
+            found[at] = image_CHW.cpu(), width / height
     return found
 
 
 def _read_plain(opener: Callable[[], Image.Image]) -> _Jpeg | None:
-    """A picture's file, if it is a JPEG whose colours nvJPEG can't mistake, and as far as one can tell a whole one."""
+    """An image's file, if it is a JPEG whose colours nvJPEG can't mistake, and as far as one can tell a whole one."""
     try:
         with opener() as opened:
             content = _content(opened)
@@ -119,7 +119,7 @@ def _is_plain(opened: Image.Image) -> bool:
 
 
 def _decode(encoded: list[Tensor], decoder: Decoder) -> list[Tensor | None]:
-    """One that can't be decoded takes its whole batch along. Then each is tried by itself: what a picture comes to
+    """One that can't be decoded takes its whole batch along. Then each is tried by itself: what an image comes to
     must not depend on those beside it, which differ from machine to machine.
     """
     if not encoded:
@@ -133,20 +133,20 @@ def _decode(encoded: list[Tensor], decoder: Decoder) -> list[Tensor | None]:
         return [alone for one in encoded for alone in _decode([one], decoder)]
 
 
-def _turn(picture_CHW: Tensor, orientation: int) -> Tensor:
+def _turn(image_CHW: Tensor, orientation: int) -> Tensor:
     if orientation in LYING:
-        picture_CHW = picture_CHW.transpose(1, 2)
-    return picture_CHW.flip(_FLIPS[orientation])
+        image_CHW = image_CHW.transpose(1, 2)
+    return image_CHW.flip(_FLIPS[orientation])
 
 
-def _scale(picture_CHW: Tensor, frame: Frame) -> Tensor:
-    """The frame's part of the picture at its size: columns first and in whole bytes between, as Pillow does it."""
-    _, height, width = picture_CHW.shape
+def _scale(image_CHW: Tensor, frame: Frame) -> Tensor:
+    """The frame's part of the image at its size: columns first and in whole bytes between, as Pillow does it."""
+    _, height, width = image_CHW.shape
     step = min(height / frame.height, width / frame.width) / frame.zoom
     seen = (height, width) if frame.squeezed else (step * frame.height, step * frame.width)
-    rows_HS = _weights(height, seen[0], frame.height, picture_CHW.device)
-    columns_WS = _weights(width, seen[1], frame.width, picture_CHW.device)
-    narrow_CHW = (picture_CHW.float() @ columns_WS.T).add_(0.5).floor_()
+    rows_HS = _weights(height, seen[0], frame.height, image_CHW.device)
+    columns_WS = _weights(width, seen[1], frame.width, image_CHW.device)
+    narrow_CHW = (image_CHW.float() @ columns_WS.T).add_(0.5).floor_()
     return (rows_HS @ narrow_CHW).add_(0.5).byte()
 
 

@@ -126,13 +126,13 @@ def _derive_classes(parts: Sequence[_Index]) -> list[str]:
 
 @dataclass
 class _Sample:
-    picture: TarInfo | None = None
+    image: TarInfo | None = None
     label: Label | None = None
     faults: list[str] = field(default_factory=list)
 
 
 class _Index:
-    """Where each sample's picture lies in the shards, and its label as it was given."""
+    """Where each sample's image lies in the shards, and its label as it was given."""
 
     def __init__(self, place: Path, skip: bool) -> None:
         self.place, self._skip = place, skip
@@ -147,16 +147,16 @@ class _Index:
 
     def add(self, shard: Path) -> None:
         """Take up a shard's samples. Raises DataError for a damaged one and, unless they are skipped, for a sample
-        without a picture or label.
+        without an image or label.
         """
         samples: dict[str, _Sample] = {}
         for member, content in _members(shard):
             _take(samples, member, content)
         for key, sample in samples.items():
-            if sample.picture and sample.label is not None and not sample.faults:
-                self._keep(shard, sample.picture, sample.label)
-            elif sample.picture or sample.label is not None or sample.faults:
-                lacks = "it has no label (.cls or .json)" if sample.picture else "it has no picture"
+            if sample.image and sample.label is not None and not sample.faults:
+                self._keep(shard, sample.image, sample.label)
+            elif sample.image or sample.label is not None or sample.faults:
+                lacks = "it has no label (.cls or .json)" if sample.image else "it has no image"
                 self._leave_out(f"the sample {key} in {shard} can't be used: {(sample.faults or [lacks])[0]}")
         self.shards.append(shard)
 
@@ -182,12 +182,12 @@ class _Index:
         names = [self.names[at] for at in kept]
         return Listing(self.place, classes, names, labels, lambda at: self._open(kept[at]), skipped=self._skipped)
 
-    def _keep(self, shard: Path, picture: TarInfo, label: Label) -> None:
-        self.names.append(f"{shard.name}/{picture.name}")
+    def _keep(self, shard: Path, image: TarInfo, label: Label) -> None:
+        self.names.append(f"{shard.name}/{image.name}")
         self.labels.append(label)
         self._shard.append(len(self.shards))
-        self._offset.append(picture.offset_data)
-        self._size.append(picture.size)
+        self._offset.append(image.offset_data)
+        self._size.append(image.size)
 
     def _leave_out(self, why: str) -> None:
         if not self._skip:
@@ -237,13 +237,13 @@ def _take(samples: dict[str, _Sample], member: TarInfo, content: bytes) -> None:
     sample, kind = samples.setdefault(found[1], _Sample()), found[2].lower()
     if f".{kind}" in SUFFIXES:
         check_name(Path(member.name))
-        if sample.picture:
-            sample.faults.append("it has two pictures")
+        if sample.image:
+            sample.faults.append("it has two images")
         elif not member.isreg() or member.issparse():
             sample.faults.append(f"{member.name} is a link or no plain file")
         elif not 0 < member.size <= LARGEST_BYTES:
             sample.faults.append(f"{member.name} has {member.size} bytes")
-        sample.picture = member
+        sample.image = member
     elif kind in ("cls", "json"):
         try:
             label = _read_label(content, kind)

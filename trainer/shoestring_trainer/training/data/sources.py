@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a recipe's pictures come from."""
+"""Where a recipe's images come from."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import Task
 
 Source = Callable[[int, bool], DataSet]
-"""Gives the pictures with so many pixels a side (0: as the settings or the data say); whether rectangular ones too."""
+"""Gives the images with so many pixels a side (0: as the settings or the data say); whether rectangular ones too."""
 
 
 def open_source(kind: str, task: Task, seed: int, settings: Settings, distributed: DistributedContext) -> Source:
-    """The pictures of a recipe whose data are of this kind, listed but not decoded.
+    """The images of a recipe whose data are of this kind, listed but not decoded.
 
     Raises DataError, naming the file or folder and the remedy, if the task names none where one is needed, if they
     aren't laid out as its format says, or if the machine's disk can't take them; UserError if they are to be decoded by
@@ -43,7 +43,7 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, distribute
             return lambda size, _: resized(published, size)
         if settings.verify_checksums:
             raise DataError(
-                f"{task.data_path} holds picture files, which can't be compared with CIFAR-10 as published "
+                f"{task.data_path} holds image files, which can't be compared with CIFAR-10 as published "
                 "(JPEG copies lose accuracy); give its binary or Python version as data.train, or set "
                 "verify_checksums: false"
             )
@@ -52,7 +52,7 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, distribute
         check_classes(listing)
     first = distributed.local_rank == 0
     if (ignored := sorted({*train.ignored, *held_out.ignored})) and first:
-        what = "are no pictures by their names, or in no class, and are left out"
+        what = "are no images by their names, or in no class, and are left out"
         sys.stdout.write(f"{len(ignored)} files {what}; first {ignored[0]}\n")
     about: dict[str, object] = {"data": task.data_format, "seed": seed}
     scratch, kept = task.scratch or task.folder, task.scratch is not None
@@ -64,7 +64,7 @@ def open_source(kind: str, task: Task, seed: int, settings: Settings, distribute
 
 _WANTED = {
     "cifar10": "this recipe trains on CIFAR-10; give the folder of its binary or Python version as data.train",
-    "imagefolder": "this recipe trains on your pictures; give the path of their folder as data.train",
+    "imagefolder": "this recipe trains on your images; give the path of their folder as data.train",
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torchvision's data sets of labelled pictures as listings. They are read from a folder, never downloaded."""
+"""torchvision's data sets of labelled images as listings. They are read from a folder, never downloaded."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def split_torchvision(name: str, folder: Path, seed: int, share: float) -> tuple
 
 
 def _list(name: str, folder: Path, part: str, arguments: Mapping[str, Any]) -> Listing:
-    """One part of a set. Where the set's pictures are files, it is asked for their paths and none is opened."""
+    """One part of a set. Where the set's images are files, it is asked for their paths and none is opened."""
     from shoestring_trainer.training.vision_compat import datasets
 
     kind = getattr(datasets, name)
@@ -87,7 +87,7 @@ def _list(name: str, folder: Path, part: str, arguments: Mapping[str, Any]) -> L
             if files:
                 paths.append(content)
         if len(getattr(found, "targets", labels)) != len(labels):
-            raise ValueError(f"{len(labels)} pictures and {len(found.targets)} labels")
+            raise ValueError(f"{len(labels)} images and {len(found.targets)} labels")
     except ImportError as error:
         raise DataError(f"torchvision's {name} needs another package: {error}") from error
     except Exception as error:  # a damaged set raises anything

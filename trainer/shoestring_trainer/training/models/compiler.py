@@ -24,7 +24,7 @@ def compiled(model: nn.Module, mode: str, backend: str | Callable[..., Any] = "i
     """`model`, run by torch.compile in one of its modes ("reduce-overhead" and "max-autotune" use CUDA graphs); "none":
     as it is.
 
-    It compiles once for each size of batch and pictures it meets, so once per phase of a run; what it has compiled
+    It compiles once for each size of batch and images it meets, so once per phase of a run; what it has compiled
     stays in torch's cache on this machine's disk for the next start.
     """
     if mode == "none":

@@ -13,7 +13,7 @@ from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.vision_compat import BlurPool2d, SelectAdaptivePool2d, models, timm
 
 BLURRED_FROM = 16
-"""A convolution of fewer channels (the stem's) is not blurred: it sees the picture itself."""
+"""A convolution of fewer channels (the stem's) is not blurred: it sees the image itself."""
 
 
 def library_model(name: str, channels: int, classes: int, settings: Settings) -> nn.Module:
@@ -36,7 +36,7 @@ def _from_torchvision(name: str, channels: int, classes: int, settings: Settings
     if name not in known:
         raise _unknown(f"torchvision/{name}", known)
     if channels != 3:
-        raise UserError(f"torchvision/{name} takes pictures of 3 channels, these have {channels}; use timm/{name}")
+        raise UserError(f"torchvision/{name} takes images of 3 channels, these have {channels}; use timm/{name}")
     options: dict[str, Any] = {"zero_init_residual": True} if settings.zero_init_residual else {}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
@@ -81,7 +81,7 @@ def _unknown(name: str, known: list[str]) -> UserError:
 
 
 def _shrink_stem(model: nn.Module, name: str) -> None:
-    """A 3x3 convolution without a stride in place of the 7x7 one, and no pool after it: for pictures of 32 pixels."""
+    """A 3x3 convolution without a stride in place of the 7x7 one, and no pool after it: for images of 32 pixels."""
     stem = getattr(model, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or not hasattr(model, "maxpool"):
         raise UserError(f"{name} has no stem of a residual network; leave small_stem out")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks by name. Every one takes raw pictures, float NCHW in [0, 1], and normalises them itself, so a saved
+"""Networks by name. Every one takes raw images, float NCHW in [0, 1], and normalises them itself, so a saved
 model carries all of its preprocessing.
 """
 
@@ -21,7 +21,7 @@ from shoestring_trainer.training.settings import Settings
 def build_model(
     name: str, settings: Settings, *, classes: int, mean: Sequence[float], std: Sequence[float], **shape: Any
 ) -> nn.Module:
-    """The network `name`, or the one that the settings name, for pictures of len(mean) channels.
+    """The network `name`, or the one that the settings name, for images of len(mean) channels.
 
     `shape` is what a recipe's `model` says beside its name. Raises UserError for unknown names.
     """
@@ -40,7 +40,7 @@ def build_model(
 
 
 class Normalise(nn.Module):
-    """(picture − mean) / std per channel; the two are buffers, so they travel with the weights."""
+    """(image − mean) / std per channel; the two are buffers, so they travel with the weights."""
 
     mean: Tensor
     std: Tensor
@@ -50,12 +50,12 @@ class Normalise(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
-    def forward(self, pictures_NCHW: Tensor) -> Tensor:
-        return (pictures_NCHW - self.mean) / self.std
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return (images_NCHW - self.mean) / self.std
 
 
 def convnet(channels: int, classes: int, settings: Settings) -> nn.Module:
-    """Three 3×3 convolutions and a linear layer, for small grey pictures. Uses `width` and `dropout`."""
+    """Three 3×3 convolutions and a linear layer, for small grey images. Uses `width` and `dropout`."""
     w = settings.width
     return nn.Sequential(
         _conv(channels, w),
@@ -141,7 +141,7 @@ def resnet9_tricks(channels: int, classes: int, settings: Settings) -> nn.Module
 
 
 class GhostNorm(nn.BatchNorm2d):
-    """Batch norm over groups of GROUP pictures, without a scale to learn; a batch that doesn't divide is one group."""
+    """Batch norm over groups of GROUP images, without a scale to learn; a batch that doesn't divide is one group."""
 
     GROUP = 32
 
@@ -166,7 +166,7 @@ class GhostNorm(nn.BatchNorm2d):
 
 
 def preact_resnet18(channels: int, classes: int, settings: Settings, *, repeated_norm: bool = True) -> nn.Module:
-    """Preactivation ResNet-18 for small pictures, average and maximum pooled side by side before the classifier.
+    """Preactivation ResNet-18 for small images, average and maximum pooled side by side before the classifier.
 
     As in B. Johnson's DAWNBench entry (2018), rebuilt by D. Page. Uses `width` (64 in the source) and `pool`.
     repeated_norm  the stem has a norm and an activation, which the first block's own repeat
@@ -180,7 +180,7 @@ def preact_resnet18(channels: int, classes: int, settings: Settings, *, repeated
 
 
 def wide_resnet(channels: int, classes: int, settings: Settings, *, blocks: int = 3, widen: int = 6) -> nn.Module:
-    """A wide preactivation ResNet for small pictures: three groups of `blocks`, classified by a 1x1 convolution.
+    """A wide preactivation ResNet for small images: three groups of `blocks`, classified by a 1x1 convolution.
 
     As in fast.ai's DAWNBench entries (2018). Uses `width` (channels of the stem, 16 in the source; the groups have 1, 2
     and 4 times `widen` as many).
@@ -204,7 +204,7 @@ def wide_resnet(channels: int, classes: int, settings: Settings, *, blocks: int 
 def alexnet_bn(channels: int, classes: int, settings: Settings) -> nn.Module:
     """AlexNet as torchvision has it (A. Krizhevsky, 2014), with a batch norm after the last pool: X. Jia et al., 2018.
 
-    For pictures from 63 pixels. Uses `width` (64 in the source) and `dropout`.
+    For images from 63 pixels. Uses `width` (64 in the source) and `dropout`.
     """
     w = settings.width
     sides = [
@@ -271,7 +271,7 @@ def airbench(
     channels: int, classes: int, settings: Settings,
     *, widths: Sequence[int], convs: int = 2, statistics_momentum: float = 0.4, unit_head: bool = False,
 ) -> nn.Module:  # fmt: skip
-    """K. Jordan's network for 94 to 96 % on CIFAR-10 (cifar10-airbench, 2024), for pictures of 32 pixels.
+    """K. Jordan's network for 94 to 96 % on CIFAR-10 (cifar10-airbench, 2024), for images of 32 pixels.
 
     widths               channels of the three groups, in units of `width`
     convs                per group; 3: with a residual over the last two
@@ -313,7 +313,7 @@ class AirbenchGroup(nn.Module):
 
 
 class Whitening(nn.Conv2d):
-    """A frozen convolution that decorrelates patches: `learn` sets it from pictures.
+    """A frozen convolution that decorrelates patches: `learn` sets it from images.
 
     side      of a patch, in pixels; odd ones are padded
     mirrored  with the negative of each filter, and a bias that is trained
@@ -329,12 +329,12 @@ class Whitening(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     @torch.no_grad()
-    def learn(self, pictures_NCHW: Tensor) -> None:
+    def learn(self, images_NCHW: Tensor) -> None:
         """The filters: eigenvectors of the patches' covariance, each scaled to unit response, and their negatives."""
         size = self.weight[0].numel()
-        covariance = torch.zeros(size, size, dtype=torch.float64, device=pictures_NCHW.device)
+        covariance = torch.zeros(size, size, dtype=torch.float64, device=images_NCHW.device)
         patches = 0
-        for some_NCHW in pictures_NCHW.split(500):
+        for some_NCHW in images_NCHW.split(500):
             flat_PD = F.unfold(some_NCHW, self.kernel_size).transpose(1, 2).reshape(-1, size).double()
             covariance += flat_PD.T @ flat_PD
             patches += len(flat_PD)
@@ -344,17 +344,17 @@ class Whitening(nn.Conv2d):
         self.weight.copy_(both_FD.view_as(self.weight))
 
 
-def learn_from_pictures(model: nn.Module, bytes_NCHW: Tensor, white: float) -> None:
-    """Set what a model of `build_model` takes from training pictures before the first step: its whitening layer."""
+def init_from_data(model: nn.Module, uint8_NCHW: Tensor, white: float) -> None:
+    """Set what a model of `build_model` takes from training images before the first step: its whitening layer."""
     for layer in model.modules():
         if isinstance(layer, Whitening):
-            every = max(1, len(bytes_NCHW) // WHITENING_PICTURES)
-            sample_NCHW = bytes_NCHW[::every][:WHITENING_PICTURES].float() / white
+            every = max(1, len(uint8_NCHW) // WHITENING_IMAGES)
+            sample_NCHW = uint8_NCHW[::every][:WHITENING_IMAGES].float() / white
             layer.learn(next(model.children())(sample_NCHW))
 
 
 LIBRARIES = ("torchvision/", "timm/")
-WHITENING_PICTURES = 5000
+WHITENING_IMAGES = 5000
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "airbench": airbench,
     "alexnet_bn": alexnet_bn,

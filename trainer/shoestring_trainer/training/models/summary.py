@@ -26,7 +26,7 @@ SHOWN_PEAKS = {"L4": "NVIDIA L4", "A100": "NVIDIA A100-SXM4-80GB", "H100": "NVID
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that has no others inside. shape: of its output for one picture. flop: of its forward pass."""
+    """A layer that has no others inside. shape: of its output for one image. flop: of its forward pass."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ class Network:
 
 
 def describe(name: str, params: Mapping[str, Any], *, size: int | None, classes: int | None) -> Network:
-    """The network that a recipe trains. Raises InvalidSpec or UserError for what is unknown, or pictures too small."""
+    """The network that a recipe trains. Raises InvalidSpec or UserError for what is unknown, or images too small."""
     recipe = recipes.load(name)
     settings = Settings.from_params(recipes.resolve(name, params))
     channels = 1 if recipe.data.kind == "digits" else 3
@@ -97,7 +97,7 @@ def _run(model: nn.Module, shape: tuple[int, int, int]) -> tuple[tuple[Layer, ..
             model(torch.zeros(1, *shape, device="meta"))
     except RuntimeError as error:
         raise UserError(
-            f"the network can't take pictures of {shape[1]} x {shape[2]} ({str(error).splitlines()[0]}); "
+            f"the network can't take images of {shape[1]} x {shape[2]} ({str(error).splitlines()[0]}); "
             "give another --size"
         ) from error
     return tuple(layers), counter.get_total_flops()
@@ -110,12 +110,12 @@ def print_network(network: Network) -> str:
     if network.between:
         rows.append(_row("", "between layers", (), 0, network.between))
     rows.append(_row("", "whole network", (), network.parameters, network.flop))
-    title = f"{network.name}, pictures of {channels}×{height}×{width}; FLOP of one forward pass"
+    title = f"{network.name}, images of {channels}×{height}×{width}; FLOP of one forward pass"
     return "\n".join([title, "", _line("LAYER", "KIND", "OUTPUT", "PARAMETERS", "FLOP"), *rows])
 
 
 def training_flop(told: Forecast, flop_at: Callable[[int], int]) -> float:
-    """FLOP of a whole run, each phase at its size. flop_at: of one picture's forward pass, by size (0: the data's)."""
+    """FLOP of a whole run, each phase at its size. flop_at: of one image's forward pass, by size (0: the data's)."""
     return FORWARD_AND_BACKWARD * sum(
         float(flop_at(phase.size)) * phase.steps * phase.batch for phase in told.plan.phases
     )
@@ -123,10 +123,10 @@ def training_flop(told: Forecast, flop_at: Callable[[int], int]) -> float:
 
 def print_floor(told: Forecast, flop: float) -> str:
     """What training takes at least: its FLOP, and the time of that at the peak of some devices."""
-    pictures = sum(phase.steps * phase.batch for phase in told.plan.phases)
+    images = sum(phase.steps * phase.batch for phase in told.plan.phases)
     times = (f"{short} {_seconds(flop / PEAK_TFLOPS[name] / 1e12)}" for short, name in SHOWN_PEAKS.items())
     return (
-        f"training: {pictures:,} pictures, forward and backward {_count(flop)}FLOP;\n"
+        f"training: {images:,} images, forward and backward {_count(flop)}FLOP;\n"
         f"at a device's peak, so never faster: {', '.join(times)}"
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient noise scale: about the batch beyond which more pictures a step, and so more machines, help little.
+"""The gradient noise scale: about the batch beyond which more images a step, and so more machines, help little.
 
 It is the noise's trace over the squared gradient, from the lengths of the gradients of a small and a large batch.
 Source: S. McCandlish et al., "An Empirical Model of Large-Batch Training" (2018), appendix A.1.
@@ -27,21 +27,21 @@ class NoiseScale:
         self._noise = self._signal = 0.0
         self._part = torch.zeros(2, dtype=torch.float64)
 
-    def see_part(self, pictures: int, unit: float) -> None:
-        """Take in the gradient of `pictures` of them, not yet averaged over ranks; `unit` · their mean gradient."""
-        self._part = torch.stack([self._squared(unit), torch.tensor(pictures, dtype=torch.float64)])
+    def see_part(self, images: int, unit: float) -> None:
+        """Take in the gradient of `images` of them, not yet averaged over ranks; `unit` · their mean gradient."""
+        self._part = torch.stack([self._squared(unit), torch.tensor(images, dtype=torch.float64)])
 
     def see_batch(self, batch: int, unit: float) -> float | None:
-        """Take in the gradient of the whole batch. The noise scale in pictures; None while there is no estimate."""
+        """Take in the gradient of the whole batch. The noise scale in images; None while there is no estimate."""
         whole = self._squared(unit).item()
         summed = (
             self._distributed.all_reduce(self._part.to(self._distributed.device)).cpu() / self._distributed.world_size
         )
-        part, pictures = summed.tolist()
+        part, images = summed.tolist()
         if not math.isfinite(part + whole):
             return None  # an overflow, which the loss scale answers
-        self._noise = DECAY * self._noise + (part - whole) / (1 / pictures - 1 / batch)
-        self._signal = DECAY * self._signal + (batch * whole - pictures * part) / (batch - pictures)
+        self._noise = DECAY * self._noise + (part - whole) / (1 / images - 1 / batch)
+        self._signal = DECAY * self._signal + (batch * whole - images * part) / (batch - images)
         return self._noise / self._signal if min(self._noise, self._signal) > 0 else None
 
     def _squared(self, unit: float) -> Tensor:

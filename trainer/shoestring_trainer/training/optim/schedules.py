@@ -51,7 +51,7 @@ def read_steps(text: str, otherwise: float) -> Knots:
 
 
 def first_view(settings: Settings) -> tuple[int, bool]:
-    """How a run sees pictures when it begins: pixels a side (0: as the data has them), and whether rectangular."""
+    """How a run sees images when it begins: pixels a side (0: as the data has them), and whether rectangular."""
     sizes, rectangles = _views(settings)
     return round(value_at(sizes, 0.0)), value_at(rectangles, 0.0) > 0
 
@@ -76,12 +76,12 @@ class StepHyperparams:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run in which pictures and batches keep their size.
+    """A stretch of the run in which images and batches keep their size.
 
     first_sample, end_sample  places in the stream of samples, epoch after epoch
-    size                      pixels a side of the pictures; 0: as the data has them
-    crop_scale                smallest share of a picture that a random crop shows; 0: no such crop
-    rectangular               held-out pictures are measured in their own shapes
+    size                      pixels a side of the images; 0: as the data has them
+    crop_scale                smallest share of an image that a random crop shows; 0: no such crop
+    rectangular               held-out images are measured in their own shapes
     """
 
     first_step: int
@@ -117,11 +117,11 @@ class Plan:
 
     @staticmethod
     def of(settings: Settings, samples: int) -> Plan:
-        """The plan for `samples` training pictures. Raises UserError if a schedule can't be read or no batch fills."""
+        """The plan for `samples` training images. Raises UserError if a schedule can't be read or no batch fills."""
         batch = settings.batch_size
         epoch_samples = samples // batch * batch if settings.drop_last else samples
         if not epoch_samples:
-            raise UserError(f"batch_size is {batch}, more than the {samples} training pictures; lower it")
+            raise UserError(f"batch_size is {batch}, more than the {samples} training images; lower it")
         rates = read_knots(settings.lr_schedule) if settings.lr_schedule else one_cycle(1.0, settings.warmup_ratio)
         whitening = read_knots(settings.whitening_lr_schedule) if settings.whitening_lr_schedule else rates
         scale = batch / settings.lr_base_batch_size if settings.lr_base_batch_size else 1.0

@@ -17,12 +17,12 @@ from shoestring_trainer.training.results.exports import export_program, pack_onn
 
 HOW_TO_LOAD = (
     'import torch; model = torch.export.load("model.pt2").module(); '
-    "logits = model(pictures)  # float32, N x C x H x W, 0 is black and 1 is white"
+    "logits = model(images)  # float32, N x C x H x W, 0 is black and 1 is white"
 )
 
 HOW_TO_LOAD_WEIGHTS = (
     "from safetensors.torch import load_file; net.load_state_dict(load_file('network.safetensors'))  # net: a fresh "
-    "network of this architecture, with so many classes; it takes pictures normalised by mean and std"
+    "network of this architecture, with so many classes; it takes images normalised by mean and std"
 )
 
 
@@ -31,9 +31,9 @@ def make_artifacts(
 ) -> dict[str, bytes]:
     """The further parts of a final checkpoint, by name. `about` describes the run for model.json.
 
-    Pictures that were scored in batches of like shape are in model.json as such: the exports take the shape it names.
+    Images that were scored in batches of like shape are in model.json as such: the exports take the shape it names.
     """
-    channels, height, width = data.held_out.bytes_NCHW.shape[1:]
+    channels, height, width = data.held_out.images_NCHW.shape[1:]
     card = {
         **about,
         "classes": data.classes,
@@ -48,14 +48,14 @@ def make_artifacts(
         "weights": HOW_TO_LOAD_WEIGHTS,
     }  # fmt: skip
     if data.batches:
-        card["scored_in"] = sorted({tuple(bytes_NCHW.shape[2:]) for _, bytes_NCHW in data.batches})
+        card["scored_in"] = sorted({tuple(uint8_NCHW.shape[2:]) for _, uint8_NCHW in data.batches})
     predictions = {
         "predicted": scores.predictions_N.tolist(), "labels": data.held_out.labels_N.tolist(),
         "losses": [round(loss, 6) for loss in scores.losses_N.tolist()],
     }  # fmt: skip
     counts_KK = count_confusions(data.held_out.labels_N, scores.predictions_N, len(data.classes))
-    facts = {**scores.metrics, "held-out pictures": len(data.held_out), "step": about["step"], "seed": about["seed"]}
-    sample_NCHW = data.held_out.bytes_NCHW[:8].float() / data.white
+    facts = {**scores.metrics, "held-out images": len(data.held_out), "step": about["step"], "seed": about["seed"]}
+    sample_NCHW = data.held_out.images_NCHW[:8].float() / data.white
     program = export_program(model, sample_NCHW)
     return {
         "model.json": _json(card),

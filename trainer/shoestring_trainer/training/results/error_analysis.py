@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model gets wrong: its confusion matrix, and the held-out pictures that it finds hardest."""
+"""What a model gets wrong: its confusion matrix, and the held-out images that it finds hardest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ THUMBNAIL = 96
 
 @dataclass(frozen=True)
 class Mistake:
-    """A held-out picture with a high loss.
+    """A held-out image with a high loss.
 
     index        its place in split.json and predictions.json
     name         its file, or its number
@@ -42,12 +42,12 @@ class Mistake:
 
 
 def count_confusions(labels_N: Tensor, predictions_N: Tensor, classes: int) -> Tensor:
-    """counts_KK: how many pictures of the class in the row the model took for the class in the column."""
+    """counts_KK: how many images of the class in the row the model took for the class in the column."""
     return torch.bincount(labels_N * classes + predictions_N, minlength=classes**2).view(classes, classes)
 
 
 def find_worst(data: DataSet, scores: Scores, count: int = WORST) -> list[Mistake]:
-    """The `count` held-out pictures with the highest loss, worst first; of equals the first."""
+    """The `count` held-out images with the highest loss, worst first; of equals the first."""
     names, classes = data.held_out_names, data.classes
     order = scores.losses_N.nan_to_num(nan=math.inf).sort(descending=True, stable=True).indices[:count]
     return [
@@ -64,7 +64,7 @@ def find_worst(data: DataSet, scores: Scores, count: int = WORST) -> list[Mistak
 
 
 def draw_page(title: str, data: DataSet, scores: Scores, facts: dict[str, Any]) -> str:
-    """One HTML page that needs nothing else: the metrics, the confusion matrix, the worst pictures."""
+    """One HTML page that needs nothing else: the metrics, the confusion matrix, the worst images."""
     counts_KK = count_confusions(data.held_out.labels_N, scores.predictions_N, len(data.classes))
     shown = (f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
     table = _table(data.classes, counts_KK) if len(data.classes) <= LARGEST_TABLE else _list(data.classes, counts_KK)
@@ -73,7 +73,7 @@ def draw_page(title: str, data: DataSet, scores: Scores, facts: dict[str, Any]) 
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
         f"<h1>{_text(title)}</h1><dl>{''.join(shown)}</dl>"
         f"<h2>Confusions</h2><p>Rows are the true class, columns what the model said.</p>{table}"
-        f"<h2>Hardest pictures</h2><p>Highest loss first: true class → what the model said.</p>"
+        f"<h2>Hardest images</h2><p>Highest loss first: true class → what the model said.</p>"
         f"<div>{''.join(figures)}</div></html>\n"
     )
 
@@ -122,7 +122,7 @@ def _commonest(counts_KK: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def _figure(mistake: Mistake, data: DataSet) -> str:
-    source = _data_url(data.held_out.bytes_NCHW[mistake.index].float() * (255 / data.white))
+    source = _data_url(data.held_out.images_NCHW[mistake.index].float() * (255 / data.white))
     said = f"{_text(mistake.label)} → {_text(mistake.predicted)}"
     return (
         f'<figure><img src="{source}" alt=""><figcaption>{said}<br>loss {mistake.loss:.2f}<br>{_text(mistake.name)}'
@@ -131,15 +131,15 @@ def _figure(mistake: Mistake, data: DataSet) -> str:
 
 
 def _data_url(pixels_CHW: Tensor) -> str:
-    """The picture inside the page itself: exact where it is tiny, else a small JPEG."""
+    """The image inside the page itself: exact where it is tiny, else a small JPEG."""
     from PIL import Image
 
     pixels_HWC = pixels_CHW.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)
-    kind = "png" if max(picture.size) <= THUMBNAIL // 2 else "jpeg"
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    image = Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)
+    kind = "png" if max(image.size) <= THUMBNAIL // 2 else "jpeg"
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
-    picture.save(file, kind)
+    image.save(file, kind)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

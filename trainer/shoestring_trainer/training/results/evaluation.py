@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation on held-out pictures: each is scored once, on one rank, and the sums are exact on all."""
+"""Evaluation on held-out images: each is scored once, on one rank, and the sums are exact on all."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Scores:
-    """accuracy and loss are means over all held-out pictures.
+    """accuracy and loss are means over all held-out images.
 
     predictions_N   the classes the model chose
-    losses_N        float64, of each picture
+    losses_N        float64, of each image
     seconds         that evaluation took
-    accuracy_tta    of the classes chosen from several views of each picture; None if one view was asked for
+    accuracy_tta    of the classes chosen from several views of each image; None if one view was asked for
     accuracy_top5   share whose class is among the five likeliest; None if there are no more classes than those
     """
 
@@ -51,7 +51,7 @@ class Scores:
 def evaluate(
     model: nn.Module, data: DataSet, distributed: DistributedContext, precision: Precision, views: int = 1
 ) -> Scores:
-    """Score `model`, with rank 0's buffers, on the held-out pictures. Leaves the model in training mode."""
+    """Score `model`, with rank 0's buffers, on the held-out images. Leaves the model in training mode."""
     if views not in VIEWS:
         raise UserError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views}")
     began = monotonic()
@@ -61,12 +61,12 @@ def evaluate(
     predictions_N = torch.zeros(len(held_out), dtype=torch.int64, device=device)
     losses_N = torch.zeros(len(held_out), dtype=torch.float64, device=device)
     right_top5, right_tta = torch.zeros(2, dtype=torch.int64, device=device).unbind()
-    for batch, bytes_NCHW in _batches(data, distributed):
-        pictures_NCHW = bytes_NCHW.to(device).float() / data.white
+    for batch, uint8_NCHW in _batches(data, distributed):
+        images_NCHW = uint8_NCHW.to(device).float() / data.white
         with precision.autocast(device):
-            pictures_NCHW = pictures_NCHW.contiguous(memory_format=torch.channels_last)
-            logits_NK = model(pictures_NCHW)
-            several_NK = logits_of_views(model, pictures_NCHW, logits_NK, views)
+            images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
+            logits_NK = model(images_NCHW)
+            several_NK = logits_of_views(model, images_NCHW, logits_NK, views)
         labels_N = held_out.labels_N[batch].to(device)
         own = batch.to(device)
         predictions_N[own] = logits_NK.argmax(1)
@@ -89,30 +89,30 @@ def evaluate(
 
 
 def _batches(data: DataSet, distributed: DistributedContext) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's held-out pictures: which they are, and their bytes. Ranks share each batch of like shape."""
-    for batch, bytes_NCHW in data.batches:
+    """This rank's held-out images: which they are, and their bytes. Ranks share each batch of like shape."""
+    for batch, uint8_NCHW in data.batches:
         if distributed.rank < len(batch):
             yield (
                 batch[distributed.rank :: distributed.world_size],
-                bytes_NCHW[distributed.rank :: distributed.world_size],
+                uint8_NCHW[distributed.rank :: distributed.world_size],
             )
     if not data.batches:
         for batch in torch.arange(distributed.rank, len(data.held_out), distributed.world_size).split(BATCH):
-            yield batch, data.held_out.bytes_NCHW[batch]
+            yield batch, data.held_out.images_NCHW[batch]
 
 
-def logits_of_views(model: nn.Module, pictures_NCHW: Tensor, logits_NK: Tensor, views: int) -> Tensor:
-    """The mean of the logits of `views` views of each picture, given those of the first, the picture as it is.
+def logits_of_views(model: nn.Module, images_NCHW: Tensor, logits_NK: Tensor, views: int) -> Tensor:
+    """The mean of the logits of `views` views of each image, given those of the first, the image as it is.
 
     2: and its mirror image. 6: both also shifted by one pixel, up-left and down-right, which count half together.
     Source: airbench94.
     """
     if views == 1:
         return logits_NK
-    own_NK: Tensor = (logits_NK + model(pictures_NCHW.flip(3))) / 2
+    own_NK: Tensor = (logits_NK + model(images_NCHW.flip(3))) / 2
     if views == 2:
         return own_NK
-    padded_NCHW = F.pad(pictures_NCHW, (1, 1, 1, 1), mode="reflect")
+    padded_NCHW = F.pad(images_NCHW, (1, 1, 1, 1), mode="reflect")
     shifted = [padded_NCHW[:, :, :-2, :-2], padded_NCHW[:, :, 2:, 2:]]
     shifted_NK = torch.stack([model(view) + model(view.flip(3)) for view in shifted]).mean(0) / 2
     return (own_NK + shifted_NK) / 2

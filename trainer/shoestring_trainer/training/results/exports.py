@@ -37,7 +37,7 @@ class Model:
     """A trained network, ready to use.
 
     card     what model.json says: classes, input, metrics, …
-    logits   from pictures_NCHW, float32, 0 is black and 1 is white, to logits_NK
+    logits   from images_NCHW, float32, 0 is black and 1 is white, to logits_NK
     program  what torch.export wrote; None if the network came as ONNX
     """
 
@@ -51,13 +51,13 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the pictures it was trained on."""
+        """Channels, height and width of the images it was trained on."""
         channels, height, width = self.card["input"]["shape"][1:]
         return channels, height, width
 
     @property
     def zoom(self) -> float:
-        """Pictures are scaled to so much more than their shape, and the centre is cut out."""
+        """Images are scaled to so much more than their shape, and the centre is cut out."""
         return float(self.card["input"].get("zoom", 1.0))
 
 
@@ -91,7 +91,7 @@ def pack_weights(model: nn.Module) -> bytes:
 
 
 def pack_onnx(program: ExportedProgram, card: bytes, sample_NCHW: Tensor) -> bytes:
-    """model.onnx: one input `pictures`, one output `logits`, any batch size; checked in ONNX Runtime.
+    """model.onnx: one input `images`, one output `logits`, any batch size; checked in ONNX Runtime.
 
     Raises UserError if the packages for it are missing, TrainerError if it does not compute what `program` does.
     """
@@ -101,7 +101,7 @@ def pack_onnx(program: ExportedProgram, card: bytes, sample_NCHW: Tensor) -> byt
         warnings.simplefilter("ignore")  # of torch's own deprecations, and of names for the batch's size
         written = torch.onnx.export(
             program, (sample_NCHW,), dynamo=True, external_data=False, verbose=False,
-            input_names=["pictures"], output_names=["logits"],
+            input_names=["images"], output_names=["logits"],
         )  # fmt: skip
     assert written is not None
     proto = written.model_proto
@@ -196,8 +196,8 @@ def _read_program(content: bytes, source: Path, card: bytes | None) -> Model:
         ) from error
 
     @torch.no_grad()
-    def logits(pictures_NCHW: Tensor) -> Tensor:
-        result: Tensor = module(pictures_NCHW)
+    def logits(images_NCHW: Tensor) -> Tensor:
+        result: Tensor = module(images_NCHW)
         return result
 
     return Model(_read_card(inside[CARD] or card, source), logits, program)
@@ -224,8 +224,8 @@ def _run_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def logits(pictures_NCHW: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"pictures": pictures_NCHW.numpy()})[0])
+    def logits(images_NCHW: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images_NCHW.numpy()})[0])
 
     return logits
 
@@ -235,10 +235,10 @@ def _read_card(text: str | bytes | None, source: Path) -> dict[str, Any]:
         card = json.loads(text or "")
         _, channels, height, width = card["input"]["shape"]
         if not card["classes"] or not all(isinstance(number, int) for number in (channels, height, width)):
-            raise ValueError("it names no classes, or no shape of pictures")
+            raise ValueError("it names no classes, or no shape of images")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{source} doesn't say what its classes and pictures are, so it wasn't written by this trainer; "
+            f"{source} doesn't say what its classes and images are, so it wasn't written by this trainer; "
             f"put the {CARD} of its job beside it ({_first_line(error)})"
         ) from error
     return dict(card)

@@ -34,23 +34,23 @@ products, as of 2026-11; they print twice as much for sparse matrices from the A
 
 def speed(
     model: nn.Module, shapes: Mapping[tuple[int, ...], int], precision: Precision, device: torch.device, *,
-    devices: int, pictures: int, seconds: float, input_s: float, whole: int,
+    devices: int, images: int, seconds: float, input_s: float, whole: int,
 ) -> dict[str, float]:  # fmt: skip
     """The figures of a run for its result: images/s, and where the device's peak is known, the share of it reached.
 
-    shapes    of pictures, C x H x W, and how many the run had of each
-    pictures  that were trained on in `seconds`, by all devices
-    input_s   of these seconds, those in which this process waited for its pictures
-    whole     pictures of the whole run, from its first step; `floor_s` is the time their FLOP take at the peak
+    shapes    of images, C x H x W, and how many the run had of each
+    images  that were trained on in `seconds`, by all devices
+    input_s   of these seconds, those in which this process waited for its images
+    whole     images of the whole run, from its first step; `floor_s` is the time their FLOP take at the peak
     """
-    flops = sum(count * flop_per_picture(model, shape, device) for shape, count in shapes.items())
+    flops = sum(count * flop_per_image(model, shape, device) for shape, count in shapes.items())
     flop = round(FORWARD_AND_BACKWARD * flops / max(1, sum(shapes.values())))
     figures = {"flop_per_image": float(flop)}
-    if pictures and seconds > 0:
-        figures["images_per_s"] = pictures / seconds
+    if images and seconds > 0:
+        figures["images_per_s"] = images / seconds
         figures["input_share"] = input_s / seconds
         if peak := peak_flops(device, precision):
-            figures["share_of_peak"] = flop * pictures / seconds / (peak * devices)
+            figures["share_of_peak"] = flop * images / seconds / (peak * devices)
             figures["floor_s"] = flop * whole / (peak * devices)
     return {name: float(f"{value:.6g}") for name, value in figures.items()}
 
@@ -64,8 +64,8 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
 
 
 @torch.no_grad()
-def flop_per_picture(model: nn.Module, shape: Sequence[int], device: torch.device) -> int:
-    """FLOP of one picture's forward pass: convolutions and linear layers, two for each multiply-add."""
+def flop_per_image(model: nn.Module, shape: Sequence[int], device: torch.device) -> int:
+    """FLOP of one image's forward pass: convolutions and linear layers, two for each multiply-add."""
     restore_compiler()
     from torch.utils.flop_counter import FlopCounterMode
 

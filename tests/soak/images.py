@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real pictures over the whole path: from a folder of JPEGs to a model that scores outside what the job says.
+"""Real images over the whole path: from a folder of JPEGs to a model that scores outside what the job says.
 
-    python -m tests.soak.pictures --seed N --data FOLDER
+    python -m tests.soak.images --seed N --data FOLDER
 
 FOLDER is an ImageFolder (`train/CLASS/…` beside `test/CLASS/…`), or holds `cifar10-jpeg.tar.xz`, of which 3,000
-pictures are unpacked into .soak/. A gang of two machines trains on them, one is taken back half-way, and the exported
-model is scored in plain PyTorch on the held-out pictures.
+images are unpacked into .soak/. A gang of two machines trains on them, one is taken back half-way, and the exported
+model is scored in plain PyTorch on the held-out images.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tests.e2e.service import ROOT, Service
 NEEDS_DATA = True
 ARCHIVE = "cifar10-jpeg.tar.xz"
 PER_CLASS = {"train": 250, "test": 50}
-LEAST_PICTURES = 2_000
+LEAST_IMAGES = 2_000
 TIMES_CHANCE = 2.5
-"""So much better than guessing it must be: a few epochs on a few thousand pictures."""
+"""So much better than guessing it must be: a few epochs on a few thousand images."""
 
 SCORE = """
 import json, sys
@@ -40,16 +40,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-model, pictures = Path(sys.argv[1]), Path(sys.argv[2])
+model, images = Path(sys.argv[1]), Path(sys.argv[2])
 card = json.loads((model / "model.json").read_text())
 height, width = card["input"]["shape"][2:]
 net = torch.export.load(model / "model.pt2").module()
 right = 0
 held_out = json.loads((model / "split.json").read_text())["held_out"]
 for name in held_out:
-    picture = Image.open(pictures / name).convert("RGB")
-    assert picture.size == (width, height)
-    inputs = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+    image = Image.open(images / name).convert("RGB")
+    assert image.size == (width, height)
+    inputs = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     right += card["classes"][net(inputs).argmax().item()] == Path(name).parts[-2]
 print(right / len(held_out))
 """
@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="shoestring-pictures-"))
+    folder = Path(tempfile.mkdtemp(prefix="shoestring-images-"))
     print(f"seed {options.seed}, in {folder}", flush=True)
     prove(image_folder(options.data), options.seed, folder)
     shutil.rmtree(folder)  # a broken run's is left to look at
@@ -80,11 +80,11 @@ def image_folder(data: Path) -> Path:
     return target
 
 
-def prove(pictures: Path, seed: int, folder: Path) -> None:
-    """Train on `pictures` and judge the outcome. Raises AssertionError."""
-    files = [file for file in pictures.rglob("*") if file.is_file()]
-    assert len(files) >= LEAST_PICTURES, f"only {len(files)} pictures in {pictures}"
-    options = ("--budget", "5.00", "--slots", "2", "--data-root", str(pictures))
+def prove(images: Path, seed: int, folder: Path) -> None:
+    """Train on `images` and judge the outcome. Raises AssertionError."""
+    files = [file for file in images.rglob("*") if file.is_file()]
+    assert len(files) >= LEAST_IMAGES, f"only {len(files)} images in {images}"
+    options = ("--budget", "5.00", "--slots", "2", "--data-root", str(images))
     service = Service(folder / "service", servers.free_port(), options=options)
     service.start()
     try:
@@ -92,7 +92,7 @@ def prove(pictures: Path, seed: int, folder: Path) -> None:
         job = client.submit(
             {
                 "recipe": "imagefolder/resnet9",
-                "data": {"train": str(pictures)},
+                "data": {"train": str(images)},
                 "params": {"epochs": 8, "width": 16, "batch_size": 64, "seed": seed},
                 "resources": {"nodes": 2, "spot": "only"},
             }
@@ -110,10 +110,10 @@ def prove(pictures: Path, seed: int, folder: Path) -> None:
         accuracy = done.result["val/acc"]
         model = download(client, job.id, folder / "model")
         classes = json.loads((model / "model.json").read_text())["classes"]
-        print(f"{len(files)} pictures of {len(classes)} classes: accuracy {accuracy:.3f}", flush=True)
+        print(f"{len(files)} images of {len(classes)} classes: accuracy {accuracy:.3f}", flush=True)
         assert accuracy >= TIMES_CHANCE / len(classes)
-        apart = pictures / "test"
-        assert abs(score(model, apart if apart.is_dir() else pictures) - accuracy) < 0.002
+        apart = images / "test"
+        assert abs(score(model, apart if apart.is_dir() else images) - accuracy) < 0.002
     finally:
         service.stop()
     witness.require_one_machine_a_slot(service.data)
@@ -129,10 +129,10 @@ def download(client: Client, job: UUID, folder: Path) -> Path:
     return folder
 
 
-def score(model: Path, pictures: Path) -> float:
-    """Accuracy on the held-out files, which split.json names below `pictures`, worked out without our code."""
+def score(model: Path, images: Path) -> float:
+    """Accuracy on the held-out files, which split.json names below `images`, worked out without our code."""
     scored = subprocess.run(
-        [sys.executable, "-c", SCORE, str(model), str(pictures)], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", SCORE, str(model), str(images)], capture_output=True, text=True, check=True,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": ""}, cwd=model,
     )  # fmt: skip
     return float(scored.stdout)

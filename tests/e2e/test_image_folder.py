@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody's own pictures, from a folder to a model that plain PyTorch loads; and no other folder is read."""
+"""Somebody's own images, from a folder to a model that plain PyTorch loads; and no other folder is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shoestring_core import rest
 
 from tests.e2e import witness
 from tests.e2e.service import Service, start
-from tests.soak import pictures
+from tests.soak import images
 from tests.trainer.data_sync.bucket_server import BUCKET, Bucket, serving
 
 MEASURED = ("val/acc", "val/loss")
@@ -25,7 +25,7 @@ PER_CLASS = 40
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pictures")
+    return tmp_path_factory.mktemp("images")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def folder(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def bucket(folder: Path) -> Iterator[Bucket]:
-    """A private one, with the pictures of the folder."""
+    """A private one, with the images of the folder."""
     with serving() as bucket:
         bucket.put_folder(folder, "stripes/")
         bucket.key = "AKIATEST"
@@ -66,7 +66,7 @@ def service(root: Path, folder: Path, bucket: Bucket) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def from_folder(service: Service, folder: Path) -> rest.Job:
-    """A job that trained on the folder's pictures."""
+    """A job that trained on the folder's images."""
     return service.settled(service.client.submit(spec(folder)).id)
 
 
@@ -82,22 +82,22 @@ def spec(place: Path | str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_a_folder_of_pictures_becomes_a_model_that_plain_pytorch_scores_alike(
+def test_a_folder_of_images_becomes_a_model_that_plain_pytorch_scores_alike(
     service: Service, from_folder: rest.Job, folder: Path, tmp_path: Path
 ) -> None:
     job = from_folder
     assert job.end_reason == "succeeded"
-    model = pictures.download(service.client, job.id, tmp_path / "model")
+    model = images.download(service.client, job.id, tmp_path / "model")
     card = json.loads((model / "model.json").read_text())
     assert card["classes"] == ["crossed", "lying", "standing"]
-    assert card["pictures"] == {"train": 96, "held_out": 24, "unreadable": 0}
+    assert card["images"] == {"train": 96, "held_out": 24, "unreadable": 0}
     assert job.result is not None
     assert job.result["val/acc"] > 0.6  # by chance: 0.33
-    assert pictures.score(model, folder) == pytest.approx(job.result["val/acc"], abs=1e-6)
+    assert images.score(model, folder) == pytest.approx(job.result["val/acc"], abs=1e-6)
     witness.require_none_alive(service.data)
 
 
-def test_pictures_in_a_bucket_train_as_those_in_a_folder_do(
+def test_images_in_a_bucket_train_as_those_in_a_folder_do(
     service: Service, bucket: Bucket, from_folder: rest.Job
 ) -> None:
     place = f"s3://{BUCKET}/stripes"
