@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs came to: accuracy by epoch, time and cost to a target, how many seeds reach it. Points in, figures out.
 
-Two clocks. Training time is what benchmarks count: from the first step on, without evaluation on held-out images,
+Two clocks. Training time is what benchmarks count: from the first step on, without evaluation on validation images,
 without the time between machines, and without steps that were lost and done again. Waiting time is what the user
 lives through, from the submission on.
 """

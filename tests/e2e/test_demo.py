@@ -26,9 +26,9 @@ folder = sys.argv[1]
 about, split = json.load(open(folder + "/model.json")), json.load(open(folder + "/split.json"))
 net = torch.export.load(folder + "/model.pt2").module()
 digits = load_digits()
-held_out = split["held_out"]
-images = torch.tensor(digits.images[held_out], dtype=torch.float32).unsqueeze(1) / 16
-print((net(images).argmax(1) == torch.tensor(digits.target[held_out])).float().mean().item())
+val = split["val"]
+images = torch.tensor(digits.images[val], dtype=torch.float32).unsqueeze(1) / 16
+print((net(images).argmax(1) == torch.tensor(digits.target[val])).float().mean().item())
 """
 
 

@@ -90,7 +90,7 @@ def test_a_folder_of_images_becomes_a_model_that_plain_pytorch_scores_alike(
     model = images.download(service.client, job.id, tmp_path / "model")
     card = json.loads((model / "model.json").read_text())
     assert card["classes"] == ["crossed", "lying", "standing"]
-    assert card["images"] == {"train": 96, "held_out": 24, "unreadable": 0}
+    assert card["images"] == {"train": 96, "val": 24, "skipped": 0}
     assert job.result is not None
     assert job.result["val/acc"] > 0.6  # by chance: 0.33
     assert images.score(model, folder) == pytest.approx(job.result["val/acc"], abs=1e-6)

@@ -5,7 +5,7 @@
 
 FOLDER is an ImageFolder (`train/CLASS/…` beside `test/CLASS/…`), or holds `cifar10-jpeg.tar.xz`, of which 3,000
 images are unpacked into .soak/. A gang of two machines trains on them, one is taken back half-way, and the exported
-model is scored in plain PyTorch on the held-out images.
+model is scored in plain PyTorch on the validation images.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ card = json.loads((model / "model.json").read_text())
 height, width = card["input"]["shape"][2:]
 net = torch.export.load(model / "model.pt2").module()
 right = 0
-held_out = json.loads((model / "split.json").read_text())["held_out"]
-for name in held_out:
+val = json.loads((model / "split.json").read_text())["val"]
+for name in val:
     image = Image.open(images / name).convert("RGB")
     assert image.size == (width, height)
     inputs = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     right += card["classes"][net(inputs).argmax().item()] == Path(name).parts[-2]
-print(right / len(held_out))
+print(right / len(val))
 """
 
 
@@ -130,7 +130,7 @@ def download(client: Client, job: UUID, folder: Path) -> Path:
 
 
 def score(model: Path, images: Path) -> float:
-    """Accuracy on the held-out files, which split.json names below `images`, worked out without our code."""
+    """Accuracy on the validation files, which split.json names below `images`, worked out without our code."""
     scored = subprocess.run(
         [sys.executable, "-c", SCORE, str(model), str(images)], capture_output=True, text=True, check=True,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": ""}, cwd=model,

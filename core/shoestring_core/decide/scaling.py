@@ -37,7 +37,7 @@ class Measurement:
 
     epochs      how many it trained while it was measured
     epoch_s     training time of one epoch, without evaluation
-    evaluation_s      one evaluation on held-out images
+    evaluation_s      one evaluation on validation images
     boot_s      from the first machine's launch until the ranks start
     startup_s   from there until the first step is done
     finish_s    from the last step to the end of the run: final evaluation, export, checkpoint

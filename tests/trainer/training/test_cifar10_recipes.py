@@ -25,12 +25,12 @@ STEPS_PER_EPOCH = 100 // 16
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, str]:
-    """A hundred training images whose brightness tells their class."""
+    """A hundred training images whose brightness encodes their class."""
     return {"train": str(write_binary(tmp_path_factory.mktemp("cifar10"))), "format": "imagefolder"}
 
 
 def tiny(name: str, **params) -> dict:
-    """TINY as far as the recipe has such parameters."""
+    """Return those of TINY that are parameters of the recipe."""
     return {key: value for key, value in (TINY | params).items() if key in recipes.load(name).params}
 
 
@@ -60,8 +60,8 @@ def test_a_recipe_runs_to_its_end_and_reports_its_metric(
     ],
     ids=["airbench94", "airbench94-2-processes", "muon", "tricks"],
 )
-def test_resumed_anywhere_it_ends_with_the_same_bits(tmp_path: Path, data: dict[str, str], name: str, procs: int):
-    """With whitening, lookahead, alternating flip and a frozen bias; from inside an epoch, between two averages."""
+def test_a_run_resumed_anywhere_ends_with_the_same_bits(tmp_path: Path, data: dict[str, str], name: str, procs: int):
+    """With whitening, lookahead, alternating flip and a frozen bias; from inside an epoch, between average updates."""
 
     def run(folder: str, **options) -> Gang:
         params = tiny(name, epochs=4)

@@ -15,7 +15,7 @@ from shoestring_trainer.training.cli.lr_find import choose
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hooks import HookContext, Hooks, load_hooks
-from shoestring_trainer.training.optim.noise_scale import NoiseScale
+from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from torch import nn
 
 from tests.trainer.training.gangs import DIGITS, ROOMS, finished
@@ -85,13 +85,13 @@ def test_the_noise_scale_is_the_noise_over_the_signal():
     """Gradients around a known mean: per image, variance 4 in each of 50 directions, and a squared mean of 50."""
     torch.manual_seed(0)
     model = nn.Linear(50, 1, bias=False)
-    noise, found = NoiseScale(model, SINGLE_PROCESS), []
+    noise, found = GradientNoiseScale(model, SINGLE_PROCESS), []
     for _ in range(400):
         gradients = 1 + 2 * torch.randn(64, 50)
         model.weight.grad = gradients[:8].mean(0)[None] * 3  # in units of 3
-        noise.see_part(8, 3.0)
+        noise.add_micro_batch(8, 3.0)
         model.weight.grad = gradients.mean(0)[None] * 5
-        found.append(noise.see_batch(64, 5.0))
+        found.append(noise.update(64, 5.0))
     late = [scale for scale in found[50:] if scale is not None]
     assert sum(late) / len(late) == pytest.approx(4.0, rel=0.25)
 
@@ -99,9 +99,9 @@ def test_the_noise_scale_is_the_noise_over_the_signal():
 def test_an_overflow_is_no_noise():
     model = nn.Linear(2, 1, bias=False)
     model.weight.grad = torch.full((1, 2), torch.inf)
-    noise = NoiseScale(model, SINGLE_PROCESS)
-    noise.see_part(2, 1.0)
-    assert noise.see_batch(8, 1.0) is None
+    noise = GradientNoiseScale(model, SINGLE_PROCESS)
+    noise.add_micro_batch(2, 1.0)
+    assert noise.update(8, 1.0) is None
 
 
 def test_rates_are_chosen_where_the_loss_falls_fastest_and_a_tenth_of_the_lowest():

@@ -21,12 +21,12 @@ CHOSEN = [
     ("imagefolder/any", {"model": "torchvision/resnet18", "global_pool": "concat", "rectangular_eval": True}),
 ]
 SMALLER = 4
-"""Sizes are a quarter of the recipe's, but for AlexNet, which needs 63 pixels."""
+"""Image sizes are divided by this, except for AlexNet, which needs 63 pixels."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, str]:
-    """Six classes by colour, upright, square and wide images."""
+    """Six classes by colour, with upright, square and wide images."""
     folder = tmp_path_factory.mktemp("imagenet")
     draw = np.random.default_rng(1)
     for part, count in (("train", 10), ("val", 3)):
@@ -41,11 +41,11 @@ def data(tmp_path_factory) -> dict[str, str]:
 
 
 def tiny(name: str, **chosen) -> dict:
-    """The recipe with few images a step, a small network, and sizes and epochs scaled down."""
+    """Return parameters for few images a step, a small model, and fewer epochs and smaller images."""
     values = recipes.resolve(name, chosen)
     smaller = 3 if "alexnet" in name else SMALLER
-    knots = [knot.split(":") for knot in str(values.get("image_size_schedule", "")).split()]
-    sizes = " ".join(f"{at}:{int(Fraction(size)) // smaller}" for at, size in knots)
+    breakpoints = [word.split(":") for word in str(values.get("image_size_schedule", "")).split()]
+    sizes = " ".join(f"{at}:{int(Fraction(size)) // smaller}" for at, size in breakpoints)
     given = {
         "epochs": 5, "batch_size": 16, "width": 4, "model": "timm/resnet10t", "image_size_schedule": sizes,
         "image_size": int(values["image_size"]) // smaller,
@@ -71,7 +71,7 @@ def test_a_recipe_runs_every_phase_and_reports_its_metric(
     assert json.loads(run.part("model.json"))["input"]["shape"][2:] == [side, side]
 
 
-def test_a_run_cut_between_phases_ends_with_the_same_bits(tmp_path: Path, data: dict[str, str]):
+def test_a_run_resumed_between_phases_ends_with_the_same_bits(tmp_path: Path, data: dict[str, str]):
     params = tiny("imagenet/imagenet18") | {"epochs": 4}
 
     def run(folder: str, **options):
@@ -84,8 +84,8 @@ def test_a_run_cut_between_phases_ends_with_the_same_bits(tmp_path: Path, data: 
     assert run("rest", resume=resume).state_hashes() == whole.state_hashes()
 
 
-def test_a_later_generation_on_a_machine_finds_its_images_decoded(tmp_path: Path, data: dict[str, str]):
-    """Those of every phase: a run begins with the first one's, whatever step it goes on from."""
+def test_a_later_generation_on_a_machine_reuses_decoded_images(tmp_path: Path, data: dict[str, str]):
+    """The images of every phase: a run loads the first one's, whatever step it resumes from."""
     place, scratch = tmp_path / "images", tmp_path / "scratch"
     shutil.copytree(data["train"], place)
     scratch.mkdir()
@@ -100,6 +100,6 @@ def test_a_later_generation_on_a_machine_finds_its_images_decoded(tmp_path: Path
     first = run("first", checkpoint={"every_s": None, "every_steps": 8})
     saved = [event for event in first.events("checkpoint") if not event["final"]]
     for file in place.rglob("*.jpg"):
-        file.write_bytes(b"nobody reads this again")
+        file.write_bytes(b"not read again")
     resume = {part: str(first.first / saved[1][part]) for part in ("data", "manifest")}
     assert run("again", resume=resume).state_hashes() == first.state_hashes()

@@ -24,9 +24,9 @@ import gzip, json, sys, torch
 folder, digits = sys.argv[1:]
 assert not any(name.startswith("shoestring") for name in sys.modules)
 model = torch.export.load(folder + "/model.pt2").module()
-held_out = json.load(open(folder + "/split.json"))["held_out"]
+val = json.load(open(folder + "/split.json"))["val"]
 rows = [[float(cell) for cell in line.split(",")] for line in gzip.open(digits, "rt")]
-table = torch.tensor(rows)[held_out]
+table = torch.tensor(rows)[val]
 with torch.no_grad():
     predicted = model(table[:, :64].reshape(-1, 1, 8, 8) / 16).argmax(1)
 print(json.dumps({"accuracy": (predicted == table[:, 64]).double().mean().item(), "predicted": predicted.tolist()}))
@@ -71,10 +71,10 @@ def test_the_model_scores_in_plain_pytorch_what_was_recorded(two_ranks: Gang, tm
     assert outside["accuracy"] > 0.95
 
 
-def test_held_out_digits_are_a_share_of_each_class(two_ranks: Gang):
-    held_out = json.loads(two_ranks.part("split.json"))["held_out"]
+def test_validation_digits_are_a_fraction_of_each_class(two_ranks: Gang):
+    val = json.loads(two_ranks.part("split.json"))["val"]
     labels = json.loads(two_ranks.part("predictions.json"))["labels"]
-    assert len(held_out) == len(set(held_out)) == len(labels)
+    assert len(val) == len(set(val)) == len(labels)
     assert all(34 <= labels.count(digit) <= 37 for digit in range(10))
 
 

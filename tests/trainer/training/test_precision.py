@@ -14,10 +14,10 @@ from tests.trainer.training.gangs import DIGITS, finished
 CPU = torch.device("cpu")
 OVERFLOW_ON_RANK_1 = """
 import os, sys
-from shoestring_trainer.training.models.networks import networks
+from shoestring_trainer.training.models import registry
 from shoestring_trainer.training import rank
 
-STEP, convnet, seen = 20, networks.MODELS["convnet"], 0
+STEP, convnet, seen = 20, registry.MODELS["convnet"], 0
 
 def poisoned(*arguments):
     network = convnet(*arguments)
@@ -29,7 +29,7 @@ def poisoned(*arguments):
     next(network.parameters()).register_hook(overflow)
     return network
 
-networks.MODELS["convnet"] = poisoned
+registry.MODELS["convnet"] = poisoned
 rank.main(sys.argv[1:])
 """
 

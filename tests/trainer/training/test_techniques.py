@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each technique does what its source says, measured on tensors."""
+"""Each training technique does what its source says, measured on tensors."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from shoestring_trainer.training.data.images import DataSet, LabeledImages
+from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.models.networks import (
-    ConcatPool,
-    Whitening,
-    airbench,
-    build_model,
-    init_from_data,
-    preact_resnet18,
-)
+from shoestring_trainer.training.models.airbench import airbench
+from shoestring_trainer.training.models.layers import GlobalConcatPool, PatchWhitening
+from shoestring_trainer.training.models.registry import build_model, init_from_data
+from shoestring_trainer.training.models.resnets import preact_resnet18
 from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.schedules import StepHyperparams
-from shoestring_trainer.training.optim.weight_average import build_average
+from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.evaluation import evaluate, logits_of_views
 from shoestring_trainer.training.settings import Settings
@@ -38,14 +34,14 @@ def small_airbench(settings: Settings = SMALL, **shape) -> nn.Module:
 
 
 def smooth_images(count: int) -> torch.Tensor:
-    """Bytes with the strong correlation of neighbours that photographs have."""
+    """Return uint8 images whose neighbouring pixels are strongly correlated, as in photographs."""
     torch.manual_seed(1)
     return (F.interpolate(torch.rand(count, 3, 8, 8), 32, mode="bilinear") * 255).byte()
 
 
-def test_whitening_makes_patches_uncorrelated_and_of_one_spread():
-    layer, images = Whitening(3, epsilon=0.0), smooth_images(600).float() / 255 - 0.5
-    layer.learn(images)
+def test_whitened_patches_are_uncorrelated_with_unit_variance():
+    layer, images = PatchWhitening(3, epsilon=0.0), smooth_images(600).float() / 255 - 0.5
+    layer.init_from_data(images)
     out = F.conv2d(images, layer.weight).transpose(0, 1).flatten(1)[:12]
     assert torch.allclose(out @ out.T / out.shape[1], torch.eye(12), atol=1e-2)
     assert torch.equal(layer.weight[12:], -layer.weight[:12])
@@ -54,7 +50,7 @@ def test_whitening_makes_patches_uncorrelated_and_of_one_spread():
     assert layer.bias.requires_grad
 
 
-def test_only_the_whitening_layer_learns_from_images():
+def test_only_the_whitening_layer_is_initialized_from_data():
     model = small_airbench()
     before = copy.deepcopy(model.state_dict())
     init_from_data(model, smooth_images(50), 255.0)
@@ -63,9 +59,11 @@ def test_only_the_whitening_layer_learns_from_images():
     ]
 
 
-def test_convolutions_begin_as_the_identity_and_norms_have_no_scale_to_learn():
-    model = airbench(3, 10, Settings(width=32), widths=WIDTHS, convs=3)
-    convs = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and not isinstance(layer, Whitening)]
+def test_convolutions_are_initialized_to_the_identity_and_norms_have_a_fixed_scale():
+    model = airbench(3, 10, Settings(width=32), widths=WIDTHS, convs_per_group=3)
+    convs = [
+        layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and not isinstance(layer, PatchWhitening)
+    ]
     assert len(convs) == 9
     images = torch.rand(1, 32, 5, 5)
     assert torch.allclose(convs[1](images), images, atol=1e-6)
@@ -83,64 +81,64 @@ def test_convolutions_begin_as_the_identity_and_norms_have_no_scale_to_learn():
     ],
     ids=["airbench94", "bkj-resnet18"],
 )
-def test_networks_have_the_size_of_their_sources(model: nn.Module, parameters: int):
+def test_models_have_as_many_parameters_as_their_sources(model: nn.Module, parameters: int):
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_concat_pooling_is_average_beside_maximum():
-    pooled = ConcatPool()(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]))
+def test_concat_pooling_is_average_and_maximum():
+    pooled = GlobalConcatPool()(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]))
     assert pooled.tolist() == [[3.0, 6.0]]
 
 
-def test_lookahead_walks_back_and_ema_waits_until_the_end():
+def test_lookahead_copies_the_average_back_and_ema_only_at_the_end():
     for kind in ("lookahead", "ema"):
         model = nn.Linear(1, 1, bias=False)
         model.weight.data.fill_(0.0)
         settings = Settings(
             weight_average=kind, weight_average_every_steps=2, weight_average_decay=0.9, weight_average_power=1.0
         )
-        average = build_average(model, settings)
+        average = build_weight_average(model, settings)
         assert average
         slow = 0.0
         for step in range(1, 7):
             model.weight.data.add_(1.0)
             fast = model.weight.item()
-            average.follow(step, 6)
+            average.update(step, 6)
             if step % 2 == 0:
                 decay = 0.9**2 * step / 6
                 slow = decay * slow + (1 - decay) * fast
                 assert average.tensors["weight"].item() == pytest.approx(slow)
                 assert model.weight.item() == pytest.approx(slow if kind == "lookahead" else fast)
-        average.finish()
+        average.copy_to_model()
         assert model.weight.item() == pytest.approx(slow)
 
 
-def test_unknown_names_are_refused_with_the_known_ones():
+def test_unknown_names_are_rejected_with_the_known_ones():
     with pytest.raises(UserError, match="lookahead"):
-        build_average(nn.Linear(1, 1), Settings(weight_average="mean"))
+        build_weight_average(nn.Linear(1, 1), Settings(weight_average="mean"))
     with pytest.raises(UserError, match="muon"):
-        build_optimizer(nn.Linear(1, 1), Settings(optimizer="adam"), scaled=False)
+        build_optimizer(nn.Linear(1, 1), Settings(optimizer="adam"), uses_grad_scaler=False)
 
 
-def test_a_rate_of_zero_keeps_the_whitening_bias_to_the_bit():
+def test_a_learning_rate_of_zero_leaves_the_whitening_bias_bit_identical():
     settings = Settings(width=4, weight_decay=0.01, decay_norms_and_biases=True, decoupled_weight_decay=True)
     model = small_airbench(settings)
-    optimizer = build_optimizer(model, settings, scaled=False)
+    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
     bias = dict(model.named_parameters())["1.0.bias"]
-    for whitening in (1.0, 0.0, 0.0):
+    for whitening_lr_factor in (1.0, 0.0, 0.0):
         before = bias.detach().clone()
-        set_hyperparams(optimizer, StepHyperparams(1.0, whitening, 0.9))
+        set_hyperparams(optimizer, StepHyperparams(1.0, whitening_lr_factor, 0.9))
         model(torch.rand(8, 3, 32, 32)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert torch.equal(bias, before) == (whitening == 0.0)
+        assert torch.equal(bias, before) == (whitening_lr_factor == 0.0)
 
 
-def test_muon_steps_have_singular_values_near_one_on_filters_of_fixed_norm():
+def test_muon_updates_have_singular_values_near_one_and_weights_of_fixed_norm():
     settings = Settings(width=8, optimizer="muon", lr=0.1, bias_lr=0.2, muon_lr=1e-9)
-    model = small_airbench(settings, unit_head=True)
-    optimizer = build_optimizer(model, settings, scaled=False)
+    model = small_airbench(settings, unit_std_head=True)
+    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
     weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
     set_hyperparams(optimizer, StepHyperparams(1.0, 1.0, 0.85))
     model(torch.rand(8, 3, 32, 32)).square().sum().backward()
@@ -150,16 +148,16 @@ def test_muon_steps_have_singular_values_near_one_on_filters_of_fixed_norm():
     for group in optimizer.param_groups:
         group["lr"] = 1.0
     optimizer.step()
-    walked = torch.linalg.svdvals((weight - before).detach().flatten(1))
-    assert walked.min() > 0.2
-    assert walked.max() < 1.6
+    update = torch.linalg.svdvals((weight - before).detach().flatten(1))
+    assert update.min() > 0.2
+    assert update.max() < 1.6
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_brings_the_loss_down(name: str):
+def test_every_optimizerlowers_the_loss(name: str):
     settings = Settings(width=4, optimizer=name, lr=1.0 if name == "lars" else 0.05, muon_lr=0.05, momentum=0.9)
     model = small_airbench(settings)
-    optimizer = build_optimizer(model, settings, scaled=False)
+    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
     images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
     losses = []
     for _ in range(12):
@@ -172,33 +170,33 @@ def test_every_optimizer_brings_the_loss_down(name: str):
 
 
 @pytest.mark.parametrize("name", ["shampoo", "kfac"])
-def test_preconditioners_even_out_a_badly_scaled_problem_where_sgd_crawls(name: str):
-    """Inputs of very different size: a linear layer's loss is a long valley."""
+def test_preconditioners_beat_sgd_on_an_ill_conditioned_problem(name: str):
+    """Inputs of very different scale make a linear layer's loss ill-conditioned."""
     torch.manual_seed(0)
     inputs = torch.randn(256, 6) * torch.logspace(0, -1, 6)
     targets = inputs @ (torch.randn(6, 3) / torch.logspace(0, -1, 6)[:, None])
 
-    def loss_after(optimizer: str) -> float:
+    def loss_after(name: str) -> float:
         torch.manual_seed(1)
         model = nn.Linear(6, 3, bias=False)
-        settings = Settings(optimizer=optimizer, lr=0.2, momentum=0.9)
-        stepper = build_optimizer(model, settings, scaled=False)
+        settings = Settings(optimizer=name, lr=0.2, momentum=0.9)
+        optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
         for step in range(100):
-            set_hyperparams(stepper, StepHyperparams(1 - step / 100, 1.0, 0.9))
-            stepper.zero_grad()
+            set_hyperparams(optimizer, StepHyperparams(1 - step / 100, 1.0, 0.9))
+            optimizer.zero_grad()
             loss = F.mse_loss(model(inputs), targets)
             loss.backward()
-            stepper.step()
+            optimizer.step()
         return loss.item()
 
     assert loss_after(name) < 0.7 * loss_after("sgd")
 
 
 @pytest.mark.parametrize("name", ["shampoo", "kfac"])
-def test_a_preconditioned_step_is_as_long_as_the_gradient(name: str):
+def test_a_preconditioned_update_has_the_gradients_norm(name: str):
     settings = Settings(width=4, optimizer=name, lr=1.0, momentum=0.0)
     model = small_airbench(settings)
-    optimizer = build_optimizer(model, settings, scaled=False)
+    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
     weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
     before = weight.detach().clone()
     model(torch.rand(8, 3, 32, 32)).square().sum().backward()
@@ -208,7 +206,7 @@ def test_a_preconditioned_step_is_as_long_as_the_gradient(name: str):
     assert F.cosine_similarity((before - weight).flatten(), weight.grad.flatten(), dim=0) < 0.999
 
 
-def test_six_views_weigh_the_image_as_it_is_one_quarter():
+def test_six_views_weigh_the_unshifted_image_one_quarter():
     def first_pixel(images: torch.Tensor) -> torch.Tensor:
         return images[:, 0, 1, 1:2]
 
@@ -225,9 +223,9 @@ def test_six_views_weigh_the_image_as_it_is_one_quarter():
     assert first_pixel(views[1]).item() == 10.0
 
 
-def test_views_change_their_own_metric_alone():
+def test_test_time_augmentation_changes_only_its_own_metric():
     images = LabeledImages(smooth_images(40), torch.arange(40) % 10)
-    data = DataSet(images, images, [str(n) for n in range(10)], 255.0, [0.5] * 3, [0.2] * 3, {})
+    data = ImageDataset(images, images, [str(n) for n in range(10)], 255.0, [0.5] * 3, [0.2] * 3, {})
     model = small_airbench()
     one, six = (evaluate(model, data, SINGLE_PROCESS, Precision.FP32, views) for views in (1, 6))
     assert one.metrics.items() <= six.metrics.items()

@@ -11,10 +11,10 @@ from shoestring_core.results import EVALUATION_S
 
 from shoestring_trainer.training.checkpoint.state import restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
-from shoestring_trainer.training.data.images import DataSet
+from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.errors import NonFiniteError
-from shoestring_trainer.training.optim.schedules import Plan
+from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.orders import Orders
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.artifacts import make_artifacts
@@ -37,23 +37,24 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
     if task.onnx:
         require_onnx()
     setup = set_up(task)
-    distributed, settings, plan, feed, model = setup.distributed, setup.settings, setup.plan, setup.feed, setup.model
+    distributed, settings, model = setup.distributed, setup.settings, setup.model
+    schedule, loader = setup.schedule, setup.loader
     warm_started = warm_start(model, task.init) if task.init else None
     trainer = Trainer(setup, task.skip, lambda: orders.stop_requested)
     hooks, hook_context, state = trainer.hooks, trainer.hook_context, trainer.state
     if task.resume:
         counter.start_step = counter.step = restore_checkpoint(state, task.resume)
-        feed.turn_to(plan.phase(counter.step).view)
+        loader.set_image_format(schedule.phase_at(counter.step).image_format)
     step = hook_context.step = counter.step
 
     sampler = setup.build_sampler()
     log = SampleLog(
         task.folder, generation=task.generation, rank=distributed.rank, world=distributed.world_size, start=step,
-        epoch_samples=plan.epoch_samples,
+        samples_per_epoch=schedule.samples_per_epoch,
     )  # fmt: skip
-    with RunLogger(task, state, plan.steps, rank=distributed.rank) as logger:
+    with RunLogger(task, state, schedule.total_steps, rank=distributed.rank) as logger:
         logger.log_event(
-            "started", step=step, steps_total=plan.steps, world_size=distributed.world_size,
+            "started", step=step, steps_total=schedule.total_steps, world_size=distributed.world_size,
             precision=setup.precision.value,
         )  # fmt: skip
         if warm_started:
@@ -62,26 +63,26 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
         hooks.call("on_train_begin", hook_context)
         began, evaluation_s = monotonic(), 0.0
 
-        last_finite_step, done = step, step >= plan.steps
+        last_finite_step, done = step, step >= schedule.total_steps
         while not done:
-            phase = plan.phase(step)
-            if phase is not feed.phase:
+            phase = schedule.phase_at(step)
+            if phase is not loader.phase:
                 logger.flush()
-                feed.enter(phase)
+                loader.start_phase(phase)
                 use_global_batch(
-                    model, phase.batch, distributed.rank, distributed.world_size, norms=settings.sync_batch_norm
+                    model, phase.batch_size, distributed.rank, distributed.world_size, norms=settings.sync_batch_norm
                 )  # fmt: skip
             skip = step + 1 in state.skip
-            indices = sampler.batch(plan.sample(step), phase.batch)
+            indices = sampler.batch(schedule.samples_before(step), phase.batch_size)
             log.log_step(step + 1, indices.spans, skip=skip)
-            hyperparams = plan.step_hyperparams(step)
-            result = trainer.skip_step() if skip else trainer.train_step(indices, phase.batch, hyperparams)
+            hyperparams = schedule.step_hyperparams(step)
+            result = trainer.skip_step() if skip else trainer.train_step(indices, phase.batch_size, hyperparams)
             step = counter.step = hook_context.step = step + 1
             if trainer.average:
-                trainer.average.follow(step, plan.steps)
+                trainer.average.update(step, schedule.total_steps)
 
             if skip:
-                logger.log_event("skipped", step=step, samples=phase.batch)
+                logger.log_event("skipped", step=step, samples=phase.batch_size)
             if result.overflowed:
                 logger.log_event("overflow", step=step, scale=trainer.scaler.get_scale())
             if not (result.overflowed or result.diverged):
@@ -95,18 +96,18 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
             hook_context.metrics = metrics
             hooks.call("on_step_end", hook_context)
 
-            done = step == plan.steps
-            if not done and not result.diverged and plan.ends_epoch(step, settings.eval_every_epochs):
+            done = step == schedule.total_steps
+            if not done and not result.diverged and schedule.completes_epoch(step, settings.eval_every_epochs):
                 views = settings.tta_views if task.goal and task.goal.metric == "val/acc_tta" else 1
                 logger.flush()
-                scores = evaluate(model, feed.data, distributed, setup.precision, views)
+                scores = evaluate(model, loader.dataset, distributed, setup.precision, views)
                 evaluation_s += scores.seconds
                 metrics |= {**scores.metrics, EVALUATION_S: scores.seconds}
                 hooks.call("on_evaluate", hook_context)
                 done = reached(task.goal, scores.metrics)
             if done and not result.diverged:
                 break  # finish() reports this step, with the final evaluation
-            logger.log_step(step, plan.epoch(step), metrics)
+            logger.log_step(step, schedule.epochs_before(step), metrics)
             if result.diverged:
                 logger.wait_for_checkpoint()  # this checkpoint is from before, and good to resume from
                 message = describe_divergence(step, result.loss, setup.precision)
@@ -129,28 +130,29 @@ def finish(
 
     train_s  seconds that this process trained, without evaluation
     """
-    distributed, plan, data, step = setup.distributed, setup.plan, setup.feed.data, counter.step
+    distributed, schedule, data, step = setup.distributed, setup.schedule, setup.loader.dataset, counter.step
     metrics = trainer.hook_context.metrics
-    if trainer.average and step == plan.steps:
-        trainer.average.finish()
+    if trainer.average and step == schedule.total_steps:
+        trainer.average.copy_to_model()
     scores = evaluate(setup.model, data, distributed, Precision.FP32, setup.settings.tta_views)
     trainer.hook_context.metrics = metrics | scores.metrics
     trainer.hooks.call("on_train_end", trainer.hook_context)
     evaluation_s = metrics.get(EVALUATION_S, 0.0) + scores.seconds
     logger.log_last_step(
-        step, plan.epoch(step), {**metrics, **scores.metrics, EVALUATION_S: evaluation_s}, scores.metrics
+        step, schedule.epochs_before(step), {**metrics, **scores.metrics, EVALUATION_S: evaluation_s}, scores.metrics
     )
     if not logger.enabled:
         return
     about = {
         "recipe": setup.recipe.reference, "architecture": setup.recipe.model, "params": setup.params,
         "seed": setup.seed, "step": step, "precision": setup.precision.value,
-        "images": {"train": len(data.train), "held_out": len(data.held_out), "unreadable": data.skipped},
+        "images": {"train": len(data.train), "val": len(data.val), "skipped": data.skipped},
     }  # fmt: skip
     figures = speed(
-        setup.model, shapes_seen(plan, step, data), setup.precision, distributed.device,
-        devices=distributed.world_size, seconds=train_s, input_s=setup.feed.waited_s,
-        images=plan.sample(step) - plan.sample(counter.start_step), whole=plan.sample(step),
+        setup.model, shapes_seen(schedule, step, data), setup.precision, distributed.device,
+        devices=distributed.world_size, seconds=train_s, input_s=setup.loader.wait_s,
+        images=schedule.samples_before(step) - schedule.samples_before(counter.start_step),
+        whole=schedule.samples_before(step),
     )  # fmt: skip
     result = {
         **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
@@ -161,13 +163,13 @@ def finish(
     logger.save_final(step, make_artifacts(setup.model, data, scores, about, onnx=task.onnx), result)
 
 
-def shapes_seen(plan: Plan, step: int, data: DataSet) -> dict[tuple[int, ...], int]:
+def shapes_seen(schedule: TrainingSchedule, step: int, data: ImageDataset) -> dict[tuple[int, ...], int]:
     """Return the image shapes trained on before `step`, and how many images of each."""
-    channels, side = data.held_out.images_NCHW.shape[1:3]
+    channels, side = data.val.images_NCHW.shape[1:3]
     seen: dict[tuple[int, ...], int] = {}
-    for phase in plan.phases:
-        shape = (channels, phase.size or side, phase.size or side)
-        seen[shape] = seen.get(shape, 0) + max(0, min(step, phase.end_step) - phase.first_step) * phase.batch
+    for phase in schedule.phases:
+        shape = (channels, phase.image_size or side, phase.image_size or side)
+        seen[shape] = seen.get(shape, 0) + max(0, min(step, phase.end_step) - phase.first_step) * phase.batch_size
     return seen
 
 

@@ -59,17 +59,17 @@ class DistributedSampler:
     Each step takes the next batch from the stream, so every batch is full, an epoch has each sample once, and a batch
     may hold the end of one epoch and the start of the next. Ranks share a batch as evenly as possible.
 
-    epoch_samples     length of an epoch, the first samples of each permutation; None: all
-    alternating_flip  whether a sample is flipped is drawn once and alternates from epoch to epoch
-    draws             numbers drawn for each sample and epoch
+    samples_per_epoch  length of an epoch, the first samples of each permutation; None: all
+    alternating_flip   whether a sample is flipped is drawn once and alternates from epoch to epoch
+    draws              numbers drawn for each sample and epoch
     """
 
     def __init__(
         self, seed: int, samples: int, rank: int, world_size: int,
-        *, epoch_samples: int | None = None, alternating_flip: bool = False, draws: int = DRAWS_PER_SAMPLE,
+        *, samples_per_epoch: int | None = None, alternating_flip: bool = False, draws: int = DRAWS_PER_SAMPLE,
     ) -> None:  # fmt: skip
         self._seed, self._samples, self._rank, self._world_size = seed, samples, rank, world_size
-        self._epoch_samples, self._alternating_flip = epoch_samples or samples, alternating_flip
+        self._samples_per_epoch, self._alternating_flip = samples_per_epoch or samples, alternating_flip
         self._draws = draws
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -84,8 +84,8 @@ class DistributedSampler:
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         while start < end:
-            epoch, first = divmod(start, self._epoch_samples)
-            last = min(self._epoch_samples, first + end - start)
+            epoch, first = divmod(start, self._samples_per_epoch)
+            last = min(self._samples_per_epoch, first + end - start)
             order, draws = self._epoch(epoch)
             samples = order[first:last]
             yield epoch, first, samples, draws[samples]

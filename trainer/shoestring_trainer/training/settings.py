@@ -17,13 +17,13 @@ _NO_SETTINGS = {"seed", "precision", "gpus", "machines", "step"}
 class Settings:
     """How to train. A recipe that leaves a parameter out gets the value here, which is "off" where there is one.
 
-    A schedule is text, "POSITION:VALUE POSITION:VALUE …": linear interpolation between knots, whose positions are
-    fractions of the run, also written as such: "0:0 5/24:1 1:0". Two knots at one position are a jump.
+    A schedule is text, "POSITION:VALUE POSITION:VALUE …": linear interpolation between breakpoints, whose positions are
+    fractions of the run, also written as such: "0:0 5/24:1 1:0". Two breakpoints at one position are a jump.
     """
 
     epochs: float = 1
     batch_size: int = 32  # images per step, over all ranks
-    batch_size_schedule: str = ""  # factors of it; changes at the knots, at whole steps
+    batch_size_schedule: str = ""  # factors of it; changes at the breakpoints, at whole steps
     compile: str = "none"  # or a mode of torch.compile
     micro_batch_size: int = 0  # gradient accumulation: a rank's share is split into micro-batches; 0: no split
     drop_last: bool = False  # an epoch leaves out the samples that don't fill a batch, different ones each time
@@ -58,12 +58,12 @@ class Settings:
     zero_init_residual: bool = False  # residual branches of library networks start at zero
     image_size: int = 32  # pixels a side
     image_size_schedule: str = (
-        ""  # pixels a side in training and evaluation, changing at the knots; empty: `image_size`
+        ""  # pixels a side in training and evaluation, changing at the breakpoints; empty: `image_size`
     )
     eval_image_size: int = 0  # pixels a side of validation images; 0: as in training
     eval_resize_factor: float = 1.0  # validation images are resized to this multiple, then center-cropped
     rectangular_eval: bool = False  # validation images keep their aspect ratio, in batches of similar ones
-    rectangular_eval_schedule: str = ""  # 0 or 1, changing at the knots; empty: `rectangular_eval`
+    rectangular_eval_schedule: str = ""  # 0 or 1, changing at the breakpoints; empty: `rectangular_eval`
     val_fraction: float = 0.2  # of each class, where the data has no split of its own
     on_corrupt: str = "error"
     decode_device: str = "cpu"  # or gpu: plain JPEGs by nvJPEG, whose pixels differ slightly
@@ -72,7 +72,7 @@ class Settings:
     translate: float = 0.0  # pixels
     crop_padding: int = 0  # pixels
     crop_scale: float = 0.0  # smallest area of a random resized crop, as a fraction of the image; 0: no such crop
-    crop_scale_schedule: str = ""  # changing at the knots; empty: `crop_scale`
+    crop_scale_schedule: str = ""  # changing at the breakpoints; empty: `crop_scale`
     color_jitter: float = 0.0  # brightness, contrast and saturation each change by up to this fraction
     flip: bool = False
     alternating_flip: bool = False  # a sample is flipped in every other epoch

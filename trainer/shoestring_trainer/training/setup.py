@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rank has before its first step: process group, settings, data, training plan and initialized model."""
+"""What a rank has before its first step: process group, settings, data, training schedule and initialized model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from shoestring_core import recipes
 from torch import nn
 
-from shoestring_trainer.training.data.augment import draws_needed
-from shoestring_trainer.training.data.batches import Feed
-from shoestring_trainer.training.data.sources import open_source
+from shoestring_trainer.training.data.augment import draws_per_sample
+from shoestring_trainer.training.data.batch_loader import BatchLoader
+from shoestring_trainer.training.data.sources import open_dataset
 from shoestring_trainer.training.distributed.context import DistributedContext, init_distributed
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.compiler import defer_compiler
-from shoestring_trainer.training.models.networks import build_model, init_from_data
-from shoestring_trainer.training.optim.schedules import Plan
+from shoestring_trainer.training.models.registry import build_model, init_from_data
+from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
 from shoestring_trainer.training.settings import Settings
@@ -34,22 +34,22 @@ class Setup:
     settings: Settings
     seed: int
     precision: Precision
-    feed: Feed
-    plan: Plan
+    loader: BatchLoader
+    schedule: TrainingSchedule
     model: nn.Module
 
     @property
     def identity(self) -> dict[str, Any]:
         """What makes this run another than the next; its checkpoints carry it."""
-        data = self.feed.data.fingerprint
+        data = self.loader.dataset.fingerprint
         return {"recipe": self.recipe.reference, "params": self.params, "seed": self.seed, "data": data}
 
     def build_sampler(self) -> DistributedSampler:
         """The stream of samples, of which this rank takes its share."""
         return DistributedSampler(
-            self.seed, len(self.feed.data.train), self.distributed.rank, self.distributed.world_size,
-            epoch_samples=self.plan.epoch_samples, alternating_flip=self.settings.alternating_flip,
-            draws=draws_needed(self.settings),
+            self.seed, len(self.loader.dataset.train), self.distributed.rank, self.distributed.world_size,
+            samples_per_epoch=self.schedule.samples_per_epoch, alternating_flip=self.settings.alternating_flip,
+            draws=draws_per_sample(self.settings),
         )  # fmt: skip
 
 
@@ -66,21 +66,23 @@ def set_up(task: Task) -> Setup:
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
     precision = choose_precision(task.precision or str(params["precision"]), distributed.device)
 
-    feed = Feed(open_source(recipe.data.kind, task, seed, settings, distributed), settings, distributed.device)
-    data = feed.data
-    plan = Plan.of(settings, len(data.train))
-    check_shares(plan, distributed)
+    loader = BatchLoader(
+        open_dataset(recipe.data.kind, task, seed, settings, distributed), settings, distributed.device
+    )
+    data = loader.dataset
+    schedule = TrainingSchedule.from_settings(settings, len(data.train))
+    check_shares(schedule, distributed)
 
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
-    init_from_data(model, data.train.images_NCHW, data.white)
+    init_from_data(model, data.train.images_NCHW, data.max_value)
     model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Setup(distributed, recipe, params, settings, seed, precision, feed, plan, model)
+    return Setup(distributed, recipe, params, settings, seed, precision, loader, schedule, model)
 
 
-def check_shares(plan: Plan, distributed: DistributedContext) -> None:
+def check_shares(schedule: TrainingSchedule, distributed: DistributedContext) -> None:
     """Raises UserError if a batch is too small for every rank to have a share."""
-    smallest = min(phase.batch for phase in plan.phases)
+    smallest = min(phase.batch_size for phase in schedule.phases)
     if smallest < distributed.world_size:
         raise UserError(
             f"batch_size is {smallest}, less than the {distributed.world_size} processes that share it; raise it"

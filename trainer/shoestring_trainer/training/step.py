@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoestring_trainer.training.checkpoint.state import TrainingState
-from shoestring_trainer.training.data.images import DataSet
+from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.context import DistributedContext, PendingAllReduce
 from shoestring_trainer.training.hooks import HookContext, load_hooks
 from shoestring_trainer.training.models.compiler import compiled
-from shoestring_trainer.training.optim.noise_scale import NoiseScale
+from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.schedules import StepHyperparams
-from shoestring_trainer.training.optim.weight_average import build_average
+from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.randomness import BatchIndices, seed_dropout
 from shoestring_trainer.training.settings import Settings
@@ -56,15 +56,16 @@ class Trainer:
 
     def __init__(self, setup: Setup, skip: Set[int], stop_requested: Callable[[], bool]) -> None:
         self.distributed, self.settings, self.precision = setup.distributed, setup.settings, setup.precision
-        self.model, self._seed, self._feed, self._stop_requested = setup.model, setup.seed, setup.feed, stop_requested
+        self.model, self._seed, self._loader = setup.model, setup.seed, setup.loader
+        self._stop_requested = stop_requested
         self.scaler = build_grad_scaler(self.distributed, self.precision, self.settings)
-        self.optimizer = build_optimizer(self.model, self.settings, scaled=self.scaler.is_enabled())
-        self._ddp = build_ddp(self.model, self.distributed, self._feed.data, self.settings)
+        self.optimizer = build_optimizer(self.model, self.settings, uses_grad_scaler=self.scaler.is_enabled())
+        self._ddp = build_ddp(self.model, self.distributed, self._loader.dataset, self.settings)
         self._forward = compiled(self._ddp, self.settings.compile)
         self.optimizer.zero_grad()
-        self.average = build_average(self.model, self.settings)
+        self.average = build_weight_average(self.model, self.settings)
         self.state = TrainingState(self.model, self.optimizer, self.scaler, setup.identity, self.average, set(skip))
-        self._noise = NoiseScale(self.model, self.distributed)
+        self._noise = GradientNoiseScale(self.model, self.distributed)
         self.hooks = load_hooks(self.settings.hooks_file)
         self.hook_context = HookContext(self.model, self.optimizer, self.settings, self.distributed.rank, step=0)
 
@@ -87,7 +88,7 @@ class Trainer:
         batch_loss = torch.zeros((), dtype=torch.float64, device=self.distributed.device)
         for micro_batch in micro_batches:
             last = micro_batch is micro_batches[-1]
-            images_NCHW, labels_N = self.hooks.on_batch(self.hook_context, *self._feed.batch(*micro_batch))
+            images_NCHW, labels_N = self.hooks.on_batch(self.hook_context, *self._loader.load_batch(*micro_batch))
             with self.distributed.sync_gradients(self._ddp, when=last):
                 loss = self._loss(images_NCHW, labels_N)
                 batch_loss += loss.detach().double() / batch
@@ -97,8 +98,8 @@ class Trainer:
                 self.scaler.scale(loss * (world_size / (1 if self.settings.sum_loss else batch))).backward()
             if measure_noise and micro_batch is micro_batches[0]:
                 samples = len(micro_batch[0])
-                self._noise.see_part(samples, gradient_factor * world_size * samples / batch)
-        noise_scale = self._noise.see_batch(batch, gradient_factor) if measure_noise else None
+                self._noise.add_micro_batch(samples, gradient_factor * world_size * samples / batch)
+        noise_scale = self._noise.update(batch, gradient_factor) if measure_noise else None
         self._step_optimizer()
         mean_loss, stop_requests = pending.wait()
         new_scale = self.scaler.get_scale()
@@ -141,7 +142,7 @@ def build_grad_scaler(
     )
 
 
-def build_ddp(model: nn.Module, distributed: DistributedContext, data: DataSet, settings: Settings) -> nn.Module:
+def build_ddp(model: nn.Module, distributed: DistributedContext, data: ImageDataset, settings: Settings) -> nn.Module:
     """Return the model in DDP, with gradient buckets in their final layout.
 
     DDP rebuilds its buckets after the first backward pass, and with more than two ranks the layout decides in which

@@ -27,7 +27,7 @@ class CheckpointFiles:
 
 @dataclass(frozen=True)
 class Goal:
-    """Stop as soon as `metric`, measured on held-out data, is at least `reach`."""
+    """Stop as soon as `metric`, measured on validation data, is at least `reach`."""
 
     metric: str
     reach: float

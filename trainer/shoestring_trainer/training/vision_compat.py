@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door to torchvision and what stands on it (timm). Importing it takes seconds, so only where it is used.
+"""The only module that imports torchvision and timm. Importing it takes seconds, so it is imported only where needed.
 
-torchvision's compiled half does not load beside a CPU build of torch, and its import then fails over two operators
-that nobody here calls; declared first, they let it in.
+torchvision's C++ extension does not load with a CPU build of torch from another source, and importing torchvision then
+fails on two missing operators. They are not used here, so declaring them first makes the import succeed.
 """
 
 from __future__ import annotations

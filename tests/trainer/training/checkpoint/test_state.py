@@ -13,7 +13,7 @@ from shoestring_trainer.training.checkpoint.files import pack_tensors, read_chec
 from shoestring_trainer.training.checkpoint.state import TrainingState, pack_snapshot, restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.errors import DataError
-from shoestring_trainer.training.models.networks import build_model
+from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.optim.optimizers import build_optimizer
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import CheckpointFiles
@@ -25,7 +25,7 @@ def fresh(width: int = 4, **identity) -> TrainingState:
     settings = Settings(width=width, momentum=0.9)
     model = build_model("convnet", settings, classes=10, mean=[0.3], std=[0.4])
     scaler = torch.amp.GradScaler("cpu", enabled=True)
-    return TrainingState(model, build_optimizer(model, settings, scaled=True), scaler, IDENTITY | identity)
+    return TrainingState(model, build_optimizer(model, settings, uses_grad_scaler=True), scaler, IDENTITY | identity)
 
 
 def trained(steps: int = 3) -> TrainingState:

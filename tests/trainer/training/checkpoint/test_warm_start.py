@@ -12,7 +12,7 @@ from shoestring_trainer.training.checkpoint.files import pack_tensors, write_che
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.cli import standalone
 from shoestring_trainer.training.errors import DataError, UserError
-from shoestring_trainer.training.models.networks import build_model
+from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.results.exports import pack_weights
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import CheckpointFiles

@@ -12,9 +12,9 @@ import pytest
 import torch
 from shoestring_core import recipes
 from shoestring_trainer.training.cli import commands, schedule_plot
-from shoestring_trainer.training.models.networks import build_model
-from shoestring_trainer.training.models.summary import describe, print_network, training_flop
-from shoestring_trainer.training.optim.schedules import Plan
+from shoestring_trainer.training.models.registry import build_model
+from shoestring_trainer.training.models.summary import format_summary, summarize_model, training_flop
+from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.results.throughput import flop_per_image
 from shoestring_trainer.training.settings import Settings
 
@@ -24,16 +24,16 @@ NAMES = [recipe.name for recipe in recipes.all()]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_is_drawn_in_80_columns(name: str):
+def test_every_recipe_is_plotted_in_80_columns(name: str):
     told = schedule_plot.forecast(name, {}, 10_000 if name.startswith("imagefolder/") else None)
     drawn = schedule_plot.draw(told)
     assert all(len(line) <= 80 and line.isprintable() for line in drawn.splitlines())
     assert "learning rate" in drawn
     assert "momentum" in drawn
     points = schedule_plot.trace(told, 50)
-    assert [points[0]["step"], points[-1]["step"]] == [0, told.plan.steps - 1]
-    for phase in told.plan.phases:
-        assert f"batch {phase.batch:,}" in drawn
+    assert [points[0]["step"], points[-1]["step"]] == [0, told.schedule.total_steps - 1]
+    for phase in told.schedule.phases:
+        assert f"batch {phase.batch_size:,}" in drawn
 
 
 def test_the_drawing_is_the_schedule():
@@ -71,28 +71,30 @@ def test_a_schedule_is_drawn_without_torch():
 @pytest.mark.parametrize("name", [name for name in NAMES if "width" in recipes.load(name).params])
 def test_a_printed_network_is_the_one_that_trains(name: str):
     """Shapes without weights: the same parameters and FLOP as the real one, layer by layer in sum."""
-    network = describe(name, {"width": 8}, size=None, classes=7)
+    summary = summarize_model(name, {"width": 8}, size=None, classes=7)
     settings = Settings.from_params(recipes.resolve(name, {"width": 8}))
-    channels = network.input[0]
+    channels = summary.input[0]
     real = build_model(
         **recipes.load(name).model, settings=settings, classes=7, mean=[0.5] * channels, std=[0.5] * channels
     )
-    assert network.parameters == sum(parameter.numel() for parameter in real.parameters())
-    assert network.parameters == sum(layer.parameters for layer in network.layers)
-    assert network.flop == flop_per_image(real, network.input, torch.device("cpu"))
-    assert network.between == 0
+    assert summary.parameters == sum(parameter.numel() for parameter in real.parameters())
+    assert summary.parameters == sum(layer.parameters for layer in summary.layers)
+    assert summary.flop == flop_per_image(real, summary.input, torch.device("cpu"))
+    assert summary.flop_outside_layers == 0
     with torch.no_grad():
-        assert network.layers[-1].shape == tuple(real.eval()(torch.zeros(1, *network.input)).shape[1:]) == (7,)
-    printed = print_network(network).splitlines()
+        assert summary.layers[-1].shape == tuple(real.eval()(torch.zeros(1, *summary.input)).shape[1:]) == (7,)
+    printed = format_summary(summary).splitlines()
     assert all(len(line) <= 80 for line in printed)
-    assert len(printed) == len(network.layers) + 4
+    assert len(printed) == len(summary.layers) + 4
 
 
 def test_a_network_of_a_library_counts_what_runs_between_its_layers():
-    network = describe("cifar10/page-resnet18-baseline", {"model": "timm/vit_tiny_patch16_224"}, size=224, classes=100)
-    assert network.parameters == 5_543_716  # timm's own count for 100 classes
-    assert network.between > 0
-    assert network.layers[-1].shape == (100,)
+    summary = summarize_model(
+        "cifar10/page-resnet18-baseline", {"model": "timm/vit_tiny_patch16_224"}, size=224, classes=100
+    )
+    assert summary.parameters == 5_543_716  # timm's own count for 100 classes
+    assert summary.flop_outside_layers > 0
+    assert summary.layers[-1].shape == (100,)
 
 
 def test_images_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixture[str]):
@@ -103,7 +105,7 @@ def test_images_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixture
 def test_the_least_time_counts_each_phase_at_its_size(capfd: pytest.CaptureFixture[str]):
     """Twice the size is four times the FLOP of a fully convolutional network: half of the run at each."""
     settings = Settings(epochs=2, batch_size=100, image_size_schedule="0:16 1/2:32")
-    told = schedule_plot.Forecast("mine", settings, Plan.of(settings, 1000), 1000)
+    told = schedule_plot.Forecast("mine", settings, TrainingSchedule.from_settings(settings, 1000), 1000)
     assert training_flop(told, lambda size: size * size) == 3 * (1000 * 256 + 1000 * 1024)
     assert commands.main(["model", "imagenet/cheap"]) == commands.OK
     printed = capfd.readouterr().out

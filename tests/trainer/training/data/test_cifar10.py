@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10 from a folder: both layouts give the same images, and files that aren't right are named."""
+"""CIFAR-10 from a folder: both versions give the same images, and errors name invalid files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from shoestring_trainer.training.data import cifar10
 from shoestring_trainer.training.data.cifar10 import TEST, TRAIN, load_cifar10
-from shoestring_trainer.training.data.images import LabeledImages, describe
+from shoestring_trainer.training.data.dataset import LabeledImages, build_dataset
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.settings import Settings
 
@@ -23,7 +23,7 @@ UNCHECKED = Settings(verify_checksums=False)
 
 
 def records(number: int, count: int = 20) -> np.ndarray:
-    """Images whose brightness tells their class, as records of the binary version."""
+    """Return images whose brightness encodes their class, as records of the binary version."""
     draw = np.random.default_rng(number)
     labels = (np.arange(count) % 10).astype(np.uint8)
     pixels = np.clip(25 * labels[:, None] + draw.integers(0, 25, (count, 3072)), 0, 255).astype(np.uint8)
@@ -48,24 +48,24 @@ def write_python(folder: Path, protocol: int = 2) -> Path:
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_both_layouts_hold_the_same_images(tmp_path: Path, protocol: int):
+def test_the_binary_and_the_python_version_hold_the_same_images(tmp_path: Path, protocol: int):
     binary = load_cifar10(write_binary(tmp_path / "binary"), UNCHECKED)
     python = load_cifar10(write_python(tmp_path / "python", protocol), UNCHECKED)
     assert binary.split == python.split
     assert torch.equal(binary.train.images_NCHW, python.train.images_NCHW)
-    assert torch.equal(binary.held_out.labels_N, python.held_out.labels_N)
-    assert (len(binary.train), len(binary.held_out), len(binary.classes)) == (100, 20, 10)
+    assert torch.equal(binary.val.labels_N, python.val.labels_N)
+    assert (len(binary.train), len(binary.val), len(binary.classes)) == (100, 20, 10)
     assert binary.train.images_NCHW.dtype == torch.uint8
     # row by row, plane by plane
     assert torch.equal(binary.train.images_NCHW[3].flatten(), torch.from_numpy(records(0)[3, 1:].copy()))
 
 
-def test_the_folder_may_be_the_one_with_the_files(tmp_path: Path):
+def test_the_folder_may_hold_the_files_directly(tmp_path: Path):
     inside = write_binary(tmp_path) / "cifar-10-batches-bin"
     assert load_cifar10(inside, UNCHECKED).fingerprint == load_cifar10(tmp_path, UNCHECKED).fingerprint
 
 
-def test_files_that_arent_the_published_ones_are_refused_unless_allowed(tmp_path: Path, monkeypatch):
+def test_files_other_than_the_published_ones_are_rejected_unless_allowed(tmp_path: Path, monkeypatch):
     folder = write_binary(tmp_path)
     with pytest.raises(DataError, match=r"data_batch_1\.bin isn't the published file.*verify_checksums"):
         load_cifar10(folder, Settings())
@@ -74,7 +74,7 @@ def test_files_that_arent_the_published_ones_are_refused_unless_allowed(tmp_path
     assert load_cifar10(folder, Settings()).split["sha1"] == found
 
 
-def test_other_images_make_another_fingerprint(tmp_path: Path):
+def test_different_images_have_a_different_fingerprint(tmp_path: Path):
     first = load_cifar10(write_binary(tmp_path / "a"), UNCHECKED).fingerprint
     other = write_binary(tmp_path / "b") / "cifar-10-batches-bin" / "data_batch_3.bin"
     other.write_bytes(records(99).tobytes())
@@ -109,7 +109,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str):
     ],
     ids=["floats", "label 300", "label 10", "label -1", "a label too few", "grey"],
 )
-def test_a_batch_of_other_numbers_is_refused_by_name(tmp_path: Path, change: dict, why: str):
+def test_a_batch_of_invalid_values_is_rejected_by_name(tmp_path: Path, change: dict, why: str):
     path = write_python(tmp_path) / "cifar-10-batches-py" / "data_batch_2"
     path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | change))
     with pytest.raises(DataError, match=why) as refused:
@@ -118,13 +118,13 @@ def test_a_batch_of_other_numbers_is_refused_by_name(tmp_path: Path, change: dic
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, -1, 1], [0, 1]], ids=["above", "below", "too few"])
-def test_labels_that_belong_to_no_class_or_image_are_refused_whatever_the_data(labels: list[int]):
+def test_labels_without_class_or_image_are_rejected_for_any_dataset(labels: list[int]):
     images = LabeledImages(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
     with pytest.raises(DataError, match="labels"):
-        describe(images, images, ["a", "b"], white=255.0, split={})
+        build_dataset(images, images, ["a", "b"], max_value=255.0, split={})
 
 
-def test_cifar10_as_image_files_is_trained_on_only_when_allowed(tmp_path: Path):
+def test_cifar10_as_image_files_is_rejected_unless_allowed(tmp_path: Path):
     draw = np.random.default_rng(1)
     for part, count in (("train", 8), ("test", 2)):
         for name in cifar10.CLASSES:
@@ -143,10 +143,10 @@ def test_cifar10_as_image_files_is_trained_on_only_when_allowed(tmp_path: Path):
         tmp_path / "run", recipe="cifar10/page-resnet9", params=params | {"verify_checksums": False}, data=data
     )
     card = json.loads(run.part("model.json"))
-    assert (card["images"]["train"], card["images"]["held_out"]) == (80, 20)
+    assert (card["images"]["train"], card["images"]["val"]) == (80, 20)
 
 
-def test_a_pickle_that_runs_code_runs_nothing(tmp_path: Path):
+def test_code_in_a_pickle_is_not_run(tmp_path: Path):
     class Malicious:
         def __reduce__(self):
             return Path.touch, (tmp_path / "touched",)
@@ -158,6 +158,6 @@ def test_a_pickle_that_runs_code_runs_nothing(tmp_path: Path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_folder_without_cifar10_is_told_what_to_hold(tmp_path: Path):
+def test_a_folder_without_cifar10_raises_an_error_that_says_what_it_must_hold(tmp_path: Path):
     with pytest.raises(DataError, match=r"data\.train"):
         load_cifar10(tmp_path, UNCHECKED)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sample meets is a function of (seed, epoch, sample): not of the world size, the batch or the past."""
+"""Order and augmentation of a sample are functions of (seed, epoch, sample), not of world size, batch or past steps."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from shoestring_trainer.training.data.augment import (
-    RandomCrop,
+    RandomResizedCrop,
     augment,
-    crop_and_scale,
+    color_jitter,
     cutout,
-    jitter,
-    pad_and_crop,
+    random_crop,
+    random_resized_crop,
     rotate_and_shift,
 )
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.optim.schedules import one_cycle, piecewise_linear
+from shoestring_trainer.training.optim.schedules import piecewise_linear, warmup_then_decay
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, DistributedSampler, seed_dropout
 from shoestring_trainer.training.settings import Settings
 
@@ -28,7 +28,7 @@ EVERYTHING = Settings(rotate=15, translate=1, crop_padding=2, flip=True, cutout=
 
 
 @given(samples=st.integers(1, 60), batch=st.integers(1, 40), seed=st.integers(0, 2**31), data=st.data())
-def test_any_world_takes_the_same_samples_in_the_same_steps(samples: int, batch: int, seed: int, data):
+def test_any_world_size_uses_the_same_samples_in_the_same_steps(samples: int, batch: int, seed: int, data):
     world = data.draw(st.integers(1, min(batch, 5)))
     alone = DistributedSampler(seed, samples, 0, 1)
     ranks = [DistributedSampler(seed, samples, rank, world) for rank in range(world)]
@@ -43,7 +43,7 @@ def test_any_world_takes_the_same_samples_in_the_same_steps(samples: int, batch:
         assert sorted(stream[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
 
 
-def test_a_step_needs_no_steps_before_it():
+def test_the_samples_of_a_step_do_not_depend_on_earlier_calls():
     walked, jumped = DistributedSampler(3, 50, 0, 1), DistributedSampler(3, 50, 0, 1)
     for step in range(20):
         last = walked.batch(16 * step, 16)
@@ -68,7 +68,7 @@ def test_dropout_depends_on_seed_and_step_alone():
     assert len({str(drawn(*names)) for names in [(1, 2), (2, 2), (1, 3)]}) == 3
 
 
-def test_ranks_drop_what_one_process_would_drop():
+def test_ranks_drop_the_activations_that_one_process_would_drop():
     x_NF, shares = torch.ones(10, 50), []
     for rank in range(3):
         layer = torch.nn.Sequential(torch.nn.Dropout(0.3))
@@ -90,23 +90,23 @@ def test_an_image_is_augmented_the_same_in_any_batch():
         assert torch.allclose(together[index], alone[0], atol=1e-6)
 
 
-def test_bytes_are_augmented_as_the_floats_they_stand_for():
+def test_uint8_images_are_augmented_as_the_floats_they_represent():
     images, draws = (torch.rand(16, 3, 16, 12) * 256).byte(), torch.rand(16, DRAWS_PER_SAMPLE)
     for settings in (Settings(crop_padding=3, flip=True, cutout=4), EVERYTHING):
         floats = augment(images.float() / 255, draws, settings, MEAN)
         assert torch.equal(augment(images, draws, settings, MEAN, 255.0), floats)
 
 
-def test_a_crop_is_the_window_of_the_padded_image():
+def test_a_crop_equals_cropping_the_padded_image():
     images, draws, pad = torch.rand(50, 3, 10, 14), torch.rand(50, 2), 4
     padded, places = F.pad(images, (pad,) * 4, "reflect"), (draws * (2 * pad + 1)).long().tolist()
-    for image, (top, left), cropped in zip(padded, places, pad_and_crop(images, draws, pad), strict=True):
+    for image, (top, left), cropped in zip(padded, places, random_crop(images, draws, pad), strict=True):
         assert torch.equal(cropped, image[:, top : top + 10, left : left + 14])
 
 
-def test_padding_as_large_as_the_image_is_refused():
+def test_padding_as_large_as_the_image_is_rejected():
     with pytest.raises(UserError, match="lower crop"):
-        pad_and_crop(torch.rand(1, 3, 8, 8), torch.rand(1, 2), 8)
+        random_crop(torch.rand(1, 3, 8, 8), torch.rand(1, 2), 8)
 
 
 def test_augmentation_that_is_off_changes_nothing():
@@ -116,13 +116,13 @@ def test_augmentation_that_is_off_changes_nothing():
 
 def test_the_middle_crop_is_the_image_and_the_corner_is_reflected():
     images = torch.rand(1, 3, 8, 8)
-    assert torch.equal(pad_and_crop(images, torch.full((1, 2), 0.5), 2), images)
-    corner = pad_and_crop(images, torch.zeros(1, 2), 2)
+    assert torch.equal(random_crop(images, torch.full((1, 2), 0.5), 2), images)
+    corner = random_crop(images, torch.zeros(1, 2), 2)
     assert torch.equal(corner[0, :, 2:, 2:], images[0, :, :6, :6])
     assert torch.equal(corner[0, :, 2, 1], images[0, :, 0, 1])
 
 
-def test_a_shift_moves_by_pixels_and_a_rotation_turns():
+def test_a_shift_moves_by_pixels_and_a_rotation_by_degrees():
     images = torch.rand(1, 1, 8, 8)
     right = torch.tensor([[0.5, 0.0, 0.5]])  # no turn; x at its least, y in the middle
     assert torch.allclose(rotate_and_shift(images, right, 0, 1)[..., 1:], images[..., :-1], atol=1e-5)
@@ -131,29 +131,29 @@ def test_a_shift_moves_by_pixels_and_a_rotation_turns():
 
 
 @pytest.mark.parametrize(("draws", "top", "left"), [((0.5, 0.25), 6, 3), ((0, 0.9999), 0, 12)])
-def test_cutout_paints_one_whole_square_with_the_mean(draws: tuple[float, float], top: int, left: int):
+def test_cutout_fills_one_whole_square_with_the_mean(draws: tuple[float, float], top: int, left: int):
     blanked = cutout(torch.zeros(1, 3, 16, 16), torch.tensor([draws]), 4, MEAN)
     square = torch.tensor(MEAN).view(3, 1, 1).expand(3, 4, 4)
     assert torch.equal(blanked[0, :, top : top + 4, left : left + 4], square)
     assert blanked.sum().item() == pytest.approx(16 * sum(MEAN))
 
 
-def test_a_random_crop_of_all_is_the_image_scaled():
+def test_a_random_resized_crop_of_the_whole_area_resizes_the_image():
     images, draws = torch.rand(2, 3, 8, 8), torch.full((2, 4), 0.5)
     draws[:, 2] = 1.0
-    whole = crop_and_scale(images, draws, RandomCrop(8, 1.0, None))
+    whole = random_resized_crop(images, draws, RandomResizedCrop(8, 1.0, None))
     assert torch.allclose(whole, images, atol=1e-5)
 
 
 @pytest.mark.parametrize("aspect", [0.5, 1.0, 2.0])
-def test_a_random_crop_has_its_area_and_shape_in_the_image_as_it_was(aspect: float):
-    """Each pixel holds its own place, so the corners of what comes out tell what was cut out."""
+def test_a_random_resized_crop_has_its_area_and_aspect_ratio_in_the_original_image(aspect: float):
+    """Each pixel holds its own coordinates, so the corners of the result show what was cropped."""
     side, count = 64, 500
     place = (torch.arange(side) + 0.5) / side
     images = torch.stack([place.expand(side, side), place[:, None].expand(side, side)])[None].expand(count, -1, -1, -1)
     torch.manual_seed(0)
-    crop = RandomCrop(16, 0.2, torch.full((count,), aspect))
-    out = crop_and_scale(images, torch.rand(count, 4), crop)
+    crop = RandomResizedCrop(16, 0.2, torch.full((count,), aspect))
+    out = random_resized_crop(images, torch.rand(count, 4), crop)
     width, height = ((out[:, axis, -1, -1] - out[:, axis, 0, 0]) * 16 / 15 for axis in (0, 1))
     assert (width * height).min() > 0.15
     assert (width * height).max() <= 1.0
@@ -161,15 +161,15 @@ def test_a_random_crop_has_its_area_and_shape_in_the_image_as_it_was(aspect: flo
     assert 0.7 < shapes.min() < shapes.max() < 1.4
 
 
-def test_jitter_of_nothing_changes_nothing_and_stays_within_black_and_white():
+def test_color_jitter_without_strength_changes_nothing_and_values_stay_in_range():
     images = torch.rand(8, 3, 4, 4)
-    assert torch.allclose(jitter(images, torch.full((8, 3), 0.5), 0.5), images, atol=1e-6)
-    strong = jitter(images, torch.rand(8, 3), 1.0)
+    assert torch.allclose(color_jitter(images, torch.full((8, 3), 0.5), 0.5), images, atol=1e-6)
+    strong = color_jitter(images, torch.rand(8, 3), 1.0)
     assert 0 <= strong.min() <= strong.max() <= 1
     assert not torch.allclose(strong, images)
 
 
-def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():
+def test_an_alternating_flip_flips_every_sample_once_in_two_epochs():
     sampler = DistributedSampler(3, 400, 0, 1, alternating_flip=True)
     flipped = []
     for epoch in range(4):
@@ -185,8 +185,8 @@ def test_an_alternating_flip_meets_every_sample_once_in_two_epochs():
     assert torch.equal(out, torch.stack([images[0], images[1].flip(2)]))
 
 
-def test_an_epoch_of_full_batches_leaves_out_other_samples_each_time():
-    sampler = DistributedSampler(3, 50, 0, 1, epoch_samples=48)
+def test_an_epoch_of_full_batches_leaves_out_different_samples_each_time():
+    sampler = DistributedSampler(3, 50, 0, 1, samples_per_epoch=48)
     epochs = [
         torch.cat([sampler.batch(48 * epoch + 16 * step, 16).samples_N for step in range(3)]).tolist()
         for epoch in range(4)
@@ -196,10 +196,10 @@ def test_an_epoch_of_full_batches_leaves_out_other_samples_each_time():
 
 
 @pytest.mark.parametrize(("at", "rate"), [(0.0, 0.05), (0.1, 0.275), (0.2, 0.5), (0.6, 0.25), (1.0, 0.0)])
-def test_one_cycle_is_straight_lines(at: float, rate: float):
-    assert piecewise_linear(one_cycle(0.5, 0.2), at) == pytest.approx(rate)
+def test_warmup_and_decay_are_linear(at: float, rate: float):
+    assert piecewise_linear(warmup_then_decay(0.5, 0.2), at) == pytest.approx(rate)
 
 
-def test_one_cycle_may_only_fall_or_only_rise():
-    assert piecewise_linear(one_cycle(0.5, 0), 0) == 0.5
-    assert piecewise_linear(one_cycle(0.5, 1), 1) == 0.5
+def test_a_schedule_may_only_decay_or_only_warm_up():
+    assert piecewise_linear(warmup_then_decay(0.5, 0), 0) == 0.5
+    assert piecewise_linear(warmup_then_decay(0.5, 1), 1) == 0.5

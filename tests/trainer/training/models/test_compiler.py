@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.compile: off unless asked for, and once per size that training meets."""
+"""torch.compile: off by default, and compiling once per input size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from shoestring_trainer.training.models.compiler import compiled
-from shoestring_trainer.training.models.networks import build_model
+from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.settings import Settings
 from torch import nn
 
@@ -17,7 +17,7 @@ def small_net() -> nn.Module:
     return build_model("convnet", Settings(width=4), classes=3, mean=[0.5], std=[0.2])
 
 
-def test_a_network_is_compiled_once_for_each_size_it_meets():
+def test_a_model_is_compiled_once_for_each_input_size():
     met: list[tuple[int, int]] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
@@ -34,6 +34,6 @@ def test_a_network_is_compiled_once_for_each_size_it_meets():
     assert list(net.state_dict()) == [f"_orig_mod.{name}" for name in plain.state_dict()]
 
 
-def test_nothing_is_compiled_unless_asked_for():
+def test_nothing_is_compiled_by_default():
     model = small_net()
     assert compiled(model, Settings().compile) is model

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates, momentum, decay, batch and size of each founding recipe, held against its source, epoch by epoch.
+"""Learning rates, momentum, weight decay, batch and image size of each recipe match its source, epoch by epoch.
 
-What a source doesn't say is assumed, so not held: ASSUMED lists it, and the recipe's file marks it.
+What a source doesn't state is assumed, so not checked: ASSUMED lists it, and the recipe's file marks it.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ import numpy as np
 import pytest
 from shoestring_core import recipes
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.models.networks import build_model
+from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
-from shoestring_trainer.training.optim.schedules import Plan, piecewise_linear, read_knots
+from shoestring_trainer.training.optim.schedules import TrainingSchedule, parse_schedule, piecewise_linear
 from shoestring_trainer.training.settings import Settings
 
 SAMPLES = 50_000
 
 
-Knots = list[tuple[float, float]]
+Breakpoints = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a source states. Knots are (epoch, value); rates are in PyTorch's units, by kind of parameter.
+    """What a source states. Breakpoints are (epoch, value); learning rates are in PyTorch's units, by parameter group.
 
-    batch     images per step; knots where it changes
-    momentum  by the same kinds; knots where it changes
-    decay     what a step takes off at the rate 1 (coupled), or at the highest rate (decoupled), by the same
+    batch     images per step, or breakpoints
+    momentum  by parameter group, or breakpoints
+    decay     weight decay per step at a learning rate of 1 (coupled) or at the highest one (decoupled), by group
     sizes     pixels a side
-    assumed   names of settings that the source doesn't say: rates are then in units of the highest
+    assumed   names of settings that the source doesn't state: learning rates are then relative to the highest
     """
 
     epochs: float
-    batch: int | Knots
+    batch: int | Breakpoints
     steps: int | None
-    momentum: dict[str, float | Knots]
-    rates: dict[str, Knots]
+    momentum: dict[str, float | Breakpoints]
+    rates: dict[str, Breakpoints]
     decay: dict[str, float]
-    sizes: Knots | None = None
+    sizes: Breakpoints | None = None
     assumed: frozenset[str] = frozenset()
 
 
@@ -53,7 +53,7 @@ def airbench(epochs: float, steps: int, lr: float, warmup: float, end: float, de
     rates |= {"whitening": [*before_3, (3, 0), (last, 0)]}
     return Source(
         epochs, 1024, steps, dict.fromkeys(rates, 0.85),
-        {kind: [(epoch, lr * factor) for epoch, factor in knots] for kind, knots in rates.items()},
+        {kind: [(epoch, lr * factor) for epoch, factor in breakpoints] for kind, breakpoints in rates.items()},
         {"weights": decay / lr, "norm biases": decay / lr / 64, "whitening": decay / lr},
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ def superconvergence(epochs: float) -> Source:
 
 
 def fastai_cifar(epochs: float, batch: int, divisor: float, annealed: float) -> Source:
-    """1cycle from highest / divisor, the last share annealed, momentum .95 → .85 → .95."""
+    """1cycle from max_lr / divisor, the last share annealed, momentum .95 → .85 → .95."""
     peak, back = (1 - annealed) / 2 * epochs, (1 - annealed) * epochs
     assumed = {"lr"} | (set() if batch else {"batch_size"})
     return Source(
@@ -79,23 +79,25 @@ def fastai_cifar(epochs: float, batch: int, divisor: float, annealed: float) -> 
     )  # fmt: skip
 
 
-def page_resnet18(knots: Knots, batch: int = 128) -> Source:
-    """At other batches than the first one the source gives no rate."""
+def page_resnet18(breakpoints: Breakpoints, batch: int = 128) -> Source:
+    """For other batch sizes than the first the source gives no learning rate."""
     assumed = frozenset() if batch == 128 else frozenset({"lr"})
-    return Source(knots[-1][0], batch, None, {"weights": 0.9}, {"weights": knots}, {"weights": 5e-4}, assumed=assumed)
+    return Source(
+        breakpoints[-1][0], batch, None, {"weights": 0.9}, {"weights": breakpoints}, {"weights": 5e-4}, assumed=assumed
+    )
 
 
 NO_DECAY = {"biases": 0.0, "norm biases": 0.0}
 
 
-def imagenet18(batch: Knots, rates: Knots, sizes: Knots) -> Source:
+def imagenet18(batch: Breakpoints, rates: Breakpoints, sizes: Breakpoints) -> Source:
     return Source(
         rates[-1][0], batch, None, {"weights": 0.9}, {"weights": rates}, {"weights": 1e-4} | NO_DECAY, sizes=sizes
     )
 
 
 def lars(epochs: float, size: int, decay: float) -> Source:
-    """What the source says: the batch, the size, no decay of norms and biases. The rest is assumed."""
+    """What the source states: batch and image size, no decay of norms and biases. The rest is assumed."""
     return Source(
         epochs, 65_536, None, {"weights": 0.9}, {"weights": [(0, 0), (5, 1), (epochs, 0)]},
         {"weights": decay} | NO_DECAY, sizes=[(0, size)], assumed=frozenset({"lr"}),
@@ -197,7 +199,7 @@ ASSUMED = {
 }
 
 
-def test_what_is_assumed_is_marked_in_its_file():
+def test_assumptions_are_marked_in_the_recipe_files():
     marked = {name for name, text in recipes._files().items() if "# assumed" in text}
     assert marked == ASSUMED.keys()
     assert {name.split()[0] for name in SOURCES} == {recipe.name for recipe in recipes.all() if recipe.claim} - OURS
@@ -208,7 +210,7 @@ RECTANGULAR_AT_THE_END = ("imagenet/imagenet18", "imagenet/alibaba-1")
 
 
 def choose(name: str, **params) -> tuple[recipes.Recipe, Settings]:
-    """The recipe and settings of "RECIPE PARAMETER=VALUE …"."""
+    """Return the recipe and settings of "RECIPE PARAMETER=VALUE …"."""
     plain, *chosen = name.split()
     recipe = recipes.load(plain)
     given = {key: text for key, _, text in (word.partition("=") for word in chosen)}
@@ -217,36 +219,36 @@ def choose(name: str, **params) -> tuple[recipes.Recipe, Settings]:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_recipe_follows_its_source_epoch_by_epoch(name: str):
+def test_a_recipe_matches_its_source_epoch_by_epoch(name: str):
     source, (recipe, settings) = SOURCES[name], choose(name)
     samples = 50_000 if name.startswith("cifar10/") else 1_281_167
-    plan = Plan.of(settings, samples)
+    schedule = TrainingSchedule.from_settings(settings, samples)
     small = replace(settings, width=4)
     model = build_model(**recipe.model, settings=small, classes=10, mean=[0.5] * 3, std=[0.2] * 3)
-    optimizer = build_optimizer(model, settings, scaled=False)
+    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
     if "epochs" not in source.assumed:
         assert settings.epochs == source.epochs
     if source.steps:
-        assert plan.steps == source.steps
+        assert schedule.total_steps == source.steps
     kinds = {group["kind"] for group in optimizer.param_groups}
     assert kinds >= source.rates.keys() - {"weights"}
-    later = 0.04 if name.startswith("imagenet/") else 0.0  # what changes at an epoch, changes at the next whole step
+    later = 0.04 if name.startswith("imagenet/") else 0.0  # changes take effect at the next whole step
     for epoch in np.arange(later, source.epochs, 0.25):
-        step = next(step for step in steps_near(plan, epoch) if plan.epoch(step) >= epoch)
-        at = plan.epoch(step)
-        phase = plan.phase(step)
+        step = next(step for step in steps_near(schedule, epoch) if schedule.epochs_before(step) >= epoch)
+        at = schedule.epochs_before(step)
+        phase = schedule.phase_at(step)
         if "batch_size" not in source.assumed:
             batches = [(0, source.batch)] if isinstance(source.batch, int) else source.batch
-            assert phase.batch == newest(batches, at), at
+            assert phase.batch_size == newest(batches, at), at
         if source.sizes:
-            assert (phase.size or settings.image_size) == newest(source.sizes, at), at
+            assert (phase.image_size or settings.image_size) == newest(source.sizes, at), at
             last = at >= source.sizes[-1][0] > 0
             assert phase.rectangular == (last and name.startswith(RECTANGULAR_AT_THE_END)), at
-        set_hyperparams(optimizer, plan.step_hyperparams(step))
+        set_hyperparams(optimizer, schedule.step_hyperparams(step))
         for group in optimizer.param_groups:
             kind = group["kind"] if group["kind"] in source.rates else "weights"
             highest = max(value for _, value in source.rates[kind])
-            reached = group["highest_lr"] * max(rate for _, rate in plan.rates)
+            reached = group["max_lr"] * max(rate for _, rate in schedule.lr_factors)
             scale = reached / highest if "lr" in source.assumed else 1.0
             expected = scale * interpolate(source.rates[kind], at)
             assert group["lr"] == pytest.approx(expected, rel=5e-3, abs=5e-3 * scale * highest), (at, kind)
@@ -257,91 +259,98 @@ def test_a_recipe_follows_its_source_epoch_by_epoch(name: str):
             assert group["weight_decay"] == pytest.approx(decay, rel=3e-3), kind
 
 
-def steps_near(plan: Plan, epoch: float) -> range:
-    """The steps of the phase in which `epoch` is reached, and those after it."""
-    phase = next(phase for phase in plan.phases if phase.end_sample >= epoch * plan.epoch_samples)
-    return range(phase.first_step, plan.steps)
+def steps_near(schedule: TrainingSchedule, epoch: float) -> range:
+    """Return the steps of the phase in which `epoch` is reached, and those after it."""
+    phase = next(phase for phase in schedule.phases if phase.end_sample >= epoch * schedule.samples_per_epoch)
+    return range(phase.first_step, schedule.total_steps)
 
 
-def newest(knots: Knots, epoch: float) -> float:
-    return [value for at, value in knots if at <= epoch + 1e-9][-1]
+def newest(breakpoints: Breakpoints, epoch: float) -> float:
+    return [value for at, value in breakpoints if at <= epoch + 1e-9][-1]
 
 
-def interpolate(knots: list[tuple[float, float]], epoch: float) -> float:
-    """On straight lines; of two knots at one epoch the later counts from there on."""
-    begun = max(index for index, (at, _) in enumerate(knots) if at <= epoch)
-    if begun == len(knots) - 1:
-        return knots[begun][1]
-    (x0, y0), (x1, y1) = knots[begun : begun + 2]
+def interpolate(breakpoints: list[tuple[float, float]], epoch: float) -> float:
+    """Interpolate linearly; of two breakpoints at one epoch the later one applies from there on."""
+    begun = max(index for index, (at, _) in enumerate(breakpoints) if at <= epoch)
+    if begun == len(breakpoints) - 1:
+        return breakpoints[begun][1]
+    (x0, y0), (x1, y1) = breakpoints[begun : begun + 2]
     return y0 + (y1 - y0) * (epoch - x0) / (x1 - x0)
 
 
 @pytest.mark.parametrize("epochs", [0.01, 0.1, 1, 3])
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_shorter_run_goes_through_the_whole_schedule(name: str, epochs: float):
-    """Fewer epochs stretch the knots: first, highest and last rate stay."""
+    """Fewer epochs compress the schedule: first, highest and last learning rate stay."""
     _, settings = choose(name, epochs=epochs)
-    whole, short = Plan.of(replace(settings, epochs=SOURCES[name].epochs), SAMPLES), Plan.of(settings, SAMPLES)
+    whole, short = (
+        TrainingSchedule.from_settings(replace(settings, epochs=SOURCES[name].epochs), SAMPLES),
+        TrainingSchedule.from_settings(settings, SAMPLES),
+    )
     if len(whole.phases) == 1:
-        assert short.steps == int(np.ceil(round(epochs * short.epoch_samples / settings.batch_size, 6)))
+        assert short.total_steps == int(np.ceil(round(epochs * short.samples_per_epoch / settings.batch_size, 6)))
     assert short.step_hyperparams(0) == whole.step_hyperparams(0)
     for share in (0.25, 0.5, 0.9):
-        assert piecewise_linear(short.rates, share) == piecewise_linear(whole.rates, share)
+        assert piecewise_linear(short.lr_factors, share) == piecewise_linear(whole.lr_factors, share)
 
 
-def test_momentum_may_have_a_schedule_too():
-    """1cycle: the rate up while momentum goes down, then back."""
+def test_momentum_may_have_a_schedule():
+    """1cycle: the learning rate rises while momentum falls, then back."""
     settings = Settings(
         epochs=10, batch_size=10, lr=0.8, lr_schedule="0:0.1 0.43:1 0.86:0.1 1:0",
         momentum_schedule="0:0.95 43/100:0.85 86/100:0.95",
     )  # fmt: skip
-    plan = Plan.of(settings, 100)
-    hyperparams = [plan.step_hyperparams(step) for step in (0, 43, 86, 99)]
+    schedule = TrainingSchedule.from_settings(settings, 100)
+    hyperparams = [schedule.step_hyperparams(step) for step in (0, 43, 86, 99)]
     assert [each.momentum for each in hyperparams] == pytest.approx([0.95, 0.85, 0.95, 0.95])
     assert [each.lr_factor for each in hyperparams] == pytest.approx([0.1, 1, 0.1, 0.1 / 14])
     model = build_model("convnet", settings, classes=2, mean=[0.5], std=[0.5])
-    optimizer = build_optimizer(model, settings, scaled=False)
+    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
     set_hyperparams(optimizer, hyperparams[1])
     assert {(group["lr"], round(group["momentum"], 6)) for group in optimizer.param_groups} == {(0.8, 0.85)}
 
 
 @pytest.mark.parametrize("text", ["0.1", "0:1 0.5", "0:x", "1/0:1", "0.5:1 0.2:0", "0:nan"])
-def test_a_schedule_that_makes_no_sense_is_shown(text: str):
+def test_an_invalid_schedule_is_shown_in_the_error(text: str):
     with pytest.raises(UserError, match="schedule"):
-        read_knots(text)
+        parse_schedule(text)
 
 
-def test_phases_follow_one_another_without_a_gap():
-    """Sizes and batches change at the first whole step after their place; the stream of samples goes on."""
+def test_phases_are_contiguous():
+    """Image and batch size change at the first whole step after their position; the stream of samples continues."""
     settings = Settings(
         epochs=10, batch_size=8, batch_size_schedule="0:1 0.3:2 0.8:0.5", image_size_schedule="0:16 0.5:24"
     )
-    plan = Plan.of(settings, 100)
-    assert [(phase.batch, phase.size) for phase in plan.phases] == [(8, 16), (16, 16), (16, 24), (4, 24)]
-    first, *others = plan.phases
+    schedule = TrainingSchedule.from_settings(settings, 100)
+    assert [(phase.batch_size, phase.image_size) for phase in schedule.phases] == [(8, 16), (16, 16), (16, 24), (4, 24)]
+    first, *others = schedule.phases
     assert (first.first_step, first.first_sample) == (0, 0)
-    for before, after, due in zip(plan.phases, others, (300, 500, 800), strict=False):
+    for before, after, due in zip(schedule.phases, others, (300, 500, 800), strict=False):
         assert (after.first_step, after.first_sample) == (before.end_step, before.end_sample)
-        assert due <= after.first_sample < due + before.batch
-    places = [plan.sample(step) for step in range(plan.steps + 1)]
-    batches = [plan.phase(step).batch for step in range(plan.steps)]
-    assert places == [sum(batches[:step]) for step in range(plan.steps + 1)]
-    ends = [step for step in range(1, plan.steps + 1) if plan.ends_epoch(step, 1)]
-    assert [plan.epoch(step) >= number for number, step in enumerate(ends, 1)] == [True] * 10
-    assert 10 <= plan.epoch(plan.steps) < 10.1
+        assert due <= after.first_sample < due + before.batch_size
+    places = [schedule.samples_before(step) for step in range(schedule.total_steps + 1)]
+    batches = [schedule.phase_at(step).batch_size for step in range(schedule.total_steps)]
+    assert places == [sum(batches[:step]) for step in range(schedule.total_steps + 1)]
+    ends = [step for step in range(1, schedule.total_steps + 1) if schedule.completes_epoch(step, 1)]
+    assert [schedule.epochs_before(step) >= number for number, step in enumerate(ends, 1)] == [True] * 10
+    assert 10 <= schedule.epochs_before(schedule.total_steps) < 10.1
 
 
-def test_a_phase_too_short_for_a_step_is_left_out():
-    plan = Plan.of(Settings(epochs=1, batch_size=50, image_size_schedule="0:16 0.5:24 0.51:32"), 100)
-    assert [(phase.size, phase.steps) for phase in plan.phases] == [(16, 1), (24, 1)]
+def test_a_phase_too_short_for_a_step_is_omitted():
+    schedule = TrainingSchedule.from_settings(
+        Settings(epochs=1, batch_size=50, image_size_schedule="0:16 0.5:24 0.51:32"), 100
+    )
+    assert [(phase.image_size, phase.steps) for phase in schedule.phases] == [(16, 1), (24, 1)]
 
 
-def test_rates_grow_with_the_batch_when_they_are_meant_for_another():
-    own, double = (Plan.of(Settings(batch_size=batch, lr_base_batch_size=128), 1000) for batch in (128, 256))
-    assert [rate for _, rate in double.rates] == [2 * rate for _, rate in own.rates]
+def test_learning_rates_scale_with_the_batch_size():
+    own, double = (
+        TrainingSchedule.from_settings(Settings(batch_size=batch, lr_base_batch_size=128), 1000) for batch in (128, 256)
+    )
+    assert [rate for _, rate in double.lr_factors] == [2 * rate for _, rate in own.lr_factors]
 
 
 @pytest.mark.parametrize("text", ["0.2:128", "0:128 1.5:224"])
-def test_sizes_are_known_from_the_first_step_on(text: str):
+def test_size_schedules_must_begin_at_zero(text: str):
     with pytest.raises(UserError, match="begin at 0"):
-        Plan.of(Settings(image_size_schedule=text), 100)
+        TrainingSchedule.from_settings(Settings(image_size_schedule=text), 100)

@@ -21,9 +21,9 @@ from shoestring_trainer.training import vision_compat
 from shoestring_trainer.training.cli import commands
 from shoestring_trainer.training.cli.predict import read_image
 from shoestring_trainer.training.data.cifar10 import load_cifar10
-from shoestring_trainer.training.data.images import DataSet, LabeledImages, load_digits
+from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages, load_digits
 from shoestring_trainer.training.distributed import context
-from shoestring_trainer.training.models.networks import build_model
+from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results import throughput
 from shoestring_trainer.training.results.artifacts import make_artifacts
@@ -59,7 +59,7 @@ def test_confusions_worst_images_and_predictions_tell_one_story(run: Gang):
     for one in worst:
         assert classes.index(one["label"]) == labels[one["index"]]
         assert classes.index(one["predicted"]) == predicted[one["index"]]
-        assert one["name"] == f"row {told['split']['held_out'][one['index']]}"
+        assert one["name"] == f"row {told['split']['val'][one['index']]}"
     page = run.part("mistakes.html").decode()
     assert page.count("data:image/png;base64,") == len(worst)
     assert worst[0]["name"] in page
@@ -73,9 +73,9 @@ def test_the_bare_weights_fit_a_fresh_network_and_predict_the_same(run: Gang):
     data = load_digits(card["seed"], settings)
     (mean,), (std,) = (card["input"]["normalisation"][name] for name in ("mean", "std"))
     with torch.no_grad():
-        logits_NK = fresh((data.held_out.images_NCHW.float() / data.white - mean) / std)
+        logits_NK = fresh((data.val.images_NCHW.float() / data.max_value - mean) / std)
     assert logits_NK.argmax(1).tolist() == told["predicted"]
-    losses_N = torch.nn.functional.cross_entropy(logits_NK, data.held_out.labels_N, reduction="none")
+    losses_N = torch.nn.functional.cross_entropy(logits_NK, data.val.labels_N, reduction="none")
     assert torch.allclose(losses_N, torch.tensor(told["losses"]), atol=1e-4, rtol=1e-4)
 
 
@@ -121,8 +121,8 @@ def test_many_classes_are_listed_and_a_loss_without_a_number_is_the_worst():
     losses_N = torch.linspace(0, 1, 60, dtype=torch.float64)
     losses_N[3] = math.nan
     images = LabeledImages(torch.zeros(60, 3, 100, 120, dtype=torch.uint8), labels_N)
-    split = {"held_out": [f"val/{number}.jpg" for number in range(60)]}
-    data = DataSet(images, images, classes, 255.0, [0.5] * 3, [0.5] * 3, split)
+    split = {"val": [f"val/{number}.jpg" for number in range(60)]}
+    data = ImageDataset(images, images, classes, 255.0, [0.5] * 3, [0.5] * 3, split)
     scores = Scores(59 / 60, 1.0, predictions_N, losses_N, 0.1)
     assert find_worst(data, scores)[0].name == "val/3.jpg"
     assert count_confusions(labels_N, predictions_N, 60)[7, 9] == 1
@@ -133,12 +133,12 @@ def test_many_classes_are_listed_and_a_loss_without_a_number_is_the_worst():
 
 
 def test_onnx_and_the_archive_predict_what_training_recorded(run: Gang, tmp_path: Path, capsys):
-    """On every held-out image, with nothing of ours between the file and the runtime."""
+    """On every validation image, with nothing of ours between the file and the runtime."""
     (tmp_path / "model.pt2").write_bytes(run.part("model.pt2"))
     (tmp_path / "at-the-end.onnx").write_bytes(run.part("model.onnx"))
     card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
     data = load_digits(card["seed"], Settings())
-    images_NCHW = data.held_out.images_NCHW.float() / data.white
+    images_NCHW = data.val.images_NCHW.float() / data.max_value
     with torch.no_grad():
         archive_NK = torch.export.load(tmp_path / "model.pt2").module()(images_NCHW)
     assert archive_NK.argmax(1).tolist() == told["predicted"]
@@ -158,7 +158,7 @@ def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path):
     card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
     data = load_digits(card["seed"], Settings())
     for index in range(12):
-        pixels_HW = data.held_out.images_NCHW[index, 0].float() * 255 / data.white
+        pixels_HW = data.val.images_NCHW[index, 0].float() * 255 / data.max_value
         Image.fromarray(pixels_HW.round().to(torch.uint8).numpy()).save(tmp_path / f"{index:02}.png")
     command = [sys.executable, "-m", "shoestring_trainer", "predict", str(run.first), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
@@ -219,13 +219,13 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050"])
 def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_the_same(tmp_path: Path, name: str):
-    """Through safetensors and through ONNX Runtime: the same class for every held-out image, the same losses."""
+    """Through safetensors and through ONNX Runtime: the same class for every validation image, the same losses."""
     data = load_cifar10(write_binary(tmp_path), Settings(verify_checksums=False))
     torch.manual_seed(0)
     model = build_model(name, Settings(), classes=10, mean=data.mean, std=data.std).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.02)
     for _ in range(3):  # moves the weights and the norms' statistics away from where a fresh network has them
-        logits_NK = model(data.train.images_NCHW.float() / data.white)
+        logits_NK = model(data.train.images_NCHW.float() / data.max_value)
         F.cross_entropy(logits_NK, data.train.labels_N).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -241,7 +241,7 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
         else vision_compat.timm.create_model(plain, num_classes=10)
     )
     fresh.load_state_dict(load(left["network.safetensors"]))
-    images_NCHW = data.held_out.images_NCHW.float() / data.white
+    images_NCHW = data.val.images_NCHW.float() / data.max_value
     mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (data.mean, data.std))
     with torch.no_grad():
         by_weights_NK = fresh.eval()((images_NCHW - mean) / std)
@@ -249,7 +249,7 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
     by_onnx_NK = torch.from_numpy(session.run(["logits"], {"images": images_NCHW.numpy()})[0])
     for logits_NK in (by_weights_NK, by_onnx_NK):
         assert logits_NK.argmax(1).tolist() == scores.predictions_N.tolist()
-        losses_N = F.cross_entropy(logits_NK, data.held_out.labels_N, reduction="none").double()
+        losses_N = F.cross_entropy(logits_NK, data.val.labels_N, reduction="none").double()
         assert torch.allclose(losses_N, scores.losses_N, atol=1e-3, rtol=1e-3)
     assert len(set(scores.predictions_N.tolist())) > 1
 

@@ -58,7 +58,7 @@ def two_generations(tmp_path: Path) -> Path:
         for rank in range(world):
             folder = tmp_path / f"machine-{rank}" / "gen" / str(generation)
             folder.mkdir(parents=True)
-            log = SampleLog(folder, generation=generation, rank=rank, world=world, start=start, epoch_samples=50)
+            log = SampleLog(folder, generation=generation, rank=rank, world=world, start=start, samples_per_epoch=50)
             sampler = DistributedSampler(7, 50, rank, world)
             for step in range(start, end):
                 log.log_step(step + 1, sampler.batch(5 * step, 5).spans)
@@ -87,7 +87,7 @@ def test_a_log_that_is_missing_cut_or_doubled_is_seen(two_generations: Path, tmp
     assert "rank 1 lacks steps" in capsys.readouterr().out
     lost.write_bytes(content)
     again = two_generations / "machine-0" / "gen" / "2"
-    log = SampleLog(again, generation=2, rank=0, world=3, start=6, epoch_samples=50)
+    log = SampleLog(again, generation=2, rank=0, world=3, start=6, samples_per_epoch=50)
     for step in range(6, 20):
         log.log_step(step + 1, [(step // 10, 0, torch.tensor([0]))])
     assert main([str(two_generations)]) == 1

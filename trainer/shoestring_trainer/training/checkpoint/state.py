@@ -24,7 +24,7 @@ from shoestring_trainer.training.checkpoint.files import (
     write_checkpoint,
 )
 from shoestring_trainer.training.errors import DataError, NonFiniteError
-from shoestring_trainer.training.optim.weight_average import Average
+from shoestring_trainer.training.optim.weight_average import WeightAverage
 from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
 from shoestring_trainer.training.task import CheckpointFiles, Task
 
@@ -46,7 +46,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     identity: Mapping[str, Any]
-    average: Average | None = None
+    average: WeightAverage | None = None
     skip: set[int] = field(default_factory=set)
 
     def snapshot(self, step: int) -> dict[str, Any]:

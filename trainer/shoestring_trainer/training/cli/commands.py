@@ -149,27 +149,29 @@ def _schedule(options: argparse.Namespace) -> int:
 def _model(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.cli.schedule_plot import count_images, forecast
     from shoestring_trainer.training.models.summary import (
-        Network,
-        as_json,
-        describe,
-        print_floor,
-        print_network,
+        ModelSummary,
+        format_min_training_time,
+        format_summary,
+        summarize_model,
+        to_json,
         training_flop,
     )
 
-    def network_at(size: int) -> Network:
-        return describe(options.recipe, params, size=options.size or size or None, classes=options.classes)
+    def summary_at(size: int) -> ModelSummary:
+        return summarize_model(options.recipe, params, size=options.size or size or None, classes=options.classes)
 
     params = _params(options)
     counted = options.images or count_images(options.recipe)
     told = forecast(options.recipe, params, counted or UNCOUNTED)
-    network = network_at(told.plan.phases[-1].size)
+    summary = summary_at(told.schedule.phases[-1].image_size)
     if options.json:
-        sys.stdout.write(json.dumps(as_json(network)) + "\n")
+        sys.stdout.write(json.dumps(to_json(summary)) + "\n")
         return OK
-    sys.stdout.write(print_network(network) + "\n")
+    sys.stdout.write(format_summary(summary) + "\n")
     if counted:
-        sys.stdout.write(f"\n{print_floor(told, training_flop(told, lambda size: network_at(size).flop))}\n")
+        sys.stdout.write(
+            f"\n{format_min_training_time(told, training_flop(told, lambda size: summary_at(size).flop))}\n"
+        )
     return OK
 
 

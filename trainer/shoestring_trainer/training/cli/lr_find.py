@@ -51,9 +51,9 @@ def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
         raise UserError("the search needs 0 < low < high, and two steps or more")
     setup = set_up(task)
     settings, model = setup.settings, setup.model
-    phase, sampler = setup.plan.phases[0], setup.build_sampler()
-    setup.feed.enter(phase)
-    optimizer = build_optimizer(model, settings, scaled=False)
+    phase, sampler = setup.schedule.phases[0], setup.build_sampler()
+    setup.loader.start_phase(phase)
+    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
@@ -61,10 +61,10 @@ def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
         rate = low * (high / low) ** (step / (steps - 1))
         set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum))
         seed_dropout(setup.seed, step, setup.distributed.device)
-        indices = sampler.batch(step * phase.batch, phase.batch)
-        images_NCHW, labels_N = setup.feed.batch(indices.samples_N, indices.draws_NK)
+        indices = sampler.batch(step * phase.batch_size, phase.batch_size)
+        images_NCHW, labels_N = setup.loader.load_batch(indices.samples_N, indices.draws_NK)
         loss = F.cross_entropy(model(images_NCHW), labels_N, label_smoothing=settings.label_smoothing)
-        (loss * (phase.batch if settings.sum_loss else 1)).backward()
+        (loss * (phase.batch_size if settings.sum_loss else 1)).backward()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss.item()
         smooth = mean / (1 - SMOOTHING ** (step + 1))
         if not math.isfinite(smooth) or (losses and smooth > BROKEN * min(losses)):

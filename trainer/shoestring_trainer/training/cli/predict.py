@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.data.decoding import WHITE, Frame, decode_file
-from shoestring_trainer.training.data.folders import walk
-from shoestring_trainer.training.data.listing import SUFFIXES
+from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec, decode_file
+from shoestring_trainer.training.data.image_folder import walk_files
+from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.results.exports import Model, read_model
 
@@ -77,7 +77,7 @@ def read_image(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> Te
     Raises DataError that names the file.
     """
     channels, height, width = shape
-    pixels_CHW = decode_file(file, Frame(height, width, zoom=zoom))[0].float() / WHITE
+    pixels_CHW = decode_file(file, ResizeSpec(height, width, zoom=zoom))[0].float() / MAX_VALUE
     if channels == 1:
         pixels_CHW = (pixels_CHW * torch.tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
     return pixels_CHW
@@ -92,7 +92,7 @@ def list_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(file for file in walk(path) if file.suffix.lower() in SUFFIXES)
+            below = sorted(file for file in walk_files(path) if file.suffix.lower() in IMAGE_EXTENSIONS)
             if not below:
                 raise DataError(f"the folder {path} holds no image; give images, or a folder with some")
             files += below

@@ -12,7 +12,7 @@ from typing import Any
 from shoestring_core import recipes
 
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.optim.schedules import Plan
+from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.settings import Settings
 
 WIDTH, HEIGHT = 64, 8
@@ -28,7 +28,7 @@ class Forecast:
 
     name: str
     settings: Settings
-    plan: Plan
+    schedule: TrainingSchedule
     images: int
 
 
@@ -39,7 +39,7 @@ def forecast(name: str, params: Mapping[str, Any], images: int | None) -> Foreca
     count = images or count_images(recipe.name)
     if count is None:
         raise UserError(f"{recipe.name} trains on your own images; say how many there are with --images N")
-    return Forecast(recipe.reference, settings, Plan.of(settings, count), count)
+    return Forecast(recipe.reference, settings, TrainingSchedule.from_settings(settings, count), count)
 
 
 def count_images(recipe: str) -> int | None:
@@ -49,14 +49,14 @@ def count_images(recipe: str) -> int | None:
 
 def trace(told: Forecast, points: int) -> list[dict[str, float]]:
     """Rate, momentum, batch and size at `points` evenly spaced steps, the first and the last among them."""
-    steps = told.plan.steps
+    steps = told.schedule.total_steps
     chosen = sorted({round(n * (steps - 1) / max(1, points - 1)) for n in range(points)})
     return [
         {
-            "step": step, "epoch": told.plan.epoch(step),
-            "lr": told.settings.lr * told.plan.step_hyperparams(step).lr_factor,
-            "momentum": told.plan.step_hyperparams(step).momentum, "batch": told.plan.phase(step).batch,
-            "size": told.plan.phase(step).size or told.settings.image_size,
+            "step": step, "epoch": told.schedule.epochs_before(step),
+            "lr": told.settings.lr * told.schedule.step_hyperparams(step).lr_factor,
+            "momentum": told.schedule.step_hyperparams(step).momentum, "batch": told.schedule.phase_at(step).batch_size,
+            "size": told.schedule.phase_at(step).image_size or told.settings.image_size,
         }
         for step in chosen
     ]  # fmt: skip
@@ -64,11 +64,12 @@ def trace(told: Forecast, points: int) -> list[dict[str, float]]:
 
 def draw(told: Forecast) -> str:
     """The schedule as text, 80 columns wide, without colour."""
-    points, plan, settings = trace(told, WIDTH * POINTS_PER_COLUMN), told.plan, told.settings
+    points, schedule, settings = trace(told, WIDTH * POINTS_PER_COLUMN), told.schedule, told.settings
     rates, momenta = ([point[name] for point in points] for name in ("lr", "momentum"))
-    last = plan.epoch(plan.steps)
+    last = schedule.epochs_before(schedule.total_steps)
+    images, steps = schedule.samples_per_epoch, schedule.total_steps
     lines = [
-        f"{told.name}: {settings.epochs:g} epochs of {plan.epoch_samples:,} images, {plan.steps:,} steps",
+        f"{told.name}: {settings.epochs:g} epochs of {images:,} images, {steps:,} steps",
         "",
         *chart("learning rate", columns(rates, max), last),
     ]
@@ -79,10 +80,12 @@ def draw(told: Forecast) -> str:
         lines.append(f"convolutions, by Muon: up to {settings.muon_lr:g}, momentum {settings.muon_momentum:g}")
     constant = f"momentum {momenta[0]:g} throughout"
     lines += ["", *([constant] if len(set(momenta)) == 1 else chart("momentum", columns(momenta, median), last)), ""]
-    for phase in plan.phases:
-        begin, end = plan.epoch(phase.first_step), phase.end_sample / plan.epoch_samples
-        size = phase.size or settings.image_size
-        lines.append(f"epochs {begin:6.2f} to {end:6.2f}: batch {phase.batch:,}, size {size}, {phase.steps:,} steps")
+    for phase in schedule.phases:
+        begin, end = schedule.epochs_before(phase.first_step), phase.end_sample / schedule.samples_per_epoch
+        size = phase.image_size or settings.image_size
+        lines.append(
+            f"epochs {begin:6.2f} to {end:6.2f}: batch {phase.batch_size:,}, size {size}, {phase.steps:,} steps"
+        )
     return "\n".join(lines)
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained on: where images and labels come from, and the decoded copies that training reads."""
+"""Datasets: where images and labels come from, the decoded cache that training reads, augmentation and batches."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10 as its authors publish it: a folder in the binary or the Python layout, held to the published content."""
+"""CIFAR-10 as its authors publish it: a folder in the binary or the Python version, verified by SHA-1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shoestring_trainer.training.data.images import DataSet, LabeledImages, describe
+from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages, build_dataset
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.settings import Settings
 
@@ -28,103 +28,106 @@ SHA1 = {
     "data_batch_5": "26e2849e66a845b7f1e4614ae70f4889ae604628",
     "test_batch": "67eb016db431130d61cd03c7ad570b013799c88c",
 }
-"""Of each file of the binary version, as MXNet's gluon.data.vision.CIFAR10 lists them."""
+"""Of each file of the binary version, from MXNet's gluon.data.vision.CIFAR10."""
 
-_PICKLED = {
+_ALLOWED_GLOBALS = {
     ("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode"),
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
     ("numpy._core.numeric", "_frombuffer"), ("numpy.core.numeric", "_frombuffer"),
 }  # fmt: skip
 
 
-def load_cifar10(folder: Path, settings: Settings) -> DataSet:
-    """CIFAR-10 from `folder`, which holds data_batch_1 … 5 and test_batch (with or without .bin), itself or in
-    cifar-10-batches-bin or cifar-10-batches-py. The test batch is held out.
+def load_cifar10(folder: Path, settings: Settings) -> ImageDataset:
+    """Load CIFAR-10 from `folder`, which holds data_batch_1 … 5 and test_batch (with or without .bin), itself or in
+    cifar-10-batches-bin or cifar-10-batches-py. The test batch is the validation set.
 
-    Raises DataError, naming the file and the remedy, for one that is missing, cut short or, with `verify_checksums`,
-    not the published one.
+    Raises DataError, naming the file and the remedy, if one is missing, truncated or, with `verify_checksums`, differs
+    from the published one.
     """
     if settings.image_size != 32:
-        raise DataError(f"CIFAR-10's images have 32 pixels a side; leave size at 32 instead of {settings.image_size}")
-    place, suffix = _find(folder)
-    records = {name: _read(place / f"{name}{suffix}") for name in (*TRAIN, TEST)}
+        raise DataError(
+            f"CIFAR-10's images have 32 pixels a side; leave image_size at 32 instead of {settings.image_size}"
+        )
+    files_folder, suffix = _find_files(folder)
+    records = {name: _read_records(files_folder / f"{name}{suffix}") for name in (*TRAIN, TEST)}
     sha1 = {name: hashlib.sha1(record.tobytes(), usedforsecurity=False).hexdigest() for name, record in records.items()}
     if settings.verify_checksums:
-        for name, found in sha1.items():
-            if found != SHA1[name]:
+        for name, actual in sha1.items():
+            if actual != SHA1[name]:
                 raise DataError(
-                    f"{place / (name + suffix)} isn't the published file (SHA-1 of its records {found}, "
-                    f"published {SHA1[name]}); fetch it again, or set verify_checksums: false to train on it as it is"
+                    f"{files_folder / (name + suffix)} isn't the published file (SHA-1 of its records {actual}, "
+                    f"published {SHA1[name]}); fetch it again, or set verify_checksums: false to train on it anyway"
                 )
-    split = {"data": "cifar10", "held_out": TEST, "sha1": sha1}
+    split = {"data": "cifar10", "val": TEST, "sha1": sha1}
     train = np.concatenate([records.pop(name) for name in TRAIN])
-    return describe(_images(train), _images(records[TEST]), CLASSES, white=255.0, split=split)
+    return build_dataset(_to_images(train), _to_images(records[TEST]), CLASSES, max_value=255.0, split=split)
 
 
-def _find(folder: Path) -> tuple[Path, str]:
-    """The folder the files lie in, and the ending of their names."""
-    for place in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
+def _find_files(folder: Path) -> tuple[Path, str]:
+    """Return the folder that holds the files, and the suffix of their names."""
+    for candidate in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
         for suffix in (".bin", ""):
-            if any((place / f"{name}{suffix}").exists() for name in (*TRAIN, TEST)):
-                return place, suffix
+            if any((candidate / f"{name}{suffix}").exists() for name in (*TRAIN, TEST)):
+                return candidate, suffix
     raise DataError(
         f"{folder} doesn't hold CIFAR-10: data_batch_1.bin … data_batch_5.bin and test_batch.bin (binary version) "
         "or the same names without .bin (Python version); give the folder that does as data.train"
     )
 
 
-def _read(path: Path) -> np.ndarray[Any, Any]:
-    """A file's records, uint8 N x 3,073: the label, then red, green and blue, row by row."""
+def _read_records(path: Path) -> np.ndarray[Any, Any]:
+    """Return a file's records, uint8 N x 3,073: the label, then the red, green and blue planes, row by row."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; fetch CIFAR-10 again") from error
-    records = _from_binary(content, path) if path.suffix == ".bin" else _from_python(content, path)
-    if (strange := (records[:, 0] >= len(CLASSES)).nonzero()[0]).size:
+    records = _parse_binary(content, path) if path.suffix == ".bin" else _parse_pickle(content, path)
+    if (invalid := (records[:, 0] >= len(CLASSES)).nonzero()[0]).size:
         raise DataError(
-            f"record {strange[0]} of {path} has the label {records[strange[0], 0]}, CIFAR-10 has 0 to 9 "
-            f"({strange.size} records like it); fetch it again"
+            f"record {invalid[0]} of {path} has the label {records[invalid[0], 0]}, CIFAR-10 has 0 to 9 "
+            f"({invalid.size} records like it); fetch it again"
         )
     return records
 
 
-def _from_binary(content: bytes, path: Path) -> np.ndarray[Any, Any]:
+def _parse_binary(content: bytes, path: Path) -> np.ndarray[Any, Any]:
     if not content or len(content) % RECORD_BYTES:
         raise DataError(
-            f"{path} has {len(content)} bytes, which is no whole number of records of {RECORD_BYTES}; fetch it again"
+            f"{path} has {len(content)} bytes, not a multiple of its record's {RECORD_BYTES}; fetch it again"
         )
     return np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
 
 
-def _from_python(content: bytes, path: Path) -> np.ndarray[Any, Any]:
-    """A pickle, read without running anything from it: only arrays of numbers come to life."""
+def _parse_pickle(content: bytes, path: Path) -> np.ndarray[Any, Any]:
+    """Unpickle without running code from the file: only numpy arrays are allowed."""
     try:
-        batch = _Arrays(io.BytesIO(content), encoding="bytes").load()
-        pixels, labels = _bytes(batch[b"data"]).reshape(-1, RECORD_BYTES - 1), _bytes(batch[b"labels"]).reshape(-1, 1)
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        pixels, labels = _to_uint8(batch[b"data"]), _to_uint8(batch[b"labels"])
+        pixels, labels = pixels.reshape(-1, RECORD_BYTES - 1), labels.reshape(-1, 1)
         if not len(pixels):
             raise ValueError("no images")
         return np.concatenate([labels, pixels], axis=1)
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
             f"{path} isn't a batch of the Python version of CIFAR-10 ({type(error).__name__}: {error}); fetch it again"
         ) from error
 
 
-def _bytes(numbers: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Numbers as bytes, if that is what they are: pixels scaled to 0 … 1 would all become black."""
-    whole = np.asarray(numbers)
-    if whole.dtype.kind not in "iu" or (whole.size and not 0 <= whole.min() <= whole.max() <= 255):
-        raise ValueError(f"{whole.dtype} numbers that aren't all whole and from 0 to 255")
-    return whole.astype(np.uint8)
+def _to_uint8(values: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Convert to uint8. Raises ValueError if values don't fit: pixels scaled to 0 … 1 would all become black."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() <= 255):
+        raise ValueError(f"{array.dtype} values that aren't all integers from 0 to 255")
+    return array.astype(np.uint8)
 
 
-class _Arrays(pickle.Unpickler):  # noqa: S301 - find_class lets nothing but arrays through
+class _ArrayUnpickler(pickle.Unpickler):  # noqa: S301 - find_class allows nothing but arrays
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PICKLED:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}")
+        if (module, name) not in _ALLOWED_GLOBALS:
+            raise pickle.UnpicklingError(f"it references {module}.{name}")
         return super().find_class(module, name)
 
 
-def _images(records: np.ndarray[Any, Any]) -> LabeledImages:
+def _to_images(records: np.ndarray[Any, Any]) -> LabeledImages:
     labels, pixels = torch.from_numpy(records[:, 0].astype(np.int64)), torch.from_numpy(records[:, 1:].copy())
     return LabeledImages(pixels.reshape(-1, 3, 32, 32), labels)

@@ -1,111 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listed images, decoded once per machine and size into a file that its ranks map: it may exceed their memory."""
+"""Cache of decoded images on a machine's disk: every image is decoded once per machine and size."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.data.decoding import WHITE, Frame, decode
-from shoestring_trainer.training.data.images import DataSet, LabeledImages, describe
-from shoestring_trainer.training.data.listing import Listing, check_classes
-from shoestring_trainer.training.data.nvjpeg import Decoder, decode_jpegs
+from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages, build_dataset
+from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec
+from shoestring_trainer.training.data.image_index import ImageIndex, validate_classes
+from shoestring_trainer.training.data.mapped_images import (
+    GIB,
+    MappedImages,
+    decode_to_file,
+    free_bytes,
+    map_file,
+    metadata_path,
+)
+from shoestring_trainer.training.data.nvjpeg import JpegDecoder
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.settings import Settings
 
-SQUEEZED = 1.25
-"""Where random crops are cut out, images are kept so much larger than a crop's side: as imagenet18's 160 for 128."""
+RANDOM_CROP_MARGIN = 1.25
+"""With random resized crops, images are cached this much larger than the crop's side: as imagenet18's 160 for 128."""
 RECTANGULAR_BATCH_SIZE = 128
-"""Held-out images of like shape that are shown together."""
-AT_ONCE = 64
-"""Images that a thread decodes before it takes up others."""
-GIB = 1 << 30
+"""Validation images of similar aspect ratio that are evaluated as one batch."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Images of one file, end to end; numbers of those that could be read, and their width / height."""
+class DecodedCache:
+    """The images of a training and a validation index, decoded at any size.
 
-    bytes: Tensor
-    kept: list[int]
-    aspects: list[float]
+    With random resized crops, training images are stretched to squares somewhat larger than a crop; else they are
+    center-cropped.
 
-
-@dataclass(frozen=True)
-class Copies:
-    """The images of two listings, at any size.
-
-    Where the settings crop at random, training images are squeezed whole into squares somewhat larger than a crop;
-    else their centres are kept.
-
-    about             how they were split, for split.json
-    scratch           folder for the decoded images, seen by every rank of this machine
-    kept              they stay there, and a run that goes on after this one finds them
-    first_on_machine  this rank decodes; the others map what it wrote
-    meet              returns when every rank has called it
-    on_gpu            decodes plain JPEGs; None: Pillow decodes everything
+    split_info       how the images were split, for split.json
+    scratch          folder for the decoded images, shared by all ranks of this machine
+    keep             leave them there, for a later generation on this machine to reuse
+    is_local_rank_0  this rank decodes; the others map what it wrote
+    barrier          returns when every rank has called it
+    gpu_decoder      decodes ordinary JPEGs; None: Pillow decodes everything
     """
 
-    train: Listing
-    held_out: Listing
+    train: ImageIndex
+    val: ImageIndex
     settings: Settings
-    about: dict[str, object]
+    split_info: dict[str, object]
     scratch: Path
-    kept: bool
-    first_on_machine: bool
-    meet: Callable[[], None]
-    on_gpu: Decoder | None = None
+    keep: bool
+    is_local_rank_0: bool
+    barrier: Callable[[], None]
+    gpu_decoder: JpegDecoder | None = None
 
-    def at(self, size: int, rectangular: bool) -> DataSet:
-        """The images with `size` pixels a side (0: as the settings say). They fill the disk until they are let go.
+    def load(self, size: int, rectangular: bool) -> ImageDataset:
+        """Return the images with `size` pixels a side (0: as the settings say). They occupy disk space until released.
 
-        rectangular  the held-out images also come in their own shapes, in batches of like ones
+        rectangular  also return the validation images at their aspect ratios, in batches of similar ones
         raises       DataError that names the image and the remedy
         """
-        framed, shown = self._frames(size)
-        place = self.scratch / f"images-{self._digest(framed, shown)}"
-        if self.first_on_machine:
-            self._make_room(place, self._bytes(size, rectangular))
+        train_spec, val_spec = self._specs(size)
+        folder = self.scratch / f"images-{self._digest(train_spec, val_spec)}"
+        if self.is_local_rank_0:
+            self._make_folder(folder, self._needed_bytes(size, rectangular))
         try:
-            train, _, _ = self._squares(place / "train", self.train, framed)
-            held_out, readable, aspects = self._squares(place / "held-out", self.held_out, shown)
-            batches = self._rectangles(place / "rectangles", readable, aspects, shown) if rectangular else []
+            train, _, _ = self._square_images(folder / "train", self.train, train_spec)
+            val, val_index, aspect_ratios = self._square_images(folder / "val", self.val, val_spec)
+            batches = (
+                self._rectangular_batches(folder / "rectangular", val_index, aspect_ratios, val_spec)
+                if rectangular
+                else []
+            )
         finally:
-            if self.first_on_machine and not self.kept:  # what is mapped lives on, and gives the disk back at its end
-                shutil.rmtree(place)
-        skipped = self.train.skipped + self.held_out.skipped
-        skipped += len(self.train) + len(self.held_out) - len(train) - len(held_out)
-        if skipped and self.first_on_machine:
-            sys.stdout.write(f"{skipped} images could not be read and are left out\n")
-        split = {**self.about, "held_out": readable.names}
-        data = describe(train, held_out, self.train.classes, white=float(WHITE), split=split, skipped=skipped)
-        return replace(data, batches=batches)
+            if self.is_local_rank_0 and not self.keep:  # mapped files stay readable, and free their space when unmapped
+                shutil.rmtree(folder)
+        skipped = self.train.skipped + self.val.skipped
+        skipped += len(self.train) + len(self.val) - len(train) - len(val)
+        if skipped and self.is_local_rank_0:
+            sys.stdout.write(f"skipped {skipped} invalid samples\n")
+        split = {**self.split_info, "val": val_index.names}
+        dataset = build_dataset(
+            train, val, self.train.classes, max_value=float(MAX_VALUE), split=split, skipped=skipped
+        )
+        return replace(dataset, val_batches=batches)
 
-    def check_room(self, views: Iterable[tuple[int, bool]]) -> None:
-        """Raises DataError, before anything is decoded, if the disk can't take the images of one of the views."""
-        if not self.first_on_machine:
+    def check_disk_space(self, image_formats: Iterable[tuple[int, bool]]) -> None:
+        """Raise DataError, before anything is decoded, if the disk has too little space for one of the formats."""
+        if not self.is_local_rank_0:
             return
-        needed, size = max((self._bytes(*view), view[0]) for view in views)
-        size, count = size or self.settings.image_size, len(self.train) + len(self.held_out)
-        free = _free_bytes(self.scratch) + sum(file.stat().st_size for at in self._stored() for file in at.iterdir())
+        needed, size = max((self._needed_bytes(*image_format), image_format[0]) for image_format in image_formats)
+        size, count = size or self.settings.image_size, len(self.train) + len(self.val)
+        cached = sum(file.stat().st_size for folder in self._cached_folders() for file in folder.iterdir())
+        available = free_bytes(self.scratch) + cached
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        what = f"{count:,} images of {self.train.place} take {needed / GIB:,.1f} GiB once decoded for size {size}"
-        if needed > free:
+        what = f"{count:,} images of {self.train.root} take {needed / GIB:,.1f} GiB once decoded for size {size}"
+        if needed > available:
             raise DataError(
-                f"{what}, and the disk under {self.scratch} has {free / GIB:,.1f} GiB left; lower size, use fewer "
-                "images, or rent machines with a larger disk"
+                f"{what}, and the disk under {self.scratch} has {available / GIB:,.1f} GiB left; lower image_size, use "
+                "fewer images, or rent machines with a larger disk"
             )
         if needed > memory:
             sys.stdout.write(
@@ -113,159 +112,81 @@ class Copies:
                 "the disk again\n"
             )
 
-    def _frames(self, size: int) -> tuple[Frame, Frame]:
-        """Of training images, and of held-out ones."""
+    def _specs(self, size: int) -> tuple[ResizeSpec, ResizeSpec]:
+        """Return the specs of training and of validation images."""
         settings, size = self.settings, size or self.settings.image_size
-        squeezed = bool(settings.crop_scale or settings.crop_scale_schedule)
-        side, shown = round(SQUEEZED * size) if squeezed else size, settings.eval_image_size or size
-        return Frame(side, side, squeezed=squeezed), Frame(shown, shown, zoom=settings.eval_resize_factor)
+        stretch = bool(settings.crop_scale or settings.crop_scale_schedule)
+        train_size, val_size = round(RANDOM_CROP_MARGIN * size) if stretch else size, settings.eval_image_size or size
+        return (
+            ResizeSpec(train_size, train_size, stretch=stretch),
+            ResizeSpec(val_size, val_size, zoom=settings.eval_resize_factor),
+        )
 
-    def _bytes(self, size: int, rectangular: bool) -> int:
-        framed, shown = self._frames(size)  # rectangles are somewhat larger than the squares they stand beside
-        return len(self.train) * framed.bytes + len(self.held_out) * shown.bytes * (2 if rectangular else 1)
+    def _needed_bytes(self, size: int, rectangular: bool) -> int:
+        train_spec, val_spec = self._specs(size)  # rectangular images take somewhat more than their squares
+        return len(self.train) * train_spec.bytes + len(self.val) * val_spec.bytes * (2 if rectangular else 1)
 
-    def _make_room(self, place: Path, needed: int) -> None:
-        """Have a folder for copies. Those of other sizes stay for a run that goes on, while there is room for both."""
-        for other in set(self._stored()) - {place}:
-            if not self.kept or _free_bytes(self.scratch) < 2 * needed:
+    def _make_folder(self, folder: Path, needed: int) -> None:
+        """Create the folder, and evict other sizes unless they are to be kept and there is room for both."""
+        for other in set(self._cached_folders()) - {folder}:
+            if not self.keep or free_bytes(self.scratch) < 2 * needed:
                 shutil.rmtree(other)
-        place.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
 
-    def _stored(self) -> Iterator[Path]:
+    def _cached_folders(self) -> Iterator[Path]:
         return self.scratch.glob("images-*")
 
-    def _digest(self, *frames: Frame) -> str:
-        """Names these images in these frames: others must not be taken for them."""
+    def _digest(self, *specs: ResizeSpec) -> str:
+        """Return a cache key for these images at these sizes."""
         settings = self.settings.on_corrupt, self.settings.decode_device
-        told = [self.train.place, settings, frames, self.train.names, self.held_out.names]
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        content = [self.train.root, settings, specs, self.train.names, self.val.names]
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
-    def _squares(self, store: Path, listing: Listing, frame: Frame) -> tuple[LabeledImages, Listing, list[float]]:
-        found = self._decoded(store, listing, [frame] * len(listing))
-        readable = listing if len(found.kept) == len(listing) else listing.only(found.kept)
-        check_classes(readable)
-        images_NCHW = found.bytes.view(len(readable), 3, frame.height, frame.width)
-        aspects_N = torch.tensor(found.aspects) if frame.squeezed else None
-        return LabeledImages(images_NCHW, torch.tensor(readable.labels), aspects_N), readable, found.aspects
+    def _square_images(
+        self, file: Path, images: ImageIndex, spec: ResizeSpec
+    ) -> tuple[LabeledImages, ImageIndex, list[float]]:
+        mapped = self._decode(file, images, [spec] * len(images))
+        readable = images if len(mapped.readable) == len(images) else images.subset(mapped.readable)
+        validate_classes(readable)
+        images_NCHW = mapped.pixels.view(len(readable), 3, spec.height, spec.width)
+        aspect_ratios_N = torch.tensor(mapped.aspect_ratios) if spec.stretch else None
+        labeled = LabeledImages(images_NCHW, torch.tensor(readable.labels), aspect_ratios_N)
+        return labeled, readable, mapped.aspect_ratios
 
-    def _rectangles(
-        self, store: Path, listing: Listing, aspects: Sequence[float], shown: Frame
+    def _rectangular_batches(
+        self, file: Path, images: ImageIndex, aspect_ratios: Sequence[float], spec: ResizeSpec
     ) -> list[tuple[Tensor, Tensor]]:
-        groups = like_shapes(aspects, shown.height, shown.zoom)
-        order, frames = zip(*((number, frame) for group, frame in groups for number in group), strict=True)
-        flat = self._decoded(store, listing.only(order), frames).bytes
-        parts = flat.split([len(group) * frame.bytes for group, frame in groups])
+        groups = group_by_aspect_ratio(aspect_ratios, spec.height, spec.zoom)
+        order, specs = zip(*((index, spec) for group, spec in groups for index in group), strict=True)
+        pixels = self._decode(file, images.subset(order), specs).pixels
+        parts = pixels.split([len(group) * spec.bytes for group, spec in groups])
         return [
-            (torch.tensor(group), part.view(len(group), 3, frame.height, frame.width))
-            for (group, frame), part in zip(groups, parts, strict=True)
+            (torch.tensor(group), part.view(len(group), 3, spec.height, spec.width))
+            for (group, spec), part in zip(groups, parts, strict=True)
         ]
 
-    def _decoded(self, store: Path, listing: Listing, frames: Sequence[Frame]) -> Decoded:
-        if self.first_on_machine and not _facts_path(store).exists():
-            _write(store, listing, frames, self.on_gpu, skip=self.settings.on_corrupt == "skip")
-        self.meet()
-        found = _map(store, frames)
-        self.meet()  # before anybody removes the names
-        return found
+    def _decode(self, file: Path, images: ImageIndex, specs: Sequence[ResizeSpec]) -> MappedImages:
+        if self.is_local_rank_0 and not metadata_path(file).exists():
+            decode_to_file(file, images, specs, self.gpu_decoder, skip=self.settings.on_corrupt == "skip")
+        self.barrier()
+        mapped = map_file(file, specs)
+        self.barrier()  # before rank 0 removes the files
+        return mapped
 
 
-def like_shapes(aspects: Sequence[float], size: int, zoom: float) -> list[tuple[list[int], Frame]]:
-    """Images in batches of like shape, each batch with the shape that all of it is shown in.
+def group_by_aspect_ratio(aspect_ratios: Sequence[float], size: int, zoom: float) -> list[tuple[list[int], ResizeSpec]]:
+    """Group images into batches of similar aspect ratio; return each batch's indices and the size of all its images.
 
-    Sorted by width / height and cut into batches; a batch's shape is that of the mean: `size` by `size` times the mean,
-    or by its inverse for upright ones, rounded down to a multiple of 8. Source: imagenet18's rectangular validation.
+    Images are sorted by width / height and cut into batches. A batch's shape follows its mean ratio: `size` by `size`
+    times the mean, or by its inverse for upright images, rounded down to a multiple of 8. Source: imagenet18's
+    rectangular validation.
     """
-    order = sorted(range(len(aspects)), key=lambda index: (aspects[index], index))
+    order = sorted(range(len(aspect_ratios)), key=lambda index: (aspect_ratios[index], index))
     groups = []
     for start in range(0, len(order), RECTANGULAR_BATCH_SIZE):
         group = order[start : start + RECTANGULAR_BATCH_SIZE]
-        mean = sum(aspects[index] for index in group) / len(group)
+        mean = sum(aspect_ratios[index] for index in group) / len(group)
         longer = max(size, int(size * max(mean, 1 / mean)) // 8 * 8)
-        groups.append((group, Frame(longer if mean < 1 else size, size if mean < 1 else longer, zoom=zoom)))
+        spec = ResizeSpec(longer if mean < 1 else size, size if mean < 1 else longer, zoom=zoom)
+        groups.append((group, spec))
     return groups
-
-
-def _write(store: Path, listing: Listing, frames: Sequence[Frame], on_gpu: Decoder | None, *, skip: bool) -> None:
-    """Write the decoded images as raw bytes; then, beside them, which could be read and their shapes."""
-    ends = list(itertools.accumulate(frame.bytes for frame in frames))
-    _reserve(store, ends[-1], listing)
-    images = torch.from_file(str(store), shared=True, size=ends[-1], dtype=torch.uint8)
-
-    def read(number: int, framed: tuple[Tensor, float] | None) -> DataError | float:
-        try:
-            image_CHW, aspect = framed or decode(partial(listing.open, number), listing.path(number), frames[number])
-        except DataError as error:
-            return error
-        images[ends[number] - image_CHW.numel() : ends[number]] = image_CHW.flatten()
-        return aspect
-
-    def read_some(start: int) -> list[DataError | float]:
-        numbers = range(start, min(start + together, len(listing)))
-        framed: list[tuple[Tensor, float] | None] = [None] * len(numbers)
-        if on_gpu:
-            openers = [partial(listing.open, number) for number in numbers]
-            framed = decode_jpegs(openers, [frames[number] for number in numbers], on_gpu)
-        by_pillow.append(framed.count(None))
-        return list(map(read, numbers, framed))
-
-    by_pillow: list[int] = []
-    threads = max(1, torch.get_num_threads())
-    together = max(1, min(AT_ONCE, len(listing) // (4 * threads)))
-    aspects: dict[int, float] = {}
-    with ThreadPoolExecutor(threads) as pool:  # PIL decodes outside the interpreter's lock
-        some = pool.map(read_some, range(0, len(listing), together))
-        for number, found in enumerate(itertools.chain.from_iterable(some)):
-            if isinstance(found, float):
-                aspects[number] = found
-            elif not skip:
-                pool.shutdown(cancel_futures=True)
-                raise found
-            else:
-                sys.stdout.write(f"left out: {found}\n")
-    if on_gpu:
-        by_nvjpeg = len(listing) - sum(by_pillow)
-        sys.stdout.write(f"nvJPEG decoded {by_nvjpeg} of {len(listing)} images, Pillow the rest\n")
-        torch.cuda.empty_cache()  # what decoding took is there for the images and for training
-    if len(aspects) < len(listing):
-        _close_gaps(images, [(ends[number] - frames[number].bytes, ends[number]) for number in aspects])
-    facts = store.with_name(f"{store.name}.tmp")
-    facts.write_text(json.dumps({"kept": list(aspects), "aspects": list(aspects.values())}))
-    facts.replace(_facts_path(store))
-
-
-def _reserve(store: Path, size: int, listing: Listing) -> None:
-    """Take the room on the disk now: a mapped file that finds none as it is written ends the process by a signal."""
-    try:
-        with store.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        store.unlink(missing_ok=True)
-        raise DataError(
-            f"the decoded images of {listing.place} need {size / GIB:,.1f} GiB under {store.parent}, which has "
-            f"{_free_bytes(store.parent) / GIB:,.1f} GiB left ({error.strerror}); lower size, use fewer images, or "
-            "rent machines with a larger disk"
-        ) from error
-
-
-def _close_gaps(images: Tensor, spans: Iterable[tuple[int, int]]) -> None:
-    """Move what lies in the spans to the front, in place: a copy might not fit into memory."""
-    at = 0
-    for start, end in spans:
-        if start != at:
-            images[at : at + end - start] = images[start:end].clone()
-        at += end - start
-
-
-def _map(store: Path, frames: Sequence[Frame]) -> Decoded:
-    facts = json.loads(_facts_path(store).read_text())
-    size = sum(frames[number].bytes for number in facts["kept"])
-    return Decoded(torch.from_file(str(store), shared=True, size=size, dtype=torch.uint8), **facts)
-
-
-def _facts_path(store: Path) -> Path:
-    return store.with_name(store.name + ".json")
-
-
-def _free_bytes(folder: Path) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image, from whatever holds it to RGB bytes in a frame."""
+"""Decode one image, from a file or bytes, to RGB uint8 at a given size."""
 
 from __future__ import annotations
 
@@ -20,99 +20,100 @@ from shoestring_trainer.training.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-WHITE = 255
-LARGEST_PIXELS = 100_000_000
-"""An image that claims more pixels is taken for a decompression bomb."""
-LARGEST_BYTES = 1 << 29
-_ORIENTATION = 0x0112
-LYING = range(5, 9)
-"""EXIF orientations of images that are stored on their side."""
+MAX_VALUE = 255
+MAX_PIXELS = 100_000_000
+"""An image that claims more pixels is treated as a decompression bomb."""
+MAX_FILE_BYTES = 1 << 29
+_EXIF_ORIENTATION = 0x0112
+TRANSPOSED_ORIENTATIONS = range(5, 9)
+"""EXIF orientations whose stored width and height are swapped."""
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What an image is decoded to: scaled so that it covers `zoom` times the frame, and the centre cut out.
+class ResizeSpec:
+    """The size an image is decoded to: it is scaled to cover `zoom` times that size, then center-cropped.
 
-    squeezed  instead, the whole image is scaled to the frame, whatever its shape
+    stretch  scale the whole image to the size instead, ignoring its aspect ratio
     """
 
     height: int
     width: int
     zoom: float = 1.0
-    squeezed: bool = False
+    stretch: bool = False
 
     @property
     def bytes(self) -> int:
         return 3 * self.height * self.width
 
 
-def decode(opener: Callable[[], Image.Image], path: Path, frame: Frame) -> tuple[Tensor, float]:
-    """One image as RGB bytes, CHW, in its frame, and the width / height it had.
+def decode_image(opener: Callable[[], Image.Image], path: Path, spec: ResizeSpec) -> tuple[Tensor, float]:
+    """Return an image as RGB uint8, CHW, at the size of `spec`, and its original width / height.
 
-    It is turned upright where its EXIF data say how it was held. Grey and CMYK are converted, transparency is dropped,
-    and of an animation the first image is taken. Raises DataError, calling it `path`, if it can't be read.
+    Applies the EXIF orientation, converts grayscale and CMYK, drops transparency, and takes the first frame of an
+    animation. Raises DataError, naming `path`, if the image can't be read.
     """
     from PIL import Image, ImageOps
 
-    size = (frame.width, frame.height)
+    size = (spec.width, spec.height)
     try:
         with opener() as opened:
-            if opened.width * opened.height > LARGEST_PIXELS:
+            if opened.width * opened.height > MAX_PIXELS:
                 raise DataError(f"{path} claims {opened.width} x {opened.height} pixels; scale it down or remove it")
             if opened.mode[0] in "IF":
                 raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits, or set on_corrupt: skip")
-            turned = read_orientation(opened)
-            aspect = opened.height / opened.width if turned in LYING else opened.width / opened.height
-            enough = (math.ceil(2 * frame.zoom * frame.width), math.ceil(2 * frame.zoom * frame.height))
-            # JPEG may be decoded smaller, which is several times faster
-            opened.draft("RGB", enough[::-1] if turned in LYING else enough)
+            orientation = read_exif_orientation(opened)
+            transposed = orientation in TRANSPOSED_ORIENTATIONS
+            aspect_ratio = opened.height / opened.width if transposed else opened.width / opened.height
+            draft_size = (math.ceil(2 * spec.zoom * spec.width), math.ceil(2 * spec.zoom * spec.height))
+            # JPEG can be decoded at a reduced size, which is several times faster
+            opened.draft("RGB", draft_size[::-1] if transposed else draft_size)
             image = opened.convert("RGB")
-            if turned != 1:
+            if orientation != 1:
                 image = ImageOps.exif_transpose(image)
-            if frame.squeezed:
+            if spec.stretch:
                 image = image.resize(size, Image.Resampling.BILINEAR)
             else:
-                border = (1 - 1 / frame.zoom) / 2
+                border = (1 - 1 / spec.zoom) / 2
                 image = ImageOps.fit(image, size, Image.Resampling.BILINEAR, bleed=border)
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{path} cannot be read as an image ({why}); repair or remove it, or set on_corrupt: skip"
+            f"{path} cannot be read as an image ({reason}); repair or remove it, or set on_corrupt: skip"
         ) from error
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1), aspect
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1), aspect_ratio
 
 
-def decode_file(path: Path, frame: Frame) -> tuple[Tensor, float]:
-    """`decode` of a file."""
-    return decode(partial(open_file, path), path, frame)
+def decode_file(path: Path, spec: ResizeSpec) -> tuple[Tensor, float]:
+    """Decode an image file, see `decode_image`."""
+    return decode_image(partial(open_image_file, path), path, spec)
 
 
-def open_file(path: Path) -> Image.Image:
-    """An image file, whole in memory, its pixels not decoded yet."""
+def open_image_file(path: Path) -> Image.Image:
+    """Open an image file, read into memory, without decoding it."""
     with path.open("rb") as file:
-        return open_bytes(file.read(LARGEST_BYTES + 1))
+        return open_image_bytes(file.read(MAX_FILE_BYTES + 1))
 
 
-def open_bytes(content: bytes) -> Image.Image:
-    """An image from the bytes of its file."""
+def open_image_bytes(content: bytes) -> Image.Image:
+    """Open an image from the bytes of its file, without decoding it."""
     from PIL import Image
 
-    if len(content) > LARGEST_BYTES:
-        raise ValueError(f"more than {LARGEST_BYTES >> 20} MiB")
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"more than {MAX_FILE_BYTES >> 20} MiB")
     return Image.open(io.BytesIO(content))
 
 
-def read_orientation(opened: Image.Image) -> int:
-    """How the camera was held, 1 to 8, by the EXIF data; 1, upright, if they don't say or can't be read.
+def read_exif_orientation(opened: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is missing or unreadable.
 
-    TIFF is left to Pillow, which turns it as it decodes.
+    For TIFF, Pillow applies it while decoding, so this returns 1.
     """
     if opened.format == "TIFF":
         return 1
     try:
-        turned = opened.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - a damaged EXIF block raises anything, and says nothing
+        orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - a damaged EXIF block can raise anything
         return 1
-    return int(turned) if turned in range(1, 9) else 1
+    return int(orientation) if orientation in range(1, 9) else 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a recipe's images come from."""
+"""Open a recipe's dataset, whatever its format."""
 
 from __future__ import annotations
 
@@ -8,74 +8,87 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shoestring_trainer.training.data.cifar10 import load_cifar10
-from shoestring_trainer.training.data.decoded_cache import Copies
-from shoestring_trainer.training.data.folders import is_image_folder, split_folder
-from shoestring_trainer.training.data.images import DataSet, load_digits, resized
-from shoestring_trainer.training.data.listing import Listing, check_classes
-from shoestring_trainer.training.data.nvjpeg import nvjpeg
-from shoestring_trainer.training.data.shards import split_shards
-from shoestring_trainer.training.data.torchvision_sets import PREFIX, split_torchvision
+from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, resize_dataset
+from shoestring_trainer.training.data.decoded_cache import DecodedCache
+from shoestring_trainer.training.data.image_folder import index_image_folder, is_split_image_folder
+from shoestring_trainer.training.data.image_index import ImageIndex, validate_classes
+from shoestring_trainer.training.data.nvjpeg import nvjpeg_decoder
+from shoestring_trainer.training.data.torchvision_datasets import PREFIX, index_torchvision_dataset
+from shoestring_trainer.training.data.webdataset import index_webdataset
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
-from shoestring_trainer.training.optim.schedules import Plan
+from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import Task
 
-Source = Callable[[int, bool], DataSet]
-"""Gives the images with so many pixels a side (0: as the settings or the data say); whether rectangular ones too."""
+DatasetSource = Callable[[int, bool], ImageDataset]
+"""Return the dataset with this many pixels a side (0: as the settings or the data say), and whether validation images
+also come at their own aspect ratios.
+"""
 
 
-def open_source(kind: str, task: Task, seed: int, settings: Settings, distributed: DistributedContext) -> Source:
-    """The images of a recipe whose data are of this kind, listed but not decoded.
+def open_dataset(
+    kind: str, task: Task, seed: int, settings: Settings, distributed: DistributedContext
+) -> DatasetSource:  # fmt: skip
+    """Index a recipe's dataset of this kind, without decoding images.
 
-    Raises DataError, naming the file or folder and the remedy, if the task names none where one is needed, if they
-    aren't laid out as its format says, or if the machine's disk can't take them; UserError if they are to be decoded by
-    a GPU and there is none.
+    Raises DataError, naming the file or folder and the remedy, if the task names no data where the recipe needs some,
+    if the layout doesn't match the format, or if the machine's disk is too small; UserError if images are to be decoded
+    on a GPU and there is none.
     """
     if kind == "digits":
         digits = load_digits(seed, settings)
-        return lambda size, _: resized(digits, size)
+        return lambda size, _: resize_dataset(digits, size)
     if not task.data_path:
-        raise DataError(_WANTED[kind])
+        raise DataError(_MISSING_DATA[kind])
     if kind == "cifar10":
-        if task.data_format == "imagefolder" and not is_image_folder(task.data_path):
-            published = load_cifar10(task.data_path, settings)
-            return lambda size, _: resized(published, size)
+        if task.data_format == "imagefolder" and not is_split_image_folder(task.data_path):
+            cifar10 = load_cifar10(task.data_path, settings)
+            return lambda size, _: resize_dataset(cifar10, size)
         if settings.verify_checksums:
             raise DataError(
-                f"{task.data_path} holds image files, which can't be compared with CIFAR-10 as published "
-                "(JPEG copies lose accuracy); give its binary or Python version as data.train, or set "
+                f"{task.data_path} holds image files, which can't be verified against CIFAR-10 as published (JPEG "
+                "copies lower the accuracy); give its binary or Python version as data.train, or set "
                 "verify_checksums: false"
             )
-    train, held_out = _split(task.data_format, task.data_path, seed, settings)
-    for listing in (train, held_out):
-        check_classes(listing)
-    first = distributed.local_rank == 0
-    if (ignored := sorted({*train.ignored, *held_out.ignored})) and first:
-        what = "are no images by their names, or in no class, and are left out"
-        sys.stdout.write(f"{len(ignored)} files {what}; first {ignored[0]}\n")
-    about: dict[str, object] = {"data": task.data_format, "seed": seed}
-    scratch, kept = task.scratch or task.folder, task.scratch is not None
-    on_gpu = nvjpeg(distributed.device) if first and settings.decode_device == "gpu" else None
-    copies = Copies(train, held_out, settings, about, scratch, kept, first, distributed.barrier, on_gpu)
-    copies.check_room(phase.view for phase in Plan.of(settings, len(train)).phases)
-    return copies.at
+    train, val = _index(task.data_format, task.data_path, seed, settings)
+    for images in (train, val):
+        validate_classes(images)
+    is_local_rank_0 = distributed.local_rank == 0
+    if (ignored := sorted({*train.ignored, *val.ignored})) and is_local_rank_0:
+        reason = "not images by their extension, or outside the class folders"
+        sys.stdout.write(f"ignored {len(ignored)} files ({reason}); the first is {ignored[0]}\n")
+    cache = DecodedCache(
+        train, val, settings,
+        split_info={"data": task.data_format, "seed": seed},
+        scratch=task.scratch or task.folder,
+        keep=task.scratch is not None,
+        is_local_rank_0=is_local_rank_0,
+        barrier=distributed.barrier,
+        gpu_decoder=nvjpeg_decoder(distributed.device) if is_local_rank_0 and settings.decode_device == "gpu" else None,
+    )  # fmt: skip
+    phases = TrainingSchedule.from_settings(settings, len(train)).phases
+    cache.check_disk_space(phase.image_format for phase in phases)
+    return cache.load
 
 
-_WANTED = {
+_MISSING_DATA = {
     "cifar10": "this recipe trains on CIFAR-10; give the folder of its binary or Python version as data.train",
     "imagefolder": "this recipe trains on your images; give the path of their folder as data.train",
 }
 
 
-def _split(form: str, place: Path, seed: int, settings: Settings) -> tuple[Listing, Listing]:
-    """What to train on and what to hold out."""
-    match form:
+def _index(data_format: str, path: Path, seed: int, settings: Settings) -> tuple[ImageIndex, ImageIndex]:
+    """Return the (train, val) indices of a dataset of this format."""
+    match data_format:
         case "imagefolder":
-            return split_folder(place, seed, settings.val_fraction)
+            return index_image_folder(path, seed, settings.val_fraction)
         case "webdataset":
-            return split_shards(place, seed, settings.val_fraction, skip=settings.on_corrupt == "skip")
-        case _ if form.startswith(PREFIX):
-            return split_torchvision(form.removeprefix(PREFIX), place, seed, settings.val_fraction)
+            return index_webdataset(path, seed, settings.val_fraction, skip=settings.on_corrupt == "skip")
+        case _ if data_format.startswith(PREFIX):
+            return index_torchvision_dataset(data_format.removeprefix(PREFIX), path, seed, settings.val_fraction)
         case _:
-            raise DataError(f"this trainer cannot read data of the format {form!r}; bring trainer and server together")
+            raise DataError(
+                f"this trainer doesn't support the data format {data_format!r}; use the same version of trainer and "
+                "server"
+            )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks by name, their summary and their compilation."""
+"""Models by name, their layers, summary and compilation."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of torchvision and timm by name, and what can be changed about them. Importing this takes seconds."""
+"""Models of torchvision and timm by name, with optional modifications. Importing this module takes seconds."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.vision_compat import BlurPool2d, SelectAdaptivePool2d, models, timm
 
-BLURRED_FROM = 16
-"""A convolution of fewer channels (the stem's) is not blurred: it sees the image itself."""
+MIN_BLUR_CHANNELS = 16
+"""A convolution of fewer input channels (the stem's) gets no blur: its input is the image itself."""
 
 
-def library_model(name: str, channels: int, classes: int, settings: Settings) -> nn.Module:
-    """torchvision/NAME or timm/NAME, untrained, for `classes`. Uses `pool`, `blur`, `small_stem`, `zero_init_residual`.
+def build_library_model(name: str, channels: int, classes: int, settings: Settings) -> nn.Module:
+    """Return torchvision/NAME or timm/NAME, with random weights.
 
-    Raises UserError for a name that the library doesn't have, or an option that its network has no place for.
+    Uses `global_pool`, `blur_pool`, `small_stem` and `zero_init_residual`.
+
+    Raises UserError for a name that the library doesn't have, or an option that its model doesn't support.
     """
-    library, _, plain = name.partition("/")
+    library, _, short_name = name.partition("/")
     build = _from_timm if library == "timm" else _from_torchvision
-    model = build(plain, channels, classes, settings)
+    model = build(short_name, channels, classes, settings)
     if settings.small_stem:
-        _shrink_stem(model, name)
+        _use_small_stem(model, name)
     if settings.blur_pool:
-        _blur_strides(model)
+        _add_blur_pool(model)
     return model
 
 
@@ -46,7 +48,10 @@ def _from_torchvision(name: str, channels: int, classes: int, settings: Settings
     if settings.global_pool == "concat":
         head = getattr(model, "fc", None)
         if not isinstance(head, nn.Linear) or not hasattr(model, "avgpool"):
-            raise UserError(f"torchvision/{name} has no pool before one classifier; leave pool at avg, or use timm's")
+            raise UserError(
+                f"torchvision/{name} has no pool before a single linear classifier; leave global_pool at avg, or use a "
+                "model of timm"
+            )
         model.avgpool = SelectAdaptivePool2d(pool_type="catavgmax")
         model.fc = nn.Linear(2 * head.in_features, classes)
     return model
@@ -69,30 +74,31 @@ def _build(name: str, build: Any, *arguments: Any, **options: Any) -> Any:
         return build(*arguments, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{name} can't be built with these parameters ({error}); leave pool and the like alone"
+            f"{name} can't be built with these parameters ({error}); leave global_pool and the like at their defaults"
         ) from error
 
 
 def _unknown(name: str, known: list[str]) -> UserError:
-    library, _, plain = name.partition("/")
-    near = difflib.get_close_matches(plain, known, n=3, cutoff=0.5)
-    meant = f"did you mean {', '.join(f'{library}/{one}' for one in near)}?" if near else "see its documentation"
-    return UserError(f"{library} has no classifier called {plain!r}; {meant}")
+    library, _, short_name = name.partition("/")
+    similar = difflib.get_close_matches(short_name, known, n=3, cutoff=0.5)
+    names = ", ".join(f"{library}/{match}" for match in similar)
+    hint = f"did you mean {names}?" if similar else "see its documentation"
+    return UserError(f"{library} has no classifier called {short_name!r}; {hint}")
 
 
-def _shrink_stem(model: nn.Module, name: str) -> None:
-    """A 3x3 convolution without a stride in place of the 7x7 one, and no pool after it: for images of 32 pixels."""
+def _use_small_stem(model: nn.Module, name: str) -> None:
+    """Replace the 7x7 stem convolution by a 3x3 one of stride 1, and remove its max pool: for images of 32 pixels."""
     stem = getattr(model, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or not hasattr(model, "maxpool"):
-        raise UserError(f"{name} has no stem of a residual network; leave small_stem out")
+        raise UserError(f"{name} has no ResNet stem; remove small_stem")
     model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
 
 
-def _blur_strides(model: nn.Module) -> None:
-    """A binomial 3x3 blur before each convolution with a stride, as in FFCV's ResNets."""
+def _add_blur_pool(model: nn.Module) -> None:
+    """Add a binomial 3x3 blur before each strided convolution, as in FFCV's ResNets (BlurPool)."""
     for module in list(model.modules()):
         for name, conv in list(module.named_children()):
-            if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1 and conv.in_channels >= BLURRED_FROM:
+            if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1 and conv.in_channels >= MIN_BLUR_CHANNELS:
                 setattr(module, name, nn.Sequential(BlurPool2d(conv.in_channels, filt_size=3, stride=1), conv))

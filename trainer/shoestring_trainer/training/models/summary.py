@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's network, layer by layer: shapes, parameters and FLOP, worked out without a byte of weights."""
+"""Summary of a recipe's model, layer by layer: shapes, parameters and FLOP, on the meta device, without weights."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from shoestring_trainer.training.cli.schedule_plot import Forecast
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.compiler import restore_compiler
-from shoestring_trainer.training.models.networks import build_model
+from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.results.progress import duration
 from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD, PEAK_TFLOPS
 from shoestring_trainer.training.settings import Settings
 
 CLASSES = {"digits/": 10, "cifar10/": 10, "imagenet/": 1000}
 DEFAULT_CLASSES = 10
-SHOWN_PEAKS = {"L4": "NVIDIA L4", "A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3"}
+SHOWN_DEVICES = {"L4": "NVIDIA L4", "A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3"}
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer that has no others inside. shape: of its output for one image. flop: of its forward pass."""
+class LayerSummary:
+    """A layer without sublayers. shape: of its output for one image. flop: of its forward pass."""
 
     name: str
     kind: str
@@ -36,129 +36,144 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Network:
-    """The layers in the order in which they ran. flop also counts what runs between layers, as in attention."""
+class ModelSummary:
+    """The layers in execution order. flop includes operations outside layers, as in attention."""
 
     name: str
     input: tuple[int, int, int]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSummary, ...]
     parameters: int
     flop: int
 
     @property
-    def between(self) -> int:
+    def flop_outside_layers(self) -> int:
         return self.flop - sum(layer.flop for layer in self.layers)
 
 
-def describe(name: str, params: Mapping[str, Any], *, size: int | None, classes: int | None) -> Network:
-    """The network that a recipe trains. Raises InvalidSpec or UserError for what is unknown, or images too small."""
+def summarize_model(
+    name: str, params: Mapping[str, Any], *, size: int | None, classes: int | None
+) -> ModelSummary:  # fmt: skip
+    """Summarize the model that a recipe trains.
+
+    Raises InvalidSpec or UserError for unknown names, or images too small for the model.
+    """
     recipe = recipes.load(name)
     settings = Settings.from_params(recipes.resolve(name, params))
     channels = 1 if recipe.data.kind == "digits" else 3
     side = size or (8 if recipe.data.kind == "digits" else settings.image_size)
-    known = next((count for start, count in CLASSES.items() if recipe.name.startswith(start)), DEFAULT_CLASSES)
+    default_classes = next(
+        (count for start, count in CLASSES.items() if recipe.name.startswith(start)), DEFAULT_CLASSES
+    )
     with torch.device("meta"):
         model = build_model(
-            **recipe.model, settings=settings, classes=classes or known, mean=[0.5] * channels, std=[0.5] * channels
+            **recipe.model,
+            settings=settings,
+            classes=classes or default_classes,
+            mean=[0.5] * channels,
+            std=[0.5] * channels,
         )
-    layers, flop = _run(model.eval(), (channels, side, side))
+    layers, flop = _trace_layers(model.eval(), (channels, side, side))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Network(recipe.reference, (channels, side, side), layers, parameters, flop)
+    return ModelSummary(recipe.reference, (channels, side, side), layers, parameters, flop)
 
 
-def _run(model: nn.Module, shape: tuple[int, int, int]) -> tuple[tuple[Layer, ...], int]:
+def _trace_layers(model: nn.Module, shape: tuple[int, int, int]) -> tuple[tuple[LayerSummary, ...], int]:
+    """Run a forward pass on the meta device; return the layers and the total FLOP."""
     restore_compiler()
     from torch.utils.flop_counter import FlopCounterMode
 
-    layers: list[Layer] = []
+    layers: list[LayerSummary] = []
     counter = FlopCounterMode(display=False)
 
-    def watch(name: str, module: nn.Module) -> None:
-        before = 0
+    def add_hooks(name: str, module: nn.Module) -> None:
+        flop_before = 0
 
-        def enter(_module: nn.Module, _inputs: Any) -> None:
-            nonlocal before
-            before = counter.get_total_flops()
+        def before_forward(_module: nn.Module, _inputs: Any) -> None:
+            nonlocal flop_before
+            flop_before = counter.get_total_flops()
 
-        def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def after_forward(_module: nn.Module, _inputs: Any, output: Any) -> None:
             kind = type(module).__name__
             parameters = sum(parameter.numel() for parameter in module.parameters())
-            found = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
-            layers.append(Layer(name, kind, found, parameters, counter.get_total_flops() - before))
+            output_shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+            layers.append(LayerSummary(name, kind, output_shape, parameters, counter.get_total_flops() - flop_before))
 
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
+        module.register_forward_pre_hook(before_forward)
+        module.register_forward_hook(after_forward)
 
     for name, module in model.named_modules():
         if not any(module.children()):
-            watch(name, module)
+            add_hooks(name, module)
     try:
         with torch.no_grad(), counter:
             model(torch.zeros(1, *shape, device="meta"))
     except RuntimeError as error:
         raise UserError(
-            f"the network can't take images of {shape[1]} x {shape[2]} ({str(error).splitlines()[0]}); "
+            f"the model doesn't accept images of {shape[1]} x {shape[2]} ({str(error).splitlines()[0]}); "
             "give another --size"
         ) from error
     return tuple(layers), counter.get_total_flops()
 
 
-def print_network(network: Network) -> str:
-    """A table of the layers, 80 columns wide, without colour."""
-    channels, height, width = network.input
-    rows = [_row(layer.name, layer.kind, layer.shape, layer.parameters, layer.flop) for layer in network.layers]
-    if network.between:
-        rows.append(_row("", "between layers", (), 0, network.between))
-    rows.append(_row("", "whole network", (), network.parameters, network.flop))
-    title = f"{network.name}, images of {channels}×{height}×{width}; FLOP of one forward pass"
-    return "\n".join([title, "", _line("LAYER", "KIND", "OUTPUT", "PARAMETERS", "FLOP"), *rows])
+def format_summary(summary: ModelSummary) -> str:
+    """Return a table of the layers as text, 80 columns wide."""
+    channels, height, width = summary.input
+    rows = [_format_row(layer.name, layer.kind, layer.shape, layer.parameters, layer.flop) for layer in summary.layers]
+    if summary.flop_outside_layers:
+        rows.append(_format_row("", "outside layers", (), 0, summary.flop_outside_layers))
+    rows.append(_format_row("", "total", (), summary.parameters, summary.flop))
+    title = f"{summary.name}, images of {channels}×{height}×{width}; FLOP of one forward pass"
+    return "\n".join([title, "", _format_columns("LAYER", "KIND", "OUTPUT", "PARAMETERS", "FLOP"), *rows])
 
 
-def training_flop(told: Forecast, flop_at: Callable[[int], int]) -> float:
-    """FLOP of a whole run, each phase at its size. flop_at: of one image's forward pass, by size (0: the data's)."""
+def training_flop(forecast: Forecast, flop_at: Callable[[int], int]) -> float:
+    """Return the FLOP of a whole run, each phase at its size.
+
+    flop_at  FLOP of one image's forward pass, by image size (0: the data's own)
+    """
     return FORWARD_AND_BACKWARD * sum(
-        float(flop_at(phase.size)) * phase.steps * phase.batch for phase in told.plan.phases
+        float(flop_at(phase.image_size)) * phase.steps * phase.batch_size for phase in forecast.schedule.phases
     )
 
 
-def print_floor(told: Forecast, flop: float) -> str:
-    """What training takes at least: its FLOP, and the time of that at the peak of some devices."""
-    images = sum(phase.steps * phase.batch for phase in told.plan.phases)
-    times = (f"{short} {_seconds(flop / PEAK_TFLOPS[name] / 1e12)}" for short, name in SHOWN_PEAKS.items())
+def format_min_training_time(forecast: Forecast, flop: float) -> str:
+    """Return a run's FLOP, and the least time they take: at the peak throughput of some devices."""
+    images = sum(phase.steps * phase.batch_size for phase in forecast.schedule.phases)
+    times = (f"{short} {_format_seconds(flop / PEAK_TFLOPS[name] / 1e12)}" for short, name in SHOWN_DEVICES.items())
     return (
-        f"training: {images:,} images, forward and backward {_count(flop)}FLOP;\n"
-        f"at a device's peak, so never faster: {', '.join(times)}"
+        f"training: {images:,} images, forward and backward {_format_count(flop)}FLOP;\n"
+        f"minimum time, at peak throughput: {', '.join(times)}"
     )
 
 
-def as_json(network: Network) -> dict[str, Any]:
-    return asdict(network)
+def to_json(summary: ModelSummary) -> dict[str, Any]:
+    return asdict(summary)
 
 
-def _row(name: str, kind: str, shape: tuple[int, ...], parameters: int, flop: int) -> str:
-    return _line(
-        _short(name, 26),
-        _short(kind, 16),
+def _format_row(name: str, kind: str, shape: tuple[int, ...], parameters: int, flop: int) -> str:
+    return _format_columns(
+        _shorten(name, 26),
+        _shorten(kind, 16),
         "×".join(map(str, shape)),
         f"{parameters:,}" if parameters else "",
-        _count(flop),
+        _format_count(flop),
     )
 
 
-def _line(name: str, kind: str, shape: str, parameters: str, flop: str) -> str:
+def _format_columns(name: str, kind: str, shape: str, parameters: str, flop: str) -> str:
     return f"{name:26} {kind:16} {shape:>12} {parameters:>12} {flop:>7}"
 
 
-def _count(number: float) -> str:
+def _format_count(number: float) -> str:
     for unit, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
     return f"{number:g}" if number else ""
 
 
-def _seconds(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
 
 
-def _short(text: str, width: int) -> str:
+def _shorten(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]

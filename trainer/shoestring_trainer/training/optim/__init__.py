@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers, schedules, weight averages and the gradient noise scale."""
+"""Optimizers, schedules, weight averaging and the gradient noise scale."""

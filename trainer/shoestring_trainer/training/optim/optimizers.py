@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers by name, over groups of parameters that differ in rate and decay."""
+"""Optimizers by name, over parameter groups with their own learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.models.networks import Whitening
+from shoestring_trainer.training.models.layers import PatchWhitening
+from shoestring_trainer.training.optim.preconditioners import KFAC, Shampoo
 from shoestring_trainer.training.optim.schedules import StepHyperparams
-from shoestring_trainer.training.optim.second_order import KFAC, Shampoo
 from shoestring_trainer.training.settings import Settings
 
 OPTIMIZERS = ("sgd", "muon", "lars", "shampoo", "kfac")
-NEWTON_SCHULZ = [(3.4445, -4.7750, 2.0315)] * 3
-"""Three rounds of the quintic whose slope at zero is steepest: K. Jordan, cifar10-airbench (2024)."""
+NEWTON_SCHULZ_COEFFICIENTS = [(3.4445, -4.7750, 2.0315)] * 3
+"""Three iterations of the quintic whose slope at zero is steepest: K. Jordan, cifar10-airbench (2024)."""
 
 
-def build_optimizer(model: nn.Module, settings: Settings, *, scaled: bool) -> torch.optim.Optimizer:
-    """The settings' optimizer over the model's trainable parameters. Raises UserError for unknown names.
+def build_optimizer(model: nn.Module, settings: Settings, *, uses_grad_scaler: bool) -> torch.optim.Optimizer:
+    """Return the settings' optimizer over the model's trainable parameters. Raises UserError for unknown names.
 
-    scaled  gradients come from a GradScaler: the fused step would count a skipped first step as taken
+    uses_grad_scaler  gradients come from a GradScaler: the fused step would count a skipped first step as taken
     """
-    groups = list(_groups(model, settings))
+    groups = list(_param_groups(model, settings))
     nesterov = settings.nesterov and settings.momentum > 0
     match settings.optimizer:
         case "sgd":
             return torch.optim.SGD(
-                groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=not scaled
+                groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=not uses_grad_scaler
             )
         case "muon":
             return Muon(groups, momentum=settings.momentum)
@@ -48,11 +48,11 @@ def build_optimizer(model: nn.Module, settings: Settings, *, scaled: bool) -> to
 
 
 def set_hyperparams(optimizer: torch.optim.Optimizer, hyperparams: StepHyperparams) -> None:
-    """Give every group the rate of this step, and the momentum unless the group has its own."""
+    """Set every group's learning rate for this step, and its momentum unless the group has its own."""
     for group in optimizer.param_groups:
-        whitening = group["kind"] == "whitening"
-        factor = hyperparams.whitening_lr_factor if whitening else hyperparams.lr_factor
-        group["lr"] = group["highest_lr"] * factor
+        is_whitening = group["kind"] == "whitening"
+        factor = hyperparams.whitening_lr_factor if is_whitening else hyperparams.lr_factor
+        group["lr"] = group["max_lr"] * factor
         if not group["is_muon"]:
             group["momentum"] = hyperparams.momentum
 
@@ -60,9 +60,9 @@ def set_hyperparams(optimizer: torch.optim.Optimizer, hyperparams: StepHyperpara
 class Muon(torch.optim.Optimizer):
     """Muon for the groups marked `is_muon`, Nesterov SGD for the others.
 
-    Before each step a filter bank is scaled to norm √(filters); the step is the gradient's momentum, as a matrix of
-    filters x rest, with all singular values brought near one. Source: airbench94_muon. (timm's and torch's own Muon
-    do without that scaling; torch's takes no convolutions.)
+    Before each step a convolution's weight is scaled to norm √(filters); the update is the momentum of the gradient, as
+    a matrix of filters x rest, orthogonalized so that all singular values are near one. Source: airbench94_muon.
+    (timm's and torch's own Muon don't scale the weight; torch's takes no convolutions.)
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, momentum: float) -> None:
@@ -71,8 +71,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, _closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            given = [p for p in group["params"] if p.grad is not None]
-            (self._step_muon if group["is_muon"] else self._step_sgd)(given, group)
+            weights = [p for p in group["params"] if p.grad is not None]
+            (self._step_muon if group["is_muon"] else self._step_sgd)(weights, group)
 
     def _step_muon(self, filters: list[Tensor], group: dict[str, Any]) -> None:
         from shoestring_trainer.training.vision_compat import zeropower_via_newtonschulz
@@ -82,9 +82,11 @@ class Muon(torch.optim.Optimizer):
             buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
             buffer.mul_(group["momentum"]).add_(weight.grad)
             gradient = weight.grad.add(buffer, alpha=group["momentum"])
-            direction = zeropower_via_newtonschulz(gradient.flatten(1), len(NEWTON_SCHULZ), NEWTON_SCHULZ)
+            update = zeropower_via_newtonschulz(
+                gradient.flatten(1), len(NEWTON_SCHULZ_COEFFICIENTS), NEWTON_SCHULZ_COEFFICIENTS
+            )
             weight.mul_(len(weight) ** 0.5 / weight.norm())
-            weight.add_(direction.view(weight.shape), alpha=-group["lr"])
+            weight.add_(update.view(weight.shape), alpha=-group["lr"])
 
     def _step_sgd(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         buffers: list[Tensor | None] = [self.state[weight].get("momentum_buffer") for weight in weights]
@@ -98,8 +100,8 @@ class Muon(torch.optim.Optimizer):
                 self.state[weight]["momentum_buffer"] = buffer
 
 
-def _groups(model: nn.Module, settings: Settings) -> Iterator[dict[str, Any]]:
-    """The trainable parameters by kind, each kind with its highest rate and its decay."""
+def _param_groups(model: nn.Module, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield the trainable parameters by kind, each kind with its highest learning rate and its weight decay."""
     kinds: dict[str, list[nn.Parameter]] = {
         "filters": [],
         "weights": [],
@@ -111,7 +113,7 @@ def _groups(model: nn.Module, settings: Settings) -> Iterator[dict[str, Any]]:
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            if isinstance(module, Whitening):
+            if isinstance(module, PatchWhitening):
                 kinds["whitening"].append(parameter)
             elif isinstance(module, nn.BatchNorm2d) and parameter is module.bias:
                 kinds["norm biases"].append(parameter)
@@ -119,15 +121,15 @@ def _groups(model: nn.Module, settings: Settings) -> Iterator[dict[str, Any]]:
                 kinds["filters" if parameter.ndim == 4 else "weights" if parameter.ndim > 1 else "biases"].append(
                     parameter
                 )
-    rates = {"norm biases": settings.bias_lr or settings.lr, "whitening": settings.whitening_lr or settings.lr}
+    learning_rates = {"norm biases": settings.bias_lr or settings.lr, "whitening": settings.whitening_lr or settings.lr}
     for kind, parameters in kinds.items():
         is_muon = kind == "filters" and settings.optimizer == "muon"
-        rate = settings.muon_lr if is_muon else rates.get(kind, settings.lr)
+        lr = settings.muon_lr if is_muon else learning_rates.get(kind, settings.lr)
         decays = (kind in ("filters", "weights") or settings.decay_norms_and_biases) and not is_muon
-        decay = settings.weight_decay / rate if settings.decoupled_weight_decay else settings.weight_decay
+        weight_decay = settings.weight_decay / lr if settings.decoupled_weight_decay else settings.weight_decay
         if parameters:
             yield {
-                "params": parameters, "lr": rate, "highest_lr": rate, "weight_decay": decay if decays else 0.0,
+                "params": parameters, "lr": lr, "max_lr": lr, "weight_decay": weight_decay if decays else 0.0,
                 "kind": kind, "is_muon": is_muon,
                 "momentum": settings.muon_momentum if is_muon else settings.momentum,
             }  # fmt: skip

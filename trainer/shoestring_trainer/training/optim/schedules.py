@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules as plain values: knots, and one function that reads between them."""
+"""Schedules of hyperparameters, batch and image size over a run, known completely before its first step."""
 
 from __future__ import annotations
 
@@ -8,65 +8,82 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.settings import Settings
 
-Knots = Sequence[tuple[float, float]]
+Breakpoints = Sequence[tuple[float, float]]
+"""(position, value) pairs in increasing order of position. Two at one position are a jump."""
 
 
-def piecewise_linear(knots: Knots, at: float) -> float:
-    """The value at `at` on straight lines between (position, value) knots in rising order; flat outside them."""
-    for (x0, y0), (x1, y1) in pairwise(knots):
-        if at < x1:
-            return y0 + (y1 - y0) * max(0.0, (at - x0) / (x1 - x0))
-    return knots[-1][1]
+def piecewise_linear(breakpoints: Breakpoints, position: float) -> float:
+    """Interpolate linearly between breakpoints; constant before the first and after the last."""
+    for (x0, y0), (x1, y1) in pairwise(breakpoints):
+        if position < x1:
+            return y0 + (y1 - y0) * max(0.0, (position - x0) / (x1 - x0))
+    return breakpoints[-1][1]
 
 
-def one_cycle(peak: float, warmup: float) -> Knots:
-    """Rise from a tenth of `peak` over the first `warmup_ratio` share of the run, then fall to zero at its end."""
+def piecewise_constant(breakpoints: Breakpoints, position: float) -> float:
+    """Return the value of the last breakpoint at or before `position`."""
+    return [value for start, value in breakpoints if start <= position][-1]
+
+
+def warmup_then_decay(peak: float, warmup: float) -> Breakpoints:
+    """Rise from a tenth of `peak` over the first `warmup` share of the run, then fall linearly to zero at its end."""
     rise = [(0.0, peak / 10)] if warmup > 0 else []
     return [*rise, (min(warmup, 1.0), peak), (1.0, 0.0)] if warmup < 1 else [*rise, (1.0, peak)]
 
 
-def read_knots(text: str) -> Knots:
-    """Knots from text, "0:0.2 3/10:1 1:0". Raises UserError that shows what is wrong."""
+def parse_schedule(text: str) -> Breakpoints:
+    """Parse breakpoints such as "0:0.2 3/10:1 1:0". Raises UserError that shows what is wrong."""
     try:
-        knots = [
-            (float(Fraction(at)), float(Fraction(value))) for at, value in (knot.split(":") for knot in text.split())
+        breakpoints = [
+            (float(Fraction(position)), float(Fraction(value)))
+            for position, value in (word.split(":") for word in text.split())
         ]
     except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"the schedule {text!r} can't be read ({error}); write it as '0:0.1 1/5:1 1:0'") from error
-    if not knots or any(x1 < x0 for (x0, _), (x1, _) in pairwise(knots)) or not all(math.isfinite(y) for _, y in knots):
-        raise UserError(f"the schedule {text!r} needs knots with rising positions from 0 to 1, as in '0:0.1 1/5:1 1:0'")
-    return knots
+        raise UserError(f"the schedule {text!r} can't be parsed ({error}); write it as '0:0.1 1/5:1 1:0'") from error
+    increasing = all(x0 <= x1 for (x0, _), (x1, _) in pairwise(breakpoints))
+    if not breakpoints or not increasing or not all(math.isfinite(value) for _, value in breakpoints):
+        raise UserError(
+            f"the schedule {text!r} needs breakpoints at increasing positions from 0 to 1, as in '0:0.1 1/5:1 1:0'"
+        )
+    return breakpoints
 
 
-def read_steps(text: str, otherwise: float) -> Knots:
-    """Knots between which the value stands still, "0:128 14/35:224"; without text, `otherwise` from start to end."""
-    knots = read_knots(text) if text else [(0.0, float(otherwise))]
-    if knots[0][0] != 0 or knots[-1][0] > 1:
+def parse_step_schedule(text: str, default: float) -> Breakpoints:
+    """Parse breakpoints between which the value is constant, "0:128 14/35:224"; for "", `default` throughout."""
+    breakpoints = parse_schedule(text) if text else [(0.0, float(default))]
+    if breakpoints[0][0] != 0 or breakpoints[-1][0] > 1:
         raise UserError(f"the schedule {text!r} must begin at 0 and end by 1, as in '0:128 14/35:224'")
-    return knots
+    return breakpoints
 
 
-def first_view(settings: Settings) -> tuple[int, bool]:
-    """How a run sees images when it begins: pixels a side (0: as the data has them), and whether rectangular."""
-    sizes, rectangles = _views(settings)
-    return round(value_at(sizes, 0.0)), value_at(rectangles, 0.0) > 0
+class ImageFormat(NamedTuple):
+    """How images are decoded.
+
+    size         pixels a side; 0: the data's own
+    rectangular  validation images also come at their own aspect ratios
+    """
+
+    size: int
+    rectangular: bool
 
 
-def value_at(steps: Knots, at: float) -> float:
-    """The value of the newest knot at `at`."""
-    return [value for place, value in steps if place <= at][-1]
+def initial_image_format(settings: Settings) -> ImageFormat:
+    """Return the image format at the start of a run."""
+    sizes, rectangular = _image_format_schedules(settings)
+    return ImageFormat(round(piecewise_constant(sizes, 0.0)), piecewise_constant(rectangular, 0.0) > 0)
 
 
 @dataclass(frozen=True)
 class StepHyperparams:
-    """What the optimizer gets before a step.
+    """Hyperparameters of one optimizer step.
 
-    lr_factor            factor of every learning rate but the whitening layer's
-    whitening_lr_factor  factor of the whitening layer's learning rate
+    lr_factor            multiplies every learning rate but the whitening layer's
+    whitening_lr_factor  multiplies the whitening layer's learning rate
     """
 
     lr_factor: float
@@ -76,25 +93,25 @@ class StepHyperparams:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run in which images and batches keep their size.
+    """A part of the run with constant batch size and image format.
 
-    first_sample, end_sample  places in the stream of samples, epoch after epoch
-    size                      pixels a side of the images; 0: as the data has them
-    crop_scale                smallest share of an image that a random crop shows; 0: no such crop
-    rectangular               held-out images are measured in their own shapes
+    first_sample, end_sample  positions in the stream of samples, epoch after epoch
+    image_size                pixels a side; 0: the data's own
+    crop_scale                smallest share of an image that a random resized crop shows; 0: no such crop
+    rectangular               validation images are evaluated at their own aspect ratios
     """
 
     first_step: int
     steps: int
     first_sample: int
-    batch: int
-    size: int
+    batch_size: int
+    image_size: int
     crop_scale: float
     rectangular: bool
 
     @property
-    def view(self) -> tuple[int, bool]:
-        return self.size, self.rectangular
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(self.image_size, self.rectangular)
 
     @property
     def end_step(self) -> int:
@@ -102,89 +119,107 @@ class Phase:
 
     @property
     def end_sample(self) -> int:
-        return self.first_sample + self.steps * self.batch
+        return self.first_sample + self.steps * self.batch_size
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The whole run before it starts: its phases, and the hyperparameters of each step."""
+class TrainingSchedule:
+    """The schedule of a whole run: its phases, and the hyperparameters of each step."""
 
-    epoch_samples: int
+    samples_per_epoch: int
     phases: tuple[Phase, ...]
-    rates: Knots
-    whitening: Knots
-    momenta: Knots
+    lr_factors: Breakpoints
+    whitening_lr_factors: Breakpoints
+    momentum: Breakpoints
 
     @staticmethod
-    def of(settings: Settings, samples: int) -> Plan:
-        """The plan for `samples` training images. Raises UserError if a schedule can't be read or no batch fills."""
-        batch = settings.batch_size
-        epoch_samples = samples // batch * batch if settings.drop_last else samples
-        if not epoch_samples:
-            raise UserError(f"batch_size is {batch}, more than the {samples} training images; lower it")
-        rates = read_knots(settings.lr_schedule) if settings.lr_schedule else one_cycle(1.0, settings.warmup_ratio)
-        whitening = read_knots(settings.whitening_lr_schedule) if settings.whitening_lr_schedule else rates
-        scale = batch / settings.lr_base_batch_size if settings.lr_base_batch_size else 1.0
-        return Plan(
-            epoch_samples,
-            tuple(_phases(settings, epoch_samples)),
-            _times(scale, rates),
-            _times(scale, whitening),
-            read_knots(settings.momentum_schedule) if settings.momentum_schedule else [(0.0, settings.momentum)],
+    def from_settings(settings: Settings, samples: int) -> TrainingSchedule:
+        """Return the schedule for `samples` training images.
+
+        Raises UserError if a schedule can't be parsed, or if there are fewer images than a batch needs.
+        """
+        batch_size = settings.batch_size
+        samples_per_epoch = samples // batch_size * batch_size if settings.drop_last else samples
+        if not samples_per_epoch:
+            raise UserError(f"batch_size is {batch_size}, more than the {samples} training images; lower it")
+        lr_factors = (
+            parse_schedule(settings.lr_schedule)
+            if settings.lr_schedule
+            else warmup_then_decay(1.0, settings.warmup_ratio)
+        )
+        whitening_lr_factors = (
+            parse_schedule(settings.whitening_lr_schedule) if settings.whitening_lr_schedule else lr_factors
+        )
+        scale = batch_size / settings.lr_base_batch_size if settings.lr_base_batch_size else 1.0
+        return TrainingSchedule(
+            samples_per_epoch,
+            tuple(_build_phases(settings, samples_per_epoch)),
+            _scale(lr_factors, scale),
+            _scale(whitening_lr_factors, scale),
+            parse_schedule(settings.momentum_schedule) if settings.momentum_schedule else [(0.0, settings.momentum)],
         )
 
     @property
-    def steps(self) -> int:
+    def total_steps(self) -> int:
         return self.phases[-1].end_step
 
-    def phase(self, step: int) -> Phase:
-        """The phase of step `step` (counted from 0); past the end, the last."""
+    def phase_at(self, step: int) -> Phase:
+        """Return the phase of step `step` (counted from 0); past the end, the last phase."""
         return next((phase for phase in self.phases if step < phase.end_step), self.phases[-1])
 
-    def sample(self, step: int) -> int:
-        """Where in the stream of samples step `step` begins: so many have been trained on before it."""
-        phase = self.phase(step)
-        return phase.first_sample + (step - phase.first_step) * phase.batch
+    def samples_before(self, step: int) -> int:
+        """Return how many samples are trained on before step `step`: its position in the stream of samples."""
+        phase = self.phase_at(step)
+        return phase.first_sample + (step - phase.first_step) * phase.batch_size
 
-    def epoch(self, step: int) -> float:
-        """The epochs done before step `step`."""
-        return self.sample(step) / self.epoch_samples
+    def epochs_before(self, step: int) -> float:
+        """Return how many epochs are trained before step `step`."""
+        return self.samples_before(step) / self.samples_per_epoch
 
-    def ends_epoch(self, step: int, every: int) -> bool:
-        """Whether the step before `step` was the one that completed an epoch whose number is a multiple of `every`."""
-        samples = self.epoch_samples * every
-        return self.sample(step) // samples > self.sample(step - 1) // samples
+    def completes_epoch(self, step: int, every: int) -> bool:
+        """Return whether, after `step` steps, the last one completed an epoch whose number is a multiple of `every`."""
+        samples = self.samples_per_epoch * every
+        return self.samples_before(step) // samples > self.samples_before(step - 1) // samples
 
     def step_hyperparams(self, step: int) -> StepHyperparams:
-        """The hyperparameters of step `step` (counted from 0)."""
-        at = self.sample(step) / self.phases[-1].end_sample
-        return StepHyperparams(*(piecewise_linear(knots, at) for knots in (self.rates, self.whitening, self.momenta)))
+        """Return the hyperparameters of step `step` (counted from 0)."""
+        position = self.samples_before(step) / self.phases[-1].end_sample
+        return StepHyperparams(
+            piecewise_linear(self.lr_factors, position),
+            piecewise_linear(self.whitening_lr_factors, position),
+            piecewise_linear(self.momentum, position),
+        )
 
 
-def _times(factor: float, knots: Knots) -> Knots:
-    return [(at, factor * value) for at, value in knots]
+def _scale(breakpoints: Breakpoints, factor: float) -> Breakpoints:
+    return [(position, factor * value) for position, value in breakpoints]
 
 
-def _phases(settings: Settings, epoch_samples: int) -> Iterator[Phase]:
-    """One phase from each place where a size or the batch changes to the next; none that would have no step."""
-    batches = read_steps(settings.batch_size_schedule, 1.0)
-    crops = read_steps(settings.crop_scale_schedule, settings.crop_scale)
-    sizes, rectangles = _views(settings)
-    starts = sorted({at for at, _ in (*batches, *sizes, *crops, *rectangles)} - {1.0})
+def _build_phases(settings: Settings, samples_per_epoch: int) -> Iterator[Phase]:
+    """Yield one phase from each position where image format or batch size changes to the next; none without a step."""
+    batch_factors = parse_step_schedule(settings.batch_size_schedule, 1.0)
+    crops = parse_step_schedule(settings.crop_scale_schedule, settings.crop_scale)
+    sizes, rectangular = _image_format_schedules(settings)
+    starts = sorted({position for position, _ in (*batch_factors, *sizes, *crops, *rectangular)} - {1.0})
     step = sample = 0
     for start, end in pairwise([*starts, 1.0]):
-        batch = max(1, round(settings.batch_size * value_at(batches, start)))
-        steps = math.ceil(round((settings.epochs * epoch_samples * end - sample) / batch, 6))
+        batch_size = max(1, round(settings.batch_size * piecewise_constant(batch_factors, start)))
+        steps = math.ceil(round((settings.epochs * samples_per_epoch * end - sample) / batch_size, 6))
         if steps > 0:
             yield Phase(
-                step, steps, sample, batch,
-                round(value_at(sizes, start)), value_at(crops, start), value_at(rectangles, start) > 0,
-            )  # fmt: skip
-            step, sample = step + steps, sample + steps * batch
+                first_step=step,
+                steps=steps,
+                first_sample=sample,
+                batch_size=batch_size,
+                image_size=round(piecewise_constant(sizes, start)),
+                crop_scale=piecewise_constant(crops, start),
+                rectangular=piecewise_constant(rectangular, start) > 0,
+            )
+            step, sample = step + steps, sample + steps * batch_size
 
 
-def _views(settings: Settings) -> tuple[Knots, Knots]:
+def _image_format_schedules(settings: Settings) -> tuple[Breakpoints, Breakpoints]:
     return (
-        read_steps(settings.image_size_schedule, 0.0),
-        read_steps(settings.rectangular_eval_schedule, settings.rectangular_eval),
+        parse_step_schedule(settings.image_size_schedule, 0.0),
+        parse_step_schedule(settings.rectangular_eval_schedule, settings.rectangular_eval),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running average of the weights: kept aside until the end (EMA), or copied back as it goes (lookahead)."""
+"""A running average of the weights: used at the end of the run (EMA), or copied back during it (lookahead)."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from torch import Tensor, nn
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.settings import Settings
 
-KINDS = ("none", "ema", "lookahead")
+AVERAGES = ("none", "ema", "lookahead")
 
 
-class Average:
-    """The average of a model's weights and batch statistics. `tensors` is its whole state, by the model's names."""
+class WeightAverage:
+    """The average of a model's weights and batch norm statistics. `tensors` is its state, by the model's names."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self._model, self._settings = model, settings
-        self.tensors = {name: tensor.clone() for name, tensor in self._of_the_model().items()}
+        self.tensors = {name: tensor.clone() for name, tensor in self._model_tensors().items()}
 
     @torch.no_grad()
-    def follow(self, step: int, steps: int) -> None:
-        """Take in the weights after step `step` of `steps`, if it is one of those that count."""
+    def update(self, step: int, total_steps: int) -> None:
+        """Add the weights after step `step` of `total_steps` to the average, if it is due at this step."""
         every = self._settings.weight_average_every_steps
         if step % every:
             return
-        decay = self._settings.weight_average_decay**every * (step / steps) ** self._settings.weight_average_power
-        for name, tensor in self._of_the_model().items():
+        decay = self._settings.weight_average_decay**every * (step / total_steps) ** self._settings.weight_average_power
+        for name, tensor in self._model_tensors().items():
             self.tensors[name].lerp_(tensor, 1 - decay)
             if self._settings.weight_average == "lookahead":
                 tensor.copy_(self.tensors[name])
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Make the average the model."""
-        for name, tensor in self._of_the_model().items():
+    def copy_to_model(self) -> None:
+        """Replace the model's weights by the average."""
+        for name, tensor in self._model_tensors().items():
             tensor.copy_(self.tensors[name])
 
-    def _of_the_model(self) -> dict[str, Tensor]:
+    def _model_tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self._model.state_dict().items() if tensor.is_floating_point()}
 
 
-def build_average(model: nn.Module, settings: Settings) -> Average | None:
-    """The average the settings ask for; None for none. Raises UserError for unknown kinds."""
-    if settings.weight_average not in KINDS:
-        raise UserError(f"there is no average {settings.weight_average!r}; known: {', '.join(KINDS)}")
-    return None if settings.weight_average == "none" else Average(model, settings)
+def build_weight_average(model: nn.Module, settings: Settings) -> WeightAverage | None:
+    """Return the average that the settings name, if any. Raises UserError for unknown names."""
+    if settings.weight_average not in AVERAGES:
+        raise UserError(f"there is no average {settings.weight_average!r}; known: {', '.join(AVERAGES)}")
+    return None if settings.weight_average == "none" else WeightAverage(model, settings)

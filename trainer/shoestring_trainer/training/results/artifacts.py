@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from shoestring_trainer.training.data.images import DataSet
+from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.results.error_analysis import count_confusions, draw_page, find_worst
 from shoestring_trainer.training.results.evaluation import Scores
 from shoestring_trainer.training.results.exports import export_program, pack_onnx, pack_program, pack_weights
@@ -27,13 +27,13 @@ HOW_TO_LOAD_WEIGHTS = (
 
 
 def make_artifacts(
-    model: nn.Module, data: DataSet, scores: Scores, about: dict[str, Any], *, onnx: bool = False
+    model: nn.Module, data: ImageDataset, scores: Scores, about: dict[str, Any], *, onnx: bool = False
 ) -> dict[str, bytes]:
     """The further parts of a final checkpoint, by name. `about` describes the run for model.json.
 
     Images that were scored in batches of like shape are in model.json as such: the exports take the shape it names.
     """
-    channels, height, width = data.held_out.images_NCHW.shape[1:]
+    channels, height, width = data.val.images_NCHW.shape[1:]
     card = {
         **about,
         "classes": data.classes,
@@ -47,15 +47,15 @@ def make_artifacts(
         "load": HOW_TO_LOAD,
         "weights": HOW_TO_LOAD_WEIGHTS,
     }  # fmt: skip
-    if data.batches:
-        card["scored_in"] = sorted({tuple(uint8_NCHW.shape[2:]) for _, uint8_NCHW in data.batches})
+    if data.val_batches:
+        card["scored_in"] = sorted({tuple(uint8_NCHW.shape[2:]) for _, uint8_NCHW in data.val_batches})
     predictions = {
-        "predicted": scores.predictions_N.tolist(), "labels": data.held_out.labels_N.tolist(),
+        "predicted": scores.predictions_N.tolist(), "labels": data.val.labels_N.tolist(),
         "losses": [round(loss, 6) for loss in scores.losses_N.tolist()],
     }  # fmt: skip
-    counts_KK = count_confusions(data.held_out.labels_N, scores.predictions_N, len(data.classes))
-    facts = {**scores.metrics, "held-out images": len(data.held_out), "step": about["step"], "seed": about["seed"]}
-    sample_NCHW = data.held_out.images_NCHW[:8].float() / data.white
+    counts_KK = count_confusions(data.val.labels_N, scores.predictions_N, len(data.classes))
+    facts = {**scores.metrics, "validation images": len(data.val), "step": about["step"], "seed": about["seed"]}
+    sample_NCHW = data.val.images_NCHW[:8].float() / data.max_value
     program = export_program(model, sample_NCHW)
     return {
         "model.json": _json(card),

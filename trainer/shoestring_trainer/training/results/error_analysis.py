@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model gets wrong: its confusion matrix, and the held-out images that it finds hardest."""
+"""What a model gets wrong: its confusion matrix, and the validation images that it finds hardest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.data.images import DataSet
+from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.results.evaluation import Scores
 
 WORST = 48
@@ -26,7 +26,7 @@ THUMBNAIL = 96
 
 @dataclass(frozen=True)
 class Mistake:
-    """A held-out image with a high loss.
+    """A validation image with a high loss.
 
     index        its place in split.json and predictions.json
     name         its file, or its number
@@ -46,15 +46,15 @@ def count_confusions(labels_N: Tensor, predictions_N: Tensor, classes: int) -> T
     return torch.bincount(labels_N * classes + predictions_N, minlength=classes**2).view(classes, classes)
 
 
-def find_worst(data: DataSet, scores: Scores, count: int = WORST) -> list[Mistake]:
-    """The `count` held-out images with the highest loss, worst first; of equals the first."""
-    names, classes = data.held_out_names, data.classes
+def find_worst(data: ImageDataset, scores: Scores, count: int = WORST) -> list[Mistake]:
+    """The `count` validation images with the highest loss, worst first; of equals the first."""
+    names, classes = data.val_names, data.classes
     order = scores.losses_N.nan_to_num(nan=math.inf).sort(descending=True, stable=True).indices[:count]
     return [
         Mistake(
             index=index,
             name=names[index],
-            label=classes[int(data.held_out.labels_N[index])],
+            label=classes[int(data.val.labels_N[index])],
             predicted=classes[int(scores.predictions_N[index])],
             loss=round(loss, 6),
             probability=round(math.exp(-loss), 6),
@@ -63,9 +63,9 @@ def find_worst(data: DataSet, scores: Scores, count: int = WORST) -> list[Mistak
     ]
 
 
-def draw_page(title: str, data: DataSet, scores: Scores, facts: dict[str, Any]) -> str:
+def draw_page(title: str, data: ImageDataset, scores: Scores, facts: dict[str, Any]) -> str:
     """One HTML page that needs nothing else: the metrics, the confusion matrix, the worst images."""
-    counts_KK = count_confusions(data.held_out.labels_N, scores.predictions_N, len(data.classes))
+    counts_KK = count_confusions(data.val.labels_N, scores.predictions_N, len(data.classes))
     shown = (f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
     table = _table(data.classes, counts_KK) if len(data.classes) <= LARGEST_TABLE else _list(data.classes, counts_KK)
     figures = (_figure(mistake, data) for mistake in find_worst(data, scores))
@@ -121,8 +121,8 @@ def _commonest(counts_KK: Tensor) -> Iterator[tuple[int, int, int]]:
             yield count, *divmod(place, len(counts_KK))
 
 
-def _figure(mistake: Mistake, data: DataSet) -> str:
-    source = _data_url(data.held_out.images_NCHW[mistake.index].float() * (255 / data.white))
+def _figure(mistake: Mistake, data: ImageDataset) -> str:
+    source = _data_url(data.val.images_NCHW[mistake.index].float() * (255 / data.max_value))
     said = f"{_text(mistake.label)} → {_text(mistake.predicted)}"
     return (
         f'<figure><img src="{source}" alt=""><figcaption>{said}<br>loss {mistake.loss:.2f}<br>{_text(mistake.name)}'

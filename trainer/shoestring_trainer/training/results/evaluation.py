@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation on held-out images: each is scored once, on one rank, and the sums are exact on all."""
+"""Evaluation on validation images: each is scored once, on one rank, and the sums are exact on all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoestring_trainer.training.data.images import DataSet
+from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.precision import Precision
@@ -23,7 +23,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Scores:
-    """accuracy and loss are means over all held-out images.
+    """accuracy and loss are means over all validation images.
 
     predictions_N   the classes the model chose
     losses_N        float64, of each image
@@ -49,25 +49,25 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: DataSet, distributed: DistributedContext, precision: Precision, views: int = 1
+    model: nn.Module, data: ImageDataset, distributed: DistributedContext, precision: Precision, views: int = 1
 ) -> Scores:
-    """Score `model`, with rank 0's buffers, on the held-out images. Leaves the model in training mode."""
+    """Score `model`, with rank 0's buffers, on the validation images. Leaves the model in training mode."""
     if views not in VIEWS:
         raise UserError(f"views must be one of {', '.join(map(str, VIEWS))}, not {views}")
     began = monotonic()
     distributed.broadcast_buffers(model)
     model.eval()
-    held_out, device = data.held_out, distributed.device
-    predictions_N = torch.zeros(len(held_out), dtype=torch.int64, device=device)
-    losses_N = torch.zeros(len(held_out), dtype=torch.float64, device=device)
+    val, device = data.val, distributed.device
+    predictions_N = torch.zeros(len(val), dtype=torch.int64, device=device)
+    losses_N = torch.zeros(len(val), dtype=torch.float64, device=device)
     right_top5, right_tta = torch.zeros(2, dtype=torch.int64, device=device).unbind()
     for batch, uint8_NCHW in _batches(data, distributed):
-        images_NCHW = uint8_NCHW.to(device).float() / data.white
+        images_NCHW = uint8_NCHW.to(device).float() / data.max_value
         with precision.autocast(device):
             images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
             logits_NK = model(images_NCHW)
             several_NK = logits_of_views(model, images_NCHW, logits_NK, views)
-        labels_N = held_out.labels_N[batch].to(device)
+        labels_N = val.labels_N[batch].to(device)
         own = batch.to(device)
         predictions_N[own] = logits_NK.argmax(1)
         losses_N[own] = F.cross_entropy(logits_NK.float(), labels_N, reduction="none").double()
@@ -76,29 +76,29 @@ def evaluate(
             right_top5 += (logits_NK.topk(TOP).indices == labels_N[:, None]).sum()
     model.train()
     predictions_N, losses_N = distributed.all_reduce(predictions_N).cpu(), distributed.all_reduce(losses_N).cpu()
-    right = int((predictions_N == held_out.labels_N).sum())
+    right = int((predictions_N == val.labels_N).sum())
     return Scores(
-        accuracy=right / len(held_out),
+        accuracy=right / len(val),
         loss=losses_N.mean().item(),
         predictions_N=predictions_N,
         losses_N=losses_N,
         seconds=monotonic() - began,
-        accuracy_tta=distributed.all_reduce(right_tta).item() / len(held_out) if views > 1 else None,
-        accuracy_top5=distributed.all_reduce(right_top5).item() / len(held_out) if len(data.classes) > TOP else None,
+        accuracy_tta=distributed.all_reduce(right_tta).item() / len(val) if views > 1 else None,
+        accuracy_top5=distributed.all_reduce(right_top5).item() / len(val) if len(data.classes) > TOP else None,
     )
 
 
-def _batches(data: DataSet, distributed: DistributedContext) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's held-out images: which they are, and their bytes. Ranks share each batch of like shape."""
-    for batch, uint8_NCHW in data.batches:
+def _batches(data: ImageDataset, distributed: DistributedContext) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's validation images: which they are, and their bytes. Ranks share each batch of like shape."""
+    for batch, uint8_NCHW in data.val_batches:
         if distributed.rank < len(batch):
             yield (
                 batch[distributed.rank :: distributed.world_size],
                 uint8_NCHW[distributed.rank :: distributed.world_size],
             )
-    if not data.batches:
-        for batch in torch.arange(distributed.rank, len(data.held_out), distributed.world_size).split(BATCH):
-            yield batch, data.held_out.images_NCHW[batch]
+    if not data.val_batches:
+        for batch in torch.arange(distributed.rank, len(data.val), distributed.world_size).split(BATCH):
+            yield batch, data.val.images_NCHW[batch]
 
 
 def logits_of_views(model: nn.Module, images_NCHW: Tensor, logits_NK: Tensor, views: int) -> Tensor:

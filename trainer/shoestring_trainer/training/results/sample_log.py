@@ -30,7 +30,7 @@ class SampleLog:
     """One rank's log. Raises OSError if the disk refuses."""
 
     def __init__(self, folder: Path, **about: int) -> None:
-        """about: generation, rank, world, start (steps done before), epoch_samples."""
+        """about: generation, rank, world, start (steps done before), samples_per_epoch."""
         self._file = (folder / NAME.format(about["rank"])).open("wb", buffering=0)
         self._file.write(json.dumps({"format": 1, **about}).encode() + b"\n")
 
@@ -54,7 +54,7 @@ class Share:
     rank: int
     world: int
     start: int
-    epoch_samples: int
+    samples_per_epoch: int
     steps: dict[int, list[tuple[int, Sequence[int]]]]
     skipped: frozenset[int] = frozenset()
 
@@ -140,7 +140,7 @@ def read(path: Path) -> Share:
         steps.setdefault(abs(step), []).append((epoch, ids))
         if step < 0:
             skipped.add(-step)
-    place = (about["generation"], about["rank"], about["world"], about["start"], about["epoch_samples"])
+    place = (about["generation"], about["rank"], about["world"], about["start"], about["samples_per_epoch"])
     return Share(*place, steps, frozenset(skipped))
 
 
@@ -167,7 +167,7 @@ def merge(shares: Iterable[Share]) -> Merged:
                 holes.append(f"generation {number}: rank {rank.rank} lacks steps {missing[:5]} ({len(missing)})")
             for step in range(begin + 1, last + 1):
                 for number_of_epoch, ids in rank.steps.get(step, ()):
-                    epoch = epochs.setdefault(number_of_epoch, Epoch(number_of_epoch, rank.epoch_samples))
+                    epoch = epochs.setdefault(number_of_epoch, Epoch(number_of_epoch, rank.samples_per_epoch))
                     epoch.met.update(ids)
                     epoch.skipped += ids if step in rank.skipped else ()
                     counted += len(ids)

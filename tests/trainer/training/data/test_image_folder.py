@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any folder of images: read as it should be, refused with the file's name, or skipped and counted."""
+"""Image folders: read correctly, rejected with the file's name, or skipped and counted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from shoestring_trainer.training.data import decoded_cache
-from shoestring_trainer.training.data.decoding import Frame, decode_file
-from shoestring_trainer.training.data.folders import split_folder
+from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
+from shoestring_trainer.training.data.image_folder import index_image_folder
 from shoestring_trainer.training.errors import DataError
 
-from tests.trainer.training.data.painted import COLOURS, load, paint
+from tests.trainer.training.data.sample_images import COLOURS, load, save_image
 from tests.trainer.training.gangs import finished, gang
 
 
@@ -25,37 +25,37 @@ def flat(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     for name, colour in COLOURS.items():
         for number in range(20):
-            paint(folder / name / f"{number:02d}.jpg", colour, number)
+            save_image(folder / name / f"{number:02d}.jpg", colour, number)
     return folder
 
 
 def decode(path: Path, size: int) -> torch.Tensor:
-    return decode_file(path, Frame(size, size))[0]
+    return decode_file(path, ResizeSpec(size, size))[0]
 
 
-def test_a_flat_folder_holds_out_a_share_of_each_class_by_seed(flat: Path):
+def test_a_folder_without_splits_is_split_by_class_and_seed(flat: Path):
     first, again, other = load(flat), load(flat), load(flat, seed=2)
     assert first.classes == ["blue", "red", "yellow"]
-    assert (len(first.train), len(first.held_out)) == (48, 12)
+    assert (len(first.train), len(first.val)) == (48, 12)
     assert torch.equal(first.train.images_NCHW, again.train.images_NCHW)
     assert first.fingerprint == again.fingerprint != other.fingerprint
-    assert len(first.split["held_out"]) == 12
+    assert len(first.split["val"]) == 12
     assert not list(flat.parent.glob("images-*"))
 
 
 @pytest.mark.parametrize("name", ["val", "test"])
 @pytest.mark.parametrize("given", [".", "train"])
-def test_train_beside_held_out_is_taken_as_it_lies(flat: Path, name: str, given: str):
+def test_separate_train_and_val_folders_are_used_as_they_are(flat: Path, name: str, given: str):
     root = flat.parent / "root"
     shutil.copytree(flat, root / "train")
     shutil.copytree(flat, root / name)
     data = load(root / given)
-    assert (len(data.train), len(data.held_out)) == (60, 60)
+    assert (len(data.train), len(data.val)) == (60, 60)
 
 
-def test_grey_and_cmyk_images_become_rgb(tmp_path: Path):
-    paint(tmp_path / "grey.jpg", COLOURS["blue"], 1, "L")
-    paint(tmp_path / "cmyk.jpg", COLOURS["red"], 1, "CMYK")
+def test_grayscale_and_cmyk_images_are_converted_to_rgb(tmp_path: Path):
+    save_image(tmp_path / "grey.jpg", COLOURS["blue"], 1, "L")
+    save_image(tmp_path / "cmyk.jpg", COLOURS["red"], 1, "CMYK")
     grey, cmyk = decode(tmp_path / "grey.jpg", 16), decode(tmp_path / "cmyk.jpg", 16)
     assert grey.shape == cmyk.shape == (3, 16, 16)
     assert torch.equal(grey[0], grey[2])
@@ -77,40 +77,40 @@ def test_a_truncated_image_is_corrupt(flat: Path):
         load(flat)
 
 
-def test_corrupt_images_are_skipped_and_counted_when_asked(flat: Path):
+def test_corrupt_images_are_skipped_and_counted_if_configured(flat: Path):
     for number in range(3):
         (flat / "red" / f"{number:02d}.jpg").write_bytes(b"broken")
     data = load(flat, on_corrupt="skip")
     assert data.skipped == 3
-    assert len(data.train) + len(data.held_out) == 57
+    assert len(data.train) + len(data.val) == 57
 
 
-def test_what_is_left_out_is_named_in_the_log(flat: Path, capsys):
+def test_skipped_and_ignored_files_are_logged(flat: Path, capsys):
     (flat / "red" / "02.jpg").write_bytes(b"broken")
     (flat / "red" / "notes.txt").write_text("no image")
     (flat / "red" / ".DS_Store").write_text("of no interest to anybody")
     data = load(flat, on_corrupt="skip")
-    told = capsys.readouterr().out
-    assert str(flat / "red" / "02.jpg") in told
-    assert "1 images could not be read" in told
+    log = capsys.readouterr().out
+    assert str(flat / "red" / "02.jpg") in log
+    assert "skipped 1 invalid samples" in log
     assert (
-        f"1 files are no images by their names, or in no class, and are left out; first {flat / 'red' / 'notes.txt'}"
-        in told
+        "ignored 1 files (not images by their extension, or outside the class folders); the first is "
+        f"{flat / 'red' / 'notes.txt'}" in log
     )
-    assert len(data.train) + len(data.held_out) == 59
+    assert len(data.train) + len(data.val) == 59
 
 
-def test_images_of_any_size_come_to_one_size(flat: Path):
+def test_images_of_any_size_are_resized_to_one_size(flat: Path):
     for number, size in enumerate([(1, 1), (3, 500), (640, 2)]):
         Image.new("RGB", size, COLOURS["red"]).save(flat / "red" / f"odd-{number}.png")
     data = load(flat)
-    assert len(data.train) + len(data.held_out) == 63
-    assert data.train.images_NCHW.shape[1:] == data.held_out.images_NCHW.shape[1:] == (3, 16, 16)
+    assert len(data.train) + len(data.val) == 63
+    assert data.train.images_NCHW.shape[1:] == data.val.images_NCHW.shape[1:] == (3, 16, 16)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about what it found
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tif", "webp", "ppm"])
-def test_damage_anywhere_in_a_file_is_a_data_error_or_still_an_image(tmp_path: Path, suffix: str):
+def test_damage_anywhere_in_a_file_raises_a_data_error_or_still_decodes(tmp_path: Path, suffix: str):
     draw = np.random.default_rng(1)
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(draw.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(path)
@@ -130,61 +130,61 @@ def test_damage_anywhere_in_a_file_is_a_data_error_or_still_an_image(tmp_path: P
     assert refused > 100
 
 
-def test_a_class_with_nothing_readable_is_refused_even_when_skipping(flat: Path):
+def test_a_class_without_readable_images_is_rejected_even_when_skipping(flat: Path):
     for path in (flat / "red").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(DataError, match="red"):
         load(flat, on_corrupt="skip")
 
 
-def test_more_than_eight_bits_are_refused_and_not_clipped(flat: Path):
+def test_more_than_eight_bits_are_rejected_and_not_clipped(flat: Path):
     deep = flat / "red" / "deep.png"
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep)
     with pytest.raises(DataError, match=rf"{deep} has more than 8 bits"):
         load(flat)
 
 
-def test_rectangular_images_keep_their_shape_and_are_each_there_once(flat: Path):
+def test_rectangular_batches_keep_the_aspect_ratio_and_hold_each_image_once(flat: Path):
     for number in range(6):
         Image.new("RGB", (60, 20), COLOURS["red"]).save(flat / "red" / f"wide-{number}.png")
     data = load(flat, eval_resize_factor=1.14, rectangular_eval=True)
-    found = torch.cat([indices for indices, _ in data.batches])
-    assert sorted(found.tolist()) == list(range(len(data.held_out)))
-    assert all(len(indices) == len(images) for indices, images in data.batches)
-    assert all(images.shape[1:] == (3, 16, 16) or 16 in images.shape[2:] for _, images in data.batches)
+    found = torch.cat([indices for indices, _ in data.val_batches])
+    assert sorted(found.tolist()) == list(range(len(data.val)))
+    assert all(len(indices) == len(images) for indices, images in data.val_batches)
+    assert all(images.shape[1:] == (3, 16, 16) or 16 in images.shape[2:] for _, images in data.val_batches)
 
 
-def test_shapes_are_those_of_their_neighbours_in_multiples_of_eight(monkeypatch: pytest.MonkeyPatch):
+def test_batches_group_similar_aspect_ratios_with_sides_in_multiples_of_eight(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoded_cache, "RECTANGULAR_BATCH_SIZE", 2)
-    groups = decoded_cache.like_shapes([2.0, 0.5, 1.0, 2.1, 0.5, 1.02], 64, 1.14)
+    groups = decoded_cache.group_by_aspect_ratio([2.0, 0.5, 1.0, 2.1, 0.5, 1.02], 64, 1.14)
     assert [group for group, _ in groups] == [[1, 4], [2, 5], [0, 3]]
-    assert [(frame.height, frame.width) for _, frame in groups] == [(128, 64), (64, 64), (64, 128)]
+    assert [(spec.height, spec.width) for _, spec in groups] == [(128, 64), (64, 64), (64, 128)]
 
 
-def test_images_for_random_crops_are_squeezed_whole(flat: Path):
+def test_images_for_random_resized_crops_are_stretched_not_cropped(flat: Path):
     half = np.zeros((20, 60, 3), np.uint8)
     half[:, 30:] = 255
     Image.fromarray(half).save(flat / "red" / "half.png")
-    image, aspect = decode_file(flat / "red" / "half.png", Frame(20, 20, squeezed=True))
+    image, aspect = decode_file(flat / "red" / "half.png", ResizeSpec(20, 20, stretch=True))
     assert aspect == 3
     assert image[:, :, :8].max() < 10 < 245 < image[:, :, 12:].min()
     data = load(flat, crop_scale=0.35)
     assert data.train.images_NCHW.shape[2:] == (20, 20)
-    assert data.train.aspects_N is not None
-    assert data.held_out.images_NCHW.shape[2:] == (16, 16)
+    assert data.train.aspect_ratios_N is not None
+    assert data.val.images_NCHW.shape[2:] == (16, 16)
 
 
 def test_an_empty_class_is_named(flat: Path):
     (flat / "green").mkdir()
     with pytest.raises(DataError, match=str(flat / "green")):
-        split_folder(flat, 1, 0.2)
+        index_image_folder(flat, 1, 0.2)
 
 
 def test_one_class_is_not_enough(flat: Path):
     shutil.rmtree(flat / "blue")
     shutil.rmtree(flat / "yellow")
     with pytest.raises(DataError, match="needs two"):
-        split_folder(flat, 1, 0.2)
+        index_image_folder(flat, 1, 0.2)
 
 
 def test_classes_that_differ_are_named(flat: Path):
@@ -196,14 +196,14 @@ def test_classes_that_differ_are_named(flat: Path):
         load(root)
 
 
-def test_two_ranks_learn_a_folder_and_name_its_held_out_files(flat: Path, tmp_path: Path):
+def test_two_ranks_train_on_a_folder_and_name_its_validation_files(flat: Path, tmp_path: Path):
     params = {"epochs": 6, "batch_size": 16, "width": 8, "image_size": 16, "crop_padding": 2, "cutout": 4, "lr": 0.05}
     data = {"train": str(flat), "format": "imagefolder"}
     run = finished(tmp_path / "run", procs=2, recipe="imagefolder/resnet9", params=params, data=data)
     card, split = json.loads(run.part("model.json")), json.loads(run.part("split.json"))
     assert card["classes"] == ["blue", "red", "yellow"]
     assert card["metrics"]["val/acc"] == 1.0
-    assert all((flat / name).exists() for name in split["held_out"])
+    assert all((flat / name).exists() for name in split["val"])
     assert not list(run.first.glob("images-*"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebDataset shards: the same images as from files, and what isn't right is named or skipped and counted."""
+"""WebDataset shards: the same images as from files; invalid samples are named, or skipped and counted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shoestring_trainer.training.data.shards import find_shards
+from shoestring_trainer.training.data.webdataset import find_shards
 from shoestring_trainer.training.errors import DataError
 
-from tests.trainer.training.data.painted import COLOURS, encoded, image, load, paint
+from tests.trainer.training.data.sample_images import COLOURS, encode, load, sample_image, save_image
 from tests.trainer.training.gangs import finished
 
-FORM = {"form": "webdataset"}
+FORMAT = {"data_format": "webdataset"}
 NAMES = sorted(COLOURS)
 
 
@@ -33,11 +33,11 @@ def pack(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.U
 
 
 def samples(numbers: Iterable[int], label: str = "cls") -> Iterable[tuple[str, bytes]]:
-    """Images whose class is their number modulo three, with a label each."""
+    """Yield images whose class is their number modulo three, and their labels."""
     for number in numbers:
-        said = str(number % 3) if label == "cls" else json.dumps({"label": number % 3, "source": "a test"})
-        yield f"{number:04d}.jpg", encoded(image(COLOURS[NAMES[number % 3]], number), quality=95)
-        yield f"{number:04d}.{label}", said.encode()
+        message = str(number % 3) if label == "cls" else json.dumps({"label": number % 3, "source": "a test"})
+        yield f"{number:04d}.jpg", encode(sample_image(COLOURS[NAMES[number % 3]], number), quality=95)
+        yield f"{number:04d}.{label}", message.encode()
 
 
 @pytest.fixture
@@ -51,21 +51,23 @@ def test_shards_hold_the_same_images_as_files(tmp_path: Path):
     for part, numbers in (("train", range(30)), ("val", range(30, 39))):
         pack(tmp_path / "shards" / part / "a.tar", samples(numbers))
         for number in numbers:
-            paint(tmp_path / "files" / part / str(number % 3) / f"{number:04d}.jpg", COLOURS[NAMES[number % 3]], number)
-    packed, loose = load(tmp_path / "shards", **FORM), load(tmp_path / "files")
+            save_image(
+                tmp_path / "files" / part / str(number % 3) / f"{number:04d}.jpg", COLOURS[NAMES[number % 3]], number
+            )
+    packed, loose = load(tmp_path / "shards", **FORMAT), load(tmp_path / "files")
     assert packed.classes == loose.classes == ["0", "1", "2"]
-    for ours, theirs in ((packed.train, loose.train), (packed.held_out, loose.held_out)):
+    for ours, theirs in ((packed.train, loose.train), (packed.val, loose.val)):
         order = ours.labels_N.argsort(stable=True)
         assert torch.equal(ours.labels_N[order], theirs.labels_N)
         assert torch.equal(ours.images_NCHW[order], theirs.images_NCHW)
 
 
-def test_a_share_of_each_class_is_held_out_by_seed(shards: Path):
-    first, again, other = load(shards, **FORM), load(shards, **FORM), load(shards, seed=2, **FORM)
-    assert (len(first.train), len(first.held_out)) == (48, 12)
+def test_shards_without_splits_are_split_by_class_and_seed(shards: Path):
+    first, again, other = load(shards, **FORMAT), load(shards, **FORMAT), load(shards, seed=2, **FORMAT)
+    assert (len(first.train), len(first.val)) == (48, 12)
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert first.split["data"] == "webdataset"
-    assert first.split["held_out"][0].startswith("pics-000.tar/00")
+    assert first.split["val"][0].startswith("pics-000.tar/00")
     assert not list(shards.parent.glob("images-*"))
 
 
@@ -74,18 +76,18 @@ def test_a_share_of_each_class_is_held_out_by_seed(shards: Path):
 def test_every_tar_format_and_label_is_read(tmp_path: Path, label: str, form: int):
     members = [(f"{'deep/' * 40}{name}" if form else name, content) for name, content in samples(range(30), label)]
     pack(tmp_path / "shards" / "a.tar", members, form)
-    assert load(tmp_path / "shards", **FORM).classes == ["0", "1", "2"]
+    assert load(tmp_path / "shards", **FORMAT).classes == ["0", "1", "2"]
 
 
-def test_shards_are_found_by_folder_by_word_and_by_pattern(tmp_path: Path):
+def test_shards_are_found_by_folder_name_and_pattern(tmp_path: Path):
     for name in ("set-train-01.tar", "set-train-00.tar", "set-val-00.tar", "set-test-00.tar", ".set-train-9.tar"):
         (tmp_path / name).touch()
-    train, held_out = find_shards(tmp_path)
+    train, val = find_shards(tmp_path)
     assert [path.name for path in train] == ["set-train-00.tar", "set-train-01.tar"]
-    assert [path.name for path in held_out] == ["set-val-00.tar"]
+    assert [path.name for path in val] == ["set-val-00.tar"]
     assert find_shards(tmp_path / "set-train-{00..01}.tar") == (train, [])
     assert find_shards(tmp_path / "set-train-00.tar") == (train[:1], [])
-    with pytest.raises(DataError, match=r"there is no .*set-train-02\.tar, one of 3"):
+    with pytest.raises(DataError, match=r"set-train-02\.tar is missing, one of 3"):
         find_shards(tmp_path / "set-train-{00..04}.tar")
     with pytest.raises(DataError, match="smaller number first"):
         find_shards(tmp_path / "set-train-{04..00}.tar")
@@ -93,19 +95,19 @@ def test_shards_are_found_by_folder_by_word_and_by_pattern(tmp_path: Path):
         find_shards(tmp_path.parent / tmp_path.name / "..")
 
 
-def test_classes_have_the_names_that_lie_beside_the_shards(shards: Path):
+def test_class_names_are_read_from_a_file_beside_the_shards(shards: Path):
     (shards / "classes.txt").write_text("blue\nred\nyellow\n")
-    assert load(shards, **FORM).classes == NAMES
+    assert load(shards, **FORMAT).classes == NAMES
     (shards / "classes.txt").write_text("blue\nred\nblue\n")
     with pytest.raises(DataError, match=r"classes\.txt must name"):
-        load(shards, **FORM)
+        load(shards, **FORMAT)
 
 
-def test_words_are_labels_too(tmp_path: Path):
+def test_labels_may_be_strings(tmp_path: Path):
     members = [(name, NAMES[int(content)].encode()) if name.endswith("cls") else (name, content)
                for name, content in samples(range(30))]  # fmt: skip
     pack(tmp_path / "shards" / "a.tar", members)
-    assert load(tmp_path / "shards", **FORM).classes == NAMES
+    assert load(tmp_path / "shards", **FORMAT).classes == NAMES
 
 
 FAULTS = {
@@ -128,55 +130,55 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_sample_that_cant_be_used_is_named_or_skipped_and_counted(shards: Path, fault: str):
-    members, said = FAULTS[fault]
+def test_an_invalid_sample_is_named_or_skipped_and_counted(shards: Path, fault: str):
+    members, message = FAULTS[fault]
     pack(shards / "bad.tar", members)
     (shards / "classes.txt").write_text("blue\nred\nyellow\n")
-    with pytest.raises(DataError, match=rf"bad\.tar.*{said}|{said}.*bad\.tar|{said}") as refused:
-        load(shards, **FORM)
+    with pytest.raises(DataError, match=rf"bad\.tar.*{message}|{message}.*bad\.tar|{message}") as refused:
+        load(shards, **FORMAT)
     assert str(shards / "bad.tar") in str(refused.value)
     assert "on_corrupt: skip" in str(refused.value)
-    data = load(shards, on_corrupt="skip", **FORM)
-    assert (len(data.train) + len(data.held_out), data.skipped) == (60, 1)
+    data = load(shards, on_corrupt="skip", **FORMAT)
+    assert (len(data.train) + len(data.val), data.skipped) == (60, 1)
 
 
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "message"),
     [
         (b"7", r"no sample has the label 3, but .*bad\.tar/x\.jpg has 7"),
-        (b"green", "'green', where others are numbers"),
+        (b"green", "'green', where others are integers"),
     ],
 )
-def test_labels_that_leave_gaps_or_mix_are_refused(shards: Path, label: bytes, said: str):
+def test_labels_with_gaps_or_of_mixed_types_are_rejected(shards: Path, label: bytes, message: str):
     pack(shards / "bad.tar", [("x.jpg", b"image"), ("x.cls", label)])
-    with pytest.raises(DataError, match=said):
-        load(shards, **FORM)
+    with pytest.raises(DataError, match=message):
+        load(shards, **FORMAT)
 
 
-def test_labels_that_begin_at_one_are_refused(tmp_path: Path):
+def test_labels_that_begin_at_one_are_rejected(tmp_path: Path):
     members = [(name, str(int(content) + 1).encode()) if name.endswith("cls") else (name, content)
                for name, content in samples(range(30))]  # fmt: skip
     pack(tmp_path / "shards" / "a.tar", members)
     with pytest.raises(DataError, match="no sample has the label 0"):
-        load(tmp_path / "shards", **FORM)
+        load(tmp_path / "shards", **FORMAT)
 
 
-def test_what_belongs_to_no_sample_is_left_alone(shards: Path):
+def test_members_that_belong_to_no_sample_are_ignored(shards: Path):
     pack(shards / "more.tar", [("__index__", b"x"), ("._0001.jpg", b"x"), ("note.txt", b"x"), *samples(range(60, 63))])
-    data = load(shards, **FORM)
-    assert (len(data.train) + len(data.held_out), data.skipped) == (63, 0)
+    data = load(shards, **FORMAT)
+    assert (len(data.train) + len(data.val), data.skipped) == (63, 0)
 
 
 @pytest.mark.parametrize("name", ["../../escaped.jpg", "/tmp/escaped.jpg"])
-def test_names_in_a_tar_are_never_paths(shards: Path, name: str):
-    image_bytes = encoded(image(COLOURS["red"], 1))
+def test_names_in_a_tar_are_never_used_as_paths(shards: Path, name: str):
+    image_bytes = encode(sample_image(COLOURS["red"], 1))
     pack(shards / "more.tar", [(name, image_bytes), (name.replace("jpg", "cls"), b"1")])
-    data = load(shards, val_fraction=0.9, **FORM)
-    assert len(data.train) + len(data.held_out) == 61
+    data = load(shards, val_fraction=0.9, **FORMAT)
+    assert len(data.train) + len(data.val) == 61
     assert not list(shards.parent.rglob("escaped*"))
 
 
-def test_a_link_in_place_of_an_image_is_refused(shards: Path):
+def test_a_link_in_place_of_an_image_is_rejected(shards: Path):
     with tarfile.open(shards / "bad.tar", "w") as tar:
         link = tarfile.TarInfo("x.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -185,52 +187,52 @@ def test_a_link_in_place_of_an_image_is_refused(shards: Path):
         label.size = 1
         tar.addfile(label, io.BytesIO(b"1"))
     with pytest.raises(DataError, match=r"x\.jpg is a link"):
-        load(shards, **FORM)
+        load(shards, **FORMAT)
 
 
 @pytest.mark.parametrize("end", [5000, 10_240, -1])
-def test_a_shard_that_is_cut_short_is_refused(shards: Path, end: int):
+def test_a_truncated_shard_is_rejected(shards: Path, end: int):
     shard = shards / "pics-001.tar"
     shard.write_bytes(shard.read_bytes()[:end] if end > 0 else b"")
-    with pytest.raises(DataError, match=rf"{shard} isn't a whole, uncompressed tar"):
-        load(shards, on_corrupt="skip", **FORM)
+    with pytest.raises(DataError, match=rf"{shard} isn't a complete, uncompressed tar"):
+        load(shards, on_corrupt="skip", **FORMAT)
 
 
-def test_shards_that_were_put_together_or_compressed_are_refused(shards: Path):
+def test_concatenated_or_compressed_shards_are_rejected(shards: Path):
     shard = shards / "pics-001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content + content)
-    with pytest.raises(DataError, match="more follows its end"):
-        load(shards, **FORM)
+    with pytest.raises(DataError, match="data after its end mark"):
+        load(shards, **FORMAT)
     with tarfile.open(shard, "w:gz") as tar:
         tar.add(__file__, "x.jpg")
-    with pytest.raises(DataError, match="isn't a whole, uncompressed tar"):
-        load(shards, **FORM)
+    with pytest.raises(DataError, match="isn't a complete, uncompressed tar"):
+        load(shards, **FORMAT)
 
 
-def test_damage_anywhere_in_a_shard_is_a_data_error_or_still_the_same_samples(tmp_path: Path):
+def test_damage_anywhere_in_a_shard_raises_a_data_error_or_changes_no_sample(tmp_path: Path):
     draw = np.random.default_rng(1)
     shard = pack(tmp_path / "shards" / "a.tar", samples(range(12)))
-    whole, names, refused = shard.read_bytes(), load(shard.parent, **FORM).held_out_names, 0
+    whole, names, refused = shard.read_bytes(), load(shard.parent, **FORMAT).val_names, 0
     for _ in range(150):
         damaged = bytearray(whole)
         for place in draw.integers(0, len(damaged) // 512, 2):
             damaged[512 * place + draw.integers(0, 160)] = draw.integers(0, 256)
         shard.write_bytes(damaged)
         try:
-            data = load(shard.parent, **FORM)
+            data = load(shard.parent, **FORMAT)
         except DataError:
             refused += 1
         else:
-            assert len(data.train) + len(data.held_out) == 12
-            assert data.held_out_names == names
+            assert len(data.train) + len(data.val) == 12
+            assert data.val_names == names
     assert refused > 50
 
 
-def test_two_ranks_learn_from_shards(shards: Path, tmp_path: Path):
+def test_two_ranks_train_on_shards(shards: Path, tmp_path: Path):
     params = {"epochs": 6, "batch_size": 16, "width": 8, "image_size": 16, "crop_padding": 2, "cutout": 4, "lr": 0.05}
     data = {"train": str(shards / "pics-{000..002}.tar"), "format": "webdataset"}
     run = finished(tmp_path / "run", procs=2, recipe="imagefolder/resnet9", params=params, data=data)
     card = json.loads(run.part("model.json"))
     assert card["metrics"]["val/acc"] == 1.0
-    assert card["images"] == {"train": 48, "held_out": 12, "unreadable": 0}
+    assert card["images"] == {"train": 48, "val": 12, "skipped": 0}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and folders as people have them: read as a person sees them, or refused by name; never taken for others."""
+"""Unusual images and folders: read as a viewer shows them, or rejected by name; cached images are never mixed up."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 from shoestring_trainer.training.cli.predict import list_files
-from shoestring_trainer.training.data import decoded_cache
-from shoestring_trainer.training.data.decoding import Frame, decode_file
-from shoestring_trainer.training.data.folders import index_class_folders
+from shoestring_trainer.training.data import decoded_cache, mapped_images
+from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
+from shoestring_trainer.training.data.image_folder import index_class_folders
 from shoestring_trainer.training.errors import DataError
 
-from tests.trainer.training.data.painted import COLOURS, image, load, paint, source
+from tests.trainer.training.data.sample_images import COLOURS, load, open_source, sample_image, save_image
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -27,19 +27,19 @@ TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }  # fmt: skip
-"""How each EXIF orientation stores an image (each undoes what a viewer does)."""
+"""How each EXIF orientation stores an image (the inverse of what a viewer applies)."""
 
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
     for name, colour in COLOURS.items():
         for number in range(10):
-            paint(tmp_path / "images" / name / f"{number:02d}.jpg", colour, number)
+            save_image(tmp_path / "images" / name / f"{number:02d}.jpg", colour, number)
     return tmp_path / "images"
 
 
 def four_corners() -> Image.Image:
-    """A wide image whose corners all differ."""
+    """Return a wide image whose corners all differ."""
     pixels = np.zeros((200, 320, 3), np.uint8)
     pixels[:100, :160], pixels[:100, 160:], pixels[100:, :160] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     return Image.fromarray(pixels)
@@ -47,46 +47,46 @@ def four_corners() -> Image.Image:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_an_image_is_turned_as_its_camera_was_held(tmp_path: Path, orientation: int, suffix: str):
+def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str):
     exif, stored = Image.Exif(), four_corners().transpose(TURNS[orientation])
     exif[ORIENTATION] = orientation
     stored.save(tmp_path / f"turned.{suffix}", exif=exif)
     four_corners().save(tmp_path / "upright.png")
-    for frame in (Frame(32, 32), Frame(20, 40, zoom=1.1), Frame(24, 24, squeezed=True)):
-        seen, aspect = decode_file(tmp_path / f"turned.{suffix}", frame)
-        wanted, _ = decode_file(tmp_path / "upright.png", frame)
+    for spec in (ResizeSpec(32, 32), ResizeSpec(20, 40, zoom=1.1), ResizeSpec(24, 24, stretch=True)):
+        seen, aspect = decode_file(tmp_path / f"turned.{suffix}", spec)
+        expected, _ = decode_file(tmp_path / "upright.png", spec)
         assert aspect == 1.6
-        assert (seen.int() - wanted.int()).abs().float().mean() < 6
+        assert (seen.int() - expected.int()).abs().float().mean() < 6
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 40, b"x"])
-def test_a_damaged_exif_block_turns_nothing(tmp_path: Path, block: bytes):
+def test_a_damaged_exif_block_is_ignored(tmp_path: Path, block: bytes):
     four_corners().save(tmp_path / "a.jpg", exif=block)
     four_corners().save(tmp_path / "b.jpg")
-    assert torch.equal(*(decode_file(tmp_path / name, Frame(32, 32))[0] for name in ("a.jpg", "b.jpg")))
+    assert torch.equal(*(decode_file(tmp_path / name, ResizeSpec(32, 32))[0] for name in ("a.jpg", "b.jpg")))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr"])
-def test_every_kind_of_colour_becomes_rgb(tmp_path: Path, mode: str):
+def test_every_color_mode_is_converted_to_rgb(tmp_path: Path, mode: str):
     suffix = {"CMYK": "tif", "YCbCr": "jpg", "PA": "tif"}.get(mode, "png")
     light, path = Image.new("RGB", (30, 20), (255, 255, 255)).convert("L" if mode == "PA" else mode), tmp_path / "a"
     light.save(path.with_suffix(f".{suffix}"))
-    seen, _ = decode_file(path.with_suffix(f".{suffix}"), Frame(16, 16))
+    seen, _ = decode_file(path.with_suffix(f".{suffix}"), ResizeSpec(16, 16))
     assert seen.shape == (3, 16, 16)
     assert seen.min() > 245
 
 
-def test_of_an_animation_the_first_image_is_taken(tmp_path: Path):
+def test_the_first_frame_of_an_animation_is_used(tmp_path: Path):
     frames = [Image.new("RGB", (20, 20), colour) for colour in COLOURS.values()]
     for suffix in ("gif", "webp", "png"):
         frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
-        seen, _ = decode_file(tmp_path / f"a.{suffix}", Frame(8, 8))
+        seen, _ = decode_file(tmp_path / f"a.{suffix}", ResizeSpec(8, 8))
         assert (seen.float().mean((1, 2)) - torch.tensor(COLOURS["blue"])).abs().max() < 12
 
 
 def png(width: int, height: int, bits: int, colours: int, pixels: bytes) -> bytes:
-    """A PNG file of any depth."""
+    """Return a PNG file of any bit depth."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -96,34 +96,34 @@ def png(width: int, height: int, bits: int, colours: int, pixels: bytes) -> byte
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bits_of_colour_keep_their_brightness(tmp_path: Path):
+def test_sixteen_bit_color_keeps_its_brightness(tmp_path: Path):
     (tmp_path / "deep.png").write_bytes(png(8, 8, 16, 2, struct.pack(">3H", 0xFF00, 0x8000, 0x0100) * 8))
-    seen, _ = decode_file(tmp_path / "deep.png", Frame(8, 8))
+    seen, _ = decode_file(tmp_path / "deep.png", ResizeSpec(8, 8))
     assert seen[:, 0, 0].tolist() == [255, 128, 1]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [11_000, 60_000])
-def test_an_image_that_would_fill_the_memory_is_refused_by_name(tmp_path: Path, side: int):
+def test_a_decompression_bomb_is_rejected_by_name(tmp_path: Path, side: int):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(png(side, side, 8, 2, b"\0" * 3 * side))
     with pytest.raises(DataError, match=rf"{bomb} .*({side} x {side} pixels|exceeds limit).*remove it"):
-        decode_file(bomb, Frame(8, 8))
+        decode_file(bomb, ResizeSpec(8, 8))
 
 
-def test_hidden_files_and_folders_are_no_images(flat: Path):
-    (flat / "red" / "._05.jpg").write_bytes(b"what a Mac leaves")
-    (flat / "red" / ".DS_Store").write_bytes(b"this too")
-    paint(flat / "red" / ".ipynb_checkpoints" / "05.jpg", COLOURS["red"], 5)
-    paint(flat / ".trash" / "05.jpg", COLOURS["red"], 5)
+def test_hidden_files_and_folders_are_ignored(flat: Path):
+    (flat / "red" / "._05.jpg").write_bytes(b"a macOS metadata file")
+    (flat / "red" / ".DS_Store").write_bytes(b"another one")
+    save_image(flat / "red" / ".ipynb_checkpoints" / "05.jpg", COLOURS["red"], 5)
+    save_image(flat / ".trash" / "05.jpg", COLOURS["red"], 5)
     data = load(flat)
-    assert (len(data.train) + len(data.held_out), data.classes) == (30, sorted(COLOURS))
+    assert (len(data.train) + len(data.val), data.classes) == (30, sorted(COLOURS))
     assert len(list_files([flat])) == 30
 
 
-def test_images_in_folders_of_folders_and_behind_links_are_found_once(flat: Path, tmp_path: Path):
-    paint(flat / "red" / "more" / "even more.jpg" / "a.jpg", COLOURS["red"], 1)
-    paint(tmp_path / "elsewhere" / "b.jpg", COLOURS["red"], 2)
+def test_images_in_nested_and_linked_folders_are_indexed_once(flat: Path, tmp_path: Path):
+    save_image(flat / "red" / "more" / "even more.jpg" / "a.jpg", COLOURS["red"], 1)
+    save_image(tmp_path / "elsewhere" / "b.jpg", COLOURS["red"], 2)
     (flat / "red" / "linked").symlink_to(tmp_path / "elsewhere")
     (flat / "red" / "round").symlink_to(flat / "red")
     (flat / "red" / "up").symlink_to(flat)
@@ -132,30 +132,30 @@ def test_images_in_folders_of_folders_and_behind_links_are_found_once(flat: Path
     assert {"red/more/even more.jpg/a.jpg", "red/linked/b.jpg"} <= set(found)
 
 
-def test_a_class_that_is_a_link_to_all_of_them_is_refused(flat: Path):
+def test_a_class_folder_that_links_to_its_parent_is_rejected(flat: Path):
     (flat / "all").symlink_to(flat)
     with pytest.raises(DataError, match=f"the class folder {flat / 'all'} holds no image"):
         index_class_folders(flat)
 
 
 @pytest.mark.parametrize("target", ["nowhere.jpg", "link.jpg"])
-def test_a_link_to_nowhere_or_itself_is_named(flat: Path, target: str):
+def test_a_broken_link_is_named(flat: Path, target: str):
     (flat / "red" / "link.jpg").symlink_to(flat / "red" / target)
     with pytest.raises(DataError, match=rf"{flat / 'red' / 'link.jpg'} cannot be read"):
         load(flat)
     assert load(flat, on_corrupt="skip").skipped == 1
 
 
-def test_a_pipe_is_not_waited_for(flat: Path):
+def test_a_named_pipe_is_not_opened(flat: Path):
     os.mkfifo(flat / "red" / "pipe.jpg")
     assert len(index_class_folders(flat)) == 30
 
 
-def test_a_folder_that_cant_be_read_is_named(flat: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_folder_is_named(flat: Path, monkeypatch: pytest.MonkeyPatch):
     closed, scan = flat / "red" / "closed", os.scandir
     closed.mkdir()
 
-    def refuse(path: Path) -> object:  # permissions don't stop root, who may be running this
+    def refuse(path: Path) -> object:  # permissions don't stop root, who may run this
         if Path(path) == closed:
             raise PermissionError(13, "Permission denied")
         return scan(path)
@@ -165,60 +165,59 @@ def test_a_folder_that_cant_be_read_is_named(flat: Path, monkeypatch: pytest.Mon
         load(flat)
 
 
-def test_a_name_that_is_no_text_is_refused(flat: Path):
+def test_a_name_that_isnt_utf8_is_rejected(flat: Path):
     (flat / "red" / "05.jpg").rename(flat / "red" / os.fsdecode(b"caf\xe9.jpg"))
     with pytest.raises(DataError, match=r"red/caf\\udce9.jpg' isn't UTF-8; rename it"):
         load(flat)
 
 
-def test_a_split_under_other_names_is_not_taken_for_classes(flat: Path):
+def test_split_folders_of_other_names_are_not_taken_for_classes(flat: Path):
     root = flat.parent / "root"
     root.mkdir()
     flat.rename(root / "training")
     (root / "validation").mkdir()
-    with pytest.raises(DataError, match=r"training, validation in .* look like parts of a split"):
+    with pytest.raises(DataError, match=r"training, validation in .* look like dataset splits"):
         load(root)
 
 
-def test_images_beside_the_classes_are_told_of(flat: Path, capsys: pytest.CaptureFixture[str]):
-    paint(flat / "lost.jpg", COLOURS["red"], 1)
+def test_images_outside_the_class_folders_are_logged(flat: Path, capsys: pytest.CaptureFixture[str]):
+    save_image(flat / "lost.jpg", COLOURS["red"], 1)
     data = load(flat)
-    assert len(data.train) + len(data.held_out) == 30
-    assert f"1 files are no images by their names, or in no class, and are left out; first {flat / 'lost.jpg'}" in (
-        capsys.readouterr().out
-    )
+    assert len(data.train) + len(data.val) == 30
+    ignored = "ignored 1 files (not images by their extension, or outside the class folders); the first is "
+    assert f"{ignored}{flat / 'lost.jpg'}" in capsys.readouterr().out
 
 
 def test_a_class_with_one_image_is_named_before_anything_is_decoded(flat: Path):
     (flat / "red" / "00.jpg").write_bytes(b"broken")
     for number in range(1, 10):
         (flat / "red" / f"{number:02d}.jpg").unlink()
-    with pytest.raises(DataError, match=r"the class red in .* has too few readable images to train on and measure"):
+    with pytest.raises(DataError, match=r'class "red" in .* has too few valid images for a train/val split'):
         load(flat)
 
 
-def test_what_is_left_out_leaves_no_gap_and_no_copy(flat: Path, monkeypatch: pytest.MonkeyPatch):
+def test_skipped_images_leave_no_gap_and_no_copy_is_made(flat: Path, monkeypatch: pytest.MonkeyPatch):
     whole = load(flat, val_fraction=0.1)
     (flat / "blue" / "03.jpg").write_bytes(b"broken")
     (flat / "red" / "07.jpg").write_bytes(b"broken")
-    monkeypatch.setattr(decoded_cache, "AT_ONCE", 3)
+    monkeypatch.setattr(mapped_images, "DECODE_CHUNK_SIZE", 3)
     rest = load(flat, val_fraction=0.1, on_corrupt="skip")
     kept = [number for number in range(30) if number not in (3, 17)]
     names = [f"{name}/{number:02d}.jpg" for name in sorted(COLOURS) for number in range(10)]
-    trained = [name for name in names if name not in whole.split["held_out"]]
-    wanted = [at for at, name in enumerate(trained) if names.index(name) in kept]
-    assert torch.equal(rest.train.images_NCHW, whole.train.images_NCHW[wanted])
-    assert rest.train.labels_N.tolist() == whole.train.labels_N[wanted].tolist()
+    trained = [name for name in names if name not in whole.split["val"]]
+    expected = [at for at, name in enumerate(trained) if names.index(name) in kept]
+    assert torch.equal(rest.train.images_NCHW, whole.train.images_NCHW[expected])
+    assert rest.train.labels_N.tolist() == whole.train.labels_N[expected].tolist()
 
 
-def test_a_size_that_the_disk_cant_take_is_refused_before_the_first_is_decoded(flat: Path):
-    (flat / "red" / "05.jpg").write_bytes(b"broken, which only decoding would find")
-    with pytest.raises(DataError, match=r"30 images of .* take .* GiB once decoded for size 400000.*lower size"):
-        source(flat, epochs=2, image_size_schedule="0:16 0.5:400000")
+def test_a_size_too_large_for_the_disk_is_rejected_before_anything_is_decoded(flat: Path):
+    (flat / "red" / "05.jpg").write_bytes(b"broken, which only decoding detects")
+    with pytest.raises(DataError, match=r"30 images of .* take .* GiB once decoded for size 400000.*lower image_size"):
+        open_source(flat, epochs=2, image_size_schedule="0:16 0.5:400000")
 
 
-def test_a_disk_that_fills_meanwhile_ends_in_a_message_and_not_in_a_signal(flat: Path):
-    opened = source(flat)
+def test_a_disk_that_fills_up_raises_an_error_and_not_a_signal(flat: Path):
+    opened = open_source(flat)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
@@ -229,7 +228,7 @@ def test_a_disk_that_fills_meanwhile_ends_in_a_message_and_not_in_a_signal(flat:
     assert not list(flat.parent.glob("images-*"))
 
 
-def test_kept_images_are_taken_for_no_others(flat: Path, tmp_path: Path):
+def test_cached_images_are_not_used_for_other_settings(flat: Path, tmp_path: Path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     first = load(flat, scratch=scratch)
@@ -243,7 +242,7 @@ def test_kept_images_are_taken_for_no_others(flat: Path, tmp_path: Path):
     assert len(load(flat, scratch=scratch).train) == len(first.train) - 1
 
 
-def test_images_half_written_are_written_anew(flat: Path, tmp_path: Path):
+def test_incomplete_cache_files_are_written_again(flat: Path, tmp_path: Path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     whole = load(flat, scratch=scratch).train.images_NCHW.clone()
@@ -253,20 +252,22 @@ def test_images_half_written_are_written_anew(flat: Path, tmp_path: Path):
     assert torch.equal(load(flat, scratch=scratch).train.images_NCHW, whole)
 
 
-def test_other_sizes_leave_a_disk_that_is_short_of_room(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_sizes_are_evicted_if_the_disk_is_short_of_space(
+    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    opened = source(flat, scratch=scratch)
+    opened = open_source(flat, scratch=scratch)
     opened(16, False)
     opened(20, True)
     assert len(list(scratch.iterdir())) == 2
-    monkeypatch.setattr(decoded_cache, "_free_bytes", lambda _: 0)
+    monkeypatch.setattr(decoded_cache, "free_bytes", lambda _: 0)
     opened(24, False)
     assert len(list(scratch.iterdir())) == 1
 
 
-def test_each_size_has_its_own_images_and_an_old_ones_disk_is_given_back(flat: Path):
-    opened = source(flat)
+def test_each_size_has_its_own_files_and_old_ones_free_their_disk_space(flat: Path):
+    opened = open_source(flat)
 
     def mapped() -> int:
         ours = str(flat.parent / "images-")
@@ -278,4 +279,4 @@ def test_each_size_has_its_own_images_and_an_old_ones_disk_is_given_back(flat: P
     assert mapped() == 0
     large = opened(24, True)
     assert (large.size, mapped()) == (24, 3)
-    assert image(COLOURS["red"], 1).size == (20, 24)
+    assert sample_image(COLOURS["red"], 1).size == (20, 24)

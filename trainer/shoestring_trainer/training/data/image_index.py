@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Index of a dataset's images before any is decoded: names and labels, in a reproducible order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from shoestring_trainer.training.data.dataset import stratified_split
+from shoestring_trainer.training.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
+VAL_SPLIT_NAMES = ("val", "valid", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Names and labels of images that are not decoded yet.
+
+    root     the folder the names are relative to
+    open     open an image by its index, without decoding it; raises what file access and Pillow raise
+    ignored  files beside the images whose extension is not an image's
+    skipped  number of samples left out because they are invalid, for example without a label
+    """
+
+    root: Path
+    classes: list[str]
+    names: list[str]
+    labels: list[int]
+    open: Callable[[int], Image.Image]
+    ignored: Sequence[Path] = ()
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Return the path that identifies an image to users."""
+        return self.root / self.names[index]
+
+    def subset(self, indices: Sequence[int]) -> ImageIndex:
+        """Return the index of the images at `indices`, in that order."""
+        return replace(
+            self,
+            names=[self.names[index] for index in indices],
+            labels=[self.labels[index] for index in indices],
+            open=lambda index: self.open(indices[index]),
+        )
+
+
+def split_train_val(images: ImageIndex, seed: int, val_fraction: float) -> tuple[ImageIndex, ImageIndex]:
+    """Split into (train, val): the same fraction of each class, drawn by `seed`."""
+    train, val = stratified_split(torch.tensor(images.labels), seed, val_fraction)
+    return images.subset(train.tolist()), replace(images.subset(val.tolist()), ignored=(), skipped=0)
+
+
+def validate_classes(images: ImageIndex) -> None:
+    """Raise DataError if a label belongs to no class, or a class has no image."""
+    labels = set(images.labels)
+    if invalid := labels - set(range(len(images.classes))):
+        index = next(index for index, label in enumerate(images.labels) if label in invalid)
+        raise DataError(
+            f"{images.path(index)} has the label {images.labels[index]}, the classes go from 0 to "
+            f"{len(images.classes) - 1}; correct the label or remove the image"
+        )
+    for label, name in enumerate(images.classes):
+        if label not in labels:
+            raise DataError(f'class "{name}" in {images.root} has too few valid images for a train/val split; add some')
+
+
+def validate_name(path: Path) -> None:
+    """Raise DataError for a name that isn't valid UTF-8: split.json could not hold it."""
+    if not str(path).isascii():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"the name {str(path)!a} isn't UTF-8; rename it") from None

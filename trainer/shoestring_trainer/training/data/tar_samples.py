@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the samples of one WebDataset shard: each image's position in the tar file, and its label."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tarfile import TarInfo
+
+from shoestring_trainer.training.data.decoding import MAX_FILE_BYTES
+from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS, validate_name
+from shoestring_trainer.training.errors import DataError
+
+LABEL_KEYS = ("label", "cls", "class")
+"""Keys of a JSON member that can hold the label, in this order."""
+MAX_LABEL_BYTES = 1 << 20
+_MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+
+Label = int | str
+
+
+@dataclass
+class Sample:
+    """The members of one key. `problems` say why the sample is invalid."""
+
+    image: TarInfo | None = None
+    label: Label | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def read_samples(shard: Path) -> dict[str, Sample]:
+    """Return a shard's samples by key. Raises DataError if the tar file is damaged."""
+    samples: dict[str, Sample] = {}
+    for member, content in _read_members(shard):
+        _add_member(samples, member, content)
+    return samples
+
+
+def _read_members(shard: Path) -> Iterator[tuple[TarInfo, bytes]]:
+    """Yield the members of a shard up to its end mark; the content only of those that hold a label."""
+    try:
+        size = shard.stat().st_size
+        with tarfile.open(shard, "r:", errorlevel=2) as tar:
+            for member in tar:
+                if member.offset_data + member.size > size and member.isreg():
+                    raise tarfile.ReadError(f"{member.name} is truncated")
+                readable = _is_label(member.name) and member.isreg() and member.size <= MAX_LABEL_BYTES
+                reader = tar.extractfile(member) if readable else None
+                yield member, reader.read() if reader else b""
+            end = tar.offset
+        with shard.open("rb") as file:
+            file.seek(end)
+            rest = file.read(2 * tarfile.BLOCKSIZE)
+            if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+                raise tarfile.ReadError(f"neither an end mark nor a member at byte {end}")
+            while rest := file.read(1 << 20):
+                if rest.strip(b"\0"):
+                    raise tarfile.ReadError(f"data after its end mark at byte {end}: were tar files concatenated?")
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{shard} isn't a complete, uncompressed tar file ({error}); fetch or create it again"
+        ) from error
+
+
+def _is_label(name: str) -> bool:
+    return name.lower().endswith((".cls", ".json"))
+
+
+def _add_member(samples: dict[str, Sample], member: TarInfo, content: bytes) -> None:
+    """Add a member to its sample: the name up to its first dot is the key, the rest the extension."""
+    match = _MEMBER_NAME.fullmatch(member.name)
+    if not match or member.isdir():
+        return
+    sample, extension = samples.setdefault(match[1], Sample()), match[2].lower()
+    if f".{extension}" in IMAGE_EXTENSIONS:
+        validate_name(Path(member.name))
+        if sample.image:
+            sample.problems.append("it has two images")
+        elif not member.isreg() or member.issparse():
+            sample.problems.append(f"{member.name} is a link or not a regular file")
+        elif not 0 < member.size <= MAX_FILE_BYTES:
+            sample.problems.append(f"{member.name} has {member.size} bytes")
+        sample.image = member
+    elif extension in ("cls", "json"):
+        try:
+            label = _parse_label(content, extension)
+        except ValueError as error:
+            sample.problems.append(f"{member.name} holds no label ({error})")
+            return
+        if label is not None and sample.label is not None and label != sample.label:
+            sample.problems.append(f"it has two labels, {sample.label!r} and {label!r}")
+        sample.label = label if sample.label is None else sample.label
+
+
+def _parse_label(content: bytes, extension: str) -> Label | None:
+    """Return an integer or a string; None for JSON without a label. Raises ValueError."""
+    if extension == "cls":
+        value: object = content.decode("utf-8").strip()
+    else:
+        try:
+            value = json.loads(content)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        if isinstance(value, dict):
+            value = next((value[key] for key in LABEL_KEYS if key in value), None)
+            if value is None:
+                return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 200:
+        raise ValueError("neither an integer nor a string")
+    return int(value) if re.fullmatch(r"[+-]?[0-9]{1,18}", value.strip()) else value.strip()
