@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements and long proofs. Each module is one command; figures go to RESULTS.md as measured."""
+"""Benchmarks and the runner of the soak tests. Each module is one command; results are appended to RESULTS.md."""

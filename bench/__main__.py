@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench [NAME …]`: run the measurements named, or all, one after another, and append what they print.
+"""`python -m bench [NAME …]`: run the named benchmarks, or all, one after another, and append their results.
 
-A measurement is a module `bench/NAME.py` with `main() -> list[str]`: its lines for RESULTS.md, a claim and its
-figures each.
+A benchmark is a module `bench/NAME.py` with `main() -> list[str]`, which returns its lines for RESULTS.md.
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ import sys
 import bench
 from bench import results
 
-SUPPORT = {"__main__", "cpu_loops", "gpu_runs", "results", "soak"}
+NOT_BENCHMARKS = {"__main__", "cpu_loops", "gpu_runs", "results", "soak"}
 
 
 def main(names: list[str]) -> int:
-    known = sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in SUPPORT)
+    known = sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in NOT_BENCHMARKS)
     if unknown := sorted(set(names) - set(known)):
-        print(
-            f"No measurement named {', '.join(unknown)}. There are: {', '.join(known) or 'none yet'}.", file=sys.stderr
-        )
+        print(f"No benchmark named {', '.join(unknown)}. There are: {', '.join(known) or 'none yet'}.", file=sys.stderr)
         return 2
     for name in names or known:
         lines = importlib.import_module(f"bench.{name}").main()

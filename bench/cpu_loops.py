@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peers of bench/trainer_cpu, each in a process of its own: `python -m bench.cpu_loops LOOP FOLDER`.
+"""The loops that bench/trainer_cpu compares ours with, one process each: `python -m bench.cpu_loops LOOP FOLDER`.
 
-FOLDER holds a task.json as the trainer reads it. A loop trains that task's network on that task's images with its
-batch, optimizer, precision and augmentation, without end, and prints the time after each step. Crop and flip are all
-the augmentation that all of them know.
+FOLDER holds a task.json as the trainer reads it. A loop trains the task's network on its images with its batch size,
+optimizer, precision and augmentation, endlessly, and prints the time after each step. Crop and flip are the
+augmentations that all of them have.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from shoestring_core import recipes
-from shoestring_trainer.training import vision_compat  # noqa: F401 - lets torchvision in
+from shoestring_trainer.training import vision_compat  # noqa: F401 - makes torchvision importable
 from shoestring_trainer.training.data.augment import augment
 from shoestring_trainer.training.data.cifar10 import load_cifar10
-from shoestring_trainer.training.data.images import DataSet
-from shoestring_trainer.training.models.networks import build_model, init_from_data
+from shoestring_trainer.training.data.dataset import ImageDataset
+from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
-from shoestring_trainer.training.optim.schedules import Plan
+from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.precision import choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler
 from shoestring_trainer.training.settings import Settings
@@ -35,32 +35,32 @@ from torch.utils.data import DataLoader, Dataset
 
 FASTAI = Path(__file__).parents[1] / ".peers" / "fastai"
 WORKERS = 2
-"""Of the loaders of torchvision and timm; with none they were slower on 2 cores. fastai was faster with none."""
+"""Of torchvision's and timm's loaders; without workers they were slower on 2 cores. fastai was faster without."""
 
 Batch = tuple[Tensor, Tensor]
 
 
-class Course:
-    """What all loops share: the task's data, network, optimizer and step."""
+class Workload:
+    """The task's dataset, network, optimizer and training step, which all loops share."""
 
     def __init__(self, folder: Path) -> None:
         task = json.loads((folder / "task.json").read_text())
         recipe = recipes.load(task["recipe"])
         self.settings = Settings.from_params(recipes.resolve(task["recipe"], task["params"]))
-        self.data: DataSet = load_cifar10(Path(task["data"]["train"]), self.settings)
-        self.plan = Plan.of(self.settings, len(self.data.train))
+        self.data: ImageDataset = load_cifar10(Path(task["data"]["train"]), self.settings)
+        self.schedule = TrainingSchedule.from_settings(self.settings, len(self.data.train))
         self.precision = choose_precision(task["precision"], torch.device("cpu"))
         torch.manual_seed(1)
         self.model: nn.Module = build_model(
             **recipe.model, settings=self.settings, classes=10, mean=self.data.mean, std=self.data.std
         )
-        init_from_data(self.model, self.data.train.images_NCHW, self.data.white)
+        init_from_data(self.model, self.data.train.images_NCHW, self.data.max_value)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(self.model, self.settings, scaled=False)
+        self.optimizer = build_optimizer(self.model, self.settings, uses_grad_scaler=False)
 
-    def step(self, number: int, images_NCHW: Tensor, labels_N: Tensor) -> None:
+    def train_step(self, number: int, images_NCHW: Tensor, labels_N: Tensor) -> None:
         """Forward, backward, optimizer."""
-        set_hyperparams(self.optimizer, self.plan.step_hyperparams(number % self.plan.steps))
+        set_hyperparams(self.optimizer, self.schedule.step_hyperparams(number % self.schedule.total_steps))
         loss = self.loss(self.forward(images_NCHW), labels_N)
         loss.backward()
         self.optimizer.step()
@@ -77,37 +77,37 @@ class Course:
 
 
 def main(loop: str, folder: Path) -> None:
-    course = Course(folder)
+    workload = Workload(folder)
     if loop == "fastai":
-        train_with_fastai(course)
+        train_with_fastai(workload)
     else:
-        for number, batch in enumerate(LOADERS[loop](course)):
-            course.step(number, *batch)
-            tick()
+        for number, batch in enumerate(LOADERS[loop](workload)):
+            workload.train_step(number, *batch)
+            print_time()
 
 
-def tick() -> None:
+def print_time() -> None:
     print(time.time(), flush=True)
 
 
-def bare(course: Course) -> Iterator[Batch]:
-    """Batches that were made before the clock started: what is left is the step alone."""
-    settings, data = course.settings, course.data
+def precomputed(workload: Workload) -> Iterator[Batch]:
+    """Yield batches that were computed beforehand: what remains is the training step."""
+    settings, data = workload.settings, workload.data
     sampler = DistributedSampler(1, len(data.train), 0, 1, alternating_flip=settings.alternating_flip)
-    ready = []
+    batches = []
     for number in range(4):
-        picked = sampler.batch(number * settings.batch_size, settings.batch_size)
+        indices = sampler.batch(number * settings.batch_size, settings.batch_size)
         images_NCHW = augment(
-            data.train.images_NCHW[picked.samples_N], picked.draws_NK, settings, data.mean, data.white
+            data.train.images_NCHW[indices.samples_N], indices.draws_NK, settings, data.mean, data.max_value
         )
-        ready.append((images_NCHW, data.train.labels_N[picked.samples_N]))
-    return itertools.cycle(ready)
+        batches.append((images_NCHW, data.train.labels_N[indices.samples_N]))
+    return itertools.cycle(batches)
 
 
 class PilDataset(Dataset[tuple[Any, int]]):
-    """As torchvision's CIFAR10 gives them: a PIL image through a transform, and its class."""
+    """Return samples as torchvision's CIFAR10 does: a transformed PIL image and its class."""
 
-    def __init__(self, data: DataSet) -> None:
+    def __init__(self, data: ImageDataset) -> None:
         self._pixels_NHWC = data.train.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = data.train.labels_N.tolist()
         self.transform: Callable[[Any], Any] = lambda image: image
@@ -126,40 +126,40 @@ def crop_and_flip(settings: Settings) -> list[Callable[[Any], Any]]:
     return [crop, transforms.RandomHorizontalFlip()]
 
 
-def with_torchvision(course: Course) -> Iterator[Batch]:
+def with_torchvision(workload: Workload) -> Iterator[Batch]:
     from torchvision import transforms
 
-    images = PilDataset(course.data)
-    images.transform = transforms.Compose([*crop_and_flip(course.settings), transforms.ToTensor()])
+    dataset = PilDataset(workload.data)
+    dataset.transform = transforms.Compose([*crop_and_flip(workload.settings), transforms.ToTensor()])
     loader: Iterable[Batch] = DataLoader(
-        images, course.settings.batch_size, shuffle=True, drop_last=True,
+        dataset, workload.settings.batch_size, shuffle=True, drop_last=True,
         num_workers=WORKERS, persistent_workers=WORKERS > 0,
     )  # fmt: skip
     return endless(loader)
 
 
-def with_timm(course: Course) -> Iterator[Batch]:
+def with_timm(workload: Workload) -> Iterator[Batch]:
     from timm.data import create_loader
     from timm.data.transforms import ToNumpy
     from torchvision import transforms
 
-    images = PilDataset(course.data)
+    dataset = PilDataset(workload.data)
     loader: Iterable[Batch] = create_loader(
-        images, (3, 32, 32), course.settings.batch_size, is_training=True, no_aug=True,
+        dataset, (3, 32, 32), workload.settings.batch_size, is_training=True, no_aug=True,
         mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), num_workers=WORKERS, device=torch.device("cpu"),
     )  # fmt: skip
-    images.transform = transforms.Compose([*crop_and_flip(course.settings), ToNumpy()])
+    dataset.transform = transforms.Compose([*crop_and_flip(workload.settings), ToNumpy()])
     return endless(loader)
 
 
 def endless(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Epoch after epoch."""
+    """Yield the loader's batches, epoch after epoch."""
     while True:
         yield from loader
 
 
-def train_with_fastai(course: Course) -> None:
-    """fastai's Learner over its own loader and transforms, with our optimizer in its wrapper and our autocast."""
+def train_with_fastai(workload: Workload) -> None:
+    """Train with fastai's Learner, loader and transforms, and our optimizer (in its wrapper) and autocast."""
     sys.path.append(str(FASTAI))
     from fastai.callback.core import Callback, CancelValidException
     from fastai.data.core import DataLoaders
@@ -169,20 +169,20 @@ def train_with_fastai(course: Course) -> None:
     from fastai.vision.core import PILImage
     from fastai.vision.data import TfmdDL
 
-    images = PilDataset(course.data)
-    before = crop_and_flip(course.settings)
+    dataset = PilDataset(workload.data)
+    augmentations = crop_and_flip(workload.settings)
 
-    def as_fastai(image: Any) -> Any:
-        for transform in before:
+    def to_fastai(image: Any) -> Any:
+        for transform in augmentations:
             image = transform(image)
         return PILImage(image)
 
-    class Watch(Callback):  # type: ignore[misc]
+    class PrintTimes(Callback):  # type: ignore[misc]
         def before_batch(self) -> None:
-            set_hyperparams(course.optimizer, course.plan.step_hyperparams(0))
+            set_hyperparams(workload.optimizer, workload.schedule.step_hyperparams(0))
 
         def after_batch(self) -> None:
-            tick()
+            print_time()
 
         def before_validate(self) -> None:
             raise CancelValidException
@@ -190,27 +190,27 @@ def train_with_fastai(course: Course) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = course.model
+            self.model = workload.model
 
         def forward(self, images_NCHW: Tensor) -> Tensor:
-            return course.forward(images_NCHW.as_subclass(Tensor))
+            return workload.forward(images_NCHW.as_subclass(Tensor))
 
-    images.transform = as_fastai
+    dataset.transform = to_fastai
     loader = TfmdDL(
-        images, bs=course.settings.batch_size, shuffle=True, drop_last=True, num_workers=0,
+        dataset, bs=workload.settings.batch_size, shuffle=True, drop_last=True, num_workers=0,
         after_item=[ToTensor()], after_batch=[IntToFloatTensor()],
     )  # fmt: skip
     learner = Learner(
         DataLoaders(loader, loader), Net(),
-        loss_func=lambda logits, labels: course.loss(logits, labels.as_subclass(Tensor)),
-        opt_func=lambda *_, **__: OptimWrapper(opt=course.optimizer), cbs=[Watch()],
+        loss_func=lambda logits, labels: workload.loss(logits, labels.as_subclass(Tensor)),
+        opt_func=lambda *_, **__: OptimWrapper(opt=workload.optimizer), cbs=[PrintTimes()],
     )  # fmt: skip
-    with learner.no_logging():  # what an epoch came to would stand among the times
+    with learner.no_logging():  # its epoch summaries would be mixed with the times
         learner.fit(10_000)
 
 
-LOADERS: dict[str, Callable[[Course], Iterator[Batch]]] = {
-    "bare": bare,
+LOADERS: dict[str, Callable[[Workload], Iterator[Batch]]] = {
+    "bare": precomputed,
     "torchvision": with_torchvision,
     "timm": with_timm,
 }

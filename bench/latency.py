@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long users wait: submit to launch, to the first step, a training step to a pixel, stop to the machines' end.
+"""Latencies that users see: submit to launch and to first step, training step to pixel, stop to termination.
 
-One machine's clock for everything: the client's for what it asks, the journal's for ends, the training process's own
-time stamp on each line it writes, the browser's for the frame that shows it. Then the same with Redis down.
+All on one machine's clock: the client's for requests, the machine host's journal for terminations, the training
+process's timestamp on each metrics line, the browser's for the frame that shows it. Then the same with Redis down.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WITHOUT_REDIS = 10
 JOB: dict[str, Any] = service.SMALL_JOB | {"params": {"epochs": 2000, "width": 8}}
 ONE_MACHINE = JOB | {"resources": {"nodes": 1}}
 
-# Notes, for each frame painted after the curve has grown, when that was and through which step.
+# Records, for each frame painted after the curve was extended, the time and the last step shown.
 OBSERVE = """() => {
   window.painted = [];
   new MutationObserver(changes => {
@@ -41,118 +41,129 @@ OBSERVE = """() => {
 
 def main() -> list[str]:
     with tempfile.TemporaryDirectory(prefix="shoestring-latency-") as folder:
-        usual = service.start(Path(folder) / "usual", options=("--budget", "50.00", "--slots", "2"))
+        with_redis = service.start(Path(folder) / "with-redis", options=("--budget", "50.00", "--slots", "2"))
         try:
             lines = [
-                line("submit → launching, idle", submits(usual, SUBMITS), "p50", 0.5),
-                line("submit → first training step, 2 machines", first_steps(usual, FIRST_STEPS), "p50", 8),
-                line("line written by a rank → pixel in Chromium", pixels(usual, PIXELS), "p95", 1),
-                line("stop in mid-training → end in the journal, 2 machines", stops(usual, STOPS), "p95", 5),
+                summarize("submit → launching, idle", submit_latencies(with_redis, SUBMITS), "p50", 0.5),
+                summarize(
+                    "submit → first training step, 2 machines", first_step_latencies(with_redis, FIRST_STEPS), "p50", 8
+                ),
+                summarize(
+                    "metrics line written by a rank → pixel in Chromium", pixel_latencies(with_redis, PIXELS), "p95", 1
+                ),
+                summarize(
+                    "stop during training → machines terminated, 2 machines",
+                    stop_latencies(with_redis, STOPS),
+                    "p95",
+                    5,
+                ),
             ]
         finally:
-            usual.stop()
+            with_redis.stop()
         down = {"SHOESTRING_REDIS_URL": f"unix://{folder}/nobody-listens.sock"}
-        without = service.start(
-            Path(folder) / "without", options=("--budget", "50.00", "--slots", "2"), environment=down
+        without_redis = service.start(
+            Path(folder) / "without-redis", options=("--budget", "50.00", "--slots", "2"), environment=down
         )
         try:
-            few = WITHOUT_REDIS
+            count = WITHOUT_REDIS
             lines += [
-                line("Redis down: submit → launching", submits(without, few), "p50", 0.5 + 2),
-                line("Redis down: submit → first training step", first_steps(without, few), "p50", 8 + 2),
-                line("Redis down: line → pixel", pixels(without, PIXELS), "p95", 1 + 2),
-                line("Redis down: stop → end in the journal", stops(without, few), "p95", 5 + 2),
+                summarize("Redis down: submit → launching", submit_latencies(without_redis, count), "p50", 0.5 + 2),
+                summarize(
+                    "Redis down: submit → first training step", first_step_latencies(without_redis, count), "p50", 8 + 2
+                ),
+                summarize("Redis down: metrics line → pixel", pixel_latencies(without_redis, PIXELS), "p95", 1 + 2),
+                summarize("Redis down: stop → machines terminated", stop_latencies(without_redis, count), "p95", 5 + 2),
             ]
         finally:
-            without.stop()
+            without_redis.stop()
     return lines
 
 
-def submits(running: Service, count: int) -> list[float]:
-    """Seconds from the request to the launching event, nothing else going on."""
-    took = []
-    client = running.client
+def submit_latencies(shoestring: Service, count: int) -> list[float]:
+    """Return seconds from the request to the launching event, without other load."""
+    latencies = []
+    client = shoestring.client
     for _ in range(count):
-        asked = time.time()
+        requested_at = time.time()
         job = client.submit(ONE_MACHINE)
-        started = until(lambda: launching_at(running, job.id), 30, "launching")  # noqa: B023
-        took.append(started - asked)
+        launched_at = until(lambda: launching_at(shoestring, job.id), 30, "launching")  # noqa: B023
+        latencies.append(launched_at - requested_at)
         client.stop(job.id)
-        running.settled(job.id)
-    return took
+        shoestring.settled(job.id)
+    return latencies
 
 
-def launching_at(running: Service, job: Any) -> float | None:
-    for event in running.client.events(job).events:
+def launching_at(shoestring: Service, job: Any) -> float | None:
+    for event in shoestring.client.events(job).events:
         if event.kind == "job" and event.data.get("to") == "launching":
             return event.at.timestamp()
     return None
 
 
-def first_steps(running: Service, count: int) -> list[float]:
-    """Seconds from the request to the time stamp on the first step's line."""
-    took = []
-    client = running.client
+def first_step_latencies(shoestring: Service, count: int) -> list[float]:
+    """Return seconds from the request to the timestamp of the first step's metrics."""
+    latencies = []
+    client = shoestring.client
     for _ in range(count):
-        asked = time.time()
+        requested_at = time.time()
         job = client.submit(JOB)
-        running.wait(job.id, lambda found: found.progress.step > 0)
+        shoestring.wait(job.id, lambda job: job.progress.step > 0)
         loss = next(curve for curve in client.metrics(job.id, keys="train/loss").curves)
         assert loss.steps[0] == 1
-        took.append(loss.times[0] - asked)
+        latencies.append(loss.times[0] - requested_at)
         client.stop(job.id)
-        running.settled(job.id)
-    return took
+        shoestring.settled(job.id)
+    return latencies
 
 
-def stops(running: Service, count: int) -> list[float]:
-    """Seconds from the request to the end of the last of the job's machines, by their journals."""
-    took = []
-    client = running.client
+def stop_latencies(shoestring: Service, count: int) -> list[float]:
+    """Return seconds from the request to the termination of the job's last machine, by the machine host's journal."""
+    latencies = []
+    client = shoestring.client
     for number in range(count):
         job = client.submit(JOB)
-        running.wait(job.id, lambda found, least=50 + 10 * number: found.progress.step > least)  # type: ignore[misc]
-        asked = time.time()
+        shoestring.wait(job.id, lambda job, least=50 + 10 * number: job.progress.step > least)  # type: ignore[misc]
+        requested_at = time.time()
         client.stop(job.id)
-        running.settled(job.id)
-        ends = [life.ended for life in witness.lives(running.data) if life.job == str(job.id)]
+        shoestring.settled(job.id)
+        ends = [life.ended for life in witness.lives(shoestring.data) if life.job == str(job.id)]
         assert all(ends)
-        took.append(max(end for end in ends if end) / 1e6 - asked)
-    return took
+        latencies.append(max(end for end in ends if end) / 1e6 - requested_at)
+    return latencies
 
 
-def pixels(running: Service, count: int) -> list[float]:
-    """Seconds from each step's line to the frame that shows it."""
-    client = running.client
+def pixel_latencies(shoestring: Service, count: int) -> list[float]:
+    """Return seconds from each step's metrics line to the frame that shows it."""
+    client = shoestring.client
     job = client.submit(JOB)
-    running.wait(job.id, lambda found: found.progress.step > 0)
+    shoestring.wait(job.id, lambda job: job.progress.step > 0)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_ARGS)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.goto(client.login_link() + f"&next=/jobs/{job.id}")
         page.wait_for_selector("[data-last-step]", timeout=30_000)
         page.evaluate(OBSERVE)
-        begun = until(lambda: page.evaluate("window.painted.at(-1)"), 30, "a first pixel")[0]
-        until(lambda: page.evaluate("window.painted.at(-1)")[0] > begun + count, 120, f"{count} steps to be painted")
+        first = until(lambda: page.evaluate("window.painted.at(-1)"), 30, "a first pixel")[0]
+        until(lambda: page.evaluate("window.painted.at(-1)")[0] > first + count, 120, f"{count} steps to be painted")
         painted = page.evaluate("window.painted")
         browser.close()
     client.stop(job.id)
-    running.settled(job.id)
+    shoestring.settled(job.id)
     loss = next(curve for curve in client.metrics(job.id, keys="train/loss").curves)
     written = dict(zip(loss.steps, loss.times, strict=True))
-    took, shown = [], begun
-    for step, at in painted:
-        took += [at - written[each] for each in range(shown + 1, step + 1) if each in written]
+    latencies, shown = [], first
+    for step, painted_at in painted:
+        latencies += [painted_at - written[number] for number in range(shown + 1, step + 1) if number in written]
         shown = max(shown, step)
-    return took
+    return latencies
 
 
-def line(what: str, seconds: Sequence[float], judged: str, bound: float) -> str:
+def summarize(name: str, seconds: Sequence[float], percentile: str, bound: float) -> str:
     cuts = statistics.quantiles(seconds, n=20, method="inclusive")
     p50, p95 = statistics.median(seconds), cuts[18]
-    verdict = "holds" if {"p50": p50, "p95": p95}[judged] < bound else "MISSED"
+    verdict = "holds" if {"p50": p50, "p95": p95}[percentile] < bound else "MISSED"
     load = os.getloadavg()[0]
     return (
-        f"{what}: p50 {p50:.3f} s, p95 {p95:.3f} s, max {max(seconds):.3f} s (n = {len(seconds)}; "
-        f"bound {judged} < {bound:g} s: {verdict}; load {load:.1f})"
+        f"{name}: p50 {p50:.3f} s, p95 {p95:.3f} s, max {max(seconds):.3f} s (n = {len(seconds)}; "
+        f"bound {percentile} < {bound:g} s: {verdict}; load {load:.1f})"
     )

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make soak`: the long proofs, one seed at a time, resumable.
+"""`make soak`: run the soak tests, one seed at a time, resumable.
 
-A proof is a file `tests/soak/NAME.py`, run as `python -m tests.soak.NAME --seed S [--case C] [--data DIR]`; exit 0
-means that it held. It is then noted with its commit in `.soak/done.jsonl` and not run again there, so that an
-interrupted soak goes on where it was. A proof may declare `CASES`, the names it takes by `--case`: each runs with every
-seed, but with no more than its `SEEDS`. With `NEEDS_DATA = True` it runs only when --data is given. One with figures to
-show has `summarise(case, said) -> (holds, lines)`, which gets the last line that each seed printed.
+A soak test is a file `tests/soak/NAME.py`, run as `python -m tests.soak.NAME --seed S [--case C] [--data DIR]`; exit
+code 0 means that it passed. That is recorded with the commit in `.soak/done.jsonl`, and the run isn't repeated for that
+commit, so an interrupted soak resumes where it stopped. A soak test can declare `CASES`, the names it takes by
+`--case`: each runs with every seed, up to its `SEEDS`. With `NEEDS_DATA = True` it runs only if --data is given. To
+report figures it defines `summarise(case, last_lines) -> (passed, lines)`, which gets the last line of each seed's
+output.
 """
 
 from __future__ import annotations
@@ -26,117 +27,122 @@ from bench import results
 
 ROOT = Path(__file__).parents[1]
 STATE = ROOT / ".soak"
-DONE = STATE / "done.jsonl"
+PASSED_RUNS = STATE / "done.jsonl"
 
 
 class Run(NamedTuple):
-    proof: str
+    test: str
     case: str
     seed: int
 
 
 class Outcome(NamedTuple):
-    """said: the last line that the proof printed."""
+    """last_line: the last line that the soak test printed."""
 
-    held: bool
-    said: str
+    passed: bool
+    last_line: str
 
 
 def main() -> int:
-    options = arguments()
+    options = parse_arguments()
     STATE.mkdir(exist_ok=True)
-    done = finished()
-    outcomes = {run: done.get(run) or prove(run, options.data) for run in planned(options)}
-    by_case = sorted(outcomes, key=lambda run: (run.proof, run.case))
+    passed = passed_runs()
+    outcomes = {run: passed.get(run) or execute(run, options.data) for run in plan_runs(options)}
+    by_case = sorted(outcomes, key=lambda run: (run.test, run.case))
     summaries = [
-        summarise(proof, case, [outcomes[run] for run in runs])
-        for (proof, case), runs in groupby(by_case, key=lambda run: (run.proof, run.case))
+        summarise(test, case, [outcomes[run] for run in runs])
+        for (test, case), runs in groupby(by_case, key=lambda run: (run.test, run.case))
     ]
-    lines = [line for _, said in summaries for line in said]
-    print("\n".join(lines) or "No proofs found.")
+    lines = [line for _, test_lines in summaries for line in test_lines]
+    print("\n".join(lines) or "No soak tests found.")
     if lines:
         results.append("soak", lines)
-    return 0 if all(holds for holds, _ in summaries) else 1
+    return 0 if all(passed for passed, _ in summaries) else 1
 
 
-def summarise(proof: str, case: str, outcomes: list[Outcome]) -> tuple[bool, list[str]]:
-    """Whether a proof held with every seed, and as a whole; and what there is to say."""
-    held = [outcome.said for outcome in outcomes if outcome.held]
-    lines = [f"{f'{proof} {case}'.strip()}: {len(held)} of {len(outcomes)} seeds held"]
-    module, holds = load(proof), len(held) == len(outcomes)
-    if hasattr(module, "summarise") and held:
-        as_a_whole, figures = module.summarise(case, held)
-        return holds and as_a_whole, lines + figures
-    return holds, lines
+def summarise(test: str, case: str, outcomes: list[Outcome]) -> tuple[bool, list[str]]:
+    """Return whether a test passed with every seed and as a whole, and its lines for RESULTS.md."""
+    last_lines = [outcome.last_line for outcome in outcomes if outcome.passed]
+    lines = [f"{f'{test} {case}'.strip()}: {len(last_lines)} of {len(outcomes)} seeds passed"]
+    module, all_passed = load(test), len(last_lines) == len(outcomes)
+    if hasattr(module, "summarise") and last_lines:
+        as_a_whole, figures = module.summarise(case, last_lines)
+        return all_passed and as_a_whole, lines + figures
+    return all_passed, lines
 
 
-def load(proof: str) -> ModuleType:
-    return importlib.import_module(f"tests.soak.{proof}")
+def load(test: str) -> ModuleType:
+    return importlib.import_module(f"tests.soak.{test}")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds, from --first-seed on")
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--data", default="", help="folder for the proofs that need real data")
-    parser.add_argument("only", nargs="*", help="names of proofs; all when none is given")
+    parser.add_argument("--data", default="", help="folder for the tests that need real data")
+    parser.add_argument("only", nargs="*", help="names of soak tests; default: all")
     return parser.parse_args()
 
 
-def planned(options: argparse.Namespace) -> list[Run]:
-    """Every run that was asked for: seed by seed, so that an interrupted soak has touched every proof."""
+def plan_runs(options: argparse.Namespace) -> list[Run]:
+    """Return every requested run, seed by seed, so that an interrupted soak has run every test at least once."""
     names = sorted(module.name for module in pkgutil.iter_modules([str(ROOT / "tests" / "soak")]))
     if unknown := set(options.only) - set(names):
-        sys.exit(f"No proof named {', '.join(sorted(unknown))}. There are: {', '.join(names)}.")
+        sys.exit(f"No soak test named {', '.join(sorted(unknown))}. There are: {', '.join(names)}.")
     cases: list[tuple[str, str, int]] = []
     for name in options.only or names:
         module = load(name)
         if getattr(module, "NEEDS_DATA", False) and not options.data:
-            print(f"{name}: needs DATA=folder, left out")
+            print(f"{name}: needs DATA=folder, skipped")
             continue
-        most = min(options.seeds, getattr(module, "SEEDS", options.seeds))
-        cases += [(name, case, most) for case in getattr(module, "CASES", [""])]
+        seeds = min(options.seeds, getattr(module, "SEEDS", options.seeds))
+        cases += [(name, case, seeds) for case in getattr(module, "CASES", [""])]
     return [
         Run(name, case, options.first_seed + number)
         for number in range(options.seeds)
-        for name, case, most in cases
-        if number < most
+        for name, case, seeds in cases
+        if number < seeds
     ]
 
 
-def prove(run: Run, data: str) -> Outcome:
-    """Run one proof in a process of its own; its output is kept when it fails."""
-    command = [sys.executable, "-m", f"tests.soak.{run.proof}", "--seed", str(run.seed)]
+def execute(run: Run, data: str) -> Outcome:
+    """Run one soak test in its own process; its output is kept if it fails."""
+    command = [sys.executable, "-m", f"tests.soak.{run.test}", "--seed", str(run.seed)]
     command += ["--case", run.case] if run.case else []
     command += ["--data", data] if data else []
-    log = STATE / f"{run.proof}-{run.case or 'all'}-{run.seed}.log"
-    begin = time.monotonic()
+    log = STATE / f"{run.test}-{run.case or 'all'}-{run.seed}.log"
+    start = time.monotonic()
     with log.open("wb") as output:
         code = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT).returncode
-    took_s = time.monotonic() - begin
-    verdict = "held" if code == 0 else f"BROKEN, see {log.relative_to(ROOT)}"
-    print(f"{run.proof} {run.case} seed {run.seed}: {verdict} ({took_s:.0f} s)", flush=True)
-    said = (log.read_text(errors="replace").splitlines() or [""])[-1]
+    duration_s = time.monotonic() - start
+    verdict = "passed" if code == 0 else f"FAILED, see {log.relative_to(ROOT)}"
+    print(f"{run.test} {run.case} seed {run.seed}: {verdict} ({duration_s:.0f} s)", flush=True)
+    last_line = (log.read_text(errors="replace").splitlines() or [""])[-1]
     if code == 0:
         log.unlink()
-        note = {**run._asdict(), "commit": results.commit(), "took_s": round(took_s, 1), "said": said}
-        with DONE.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
-    return Outcome(code == 0, said)
+        record = {
+            **run._asdict(),
+            "commit": results.commit(),
+            "duration_s": round(duration_s, 1),
+            "last_line": last_line,
+        }
+        with PASSED_RUNS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    return Outcome(code == 0, last_line)
 
 
-def finished() -> dict[Run, Outcome]:
-    """What held on this commit already. A broken proof is run again."""
-    if not DONE.exists():
+def passed_runs() -> dict[Run, Outcome]:
+    """Return the runs that passed on this commit. Failed ones are run again."""
+    if not PASSED_RUNS.exists():
         return {}
-    notes = map(json.loads, DONE.read_text(encoding="utf-8").splitlines())
-    here = results.commit()
+    records = map(json.loads, PASSED_RUNS.read_text(encoding="utf-8").splitlines())
+    commit = results.commit()
     return {
-        Run(note["proof"], note["case"], note["seed"]): Outcome(True, note.get("said", ""))
-        for note in notes
-        if note["commit"] == here
+        Run(record["test"], record["case"], record["seed"]): Outcome(True, record["last_line"])
+        for record in records
+        if record["commit"] == commit
     }
 
 

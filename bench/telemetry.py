@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs a training step to be told about: one line per step, against none, paired.
+"""Overhead of telemetry on a training step: one metrics line per step against none, in a paired comparison.
 
-One process trains; in every second block of steps its lines and its progress are written, in the others not. An agent's
-reader follows the files beside it, as on a rented machine. Neighbouring blocks make a pair, in alternating order, so
-whatever else the machine does meets both. The jobs: the digits, whose steps are the shortest of all recipes, and a
-network of the size that people rent machines for.
+One process trains; metrics and progress are written in every second block of steps. An agent's tailer reads the files
+meanwhile, as on a rented machine. Neighbouring blocks form a pair, in alternating order, so other load on the machine
+affects both alike. The jobs: the digits recipe, whose steps are the shortest of all, and a larger network.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from bench.trainer_cpu import ROOT, load, mean_and_interval
 
 BOUND = 0.01
 SEAL_EVERY_S = 0.2
-"""As the agent does while somebody watches, when it reports four times a second; else less often."""
+"""The agent's batch interval while somebody watches the job; else it is longer."""
 BLOCK, WARM_UP = 25, 50
 JOBS: dict[str, tuple[int, dict[str, Any]]] = {
     "digits/quickstart as it is": (400, {}),
     "digits/quickstart with 128 channels": (100, {"width": 128}),
 }
-"""Pairs of blocks, and the parameters."""
+"""Number of pairs of blocks, and the recipe's parameters."""
 
 
 def main() -> list[str]:
@@ -41,11 +40,11 @@ def main() -> list[str]:
 
 
 def measure(name: str, pairs: int, params: dict[str, Any]) -> str:
-    """Train once and compare the blocks."""
+    """Train once and compare the blocks with and without telemetry."""
     folder = Path(tempfile.mkdtemp(prefix="shoestring-bench-"))
     run = folder / "gen" / "1"
     run.mkdir(parents=True)
-    steps = WARM_UP + 2 * BLOCK * pairs + 2  # the last step's line waits for the final measurement
+    steps = WARM_UP + 2 * BLOCK * pairs + 2  # the last step's metrics wait for the final evaluation
     task = {
         "format": 1, "job": "bench", "generation": 1, "recipe": "digits/quickstart", "seed": 1, "precision": "auto",
         "params": params | {"epochs": steps * 32 // 1437 + 1, "eval_every_epochs": 10_000},
@@ -53,7 +52,7 @@ def measure(name: str, pairs: int, params: dict[str, Any]) -> str:
     (run / "task.json").write_text(json.dumps(task))
     rooms = os.pathsep.join(str(path) for path in (ROOT, ROOT / "core", ROOT / "trainer"))
     environment = os.environ | rank_environment(1, len(os.sched_getaffinity(0))) | {"PYTHONPATH": rooms}
-    reader = subprocess.Popen([sys.executable, "-m", "bench.telemetry", "read", str(folder)], env=environment)
+    reader = subprocess.Popen([sys.executable, "-m", "bench.telemetry", "tail", str(folder)], env=environment)
     try:
         subprocess.run([sys.executable, "-m", "bench.telemetry", "train", str(run)], env=environment, check=True)
     finally:
@@ -64,37 +63,37 @@ def measure(name: str, pairs: int, params: dict[str, Any]) -> str:
 
 
 def blocks(times: Sequence[float], pairs: int) -> list[tuple[float, float]]:
-    """Seconds per step (told, untold) of each pair of blocks, from the times at which steps ended."""
+    """Return seconds per step (with, without telemetry) of each pair of blocks, from the times at which steps ended."""
     edges = [times[WARM_UP - 1 + BLOCK * number] for number in range(2 * pairs + 1)]
-    took = [(after - before) / BLOCK for before, after in pairwise(edges)]
+    durations = [(after - before) / BLOCK for before, after in pairwise(edges)]
     return [
-        (first, second) if told(2 * number) else (second, first)
-        for number, (first, second) in enumerate(zip(took[::2], took[1::2], strict=True))
+        (first, second) if has_telemetry(2 * number) else (second, first)
+        for number, (first, second) in enumerate(zip(durations[::2], durations[1::2], strict=True))
     ]
 
 
-def told(block: int) -> bool:
-    """On, off, off, on, on, …: each pair begins as the one before it ended."""
+def has_telemetry(block: int) -> bool:
+    """On, off, off, on, on, …: each pair begins as the previous one ended."""
     return block % 4 in (0, 3)
 
 
 def compare(name: str, pairs: Sequence[tuple[float, float]]) -> str:
     with_ms, without_ms = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
-    # A pair in which the machine was called away says nothing of either side: the outer tenths are left out.
-    lost = sorted(on / off - 1 for on, off in pairs)
-    tenth = len(lost) // 10
-    kept = lost[tenth : len(lost) - tenth]
-    mean, low, high = mean_and_interval(kept)
+    # A pair disturbed by other processes says nothing about telemetry: leave out the outer tenths.
+    overheads = sorted(on / off - 1 for on, off in pairs)
+    tenth = len(overheads) // 10
+    trimmed = overheads[tenth : len(overheads) - tenth]
+    mean, low, high = mean_and_interval(trimmed)
     verdict = "holds" if mean < BOUND else "MISSED"
     return (
-        f"telemetry, one line per step, {name}: {mean:+.2%} of step time, 95 % interval {low:+.2%} to {high:+.2%} "
-        f"({len(kept)} of {len(pairs)} pairs of {BLOCK} steps, outer tenths left out; medians {with_ms:.3f} and "
-        f"{without_ms:.3f} ms a step; bound < {BOUND:.0%}: {verdict}; load {load()})"
+        f"telemetry, one metrics line per step, {name}: {mean:+.2%} of step time, 95 % interval {low:+.2%} to "
+        f"{high:+.2%} ({len(trimmed)} of {len(pairs)} pairs of {BLOCK} steps, outer tenths left out; "
+        f"medians {with_ms:.3f} and {without_ms:.3f} ms a step; bound < {BOUND:.0%}: {verdict}; load {load()})"
     )
 
 
 def train(run: Path) -> None:
-    """Train run/task.json with the lines of every second block, and note when each step ended."""
+    """Train run/task.json with telemetry in every second block, and record when each step ended."""
     from shoestring_trainer.training import loop
     from shoestring_trainer.training.orders import Orders
     from shoestring_trainer.training.results import run_logger
@@ -102,12 +101,12 @@ def train(run: Path) -> None:
 
     times: list[float] = []
 
-    def wanted() -> bool:
-        return told(max(0, len(times) - WARM_UP) // BLOCK)
+    def enabled() -> bool:
+        return has_telemetry(max(0, len(times) - WARM_UP) // BLOCK)
 
     class SwitchedLogger(run_logger.RunLogger):
         def step(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-            if wanted():
+            if enabled():
                 super().step(step, epoch, values)
             times.append(time.perf_counter())
 
@@ -116,8 +115,8 @@ def train(run: Path) -> None:
     (run / "times.json").write_text(json.dumps(times))
 
 
-def read(machine: Path) -> None:
-    """What the agent does with the lines, until it is ended."""
+def tail(machine: Path) -> None:
+    """Tail the metrics files as the agent does, until terminated."""
     from shoestring_trainer.agent.agent import WATCHED_POLL_S
     from shoestring_trainer.agent.file_tailer import Tails
     from shoestring_trainer.agent.spool import Spool
@@ -135,4 +134,4 @@ def read(machine: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"train": train, "read": read}[sys.argv[1]](Path(sys.argv[2]))
+    {"train": train, "tail": tail}[sys.argv[1]](Path(sys.argv[2]))
