@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from shoestring_core.errors import InvalidSpec
 
-from shoestring_trainer.training.cli.standalone import go_back, prepare, unpack_model
+from shoestring_trainer.training.cli.standalone import extract_model, prepare_task, roll_back
 from shoestring_trainer.training.errors import NonFiniteError, TrainerError, classify, explain
 from shoestring_trainer.training.orders import TOLD_BY, Orders
 from shoestring_trainer.training.task import Outcome, StepCounter, Task, read_task
@@ -30,7 +30,7 @@ USAGE, INTERRUPTED = 2, 130
 def main(words: Sequence[str]) -> NoReturn:
     """Train what the words ask for; leave exit-{rank}.json beside the task; exit 0 if finished or drained, else 1."""
     try:
-        task = prepare(words)
+        task = prepare_task(words)
     except InvalidSpec as invalid:
         sys.stderr.write("".join(f"{problem.pointer or '/'}: {problem.message}\n" for problem in invalid.problems))
         sys.exit(USAGE)
@@ -68,7 +68,7 @@ def _run(spec: Path) -> int:
             except NonFiniteError as broken:
                 if not alone:
                     raise  # the service decides
-                task = read_task(go_back(spec, broken))
+                task = read_task(roll_back(spec, broken))
                 counter.start_step = counter.step = 0
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank is classified and reported
         if "orders" in locals() and orders.stop_requested and counter.step == counter.start_step:
@@ -101,7 +101,7 @@ def _load_training() -> Callable[[Task, Orders, StepCounter], Outcome]:
 def _say_what_is_there(folder: Path, outcome: Outcome) -> None:
     if outcome == "drained":
         print(f"\nStopped; go on with: python -m shoestring_trainer train {_short(folder)}")
-    elif model := unpack_model(folder):
+    elif model := extract_model(folder):
         print(f"{_short(model)}: {', '.join(sorted(path.name for path in model.iterdir()))}")
 
 

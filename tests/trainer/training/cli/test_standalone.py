@@ -79,15 +79,15 @@ def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeyp
         for name, value in bucket.environment.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match="may not read s3://images/set"):
-            standalone.prepare(words)
+            standalone.prepare_task(words)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        task = read_task(standalone.prepare(words))
+        task = read_task(standalone.prepare_task(words))
         assert task.data_path
         assert task.data_path.is_relative_to(tmp_path / "cache" / "shoestring")
         assert (task.data_path / "cat" / "1.jpg").read_bytes() == b"an image"
         bucket.put("set/cat/2.jpg", b"another")
-        assert read_task(standalone.prepare([str(tmp_path / "run")])).data_path == task.data_path
+        assert read_task(standalone.prepare_task([str(tmp_path / "run")])).data_path == task.data_path
         assert (task.data_path / "cat" / "2.jpg").read_bytes() == b"another"
         assert bucket.asked == ["set/cat/1.jpg", "set/cat/2.jpg"]
 
@@ -97,10 +97,10 @@ def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeyp
     [
         (["digits/quickstat"], "Did you mean digits/quickstart"),
         (["digits/quickstart", "epoch=3"], "Did you mean epochs"),
-        (["job.yaml", "epochs=3"], "put it into job.yaml"),
+        (["job.yaml", "epochs=3"], "write them into job.yaml"),
         (["list.yaml"], "recipe: digits/quickstart"),
         (["empty"], "give the folder of a run"),
-        (["task.json", "epochs=3"], "leave the rest out"),
+        (["task.json", "epochs=3"], "leave the other arguments out"),
     ],
 )
 def test_what_cannot_be_started_is_said_with_a_remedy(
@@ -112,7 +112,7 @@ def test_what_cannot_be_started_is_said_with_a_remedy(
     Path("task.json").write_text('{"format": 1}')
     Path("empty").mkdir()
     with pytest.raises((UserError, InvalidSpec), match=remedy):
-        standalone.prepare(words)
+        standalone.prepare_task(words)
     assert not Path("runs").exists()
 
 
@@ -120,8 +120,8 @@ def test_ranks_of_torchrun_meet_in_a_folder_that_is_named(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(UserError, match="--to DIR"):
-        standalone.prepare(["digits/quickstart"])
-    assert standalone.prepare(["digits/quickstart", "--to", "two"]) == standalone.prepare(
+        standalone.prepare_task(["digits/quickstart"])
+    assert standalone.prepare_task(["digits/quickstart", "--to", "two"]) == standalone.prepare_task(
         ["digits/quickstart", "--to", "two"]
     )
 
@@ -138,7 +138,7 @@ def test_the_bar_fits_a_narrow_terminal_without_colour():
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("task.json", "start the run anew"), ("ckpt/step-000000009.json", "from the checkpoint before")],
+    [("task.json", "start a new run"), ("ckpt/step-000000009.json", "from the previous checkpoint")],
 )
 def test_a_damaged_run_is_named_with_what_to_do(tmp_path: Path, name: str, remedy: str):
     for file in ("task.json", "ckpt/step-000000003.json", "ckpt/step-000000009.json"):
@@ -146,5 +146,5 @@ def test_a_damaged_run_is_named_with_what_to_do(tmp_path: Path, name: str, remed
         (tmp_path / file).write_text('{"format": 1, "step": 3}')
     (tmp_path / name).write_bytes(b'{"format": 1, "st')
     with pytest.raises(UserError, match=remedy) as refused:
-        standalone.prepare([str(tmp_path)])
+        standalone.prepare_task([str(tmp_path)])
     assert str(tmp_path / name) in str(refused.value)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch.nn.functional as F
 
-from shoestring_trainer.training.cli.standalone import prepare
+from shoestring_trainer.training.cli.standalone import prepare_task
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.schedules import StepHyperparams
@@ -89,7 +89,7 @@ def print_found(words: Sequence[str], *, low: float, high: float, steps: int, as
     """Search for the recipe or job spec that `words` name, and print rates, losses and what to choose."""
     with TemporaryDirectory() as folder:
         found = find_rate(
-            read_task(prepare([*words, "--to", str(Path(folder) / "run")])), low=low, high=high, steps=steps
+            read_task(prepare_task([*words, "--to", str(Path(folder) / "run")])), low=low, high=high, steps=steps
         )
     if as_json:
         print(json.dumps(found.__dict__))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training without a service: a recipe or a job spec becomes a task in a folder of its own.
 
-What only such a start needs is imported there: ranks of a service come with a task, and in a hurry.
+What only such a start needs is imported inside functions: ranks that a service starts have a task, and start faster.
 """
 
 from __future__ import annotations
@@ -17,56 +17,56 @@ from typing import Any
 
 from shoestring_trainer.training.errors import NonFiniteError, UserError
 
-TASK = "task.json"
-OF_THE_SERVICE = ("resources", "limits", "retry", "notify", "on_budget", "priority", "after", "team")
-KEPT_IN_THE_CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
+TASK_FILE = "task.json"
+SERVICE_FIELDS = ("resources", "limits", "retry", "notify", "on_budget", "priority", "after", "team")
+CHECKPOINT_ONLY_PARTS = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
 EXAMPLES = """\
 examples:
   python -m shoestring_trainer train digits/quickstart epochs=5
   python -m shoestring_trainer train job.yaml --to runs/mine
-  python -m shoestring_trainer train runs/mine                  go on where it stopped
+  python -m shoestring_trainer train runs/mine                  # resumes a stopped run
   torchrun --nproc-per-node 2 -m shoestring_trainer train digits/quickstart --to runs/two
 """
 
 
-def prepare(words: Sequence[str]) -> Path:
-    """The task file that the command's words ask for, written if they name a recipe, a job spec or a stopped run.
+def prepare_task(arguments: Sequence[str]) -> Path:
+    """Return the task file for the command's arguments; it is written for a recipe, a job spec or a stopped run.
 
-    Raises UserError, or InvalidSpec with every mistake of a spec.
+    Raises UserError, or InvalidSpec with every error of a spec.
     """
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(arguments)
     given = Path(options.what)
     if given.is_dir():
-        _require_nothing_else(options, "a run's folder")
-        return _resumed(given)
-    if given.is_file() and (given.name == TASK or _is_task(given)):
-        _require_nothing_else(options, "a task file")
+        _require_no_other_arguments(options, "a run's folder")
+        return _resume(given)
+    if given.is_file() and (given.name == TASK_FILE or _is_task(given)):
+        _require_no_other_arguments(options, "a task file")
         return given
     return _from_spec(given, options.params, options.to)
 
 
-def go_back(task: Path, broken: NonFiniteError) -> Path:
-    """The task of a run whose numbers broke: it goes on from a checkpoint before that, without the batches that did it.
+def roll_back(task: Path, error: NonFiniteError) -> Path:
+    """Write the task that resumes after NaN or Inf: from a checkpoint before it, skipping the batches that caused it.
 
-    Raises `broken`, in more words, when enough was tried.
+    Raises NonFiniteError, with a longer message, if that was tried too often.
     """
     from shoestring_core.decide import nan_recovery
 
-    folder, content = task.parent, _json_object(task, "start the run anew")
-    before: list[nan_recovery.Span] = [(first, last) for first, last in content.get("skip", [])]
-    span = nan_recovery.next_skip(broken.since, before)
+    folder, content = task.parent, _json_object(task, "start a new run")
+    skipped: list[nan_recovery.Span] = [(first, last) for first, last in content.get("skip", [])]
+    span = nan_recovery.next_skip(error.since, skipped)
     if span is None:
-        raise NonFiniteError(nan_recovery.failure_text(str(broken), before), broken.since) from broken
-    sys.stdout.write(f"\n{broken}; rolling back and skipping {nan_recovery.describe_spans([span])}\n")
+        raise NonFiniteError(nan_recovery.failure_text(str(error), skipped), error.since) from error
+    sys.stdout.write(f"\n{error}; rolling back and skipping {nan_recovery.describe_spans([span])}\n")
     good = [manifest for manifest in _manifests(folder) if _step(manifest) < span[0]]
     for manifest in set(_manifests(folder)) - set(good):
         manifest.unlink()
         manifest.with_suffix(".data").unlink(missing_ok=True)
-    return _write_task(folder, _from_newest(folder, content) | {"skip": [*before, span]})
+    return _write_task(folder, _from_newest(folder, content) | {"skip": [*skipped, span]})
 
 
-def unpack_model(folder: Path) -> Path | None:
-    """Lay the files of a finished run's model beside its task, in `model/`; None if it saved none."""
+def extract_model(folder: Path) -> Path | None:
+    """Write the model files of a finished run to `model/` beside its task; None if it has no checkpoint."""
     from shoestring_trainer.training.checkpoint.files import read_checkpoint
 
     if not (manifests := _manifests(folder)):
@@ -74,7 +74,7 @@ def unpack_model(folder: Path) -> Path | None:
     parts = read_checkpoint(manifests[-1].with_suffix(".data"), manifests[-1])
     model = folder / "model"
     model.mkdir(exist_ok=True)
-    for name in parts.keys() - KEPT_IN_THE_CHECKPOINT:
+    for name in parts.keys() - CHECKPOINT_ONLY_PARTS:
         (model / name).write_bytes(parts[name])
     return model
 
@@ -90,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _require_nothing_else(options: argparse.Namespace, what: str) -> None:
+def _require_no_other_arguments(options: argparse.Namespace, what: str) -> None:
     if options.params or options.to:
-        raise UserError(f"{options.what} is {what}, which says everything; leave the rest out")
+        raise UserError(f"{options.what} is {what}, which has all parameters; leave the other arguments out")
 
 
 def _is_task(file: Path) -> bool:
@@ -107,15 +107,17 @@ def _from_spec(given: Path, params: Sequence[str], to: Path | None) -> Path:
     from shoestring_core import spec, task
 
     tree = _tree(given, params)
-    wanted = spec.parse(tree)
-    if wanted.init_job_id:
-        get = f"shoestring artifacts get {wanted.init_job_id} --to DIR"
-        raise UserError(f"{wanted.init} lies with a service; fetch it with `{get}`, then give init=/path/to/DIR")
-    folder = to or _free_folder(str(wanted.name))
+    parsed = spec.parse(tree)
+    if parsed.init_job_id:
+        get = f"shoestring artifacts get {parsed.init_job_id} --to DIR"
+        raise UserError(
+            f"{parsed.init} is an artifact of a service; download it with `{get}`, then pass init=/path/to/DIR"
+        )
+    folder = to or _free_folder(str(parsed.name))
     folder.mkdir(parents=True, exist_ok=True)
-    if ignored := [name for name in OF_THE_SERVICE if name in tree]:
-        sys.stderr.write(f"{', '.join(ignored)}: the service's business, without effect here\n")
-    return _write_task(folder, _with_data_here(task.of_spec(wanted, job=folder.name, generation=1)))
+    if ignored := [name for name in SERVICE_FIELDS if name in tree]:
+        sys.stderr.write(f"{', '.join(ignored)}: used by the service only, ignored here\n")
+    return _write_task(folder, _with_local_data(task.of_spec(parsed, job=folder.name, generation=1)))
 
 
 def _tree(given: Path, params: Sequence[str]) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _tree(given: Path, params: Sequence[str]) -> dict[str, Any]:
     if not given.is_file():
         return spec.from_arguments(str(given), list(params))
     if params:
-        raise UserError(f"KEY=VALUE goes with a recipe's name; put it into {given} instead")
+        raise UserError(f"KEY=VALUE arguments go with a recipe's name; write them into {given} instead")
     tree, problems = read(given.read_bytes())
     if problems:
         raise InvalidSpec(problems)
@@ -137,23 +139,23 @@ def _tree(given: Path, params: Sequence[str]) -> dict[str, Any]:
 
 def _free_folder(name: str) -> Path:
     if "RANK" in os.environ:
-        raise UserError("ranks that torchrun starts have to meet in one folder; name it with --to DIR")
+        raise UserError("ranks that torchrun starts need a common folder; name it with --to DIR")
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1
     return folder
 
 
-def _resumed(folder: Path) -> Path:
-    """The folder's task, going on from its newest checkpoint. Points of steps after that are taken out."""
-    file = folder / TASK
+def _resume(folder: Path) -> Path:
+    """Write the folder's task so that it resumes from the newest checkpoint; metrics of later steps are removed."""
+    file = folder / TASK_FILE
     if not file.is_file():
-        raise UserError(f"{folder} holds no {TASK}; give the folder of a run")
-    return _write_task(folder, _with_data_here(_from_newest(folder, _json_object(file, "start the run anew"))))
+        raise UserError(f"{folder} holds no {TASK_FILE}; give the folder of a run")
+    return _write_task(folder, _with_local_data(_from_newest(folder, _json_object(file, "start a new run"))))
 
 
-def _with_data_here(task: dict[str, Any]) -> dict[str, Any]:
-    """The task with its data on this disk: those in a bucket are brought, or brought up to date, in a cache."""
+def _with_local_data(task: dict[str, Any]) -> dict[str, Any]:
+    """Return the task with local data: data in a bucket are downloaded to a cache, or updated there."""
     from shoestring_trainer.data_sync.datasets import NoData, bring, is_remote
 
     data = task.get("data") or {}
@@ -162,18 +164,18 @@ def _with_data_here(task: dict[str, Any]) -> dict[str, Any]:
         return task
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoestring"
     try:
-        here = asyncio.run(bring(source, cache, os.environ, _say, _say))
+        local = asyncio.run(bring(source, cache, os.environ, _print, _print))
     except NoData as error:
         raise UserError(str(error)) from error
-    return task | {"data": {**data, "train": str(here), "source": source}}
+    return task | {"data": {**data, "train": str(local), "source": source}}
 
 
-def _say(news: str) -> None:
-    print(news, flush=True)
+def _print(message: str) -> None:
+    print(message, flush=True)
 
 
 def _from_newest(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """The task, going on from the newest checkpoint in its folder; without one, from where it began."""
+    """Return the task, resuming from the newest checkpoint in its folder; without one, from its original start."""
     resume = task.get("resume")
     if manifests := _manifests(folder):
         newest = manifests[-1].resolve()
@@ -188,13 +190,13 @@ def _from_newest(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _step(manifest: Path) -> int:
-    return int(_json_object(manifest, "remove it, to go on from the checkpoint before").get("step", 0))
+    return int(_json_object(manifest, "remove it to resume from the previous checkpoint").get("step", 0))
 
 
 def _is_kept(line: str, step: int) -> bool:
     try:
         return line.endswith("\n") and bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):  # the power went as it was written
+    except (ValueError, KeyError, TypeError):  # cut off by a power failure
         return False
 
 
@@ -211,9 +213,9 @@ def _json_object(file: Path, remedy: str) -> dict[str, Any]:
 def _write_task(folder: Path, content: dict[str, Any]) -> Path:
     for old in ("order", *(path.name for path in folder.glob("exit-*.json"))):
         (folder / old).unlink(missing_ok=True)
-    draft = folder / f".{TASK}.{os.getpid()}"
-    draft.write_text(json.dumps(content, indent=1))
-    return draft.replace(folder / TASK)
+    temporary = folder / f".{TASK_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(content, indent=1))
+    return temporary.replace(folder / TASK_FILE)
 
 
 def _manifests(folder: Path) -> list[Path]:
