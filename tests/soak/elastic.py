@@ -30,7 +30,8 @@ from typing import Any
 import httpx
 from shoestring import watch
 from shoestring_core import rest
-from shoestring_trainer.training.results.sample_log import merge, read
+from shoestring_trainer.training.cli.sample_audit import audit_samples
+from shoestring_trainer.training.results.sample_log import read_sample_log
 
 from tests import servers
 from tests.e2e import witness
@@ -189,11 +190,13 @@ def gangs_of(data: Path) -> list[Ran]:
 
 
 def require_each_sample_once(data: Path, epochs: int | None) -> str:
-    merged = merge(read(path) for path in (data / "cloud" / "machines").glob("*/gen/*/samples-rank*.bin"))
-    assert merged.whole, (merged.holes, [(epoch.number, epoch.faults) for epoch in merged.epochs])
-    whole = [epoch for epoch in merged.epochs if not epoch.faults]
+    audit = audit_samples(
+        read_sample_log(path) for path in (data / "cloud" / "machines").glob("*/gen/*/samples-rank*.bin")
+    )
+    assert audit.complete, (audit.gaps, [(epoch.number, epoch.problems) for epoch in audit.epochs])
+    whole = [epoch for epoch in audit.epochs if not epoch.problems]
     assert epochs is None or len(whole) == epochs
-    lost = sum(one.lost for one in merged.generations)
+    lost = sum(one.rolled_back for one in audit.generations)
     return f"each of {len(whole)} epochs had its {whole[0].expected} samples once, {lost} steps were done twice"
 
 

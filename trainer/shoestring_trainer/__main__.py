@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> int:
 
             return commands.main(arguments)
         case ["samples", *folders]:
-            from shoestring_trainer.training.results import sample_log
+            from shoestring_trainer.training.cli import sample_audit
 
-            return sample_log.main(folders)
+            return sample_audit.main(folders)
         case ["agent", *rest]:
             from shoestring_trainer.agent import agent
 

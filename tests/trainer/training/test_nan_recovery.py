@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from shoestring_trainer.training.results.sample_log import merge, read
+from shoestring_trainer.training.cli.sample_audit import audit_samples
+from shoestring_trainer.training.results.sample_log import read_sample_log
 
 from tests.trainer.training.gangs import DIGITS, ROOMS, Gang, finished, gang
 
@@ -97,11 +98,11 @@ def test_in_fp16_a_loss_scale_that_sinks_without_end_is_gone_back_from(tmp_path:
 
 
 def test_the_log_of_samples_names_those_that_were_passed_over(recovered: Gang):
-    merged = merge(read(path) for path in recovered.first.glob("samples-rank*.bin"))
-    (share,) = (read(path) for path in recovered.first.glob("samples-rank*.bin"))
-    assert share.skipped == {BAD}
-    assert merged.epochs[0].skipped == list(share.steps[BAD][0][1])
-    assert len(merged.epochs[0].skipped) == PARAMS["batch_size"]
+    audit = audit_samples(read_sample_log(path) for path in recovered.first.glob("samples-rank*.bin"))
+    (log,) = (read_sample_log(path) for path in recovered.first.glob("samples-rank*.bin"))
+    assert log.skipped == {BAD}
+    assert audit.epochs[0].skipped == list(log.steps[BAD][0][1])
+    assert len(audit.epochs[0].skipped) == PARAMS["batch_size"]
 
 
 def test_a_recovered_run_is_the_run_that_never_took_the_batch_and_resumes_as_it(recovered: Gang, tmp_path: Path):

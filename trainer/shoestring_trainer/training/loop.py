@@ -49,8 +49,8 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
 
     sampler = setup.build_sampler()
     log = SampleLog(
-        task.folder, generation=task.generation, rank=distributed.rank, world=distributed.world_size, start=step,
-        samples_per_epoch=schedule.samples_per_epoch,
+        task.folder, generation=task.generation, rank=distributed.rank, world_size=distributed.world_size,
+        start=step, samples_per_epoch=schedule.samples_per_epoch,
     )  # fmt: skip
     with RunLogger(task, state, schedule.total_steps, rank=distributed.rank) as logger:
         logger.log_event(

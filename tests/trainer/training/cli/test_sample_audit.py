@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from shoestring_trainer.training.cli.sample_audit import SampleAudit, audit_samples, main
 from shoestring_trainer.training.randomness import DistributedSampler
-from shoestring_trainer.training.results.sample_log import Merged, SampleLog, main, merge, read
+from shoestring_trainer.training.results.sample_log import SampleLog, read_sample_log
 
 from tests.trainer.training.gangs import ROOMS, finished, gang
 
 PARAMS = {"epochs": 2, "batch_size": 32, "width": 4}
 
 
-def logs(folder: Path) -> Merged:
-    return merge(read(path) for path in folder.glob("**/samples-rank*.bin"))
+def audit(folder: Path) -> SampleAudit:
+    return audit_samples(read_sample_log(path) for path in folder.glob("**/samples-rank*.bin"))
 
 
 def test_after_a_lost_machine_and_another_world_each_sample_of_an_epoch_was_met_once(tmp_path: Path):
@@ -37,13 +38,13 @@ def test_after_a_lost_machine_and_another_world_each_sample_of_an_epoch_was_met_
         assert run.wait() == [0, 0], run.logs()
         resume = run.checkpoint()
     last = finished(tmp_path / "3", nodes=3, params=PARAMS, generation=3, resume=resume)
-    merged = logs(tmp_path)
-    print(*merged.generations, sep="\n")
-    assert merged.whole, (merged.holes, [epoch.faults for epoch in merged.epochs])
-    assert [(one.world, one.ranks) for one in merged.generations] == [(3, 3), (2, 2), (3, 3)]
-    assert [sum(epoch.met.values()) for epoch in merged.epochs[:2]] == [1438, 1438]
-    assert all(set(epoch.met) == set(range(1438)) for epoch in merged.epochs[:2])
-    assert last.metrics()[-1]["step"] == merged.generations[-1].last
+    audited = audit(tmp_path)
+    print(*audited.generations, sep="\n")
+    assert audited.complete, (audited.gaps, [epoch.problems for epoch in audited.epochs])
+    assert [(one.world_size, one.ranks) for one in audited.generations] == [(3, 3), (2, 2), (3, 3)]
+    assert [sum(epoch.counts.values()) for epoch in audited.epochs[:2]] == [1438, 1438]
+    assert all(set(epoch.counts) == set(range(1438)) for epoch in audited.epochs[:2])
+    assert last.metrics()[-1]["step"] == audited.generations[-1].last
     command = [sys.executable, "-m", "shoestring_trainer", "samples", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -58,7 +59,9 @@ def two_generations(tmp_path: Path) -> Path:
         for rank in range(world):
             folder = tmp_path / f"machine-{rank}" / "gen" / str(generation)
             folder.mkdir(parents=True)
-            log = SampleLog(folder, generation=generation, rank=rank, world=world, start=start, samples_per_epoch=50)
+            log = SampleLog(
+                folder, generation=generation, rank=rank, world_size=world, start=start, samples_per_epoch=50
+            )
             sampler = DistributedSampler(7, 50, rank, world)
             for step in range(start, end):
                 log.log_step(step + 1, sampler.batch(5 * step, 5).spans)
@@ -66,11 +69,11 @@ def two_generations(tmp_path: Path) -> Path:
 
 
 def test_steps_done_again_count_once(two_generations: Path):
-    merged = logs(two_generations)
-    assert merged.whole
-    first, second = merged.generations
-    assert (first.first, first.last, first.lost, first.samples) == (1, 6, 4, 30)
-    assert (second.first, second.last, second.lost, second.samples) == (7, 20, 0, 70)
+    audited = audit(two_generations)
+    assert audited.complete
+    first, second = audited.generations
+    assert (first.first, first.last, first.rolled_back, first.samples) == (1, 6, 4, 30)
+    assert (second.first, second.last, second.rolled_back, second.samples) == (7, 20, 0, 70)
     assert main([str(two_generations)]) == 0
 
 
@@ -79,17 +82,17 @@ def test_a_log_that_is_missing_cut_or_doubled_is_seen(two_generations: Path, tmp
     content = lost.read_bytes()
     lost.unlink()
     assert main([str(two_generations)]) == 1
-    assert "the logs of 1 ranks are not here" in capsys.readouterr().out
+    assert "the logs of 1 ranks are missing" in capsys.readouterr().out
     lost.write_bytes(content[:-100])
-    assert logs(two_generations).whole  # what is gone was done again
+    assert audit(two_generations).complete  # what is gone was done again
     lost.write_bytes(content[:200])
     assert main([str(two_generations)]) == 1
     assert "rank 1 lacks steps" in capsys.readouterr().out
     lost.write_bytes(content)
     again = two_generations / "machine-0" / "gen" / "2"
-    log = SampleLog(again, generation=2, rank=0, world=3, start=6, samples_per_epoch=50)
+    log = SampleLog(again, generation=2, rank=0, world_size=3, start=6, samples_per_epoch=50)
     for step in range(6, 20):
         log.log_step(step + 1, [(step // 10, 0, torch.tensor([0]))])
     assert main([str(two_generations)]) == 1
-    assert "met twice: [0]" in capsys.readouterr().out
+    assert "repeated: [0]" in capsys.readouterr().out
     assert main([str(tmp_path_factory.mktemp("empty"))]) == 2

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m shoestring_trainer samples`: whether a job trained on each sample once per epoch. Free of torch."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from shoestring_trainer.training.results.sample_log import FILE_NAME, RankLog, read_sample_log
+
+
+@dataclass(frozen=True)
+class GenerationSummary:
+    """Steps first … last count; the `rolled_back` steps after `last` were recomputed by a later generation."""
+
+    number: int
+    world_size: int
+    ranks: int
+    first: int
+    last: int
+    rolled_back: int
+    samples: int
+
+
+@dataclass
+class EpochCoverage:
+    """How often each sample was used in the steps that count.
+
+    skipped  samples among them in batches that were skipped
+    """
+
+    number: int
+    expected: int
+    counts: Counter[int] = field(default_factory=Counter)
+    skipped: list[int] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        repeated = sorted(sample for sample, count in self.counts.items() if count > 1)
+        missing = self.expected - len(self.counts)
+        return [f"repeated: {repeated[:5]} ({len(repeated)})"] * bool(repeated) + [f"{missing} missing"] * (missing > 0)
+
+
+@dataclass(frozen=True)
+class SampleAudit:
+    """The merged logs of a job. `gaps`: missing steps and missing logs."""
+
+    generations: list[GenerationSummary]
+    epochs: list[EpochCoverage]
+    gaps: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Each sample once in every epoch but the last, which may be unfinished, and there never twice."""
+        last = self.epochs[-1:]
+        incomplete = [epoch for epoch in self.epochs[:-1] if epoch.problems]
+        return not self.gaps and not incomplete and all(max(epoch.counts.values()) == 1 for epoch in last)
+
+
+def main(folders: list[str]) -> int:
+    """Print the audit of the logs below `folders`; 1 if a sample is missing or repeated."""
+    paths = [path for folder in folders for path in Path(folder).glob(f"**/{FILE_NAME.format('*')}")]
+    if not paths:
+        where = ", ".join(folders) or "nothing"
+        print(f"no {FILE_NAME.format('*')} below {where}: give the folder of a run", file=sys.stderr)
+        return 2
+    audit = audit_samples(read_sample_log(path) for path in paths)
+    for summary in audit.generations:
+        rolled_back = f", {summary.rolled_back} more recomputed later" if summary.rolled_back else ""
+        print(
+            f"generation {summary.number}: {summary.ranks} of {summary.world_size} ranks, "
+            f"steps {summary.first} to {summary.last}, {summary.samples} samples{rolled_back}"
+        )
+    for epoch in audit.epochs:
+        result = "; ".join(epoch.problems) or "each once"
+        skipped = f"; skipped, {len(epoch.skipped)}: {sorted(epoch.skipped)}" if epoch.skipped else ""
+        print(f"epoch {epoch.number}: {sum(epoch.counts.values())} of {epoch.expected} samples, {result}{skipped}")
+    for gap in audit.gaps:
+        print(gap)
+    return 0 if audit.complete else 1
+
+
+def audit_samples(logs: Iterable[RankLog]) -> SampleAudit:
+    """Merge the logs of a job: each step counts as the last generation that ran it logged it.
+
+    A generation continues after its start; a later one that began earlier replaces everything after its own start.
+    """
+    by_generation: dict[int, list[RankLog]] = {}
+    for log in logs:
+        by_generation.setdefault(log.generation, []).append(log)
+    by_generation = {number: ranks for number, ranks in by_generation.items() if any(rank.steps for rank in ranks)}
+    numbers = sorted(by_generation)
+    generations: list[GenerationSummary] = []
+    epochs: dict[int, EpochCoverage] = {}
+    gaps: list[str] = []
+    for position, number in enumerate(numbers):
+        ranks = by_generation[number]
+        start, reached = ranks[0].start, max(max(rank.steps, default=0) for rank in ranks)
+        last = min([reached, *(by_generation[later][0].start for later in numbers[position + 1 :])])
+        for rank in ranks:
+            if missing := [step for step in range(start + 1, last + 1) if step not in rank.steps]:
+                gaps.append(f"generation {number}: rank {rank.rank} lacks steps {missing[:5]} ({len(missing)})")
+        samples = sum(_count_samples(rank, range(start + 1, last + 1), epochs) for rank in ranks)
+        if last > start and len(ranks) < ranks[0].world_size:
+            gaps.append(f"generation {number}: the logs of {ranks[0].world_size - len(ranks)} ranks are missing")
+        summary = GenerationSummary(
+            number, ranks[0].world_size, len(ranks), start + 1, last, reached - last, samples
+        )  # fmt: skip
+        generations.append(summary)
+    return SampleAudit(generations, [epochs[number] for number in sorted(epochs)], gaps + _missing_steps(generations))
+
+
+def _count_samples(rank: RankLog, steps: Iterable[int], epochs: dict[int, EpochCoverage]) -> int:
+    """Add the samples of a rank's steps to `epochs`, and return their number."""
+    total = 0
+    for step in steps:
+        for number, ids in rank.steps.get(step, ()):
+            epoch = epochs.setdefault(number, EpochCoverage(number, rank.samples_per_epoch))
+            epoch.counts.update(ids)
+            epoch.skipped += ids if step in rank.skipped else ()
+            total += len(ids)
+    return total
+
+
+def _missing_steps(generations: Sequence[GenerationSummary]) -> list[str]:
+    return [
+        f"no generation ran the steps between {earlier.last} and {later.first}"
+        for earlier, later in pairwise(generations)
+        if later.first > earlier.last + 1
+    ]
