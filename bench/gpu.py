@@ -145,7 +145,7 @@ def write_task(recipe: str, data: Path) -> Path:
 def resnet50(jpegs: Path, kind: str, folder: Path) -> list[str]:
     lines = []
     for row in run("resnet50", jpegs, [], folder):
-        shares = row["share_of_peak"]
+        shares = row["mfu"]
         rates = [
             f"{rate:.1f} images/s from {kind if source == 'files' else source}"
             + (f" ({shares[source]:.1%} of the card's peak)" if source in shares else "")

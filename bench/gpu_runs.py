@@ -179,7 +179,7 @@ def resnet50(folder: Path, _: list[int]) -> list[dict[str, Any]]:
         flop = FORWARD_AND_BACKWARD * flop_per_image(network(), (3, size, size), torch.device("cpu"))
         peak = peak_flops(DEVICE, precision)
         share = {name: flop * rate / peak for name, rate in rates.items()} if peak else {}
-        figures.append({"size": size, "precision": precision.value, "images_per_s": rates, "share_of_peak": share})
+        figures.append({"size": size, "precision": precision.value, "images_per_s": rates, "mfu": share})
     return figures
 
 

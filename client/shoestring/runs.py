@@ -24,9 +24,9 @@ TOP1, TOP5 = "val/acc", "val/acc_top5"
 CURVES = ("epoch", "train/loss", TOP1, TOP5, core.EVALUATION_S)
 FIGURE_NAMES = (
     "images_per_s",
-    "input_share",
-    "share_of_peak",
-    "floor_s",
+    "data_wait_fraction",
+    "mfu",
+    "min_train_s",
     "flop_per_image",
     "precision",
     "world_size",

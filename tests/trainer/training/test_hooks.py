@@ -47,9 +47,9 @@ def test_hooks_see_the_run_and_report_with_its_steps_and_the_noise_is_measured(t
     run = finished(tmp_path / "run", params=params)
     lines = run.metrics()
     assert [line["v"]["mine/step"] for line in lines] == [line["step"] for line in lines]
-    first, garbage_is_collected, *scores, last = json.loads(seen.read_text())
+    first, garbage_is_collected, *eval_result, last = json.loads(seen.read_text())
     assert (first, garbage_is_collected, last) == ("start", True, "end")
-    assert len(scores) == 1  # the measurement at the end is on_train_end's
+    assert len(eval_result) == 1  # the measurement at the end is on_train_end's
     measured = [line["step"] for line in lines if "train/noise_scale" in line["v"]]
     assert measured
     assert all(step % 4 == 1 for step in measured)

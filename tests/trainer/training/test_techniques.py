@@ -19,7 +19,7 @@ from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optim
 from shoestring_trainer.training.optim.schedules import StepHyperparams
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.results.evaluation import evaluate, logits_of_views
+from shoestring_trainer.training.results.evaluation import evaluate, tta_logits
 from shoestring_trainer.training.settings import Settings
 from torch import nn
 
@@ -212,9 +212,9 @@ def test_six_views_weigh_the_unshifted_image_one_quarter():
 
     images = torch.arange(16.0).reshape(1, 1, 4, 4)
     plain = first_pixel(images)  # row 1 is 4 5 6 7
-    assert logits_of_views(first_pixel, images, plain, 1).item() == 5
-    assert logits_of_views(first_pixel, images, plain, 2).item() == (5 + 6) / 2
-    six = logits_of_views(first_pixel, images, plain, 6).item()
+    assert tta_logits(first_pixel, images, plain, 1).item() == 5
+    assert tta_logits(first_pixel, images, plain, 2).item() == (5 + 6) / 2
+    six = tta_logits(first_pixel, images, plain, 6).item()
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     views = [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
     shifted = [(first_pixel(view) + first_pixel(view.flip(3))).item() / 2 for view in views]

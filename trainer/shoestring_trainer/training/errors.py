@@ -43,7 +43,7 @@ _LOST_PEER = (
 )  # fmt: skip
 
 
-def classify(error: BaseException) -> Kind:
+def classify_error(error: BaseException) -> Kind:
     """Return the kind of an exception that ended a rank."""
     if isinstance(error, TrainerError):
         return error.kind
@@ -62,7 +62,7 @@ def classify(error: BaseException) -> Kind:
     return "user_code"
 
 
-def explain(error: BaseException, kind: Kind) -> str:
+def error_message(error: BaseException, kind: Kind) -> str:
     """Return the message for the user: what happened and what to do next."""
     if isinstance(error, TrainerError):
         return str(error)

@@ -17,12 +17,12 @@ from shoestring_trainer.training.errors import NonFiniteError
 from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.orders import Orders
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.results.artifacts import make_artifacts
+from shoestring_trainer.training.results.artifacts import build_artifacts
 from shoestring_trainer.training.results.evaluation import evaluate
 from shoestring_trainer.training.results.exports import require_onnx
 from shoestring_trainer.training.results.run_logger import RunLogger
 from shoestring_trainer.training.results.sample_log import SampleLog
-from shoestring_trainer.training.results.throughput import speed
+from shoestring_trainer.training.results.throughput import measure_throughput
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
 from shoestring_trainer.training.task import Goal, Outcome, StepCounter, Task
@@ -100,11 +100,11 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
             if not done and not result.diverged and schedule.completes_epoch(step, settings.eval_every_epochs):
                 views = settings.tta_views if task.goal and task.goal.metric == "val/acc_tta" else 1
                 logger.flush()
-                scores = evaluate(model, loader.dataset, distributed, setup.precision, views)
-                evaluation_s += scores.seconds
-                metrics |= {**scores.metrics, EVALUATION_S: scores.seconds}
+                eval_result = evaluate(model, loader.dataset, distributed, setup.precision, views)
+                evaluation_s += eval_result.seconds
+                metrics |= {**eval_result.metrics, EVALUATION_S: eval_result.seconds}
                 hooks.call("on_evaluate", hook_context)
-                done = reached(task.goal, scores.metrics)
+                done = reached(task.goal, eval_result.metrics)
             if done and not result.diverged:
                 break  # finish() reports this step, with the final evaluation
             logger.log_step(step, schedule.epochs_before(step), metrics)
@@ -134,12 +134,15 @@ def finish(
     metrics = trainer.hook_context.metrics
     if trainer.average and step == schedule.total_steps:
         trainer.average.copy_to_model()
-    scores = evaluate(setup.model, data, distributed, Precision.FP32, setup.settings.tta_views)
-    trainer.hook_context.metrics = metrics | scores.metrics
+    eval_result = evaluate(setup.model, data, distributed, Precision.FP32, setup.settings.tta_views)
+    trainer.hook_context.metrics = metrics | eval_result.metrics
     trainer.hooks.call("on_train_end", trainer.hook_context)
-    evaluation_s = metrics.get(EVALUATION_S, 0.0) + scores.seconds
+    evaluation_s = metrics.get(EVALUATION_S, 0.0) + eval_result.seconds
     logger.log_last_step(
-        step, schedule.epochs_before(step), {**metrics, **scores.metrics, EVALUATION_S: evaluation_s}, scores.metrics
+        step,
+        schedule.epochs_before(step),
+        {**metrics, **eval_result.metrics, EVALUATION_S: evaluation_s},
+        eval_result.metrics,
     )
     if not logger.enabled:
         return
@@ -148,19 +151,19 @@ def finish(
         "seed": setup.seed, "step": step, "precision": setup.precision.value,
         "images": {"train": len(data.train), "val": len(data.val), "skipped": data.skipped},
     }  # fmt: skip
-    figures = speed(
+    figures = measure_throughput(
         setup.model, shapes_seen(schedule, step, data), setup.precision, distributed.device,
-        devices=distributed.world_size, seconds=train_s, input_s=setup.loader.wait_s,
+        devices=distributed.world_size, seconds=train_s, data_wait_s=setup.loader.wait_s,
         images=schedule.samples_before(step) - schedule.samples_before(counter.start_step),
-        whole=schedule.samples_before(step),
+        total_images=schedule.samples_before(step),
     )  # fmt: skip
     result = {
-        **scores.metrics, "goal_reached": reached(task.goal, scores.metrics),
+        **eval_result.metrics, "goal_reached": reached(task.goal, eval_result.metrics),
         "precision": setup.precision.value, "world_size": distributed.world_size, **figures,
         "steps_skipped": sum(skipped <= step for skipped in trainer.state.skip),
         "framework": f"PyTorch {torch.__version__.partition('+')[0]}",
     }  # fmt: skip
-    logger.save_final(step, make_artifacts(setup.model, data, scores, about, onnx=task.onnx), result)
+    logger.save_final(step, build_artifacts(setup.model, data, eval_result, about, onnx=task.onnx), result)
 
 
 def shapes_seen(schedule: TrainingSchedule, step: int, data: ImageDataset) -> dict[tuple[int, ...], int]:

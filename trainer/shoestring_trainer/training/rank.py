@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from shoestring_core.errors import InvalidSpec
 
 from shoestring_trainer.training.cli.standalone import extract_model, prepare_task, roll_back
-from shoestring_trainer.training.errors import NonFiniteError, TrainerError, classify, explain
+from shoestring_trainer.training.errors import NonFiniteError, TrainerError, classify_error, error_message
 from shoestring_trainer.training.orders import TOLD_BY, Orders
 from shoestring_trainer.training.task import Outcome, StepCounter, Task, read_task
 
@@ -120,8 +120,8 @@ def _log_to(path: Path) -> None:
 
 
 def _report_error(folder: Path, rank: int, step: int, error: BaseException, alone: bool) -> None:
-    kind = classify(error)
-    message, trace = explain(error, kind), "".join(traceback.format_exception(error))
+    kind = classify_error(error)
+    message, trace = error_message(error, kind), "".join(traceback.format_exception(error))
     sys.stderr.write(f"\n{kind}: {message}\n" if alone else trace)
     since = {"since": error.since} if isinstance(error, NonFiniteError) else {}
     _write_exit(folder, rank, "error", step, {"kind": kind, "message": message, "traceback": trace, **since})

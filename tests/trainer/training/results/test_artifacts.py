@@ -26,9 +26,9 @@ from shoestring_trainer.training.distributed import context
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results import throughput
-from shoestring_trainer.training.results.artifacts import make_artifacts
-from shoestring_trainer.training.results.error_analysis import count_confusions, draw_page, find_worst
-from shoestring_trainer.training.results.evaluation import Scores, evaluate
+from shoestring_trainer.training.results.artifacts import build_artifacts
+from shoestring_trainer.training.results.error_analysis import count_confusions, hardest_examples, render_page
+from shoestring_trainer.training.results.evaluation import EvalResult, evaluate
 from shoestring_trainer.training.results.exports import read_model
 from shoestring_trainer.training.settings import Settings
 
@@ -85,9 +85,9 @@ def test_each_epoch_has_top1_top5_and_the_time_that_scoring_took(run: Gang):
     assert all(line["val/acc"] <= line["val/acc_top5"] <= 1 and line["time/evaluation_s"] > 0 for line in scored)
     result = run.events("checkpoint")[-1]["result"]
     assert result["images_per_s"] > 0
-    assert 0 < result["input_share"] < 1
+    assert 0 < result["data_wait_fraction"] < 1
     assert result["flop_per_image"] > 0
-    assert "share_of_peak" not in result  # nobody knows this CPU's
+    assert "mfu" not in result  # nobody knows this CPU's
     assert result["framework"].startswith("PyTorch 2.")
 
 
@@ -95,12 +95,12 @@ def test_flop_of_a_network_are_its_convolutions_and_linear_layers():
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(128, 5)
     )
-    found = throughput.speed(
+    found = throughput.measure_throughput(
         net, {(3, 4, 4): 100}, Precision.BF16, torch.device("cpu"),
-        devices=1, images=100, seconds=2, input_s=0.5, whole=100,
+        devices=1, images=100, seconds=2, data_wait_s=0.5, total_images=100,
     )  # fmt: skip
     flop = 3 * (2 * 8 * 3 * 9 * 16 + 2 * 128 * 5)
-    assert found == {"flop_per_image": flop, "images_per_s": 50, "input_share": 0.25}
+    assert found == {"flop_per_image": flop, "images_per_s": 50, "data_wait_fraction": 0.25}
     assert net.training
 
 
@@ -123,10 +123,10 @@ def test_many_classes_are_listed_and_a_loss_without_a_number_is_the_worst():
     images = LabeledImages(torch.zeros(60, 3, 100, 120, dtype=torch.uint8), labels_N)
     split = {"val": [f"val/{number}.jpg" for number in range(60)]}
     data = ImageDataset(images, images, classes, 255.0, [0.5] * 3, [0.5] * 3, split)
-    scores = Scores(59 / 60, 1.0, predictions_N, losses_N, 0.1)
-    assert find_worst(data, scores)[0].name == "val/3.jpg"
+    eval_result = EvalResult(59 / 60, 1.0, predictions_N, losses_N, 0.1)
+    assert hardest_examples(data, eval_result)[0].name == "val/3.jpg"
     assert count_confusions(labels_N, predictions_N, 60)[7, 9] == 1
-    page = draw_page("sixty", data, scores, {"val/acc": scores.accuracy})
+    page = render_page("sixty", data, eval_result, {"val/acc": eval_result.accuracy})
     assert page.count("<tr>") == 1
     assert "<class" not in page
     assert "&lt;class 7&gt;" in page
@@ -230,9 +230,9 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
         optimizer.step()
         optimizer.zero_grad()
     alone = context.DistributedContext(0, 1, 0, torch.device("cpu"))
-    scores = evaluate(model, data, alone, Precision.FP32)
+    eval_result = evaluate(model, data, alone, Precision.FP32)
     about = {"recipe": "none@1", "step": 3, "seed": 0}
-    left = make_artifacts(model, data, scores, about, onnx=True)
+    left = build_artifacts(model, data, eval_result, about, onnx=True)
 
     library, _, plain = name.partition("/")
     fresh = (
@@ -248,10 +248,10 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
     session = onnxruntime.InferenceSession(left["model.onnx"], providers=["CPUExecutionProvider"])
     by_onnx_NK = torch.from_numpy(session.run(["logits"], {"images": images_NCHW.numpy()})[0])
     for logits_NK in (by_weights_NK, by_onnx_NK):
-        assert logits_NK.argmax(1).tolist() == scores.predictions_N.tolist()
+        assert logits_NK.argmax(1).tolist() == eval_result.predictions_N.tolist()
         losses_N = F.cross_entropy(logits_NK, data.val.labels_N, reduction="none").double()
-        assert torch.allclose(losses_N, scores.losses_N, atol=1e-3, rtol=1e-3)
-    assert len(set(scores.predictions_N.tolist())) > 1
+        assert torch.allclose(losses_N, eval_result.losses_N, atol=1e-3, rtol=1e-3)
+    assert len(set(eval_result.predictions_N.tolist())) > 1
 
 
 def test_an_image_is_zoomed_as_it_was_for_scoring(tmp_path: Path):

@@ -131,10 +131,10 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _find(options: argparse.Namespace) -> int:
-    from shoestring_trainer.training.cli.lr_find import print_found
+    from shoestring_trainer.training.cli.lr_find import print_lr_search
 
     words = [options.what, *options.params]
-    print_found(words, low=options.low, high=options.high, steps=options.steps, as_json=options.json)
+    print_lr_search(words, low=options.low, high=options.high, steps=options.steps, as_json=options.json)
     return OK
 
 

@@ -29,7 +29,7 @@ BAR = 40
 
 
 @dataclass(frozen=True)
-class Found:
+class LrSearch:
     """Rates tried and the smoothed loss after each; two rates to choose by, None if no rate brought the loss down.
 
     steepest  where the loss fell fastest as the rate grew
@@ -42,7 +42,7 @@ class Found:
     tenth: float | None
 
 
-def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
+def find_lr(task: Task, *, low: float, high: float, steps: int) -> LrSearch:
     """Train from fresh weights for up to `steps` steps, in fp32, while the recipe's `lr` goes from `low` to `high`.
 
     Rates of other kinds of parameter keep their proportion to it.
@@ -73,11 +73,11 @@ def find_rate(task: Task, *, low: float, high: float, steps: int) -> Found:
         losses.append(smooth)
         optimizer.step()
         optimizer.zero_grad()
-    return Found(rates, losses, *choose(rates, losses))
+    return LrSearch(rates, losses, *choose(rates, losses))
 
 
 def choose(rates: Sequence[float], losses: Sequence[float]) -> tuple[float | None, float | None]:
-    """(steepest, tenth) of a search, see Found. Rates grow by one factor, so falls are compared step by step."""
+    """(steepest, tenth) of a search, see LrSearch. Rates grow by one factor, so falls are compared step by step."""
     lowest = min(range(len(losses)), key=losses.__getitem__, default=0)
     if lowest == 0:
         return None, None
@@ -85,10 +85,10 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> tuple[float | Non
     return rates[falls.index(max(falls))], rates[lowest] / 10
 
 
-def print_found(words: Sequence[str], *, low: float, high: float, steps: int, as_json: bool) -> None:
+def print_lr_search(words: Sequence[str], *, low: float, high: float, steps: int, as_json: bool) -> None:
     """Search for the recipe or job spec that `words` name, and print rates, losses and what to choose."""
     with TemporaryDirectory() as folder:
-        found = find_rate(
+        found = find_lr(
             read_task(prepare_task([*words, "--to", str(Path(folder) / "run")])), low=low, high=high, steps=steps
         )
     if as_json:

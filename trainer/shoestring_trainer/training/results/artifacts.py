@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished job leaves its owner: a model that other programs load, the proof of its score, and its mistakes."""
+"""The artifacts of a finished job: exported models, the predictions behind its metrics, and the error analysis."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from shoestring_trainer.training.data.dataset import ImageDataset
-from shoestring_trainer.training.results.error_analysis import count_confusions, draw_page, find_worst
-from shoestring_trainer.training.results.evaluation import Scores
+from shoestring_trainer.training.results.error_analysis import count_confusions, hardest_examples, render_page
+from shoestring_trainer.training.results.evaluation import EvalResult
 from shoestring_trainer.training.results.exports import export_program, pack_onnx, pack_program, pack_weights
 
 HOW_TO_LOAD = (
@@ -21,17 +21,17 @@ HOW_TO_LOAD = (
 )
 
 HOW_TO_LOAD_WEIGHTS = (
-    "from safetensors.torch import load_file; net.load_state_dict(load_file('network.safetensors'))  # net: a fresh "
-    "network of this architecture, with so many classes; it takes images normalised by mean and std"
+    "from safetensors.torch import load_file; net.load_state_dict(load_file('network.safetensors'))  # net: a new "
+    "network of this architecture and number of classes; it takes images normalized by mean and std"
 )
 
 
-def make_artifacts(
-    model: nn.Module, data: ImageDataset, scores: Scores, about: dict[str, Any], *, onnx: bool = False
+def build_artifacts(
+    model: nn.Module, data: ImageDataset, eval_result: EvalResult, about: dict[str, Any], *, onnx: bool = False
 ) -> dict[str, bytes]:
-    """The further parts of a final checkpoint, by name. `about` describes the run for model.json.
+    """Return the artifacts, further parts of a final checkpoint, by name. `about` describes the run for model.json.
 
-    Images that were scored in batches of like shape are in model.json as such: the exports take the shape it names.
+    model.json lists the shapes of rectangular evaluation; the exports take the shape that it names as input.
     """
     channels, height, width = data.val.images_NCHW.shape[1:]
     card = {
@@ -43,18 +43,18 @@ def make_artifacts(
             "normalisation": {"inside_the_model": True, "mean": data.mean, "std": data.std},
         },
         "output": {"shape": ["N", len(data.classes)], "what": "logits"},
-        "metrics": scores.metrics,
+        "metrics": eval_result.metrics,
         "load": HOW_TO_LOAD,
         "weights": HOW_TO_LOAD_WEIGHTS,
     }  # fmt: skip
     if data.val_batches:
-        card["scored_in"] = sorted({tuple(uint8_NCHW.shape[2:]) for _, uint8_NCHW in data.val_batches})
+        card["eval_shapes"] = sorted({tuple(uint8_NCHW.shape[2:]) for _, uint8_NCHW in data.val_batches})
     predictions = {
-        "predicted": scores.predictions_N.tolist(), "labels": data.val.labels_N.tolist(),
-        "losses": [round(loss, 6) for loss in scores.losses_N.tolist()],
+        "predicted": eval_result.predictions_N.tolist(), "labels": data.val.labels_N.tolist(),
+        "losses": [round(loss, 6) for loss in eval_result.losses_N.tolist()],
     }  # fmt: skip
-    counts_KK = count_confusions(data.val.labels_N, scores.predictions_N, len(data.classes))
-    facts = {**scores.metrics, "validation images": len(data.val), "step": about["step"], "seed": about["seed"]}
+    counts_KK = count_confusions(data.val.labels_N, eval_result.predictions_N, len(data.classes))
+    facts = {**eval_result.metrics, "validation images": len(data.val), "step": about["step"], "seed": about["seed"]}
     sample_NCHW = data.val.images_NCHW[:8].float() / data.max_value
     program = export_program(model, sample_NCHW)
     return {
@@ -65,8 +65,8 @@ def make_artifacts(
         "split.json": _json(data.split),
         "predictions.json": _json(predictions),
         "confusion.json": _json({"classes": data.classes, "counts": counts_KK.tolist()}),
-        "worst.json": _json([asdict(mistake) for mistake in find_worst(data, scores)]),
-        "mistakes.html": draw_page(f"{about['recipe']}: what it gets wrong", data, scores, facts).encode(),
+        "worst.json": _json([asdict(example) for example in hardest_examples(data, eval_result)]),
+        "mistakes.html": render_page(f"{about['recipe']}: what it gets wrong", data, eval_result, facts).encode(),
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shoestring_trainer.training.data.dataset import ImageDataset
-from shoestring_trainer.training.results.evaluation import Scores
+from shoestring_trainer.training.results.evaluation import EvalResult
 
 WORST = 48
 LARGEST_TABLE = 40
@@ -25,7 +25,7 @@ THUMBNAIL = 96
 
 
 @dataclass(frozen=True)
-class Mistake:
+class HardExample:
     """A validation image with a high loss.
 
     index        its place in split.json and predictions.json
@@ -46,29 +46,29 @@ def count_confusions(labels_N: Tensor, predictions_N: Tensor, classes: int) -> T
     return torch.bincount(labels_N * classes + predictions_N, minlength=classes**2).view(classes, classes)
 
 
-def find_worst(data: ImageDataset, scores: Scores, count: int = WORST) -> list[Mistake]:
+def hardest_examples(data: ImageDataset, eval_result: EvalResult, count: int = WORST) -> list[HardExample]:
     """The `count` validation images with the highest loss, worst first; of equals the first."""
     names, classes = data.val_names, data.classes
-    order = scores.losses_N.nan_to_num(nan=math.inf).sort(descending=True, stable=True).indices[:count]
+    order = eval_result.losses_N.nan_to_num(nan=math.inf).sort(descending=True, stable=True).indices[:count]
     return [
-        Mistake(
+        HardExample(
             index=index,
             name=names[index],
             label=classes[int(data.val.labels_N[index])],
-            predicted=classes[int(scores.predictions_N[index])],
+            predicted=classes[int(eval_result.predictions_N[index])],
             loss=round(loss, 6),
             probability=round(math.exp(-loss), 6),
         )
-        for index, loss in ((index, float(scores.losses_N[index])) for index in order.tolist())
+        for index, loss in ((index, float(eval_result.losses_N[index])) for index in order.tolist())
     ]
 
 
-def draw_page(title: str, data: ImageDataset, scores: Scores, facts: dict[str, Any]) -> str:
+def render_page(title: str, data: ImageDataset, eval_result: EvalResult, facts: dict[str, Any]) -> str:
     """One HTML page that needs nothing else: the metrics, the confusion matrix, the worst images."""
-    counts_KK = count_confusions(data.val.labels_N, scores.predictions_N, len(data.classes))
+    counts_KK = count_confusions(data.val.labels_N, eval_result.predictions_N, len(data.classes))
     shown = (f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
     table = _table(data.classes, counts_KK) if len(data.classes) <= LARGEST_TABLE else _list(data.classes, counts_KK)
-    figures = (_figure(mistake, data) for mistake in find_worst(data, scores))
+    figures = (_figure(example, data) for example in hardest_examples(data, eval_result))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
         f"<h1>{_text(title)}</h1><dl>{''.join(shown)}</dl>"
@@ -121,11 +121,11 @@ def _commonest(counts_KK: Tensor) -> Iterator[tuple[int, int, int]]:
             yield count, *divmod(place, len(counts_KK))
 
 
-def _figure(mistake: Mistake, data: ImageDataset) -> str:
-    source = _data_url(data.val.images_NCHW[mistake.index].float() * (255 / data.max_value))
-    said = f"{_text(mistake.label)} → {_text(mistake.predicted)}"
+def _figure(example: HardExample, data: ImageDataset) -> str:
+    source = _data_url(data.val.images_NCHW[example.index].float() * (255 / data.max_value))
+    said = f"{_text(example.label)} → {_text(example.predicted)}"
     return (
-        f'<figure><img src="{source}" alt=""><figcaption>{said}<br>loss {mistake.loss:.2f}<br>{_text(mistake.name)}'
+        f'<figure><img src="{source}" alt=""><figcaption>{said}<br>loss {example.loss:.2f}<br>{_text(example.name)}'
         "</figcaption></figure>"
     )
 

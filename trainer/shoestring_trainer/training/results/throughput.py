@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a run was, and how near to what its devices could do at most."""
+"""Throughput of a run, and its model FLOPs utilization (MFU): the share of the devices' peak that it reached."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ PEAK_TFLOPS = {
 products, as of 2026-11; they print twice as much for sparse matrices from the A100 on."""
 
 
-def speed(
+def measure_throughput(
     model: nn.Module, shapes: Mapping[tuple[int, ...], int], precision: Precision, device: torch.device, *,
-    devices: int, images: int, seconds: float, input_s: float, whole: int,
+    devices: int, images: int, seconds: float, data_wait_s: float, total_images: int,
 ) -> dict[str, float]:  # fmt: skip
-    """The figures of a run for its result: images/s, and where the device's peak is known, the share of it reached.
+    """Return a run's throughput for its result: images/s, and MFU where the device's peak is known.
 
-    shapes    of images, C x H x W, and how many the run had of each
-    images  that were trained on in `seconds`, by all devices
-    input_s   of these seconds, those in which this process waited for its images
-    whole     images of the whole run, from its first step; `floor_s` is the time their FLOP take at the peak
+    shapes        image shapes, C x H x W, and the run's number of images of each
+    images        trained on in `seconds`, by all devices
+    data_wait_s   of these seconds, those in which this process waited for images
+    total_images  of the whole run, from its first step; `min_train_s` is the time their FLOP take at the peak
     """
     flops = sum(count * flop_per_image(model, shape, device) for shape, count in shapes.items())
     flop = round(FORWARD_AND_BACKWARD * flops / max(1, sum(shapes.values())))
     figures = {"flop_per_image": float(flop)}
     if images and seconds > 0:
         figures["images_per_s"] = images / seconds
-        figures["input_share"] = input_s / seconds
+        figures["data_wait_fraction"] = data_wait_s / seconds
         if peak := peak_flops(device, precision):
-            figures["share_of_peak"] = flop * images / seconds / (peak * devices)
-            figures["floor_s"] = flop * whole / (peak * devices)
+            figures["mfu"] = flop * images / seconds / (peak * devices)
+            figures["min_train_s"] = flop * total_images / (peak * devices)
     return {name: float(f"{value:.6g}") for name, value in figures.items()}
 
 
