@@ -18,7 +18,7 @@ from shoestring_core.store.fleet import agents, gangs, heartbeats
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, TransferRow
 from shoestring_worker.control_loop import ControlLoop
-from shoestring_worker.providers.sim import SimCloud
+from shoestring_worker.providers.sim import SimulatedProvider
 from sqlalchemy import select, update
 
 from tests import write_order
@@ -42,7 +42,7 @@ class Clock:
 @dataclass
 class World:
     store: Store
-    cloud: SimCloud
+    provider: SimulatedProvider
     clock: Clock
     control_loop: ControlLoop
     objects: LocalObjects
@@ -50,7 +50,7 @@ class World:
     timeouts: Timeouts
 
     def another_control_loop(self) -> ControlLoop:
-        return make_control_loop(self.store, self.cloud, self.objects, self.timeouts, self.clock)
+        return make_control_loop(self.store, self.provider, self.objects, self.timeouts, self.clock)
 
     # What people do.
 
@@ -58,7 +58,7 @@ class World:
         who = principal or self.admin
         tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes}} | fields
         wanted = spec.parse(tree)
-        hold = wanted.resources.nodes * funding.initial_hold(self.cloud.on_demand_price, self.timeouts)
+        hold = wanted.resources.nodes * funding.initial_hold(self.provider.on_demand_price, self.timeouts)
         return self.store.write(lambda db: jobs.submit(db, who.team, who.user, wanted, min_hold=hold)).id
 
     def budget(self, limit: int | None) -> None:
@@ -170,9 +170,11 @@ class World:
 
 
 def make_control_loop(
-    store: Store, cloud: SimCloud, objects: LocalObjects, timeouts: Timeouts, clock: Clock
+    store: Store, provider: SimulatedProvider, objects: LocalObjects, timeouts: Timeouts, clock: Clock
 ) -> ControlLoop:
-    return ControlLoop(store, cloud, objects, timeouts, SECRET, "http://127.0.0.1:1", monotonic=lambda: clock.now / S)
+    return ControlLoop(
+        store, provider, objects, timeouts, SECRET, "http://127.0.0.1:1", monotonic=lambda: clock.now / S
+    )
 
 
 @pytest.fixture
@@ -183,14 +185,14 @@ def world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
     store.write(lambda db: heartbeats.record_heartbeat(db, "api", 0))
     clock.pass_(60)
-    cloud, objects, timeouts = (
-        SimCloud(clock),
+    provider, objects, timeouts = (
+        SimulatedProvider(clock),
         LocalObjects(tmp_path / "objects", SECRET, "http://objects"),
         Timeouts(funding_lease=60 * S),
     )
-    control_loop = make_control_loop(store, cloud, objects, timeouts, clock)
+    control_loop = make_control_loop(store, provider, objects, timeouts, clock)
     out_of_order = write_order.watch(store)
-    yield World(store, cloud, clock, control_loop, objects, admin, timeouts)
+    yield World(store, provider, clock, control_loop, objects, admin, timeouts)
     assert out_of_order() == []
     control_loop.close()
     store.close()

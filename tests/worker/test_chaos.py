@@ -70,11 +70,11 @@ class Drama:
 
     def play(self) -> None:
         start = self.world.clock.now
-        self.world.cloud.fault = self._launch_fault
+        self.world.provider.fault = self._launch_fault
         while self.world.clock.now < start + STORM_S * S:
             self._strike()
             self._moment()
-        self.world.cloud.fault, self.world.cloud.silent = (lambda _: None), False
+        self.world.provider.fault, self.world.provider.silent = (lambda _: None), False
         self.world.budget(LIMIT)
         calm = self.world.clock.now
         while not all(self.world.job(job).settled_at for job in self.jobs):
@@ -82,7 +82,7 @@ class Drama:
             self._moment()
         self._check_the_end()
         print(
-            f"drama {self.seed}: {len(self.world.cloud.journal) // 2} machines,",
+            f"drama {self.seed}: {len(self.world.provider.journal) // 2} machines,",
             *(
                 f"job {one.end_reason} in {one.attempt} attempts, {one.generation} generations;"
                 for one in map(self.world.job, self.jobs)
@@ -98,12 +98,12 @@ class Drama:
         return self.dice.choice(("refuse", "lost_request", "lost_reply")) if self._chance(3) else None
 
     def _strike(self) -> None:
-        cloud, now = self.world.cloud, self.world.clock.now
+        provider, now = self.world.provider, self.world.clock.now
         if self._chance(25):
-            cloud.silent = not cloud.silent
+            provider.silent = not provider.silent
         for agent in list(self.agents.values()):
             if self._chance(60):
-                cloud.end(agent.provider_id, "crashed")
+                provider.end(agent.provider_id, "crashed")
             elif self._chance(60):
                 agent.notice = agent.notice or now + 10 * S
             elif self._chance(80):
@@ -130,7 +130,7 @@ class Drama:
         self._check_now()
 
     def _meet_new_machines(self) -> None:
-        alive = {one.token: one for one in self.world.cloud.alive()}
+        alive = {one.token: one for one in self.world.provider.alive()}
         self.agents = {one: agent for one, agent in self.agents.items() if str(one) in alive}
         for token, one in alive.items():
             if UUID(token) not in self.agents:
@@ -139,10 +139,10 @@ class Drama:
     def _act(self, agent: Agent) -> None:
         world, now = self.world, self.world.clock.now
         if agent.notice is not None and now >= agent.notice:
-            return world.cloud.end(agent.provider_id, "reclaimed")
+            return world.provider.end(agent.provider_id, "reclaimed")
         row = self._row(agent.id)
         if row.funded_until is not None and now >= row.funded_until:
-            return world.cloud.end(agent.provider_id, "exited")
+            return world.provider.end(agent.provider_id, "exited")
         if now < agent.silent_until:
             return None
         if row.session_hash is None:
@@ -155,7 +155,7 @@ class Drama:
         if agent.running and agent.running == order.generation and (order.kind == "drain" or agent.notice is not None):
             self._drain(agent)
         elif order.kind == "shutdown":
-            world.cloud.end(agent.provider_id, "exited")
+            world.provider.end(agent.provider_id, "exited")
         elif order.kind == "prepare":
             agent.running = 0
             world.say(agent.id, "ready", order.generation, port=self.dice.randrange(1024, 65535))
@@ -211,19 +211,19 @@ class Drama:
     # What must hold
 
     def _check_now(self) -> None:
-        places = Counter((one.tags["job"], one.tags["slot"]) for one in self.world.cloud.alive())
+        places = Counter((one.tags["job"], one.tags["slot"]) for one in self.world.provider.alive())
         assert all(count == 1 for count in places.values()), f"two machines alive in a slot: {places}"
-        assert len(self.world.cloud.alive()) <= self.world.cloud.slots
+        assert len(self.world.provider.alive()) <= self.world.provider.slots
 
     def _check_the_end(self) -> None:
         world = self.world
         for _ in range(5):
             world.tick(10)
-        assert world.cloud.alive() == []
-        ends = {entry.machine: entry.at for entry in world.cloud.journal if entry.event == "end"}
+        assert world.provider.alive() == []
+        ends = {entry.machine: entry.at for entry in world.provider.journal if entry.event == "end"}
         due = sum(
             money.cost(entry.price, ends[entry.machine] - entry.at)
-            for entry in world.cloud.journal
+            for entry in world.provider.journal
             if entry.event == "launch"
         )
         with world.store.read() as db:

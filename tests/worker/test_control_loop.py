@@ -29,14 +29,14 @@ def finish(world: World, job: UUID, step: int = 100) -> None:
 def leave(world: World, job: UUID, cause: str = "exited") -> None:
     for machine in world.alive(job):
         assert world.order(machine.id).kind == "shutdown"
-        world.cloud.end(machine.provider_id, cause)
+        world.provider.end(machine.provider_id, cause)
     world.tick()
 
 
 def independent_bill(world: World) -> int:
     """What the provider's own journal says was used, worked out from nothing of ours."""
-    launched = {entry.machine: entry for entry in world.cloud.journal if entry.event == "launch"}
-    ended = {entry.machine: entry.at for entry in world.cloud.journal if entry.event == "end"}
+    launched = {entry.machine: entry for entry in world.provider.journal if entry.event == "launch"}
+    ended = {entry.machine: entry.at for entry in world.provider.journal if entry.event == "end"}
     assert launched.keys() == ended.keys()
     return sum(money.cost(entry.price, ended[name] - entry.at) for name, entry in launched.items())
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_on_its_way_counts_after_its_attempt_has_ended(world: World
     generation = world.form(job)
     first, second = world.alive(job)
     world.train(job, 30)
-    world.cloud.end(second.provider_id, "crashed")
+    world.provider.end(second.provider_id, "crashed")
     world.tick(1)
     assert world.job(job).state == "queued"
     assert world.order(first.id).kind == "shutdown"
@@ -144,7 +144,7 @@ def test_an_upload_whose_machine_died_before_it_could_say_so_is_adopted(world: W
     generation = world.form(job)
     world.train(job, 50)
     upload(world, job, generation, 50)
-    world.cloud.end(world.alive(job)[0].provider_id, "crashed")
+    world.provider.end(world.alive(job)[0].provider_id, "crashed")
     world.tick()
     world.form(job)
     assert world.order(world.alive(job)[0].id).run.resume.step == 50
@@ -158,7 +158,7 @@ def test_an_upload_that_is_torn_or_ahead_of_its_points_is_not_adopted(world: Wor
     world.train(job, 50)
     owner = job if flaw != "another job's" else UUID(int=1)
     upload(world, job, generation, 60 if flaw == "ahead of its points" else 50, torn=flaw == "torn", owner=owner)
-    world.cloud.end(world.alive(job)[0].provider_id, "crashed")
+    world.provider.end(world.alive(job)[0].provider_id, "crashed")
     world.tick()
     world.form(job)
     assert world.job(job).checkpoint is None
@@ -189,7 +189,7 @@ def test_a_killed_rank_starts_again_on_the_same_machines_three_times(world: Worl
         world.tick(1)
     done = world.job(job)
     assert (done.state, done.end_reason, done.attempt) == ("ended", "infrastructure", 1)
-    assert len(world.cloud.journal) == 2
+    assert len(world.provider.journal) == 2
 
 
 def test_a_new_checkpoint_gives_new_tries(world: World):
@@ -244,7 +244,7 @@ def test_a_stop_while_launching_ends_what_was_bought(world: World):
     world.tick()
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     world.tick(1)
-    assert world.cloud.alive() == []
+    assert world.provider.alive() == []
     world.tick(1)
     assert world.job(job).end_reason == "user_stop"
     assert world.job(job).settled_at is not None
@@ -256,9 +256,9 @@ def test_a_machine_that_does_not_leave_is_ended_through_the_provider(world: Worl
     world.form(job)
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     world.tick()
-    assert len(world.cloud.alive()) == 1
+    assert len(world.provider.alive()) == 1
     world.tick(8)
-    assert world.cloud.alive() == []
+    assert world.provider.alive() == []
     world.tick()
     assert world.job(job).state == "ended"
 
@@ -394,10 +394,10 @@ def test_two_jobs_and_money_for_one(world: World):
 
 
 def test_a_void_machine_gives_its_money_back_at_once(world: World):
-    world.cloud.slots = 0
+    world.provider.slots = 0
     world.submit()
-    offers = world.cloud.offers()
-    world.cloud.offers = lambda: [type(offer)(**(vars(offer) | {"slots": 4})) for offer in offers]
+    offers = world.provider.offers()
+    world.provider.offers = lambda: [type(offer)(**(vars(offer) | {"slots": 4})) for offer in offers]
     world.tick()
     with world.store.read() as db:
         assert db.sql.scalars(select(HoldRow.state)).all() == ["closed"]

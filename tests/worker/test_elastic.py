@@ -24,7 +24,7 @@ def running(world: World, nodes: str = "2..4") -> UUID:
 
 def lose(world: World, job: UUID, slot: int) -> MachineRow:
     machine = next(one for one in world.alive(job) if one.slot == slot)
-    world.cloud.end(machine.provider_id, "crashed")
+    world.provider.end(machine.provider_id, "crashed")
     return machine
 
 
@@ -131,7 +131,7 @@ def test_a_survivor_that_does_not_get_ready_is_ended_and_left_behind(world: Worl
 
 
 def test_a_gang_begins_with_those_that_came(world: World):
-    world.cloud.fault = lambda token: "refuse" if len(world.cloud.alive()) >= 3 else None
+    world.provider.fault = lambda token: "refuse" if len(world.provider.alive()) >= 3 else None
     job = world.submit(nodes="2..4")
     for _ in range(61):
         world.register(job)
@@ -140,7 +140,7 @@ def test_a_gang_begins_with_those_that_came(world: World):
     assert world.job(job).generation == 1
     world.form(job)
     assert len(members(world, job)) == 3
-    world.cloud.fault = lambda _: None
+    world.provider.fault = lambda _: None
     world.train(job, 10)
     for _ in range(62):
         world.report(job)

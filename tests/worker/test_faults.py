@@ -16,38 +16,39 @@ from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest,
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.fleet import agents, heartbeats, observations, planning
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
-from shoestring_worker.providers.base import Intent
-from shoestring_worker.providers.sim import Fault, SimCloud
+from shoestring_worker.providers.base import LaunchRequest
+from shoestring_worker.providers.sim import Fault, SimulatedProvider
 from sqlalchemy import func, select, update
 
-from tests.worker.conftest import World
+from tests.worker.conftest import World, make_control_loop
 
 
 class Killed(BaseException):
     """kill -9: nothing after it happens, nothing is caught."""
 
 
-class DyingCloud:
+class DyingProvider:
     """Passes everything on, and dies once: before the machine is bought, or after it."""
 
-    def __init__(self, cloud: SimCloud, moment: str) -> None:
-        self.cloud, self.moment, self.name = cloud, moment, cloud.name
-        self.offers, self.list, self.terminate = cloud.offers, cloud.list, cloud.terminate
+    def __init__(self, provider: SimulatedProvider, moment: str) -> None:
+        self.provider, self.moment, self.name = provider, moment, provider.name
+        self.offers, self.list, self.terminate = provider.offers, provider.list, provider.terminate
 
-    def launch(self, intent: Intent) -> ProviderMachine:
+    def launch(self, intent: LaunchRequest) -> ProviderMachine:
         if self.moment == "after":
-            self.cloud.launch(intent)
+            self.provider.launch(intent)
         raise Killed
 
 
 def launches(world: World) -> int:
-    return sum(entry.event == "launch" for entry in world.cloud.journal)
+    return sum(entry.event == "launch" for entry in world.provider.journal)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_worker_killed_around_the_provider_call_buys_one_machine(world: World, moment: str):
     job = world.submit()
-    world.control_loop.cloud = DyingCloud(world.cloud, moment)
+    provider = DyingProvider(world.provider, moment)
+    world.control_loop = make_control_loop(world.store, provider, world.objects, world.timeouts, world.clock)
     with pytest.raises(Killed):
         world.tick()
     assert world.machines(job)[0].state == "calling"
@@ -63,8 +64,8 @@ def test_a_worker_killed_around_the_provider_call_buys_one_machine(world: World,
 @pytest.mark.parametrize("fault", ["lost_request", "lost_reply"])
 def test_a_call_without_an_answer_is_made_again_with_the_same_bytes(world: World, fault: str):
     faults = [fault, fault]
-    world.cloud.fault = lambda _: faults.pop() if faults else None
-    world.cloud.hidden = 5 * S
+    world.provider.fault = lambda _: faults.pop() if faults else None
+    world.provider.hidden = 5 * S
     job = world.submit()
     for _ in range(4):
         world.tick(1)
@@ -74,7 +75,7 @@ def test_a_call_without_an_answer_is_made_again_with_the_same_bytes(world: World
 
 def test_a_refused_slot_is_asked_for_again_by_a_new_row_a_little_later_each_time(world: World):
     faults = ["refuse"] * 3
-    world.cloud.fault = lambda _: faults.pop() if faults else None
+    world.provider.fault = lambda _: faults.pop() if faults else None
     job = world.submit()
     for _ in range(10):
         world.tick(1)
@@ -88,7 +89,7 @@ def test_a_refused_slot_is_asked_for_again_by_a_new_row_a_little_later_each_time
 
 def test_a_refusal_after_an_unknown_outcome_gives_the_row_up_only_after_the_consistency_window(world: World):
     faults = ["refuse", "lost_request"]
-    world.cloud.fault = lambda _: faults.pop() if faults else None
+    world.provider.fault = lambda _: faults.pop() if faults else None
     job = world.submit()
     world.tick()
     world.tick(0.5)
@@ -100,7 +101,7 @@ def test_a_refusal_after_an_unknown_outcome_gives_the_row_up_only_after_the_cons
 
 
 def test_an_attempt_that_bought_nothing_gives_up_and_opens_again_under_its_number(world: World):
-    world.cloud.fault = lambda _: "refuse"
+    world.provider.fault = lambda _: "refuse"
     job = world.submit()
     for _ in range(70):
         world.tick(1)
@@ -110,7 +111,7 @@ def test_an_attempt_that_bought_nothing_gives_up_and_opens_again_under_its_numbe
     assert launches(world) == 0
     assert (world.job(job).state, world.job(job).attempt, world.job(job).wait_reason) == ("queued", 1, "capacity")
     before = len(world.machines(job))
-    world.cloud.fault = lambda _: None
+    world.provider.fault = lambda _: None
     world.tick(5)
     assert (world.job(job).state, world.job(job).attempt) == ("launching", 1)
     machines = world.machines(job)
@@ -126,7 +127,7 @@ def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World, 
         slots = {str(machine.id): machine.slot for machine in world.machines(job)}
         return "refuse" if slots[token] == refused_slot else None
 
-    world.cloud.fault = fault
+    world.provider.fault = fault
     for _ in range(65):
         world.register(job)
         world.report(job)
@@ -139,17 +140,17 @@ def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World, 
     assert world.order(machine.id).kind == "shutdown"
     world.tick(3)
     assert world.job(job).wait_reason == "terminating"
-    world.cloud.end(machine.provider_id, "exited")
+    world.provider.end(machine.provider_id, "exited")
     world.tick(1)
     assert world.job(job).wait_reason == "capacity"
-    assert world.cloud.alive() == []
+    assert world.provider.alive() == []
 
 
 def test_a_silent_provider_stops_nothing_that_runs_and_hides_no_end(world: World):
     job = world.submit()
     world.tick()
     generation = world.form(job)
-    world.cloud.silent = True
+    world.provider.silent = True
     for step in range(1, 20):
         world.train(job, step)
         world.tick(5)
@@ -158,19 +159,19 @@ def test_a_silent_provider_stops_nothing_that_runs_and_hides_no_end(world: World
     assert world.commit(machine.id, generation, 19, "final")
     world.tick()
     assert world.job(job).settled_at is None
-    world.cloud.silent = False
-    world.cloud.end(machine.provider_id, "exited")
+    world.provider.silent = False
+    world.provider.end(machine.provider_id, "exited")
     world.tick(1)
     assert world.job(job).settled_at is not None
 
 
 def test_a_machine_that_no_row_wants_is_ended_and_others_are_left_alone(world: World):
     tags = {"shoestring": world.control_loop.deployment}
-    stray = world.cloud.launch(Intent("stray", "local", "", tags, "sim", "spot", "0.158", {}))
-    others = world.cloud.launch(Intent("other", "local", "", {"shoestring": "b"}, "sim", "spot", "0.158", {}))
+    stray = world.provider.launch(LaunchRequest("stray", "local", "", tags, "sim", "spot", "0.158", {}))
+    others = world.provider.launch(LaunchRequest("other", "local", "", {"shoestring": "b"}, "sim", "spot", "0.158", {}))
     world.tick()
-    assert [one.id for one in world.cloud.alive()] == [others.id]
-    assert stray.id not in {one.id for one in world.cloud.alive()}
+    assert [one.id for one in world.provider.alive()] == [others.id]
+    assert stray.id not in {one.id for one in world.provider.alive()}
 
 
 def test_a_silent_machine_is_ended_through_the_provider(world: World):
@@ -178,7 +179,7 @@ def test_a_silent_machine_is_ended_through_the_provider(world: World):
     world.tick()
     world.form(job)
     world.tick(31)
-    assert world.cloud.alive() == []
+    assert world.provider.alive() == []
     world.tick()
     assert world.job(job).attempt == 2 or world.job(job).state == "queued"
 
@@ -201,7 +202,7 @@ def test_silence_does_not_count_while_the_service_itself_was_silent(world: World
     world.clock.pass_(31)
     world.store.write(lambda db: heartbeats.record_heartbeat(db, "api", 15 * S))
     world.control_loop.tick()
-    assert len(world.cloud.alive()) == 1
+    assert len(world.provider.alive()) == 1
 
 
 def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_to_the_last_moment(world: World):
@@ -209,7 +210,7 @@ def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_
     world.tick()
     world.form(job)
     (machine,) = world.alive(job)
-    world.cloud._machines.clear()
+    world.provider._machines.clear()
     for _ in range(11):
         world.report(job)
         world.tick(30)
@@ -226,7 +227,7 @@ def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = planning.load_snapshot(db, world.timeouts)
-    (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
 
     def apply() -> object:
         return world.store.write(
@@ -242,7 +243,7 @@ def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = planning.load_snapshot(db, world.timeouts)
-    (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
         world.store.write(
@@ -337,7 +338,7 @@ def test_a_repeated_ready_changes_nothing_and_an_old_one_moves_nothing(world: Wo
     world.tick()
     assert world.job(job).generation == 2
     assert not world.say(first.id, "ready", 1, port=1)
-    assert world.order(first.id).kind == "form"
+    assert world.order(first.id).kind == "prepare"
 
 
 # Checkpoints
@@ -425,14 +426,14 @@ def test_only_rank_zeros_machine_uploads(world: World):
 
 def test_an_idle_service_asks_the_provider_only_now_and_then(world: World):
     asked = 0
-    listing = world.cloud.list
+    listing = world.provider.list
 
     def counting() -> list[ProviderMachine]:
         nonlocal asked
         asked += 1
         return listing()
 
-    world.cloud.list = counting
+    world.provider.list = counting
     for _ in range(60):
         world.tick(0.5)
     assert asked == 3
@@ -442,7 +443,7 @@ def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = planning.load_snapshot(db, world.timeouts)
-    (start,) = schedule_jobs(snapshot, world.cloud.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
     world.budget(1)
     with pytest.raises(BudgetExceeded):
         world.store.write(

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries out what core.decide decides: rents machines, reconciles, bills."""
+"""The worker: acts on the decisions of core.decide. It launches machines, reconciles and bills."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker process: Celery carries "look now" messages, the database carries the work.
+"""The worker process: Celery messages only trigger ticks and launches; the work itself is in the database.
 
     celery -A shoestring_worker.app worker --pool threads
     celery -A shoestring_worker.app beat
 
-A message lost costs at most a tick, one doubled costs nothing. When no tick has come for two intervals, because the
-broker or beat is down, a thread of the worker ticks by itself.
+A lost message costs at most a tick, a duplicate costs nothing. When no tick message has come for two intervals, because
+the broker or beat is down, a thread of the worker ticks by itself.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.db import open_store
 from shoestring_core.store.objects import open_objects
 
+from shoestring_worker.change_publisher import ChangePublisher
 from shoestring_worker.control_loop import ControlLoop
-from shoestring_worker.providers.local import LocalCloud
+from shoestring_worker.providers.local import LocalProvider
 from shoestring_worker.settings import Settings
-from shoestring_worker.wake import Wake
 
 log = logging.getLogger(__name__)
 
 
 def make_app(settings: Settings) -> Celery:
-    """The Celery application, with options that were measured: see docs/decisions."""
-    made = Celery("shoestring", broker=settings.broker_url())
-    made.conf.update(
+    """The Celery application; docs/decisions says how its options were measured."""
+    celery = Celery("shoestring", broker=settings.broker_url())
+    celery.conf.update(
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        # Acknowledged when taken, not when done: a lost message costs a tick, and kombu 5.7 brings the whole process
-        # down when the broker goes away while it holds messages that are not acknowledged.
+        # Acknowledged on receipt: a lost message costs only a tick, and kombu 5.7 ends the whole process when the
+        # broker goes away while it holds unacknowledged messages.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
@@ -49,7 +49,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_timeout=2,
         broker_transport_options={
             "visibility_timeout": 120,
-            # Without these two a message of a killed worker comes again after minutes, not seconds.
+            # Without these two a killed worker's message is redelivered after minutes, not seconds.
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
             "socket_connect_timeout": 1,
@@ -59,14 +59,14 @@ def make_app(settings: Settings) -> Celery:
             "tick": {
                 "task": "shoestring.tick",
                 "schedule": settings.tick_s,
-                # Ticks that nobody took in time are worth nothing: the next one does the same.
+                # A tick message that is not received in time is useless: the next one does the same.
                 "options": {"expires": settings.tick_s * 2, "retry": False},
             }
         },
         beat_max_loop_interval=max(1.0, settings.tick_s),
         timezone="UTC",
     )
-    return made
+    return celery
 
 
 settings = Settings()
@@ -75,19 +75,19 @@ app = make_app(settings)
 
 @app.task(name="shoestring.tick")
 def tick() -> None:
-    """Do all there is to do now."""
-    _ticked()
+    """Do everything that is due."""
+    _note_tick()
     control_loop().tick()
 
 
 @app.task(name="shoestring.launch")
 def launch(machine: str) -> None:
-    """Rent one machine that is intended."""
-    control_loop().launch(UUID(machine))
+    """Launch one planned machine."""
+    control_loop().launcher.launch(UUID(machine))
 
 
 def control_loop() -> ControlLoop:
-    """This process's control_loop, made when first needed."""
+    """This process's control loop, made on first use."""
     global _control_loop
     with _making:
         if _control_loop is None:
@@ -103,8 +103,8 @@ _last_tick = time.monotonic()
 def _make_control_loop() -> ControlLoop:
     secret = settings.server_secret()
     store = open_store(settings.database_url)
-    store.on_commit.append(Wake(settings.redis_url))
-    cloud = LocalCloud(
+    store.on_commit.append(ChangePublisher(settings.redis_url))
+    provider = LocalProvider(
         settings.machinehost,
         slots=settings.local_slots,
         price_spot=settings.local_price_spot,
@@ -112,10 +112,12 @@ def _make_control_loop() -> ControlLoop:
     )
     objects = open_objects(settings.objects, secret, settings.agent_url)
     timeouts: Timeouts = settings.timeouts()
-    return ControlLoop(store, cloud, objects, timeouts, secret, settings.agent_url.rstrip("/"), offload=_offload)
+    return ControlLoop(
+        store, provider, objects, timeouts, secret, settings.agent_url.rstrip("/"), offload_launch=_enqueue_launch
+    )
 
 
-def _offload(machine: UUID) -> None:
+def _enqueue_launch(machine: UUID) -> None:
     with contextlib.suppress(OperationalError, OSError):
         launch.apply_async((str(machine),), retry=False, expires=settings.tick_s * 2)
 
@@ -125,7 +127,7 @@ def _offload(machine: UUID) -> None:
 
 @signals.worker_init.connect
 def start_ticking(**_: Any) -> None:
-    threading.Thread(target=_tick_when_nobody_asks, name="tick", daemon=True).start()
+    threading.Thread(target=_tick_without_messages, name="tick", daemon=True).start()
 
 
 @signals.worker_shutdown.connect
@@ -136,13 +138,13 @@ def stop_ticking(**_: Any) -> None:
 _stopped = threading.Event()
 
 
-def _ticked() -> None:
+def _note_tick() -> None:
     global _last_tick
     _last_tick = time.monotonic()
 
 
-def _tick_when_nobody_asks() -> None:
-    """Tick when no message has come for two intervals. A failure is logged; the next interval tries again."""
+def _tick_without_messages() -> None:
+    """Tick when no message has come for two intervals. Failures are logged; the next interval tries again."""
     while not _stopped.wait(settings.tick_s):
         if time.monotonic() - _last_tick < 2 * settings.tick_s:
             continue

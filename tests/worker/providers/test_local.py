@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from shoestring_worker.providers import local
-from shoestring_worker.providers.base import CALL_TIMEOUT_S, Intent, Refused, Unknown
-from shoestring_worker.providers.local import LocalCloud
+from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, LaunchRequest, OutcomeUnknown
+from shoestring_worker.providers.local import LocalProvider
 
 from tests.servers import until
 from tests.trainer.machinehost import local_cloud
 
-INTENT = Intent("token-1", "local", "", {"shoestring": "us"}, "local.cpu", "spot", "0.158", {"server_url": "x"})
+REQUEST = LaunchRequest("token-1", "local", "", {"shoestring": "us"}, "local.cpu", "spot", "0.158", {"server_url": "x"})
 
 
 @pytest.fixture
@@ -28,56 +28,56 @@ def host(tmp_path: Path) -> Iterator[local_cloud.LocalCloud]:
     host.clean_up()
 
 
-def cloud_of(host: local_cloud.LocalCloud) -> LocalCloud:
-    return LocalCloud(host.folder / "machinehost.json", slots=2, price_spot="0.158", price_on_demand="0.526")
+def provider_of(host: local_cloud.LocalCloud) -> LocalProvider:
+    return LocalProvider(host.folder / "machinehost.json", slots=2, price_spot="0.158", price_on_demand="0.526")
 
 
 def test_a_token_buys_one_machine_however_often_it_is_sent(host: local_cloud.LocalCloud):
-    cloud = cloud_of(host)
-    first, again = cloud.launch(INTENT), cloud.launch(INTENT)
+    provider = provider_of(host)
+    first, again = provider.launch(REQUEST), provider.launch(REQUEST)
     assert first.id == again.id
-    assert [(one.token, one.tags) for one in cloud.list()] == [("token-1", {"shoestring": "us"})]
-    with pytest.raises(Unknown, match="idempotency-mismatch"):
-        cloud.launch(replace(INTENT, price="0.2"))
+    assert [(one.token, one.tags) for one in provider.list()] == [("token-1", {"shoestring": "us"})]
+    with pytest.raises(OutcomeUnknown, match="idempotency-mismatch"):
+        provider.launch(replace(REQUEST, price="0.2"))
 
 
 def test_full_slots_are_a_definite_no(host: local_cloud.LocalCloud):
-    cloud = cloud_of(host)
+    provider = provider_of(host)
     for number in (1, 2):
-        cloud.launch(replace(INTENT, token=f"token-{number}"))
-    with pytest.raises(Refused) as refused:
-        cloud.launch(replace(INTENT, token="token-3"))
+        provider.launch(replace(REQUEST, token=f"token-{number}"))
+    with pytest.raises(LaunchRefused) as refused:
+        provider.launch(replace(REQUEST, token="token-3"))
     assert refused.value.code == "capacity"
 
 
 def test_an_ended_machine_keeps_its_times_and_its_cause(host: local_cloud.LocalCloud):
-    cloud = cloud_of(host)
-    machine = cloud.launch(INTENT)
-    cloud.terminate(machine.id)
-    cloud.terminate(machine.id)
-    until(lambda: cloud.list()[0].state == "ended")
-    (ended,) = cloud.list()
+    provider = provider_of(host)
+    machine = provider.launch(REQUEST)
+    provider.terminate(machine.id)
+    provider.terminate(machine.id)
+    until(lambda: provider.list()[0].state == "ended")
+    (ended,) = provider.list()
     assert ended.launched_at <= ended.ended_at
     assert ended.end_cause == "requested"
-    with pytest.raises(Unknown, match="token-ended"):
-        cloud.launch(INTENT)
+    with pytest.raises(OutcomeUnknown, match="token-ended"):
+        provider.launch(REQUEST)
 
 
 def test_a_host_started_again_is_found_at_its_new_address_with_its_new_key(host: local_cloud.LocalCloud):
-    cloud = cloud_of(host)
-    machine = cloud.launch(INTENT)
+    provider = provider_of(host)
+    machine = provider.launch(REQUEST)
     host.end()
-    with pytest.raises(Unknown):
-        cloud.list()
+    with pytest.raises(OutcomeUnknown):
+        provider.list()
     host.start(slots=2)
-    assert [one.id for one in cloud.list()] == [machine.id]
+    assert [one.id for one in provider.list()] == [machine.id]
 
 
 def test_a_host_that_never_was_is_unknown_and_not_waited_for(tmp_path: Path):
-    cloud = LocalCloud(tmp_path / "machinehost.json", slots=2, price_spot="0.158", price_on_demand="0.526")
+    provider = LocalProvider(tmp_path / "machinehost.json", slots=2, price_spot="0.158", price_on_demand="0.526")
     began = time.monotonic()
-    for ask in (cloud.list, lambda: cloud.launch(INTENT), lambda: cloud.terminate("lm-1")):
-        with pytest.raises(Unknown, match="machine host"):
+    for ask in (provider.list, lambda: provider.launch(REQUEST), lambda: provider.terminate("lm-1")):
+        with pytest.raises(OutcomeUnknown, match="machine host"):
             ask()
     assert time.monotonic() - began < 1
 
@@ -88,6 +88,6 @@ def test_a_host_that_accepts_and_never_answers_is_given_up_in_time(tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         told = tmp_path / "machinehost.json"
         told.write_text(f'{{"url": "http://127.0.0.1:{deaf.getsockname()[1]}", "key": "k", "pid": 1}}')
-        cloud = LocalCloud(told, slots=2, price_spot="0.158", price_on_demand="0.526")
-        with pytest.raises(Unknown, match="did not answer"):
-            cloud.launch(INTENT)
+        provider = LocalProvider(told, slots=2, price_spot="0.158", price_on_demand="0.526")
+        with pytest.raises(OutcomeUnknown, match="did not answer"):
+            provider.launch(REQUEST)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Providers of machines behind one Protocol."""
+"""Providers of machines, behind one interface."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the worker asks of a provider of machines, whoever that is."""
+"""The interface of every provider of machines."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import ProviderMachine
 
 CALL_TIMEOUT_S = 8.0
-"""Each call of a provider is over by then. Shorter than `Timeouts.call`, which fences its answer."""
+"""The timeout of each call of a provider. Shorter than `Timeouts.launch_call`, which fences the answer."""
 
 
-class Refused(Exception):
-    """The provider refused for good: this call made no machine, and neither will the same call again."""
+class LaunchRefused(Exception):
+    """The provider refused for good: this call launched no machine, and neither will a repetition."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Unknown(Exception):
-    """The provider did not answer, or not so that it is clear what happened."""
+class OutcomeUnknown(Exception):
+    """The provider did not answer, or its answer does not tell what happened."""
 
 
 @dataclass(frozen=True)
-class Intent:
-    """A launch request. The token buys at most one machine, whatever is sent how often."""
+class LaunchRequest:
+    """A request for one machine. The idempotency token launches at most one, however often the request is sent."""
 
     token: str
     region: str
@@ -39,19 +39,19 @@ class Intent:
     user_data: dict[str, Any]
 
 
-class Cloud(Protocol):
-    """A provider. Every verb is over within CALL_TIMEOUT_S and raises Unknown when it can't say."""
+class Provider(Protocol):
+    """A provider of machines. Every method returns within CALL_TIMEOUT_S or raises OutcomeUnknown."""
 
     name: str
 
     def offers(self) -> list[Offer]:
-        """What can be rented now, with prices."""
+        """Return what can be rented now, with prices."""
 
-    def launch(self, intent: Intent) -> ProviderMachine:
-        """Buy a machine, or return the one that this token has bought. Raises Refused."""
+    def launch(self, request: LaunchRequest) -> ProviderMachine:
+        """Launch a machine, or return the one that this token has launched. Raises LaunchRefused."""
 
     def list(self) -> list[ProviderMachine]:
-        """Every machine that the provider still knows, ended ones too."""
+        """Return every machine that the provider still knows, ended ones too."""
 
     def terminate(self, machine: str) -> None:
-        """Ask for a machine's end; again, or after its end, changes nothing."""
+        """Request a machine's termination. Repeating it, or terminating an ended machine, changes nothing."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local cloud: a client of the machine host, which runs machines as process trees on its computer."""
+"""The local provider: a client of the machine host, which runs machines as process trees on its computer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import httpx
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import ProviderMachine
 
-from shoestring_worker.providers.base import CALL_TIMEOUT_S, Intent, Refused, Unknown
+from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, LaunchRequest, OutcomeUnknown
 
 REGION = "local"
 TYPE = "local.cpu"
-SOURCE = "settings SHOESTRING_LOCAL_PRICE_SPOT and SHOESTRING_LOCAL_PRICE_ON_DEMAND"
-DEFINITE = frozenset({"capacity", "bad-request"})
-"""Refusals after which it is certain that this call made no machine that lives."""
+PRICE_SOURCE = "settings SHOESTRING_LOCAL_PRICE_SPOT and SHOESTRING_LOCAL_PRICE_ON_DEMAND"
+REFUSALS = frozenset({"capacity", "bad-request"})
+"""Error codes that prove that this call launched no machine."""
 
 
-class LocalCloud:
-    """Machines of the host whose address and key lie in `address` (machinehost.json)."""
+class LocalProvider:
+    """Machines of the host whose URL and key are in the file `address` (machinehost.json)."""
 
     name = "local"
 
@@ -30,7 +30,7 @@ class LocalCloud:
         self._address = address
         prices: dict[Literal["spot", "on_demand"], str] = {"spot": price_spot, "on_demand": price_on_demand}
         self._offers = [
-            Offer("local", REGION, "", TYPE, market, price, price_on_demand, slots, SOURCE, simulated=True)
+            Offer("local", REGION, "", TYPE, market, price, price_on_demand, slots, PRICE_SOURCE, simulated=True)
             for market, price in prices.items()
         ]
         self._client: httpx.Client | None = None
@@ -38,62 +38,62 @@ class LocalCloud:
     def offers(self) -> list[Offer]:
         return self._offers
 
-    def launch(self, intent: Intent) -> ProviderMachine:
+    def launch(self, request: LaunchRequest) -> ProviderMachine:
         body = {
-            "tags": intent.tags,
-            "type": intent.type,
-            "market": intent.market,
-            "price": intent.price,
-            "user_data": intent.user_data,
+            "tags": request.tags,
+            "type": request.type,
+            "market": request.market,
+            "price": request.price,
+            "user_data": request.user_data,
         }
-        reply = self._call("PUT", f"/machines/{intent.token}", body)
+        reply = self._call("PUT", f"/machines/{request.token}", body)
         if reply.status_code in (200, 201):
-            return _seen(reply.json())
-        problem = _json(reply)
+            return _provider_machine(reply.json())
+        problem = _json_object(reply)
         code, detail = str(problem.get("code", reply.status_code)), str(problem.get("detail", ""))
-        if reply.status_code < 500 and code in DEFINITE:
-            raise Refused(code, detail)
-        raise Unknown(f"the machine host answered {reply.status_code} {code}: {detail}")
+        if reply.status_code < 500 and code in REFUSALS:
+            raise LaunchRefused(code, detail)
+        raise OutcomeUnknown(f"the machine host answered {reply.status_code} {code}: {detail}")
 
     def list(self) -> builtins.list[ProviderMachine]:
         reply = self._call("GET", "/machines")
         if reply.status_code != 200:
-            raise Unknown(f"the machine host answered {reply.status_code}")
-        return [_seen(machine) for machine in reply.json()["machines"]]
+            raise OutcomeUnknown(f"the machine host answered {reply.status_code}")
+        return [_provider_machine(machine) for machine in reply.json()["machines"]]
 
     def terminate(self, machine: str) -> None:
         reply = self._call("DELETE", f"/machines/{machine}")
         if reply.status_code not in (200, 202, 404):
-            raise Unknown(f"the machine host answered {reply.status_code}")
+            raise OutcomeUnknown(f"the machine host answered {reply.status_code}")
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        """One request. A host that was started again has another address and key: then these are read anew, once."""
-        for known in (self._client, None):
-            client = known or self._connect()
+        """One request. A restarted host has another address and key: these are then read again, once."""
+        for connected in (self._client, None):
+            client = connected or self._connect()
             try:
                 reply = client.request(method, path, json=body)
             except httpx.ConnectError:
-                self._client = None  # nothing was sent: try again where the host may be now
+                self._client = None  # nothing was sent: retry at the host's current address
                 continue
             except httpx.HTTPError as error:
                 self._client = None
-                raise Unknown(f"the machine host did not answer: {error!r}") from error
+                raise OutcomeUnknown(f"the machine host did not answer: {error!r}") from error
             if reply.status_code != 401:
                 return reply
             self._client = None
-        raise Unknown("the machine host can't be reached; `shoestring up` starts it again")
+        raise OutcomeUnknown("the machine host can't be reached; `shoestring up` starts it again")
 
     def _connect(self) -> httpx.Client:
         try:
             address = json.loads(self._address.read_text(encoding="utf-8"))
             url, headers = address["url"], {"Authorization": f"Bearer {address['key']}"}
         except (OSError, ValueError, KeyError) as error:
-            raise Unknown(f"the machine host has not said where it is, in {self._address}") from error
+            raise OutcomeUnknown(f"the machine host's address can't be read from {self._address}") from error
         self._client = httpx.Client(base_url=url, headers=headers, timeout=CALL_TIMEOUT_S, trust_env=False)
         return self._client
 
 
-def _seen(machine: dict[str, Any]) -> ProviderMachine:
+def _provider_machine(machine: dict[str, Any]) -> ProviderMachine:
     return ProviderMachine(
         provider="local",
         region=REGION,
@@ -107,7 +107,7 @@ def _seen(machine: dict[str, Any]) -> ProviderMachine:
     )
 
 
-def _json(reply: httpx.Response) -> dict[str, Any]:
+def _json_object(reply: httpx.Response) -> dict[str, Any]:
     try:
         body = reply.json()
     except ValueError:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A provider without processes, on a clock of its own: for tests and simulations.
+"""A simulated provider without processes, with its own clock: for tests and simulations.
 
-It keeps a journal of what it did, which is the witness against our own rows: what was ever bought, and for how long.
+Its journal of launches and ends is independent evidence that tests compare with our rows.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Literal
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import ProviderMachine
 
-from shoestring_worker.providers.base import Intent, Refused, Unknown
+from shoestring_worker.providers.base import LaunchRefused, LaunchRequest, OutcomeUnknown
 
 Fault = Literal["refuse", "lost_request", "lost_reply"]
-"""What may befall a launch: a definite no; the request never arrives; the machine is made and the answer is lost."""
+"""A launch is refused; its request never arrives; or the machine is launched and the answer is lost."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line of the journal: at (µs), launch or end, which machine, and what it was bought as."""
+class JournalEntry:
+    """A launch or the end of a machine, at a time in µs."""
 
     at: int
     event: Literal["launch", "end"]
@@ -34,14 +34,14 @@ class Entry:
 
 
 @dataclass
-class SimCloud:
-    """Machines that exist only here.
+class SimulatedProvider:
+    """Machines that exist only in memory.
 
-    clock   µs; moves only when its owner says so
-    slots   machines that may live at once
-    fault   asked at each launch, by token
-    silent  while true no call is answered
-    hidden  µs for which a fresh machine is not listed
+    clock   µs; moves only when its owner moves it
+    slots   machines that may run at once
+    fault   returns the fault of each launch, by token
+    silent  while true, no call is answered
+    hidden  µs for which a new machine is not listed
     """
 
     clock: Callable[[], int]
@@ -52,80 +52,76 @@ class SimCloud:
     silent: bool = False
     hidden: int = 0
     name: str = "local"
-    journal: builtins.list[Entry] = field(default_factory=list)
+    journal: builtins.list[JournalEntry] = field(default_factory=list)
     _machines: dict[str, ProviderMachine] = field(default_factory=dict)
-    _bought: dict[str, Intent] = field(default_factory=dict)
+    _requests: dict[str, LaunchRequest] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     """The launch calls of a tick run concurrently, and so do several control loops."""
 
     def offers(self) -> builtins.list[Offer]:
+        prices: dict[Literal["spot", "on_demand"], str] = {"spot": self.price, "on_demand": self.on_demand_price}
         return [
-            Offer(self.name, "local", "", "sim", "spot", self.price, self.on_demand_price, self.slots, "sim", True),
-            Offer(
-                self.name,
-                "local",
-                "",
-                "sim",
-                "on_demand",
-                self.on_demand_price,
-                self.on_demand_price,
-                self.slots,
-                "sim",
-                True,
-            ),
+            Offer(self.name, "local", "", "sim", market, price, self.on_demand_price, self.slots, "sim", True)
+            for market, price in prices.items()
         ]
 
-    def launch(self, intent: Intent) -> ProviderMachine:
+    def launch(self, request: LaunchRequest) -> ProviderMachine:
         with self._lock:
-            self._answer()
-            fault = self.fault(intent.token)
+            self._check_available()
+            fault = self.fault(request.token)
             if fault == "lost_request":
-                raise Unknown("the request was lost")
-            known = self._machines.get(intent.token)
+                raise OutcomeUnknown("the request was lost")
+            known = self._machines.get(request.token)
             if known is None:
                 if fault == "refuse" or len(self.alive()) >= self.slots:
-                    raise Refused("capacity", "no machine is free")
-                known = self._buy(intent)
-            elif self._bought[intent.token] != intent:
-                raise Unknown("this token bought a machine with another request")
+                    raise LaunchRefused("capacity", "no slot is free")
+                known = self._create(request)
+            elif self._requests[request.token] != request:
+                raise OutcomeUnknown("this token launched a machine with another request")
             if fault == "lost_reply":
-                raise Unknown("the reply was lost")
+                raise OutcomeUnknown("the reply was lost")
             return known
 
     def list(self) -> builtins.list[ProviderMachine]:
-        self._answer()
+        self._check_available()
         now = self.clock()
         with self._lock:
-            return [one for one in self._machines.values() if one.launched_at + self.hidden <= now]
+            return [machine for machine in self._machines.values() if machine.launched_at + self.hidden <= now]
 
     def terminate(self, machine: str) -> None:
-        self._answer()
+        self._check_available()
         self.end(machine, "requested")
 
-    def end(self, machine: str, cause: Literal["requested", "reclaimed", "exited", "crashed"]) -> None:
+    def end(self, machine_id: str, cause: Literal["requested", "reclaimed", "exited", "crashed"]) -> None:
         """Terminate the machine now."""
         with self._lock:
-            for token, one in self._machines.items():
-                if one.id == machine and one.state != "ended":
-                    self._machines[token] = replace(one, state="ended", ended_at=self.clock(), end_cause=cause)
-                    self._note("end", one)
+            for token, machine in self._machines.items():
+                if machine.id == machine_id and machine.state != "ended":
+                    self._machines[token] = replace(machine, state="ended", ended_at=self.clock(), end_cause=cause)
+                    self._record("end", machine)
 
     def alive(self) -> builtins.list[ProviderMachine]:
         with self._lock:
-            return [one for one in self._machines.values() if one.state != "ended"]
+            return [machine for machine in self._machines.values() if machine.state != "ended"]
 
-    def _buy(self, intent: Intent) -> ProviderMachine:
-        one = ProviderMachine(
-            self.name, intent.region, f"sim-{len(self._machines)}", intent.token, intent.tags, "running", self.clock()
+    def _create(self, request: LaunchRequest) -> ProviderMachine:
+        machine = ProviderMachine(
+            self.name,
+            request.region,
+            f"sim-{len(self._machines)}",
+            request.token,
+            request.tags,
+            "running",
+            self.clock(),
         )
-        self._machines[intent.token], self._bought[intent.token] = one, intent
-        self._note("launch", one)
-        return one
+        self._machines[request.token], self._requests[request.token] = machine, request
+        self._record("launch", machine)
+        return machine
 
-    def _note(self, event: Literal["launch", "end"], one: ProviderMachine) -> None:
-        price = self._bought[one.token].price
-        self.journal.append(Entry(self.clock(), event, one.id, one.token, one.tags, price))
+    def _record(self, event: Literal["launch", "end"], machine: ProviderMachine) -> None:
+        price = self._requests[machine.token].price
+        self.journal.append(JournalEntry(self.clock(), event, machine.id, machine.token, machine.tags, price))
 
-    def _answer(self) -> None:
+    def _check_available(self) -> None:
         if self.silent:
-            raise Unknown("the provider does not answer")
+            raise OutcomeUnknown("the provider does not answer")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wakes the streams of other processes after a commit: a message without data, which nobody misses if it is lost."""
+"""Publishes which teams and jobs a commit changed, so that the API's streams read again. A lost message is harmless."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CHANNEL = "shoestring:wake"
 TIMEOUT_S = 0.2
 
 
-class Wake:
-    """A listener of `Store.on_commit`. Publishes from a thread of its own; errors are counted and dropped."""
+class ChangePublisher:
+    """A listener of `Store.on_commit`. Publishes from its own thread; errors are counted and dropped."""
 
     def __init__(self, redis_url: str) -> None:
         self.dropped = 0
@@ -27,11 +27,11 @@ class Wake:
             redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=None
         )
         self._changed: queue.SimpleQueue[set[UUID]] = queue.SimpleQueue()
-        threading.Thread(target=self._publish, name="wake", daemon=True).start()
+        threading.Thread(target=self._publish, name="changes", daemon=True).start()
 
     def __call__(self, committed: CommitInfo) -> None:
         if committed.teams:
-            self._changed.put(committed.teams | committed.jobs)  # streams wait for teams, held orders for jobs
+            self._changed.put(committed.teams | committed.jobs)  # streams wait for teams, long-polled orders for jobs
 
     def _publish(self) -> None:
         while True:
@@ -42,4 +42,4 @@ class Wake:
                 self._client.publish(CHANNEL, json.dumps(sorted(map(str, changed))))
             except redis.RedisError as error:
                 self.dropped += 1
-                log.debug("wake-up dropped (%s so far): %s", self.dropped, error)
+                log.debug("a message about a change was dropped (%s so far): %s", self.dropped, error)
