@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States as tables of legal moves. One guarded UPDATE per table is the only writer (`store.jobs`, `store.fleet`)."""
+"""The states of jobs, attempts, machines and generations, and the allowed transitions of jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeVar
-
-S = TypeVar("S", bound=StrEnum)
 
 
 class JobState(StrEnum):
@@ -37,7 +33,7 @@ class EndReason(StrEnum):
     INFRASTRUCTURE = "infrastructure"
 
 
-SUCCESS = frozenset({EndReason.SUCCEEDED, EndReason.GOAL_REACHED})
+SUCCESS_REASONS = frozenset({EndReason.SUCCEEDED, EndReason.GOAL_REACHED})
 
 
 class DesiredState(StrEnum):
@@ -69,9 +65,9 @@ class GenerationState(StrEnum):
     ENDED = "ended"
 
 
-J, M = JobState, MachineState
+J = JobState
 
-JOB_MOVES: dict[JobState, frozenset[JobState]] = {
+JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     J.AWAITING_APPROVAL: frozenset({J.QUEUED, J.ENDED}),
     J.QUEUED: frozenset({J.LAUNCHING, J.PAUSED, J.ENDED}),
     J.LAUNCHING: frozenset({J.RUNNING, J.QUEUED, J.STOPPING}),
@@ -80,19 +76,4 @@ JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     J.PAUSED: frozenset({J.QUEUED, J.ENDED}),
     J.ENDED: frozenset(),
 }
-
-MACHINE_MOVES: dict[MachineState, frozenset[MachineState]] = {
-    M.PLANNED: frozenset({M.VOID, M.CALLING}),
-    M.CALLING: frozenset({M.VOID, M.UP, M.ENDING, M.TERMINATED}),
-    M.UP: frozenset({M.ENDING, M.TERMINATED}),
-    M.ENDING: frozenset({M.TERMINATED}),
-    M.TERMINATED: frozenset(),
-    M.VOID: frozenset(),
-}
-
-MACHINE_DEAD = frozenset({M.TERMINATED, M.VOID})
-
-
-def sources(moves: Mapping[S, frozenset[S]], to: S) -> frozenset[S]:
-    """The states from which `to` may be entered: the guard of every UPDATE."""
-    return frozenset(source for source, targets in moves.items() if to in targets)
+"""The states that each state may change to; `store.jobs.transition` enforces it."""

@@ -76,7 +76,7 @@ def test_the_stored_plan_says_what_was_decided_on_what(world: World):
     world.tick()
     with world.store.read() as db:
         attempt = db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job)).one()
-    assert attempt.plan["waiting"]["job"] == str(job)
+    assert attempt.plan["queued"]["job"] == str(job)
     assert attempt.plan["offers"][0]["price"] == "0.158"
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from shoestring_core.decide import nan_recovery
-from shoestring_core.states import SUCCESS, EndReason, JobState
+from shoestring_core.states import SUCCESS_REASONS, EndReason, JobState
 from shoestring_core.store.tables import JobRow
 
 WAIT_TEXTS = {
@@ -66,7 +66,7 @@ def describe_status(row: JobRow) -> str:
             return "Paused. Resume it to continue."
         case JobState.ENDED:
             reason = EndReason(row.end_reason or "")
-            return _join(END_TEXTS[reason] + (_skipped_batches(row) if reason in SUCCESS else ""), row.end_text)
+            return _join(END_TEXTS[reason] + (_skipped_batches(row) if reason in SUCCESS_REASONS else ""), row.end_text)
 
 
 def _skipped_batches(row: JobRow) -> str:

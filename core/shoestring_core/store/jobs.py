@@ -12,7 +12,7 @@ from shoestring_core import money
 from shoestring_core.decide.funding import end_reason_after_stopping
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, WrongState
 from shoestring_core.spec import JobSpec
-from shoestring_core.states import JOB_MOVES, SUCCESS, DesiredState, JobState
+from shoestring_core.states import JOB_TRANSITIONS, SUCCESS_REASONS, DesiredState, JobState
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
@@ -82,7 +82,7 @@ def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str,
     Raises StaleTransition if the move isn't legal or the job has changed; then nothing is written.
     """
     before = JobState(job.state)
-    if to not in JOB_MOVES[before]:
+    if to not in JOB_TRANSITIONS[before]:
         raise StaleTransition(f"The job is {before}; it can't become {to} now.")
     if to is JobState.LAUNCHING and job.desired_state != DesiredState.RUN:
         raise StaleTransition("The job is being stopped.")
@@ -208,7 +208,7 @@ def _check_affordable(db: Write, account: AccountRow, cost_limit: int | None, mi
 
 def _start_checkpoint(old: JobRow | None) -> UUID | None:
     """The checkpoint that a retry starts from."""
-    return None if old is None or old.end_reason in SUCCESS else old.checkpoint
+    return None if old is None or old.end_reason in SUCCESS_REASONS else old.checkpoint
 
 
 # Stopping

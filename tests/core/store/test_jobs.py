@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, WrongState
-from shoestring_core.states import JOB_MOVES, DesiredState, EndReason, JobState
+from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState
 from shoestring_core.store import job_search, jobs, ledger
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import JobRow
@@ -78,7 +78,7 @@ def test_only_the_table_moves_a_job(world: World, before: JobState) -> None:
     for to in JobState:
         job = put(world, world.job(), before)
         events = len(world.events("job"))
-        if to in JOB_MOVES[before]:
+        if to in JOB_TRANSITIONS[before]:
             assert move(world, job, to).state == to
             data = world.events("job")[-1].data
             assert (data["from"], data["to"]) == (before, to)
