@@ -35,10 +35,10 @@ test: .venv/.dev .venv/.browser $(WEB)  ## Every test; SQLite, PostgreSQL, Chrom
 	@if [ -n "$(WEB)" ]; then npm --prefix web test --silent; fi
 	@$(PY) -m pytest -n $(TEST_PROCESSES) $(TEST_FLAGS)
 
-soak: .venv/.dev .venv/.browser $(WEB)  ## The long proofs, resumable; SEEDS=20 DATA=folder ONLY=name
+soak: .venv/.dev .venv/.browser $(WEB)  ## Soak tests, resumable; SEEDS=20 DATA=folder ONLY=name
 	@$(PY) -m bench.soak --seeds "$(or $(SEEDS),20)" --data "$(DATA)" $(ONLY)
 
-bench: .venv/.dev .venv/.browser $(WEB)  ## Measure, and append to bench/RESULTS.md; ONLY=name
+bench: .venv/.dev .venv/.browser $(WEB)  ## Run benchmarks, and append to bench/RESULTS.md; ONLY=name
 	@$(PY) -m bench $(ONLY)
 
 types: .venv/.runtime web/node_modules/.installed  ## Write the OpenAPI document and the dashboard's types again

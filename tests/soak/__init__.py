@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The long proofs: each file is one, run by `make soak` (see bench/soak.py)."""
+"""Soak tests: each file is one, run by `make soak` (see bench/soak.py)."""
