@@ -117,7 +117,7 @@ class Client:
             if current.state in ("ended", "paused"):
                 return current
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job} is still {current.state}: {current.sentence}")
+                raise TimeoutError(f"job {job} is still {current.state}: {current.status_text}")
             time.sleep(poll_s)
 
     def attempts(self, job: UUID | str) -> rest.AttemptList:

@@ -126,7 +126,7 @@ def summarize(client: Client, job: rest.Job, seed: int, reclaim_step: int | None
         "target": TARGET,
         "attempts": len(trained),
         "steps": attempts.steps,
-        "steps_lost": attempts.steps_lost,
+        "rolled_back_steps": attempts.rolled_back_steps,
         "world_size": max((g.world_size for g in generations), default=0),
         "machines": sum(m.launched_at is not None for a in attempts.attempts for m in a.machines),
         "precision": result.get("precision"),

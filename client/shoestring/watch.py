@@ -66,8 +66,8 @@ def print_changes(client: Client, job: str, report: Callable[[str], None]) -> re
     """Report a line whenever the job's status sentence changes, for logs and pipes; return its final state."""
     sentence, current = "", None
     for current, _ in follow(client, job):
-        if current.sentence != sentence:
-            sentence = current.sentence
+        if current.status_text != sentence:
+            sentence = current.status_text
             report(f"{current.state}: {sentence}")
     assert current is not None
     return current
@@ -75,7 +75,9 @@ def print_changes(client: Client, job: str, report: Callable[[str], None]) -> re
 
 def render_job(job: rest.Job) -> RenderableType:
     """Render a job in a few lines: state, progress, latest metrics, cost."""
-    head = Text.assemble((job.name, "bold"), "  ", (str(job.state), STATE_STYLE.get(job.state, "")), "  ", job.sentence)
+    head = Text.assemble(
+        (job.name, "bold"), "  ", (str(job.state), STATE_STYLE.get(job.state, "")), "  ", job.status_text
+    )
     parts: list[RenderableType] = [head]
     progress = job.progress
     if progress.steps_total:

@@ -65,7 +65,7 @@ class Job(Resource):
     user: str
     recipe: str | None
     state: JobState
-    sentence: str
+    status_text: str
     """State and reason in words a user can act on."""
     wait_reason: str | None = None
     """Code of what a waiting job waits for: money | slots | turn | capacity | ending; a paused one: grant | resume"""
@@ -187,9 +187,9 @@ class Generation(Resource):
     start_step: int
     last_step: int | None = None
     """Last step it reported."""
-    kept_through: int | None = None
-    """Its part of the merged curve ends here; later steps of its own are lost work."""
-    steps_lost: int = 0
+    merged_through: int | None = None
+    """Its part of the merged curve ends here; its later steps are rolled back."""
+    rolled_back_steps: int = 0
     formed_at: datetime | None = None
     first_step_at: datetime | None = None
     ended_at: datetime | None = None
@@ -212,7 +212,7 @@ class AttemptList(Resource):
     attempts: list[Attempt]
     steps: int
     """Length of the merged curve."""
-    steps_lost: int
+    rolled_back_steps: int
 
 
 class Event(Resource):
@@ -233,12 +233,12 @@ class EventPage(Resource):
 
 
 class Curve(Resource):
-    """One metric. `generation` is None on the merged curve; `lost` marks steps that a later generation redid."""
+    """One metric. `generation` is None on the merged curve; `rolled_back`: steps that a later generation recomputed."""
 
     name: str
     generation: int | None = None
     machine: UUID | None = None
-    lost: bool = False
+    rolled_back: bool = False
     steps: list[int]
     times: list[float]
     values: list[float]

@@ -169,7 +169,7 @@ def test_a_job_says_which_batches_it_does_without(deployment: Deployment) -> Non
     agent.checkpoint(3, {"model.safetensors": b"good"})
     verdict = failures.Restart("the loss of step 5 is nan; it goes back", skip=(4, 5))
     assert deployment.store.write(lambda db: gangs.apply_action(db, job, 1, 1, verdict))
-    assert deployment.job(job).sentence == "Training, skipping the batches of steps 4 to 5 (NaN/Inf)."
+    assert deployment.job(job).status_text == "Training, skipping the batches of steps 4 to 5 (NaN/Inf)."
     run = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
     assert run is not None
     assert run.resume is not None

@@ -29,14 +29,14 @@ def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(deployment
     assert curve["steps"] == [1, 2, 3, 4, 5, 6, 7]
     assert curve["values"] == [1.1, 2.1, 3.1, 4.1, 5.1, 6.2, 7.2]
     everything = deployment.member.get(f"/v1/jobs/{job}/metrics", params={"attempts": "all"}).json()["curves"]
-    assert [(one["generation"], one["lost"], one["steps"]) for one in everything] == [
+    assert [(one["generation"], one["rolled_back"], one["steps"]) for one in everything] == [
         (1, False, [1, 2, 3, 4, 5]), (1, True, [6, 7, 8]), (2, False, [6, 7]),
     ]  # fmt: skip
     found = deployment.member.get(f"/v1/jobs/{job}/attempts").json()
-    assert (found["steps"], found["steps_lost"]) == (7, 3)
+    assert (found["steps"], found["rolled_back_steps"]) == (7, 3)
     first, second = found["attempts"][0]["generations"]
-    assert (first["last_step"], first["kept_through"], first["steps_lost"]) == (8, 5, 3)
-    assert (second["start_step"], second["last_step"], second["steps_lost"]) == (5, 7, 0)
+    assert (first["last_step"], first["merged_through"], first["rolled_back_steps"]) == (8, 5, 3)
+    assert (second["start_step"], second["last_step"], second["rolled_back_steps"]) == (5, 7, 0)
     assert deployment.job(job).progress.step == 7
 
 
@@ -193,7 +193,7 @@ def test_a_sentence_says_what_and_what_to_do(deployment: Deployment) -> None:
         connection.execute(update(JobRow).where(JobRow.id == job).values(**wait))
     shown = deployment.job(job)
     assert shown.wait_reason == "budget"
-    assert shown.sentence == "Waiting for budget: The budget of team vision is $0.12 short. Ask for a grant."
+    assert shown.status_text == "Waiting for budget: The budget of team vision is $0.12 short. Ask for a grant."
 
 
 def test_steps_total_and_epoch_come_from_the_ranks(deployment: Deployment) -> None:

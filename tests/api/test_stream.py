@@ -22,7 +22,7 @@ def test_what_happens_arrives_at_once(deployment: Deployment) -> None:
         points = next(one for one in stream if one.name == "points")
         assert points.data["job"] == str(job)
         assert points.data["curves"][0] | {"times": []} == {
-            "name": "train/loss", "generation": 1, "machine": str(agent.machine), "lost": False,
+            "name": "train/loss", "generation": 1, "machine": str(agent.machine), "rolled_back": False,
             "steps": [1, 2, 3], "times": [], "values": [1.1, 2.1, 3.1],
         }  # fmt: skip
         assert next(one for one in stream if one.name == "job").data["progress"]["step"] == 3

@@ -33,7 +33,7 @@ def test_composes_services_carry_a_job_over_a_reclaim_to_its_settled_end(service
     with Client(service.url, key) as client:
         summary = demo.train(client, 1, lambda _: None, None, interrupts=lambda: 0, supervise=lambda: None)
     assert summary["status"] == "succeeded"
-    assert (summary["attempts"], summary["steps_lost"], summary["world_size"]) == (2, 0, 2)
+    assert (summary["attempts"], summary["rolled_back_steps"], summary["world_size"]) == (2, 0, 2)
     assert summary["accuracy"] >= 0.97
     assert witness.spent_usd(service.folder, summary["job_id"]) == Decimal(summary["spent_usd"])
     assert sum(life.notice for life in witness.lives(service.folder)) == 1

@@ -43,7 +43,7 @@ def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path:
         summary = json.loads(demo.stdout.readline())
         assert summary["status"] == "succeeded"
         assert summary["accuracy"] >= summary["target"] == 0.97
-        assert (summary["attempts"], summary["steps_lost"], summary["world_size"]) == (2, 0, 2)
+        assert (summary["attempts"], summary["rolled_back_steps"], summary["world_size"]) == (2, 0, 2)
         assert summary["price_basis"] == "simulated"
         assert summary["seed"] == 1
         assert 0.3 <= summary["reclaim_step"] / summary["steps"] <= 0.75
@@ -56,7 +56,7 @@ def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path:
             generations = [g for attempt in client.attempts(job).attempts for g in attempt.generations]
             starts = [g.start_step for g in generations]
             lost = sum(g.last_step - start for g, start in zip(generations, starts[1:], strict=False))
-            assert lost == summary["steps_lost"] == 0
+            assert lost == summary["rolled_back_steps"] == 0
             loss = next(curve for curve in client.metrics(job).curves if curve.name == "train/loss")
             assert loss.steps == list(range(1, summary["steps"] + 1))
 

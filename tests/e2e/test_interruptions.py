@@ -68,7 +68,7 @@ def test_machines_outlive_a_killed_service_and_the_next_start_adopts_them(servic
     service.start()
     service.trained(job.id, steps + 3)
     assert living(service) == alive  # no machine was rented twice
-    assert service.client.attempts(job.id).steps_lost == 0
+    assert service.client.attempts(job.id).rolled_back_steps == 0
 
 
 def test_a_job_whose_machine_is_taken_resumes_on_fresh_machines_and_loses_no_step(
@@ -129,4 +129,4 @@ def require_resumed(service: Service, job: rest.Job, steps: int) -> None:
     service.trained(job.id, steps + 3)
     attempts = service.client.attempts(job.id)
     assert attempts.attempts[-1].generations[-1].start_step >= steps > 0
-    assert attempts.steps_lost == 0
+    assert attempts.rolled_back_steps == 0

@@ -52,7 +52,7 @@ def jobs(service: Service) -> Jobs:
 
 
 def test_a_job_waits_for_slots_says_why_and_starts_by_itself(service: Service, jobs: Jobs) -> None:
-    assert "needs 1 machine, 0 of 2 are free" in jobs.waiting.sentence
+    assert "needs 1 machine, 0 of 2 are free" in jobs.waiting.status_text
     assert [service.settled(job.id).end_reason for job in jobs] == ["succeeded"] * 2
     gang, waiting = ([life for life in witness.lives(service.data) if life.job == str(job.id)] for job in jobs)
     assert (len(gang), len(waiting)) == (2, 1)
@@ -61,8 +61,8 @@ def test_a_job_waits_for_slots_says_why_and_starts_by_itself(service: Service, j
 
 def test_a_gang_recovers_from_a_batch_that_breaks_the_numbers(service: Service, jobs: Jobs) -> None:
     done = service.settled(jobs.gang.id)
-    assert done.end_reason == "succeeded", done.sentence
-    assert f"skipping the batch of step {BAD}" in done.sentence
+    assert done.end_reason == "succeeded", done.status_text
+    assert f"skipping the batch of step {BAD}" in done.status_text
     assert done.result is not None
     assert done.result["steps_skipped"] == 1
     (curve,) = service.client.metrics(done.id, keys="train/loss").curves
@@ -114,7 +114,7 @@ def test_a_stopped_job_is_billed_and_its_retry_resumes_from_its_last_checkpoint(
     assert start_step == stopped.progress.step > 20
     loss = next(curve for curve in client.metrics(new.id).curves if curve.name == "train/loss")
     assert loss.steps == list(range(start_step + 1, (stopped.progress.steps_total or 0) + 1))
-    assert client.attempts(new.id).steps_lost == 0
+    assert client.attempts(new.id).rolled_back_steps == 0
 
     again = client.retry(new.id)  # what succeeded has nothing to resume from
     service.wait(again.id, lambda job: job.state == "running")

@@ -74,9 +74,9 @@ def test_of_two_jobs_that_race_for_money_for_one_exactly_one_starts(service: Ser
     (loser,) = (job for job in look(service, jobs) if job.state == "queued")
     assert {life.job for life in witness.lives(service.data)} == {str(winner.id)}
     assert loser.wait_reason == "budget"
-    assert "The budget of team" in loser.sentence
-    assert "short" in loser.sentence
-    assert "`shoestring budget set`" in loser.sentence
+    assert "The budget of team" in loser.status_text
+    assert "short" in loser.status_text
+    assert "`shoestring budget set`" in loser.status_text
 
 
 def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jobs: Jobs) -> None:
@@ -94,8 +94,8 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jo
     stopped = service.settled(stopping.id)
     assert [watcher.wait(PATIENCE_S) for watcher in watchers] == [4, 4]
     assert paused.wait_reason == "grant"
-    assert "budget exhausted" in paused.sentence
-    assert "shoestring budget set" in paused.sentence
+    assert "budget exhausted" in paused.status_text
+    assert "shoestring budget set" in paused.status_text
     assert stopped.end_reason == "budget"
     witness.require_none_alive(service.data)
     until(lambda: Decimal(budget(service).held.amount) == 0, "the machines' final bills")
@@ -113,14 +113,14 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jo
     client.set_budget(team.id, "2.00", reason="a new grant")
     assert Decimal(budget(service).overdraft.amount) == 0
     short = service.wait(pausing.id, lambda job: job.wait_reason == "budget")
-    assert "The budget of this job" in short.sentence
-    assert "`shoestring budget set --job`" in short.sentence
+    assert "The budget of this job" in short.status_text
+    assert "`shoestring budget set --job`" in short.status_text
     hurry(service).touch()
     assert shoestring(service, "budget", "set", "1.00", "--job", str(pausing.id)).returncode == 0
     done = service.settled(pausing.id)
     assert done.end_reason == "succeeded"
     attempts = client.attempts(pausing.id)
-    assert attempts.steps_lost == 0
+    assert attempts.rolled_back_steps == 0
     assert attempts.attempts[-1].generations[-1].start_step > 20
     loss = next(curve for curve in client.metrics(pausing.id).curves if curve.name == "train/loss")
     assert loss.steps == list(range(1, attempts.steps + 1))

@@ -99,7 +99,7 @@ def live_through(
             left |= {name: hashed(service, job, name, folder) for name in STATE}
     finally:
         service.stop()
-    assert job.end_reason == ("succeeded" if to_the_end else "user_stop"), job.sentence
+    assert job.end_reason == ("succeeded" if to_the_end else "user_stop"), job.status_text
     witness.require_none_alive(service.data)
     witness.require_one_machine_a_slot(service.data)
     witness.require_one_generation_at_a_time(service.data)

@@ -139,11 +139,11 @@ def inside_an_epoch(step: int, per_epoch: float) -> bool:
 
 def require_whole_curve(client: Client, job: rest.Job) -> None:
     """It succeeded; each step is there once, and none was lost."""
-    assert job.end_reason == "succeeded", job.sentence
+    assert job.end_reason == "succeeded", job.status_text
     loss = next(curve for curve in client.metrics(job.id).curves if curve.name == "train/loss")
     assert job.progress.steps_total is not None
     assert loss.steps == list(range(1, job.progress.steps_total + 1))
-    assert client.attempts(job.id).steps_lost == 0
+    assert client.attempts(job.id).rolled_back_steps == 0
 
 
 def state(client: Client, job: UUID, folder: Path) -> dict[str, str]:

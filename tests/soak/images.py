@@ -101,10 +101,10 @@ def prove(images: Path, seed: int, folder: Path) -> None:
         machine = next(one for one in client.attempts(job.id).attempts[-1].machines if one.slot == seed % 2)
         client.reclaim(machine.id, notice_s=30)
         done = service.settled(job.id, within_s=600)
-        assert done.end_reason == "succeeded", done.sentence
+        assert done.end_reason == "succeeded", done.status_text
         attempts = client.attempts(job.id)
         assert [attempt.trained for attempt in attempts.attempts] == [True, True]
-        assert attempts.steps_lost == 0
+        assert attempts.rolled_back_steps == 0
         assert attempts.steps == done.progress.steps_total
         assert done.result is not None
         accuracy = done.result["val/acc"]

@@ -92,9 +92,9 @@ def prove_queue(service: Service) -> None:
     service.wait(jobs[0].id, lambda job: job.state in ("launching", "running"))
     second = service.wait(jobs[1].id, lambda job: job.wait_reason == "slots")
     third = service.wait(jobs[2].id, lambda job: job.wait_reason == "slots")
-    assert "needs 2 machines, 0 of 2 are free" in second.sentence
-    assert "needs 2 machines, 0 of 2 are free" in third.sentence
-    assert f"job {second.id} is ahead of it" in third.sentence
+    assert "needs 2 machines, 0 of 2 are free" in second.status_text
+    assert "needs 2 machines, 0 of 2 are free" in third.status_text
+    assert f"job {second.id} is ahead of it" in third.status_text
 
     assert [service.settled(job.id).end_reason for job in jobs] == ["succeeded"] * 3
     in_turn = [[life for life in witness.lives(service.data) if life.job == str(job.id)] for job in jobs]

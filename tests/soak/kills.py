@@ -175,7 +175,7 @@ class Run:
         self._note(f"{job.end_reason}, settled after {watch.looks} looks at the process table")
         self._tell()
         assert not watch.broken, watch.broken
-        assert job.end_reason == "succeeded", job.sentence
+        assert job.end_reason == "succeeded", job.status_text
         curve = next(c for c in self.service.client.metrics(job.id).curves if c.name == "train/loss")
         assert curve.steps == list(range(1, STEPS + 1)), f"steps that are not 1..{STEPS}: {_odd(curve.steps)}"
         written = witness.merged(self.service.data)
@@ -303,7 +303,7 @@ class Run:
                     return found
                 if time.monotonic() > deadline:
                     self._tell()
-                assert time.monotonic() < deadline, f"not settled in {PATIENCE_S:.0f} s: {found.sentence}"
+                assert time.monotonic() < deadline, f"not settled in {PATIENCE_S:.0f} s: {found.status_text}"
             assert time.monotonic() < deadline + 30, "the service does not answer any more"
             time.sleep(0.2)
 

@@ -38,7 +38,7 @@ def serialize_attempts(rows: JobRows, attempts: Iterable[AttemptRow], now: int) 
             for row in attempts
         ],
         steps=compute_progress(rows.job, rows.generations, now).step,
-        steps_lost=sum(generation.steps_lost for generation in generations),
+        rolled_back_steps=sum(generation.rolled_back_steps for generation in generations),
     )
 
 
@@ -58,8 +58,8 @@ def _serialize_generation(row: GenerationRow, next_start: int | None) -> rest.Ge
         world_size=row.world_size,
         start_step=row.start_step,
         last_step=last,
-        kept_through=kept,
-        steps_lost=0 if last is None or kept is None else last - kept,
+        merged_through=kept,
+        rolled_back_steps=0 if last is None or kept is None else last - kept,
         formed_at=to_datetime(row.formed_at),
         first_step_at=to_datetime(row.first_step_at),
         ended_at=to_datetime(row.ended_at),

@@ -37,7 +37,7 @@ def serialize_curves(curves: Iterable[metrics.Curve]) -> list[rest.Curve]:
             name=curve.name,
             generation=curve.generation,
             machine=curve.machine,
-            lost=curve.lost,
+            rolled_back=curve.lost,
             steps=curve.steps,
             times=curve.times,
             values=curve.values,

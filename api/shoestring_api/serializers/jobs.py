@@ -22,7 +22,7 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         user=rows.user,
         recipe=row.spec.get("recipe"),
         state=JobState(row.state),
-        sentence=describe_status(row),
+        status_text=describe_status(row),
         wait_reason=_wait_reason(row),
         end_reason=EndReason(row.end_reason) if row.end_reason else None,
         desired_state=DesiredState(row.desired_state),

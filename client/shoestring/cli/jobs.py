@@ -75,7 +75,7 @@ def submit(
             _watch(client, str(job.id), as_json)
         else:
             print_result(job, as_json, lambda: out.print(str(job.id)))
-            err.print(f"{job.sentence}\nFollow: shoestring watch {job.id}    Stop: shoestring stop {job.id}")
+            err.print(f"{job.status_text}\nFollow: shoestring watch {job.id}    Stop: shoestring stop {job.id}")
 
 
 def plan(
@@ -180,7 +180,7 @@ def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """
     with connect(url) as client:
         stopped = client.stop(resolve_job_id(client, job))
-    print_result(stopped, as_json, lambda: out.print(stopped.sentence))
+    print_result(stopped, as_json, lambda: out.print(stopped.status_text))
 
 
 def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
@@ -202,7 +202,7 @@ def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """
     with connect(url) as client:
         resumed = client.resume(resolve_job_id(client, job))
-    print_result(resumed, as_json, lambda: out.print(resumed.sentence))
+    print_result(resumed, as_json, lambda: out.print(resumed.status_text))
 
 
 def open_dashboard(
@@ -256,7 +256,14 @@ def _watch(client: Client, job: str, as_json: bool) -> None:
 
 def _print_jobs(jobs: list[rest.Job]) -> None:
     rows = [
-        (str(job.id)[:13], job.name, str(job.state), _format_steps(job), watching.format_cost(job.cost), job.sentence)
+        (
+            str(job.id)[:13],
+            job.name,
+            str(job.state),
+            _format_steps(job),
+            watching.format_cost(job.cost),
+            job.status_text,
+        )
         for job in jobs
     ]
     print_table(
@@ -286,7 +293,7 @@ def _print_plan(plan: rest.Plan) -> None:
 
 def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:
     out.print(watching.render_job(job))
-    out.print(f"job {job.id}   attempt {job.attempt}   rolled-back steps {attempts.steps_lost}")
+    out.print(f"job {job.id}   attempt {job.attempt}   rolled-back steps {attempts.rolled_back_steps}")
     if job.sizing:
         out.print(job.sizing, markup=False)
     rows = [

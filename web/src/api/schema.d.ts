@@ -719,8 +719,8 @@ export interface components {
             attempts: components["schemas"]["Attempt"][];
             /** Steps */
             steps: number;
-            /** Steps Lost */
-            steps_lost: number;
+            /** Rolled Back Steps */
+            rolled_back_steps: number;
         };
         /**
          * AttemptState
@@ -844,7 +844,7 @@ export interface components {
         };
         /**
          * Curve
-         * @description One metric. `generation` is None on the merged curve; `lost` marks steps that a later generation redid.
+         * @description One metric. `generation` is None on the merged curve; `rolled_back`: steps that a later generation recomputed.
          */
         Curve: {
             /** Name */
@@ -854,10 +854,10 @@ export interface components {
             /** Machine */
             machine: string | null;
             /**
-             * Lost
+             * Rolled Back
              * @default false
              */
-            lost: boolean;
+            rolled_back: boolean;
             /** Steps */
             steps: number[];
             /** Times */
@@ -937,13 +937,13 @@ export interface components {
             start_step: number;
             /** Last Step */
             last_step: number | null;
-            /** Kept Through */
-            kept_through: number | null;
+            /** Merged Through */
+            merged_through: number | null;
             /**
-             * Steps Lost
+             * Rolled Back Steps
              * @default 0
              */
-            steps_lost: number;
+            rolled_back_steps: number;
             /** Formed At */
             formed_at: string | null;
             /** First Step At */
@@ -997,8 +997,8 @@ export interface components {
             /** Recipe */
             recipe: string | null;
             state: components["schemas"]["JobState"];
-            /** Sentence */
-            sentence: string;
+            /** Status Text */
+            status_text: string;
             /** Wait Reason */
             wait_reason: string | null;
             end_reason: components["schemas"]["EndReason"] | null;

@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { type Curve, type Curves, splitCurve, NO_CURVES, mergeUpdate, metricNames, restartMarkers, machineLines } from "./curves";
 
 function curve(steps: number[], options: Partial<Curve> = {}): Curve {
-  return { name: "train/loss", generation: null, machine: null, lost: false, steps, times: steps.map((step) => 1000 + step), values: steps.map((step) => step / 10), ...options };
+  return { name: "train/loss", generation: null, machine: null, rolled_back: false, steps, times: steps.map((step) => 1000 + step), values: steps.map((step) => step / 10), ...options };
 }
 
 function points(generation: number, steps: number[], options: Partial<Curve> = {}) {

@@ -51,7 +51,7 @@ function JobsWaitingForBudget() {
       <ul>
         {waiting.map((job) => (
           <li key={job.id}>
-            <Link to={`/jobs/${job.id}`}>{job.name}</Link>: {job.sentence}
+            <Link to={`/jobs/${job.id}`}>{job.name}</Link>: {job.status_text}
           </li>
         ))}
       </ul>

@@ -73,8 +73,12 @@ export function CurvesPanel({ feed, attempts, startedAt, ended }: {
           </div>
           {restarts > 0 && (
             <p className="legend muted">
-              <span className="key restart" aria-hidden="true" /> resumed from checkpoint
-              <span className="key rolled-back" aria-hidden="true" /> rolled-back steps (recomputed)
+              <span>
+                <span className="key restart" aria-hidden="true" /> resumed from checkpoint
+              </span>
+              <span>
+                <span className="key rolled-back" aria-hidden="true" /> rolled-back steps (recomputed)
+              </span>
             </p>
           )}
         </>

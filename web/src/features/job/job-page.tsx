@@ -53,7 +53,7 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
   return (
     <Page title={job.name} wide badge={<StateBadge job={job} />} actions={<Actions job={job} />}>
       <div className={`status-line ${job.end_reason ?? ""}`}>
-        <p data-sentence>{job.sentence}</p>
+        <p data-status-text>{job.status_text}</p>
         {job.sizing && <p data-sizing>{job.sizing}</p>}
         <p className="muted">
           {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{job.id.slice(-8)}</code>{" "}
@@ -66,7 +66,7 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
           )}
         </p>
       </div>
-      <Facts job={job} attempts={list?.attempts.filter(({ trained }) => trained).length ?? 0} recomputed={list?.steps_lost ?? 0} />
+      <Facts job={job} attempts={list?.attempts.filter(({ trained }) => trained).length ?? 0} recomputed={list?.rolled_back_steps ?? 0} />
       <CurvesPanel feed={feed} attempts={list?.attempts ?? []} startedAt={job.first_step_at ?? job.started_at} ended={ended} />
       <div className="columns">
         <LogsPanel feed={feed} ended={ended} />

@@ -22,7 +22,7 @@ export function MachinesPanel({ list }: { list: Schemas["AttemptList"] | undefin
       title="Attempts and machines"
       aside={
         <span className="muted">
-          {formatCount(list.steps)} steps{list.steps_lost > 0 ? `, ${formatCount(list.steps_lost)} recomputed` : ", 0 recomputed"}
+          {formatCount(list.steps)} steps{list.rolled_back_steps > 0 ? `, ${formatCount(list.rolled_back_steps)} recomputed` : ", 0 recomputed"}
         </span>
       }
     >

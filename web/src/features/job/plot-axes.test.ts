@@ -26,7 +26,7 @@ test("nothing to draw is an empty table", () => {
 });
 
 test("the epoch of a step lies on the line through those that were reported", () => {
-  const epochs = { name: "epoch", generation: 1, machine: null, lost: false, steps: [10, 20], times: [1, 2], values: [1, 2] };
+  const epochs = { name: "epoch", generation: 1, machine: null, rolled_back: false, steps: [10, 20], times: [1, 2], values: [1, 2] };
   const epoch = epochInterpolator(mergeUpdate(NO_CURVES, { generation: 1, curves: [epochs] }));
   expect([0, 5, 10, 15, 20, 30].map(epoch)).toEqual([0, 0.5, 1, 1.5, 2, 3]);
 });

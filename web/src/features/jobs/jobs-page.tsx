@@ -81,7 +81,7 @@ function Row({ job, now }: { job: Job; now: number }) {
           tone={job.state === "running" ? "" : "calm"}
         />
         <span className="status-text">
-          <span>{job.sentence}</span>
+          <span>{job.status_text}</span>
           {progress.step > 0 && (
             <span className="muted num">
               step {formatCount(progress.step)}
@@ -135,7 +135,7 @@ function Filter({ filter }: { filter: string }) {
         type="search"
         list="filters"
         aria-label="Filter jobs"
-        placeholder="Filter, e.g. state=running"
+        placeholder="state=running"
         value={text}
         maxLength={500}
         onChange={(event) => {
