@@ -29,7 +29,7 @@ const ATTEMPT_REASONS: Record<string, string> = {
   succeeded: "finished",
 };
 
-const TRANSFER_KINDS: Record<string, string> = { slice: "usage charge" };
+const TRANSFER_KINDS: Record<string, string> = { usage: "usage charge" };
 
 /** The kind of a ledger entry. */
 export function transferKindLabel(kind: string): string {
