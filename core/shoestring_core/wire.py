@@ -190,7 +190,7 @@ class CheckpointDownload(WireMessage):
 
 
 class LaunchConfig(WireMessage):
-    """How to start this machine's ranks: the arguments of torchrun, and the task (task.json without local paths)."""
+    """How to start this machine's ranks: places as torchrun names them, and task.json without local paths."""
 
     node_rank: int
     nnodes: int
@@ -201,8 +201,6 @@ class LaunchConfig(WireMessage):
     resume: CheckpointDownload | None = None
     init: CheckpointDownload | None = None
     """Checkpoint of another job to initialize the weights from; unset if there is one to resume."""
-    skip_torchrun: bool = False
-    """Start the machine's only rank without torchrun: in elastic jobs the other machines wait for it to start."""
 
 
 class Order(WireMessage):

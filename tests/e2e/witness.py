@@ -69,15 +69,16 @@ def require_none_alive(data: Path) -> None:
 
 
 def role(pid: int) -> str:
-    """What a process of a machine is: init, agent, launcher, rank or something else."""
+    """What a process of a machine is: init, agent, rank-server, rank or something else."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        name = Path(f"/proc/{pid}/comm").read_text()
     except OSError:
         return ""
-    if "torch.distributed.run" in command:
-        return "launcher"
+    if "shoestring_trainer.rank_server" in command:  # its forks show its command
+        return "rank" if name.startswith("rank ") else "rank-server"
     if "shoestring_trainer" in command:
-        return "rank" if "train" in command else "agent" if "agent" in command else ""
+        return "agent" if "agent" in command else ""
     return "init" if "shoestring_trainer.machinehost.init" in command else ""
 
 
@@ -198,14 +199,14 @@ class Watch:
                 variables = (entry / "environ").read_bytes()
                 if mark not in variables:
                     continue
-                spec = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[-2]
-            except (OSError, IndexError):
+                folder = (entry / "cwd").readlink()
+            except OSError:
                 continue
             machine = variables.split(mark, 1)[1].split(b"\0", 1)[0].decode()
             if slot := self._slot(machine):
                 slots.setdefault(slot, set()).add(machine)
                 if role(int(entry.name)) == "rank":
-                    generations.setdefault(slot[0], set()).add(int(Path(spec).parent.name))
+                    generations.setdefault(slot[0], set()).add(int(folder.name))
         return {f"two machines in slot {slot}: {sorted(them)}" for slot, them in slots.items() if len(them) > 1} | {
             f"ranks of generations {sorted(them)} at once" for them in generations.values() if len(them) > 1
         }

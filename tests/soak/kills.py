@@ -34,7 +34,7 @@ from tests import servers
 from tests.e2e import witness
 from tests.e2e.service import Service, machine_processes, service_processes
 
-TARGETS = ("worker", "api", "agent", "rank", "machines", "up", "redis", "pair")
+TARGETS = ("worker", "api", "agent", "rank", "rank-server", "machines", "up", "redis", "pair")
 DATABASES = ("sqlite", "postgresql")
 CASES = [f"{target}-{database}" for target in TARGETS for database in DATABASES]
 
@@ -57,6 +57,7 @@ ANY_TIME = (
 PHASES = {
     "agent": ANY_TIME[1:9],
     "rank": ("starting", "training", "checkpointing", "draining", "finishing"),
+    "rank-server": ANY_TIME[1:9],
 }
 """What can be killed when; a target that isn't named here lives all the time."""
 
@@ -267,7 +268,7 @@ class Run:
         return f" (before the commit of {' and '.join(words)})" if words else ""
 
     def _victims(self, target: str) -> list[int]:
-        if target in ("agent", "rank"):
+        if target in ("agent", "rank", "rank-server"):
             return sorted(pid for pid in machine_processes(self.service.data) if witness.role(pid) == target)
         child = self.service.find_child(target)
         return [] if child is None else [child]

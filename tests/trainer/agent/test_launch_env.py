@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from shoestring_trainer.agent.launch_env import lone_rank, rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
 from shoestring_trainer.agent.ranks import interface_towards
 
 
@@ -23,13 +23,14 @@ def test_the_command_is_the_contracts():
     )
 
 
-def test_a_lone_rank_gets_its_place_as_torchrun_would_give_it():
-    command, places = lone_rank(
-        Path("run/task.json"), nodes=3, node_rank=2, master_addr="10.0.0.7", master_port=29500, python="python"
+def test_a_rank_gets_its_place_as_torchrun_would_give_it():
+    place = distributed_environment(
+        nodes=3, node_rank=2, local_rank=1, procs_per_node=2, master_addr="10.0.0.7", master_port=29500
     )
-    assert " ".join(command) == "python -u -m shoestring_trainer train run/task.json"
-    assert (places["RANK"], places["WORLD_SIZE"], places["LOCAL_RANK"]) == ("2", "3", "0")
-    assert (places["MASTER_ADDR"], places["MASTER_PORT"]) == ("10.0.0.7", "29500")
+    assert place == {
+        "RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "2",
+        "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("procs", "cores", "threads"), [(1, 2, "2"), (2, 2, "1"), (4, 2, "1"), (2, 9, "4")])

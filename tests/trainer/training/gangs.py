@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real training processes for tests, started by the command that a machine's agent uses."""
+"""Real training processes for tests: forked by a rank server, as on a machine, or started by torchrun."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shoestring_trainer.agent.launch_env import lone_rank, rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
+from shoestring_trainer.rank_server.client import RankProcess, RankServer
 
 from tests.servers import free_port, until
 
@@ -27,22 +32,18 @@ DIGITS = {
 
 @dataclass
 class Gang:
-    """One generation: a folder and a launcher for each node, torchrun or the node's only rank itself.
-
-    direct  there is no torchrun
-    """
+    """One generation: a folder for each node, and its processes: ranks of the rank server, or a torchrun per node."""
 
     folders: list[Path]
-    direct: bool = True
-    launchers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[RankProcess | subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def first(self) -> Path:
         return self.folders[0]
 
     def wait(self, deadline_s: float = 120) -> list[int]:
-        """Exit codes of the launchers."""
-        return [launcher.wait(deadline_s) for launcher in self.launchers]
+        """Exit codes of the processes."""
+        return [process.wait(deadline_s) for process in self.processes]
 
     def metrics(self) -> list[dict]:
         return _lines(self.first / "metrics.jsonl")
@@ -57,7 +58,7 @@ class Gang:
 
     def until_step(self, step: int, deadline_s: float = 120) -> None:
         def there() -> bool:
-            ended = [launcher.poll() for launcher in self.launchers]
+            ended = [process.poll() for process in self.processes]
             assert not any(ended), (ended, self.logs())
             lines = self.metrics()
             return bool(lines) and lines[-1]["step"] >= step
@@ -70,14 +71,8 @@ class Gang:
         draft.replace(self.folders[node] / "order")
 
     def rank_pids(self) -> list[int]:
-        """Training processes: the launchers themselves, or their children."""
-        if self.direct:
-            return [launcher.pid for launcher in self.launchers if launcher.poll() is None]
-        children = [
-            Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-            for launcher in self.launchers
-        ]
-        return [int(pid) for pids in children for pid in pids]
+        """Training processes that live, by rank."""
+        return [pid for process in self.processes for pid in _rank_pids(process)]
 
     def logs(self) -> str:
         return "\n".join(path.read_text() for folder in self.folders for path in folder.glob("log-*.txt"))
@@ -103,42 +98,88 @@ class Gang:
 
 
 @contextmanager
-def gang(folder: Path, *, nodes: int = 1, procs: int = 1, script: list[str] | None = None, **task):
+def gang(
+    folder: Path, *, nodes: int = 1, procs: int = 1, threads: Sequence[int] = (1,), torchrun: bool = False,
+    script: Sequence[str] = (), **task,
+):  # fmt: skip
     """Start a generation in `folder`; whatever still runs at the end is killed.
 
-    script  run this instead of the trainer's own module (arguments before the task's path)
+    threads   OMP_NUM_THREADS of each node, the first's for all that follow the last
+    torchrun  start new processes by torchrun, as a user does by hand
+    script    run this by torchrun instead of the trainer's own module (arguments before the task's path)
     """
     text = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS, "seed": 1}
     port = free_port()
-    started = Gang([folder / f"node-{node}" for node in range(nodes)], direct=procs == 1 and script is None)
-    environment = os.environ | rank_environment(1, 1, interface="lo") | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+    started = Gang([folder / f"node-{node}" for node in range(nodes)])
     try:
         for node, run in enumerate(started.folders):
             run.mkdir(parents=True)
             (run / "task.json").write_text(json.dumps(text | {"precision": "fp32"} | task))
-            if started.direct:
-                command, places = lone_rank(
-                    run / "task.json", nodes=nodes, node_rank=node, master_addr="127.0.0.1", master_port=port
-                )
-            else:
-                command, places = torchrun_command(
-                    run / "task.json", nodes=nodes, node_rank=node, procs_per_node=procs,
-                    master_addr="127.0.0.1", master_port=port, python=sys.executable,
-                ), {}  # fmt: skip
-            if script:
-                at = command.index("shoestring_trainer")
-                command[at - 1 : at + 2] = script
-            with (run / "log-launch.txt").open("wb") as log:
-                started.launchers.append(
-                    subprocess.Popen(command, env=environment | places, stdout=log, stderr=log, start_new_session=True)
+            count = threads[node] if node < len(threads) else threads[0]
+            environment = base_environment() | rank_environment(1, count, interface="lo")
+            place = {
+                "nodes": nodes, "node_rank": node, "procs_per_node": procs, "master_addr": "127.0.0.1",
+                "master_port": port,
+            }  # fmt: skip
+            log = run / "log-launch.txt"
+            if torchrun or script:
+                started.processes.append(_start_torchrun(run, place, script, environment, log))
+                continue
+            for local_rank in range(procs):
+                variables = distributed_environment(**place, local_rank=local_rank)
+                started.processes.append(
+                    rank_server().start_rank(
+                        [str(run / "task.json")], environment=environment | variables, folder=run, log=log
+                    )
                 )
         yield started
     finally:
-        for pid in started.rank_pids() if any(launcher.poll() is None for launcher in started.launchers) else []:
-            os.kill(pid, signal.SIGKILL)
-        for launcher in started.launchers:
-            launcher.kill()
-            launcher.wait()
+        for process in started.processes:
+            kill(process)
+
+
+@functools.cache
+def rank_server() -> RankServer:
+    """The one of this test process, with which it ends."""
+    log = Path(tempfile.gettempdir()) / f"shoestring-tests-rank-server-{os.getpid()}.log"
+    server = RankServer(base_environment() | rank_environment(1, 1), log)
+    server.start()
+    atexit.register(log.unlink, missing_ok=True)
+    return server
+
+
+def base_environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+
+
+def kill(process: RankProcess | subprocess.Popen[bytes]) -> None:
+    """End a rank, or a torchrun and its ranks."""
+    while process.poll() is None:
+        pids = _rank_pids(process) + ([process.pid] if isinstance(process, subprocess.Popen) else [])
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(TimeoutError, subprocess.TimeoutExpired):
+            process.wait(0.5)
+
+
+def _start_torchrun(
+    folder: Path, place: dict, script: Sequence[str], environment: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    command = torchrun_command(folder / "task.json", **place, python=sys.executable)
+    if script:
+        at = command.index("shoestring_trainer")
+        command[at - 1 : at + 2] = script
+    with log.open("wb") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+
+
+def _rank_pids(process: RankProcess | subprocess.Popen[bytes]) -> list[int]:
+    if process.poll() is not None:
+        return []
+    if isinstance(process, RankProcess):
+        return [process.process.pid] if process.process else []
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def finished(folder: Path, **options) -> Gang:

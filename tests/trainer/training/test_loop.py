@@ -97,7 +97,7 @@ def test_told_on_one_rank_all_stop_at_one_step_with_a_durable_checkpoint(tmp_pat
             run.order_stop()
         else:
             os.kill(run.rank_pids()[1], signal.SIGTERM)
-        assert run.wait() == [0], run.logs()
+        assert run.wait() == [0, 0], run.logs()
     assert [word["outcome"] for word in run.exits()] == ["drained", "drained"]
     (saved,) = run.events("checkpoint")
     assert {word["step"] for word in run.exits()} == {saved["step"]} == {run.metrics()[-1]["step"]}
@@ -109,7 +109,7 @@ def test_told_before_the_first_step_a_rank_leaves_at_once(tmp_path: Path):
     """Its peer never comes, so it waits inside a library call when the order arrives."""
     with gang(tmp_path, procs=2) as run:
         run.order_stop()
-        assert run.wait() == [0], run.logs()
+        assert run.wait() == [0, 0], run.logs()
     assert [(word["outcome"], word["step"]) for word in run.exits()] == [("drained", 0), ("drained", 0)]
     assert run.events("checkpoint") == []
 
@@ -118,14 +118,14 @@ def test_a_killed_rank_is_its_peers_infrastructure_error(tmp_path: Path):
     with gang(tmp_path, procs=2, params=DIGITS | {"epochs": 1000}) as run:
         run.until_step(5)
         os.kill(run.rank_pids()[1], signal.SIGKILL)
-        assert run.wait() == [1]
+        assert run.wait() == [1, -signal.SIGKILL]
     (left,) = run.exits()
     assert (left["rank"], left["outcome"], left["error"]["kind"]) == (0, "error", "infrastructure")
 
 
 def test_a_loss_that_is_no_number_is_reported_and_ends_the_run(tmp_path: Path):
     with gang(tmp_path, procs=2, params=DIGITS | {"lr": 100.0, "weight_decay": 1.0, "warmup_ratio": 0}) as run:
-        assert run.wait() == [1]
+        assert run.wait() == [1, 1]
     assert [word["error"]["kind"] for word in run.exits()] == ["nan", "nan"]
     last = run.metrics()[-1]
     assert last["v"]["train/loss"] in ("NaN", "Infinity")

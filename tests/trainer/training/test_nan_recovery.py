@@ -126,7 +126,7 @@ def test_a_gang_that_passes_over_a_batch_has_the_curve_of_one_process(recovered:
 def test_a_gang_that_breaks_says_since_when_on_every_rank_and_leaves_its_last_good_checkpoint(tmp_path: Path):
     params = PARAMS | {"hooks_file": hook(tmp_path, NAN_BATCH, when=f"context.step + 1 == {BAD} and context.rank == 1")}
     with gang(tmp_path / "run", procs=2, params=params, checkpoint=EVERY) as run:
-        assert run.wait() == [1]
+        assert run.wait() == [1, 1]
     assert [(word["error"]["kind"], word["error"]["since"]) for word in run.exits()] == [("nan", BAD)] * 2
     assert run.events("checkpoint")[-1]["step"] == GOOD
 

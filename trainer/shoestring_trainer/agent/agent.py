@@ -39,12 +39,13 @@ from shoestring_trainer import processes
 from shoestring_trainer.agent.deadman import DeadMan, power_off
 from shoestring_trainer.agent.file_tailer import Event, Tails
 from shoestring_trainer.agent.metadata_watch import ENDPOINT, Metadata, MetadataUnavailable
-from shoestring_trainer.agent.ranks import KEYS_PREFIX, MARK, Ranks, end_ranks, free_port
+from shoestring_trainer.agent.ranks import KEYS_PREFIX, MARK, Ranks, end_ranks, free_port, server_environment
 from shoestring_trainer.agent.service import Heard, Refused, Service, Unreachable, boottime, pauses
 from shoestring_trainer.agent.spool import Spool, write_durably
 from shoestring_trainer.agent.telemetry import Telemetry
 from shoestring_trainer.agent.transfers import Cache, Checkpoint, Courier, Unfetchable
 from shoestring_trainer.data_sync.datasets import NoData, bring, is_remote
+from shoestring_trainer.rank_server.client import RankServer
 
 log = logging.getLogger("shoestring.agent")
 
@@ -59,6 +60,8 @@ KILL_RESERVE_S, DEADMAN_RESERVE_S, FUND_STEP_S = 1.5, 0.5, 0.25
 UPLOAD_PATIENCE_S = 5.0
 REFUSALS = 3
 PROGRESS = {"prepare": 1, "run": 2, "drain": 3}
+
+RANK_SERVER_LOG = "rank-server.log"
 
 T = TypeVar("T")
 
@@ -102,11 +105,14 @@ async def run(environment: Mapping[str, str]) -> int:
     service = Service(identity.server_url, identity.machine, session)
     agent = Agent(folder, identity.machine, service, metadata, environment)
     try:
+        agent.start_rank_server()
         agent.refund()
         agent.hear(await agent.register(identity.boot_token, session))
         return await agent.live()
     finally:
         agent.deadman.close()
+        if agent.rank_server:
+            agent.rank_server.close()
         await service.close()
         await metadata.close()
 
@@ -158,6 +164,9 @@ class Agent:
         self.service, self.metadata = service, metadata
         self.telemetry = Telemetry(folder)
         self.deadman = DeadMan({MARK: str(machine)})
+        self.ranks_environment = server_environment(str(machine), environment)
+        self.stand_in = environment.get("SHOESTRING_AGENT_RANK_COMMAND")
+        self.rank_server = None if self.stand_in else RankServer(self.ranks_environment, folder / RANK_SERVER_LOG)
         self.spool = Spool(folder / "spool", folder / "rejected")
         self.tails = Tails(folder, self.spool)
         self.cache = Cache(folder / "cache")
@@ -386,7 +395,8 @@ class Agent:
         if self.watching:
             self.watching.cancel()
         self.courier.forget(generation)
-        await end_ranks(str(self.machine))
+        await end_ranks(str(self.machine), self.rank_server)
+        self.start_rank_server()
         self.read_now(to_the_end=True)
         self.tell(MemberStatus(generation=generation, state="ready", port=free_port()))
 
@@ -404,7 +414,7 @@ class Agent:
             self.read_now(to_the_end=True)
             self.spool.begin(ranks.generation)
             self.tails.follow(ranks.folder, ranks.numbers)
-            await ranks.start(str(self.machine), task, self.environment)
+            ranks.start(task, self.ranks_environment, self.rank_server, self.stand_in)
         except Unfetchable as error:
             if order.run.init:  # another job's, which its user chose: trying again doesn't bring it back
                 return self.tell(_failed(ranks, f"init: {error}; name other weights and submit again", "data"))
@@ -416,6 +426,12 @@ class Agent:
         self.ranks = ranks
         self.tell(MemberStatus(generation=ranks.generation, state="running"))
         self.watching = self.group.create_task(self.watch(ranks))
+
+    def start_rank_server(self) -> None:
+        """Start the rank server unless it runs, so that it has imported the training loop when an order comes."""
+        if self.rank_server:
+            with suppress(OSError):  # the ranks try again, and say why it can't be started
+                self.rank_server.start()
 
     async def task(self, order: Order) -> dict[str, Any]:
         """What task.json holds: the order's task, with the files that it starts from. Raises Unfetchable, NoData."""
@@ -462,12 +478,11 @@ class Agent:
 
     async def watch(self, ranks: Ranks) -> None:
         """Follow the ranks to their end and tell it, a clean end only after its checkpoint is committed."""
-        code = await ranks.gone()
-        await end_ranks(str(self.machine), grace_s=0)
+        await ranks.wait()
+        await end_ranks(str(self.machine), self.rank_server, grace_s=0)
         self.read_now(to_the_end=True)
         ranks.over = True
-        exits = ranks.exits(code)
-        log.info("generation %d: the launcher ended with %s", ranks.generation, code)
+        exits = ranks.exits()
         if self.spool.fault:
             return self.tell(_failed(ranks, f"the machine's disk can't be written: {self.spool.fault}"))
         clean = all(each.outcome in ("drained", "finished") for each in exits)

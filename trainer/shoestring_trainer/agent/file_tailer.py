@@ -22,6 +22,7 @@ LOG_BYTES = 64 << 10
 LOG_QUOTA_BYTES = 32 << 20
 """Of a machine's logs in one hour; the rest stays in its folder."""
 AGENT_RANK = -1
+MACHINE_LOGS = ("agent.log", "rank-server.log")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Event:
 
 
 class Tails:
-    """All files that a machine tells about. Before `follow` only the agent's log is read."""
+    """All files that a machine tells about. Before `follow` only the logs of the agent and the rank server are read."""
 
     def __init__(self, machine: Path, spool: Spool) -> None:
         self._machine, self._spool = machine, spool
@@ -51,7 +52,7 @@ class Tails:
         self._run, self._ranks = str(run.relative_to(self._machine)), ranks
         files = self._marks["files"]
         self._marks["files"] = {
-            name: at for name, at in files.items() if name.startswith((f"{self._run}/", "agent.log"))
+            name: at for name, at in files.items() if name.startswith((f"{self._run}/", *MACHINE_LOGS))
         }
 
     def read(self, *, to_the_end: bool = False) -> list[Event]:
@@ -62,7 +63,7 @@ class Tails:
         events = [event for line in self._lines("events.jsonl") if (event := self._event(line))]
         for line in self._lines("metrics.jsonl"):
             self._metrics(line)
-        logs = [(AGENT_RANK, "agent.log")]
+        logs = [(AGENT_RANK, name) for name in MACHINE_LOGS]
         if self._run:
             logs.append((AGENT_RANK, f"{self._run}/log-launch.txt"))
             logs += [(rank, f"{self._run}/log-rank{rank}.txt") for rank in self._ranks]

@@ -31,23 +31,20 @@ def torchrun_command(
     ]  # fmt: skip
 
 
-def lone_rank(
-    spec: Path, *, nodes: int, node_rank: int, master_addr: str, master_port: int, python: str = sys.executable
-) -> tuple[list[str], dict[str, str]]:
-    """The argument vector and the variables of a node's only rank, with no launcher before it.
-
-    Saves the two seconds of a core in which torchrun imports PyTorch to do no more than this.
-    """
-    places = {
-        "RANK": node_rank, "WORLD_SIZE": nodes, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": node_rank,
+def distributed_environment(
+    *, nodes: int, node_rank: int, local_rank: int, procs_per_node: int, master_addr: str, master_port: int
+) -> dict[str, str]:
+    """The variables that torchrun sets for a rank and torch.distributed reads: its place among all ranks."""
+    variables = {
+        "RANK": node_rank * procs_per_node + local_rank, "WORLD_SIZE": nodes * procs_per_node,
+        "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": procs_per_node, "GROUP_RANK": node_rank,
         "MASTER_ADDR": master_addr, "MASTER_PORT": master_port,
     }  # fmt: skip
-    command = [python, "-u", "-m", "shoestring_trainer", "train", str(spec)]
-    return command, {name: str(value) for name, value in places.items()}
+    return {name: str(value) for name, value in variables.items()}
 
 
 def rank_environment(procs_per_node: int, cores: int, *, interface: str | None = None) -> dict[str, str]:
-    """Variables to add to each rank's environment; all must be set before the process starts.
+    """Variables to add to each rank's environment; all but the threads and the interface must be set before exec.
 
     procs_per_node  ranks that share this machine
     cores           CPU cores this machine may use, shared evenly by its ranks
@@ -58,6 +55,8 @@ def rank_environment(procs_per_node: int, cores: int, *, interface: str | None =
     """
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores // procs_per_node)),
+        # NumPy's OpenBLAS would start threads as it is imported, and a process with threads can't be forked
+        "OPENBLAS_NUM_THREADS": "1",
         # glibc hands big blocks back to the kernel after each use, and zeroing the fresh pages costs up to
         # a third of a step; keep them, in huge pages (measured: 1.2 to 1.7 times the images per second).
         "GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={_NEVER_GIVE_BACK_BYTES}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training processes of one generation on this machine: started, told to stop, ended for sure, and how."""
+"""The training processes of one generation on this machine: how they are started, drained, ended and reported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +19,16 @@ import psutil
 from shoestring_core.wire import LaunchConfig, RankExit
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent.launch_env import lone_rank, rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
 from shoestring_trainer.agent.spool import write_durably
+from shoestring_trainer.rank_server.client import RankProcess, RankServer
 
 MARK = "SHOESTRING_RANKS_OF"
 """In the environment of every rank and of all that it starts: how they are found, whatever session they moved to."""
 SECRETS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SHOESTRING_POWEROFF", "SHOESTRING_AGENT_RANK_COMMAND")
 KEYS_PREFIX = "SHOESTRING_AGENT_"
 """Before AWS's own names: what a machine of the local cloud may read buckets with. Ranks get none of it."""
-STARTED = "started.json"
+STARTED, LAUNCH_LOG = "started.json", "log-launch.txt"
 GRACE_S, KILL_S, LINGER_S, LOOK_S = 1.0, 10.0, 10.0, 0.05
 ORDER = {"order": "checkpoint_and_stop"}
 TRACE_LIMIT = 16_000
@@ -40,7 +42,7 @@ class Ranks:
         first = run.node_rank * run.nproc_per_node
         self.numbers = list(range(first, first + run.nproc_per_node))
         self.over = False
-        self._launcher: asyncio.subprocess.Process | None = None
+        self._processes: dict[int, RankProcess | subprocess.Popen[bytes]] = {}
 
     @property
     def holds_rank_0(self) -> bool:
@@ -60,24 +62,36 @@ class Ranks:
         folder = generations / str(max(numbers))
         return cls(folder, max(numbers), LaunchConfig.model_validate_json((folder / STARTED).read_text()))
 
-    async def start(self, machine: str, task: dict[str, Any], environment: Mapping[str, str]) -> None:
-        """Raises OSError if the folder can't be written or the launcher is not to be found."""
+    def start(
+        self,
+        task: dict[str, Any],
+        environment: Mapping[str, str],
+        server: RankServer | None,
+        stand_in: str | None = None,
+    ) -> None:
+        """Start the ranks, by the rank server or, for tests of the agent alone, by the command `stand_in`.
+
+        environment  of the server; the ranks add to it what depends on the generation
+        raises       OSError if the folder can't be written or a process can't be started
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        spec = self.folder / "task.json"
-        spec.write_text(json.dumps(task))
+        task_file, log = self.folder / "task.json", self.folder / LAUNCH_LOG
+        task_file.write_text(json.dumps(task))
         write_durably(self.folder / STARTED, self.run.model_dump_json())
-        agent = os.getpid()
-        command, places = self._command(spec, environment.get("SHOESTRING_AGENT_RANK_COMMAND"))
-        with (self.folder / "log-launch.txt").open("ab") as log:
-            self._launcher = await asyncio.create_subprocess_exec(
-                *command,
-                env=self._environment(machine, environment) | places,
-                cwd=self.folder,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=lambda: processes.die_with_parent(agent),
+        log.touch()
+        ranks_environment = {**environment, **self._generation_environment()}
+        if server is None:
+            launcher = self._start_stand_in(shlex.split(stand_in or ""), task_file, ranks_environment, log)
+            self._processes = dict.fromkeys(self.numbers, launcher)
+            return
+        for local_rank, rank in enumerate(self.numbers):
+            place = distributed_environment(
+                nodes=self.run.nnodes, node_rank=self.run.node_rank, local_rank=local_rank,
+                procs_per_node=self.run.nproc_per_node, master_addr=self.run.master_addr,
+                master_port=self.run.master_port,
+            )  # fmt: skip
+            self._processes[rank] = server.start_rank(
+                [str(task_file)], environment=ranks_environment | place, folder=self.folder, log=log
             )
 
     def drain(self) -> None:
@@ -86,74 +100,95 @@ class Ranks:
         draft.write_text(json.dumps(ORDER))
         draft.replace(self.folder / "order")
 
-    async def gone(self) -> int | None:
-        """Wait until the ranks have left their words or the launcher has ended; its exit code, if it has one.
+    async def wait(self) -> None:
+        """Return when each rank has left its exit file or its process has ended.
 
-        The launcher itself takes a second to leave, and is not waited for. A rank that goes on long after another has
-        ended waits for a peer in vain.
+        A rank that runs long after another has ended waits for it in vain: it is not waited for.
         """
-        first_word = float("inf")
-        while self._launcher and self._launcher.returncode is None:
-            words = sum(self._word(rank).exists() for rank in self.numbers)
-            if words:
-                first_word = min(first_word, time.monotonic())
-            if words == len(self.numbers) or time.monotonic() > first_word + LINGER_S:
-                return None
+        first_end = float("inf")
+        while self._processes:
+            ended = sum(self._has_ended(rank) for rank in self.numbers)
+            if ended:
+                first_end = min(first_end, time.monotonic())
+            if ended == len(self.numbers) or time.monotonic() > first_end + LINGER_S:
+                return
             await asyncio.sleep(LOOK_S)
-        return self._launcher.returncode if self._launcher else None
 
-    def exits(self, code: int | None) -> list[RankExit]:
-        """How each rank ended, by the word it left; without one a signal ended it."""
-        return [_read_exit(self._word(rank), rank) or self._silent(rank, code) for rank in self.numbers]
+    def exits(self) -> list[RankExit]:
+        """How each rank ended, by its exit file; a rank without one was ended by a signal, or never began."""
+        return [_read_exit(self._exit_file(rank), rank) or self._exit_without_file(rank) for rank in self.numbers]
 
-    def _word(self, rank: int) -> Path:
+    def _has_ended(self, rank: int) -> bool:
+        return self._processes[rank].poll() is not None or self._exit_file(rank).exists()
+
+    def _exit_file(self, rank: int) -> Path:
         return self.folder / f"exit-{rank}.json"
 
-    def _silent(self, rank: int, code: int | None) -> RankExit:
-        message, kind = "it left no word: a signal ended it", None
+    def _exit_without_file(self, rank: int) -> RankExit:
+        process = self._processes.get(rank)
+        code = process.poll() if process else None
+        message, kind = "it left no exit file: a signal ended it", None
         if not (self.folder / f"log-rank{rank}.txt").exists():
-            message, kind = f"it never began: {_tail(self.folder / 'log-launch.txt')}", "infrastructure"
+            reason = isinstance(process, RankProcess) and process.error
+            message, kind = f"it never began: {reason or _tail(self.folder / LAUNCH_LOG)}", "infrastructure"
         return RankExit(rank=rank, outcome="signal", at=time.time(), code=code, kind=kind, message=message)
 
-    def _command(self, spec: Path, stand_in: str | None) -> tuple[list[str], dict[str, str]]:
-        run = self.run
-        if run.skip_torchrun and run.nproc_per_node == 1 and not stand_in:
-            return lone_rank(
-                spec,
-                nodes=run.nnodes,
-                node_rank=run.node_rank,
-                master_addr=run.master_addr,
-                master_port=run.master_port,
+    def _start_stand_in(
+        self, command: list[str], task_file: Path, environment: dict[str, str], log: Path
+    ) -> subprocess.Popen[bytes]:
+        """One process that starts all ranks: it gets torchrun's arguments."""
+        arguments = torchrun_command(
+            task_file,
+            nodes=self.run.nnodes,
+            node_rank=self.run.node_rank,
+            procs_per_node=self.run.nproc_per_node,
+            master_addr=self.run.master_addr,
+            master_port=self.run.master_port,
+        )[3:]
+        agent = os.getpid()
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [*command, *arguments],
+                env=environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=lambda: processes.die_with_parent(agent),  # noqa: PLW1509 - the agent runs one thread
             )
-        command = torchrun_command(
-            spec,
-            nodes=run.nnodes,
-            node_rank=run.node_rank,
-            procs_per_node=run.nproc_per_node,
-            master_addr=run.master_addr,
-            master_port=run.master_port,
-        )
-        # for tests of the agent alone: another launcher, which gets torchrun's arguments
-        return ([*shlex.split(stand_in), *command[3:]] if stand_in else command), {}
 
-    def _environment(self, machine: str, environment: Mapping[str, str]) -> dict[str, str]:
+    def _generation_environment(self) -> dict[str, str]:
         loopback = self.run.master_addr in ("127.0.0.1", "localhost", "::1")
         sharing = self.run.nnodes if loopback else 1  # the machines of such a gang share one computer
         cores = max(1, len(os.sched_getaffinity(0)) // sharing)
-        inherited = {
-            name: value
-            for name, value in environment.items()
-            if name not in SECRETS and not name.startswith(KEYS_PREFIX + "AWS_")
-        }
-        interface = interface_towards(self.run.master_addr)
-        return {**inherited, **rank_environment(self.run.nproc_per_node, cores, interface=interface), MARK: machine}
+        return rank_environment(self.run.nproc_per_node, cores, interface=interface_towards(self.run.master_addr))
 
 
-async def end_ranks(machine: str, grace_s: float = GRACE_S) -> None:
-    """Returns when no process of any generation is left on this machine: SIGTERM, a grace, SIGKILL, look again."""
+def server_environment(machine: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The agent's environment without its secrets, with what ranks need set before any generation.
+
+    `machine` marks the server and each process that comes from it, so that `end_ranks` finds them.
+    """
+    inherited = {
+        name: value
+        for name, value in environment.items()
+        if name not in SECRETS and not name.startswith(KEYS_PREFIX + "AWS_")
+    }
+    return {**inherited, **rank_environment(1, 1), MARK: machine}
+
+
+async def end_ranks(machine: str, server: RankServer | None = None, grace_s: float = GRACE_S) -> None:
+    """Return when no process of any generation is left on this machine: SIGTERM, a grace, SIGKILL, look again.
+
+    `server` is spared, to wait for the next generation, unless it has yet to start ranks of this one. Without it every
+    rank server of the machine ends too.
+    """
+    spared = server.process if server and not server.has_unstarted_ranks() else None
 
     def living() -> set[processes.Process]:
-        return processes.carrying({MARK: machine})
+        forked = processes.descendants(spared.pid) if spared else set()
+        return {each for each in processes.carrying({MARK: machine}) | forked if each != spared}
 
     found = living() if grace_s else set()
     for each in found:

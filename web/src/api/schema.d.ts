@@ -1093,7 +1093,7 @@ export interface components {
         };
         /**
          * LaunchConfig
-         * @description How to start this machine's ranks: the arguments of torchrun, and the task (task.json without local paths).
+         * @description How to start this machine's ranks: places as torchrun names them, and task.json without local paths.
          */
         LaunchConfig: {
             /** Node Rank */
@@ -1112,11 +1112,6 @@ export interface components {
             };
             resume?: components["schemas"]["CheckpointDownload"] | null;
             init?: components["schemas"]["CheckpointDownload"] | null;
-            /**
-             * Skip Torchrun
-             * @default false
-             */
-            skip_torchrun: boolean;
         };
         /**
          * LogChunk

@@ -236,7 +236,6 @@ def _launch_config(
         | ({"skip": job.skipped_steps} if job.skipped_steps else {}),
         resume=resume,
         init=None if resume else _checkpoint(db, job.init_checkpoint, get_url),
-        skip_torchrun=rows.is_elastic(job),
     )
 
 

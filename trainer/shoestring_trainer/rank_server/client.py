@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's side of a rank server. Imports no torch, starts no thread, and blocks nowhere but in `wait`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shoestring_trainer import processes
+from shoestring_trainer.rank_server.protocol import READY_ID, Reply, StartRank
+
+READ_BYTES = 1 << 16
+
+
+class RankProcess:
+    """A rank that was asked for. `error` says why it could not be started."""
+
+    def __init__(self, server: RankServer) -> None:
+        self._server = server
+        self.process: processes.Process | None = None
+        self.returncode: int | None = None
+        self.error = ""
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while the rank runs, or waits for the server to start it."""
+        self._server.poll()
+        return self.returncode
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for the exit code. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while (code := self.poll()) is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"the rank has not ended within {timeout_s} s")
+            self._server.poll(left_s)
+        return code
+
+
+class RankServer:
+    """A process that has imported the training loop, and starts ranks at once.
+
+    `environment` is the server's own: the rank environment before any generation. What the server prints goes to `log`.
+    All calls come from the thread that called `start`: when it ends, so does the server.
+    """
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self._environment, self._log = environment, log
+        self._server: subprocess.Popen[bytes] | None = None
+        self._ids = itertools.count(READY_ID + 1)
+        self._ranks: dict[int, RankProcess] = {}
+        self._unsent = self._unread = b""
+        self.ready = False
+        """It has imported the training loop."""
+
+    @property
+    def process(self) -> processes.Process | None:
+        """The server, while it lives."""
+        if self._server is None or self._server.poll() is not None:
+            return None
+        return processes.process(self._server.pid)
+
+    def start(self) -> None:
+        """Start the server unless it runs; returns at once. Raises OSError."""
+        self.poll()
+        if self._server is not None:
+            return
+        with self._log.open("ab") as log:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "shoestring_trainer.rank_server", str(os.getpid())],
+                env=dict(self._environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert self._server.stdin
+        assert self._server.stdout
+        for pipe in (self._server.stdin, self._server.stdout):
+            os.set_blocking(pipe.fileno(), False)
+
+    def start_rank(
+        self, arguments: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path
+    ) -> RankProcess:
+        """Ask for a rank; it starts as soon as the server is ready. Starts the server again if it died."""
+        self.start()
+        request = StartRank(next(self._ids), list(arguments), dict(environment), str(folder), str(log))
+        rank = self._ranks[request.id] = RankProcess(self)
+        self._unsent += request.line()
+        self.poll()
+        return rank
+
+    def has_unstarted_ranks(self) -> bool:
+        """Whether it may start a rank at any moment, because it was asked for one while it was importing."""
+        self.poll()
+        return any(rank.process is None for rank in self._ranks.values())
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Send and receive what is possible now; with a timeout, wait for the next reply at most so long."""
+        if self._server is None:
+            return
+        assert self._server.stdin
+        assert self._server.stdout
+        if self._unsent:
+            try:
+                self._unsent = self._unsent[os.write(self._server.stdin.fileno(), self._unsent) :]
+            except BlockingIOError:
+                pass  # the pipe is full while the server imports
+            except BrokenPipeError:
+                self._unsent = b""
+        pipe = self._server.stdout.fileno()
+        while select.select([pipe], [], [], timeout_s)[0]:
+            received = os.read(pipe, READ_BYTES)
+            if not received:
+                return self._forget_server()
+            *lines, self._unread = (self._unread + received).split(b"\n")
+            for line in lines:
+                self._take(Reply.parse(line))
+            timeout_s = 0.0
+
+    def close(self, within_s: float = 5.0) -> None:
+        """End the server and its ranks."""
+        if self._server is None:
+            return
+        assert self._server.stdin
+        self._server.stdin.close()
+        try:
+            self._server.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+        self._forget_server()
+
+    def _take(self, reply: Reply) -> None:
+        if reply.id == READY_ID:
+            self.ready = True
+            return
+        rank = self._ranks[reply.id]
+        if reply.pid is not None:
+            try:
+                rank.process = processes.process(reply.pid)
+            except ProcessLookupError:
+                pass  # it has ended already, and the next reply says how
+        if reply.exit_code is not None:
+            rank.returncode, rank.error = reply.exit_code, reply.error
+            del self._ranks[reply.id]
+
+    def _forget_server(self) -> None:
+        """The server has ended, and its ranks with it."""
+        assert self._server
+        code = self._server.wait()
+        for pipe in (self._server.stdin, self._server.stdout):
+            if pipe:
+                pipe.close()
+        self._server, self.ready = None, False
+        self._unsent = self._unread = b""
+        for rank in self._ranks.values():
+            rank.returncode = -signal.SIGKILL if rank.process else code or 1
+            rank.error = f"the rank server ended with {code}"
+        self._ranks.clear()
