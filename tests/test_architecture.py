@@ -39,6 +39,7 @@ FORBIDDEN = [
     ("trainer/shoestring_trainer/planted.py", "import shoestring_core.store"),
     ("trainer/shoestring_trainer/planted.py", "import sqlalchemy"),
     ("trainer/shoestring_trainer/planted.py", "import torchvision"),
+    ("trainer/shoestring_trainer/agent/planted.py", "import shoestring_trainer.rank_server.server"),
     ("client/shoestring/planted.py", "import shoestring_api"),
     ("client/shoestring/planted.py", "def inner() -> None:\n    import shoestring_core.store"),
 ]

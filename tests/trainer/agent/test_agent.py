@@ -23,6 +23,8 @@ from tests.trainer.data_sync.bucket_server import BUCKET, serving
 
 LAUNCHER = Path(__file__).with_name("stand_in_ranks.py")
 WITHIN_S = 20.0
+IDLE_MB = 400
+"""Memory that a machine may use while it waits for an order: the agent, the dead-man switch and the rank server."""
 
 
 class Machine:
@@ -79,8 +81,8 @@ class Machine:
     def until_trained(self, step: int) -> None:
         self.until(lambda: any(at >= step for at, _ in self.service.points("train/loss")))
 
-    def until_exited(self, generation: int = 1) -> None:
-        self.until(lambda: (generation, "exited") in self.service.states())
+    def until_exited(self, generation: int = 1, within_s: float = WITHIN_S) -> None:
+        self.until(lambda: (generation, "exited") in self.service.states(), within_s)
 
 
 @pytest.fixture
@@ -344,6 +346,37 @@ def test_an_agent_that_was_killed_is_succeeded_without_loss(machine: Machine) ->
     machine.service.run(2, steps=5)
     machine.until_exited(2)
     assert machine.service.exits(2) == ["finished"]
+
+
+def test_a_rank_server_waits_for_orders_and_starts_real_ranks(machine: Machine) -> None:
+    """Killed, it is started again for the next order; it dies with the agent."""
+    machine.boot(SHOESTRING_AGENT_RANK_COMMAND="", SHOESTRING_POWEROFF="true")
+    machine.until(lambda: len(machine.ranks()) == 1)
+    machine.service.run(1, epochs=1, width=4)
+    machine.until_exited(within_s=90)
+    assert machine.service.exits(1) == ["finished"]
+    assert machine.service.commits[-1].step == machine.service.points("train/loss")[-1][0]
+    [server] = machine.ranks()
+    assert memory_mb(machine) < IDLE_MB
+
+    machine.service.run(2, epochs=10_000, width=4)
+    machine.until(lambda: machine.service.events("started")[1:], 60)
+    server.send(signal.SIGKILL)
+    machine.until_exited(2)
+    assert machine.service.exits(2) == ["signal"]
+    machine.service.run(3, epochs=10_000, width=4)
+    machine.until(lambda: machine.service.events("started")[2:], 60)
+    for each in machine.ranks():
+        assert "SHOESTRING_POWEROFF" not in psutil.Process(each.pid).environ()
+    machine.kill()
+    machine.until(lambda: not machine.ranks())
+
+
+def memory_mb(machine: Machine) -> float:
+    """Memory of all processes of a machine, each page counted once."""
+    assert machine.agent
+    agent = psutil.Process(machine.agent.pid)
+    return sum(each.memory_full_info().pss for each in (agent, *agent.children(recursive=True))) / 1e6
 
 
 @pytest.mark.parametrize("key", ["action", "instance-action"])

@@ -17,6 +17,7 @@ from shoestring_trainer import processes
 from shoestring_trainer.rank_server.protocol import READY_ID, Reply, StartRank
 
 READ_BYTES = 1 << 16
+LOG_TAIL = 2_000
 
 
 class RankProcess:
@@ -162,5 +163,11 @@ class RankServer:
         self._unsent = self._unread = b""
         for rank in self._ranks.values():
             rank.returncode = -signal.SIGKILL if rank.process else code or 1
-            rank.error = f"the rank server ended with {code}"
+            rank.error = f"the rank server ended with exit code {code}\n{self._log_tail()}"
         self._ranks.clear()
+
+    def _log_tail(self) -> str:
+        try:
+            return self._log.read_text(errors="replace")[-LOG_TAIL:].strip()
+        except OSError:
+            return ""

@@ -15,7 +15,6 @@ from shoestring_trainer.training.data.batch_loader import BatchLoader
 from shoestring_trainer.training.data.sources import open_dataset
 from shoestring_trainer.training.distributed.context import DistributedContext, init_distributed
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.models.compiler import defer_compiler
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.precision import Precision, choose_precision
@@ -58,7 +57,6 @@ def set_up(task: Task) -> Setup:
 
     Raises TrainerError for what its recipe, parameters or data lack, with the remedy.
     """
-    defer_compiler()
     distributed = init_distributed()
     recipe = recipes.load(task.recipe)
     params = recipes.resolve(task.recipe, task.params)

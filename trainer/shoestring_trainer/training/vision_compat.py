@@ -11,9 +11,6 @@ import sys
 
 import torch
 
-from shoestring_trainer.training.models.compiler import restore_compiler
-
-restore_compiler()
 try:
     import torchvision
 except RuntimeError:
@@ -24,12 +21,12 @@ except RuntimeError:
         _operators.define(_operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision  # noqa: F401
 
-import timm  # noqa: E402
-from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d  # noqa: E402
-from timm.layers.blur_pool import BlurPool2d  # noqa: E402
-from timm.optim.lars import Lars  # noqa: E402
-from timm.optim.muon import zeropower_via_newtonschulz  # noqa: E402
-from torchvision import datasets, io, models  # noqa: E402
+import timm
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.layers.blur_pool import BlurPool2d
+from timm.optim.lars import Lars
+from timm.optim.muon import zeropower_via_newtonschulz
+from torchvision import datasets, io, models
 
 __all__ = [
     "BlurPool2d", "Lars", "SelectAdaptivePool2d", "datasets", "io", "models", "timm", "zeropower_via_newtonschulz",

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from shoestring_trainer.training.cli.schedule_plot import Forecast
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.models.compiler import restore_compiler
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.results.progress import duration
 from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD, PEAK_TFLOPS
@@ -79,7 +78,6 @@ def summarize_model(
 
 def _trace_layers(model: nn.Module, shape: tuple[int, int, int]) -> tuple[tuple[LayerSummary, ...], int]:
     """Run a forward pass on the meta device; return the layers and the total FLOP."""
-    restore_compiler()
     from torch.utils.flop_counter import FlopCounterMode
 
     layers: list[LayerSummary] = []

@@ -24,7 +24,6 @@ from torch.export import ExportedProgram
 
 from shoestring_trainer.training.checkpoint.files import read_checkpoint
 from shoestring_trainer.training.errors import DataError, TrainerError, UserError
-from shoestring_trainer.training.models.compiler import restore_compiler
 
 CARD = "model.json"
 ARCHIVE = "model.pt2"
@@ -66,7 +65,6 @@ def export_program(model: nn.Module, sample_NCHW: Tensor) -> ExportedProgram:
 
     Raises TrainerError if that does not compute what `model` does.
     """
-    restore_compiler()
     plain = copy.deepcopy(model).cpu().eval()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with torch.no_grad():
@@ -96,7 +94,6 @@ def pack_onnx(program: ExportedProgram, card: bytes, sample_NCHW: Tensor) -> byt
     Raises UserError if the packages for it are missing, TrainerError if it does not compute what `program` does.
     """
     require_onnx()
-    restore_compiler()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own deprecations, and of names for the batch's size
         written = torch.onnx.export(

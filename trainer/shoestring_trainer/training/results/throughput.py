@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from shoestring_trainer.training.models.compiler import restore_compiler
 from shoestring_trainer.training.precision import Precision
 
 FORWARD_AND_BACKWARD = 3
@@ -66,7 +65,6 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
 @torch.no_grad()
 def flop_per_image(model: nn.Module, shape: Sequence[int], device: torch.device) -> int:
     """FLOP of one image's forward pass: convolutions and linear layers, two for each multiply-add."""
-    restore_compiler()
     from torch.utils.flop_counter import FlopCounterMode
 
     learning = model.training
