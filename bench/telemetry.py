@@ -118,16 +118,16 @@ def train(run: Path) -> None:
 def tail(machine: Path) -> None:
     """Tail the metrics files as the agent does, until terminated."""
     from shoestring_trainer.agent.agent import WATCHED_POLL_S
-    from shoestring_trainer.agent.file_tailer import Tails
+    from shoestring_trainer.agent.file_tailer import FileTailer
     from shoestring_trainer.agent.spool import Spool
 
     spool = Spool(machine / "spool", machine / "rejected")
-    tails = Tails(machine, spool)
+    tails = FileTailer(machine, spool)
     tails.follow(machine / "gen" / "1", [0])
     sealed_at = 0.0
     while True:
         tails.read()
-        if spool.stirring and time.monotonic() - sealed_at >= SEAL_EVERY_S:
+        if spool.has_draft and time.monotonic() - sealed_at >= SEAL_EVERY_S:
             sealed_at = time.monotonic()
             spool.acknowledge(spool.seal())
         time.sleep(WATCHED_POLL_S)

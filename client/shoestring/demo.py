@@ -148,7 +148,7 @@ def recovery(client: Client, job: rest.Job, generations: list[rest.Generation]) 
         cursor = page.next_cursor
         if cursor is None:
             break
-    notice = next((e.at for e in events if e.data.get("event") == "notice" or e.kind == "notice"), None)
+    notice = next((e.at for e in events if e.data.get("event") == "preemption_notice" or e.kind == "notice"), None)
     saved = next((e.at for e in events if e.kind == "checkpoint" and notice and e.at >= notice), None)
     resumed = next(
         (g.first_step_at for g in generations if saved and g.first_step_at and g.first_step_at > saved), None

@@ -88,7 +88,7 @@ class LogChunk(WireMessage):
 
 
 class AgentEvent(WireMessage):
-    """An event on the machine: started, overflow, notice, rebalance, rejected, log_quota, warning, …"""
+    """An event on the machine: started, overflow, preemption_notice, rebalance, rejected, log_quota, warning, …"""
 
     kind: str = Field(min_length=1, max_length=40)
     at: float

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-QUIET_LOOKS, SETTLE_S = 2, 0.05
+EMPTY_SCANS, SETTLE_S = 2, 0.05
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -26,18 +26,18 @@ class Process:
     start: int
     boot: str
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """True while the process runs. A zombie has ended: it only waits to be read by its parent."""
         return self.boot == boot_id() and _running(self.pid) == self
 
-    def send(self, number: signal.Signals) -> bool:
+    def send_signal(self, number: signal.Signals) -> bool:
         """Signal exactly this process, never a later one with its pid; False if it has ended."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return False
         try:
-            if not self.alive():  # the handle is held first, so the pid can't change hands after this look
+            if not self.is_alive():  # the handle is held first, so the pid can't change hands after this look
                 return False
             signal.pidfd_send_signal(handle, number)
             return True
@@ -47,11 +47,11 @@ class Process:
             os.close(handle)
 
 
-def this_process() -> Process:
-    return process(os.getpid())
+def current_process() -> Process:
+    return identify(os.getpid())
 
 
-def process(pid: int) -> Process:
+def identify(pid: int) -> Process:
     """Name a process that is known to exist, such as an unreaped child. Raises ProcessLookupError."""
     stat = _stat(pid)
     if stat is None:
@@ -64,10 +64,10 @@ def boot_id() -> str:
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
-def carrying(marks: dict[str, str]) -> set[Process]:
+def with_environment(marks: dict[str, str]) -> set[Process]:
     """Living processes that were started with all of these environment variables, whatever their parent or session."""
     wanted = {f"{name}={value}".encode() for name, value in marks.items()}
-    return {found for pid in _pids() if wanted <= _environment(pid) and (found := _running(pid))}
+    return {process for pid in _pids() if wanted <= _environment(pid) and (process := _running(pid))}
 
 
 def descendants(ancestor: int) -> set[Process]:
@@ -76,26 +76,26 @@ def descendants(ancestor: int) -> set[Process]:
     family = {ancestor}
     while grown := {pid for pid, stat in stats.items() if stat.ppid in family} - family:
         family |= grown
-    return {found for pid in family - {ancestor} if (found := _running(pid))}
+    return {process for pid in family - {ancestor} if (process := _running(pid))}
 
 
 def kill_all(
-    find: Callable[[], set[Process]], *, within_s: float, childless: Callable[[], bool] = lambda: True
+    find: Callable[[], set[Process]], *, within_s: float, no_children: Callable[[], bool] = lambda: True
 ) -> bool:
     """SIGKILL what `find` finds until nothing is left; False if something still lives after `within_s`.
 
-    One look at the process table proves little: a process in the middle of exec shows no environment, and one that
-    forks and exits during the look is missed with its child. So it takes two quiet looks, and the word of `childless`,
-    which a subreaper has from the kernel.
+    One scan of the process table proves little: a process in the middle of exec shows no environment, and one that
+    forks and exits during the scan is missed with its child. So it takes two empty scans, and `no_children`, which a
+    subreaper can ask the kernel.
     """
     deadline = time.monotonic() + within_s
-    quiet = 0
+    empty_scans = 0
     while True:
         found = find()
         for each in found:
-            each.send(signal.SIGKILL)
-        quiet = quiet + 1 if childless() and not found else 0
-        if quiet == QUIET_LOOKS:
+            each.send_signal(signal.SIGKILL)
+        empty_scans = empty_scans + 1 if no_children() and not found else 0
+        if empty_scans == EMPTY_SCANS:
             return True
         if time.monotonic() > deadline:
             return False

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from shoestring_core.wire import Order
 from shoestring_trainer import processes
-from shoestring_trainer.agent.ranks import MARK
+from shoestring_trainer.agent.ranks import MACHINE_MARK
 
 from tests.trainer.agent.services import DROP, DROP_REPLY, MetadataService, Service
 from tests.trainer.data_sync.bucket_server import BUCKET, serving
@@ -68,7 +68,7 @@ class Machine:
         self.agent.wait()
 
     def ranks(self) -> set[processes.Process]:
-        return processes.carrying({MARK: str(self.service.machine)})
+        return processes.with_environment({MACHINE_MARK: str(self.service.machine)})
 
     def until(self, condition: Callable[[], object], within_s: float = WITHIN_S) -> None:
         deadline = time.monotonic() + within_s
@@ -91,7 +91,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     yield machine
     if machine.agent and machine.agent.poll() is None:
         machine.kill()
-    processes.kill_all(machine.ranks, childless=lambda: True, within_s=5)
+    processes.kill_all(machine.ranks, no_children=lambda: True, within_s=5)
     machine.service.stop()
     machine.metadata.stop()
 
@@ -361,7 +361,7 @@ def test_a_rank_server_waits_for_orders_and_starts_real_ranks(machine: Machine) 
 
     machine.service.run(2, epochs=10_000, width=4)
     machine.until(lambda: machine.service.events("started")[1:], 60)
-    server.send(signal.SIGKILL)
+    server.send_signal(signal.SIGKILL)
     machine.until_exited(2)
     assert machine.service.exits(2) == ["signal"]
     machine.service.run(3, epochs=10_000, width=4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
-from shoestring_trainer.agent.ranks import interface_towards
+from shoestring_trainer.agent.ranks import interface_to
 
 
 def test_the_command_is_the_contracts():
@@ -46,9 +46,9 @@ def test_ranks_meet_on_the_card_that_leads_to_rank_0():
 
 
 def test_the_card_is_found_by_the_route():
-    assert interface_towards("127.0.0.1") == interface_towards("localhost") == "lo"
-    assert interface_towards("no.such.host.invalid") is None
+    assert interface_to("127.0.0.1") == interface_to("localhost") == "lo"
+    assert interface_to("no.such.host.invalid") is None
     for name, addresses in psutil.net_if_addrs().items():  # on its own machine, rank 0 is reached by its own address
         for own in addresses:
             if own.family == socket.AF_INET:
-                assert interface_towards(own.address) == name
+                assert interface_to(own.address) == name

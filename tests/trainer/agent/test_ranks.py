@@ -18,7 +18,7 @@ TASK = {
     "format": 1, "job": "job", "generation": 2, "recipe": "digits/quickstart", "seed": 1, "precision": "fp32",
     "params": {"epochs": 1, "width": 4, "batch_size": 64},
 }  # fmt: skip
-MARK = "a-test-of-ranks"
+MACHINE_MARK = "a-test-of-ranks"
 
 
 @pytest.mark.parametrize(("machines", "procs"), [(2, 1), (1, 2)])
@@ -31,7 +31,7 @@ def test_ranks_meet_train_and_leave_exit_files(tmp_path: Path, machines: int, pr
 
 
 async def train(folder: Path, machines: int, procs: int):
-    port, environment = free_port(), server_environment(MARK, base_environment())
+    port, environment = free_port(), server_environment(MACHINE_MARK, base_environment())
     ranks = [
         Ranks(
             folder / str(machine), 2,

@@ -22,7 +22,7 @@ def open_spool(folder: Path) -> Spool:
 def drain(spool: Spool) -> list[TelemetryBatch]:
     spool.seal()
     batches = []
-    while batch := spool.first():
+    while batch := spool.oldest():
         assert len(json.dumps(batch)) < MAX_BATCH_BYTES * 9 // 10
         batches.append(TelemetryBatch.model_validate(batch))
         spool.acknowledge(batch["seq"])
@@ -31,13 +31,13 @@ def drain(spool: Spool) -> list[TelemetryBatch]:
 
 def test_much_is_split_into_batches_that_are_small_enough_and_in_order(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
-    spool.begin(1)
+    spool.begin_generation(1)
     for step in range(30_000):
-        spool.points(step, 1e9 + step, {"loss": 1 / 3, "läng": float("nan")})
+        spool.add_points(step, 1e9 + step, {"loss": 1 / 3, "läng": float("nan")})
     for offset in range(0, 3 << 20, 64 << 10):
-        spool.log(0, offset, b"\xff" * (64 << 10))
+        spool.add_log(0, offset, b"\xff" * (64 << 10))
     for number in range(5_000):
-        spool.event("warning", {"number": number})
+        spool.add_event("warning", {"number": number})
     batches = drain(spool)
     assert [batch.seq for batch in batches] == list(range(1, len(batches) + 1))
     assert [step for b in batches for s in b.points if s.name == "loss" for step in s.steps] == list(range(30_000))
@@ -47,26 +47,26 @@ def test_much_is_split_into_batches_that_are_small_enough_and_in_order(tmp_path:
 
 def test_a_batch_holds_one_generation_and_steps_never_decrease_in_it(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
-    spool.begin(1)
-    spool.points(5, 1.0, {"loss": 1.0})
-    spool.points(4, 2.0, {"loss": 2.0})
-    spool.begin(2)
-    spool.points(4, 3.0, {"loss": 3.0})
+    spool.begin_generation(1)
+    spool.add_points(5, 1.0, {"loss": 1.0})
+    spool.add_points(4, 2.0, {"loss": 2.0})
+    spool.begin_generation(2)
+    spool.add_points(4, 3.0, {"loss": 3.0})
     told = [(batch.generation, batch.points[0].steps) for batch in drain(spool)]
     assert told == [(1, [5]), (1, [4]), (2, [4])]
 
 
 def test_a_successor_goes_on_with_the_next_number_and_the_marks_of_the_last_batch(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
-    spool.begin(7)
-    spool.marks["files"] = {"metrics": 10}
-    spool.event("first", {})
+    spool.begin_generation(7)
+    spool.reader_state["files"] = {"metrics": 10}
+    spool.add_event("first", {})
     spool.seal()
-    spool.marks["files"] = {"metrics": 20}
-    spool.event("second", {})
+    spool.reader_state["files"] = {"metrics": 20}
+    spool.add_event("second", {})
     spool.seal()
     spool.acknowledge(2)
-    spool.marks["files"] = {"metrics": 30}  # read, but never sealed
+    spool.reader_state["files"] = {"metrics": 30}  # read, but never sealed
     successor = open_spool(tmp_path)
     assert successor.marks == {"files": {"metrics": 20}}
     assert successor.generation == 7
@@ -77,10 +77,10 @@ def test_a_successor_goes_on_with_the_next_number_and_the_marks_of_the_last_batc
 
 def test_a_rejected_batch_keeps_its_number_and_its_payload(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
-    spool.event("poison", {})
+    spool.add_event("poison", {})
     spool.seal()
-    assert spool.reject(1, "too large")
-    assert not spool.reject(1, "still too large")
+    assert spool.set_aside(1, "too large")
+    assert not spool.set_aside(1, "still too large")
     assert [(batch.seq, batch.events[0].kind) for batch in drain(spool)] == [(1, "rejected")]
     aside = json.loads((tmp_path / "rejected/000000001.json").read_text())
     assert aside["events"][0]["kind"] == "poison"
@@ -89,19 +89,19 @@ def test_a_rejected_batch_keeps_its_number_and_its_payload(tmp_path: Path) -> No
 def test_logs_stop_when_too_much_waits_but_points_never_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOGS_STOP_BYTES", 1000)
     spool = open_spool(tmp_path)
-    assert spool.takes_logs
-    spool.log(0, 0, b"x" * 2000)
+    assert spool.accepts_logs
+    spool.add_log(0, 0, b"x" * 2000)
     spool.seal()
-    assert not spool.takes_logs
-    spool.points(1, 1.0, {"loss": 1.0})
+    assert not spool.accepts_logs
+    spool.add_points(1, 1.0, {"loss": 1.0})
     assert len(drain(spool)) == 2
-    assert spool.takes_logs
+    assert spool.accepts_logs
 
 
 def test_a_file_that_was_torn_costs_only_itself(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     for kind in ("first", "second"):
-        spool.event(kind, {})
+        spool.add_event(kind, {})
         spool.seal()
     (tmp_path / "spool/000000001.json").write_text('{"batch": {"se')
     successor = open_spool(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from shoestring_trainer.data_sync import buckets, datasets
-from shoestring_trainer.data_sync.datasets import AT_ONCE, PART_BYTES, NoData, bring
+from shoestring_trainer.data_sync.datasets import AT_ONCE, PART_BYTES, DataUnavailable, sync_dataset
 
 from tests.servers import until
 from tests.trainer.agent.services import MetadataService
@@ -28,7 +28,7 @@ def bucket() -> Iterator[Bucket]:
 
 
 def get(bucket: Bucket, url: str, store: Path, **environment: str) -> Path:
-    return asyncio.run(bring(url, store, bucket.environment | environment, quiet, quiet))
+    return asyncio.run(sync_dataset(url, store, bucket.environment | environment, quiet, quiet))
 
 
 def quiet(news: str) -> None:
@@ -100,13 +100,13 @@ def test_a_store_that_stays_away_is_given_up(bucket: Bucket, tmp_path: Path, mon
     monkeypatch.setattr(buckets, "PATIENCE_S", 0.3)
     bucket.put("x.jpg", b"x")
     bucket.busy = 1_000_000
-    with pytest.raises(NoData, match=r"x\.jpg in .* can't be reached for .* 503") as away:
+    with pytest.raises(DataUnavailable, match=r"x\.jpg in .* can't be reached for .* 503") as away:
         get(bucket, ALL, tmp_path)
-    assert not away.value.lasting
+    assert not away.value.permanent
     bucket.url = "http://127.0.0.1:9"
-    with pytest.raises(NoData, match="can't be reached") as away:
+    with pytest.raises(DataUnavailable, match="can't be reached") as away:
         get(bucket, ALL, tmp_path)
-    assert not away.value.lasting
+    assert not away.value.permanent
 
 
 def test_one_that_is_stopped_goes_on_where_it_was(bucket: Bucket, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_one_that_is_stopped_goes_on_where_it_was(bucket: Bucket, tmp_path: Path
     async def stopped() -> None:
         bucket.free = 5
         bucket.held.clear()
-        copying = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, quiet, quiet))
+        copying = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, quiet, quiet))
         await asyncio.to_thread(until, lambda: len(list(tmp_path.rglob("*.jpg"))) == 5)
         copying.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -138,9 +138,9 @@ def test_two_processes_share_one_copy(bucket: Bucket, tmp_path: Path) -> None:
 
     async def both() -> None:
         bucket.held.clear()
-        first = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, quiet, quiet))
+        first = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, quiet, quiet))
         await asyncio.to_thread(until, lambda: bucket.asked)
-        second = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, quiet, told.append))
+        second = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, quiet, told.append))
         while not told:
             await asyncio.sleep(0.01)
         bucket.held.set()
@@ -154,12 +154,14 @@ def test_two_processes_share_one_copy(bucket: Bucket, tmp_path: Path) -> None:
 def test_keys_open_a_private_bucket_and_their_lack_is_told(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("x.jpg", b"x")
     bucket.key = "AKIATEST"
-    with pytest.raises(NoData, match=r"may not read s3://images .*AWS_ACCESS_KEY_ID.*SHOESTRING_AGENT_") as denied:
+    with pytest.raises(
+        DataUnavailable, match=r"may not read s3://images .*AWS_ACCESS_KEY_ID.*SHOESTRING_AGENT_"
+    ) as denied:
         get(bucket, ALL, tmp_path)
-    assert denied.value.lasting
+    assert denied.value.permanent
     keys = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "secret"}
     assert content(get(bucket, ALL, tmp_path, **keys)) == {"x.jpg": b"x"}
-    with pytest.raises(NoData, match="may not read"):
+    with pytest.raises(DataUnavailable, match="may not read"):
         get(bucket, ALL, tmp_path / "other", **keys | {"AWS_ACCESS_KEY_ID": "AKIAOTHER"})
 
 
@@ -190,7 +192,7 @@ def test_the_region_of_a_bucket_is_asked_for_and_asked_again(
 
     assert asyncio.run(first_way(BUCKET))["region"] == "eu-north-1"
     assert bucket.heads == 3
-    with pytest.raises(NoData, match="there is no bucket nobodys"):
+    with pytest.raises(DataUnavailable, match="there is no bucket nobodys"):
         asyncio.run(first_way("nobodys"))
 
 
@@ -210,7 +212,7 @@ def test_a_public_bucket_is_read_without_a_signature(bucket: Bucket, tmp_path: P
 def test_a_bucket_that_is_no_folder_is_told(bucket: Bucket, tmp_path: Path, keys: list[str], said: str) -> None:
     for key in keys:
         bucket.put(key, b"x")
-    with pytest.raises(NoData, match=said):
+    with pytest.raises(DataUnavailable, match=said):
         get(bucket, ALL, tmp_path)
 
 
@@ -218,20 +220,20 @@ def test_a_bucket_that_is_no_folder_is_told(bucket: Bucket, tmp_path: Path, keys
 def test_a_place_that_would_lead_out_of_the_copy_is_refused(bucket: Bucket, tmp_path: Path, where: str) -> None:
     (tmp_path / "precious").write_text("kept")
     bucket.put(f"{where}/x.jpg", b"x")
-    with pytest.raises(NoData, match="is no path"):
+    with pytest.raises(DataUnavailable, match="is no path"):
         get(bucket, f"{ALL}/{where}", tmp_path / "store")
     assert (tmp_path / "precious").exists()
 
 
 def test_keys_that_would_lead_out_of_the_copy_are_refused(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("set/../../../../precious", b"overwritten")
-    with pytest.raises(NoData, match="set"):
+    with pytest.raises(DataUnavailable, match="set"):
         get(bucket, f"{ALL}/set", tmp_path / "store")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, tmp_path: Path) -> None:
-    with pytest.raises(NoData, match=r"there is no bucket for s3://image; correct data\.train"):
+    with pytest.raises(DataUnavailable, match=r"there is no bucket for s3://image; correct data\.train"):
         get(bucket, "s3://image", tmp_path)
 
 
@@ -240,11 +242,11 @@ def test_an_object_that_changes_meanwhile_is_told(bucket: Bucket, tmp_path: Path
 
     async def changing() -> None:
         bucket.held.clear()
-        copying = asyncio.create_task(bring(ALL, tmp_path, bucket.environment, quiet, quiet))
+        copying = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, quiet, quiet))
         await asyncio.to_thread(until, lambda: bucket.asked)
         bucket.put("x.jpg", os.urandom(2 * PART_BYTES))
         bucket.held.set()
-        with pytest.raises(NoData, match="changed as it was fetched"):
+        with pytest.raises(DataUnavailable, match="changed as it was fetched"):
             await copying
 
     asyncio.run(changing())
@@ -255,7 +257,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_comes(
 ) -> None:
     bucket.put("x.jpg", b"x" * 1000)
     monkeypatch.setattr(datasets.shutil, "disk_usage", lambda _: _Free)
-    with pytest.raises(NoData, match=r"still needs 0\.0 MiB, and the disk .* larger disk"):
+    with pytest.raises(DataUnavailable, match=r"still needs 0\.0 MiB, and the disk .* larger disk"):
         get(bucket, ALL, tmp_path)
     assert bucket.asked == []
 

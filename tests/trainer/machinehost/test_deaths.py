@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, read_machine
-from shoestring_trainer.processes import Process, this_process
+from shoestring_trainer.processes import Process, current_process
 
 from tests.servers import PATIENCE_S
 from tests.trainer.machinehost.local_cloud import (
@@ -334,10 +334,10 @@ def test_heartbeats_are_journaled_while_a_machine_lives(cloud):
 
 
 def test_a_reused_pid_is_another_process_and_gets_no_signal():
-    me = this_process()
-    assert me.alive()
+    me = current_process()
+    assert me.is_alive()
     for other in (Process(me.pid, me.start - 1, me.boot), Process(me.pid, me.start, "an earlier boot")):
-        assert not other.alive()
+        assert not other.is_alive()
         assert not other.send(signal.SIGKILL)
     assert not Process(2**22 - 1, 1, me.boot).send(signal.SIGKILL)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from shoestring_core.wire import LaunchConfig
 from shoestring_trainer import processes
-from shoestring_trainer.agent.ranks import MARK, Ranks, end_ranks, server_environment
+from shoestring_trainer.agent.ranks import MACHINE_MARK, Ranks, end_ranks, server_environment
 from shoestring_trainer.rank_server.client import RankServer
 from shoestring_trainer.rank_server.protocol import Reply, StartRank
 
@@ -137,11 +137,11 @@ def test_the_end_of_a_generation_spares_the_server_and_nothing_else(tmp_path: Pa
     server = rank_server()
     with gang(tmp_path / "run", params=ENDLESS | {"hooks": str(hooks)}) as run:
         run.until_step(1)
-        left = processes.process(int((run.first / "left.pid").read_text()))
+        left = processes.identify(int((run.first / "left.pid").read_text()))
         before = server.process
         asyncio.run(end_ranks(MACHINE, server, grace_s=0))
         assert run.wait() == [-signal.SIGKILL]
-    assert not left.alive()  # though it has another session, another environment and a dead parent
+    assert not left.is_alive()  # though it has another session, another environment and a dead parent
     assert server.process == before
 
 
@@ -151,7 +151,7 @@ def own_server(tmp_path: Path) -> Iterator[RankServer]:
     server = RankServer(server_environment(MACHINE, base_environment()), tmp_path / "rank-server.log")
     yield server
     server.close()
-    assert not processes.carrying({MARK: MACHINE})
+    assert not processes.with_environment({MACHINE_MARK: MACHINE})
 
 
 def test_a_killed_server_takes_its_ranks_along_and_is_started_again(own_server: RankServer, tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_a_killed_server_takes_its_ranks_along_and_is_started_again(own_server: 
     assert rank.process
     server = own_server.process
     assert server
-    server.send(signal.SIGKILL)
+    server.send_signal(signal.SIGKILL)
     assert rank.wait(10) == -signal.SIGKILL
-    until(lambda: not processes.carrying({MARK: MACHINE}))
+    until(lambda: not processes.with_environment({MACHINE_MARK: MACHINE}))
     assert "rank server ended" in rank.error
 
     waiting = start()

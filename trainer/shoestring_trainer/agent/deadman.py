@@ -17,11 +17,11 @@ from collections.abc import Mapping
 
 from shoestring_trainer import processes
 
-LOOK_S = 5.0  # a machine that slept may wake up past its deadline
+CLOCK_CHECK_S = 5.0  # a machine that slept may wake up past its deadline
 KILL_S = 30.0
 
 
-class DeadMan:
+class DeadManSwitch:
     """The agent's end of the switch."""
 
     def __init__(self, marks: Mapping[str, str]) -> None:
@@ -29,18 +29,18 @@ class DeadMan:
         self._deadline: float | None = None
         self._process = self._start()
 
-    def set(self, deadline: float) -> None:
+    def set_deadline(self, deadline: float) -> None:
         """Everything ends at this moment of CLOCK_BOOTTIME, unless a later one is set before."""
         if deadline == self._deadline:
             return
         self._deadline = deadline
-        self._tell()
+        self._send_deadline()
 
-    def check(self) -> None:
+    def restart_if_dead(self) -> None:
         """Start the switch again if it died."""
         if self._process.poll() is not None:
             self._process = self._start()
-            self._tell()
+            self._send_deadline()
 
     def close(self) -> None:
         """The agent leaves; returns when the switch has made sure that no rank is left."""
@@ -56,7 +56,7 @@ class DeadMan:
         command = [sys.executable, "-m", "shoestring_trainer.agent.deadman", str(os.getpid()), *marks]
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
-    def _tell(self) -> None:
+    def _send_deadline(self) -> None:
         assert self._process.stdin
         try:
             self._process.stdin.write(f"{self._deadline!r}\n".encode())
@@ -68,16 +68,16 @@ class DeadMan:
 def main(arguments: list[str]) -> int:
     """Wait for whichever ends first, the money or the agent."""
     try:
-        agent = processes.process(int(arguments[0]))
+        agent = processes.identify(int(arguments[0]))
     except ProcessLookupError:
         agent = None
     marks = dict(mark.split("=", 1) for mark in arguments[1:])
     expired = agent is not None and _wait_for_deadline()
     # No subreaper: the ranks are the agent's children, or init's.
-    processes.kill_all(lambda: processes.carrying(marks), childless=lambda: True, within_s=KILL_S)
+    processes.kill_all(lambda: processes.with_environment(marks), no_children=lambda: True, within_s=KILL_S)
     if expired and agent:
         print("the machine's funding has ended: the ranks and the agent were killed", file=sys.stderr, flush=True)
-        agent.send(signal.SIGKILL)
+        agent.send_signal(signal.SIGKILL)
         power_off(os.environ)
     return 0
 
@@ -92,12 +92,12 @@ def _wait_for_deadline() -> bool:
     """True at the deadline, False when the agent has closed the pipe, by its end or its death."""
     deadline, pending = float("inf"), b""
     while (left := deadline - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
-        readable, _, _ = select.select([0], [], [], min(left, LOOK_S))
+        readable, _, _ = select.select([0], [], [], min(left, CLOCK_CHECK_S))
         if readable:
-            told = os.read(0, 4096)
-            if not told:
+            received = os.read(0, 4096)
+            if not received:
                 return False
-            *lines, pending = (pending + told).split(b"\n")
+            *lines, pending = (pending + received).split(b"\n")
             deadline = float(lines[-1]) if lines else deadline
     return True
 

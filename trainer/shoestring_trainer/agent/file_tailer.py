@@ -22,26 +22,27 @@ LOG_BYTES = 64 << 10
 LOG_QUOTA_BYTES = 32 << 20
 """Of a machine's logs in one hour; the rest stays in its folder."""
 AGENT_RANK = -1
-MACHINE_LOGS = ("agent.log", "rank-server.log")
+RANK_SERVER_LOG = "rank-server.log"
+MACHINE_LOGS = ("agent.log", RANK_SERVER_LOG)
 
 
 @dataclass(frozen=True)
-class Event:
+class RankEvent:
     """A line of events.jsonl."""
 
     name: str
     at: float
-    facts: dict[str, Any]
+    data: dict[str, Any]
 
 
-class Tails:
+class FileTailer:
     """All files that a machine tells about. Before `follow` only the logs of the agent and the rank server are read."""
 
     def __init__(self, machine: Path, spool: Spool) -> None:
         self._machine, self._spool = machine, spool
-        self._marks = spool.marks
+        self._state = spool.reader_state
         for name in ("files", "streams", "quota"):
-            self._marks.setdefault(name, {})
+            self._state.setdefault(name, {})
         self._open: dict[str, int] = {}
         self._run: str | None = None
         self._ranks: list[int] = []
@@ -50,12 +51,12 @@ class Tails:
         """Read the files of this folder from now on. The generation's number is the spool's affair."""
         self._close()
         self._run, self._ranks = str(run.relative_to(self._machine)), ranks
-        files = self._marks["files"]
-        self._marks["files"] = {
+        files = self._state["files"]
+        self._state["files"] = {
             name: at for name, at in files.items() if name.startswith((f"{self._run}/", *MACHINE_LOGS))
         }
 
-    def read(self, *, to_the_end: bool = False) -> list[Event]:
+    def read(self, *, to_the_end: bool = False) -> list[RankEvent]:
         """Move what is new into the spool; returns the ranks' new events. Of long logs a piece, or all `to_the_end`.
 
         Events are read before the metrics, so each metric line written before an event is in the spool when it returns.
@@ -72,8 +73,8 @@ class Tails:
                 pass
         return events
 
-    def events_again(self) -> list[Event]:
-        """Every event that the ranks have told so far."""
+    def all_events(self) -> list[RankEvent]:
+        """Every event that the ranks have written so far."""
         try:
             lines = (self._machine / f"{self._run}/events.jsonl").read_bytes().splitlines()
         except OSError:
@@ -94,19 +95,19 @@ class Tails:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             self._warn("metrics.jsonl", line, error)
         else:
-            self._spool.points(step, at, values)
+            self._spool.add_points(step, at, values)
 
-    def _event(self, line: bytes) -> Event | None:
+    def _event(self, line: bytes) -> RankEvent | None:
         try:
-            facts = json.loads(line)
-            return Event(str(facts.pop("event"))[:40] or "unnamed", float(facts.pop("t")), facts)
+            data = json.loads(line)
+            return RankEvent(str(data.pop("event"))[:40] or "unnamed", float(data.pop("t")), data)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._warn("events.jsonl", line, error)
             return None
 
     def _warn(self, name: str, line: bytes, error: Exception) -> None:
         text = line[:200].decode(errors="replace").replace("\0", "\ufffd")
-        self._spool.event("warning", {"message": f"a line of {name} can't be read: {error!r}"[:500], "line": text})
+        self._spool.add_event("warning", {"message": f"a line of {name} can't be read: {error!r}"[:500], "line": text})
 
     def _lines(self, name: str) -> Iterator[bytes]:
         """Whole lines that are new. One without its end is left for later, unless it is longer than any could be."""
@@ -126,24 +127,24 @@ class Tails:
         block = self._read(name, LOG_BYTES)
         if not block:
             return False
-        streams: dict[str, int] = self._marks["streams"]
+        streams: dict[str, int] = self._state["streams"]
         offset = streams.get(str(rank), 0)
         if self._within_quota(len(block)):
-            self._spool.log(rank, offset, block)
+            self._spool.add_log(rank, offset, block)
         streams[str(rank)] = offset + len(block)  # what was dropped leaves a gap in the stream
         self._advance(name, len(block))
         return True
 
     def _within_quota(self, size: int) -> bool:
-        quota, hour = self._marks["quota"], int(time.time() // 3600)
+        quota, hour = self._state["quota"], int(time.time() // 3600)
         if quota.get("hour") != hour:
-            quota.update(hour=hour, bytes=0, told=False)
+            quota.update(hour=hour, bytes=0, reported=False)
         quota["bytes"] += size
-        if quota["bytes"] <= LOG_QUOTA_BYTES and self._spool.takes_logs:
+        if quota["bytes"] <= LOG_QUOTA_BYTES and self._spool.accepts_logs:
             return True
-        if not quota["told"]:
-            quota["told"] = True
-            self._spool.event(
+        if not quota["reported"]:
+            quota["reported"] = True
+            self._spool.add_event(
                 "log_quota", {"message": "too many log lines; the rest of this hour's stay in the machine's folder"}
             )
         return False
@@ -155,10 +156,10 @@ class Tails:
                 self._open[name] = os.open(self._machine / name, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 return b""
-        return os.pread(self._open[name], most, self._marks["files"].get(name, 0))
+        return os.pread(self._open[name], most, self._state["files"].get(name, 0))
 
     def _advance(self, name: str, size: int) -> None:
-        self._marks["files"][name] = self._marks["files"].get(name, 0) + size
+        self._state["files"][name] = self._state["files"].get(name, 0) + size
 
     def _close(self) -> None:
         for number in self._open.values():

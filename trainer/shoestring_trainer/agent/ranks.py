@@ -23,10 +23,10 @@ from shoestring_trainer.agent.launch_env import distributed_environment, rank_en
 from shoestring_trainer.agent.spool import write_durably
 from shoestring_trainer.rank_server.client import RankProcess, RankServer
 
-MARK = "SHOESTRING_RANKS_OF"
+MACHINE_MARK = "SHOESTRING_RANK_MACHINE"
 """In the environment of every rank and of all that it starts: how they are found, whatever session they moved to."""
 SECRETS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SHOESTRING_POWEROFF", "SHOESTRING_AGENT_RANK_COMMAND")
-KEYS_PREFIX = "SHOESTRING_AGENT_"
+CREDENTIALS_PREFIX = "SHOESTRING_AGENT_"
 """Before AWS's own names: what a machine of the local cloud may read buckets with. Ranks get none of it."""
 STARTED, LAUNCH_LOG = "started.json", "log-launch.txt"
 GRACE_S, KILL_S, LINGER_S, LOOK_S = 1.0, 10.0, 10.0, 0.05
@@ -41,7 +41,7 @@ class Ranks:
         self.folder, self.generation, self.run = folder, generation, run
         first = run.node_rank * run.nproc_per_node
         self.numbers = list(range(first, first + run.nproc_per_node))
-        self.over = False
+        self.ended = False
         self._processes: dict[int, RankProcess | subprocess.Popen[bytes]] = {}
 
     @property
@@ -54,7 +54,7 @@ class Ranks:
         return (self.folder / STARTED).exists()
 
     @classmethod
-    def found(cls, generations: Path) -> Ranks | None:
+    def newest_started(cls, generations: Path) -> Ranks | None:
         """The newest that were started here, for an agent that takes over from one that was killed."""
         numbers = [int(path.parent.name) for path in generations.glob(f"*/{STARTED}")]
         if not numbers:
@@ -162,7 +162,7 @@ class Ranks:
         loopback = self.run.master_addr in ("127.0.0.1", "localhost", "::1")
         sharing = self.run.nnodes if loopback else 1  # the machines of such a gang share one computer
         cores = max(1, len(os.sched_getaffinity(0)) // sharing)
-        return rank_environment(self.run.nproc_per_node, cores, interface=interface_towards(self.run.master_addr))
+        return rank_environment(self.run.nproc_per_node, cores, interface=interface_to(self.run.master_addr))
 
 
 def server_environment(machine: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -173,9 +173,9 @@ def server_environment(machine: str, environment: Mapping[str, str]) -> dict[str
     inherited = {
         name: value
         for name, value in environment.items()
-        if name not in SECRETS and not name.startswith(KEYS_PREFIX + "AWS_")
+        if name not in SECRETS and not name.startswith(CREDENTIALS_PREFIX + "AWS_")
     }
-    return {**inherited, **rank_environment(1, 1), MARK: machine}
+    return {**inherited, **rank_environment(1, 1), MACHINE_MARK: machine}
 
 
 async def end_ranks(machine: str, server: RankServer | None = None, grace_s: float = GRACE_S) -> None:
@@ -188,20 +188,20 @@ async def end_ranks(machine: str, server: RankServer | None = None, grace_s: flo
 
     def living() -> set[processes.Process]:
         forked = processes.descendants(spared.pid) if spared else set()
-        return {each for each in processes.carrying({MARK: machine}) | forked if each != spared}
+        return {each for each in processes.with_environment({MACHINE_MARK: machine}) | forked if each != spared}
 
     found = living() if grace_s else set()
     for each in found:
-        each.send(signal.SIGTERM)
+        each.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + grace_s
     while found and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-        found = {each for each in found if each.alive()}
-    while not await asyncio.to_thread(processes.kill_all, living, childless=lambda: True, within_s=KILL_S):
+        found = {each for each in found if each.is_alive()}
+    while not await asyncio.to_thread(processes.kill_all, living, no_children=lambda: True, within_s=KILL_S):
         pass  # a process in an uninterruptible wait: the machine is not ready before it is gone
 
 
-def interface_towards(address: str) -> str | None:
+def interface_to(address: str) -> str | None:
     """The network card through which this machine reaches `address`, a name or an IP; None where no route is known."""
     try:
         family, _, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine has to say and the service has not yet stored: numbered batches, kept on disk until acknowledged.
+"""Reports that the service has not stored yet: numbered batches, kept on disk until acknowledged.
 
-A file `000000012.json` holds batch 12 and `marks`: how far the machine's files had been read when it was sealed. The
-newest file stays even when acknowledged, so that an agent that was killed goes on reading where its last batch ended.
+A file `000000012.json` holds batch 12 and `reader_state`: how far the machine's files had been read when it was
+sealed. The newest file stays even when acknowledged, so that after a kill the next agent resumes reading there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 BATCH_BYTES = MAX_BATCH_BYTES * 6 // 10  # leaves room for what the estimate misses and for the rest of the report
 POINT_BYTES = 70  # a step, a time and a value, written out
 MAX_ITEMS, MAX_POINTS = 1_900, 19_000  # a little below what `wire.TelemetryBatch` and `wire.MetricSeries` allow
-LOGS_STOP_BYTES = 256 << 20  # beyond this much unsent, logs stay on the machine; points and events never do
+MAX_UNSENT_BYTES_WITH_LOGS = 256 << 20  # beyond this much unsent, logs stay on the machine; points and events never do
 
 
 @dataclass
@@ -51,17 +51,17 @@ class Draft:
 
 
 class Spool:
-    """`marks` belongs to whoever reads the machine's files; it is saved with each batch.
+    """`reader_state` belongs to whoever reads the machine's files; it is saved with each batch.
 
-    A disk that can't be written sets `fault` and raises nothing: batches then wait in memory, so that the service
-    can still be told why the machine leaves.
+    A disk that can't be written sets `write_error` and raises nothing: batches then wait in memory, so that the service
+    can still be told reason the machine leaves.
     """
 
     def __init__(self, folder: Path, rejected: Path) -> None:
-        self.fault: OSError | None = None
+        self.write_error: OSError | None = None
         self.acked = 0
         self.generation = 0
-        self.marks: dict[str, Any] = {}
+        self.reader_state: dict[str, Any] = {}
         self._folder, self._rejected = folder, rejected
         self._draft = Draft()
         self._sizes: dict[int, int] = {}  # unacknowledged batches; bytes
@@ -69,30 +69,30 @@ class Spool:
         self._load()
 
     @property
-    def last(self) -> int:
+    def last_seq(self) -> int:
         """The highest number given to a batch."""
         return max(self._sizes, default=self.acked)
 
     @property
-    def waiting(self) -> int:
+    def unacknowledged(self) -> int:
         """How many sealed batches the service has not acknowledged."""
         return len(self._sizes)
 
     @property
-    def stirring(self) -> bool:
+    def has_draft(self) -> bool:
         """Something was added since the last batch was sealed."""
         return self._draft.bytes > 0
 
     @property
-    def takes_logs(self) -> bool:
-        return sum(self._sizes.values()) < LOGS_STOP_BYTES
+    def accepts_logs(self) -> bool:
+        return sum(self._sizes.values()) < MAX_UNSENT_BYTES_WITH_LOGS
 
-    def begin(self, generation: int) -> None:
+    def begin_generation(self, generation: int) -> None:
         """What is added from here on belongs to `generation`."""
         self.seal()
         self.generation = generation
 
-    def points(self, step: int, at: float, values: dict[str, float]) -> None:
+    def add_points(self, step: int, at: float, values: dict[str, float]) -> None:
         """Add one line of metrics. All of it lies in one batch."""
         if self._draft.full or any(
             name in self._draft.points and self._draft.points[name][0][-1] > step for name in values
@@ -108,13 +108,13 @@ class Spool:
             numbers.append(value if math.isfinite(value) else _name(value))
             self._draft.bytes += POINT_BYTES
 
-    def log(self, rank: int, offset: int, data: bytes) -> None:
+    def add_log(self, rank: int, offset: int, data: bytes) -> None:
         if self._draft.full:
             self.seal()
         self._draft.logs.append({"rank": rank, "offset": offset, "data_b64": base64.b64encode(data).decode()})
         self._draft.bytes += 80 + len(data) * 4 // 3
 
-    def event(self, kind: str, data: dict[str, Any], *, step: int | None = None, at: float | None = None) -> None:
+    def add_event(self, kind: str, data: dict[str, Any], *, step: int | None = None, at: float | None = None) -> None:
         if self._draft.full:
             self.seal()
         try:
@@ -127,14 +127,14 @@ class Spool:
 
     def seal(self) -> int:
         """Give what was added a number and a file; returns the last number, which holds all that was added before."""
-        if self.stirring:
-            seq = self.last + 1
+        if self.has_draft:
+            seq = self.last_seq + 1
             batch = self._draft.batch(seq, self.generation)
             self._draft = Draft()
             self._save(seq, batch)
-        return self.last
+        return self.last_seq
 
-    def first(self) -> dict[str, Any] | None:
+    def oldest(self) -> dict[str, Any] | None:
         """The oldest batch that is not acknowledged, as `wire.TelemetryBatch` in JSON."""
         return self._batch(min(self._sizes)) if self._sizes else None
 
@@ -142,7 +142,7 @@ class Spool:
         """The service has stored every batch up to `seq`."""
         if seq <= self.acked:
             return
-        newest = self.last
+        newest = self.last_seq
         self.acked = seq
         for old in [number for number in self._sizes if number <= seq]:
             del self._sizes[old]
@@ -151,9 +151,9 @@ class Spool:
             if int(path.stem) <= seq and int(path.stem) != newest:
                 path.unlink(missing_ok=True)
 
-    def expect(self, seq: int) -> None:
+    def resend_from(self, seq: int) -> None:
         """The service wants batch `seq` next. What it asks for again and is gone was lost: it is told so."""
-        newest = self.last
+        newest = self.last_seq
         self.acknowledge(seq - 1)
         self.acked = seq - 1
         for number in range(seq, newest + 1):
@@ -162,31 +162,38 @@ class Spool:
             elif number not in self._sizes:
                 self._save(
                     number,
-                    self._notice_of(number, "warning", "this batch was lost on the machine"),
-                    marks=number == newest,
+                    self._placeholder_batch(number, "warning", "this batch was lost on the machine"),
+                    reader_state=number == newest,
                 )
 
-    def reject(self, seq: int, why: str) -> bool:
+    def set_aside(self, seq: int, reason: str) -> bool:
         """Put a batch that is refused for good aside and send its number without it; False if that was done before."""
-        self.seal()  # a rewritten newest file must not carry marks of what is not in it
+        self.seal()  # a rewritten newest file must not carry reader_state of what is not in it
         batch = self._batch(seq)
         if [event["kind"] for event in batch["events"]] == ["rejected"]:
             return False
         self._write(self._rejected / f"{seq:09}.json", json.dumps(batch))
-        self._save(seq, self._notice_of(seq, "rejected", why, generation=batch["generation"]), marks=seq == self.last)
+        self._save(
+            seq,
+            self._placeholder_batch(seq, "rejected", reason, generation=batch["generation"]),
+            reader_state=seq == self.last_seq,
+        )
         return True
 
-    def _notice_of(self, seq: int, kind: str, why: str, generation: int | None = None) -> dict[str, Any]:
-        told = Draft(
-            events=[{"kind": kind, "at": time.time(), "step": None, "data": {"seq": seq, "message": why[:1000]}}]
+    def _placeholder_batch(self, seq: int, kind: str, reason: str, generation: int | None = None) -> dict[str, Any]:
+        placeholder = Draft(
+            events=[{"kind": kind, "at": time.time(), "step": None, "data": {"seq": seq, "message": reason[:1000]}}]
         )
-        return told.batch(seq, self.generation if generation is None else generation)
+        return placeholder.batch(seq, self.generation if generation is None else generation)
 
     def _load(self) -> None:
         for path in self._files():
             try:
                 saved = json.loads(path.read_text())
-                self.marks, self.generation = saved["marks"] or self.marks, saved["batch"]["generation"]
+                self.reader_state, self.generation = (
+                    saved["reader_state"] or self.reader_state,
+                    saved["batch"]["generation"],
+                )
                 self._sizes[int(path.stem)] = path.stat().st_size
             except (ValueError, KeyError, TypeError) as error:
                 log.warning("spool file %s is unreadable (%s); its batch is lost", path.name, error)
@@ -198,8 +205,10 @@ class Spool:
         batch: dict[str, Any] = json.loads(self._path(seq).read_text())["batch"]
         return batch
 
-    def _save(self, seq: int, batch: dict[str, Any], *, marks: bool = True) -> None:
-        text = json.dumps({"batch": batch, "marks": self.marks if marks else None}, separators=(",", ":"))
+    def _save(self, seq: int, batch: dict[str, Any], *, reader_state: bool = True) -> None:
+        text = json.dumps(
+            {"batch": batch, "reader_state": self.reader_state if reader_state else None}, separators=(",", ":")
+        )
         self._sizes[seq] = len(text)
         if not self._write(self._path(seq), text):
             self._unsaved[seq] = batch
@@ -209,7 +218,7 @@ class Spool:
             write_durably(path, text)
             return True
         except OSError as error:
-            self.fault = error
+            self.write_error = error
             return False
 
     def _path(self, seq: int) -> Path:

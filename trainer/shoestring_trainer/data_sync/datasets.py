@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoestring_trainer.agent.service import boottime
+from shoestring_trainer.agent.service_client import boottime
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from shoestring_trainer.data_sync.buckets import Bucket
 
 SCHEME = "s3://"
-AT_ONCE, PART_BYTES = 32, 8 << 20
+CONCURRENCY, PART_BYTES = 32, 8 << 20
 """So many objects are on their way together, each in such parts: a machine holds at most the product in memory."""
-TELL_S, LOCK_LOOK_S = 10.0, 0.2
+PROGRESS_INTERVAL_S, LOCK_POLL_S = 10.0, 0.2
 MIB, GIB = 1 << 20, 1 << 30
 BESIDE_SHARDS = ".txt"
 _NUMBERS = re.compile(r"\{\d+\.\.\d+\}")
 _DRAFTS, _LOCK = ".drafts", ".lock"
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-class NoData(Exception):
-    """The data can't be had. `lasting`: not by trying again either; somebody has to change something first."""
+class DataUnavailable(Exception):
+    """The data can't be had. `permanent`: not by trying again either; somebody has to change something first."""
 
-    def __init__(self, message: str, *, lasting: bool = True) -> None:
+    def __init__(self, message: str, *, permanent: bool = True) -> None:
         super().__init__(message)
-        self.lasting = lasting
+        self.permanent = permanent
 
 
 @dataclass(frozen=True)
-class Entry:
+class RemoteFile:
     """An object of a bucket. `name` is where it belongs in the copy, /-separated."""
 
     key: str
@@ -59,7 +59,7 @@ class Entry:
 
 
 @dataclass
-class Tally:
+class CopyProgress:
     """How far a copy is."""
 
     files: int
@@ -76,20 +76,20 @@ def is_remote(place: str) -> bool:
     return place.startswith(SCHEME)
 
 
-async def bring(url: str, store: Path, environment: Mapping[str, str], tell: Tell, progress: Tell) -> Path:
+async def sync_dataset(url: str, store: Path, environment: Mapping[str, str], report: Report, progress: Report) -> Path:
     """Make the copy of `url` below `store` what the bucket holds now; returns its path, or the pattern of its shards.
 
     url          s3://BUCKET/PREFIX for all that lies below it, s3://BUCKET/SHARD.tar, or a pattern of shards such as
                  s3://BUCKET/train-{000..127}.tar, which comes with the text files beside them (names of classes)
     environment  what to read it with, see `list_bucket`
-    tell         hears when a copy begins and when it is done; `progress`, how far it is, every TELL_S
-    raises       NoData, naming the place and the remedy
+    report         hears when a copy begins and when it is done; `progress`, how far it is, every PROGRESS_INTERVAL_S
+    raises       DataUnavailable, naming the place and the remedy
     """
     from shoestring_trainer.data_sync.buckets import list_bucket  # its library, which most machines need not wait for
 
     name, _, key = url.removeprefix(SCHEME).partition("/")
     if key.strip("/") and not _is_path(key.strip("/")):  # it would lead elsewhere, and what is there be removed
-        raise NoData(f"the place {url} is no path; name a folder in it without empty parts, . and ..")
+        raise DataUnavailable(f"the place {url} is no path; name a folder in it without empty parts, . and ..")
     prefix, wanted = split_pattern(key)
     folder = store / hashlib.sha256(url.encode()).hexdigest()[:12] / name / prefix
     try:
@@ -97,11 +97,13 @@ async def bring(url: str, store: Path, environment: Mapping[str, str], tell: Tel
         async with _locked(folder, progress):
             bucket, objects = await list_bucket(url, name, prefix, environment)
             missing = await asyncio.to_thread(_compare, folder, choose_files(url, objects, prefix, wanted))
-            _check_room(url, folder, missing)
+            _check_disk_space(url, folder, missing)
             if missing:
-                await _copy(bucket, missing, folder, tell, progress)
+                await _copy(bucket, missing, folder, report, progress)
     except OSError as error:
-        raise NoData(f"{url} can't be written to {folder} ({error.strerror}); free or enlarge that disk") from error
+        raise DataUnavailable(
+            f"{url} can't be written to {folder} ({error.strerror}); free or enlarge that disk"
+        ) from error
     return folder / key.removeprefix(prefix).strip("/")
 
 
@@ -115,22 +117,27 @@ def split_pattern(key: str) -> tuple[str, Callable[[str], bool]]:
     return above, lambda name: "/" not in name and bool(shards.fullmatch(name) or name.endswith(BESIDE_SHARDS))
 
 
-def choose_files(url: str, objects: Iterable[ObjectMeta], prefix: str, want: Callable[[str], bool]) -> list[Entry]:
-    """What is to be copied of a listing. Raises NoData for nothing, and for keys that can't be files side by side."""
+def choose_files(url: str, objects: Iterable[ObjectMeta], prefix: str, want: Callable[[str], bool]) -> list[RemoteFile]:
+    """Select what to copy from a listing.
+
+    Raises DataUnavailable if that is nothing, and for keys that can't be files side by side.
+    """
     above = f"{prefix}/" if prefix else ""
     found = [
-        Entry(each["path"], each["path"].removeprefix(above), each["size"], each["last_modified"], each["e_tag"])
+        RemoteFile(each["path"], each["path"].removeprefix(above), each["size"], each["last_modified"], each["e_tag"])
         for each in objects
     ]
     folders = {parent for entry in found for parent in _parents(entry.name)}
     files = [entry for entry in found if entry.name not in folders or entry.size]  # an empty one marks a folder
     kept = [entry for entry in files if want(entry.name)]
     if not kept:
-        raise NoData(f"there is nothing in {url}; correct data.train, or upload the data first")
+        raise DataUnavailable(f"there is nothing in {url}; correct data.train, or upload the data first")
     if both := next((entry for entry in kept if entry.name in folders), None):
-        raise NoData(f"{both.key} in {url} is an object and a folder of others; a disk can't hold both: rename one")
+        raise DataUnavailable(
+            f"{both.key} in {url} is an object and a folder of others; a disk can't hold both: rename one"
+        )
     if odd := next((entry for entry in kept if not _is_path(entry.name)), None):
-        raise NoData(f"the key {odd.key!r} in {url} is no path; rename the object")
+        raise DataUnavailable(f"the key {odd.key!r} in {url} is no path; rename the object")
     return kept
 
 
@@ -144,7 +151,7 @@ def _parents(name: str) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def _locked(folder: Path, tell: Tell) -> AsyncIterator[None]:
+async def _locked(folder: Path, report: Report) -> AsyncIterator[None]:
     """One process at a time: ranks that torchrun starts by hand come here together."""
     with (folder / _LOCK).open("w") as file:
         waiting = False
@@ -154,13 +161,13 @@ async def _locked(folder: Path, tell: Tell) -> AsyncIterator[None]:
                 break
             except BlockingIOError:
                 if not waiting:
-                    tell(f"another process is bringing {folder} up to date; waiting for it")
+                    report(f"another process is bringing {folder} up to date; waiting for it")
                 waiting = True
-                await asyncio.sleep(LOCK_LOOK_S)
+                await asyncio.sleep(LOCK_POLL_S)
         yield
 
 
-def _compare(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
+def _compare(folder: Path, entries: Sequence[RemoteFile]) -> list[RemoteFile]:
     """What the folder lacks. What the bucket doesn't hold any more is removed."""
     wanted = {entry.name: entry for entry in entries}
     here = set()
@@ -181,57 +188,60 @@ def _compare(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.name not in here]
 
 
-def _check_room(url: str, folder: Path, missing: Sequence[Entry]) -> None:
+def _check_disk_space(url: str, folder: Path, missing: Sequence[RemoteFile]) -> None:
     needed, free = sum(entry.size for entry in missing), shutil.disk_usage(folder).free
     if needed > free:
-        raise NoData(
+        raise DataUnavailable(
             f"{url} still needs {_size(needed)}, and the disk under {folder} has {_size(free)} left; "
             "use fewer data, or rent machines with a larger disk"
         )
 
 
-async def _copy(bucket: Bucket, missing: Sequence[Entry], folder: Path, tell: Tell, progress: Tell) -> None:
-    tally = Tally(len(missing), sum(entry.size for entry in missing))
-    tell(f"fetching {bucket.url}: {tally.files:,} files, {_size(tally.bytes)}")
+async def _copy(bucket: Bucket, missing: Sequence[RemoteFile], folder: Path, report: Report, progress: Report) -> None:
+    progress_so_far = CopyProgress(len(missing), sum(entry.size for entry in missing))
+    report(f"fetching {bucket.url}: {progress_so_far.files:,} files, {_size(progress_so_far.bytes)}")
     drafts = folder / _DRAFTS
     drafts.mkdir(exist_ok=True)
     queue = iter(missing)  # one for all: each object is taken once
 
-    async def take_in_turn(number: int) -> None:
+    async def fetch_from_queue(number: int) -> None:
         for entry in queue:
-            await _fetch(bucket, entry, drafts / str(number), tally)
+            await _fetch(bucket, entry, drafts / str(number), progress_so_far)
             place = folder / entry.name
             place.parent.mkdir(parents=True, exist_ok=True)
             (drafts / str(number)).replace(place)
-            tally.files_here += 1
+            progress_so_far.files_here += 1
 
-    async def tell_now_and_then() -> None:
+    async def report_progress() -> None:
         while True:
-            await asyncio.sleep(TELL_S)
-            progress(f"{bucket.url}: {tally}")
+            await asyncio.sleep(PROGRESS_INTERVAL_S)
+            progress(f"{bucket.url}: {progress_so_far}")
 
     began = boottime()
-    telling = asyncio.create_task(tell_now_and_then())
+    reporting = asyncio.create_task(report_progress())
     try:
         async with asyncio.TaskGroup() as group:
-            for number in range(min(AT_ONCE, len(missing))):
-                group.create_task(take_in_turn(number))
-    except* (NoData, OSError) as several:
+            for number in range(min(CONCURRENCY, len(missing))):
+                group.create_task(fetch_from_queue(number))
+    except* (DataUnavailable, OSError) as several:
         raise _first(several) from None
     finally:
-        telling.cancel()
+        reporting.cancel()
     drafts.rmdir()
-    tell(f"{bucket.url} is here: {tally.files:,} files, {_size(tally.bytes)}, in {boottime() - began:.1f} s")
+    report(
+        f"{bucket.url} is here: {progress_so_far.files:,} files, {_size(progress_so_far.bytes)}, "
+        f"in {boottime() - began:.1f} s"
+    )
 
 
-async def _fetch(bucket: Bucket, entry: Entry, draft: Path, tally: Tally) -> None:
+async def _fetch(bucket: Bucket, entry: RemoteFile, draft: Path, progress_so_far: CopyProgress) -> None:
     """One object into a file with the object's date, by which it is known again."""
     with draft.open("wb") as file:
         for start in range(0, entry.size, PART_BYTES):
             end = min(start + PART_BYTES, entry.size)
             content = await bucket.read(entry.key, entry.etag, start, end)
             await asyncio.to_thread(file.write, content)
-            tally.bytes_here += end - start
+            progress_so_far.bytes_here += end - start
     at = entry.changed.timestamp()
     os.utime(draft, (at, at))
 

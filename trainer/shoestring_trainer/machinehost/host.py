@@ -390,7 +390,7 @@ class MachineHost:
         if record.ended_at is None:
             _write_file(machine.folder / name, order)
             if record.init:
-                record.init.send(signal.SIGUSR1)
+                record.init.send_signal(signal.SIGUSR1)
 
     def _heeded(self, machine: Machine, followed: Callable[[MachineRecord], bool]) -> dict[str, Any]:
         """The machine once its init has followed an order, so that the reply shows the effect; soon in any case."""
@@ -416,7 +416,7 @@ def _grace_s(query: str) -> float:
 def _on_its_way(machine: Machine) -> bool:
     """Whether an init that was started may still reach the journal."""
     age_s = time.monotonic() - machine.spawned
-    return age_s < SEEN_S or (age_s < BOOT_S and bool(processes.carrying(marks(machine.folder))))
+    return age_s < SEEN_S or (age_s < BOOT_S and bool(processes.with_environment(marks(machine.folder))))
 
 
 def _end_without_init(folder: Path, record: MachineRecord, journal: Journal) -> None:
@@ -425,8 +425,8 @@ def _end_without_init(folder: Path, record: MachineRecord, journal: Journal) -> 
     If something still lived, the machine lived until now. If nothing did, it can't have lived longer than one heartbeat
     after its last line, however long nobody looked.
     """
-    lived = bool(processes.carrying(marks(folder)))
-    if not processes.kill_all(lambda: processes.carrying(marks(folder)), within_s=KILL_S):
+    lived = bool(processes.with_environment(marks(folder)))
+    if not processes.kill_all(lambda: processes.with_environment(marks(folder)), within_s=KILL_S):
         _log(f"{record.id}: some processes do not die; trying on")
         return
     now = now_us()

@@ -56,7 +56,7 @@ def run(folder: Path, journal: Journal) -> None:
     processes.become_subreaper()
     record = read_machine(folder)
     metadata = MetadataServer(record, (folder / USER_DATA).read_text())
-    journal.append("start", {**asdict(processes.this_process()), "metadata": metadata.url})
+    journal.append("start", {**asdict(processes.current_process()), "metadata": metadata.url})
     agent = _start_agent(folder, metadata.url)
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
     _note(journal, "agent", asdict(agent))
@@ -79,7 +79,7 @@ def run(folder: Path, journal: Journal) -> None:
             if not stopped:
                 stopped = True
                 _note(journal, "stop")
-                agent.send(signal.SIGTERM)
+                agent.send_signal(signal.SIGTERM)
         if _wait(min(beat_at, kill_at, time.monotonic() + LOOK_S)) == signal.SIGTERM:
             asked = {"kill_at": now_us() + round(GRACE_S * 1e6)}
 
@@ -122,7 +122,7 @@ def _start_agent(folder: Path, metadata_url: str) -> processes.Process:
             preexec_fn=prepare,  # noqa: PLW1509 - no second thread runs yet
         )
     agent.returncode = 0  # read by _reap, as all children are; keeps Popen from waiting for it as well
-    return processes.process(agent.pid)
+    return processes.identify(agent.pid)
 
 
 def _reap(agent_pid: int) -> int | None:
@@ -161,18 +161,18 @@ def _wait(until: float) -> int | None:
 
 def _kill_tree(folder: Path, agent_pid: int, code: int | None) -> int | None:
     """Returns once every process of the machine is gone, with the agent's exit code."""
-    me = processes.this_process()
+    me = processes.current_process()
 
     def rest() -> set[processes.Process]:
-        return (processes.descendants(me.pid) | processes.carrying(marks(folder))) - {me}
+        return (processes.descendants(me.pid) | processes.with_environment(marks(folder))) - {me}
 
-    def childless() -> bool:
+    def no_children() -> bool:
         nonlocal code
         ended = _reap(agent_pid)
         code = ended if ended is not None else code
         return not _has_children()
 
-    while not processes.kill_all(rest, childless=childless, within_s=GRACE_S):
+    while not processes.kill_all(rest, no_children=no_children, within_s=GRACE_S):
         sys.stderr.write(f"some processes do not die; trying on: {sorted(each.pid for each in rest())}\n")
     return code
 

@@ -66,7 +66,7 @@ class RankServer:
         """The server, while it lives."""
         if self._server is None or self._server.poll() is not None:
             return None
-        return processes.process(self._server.pid)
+        return processes.identify(self._server.pid)
 
     def start(self) -> None:
         """Start the server unless it runs; returns at once. Raises OSError."""
@@ -145,7 +145,7 @@ class RankServer:
         rank = self._ranks[reply.id]
         if reply.pid is not None:
             try:
-                rank.process = processes.process(reply.pid)
+                rank.process = processes.identify(reply.pid)
             except ProcessLookupError:
                 pass  # it has ended already, and the next reply says how
         if reply.exit_code is not None:

@@ -654,7 +654,7 @@ export interface components {
     schemas: {
         /**
          * AgentEvent
-         * @description An event on the machine: started, overflow, notice, rebalance, rejected, log_quota, warning, …
+         * @description An event on the machine: started, overflow, preemption_notice, rebalance, rejected, log_quota, warning, …
          */
         AgentEvent: {
             /** Kind */

@@ -76,7 +76,7 @@ function describeAgentEvent(event: string, data: Record<string, unknown>, machin
       return eventText(`fp16 overflow${at}`, `step skipped on all ranks${data.scale ? `, loss scale ${String(data.scale)}` : ""}`, "warn");
     case "skipped":
       return eventText(`Batch skipped${at}`, "it caused NaN/Inf before", "warn");
-    case "notice":
+    case "preemption_notice":
       return eventText(`Preemption notice${onMachine}`, "all ranks save a checkpoint and stop", "warn");
     case "rejected":
       return eventText(`Report rejected${onMachine}`, message, "warn", true);

@@ -156,7 +156,7 @@ def _resume(folder: Path) -> Path:
 
 def _with_local_data(task: dict[str, Any]) -> dict[str, Any]:
     """Return the task with local data: data in a bucket are downloaded to a cache, or updated there."""
-    from shoestring_trainer.data_sync.datasets import NoData, bring, is_remote
+    from shoestring_trainer.data_sync.datasets import DataUnavailable, is_remote, sync_dataset
 
     data = task.get("data") or {}
     source = data.get("source") or data.get("train", "")
@@ -164,8 +164,8 @@ def _with_local_data(task: dict[str, Any]) -> dict[str, Any]:
         return task
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoestring"
     try:
-        local = asyncio.run(bring(source, cache, os.environ, _print, _print))
-    except NoData as error:
+        local = asyncio.run(sync_dataset(source, cache, os.environ, _print, _print))
+    except DataUnavailable as error:
         raise UserError(str(error)) from error
     return task | {"data": {**data, "train": str(local), "source": source}}
 

@@ -29,7 +29,7 @@ CALL_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 LONG_POLL_TIMEOUT = httpx.Timeout(LONG_POLL_S + 10.0, connect=5.0)
 OBJECT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 BLOCK_BYTES = 1 << 20
-PASSING = {408, 425, 429}
+RETRYABLE_STATUSES = {408, 425, 429}
 DETAIL_LIMIT = 2000
 
 Answer = TypeVar("Answer", Reply, CommitReply)
@@ -39,7 +39,7 @@ class Unreachable(Exception):
     """No usable answer: no connection, a time-out, a server in trouble. The same call may succeed later."""
 
 
-class Refused(Exception):
+class RequestRejected(Exception):
     """The service understood and said no. `code` is the problem document's; `expected` the number a gap asks for."""
 
     def __init__(self, status: int, code: str, detail: str, expected: int | None = None) -> None:
@@ -51,14 +51,14 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Heard:
+class TimedReply:
     """A reply, and when its request was sent: the moment from which its durations count."""
 
     reply: Reply
     sent_at: float
 
 
-class Service:
+class ServiceClient:
     """One client for one session. All times are `boottime`."""
 
     def __init__(self, url: str, machine: UUID, session: str) -> None:
@@ -66,31 +66,36 @@ class Service:
         self._base = url.rstrip("/") + "/agent/v1"
         self._key = {"Authorization": f"Bearer {machine}.{session}", "Content-Type": "application/json"}
 
-    async def register(self, register: RegisterRequest) -> Heard:
-        """Raises Refused when the boot token is not this machine's, or another session was first."""
-        return await self._hear("POST", "/register", register.model_dump_json())
+    async def register(self, register: RegisterRequest) -> TimedReply:
+        """Raises RequestRejected when the boot token is not this machine's, or another session was first."""
+        return await self._request_reply("POST", "/register", register.model_dump_json())
 
-    async def report(self, batch: dict[str, Any] | None, member: MemberStatus | None, notice_at: float | None) -> Heard:
-        """Raises Refused with code `batch-gap` and the number that is next, or for a batch that is refused for good."""
+    async def report(
+        self, batch: dict[str, Any] | None, member: MemberStatus | None, notice_at: float | None
+    ) -> TimedReply:
+        """Send a batch, a status and a preemption notice, each if there is one.
+
+        Raises RequestRejected with code `batch-gap` and the number that is expected, or for a batch that is invalid.
+        """
         report: dict[str, Any] = {"protocol": PROTOCOL_VERSION, "batch": batch, "notice_at": notice_at}
         report["member"] = member.model_dump(mode="json") if member else None
-        return await self._hear(
+        return await self._request_reply(
             "POST", "/report", json.dumps({name: part for name, part in report.items() if part is not None})
         )
 
-    async def orders(self, after: str) -> Heard:
+    async def orders(self, after: str) -> TimedReply:
         """Long poll: the service replies once the order's ETag differs from `after`, or after LONG_POLL_S."""
-        return await self._hear("GET", "/orders", None, {"after": after}, LONG_POLL_TIMEOUT)
+        return await self._request_reply("GET", "/orders", None, {"after": after}, LONG_POLL_TIMEOUT)
 
     async def commit(self, commit: CheckpointCommit) -> CommitReply:
-        """Raises Refused with code `points-missing` while the service lacks batches up to `through_seq`."""
+        """Raises RequestRejected with code `points-missing` while the service lacks batches up to `through_seq`."""
         answer = await self._call(
             "POST", self._base + "/checkpoints", content=commit.model_dump_json(), headers=self._key
         )
         return _parse(CommitReply, answer)
 
     async def upload(self, path: Path, url: str) -> None:
-        """PUT a file to a signed URL. Raises Refused 409 or 412 if something lies there already."""
+        """PUT a file to a signed URL. Raises RequestRejected 409 or 412 if something lies there already."""
         headers = {"Content-Length": str(path.stat().st_size)}
         await self._call("PUT", url, content=_blocks(path), headers=headers, timeout=OBJECT_TIMEOUT)
 
@@ -101,7 +106,7 @@ class Service:
             async with self._http.stream("GET", url, timeout=OBJECT_TIMEOUT) as answer:
                 if answer.status_code >= 300:
                     await answer.aread()
-                    raise _failure(answer)
+                    raise _error_from(answer)
                 with path.open("wb") as file:
                     async for block in answer.aiter_bytes(BLOCK_BYTES):
                         digest.update(block)
@@ -113,19 +118,19 @@ class Service:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _hear(
+    async def _request_reply(
         self,
         method: str,
         path: str,
         body: str | None,
         query: dict[str, str] | None = None,
         timeout: httpx.Timeout = CALL_TIMEOUT,
-    ) -> Heard:
+    ) -> TimedReply:
         sent_at = boottime()
         answer = await self._call(
             method, self._base + path, content=body, params=query, headers=self._key, timeout=timeout
         )
-        return Heard(_parse(Reply, answer), sent_at)
+        return TimedReply(_parse(Reply, answer), sent_at)
 
     async def _call(
         self, method: str, url: str, *, timeout: httpx.Timeout = CALL_TIMEOUT, **request: Any
@@ -135,7 +140,7 @@ class Service:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"{method} {url.partition('?')[0]}: {error!r}") from error
         if answer.status_code >= 300:
-            raise _failure(answer)
+            raise _error_from(answer)
         return answer
 
 
@@ -144,7 +149,7 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def pauses(first_s: float = 0.25, most_s: float = 10.0) -> Iterator[float]:
+def backoff_delays(first_s: float = 0.25, most_s: float = 10.0) -> Iterator[float]:
     """Back-off with full jitter: how long to wait before each next try, for ever."""
     bound = first_s
     while True:
@@ -165,9 +170,9 @@ def _parse(kind: type[Answer], answer: httpx.Response) -> Answer:
         raise Unreachable(f"an answer that is none of ours, perhaps a proxy's: {error}") from error
 
 
-def _failure(answer: httpx.Response) -> Exception:
+def _error_from(answer: httpx.Response) -> Exception:
     status = answer.status_code
-    if status >= 500 or status in PASSING or status < 400:
+    if status >= 500 or status in RETRYABLE_STATUSES or status < 400:
         return Unreachable(f"HTTP {status}: {answer.text[:200]}")
     try:
         problem = answer.json()
@@ -179,4 +184,4 @@ def _failure(answer: httpx.Response) -> Exception:
     except (ValueError, AttributeError):
         code, detail, expected = None, answer.text, None
     expected = expected if isinstance(expected, int) else None
-    return Refused(status, str(code or "unknown"), str(detail)[:DETAIL_LIMIT], expected)
+    return RequestRejected(status, str(code or "unknown"), str(detail)[:DETAIL_LIMIT], expected)

@@ -15,19 +15,19 @@ from typing import Any, Literal
 
 from shoestring_core.wire import CheckpointCommit, CheckpointDownload, UploadUrls
 
-from shoestring_trainer.agent.service import Refused, Service, Unreachable, pauses
+from shoestring_trainer.agent.service_client import RequestRejected, ServiceClient, Unreachable, backoff_delays
 from shoestring_trainer.agent.spool import Spool, write_durably
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.05
+POLL_S = 0.05
 FETCH_TRIES = 5
-EXPIRED, TAKEN = {401, 403}, {409, 412}  # what an object store says of an address
-UNREADY = {"points-missing", "batch-gap"}  # refusals of a commit that the next report cures
+URL_EXPIRED, OBJECT_EXISTS = {401, 403}, {409, 412}  # what an object store says of an address
+CURED_BY_A_REPORT = {"points-missing", "batch-gap"}  # refusals of a commit that the next report cures
 
 
-class Unfetchable(Exception):
-    """What the generation should start from can't be had; the message says why."""
+class CheckpointUnavailable(Exception):
+    """What the generation should start from can't be had; the message says problem."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Checkpoint:
     result: dict[str, Any] | None = None
 
     @property
-    def last(self) -> bool:
+    def is_last(self) -> bool:
         return self.reason != "periodic"
 
 
-class Cache:
+class CheckpointCache:
     """The newest checkpoint that passed through this machine, named by its manifest's SHA-256; and the one that ranks
     were given, which they may not have read yet when an older generation's upload is committed late."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._given = ""
+        self._in_use = ""
 
-    def keep(self, manifest_sha256: str, checkpoint: Checkpoint) -> None:
+    def store(self, manifest_sha256: str, checkpoint: Checkpoint) -> None:
         """Take over the files of a committed checkpoint, so that a next generation here need not fetch them."""
         data, manifest = self._paths(manifest_sha256)
         Path(checkpoint.data).replace(data)
@@ -63,26 +63,29 @@ class Cache:
         for older in checkpoint.data.parent.iterdir():
             if older.name < checkpoint.data.name:
                 older.unlink(missing_ok=True)
-        self._forget_all_but(manifest_sha256, self._given)
+        self._remove_all_but(manifest_sha256, self._in_use)
 
-    async def fetch(self, service: Service, resume: CheckpointDownload) -> tuple[Path, Path]:
-        """The data and manifest files, verified. Tries again while the store can't be reached; raises Unfetchable."""
+    async def fetch(self, service: ServiceClient, resume: CheckpointDownload) -> tuple[Path, Path]:
+        """The verified data and manifest files. Retries while the store can't be reached.
+
+        Raises CheckpointUnavailable.
+        """
         data, manifest = self._paths(resume.manifest_sha256)
-        self._given = resume.manifest_sha256
+        self._in_use = resume.manifest_sha256
         if not (data.exists() and manifest.exists()):
             await self._download(service, resume, data, manifest)
-            self._forget_all_but(resume.manifest_sha256)
+            self._remove_all_but(resume.manifest_sha256)
         return data, manifest
 
-    async def _download(self, service: Service, resume: CheckpointDownload, data: Path, manifest: Path) -> None:
+    async def _download(self, service: ServiceClient, resume: CheckpointDownload, data: Path, manifest: Path) -> None:
         drafts = data.with_suffix(".data-part"), manifest.with_suffix(".json-part")
-        why, wrong = "", 0
-        for pause in pauses():
+        problem, wrong = "", 0
+        for pause in backoff_delays():
             try:
                 if await service.download(resume.manifest_url, drafts[1]) != resume.manifest_sha256:
-                    why = "its manifest is not the one that was committed"
+                    problem = "its manifest is not the one that was committed"
                 elif await service.download(resume.data_url, drafts[0]) != json.loads(drafts[1].read_text())["sha256"]:
-                    why = "its data is not what its manifest says"
+                    problem = "its data is not what its manifest says"
                 else:
                     drafts[0].replace(data)
                     drafts[1].replace(manifest)
@@ -91,34 +94,36 @@ class Cache:
                 log.warning("checkpoint of step %d not fetched yet: %s", resume.step, error)
                 await asyncio.sleep(pause)
                 continue
-            except (Refused, ValueError, KeyError, TypeError) as error:
-                why = str(error)
+            except (RequestRejected, ValueError, KeyError, TypeError) as error:
+                problem = str(error)
             wrong += 1
-            log.warning("checkpoint of step %d is wrong (try %d of %d): %s", resume.step, wrong, FETCH_TRIES, why)
+            log.warning("checkpoint of step %d is wrong (try %d of %d): %s", resume.step, wrong, FETCH_TRIES, problem)
             if wrong == FETCH_TRIES:
-                raise Unfetchable(f"the checkpoint of step {resume.step} can't be used: {why}")
+                raise CheckpointUnavailable(f"the checkpoint of step {resume.step} can't be used: {problem}")
             await asyncio.sleep(pause)
 
     def _paths(self, manifest_sha256: str) -> tuple[Path, Path]:
         return self.folder / f"{manifest_sha256}.data", self.folder / f"{manifest_sha256}.json"
 
-    def _forget_all_but(self, *kept: str) -> None:
+    def _remove_all_but(self, *kept: str) -> None:
         for path in self.folder.iterdir():
             if path.stem not in kept:
                 path.unlink(missing_ok=True)
 
 
-class Courier:
+class CheckpointUploader:
     """Uploads and commits the newest checkpoint, one at a time, while training goes on.
 
-    It holds up to two pairs of upload addresses, so that one is left for the last checkpoint even if the service
+    It holds up to two newest of upload addresses, so that one is left for the last checkpoint even if the service
     falls silent in the middle of an upload.
     """
 
-    def __init__(self, service: Service, spool: Spool, cache: Cache, stirred: Callable[[], None]) -> None:
-        self._service, self._spool, self._cache, self._stir = service, spool, cache, stirred
-        self._pairs: dict[tuple[int, str], UploadUrls] = {}
-        self._spent: set[tuple[int, str]] = set()
+    def __init__(
+        self, service: ServiceClient, spool: Spool, cache: CheckpointCache, wake_reporter: Callable[[], None]
+    ) -> None:
+        self._service, self._spool, self._cache, self._wake_reporter = service, spool, cache, wake_reporter
+        self._unused_urls: dict[tuple[int, str], UploadUrls] = {}
+        self._used: set[tuple[int, str]] = set()
         self._next: Checkpoint | None = None
         self._current: Checkpoint | None = None
 
@@ -127,55 +132,61 @@ class Courier:
         """Nothing is left to upload or commit."""
         return self._next is None and self._current is None
 
-    def hold(self, pair: UploadUrls | None) -> None:
-        """Keep a pair for later, two at most; those of newer generations stay."""
-        if pair and _place(pair) not in self._spent:
-            pairs = sorted({**self._pairs, _place(pair): pair}.values(), key=lambda each: each.generation)
-            self._pairs = {_place(each): each for each in pairs[-2:]}
+    def add_urls(self, urls: UploadUrls | None) -> None:
+        """Keep a urls for later, two at most; those of newer generations stay."""
+        if urls and _key(urls) not in self._used:
+            newest = sorted({**self._unused_urls, _key(urls): urls}.values(), key=lambda each: each.generation)
+            self._unused_urls = {_key(each): each for each in newest[-2:]}
 
-    def offer(self, checkpoint: Checkpoint) -> None:
+    def submit(self, checkpoint: Checkpoint) -> None:
         """Deliver this one next. It supersedes what has not begun to be uploaded."""
         self._next = checkpoint
 
-    def forget(self, before_generation: int) -> None:
+    def discard_before(self, generation: int) -> None:
         """A generation that is over has nothing to commit any more."""
-        if self._next and self._next.generation < before_generation:
+        if self._next and self._next.generation < generation:
             self._next = None
 
     async def run(self) -> None:
         while True:
             if self._next is None:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_S)
                 continue
             self._current, self._next = self._next, None
             try:
-                await self._deliver(self._current)
-            except Refused as refusal:
-                log.warning("checkpoint of step %d is not wanted: %s", self._current.step, refusal)
-                self._spool.event("warning", {"message": f"checkpoint refused: {refusal}"}, step=self._current.step)
+                await self._upload_and_commit(self._current)
+            except RequestRejected as rejection:
+                log.warning("checkpoint of step %d is not wanted: %s", self._current.step, rejection)
+                self._spool.add_event(
+                    "warning", {"message": f"checkpoint refused: {rejection}"}, step=self._current.step
+                )
             except OSError as error:
                 log.warning("checkpoint of step %d can't be read: %s", self._current.step, error)
-                self._spool.event("warning", {"message": f"checkpoint can't be read: {error}"}, step=self._current.step)
+                self._spool.add_event(
+                    "warning", {"message": f"checkpoint can't be read: {error}"}, step=self._current.step
+                )
             finally:
                 self._current = None
 
-    async def _deliver(self, checkpoint: Checkpoint) -> None:
+    async def _upload_and_commit(self, checkpoint: Checkpoint) -> None:
         """Points before checkpoint: the commit waits until the batches it stands on are stored.
 
-        A periodic one waits even with its upload: then the service is there, and the pair is not spent in vain.
+        A periodic one waits even with its upload: then the service is there, and the urls is not spent in vain.
         """
         manifest_sha256 = hashlib.sha256(checkpoint.manifest.read_bytes()).hexdigest()
         size = checkpoint.data.stat().st_size
-        if not checkpoint.last and not await self._stored(checkpoint):
+        if not checkpoint.is_last and not await self._wait_until_points_are_stored(checkpoint):
             return
-        pair = await self._upload(checkpoint, manifest_sha256)
-        if pair is None:
+        urls = await self._upload(checkpoint, manifest_sha256)
+        if urls is None:
             return
-        await self._stored(checkpoint, whatever_comes=True)  # what is uploaded is committed; a newer one waits its turn
+        await self._wait_until_points_are_stored(
+            checkpoint, even_if_superseded=True
+        )  # what is uploaded is committed; a newer one waits its turn
         commit = CheckpointCommit(
             generation=checkpoint.generation,
             step=checkpoint.step,
-            nonce=pair.nonce,
+            nonce=urls.nonce,
             manifest_sha256=manifest_sha256,
             bytes=size,
             through_seq=checkpoint.through_seq,
@@ -183,44 +194,44 @@ class Courier:
             result=checkpoint.result,
         )
         await self._commit(commit)
-        self._cache.keep(manifest_sha256, checkpoint)
+        self._cache.store(manifest_sha256, checkpoint)
 
-    async def _stored(self, checkpoint: Checkpoint, *, whatever_comes: bool = False) -> bool:
+    async def _wait_until_points_are_stored(self, checkpoint: Checkpoint, *, even_if_superseded: bool = False) -> bool:
         """True when every batch up to `through_seq` is acknowledged; False as soon as a newer one takes its place."""
-        self._stir()
+        self._wake_reporter()
         while self._spool.acked < checkpoint.through_seq:
-            if self._next and not whatever_comes:
+            if self._next and not even_if_superseded:
                 return False
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         return True
 
     async def _upload(self, checkpoint: Checkpoint, manifest_sha256: str) -> UploadUrls | None:
-        """Data, then manifest, to a pair that is unused; None if a newer checkpoint came before the first byte.
+        """Data, then manifest, to a urls that is unused; None if a newer checkpoint came before the first byte.
 
-        Raises Refused if something else lies there, which no later try can change.
+        Raises RequestRejected if something else lies there, which no later try can change.
         """
-        for pause in pauses(most_s=1.0):
-            pair = next((pair for pair in self._pairs.values() if pair.generation == checkpoint.generation), None)
-            if pair:
-                del self._pairs[_place(pair)]
-                self._spent.add(_place(pair))  # replies go on naming it until the commit
-                again = self._claim(pair.nonce, manifest_sha256)
+        for pause in backoff_delays(most_s=1.0):
+            urls = next((urls for urls in self._unused_urls.values() if urls.generation == checkpoint.generation), None)
+            if urls:
+                del self._unused_urls[_key(urls)]
+                self._used.add(_key(urls))  # replies go on naming it until the commit
+                again = self._record_target(urls.nonce, manifest_sha256)
                 try:
-                    await self._put(checkpoint.data, pair.data_url, again)
-                    await self._put(checkpoint.manifest, pair.manifest_url, again)
-                    return pair
-                except Refused as refusal:
-                    if refusal.status not in EXPIRED:
+                    await self._put(checkpoint.data, urls.data_url, again)
+                    await self._put(checkpoint.manifest, urls.manifest_url, again)
+                    return urls
+                except RequestRejected as rejection:
+                    if rejection.status not in URL_EXPIRED:
                         raise
-                    self._spent.discard(_place(pair))
-                    log.warning("the upload addresses %s do not hold any more: %s", pair.nonce, refusal)
+                    self._used.discard(_key(urls))
+                    log.warning("the upload addresses %s do not hold any more: %s", urls.nonce, rejection)
             if self._next:
                 return None
-            self._stir()
+            self._wake_reporter()
             await asyncio.sleep(pause)
         return None
 
-    def _claim(self, nonce: str, manifest_sha256: str) -> bool:
+    def _record_target(self, nonce: str, manifest_sha256: str) -> bool:
         """Note on the disk which checkpoint goes where; True if the same one was begun to be sent there before."""
         path = self._cache.folder.parent / "upload.json"
         claim = {"nonce": nonce, "manifest_sha256": manifest_sha256}
@@ -231,36 +242,36 @@ class Courier:
         return False
 
     async def _put(self, path: Path, url: str, again: bool) -> None:
-        """Tries again while the store can't be reached. Raises Refused if it takes nothing at this address.
+        """Tries again while the store can't be reached. Raises RequestRejected if it takes nothing at this address.
 
         An address takes one object only: after a lost reply, what lies there is this file.
         """
-        for attempt, pause in enumerate(pauses(most_s=5.0)):
+        for attempt, pause in enumerate(backoff_delays(most_s=5.0)):
             try:
                 return await self._service.upload(path, url)
             except Unreachable as error:
                 log.warning("%s not uploaded yet: %s", path.name, error)
                 await asyncio.sleep(pause)
-            except Refused as refusal:
-                if refusal.status in TAKEN and (again or attempt > 0):
+            except RequestRejected as rejection:
+                if rejection.status in OBJECT_EXISTS and (again or attempt > 0):
                     return None
                 raise
 
     async def _commit(self, commit: CheckpointCommit) -> None:
-        for pause in pauses(most_s=5.0):
+        for pause in backoff_delays(most_s=5.0):
             try:
                 committed = await self._service.commit(commit)
                 log.info("checkpoint of step %d committed, pointer moved: %s", commit.step, committed.promoted)
-                return self.hold(committed.upload_urls)
+                return self.add_urls(committed.upload_urls)
             except Unreachable as error:
                 log.warning("checkpoint of step %d not committed yet: %s", commit.step, error)
-            except Refused as refusal:
-                if refusal.code not in UNREADY:
+            except RequestRejected as rejection:
+                if rejection.code not in CURED_BY_A_REPORT:
                     raise
-                self._stir()
+                self._wake_reporter()
             await asyncio.sleep(pause)
 
 
-def _place(pair: UploadUrls) -> tuple[int, str]:
-    """What tells two pairs apart: nonces are numbered anew in each generation."""
-    return pair.generation, pair.nonce
+def _key(urls: UploadUrls) -> tuple[int, str]:
+    """What tells two newest apart: nonces are numbered anew in each generation."""
+    return urls.generation, urls.nonce

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from shoestring_core.wire import CheckpointDownload
-from shoestring_trainer.agent.transfers import Cache
+from shoestring_trainer.agent.checkpoints import CheckpointCache
 
 
 def test_a_checkpoint_given_to_ranks_outlives_a_later_commit(tmp_path: Path) -> None:
@@ -22,11 +22,11 @@ def test_a_checkpoint_given_to_ranks_outlives_a_later_commit(tmp_path: Path) -> 
         (folder / name).write_bytes(b"{}")
     for name in ("step-000000002.data", "step-000000002.json"):
         (run / name).write_bytes(b"{}")
-    cache = Cache(folder)
+    cache = CheckpointCache(folder)
     resume = CheckpointDownload(step=1, data_url="unused", manifest_url="unused", manifest_sha256=given)
     data, manifest = asyncio.run(cache.fetch(cast("Any", None), resume))
     committed = SimpleNamespace(data=run / "step-000000002.data", manifest=run / "step-000000002.json")
-    cache.keep(late, cast("Any", committed))
+    cache.store(late, cast("Any", committed))
     assert data.exists()
     assert manifest.exists()
     assert (folder / f"{late}.json").exists()

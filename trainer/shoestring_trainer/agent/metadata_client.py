@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the provider tells a machine: its user data, its address, and that it will be taken.
+"""A client of the instance metadata service: user data, address, preemption notices.
 
 source  "Use the Instance Metadata Service" and "Spot Instance interruption notices", Amazon EC2 User Guide (IMDSv2)
 """
@@ -22,7 +22,7 @@ class MetadataUnavailable(Exception):
     """The metadata service did not answer as it should."""
 
 
-class Metadata:
+class MetadataClient:
     """A client of the metadata service."""
 
     def __init__(self, endpoint: str = ENDPOINT) -> None:
@@ -45,7 +45,7 @@ class Metadata:
             raise MetadataUnavailable("the user data is not a JSON object")
         return document
 
-    async def address(self) -> str:
+    async def local_address(self) -> str:
         return await self._read("meta-data/local-ipv4") or "127.0.0.1"
 
     async def notice_at(self) -> float | None:
@@ -53,7 +53,7 @@ class Metadata:
         text = await self._read("meta-data/spot/instance-action")
         return notice_time(text, time.time()) if text else None
 
-    async def rebalance(self) -> str | None:
+    async def rebalance_recommendation(self) -> str | None:
         """The provider's word that a notice has become likelier."""
         return await self._read("meta-data/events/recommendations/rebalance")
 

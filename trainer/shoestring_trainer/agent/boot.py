@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From boot to a registered machine: its identity, its folder, its session with the service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from shoestring_core.wire import Hardware, RegisterRequest
+
+from shoestring_trainer.agent.metadata_client import MetadataClient, MetadataUnavailable
+from shoestring_trainer.agent.service_client import (
+    RequestRejected,
+    ServiceClient,
+    TimedReply,
+    Unreachable,
+    backoff_delays,
+    boottime,
+)
+from shoestring_trainer.agent.spool import write_durably
+
+log = logging.getLogger(__name__)
+
+METADATA_RETRY_S, REGISTER_RETRY_S = 30.0, 600.0
+
+
+class StartupError(Exception):
+    """The agent can't start. `code` is the exit code, one of sysexits.h."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this machine is, by its user data."""
+
+    server_url: str
+    machine: UUID
+    boot_token: str
+
+
+async def read_identity(metadata: MetadataClient) -> Identity:
+    """The identity in the machine's user data. Raises StartupError."""
+    deadline = boottime() + METADATA_RETRY_S
+    for delay in backoff_delays(most_s=2.0):
+        try:
+            data = await metadata.user_data()
+            return Identity(str(data["server_url"]), UUID(data["machine"]), str(data["boot_token"]))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            message = f"the user data is not an agent's ({error!r}): launch through the service"
+            raise StartupError(os.EX_CONFIG, message) from error
+        except MetadataUnavailable as error:
+            if boottime() + delay > deadline:
+                raise StartupError(os.EX_CONFIG, f"no user data after {METADATA_RETRY_S:.0f} s: {error}") from error
+            await asyncio.sleep(delay)
+    raise AssertionError
+
+
+def prepare_folder(folder: Path) -> str:
+    """Create the machine's folders and its session secret, once; returns the secret. Raises StartupError.
+
+    The secret is on the disk before it is sent, so that an agent that replaces a killed one has the same session.
+    """
+    try:
+        for name in ("spool", "rejected", "gen", "cache", "scratch"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        path = folder / "session"
+        if not path.exists():
+            write_durably(path, secrets.token_urlsafe(32))
+        write_durably(folder / "probe", "")
+        return path.read_text()
+    except OSError as error:
+        message = f"{folder} can't be written ({error.strerror}): this machine is of no use"
+        raise StartupError(os.EX_CANTCREAT, message) from error
+
+
+async def register(
+    service: ServiceClient, metadata: MetadataClient, identity: Identity, session: str, hardware: Hardware
+) -> TimedReply:
+    """Exchange the boot token for a session.
+
+    Raises StartupError if the service rejects this machine, or doesn't answer for REGISTER_RETRY_S.
+    """
+    try:
+        address = await metadata.local_address()
+    except MetadataUnavailable:
+        address = "127.0.0.1"
+    request = RegisterRequest(
+        machine=identity.machine, boot_token=identity.boot_token, session=session, address=address, hardware=hardware
+    )
+    deadline = boottime() + REGISTER_RETRY_S
+    for delay in backoff_delays():
+        try:
+            return await service.register(request)
+        except RequestRejected as rejection:
+            message = f"the service rejects this machine ({rejection}): its boot token is forged or was used before"
+            raise StartupError(os.EX_NOPERM, message) from rejection
+        except Unreachable as error:
+            log.warning("not registered yet: %s", error)
+            if boottime() + delay > deadline:
+                message = f"the service did not answer for {REGISTER_RETRY_S:.0f} s"
+                raise StartupError(os.EX_TEMPFAIL, message) from error
+            await asyncio.sleep(delay)
+    raise AssertionError
