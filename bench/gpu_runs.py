@@ -61,7 +61,7 @@ def main(role: str, path: Path, seeds: list[int]) -> int:
 def ours(task: Path, seeds: list[int]) -> list[dict[str, float]]:
     """Run the task with each seed. A first run, of a twentieth of the epochs, is a warm-up and doesn't count."""
     from shoestring_trainer.training.loop import train
-    from shoestring_trainer.training.orders import Orders
+    from shoestring_trainer.training.stop_listener import StopListener
     from shoestring_trainer.training.task import StepCounter, read_task
 
     text = json.loads(task.read_text())
@@ -73,7 +73,7 @@ def ours(task: Path, seeds: list[int]) -> list[dict[str, float]]:
         (folder / "task.json").write_text(json.dumps(text | {"params": params, "seed": seed}))
         start = time.time()
         with contextlib.redirect_stdout(io.StringIO()):
-            train(read_task(folder / "task.json"), Orders(folder / "order", lambda: os._exit(1)), StepCounter())
+            train(read_task(folder / "task.json"), StopListener(folder / "order", lambda: os._exit(1)), StepCounter())
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         result, end = events[-1]["result"], lines[-1]["t"]

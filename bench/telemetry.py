@@ -95,8 +95,8 @@ def compare(name: str, pairs: Sequence[tuple[float, float]]) -> str:
 def train(run: Path) -> None:
     """Train run/task.json with telemetry in every second block, and record when each step ended."""
     from shoestring_trainer.training import loop
-    from shoestring_trainer.training.orders import Orders
     from shoestring_trainer.training.results import run_logger
+    from shoestring_trainer.training.stop_listener import StopListener
     from shoestring_trainer.training.task import StepCounter, read_task
 
     times: list[float] = []
@@ -111,7 +111,7 @@ def train(run: Path) -> None:
             times.append(time.perf_counter())
 
     loop.RunLogger = SwitchedLogger  # type: ignore[misc]
-    loop.train(read_task(run / "task.json"), Orders(run / "order", lambda: sys.exit(1)), StepCounter())
+    loop.train(read_task(run / "task.json"), StopListener(run / "order", lambda: sys.exit(1)), StepCounter())
     (run / "times.json").write_text(json.dumps(times))
 
 

@@ -15,7 +15,6 @@ from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.errors import NonFiniteError
 from shoestring_trainer.training.optim.schedules import TrainingSchedule
-from shoestring_trainer.training.orders import Orders
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.artifacts import build_artifacts
 from shoestring_trainer.training.results.evaluation import evaluate
@@ -25,10 +24,11 @@ from shoestring_trainer.training.results.sample_log import SampleLog
 from shoestring_trainer.training.results.throughput import measure_throughput
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
+from shoestring_trainer.training.stop_listener import StopListener
 from shoestring_trainer.training.task import Goal, Outcome, StepCounter, Task
 
 
-def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
+def train(task: Task, stop_listener: StopListener, counter: StepCounter) -> Outcome:
     """Train `task` as one rank of its generation.
 
     A step of `task.skip` counts and is reported as a step, but its batch is not trained on.
@@ -40,7 +40,7 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
     distributed, settings, model = setup.distributed, setup.settings, setup.model
     schedule, loader = setup.schedule, setup.loader
     warm_started = warm_start(model, task.init) if task.init else None
-    trainer = Trainer(setup, task.skip, lambda: orders.stop_requested)
+    trainer = Trainer(setup, task.skip, lambda: stop_listener.stop_requested)
     hooks, hook_context, state = trainer.hooks, trainer.hook_context, trainer.state
     if task.resume:
         counter.start_step = counter.step = restore_checkpoint(state, task.resume)
@@ -59,7 +59,7 @@ def train(task: Task, orders: Orders, counter: StepCounter) -> Outcome:
         )  # fmt: skip
         if warm_started:
             logger.log_event("warm_start", step=step, message=warm_started)
-        orders.training_began()
+        stop_listener.training_started()
         hooks.call("on_train_begin", hook_context)
         began, evaluation_s = monotonic(), 0.0
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank from first breath to exit code: its log, its orders, its training, and the word it leaves behind.
+"""One rank from start to exit code: its log, its stop listener, its training and its exit file.
 
-Without torchrun a process trains alone, and speaks at its terminal instead of in a log: Ctrl-C is its order to stop.
+Without RANK in the environment a process trains standalone: it writes to its terminal instead of a log, and stops at
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from typing import Any, NoReturn
 
 from shoestring_core.errors import InvalidSpec
 
-from shoestring_trainer.training.cli.standalone import extract_model, prepare_task, roll_back
+from shoestring_trainer.training.cli.standalone import roll_back, prepare_task, extract_model
 from shoestring_trainer.training.errors import NonFiniteError, TrainerError, classify_error, error_message
-from shoestring_trainer.training.orders import TOLD_BY, Orders
+from shoestring_trainer.training.stop_listener import STOP_SIGNALS, StopListener
 from shoestring_trainer.training.task import Outcome, StepCounter, Task, read_task
 
 USAGE, INTERRUPTED = 2, 130
 
 
-def main(words: Sequence[str]) -> NoReturn:
-    """Train what the words ask for; leave exit-{rank}.json beside the task; exit 0 if finished or drained, else 1."""
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Train what the arguments name; write exit-{rank}.json beside the task; exit 0 if finished or drained, else 1."""
     try:
-        task = prepare_task(words)
+        task = prepare_task(arguments)
     except InvalidSpec as invalid:
         sys.stderr.write("".join(f"{problem.pointer or '/'}: {problem.message}\n" for problem in invalid.problems))
         sys.exit(USAGE)
-    except TrainerError as fault:
-        sys.stderr.write(f"{fault}\n")
+    except TrainerError as error:
+        sys.stderr.write(f"{error}\n")
         sys.exit(USAGE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -48,46 +49,47 @@ def main(words: Sequence[str]) -> NoReturn:
 def _run(spec: Path) -> int:
     folder = spec.resolve().parent
     rank = int(os.environ.get("RANK", "0"))
-    alone = "RANK" not in os.environ
+    standalone = "RANK" not in os.environ
     counter = StepCounter()
 
-    def leave_before_training() -> NoReturn:
+    def exit_before_training() -> NoReturn:
         _write_exit(folder, rank, "drained", counter.step)
         os._exit(0)
 
     try:
-        if not alone:
+        if not standalone:
             _log_to(folder / f"log-rank{rank}.txt")
-        orders = Orders(folder / "order", leave_before_training, (*TOLD_BY, signal.SIGINT) if alone else TOLD_BY)
+        signals = (*STOP_SIGNALS, signal.SIGINT) if standalone else STOP_SIGNALS
+        stop_listener = StopListener(folder / "order", exit_before_training, signals)
         task = read_task(spec)
-        train = _load_training()  # a second of torch; orders are watched meanwhile
+        train = _load_training()  # imports torch, if the rank server has not; a stop request is handled meanwhile
         while True:
             try:
-                outcome = train(task, orders, counter)
+                outcome = train(task, stop_listener, counter)
                 break
             except NonFiniteError as broken:
-                if not alone:
+                if not standalone:
                     raise  # the service decides
                 task = read_task(roll_back(spec, broken))
                 counter.start_step = counter.step = 0
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank is classified and reported
-        if "orders" in locals() and orders.stop_requested and counter.step == counter.start_step:
-            # the others left before the first step, and there is nothing to save
+        if "stop_listener" in locals() and stop_listener.stop_requested and counter.step == counter.start_step:
+            # its peers stopped before the first step: there is nothing to save
             _write_exit(folder, rank, "drained", counter.step)
             return 0
-        _report_error(folder, rank, counter.step, error, alone)
+        _report_error(folder, rank, counter.step, error, standalone)
         return 1
     _write_exit(folder, rank, outcome, counter.step)
-    if alone:
-        _say_what_is_there(folder, outcome)
+    if standalone:
+        _print_result(folder, outcome)
     return 0
 
 
-def _load_training() -> Callable[[Task, Orders, StepCounter], Outcome]:
-    """The training loop, and torch with it.
+def _load_training() -> Callable[[Task, StopListener, StepCounter], Outcome]:
+    """Import the training loop, and torch with it.
 
-    What that loads is never garbage. The collector, which would look through it again and again, would take a fifth of
-    the start, so it stands still meanwhile and leaves it alone afterwards.
+    Imported objects are never garbage. Searching them would take the collector a fifth of the start, so it is off
+    meanwhile and ignores them afterwards.
     """
     gc.disable()
     try:
@@ -98,9 +100,9 @@ def _load_training() -> Callable[[Task, Orders, StepCounter], Outcome]:
     return train
 
 
-def _say_what_is_there(folder: Path, outcome: Outcome) -> None:
+def _print_result(folder: Path, outcome: Outcome) -> None:
     if outcome == "drained":
-        print(f"\nStopped; go on with: python -m shoestring_trainer train {_short(folder)}")
+        print(f"\nStopped; resume with: python -m shoestring_trainer train {_short(folder)}")
     elif model := extract_model(folder):
         print(f"{_short(model)}: {', '.join(sorted(path.name for path in model.iterdir()))}")
 
@@ -119,20 +121,20 @@ def _log_to(path: Path) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
 
-def _report_error(folder: Path, rank: int, step: int, error: BaseException, alone: bool) -> None:
+def _report_error(folder: Path, rank: int, step: int, error: BaseException, standalone: bool) -> None:
     kind = classify_error(error)
     message, trace = error_message(error, kind), "".join(traceback.format_exception(error))
-    sys.stderr.write(f"\n{kind}: {message}\n" if alone else trace)
+    sys.stderr.write(f"\n{kind}: {message}\n" if standalone else trace)
     since = {"since": error.since} if isinstance(error, NonFiniteError) else {}
     _write_exit(folder, rank, "error", step, {"kind": kind, "message": message, "traceback": trace, **since})
 
 
 def _write_exit(folder: Path, rank: int, outcome: Outcome, step: int, error: dict[str, Any] | None = None) -> None:
-    word = {"rank": rank, "outcome": outcome, "step": step, "t": time.time(), "error": error}
+    content = {"rank": rank, "outcome": outcome, "step": step, "t": time.time(), "error": error}
     path = folder / f"exit-{rank}.json"
     try:
         draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(word))
+        draft.write_text(json.dumps(content))
         draft.replace(path)
     except OSError as failed:  # a missing exit file reads as death by signal; the log keeps the reason
         sys.stderr.write(f"cannot write {path}: {failed}\n")

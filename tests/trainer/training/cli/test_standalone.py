@@ -56,7 +56,7 @@ def test_interrupted_it_saves_and_goes_on_from_there(tmp_path: Path):
     process.send_signal(signal.SIGINT)
     spoken, complaint = process.communicate(timeout=60)
     assert process.returncode == 0, complaint
-    assert "go on with: python -m shoestring_trainer train mine" in spoken
+    assert "resume with: python -m shoestring_trainer train mine" in spoken
     (word,) = run.exits()
     assert word["outcome"] == "drained"
     with (run.first / "metrics.jsonl").open("a") as points:
