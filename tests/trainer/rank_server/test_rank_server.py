@@ -30,7 +30,7 @@ WRITE_STATE = """
 import ctypes, gc, json, os, signal, sys
 import numpy, torch
 
-def on_start(run):
+def on_train_begin(context):
     death = ctypes.c_int()
     ctypes.CDLL(None).prctl(2, ctypes.byref(death))  # PR_GET_PDEATHSIG
     links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
@@ -50,7 +50,7 @@ def on_start(run):
 LEAVE_A_PROCESS = """
 import subprocess
 
-def on_start(run):
+def on_train_begin(context):
     child = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True, env={})
     with open("left.pid", "w") as file:
         file.write(str(child.pid))
@@ -94,7 +94,7 @@ def test_a_forked_rank_trains_to_the_same_bits_as_one_of_torchrun(
 def test_a_rank_inherits_nothing_that_a_new_process_would_not_have(tmp_path: Path) -> None:
     hooks = tmp_path / "hooks.py"
     hooks.write_text(WRITE_STATE)
-    run = finished(tmp_path / "run", nodes=2, threads=(2, 1), params=SHORT | {"hooks": str(hooks)})
+    run = finished(tmp_path / "run", nodes=2, threads=(2, 1), params=SHORT | {"hooks_file": str(hooks)})
     states = [json.loads((folder / "state.json").read_text()) for folder in run.folders]
     server = rank_server().process
     assert server
@@ -136,7 +136,7 @@ def test_the_end_of_a_generation_spares_the_server_and_nothing_else(tmp_path: Pa
     hooks = tmp_path / "hooks.py"
     hooks.write_text(LEAVE_A_PROCESS)
     server = rank_server()
-    with gang(tmp_path / "run", params=ENDLESS | {"hooks": str(hooks)}) as run:
+    with gang(tmp_path / "run", params=ENDLESS | {"hooks_file": str(hooks)}) as run:
         run.until_step(1)
         left = processes.identify(int((run.first / "left.pid").read_text()))
         before = server.process
