@@ -489,7 +489,7 @@ def test_a_forged_token_ends_the_machine_with_a_clear_word(machine: Machine) -> 
     machine.user_data("forged")
     machine.boot()
     assert machine.exit_code() == os.EX_NOPERM
-    assert "refuses this machine" in (machine.folder / "agent.log").read_text()
+    assert "rejects this machine" in (machine.folder / "agent.log").read_text()
 
 
 def test_user_data_that_is_not_ours_ends_the_machine_with_a_clear_word(machine: Machine) -> None:

@@ -56,7 +56,7 @@ def test_a_batch_holds_one_generation_and_steps_never_decrease_in_it(tmp_path: P
     assert told == [(1, [5]), (1, [4]), (2, [4])]
 
 
-def test_a_successor_goes_on_with_the_next_number_and_the_marks_of_the_last_batch(tmp_path: Path) -> None:
+def test_a_successor_goes_on_with_the_next_number_and_the_reader_state_of_the_last_batch(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     spool.begin_generation(7)
     spool.reader_state["files"] = {"metrics": 10}
@@ -68,10 +68,10 @@ def test_a_successor_goes_on_with_the_next_number_and_the_marks_of_the_last_batc
     spool.acknowledge(2)
     spool.reader_state["files"] = {"metrics": 30}  # read, but never sealed
     successor = open_spool(tmp_path)
-    assert successor.marks == {"files": {"metrics": 20}}
+    assert successor.reader_state == {"files": {"metrics": 20}}
     assert successor.generation == 7
     successor.acknowledge(2)  # as the service tells at register
-    successor.event("third", {})
+    successor.add_event("third", {})
     assert [(batch.seq, batch.events[0].kind) for batch in drain(successor)] == [(3, "third")]
 
 
@@ -87,7 +87,7 @@ def test_a_rejected_batch_keeps_its_number_and_its_payload(tmp_path: Path) -> No
 
 
 def test_logs_stop_when_too_much_waits_but_points_never_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOGS_STOP_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_UNSENT_BYTES_WITH_LOGS", 1000)
     spool = open_spool(tmp_path)
     assert spool.accepts_logs
     spool.add_log(0, 0, b"x" * 2000)
@@ -105,6 +105,6 @@ def test_a_file_that_was_torn_costs_only_itself(tmp_path: Path) -> None:
         spool.seal()
     (tmp_path / "spool/000000001.json").write_text('{"batch": {"se')
     successor = open_spool(tmp_path)
-    successor.expect(1)
+    successor.resend_from(1)
     told = [(batch.seq, batch.events[0].kind) for batch in drain(successor)]
     assert told == [(1, "warning"), (2, "second")]

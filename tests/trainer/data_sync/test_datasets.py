@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from shoestring_trainer.data_sync import buckets, datasets
-from shoestring_trainer.data_sync.datasets import AT_ONCE, PART_BYTES, DataUnavailable, sync_dataset
+from shoestring_trainer.data_sync.datasets import CONCURRENCY, PART_BYTES, DataUnavailable, sync_dataset
 
 from tests.servers import until
 from tests.trainer.agent.services import MetadataService
@@ -97,7 +97,7 @@ def test_a_busy_store_and_cut_connections_only_take_longer(bucket: Bucket, tmp_p
 
 
 def test_a_store_that_stays_away_is_given_up(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(buckets, "RETRY_FOR_S", 0.3)
     bucket.put("x.jpg", b"x")
     bucket.busy = 1_000_000
     with pytest.raises(DataUnavailable, match=r"x\.jpg in .* can't be reached for .* 503") as away:
@@ -110,7 +110,7 @@ def test_a_store_that_stays_away_is_given_up(bucket: Bucket, tmp_path: Path, mon
 
 
 def test_one_that_is_stopped_goes_on_where_it_was(bucket: Bucket, tmp_path: Path) -> None:
-    for number in range(AT_ONCE + 8):
+    for number in range(CONCURRENCY + 8):
         bucket.put(f"{number:02}.jpg", b"x" * (number + 1))
 
     async def stopped() -> None:
@@ -184,11 +184,11 @@ def test_a_machines_role_opens_a_bucket_that_is_not_public(bucket: Bucket, tmp_p
 def test_the_region_of_a_bucket_is_asked_for_and_asked_again(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buckets, "EVERYBODYS", bucket.url)
+    monkeypatch.setattr(buckets, "GLOBAL_ENDPOINT", bucket.url)
     bucket.busy = 2
 
     async def first_way(name: str) -> dict[str, object]:
-        return dict((await anext(buckets._ways(name, {}))).config)
+        return dict((await anext(buckets._ways_in(name, {}))).config)
 
     assert asyncio.run(first_way(BUCKET))["region"] == "eu-north-1"
     assert bucket.heads == 3
