@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from shoestring_core.errors import InvalidSpec
 
-from shoestring_trainer.training.cli.standalone import roll_back, prepare_task, extract_model
+from shoestring_trainer.training.cli.standalone import extract_model, prepare_task, roll_back
 from shoestring_trainer.training.errors import NonFiniteError, TrainerError, classify_error, error_message
 from shoestring_trainer.training.stop_listener import STOP_SIGNALS, StopListener
 from shoestring_trainer.training.task import Outcome, StepCounter, Task, read_task
