@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m shoestring_trainer COMMAND …`: one word picks the half, and only that half is imported."""
+"""`python -m shoestring_trainer COMMAND …`: only what the command needs is imported."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ usage: python -m shoestring_trainer COMMAND …
 
   agent                        serve a machine (the service starts it)
   train WHAT                   train a recipe, a job spec or a task, alone or under torchrun
-  predict MODEL IMAGE…       what a trained model says of images
+  predict MODEL IMAGE…         classify images with a trained model
   export MODEL FILE.onnx       write a trained model as ONNX
-  schedule RECIPE              draw the rates, the momentum, the batches and the sizes of a run
-  lr-find RECIPE               how the loss goes as the learning rate grows, and which rate to take
-  model RECIPE                 print a network with its shapes, parameters and FLOP
-  samples FOLDER…              which samples a job's machines trained on, generation by generation
+  schedule RECIPE              plot learning rate, momentum, batch size and image size over a run
+  lr-find RECIPE               learning-rate finder
+  model RECIPE                 print a network's layers, shapes, parameters and FLOP
+  samples FOLDER…              check that a job trained on each sample once per epoch
 
-COMMAND --help says more."""
+COMMAND --help shows its options."""
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["train", *words] if words:
-            from shoestring_trainer.training import rank  # its half needs torch, which an agent must not
+        case ["train", *rest] if rest:
+            from shoestring_trainer.training import rank  # needs torch, which agents don't have
 
-            return rank.main(words)
+            return rank.main(rest)
         case ["predict" | "export" | "schedule" | "model" | "lr-find", *_]:
             from shoestring_trainer.training.cli import commands
 

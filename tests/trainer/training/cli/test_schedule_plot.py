@@ -25,14 +25,14 @@ NAMES = [recipe.name for recipe in recipes.all()]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_is_plotted_in_80_columns(name: str):
-    told = schedule_plot.forecast(name, {}, 10_000 if name.startswith("imagefolder/") else None)
-    drawn = schedule_plot.draw(told)
+    preview = schedule_plot.preview_schedule(name, {}, 10_000 if name.startswith("imagefolder/") else None)
+    drawn = schedule_plot.plot_schedule(preview)
     assert all(len(line) <= 80 and line.isprintable() for line in drawn.splitlines())
     assert "learning rate" in drawn
     assert "momentum" in drawn
-    points = schedule_plot.trace(told, 50)
-    assert [points[0]["step"], points[-1]["step"]] == [0, told.schedule.total_steps - 1]
-    for phase in told.schedule.phases:
+    points = schedule_plot.sample_schedule(preview, 50)
+    assert [points[0]["step"], points[-1]["step"]] == [0, preview.schedule.total_steps - 1]
+    for phase in preview.schedule.phases:
         assert f"batch {phase.batch_size:,}" in drawn
 
 
@@ -105,8 +105,8 @@ def test_images_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixture
 def test_the_least_time_counts_each_phase_at_its_size(capfd: pytest.CaptureFixture[str]):
     """Twice the size is four times the FLOP of a fully convolutional network: half of the run at each."""
     settings = Settings(epochs=2, batch_size=100, image_size_schedule="0:16 1/2:32")
-    told = schedule_plot.Forecast("mine", settings, TrainingSchedule.from_settings(settings, 1000), 1000)
-    assert training_flop(told, lambda size: size * size) == 3 * (1000 * 256 + 1000 * 1024)
+    preview = schedule_plot.SchedulePreview("mine", settings, TrainingSchedule.from_settings(settings, 1000), 1000)
+    assert training_flop(preview, lambda size: size * size) == 3 * (1000 * 256 + 1000 * 1024)
     assert commands.main(["model", "imagenet/cheap"]) == commands.OK
     printed = capfd.readouterr().out
     assert "25,624,576 images" in printed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the trainer does beside training: answers about models and plans. torch is imported only where it is used."""
+"""The trainer's commands beside `train`. torch is imported only where it is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shoestring_trainer.training.errors import TrainerError, UserError
 
 TRACE_POINTS = 1001
 UNCOUNTED = 100_000
-"""Images to plan for where only the sizes of a plan matter, and nobody said how many there are."""
+"""Images to plan for where only the sizes in a schedule matter, and their number is unknown."""
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 PREDICT_EXAMPLES = """\
 examples:
@@ -27,7 +27,7 @@ examples:
 LR_FIND_EXAMPLES = """\
 examples:
   python -m shoestring_trainer lr-find digits/quickstart
-  python -m shoestring_trainer lr-find cifar10/page-resnet9 data.train=/data/cifar10 --high 4
+  python -m shoestring_trainer lr-find cifar10/page-resnet9 data.train=/data/cifar10 --max-lr 4
 """
 SCHEDULE_EXAMPLES = """\
 examples:
@@ -46,15 +46,15 @@ examples:
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out a command; every expected failure is a sentence on stderr and an exit code."""
+    """Run a command; every expected error is a message on stderr and an exit code."""
     options = _parser().parse_args(arguments)
     if options.needs_torch and find_spec("torch") is None:
         sys.stderr.write("This needs PyTorch. Type: pip install 'shoestring-trainer[train]'\n")
         return USAGE
     try:
         code: int = options.run(options)
-    except TrainerError as fault:
-        sys.stderr.write(f"{fault}\n")
+    except TrainerError as error:
+        sys.stderr.write(f"{error}\n")
         return FAILED
     except InvalidSpec as invalid:
         sys.stderr.write("".join(f"{problem.message}\n" for problem in invalid.problems))
@@ -86,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     find = commands.add_parser("lr-find", epilog=LR_FIND_EXAMPLES, formatter_class=as_written)
     find.add_argument("what", metavar="WHAT", help="recipe, or job spec")
     find.add_argument("params", nargs="*", metavar="KEY=VALUE", help="parameters; dotted keys set the spec")
-    find.add_argument("--low", type=float, default=1e-5, help="first rate (default 0.00001)")
-    find.add_argument("--high", type=float, default=10.0, help="last rate (default 10)")
-    find.add_argument("--steps", type=_positive, default=100, help="steps between them (default 100)")
+    find.add_argument("--min-lr", type=float, default=1e-5, help="first learning rate (default 0.00001)")
+    find.add_argument("--max-lr", type=float, default=10.0, help="last learning rate (default 10)")
+    find.add_argument("--steps", type=_positive, default=100, help="number of steps (default 100)")
     find.add_argument("--json", action="store_true", help="print JSON")
     find.set_defaults(run=_find, needs_torch=True)
 
@@ -115,9 +115,9 @@ def _predict(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.cli.predict import print_predictions
 
     skip = options.on_corrupt == "skip"
-    left_out = print_predictions(options.model, options.images, top=options.top, as_json=options.json, skip=skip)
-    if left_out:
-        sys.stderr.write(f"{left_out} images could not be read and are left out\n")
+    skipped = print_predictions(options.model, options.images, top=options.top, as_json=options.json, skip=skip)
+    if skipped:
+        sys.stderr.write(f"{skipped} images could not be read and were skipped\n")
     return OK
 
 
@@ -125,29 +125,31 @@ def _export(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.results.exports import write_onnx
 
     write_onnx(options.model, options.file)
-    told = json.dumps({"file": str(options.file), "bytes": options.file.stat().st_size})
-    sys.stdout.write(f"{told if options.json else options.file}\n")
+    summary = json.dumps({"file": str(options.file), "bytes": options.file.stat().st_size})
+    sys.stdout.write(f"{summary if options.json else options.file}\n")
     return OK
 
 
 def _find(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.cli.lr_find import print_lr_search
 
-    words = [options.what, *options.params]
-    print_lr_search(words, low=options.low, high=options.high, steps=options.steps, as_json=options.json)
+    arguments = [options.what, *options.params]
+    print_lr_search(arguments, min_lr=options.min_lr, max_lr=options.max_lr, steps=options.steps, as_json=options.json)
     return OK
 
 
 def _schedule(options: argparse.Namespace) -> int:
-    from shoestring_trainer.training.cli.schedule_plot import draw, forecast, trace
+    from shoestring_trainer.training.cli.schedule_plot import plot_schedule, preview_schedule, sample_schedule
 
-    told = forecast(options.recipe, _params(options), options.images)
-    sys.stdout.write((json.dumps(trace(told, TRACE_POINTS)) if options.json else draw(told)) + "\n")
+    preview = preview_schedule(options.recipe, _params(options), options.images)
+    sys.stdout.write(
+        (json.dumps(sample_schedule(preview, TRACE_POINTS)) if options.json else plot_schedule(preview)) + "\n"
+    )
     return OK
 
 
 def _model(options: argparse.Namespace) -> int:
-    from shoestring_trainer.training.cli.schedule_plot import count_images, forecast
+    from shoestring_trainer.training.cli.schedule_plot import count_images, preview_schedule
     from shoestring_trainer.training.models.summary import (
         ModelSummary,
         format_min_training_time,
@@ -162,15 +164,15 @@ def _model(options: argparse.Namespace) -> int:
 
     params = _params(options)
     counted = options.images or count_images(options.recipe)
-    told = forecast(options.recipe, params, counted or UNCOUNTED)
-    summary = summary_at(told.schedule.phases[-1].image_size)
+    preview = preview_schedule(options.recipe, params, counted or UNCOUNTED)
+    summary = summary_at(preview.schedule.phases[-1].image_size)
     if options.json:
         sys.stdout.write(json.dumps(to_json(summary)) + "\n")
         return OK
     sys.stdout.write(format_summary(summary) + "\n")
     if counted:
         sys.stdout.write(
-            f"\n{format_min_training_time(told, training_flop(told, lambda size: summary_at(size).flop))}\n"
+            f"\n{format_min_training_time(preview, training_flop(preview, lambda size: summary_at(size).flop))}\n"
         )
     return OK
 
@@ -178,7 +180,7 @@ def _model(options: argparse.Namespace) -> int:
 def _params(options: argparse.Namespace) -> dict[str, Any]:
     tree = spec.from_arguments(options.recipe, options.params)
     if elsewhere := sorted(set(tree) - {"recipe", "params"}):
-        raise UserError(f"{elsewhere[0]} is a field of the spec; only the recipe's parameters count here")
+        raise UserError(f"{elsewhere[0]} is a field of the spec; only recipe parameters can be given here")
     return dict(tree.get("params", {}))
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning-rate finder: the rate grows by the same factor each step, and the loss says where it helps and where it
-breaks. Source: L. Smith, "Cyclical Learning Rates for Training Neural Networks" (2015), as fast.ai made it known.
+"""Learning-rate finder: the learning rate grows by a constant factor each step, and the loss shows where it falls and
+where it diverges. Source: L. Smith, "Cyclical Learning Rates for Training Neural Networks" (2015), as in fast.ai.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from shoestring_trainer.training.setup import set_up
 from shoestring_trainer.training.task import Task, read_task
 
 SMOOTHING = 0.9
-BROKEN = 4.0
-"""A smoothed loss so many times the best one ends the search."""
-BAR = 40
+DIVERGENCE_FACTOR = 4.0
+"""The search ends when the smoothed loss exceeds its minimum by this factor."""
+BAR_WIDTH = 40
 
 
 @dataclass(frozen=True)
 class LrSearch:
-    """Rates tried and the smoothed loss after each; two rates to choose by, None if no rate brought the loss down.
+    """Learning rates and the smoothed loss at each; two suggestions, None if no learning rate lowered the loss.
 
-    steepest  where the loss fell fastest as the rate grew
-    tenth     a tenth of the rate at which the loss was lowest
+    steepest           where the loss fell fastest
+    tenth_of_minimum   a tenth of the learning rate with the lowest loss
     """
 
     rates: list[float]
     losses: list[float]
     steepest: float | None
-    tenth: float | None
+    tenth_of_minimum: float | None
 
 
-def find_lr(task: Task, *, low: float, high: float, steps: int) -> LrSearch:
-    """Train from fresh weights for up to `steps` steps, in fp32, while the recipe's `lr` goes from `low` to `high`.
+def find_lr(task: Task, *, min_lr: float, max_lr: float, steps: int) -> LrSearch:
+    """Train up to `steps` steps from initial weights, in fp32, while the recipe's `lr` grows from `min_lr` to `max_lr`.
 
-    Rates of other kinds of parameter keep their proportion to it.
+    The learning rates of other parameter groups keep their ratio to it.
     """
-    if not 0 < low < high or steps < 2:
-        raise UserError("the search needs 0 < low < high, and two steps or more")
+    if not 0 < min_lr < max_lr or steps < 2:
+        raise UserError("the search needs 0 < min-lr < max-lr, and two steps or more")
     setup = set_up(task)
     settings, model = setup.settings, setup.model
     phase, sampler = setup.schedule.phases[0], setup.build_sampler()
@@ -58,7 +58,7 @@ def find_lr(task: Task, *, low: float, high: float, steps: int) -> LrSearch:
     losses: list[float] = []
     mean = 0.0
     for step in range(steps):
-        rate = low * (high / low) ** (step / (steps - 1))
+        rate = min_lr * (max_lr / min_lr) ** (step / (steps - 1))
         set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum))
         seed_dropout(setup.seed, step, setup.distributed.device)
         indices = sampler.batch(step * phase.batch_size, phase.batch_size)
@@ -67,7 +67,7 @@ def find_lr(task: Task, *, low: float, high: float, steps: int) -> LrSearch:
         (loss * (phase.batch_size if settings.sum_loss else 1)).backward()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss.item()
         smooth = mean / (1 - SMOOTHING ** (step + 1))
-        if not math.isfinite(smooth) or (losses and smooth > BROKEN * min(losses)):
+        if not math.isfinite(smooth) or (losses and smooth > DIVERGENCE_FACTOR * min(losses)):
             break
         rates.append(rate)
         losses.append(smooth)
@@ -77,7 +77,7 @@ def find_lr(task: Task, *, low: float, high: float, steps: int) -> LrSearch:
 
 
 def choose(rates: Sequence[float], losses: Sequence[float]) -> tuple[float | None, float | None]:
-    """(steepest, tenth) of a search, see LrSearch. Rates grow by one factor, so falls are compared step by step."""
+    """Return (steepest, tenth_of_minimum), see LrSearch. Rates grow by a constant factor, so steps are comparable."""
     lowest = min(range(len(losses)), key=losses.__getitem__, default=0)
     if lowest == 0:
         return None, None
@@ -85,20 +85,26 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> tuple[float | Non
     return rates[falls.index(max(falls))], rates[lowest] / 10
 
 
-def print_lr_search(words: Sequence[str], *, low: float, high: float, steps: int, as_json: bool) -> None:
-    """Search for the recipe or job spec that `words` name, and print rates, losses and what to choose."""
+def print_lr_search(arguments: Sequence[str], *, min_lr: float, max_lr: float, steps: int, as_json: bool) -> None:
+    """Search for the recipe or job spec in `arguments`, and print learning rates, losses and suggestions."""
     with TemporaryDirectory() as folder:
-        found = find_lr(
-            read_task(prepare_task([*words, "--to", str(Path(folder) / "run")])), low=low, high=high, steps=steps
+        search = find_lr(
+            read_task(prepare_task([*arguments, "--to", str(Path(folder) / "run")])),
+            min_lr=min_lr,
+            max_lr=max_lr,
+            steps=steps,
         )
     if as_json:
-        print(json.dumps(found.__dict__))
+        print(json.dumps(search.__dict__))
         return
-    highest = max(found.losses, default=1.0)
-    for at in range(0, len(found.rates), max(1, len(found.rates) // 25)):
-        rate, loss = found.rates[at], found.losses[at]
-        print(f"lr {rate:9.3g}  loss {loss:7.4f}  {'█' * round(BAR * loss / highest)}")
-    if found.steepest is None or found.tenth is None:
-        print("No rate brought the loss down; try a lower one to begin with: --low")
+    highest = max(search.losses, default=1.0)
+    for at in range(0, len(search.rates), max(1, len(search.rates) // 25)):
+        rate, loss = search.rates[at], search.losses[at]
+        print(f"lr {rate:9.3g}  loss {loss:7.4f}  {'█' * round(BAR_WIDTH * loss / highest)}")
+    if search.steepest is None or search.tenth_of_minimum is None:
+        print("No learning rate lowered the loss; try a lower --min-lr")
     else:
-        print(f"The loss fell fastest at lr {found.steepest:.2g}; a tenth of that of its minimum is {found.tenth:.2g}.")
+        print(
+            f"The loss fell fastest at lr {search.steepest:.2g}; "
+            f"a tenth of the lr with the lowest loss is {search.tenth_of_minimum:.2g}."
+        )

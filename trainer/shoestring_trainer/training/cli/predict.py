@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m shoestring_trainer predict MODEL IMAGE…`: what a trained model says of images."""
+"""`python -m shoestring_trainer predict MODEL IMAGE…`: classify images with a trained model."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def print_predictions(model: Path, images: Sequence[Path], *, top: int, as_json:
         print(json.dumps([_as_json(prediction) for prediction in found], indent=1))
     else:
         for prediction in found:
-            said = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.guesses)
-            print(f"{prediction.file}  {said}", flush=True)
+            classes = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.guesses)
+            print(f"{prediction.file}  {classes}", flush=True)
     return len(left_out)
 
 

@@ -23,7 +23,7 @@ IMAGES = {"digits/": 1438, "cifar10/": 50_000, "imagenet/": 1_281_167}
 
 
 @dataclass(frozen=True)
-class Forecast:
+class SchedulePreview:
     """A recipe with its parameters and the plan for a number of training images."""
 
     name: str
@@ -32,14 +32,14 @@ class Forecast:
     images: int
 
 
-def forecast(name: str, params: Mapping[str, Any], images: int | None) -> Forecast:
+def preview_schedule(name: str, params: Mapping[str, Any], images: int | None) -> SchedulePreview:
     """The plan of a recipe. Raises InvalidSpec for what it doesn't know, UserError if nobody counted the images."""
     recipe = recipes.load(name)
     settings = Settings.from_params(recipes.resolve(name, params))
     count = images or count_images(recipe.name)
     if count is None:
         raise UserError(f"{recipe.name} trains on your own images; say how many there are with --images N")
-    return Forecast(recipe.reference, settings, TrainingSchedule.from_settings(settings, count), count)
+    return SchedulePreview(recipe.reference, settings, TrainingSchedule.from_settings(settings, count), count)
 
 
 def count_images(recipe: str) -> int | None:
@@ -47,29 +47,30 @@ def count_images(recipe: str) -> int | None:
     return next((count for start, count in IMAGES.items() if recipe.startswith(start)), None)
 
 
-def trace(told: Forecast, points: int) -> list[dict[str, float]]:
+def sample_schedule(preview: SchedulePreview, points: int) -> list[dict[str, float]]:
     """Rate, momentum, batch and size at `points` evenly spaced steps, the first and the last among them."""
-    steps = told.schedule.total_steps
+    steps = preview.schedule.total_steps
     chosen = sorted({round(n * (steps - 1) / max(1, points - 1)) for n in range(points)})
     return [
         {
-            "step": step, "epoch": told.schedule.epochs_before(step),
-            "lr": told.settings.lr * told.schedule.step_hyperparams(step).lr_factor,
-            "momentum": told.schedule.step_hyperparams(step).momentum, "batch": told.schedule.phase_at(step).batch_size,
-            "size": told.schedule.phase_at(step).image_size or told.settings.image_size,
+            "step": step, "epoch": preview.schedule.epochs_before(step),
+            "lr": preview.settings.lr * preview.schedule.step_hyperparams(step).lr_factor,
+            "momentum": preview.schedule.step_hyperparams(step).momentum,
+            "batch": preview.schedule.phase_at(step).batch_size,
+            "size": preview.schedule.phase_at(step).image_size or preview.settings.image_size,
         }
         for step in chosen
     ]  # fmt: skip
 
 
-def draw(told: Forecast) -> str:
+def plot_schedule(preview: SchedulePreview) -> str:
     """The schedule as text, 80 columns wide, without colour."""
-    points, schedule, settings = trace(told, WIDTH * POINTS_PER_COLUMN), told.schedule, told.settings
+    points, schedule, settings = sample_schedule(preview, WIDTH * POINTS_PER_COLUMN), preview.schedule, preview.settings
     rates, momenta = ([point[name] for point in points] for name in ("lr", "momentum"))
     last = schedule.epochs_before(schedule.total_steps)
     images, steps = schedule.samples_per_epoch, schedule.total_steps
     lines = [
-        f"{told.name}: {settings.epochs:g} epochs of {images:,} images, {steps:,} steps",
+        f"{preview.name}: {settings.epochs:g} epochs of {images:,} images, {steps:,} steps",
         "",
         *chart("learning rate", columns(rates, max), last),
     ]

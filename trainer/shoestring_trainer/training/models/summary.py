@@ -11,7 +11,7 @@ import torch
 from shoestring_core import recipes
 from torch import Tensor, nn
 
-from shoestring_trainer.training.cli.schedule_plot import Forecast
+from shoestring_trainer.training.cli.schedule_plot import SchedulePreview
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.results.progress import duration
@@ -124,19 +124,19 @@ def format_summary(summary: ModelSummary) -> str:
     return "\n".join([title, "", _format_columns("LAYER", "KIND", "OUTPUT", "PARAMETERS", "FLOP"), *rows])
 
 
-def training_flop(forecast: Forecast, flop_at: Callable[[int], int]) -> float:
+def training_flop(preview_schedule: SchedulePreview, flop_at: Callable[[int], int]) -> float:
     """Return the FLOP of a whole run, each phase at its size.
 
     flop_at  FLOP of one image's forward pass, by image size (0: the data's own)
     """
     return FORWARD_AND_BACKWARD * sum(
-        float(flop_at(phase.image_size)) * phase.steps * phase.batch_size for phase in forecast.schedule.phases
+        float(flop_at(phase.image_size)) * phase.steps * phase.batch_size for phase in preview_schedule.schedule.phases
     )
 
 
-def format_min_training_time(forecast: Forecast, flop: float) -> str:
+def format_min_training_time(preview_schedule: SchedulePreview, flop: float) -> str:
     """Return a run's FLOP, and the least time they take: at the peak throughput of some devices."""
-    images = sum(phase.steps * phase.batch_size for phase in forecast.schedule.phases)
+    images = sum(phase.steps * phase.batch_size for phase in preview_schedule.schedule.phases)
     times = (f"{short} {_format_seconds(flop / PEAK_TFLOPS[name] / 1e12)}" for short, name in SHOWN_DEVICES.items())
     return (
         f"training: {images:,} images, forward and backward {_format_count(flop)}FLOP;\n"

@@ -72,8 +72,8 @@ def render_page(title: str, data: ImageDataset, eval_result: EvalResult, facts: 
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
         f"<h1>{_text(title)}</h1><dl>{''.join(shown)}</dl>"
-        f"<h2>Confusions</h2><p>Rows are the true class, columns what the model said.</p>{table}"
-        f"<h2>Hardest images</h2><p>Highest loss first: true class → what the model said.</p>"
+        f"<h2>Confusions</h2><p>Rows are the true class, columns the prediction.</p>{table}"
+        f"<h2>Hardest images</h2><p>Highest loss first: true class → prediction.</p>"
         f"<div>{''.join(figures)}</div></html>\n"
     )
 
@@ -95,9 +95,9 @@ def _table(classes: Sequence[str], counts_KK: Tensor) -> str:
     for label, counts_K in enumerate(counts_KK.tolist()):
         whole = max(1, sum(counts_K))
         cells = "".join(
-            f'<td class="{"right" if label == said else "wrong"}" style="{_shade(count / whole, label == said)}">'
+            f'<td class="{"right" if label == column else "wrong"}" style="{_shade(count / whole, label == column)}">'
             f"{count or ''}</td>"
-            for said, count in enumerate(counts_K)
+            for column, count in enumerate(counts_K)
         )
         rows.append(f"<tr><th>{_text(classes[label])}</th>{cells}</tr>")
     head = "".join(f"<th>{_text(name)}</th>" for name in classes)
@@ -106,8 +106,8 @@ def _table(classes: Sequence[str], counts_KK: Tensor) -> str:
 
 def _list(classes: Sequence[str], counts_KK: Tensor) -> str:
     rows = (
-        f"<tr><td>{count}</td><th>{_text(classes[label])}</th><th>{_text(classes[said])}</th></tr>"
-        for count, label, said in _commonest(counts_KK)
+        f"<tr><td>{count}</td><th>{_text(classes[label])}</th><th>{_text(classes[prediction])}</th></tr>"
+        for count, label, prediction in _commonest(counts_KK)
     )
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
@@ -123,9 +123,9 @@ def _commonest(counts_KK: Tensor) -> Iterator[tuple[int, int, int]]:
 
 def _figure(example: HardExample, data: ImageDataset) -> str:
     source = _data_url(data.val.images_NCHW[example.index].float() * (255 / data.max_value))
-    said = f"{_text(example.label)} → {_text(example.predicted)}"
+    caption = f"{_text(example.label)} → {_text(example.predicted)}"
     return (
-        f'<figure><img src="{source}" alt=""><figcaption>{said}<br>loss {example.loss:.2f}<br>{_text(example.name)}'
+        f'<figure><img src="{source}" alt=""><figcaption>{caption}<br>loss {example.loss:.2f}<br>{_text(example.name)}'
         "</figcaption></figure>"
     )
 
