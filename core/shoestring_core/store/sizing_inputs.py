@@ -175,7 +175,7 @@ def _chunks(
 ) -> Iterable[tuple[UUID, MetricChunkRow]]:
     """(job, chunk) of the jobs' series of that name."""
     query = select(SeriesRow.job, MetricChunkRow).join(MetricChunkRow, MetricChunkRow.series == SeriesRow.id)
-    return db.sql.execute(query.where(SeriesRow.job.in_(jobs), SeriesRow.name == name, *conditions)).tuples()
+    return db.sql.execute(query.where(SeriesRow.job.in_(jobs), SeriesRow.name == name, *conditions))
 
 
 def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | None, str]:
