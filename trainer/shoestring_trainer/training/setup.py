@@ -25,7 +25,7 @@ from shoestring_trainer.training.task import Task
 
 @dataclass(frozen=True)
 class Setup:
-    """A run as one rank begins it. `model` is on the gang's device, with the weights that the seed gives."""
+    """A run before its first step, on one rank. `model` is on the rank's device, initialized by the seed."""
 
     distributed: DistributedContext
     recipe: recipes.Recipe
@@ -39,12 +39,12 @@ class Setup:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes this run another than the next; its checkpoints carry it."""
+        """What identifies the run; its checkpoints hold it."""
         data = self.loader.dataset.fingerprint
         return {"recipe": self.recipe.reference, "params": self.params, "seed": self.seed, "data": data}
 
     def build_sampler(self) -> DistributedSampler:
-        """The stream of samples, of which this rank takes its share."""
+        """Return the sampler of this rank."""
         return DistributedSampler(
             self.seed, len(self.loader.dataset.train), self.distributed.rank, self.distributed.world_size,
             samples_per_epoch=self.schedule.samples_per_epoch, alternating_flip=self.settings.alternating_flip,
@@ -69,7 +69,7 @@ def set_up(task: Task) -> Setup:
     )
     data = loader.dataset
     schedule = TrainingSchedule.from_settings(settings, len(data.train))
-    check_shares(schedule, distributed)
+    check_batch_sizes(schedule, distributed)
 
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
@@ -78,8 +78,8 @@ def set_up(task: Task) -> Setup:
     return Setup(distributed, recipe, params, settings, seed, precision, loader, schedule, model)
 
 
-def check_shares(schedule: TrainingSchedule, distributed: DistributedContext) -> None:
-    """Raises UserError if a batch is too small for every rank to have a share."""
+def check_batch_sizes(schedule: TrainingSchedule, distributed: DistributedContext) -> None:
+    """Raise UserError if a batch has fewer images than there are ranks."""
     smallest = min(phase.batch_size for phase in schedule.phases)
     if smallest < distributed.world_size:
         raise UserError(
