@@ -18,11 +18,12 @@ from shoestring_core.wire import Order
 from shoestring_trainer import processes
 from shoestring_trainer.agent.ranks import MACHINE_MARK
 
+from tests.servers import PATIENCE_S
 from tests.trainer.agent.services import DROP, DROP_REPLY, MetadataService, Service
 from tests.trainer.data_sync.bucket_server import BUCKET, serving
 
 LAUNCHER = Path(__file__).with_name("stand_in_ranks.py")
-WITHIN_S = 20.0
+WITHIN_S = PATIENCE_S
 IDLE_MB = 400
 """Memory that a machine may use while it waits for an order: the agent, the dead-man switch and the rank server."""
 
