@@ -55,14 +55,14 @@ class AppState:
         notifier = ChangeNotifier(settings.redis_url)
         timeouts = Timeouts(
             funding_lease=int(settings.funding_lease_s * S),
-            drain=int(settings.t_drain_s * S),
-            machine_lease=int(settings.lease_s * S),
+            drain=int(settings.drain_timeout_s * S),
+            machine_lease=int(settings.machine_lease_s * S),
         )
         tick_hints = TickHints(settings.redis_url) if settings.redis_url else None
         store.on_commit.append(notifier.on_commit)
         if tick_hints is not None:
             store.on_commit.append(tick_hints.on_commit)
-        objects = open_objects(settings.objects, secret, settings.agent_base_url())
+        objects = open_objects(settings.object_store, secret, settings.agent_base_url())
         broadcaster = EventBroadcaster(store, notifier)
         return cls(settings, store, GroupCommit(store), objects, notifier, tick_hints, broadcaster, timeouts, secret)
 

@@ -18,7 +18,7 @@ class Settings(BaseSettings):
     database_url: str
     secret: SecretStr | None = None
     secret_file: Path | None = None
-    objects: str
+    object_store: str
     """A folder, or s3://BUCKET/PREFIX."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -27,11 +27,11 @@ class Settings(BaseSettings):
     agent_url: str = ""
     """Base URL that agents call; default: this process on loopback."""
     redis_url: str = ""
-    machinehost: Path | None = None
+    machinehost_file: Path | None = None
     """Path of the machine host's machinehost.json."""
-    lease_s: Annotated[float, Field(gt=0)] = 30
+    machine_lease_s: Annotated[float, Field(gt=0)] = 30
     funding_lease_s: Annotated[float, Field(gt=0)] = 120
-    t_drain_s: Annotated[float, Field(gt=0)] = 15
+    drain_timeout_s: Annotated[float, Field(gt=0)] = 15
     local_price_on_demand: str = "0.526"
     """Simulated on-demand price, dollars per hour."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()

@@ -16,7 +16,7 @@ from typing import Any
 from shoestring_core import dawnbench, recipes, rest
 from shoestring_core import results as core
 from shoestring_core.errors import InvalidSpec
-from shoestring_core.results import Curve, Machine, Run
+from shoestring_core.results import Curve, RentedMachine, RunResult
 
 from shoestring.client import Client
 
@@ -44,7 +44,7 @@ class RunError(Exception):
 class LoadedRun:
     """A run, with what only its source knows: target, further results, framework, whether top-5 counts (ImageNet)."""
 
-    run: Run
+    run: RunResult
     target: float | None = None
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
     framework: str = "PyTorch"
@@ -58,12 +58,12 @@ def from_job(client: Client, job: rest.Job, metric: str | None) -> LoadedRun:
     reading = client.metrics(job.id, keys=",".join({*CURVES, chosen}))
     machines = [machine for attempt in client.attempts(job.id).attempts for machine in attempt.machines]
     submitted = job.created_at.timestamp()
-    run = Run(
+    run = RunResult(
         name=str(job.id)[:13],
         model=name,
         hardware=_hardware(machines),
         metric=chosen,
-        epochs=core.epochs(
+        epochs=core.epoch_results(
             {curve.name: Curve(curve.steps, curve.times, curve.values) for curve in reading.curves},
             chosen, starts=[generation.start_step for generation in reading.generations], submitted=submitted,
         ),
@@ -93,12 +93,12 @@ def from_folder(folder: Path, metric: str | None) -> LoadedRun:
     name = str(task["recipe"]).partition("@")[0]
     chosen = metric or _recipe_metric(name)
     result: dict[str, Any] = next((event["result"] for event in reversed(events) if event.get("final")), {})
-    run = Run(
+    run = RunResult(
         name=folder.name,
         model=name,
         hardware="this computer",
         metric=chosen,
-        epochs=core.epochs(
+        epochs=core.epoch_results(
             _curves(points), chosen, starts=[event["step"] for event in events if event["event"] == "started"],
             submitted=next((event["t"] for event in events), None),
         ),
@@ -118,7 +118,7 @@ def from_dawnbench(file: Path) -> LoadedRun:
         raise RunError(f"can't read {error.filename}: {error.strerror}; an entry is a .json and a .tsv file") from error
     except dawnbench.InvalidEntry as error:
         raise RunError(f"{file} is not a DAWNBench entry: {error}") from error
-    run = dawnbench.run_of(entry)
+    run = dawnbench.run_from_entry(entry)
     return LoadedRun(run, DAWNBENCH_TARGETS[run.metric], framework=entry.framework, wants_top5=run.metric == TOP5)
 
 
@@ -126,7 +126,7 @@ def write_dawnbench_entry(loaded: LoadedRun, folder: Path, author: str, email: s
     """Write the run as a DAWNBench entry and return the path of its .json. Raises RunError."""
     if not loaded.run.epochs:
         raise RunError(f"{loaded.run.name} has no evaluated epochs; a DAWNBench entry needs them")
-    entry = dawnbench.entry_of(
+    entry = dawnbench.entry_from_run(
         loaded.run, author=author, email=email, framework=loaded.framework, submitted=datetime.now(UTC).date(),
         top5=loaded.wants_top5, misc=loaded.figures,
     )  # fmt: skip
@@ -163,9 +163,9 @@ def _curves(points: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     return {name: Curve(*zip(*columns, strict=True)) for name, columns in rows.items()}
 
 
-def _machine(machine: rest.Machine) -> Machine:
+def _machine(machine: rest.Machine) -> RentedMachine:
     assert machine.launched_at is not None
-    return Machine(
+    return RentedMachine(
         usd_per_hour=float(machine.price_per_hour.amount),
         on_demand_usd_per_hour=float(machine.on_demand_per_hour.amount),
         start=machine.launched_at.timestamp(),

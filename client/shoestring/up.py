@@ -142,9 +142,9 @@ class LocalService:
             "SHOESTRING_DATABASE_URL": f"sqlite:///{data / 'store.db'}",
             "SHOESTRING_REDIS_URL": f"unix://{data / 'redis' / 'redis.sock'}",
             "SHOESTRING_SECRET": read_secret(data / "secret"),
-            "SHOESTRING_OBJECTS": str(data / "objects"),
+            "SHOESTRING_OBJECT_STORE": str(data / "objects"),
             "SHOESTRING_AGENT_URL": url,
-            "SHOESTRING_MACHINEHOST": str(data / "cloud" / "machinehost.json"),
+            "SHOESTRING_MACHINEHOST_FILE": str(data / "cloud" / "machinehost.json"),
         }
         given = {name: value for name, value in os.environ.items() if name in defaults}
         fixed = {"SHOESTRING_HOST": self.options.host, "SHOESTRING_PORT": str(self.options.port)}

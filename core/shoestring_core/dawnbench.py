@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as DAWNBench took them for training: a JSON file that says who and on what, and a TSV file of epochs.
+"""DAWNBench entries for training: a JSON file of metadata and a TSV file of epochs.
 
-Source: stanford-futuredata/dawn-bench-entries, README.md and tests/test_submissions.py. Accuracies are per cent there.
+Source: stanford-futuredata/dawn-bench-entries, README.md and tests/test_submissions.py. Accuracies are percentages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from shoestring_core.results import Epoch, Run
+from shoestring_core.results import EpochResult, RunResult
 
 VERSION = "v1.0"
 TOP1, TOP5 = "top1Accuracy", "top5Accuracy"
@@ -24,12 +24,12 @@ _REQUIRED = ("version", "author", "authorEmail", "framework", "model", "hardware
 
 
 class InvalidEntry(ValueError):
-    """Files that aren't an entry; says what is wrong."""
+    """The files are not a valid entry; the message says why."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """An epoch: training time in hours, accuracies in per cent."""
+class EpochRow:
+    """An epoch: training time in hours, accuracies in percent."""
 
     epoch: float
     hours: float
@@ -45,20 +45,20 @@ class Entry:
     model: str
     hardware: str
     submitted: date
-    rows: tuple[Row, ...]
+    rows: tuple[EpochRow, ...]
     usd_per_hour: float | None = None
     code_url: str | None = None
     misc: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
-        """The name of both files, without their endings."""
+        """The name of both files, without extensions."""
         return "_".join(_slug(part) for part in (self.author, self.model, self.hardware, self.framework))
 
 
 def write(entry: Entry) -> tuple[str, str]:
-    """The JSON and the TSV file. Top-5 is written if every row has it: ImageNet's form wants it, CIFAR-10's doesn't."""
-    told = {
+    """Return the JSON and the TSV file. Top-5 is written if every row has it: ImageNet needs it, CIFAR-10 doesn't."""
+    metadata = {
         "version": VERSION,
         "author": entry.author,
         "authorEmail": entry.email,
@@ -75,13 +75,13 @@ def write(entry: Entry) -> tuple[str, str]:
     for row in entry.rows:
         cells = [f"{row.epoch:.6g}", f"{row.hours:.8f}", f"{row.top1:.2f}"]
         lines.append("\t".join([*cells, *([f"{row.top5:.2f}"] if with_top5 else [])]))
-    return json.dumps(told, indent=2) + "\n", "\n".join(lines) + "\n"
+    return json.dumps(metadata, indent=2) + "\n", "\n".join(lines) + "\n"
 
 
-def read(told: bytes, table: bytes) -> Entry:
-    """An entry from its JSON and TSV file. Raises InvalidEntry that says what is wrong with them."""
+def read(metadata: bytes, table: bytes) -> Entry:
+    """Parse an entry from its JSON and TSV file. Raises InvalidEntry."""
     try:
-        tree = json.loads(told.decode("utf-8-sig"))
+        tree = json.loads(metadata.decode("utf-8-sig"))
     except ValueError as error:
         raise InvalidEntry(f"the JSON file can't be read: {error}") from error
     if not isinstance(tree, dict):
@@ -102,13 +102,13 @@ def read(told: bytes, table: bytes) -> Entry:
     )  # fmt: skip
 
 
-def entry_of(
-    run: Run, *, author: str, email: str, framework: str, submitted: date, top5: bool,
+def entry_from_run(
+    run: RunResult, *, author: str, email: str, framework: str, submitted: date, top5: bool,
     code_url: str | None = None, misc: Mapping[str, Any] | None = None,
 ) -> Entry:  # fmt: skip
-    """A run of ours as an entry. The accuracy is that of the run's metric, or of the plain images beside top-5."""
+    """Return a run as an entry. Its accuracy is the run's metric, or plain top-1 beside top-5."""
     rows = tuple(
-        Row(
+        EpochRow(
             epoch=epoch.epoch,
             hours=epoch.train_s / 3600,
             top1=100 * (epoch.top1 if top5 and epoch.top1 is not None else epoch.score),
@@ -121,11 +121,11 @@ def entry_of(
     )
 
 
-def run_of(entry: Entry) -> Run:
-    """An entry as a run to compare ours with: its metric is top-5 where it has that, as ImageNet's bar was."""
+def run_from_entry(entry: Entry) -> RunResult:
+    """Return an entry as a run to compare with. Its metric is top-5 if it has that, as for ImageNet."""
     has_top5 = bool(entry.rows) and all(row.top5 is not None for row in entry.rows)
     epochs = tuple(
-        Epoch(
+        EpochResult(
             epoch=row.epoch,
             train_s=3600 * row.hours,
             score=(row.top5 if has_top5 and row.top5 is not None else row.top1) / 100,
@@ -134,13 +134,13 @@ def run_of(entry: Entry) -> Run:
         )
         for row in entry.rows
     )
-    return Run(
+    return RunResult(
         name=entry.author, model=entry.model, hardware=entry.hardware,
         metric="val/acc_top5" if has_top5 else "val/acc", epochs=epochs, usd_per_hour=entry.usd_per_hour,
     )  # fmt: skip
 
 
-def _rows(table: bytes) -> tuple[Row, ...]:
+def _rows(table: bytes) -> tuple[EpochRow, ...]:
     try:
         text = table.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -160,17 +160,17 @@ def _rows(table: bytes) -> tuple[Row, ...]:
         try:
             numbers = {name: float(cells[name]) for name in columns}
         except (KeyError, ValueError) as error:
-            raise InvalidEntry(f"line {number} of the TSV file has no number where one belongs") from error
+            raise InvalidEntry(f"line {number} of the TSV file has a field that is not a number") from error
         if not all(math.isfinite(value) for value in numbers.values()):
-            raise InvalidEntry(f"line {number} of the TSV file has no number where one belongs")
-        rows.append(Row(numbers["epoch"], numbers["hours"], numbers[TOP1], numbers.get(TOP5)))
+            raise InvalidEntry(f"line {number} of the TSV file has a field that is not a number")
+        rows.append(EpochRow(numbers["epoch"], numbers["hours"], numbers[TOP1], numbers.get(TOP5)))
     if not rows:
         raise InvalidEntry("the TSV file has no rows")
     return tuple(rows)
 
 
 def _misc(value: Any) -> dict[str, Any]:
-    """Some entries give a text, a list or nothing where the form wants an object."""
+    """Some entries have a string, a list or nothing where the format requires an object."""
     return value if isinstance(value, dict) else {"notes": value} if value else {}
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs came to: accuracy by epoch, time and cost to a target, how many seeds reach it. Points in, figures out.
+"""Results of runs, computed from their curves: accuracy by epoch, time and cost to a target, how many seeds reach it.
 
-Two clocks. Training time is what benchmarks count: from the first step on, without evaluation on validation images,
-without the time between machines, and without steps that were lost and done again. Waiting time is what the user
-lives through, from the submission on.
+Two clocks. Training time is what benchmarks count: from the first step on, without evaluation on held-out images,
+without the time between machines, and without rolled-back steps. Wall time is what the user waits, from submission on.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """A row of a result. Accuracies are shares; `score` is the metric that the target is for.
+class EpochResult:
+    """The result after an epoch. Accuracies are fractions; `score` is the metric that the target is for.
 
     train_s  training time until then
-    wait_s   from the submission until then; None where nobody knows
+    wait_s   wall time from submission until then; None if unknown
     """
 
     epoch: float
@@ -44,8 +43,8 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A rented machine: its price, and when it ran (Unix seconds; no end: it still does)."""
+class RentedMachine:
+    """A rented machine: its price, and when it ran (Unix seconds; no end: it still runs)."""
 
     usd_per_hour: float
     on_demand_usd_per_hour: float
@@ -54,20 +53,20 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run, ours or somebody else's, in the form that runs are compared in.
+class RunResult:
+    """One run, ours or a published one, in the form in which runs are compared.
 
-    usd_per_hour  of the hardware on demand, all of it; None where nobody says
+    usd_per_hour  on-demand price of all its hardware; None if unknown
     """
 
     name: str
     model: str
     hardware: str
     metric: str
-    epochs: tuple[Epoch, ...]
+    epochs: tuple[EpochResult, ...]
     usd_per_hour: float | None = None
     submitted: float | None = None
-    machines: tuple[Machine, ...] = ()
+    machines: tuple[RentedMachine, ...] = ()
 
     @property
     def best(self) -> float | None:
@@ -77,17 +76,17 @@ class Run:
     def last(self) -> float | None:
         return self.epochs[-1].score if self.epochs else None
 
-    def reaching(self, target: float) -> Epoch | None:
+    def first_reaching(self, target: float) -> EpochResult | None:
         """The first epoch at or over `target`."""
         return next((epoch for epoch in self.epochs if epoch.score >= target), None)
 
 
 @dataclass(frozen=True)
-class ToTarget:
-    """What it took to reach a target.
+class TimeToTarget:
+    """The time and cost to reach a target.
 
     on_demand_usd  training time at the on-demand price, as benchmarks count
-    paid_usd       what the machines cost until then, at the prices they were rented for
+    paid_usd       cost of the machines until then, at the prices they were rented for
     """
 
     epoch: float
@@ -98,8 +97,8 @@ class ToTarget:
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """Several runs against one target: k of n reached it; the spread of their last scores and of their times to it."""
+class SeedSummary:
+    """Several runs against one target: how many reached it, statistics of their last scores, the median time to it."""
 
     reached: int
     runs: int
@@ -110,12 +109,12 @@ class Seeds:
     median_train_s: float | None
 
 
-def epochs(
+def epoch_results(
     curves: Mapping[str, Curve], metric: str, *, starts: Sequence[int] = (0,), submitted: float | None = None
-) -> tuple[Epoch, ...]:  # fmt: skip
-    """The rows of a run: one for each step at which `metric` was measured. The curve `epoch` numbers them.
+) -> tuple[EpochResult, ...]:  # fmt: skip
+    """One result for each step at which `metric` was measured. The curve `epoch` numbers them.
 
-    starts  steps at which a generation began (steps done by then): what passed before its first line isn't training
+    starts  steps at which generations began: the time before a generation's first line isn't training
     """
     if metric not in curves:
         return ()
@@ -123,7 +122,7 @@ def epochs(
     scores, numbers = curves[metric], _by_step(curves, "epoch")
     top1, top5 = _by_step(curves, "val/acc"), _by_step(curves, "val/acc_top5")
     return tuple(
-        Epoch(
+        EpochResult(
             epoch=numbers.get(step, 0.0), train_s=trained[step], score=score, top1=top1.get(step), top5=top5.get(step),
             wait_s=None if submitted is None else time - submitted,
         )
@@ -157,34 +156,34 @@ def training_times(curves: Mapping[str, Curve], starts: Sequence[int]) -> dict[i
     return after_step
 
 
-def to_target(run: Run, target: float) -> ToTarget | None:
-    """What it took `run` to reach `target`; None if it didn't."""
-    epoch = run.reaching(target)
+def time_to_target(run: RunResult, target: float) -> TimeToTarget | None:
+    """The time and cost for `run` to reach `target`; None if it didn't."""
+    epoch = run.first_reaching(target)
     if epoch is None:
         return None
     then = None if run.submitted is None or epoch.wait_s is None else run.submitted + epoch.wait_s
-    return ToTarget(
+    return TimeToTarget(
         epoch=epoch.epoch,
         train_s=epoch.train_s,
         wait_s=epoch.wait_s,
         on_demand_usd=None if run.usd_per_hour is None else run.usd_per_hour * epoch.train_s / 3600,
-        paid_usd=paid_until(run.machines, then) if run.machines and then is not None else None,
+        paid_usd=cost_until(run.machines, then) if run.machines and then is not None else None,
     )
 
 
-def paid_until(machines: Sequence[Machine], moment: float) -> float:
-    """What machines cost until `moment` (Unix seconds), in dollars: by the second; the exact bill is the ledger's."""
+def cost_until(machines: Sequence[RentedMachine], moment: float) -> float:
+    """The cost of machines until `moment` (Unix seconds) in dollars, by the second; the ledger has the exact bill."""
     return sum(
         machine.usd_per_hour * max(0.0, min(machine.end or moment, moment) - machine.start) / 3600
         for machine in machines
     )
 
 
-def energy(meters: Iterable[Sequence[Curve]]) -> float | None:
+def energy_joules(meters: Iterable[Sequence[Curve]]) -> float | None:
     """Joules by all meters together; None if nothing was measured.
 
-    A meter is read by every machine of ours that sees it, each from its own beginning, so of readings that overlap one
-    counts. A fall is a counter that began anew.
+    Several machines may read the same meter, each from its own start; where readings overlap, only one counts. A
+    decreasing value means that the counter was reset.
     """
     measured: list[float] = []
     for curves in meters:
@@ -197,18 +196,18 @@ def energy(meters: Iterable[Sequence[Curve]]) -> float | None:
 
 
 def _rises(curve: Curve) -> Iterator[tuple[float, float, float]]:
-    """From, to, and what a counter rose by meanwhile."""
+    """The start, end and increase of each interval of a counter."""
     for (begin, before), (end, after) in pairwise(zip(curve.times, curve.values, strict=True)):
         yield begin, end, after - before
 
 
-def compare_seeds(runs: Sequence[Run], target: float) -> Seeds:
-    """How reliably runs of one recipe reach `target`. Raises ValueError if none was ever measured."""
+def summarize_seeds(runs: Sequence[RunResult], target: float) -> SeedSummary:
+    """How reliably runs of one recipe reach `target`. Raises ValueError if none was evaluated."""
     last = [run.last for run in runs if run.last is not None]
     if not last:
-        raise ValueError("none of the runs was measured yet")
-    times = [found.train_s for run in runs if (found := run.reaching(target))]
-    return Seeds(
+        raise ValueError("none of the runs has been evaluated yet")
+    times = [found.train_s for run in runs if (found := run.first_reaching(target))]
+    return SeedSummary(
         reached=len(times),
         runs=len(runs),
         mean=statistics.fmean(last),

@@ -43,7 +43,7 @@ class Deployment:
         self.settings = Settings(
             database_url=database_url,
             secret=SECRET,
-            objects=str(folder / "objects"),
+            object_store=str(folder / "objects"),
             port=self.port,
             data_roots=str(folder / "data"),
             **settings,

@@ -141,7 +141,7 @@ def test_weights_that_nobody_may_see_or_that_are_not_there_are_refused(deploymen
     assert foreign[:2] == missing[:2]
     assert deployment.stranger.get(f"/v1/jobs/{source}").json()["detail"] in foreign[2]
 
-    for file in Path(deployment.settings.objects).glob("**/data*"):
+    for file in Path(deployment.settings.object_store).glob("**/data*"):
         file.unlink()
     status, code, text = answer(source)
     assert (status, code) == (422, "invalid-spec")

@@ -90,7 +90,7 @@ def test_preparing_a_database_that_cannot_be_prepared_is_told(
     assert says in said
 
 
-@pytest.mark.parametrize("missing", ["SHOESTRING_DATABASE_URL", "SHOESTRING_OBJECTS", "SHOESTRING_SECRET"])
+@pytest.mark.parametrize("missing", ["SHOESTRING_DATABASE_URL", "SHOESTRING_OBJECT_STORE", "SHOESTRING_SECRET"])
 def test_a_missing_setting_is_named(missing: str, tmp_path: Path) -> None:
     database_url = f"sqlite:///{tmp_path / 'store.db'}"
     _prepared(database_url)
@@ -114,7 +114,7 @@ def _prepared(database_url: str) -> str:
 def _settings(database_url: str, folder: Path) -> dict[str, str]:
     return {
         "SHOESTRING_DATABASE_URL": database_url,
-        "SHOESTRING_OBJECTS": str(folder / "objects"),
+        "SHOESTRING_OBJECT_STORE": str(folder / "objects"),
         "SHOESTRING_SECRET": "secret",
         "SHOESTRING_PORT": str(free_port()),
     }

@@ -33,7 +33,7 @@ def service(tmp_path: Path) -> Iterator[Deployment]:
     store = open_store(url)
     store.migrate()
     store.close()
-    with Deployment(url, tmp_path, machinehost=str(tmp_path / "cloud" / "machinehost.json")) as deployment:
+    with Deployment(url, tmp_path, machinehost_file=str(tmp_path / "cloud" / "machinehost.json")) as deployment:
         yield deployment
 
 

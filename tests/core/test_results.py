@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 from shoestring_core import dawnbench, results
-from shoestring_core.results import Curve, Epoch, Machine, Run
+from shoestring_core.results import Curve, EpochResult, RentedMachine, RunResult
 
 
 def curves(times: dict[int, float], scores: dict[int, float], evaluation_s: float = 2.0) -> dict[str, Curve]:
@@ -26,7 +26,7 @@ def curves(times: dict[int, float], scores: dict[int, float], evaluation_s: floa
 
 def test_training_time_leaves_out_scoring_and_the_first_step_counts_as_one():
     times = {step: 1000.0 + step + (2 if step >= 10 else 0) + (2 if step >= 20 else 0) for step in range(1, 21)}
-    told = results.epochs(curves(times, {10: 0.5, 20: 0.9}), "val/acc", submitted=900.0)
+    told = results.epoch_results(curves(times, {10: 0.5, 20: 0.9}), "val/acc", submitted=900.0)
     assert [(row.epoch, row.train_s, row.wait_s) for row in told] == [(1.0, 10.0, 112.0), (2.0, 20.0, 124.0)]
     assert [(row.top1, row.top5, row.score) for row in told] == [(0.5, 0.99, 0.5), (0.9, 0.99, 0.9)]
 
@@ -34,50 +34,50 @@ def test_training_time_leaves_out_scoring_and_the_first_step_counts_as_one():
 def test_time_between_generations_is_waited_not_trained():
     """The second generation went on from step 12, five minutes later."""
     times = {step: 1000.0 + step + (300 if step > 12 else 0) for step in range(1, 21)}
-    told = results.epochs(curves(times, {20: 0.9}, 0.0), "val/acc", starts=[0, 12], submitted=1000.0)
+    told = results.epoch_results(curves(times, {20: 0.9}, 0.0), "val/acc", starts=[0, 12], submitted=1000.0)
     assert (told[0].train_s, told[0].wait_s) == (20.0, 320.0)
-    without = results.epochs(curves(times, {20: 0.9}, 0.0), "val/acc", starts=[0], submitted=1000.0)
+    without = results.epoch_results(curves(times, {20: 0.9}, 0.0), "val/acc", starts=[0], submitted=1000.0)
     assert without[0].train_s == 320.0
 
 
 def test_lines_that_were_thinned_out_still_add_up():
     times = {step: 1000.0 + step for step in (5, 10, 15, 20)}
-    told = results.epochs(curves(times, {10: 0.5, 20: 0.9}, 0.0), "val/acc")
+    told = results.epoch_results(curves(times, {10: 0.5, 20: 0.9}, 0.0), "val/acc")
     assert [row.train_s for row in told] == [10.0, 20.0]
-    assert results.epochs({}, "val/acc") == ()
+    assert results.epoch_results({}, "val/acc") == ()
 
 
-def run(name: str, *scores: float, **more) -> Run:
-    rows = tuple(Epoch(n, 60.0 * n, score, score, None, 100.0 + 60 * n) for n, score in enumerate(scores, 1))
-    return Run(name, "cifar10/airbench94", "1 x local.cpu", "val/acc", rows, **more)
+def run(name: str, *scores: float, **more) -> RunResult:
+    rows = tuple(EpochResult(n, 60.0 * n, score, score, None, 100.0 + 60 * n) for n, score in enumerate(scores, 1))
+    return RunResult(name, "cifar10/airbench94", "1 x local.cpu", "val/acc", rows, **more)
 
 
 def test_the_cost_of_a_target_is_that_of_its_first_crossing():
-    machines = (Machine(0.3, 0.9, 1000.0, 1130.0), Machine(0.6, 0.9, 1130.0, None))
+    machines = (RentedMachine(0.3, 0.9, 1000.0, 1130.0), RentedMachine(0.6, 0.9, 1130.0, None))
     one = run("a", 0.5, 0.94, 0.93, usd_per_hour=3.0, submitted=1000.0, machines=machines)
-    found = results.to_target(one, 0.94)
+    found = results.time_to_target(one, 0.94)
     assert found is not None
     assert (found.epoch, found.train_s, found.wait_s) == (2, 120.0, 220.0)
     assert found.on_demand_usd == pytest.approx(0.1)
     assert found.paid_usd == pytest.approx((0.3 * 130 + 0.6 * 90) / 3600)
-    assert results.to_target(one, 0.95) is None
+    assert results.time_to_target(one, 0.95) is None
     assert (one.best, one.last) == (0.94, 0.93)
 
 
 def test_seeds_are_counted_with_their_spread():
-    seeds = results.compare_seeds([run("a", 0.9, 0.94), run("b", 0.92), run("c", 0.95)], 0.94)
+    seeds = results.summarize_seeds([run("a", 0.9, 0.94), run("b", 0.92), run("c", 0.95)], 0.94)
     assert (seeds.reached, seeds.runs, seeds.lowest, seeds.highest) == (2, 3, 0.92, 0.95)
     assert seeds.mean == pytest.approx(0.936667, abs=1e-6)
     assert seeds.spread == pytest.approx(0.0152753, abs=1e-6)
     assert seeds.median_train_s == 90.0
-    with pytest.raises(ValueError, match="measured"):
-        results.compare_seeds([run("d")], 0.94)
+    with pytest.raises(ValueError, match="evaluated"):
+        results.summarize_seeds([run("d")], 0.94)
 
 
 def entry(top5: bool) -> dawnbench.Entry:
-    rows = tuple(Epoch(n, 36.0 * n, 0.9 + n / 100, 0.7, 0.9 + n / 100) for n in (1, 2, 3))
-    ours = Run("0193", "imagenet/cheap" if top5 else "cifar10/page-resnet9", "8 x V100 (ec2)", "any", rows, 24.48)
-    return dawnbench.entry_of(
+    rows = tuple(EpochResult(n, 36.0 * n, 0.9 + n / 100, 0.7, 0.9 + n / 100) for n in (1, 2, 3))
+    ours = RunResult("0193", "imagenet/cheap" if top5 else "cifar10/page-resnet9", "8 x V100 (ec2)", "any", rows, 24.48)
+    return dawnbench.entry_from_run(
         ours, author="Our Team", email="team@example.org", framework="PyTorch 2.13.0", submitted=date(2026, 11, 21),
         top5=top5, misc={"precision": "fp16"},
     )  # fmt: skip
@@ -96,9 +96,9 @@ def test_what_was_written_reads_as_it_was(top5: bool):
     told, table = dawnbench.write(entry(top5))
     read = dawnbench.read(told.encode(), table.encode())
     assert read == entry(top5)
-    again = dawnbench.run_of(read)
+    again = dawnbench.run_from_entry(read)
     assert again.metric == ("val/acc_top5" if top5 else "val/acc")
-    found = results.to_target(again, 0.93)
+    found = results.time_to_target(again, 0.93)
     assert found is not None
     assert (found.epoch, found.train_s) == (3, 108.0)
     assert found.on_demand_usd == pytest.approx(24.48 * 0.03)
@@ -110,7 +110,7 @@ def test_files_from_other_systems_are_read_with_their_habits():
     read = dawnbench.read(
         b"\xef\xbb\xbf" + told.encode(), b"\xef\xbb\xbfhours\tepoch\ttop1Accuracy\r\n0.5\t1\t94.1\r\n\r\n"
     )
-    assert read.rows == (dawnbench.Row(1, 0.5, 94.1),)
+    assert read.rows == (dawnbench.EpochRow(1, 0.5, 94.1),)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,10 @@ def test_energy_of_machines_that_read_one_meter_is_counted_once_and_of_others_ad
         return Curve(range(len(readings)), [at for at, _ in readings], [joules for _, joules in readings])
 
     first, late = read((0, 0), (10, 100), (20, 300)), read((15, 0), (20, 100), (30, 200))
-    assert results.energy([[first, late]]) == pytest.approx(400)
-    assert results.energy([[first], [late]]) == pytest.approx(500)
-    assert results.energy([[read((0, 0), (10, 100), (12, 0), (20, 50))]]) == pytest.approx(150)  # an agent began anew
-    assert results.energy([[read((0, 0))]]) is None
-    assert results.energy([]) is None
+    assert results.energy_joules([[first, late]]) == pytest.approx(400)
+    assert results.energy_joules([[first], [late]]) == pytest.approx(500)
+    assert results.energy_joules([[read((0, 0), (10, 100), (12, 0), (20, 50))]]) == pytest.approx(
+        150
+    )  # an agent began anew
+    assert results.energy_joules([[read((0, 0))]]) is None
+    assert results.energy_joules([]) is None

@@ -170,7 +170,7 @@ def machine_processes(data: Path) -> list[int]:
 
 def service_processes(service: Service) -> list[int]:
     """Processes that `up` started and that are not machines', by their environment."""
-    return carrying(f"SHOESTRING_MACHINEHOST={service.data}/cloud/machinehost.json".encode())
+    return carrying(f"SHOESTRING_MACHINEHOST_FILE={service.data}/cloud/machinehost.json".encode())
 
 
 def carrying(mark: bytes) -> list[int]:

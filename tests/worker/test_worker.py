@@ -54,10 +54,10 @@ def start(tmp_path: Path, migrated_url: str, host: local_cloud.LocalCloud) -> It
             "SHOESTRING_DATABASE_URL": migrated_url,
             "SHOESTRING_REDIS_URL": redis_url,
             "SHOESTRING_SECRET": "a secret of the tests",
-            "SHOESTRING_OBJECTS": str(tmp_path / "objects"),
+            "SHOESTRING_OBJECT_STORE": str(tmp_path / "objects"),
             "SHOESTRING_AGENT_URL": "http://127.0.0.1:9",
             "SHOESTRING_LOCAL_SLOTS": "4",
-            "SHOESTRING_MACHINEHOST": str(host.folder / "machinehost.json"),
+            "SHOESTRING_MACHINEHOST_FILE": str(host.folder / "machinehost.json"),
         }
         command = [sys.executable, "-m", "celery", "-A", "shoestring_worker.app", *words]
         with (tmp_path / "celery.log").open("ab") as log:

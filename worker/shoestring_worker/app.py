@@ -58,12 +58,12 @@ def make_app(settings: Settings) -> Celery:
         beat_schedule={
             "tick": {
                 "task": "shoestring.tick",
-                "schedule": settings.tick_s,
+                "schedule": settings.tick_interval_s,
                 # A tick message that is not received in time is useless: the next one does the same.
-                "options": {"expires": settings.tick_s * 2, "retry": False},
+                "options": {"expires": settings.tick_interval_s * 2, "retry": False},
             }
         },
-        beat_max_loop_interval=max(1.0, settings.tick_s),
+        beat_max_loop_interval=max(1.0, settings.tick_interval_s),
         timezone="UTC",
     )
     return celery
@@ -105,12 +105,12 @@ def _make_control_loop() -> ControlLoop:
     store = open_store(settings.database_url)
     store.on_commit.append(ChangePublisher(settings.redis_url))
     provider = LocalProvider(
-        settings.machinehost,
+        settings.machinehost_file,
         slots=settings.local_slots,
         price_spot=settings.local_price_spot,
         price_on_demand=settings.local_price_on_demand,
     )
-    objects = open_objects(settings.objects, secret, settings.agent_url)
+    objects = open_objects(settings.object_store, secret, settings.agent_url)
     timeouts: Timeouts = settings.timeouts()
     return ControlLoop(
         store, provider, objects, timeouts, secret, settings.agent_url.rstrip("/"), offload_launch=_enqueue_launch
@@ -119,7 +119,7 @@ def _make_control_loop() -> ControlLoop:
 
 def _enqueue_launch(machine: UUID) -> None:
     with contextlib.suppress(OperationalError, OSError):
-        launch.apply_async((str(machine),), retry=False, expires=settings.tick_s * 2)
+        launch.apply_async((str(machine),), retry=False, expires=settings.tick_interval_s * 2)
 
 
 # --- ticking without a broker -------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def _note_tick() -> None:
 
 def _tick_without_messages() -> None:
     """Tick when no message has come for two intervals. Failures are logged; the next interval tries again."""
-    while not _stopped.wait(settings.tick_s):
-        if time.monotonic() - _last_tick < 2 * settings.tick_s:
+    while not _stopped.wait(settings.tick_interval_s):
+        if time.monotonic() - _last_tick < 2 * settings.tick_interval_s:
             continue
         try:
             control_loop().tick()

@@ -16,7 +16,7 @@ Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
 
 
 class Settings(BaseSettings):
-    """Durations are the local cloud's. Prices are dollars per hour, simulated: those of a g4dn.xlarge."""
+    """The defaults of durations fit the local provider. Prices are simulated, in dollars per hour."""
 
     model_config = SettingsConfigDict(env_prefix="SHOESTRING_", frozen=True, extra="ignore")
 
@@ -24,22 +24,22 @@ class Settings(BaseSettings):
     redis_url: str = "redis://127.0.0.1:6379/0"
     secret: SecretStr | None = None
     secret_file: Path | None = None
-    objects: str = ""
+    object_store: str = ""
     agent_url: str = "http://127.0.0.1:8000"
-    machinehost: Path
+    machinehost_file: Path
     local_slots: Annotated[int, Field(ge=1)] = max(2, os.cpu_count() or 2)
     local_price_spot: Price = "0.158"
     local_price_on_demand: Price = "0.526"
-    tick_s: Seconds = 1
+    tick_interval_s: Seconds = 1
     funding_lease_s: Seconds = 120
-    t_drain_s: Seconds = 15
-    lease_s: Seconds = 30
-    boot_s: Seconds = 60
-    consistency_s: Seconds = 2
+    drain_timeout_s: Seconds = 15
+    machine_lease_s: Seconds = 30
+    boot_timeout_s: Seconds = 60
+    consistency_window_s: Seconds = 2
     launch_window_s: Seconds = 60
 
     def server_secret(self) -> str:
-        """What signs boot tokens. Raises ValueError when none is set."""
+        """Return the secret that signs boot tokens. Raises ValueError if none is set."""
         if self.secret is not None:
             return self.secret.get_secret_value()
         if self.secret_file is not None:
@@ -49,15 +49,15 @@ class Settings(BaseSettings):
     def timeouts(self) -> Timeouts:
         return Timeouts(
             funding_lease=_us(self.funding_lease_s),
-            drain=_us(self.t_drain_s),
-            machine_lease=_us(self.lease_s),
-            boot=_us(self.boot_s),
-            consistency_window=_us(self.consistency_s),
+            drain=_us(self.drain_timeout_s),
+            machine_lease=_us(self.machine_lease_s),
+            boot=_us(self.boot_timeout_s),
+            consistency_window=_us(self.consistency_window_s),
             launch_window=_us(self.launch_window_s),
         )
 
     def broker_url(self) -> str:
-        """The Redis URL in Celery's spelling: a unix socket is redis+socket:// there."""
+        """Return the Redis URL as Celery writes it: a unix socket is redis+socket:// there."""
         return self.redis_url.replace("unix://", "redis+socket://", 1)
 
 

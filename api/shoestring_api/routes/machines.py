@@ -58,9 +58,11 @@ def _request_reclaim(state: AppState, machine: MachineRow, notice_s: float) -> N
 
 
 def _read_machine_host(state: AppState) -> tuple[str, str]:
-    path = state.settings.machinehost
+    path = state.settings.machinehost_file
     if path is None:
-        raise Unavailable("No machine host is configured.", hint="Set SHOESTRING_MACHINEHOST to its machinehost.json.")
+        raise Unavailable(
+            "No machine host is configured.", hint="Set SHOESTRING_MACHINEHOST_FILE to its machinehost.json."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return str(config["url"]), str(config["key"])

@@ -51,7 +51,7 @@ def _sum_energy(rows: JobRows, meters: Iterable[metrics.Curve]) -> rest.Energy |
     for points in meters:
         if points.machine in hosts:
             curves[hosts[points.machine], points.name].append(results.Curve(points.steps, points.times, points.values))
-    joules = results.energy(curves.values())
+    joules = results.energy_joules(curves.values())
     if joules is None:
         return None
     of: list[Literal["gpu", "cpu"]] = sorted({"gpu" if "/gpu" in name else "cpu" for _, name in curves})

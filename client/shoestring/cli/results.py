@@ -74,7 +74,7 @@ def _to_json(loaded: Sequence[LoadedRun], target: float | None) -> dict[str, Any
             {
                 "name": run.name, "model": run.model, "hardware": run.hardware, "metric": run.metric,
                 "best": run.best, "last": run.last, "usd_per_hour": run.usd_per_hour, **figures,
-                "to_target": _asdict(core.to_target(run, target)) if target is not None else None,
+                "to_target": _asdict(core.time_to_target(run, target)) if target is not None else None,
                 "epochs": [_asdict(epoch) for epoch in run.epochs],
             }
             for run, figures in ((each.run, each.figures) for each in loaded)
@@ -87,12 +87,12 @@ def _asdict(value: Any) -> dict[str, Any] | None:
     return None if value is None else dataclasses.asdict(value)
 
 
-def _compare_seeds(loaded: Sequence[LoadedRun], target: float | None) -> core.Seeds | None:
+def _compare_seeds(loaded: Sequence[LoadedRun], target: float | None) -> core.SeedSummary | None:
     """Of several runs of one recipe, how many reached the target. None if that doesn't apply."""
     measured = any(each.run.epochs for each in loaded)
     if target is None or len(loaded) < 2 or len({each.run.model for each in loaded}) > 1 or not measured:
         return None
-    return core.compare_seeds([each.run for each in loaded], target)
+    return core.summarize_seeds([each.run for each in loaded], target)
 
 
 def _print_results(loaded: Sequence[LoadedRun], target: float | None) -> None:
@@ -111,7 +111,7 @@ def _print_results(loaded: Sequence[LoadedRun], target: float | None) -> None:
 def _row(loaded: LoadedRun, target: float | None) -> tuple[str, ...]:
     run = loaded.run
     best = "" if run.best is None else f"{run.best:.2%}"
-    reached = core.to_target(run, target) if target is not None else None
+    reached = core.time_to_target(run, target) if target is not None else None
     if reached is None:
         missed = "" if target is None else "not reached"
         return (run.name, f"{run.model}, {run.hardware}", best, missed, "", "", "")

@@ -56,7 +56,9 @@ class Objects(Protocol):
 def open_objects(location: str, secret: str, base_url: str) -> Objects:
     """The store at `location`, a folder. `base_url` is the service's address as machines reach it."""
     if "://" in location:
-        raise Unavailable(f"Objects can't be kept at {location!r} yet.", hint="Set SHOESTRING_OBJECTS to a folder.")
+        raise Unavailable(
+            f"Objects can't be kept at {location!r} yet.", hint="Set SHOESTRING_OBJECT_STORE to a folder."
+        )
     return LocalObjects(Path(location), secret, base_url)
 
 
@@ -217,5 +219,5 @@ def _as_unavailable() -> Iterator[None]:
     except OSError as error:
         raise Unavailable(
             f"The object could not be stored: {error.strerror}.",
-            hint="Check the disk and the permissions of the folder that SHOESTRING_OBJECTS names.",
+            hint="Check the disk and the permissions of the folder that SHOESTRING_OBJECT_STORE names.",
         ) from error
