@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rooms' import rules hold, and a forbidden import is found."""
+"""The packages keep their import rules, and every forbidden import and import cycle is found."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -47,15 +48,15 @@ FORBIDDEN = [
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A copy of the rooms' sources with the rules of this checkout."""
+    """A copy of the packages' sources with the rules of this checkout."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for room, package in PACKAGES.items():
+    for folder, package in PACKAGES.items():
         ignored = shutil.ignore_patterns("__pycache__", "static")
-        shutil.copytree(ROOT / room / package, tmp_path / package, ignore=ignored)
+        shutil.copytree(ROOT / folder / package, tmp_path / package, ignore=ignored)
     return tmp_path
 
 
-def test_the_rooms_keep_their_import_rules(workspace: Path) -> None:
+def test_the_packages_keep_their_import_rules(workspace: Path) -> None:
     verdict = lint_imports(workspace)
     assert verdict.returncode == 0, verdict.stdout
 
@@ -70,6 +71,32 @@ def test_each_forbidden_import_fails_the_check(workspace: Path) -> None:
     verdict = lint_imports(workspace)
     assert verdict.returncode == 1
     assert not (missed := {name: what for name, what in planted.items() if name not in verdict.stdout}), missed
+
+
+def test_no_modules_import_each_other_in_a_cycle(workspace: Path) -> None:
+    result = check_import_cycles(workspace)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("line", ["from {} import planted_b", "def inner() -> None:\n    from {} import planted_b"])
+def test_an_import_cycle_fails_the_check(tmp_path: Path, line: str) -> None:
+    package = tmp_path / "shoestring_core"
+    for name in PACKAGES.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (package / "planted_a.py").write_text(line.format("shoestring_core") + "\n")
+    (package / "planted_b.py").write_text("import shoestring_core.planted_a\n")
+    result = check_import_cycles(tmp_path)
+    assert result.returncode == 1
+    assert "shoestring_core.planted_a -> shoestring_core.planted_b -> shoestring_core.planted_a" in result.stdout
+
+
+def check_import_cycles(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", ROOT / "scripts" / "check_import_cycles"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
