@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every room shares: job spec, recipes, states, money, wire messages and errors."""
+"""Shared by all packages: job spec, recipes, states, money, REST and agent protocol, errors."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Domain errors: what was wrong and what to do next. They know no HTTP; the API maps `code` to a status."""
+"""Domain errors, each with a message and a hint for the user. The API maps `code` to an HTTP status."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with an input: where (JSON pointer), what, and what was probably meant."""
+    """A mistake in an input: where (JSON pointer), what, and the value that was probably meant."""
 
     pointer: str
     message: str
@@ -22,10 +22,10 @@ class Problem:
 
 
 class ShoestringError(Exception):
-    """Base of all domain errors. `code` is stable; `title` names the kind; the message is for the user."""
+    """Base class of domain errors. `code` is stable, `title` describes the class, the message the single case."""
 
     code = "internal"
-    title = "Something went wrong"
+    title = "Internal error"
     retryable = False
 
     def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
@@ -33,14 +33,14 @@ class ShoestringError(Exception):
         self.message = message
         self.hint = hint
         self.fields = fields
-        """Further members of the problem document, JSON-able (money as decimal strings)."""
+        """Extension members of the problem document, JSON-serializable (money as decimal strings)."""
 
 
 class InvalidSpec(ShoestringError):
-    """A job spec that can't be accepted; lists every problem at once."""
+    """The job spec is invalid; lists all problems."""
 
     code = "invalid-spec"
-    title = "The job spec has mistakes"
+    title = "The job spec is invalid"
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
@@ -49,11 +49,11 @@ class InvalidSpec(ShoestringError):
 
 class InvalidRequest(ShoestringError):
     code = "invalid-request"
-    title = "The request is not valid"
+    title = "Invalid request"
 
 
 class NotFound(ShoestringError):
-    """Missing, or another team's: the two look the same."""
+    """It does not exist, or belongs to another team: callers can't tell which."""
 
     code = "not-found"
     title = "Not found"
@@ -61,48 +61,48 @@ class NotFound(ShoestringError):
 
 class Unauthenticated(ShoestringError):
     code = "unauthenticated"
-    title = "Sign in first"
+    title = "Authentication required"
 
 
 class Forbidden(ShoestringError):
     code = "forbidden"
-    title = "Not allowed"
+    title = "Permission denied"
 
 
 class BudgetExceeded(ShoestringError):
-    """The limit on the path could never cover it."""
+    """A limit of the job, its team or the organization is too low for it, however much is spent already."""
 
     code = "budget-exceeded"
-    title = "The budget cannot cover this"
+    title = "Budget exceeded"
 
 
 class TimeLimitUnmet(ShoestringError):
-    """By what was measured no machines that can be had finish the job within limits.time."""
+    """No available machines are estimated to finish the job within limits.time."""
 
     code = "time-limit-unmet"
-    title = "No machines finish it within limits.time"
+    title = "limits.time can't be met"
 
 
-class WrongState(ShoestringError):
-    code = "wrong-state"
-    title = "The job is not in a state for that"
+class InvalidState(ShoestringError):
+    code = "invalid-state"
+    title = "Not possible in this state"
 
 
-class StaleTransition(WrongState):
-    """A guarded update matched no row: somebody else moved it first."""
+class StaleTransition(InvalidState):
+    """A guarded UPDATE matched no row: the state has changed since it was read."""
 
     code = "stale"
 
 
 class IdempotencyConflict(ShoestringError):
-    """The same Idempotency-Key with another body."""
+    """The Idempotency-Key was used with another request body."""
 
     code = "idempotency-mismatch"
     title = "This Idempotency-Key was used with another request"
 
 
 class IdempotencyInFlight(ShoestringError):
-    """The same Idempotency-Key, whose first request has not finished."""
+    """The first request with this Idempotency-Key has not finished."""
 
     code = "idempotency-in-flight"
     title = "The first request with this Idempotency-Key is still running"
@@ -110,10 +110,10 @@ class IdempotencyInFlight(ShoestringError):
 
 
 class PreconditionFailed(ShoestringError):
-    """If-Match named another version."""
+    """If-Match names another version."""
 
     code = "precondition-failed"
-    title = "It has changed since you read it"
+    title = "The resource has changed since it was read"
 
 
 class TooLarge(ShoestringError):
@@ -122,37 +122,37 @@ class TooLarge(ShoestringError):
 
 
 class BatchGap(ShoestringError):
-    """A numbered batch came out of order; `fields['expected']` says which number is next."""
+    """A batch has the wrong number; `fields['expected']` is the next one."""
 
     code = "batch-gap"
     title = "Batches are missing"
 
 
 class AgentRefused(ShoestringError):
-    """A boot token or a session that is not this machine's."""
+    """The boot token or session does not belong to the machine."""
 
     code = "agent-refused"
-    title = "This machine is not known"
+    title = "Machine not authenticated"
 
 
-class PointsMissing(ShoestringError):
-    """A checkpoint came before the batches it stands on."""
+class BatchesMissing(ShoestringError):
+    """A checkpoint was committed before the batches up to its step were stored."""
 
-    code = "points-missing"
-    title = "Send the batches before the checkpoint"
+    code = "batches-missing"
+    title = "Batches before the checkpoint are missing"
     retryable = True
 
 
 class StoreTooNew(ShoestringError):
-    """The data folder was written by a newer version."""
+    """The database schema is newer than this version."""
 
     code = "store-too-new"
     title = "This data folder belongs to a newer version"
 
 
 class Unavailable(ShoestringError):
-    """A service that is needed did not answer in time."""
+    """A required service did not respond in time."""
 
     code = "unavailable"
-    title = "A service is not available"
+    title = "Service unavailable"
     retryable = True

@@ -212,7 +212,7 @@ def test_a_checkpoint_that_is_not_what_it_says_is_refused(deployment: Deployment
 def test_points_come_before_their_checkpoint(deployment: Deployment) -> None:
     _, (agent,) = deployment.running()
     answer = agent.checkpoint(3, {"model": b"abc"}, through_seq=5)
-    assert (answer.status_code, answer.json()["code"]) == (409, "points-missing")
+    assert (answer.status_code, answer.json()["code"]) == (409, "batches-missing")
 
 
 def test_base64_of_logs_is_kept_byte_by_byte(deployment: Deployment) -> None:

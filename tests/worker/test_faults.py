@@ -12,7 +12,7 @@ from shoestring_core import money, wire
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
-from shoestring_core.errors import AgentRefused, BudgetExceeded, InvalidRequest, PointsMissing, StaleTransition
+from shoestring_core.errors import AgentRefused, BatchesMissing, BudgetExceeded, InvalidRequest, StaleTransition
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.fleet import agents, heartbeats, observations, planning
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
@@ -385,7 +385,7 @@ def test_a_checkpoint_waits_for_the_points_it_stands_on(world: World, running):
     said = wire.CheckpointCommit(
         generation=1, step=10, nonce="000001", manifest_sha256="0" * 64, bytes=1, through_seq=3, reason="periodic"
     )
-    with pytest.raises(PointsMissing):
+    with pytest.raises(BatchesMissing):
         world.store.write(lambda db: checkpoints.commit(db, machine, said))
     world.store.write(lambda db: db.execute(update(MachineRow).where(MachineRow.id == machine).values(acked_seq=3)))
     assert world.store.write(lambda db: checkpoints.commit(db, machine, said))

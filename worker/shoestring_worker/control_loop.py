@@ -21,7 +21,7 @@ from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer, cheapest_offer
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, WrongState
+from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
 from shoestring_core.states import DesiredState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import CommitInfo, Store, Write
@@ -276,7 +276,7 @@ class ControlLoop:
         try:
             mode: Literal["pause", "stop"] = "pause" if desired is DesiredState.PAUSE else "stop"
             self._write(jobs.stop, active.job.id, "fleet", mode, stop_reason=stop_reason, reason=reason)
-        except (StaleTransition, WrongState) as stale:
+        except (StaleTransition, InvalidState) as stale:
             log.info("%s", stale)
 
     def _find_work(self) -> OpenWork:

@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 from fastapi import APIRouter
 from shoestring_core import rest
-from shoestring_core.errors import NotFound, Unavailable, WrongState
+from shoestring_core.errors import InvalidState, NotFound, Unavailable
 from shoestring_core.store import queries
 from shoestring_core.store.tables import MachineRow
 
@@ -32,9 +32,11 @@ def reclaim(machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.R
             raise NotFound("No such machine.")
         resource = serialize_machine(machine, queries.load_posted(db, machine), db.now)
     if machine.provider != "local":
-        raise WrongState(f"Only machines of the local provider can be preempted here, not those of {machine.provider}.")
+        raise InvalidState(
+            f"Only machines of the local provider can be preempted here, not those of {machine.provider}."
+        )
     if machine.provider_id is None or machine.state not in ("calling", "up"):
-        raise WrongState(f"The machine is {machine.state}; only a running machine can be preempted.")
+        raise InvalidState(f"The machine is {machine.state}; only a running machine can be preempted.")
     _request_reclaim(state, machine, (body or rest.Reclaim()).notice_s)
     return resource
 
@@ -54,7 +56,7 @@ def _request_reclaim(state: AppState, machine: MachineRow, notice_s: float) -> N
     if answer.status_code == 404:
         raise NotFound("The machine host has no such machine.")
     if answer.status_code >= 300:
-        raise WrongState(f"The machine host refused: {answer.text[:200]}")
+        raise InvalidState(f"The machine host refused: {answer.text[:200]}")
 
 
 def _read_machine_host(state: AppState) -> tuple[str, str]:

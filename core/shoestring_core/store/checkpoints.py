@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import insert, select, update
 
 from shoestring_core import wire
-from shoestring_core.errors import AgentRefused, InvalidRequest, InvalidSpec, PointsMissing, Problem
+from shoestring_core.errors import AgentRefused, BatchesMissing, InvalidRequest, InvalidSpec, Problem
 from shoestring_core.states import EndReason, JobState
 from shoestring_core.store import jobs, metrics
 from shoestring_core.store.db import Read, Write
@@ -77,7 +77,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
     """Record a checkpoint whose objects the caller has verified. True: it is the job's newest; False: only history.
 
     Only the current generation moves the job's pointer; `reason` final ends the job with it. The same commit again
-    changes nothing. Raises PointsMissing while batches up to `through_seq` are not stored, AgentRefused if the machine
+    changes nothing. Raises BatchesMissing while batches up to `through_seq` are not stored, AgentRefused if the machine
     is not a member of the generation, InvalidRequest for an upload that was never offered.
     """
     job = rows.lock_job(db, rows.load_machine(db, machine_id).job)
@@ -90,7 +90,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
     if member is None:
         raise AgentRefused(f"This machine is not a member of generation {request.generation}.")
     if machine.acked_seq < request.through_seq:
-        raise PointsMissing(
+        raise BatchesMissing(
             f"Batches up to {request.through_seq} must be stored first; {machine.acked_seq} are.",
             expected=machine.acked_seq + 1,
         )

@@ -10,7 +10,7 @@ from sqlalchemy import insert, select, update
 
 from shoestring_core import money
 from shoestring_core.decide.funding import end_reason_after_stopping
-from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, WrongState
+from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import JOB_TRANSITIONS, SUCCESS_REASONS, DesiredState, JobState
 from shoestring_core.store import ledger
@@ -123,7 +123,7 @@ def stop(
 ) -> JobRow:
     """End a job, or pause it, after a checkpoint if it runs. Only sets the desired state: the reconciler acts on it.
 
-    Again: no effect. A stop overrides a pause. Raises WrongState for a pause of a job that is ending or has ended.
+    Again: no effect. A stop overrides a pause. Raises InvalidState for a pause of a job that is ending or has ended.
     """
     for _ in range(3):
         try:
@@ -136,8 +136,8 @@ def stop(
 def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> JobRow:
     """Queue a paused job again; it resumes from its last checkpoint. Again: no effect.
 
-    A job still stopping for its pause is queued once its machines are terminated. Raises WrongState if it is ending or
-    has ended.
+    A job still stopping for its pause is queued once its machines are terminated. Raises InvalidState if it is ending
+    or has ended.
     """
     before = _load(db, job)
     desired = {"desired_state": DesiredState.RUN, "stop_reason": ""}
@@ -146,7 +146,7 @@ def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> JobR
     if before.state == JobState.STOPPING and before.desired_state == DesiredState.PAUSE:
         return _set_desired(db, before, desired, actor, reason)
     if before.state == JobState.ENDED or before.desired_state != DesiredState.RUN:
-        raise WrongState(
+        raise InvalidState(
             f"The job is {_readable(before.state)}; it can't be resumed.", hint="`shoestring retry` submits it again."
         )
     return before
@@ -155,11 +155,13 @@ def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> JobR
 def retry(db: Write, team: UUID, job: UUID, user: UUID, *, min_hold: int) -> JobRow:
     """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts over.
 
-    Raises WrongState if it has not ended, NotFound, BudgetExceeded.
+    Raises InvalidState if it has not ended, NotFound, BudgetExceeded.
     """
     old = get(db, team, job)
     if old.state != JobState.ENDED:
-        raise WrongState(f"The job is {_readable(old.state)}; only an ended job can be retried.", hint="Stop it first.")
+        raise InvalidState(
+            f"The job is {_readable(old.state)}; only an ended job can be retried.", hint="Stop it first."
+        )
     spec = JobSpec.from_stored(old.spec)
     return submit(
         db, team, user, spec, min_hold=min_hold, sizing=old.sizing, retried_from=old, init=old.init_checkpoint
@@ -236,14 +238,14 @@ def _stop(db: Write, before: JobRow, actor: str, target: DesiredState, stop_reas
     if target is DesiredState.PAUSE and state is JobState.QUEUED:
         return transition(db, before, JobState.PAUSED, actor=actor, reason=reason, **desired)
     if target is DesiredState.PAUSE:
-        raise WrongState(f"The job is {_readable(state)}; only a queued or running job can be paused.")
+        raise InvalidState(f"The job is {_readable(state)}; only a queued or running job can be paused.")
     end = end_reason_after_stopping(DesiredState.STOP, stop_reason)
     return transition(db, before, JobState.ENDED, actor=actor, reason=reason, end_reason=end, **desired)
 
 
 def _already_ending(job: JobRow, target: DesiredState) -> JobRow:
     if target is DesiredState.PAUSE:
-        raise WrongState(f"The job is {_readable(job.state)}; it can't be paused.")
+        raise InvalidState(f"The job is {_readable(job.state)}; it can't be paused.")
     return job
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from shoestring_core.errors import BudgetExceeded, NotFound, StaleTransition, WrongState
+from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
 from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState
 from shoestring_core.store import job_search, jobs, ledger
 from shoestring_core.store.ids import new_id
@@ -196,7 +196,7 @@ def test_a_stop_overrides_a_pause_but_not_the_other_way_round(world: World) -> N
     stopped = world.store.write(lambda db: jobs.stop(db, job.id, "ann"))
     assert (stopped.state, stopped.desired_state, stopped.stop_reason) == (J.STOPPING, "stop", "user")
     for _ in range(2):
-        with pytest.raises(WrongState):
+        with pytest.raises(InvalidState):
             world.store.write(lambda db: jobs.stop(db, job.id, "ann", "pause"))
         put(world, job, J.ENDED)
 
@@ -217,7 +217,7 @@ def test_a_job_that_is_ending_or_has_ended_cannot_be_resumed(world: World) -> No
     job = put(world, world.job(), J.RUNNING)
     world.store.write(lambda db: jobs.stop(db, job.id, "ann"))
     for _ in range(2):
-        with pytest.raises(WrongState) as refused:
+        with pytest.raises(InvalidState) as refused:
             world.store.write(lambda db: jobs.resume(db, job.id, "ann"))
         assert refused.value.hint
         put(world, job, J.ENDED)
@@ -243,7 +243,7 @@ def test_a_retry_of_a_successful_job_starts_over(world: World) -> None:
 
 
 def test_only_an_ended_job_of_the_own_team_is_retried(world: World) -> None:
-    with pytest.raises(WrongState):
+    with pytest.raises(InvalidState):
         retry(world, world.job())
     stranger = World(world.store)
     job = put(stranger, stranger.job(), J.ENDED)

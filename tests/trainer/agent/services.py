@@ -177,7 +177,7 @@ class Service:
 
     def commit(self, commit: CheckpointCommit) -> CommitReply | tuple[int, dict[str, Any]]:
         if commit.through_seq > self.acked:
-            return 409, {"code": "points-missing", "detail": "send the batches first"}
+            return 409, {"code": "batches-missing", "detail": "send the batches first"}
         if commit not in self.commits:
             place = f"g{commit.generation}-{commit.nonce}"
             manifest = self.objects[f"{place}.manifest"]

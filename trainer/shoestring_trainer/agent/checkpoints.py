@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05
 FETCH_TRIES = 5
 URL_EXPIRED, OBJECT_EXISTS = {401, 403}, {409, 412}  # what an object store says of an address
-CURED_BY_A_REPORT = {"points-missing", "batch-gap"}  # refusals of a commit that the next report cures
+CURED_BY_A_REPORT = {"batches-missing", "batch-gap"}  # refusals of a commit that the next report cures
 
 
 class CheckpointUnavailable(Exception):

@@ -88,7 +88,7 @@ class ServiceClient:
         return await self._request_reply("GET", "/orders", None, {"after": after}, LONG_POLL_TIMEOUT)
 
     async def commit(self, commit: CheckpointCommit) -> CommitReply:
-        """Raises RequestRejected with code `points-missing` while the service lacks batches up to `through_seq`."""
+        """Raises RequestRejected with code `batches-missing` while the service lacks batches up to `through_seq`."""
         answer = await self._call(
             "POST", self._base + "/checkpoints", content=commit.model_dump_json(), headers=self._key
         )
