@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the OpenAPI document, from which the dashboard's types are generated: `python -m shoestring_api.openapi`."""
+"""The OpenAPI document, from which the dashboard's types are generated."""
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 from fastapi import FastAPI
@@ -31,10 +29,3 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
         schema["components"]["schemas"] = dict(sorted((extra["$defs"] | schema["components"]["schemas"]).items()))
         app.openapi_schema = schema
     return app.openapi_schema
-
-
-if __name__ == "__main__":
-    from shoestring_api.app import create_app
-
-    json.dump(create_app().openapi(), sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
