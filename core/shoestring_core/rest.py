@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The REST resources of `/v1`, as the service sends them and the client reads them.
+"""The REST resources of `/v1`, shared by the service and its clients.
 
 Times are RFC 3339 UTC, durations seconds, money a decimal string with its currency.
 """
@@ -18,7 +18,7 @@ from shoestring_core.states import AttemptState, DesiredState, EndReason, Genera
 
 
 class Resource(BaseModel):
-    # Readers ignore what they don't know, so that a newer service can talk to an older client.
+    # Unknown fields are ignored, so that an older client can talk to a newer service.
     model_config = ConfigDict(
         extra="ignore",
         ser_json_inf_nan="strings",
@@ -46,13 +46,13 @@ class Progress(Resource):
 
 
 class Cost(Resource):
-    """What a job costs. `spent` is settled by the provider's evidence; `running` is computed now and not yet posted."""
+    """Cost of a job. `spent` is settled from the provider's records; `running` is estimated, not yet posted."""
 
     spent: Money
     running: Money
     held: Money
     on_demand: Money
-    """The same machine time at on-demand prices."""
+    """On-demand equivalent: the price of the same machine time on demand."""
     limit: Money | None = None
     settled: bool
     price_basis: Literal["simulated", "live", "snapshot"]
@@ -75,17 +75,17 @@ class Job(Resource):
     generation: int
     progress: Progress
     latest: dict[str, float] = {}
-    """Newest value of each metric."""
+    """Latest value of each metric."""
     result: dict[str, Any] | None = None
     cost: Cost
     spec: dict[str, Any]
     sizing: str | None = None
-    """Why it runs on these machines and no faster ones, where limits.time asked for a choice."""
+    """Why these machines were chosen and not faster ones, if limits.time is set."""
     tags: dict[str, str] = {}
     retried_from: UUID | None = None
     created_at: datetime
     started_at: datetime | None = None
-    """When its first generation formed."""
+    """When its first generation was formed."""
     first_step_at: datetime | None = None
     ended_at: datetime | None = None
     settled_at: datetime | None = None
@@ -96,7 +96,7 @@ class JobPage(Resource):
     next_cursor: str | None = None
 
 
-class SubmitJob(Resource):
+class SubmitJobRequest(Resource):
     """Body of POST /v1/jobs: the spec as a tree, or its YAML/JSON text."""
 
     model_config = ConfigDict(extra="forbid")
@@ -104,7 +104,7 @@ class SubmitJob(Resource):
     dry_run: bool = False
 
 
-class PlanJob(Resource):
+class PlanJobRequest(Resource):
     """Body of POST /v1/plans: a spec as POST /v1/jobs takes it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -150,7 +150,7 @@ class Plan(Resource):
     """The team's earlier runs that the estimates come from."""
 
 
-class StopJob(Resource):
+class StopJobRequest(Resource):
     """Body of POST /v1/jobs/{id}:stop. Both save a checkpoint first; a paused job can be resumed."""
 
     model_config = ConfigDict(extra="forbid")
@@ -186,9 +186,9 @@ class Generation(Resource):
     world_size: int
     start_step: int
     last_step: int | None = None
-    """Last step it reported."""
+    """Last reported step."""
     merged_through: int | None = None
-    """Its part of the merged curve ends here; its later steps are rolled back."""
+    """Last step of this generation in the merged curve; its later steps are rolled back."""
     rolled_back_steps: int = 0
     formed_at: datetime | None = None
     first_step_at: datetime | None = None
@@ -201,7 +201,7 @@ class Attempt(Resource):
     state: AttemptState
     reason: str | None = None
     trained: bool
-    """A step ran in it."""
+    """Whether a training step ran in it."""
     machines: list[Machine]
     generations: list[Generation]
     opened_at: datetime
@@ -211,7 +211,7 @@ class Attempt(Resource):
 class AttemptList(Resource):
     attempts: list[Attempt]
     steps: int
-    """Length of the merged curve."""
+    """Number of steps in the merged curve."""
     rolled_back_steps: int
 
 
@@ -248,7 +248,7 @@ class Metrics(Resource):
     curves: list[Curve]
     generations: list[Generation]
     cursor: str
-    """Feed position of this reading: a stream opened here misses nothing."""
+    """Position in the event feed: a stream opened with this cursor misses nothing."""
 
 
 class LogLine(Resource):
@@ -257,14 +257,14 @@ class LogLine(Resource):
     rank: int
     offset: int
     text: str
-    """One line, ANSI kept, carriage returns folded."""
+    """One line; ANSI sequences are kept, carriage returns are resolved."""
 
 
 class Logs(Resource):
     lines: list[LogLine]
     next_cursor: str | None = None
     truncated: bool = False
-    """The job's log quota was reached; the rest stayed on the machine."""
+    """The job's log quota was reached; later lines were not stored."""
 
 
 class Transfer(Resource):
@@ -280,12 +280,12 @@ class Transfer(Resource):
 
 
 class Energy(Resource):
-    """What the devices of a job's machines used while it had them, as they measured it themselves."""
+    """Energy that the devices of a job's machines used, by their own counters."""
 
     joules: float
     kwh: float
     of: list[Literal["gpu", "cpu"]]
-    """What was measured; the rest of the machine, and what can't be read, is not in it."""
+    """Devices that were measured; other parts of the machine are not included."""
 
 
 class CostReport(Resource):
@@ -293,9 +293,9 @@ class CostReport(Resource):
     machines: list[Machine]
     transfers: list[Transfer]
     budgets: list[Budget]
-    """What its money comes from: its own budget first, the organisation's last. Empty until it holds money."""
+    """Budgets that pay for it: the job's own first, the organization's last. Empty until money is held."""
     energy: Energy | None = None
-    """None where no machine could measure any."""
+    """None if no machine could measure it."""
 
 
 class Artifact(Resource):
@@ -327,7 +327,7 @@ class BudgetList(Resource):
     budgets: list[Budget]
 
 
-class SetBudget(Resource):
+class SetBudgetRequest(Resource):
     model_config = ConfigDict(extra="forbid")
     limit: str
     """Decimal dollars."""
@@ -383,8 +383,8 @@ class RecipeList(Resource):
     recipes: list[Recipe]
 
 
-class Login(Resource):
-    """Body of POST /v1/session: an API key, or the one-time code of the printed link."""
+class LoginRequest(Resource):
+    """Body of POST /v1/session: an API key, or the code of a one-time login link."""
 
     model_config = ConfigDict(extra="forbid")
     key: str | None = Field(default=None, max_length=200)
@@ -414,7 +414,7 @@ class KeyList(Resource):
     keys: list[Key]
 
 
-class NewKey(Resource):
+class CreateKeyRequest(Resource):
     """Body of POST /v1/keys."""
 
     model_config = ConfigDict(extra="forbid")
@@ -423,7 +423,7 @@ class NewKey(Resource):
 
 
 class CreatedKey(Resource):
-    """The only time that the secret is shown."""
+    """A new API key. The secret is returned only here."""
 
     key: Key
     secret: str
@@ -431,10 +431,10 @@ class CreatedKey(Resource):
 
 class LoginCode(Resource):
     code: str
-    """Good once, for ten minutes, at `/login?code=…`."""
+    """Valid once, for ten minutes, at `/login?code=…`."""
 
 
-class Reclaim(Resource):
+class ReclaimRequest(Resource):
     """Body of POST /v1/machines/{id}:reclaim (admin, simulated providers only)."""
 
     model_config = ConfigDict(extra="forbid")
@@ -444,7 +444,7 @@ class Reclaim(Resource):
 class Readiness(Resource):
     ready: bool
     parts: dict[str, str]
-    """Part → "ok", or what is wrong with it and what to do."""
+    """Component → "ok", or what is wrong and what to do."""
 
 
 class ProblemDocument(Resource):
@@ -461,7 +461,7 @@ class ProblemDocument(Resource):
 
 
 class PointsMessage(Resource):
-    """SSE event `points`: new points of one job, as they were reported."""
+    """SSE event `points`: new metric points of one job, as reported."""
 
     job: UUID
     generation: int
@@ -469,12 +469,12 @@ class PointsMessage(Resource):
 
 
 class LogsMessage(Resource):
-    """SSE event `logs`."""
+    """SSE event `logs`: new log lines of one job."""
 
     job: UUID
     lines: list[LogLine]
 
 
 # SSE events of GET /v1/stream?topics=jobs,job:ID,budget&cursor=…: `job` (Job), `points` (PointsMessage),
-# `logs` (LogsMessage), `event` (Event), `budget` (Budget), `resync` ({}: the cursor is too old, read all again).
+# `logs` (LogsMessage), `event` (Event), `budget` (Budget), `resync` ({}: the cursor is too old; reload everything).
 STREAM_EVENTS = ("job", "points", "logs", "event", "budget", "resync")

@@ -36,7 +36,7 @@ def get_budget(budget_id: UUID, db: ReadDep, caller: Caller, response: Response)
 @router.put("/{budget_id}")
 def set_limit(
     budget_id: UUID,
-    body: rest.SetBudget,
+    body: rest.SetBudgetRequest,
     state: StateDep,
     caller: AdminCaller,
     response: Response,

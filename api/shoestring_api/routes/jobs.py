@@ -37,7 +37,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ExactJsonRoute)
     response_model=rest.Job,
     responses={200: {"model": rest.Job, "description": "A dry run: validated, nothing stored"}},
 )
-def submit_job(body: rest.SubmitJob, state: StateDep, caller: Caller, key: IdempotencyKey = None) -> Response:
+def submit_job(body: rest.SubmitJobRequest, state: StateDep, caller: Caller, key: IdempotencyKey = None) -> Response:
     """Queue a training job for the caller's team."""
     spec = parse_spec(body.spec, caller, state)
     init = _find_initial_checkpoint(spec.init_job_id, state, caller) if spec.init_job_id else None
@@ -56,7 +56,7 @@ def submit_job(body: rest.SubmitJob, state: StateDep, caller: Caller, key: Idemp
 
 @router.post("/{job_id}:stop", status_code=202, response_model=rest.Job)
 def stop_job(
-    job_id: UUID, state: StateDep, caller: Caller, body: rest.StopJob | None = None, key: IdempotencyKey = None
+    job_id: UUID, state: StateDep, caller: Caller, body: rest.StopJobRequest | None = None, key: IdempotencyKey = None
 ) -> Response:
     """Stop or pause a job: it saves a checkpoint, then its machines are terminated."""
     mode = body.mode if body else "stop"

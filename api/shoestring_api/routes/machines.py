@@ -24,7 +24,9 @@ TIMEOUT_S = 5.0
 
 
 @router.post("/{machine_id}:reclaim", status_code=202)
-def reclaim(machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.Reclaim | None = None) -> rest.Machine:
+def reclaim(
+    machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.ReclaimRequest | None = None
+) -> rest.Machine:
     """Preempt a machine of the local provider (admin): it gets a notice and is terminated `notice_s` later."""
     with state.store.read() as db:
         machine = queries.load_machine(db, caller.team, machine_id)
@@ -37,7 +39,7 @@ def reclaim(machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.R
         )
     if machine.provider_id is None or machine.state not in ("calling", "up"):
         raise InvalidState(f"The machine is {machine.state}; only a running machine can be preempted.")
-    _request_reclaim(state, machine, (body or rest.Reclaim()).notice_s)
+    _request_reclaim(state, machine, (body or rest.ReclaimRequest()).notice_s)
     return resource
 
 

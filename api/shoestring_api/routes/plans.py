@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=ExactJsonRout
 
 
 @router.post("")
-def plan_job(body: rest.PlanJob, state: StateDep, db: ReadDep, caller: Caller) -> rest.Plan:
+def plan_job(body: rest.PlanJobRequest, state: StateDep, db: ReadDep, caller: Caller) -> rest.Plan:
     """Return what the job would run on. Nothing is stored."""
     spec = parse_spec(body.spec, caller, state)
     inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec, state.timeouts)

@@ -31,7 +31,7 @@ def get_me(caller: Caller) -> rest.Me:
 
 
 @router.post("/v1/session")
-def sign_in(body: rest.Login, state: StateDep, request: Request, response: Response) -> rest.Me:
+def sign_in(body: rest.LoginRequest, state: StateDep, request: Request, response: Response) -> rest.Me:
     """Sign a browser in with an API key or a one-time code: sets a same-site session cookie."""
     if (body.key is None) == (body.code is None):
         raise InvalidRequest("Send either `key` or `code`.")
@@ -77,7 +77,7 @@ def list_keys(db: ReadDep, caller: Caller) -> rest.KeyList:
 
 
 @router.post("/v1/keys", status_code=201)
-def create_key(body: rest.NewKey, state: StateDep, caller: Caller) -> rest.CreatedKey:
+def create_key(body: rest.CreateKeyRequest, state: StateDep, caller: Caller) -> rest.CreatedKey:
     """Create an API key. Its secret is returned only this once."""
 
     def work(db: Write) -> rest.CreatedKey:

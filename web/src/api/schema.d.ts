@@ -806,7 +806,7 @@ export interface components {
         };
         /**
          * Cost
-         * @description What a job costs. `spent` is settled by the provider's evidence; `running` is computed now and not yet posted.
+         * @description Cost of a job. `spent` is settled from the provider's records; `running` is estimated, not yet posted.
          */
         Cost: {
             spent: components["schemas"]["Money"];
@@ -834,8 +834,25 @@ export interface components {
             energy: components["schemas"]["Energy"] | null;
         };
         /**
+         * CreateKeyRequest
+         * @description Body of POST /v1/keys.
+         */
+        CreateKeyRequest: {
+            /**
+             * Kind
+             * @default pat
+             * @enum {string}
+             */
+            kind: "pat" | "svc";
+            /**
+             * Expires In Days
+             * @default 90
+             */
+            expires_in_days: number | null;
+        };
+        /**
          * CreatedKey
-         * @description The only time that the secret is shown.
+         * @description A new API key. The secret is returned only here.
          */
         CreatedKey: {
             key: components["schemas"]["Key"];
@@ -878,7 +895,7 @@ export interface components {
         EndReason: "succeeded" | "goal_reached" | "user_stop" | "budget" | "time_limit" | "user_code" | "out_of_memory" | "nan" | "data" | "image" | "no_capacity" | "quota" | "account" | "infrastructure";
         /**
          * Energy
-         * @description What the devices of a job's machines used while it had them, as they measured it themselves.
+         * @description Energy that the devices of a job's machines used, by their own counters.
          */
         Energy: {
             /** Joules */
@@ -1143,20 +1160,20 @@ export interface components {
             /** Text */
             text: string;
         };
-        /**
-         * Login
-         * @description Body of POST /v1/session: an API key, or the one-time code of the printed link.
-         */
-        Login: {
-            /** Key */
-            key?: string | null;
-            /** Code */
-            code?: string | null;
-        };
         /** LoginCode */
         LoginCode: {
             /** Code */
             code: string;
+        };
+        /**
+         * LoginRequest
+         * @description Body of POST /v1/session: an API key, or the code of a one-time login link.
+         */
+        LoginRequest: {
+            /** Key */
+            key?: string | null;
+            /** Code */
+            code?: string | null;
         };
         /** Logs */
         Logs: {
@@ -1172,7 +1189,7 @@ export interface components {
         };
         /**
          * LogsMessage
-         * @description SSE event `logs`.
+         * @description SSE event `logs`: new log lines of one job.
          */
         LogsMessage: {
             /**
@@ -1306,23 +1323,6 @@ export interface components {
             currency: string;
         };
         /**
-         * NewKey
-         * @description Body of POST /v1/keys.
-         */
-        NewKey: {
-            /**
-             * Kind
-             * @default pat
-             * @enum {string}
-             */
-            kind: "pat" | "svc";
-            /**
-             * Expires In Days
-             * @default 90
-             */
-            expires_in_days: number | null;
-        };
-        /**
          * Order
          * @description The state that the service wants this machine to be in. Stateless: it may be repeated and may skip states.
          *
@@ -1379,10 +1379,10 @@ export interface components {
             runs: number;
         };
         /**
-         * PlanJob
+         * PlanJobRequest
          * @description Body of POST /v1/plans: a spec as POST /v1/jobs takes it.
          */
-        PlanJob: {
+        PlanJobRequest: {
             /** Spec */
             spec: {
                 [key: string]: unknown;
@@ -1415,7 +1415,7 @@ export interface components {
         };
         /**
          * PointsMessage
-         * @description SSE event `points`: new points of one job, as they were reported.
+         * @description SSE event `points`: new metric points of one job, as reported.
          */
         PointsMessage: {
             /**
@@ -1570,10 +1570,10 @@ export interface components {
             help: string;
         };
         /**
-         * Reclaim
+         * ReclaimRequest
          * @description Body of POST /v1/machines/{id}:reclaim (admin, simulated providers only).
          */
-        Reclaim: {
+        ReclaimRequest: {
             /**
              * Notice S
              * @default 120
@@ -1660,8 +1660,8 @@ export interface components {
              */
             notice_at: number | null;
         };
-        /** SetBudget */
-        SetBudget: {
+        /** SetBudgetRequest */
+        SetBudgetRequest: {
             /** Limit */
             limit: string;
             /**
@@ -1671,10 +1671,10 @@ export interface components {
             reason: string;
         };
         /**
-         * StopJob
+         * StopJobRequest
          * @description Body of POST /v1/jobs/{id}:stop. Both save a checkpoint first; a paused job can be resumed.
          */
-        StopJob: {
+        StopJobRequest: {
             /**
              * Mode
              * @default stop
@@ -1683,10 +1683,10 @@ export interface components {
             mode: "stop" | "pause";
         };
         /**
-         * SubmitJob
+         * SubmitJobRequest
          * @description Body of POST /v1/jobs: the spec as a tree, or its YAML/JSON text.
          */
-        SubmitJob: {
+        SubmitJobRequest: {
             /** Spec */
             spec: {
                 [key: string]: unknown;
@@ -1817,7 +1817,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["SubmitJob"];
+                "application/json": components["schemas"]["SubmitJobRequest"];
             };
         };
         responses: {
@@ -1863,7 +1863,7 @@ export interface operations {
         };
         requestBody?: {
             content: {
-                "application/json": components["schemas"]["StopJob"] | null;
+                "application/json": components["schemas"]["StopJobRequest"] | null;
             };
         };
         responses: {
@@ -2248,7 +2248,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["PlanJob"];
+                "application/json": components["schemas"]["PlanJobRequest"];
             };
         };
         responses: {
@@ -2345,7 +2345,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["SetBudget"];
+                "application/json": components["schemas"]["SetBudgetRequest"];
             };
         };
         responses: {
@@ -2467,7 +2467,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Login"];
+                "application/json": components["schemas"]["LoginRequest"];
             };
         };
         responses: {
@@ -2585,7 +2585,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["NewKey"];
+                "application/json": components["schemas"]["CreateKeyRequest"];
             };
         };
         responses: {
@@ -2649,7 +2649,7 @@ export interface operations {
         };
         requestBody?: {
             content: {
-                "application/json": components["schemas"]["Reclaim"] | null;
+                "application/json": components["schemas"]["ReclaimRequest"] | null;
             };
         };
         responses: {

@@ -83,7 +83,7 @@ function completeSignIn(who: Schemas["Me"], next: string): void {
   navigate(next, { replace: true });
 }
 
-async function signIn(login: Schemas["Login"]): Promise<Schemas["Me"]> {
+async function signIn(login: Schemas["LoginRequest"]): Promise<Schemas["Me"]> {
   return body(await api.POST("/v1/session", { body: login }));
 }
 
