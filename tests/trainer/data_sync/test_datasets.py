@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from shoestring_trainer.data_sync import buckets, datasets
-from shoestring_trainer.data_sync.datasets import CONCURRENCY, PART_BYTES, DataUnavailable, sync_dataset
+from shoestring_trainer.data_sync.datasets import CONCURRENCY, PART_BYTES, sync_dataset
+from shoestring_trainer.data_sync.errors import DataUnavailable
 
 from tests.servers import until
 from tests.trainer.agent.services import MetadataService

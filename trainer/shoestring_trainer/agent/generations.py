@@ -20,7 +20,8 @@ from shoestring_trainer.agent.reporter import Reporter
 from shoestring_trainer.agent.service_client import ServiceClient, boottime
 from shoestring_trainer.agent.shutdown import Shutdown
 from shoestring_trainer.agent.spool import Spool
-from shoestring_trainer.data_sync.datasets import DataUnavailable, is_remote, sync_dataset
+from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
+from shoestring_trainer.data_sync.errors import DataUnavailable
 from shoestring_trainer.rank_server.client import RankServer
 
 log = logging.getLogger("shoestring.agent")

@@ -17,7 +17,7 @@ from obstore.store import S3Store
 
 from shoestring_trainer.agent.metadata_client import ENDPOINT, MetadataClient, MetadataUnavailable
 from shoestring_trainer.agent.service_client import backoff_delays, boottime
-from shoestring_trainer.data_sync.datasets import SCHEME, DataUnavailable
+from shoestring_trainer.data_sync.errors import SCHEME, DataUnavailable
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta

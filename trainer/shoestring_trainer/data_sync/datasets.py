@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoestring_trainer.agent.service_client import boottime
+from shoestring_trainer.data_sync.errors import SCHEME, DataUnavailable
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
     from shoestring_trainer.data_sync.buckets import Bucket
 
-SCHEME = "s3://"
 CONCURRENCY, PART_BYTES = 32, 8 << 20
 """So many objects are on their way together, each in such parts: a machine holds at most the product in memory."""
 PROGRESS_INTERVAL_S, LOCK_POLL_S = 10.0, 0.2
@@ -37,14 +37,6 @@ _NUMBERS = re.compile(r"\{\d+\.\.\d+\}")
 _DRAFTS, _LOCK = ".drafts", ".lock"
 
 Report = Callable[[str], None]
-
-
-class DataUnavailable(Exception):
-    """The data can't be had. `permanent`: not by trying again either; somebody has to change something first."""
-
-    def __init__(self, message: str, *, permanent: bool = True) -> None:
-        super().__init__(message)
-        self.permanent = permanent
 
 
 @dataclass(frozen=True)

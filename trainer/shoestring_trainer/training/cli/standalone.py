@@ -156,7 +156,8 @@ def _resume(folder: Path) -> Path:
 
 def _with_local_data(task: dict[str, Any]) -> dict[str, Any]:
     """Return the task with local data: data in a bucket are downloaded to a cache, or updated there."""
-    from shoestring_trainer.data_sync.datasets import DataUnavailable, is_remote, sync_dataset
+    from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
+    from shoestring_trainer.data_sync.errors import DataUnavailable
 
     data = task.get("data") or {}
     source = data.get("source") or data.get("train", "")
