@@ -79,7 +79,7 @@ class MetricSeries(WireMessage):
 class LogChunk(WireMessage):
     """Raw bytes of one rank's log. `offset` counts bytes since the machine started, across generations.
 
-    rank -1 is the log of the agent and of torchrun.
+    rank -1 is the log of the agent and of the rank server.
     """
 
     rank: int = Field(ge=-1, le=100_000)

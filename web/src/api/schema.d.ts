@@ -1134,7 +1134,7 @@ export interface components {
          * LogChunk
          * @description Raw bytes of one rank's log. `offset` counts bytes since the machine started, across generations.
          *
-         *     rank -1 is the log of the agent and of torchrun.
+         *     rank -1 is the log of the agent and of the rank server.
          */
         LogChunk: {
             /** Rank */
