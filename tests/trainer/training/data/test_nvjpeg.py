@@ -201,7 +201,7 @@ def opened(mixed: Path, tmp_path: Path) -> Opened:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"crop_scale": 0.35, "eval_resize_factor": 1.14, "rectangular_eval": True}], ids=str
+    "options", [{}, {"crop_scale": 0.35, "eval_resize_factor": 1.14, "rectangular": True}], ids=str
 )
 def test_a_folder_is_the_same_by_either_decoder(
     opened: Opened, decoder: JpegDecoder, options, capsys: pytest.CaptureFixture[str]
