@@ -147,7 +147,7 @@ def test_more_than_eight_bits_are_rejected_and_not_clipped(flat: Path):
 def test_rectangular_batches_keep_the_aspect_ratio_and_hold_each_image_once(flat: Path):
     for number in range(6):
         Image.new("RGB", (60, 20), COLOURS["red"]).save(flat / "red" / f"wide-{number}.png")
-    data = load(flat, eval_resize_factor=1.14, rectangular_eval=True)
+    data = load(flat, eval_resize_factor=1.14, rectangular=True)
     found = torch.cat([indices for indices, _ in data.val_batches])
     assert sorted(found.tolist()) == list(range(len(data.val)))
     assert all(len(indices) == len(images) for indices, images in data.val_batches)
