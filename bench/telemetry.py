@@ -50,8 +50,8 @@ def measure(name: str, pairs: int, params: dict[str, Any]) -> str:
         "params": params | {"epochs": steps * 32 // 1437 + 1, "eval_every_epochs": 10_000},
     }  # fmt: skip
     (run / "task.json").write_text(json.dumps(task))
-    rooms = os.pathsep.join(str(path) for path in (ROOT, ROOT / "core", ROOT / "trainer"))
-    environment = os.environ | rank_environment(1, len(os.sched_getaffinity(0))) | {"PYTHONPATH": rooms}
+    python_path = os.pathsep.join(str(path) for path in (ROOT, ROOT / "core", ROOT / "trainer"))
+    environment = os.environ | rank_environment(1, len(os.sched_getaffinity(0))) | {"PYTHONPATH": python_path}
     reader = subprocess.Popen([sys.executable, "-m", "bench.telemetry", "tail", str(folder)], env=environment)
     try:
         subprocess.run([sys.executable, "-m", "bench.telemetry", "train", str(run)], env=environment, check=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of every room share: real databases and brokers, a browser, and a summary that hides nothing.
+"""What tests of all packages share: real databases and brokers, a browser, and a summary that hides nothing.
 
 A test that takes `database_url` runs once on SQLite and once on PostgreSQL; one that is marked `any_database` runs on
 SQLite alone. `--db` chooses for both kinds.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each room installs with what it needs and nothing else."""
+"""Each package installs with what it needs and nothing else."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from packaging.utils import canonicalize_name
 from tests.servers import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("core", "api", "worker", "trainer", "client")
+PACKAGE_FOLDERS = ("core", "api", "worker", "trainer", "client")
 SERVER_LIBRARIES = {"sqlalchemy", "alembic", "psycopg", "boto3", "fastapi", "starlette", "uvicorn", "celery", "redis"}
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A wheel of each room, built as pip would."""
+    """A wheel of each package, built as pip would."""
     folder = tmp_path_factory.mktemp("wheels")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder]
-    subprocess.run([*command, *(ROOT / room for room in ROOMS)], check=True, timeout=PATIENCE_S)
+    subprocess.run([*command, *(ROOT / package for package in PACKAGE_FOLDERS)], check=True, timeout=PATIENCE_S)
     return {wheel.name.split("-")[0].replace("_", "-"): wheel for wheel in folder.glob("*.whl")}
 
 
 def test_every_wheel_names_its_licence_and_is_typed(wheels: dict[str, Path]) -> None:
-    assert set(wheels) == {"shoestring", *(f"shoestring-{room}" for room in ROOMS if room != "client")}
+    assert set(wheels) == {
+        "shoestring",
+        *(f"shoestring-{package}" for package in PACKAGE_FOLDERS if package != "client"),
+    }
     for wheel in wheels.values():
         assert metadata(wheel)["License-Expression"] == "Apache-2.0"
         assert any(name.endswith("/py.typed") for name in zipfile.ZipFile(wheel).namelist())
@@ -53,21 +56,21 @@ def test_core_and_trainer_install_alone_with_no_server_library(wheels: dict[str,
     subprocess.run([python, "-c", "import shoestring_core, shoestring_trainer"], check=True, timeout=PATIENCE_S)
 
 
-def test_the_lock_fits_what_the_rooms_ask_for() -> None:
+def test_the_lock_fits_what_the_packages_ask_for() -> None:
     locked = {}
     for line in (ROOT / "requirements.lock").read_text().splitlines():
         if line and not line.startswith("#"):
             name, version = line.split("==")
             locked[canonicalize_name(name)] = version
     assert "+" not in "".join(locked.values())
-    for room in ROOMS:
-        project = tomllib.loads((ROOT / room / "pyproject.toml").read_text())["project"]
+    for package in PACKAGE_FOLDERS:
+        project = tomllib.loads((ROOT / package / "pyproject.toml").read_text())["project"]
         asked = chain(project["dependencies"], *project.get("optional-dependencies", {}).values())
         for requirement in map(Requirement, asked):
             name = canonicalize_name(requirement.name)
             if not name.startswith("shoestring"):
                 assert requirement.specifier.contains(locked[name]), (
-                    f"{room} asks for {requirement}, locked is {locked[name]}"
+                    f"{package} asks for {requirement}, locked is {locked[name]}"
                 )
 
 

@@ -20,7 +20,7 @@ from shoestring_core import recipes, rest
 
 from tests import servers
 from tests.client.test_client import JOB
-from tests.e2e.service import ROOMS, ROOT
+from tests.e2e.service import PACKAGE_FOLDERS, ROOT
 from tests.servers import PATIENCE_S
 
 
@@ -28,7 +28,7 @@ def shoestring(
     *arguments: str, home: Path, stdout: int | IO[str] = subprocess.PIPE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOESTRING_")}
-    path = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+    path = os.pathsep.join(str(ROOT / package) for package in PACKAGE_FOLDERS)
     environment = (
         kept | {"PYTHONPATH": path, "SHOESTRING_CONFIG": str(home / "login.json"), "NO_COLOR": "1"} | variables
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tests.e2e.service import ROOMS, ROOT, machine_processes
+from tests.e2e.service import PACKAGE_FOLDERS, ROOT, machine_processes
 from tests.servers import PATIENCE_S, end_group, free_port, until
 
 SERVERS = {"postgres", "redis"}
@@ -96,11 +96,11 @@ class Composed:
         """A container's: what the file gives, or hands on from outside, and what any process needs."""
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+        python_path = os.pathsep.join(str(ROOT / package) for package in PACKAGE_FOLDERS)
         given = service.get("environment", {})
         handed_on = {name: os.environ[name] for name, value in given.items() if value is None and name in os.environ}
         fixed = {name: value for name, value in given.items() if value is not None}
-        return {**kept, "PATH": path, "PYTHONPATH": rooms, **fixed, **handed_on}
+        return {**kept, "PATH": path, "PYTHONPATH": python_path, **fixed, **handed_on}
 
     def _argv(self, command: list[str]) -> list[str]:
         return [sys.executable if word == "python" else word for word in command]

@@ -21,7 +21,7 @@ from tests import servers
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
-ROOMS = ("core", "api", "worker", "trainer", "client")
+PACKAGE_FOLDERS = ("core", "api", "worker", "trainer", "client")
 
 SMALL_JOB: dict[str, Any] = {
     "recipe": "digits/quickstart",
@@ -142,9 +142,9 @@ class Service:
 
 
 def environment(data: Path, extra: dict[str, str]) -> dict[str, str]:
-    """A child's environment: our rooms importable, no login but this service's, nothing inherited that steers it."""
+    """A child's environment: our packages importable, no login but this service's, nothing inherited that steers it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOESTRING_")}
-    path = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+    path = os.pathsep.join(str(ROOT / package) for package in PACKAGE_FOLDERS)
     return kept | {"PYTHONPATH": path, "SHOESTRING_CONFIG": str(data.with_suffix(".login.json"))} | extra
 
 

@@ -105,11 +105,11 @@ def train(recipe: str, seed: int, data: Path, epochs: float | None) -> dict[str,
     }  # fmt: skip
     (folder / "task.json").write_text(json.dumps(task))
     cores = len(os.sched_getaffinity(0))
-    rooms = os.pathsep.join(str(ROOT / room) for room in ("core", "trainer"))
+    python_path = os.pathsep.join(str(ROOT / package) for package in ("core", "trainer"))
     command = [sys.executable, "-m", "shoestring_trainer", "train", str(folder / "task.json")]
     print(f"{recipe} seed {seed}, in {folder}", flush=True)
     began = time.time()
-    code = subprocess.run(command, env=os.environ | rank_environment(1, cores) | {"PYTHONPATH": rooms}).returncode
+    code = subprocess.run(command, env=os.environ | rank_environment(1, cores) | {"PYTHONPATH": python_path}).returncode
     took_s, load = time.time() - began, os.getloadavg()[2]
     assert code == 0, f"training ended with {code}; see above"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

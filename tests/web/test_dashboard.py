@@ -284,7 +284,9 @@ def test_a_broken_stream_reconnects_and_misses_nothing(
 # A new job
 
 
-def test_the_form_writes_the_spec_and_errors_are_shown_beside_their_fields(deployment: Deployment, open_page: OpenPage) -> None:
+def test_the_form_writes_the_spec_and_errors_are_shown_beside_their_fields(
+    deployment: Deployment, open_page: OpenPage
+) -> None:
     page = open_page("/new")
     spec = page.get_by_label("Job spec, YAML")
     page.get_by_label("lr", exact=True).fill("-1")
@@ -348,7 +350,9 @@ def test_a_job_that_the_budget_can_never_cover_is_refused_in_words(deployment: D
 
 def set_limit(deployment: Deployment, kind: str, limit: str) -> None:
     (budget,) = (one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == kind)
-    answer = deployment.admin.put(f"/v1/budgets/{budget['id']}", json={"limit": limit}, headers={"If-Match": budget["etag"]})
+    answer = deployment.admin.put(
+        f"/v1/budgets/{budget['id']}", json={"limit": limit}, headers={"If-Match": budget["etag"]}
+    )
     assert answer.status_code == 200, answer.text
 
 

@@ -50,7 +50,7 @@ def start(tmp_path: Path, migrated_url: str, host: local_cloud.LocalCloud) -> It
 
     def start(redis_url: str, *words: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ("core", "worker")),
+            "PYTHONPATH": os.pathsep.join(str(ROOT / package) for package in ("core", "worker")),
             "SHOESTRING_DATABASE_URL": migrated_url,
             "SHOESTRING_REDIS_URL": redis_url,
             "SHOESTRING_SECRET": "a secret of the tests",

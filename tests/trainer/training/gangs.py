@@ -21,7 +21,7 @@ from shoestring_trainer.rank_server.client import RankProcess, RankServer
 
 from tests.servers import free_port, until
 
-ROOMS = [str(Path(__file__).parents[3] / room) for room in ("core", "trainer")]
+PACKAGE_FOLDERS = [str(Path(__file__).parents[3] / package) for package in ("core", "trainer")]
 
 # Small and quick, with everything on that a resume could get wrong.
 DIGITS = {
@@ -149,7 +149,7 @@ def rank_server() -> RankServer:
 
 
 def base_environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS)}
 
 
 def kill(process: RankProcess | subprocess.Popen[bytes]) -> None:

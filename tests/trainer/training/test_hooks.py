@@ -18,7 +18,7 @@ from shoestring_trainer.training.hooks import HookContext, Hooks, load_hooks
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from torch import nn
 
-from tests.trainer.training.gangs import DIGITS, ROOMS, finished
+from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, finished
 
 SINGLE_PROCESS = DistributedContext(0, 1, 0, torch.device("cpu"))
 HOOKS = """
@@ -112,7 +112,7 @@ def test_rates_are_chosen_where_the_loss_falls_fastest_and_a_tenth_of_the_lowest
 
 
 def test_the_finder_searches_a_recipe_and_says_what_to_take():
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS), "OMP_NUM_THREADS": "1"}
     words = ["lr-find", "digits/quickstart", "width=8", "--steps", "60", "--json"]
     command = [sys.executable, "-m", "shoestring_trainer", *words]
     told = json.loads(subprocess.run(command, env=environment, capture_output=True, timeout=120, check=True).stdout)

@@ -17,7 +17,7 @@ import torch
 from shoestring_trainer.training.errors import classify_error
 
 from tests.servers import until
-from tests.trainer.training.gangs import DIGITS, ROOMS, Gang, finished, gang
+from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, Gang, finished, gang
 
 SCORE_WITH_PLAIN_TORCH = """
 import gzip, json, sys, torch
@@ -162,7 +162,7 @@ def test_without_torchrun_a_spec_trains_alone(tmp_path: Path):
     (tmp_path / "task.json").write_text(
         json.dumps({"format": 1, "job": "j", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS})
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "shoestring_trainer", "train", str(tmp_path / "task.json")]
     assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 0
     run = Gang([tmp_path])
@@ -183,7 +183,7 @@ def test_the_launcher_and_the_tasks_words_need_no_torch():
         "import shoestring_trainer.__main__; "
         "sys.exit('torch' in sys.modules)"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS)}
     assert subprocess.run([sys.executable, "-c", check], env=environment, timeout=60, check=False).returncode == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from shoestring_trainer.training.cli.sample_audit import audit_samples
 from shoestring_trainer.training.results.sample_log import read_sample_log
 
-from tests.trainer.training.gangs import DIGITS, ROOMS, Gang, finished, gang
+from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, Gang, finished, gang
 
 BAD = 30
 GOOD = 24
@@ -56,7 +56,7 @@ def alone(folder: Path, **task: object) -> tuple[Gang, int, str]:
         "checkpoint": EVERY,
     }  # fmt: skip
     (folder / "task.json").write_text(json.dumps(text | task))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "shoestring_trainer", "train", str(folder / "task.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     return Gang([folder]), done.returncode, done.stdout + done.stderr

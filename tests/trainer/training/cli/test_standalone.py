@@ -19,13 +19,13 @@ from shoestring_trainer.training.task import read_task
 
 from tests.servers import until
 from tests.trainer.data_sync.bucket_server import BUCKET, serving
-from tests.trainer.training.gangs import ROOMS, Gang
+from tests.trainer.training.gangs import PACKAGE_FOLDERS, Gang
 
 SMALL = ("batch_size=64", "width=4", "precision=fp32")
 
 
 def trainer(*words: str, home: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "shoestring_trainer", "train", *words]
     return subprocess.Popen(
         command, env=environment, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -33,7 +33,7 @@ from shoestring_trainer.training.results.exports import read_model
 from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.training.data.test_cifar10 import write_binary
-from tests.trainer.training.gangs import DIGITS, ROOMS, Gang, finished
+from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, Gang, finished
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path):
         pixels_HW = data.val.images_NCHW[index, 0].float() * 255 / data.max_value
         Image.fromarray(pixels_HW.round().to(torch.uint8).numpy()).save(tmp_path / f"{index:02}.png")
     command = [sys.executable, "-m", "shoestring_trainer", "predict", str(run.first), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ROOMS)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS)}
     spoken = subprocess.run(
         [*command, "--json", "--top", "3"], env=environment, capture_output=True, text=True, timeout=60
     )
