@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Stamp files make every set-up step run once; a second `make setup` has nothing to do.
+# Stamp files make every setup step run once; a second `make setup` does nothing.
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -10,7 +10,7 @@ PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON
 
-# A checkout without the dashboard still sets up and tests.
+# Setup and tests also work in a checkout without the dashboard.
 WEB := $(if $(wildcard web/package.json),web/node_modules/.built)
 WEB_SOURCES := $(if $(WEB),$(shell find web -type f -not -path '*/node_modules/*' -not -path '*/dist/*'))
 
@@ -20,7 +20,7 @@ help:  ## Show this list
 setup: .venv/.dev .venv/.browser $(WEB)  ## Install everything: .venv, the dashboard, Chromium (about 0.6 GB to download)
 	@echo "Ready. \`make demo\` trains a model on two local spot machines." >&2
 
-demo: .venv/.runtime $(WEB)  ## Train on two local spot machines, lose one, finish; DEMO_FLAGS="--exit --json"
+demo: .venv/.runtime $(WEB)  ## Train on two local spot machines, through the preemption of one; DEMO_FLAGS="--exit --json"
 	@.venv/bin/shoestring demo $(DEMO_FLAGS)
 
 dev: .venv/.runtime $(WEB)  ## Run the service from this checkout, data in .shoestring/; UP_FLAGS="--port 8000"
@@ -29,7 +29,7 @@ dev: .venv/.runtime $(WEB)  ## Run the service from this checkout, data in .shoe
 check: .venv/.dev $(WEB)  ## Lint, types, import rules, migrations, OpenAPI, compose file, Dockerfiles
 	@scripts/check
 
-# Four processes even on two cores: half of the tests wait for other processes. Tests marked `alone` wait for silence.
+# Four processes even on two cores: half of the tests wait for other processes. Tests marked `alone` run last, by themselves.
 TEST_PROCESSES ?= 4
 test: .venv/.dev .venv/.browser $(WEB)  ## Every test; SQLite, PostgreSQL, Chromium; TEST_FLAGS="-k money"
 	@if [ -n "$(WEB)" ]; then npm --prefix web test --silent; fi
@@ -38,13 +38,13 @@ test: .venv/.dev .venv/.browser $(WEB)  ## Every test; SQLite, PostgreSQL, Chrom
 soak: .venv/.dev .venv/.browser $(WEB)  ## Soak tests, resumable; SEEDS=20 DATA=folder ONLY=name
 	@$(PY) -m bench.soak --seeds "$(or $(SEEDS),20)" --data "$(DATA)" $(ONLY)
 
-bench: .venv/.dev .venv/.browser $(WEB)  ## Run benchmarks, and append to bench/RESULTS.md; ONLY=name
+bench: .venv/.dev .venv/.browser $(WEB)  ## Run benchmarks and append the results to bench/RESULTS.md; ONLY=name
 	@$(PY) -m bench $(ONLY)
 
-types: .venv/.runtime web/node_modules/.installed  ## Write the OpenAPI document and the dashboard's types again
+types: .venv/.runtime web/node_modules/.installed  ## Regenerate the OpenAPI document and the dashboard's types
 	@PYTHONPATH=core:api scripts/types
 
-lock: .venv/.dev  ## Write requirements.lock again from what is installed in .venv
+lock: .venv/.dev  ## Regenerate requirements.lock from what is installed in .venv
 	@scripts/lock
 
 clean:  ## Remove what setup and runs left here (data folders given with --data stay)
