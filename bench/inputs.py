@@ -91,6 +91,6 @@ def telemetry_cpu_us(folder: Path) -> float:
     values = {"train/loss": 0.4623123, "train/lr": 0.0926612, "train/momentum": 0.9}
     start = time.thread_time()
     for step in range(LINES):
-        report.metrics(step, step / 45, values)
+        report.write_metrics(step, step / 45, values)
         progress.show(step, step / 45, values)
     return 1e6 * (time.thread_time() - start) / LINES

@@ -98,7 +98,7 @@ def test_a_jobs_figures_come_from_the_service(tmp_path: Path) -> None:
     assert found.figures == {"images_per_s": 100.0}
     assert (found.run.model, found.run.hardware) == ("digits/quickstart", "1 x local.cpu (local)")
     assert found.run.usd_per_hour == 0.526
-    row = found.run.reaching(0.9)
+    row = found.run.first_reaching(0.9)
     assert row is not None
     assert (row.epoch, row.top1) == (2.0, 0.95)
     assert row.train_s == pytest.approx(10.0)

@@ -174,7 +174,7 @@ class Ran:
     """A generation that stepped, by its rank 0's files."""
 
     number: int
-    world: int
+    world_size: int
     first_step_at: float
     folder: Path
 
@@ -184,8 +184,8 @@ def gangs_of(data: Path) -> list[Ran]:
     for number, steps in witness.trained(data):
         (file,) = (data / "cloud" / "machines").glob(f"*/gen/{number}/metrics.jsonl")
         events = [json.loads(line) for line in (file.parent / "events.jsonl").read_text().splitlines()]
-        world = next(event["world_size"] for event in events if event["event"] == "started")
-        found.append(Ran(number, world, min(at for at, _ in steps.values()), file.parent))
+        world_size = next(event["world_size"] for event in events if event["event"] == "started")
+        found.append(Ran(number, world_size, min(at for at, _ in steps.values()), file.parent))
     return found
 
 

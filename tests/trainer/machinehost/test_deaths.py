@@ -338,8 +338,8 @@ def test_a_reused_pid_is_another_process_and_gets_no_signal():
     assert me.is_alive()
     for other in (Process(me.pid, me.start - 1, me.boot), Process(me.pid, me.start, "an earlier boot")):
         assert not other.is_alive()
-        assert not other.send(signal.SIGKILL)
-    assert not Process(2**22 - 1, 1, me.boot).send(signal.SIGKILL)
+        assert not other.send_signal(signal.SIGKILL)
+    assert not Process(2**22 - 1, 1, me.boot).send_signal(signal.SIGKILL)
 
 
 def test_a_journal_has_one_writer_and_a_torn_line_is_dropped(tmp_path):

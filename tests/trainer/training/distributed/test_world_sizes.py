@@ -12,7 +12,7 @@ from shoestring_trainer.training.distributed.context import DistributedContext
 from tests.trainer.training.gangs import Gang, finished
 
 PARAMS = {"epochs": 2, "batch_size": 30, "width": 4, "lr": 0.05}  # 30 images do not divide by 4
-EPOCH, STEPS = 47, 96
+FIRST_STEPS, STEPS = 10, 96
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +22,19 @@ def alone(tmp_path_factory) -> Gang:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_curve_of_a_gang_is_the_curve_of_one_process(alone: Gang, world: int, tmp_path: Path):
-    """With shift, rotation, dropout and batch norms over the whole batch, as the recipe has them; in fp32.
+    """With translation, rotation, dropout and batch norms over the whole batch, as the recipe has them; in fp32.
 
-    The last bits of sums differ, until a maximum that is almost a tie is taken the other way: from then on the curves
-    are two runs of one experiment.
+    Only the last bits of sums differ at first. As soon as they decide which of two nearly equal values a max pooling
+    takes, the curves are two runs of one experiment; on which step that happens depends on the processor (27 at the
+    earliest so far).
     """
     run = finished(tmp_path, procs=world, params=PARAMS)
     assert run.events("started")[0]["world_size"] == world
-    losses, scores = apart(run, alone, "train/loss"), apart(run, alone, "val/loss")
-    print(f"world {world}: losses of {EPOCH} steps at most {max(losses[:EPOCH]):.1e} apart, of all {max(losses):.1e}")
-    assert max(losses[:EPOCH]) < 1e-5
-    assert scores[0] < 1e-5
-    assert apart(run, alone, "val/acc")[0] == 0
+    losses = apart(run, alone, "train/loss")
+    print(f"world {world}: losses at most {max(losses[:FIRST_STEPS]):.1e} apart at first, {max(losses):.1e} in all")
+    assert max(losses[:FIRST_STEPS]) < 1e-5
     assert max(losses) < 0.05
+    assert apart(run, alone, "val/loss")[0] < 0.05
     assert len(losses) == STEPS
 
 
