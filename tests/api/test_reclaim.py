@@ -37,7 +37,7 @@ def service(tmp_path: Path) -> Iterator[Deployment]:
         yield deployment
 
 
-def test_an_admin_takes_a_machine_away(service: Deployment, cloud: LocalCloud) -> None:
+def test_an_admin_reclaims_a_machine(service: Deployment, cloud: LocalCloud) -> None:
     machine = _machine(service)
     made = cloud.client.put(f"/machines/{machine}", json=SPOT).json()
     _name(service, machine, made["id"])
@@ -46,13 +46,13 @@ def test_an_admin_takes_a_machine_away(service: Deployment, cloud: LocalCloud) -
     until(lambda: cloud.client.get(f"/machines/{made['id']}").json()["end_cause"] == "reclaimed")
 
 
-def test_what_cannot_be_taken_away_is_said(service: Deployment, cloud: LocalCloud) -> None:
+def test_a_machine_that_cannot_be_reclaimed_is_reported(service: Deployment, cloud: LocalCloud) -> None:
     assert service.admin.post(f"/v1/machines/{uuid4()}:reclaim").status_code == 404
     machine = _machine(service)
     _name(service, machine, "lm-unknown")
     assert service.admin.post(f"/v1/machines/{machine}:reclaim").status_code == 404
     assert service.admin.post(f"/v1/machines/{machine}:reclaim", json={"notice_s": 1e9}).status_code == 422
-    cloud.end()
+    cloud.kill_host()
     answer = service.admin.post(f"/v1/machines/{machine}:reclaim")
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes named by (boot, pid, start time), and how to be sure that all of a machine's are gone. Linux only."""
+"""Processes identified by boot, pid and start time, and how to kill all of a set for certain. Linux only."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-EMPTY_SCANS, SETTLE_S = 2, 0.05
+REQUIRED_EMPTY_SCANS, SCAN_INTERVAL_S = 2, 0.05
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Process:
-    """A pid may be reused; with its start time (clock ticks since boot) and the boot it names one process for ever."""
+    """Identifies one process for good: a pid may be reused, but not with its start time (clock ticks since boot)."""
 
     pid: int
-    start: int
-    boot: str
+    start_time: int
+    boot_id: str
 
     def is_alive(self) -> bool:
-        """True while the process runs. A zombie has ended: it only waits to be read by its parent."""
-        return self.boot == boot_id() and _running(self.pid) == self
+        """True while the process runs. A zombie has exited: its parent has yet to wait for it."""
+        return self.boot_id == current_boot_id() and _running(self.pid) == self
 
     def send_signal(self, number: signal.Signals) -> bool:
-        """Signal exactly this process, never a later one with its pid; False if it has ended."""
+        """Signal exactly this process, never a later one with its pid; False if it has exited."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return False
         try:
-            if not self.is_alive():  # the handle is held first, so the pid can't change hands after this look
+            if not self.is_alive():  # checked with the handle open, so the pid can't be reused afterwards
                 return False
             signal.pidfd_send_signal(handle, number)
             return True
@@ -52,68 +52,69 @@ def current_process() -> Process:
 
 
 def identify(pid: int) -> Process:
-    """Name a process that is known to exist, such as an unreaped child. Raises ProcessLookupError."""
+    """The identity of an existing process, such as a child not yet waited for. Raises ProcessLookupError."""
     stat = _stat(pid)
     if stat is None:
         raise ProcessLookupError(pid)
-    return Process(pid, stat.start, boot_id())
+    return Process(pid, stat.start_time, current_boot_id())
 
 
 @functools.cache
-def boot_id() -> str:
+def current_boot_id() -> str:
+    """The kernel's random id of this boot."""
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
-def with_environment(marks: dict[str, str]) -> set[Process]:
-    """Living processes that were started with all of these environment variables, whatever their parent or session."""
-    wanted = {f"{name}={value}".encode() for name, value in marks.items()}
+def find_by_environment(variables: dict[str, str]) -> set[Process]:
+    """Running processes that were started with all of these variables, whatever their parent or session."""
+    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
     return {process for pid in _pids() if wanted <= _environment(pid) and (process := _running(pid))}
 
 
 def descendants(ancestor: int) -> set[Process]:
-    """Living children, grandchildren and so on. A child subreaper keeps those whose parents have died."""
+    """Running children, grandchildren and so on. Of a child subreaper also those whose parents have died."""
     stats = {pid: stat for pid in _pids() if (stat := _stat(pid))}
-    family = {ancestor}
-    while grown := {pid for pid, stat in stats.items() if stat.ppid in family} - family:
-        family |= grown
-    return {process for pid in family - {ancestor} if (process := _running(pid))}
+    tree = {ancestor}
+    while children := {pid for pid, stat in stats.items() if stat.ppid in tree} - tree:
+        tree |= children
+    return {process for pid in tree - {ancestor} if (process := _running(pid))}
 
 
 def kill_all(
-    find: Callable[[], set[Process]], *, within_s: float, no_children: Callable[[], bool] = lambda: True
+    find: Callable[[], set[Process]], *, timeout_s: float, no_children: Callable[[], bool] = lambda: True
 ) -> bool:
-    """SIGKILL what `find` finds until nothing is left; False if something still lives after `within_s`.
+    """SIGKILL what `find` returns until nothing is left; False if something still runs after `timeout_s`.
 
-    One scan of the process table proves little: a process in the middle of exec shows no environment, and one that
-    forks and exits during the scan is missed with its child. So it takes two empty scans, and `no_children`, which a
-    subreaper can ask the kernel.
+    One scan of the process table is not enough: a process in the middle of exec shows no environment, and one that
+    forks and exits during the scan is missed with its child. So two empty scans are required, and `no_children`, which
+    a subreaper can ask the kernel.
     """
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + timeout_s
     empty_scans = 0
     while True:
         found = find()
-        for each in found:
-            each.send_signal(signal.SIGKILL)
+        for process in found:
+            process.send_signal(signal.SIGKILL)
         empty_scans = empty_scans + 1 if no_children() and not found else 0
-        if empty_scans == EMPTY_SCANS:
+        if empty_scans == REQUIRED_EMPTY_SCANS:
             return True
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.005 if found else SETTLE_S)
+        time.sleep(0.005 if found else SCAN_INTERVAL_S)
 
 
 def become_subreaper() -> None:
-    """This process's orphaned descendants become its children, so that none slips away by forking twice."""
+    """Adopt this process's orphaned descendants, so that double forking does not hide them."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def set_name(name: str) -> None:
-    """The name of this process in `ps` and `top`, at most 15 bytes of it."""
+def set_process_name(name: str) -> None:
+    """Set the name of this process in `ps` and `top`; its first 15 bytes are shown."""
     _prctl(PR_SET_NAME, ctypes.create_string_buffer(name.encode()))
 
 
 def die_with_parent(parent: int) -> None:
-    """For a fresh child to call: it is SIGKILLed when the thread that made it dies, or died before this call."""
+    """For a new child to call: it is SIGKILLed when the thread that forked it dies, or has died before this call."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -123,7 +124,7 @@ def die_with_parent(parent: int) -> None:
 class _Stat:
     state: str
     ppid: int
-    start: int
+    start_time: int
 
 
 def _stat(pid: int) -> _Stat | None:
@@ -132,12 +133,12 @@ def _stat(pid: int) -> _Stat | None:
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the command's name may hold spaces and parentheses
-    return _Stat(state=fields[0], ppid=int(fields[1]), start=int(fields[19]))
+    return _Stat(state=fields[0], ppid=int(fields[1]), start_time=int(fields[19]))
 
 
 def _running(pid: int) -> Process | None:
     stat = _stat(pid)
-    return Process(pid, stat.start, boot_id()) if stat and stat.state not in "ZX" else None
+    return Process(pid, stat.start_time, current_boot_id()) if stat and stat.state not in "ZX" else None
 
 
 def _environment(pid: int) -> set[bytes]:

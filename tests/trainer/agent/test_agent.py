@@ -69,7 +69,7 @@ class Machine:
         self.agent.wait()
 
     def ranks(self) -> set[processes.Process]:
-        return processes.with_environment({MACHINE_MARK: str(self.service.machine)})
+        return processes.find_by_environment({MACHINE_MARK: str(self.service.machine)})
 
     def until(self, condition: Callable[[], object], within_s: float = WITHIN_S) -> None:
         deadline = time.monotonic() + within_s
@@ -92,7 +92,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     yield machine
     if machine.agent and machine.agent.poll() is None:
         machine.kill()
-    processes.kill_all(machine.ranks, no_children=lambda: True, within_s=5)
+    processes.kill_all(machine.ranks, no_children=lambda: True, timeout_s=5)
     machine.service.stop()
     machine.metadata.stop()
 

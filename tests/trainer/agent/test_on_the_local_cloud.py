@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.agent.services import Service
-from tests.trainer.machinehost.local_cloud import LocalCloud, journal, until, working_in
+from tests.trainer.machinehost.local_cloud import LocalCloud, journal, processes_without_init, until
 
 LAUNCHER = Path(__file__).with_name("stand_in_ranks.py")
 
@@ -58,24 +58,24 @@ def saved(service: Service) -> bool:
 def test_a_reclaimed_machine_saves_its_work_first(cloud: LocalCloud, service: Service) -> None:
     machine = train(cloud, service)
     cloud.reclaim(machine, notice_s=10)
-    ended = cloud.ended(machine)
-    assert (ended["end_cause"], ended["end_code"]) == ("reclaimed", 0)
+    ended = cloud.wait_until_ended(machine)
+    assert (ended["end_cause"], ended["exit_code"]) == ("reclaimed", 0)
     assert saved(service)
-    assert not working_in(ended["dir"])
+    assert not processes_without_init(ended["dir"])
 
 
 def test_a_machine_that_is_ended_saves_its_work_first(cloud: LocalCloud, service: Service) -> None:
     machine = train(cloud, service)
     cloud.stop(machine)
-    ended = cloud.ended(machine)
-    assert (ended["end_cause"], ended["end_code"]) == ("requested", 0)
+    ended = cloud.wait_until_ended(machine)
+    assert (ended["end_cause"], ended["exit_code"]) == ("requested", 0)
     assert saved(service)
 
 
 def test_a_killed_agent_takes_its_ranks_with_it(cloud: LocalCloud, service: Service) -> None:
     machine = train(cloud, service)
-    [agent] = [line["pid"] for line in journal(machine) if line["event"] == "agent"]
+    [agent] = [line["pid"] for line in journal(machine) if line["event"] == "agent_start"]
     os.kill(agent, signal.SIGKILL)
-    ended = cloud.ended(machine)
+    ended = cloud.wait_until_ended(machine)
     assert ended["end_cause"] == "crashed"
-    assert not working_in(ended["dir"])
+    assert not processes_without_init(ended["dir"])

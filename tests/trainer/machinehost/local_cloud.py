@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real machine host for tests: start it, kill it, ask it, and look at its machines from outside."""
+"""A real machine host for tests: start it, kill it, call it, and observe its machines from outside."""
 
 from __future__ import annotations
 
@@ -24,36 +24,38 @@ SPOT = {"tags": {"job": "j1"}, "type": "local.cpu", "market": "spot", "price": "
 T = TypeVar("T")
 
 
-def until(ask: Callable[[], T], within_s: float = PATIENCE_S) -> T:
-    """The first true answer; fails if there is none in time."""
+def until(condition: Callable[[], T], within_s: float = PATIENCE_S) -> T:
+    """Call `condition` until it returns something true, and return that; fails after `within_s`."""
     deadline = time.monotonic() + within_s
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, f"still {answer!r} after {within_s} s"
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"still {result!r} after {within_s} s"
         time.sleep(0.01)
-    return answer
+    return result
 
 
 class LocalCloud:
-    """One folder and, most of the time, one machine host that serves it."""
+    """A folder and the machine host that serves it, if one is running."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process: subprocess.Popen[str] | None = None
         self.client = httpx.Client(verify=False)
 
-    def start(self, *flags: str, slots: int = 4, crash: str = "", env: dict[str, str] | None = None) -> None:
-        """`crash` is Python that plants a kill -9 of the host somewhere, run before its main."""
-        self.process = self.popen(*flags, f"--slots={slots}", crash=crash, env=env)
-        told = self.folder / "machinehost.json"
-        pid = self.process.pid
-        where = until(lambda: (said := read(told)).get("pid") == pid and said)
+    def start(self, *flags: str, slots: int = 4, patch: str = "", env: dict[str, str] | None = None) -> None:
+        """`patch` is Python that runs before the host's main, such as to make it kill itself at some point."""
+        self.process = self.popen(*flags, f"--slots={slots}", patch=patch, env=env)
+        address_file, pid = self.folder / "machinehost.json", self.process.pid
+        address = until(lambda: (content := read(address_file)).get("pid") == pid and content)
         self.client = httpx.Client(
-            base_url=where["url"], headers={"Authorization": f"Bearer {where['key']}"}, timeout=PATIENCE_S, verify=False
+            base_url=address["url"],
+            headers={"Authorization": f"Bearer {address['key']}"},
+            timeout=PATIENCE_S,
+            verify=False,
         )
 
-    def popen(self, *flags: str, crash: str = "", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        loaded = "import os, sys; from shoestring_trainer.machinehost import host as machinehost"
-        code = f"{loaded}\n{crash}\nsys.exit(machinehost.main())"
+    def popen(self, *flags: str, patch: str = "", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        imports = "import os, sys; from shoestring_trainer.machinehost import command_line, host"
+        code = f"{imports}\n{patch}\nsys.exit(command_line.main())"
         return subprocess.Popen(
             [sys.executable, "-c", code, "--dir", str(self.folder), *flags],
             cwd=ROOT,
@@ -67,7 +69,8 @@ class LocalCloud:
             text=True,
         )
 
-    def end(self, number: signal.Signals = signal.SIGKILL) -> int:
+    def kill_host(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Signal the host and return its exit code."""
         assert self.process
         self.process.send_signal(number)
         code = self.process.wait(PATIENCE_S)
@@ -81,8 +84,8 @@ class LocalCloud:
         assert reply.status_code == 201, reply.text
         return reply.json()
 
-    def running(self, token: str = "token-1", **changed: Any) -> dict[str, Any]:
-        """A launched machine whose agent has told its pids."""
+    def launch_running(self, token: str = "token-1", **changed: Any) -> dict[str, Any]:
+        """Launch a machine, and wait until its agent has written its pids."""
         machine = self.launch(token, **changed)
         until((Path(machine["dir"]) / "pids.json").exists)
         return self.show(machine)
@@ -90,8 +93,8 @@ class LocalCloud:
     def show(self, machine: dict[str, Any]) -> dict[str, Any]:
         return self.client.get(f"/machines/{machine['id']}").raise_for_status().json()
 
-    def ended(self, machine: dict[str, Any], within_s: float = PATIENCE_S) -> dict[str, Any]:
-        return until(lambda: (seen := self.show(machine))["state"] == "ended" and seen, within_s)
+    def wait_until_ended(self, machine: dict[str, Any], within_s: float = PATIENCE_S) -> dict[str, Any]:
+        return until(lambda: (shown := self.show(machine))["state"] == "ended" and shown, within_s)
 
     def stop(self, machine: dict[str, Any]) -> None:
         assert self.client.delete(f"/machines/{machine['id']}").status_code == 202
@@ -103,10 +106,10 @@ class LocalCloud:
 
     def clean_up(self) -> None:
         if self.process:
-            self.end()
+            self.kill_host()
         for folder in (self.folder / "machines").glob("lm-*"):
-            for _ in range(3):  # one look misses a process that forks and exits meanwhile
-                until(lambda folder=folder: not [kill(pid) for pid in alive_in(folder)])
+            for _ in range(3):  # one scan misses a process that forks and exits meanwhile
+                until(lambda folder=folder: not [kill(pid) for pid in processes_of(folder)])
 
 
 def journal(machine: dict[str, Any]) -> list[dict[str, Any]]:
@@ -122,16 +125,16 @@ def pids(machine: dict[str, Any]) -> dict[str, int]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file that may be replaced or removed at any moment; {} without one."""
+    """The content of a JSON file; {} if it does not exist."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
 
 
-def working_in(folder: str | Path) -> list[int]:
-    """What a machine runs, without inits: one may just be leaving, its last word said or not needed."""
-    return [pid for pid in alive_in(folder) if not is_init_or_gone(pid)]
+def processes_without_init(folder: str | Path) -> list[int]:
+    """Processes of a machine without inits: one may still be exiting after the end is journaled."""
+    return [pid for pid in processes_of(folder) if not is_init_or_gone(pid)]
 
 
 def is_init_or_gone(pid: int) -> bool:
@@ -142,17 +145,17 @@ def is_init_or_gone(pid: int) -> bool:
     return not line or b"shoestring_trainer.machinehost.init" in line
 
 
-def alive_in(folder: str | Path) -> list[int]:
-    """Processes of a machine, as the process table shows them."""
-    found = []
+def processes_of(folder: str | Path) -> list[int]:
+    """Running processes of a machine, by the process table."""
+    pids = []
     for process in psutil.process_iter():
         try:
-            mine = process.environ().get("SHOESTRING_MACHINE_DIR") == str(folder)
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
+            in_machine = process.environ().get("SHOESTRING_MACHINE_DIR") == str(folder)
+            if in_machine and process.status() != psutil.STATUS_ZOMBIE:
+                pids.append(process.pid)
         except psutil.Error:
             continue
-    return found
+    return pids
 
 
 def alive(pid: int) -> bool:

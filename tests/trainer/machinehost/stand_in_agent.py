@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests run on a local machine in the agent's place. Its user data says what it does; its pids go to pids.json.
+"""Runs on a local machine instead of the agent. Its user data says what it does; its pids are in pids.json.
 
-exit          leave at once with this code
-ignore_term   outlive SIGTERM
-children      "group" = a child in its own process group; "daemon" = one that forked twice into a session of its own and
-              outlives SIGTERM; "nameless" = such a daemon with an empty environment
-leave         leave with code 0 as soon as the metadata show a spot notice
+exit          exit immediately with this code
+ignore_term   ignore SIGTERM
+children      "group" = a child in its own process group; "daemon" = a double-forked child in its own session that
+              ignores SIGTERM; "unmarked" = such a daemon with an empty environment
+leave         exit with code 0 as soon as the metadata contain a preemption notice
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ def start(kind: str) -> int:
     child = subprocess.Popen(
         [sys.executable, "-c", LINGER if kind == "group" else DETACH],
         stdout=subprocess.PIPE,
-        env={} if kind == "nameless" else None,
+        env={} if kind == "unmarked" else None,
         process_group=0 if kind == "group" else None,
     )
     return int(child.stdout.readline())
 
 
 def metadata(path: str) -> str | None:
-    token = ask("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+    token = request("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
     try:
-        return ask("GET", path, {"X-aws-ec2-metadata-token": token})
+        return request("GET", path, {"X-aws-ec2-metadata-token": token})
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return None
         raise
 
 
-def ask(method: str, path: str, headers: dict[str, str]) -> str:
-    request = urllib.request.Request(f"{ENDPOINT}/latest/{path}", method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=5) as reply:
+def request(method: str, path: str, headers: dict[str, str]) -> str:
+    message = urllib.request.Request(f"{ENDPOINT}/latest/{path}", method=method, headers=headers)
+    with urllib.request.urlopen(message, timeout=5) as reply:
         return reply.read().decode()
 
 

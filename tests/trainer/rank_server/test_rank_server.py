@@ -154,7 +154,7 @@ def own_server(tmp_path: Path) -> Iterator[RankServer]:
     server = RankServer(server_environment(MACHINE, base_environment()), tmp_path / "rank-server.log")
     yield server
     server.close()
-    assert not processes.with_environment({MACHINE_MARK: MACHINE})
+    assert not processes.find_by_environment({MACHINE_MARK: MACHINE})
 
 
 def test_a_killed_server_takes_its_ranks_along_and_is_started_again(own_server: RankServer, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_killed_server_takes_its_ranks_along_and_is_started_again(own_server: 
     assert server
     server.send_signal(signal.SIGKILL)
     assert rank.wait(10) == -signal.SIGKILL
-    until(lambda: not processes.with_environment({MACHINE_MARK: MACHINE}))
+    until(lambda: not processes.find_by_environment({MACHINE_MARK: MACHINE}))
     assert "rank server ended" in rank.error
 
     waiting = start()

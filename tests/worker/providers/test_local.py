@@ -66,7 +66,7 @@ def test_an_ended_machine_keeps_its_times_and_its_cause(host: local_cloud.LocalC
 def test_a_host_started_again_is_found_at_its_new_address_with_its_new_key(host: local_cloud.LocalCloud):
     provider = provider_of(host)
     machine = provider.launch(REQUEST)
-    host.end()
+    host.kill_host()
     with pytest.raises(OutcomeUnknown):
         provider.list()
     host.start(slots=2)

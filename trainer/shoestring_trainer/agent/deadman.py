@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     marks = dict(mark.split("=", 1) for mark in arguments[1:])
     expired = agent is not None and _wait_for_deadline()
     # No subreaper: the ranks are the agent's children, or init's.
-    processes.kill_all(lambda: processes.with_environment(marks), no_children=lambda: True, within_s=KILL_S)
+    processes.kill_all(lambda: processes.find_by_environment(marks), no_children=lambda: True, timeout_s=KILL_S)
     if expired and agent:
         print("the machine's funding has ended: the ranks and the agent were killed", file=sys.stderr, flush=True)
         agent.send_signal(signal.SIGKILL)

@@ -33,7 +33,7 @@ class FundingLease:
         """Take over the lease that an earlier agent of this boot was granted."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             saved = json.loads(self._file.read_text())
-            if saved["boot"] == processes.boot_id():
+            if saved["boot"] == processes.current_boot_id():
                 self._set(float(saved["until"]))
 
     @property
@@ -51,4 +51,4 @@ class FundingLease:
             self.until = until
             self._deadman.set_deadline(until - DEADMAN_RESERVE_S)
             with suppress(OSError):
-                self._file.write_text(json.dumps({"boot": processes.boot_id(), "until": until}))
+                self._file.write_text(json.dumps({"boot": processes.current_boot_id(), "until": until}))

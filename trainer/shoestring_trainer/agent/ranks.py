@@ -188,7 +188,7 @@ async def end_ranks(machine: str, server: RankServer | None = None, grace_s: flo
 
     def living() -> set[processes.Process]:
         forked = processes.descendants(spared.pid) if spared else set()
-        return {each for each in processes.with_environment({MACHINE_MARK: machine}) | forked if each != spared}
+        return {each for each in processes.find_by_environment({MACHINE_MARK: machine}) | forked if each != spared}
 
     found = living() if grace_s else set()
     for each in found:
@@ -197,7 +197,7 @@ async def end_ranks(machine: str, server: RankServer | None = None, grace_s: flo
     while found and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
         found = {each for each in found if each.is_alive()}
-    while not await asyncio.to_thread(processes.kill_all, living, no_children=lambda: True, within_s=KILL_S):
+    while not await asyncio.to_thread(processes.kill_all, living, no_children=lambda: True, timeout_s=KILL_S):
         pass  # a process in an uninterruptible wait: the machine is not ready before it is gone
 
 

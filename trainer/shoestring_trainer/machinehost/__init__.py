@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local cloud: machines as process trees on this computer, journaled by their own inits."""
+"""The local cloud: a machine is a process tree on this computer, and its first process writes its journal."""

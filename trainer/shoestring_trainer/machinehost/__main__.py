@@ -3,6 +3,6 @@
 
 import sys
 
-from shoestring_trainer.machinehost.host import main
+from shoestring_trainer.machinehost.command_line import main
 
 sys.exit(main())

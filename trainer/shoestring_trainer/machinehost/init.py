@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A local machine's first process: runs the agent, serves the metadata, keeps the journal, ends the process tree.
+"""A local machine's first process: runs the agent, serves metadata, writes the journal and kills the process tree.
 
-It lives in a session of its own and needs no machine host once it runs: a notice's deadline and the end are its own.
-The host's orders lie as files in the machine's folder (SIGUSR1 tells of a new one), so none is lost with its sender.
+It runs in its own session and does not need the machine host: it enforces the deadline of a preemption notice itself.
+The host's requests are files in the machine's folder (SIGUSR1 announces a new one), so none is lost if the host dies.
 """
 
 from __future__ import annotations
@@ -20,127 +20,120 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shoestring_trainer import processes
-from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, end_cause, now_us, read_machine
+from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, classify_end, now_us, read_machine
+from shoestring_trainer.machinehost.machine_folder import (
+    AGENT_LOG,
+    BOOT_FILE,
+    RECLAIM_FILE,
+    STOP_FILE,
+    USER_DATA_FILE,
+    machine_environment,
+    read_request,
+)
 from shoestring_trainer.machinehost.metadata import MetadataServer
 
-GRACE_S = 5.0  # from SIGTERM to SIGKILL, unless the order says otherwise
-LOOK_S = 0.5  # an order whose signal was lost with its sender is found this late
-OWN_S = 10.0
+GRACE_S = 5.0  # from SIGTERM to SIGKILL, unless the request says otherwise
+POLL_INTERVAL_S = 0.5  # a request whose signal was lost because the host died is read this late
+START_TIMEOUT_S = 10.0
 SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD}
-BOOT, USER_DATA, AGENT_LOG = "boot.json", "user-data", "agent.log"
-STOP, RECLAIM = "stop.json", "reclaim.json"
 
 
 def main() -> NoReturn:
-    """Detach, then run the machine in this folder, unless it runs or has run already."""
+    """Detach, then run the machine of this folder, unless it runs or has run already."""
     folder = Path(sys.argv[1])
     if os.fork():
-        os._exit(0)  # the child belongs to nobody, so that it outlives the machine host and leaves it no zombie
+        os._exit(0)  # the orphan outlives the machine host and does not become its zombie
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    deadline = time.monotonic() + OWN_S  # a host that looks after the machine may hold the journal for a moment
+    deadline = time.monotonic() + START_TIMEOUT_S  # a host that checks the machine may hold the lock for a moment
     while read_machine(folder).state == "pending" and time.monotonic() < deadline:
-        if journal := Journal.own(folder):
-            if read_machine(folder).state == "pending":  # still so, now that nobody else can write
+        if journal := Journal.acquire(folder):
+            if read_machine(folder).state == "pending":  # again, now that no other process can write
                 run(folder, journal)
             break
         time.sleep(0.01)
-    os._exit(0)  # at once: the journal has said that the machine's last process is gone
+    os._exit(0)  # immediately: the journal says that the machine's last process has exited
 
 
 def run(folder: Path, journal: Journal) -> None:
-    """From start to end. The journal says `end` only after the last process is gone."""
-    if read_order(folder, STOP):
-        _note(journal, "stop")
-        _write_end(journal, end_cause(noticed=False, stopped=True, code=None), None)
+    """Run a machine from start to end. `end` is journaled only after its last process has exited."""
+    if read_request(folder, STOP_FILE):
+        _try_append(journal, "stop")
+        _write_end(journal, classify_end(noticed=False, stopped=True, exit_code=None), None)
         return
     processes.become_subreaper()
     record = read_machine(folder)
-    metadata = MetadataServer(record, (folder / USER_DATA).read_text())
-    journal.append("start", {**asdict(processes.current_process()), "metadata": metadata.url})
+    metadata = MetadataServer(record, (folder / USER_DATA_FILE).read_text())
+    journal.append("start", {**asdict(processes.current_process()), "metadata_url": metadata.url})
     agent = _start_agent(folder, metadata.url)
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
-    _note(journal, "agent", asdict(agent))
+    _try_append(journal, "agent_start", asdict(agent))
 
     noticed = stopped = False
-    asked: dict[str, Any] | None = None
-    kill_at, beat_at = math.inf, time.monotonic() + HEARTBEAT_S
-    while (code := _reap(agent.pid)) is None and time.monotonic() < kill_at:
-        if time.monotonic() >= beat_at:
-            beat_at = time.monotonic() + HEARTBEAT_S
-            _note(journal, "heartbeat")
-        if not noticed and (order := read_order(folder, RECLAIM)):
+    sigterm_request: dict[str, Any] | None = None
+    kill_at, heartbeat_at = math.inf, time.monotonic() + HEARTBEAT_S
+    while (exit_code := _reap(agent.pid)) is None and time.monotonic() < kill_at:
+        if time.monotonic() >= heartbeat_at:
+            heartbeat_at = time.monotonic() + HEARTBEAT_S
+            _try_append(journal, "heartbeat")
+        if not noticed and (request := read_request(folder, RECLAIM_FILE)):
             noticed = True
-            _note(journal, "notice", order)
-            if order["notice_s"] > 0:  # else it is taken without a word
-                metadata.record = replace(record, taken_at=order["taken_at"])
-            kill_at = min(kill_at, _monotonic(order["taken_at"]))
-        if order := read_order(folder, STOP) or asked:
-            kill_at = min(kill_at, _monotonic(order["kill_at"]))  # a later order may hasten the end
+            _try_append(journal, "notice", request)
+            if request["notice_s"] > 0:  # else it is preempted without notice
+                metadata.record = replace(record, reclaim_at=request["reclaim_at"])
+            kill_at = min(kill_at, _monotonic(request["reclaim_at"]))
+        if request := read_request(folder, STOP_FILE) or sigterm_request:
+            kill_at = min(kill_at, _monotonic(request["kill_at"]))  # a later request may shorten the grace period
             if not stopped:
                 stopped = True
-                _note(journal, "stop")
+                _try_append(journal, "stop")
                 agent.send_signal(signal.SIGTERM)
-        if _wait(min(beat_at, kill_at, time.monotonic() + LOOK_S)) == signal.SIGTERM:
-            asked = {"kill_at": now_us() + round(GRACE_S * 1e6)}
+        if _wait_for_signal(min(heartbeat_at, kill_at, time.monotonic() + POLL_INTERVAL_S)) == signal.SIGTERM:
+            sigterm_request = {"kill_at": now_us() + round(GRACE_S * 1e6)}
 
-    code = _kill_tree(folder, agent.pid, code)
-    _write_end(journal, end_cause(noticed=noticed, stopped=stopped, code=code), code)
-
-
-def marks(folder: Path) -> dict[str, str]:
-    """The variables by which every process of a machine is known, whatever its session or parent."""
-    return {"SHOESTRING_MACHINE_ID": folder.name, "SHOESTRING_MACHINE_DIR": str(folder)}
-
-
-def read_order(folder: Path, name: str) -> dict[str, Any] | None:
-    """What the host ordered, or None. Orders appear whole, by rename."""
-    try:
-        order: dict[str, Any] = json.loads((folder / name).read_text())
-    except FileNotFoundError:
-        return None
-    return order
+    exit_code = _kill_tree(folder, agent.pid, exit_code)
+    _write_end(journal, classify_end(noticed=noticed, stopped=stopped, exit_code=exit_code), exit_code)
 
 
 def _start_agent(folder: Path, metadata_url: str) -> processes.Process:
-    """Run the agent in its own session, to die with this init. A command that can't be run exits 127."""
+    """Start the agent in its own session; it is killed when this init dies. A command that can't be run exits 127."""
     init = os.getpid()
 
-    def prepare() -> None:
+    def before_exec() -> None:
         processes.die_with_parent(init)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    command = json.loads((folder / BOOT).read_text())["command"]
-    with (folder / AGENT_LOG).open("ab") as log:
+    command = json.loads((folder / BOOT_FILE).read_text())["command"]
+    with (folder / AGENT_LOG).open("ab") as output:
         agent = subprocess.Popen(
             ["/bin/sh", "-c", 'exec "$@"', "sh", *command],
             cwd=folder,
             env={**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_url},
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
-            preexec_fn=prepare,  # noqa: PLW1509 - no second thread runs yet
+            preexec_fn=before_exec,  # noqa: PLW1509 - no other thread runs yet
         )
-    agent.returncode = 0  # read by _reap, as all children are; keeps Popen from waiting for it as well
+    agent.returncode = 0  # _reap waits for all children; this keeps Popen from waiting for it too
     return processes.identify(agent.pid)
 
 
 def _reap(agent_pid: int) -> int | None:
-    """Read every child that has ended (orphans come here too); the agent's exit code if it was among them."""
-    code = None
+    """Wait for all children that have exited, orphans too; return the agent's exit code if it was among them."""
+    exit_code = None
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return code
+            return exit_code
         if pid == 0:
-            return code
+            return exit_code
         if pid == agent_pid:
-            code = os.waitstatus_to_exitcode(status)
+            exit_code = os.waitstatus_to_exitcode(status)
 
 
 def _has_children() -> bool:
-    """Certain for the whole tree: an orphan of a subreaper is its child."""
+    """Whether any process of the tree is left: the orphans of a subreaper are its children."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -149,51 +142,54 @@ def _has_children() -> bool:
 
 
 def _monotonic(at: int) -> float:
-    """A moment of the calendar (µs) as a moment of the monotonic clock, as far apart from now."""
+    """Convert a wall-clock time (µs) to the monotonic clock."""
     return time.monotonic() + (at - now_us()) / 1e6
 
 
-def _wait(until: float) -> int | None:
-    """Sleep until a signal or this monotonic moment."""
-    got = signal.sigtimedwait(SIGNALS, max(0.0, until - time.monotonic()))
-    return got.si_signo if got else None
+def _wait_for_signal(until: float) -> int | None:
+    """Sleep until a signal arrives or until this monotonic time; return the signal."""
+    received = signal.sigtimedwait(SIGNALS, max(0.0, until - time.monotonic()))
+    return received.si_signo if received else None
 
 
-def _kill_tree(folder: Path, agent_pid: int, code: int | None) -> int | None:
-    """Returns once every process of the machine is gone, with the agent's exit code."""
-    me = processes.current_process()
+def _kill_tree(folder: Path, agent_pid: int, exit_code: int | None) -> int | None:
+    """Kill every other process of the machine; return the agent's exit code when all have exited."""
+    init = processes.current_process()
 
-    def rest() -> set[processes.Process]:
-        return (processes.descendants(me.pid) | processes.with_environment(marks(folder))) - {me}
+    def find_others() -> set[processes.Process]:
+        marked = processes.find_by_environment(machine_environment(folder))
+        return (processes.descendants(init.pid) | marked) - {init}
 
     def no_children() -> bool:
-        nonlocal code
-        ended = _reap(agent_pid)
-        code = ended if ended is not None else code
+        nonlocal exit_code
+        reaped = _reap(agent_pid)
+        exit_code = reaped if reaped is not None else exit_code
         return not _has_children()
 
-    while not processes.kill_all(rest, no_children=no_children, within_s=GRACE_S):
-        sys.stderr.write(f"some processes do not die; trying on: {sorted(each.pid for each in rest())}\n")
-    return code
+    while not processes.kill_all(find_others, no_children=no_children, timeout_s=GRACE_S):
+        sys.stderr.write(
+            f"some processes can't be killed; retrying: {sorted(process.pid for process in find_others())}\n"
+        )
+    return exit_code
 
 
-def _note(journal: Journal, event: str, fields: dict[str, Any] | None = None) -> None:
-    """A full disk must not stop a machine that could go on, nor save one that must end."""
+def _try_append(journal: Journal, event: str, fields: dict[str, Any] | None = None) -> None:
+    """Journal an event, or log the error: a full disk must neither stop a machine nor keep one alive."""
     try:
         journal.append(event, fields)
     except OSError as error:
         sys.stderr.write(f"{event} not journaled: {error}\n")
 
 
-def _write_end(journal: Journal, cause: str, code: int | None) -> None:
-    """The end is the provider's word: it is tried until it is on the disk, with the moment at which it was true."""
+def _write_end(journal: Journal, cause: str, exit_code: int | None) -> None:
+    """Journal the end, retrying until it is on disk, with the time at which it happened."""
     at = now_us()
     while True:
         try:
-            journal.append("end", {"cause": cause, "code": code}, at=at)
+            journal.append("end", {"cause": cause, "exit_code": exit_code}, at=at)
             return
         except OSError as error:
-            sys.stderr.write(f"end not journaled, trying again: {error}\n")
+            sys.stderr.write(f"end not journaled, retrying: {error}\n")
             time.sleep(1)
 
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine's journal: the provider's word about it, one fsynced JSON line per event, and what those lines add up to.
+"""A machine's journal: the provider's record of it, one fsynced JSON line per event, and the record they add up to.
 
-    launch     token, tags, type, market, price, body_sha256       written before anything runs
-    start      pid, start, boot, metadata                          the init; nothing of the machine ran before this line
-    agent      pid, start, boot
-    heartbeat                                                      every HEARTBEAT_S
-    notice     notice_s, taken_at                                  the provider will take the machine at `taken_at`
-    stop                                                           somebody asked for its end
-    end        cause, code                                         every process of the machine is gone
+    launch       id, token, tags, type, market, price, body_sha256  written before any process starts
+    start        pid, start_time, boot_id, metadata_url             the init; no process of the machine ran before
+    agent_start  pid, start_time, boot_id
+    heartbeat                                                       every HEARTBEAT_S
+    notice       notice_s, reclaim_at                               the provider ends the machine at `reclaim_at`
+    stop                                                            its end was requested
+    end          cause, exit_code                                   every process of the machine has exited
 
-Every line has `at`. All times are µs since the epoch, UTC. The first `end` is the end: nothing follows it.
-Only the holder of the file's lock writes: so at most one init ever runs a machine, and a free lock means a dead init.
+Every line has `at`. All times are µs since the epoch, UTC. Lines after the first `end` are ignored.
+Only the holder of the file's lock writes, so at most one init runs a machine, and a free lock means that the init died.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Any, Literal, Self
 
 from shoestring_trainer.processes import Process
 
-FILE = "journal.jsonl"
+JOURNAL_FILE = "journal.jsonl"
 HEARTBEAT_S = 5.0
 State = Literal["pending", "running", "stopping", "ended"]
 
 
 @dataclass(frozen=True)
 class MachineRecord:
-    """What a journal says. Enough to bill a machine and to name its processes."""
+    """The content of a journal: enough to bill a machine and to identify its processes."""
 
     id: str
     token: str
@@ -43,103 +43,104 @@ class MachineRecord:
     market: str
     price: str
     launched_at: int
-    last_at: int
+    last_event_at: int
     started_at: int | None = None
     init: Process | None = None
     agent: Process | None = None
-    metadata: str | None = None
+    metadata_url: str | None = None
     notice_at: int | None = None
-    taken_at: int | None = None
-    stop_at: int | None = None
+    reclaim_at: int | None = None
+    stop_requested_at: int | None = None
     ended_at: int | None = None
     end_cause: str | None = None
-    end_code: int | None = None
+    exit_code: int | None = None
 
     @property
     def state(self) -> State:
         if self.ended_at is not None:
             return "ended"
-        if self.stop_at is not None:
+        if self.stop_requested_at is not None:
             return "stopping"
         return "running" if self.started_at is not None else "pending"
 
 
 def read_machine(folder: Path) -> MachineRecord:
-    """The machine of this folder. Raises FileNotFoundError without a journal, ValueError if it holds no launch."""
-    record, _ = read_on(folder / FILE, None, 0)
+    """The record of a folder's machine. Raises FileNotFoundError without a journal, ValueError without a launch."""
+    record, _ = read_new_events(folder / JOURNAL_FILE, None, 0)
     if record is None:
-        raise ValueError(f"{folder / FILE} holds no launch")
+        raise ValueError(f"{folder / JOURNAL_FILE} contains no launch")
     return record
 
 
-def read_on(path: Path, record: MachineRecord | None, offset: int) -> tuple[MachineRecord | None, int]:
-    """Fold the complete lines past `offset` into `record`; returns it with the offset to go on from."""
+def read_new_events(path: Path, record: MachineRecord | None, offset: int) -> tuple[MachineRecord | None, int]:
+    """Apply the complete lines after `offset` to `record`; return it with the offset to continue from."""
     with path.open("rb") as file:
         file.seek(offset)
-        fresh = file.read()
-    complete = fresh[: fresh.rfind(b"\n") + 1]
+        appended = file.read()
+    complete = appended[: appended.rfind(b"\n") + 1]
     for line in complete.splitlines():
-        record = fold(record, _parse(line))
+        record = apply_event(record, _parse(line))
     return record, offset + len(complete)
 
 
-def fold(record: MachineRecord | None, line: dict[str, Any]) -> MachineRecord | None:
-    """One line more. Lines before the launch or after the end, and unreadable ones, change nothing."""
+def apply_event(record: MachineRecord | None, line: dict[str, Any]) -> MachineRecord | None:
+    """The record with one more line. Lines before the launch or after the end, and invalid ones, change nothing."""
     at, event = line.get("at"), line.get("event")
     if at is None:
         return record
     if record is None:
-        return _launched(line) if event == "launch" else None
+        return _launch(line) if event == "launch" else None
     if record.ended_at is not None:
         return record
     if event == "end":
-        return replace(record, last_at=at, ended_at=at, end_cause=line["cause"], end_code=line["code"])
-    record = replace(record, last_at=at)
+        return replace(record, last_event_at=at, ended_at=at, end_cause=line["cause"], exit_code=line["exit_code"])
+    record = replace(record, last_event_at=at)
     if event == "start":
-        return replace(record, started_at=at, init=_process(line), metadata=line["metadata"])
-    if event == "agent":
+        return replace(record, started_at=at, init=_process(line), metadata_url=line["metadata_url"])
+    if event == "agent_start":
         return replace(record, agent=_process(line))
     if event == "notice":
-        return replace(record, notice_at=at, taken_at=line["taken_at"])
+        return replace(record, notice_at=at, reclaim_at=line["reclaim_at"])
     if event == "stop":
-        return replace(record, stop_at=at)
+        return replace(record, stop_requested_at=at)
     return record
 
 
-def end_cause(*, noticed: bool, stopped: bool, code: int | None) -> str:
-    """Why a machine ended. A machine under notice was reclaimed, whatever ended it in the end.
+def classify_end(*, noticed: bool, stopped: bool, exit_code: int | None) -> str:
+    """Why a machine ended. After a notice that is `reclaimed`, whatever ended it.
 
-    code  the agent's exit code, -n if signal n killed it, None if nobody saw its end
+    exit_code  the agent's, -n if signal n killed it, None if it is unknown
     """
     if noticed:
         return "reclaimed"
     if stopped:
         return "requested"
-    return "exited" if code is not None and code >= 0 else "crashed"
+    return "exited" if exit_code is not None and exit_code >= 0 else "crashed"
 
 
 def now_us() -> int:
+    """Now, µs since the epoch."""
     return time.time_ns() // 1000
 
 
 class Journal:
-    """The right to write a machine's journal, held as a lock on the file; the kernel frees it when its holder dies."""
+    """The right to write a machine's journal: a lock on the file, which the kernel releases when its holder dies."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._drop_torn_line()
+        self._drop_partial_line()
 
     @classmethod
     def create(cls, folder: Path) -> Self:
-        """A new journal. Raises FileExistsError if there is one."""
-        descriptor = os.open(folder / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+        """Create and lock a journal. Raises FileExistsError if there is one."""
+        descriptor = os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return cls(descriptor)
 
     @classmethod
-    def own(cls, folder: Path) -> Self | None:
-        """Take the journal, or None if another process holds it."""
-        descriptor = os.open(folder / FILE, os.O_RDWR | os.O_APPEND)
+    def acquire(cls, folder: Path) -> Self | None:
+        """Lock the journal; None if another process holds the lock."""
+        descriptor = os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -148,13 +149,13 @@ class Journal:
         return cls(descriptor)
 
     def append(self, event: str, fields: Mapping[str, object] | None = None, *, at: int | None = None) -> None:
-        """Write one line and wait until it is on the disk. Raises OSError (disk full), and then leaves no torn line."""
+        """Write one line and fsync. Raises OSError, such as for a full disk, and then leaves no partial line."""
         line = {"at": now_us() if at is None else at, "event": event, **(fields or {})}
-        left = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        unwritten = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         size = os.fstat(self._descriptor).st_size
         try:
-            while left:
-                left = left[os.write(self._descriptor, left) :]
+            while unwritten:
+                unwritten = unwritten[os.write(self._descriptor, unwritten) :]
         except OSError:
             os.ftruncate(self._descriptor, size)
             raise
@@ -169,16 +170,16 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _drop_torn_line(self) -> None:
-        """A writer that lost its power may have left half a line; the next line must not be glued to it."""
+    def _drop_partial_line(self) -> None:
+        """A power loss may have left a partial line; the next line must not be appended to it."""
         size = os.fstat(self._descriptor).st_size
-        whole = os.pread(self._descriptor, size, 0).rfind(b"\n") + 1
-        if whole < size:
-            os.ftruncate(self._descriptor, whole)
+        complete = os.pread(self._descriptor, size, 0).rfind(b"\n") + 1
+        if complete < size:
+            os.ftruncate(self._descriptor, complete)
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """{} for a line that a loss of power has garbled: what the others say still holds."""
+    """{} for a line that a power loss has corrupted: the other lines are still valid."""
     try:
         parsed = json.loads(line)
     except ValueError:
@@ -186,10 +187,10 @@ def _parse(line: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _launched(line: dict[str, Any]) -> MachineRecord:
+def _launch(line: dict[str, Any]) -> MachineRecord:
     names = ("id", "token", "body_sha256", "tags", "type", "market", "price")
-    return MachineRecord(**{name: line[name] for name in names}, launched_at=line["at"], last_at=line["at"])
+    return MachineRecord(**{name: line[name] for name in names}, launched_at=line["at"], last_event_at=line["at"])
 
 
 def _process(line: dict[str, Any]) -> Process:
-    return Process(line["pid"], line["start"], line["boot"])
+    return Process(line["pid"], line["start_time"], line["boot_id"])

@@ -152,7 +152,7 @@ def _enter_own_process(request: StartRank) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     sys.argv = [sys.argv[0], "train", *request.arguments]
-    processes.set_name(f"rank {request.environment.get('RANK', '0')}")
+    processes.set_process_name(f"rank {request.environment.get('RANK', '0')}")
 
     import numpy
     import torch
