@@ -125,6 +125,12 @@ class RankExit(WireMessage):
     since: Step | None = None
     """nan: the first step with NaN or infinite values."""
     message: str = Field(default="", max_length=20_000)
+    """What went wrong; after an empty line the traceback."""
+
+    @property
+    def summary(self) -> str:
+        """What went wrong in one line, for lists and headers; the log and the member's event have the rest."""
+        return " ".join(self.message.partition("\n\n")[0].split())[:500]
 
 
 class MemberStatus(WireMessage):

@@ -201,11 +201,11 @@ def _after_rank_exits(gang: GangStatus, now: int, timeouts: Timeouts) -> Attempt
         return NoAction()  # the other ranks may still report the cause
     if gang.restarts < MAX_RESTARTS_WITHOUT_CHECKPOINT:
         first = killed or failed[0]
-        how = "was killed by a signal" if first.outcome == "signal" else f"failed: {first.message[:200]}"
+        how = "was killed by a signal" if first.outcome == "signal" else f"failed: {first.summary[:200]}"
         return Restart(f"rank {first.rank} {how}")
     if user_error is not None:
         return _end_with(user_error)
-    last = failed[0].message or "killed by a signal"
+    last = failed[0].summary or "killed by a signal"
     text = f"Ranks failed {gang.restarts + 1} times without a new checkpoint in between; the last error: {last}"
     return EndJob(EndReason.INFRASTRUCTURE, text)
 
@@ -227,13 +227,12 @@ def _after_clean_exits(
 
 def _recover_from_nan(end: wire.RankExit, gang: GangStatus) -> AttemptAction:
     """NaN is the same on all ranks, and the loss of a peer doesn't cause it: no need to wait for other reports."""
-    message = end.message.partition("\n\n")[0][:500]
     span = nan_recovery.next_skip(end.since or 1, gang.skips)
     if span is None:
-        return EndJob(EndReason.NAN, nan_recovery.failure_text(message, gang.skips))
-    return Restart(f"{message}; rolling back and skipping {nan_recovery.describe_spans([span])}", skip=span)
+        return EndJob(EndReason.NAN, nan_recovery.failure_text(end.summary, gang.skips))
+    return Restart(f"{end.summary}; rolling back and skipping {nan_recovery.describe_spans([span])}", skip=span)
 
 
 def _end_with(error: wire.RankExit) -> EndJob:
-    text = error.message or f"Rank {error.rank} failed ({error.kind})."
+    text = error.summary or f"Rank {error.rank} failed ({error.kind})."
     return EndJob(USER_ERRORS[error.kind or "user_code"], text)

@@ -101,6 +101,13 @@ def test_an_error_of_the_users_keeps_its_kind_and_its_words(kind):
     assert action == EndJob(EndReason(kind), f"rank 0: error {kind}")
 
 
+def test_the_reason_of_a_failed_job_is_one_line_without_the_traceback():
+    message = "class a is empty:\nadd images\n\nTraceback (most recent call last):\n  File ..."
+    error = wire.RankExit(rank=0, outcome="error", at=0.0, kind="data", message=message)
+    action = decide_attempt(gang(up(0, exits=(error,), ago=10), RUNNING), NOW, TIMEOUTS)
+    assert action == EndJob(EndReason.DATA, "class a is empty: add images")
+
+
 def test_numbers_that_break_are_passed_over_at_once_in_wider_and_wider_spans():
     broken = wire.RankExit(
         rank=0, outcome="error", at=2.0, kind="nan", message="the loss is nan\n\nTraceback", since=30
