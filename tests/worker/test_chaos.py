@@ -31,11 +31,11 @@ CALM_S = 1500
 LIMIT = money.from_decimal("0.20")
 
 
-def test_the_invariants_hold_in_any_storm_and_every_job_finishes_after_it(world: World, seed: int):
+def test_invariants_hold_under_random_faults_and_every_job_finishes_afterwards(world: World, seed: int):
     Drama(world, seed).play()
 
 
-def test_gangs_that_may_lose_machines_weather_the_storm_too(world: World, seed: int):
+def test_invariants_hold_under_random_faults_for_elastic_gangs(world: World, seed: int):
     Drama(world, seed, ("1..2", "1..3", "2..3")).play()
 
 

@@ -47,7 +47,7 @@ def spent(world: World) -> int:
         return db.sql.scalars(select(AccountRow.posted).where(AccountRow.kind == "org")).one()
 
 
-def test_a_job_runs_from_the_queue_to_its_receipt(world: World):
+def test_a_job_runs_from_queued_to_settled(world: World):
     job = world.submit(nodes=2)
     world.tick()
     assert world.job(job).state == "launching"
@@ -71,7 +71,7 @@ def test_a_job_runs_from_the_queue_to_its_receipt(world: World):
         assert db.sql.scalars(select(PriceRow.amount).order_by(PriceRow.amount)).all() == ["0.158", "0.526"]
 
 
-def test_the_stored_plan_says_what_was_decided_on_what(world: World):
+def test_the_stored_plan_contains_the_decision_and_its_inputs(world: World):
     job = world.submit()
     world.tick()
     with world.store.read() as db:
@@ -80,7 +80,7 @@ def test_the_stored_plan_says_what_was_decided_on_what(world: World):
     assert attempt.plan["offers"][0]["price"] == "0.158"
 
 
-def test_jobs_wait_for_slots_in_order_and_start_by_themselves(world: World):
+def test_jobs_wait_for_slots_in_order_and_start_when_slots_are_free(world: World):
     first, second, third = world.submit(nodes=4), world.submit(nodes=2), world.submit(nodes=1)
     world.tick()
     assert world.job(first).state == "launching"
@@ -91,7 +91,7 @@ def test_jobs_wait_for_slots_in_order_and_start_by_themselves(world: World):
     assert world.job(second).wait_reason is None
 
 
-def test_a_reclaimed_gang_goes_on_from_its_checkpoint_in_a_new_attempt(world: World):
+def test_a_preempted_gang_resumes_from_its_checkpoint_in_a_new_attempt(world: World):
     job = world.submit(nodes=2)
     world.tick()
     generation = world.form(job)
@@ -122,7 +122,7 @@ def test_a_reclaimed_gang_goes_on_from_its_checkpoint_in_a_new_attempt(world: Wo
     assert spent(world) == independent_bill(world)
 
 
-def test_a_checkpoint_on_its_way_counts_after_its_attempt_has_ended(world: World):
+def test_a_checkpoint_committed_after_its_attempt_ended_is_used(world: World):
     job = world.submit(nodes=2)
     world.tick()
     generation = world.form(job)
@@ -138,7 +138,7 @@ def test_a_checkpoint_on_its_way_counts_after_its_attempt_has_ended(world: World
     assert world.order(world.alive(job)[0].id).run.resume.step == 30
 
 
-def test_an_upload_whose_machine_died_before_it_could_say_so_is_adopted(world: World):
+def test_a_complete_upload_whose_machine_died_before_the_commit_is_adopted(world: World):
     job = world.submit()
     world.tick()
     generation = world.form(job)
@@ -151,7 +151,7 @@ def test_an_upload_whose_machine_died_before_it_could_say_so_is_adopted(world: W
 
 
 @pytest.mark.parametrize("flaw", ["torn", "ahead of its points", "another job's"])
-def test_an_upload_that_is_torn_or_ahead_of_its_points_is_not_adopted(world: World, flaw: str):
+def test_an_upload_that_is_incomplete_or_ahead_of_its_metrics_is_not_adopted(world: World, flaw: str):
     job = world.submit()
     world.tick()
     generation = world.form(job)
@@ -180,7 +180,7 @@ def upload(
             writer.finish()
 
 
-def test_a_killed_rank_starts_again_on_the_same_machines_three_times(world: World):
+def test_ranks_restart_on_the_same_machines_up_to_three_times_after_a_kill(world: World):
     job = world.submit(nodes=2)
     world.tick()
     for number in (1, 2, 3, 4):
@@ -192,7 +192,7 @@ def test_a_killed_rank_starts_again_on_the_same_machines_three_times(world: Worl
     assert len(world.provider.journal) == 2
 
 
-def test_a_new_checkpoint_gives_new_tries(world: World):
+def test_a_new_checkpoint_resets_the_restart_count(world: World):
     job = world.submit()
     world.tick()
     for number in range(1, 7):
@@ -204,7 +204,7 @@ def test_a_new_checkpoint_gives_new_tries(world: World):
     assert world.job(job).state == "running"
 
 
-def test_the_users_error_ends_the_job_once_all_machines_have_reported_on(world: World):
+def test_a_user_error_ends_the_job_once_all_machines_have_reported(world: World):
     job = world.submit(nodes=2)
     world.tick()
     generation = world.form(job)
@@ -239,7 +239,7 @@ def test_a_stopped_job_drains_ends_and_is_settled(world: World):
     assert spent(world) == independent_bill(world) > 0
 
 
-def test_a_stop_while_launching_ends_what_was_bought(world: World):
+def test_a_stop_while_launching_terminates_the_launched_machines(world: World):
     job = world.submit()
     world.tick()
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
@@ -250,7 +250,7 @@ def test_a_stop_while_launching_ends_what_was_bought(world: World):
     assert world.job(job).settled_at is not None
 
 
-def test_a_machine_that_does_not_leave_is_ended_through_the_provider(world: World):
+def test_a_machine_that_does_not_exit_is_terminated_through_the_provider(world: World):
     job = world.submit()
     world.tick()
     world.form(job)
@@ -286,7 +286,7 @@ def test_a_job_at_its_time_limit_keeps_its_checkpoint(world: World):
 # Money
 
 
-def test_a_long_run_is_funded_as_it_goes_and_pays_what_it_used(world: World):
+def test_holds_of_a_long_run_are_extended_and_it_pays_what_it_used(world: World):
     job = world.submit()
     world.tick()
     world.form(job)
@@ -304,7 +304,7 @@ def test_a_long_run_is_funded_as_it_goes_and_pays_what_it_used(world: World):
     assert spent(world) == independent_bill(world) == money.cost("0.158", 300 * S)
 
 
-def test_a_job_whose_money_runs_out_is_paused_and_goes_on_after_a_grant(world: World):
+def test_a_job_that_exhausts_its_budget_is_paused_and_resumes_after_the_limit_is_raised(world: World):
     limit = money.cost_ceiling("0.526", 80 * S)
     world.budget(limit)
     job = world.submit()
@@ -343,7 +343,7 @@ def test_on_budget_stop_ends_the_job(world: World):
     assert world.job(job).end_reason == "budget"
 
 
-def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World):
+def test_lowering_the_limit_during_a_run_pauses_the_job_and_shows_the_overdraft(world: World):
     world.budget(money.from_decimal("5"))
     job = world.submit()
     world.tick()
@@ -368,7 +368,7 @@ def test_a_limit_cut_mid_run_pauses_the_job_and_shows_the_overdraft(world: World
         assert db.sql.scalars(select(AccountRow.overdraft).where(AccountRow.kind == "team")).one() == 0
 
 
-def test_a_grant_that_comes_while_the_job_is_still_pausing_queues_it_when_its_machines_are_gone(world: World):
+def test_raising_the_limit_while_the_job_is_pausing_queues_it_once_its_machines_are_terminated(world: World):
     job = world.submit()
     world.tick()
     world.form(job)
@@ -381,7 +381,7 @@ def test_a_grant_that_comes_while_the_job_is_still_pausing_queues_it_when_its_ma
     assert (world.job(job).state, world.job(job).attempt) == ("launching", 2)
 
 
-def test_two_jobs_and_money_for_one(world: World):
+def test_of_two_jobs_only_one_starts_when_the_budget_covers_one(world: World):
     world.budget(money.cost_ceiling("0.526", 75 * S))
     first, second = world.submit(), world.submit()
     world.tick()
@@ -393,7 +393,7 @@ def test_two_jobs_and_money_for_one(world: World):
     assert world.job(second).state == "launching"
 
 
-def test_a_void_machine_gives_its_money_back_at_once(world: World):
+def test_a_void_machine_releases_its_hold_at_once(world: World):
     world.provider.slots = 0
     world.submit()
     offers = world.provider.offers()

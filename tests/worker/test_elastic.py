@@ -55,7 +55,7 @@ def test_survivors_form_the_next_generation_and_the_lost_machine_is_replaced(wor
     assert (newcomer.ordinal, newcomer.attempt) == (4, 1)
 
 
-def test_a_newcomer_is_let_in_after_a_step_and_a_checkpoint(world: World):
+def test_a_newcomer_joins_after_a_step_and_a_checkpoint(world: World):
     job = running(world)
     lose(world, job, 0)
     world.tick(3)
@@ -82,7 +82,7 @@ def test_a_newcomer_is_let_in_after_a_step_and_a_checkpoint(world: World):
     assert spent(world) == independent_bill(world)
 
 
-def test_a_machine_on_notice_leaves_after_the_checkpoint_and_the_others_go_on(world: World):
+def test_a_machine_with_a_preemption_notice_leaves_after_the_checkpoint_and_the_others_continue(world: World):
     job = running(world)
     first, *others = world.alive(job)
     world.store.write(lambda db: agents.record_notice(db, first.id, world.clock.now + 10 * S))
@@ -97,7 +97,7 @@ def test_a_machine_on_notice_leaves_after_the_checkpoint_and_the_others_go_on(wo
     assert world.order(first.id).kind == "wait"
 
 
-def test_with_fewer_than_the_least_number_the_attempt_ends_as_it_always_did(world: World):
+def test_with_fewer_machines_than_the_minimum_the_attempt_ends(world: World):
     job = running(world)
     for slot in (0, 1, 3):
         lose(world, job, slot)
@@ -106,14 +106,14 @@ def test_with_fewer_than_the_least_number_the_attempt_ends_as_it_always_did(worl
     assert {world.order(one.id).kind for one in world.alive(job)} == {"shutdown"}
 
 
-def test_a_gang_without_a_least_number_loses_all_with_one(world: World):
+def test_without_a_minimum_the_loss_of_one_machine_ends_the_attempt(world: World):
     job = running(world, nodes="4..4")
     lose(world, job, 2)
     world.tick(3)
     assert world.job(job).state == "queued"
 
 
-def test_a_survivor_that_does_not_get_ready_is_ended_and_left_behind(world: World):
+def test_a_survivor_that_does_not_get_ready_is_terminated_and_left_out(world: World):
     job = running(world)
     lose(world, job, 3)
     world.tick(3)
@@ -130,7 +130,7 @@ def test_a_survivor_that_does_not_get_ready_is_ended_and_left_behind(world: Worl
     assert [slot for slot in members(world, job) if slot in (0, 2)] == [0, 2]
 
 
-def test_a_gang_begins_with_those_that_came(world: World):
+def test_a_gang_starts_with_the_machines_that_registered_in_time(world: World):
     world.provider.fault = lambda token: "refuse" if len(world.provider.alive()) >= 3 else None
     job = world.submit(nodes="2..4")
     for _ in range(61):
@@ -150,7 +150,7 @@ def test_a_gang_begins_with_those_that_came(world: World):
     assert "drain" in {world.order(one.id).kind for one in world.alive(job)}
 
 
-def test_generations_tell_how_the_gang_changed(world: World):
+def test_generations_record_how_the_gang_changed(world: World):
     job = running(world)
     lose(world, job, 1)
     world.tick(3)

@@ -45,7 +45,7 @@ def launches(world: World) -> int:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_worker_killed_around_the_provider_call_buys_one_machine(world: World, moment: str):
+def test_a_worker_killed_around_the_provider_call_launches_one_machine(world: World, moment: str):
     job = world.submit()
     provider = DyingProvider(world.provider, moment)
     world.control_loop = make_control_loop(world.store, provider, world.objects, world.timeouts, world.clock)
@@ -62,7 +62,7 @@ def test_a_worker_killed_around_the_provider_call_buys_one_machine(world: World,
 
 
 @pytest.mark.parametrize("fault", ["lost_request", "lost_reply"])
-def test_a_call_without_an_answer_is_made_again_with_the_same_bytes(world: World, fault: str):
+def test_a_call_without_an_answer_is_repeated_with_the_same_request(world: World, fault: str):
     faults = [fault, fault]
     world.provider.fault = lambda _: faults.pop() if faults else None
     world.provider.hidden = 5 * S
@@ -73,7 +73,7 @@ def test_a_call_without_an_answer_is_made_again_with_the_same_bytes(world: World
     assert [machine.state for machine in world.machines(job)] == ["up"]
 
 
-def test_a_refused_slot_is_asked_for_again_by_a_new_row_a_little_later_each_time(world: World):
+def test_a_refused_slot_is_requested_again_by_a_new_row_with_backoff(world: World):
     faults = ["refuse"] * 3
     world.provider.fault = lambda _: faults.pop() if faults else None
     job = world.submit()
@@ -87,7 +87,7 @@ def test_a_refused_slot_is_asked_for_again_by_a_new_row_a_little_later_each_time
     assert launches(world) == 1
 
 
-def test_a_refusal_after_an_unknown_outcome_gives_the_row_up_only_after_the_consistency_window(world: World):
+def test_a_refusal_after_an_unknown_outcome_voids_the_row_only_after_the_consistency_window(world: World):
     faults = ["refuse", "lost_request"]
     world.provider.fault = lambda _: faults.pop() if faults else None
     job = world.submit()
@@ -100,7 +100,7 @@ def test_a_refusal_after_an_unknown_outcome_gives_the_row_up_only_after_the_cons
     assert [machine.state for machine in world.machines(job)] == ["void", "up"]
 
 
-def test_an_attempt_that_bought_nothing_gives_up_and_opens_again_under_its_number(world: World):
+def test_an_attempt_that_launched_nothing_closes_and_reopens_under_its_number(world: World):
     world.provider.fault = lambda _: "refuse"
     job = world.submit()
     for _ in range(70):
@@ -120,7 +120,7 @@ def test_an_attempt_that_bought_nothing_gives_up_and_opens_again_under_its_numbe
 
 
 @pytest.mark.parametrize("refused_slot", [0, 1])
-def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World, refused_slot: int):
+def test_an_incomplete_gang_is_terminated_after_the_launch_window(world: World, refused_slot: int):
     job = world.submit(nodes=2)
 
     def fault(token: str) -> Fault | None:  # by slot, because the launch calls of a tick run in any order
@@ -146,7 +146,7 @@ def test_an_incomplete_gang_is_given_back_after_the_launch_window(world: World, 
     assert world.provider.alive() == []
 
 
-def test_a_silent_provider_stops_nothing_that_runs_and_hides_no_end(world: World):
+def test_an_unreachable_provider_stops_no_running_job_and_hides_no_termination(world: World):
     job = world.submit()
     world.tick()
     generation = world.form(job)
@@ -165,7 +165,7 @@ def test_a_silent_provider_stops_nothing_that_runs_and_hides_no_end(world: World
     assert world.job(job).settled_at is not None
 
 
-def test_a_machine_that_no_row_wants_is_ended_and_others_are_left_alone(world: World):
+def test_a_machine_without_a_row_is_terminated_and_others_are_left_alone(world: World):
     tags = {"shoestring": world.control_loop.deployment}
     stray = world.provider.launch(LaunchRequest("stray", "local", "", tags, "sim", "spot", "0.158", {}))
     others = world.provider.launch(LaunchRequest("other", "local", "", {"shoestring": "b"}, "sim", "spot", "0.158", {}))
@@ -174,7 +174,7 @@ def test_a_machine_that_no_row_wants_is_ended_and_others_are_left_alone(world: W
     assert stray.id not in {one.id for one in world.provider.alive()}
 
 
-def test_a_silent_machine_is_ended_through_the_provider(world: World):
+def test_an_unresponsive_machine_is_terminated_through_the_provider(world: World):
     job = world.submit()
     world.tick()
     world.form(job)
@@ -184,7 +184,7 @@ def test_a_silent_machine_is_ended_through_the_provider(world: World):
     assert world.job(job).attempt == 2 or world.job(job).state == "queued"
 
 
-def test_a_machine_that_renewed_in_time_is_not_ended_by_a_late_decision(world: World):
+def test_a_machine_that_renewed_in_time_is_not_terminated_by_a_stale_decision(world: World):
     job = world.submit()
     world.tick()
     world.form(job)
@@ -195,7 +195,7 @@ def test_a_machine_that_renewed_in_time_is_not_ended_by_a_late_decision(world: W
     assert world.machines(job)[0].state == "up"
 
 
-def test_silence_does_not_count_while_the_service_itself_was_silent(world: World):
+def test_missed_reports_do_not_count_while_the_service_was_down(world: World):
     job = world.submit()
     world.tick()
     world.form(job)
@@ -205,7 +205,7 @@ def test_silence_does_not_count_while_the_service_itself_was_silent(world: World
     assert len(world.provider.alive()) == 1
 
 
-def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_to_the_last_moment(world: World):
+def test_a_machine_missing_at_the_provider_is_terminated_after_two_sweeps_and_billed_until_then(world: World):
     job = world.submit()
     world.tick()
     world.form(job)
@@ -223,7 +223,7 @@ def test_a_machine_that_the_provider_forgot_is_gone_after_two_sweeps_and_billed_
 # Races
 
 
-def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
+def test_of_two_plans_made_at_the_same_epoch_one_is_applied(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = planning.load_snapshot(db, world.timeouts)
@@ -239,7 +239,7 @@ def test_of_two_plans_made_at_the_same_epoch_one_wins(world: World):
     assert len(world.machines(job)) == 1
 
 
-def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
+def test_a_plan_for_a_job_that_was_stopped_since_places_no_hold(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = planning.load_snapshot(db, world.timeouts)
@@ -253,7 +253,7 @@ def test_a_plan_for_a_job_that_was_stopped_since_holds_no_money(world: World):
         assert db.sql.scalars(select(AccountRow.held).where(AccountRow.kind == "org")).one() == 0
 
 
-def test_two_workers_racing_for_money_that_covers_one_start_exactly_one(world: World):
+def test_two_workers_start_exactly_one_job_when_the_budget_covers_one(world: World):
     world.budget(money.cost_ceiling("0.526", 75 * S))
     submitted = [world.submit(), world.submit()]
     loops = [world.control_loop, world.another_control_loop(), world.another_control_loop()]
@@ -269,7 +269,7 @@ def test_two_workers_racing_for_money_that_covers_one_start_exactly_one(world: W
     assert world.job(waiting).wait_reason == "budget"
 
 
-def test_many_workers_ticking_at_once_buy_one_machine_for_each_slot(world: World):
+def test_many_workers_ticking_at_once_launch_one_machine_per_slot(world: World):
     submitted = [world.submit(nodes=2), world.submit(nodes=2)]
     loops = [world.another_control_loop() for _ in range(4)]
     for _ in range(4):
@@ -302,7 +302,7 @@ def test_the_last_two_agents_to_register_at_once_open_one_generation(world: Worl
 # Agents
 
 
-def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_an_alarm(world: World):
+def test_the_first_session_is_bound_a_repeat_succeeds_and_another_is_refused_with_an_event(world: World):
     job = world.submit()
     world.tick()
     (machine,) = world.machines(job)
@@ -325,7 +325,7 @@ def test_the_first_session_binds_the_same_succeeds_and_another_is_refused_with_a
         assert db.sql.scalar(select(func.count()).select_from(EventRow).where(EventRow.kind == "alarm")) == 2
 
 
-def test_a_repeated_ready_changes_nothing_and_an_old_one_moves_nothing(world: World):
+def test_a_repeated_or_outdated_ready_changes_nothing(world: World):
     job = world.submit(nodes=2)
     world.tick()
     world.register(job)
@@ -353,7 +353,7 @@ def running(world: World) -> tuple[UUID, UUID]:
     return job, world.alive(job)[0].id
 
 
-def test_a_commit_told_again_changes_nothing(world: World, running: tuple[UUID, UUID]):
+def test_a_repeated_checkpoint_commit_changes_nothing(world: World, running: tuple[UUID, UUID]):
     job, machine = running
     assert world.commit(machine, 1, 10, nonce="000001")
     assert world.commit(machine, 1, 10, nonce="000001")
@@ -364,7 +364,7 @@ def test_a_commit_told_again_changes_nothing(world: World, running: tuple[UUID, 
         assert db.sql.scalars(select(CheckpointRow.step).order_by(CheckpointRow.step)).all() == [10, 20]
 
 
-def test_the_final_checkpoint_of_a_step_that_was_saved_already_brings_its_artifacts(world: World, running):
+def test_the_final_checkpoint_of_an_already_saved_step_adds_its_artifacts(world: World, running):
     job, machine = running
     assert world.commit(machine, 1, 20)
     assert world.commit(machine, 1, 20, "final")
@@ -375,12 +375,12 @@ def test_the_final_checkpoint_of_a_step_that_was_saved_already_brings_its_artifa
     assert world.commit(machine, 1, 20, nonce="000001") is False  # long replaced
 
 
-def test_an_upload_never_given_out_is_refused(world: World, running):
+def test_an_upload_that_was_never_offered_is_refused(world: World, running):
     with pytest.raises(InvalidRequest):
         world.commit(running[1], 1, 10, nonce="000007")
 
 
-def test_a_checkpoint_waits_for_the_points_it_stands_on(world: World, running):
+def test_a_checkpoint_is_committed_only_after_the_metrics_up_to_its_step(world: World, running):
     job, machine = running
     said = wire.CheckpointCommit(
         generation=1, step=10, nonce="000001", manifest_sha256="0" * 64, bytes=1, through_seq=3, reason="periodic"
@@ -392,7 +392,7 @@ def test_a_checkpoint_waits_for_the_points_it_stands_on(world: World, running):
     assert world.job(job).checkpoint is not None
 
 
-def test_an_older_generation_moves_nothing_and_is_kept_as_history(world: World, running):
+def test_reports_of_an_older_generation_change_no_state_and_are_stored(world: World, running):
     job, machine = running
     world.exits(machine, 1, "signal")
     world.tick()
@@ -404,7 +404,7 @@ def test_an_older_generation_moves_nothing_and_is_kept_as_history(world: World, 
         assert db.sql.scalars(select(CheckpointRow.generation)).all() == [1]
 
 
-def test_a_machine_that_has_no_part_in_a_generation_commits_nothing(world: World, running):
+def test_a_machine_that_is_not_a_member_of_a_generation_commits_nothing(world: World, running):
     other = world.submit()
     world.tick()
     world.form(other)
@@ -412,7 +412,7 @@ def test_a_machine_that_has_no_part_in_a_generation_commits_nothing(world: World
         world.commit(world.alive(other)[0].id, 7, 10, nonce="000001")
 
 
-def test_only_rank_zeros_machine_uploads(world: World):
+def test_only_the_machine_of_rank_0_uploads(world: World):
     job = world.submit(nodes=2)
     world.tick()
     world.form(job)
@@ -424,7 +424,7 @@ def test_only_rank_zeros_machine_uploads(world: World):
 # Rest
 
 
-def test_an_idle_service_asks_the_provider_only_now_and_then(world: World):
+def test_an_idle_service_lists_the_providers_machines_rarely(world: World):
     asked = 0
     listing = world.provider.list
 

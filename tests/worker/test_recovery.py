@@ -42,7 +42,7 @@ def break_at(world: World, job: UUID, since: int) -> wire.LaunchConfig | None:
 
 
 @pytest.mark.parametrize("nodes", [2, "1..2"])
-def test_each_time_it_goes_further_back_and_passes_over_more_until_enough_was_tried(world: World, nodes: int | str):
+def test_each_recovery_rolls_back_further_and_skips_more_steps_until_the_limit(world: World, nodes: int | str):
     job = running(world, nodes=nodes)
     machines = {machine.id for machine in world.alive(job)}
     save(world, job, 10, 20, 30, 40)
@@ -68,7 +68,7 @@ def test_each_time_it_goes_further_back_and_passes_over_more_until_enough_was_tr
     assert "skipping the batches of steps 45, 44 to 47, 33 to 48 did not help" in done.end_text
 
 
-def test_a_recovered_job_saves_from_there_on_and_succeeds(world: World):
+def test_a_recovered_job_saves_checkpoints_and_succeeds(world: World):
     job = running(world, nodes=2)
     save(world, job, 10, 20)
     break_at(world, job, 12)  # scored only at 20, say: what was saved after it is not gone back to
@@ -85,14 +85,14 @@ def test_a_recovered_job_saves_from_there_on_and_succeeds(world: World):
     assert world.job(job).end_reason == "succeeded"
 
 
-def test_without_a_checkpoint_before_it_the_job_starts_anew(world: World):
+def test_without_an_earlier_checkpoint_the_job_starts_from_the_beginning(world: World):
     job = running(world, nodes=2)
     run = break_at(world, job, 7)
     assert (run.resume, run.task["skip"]) == (None, [[7, 7]])
     assert world.job(job).checkpoint is None
 
 
-def test_a_retry_goes_on_without_what_was_passed_over(world: World):
+def test_a_retry_skips_the_same_steps(world: World):
     job = running(world, nodes=2)
     save(world, job, 10, 20)
     break_at(world, job, 25)

@@ -90,13 +90,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_death_has_its_owner(name):
+def test_each_exit_is_attributed_to_its_cause(name):
     given, expected = CASES[name]
     assert isinstance(decide_attempt(given, NOW, TIMEOUTS), expected)
 
 
 @pytest.mark.parametrize("kind", ["user_code", "out_of_memory", "nan", "data"])
-def test_an_error_of_the_users_keeps_its_kind_and_its_words(kind):
+def test_a_user_error_keeps_its_kind_and_message(kind):
     action = decide_attempt(gang(up(0, exits=(end("error", 0, kind),), ago=10), RUNNING), NOW, TIMEOUTS)
     assert action == EndJob(EndReason(kind), f"rank 0: error {kind}")
 
@@ -108,7 +108,7 @@ def test_the_reason_of_a_failed_job_is_one_line_without_the_traceback():
     assert action == EndJob(EndReason.DATA, "class a is empty: add images")
 
 
-def test_numbers_that_break_are_passed_over_at_once_in_wider_and_wider_spans():
+def test_steps_with_a_nan_are_skipped_at_once_in_increasing_spans():
     broken = wire.RankExit(
         rank=0, outcome="error", at=2.0, kind="nan", message="the loss is nan\n\nTraceback", since=30
     )
@@ -127,11 +127,11 @@ def test_numbers_that_break_are_passed_over_at_once_in_wider_and_wider_spans():
     assert "steps 30, 27 to 30, 15 to 30 did not help" in last.text
 
 
-def test_no_span_begins_before_the_first_step():
+def test_no_span_starts_before_the_first_step():
     assert next_skip(3, [(1, 1), (1, 2)]) == (1, 3)
 
 
-def test_ranks_start_again_three_times_without_a_new_checkpoint_and_then_it_is_the_infrastructure():
+def test_ranks_restart_three_times_without_a_new_checkpoint_then_the_infrastructure_is_blamed():
     for restarts in range(MAX_RESTARTS_WITHOUT_CHECKPOINT):
         assert isinstance(
             decide_attempt(gang(up(0, exits=(end("signal"),)), RUNNING, restarts=restarts), NOW, TIMEOUTS), Restart
@@ -147,7 +147,7 @@ def test_ranks_start_again_three_times_without_a_new_checkpoint_and_then_it_is_t
     ("end_cause", "notice_at", "reason"),
     [("reclaimed", None, "preempted"), ("exited", 1, "preempted"), ("crashed", None, "machine_lost")],
 )
-def test_a_machine_that_was_reclaimed_or_had_a_notice_was_preempted_and_any_other_was_lost(
+def test_a_machine_that_was_reclaimed_or_had_a_notice_counts_as_preempted_any_other_as_lost(
     end_cause, notice_at, reason
 ):
     ended = MachineStatus(0, MachineState.TERMINATED, end_cause, notice_at)
@@ -160,7 +160,7 @@ def test_a_generation_that_does_not_form_in_time_ends_the_attempt():
     assert decide_attempt(forming, NOW + 25 * S, TIMEOUTS).reason == "not_ready"
 
 
-def test_a_gang_that_is_not_complete_after_the_launch_window_gives_up():
+def test_a_gang_that_is_incomplete_after_the_launch_window_ends_the_attempt():
     for second in ((), (MachineStatus(1, MachineState.CALLING),)):
         launching = gang(up(0), *second, state=None)
         assert decide_attempt(launching, NOW + 29 * S, TIMEOUTS) == NoAction()

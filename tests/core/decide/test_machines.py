@@ -64,11 +64,11 @@ def standing(job=JobState.RUNNING, part=FORMED, machine=MachineState.UP, attempt
         (standing(JobState.STOPPING, current=False), "shutdown"),
     ],
 )
-def test_each_machine_is_told_what_its_job_needs(given, kind):
+def test_each_machine_gets_the_order_that_its_job_needs(given, kind):
     assert decide_order(given).kind == kind
 
 
-def test_a_machine_whose_job_rests_or_that_is_dying_is_told_to_end():
+def test_a_machine_that_is_ending_or_whose_job_is_not_active_is_ordered_to_terminate():
     for job, part in product(JobState, (None, FORMING, FORMED, LEFT)):
         if job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
             assert decide_order(standing(job, part)).kind == "shutdown"
@@ -105,7 +105,7 @@ def test_a_hold_covers_every_second_that_a_machine_can_live():
         ("finish", DesiredState.STOP, EndReason.BUDGET),
     ],
 )
-def test_what_becomes_of_a_job_without_money(on_budget, want, end):
+def test_a_job_without_budget_is_paused_or_stopped(on_budget, want, end):
     assert when_budget_exhausted(on_budget) is want
     assert end_reason_after_stopping(want, "budget") is end
 
@@ -114,20 +114,20 @@ def test_what_becomes_of_a_job_without_money(on_budget, want, end):
 
 
 @pytest.mark.parametrize("cause", ["requested", "reclaimed", "exited", "crashed", None])
-def test_the_local_cloud_bills_the_time_used_whatever_ended_it(cause):
+def test_the_local_cloud_bills_the_time_used_whatever_the_end_cause(cause):
     evidence = Evidence("local", "local.cpu", "spot", "0.158", NOW, NOW + 123_456_789, cause)
     (line,) = bill(evidence, NOW + 999 * S)
     assert line.amount == round(0.158 * 123.456789 / 3600 * 1e6)
 
 
-def test_a_bill_is_rounded_once_so_slices_add_up_to_it():
+def test_a_bill_is_rounded_once_so_its_increments_add_up_to_it():
     evidence = Evidence("local", "t", "spot", "0.158", NOW, None)
     amounts = [bill(evidence, NOW + step * 7_654_321)[0].amount for step in range(1, 50)]
     slices = [after - before for before, after in zip([0, *amounts], amounts, strict=False)]
     assert sum(slices) == money.cost("0.158", 49 * 7_654_321)
 
 
-def test_what_never_launched_costs_nothing():
+def test_a_machine_that_never_launched_costs_nothing():
     assert bill(Evidence("local", "t", "spot", "0.158", None, None), NOW) == []
 
 
@@ -184,7 +184,7 @@ def test_each_difference_has_its_action(row, one, at, expected):
     assert [type(action) for action in actions(row, one, at)] == expected
 
 
-def test_silence_counts_only_while_we_could_hear():
+def test_missed_reports_count_only_while_the_service_could_receive_them():
     late = NOW + 31 * S
     (end,) = actions(UP, SEEN, late)
     assert end.lease_expired

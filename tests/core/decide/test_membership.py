@@ -73,12 +73,12 @@ ALL_DRAINED = [member(slot, exited_at=NOW, exits=DRAINED) for slot in range(4)]
         (ALL_DRAINED, Restart),
     ],
 )
-def test_what_befalls_a_gang_that_may_lose_machines(machines, expected):
+def test_decisions_for_an_elastic_gang(machines, expected):
     action = decide_attempt(gang(*machines), NOW, TIMEOUTS)
     assert action == expected if not isinstance(expected, type) else isinstance(action, expected)
 
 
-def test_a_machine_that_does_not_get_ready_is_ended_and_the_others_form_without_it():
+def test_a_machine_that_does_not_get_ready_is_terminated_and_the_others_continue_without_it():
     forming = [*FOUR[:3], replace(FOUR[3], ready_at=None)]
     action = decide_attempt(gang(*forming, state=GenerationState.FORMING), NOW, TIMEOUTS)
     assert action == Restart("The machine in slot 3 did not get ready in time.", excluded=(3,))
@@ -88,7 +88,7 @@ def test_a_machine_that_does_not_get_ready_is_ended_and_the_others_form_without_
     )
 
 
-def test_those_that_came_begin_when_the_launch_window_is_over():
+def test_the_registered_machines_start_when_the_launch_window_is_over():
     waiting = MachineStatus(3, MachineState.PLANNED)
     launching = GangStatus(4, (*FOUR[:3], waiting), opened_at=NOW - TIMEOUTS.launch_window, min_nodes=2)
     assert decide_attempt(launching, NOW, TIMEOUTS) == Restart("3 of 4 machines are available")
@@ -114,7 +114,7 @@ def test_who_can_train_next(machines, expected):
     assert select_members(machines, 2) == expected
 
 
-def test_newcomers_are_let_in_together_and_do_not_wait_for_ever():
+def test_newcomers_join_together_and_wait_a_limited_time():
     coming = newcomer(3, registered_at=None)
     assert should_admit_waiting([*FOUR[:3], newcomer(3)], NOW, TIMEOUTS)
     assert not should_admit_waiting(FOUR, NOW, TIMEOUTS)
