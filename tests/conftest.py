@@ -225,7 +225,7 @@ def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def package_of(file: Path) -> str:
-    """The folder directly below `tests` that holds a file of tests, or "tests" for one that lies there itself."""
+    """The folder directly below `tests` that holds a file of tests, or "tests" for one directly in it."""
     return file.parts[1] if len(file.parts) > 2 else file.parts[0]
 
 

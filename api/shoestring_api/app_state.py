@@ -50,7 +50,7 @@ class AppState:
         if not store.is_current():
             raise Unavailable(
                 "The database's schema is older than this version of Shoestring.",
-                hint="Upgrade it: python -m shoestring_api.admin bootstrap --key-file FILE",
+                hint="Migrate it: python -m shoestring_api.admin bootstrap --key-file FILE",
             )
         notifier = ChangeNotifier(settings.redis_url)
         timeouts = Timeouts(

@@ -155,7 +155,7 @@ class Client:
     def download_cached(
         self, artifact: rest.Artifact, folder: Path, *, before_download: Callable[[], None] = lambda: None
     ) -> Path:
-        """Return the artifact's file in a cache folder, where it lies under its hash; download it if necessary."""
+        """Return the artifact's file in a cache folder, where it is named by its hash; download it if necessary."""
         target = folder / f"{artifact.sha256}-{artifact.name}"
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != artifact.sha256:
             folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ class Client:
             except httpx.TransportError as failure:
                 if attempt == MAX_TRIES:
                     raise ServiceUnreachable(
-                        f"{self.url} does not answer ({failure}). Is the service running? Type: shoestring up"
+                        f"{self.url} does not answer ({failure}). Is the service running? Start it: shoestring up"
                     ) from failure
             else:
                 if response.status_code not in RETRY_STATUS or attempt == MAX_TRIES:

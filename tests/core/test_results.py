@@ -32,7 +32,7 @@ def test_training_time_leaves_out_scoring_and_the_first_step_counts_as_one():
 
 
 def test_time_between_generations_is_waited_not_trained():
-    """The second generation went on from step 12, five minutes later."""
+    """The second generation resumed from step 12, five minutes later."""
     times = {step: 1000.0 + step + (300 if step > 12 else 0) for step in range(1, 21)}
     told = results.epoch_results(curves(times, {20: 0.9}, 0.0), "val/acc", starts=[0, 12], submitted=1000.0)
     assert (told[0].train_s, told[0].wait_s) == (20.0, 320.0)

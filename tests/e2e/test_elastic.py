@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slice of `tests/soak/elastic.py`, where a gang of four goes on to the end of the job and its state is compared."""
+"""A slice of `tests/soak/elastic.py`, where a gang of four trains to the end of the job and its state is compared."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_each_recovery_rolls_back_further_and_skips_more_steps_until_the_limit(w
 def test_a_recovered_job_saves_checkpoints_and_succeeds(world: World):
     job = running(world, nodes=2)
     save(world, job, 10, 20)
-    break_at(world, job, 12)  # scored only at 20, say: what was saved after it is not gone back to
+    break_at(world, job, 12)  # reported only at step 20, say: later checkpoints are not used
     assert world.job(job).generation == 2
     save(world, job, 15)
     with world.store.read() as db:

@@ -182,7 +182,7 @@ def _check_protocol(protocol: int) -> None:
     if protocol not in wire.SUPPORTED_PROTOCOL_VERSIONS:
         raise InvalidRequest(
             f"Agent protocol {protocol} is not supported; use {', '.join(map(str, wire.SUPPORTED_PROTOCOL_VERSIONS))}.",
-            hint="Start the machine with an agent of the service's version.",
+            hint="Use an agent of the same version as the service.",
         )
 
 
@@ -190,7 +190,7 @@ def _parse(model: type[M], body: bytes) -> M:
     if len(body) > wire.MAX_BATCH_BYTES:
         BATCHES.labels("refused").inc()
         raise TooLarge(
-            f"A report has at most {wire.MAX_BATCH_BYTES} bytes.", hint="Send an empty batch, then smaller ones."
+            f"A report must have at most {wire.MAX_BATCH_BYTES} bytes.", hint="Send an empty batch, then smaller ones."
         )
     try:
         return model.model_validate_json(body)
@@ -269,7 +269,7 @@ def _check_objects(state: AppState, machine: MachineRow, commit: wire.Checkpoint
     if manifest_head.sha256 != commit.manifest_sha256:
         raise InvalidRequest("The manifest does not match the commit: its SHA-256 differs.")
     if manifest_head.bytes > MAX_MANIFEST_BYTES:
-        raise InvalidRequest(f"A manifest has at most {MAX_MANIFEST_BYTES:,} bytes.")
+        raise InvalidRequest(f"A manifest must have at most {MAX_MANIFEST_BYTES:,} bytes.")
     try:
         manifest = checkpoints.Manifest.model_validate_json(
             state.objects.read(f"{key}/manifest.json", MAX_MANIFEST_BYTES)

@@ -71,7 +71,7 @@ def _parse_limit(text: str) -> int | None:
     try:
         return money.from_decimal(text[:100])
     except ValueError as wrong:
-        raise InvalidRequest(f"{wrong}.", hint="Or write none to remove the limit.") from None
+        raise InvalidRequest(f"{wrong}.", hint="Use none to remove the limit.") from None
 
 
 def _parse_version(if_match: str | None) -> int | None:
@@ -79,7 +79,9 @@ def _parse_version(if_match: str | None) -> int | None:
         return None
     digits = if_match.removeprefix("W/").strip('"')
     if not digits.isdecimal() or len(digits) > 18:
-        raise PreconditionFailed("If-Match is not an ETag of this budget.", hint="Read the budget again.")
+        raise PreconditionFailed(
+            "If-Match is not an ETag of this budget.", hint="Get the budget again and send its ETag."
+        )
     return int(digits)
 
 

@@ -84,12 +84,12 @@ def find_model(model: str, url: str | None) -> Path:
     if Path(model).exists():
         return Path(model)
     if "/" in model or Path(model).suffix:
-        print_error(f"There is no file {model}. Give a model.pt2, a folder with one, or a job.")
+        print_error(f"File {model} does not exist. Give a model.pt2, a folder with one, or a job.")
         raise typer.Exit(exit_codes.NOT_FOUND)
     with connect(url) as client:
         artifacts = {file.name: file for file in client.artifacts(resolve_job_id(client, model)).artifacts}
         if MODEL not in artifacts:
-            print_error(f"The job {model} has no model yet. Its state: shoestring show {model}")
+            print_error(f"Job {model} has no model yet. Check its state: shoestring show {model}")
             raise typer.Exit(exit_codes.NOT_FOUND)
         artifact = artifacts[MODEL]
         report = lambda: err.print(f"Downloading {artifact.name}, {artifact.bytes:,} bytes …")  # noqa: E731

@@ -60,9 +60,9 @@ def _load(name: str, metric: str | None, url: str | None) -> LoadedRun:
 
 def _export(loaded: Sequence[LoadedRun], folder: Path, author: str | None, email: str | None) -> None:
     if len(loaded) != 1:
-        raise typer.BadParameter("--dawnbench writes one run; name one")
+        raise typer.BadParameter("--dawnbench exports a single run; give one")
     if not author or not email:
-        raise typer.BadParameter("an entry names its author: give --author and --email")
+        raise typer.BadParameter("a DAWNBench entry needs --author and --email")
     path = runs.write_dawnbench_entry(loaded[0], folder, author, email)
     err.print(f"Wrote {path} and .tsv")
 
@@ -101,7 +101,7 @@ def _print_results(loaded: Sequence[LoadedRun], target: float | None) -> None:
     print_table(columns, [_row(each, target) for each in loaded], "No runs.")
     if seeds := _compare_seeds(loaded, target):
         out.print(
-            f"\n{seeds.reached} of {seeds.runs} reach the target; last score {seeds.mean:.2%} ± {seeds.spread:.2%} "
+            f"\n{seeds.reached} of {seeds.runs} reach the target; final accuracy {seeds.mean:.2%} ± {seeds.spread:.2%} "
             f"({seeds.lowest:.2%} to {seeds.highest:.2%})"
         )
     if len(loaded) == 1:

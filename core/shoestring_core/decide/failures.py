@@ -127,7 +127,7 @@ def refuse_retry(
         end = EndReason.NO_CAPACITY if kind == "capacity" else EndReason.INFRASTRUCTURE
         return EndJob(end, f"The attempt ended ({reason}), and retry.on does not include {kind}.")
     if trained_attempts > retry_max:
-        text = f"It was interrupted {trained_attempts} times; retry.max is {retry_max}."
+        text = f"The job was interrupted {trained_attempts} times; retry.max is {retry_max}."
         return EndJob(EndReason.INFRASTRUCTURE, text)
     if attempts_without_step >= MAX_ATTEMPTS_WITHOUT_STEP:
         text = f"{MAX_ATTEMPTS_WITHOUT_STEP} attempts in a row launched machines that never trained a step."
@@ -170,7 +170,7 @@ def _while_launching(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptA
     if gang.elastic and (slots := select_members(gang.machines, gang.min_nodes or gang.size)):
         return Restart(f"{len(slots)} of {gang.size} machines are available")
     if running < gang.size:
-        return EndAttempt("capacity", "The provider had no machines for the whole gang.")
+        return EndAttempt("capacity", "The provider did not have enough machines for the gang.")
     return NoAction()
 
 
@@ -217,12 +217,12 @@ def _after_clean_exits(
     if not all_exited:
         return Restart("some ranks exited and the others did not") if waited_long else NoAction()
     if any(end.outcome == "drained" for end in exits):
-        return _continue_or_end(gang, EndAttempt("preempted", "The machines stopped training by themselves."))
+        return _continue_or_end(gang, EndAttempt("preempted", "The machines stopped training without an order to."))
     if not waited_long:
         return NoAction()  # the final checkpoint is still being uploaded
     if gang.restarts < MAX_RESTARTS_WITHOUT_CHECKPOINT:
         return Restart("the ranks finished without a final checkpoint")
-    return EndJob(EndReason.INFRASTRUCTURE, "The ranks finish, but no final checkpoint ever arrives.")
+    return EndJob(EndReason.INFRASTRUCTURE, "The ranks finished repeatedly without a final checkpoint.")
 
 
 def _recover_from_nan(end: wire.RankExit, gang: GangStatus) -> AttemptAction:

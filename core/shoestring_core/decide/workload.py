@@ -48,9 +48,10 @@ def evaluations(spec: JobSpec) -> int:
 
 def min_batch(spec: JobSpec) -> int:
     """Samples in a step, at the smallest batch of its schedule."""
-    knots = str(spec.params.get("batch_size_schedule") or "").split()
-    factors = [float(knot.rpartition(":")[2]) for knot in knots if _is_number(knot.rpartition(":")[2])]
-    return max(1, round(int(spec.params.get("batch_size") or 32) * min(factors, default=1.0)))
+    breakpoints = str(spec.params.get("batch_size_schedule") or "").split()
+    factors = [text.rpartition(":")[2] for text in breakpoints]
+    smallest = min((float(factor) for factor in factors if _is_number(factor)), default=1.0)
+    return max(1, round(int(spec.params.get("batch_size") or 32) * smallest))
 
 
 def _is_number(text: str) -> bool:

@@ -65,7 +65,7 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     try:
         address = make_url(url)
     except exc.ArgumentError:  # its text would repeat the password
-        raise Unavailable("The database's address can't be read.", hint=_URL_HINT) from None
+        raise Unavailable("The database URL is invalid.", hint=_URL_HINT) from None
     if address.get_backend_name() == "sqlite":
         reader, writer = sqlite_engine(address, busy_timeout_s, read_only=True), sqlite_engine(address, busy_timeout_s)
     elif address.get_backend_name() == "postgresql":

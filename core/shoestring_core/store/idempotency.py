@@ -33,7 +33,7 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
     Raises IdempotencyConflict for another request under the same key, IdempotencyInFlight while the first still runs.
     """
     if not 1 <= len(key) <= 200 or not key.isprintable():
-        raise InvalidRequest("An Idempotency-Key has 1 to 200 printable characters.", hint="Use a fresh UUID.")
+        raise InvalidRequest("An Idempotency-Key must have 1 to 200 printable characters.", hint="Use a fresh UUID.")
     row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key)
     db.execute(delete(IdempotencyRow).where(*row, IdempotencyRow.begun_at < db.now - RESPONSE_TTL))
     if db.insert_new(
@@ -55,7 +55,7 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
     if db.execute(update(IdempotencyRow).where(*row, *stale).values(begun_at=db.now)) == 1:
         return None
     raise IdempotencyInFlight(
-        "The first request with this Idempotency-Key is still running.", hint="Repeat it shortly."
+        "The first request with this Idempotency-Key is still running.", hint="Retry in a moment."
     )
 
 

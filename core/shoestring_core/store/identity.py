@@ -112,7 +112,7 @@ def authenticate(db: Read, secret: str) -> Principal:
         )
     key = db.sql.scalar(select(KeyRow).where(KeyRow.hash == hash_secret(secret), KeyRow.kind != "login"))
     if key is None:
-        raise Unauthenticated("This API key is not known here.", hint="Check which server it belongs to.")
+        raise Unauthenticated("Unknown API key.", hint="Check that it was issued by this service.")
     if key.revoked_at is not None:
         raise Unauthenticated("This API key was revoked.", hint="Ask an admin of your team for a new one.")
     if key.expires_at is not None and key.expires_at <= db.now:
@@ -137,5 +137,5 @@ def load_principal(
         .where(UserRow.id == user, TeamRow.id == team)
     ).one_or_none()
     if row is None:
-        raise Unauthenticated("You are not a member of this team any more.", hint="Ask one of its admins.")
+        raise Unauthenticated("You are no longer a member of this team.", hint="Ask one of its admins.")
     return Principal(user, row.user, team, row.team, row.role, scopes, key, csrf)

@@ -48,7 +48,7 @@ _CONDITION = re.compile(r"(?P<field>[a-z]+|tag\.[^=!~]+)(?P<operator>=|!=|~)(?P<
 
 def _split(text: str) -> list[str]:
     if len(text) > 1_000 or not text.isprintable():
-        raise InvalidRequest("A filter has at most 1000 printable characters.")
+        raise InvalidRequest("A filter must have at most 1000 characters, all printable.")
     try:
         return shlex.split(text)
     except ValueError:
@@ -59,7 +59,7 @@ def _condition(text: str) -> ColumnElement[bool]:
     parts = _CONDITION.fullmatch(text)
     if parts is None:
         hint = f"Write FIELD=VALUE, FIELD!=VALUE or FIELD~PART; fields: {', '.join(_FIELDS)}."
-        raise InvalidRequest(f"{text!r} is not a condition.", hint=hint)
+        raise InvalidRequest(f"{text!r} is not a valid condition.", hint=hint)
     column = _column(parts["field"])
     if parts["operator"] == "~":
         return column.icontains(parts["value"], autoescape=True)
@@ -91,7 +91,7 @@ def _values(field: str, text: str) -> list[str]:
     known: list[str] | None = {"state": [*map(str, JobState)], "end": [*map(str, EndReason)]}.get(field)
     for value in values:
         if known is not None and value not in known:
-            raise InvalidRequest(f"No job is ever {field}={value}.", hint=f"Known: {', '.join(known)}.")
+            raise InvalidRequest(f"{value!r} is not a value of {field}.", hint=f"Values: {', '.join(known)}.")
     return values
 
 

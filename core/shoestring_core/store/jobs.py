@@ -130,7 +130,7 @@ def stop(
             return _stop(db, _load(db, job), actor, DesiredState(mode), stop_reason, reason)
         except StaleTransition:  # it has just moved: read it again
             continue
-    raise StaleTransition("The job keeps changing state.", hint="Try again.")
+    raise StaleTransition("The job's state keeps changing.", hint="Try again.")
 
 
 def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> JobRow:

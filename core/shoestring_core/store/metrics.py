@@ -2,7 +2,7 @@
 """Metrics: points appended in chunks of three columns, and read as curves.
 
 A generation owns the steps after its start up to where a later generation began. Owned steps make up the merged curve;
-whatever else a generation did is lost work.
+the other steps of a generation were rolled back.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def load_curves(
     first: int = 0,
     last: int | None = None,
 ) -> list[Curve]:
-    """The job's series by name, all if `names` is None: the merged curve, or each generation's with its lost work."""
+    """The job's series by name, all if `names` is None: the merged curve, or each generation's, rolled-back steps included."""
     owned = owned_steps(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
     query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
     query = query.where(SeriesRow.job == job, MetricChunkRow.last_step >= first)

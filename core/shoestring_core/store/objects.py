@@ -57,7 +57,7 @@ def open_objects(location: str, secret: str, base_url: str) -> Objects:
     """The store at `location`, a folder. `base_url` is the service's address as machines reach it."""
     if "://" in location:
         raise Unavailable(
-            f"Objects can't be kept at {location!r} yet.", hint="Set SHOESTRING_OBJECT_STORE to a folder."
+            f"{location!r} is not supported as an object store.", hint="Set SHOESTRING_OBJECT_STORE to a folder."
         )
     return LocalObjects(Path(location), secret, base_url)
 
@@ -205,7 +205,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _missing(key: str) -> ShoestringError:
-    return NotFound(f"There is no object {key}.")
+    return NotFound(f"Object {key} does not exist.")
 
 
 def _exists(key: str) -> ShoestringError:

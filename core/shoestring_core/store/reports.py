@@ -68,7 +68,7 @@ def load_batch(db: Read, machine: UUID, seq: int) -> tuple[list[Curve], list[Log
 
 
 def _gap(acked: int) -> BatchGap:
-    return BatchGap(f"Batch {acked + 1} is next.", hint="Send it first.", expected=acked + 1)
+    return BatchGap(f"Batch {acked + 1} is expected next.", hint="Send it first.", expected=acked + 1)
 
 
 def _generation(db: Read, job: JobRow, machine: MachineRow, no: int) -> GenerationRow:

@@ -58,14 +58,14 @@ ALL_DRAINED = [member(slot, exited_at=NOW, exits=DRAINED) for slot in range(4)]
             [FOUR[0], terminated(1), terminated(2), terminated(3)],
             EndAttempt("machine_lost", "The machine in slot 1 was lost (crashed)."),
         ),
-        # the first survivor's last checkpoint is on its way
+        # the first survivor's last checkpoint is still being uploaded
         ([*FOUR[:3], terminated(3, ago=1)], NoAction()),
         ([member(0, exited_at=NOW, exits=()), *FOUR[1:3], terminated(3, ago=1)], Restart),
         ([terminated(0, ago=1), *FOUR[1:]], Restart("The machine in slot 0 was lost (crashed).")),
-        # a machine that came since is lost before it was let in: nothing to anybody
+        # a newcomer is lost before it joined: no effect on the others
         ([*FOUR, replace(terminated(3), is_member=False, was_member=False)], NoAction()),
         ([*FOUR[:3], terminated(3), newcomer(3)], Restart),
-        # the provider takes one back: its ranks drain with the others, and the others go on
+        # one is preempted: its ranks drain with the others, and the others continue
         ([*FOUR[:3], member(3, notice_at=NOW, exited_at=NOW, exits=DRAINED)], NoAction()),
         ([*ALL_DRAINED[:3], replace(ALL_DRAINED[3], notice_at=NOW)], Restart("A machine has a preemption notice.")),
         ([ALL_DRAINED[0], *(replace(one, notice_at=NOW) for one in ALL_DRAINED[1:])], EndAttempt),

@@ -53,7 +53,7 @@ def test_a_hold_may_use_a_limit_to_the_last_micro_dollar(world: World, level: st
 
 
 def test_a_refused_hold_leaves_its_transaction_as_it_was(world: World) -> None:
-    """The planner goes on with the next job in the same transaction."""
+    """The planner continues with the next job in the same transaction."""
     poor, other = world.job("0.00001"), world.job()
     machines = [world.machine(poor), world.machine(other)]
 

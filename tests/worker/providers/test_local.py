@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client of a real machine host: what it says, and what becomes of it when the host is gone."""
+"""The client of a real machine host: its results, and its errors when the host is down."""
 
 from __future__ import annotations
 

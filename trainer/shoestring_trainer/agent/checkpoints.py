@@ -112,7 +112,7 @@ class CheckpointCache:
 
 
 class CheckpointUploader:
-    """Uploads and commits the newest checkpoint, one at a time, while training goes on.
+    """Uploads and commits the newest checkpoint, one at a time, while training continues.
 
     It holds up to two newest of upload addresses, so that one is left for the last checkpoint even if the service
     falls silent in the middle of an upload.
@@ -208,13 +208,13 @@ class CheckpointUploader:
     async def _upload(self, checkpoint: Checkpoint, manifest_sha256: str) -> UploadUrls | None:
         """Data, then manifest, to a urls that is unused; None if a newer checkpoint came before the first byte.
 
-        Raises RequestRejected if something else lies there, which no later try can change.
+        Raises RequestRejected if another object exists there; retrying can't help.
         """
         for pause in backoff_delays(most_s=1.0):
             urls = next((urls for urls in self._unused_urls.values() if urls.generation == checkpoint.generation), None)
             if urls:
                 del self._unused_urls[_key(urls)]
-                self._used.add(_key(urls))  # replies go on naming it until the commit
+                self._used.add(_key(urls))  # replies keep offering it until the commit
                 again = self._record_target(urls.nonce, manifest_sha256)
                 try:
                     await self._put(checkpoint.data, urls.data_url, again)
@@ -244,7 +244,7 @@ class CheckpointUploader:
     async def _put(self, path: Path, url: str, again: bool) -> None:
         """Tries again while the store can't be reached. Raises RequestRejected if it takes nothing at this address.
 
-        An address takes one object only: after a lost reply, what lies there is this file.
+        A URL accepts one object only: after a lost reply, the existing object is this file.
         """
         for attempt, pause in enumerate(backoff_delays(most_s=5.0)):
             try:

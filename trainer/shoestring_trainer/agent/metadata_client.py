@@ -49,7 +49,7 @@ class MetadataClient:
         return await self._read("meta-data/local-ipv4") or "127.0.0.1"
 
     async def notice_at(self) -> float | None:
-        """Unix time at which the provider takes the machine, once it has said so."""
+        """Unix time at which the provider will terminate the machine; None without a preemption notice."""
         text = await self._read("meta-data/spot/instance-action")
         return notice_time(text, time.time()) if text else None
 

@@ -40,7 +40,7 @@ class Unreachable(Exception):
 
 
 class RequestRejected(Exception):
-    """The service understood and said no. `code` is the problem document's; `expected` the number a gap asks for."""
+    """The service rejected the request. `code` is the problem document's, `expected` the batch number after a gap."""
 
     def __init__(self, status: int, code: str, detail: str, expected: int | None = None) -> None:
         super().__init__(f"{status} {code}: {detail}")
@@ -95,7 +95,7 @@ class ServiceClient:
         return _parse(CommitReply, answer)
 
     async def upload(self, path: Path, url: str) -> None:
-        """PUT a file to a signed URL. Raises RequestRejected 409 or 412 if something lies there already."""
+        """PUT a file to a signed URL. Raises RequestRejected 409 or 412 if an object exists there already."""
         headers = {"Content-Length": str(path.stat().st_size)}
         await self._call("PUT", url, content=_blocks(path), headers=headers, timeout=OBJECT_TIMEOUT)
 

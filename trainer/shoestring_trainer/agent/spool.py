@@ -93,7 +93,7 @@ class Spool:
         self.generation = generation
 
     def add_points(self, step: int, at: float, values: dict[str, float]) -> None:
-        """Add one line of metrics. All of it lies in one batch."""
+        """Add one line of metrics. It is stored in one batch."""
         if self._draft.full or any(
             name in self._draft.points and self._draft.points[name][0][-1] > step for name in values
         ):
@@ -152,7 +152,7 @@ class Spool:
                 path.unlink(missing_ok=True)
 
     def resend_from(self, seq: int) -> None:
-        """The service wants batch `seq` next. What it asks for again and is gone was lost: it is told so."""
+        """The service expects batch `seq` next. Requested batches that were already deleted are reported as lost."""
         newest = self.last_seq
         self.acknowledge(seq - 1)
         self.acked = seq - 1

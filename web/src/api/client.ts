@@ -47,7 +47,7 @@ const guard: Middleware = {
       status: 0,
       detail: "The service did not answer.",
       code: "unreachable",
-      hint: "Is `shoestring up` still running? This page goes on by itself as soon as it answers.",
+      hint: "Is `shoestring up` still running? This page reconnects automatically.",
       retryable: true,
       errors: [],
     });

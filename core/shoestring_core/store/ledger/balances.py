@@ -76,7 +76,7 @@ def _budget_exceeded(db: Read, account_id: UUID, need: int) -> BudgetExceeded:
     account = load_account(db, account_id)
     name, available = title(db, account), _available(account)
     if account.overdraft > 0:
-        message = f"The {name} is overdrawn by ${money.to_decimal(account.overdraft)}: nothing more can be held."
+        message = f"The {name} is overdrawn by ${money.to_decimal(account.overdraft)}: no machines can be started."
     else:
         limit, used = money.to_decimal(account.limit_micro or 0), money.to_decimal(account.posted + account.held)
         message = f"This needs ${money.to_decimal(need)}; of the ${limit} of the {name}, ${used} is spent or held."

@@ -36,7 +36,9 @@ def set_limit(
     change = update(AccountRow).where(AccountRow.id == account, guard)
     overdraft = 0 if limit is None else excess(AccountRow.posted + AccountRow.held - limit)
     if db.execute(change.values(limit_micro=limit, version=AccountRow.version + 1, overdraft=overdraft)) != 1:
-        raise PreconditionFailed("The budget has changed since you read it.", hint="Read it again, then set it.")
+        raise PreconditionFailed(
+            "The budget has changed since you read it.", hint="Get the budget again, then retry with its new ETag."
+        )
     after = load_account(db, account)
     data = {"account": str(account), "limit": _text(limit), "before": _text(limit_before)}
     for team in teams_below(db, after):

@@ -33,7 +33,7 @@ def settle(db: Write, machine: UUID, lines: Sequence[Line], *, final: bool) -> i
     hold = newest_hold(db, machine)
     if hold is None:
         if any(line.amount for line in lines):
-            raise StaleTransition(f"Machine {machine} has a bill, but no money was ever held for it.")
+            raise StaleTransition(f"Machine {machine} has a bill but no hold.")
         return 0
     increments = [_Increment(line, line.amount - _posted(db, hold, line.line)) for line in lines]
     available = hold.amount - hold.consumed if hold.state == "open" else 0

@@ -25,7 +25,7 @@ def audit(folder: Path) -> SampleAudit:
 
 
 def test_after_a_lost_machine_and_another_world_each_sample_of_an_epoch_was_met_once(tmp_path: Path):
-    """Three machines; one is killed in the first epoch, two go on from the checkpoint, then three again to the end."""
+    """Three machines; one is killed in the first epoch, two resume from the checkpoint, then three again to the end."""
     every = {"every_s": None, "every_steps": 4}
     with gang(tmp_path / "1", nodes=3, params=PARAMS, checkpoint=every) as run:
         run.until_step(14)
@@ -54,7 +54,7 @@ def test_after_a_lost_machine_and_another_world_each_sample_of_an_epoch_was_met_
 
 @pytest.fixture
 def two_generations(tmp_path: Path) -> Path:
-    """Two ranks did 10 steps; three went on from step 6 and did 20: two epochs of 50 samples and no more."""
+    """Two ranks did 10 steps; three resumed from step 6 and did 20: two epochs of 50 samples and no more."""
     for generation, world, start, end in ((1, 2, 0, 10), (2, 3, 6, 20)):
         for rank in range(world):
             folder = tmp_path / f"machine-{rank}" / "gen" / str(generation)
@@ -84,7 +84,7 @@ def test_a_log_that_is_missing_cut_or_doubled_is_seen(two_generations: Path, tmp
     assert main([str(two_generations)]) == 1
     assert "the logs of 1 ranks are missing" in capsys.readouterr().out
     lost.write_bytes(content[:-100])
-    assert audit(two_generations).complete  # what is gone was done again
+    assert audit(two_generations).complete  # rolled-back samples were trained again
     lost.write_bytes(content[:200])
     assert main([str(two_generations)]) == 1
     assert "rank 1 lacks steps" in capsys.readouterr().out

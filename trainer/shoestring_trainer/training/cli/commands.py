@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     """Run a command; every expected error is a message on stderr and an exit code."""
     options = _parser().parse_args(arguments)
     if options.needs_torch and find_spec("torch") is None:
-        sys.stderr.write("This needs PyTorch. Type: pip install 'shoestring-trainer[train]'\n")
+        sys.stderr.write("This needs PyTorch. Run: pip install 'shoestring-trainer[train]'\n")
         return USAGE
     try:
         code: int = options.run(options)

@@ -22,35 +22,35 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model holds an image for: (class, probability), likeliest first."""
+    """The predicted classes of an image as (class, probability), most probable first."""
 
     file: Path
-    guesses: list[tuple[str, float]]
+    classes: list[tuple[str, float]]
 
 
 def print_predictions(model: Path, images: Sequence[Path], *, top: int, as_json: bool, skip: bool) -> int:
-    """Print a line, or with `as_json` an object in one list, for each image; the number of those left out.
+    """Print a line per image, or with `as_json` a list of objects; return the number of images skipped.
 
-    Raises DataError, naming the file and the remedy, for a model or, without `skip`, an image that can't be read.
+    Raises DataError, with the file and the remedy, for an unreadable model and, unless `skip`, for an unreadable image.
     """
     network = read_model(model)
-    left_out: list[Path] = []
-    found = predict(network, list_files(images), top=top, left_out=left_out if skip else None)
+    skipped: list[Path] = []
+    predictions = predict(network, list_files(images), top=top, skipped=skipped if skip else None)
     if as_json:
-        print(json.dumps([_as_json(prediction) for prediction in found], indent=1))
+        print(json.dumps([_as_json(prediction) for prediction in predictions], indent=1))
     else:
-        for prediction in found:
-            classes = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.guesses)
+        for prediction in predictions:
+            classes = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
             print(f"{prediction.file}  {classes}", flush=True)
-    return len(left_out)
+    return len(skipped)
 
 
 def predict(
-    model: Model, files: Sequence[Path], *, top: int = 1, left_out: list[Path] | None = None
+    model: Model, files: Sequence[Path], *, top: int = 1, skipped: list[Path] | None = None
 ) -> Iterator[Prediction]:
-    """Each file's `top` likeliest classes. Images are scaled as the trainer scales them.
+    """Yield the `top` most probable classes of each file. Images are resized as for validation in training.
 
-    left_out  collects the files that can't be read; None: such a file raises DataError
+    skipped  collects the files that can't be read; None: such a file raises DataError
     """
     top = min(top, len(model.classes))
     for start in range(0, len(files), BATCH):
@@ -60,19 +60,19 @@ def predict(
                 images.append(read_image(file, model.shape, model.zoom))
                 readable.append(file)
             except DataError:
-                if left_out is None:
+                if skipped is None:
                     raise
-                left_out.append(file)
+                skipped.append(file)
         if not images:
             continue
-        likeliest = model.logits(torch.stack(images)).softmax(1).topk(top)
-        for file, shares, numbers in zip(readable, likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
-            guesses = [(model.classes[number], share) for number, share in zip(numbers, shares, strict=True)]
-            yield Prediction(file, guesses)
+        best = model.logits(torch.stack(images)).softmax(1).topk(top)
+        for file, probabilities, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
+            classes = [(model.classes[index], share) for index, share in zip(indices, probabilities, strict=True)]
+            yield Prediction(file, classes)
 
 
 def read_image(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> Tensor:
-    """An image as a model takes it, CHW, float32 in [0, 1]: short side scaled, then the centre; grey for one channel.
+    """Return an image as model input, CHW, float32 in [0, 1]: resized, center-cropped, converted to grey for one channel.
 
     Raises DataError that names the file.
     """
@@ -84,25 +84,25 @@ def read_image(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> Te
 
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey: ITU-R BT.601."""
+"""Weights of red, green and blue in the grey value (ITU-R BT.601)."""
 
 
 def list_files(paths: Sequence[Path]) -> list[Path]:
-    """The images at `paths`, those below a folder in the order of their names. Raises DataError if one has none."""
+    """Return the images at `paths`, those in a folder sorted by path. Raises DataError for a missing or empty path."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
             below = sorted(file for file in walk_files(path) if file.suffix.lower() in IMAGE_EXTENSIONS)
             if not below:
-                raise DataError(f"the folder {path} holds no image; give images, or a folder with some")
+                raise DataError(f"the folder {path} contains no images; give images, or a folder of images")
             files += below
         elif path.exists():
             files.append(path)
         else:
-            raise DataError(f"there is no {path}; give images, or a folder with some")
+            raise DataError(f"{path} does not exist; give images, or a folder of images")
     return files
 
 
 def _as_json(prediction: Prediction) -> dict[str, object]:
-    ranked = [{"class": name, "probability": round(share, 6)} for name, share in prediction.guesses]
+    ranked = [{"class": name, "probability": round(share, 6)} for name, share in prediction.classes]
     return {"file": str(prediction.file), **ranked[0], "top": ranked}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained network outside of training: written for other programs, and read back from what was written.
+"""Export trained models as model.pt2 (torch.export) and model.onnx, and load exported models for prediction.
 
-model.pt2 and model.onnx carry their description (model.json) inside, so each is enough by itself.
+Both files contain their description (model.json), so each can be used by itself.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from shoestring_trainer.training.errors import DataError, TrainerError, UserErro
 CARD = "model.json"
 ARCHIVE = "model.pt2"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-FETCH_AGAIN = "get it again with: shoestring artifacts get JOB model.pt2"
+FETCH_AGAIN = "download it again: shoestring artifacts get JOB model.pt2"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network, ready to use.
+    """A trained model for prediction.
 
-    card     what model.json says: classes, input, metrics, …
-    logits   from images_NCHW, float32, 0 is black and 1 is white, to logits_NK
-    program  what torch.export wrote; None if the network came as ONNX
+    card     the content of model.json: classes, input, metrics, …
+    logits   maps images_NCHW, float32, 0 is black and 1 is white, to logits_NK
+    program  the exported program; None for an ONNX model
     """
 
     card: dict[str, Any]
@@ -56,12 +56,12 @@ class Model:
 
     @property
     def zoom(self) -> float:
-        """Images are scaled to so much more than their shape, and the centre is cut out."""
+        """Images are resized to this multiple of the input size before the center crop."""
         return float(self.card["input"].get("zoom", 1.0))
 
 
 def export_program(model: nn.Module, sample_NCHW: Tensor) -> ExportedProgram:
-    """The network as plain PyTorch loads it: eval mode, fp32, CPU, any batch size.
+    """Export the model so that plain PyTorch can load it: eval mode, fp32, CPU, any batch size.
 
     Raises TrainerError if that does not compute what `model` does.
     """
@@ -74,14 +74,14 @@ def export_program(model: nn.Module, sample_NCHW: Tensor) -> ExportedProgram:
 
 
 def pack_program(program: ExportedProgram, card: bytes) -> bytes:
-    """model.pt2."""
+    """Return the content of model.pt2."""
     archive = io.BytesIO()
     torch.export.save(program, archive, extra_files={CARD: card.decode()})
     return archive.getvalue()
 
 
 def pack_weights(model: nn.Module) -> bytes:
-    """network.safetensors: the bare network's tensors by its library's names, without the normalisation before it."""
+    """Return network.safetensors: the network's tensors under its library's names, without the input normalization."""
     network = list(model.children())[-1]
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     content: bytes = save_tensors(tensors, metadata={"format": "pt"})
@@ -89,7 +89,7 @@ def pack_weights(model: nn.Module) -> bytes:
 
 
 def pack_onnx(program: ExportedProgram, card: bytes, sample_NCHW: Tensor) -> bytes:
-    """model.onnx: one input `images`, one output `logits`, any batch size; checked in ONNX Runtime.
+    """Return model.onnx: one input `images`, one output `logits`, any batch size; verified in ONNX Runtime.
 
     Raises UserError if the packages for it are missing, TrainerError if it does not compute what `program` does.
     """
@@ -110,9 +110,9 @@ def pack_onnx(program: ExportedProgram, card: bytes, sample_NCHW: Tensor) -> byt
 
 
 def write_onnx(source: Path, target: Path) -> None:
-    """Write the model at `source` as ONNX. Raises DataError or UserError that says what is wrong."""
+    """Write the model at `source` as ONNX. Raises DataError or UserError."""
     if target.suffix != ".onnx":
-        raise UserError(f"{target} has to end in .onnx, the one format that models are exported to here")
+        raise UserError(f"{target} must end in .onnx, the only export format")
     require_onnx()
     model = read_model(source)
     if model.program is None:
@@ -122,17 +122,17 @@ def write_onnx(source: Path, target: Path) -> None:
     try:
         target.write_bytes(content)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; name another place") from error
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another path") from error
 
 
 def require_onnx() -> None:
-    """Raise UserError, with what to type, unless ONNX can be written and run here."""
+    """Raise UserError, with the command to install them, if packages for ONNX are missing."""
     if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
-        raise UserError(f"ONNX needs {', '.join(missing)} here; type: pip install 'shoestring-trainer[onnx]'")
+        raise UserError(f"ONNX export needs {', '.join(missing)}; run: pip install 'shoestring-trainer[onnx]'")
 
 
 def read_model(path: Path) -> Model:
-    """The model at `path`: a .pt2 or .onnx file, the manifest of a final checkpoint, or a folder with one of these.
+    """Load the model at `path`: a .pt2 or .onnx file, the manifest of a final checkpoint, or a folder with one of these.
 
     Raises DataError that names the file and the remedy.
     """
@@ -142,7 +142,7 @@ def read_model(path: Path) -> Model:
             parts = read_checkpoint(file.with_suffix(".data"), file)
             if ARCHIVE not in parts:
                 raise DataError(
-                    f"the checkpoint {file} holds no {ARCHIVE}: it was saved before training had ended; "
+                    f"the checkpoint {file} contains no {ARCHIVE}: it was saved before the end of training; "
                     "give the last checkpoint of a finished run"
                 )
             return _read_program(parts[ARCHIVE], file, parts.get(CARD))
@@ -158,18 +158,16 @@ def _find(path: Path) -> Path:
     if path.is_file():
         if path.suffix in (".pt2", ".onnx", ".json"):
             return path
-        raise DataError(
-            f"{path} is no model that can be read here: give a model.pt2, a model.onnx or the folder they lie in"
-        )
+        raise DataError(f"{path} is not a model file; give a model.pt2, a model.onnx or a folder with one of them")
     if not path.is_dir():
-        raise DataError(f"there is no {path}; give a model.pt2, a model.onnx or the folder they lie in")
+        raise DataError(f"{path} does not exist; give a model.pt2, a model.onnx or a folder with one of them")
     for found in (path / ARCHIVE, path / "model" / ARCHIVE, path / "model.onnx"):
         if found.is_file():
             return found
     if manifests := sorted(path.glob("ckpt/step-*.json")):
         return manifests[-1]
     raise DataError(
-        f"{path} holds no model.pt2 and no model.onnx; fetch them with: shoestring artifacts get JOB --to {path}"
+        f"{path} contains no model.pt2 and no model.onnx; download them: shoestring artifacts get JOB --to {path}"
     )
 
 
@@ -189,7 +187,7 @@ def _read_program(content: bytes, source: Path, card: bytes | None) -> Model:
             module = program.module()
     except Exception as error:  # a damaged archive raises anything
         raise DataError(
-            f"{source} is no model that torch.export wrote, or is cut short ({_first_line(error)}); {FETCH_AGAIN}"
+            f"{source} was not written by torch.export, or is truncated ({_first_line(error)}); {FETCH_AGAIN}"
         ) from error
 
     @torch.no_grad()
@@ -208,8 +206,8 @@ def _read_onnx(content: bytes, source: Path) -> Model:
         logits = _run_onnx(content)
     except Exception as error:  # protobuf and the runtime raise their own kinds
         raise DataError(
-            f"{source} is no ONNX model, or is cut short ({_first_line(error)}); "
-            "write it again with: shoestring export JOB model.onnx"
+            f"{source} is not an ONNX model, or is truncated ({_first_line(error)}); "
+            "export it again: shoestring export JOB model.onnx"
         ) from error
     return Model(_read_card(properties.get(CARD), source), logits)
 
@@ -232,10 +230,10 @@ def _read_card(text: str | bytes | None, source: Path) -> dict[str, Any]:
         card = json.loads(text or "")
         _, channels, height, width = card["input"]["shape"]
         if not card["classes"] or not all(isinstance(number, int) for number in (channels, height, width)):
-            raise ValueError("it names no classes, or no shape of images")
+            raise ValueError("classes or input shape are missing")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{source} doesn't say what its classes and images are, so it wasn't written by this trainer; "
+            f"{source} lacks a description of its classes and input, so it wasn't written by this trainer; "
             f"put the {CARD} of its job beside it ({_first_line(error)})"
         ) from error
     return dict(card)
@@ -243,7 +241,9 @@ def _read_card(text: str | bytes | None, source: Path) -> dict[str, Any]:
 
 def _require_same(what: str, found_NK: Tensor, expected_NK: Tensor) -> None:
     if not torch.allclose(found_NK, expected_NK, atol=1e-4, rtol=1e-4):
-        raise TrainerError(f"the {what} model computes something else than the trained one; please report this recipe")
+        raise TrainerError(
+            f"the outputs of the {what} model differ from the trained model's; please report this recipe"
+        )
 
 
 def _first_line(error: BaseException) -> str:
