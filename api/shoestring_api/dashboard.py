@@ -19,7 +19,7 @@ NOT_BUILT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>
 
 
 def mount(app: FastAPI) -> None:
-    """Serve the dashboard at every path without a route, or a page that says how to build it."""
+    """Serve the dashboard at every path without a route, or a page that explains how to build it."""
     if is_built():
         app.frontend("/", directory=str(STATIC_DIR), fallback="index.html")
     else:

@@ -38,5 +38,5 @@ def of_problem(code: str) -> int:
 def of_job(state: str, end_reason: str | None, wait_reason: str | None = None) -> int:
     """Return the exit code for a job that was followed until it ended or paused."""
     if state == "paused":
-        return BUDGET if wait_reason == "grant" else DETACHED
+        return BUDGET if wait_reason == "budget" else DETACHED
     return _BY_END_REASON.get(end_reason or "", JOB_FAILED)

@@ -68,7 +68,7 @@ class Job(Resource):
     status_text: str
     """State and reason in words a user can act on."""
     wait_reason: str | None = None
-    """Code of what a waiting job waits for: money | slots | turn | capacity | ending; a paused one: grant | resume"""
+    """What a queued job waits for: budget | slots | turn | capacity | terminating; a paused one: budget | resume"""
     end_reason: EndReason | None = None
     desired_state: DesiredState
     attempt: int
@@ -293,7 +293,7 @@ class CostReport(Resource):
     machines: list[Machine]
     transfers: list[Transfer]
     budgets: list[Budget]
-    """Budgets that pay for it: the job's own first, the organization's last. Empty until money is held."""
+    """Budgets that pay for it: the job's own first, the organization's last. Empty until a hold is placed."""
     energy: Energy | None = None
     """None if no machine could measure it."""
 

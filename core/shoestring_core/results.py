@@ -134,7 +134,7 @@ def epoch_results(
 def training_times(curves: Mapping[str, Curve], starts: Sequence[int]) -> dict[int, float]:
     """Training time after each step, in seconds: the time between lines less the evaluation in them.
 
-    The time between a generation's start and its first line is spent on machines and imports; the usual time of a step stands for that.
+    A generation's first line comes after startup and imports, so the usual step time is used for it.
     """
     times: dict[int, float] = {}
     for name, curve in curves.items():

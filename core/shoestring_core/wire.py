@@ -138,7 +138,7 @@ class MemberStatus(WireMessage):
 
     ready    no process of an older generation is left here; node rank 0 adds a free port for the rendezvous
     running  its ranks were started
-    exited   its ranks have exited; `exits` says how. `drained` and `finished` are sent after the checkpoint is
+    exited   its ranks have exited; `exits` contains how. `drained` and `finished` are sent after the checkpoint is
              committed by rank 0's machine, and at once by the others, which write none.
     """
 
@@ -214,7 +214,7 @@ class Order(WireMessage):
 
     wait      start nothing new; running ranks continue
     prepare   end the ranks of every older generation, then report `ready` for `generation`
-    run       the ranks of `generation` run as `run` says (idempotent)
+    run       the ranks of `generation` run according to `run` (idempotent)
     drain     checkpoint and stop the ranks of `generation`, report `exited`
     shutdown  upload what is pending, then exit: the machine is no longer needed
     """

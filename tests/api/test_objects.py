@@ -142,8 +142,8 @@ def test_a_wrong_signature_is_forbidden(objects: LocalObjects) -> None:
         objects.check("GET", KEY, _later(), "é", int(time.time()))
 
 
-def test_only_folders_keep_objects_now() -> None:
-    with pytest.raises(Unavailable, match="yet"):
+def test_only_a_folder_is_supported_as_an_object_store() -> None:
+    with pytest.raises(Unavailable, match="not supported as an object store"):
         open_objects("s3://bucket", "secret", "http://127.0.0.1:1")
 
 

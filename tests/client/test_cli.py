@@ -236,7 +236,7 @@ def test_how_a_job_ended_is_the_exit_code_of_watch() -> None:
     assert exit_codes.of_job("ended", "user_code") == exit_codes.JOB_FAILED
     assert exit_codes.of_job("ended", "budget") == exit_codes.BUDGET
     assert exit_codes.of_job("ended", "no_capacity") == exit_codes.NO_CAPACITY
-    assert exit_codes.of_job("paused", None, "grant") == exit_codes.BUDGET
+    assert exit_codes.of_job("paused", None, "budget") == exit_codes.BUDGET
     assert exit_codes.of_job("paused", None, "resume") == exit_codes.DETACHED
 
 

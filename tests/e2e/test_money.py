@@ -93,7 +93,7 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jo
     paused = service.wait(pausing.id, lambda job: job.state == "paused")
     stopped = service.settled(stopping.id)
     assert [watcher.wait(PATIENCE_S) for watcher in watchers] == [4, 4]
-    assert paused.wait_reason == "grant"
+    assert paused.wait_reason == "budget"
     assert "budget exhausted" in paused.status_text
     assert "shoestring budget set" in paused.status_text
     assert stopped.end_reason == "budget"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's claim, on the real data: CIFAR-10 as published, the whole schedule, the recipe's own views of an image.
+"""Check a recipe's claim on real data: CIFAR-10 as published, the full schedule, the recipe's test-time augmentation.
 
     python -m tests.soak.claims --seed N --case airbench94 --data FOLDER
 
-FOLDER holds CIFAR-10 (the binary or the Python version), or a script `cifar10.py DEST` that fetches it; it then goes
-to .soak/. Nothing of the recipe is changed but the device: every core of this machine, in bf16 where the processor has
-instructions for it. The last line holds the figures; `summarise` judges those of several seeds.
+FOLDER contains CIFAR-10 (the binary or the Python version), or a script `cifar10.py DEST` that downloads it, then to
+.soak/. Only the device differs from the recipe: all cores of this machine, in bf16 where the processor has instructions
+for it. The last line printed is the result in JSON; `summarise` evaluates the results of several seeds.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ ROOT = Path(__file__).parents[2]
 FETCH = "cifar10.py"
 
 
-class Bar(NamedTuple):
-    """What a recipe's accuracy must reach: each seed's, and the mean of SEEDS."""
+class Threshold(NamedTuple):
+    """The accuracy a recipe must reach: with each seed, and in the mean of SEEDS seeds."""
 
     recipe: str
     each: float
     mean: float
 
 
-BARS = {"airbench94": Bar("cifar10/airbench94", 0.935, 0.9385)}
-CASES = list(BARS)
+THRESHOLDS = {"airbench94": Threshold("cifar10/airbench94", 0.935, 0.9385)}
+CASES = list(THRESHOLDS)
 USD_PER_CORE_HOUR = 0.05132
 """On demand: a c7a.large (2 vCPU, AMD EPYC with bf16) is 0.10264 dollars an hour in us-east-1, and the family is
 priced by the vCPU (AWS Price List of 2026-02-09, through aws/karpenter-provider-aws)."""
@@ -50,44 +50,45 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--case", choices=CASES, default=CASES[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--epochs", type=float, help="instead of the recipe's; nothing is judged then")
+    parser.add_argument("--epochs", type=float, help="instead of the recipe's; the accuracy is not checked then")
     options = parser.parse_args()
-    bar = BARS[options.case]
-    figures = train(bar.recipe, options.seed, cifar10(options.data), options.epochs)
-    print(json.dumps(figures), flush=True)
+    threshold = THRESHOLDS[options.case]
+    result = train(threshold.recipe, options.seed, cifar10(options.data), options.epochs)
+    print(json.dumps(result), flush=True)
     if options.epochs is None:
-        assert figures["accuracy"] >= bar.each, f"{figures['accuracy']:.4f} is less than {bar.each}"
+        assert result["accuracy"] >= threshold.each, f"{result['accuracy']:.4f} is less than {threshold.each}"
     return 0
 
 
-def summarise(case: str, said: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether the mean over seeds holds, and lines for RESULTS.md. `said` are the last lines of runs that held."""
-    runs, bar = [json.loads(line) for line in said], BARS[case]
+def summarise(case: str, results: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether the mean over seeds is reached, and lines for RESULTS.md. `results` are the runs' last lines."""
+    runs, threshold = [json.loads(line) for line in results], THRESHOLDS[case]
     lines = [describe(run) for run in runs]
     if len(runs) < SEEDS:
-        return True, [*lines, f"{bar.recipe}: the mean is judged over {SEEDS} seeds, these are {len(runs)}"]
-    mean, spread = (judge(run["accuracy"] for run in runs) for judge in (statistics.mean, statistics.stdev))
-    verdict = "holds" if mean >= bar.mean else "MISSED"
+        return True, [*lines, f"{threshold.recipe}: the mean is checked over {SEEDS} seeds; there are {len(runs)}"]
+    accuracies = [run["accuracy"] for run in runs]
+    mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+    verdict = "reached" if mean >= threshold.mean else "MISSED"
     cost, took_s = (statistics.mean(run[name] for run in runs) for name in ("usd", "whole_s"))
-    judged = (
-        f"{bar.recipe}: mean of {len(runs)} seeds {mean:.2%}, spread {100 * spread:.2f} points (bar {bar.mean:.2%}: "
+    summary = (
+        f"{threshold.recipe}: mean of {len(runs)} seeds {mean:.2%}, spread {100 * spread:.2f} points (threshold {threshold.mean:.2%}: "
         f"{verdict}); a run takes {took_s / 60:.1f} min and would cost ${cost:.4f} on demand"
     )
-    return mean >= bar.mean, [*lines, judged]
+    return mean >= threshold.mean, [*lines, summary]
 
 
 def describe(run: dict[str, float]) -> str:
-    """A line for people about one run's figures."""
+    """Return a line about one run's result."""
     return (
-        f"{run['recipe']} seed {run['seed']}: {run['accuracy']:.2%} with its views, {run['plain']:.2%} without, "
-        f"{run['precision']} on {run['cores']} cores; {run['whole_s']:.0f} s from start to end, of these "
-        f"{run['training_s']:.0f} s training with an evaluation each epoch (load {run['load']:.1f}); "
+        f"{run['recipe']} seed {run['seed']}: {run['accuracy']:.2%} with TTA, {run['plain']:.2%} without, "
+        f"{run['precision']} on {run['cores']} cores; {run['whole_s']:.0f} s in total, "
+        f"{run['training_s']:.0f} s of them training with an evaluation each epoch (load {run['load']:.1f}); "
         f"would have cost ${run['usd']:.4f} on demand"
     )
 
 
 def cifar10(data: Path) -> Path:
-    """The folder that holds CIFAR-10, fetched if `data` has only the script that does it."""
+    """Return the folder that contains CIFAR-10, downloaded if `data` has only the script for that."""
     if not (data / FETCH).exists():
         return data.resolve()
     folder = ROOT / ".soak" / "cifar10-published"
@@ -96,7 +97,7 @@ def cifar10(data: Path) -> Path:
 
 
 def train(recipe: str, seed: int, data: Path, epochs: float | None) -> dict[str, object]:
-    """Train as the recipe says, in a process like those of a rented machine, and return the figures."""
+    """Train according to the recipe, in a process like those of a rented machine, and return the result."""
     folder = Path(tempfile.mkdtemp(prefix="shoestring-claims-"))
     params = {} if epochs is None else {"epochs": epochs}
     task = {
@@ -117,10 +118,10 @@ def train(recipe: str, seed: int, data: Path, epochs: float | None) -> dict[str,
         if "val/acc" in line["v"]:
             print(f"epoch {line['epoch']:.2f}: {line['v']['val/acc']:.2%}, {line['t'] - began:.0f} s", flush=True)
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    started, result = events[0], events[-1]["result"]
-    # the last but one line is that of the last step but one: the final measurement is in the last's
+    started, scores = events[0], events[-1]["result"]
+    # the second-to-last line, because the last one includes the final evaluation
     return {
-        "recipe": recipe, "seed": seed, "accuracy": result["val/acc_tta"], "plain": result["val/acc"],
+        "recipe": recipe, "seed": seed, "accuracy": scores["val/acc_tta"], "plain": scores["val/acc"],
         "precision": started["precision"], "cores": cores, "load": load, "whole_s": round(took_s, 1),
         "training_s": round(lines[-2]["t"] - started["t"], 1), "usd": took_s / 3600 * cores * USD_PER_CORE_HOUR,
     }  # fmt: skip

@@ -28,7 +28,7 @@ SECRET = "a secret of the tests"
 
 @dataclass
 class Clock:
-    """Time that moves when told, for the database and the provider alike."""
+    """Time that advances only on request, for the database and the provider alike."""
 
     now: int = 1_800_000_000 * S
 

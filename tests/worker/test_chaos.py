@@ -184,7 +184,7 @@ class Drama:
         return whole[0] if whole else None
 
     def _drain(self, agent: Agent) -> None:
-        """All ranks agree on a step; rank 0's machine saves it; then each says that its ranks have left."""
+        """All ranks agree on a step; rank 0's machine saves it; then each reports that its ranks have exited."""
         members = [one for one in self.agents.values() if one.job == agent.job and one.running == agent.running]
         if len(members) == self._size(agent.job, agent.running):
             self._checkpoint(agent.job, agent.running, "order")
@@ -241,7 +241,7 @@ class Drama:
                 )
                 assert set(db.sql.scalars(select(AttemptRow.state).where(AttemptRow.job == job))) == {"closed"}
                 done = world.job(job)
-                if done.end_reason == "infrastructure":  # the storm was too much for it, and it says so
+                if done.end_reason == "infrastructure":  # too many faults in a row, as its end reason says
                     assert "without a new checkpoint" in done.end_text or "never trained" in done.end_text
                     continue
                 self._check_curve(

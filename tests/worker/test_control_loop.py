@@ -19,7 +19,7 @@ from tests.worker.conftest import World
 
 
 def finish(world: World, job: UUID, step: int = 100) -> None:
-    """Train to the end; the agents leave when they are told to."""
+    """Train to the end; the agents leave when they are ordered to."""
     generation = world.form(job)
     world.train(job, step)
     assert world.commit(world.alive(job)[0].id, generation, step, "final")
@@ -34,7 +34,7 @@ def leave(world: World, job: UUID, cause: str = "exited") -> None:
 
 
 def independent_bill(world: World) -> int:
-    """What the provider's own journal says was used, worked out from nothing of ours."""
+    """The usage according to the provider's own journal, computed without our database."""
     launched = {entry.machine: entry for entry in world.provider.journal if entry.event == "launch"}
     ended = {entry.machine: entry.at for entry in world.provider.journal if entry.event == "end"}
     assert launched.keys() == ended.keys()

@@ -30,7 +30,7 @@ def save(world: World, job: UUID, *steps: int) -> None:
 
 
 def break_at(world: World, job: UUID, since: int) -> wire.LaunchConfig | None:
-    """The numbers break; what the first machine is told to run then."""
+    """Report a NaN at a step; return what the first machine is ordered to run then."""
     generation = world.job(job).generation
     world.train(job, since)
     first, second = world.alive(job)

@@ -1,4 +1,4 @@
-/** The frame around every page: who is signed in, what money is left, whether the page is live. */
+/** The frame around every page: who is signed in, the budget left, whether the page is live. */
 import { useQuery } from "@tanstack/react-query";
 import { lazy, Suspense, useEffect, useSyncExternalStore } from "react";
 import { api, setCsrf, onSignedOut } from "./api/client";

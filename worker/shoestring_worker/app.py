@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def make_app(settings: Settings) -> Celery:
-    """The Celery application; docs/decisions says how its options were measured."""
+    """The Celery application; docs/decisions explains how its options were measured."""
     celery = Celery("shoestring", broker=settings.broker_url())
     celery.conf.update(
         task_serializer="json",

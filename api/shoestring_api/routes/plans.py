@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans: the machines a job would run on, its expected time and cost, and why not faster, before money is spent."""
+"""Plans: the machines a job would run on, its expected time and cost, and why not faster, before anything is spent."""
 
 from __future__ import annotations
 

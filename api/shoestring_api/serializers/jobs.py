@@ -59,9 +59,9 @@ def compute_progress(row: JobRow, generations: list[GenerationRow], now: int) ->
 
 
 def _wait_reason(row: JobRow) -> str | None:
-    """Return the code of what a queued or paused job waits for: `grant` if its budget paused it."""
+    """Return the code of what a queued or paused job waits for: a paused job waits for `budget` or `resume`."""
     if row.state == JobState.PAUSED:
-        return "grant" if row.stop_reason == "budget" else "resume"
+        return "budget" if row.stop_reason == "budget" else "resume"
     return row.wait_reason if row.state == JobState.QUEUED else None
 
 

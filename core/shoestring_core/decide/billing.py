@@ -10,7 +10,7 @@ from shoestring_core import money
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the provider says about a machine: µs UTC by its clock, dollars per hour as a decimal.
+    """What the provider reports about a machine: µs UTC by its clock, dollars per hour as a decimal.
 
     ended_at    None while it runs
     end_cause   requested | reclaimed | exited | crashed

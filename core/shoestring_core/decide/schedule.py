@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which queued jobs start now, on which offer, with how much money held; and why the others wait.
+"""Which queued jobs start now, on which offer, with what hold; and why the others wait.
 
 First come, first served. While a job waits for slots, no later job of its provider starts. While a job waits for
 budget, no later job starts that would draw on the same exhausted account; jobs paid from elsewhere do. A job that can
@@ -119,7 +119,7 @@ class Start:
 class Wait:
     """Why a job doesn't start: a code, and a sentence that says what to do.
 
-    short_account  the account that lacks money, if that is the reason, and its name
+    short_account  the account whose budget is too low, if that is the reason, and its name
     """
 
     job: UUID

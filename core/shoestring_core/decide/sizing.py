@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which machines, and how many, finish a job within limits.time for the least money.
+"""Which machines, and how many, finish a job within limits.time at the lowest cost.
 
 The cheapest option that meets the limit with its margin is chosen; of equally cheap ones the faster. Only options that
 were measured or follow from measurements (`scaling`) are considered; while nothing is measured the job runs as

@@ -100,14 +100,14 @@ class Data(_Frozen):
 
 
 class Defaults(_Frozen):
-    """What a job of this recipe gets where its spec says nothing."""
+    """The recipe's defaults for fields that a job's spec does not set."""
 
     nodes: Annotated[int, Field(ge=1)] = 1
     procs: Annotated[int, Field(ge=1)] = 1
 
 
 class Claim(_Frozen):
-    """What the recipe reaches, on what, and who says so."""
+    """The claimed result of the recipe, the hardware, and the source."""
 
     metric: str
     value: float

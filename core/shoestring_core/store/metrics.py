@@ -141,7 +141,7 @@ def load_curves(
     first: int = 0,
     last: int | None = None,
 ) -> list[Curve]:
-    """The job's series by name, all if `names` is None: the merged curve, or each generation's, rolled-back steps included."""
+    """The job's series by name, all if `names` is None: merged, or by generation with rolled-back steps."""
     owned = owned_steps(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
     query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
     query = query.where(SeriesRow.job == job, MetricChunkRow.last_step >= first)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which machines finish a job in time for the least money, decided from values alone."""
+"""Which machines finish a job in time at the lowest cost, decided from values alone."""
 
 from __future__ import annotations
 

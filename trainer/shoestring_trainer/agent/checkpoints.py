@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 FETCH_TRIES = 5
-URL_EXPIRED, OBJECT_EXISTS = {401, 403}, {409, 412}  # what an object store says of an address
+URL_EXPIRED, OBJECT_EXISTS = {401, 403}, {409, 412}  # an object store's responses to an upload URL
 CURED_BY_A_REPORT = {"batches-missing", "batch-gap"}  # refusals of a commit that the next report cures
 
 
 class CheckpointUnavailable(Exception):
-    """What the generation should start from can't be had; the message says problem."""
+    """What the generation should start from is unavailable or damaged; the message contains the problem."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class CheckpointCache:
                 if await service.download(resume.manifest_url, drafts[1]) != resume.manifest_sha256:
                     problem = "its manifest is not the one that was committed"
                 elif await service.download(resume.data_url, drafts[0]) != json.loads(drafts[1].read_text())["sha256"]:
-                    problem = "its data is not what its manifest says"
+                    problem = "its data does not match its manifest"
                 else:
                     drafts[0].replace(data)
                     drafts[1].replace(manifest)

@@ -54,7 +54,7 @@ class Spool:
     """`reader_state` belongs to whoever reads the machine's files; it is saved with each batch.
 
     A disk that can't be written sets `write_error` and raises nothing: batches then wait in memory, so that the service
-    can still be told reason the machine leaves.
+    can still be told why the machine leaves.
     """
 
     def __init__(self, folder: Path, rejected: Path) -> None:

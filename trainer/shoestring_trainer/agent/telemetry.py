@@ -43,7 +43,7 @@ class Telemetry:
             try:
                 values |= {f"system/gpu{number}/{name}": value for name, value in _sample_gpu(gpu).items()}
             except pynvml.NVMLError as error:
-                log.warning("GPU %d says no more: %s", number, error)
+                log.warning("GPU %d no longer reports metrics: %s", number, error)
                 self._gpus = []
                 break
         return values | self._energy.read()

@@ -21,7 +21,7 @@ LOG_TAIL = 2_000
 
 
 class RankProcess:
-    """A rank that was asked for. `error` says why it could not be started."""
+    """A requested rank. `error`: why it could not be started."""
 
     def __init__(self, server: RankServer) -> None:
         self._server = server

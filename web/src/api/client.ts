@@ -1,4 +1,4 @@
-/** The typed way to the service. Every refusal is a `Problem`; one that says "sign in first" leads to the sign-in page. */
+/** The typed API client. Every error response is a `Problem`; 401 leads to the sign-in page. */
 import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "./schema";
 

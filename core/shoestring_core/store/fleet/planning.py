@@ -172,7 +172,7 @@ def _queued_job(
         reopened=reopened,
         terminating_machines=alive or int(winding_down),
         not_before=_not_before(attempts, timeouts),
-        backoff_text="The last attempt ended before its first step. The job is retried automatically, with a longer delay each time.",
+        backoff_text="The last attempt ended before its first step. It is retried with increasing delays.",
     )
 
 

@@ -72,7 +72,7 @@ def predict(
 
 
 def read_image(file: Path, shape: tuple[int, int, int], zoom: float = 1.0) -> Tensor:
-    """Return an image as model input, CHW, float32 in [0, 1]: resized, center-cropped, converted to grey for one channel.
+    """Return an image as model input, CHW, float32 in [0, 1]: resized, center-cropped, grey if it has one channel.
 
     Raises DataError that names the file.
     """

@@ -132,7 +132,7 @@ def require_onnx() -> None:
 
 
 def read_model(path: Path) -> Model:
-    """Load the model at `path`: a .pt2 or .onnx file, the manifest of a final checkpoint, or a folder with one of these.
+    """Load the model at `path`: a .pt2 or .onnx file, the manifest of a final checkpoint, or a folder with one.
 
     Raises DataError that names the file and the remedy.
     """
