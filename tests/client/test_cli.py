@@ -243,8 +243,8 @@ def test_how_a_job_ended_is_the_exit_code_of_watch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("predict", "nowhere/model.pt2", "cat.jpg"), exit_codes.NOT_FOUND, "There is no file nowhere/model.pt2"),
-        (("export", "model.pt2"), exit_codes.NOT_FOUND, "There is no file model.pt2"),
+        (("predict", "nowhere/model.pt2", "cat.jpg"), exit_codes.NOT_FOUND, "File nowhere/model.pt2 does not exist"),
+        (("export", "model.pt2"), exit_codes.NOT_FOUND, "File model.pt2 does not exist"),
         (("predict", "0193", "cat.jpg"), exit_codes.AUTH, "shoestring up"),
         (("predict", "model.pt2", "cat.jpg", "--on-corrupt", "hide"), exit_codes.USAGE, "error or skip"),
     ],

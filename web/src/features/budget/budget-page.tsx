@@ -43,7 +43,7 @@ export function BudgetPage() {
 function JobsWaitingForBudget() {
   const queued = useInfiniteQuery(jobPages("state=queued")).data?.pages[0]?.jobs ?? [];
   const paused = useInfiniteQuery(jobPages("state=paused")).data?.pages[0]?.jobs ?? [];
-  const waiting = [...queued.filter((job) => job.wait_reason === "budget"), ...paused.filter((job) => job.wait_reason === "budget")];
+  const waiting = [...queued, ...paused].filter((job) => job.wait_reason === "budget");
   if (waiting.length === 0) return null;
   return (
     <div className="note warn" role="status">
