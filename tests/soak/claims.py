@@ -72,7 +72,8 @@ def summarise(case: str, results: Sequence[str]) -> tuple[bool, list[str]]:
     cost, took_s = (statistics.mean(run[name] for run in runs) for name in ("usd", "whole_s"))
     summary = (
         f"{threshold.recipe}: mean of {len(runs)} seeds {mean:.2%}, spread {100 * spread:.2f} points "
-        f"(threshold {threshold.mean:.2%}: {verdict}); a run takes {took_s / 60:.1f} min and would cost ${cost:.4f} on demand"
+        f"(threshold {threshold.mean:.2%}: {verdict}); "
+        f"a run takes {took_s / 60:.1f} min and would cost ${cost:.4f} on demand"
     )
     return mean >= threshold.mean, [*lines, summary]
 
