@@ -16,10 +16,10 @@ from shoestring_trainer.training.models.layers import GlobalConcatPool, PatchWhi
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.models.resnets import preact_resnet18
 from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optimizer, set_hyperparams
-from shoestring_trainer.training.optim.schedules import StepHyperparams
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.evaluation import evaluate, tta_logits
+from shoestring_trainer.training.run_schedule import StepHyperparams
 from shoestring_trainer.training.settings import Settings
 from torch import nn
 

@@ -14,7 +14,6 @@ from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.errors import NonFiniteError
-from shoestring_trainer.training.optim.schedules import TrainingSchedule
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.artifacts import build_artifacts
 from shoestring_trainer.training.results.evaluation import evaluate
@@ -22,6 +21,7 @@ from shoestring_trainer.training.results.exports import require_onnx
 from shoestring_trainer.training.results.run_logger import RunLogger
 from shoestring_trainer.training.results.sample_log import SampleLog
 from shoestring_trainer.training.results.throughput import measure_throughput
+from shoestring_trainer.training.run_schedule import RunSchedule
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
 from shoestring_trainer.training.stop_listener import StopListener
@@ -166,7 +166,7 @@ def finish(
     logger.save_final(step, build_artifacts(setup.model, data, eval_result, about, onnx=task.onnx), result)
 
 
-def shapes_seen(schedule: TrainingSchedule, step: int, data: ImageDataset) -> dict[tuple[int, ...], int]:
+def shapes_seen(schedule: RunSchedule, step: int, data: ImageDataset) -> dict[tuple[int, ...], int]:
     """Return the image shapes trained on before `step`, and how many images of each."""
     channels, side = data.val.images_NCHW.shape[1:3]
     seen: dict[tuple[int, ...], int] = {}

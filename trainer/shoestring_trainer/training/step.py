@@ -18,10 +18,10 @@ from shoestring_trainer.training.hooks import HookContext, load_hooks
 from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
-from shoestring_trainer.training.optim.schedules import StepHyperparams
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.randomness import BatchIndices, seed_dropout
+from shoestring_trainer.training.run_schedule import StepHyperparams
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.setup import Setup
 

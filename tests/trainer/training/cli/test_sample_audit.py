@@ -40,7 +40,7 @@ def test_after_a_lost_machine_and_another_world_each_sample_of_an_epoch_was_met_
     last = finished(tmp_path / "3", nodes=3, params=PARAMS, generation=3, resume=resume)
     audited = audit(tmp_path)
     print(*audited.generations, sep="\n")
-    assert audited.complete, (audited.gaps, [epoch.problems for epoch in audited.epochs])
+    assert audited.passed, (audited.gaps, [epoch.problems for epoch in audited.epochs])
     assert [(one.world_size, one.ranks) for one in audited.generations] == [(3, 3), (2, 2), (3, 3)]
     assert [sum(epoch.counts.values()) for epoch in audited.epochs[:2]] == [1438, 1438]
     assert all(set(epoch.counts) == set(range(1438)) for epoch in audited.epochs[:2])
@@ -70,7 +70,7 @@ def two_generations(tmp_path: Path) -> Path:
 
 def test_steps_done_again_count_once(two_generations: Path):
     audited = audit(two_generations)
-    assert audited.complete
+    assert audited.passed
     first, second = audited.generations
     assert (first.first, first.last, first.rolled_back, first.samples) == (1, 6, 4, 30)
     assert (second.first, second.last, second.rolled_back, second.samples) == (7, 20, 0, 70)
@@ -84,7 +84,7 @@ def test_a_log_that_is_missing_cut_or_doubled_is_seen(two_generations: Path, tmp
     assert main([str(two_generations)]) == 1
     assert "the logs of 1 ranks are missing" in capsys.readouterr().out
     lost.write_bytes(content[:-100])
-    assert audit(two_generations).complete  # rolled-back samples were trained again
+    assert audit(two_generations).passed  # rolled-back samples were trained again
     lost.write_bytes(content[:200])
     assert main([str(two_generations)]) == 1
     assert "rank 1 lacks steps" in capsys.readouterr().out

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +19,10 @@ from shoestring_trainer.training.checkpoint.files import (
     read_checkpoint,
     unpack_json,
     unpack_tensors,
-    write_checkpoint,
 )
-from shoestring_trainer.training.errors import DataError, NonFiniteError
+from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.optim.weight_average import WeightAverage
-from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
-from shoestring_trainer.training.task import CheckpointFiles, Task
-
-MAX_LOCAL_CHECKPOINTS = 8
-"""Checkpoints that stay in the run's folder, as uploads may be slow; older ones are deleted, uploaded or not."""
-
-Reason = Literal["periodic", "order", "final"]
+from shoestring_trainer.training.task import CheckpointFiles
 
 
 @dataclass(frozen=True)
@@ -95,71 +86,6 @@ def restore_checkpoint(state: TrainingState, files: CheckpointFiles) -> int:
     if not isinstance(step, int) or step < 0:
         raise DataError(f"the checkpoint {files.data} has no usable step ({step!r}); start from another checkpoint")
     return step
-
-
-class CheckpointWriter:
-    """Writes checkpoints on rank 0: periodic ones in the background, others before the call returns."""
-
-    def __init__(self, task: Task, state: TrainingState, writer: JsonlWriter) -> None:
-        self._task, self._state, self._writer = task, state, writer
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
-        self._saved_at = monotonic()
-        self._local_files: list[str] = []
-
-    def save_if_due(self, step: int) -> None:
-        """Begin a periodic checkpoint. One that is due by time while another is being written is postponed."""
-        due_by_steps = self._task.save_every_steps is not None and step % self._task.save_every_steps == 0
-        due_by_time = self._task.save_every_s is not None and monotonic() - self._saved_at >= self._task.save_every_s
-        if not (due_by_steps or due_by_time):
-            return
-        if self._pending and not self._pending.done() and not due_by_steps:
-            return
-        self.wait()
-        self._saved_at = monotonic()
-        snapshot, lines = self._finite_snapshot(step), self._writer.lines
-        self._pending = self._executor.submit(self._write, step, snapshot, "periodic", lines, {}, {})
-
-    def save_and_wait(self, step: int) -> None:
-        """Write a checkpoint on a request to stop, and return once it is durable and its event is written."""
-        self.wait()
-        self._write(step, self._finite_snapshot(step), "order", self._writer.lines, {}, {})
-
-    def save_final(self, step: int, artifacts: Mapping[str, bytes], result: Mapping[str, Any]) -> None:
-        """Write the final checkpoint, with the job's artifacts as further parts, and the result."""
-        self.wait()
-        self._write(step, self._finite_snapshot(step), "final", self._writer.lines, artifacts, result)
-
-    def wait(self) -> None:
-        """Wait for the checkpoint that is being written. Raises the error of a failed one."""
-        if self._pending:
-            self._pending.result()
-            self._pending = None
-
-    def _finite_snapshot(self, step: int) -> dict[str, Any]:
-        """Return the state to save. Raises NonFiniteError if it isn't finite, so a good checkpoint always remains."""
-        snapshot = self._state.snapshot(step)
-        for part in ("model", "optimizer", "average"):
-            for name, tensor in snapshot.get(part, {}).items():
-                if not torch.isfinite(tensor).all():
-                    message = f"after step {step} {name} has numbers that are not finite ({part})"
-                    raise NonFiniteError(f"{message}; lower lr, or look for broken images or labels", since=step)
-        return snapshot
-
-    def _write(
-        self, step: int, snapshot: Mapping[str, Any], reason: Reason, lines: int,
-        artifacts: Mapping[str, bytes], result: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        task, parts = self._task, {**pack_snapshot(snapshot), **artifacts}
-        data, manifest = write_checkpoint(task.folder, job=task.job, generation=task.generation, step=step, parts=parts)
-        extra: dict[str, Any] = {"result": result} if reason == "final" else {}
-        self._writer.write_event(
-            "checkpoint", step=step, data=data, manifest=manifest,
-            final=reason == "final", reason=reason, lines=lines, **extra,
-        )  # fmt: skip
-        self._local_files += [manifest, data]
-        while len(self._local_files) > 2 * MAX_LOCAL_CHECKPOINTS:
-            (task.folder / self._local_files.pop(0)).unlink(missing_ok=True)
 
 
 def pack_snapshot(snapshot: Mapping[str, Any]) -> dict[str, bytes]:

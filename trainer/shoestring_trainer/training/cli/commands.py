@@ -27,7 +27,7 @@ examples:
 LR_FIND_EXAMPLES = """\
 examples:
   python -m shoestring_trainer lr-find digits/quickstart
-  python -m shoestring_trainer lr-find cifar10/page-resnet9 data.train=/data/cifar10 --max-lr 4
+  python -m shoestring_trainer lr-find cifar10/page-resnet9 data.train=/data/cifar10 --end-lr 4
 """
 SCHEDULE_EXAMPLES = """\
 examples:
@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     find = commands.add_parser("lr-find", epilog=LR_FIND_EXAMPLES, formatter_class=as_written)
     find.add_argument("what", metavar="WHAT", help="recipe, or job spec")
     find.add_argument("params", nargs="*", metavar="KEY=VALUE", help="parameters; dotted keys set the spec")
-    find.add_argument("--min-lr", type=float, default=1e-5, help="first learning rate (default 0.00001)")
-    find.add_argument("--max-lr", type=float, default=10.0, help="last learning rate (default 10)")
+    find.add_argument("--start-lr", type=float, default=1e-5, help="first learning rate (default 0.00001)")
+    find.add_argument("--end-lr", type=float, default=10.0, help="last learning rate (default 10)")
     find.add_argument("--steps", type=_positive, default=100, help="number of steps (default 100)")
     find.add_argument("--json", action="store_true", help="print JSON")
     find.set_defaults(run=_find, needs_torch=True)
@@ -134,7 +134,9 @@ def _find(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.cli.lr_find import print_lr_search
 
     arguments = [options.what, *options.params]
-    print_lr_search(arguments, min_lr=options.min_lr, max_lr=options.max_lr, steps=options.steps, as_json=options.json)
+    print_lr_search(
+        arguments, start_lr=options.start_lr, end_lr=options.end_lr, steps=options.steps, as_json=options.json
+    )
     return OK
 
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from shoestring_trainer.training.cli.standalone import prepare_task
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
-from shoestring_trainer.training.optim.schedules import StepHyperparams
 from shoestring_trainer.training.randomness import seed_dropout
+from shoestring_trainer.training.run_schedule import StepHyperparams
 from shoestring_trainer.training.setup import set_up
 from shoestring_trainer.training.task import Task, read_task
 
@@ -42,13 +42,13 @@ class LrSearch:
     tenth_of_minimum: float | None
 
 
-def find_lr(task: Task, *, min_lr: float, max_lr: float, steps: int) -> LrSearch:
-    """Train up to `steps` steps from initial weights, in fp32, while the recipe's `lr` grows from `min_lr` to `max_lr`.
+def find_lr(task: Task, *, start_lr: float, end_lr: float, steps: int) -> LrSearch:
+    """Train up to `steps` steps from initial weights, in fp32, while `lr` grows from `start_lr` to `end_lr`.
 
     The learning rates of other parameter groups keep their ratio to it.
     """
-    if not 0 < min_lr < max_lr or steps < 2:
-        raise UserError("the search needs 0 < min-lr < max-lr, and two steps or more")
+    if not 0 < start_lr < end_lr or steps < 2:
+        raise UserError("the search needs 0 < start-lr < end-lr, and two steps or more")
     setup = set_up(task)
     settings, model = setup.settings, setup.model
     phase, sampler = setup.schedule.phases[0], setup.build_sampler()
@@ -58,7 +58,7 @@ def find_lr(task: Task, *, min_lr: float, max_lr: float, steps: int) -> LrSearch
     losses: list[float] = []
     mean = 0.0
     for step in range(steps):
-        rate = min_lr * (max_lr / min_lr) ** (step / (steps - 1))
+        rate = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
         set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum))
         seed_dropout(setup.seed, step, setup.distributed.device)
         indices = sampler.batch(step * phase.batch_size, phase.batch_size)
@@ -85,13 +85,13 @@ def choose(rates: Sequence[float], losses: Sequence[float]) -> tuple[float | Non
     return rates[falls.index(max(falls))], rates[lowest] / 10
 
 
-def print_lr_search(arguments: Sequence[str], *, min_lr: float, max_lr: float, steps: int, as_json: bool) -> None:
+def print_lr_search(arguments: Sequence[str], *, start_lr: float, end_lr: float, steps: int, as_json: bool) -> None:
     """Search for the recipe or job spec in `arguments`, and print learning rates, losses and suggestions."""
     with TemporaryDirectory() as folder:
         search = find_lr(
-            read_task(prepare_task([*arguments, "--to", str(Path(folder) / "run")])),
-            min_lr=min_lr,
-            max_lr=max_lr,
+            read_task(prepare_task([*arguments, "--run-dir", str(Path(folder) / "run")])),
+            start_lr=start_lr,
+            end_lr=end_lr,
             steps=steps,
         )
     if as_json:
@@ -102,7 +102,7 @@ def print_lr_search(arguments: Sequence[str], *, min_lr: float, max_lr: float, s
         rate, loss = search.rates[at], search.losses[at]
         print(f"lr {rate:9.3g}  loss {loss:7.4f}  {'█' * round(BAR_WIDTH * loss / highest)}")
     if search.steepest is None or search.tenth_of_minimum is None:
-        print("No learning rate lowered the loss; try a lower --min-lr")
+        print("No learning rate lowered the loss; try a lower --start-lr")
     else:
         print(
             f"The loss fell fastest at lr {search.steepest:.2g}; "

@@ -54,7 +54,7 @@ class SampleAudit:
     gaps: list[str]
 
     @property
-    def complete(self) -> bool:
+    def passed(self) -> bool:
         """Each sample once in every epoch but the last, which may be unfinished, and there never twice."""
         last = self.epochs[-1:]
         incomplete = [epoch for epoch in self.epochs[:-1] if epoch.problems]
@@ -81,7 +81,7 @@ def main(folders: list[str]) -> int:
         print(f"epoch {epoch.number}: {sum(epoch.counts.values())} of {epoch.expected} samples, {result}{skipped}")
     for gap in audit.gaps:
         print(gap)
-    return 0 if audit.complete else 1
+    return 0 if audit.passed else 1
 
 
 def audit_samples(logs: Iterable[RankLog]) -> SampleAudit:

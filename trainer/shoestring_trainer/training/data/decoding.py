@@ -46,15 +46,15 @@ class ResizeSpec:
         return 3 * self.height * self.width
 
 
-def decode_image(opener: Callable[[], Image.Image], path: Path, spec: ResizeSpec) -> tuple[Tensor, float]:
-    """Return an image as RGB uint8, CHW, at the size of `spec`, and its original width / height.
+def decode_image(opener: Callable[[], Image.Image], path: Path, resize: ResizeSpec) -> tuple[Tensor, float]:
+    """Return an image as RGB uint8, CHW, at the size of `resize`, and its original width / height.
 
     Applies the EXIF orientation, converts grayscale and CMYK, drops transparency, and takes the first frame of an
     animation. Raises DataError, naming `path`, if the image can't be read.
     """
     from PIL import Image, ImageOps
 
-    size = (spec.width, spec.height)
+    size = (resize.width, resize.height)
     try:
         with opener() as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -64,16 +64,16 @@ def decode_image(opener: Callable[[], Image.Image], path: Path, spec: ResizeSpec
             orientation = read_exif_orientation(opened)
             transposed = orientation in TRANSPOSED_ORIENTATIONS
             aspect_ratio = opened.height / opened.width if transposed else opened.width / opened.height
-            draft_size = (math.ceil(2 * spec.zoom * spec.width), math.ceil(2 * spec.zoom * spec.height))
+            draft_size = (math.ceil(2 * resize.zoom * resize.width), math.ceil(2 * resize.zoom * resize.height))
             # JPEG can be decoded at a reduced size, which is several times faster
             opened.draft("RGB", draft_size[::-1] if transposed else draft_size)
             image = opened.convert("RGB")
             if orientation != 1:
                 image = ImageOps.exif_transpose(image)
-            if spec.stretch:
+            if resize.stretch:
                 image = image.resize(size, Image.Resampling.BILINEAR)
             else:
-                border = (1 - 1 / spec.zoom) / 2
+                border = (1 - 1 / resize.zoom) / 2
                 image = ImageOps.fit(image, size, Image.Resampling.BILINEAR, bleed=border)
     except DataError:
         raise
@@ -85,9 +85,9 @@ def decode_image(opener: Callable[[], Image.Image], path: Path, spec: ResizeSpec
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), aspect_ratio
 
 
-def decode_file(path: Path, spec: ResizeSpec) -> tuple[Tensor, float]:
+def decode_file(path: Path, resize: ResizeSpec) -> tuple[Tensor, float]:
     """Decode an image file, see `decode_image`."""
-    return decode_image(partial(open_image_file, path), path, spec)
+    return decode_image(partial(open_image_file, path), path, resize)
 
 
 def open_image_file(path: Path) -> Image.Image:

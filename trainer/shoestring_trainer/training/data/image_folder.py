@@ -13,7 +13,7 @@ from shoestring_trainer.training.data.image_index import (
     VAL_SPLIT_NAMES,
     ImageIndex,
     split_train_val,
-    validate_name,
+    validate_utf8,
 )
 from shoestring_trainer.training.errors import DataError
 
@@ -72,7 +72,7 @@ def index_class_folders(folder: Path) -> ImageIndex:
         )
     names, labels, ignored = [], [], outside_classes
     for label, name in enumerate(classes):
-        validate_name(folder / name)
+        validate_utf8(folder / name)
         files = sorted(walk_files(folder / name, os.path.realpath(folder)), key=str)
         images = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
         if not images:
@@ -81,7 +81,7 @@ def index_class_folders(folder: Path) -> ImageIndex:
                 "or remove the folder"
             )
         for path in images:
-            validate_name(path)
+            validate_utf8(path)
             names.append(str(path.relative_to(folder)))
         labels += [label] * len(images)
         ignored += [path for path in files if path.suffix.lower() not in IMAGE_EXTENSIONS]

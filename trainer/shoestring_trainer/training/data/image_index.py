@@ -75,8 +75,8 @@ def validate_classes(images: ImageIndex) -> None:
             raise DataError(f'class "{name}" in {images.root} has too few valid images for a train/val split; add some')
 
 
-def validate_name(path: Path) -> None:
-    """Raise DataError for a name that isn't valid UTF-8: split.json could not hold it."""
+def validate_utf8(path: Path) -> None:
+    """Raise DataError for a path that isn't valid UTF-8: split.json could not hold it."""
     if not str(path).isascii():
         try:
             str(path).encode()

@@ -12,7 +12,7 @@ from pathlib import Path
 from tarfile import TarInfo
 
 from shoestring_trainer.training.data.decoding import MAX_FILE_BYTES
-from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS, validate_name
+from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS, validate_utf8
 from shoestring_trainer.training.errors import DataError
 
 LABEL_KEYS = ("label", "cls", "class")
@@ -77,7 +77,7 @@ def _add_member(samples: dict[str, Sample], member: TarInfo, content: bytes) -> 
         return
     sample, extension = samples.setdefault(match[1], Sample()), match[2].lower()
     if f".{extension}" in IMAGE_EXTENSIONS:
-        validate_name(Path(member.name))
+        validate_utf8(Path(member.name))
         if sample.image:
             sample.problems.append("it has two images")
         elif not member.isreg() or member.issparse():

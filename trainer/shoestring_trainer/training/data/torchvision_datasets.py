@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring_trainer.training.data.decoding import open_image_file
-from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val, validate_name
+from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val, validate_utf8
 from shoestring_trainer.training.errors import DataError
 
 PREFIX = "torchvision/"
@@ -103,7 +103,7 @@ def _index_split(name: str, root: Path, split: str, arguments: Mapping[str, Any]
         names = [f"{split}/{index}" for index in range(len(labels))]
         return ImageIndex(root / name, classes, names, labels, lambda index: dataset[index][0])
     for path in paths:
-        validate_name(path)
+        validate_utf8(path)
     names = [str(path.relative_to(root)) for path in paths]
     return ImageIndex(root, classes, names, labels, lambda index: open_image_file(paths[index]))
 

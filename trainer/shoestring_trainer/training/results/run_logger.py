@@ -8,7 +8,8 @@ from typing import Any
 
 from shoestring_core.results import EVALUATION_S
 
-from shoestring_trainer.training.checkpoint.state import CheckpointWriter, TrainingState
+from shoestring_trainer.training.checkpoint.state import TrainingState
+from shoestring_trainer.training.checkpoint.writer import CheckpointWriter
 from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
 from shoestring_trainer.training.results.progress import ProgressPrinter
 from shoestring_trainer.training.task import Task
