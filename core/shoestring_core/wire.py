@@ -29,7 +29,7 @@ LONG_POLL_S = 25
 
 MAX_BATCH_BYTES = 1 << 20
 """A larger report is refused with `too-large`; the agent then sends an empty batch with the same number (see
-`TelemetryBatch`)."""
+`ReportBatch`)."""
 
 Count = Annotated[int, Field(ge=0, le=2**62)]
 """Fits a 64-bit column of both databases: a larger number is refused here, so that the agent does not retry it."""
@@ -54,13 +54,13 @@ class Hardware(WireMessage):
 
 
 class RegisterRequest(WireMessage):
-    """First call of an agent. The first `session` that arrives is bound to the machine; repeating it succeeds, any
-    other is refused."""
+    """First call of an agent. The first `session_secret` that arrives is bound to the machine; repeating it
+    succeeds, any other is refused."""
 
     protocol: int = PROTOCOL_VERSION
     machine: UUID
     boot_token: str = Field(max_length=200)
-    session: str = Field(min_length=32, max_length=200)
+    session_secret: str = Field(min_length=32, max_length=200)
     address: str = Field(max_length=255)
     """Address at which the other machines of the gang reach this one."""
     agent_version: str = Field(default="", max_length=80)
@@ -96,7 +96,7 @@ class AgentEvent(WireMessage):
     data: dict[str, Any] = {}
 
 
-class TelemetryBatch(WireMessage):
+class ReportBatch(WireMessage):
     """Metrics, logs and events. Numbered per machine from 1 without gaps; belongs to one generation (0: before the
     first).
 
@@ -152,7 +152,7 @@ class ReportRequest(WireMessage):
     """Heartbeat. Every field but `protocol` is optional."""
 
     protocol: int = PROTOCOL_VERSION
-    batch: TelemetryBatch | None = None
+    batch: ReportBatch | None = None
     member: MemberStatus | None = None
     notice_at: UnixSeconds | None = None
     """When the provider will terminate the machine, once it has given a preemption notice."""
@@ -256,5 +256,5 @@ def derive_boot_token(server_secret: str, machine: UUID) -> str:
     return hmac.new(server_secret.encode(), f"boot:{machine}".encode(), hashlib.sha256).hexdigest()
 
 
-def hash_session(session: str) -> str:
-    return hashlib.sha256(session.encode()).hexdigest()
+def hash_session(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

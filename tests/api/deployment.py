@@ -162,19 +162,19 @@ class Agent:
     deployment: Deployment
     job: UUID
     machine: UUID
-    session: str = "s" * 40
+    session_secret: str = "s" * 40
     seq: int = 0
     offsets: dict[int, int] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.machine}.{self.session}"}
+        return {"Authorization": f"Bearer {self.machine}.{self.session_secret}"}
 
     def register(self, **fields: Any) -> httpx.Response:
         body = {
             "machine": str(self.machine),
             "boot_token": wire.derive_boot_token(SECRET, self.machine),
-            "session": self.session,
+            "session_secret": self.session_secret,
             "address": "127.0.0.1",
         }
         return self.deployment.nobody.post("/agent/v1/register", json=body | fields)

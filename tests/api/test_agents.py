@@ -128,7 +128,7 @@ def test_nul_and_broken_text_are_cleaned(deployment: Deployment) -> None:
 
 def test_a_forged_or_missing_session_is_refused_and_the_team_alarmed(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
-    forger = Agent(deployment, job, agent.machine, session="x" * 40)
+    forger = Agent(deployment, job, agent.machine, session_secret="x" * 40)
     answer = forger.post(b"{}")
     assert (answer.status_code, answer.json()["code"]) == (403, "agent-refused")
     assert deployment.nobody.post("/agent/v1/report", content=b"{}").status_code == 401
@@ -143,7 +143,7 @@ def test_a_boot_token_binds_the_first_session_and_no_other(deployment: Deploymen
     assert agent.register(boot_token="0" * 64).status_code == 403
     assert agent.register().status_code == 200
     assert agent.register().status_code == 200, "a lost reply harms nobody"
-    thief = agent.register(session="t" * 40)
+    thief = agent.register(session_secret="t" * 40)
     assert (thief.status_code, thief.json()["code"]) == (403, "agent-refused")
     kinds = [event["kind"] for event in deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]]
     assert kinds.count("alarm") == 2

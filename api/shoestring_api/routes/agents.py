@@ -118,7 +118,7 @@ def register(body: wire.RegisterRequest, state: StateDep) -> wire.Reply:
             db,
             body.machine,
             token_ok,
-            wire.hash_session(body.session),
+            wire.hash_session(body.session_secret),
             body.address,
             body.hardware.model_dump(),
             state.timeouts,
@@ -200,7 +200,7 @@ def _parse(model: type[M], body: bytes) -> M:
         raise InvalidRequest("; ".join(violations)) from None
 
 
-def _accept_batch(state: AppState, machine: MachineRow, batch: wire.TelemetryBatch) -> None:
+def _accept_batch(state: AppState, machine: MachineRow, batch: wire.ReportBatch) -> None:
     quota = state.settings.log_quota_bytes
     try:
         acked = state.report_store.write(lambda db: reports.accept_batch(db, machine.id, batch, log_quota=quota))

@@ -23,7 +23,7 @@ HOUR_US = 3_600_000_000
 MAX_EVENT_BYTES = 20_000
 
 
-def accept_batch(db: Write, machine_id: UUID, batch: wire.TelemetryBatch, *, log_quota: int) -> int:
+def accept_batch(db: Write, machine_id: UUID, batch: wire.ReportBatch, *, log_quota: int) -> int:
     """Store a machine's next batch and return the number of the last one stored. A repeated batch changes nothing.
 
     log_quota   log bytes accepted of one job in an hour; the rest is dropped and the job's log marked as truncated
@@ -92,7 +92,7 @@ def _first_measured_at(db: Read, generation: GenerationRow, columns: Mapping[str
 def _update_job(
     db: Write,
     job: JobRow,
-    batch: wire.TelemetryBatch,
+    batch: wire.ReportBatch,
     columns: Mapping[str, Columns],
     first_at: int,
     log_size: int,

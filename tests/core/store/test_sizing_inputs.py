@@ -81,8 +81,8 @@ def train(
                     values=[evaluation_s] * len(scores),
                 )
             )  # fmt: skip
-        reports.accept_batch(db, ids[0], wire.TelemetryBatch(seq=1, generation=no, points=points[:1]), log_quota=0)
-        reports.accept_batch(db, ids[0], wire.TelemetryBatch(seq=2, generation=no, points=points[1:]), log_quota=0)
+        reports.accept_batch(db, ids[0], wire.ReportBatch(seq=1, generation=no, points=points[:1]), log_quota=0)
+        reports.accept_batch(db, ids[0], wire.ReportBatch(seq=2, generation=no, points=points[1:]), log_quota=0)
         ended = {"state": "ended", "end_reason": end, "ended_at": over} if end else {}
         db.sql.execute(update(JobRow).where(JobRow.id == job.id).values(generation=no, **ended))
 

@@ -25,8 +25,8 @@ from shoestring_core.wire import (
     Order,
     RegisterRequest,
     Reply,
+    ReportBatch,
     ReportRequest,
-    TelemetryBatch,
     UploadUrls,
 )
 
@@ -54,7 +54,7 @@ class Service:
     funded_until: float | None = None  # monotonic; from there on nothing is extended
     report_interval_s: float = 0.25
     order: Order = field(default_factory=lambda: Order(kind="wait"))
-    batches: list[TelemetryBatch] = field(default_factory=list)
+    batches: list[ReportBatch] = field(default_factory=list)
     members: list[MemberStatus] = field(default_factory=list)
     notices: set[float] = field(default_factory=set)
     commits: list[CheckpointCommit] = field(default_factory=list)
@@ -62,8 +62,8 @@ class Service:
     faults: list[Fault] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     registrations: list[RegisterRequest] = field(default_factory=list)
-    arrivals: list[tuple[float, TelemetryBatch]] = field(default_factory=list)
-    refuse: Callable[[TelemetryBatch], int | None] = lambda batch: None
+    arrivals: list[tuple[float, ReportBatch]] = field(default_factory=list)
+    refuse: Callable[[ReportBatch], int | None] = lambda batch: None
 
     def __post_init__(self) -> None:
         self.changed = threading.Condition()
@@ -151,9 +151,9 @@ class Service:
     def register(self, register: RegisterRequest) -> Reply | tuple[int, dict[str, Any]]:
         if register.machine != self.machine or register.boot_token != self.boot_token:
             return 403, {"code": "agent-refused", "detail": "forged"}
-        if self.session not in (None, register.session):
+        if self.session not in (None, register.session_secret):
             return 403, {"code": "agent-refused", "detail": "another session was first"}
-        self.session = register.session
+        self.session = register.session_secret
         self.registrations.append(register)
         return self.reply()
 

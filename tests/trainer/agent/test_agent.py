@@ -340,7 +340,7 @@ def test_an_agent_that_was_killed_is_succeeded_without_loss(machine: Machine) ->
     machine.boot()
     machine.until_exited()
     assert machine.service.exits(1) == ["signal", "signal"]
-    assert {register.session for register in machine.service.registrations} == {secret}
+    assert {register.session_secret for register in machine.service.registrations} == {secret}
     written = [json.loads(line)["step"] for line in (machine.folder / "gen/1/metrics.jsonl").read_text().splitlines()]
     machine.until(lambda: [step for step, _ in machine.service.points("train/loss")] == written)
     assert machine.service.log(1) == (machine.folder / "gen/1/log-rank1.txt").read_bytes()

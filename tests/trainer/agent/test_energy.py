@@ -8,7 +8,7 @@ from pathlib import Path
 import pynvml
 import pytest
 from shoestring_trainer.agent.energy import Energy
-from shoestring_trainer.agent.telemetry import Telemetry
+from shoestring_trainer.agent.machine_monitor import MachineMonitor
 
 CPU = "system/cpu_energy_joules"
 
@@ -94,6 +94,6 @@ def test_a_gpu_without_a_counter_is_measured_by_its_power_over_time(tmp_path: Pa
 
 
 def test_a_machines_telemetry_carries_what_can_be_measured(tmp_path: Path):
-    sample = Telemetry(tmp_path).sample()
+    sample = MachineMonitor(tmp_path).sample()
     assert sample["system/memory_bytes"] > 0
     assert all(value >= 0 for name, value in sample.items() if name.endswith("energy_joules"))

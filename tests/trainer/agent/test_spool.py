@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shoestring_core.wire import MAX_BATCH_BYTES, TelemetryBatch
+from shoestring_core.wire import MAX_BATCH_BYTES, ReportBatch
 from shoestring_trainer.agent import spool as module
 from shoestring_trainer.agent.spool import Spool
 
@@ -19,12 +19,12 @@ def open_spool(folder: Path) -> Spool:
     return Spool(folder / "spool", folder / "rejected")
 
 
-def drain(spool: Spool) -> list[TelemetryBatch]:
+def drain(spool: Spool) -> list[ReportBatch]:
     spool.seal()
     batches = []
     while batch := spool.oldest():
         assert len(json.dumps(batch)) < MAX_BATCH_BYTES * 9 // 10
-        batches.append(TelemetryBatch.model_validate(batch))
+        batches.append(ReportBatch.model_validate(batch))
         spool.acknowledge(batch["seq"])
     return batches
 

@@ -28,21 +28,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from shoestring_core.wire import Order
+from shoestring_core.wire import Order, RegisterRequest
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent.boot import Identity, StartupError, prepare_folder, read_identity, register
+from shoestring_trainer.agent.boot import StartupError, find_address, prepare_folder, read_boot_data, register
 from shoestring_trainer.agent.deadman import DeadManSwitch, power_off
 from shoestring_trainer.agent.file_tailer import FileTailer
 from shoestring_trainer.agent.funding import DEADMAN_RESERVE_S, FundingLease
 from shoestring_trainer.agent.generations import GenerationRunner
+from shoestring_trainer.agent.machine_monitor import MachineMonitor
 from shoestring_trainer.agent.metadata_client import ENDPOINT, MetadataClient, MetadataUnavailable
 from shoestring_trainer.agent.ranks import MACHINE_MARK, end_ranks
 from shoestring_trainer.agent.reporter import Reporter
 from shoestring_trainer.agent.service_client import RequestRejected, ServiceClient, TimedReply, boottime
 from shoestring_trainer.agent.shutdown import Shutdown
 from shoestring_trainer.agent.spool import Spool
-from shoestring_trainer.agent.telemetry import Telemetry
 
 log = logging.getLogger("shoestring.agent")
 
@@ -76,15 +76,19 @@ async def run(environment: Mapping[str, str]) -> int:
     processes.become_subreaper()  # orphans of the ranks stay in this machine's tree
     folder = Path(environment.get("SHOESTRING_MACHINE_DIR") or Path.cwd()).resolve()
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
-    identity = await read_identity(metadata)
-    session = prepare_folder(folder)
-    await end_ranks(str(identity.machine))  # of an agent that was killed
-    service = ServiceClient(identity.server_url, identity.machine, session)
-    agent = Agent(folder, identity, service, metadata, environment)
+    boot = await read_boot_data(metadata)
+    session_secret = prepare_folder(folder)
+    await end_ranks(str(boot.machine))  # of an agent that was killed
+    service = ServiceClient(boot.server_url, boot.machine, session_secret)
+    agent = Agent(folder, str(boot.machine), service, metadata, environment)
     try:
         agent.runner.start_rank_server()
         agent.funding.restore()
-        agent.reporter.apply_reply(await register(service, metadata, identity, session, agent.telemetry.hardware()))
+        request = RegisterRequest(
+            machine=boot.machine, boot_token=boot.boot_token, session_secret=session_secret,
+            address=await find_address(metadata), hardware=agent.machine_monitor.hardware(),
+        )  # fmt: skip
+        agent.reporter.apply_reply(await register(service, request))
         return await agent.run_until_shutdown()
     finally:
         agent.deadman.close()
@@ -99,14 +103,13 @@ class Agent:
     def __init__(
         self,
         folder: Path,
-        identity: Identity,
+        machine: str,
         service: ServiceClient,
         metadata: MetadataClient,
         environment: Mapping[str, str],
     ) -> None:
         self.folder, self.metadata = folder, metadata
-        machine = str(identity.machine)
-        self.telemetry = Telemetry(folder)
+        self.machine_monitor = MachineMonitor(folder)
         self.deadman = DeadManSwitch({MACHINE_MARK: machine})
         self.funding = FundingLease(folder / "funding", self.deadman)
         self.shutdown = Shutdown(self.funding)
@@ -197,7 +200,7 @@ class Agent:
             await asyncio.sleep(POLL_S)
         while True:
             now = time.time()
-            self.spool.add_points(max(0, int(now - booted_at)), now, self.telemetry.sample())
+            self.spool.add_points(max(0, int(now - booted_at)), now, self.machine_monitor.sample())
             await asyncio.sleep(TELEMETRY_S)
 
     # --- reasons to shut down

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From boot to a registered machine: its identity, its folder, its session with the service."""
+"""From boot to a registered machine: boot data, folder, session with the service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from shoestring_core.wire import Hardware, RegisterRequest
+from shoestring_core.wire import RegisterRequest
 
 from shoestring_trainer.agent.metadata_client import MetadataClient, MetadataUnavailable
 from shoestring_trainer.agent.service_client import (
@@ -38,21 +38,21 @@ class StartupError(Exception):
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Who this machine is, by its user data."""
+class BootData:
+    """What the service puts into a machine's user data."""
 
     server_url: str
     machine: UUID
     boot_token: str
 
 
-async def read_identity(metadata: MetadataClient) -> Identity:
-    """The identity in the machine's user data. Raises StartupError."""
+async def read_boot_data(metadata: MetadataClient) -> BootData:
+    """Return the boot data in the machine's user data. Raises StartupError."""
     deadline = boottime() + METADATA_RETRY_S
     for delay in backoff_delays(most_s=2.0):
         try:
             data = await metadata.user_data()
-            return Identity(str(data["server_url"]), UUID(data["machine"]), str(data["boot_token"]))
+            return BootData(str(data["server_url"]), UUID(data["machine"]), str(data["boot_token"]))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             message = f"the user data is not an agent's ({error!r}): launch through the service"
             raise StartupError(os.EX_CONFIG, message) from error
@@ -81,20 +81,19 @@ def prepare_folder(folder: Path) -> str:
         raise StartupError(os.EX_CANTCREAT, message) from error
 
 
-async def register(
-    service: ServiceClient, metadata: MetadataClient, identity: Identity, session: str, hardware: Hardware
-) -> TimedReply:
+async def find_address(metadata: MetadataClient) -> str:
+    """Return the address at which other machines reach this one; loopback if the metadata service names none."""
+    try:
+        return await metadata.local_address()
+    except MetadataUnavailable:
+        return "127.0.0.1"
+
+
+async def register(service: ServiceClient, request: RegisterRequest) -> TimedReply:
     """Exchange the boot token for a session.
 
     Raises StartupError if the service rejects this machine, or doesn't answer for REGISTER_RETRY_S.
     """
-    try:
-        address = await metadata.local_address()
-    except MetadataUnavailable:
-        address = "127.0.0.1"
-    request = RegisterRequest(
-        machine=identity.machine, boot_token=identity.boot_token, session=session, address=address, hardware=hardware
-    )
     deadline = boottime() + REGISTER_RETRY_S
     for delay in backoff_delays():
         try:

@@ -61,10 +61,10 @@ class TimedReply:
 class ServiceClient:
     """One client for one session. All times are `boottime`."""
 
-    def __init__(self, url: str, machine: UUID, session: str) -> None:
+    def __init__(self, url: str, machine: UUID, session_secret: str) -> None:
         self._http = httpx.AsyncClient(trust_env=False)
         self._base = url.rstrip("/") + "/agent/v1"
-        self._key = {"Authorization": f"Bearer {machine}.{session}", "Content-Type": "application/json"}
+        self._key = {"Authorization": f"Bearer {machine}.{session_secret}", "Content-Type": "application/json"}
 
     async def register(self, register: RegisterRequest) -> TimedReply:
         """Raises RequestRejected when the boot token is not this machine's, or another session was first."""

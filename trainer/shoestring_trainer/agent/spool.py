@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES = MAX_BATCH_BYTES * 6 // 10  # leaves room for what the estimate misses and for the rest of the report
 POINT_BYTES = 70  # a step, a time and a value, written out
-MAX_ITEMS, MAX_POINTS = 1_900, 19_000  # a little below what `wire.TelemetryBatch` and `wire.MetricSeries` allow
+MAX_ITEMS, MAX_POINTS = 1_900, 19_000  # a little below what `wire.ReportBatch` and `wire.MetricSeries` allow
 MAX_UNSENT_BYTES_WITH_LOGS = 256 << 20  # beyond this much unsent, logs stay on the machine; points and events never do
 
 
@@ -135,7 +135,7 @@ class Spool:
         return self.last_seq
 
     def oldest(self) -> dict[str, Any] | None:
-        """The oldest batch that is not acknowledged, as `wire.TelemetryBatch` in JSON."""
+        """The oldest batch that is not acknowledged, as `wire.ReportBatch` in JSON."""
         return self._batch(min(self._sizes)) if self._sizes else None
 
     def acknowledge(self, seq: int) -> None:

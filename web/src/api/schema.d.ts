@@ -1582,8 +1582,8 @@ export interface components {
         };
         /**
          * RegisterRequest
-         * @description First call of an agent. The first `session` that arrives is bound to the machine; repeating it succeeds, any
-         *     other is refused.
+         * @description First call of an agent. The first `session_secret` that arrives is bound to the machine; repeating it
+         *     succeeds, any other is refused.
          */
         RegisterRequest: {
             /**
@@ -1598,8 +1598,8 @@ export interface components {
             machine: string;
             /** Boot Token */
             boot_token: string;
-            /** Session */
-            session: string;
+            /** Session Secret */
+            session_secret: string;
             /** Address */
             address: string;
             /**
@@ -1641,6 +1641,36 @@ export interface components {
             upload_urls?: components["schemas"]["UploadUrls"] | null;
         };
         /**
+         * ReportBatch
+         * @description Metrics, logs and events. Numbered per machine from 1 without gaps; belongs to one generation (0: before the
+         *     first).
+         *
+         *     When the service refuses a batch permanently (`too-large`, `invalid-request`), the agent moves its content to
+         *     `rejected/` and sends the same number again with nothing but a `rejected` event, so that one bad batch does not
+         *     block a healthy job.
+         */
+        ReportBatch: {
+            /** Seq */
+            seq: number;
+            /** Generation */
+            generation: number;
+            /**
+             * Points
+             * @default []
+             */
+            points: components["schemas"]["MetricSeries"][];
+            /**
+             * Logs
+             * @default []
+             */
+            logs: components["schemas"]["LogChunk"][];
+            /**
+             * Events
+             * @default []
+             */
+            events: components["schemas"]["AgentEvent"][];
+        };
+        /**
          * ReportRequest
          * @description Heartbeat. Every field but `protocol` is optional.
          */
@@ -1651,7 +1681,7 @@ export interface components {
              */
             protocol: number;
             /** @default null */
-            batch: components["schemas"]["TelemetryBatch"] | null;
+            batch: components["schemas"]["ReportBatch"] | null;
             /** @default null */
             member: components["schemas"]["MemberStatus"] | null;
             /**
@@ -1696,36 +1726,6 @@ export interface components {
              * @default false
              */
             dry_run: boolean;
-        };
-        /**
-         * TelemetryBatch
-         * @description Metrics, logs and events. Numbered per machine from 1 without gaps; belongs to one generation (0: before the
-         *     first).
-         *
-         *     When the service refuses a batch permanently (`too-large`, `invalid-request`), the agent moves its content to
-         *     `rejected/` and sends the same number again with nothing but a `rejected` event, so that one bad batch does not
-         *     block a healthy job.
-         */
-        TelemetryBatch: {
-            /** Seq */
-            seq: number;
-            /** Generation */
-            generation: number;
-            /**
-             * Points
-             * @default []
-             */
-            points: components["schemas"]["MetricSeries"][];
-            /**
-             * Logs
-             * @default []
-             */
-            logs: components["schemas"]["LogChunk"][];
-            /**
-             * Events
-             * @default []
-             */
-            events: components["schemas"]["AgentEvent"][];
         };
         /** Transfer */
         Transfer: {

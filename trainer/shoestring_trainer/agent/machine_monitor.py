@@ -16,7 +16,7 @@ from shoestring_trainer.agent.energy import Energy
 log = logging.getLogger(__name__)
 
 
-class Telemetry:
+class MachineMonitor:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._gpus = _find_gpus()
