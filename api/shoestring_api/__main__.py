@@ -23,7 +23,7 @@ SHUTDOWN_TIMEOUT_S = 5
 """How long requests in progress may take once the process is asked to exit."""
 
 
-class Server(uvicorn.Server):
+class StreamClosingServer(uvicorn.Server):
     """Ends streams and long polls at a signal to exit, instead of waiting for their clients to disconnect."""
 
     def __init__(self, config: uvicorn.Config, state: AppState) -> None:
@@ -57,7 +57,7 @@ def main() -> int:
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         server_header=False,
     )
-    server = Server(config, state)
+    server = StreamClosingServer(config, state)
     server.run(sockets=[listener])
     return 0
 

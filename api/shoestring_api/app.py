@@ -16,11 +16,11 @@ from shoestring_api.routes import (
     agents,
     artifacts,
     budgets,
-    health,
     job_history,
     jobs,
     logs,
     machines,
+    monitoring,
     objects,
     plans,
     recipes,
@@ -44,7 +44,7 @@ ROUTERS = (
     machines.router,
     stream.router,
     agents.router,
-    health.router,
+    monitoring.router,
     objects.router,
 )
 

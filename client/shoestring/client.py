@@ -93,6 +93,7 @@ class Client:
         return self._post("/v1/plans", rest.Plan, {"spec": spec if isinstance(spec, str) else dict(spec)})
 
     def job(self, job: UUID | str) -> rest.Job:
+        """Return the job."""
         return self._get(f"/v1/jobs/{job}", rest.Job)
 
     def jobs(self, *, filter: str = "", cursor: str | None = None, limit: int = 50) -> rest.JobPage:
@@ -100,6 +101,7 @@ class Client:
         return self._get("/v1/jobs", rest.JobPage, filter=filter or None, cursor=cursor, limit=limit)
 
     def stop(self, job: UUID | str) -> rest.Job:
+        """End the job early; its last checkpoint stays."""
         return self._post(f"/v1/jobs/{job}:stop", rest.Job)
 
     def retry(self, job: UUID | str) -> rest.Job:
@@ -107,6 +109,7 @@ class Client:
         return self._post(f"/v1/jobs/{job}:retry", rest.Job)
 
     def resume(self, job: UUID | str) -> rest.Job:
+        """Queue a paused job again from its last checkpoint. A job that has ended needs `retry`."""
         return self._post(f"/v1/jobs/{job}:resume", rest.Job)
 
     def wait(self, job: UUID | str, *, timeout_s: float | None = None, poll_s: float = 0.5) -> rest.Job:
@@ -121,23 +124,29 @@ class Client:
             time.sleep(poll_s)
 
     def attempts(self, job: UUID | str) -> rest.AttemptList:
+        """Return the job's attempts with their machines and generations."""
         return self._get(f"/v1/jobs/{job}/attempts", rest.AttemptList)
 
     def events(self, job: UUID | str, *, cursor: str | None = None) -> rest.EventPage:
+        """Return a page of the job's events, oldest first; pass the page's cursor to get the next."""
         return self._get(f"/v1/jobs/{job}/events", rest.EventPage, cursor=cursor)
 
     def metrics(self, job: UUID | str, *, keys: str | None = None, attempts: str = "merged") -> rest.Metrics:
+        """Return the job's curves; `keys` selects metrics by comma-separated names."""
         return self._get(f"/v1/jobs/{job}/metrics", rest.Metrics, keys=keys, attempts=attempts)
 
     def logs(
         self, job: UUID | str, *, cursor: str | None = None, tail: int | None = None, rank: int | None = None
     ) -> rest.Logs:
+        """Return log lines; the last `tail` of them, or those after `cursor`; `rank` selects one rank's."""
         return self._get(f"/v1/jobs/{job}/logs", rest.Logs, cursor=cursor, tail=tail, rank=rank)
 
     def cost(self, job: UUID | str) -> rest.CostReport:
+        """Return what the job has cost, with its ledger entries."""
         return self._get(f"/v1/jobs/{job}/cost", rest.CostReport)
 
     def artifacts(self, job: UUID | str) -> rest.ArtifactList:
+        """Return the job's artifacts."""
         return self._get(f"/v1/jobs/{job}/artifacts", rest.ArtifactList)
 
     def download(self, artifact: rest.Artifact, target: Path) -> None:
@@ -166,17 +175,21 @@ class Client:
     # --- budgets, recipes, login, machines
 
     def budgets(self) -> list[rest.Budget]:
+        """Return the budgets that this key can see."""
         return self._get("/v1/budgets", rest.BudgetList).budgets
 
     def set_budget(self, budget: UUID | str, limit: str, *, reason: str = "", etag: str | None = None) -> rest.Budget:
+        """Set the limit of a budget; with `etag`, only if the budget has not changed since it was read."""
         headers = {"If-Match": etag} if etag else {}
         response = self._call("PUT", f"/v1/budgets/{budget}", json={"limit": limit, "reason": reason}, headers=headers)
         return _parse(response, rest.Budget)
 
     def recipes(self) -> list[rest.Recipe]:
+        """Return the recipes with their parameters."""
         return self._get("/v1/recipes", rest.RecipeList).recipes
 
     def me(self) -> rest.Me:
+        """Return the user, team and role of this key."""
         return self._get("/v1/me", rest.Me)
 
     def login_link(self) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from shoestring_core import recipes
 from shoestring_core.errors import InvalidSpec
-from shoestring_core.spec.fields import (
+from shoestring_core.spec.field_types import (
     MAX_NODES,
     S3_SCHEME,
     CheckpointInterval,

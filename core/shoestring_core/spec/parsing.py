@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from shoestring_core import document, recipes
 from shoestring_core.document import format_value
 from shoestring_core.errors import InvalidSpec, Problem
-from shoestring_core.spec.fields import is_number, parse_node_range
+from shoestring_core.spec.field_types import is_number, parse_node_range
 from shoestring_core.spec.messages import problems_of, suggest_field
 from shoestring_core.spec.model import MAX_PARAMS, JobSpec
 
