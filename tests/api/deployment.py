@@ -157,7 +157,7 @@ def events(lines: Iterator[str]) -> Iterator[ServerSentEvent]:
 
 @dataclass
 class Agent:
-    """What a machine's agent says, word for word."""
+    """The requests of a machine's agent."""
 
     deployment: Deployment
     job: UUID
@@ -213,7 +213,7 @@ class Agent:
     def checkpoint(
         self, step: int, files: dict[str, bytes], *, reason: str = "periodic", generation: int = 1, **fields: Any
     ) -> httpx.Response:
-        """Upload a checkpoint to where the service says, and commit it."""
+        """Upload a checkpoint to the URLs that the service offers, and commit it."""
         uploads = self.report().upload_urls
         assert uploads is not None
         data = b"".join(files.values())

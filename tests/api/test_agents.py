@@ -103,8 +103,8 @@ def test_a_poison_batch_is_refused_renews_the_lease_and_stops_nothing(deployment
     rejected = {"kind": "rejected", "at": 1.0, "data": {"why": answer.json()["detail"][:500]}}
     assert agent.report(batch=agent.batch(events=[rejected])).acked_seq == 1
     assert agent.points(range(1, 3)).acked_seq == 2
-    told = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
-    assert any(event["data"].get("event") == "rejected" for event in told)
+    reported = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
+    assert any(event["data"].get("event") == "rejected" for event in reported)
 
 
 def test_nan_and_infinities_survive(deployment: Deployment) -> None:
@@ -121,8 +121,8 @@ def test_nul_and_broken_text_are_cleaned(deployment: Deployment) -> None:
     event = {"kind": "warn\0ing", "at": 1.0, "data": {"te\0xt": "a\0b", "n": [float("inf")]}}
     series = {"name": "lo\0ss", "steps": [1], "times": [1], "values": [1]}
     agent.report(batch=agent.batch(events=[event], points=[series]))
-    told = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"][-1]["data"]
-    assert (told["event"], told["te\ufffdxt"], told["n"]) == ("warn\ufffding", "a\ufffdb", ["Infinity"])
+    reported = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"][-1]["data"]
+    assert (reported["event"], reported["te\ufffdxt"], reported["n"]) == ("warn\ufffding", "a\ufffdb", ["Infinity"])
     assert deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]["name"] == "lo\ufffdss"
 
 

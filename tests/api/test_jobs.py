@@ -127,8 +127,8 @@ def test_weights_that_nobody_may_see_or_that_are_not_there_are_refused(deploymen
     source, (teacher,) = deployment.running()
 
     def answer(job: object, who: str = "member") -> tuple[int, str, str]:
-        said = getattr(deployment, who).post("/v1/jobs", json={"spec": SPEC | {"init": f"job/{job}"}})
-        return said.status_code, said.json().get("code", ""), said.text
+        response = getattr(deployment, who).post("/v1/jobs", json={"spec": SPEC | {"init": f"job/{job}"}})
+        return response.status_code, response.json().get("code", ""), response.text
 
     status, code, text = answer(source)
     assert (status, code) == (422, "invalid-spec")
@@ -158,8 +158,8 @@ def test_a_path_to_weights_is_answered_like_a_path_to_data(deployment: Deploymen
         deployment.member.post("/v1/jobs", json={"spec": SPEC | {"init": str(path)}}).json()["errors"][0]
         for path in (forbidden, tmp_path / "missing")
     ]
-    said = [answer["message"].replace(str(tmp_path), "").split("'")[2] for answer in answers]
-    assert said[0] == said[1]
+    messages = [answer["message"].replace(str(tmp_path), "").split("'")[2] for answer in answers]
+    assert messages[0] == messages[1]
     assert [answer["code"] for answer in answers] == ["init-not-found"] * 2
 
 
@@ -177,8 +177,8 @@ def test_a_job_says_which_batches_it_does_without(deployment: Deployment) -> Non
     agent.points(range(4, 12), generation=2)
     curve = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]
     assert curve["steps"] == list(range(1, 12))
-    told = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
-    assert any(event["reason"] == verdict.reason for event in told)
+    events = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
+    assert any(event["reason"] == verdict.reason for event in events)
 
 
 def started(agent: Agent) -> wire.LaunchConfig:

@@ -147,7 +147,7 @@ def test_malformed_bodies_get_a_clear_answer(deployment: Deployment, what: str) 
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "expected_detail"),
     [
         (b'{"limit": "1", "limit": "1000"}', "'limit' twice"),
         (b'{"limt": "1"}', "Did you mean limit?"),
@@ -156,12 +156,12 @@ def test_malformed_bodies_get_a_clear_answer(deployment: Deployment, what: str) 
         (b"", "must be a JSON object"),
     ],
 )
-def test_a_body_that_is_refused_says_why(deployment: Deployment, body: bytes, says: str) -> None:
+def test_a_body_that_is_refused_says_why(deployment: Deployment, body: bytes, expected_detail: str) -> None:
     budget = deployment.admin.get("/v1/budgets").json()["budgets"][-1]
     headers = {"Content-Type": "application/json"}
     answer = deployment.admin.put(f"/v1/budgets/{budget['id']}", content=body, headers=headers)
     assert 400 <= answer.status_code <= 422
-    assert says in answer.json()["detail"]
+    assert expected_detail in answer.json()["detail"]
     assert deployment.admin.get(f"/v1/budgets/{budget['id']}").json() == budget
 
 

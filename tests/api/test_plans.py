@@ -66,8 +66,14 @@ def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
     job, planned = answer.json(), plan(known, limits=limits)
     assert job["spec"]["resources"]["nodes"] == 2
     assert job["sizing"] == f"{planned['summary']} {planned['why_not_faster']}"
-    (told,) = [e for e in known.member.get(f"/v1/jobs/{job['id']}/events").json()["events"] if e["kind"] == "sizing"]
-    assert (told["reason"], told["data"]["nodes"], told["data"]["type"]) == (planned["summary"], 2, "local.cpu")
+    (sizing_event,) = [
+        e for e in known.member.get(f"/v1/jobs/{job['id']}/events").json()["events"] if e["kind"] == "sizing"
+    ]
+    assert (sizing_event["reason"], sizing_event["data"]["nodes"], sizing_event["data"]["type"]) == (
+        planned["summary"],
+        2,
+        "local.cpu",
+    )
     with known.store.read() as db:
         stored = next(row.sizing for row in db.sql.query(JobRow) if str(row.id) == job["id"])
     assert choose_machines(SizingInputs.from_json(stored["inputs"])) == Choice.from_json(stored["choice"])

@@ -46,21 +46,21 @@ def test_a_port_in_use_is_named(database_url: str, tmp_path: Path) -> None:
     settings = _settings(database_url, tmp_path)
     with _process(settings):
         until(lambda: _answers(f"http://127.0.0.1:{settings['SHOESTRING_PORT']}"))
-        code, said = _refusal(settings)
+        code, output = _refusal(settings)
         assert code == 3
-        assert f"Port {settings['SHOESTRING_PORT']} is in use" in said
+        assert f"Port {settings['SHOESTRING_PORT']} is in use" in output
 
 
 def test_a_database_that_is_not_there_or_not_prepared_is_named(database_url: str, tmp_path: Path) -> None:
     settings = _settings(database_url, tmp_path)
-    code, said = _refusal(settings)
+    code, output = _refusal(settings)
     assert code == 4
-    advice = said.rpartition("python -m ")[2].replace("FILE", str(tmp_path / "admin.key")).split()
+    advice = output.rpartition("python -m ")[2].replace("FILE", str(tmp_path / "admin.key")).split()
     assert _ended(settings, *advice)[0] == 0
     assert open_store(database_url).is_current()
-    code, said = _refusal(_settings("postgresql://nobody@127.0.0.1:1/none", tmp_path))
+    code, output = _refusal(_settings("postgresql://nobody@127.0.0.1:1/none", tmp_path))
     assert code == 4
-    assert "PostgreSQL can't be reached" in said
+    assert "PostgreSQL can't be reached" in output
 
 
 def test_a_newer_database_is_refused(database_url: str, tmp_path: Path) -> None:
@@ -69,25 +69,25 @@ def test_a_newer_database_is_refused(database_url: str, tmp_path: Path) -> None:
     with store.writer.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     store.close()
-    code, said = _refusal(_settings(database_url, tmp_path))
+    code, output = _refusal(_settings(database_url, tmp_path))
     assert code == 4
-    assert "Upgrade Shoestring" in said
+    assert "Upgrade Shoestring" in output
 
 
 @pytest.mark.parametrize(
-    ("url", "key_file", "says"),
+    ("url", "key_file", "expected_text"),
     [
         ("", "admin.key", "Set SHOESTRING_DATABASE_URL"),
         ("sqlite:///{folder}/store.db", "no/such/folder", "No such file"),
     ],
 )
 def test_preparing_a_database_that_cannot_be_prepared_is_told(
-    url: str, key_file: str, says: str, tmp_path: Path
+    url: str, key_file: str, expected_text: str, tmp_path: Path
 ) -> None:
     settings = {"SHOESTRING_DATABASE_URL": url.format(folder=tmp_path)}
-    code, said = _ended(settings, "shoestring_api.admin", "bootstrap", "--key-file", str(tmp_path / key_file))
+    code, output = _ended(settings, "shoestring_api.admin", "bootstrap", "--key-file", str(tmp_path / key_file))
     assert code == 1
-    assert says in said
+    assert expected_text in output
 
 
 @pytest.mark.parametrize("missing", ["SHOESTRING_DATABASE_URL", "SHOESTRING_OBJECT_STORE", "SHOESTRING_SECRET"])
@@ -96,9 +96,9 @@ def test_a_missing_setting_is_named(missing: str, tmp_path: Path) -> None:
     _prepared(database_url)
     settings = _settings(database_url, tmp_path)
     del settings[missing]
-    code, said = _refusal(settings)
+    code, output = _refusal(settings)
     assert code == 2
-    assert missing in said
+    assert missing in output
 
 
 def _prepared(database_url: str) -> str:

@@ -58,12 +58,14 @@ def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(deployment:
     while len(steps) < 60 or len(lines) < 60:
         visits += 1
         with deployment.stream(f"job:{job}", cursor) as stream:
-            for said in itertools.islice(stream, visits % 7 + 1):
+            for message in itertools.islice(stream, visits % 7 + 1):
                 steps += (
-                    [step for curve in said.data["curves"] for step in curve["steps"]] if said.name == "points" else []
+                    [step for curve in message.data["curves"] for step in curve["steps"]]
+                    if message.name == "points"
+                    else []
                 )
-                lines += [int(line["text"]) for line in said.data["lines"]] if said.name == "logs" else []
-                cursor = said.cursor or cursor
+                lines += [int(line["text"]) for line in message.data["lines"]] if message.name == "logs" else []
+                cursor = message.cursor or cursor
                 if len(steps) >= 60 and len(lines) >= 60:
                     break  # nothing more comes
         assert visits < 400

@@ -197,17 +197,17 @@ def service() -> Iterator[str]:
 
 @pytest.mark.parametrize("json", [[], ["--json"]])
 @pytest.mark.parametrize(
-    ("out", "code", "says"),
+    ("out", "code", "message"),
     [("/dev/full", exit_codes.USAGE, "No space left on device"), ("a closed pipe", exit_codes.OK, "")],
 )
 def test_output_that_cannot_be_written_ends_without_a_traceback(
-    service: str, tmp_path: Path, out: str, code: int, says: str, json: list[str]
+    service: str, tmp_path: Path, out: str, code: int, message: str, json: list[str]
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer if out == "a closed pipe" else out, "w") as stdout:
         done = shoestring("ls", *json, home=tmp_path, stdout=stdout, SHOESTRING_URL=service, SHOESTRING_KEY="x")
-    assert (done.returncode, done.stderr.strip()) == (code, says)
+    assert (done.returncode, done.stderr.strip()) == (code, message)
 
 
 def test_characters_that_a_terminal_lacks_are_shown_by_number(service: str, tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path
     options = ("--dawnbench", str(tmp_path / "entry"), "--author", "Us", "--email", "us@example.org", "--json")
     done = shoestring("results", str(folder), *options, home=tmp_path)
     assert done.returncode == exit_codes.OK, done.stderr
-    told = json.loads(done.stdout)
-    assert told["target"] == 0.9
-    (one,) = told["runs"]
+    output = json.loads(done.stdout)
+    assert output["target"] == 0.9
+    (one,) = output["runs"]
     assert (one["to_target"]["epoch"], one["to_target"]["train_s"], one["to_target"]["wait_s"]) == (2.0, 10.0, 10.5)
     assert one["images_per_s"] == 320.5
     written = tmp_path / "entry" / "us_digits-quickstart_this-computer_pytorch-2.13.0.json"

@@ -77,7 +77,7 @@ def test_recipes_for_folders_of_images_say_who_decodes_them(recipe):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "message_part"),
     [
         ("epochs", 0, "at least 1"),
         ("epochs", 1.5, "whole number"),
@@ -98,12 +98,12 @@ def test_recipes_for_folders_of_images_say_who_decodes_them(recipe):
         ("zzz", 0, "It has: epochs"),
     ],
 )
-def test_a_wrong_parameter_is_refused_with_what_to_write(name, value, says):
+def test_a_wrong_parameter_is_refused_with_what_to_write(name, value, message_part):
     with pytest.raises(InvalidSpec) as refused:
         recipes.resolve("imagefolder/resnet9", {name: value, "lr ": 1})
     first, second = refused.value.problems
     assert first.pointer == f"/params/{name}"
-    assert says in first.message
+    assert message_part in first.message
     assert second.suggestion == "lr"
 
 

@@ -26,24 +26,24 @@ def curves(times: dict[int, float], scores: dict[int, float], evaluation_s: floa
 
 def test_training_time_leaves_out_scoring_and_the_first_step_counts_as_one():
     times = {step: 1000.0 + step + (2 if step >= 10 else 0) + (2 if step >= 20 else 0) for step in range(1, 21)}
-    told = results.epoch_results(curves(times, {10: 0.5, 20: 0.9}), "val/acc", submitted=900.0)
-    assert [(row.epoch, row.train_s, row.wait_s) for row in told] == [(1.0, 10.0, 112.0), (2.0, 20.0, 124.0)]
-    assert [(row.top1, row.top5, row.score) for row in told] == [(0.5, 0.99, 0.5), (0.9, 0.99, 0.9)]
+    epochs_found = results.epoch_results(curves(times, {10: 0.5, 20: 0.9}), "val/acc", submitted=900.0)
+    assert [(row.epoch, row.train_s, row.wait_s) for row in epochs_found] == [(1.0, 10.0, 112.0), (2.0, 20.0, 124.0)]
+    assert [(row.top1, row.top5, row.score) for row in epochs_found] == [(0.5, 0.99, 0.5), (0.9, 0.99, 0.9)]
 
 
 def test_time_between_generations_is_waited_not_trained():
     """The second generation resumed from step 12, five minutes later."""
     times = {step: 1000.0 + step + (300 if step > 12 else 0) for step in range(1, 21)}
-    told = results.epoch_results(curves(times, {20: 0.9}, 0.0), "val/acc", starts=[0, 12], submitted=1000.0)
-    assert (told[0].train_s, told[0].wait_s) == (20.0, 320.0)
+    epochs_found = results.epoch_results(curves(times, {20: 0.9}, 0.0), "val/acc", starts=[0, 12], submitted=1000.0)
+    assert (epochs_found[0].train_s, epochs_found[0].wait_s) == (20.0, 320.0)
     without = results.epoch_results(curves(times, {20: 0.9}, 0.0), "val/acc", starts=[0], submitted=1000.0)
     assert without[0].train_s == 320.0
 
 
 def test_lines_that_were_thinned_out_still_add_up():
     times = {step: 1000.0 + step for step in (5, 10, 15, 20)}
-    told = results.epoch_results(curves(times, {10: 0.5, 20: 0.9}, 0.0), "val/acc")
-    assert [row.train_s for row in told] == [10.0, 20.0]
+    epochs_found = results.epoch_results(curves(times, {10: 0.5, 20: 0.9}, 0.0), "val/acc")
+    assert [row.train_s for row in epochs_found] == [10.0, 20.0]
     assert results.epoch_results({}, "val/acc") == ()
 
 
@@ -93,8 +93,8 @@ def test_cifar10s_form_has_three_columns_and_imagenets_four():
 
 @pytest.mark.parametrize("top5", [False, True])
 def test_what_was_written_reads_as_it_was(top5: bool):
-    told, table = dawnbench.write(entry(top5))
-    read = dawnbench.read(told.encode(), table.encode())
+    document, table = dawnbench.write(entry(top5))
+    read = dawnbench.read(document.encode(), table.encode())
     assert read == entry(top5)
     again = dawnbench.run_from_entry(read)
     assert again.metric == ("val/acc_top5" if top5 else "val/acc")
@@ -106,15 +106,15 @@ def test_what_was_written_reads_as_it_was(top5: bool):
 
 def test_files_from_other_systems_are_read_with_their_habits():
     """A byte-order mark, Windows' line ends, columns in another order, an empty last line."""
-    told, _ = dawnbench.write(entry(top5=False))
+    document, _ = dawnbench.write(entry(top5=False))
     read = dawnbench.read(
-        b"\xef\xbb\xbf" + told.encode(), b"\xef\xbb\xbfhours\tepoch\ttop1Accuracy\r\n0.5\t1\t94.1\r\n\r\n"
+        b"\xef\xbb\xbf" + document.encode(), b"\xef\xbb\xbfhours\tepoch\ttop1Accuracy\r\n0.5\t1\t94.1\r\n\r\n"
     )
     assert read.rows == (dawnbench.EpochRow(1, 0.5, 94.1),)
 
 
 @pytest.mark.parametrize(
-    ("told", "table", "words"),
+    ("document", "table", "words"),
     [
         (b"[]", b"", "no object"),
         (b"{", b"", "can't be read"),
@@ -126,10 +126,10 @@ def test_files_from_other_systems_are_read_with_their_habits():
         (None, b"\xff\xfe", "isn't text"),
     ],
 )
-def test_files_that_are_no_entry_say_why(told: bytes | None, table: bytes, words: str):
+def test_files_that_are_no_entry_say_why(document: bytes | None, table: bytes, words: str):
     good, _ = dawnbench.write(entry(top5=False))
     with pytest.raises(dawnbench.InvalidEntry, match=words):
-        dawnbench.read(good.encode() if told is None else told, table)
+        dawnbench.read(good.encode() if document is None else document, table)
 
 
 def test_energy_of_machines_that_read_one_meter_is_counted_once_and_of_others_added():
@@ -141,6 +141,6 @@ def test_energy_of_machines_that_read_one_meter_is_counted_once_and_of_others_ad
     assert results.energy_joules([[first], [late]]) == pytest.approx(500)
     assert results.energy_joules([[read((0, 0), (10, 100), (12, 0), (20, 50))]]) == pytest.approx(
         150
-    )  # an agent began anew
+    )  # an agent restarted
     assert results.energy_joules([[read((0, 0))]]) is None
     assert results.energy_joules([]) is None

@@ -54,17 +54,17 @@ class Service:
     def start(self) -> None:
         """Start `up` and wait until it has said where the dashboard is."""
         command = [sys.executable, "-m", "shoestring", "up", "--data", str(self.data), "--port", str(self.port)]
-        said = self.data.with_suffix(".up.log")
-        said.parent.mkdir(parents=True, exist_ok=True)
-        with said.open("ab") as log:
+        log_path = self.data.with_suffix(".up.log")
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
                 [*command, *self.options], env=environment(self.data, self.environment), stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log,
             )  # fmt: skip
         link = b"/login?code="
-        until(lambda: link in said.read_bytes()[begin:] or self.process.poll() is not None, "up to start")
-        assert self.process.poll() is None, said.read_text()
+        until(lambda: link in log_path.read_bytes()[begin:] or self.process.poll() is not None, "up to start")
+        assert self.process.poll() is None, log_path.read_text()
 
     def interrupt(self) -> int:
         """Ctrl-C, once; returns the exit code."""

@@ -91,8 +91,10 @@ def test_a_job_starts_with_what_another_has_learned(service: Service, jobs: Jobs
     first = service.settled(jobs.waiting.id)
     second = service.settled(service.client.submit(ONE_MACHINE | {"init": f"job/{first.id}"}).id)
     assert second.end_reason == "succeeded"
-    (told,) = [one for one in service.client.events(second.id).events if one.data.get("event") == "warm_start"]
-    assert "fresh" not in told.data["message"]
+    (warm_start_event,) = [
+        one for one in service.client.events(second.id).events if one.data.get("event") == "warm_start"
+    ]
+    assert "fresh" not in warm_start_event.data["message"]
     began = [service.client.metrics(job.id, keys="train/loss").curves[0].values[0] for job in (first, second)]
     assert began[0] > 2.0  # ten classes, nothing known
     assert began[1] < 1.0

@@ -22,11 +22,11 @@ def test_a_started_service_says_where_it_is_is_ready_in_every_part_and_has_its_f
 ) -> None:
     service = start(tmp_path, options=("--budget", "5.00", "--json"))
     try:
-        told = announced(service)
-        assert (told["url"], told["data"]) == (service.url, str(service.data))
-        assert Path(told["key_file"]).read_text().strip()
+        access = announced(service)
+        assert (access["url"], access["data"]) == (service.url, str(service.data))
+        assert Path(access["key_file"]).read_text().strip()
         patience = servers.PATIENCE_S
-        assert httpx.get(told["login_url"], follow_redirects=True, timeout=patience).status_code == 200
+        assert httpx.get(access["login_url"], follow_redirects=True, timeout=patience).status_code == 200
         until(lambda: set(parts(service).values()) == {"ok"}, "every part to be ok")
         refused = refusal(service.data, "--port", str(servers.free_port()))
         assert refused.returncode == 2

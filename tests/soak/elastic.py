@@ -59,7 +59,7 @@ def main() -> int:
 
 def prove(case: str, seed: int, folder: Path, epochs: int = EPOCHS) -> str:
     """Run one job through loss and return to its end, and judge. Returns the figures in one line."""
-    generations, said, left = live_through(case, seed, folder, epochs)
+    generations, summary, left = live_through(case, seed, folder, epochs)
     tasks = [json.loads((one.folder / "task.json").read_text()) for one in generations]
     assert left is not None
     ours, theirs = float(left["val/acc"]), accuracy_of_one_undisturbed(folder / "alone", tasks[0])
@@ -67,7 +67,7 @@ def prove(case: str, seed: int, folder: Path, epochs: int = EPOCHS) -> str:
     by_hand = finished(folder / "by-hand", nodes=NODES, **tasks[2]).state_hashes()
     for name in STATE:
         assert by_hand[name] == left[name], f"the gang that was whole again left another {name}"
-    return f"{said}; accuracy {ours:.4f}, undisturbed {theirs:.4f}; resumed by four, the same bits"
+    return f"{summary}; accuracy {ours:.4f}, undisturbed {theirs:.4f}; resumed by four, the same bits"
 
 
 def live_through(

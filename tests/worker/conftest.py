@@ -87,8 +87,8 @@ class World:
                 )
 
     def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:
-        word = wire.MemberStatus(generation=generation, state=state, **more)
-        return self.store.write(lambda db: agents.record_member_status(db, machine, word))
+        status = wire.MemberStatus(generation=generation, state=state, **more)
+        return self.store.write(lambda db: agents.record_member_status(db, machine, status))
 
     def form(self, job: UUID) -> int:
         """All living machines register and get ready; returns the generation that formed."""
@@ -122,7 +122,7 @@ class World:
             with self.store.read() as db:
                 place = checkpoints.next_upload(db, machine)
             nonce = place.nonce if place else "000001"
-        said = wire.CheckpointCommit(
+        request = wire.CheckpointCommit(
             generation=generation,
             step=step,
             nonce=nonce,
@@ -132,7 +132,7 @@ class World:
             reason=reason,
             result={"val/acc": 0.98} if reason == "final" else None,
         )
-        return self.store.write(lambda db: checkpoints.commit(db, machine, said))
+        return self.store.write(lambda db: checkpoints.commit(db, machine, request))
 
     def exits(
         self, machine: UUID, generation: int, outcome: str,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever befalls provider, machines, workers and budget, in whatever order: the invariants hold and the jobs finish.
+"""Random faults of provider, machines, workers and budget: the invariants hold and the jobs finish.
 
 A drama is drawn from its seed: simulated agents act out the agent protocol while faults strike; then the faults cease.
 The witness is the provider's journal.

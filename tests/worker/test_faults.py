@@ -382,13 +382,13 @@ def test_an_upload_that_was_never_offered_is_refused(world: World, running):
 
 def test_a_checkpoint_is_committed_only_after_the_metrics_up_to_its_step(world: World, running):
     job, machine = running
-    said = wire.CheckpointCommit(
+    request = wire.CheckpointCommit(
         generation=1, step=10, nonce="000001", manifest_sha256="0" * 64, bytes=1, through_seq=3, reason="periodic"
     )
     with pytest.raises(BatchesMissing):
-        world.store.write(lambda db: checkpoints.commit(db, machine, said))
+        world.store.write(lambda db: checkpoints.commit(db, machine, request))
     world.store.write(lambda db: db.execute(update(MachineRow).where(MachineRow.id == machine).values(acked_seq=3)))
-    assert world.store.write(lambda db: checkpoints.commit(db, machine, said))
+    assert world.store.write(lambda db: checkpoints.commit(db, machine, request))
     assert world.job(job).checkpoint is not None
 
 

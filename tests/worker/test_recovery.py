@@ -80,7 +80,7 @@ def test_a_recovered_job_saves_checkpoints_and_succeeds(world: World):
     world.tick(1)
     world.form(job)
     run = world.order(world.alive(job)[0].id).run
-    assert (run.resume.step, run.task["skip"]) == (15, [[12, 12]])  # whatever else befalls it
+    assert (run.resume.step, run.task["skip"]) == (15, [[12, 12]])  # whatever happens to it later
     finish(world, job)
     assert world.job(job).end_reason == "succeeded"
 

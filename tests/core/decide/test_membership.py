@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which machines train next in a gang that may lose some: a table of what can befall four of them."""
+"""Which machines train next in an elastic gang: decisions for the cases of a gang of four."""
 
 from __future__ import annotations
 

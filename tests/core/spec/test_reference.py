@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/spec.md says what the code does."""
+"""docs/spec.md matches the code."""
 
 from __future__ import annotations
 

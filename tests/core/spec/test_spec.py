@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job spec: everything is read, everything wrong is said at once, nothing is ignored."""
+"""The job spec: all fields are read, all mistakes are reported at once, nothing is ignored."""
 
 from __future__ import annotations
 
@@ -234,9 +234,9 @@ NOT_YET = {
 @pytest.mark.parametrize("at", NOT_YET)
 def test_a_field_that_is_not_built_is_checked_and_refused_never_ignored(at):
     valid, wrong = NOT_YET[at]
-    said = problems(QUICK | valid)
-    assert list(said) == [at]
-    assert said[at].startswith("not-supported-yet: not supported yet; ")
+    found = problems(QUICK | valid)
+    assert list(found) == [at]
+    assert found[at].startswith("not-supported-yet: not supported yet; ")
     assert problems(QUICK | wrong)[at].startswith("invalid-value: ")
 
 
@@ -365,7 +365,7 @@ def test_a_wrong_value_is_refused_where_it_stands(tree, at):
 
 
 def test_all_mistakes_are_said_at_once():
-    said = problems("""
+    found = problems("""
         recipe: digits/quickstart
         projct: x
         limits: {cost: -3, tim: 2h}
@@ -376,7 +376,7 @@ def test_all_mistakes_are_said_at_once():
         name: x
         name: y
     """)
-    assert set(said) == {
+    assert set(found) == {
         "/projct",
         "/limits/cost",
         "/limits/tim",
@@ -404,7 +404,7 @@ def test_what_is_no_mapping_is_refused(source):
 
 
 def test_the_wish_list_of_the_design_is_understood_to_the_last_field():
-    said = problems("""
+    found = problems("""
         name: resnet18-lr-0.4
         team: vision-course
         recipe: imagefolder/resnet9
@@ -425,7 +425,7 @@ def test_the_wish_list_of_the_design_is_understood_to_the_last_field():
         init: s3://bucket/resnet18
         after: [a, b]
     """)
-    assert {text.partition(":")[0] for text in said.values()} == {"not-supported-yet"}
+    assert {text.partition(":")[0] for text in found.values()} == {"not-supported-yet"}
 
 
 def test_arguments_make_the_same_spec_as_a_file():

@@ -52,8 +52,8 @@ def test_a_batch_holds_one_generation_and_steps_never_decrease_in_it(tmp_path: P
     spool.add_points(4, 2.0, {"loss": 2.0})
     spool.begin_generation(2)
     spool.add_points(4, 3.0, {"loss": 3.0})
-    told = [(batch.generation, batch.points[0].steps) for batch in drain(spool)]
-    assert told == [(1, [5]), (1, [4]), (2, [4])]
+    sent = [(batch.generation, batch.points[0].steps) for batch in drain(spool)]
+    assert sent == [(1, [5]), (1, [4]), (2, [4])]
 
 
 def test_a_successor_goes_on_with_the_next_number_and_the_reader_state_of_the_last_batch(tmp_path: Path) -> None:
@@ -106,5 +106,5 @@ def test_a_file_that_was_torn_costs_only_itself(tmp_path: Path) -> None:
     (tmp_path / "spool/000000001.json").write_text('{"batch": {"se')
     successor = open_spool(tmp_path)
     successor.resend_from(1)
-    told = [(batch.seq, batch.events[0].kind) for batch in drain(successor)]
-    assert told == [(1, "warning"), (2, "second")]
+    sent = [(batch.seq, batch.events[0].kind) for batch in drain(successor)]
+    assert sent == [(1, "warning"), (2, "second")]

@@ -56,7 +56,7 @@ def test_hooks_see_the_run_and_report_with_its_steps_and_the_noise_is_measured(t
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (None, "no file"),
         ("x = 1", "no hook"),
@@ -66,11 +66,11 @@ def test_hooks_see_the_run_and_report_with_its_steps_and_the_noise_is_measured(t
     ],
     ids=["missing", "empty", "typo", "import", "syntax"],
 )
-def test_hooks_that_cannot_work_are_refused_before_the_first_step(tmp_path: Path, text: str | None, says: str):
+def test_hooks_that_cannot_work_are_refused_before_the_first_step(tmp_path: Path, text: str | None, message: str):
     file = tmp_path / "mine.py"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         load_hooks(str(file))
 
 
@@ -115,7 +115,7 @@ def test_the_finder_searches_a_recipe_and_says_what_to_take():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS), "OMP_NUM_THREADS": "1"}
     words = ["lr-find", "digits/quickstart", "width=8", "--steps", "60", "--json"]
     command = [sys.executable, "-m", "shoestring_trainer", *words]
-    told = json.loads(subprocess.run(command, env=environment, capture_output=True, timeout=120, check=True).stdout)
-    assert 0.001 < told["steepest"] < 2
-    assert told["rates"] == sorted(told["rates"])
-    assert len(told["rates"]) == len(told["losses"])
+    result = json.loads(subprocess.run(command, env=environment, capture_output=True, timeout=120, check=True).stdout)
+    assert 0.001 < result["steepest"] < 2
+    assert result["rates"] == sorted(result["rates"])
+    assert len(result["rates"]) == len(result["losses"])

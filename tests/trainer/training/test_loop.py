@@ -63,8 +63,8 @@ def test_the_model_scores_in_plain_pytorch_what_was_recorded(two_ranks: Gang, tm
         (tmp_path / name).write_bytes(two_ranks.part(name))
     digits = Path(sklearn.__file__).parent / "datasets" / "data" / "digits.csv.gz"
     command = [sys.executable, "-c", SCORE_WITH_PLAIN_TORCH, str(tmp_path), str(digits)]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={}, check=True)
-    outside = json.loads(told.stdout)
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={}, check=True)
+    outside = json.loads(printed.stdout)
     result = two_ranks.events("checkpoint")[-1]["result"]
     assert outside["accuracy"] == result["val/acc"] == json.loads(two_ranks.part("model.json"))["metrics"]["val/acc"]
     assert outside["predicted"] == json.loads(two_ranks.part("predictions.json"))["predicted"]

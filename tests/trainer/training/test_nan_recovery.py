@@ -67,9 +67,9 @@ def recovered(tmp_path_factory) -> Gang:
     """Alone, with a batch of NaN at step BAD."""
     folder = tmp_path_factory.mktemp("recovered")
     params = PARAMS | {"hooks_file": hook(folder / "hooks", NAN_BATCH, when=f"context.step + 1 == {BAD}")}
-    run, code, said = alone(folder / "run", params=params)
-    assert code == 0, said
-    assert f"rolling back and skipping the batch of step {BAD}" in said
+    run, code, output = alone(folder / "run", params=params)
+    assert code == 0, output
+    assert f"rolling back and skipping the batch of step {BAD}" in output
     return run
 
 
@@ -89,10 +89,10 @@ def test_a_batch_that_breaks_the_numbers_is_passed_over_and_the_run_reaches_its_
 def test_in_fp16_a_loss_scale_that_sinks_without_end_is_gone_back_from(tmp_path: Path):
     """A few overflows are fp16's way of life; thirty-one in a row are one too many, and thirty are not."""
     params = PARAMS | {"hooks_file": hook(tmp_path / "hooks", ENDLESS_LOSSES, first=BAD, last=BAD + 30)}
-    run, code, said = alone(tmp_path / "run", params=params, precision="fp16")
-    assert code == 0, said
-    assert f"no finite gradient in fp16 up to step {BAD + 30}" in said
-    assert f"skipping the batch of step {BAD}" in said
+    run, code, output = alone(tmp_path / "run", params=params, precision="fp16")
+    assert code == 0, output
+    assert f"no finite gradient in fp16 up to step {BAD + 30}" in output
+    assert f"skipping the batch of step {BAD}" in output
     assert [event["step"] for event in run.events("skipped")] == [BAD]
     assert [line["step"] for line in run.metrics()] == list(range(1, run.events("started")[-1]["steps_total"] + 1))
 
@@ -107,8 +107,8 @@ def test_the_log_of_samples_names_those_that_were_passed_over(recovered: Gang):
 
 def test_a_recovered_run_is_the_run_that_never_took_the_batch_and_resumes_as_it(recovered: Gang, tmp_path: Path):
     params = json.loads((recovered.first / "task.json").read_text())["params"]
-    told = {"params": params, "skip": [[BAD, BAD]], "checkpoint": EVERY}
-    never = finished(tmp_path / "never", **told)
+    settings = {"params": params, "skip": [[BAD, BAD]], "checkpoint": EVERY}
+    never = finished(tmp_path / "never", **settings)
     assert never.state_hashes() == recovered.state_hashes()
     at = next(event for event in never.events("checkpoint") if event["step"] == GOOD)
     files = {name: str(never.first / at[name]) for name in ("data", "manifest")}

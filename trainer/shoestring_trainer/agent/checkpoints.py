@@ -273,5 +273,5 @@ class CheckpointUploader:
 
 
 def _key(urls: UploadUrls) -> tuple[int, str]:
-    """What tells two newest apart: nonces are numbered anew in each generation."""
+    """Identifies the newest checkpoint: nonces restart in each generation."""
     return urls.generation, urls.nonce

@@ -54,7 +54,7 @@ class MetadataClient:
         return notice_time(text, time.time()) if text else None
 
     async def rebalance_recommendation(self) -> str | None:
-        """The provider's word that a notice has become likelier."""
+        """The provider's rebalance recommendation: a preemption notice has become more likely."""
         return await self._read("meta-data/events/recommendations/rebalance")
 
     async def role(self) -> str | None:

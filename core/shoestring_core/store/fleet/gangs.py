@@ -25,7 +25,7 @@ def open_generation(
     """The next generation, of all machines of the attempt or of those in `slots`; the one before is over. Returns its
     number.
 
-    skip  steps to pass over from now on: the job goes back to a checkpoint before them
+    skip  steps to skip from now on: the job rolls back to a checkpoint before them
 
     The caller has claimed the job's row.
     """

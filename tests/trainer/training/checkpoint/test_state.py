@@ -168,14 +168,14 @@ def test_weights_of_another_type_are_not_converted_in_silence(tmp_path: Path, pa
 
 def test_a_manifest_that_lies_is_refused(tmp_path: Path, parts: dict[str, bytes]):
     saved = save(tmp_path, parts)
-    told = json.loads(saved.manifest.read_text())
-    first, second = told["parts"][:2]
+    stored_manifest = json.loads(saved.manifest.read_text())
+    first, second = stored_manifest["parts"][:2]
     for lie in ({"bytes": 10**15}, {"offset": 10**15}, {"offset": second["offset"]}, {"sha256": second["sha256"]}):
-        saved.manifest.write_text(json.dumps(told | {"parts": [first | lie, *told["parts"][1:]]}))
+        saved.manifest.write_text(json.dumps(stored_manifest | {"parts": [first | lie, *stored_manifest["parts"][1:]]}))
         with pytest.raises(DataError, match=f"{saved.data} is damaged: {first['name']}"):
             restore_checkpoint(fresh(), saved)
-    exchanged = [first | {"name": second["name"]}, second | {"name": first["name"]}, *told["parts"][2:]]
-    saved.manifest.write_text(json.dumps(told | {"parts": exchanged}))
+    exchanged = [first | {"name": second["name"]}, second | {"name": first["name"]}, *stored_manifest["parts"][2:]]
+    saved.manifest.write_text(json.dumps(stored_manifest | {"parts": exchanged}))
     with pytest.raises(DataError, match=str(saved.data)):
         restore_checkpoint(fresh(), saved)
 

@@ -49,9 +49,9 @@ def has_learned_from(teacher: nn.Module, model: nn.Module) -> bool:
 
 def test_a_checkpoint_gives_all_its_tensors(run: Path, teacher: nn.Module):
     model = fresh()
-    said = warm_start(model, CheckpointFiles(run / "ckpt/step-000000009.data", run / "ckpt/step-000000009.json"))
+    message = warm_start(model, CheckpointFiles(run / "ckpt/step-000000009.data", run / "ckpt/step-000000009.json"))
     assert has_learned_from(teacher, model)
-    assert "randomly initialized" not in said
+    assert "randomly initialized" not in message
 
 
 def test_a_folder_gives_its_newest_checkpoint_or_the_weights_in_it(run: Path, teacher: nn.Module, tmp_path: Path):
@@ -67,10 +67,10 @@ def test_a_folder_gives_its_newest_checkpoint_or_the_weights_in_it(run: Path, te
 
 def test_what_fits_is_taken_and_the_rest_is_named(run: Path, teacher: nn.Module, capsys):
     model = fresh(classes=7)
-    said = warm_start(model, run)
+    message = warm_start(model, run)
     assert torch.equal(model.state_dict()[FIRST], teacher.state_dict()[FIRST])
     assert HEAD in capsys.readouterr().out
-    assert HEAD in said
+    assert HEAD in message
 
 
 def test_weights_of_another_network_are_refused_with_both_shapes(run: Path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before any money is spent: the schedule drawn and the network printed, readable in 80 columns without colour."""
+"""The plot of the schedule and the model summary are readable in 80 columns without colour."""
 
 from __future__ import annotations
 

@@ -47,26 +47,26 @@ def run(tmp_path_factory) -> Gang:
 
 
 def test_confusions_worst_images_and_predictions_tell_one_story(run: Gang):
-    told = {name: json.loads(run.part(f"{name}.json")) for name in ("predictions", "confusion", "worst", "split")}
+    stored = {name: json.loads(run.part(f"{name}.json")) for name in ("predictions", "confusion", "worst", "split")}
     result = run.events("checkpoint")[-1]["result"]
-    labels, predicted, losses = (told["predictions"][name] for name in ("labels", "predicted", "losses"))
-    counts, classes = torch.tensor(told["confusion"]["counts"]), told["confusion"]["classes"]
+    labels, predicted, losses = (stored["predictions"][name] for name in ("labels", "predicted", "losses"))
+    counts, classes = torch.tensor(stored["confusion"]["counts"]), stored["confusion"]["classes"]
     assert counts.sum(1).tolist() == [labels.count(digit) for digit in range(10)]
     assert counts.trace().item() / len(labels) == result["val/acc"]
     assert math.isclose(sum(losses) / len(losses), result["val/loss"], rel_tol=1e-4)
-    worst = told["worst"]
+    worst = stored["worst"]
     assert [one["loss"] for one in worst] == sorted(losses, reverse=True)[: len(worst)]
     for one in worst:
         assert classes.index(one["label"]) == labels[one["index"]]
         assert classes.index(one["predicted"]) == predicted[one["index"]]
-        assert one["name"] == f"row {told['split']['val'][one['index']]}"
+        assert one["name"] == f"row {stored['split']['val'][one['index']]}"
     page = run.part("mistakes.html").decode()
     assert page.count("data:image/png;base64,") == len(worst)
     assert worst[0]["name"] in page
 
 
 def test_the_bare_weights_fit_a_fresh_network_and_predict_the_same(run: Gang):
-    card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
+    card, stored = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
     settings = Settings.from_params(recipes.resolve("digits/quickstart", DIGITS))
     fresh = build_model(**card["architecture"], settings=settings, classes=10, mean=[0.5], std=[0.5])[1].eval()
     fresh.load_state_dict(load(run.part("network.safetensors")))
@@ -74,9 +74,9 @@ def test_the_bare_weights_fit_a_fresh_network_and_predict_the_same(run: Gang):
     (mean,), (std,) = (card["input"]["normalisation"][name] for name in ("mean", "std"))
     with torch.no_grad():
         logits_NK = fresh((data.val.images_NCHW.float() / data.max_value - mean) / std)
-    assert logits_NK.argmax(1).tolist() == told["predicted"]
+    assert logits_NK.argmax(1).tolist() == stored["predicted"]
     losses_N = torch.nn.functional.cross_entropy(logits_NK, data.val.labels_N, reduction="none")
-    assert torch.allclose(losses_N, torch.tensor(told["losses"]), atol=1e-4, rtol=1e-4)
+    assert torch.allclose(losses_N, torch.tensor(stored["losses"]), atol=1e-4, rtol=1e-4)
 
 
 def test_each_epoch_has_top1_top5_and_the_time_that_scoring_took(run: Gang):
@@ -136,26 +136,26 @@ def test_onnx_and_the_archive_predict_what_training_recorded(run: Gang, tmp_path
     """On every validation image, with nothing of ours between the file and the runtime."""
     (tmp_path / "model.pt2").write_bytes(run.part("model.pt2"))
     (tmp_path / "at-the-end.onnx").write_bytes(run.part("model.onnx"))
-    card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
+    card, stored = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
     data = load_digits(card["seed"], Settings())
     images_NCHW = data.val.images_NCHW.float() / data.max_value
     with torch.no_grad():
         archive_NK = torch.export.load(tmp_path / "model.pt2").module()(images_NCHW)
-    assert archive_NK.argmax(1).tolist() == told["predicted"]
+    assert archive_NK.argmax(1).tolist() == stored["predicted"]
     later = tmp_path / "later.onnx"
     assert commands.main(["export", "--json", str(tmp_path), str(later)]) == commands.OK
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"file": str(later), "bytes": later.stat().st_size}
     for name in ("at-the-end.onnx", "later.onnx"):
         session = onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
         logits_NK = torch.from_numpy(session.run(["logits"], {"images": images_NCHW.numpy()})[0])
-        assert logits_NK.argmax(1).tolist() == told["predicted"]
+        assert logits_NK.argmax(1).tolist() == stored["predicted"]
         assert torch.allclose(logits_NK, archive_NK, atol=1e-4, rtol=1e-4)
         assert read_model(tmp_path / name).card["metrics"] == card["metrics"]
 
 
 def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path):
     """From image files, by the command, with the run's own folder for a model."""
-    card, told = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
+    card, stored = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
     data = load_digits(card["seed"], Settings())
     for index in range(12):
         pixels_HW = data.val.images_NCHW[index, 0].float() * 255 / data.max_value
@@ -166,12 +166,12 @@ def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path):
         [*command, "--json", "--top", "3"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert spoken.returncode == 0, spoken.stderr
-    said = json.loads(spoken.stdout)
-    assert [Path(one["file"]).name for one in said] == [f"{index:02}.png" for index in range(12)]
-    assert [int(one["class"]) for one in said] == told["predicted"][:12]
-    assert all(one["top"][0]["probability"] >= one["top"][1]["probability"] for one in said)
-    chosen = [math.exp(-loss) for loss in told["losses"][:12]]
-    for one, label, probability in zip(said, told["labels"], chosen, strict=False):
+    output = json.loads(spoken.stdout)
+    assert [Path(one["file"]).name for one in output] == [f"{index:02}.png" for index in range(12)]
+    assert [int(one["class"]) for one in output] == stored["predicted"][:12]
+    assert all(one["top"][0]["probability"] >= one["top"][1]["probability"] for one in output)
+    chosen = [math.exp(-loss) for loss in stored["losses"][:12]]
+    for one, label, probability in zip(output, stored["labels"], chosen, strict=False):
         if int(one["class"]) == label:
             assert math.isclose(one["probability"], probability, abs_tol=0.02)  # pixels were rounded to bytes
 
@@ -211,10 +211,10 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
         "empty": "shoestring artifacts get", "absent.pt2": "give a model.pt2", "strange.pt2": "put the model.json",
     }.items():  # fmt: skip
         assert commands.main(["predict", str(tmp_path / name), str(tmp_path / "image.png")]) == commands.FAILED
-        said = capfd.readouterr().err
-        assert str(tmp_path / name) in said
-        assert remedy in said
-        assert said.count("\n") == 1
+        output = capfd.readouterr().err
+        assert str(tmp_path / name) in output
+        assert remedy in output
+        assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050"])
