@@ -180,7 +180,7 @@ class Machine(Resource):
 
 
 class Generation(Resource):
-    no: int
+    number: int
     attempt: int
     state: GenerationState
     world_size: int
@@ -197,7 +197,7 @@ class Generation(Resource):
 
 
 class Attempt(Resource):
-    no: int
+    number: int
     state: AttemptState
     reason: str | None = None
     trained: bool
@@ -271,8 +271,8 @@ class Transfer(Resource):
     at: datetime
     kind: str
     amount: Money
-    debit: str
-    credit: str
+    debit_account: str
+    credit_account: str
     machine: UUID | None = None
     line: str | None = None
     actor: str

@@ -37,7 +37,7 @@ class World:
         machine = new_id()
 
         def work(db):
-            db.insert_new(AttemptRow, job=job.id, no=1, state="open", plan={}, scheduler_epoch=0, opened_at=db.now)
+            db.insert_new(AttemptRow, job=job.id, number=1, state="open", plan={}, scheduler_epoch=0, opened_at=db.now)
             db.insert_new(
                 MachineRow, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type="local.cpu", market="spot", price="0.158",

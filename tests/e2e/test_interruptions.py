@@ -77,7 +77,7 @@ def test_a_job_whose_machine_is_taken_resumes_on_fresh_machines_and_loses_no_ste
     before = service.client.attempts(job.id)
     taken = living(service)
     service.client.reclaim(before.attempts[-1].machines[0].id, notice_s=exactness.NOTICE_S)
-    service.wait(job.id, lambda found: found.generation > before.attempts[-1].generations[-1].no)
+    service.wait(job.id, lambda found: found.generation > before.attempts[-1].generations[-1].number)
     require_resumed(service, job, before.steps)
     assert not living(service) & taken
 

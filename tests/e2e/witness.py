@@ -144,7 +144,7 @@ def require_exact_bills(data: Path, database_url: str) -> None:
 
 TRANSFERS = """
 SELECT t.machine, t.increment, t.amount, t.at, debit.kind AS debit_kind
-FROM transfers t JOIN accounts debit ON debit.id = t.debit
+FROM transfers t JOIN accounts debit ON debit.id = t.debit_account
 ORDER BY t.machine, t.at, t.id
 """
 

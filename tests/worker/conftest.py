@@ -106,7 +106,7 @@ class World:
             now = self.job(job)
             db.sql.execute(
                 update(GenerationRow)
-                .where(GenerationRow.job == job, GenerationRow.no == now.generation)
+                .where(GenerationRow.job == job, GenerationRow.number == now.generation)
                 .values(last_step=step)
             )
 

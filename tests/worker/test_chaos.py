@@ -205,7 +205,7 @@ class Drama:
                 assert self.world.job(job).generation != generation
 
     def _store_points(self, job: UUID, number: int) -> None:
-        row = update(GenerationRow).where(GenerationRow.job == job, GenerationRow.no == number)
+        row = update(GenerationRow).where(GenerationRow.job == job, GenerationRow.number == number)
         self.world.store.write(lambda db: db.execute(row.values(last_step=self.steps[job])))
 
     # What must hold
@@ -246,7 +246,7 @@ class Drama:
                     continue
                 self._check_curve(
                     db.sql.scalars(
-                        select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.no)
+                        select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.number)
                     ).all()
                 )
                 final = db.sql.scalars(select(CheckpointRow).where(CheckpointRow.id == done.checkpoint)).one()

@@ -111,9 +111,9 @@ def test_a_preempted_gang_resumes_from_its_checkpoint_in_a_new_attempt(world: Wo
     assert world.form(job) == 2
     with world.store.read() as db:
         generations = db.sql.scalars(
-            select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.no)
+            select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.number)
         ).all()
-        attempts = db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.no)).all()
+        attempts = db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.number)).all()
     assert [(one.state, one.start_step) for one in generations] == [("ended", 0), ("formed", 40)]
     assert (attempts[0].state, attempts[0].reason, attempts[0].trained) == ("closed", "preempted", True)
     assert world.order(world.alive(job)[0].id).run.resume.step == 40

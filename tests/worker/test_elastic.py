@@ -155,6 +155,8 @@ def test_generations_record_how_the_gang_changed(world: World):
     lose(world, job, 1)
     world.tick(3)
     with world.store.read() as db:
-        rows = db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.no)).all()
+        rows = db.sql.scalars(
+            select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.number)
+        ).all()
     assert [(one.world_size, one.state) for one in rows] == [(4, "ended"), (3, "forming")]
     assert rows[0].end_reason == "The machine in slot 1 was lost (crashed)."

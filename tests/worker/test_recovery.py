@@ -75,7 +75,10 @@ def test_a_recovered_job_saves_checkpoints_and_succeeds(world: World):
     assert world.job(job).generation == 2
     save(world, job, 15)
     with world.store.read() as db:
-        assert [row.start_step for row in db.sql.scalars(select(GenerationRow).order_by(GenerationRow.no))] == [0, 10]
+        assert [row.start_step for row in db.sql.scalars(select(GenerationRow).order_by(GenerationRow.number))] == [
+            0,
+            10,
+        ]
     world.exits(world.alive(job)[0].id, 2, "signal")
     world.tick(1)
     world.form(job)

@@ -152,12 +152,12 @@ class ControlLoop:
                 self._write(gangs.begin_stopping, active.job.id)
             elif active.attempt.state == "closing" and not active.alive:
                 self._adopt_uncommitted_checkpoint(active)
-                self._write(gangs.finish_attempt, active.job.id, active.attempt.no)
+                self._write(gangs.finish_attempt, active.job.id, active.attempt.number)
 
     def _adopt_uncommitted_checkpoint(self, active: ActiveAttempt) -> None:
         """Commit a checkpoint whose machine terminated after uploading it and before reporting it, if there is one."""
         with self.store.read() as db:
-            place = checkpoints.find_stranded_upload(db, active.job.id, active.attempt.no)
+            place = checkpoints.find_stranded_upload(db, active.job.id, active.attempt.number)
         if place is None:
             return
         try:
@@ -184,9 +184,9 @@ class ControlLoop:
             action = failures.decide_attempt(active.gang_status(), work.now, self.timeouts)
             if isinstance(action, failures.NoAction):
                 continue
-            generation = active.generation.no if active.generation else None
+            generation = active.generation.number if active.generation else None
             try:
-                self._write(gangs.apply_action, active.job.id, active.attempt.no, generation, action)
+                self._write(gangs.apply_action, active.job.id, active.attempt.number, generation, action)
             except StaleTransition as stale:
                 log.info("%s", stale)
 
@@ -226,7 +226,7 @@ class ControlLoop:
                     self._write(
                         planning.refill_slot,
                         active.job.id,
-                        active.attempt.no,
+                        active.attempt.number,
                         slot,
                         offer,
                         agent_url=self.agent_url,

@@ -69,7 +69,9 @@ def get_cost(job_id: UUID, db: ReadDep, caller: Caller) -> rest.CostReport:
     """Return what the job costs, its machines and its ledger entries."""
     row = queries.load_job_rows(db, [jobs.get(db, caller.team, job_id)])[0]
     transfers = ledger.transfers_of(db, row.account.id) if row.account else []
-    accounts = queries.load_accounts(db, (side for transfer in transfers for side in (transfer.debit, transfer.credit)))
+    accounts = queries.load_accounts(
+        db, (side for transfer in transfers for side in (transfer.debit_account, transfer.credit_account))
+    )
     names = {account.id: ledger.title(db, account) for account in accounts.values()}
     funding_accounts = ledger.ancestors(db, row.account.id) if row.account else []
     budgets = [serialize_budget(account, ledger.title(db, account)) for account in funding_accounts]

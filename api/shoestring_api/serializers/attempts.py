@@ -22,16 +22,16 @@ def serialize_attempts(rows: JobRows, attempts: Iterable[AttemptRow], now: int) 
     return rest.AttemptList(
         attempts=[
             rest.Attempt(
-                no=row.no,
+                number=row.number,
                 state=AttemptState(row.state),
                 reason=row.reason,
                 trained=row.trained,
                 machines=[
                     serialize_machine(machine, rows.posted, now)
                     for machine in rows.machines
-                    if machine.attempt == row.no
+                    if machine.attempt == row.number
                 ],
-                generations=[generation for generation in generations if generation.attempt == row.no],
+                generations=[generation for generation in generations if generation.attempt == row.number],
                 opened_at=to_datetime(row.opened_at),
                 closed_at=to_datetime(row.closed_at),
             )
@@ -44,7 +44,7 @@ def serialize_attempts(rows: JobRows, attempts: Iterable[AttemptRow], now: int) 
 
 def serialize_generations(rows: list[GenerationRow]) -> list[rest.Generation]:
     owned = metrics.owned_steps(rows)
-    return [_serialize_generation(row, owned[row.no].last) for row in rows]
+    return [_serialize_generation(row, owned[row.number].last) for row in rows]
 
 
 def _serialize_generation(row: GenerationRow, next_start: int | None) -> rest.Generation:
@@ -52,7 +52,7 @@ def _serialize_generation(row: GenerationRow, next_start: int | None) -> rest.Ge
     last = row.last_step
     kept = last if next_start is None or last is None else min(last, next_start)
     return rest.Generation(
-        no=row.no,
+        number=row.number,
         attempt=row.attempt,
         state=GenerationState(row.state),
         world_size=row.world_size,

@@ -67,10 +67,10 @@ def next_upload(db: Read, machine_id: UUID) -> Upload | None:
     """The unused pair of objects of the machine that uploads for its job's current generation; None for the others."""
     generation = db.sql.scalar(
         select(GenerationRow)
-        .join(MemberRow, (MemberRow.job == GenerationRow.job) & (MemberRow.generation == GenerationRow.no))
+        .join(MemberRow, (MemberRow.job == GenerationRow.job) & (MemberRow.generation == GenerationRow.number))
         .where(MemberRow.machine == machine_id, MemberRow.node_rank == 0, GenerationRow.state == "formed")
     )
-    return None if generation is None else _next_upload(db, generation.job, generation.no)
+    return None if generation is None else _next_upload(db, generation.job, generation.number)
 
 
 def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
@@ -118,7 +118,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
             db, job, JobState.ENDED, actor="fleet", reason=f"finished at step {request.step}", end_reason=end
         )
         closing = update(AttemptRow).where(
-            AttemptRow.job == job.id, AttemptRow.no == job.attempt, AttemptRow.state == "open"
+            AttemptRow.job == job.id, AttemptRow.number == job.attempt, AttemptRow.state == "open"
         )
         db.sql.execute(closing.values(state="closing", reason="finished", closed_at=db.now, trained=True))
         db.request_tick()
@@ -159,7 +159,7 @@ def newest_before(db: Read, job: JobRow, step: int) -> CheckpointRow | None:
     """The newest of the job's present course from which step `step` is still to come; failing that what its first
     generation started from; None: nothing."""
     generations = list(
-        db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job.id).order_by(GenerationRow.no))
+        db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job.id).order_by(GenerationRow.number))
     )
     owned = metrics.owned_steps(generations)
     earlier = select(CheckpointRow).where(CheckpointRow.job == job.id, CheckpointRow.step < step)
@@ -189,15 +189,17 @@ def newest_final(db: Read, job_id: UUID) -> CheckpointRow | None:
     return db.sql.scalar(found.order_by(CheckpointRow.generation.desc(), CheckpointRow.step.desc()).limit(1))
 
 
-def find_stranded_upload(db: Read, job_id: UUID, attempt_no: int) -> StrandedUpload | None:
+def find_stranded_upload(db: Read, job_id: UUID, attempt_number: int) -> StrandedUpload | None:
     """Where to look for an upload that an attempt's last generation may have left behind; None if it can't matter."""
     job = db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
     generation = db.sql.get(GenerationRow, (job_id, job.generation))
-    if job.state == JobState.ENDED or generation is None or generation.attempt != attempt_no:
+    if job.state == JobState.ENDED or generation is None or generation.attempt != attempt_number:
         return None
     if generation.state != "formed" or generation.last_step is None:
         return None
-    return StrandedUpload(job_id, generation.no, _next_upload(db, job_id, generation.no).key, generation.last_step)
+    return StrandedUpload(
+        job_id, generation.number, _next_upload(db, job_id, generation.number).key, generation.last_step
+    )
 
 
 def adopt_upload(db: Write, place: StrandedUpload, manifest: Manifest, manifest_sha: str) -> bool:
@@ -280,7 +282,9 @@ def _point(db: Write, job: JobRow, checkpoint: UUID, step: int, result: dict[str
 
 
 def _is_open(db: Read, job: UUID, generation: int) -> bool:
-    state = db.sql.scalar(select(GenerationRow.state).where(GenerationRow.job == job, GenerationRow.no == generation))
+    state = db.sql.scalar(
+        select(GenerationRow.state).where(GenerationRow.job == job, GenerationRow.number == generation)
+    )
     return state == "formed"
 
 

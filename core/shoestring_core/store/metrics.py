@@ -110,8 +110,8 @@ def owned_steps(generations: Iterable[GenerationRow]) -> dict[int, OwnedSteps]:
     """The steps that each generation owns, by its number. A later one that began earlier owns all after its start."""
     owned: dict[int, OwnedSteps] = {}
     last: int | None = None
-    for row in sorted(generations, key=lambda row: row.no, reverse=True):
-        owned[row.no] = OwnedSteps(row.start_step, last)
+    for row in sorted(generations, key=lambda row: row.number, reverse=True):
+        owned[row.number] = OwnedSteps(row.start_step, last)
         last = row.start_step if last is None else min(last, row.start_step)
     return owned
 

@@ -52,7 +52,7 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
     }
     rows = {job.id: JobRows(job, teams[job.team_id], users[job.user_id], accounts.get(str(job.id))) for job in jobs}
     for generation in db.sql.scalars(
-        select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.no)
+        select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.number)
     ):
         rows[generation.job].generations.append(generation)
     for machine in db.sql.scalars(
@@ -65,7 +65,7 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
 
 
 def load_attempts(db: Read, job: UUID) -> list[AttemptRow]:
-    return list(db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.no)))
+    return list(db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.number)))
 
 
 def load_accounts(db: Read, ids: Iterable[UUID]) -> dict[UUID, AccountRow]:
@@ -136,7 +136,7 @@ def _names(db: Read, table: type[TeamRow] | type[UserRow], ids: set[UUID]) -> di
 def _posted(db: Read, accounts: Sequence[AccountRow]) -> Iterable[tuple[UUID, UUID, int]]:
     """(job, machine, micro-dollars) of what the jobs' accounts were charged, and with a minus what they got back."""
     jobs = {account.id: UUID(account.owner) for account in accounts}
-    for side, sign in ((TransferRow.debit, 1), (TransferRow.credit, -1)):
+    for side, sign in ((TransferRow.debit_account, 1), (TransferRow.credit_account, -1)):
         query = select(side, TransferRow.machine, func.sum(TransferRow.amount)).where(
             side.in_(jobs), TransferRow.machine.is_not(None)
         )

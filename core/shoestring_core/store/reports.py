@@ -71,14 +71,14 @@ def _gap(acked: int) -> BatchGap:
     return BatchGap(f"Batch {acked + 1} is expected next.", hint="Send it first.", expected=acked + 1)
 
 
-def _generation(db: Read, job: JobRow, machine: MachineRow, no: int) -> GenerationRow:
+def _generation(db: Read, job: JobRow, machine: MachineRow, number: int) -> GenerationRow:
     """The generation that points belong to. Only its members may add to its curves."""
-    generation = db.sql.get(GenerationRow, (job.id, no))
+    generation = db.sql.get(GenerationRow, (job.id, number))
     member = select(MemberRow.node_rank).where(
-        MemberRow.job == job.id, MemberRow.generation == no, MemberRow.machine == machine.id
+        MemberRow.job == job.id, MemberRow.generation == number, MemberRow.machine == machine.id
     )
     if generation is None or db.sql.scalar(member) is None:
-        raise InvalidRequest(f"This machine is not a member of generation {no}.")
+        raise InvalidRequest(f"This machine is not a member of generation {number}.")
     return generation
 
 
@@ -133,10 +133,10 @@ def _update_generation(
     """The generation's last step; and, with its first, that its attempt has trained."""
     changes: dict[str, Any] = {"last_step": _larger(GenerationRow.last_step, _last_step(columns))}
     if generation.first_step_at is None:
-        attempt = (AttemptRow.job == generation.job, AttemptRow.no == generation.attempt)
+        attempt = (AttemptRow.job == generation.job, AttemptRow.number == generation.attempt)
         db.sql.execute(update(AttemptRow).where(*attempt).values(trained=True))
         changes["first_step_at"] = func.coalesce(GenerationRow.first_step_at, first_at)
-    row = (GenerationRow.job == generation.job, GenerationRow.no == generation.no)
+    row = (GenerationRow.job == generation.job, GenerationRow.number == generation.number)
     db.sql.execute(update(GenerationRow).where(*row).values(**changes))
 
 

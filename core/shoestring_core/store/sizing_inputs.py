@@ -69,7 +69,7 @@ def load_measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement,
         return ()
     ids = [job.id for job in same]
     generations = rows.group_by_job(
-        db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.no.desc()))
+        db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.number.desc()))
     )
     machines: dict[tuple[UUID, int], list[MachineRow]] = defaultdict(list)
     query = (
@@ -80,10 +80,11 @@ def load_measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement,
     timelines = _timelines(db, ids)
     complete_only = workload.has_phases(spec)
     measured = (
-        _measure(job, row, machines[job.id, row.no], timelines[job.id, row.no])
+        _measure(job, row, machines[job.id, row.number], timelines[job.id, row.number])
         for job in same
         for row in generations[job.id]
-        if (job.id, row.no) in timelines and all(machine.provider == provider for machine in machines[job.id, row.no])
+        if (job.id, row.number) in timelines
+        and all(machine.provider == provider for machine in machines[job.id, row.number])
     )
     return tuple(_newest(run for run in measured if run is not None and (run.complete or not complete_only)))
 
@@ -116,20 +117,20 @@ def _measure(
     too_short = last_step - step < MIN_STEPS or trained_s < MIN_S or last_epoch <= epoch
     if too_short or len({machine.type for machine in machines}) != 1:
         return None
-    finished = job.end_reason in SUCCESS_REASONS and row.no == job.generation
+    finished = job.end_reason in SUCCESS_REASONS and row.number == job.generation
     final_s = evaluation.pop(last_step, 0.0) if finished else 0.0
     fresh = row.start_step == 0 and row.formed_at is not None
     launched = min((machine.launched_at for machine in machines if machine.launched_at), default=None)
     terminated = max((machine.ended_at or 0 for machine in machines), default=0)
     return Measurement(
         job=job.id,
-        generation=row.no,
+        generation=row.number,
         type=machines[0].type,
         nodes=len(machines),
         epochs=last_epoch - epoch,
         epoch_s=trained_s / (last_epoch - epoch),
         evaluation_s=sum(evaluation.values()) / len(evaluation) if evaluation else None,
-        boot_s=_seconds(launched, row.formed_at) if row.no == 1 else None,
+        boot_s=_seconds(launched, row.formed_at) if row.number == 1 else None,
         startup_s=_seconds(row.formed_at, row.first_step_at) if fresh else None,
         finish_s=max(0.0, (job.ended_at or 0) / 1e6 - (ended - final_s)) if finished else None,
         teardown_s=_seconds(job.ended_at, terminated)
@@ -156,7 +157,10 @@ def _timelines(db: Read, jobs: Sequence[UUID]) -> Mapping[tuple[UUID, int], _Tim
         SeriesRow.job.in_(jobs), SeriesRow.name == "epoch"
     )
     ends = list(db.sql.execute(query.group_by(SeriesRow.job, MetricChunkRow.generation)))
-    firsts, lasts = [(job, no, first) for job, no, first, _ in ends], [(job, no, last) for job, no, _, last in ends]
+    firsts, lasts = (
+        [(job, number, first) for job, number, first, _ in ends],
+        [(job, number, last) for job, number, _, last in ends],
+    )
     points: dict[tuple[UUID, int], list[tuple[int, float, float]]] = defaultdict(list)
     for column, edges in ((MetricChunkRow.first_step, firsts), (MetricChunkRow.last_step, lasts)):
         for job, chunk in _chunks(

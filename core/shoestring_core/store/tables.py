@@ -200,7 +200,7 @@ class JobRow(Base):
 class AttemptRow(Base):
     __tablename__ = "attempts"
     job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    no: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
     state: Mapped[str]
     reason: Mapped[str | None]
     trained: Mapped[bool] = mapped_column(default=False)
@@ -260,7 +260,7 @@ class MachineRow(Base):
     billed_at: Mapped[int | None]
     created_at: Mapped[int]
     __table_args__ = (
-        ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.no"]),
+        ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.number"]),
         CheckConstraint("state IN ('planned','calling','up','ending','terminated','void')", name="state"),
         CheckConstraint("state <> 'terminated' OR ended_at IS NOT NULL", name="terminated_has_end"),
         Index("uq_machines_job_attempt_ordinal", "job", "attempt", "ordinal", unique=True),
@@ -277,7 +277,7 @@ class MachineRow(Base):
 class GenerationRow(Base):
     __tablename__ = "generations"
     job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    no: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
     attempt: Mapped[int]
     state: Mapped[str]
     world_size: Mapped[int]
@@ -293,7 +293,7 @@ class GenerationRow(Base):
     ended_at: Mapped[int | None]
     end_reason: Mapped[str | None]
     __table_args__ = (
-        ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.no"]),
+        ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.number"]),
         CheckConstraint("state IN ('forming','formed','ended')", name="state"),
         Index(
             "uq_generations_job_current", "job", unique=True,
@@ -317,7 +317,7 @@ class MemberRow(Base):
     exits: Mapped[list[Any] | None]
     """wire.RankExit of each rank, as JSON."""
     __table_args__ = (
-        ForeignKeyConstraint(["job", "generation"], ["generations.job", "generations.no"]),
+        ForeignKeyConstraint(["job", "generation"], ["generations.job", "generations.number"]),
         Index("uq_members_machine", "job", "generation", "machine", unique=True),
     )
 
@@ -337,7 +337,7 @@ class CheckpointRow(Base):
     bytes: Mapped[int]
     stored_at: Mapped[int]
     __table_args__ = (
-        ForeignKeyConstraint(["job", "generation"], ["generations.job", "generations.no"]),
+        ForeignKeyConstraint(["job", "generation"], ["generations.job", "generations.number"]),
         Index("uq_checkpoints_step", "job", "generation", "step", unique=True),
     )
 
@@ -436,7 +436,8 @@ class HoldRow(Base):
     __tablename__ = "holds"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     machine: Mapped[UUID] = mapped_column(ForeignKey("machines.id"))
-    no: Mapped[int]
+    ordinal: Mapped[int]
+    """Counts the holds of a machine from 1; only the newest can be open."""
     account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
     rate_cap: Mapped[str]
     """Decimal dollars per hour that can't be exceeded."""
@@ -447,7 +448,7 @@ class HoldRow(Base):
     __table_args__ = (
         CheckConstraint("0 <= consumed AND consumed <= amount", name="consumed_within"),
         CheckConstraint("state IN ('open','closed')", name="state"),
-        Index("uq_holds_machine_no", "machine", "no", unique=True),
+        Index("uq_holds_machine_ordinal", "machine", "ordinal", unique=True),
         Index(
             "uq_holds_machine_open", "machine", unique=True,
             sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'"),
@@ -461,8 +462,8 @@ class TransferRow(Base):
     __tablename__ = "transfers"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     kind: Mapped[str]
-    debit: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
-    credit: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    debit_account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    credit_account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
     amount: Mapped[int]
     hold: Mapped[UUID | None]
     machine: Mapped[UUID | None]
@@ -473,12 +474,12 @@ class TransferRow(Base):
     reason: Mapped[str]
     __table_args__ = (
         CheckConstraint("amount > 0", name="amount_positive"),
-        CheckConstraint("debit <> credit", name="two_accounts"),
+        CheckConstraint("debit_account <> credit_account", name="two_accounts"),
         Index(
             "uq_transfers_increment", "machine", "line", "increment", unique=True,
             sqlite_where=text("increment IS NOT NULL"), postgresql_where=text("increment IS NOT NULL"),
         ),
-        Index(None, "debit"),
+        Index(None, "debit_account"),
     )  # fmt: skip
 
 

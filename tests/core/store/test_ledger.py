@@ -154,8 +154,8 @@ def test_increments_add_up_to_the_bill_and_zero_writes_no_row(world: World) -> N
     assert [(row.kind, row.increment, row.amount) for row in rows] == [
         ("usage", 1, 10), ("usage", 2, 25), ("usage", 3, 25), ("usage", 4, 1),
     ]  # fmt: skip
-    assert {row.debit for row in rows} == {world.account("job", job).id}
-    assert {row.credit for row in rows} == {world.account("cash").id}
+    assert {row.debit_account for row in rows} == {world.account("job", job).id}
+    assert {row.credit_account for row in rows} == {world.account("cash").id}
     assert world.account("cash").posted == -61
     assert world.find_discrepancies() == []
 
@@ -201,7 +201,7 @@ def test_a_lower_bill_swaps_debit_and_credit(world: World) -> None:
     world.settle(machine, 45)
     assert world.totals(job) == [(45, 0, 0)] * 4
     leaf, cash = world.account("job", job).id, world.account("cash").id
-    assert [(row.kind, row.debit, row.credit, row.amount) for row in transfers(world, job)] == [
+    assert [(row.kind, row.debit_account, row.credit_account, row.amount) for row in transfers(world, job)] == [
         ("usage", leaf, cash, 40), ("usage", cash, leaf, 10), ("usage", leaf, cash, 20), ("correction", cash, leaf, 5),
     ]  # fmt: skip
     assert world.find_discrepancies() == []
@@ -267,7 +267,10 @@ def test_two_concurrent_settlements_of_a_machine_post_once(world: World) -> None
     world.settle(machine, 30)
     assert world.totals(job) == [(30, 0, 0)] * 4
     assert (
-        sum(row.amount if row.debit == world.account("job", job).id else -row.amount for row in transfers(world, job))
+        sum(
+            row.amount if row.debit_account == world.account("job", job).id else -row.amount
+            for row in transfers(world, job)
+        )
         == 30
     )
     assert world.find_discrepancies() == []
@@ -519,7 +522,7 @@ def perform(
 def extend(world: World, machine: UUID, more: int) -> HoldRow:
     with world.store.read() as db:
         until = db.sql.scalars(
-            select(HoldRow.funded_until).where(HoldRow.machine == machine).order_by(HoldRow.no)
+            select(HoldRow.funded_until).where(HoldRow.machine == machine).order_by(HoldRow.ordinal)
         ).all()[-1]
     return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until + 1))
 

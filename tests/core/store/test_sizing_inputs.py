@@ -30,15 +30,15 @@ def train(
     job: JobRow,
     machines: Sequence[str] = ("small",),
     *,
-    no: int = 1,
+    number: int = 1,
     steps: tuple[int, int] = (0, 80),
     step_s: float = 0.5,
     evaluation_s: float = 2.0,
     end: str | None = "succeeded",
 ) -> None:
-    """A generation: launched at BEGIN + 1000·no, its ranks start 5 s later and do the first step 4 s after that. It
+    """A generation: launched at BEGIN + 1000·number, its ranks start 5 s later and do the first step 4 s after that. It
     scores after each epoch; its end, if it is one, comes 6 s after the last score, and its machines leave 2 s later."""
-    launched = (BEGIN + 1000 * no) * S
+    launched = (BEGIN + 1000 * number) * S
     first, last = steps
     times, scores, now = [], [], launched / S + 9
     for step in range(first + 1, last + 1):
@@ -52,7 +52,7 @@ def train(
 
     def work(db):
         db.insert_new(
-            AttemptRow, job=job.id, no=1, state="open", plan={}, scheduler_epoch=0, opened_at=launched, trained=True
+            AttemptRow, job=job.id, number=1, state="open", plan={}, scheduler_epoch=0, opened_at=launched, trained=True
         )
         for slot, (machine, type_) in enumerate(zip(ids, machines, strict=True)):
             db.insert_new(
@@ -63,11 +63,11 @@ def train(
                 ended_at=over + 2 * S,
             )  # fmt: skip
         db.insert_new(
-            GenerationRow, job=job.id, no=no, attempt=1, state="ended", world_size=len(ids), start_step=first,
+            GenerationRow, job=job.id, number=number, attempt=1, state="ended", world_size=len(ids), start_step=first,
             opened_at=launched, formed_at=launched + 5 * S, ended_at=over,
         )  # fmt: skip
         for rank, machine in enumerate(ids):
-            db.insert_new(MemberRow, job=job.id, generation=no, node_rank=rank, machine=machine, nproc=1)
+            db.insert_new(MemberRow, job=job.id, generation=number, node_rank=rank, machine=machine, nproc=1)
         points = [
             wire.MetricSeries(
                 name="epoch", steps=list(range(first + 1, last + 1)), times=times,
@@ -81,10 +81,10 @@ def train(
                     values=[evaluation_s] * len(scores),
                 )
             )  # fmt: skip
-        reports.accept_batch(db, ids[0], wire.ReportBatch(seq=1, generation=no, points=points[:1]), log_quota=0)
-        reports.accept_batch(db, ids[0], wire.ReportBatch(seq=2, generation=no, points=points[1:]), log_quota=0)
+        reports.accept_batch(db, ids[0], wire.ReportBatch(seq=1, generation=number, points=points[:1]), log_quota=0)
+        reports.accept_batch(db, ids[0], wire.ReportBatch(seq=2, generation=number, points=points[1:]), log_quota=0)
         ended = {"state": "ended", "end_reason": end, "ended_at": over} if end else {}
-        db.sql.execute(update(JobRow).where(JobRow.id == job.id).values(generation=no, **ended))
+        db.sql.execute(update(JobRow).where(JobRow.id == job.id).values(generation=number, **ended))
 
     world.store.write(work)
 
@@ -121,8 +121,8 @@ def test_each_number_of_machines_is_measured_by_itself(world: World):
 def test_a_gang_that_shrank_and_grew_counts_each_generation_under_its_own_size(world: World):
     job = submitted(world, resources={"nodes": "2..4"})
     train(world, job, ["small"] * 4, steps=(0, 45), step_s=0.2, end=None)
-    train(world, job, ["small"] * 3, no=2, steps=(40, 62), step_s=0.3, end=None)
-    train(world, job, ["small"] * 4, no=3, steps=(60, 82), step_s=0.2)
+    train(world, job, ["small"] * 3, number=2, steps=(40, 62), step_s=0.3, end=None)
+    train(world, job, ["small"] * 4, number=3, steps=(60, 82), step_s=0.2)
     three, two, one = found(world)
     assert [(each.generation, each.nodes) for each in (one, two, three)] == [(1, 4), (2, 3), (3, 4)]
     assert [each.epoch_s for each in (one, two, three)] == pytest.approx([2, 3, 2])

@@ -694,8 +694,8 @@ export interface components {
         };
         /** Attempt */
         Attempt: {
-            /** No */
-            no: number;
+            /** Number */
+            number: number;
             state: components["schemas"]["AttemptState"];
             /** Reason */
             reason: string | null;
@@ -943,8 +943,8 @@ export interface components {
         };
         /** Generation */
         Generation: {
-            /** No */
-            no: number;
+            /** Number */
+            number: number;
             /** Attempt */
             attempt: number;
             state: components["schemas"]["GenerationState"];
@@ -1737,10 +1737,10 @@ export interface components {
             /** Kind */
             kind: string;
             amount: components["schemas"]["Money"];
-            /** Debit */
-            debit: string;
-            /** Credit */
-            credit: string;
+            /** Debit Account */
+            debit_account: string;
+            /** Credit Account */
+            credit_account: string;
             /** Machine */
             machine: string | null;
             /** Line */

@@ -37,7 +37,7 @@ describe("mergeUpdate", () => {
   test("the result does not depend on the order or the size of updates", () => {
     let state = 7;
     const random = () => (state = (state * 1103515245 + 12345) % 2147483648) / 2147483648;
-    const generations = [{ no: 1, attempt: 1, start_step: 0 }, { no: 2, attempt: 2, start_step: 30 }];
+    const generations = [{ number: 1, attempt: 1, start_step: 0 }, { number: 2, attempt: 2, start_step: 30 }];
     for (let round = 0; round < 50; round++) {
       const messages = [];
       for (const [generation, from, to] of [[1, 1, 40], [2, 31, 60]] as const) {
@@ -81,7 +81,7 @@ describe("generations", () => {
   test("each owns the steps up to the start of its successor", () => {
     const curves = [
       points(1, range(1, 12)),
-      { curves: [], generations: [{ no: 1, attempt: 1, start_step: 0 }, { no: 2, attempt: 2, start_step: 10 }] },
+      { curves: [], generations: [{ number: 1, attempt: 1, start_step: 0 }, { number: 2, attempt: 2, start_step: 10 }] },
       points(2, range(11, 15), { values: range(11, 15).map(() => 7) }),
     ].reduce(mergeUpdate, NO_CURVES);
     const { merged, rolledBack } = splitCurve(curves, "train/loss");
@@ -93,7 +93,7 @@ describe("generations", () => {
   test("a successor without a step ends its predecessor's part already", () => {
     const curves = mergeUpdate(mergeUpdate(NO_CURVES, points(1, range(1, 12))), {
       curves: [],
-      generations: [{ no: 1, attempt: 1, start_step: 0 }, { no: 2, attempt: 2, start_step: 8 }],
+      generations: [{ number: 1, attempt: 1, start_step: 0 }, { number: 2, attempt: 2, start_step: 8 }],
     });
     expect(splitCurve(curves, "train/loss").merged.steps).toEqual(range(1, 8));
   });
@@ -113,9 +113,9 @@ describe("generations", () => {
 
   test("one that starts further back replaces everything after its start", () => {
     const generations = [
-      { no: 1, attempt: 1, start_step: 0 },
-      { no: 2, attempt: 1, start_step: 20 },
-      { no: 3, attempt: 2, start_step: 10 },
+      { number: 1, attempt: 1, start_step: 0 },
+      { number: 2, attempt: 1, start_step: 20 },
+      { number: 3, attempt: 2, start_step: 10 },
     ];
     const curves = [points(1, range(1, 25)), points(2, range(21, 30)), points(3, range(11, 12)), { curves: [], generations }].reduce(mergeUpdate, NO_CURVES);
     expect(mergedSteps(curves)).toEqual(range(1, 12));

@@ -9,7 +9,7 @@
 import type { components } from "../api/schema";
 
 export type Curve = components["schemas"]["Curve"];
-export type Generation = Pick<components["schemas"]["Generation"], "no" | "attempt" | "start_step">;
+export type Generation = Pick<components["schemas"]["Generation"], "number" | "attempt" | "start_step">;
 
 /** The common fields of `GET /metrics` and a `points` message. */
 export interface CurveUpdate {
@@ -60,7 +60,7 @@ export function mergeUpdate(curves: Curves, update: CurveUpdate): Curves {
       generations.set(generation, { start: Math.max(0, first - 1), attempt: null });
     }
   }
-  for (const { no, start_step, attempt } of update.generations ?? []) generations.set(no, { start: start_step, attempt });
+  for (const { number, start_step, attempt } of update.generations ?? []) generations.set(number, { start: start_step, attempt });
   return { parts, generations };
 }
 
@@ -133,8 +133,8 @@ function firstTime(curves: Curves, generation: number): number | null {
 function lastOwnedSteps(curves: Curves): Map<number, number> {
   const ends = new Map<number, number>();
   let end = Infinity;
-  for (const [no, { start }] of [...curves.generations].sort(([a], [b]) => b - a)) {
-    ends.set(no, end);
+  for (const [number, { start }] of [...curves.generations].sort(([a], [b]) => b - a)) {
+    ends.set(number, end);
     end = Math.min(end, start);
   }
   return ends;

@@ -75,7 +75,7 @@ class ActiveAttempt:
             min_nodes=self.spec.resources.min_nodes,
             machines=self.machine_statuses,
             opened_at=self.attempt.opened_at,
-            generation=generation.no if generation else None,
+            generation=generation.number if generation else None,
             generation_state=GenerationState(generation.state) if generation else None,
             generation_opened_at=generation.opened_at if generation else 0,
             restarts=self.restarts,
@@ -157,7 +157,7 @@ def _load_active_attempts(db: Read, attempts: list[AttemptRow]) -> list[ActiveAt
         )
     )
     generations = rows.group_by_job(
-        db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.no))
+        db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.number))
     )
     members = rows.group_by_job(
         db.sql.scalars(select(MemberRow).where(MemberRow.job.in_(ids)).order_by(MemberRow.node_rank))
@@ -178,16 +178,16 @@ def _active_attempt(
     generations: list[GenerationRow],
     members: list[MemberRow],
 ) -> ActiveAttempt:
-    own = [row for row in generations if row.attempt == attempt.no]
-    current = own[-1] if own and own[-1].no == job.generation else None
-    formed = max((row.no for row in own if row.formed_at is not None), default=None)
+    own = [row for row in generations if row.attempt == attempt.number]
+    current = own[-1] if own and own[-1].number == job.generation else None
+    formed = max((row.number for row in own if row.formed_at is not None), default=None)
     return ActiveAttempt(
         job=job,
         spec=JobSpec.from_stored(job.spec),
         attempt=attempt,
-        machines=[row for row in machines if row.attempt == attempt.no],
+        machines=[row for row in machines if row.attempt == attempt.number],
         generation=current,
-        members=[row for row in members if current is not None and row.generation == current.no],
+        members=[row for row in members if current is not None and row.generation == current.number],
         last_formed=frozenset(row.machine for row in members if row.generation == formed),
         restarts=max(0, sum(row.start_checkpoint == job.checkpoint for row in own) - 1),
         trained_us=sum((row.ended_at or db.now) - row.formed_at for row in generations if row.formed_at is not None),

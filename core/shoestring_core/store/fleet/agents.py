@@ -62,15 +62,15 @@ def register(
     if not fresh:
         return machine
     attempt = rows.load_attempt(db, job.id, machine.attempt)
-    others = [row for row in rows.load_gang(db, job.id, attempt.no) if row.id != machine_id]
+    others = [row for row in rows.load_gang(db, job.id, attempt.number) if row.id != machine_id]
     size = JobSpec.from_stored(job.spec).resources.nodes
     complete = len(others) == size - 1 and all(
         row.registered_at is not None and row.state in ("calling", "up") for row in others
     )
     generation = db.sql.get(GenerationRow, (job.id, job.generation))
-    first = generation is None or generation.attempt != attempt.no
+    first = generation is None or generation.attempt != attempt.number
     if complete and first and rows.is_wanted(job, attempt):
-        gangs.open_generation(db, job.id, attempt.no, "the gang is complete")
+        gangs.open_generation(db, job.id, attempt.number, "the gang is complete")
     rows.try_update(
         db,
         bind.values(
@@ -82,7 +82,7 @@ def register(
             alive_until=db.now + timeouts.machine_lease,
         ),
     )
-    rows.record_machine_event(db, job, attempt.no, machine_id, "registered")
+    rows.record_machine_event(db, job, attempt.number, machine_id, "registered")
     return rows.load_machine(db, machine_id)
 
 
@@ -156,7 +156,9 @@ def current_order(
     machine = rows.load_machine(db, machine_id)
     job, attempt = rows.load_job(db, machine.job), rows.load_attempt(db, machine.job, machine.attempt)
     generation = db.sql.get(GenerationRow, (job.id, job.generation))
-    members = rows.load_members(db, job.id, job.generation) if generation and generation.attempt == attempt.no else []
+    members = (
+        rows.load_members(db, job.id, job.generation) if generation and generation.attempt == attempt.number else []
+    )
     mine = next((member for member in members if member.machine == machine_id), None)
     directive = orders.decide_order(
         orders.OrderInputs(
@@ -196,7 +198,7 @@ def _record_ready(db: Write, job: JobRow, member: MemberRow, port: int | None) -
     generation = db.sql.get(GenerationRow, (job.id, member.generation))
     if generation is None or generation.state != GenerationState.FORMING:
         return False
-    others = [row for row in rows.load_members(db, job.id, generation.no) if row.node_rank != member.node_rank]
+    others = [row for row in rows.load_members(db, job.id, generation.number) if row.node_rank != member.node_rank]
     complete = all(row.ready_at is not None for row in others)
     attempt = rows.load_attempt(db, job.id, generation.attempt)
     if complete and rows.is_wanted(job, attempt):
@@ -212,12 +214,12 @@ def _form_generation(
     address = rows.load_machine(db, first.machine).address
     port = ports.get(first.node_rank, first.port)
     if job.state == JobState.LAUNCHING:
-        jobs.transition(db, job, JobState.RUNNING, actor="fleet", reason=f"generation {generation.no} formed")
+        jobs.transition(db, job, JobState.RUNNING, actor="fleet", reason=f"generation {generation.number} formed")
     forming = update(GenerationRow).where(
-        GenerationRow.job == job.id, GenerationRow.no == generation.no, GenerationRow.state == "forming"
+        GenerationRow.job == job.id, GenerationRow.number == generation.number, GenerationRow.state == "forming"
     )
     rows.try_update(db, forming.values(state=GenerationState.FORMED, master=f"{address}:{port}", formed_at=db.now))
-    rows.record_generation_event(db, job, generation.no, generation.attempt, "formed")
+    rows.record_generation_event(db, job, generation.number, generation.attempt, "formed")
     db.request_tick()
 
 
@@ -232,7 +234,7 @@ def _launch_config(
         nproc_per_node=mine.nproc,
         master_addr=address,
         master_port=int(port),
-        task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.no)
+        task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.number)
         | ({"skip": job.skipped_steps} if job.skipped_steps else {}),
         resume=resume,
         init=None if resume else _checkpoint(db, job.init_checkpoint, get_url),

@@ -103,7 +103,7 @@ def settle_job(db: Write, job_id: UUID) -> bool:
             MachineRow.job == job_id, MachineRow.state != "void", MachineRow.billed_at.is_(None)
         )
     )
-    unclosed = exists(select(AttemptRow.no).where(AttemptRow.job == job_id, AttemptRow.state != "closed"))
+    unclosed = exists(select(AttemptRow.number).where(AttemptRow.job == job_id, AttemptRow.state != "closed"))
     job = rows.load_job(db, job_id)
     settled = update(JobRow).where(
         JobRow.id == job_id, JobRow.state == "ended", JobRow.settled_at.is_(None), ~unpaid, ~unclosed

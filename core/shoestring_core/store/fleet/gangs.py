@@ -19,7 +19,7 @@ from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRo
 
 
 def open_generation(
-    db: Write, job_id: UUID, attempt_no: int, reason: str,
+    db: Write, job_id: UUID, attempt_number: int, reason: str,
     slots: Container[int] | None = None, skip: nan_recovery.Span | None = None,
 ) -> int:  # fmt: skip
     """The next generation, of all machines of the attempt or of those in `slots`; the one before is over. Returns its
@@ -32,7 +32,7 @@ def open_generation(
     job = rows.lock_job(db, job_id)
     spec = JobSpec.from_stored(job.spec)
     number = job.generation + 1
-    gang = [row for row in rows.load_gang(db, job_id, attempt_no) if slots is None or row.slot in slots]
+    gang = [row for row in rows.load_gang(db, job_id, attempt_number) if slots is None or row.slot in slots]
     start = db.sql.get(CheckpointRow, job.checkpoint) if job.checkpoint else None
     course: dict[str, Any] = {"generation": number}
     if skip:
@@ -43,8 +43,8 @@ def open_generation(
     db.sql.execute(
         insert(GenerationRow).values(
             job=job_id,
-            no=number,
-            attempt=attempt_no,
+            number=number,
+            attempt=attempt_number,
             state=GenerationState.FORMING,
             world_size=len(gang) * spec.resources.procs,
             start_checkpoint=start.id if start else None,
@@ -59,23 +59,23 @@ def open_generation(
             for rank, row in enumerate(gang)
         ],
     )
-    rows.record_generation_event(db, job, number, attempt_no, "forming", reason)
+    rows.record_generation_event(db, job, number, attempt_number, "forming", reason)
     db.request_tick()
     return number
 
 
-def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool:
+def close_attempt(db: Write, job_id: UUID, attempt_number: int, reason: str) -> bool:
     """Wind an attempt down: its machines are no longer wanted. Its generation stays the current one until they
     are terminated, so that a checkpoint being uploaded still counts."""
     trained = exists(
-        select(GenerationRow.no).where(
+        select(GenerationRow.number).where(
             GenerationRow.job == job_id,
-            GenerationRow.attempt == attempt_no,
+            GenerationRow.attempt == attempt_number,
             GenerationRow.last_step > GenerationRow.start_step,
         )
     )
     closing = update(AttemptRow).where(
-        AttemptRow.job == job_id, AttemptRow.no == attempt_no, AttemptRow.state == "open"
+        AttemptRow.job == job_id, AttemptRow.number == attempt_number, AttemptRow.state == "open"
     )
     changed = closing.values(
         state=AttemptState.CLOSING, reason=reason, closed_at=db.now, trained=or_(AttemptRow.trained, trained)
@@ -85,20 +85,20 @@ def close_attempt(db: Write, job_id: UUID, attempt_no: int, reason: str) -> bool
 
 
 def apply_action(
-    db: Write, job_id: UUID, attempt_no: int, generation: int | None, action: failures.AttemptAction
+    db: Write, job_id: UUID, attempt_number: int, generation: int | None, action: failures.AttemptAction
 ) -> bool:
     """Apply the decision about an attempt, if its job is still in the attempt and generation that it was made for."""
-    job, attempt = rows.lock_job(db, job_id), rows.load_attempt(db, job_id, attempt_no)
-    if not rows.is_wanted(job, attempt) or (generation or 0) != _generation_of(db, job, attempt_no):
+    job, attempt = rows.lock_job(db, job_id), rows.load_attempt(db, job_id, attempt_number)
+    if not rows.is_wanted(job, attempt) or (generation or 0) != _generation_of(db, job, attempt_number):
         return False
     if isinstance(action, failures.Restart):
         return _restart(db, job, attempt, action)
     if isinstance(action, failures.EndJob):
         _end_job(db, job, action)
-        return close_attempt(db, job_id, attempt_no, action.reason)
+        return close_attempt(db, job_id, attempt_number, action.reason)
     if isinstance(action, failures.EndAttempt):
         spec = JobSpec.from_stored(job.spec)
-        trained, without_step = _count_attempts(db, job_id, attempt_no)
+        trained, without_step = _count_attempts(db, job_id, attempt_number)
         end = failures.refuse_retry(action.reason, trained, without_step, spec.retry.on, spec.retry.max)
         if end is not None:
             _end_job(db, job, end)
@@ -113,7 +113,7 @@ def apply_action(
                 wait_text=action.text,
                 queued_at=job.queued_at,
             )
-        return close_attempt(db, job_id, attempt_no, action.reason)
+        return close_attempt(db, job_id, attempt_number, action.reason)
     return False
 
 
@@ -121,12 +121,12 @@ def _restart(db: Write, job: JobRow, attempt: AttemptRow, action: failures.Resta
     """Open the next generation. Of a gang that may lose machines, those join that still can; False: too few do."""
     active = active_attempts.load_active_attempt(db, attempt)
     if not active.elastic:
-        open_generation(db, job.id, attempt.no, action.reason, skip=action.skip)
+        open_generation(db, job.id, attempt.number, action.reason, skip=action.skip)
         return True
     slots = membership.select_members(active.machine_statuses, active.spec.resources.min_nodes, action.excluded)
     if not slots:
         return False
-    open_generation(db, job.id, attempt.no, action.reason, slots, action.skip)
+    open_generation(db, job.id, attempt.number, action.reason, slots, action.skip)
     for machine in active.machines:
         if machine.slot in action.excluded:
             observations.begin_termination(db, machine.id, "it did not get ready in time", lease=False)
@@ -141,24 +141,24 @@ def begin_stopping(db: Write, job_id: UUID) -> bool:
     return close_attempt(db, job_id, job.attempt, "stop")
 
 
-def finish_attempt(db: Write, job_id: UUID, attempt_no: int) -> bool:
+def finish_attempt(db: Write, job_id: UUID, attempt_number: int) -> bool:
     """An attempt is closed once all its machines are terminated; a stopping job ends, pauses or queues with it."""
     job = rows.lock_job(db, job_id)
     alive = exists(
         select(MachineRow.id).where(
-            MachineRow.job == job_id, MachineRow.attempt == attempt_no, MachineRow.state.in_(rows.ALIVE)
+            MachineRow.job == job_id, MachineRow.attempt == attempt_number, MachineRow.state.in_(rows.ALIVE)
         )
     )
     if db.sql.scalar(select(alive)):
         return False
-    if job.state == JobState.STOPPING and job.attempt == attempt_no:
+    if job.state == JobState.STOPPING and job.attempt == attempt_number:
         _after_stopping(db, job)
     closed = update(AttemptRow).where(
-        AttemptRow.job == job_id, AttemptRow.no == attempt_no, AttemptRow.state == "closing", ~alive
+        AttemptRow.job == job_id, AttemptRow.number == attempt_number, AttemptRow.state == "closing", ~alive
     )
     if not rows.try_update(db, closed.values(state=AttemptState.CLOSED)):
         return False
-    if job.attempt == attempt_no:
+    if job.attempt == attempt_number:
         _end_generation(db, job_id, "its attempt ended")
     db.request_tick()
     return True
@@ -198,7 +198,7 @@ def _end_job(db: Write, job: JobRow, end: failures.EndJob) -> None:
     jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=end.text, end_reason=end.reason, end_text=end.text)
 
 
-def _count_attempts(db: Read, job_id: UUID, attempt_no: int) -> tuple[int, int]:
+def _count_attempts(db: Read, job_id: UUID, attempt_number: int) -> tuple[int, int]:
     """How many attempts trained; and how many in a row, up to this one, launched machines without a step."""
     trained = set(
         db.sql.scalars(
@@ -211,7 +211,7 @@ def _count_attempts(db: Read, job_id: UUID, attempt_no: int) -> tuple[int, int]:
         db.sql.scalars(select(MachineRow.attempt).where(MachineRow.job == job_id, MachineRow.launched_at.is_not(None)))
     )
     without_step = 0
-    for number in range(attempt_no, 0, -1):
+    for number in range(attempt_number, 0, -1):
         if number in trained:
             break
         without_step += number in launched
@@ -223,7 +223,7 @@ def _end_generation(db: Write, job_id: UUID, reason: str) -> None:
     rows.try_update(db, ended.values(state=GenerationState.ENDED, ended_at=db.now, end_reason=reason))
 
 
-def _generation_of(db: Read, job: JobRow, attempt_no: int) -> int:
+def _generation_of(db: Read, job: JobRow, attempt_number: int) -> int:
     """The job's current generation if it belongs to this attempt, else 0."""
     generation = db.sql.get(GenerationRow, (job.id, job.generation))
-    return generation.no if generation is not None and generation.attempt == attempt_no else 0
+    return generation.number if generation is not None and generation.attempt == attempt_number else 0

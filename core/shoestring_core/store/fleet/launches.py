@@ -103,8 +103,8 @@ def _may_be_called(now: int) -> Any:
 
 def _is_wanted() -> Any:
     """The machine's attempt is open and its job runs."""
-    open_attempt = select(AttemptRow.no).where(
-        AttemptRow.job == MachineRow.job, AttemptRow.no == MachineRow.attempt, AttemptRow.state == "open"
+    open_attempt = select(AttemptRow.number).where(
+        AttemptRow.job == MachineRow.job, AttemptRow.number == MachineRow.attempt, AttemptRow.state == "open"
     )
     running = select(JobRow.id).where(
         JobRow.id == MachineRow.job, JobRow.state.in_(("launching", "running")), JobRow.desired_state == "run"

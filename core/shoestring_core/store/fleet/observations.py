@@ -85,7 +85,7 @@ def load_tracked_machines(db: Read) -> list[reconcile.TrackedMachine]:
     """Every machine that is alive, as the reconciler needs it."""
     alive = db.sql.execute(
         select(MachineRow, AttemptRow, JobRow)
-        .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.no == MachineRow.attempt))
+        .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))
         .join(JobRow, JobRow.id == MachineRow.job)
         .where(MachineRow.state.in_(rows.ALIVE))
         .order_by(MachineRow.id)

@@ -38,7 +38,7 @@ def load_snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
         return QueueSnapshot(epoch, (), {}, {})
     ids = [job.id for job in queued]
     attempts = rows.group_by_job(
-        db.sql.scalars(select(AttemptRow).where(AttemptRow.job.in_(ids)).order_by(AttemptRow.no))
+        db.sql.scalars(select(AttemptRow).where(AttemptRow.job.in_(ids)).order_by(AttemptRow.number))
     )
     machines = rows.group_by_job(db.sql.scalars(select(MachineRow).where(MachineRow.job.in_(ids))))
     accounts = {
@@ -118,7 +118,7 @@ def apply_waits(db: Write, waits: Iterable[Wait]) -> None:
 def refill_slot(
     db: Write,
     job_id: UUID,
-    attempt_no: int,
+    attempt_number: int,
     slot: int,
     offer: Offer,
     *,
@@ -130,11 +130,11 @@ def refill_slot(
 
     Raises BudgetExceeded.
     """
-    job, attempt = rows.lock_job(db, job_id), rows.load_attempt(db, job_id, attempt_no)
-    if not rows.is_wanted(job, attempt) or slot in {row.slot for row in rows.load_gang(db, job_id, attempt_no)}:
+    job, attempt = rows.lock_job(db, job_id), rows.load_attempt(db, job_id, attempt_number)
+    if not rows.is_wanted(job, attempt) or slot in {row.slot for row in rows.load_gang(db, job_id, attempt_number)}:
         return None
     until = db.now + timeouts.funding_lease
-    machine = _insert_machine(db, job_id, attempt_no, slot, offer, until, agent_url, deployment)
+    machine = _insert_machine(db, job_id, attempt_number, slot, offer, until, agent_url, deployment)
     ledger.place_hold(
         db,
         machine=machine,
@@ -143,7 +143,7 @@ def refill_slot(
         amount=funding.initial_hold(offer.on_demand_price, timeouts),
         funded_until=until,
     )
-    rows.record_machine_event(db, job, attempt_no, machine, "planned")
+    rows.record_machine_event(db, job, attempt_number, machine, "planned")
     return machine
 
 
@@ -158,7 +158,7 @@ def _queued_job(
     spec = JobSpec.from_stored(job.spec)
     bought = {row.attempt for row in machines if row.launched_at is not None}
     last = attempts[-1] if attempts else None
-    reopened = last is not None and last.no not in bought
+    reopened = last is not None and last.number not in bought
     alive = sum(row.state in rows.ALIVE for row in machines)
     winding_down = last is not None and last.state != AttemptState.CLOSED
     return QueuedJob(
@@ -204,12 +204,12 @@ def _open_attempt(db: Write, start: Start, epoch: int) -> None:
     }
     if start.reopened:
         same = update(AttemptRow).where(
-            AttemptRow.job == start.job, AttemptRow.no == start.attempt, AttemptRow.state == "closed"
+            AttemptRow.job == start.job, AttemptRow.number == start.attempt, AttemptRow.state == "closed"
         )
         if not rows.try_update(db, same.values(**opening)):
             raise StaleTransition(f"attempt {start.attempt} of job {start.job} is not closed")
         return
-    db.sql.execute(insert(AttemptRow).values(job=start.job, no=start.attempt, trained=False, **opening))
+    db.sql.execute(insert(AttemptRow).values(job=start.job, number=start.attempt, trained=False, **opening))
 
 
 def _insert_machine(

@@ -34,8 +34,8 @@ def load_job(db: Read, job_id: UUID) -> JobRow:
     return db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
 
 
-def load_attempt(db: Read, job_id: UUID, attempt_no: int) -> AttemptRow:
-    return db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job_id, AttemptRow.no == attempt_no)).one()
+def load_attempt(db: Read, job_id: UUID, attempt_number: int) -> AttemptRow:
+    return db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job_id, AttemptRow.number == attempt_number)).one()
 
 
 def load_machine(db: Read, machine_id: UUID) -> MachineRow:
@@ -46,10 +46,10 @@ def load_machine(db: Read, machine_id: UUID) -> MachineRow:
     return row
 
 
-def load_gang(db: Read, job_id: UUID, attempt_no: int) -> list[MachineRow]:
+def load_gang(db: Read, job_id: UUID, attempt_number: int) -> list[MachineRow]:
     """The machines of an attempt that are alive, by slot."""
     alive = select(MachineRow).where(
-        MachineRow.job == job_id, MachineRow.attempt == attempt_no, MachineRow.state.in_(ALIVE)
+        MachineRow.job == job_id, MachineRow.attempt == attempt_number, MachineRow.state.in_(ALIVE)
     )
     return list(db.sql.scalars(alive.order_by(MachineRow.slot)))
 
@@ -63,7 +63,7 @@ def load_members(db: Read, job_id: UUID, generation: int) -> list[MemberRow]:
 def is_wanted(job: JobRow, attempt: AttemptRow) -> bool:
     """Whether the machines of an attempt should run: it is open, and its job is to train in it."""
     return (
-        job.attempt == attempt.no
+        job.attempt == attempt.number
         and attempt.state == AttemptState.OPEN
         and job.state in (JobState.LAUNCHING, JobState.RUNNING)
         and job.desired_state == DesiredState.RUN

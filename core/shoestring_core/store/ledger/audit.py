@@ -42,7 +42,7 @@ def find_discrepancies(db: Read) -> list[Discrepancy]:
 def _posted_by_account(db: Read) -> Counter[UUID]:
     """Debits less credits of each account."""
     sums = Counter[UUID]()
-    for side, sign in ((TransferRow.debit, 1), (TransferRow.credit, -1)):
+    for side, sign in ((TransferRow.debit_account, 1), (TransferRow.credit_account, -1)):
         for account, amount in db.sql.execute(select(side, func.sum(TransferRow.amount)).group_by(side)):
             sums[account] += sign * int(amount)
     return sums

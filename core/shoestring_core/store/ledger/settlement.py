@@ -47,7 +47,7 @@ def settle(db: Write, machine: UUID, lines: Sequence[Line], *, final: bool) -> i
 
 def transfers_of(db: Read, account: UUID) -> list[TransferRow]:
     """The transfers of a job's account, oldest first."""
-    either_side = or_(TransferRow.debit == account, TransferRow.credit == account)
+    either_side = or_(TransferRow.debit_account == account, TransferRow.credit_account == account)
     return list(db.sql.scalars(select(TransferRow).where(either_side).order_by(TransferRow.at, TransferRow.id)))
 
 
@@ -110,8 +110,8 @@ def _insert_transfers(
             TransferRow,
             id=new_id(),
             kind=kind,
-            debit=debit,
-            credit=credit,
+            debit_account=debit,
+            credit_account=credit,
             amount=abs(increment.amount),
             hold=hold.id,
             machine=hold.machine,
@@ -133,6 +133,6 @@ def _next_increment(db: Read, machine: UUID, line: str) -> int:
 
 def _posted(db: Read, hold: HoldRow, line: str) -> int:
     """What was posted of a bill line for the hold's machine."""
-    amount = case((TransferRow.debit == hold.account, TransferRow.amount), else_=-TransferRow.amount)
+    amount = case((TransferRow.debit_account == hold.account, TransferRow.amount), else_=-TransferRow.amount)
     posted = select(func.sum(amount)).where(TransferRow.machine == hold.machine, TransferRow.line == line)
     return int(db.sql.scalar(posted) or 0)

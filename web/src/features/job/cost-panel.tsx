@@ -77,7 +77,7 @@ function Ledger({ transfers }: { transfers: Schemas["Transfer"][] }) {
           </thead>
           <tbody>
             {transfers.map((one, i) => (
-              <tr key={i} title={`${one.debit} → ${one.credit}, by ${one.actor}. ${one.reason}`}>
+              <tr key={i} title={`${one.debit_account} → ${one.credit_account}, by ${one.actor}. ${one.reason}`}>
                 <td className="num">{formatClock(one.at)}</td>
                 <td>{transferKindLabel(one.kind)}</td>
                 <td className="muted">{one.line ?? one.reason}</td>

@@ -117,7 +117,7 @@ function SystemMetrics({ feed, names, view }: { feed: JobFeed; names: string[]; 
 /** Machine labels by id: "m0", "m1"; from the second attempt on "m0·2". The map is stable while the machines are. */
 function useMachineLabels(attempts: readonly Attempt[]): ReadonlyMap<string, string> {
   const known = attempts
-    .flatMap((attempt) => attempt.machines.map(({ id, slot }) => `${id} m${slot}${attempt.no > 1 ? `·${attempt.no}` : ""}`))
+    .flatMap((attempt) => attempt.machines.map(({ id, slot }) => `${id} m${slot}${attempt.number > 1 ? `·${attempt.number}` : ""}`))
     .join();
   return useMemo(() => new Map(known.split(",").map((pair) => pair.split(" ") as [string, string])), [known]);
 }

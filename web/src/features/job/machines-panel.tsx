@@ -41,15 +41,15 @@ export function MachinesPanel({ list }: { list: Schemas["AttemptList"] | undefin
             </tr>
           </thead>
           {[...list.attempts].reverse().map((attempt) => (
-            <tbody key={attempt.no}>
+            <tbody key={attempt.number}>
               <tr className="group">
                 <th colSpan={8} scope="rowgroup">
-                  Attempt {attempt.no} <span className="muted">{describeAttempt(attempt)}</span>
+                  Attempt {attempt.number} <span className="muted">{describeAttempt(attempt)}</span>
                 </th>
               </tr>
               {attempt.machines.map((machine) => (
                 <tr key={machine.id} data-machine={machine.id}>
-                  <td className="muted">{attempt.no}</td>
+                  <td className="muted">{attempt.number}</td>
                   <td>m{machine.slot}</td>
                   <td title={machine.provider_id ?? ""}>
                     {machine.type} <span className="muted">{machine.market.replace("_", " ")} · {machine.zone || machine.region}</span>

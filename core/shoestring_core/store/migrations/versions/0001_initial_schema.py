@@ -212,8 +212,8 @@ def upgrade() -> None:
         "transfers",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("debit", sa.Uuid(), nullable=False),
-        sa.Column("credit", sa.Uuid(), nullable=False),
+        sa.Column("debit_account", sa.Uuid(), nullable=False),
+        sa.Column("credit_account", sa.Uuid(), nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
         sa.Column("hold", sa.Uuid(), nullable=True),
         sa.Column("machine", sa.Uuid(), nullable=True),
@@ -223,12 +223,12 @@ def upgrade() -> None:
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.CheckConstraint("amount > 0", name=op.f("ck_transfers_amount_positive")),
-        sa.CheckConstraint("debit <> credit", name=op.f("ck_transfers_two_accounts")),
-        sa.ForeignKeyConstraint(["credit"], ["accounts.id"], name=op.f("fk_transfers_credit")),
-        sa.ForeignKeyConstraint(["debit"], ["accounts.id"], name=op.f("fk_transfers_debit")),
+        sa.CheckConstraint("debit_account <> credit_account", name=op.f("ck_transfers_two_accounts")),
+        sa.ForeignKeyConstraint(["credit_account"], ["accounts.id"], name=op.f("fk_transfers_credit_account")),
+        sa.ForeignKeyConstraint(["debit_account"], ["accounts.id"], name=op.f("fk_transfers_debit_account")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_transfers")),
     )
-    op.create_index(op.f("ix_transfers_debit"), "transfers", ["debit"], unique=False)
+    op.create_index(op.f("ix_transfers_debit_account"), "transfers", ["debit_account"], unique=False)
     op.create_index(
         "uq_transfers_increment",
         "transfers",
@@ -240,7 +240,7 @@ def upgrade() -> None:
     op.create_table(
         "attempts",
         sa.Column("job", sa.Uuid(), nullable=False),
-        sa.Column("no", sa.BigInteger(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("trained", sa.Boolean(), nullable=False),
@@ -250,7 +250,7 @@ def upgrade() -> None:
         sa.Column("closed_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint("state IN ('open','closing','closed')", name=op.f("ck_attempts_state")),
         sa.ForeignKeyConstraint(["job"], ["jobs.id"], name=op.f("fk_attempts_job")),
-        sa.PrimaryKeyConstraint("job", "no", name=op.f("pk_attempts")),
+        sa.PrimaryKeyConstraint("job", "number", name=op.f("pk_attempts")),
     )
     op.create_index(
         "uq_attempts_job_open",
@@ -272,7 +272,7 @@ def upgrade() -> None:
     op.create_table(
         "generations",
         sa.Column("job", sa.Uuid(), nullable=False),
-        sa.Column("no", sa.BigInteger(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("attempt", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("world_size", sa.BigInteger(), nullable=False),
@@ -287,10 +287,10 @@ def upgrade() -> None:
         sa.Column("end_reason", sa.Text(), nullable=True),
         sa.CheckConstraint("state IN ('forming','formed','ended')", name=op.f("ck_generations_state")),
         sa.ForeignKeyConstraint(
-            ["job", "attempt"], ["attempts.job", "attempts.no"], name=op.f("fk_generations_job_attempt")
+            ["job", "attempt"], ["attempts.job", "attempts.number"], name=op.f("fk_generations_job_attempt")
         ),
         sa.ForeignKeyConstraint(["job"], ["jobs.id"], name=op.f("fk_generations_job")),
-        sa.PrimaryKeyConstraint("job", "no", name=op.f("pk_generations")),
+        sa.PrimaryKeyConstraint("job", "number", name=op.f("pk_generations")),
     )
     op.create_index(
         "uq_generations_job_current",
@@ -341,7 +341,7 @@ def upgrade() -> None:
             "state IN ('planned','calling','up','ending','terminated','void')", name=op.f("ck_machines_state")
         ),
         sa.ForeignKeyConstraint(
-            ["job", "attempt"], ["attempts.job", "attempts.no"], name=op.f("fk_machines_job_attempt")
+            ["job", "attempt"], ["attempts.job", "attempts.number"], name=op.f("fk_machines_job_attempt")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_machines")),
     )
@@ -383,7 +383,7 @@ def upgrade() -> None:
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("stored_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["job", "generation"], ["generations.job", "generations.no"], name=op.f("fk_checkpoints_job_generation")
+            ["job", "generation"], ["generations.job", "generations.number"], name=op.f("fk_checkpoints_job_generation")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoints")),
         sa.UniqueConstraint("object_key", name=op.f("uq_checkpoints_object_key")),
@@ -393,7 +393,7 @@ def upgrade() -> None:
         "holds",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("machine", sa.Uuid(), nullable=False),
-        sa.Column("no", sa.BigInteger(), nullable=False),
+        sa.Column("ordinal", sa.BigInteger(), nullable=False),
         sa.Column("account", sa.Uuid(), nullable=False),
         sa.Column("rate_cap", sa.Text(), nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
@@ -406,7 +406,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["machine"], ["machines.id"], name=op.f("fk_holds_machine")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_holds")),
     )
-    op.create_index("uq_holds_machine_no", "holds", ["machine", "no"], unique=True)
+    op.create_index("uq_holds_machine_ordinal", "holds", ["machine", "ordinal"], unique=True)
     op.create_index(
         "uq_holds_machine_open",
         "holds",
@@ -439,7 +439,7 @@ def upgrade() -> None:
         sa.Column("exited_at", sa.BigInteger(), nullable=True),
         sa.Column("exits", Json, nullable=True),
         sa.ForeignKeyConstraint(
-            ["job", "generation"], ["generations.job", "generations.no"], name=op.f("fk_members_job_generation")
+            ["job", "generation"], ["generations.job", "generations.number"], name=op.f("fk_members_job_generation")
         ),
         sa.ForeignKeyConstraint(["machine"], ["machines.id"], name=op.f("fk_members_machine")),
         sa.PrimaryKeyConstraint("job", "generation", "node_rank", name=op.f("pk_members")),
