@@ -58,9 +58,9 @@ def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path
     ("arguments", "words"),
     [
         (("absent.json",), "can't read absent.json"),
-        (("empty",), "name one that the trainer wrote"),
+        (("empty",), "give one that the trainer wrote"),
         (("FOLDER", "--dawnbench", "entry"), "--author and --email"),
-        (("FOLDER", "FOLDER", "--dawnbench", "entry"), "writes one run"),
+        (("FOLDER", "FOLDER", "--dawnbench", "entry"), "exports a single run"),
     ],
 )
 def test_what_cannot_be_read_or_written_is_named(

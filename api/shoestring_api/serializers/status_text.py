@@ -60,7 +60,7 @@ def describe_status(row: JobRow) -> str:
         case JobState.PAUSED:
             if row.stop_reason == "budget":
                 return (
-                    "Paused: budget exhausted. It resumes by itself when the budget is raised "
+                    "Paused: budget exhausted. It resumes automatically when the budget is raised "
                     "(shoestring budget set, with --job for the job's own limit)."
                 )
             return "Paused. Resume it to continue."

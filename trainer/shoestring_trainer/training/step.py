@@ -35,7 +35,7 @@ class StepResult:
 
     loss            mean over the batch; NaN if the step was skipped
     stop_requested  some rank was asked to stop
-    overflowed      in fp16: some gradient was not finite, and the optimizer's step was left out
+    overflowed      in fp16: some gradient was not finite, and the optimizer step was skipped
     diverged        the loss is not finite; in fp16: gradients still overflow at the lowest loss scale
     noise_scale     gradient noise scale in images, if it was measured and there is an estimate
     """
@@ -127,7 +127,7 @@ class Trainer:
         if "on_pre_optimizer_step" in self.hooks:
             self.scaler.unscale_(self.optimizer)
             self.hooks.call("on_pre_optimizer_step", self.hook_context)
-        self.scaler.step(self.optimizer)  # left out on overflow, by all ranks alike: DDP has averaged the infinities
+        self.scaler.step(self.optimizer)  # skipped on overflow, by all ranks alike: DDP has averaged the infinities
         self.scaler.update()
         self.optimizer.zero_grad()
 

@@ -38,7 +38,7 @@ def preview_schedule(name: str, params: Mapping[str, Any], images: int | None) -
     settings = Settings.from_params(recipes.resolve(name, params))
     count = images or count_images(recipe.name)
     if count is None:
-        raise UserError(f"{recipe.name} trains on your own images; say how many there are with --images N")
+        raise UserError(f"{recipe.name} trains on your own images; give their number with --images N")
     return SchedulePreview(recipe.reference, settings, RunSchedule.from_settings(settings, count), count)
 
 

@@ -55,7 +55,7 @@ class RankLog:
 
 
 def read_sample_log(path: Path) -> RankLog:
-    """Read one rank's log; a record that was cut off when the machine was lost is left out."""
+    """Read one rank's log; a record that was cut off when the machine was lost is skipped."""
     with path.open("rb") as file:
         header, content = json.loads(file.readline()), file.read()
     steps: dict[int, list[tuple[int, Sequence[int]]]] = {}
