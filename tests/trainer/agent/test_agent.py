@@ -16,7 +16,7 @@ import psutil
 import pytest
 from shoestring_core.wire import Order
 from shoestring_trainer import processes
-from shoestring_trainer.agent.ranks import MACHINE_MARK
+from shoestring_trainer.agent.ranks import MACHINE_VARIABLE
 
 from tests.servers import PATIENCE_S
 from tests.trainer.agent.services import DROP, DROP_REPLY, MetadataService, Service
@@ -69,7 +69,7 @@ class Machine:
         self.agent.wait()
 
     def ranks(self) -> set[processes.Process]:
-        return processes.find_by_environment({MACHINE_MARK: str(self.service.machine)})
+        return processes.find_by_environment({MACHINE_VARIABLE: str(self.service.machine)})
 
     def until(self, condition: Callable[[], object], within_s: float = WITHIN_S) -> None:
         deadline = time.monotonic() + within_s

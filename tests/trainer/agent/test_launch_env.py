@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command and the environment of a rank, decided without torch."""
+"""The command and the environment of a rank, without torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
-from shoestring_trainer.agent.ranks import interface_to
+from shoestring_trainer.agent.ranks import network_interface_to
 
 
-def test_the_command_is_the_contracts():
+def test_the_torchrun_command_has_all_arguments():
     command = torchrun_command(
         Path("run/task.json"), nodes=2, node_rank=1, procs_per_node=4, master_addr="10.0.0.7", master_port=29500,
         python="python",
@@ -23,11 +23,11 @@ def test_the_command_is_the_contracts():
     )
 
 
-def test_a_rank_gets_its_place_as_torchrun_would_give_it():
-    place = distributed_environment(
+def test_a_rank_gets_the_variables_that_torchrun_would_set():
+    variables = distributed_environment(
         nodes=3, node_rank=2, local_rank=1, procs_per_node=2, master_addr="10.0.0.7", master_port=29500
     )
-    assert place == {
+    assert variables == {
         "RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "2",
         "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500",
     }  # fmt: skip
@@ -38,17 +38,17 @@ def test_ranks_share_the_cores_evenly(procs: int, cores: int, threads: str):
     assert rank_environment(procs, cores)["OMP_NUM_THREADS"] == threads
 
 
-def test_ranks_meet_on_the_card_that_leads_to_rank_0():
+def test_ranks_use_the_given_network_interface():
     chosen = {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
     assert not chosen & set(rank_environment(1, 1))
     environment = rank_environment(1, 1, interface="ens5")
     assert [environment[name] for name in sorted(chosen)] == ["ens5", "=ens5"]
 
 
-def test_the_card_is_found_by_the_route():
-    assert interface_to("127.0.0.1") == interface_to("localhost") == "lo"
-    assert interface_to("no.such.host.invalid") is None
-    for name, addresses in psutil.net_if_addrs().items():  # on its own machine, rank 0 is reached by its own address
+def test_the_network_interface_is_found_by_the_route():
+    assert network_interface_to("127.0.0.1") == network_interface_to("localhost") == "lo"
+    assert network_interface_to("no.such.host.invalid") is None
+    for name, addresses in psutil.net_if_addrs().items():  # rank 0 itself reaches its own address
         for own in addresses:
             if own.family == socket.AF_INET:
-                assert interface_to(own.address) == name
+                assert network_interface_to(own.address) == name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranks of a generation, started by a rank server: how they train, and how their ends are reported."""
+"""The ranks of a generation, started by a rank server: they train, and report how they ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from shoestring_core.wire import LaunchConfig
-from shoestring_trainer.agent.ranks import Ranks, server_environment
+from shoestring_trainer.agent.ranks import Ranks, rank_server_environment
 
 from tests.servers import free_port
 from tests.trainer.training.gangs import base_environment, rank_server
@@ -18,11 +18,11 @@ TASK = {
     "format": 1, "job": "job", "generation": 2, "recipe": "digits/quickstart", "seed": 1, "precision": "fp32",
     "params": {"epochs": 1, "width": 4, "batch_size": 64},
 }  # fmt: skip
-MACHINE_MARK = "a-test-of-ranks"
+MACHINE = "a-test-of-ranks"
 
 
 @pytest.mark.parametrize(("machines", "procs"), [(2, 1), (1, 2)])
-def test_ranks_meet_train_and_leave_exit_files(tmp_path: Path, machines: int, procs: int):
+def test_ranks_connect_train_and_write_exit_files(tmp_path: Path, machines: int, procs: int):
     exits = asyncio.run(train(tmp_path, machines, procs))
     assert [(end.rank, end.outcome, end.step) for end in exits] == [(0, "finished", 23), (1, "finished", 23)]
     events = [json.loads(line) for line in (tmp_path / "0" / "events.jsonl").read_text().splitlines()]
@@ -31,7 +31,7 @@ def test_ranks_meet_train_and_leave_exit_files(tmp_path: Path, machines: int, pr
 
 
 async def train(folder: Path, machines: int, procs: int):
-    port, environment = free_port(), server_environment(MACHINE_MARK, base_environment())
+    port, environment = free_port(), rank_server_environment(MACHINE, base_environment())
     ranks = [
         Ranks(
             folder / str(machine), 2,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from shoestring_core.wire import LaunchConfig
 from shoestring_trainer import processes
-from shoestring_trainer.agent.ranks import MACHINE_MARK, Ranks, end_ranks, server_environment
+from shoestring_trainer.agent.ranks import MACHINE_VARIABLE, Ranks, rank_server_environment, terminate_ranks
 from shoestring_trainer.rank_server.client import RankServer
 from shoestring_trainer.rank_server.protocol import Reply, StartRank
 
@@ -142,7 +142,7 @@ def test_the_end_of_a_generation_spares_the_server_and_nothing_else(tmp_path: Pa
         run.until_step(1)
         left = processes.identify(int((run.first / "left.pid").read_text()))
         before = server.process
-        asyncio.run(end_ranks(MACHINE, server, grace_s=0))
+        asyncio.run(terminate_ranks(MACHINE, server, grace_s=0))
         assert run.wait() == [-signal.SIGKILL]
     assert not left.is_alive()  # though it has another session, another environment and a dead parent
     assert server.process == before
@@ -151,17 +151,17 @@ def test_the_end_of_a_generation_spares_the_server_and_nothing_else(tmp_path: Pa
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[RankServer]:
     """A server that the test may kill, marked as one of MACHINE."""
-    server = RankServer(server_environment(MACHINE, base_environment()), tmp_path / "rank-server.log")
+    server = RankServer(rank_server_environment(MACHINE, base_environment()), tmp_path / "rank-server.log")
     yield server
     server.close()
-    assert not processes.find_by_environment({MACHINE_MARK: MACHINE})
+    assert not processes.find_by_environment({MACHINE_VARIABLE: MACHINE})
 
 
 def test_a_killed_server_takes_its_ranks_along_and_is_started_again(own_server: RankServer, tmp_path: Path) -> None:
     task = tmp_path / "task.json"
     task.write_text(json.dumps({"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart",
                                 "params": ENDLESS, "seed": 1}))  # fmt: skip
-    environment = server_environment(MACHINE, base_environment()) | {"RANK": "0", "WORLD_SIZE": "1"}
+    environment = rank_server_environment(MACHINE, base_environment()) | {"RANK": "0", "WORLD_SIZE": "1"}
 
     def start():
         return own_server.start_rank([str(task)], environment=environment, folder=tmp_path, log=tmp_path / "log.txt")
@@ -173,13 +173,15 @@ def test_a_killed_server_takes_its_ranks_along_and_is_started_again(own_server: 
     assert server
     server.send_signal(signal.SIGKILL)
     assert rank.wait(10) == -signal.SIGKILL
-    until(lambda: not processes.find_by_environment({MACHINE_MARK: MACHINE}))
+    until(lambda: not processes.find_by_environment({MACHINE_VARIABLE: MACHINE}))
     assert "rank server ended" in rank.error
 
     waiting = start()
     assert own_server.process != server
     assert own_server.has_unstarted_ranks()
-    asyncio.run(end_ranks(MACHINE, own_server, grace_s=0))  # else it would start the rank after the generation's end
+    asyncio.run(
+        terminate_ranks(MACHINE, own_server, grace_s=0)
+    )  # else it would start the rank after the generation's end
     assert waiting.wait(10) != 0
     assert own_server.process is None
 
@@ -187,7 +189,7 @@ def test_a_killed_server_takes_its_ranks_along_and_is_started_again(own_server: 
 def test_a_server_that_cannot_import_torch_is_each_ranks_end(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch_cpu.so is damaged')")
     base = base_environment()
-    environment = server_environment(MACHINE, base | {"PYTHONPATH": f"{tmp_path}:{base['PYTHONPATH']}"})
+    environment = rank_server_environment(MACHINE, base | {"PYTHONPATH": f"{tmp_path}:{base['PYTHONPATH']}"})
     server = RankServer(environment, tmp_path / "rank-server.log")
     launch = LaunchConfig(node_rank=0, nnodes=1, nproc_per_node=1, master_addr="127.0.0.1", master_port=1, task={})
     ranks = Ranks(tmp_path / "1", 1, launch)
@@ -195,7 +197,7 @@ def test_a_server_that_cannot_import_torch_is_each_ranks_end(tmp_path: Path) -> 
     asyncio.run(asyncio.wait_for(ranks.wait(), 60))
     (end,) = ranks.exits()
     assert (end.outcome, end.kind, end.code) == ("signal", "infrastructure", 1)
-    assert end.message.startswith("it never began: the rank server ended")
+    assert end.message.startswith("it never started: the rank server ended")
     assert "libtorch_cpu.so is damaged" in end.message
 
 

@@ -38,7 +38,7 @@ from shoestring_trainer.agent.funding import DEADMAN_RESERVE_S, FundingLease
 from shoestring_trainer.agent.generations import GenerationRunner
 from shoestring_trainer.agent.machine_monitor import MachineMonitor
 from shoestring_trainer.agent.metadata_client import ENDPOINT, MetadataClient, MetadataUnavailable
-from shoestring_trainer.agent.ranks import MACHINE_MARK, end_ranks
+from shoestring_trainer.agent.ranks import MACHINE_VARIABLE, terminate_ranks
 from shoestring_trainer.agent.reporter import Reporter
 from shoestring_trainer.agent.service_client import RequestRejected, ServiceClient, TimedReply, boottime
 from shoestring_trainer.agent.shutdown import Shutdown
@@ -78,7 +78,7 @@ async def run(environment: Mapping[str, str]) -> int:
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
     boot = await read_boot_data(metadata)
     session_secret = prepare_folder(folder)
-    await end_ranks(str(boot.machine))  # of an agent that was killed
+    await terminate_ranks(str(boot.machine))  # of an agent that was killed
     service = ServiceClient(boot.server_url, boot.machine, session_secret)
     agent = Agent(folder, str(boot.machine), service, metadata, environment)
     try:
@@ -110,7 +110,7 @@ class Agent:
     ) -> None:
         self.folder, self.metadata = folder, metadata
         self.machine_monitor = MachineMonitor(folder)
-        self.deadman = DeadManSwitch({MACHINE_MARK: machine})
+        self.deadman = DeadManSwitch({MACHINE_VARIABLE: machine})
         self.funding = FundingLease(folder / "funding", self.deadman)
         self.shutdown = Shutdown(self.funding)
         self.spool = Spool(folder / "spool", folder / "rejected")

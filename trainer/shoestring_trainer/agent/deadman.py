@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dead-man switch: a process of its own that ends a machine's ranks when the money or the agent does.
+"""The dead-man switch: a separate process that kills a machine's ranks when its funding ends or its agent dies.
 
-It reads deadlines (CLOCK_BOOTTIME seconds, a line each, the last holds) from its stdin. At the deadline it kills the
-ranks and the agent, however they hang, and powers the machine off; if the agent dies before, it kills the ranks.
+It reads deadlines (CLOCK_BOOTTIME seconds, one a line, the last one counts) from stdin. At the deadline it kills the
+ranks and the agent, even if they hang, and powers the machine off; if the agent dies before, it kills the ranks.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from collections.abc import Mapping
 
 from shoestring_trainer import processes
 
-CLOCK_CHECK_S = 5.0  # a machine that slept may wake up past its deadline
-KILL_S = 30.0
+CLOCK_CHECK_INTERVAL_S = 5.0  # a machine that was suspended may resume after its deadline
+KILL_TIMEOUT_S = 30.0
 
 
 class DeadManSwitch:
-    """The agent's end of the switch."""
+    """Starts the switch and sends it deadlines. `variables` identify the ranks, by their environment."""
 
-    def __init__(self, marks: Mapping[str, str]) -> None:
-        self._marks = marks
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
         self._deadline: float | None = None
         self._process = self._start()
 
     def set_deadline(self, deadline: float) -> None:
-        """Everything ends at this moment of CLOCK_BOOTTIME, unless a later one is set before."""
+        """Kill everything at this CLOCK_BOOTTIME, unless another deadline is set before."""
         if deadline == self._deadline:
             return
         self._deadline = deadline
         self._send_deadline()
 
     def restart_if_dead(self) -> None:
-        """Start the switch again if it died."""
+        """Restart the switch if it died."""
         if self._process.poll() is not None:
             self._process = self._start()
             self._send_deadline()
 
     def close(self) -> None:
-        """The agent leaves; returns when the switch has made sure that no rank is left."""
+        """For an agent that exits: return when the switch has killed the remaining ranks."""
         assert self._process.stdin
         self._process.stdin.close()
         try:
@@ -52,8 +52,8 @@ class DeadManSwitch:
             pass
 
     def _start(self) -> subprocess.Popen[bytes]:
-        marks = [f"{name}={value}" for name, value in self._marks.items()]
-        command = [sys.executable, "-m", "shoestring_trainer.agent.deadman", str(os.getpid()), *marks]
+        variables = [f"{name}={value}" for name, value in self._variables.items()]
+        command = [sys.executable, "-m", "shoestring_trainer.agent.deadman", str(os.getpid()), *variables]
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def _send_deadline(self) -> None:
@@ -62,19 +62,19 @@ class DeadManSwitch:
             self._process.stdin.write(f"{self._deadline!r}\n".encode())
             self._process.stdin.flush()
         except OSError:
-            pass  # it died; `check` starts another
+            pass  # it died; `restart_if_dead` starts another
 
 
 def main(arguments: list[str]) -> int:
-    """Wait for whichever ends first, the money or the agent."""
+    """Wait until the funding or the agent ends, then kill the ranks."""
     try:
         agent = processes.identify(int(arguments[0]))
     except ProcessLookupError:
         agent = None
-    marks = dict(mark.split("=", 1) for mark in arguments[1:])
+    variables = dict(variable.split("=", 1) for variable in arguments[1:])
     expired = agent is not None and _wait_for_deadline()
     # No subreaper: the ranks are the agent's children, or init's.
-    processes.kill_all(lambda: processes.find_by_environment(marks), no_children=lambda: True, timeout_s=KILL_S)
+    processes.kill_all(lambda: processes.find_by_environment(variables), timeout_s=KILL_TIMEOUT_S)
     if expired and agent:
         print("the machine's funding has ended: the ranks and the agent were killed", file=sys.stderr, flush=True)
         agent.send_signal(signal.SIGKILL)
@@ -83,16 +83,16 @@ def main(arguments: list[str]) -> int:
 
 
 def power_off(environment: Mapping[str, str]) -> None:
-    """Only by the command that real user data sets: without it a machine ends with its agent."""
+    """Run the power-off command if the user data sets one; without it a machine ends with its agent."""
     if command := environment.get("SHOESTRING_POWEROFF"):
         subprocess.run(["/bin/sh", "-c", command], check=False, timeout=60)
 
 
 def _wait_for_deadline() -> bool:
-    """True at the deadline, False when the agent has closed the pipe, by its end or its death."""
+    """True at the deadline, False if the agent has closed the pipe or died."""
     deadline, pending = float("inf"), b""
     while (left := deadline - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
-        readable, _, _ = select.select([0], [], [], min(left, CLOCK_CHECK_S))
+        readable, _, _ = select.select([0], [], [], min(left, CLOCK_CHECK_INTERVAL_S))
         if readable:
             received = os.read(0, 4096)
             if not received:

@@ -15,7 +15,13 @@ from shoestring_core.wire import MemberStatus, Order, RankExit
 
 from shoestring_trainer.agent.checkpoints import Checkpoint, CheckpointCache, CheckpointUnavailable, CheckpointUploader
 from shoestring_trainer.agent.file_tailer import RANK_SERVER_LOG, FileTailer, RankEvent
-from shoestring_trainer.agent.ranks import CREDENTIALS_PREFIX, Ranks, end_ranks, free_port, server_environment
+from shoestring_trainer.agent.ranks import (
+    CREDENTIALS_PREFIX,
+    Ranks,
+    free_port,
+    rank_server_environment,
+    terminate_ranks,
+)
 from shoestring_trainer.agent.reporter import Reporter
 from shoestring_trainer.agent.service_client import ServiceClient, boottime
 from shoestring_trainer.agent.shutdown import Shutdown
@@ -65,9 +71,9 @@ class GenerationRunner:
 
         credentials = {name.removeprefix(CREDENTIALS_PREFIX): value for name, value in environment.items()}
         self._bucket_environment = {**credentials, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_endpoint}
-        self._rank_environment = server_environment(machine, environment)
-        self._stand_in = environment.get("SHOESTRING_AGENT_RANK_COMMAND")
-        self._rank_server = None if self._stand_in else RankServer(self._rank_environment, folder / RANK_SERVER_LOG)
+        self._rank_environment = rank_server_environment(machine, environment)
+        self._rank_command = environment.get("SHOESTRING_AGENT_RANK_COMMAND")
+        self._rank_server = None if self._rank_command else RankServer(self._rank_environment, folder / RANK_SERVER_LOG)
 
     # --- orders
 
@@ -96,7 +102,7 @@ class GenerationRunner:
         if self._watcher:
             self._watcher.cancel()
         self.uploader.discard_before(generation)
-        await end_ranks(self._machine, self._rank_server)
+        await terminate_ranks(self._machine, self._rank_server)
         self.start_rank_server()
         self.read_files(to_the_end=True)
         self._reporter.set_status(MemberStatus(generation=generation, state="ready", port=free_port()))
@@ -115,7 +121,7 @@ class GenerationRunner:
             self.read_files(to_the_end=True)
             self._spool.begin_generation(ranks.generation)
             self._tailer.follow(ranks.folder, ranks.numbers)
-            ranks.start(task, self._rank_environment, self._rank_server, self._stand_in)
+            ranks.start(task, self._rank_environment, self._rank_server, self._rank_command)
         except CheckpointUnavailable as error:
             if order.run.init:  # another job's, which the user chose: no retry brings it back
                 return self._report_failure(ranks, f"init: {error}; name other weights and submit again", "data")
@@ -186,7 +192,7 @@ class GenerationRunner:
         Must be called before anything else; what watches ranks runs in `group`.
         """
         self._group = group
-        ranks = Ranks.newest_started(self._folder / "gen")
+        ranks = Ranks.latest_started(self._folder / "gen")
         if not ranks:
             return
         log.info("taking over after generation %d", ranks.generation)
@@ -232,7 +238,7 @@ class GenerationRunner:
     async def _watch(self, ranks: Ranks) -> None:
         """Wait for the ranks' end and report it, a clean end only after its checkpoint is committed."""
         await ranks.wait()
-        await end_ranks(self._machine, self._rank_server, grace_s=0)
+        await terminate_ranks(self._machine, self._rank_server, grace_s=0)
         self.read_files(to_the_end=True)
         ranks.ended = True
         exits = ranks.exits()
@@ -263,11 +269,11 @@ class GenerationRunner:
                     ranks.drain()
                 await self._shutdown.wait_until(lambda: ranks.ended, self._shutdown.drain_deadline, KILL_RESERVE_S)
             if not ranks.ended:
-                await end_ranks(self._machine)
+                await terminate_ranks(self._machine)
             await self._shutdown.wait_until(watcher.done, boottime() + UPLOAD_WAIT_S)
         elif self.order.generation and not (self.ranks and self.ranks.generation == self.order.generation):
             self._reporter.set_status(MemberStatus(generation=self.order.generation, state="exited"))
-        await end_ranks(self._machine)
+        await terminate_ranks(self._machine)
         self.read_files(to_the_end=True)
 
     def stop_watching(self) -> None:

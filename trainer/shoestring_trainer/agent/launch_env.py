@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a machine starts its training processes: the command and the environment. Pure, and free of torch."""
+"""The command and the environment of training processes. Pure functions, without torch."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-_NEVER_GIVE_BACK_BYTES = 16 * 1024**3
+_MALLOC_THRESHOLD_BYTES = 16 * 1024**3
 
 
 def torchrun_command(
-    spec: Path,
+    task_file: Path,
     *,
     nodes: int,
     node_rank: int,
@@ -19,22 +19,22 @@ def torchrun_command(
     master_port: int,
     python: str = sys.executable,
 ) -> list[str]:
-    """The argument vector that trains `spec` on this node of a static gang.
+    """The arguments that train `task_file` on this node, with a fixed number of nodes.
 
-    Membership is the control plane's: torchrun never restarts ranks by itself, a restart is a new generation.
+    The service decides on membership: torchrun never restarts ranks, since a restart is a new generation.
     """
     return [
         python, "-m", "torch.distributed.run",
         "--nnodes", str(nodes), "--node-rank", str(node_rank), "--nproc-per-node", str(procs_per_node),
         "--master-addr", master_addr, "--master-port", str(master_port), "--max-restarts", "0",
-        "-m", "shoestring_trainer", "train", str(spec),
+        "-m", "shoestring_trainer", "train", str(task_file),
     ]  # fmt: skip
 
 
 def distributed_environment(
     *, nodes: int, node_rank: int, local_rank: int, procs_per_node: int, master_addr: str, master_port: int
 ) -> dict[str, str]:
-    """The variables that torchrun sets for a rank and torch.distributed reads: its place among all ranks."""
+    """The variables that torchrun sets for a rank and torch.distributed reads, such as RANK and WORLD_SIZE."""
     variables = {
         "RANK": node_rank * procs_per_node + local_rank, "WORLD_SIZE": nodes * procs_per_node,
         "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": procs_per_node, "GROUP_RANK": node_rank,
@@ -44,31 +44,31 @@ def distributed_environment(
 
 
 def rank_environment(procs_per_node: int, cores: int, *, interface: str | None = None) -> dict[str, str]:
-    """Variables to add to each rank's environment; all but the threads and the interface must be set before exec.
+    """Variables to add to each rank's environment. All but the threads and the interface must be set before exec.
 
     procs_per_node  ranks that share this machine
-    cores           CPU cores this machine may use, shared evenly by its ranks
-    interface       the network card on which the ranks meet; left out, gloo and NCCL look for one, gloo by the host's
-                    name, which on Debian leads to a loopback address that no other machine reaches
+    cores           CPU cores this machine may use, divided evenly among its ranks
+    interface       the network interface between ranks. Without it gloo and NCCL choose one, gloo by the host name,
+                    which on Debian resolves to a loopback address that other machines can't reach
 
-    Of NCCL's other settings none is made: links inside a machine, EFA and the sockets per card of EC2 it finds itself.
+    Other NCCL settings are left to NCCL, which detects links within a machine, EFA and the sockets per NIC of EC2.
     """
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores // procs_per_node)),
-        # NumPy's OpenBLAS would start threads as it is imported, and a process with threads can't be forked
+        # importing NumPy would start OpenBLAS threads, and a process with threads can't be forked safely
         "OPENBLAS_NUM_THREADS": "1",
-        # glibc hands big blocks back to the kernel after each use, and zeroing the fresh pages costs up to
-        # a third of a step; keep them, in huge pages (measured: 1.2 to 1.7 times the images per second).
-        "GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={_NEVER_GIVE_BACK_BYTES}"
-        f":glibc.malloc.trim_threshold={_NEVER_GIVE_BACK_BYTES}",
+        # glibc returns large blocks to the kernel after each use, and zeroing the new pages takes up to a
+        # third of a step; keep them, in huge pages (measured: 1.2 to 1.7 times the images per second).
+        "GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={_MALLOC_THRESHOLD_BYTES}"
+        f":glibc.malloc.trim_threshold={_MALLOC_THRESHOLD_BYTES}",
         "THP_MEM_ALLOC_ENABLE": "1",
-        # OpenMP threads wait by spinning; beside any other busy process that takes the core from the thread they
-        # wait for (measured on 2 busy cores: 2.6 steps/s, against 35 with a short spin).
+        # OpenMP threads spin while waiting; if other processes are busy, that takes the core from the thread that
+        # they wait for (measured on 2 busy cores: 2.6 steps/s, against 35 with a short spin).
         "GOMP_SPINCOUNT": "2000",
-        # without a fixed workspace cuBLAS may sum in another order after a resume
+        # without a fixed workspace cuBLAS may sum in a different order after a resume
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
     if interface:
         environment["GLOO_SOCKET_IFNAME"] = interface
-        environment["NCCL_SOCKET_IFNAME"] = f"={interface}"  # exactly this one, not all whose names begin so
+        environment["NCCL_SOCKET_IFNAME"] = f"={interface}"  # = means this name, not all names with this prefix
     return environment

@@ -11,7 +11,7 @@ import psutil
 import pynvml
 from shoestring_core.wire import Hardware
 
-from shoestring_trainer.agent.energy import Energy
+from shoestring_trainer.agent.energy import EnergyMeters
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class MachineMonitor:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._gpus = _find_gpus()
-        self._energy = Energy(self._gpus)
+        self._energy = EnergyMeters(self._gpus)
         psutil.cpu_percent(None)  # the first call only starts the measurement
 
     def hardware(self) -> Hardware:
