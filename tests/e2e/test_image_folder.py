@@ -50,7 +50,7 @@ def bucket(folder: Path) -> Iterator[Bucket]:
     """A private one, with the images of the folder."""
     with serving() as bucket:
         bucket.put_folder(folder, "stripes/")
-        bucket.key = "AKIATEST"
+        bucket.access_key = "AKIATEST"
         yield bucket
 
 
@@ -106,7 +106,7 @@ def test_images_in_a_bucket_train_as_those_in_a_folder_do(
     assert here
     assert result
     assert [here[name] for name in MEASURED] == [result[name] for name in MEASURED]
-    assert len(bucket.asked) == 3 * PER_CLASS
+    assert len(bucket.requested_keys) == 3 * PER_CLASS
     failed = service.settled(nowhere)
     assert failed.end_reason == "data"
     assert f"there is nothing in {place}/none; correct data.train" in failed.status_text

@@ -204,7 +204,7 @@ def test_another_jobs_weights_are_fetched_for_the_ranks_or_their_loss_is_told(ma
 def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: Machine) -> None:
     with serving() as bucket:
         bucket.put("set/a/1.jpg", b"an image")
-        bucket.key = "AKIATEST"
+        bucket.access_key = "AKIATEST"
         given = {
             "SHOESTRING_AGENT_AWS_ENDPOINT_URL": bucket.url, "SHOESTRING_AGENT_AWS_ACCESS_KEY_ID": "AKIATEST",
             "SHOESTRING_AGENT_AWS_SECRET_ACCESS_KEY": "secret",
@@ -212,18 +212,18 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
         machine.boot(**given)
         machine.service.say(Order(kind="prepare", generation=1))
         machine.until(lambda: (1, "ready") in machine.service.states())
-        bucket.held.clear()
+        bucket.unblocked.clear()
         machine.service.run(1, data=f"s3://{BUCKET}/set", steps=1_000_000)
-        machine.until(lambda: bucket.asked)
+        machine.until(lambda: bucket.requested_keys)
         assert not machine.ranks()
-        bucket.held.set()
+        bucket.unblocked.set()
         machine.until_trained(3)
         task = json.loads((machine.folder / "gen" / "1" / "task.json").read_text())
         assert Path(task["data"]["train"], "a", "1.jpg").read_bytes() == b"an image"
         assert task["data"]["train"].startswith(task["scratch"])
         told = [event["message"] for event in machine.service.events("data")]
-        assert told[0] == f"fetching s3://{BUCKET}/set: 1 files, 0.0 MiB"
-        assert told[1].startswith(f"s3://{BUCKET}/set is here: 1 files")
+        assert told[0] == f"copying s3://{BUCKET}/set: 1 files, 0.0 MiB"
+        assert told[1].startswith(f"copied s3://{BUCKET}/set: 1 files")
         for rank in machine.ranks():
             assert given.keys().isdisjoint(psutil.Process(rank.pid).environ())
 
@@ -231,16 +231,16 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
         machine.until_exited(2)
         (end,) = machine.service.members[-1].exits
         assert (end.outcome, end.kind) == ("error", "data")
-        assert f"there is nothing in s3://{BUCKET}/other" in end.message
+        assert f"there are no objects in s3://{BUCKET}/other" in end.message
 
 
 def test_an_order_to_stop_is_heard_while_data_are_fetched(machine: Machine) -> None:
     with serving() as bucket:
         bucket.put("x.jpg", b"an image")
-        bucket.held.clear()
+        bucket.unblocked.clear()
         machine.boot(SHOESTRING_AGENT_AWS_ENDPOINT_URL=bucket.url)
         machine.service.run(1, data=f"s3://{BUCKET}", steps=5)
-        machine.until(lambda: bucket.asked)
+        machine.until(lambda: bucket.requested_keys)
         machine.service.say(Order(kind="drain", generation=1))
         machine.until_exited()
         machine.service.say(Order(kind="shutdown"))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store that speaks S3's language as far as reading goes, with the faults that a real one has.
+"""A server with the read operations of S3, which can simulate faults.
 
-After the API reference of Amazon S3: ListObjectsV2, GetObject with Range and If-Match, error documents.
+Follows the API reference of Amazon S3: ListObjectsV2, GetObject with Range and If-Match, error documents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BUCKET = "images"
 @dataclass
 class Object:
     content: bytes
-    changed: int = field(default_factory=lambda: int(time.time()) - 1000)
+    last_modified: int = field(default_factory=lambda: int(time.time()) - 1000)
 
     @property
     def etag(self) -> str:
@@ -35,31 +35,31 @@ class Object:
 
 @dataclass
 class Bucket:
-    """What lies in it, who may read it, and what goes wrong next.
+    """The objects, who may read them, and the faults to simulate.
 
-    key     access key that every request must be signed with; None: anybody may read
-    page    keys in one page of a listing
-    busy    so many requests of objects are answered 503
-    cut     so many answers with an object end in the middle
-    held    while it is not set, no object is answered but the first `free` ones
+    access_key     that every request must be signed with; None: public
+    page_size      keys in one page of a listing
+    unavailable    number of next requests that get a 503
+    truncated      number of next replies with an object that break off
+    unblocked      while it is not set, only the first `unblocked_requests` requests of objects get a reply
     """
 
     url: str = ""
     objects: dict[str, Object] = field(default_factory=dict)
-    key: str | None = None
-    page: int = 1000
-    busy: int = 0
-    cut: int = 0
-    held: threading.Event = field(default_factory=threading.Event)
-    free: int = 0
-    turn: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    heads: int = 0
-    asked: list[str] = field(default_factory=list)
-    credentials: list[str] = field(default_factory=list)
+    access_key: str | None = None
+    page_size: int = 1000
+    unavailable: int = 0
+    truncated: int = 0
+    unblocked: threading.Event = field(default_factory=threading.Event)
+    unblocked_requests: int = 0
+    request_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    head_requests: int = 0
+    requested_keys: list[str] = field(default_factory=list)
+    authorizations: list[str] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
-        """No metadata service answers at the second address."""
+        """There is no metadata service at the second address."""
         return {"AWS_ENDPOINT_URL": self.url, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}
 
     def put(self, key: str, content: bytes) -> None:
@@ -73,9 +73,9 @@ class Bucket:
 
 @contextmanager
 def serving() -> Iterator[Bucket]:
-    """A bucket behind a server of its own."""
+    """A bucket and its server."""
     bucket = Bucket()
-    bucket.held.set()
+    bucket.unblocked.set()
 
     class Handler(_Handler):
         served = bucket
@@ -86,17 +86,17 @@ def serving() -> Iterator[Bucket]:
     try:
         yield bucket
     finally:
-        bucket.held.set()
+        bucket.unblocked.set()
         server.shutdown()
         server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 64  # connections wait here until their threads have begun
+    request_queue_size = 64  # connections wait here until their threads run
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Some tests disconnect; that is not an error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -104,24 +104,24 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        """What S3 answers for a bucket of another region, whoever asks."""
-        self.served.heads += 1
-        if self.served.busy:
-            self.served.busy -= 1
-            return self._answer(503, b"", {})
+        """Reply as S3 does for a bucket of another region, without authentication."""
+        self.served.head_requests += 1
+        if self.served.unavailable:
+            self.served.unavailable -= 1
+            return self._reply(503, b"", {})
         if self.path != f"/{BUCKET}":
-            return self._answer(404, b"", {})
-        self._answer(301, b"", {"x-amz-bucket-region": "eu-north-1"})
+            return self._reply(404, b"", {})
+        self._reply(301, b"", {"x-amz-bucket-region": "eu-north-1"})
 
     def do_GET(self) -> None:
         where = urlsplit(self.path)
         bucket, _, key = unquote(where.path).lstrip("/").partition("/")
         signed = self.headers.get("Authorization", "")
-        self.served.credentials.append(signed)
+        self.served.authorizations.append(signed)
         if bucket != BUCKET:
-            self._refuse(404, "NoSuchBucket")
-        elif self.served.key and f"Credential={self.served.key}/" not in signed:
-            self._refuse(403, "AccessDenied")
+            self._reply_error(404, "NoSuchBucket")
+        elif self.served.access_key and f"Credential={self.served.access_key}/" not in signed:
+            self._reply_error(403, "AccessDenied")
         elif key:
             self._object(key)
         else:
@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert query["list-type"] == "2"
         prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
         keys = sorted(key for key in self.served.objects if key.startswith(prefix) and key > after)
-        shown, more = keys[: self.served.page], len(keys) > self.served.page
+        shown, more = keys[: self.served.page_size], len(keys) > self.served.page_size
         rows = "".join(self._row(key, self.served.objects[key]) for key in shown)
         token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
         body = (
@@ -139,50 +139,50 @@ class _Handler(BaseHTTPRequestHandler):
             f"<Name>{BUCKET}</Name><KeyCount>{len(shown)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>"
             f"{token}{rows}</ListBucketResult>"
         )
-        self._answer(200, body.encode(), {"Content-Type": "application/xml"})
+        self._reply(200, body.encode(), {"Content-Type": "application/xml"})
 
     def _row(self, key: str, found: Object) -> str:
-        at = datetime.fromtimestamp(found.changed, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        at = datetime.fromtimestamp(found.last_modified, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         return (
             f"<Contents><Key>{escape(key)}</Key><LastModified>{at}</LastModified><ETag>{escape(found.etag)}</ETag>"
             f"<Size>{len(found.content)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
         )
 
     def _object(self, key: str) -> None:
-        self.served.asked.append(key)
-        if next(self.served.turn) > self.served.free:
-            self.served.held.wait()
+        self.served.requested_keys.append(key)
+        if next(self.served.request_numbers) > self.served.unblocked_requests:
+            self.served.unblocked.wait()
         found = self.served.objects.get(key)
-        if self.served.busy:
-            self.served.busy -= 1
-            return self._refuse(503, "SlowDown")
+        if self.served.unavailable:
+            self.served.unavailable -= 1
+            return self._reply_error(503, "SlowDown")
         if not found:
-            return self._refuse(404, "NoSuchKey")
+            return self._reply_error(404, "NoSuchKey")
         if self.headers.get("If-Match") not in (None, found.etag):
-            return self._refuse(412, "PreconditionFailed")
+            return self._reply_error(412, "PreconditionFailed")
         first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
         start, end = int(first), min(int(last) + 1, len(found.content))
-        about = {
+        headers = {
             "Content-Range": f"bytes {start}-{end - 1}/{len(found.content)}",
             "ETag": found.etag,
-            "Last-Modified": formatdate(found.changed, usegmt=True),
+            "Last-Modified": formatdate(found.last_modified, usegmt=True),
         }
-        self._answer(206, found.content[start:end], about)
+        self._reply(206, found.content[start:end], headers)
 
-    def _refuse(self, status: int, code: str) -> None:
-        self._answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), {})
+    def _reply_error(self, status: int, code: str) -> None:
+        self._reply(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), {})
 
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def _reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if status == 206 and self.served.cut:
-            self.served.cut -= 1
+        if status == 206 and self.served.truncated:
+            self.served.truncated -= 1
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
         else:
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Don't log requests."""

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data in S3 are on the machine's disk before its ranks start: all of them, as they are, or a word why not."""
+"""Data in S3 are copied completely to the machine's disk before its ranks start, or an error says why not."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shoestring_trainer.data_sync import buckets, datasets
+from shoestring_trainer.data_sync import buckets
 from shoestring_trainer.data_sync.datasets import CONCURRENCY, PART_BYTES, sync_dataset
 from shoestring_trainer.data_sync.errors import DataUnavailable
 
@@ -28,96 +29,96 @@ def bucket() -> Iterator[Bucket]:
         yield bucket
 
 
-def get(bucket: Bucket, url: str, store: Path, **environment: str) -> Path:
-    return asyncio.run(sync_dataset(url, store, bucket.environment | environment, quiet, quiet))
+def sync(bucket: Bucket, url: str, store: Path, **environment: str) -> Path:
+    return asyncio.run(sync_dataset(url, store, bucket.environment | environment, ignore, ignore))
 
 
-def quiet(news: str) -> None:
-    """Nobody listens."""
+def ignore(message: str) -> None:
+    """Discard a report."""
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_all_below_a_prefix_is_brought_page_by_page(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.page = 2
+def test_all_objects_below_a_prefix_are_copied_page_by_page(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.page_size = 2
     wanted = {f"train/{name}": os.urandom(1000 + number) for number, name in enumerate(ODD_NAMES)}
     wanted["classes.txt"] = b""
     for name, part in wanted.items():
         bucket.put(f"set/{name}", part)
-    bucket.put("set/train/", b"")  # what consoles put there for an empty folder
+    bucket.put("set/train/", b"")  # as the AWS console creates for an empty folder
     bucket.put("setting/other.jpg", b"another set")
-    place = get(bucket, f"{ALL}/set/", tmp_path)
-    assert content(place) == wanted
-    assert place.parts[-2:] == (BUCKET, "set")
+    path = sync(bucket, f"{ALL}/set/", tmp_path)
+    assert read_files(path) == wanted
+    assert path.parts[-2:] == (BUCKET, "set")
 
 
-def test_a_large_object_comes_in_parts(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_large_object_is_read_in_parts(bucket: Bucket, tmp_path: Path) -> None:
     whole = os.urandom(2 * PART_BYTES + 12_345)
     bucket.put("train.tar", whole)
     bucket.put("beside.jpg", b"not asked for")
-    shard = get(bucket, f"{ALL}/train.tar", tmp_path)
+    shard = sync(bucket, f"{ALL}/train.tar", tmp_path)
     assert shard.read_bytes() == whole
-    assert bucket.asked == ["train.tar"] * 3
+    assert bucket.requested_keys == ["train.tar"] * 3
 
 
-def test_a_pattern_brings_its_shards_and_the_names_of_classes(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_pattern_copies_its_shards_and_the_class_names(bucket: Bucket, tmp_path: Path) -> None:
     for name in ("s/a-000.tar", "s/a-001.tar", "s/b-000.tar", "s/classes.txt", "s/deep/a-002.tar", "s/a-x.tar"):
         bucket.put(name, name.encode())
-    pattern = get(bucket, f"{ALL}/s/a-{{000..001}}.tar", tmp_path)
+    pattern = sync(bucket, f"{ALL}/s/a-{{000..001}}.tar", tmp_path)
     assert pattern.name == "a-{000..001}.tar"
-    assert set(content(pattern.parent)) == {"a-000.tar", "a-001.tar", "classes.txt"}
+    assert set(read_files(pattern.parent)) == {"a-000.tar", "a-001.tar", "classes.txt"}
 
 
-def test_what_is_here_is_not_fetched_again_and_what_changed_is(bucket: Bucket, tmp_path: Path) -> None:
+def test_unchanged_files_are_not_copied_again_and_changed_ones_are(bucket: Bucket, tmp_path: Path) -> None:
     for name in ("same", "changed", "gone/deep", "grown"):
         bucket.put(name, b"first " + name.encode())
-    place = get(bucket, ALL, tmp_path)
-    bucket.asked.clear()
-    assert content(get(bucket, ALL, tmp_path)) == content(place)
-    assert bucket.asked == []
+    path = sync(bucket, ALL, tmp_path)
+    bucket.requested_keys.clear()
+    assert read_files(sync(bucket, ALL, tmp_path)) == read_files(path)
+    assert bucket.requested_keys == []
 
-    bucket.objects["changed"] = Object(b"other changed", bucket.objects["changed"].changed + 1)
-    bucket.objects["grown"] = Object(b"first grown up", bucket.objects["grown"].changed)
+    bucket.objects["changed"] = Object(b"other changed", bucket.objects["changed"].last_modified + 1)
+    bucket.objects["grown"] = Object(b"first grown up", bucket.objects["grown"].last_modified)
     del bucket.objects["gone/deep"]
-    get(bucket, ALL, tmp_path)
-    assert content(place) == {"same": b"first same", "changed": b"other changed", "grown": b"first grown up"}
-    assert sorted(bucket.asked) == ["changed", "grown"]
-    assert not (place / "gone").exists()
+    sync(bucket, ALL, tmp_path)
+    assert read_files(path) == {"same": b"first same", "changed": b"other changed", "grown": b"first grown up"}
+    assert sorted(bucket.requested_keys) == ["changed", "grown"]
+    assert not (path / "gone").exists()
 
 
-def test_a_busy_store_and_cut_connections_only_take_longer(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.busy, bucket.cut = 3, 3
+def test_503s_and_broken_connections_are_retried(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.unavailable, bucket.truncated = 3, 3
     wanted = {f"{number}.jpg": os.urandom(50_000) for number in range(8)}
     for name, part in wanted.items():
         bucket.put(name, part)
-    assert content(get(bucket, ALL, tmp_path)) == wanted
-    assert len(bucket.asked) == len(wanted) + 6
+    assert read_files(sync(bucket, ALL, tmp_path)) == wanted
+    assert len(bucket.requested_keys) == len(wanted) + 6
 
 
-def test_a_store_that_stays_away_is_given_up(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end_after_a_time_limit(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "RETRY_FOR_S", 0.3)
     bucket.put("x.jpg", b"x")
-    bucket.busy = 1_000_000
+    bucket.unavailable = 1_000_000
     with pytest.raises(DataUnavailable, match=r"x\.jpg in .* can't be reached for .* 503") as away:
-        get(bucket, ALL, tmp_path)
+        sync(bucket, ALL, tmp_path)
     assert not away.value.permanent
     bucket.url = "http://127.0.0.1:9"
     with pytest.raises(DataUnavailable, match="can't be reached") as away:
-        get(bucket, ALL, tmp_path)
+        sync(bucket, ALL, tmp_path)
     assert not away.value.permanent
 
 
-def test_one_that_is_stopped_goes_on_where_it_was(bucket: Bucket, tmp_path: Path) -> None:
+def test_an_interrupted_copy_resumes_where_it_stopped(bucket: Bucket, tmp_path: Path) -> None:
     for number in range(CONCURRENCY + 8):
         bucket.put(f"{number:02}.jpg", b"x" * (number + 1))
 
     async def stopped() -> None:
-        bucket.free = 5
-        bucket.held.clear()
-        copying = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, quiet, quiet))
+        bucket.unblocked_requests = 5
+        bucket.unblocked.clear()
+        copying = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, ignore, ignore))
         await asyncio.to_thread(until, lambda: len(list(tmp_path.rglob("*.jpg"))) == 5)
         copying.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -126,49 +127,49 @@ def test_one_that_is_stopped_goes_on_where_it_was(bucket: Bucket, tmp_path: Path
     asyncio.run(stopped())
     here = {path.name for path in tmp_path.rglob("*.jpg")}
     assert len(here) == 5
-    bucket.asked.clear()
-    bucket.held.set()
-    assert len(content(get(bucket, ALL, tmp_path))) == len(bucket.objects)
-    assert set(bucket.asked) == set(bucket.objects) - here
+    bucket.requested_keys.clear()
+    bucket.unblocked.set()
+    assert len(read_files(sync(bucket, ALL, tmp_path))) == len(bucket.objects)
+    assert set(bucket.requested_keys) == set(bucket.objects) - here
 
 
-def test_two_processes_share_one_copy(bucket: Bucket, tmp_path: Path) -> None:
+def test_two_processes_make_one_copy(bucket: Bucket, tmp_path: Path) -> None:
     for number in range(10):
         bucket.put(f"{number}.jpg", b"x")
-    told: list[str] = []
+    messages: list[str] = []
 
     async def both() -> None:
-        bucket.held.clear()
-        first = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, quiet, quiet))
-        await asyncio.to_thread(until, lambda: bucket.asked)
-        second = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, quiet, told.append))
-        while not told:
+        bucket.unblocked.clear()
+        first = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, ignore, ignore))
+        await asyncio.to_thread(until, lambda: bucket.requested_keys)
+        second = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, ignore, messages.append))
+        while not messages:
             await asyncio.sleep(0.01)
-        bucket.held.set()
+        bucket.unblocked.set()
         assert await first == await second
 
     asyncio.run(both())
-    assert sorted(bucket.asked) == sorted(bucket.objects)
-    assert "waiting for it" in told[0]
+    assert sorted(bucket.requested_keys) == sorted(bucket.objects)
+    assert "waiting for it" in messages[0]
 
 
-def test_keys_open_a_private_bucket_and_their_lack_is_told(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_private_bucket_needs_keys_and_the_error_says_so(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("x.jpg", b"x")
-    bucket.key = "AKIATEST"
+    bucket.access_key = "AKIATEST"
     with pytest.raises(
         DataUnavailable, match=r"may not read s3://images .*AWS_ACCESS_KEY_ID.*SHOESTRING_AGENT_"
     ) as denied:
-        get(bucket, ALL, tmp_path)
+        sync(bucket, ALL, tmp_path)
     assert denied.value.permanent
     keys = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "secret"}
-    assert content(get(bucket, ALL, tmp_path, **keys)) == {"x.jpg": b"x"}
+    assert read_files(sync(bucket, ALL, tmp_path, **keys)) == {"x.jpg": b"x"}
     with pytest.raises(DataUnavailable, match="may not read"):
-        get(bucket, ALL, tmp_path / "other", **keys | {"AWS_ACCESS_KEY_ID": "AKIAOTHER"})
+        sync(bucket, ALL, tmp_path / "other", **keys | {"AWS_ACCESS_KEY_ID": "AKIAOTHER"})
 
 
-def test_a_machines_role_opens_a_bucket_that_is_not_public(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_private_bucket_can_be_read_with_the_machines_role(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("x.jpg", b"x")
-    bucket.key = "ASIAROLE"
+    bucket.access_key = "ASIAROLE"
     metadata = MetadataService()
     role = "meta-data/iam/security-credentials"
     temporary = {
@@ -176,92 +177,94 @@ def test_a_machines_role_opens_a_bucket_that_is_not_public(bucket: Bucket, tmp_p
     }  # fmt: skip
     metadata.documents |= {f"{role}/": "trainers", f"{role}/trainers": json.dumps(temporary)}
     try:
-        place = get(bucket, ALL, tmp_path, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.url)
+        path = sync(bucket, ALL, tmp_path, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.url)
     finally:
         metadata.stop()
-    assert content(place) == {"x.jpg": b"x"}
+    assert read_files(path) == {"x.jpg": b"x"}
 
 
-def test_the_region_of_a_bucket_is_asked_for_and_asked_again(
+def test_the_region_of_a_bucket_is_requested_with_retries(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "GLOBAL_ENDPOINT", bucket.url)
-    bucket.busy = 2
+    bucket.unavailable = 2
 
-    async def first_way(name: str) -> dict[str, object]:
-        return dict((await anext(buckets._ways_in(name, {}))).config)
+    async def first_store(name: str) -> dict[str, object]:
+        return dict((await anext(buckets._stores(name, {}))).config)
 
-    assert asyncio.run(first_way(BUCKET))["region"] == "eu-north-1"
-    assert bucket.heads == 3
-    with pytest.raises(DataUnavailable, match="there is no bucket nobodys"):
-        asyncio.run(first_way("nobodys"))
+    assert asyncio.run(first_store(BUCKET))["region"] == "eu-north-1"
+    assert bucket.head_requests == 3
+    with pytest.raises(DataUnavailable, match="the bucket nobodys does not exist"):
+        asyncio.run(first_store("nobodys"))
 
 
 def test_a_public_bucket_is_read_without_a_signature(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("x.jpg", b"x")
-    get(bucket, ALL, tmp_path)
-    assert set(bucket.credentials) == {""}
+    sync(bucket, ALL, tmp_path)
+    assert set(bucket.authorizations) == {""}
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
-        ([], "nothing in s3://images"),
-        (["a", "a/b"], "is an object and a folder of others"),
+        ([], "no objects in s3://images"),
+        (["a", "a/b"], "is both an object and a folder"),
     ],
 )
-def test_a_bucket_that_is_no_folder_is_told(bucket: Bucket, tmp_path: Path, keys: list[str], said: str) -> None:
+def test_a_bucket_that_cannot_be_stored_as_a_folder_is_rejected(
+    bucket: Bucket, tmp_path: Path, keys: list[str], message: str
+) -> None:
     for key in keys:
         bucket.put(key, b"x")
-    with pytest.raises(DataUnavailable, match=said):
-        get(bucket, ALL, tmp_path)
+    with pytest.raises(DataUnavailable, match=message):
+        sync(bucket, ALL, tmp_path)
 
 
 @pytest.mark.parametrize("where", ["../../..", "a/../../..", "a//b", "./a"])
-def test_a_place_that_would_lead_out_of_the_copy_is_refused(bucket: Bucket, tmp_path: Path, where: str) -> None:
+def test_a_url_that_points_outside_the_copy_is_rejected(bucket: Bucket, tmp_path: Path, where: str) -> None:
     (tmp_path / "precious").write_text("kept")
     bucket.put(f"{where}/x.jpg", b"x")
-    with pytest.raises(DataUnavailable, match="is no path"):
-        get(bucket, f"{ALL}/{where}", tmp_path / "store")
+    with pytest.raises(DataUnavailable, match="is not a valid path"):
+        sync(bucket, f"{ALL}/{where}", tmp_path / "store")
     assert (tmp_path / "precious").exists()
 
 
-def test_keys_that_would_lead_out_of_the_copy_are_refused(bucket: Bucket, tmp_path: Path) -> None:
+def test_keys_that_point_outside_the_copy_are_rejected(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("set/../../../../precious", b"overwritten")
     with pytest.raises(DataUnavailable, match="set"):
-        get(bucket, f"{ALL}/set", tmp_path / "store")
+        sync(bucket, f"{ALL}/set", tmp_path / "store")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
-def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, tmp_path: Path) -> None:
-    with pytest.raises(DataUnavailable, match=r"there is no bucket for s3://image; correct data\.train"):
-        get(bucket, "s3://image", tmp_path)
+def test_a_bucket_that_does_not_exist_is_reported(bucket: Bucket, tmp_path: Path) -> None:
+    with pytest.raises(DataUnavailable, match=r"the bucket of s3://image does not exist; correct data\.train"):
+        sync(bucket, "s3://image", tmp_path)
 
 
-def test_an_object_that_changes_meanwhile_is_told(bucket: Bucket, tmp_path: Path) -> None:
+def test_an_object_that_changes_during_the_copy_is_reported(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("x.jpg", os.urandom(2 * PART_BYTES))
 
     async def changing() -> None:
-        bucket.held.clear()
-        copying = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, quiet, quiet))
-        await asyncio.to_thread(until, lambda: bucket.asked)
+        bucket.unblocked.clear()
+        copying = asyncio.create_task(sync_dataset(ALL, tmp_path, bucket.environment, ignore, ignore))
+        await asyncio.to_thread(until, lambda: bucket.requested_keys)
         bucket.put("x.jpg", os.urandom(2 * PART_BYTES))
-        bucket.held.set()
-        with pytest.raises(DataUnavailable, match="changed as it was fetched"):
+        bucket.unblocked.set()
+        with pytest.raises(DataUnavailable, match="changed while it was copied"):
             await copying
 
     asyncio.run(changing())
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_comes(
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_copied(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put("x.jpg", b"x" * 1000)
-    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda _: _Free)
-    with pytest.raises(DataUnavailable, match=r"still needs 0\.0 MiB, and the disk .* larger disk"):
-        get(bucket, ALL, tmp_path)
-    assert bucket.asked == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _DiskUsage)
+    with pytest.raises(DataUnavailable, match=r"needs another 0\.0 MiB, and the disk .* larger disk"):
+        sync(bucket, ALL, tmp_path)
+    assert bucket.requested_keys == []
 
 
-class _Free:
+class _DiskUsage:
     free = 999

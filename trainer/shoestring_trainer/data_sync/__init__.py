@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data in S3, copied to a machine's disk before training. No torch here."""
+"""Copies data sets from S3 to a machine's disk before training. Does not import torch."""

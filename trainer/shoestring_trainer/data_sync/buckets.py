@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buckets of S3, or of a store that speaks its language: listed and read, by whatever this machine may use for it."""
+"""List and read buckets of S3 or a compatible store, with the credentials that this machine has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 import obstore
-from obstore import exceptions as refused
+from obstore import exceptions
 from obstore.store import S3Store
 
 from shoestring_trainer.agent.metadata_client import ENDPOINT, MetadataClient, MetadataUnavailable
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config
 
 GLOBAL_ENDPOINT = "https://s3.amazonaws.com"
-"""Answers for the buckets of all regions, if only with where they are."""
-PAGE = 1000
+"""Returns the region of any bucket."""
+PAGE_SIZE = 1000
 RETRY_FOR_S, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 120.0, 5.0, 30.0, 1800.0
-NOT_FOUND, CHANGED = 404, 412
+NOT_FOUND, PRECONDITION_FAILED = 404, 412
 DENIED, RETRYABLE = (401, 403), (408, 429)
-_STATUS = re.compile(r"status code: (\d{3})")
-_STATUS_OF = {
-    refused.PermissionDeniedError: 403, refused.UnauthenticatedError: 401, refused.NotFoundError: 404,
-    refused.PreconditionError: 412, refused.InvalidPathError: 400,
+_STATUS_PATTERN = re.compile(r"status code: (\d{3})")
+_STATUS_OF_ERROR = {
+    exceptions.PermissionDeniedError: 403, exceptions.UnauthenticatedError: 401, exceptions.NotFoundError: 404,
+    exceptions.PreconditionError: 412, exceptions.InvalidPathError: 400,
 }  # fmt: skip
 
 T = TypeVar("T")
 
 
-class _Refused(Exception):
-    """The store's answer is no. The status is HTTP's."""
+class _RequestFailed(Exception):
+    """The store rejected a request, and a retry can't help. `status` is the HTTP status."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -48,57 +48,57 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket that let itself be listed. `url` is the place that was asked for, in front of users."""
+    """A bucket that this machine may list. `url` is what the user gave, for messages."""
 
     url: str
     store: S3Store
 
     async def read(self, key: str, etag: str | None, start: int, end: int) -> obstore.Bytes:
-        """Bytes `start` to `end` of the object that was listed with this etag. Raises DataUnavailable."""
+        """Read bytes `start` to `end` of an object, if it still has this etag. Raises DataUnavailable."""
 
-        async def part() -> obstore.Bytes:
+        async def read_range() -> obstore.Bytes:
             options: GetOptions = {"range": (start, end), "if_match": etag}
-            found = await obstore.get_async(self.store, key, options=options)
-            content = await found.bytes_async()
+            result = await obstore.get_async(self.store, key, options=options)
+            content = await result.bytes_async()
             if len(content) != end - start:
-                raise ConnectionError(f"{len(content)} bytes came instead of {end - start}")
+                raise ConnectionError(f"{len(content)} bytes received instead of {end - start}")
             return content
 
         try:
-            return await _with_retries(part, f"{key} in {self.url}")
-        except _Refused as rejection:
-            if rejection.status in (NOT_FOUND, CHANGED):
-                why = f"{key} in {self.url} changed as it was fetched; submit again once it rests"
+            return await _with_retries(read_range, f"{key} in {self.url}")
+        except _RequestFailed as error:
+            if error.status in (NOT_FOUND, PRECONDITION_FAILED):
+                message = f"{key} in {self.url} changed while it was copied; submit again when it no longer changes"
             else:
-                why = (
-                    f"this machine may list {self.url} but not read {key} ({rejection}); allow it, or remove the object"
+                message = (
+                    f"this machine may list {self.url} but not read {key} ({error}); allow it, or remove the object"
                 )
-            raise DataUnavailable(why) from rejection
+            raise DataUnavailable(message) from error
 
 
 async def list_bucket(
     url: str, bucket: str, prefix: str, environment: Mapping[str, str]
 ) -> tuple[Bucket, list[ObjectMeta]]:
-    """A bucket and what lies below a prefix in it, by the first way in that it accepts.
+    """A bucket and the objects below a prefix in it, with the first credentials that it accepts.
 
     environment  may hold AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL;
-                 without keys the bucket is read as anybody may, or as the role of this machine may
-    raises       DataUnavailable, naming `url` and the remedy
+                 without keys the bucket is read anonymously, then with the role of this machine
+    raises       DataUnavailable, with `url` and what to do
     """
     reason = ""
-    async for store in _ways_in(bucket, environment):
+    async for store in _stores(bucket, environment):
 
-        async def pages(store: S3Store = store) -> list[ObjectMeta]:
-            return [entry async for page in obstore.list(store, prefix or None, chunk_size=PAGE) for entry in page]
+        async def list_pages(store: S3Store = store) -> list[ObjectMeta]:
+            return [entry async for page in obstore.list(store, prefix or None, chunk_size=PAGE_SIZE) for entry in page]
 
         try:
-            return Bucket(url, store), await _with_retries(pages, url)
-        except _Refused as rejection:
-            if rejection.status == NOT_FOUND:
-                raise DataUnavailable(f"there is no bucket for {url}; correct data.train") from rejection
-            if rejection.status not in DENIED:
-                raise DataUnavailable(f"{url} can't be listed ({rejection}); correct data.train") from rejection
-            reason = str(rejection)
+            return Bucket(url, store), await _with_retries(list_pages, url)
+        except _RequestFailed as error:
+            if error.status == NOT_FOUND:
+                raise DataUnavailable(f"the bucket of {url} does not exist; correct data.train") from error
+            if error.status not in DENIED:
+                raise DataUnavailable(f"{url} can't be listed ({error}); correct data.train") from error
+            reason = str(error)
     raise DataUnavailable(
         f"this machine may not read {url} ({reason}); make it public, or set AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY (`aws configure export-credentials --format env` prints them); for the machines of a "
@@ -106,77 +106,77 @@ async def list_bucket(
     )
 
 
-async def _ways_in(bucket: str, environment: Mapping[str, str]) -> AsyncIterator[S3Store]:
-    """This machine's ways into a bucket, to be tried in turn: by its keys; or as anybody, then by its role."""
+async def _stores(bucket: str, environment: Mapping[str, str]) -> AsyncIterator[S3Store]:
+    """The bucket with each kind of credentials, to try in turn: the keys, or else anonymous and then the role."""
     endpoint = environment.get("AWS_ENDPOINT_URL")
     if endpoint:
         config: S3Config = {"region": environment.get("AWS_REGION") or "us-east-1", "endpoint": endpoint}
     else:
-        config = {"region": await _with_retries(lambda: _region(bucket), f"{SCHEME}{bucket}")}
+        config = {"region": await _with_retries(lambda: _find_region(bucket), f"{SCHEME}{bucket}")}
     options: ClientConfig = {
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S), "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
         "timeout": timedelta(seconds=REQUEST_TIMEOUT_S), "allow_http": bool(endpoint and endpoint.startswith("http://")),
     }  # fmt: skip
 
-    def way(**by: Any) -> S3Store:
-        # calls are made again by `_with_retries` alone, so that an outage has one clock
-        chosen = cast("S3Config", {**config, **by})
-        return S3Store(bucket, config=chosen, client_options=options, retry_config={"max_retries": 0})
+    def open_store(**credentials: Any) -> S3Store:
+        # only `_with_retries` retries, so that an outage has one deadline
+        with_credentials = cast("S3Config", {**config, **credentials})
+        return S3Store(bucket, config=with_credentials, client_options=options, retry_config={"max_retries": 0})
 
     if key := environment.get("AWS_ACCESS_KEY_ID"):
         token = environment.get("AWS_SESSION_TOKEN")
         secret = environment.get("AWS_SECRET_ACCESS_KEY", "")
-        yield way(access_key_id=key, secret_access_key=secret, **({"session_token": token} if token else {}))
+        yield open_store(access_key_id=key, secret_access_key=secret, **({"session_token": token} if token else {}))
         return
-    yield way(skip_signature=True)
+    yield open_store(skip_signature=True)
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
     try:
         role = await metadata.role()
-    except MetadataUnavailable:  # this computer is none of EC2's
+    except MetadataUnavailable:  # not an EC2 machine
         role = None
     finally:
         await metadata.close()
     if role:
-        yield way(metadata_endpoint=metadata.endpoint)
+        yield open_store(metadata_endpoint=metadata.endpoint)
 
 
-async def _region(bucket: str) -> str:
-    """Where a bucket lies, which S3 tells everybody. Raises DataUnavailable if there is none of this name."""
+async def _find_region(bucket: str) -> str:
+    """The region of a bucket, which needs no credentials. Raises DataUnavailable if the bucket does not exist."""
     async with httpx.AsyncClient(timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)) as http:
-        answer = await http.head(f"{GLOBAL_ENDPOINT}/{bucket}")
-    if answer.status_code == 404:
-        raise DataUnavailable(f"there is no bucket {bucket}; correct data.train")
-    if region := answer.headers.get("x-amz-bucket-region"):
+        reply = await http.head(f"{GLOBAL_ENDPOINT}/{bucket}")
+    if reply.status_code == 404:
+        raise DataUnavailable(f"the bucket {bucket} does not exist; correct data.train")
+    if region := reply.headers.get("x-amz-bucket-region"):
         return str(region)
-    raise httpx.HTTPError(f"HTTP {answer.status_code}, and no word of the region")
+    raise httpx.HTTPError(f"HTTP {reply.status_code}, without the region")
 
 
-async def _with_retries(call: Callable[[], Awaitable[T]], what: str) -> T:
-    """The result of a call that is made again while the store can't be reached.
+async def _with_retries(call: Callable[[], Awaitable[T]], target: str) -> T:
+    """The result of a call, retried while the store can't be reached.
 
-    Raises _Refused when that has no use, and DataUnavailable when it takes long.
+    Raises _RequestFailed if a retry can't help, and DataUnavailable after RETRY_FOR_S.
     """
     deadline = boottime() + RETRY_FOR_S
-    for pause in backoff_delays():
+    for delay_s in backoff_delays():
         try:
             return await call()
-        except (httpx.HTTPError, refused.BaseError, ConnectionError) as error:
-            reason = (str(error).splitlines() or [repr(error)])[0][:400]  # obstore's go on with how it came about
+        except (httpx.HTTPError, exceptions.BaseError, ConnectionError) as error:
+            reason = (str(error).splitlines() or [repr(error)])[0][:400]  # obstore's next lines are its causes
             status = _status(error)
             if 400 <= status < 500 and status not in RETRYABLE:
-                raise _Refused(status, reason) from error
-            if boottime() + pause > deadline:
+                raise _RequestFailed(status, reason) from error
+            if boottime() + delay_s > deadline:
                 raise DataUnavailable(
-                    f"{what} can't be reached for {RETRY_FOR_S:.0f} s: {reason}", permanent=False
+                    f"{target} can't be reached for {RETRY_FOR_S:.0f} s: {reason}", permanent=False
                 ) from error
-        await asyncio.sleep(pause)
+        await asyncio.sleep(delay_s)
     raise AssertionError
 
 
 def _status(error: Exception) -> int:
-    """The status of the answer that an error stands for; 0: none came. obstore has types for few, words for all."""
-    for kind, status in _STATUS_OF.items():
-        if isinstance(error, kind):
+    """The HTTP status of an error, 0 without a reply. obstore has types for some statuses, and text for all."""
+    for error_type, status in _STATUS_OF_ERROR.items():
+        if isinstance(error, error_type):
             return status
-    found = _STATUS.search(str(error))
-    return int(found[1]) if found else 0
+    match = _STATUS_PATTERN.search(str(error))
+    return int(match[1]) if match else 0

@@ -75,7 +75,7 @@ def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serving() as bucket:
         bucket.put("set/cat/1.jpg", b"an image")
-        bucket.key = "AKIATEST"
+        bucket.access_key = "AKIATEST"
         for name, value in bucket.environment.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match="may not read s3://images/set"):
@@ -89,7 +89,7 @@ def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeyp
         bucket.put("set/cat/2.jpg", b"another")
         assert read_task(standalone.prepare_task([str(tmp_path / "run")])).data_path == task.data_path
         assert (task.data_path / "cat" / "2.jpg").read_bytes() == b"another"
-        assert bucket.asked == ["set/cat/1.jpg", "set/cat/2.jpg"]
+        assert bucket.requested_keys == ["set/cat/1.jpg", "set/cat/2.jpg"]
 
 
 @pytest.mark.parametrize(
