@@ -42,8 +42,8 @@ def cloud(tmp_path: Path) -> Iterator[LocalCloud]:
 
 def train(cloud: LocalCloud, service: Service) -> dict[str, object]:
     """A machine whose two ranks have trained for a few steps."""
-    word = {"server_url": service.url, "machine": str(service.machine), "boot_token": service.boot_token}
-    machine = cloud.launch(user_data=word)
+    user_data = {"server_url": service.url, "machine": str(service.machine), "boot_token": service.boot_token}
+    machine = cloud.launch(user_data=user_data)
     service.run(1, nproc_per_node=2, steps=10_000)
     until(lambda: len(service.points("train/loss")) > 5)
     return machine

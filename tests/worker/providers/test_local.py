@@ -32,16 +32,16 @@ def provider_of(host: local_cloud.LocalCloud) -> LocalProvider:
     return LocalProvider(host.folder / "machinehost.json", slots=2, price_spot="0.158", price_on_demand="0.526")
 
 
-def test_a_token_buys_one_machine_however_often_it_is_sent(host: local_cloud.LocalCloud):
+def test_repeated_launches_with_a_token_launch_one_machine(host: local_cloud.LocalCloud):
     provider = provider_of(host)
     first, again = provider.launch(REQUEST), provider.launch(REQUEST)
     assert first.id == again.id
-    assert [(one.token, one.tags) for one in provider.list()] == [("token-1", {"shoestring": "us"})]
+    assert [(machine.token, machine.tags) for machine in provider.list()] == [("token-1", {"shoestring": "us"})]
     with pytest.raises(OutcomeUnknown, match="idempotency-mismatch"):
         provider.launch(replace(REQUEST, price="0.2"))
 
 
-def test_full_slots_are_a_definite_no(host: local_cloud.LocalCloud):
+def test_without_a_free_slot_a_launch_is_refused(host: local_cloud.LocalCloud):
     provider = provider_of(host)
     for number in (1, 2):
         provider.launch(replace(REQUEST, token=f"token-{number}"))
@@ -50,7 +50,7 @@ def test_full_slots_are_a_definite_no(host: local_cloud.LocalCloud):
     assert refused.value.code == "capacity"
 
 
-def test_an_ended_machine_keeps_its_times_and_its_cause(host: local_cloud.LocalCloud):
+def test_an_ended_machine_is_listed_with_its_times_and_end_cause(host: local_cloud.LocalCloud):
     provider = provider_of(host)
     machine = provider.launch(REQUEST)
     provider.terminate(machine.id)
@@ -63,31 +63,31 @@ def test_an_ended_machine_keeps_its_times_and_its_cause(host: local_cloud.LocalC
         provider.launch(REQUEST)
 
 
-def test_a_host_started_again_is_found_at_its_new_address_with_its_new_key(host: local_cloud.LocalCloud):
+def test_a_restarted_host_is_called_at_its_new_address_with_its_new_key(host: local_cloud.LocalCloud):
     provider = provider_of(host)
     machine = provider.launch(REQUEST)
     host.kill_host()
     with pytest.raises(OutcomeUnknown):
         provider.list()
     host.start(slots=2)
-    assert [one.id for one in provider.list()] == [machine.id]
+    assert [listed.id for listed in provider.list()] == [machine.id]
 
 
-def test_a_host_that_never_was_is_unknown_and_not_waited_for(tmp_path: Path):
+def test_without_a_host_the_outcome_is_unknown_without_waiting(tmp_path: Path):
     provider = LocalProvider(tmp_path / "machinehost.json", slots=2, price_spot="0.158", price_on_demand="0.526")
-    began = time.monotonic()
-    for ask in (provider.list, lambda: provider.launch(REQUEST), lambda: provider.terminate("lm-1")):
+    started = time.monotonic()
+    for call in (provider.list, lambda: provider.launch(REQUEST), lambda: provider.terminate("lm-1")):
         with pytest.raises(OutcomeUnknown, match="machine host"):
-            ask()
-    assert time.monotonic() - began < 1
+            call()
+    assert time.monotonic() - started < 1
 
 
-def test_a_host_that_accepts_and_never_answers_is_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_call_to_a_host_that_never_replies_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(local, "CALL_TIMEOUT_S", 0.3)
     assert CALL_TIMEOUT_S <= 20
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        told = tmp_path / "machinehost.json"
-        told.write_text(f'{{"url": "http://127.0.0.1:{deaf.getsockname()[1]}", "key": "k", "pid": 1}}')
-        provider = LocalProvider(told, slots=2, price_spot="0.158", price_on_demand="0.526")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address_file = tmp_path / "machinehost.json"
+        address_file.write_text(f'{{"url": "http://127.0.0.1:{silent.getsockname()[1]}", "key": "k", "pid": 1}}')
+        provider = LocalProvider(address_file, slots=2, price_spot="0.158", price_on_demand="0.526")
         with pytest.raises(OutcomeUnknown, match="did not answer"):
             provider.launch(REQUEST)
