@@ -30,7 +30,7 @@ def test_a_started_service_says_where_it_is_is_ready_in_every_part_and_has_its_f
         until(lambda: set(parts(service).values()) == {"ok"}, "every part to be ok")
         refused = refusal(service.data, "--port", str(servers.free_port()))
         assert refused.returncode == 2
-        assert "Another `shoestring up` runs" in refused.stderr
+        assert "Another `shoestring up` is using" in refused.stderr
     finally:
         service.stop()
 
