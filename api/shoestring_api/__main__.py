@@ -15,7 +15,7 @@ from shoestring_core.errors import ShoestringError
 
 from shoestring_api.app import create_app
 from shoestring_api.app_state import AppState
-from shoestring_api.settings import Settings
+from shoestring_api.settings import ApiSettings
 
 BAD_SETTINGS, PORT_IN_USE, NO_DATABASE = 2, 3, 4
 """Exit codes."""
@@ -37,7 +37,7 @@ class StreamClosingServer(uvicorn.Server):
 
 def main() -> int:
     try:
-        settings = Settings()
+        settings = ApiSettings()
     except ValidationError as error:
         return _fail(BAD_SETTINGS, "; ".join(map(_describe_violation, error.errors())))
     try:
@@ -62,7 +62,7 @@ def main() -> int:
     return 0
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: ApiSettings) -> socket.socket:
     """Bind the port before anything else is opened, so that a second service on the same port changes nothing."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -81,7 +81,7 @@ def _describe_violation(violation: ErrorDetails) -> str:
     return f"SHOESTRING_{'_'.join(map(str, violation['loc'])).upper()}: {violation['msg']}"
 
 
-def _describe_bind_error(settings: Settings, error: OSError) -> str:
+def _describe_bind_error(settings: ApiSettings, error: OSError) -> str:
     address = f"{settings.host}:{settings.port}"
     if error.errno == errno.EADDRINUSE:
         return f"Port {settings.port} is in use. Stop what listens at {address}, or set another SHOESTRING_PORT."

@@ -18,7 +18,7 @@ from shoestring_core.store.objects import Objects, open_objects
 
 from shoestring_api.change_notifier import ChangeNotifier
 from shoestring_api.event_broadcast import EventBroadcaster
-from shoestring_api.settings import Settings
+from shoestring_api.settings import ApiSettings
 from shoestring_api.tick_hints import TickHints
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ HEARTBEAT_S = 5.0
 
 @dataclass
 class AppState:
-    settings: Settings
+    settings: ApiSettings
     store: Store
     report_store: GroupCommit
     """Writes the machines' reports, which are many and small, several to a transaction."""
@@ -40,7 +40,7 @@ class AppState:
     secret: str = field(repr=False)
 
     @classmethod
-    def open(cls, settings: Settings) -> AppState:
+    def open(cls, settings: ApiSettings) -> AppState:
         """Connect to the database and the object store.
 
         Raises ValueError without a secret; Unavailable if the database can't be reached or has another schema version.

@@ -15,7 +15,7 @@ from shoestring_core.store.identity import Principal
 
 from shoestring_api import problems
 from shoestring_api.app_state import AppState
-from shoestring_api.settings import Settings
+from shoestring_api.settings import ApiSettings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -76,7 +76,7 @@ IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_lengt
 Cursor = Annotated[str | None, Query(max_length=20_000)]
 
 
-def cookie_name(settings: Settings) -> str:
+def cookie_name(settings: ApiSettings) -> str:
     """Include the port, because browsers share cookies between the ports of a host, such as several local services."""
     return f"shoestring_{settings.port}"
 

@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
-class Settings(BaseSettings):
+class ApiSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SHOESTRING_", frozen=True, extra="ignore")
 
     database_url: str

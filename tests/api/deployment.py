@@ -19,7 +19,7 @@ import httpx
 import uvicorn
 from shoestring_api.app import create_app
 from shoestring_api.app_state import AppState
-from shoestring_api.settings import Settings
+from shoestring_api.settings import ApiSettings
 from shoestring_core import rest, wire
 from shoestring_core.decide import schedule
 from shoestring_core.decide.offers import Offer
@@ -40,7 +40,7 @@ class Deployment:
 
     def __init__(self, database_url: str, folder: Path, **settings: Any) -> None:
         self.port = free_port()
-        self.settings = Settings(
+        self.settings = ApiSettings(
             database_url=database_url,
             secret=SECRET,
             object_store=str(folder / "objects"),

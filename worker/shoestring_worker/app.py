@@ -26,12 +26,12 @@ from shoestring_core.store.objects import open_objects
 from shoestring_worker.change_publisher import ChangePublisher
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.local import LocalProvider
-from shoestring_worker.settings import Settings
+from shoestring_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
 
-def make_app(settings: Settings) -> Celery:
+def make_app(settings: WorkerSettings) -> Celery:
     """The Celery application; docs/decisions explains how its options were measured."""
     celery = Celery("shoestring", broker=settings.broker_url())
     celery.conf.update(
@@ -69,7 +69,7 @@ def make_app(settings: Settings) -> Celery:
     return celery
 
 
-settings = Settings()
+settings = WorkerSettings()
 app = make_app(settings)
 
 

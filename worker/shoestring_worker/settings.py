@@ -15,7 +15,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
 
 
-class Settings(BaseSettings):
+class WorkerSettings(BaseSettings):
     """The defaults of durations fit the local provider. Prices are simulated, in dollars per hour."""
 
     model_config = SettingsConfigDict(env_prefix="SHOESTRING_", frozen=True, extra="ignore")

@@ -20,7 +20,7 @@ from shoestring_api.serializers.times import to_datetime
 
 def serialize_cost_report(
     rows: JobRows, transfers: Iterable[TransferRow], names: Mapping[UUID, str], budgets: list[rest.Budget],
-    meters: Iterable[metrics.Curve], now: int,
+    meters: Iterable[metrics.StoredCurve], now: int,
 ) -> rest.CostReport:  # fmt: skip
     return rest.CostReport(
         cost=serialize_cost(rows, now),
@@ -44,7 +44,7 @@ def serialize_cost_report(
     )
 
 
-def _sum_energy(rows: JobRows, meters: Iterable[metrics.Curve]) -> rest.Energy | None:
+def _sum_energy(rows: JobRows, meters: Iterable[metrics.StoredCurve]) -> rest.Energy | None:
     """Return the energy of all machines. Those of the local cloud share one computer, and so its meters."""
     hosts = {row.id: "localhost" if row.provider in SIMULATED_PROVIDERS else str(row.id) for row in rows.machines}
     curves: dict[tuple[str, str], list[results.Curve]] = defaultdict(list)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from shoestring_core import rest
 from shoestring_core.store import events, metrics
-from shoestring_core.store.logs import LogLine
+from shoestring_core.store.logs import StoredLogLine
 from shoestring_core.store.tables import EventRow, MachineRow
 
 from shoestring_api.serializers.times import to_datetime
@@ -31,7 +31,7 @@ def serialize_event(row: EventRow) -> rest.Event:
     )
 
 
-def serialize_curves(curves: Iterable[metrics.Curve]) -> list[rest.Curve]:
+def serialize_curves(curves: Iterable[metrics.StoredCurve]) -> list[rest.Curve]:
     return [
         rest.Curve(
             name=curve.name,
@@ -46,7 +46,7 @@ def serialize_curves(curves: Iterable[metrics.Curve]) -> list[rest.Curve]:
     ]
 
 
-def serialize_log_lines(lines: Iterable[LogLine], machines: Mapping[UUID, MachineRow]) -> list[rest.LogLine]:
+def serialize_log_lines(lines: Iterable[StoredLogLine], machines: Mapping[UUID, MachineRow]) -> list[rest.LogLine]:
     return [
         rest.LogLine(
             machine=line.machine, slot=machines[line.machine].slot, rank=line.rank, offset=line.offset, text=line.text

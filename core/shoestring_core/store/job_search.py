@@ -21,12 +21,12 @@ from shoestring_core.store.tables import JobRow, UserRow
 
 
 @dataclass(frozen=True)
-class JobPage:
+class JobRowPage:
     jobs: list[JobRow]
     next_cursor: str | None
 
 
-def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = None, limit: int = 50) -> JobPage:
+def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = None, limit: int = 50) -> JobRowPage:
     """The team's jobs, newest first. Raises InvalidRequest for an invalid filter or cursor.
 
     A filter is a list of conditions, all of which must hold: FIELD=VALUE, FIELD!=VALUE, or FIELD~PART (contains,
@@ -39,7 +39,7 @@ def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = Non
     if cursor is not None:
         query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*_from_cursor(cursor)))
     rows = list(db.sql.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
-    return JobPage(rows[:limit], _to_cursor(rows[limit - 1]) if len(rows) > limit else None)
+    return JobRowPage(rows[:limit], _to_cursor(rows[limit - 1]) if len(rows) > limit else None)
 
 
 _FIELDS = ("state", "end", "name", "recipe", "user", "tag.NAME")

@@ -26,7 +26,7 @@ MAX_LINE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class LogChunk:
+class DecodedLogChunk:
     """Consecutive bytes of a rank's output; `offset` is that of the first in the rank's stream."""
 
     rank: int
@@ -34,7 +34,7 @@ class LogChunk:
     data: bytes
 
 
-def decode_chunks(chunks: Sequence[wire.LogChunk]) -> list[LogChunk]:
+def decode_chunks(chunks: Sequence[wire.LogChunk]) -> list[DecodedLogChunk]:
     """The chunks that aren't empty. Raises InvalidRequest for invalid base64."""
     decoded = []
     for chunk in chunks:
@@ -43,11 +43,11 @@ def decode_chunks(chunks: Sequence[wire.LogChunk]) -> list[LogChunk]:
         except (binascii.Error, ValueError):
             raise InvalidRequest(f"The log of rank {chunk.rank} is not valid base64.") from None
         if data:
-            decoded.append(LogChunk(chunk.rank, chunk.offset, data))
+            decoded.append(DecodedLogChunk(chunk.rank, chunk.offset, data))
     return decoded
 
 
-def append(db: Write, machine: UUID, seq: int, chunks: Sequence[LogChunk]) -> None:
+def append(db: Write, machine: UUID, seq: int, chunks: Sequence[DecodedLogChunk]) -> None:
     """Store the log chunks of a machine's batch `seq`; bytes at an offset that is stored already are ignored."""
     rows = [
         {"machine": machine, "rank": chunk.rank, "byte_offset": chunk.offset, "seq": seq,
@@ -62,7 +62,7 @@ def append(db: Write, machine: UUID, seq: int, chunks: Sequence[LogChunk]) -> No
 
 
 @dataclass(frozen=True)
-class LogLine:
+class StoredLogLine:
     """`offset`: of its first byte in the rank's stream."""
 
     machine: UUID
@@ -105,7 +105,7 @@ def load_lines(
     machine: UUID | None = None,
     after: LogPosition | None = None,
     limit: int = 1000,
-) -> tuple[list[LogLine], LogPosition]:
+) -> tuple[list[StoredLogLine], LogPosition]:
     """The next lines of a job's log in the order of their arrival, and the position after them.
 
     A line ends with its newline; the last one of a terminated machine needs none.
@@ -122,7 +122,7 @@ def load_lines(
 
 def load_tail(
     db: Read, job: UUID, count: int, *, rank: int | None = None, machine: UUID | None = None
-) -> tuple[list[LogLine], LogPosition]:
+) -> tuple[list[StoredLogLine], LogPosition]:
     """The last `count` lines of a job's log, and the position after them."""
     log = _JobLog(db, job, rank, machine, LogPosition())
     rows: list[LogChunkRow] = []
@@ -142,14 +142,14 @@ def load_tail(
     return (lines[-count:] if count else []), position
 
 
-def load_batch_lines(db: Read, machine: UUID, seq: int) -> list[LogLine]:
+def load_batch_lines(db: Read, machine: UUID, seq: int) -> list[StoredLogLine]:
     """The lines that end in a machine's batch `seq`."""
     rows = db.sql.scalars(
         select(LogChunkRow)
         .where(LogChunkRow.machine == machine, LogChunkRow.seq == seq)
         .order_by(LogChunkRow.rank, LogChunkRow.byte_offset)
     )
-    lines: list[LogLine] = []
+    lines: list[StoredLogLine] = []
     splitters: dict[int, _LineSplitter] = {}
     for row in rows:
         if row.rank not in splitters:
@@ -182,8 +182,8 @@ class _JobLog:
 
     def read(
         self, rows: Iterable[LogChunkRow], splitters: dict[tuple[UUID, int], _LineSplitter], limit: int
-    ) -> tuple[list[LogLine], LogPosition]:
-        lines: list[LogLine] = []
+    ) -> tuple[list[StoredLogLine], LogPosition]:
+        lines: list[StoredLogLine] = []
         next_seqs = dict(self._after.next_seqs)
         offsets = {machine: dict(ranks) for machine, ranks in self._after.offsets.items()}
         for row in rows:
@@ -217,11 +217,11 @@ class _LineSplitter:
         """Number of the batch that contained this byte."""
         self.buffer = bytearray()
 
-    def feed(self, row: LogChunkRow, limit: int = sys.maxsize) -> list[LogLine]:
+    def feed(self, row: LogChunkRow, limit: int = sys.maxsize) -> list[StoredLogLine]:
         """At most `limit` lines that end in this row."""
         data = row.data
         expected = self.offset + len(self.buffer)
-        lines: list[LogLine] = []
+        lines: list[StoredLogLine] = []
         if row.byte_offset > expected:  # bytes are missing: the line in the buffer will never be complete
             lines += self.flush()
             expected = self.offset = row.byte_offset
@@ -243,7 +243,7 @@ class _LineSplitter:
             self.seq = row.seq
         return lines
 
-    def flush(self) -> list[LogLine]:
+    def flush(self) -> list[StoredLogLine]:
         """What follows the last newline, as a line."""
         if not self.buffer or self._within_line:
             return []
@@ -251,10 +251,10 @@ class _LineSplitter:
         self._drop(len(self.buffer))
         return [line]
 
-    def _line(self, begin: int, end: int) -> LogLine:
+    def _line(self, begin: int, end: int) -> StoredLogLine:
         visible = bytes(self.buffer[begin:end]).rstrip(b"\r\n").rpartition(b"\r")[2]
         text = visible.decode("utf-8", "replace").replace("\0", "\ufffd")
-        return LogLine(self._machine, self._rank, self.offset + begin, text)
+        return StoredLogLine(self._machine, self._rank, self.offset + begin, text)
 
     def _drop(self, count: int) -> None:
         del self.buffer[:count]

@@ -117,7 +117,7 @@ def owned_steps(generations: Iterable[GenerationRow]) -> dict[int, OwnedSteps]:
 
 
 @dataclass(frozen=True)
-class Curve:
+class StoredCurve:
     """A part of a series. `generation` None: of the merged curve; else of that generation, `lost` or not.
 
     machine  set for series of machines alone
@@ -140,7 +140,7 @@ def load_curves(
     merged: bool = True,
     first: int = 0,
     last: int | None = None,
-) -> list[Curve]:
+) -> list[StoredCurve]:
     """The job's series by name, all if `names` is None: merged, or by generation with rolled-back steps."""
     owned = owned_steps(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
     query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
@@ -162,7 +162,7 @@ def load_curves(
     return [_curve(*key, part) for key, part in sorted(parts.items(), key=lambda item: item[0].sort_key)]
 
 
-def load_energy_curves(db: Read, job: UUID) -> list[Curve]:
+def load_energy_curves(db: Read, job: UUID) -> list[StoredCurve]:
     """The energy meters of the job's machines: joules since each machine's start."""
     query = select(SeriesRow.name).where(
         SeriesRow.job == job, SeriesRow.name.like(f"{SYSTEM_PREFIX}%{ENERGY_SUFFIX}")
@@ -171,7 +171,7 @@ def load_energy_curves(db: Read, job: UUID) -> list[Curve]:
     return load_curves(db, job, names) if names else []
 
 
-def load_batch_curves(db: Read, machine: UUID, seq: int) -> list[Curve]:
+def load_batch_curves(db: Read, machine: UUID, seq: int) -> list[StoredCurve]:
     """The points of a machine's batch `seq`, as reported."""
     query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
     query = query.where(MetricChunkRow.machine == machine, MetricChunkRow.seq == seq).order_by(SeriesRow.name)
@@ -194,10 +194,10 @@ class _CurveKey(NamedTuple):
 
 def _curve(
     name: str, generation: int | None, machine: UUID | None, lost: bool, points: Mapping[int, tuple[float, float]]
-) -> Curve:
+) -> StoredCurve:
     steps = sorted(points)
     times, values = [points[step][0] for step in steps], [points[step][1] for step in steps]
-    return Curve(name, generation, machine, lost, steps, times, values)
+    return StoredCurve(name, generation, machine, lost, steps, times, values)
 
 
 # --- chunks -----------------------------------------------------------------------------------------------

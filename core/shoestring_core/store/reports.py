@@ -15,8 +15,8 @@ from shoestring_core import wire
 from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
 from shoestring_core.store import logs, metrics
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.logs import LogLine
-from shoestring_core.store.metrics import Columns, Curve
+from shoestring_core.store.logs import StoredLogLine
+from shoestring_core.store.metrics import Columns, StoredCurve
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
 
 HOUR_US = 3_600_000_000
@@ -62,7 +62,7 @@ def accept_batch(db: Write, machine_id: UUID, batch: wire.ReportBatch, *, log_qu
     return batch.seq
 
 
-def load_batch(db: Read, machine: UUID, seq: int) -> tuple[list[Curve], list[LogLine]]:
+def load_batch(db: Read, machine: UUID, seq: int) -> tuple[list[StoredCurve], list[StoredLogLine]]:
     """One batch, for the live stream: its points as reported, and the log lines that end in it."""
     return metrics.load_batch_curves(db, machine, seq), logs.load_batch_lines(db, machine, seq)
 

@@ -16,8 +16,8 @@ import pytest
 from shoestring_core.wire import LaunchConfig
 from shoestring_trainer import processes
 from shoestring_trainer.agent.ranks import MACHINE_VARIABLE, Ranks, rank_server_environment, terminate_ranks
-from shoestring_trainer.rank_server.client import RankServer
-from shoestring_trainer.rank_server.protocol import Reply, StartRank
+from shoestring_trainer.rank_server.client import RankServerClient
+from shoestring_trainer.rank_server.protocol import RankServerReply, StartRank
 
 from tests.servers import until
 from tests.trainer.training.gangs import DIGITS, base_environment, finished, gang, rank_server
@@ -149,15 +149,17 @@ def test_the_end_of_a_generation_spares_the_server_and_nothing_else(tmp_path: Pa
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RankServer]:
+def own_server(tmp_path: Path) -> Iterator[RankServerClient]:
     """A server that the test may kill, marked as one of MACHINE."""
-    server = RankServer(rank_server_environment(MACHINE, base_environment()), tmp_path / "rank-server.log")
+    server = RankServerClient(rank_server_environment(MACHINE, base_environment()), tmp_path / "rank-server.log")
     yield server
     server.close()
     assert not processes.find_by_environment({MACHINE_VARIABLE: MACHINE})
 
 
-def test_a_killed_server_takes_its_ranks_along_and_is_started_again(own_server: RankServer, tmp_path: Path) -> None:
+def test_a_killed_server_takes_its_ranks_along_and_is_started_again(
+    own_server: RankServerClient, tmp_path: Path
+) -> None:
     task = tmp_path / "task.json"
     task.write_text(json.dumps({"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart",
                                 "params": ENDLESS, "seed": 1}))  # fmt: skip
@@ -190,7 +192,7 @@ def test_a_server_that_cannot_import_torch_is_each_ranks_end(tmp_path: Path) -> 
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch_cpu.so is damaged')")
     base = base_environment()
     environment = rank_server_environment(MACHINE, base | {"PYTHONPATH": f"{tmp_path}:{base['PYTHONPATH']}"})
-    server = RankServer(environment, tmp_path / "rank-server.log")
+    server = RankServerClient(environment, tmp_path / "rank-server.log")
     launch = LaunchConfig(node_rank=0, nnodes=1, nproc_per_node=1, master_addr="127.0.0.1", master_port=1, task={})
     ranks = Ranks(tmp_path / "1", 1, launch)
     ranks.start({}, environment, server)
@@ -212,6 +214,6 @@ def test_a_process_with_two_threads_is_not_forked() -> None:
     replies = subprocess.run(
         command, input=request.line(), env=base_environment(), capture_output=True, timeout=60, check=True
     ).stdout.splitlines()
-    refusal = Reply.parse(replies[-1])
+    refusal = RankServerReply.parse(replies[-1])
     assert (refusal.id, refusal.pid, refusal.exit_code) == (1, None, 1)
     assert "2 threads" in refusal.error

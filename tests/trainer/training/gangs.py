@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
-from shoestring_trainer.rank_server.client import RankProcess, RankServer
+from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
 
 from tests.servers import free_port, until
 
@@ -139,10 +139,10 @@ def gang(
 
 
 @functools.cache
-def rank_server() -> RankServer:
+def rank_server() -> RankServerClient:
     """The one of this test process, with which it ends."""
     log = Path(tempfile.gettempdir()) / f"shoestring-tests-rank-server-{os.getpid()}.log"
-    server = RankServer(base_environment() | rank_environment(1, 1), log)
+    server = RankServerClient(base_environment() | rank_environment(1, 1), log)
     server.start()
     atexit.register(log.unlink, missing_ok=True)
     return server

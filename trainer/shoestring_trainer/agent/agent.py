@@ -31,7 +31,7 @@ from pathlib import Path
 from shoestring_core.wire import Order, RegisterRequest
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent.boot import StartupError, find_address, prepare_folder, read_boot_data, register
+from shoestring_trainer.agent.boot import AgentStartupError, find_address, prepare_folder, read_boot_data, register
 from shoestring_trainer.agent.deadman import DeadManSwitch, power_off
 from shoestring_trainer.agent.file_tailer import FileTailer
 from shoestring_trainer.agent.funding import DEADMAN_RESERVE_S, FundingLease
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         return os.EX_USAGE
     try:
         code = asyncio.run(run(os.environ))
-    except StartupError as error:
+    except AgentStartupError as error:
         log.error("%s", error)
         code = error.code
     finally:
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 
 async def run(environment: Mapping[str, str]) -> int:
-    """From boot to shutdown; returns the exit code. Raises StartupError."""
+    """From boot to shutdown; returns the exit code. Raises AgentStartupError."""
     processes.become_subreaper()  # orphans of the ranks stay in this machine's tree
     folder = Path(environment.get("SHOESTRING_MACHINE_DIR") or Path.cwd()).resolve()
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)

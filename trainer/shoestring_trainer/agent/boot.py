@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 METADATA_RETRY_S, REGISTER_RETRY_S = 30.0, 600.0
 
 
-class StartupError(Exception):
+class AgentStartupError(Exception):
     """The agent can't start. `code` is the exit code, one of sysexits.h."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -47,7 +47,7 @@ class BootData:
 
 
 async def read_boot_data(metadata: MetadataClient) -> BootData:
-    """Return the boot data in the machine's user data. Raises StartupError."""
+    """Return the boot data in the machine's user data. Raises AgentStartupError."""
     deadline = boottime() + METADATA_RETRY_S
     for delay in backoff_delays(most_s=2.0):
         try:
@@ -55,16 +55,18 @@ async def read_boot_data(metadata: MetadataClient) -> BootData:
             return BootData(str(data["server_url"]), UUID(data["machine"]), str(data["boot_token"]))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             message = f"the user data is not an agent's ({error!r}): launch through the service"
-            raise StartupError(os.EX_CONFIG, message) from error
+            raise AgentStartupError(os.EX_CONFIG, message) from error
         except MetadataUnavailable as error:
             if boottime() + delay > deadline:
-                raise StartupError(os.EX_CONFIG, f"no user data after {METADATA_RETRY_S:.0f} s: {error}") from error
+                raise AgentStartupError(
+                    os.EX_CONFIG, f"no user data after {METADATA_RETRY_S:.0f} s: {error}"
+                ) from error
             await asyncio.sleep(delay)
     raise AssertionError
 
 
 def prepare_folder(folder: Path) -> str:
-    """Create the machine's folders and its session secret, once; returns the secret. Raises StartupError.
+    """Create the machine's folders and its session secret, once; returns the secret. Raises AgentStartupError.
 
     The secret is on the disk before it is sent, so that an agent that replaces a killed one has the same session.
     """
@@ -78,7 +80,7 @@ def prepare_folder(folder: Path) -> str:
         return path.read_text()
     except OSError as error:
         message = f"{folder} can't be written ({error.strerror}): this machine is of no use"
-        raise StartupError(os.EX_CANTCREAT, message) from error
+        raise AgentStartupError(os.EX_CANTCREAT, message) from error
 
 
 async def find_address(metadata: MetadataClient) -> str:
@@ -92,7 +94,7 @@ async def find_address(metadata: MetadataClient) -> str:
 async def register(service: ServiceClient, request: RegisterRequest) -> TimedReply:
     """Exchange the boot token for a session.
 
-    Raises StartupError if the service rejects this machine, or doesn't answer for REGISTER_RETRY_S.
+    Raises AgentStartupError if the service rejects this machine, or doesn't answer for REGISTER_RETRY_S.
     """
     deadline = boottime() + REGISTER_RETRY_S
     for delay in backoff_delays():
@@ -100,11 +102,11 @@ async def register(service: ServiceClient, request: RegisterRequest) -> TimedRep
             return await service.register(request)
         except RequestRejected as rejection:
             message = f"the service rejects this machine ({rejection}): its boot token is forged or was used before"
-            raise StartupError(os.EX_NOPERM, message) from rejection
+            raise AgentStartupError(os.EX_NOPERM, message) from rejection
         except Unreachable as error:
             log.warning("not registered yet: %s", error)
             if boottime() + delay > deadline:
                 message = f"the service did not answer for {REGISTER_RETRY_S:.0f} s"
-                raise StartupError(os.EX_TEMPFAIL, message) from error
+                raise AgentStartupError(os.EX_TEMPFAIL, message) from error
             await asyncio.sleep(delay)
     raise AssertionError

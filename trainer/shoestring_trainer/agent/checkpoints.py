@@ -31,7 +31,7 @@ class CheckpointUnavailable(Exception):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class LocalCheckpoint:
     """One that the ranks have written. `through_seq`: the batch that holds the last point up to it."""
 
     generation: int
@@ -55,7 +55,7 @@ class CheckpointCache:
         self.folder = folder
         self._in_use = ""
 
-    def store(self, manifest_sha256: str, checkpoint: Checkpoint) -> None:
+    def store(self, manifest_sha256: str, checkpoint: LocalCheckpoint) -> None:
         """Take over the files of a committed checkpoint, so that a next generation here need not fetch them."""
         data, manifest = self._paths(manifest_sha256)
         Path(checkpoint.data).replace(data)
@@ -124,8 +124,8 @@ class CheckpointUploader:
         self._service, self._spool, self._cache, self._wake_reporter = service, spool, cache, wake_reporter
         self._unused_urls: dict[tuple[int, str], UploadUrls] = {}
         self._used: set[tuple[int, str]] = set()
-        self._next: Checkpoint | None = None
-        self._current: Checkpoint | None = None
+        self._next: LocalCheckpoint | None = None
+        self._current: LocalCheckpoint | None = None
 
     @property
     def idle(self) -> bool:
@@ -138,7 +138,7 @@ class CheckpointUploader:
             newest = sorted({**self._unused_urls, _key(urls): urls}.values(), key=lambda each: each.generation)
             self._unused_urls = {_key(each): each for each in newest[-2:]}
 
-    def submit(self, checkpoint: Checkpoint) -> None:
+    def submit(self, checkpoint: LocalCheckpoint) -> None:
         """Deliver this one next. It supersedes what has not begun to be uploaded."""
         self._next = checkpoint
 
@@ -168,7 +168,7 @@ class CheckpointUploader:
             finally:
                 self._current = None
 
-    async def _upload_and_commit(self, checkpoint: Checkpoint) -> None:
+    async def _upload_and_commit(self, checkpoint: LocalCheckpoint) -> None:
         """Points before checkpoint: the commit waits until the batches it stands on are stored.
 
         A periodic one waits even with its upload: then the service is there, and the urls is not spent in vain.
@@ -196,7 +196,9 @@ class CheckpointUploader:
         await self._commit(commit)
         self._cache.store(manifest_sha256, checkpoint)
 
-    async def _wait_until_points_are_stored(self, checkpoint: Checkpoint, *, even_if_superseded: bool = False) -> bool:
+    async def _wait_until_points_are_stored(
+        self, checkpoint: LocalCheckpoint, *, even_if_superseded: bool = False
+    ) -> bool:
         """True when every batch up to `through_seq` is acknowledged; False as soon as a newer one takes its place."""
         self._wake_reporter()
         while self._spool.acked < checkpoint.through_seq:
@@ -205,7 +207,7 @@ class CheckpointUploader:
             await asyncio.sleep(POLL_S)
         return True
 
-    async def _upload(self, checkpoint: Checkpoint, manifest_sha256: str) -> UploadUrls | None:
+    async def _upload(self, checkpoint: LocalCheckpoint, manifest_sha256: str) -> UploadUrls | None:
         """Data, then manifest, to a urls that is unused; None if a newer checkpoint came before the first byte.
 
         Raises RequestRejected if another object exists there; retrying can't help.

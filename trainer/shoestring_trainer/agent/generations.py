@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 
 from shoestring_core.wire import MemberStatus, Order, RankExit
 
-from shoestring_trainer.agent.checkpoints import Checkpoint, CheckpointCache, CheckpointUnavailable, CheckpointUploader
+from shoestring_trainer.agent.checkpoints import (
+    CheckpointCache,
+    CheckpointUnavailable,
+    CheckpointUploader,
+    LocalCheckpoint,
+)
 from shoestring_trainer.agent.file_tailer import RANK_SERVER_LOG, FileTailer, RankEvent
 from shoestring_trainer.agent.ranks import (
     CREDENTIALS_PREFIX,
@@ -28,7 +33,7 @@ from shoestring_trainer.agent.shutdown import Shutdown
 from shoestring_trainer.agent.spool import Spool
 from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
 from shoestring_trainer.data_sync.errors import DataUnavailable
-from shoestring_trainer.rank_server.client import RankServer
+from shoestring_trainer.rank_server.client import RankServerClient
 
 log = logging.getLogger("shoestring.agent")
 
@@ -73,7 +78,9 @@ class GenerationRunner:
         self._bucket_environment = {**credentials, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_endpoint}
         self._rank_environment = rank_server_environment(machine, environment)
         self._rank_command = environment.get("SHOESTRING_AGENT_RANK_COMMAND")
-        self._rank_server = None if self._rank_command else RankServer(self._rank_environment, folder / RANK_SERVER_LOG)
+        self._rank_server = (
+            None if self._rank_command else RankServerClient(self._rank_environment, folder / RANK_SERVER_LOG)
+        )
 
     # --- orders
 
@@ -220,7 +227,7 @@ class GenerationRunner:
             return self._spool.add_event(event.name, event.data, step=step, at=event.at)
         folder, data = self._folder / "gen" / str(self._spool.generation), event.data
         try:
-            checkpoint = Checkpoint(
+            checkpoint = LocalCheckpoint(
                 generation=self._spool.generation,
                 step=int(data["step"]),
                 data=folder / data["data"],

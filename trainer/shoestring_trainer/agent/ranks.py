@@ -21,7 +21,7 @@ from shoestring_core.wire import LaunchConfig, RankExit
 from shoestring_trainer import processes
 from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
 from shoestring_trainer.agent.spool import write_durably
-from shoestring_trainer.rank_server.client import RankProcess, RankServer
+from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
 
 MACHINE_VARIABLE = "SHOESTRING_RANK_MACHINE"
 """The variable that identifies every rank and all that it starts, whatever their session."""
@@ -62,7 +62,7 @@ class Ranks:
         self,
         task: dict[str, Any],
         environment: Mapping[str, str],
-        server: RankServer | None,
+        server: RankServerClient | None,
         rank_command: str | None = None,
     ) -> None:
         """Start the ranks by the rank server or, in tests of the agent alone, by the command `rank_command`.
@@ -176,7 +176,7 @@ def rank_server_environment(machine: str, environment: Mapping[str, str]) -> dic
     return {**inherited, **rank_environment(1, 1), MACHINE_VARIABLE: machine}
 
 
-async def terminate_ranks(machine: str, server: RankServer | None = None, grace_s: float = GRACE_S) -> None:
+async def terminate_ranks(machine: str, server: RankServerClient | None = None, grace_s: float = GRACE_S) -> None:
     """Terminate every process of any generation on this machine: SIGTERM, a grace period, SIGKILL until none is left.
 
     `server` is kept for the next generation, unless it has yet to start ranks of this one. Without it every rank server

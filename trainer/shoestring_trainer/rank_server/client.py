@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shoestring_trainer import processes
-from shoestring_trainer.rank_server.protocol import READY_ID, Reply, StartRank
+from shoestring_trainer.rank_server.protocol import READY_ID, RankServerReply, StartRank
 
 READ_BYTES = 1 << 16
 LOG_TAIL = 2_000
@@ -23,7 +23,7 @@ LOG_TAIL = 2_000
 class RankProcess:
     """A requested rank. `error`: why it could not be started."""
 
-    def __init__(self, server: RankServer) -> None:
+    def __init__(self, server: RankServerClient) -> None:
         self._server = server
         self.process: processes.Process | None = None
         self.returncode: int | None = None
@@ -45,7 +45,7 @@ class RankProcess:
         return code
 
 
-class RankServer:
+class RankServerClient:
     """A process that has imported the training loop, and starts ranks at once.
 
     `environment` is the server's own: the rank environment before any generation. What the server prints goes to `log`.
@@ -123,7 +123,7 @@ class RankServer:
                 return self._forget_server()
             *lines, self._unread = (self._unread + received).split(b"\n")
             for line in lines:
-                self._take(Reply.parse(line))
+                self._take(RankServerReply.parse(line))
             timeout_s = 0.0
 
     def close(self, within_s: float = 5.0) -> None:
@@ -138,7 +138,7 @@ class RankServer:
             self._server.kill()
         self._forget_server()
 
-    def _take(self, reply: Reply) -> None:
+    def _take(self, reply: RankServerReply) -> None:
         if reply.id == READY_ID:
             self.ready = True
             return

@@ -46,7 +46,7 @@ class StartRank:
 
 
 @dataclass(frozen=True)
-class Reply:
+class RankServerReply:
     """What happened to the rank of request `id`: it was started as `pid`, or it ended with `exit_code`."""
 
     id: int

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shoestring_trainer import processes
-from shoestring_trainer.rank_server.protocol import READY_ID, Reply, StartRank
+from shoestring_trainer.rank_server.protocol import READY_ID, RankServerReply, StartRank
 
 READ_BYTES = 1 << 20
 PRELOADED = (
@@ -70,7 +70,7 @@ class RankServer:
 
     def serve(self) -> None:
         """Return when the client closes its pipe."""
-        self._reply(Reply(READY_ID, pid=os.getpid()))
+        self._reply(RankServerReply(READY_ID, pid=os.getpid()))
         while True:
             readable, _, _ = select.select([self._requests, self._child_ended], [], [])
             if self._child_ended in readable:
@@ -88,16 +88,18 @@ class RankServer:
         threads = len(os.listdir("/proc/self/task"))
         if threads != 1:  # a lock that another thread holds would stay locked in the child for ever
             error = f"the rank server runs {threads} threads, and only a process with one can be forked safely"
-            return self._reply(Reply(request.id, exit_code=1, error=error))
+            return self._reply(RankServerReply(request.id, exit_code=1, error=error))
         server = os.getpid()
         try:
             pid = os.fork()
         except OSError as failed:
-            return self._reply(Reply(request.id, exit_code=1, error=f"the rank can't be forked: {failed.strerror}"))
+            return self._reply(
+                RankServerReply(request.id, exit_code=1, error=f"the rank can't be forked: {failed.strerror}")
+            )
         if pid == 0:
             _run_rank(request, server)
         self._ids[pid] = request.id
-        self._reply(Reply(request.id, pid=pid))
+        self._reply(RankServerReply(request.id, pid=pid))
 
     def _reap(self) -> None:
         """Read the exit status of every child that has ended: of ranks, and of what dead ranks have left."""
@@ -109,9 +111,9 @@ class RankServer:
             if pid == 0:
                 return
             if id_ := self._ids.pop(pid, None):
-                self._reply(Reply(id_, exit_code=os.waitstatus_to_exitcode(status)))
+                self._reply(RankServerReply(id_, exit_code=os.waitstatus_to_exitcode(status)))
 
-    def _reply(self, reply: Reply) -> None:
+    def _reply(self, reply: RankServerReply) -> None:
         os.write(self._replies, reply.line())
 
 

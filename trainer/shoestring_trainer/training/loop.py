@@ -25,7 +25,7 @@ from shoestring_trainer.training.run_schedule import RunSchedule
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
 from shoestring_trainer.training.stop_listener import StopListener
-from shoestring_trainer.training.task import Goal, Outcome, StepCounter, Task
+from shoestring_trainer.training.task import Outcome, StepCounter, Task, TaskGoal
 
 
 def train(task: Task, stop_listener: StopListener, counter: StepCounter) -> Outcome:
@@ -176,7 +176,7 @@ def shapes_seen(schedule: RunSchedule, step: int, data: ImageDataset) -> dict[tu
     return seen
 
 
-def reached(goal: Goal | None, metrics: dict[str, float]) -> bool:
+def reached(goal: TaskGoal | None, metrics: dict[str, float]) -> bool:
     """Return whether `metrics` meet the goal."""
     return goal is not None and metrics.get(goal.metric, -math.inf) >= goal.reach
 

@@ -26,7 +26,7 @@ class CheckpointFiles:
 
 
 @dataclass(frozen=True)
-class Goal:
+class TaskGoal:
     """Stop as soon as `metric`, measured on validation data, is at least `reach`."""
 
     metric: str
@@ -57,7 +57,7 @@ class Task:
     init: CheckpointFiles | Path | None
     save_every_s: float | None
     save_every_steps: int | None
-    goal: Goal | None
+    goal: TaskGoal | None
     onnx: bool = False
     data_format: str = "imagefolder"
     skip: frozenset[int] = frozenset()
@@ -113,7 +113,7 @@ def _task(folder: Path, text: dict[str, Any]) -> Task:
         init=None if resume else _init(text.get("init")),
         save_every_s=every.get("every_s"),
         save_every_steps=every.get("every_steps"),
-        goal=Goal(str(goal["metric"]), float(goal["reach"])) if goal else None,
+        goal=TaskGoal(str(goal["metric"]), float(goal["reach"])) if goal else None,
         onnx="onnx" in (text.get("export") or []),
         data_format=str(data.get("format", "imagefolder")) if data else "imagefolder",
         skip=frozenset(step for first, last in text.get("skip") or () for step in range(first, last + 1)),
