@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Overhead of telemetry on a training step: one metrics line per step against none, in a paired comparison.
 
-One process trains; metrics and progress are written in every second block of steps. An agent's tailer reads the files
-meanwhile, as on a rented machine. Neighbouring blocks form a pair, in alternating order, so other load on the machine
-affects both alike. The jobs: the digits recipe, whose steps are the shortest of all, and a larger network.
+One process trains; metrics and progress are written in every second block of steps. An agent's collector reads the
+files meanwhile, as on a rented machine. Neighbouring blocks form a pair, in alternating order, so other load on the
+machine affects both alike. The jobs: the digits recipe, whose steps are the shortest of all, and a larger network.
 """
 
 from __future__ import annotations
@@ -118,15 +118,15 @@ def train(run: Path) -> None:
 def tail(machine: Path) -> None:
     """Tail the metrics files as the agent does, until terminated."""
     from shoestring_trainer.agent.agent import WATCHED_POLL_S
-    from shoestring_trainer.agent.file_tailer import FileTailer
+    from shoestring_trainer.agent.rank_output import RankOutputCollector
     from shoestring_trainer.agent.spool import Spool
 
     spool = Spool(machine / "spool", machine / "rejected")
-    tails = FileTailer(machine, spool)
-    tails.follow(machine / "gen" / "1", [0])
+    collector = RankOutputCollector(machine, spool)
+    collector.follow(machine / "gen" / "1", [0])
     sealed_at = 0.0
     while True:
-        tails.read()
+        collector.read()
         if spool.has_draft and time.monotonic() - sealed_at >= SEAL_EVERY_S:
             sealed_at = time.monotonic()
             spool.acknowledge(spool.seal())

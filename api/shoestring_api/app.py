@@ -16,7 +16,7 @@ from shoestring_api.routes import (
     agents,
     artifacts,
     budgets,
-    job_history,
+    job_subresources,
     jobs,
     logs,
     machines,
@@ -34,7 +34,7 @@ STREAMED_PATHS = ("/objects/", "/agent/v1/report")
 
 ROUTERS = (
     jobs.router,
-    job_history.router,
+    job_subresources.router,
     logs.router,
     artifacts.router,
     plans.router,

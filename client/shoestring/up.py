@@ -49,7 +49,7 @@ class ServiceOptions:
 
 
 @dataclass(frozen=True)
-class Access:
+class ConnectionInfo:
     """URLs and keys of a running service."""
 
     url: str
@@ -65,10 +65,10 @@ class LocalService:
     options: ServiceOptions
     report: Callable[[str], None]
     children: list[Child] = field(default_factory=list)
-    access: Access | None = None
+    connection: ConnectionInfo | None = None
     _lock: int | None = None
 
-    def start(self) -> Access:
+    def start(self) -> ConnectionInfo:
         """Start all processes and return how to reach the service. Raises StartupError."""
         data = self.options.data
         self._lock = lock_data_folder(data)
@@ -103,9 +103,9 @@ class LocalService:
         url = f"http://{_connect_host(self.options.host)}:{self.options.port}"
         with httpx.Client(timeout=2) as http:
             wait_until_ready(api, lambda: _is_healthy(http, f"{url}/healthz"), READY_TIMEOUT_S)
-        self.access = Access(url, admin["key"], data / "admin.key", f"{url}/login?code={admin['code']}")
+        self.connection = ConnectionInfo(url, admin["key"], data / "admin.key", f"{url}/login?code={admin['code']}")
         write_private(data / "client.json", json.dumps({"url": url, "key_file": str(data / "admin.key")}) + "\n")
-        return self.access
+        return self.connection
 
     def run(self, until: Callable[[], bool]) -> None:
         """Restart children that die, until `until()` is true."""

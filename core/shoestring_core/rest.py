@@ -375,7 +375,7 @@ class Recipe(Resource):
                 )
                 for name, param in recipe.params.items()
             ],
-            claim=recipe.claims(),
+            claim=recipe.claim_as_json(),
         )
 
 

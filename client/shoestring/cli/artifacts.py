@@ -13,7 +13,7 @@ from shoestring.cli.terminal import (
     JobId,
     Json,
     Url,
-    connect,
+    open_client,
     out,
     print_error,
     print_result,
@@ -31,7 +31,7 @@ def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
     \b
     shoestring artifacts ls 0193
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         artifacts = client.artifacts(resolve_job_id(client, job)).artifacts
     rows = [(file.name, f"{file.bytes:,}", str(file.step), file.sha256[:12]) for file in artifacts]
     print_result(
@@ -55,7 +55,7 @@ def get_artifacts(
     shoestring artifacts get 0193 --to model/
     python -c "import torch; net = torch.export.load('model/model.pt2').module()"
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         artifacts = {file.name: file for file in client.artifacts(resolve_job_id(client, job)).artifacts}
         if unknown := sorted(set(names or []) - set(artifacts)):
             known = ", ".join(sorted(artifacts)) or "none yet"

@@ -12,8 +12,8 @@ from shoestring.cli.terminal import (
     Json,
     Url,
     check_dollars,
-    connect,
     format_dollars,
+    open_client,
     out,
     print_error,
     print_result,
@@ -31,7 +31,7 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
     \b
     shoestring budget show --json
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         budgets = client.budgets()
     rows = [
         (b.kind, b.owner, format_dollars(b.limit), format_dollars(b.posted), format_dollars(b.held),
@@ -61,7 +61,7 @@ def set_budget(
     """
     if limit != "none":
         check_dollars(limit)
-    with connect(url) as client:
+    with open_client(url) as client:
         if job:
             matching = [b for b in client.cost(resolve_job_id(client, job)).budgets if b.kind == "job"]
         else:

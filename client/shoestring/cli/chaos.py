@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shoestring.cli.terminal import Json, Url, connect, err, print_result
+from shoestring.cli.terminal import Json, Url, err, open_client, print_result
 
 app = typer.Typer(help="Fault injection (admins, local cloud only).", no_args_is_help=True)
 
@@ -31,7 +31,7 @@ def reclaim(
     \b
     shoestring chaos reclaim 0193a… --notice 10
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         reclaimed = client.reclaim(machine, notice_s=notice)
     print_result(
         reclaimed, as_json, lambda: err.print(f"Machine {reclaimed.id} gets its preemption notice: {notice:g} s")

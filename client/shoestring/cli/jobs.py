@@ -20,8 +20,8 @@ from shoestring.cli.terminal import (
     JobId,
     Json,
     Url,
-    connect,
     err,
+    open_client,
     out,
     print_result,
     print_table,
@@ -62,7 +62,7 @@ def submit(
     shoestring submit imagefolder/resnet9 data.train=/data/images init=job/0193   initialize from that job's weights
     """
     tree = _spec_tree(recipe, params, file)
-    with connect(url) as client:
+    with open_client(url) as client:
         if isinstance(tree, dict) and str(tree.get("init")).startswith("job/"):
             tree["init"] = f"job/{resolve_job_id(client, tree['init'].removeprefix('job/'))}"
         job = client.submit(tree, dry_run=dry_run)
@@ -88,7 +88,7 @@ def plan(
     shoestring plan -f job.yaml --json
     """
     tree = _spec_tree(recipe, params, file)
-    with connect(url) as client:
+    with open_client(url) as client:
         plan = client.plan(tree)
     print_result(plan, as_json, lambda: _print_plan(plan))
     if plan.outcome == "infeasible":
@@ -109,7 +109,7 @@ def list_jobs(
     shoestring ls
     shoestring ls --filter state=queued --json
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         page = client.jobs(filter=filter, limit=limit)
     print_result(page.jobs, as_json, lambda: _print_jobs(page.jobs))
 
@@ -120,7 +120,7 @@ def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
     \b
     shoestring show 0193
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         details = client.job(resolve_job_id(client, job))
         attempts = client.attempts(details.id)
     document = {"job": details.model_dump(mode="json"), **attempts.model_dump(mode="json")}
@@ -133,7 +133,7 @@ def watch(job: JobId, url: Url = None, as_json: Json = False) -> None:
     \b
     shoestring watch 0193
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         _watch(client, resolve_job_id(client, job), as_json)
 
 
@@ -151,7 +151,7 @@ def logs(
     shoestring logs 0193 -f
     shoestring logs 0193 --rank 1 --tail 100
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         job_id = resolve_job_id(client, job)
         stream_cursor = client.metrics(job_id, keys="").cursor if follow else None
         cursor = None
@@ -178,7 +178,7 @@ def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
     \b
     shoestring stop 0193
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         stopped = client.stop(resolve_job_id(client, job))
     print_result(stopped, as_json, lambda: out.print(stopped.status_text))
 
@@ -189,7 +189,7 @@ def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
     \b
     shoestring retry 0193
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         retried = client.retry(resolve_job_id(client, job))
     print_result(retried, as_json, lambda: out.print(str(retried.id)))
 
@@ -200,7 +200,7 @@ def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
     \b
     shoestring resume 0193
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         resumed = client.resume(resolve_job_id(client, job))
     print_result(resumed, as_json, lambda: out.print(resumed.status_text))
 
@@ -213,7 +213,7 @@ def open_dashboard(
     \b
     shoestring open 0193
     """
-    with connect(url) as client:
+    with open_client(url) as client:
         link = client.login_link()
         if job is not None:
             link += f"&next=/jobs/{resolve_job_id(client, job)}"

@@ -10,7 +10,7 @@ import typer
 from platformdirs import user_cache_path
 
 from shoestring import exit_codes, trainer
-from shoestring.cli.terminal import Json, Url, connect, err, print_error, resolve_job_id
+from shoestring.cli.terminal import Json, Url, err, open_client, print_error, resolve_job_id
 
 MODEL = "model.pt2"
 
@@ -86,7 +86,7 @@ def find_model(model: str, url: str | None) -> Path:
     if "/" in model or Path(model).suffix:
         print_error(f"File {model} does not exist. Give a model.pt2, a folder with one, or a job.")
         raise typer.Exit(exit_codes.NOT_FOUND)
-    with connect(url) as client:
+    with open_client(url) as client:
         artifacts = {file.name: file for file in client.artifacts(resolve_job_id(client, model)).artifacts}
         if MODEL not in artifacts:
             print_error(f"Job {model} has no model yet. Check its state: shoestring show {model}")

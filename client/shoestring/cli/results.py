@@ -12,7 +12,7 @@ import typer
 from shoestring_core import results as core
 
 from shoestring import runs
-from shoestring.cli.terminal import Json, Url, connect, err, out, print_result, print_table, resolve_job_id
+from shoestring.cli.terminal import Json, Url, err, open_client, out, print_result, print_table, resolve_job_id
 from shoestring.runs import TOP1, TOP5, LoadedRun
 
 
@@ -54,7 +54,7 @@ def _load(name: str, metric: str | None, url: str | None) -> LoadedRun:
         return runs.from_dawnbench(path)
     if path.is_dir():
         return runs.from_folder(path, metric)
-    with connect(url) as client:
+    with open_client(url) as client:
         return runs.from_job(client, client.job(resolve_job_id(client, name)), metric)
 
 

@@ -53,12 +53,13 @@ def start_service(
     interrupts = count_interrupts()
     err.print(f"Starting Shoestring in {folder} …")
     try:
-        access = service.start()
-        config.save_login(access.url, access.key)
+        connection = service.start()
+        config.save_login(connection.url, connection.key)
         addresses = {
-            "url": access.url, "login_url": access.login_url, "key_file": str(access.key_file), "data": str(folder),
+            "url": connection.url, "login_url": connection.login_url,
+            "key_file": str(connection.key_file), "data": str(folder),
         }  # fmt: skip
-        print_result(addresses, as_json, lambda: _print_access(access))
+        print_result(addresses, as_json, lambda: _print_connection(connection))
         service.run(until=lambda: interrupts() > 0)
         err.print("Stopping …")
     finally:
@@ -101,10 +102,10 @@ def count_interrupts() -> Callable[[], int]:
     return lambda: count
 
 
-def _print_access(access: up.Access) -> None:
-    out.print(f"Dashboard   {access.login_url}   (one-time login link, valid for 10 minutes)")
-    out.print(f"API         {access.url}/docs")
-    out.print(f"Admin key   {access.key_file}")
+def _print_connection(connection: up.ConnectionInfo) -> None:
+    out.print(f"Dashboard   {connection.login_url}   (one-time login link, valid for 10 minutes)")
+    out.print(f"API         {connection.url}/docs")
+    out.print(f"Admin key   {connection.key_file}")
     out.print("Try         shoestring submit digits/quickstart --watch")
 
 

@@ -31,7 +31,7 @@ Url = Annotated[str | None, typer.Option("--url", help="URL of the service.", en
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or a unique prefix of it.")]
 
 
-def connect(url: str | None) -> Client:
+def open_client(url: str | None) -> Client:
     login = config.find_login(url)
     return Client(login.url, login.key)
 

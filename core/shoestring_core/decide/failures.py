@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shoestring_core import wire
 from shoestring_core.decide import nan_recovery
-from shoestring_core.decide.membership import MachineStatus, select_members
+from shoestring_core.decide.rendezvous import MachineStatus, select_members
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
 

@@ -27,7 +27,7 @@ class MachineFunding:
 
 
 @dataclass(frozen=True)
-class Extension:
+class HoldExtension:
     """Add `amount` micro-dollars to the hold (0: the rest covers it) and fund the machine until `funded_until`."""
 
     amount: int
@@ -39,13 +39,13 @@ def initial_hold(rate_cap: str, timeouts: Timeouts) -> int:
     return money.cost_ceiling(rate_cap, timeouts.funding_lease + timeouts.drain)
 
 
-def due_extension(funding: MachineFunding, now: int, timeouts: Timeouts) -> Extension | None:
+def due_extension(funding: MachineFunding, now: int, timeouts: Timeouts) -> HoldExtension | None:
     """The extension of a hold, once less than half of the funding lease is left; None before that."""
     if funding.funded_until - now >= timeouts.funding_lease // 2:
         return None
     until = now + timeouts.funding_lease
     need = money.cost_ceiling(funding.rate_cap, until + timeouts.drain - now)
-    return Extension(max(0, need - funding.remaining), until)
+    return HoldExtension(max(0, need - funding.remaining), until)
 
 
 def when_budget_exhausted(on_budget: str) -> DesiredState:

@@ -162,7 +162,7 @@ class Recipe(_Frozen):
                 defaults |= {name: self.params[name].value(value) for name, value in variant.params.items()}
         return defaults | chosen, problems
 
-    def claims(self) -> dict[str, Any] | None:
+    def claim_as_json(self) -> dict[str, Any] | None:
         """The claim, as JSON; those of variants stand in it under "variants", each with its `when`."""
         if self.claim is None:
             return None

@@ -436,7 +436,7 @@ class HoldRow(Base):
     __tablename__ = "holds"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     machine: Mapped[UUID] = mapped_column(ForeignKey("machines.id"))
-    ordinal: Mapped[int]
+    number: Mapped[int]
     """Counts the holds of a machine from 1; only the newest can be open."""
     account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
     rate_cap: Mapped[str]
@@ -448,7 +448,7 @@ class HoldRow(Base):
     __table_args__ = (
         CheckConstraint("0 <= consumed AND consumed <= amount", name="consumed_within"),
         CheckConstraint("state IN ('open','closed')", name="state"),
-        Index("uq_holds_machine_ordinal", "machine", "ordinal", unique=True),
+        Index("uq_holds_machine_number", "machine", "number", unique=True),
         Index(
             "uq_holds_machine_open", "machine", unique=True,
             sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'"),

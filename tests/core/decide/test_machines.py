@@ -11,7 +11,7 @@ import pytest
 from shoestring_core import money
 from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.funding import (
-    Extension,
+    HoldExtension,
     MachineFunding,
     due_extension,
     end_reason_after_stopping,
@@ -84,12 +84,14 @@ def test_a_hold_is_extended_once_less_than_half_is_left():
     assert due_extension(full, NOW + 30 * S, TIMEOUTS) is None
     due = due_extension(full, NOW + 31 * S, TIMEOUTS)
     # Nothing was posted, so the hold still has all of it: it covers 75 s from then as it did from the start.
-    assert due == Extension(0, NOW + 91 * S)
+    assert due == HoldExtension(0, NOW + 91 * S)
 
 
 def test_an_extension_asks_for_what_the_remaining_hold_does_not_cover():
     need = money.cost_ceiling("0.526", 75 * S)
-    assert due_extension(MachineFunding("0.526", need - 100, NOW + S), NOW, TIMEOUTS) == Extension(100, NOW + 60 * S)
+    assert due_extension(MachineFunding("0.526", need - 100, NOW + S), NOW, TIMEOUTS) == HoldExtension(
+        100, NOW + 60 * S
+    )
 
 
 def test_a_hold_covers_every_second_that_a_machine_can_live():

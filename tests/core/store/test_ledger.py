@@ -522,7 +522,7 @@ def perform(
 def extend(world: World, machine: UUID, more: int) -> HoldRow:
     with world.store.read() as db:
         until = db.sql.scalars(
-            select(HoldRow.funded_until).where(HoldRow.machine == machine).order_by(HoldRow.ordinal)
+            select(HoldRow.funded_until).where(HoldRow.machine == machine).order_by(HoldRow.number)
         ).all()[-1]
     return world.store.write(lambda db: ledger.extend_hold(db, machine, more, until + 1))
 

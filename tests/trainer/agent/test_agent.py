@@ -524,7 +524,7 @@ def test_a_disk_that_fills_is_told_and_the_machine_leaves(machine: Machine) -> N
     spool = machine.folder / "spool"
     spool.rename(machine.folder / "spool-gone")  # root writes anywhere, so the folder goes instead of its permission
     assert machine.exit_code() == os.EX_IOERR
-    assert machine.service.events("disk_full")
+    assert machine.service.events("disk_write_failed")
     assert machine.service.members[-1].exits[0].kind == "infrastructure"
     assert not machine.ranks()
 

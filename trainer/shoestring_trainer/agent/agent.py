@@ -31,13 +31,20 @@ from pathlib import Path
 from shoestring_core.wire import Order, RegisterRequest
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent.boot import AgentStartupError, find_address, prepare_folder, read_boot_data, register
+from shoestring_trainer.agent.boot import (
+    AgentStartupError,
+    create_folders,
+    find_address,
+    load_or_create_session_secret,
+    read_boot_data,
+    register,
+)
 from shoestring_trainer.agent.deadman import DeadManSwitch, power_off
-from shoestring_trainer.agent.file_tailer import FileTailer
 from shoestring_trainer.agent.funding import DEADMAN_RESERVE_S, FundingLease
 from shoestring_trainer.agent.generations import GenerationRunner
 from shoestring_trainer.agent.machine_monitor import MachineMonitor
 from shoestring_trainer.agent.metadata_client import ENDPOINT, MetadataClient, MetadataUnavailable
+from shoestring_trainer.agent.rank_output import RankOutputCollector
 from shoestring_trainer.agent.ranks import MACHINE_VARIABLE, terminate_ranks
 from shoestring_trainer.agent.reporter import Reporter
 from shoestring_trainer.agent.service_client import RequestRejected, ServiceClient, TimedReply, boottime
@@ -77,7 +84,8 @@ async def run(environment: Mapping[str, str]) -> int:
     folder = Path(environment.get("SHOESTRING_MACHINE_DIR") or Path.cwd()).resolve()
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
     boot = await read_boot_data(metadata)
-    session_secret = prepare_folder(folder)
+    create_folders(folder)
+    session_secret = load_or_create_session_secret(folder)
     await terminate_ranks(str(boot.machine))  # of an agent that was killed
     service = ServiceClient(boot.server_url, boot.machine, session_secret)
     agent = Agent(folder, str(boot.machine), service, metadata, environment)
@@ -119,7 +127,7 @@ class Agent:
         )
         self.runner = GenerationRunner(
             folder, machine, environment, metadata_endpoint=metadata.endpoint, service=service, spool=self.spool,
-            tailer=FileTailer(folder, self.spool), reporter=self.reporter, shutdown=self.shutdown,
+            output=RankOutputCollector(folder, self.spool), reporter=self.reporter, shutdown=self.shutdown,
         )  # fmt: skip
         self.rejections = 0
 
@@ -190,7 +198,7 @@ class Agent:
         """Read what the ranks wrote; shut down if it can't be kept on this machine's disk."""
         self.runner.read_files()
         if (error := self.spool.write_error) and not self.shutdown.has_begun:
-            self.spool.add_event("disk_full", {"message": f"{error}; this machine shuts down"})
+            self.spool.add_event("disk_write_failed", {"message": f"{error}; this machine shuts down"})
             self.shutdown.begin(f"the disk can't be written: {error}", code=os.EX_IOERR)
 
     async def sample_telemetry(self) -> None:

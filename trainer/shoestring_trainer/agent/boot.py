@@ -65,22 +65,32 @@ async def read_boot_data(metadata: MetadataClient) -> BootData:
     raise AssertionError
 
 
-def prepare_folder(folder: Path) -> str:
-    """Create the machine's folders and its session secret, once; returns the secret. Raises AgentStartupError.
-
-    The secret is on the disk before it is sent, so that an agent that replaces a killed one has the same session.
-    """
+def create_folders(folder: Path) -> None:
+    """Create the folders below a machine's folder, and check that they can be written. Raises AgentStartupError."""
     try:
         for name in ("spool", "rejected", "gen", "cache", "scratch"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        path = folder / "session"
+        write_durably(folder / "probe", "")
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def load_or_create_session_secret(folder: Path) -> str:
+    """Return the secret in the machine's folder, made on first use. Raises AgentStartupError.
+
+    It is on the disk before it is sent, so that an agent that replaces a killed one has the same session.
+    """
+    path = folder / "session"
+    try:
         if not path.exists():
             write_durably(path, secrets.token_urlsafe(32))
-        write_durably(folder / "probe", "")
         return path.read_text()
     except OSError as error:
-        message = f"{folder} can't be written ({error.strerror}): this machine is of no use"
-        raise AgentStartupError(os.EX_CANTCREAT, message) from error
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> AgentStartupError:
+    return AgentStartupError(os.EX_CANTCREAT, f"{folder} can't be used ({error.strerror}); this machine shuts down")
 
 
 async def find_address(metadata: MetadataClient) -> str:

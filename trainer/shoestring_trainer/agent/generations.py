@@ -19,7 +19,7 @@ from shoestring_trainer.agent.checkpoints import (
     CheckpointUploader,
     LocalCheckpoint,
 )
-from shoestring_trainer.agent.file_tailer import RANK_SERVER_LOG, FileTailer, RankEvent
+from shoestring_trainer.agent.rank_output import RANK_SERVER_LOG, RankEvent, RankOutputCollector
 from shoestring_trainer.agent.ranks import (
     CREDENTIALS_PREFIX,
     Ranks,
@@ -59,7 +59,7 @@ class GenerationRunner:
         metadata_endpoint: str,
         service: ServiceClient,
         spool: Spool,
-        tailer: FileTailer,
+        output: RankOutputCollector,
         reporter: Reporter,
         shutdown: Shutdown,
     ) -> None:
@@ -69,7 +69,7 @@ class GenerationRunner:
         self._watcher: asyncio.Task[None] | None = None
         self._new_order = asyncio.Event()
         self._folder, self._machine = folder, machine
-        self._service, self._spool, self._tailer = service, spool, tailer
+        self._service, self._spool, self._output = service, spool, output
         self._reporter, self._shutdown = reporter, shutdown
         self._cache = CheckpointCache(folder / "cache")
         self.uploader = CheckpointUploader(service, spool, self._cache, lambda: reporter.wake(urgent=True))
@@ -127,7 +127,7 @@ class GenerationRunner:
                 return None
             self.read_files(to_the_end=True)
             self._spool.begin_generation(ranks.generation)
-            self._tailer.follow(ranks.folder, ranks.numbers)
+            self._output.follow(ranks.folder, ranks.numbers)
             ranks.start(task, self._rank_environment, self._rank_server, self._rank_command)
         except CheckpointUnavailable as error:
             if order.run.init:  # another job's, which the user chose: no retry brings it back
@@ -206,16 +206,16 @@ class GenerationRunner:
         self.ranks = ranks
         if self._spool.generation != ranks.generation:
             self._spool.begin_generation(ranks.generation)
-        self._tailer.follow(ranks.folder, ranks.numbers)
+        self._output.follow(ranks.folder, ranks.numbers)
         self.read_files(to_the_end=True)
-        for event in self._tailer.all_events():
+        for event in self._output.all_events():
             if event.name == "checkpoint":
                 self._handle_event(event)
         self._watcher = self._group.create_task(self._watch(ranks))
 
     def read_files(self, *, to_the_end: bool = False) -> None:
         """Move what the ranks have written into the spool, and hand checkpoints to the uploader."""
-        for event in self._tailer.read(to_the_end=to_the_end):
+        for event in self._output.read(to_the_end=to_the_end):
             self._handle_event(event)
         if self._spool.has_draft:
             self._reporter.wake()

@@ -38,7 +38,7 @@ def seed_dropout(seed: int, step: int, device: torch.device) -> None:
 
 
 @dataclass(frozen=True)
-class BatchIndices:
+class RankSamples:
     """The samples that a rank trains on in one step, and their uniform draws in [0, 1) for augmentation.
 
     spans  the same samples by epoch: epoch, position of the first in the epoch's order, samples
@@ -73,14 +73,14 @@ class DistributedSampler:
         self._draws = draws
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def batch(self, start: int, size: int) -> BatchIndices:
+    def batch(self, start: int, size: int) -> RankSamples:
         """Return this rank's share of the `size` samples from position `start` of the stream."""
         first, end = size * self._rank // self._world_size, size * (self._rank + 1) // self._world_size
         parts = list(self._spans(start + first, start + end))
         spans, draws = [part[:3] for part in parts], [part[3] for part in parts]
         if len(parts) == 1:
-            return BatchIndices(spans[0][2], draws[0], spans)
-        return BatchIndices(torch.cat([samples for _, _, samples in spans]), torch.cat(draws), spans)
+            return RankSamples(spans[0][2], draws[0], spans)
+        return RankSamples(torch.cat([samples for _, _, samples in spans]), torch.cat(draws), spans)
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         while start < end:

@@ -20,7 +20,7 @@ from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.randomness import BatchIndices, seed_dropout
+from shoestring_trainer.training.randomness import RankSamples, seed_dropout
 from shoestring_trainer.training.run_schedule import StepHyperparams
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.setup import Setup
@@ -69,7 +69,7 @@ class Trainer:
         self.hooks = load_hooks(self.settings.hooks_file)
         self.hook_context = HookContext(self.model, self.optimizer, self.settings, self.distributed.rank, step=0)
 
-    def train_step(self, indices: BatchIndices, batch: int, hyperparams: StepHyperparams) -> StepResult:
+    def train_step(self, samples: RankSamples, batch: int, hyperparams: StepHyperparams) -> StepResult:
         """Train step `hook_context.step` with this rank's share of a batch of `batch` images.
 
         An overflow counts as a step: its samples are not seen again.
@@ -80,7 +80,7 @@ class Trainer:
         every = self.settings.noise_scale_every_steps
         measure_noise = every > 0 and self.hook_context.step % every == 0 and batch >= 2 * world_size
         count = self.distributed.micro_batch_count(batch, self.settings.micro_batch_size)
-        micro_batches = indices.split(max(count, 2 if measure_noise else 1))
+        micro_batches = samples.split(max(count, 2 if measure_noise else 1))
         scale = self.scaler.get_scale()
         # what the gradients of the mean loss are multiplied by
         gradient_factor = scale * (batch if self.settings.sum_loss else 1)
@@ -97,8 +97,8 @@ class Trainer:
                 # DDP averages over ranks; × world_size makes it the global batch's sum, however ranks share it
                 self.scaler.scale(loss * (world_size / (1 if self.settings.sum_loss else batch))).backward()
             if measure_noise and micro_batch is micro_batches[0]:
-                samples = len(micro_batch[0])
-                self._noise.add_micro_batch(samples, gradient_factor * world_size * samples / batch)
+                share = len(micro_batch[0])
+                self._noise.add_micro_batch(share, gradient_factor * world_size * share / batch)
         noise_scale = self._noise.update(batch, gradient_factor) if measure_noise else None
         self._step_optimizer()
         mean_loss, stop_requests = pending.wait()

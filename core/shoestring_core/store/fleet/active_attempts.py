@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from shoestring_core import wire
-from shoestring_core.decide import failures, membership
+from shoestring_core.decide import failures, rendezvous
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import GenerationState, MachineState
@@ -83,7 +83,7 @@ class ActiveAttempt:
         )
 
     @property
-    def machine_statuses(self) -> tuple[membership.MachineStatus, ...]:
+    def machine_statuses(self) -> tuple[rendezvous.MachineStatus, ...]:
         """The machine of each slot; once a generation is open, its members, the last ones, and newer ones."""
         memberships = {member.machine: member for member in self.members}
         machines = [row for _, row in sorted(self.gang.items())]
@@ -196,9 +196,9 @@ def _active_attempt(
 
 def _machine_status(
     machine: MachineRow, member: MemberRow | None, *, is_member: bool, was_member: bool
-) -> membership.MachineStatus:
+) -> rendezvous.MachineStatus:
     exits = tuple(wire.RankExit.model_validate(end) for end in (member.exits or [])) if member else ()
-    return membership.MachineStatus(
+    return rendezvous.MachineStatus(
         slot=machine.slot,
         state=MachineState(machine.state),
         end_cause=machine.end_cause,

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Update, select, update
 
 from shoestring_core import task, wire
-from shoestring_core.decide import membership, orders
+from shoestring_core.decide import orders, rendezvous
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import AgentRefused
 from shoestring_core.spec import JobSpec
@@ -191,7 +191,7 @@ def _should_admit_waiting(
     if (generation.last_step or 0) <= generation.start_step:
         return False
     statuses = active_attempts.load_active_attempt(db, attempt).machine_statuses
-    return membership.should_admit_waiting(statuses, db.now, timeouts)
+    return rendezvous.should_admit_waiting(statuses, db.now, timeouts)
 
 
 def _record_ready(db: Write, job: JobRow, member: MemberRow, port: int | None) -> bool:

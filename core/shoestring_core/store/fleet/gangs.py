@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import exists, insert, or_, select, update
 
-from shoestring_core.decide import failures, funding, membership, nan_recovery
+from shoestring_core.decide import failures, funding, nan_recovery, rendezvous
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState
 from shoestring_core.store import checkpoints, jobs, ledger
@@ -123,7 +123,7 @@ def _restart(db: Write, job: JobRow, attempt: AttemptRow, action: failures.Resta
     if not active.elastic:
         open_generation(db, job.id, attempt.number, action.reason, skip=action.skip)
         return True
-    slots = membership.select_members(active.machine_statuses, active.spec.resources.min_nodes, action.excluded)
+    slots = rendezvous.select_members(active.machine_statuses, active.spec.resources.min_nodes, action.excluded)
     if not slots:
         return False
     open_generation(db, job.id, attempt.number, action.reason, slots, action.skip)

@@ -96,7 +96,7 @@ def release_hold(db: Write, machine: UUID, reason: str) -> int:
 
 
 def newest_hold(db: Read, machine: UUID) -> HoldRow | None:
-    return db.sql.scalar(select(HoldRow).where(HoldRow.machine == machine).order_by(HoldRow.ordinal.desc()).limit(1))
+    return db.sql.scalar(select(HoldRow).where(HoldRow.machine == machine).order_by(HoldRow.number.desc()).limit(1))
 
 
 def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
@@ -112,13 +112,13 @@ def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
 
 
 def _insert(db: Write, request: HoldRequest) -> HoldRow:
-    last_ordinal = db.sql.scalar(select(func.max(HoldRow.ordinal)).where(HoldRow.machine == request.machine)) or 0
+    last_number = db.sql.scalar(select(func.max(HoldRow.number)).where(HoldRow.machine == request.machine)) or 0
     hold_id = new_id()
     inserted = db.insert_new(
         HoldRow,
         id=hold_id,
         machine=request.machine,
-        ordinal=last_ordinal + 1,
+        number=last_number + 1,
         account=request.account,
         rate_cap=request.rate_cap,
         amount=request.amount,

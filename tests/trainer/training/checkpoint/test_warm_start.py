@@ -121,7 +121,7 @@ def test_without_a_service_a_path_is_taken_and_a_job_is_told_how_to_get_its_weig
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    task = standalone.prepare_task(["digits/quickstart", f"init={tmp_path}", "--run-dir", "mine"])
+    task = standalone.prepare_task(["digits/quickstart", f"init={tmp_path}", "--output-dir", "mine"])
     assert f'"init": "{tmp_path}"' in task.read_text()
     with pytest.raises(UserError, match="shoestring artifacts get 0192f0c1-0000-7000-8000-000000000007"):
         standalone.prepare_task(["digits/quickstart", "init=job/0192f0c1-0000-7000-8000-000000000007"])

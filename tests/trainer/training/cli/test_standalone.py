@@ -51,7 +51,7 @@ def test_interrupted_it_saves_and_goes_on_from_there(tmp_path: Path):
     spec = tmp_path / "job.yaml"
     spec.write_text("recipe: digits/quickstart\nparams: {epochs: 8, batch_size: 64, width: 4, precision: fp32}\n")
     run = Gang([tmp_path / "mine"])
-    process = trainer("job.yaml", "--run-dir", "mine", home=tmp_path)
+    process = trainer("job.yaml", "--output-dir", "mine", home=tmp_path)
     until(lambda: process.poll() is not None or len(run.metrics()) >= 5, 60)
     process.send_signal(signal.SIGINT)
     spoken, complaint = process.communicate(timeout=60)
@@ -71,7 +71,7 @@ def test_interrupted_it_saves_and_goes_on_from_there(tmp_path: Path):
 
 
 def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    words = ["imagefolder/resnet9", f"data.train=s3://{BUCKET}/set", "--run-dir", str(tmp_path / "run")]
+    words = ["imagefolder/resnet9", f"data.train=s3://{BUCKET}/set", "--output-dir", str(tmp_path / "run")]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serving() as bucket:
         bucket.put("set/cat/1.jpg", b"an image")
@@ -119,10 +119,10 @@ def test_what_cannot_be_started_is_said_with_a_remedy(
 def test_ranks_of_torchrun_meet_in_a_folder_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(UserError, match="--run-dir DIR"):
+    with pytest.raises(UserError, match="--output-dir DIR"):
         standalone.prepare_task(["digits/quickstart"])
-    assert standalone.prepare_task(["digits/quickstart", "--run-dir", "two"]) == standalone.prepare_task(
-        ["digits/quickstart", "--run-dir", "two"]
+    assert standalone.prepare_task(["digits/quickstart", "--output-dir", "two"]) == standalone.prepare_task(
+        ["digits/quickstart", "--output-dir", "two"]
     )
 
 

@@ -89,7 +89,7 @@ def print_lr_search(arguments: Sequence[str], *, start_lr: float, end_lr: float,
     """Search for the recipe or job spec in `arguments`, and print learning rates, losses and suggestions."""
     with TemporaryDirectory() as folder:
         search = find_lr(
-            read_task(prepare_task([*arguments, "--run-dir", str(Path(folder) / "run")])),
+            read_task(prepare_task([*arguments, "--output-dir", str(Path(folder) / "run")])),
             start_lr=start_lr,
             end_lr=end_lr,
             steps=steps,

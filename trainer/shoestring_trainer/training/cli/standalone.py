@@ -23,9 +23,9 @@ CHECKPOINT_ONLY_PARTS = {"model.safetensors", "optimizer.safetensors", "average.
 EXAMPLES = """\
 examples:
   python -m shoestring_trainer train digits/quickstart epochs=5
-  python -m shoestring_trainer train job.yaml --run-dir runs/mine
+  python -m shoestring_trainer train job.yaml --output-dir runs/mine
   python -m shoestring_trainer train runs/mine                  # resumes a stopped run
-  torchrun --nproc-per-node 2 -m shoestring_trainer train digits/quickstart --run-dir runs/two
+  torchrun --nproc-per-node 2 -m shoestring_trainer train digits/quickstart --output-dir runs/two
 """
 
 
@@ -42,7 +42,7 @@ def prepare_task(arguments: Sequence[str]) -> Path:
     if given.is_file() and (given.name == TASK_FILE or _is_task(given)):
         _require_no_other_arguments(options, "a task file")
         return given
-    return _from_spec(given, options.params, options.run_dir)
+    return _from_spec(given, options.params, options.output_dir)
 
 
 def roll_back(task: Path, error: NonFiniteError) -> Path:
@@ -86,12 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("what", metavar="WHAT", help="recipe, job spec, task, or folder of a stopped run")
     parser.add_argument("params", nargs="*", metavar="KEY=VALUE", help="parameters; dotted keys set the spec")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write; default: a new folder below runs/")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="where to write; default: a new folder below runs/"
+    )
     return parser
 
 
 def _require_no_other_arguments(options: argparse.Namespace, what: str) -> None:
-    if options.params or options.run_dir:
+    if options.params or options.output_dir:
         raise UserError(f"{options.what} is {what}, which has all parameters; leave the other arguments out")
 
 
@@ -103,7 +105,7 @@ def _is_task(file: Path) -> bool:
     return isinstance(text, dict) and "format" in text
 
 
-def _from_spec(given: Path, params: Sequence[str], run_dir: Path | None) -> Path:
+def _from_spec(given: Path, params: Sequence[str], output_dir: Path | None) -> Path:
     from shoestring_core import spec, task
 
     tree = _tree(given, params)
@@ -113,7 +115,7 @@ def _from_spec(given: Path, params: Sequence[str], run_dir: Path | None) -> Path
         raise UserError(
             f"{parsed.init} is an artifact of a service; download it with `{get}`, then pass init=/path/to/DIR"
         )
-    folder = run_dir or _free_folder(str(parsed.name))
+    folder = output_dir or _free_folder(str(parsed.name))
     folder.mkdir(parents=True, exist_ok=True)
     if ignored := [name for name in SERVICE_FIELDS if name in tree]:
         sys.stderr.write(f"{', '.join(ignored)}: used by the service only, ignored here\n")
@@ -139,7 +141,7 @@ def _tree(given: Path, params: Sequence[str]) -> dict[str, Any]:
 
 def _free_folder(name: str) -> Path:
     if "RANK" in os.environ:
-        raise UserError("ranks that torchrun starts need a common folder; name it with --run-dir DIR")
+        raise UserError("ranks that torchrun starts need a common folder; name it with --output-dir DIR")
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1

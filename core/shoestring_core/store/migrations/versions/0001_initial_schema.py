@@ -393,7 +393,7 @@ def upgrade() -> None:
         "holds",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("machine", sa.Uuid(), nullable=False),
-        sa.Column("ordinal", sa.BigInteger(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("account", sa.Uuid(), nullable=False),
         sa.Column("rate_cap", sa.Text(), nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
@@ -406,7 +406,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["machine"], ["machines.id"], name=op.f("fk_holds_machine")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_holds")),
     )
-    op.create_index("uq_holds_machine_ordinal", "holds", ["machine", "ordinal"], unique=True)
+    op.create_index("uq_holds_machine_number", "holds", ["machine", "number"], unique=True)
     op.create_index(
         "uq_holds_machine_open",
         "holds",

@@ -35,8 +35,8 @@ class RankEvent:
     data: dict[str, Any]
 
 
-class FileTailer:
-    """All files that a machine tells about. Before `follow` only the logs of the agent and the rank server are read."""
+class RankOutputCollector:
+    """Moves what the ranks write into the spool. Before `follow`: only the logs of the agent and the rank server."""
 
     def __init__(self, machine: Path, spool: Spool) -> None:
         self._machine, self._spool = machine, spool
@@ -48,7 +48,7 @@ class FileTailer:
         self._ranks: list[int] = []
 
     def follow(self, run: Path, ranks: list[int]) -> None:
-        """Read the files of this folder from now on. The generation's number is the spool's affair."""
+        """Read the files of this folder from now on. The spool knows the generation."""
         self._close()
         self._run, self._ranks = str(run.relative_to(self._machine)), ranks
         files = self._state["files"]

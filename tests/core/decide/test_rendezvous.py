@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from shoestring_core import wire
 from shoestring_core.decide.failures import EndAttempt, GangStatus, NoAction, Restart, decide_attempt
-from shoestring_core.decide.membership import MachineStatus, select_members, should_admit_waiting
+from shoestring_core.decide.rendezvous import MachineStatus, select_members, should_admit_waiting
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import GenerationState, MachineState
 
