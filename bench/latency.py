@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latencies that users see: submit to launch and to first step, training step to pixel, stop to termination.
+"""Latencies that users see: submit to launch and to first step, lost machine to next step, step to pixel, stop to end.
 
 All on one machine's clock: the client's for requests, the machine host's journal for terminations, the training
 process's timestamp on each metrics line, the browser's for the frame that shows it. Then the same with Redis down.
@@ -8,6 +8,7 @@ process's timestamp on each metrics line, the browser's for the frame that shows
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import sync_playwright
+from shoestring import Client
+from shoestring_core import rest
 
 from tests.conftest import CHROMIUM_ARGS
 from tests.e2e import service, witness
 from tests.e2e.service import Service, until
 from tests.find_chromium import find_chromium
 
-SUBMITS, FIRST_STEPS, STOPS, PIXELS = 50, 10, 20, 200
+SUBMITS, FIRST_STEPS, LOSSES, STOPS, PIXELS = 50, 10, 10, 20, 200
 WITHOUT_REDIS = 10
 JOB: dict[str, Any] = service.SMALL_JOB | {"params": {"epochs": 2000, "width": 8}}
 ONE_MACHINE = JOB | {"resources": {"nodes": 1}}
@@ -47,6 +50,9 @@ def main() -> list[str]:
                 summarize("submit → launching, idle", submit_latencies(with_redis, SUBMITS), "p50", 0.5),
                 summarize(
                     "submit → first training step, 2 machines", first_step_latencies(with_redis, FIRST_STEPS), "p50", 8
+                ),
+                summarize(
+                    "one of 2 machines killed → training again", recovery_latencies(with_redis, LOSSES), "p50", 10
                 ),
                 summarize(
                     "metrics line written by a rank → pixel in Chromium", pixel_latencies(with_redis, PIXELS), "p95", 1
@@ -114,6 +120,37 @@ def first_step_latencies(shoestring: Service, count: int) -> list[float]:
         client.stop(job.id)
         shoestring.settled(job.id)
     return latencies
+
+
+def recovery_latencies(shoestring: Service, count: int) -> list[float]:
+    """Return seconds from SIGKILL for the agent of one machine to the first step of the next generation."""
+    latencies = []
+    client = shoestring.client
+    for _ in range(count):
+        job = client.submit(JOB)
+        shoestring.trained(job.id, 50)
+        machine = client.attempts(job.id).attempts[-1].machines[-1]
+        killed_at = time.time()
+        os.kill(agent_pid(shoestring, str(machine.id)), signal.SIGKILL)
+        shoestring.wait(job.id, lambda _, job=job: last_generation(client, job.id).number > 1)  # type: ignore[misc]
+        step = last_generation(client, job.id).start_step + 1
+        shoestring.wait(job.id, lambda job, step=step: job.progress.step > step + 50)  # type: ignore[misc]
+        loss = next(curve for curve in client.metrics(job.id, keys="train/loss").curves)
+        latencies.append(loss.times[loss.steps.index(step)] - killed_at)
+        client.stop(job.id)
+        shoestring.settled(job.id)
+    return latencies
+
+
+def agent_pid(shoestring: Service, machine: str) -> int:
+    journals = (shoestring.data / "cloud" / "machines").glob("*/journal.jsonl")
+    folder = next(path.parent for path in journals if machine in path.read_text().split("\n", 1)[0])
+    mark = f"SHOESTRING_MACHINE_DIR={folder}".encode()
+    return next(pid for pid in service.carrying(mark) if witness.role(pid) == "agent")
+
+
+def last_generation(client: Client, job: Any) -> rest.Generation:
+    return [generation for attempt in client.attempts(job).attempts for generation in attempt.generations][-1]
 
 
 def stop_latencies(shoestring: Service, count: int) -> list[float]:
