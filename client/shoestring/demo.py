@@ -54,16 +54,16 @@ def run(
     service = up.LocalService(up.ServiceOptions(folder.absolute(), port=port, budget=BUDGET, slots=2), report)
     report(f"Starting the service in {folder} …")
     try:
-        access = service.start()
-        report(f"Dashboard: {access.login_url}")
-        with Client(access.url, access.key) as client:
+        connection = service.start()
+        report(f"Dashboard: {connection.login_url}")
+        with Client(connection.url, connection.key) as client:
             summary = train(
                 client, options.seed, report, console, interrupts, supervise=lambda: service.run(until=lambda: True)
             )  # fmt: skip
-        summary |= {"url": access.url, "data": str(folder)}
+        summary |= {"url": connection.url, "data": str(folder)}
         on_summary(summary)
         if not options.exit_after:
-            report(f"The service is running: {access.url}  (Ctrl-C stops it)")
+            report(f"The service is running: {connection.url}  (Ctrl-C stops it)")
             service.run(until=lambda: interrupts() > 0)
         return summary
     finally:

@@ -8,11 +8,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from shoestring import demo
+from shoestring import watch
 from shoestring.client import Client
 
 from tests.e2e import witness
 from tests.e2e.composed import Composed
+from tests.e2e.service import SMALL_JOB
 from tests.servers import Postgres
 
 
@@ -28,14 +29,21 @@ def service(postgres: Postgres, redis_url: str, tmp_path: Path) -> Iterator[Comp
         postgres.drop(name)
 
 
-def test_composes_services_carry_a_job_over_a_reclaim_to_its_settled_end(service: Composed) -> None:
+def test_composes_services_carry_a_job_over_a_preemption_to_its_settled_end(service: Composed) -> None:
     key = (service.folder / "admin.key").read_text().strip()
     with Client(service.url, key) as client:
-        summary = demo.train(client, 1, lambda _: None, None, interrupts=lambda: 0, supervise=lambda: None)
-    assert summary["status"] == "succeeded"
-    assert (summary["attempts"], summary["rolled_back_steps"], summary["world_size"]) == (2, 0, 2)
-    assert summary["accuracy"] >= 0.97
-    assert witness.spent_usd(service.folder, summary["job_id"]) == Decimal(summary["spent_usd"])
+        submitted = client.submit(SMALL_JOB | {"params": SMALL_JOB["params"] | {"epochs": 12}})
+        preempted = False
+        for job, _ in watch.follow(client, str(submitted.id)):
+            if job.progress.step > 50 and not preempted:
+                client.reclaim(client.attempts(job.id).attempts[-1].machines[0].id, notice_s=10.0)
+                preempted = True
+        attempts = client.attempts(job.id)
+    assert job.end_reason == "succeeded"
+    assert len(attempts.attempts) == 2
+    assert attempts.rolled_back_steps == 0
+    assert attempts.steps == job.progress.steps_total
+    assert witness.spent_usd(service.folder, str(job.id)) == Decimal(job.cost.spent.amount)
     assert sum(life.notice for life in witness.lives(service.folder)) == 1
     witness.require_one_machine_a_slot(service.folder)
     witness.require_none_alive(service.folder)
