@@ -73,10 +73,10 @@ def train(task: Task, stop_listener: StopListener, counter: StepCounter) -> Outc
                     model, phase.batch_size, distributed.rank, distributed.world_size, norms=settings.sync_batch_norm
                 )  # fmt: skip
             skip = step + 1 in state.skip
-            indices = sampler.batch(schedule.samples_before(step), phase.batch_size)
-            log.log_step(step + 1, indices.spans, skip=skip)
+            samples = sampler.batch(schedule.samples_before(step), phase.batch_size)
+            log.log_step(step + 1, samples.spans, skip=skip)
             hyperparams = schedule.step_hyperparams(step)
-            result = trainer.skip_step() if skip else trainer.train_step(indices, phase.batch_size, hyperparams)
+            result = trainer.skip_step() if skip else trainer.train_step(samples, phase.batch_size, hyperparams)
             step = counter.step = hook_context.step = step + 1
             if trainer.average:
                 trainer.average.update(step, schedule.total_steps)
