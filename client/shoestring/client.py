@@ -196,9 +196,9 @@ class Client:
         """Return a one-time link that signs a browser in."""
         return f"{self.url}/login?code={self._post('/v1/login-codes', rest.LoginCode).code}"
 
-    def reclaim(self, machine: UUID | str, *, notice_s: float = 120.0) -> rest.Machine:
+    def preempt(self, machine: UUID | str, *, notice_s: float = 120.0) -> rest.Machine:
         """Preempt a local machine as a spot provider would (admins)."""
-        return self._post(f"/v1/machines/{machine}:reclaim", rest.Machine, {"notice_s": notice_s})
+        return self._post(f"/v1/machines/{machine}:preempt", rest.Machine, {"notice_s": notice_s})
 
     # --- live updates
 

@@ -91,7 +91,7 @@ def train(
         }
     )
     report(f"Job {job.id}: {RECIPE} on two spot machines; one will be preempted at {fraction:.0%} of the run")
-    reclaim_step: int | None = None
+    preempt_step: int | None = None
     current = job
     with Live(console=console, refresh_per_second=8) if console else _NoDisplay() as live:
         for current, _ in watch.follow(client, str(job.id)):
@@ -101,19 +101,19 @@ def train(
                 raise KeyboardInterrupt
             live.update(watch.render_job(current))
             total = current.progress.steps_total
-            if reclaim_step is None and total and current.progress.step >= fraction * total:
-                reclaim_step = current.progress.step
+            if preempt_step is None and total and current.progress.step >= fraction * total:
+                preempt_step = current.progress.step
                 machine = running_machine(client.attempts(job.id), victim_slot)
-                client.reclaim(machine.id, notice_s=NOTICE_S)
-                report(f"Step {reclaim_step}: machine {machine.id} gets a preemption notice of {NOTICE_S:.0f} s")
-    return summarize(client, current, seed, reclaim_step)
+                client.preempt(machine.id, notice_s=NOTICE_S)
+                report(f"Step {preempt_step}: machine {machine.id} gets a preemption notice of {NOTICE_S:.0f} s")
+    return summarize(client, current, seed, preempt_step)
 
 
 def running_machine(attempts: rest.AttemptList, slot: int) -> rest.Machine:
-    return next(m for a in reversed(attempts.attempts) for m in a.machines if m.slot == slot and m.state == "up")
+    return next(m for a in reversed(attempts.attempts) for m in a.machines if m.slot == slot and m.state == "running")
 
 
-def summarize(client: Client, job: rest.Job, seed: int, reclaim_step: int | None) -> dict[str, Any]:
+def summarize(client: Client, job: rest.Job, seed: int, preempt_step: int | None) -> dict[str, Any]:
     """Return the results of the run, read back from the service."""
     attempts = client.attempts(job.id)
     trained = [attempt for attempt in attempts.attempts if attempt.trained]
@@ -131,7 +131,7 @@ def summarize(client: Client, job: rest.Job, seed: int, reclaim_step: int | None
         "machines": sum(m.launched_at is not None for a in attempts.attempts for m in a.machines),
         "precision": result.get("precision"),
         "seed": seed,
-        "reclaim_step": reclaim_step,
+        "preempt_step": preempt_step,
         "spent_usd": job.cost.spent.amount,
         "on_demand_usd": job.cost.on_demand.amount,
         "price_basis": job.cost.price_basis,

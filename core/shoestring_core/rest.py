@@ -434,8 +434,8 @@ class LoginCode(Resource):
     """Valid once, for ten minutes, at `/login?code=…`."""
 
 
-class ReclaimRequest(Resource):
-    """Body of POST /v1/machines/{id}:reclaim (admin, simulated providers only)."""
+class PreemptRequest(Resource):
+    """Body of POST /v1/machines/{id}:preempt (admin, simulated providers only)."""
 
     model_config = ConfigDict(extra="forbid")
     notice_s: float = Field(default=120, ge=0, le=600)

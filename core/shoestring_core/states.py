@@ -52,11 +52,11 @@ class AttemptState(StrEnum):
 
 class MachineState(StrEnum):
     PLANNED = "planned"
-    CALLING = "calling"
-    UP = "up"
-    ENDING = "ending"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    TERMINATING = "terminating"
     TERMINATED = "terminated"
-    VOID = "void"
+    NEVER_LAUNCHED = "never_launched"
 
 
 class GenerationState(StrEnum):

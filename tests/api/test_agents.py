@@ -227,4 +227,4 @@ def test_metrics_name_batches_by_outcome(deployment: Deployment) -> None:
     agent.points(range(1, 3))
     text = deployment.nobody.get("/metrics").text
     assert 'shoestring_agent_batches_total{outcome="accepted"}' in text
-    assert 'shoestring_machines{state="up"} 1.0' in text
+    assert 'shoestring_machines{state="running"} 1.0' in text

@@ -24,7 +24,7 @@ READS = [
 ]  # fmt: skip
 WRITES = [
     ("POST", "/v1/jobs/{job}:stop"), ("POST", "/v1/jobs/{job}:retry"), ("POST", "/v1/jobs/{job}:resume"),
-    ("POST", "/v1/machines/{machine}:reclaim"), ("PUT", "/v1/budgets/{budget}"), ("DELETE", "/v1/keys/{key}"),
+    ("POST", "/v1/machines/{machine}:preempt"), ("PUT", "/v1/budgets/{budget}"), ("DELETE", "/v1/keys/{key}"),
 ]  # fmt: skip
 OPEN = ["/v1/jobs", "/v1/budgets", "/v1/recipes", "/v1/recipes/digits/quickstart", "/v1/me", "/v1/keys"]
 
@@ -80,7 +80,7 @@ def test_members_may_not_what_admins_may(deployment: Deployment) -> None:
     names = _names(deployment)
     put = deployment.member.put(f"/v1/budgets/{names['budget']}", json={"limit": "5"})
     assert (put.status_code, put.json()["code"]) == (403, "forbidden")
-    assert deployment.member.post(f"/v1/machines/{names['machine']}:reclaim").status_code == 403
+    assert deployment.member.post(f"/v1/machines/{names['machine']}:preempt").status_code == 403
     (admins_key,) = deployment.admin.get("/v1/keys").json()["keys"]
     assert deployment.member.delete(f"/v1/keys/{admins_key['id']}").status_code == 404
     assert deployment.admin.put(f"/v1/budgets/{names['budget']}", json={"limit": "5"}).status_code == 200

@@ -96,7 +96,7 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
         ("resume",),
         ("open",),
         ("login",),
-        ("chaos", "reclaim"),
+        ("chaos", "preempt"),
         ("budget", "show"),
         ("budget", "set"),
         ("artifacts", "ls"),

@@ -36,7 +36,7 @@ def test_composes_services_carry_a_job_over_a_preemption_to_its_settled_end(serv
         preempted = False
         for job, _ in watch.follow(client, str(submitted.id)):
             if job.progress.step > 50 and not preempted:
-                client.reclaim(client.attempts(job.id).attempts[-1].machines[0].id, notice_s=10.0)
+                client.preempt(client.attempts(job.id).attempts[-1].machines[0].id, notice_s=10.0)
                 preempted = True
         attempts = client.attempts(job.id)
     assert job.end_reason == "succeeded"

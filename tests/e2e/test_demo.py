@@ -46,7 +46,7 @@ def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path:
         assert (summary["attempts"], summary["rolled_back_steps"], summary["world_size"]) == (2, 0, 2)
         assert summary["price_basis"] == "simulated"
         assert summary["seed"] == 1
-        assert 0.3 <= summary["reclaim_step"] / summary["steps"] <= 0.75
+        assert 0.3 <= summary["preempt_step"] / summary["steps"] <= 0.75
         assert summary["notice_to_checkpoint_s"] < 10
         assert summary["resume_s"] > 0
         assert Decimal(summary["spent_usd"]) < Decimal(summary["on_demand_usd"])

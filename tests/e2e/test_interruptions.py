@@ -76,7 +76,7 @@ def test_a_job_whose_machine_is_taken_resumes_on_fresh_machines_and_loses_no_ste
 ) -> None:
     before = service.client.attempts(job.id)
     taken = living(service)
-    service.client.reclaim(before.attempts[-1].machines[0].id, notice_s=exactness.NOTICE_S)
+    service.client.preempt(before.attempts[-1].machines[0].id, notice_s=exactness.NOTICE_S)
     service.wait(job.id, lambda found: found.generation > before.attempts[-1].generations[-1].number)
     require_resumed(service, job, before.steps)
     assert not living(service) & taken
@@ -105,7 +105,7 @@ def test_an_interrupted_job_leaves_the_same_bits_as_an_uninterrupted_one(
     witness.require_none_alive(service.data)
     witness.require_one_machine_a_slot(service.data)
     witness.require_exact_bills(service.data, database_url(folder))
-    assert all(life.cause == "reclaimed" for life in witness.lives(service.data) if life.notice)
+    assert all(life.cause == "preempted" for life in witness.lives(service.data) if life.notice)
 
 
 def spec(folder: Path, name: str) -> dict[str, object]:

@@ -4,7 +4,7 @@
     python -m tests.soak.elastic --case CASE --seed N
 
 A case is how the machine is lost: its agent is killed (`killed`), the one with rank 0 too (`first-killed`), the machine
-host ends it at once (`ended`), or the provider takes it back with a notice (`reclaimed`). Judged by the ranks' files,
+host ends it at once (`ended`), or the provider takes it back with a notice (`preempted`). Judged by the ranks' files,
 the machine host's journals and the process table: how long until the next step, each sample of each epoch met once,
 one generation at a time, one machine in a slot, exact bills, and an accuracy like that of one process that nobody
 disturbed. Last, four ranks started by hand from the checkpoint at which the gang was whole again must leave the very
@@ -38,7 +38,7 @@ from tests.e2e import witness
 from tests.e2e.service import Service, carrying
 from tests.trainer.training.gangs import finished
 
-CASES = ("killed", "first-killed", "ended", "reclaimed")
+CASES = ("killed", "first-killed", "ended", "preempted")
 NODES, EPOCHS = 4, 80
 STATE = ("model.safetensors", "optimizer.safetensors")
 PATIENCE_S = 600.0
@@ -155,8 +155,8 @@ def lose(service: Service, job: str, case: str, draw: random.Random, nodes: int)
     )  # fmt: skip
     at = time.time()
     print(f"step {trained.progress.step}: slot {slot} is lost", flush=True)
-    if case == "reclaimed":
-        service.client.reclaim(machine.id, notice_s=30.0)
+    if case == "preempted":
+        service.client.preempt(machine.id, notice_s=30.0)
     elif case == "ended":
         host = json.loads((service.data / "cloud" / "machinehost.json").read_text())
         authorised = {"Authorization": f"Bearer {host['key']}"}

@@ -74,11 +74,11 @@ def prove(case: str, seed: int, folder: Path, interruptions: int = INTERRUPTIONS
         client = service.client
         unbroken = client.submit(spec(topology, seed, "unbroken", epochs))
         broken = client.submit(spec(topology, seed, "broken", epochs))
-        reclaims = interrupt(client, broken.id, interruptions, epochs, random.Random(f"{case}:{seed}"))
+        preemptions = interrupt(client, broken.id, interruptions, epochs, random.Random(f"{case}:{seed}"))
         for job in (unbroken, broken):
             require_whole_curve(client, service.settled(job.id, within_s=300))
         trained = [attempt for attempt in client.attempts(broken.id).attempts if attempt.trained]
-        assert len(trained) == reclaims + 1
+        assert len(trained) == preemptions + 1
         left = {job.name: state(client, job.id, folder / job.name) for job in (unbroken, broken)}
         require_everything_on(folder / "broken", topology)
         assert left["unbroken"] == left["broken"]
@@ -87,8 +87,8 @@ def prove(case: str, seed: int, folder: Path, interruptions: int = INTERRUPTIONS
     witness.require_none_alive(service.data)
     witness.require_one_machine_a_slot(service.data)
     taken = [life for life in witness.lives(service.data) if life.notice]
-    assert len(taken) == reclaims
-    assert {life.cause for life in taken} == {"reclaimed"}
+    assert len(taken) == preemptions
+    assert {life.cause for life in taken} == {"preempted"}
 
 
 def spec(topology: Topology, seed: int, name: str, epochs: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def interrupt(client: Client, job: UUID, times: int, epochs: int, draw: random.R
     Returns how often one was taken: a resume that happens to begin where an epoch does is made up for.
     """
     starts: list[int] = []
-    reclaims = generation = target = 0
+    preemptions = generation = target = 0
     for found, _ in watch.follow(client, str(job)):
         total = found.progress.steps_total
         if found.state != "running" or found.generation < generation or not total:
@@ -122,12 +122,12 @@ def interrupt(client: Client, job: UUID, times: int, epochs: int, draw: random.R
             if inside_an_epoch(start, total / epochs):
                 starts.append(start)
             if len(starts) == times:
-                return reclaims
+                return preemptions
             target = start + draw.randrange(1, total // (2 * times))
         elif target and found.progress.step >= target:
-            machine = draw.choice([one for one in client.attempts(job).attempts[-1].machines if one.state == "up"])
-            client.reclaim(machine.id, notice_s=NOTICE_S)
-            reclaims += 1
+            machine = draw.choice([one for one in client.attempts(job).attempts[-1].machines if one.state == "running"])
+            client.preempt(machine.id, notice_s=NOTICE_S)
+            preemptions += 1
             print(f"step {found.progress.step}: slot {machine.slot} is taken", flush=True)
             target = 0
     raise AssertionError(f"the job was over after {len(starts)} interruptions: {starts}")

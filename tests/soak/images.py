@@ -99,7 +99,7 @@ def prove(images: Path, seed: int, folder: Path) -> None:
         )
         service.wait(job.id, lambda found: (found.progress.fraction or 0) > 0.4, within_s=300)
         machine = next(one for one in client.attempts(job.id).attempts[-1].machines if one.slot == seed % 2)
-        client.reclaim(machine.id, notice_s=30)
+        client.preempt(machine.id, notice_s=30)
         done = service.settled(job.id, within_s=600)
         assert done.end_reason == "succeeded", done.status_text
         attempts = client.attempts(job.id)

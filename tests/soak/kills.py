@@ -80,10 +80,10 @@ class Kill:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a seed draws. `reclaim_step`: the provider takes a machine back there, None: never."""
+    """All that a seed draws. `preempt_step`: the provider takes a machine back there, None: never."""
 
     kills: tuple[Kill, ...]
-    reclaim_step: int | None
+    preempt_step: int | None
     pick: int
     """Which of several living processes of a kind is killed."""
 
@@ -99,8 +99,8 @@ def plan(target: str, seed: int) -> Plan:
         step, after_s = draw.randrange(1, STEPS * 4 // 5), draw.uniform(0, AFTER_S.get(phase, 2.0))
         kills.append(Kill(one, phase, step, after_s, restart_s=draw.choice([0.0, draw.uniform(0, 5)])))
     needed = {kill.phase for kill in kills} & {"draining", "launching again"}
-    reclaimed = bool(needed) or draw.random() < 0.25
-    return Plan(tuple(kills), draw.randrange(STEPS // 10, STEPS // 2) if reclaimed else None, draw.randrange(100))
+    preempted = bool(needed) or draw.random() < 0.25
+    return Plan(tuple(kills), draw.randrange(STEPS // 10, STEPS // 2) if preempted else None, draw.randrange(100))
 
 
 def main() -> int:
@@ -183,14 +183,14 @@ class Run:
         assert dict(zip(curve.steps, curve.values, strict=True)) == written, "the curve is not what the ranks wrote"
 
     def _kill_when_due(self) -> None:
-        """Watch for signs closely, do what they call for. Ends when all is killed and, if planned, reclaimed."""
+        """Watch for signs closely, do what they call for. Ends when all is killed and, if planned, preempted."""
         self.to_kill = list(self.plan.kills)
-        reclaim, deadline, look = self.plan.reclaim_step, time.monotonic() + PATIENCE_S, 0.0
-        while self.to_kill or reclaim is not None:
+        preempt, deadline, look = self.plan.preempt_step, time.monotonic() + PATIENCE_S, 0.0
+        while self.to_kill or preempt is not None:
             now = time.monotonic()
             assert now < deadline, f"never came: {self.to_kill}"
-            if reclaim is not None and self._step() >= reclaim:
-                reclaim = self._reclaim()
+            if preempt is not None and self._step() >= preempt:
+                preempt = self._preempt()
             for kill in list(self.to_kill):
                 if kill not in self.due and self._shows(kill):
                     self.due[kill] = now + kill.after_s
@@ -202,7 +202,7 @@ class Run:
                     break
             time.sleep(POLL_S)
         assert not self.to_kill, f"the job was over before {self.to_kill}"
-        assert reclaim is None, "the job was over before the provider took a machine"
+        assert preempt is None, "the job was over before the provider took a machine"
 
     def _shows(self, kill: Kill) -> bool:
         """Whether the phase has begun, by signs that anybody can see in the machines' and objects' folders."""
@@ -260,8 +260,8 @@ class Run:
 
     def _between(self) -> str:
         """Whether the kill came between a fact and the commit that records it: machines, uploads."""
-        calling = witness.ids(self.database_url, "SELECT id FROM machines WHERE state IN ('planned', 'calling')")
-        launches = len(calling & {life.token for life in witness.lives(self.service.data)})
+        launching = witness.ids(self.database_url, "SELECT id FROM machines WHERE state IN ('planned', 'launching')")
+        launches = len(launching & {life.token for life in witness.lives(self.service.data)})
         uploaded = len(list((self.service.data / "objects").glob("**/final/*/manifest.json")))
         uploads = uploaded - len(witness.ids(self.database_url, "SELECT id FROM checkpoints"))
         words = [f"{launches} launches"] * (launches > 0) + [f"{uploads} uploads"] * (uploads > 0)
@@ -273,16 +273,16 @@ class Run:
         child = self.service.find_child(target)
         return [] if child is None else [child]
 
-    def _reclaim(self) -> int | None:
+    def _preempt(self) -> int | None:
         """The provider takes a machine, with three seconds' notice. None once it does: its host may be down."""
         try:
             host = json.loads((self.service.data / "cloud" / "machinehost.json").read_text())
             with httpx.Client(base_url=host["url"], headers={"Authorization": f"Bearer {host['key']}"}) as http:
                 alive = [one["id"] for one in http.get("/machines").json()["machines"] if one["state"] == "running"]
                 taken = sorted(alive)[self.plan.pick % len(alive)]
-                http.post(f"/machines/{taken}/reclaim", json={"notice_s": 3}).raise_for_status()
+                http.post(f"/machines/{taken}/preempt", json={"notice_s": 3}).raise_for_status()
         except (OSError, ValueError, httpx.HTTPError, ZeroDivisionError):
-            return self.plan.reclaim_step
+            return self.plan.preempt_step
         self._note(f"the provider takes {taken}, at step {self._step()}")
         return None
 

@@ -80,7 +80,7 @@ class World:
 
     def register(self, job: UUID) -> None:
         for machine in self.machines(job):
-            if machine.state in ("calling", "up") and machine.session_hash is None:
+            if machine.state in ("launching", "running") and machine.session_hash is None:
                 secret = wire.hash_session(f"session {machine.id}")
                 self.store.write(
                     lambda db, m=machine.id, s=secret: agents.register(db, m, True, s, "127.0.0.1", {}, self.timeouts)
@@ -158,7 +158,7 @@ class World:
             )
 
     def alive(self, job: UUID) -> list[MachineRow]:
-        return [machine for machine in self.machines(job) if machine.state in ("calling", "up")]
+        return [machine for machine in self.machines(job) if machine.state in ("launching", "running")]
 
     def order(self, machine: UUID) -> wire.Order:
         with self.store.read() as db:

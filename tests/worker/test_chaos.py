@@ -139,7 +139,7 @@ class Drama:
     def _act(self, agent: Agent) -> None:
         world, now = self.world, self.world.clock.now
         if agent.notice is not None and now >= agent.notice:
-            return world.provider.end(agent.provider_id, "reclaimed")
+            return world.provider.end(agent.provider_id, "preempted")
         row = self._row(agent.id)
         if row.funded_until is not None and now >= row.funded_until:
             return world.provider.end(agent.provider_id, "exited")
@@ -234,7 +234,7 @@ class Drama:
                 assert (
                     db.sql.scalars(
                         select(MachineRow.id).where(
-                            MachineRow.job == job, MachineRow.state.not_in(("terminated", "void"))
+                            MachineRow.job == job, MachineRow.state.not_in(("terminated", "never_launched"))
                         )
                     ).all()
                     == []

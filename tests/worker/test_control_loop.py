@@ -105,7 +105,7 @@ def test_a_preempted_gang_resumes_from_its_checkpoint_in_a_new_attempt(world: Wo
     world.exits(first.id, generation, "drained")
     world.tick(1)
     assert world.job(job).state == "queued"
-    leave(world, job, "reclaimed")
+    leave(world, job, "preempted")
     assert (world.job(job).state, world.job(job).attempt) == ("launching", 2)
 
     assert world.form(job) == 2

@@ -125,7 +125,7 @@ def test_a_survivor_that_does_not_get_ready_is_terminated_and_left_out(world: Wo
         world.report(job)
         world.tick(4)
     assert world.job(job).generation == 3
-    assert next(one.state for one in world.machines(job) if one.id == silent.id) in ("ending", "terminated")
+    assert next(one.state for one in world.machines(job) if one.id == silent.id) in ("terminating", "terminated")
     world.form(job)
     assert [slot for slot in members(world, job) if slot in (0, 2)] == [0, 2]
 

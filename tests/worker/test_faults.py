@@ -51,12 +51,12 @@ def test_a_worker_killed_around_the_provider_call_launches_one_machine(world: Wo
     world.control_loop = make_control_loop(world.store, provider, world.objects, world.timeouts, world.clock)
     with pytest.raises(Killed):
         world.tick()
-    assert world.machines(job)[0].state == "calling"
+    assert world.machines(job)[0].state == "launching"
     world.control_loop = world.another_control_loop()
     world.tick(1)
     world.tick(10)
     assert launches(world) == 1
-    assert [machine.state for machine in world.machines(job)] == ["up"]
+    assert [machine.state for machine in world.machines(job)] == ["running"]
     world.form(job)
     assert world.job(job).state == "running"
 
@@ -70,7 +70,7 @@ def test_a_call_without_an_answer_is_repeated_with_the_same_request(world: World
     for _ in range(4):
         world.tick(1)
     assert launches(world) == 1
-    assert [machine.state for machine in world.machines(job)] == ["up"]
+    assert [machine.state for machine in world.machines(job)] == ["running"]
 
 
 def test_a_refused_slot_is_requested_again_by_a_new_row_with_backoff(world: World):
@@ -80,7 +80,7 @@ def test_a_refused_slot_is_requested_again_by_a_new_row_with_backoff(world: Worl
     for _ in range(10):
         world.tick(1)
     machines = world.machines(job)
-    assert [machine.state for machine in machines] == ["void", "void", "void", "up"]
+    assert [machine.state for machine in machines] == ["never_launched", "never_launched", "never_launched", "running"]
     assert [machine.ordinal for machine in machines] == [0, 1, 2, 3]
     waits = [after.created_at - before.created_at for before, after in pairwise(machines)]
     assert waits == sorted(waits)
@@ -93,11 +93,11 @@ def test_a_refusal_after_an_unknown_outcome_voids_the_row_only_after_the_consist
     job = world.submit()
     world.tick()
     world.tick(0.5)
-    assert [machine.state for machine in world.machines(job)] == ["calling"]
+    assert [machine.state for machine in world.machines(job)] == ["launching"]
     world.tick(1)
-    assert [machine.state for machine in world.machines(job)] == ["calling"]
+    assert [machine.state for machine in world.machines(job)] == ["launching"]
     world.tick(1)
-    assert [machine.state for machine in world.machines(job)] == ["void", "up"]
+    assert [machine.state for machine in world.machines(job)] == ["never_launched", "running"]
 
 
 def test_an_attempt_that_launched_nothing_closes_and_reopens_under_its_number(world: World):
@@ -134,7 +134,7 @@ def test_an_incomplete_gang_is_terminated_after_the_launch_window(world: World, 
         world.tick(1)
         if world.job(job).state == "queued":
             break
-    (machine,) = (machine for machine in world.machines(job) if machine.state == "up")
+    (machine,) = (machine for machine in world.machines(job) if machine.state == "running")
     assert machine.slot != refused_slot
     assert world.clock.now - machine.created_at >= 60 * S
     assert world.order(machine.id).kind == "shutdown"
@@ -192,7 +192,7 @@ def test_a_machine_that_renewed_in_time_is_not_terminated_by_a_stale_decision(wo
     world.clock.pass_(31)
     world.report(job)  # between the reconciler's reading and its writing
     assert not world.store.write(lambda db: observations.begin_termination(db, machine.id, "silent", lease=True))
-    assert world.machines(job)[0].state == "up"
+    assert world.machines(job)[0].state == "running"
 
 
 def test_missed_reports_do_not_count_while_the_service_was_down(world: World):
@@ -279,7 +279,7 @@ def test_many_workers_ticking_at_once_launch_one_machine_per_slot(world: World):
         for thread in threads:
             thread.join()
     assert launches(world) == 4
-    assert all(machine.state == "up" for job in submitted for machine in world.machines(job))
+    assert all(machine.state == "running" for job in submitted for machine in world.machines(job))
 
 
 def test_the_last_two_agents_to_register_at_once_open_one_generation(world: World):

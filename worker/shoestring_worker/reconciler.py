@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from shoestring_core.decide.reconcile import (
+    AbandonLaunch,
     Action,
     NotListed,
     PresumeTerminated,
     RecordObservation,
     Terminate,
-    VoidLaunch,
     reconcile,
 )
 from shoestring_core.decide.timeouts import Timeouts
@@ -61,8 +61,8 @@ class Reconciler:
         match action:
             case RecordObservation(machine, observed):
                 write(self.store, observations.record_observation, machine, observed, self.timeouts)
-            case VoidLaunch(machine, reason):
-                write(self.store, launches.void_machine, machine, reason, listed_at, self.timeouts)
+            case AbandonLaunch(machine, reason):
+                write(self.store, launches.abandon_launch, machine, reason, listed_at, self.timeouts)
             case PresumeTerminated(machine):
                 write(self.store, observations.presume_terminated, machine)
             case Terminate(provider_id, None, reason):

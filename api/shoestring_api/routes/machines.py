@@ -23,9 +23,9 @@ router = APIRouter(prefix="/v1/machines", tags=["machines"], route_class=ExactJs
 TIMEOUT_S = 5.0
 
 
-@router.post("/{machine_id}:reclaim", status_code=202)
-def reclaim(
-    machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.ReclaimRequest | None = None
+@router.post("/{machine_id}:preempt", status_code=202)
+def preempt(
+    machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.PreemptRequest | None = None
 ) -> rest.Machine:
     """Preempt a machine of the local provider (admin): it gets a notice and is terminated `notice_s` later."""
     with state.store.read() as db:
@@ -37,17 +37,17 @@ def reclaim(
         raise InvalidState(
             f"Only machines of the local provider can be preempted here, not those of {machine.provider}."
         )
-    if machine.provider_id is None or machine.state not in ("calling", "up"):
+    if machine.provider_id is None or machine.state not in ("launching", "running"):
         raise InvalidState(f"The machine is {machine.state}; only a running machine can be preempted.")
-    _request_reclaim(state, machine, (body or rest.ReclaimRequest()).notice_s)
+    _request_preemption(state, machine, (body or rest.PreemptRequest()).notice_s)
     return resource
 
 
-def _request_reclaim(state: AppState, machine: MachineRow, notice_s: float) -> None:
+def _request_preemption(state: AppState, machine: MachineRow, notice_s: float) -> None:
     host, key = _read_machine_host(state)
     try:
         answer = httpx.post(
-            f"{host}/machines/{machine.provider_id}/reclaim",
+            f"{host}/machines/{machine.provider_id}/preempt",
             json={"notice_s": notice_s},
             headers={"Authorization": f"Bearer {key}"},
             timeout=TIMEOUT_S,

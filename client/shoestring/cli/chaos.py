@@ -14,11 +14,11 @@ app = typer.Typer(help="Fault injection (admins, local cloud only).", no_args_is
 
 @app.callback()
 def group() -> None:
-    """Keep `reclaim` a subcommand while it is the only one."""
+    """Keep `preempt` a subcommand while it is the only one."""
 
 
-@app.command("reclaim")
-def reclaim(
+@app.command("preempt")
+def preempt(
     machine: Annotated[str, typer.Argument(metavar="MACHINE", help="Machine id, as `shoestring show JOB` prints it.")],
     notice: Annotated[
         float, typer.Option(min=0, max=600, help="Seconds between the preemption notice and the termination.")
@@ -29,10 +29,10 @@ def reclaim(
     """Preempt a local machine, as a spot provider would.
 
     \b
-    shoestring chaos reclaim 0193a… --notice 10
+    shoestring chaos preempt 0193a… --notice 10
     """
     with open_client(url) as client:
-        reclaimed = client.reclaim(machine, notice_s=notice)
+        preempted = client.preempt(machine, notice_s=notice)
     print_result(
-        reclaimed, as_json, lambda: err.print(f"Machine {reclaimed.id} gets its preemption notice: {notice:g} s")
+        preempted, as_json, lambda: err.print(f"Machine {preempted.id} gets its preemption notice: {notice:g} s")
     )

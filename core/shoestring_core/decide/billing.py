@@ -13,7 +13,7 @@ class Evidence:
     """What the provider reports about a machine: µs UTC by its clock, dollars per hour as a decimal.
 
     ended_at    None while it runs
-    end_cause   requested | reclaimed | exited | crashed
+    end_cause   requested | preempted | exited | crashed
     """
 
     provider: str

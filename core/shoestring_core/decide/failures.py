@@ -101,7 +101,7 @@ def decide_attempt(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAct
     reported for `attribution_window` since, because the loss of a machine makes its peers fail before it is noticed.
     """
     for machine in gang.members:
-        if machine.state in (MachineState.ENDING, MachineState.TERMINATED):
+        if machine.state in (MachineState.TERMINATING, MachineState.TERMINATED):
             return _after_machine_loss(gang, machine, now)
     if gang.generation is None:
         return _while_launching(gang, now, timeouts)
@@ -141,7 +141,7 @@ def backoff(failures: int, timeouts: Timeouts, first: int = S // 2) -> int:
 
 
 def _after_machine_loss(gang: GangStatus, lost: MachineStatus, now: int) -> AttemptAction:
-    if lost.notice_at is not None or lost.end_cause == "reclaimed":
+    if lost.notice_at is not None or lost.end_cause == "preempted":
         end = EndAttempt("preempted", f"The machine in slot {lost.slot} was preempted.")
     else:
         cause = f" ({lost.end_cause})" if lost.end_cause else ""
@@ -166,7 +166,7 @@ def _continue_or_end(gang: GangStatus, end: EndAttempt, excluded: tuple[int, ...
 def _while_launching(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAction:
     if now < gang.opened_at + timeouts.launch_window:
         return NoAction()
-    running = sum(machine.state is MachineState.UP for machine in gang.machines)
+    running = sum(machine.state is MachineState.RUNNING for machine in gang.machines)
     if gang.elastic and (slots := select_members(gang.machines, gang.min_nodes or gang.size)):
         return Restart(f"{len(slots)} of {gang.size} machines are available")
     if running < gang.size:

@@ -50,7 +50,7 @@ def decide_order(inputs: OrderInputs) -> Directive:
     nothing more from its ranks; only uploads that have begun are finished.
     """
     membership, generation = inputs.membership, inputs.generation
-    if inputs.machine in (MachineState.ENDING, MachineState.TERMINATED, MachineState.VOID):
+    if inputs.machine in (MachineState.TERMINATING, MachineState.TERMINATED, MachineState.NEVER_LAUNCHED):
         return Directive("shutdown", reason="the machine is terminating")
     if not inputs.in_latest_attempt or inputs.job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
         return Directive("shutdown", reason=inputs.reason or f"the job is {inputs.job}")

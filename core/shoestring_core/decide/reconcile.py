@@ -62,7 +62,7 @@ class RecordObservation:
 
 
 @dataclass(frozen=True)
-class VoidLaunch:
+class AbandonLaunch:
     """No machine was ever launched for this row: release its hold."""
 
     machine: UUID
@@ -96,7 +96,7 @@ class NotListed:
     machine: UUID
 
 
-Action = RecordObservation | VoidLaunch | Terminate | PresumeTerminated | NotListed
+Action = RecordObservation | AbandonLaunch | Terminate | PresumeTerminated | NotListed
 
 
 def reconcile(
@@ -146,16 +146,16 @@ def _actions_for(
 def _has_changed(row: TrackedMachine, machine: ProviderMachine) -> bool:
     if machine.state == "ended" or row.provider_id is None:
         return True
-    if row.state in (MachineState.PLANNED, MachineState.CALLING):
+    if row.state in (MachineState.PLANNED, MachineState.LAUNCHING):
         return True
-    return machine.state == "stopping" and row.state is MachineState.UP
+    return machine.state == "stopping" and row.state is MachineState.RUNNING
 
 
 _LEASE_EXPIRED = "it has not reported for too long"
 
 
 def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, timeouts: Timeouts) -> str | None:
-    if row.state is MachineState.ENDING:
+    if row.state is MachineState.TERMINATING:
         return "its termination was requested"
     if not row.wanted and (not row.registered or now >= row.unwanted_since + timeouts.self_exit_window):
         return "its job does not need it any more"
@@ -168,12 +168,12 @@ def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, t
 
 def _if_not_listed(row: TrackedMachine, listed_at: int, timeouts: Timeouts) -> list[Action]:
     if row.state is MachineState.PLANNED:
-        return [] if row.wanted else [VoidLaunch(row.id, "not needed any more")]
-    if row.state is MachineState.CALLING:
+        return [] if row.wanted else [AbandonLaunch(row.id, "not needed any more")]
+    if row.state is MachineState.LAUNCHING:
         # The machine may still appear until the call is over and the provider's list is consistent.
         settled = listed_at >= row.call_deadline + timeouts.consistency_window
         if settled and (row.refused or not row.wanted):
-            return [VoidLaunch(row.id, "refused" if row.refused else "not needed any more")]
+            return [AbandonLaunch(row.id, "refused" if row.refused else "not needed any more")]
         return []
     if row.not_listed_since is None:
         return [NotListed(row.id)]

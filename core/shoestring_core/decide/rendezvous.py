@@ -41,7 +41,7 @@ class MachineStatus:
     @property
     def can_train(self) -> bool:
         """It is alive and registered, and has no preemption notice, as far as we know."""
-        alive = self.state in (MachineState.CALLING, MachineState.UP)
+        alive = self.state in (MachineState.LAUNCHING, MachineState.RUNNING)
         return alive and self.registered_at is not None and self.notice_at is None
 
 
@@ -82,4 +82,4 @@ def should_admit_waiting(machines: Iterable[MachineStatus], now: int, timeouts: 
     return bool(waiting) and (not starting or now >= since + timeouts.join_window)
 
 
-STARTING = (MachineState.PLANNED, MachineState.CALLING, MachineState.UP)
+STARTING = (MachineState.PLANNED, MachineState.LAUNCHING, MachineState.RUNNING)

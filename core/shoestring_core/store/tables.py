@@ -9,6 +9,7 @@ that unique keys apply. `WRITE_ORDER` is the order in which a transaction may wr
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -30,6 +31,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, MachineState
 
 # One order for every transaction: opposite orders deadlock. Rows of one kind by id; accounts leaves first.
 WRITE_ORDER = (
@@ -75,6 +78,12 @@ class Base(DeclarativeBase):
         dict[str, Any]: Json,
         list[Any]: Json,
     }
+
+
+def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    """The column holds nothing but a value of the enum."""
+    allowed = ",".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({allowed})", name=column)
 
 
 # --- identity -----------------------------------------------------------------------------------------------
@@ -188,10 +197,8 @@ class JobRow(Base):
     settled_at: Mapped[int | None]
     __table_args__ = (
         CheckConstraint("(state = 'ended') = (end_reason IS NOT NULL)", name="ended_has_reason"),
-        CheckConstraint(
-            "state IN ('awaiting_approval','queued','launching','running','stopping','paused','ended')", name="state"
-        ),
-        CheckConstraint("desired_state IN ('run','pause','stop')", name="desired_state"),
+        _one_of("state", JobState),
+        _one_of("desired_state", DesiredState),
         Index(None, "team_id", "created_at"),
         Index(None, "state"),
     )
@@ -211,7 +218,7 @@ class AttemptRow(Base):
     opened_at: Mapped[int]
     closed_at: Mapped[int | None]
     __table_args__ = (
-        CheckConstraint("state IN ('open','closing','closed')", name="state"),
+        _one_of("state", AttemptState),
         Index(
             "uq_attempts_job_open", "job", unique=True,
             sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'"),
@@ -256,18 +263,18 @@ class MachineRow(Base):
     end_evidence: Mapped[str | None]
     """provider | inferred"""
     refusal: Mapped[str | None]
-    """Why it is void: the provider's code and sentence."""
+    """Why it was never launched: the provider's code and sentence."""
     billed_at: Mapped[int | None]
     created_at: Mapped[int]
     __table_args__ = (
         ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.number"]),
-        CheckConstraint("state IN ('planned','calling','up','ending','terminated','void')", name="state"),
+        _one_of("state", MachineState),
         CheckConstraint("state <> 'terminated' OR ended_at IS NOT NULL", name="terminated_has_end"),
         Index("uq_machines_job_attempt_ordinal", "job", "attempt", "ordinal", unique=True),
         Index(
             "uq_machines_slot_alive", "job", "attempt", "slot", unique=True,
-            sqlite_where=text("state NOT IN ('terminated','void')"),
-            postgresql_where=text("state NOT IN ('terminated','void')"),
+            sqlite_where=text("state NOT IN ('terminated','never_launched')"),
+            postgresql_where=text("state NOT IN ('terminated','never_launched')"),
         ),
         Index("uq_machines_provider_id", "provider", "region", "provider_id", unique=True),
         Index(None, "state"),
@@ -294,7 +301,7 @@ class GenerationRow(Base):
     end_reason: Mapped[str | None]
     __table_args__ = (
         ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.number"]),
-        CheckConstraint("state IN ('forming','formed','ended')", name="state"),
+        _one_of("state", GenerationState),
         Index(
             "uq_generations_job_current", "job", unique=True,
             sqlite_where=text("state <> 'ended'"), postgresql_where=text("state <> 'ended'"),

@@ -34,7 +34,9 @@ def up(
 ) -> MachineStatus:
     exited = NOW - round(ago * S) if exits else None
     last = NOW - round(reported * S)
-    return MachineStatus(slot, MachineState.UP, last_report_at=last, ready_at=1, exited_at=exited, exits=exits, **more)
+    return MachineStatus(
+        slot, MachineState.RUNNING, last_report_at=last, ready_at=1, exited_at=exited, exits=exits, **more
+    )
 
 
 def gang(*machines: MachineStatus, state: GenerationState | None = GenerationState.FORMED, **more) -> GangStatus:
@@ -54,7 +56,7 @@ RUNNING = up(1)
 CASES = {
     "all run": (gang(up(0), RUNNING), NoAction),
     "a machine is terminated": (gang(MachineStatus(0, MachineState.TERMINATED, "crashed"), RUNNING), EndAttempt),
-    "a machine is ending": (gang(MachineStatus(0, MachineState.ENDING), RUNNING), EndAttempt),
+    "a machine is terminating": (gang(MachineStatus(0, MachineState.TERMINATING), RUNNING), EndAttempt),
     "a rank was killed": (gang(up(0, exits=(end("signal"),)), RUNNING), Restart),
     "only peers were lost": (gang(up(0, exits=(end("error", 0, "infrastructure"),)), RUNNING), NoAction),
     "only peers were lost, for a while": (
@@ -145,9 +147,9 @@ def test_ranks_restart_three_times_without_a_new_checkpoint_then_the_infrastruct
 
 @pytest.mark.parametrize(
     ("end_cause", "notice_at", "reason"),
-    [("reclaimed", None, "preempted"), ("exited", 1, "preempted"), ("crashed", None, "machine_lost")],
+    [("preempted", None, "preempted"), ("exited", 1, "preempted"), ("crashed", None, "machine_lost")],
 )
-def test_a_machine_that_was_reclaimed_or_had_a_notice_counts_as_preempted_any_other_as_lost(
+def test_a_machine_that_was_preempted_or_had_a_notice_counts_as_preempted_any_other_as_lost(
     end_cause, notice_at, reason
 ):
     ended = MachineStatus(0, MachineState.TERMINATED, end_cause, notice_at)
@@ -155,13 +157,13 @@ def test_a_machine_that_was_reclaimed_or_had_a_notice_counts_as_preempted_any_ot
 
 
 def test_a_generation_that_does_not_form_in_time_ends_the_attempt():
-    forming = gang(up(0), MachineStatus(1, MachineState.UP), state=GenerationState.FORMING)
+    forming = gang(up(0), MachineStatus(1, MachineState.RUNNING), state=GenerationState.FORMING)
     assert decide_attempt(forming, NOW, TIMEOUTS) == NoAction()
     assert decide_attempt(forming, NOW + 25 * S, TIMEOUTS).reason == "not_ready"
 
 
 def test_a_gang_that_is_incomplete_after_the_launch_window_ends_the_attempt():
-    for second in ((), (MachineStatus(1, MachineState.CALLING),)):
+    for second in ((), (MachineStatus(1, MachineState.LAUNCHING),)):
         launching = gang(up(0), *second, state=None)
         assert decide_attempt(launching, NOW + 29 * S, TIMEOUTS) == NoAction()
         assert decide_attempt(launching, NOW + 30 * S, TIMEOUTS).reason == "capacity"

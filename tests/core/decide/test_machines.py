@@ -21,13 +21,13 @@ from shoestring_core.decide.funding import (
 from shoestring_core.decide.orders import Membership, OrderInputs, decide_order
 from shoestring_core.decide.reconcile import (
     DEPLOYMENT_TAG,
+    AbandonLaunch,
     NotListed,
     PresumeTerminated,
     ProviderMachine,
     RecordObservation,
     Terminate,
     TrackedMachine,
-    VoidLaunch,
     reconcile,
 )
 from shoestring_core.decide.timeouts import S, Timeouts
@@ -42,7 +42,7 @@ FORMING, FORMED = Membership(GenerationState.FORMING, False), Membership(Generat
 LEFT = Membership(GenerationState.FORMED, True)
 
 
-def standing(job=JobState.RUNNING, part=FORMED, machine=MachineState.UP, attempt=AttemptState.OPEN, current=True):
+def standing(job=JobState.RUNNING, part=FORMED, machine=MachineState.RUNNING, attempt=AttemptState.OPEN, current=True):
     return OrderInputs(machine, job, current, attempt, 4, part)
 
 
@@ -72,7 +72,7 @@ def test_a_machine_that_is_ending_or_whose_job_is_not_active_is_ordered_to_termi
     for job, part in product(JobState, (None, FORMING, FORMED, LEFT)):
         if job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
             assert decide_order(standing(job, part)).kind == "shutdown"
-        for machine in (MachineState.ENDING, MachineState.TERMINATED, MachineState.VOID):
+        for machine in (MachineState.TERMINATING, MachineState.TERMINATED, MachineState.NEVER_LAUNCHED):
             assert decide_order(standing(job, part, machine)).kind == "shutdown"
 
 
@@ -115,7 +115,7 @@ def test_a_job_without_budget_is_paused_or_stopped(on_budget, want, end):
 # Bills
 
 
-@pytest.mark.parametrize("cause", ["requested", "reclaimed", "exited", "crashed", None])
+@pytest.mark.parametrize("cause", ["requested", "preempted", "exited", "crashed", None])
 def test_the_local_cloud_bills_the_time_used_whatever_the_end_cause(cause):
     evidence = Evidence("local", "local.cpu", "spot", "0.158", NOW, NOW + 123_456_789, cause)
     (line,) = bill(evidence, NOW + 999 * S)
@@ -137,10 +137,10 @@ def test_a_machine_that_never_launched_costs_nothing():
 
 ID = UUID(int=5)
 UP = TrackedMachine(
-    ID, "local", "local", MachineState.UP, "m-1", wanted=True, unwanted_since=2**62, refused=False, registered=True,
-    call_deadline=NOW, alive_until=NOW + 30 * S, funded_until=NOW + 60 * S,
+    ID, "local", "local", MachineState.RUNNING, "m-1", wanted=True, unwanted_since=2**62, refused=False,
+    registered=True, call_deadline=NOW, alive_until=NOW + 30 * S, funded_until=NOW + 60 * S,
 )  # fmt: skip
-CALLING = replace(UP, state=MachineState.CALLING, provider_id=None, alive_until=None, registered=False)
+LAUNCHING = replace(UP, state=MachineState.LAUNCHING, provider_id=None, alive_until=None, registered=False)
 SEEN = ProviderMachine("local", "local", "m-1", str(ID), {DEPLOYMENT_TAG: "us"}, "running", NOW - 60 * S)
 
 
@@ -158,19 +158,19 @@ def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
         (UP, SEEN, NOW, []),
         (UP, replace(SEEN, state="ended"), NOW, [RecordObservation]),
         (UP, replace(SEEN, state="stopping"), NOW, [RecordObservation]),
-        (CALLING, SEEN, NOW, [RecordObservation]),
-        (unwanted(CALLING), SEEN, NOW, [RecordObservation, Terminate]),
-        (CALLING, None, NOW + 99 * S, []),
-        (replace(CALLING, refused=True), None, NOW + S, []),
-        (replace(CALLING, refused=True), None, NOW + 2 * S, [VoidLaunch]),
-        (unwanted(CALLING), None, NOW + S, []),
-        (unwanted(CALLING), None, NOW + 2 * S, [VoidLaunch]),
+        (LAUNCHING, SEEN, NOW, [RecordObservation]),
+        (unwanted(LAUNCHING), SEEN, NOW, [RecordObservation, Terminate]),
+        (LAUNCHING, None, NOW + 99 * S, []),
+        (replace(LAUNCHING, refused=True), None, NOW + S, []),
+        (replace(LAUNCHING, refused=True), None, NOW + 2 * S, [AbandonLaunch]),
+        (unwanted(LAUNCHING), None, NOW + S, []),
+        (unwanted(LAUNCHING), None, NOW + 2 * S, [AbandonLaunch]),
         (replace(UP, state=MachineState.PLANNED, provider_id=None), None, NOW, []),
-        (unwanted(replace(UP, state=MachineState.PLANNED, provider_id=None)), None, NOW, [VoidLaunch]),
+        (unwanted(replace(UP, state=MachineState.PLANNED, provider_id=None)), None, NOW, [AbandonLaunch]),
         (unwanted(UP), SEEN, NOW + 7 * S, []),
         (unwanted(UP), SEEN, NOW + 8 * S, [Terminate]),
         (unwanted(replace(UP, registered=False)), SEEN, NOW, [Terminate]),
-        (replace(UP, state=MachineState.ENDING), SEEN, NOW, [Terminate]),
+        (replace(UP, state=MachineState.TERMINATING), SEEN, NOW, [Terminate]),
         (UP, SEEN, NOW + 31 * S, [Terminate]),
         (replace(UP, alive_until=NOW + 99 * S), SEEN, NOW + 60 * S, [Terminate]),
         (UP, None, NOW, [NotListed]),

@@ -19,7 +19,7 @@ DRAINED = (wire.RankExit(rank=0, outcome="drained", at=0.0),)
 
 def member(slot: int, **more) -> MachineStatus:
     known = {"registered_at": 1, "ready_at": 1, "last_report_at": NOW, "is_rank0": slot == 0, "was_member": True}
-    return MachineStatus(slot, MachineState.UP, **known | more)
+    return MachineStatus(slot, MachineState.RUNNING, **known | more)
 
 
 def terminated(slot: int, ago: float = 5) -> MachineStatus:
@@ -28,7 +28,7 @@ def terminated(slot: int, ago: float = 5) -> MachineStatus:
 
 def newcomer(slot: int, **more) -> MachineStatus:
     return MachineStatus(
-        slot, MachineState.UP, **{"registered_at": NOW - S, "last_report_at": NOW, "is_member": False} | more
+        slot, MachineState.RUNNING, **{"registered_at": NOW - S, "last_report_at": NOW, "is_member": False} | more
     )
 
 
@@ -105,8 +105,8 @@ def test_the_registered_machines_start_when_the_launch_window_is_over():
         ([*FOUR[:2], newcomer(2), newcomer(3, registered_at=None)], (0, 1, 2)),
         ([terminated(0), terminated(1), newcomer(2), newcomer(3)], (2, 3)),
         # one that is only silent might still train with others that are: somebody it trained with must have stopped
-        ([replace(FOUR[0], state=MachineState.ENDING), newcomer(2), newcomer(3)], None),
-        ([replace(FOUR[0], state=MachineState.ENDING), FOUR[1], newcomer(2)], (1, 2)),
+        ([replace(FOUR[0], state=MachineState.TERMINATING), newcomer(2), newcomer(3)], None),
+        ([replace(FOUR[0], state=MachineState.TERMINATING), FOUR[1], newcomer(2)], (1, 2)),
         ([FOUR[0], terminated(1)], ()),
     ],
 )

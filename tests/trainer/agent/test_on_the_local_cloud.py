@@ -55,11 +55,11 @@ def saved(service: Service) -> bool:
     return service.exits(1) == ["drained", "drained"] and service.commits[-1].step == steps[-1] == len(steps)
 
 
-def test_a_reclaimed_machine_saves_its_work_first(cloud: LocalCloud, service: Service) -> None:
+def test_a_preempted_machine_saves_its_work_first(cloud: LocalCloud, service: Service) -> None:
     machine = train(cloud, service)
-    cloud.reclaim(machine, notice_s=10)
+    cloud.preempt(machine, notice_s=10)
     ended = cloud.wait_until_ended(machine)
-    assert (ended["end_cause"], ended["exit_code"]) == ("reclaimed", 0)
+    assert (ended["end_cause"], ended["exit_code"]) == ("preempted", 0)
     assert saved(service)
     assert not processes_without_init(ended["dir"])
 

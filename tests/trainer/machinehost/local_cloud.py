@@ -99,8 +99,8 @@ class LocalCloud:
     def stop(self, machine: dict[str, Any]) -> None:
         assert self.client.delete(f"/machines/{machine['id']}").status_code == 202
 
-    def reclaim(self, machine: dict[str, Any], notice_s: float) -> dict[str, Any]:
-        reply = self.client.post(f"/machines/{machine['id']}/reclaim", json={"notice_s": notice_s})
+    def preempt(self, machine: dict[str, Any], notice_s: float) -> dict[str, Any]:
+        reply = self.client.post(f"/machines/{machine['id']}/preempt", json={"notice_s": notice_s})
         assert reply.status_code == 202, reply.text
         return reply.json()
 

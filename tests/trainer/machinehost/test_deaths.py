@@ -87,12 +87,12 @@ def test_an_end_while_no_host_runs_is_reported_by_the_next_host(cloud):
 
 def test_the_deadline_of_a_notice_is_enforced_without_a_host(cloud):
     machine = cloud.launch_running(user_data=FAMILY)
-    cloud.reclaim(machine, 1)
+    cloud.preempt(machine, 1)
     cloud.kill_host()
     until(lambda: "end" in events(machine))
     lines = {line["event"]: line for line in journal(machine)}
-    assert lines["end"]["cause"] == "reclaimed"
-    assert 0 <= lines["end"]["at"] - lines["notice"]["reclaim_at"] < 1_500_000
+    assert lines["end"]["cause"] == "preempted"
+    assert 0 <= lines["end"]["at"] - lines["notice"]["preempt_at"] < 1_500_000
     assert [pid for pid in pids(machine).values() if alive(pid)] == []
 
 
@@ -200,7 +200,7 @@ def chaos(folder, seed, steps):
             living = [machine for machine in machines if machine["state"] != "ended"]
             machine = draw.choice(living) if living else None
             move = draw.choice(
-                ["launch", "launch", "repeat", "stop", "reclaim", "host", "init", "agent", "child", "both"]
+                ["launch", "launch", "repeat", "stop", "preempt", "host", "init", "agent", "child", "both"]
             )
             if move == "launch":
                 token = f"t{len(asked)}"
@@ -214,8 +214,8 @@ def chaos(folder, seed, steps):
                 restart(cloud)
             elif machine and move == "stop":
                 cloud.stop(machine)
-            elif machine and move == "reclaim":
-                cloud.client.post(f"/machines/{machine['id']}/reclaim", json={"notice_s": draw.choice([0, 0.3, 60])})
+            elif machine and move == "preempt":
+                cloud.client.post(f"/machines/{machine['id']}/preempt", json={"notice_s": draw.choice([0, 0.3, 60])})
             elif machine and move in ("init", "both"):
                 kill(machine["init_pid"] or draw.choice(processes_of(machine["dir"]) or [2**22 - 1]))
                 if move == "both":
@@ -300,13 +300,13 @@ def test_a_machine_that_died_without_a_host_ended_no_later_than_its_next_heartbe
     assert cloud.wait_until_ended(machine)["ended_at"] == lines[-1]["at"] + round(HEARTBEAT_S * 1e6)
 
 
-def test_an_init_killed_after_a_notice_was_reclaimed_and_one_killed_after_a_stop_was_requested(cloud):
+def test_an_init_killed_after_a_notice_was_preempted_and_one_killed_after_a_stop_was_requested(cloud):
     noticed, stopped = cloud.launch_running("t1", user_data=FAMILY), cloud.launch_running("t2", user_data=FAMILY)
-    cloud.reclaim(noticed, 60)
+    cloud.preempt(noticed, 60)
     cloud.stop(stopped)
     kill(noticed["init_pid"])
     kill(stopped["init_pid"])
-    assert cloud.wait_until_ended(noticed)["end_cause"] == "reclaimed"
+    assert cloud.wait_until_ended(noticed)["end_cause"] == "preempted"
     assert cloud.wait_until_ended(stopped)["end_cause"] == "requested"
 
 

@@ -217,11 +217,11 @@ def test_the_children_of_a_killed_agent_are_killed(cloud):
 # Preemption notices
 
 
-def test_a_notice_appears_in_the_metadata_at_once_and_the_machine_is_reclaimed_at_its_deadline(cloud):
+def test_a_notice_appears_in_the_metadata_at_once_and_the_machine_is_preempted_at_its_deadline(cloud):
     machine = cloud.launch_running(user_data={"ignore_term": True, "children": ["daemon"]})
     imds = Imds(machine["metadata_url"])
     assert imds.get("meta-data/spot/instance-action").status_code == 404
-    cloud.reclaim(machine, 5)
+    cloud.preempt(machine, 5)
     shown = until(lambda: (reply := imds.get("meta-data/spot/instance-action")).status_code == 200 and reply)
     action = shown.json()
     assert action["action"] == "terminate"
@@ -229,41 +229,41 @@ def test_a_notice_appears_in_the_metadata_at_once_and_the_machine_is_reclaimed_a
     assert cloud.show(machine)["state"] == "running"
     ended = cloud.wait_until_ended(machine)
     lines = {line["event"]: line for line in journal(machine)}
-    assert ended["end_cause"] == "reclaimed"
+    assert ended["end_cause"] == "preempted"
     assert lines["notice"]["notice_s"] == 5
-    assert 0 <= ended["ended_at"] - lines["notice"]["reclaim_at"] < 1_500_000
+    assert 0 <= ended["ended_at"] - lines["notice"]["preempt_at"] < 1_500_000
     assert [pid for pid in pids(machine).values() if alive(pid)] == []
     until(lambda: not processes_of(machine["dir"]))
 
 
-def test_a_machine_whose_agent_exits_after_the_notice_was_reclaimed(cloud):
+def test_a_machine_whose_agent_exits_after_the_notice_was_preempted(cloud):
     machine = cloud.launch_running(user_data={"leave": True})
-    cloud.reclaim(machine, 60)
+    cloud.preempt(machine, 60)
     ended = cloud.wait_until_ended(machine)
-    assert (ended["end_cause"], ended["exit_code"]) == ("reclaimed", 0)
+    assert (ended["end_cause"], ended["exit_code"]) == ("preempted", 0)
 
 
 def test_the_first_notice_counts(cloud):
     machine = cloud.launch_running()
-    first = cloud.reclaim(machine, 60)["reclaim_at"]
-    assert cloud.reclaim(machine, 600)["reclaim_at"] == first
+    first = cloud.preempt(machine, 60)["preempt_at"]
+    assert cloud.preempt(machine, 600)["preempt_at"] == first
     assert events(machine).count("notice") == 1
 
 
-def test_a_machine_reclaimed_without_notice_sees_none(cloud):
+def test_a_machine_preempted_without_notice_sees_none(cloud):
     machine = cloud.launch_running(user_data={"leave": True})
-    cloud.reclaim(machine, 0)
+    cloud.preempt(machine, 0)
     ended = cloud.wait_until_ended(machine)
-    assert (ended["end_cause"], ended["exit_code"]) == ("reclaimed", -signal.SIGKILL)
+    assert (ended["end_cause"], ended["exit_code"]) == ("preempted", -signal.SIGKILL)
 
 
-def test_only_spot_machines_are_reclaimed_unless_forced(cloud):
+def test_only_spot_machines_are_preempted_unless_forced(cloud):
     machine = cloud.launch_running(market="on_demand")
-    path = f"/machines/{machine['id']}/reclaim"
+    path = f"/machines/{machine['id']}/preempt"
     refused = cloud.client.post(path, json={"notice_s": 0})
     assert (refused.status_code, refused.json()["code"]) == (409, "not-spot")
     assert cloud.client.post(path, json={"notice_s": 0, "force": True}).status_code == 202
-    assert cloud.wait_until_ended(machine)["end_cause"] == "reclaimed"
+    assert cloud.wait_until_ended(machine)["end_cause"] == "preempted"
     assert cloud.client.post(path, json={"notice_s": 0, "force": True}).json()["code"] == "ended"
 
 
@@ -327,7 +327,7 @@ def test_an_invalid_launch_is_rejected_and_launches_nothing(cloud, change):
 def test_bodies_that_are_not_json_objects_are_rejected(cloud, body):
     for reply in (
         cloud.client.put("/machines/t", content=body),
-        cloud.client.post("/machines/x/reclaim", content=body),
+        cloud.client.post("/machines/x/preempt", content=body),
     ):
         assert (reply.status_code, reply.json()["code"]) == (400, "bad-request")
 
@@ -343,7 +343,7 @@ def test_other_bad_requests_get_json_errors_too(cloud):
     assert rejected("PUT", "/machines/..%2f..%2fetc", json=SPOT) == (400, "bad-request")
     assert rejected("GET", "/machines/lm-unknown") == (404, "not-found")
     assert rejected("DELETE", "/machines/lm-unknown") == (404, "not-found")
-    assert rejected("POST", "/machines/lm-unknown/reclaim", json={}) == (404, "not-found")
+    assert rejected("POST", "/machines/lm-unknown/preempt", json={}) == (404, "not-found")
     assert rejected("GET", "/nowhere") == (404, "not-found")
     assert rejected("DELETE", "/machines") == (405, "method-not-allowed")
     assert rejected("PATCH", "/machines") == (501, "bad-request")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machines of one folder: launch, list, stop and reclaim them, and end those whose init has died.
+"""The machines of one folder: launch, list, stop and preempt them, and end those whose init has died.
 
 What it reports about a machine is read from the journal that the machine's init writes. A host that is killed and
 started again on the same folder finds all its machines, ended ones too. Stopping the host stops no machine.
@@ -29,7 +29,7 @@ from shoestring_trainer.machinehost.machine import Machine
 from shoestring_trainer.machinehost.machine_folder import (
     BOOT_FILE,
     INIT_LOG,
-    RECLAIM_FILE,
+    PREEMPT_FILE,
     SCRATCH,
     STOP_FILE,
     USER_DATA_FILE,
@@ -106,7 +106,7 @@ class MachineHost:
                 self._send_request(machine, STOP_FILE, {"kill_at": kill_at})
         return self._wait_for_init(machine, lambda record: record.stop_requested_at is not None)
 
-    def reclaim(self, machine_id: str, body: dict[str, Any]) -> dict[str, Any]:
+    def preempt(self, machine_id: str, body: dict[str, Any]) -> dict[str, Any]:
         """Preempt a spot machine after `notice_s` (0: without notice). The first notice counts.
 
         On-demand machines need `force`.
@@ -119,14 +119,14 @@ class MachineHost:
         machine = self._find(machine_id)
         if machine.record.market != "spot" and not force:
             raise RequestRejected(
-                409, "not-spot", 'only spot machines are reclaimed; send "force": true to test a failure'
+                409, "not-spot", 'only spot machines are preempted; send "force": true to test a failure'
             )
         with self._lock:
             if machine.refresh().ended_at is not None:
                 raise RequestRejected(409, "ended", "the machine has ended", machine=machine.to_json())
-            if read_request(machine.folder, RECLAIM_FILE) is None:
-                reclaim_at = now_us() + round(notice_s * 1e6)
-                self._send_request(machine, RECLAIM_FILE, {"notice_s": notice_s, "reclaim_at": reclaim_at})
+            if read_request(machine.folder, PREEMPT_FILE) is None:
+                preempt_at = now_us() + round(notice_s * 1e6)
+                self._send_request(machine, PREEMPT_FILE, {"notice_s": notice_s, "preempt_at": preempt_at})
         return self._wait_for_init(machine, lambda record: record.notice_at is not None)
 
     def watch(self) -> None:

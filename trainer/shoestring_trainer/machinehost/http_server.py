@@ -98,11 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
                 return 200, host.get_machine(machine_id)
             case ["machines", machine_id] if method == "DELETE":
                 return 202, host.stop(machine_id, _parse_grace_s(query))
-            case ["machines", machine_id, "reclaim"] if method == "POST":
-                return 202, host.reclaim(machine_id, body)
-            case ["health"] | ["machines"] | ["machines", _] | ["machines", _, "reclaim"]:
+            case ["machines", machine_id, "preempt"] if method == "POST":
+                return 202, host.preempt(machine_id, body)
+            case ["health"] | ["machines"] | ["machines", _] | ["machines", _, "preempt"]:
                 raise RequestRejected(405, "method-not-allowed", f"{method} is not allowed for this path")
-        raise RequestRejected(404, "not-found", "paths are /health, /machines, /machines/ID and /machines/ID/reclaim")
+        raise RequestRejected(404, "not-found", "paths are /health, /machines, /machines/ID and /machines/ID/preempt")
 
     def _read_body(self) -> dict[str, Any]:
         """The request's JSON object; {} if it has none."""

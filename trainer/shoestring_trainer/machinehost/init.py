@@ -24,7 +24,7 @@ from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, classif
 from shoestring_trainer.machinehost.machine_folder import (
     AGENT_LOG,
     BOOT_FILE,
-    RECLAIM_FILE,
+    PREEMPT_FILE,
     STOP_FILE,
     USER_DATA_FILE,
     machine_environment,
@@ -75,12 +75,12 @@ def run(folder: Path, journal: Journal) -> None:
         if time.monotonic() >= heartbeat_at:
             heartbeat_at = time.monotonic() + HEARTBEAT_S
             _try_append(journal, "heartbeat")
-        if not noticed and (request := read_request(folder, RECLAIM_FILE)):
+        if not noticed and (request := read_request(folder, PREEMPT_FILE)):
             noticed = True
             _try_append(journal, "notice", request)
             if request["notice_s"] > 0:  # else it is preempted without notice
-                metadata.record = replace(record, reclaim_at=request["reclaim_at"])
-            kill_at = min(kill_at, _monotonic(request["reclaim_at"]))
+                metadata.record = replace(record, preempt_at=request["preempt_at"])
+            kill_at = min(kill_at, _monotonic(request["preempt_at"]))
         if request := read_request(folder, STOP_FILE) or sigterm_request:
             kill_at = min(kill_at, _monotonic(request["kill_at"]))  # a later request may shorten the grace period
             if not stopped:

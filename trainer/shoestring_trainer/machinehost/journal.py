@@ -5,7 +5,7 @@
     start        pid, start_time, boot_id, metadata_url             the init; no process of the machine ran before
     agent_start  pid, start_time, boot_id
     heartbeat                                                       every HEARTBEAT_S
-    notice       notice_s, reclaim_at                               the provider ends the machine at `reclaim_at`
+    notice       notice_s, preempt_at                               the provider ends the machine at `preempt_at`
     stop                                                            its end was requested
     end          cause, exit_code                                   every process of the machine has exited
 
@@ -49,7 +49,7 @@ class MachineRecord:
     agent: Process | None = None
     metadata_url: str | None = None
     notice_at: int | None = None
-    reclaim_at: int | None = None
+    preempt_at: int | None = None
     stop_requested_at: int | None = None
     ended_at: int | None = None
     end_cause: str | None = None
@@ -100,19 +100,19 @@ def apply_event(record: MachineRecord | None, line: dict[str, Any]) -> MachineRe
     if event == "agent_start":
         return replace(record, agent=_process(line))
     if event == "notice":
-        return replace(record, notice_at=at, reclaim_at=line["reclaim_at"])
+        return replace(record, notice_at=at, preempt_at=line["preempt_at"])
     if event == "stop":
         return replace(record, stop_requested_at=at)
     return record
 
 
 def classify_end(*, noticed: bool, stopped: bool, exit_code: int | None) -> str:
-    """Why a machine ended. After a notice that is `reclaimed`, whatever ended it.
+    """Why a machine ended. After a notice that is `preempted`, whatever ended it.
 
     exit_code  the agent's, -n if signal n killed it, None if it is unknown
     """
     if noticed:
-        return "reclaimed"
+        return "preempted"
     if stopped:
         return "requested"
     return "exited" if exit_code is not None and exit_code >= 0 else "crashed"

@@ -21,7 +21,7 @@ from shoestring_trainer.machinehost.journal import (
     now_us,
     read_new_events,
 )
-from shoestring_trainer.machinehost.machine_folder import RECLAIM_FILE, STOP_FILE, machine_environment, read_request
+from shoestring_trainer.machinehost.machine_folder import PREEMPT_FILE, STOP_FILE, machine_environment, read_request
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Machine:
             "state": record.state,
             "launched_at": record.launched_at,
             "started_at": record.started_at,
-            "reclaim_at": record.reclaim_at,
+            "preempt_at": record.preempt_at,
             "ended_at": record.ended_at,
             "end_cause": record.end_cause,
             "exit_code": record.exit_code,
@@ -94,7 +94,7 @@ class Machine:
             return
         now = now_us()
         at = now if was_alive else min(now, self.record.last_event_at + round(HEARTBEAT_S * 1e6))
-        noticed = self.record.notice_at is not None or read_request(self.folder, RECLAIM_FILE) is not None
+        noticed = self.record.notice_at is not None or read_request(self.folder, PREEMPT_FILE) is not None
         stopped = self.record.stop_requested_at is not None or read_request(self.folder, STOP_FILE) is not None
         cause = classify_end(noticed=noticed, stopped=stopped, exit_code=None)
         journal.append("end", {"cause": cause, "exit_code": None, "by": "machinehost"}, at=at)

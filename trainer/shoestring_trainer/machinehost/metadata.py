@@ -30,10 +30,10 @@ def find_document(record: MachineRecord, user_data: str, path: str) -> str | Non
         "local-ipv4": "127.0.0.1",
         "placement/availability-zone": "local",
     }
-    if record.reclaim_at is not None:
-        reclaim_time = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.reclaim_at / 1e6))
-        documents["spot/instance-action"] = f'{{"action":"terminate","time":"{reclaim_time}"}}'
-        documents["spot/termination-time"] = reclaim_time
+    if record.preempt_at is not None:
+        preempt_time = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.preempt_at / 1e6))
+        documents["spot/instance-action"] = f'{{"action":"terminate","time":"{preempt_time}"}}'
+        documents["spot/termination-time"] = preempt_time
     return documents.get(path.removeprefix("/latest/meta-data/"))
 
 

@@ -464,7 +464,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/machines/{machine_id}:reclaim": {
+    "/v1/machines/{machine_id}:preempt": {
         parameters: {
             query?: never;
             header?: never;
@@ -474,10 +474,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Reclaim
+         * Preempt
          * @description Preempt a machine of the local provider (admin): it gets a notice and is terminated `notice_s` later.
          */
-        post: operations["reclaim"];
+        post: operations["preempt"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1244,7 +1244,7 @@ export interface components {
          * MachineState
          * @enum {string}
          */
-        MachineState: "planned" | "calling" | "up" | "ending" | "terminated" | "void";
+        MachineState: "planned" | "launching" | "running" | "terminating" | "terminated" | "never_launched";
         /** Me */
         Me: {
             /** User */
@@ -1429,6 +1429,17 @@ export interface components {
             curves: components["schemas"]["Curve"][];
         };
         /**
+         * PreemptRequest
+         * @description Body of POST /v1/machines/{id}:preempt (admin, simulated providers only).
+         */
+        PreemptRequest: {
+            /**
+             * Notice S
+             * @default 120
+             */
+            notice_s: number;
+        };
+        /**
          * ProblemDocument
          * @description RFC 9457, `application/problem+json`.
          */
@@ -1568,17 +1579,6 @@ export interface components {
              * @default
              */
             help: string;
-        };
-        /**
-         * ReclaimRequest
-         * @description Body of POST /v1/machines/{id}:reclaim (admin, simulated providers only).
-         */
-        ReclaimRequest: {
-            /**
-             * Notice S
-             * @default 120
-             */
-            notice_s: number;
         };
         /**
          * RegisterRequest
@@ -2638,7 +2638,7 @@ export interface operations {
             };
         };
     };
-    reclaim: {
+    preempt: {
         parameters: {
             query?: never;
             header?: never;
@@ -2649,7 +2649,7 @@ export interface operations {
         };
         requestBody?: {
             content: {
-                "application/json": components["schemas"]["ReclaimRequest"] | null;
+                "application/json": components["schemas"]["PreemptRequest"] | null;
             };
         };
         responses: {

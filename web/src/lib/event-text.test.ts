@@ -10,7 +10,7 @@ function textOf(kind: string, reason: string, data: Record<string, unknown> = {}
 
 test.each([
   ["job", "attempt 1: 2 × local.cpu (spot)", { from: "queued", to: "launching" }, "Job launching · attempt 1: 2 × local.cpu (spot)."],
-  ["machine", "", { state: "terminated", cause: "reclaimed", machine: "id-0" }, "Machine m0 terminated · preempted."],
+  ["machine", "", { state: "terminated", cause: "preempted", machine: "id-0" }, "Machine m0 terminated · preempted."],
   ["machine", "", { state: "notice", machine: "id-0" }, "Machine m0: preemption notice · the provider will terminate it."],
   ["cost", "", { action: "held", machine: "id-0", amount: "0.010959" }, "Held $0.0110 · for m0."],
   ["cost", "68.7 s of local.cpu", { state: "billed", machine: "id-0" }, "Billed · for m0: 68.7 s of local.cpu."],

@@ -54,7 +54,7 @@ export function describeEvent({ kind, reason, data }: Event, machineLabels: Read
 }
 
 const CHECKPOINT_REASONS: Record<string, string> = { periodic: "periodic", order: "before stopping", final: "final" };
-const ROUTINE_MACHINE_STATES = new Set(["planned", "calling", "registered"]);
+const ROUTINE_MACHINE_STATES = new Set(["planned", "launching", "registered"]);
 
 function describeMachineEvent(state: string, machine: string | undefined, cause: string, reason: string): EventText {
   const subject = machine ? `Machine ${machine}` : "Machine";

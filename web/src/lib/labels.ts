@@ -2,18 +2,13 @@
 
 /** Why a machine terminated. */
 export const MACHINE_END_CAUSES: Record<string, string> = {
-  reclaimed: "preempted",
   requested: "by Shoestring",
   exited: "exited normally",
   crashed: "crashed",
 };
 
 const MACHINE_STATES: Record<string, string> = {
-  planned: "planned",
-  calling: "launching",
-  up: "running",
-  ending: "terminating",
-  void: "not launched",
+  never_launched: "never launched",
 };
 
 export function machineStateLabel(state: string): string {

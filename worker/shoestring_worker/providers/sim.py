@@ -92,7 +92,7 @@ class SimulatedProvider:
         self._check_available()
         self.end(machine, "requested")
 
-    def end(self, machine_id: str, cause: Literal["requested", "reclaimed", "exited", "crashed"]) -> None:
+    def end(self, machine_id: str, cause: Literal["requested", "preempted", "exited", "crashed"]) -> None:
         """Terminate the machine now."""
         with self._lock:
             for token, machine in self._machines.items():

@@ -26,7 +26,7 @@ class ActiveAttempt:
     spec: JobSpec
     attempt: AttemptRow
     machines: list[MachineRow]
-    """All of the attempt, void machines too, by ordinal."""
+    """All of the attempt, never launched ones too, by ordinal."""
     generation: GenerationRow | None
     members: list[MemberRow]
     last_formed: frozenset[UUID]
@@ -41,8 +41,8 @@ class ActiveAttempt:
 
     @property
     def gang(self) -> dict[int, MachineRow]:
-        """The machine of each slot: the latest that isn't void."""
-        return {machine.slot: machine for machine in self.machines if machine.state != MachineState.VOID}
+        """The machine of each slot: the latest that may have been launched."""
+        return {machine.slot: machine for machine in self.machines if machine.state != MachineState.NEVER_LAUNCHED}
 
     @property
     def alive(self) -> bool:
@@ -53,8 +53,8 @@ class ActiveAttempt:
         return rows.is_elastic(self.job)
 
     def empty_slots(self, now: int, timeouts: Timeouts) -> list[int]:
-        """Slots to launch a machine for again, after a backoff: all their machines so far are void; in a training
-        elastic gang, void or terminated."""
+        """Slots to launch a machine for again, after a backoff: all their launches were given up; in a training
+        elastic gang, or their machines have terminated."""
         filled = {row.slot for row in self.machines if row.state in rows.ALIVE}
         if self.generation is None:
             filled = set(self.gang)
@@ -93,7 +93,7 @@ class ActiveAttempt:
                 for row in sorted(self.machines, key=lambda row: row.slot)
                 if row.id in memberships
                 or row.state in rows.ALIVE
-                or (row.id in self.last_formed and row.state != "void")
+                or (row.id in self.last_formed and row.state != "never_launched")
             ]
         return tuple(
             _machine_status(

@@ -42,11 +42,11 @@ def register(
         raise AgentRefused("No such machine.")
     job = rows.lock_job(db, found.job)
     bind = update(MachineRow).where(
-        MachineRow.id == machine_id, MachineRow.session_hash.is_(None), MachineRow.state.in_(("calling", "up"))
+        MachineRow.id == machine_id, MachineRow.session_hash.is_(None), MachineRow.state.in_(("launching", "running"))
     )
     # The job's row is ours now: whoever registers for the same gang at this moment comes before or after.
     machine = rows.load_machine(db, machine_id)
-    fresh = machine.session_hash is None and machine.state in ("calling", "up")
+    fresh = machine.session_hash is None and machine.state in ("launching", "running")
     if not token_ok or not (fresh or hmac.compare_digest(machine.session_hash or "", session_hash)):
         why = "a wrong boot token" if not token_ok else "a second session secret"
         db.event(
@@ -65,7 +65,7 @@ def register(
     others = [row for row in rows.load_gang(db, job.id, attempt.number) if row.id != machine_id]
     size = JobSpec.from_stored(job.spec).resources.nodes
     complete = len(others) == size - 1 and all(
-        row.registered_at is not None and row.state in ("calling", "up") for row in others
+        row.registered_at is not None and row.state in ("launching", "running") for row in others
     )
     generation = db.sql.get(GenerationRow, (job.id, job.generation))
     first = generation is None or generation.attempt != attempt.number
@@ -95,8 +95,8 @@ def authenticate(db: Read, machine_id: UUID, session: str) -> MachineRow:
 
 
 def renew_lease(db: Write, machine_id: UUID, timeouts: Timeouts) -> MachineRow:
-    """Extend a machine's lease. Writes its row alone; a machine that is ending stays so."""
-    renewed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.state.in_(("calling", "up")))
+    """Extend a machine's lease. Writes its row alone; one that is terminating stays so."""
+    renewed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.state.in_(("launching", "running")))
     rows.try_update(db, renewed.values(last_report_at=db.now, alive_until=db.now + timeouts.machine_lease))
     return rows.load_machine(db, machine_id)
 

@@ -34,7 +34,7 @@ def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
     machine = rows.load_machine(db, machine_id)
     job, attempt = rows.load_job(db, machine.job), rows.load_attempt(db, machine.job, machine.attempt)
     now = load_fundings(db, [machine_id]).get(machine_id)
-    if now is None or not rows.is_wanted(job, attempt) or machine.state not in ("planned", "calling", "up"):
+    if now is None or not rows.is_wanted(job, attempt) or machine.state not in ("planned", "launching", "running"):
         return False
     due = funding.due_extension(now, db.now, timeouts)
     if due is None:
@@ -49,7 +49,7 @@ def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
 def post_cost(db: Write, machine_id: UUID) -> None:
     """Post what a running machine has cost so far, as far as its hold covers it."""
     machine = rows.load_machine(db, machine_id)
-    if machine.state in ("up", "ending"):
+    if machine.state in ("running", "terminating"):
         ledger.settle(db, machine_id, billing.bill(evidence(machine), db.now), final=False)
 
 
@@ -100,7 +100,7 @@ def settle_job(db: Write, job_id: UUID) -> bool:
     """A job that has ended is settled once each of its machines is billed or was never bought."""
     unpaid = exists(
         select(MachineRow.id).where(
-            MachineRow.job == job_id, MachineRow.state != "void", MachineRow.billed_at.is_(None)
+            MachineRow.job == job_id, MachineRow.state != "never_launched", MachineRow.billed_at.is_(None)
         )
     )
     unclosed = exists(select(AttemptRow.number).where(AttemptRow.job == job_id, AttemptRow.state != "closed"))

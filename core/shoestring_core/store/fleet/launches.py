@@ -46,9 +46,9 @@ def begin_launch(db: Write, machine: UUID, timeouts: Timeouts) -> LaunchCall | N
     if row is None:
         return None
     call_deadline = db.now + timeouts.launch_call
-    again = row.state == MachineState.CALLING  # the outcome of an earlier call is unknown
+    again = row.state == MachineState.LAUNCHING  # the outcome of an earlier call is unknown
     guarded = update(MachineRow).where(MachineRow.id == machine, _may_be_called(db.now), _is_wanted())
-    values = {"state": MachineState.CALLING, "call_deadline": call_deadline}
+    values = {"state": MachineState.LAUNCHING, "call_deadline": call_deadline}
     if not rows.try_update(db, guarded.values(**values, refusal=UNKNOWN if again else None)):
         return None
     return LaunchCall(machine, row.provider, row.region, row.zone, row.launch_request, call_deadline)
@@ -57,17 +57,19 @@ def begin_launch(db: Write, machine: UUID, timeouts: Timeouts) -> LaunchCall | N
 def record_no_answer(db: Write, launch: LaunchCall) -> None:
     """The call ended without an answer: the machine may exist. The call is repeated with the same bytes."""
     over = update(MachineRow).where(
-        MachineRow.id == launch.machine, MachineRow.state == "calling", MachineRow.call_deadline == launch.call_deadline
+        MachineRow.id == launch.machine,
+        MachineRow.state == "launching",
+        MachineRow.call_deadline == launch.call_deadline,
     )
     rows.try_update(db, over.values(call_deadline=db.now, refusal=UNKNOWN))
 
 
 def record_refusal(db: Write, launch: LaunchCall, code: str, message: str) -> None:
-    """The provider refused. The row is void at once, unless an earlier call may still have made a machine."""
+    """The provider refused. The launch is given up at once, unless an earlier call may still have made a machine."""
     row = db.sql.get(MachineRow, launch.machine)
     mine = (
         MachineRow.id == launch.machine,
-        MachineRow.state == "calling",
+        MachineRow.state == "launching",
         MachineRow.call_deadline == launch.call_deadline,
     )
     if row is None:
@@ -76,28 +78,28 @@ def record_refusal(db: Write, launch: LaunchCall, code: str, message: str) -> No
     if row.refusal is not None:
         rows.try_update(db, update(MachineRow).where(*mine).values(call_deadline=db.now, refusal=refusal))
         return
-    _void(db, row, mine, refusal)
+    _abandon(db, row, mine, refusal)
 
 
-def void_machine(db: Write, machine: UUID, reason: str, listed_at: int, timeouts: Timeouts) -> bool:
-    """Void a machine that was never launched: unwanted before its first call; or refused or unwanted, and missing
-    in the provider's list of `listed_at`, which is later than every call."""
+def abandon_launch(db: Write, machine: UUID, reason: str, listed_at: int, timeouts: Timeouts) -> bool:
+    """Give a launch up that made no machine: unwanted before its first call; or refused or unwanted, and missing in the
+    provider's list of `listed_at`, which is later than every call."""
     row = db.sql.get(MachineRow, machine)
     if row is None:
         return False
     unwanted = ~_is_wanted()
     guard = or_(
         (MachineRow.state == "planned") & unwanted,
-        (MachineRow.state == "calling")
+        (MachineRow.state == "launching")
         & (MachineRow.call_deadline <= listed_at - timeouts.consistency_window)
         & or_(unwanted, MachineRow.refusal.is_not(None) & (MachineRow.refusal != UNKNOWN)),
     )
-    return _void(db, row, (MachineRow.id == machine, guard), row.refusal or reason)
+    return _abandon(db, row, (MachineRow.id == machine, guard), row.refusal or reason)
 
 
 def _may_be_called(now: int) -> Any:
     """Not called yet, or called with an unknown outcome and that call is over."""
-    lapsed = (MachineRow.state == "calling") & (MachineRow.call_deadline <= now)
+    lapsed = (MachineRow.state == "launching") & (MachineRow.call_deadline <= now)
     return or_(MachineRow.state == "planned", lapsed & or_(MachineRow.refusal.is_(None), MachineRow.refusal == UNKNOWN))
 
 
@@ -112,10 +114,14 @@ def _is_wanted() -> Any:
     return exists(open_attempt) & exists(running)
 
 
-def _void(db: Write, row: MachineRow, guard: tuple[Any, ...], refusal: str) -> bool:
-    if not rows.try_update(db, update(MachineRow).where(*guard).values(state=MachineState.VOID, refusal=refusal)):
+def _abandon(db: Write, row: MachineRow, guard: tuple[Any, ...], refusal: str) -> bool:
+    if not rows.try_update(
+        db, update(MachineRow).where(*guard).values(state=MachineState.NEVER_LAUNCHED, refusal=refusal)
+    ):
         return False
     ledger.release_hold(db, row.id, refusal)
-    rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, row.id, "void", reason=refusal)
+    rows.record_machine_event(
+        db, rows.load_job(db, row.job), row.attempt, row.id, MachineState.NEVER_LAUNCHED, reason=refusal
+    )
     db.request_tick()
     return True

@@ -18,17 +18,17 @@ from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 
 
 def record_observation(db: Write, machine: UUID, observed: ProviderMachine, timeouts: Timeouts) -> None:
-    """Record what the provider reports about a machine. Guarded by its id alone; terminated and void ones stay so."""
+    """Record what the provider reports about a machine. Terminated and never launched ones stay so."""
     row = db.sql.get(MachineRow, machine)
-    if row is None or row.state in (MachineState.TERMINATED, MachineState.VOID):
+    if row is None or row.state in (MachineState.TERMINATED, MachineState.NEVER_LAUNCHED):
         return
     state = MachineState(row.state)
     if observed.state == "ended":
         state = MachineState.TERMINATED
     elif observed.state == "stopping":
-        state = MachineState.ENDING
-    elif state in (MachineState.PLANNED, MachineState.CALLING):
-        state = MachineState.UP
+        state = MachineState.TERMINATING
+    elif state in (MachineState.PLANNED, MachineState.LAUNCHING):
+        state = MachineState.RUNNING
     facts: dict[str, Any] = {"provider_id": observed.id, "launched_at": observed.launched_at, "state": state}
     if row.alive_until is None:
         facts["alive_until"] = db.now + timeouts.boot
@@ -38,7 +38,7 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     rows.try_update(
         db,
         update(MachineRow)
-        .where(MachineRow.id == machine, MachineRow.state.not_in(("terminated", "void")))
+        .where(MachineRow.id == machine, MachineRow.state.not_in(("terminated", "never_launched")))
         .values(**facts),
     )
     if state != row.state:
@@ -49,10 +49,10 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
 def presume_terminated(db: Write, machine: UUID) -> None:
     """Mark a machine terminated that the provider no longer knows; it ended with its funding at the latest."""
     row = db.sql.get(MachineRow, machine)
-    if row is None or row.state not in ("up", "ending"):
+    if row is None or row.state not in ("running", "terminating"):
         return
     last = max(row.launched_at or 0, min(db.now, row.funded_until or db.now))
-    presumed = update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(("up", "ending")))
+    presumed = update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(("running", "terminating")))
     if rows.try_update(db, presumed.values(state=MachineState.TERMINATED, ended_at=last, end_evidence="inferred")):
         rows.record_machine_event(
             db,
@@ -70,14 +70,14 @@ def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> 
     row = db.sql.get(MachineRow, machine)
     if row is None:
         return False
-    if row.state == MachineState.ENDING:
+    if row.state == MachineState.TERMINATING:
         return True
-    guarded = update(MachineRow).where(MachineRow.id == machine, MachineRow.state == "up")
+    guarded = update(MachineRow).where(MachineRow.id == machine, MachineRow.state == "running")
     if lease:
         guarded = guarded.where(MachineRow.alive_until <= db.now)
-    if not rows.try_update(db, guarded.values(state=MachineState.ENDING)):
+    if not rows.try_update(db, guarded.values(state=MachineState.TERMINATING)):
         return False
-    rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, machine, "ending", reason=reason)
+    rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, machine, "terminating", reason=reason)
     return True
 
 

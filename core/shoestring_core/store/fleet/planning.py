@@ -126,7 +126,7 @@ def refill_slot(
     deployment: str,
     timeouts: Timeouts,
 ) -> UUID | None:
-    """Insert another machine for a slot whose last one is void. None: no longer wanted, or already there.
+    """Insert another machine for a slot whose last one was never launched. None: no longer wanted, or already there.
 
     Raises BudgetExceeded.
     """

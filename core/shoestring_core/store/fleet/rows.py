@@ -15,7 +15,7 @@ from shoestring_core.states import AttemptState, DesiredState, JobState
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, MemberRow
 
-ALIVE = ("planned", "calling", "up", "ending")
+ALIVE = ("planned", "launching", "running", "terminating")
 """States of machines that run, or may run without our knowledge, or may yet be launched."""
 
 

@@ -338,7 +338,8 @@ def upgrade() -> None:
             "state <> 'terminated' OR ended_at IS NOT NULL", name=op.f("ck_machines_terminated_has_end")
         ),
         sa.CheckConstraint(
-            "state IN ('planned','calling','up','ending','terminated','void')", name=op.f("ck_machines_state")
+            "state IN ('planned','launching','running','terminating','terminated','never_launched')",
+            name=op.f("ck_machines_state"),
         ),
         sa.ForeignKeyConstraint(
             ["job", "attempt"], ["attempts.job", "attempts.number"], name=op.f("fk_machines_job_attempt")
@@ -353,8 +354,8 @@ def upgrade() -> None:
         "machines",
         ["job", "attempt", "slot"],
         unique=True,
-        sqlite_where=sa.text("state NOT IN ('terminated','void')"),
-        postgresql_where=sa.text("state NOT IN ('terminated','void')"),
+        sqlite_where=sa.text("state NOT IN ('terminated','never_launched')"),
+        postgresql_where=sa.text("state NOT IN ('terminated','never_launched')"),
     )
     op.create_table(
         "metric_chunks",

@@ -37,28 +37,28 @@ def service(tmp_path: Path) -> Iterator[Deployment]:
         yield deployment
 
 
-def test_an_admin_reclaims_a_machine(service: Deployment, cloud: LocalCloud) -> None:
+def test_an_admin_preempts_a_machine(service: Deployment, cloud: LocalCloud) -> None:
     machine = _machine(service)
     made = cloud.client.put(f"/machines/{machine}", json=SPOT).json()
     _name(service, machine, made["id"])
-    answer = service.admin.post(f"/v1/machines/{machine}:reclaim", json={"notice_s": 0})
+    answer = service.admin.post(f"/v1/machines/{machine}:preempt", json={"notice_s": 0})
     assert (answer.status_code, answer.json()["id"]) == (202, str(machine))
-    until(lambda: cloud.client.get(f"/machines/{made['id']}").json()["end_cause"] == "reclaimed")
+    until(lambda: cloud.client.get(f"/machines/{made['id']}").json()["end_cause"] == "preempted")
 
 
-def test_a_machine_that_cannot_be_reclaimed_is_reported(service: Deployment, cloud: LocalCloud) -> None:
-    assert service.admin.post(f"/v1/machines/{uuid4()}:reclaim").status_code == 404
+def test_a_machine_that_cannot_be_preempted_is_reported(service: Deployment, cloud: LocalCloud) -> None:
+    assert service.admin.post(f"/v1/machines/{uuid4()}:preempt").status_code == 404
     machine = _machine(service)
     _name(service, machine, "lm-unknown")
-    assert service.admin.post(f"/v1/machines/{machine}:reclaim").status_code == 404
-    assert service.admin.post(f"/v1/machines/{machine}:reclaim", json={"notice_s": 1e9}).status_code == 422
+    assert service.admin.post(f"/v1/machines/{machine}:preempt").status_code == 404
+    assert service.admin.post(f"/v1/machines/{machine}:preempt", json={"notice_s": 1e9}).status_code == 422
     cloud.kill_host()
-    answer = service.admin.post(f"/v1/machines/{machine}:reclaim")
+    answer = service.admin.post(f"/v1/machines/{machine}:preempt")
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
 
 
 def test_without_a_machine_host_it_says_what_to_set(service: Deployment) -> None:
-    answer = service.admin.post(f"/v1/machines/{_machine(service)}:reclaim")
+    answer = service.admin.post(f"/v1/machines/{_machine(service)}:preempt")
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
 
 
