@@ -90,7 +90,7 @@ def load_or_create_session_secret(folder: Path) -> str:
 
 
 def _not_writable(folder: Path, error: OSError) -> AgentStartupError:
-    return AgentStartupError(os.EX_CANTCREAT, f"{folder} can't be used ({error.strerror}); this machine shuts down")
+    return AgentStartupError(os.EX_CANTCREAT, f"{folder} can't be written ({error.strerror}); this machine shuts down")
 
 
 async def find_address(metadata: MetadataClient) -> str:
