@@ -118,7 +118,7 @@ class PreconditionFailed(ShoestringError):
 
 class TooLarge(ShoestringError):
     code = "too-large"
-    title = "The request body is too large"
+    title = "Too large"
 
 
 class BatchGap(ShoestringError):
@@ -156,3 +156,7 @@ class Unavailable(ShoestringError):
     code = "unavailable"
     title = "Service unavailable"
     retryable = True
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database did not respond in time, or can't be written: nothing can be done without it."""

@@ -31,6 +31,9 @@ MAX_BATCH_BYTES = 1 << 20
 """A larger report is refused with `too-large`; the agent then sends an empty batch with the same number (see
 `ReportBatch`)."""
 
+MAX_MANIFEST_BYTES = 16_000_000
+"""A checkpoint whose manifest is larger is refused, when it is committed and when it is adopted."""
+
 Count = Annotated[int, Field(ge=0, le=2**62)]
 """Fits a 64-bit column of both databases: a larger number is refused here, so that the agent does not retry it."""
 Step = Count

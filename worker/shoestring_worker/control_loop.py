@@ -12,16 +12,16 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 from uuid import UUID
 
 from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer, cheapest_offer
-from shoestring_core.decide.schedule import schedule_jobs
+from shoestring_core.decide.schedule import Start, schedule_jobs
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
+from shoestring_core.errors import BudgetExceeded, InvalidRequest, InvalidState, NotFound, StaleTransition
 from shoestring_core.states import DesiredState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import CommitInfo, Store, Write
@@ -33,7 +33,7 @@ from shoestring_core.store.objects import Objects
 from shoestring_worker.launcher import Launcher
 from shoestring_worker.providers.base import Provider
 from shoestring_worker.reconciler import Reconciler
-from shoestring_worker.steps import run_step, write
+from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -47,8 +47,6 @@ AUDIT_S = 3600.0
 
 MAX_ROUNDS = 10
 """A tick repeats its steps while they make more work, at most this often; the next tick continues."""
-
-MAX_MANIFEST_BYTES = 1 << 20
 
 
 @dataclass
@@ -72,10 +70,11 @@ class ControlLoop:
 
     def __post_init__(self) -> None:
         self.store.on_commit.append(self._on_commit)
+        self._items = ItemRunner(self.monotonic)
         self.launcher = Launcher(
-            self.store, self.provider, self.timeouts, self.secret, self.offload_launch, self.monotonic
+            self.store, self.provider, self.timeouts, self.secret, self._items, self.offload_launch, self.monotonic
         )
-        self._reconciler = Reconciler(self.store, self.provider, self.timeouts, self.deployment)
+        self._reconciler = Reconciler(self.store, self.provider, self.timeouts, self.deployment, self._items)
 
     @property
     def deployment(self) -> str:
@@ -102,25 +101,40 @@ class ControlLoop:
 
     def _run_steps(self) -> None:
         """Each step makes work for the next ones; work for earlier steps is done in the next round."""
-        work = self._find_work()
+        work, items = self._find_work(), self._items
         idle_reconcile_due = self.monotonic() >= self._reconciled_at + IDLE_RECONCILE_S
         if not work and not idle_reconcile_due:
             return
         if idle_reconcile_due:
-            run_step(self._heartbeat)
-            run_step(self._refresh_offers)
-            run_step(self._audit)
+            items.run("the heartbeat", self._heartbeat)
+            items.run("the offers", self._refresh_offers)
+            items.run("the audit of the ledger", self._audit)
         if work.alive_machines or idle_reconcile_due:
-            run_step(self._reconcile)
+            items.run("the list of machines", self._reconcile)
             work = self._find_work()
-        run_step(self._close_attempts, work)
-        run_step(self._enforce_time_limits, work)
-        run_step(self._handle_failures, work)
-        run_step(self._schedule_jobs)
-        run_step(self._refill_slots, work)
-        run_step(self.launcher.launch_pending)
-        run_step(self._extend_holds, work)
-        run_step(self._settle, work)
+        self._for_each("closing", self._close_attempt, work.attempts)
+        self._for_each("the time limit", self._enforce_time_limit, work.attempts)
+        self._for_each("failures", self._handle_failures, work.attempts, work.now)
+        items.run("the schedule", self._schedule_jobs)
+        self._for_each("empty slots", self._refill_slots, work.attempts, work.now)
+        items.run("the launches", self.launcher.launch_pending)
+        items.run("the funding", self._extend_holds, work)
+        for machine in work.unbilled:
+            items.run(f"the bill of machine {machine}", self._settle_machine, machine)
+        for job in work.unsettled:
+            items.run(f"the settlement of job {job}", self._settle_job, job)
+
+    def _for_each(
+        self,
+        step: str,
+        function: Callable[Concatenate[ActiveAttempt, P], None],
+        attempts: Iterable[ActiveAttempt],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        for active in attempts:
+            item = f"{step} of job {active.job.id}, attempt {active.attempt.number}"
+            self._items.run(item, function, active, *args, **kwargs)
 
     # Steps
 
@@ -145,14 +159,13 @@ class ControlLoop:
         self._reconciler.reconcile()
         self._reconciled_at = self.monotonic()
 
-    def _close_attempts(self, work: OpenWork) -> None:
-        """Begin to close the attempts of stopping jobs; finish attempts whose machines have all terminated."""
-        for active in work.attempts:
-            if active.attempt.state == "open" and active.job.state == "stopping":
-                self._write(gangs.begin_stopping, active.job.id)
-            elif active.attempt.state == "closing" and not active.alive:
-                self._adopt_uncommitted_checkpoint(active)
-                self._write(gangs.finish_attempt, active.job.id, active.attempt.number)
+    def _close_attempt(self, active: ActiveAttempt) -> None:
+        """Begin to close the attempt of a stopping job; finish one whose machines have all terminated."""
+        if active.attempt.state == "open" and active.job.state == "stopping":
+            self._write(gangs.begin_stopping, active.job.id)
+        elif active.attempt.state == "closing" and not active.alive:
+            self._adopt_uncommitted_checkpoint(active)
+            self._write(gangs.finish_attempt, active.job.id, active.attempt.number)
 
     def _adopt_uncommitted_checkpoint(self, active: ActiveAttempt) -> None:
         """Commit a checkpoint whose machine terminated after uploading it and before reporting it, if there is one."""
@@ -161,83 +174,89 @@ class ControlLoop:
         if place is None:
             return
         try:
-            text = self.objects.read(f"{place.key}/manifest.json", MAX_MANIFEST_BYTES)
-            data = self.objects.head(f"{place.key}/data")
-            manifest = checkpoints.Manifest.model_validate_json(text)
-        except (NotFound, ValueError):
+            manifest, manifest_sha = checkpoints.read_manifest(self.objects, place.key)
+        except NotFound:
             return
+        except InvalidRequest as invalid:
+            log.warning("checkpoint %s is not adopted: %s", place.key, invalid)
+            return
+        data = self.objects.head(f"{place.key}/data")
         if data is not None and (data.bytes, data.sha256) == (manifest.bytes, manifest.sha256):
-            self._write(checkpoints.adopt_upload, place, manifest, hashlib.sha256(text).hexdigest())
+            self._write(checkpoints.adopt_upload, place, manifest, manifest_sha)
 
-    def _enforce_time_limits(self, work: OpenWork) -> None:
-        """Stop jobs that have reached limits.time; they save a checkpoint first."""
-        for active in work.attempts:
-            limit = active.spec.limits.time
-            if active.wanted and limit is not None and active.trained_us >= limit * 1e6:
-                self._stop(active, DesiredState.STOP, "time_limit", f"It has run for {limit:g} s, its limits.time.")
+    def _enforce_time_limit(self, active: ActiveAttempt) -> None:
+        """Stop a job that has reached limits.time; it saves a checkpoint first."""
+        limit = active.spec.limits.time if active.wanted else None
+        if limit is not None and active.trained_us >= limit * 1e6:
+            self._stop(active, DesiredState.STOP, "time_limit", f"It has run for {limit:g} s, its limits.time.")
 
-    def _handle_failures(self, work: OpenWork) -> None:
-        """Restart or end the attempts whose ranks exited or whose machines were lost."""
-        for active in work.attempts:
-            if not active.wanted:
-                continue
-            action = failures.decide_attempt(active.gang_status(), work.now, self.timeouts)
-            if isinstance(action, failures.NoAction):
-                continue
-            generation = active.generation.number if active.generation else None
-            try:
-                self._write(gangs.apply_action, active.job.id, active.attempt.number, generation, action)
-            except StaleTransition as stale:
-                log.info("%s", stale)
+    def _handle_failures(self, active: ActiveAttempt, now: int) -> None:
+        """Restart or end an attempt whose ranks exited or whose machines were lost."""
+        if not active.wanted:
+            return
+        action = failures.decide_attempt(active.gang_status(), now, self.timeouts)
+        if isinstance(action, failures.NoAction):
+            return
+        generation = active.generation.number if active.generation else None
+        try:
+            self._write(gangs.apply_action, active.job.id, active.attempt.number, generation, action)
+        except StaleTransition as stale:
+            log.info("%s", stale)
 
     def _schedule_jobs(self) -> None:
         """Start the queued jobs whose turn it is; record why the others wait."""
         with self.store.read() as db:
             snapshot, now = planning.load_snapshot(db, self.timeouts), db.now
+        for job, problem in snapshot.unreadable.items():
+            self._items.warn(f"job {job} can't be scheduled", problem)
         if not snapshot.queue:
             return
         schedule = schedule_jobs(snapshot, self._offers(), now, self.timeouts)
-        for epoch, start in enumerate(schedule.starts, snapshot.epoch):
-            try:
-                applied = self._write(
-                    planning.apply_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
-                )
-            except (StaleTransition, BudgetExceeded) as changed:
-                log.info("the schedule is out of date: %s", changed)
-                self._more_work.set()
-                return
-            if applied is None:
-                return  # another worker has applied a newer schedule
+        epoch = snapshot.epoch
+        for start in schedule.starts:
+            started = self._items.run(f"the start of job {start.job}", self._start, start, epoch)
+            epoch += bool(started)
         if schedule.waits:
             self._write(planning.apply_waits, schedule.waits)
 
-    def _refill_slots(self, work: OpenWork) -> None:
+    def _start(self, start: Start, epoch: int) -> bool:
+        """Returns whether the job was started; not if another worker has applied a newer schedule."""
+        try:
+            machines = self._write(
+                planning.apply_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
+            )
+        except (StaleTransition, BudgetExceeded) as changed:
+            log.info("the schedule is out of date: %s", changed)
+            self._more_work.set()
+            return False
+        return machines is not None
+
+    def _refill_slots(self, active: ActiveAttempt, now: int) -> None:
         """Plan another machine where a launch was refused (with backoff), or where an elastic gang lost its machine."""
-        for active in work.attempts:
-            slots = active.empty_slots(work.now, self.timeouts) if active.wanted else []
-            if not slots:
-                continue
-            resources = active.spec.resources
-            offer = cheapest_offer(self._offers(), resources.provider, resources.spot, planning.chosen_type(active.job))
-            for slot in slots:
-                if offer is None:
-                    break
-                try:
-                    self._write(
-                        planning.refill_slot,
-                        active.job.id,
-                        active.attempt.number,
-                        slot,
-                        offer,
-                        agent_url=self.agent_url,
-                        deployment=self.deployment,
-                        timeouts=self.timeouts,
-                    )
-                except BudgetExceeded as short:
-                    log.info("slot %s of job %s stays empty: %s", slot, active.job.id, short)
+        slots = active.empty_slots(now, self.timeouts) if active.wanted else []
+        if not slots:
+            return
+        resources = active.spec.resources
+        offer = cheapest_offer(self._offers(), resources.provider, resources.spot, planning.chosen_type(active.job))
+        for slot in slots:
+            if offer is None:
+                return
+            try:
+                self._write(
+                    planning.refill_slot,
+                    active.job.id,
+                    active.attempt.number,
+                    slot,
+                    offer,
+                    agent_url=self.agent_url,
+                    deployment=self.deployment,
+                    timeouts=self.timeouts,
+                )
+            except BudgetExceeded as short:
+                log.info("slot %s of job %s stays empty: %s", slot, active.job.id, short)
 
     def _extend_holds(self, work: OpenWork) -> None:
-        """Extend holds before they run out. A job that can't be funded further checkpoints and pauses, or ends."""
+        """Extend holds before they run out."""
         wanted = [active for active in work.attempts if active.wanted]
         if not wanted:
             return
@@ -245,12 +264,19 @@ class ControlLoop:
             held = billing.load_fundings(db, [machine.id for active in wanted for machine in active.machines])
             overdrawn = billing.overdrawn_jobs(db, [active.job.id for active in wanted])
         for active in wanted:
-            if name := overdrawn.get(active.job.id):
-                self._stop_for_budget(active, f"The budget of {name} is overdrawn.")
-                continue
-            for machine in active.machines:
-                if machine.id in held and funding.due_extension(held[machine.id], work.now, self.timeouts):
-                    self._extend_hold(active, machine.id)
+            account = overdrawn.get(active.job.id)
+            self._items.run(f"the funding of job {active.job.id}", self._fund, active, held, account, work.now)
+
+    def _fund(
+        self, active: ActiveAttempt, held: Mapping[UUID, funding.MachineFunding], overdrawn: str | None, now: int
+    ) -> None:
+        """Extend the holds of an attempt. If it can't be funded further, its job checkpoints and pauses, or ends."""
+        if overdrawn:
+            self._stop_for_budget(active, f"The budget of {overdrawn} is overdrawn.")
+            return
+        for machine in active.machines:
+            if machine.id in held and funding.due_extension(held[machine.id], now, self.timeouts):
+                self._items.run(f"the funding of machine {machine.id}", self._extend_hold, active, machine.id)
 
     def _extend_hold(self, active: ActiveAttempt, machine: UUID) -> None:
         try:
@@ -261,11 +287,11 @@ class ControlLoop:
         except StaleTransition:
             pass  # another worker has extended it, or it has just terminated
 
-    def _settle(self, work: OpenWork) -> None:
-        for machine in work.unbilled:
-            self._write(billing.settle_machine, machine)
-        for job in work.unsettled:
-            self._write(billing.settle_job, job)
+    def _settle_machine(self, machine: UUID) -> None:
+        self._write(billing.settle_machine, machine)
+
+    def _settle_job(self, job: UUID) -> None:
+        self._write(billing.settle_job, job)
 
     # What steps share
 

@@ -16,7 +16,7 @@ from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import launches, observations
 
 from shoestring_worker.providers.base import LaunchRefused, LaunchRequest, OutcomeUnknown, Provider
-from shoestring_worker.steps import write
+from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class Launcher:
     provider: Provider
     timeouts: Timeouts
     secret: str
+    items: ItemRunner
     offload: Callable[[UUID], None] = lambda _: None
     """Asks another worker to launch a machine; if none does, the next tick launches it."""
     monotonic: Callable[[], float] = time.monotonic
@@ -43,7 +44,10 @@ class Launcher:
             machines = launches.load_launchable(db)
         for machine in machines[MAX_CONCURRENT_LAUNCHES:]:
             self.offload(machine)
-        calls = [self._pool.submit(self.launch, machine) for machine in machines[:MAX_CONCURRENT_LAUNCHES]]
+        calls = [
+            self._pool.submit(self.items.run, f"the launch of machine {machine}", self.launch, machine)
+            for machine in machines[:MAX_CONCURRENT_LAUNCHES]
+        ]
         for call in calls:
             call.result()
 

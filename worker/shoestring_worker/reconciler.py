@@ -21,7 +21,7 @@ from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import heartbeats, launches, observations
 
 from shoestring_worker.providers.base import Provider
-from shoestring_worker.steps import run_step, write
+from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class Reconciler:
     provider: Provider
     timeouts: Timeouts
     deployment: str
+    items: ItemRunner
 
     _not_listed_since: dict[UUID, int] = field(default_factory=dict)
     """When a machine that was listed before was first missing. In memory: a restart only prolongs the wait."""
@@ -55,7 +56,8 @@ class Reconciler:
         newly_missing = [action.machine for action in actions if isinstance(action, NotListed)]
         self._not_listed_since = still_missing | dict.fromkeys(newly_missing, listed_at)
         for action in actions:
-            run_step(self._apply, action, listed_at)
+            what = action.provider_id if isinstance(action, Terminate) else action.machine
+            self.items.run(f"machine {what}", self._apply, action, listed_at)
 
     def _apply(self, action: Action, listed_at: int) -> None:
         match action:

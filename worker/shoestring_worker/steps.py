@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
-from shoestring_core.errors import Unavailable
+from shoestring_core.errors import DatabaseUnavailable, Unavailable
 from shoestring_core.store.db import Store, Write
 
 from shoestring_worker.providers.base import OutcomeUnknown
@@ -16,13 +18,61 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LOG_INTERVAL_S = 60.0
+"""How often a failure that repeats in every tick is logged."""
 
-def run_step(step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Run a step. If the provider or the database is unavailable, the next tick repeats it and the others continue."""
-    try:
-        step(*args, **kwargs)
-    except (OutcomeUnknown, Unavailable) as failure:
-        log.warning("%s: %s", step.__name__.strip("_"), failure)
+
+@dataclass
+class ItemRunner:
+    """Serves the items of a tick: attempts, jobs, machines, providers. One that fails keeps no other from its turn."""
+
+    monotonic: Callable[[], float]
+    _failing: dict[str, _Failure] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, item: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Do one step for one item, named by `item`. If it fails, that is logged, and the next tick tries again.
+
+        Raises DatabaseUnavailable: then no other item can be served either.
+        """
+        try:
+            result = function(*args, **kwargs)
+        except DatabaseUnavailable:
+            raise
+        except (OutcomeUnknown, Unavailable) as failure:
+            self.warn(item, str(failure))
+        except Exception:
+            if times := self._should_log(item):
+                log.exception("%s failed%s; the next tick tries again", item, times)
+        else:
+            with self._lock:
+                self._failing.pop(item, None)
+            return result
+        return None
+
+    def warn(self, item: str, problem: str) -> None:
+        """Log a problem; one that repeats in every tick once per LOG_INTERVAL_S."""
+        if times := self._should_log(item):
+            log.warning("%s: %s%s", item, problem, times)
+
+    def _should_log(self, item: str) -> str:
+        """How often the item has failed, in brackets; empty if that was logged a moment ago."""
+        now = self.monotonic()
+        with self._lock:
+            self._failing = {key: one for key, one in self._failing.items() if now < one.last_at + 2 * LOG_INTERVAL_S}
+            record = self._failing.setdefault(item, _Failure())
+            record.count, record.last_at = record.count + 1, now
+            if now < record.logged_at + LOG_INTERVAL_S:
+                return ""
+            record.logged_at = now
+            return f" (failure {record.count} in a row)"
+
+
+@dataclass
+class _Failure:
+    count: int = 0
+    last_at: float = float("-inf")
+    logged_at: float = float("-inf")
 
 
 def write(store: Store, function: Callable[Concatenate[Write, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

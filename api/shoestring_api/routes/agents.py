@@ -24,7 +24,6 @@ from shoestring_core.store.tables import MachineRow
 
 from shoestring_api.app_state import AppState
 from shoestring_api.dependencies import StateDep
-from shoestring_api.routes.artifacts import MAX_MANIFEST_BYTES
 
 router = APIRouter(prefix="/agent/v1", tags=["agent"])
 log = logging.getLogger(__name__)
@@ -268,14 +267,7 @@ def _check_objects(state: AppState, machine: MachineRow, commit: wire.Checkpoint
         )
     if manifest_head.sha256 != commit.manifest_sha256:
         raise InvalidRequest("The manifest does not match the commit: its SHA-256 differs.")
-    if manifest_head.bytes > MAX_MANIFEST_BYTES:
-        raise InvalidRequest(f"A manifest must have at most {MAX_MANIFEST_BYTES:,} bytes.")
-    try:
-        manifest = checkpoints.Manifest.model_validate_json(
-            state.objects.read(f"{key}/manifest.json", MAX_MANIFEST_BYTES)
-        )
-    except ValidationError as error:
-        raise InvalidRequest(f"The manifest can't be read: {error.errors()[0]['msg']}.") from None
+    manifest, _ = checkpoints.read_manifest(state.objects, key)
     if data != ObjectInfo(manifest.bytes, manifest.sha256) or data.bytes != commit.bytes:
         raise InvalidRequest("The data does not match its manifest: size or SHA-256 differ.")
     if (manifest.job, manifest.generation, manifest.step) != (machine.job, commit.generation, commit.step):

@@ -19,8 +19,6 @@ from shoestring_api.dependencies import Caller, ReadDep, StateDep
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-MAX_MANIFEST_BYTES = 16_000_000
-
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -79,7 +77,7 @@ def download_artifact(
 
 
 def _read_manifest(state: AppState, key: str) -> checkpoints.Manifest:
-    return checkpoints.Manifest.model_validate_json(state.objects.read(f"{key}/manifest.json", MAX_MANIFEST_BYTES))
+    return checkpoints.read_manifest(state.objects, key)[0]
 
 
 def _serialize(job: JobRow, step: int, part: checkpoints.Part) -> rest.Artifact:

@@ -8,7 +8,7 @@ never start, or that waits for a backoff after a failed attempt, blocks nobody.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -66,12 +66,16 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class QueueSnapshot:
-    """What a schedule is made from. `queue` is in the order of service; `machines_in_use` counts them by provider."""
+    """What a schedule is made from. `queue` is in the order of service; `machines_in_use` counts them by provider.
+
+    unreadable  jobs that are left out of the queue because their stored spec or sizing can't be read, and why
+    """
 
     epoch: int
     queue: tuple[QueuedJob, ...]
     balances: dict[UUID, AccountBalance]
     machines_in_use: dict[str, int]
+    unreadable: dict[UUID, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

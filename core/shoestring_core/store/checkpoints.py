@@ -7,20 +7,22 @@ follows from those that are stored, so that the service finds an upload whose ma
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import insert, select, update
 
 from shoestring_core import wire
-from shoestring_core.errors import AgentRefused, BatchesMissing, InvalidRequest, InvalidSpec, Problem
+from shoestring_core.errors import AgentRefused, BatchesMissing, InvalidRequest, InvalidSpec, Problem, TooLarge
 from shoestring_core.states import EndReason, JobState
 from shoestring_core.store import jobs, metrics
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.ids import new_id
+from shoestring_core.store.objects import Objects
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MemberRow
 
 
@@ -61,6 +63,20 @@ class StrandedUpload:
     generation: int
     key: str
     last_step: int
+
+
+def read_manifest(objects: Objects, key: str) -> tuple[Manifest, str]:
+    """The manifest of the checkpoint at `key`, and its SHA-256.
+
+    Raises NotFound, and InvalidRequest if it is damaged or too large: it will stay so, because objects never change.
+    """
+    try:
+        text = objects.read(f"{key}/manifest.json", wire.MAX_MANIFEST_BYTES)
+        return Manifest.model_validate_json(text), hashlib.sha256(text).hexdigest()
+    except TooLarge:
+        raise InvalidRequest(f"A manifest must have at most {wire.MAX_MANIFEST_BYTES:,} bytes.") from None
+    except ValidationError as error:
+        raise InvalidRequest(f"The manifest can't be read: {error.errors()[0]['msg']}.") from None
 
 
 def next_upload(db: Read, machine_id: UUID) -> Upload | None:

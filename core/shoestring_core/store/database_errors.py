@@ -9,10 +9,13 @@ from contextlib import contextmanager
 
 from sqlalchemy import exc
 
-from shoestring_core.errors import Unavailable
+from shoestring_core.errors import DatabaseUnavailable, Unavailable
 
 _SQLITE_CONFLICTS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _POSTGRESQL_CONFLICTS = ("40001", "40P01")
+
+_OF_ONE_TRANSACTION = ("40", "55P03", "57014")
+"""PostgreSQL failed one transaction, because of the rows that it uses; others may succeed."""
 
 _LOCKED = (
     "Another process keeps the database locked.",
@@ -51,16 +54,18 @@ _POSTGRESQL_MESSAGES = {
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn failures of the database into Unavailable; our own mistakes pass unchanged."""
+    """Turn failures of the database into DatabaseUnavailable, or into Unavailable if only this transaction is affected;
+    our own mistakes pass unchanged."""
     try:
         yield
     except exc.TimeoutError as error:
-        raise Unavailable("All database connections are in use.", hint="Try again.") from error
+        raise DatabaseUnavailable("All database connections are in use.", hint="Try again.") from error
     except (exc.DBAPIError, sqlite3.Error) as error:  # bare sqlite3 errors come from opening a connection
         if (translated := _message_and_hint(error)) is None:
             raise
         message, hint = translated
-        raise Unavailable(message, hint=hint) from error
+        others_may_succeed = (_sqlstate(error) or "").startswith(_OF_ONE_TRANSACTION)
+        raise (Unavailable if others_may_succeed else DatabaseUnavailable)(message, hint=hint) from error
 
 
 def is_conflict(error: BaseException | None) -> bool:

@@ -40,7 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
-from shoestring_core.errors import StoreTooNew, Unavailable
+from shoestring_core.errors import DatabaseUnavailable, StoreTooNew, Unavailable
 from shoestring_core.store import migrations, tables
 from shoestring_core.store.database_errors import is_conflict, translate_errors
 from shoestring_core.store.engines import postgresql_engine, sqlite_engine
@@ -205,7 +205,8 @@ class Store:
     def write(self, work: Callable[[Write], T], /) -> T:
         """Run `work` in one transaction and return its result.
 
-        Raises what `work` raises, and Unavailable if the database can't be written; then nothing is changed.
+        Raises what `work` raises; Unavailable if its conflict with others persists, DatabaseUnavailable if the database
+        can't be written. Then nothing is changed.
         """
         give_up_at = time.monotonic() + self.busy_timeout_s
         for run in range(1, MAX_RUNS + 1):
@@ -255,7 +256,7 @@ class Store:
             yield
             return
         if not self._lock.acquire(timeout=self.busy_timeout_s):
-            raise Unavailable("The database is too busy with other writes.", hint="Try again.")
+            raise DatabaseUnavailable("The database is too busy with other writes.", hint="Try again.")
         try:
             yield
         finally:

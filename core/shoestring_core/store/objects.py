@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 from urllib.parse import quote
 
-from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, ShoestringError, Unavailable
+from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, ShoestringError, TooLarge, Unavailable
 
 Method = Literal["GET", "PUT"]
 
@@ -47,7 +47,7 @@ class Objects(Protocol):
         """Size and SHA-256; None if there is no such object."""
 
     def read(self, key: str, limit: int) -> bytes:
-        """Return a small object. Raises NotFound, and Unavailable if it has more than `limit` bytes."""
+        """Return a small object. Raises NotFound, and TooLarge if it has more than `limit` bytes."""
 
     def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
         """Yield `count` bytes from offset `first` on, block by block. Raises NotFound."""
@@ -92,7 +92,7 @@ class LocalObjects:
         if info is None:
             raise _missing(key)
         if info.bytes > limit:
-            raise Unavailable(f"Object {key} has {info.bytes} bytes; at most {limit} were expected.")
+            raise TooLarge(f"Object {key} has {info.bytes:,} bytes; at most {limit:,} were expected.")
         return self.path(key).read_bytes()
 
     def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:

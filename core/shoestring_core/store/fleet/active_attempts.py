@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -23,7 +24,6 @@ class ActiveAttempt:
     """An attempt that isn't closed, with its job, machines, generation and members."""
 
     job: JobRow
-    spec: JobSpec
     attempt: AttemptRow
     machines: list[MachineRow]
     """All of the attempt, never launched ones too, by ordinal."""
@@ -34,6 +34,11 @@ class ActiveAttempt:
     restarts: int
     trained_us: int
     """How long the job's generations have run so far, over all attempts."""
+
+    @cached_property
+    def spec(self) -> JobSpec:
+        """Parsed on first use, so that one that can't be read stops no other attempt. Raises InvalidSpec."""
+        return JobSpec.from_stored(self.job.spec)
 
     @property
     def wanted(self) -> bool:
@@ -183,7 +188,6 @@ def _active_attempt(
     formed = max((row.number for row in own if row.formed_at is not None), default=None)
     return ActiveAttempt(
         job=job,
-        spec=JobSpec.from_stored(job.spec),
         attempt=attempt,
         machines=[row for row in machines if row.attempt == attempt.number],
         generation=current,

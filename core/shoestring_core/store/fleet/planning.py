@@ -14,7 +14,7 @@ from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.decide.schedule import AccountBalance, QueuedJob, QueueSnapshot, Start, Wait
 from shoestring_core.decide.sizing import Choice
 from shoestring_core.decide.timeouts import S, Timeouts
-from shoestring_core.errors import StaleTransition
+from shoestring_core.errors import InvalidSpec, StaleTransition
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger
@@ -51,15 +51,20 @@ def load_snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
         )
     }
     accounts |= {row.id: row for row in leaves.values()}
-    queue = tuple(
-        _queued_job(job, rows.ancestor_ids(leaves[str(job.id)], accounts), attempts[job.id], machines[job.id], timeouts)
-        for job in queued
-    )
+    queue: list[QueuedJob] = []
+    unreadable: dict[UUID, str] = {}
+    for job in queued:
+        path = rows.ancestor_ids(leaves[str(job.id)], accounts)
+        try:
+            queue.append(_queued_job(job, path, attempts[job.id], machines[job.id], timeouts))
+        except (InvalidSpec, ValueError, KeyError) as failure:
+            unreadable[job.id] = f"{type(failure).__name__}: {failure}"
     alive = (
         select(MachineRow.provider, func.count()).where(MachineRow.state.in_(rows.ALIVE)).group_by(MachineRow.provider)
     )
     slots_used = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
-    return QueueSnapshot(epoch, queue, {row.id: _balance(db, row) for row in accounts.values()}, slots_used)
+    balances = {row.id: _balance(db, row) for row in accounts.values()}
+    return QueueSnapshot(epoch, tuple(queue), balances, slots_used, unreadable)
 
 
 def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
