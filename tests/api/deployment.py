@@ -26,7 +26,7 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.store import identity
 from shoestring_core.store.db import Store, Write
-from shoestring_core.store.fleet import launches, observations, planning
+from shoestring_core.store.fleet import launches, observations, planning, queue
 
 from tests.servers import PATIENCE_S, free_port, until
 
@@ -94,7 +94,7 @@ class Deployment:
         timeouts = self.state.timeouts
 
         def plan(db: Write) -> list[UUID]:
-            snapshot = planning.load_snapshot(db, timeouts)
+            snapshot = queue.load_queue(db, timeouts, {}).snapshot
             starts = schedule.schedule_jobs(snapshot, [OFFER], db.now, timeouts).starts
             start = next(start for start in starts if start.job == job)
             machines = planning.apply_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")

@@ -14,7 +14,7 @@ from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, BatchesMissing, BudgetExceeded, InvalidRequest, StaleTransition
 from shoestring_core.store import checkpoints, jobs, ledger
-from shoestring_core.store.fleet import agents, heartbeats, observations, planning
+from shoestring_core.store.fleet import agents, heartbeats, observations, planning, queue
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
 from shoestring_worker.providers.base import LaunchRequest
 from shoestring_worker.providers.sim import Fault, SimulatedProvider
@@ -226,7 +226,7 @@ def test_a_machine_missing_at_the_provider_is_terminated_after_two_sweeps_and_bi
 def test_of_two_plans_made_at_the_same_epoch_one_is_applied(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.load_snapshot(db, world.timeouts)
+        snapshot = queue.load_queue(db, world.timeouts, {}).snapshot
     (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
 
     def apply() -> object:
@@ -242,7 +242,7 @@ def test_of_two_plans_made_at_the_same_epoch_one_is_applied(world: World):
 def test_a_plan_for_a_job_that_was_stopped_since_places_no_hold(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.load_snapshot(db, world.timeouts)
+        snapshot = queue.load_queue(db, world.timeouts, {}).snapshot
     (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
@@ -442,7 +442,7 @@ def test_an_idle_service_lists_the_providers_machines_rarely(world: World):
 def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     job = world.submit()
     with world.store.read() as db:
-        snapshot = planning.load_snapshot(db, world.timeouts)
+        snapshot = queue.load_queue(db, world.timeouts, {}).snapshot
     (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
     world.budget(1)
     with pytest.raises(BudgetExceeded):

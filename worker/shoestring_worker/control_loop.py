@@ -19,7 +19,6 @@ from uuid import UUID
 
 from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer, cheapest_offer
-from shoestring_core.decide.schedule import Start, schedule_jobs
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, InvalidRequest, InvalidState, NotFound, StaleTransition
 from shoestring_core.states import DesiredState
@@ -33,6 +32,7 @@ from shoestring_core.store.objects import Objects
 from shoestring_worker.launcher import Launcher
 from shoestring_worker.providers.base import Provider
 from shoestring_worker.reconciler import Reconciler
+from shoestring_worker.scheduler import Scheduler
 from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,10 @@ class ControlLoop:
             self.store, self.provider, self.timeouts, self.secret, self._items, self.offload_launch, self.monotonic
         )
         self._reconciler = Reconciler(self.store, self.provider, self.timeouts, self.deployment, self._items)
+        self._scheduler = Scheduler(
+            self.store, self.timeouts, self.agent_url, self.deployment, self._offers, self._items,
+            schedule_again=self._more_work.set, monotonic=self.monotonic,
+        )  # fmt: skip
 
     @property
     def deployment(self) -> str:
@@ -115,7 +119,7 @@ class ControlLoop:
         self._for_each("closing", self._close_attempt, work.attempts)
         self._for_each("the time limit", self._enforce_time_limit, work.attempts)
         self._for_each("failures", self._handle_failures, work.attempts, work.now)
-        items.run("the schedule", self._schedule_jobs)
+        items.run("the schedule", self._scheduler.schedule_jobs)
         self._for_each("empty slots", self._refill_slots, work.attempts, work.now)
         items.run("the launches", self.launcher.launch_pending)
         items.run("the funding", self._extend_holds, work)
@@ -203,41 +207,14 @@ class ControlLoop:
         except StaleTransition as stale:
             log.info("%s", stale)
 
-    def _schedule_jobs(self) -> None:
-        """Start the queued jobs whose turn it is; record why the others wait."""
-        with self.store.read() as db:
-            snapshot, now = planning.load_snapshot(db, self.timeouts), db.now
-        for job, problem in snapshot.unreadable.items():
-            self._items.warn(f"job {job} can't be scheduled", problem)
-        if not snapshot.queue:
-            return
-        schedule = schedule_jobs(snapshot, self._offers(), now, self.timeouts)
-        epoch = snapshot.epoch
-        for start in schedule.starts:
-            started = self._items.run(f"the start of job {start.job}", self._start, start, epoch)
-            epoch += bool(started)
-        if schedule.waits:
-            self._write(planning.apply_waits, schedule.waits)
-
-    def _start(self, start: Start, epoch: int) -> bool:
-        """Returns whether the job was started; not if another worker has applied a newer schedule."""
-        try:
-            machines = self._write(
-                planning.apply_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
-            )
-        except (StaleTransition, BudgetExceeded) as changed:
-            log.info("the schedule is out of date: %s", changed)
-            self._more_work.set()
-            return False
-        return machines is not None
-
     def _refill_slots(self, active: ActiveAttempt, now: int) -> None:
         """Plan another machine where a launch was refused (with backoff), or where an elastic gang lost its machine."""
         slots = active.empty_slots(now, self.timeouts) if active.wanted else []
         if not slots:
             return
         resources = active.spec.resources
-        offer = cheapest_offer(self._offers(), resources.provider, resources.spot, planning.chosen_type(active.job))
+        type_ = queue.chosen_type(active.job.sizing)
+        offer = cheapest_offer(self._offers(), resources.provider, resources.spot, type_)
         for slot in slots:
             if offer is None:
                 return

@@ -54,6 +54,9 @@ MAX_RUNS = 5
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits for its turn."""
 
+NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait"})
+"""Kinds of events that no schedule depends on: reports of machines, and what the scheduler itself writes."""
+
 _URL_HINT = "Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME."
 
 
@@ -172,10 +175,11 @@ class Write(Read):
         return CommitInfo(set(by_team), {row["job"] for row in self._events if row["job"]}, self._tick_requested)
 
     def _assign_numbers(self, team: UUID, rows: list[dict[str, Any]]) -> None:
+        changes = sum(row["kind"] not in NOT_SCHEDULED_FROM for row in rows)
         last = self.sql.execute(
             update(tables.TeamRow)
             .where(tables.TeamRow.id == team)
-            .values(feed_seq=tables.TeamRow.feed_seq + len(rows))
+            .values(feed_seq=tables.TeamRow.feed_seq + len(rows), changes=tables.TeamRow.changes + changes)
             .returning(tables.TeamRow.feed_seq)
         ).scalar_one()
         for seq, row in enumerate(rows, start=last - len(rows) + 1):

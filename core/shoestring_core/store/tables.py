@@ -94,6 +94,8 @@ class TeamRow(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     feed_seq: Mapped[int] = mapped_column(default=0)
+    changes: Mapped[int] = mapped_column(default=0)
+    """Counts the events that a schedule may depend on, which is why it is made again."""
 
 
 class UserRow(Base):
@@ -200,7 +202,7 @@ class JobRow(Base):
         _one_of("state", JobState),
         _one_of("desired_state", DesiredState),
         Index(None, "team_id", "created_at"),
-        Index(None, "state"),
+        Index(None, "state", "settled_at"),
     )
 
 
@@ -219,6 +221,7 @@ class AttemptRow(Base):
     closed_at: Mapped[int | None]
     __table_args__ = (
         _one_of("state", AttemptState),
+        Index(None, "state"),
         Index(
             "uq_attempts_job_open", "job", unique=True,
             sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'"),
@@ -277,7 +280,7 @@ class MachineRow(Base):
             postgresql_where=text("state NOT IN ('terminated','never_launched')"),
         ),
         Index("uq_machines_provider_id", "provider", "region", "provider_id", unique=True),
-        Index(None, "state"),
+        Index(None, "state", "billed_at"),
     )  # fmt: skip
 
 

@@ -128,7 +128,9 @@ class OpenWork:
 
 def load_open_work(db: Read) -> OpenWork:
     """What there is to do: a few indexed reads if there is nothing."""
-    attempts = list(db.sql.scalars(select(AttemptRow).where(AttemptRow.state != "closed").order_by(AttemptRow.job)))
+    attempts = list(
+        db.sql.scalars(select(AttemptRow).where(AttemptRow.state.in_(rows.UNCLOSED)).order_by(AttemptRow.job))
+    )
     return OpenWork(
         now=db.now,
         queued_jobs=db.sql.scalar(select(func.count()).select_from(JobRow).where(JobRow.state == "queued")) or 0,

@@ -1,70 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue as the scheduler sees it, and its decisions recorded: attempts with their launch intents, and waits."""
+"""Decisions to rent machines, recorded: attempts opened, with a launch intent and a hold for each machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
 
-from shoestring_core.decide import failures, funding
+from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
-from shoestring_core.decide.schedule import AccountBalance, QueuedJob, QueueSnapshot, Start, Wait
-from shoestring_core.decide.sizing import Choice
-from shoestring_core.decide.timeouts import S, Timeouts
-from shoestring_core.errors import InvalidSpec, StaleTransition
-from shoestring_core.spec import JobSpec
+from shoestring_core.decide.schedule import Start
+from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.errors import StaleTransition
 from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger
-from shoestring_core.store.db import Read, Write
-from shoestring_core.store.fleet import rows
+from shoestring_core.store.db import Write
+from shoestring_core.store.fleet import queue, rows
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, SchedulerRow
-
-
-def load_snapshot(db: Read, timeouts: Timeouts) -> QueueSnapshot:
-    """What the scheduler decides from: the queue in order, the accounts that pay, the machines that are alive."""
-    epoch = db.sql.scalar(select(SchedulerRow.epoch)) or 0
-    queued = list(
-        db.sql.scalars(
-            select(JobRow)
-            .where(JobRow.state == "queued", JobRow.desired_state == "run")
-            .order_by(JobRow.queued_at, JobRow.id)
-        )
-    )
-    if not queued:
-        return QueueSnapshot(epoch, (), {}, {})
-    ids = [job.id for job in queued]
-    attempts = rows.group_by_job(
-        db.sql.scalars(select(AttemptRow).where(AttemptRow.job.in_(ids)).order_by(AttemptRow.number))
-    )
-    machines = rows.group_by_job(db.sql.scalars(select(MachineRow).where(MachineRow.job.in_(ids))))
-    accounts = {
-        row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member"))))
-    }
-    leaves = {
-        row.owner: row
-        for row in db.sql.scalars(
-            select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner.in_([str(job) for job in ids]))
-        )
-    }
-    accounts |= {row.id: row for row in leaves.values()}
-    queue: list[QueuedJob] = []
-    unreadable: dict[UUID, str] = {}
-    for job in queued:
-        path = rows.ancestor_ids(leaves[str(job.id)], accounts)
-        try:
-            queue.append(_queued_job(job, path, attempts[job.id], machines[job.id], timeouts))
-        except (InvalidSpec, ValueError, KeyError) as failure:
-            unreadable[job.id] = f"{type(failure).__name__}: {failure}"
-    alive = (
-        select(MachineRow.provider, func.count()).where(MachineRow.state.in_(rows.ALIVE)).group_by(MachineRow.provider)
-    )
-    slots_used = {provider: count for provider, count in db.sql.execute(alive).all()}  # noqa: C416 - these are rows
-    balances = {row.id: _balance(db, row) for row in accounts.values()}
-    return QueueSnapshot(epoch, tuple(queue), balances, slots_used, unreadable)
+from shoestring_core.store.tables import AttemptRow, MachineRow
 
 
 def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
@@ -72,8 +26,7 @@ def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployme
 
     Raises StaleTransition if the job is not queued any more, BudgetExceeded if its budget was used elsewhere.
     """
-    next_epoch = update(SchedulerRow).where(SchedulerRow.epoch == epoch).values(epoch=epoch + 1)
-    if not rows.try_update(db, next_epoch):
+    if not queue.advance_epoch(db, epoch):
         return None
     job = rows.load_job(db, start.job)
     if start.attempt != job.attempt + (not start.reopened):
@@ -99,25 +52,6 @@ def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployme
     for machine in machines:
         rows.record_machine_event(db, job, start.attempt, machine, "planned")
     return machines
-
-
-def apply_waits(db: Write, waits: Iterable[Wait]) -> None:
-    """Record why jobs wait, where that has changed. A changed position in the queue is no event."""
-    for wait in sorted(waits, key=lambda wait: wait.job):
-        job = db.sql.get(JobRow, wait.job)
-        if job is None or job.state != JobState.QUEUED or (job.wait_reason, job.wait_text) == (wait.reason, wait.text):
-            continue
-        changed = update(JobRow).where(JobRow.id == wait.job, JobRow.state == "queued")
-        written = rows.try_update(db, changed.values(wait_reason=wait.reason, wait_text=wait.text))
-        if written and job.wait_reason != wait.reason:
-            db.event(
-                team=job.team_id,
-                kind="wait",
-                actor="scheduler",
-                reason=wait.text,
-                job=job.id,
-                data={"from": job.wait_reason, "to": wait.reason},
-            )
 
 
 def refill_slot(
@@ -150,52 +84,6 @@ def refill_slot(
     )
     rows.record_machine_event(db, job, attempt_number, machine, "planned")
     return machine
-
-
-def chosen_type(job: JobRow) -> str | None:
-    """The type of machine that was chosen for a job; None: any will do."""
-    return Choice.from_json(job.sizing["choice"]).type if job.sizing else None
-
-
-def _queued_job(
-    job: JobRow, path: tuple[UUID, ...], attempts: list[AttemptRow], machines: list[MachineRow], timeouts: Timeouts
-) -> QueuedJob:
-    spec = JobSpec.from_stored(job.spec)
-    bought = {row.attempt for row in machines if row.launched_at is not None}
-    last = attempts[-1] if attempts else None
-    reopened = last is not None and last.number not in bought
-    alive = sum(row.state in rows.ALIVE for row in machines)
-    winding_down = last is not None and last.state != AttemptState.CLOSED
-    return QueuedJob(
-        job=job.id,
-        nodes=spec.resources.nodes,
-        provider=spec.resources.provider,
-        spot=spec.resources.spot,
-        type=chosen_type(job),
-        account_path=path,
-        attempt=job.attempt if reopened else job.attempt + 1,
-        reopened=reopened,
-        terminating_machines=alive or int(winding_down),
-        not_before=_not_before(attempts, timeouts),
-        backoff_text="The last attempt ended before its first step. It is retried with increasing delays.",
-    )
-
-
-CAPACITY_DELAY = 5 * S
-"""Capacity that was missing a moment ago is still missing; half a gang is paid for while we retry."""
-
-
-def _not_before(attempts: list[AttemptRow], timeouts: Timeouts) -> int:
-    """When the next attempt may open: after a delay that grows with the attempts in a row that trained nothing."""
-    failed = []
-    for attempt in reversed(attempts):
-        if attempt.trained or attempt.reason not in ("machine_lost", "not_ready", "capacity"):
-            break
-        failed.append(attempt)
-    if not failed or failed[0].closed_at is None:
-        return 0
-    first = CAPACITY_DELAY if failed[0].reason == "capacity" else S // 2
-    return failed[0].closed_at + failures.backoff(len(failed), timeouts, first)
 
 
 def _open_attempt(db: Write, start: Start, epoch: int) -> None:
@@ -254,8 +142,3 @@ def _insert_machine(
         )
     )
     return machine
-
-
-def _balance(db: Read, row: AccountRow) -> AccountBalance:
-    name = "this job" if row.kind == "job" else ledger.title(db, row)
-    return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft)

@@ -18,6 +18,9 @@ from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, Machine
 ALIVE = ("planned", "launching", "running", "terminating")
 """States of machines that run, or may run without our knowledge, or may yet be launched."""
 
+UNCLOSED = ("open", "closing")
+"""States of attempts whose machines may be alive."""
+
 
 def try_update(db: Write, statement: Update) -> bool:
     """Run a guarded UPDATE of one row. Returns whether its guard still held."""

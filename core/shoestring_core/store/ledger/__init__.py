@@ -32,6 +32,7 @@ from shoestring_core.store.ledger.accounts import (
     team_account,
     team_budgets,
     title,
+    titles,
     visible_account,
 )
 from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
@@ -58,6 +59,7 @@ __all__ = [
     "team_budgets",
     "tightest_account",
     "title",
+    "titles",
     "transfers_of",
     "visible_account",
 ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import Select, select
@@ -94,12 +95,19 @@ def teams_below(db: Read, account: AccountRow) -> list[UUID]:
 
 def title(db: Read, account: AccountRow) -> str:
     """The account's name for people: `team vision`, `job digits`."""
+    return titles(db, [account])[account.id]
+
+
+def titles(db: Read, accounts: Sequence[AccountRow]) -> dict[UUID, str]:
+    """The names of accounts for people, by id."""
+    named = {row.id: f"organisation {row.owner}" if row.kind == "org" else row.kind for row in accounts}
     tables: dict[str, type[TeamRow | UserRow | JobRow]] = {"team": TeamRow, "member": UserRow, "job": JobRow}
-    if account.kind not in tables:
-        return f"organisation {account.owner}" if account.kind == "org" else account.kind
-    table = tables[account.kind]
-    name = db.sql.scalar(select(table.name).where(table.id == UUID(account.owner.rpartition("/")[2])))
-    return f"{account.kind} {name}"
+    for kind, table in tables.items():
+        owners = {row.id: UUID(row.owner.rpartition("/")[2]) for row in accounts if row.kind == kind}
+        if owners:
+            names = dict(db.sql.execute(select(table.id, table.name).where(table.id.in_(set(owners.values())))).all())
+            named |= {account: f"{kind} {names[owner]}" for account, owner in owners.items()}
+    return named
 
 
 def _create(db: Write, kind: str, owner: str, parent: UUID | None, limit_micro: int | None = None) -> AccountRow:

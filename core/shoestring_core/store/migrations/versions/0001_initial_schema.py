@@ -95,6 +95,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("feed_seq", sa.BigInteger(), nullable=False),
+        sa.Column("changes", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_teams")),
         sa.UniqueConstraint("name", name=op.f("uq_teams_name")),
     )
@@ -168,7 +169,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_jobs_user_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
-    op.create_index(op.f("ix_jobs_state"), "jobs", ["state"], unique=False)
+    op.create_index(op.f("ix_jobs_state_settled_at"), "jobs", ["state", "settled_at"], unique=False)
     op.create_index(op.f("ix_jobs_team_id_created_at"), "jobs", ["team_id", "created_at"], unique=False)
     op.create_table(
         "keys",
@@ -252,6 +253,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job"], ["jobs.id"], name=op.f("fk_attempts_job")),
         sa.PrimaryKeyConstraint("job", "number", name=op.f("pk_attempts")),
     )
+    op.create_index(op.f("ix_attempts_state"), "attempts", ["state"], unique=False)
     op.create_index(
         "uq_attempts_job_open",
         "attempts",
@@ -346,7 +348,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_machines")),
     )
-    op.create_index(op.f("ix_machines_state"), "machines", ["state"], unique=False)
+    op.create_index(op.f("ix_machines_state_billed_at"), "machines", ["state", "billed_at"], unique=False)
     op.create_index("uq_machines_job_attempt_ordinal", "machines", ["job", "attempt", "ordinal"], unique=True)
     op.create_index("uq_machines_provider_id", "machines", ["provider", "region", "provider_id"], unique=True)
     op.create_index(

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the queued jobs whose turn it is, and records why the others wait."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.schedule import QueuedJob, Start, schedule_jobs
+from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.errors import BudgetExceeded, StaleTransition
+from shoestring_core.store.db import Store
+from shoestring_core.store.fleet import planning, queue
+from shoestring_core.store.fleet.queue import QueueMark
+
+from shoestring_worker.steps import ItemRunner, write
+
+log = logging.getLogger(__name__)
+
+RECHECK_S = 60.0
+"""How often a schedule is made although nothing changed, in case a write that should change the mark doesn't."""
+
+
+@dataclass(frozen=True)
+class AppliedSchedule:
+    """What the last schedule was made from. Until something of it changes, another one would be the same.
+
+    valid_until  when the first backoff of a waiting job ends (µs UTC); None: none is in one
+    made_at      by the monotonic clock
+    """
+
+    mark: QueueMark
+    offers: list[Offer]
+    valid_until: int | None
+    made_at: float
+
+
+@dataclass
+class Scheduler:
+    """Decides again only if something has changed. It remembers what in memory: after a restart it decides again.
+
+    schedule_again  called when a schedule was out of date before it was applied
+    """
+
+    store: Store
+    timeouts: Timeouts
+    agent_url: str
+    deployment: str
+    offers: Callable[[], list[Offer]]
+    items: ItemRunner
+    schedule_again: Callable[[], None]
+    monotonic: Callable[[], float] = time.monotonic
+
+    _known: dict[UUID, QueuedJob] = field(default_factory=dict)
+    _applied: AppliedSchedule | None = None
+
+    def schedule_jobs(self) -> None:
+        """Make a schedule and apply it, unless the last one still applies."""
+        with self.store.read() as db:
+            mark, now = queue.load_mark(db), db.now
+        if not mark.jobs:
+            return
+        offers = self.offers()
+        if self._still_applies(mark, offers, now):
+            return
+        with self.store.read() as db:
+            loaded, now = queue.load_queue(db, self.timeouts, self._known), db.now
+        for job, problem in loaded.snapshot.unreadable.items():
+            self.items.warn(f"job {job} can't be scheduled", problem)
+        schedule = schedule_jobs(loaded.snapshot, offers, now, self.timeouts)
+        epoch, complete = loaded.mark.epoch, True
+        for start in schedule.starts:
+            started = bool(self.items.run(f"the start of job {start.job}", self._start, start, epoch))
+            epoch, complete = epoch + started, complete and started
+        if waits := loaded.changed(schedule.waits):
+            written = write(self.store, queue.apply_waits, waits, loaded.waits, epoch)
+            epoch, complete = epoch + written, complete and written
+        if complete:
+            backoffs = [job.not_before for job in loaded.snapshot.queue if job.not_before > now]
+            mark = loaded.mark._replace(epoch=epoch)
+            self._applied = AppliedSchedule(mark, list(offers), min(backoffs, default=None), self.monotonic())
+
+    def _start(self, start: Start, epoch: int) -> bool:
+        """Returns whether the job was started; not if another worker has applied a newer schedule."""
+        try:
+            machines = write(
+                self.store, planning.apply_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
+            )
+        except (StaleTransition, BudgetExceeded) as changed:
+            log.info("the schedule is out of date: %s", changed)
+            self.schedule_again()
+            return False
+        return machines is not None
+
+    def _still_applies(self, mark: QueueMark, offers: list[Offer], now: int) -> bool:
+        last = self._applied
+        return (
+            last is not None
+            and (last.mark, last.offers) == (mark, offers)
+            and (last.valid_until is None or now < last.valid_until)
+            and self.monotonic() < last.made_at + RECHECK_S
+        )
