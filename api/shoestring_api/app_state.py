@@ -13,7 +13,6 @@ from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import Unavailable
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.fleet import heartbeats
-from shoestring_core.store.group_commit import GroupCommit
 from shoestring_core.store.objects import Objects, open_objects
 
 from shoestring_api.change_notifier import ChangeNotifier
@@ -30,8 +29,6 @@ HEARTBEAT_S = 5.0
 class AppState:
     settings: ApiSettings
     store: Store
-    report_store: GroupCommit
-    """Writes the machines' reports, which are many and small, several to a transaction."""
     objects: Objects
     notifier: ChangeNotifier
     tick_hints: TickHints | None
@@ -64,7 +61,7 @@ class AppState:
             store.on_commit.append(tick_hints.on_commit)
         objects = open_objects(settings.object_store, secret, settings.agent_base_url())
         broadcaster = EventBroadcaster(store, notifier)
-        return cls(settings, store, GroupCommit(store), objects, notifier, tick_hints, broadcaster, timeouts, secret)
+        return cls(settings, store, objects, notifier, tick_hints, broadcaster, timeouts, secret)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

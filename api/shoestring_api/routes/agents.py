@@ -136,7 +136,7 @@ def report(machine: MachineDep, body: Body, state: StateDep) -> wire.Reply:
 
     The heartbeat counts even if the rest is rejected.
     """
-    state.report_store.write(lambda db: agents.renew_lease(db, machine.id, state.timeouts))
+    state.store.write(lambda db: agents.renew_lease(db, machine.id, state.timeouts), batch=True)
     message = _parse(wire.ReportRequest, body)
     _check_protocol(message.protocol)
     if message.notice_at is not None and machine.notice_at is None:
@@ -202,7 +202,7 @@ def _parse(model: type[M], body: bytes) -> M:
 def _accept_batch(state: AppState, machine: MachineRow, batch: wire.ReportBatch) -> None:
     quota = state.settings.log_quota_bytes
     try:
-        acked = state.report_store.write(lambda db: reports.accept_batch(db, machine.id, batch, log_quota=quota))
+        acked = state.store.write(lambda db: reports.accept_batch(db, machine.id, batch, log_quota=quota), batch=True)
     except ShoestringError:
         BATCHES.labels("refused").inc()
         raise

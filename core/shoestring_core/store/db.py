@@ -17,8 +17,9 @@ import logging
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,7 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
-from shoestring_core.errors import DatabaseUnavailable, StoreTooNew, Unavailable
+from shoestring_core.errors import DatabaseUnavailable, ShoestringError, StoreTooNew, Unavailable
 from shoestring_core.store import migrations, tables
 from shoestring_core.store.database_errors import is_conflict, translate_errors
 from shoestring_core.store.engines import postgresql_engine, sqlite_engine
@@ -53,6 +54,9 @@ MAX_RUNS = 5
 
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits for its turn."""
+
+MAX_BATCH = 64
+"""How many batched writes share a transaction at most."""
 
 NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait"})
 """Kinds of events that no schedule depends on: reports of machines, and what the scheduler itself writes."""
@@ -154,6 +158,18 @@ class Write(Read):
         result = self.sql.execute(statement, execution_options={"preserve_rowcount": True})
         return cast("CursorResult[Any]", result).rowcount
 
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what is written within, events included, if it raises; the transaction goes on."""
+        events, tick_requested = len(self._events), self._tick_requested
+        try:
+            with self.sql.begin_nested():
+                yield
+        except BaseException:
+            del self._events[events:]
+            self._tick_requested = tick_requested
+            raise
+
     def request_tick(self) -> None:
         """Request a tick of the control loop right after the commit."""
         self._tick_requested = True
@@ -187,6 +203,22 @@ class Write(Read):
 
 
 @dataclass
+class BatchedWrite:
+    """A write that shares its transaction with others. The outcome is set after the commit."""
+
+    work: Callable[[Write], Any]
+    outcome: Future[Any] = field(default_factory=Future)
+
+    def run(self, db: Write) -> tuple[Any, BaseException | None]:
+        """The result or the refusal of this write, which then changes nothing."""
+        try:
+            with db.savepoint():
+                return self.work(db), None
+        except ShoestringError as refusal:
+            return None, refusal
+
+
+@dataclass
 class Store:
     """One database. Safe to share between threads."""
 
@@ -195,8 +227,10 @@ class Store:
     busy_timeout_s: float = BUSY_TIMEOUT_S
     on_commit: list[Callable[[CommitInfo], None]] = field(default_factory=list)
     """Called after each commit that wrote events or requested a tick. Their exceptions are logged, never raised."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
     """SQLite has one writer, and polling for its lock starves some; threads of one process queue here instead."""
+    _waiting: deque[BatchedWrite] = field(default_factory=deque)
+    """For the next thread that has the lock."""
 
     @contextmanager
     def read(self) -> Iterator[Read]:
@@ -206,12 +240,17 @@ class Store:
                 sql.connection(execution_options={"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"})
             yield Read(sql)
 
-    def write(self, work: Callable[[Write], T], /) -> T:
+    def write(self, work: Callable[[Write], T], /, *, batch: bool = False) -> T:
         """Run `work` in one transaction and return its result.
+
+        batch  for many small writes: those that wait for SQLite's one writer share a transaction and a disk sync.
+               PostgreSQL commits concurrently, so there each keeps its own
 
         Raises what `work` raises; Unavailable if its conflict with others persists, DatabaseUnavailable if the database
         can't be written. Then nothing is changed.
         """
+        if batch and self.writer.dialect.name == "sqlite":
+            return self._write_in_batch(work)
         give_up_at = time.monotonic() + self.busy_timeout_s
         for run in range(1, MAX_RUNS + 1):
             try:
@@ -253,6 +292,36 @@ class Store:
             db = Write(sql)
             result = work(db)
             return result, db.write_events()
+
+    def _write_in_batch(self, work: Callable[[Write], T]) -> T:
+        """The first thread that gets the lock runs the writes of all that wait for it."""
+        mine = BatchedWrite(work)
+        self._waiting.append(mine)
+        try:
+            with self._writer_lock():
+                while not mine.outcome.done():
+                    waiting = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+                    self._run_batch([one for one in waiting if one.outcome.set_running_or_notify_cancel()])
+        except Unavailable:
+            if mine.outcome.cancel():
+                raise
+        result: T = mine.outcome.result()
+        return result
+
+    def _run_batch(self, batch: list[BatchedWrite]) -> None:
+        try:
+            outcomes = self.write(lambda db: [one.run(db) for one in batch])
+        except BaseException as error:  # noqa: BLE001 - each thread raises its own
+            if len(batch) > 1 and isinstance(error, Exception) and not isinstance(error, ShoestringError):
+                for one in batch:  # an unexpected error in one write fails no other
+                    self._run_batch([one])
+                return
+            outcomes = [(None, error) for _ in batch]
+        for one, (result, failure) in zip(batch, outcomes, strict=True):
+            if failure is None:
+                one.outcome.set_result(result)
+            else:
+                one.outcome.set_exception(failure)
 
     @contextmanager
     def _writer_lock(self) -> Iterator[None]:

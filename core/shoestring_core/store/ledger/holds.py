@@ -45,7 +45,7 @@ def place_holds(db: Write, requests: Sequence[HoldRequest]) -> list[HoldRow]:
     Raises BudgetExceeded, naming the account that is short, and leaves the transaction as it was; StaleTransition if a
     machine already has an open hold.
     """
-    with db.sql.begin_nested():
+    with db.savepoint():
         holds = {request.machine: _insert(db, request) for request in sorted(requests, key=lambda one: one.machine)}
         by_account = Counter[UUID]()
         for request in requests:
@@ -72,7 +72,7 @@ def extend_hold(
     if if_funded_until is not None:
         guard.append(HoldRow.funded_until == if_funded_until)
     extended = update(HoldRow).where(*guard).values(amount=HoldRow.amount + amount_more, funded_until=funded_until)
-    with db.sql.begin_nested():
+    with db.savepoint():
         if not db.execute(extended):
             raise StaleTransition(f"The hold of machine {machine} was closed, or another transaction extended it.")
         hold = newest_hold(db, machine)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small writes that share a transaction, and savepoints, which keep a failing one from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Event, Thread
+
+import pytest
+from shoestring_core.errors import InvalidRequest, Unavailable
+from shoestring_core.store import events
+from shoestring_core.store.db import CommitInfo, Store, Write
+from shoestring_core.store.tables import ServiceRow
+from sqlalchemy import event, insert, select
+
+from tests.core.world import World
+from tests.servers import until
+
+
+def run_together(store: Store, works: list[Callable[[Write], object]]) -> list[object]:
+    """Run writes in threads of their own that all wait for the writer first. Returns results and errors."""
+    outcomes: list[object] = [None] * len(works)
+    begun, go_on = Event(), Event()
+
+    def hold_the_writer(_: Write) -> None:
+        begun.set()
+        go_on.wait()
+
+    def write(number: int) -> None:
+        try:
+            outcomes[number] = store.write(works[number], batch=True)
+        except Exception as error:  # noqa: BLE001 - an outcome too
+            outcomes[number] = error
+
+    threads = [Thread(target=store.write, args=(hold_the_writer,))]
+    threads += [Thread(target=write, args=(number,)) for number in range(len(works))]
+    threads[0].start()
+    begun.wait()
+    for thread in threads[1:]:
+        thread.start()
+    if store.writer.dialect.name == "sqlite":
+        until(lambda: len(store._waiting) == len(works))
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def service(number: int, error: Exception | None = None) -> Callable[[Write], int]:
+    """A write that inserts a row and then succeeds or raises."""
+
+    def work(db: Write) -> int:
+        db.sql.execute(insert(ServiceRow).values(name=f"service {number}", up_since=number, last_heartbeat_at=0))
+        if error is not None:
+            raise error
+        return number
+
+    return work
+
+
+def stored(store: Store) -> set[int]:
+    with store.read() as db:
+        return set(db.sql.scalars(select(ServiceRow.up_since)))
+
+
+def test_writes_that_come_together_each_get_their_own_outcome(store: Store) -> None:
+    """Some are refused, some run into a mistake of ours; the others are stored, whole."""
+    errors = {3: InvalidRequest("refused"), 4: ZeroDivisionError()}
+    outcomes = run_together(store, [service(number, errors.get(number % 5)) for number in range(100)])
+    assert outcomes == [errors.get(number % 5, number) for number in range(100)]
+    assert stored(store) == {number for number in range(100) if number % 5 < 3}
+
+
+def test_writes_that_wait_for_the_one_writer_of_sqlite_share_a_transaction(store: Store) -> None:
+    commits: list[int] = []
+    event.listen(store.writer, "commit", lambda _: commits.append(1))
+    assert run_together(store, [service(number) for number in range(20)]) == list(range(20))
+    assert len(commits) == (1 if store.writer.dialect.name == "sqlite" else 20)
+
+
+def test_a_write_alone_raises_what_it_raised(store: Store) -> None:
+    with pytest.raises(InvalidRequest):
+        store.write(service(1, InvalidRequest("no")), batch=True)
+    with pytest.raises(ZeroDivisionError):
+        store.write(service(1, ZeroDivisionError()), batch=True)
+    assert store.write(service(1), batch=True) == 1
+    assert stored(store) == {1}
+
+
+def test_what_a_refused_write_recorded_goes_with_it_and_the_feed_has_no_gap(world: World) -> None:
+    commits: list[CommitInfo] = []
+    world.store.on_commit.append(commits.append)
+    with world.store.read() as db:
+        before = events.latest_seq(db, world.team)
+
+    def record(refused: bool) -> Callable[[Write], None]:
+        def work(db: Write) -> None:
+            db.event(team=world.team, kind="agent", actor="agent", reason="refused" if refused else "stored")
+            db.request_tick()
+            if refused:
+                raise InvalidRequest("no")
+
+        return work
+
+    outcomes = run_together(world.store, [record(refused) for refused in (True, False, True, False)])
+    assert [type(outcome) for outcome in outcomes] == [InvalidRequest, type(None), InvalidRequest, type(None)]
+    with world.store.read() as db:
+        recorded = [(row.seq, row.reason) for row in events.load_events(db, world.team, before, 100)]
+    assert recorded == [(before + 1, "stored"), (before + 2, "stored")]
+
+
+def test_a_savepoint_that_fails_takes_its_events_and_its_request_for_a_tick_along(world: World) -> None:
+    commits: list[CommitInfo] = []
+    world.store.on_commit.append(commits.append)
+
+    def fail_within_savepoint(db: Write) -> None:
+        with db.savepoint():
+            db.sql.execute(insert(ServiceRow).values(name="api", up_since=1, last_heartbeat_at=0))
+            db.event(team=world.team, kind="alarm", actor="test")
+            db.request_tick()
+            raise InvalidRequest("no")
+
+    def work(db: Write) -> None:
+        with pytest.raises(InvalidRequest):
+            fail_within_savepoint(db)
+
+    world.store.write(work)
+    assert stored(world.store) == set()
+    assert commits == []
+
+
+@pytest.mark.any_database
+def test_a_write_that_waited_too_long_for_its_turn_is_not_run_later(store: Store) -> None:
+    begun, go_on = Event(), Event()
+
+    def hold_the_writer(_: Write) -> None:
+        begun.set()
+        go_on.wait()
+
+    holder = Thread(target=store.write, args=(hold_the_writer,))
+    holder.start()
+    begun.wait()
+    store.busy_timeout_s = 0.01
+    with pytest.raises(Unavailable):
+        store.write(service(1), batch=True)
+    go_on.set()
+    holder.join()
+    store.write(service(2), batch=True)
+    assert stored(store) == {2}
