@@ -242,16 +242,16 @@ def _fact_messages(db: Read, event: EventRow) -> Iterator[StreamMessage]:
     if event.kind != "batch":
         yield _message(topics, "event", serialize_event(event), StreamPosition(event.seq, 1))
         return
-    machine_id, _, seq = (event.ref or "").partition(":")
-    machine = db.sql.get(MachineRow, UUID(machine_id))
-    if machine is None or event.job is None:
+    if event.job is None:
         return
-    points, lines = reports.load_batch(db, machine.id, int(seq))
+    source, seq = feed.batch_of(event)
+    points, lines = reports.load_batch(db, source, seq)
     if points:
         curves = serialize_curves(points)
         points_message = rest.PointsMessage(job=event.job, generation=event.generation or 0, curves=curves)
         yield _message(topics, "points", points_message, StreamPosition(event.seq, 1))
     if lines:
+        machine = db.sql.get_one(MachineRow, source)
         logs_message = rest.LogsMessage(job=event.job, lines=serialize_log_lines(lines, {machine.id: machine}))
         yield _message(topics, "logs", logs_message, StreamPosition(event.seq, 2))
 

@@ -143,19 +143,20 @@ class Write(Read):
         statement = self._insert_missing(table).values(**values).returning(literal(1))
         return self.sql.scalar(statement) is not None
 
-    def insert_missing(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert those rows whose unique keys don't exist yet."""
-        self.sql.execute(self._insert_missing(table), rows)
+    def insert_missing(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> int:
+        """Insert those rows whose unique keys don't exist yet. Returns how many it inserted."""
+        return self.execute(self._insert_missing(table), rows)
 
-    def _insert_missing(self, table: type[tables.Base]) -> postgresql.Insert | sqlite.Insert:
+    def _insert_missing(self, row: type[tables.Base]) -> postgresql.Insert | sqlite.Insert:
+        table = row.metadata.tables[row.__tablename__]  # an ORM insert of many rows would not count them
         if self.sql.get_bind().dialect.name == "postgresql":
             return postgresql.insert(table).on_conflict_do_nothing()
         return sqlite.insert(table).on_conflict_do_nothing()
 
-    def execute(self, statement: UpdateBase) -> int:
-        """Run an insert, update or delete. Returns how many rows it changed."""
+    def execute(self, statement: UpdateBase, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
+        """Run an insert, update or delete; for each of `rows` if given. Returns how many rows it changed."""
         # Without the option psycopg's count of an INSERT is lost.
-        result = self.sql.execute(statement, execution_options={"preserve_rowcount": True})
+        result = self.sql.execute(statement, rows, execution_options={"preserve_rowcount": True})
         return cast("CursorResult[Any]", result).rowcount
 
     @contextmanager

@@ -2,7 +2,7 @@
 """The feed: the events of a team, numbered without gaps in the order of commits.
 
 Kinds: job (its state moved; data from, to), wait (what it waits for), machine, generation, checkpoint, batch (points
-and logs arrived; ref '<machine>:<seq>'), cost, budget, agent (reported by a machine's agent), alarm.
+or logs arrived; see `record_batch`), cost, budget, agent (reported by a machine's agent), alarm.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from shoestring_core.errors import InvalidRequest
-from shoestring_core.store.db import Read
-from shoestring_core.store.tables import EventRow, TeamRow
+from shoestring_core.store.db import Read, Write
+from shoestring_core.store.tables import EventRow, JobRow, TeamRow
 
 MAX_BEHIND = 10_000
 """A reader further back reads the resources again instead of their history."""
@@ -40,6 +40,19 @@ def is_too_old(db: Read, team: UUID, after: int) -> bool:
     if not 0 <= behind <= MAX_BEHIND:
         return True
     return db.sql.scalar(select(func.count()).where(EventRow.team == team, EventRow.seq > after)) != behind
+
+
+def record_batch(db: Write, job: JobRow, source: UUID, seq: int, generation: int) -> None:
+    """Record that batch `seq` of a source of points or logs arrived, so that live streams load it."""
+    db.event(
+        team=job.team_id, kind="batch", actor="source", job=job.id, generation=generation, ref=f"{source}:{seq}"
+    )  # fmt: skip
+
+
+def batch_of(event: EventRow) -> tuple[UUID, int]:
+    """The source and the number of the batch that a batch event is about."""
+    source, _, seq = (event.ref or "").partition(":")
+    return UUID(source), int(seq)
 
 
 def to_cursor(team: UUID, seq: int) -> str:

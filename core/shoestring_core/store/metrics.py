@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics: points appended in chunks of three columns, and read as curves.
 
+A source of points is whatever numbers its own batches: a machine, a run of another tool, a file. Its id is opaque here.
+
 A generation owns the steps after its start up to where a later generation began. Owned steps make up the merged curve;
 the other steps of a generation were rolled back.
 """
@@ -15,13 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 
 from shoestring_core import wire
 from shoestring_core.errors import InvalidRequest
+from shoestring_core.store import events
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import GenerationRow, MetricChunkRow, SeriesRow, storable
+from shoestring_core.store.tables import GenerationRow, JobRow, MetricChunkRow, SeriesRow, storable
 
 SYSTEM_PREFIX = "system/"
 """Prefix of series about a machine, not the training: their steps are seconds since its start, in no generation."""
@@ -64,21 +67,30 @@ def columns_by_name(points: Sequence[wire.MetricSeries]) -> dict[str, Columns]:
 
 
 def append(
-    db: Write, job: UUID, *, machine: UUID, seq: int, generation: int, columns: Mapping[str, Columns]
-) -> None:  # fmt: skip
-    """Store the points of a machine's batch `seq`: one chunk for each series, which is created if it is new."""
+    db: Write, job: JobRow, columns: Mapping[str, Columns], *, generation: int, source: UUID, seq: int
+) -> bool:  # fmt: skip
+    """Store the points of batch `seq` of a source: one chunk for each series, which is created if it is new.
+
+    Batches may come repeatedly and in any order: a chunk that is stored stays as it is, and of two values for a step of
+    a generation that of the source's later batch counts. Returns whether anything was new; then live streams show it.
+
+    The caller has checked that the source may add to the generation; the job's progress is not changed here.
+    """
     if not columns:
-        return
-    ids = _series_ids(db, job, list(columns))
+        return False
+    ids = _series_ids(db, job.id, list(columns))
     rows = [
         {
-            "series": ids[name], "machine": machine, "seq": seq, "generation": generation,
+            "series": ids[name], "source": source, "seq": seq, "generation": generation,
             "first_step": min(column.steps), "last_step": max(column.steps), "count": len(column.steps),
             "steps": _pack(column.steps), "times": _pack(column.times), "values": _pack(column.values),
         }
         for name, column in columns.items()
     ]  # fmt: skip
-    db.sql.execute(insert(MetricChunkRow), rows)
+    if not db.insert_missing(MetricChunkRow, rows):
+        return False
+    events.record_batch(db, job, source, seq, generation)
+    return True
 
 
 def _series_ids(db: Write, job: UUID, names: list[str]) -> dict[str, UUID]:
@@ -149,10 +161,10 @@ def load_curves(
         query = query.where(SeriesRow.name.in_(names))
     if last is not None:
         query = query.where(MetricChunkRow.first_step <= last)
-    in_order = query.order_by(SeriesRow.name, MetricChunkRow.generation, MetricChunkRow.machine, MetricChunkRow.seq)
+    in_order = query.order_by(SeriesRow.name, MetricChunkRow.generation, MetricChunkRow.source, MetricChunkRow.seq)
     parts: dict[_CurveKey, dict[int, tuple[float, float]]] = defaultdict(dict)
     for chunk, name in db.sql.execute(in_order):
-        machine = chunk.machine if name.startswith(SYSTEM_PREFIX) else None
+        machine = chunk.source if name.startswith(SYSTEM_PREFIX) else None
         for step, time, value in unpack(chunk):
             kept = machine is not None or (chunk.generation in owned and step in owned[chunk.generation])
             if step < first or (last is not None and step > last) or (merged and not kept):
@@ -171,12 +183,12 @@ def load_energy_curves(db: Read, job: UUID) -> list[StoredCurve]:
     return load_curves(db, job, names) if names else []
 
 
-def load_batch_curves(db: Read, machine: UUID, seq: int) -> list[StoredCurve]:
-    """The points of a machine's batch `seq`, as reported."""
+def load_batch_curves(db: Read, source: UUID, seq: int) -> list[StoredCurve]:
+    """The points of batch `seq` of a source, as appended."""
     query = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
-    query = query.where(MetricChunkRow.machine == machine, MetricChunkRow.seq == seq).order_by(SeriesRow.name)
+    query = query.where(MetricChunkRow.source == source, MetricChunkRow.seq == seq).order_by(SeriesRow.name)
     return [
-        _curve(name, chunk.generation, machine, False, {step: (time, value) for step, time, value in unpack(chunk)})
+        _curve(name, chunk.generation, source, False, {step: (time, value) for step, time, value in unpack(chunk)})
         for chunk, name in db.sql.execute(query)
     ]
 

@@ -13,7 +13,7 @@ from sqlalchemy import case, func, select, update
 
 from shoestring_core import wire
 from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
-from shoestring_core.store import logs, metrics
+from shoestring_core.store import events, logs, metrics
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.logs import StoredLogLine
 from shoestring_core.store.metrics import Columns, StoredCurve
@@ -49,22 +49,19 @@ def accept_batch(db: Write, machine_id: UUID, batch: wire.ReportBatch, *, log_qu
     acked = update(MachineRow).where(MachineRow.id == machine.id, MachineRow.acked_seq == batch.seq - 1)
     if db.execute(acked.values(acked_seq=batch.seq)) != 1:  # the same batch came twice at once, and the other was first
         raise _gap(batch.seq - 1)
-    metrics.append(db, job.id, machine=machine.id, seq=batch.seq, generation=batch.generation, columns=columns)
-    if log_accepted:
-        logs.append(db, machine.id, batch.seq, log_chunks)
     for event in batch.events:
         _record_event(db, job, machine, batch.generation, event)
-    if columns or (log_chunks and log_accepted):
-        db.event(
-            team=job.team_id, kind="batch", actor="agent", job=job.id, attempt=machine.attempt,
-            generation=batch.generation, ref=f"{machine.id}:{batch.seq}",
-        )  # fmt: skip
+    announced = metrics.append(db, job, columns, generation=batch.generation, source=machine.id, seq=batch.seq)
+    if log_chunks and log_accepted:
+        logs.append(db, machine.id, batch.seq, log_chunks)
+        if not announced:
+            events.record_batch(db, job, machine.id, batch.seq, batch.generation)
     return batch.seq
 
 
-def load_batch(db: Read, machine: UUID, seq: int) -> tuple[list[StoredCurve], list[StoredLogLine]]:
-    """One batch, for the live stream: its points as reported, and the log lines that end in it."""
-    return metrics.load_batch_curves(db, machine, seq), logs.load_batch_lines(db, machine, seq)
+def load_batch(db: Read, source: UUID, seq: int) -> tuple[list[StoredCurve], list[StoredLogLine]]:
+    """One batch, for the live stream: its points as reported, and, of a machine, the log lines that end in it."""
+    return metrics.load_batch_curves(db, source, seq), logs.load_batch_lines(db, source, seq)
 
 
 def _gap(acked: int) -> BatchGap:

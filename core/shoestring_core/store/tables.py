@@ -365,11 +365,13 @@ class SeriesRow(Base):
 
 class MetricChunkRow(Base):
     """Points of one series from one batch, as three columns: int64 steps, float64 unix seconds, float64 values,
-    little-endian. A step may repeat across chunks; its generation decides which value counts."""
+    little-endian. A step may repeat across chunks; its generation decides which value counts.
+
+    `source` is a machine, or whatever else numbers batches of points of its own."""
 
     __tablename__ = "metric_chunks"
     series: Mapped[UUID] = mapped_column(ForeignKey("series.id"), primary_key=True)
-    machine: Mapped[UUID] = mapped_column(primary_key=True)
+    source: Mapped[UUID] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
     generation: Mapped[int]
     first_step: Mapped[int]
@@ -377,7 +379,7 @@ class MetricChunkRow(Base):
     steps: Mapped[bytes]
     times: Mapped[bytes]
     values: Mapped[bytes]
-    __table_args__ = (Index(None, "machine", "seq"),)
+    __table_args__ = (Index(None, "source", "seq"),)
 
 
 class LogChunkRow(Base):
@@ -405,7 +407,7 @@ class EventRow(Base):
     actor: Mapped[str]
     reason: Mapped[str]
     ref: Mapped[str | None]
-    """kind 'batch': '<machine>:<seq>', what streams load."""
+    """What it is about: a machine; of kind 'batch', what streams load (`events.batch_of`)."""
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
     at: Mapped[int]
     __table_args__ = (Index(None, "job", "seq"),)

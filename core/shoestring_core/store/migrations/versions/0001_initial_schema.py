@@ -362,7 +362,7 @@ def upgrade() -> None:
     op.create_table(
         "metric_chunks",
         sa.Column("series", sa.Uuid(), nullable=False),
-        sa.Column("machine", sa.Uuid(), nullable=False),
+        sa.Column("source", sa.Uuid(), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("first_step", sa.BigInteger(), nullable=False),
@@ -371,9 +371,9 @@ def upgrade() -> None:
         sa.Column("times", sa.LargeBinary(), nullable=False),
         sa.Column("values", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["series"], ["series.id"], name=op.f("fk_metric_chunks_series")),
-        sa.PrimaryKeyConstraint("series", "machine", "seq", name=op.f("pk_metric_chunks")),
+        sa.PrimaryKeyConstraint("series", "source", "seq", name=op.f("pk_metric_chunks")),
     )
-    op.create_index(op.f("ix_metric_chunks_machine_seq"), "metric_chunks", ["machine", "seq"], unique=False)
+    op.create_index(op.f("ix_metric_chunks_source_seq"), "metric_chunks", ["source", "seq"], unique=False)
     op.create_table(
         "checkpoints",
         sa.Column("id", sa.Uuid(), nullable=False),
