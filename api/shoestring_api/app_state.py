@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import Unavailable
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.fleet import heartbeats
@@ -33,8 +33,11 @@ class AppState:
     notifier: ChangeNotifier
     tick_hints: TickHints | None
     broadcaster: EventBroadcaster
-    timeouts: Timeouts
     secret: str = field(repr=False)
+
+    @property
+    def timeouts(self) -> Timeouts:
+        return self.settings.timeouts
 
     @classmethod
     def open(cls, settings: ApiSettings) -> AppState:
@@ -50,18 +53,13 @@ class AppState:
                 hint="Migrate it: python -m shoestring_api.admin bootstrap --key-file FILE",
             )
         notifier = ChangeNotifier(settings.redis_url)
-        timeouts = Timeouts(
-            funding_lease=int(settings.funding_lease_s * S),
-            drain=int(settings.drain_timeout_s * S),
-            machine_lease=int(settings.machine_lease_s * S),
-        )
         tick_hints = TickHints(settings.redis_url) if settings.redis_url else None
         store.on_commit.append(notifier.on_commit)
         if tick_hints is not None:
             store.on_commit.append(tick_hints.on_commit)
         objects = open_objects(settings.object_store, secret, settings.agent_base_url())
         broadcaster = EventBroadcaster(store, notifier)
-        return cls(settings, store, objects, notifier, tick_hints, broadcaster, timeouts, secret)
+        return cls(settings, store, objects, notifier, tick_hints, broadcaster, secret)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -11,27 +11,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
 import redis.asyncio as redis
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 from shoestring_core.store.db import CommitInfo
+from shoestring_core.wakeups import CHANNEL, WakeMessage
 
 log = logging.getLogger(__name__)
 
-CHANNEL = "shoestring:wake"
 POLL_S = 1.0
 RECONNECT_S = 1.0
 WATCH_REPEAT_S = 10.0
 WATCH_EXPIRES_S = 25.0
 """How long another process's announcement that a job is watched stays valid."""
 MAX_OUTBOX = 10_000
-
-_ID = re.compile(r"(watch:)?([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})")
 
 
 class ChangeSignal:
@@ -53,6 +52,14 @@ class ChangeSignal:
                 await self._event.wait()
 
 
+@dataclass
+class Outbox:
+    """What the other processes have not been told yet."""
+
+    changed: set[UUID] = field(default_factory=set)
+    watched: set[UUID] = field(default_factory=set)
+
+
 class ChangeNotifier:
     """One per process. All methods but `on_commit` and `is_watched` must be called in the event loop."""
 
@@ -64,7 +71,7 @@ class ChangeNotifier:
         self._signals: dict[UUID, set[ChangeSignal]] = defaultdict(set)
         self._watchers: Counter[UUID] = Counter()
         self._watched_elsewhere: dict[UUID, float] = {}
-        self._outbox: set[str] = set()
+        self._outbox = Outbox()
         self._outbox_filled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,7 +120,7 @@ class ChangeNotifier:
         jobs = list(jobs)
         self._watchers.update(jobs)
         self._notify(jobs)
-        self._publish(f"watch:{job}" for job in jobs)
+        self._publish(watched=jobs)
         try:
             yield
         finally:
@@ -127,35 +134,36 @@ class ChangeNotifier:
 
     def _notify_everywhere(self, ids: set[UUID]) -> None:
         self._notify(ids)
-        self._publish(map(str, ids))
+        self._publish(changed=ids)
 
     def _notify(self, ids: Iterable[UUID]) -> None:
         for id_ in ids:
             for signal in self._signals.get(id_, ()):
                 signal.notify()
 
-    def _publish(self, entries: Iterable[str]) -> None:
-        if self._redis_url and len(self._outbox) < MAX_OUTBOX:
-            self._outbox.update(entries)
-            if self._outbox:
+    def _publish(self, *, changed: Iterable[UUID] = (), watched: Iterable[UUID] = ()) -> None:
+        if self._redis_url and len(self._outbox.changed) < MAX_OUTBOX:
+            self._outbox.changed.update(changed)
+            self._outbox.watched.update(watched)
+            if self._outbox.changed or self._outbox.watched:
                 self._outbox_filled.set()
 
     async def _publish_outbox(self) -> None:
         """Publish changes to the other processes. While Redis doesn't answer, notifications are dropped."""
         while True:
-            entries = await self._take_outbox()
+            message = await self._take_outbox()
             with contextlib.suppress(RedisError, OSError):
                 async with self._client() as client:
                     while True:
-                        await client.publish(CHANNEL, " ".join((self._process_id, *sorted(entries))))
-                        entries = await self._take_outbox()
+                        await client.publish(CHANNEL, message.model_dump_json())
+                        message = await self._take_outbox()
             await asyncio.sleep(RECONNECT_S)
 
-    async def _take_outbox(self) -> set[str]:
+    async def _take_outbox(self) -> WakeMessage:
         await self._outbox_filled.wait()
         self._outbox_filled.clear()
-        entries, self._outbox = self._outbox, set()
-        return entries
+        taken, self._outbox = self._outbox, Outbox()
+        return WakeMessage(sender=self._process_id, changed=frozenset(taken.changed), watched=frozenset(taken.watched))
 
     async def _receive_messages(self) -> None:
         while True:
@@ -175,20 +183,21 @@ class ChangeNotifier:
                 self.connected = False
             await asyncio.sleep(RECONNECT_S)
 
-    def _handle_message(self, message: str) -> None:
-        if message.startswith(self._process_id):
+    def _handle_message(self, text: str) -> None:
+        try:
+            message = WakeMessage.model_validate_json(text)
+        except ValidationError as error:
+            log.warning("a message that can't be read came through Redis: %s", error)
             return
-        ids = set()
-        for watch, text in _ID.findall(message):
-            ids.add(UUID(text))
-            if watch:
-                self._watched_elsewhere[UUID(text)] = time.monotonic() + WATCH_EXPIRES_S
-        self._notify(ids)
+        if message.sender == self._process_id:
+            return
+        self._watched_elsewhere |= dict.fromkeys(message.watched, time.monotonic() + WATCH_EXPIRES_S)
+        self._notify(message.changed | message.watched)
 
     async def _repeat_watches(self) -> None:
         while True:
             await asyncio.sleep(WATCH_REPEAT_S)
-            self._publish(f"watch:{job}" for job in self._watchers)
+            self._publish(watched=self._watchers)
             now = time.monotonic()
             self._watched_elsewhere = {job: until for job, until in self._watched_elsewhere.items() if until > now}
 

@@ -19,9 +19,10 @@ from uuid import UUID
 
 from pydantic import BaseModel
 from shoestring_core import rest
-from shoestring_core.errors import InvalidRequest, Unavailable
+from shoestring_core.errors import Unavailable
 from shoestring_core.store import events as feed
 from shoestring_core.store import ledger, queries, reports
+from shoestring_core.store.cursors import InvalidCursor
 from shoestring_core.store.db import Read, Store
 from shoestring_core.store.tables import EventRow, JobRow, MachineRow
 
@@ -53,7 +54,7 @@ class StreamPosition:
     def parse(cls, team: UUID, text: str) -> Self:
         cursor, _, part = text.partition(".")
         if part not in ("", "1", "2"):
-            raise InvalidRequest("This cursor was not issued by this service.", hint="Start without a cursor.")
+            raise InvalidCursor
         return cls(feed.from_cursor(team, cursor), int(part or WHOLE_EVENT))
 
     def text(self, team: UUID) -> str:

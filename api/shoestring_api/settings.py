@@ -10,10 +10,12 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from shoestring_core import wire
+from shoestring_core.decide.timeouts import Timeouts
 
 
 class ApiSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="SHOESTRING_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SHOESTRING_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
     database_url: str
     secret: SecretStr | None = None
@@ -29,15 +31,14 @@ class ApiSettings(BaseSettings):
     redis_url: str = ""
     machinehost_file: Path | None = None
     """Path of the machine host's machinehost.json."""
-    machine_lease_s: Annotated[float, Field(gt=0)] = 30
-    funding_lease_s: Annotated[float, Field(gt=0)] = 120
-    drain_timeout_s: Annotated[float, Field(gt=0)] = 15
+    timeouts: Timeouts = Timeouts()
+    """Set one with SHOESTRING_TIMEOUTS__DRAIN=30s; the worker needs the same."""
     local_price_on_demand: str = "0.526"
     """Simulated on-demand price, dollars per hour."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders that jobs may read, separated as in PATH."""
-    log_quota_bytes: Annotated[int, Field(ge=0)] = 50_000_000
-    """Log bytes that a job may send in an hour."""
+    log_quota_bytes: Annotated[int, Field(ge=0)] = wire.LOG_BYTES_PER_HOUR
+    """Log bytes that are stored of a job in an hour."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

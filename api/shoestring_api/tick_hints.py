@@ -10,10 +10,10 @@ import threading
 from celery import Celery
 from kombu.exceptions import OperationalError
 from shoestring_core.store.db import CommitInfo
+from shoestring_core.wakeups import TICK_TASK, celery_broker_url
 
 log = logging.getLogger(__name__)
 
-TASK = "shoestring.tick"
 TIMEOUT_S = 0.2
 EXPIRES_S = 30
 
@@ -57,13 +57,8 @@ class TickHints:
     def _send(self) -> None:
         while self._pending.get():
             try:
-                self._app.send_task(TASK, ignore_result=True, retry=False, expires=EXPIRES_S)
+                self._app.send_task(TICK_TASK, ignore_result=True, retry=False, expires=EXPIRES_S)
                 self.sent += 1
             except (OperationalError, OSError) as error:
                 self.dropped += 1
                 log.debug("a tick hint was dropped: %s", error)
-
-
-def celery_broker_url(redis_url: str) -> str:
-    """Return a Redis URL in Celery's notation, where a unix socket is redis+socket://."""
-    return redis_url.replace("unix://", "redis+socket://", 1) if redis_url.startswith("unix://") else redis_url

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 from shoestring_core import money, rest
+from shoestring_core.durations import format_duration
 
 from shoestring.client import Client, StreamEvent
 
@@ -108,9 +109,3 @@ def describe_cost(cost: rest.Cost) -> str:
 def format_cost(cost: rest.Cost) -> str:
     """Dollars spent, settled or not."""
     return f"${money.to_decimal(money.from_decimal(cost.spent.amount) + money.from_decimal(cost.running.amount))}"
-
-
-def format_duration(seconds: float) -> str:
-    minutes, rest_s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest_s:02d}s" if minutes else f"{rest_s}s"

@@ -34,6 +34,10 @@ MAX_BATCH_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 16_000_000
 """A checkpoint whose manifest is larger is refused, when it is committed and when it is adopted."""
 
+LOG_BYTES_PER_HOUR = 32 << 20
+"""How much of its log a machine sends in an hour of the clock; the rest stays in its folder. By default the service
+stores as much of a job."""
+
 Count = Annotated[int, Field(ge=0, le=2**62)]
 """Fits a 64-bit column of both databases: a larger number is refused here, so that the agent does not retry it."""
 Step = Count

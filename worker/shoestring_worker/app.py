@@ -19,9 +19,9 @@ from uuid import UUID
 
 from celery import Celery, signals
 from kombu.exceptions import OperationalError
-from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.db import open_store
 from shoestring_core.store.objects import open_objects
+from shoestring_core.wakeups import TICK_TASK, celery_broker_url
 
 from shoestring_worker.change_publisher import ChangePublisher
 from shoestring_worker.control_loop import ControlLoop
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def make_app(settings: WorkerSettings) -> Celery:
     """The Celery application; docs/decisions explains how its options were measured."""
-    celery = Celery("shoestring", broker=settings.broker_url())
+    celery = Celery("shoestring", broker=celery_broker_url(settings.redis_url))
     celery.conf.update(
         task_serializer="json",
         accept_content=["json"],
@@ -57,7 +57,7 @@ def make_app(settings: WorkerSettings) -> Celery:
         },
         beat_schedule={
             "tick": {
-                "task": "shoestring.tick",
+                "task": TICK_TASK,
                 "schedule": settings.tick_interval_s,
                 # A tick message that is not received in time is useless: the next one does the same.
                 "options": {"expires": settings.tick_interval_s * 2, "retry": False},
@@ -73,7 +73,7 @@ settings = WorkerSettings()
 app = make_app(settings)
 
 
-@app.task(name="shoestring.tick")
+@app.task(name=TICK_TASK)
 def tick() -> None:
     """Do everything that is due."""
     _note_tick()
@@ -111,9 +111,14 @@ def _make_control_loop() -> ControlLoop:
         price_on_demand=settings.local_price_on_demand,
     )
     objects = open_objects(settings.object_store, secret, settings.agent_url)
-    timeouts: Timeouts = settings.timeouts()
     return ControlLoop(
-        store, provider, objects, timeouts, secret, settings.agent_url.rstrip("/"), offload_launch=_enqueue_launch
+        store,
+        provider,
+        objects,
+        settings.timeouts,
+        secret,
+        settings.agent_url.rstrip("/"),
+        offload_launch=_enqueue_launch,
     )
 
 

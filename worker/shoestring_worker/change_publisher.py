@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
@@ -11,10 +10,10 @@ from uuid import UUID
 
 import redis
 from shoestring_core.store.db import CommitInfo
+from shoestring_core.wakeups import CHANNEL, WakeMessage
 
 log = logging.getLogger(__name__)
 
-CHANNEL = "shoestring:wake"
 TIMEOUT_S = 0.2
 
 
@@ -39,7 +38,7 @@ class ChangePublisher:
             while not self._changed.empty():
                 changed |= self._changed.get()
             try:
-                self._client.publish(CHANNEL, json.dumps(sorted(map(str, changed))))
+                self._client.publish(CHANNEL, WakeMessage(changed=frozenset(changed)).model_dump_json())
             except redis.RedisError as error:
                 self.dropped += 1
                 log.debug("a message about a change was dropped (%s so far): %s", self.dropped, error)

@@ -24,7 +24,7 @@ from shoestring_core.errors import BudgetExceeded, InvalidRequest, InvalidState,
 from shoestring_core.states import DesiredState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import CommitInfo, Store, Write
-from shoestring_core.store.fleet import billing, gangs, heartbeats, planning
+from shoestring_core.store.fleet import billing, gangs, heartbeats, planning, queue
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt, OpenWork, load_open_work
 from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.objects import Objects

@@ -9,16 +9,16 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.decide.timeouts import Timeouts
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
 
 
 class WorkerSettings(BaseSettings):
-    """The defaults of durations fit the local provider. Prices are simulated, in dollars per hour."""
+    """Prices are simulated, in dollars per hour."""
 
-    model_config = SettingsConfigDict(env_prefix="SHOESTRING_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SHOESTRING_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
     database_url: str
     redis_url: str = "redis://127.0.0.1:6379/0"
@@ -31,12 +31,8 @@ class WorkerSettings(BaseSettings):
     local_price_spot: Price = "0.158"
     local_price_on_demand: Price = "0.526"
     tick_interval_s: Seconds = 1
-    funding_lease_s: Seconds = 120
-    drain_timeout_s: Seconds = 15
-    machine_lease_s: Seconds = 30
-    boot_timeout_s: Seconds = 60
-    consistency_window_s: Seconds = 2
-    launch_window_s: Seconds = 60
+    timeouts: Timeouts = Timeouts()
+    """Set one with SHOESTRING_TIMEOUTS__DRAIN=30s; the API needs the same."""
 
     def server_secret(self) -> str:
         """Return the secret that signs boot tokens. Raises ValueError if none is set."""
@@ -45,21 +41,3 @@ class WorkerSettings(BaseSettings):
         if self.secret_file is not None:
             return self.secret_file.read_text(encoding="utf-8").strip()
         raise ValueError("Set SHOESTRING_SECRET or SHOESTRING_SECRET_FILE.")
-
-    def timeouts(self) -> Timeouts:
-        return Timeouts(
-            funding_lease=_us(self.funding_lease_s),
-            drain=_us(self.drain_timeout_s),
-            machine_lease=_us(self.machine_lease_s),
-            boot=_us(self.boot_timeout_s),
-            consistency_window=_us(self.consistency_window_s),
-            launch_window=_us(self.launch_window_s),
-        )
-
-    def broker_url(self) -> str:
-        """Return the Redis URL as Celery writes it: a unix socket is redis+socket:// there."""
-        return self.redis_url.replace("unix://", "redis+socket://", 1)
-
-
-def _us(seconds: float) -> int:
-    return round(seconds * S)

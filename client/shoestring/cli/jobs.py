@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from shoestring_core import rest, spec
-from shoestring_core.decide.sizing_text import duration
+from shoestring_core.durations import format_duration
 
 from shoestring import exit_codes
 from shoestring import watch as watching
@@ -281,7 +281,8 @@ def _print_plan(plan: rest.Plan) -> None:
         out.print()
         rows = [
             (
-                f"{option.nodes} × {option.type}", option.market, duration(option.run_s), duration(option.run_upper_s),
+                f"{option.nodes} × {option.type}", option.market,
+                format_duration(option.run_s), format_duration(option.run_upper_s),
                 f"${option.cost.amount}", option.basis,
                 INFEASIBLE_REASONS[option.infeasible_reason] if option.infeasible_reason else "",
             )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from shoestring_core import money
 from shoestring_core.decide.offers import cheapest_offer
 from shoestring_core.decide.sizing import Choice, Option, SizingInputs, by_cost
+from shoestring_core.durations import format_duration
 
 
 def summarize(inputs: SizingInputs, choice: Choice) -> str:
@@ -18,12 +19,12 @@ def summarize(inputs: SizingInputs, choice: Choice) -> str:
     assert best is not None
     if inputs.time_limit_s is None:
         return f"{best.name}: {_expected(best)}."
-    limit = duration(inputs.time_limit_s)
+    limit = format_duration(inputs.time_limit_s)
     if choice.sufficient_time_limit_s is None:
         return f"{best.name}: {_expected(best)}; limits.time is {limit}."
     return (
         f"{best.name}: {_expected(best)}. That may exceed limits.time of {limit}, at which the job is stopped; "
-        f"{duration(choice.sufficient_time_limit_s)} would be enough."
+        f"{format_duration(choice.sufficient_time_limit_s)} would be enough."
     )
 
 
@@ -45,27 +46,17 @@ def explain_why_not_faster(inputs: SizingInputs, choice: Choice) -> str:
                 reasons.append(_blocked(inputs, min(blocked, key=by_cost)))
     reasons += _end_of_scaling(inputs, best, options, any_faster=bool(faster))
     if best.fixed_s >= best.run_s / 2:
-        reasons.append(f"{duration(best.fixed_s)} of it are startup and finish, which more machines don't shorten")
+        fixed = format_duration(best.fixed_s)
+        reasons.append(f"{fixed} of it are startup and finish, which more machines don't shorten")
     measured = {option.type for option in options}
     if unmeasured := sorted({one.type for one in inputs.offers if one.provider == inputs.provider} - measured):
         reasons.append(f"{', '.join(unmeasured)} {'has' if len(unmeasured) == 1 else 'have'} not been measured")
     return f"Why not faster? {'; '.join(reasons)}." if reasons else ""
 
 
-def duration(seconds: float) -> str:
-    """As limits.time is written: 8.4s, 42s, 2m10s, 1h05m."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{rest:02}s" if minutes and rest else f"{minutes}m" if minutes else f"{rest}s"
-
-
 def _unmeasured(inputs: SizingInputs, choice: Choice) -> str:
     machines = _machines(choice.nodes)
-    until = "" if inputs.time_limit_s is None else f" and is stopped after {duration(inputs.time_limit_s)}"
+    until = "" if inputs.time_limit_s is None else f" and is stopped after {format_duration(inputs.time_limit_s)}"
     if choice.options:
         counts = _counts(sorted({option.nodes for option in choice.options}))
         return f"There is no measurement for {machines}, only for {counts}; it runs as requested{until}."
@@ -73,7 +64,7 @@ def _unmeasured(inputs: SizingInputs, choice: Choice) -> str:
 
 
 def _infeasible(inputs: SizingInputs, choice: Choice) -> str:
-    limit = duration(inputs.time_limit_s or 0.0)
+    limit = format_duration(inputs.time_limit_s or 0.0)
     fastest, enough_s = choice.option, choice.sufficient_time_limit_s
     if fastest is None or enough_s is None:
         limit_s = inputs.time_limit_s or 0.0
@@ -81,7 +72,7 @@ def _infeasible(inputs: SizingInputs, choice: Choice) -> str:
         return f"No available machines finish it within limits.time of {limit}: {_blocked(inputs, nearest)}."
     return (
         f"No machines finish it within limits.time of {limit}. The fastest available, {fastest.name}, take "
-        f"{_expected(fastest)}: limits.time={duration(enough_s)} would be enough."
+        f"{_expected(fastest)}: limits.time={format_duration(enough_s)} would be enough."
     )
 
 
@@ -133,14 +124,15 @@ def _cheapest_and_fastest(options: list[Option]) -> list[Option]:
 
 def _about(option: Option) -> str:
     basis = "" if option.basis == "measured" else f" ({option.basis})"
-    return f"about {duration(option.run_s)}{basis}"
+    return f"about {format_duration(option.run_s)}{basis}"
 
 
 def _expected(option: Option) -> str:
     margin = 100 * (option.run_upper_s / option.run_s - 1)
     basis = "" if option.basis == "measured" else f", {option.basis}"
     return (
-        f"about {duration(option.run_s)} (upper estimate {duration(option.run_upper_s)}, +{margin:.0f} %{basis}), "
+        f"about {format_duration(option.run_s)} "
+        f"(upper estimate {format_duration(option.run_upper_s)}, +{margin:.0f} %{basis}), "
         f"about ${money.to_decimal(option.cost)}"
     )
 

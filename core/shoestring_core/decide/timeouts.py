@@ -3,35 +3,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from shoestring_core.durations import parse_duration
 
 S = 1_000_000
 """Microseconds in a second."""
 
 
-@dataclass(frozen=True)
-class Timeouts:
-    funding_lease: int = 120 * S
+def _to_microseconds(value: object) -> object:
+    return round(parse_duration(value) * S) if isinstance(value, str) else value
+
+
+Microseconds = Annotated[int, BeforeValidator(_to_microseconds), Field(gt=0)]
+"""An integer; or text, which is a duration such as 90s or 5m."""
+
+
+class Timeouts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    funding_lease: Microseconds = 120 * S
     """How far ahead a machine is funded."""
-    drain: int = 15 * S
+    drain: Microseconds = 15 * S
     """From the order to stop until the provider reports that the machine has terminated."""
-    machine_lease: int = 30 * S
+    machine_lease: Microseconds = 30 * S
     """How long a machine may go without reporting before it is terminated through the provider."""
-    boot: int = 60 * S
+    boot: Microseconds = 60 * S
     """From a machine's launch until its agent's first request."""
-    consistency_window: int = 2 * S
+    consistency_window: Microseconds = 2 * S
     """How long the provider's list may lack a machine that was just launched."""
-    launch_call: int = 10 * S
+    launch_call: Microseconds = 10 * S
     """The time within which a launch call has been answered or has failed."""
-    launch_window: int = 60 * S
+    launch_window: Microseconds = 60 * S
     """An attempt whose gang is still incomplete after this time is given up."""
-    forming: int = 30 * S
+    forming: Microseconds = 30 * S
     """How long a member may take to get ready for a generation."""
-    attribution_window: int = 10 * S
+    attribution_window: Microseconds = 10 * S
     """How long all machines must have reported since an error before it counts as the user's, not a lost machine's."""
-    join_window: int = 10 * S
+    join_window: Microseconds = 10 * S
     """How long a machine that could join waits for others that are starting; also the newest its last report may be."""
-    presumed_terminated_after: int = 300 * S
+    presumed_terminated_after: Microseconds = 300 * S
     """A machine that the provider listed once and then omits for this long is presumed terminated."""
 
     @property

@@ -28,6 +28,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from shoestring_core import document, money, recipes
 from shoestring_core.document import format_value
+from shoestring_core.durations import parse_duration
 
 MAX_NODES = 64
 S3_SCHEME = "s3://"
@@ -103,20 +104,15 @@ def _to_micro_dollars(value: Any) -> int:
     return micro
 
 
-_SECONDS_PER_UNIT = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?){unit})?" for unit in _SECONDS_PER_UNIT))
 _MAX_DURATION_S = 365 * 86_400
 
 
 def _to_seconds(value: Any) -> float:
     given = document.parse_scalar(value.strip()) if isinstance(value, str) else value
-    if is_number(given):
-        seconds = float(given)
-    elif isinstance(given, str) and given and (parts := _DURATION.fullmatch(given)):
-        units = _SECONDS_PER_UNIT.values()
-        seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), units, strict=True))
-    else:
-        raise invalid_value(f"must be a duration such as 90s, 5m, 2h or 1d, not {format_value(value)}")
+    try:
+        seconds = float(given) if is_number(given) else parse_duration(given)
+    except (ValueError, TypeError):
+        raise invalid_value(f"must be a duration such as 90s, 5m, 2h or 1d, not {format_value(value)}") from None
     if not 1 <= seconds <= _MAX_DURATION_S:
         raise invalid_value(f"must be at least 1s and at most 365d, not {format_value(value)}")
     return seconds

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import time
 from typing import Any
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL
 
 from shoestring_core.errors import Unavailable
+from shoestring_core.json_floats import encode_float
 from shoestring_core.store.database_errors import is_conflict
 from shoestring_core.store.tables import storable
 
@@ -95,9 +95,8 @@ def _serialize(value: Any) -> str:
 
 
 def _storable(value: Any) -> Any:
-    """JSON has no NaN or infinities; they become text, as on the wire."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, float):
+        return encode_float(value)
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, dict):

@@ -7,13 +7,11 @@ or logs arrived; see `record_batch`), cost, budget, agent (reported by a machine
 
 from __future__ import annotations
 
-import base64
-import binascii
 from uuid import UUID
 
 from sqlalchemy import func, select
 
-from shoestring_core.errors import InvalidRequest
+from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import EventRow, JobRow, TeamRow
 
@@ -57,15 +55,12 @@ def batch_of(event: EventRow) -> tuple[UUID, int]:
 
 def to_cursor(team: UUID, seq: int) -> str:
     """A position in the feed as an opaque cursor, valid for this team alone."""
-    return base64.urlsafe_b64encode(team.bytes[-6:] + seq.to_bytes(8, "big")).decode().rstrip("=")
+    return encode_cursor(team.bytes[-6:] + seq.to_bytes(8, "big"))
 
 
 def from_cursor(team: UUID, text: str) -> int:
-    """The number in a cursor. Raises InvalidRequest for what `to_cursor` never returned for this team."""
-    try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
+    """The number in a cursor. Raises InvalidCursor for what `to_cursor` never returned for this team."""
+    raw = decode_cursor(text)
     if len(raw) != 14 or raw[:6] != team.bytes[-6:]:
-        raise InvalidRequest("This cursor was not issued by this service.", hint="Start again without a cursor.")
+        raise InvalidCursor
     return min(int.from_bytes(raw[6:], "big"), 2**63 - 1)

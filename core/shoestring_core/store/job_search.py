@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import re
 import shlex
@@ -16,6 +14,7 @@ from sqlalchemy import ColumnElement, not_, or_, select, tuple_
 
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.states import EndReason, JobState
+from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
 from shoestring_core.store.db import Read
 from shoestring_core.store.tables import JobRow, UserRow
 
@@ -103,12 +102,11 @@ def _equals(field: str, column: ColumnElement[Any], value: str) -> ColumnElement
 
 
 def _to_cursor(job: JobRow) -> str:
-    return base64.urlsafe_b64encode(job.created_at.to_bytes(8, "big") + job.id.bytes).decode()
+    return encode_cursor(job.created_at.to_bytes(8, "big") + job.id.bytes)
 
 
 def _from_cursor(cursor: str) -> tuple[int, UUID]:
-    try:
-        raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
-        return int.from_bytes(raw[:8], "big", signed=True), UUID(bytes=raw[8:])
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("This cursor was not issued by this service.", hint="Start without one.") from None
+    raw = decode_cursor(cursor)
+    if len(raw) != 24:
+        raise InvalidCursor
+    return int.from_bytes(raw[:8], "big", signed=True), UUID(bytes=raw[8:])

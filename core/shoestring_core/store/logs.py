@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from shoestring_core import wire
 from shoestring_core.errors import InvalidRequest
+from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import LogChunkRow, MachineRow
 
@@ -81,19 +82,19 @@ class LogPosition:
     def to_cursor(self) -> str:
         """An opaque cursor for clients."""
         content = {machine.hex: [seq, self.offsets.get(machine, {})] for machine, seq in self.next_seqs.items()}
-        return base64.urlsafe_b64encode(json.dumps(content, separators=(",", ":")).encode()).decode().rstrip("=")
+        return encode_cursor(json.dumps(content, separators=(",", ":")).encode())
 
     @classmethod
     def from_cursor(cls, cursor: str) -> LogPosition:
-        """Raises InvalidRequest for what `to_cursor` never returned."""
+        """Raises InvalidCursor for what `to_cursor` never returned."""
         position = cls()
         try:
-            content = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
+            content = json.loads(decode_cursor(cursor))
             for machine, (seq, offsets) in content.items():
                 position.next_seqs[UUID(machine)] = _natural(seq)
                 position.offsets[UUID(machine)] = {int(rank): _natural(offset) for rank, offset in offsets.items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise InvalidRequest("This cursor was not issued by this service.", hint="Start without one.") from None
+            raise InvalidCursor from None
         return position
 
 

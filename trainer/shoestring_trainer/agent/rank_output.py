@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoestring_core.json_floats import decode_float
+from shoestring_core.wire import LOG_BYTES_PER_HOUR
+
 from shoestring_trainer.agent.spool import Spool
 
 LINES_BYTES = 1 << 20
 LOG_BYTES = 64 << 10
-LOG_QUOTA_BYTES = 32 << 20
-"""Of a machine's logs in one hour; the rest stays in its folder."""
 AGENT_RANK = -1
 RANK_SERVER_LOG = "rank-server.log"
 MACHINE_LOGS = ("agent.log", RANK_SERVER_LOG)
@@ -85,9 +86,9 @@ class RankOutputCollector:
         try:
             point = json.loads(line)
             step, at = point["step"], float(point["t"])
-            values = {name: _number(value) for name, value in point["v"].items()}
+            values = {name: decode_float(value) for name, value in point["v"].items()}
             if "epoch" in point:
-                values["epoch"] = _number(point["epoch"])
+                values["epoch"] = decode_float(point["epoch"])
             if type(step) is not int or not 0 <= step <= 2**62 or not math.isfinite(at):
                 raise ValueError("step must be a whole number from 0 on, t a time")
             if not all(1 <= len(name) <= 250 for name in values) or len(values) > 1_000:
@@ -140,7 +141,7 @@ class RankOutputCollector:
         if quota.get("hour") != hour:
             quota.update(hour=hour, bytes=0, reported=False)
         quota["bytes"] += size
-        if quota["bytes"] <= LOG_QUOTA_BYTES and self._spool.accepts_logs:
+        if quota["bytes"] <= LOG_BYTES_PER_HOUR and self._spool.accepts_logs:
             return True
         if not quota["reported"]:
             quota["reported"] = True
@@ -165,11 +166,3 @@ class RankOutputCollector:
         for number in self._open.values():
             os.close(number)
         self._open.clear()
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{str(value)[:50]!r} is not a number")
-    return float(value)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shoestring_core.json_floats import encode_float
 from shoestring_core.wire import MAX_BATCH_BYTES
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Spool:
             steps, times, numbers = self._draft.points[name]
             steps.append(step)
             times.append(at)
-            numbers.append(value if math.isfinite(value) else _name(value))
+            numbers.append(encode_float(value))
             self._draft.bytes += POINT_BYTES
 
     def add_log(self, rank: int, offset: int, data: bytes) -> None:
@@ -242,7 +242,3 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _name(value: float) -> str:
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

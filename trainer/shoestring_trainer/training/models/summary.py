@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from shoestring_core import recipes
+from shoestring_core.durations import format_duration
 from torch import Tensor, nn
 
 from shoestring_trainer.training.cli.schedule_plot import SchedulePreview
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.registry import build_model
-from shoestring_trainer.training.results.progress import duration
 from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD, PEAK_TFLOPS
 from shoestring_trainer.training.settings import Settings
 
@@ -170,7 +170,7 @@ def _format_count(number: float) -> str:
 
 
 def _format_seconds(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
+    return f"{seconds:.2g}s" if seconds < 10 else format_duration(seconds)
 
 
 def _shorten(text: str, width: int) -> str:

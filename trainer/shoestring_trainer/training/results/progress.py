@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Mapping
 
+from shoestring_core.durations import format_duration
+
 TERMINAL_EVERY_S, LOG_EVERY_S = 0.1, 2.0
 BAR_WIDTH = 16
 ERASE_LINE = "\r\033[K"
@@ -53,7 +55,7 @@ class ProgressPrinter:
 def bar_line(step: int, total_steps: int, epoch: float, steps_per_s: float, metrics: Mapping[str, float]) -> str:
     """Return the progress bar: position, speed, time left, and the training loss."""
     filled = step * BAR_WIDTH // total_steps
-    left = f"{duration((total_steps - step) / steps_per_s)} left" if steps_per_s > 0 else ""
+    left = f"{format_duration((total_steps - step) / steps_per_s)} left" if steps_per_s > 0 else ""
     loss = f"loss {metrics['train/loss']:.4f}" if "train/loss" in metrics else ""
     return (
         f"epoch {epoch:5.2f} ▕{'█' * filled}{'·' * (BAR_WIDTH - filled)}▏{100 * step // total_steps:3d} %  "
@@ -72,13 +74,3 @@ def log_line(step: int, total_steps: int, steps_per_s: float, metrics: Mapping[s
     """Return the line of a log: position, speed and metrics."""
     values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("time/"))
     return f"step {step}/{total_steps}  {steps_per_s:.3g}/s  {values}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units that people would use: 42 s, 3:05, 2:10:00."""
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages between our processes that only save a wait: wake-ups over Redis, and the task that makes the worker tick.
+
+Losing one is harmless: rows are the truth, and whoever waits reads them again after a moment.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+CHANNEL = "shoestring:wake"
+"""The Redis channel of `WakeMessage`."""
+
+TICK_TASK = "shoestring.tick"
+"""The Celery task that runs a tick of the control loop."""
+
+
+class WakeMessage(BaseModel):
+    """What one process tells the others after a commit.
+
+    sender   the process, which ignores its own messages
+    changed  teams and jobs with new rows
+    watched  jobs that a stream of the sender shows, whose machines report more often
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    sender: str = ""
+    changed: frozenset[UUID] = frozenset()
+    watched: frozenset[UUID] = frozenset()
+
+
+def celery_broker_url(redis_url: str) -> str:
+    """A Redis URL in Celery's notation, where a unix socket is redis+socket://."""
+    return redis_url.replace("unix://", "redis+socket://", 1) if redis_url.startswith("unix://") else redis_url
