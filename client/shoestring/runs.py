@@ -16,6 +16,7 @@ from typing import Any
 from shoestring_core import dawnbench, recipes, rest
 from shoestring_core import results as core
 from shoestring_core.errors import InvalidSpec
+from shoestring_core.json_floats import decode_float
 from shoestring_core.results import Curve, RentedMachine, RunResult
 
 from shoestring.client import Client
@@ -159,7 +160,7 @@ def _curves(points: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     rows: dict[str, list[tuple[int, float, float]]] = {}
     for point in points:
         for name, value in {**point["v"], "epoch": point["epoch"]}.items():
-            rows.setdefault(name, []).append((point["step"], point["t"], float(value)))
+            rows.setdefault(name, []).append((point["step"], point["t"], decode_float(value)))
     return {name: Curve(*zip(*columns, strict=True)) for name, columns in rows.items()}
 
 
@@ -167,7 +168,6 @@ def _machine(machine: rest.Machine) -> RentedMachine:
     assert machine.launched_at is not None
     return RentedMachine(
         usd_per_hour=float(machine.price_per_hour.amount),
-        on_demand_usd_per_hour=float(machine.on_demand_per_hour.amount),
         start=machine.launched_at.timestamp(),
         end=machine.ended_at.timestamp() if machine.ended_at else None,
     )

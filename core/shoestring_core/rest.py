@@ -460,6 +460,10 @@ class ProblemDocument(Resource):
     errors: list[dict[str, Any]] = []
 
 
+# SSE events of GET /v1/stream?topics=jobs,job:ID,budget&cursor=…: `job` (Job), `points` (PointsMessage),
+# `logs` (LogsMessage), `event` (Event), `budget` (Budget), `resync` ({}: the cursor is too old; reload everything).
+
+
 class PointsMessage(Resource):
     """SSE event `points`: new metric points of one job, as reported."""
 
@@ -473,8 +477,3 @@ class LogsMessage(Resource):
 
     job: UUID
     lines: list[LogLine]
-
-
-# SSE events of GET /v1/stream?topics=jobs,job:ID,budget&cursor=…: `job` (Job), `points` (PointsMessage),
-# `logs` (LogsMessage), `event` (Event), `budget` (Budget), `resync` ({}: the cursor is too old; reload everything).
-STREAM_EVENTS = ("job", "points", "logs", "event", "budget", "resync")

@@ -47,7 +47,6 @@ class RentedMachine:
     """A rented machine: its price, and when it ran (Unix seconds; no end: it still runs)."""
 
     usd_per_hour: float
-    on_demand_usd_per_hour: float
     start: float
     end: float | None = None
 

@@ -70,7 +70,6 @@ class RegisterRequest(WireMessage):
     session_secret: str = Field(min_length=32, max_length=200)
     address: str = Field(max_length=255)
     """Address at which the other machines of the gang reach this one."""
-    agent_version: str = Field(default="", max_length=80)
     hardware: Hardware = Hardware()
 
 

@@ -53,7 +53,7 @@ def run(name: str, *scores: float, **more) -> RunResult:
 
 
 def test_the_cost_of_a_target_is_that_of_its_first_crossing():
-    machines = (RentedMachine(0.3, 0.9, 1000.0, 1130.0), RentedMachine(0.6, 0.9, 1130.0, None))
+    machines = (RentedMachine(0.3, 1000.0, 1130.0), RentedMachine(0.6, 1130.0, None))
     one = run("a", 0.5, 0.94, 0.93, usd_per_hour=3.0, submitted=1000.0, machines=machines)
     found = results.time_to_target(one, 0.94)
     assert found is not None

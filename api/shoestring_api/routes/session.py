@@ -82,7 +82,7 @@ def create_key(body: rest.CreateKeyRequest, state: StateDep, caller: Caller) -> 
 
     def work(db: Write) -> rest.CreatedKey:
         expires_at = None if body.expires_in_days is None else db.now + body.expires_in_days * DAY_US
-        key, secret = identity.create_key(db, body.kind, caller.user, caller.team, [], expires_at)
+        key, secret = identity.create_key(db, body.kind, caller.user, caller.team, expires_at)
         return rest.CreatedKey(key=_serialize_key(key), secret=secret)
 
     return state.store.write(work)

@@ -32,7 +32,6 @@ class Principal:
     team: UUID
     team_name: str
     role: Role
-    scopes: frozenset[str] = frozenset()
     key: UUID | None = None
     csrf: str | None = None
 
@@ -64,9 +63,7 @@ def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "me
 # Keys
 
 
-def create_key(
-    db: Write, kind: SecretKind, user: UUID, team: UUID, scopes: list[str], expires_at: int | None
-) -> tuple[KeyRow, str]:
+def create_key(db: Write, kind: SecretKind, user: UUID, team: UUID, expires_at: int | None) -> tuple[KeyRow, str]:
     """Create a key; returns it and its secret, which is stored nowhere. `expires_at` in µs UTC; None: never."""
     key_id, secret = new_id(), generate_secret(kind)
     db.insert_new(
@@ -76,7 +73,6 @@ def create_key(
         hash=hash_secret(secret),
         user_id=user,
         team_id=team,
-        scopes=scopes,
         created_at=db.now,
         expires_at=expires_at,
         revoked_at=None,
@@ -117,7 +113,7 @@ def authenticate(db: Read, secret: str) -> Principal:
         raise Unauthenticated("This API key was revoked.", hint="Ask an admin of your team for a new one.")
     if key.expires_at is not None and key.expires_at <= db.now:
         raise Unauthenticated("This API key has expired.", hint="Ask an admin of your team for a new one.")
-    return load_principal(db, key.user_id, key.team_id, scopes=frozenset(key.scopes), key=key.id)
+    return load_principal(db, key.user_id, key.team_id, key=key.id)
 
 
 def load_principal(
@@ -125,7 +121,6 @@ def load_principal(
     user: UUID,
     team: UUID,
     *,
-    scopes: frozenset[str] = frozenset(),
     key: UUID | None = None,
     csrf: str | None = None,
 ) -> Principal:
@@ -138,4 +133,4 @@ def load_principal(
     ).one_or_none()
     if row is None:
         raise Unauthenticated("You are no longer a member of this team.", hint="Ask one of its admins.")
-    return Principal(user, row.user, team, row.team, row.role, scopes, key, csrf)
+    return Principal(user, row.user, team, row.team, row.role, key, csrf)

@@ -31,7 +31,7 @@ class NewSession:
 
 def create_login_code(db: Write, user: UUID, team: UUID) -> str:
     """A login code for a link: valid once, for ten minutes."""
-    return identity.create_key(db, "login", user, team, [], db.now + LOGIN_CODE_TTL)[1]
+    return identity.create_key(db, "login", user, team, db.now + LOGIN_CODE_TTL)[1]
 
 
 def redeem_login_code(db: Write, code: str) -> NewSession:

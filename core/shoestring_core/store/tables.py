@@ -122,7 +122,6 @@ class KeyRow(Base):
     hash: Mapped[str] = mapped_column(unique=True)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
-    scopes: Mapped[list[Any]] = mapped_column(default=list)
     created_at: Mapped[int]
     expires_at: Mapped[int | None]
     revoked_at: Mapped[int | None]

@@ -56,7 +56,7 @@ def test_a_key_opens_its_team_and_only_its_hash_is_stored(world: World) -> None:
     key, secret = create(world)
     principal = authenticate(world, secret)
     assert (principal.user, principal.team, principal.role) == (world.me.user, world.team, "admin")
-    assert (principal.scopes, principal.key, principal.actor) == (frozenset({"jobs"}), key.id, world.me.user_name)
+    assert (principal.key, principal.actor) == (key.id, world.me.user_name)
     assert secret.startswith("sst_pat_")
     assert len(secret) == len("sst_pat_") + 36
     with world.store.read() as db:
@@ -125,7 +125,7 @@ def test_a_key_ends_with_its_membership(world: World) -> None:
 
 
 def create(world: World, expires_at: int | None = None) -> tuple[KeyRow, str]:
-    return world.store.write(lambda db: identity.create_key(db, "pat", world.me.user, world.team, ["jobs"], expires_at))
+    return world.store.write(lambda db: identity.create_key(db, "pat", world.me.user, world.team, expires_at))
 
 
 def authenticate(world: World, secret: str) -> identity.Principal:

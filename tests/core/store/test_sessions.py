@@ -97,7 +97,7 @@ def test_a_session_ends_by_sign_out_and_by_time(world: World) -> None:
 
 
 def create(world: World, expires_at: int | None = None) -> tuple[KeyRow, str]:
-    return world.store.write(lambda db: identity.create_key(db, "pat", world.me.user, world.team, ["jobs"], expires_at))
+    return world.store.write(lambda db: identity.create_key(db, "pat", world.me.user, world.team, expires_at))
 
 
 def authenticate(world: World, secret: str) -> identity.Principal:
