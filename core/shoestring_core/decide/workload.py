@@ -6,6 +6,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+from shoestring_core.breakpoints import parse_breakpoints
 from shoestring_core.spec import JobSpec
 
 SAME_SPEED_PARAMS = frozenset(
@@ -48,11 +49,9 @@ def evaluations(spec: JobSpec) -> int:
 
 def min_batch(spec: JobSpec) -> int:
     """Samples in a step, at the smallest batch of its schedule."""
-    breakpoints = str(spec.params.get("batch_size_schedule") or "").split()
-    factors = [text.rpartition(":")[2] for text in breakpoints]
-    smallest = min((float(factor) for factor in factors if _is_number(factor)), default=1.0)
+    schedule = str(spec.params.get("batch_size_schedule") or "0:1")
+    try:
+        smallest = min(factor for _, factor in parse_breakpoints(schedule))
+    except ValueError:  # the trainer will say so
+        smallest = 1.0
     return max(1, round(int(spec.params.get("batch_size") or 32) * smallest))
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()

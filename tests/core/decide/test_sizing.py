@@ -305,6 +305,14 @@ def test_how_often_a_run_is_evaluated_before_its_end(epochs, every, expected):
 
 
 def test_the_smallest_batch_of_a_schedule_counts():
-    parsed = spec.parse({"recipe": "imagenet/imagenet18", "data": {"train": "/imagenet"}})
+    tree = {"recipe": "imagenet/imagenet18", "data": {"train": "/imagenet"}}
+    parsed = spec.parse(tree)
     assert workload.min_batch(parsed) == 1024
     assert workload.has_phases(parsed)
+    quartered = spec.parse(tree | {"params": {"batch_size_schedule": "0:1 1/2:1/4"}})
+    assert workload.min_batch(quartered) == parsed.params["batch_size"] // 4
+
+
+def test_a_schedule_that_cannot_be_parsed_leaves_the_batch_as_it_is():
+    parsed = spec.parse({"recipe": "digits/quickstart", "params": {"batch_size_schedule": "soon"}})
+    assert workload.min_batch(parsed) == parsed.params["batch_size"]

@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from fractions import Fraction
 from itertools import pairwise
 
-from shoestring_trainer.training.errors import UserError
+from shoestring_core.breakpoints import Breakpoints, parse_breakpoints
 
-Breakpoints = Sequence[tuple[float, float]]
-"""(position, value) pairs in increasing order of position. Two at one position are a jump."""
+from shoestring_trainer.training.errors import UserError
 
 
 def piecewise_linear(breakpoints: Breakpoints, position: float) -> float:
@@ -36,18 +32,9 @@ def warmup_then_decay(peak: float, warmup: float) -> Breakpoints:
 def parse_schedule(text: str) -> Breakpoints:
     """Parse breakpoints such as "0:0.2 3/10:1 1:0". Raises UserError that shows what is wrong."""
     try:
-        breakpoints = [
-            (float(Fraction(position)), float(Fraction(value)))
-            for position, value in (word.split(":") for word in text.split())
-        ]
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"the schedule {text!r} can't be parsed ({error}); write it as '0:0.1 1/5:1 1:0'") from error
-    increasing = all(x0 <= x1 for (x0, _), (x1, _) in pairwise(breakpoints))
-    if not breakpoints or not increasing or not all(math.isfinite(value) for _, value in breakpoints):
-        raise UserError(
-            f"the schedule {text!r} needs breakpoints at increasing positions from 0 to 1, as in '0:0.1 1/5:1 1:0'"
-        )
-    return breakpoints
+        return parse_breakpoints(text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def parse_step_schedule(text: str, default: float) -> Breakpoints:
