@@ -4,48 +4,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from uuid import UUID
 
 import pytest
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store import jobs, ledger
-from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import queue
 from shoestring_core.store.tables import EventRow
-from sqlalchemy import event, select
+from sqlalchemy import select
 
+from tests.statements import Statements, counted
 from tests.worker.conftest import World
-
-
-@dataclass
-class Statements:
-    reads: int = 0
-    writes: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def counted(store: Store) -> Iterator[Statements]:
-    """Count the statements on the store's connections."""
-    counts = Statements()
-
-    def count(connection, cursor, statement, parameters, context, many) -> None:
-        if statement.lstrip().startswith("SELECT"):
-            counts.reads += 1
-        elif not statement.startswith("PRAGMA"):
-            counts.writes.append(statement)
-
-    engines = {store.reader, store.writer}
-    for engine in engines:
-        event.listen(engine, "before_cursor_execute", count)
-    try:
-        yield counts
-    finally:
-        for engine in engines:
-            event.remove(engine, "before_cursor_execute", count)
 
 
 def tick_alone(world: World) -> Statements:
