@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from uuid import UUID
 
 import pytest
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
+from shoestring_core.errors import BudgetExceeded
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import queue
 from shoestring_core.store.tables import EventRow
@@ -25,7 +27,8 @@ def tick_alone(world: World) -> Statements:
 
 
 def test_a_tick_in_which_nothing_changed_writes_nothing_and_reads_as_much_as_with_one_job(world: World):
-    world.budget(0)
+    world.provider.slots = 1
+    world.submit()
     world.submit()
     world.tick()
     short = tick_alone(world)
@@ -34,7 +37,7 @@ def test_a_tick_in_which_nothing_changed_writes_nothing_and_reads_as_much_as_wit
     world.tick()
     long = tick_alone(world)
     assert long.writes == short.writes == []
-    assert long.reads == short.reads <= 12
+    assert long.reads == short.reads < 30
 
 
 def test_a_change_at_the_head_of_the_queue_takes_as_many_statements_however_long_it_is(world: World):
@@ -71,8 +74,8 @@ def test_a_wait_whose_reason_changes_is_an_event_and_one_whose_sentence_changes_
 
 
 def test_a_wait_decided_before_its_job_left_the_queue_is_not_recorded(world: World):
-    world.budget(0)
     job = world.submit()
+    world.budget(0)
     with world.store.read() as db:
         loaded = queue.load_queue(db, world.timeouts, {})
     waits = schedule_jobs(loaded.snapshot, world.provider.offers(), world.clock.now, world.timeouts).waits
@@ -84,8 +87,8 @@ def test_a_wait_decided_before_its_job_left_the_queue_is_not_recorded(world: Wor
 
 
 def test_of_two_plans_of_waits_made_at_the_same_epoch_one_is_applied(world: World):
-    world.budget(0)
     job = world.submit()
+    world.budget(0)
     with world.store.read() as db:
         loaded = queue.load_queue(db, world.timeouts, {})
     waits = schedule_jobs(loaded.snapshot, world.provider.offers(), world.clock.now, world.timeouts).waits
@@ -132,7 +135,8 @@ def act(world: World, rng: random.Random, submitted: list[UUID]) -> None:
     queued = [job for job in submitted if world.job(job).state != "ended"]
     kind = rng.choice(("submit", "submit", "stop", "budget", "job budget", "slots", "reclaim", "refuse", "nothing"))
     if kind == "submit":
-        submitted.append(world.submit(nodes=rng.choice((1, 1, 2))))
+        with contextlib.suppress(BudgetExceeded):
+            submitted.append(world.submit(nodes=rng.choice((1, 1, 2))))
     elif kind == "stop" and queued:
         chosen, mode = rng.choice(queued), rng.choice(("pause", "stop"))
         if world.job(chosen).desired_state == "run":

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from shoestring_core.breakpoints import Breakpoints
+
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.optim.schedules import (
-    Breakpoints,
     parse_schedule,
     parse_step_schedule,
     piecewise_constant,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, bindparam, func, select, update
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.decide import failures
 from shoestring_core.decide.schedule import AccountBalance, QueuedJob, QueueSnapshot, Wait
@@ -102,7 +103,7 @@ def apply_waits(
         return False
     jobs = JobRow.metadata.tables["jobs"]
     still_queued = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.state == "queued")
-    values = {"wait_reason": bindparam("reason"), "wait_text": bindparam("text")}
+    values: dict[str, Any] = {"wait_reason": bindparam("reason"), "wait_text": bindparam("text")}
     in_order = sorted(waits, key=lambda wait: wait.job)
     parameters = [{"job": wait.job, "reason": wait.reason, "text": wait.text} for wait in in_order]
     db.sql.connection().execute(still_queued.values(values), parameters)
@@ -170,7 +171,9 @@ def _load_tried(db: Read, jobs: dict[UUID, QueuedJob], timeouts: Timeouts) -> di
     }
 
 
-def _after_attempts(job: QueuedJob, attempts: list[Any], machines: list[Any], timeouts: Timeouts) -> QueuedJob:
+def _after_attempts(
+    job: QueuedJob, attempts: list[AttemptRow], machines: list[MachineRow], timeouts: Timeouts
+) -> QueuedJob:
     last = attempts[-1]
     reopened = last.number not in {row.attempt for row in machines if row.launched_at is not None}
     alive = sum(row.state in rows.ALIVE for row in machines)
@@ -184,9 +187,9 @@ def _after_attempts(job: QueuedJob, attempts: list[Any], machines: list[Any], ti
     )
 
 
-def _not_before(attempts: list[Any], timeouts: Timeouts) -> int:
+def _not_before(attempts: list[AttemptRow], timeouts: Timeouts) -> int:
     """When the next attempt may open: after a delay that grows with the attempts in a row that trained nothing."""
-    failed = []
+    failed: list[AttemptRow] = []
     for attempt in reversed(attempts):
         if attempt.trained or attempt.reason not in ("machine_lost", "not_ready", "capacity"):
             break
@@ -201,7 +204,9 @@ def _balance(row: Any, name: str) -> AccountBalance:
     return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft)
 
 
-def _select_in(db: Read, columns: Sequence[Any], key: ColumnElement[Any], values: Iterable[Any]) -> Iterator[Any]:
+def _select_in(
+    db: Read, columns: Sequence[Any], key: InstrumentedAttribute[Any], values: Iterable[Any]
+) -> Iterator[Any]:
     """Rows of these columns whose key is among the values, in as few statements as the databases allow."""
     left = list(values)
     while left:
