@@ -11,7 +11,7 @@ from threading import Thread
 
 import httpx
 import pytest
-from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, Unavailable
+from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, TooLarge, Unavailable
 from shoestring_core.store.objects import LocalObjects, ObjectInfo, open_objects
 
 from tests.api.deployment import Deployment
@@ -131,7 +131,7 @@ def test_small_objects_are_read_whole_and_large_ones_refused(objects: LocalObjec
         writer.finish()
     assert objects.read(KEY, 6) == b"abcdef"
     assert b"".join(objects.blocks(KEY, 2, 3)) == b"cde"
-    with pytest.raises(Unavailable):
+    with pytest.raises(TooLarge):
         objects.read(KEY, 5)
     with pytest.raises(NotFound):
         objects.read("none", 5)

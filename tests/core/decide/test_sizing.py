@@ -314,5 +314,6 @@ def test_the_smallest_batch_of_a_schedule_counts():
 
 
 def test_a_schedule_that_cannot_be_parsed_leaves_the_batch_as_it_is():
-    parsed = spec.parse({"recipe": "digits/quickstart", "params": {"batch_size_schedule": "soon"}})
+    tree = {"recipe": "imagenet/imagenet18", "data": {"train": "/imagenet"}}
+    parsed = spec.parse(tree | {"params": {"batch_size_schedule": "soon"}})
     assert workload.min_batch(parsed) == parsed.params["batch_size"]

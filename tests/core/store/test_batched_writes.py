@@ -129,7 +129,6 @@ def test_a_savepoint_that_fails_takes_its_events_and_its_request_for_a_tick_alon
     assert commits == []
 
 
-@pytest.mark.any_database
 def test_a_write_that_waited_too_long_for_its_turn_is_not_run_later(store: Store) -> None:
     begun, go_on = Event(), Event()
 
@@ -141,9 +140,13 @@ def test_a_write_that_waited_too_long_for_its_turn_is_not_run_later(store: Store
     holder.start()
     begun.wait()
     store.busy_timeout_s = 0.01
-    with pytest.raises(Unavailable):
+    refused = set()
+    try:
         store.write(service(1), batch=True)
+    except Unavailable:
+        refused.add(1)
     go_on.set()
     holder.join()
     store.write(service(2), batch=True)
-    assert stored(store) == {2}
+    assert refused == ({1} if store.writer.dialect.name == "sqlite" else set())  # PostgreSQL has many writers
+    assert stored(store) == {1, 2} - refused

@@ -1603,11 +1603,6 @@ export interface components {
             /** Address */
             address: string;
             /**
-             * Agent Version
-             * @default
-             */
-            agent_version: string;
-            /**
              * @default {
              *       "cpus": 0,
              *       "memory_bytes": 0,
