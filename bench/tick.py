@@ -23,6 +23,7 @@ from shoestring_core.store.db import Store, Write, open_store
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import JobRow
 from shoestring_worker.control_loop import ControlLoop
+from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.providers.sim import SimulatedProvider
 from sqlalchemy import func, select
 
@@ -90,8 +91,9 @@ def submit(store: Store, admin: identity.Principal) -> None:
 
 def make_worker(store: Store, provider: SimulatedProvider, folder: Path) -> ControlLoop:
     objects = LocalObjects(folder / "objects", "secret", "http://127.0.0.1:1")
+    providers = {provider.name: ManagedProvider(provider, NOBODY_REPORTS)}
     return ControlLoop(
-        store, provider, objects, NOBODY_REPORTS, "secret", "http://127.0.0.1:1", monotonic=first_tick_time
+        store, providers, objects, NOBODY_REPORTS, "secret", "http://127.0.0.1:1", monotonic=first_tick_time
     )
 
 

@@ -91,6 +91,58 @@ def test_an_import_cycle_fails_the_check(tmp_path: Path, line: str) -> None:
     assert "shoestring_core.planted_a -> shoestring_core.planted_b -> shoestring_core.planted_a" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("core/shoestring_core/planted.py", 'DEFAULT = "local"'),
+        ("core/shoestring_core/store/planted.py", "SIMULATED = ('aws', 'sim')"),
+        ("api/shoestring_api/planted.py", 'def is_ec2(provider: str) -> bool:\n    return provider == "ec2"'),
+        ("web/src/features/planted.tsx", 'const label = provider === "local" ? "this computer" : provider'),
+        ("web/src/planted.ts", "const names = ['sim']"),
+    ],
+)
+def test_a_provider_s_name_outside_the_worker_fails_the_check(tmp_path: Path, path: str, line: str) -> None:
+    planted = plant(tmp_path, path, line)
+    result = check_provider_names(tmp_path)
+    assert result.returncode == 1
+    assert str(planted.relative_to(tmp_path)) in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("core/shoestring_core/planted.py", '"""A local file."""\nLOCAL = "a local file"  # "local"\nlocal = sim = 1'),
+        ("api/shoestring_api/planted.py", 'HOST = "localhost"\nREGION = "local-1"'),
+        ("web/src/planted.ts", "const local = window.localStorage // simulated"),
+        ("worker/shoestring_worker/providers/planted.py", 'NAME = "local"'),
+    ],
+)
+def test_other_uses_of_a_provider_s_name_pass_the_check(tmp_path: Path, path: str, line: str) -> None:
+    plant(tmp_path, path, line)
+    result = check_provider_names(tmp_path)
+    assert result.returncode == 0, result.stdout
+
+
+def plant(folder: Path, path: str, line: str) -> Path:
+    """Write a module into a folder that has nothing else but the registry of providers."""
+    registry = Path("worker/shoestring_worker/providers/registry.py")
+    for place in (registry, Path(path)):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / registry, folder / registry)
+    (folder / path).write_text(f"{line}\n")
+    return folder / path
+
+
+def test_core_api_and_dashboard_name_no_provider() -> None:
+    result = check_provider_names(ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+def check_provider_names(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", ROOT / "scripts" / "check_provider_names"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
 def check_import_cycles(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", ROOT / "scripts" / "check_import_cycles"]
     environment = os.environ | {"PYTHONPATH": str(folder)}

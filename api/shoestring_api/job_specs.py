@@ -11,6 +11,7 @@ from typing import Any
 
 from shoestring_core.errors import Forbidden, InvalidSpec, Problem
 from shoestring_core.spec import DataSource, JobSpec, parse
+from shoestring_core.store.fleet.offers import load_timeouts
 from shoestring_core.store.identity import Principal
 
 from shoestring_api.app_state import AppState
@@ -20,6 +21,7 @@ def parse_spec(source: dict[str, Any] | str, caller: Principal, state: AppState)
     """Return the validated spec of a tree or YAML text. Raises InvalidSpec, Forbidden."""
     spec = parse(source)
     _check_team(spec, caller)
+    _check_provider(spec, state)
     _check_paths(spec, state.settings.data_roots)
     return spec
 
@@ -30,6 +32,17 @@ def _check_team(spec: JobSpec, caller: Principal) -> None:
             f"This API key belongs to team {caller.team_name}, not {spec.team}.",
             hint="Leave out `team`, or use that team's key.",
         )
+
+
+def _check_provider(spec: JobSpec, state: AppState) -> None:
+    """Refuse a provider that no worker serves; while none has started, any is accepted."""
+    if spec.resources.provider is None:
+        return
+    with state.store.read() as db:
+        known = list(load_timeouts(db))
+    if known and spec.resources.provider not in known:
+        message = f"There is no provider {spec.resources.provider!r} here. Use {' or '.join(known)}."
+        raise InvalidSpec([Problem("/resources/provider", message, "unknown-provider")])
 
 
 def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:

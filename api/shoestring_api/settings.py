@@ -33,8 +33,6 @@ class ApiSettings(BaseSettings):
     """Path of the machine host's machinehost.json."""
     timeouts: Timeouts = Timeouts()
     """Set one with SHOESTRING_TIMEOUTS__DRAIN=30s; the worker needs the same."""
-    local_price_on_demand: str = "0.526"
-    """Simulated on-demand price, dollars per hour."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders that jobs may read, separated as in PATH."""
     log_quota_bytes: Annotated[int, Field(ge=0)] = wire.LOG_BYTES_PER_HOUR

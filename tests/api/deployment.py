@@ -27,6 +27,7 @@ from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.store import identity
 from shoestring_core.store.db import Store, Write
 from shoestring_core.store.fleet import launches, observations, planning, queue
+from shoestring_core.store.fleet.offers import save_offers
 
 from tests.servers import PATIENCE_S, free_port, until
 
@@ -52,6 +53,7 @@ class Deployment:
         self.store: Store = self.state.store
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys = self.store.write(_people)
+        self.store.write(lambda db: save_offers(db, OFFER.provider, [OFFER], self.state.timeouts))
         config = uvicorn.Config(
             create_app(self.state), port=self.port, log_level="warning", timeout_graceful_shutdown=3
         )
@@ -95,7 +97,7 @@ class Deployment:
 
         def plan(db: Write) -> list[UUID]:
             snapshot = queue.load_queue(db, timeouts, {}).snapshot
-            starts = schedule.schedule_jobs(snapshot, [OFFER], db.now, timeouts).starts
+            starts = schedule.schedule_jobs(snapshot, [OFFER], db.now, {OFFER.provider: timeouts}).starts
             start = next(start for start in starts if start.job == job)
             machines = planning.apply_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")
             assert machines is not None

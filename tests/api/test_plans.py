@@ -33,7 +33,7 @@ def measure(deployment: Deployment, nodes: int, step_s: float) -> None:
 def known(deployment: Deployment) -> Deployment:
     """Measured: one machine takes about 8 s an epoch, two take 5; there are four."""
     offer = Offer(**{**vars(OFFER), "slots": 4})
-    deployment.store.write(lambda db: save_offers(db, [offer]))
+    deployment.store.write(lambda db: save_offers(db, "local", [offer], deployment.state.timeouts))
     measure(deployment, 1, 0.18)
     measure(deployment, 2, 0.115)
     return deployment

@@ -41,7 +41,8 @@ class World:
             db.insert_new(
                 MachineRow, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type="local.cpu", market="spot", price="0.158",
-                on_demand_price="0.526", launch_request={}, state="planned", created_at=db.now,
+                on_demand_price="0.526", simulated=True, billing={}, launch_request={}, state="planned",
+                created_at=db.now,
             )  # fmt: skip
 
         self.store.write(work)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -18,10 +18,12 @@ from shoestring_core.store.fleet import agents, gangs, heartbeats
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, TransferRow
 from shoestring_worker.control_loop import ControlLoop
+from shoestring_worker.providers.base import ManagedProvider, Provider
 from shoestring_worker.providers.sim import SimulatedProvider
 from sqlalchemy import select, update
 
 from tests import write_order
+from tests.servers import PATIENCE_S
 
 SECRET = "a secret of the tests"
 
@@ -42,21 +44,34 @@ class Clock:
 @dataclass
 class World:
     store: Store
-    provider: SimulatedProvider
+    providers: dict[str, SimulatedProvider]
     clock: Clock
     control_loop: ControlLoop
     objects: LocalObjects
     admin: identity.Principal
     timeouts: Timeouts
 
-    def another_control_loop(self) -> ControlLoop:
-        return make_control_loop(self.store, self.provider, self.objects, self.timeouts, self.clock)
+    @property
+    def provider(self) -> SimulatedProvider:
+        """The only provider, or the first."""
+        return next(iter(self.providers.values()))
+
+    def another_control_loop(self, answer_wait_s: float = PATIENCE_S, **changed: Provider) -> ControlLoop:
+        """`changed`: adapters in place of those that the others use, by provider."""
+        providers = self.providers | changed
+        return make_control_loop(self.store, providers, self.objects, self.timeouts, self.clock, answer_wait_s)
 
     # What people do.
 
-    def submit(self, nodes: int | str = 1, principal: identity.Principal | None = None, **fields: object) -> UUID:
+    def submit(
+        self,
+        nodes: int | str = 1,
+        principal: identity.Principal | None = None,
+        provider: str | None = None,
+        **fields: object,
+    ) -> UUID:
         who = principal or self.admin
-        tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes}} | fields
+        tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes, "provider": provider}} | fields
         wanted = spec.parse(tree)
         hold = wanted.resources.nodes * funding.initial_hold(self.provider.on_demand_price, self.timeouts)
         return self.store.write(lambda db: jobs.submit(db, who.team, who.user, wanted, min_hold=hold)).id
@@ -170,29 +185,50 @@ class World:
 
 
 def make_control_loop(
-    store: Store, provider: SimulatedProvider, objects: LocalObjects, timeouts: Timeouts, clock: Clock
+    store: Store,
+    providers: Mapping[str, Provider],
+    objects: LocalObjects,
+    timeouts: Timeouts,
+    clock: Clock,
+    answer_wait_s: float = PATIENCE_S,
 ) -> ControlLoop:
     return ControlLoop(
-        store, provider, objects, timeouts, SECRET, "http://127.0.0.1:1", monotonic=lambda: clock.now / S
+        store,
+        {name: ManagedProvider(adapter, timeouts) for name, adapter in providers.items()},
+        objects,
+        timeouts,
+        SECRET,
+        "http://127.0.0.1:1",
+        monotonic=lambda: clock.now / S,
+        answer_wait_s=answer_wait_s,
     )
 
 
 @pytest.fixture
-def world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def make_world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., World]]:
+    """Makes the world of a test, with simulated providers of the names given."""
     clock = Clock()
     monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
     store = open_store(migrated_url)
     admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
     store.write(lambda db: heartbeats.record_heartbeat(db, "api", 0))
     clock.pass_(60)
-    provider, objects, timeouts = (
-        SimulatedProvider(clock),
-        LocalObjects(tmp_path / "objects", SECRET, "http://objects"),
-        Timeouts(funding_lease=60 * S),
-    )
-    control_loop = make_control_loop(store, provider, objects, timeouts, clock)
+    objects, timeouts = LocalObjects(tmp_path / "objects", SECRET, "http://objects"), Timeouts(funding_lease=60 * S)
     out_of_order = write_order.watch(store)
-    yield World(store, provider, clock, control_loop, objects, admin, timeouts)
+    control_loops = []
+
+    def make(*names: str) -> World:
+        providers = {name: SimulatedProvider(clock, name=name) for name in names}
+        control_loops.append(make_control_loop(store, providers, objects, timeouts, clock))
+        return World(store, providers, clock, control_loops[-1], objects, admin, timeouts)
+
+    yield make
     assert out_of_order() == []
-    control_loop.close()
+    for control_loop in control_loops:
+        control_loop.close()
     store.close()
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world("sim")

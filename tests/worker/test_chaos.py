@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import pytest
 from shoestring_core import money
+from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet import agents, heartbeats, rows
-from shoestring_core.store.tables import AccountRow, AttemptRow, CheckpointRow, GenerationRow, MachineRow
+from shoestring_core.store.tables import AccountRow, AttemptRow, CheckpointRow, GenerationRow, HoldRow, MachineRow
+from shoestring_worker.providers.sim import SimulatedProvider
 from sqlalchemy import select, update
 
 from tests.worker.conftest import World
@@ -39,11 +43,17 @@ def test_invariants_hold_under_random_faults_for_elastic_gangs(world: World, see
     Drama(world, seed, ("1..2", "1..3", "2..3")).play()
 
 
+def test_invariants_hold_under_random_faults_of_two_providers(make_world: Callable[..., World], seed: int):
+    """Jobs name a provider or take what they get; either provider lists late, omits machines and lists the other's."""
+    Drama(make_world("local", "sim"), seed, (1, 2, "1..2"), (None, "local", "sim", "sim")).play()
+
+
 @dataclass
 class Agent:
     """What a machine's agent knows."""
 
     id: UUID
+    provider: SimulatedProvider
     provider_id: str
     job: UUID
     running: int = 0
@@ -52,11 +62,31 @@ class Agent:
     silent_until: int = 0
 
 
+class UnreliableList:
+    """The list of a provider, which may omit machines that it has listed before, and list machines of others."""
+
+    def __init__(self, drama: Drama, provider: SimulatedProvider) -> None:
+        self.drama, self.provider, self.listed = drama, provider, provider.list
+        self.omits = self.lists_others = False
+        self.seen: set[str] = set()
+
+    def __call__(self, deployment: str) -> list[ProviderMachine]:
+        machines = [one for one in self.listed(deployment) if not self.omits or one.id not in self.seen]
+        self.seen |= {one.id for one in machines}
+        if self.lists_others:
+            others = [one for other in self.drama.providers if other is not self.provider for one in other.alive()]
+            machines += others + [replace(one, provider=self.provider.name) for one in others]
+            machines += [replace(one, id=f"x-{one.id}", token="x", tags={"shoestring": "others"}) for one in others]
+        return machines
+
+
 @dataclass
 class Drama:
     world: World
     seed: int
     nodes: tuple[int | str, ...] = (1, 2)
+    choices: tuple[str | None, ...] = (None, None)
+    """The provider that each job names."""
     agents: dict[UUID, Agent] = field(default_factory=dict)
     steps: Counter[UUID] = field(default_factory=Counter)
     """Steps that the ranks of each job have done since their start checkpoint."""
@@ -66,15 +96,25 @@ class Drama:
         self.dice = random.Random(self.seed)
         self.loops = [self.world.control_loop, self.world.another_control_loop()]
         self.world.budget(LIMIT)
-        self.jobs = [self.world.submit(nodes=self.dice.choice(self.nodes), retry={"max": 1000}) for _ in range(2)]
+        self.providers = list(self.world.providers.values())
+        self.lists = [UnreliableList(self, provider) for provider in self.providers]
+        for provider, listed in zip(self.providers, self.lists, strict=True):
+            provider.list = listed
+        self.jobs = [
+            self.world.submit(self.dice.choice(self.nodes), provider=provider, retry={"max": 1000})
+            for provider in self.choices
+        ]
 
     def play(self) -> None:
         start = self.world.clock.now
-        self.world.provider.fault = self._launch_fault
+        for provider in self.providers:
+            provider.fault = self._launch_fault
         while self.world.clock.now < start + STORM_S * S:
             self._strike()
             self._moment()
-        self.world.provider.fault, self.world.provider.silent = (lambda _: None), False
+        for provider, listed in zip(self.providers, self.lists, strict=True):
+            provider.fault, provider.silent, provider.hidden = (lambda _: None), False, 0
+            listed.omits = listed.lists_others = False
         self.world.budget(LIMIT)
         calm = self.world.clock.now
         while not all(self.world.job(job).settled_at for job in self.jobs):
@@ -82,7 +122,7 @@ class Drama:
             self._moment()
         self._check_the_end()
         print(
-            f"drama {self.seed}: {len(self.world.provider.journal) // 2} machines,",
+            f"drama {self.seed}: {sum(len(provider.journal) for provider in self.providers) // 2} machines,",
             *(
                 f"job {one.end_reason} in {one.attempt} attempts, {one.generation} generations;"
                 for one in map(self.world.job, self.jobs)
@@ -95,15 +135,19 @@ class Drama:
         return self.dice.randrange(one_in) == 0
 
     def _launch_fault(self, _token: str) -> str | None:
-        return self.dice.choice(("refuse", "lost_request", "lost_reply")) if self._chance(3) else None
+        return self.dice.choice((RefusalKind.CAPACITY, "lost_request", "lost_reply")) if self._chance(3) else None
 
     def _strike(self) -> None:
-        provider, now = self.world.provider, self.world.clock.now
-        if self._chance(25):
-            provider.silent = not provider.silent
+        now = self.world.clock.now
+        for provider, listed in zip(self.providers, self.lists, strict=True):
+            if self._chance(25):
+                provider.silent = not provider.silent
+            if len(self.providers) > 1 and self._chance(25):
+                provider.hidden = self.dice.choice((0, 1)) * S
+                listed.omits, listed.lists_others = self._chance(2), self._chance(2)
         for agent in list(self.agents.values()):
             if self._chance(60):
-                provider.end(agent.provider_id, "crashed")
+                agent.provider.end(agent.provider_id, "crashed")
             elif self._chance(60):
                 agent.notice = agent.notice or now + 10 * S
             elif self._chance(80):
@@ -130,19 +174,19 @@ class Drama:
         self._check_now()
 
     def _meet_new_machines(self) -> None:
-        alive = {one.token: one for one in self.world.provider.alive()}
+        alive = {one.token: (provider, one) for provider in self.providers for one in provider.alive()}
         self.agents = {one: agent for one, agent in self.agents.items() if str(one) in alive}
-        for token, one in alive.items():
+        for token, (provider, one) in alive.items():
             if UUID(token) not in self.agents:
-                self.agents[UUID(token)] = Agent(UUID(token), one.id, UUID(one.tags["job"]))
+                self.agents[UUID(token)] = Agent(UUID(token), provider, one.id, UUID(one.tags["job"]))
 
     def _act(self, agent: Agent) -> None:
         world, now = self.world, self.world.clock.now
         if agent.notice is not None and now >= agent.notice:
-            return world.provider.end(agent.provider_id, "preempted")
+            return agent.provider.end(agent.provider_id, "preempted")
         row = self._row(agent.id)
         if row.funded_until is not None and now >= row.funded_until:
-            return world.provider.end(agent.provider_id, "exited")
+            return agent.provider.end(agent.provider_id, "exited")
         if now < agent.silent_until:
             return None
         if row.session_hash is None:
@@ -155,7 +199,7 @@ class Drama:
         if agent.running and agent.running == order.generation and (order.kind == "drain" or agent.notice is not None):
             self._drain(agent)
         elif order.kind == "shutdown":
-            world.provider.end(agent.provider_id, "exited")
+            agent.provider.end(agent.provider_id, "exited")
         elif order.kind == "prepare":
             agent.running = 0
             world.say(agent.id, "ready", order.generation, port=self.dice.randrange(1024, 65535))
@@ -211,21 +255,29 @@ class Drama:
     # What must hold
 
     def _check_now(self) -> None:
-        places = Counter((one.tags["job"], one.tags["slot"]) for one in self.world.provider.alive())
+        alive = [one for provider in self.providers for one in provider.alive()]
+        places = Counter((one.tags["job"], one.tags["slot"]) for one in alive)
         assert all(count == 1 for count in places.values()), f"two machines alive in a slot: {places}"
-        assert len(self.world.provider.alive()) <= self.world.provider.slots
+        assert all(len(provider.alive()) <= provider.slots for provider in self.providers)
+        with self.world.store.read() as db:
+            given_up = db.sql.scalars(
+                select(MachineRow.id).where(MachineRow.state.in_(("never_launched", "terminated")))
+            ).all()
+            released = db.sql.scalars(select(HoldRow.machine).where(HoldRow.state == "closed")).all()
+        running = {one.token for one in alive}
+        assert not running & set(map(str, given_up)), "a machine that runs is held for terminated"
+        assert not running & set(map(str, released)), "the hold of a machine that runs is released"
 
     def _check_the_end(self) -> None:
         world = self.world
         for _ in range(5):
             world.tick(10)
-        assert world.provider.alive() == []
-        ends = {entry.machine: entry.at for entry in world.provider.journal if entry.event == "end"}
-        due = sum(
-            money.cost(entry.price, ends[entry.machine] - entry.at)
-            for entry in world.provider.journal
-            if entry.event == "launch"
-        )
+        due = 0
+        for provider in self.providers:
+            assert provider.alive() == []
+            ends = {entry.machine: entry.at for entry in provider.journal if entry.event == "end"}
+            launched = [entry for entry in provider.journal if entry.event == "launch"]
+            due += sum(money.cost(entry.price, ends[entry.machine] - entry.at) for entry in launched)
         with world.store.read() as db:
             assert ledger.find_discrepancies(db) == []
             top = db.sql.scalars(select(AccountRow).where(AccountRow.kind == "org")).one()

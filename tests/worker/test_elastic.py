@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import GenerationRow, MachineRow
@@ -131,7 +132,7 @@ def test_a_survivor_that_does_not_get_ready_is_terminated_and_left_out(world: Wo
 
 
 def test_a_gang_starts_with_the_machines_that_registered_in_time(world: World):
-    world.provider.fault = lambda token: "refuse" if len(world.provider.alive()) >= 3 else None
+    world.provider.fault = lambda token: RefusalKind.CAPACITY if len(world.provider.alive()) >= 3 else None
     job = world.submit(nodes="2..4")
     for _ in range(61):
         world.register(job)

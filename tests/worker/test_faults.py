@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from shoestring_core import money, wire
 from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, BatchesMissing, BudgetExceeded, InvalidRequest, StaleTransition
@@ -20,7 +21,7 @@ from shoestring_worker.providers.base import LaunchRequest
 from shoestring_worker.providers.sim import Fault, SimulatedProvider
 from sqlalchemy import func, select, update
 
-from tests.worker.conftest import World, make_control_loop
+from tests.worker.conftest import World
 
 
 class Killed(BaseException):
@@ -48,7 +49,7 @@ def launches(world: World) -> int:
 def test_a_worker_killed_around_the_provider_call_launches_one_machine(world: World, moment: str):
     job = world.submit()
     provider = DyingProvider(world.provider, moment)
-    world.control_loop = make_control_loop(world.store, provider, world.objects, world.timeouts, world.clock)
+    world.control_loop = world.another_control_loop(sim=provider)
     with pytest.raises(Killed):
         world.tick()
     assert world.machines(job)[0].state == "launching"
@@ -74,7 +75,7 @@ def test_a_call_without_an_answer_is_repeated_with_the_same_request(world: World
 
 
 def test_a_refused_slot_is_requested_again_by_a_new_row_with_backoff(world: World):
-    faults = ["refuse"] * 3
+    faults = [RefusalKind.CAPACITY] * 3
     world.provider.fault = lambda _: faults.pop() if faults else None
     job = world.submit()
     for _ in range(10):
@@ -88,7 +89,7 @@ def test_a_refused_slot_is_requested_again_by_a_new_row_with_backoff(world: Worl
 
 
 def test_a_refusal_after_an_unknown_outcome_voids_the_row_only_after_the_consistency_window(world: World):
-    faults = ["refuse", "lost_request"]
+    faults = [RefusalKind.CAPACITY, "lost_request"]
     world.provider.fault = lambda _: faults.pop() if faults else None
     job = world.submit()
     world.tick()
@@ -101,7 +102,7 @@ def test_a_refusal_after_an_unknown_outcome_voids_the_row_only_after_the_consist
 
 
 def test_an_attempt_that_launched_nothing_closes_and_reopens_under_its_number(world: World):
-    world.provider.fault = lambda _: "refuse"
+    world.provider.fault = lambda _: RefusalKind.CAPACITY
     job = world.submit()
     for _ in range(70):
         world.tick(1)
@@ -125,7 +126,7 @@ def test_an_incomplete_gang_is_terminated_after_the_launch_window(world: World, 
 
     def fault(token: str) -> Fault | None:  # by slot, because the launch calls of a tick run in any order
         slots = {str(machine.id): machine.slot for machine in world.machines(job)}
-        return "refuse" if slots[token] == refused_slot else None
+        return RefusalKind.CAPACITY if slots[token] == refused_slot else None
 
     world.provider.fault = fault
     for _ in range(65):
@@ -167,8 +168,8 @@ def test_an_unreachable_provider_stops_no_running_job_and_hides_no_termination(w
 
 def test_a_machine_without_a_row_is_terminated_and_others_are_left_alone(world: World):
     tags = {"shoestring": world.control_loop.deployment}
-    stray = world.provider.launch(LaunchRequest("stray", "local", "", tags, "sim", "spot", "0.158", {}))
-    others = world.provider.launch(LaunchRequest("other", "local", "", {"shoestring": "b"}, "sim", "spot", "0.158", {}))
+    stray = world.provider.launch(LaunchRequest("stray", "sim", "", tags, "sim", "spot", "0.158", {}))
+    others = world.provider.launch(LaunchRequest("other", "sim", "", {"shoestring": "b"}, "sim", "spot", "0.158", {}))
     world.tick()
     assert [one.id for one in world.provider.alive()] == [others.id]
     assert stray.id not in {one.id for one in world.provider.alive()}
@@ -227,7 +228,7 @@ def test_of_two_plans_made_at_the_same_epoch_one_is_applied(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = queue.load_queue(db, world.timeouts, {}).snapshot
-    (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts}).starts
 
     def apply() -> object:
         return world.store.write(
@@ -243,7 +244,7 @@ def test_a_plan_for_a_job_that_was_stopped_since_places_no_hold(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = queue.load_queue(db, world.timeouts, {}).snapshot
-    (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts}).starts
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
         world.store.write(
@@ -428,10 +429,10 @@ def test_an_idle_service_lists_the_providers_machines_rarely(world: World):
     asked = 0
     listing = world.provider.list
 
-    def counting() -> list[ProviderMachine]:
+    def counting(deployment: str) -> list[ProviderMachine]:
         nonlocal asked
         asked += 1
-        return listing()
+        return listing(deployment)
 
     world.provider.list = counting
     for _ in range(60):
@@ -443,7 +444,7 @@ def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = queue.load_queue(db, world.timeouts, {}).snapshot
-    (start,) = schedule_jobs(snapshot, world.provider.offers(), world.clock.now, world.timeouts).starts
+    (start,) = schedule_jobs(snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts}).starts
     world.budget(1)
     with pytest.raises(BudgetExceeded):
         world.store.write(

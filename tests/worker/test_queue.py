@@ -8,6 +8,7 @@ import random
 from uuid import UUID
 
 import pytest
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded
@@ -78,7 +79,7 @@ def test_a_wait_decided_before_its_job_left_the_queue_is_not_recorded(world: Wor
     world.budget(0)
     with world.store.read() as db:
         loaded = queue.load_queue(db, world.timeouts, {})
-    waits = schedule_jobs(loaded.snapshot, world.provider.offers(), world.clock.now, world.timeouts).waits
+    waits = schedule_jobs(loaded.snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts}).waits
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     assert world.store.write(lambda db: queue.apply_waits(db, waits, loaded.waits, loaded.mark.epoch))
     assert world.job(job).wait_reason is None
@@ -91,7 +92,7 @@ def test_of_two_plans_of_waits_made_at_the_same_epoch_one_is_applied(world: Worl
     world.budget(0)
     with world.store.read() as db:
         loaded = queue.load_queue(db, world.timeouts, {})
-    waits = schedule_jobs(loaded.snapshot, world.provider.offers(), world.clock.now, world.timeouts).waits
+    waits = schedule_jobs(loaded.snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts}).waits
     world.tick()
     text = world.job(job).wait_text
     assert not world.store.write(lambda db: queue.apply_waits(db, waits, loaded.waits, loaded.mark.epoch))
@@ -100,7 +101,7 @@ def test_of_two_plans_of_waits_made_at_the_same_epoch_one_is_applied(world: Worl
 
 @pytest.mark.any_database
 def test_a_job_starts_again_when_its_backoff_ends_although_nothing_else_changes(world: World):
-    world.provider.fault = lambda _: "refuse"
+    world.provider.fault = lambda _: RefusalKind.CAPACITY
     job = world.submit()
     world.tick()
     while world.job(job).state == "launching":
@@ -125,7 +126,7 @@ def test_what_a_worker_remembers_never_hides_what_a_whole_schedule_would_change(
         world.tick(rng.choice((0, 0.5, 5)))
         with world.store.read() as db:
             loaded = queue.load_queue(db, world.timeouts, {})
-        schedule = schedule_jobs(loaded.snapshot, world.provider.offers(), world.clock.now, world.timeouts)
+        schedule = schedule_jobs(loaded.snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts})
         assert schedule.starts == ()
         assert loaded.changed(schedule.waits) == []
 
@@ -153,10 +154,10 @@ def act(world: World, rng: random.Random, submitted: list[UUID]) -> None:
     elif kind == "slots":
         world.provider.slots = rng.choice((0, 1, 2, 4))
     elif kind == "reclaim":
-        for machine in world.provider.list():
+        for machine in world.provider.list(world.control_loop.deployment):
             if machine.state == "running" and rng.random() < 0.5:
-                world.provider.end(machine.id, "reclaimed")
+                world.provider.end(machine.id, "preempted")
     elif kind == "refuse":
         refused = rng.random() < 0.5
-        world.provider.fault = lambda _: "refuse" if refused else None
+        world.provider.fault = lambda _: RefusalKind.CAPACITY if refused else None
     world.clock.pass_(rng.choice((0, 1 / S)))

@@ -25,7 +25,7 @@ from shoestring_core.wakeups import TICK_TASK, celery_broker_url
 
 from shoestring_worker.change_publisher import ChangePublisher
 from shoestring_worker.control_loop import ControlLoop
-from shoestring_worker.providers.local import LocalProvider
+from shoestring_worker.providers.registry import open_providers
 from shoestring_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def tick() -> None:
 @app.task(name="shoestring.launch")
 def launch(machine: str) -> None:
     """Launch one planned machine."""
-    control_loop().launcher.launch(UUID(machine))
+    control_loop().launch(UUID(machine))
 
 
 def control_loop() -> ControlLoop:
@@ -104,17 +104,10 @@ def _make_control_loop() -> ControlLoop:
     secret = settings.server_secret()
     store = open_store(settings.database_url)
     store.on_commit.append(ChangePublisher(settings.redis_url))
-    provider = LocalProvider(
-        settings.machinehost_file,
-        slots=settings.local_slots,
-        price_spot=settings.local_price_spot,
-        price_on_demand=settings.local_price_on_demand,
-    )
-    objects = open_objects(settings.object_store, secret, settings.agent_url)
     return ControlLoop(
         store,
-        provider,
-        objects,
+        open_providers(settings),
+        open_objects(settings.object_store, secret, settings.agent_url),
         settings.timeouts,
         secret,
         settings.agent_url.rstrip("/"),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control loop: each tick moves machines and jobs towards their desired state.
 
-A tick may be repeated, run concurrently with others and be killed at any point. Each step reads, decides or calls the
-provider, then writes; no database session is open during a provider call. What a step could not do (the provider is
+A tick may be repeated, run concurrently with others and be killed at any point. Each step reads, decides or calls a
+provider, then writes; no database session is open during a provider call. What a step could not do (a provider is
 unavailable, another worker was first, the budget was spent elsewhere), the next tick does.
 """
 
@@ -13,25 +13,32 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 from uuid import UUID
 
 from shoestring_core.decide import failures, funding
-from shoestring_core.decide.offers import Offer, cheapest_offer
+from shoestring_core.decide.placement import rank_offers
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.errors import BudgetExceeded, InvalidRequest, InvalidState, NotFound, StaleTransition
+from shoestring_core.errors import (
+    BudgetExceeded,
+    InvalidRequest,
+    InvalidState,
+    NotFound,
+    StaleTransition,
+    Unavailable,
+)
 from shoestring_core.states import DesiredState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import CommitInfo, Store, Write
-from shoestring_core.store.fleet import billing, gangs, heartbeats, planning, queue
+from shoestring_core.store.fleet import billing, gangs, heartbeats, launches, planning, queue
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt, OpenWork, load_open_work
-from shoestring_core.store.fleet.offers import save_offers
+from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.objects import Objects
 
-from shoestring_worker.launcher import Launcher
-from shoestring_worker.providers.base import Provider
-from shoestring_worker.reconciler import Reconciler
+from shoestring_worker.provider_lane import ProviderLane, wait_for_answers
+from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.scheduler import Scheduler
 from shoestring_worker.steps import ItemRunner, write
 
@@ -39,11 +46,13 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-IDLE_RECONCILE_S = 10.0
-"""How often an idle service looks for machines that no row wants."""
+HEARTBEAT_S = 10.0
 
 AUDIT_S = 3600.0
 """How often the ledger's totals are compared with the sums of its lines."""
+
+ANSWER_WAIT_S = 0.5
+"""How long a tick waits for the providers' answers."""
 
 MAX_ROUNDS = 10
 """A tick repeats its steps while they make more work, at most this often; the next tick continues."""
@@ -51,32 +60,45 @@ MAX_ROUNDS = 10
 
 @dataclass
 class ControlLoop:
-    """What a worker process needs to tick. Any number of control loops may share a database."""
+    """What a worker process needs to tick. Any number of control loops may share a database.
+
+    providers  by name; their timeouts hold for their machines, `timeouts` for what concerns no provider
+    """
 
     store: Store
-    provider: Provider
+    providers: Mapping[str, ManagedProvider]
     objects: Objects
     timeouts: Timeouts
     secret: str
     agent_url: str
     offload_launch: Callable[[UUID], None] = lambda _: None
     monotonic: Callable[[], float] = time.monotonic
+    answer_wait_s: float = ANSWER_WAIT_S
 
     _ticking: threading.Lock = field(default_factory=threading.Lock)
     _more_work: threading.Event = field(default_factory=threading.Event)
-    _reconciled_at: float = float("-inf")
+    _heartbeat_at: float = float("-inf")
     _audited_at: float = float("-inf")
-    _recorded_offers: list[Offer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store.on_commit.append(self._on_commit)
         self._items = ItemRunner(self.monotonic)
-        self.launcher = Launcher(
-            self.store, self.provider, self.timeouts, self.secret, self._items, self.offload_launch, self.monotonic
-        )
-        self._reconciler = Reconciler(self.store, self.provider, self.timeouts, self.deployment, self._items)
+        self._lanes = {
+            name: ProviderLane(
+                name,
+                provider,
+                self.store,
+                self.deployment,
+                self.secret,
+                self._items,
+                self.offload_launch,
+                self.monotonic,
+                self.answer_wait_s,
+            )
+            for name, provider in self.providers.items()
+        }
         self._scheduler = Scheduler(
-            self.store, self.timeouts, self.agent_url, self.deployment, self._offers, self._items,
+            self.store, self.providers, self.timeouts, self.agent_url, self.deployment, self._items,
             schedule_again=self._more_work.set, monotonic=self.monotonic,
         )  # fmt: skip
 
@@ -100,28 +122,34 @@ class ControlLoop:
             self._ticking.release()
         return True
 
+    def launch(self, machine: UUID) -> None:
+        """Launch one machine that is planned."""
+        with self.store.read() as db:
+            provider = launches.load_provider(db, machine)
+        if provider in self._lanes:
+            self._lanes[provider].launcher.launch(machine)
+
     def close(self) -> None:
-        self.launcher.close()
+        for lane in self._lanes.values():
+            lane.close()
 
     def _run_steps(self) -> None:
         """Each step makes work for the next ones; work for earlier steps is done in the next round."""
-        work, items = self._find_work(), self._items
-        idle_reconcile_due = self.monotonic() >= self._reconciled_at + IDLE_RECONCILE_S
-        if not work and not idle_reconcile_due:
-            return
-        if idle_reconcile_due:
+        items = self._items
+        if self.monotonic() >= self._heartbeat_at + HEARTBEAT_S:
             items.run("the heartbeat", self._heartbeat)
-            items.run("the offers", self._refresh_offers)
             items.run("the audit of the ledger", self._audit)
-        if work.alive_machines or idle_reconcile_due:
-            items.run("the list of machines", self._reconcile)
+        work = self._find_work()
+        if self._poll_providers(work):
             work = self._find_work()
+        if not work:
+            return
         self._for_each("closing", self._close_attempt, work.attempts)
         self._for_each("the time limit", self._enforce_time_limit, work.attempts)
         self._for_each("failures", self._handle_failures, work.attempts, work.now)
         items.run("the schedule", self._scheduler.schedule_jobs)
         self._for_each("empty slots", self._refill_slots, work.attempts, work.now)
-        items.run("the launches", self.launcher.launch_pending)
+        self._launch_machines()
         items.run("the funding", self._extend_holds, work)
         for machine in work.unbilled:
             items.run(f"the bill of machine {machine}", self._settle_machine, machine)
@@ -143,11 +171,8 @@ class ControlLoop:
     # Steps
 
     def _heartbeat(self) -> None:
-        self._write(heartbeats.record_heartbeat, "worker", int(3 * IDLE_RECONCILE_S * 1e6))
-
-    def _refresh_offers(self) -> None:
-        """Keep offers current without queued jobs too, because users may ask for a plan."""
-        self._offers()
+        self._write(heartbeats.record_heartbeat, "worker", int(3 * HEARTBEAT_S * 1e6))
+        self._heartbeat_at = self.monotonic()
 
     def _audit(self) -> None:
         """Log totals that differ from the sums of their lines: these are bugs, nothing is corrected."""
@@ -159,9 +184,22 @@ class ControlLoop:
             log.error("ledger totals are inconsistent: %s", discrepancy)
         self._audited_at = self.monotonic()
 
-    def _reconcile(self) -> None:
-        self._reconciler.reconcile()
-        self._reconciled_at = self.monotonic()
+    def _poll_providers(self, work: OpenWork) -> bool:
+        """Reconcile with the providers and refresh their offers, where that is due. Returns whether it was anywhere."""
+        for name in work.alive_machines.keys() - self._lanes.keys():
+            self._items.warn(f"provider {name}", "it has machines, and this worker does not serve it")
+        due = [
+            lane
+            for name, lane in self._lanes.items()
+            if lane.is_due or work.queued_jobs or work.alive_machines.get(name)
+        ]
+        polls = [call for lane in due for call in lane.begin_poll(self._scheduler.requirements)]
+        wait_for_answers(polls, self.answer_wait_s)
+        return bool(due)
+
+    def _launch_machines(self) -> None:
+        calls = [call for lane in self._lanes.values() for call in lane.begin_launches()]
+        wait_for_answers(calls, self.answer_wait_s)
 
     def _close_attempt(self, active: ActiveAttempt) -> None:
         """Begin to close the attempt of a stopping job; finish one whose machines have all terminated."""
@@ -198,7 +236,7 @@ class ControlLoop:
         """Restart or end an attempt whose ranks exited or whose machines were lost."""
         if not active.wanted:
             return
-        action = failures.decide_attempt(active.gang_status(), now, self.timeouts)
+        action = failures.decide_attempt(active.gang_status(), now, self._timeouts(active))
         if isinstance(action, failures.NoAction):
             return
         generation = active.generation.number if active.generation else None
@@ -208,16 +246,25 @@ class ControlLoop:
             log.info("%s", stale)
 
     def _refill_slots(self, active: ActiveAttempt, now: int) -> None:
-        """Plan another machine where a launch was refused (with backoff), or where an elastic gang lost its machine."""
-        slots = active.empty_slots(now, self.timeouts) if active.wanted else []
+        """Plan another machine where a launch was refused (with backoff), or where an elastic gang lost its machine.
+
+        All machines of an attempt are of one provider and region, so that they reach each other.
+        """
+        slots = active.empty_slots(now, self._timeouts(active)) if active.wanted else []
         if not slots:
             return
-        resources = active.spec.resources
-        type_ = queue.chosen_type(active.job.sizing)
-        offer = cheapest_offer(self._offers(), resources.provider, resources.spot, type_)
+        latest = active.machines[-1]
+        wanted = replace(
+            Requirements.of(active.spec.resources, queue.chosen_type(active.job.sizing)),
+            nodes=1,
+            provider=latest.provider,
+            regions=(latest.region,),
+        )
+        with self.store.read() as db:
+            offer = rank_offers(load_offers(db), wanted, now, launches.load_refusals(db)).best
+        if offer is None:
+            return
         for slot in slots:
-            if offer is None:
-                return
             try:
                 self._write(
                     planning.refill_slot,
@@ -227,7 +274,7 @@ class ControlLoop:
                     offer,
                     agent_url=self.agent_url,
                     deployment=self.deployment,
-                    timeouts=self.timeouts,
+                    timeouts=self._timeouts(active),
                 )
             except BudgetExceeded as short:
                 log.info("slot %s of job %s stays empty: %s", slot, active.job.id, short)
@@ -252,13 +299,13 @@ class ControlLoop:
             self._stop_for_budget(active, f"The budget of {overdrawn} is overdrawn.")
             return
         for machine in active.machines:
-            if machine.id in held and funding.due_extension(held[machine.id], now, self.timeouts):
+            if machine.id in held and funding.due_extension(held[machine.id], now, self._timeouts(active)):
                 self._items.run(f"the funding of machine {machine.id}", self._extend_hold, active, machine.id)
 
     def _extend_hold(self, active: ActiveAttempt, machine: UUID) -> None:
         try:
             self._write(billing.post_cost, machine)
-            self._write(billing.extend_funding, machine, self.timeouts)
+            self._write(billing.extend_funding, machine, self._timeouts(active))
         except BudgetExceeded as short:
             self._stop_for_budget(active, short.message)
         except StaleTransition:
@@ -286,13 +333,10 @@ class ControlLoop:
         with self.store.read() as db:
             return load_open_work(db)
 
-    def _offers(self) -> list[Offer]:
-        """The provider's offers; recorded when they have changed."""
-        offers = self.provider.offers()
-        if offers != self._recorded_offers:
-            self._write(save_offers, offers)
-            self._recorded_offers = offers
-        return offers
+    def _timeouts(self, active: ActiveAttempt) -> Timeouts:
+        if active.provider not in self.providers:
+            raise Unavailable(f"provider {active.provider} is not served by this worker")
+        return self.providers[active.provider].timeouts
 
     def _write(self, function: Callable[Concatenate[Write, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         return write(self.store, function, *args, **kwargs)

@@ -1,63 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launches the machines that the database intends, concurrently, each exactly once."""
+"""Launches the machines that the database intends at one provider, concurrently, each exactly once."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from shoestring_core import wire
-from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import launches, observations
 
-from shoestring_worker.providers.base import LaunchRefused, LaunchRequest, OutcomeUnknown, Provider
+from shoestring_worker.providers.base import LaunchRefused, LaunchRequest, ManagedProvider, OutcomeUnknown
 from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_LAUNCHES = 8
-"""The number of launch calls that a tick makes at once; it hands the other launches to `offload`."""
+"""The number of launch calls of a worker to one provider at once; it hands the other launches to `offload`."""
 
 
 @dataclass
 class Launcher:
+    name: str
+    provider: ManagedProvider
     store: Store
-    provider: Provider
-    timeouts: Timeouts
     secret: str
     items: ItemRunner
     offload: Callable[[UUID], None] = lambda _: None
     """Asks another worker to launch a machine; if none does, the next tick launches it."""
     monotonic: Callable[[], float] = time.monotonic
 
-    def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(MAX_CONCURRENT_LAUNCHES, thread_name_prefix="launch")
+    _calls: dict[UUID, Future[None]] = field(default_factory=dict)
 
-    def launch_pending(self) -> None:
-        """Launch all machines that are planned, or whose last launch call had an unknown outcome."""
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(MAX_CONCURRENT_LAUNCHES, thread_name_prefix=f"launch-{self.name}")
+
+    def begin_pending(self) -> list[Future[None]]:
+        """Begin to launch all machines that are planned, or whose last launch call had an unknown outcome.
+
+        Returns the calls that this began.
+        """
         with self.store.read() as db:
-            machines = launches.load_launchable(db)
-        for machine in machines[MAX_CONCURRENT_LAUNCHES:]:
-            self.offload(machine)
-        calls = [
-            self._pool.submit(self.items.run, f"the launch of machine {machine}", self.launch, machine)
-            for machine in machines[:MAX_CONCURRENT_LAUNCHES]
-        ]
-        for call in calls:
-            call.result()
+            machines = launches.load_launchable(db, self.name)
+        self._calls = {machine: call for machine, call in self._calls.items() if not call.done()}
+        begun = []
+        for machine in machines:
+            if machine in self._calls:
+                continue
+            if len(self._calls) == MAX_CONCURRENT_LAUNCHES:
+                self.offload(machine)
+                continue
+            item = f"the launch of {self.name} machine {machine}"
+            self._calls[machine] = self._pool.submit(self.items.run, item, self.launch, machine)
+            begun.append(self._calls[machine])
+        return begun
 
     def launch(self, machine: UUID) -> None:
         """Launch one machine. Of concurrent callers one makes the call; a repeated call returns the same machine."""
+        timeouts = self.provider.timeouts
         begun = self.monotonic()
-        call = write(self.store, launches.begin_launch, machine, self.timeouts)
+        call = write(self.store, launches.begin_launch, machine, timeouts)
         if call is None:
             return
-        if (self.monotonic() - begun) * 1e6 > self.timeouts.launch_call / 5:
+        if (self.monotonic() - begun) * 1e6 > timeouts.launch_call / 5:
             return  # the commit took so long that the answer might come after call_deadline; the next tick calls
         body = call.request
         request = LaunchRequest(
@@ -71,14 +80,14 @@ class Launcher:
             user_data=body["user_data"] | {"boot_token": wire.derive_boot_token(self.secret, machine)},
         )
         try:
-            launched = self.provider.launch(request)
+            launched = self.provider.adapter.launch(request)
         except LaunchRefused as refused:
-            write(self.store, launches.record_refusal, call, refused.code, str(refused))
+            write(self.store, launches.record_refusal, call, refused.kind, str(refused))
         except OutcomeUnknown as unknown:
-            log.warning("launch of %s: %s", machine, unknown)
             write(self.store, launches.record_no_answer, call)
+            self.items.warn(f"the launch of {self.name} machine {machine}", str(unknown))
         else:
-            write(self.store, observations.record_observation, machine, launched, self.timeouts)
+            write(self.store, observations.record_observation, machine, launched, timeouts)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

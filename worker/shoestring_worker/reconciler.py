@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the provider's machines with our rows and resolves every difference."""
+"""Compares one provider's machines with our rows and resolves every difference."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from shoestring_core.decide.reconcile import (
     Terminate,
     reconcile,
 )
-from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import heartbeats, launches, observations
 
-from shoestring_worker.providers.base import Provider
+from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
@@ -30,9 +29,9 @@ log = logging.getLogger(__name__)
 class Reconciler:
     """`deployment` is the value of the tag that our machines carry."""
 
+    name: str
+    provider: ManagedProvider
     store: Store
-    provider: Provider
-    timeouts: Timeouts
     deployment: str
     items: ItemRunner
 
@@ -40,13 +39,15 @@ class Reconciler:
     """When a machine that was listed before was first missing. In memory: a restart only prolongs the wait."""
 
     def reconcile(self) -> None:
+        timeouts = self.provider.timeouts
         with self.store.read() as db:
             listed_at = db.now
-        listed = self.provider.list()
+        listed = self.provider.adapter.list(self.deployment)
         with self.store.read() as db:
-            rows, leases = observations.load_tracked_machines(db), heartbeats.leases_enforced(db, self.timeouts)
+            rows = observations.load_tracked_machines(db, self.name)
+            leases = heartbeats.leases_enforced(db, timeouts)
         rows = [replace(row, not_listed_since=self._not_listed_since.get(row.id)) for row in rows]
-        actions = reconcile(rows, listed, self.deployment, listed_at, leases, self.timeouts)
+        actions = reconcile(rows, listed, self.name, self.deployment, listed_at, leases, timeouts)
         tokens = {machine.token for machine in listed}
         still_missing = {
             row.id: row.not_listed_since
@@ -56,20 +57,21 @@ class Reconciler:
         newly_missing = [action.machine for action in actions if isinstance(action, NotListed)]
         self._not_listed_since = still_missing | dict.fromkeys(newly_missing, listed_at)
         for action in actions:
-            what = action.provider_id if isinstance(action, Terminate) else action.machine
-            self.items.run(f"machine {what}", self._apply, action, listed_at)
+            machine = action.ref.id if isinstance(action, Terminate) else action.machine
+            self.items.run(f"{type(action).__name__} of {self.name} machine {machine}", self._apply, action, listed_at)
 
     def _apply(self, action: Action, listed_at: int) -> None:
+        timeouts = self.provider.timeouts
         match action:
             case RecordObservation(machine, observed):
-                write(self.store, observations.record_observation, machine, observed, self.timeouts)
+                write(self.store, observations.record_observation, machine, observed, timeouts)
             case AbandonLaunch(machine, reason):
-                write(self.store, launches.abandon_launch, machine, reason, listed_at, self.timeouts)
+                write(self.store, launches.abandon_launch, machine, reason, listed_at, timeouts)
             case PresumeTerminated(machine):
                 write(self.store, observations.presume_terminated, machine)
-            case Terminate(provider_id, None, reason):
-                log.warning("machine %s: %s; terminating it", provider_id, reason)
-                self.provider.terminate(provider_id)
-            case Terminate(provider_id, UUID() as machine, reason, lease_expired):
+            case Terminate(ref, None, reason):
+                log.warning("%s machine %s: %s; terminating it", self.name, ref.id, reason)
+                self.provider.adapter.terminate(ref)
+            case Terminate(ref, UUID() as machine, reason, lease_expired):
                 if write(self.store, observations.begin_termination, machine, reason, lease=lease_expired):
-                    self.provider.terminate(provider_id)
+                    self.provider.adapter.terminate(ref)

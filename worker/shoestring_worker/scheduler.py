@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.placement import is_stale
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import QueuedJob, Start, schedule_jobs
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, StaleTransition
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import planning, queue
+from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.fleet.queue import QueueMark
 
+from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
@@ -29,12 +33,13 @@ RECHECK_S = 60.0
 class AppliedSchedule:
     """What the last schedule was made from. Until something of it changes, another one would be the same.
 
-    valid_until  when the first backoff of a waiting job ends (µs UTC); None: none is in one
+    offers       each with whether it was stale
+    valid_until  when the first backoff of a waiting job, or of an offer that was refused, ends (µs UTC); None: never
     made_at      by the monotonic clock
     """
 
     mark: QueueMark
-    offers: list[Offer]
+    offers: list[tuple[Offer, bool]]
     valid_until: int | None
     made_at: float
 
@@ -47,14 +52,16 @@ class Scheduler:
     """
 
     store: Store
+    providers: Mapping[str, ManagedProvider]
     timeouts: Timeouts
     agent_url: str
     deployment: str
-    offers: Callable[[], list[Offer]]
     items: ItemRunner
     schedule_again: Callable[[], None]
     monotonic: Callable[[], float] = time.monotonic
 
+    requirements: frozenset[Requirements] = frozenset()
+    """Those of the jobs in the queue, when it was last read."""
     _known: dict[UUID, QueuedJob] = field(default_factory=dict)
     _applied: AppliedSchedule | None = None
 
@@ -62,16 +69,16 @@ class Scheduler:
         """Make a schedule and apply it, unless the last one still applies."""
         with self.store.read() as db:
             mark, now = queue.load_mark(db), db.now
-        if not mark.jobs:
-            return
-        offers = self.offers()
-        if self._still_applies(mark, offers, now):
+            offers = [offer for offer in load_offers(db) if offer.provider in self.providers] if mark.jobs else []
+        if not mark.jobs or self._still_applies(mark, offers, now):
             return
         with self.store.read() as db:
             loaded, now = queue.load_queue(db, self.timeouts, self._known), db.now
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
-        schedule = schedule_jobs(loaded.snapshot, offers, now, self.timeouts)
+        self.requirements = frozenset(job.requirements for job in loaded.snapshot.queue)
+        timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
+        schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts)
         epoch, complete = loaded.mark.epoch, True
         for start in schedule.starts:
             started = bool(self.items.run(f"the start of job {start.job}", self._start, start, epoch))
@@ -81,8 +88,10 @@ class Scheduler:
             epoch, complete = epoch + written, complete and written
         if complete:
             backoffs = [job.not_before for job in loaded.snapshot.queue if job.not_before > now]
+            backoffs += [refusal.at + refusal.kind.memory for refusal in loaded.snapshot.refusals]
             mark = loaded.mark._replace(epoch=epoch)
-            self._applied = AppliedSchedule(mark, list(offers), min(backoffs, default=None), self.monotonic())
+            stale = [(offer, is_stale(offer, now)) for offer in offers]
+            self._applied = AppliedSchedule(mark, stale, min(backoffs, default=None), self.monotonic())
 
     def _start(self, start: Start, epoch: int) -> bool:
         """Returns whether the job was started; not if another worker has applied a newer schedule."""
@@ -100,7 +109,7 @@ class Scheduler:
         last = self._applied
         return (
             last is not None
-            and (last.mark, last.offers) == (mark, offers)
+            and (last.mark, last.offers) == (mark, [(offer, is_stale(offer, now)) for offer in offers])
             and (last.valid_until is None or now < last.valid_until)
             and self.monotonic() < last.made_at + RECHECK_S
         )

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core.decide.timeouts import Timeouts
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -26,6 +26,8 @@ class WorkerSettings(BaseSettings):
     secret_file: Path | None = None
     object_store: str = ""
     agent_url: str = "http://127.0.0.1:8000"
+    providers: Annotated[tuple[str, ...], NoDecode] = ("local",)
+    """Names in providers/registry.py, comma-separated: where machines are rented."""
     machinehost_file: Path
     local_slots: Annotated[int, Field(ge=1)] = max(2, os.cpu_count() or 2)
     local_price_spot: Price = "0.158"
@@ -33,6 +35,11 @@ class WorkerSettings(BaseSettings):
     tick_interval_s: Seconds = 1
     timeouts: Timeouts = Timeouts()
     """Set one with SHOESTRING_TIMEOUTS__DRAIN=30s; the API needs the same."""
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
     def server_secret(self) -> str:
         """Return the secret that signs boot tokens. Raises ValueError if none is set."""

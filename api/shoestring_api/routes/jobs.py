@@ -12,11 +12,11 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 from shoestring_core import rest
-from shoestring_core.decide import funding
 from shoestring_core.errors import InvalidSpec, Problem
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import checkpoints, job_search, jobs, queries
 from shoestring_core.store.db import Read, Store, Write
+from shoestring_core.store.fleet import planning
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import JobRow
 
@@ -43,8 +43,8 @@ def submit_job(body: rest.SubmitJobRequest, state: StateDep, caller: Caller, key
     init = _find_initial_checkpoint(spec.init_job_id, state, caller) if spec.init_job_id else None
 
     def work(db: Write) -> rest.Job:
-        sized, sizing = apply_sizing(db, caller, spec, state.timeouts)
-        hold = _min_hold(sized, state)
+        sized, sizing = apply_sizing(db, caller, spec)
+        hold = planning.min_hold(db, sized)
         job = jobs.submit(db, caller.team, caller.user, sized, min_hold=hold, sizing=sizing, init=init)
         return _serialize(db, job)
 
@@ -74,7 +74,7 @@ def retry_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey
 
     def work(db: Write) -> rest.Job:
         old = jobs.get(db, caller.team, job_id)
-        hold = _min_hold(JobSpec.from_stored(old.spec), state)
+        hold = planning.min_hold(db, JobSpec.from_stored(old.spec))
         return _serialize(db, jobs.retry(db, caller.team, old.id, caller.user, min_hold=hold))
 
     return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:retry", 201, work)
@@ -151,11 +151,6 @@ def _find_initial_checkpoint(job_id: UUID, state: AppState, caller: Principal) -
         )
         raise InvalidSpec([Problem("/init", f"{message} Use another job.", "no-checkpoint")])
     return checkpoint.id
-
-
-def _min_hold(spec: JobSpec, state: AppState) -> int:
-    """Return the least that the first machines hold: the first funding at the highest price a machine can have."""
-    return spec.resources.nodes * funding.initial_hold(state.settings.local_price_on_demand, state.timeouts)
 
 
 def _serialize(db: Read, job: JobRow) -> rest.Job:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines: preempt one of the local provider's, as a spot provider would."""
+"""Machines: preempt one of the machine host's, as a spot provider would."""
 
 from __future__ import annotations
 
@@ -27,16 +27,14 @@ TIMEOUT_S = 5.0
 def preempt(
     machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.PreemptRequest | None = None
 ) -> rest.Machine:
-    """Preempt a machine of the local provider (admin): it gets a notice and is terminated `notice_s` later."""
+    """Preempt a simulated machine (admin): it gets a notice and is terminated `notice_s` later."""
     with state.store.read() as db:
         machine = queries.load_machine(db, caller.team, machine_id)
         if machine is None:
             raise NotFound("No such machine.")
         resource = serialize_machine(machine, queries.load_posted(db, machine), db.now)
-    if machine.provider != "local":
-        raise InvalidState(
-            f"Only machines of the local provider can be preempted here, not those of {machine.provider}."
-        )
+    if not machine.simulated:
+        raise InvalidState(f"Only simulated machines can be preempted here, not those of {machine.provider}.")
     if machine.provider_id is None or machine.state not in ("launching", "running"):
         raise InvalidState(f"The machine is {machine.state}; only a running machine can be preempted.")
     _request_preemption(state, machine, (body or rest.PreemptRequest()).notice_s)

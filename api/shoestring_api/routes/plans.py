@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from shoestring_core import rest
 from shoestring_core.decide import sizing_text
 from shoestring_core.decide.sizing import Choice, Option, SizingInputs, choose_machines
-from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import sizing_inputs
@@ -27,20 +26,18 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=ExactJsonRout
 def plan_job(body: rest.PlanJobRequest, state: StateDep, db: ReadDep, caller: Caller) -> rest.Plan:
     """Return what the job would run on. Nothing is stored."""
     spec = parse_spec(body.spec, caller, state)
-    inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec, state.timeouts)
+    inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec)
     return _serialize(inputs, choose_machines(inputs))
 
 
-def apply_sizing(
-    db: Read, caller: Principal, spec: JobSpec, timeouts: Timeouts
-) -> tuple[JobSpec, dict[str, Any] | None]:
+def apply_sizing(db: Read, caller: Principal, spec: JobSpec) -> tuple[JobSpec, dict[str, Any] | None]:
     """Return the spec with the number of machines that its limits.time needs, and the stored record of that choice.
 
     Without limits.time the spec is returned unchanged. Raises TimeLimitUnmet if no choice of machines keeps the limit.
     """
     if spec.limits.time is None:
         return spec, None
-    inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec, timeouts)
+    inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec)
     choice = choose_machines(inputs)
     summary, why = sizing_text.summarize(inputs, choice), sizing_text.explain_why_not_faster(inputs, choice)
     if choice.outcome == "infeasible":

@@ -14,7 +14,7 @@ from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import TransferRow
 
 from shoestring_api.serializers.attempts import serialize_machine
-from shoestring_api.serializers.costs import SIMULATED_PROVIDERS, serialize_cost
+from shoestring_api.serializers.costs import serialize_cost
 from shoestring_api.serializers.times import to_datetime
 
 
@@ -45,9 +45,9 @@ def serialize_cost_report(
 
 
 def _sum_energy(rows: JobRows, meters: Iterable[metrics.StoredCurve]) -> rest.Energy | None:
-    """Return the energy of all machines. Those of the local cloud share one computer, and so its meters."""
-    hosts = {row.id: "localhost" if row.provider in SIMULATED_PROVIDERS else str(row.id) for row in rows.machines}
-    curves: dict[tuple[str, str], list[results.Curve]] = defaultdict(list)
+    """Return the energy of all machines. Those with the same address share one computer, and so its meters."""
+    hosts = {row.id: (row.provider, row.region, row.address) for row in rows.machines}
+    curves: dict[tuple[tuple[str, str, str | None], str], list[results.Curve]] = defaultdict(list)
     for points in meters:
         if points.machine in hosts:
             curves[hosts[points.machine], points.name].append(results.Curve(points.steps, points.times, points.values))

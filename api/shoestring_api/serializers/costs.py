@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
 
 from shoestring_core import rest
-from shoestring_core.decide.billing import Evidence, bill
+from shoestring_core.decide.billing import bill
+from shoestring_core.store.fleet.billing import evidence
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import AccountRow, MachineRow
-
-SIMULATED_PROVIDERS = ("local", "sim")
 
 
 def serialize_cost(rows: JobRows, now: int) -> rest.Cost:
@@ -27,19 +26,13 @@ def serialize_cost(rows: JobRows, now: int) -> rest.Cost:
         on_demand=rest.Money.of(sum(machine_cost(row, row.on_demand_price, now) for row in rows.machines)),
         limit=rest.Money.of(account.limit_micro) if account and account.limit_micro is not None else None,
         settled=rows.job.settled_at is not None,
-        price_basis=_price_basis(rows),
+        price_basis="simulated" if all(row.simulated for row in rows.machines) else "live",
     )
 
 
 def machine_cost(row: MachineRow, price: str, now: int) -> int:
     """Return what the machine has cost until `now` at a price per hour, in micro-dollars."""
-    evidence = Evidence(row.provider, row.type, row.market, price, row.launched_at, row.ended_at, row.end_cause)
-    return sum(line.amount for line in bill(evidence, now))
-
-
-def _price_basis(rows: JobRows) -> Literal["simulated", "live", "snapshot"]:
-    provider = (rows.job.spec.get("resources") or {}).get("provider", "local")
-    return "simulated" if provider in SIMULATED_PROVIDERS else "live"
+    return sum(line.amount for line in bill(replace(evidence(row), price=price), now))
 
 
 def serialize_budget(row: AccountRow, title: str) -> rest.Budget:

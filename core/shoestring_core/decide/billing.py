@@ -3,9 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shoestring_core import money
+
+
+@dataclass(frozen=True)
+class BillingRules:
+    """How a provider bills a machine: the time from launch to end, and at least `minimum` (µs), whatever ended it."""
+
+    minimum: int = 0
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Evidence:
     launched_at: int | None
     ended_at: int | None
     end_cause: str | None = None
+    rules: BillingRules = field(default_factory=BillingRules)
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,7 @@ class Line:
 
 
 def bill(evidence: Evidence, now: int) -> list[Line]:
-    """What the machine has cost by `now` (µs UTC), rounded once per line.
-
-    The local provider bills the time used, whatever ended the machine. A machine that never launched costs nothing.
-    """
+    """What the machine has cost by `now` (µs UTC), rounded once per line. One that never launched costs nothing."""
     used = used_us(evidence, now)
     if used == 0:
         return []
@@ -51,4 +56,4 @@ def used_us(evidence: Evidence, now: int) -> int:
     if evidence.launched_at is None:
         return 0
     end = now if evidence.ended_at is None else evidence.ended_at
-    return max(0, end - evidence.launched_at)
+    return max(end - evidence.launched_at, evidence.rules.minimum)

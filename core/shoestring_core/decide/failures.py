@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shoestring_core import wire
 from shoestring_core.decide import nan_recovery
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.rendezvous import MachineStatus, select_members
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
@@ -36,6 +37,7 @@ class GangStatus:
     restarts   earlier generations of this attempt that started from the job's current checkpoint
     min_nodes  the gang continues with this many machines; None or `size`: it can't lose any
     skips      spans of steps that the job skips because of NaN
+    refusals   what the provider refused to launch, with its messages, oldest first
     """
 
     size: int
@@ -47,6 +49,7 @@ class GangStatus:
     restarts: int = 0
     min_nodes: int | None = None
     skips: tuple[nan_recovery.Span, ...] = ()
+    refusals: tuple[tuple[RefusalKind, str], ...] = ()
 
     @property
     def elastic(self) -> bool:
@@ -77,7 +80,10 @@ class Restart:
 
 @dataclass(frozen=True)
 class EndAttempt:
-    """Give the machines back and queue the job again. `reason`: preempted | machine_lost | not_ready | capacity."""
+    """Give the machines back and queue the job again.
+
+    reason  preempted | machine_lost | not_ready | capacity | quota
+    """
 
     reason: str
     text: str
@@ -122,9 +128,9 @@ def refuse_retry(
     trained_attempts       attempts in which a step ran, this one included; the first is not a retry
     attempts_without_step  the latest attempts in a row that launched machines and never trained a step
     """
-    kind = "capacity" if reason == "capacity" else "interruption"
+    kind = "capacity" if reason in ("capacity", "quota") else "interruption"
     if kind not in retry_on:
-        end = EndReason.NO_CAPACITY if kind == "capacity" else EndReason.INFRASTRUCTURE
+        end = {"capacity": EndReason.NO_CAPACITY, "quota": EndReason.QUOTA}.get(reason, EndReason.INFRASTRUCTURE)
         return EndJob(end, f"The attempt ended ({reason}), and retry.on does not include {kind}.")
     if trained_attempts > retry_max:
         text = f"The job was interrupted {trained_attempts} times; retry.max is {retry_max}."
@@ -164,12 +170,17 @@ def _continue_or_end(gang: GangStatus, end: EndAttempt, excluded: tuple[int, ...
 
 
 def _while_launching(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAction:
+    for kind, message in gang.refusals:
+        if kind.end_reason is not None:
+            return EndJob(kind.end_reason, f"The provider refused to launch a machine ({kind}): {message}")
     if now < gang.opened_at + timeouts.launch_window:
         return NoAction()
     running = sum(machine.state is MachineState.RUNNING for machine in gang.machines)
     if gang.elastic and (slots := select_members(gang.machines, gang.min_nodes or gang.size)):
         return Restart(f"{len(slots)} of {gang.size} machines are available")
     if running < gang.size:
+        if any(kind is RefusalKind.QUOTA for kind, _ in gang.refusals):
+            return EndAttempt("quota", "The account's quota does not cover all machines of the gang.")
         return EndAttempt("capacity", "The provider did not have enough machines for the gang.")
     return NoAction()
 

@@ -34,9 +34,12 @@ class HoldExtension:
     funded_until: int
 
 
-def initial_hold(rate_cap: str, timeouts: Timeouts) -> int:
-    """Micro-dollars to reserve for one machine before it is launched."""
-    return money.cost_ceiling(rate_cap, timeouts.funding_lease + timeouts.drain)
+def initial_hold(rate_cap: str, timeouts: Timeouts, billed_at_least: int = 0) -> int:
+    """Micro-dollars to reserve for one machine before it is launched.
+
+    billed_at_least  the time that is billed for every machine (µs)
+    """
+    return money.cost_ceiling(rate_cap, max(timeouts.funding_lease + timeouts.drain, billed_at_least))
 
 
 def due_extension(funding: MachineFunding, now: int, timeouts: Timeouts) -> HoldExtension | None:

@@ -1,21 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offers: what a provider rents out now, and the cheapest one that suits a job."""
+"""Offers: what providers rent out now."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, field
 from typing import Literal
+
+from shoestring_core.decide.billing import BillingRules
+
+InterruptionBand = Literal["<5%", "5-10%", "10-15%", "15-20%", ">20%"]
+"""How often spot machines of a type were interrupted in the last month, as the EC2 Spot Instance Advisor has it."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a machine has. `network_mbps`: its bandwidth in Mbit/s; None: not known."""
+
+    vcpus: int
+    memory_mib: int
+    gpu: str | None = None
+    gpus: int = 0
+    gpu_memory_mib: int = 0
+    network_mbps: int | None = None
 
 
 @dataclass(frozen=True)
 class Offer:
     """One type of machine in one zone and market. Prices are decimal dollars per hour.
 
-    slots       machines of this provider that may run at once, over all its offers; None: no limit
-    source      where the price comes from
-    simulated   nobody is charged these prices
+    slots         machines of this provider that may run at once, over all its offers; None: no limit
+    source        where the price comes from
+    simulated     nobody is charged these prices
+    hardware      None: not known
+    interruption  of spot machines; None: not known
+    billing       how the provider bills the time
+    fetched_at    when the provider answered last (µs UTC); None: just now
     """
 
     provider: str
@@ -28,19 +47,7 @@ class Offer:
     slots: int | None
     source: str
     simulated: bool
-
-
-def cheapest_offer(
-    offers: Iterable[Offer], provider: str, spot: Literal["only", "prefer", "never"], type_: str | None = None
-) -> Offer | None:
-    """The cheapest offer of the provider, in a market that the job allows; of equally cheap ones spot.
-
-    type_  the only type of machine that will do; None: any
-    """
-    markets = {"only": ("spot",), "never": ("on_demand",), "prefer": ("spot", "on_demand")}[spot]
-    suitable = [
-        offer
-        for offer in offers
-        if offer.provider == provider and offer.market in markets and type_ in (None, offer.type)
-    ]
-    return min(suitable, key=lambda offer: (Decimal(offer.price), offer.market != "spot", offer.type), default=None)
+    hardware: Hardware | None = None
+    interruption: InterruptionBand | None = None
+    billing: BillingRules = field(default_factory=BillingRules)
+    fetched_at: int | None = field(default=None, compare=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare our machine rows with the machines that the provider lists: what to record, terminate and give up."""
+"""Compare the machine rows of one provider with the machines that it lists: what to record, terminate and give up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ from shoestring_core.states import MachineState
 
 DEPLOYMENT_TAG = "shoestring"
 """The tag on every machine that we launch; its value identifies the deployment."""
+
+PROVIDER_TAG = "provider"
+"""The tag with the provider's name: two providers of a deployment may share one account, so that each lists all."""
+
+
+@dataclass(frozen=True)
+class MachineRef:
+    """A machine, as its provider identifies it."""
+
+    region: str
+    id: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,10 @@ class ProviderMachine:
     ended_at: int | None = None
     end_cause: str | None = None
 
+    @property
+    def ref(self) -> MachineRef:
+        return MachineRef(self.region, self.id)
+
 
 @dataclass(frozen=True)
 class TrackedMachine:
@@ -39,7 +54,6 @@ class TrackedMachine:
     """
 
     id: UUID
-    provider: str
     region: str
     state: MachineState
     provider_id: str | None
@@ -76,7 +90,7 @@ class Terminate:
     lease_expired  the reason is its expired lease, which a report may have renewed in the meantime
     """
 
-    provider_id: str
+    ref: MachineRef
     machine: UUID | None
     reason: str
     lease_expired: bool = False
@@ -102,32 +116,39 @@ Action = RecordObservation | AbandonLaunch | Terminate | PresumeTerminated | Not
 def reconcile(
     rows: Iterable[TrackedMachine],
     listed: Iterable[ProviderMachine],
+    provider: str,
     deployment: str,
     listed_at: int,
     leases_enforced: bool,
     timeouts: Timeouts,
 ) -> list[Action]:
-    """The action for every difference.
+    """The action for every difference. Machines of other deployments and providers are left alone.
 
+    rows             those of the provider alone
     listed           the provider's list, requested at `listed_at` (µs UTC), before the rows were read: each machine in
                      it that carries our tag has a row, if it ever had one
     leases_enforced  the API has been up without a break for one lease: a machine without reports is silent itself
     """
-    machines = list(listed)
+    machines = [machine for machine in listed if _is_ours(machine, provider, deployment)]
     by_token = {machine.token: machine for machine in machines}
-    by_id = {(machine.region, machine.id): machine for machine in machines}
+    by_ref = {machine.ref: machine for machine in machines}
     actions: list[Action] = []
-    tracked: set[str] = set()
+    tracked: set[MachineRef] = set()
     for row in rows:
-        machine = by_token.get(str(row.id)) or by_id.get((row.region, row.provider_id or ""))
+        machine = by_token.get(str(row.id)) or by_ref.get(MachineRef(row.region, row.provider_id or ""))
         if machine is not None:
-            tracked.add(machine.id)
+            tracked.add(machine.ref)
         actions += _actions_for(row, machine, listed_at, leases_enforced, timeouts)
     for machine in machines:
-        ours = machine.tags.get(DEPLOYMENT_TAG) == deployment
-        if ours and machine.id not in tracked and machine.state in ("pending", "running"):
-            actions.append(Terminate(machine.id, None, "no row wants it"))
+        if machine.ref not in tracked and machine.state in ("pending", "running"):
+            actions.append(Terminate(machine.ref, None, "no row wants it"))
     return actions
+
+
+def _is_ours(machine: ProviderMachine, provider: str, deployment: str) -> bool:
+    """Whether this deployment launched the machine through this provider."""
+    same_provider = provider == machine.provider == machine.tags.get(PROVIDER_TAG, provider)
+    return same_provider and machine.tags.get(DEPLOYMENT_TAG) == deployment
 
 
 def _actions_for(
@@ -139,7 +160,7 @@ def _actions_for(
     if _has_changed(row, machine):
         actions.append(RecordObservation(row.id, machine))
     if machine.state != "ended" and (reason := _reason_to_terminate(row, listed_at, leases_enforced, timeouts)):
-        actions.append(Terminate(machine.id, row.id, reason, lease_expired=reason == _LEASE_EXPIRED))
+        actions.append(Terminate(machine.ref, row.id, reason, lease_expired=reason == _LEASE_EXPIRED))
     return actions
 
 

@@ -18,7 +18,9 @@ from pydantic import TypeAdapter
 
 from shoestring_core import money
 from shoestring_core.decide import funding
-from shoestring_core.decide.offers import Offer, cheapest_offer
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.placement import rank_offers
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import Basis, Measurement, ScalingModel
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import MAX_NODES
@@ -31,6 +33,7 @@ Outcome = Literal["chosen", "requested", "unmeasured", "infeasible"]
 class SizingInputs:
     """Everything that the choice depends on; stored with the job, so that the choice can be recomputed.
 
+    requirements     what a single machine must be
     time_limit_s     limits.time
     requested_nodes  the node count that the user requested
     epochs           how many the job trains
@@ -39,10 +42,10 @@ class SizingInputs:
     min_batch        its smallest batch: every process needs a sample of it
     budget_left      micro-dollars left of its tightest budget, which is `budget_name`
     measurements     of the same work, newest first
+    timeouts         by provider
     """
 
-    provider: str
-    spot: Literal["only", "prefer", "never"]
+    requirements: Requirements
     time_limit_s: float | None
     requested_nodes: int | None
     epochs: float
@@ -53,7 +56,11 @@ class SizingInputs:
     budget_left: int | None
     budget_name: str
     measurements: tuple[Measurement, ...]
-    timeouts: Timeouts
+    timeouts: dict[str, Timeouts]
+
+    def best_offer(self, type_: str) -> Offer | None:
+        """The offer of a type of machine that a job would get."""
+        return rank_offers(self.offers, replace(self.requirements, type=type_)).best
 
     def as_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = _INPUTS.dump_python(self, mode="json")
@@ -151,7 +158,7 @@ def by_cost(option: Option) -> tuple[int, float, int, str]:
 
 def _options(inputs: SizingInputs) -> Iterable[Option]:
     for type_ in sorted({measurement.type for measurement in inputs.measurements}):
-        offer = cheapest_offer(inputs.offers, inputs.provider, inputs.spot, type_)
+        offer = inputs.best_offer(type_)
         scaling = ScalingModel(measurement for measurement in inputs.measurements if measurement.type == type_)
         if offer is None:
             continue
@@ -175,7 +182,7 @@ def _option(inputs: SizingInputs, offer: Offer, scaling: ScalingModel, nodes: in
         fixed_s=estimate.fixed_s,
         serial_fraction=estimate.serial_fraction,
         cost=nodes * money.cost(offer.price, round(estimate.rented_s * 1e6)),
-        budget_needed=nodes * _budget_needed(offer, rented_upper_us, inputs.timeouts),
+        budget_needed=nodes * _budget_needed(offer, rented_upper_us, inputs.timeouts[offer.provider]),
         infeasible_reason="",
     )
     return replace(option, infeasible_reason=_infeasible_reason(inputs, offer, option))
@@ -183,7 +190,7 @@ def _option(inputs: SizingInputs, offer: Offer, scaling: ScalingModel, nodes: in
 
 def _budget_needed(offer: Offer, rented_us: int, timeouts: Timeouts) -> int:
     """For one machine: its cost and the hold in advance; only the hold if it never has to be extended."""
-    hold = funding.initial_hold(offer.on_demand_price, timeouts)
+    hold = funding.initial_hold(offer.on_demand_price, timeouts, offer.billing.minimum)
     return hold if rented_us <= timeouts.funding_lease // 2 else hold + money.cost_ceiling(offer.price, rented_us)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from shoestring_core import money
-from shoestring_core.decide.offers import cheapest_offer
+from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.sizing import Choice, Option, SizingInputs, by_cost
 from shoestring_core.durations import format_duration
 
@@ -48,8 +48,8 @@ def explain_why_not_faster(inputs: SizingInputs, choice: Choice) -> str:
     if best.fixed_s >= best.run_s / 2:
         fixed = format_duration(best.fixed_s)
         reasons.append(f"{fixed} of it are startup and finish, which more machines don't shorten")
-    measured = {option.type for option in options}
-    if unmeasured := sorted({one.type for one in inputs.offers if one.provider == inputs.provider} - measured):
+    suitable = rank_offers(inputs.offers, inputs.requirements).ranked
+    if unmeasured := sorted({offer.type for offer in suitable} - {option.type for option in options}):
         reasons.append(f"{', '.join(unmeasured)} {'has' if len(unmeasured) == 1 else 'have'} not been measured")
     return f"Why not faster? {'; '.join(reasons)}." if reasons else ""
 
@@ -60,7 +60,7 @@ def _unmeasured(inputs: SizingInputs, choice: Choice) -> str:
     if choice.options:
         counts = _counts(sorted({option.nodes for option in choice.options}))
         return f"There is no measurement for {machines}, only for {counts}; it runs as requested{until}."
-    return f"No similar run has been measured on {inputs.provider} machines yet; it runs on {machines}{until}."
+    return f"No similar run has been measured yet; it runs on {machines}{until}."
 
 
 def _infeasible(inputs: SizingInputs, choice: Choice) -> str:
@@ -89,7 +89,7 @@ def _blocked(inputs: SizingInputs, option: Option) -> str:
             left = f"${money.to_decimal(inputs.budget_left or 0)} is left of {inputs.budget_name}"
             return f"{would_take}, but need ${money.to_decimal(option.budget_needed)}, and {left}"
         case "slots":
-            return f"{would_take}, but {inputs.provider} has {_machines(_slots(inputs, option.type) or 0)} in all"
+            return f"{would_take}, but {_slots_in_all(inputs, option.type)}"
         case _:
             processes = option.nodes * inputs.processes
             return f"{would_take}, but a batch of {inputs.min_batch} can't be split over {processes} processes"
@@ -106,7 +106,7 @@ def _end_of_scaling(inputs: SizingInputs, best: Option, options: tuple[Option, .
         why = "" if serial is None else f": {100 * serial:.0f} % of epoch time doesn't parallelize"
         reasons.append(f"{nearest.name} would take {_about(nearest)}, not less{why}")
     if slots is not None and best.nodes >= slots and not any_faster:
-        reasons.append(f"{inputs.provider} has {_machines(slots)} in all")
+        reasons.append(_slots_in_all(inputs, best.type))
     elif not more:
         reasons.append(f"more than {best.nodes} {best.type} {'has' if best.nodes == 1 else 'have'} not been measured")
     return reasons
@@ -138,8 +138,13 @@ def _expected(option: Option) -> str:
 
 
 def _slots(inputs: SizingInputs, type_: str) -> int | None:
-    offer = cheapest_offer(inputs.offers, inputs.provider, inputs.spot, type_)
+    offer = inputs.best_offer(type_)
     return offer.slots if offer else None
+
+
+def _slots_in_all(inputs: SizingInputs, type_: str) -> str:
+    offer = inputs.best_offer(type_)
+    return f"{offer.provider if offer else 'the provider'} has {_machines(_slots(inputs, type_) or 0)} in all"
 
 
 def _machines(count: int) -> str:

@@ -95,11 +95,11 @@ class Disk(_Section):
     """MiB per second."""
 
 
-_LOCAL = "the local provider has only one kind of machine; leave it out"
+_ONE_KIND = "each provider has only one kind of machine so far; leave it out"
 
 
 class Resources(_Section):
-    gpu: Annotated[Gpu, NotSupportedYet("the local provider rents CPU machines; use none", ("none",))] = "none"
+    gpu: Annotated[Gpu, NotSupportedYet("only CPU machines are offered so far; use none", ("none",))] = "none"
     """A GPU such as `L4` or `A100:8`, a memory size such as `24GB..`, `any`, `none`, or a list of alternatives."""
     nodes: NodeCount = 1
     """Number of nodes (distributed training). A range such as `2..4` is short for `nodes: 4` with `min: 2`. If left out
@@ -111,15 +111,15 @@ class Resources(_Section):
     """Training processes per node."""
     spot: Literal["only", "prefer", "never"] = "prefer"
     """Whether to use spot machines: only, if available (`prefer`), or never."""
-    provider: Annotated[Literal["local", "ec2"], NotSupportedYet("use local", ("local",))] = "local"
-    """Cloud provider."""
-    regions: Annotated[UniqueTuple[Slug], NotSupportedYet(_LOCAL, ((),))] = ()
+    provider: Slug | None = None
+    """Cloud provider. Default: the one that offers suitable machines at the lowest price."""
+    regions: Annotated[UniqueTuple[Slug], NotSupportedYet(_ONE_KIND, ((),))] = ()
     """Regions to choose from; empty means any."""
-    zones: Annotated[UniqueTuple[Slug], NotSupportedYet(_LOCAL, ((),))] = ()
+    zones: Annotated[UniqueTuple[Slug], NotSupportedYet(_ONE_KIND, ((),))] = ()
     """Zones to choose from; empty means any."""
-    instance: Annotated[Slug | None, NotSupportedYet(_LOCAL)] = None
+    instance: Annotated[Slug | None, NotSupportedYet(_ONE_KIND)] = None
     """Machine type, as the provider names it."""
-    disk: Annotated[Disk | None, NotSupportedYet(_LOCAL)] = None
+    disk: Annotated[Disk | None, NotSupportedYet(_ONE_KIND)] = None
     """Disk of each node."""
 
     _range = model_validator(mode="before")(split_node_range)

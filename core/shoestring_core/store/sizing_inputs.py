@@ -5,21 +5,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, select, tuple_
 
 from shoestring_core import results
 from shoestring_core.decide import sizing, workload
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import MAX_RUNS_PER_COUNT, Measurement
-from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import SUCCESS_REASONS, EndReason
 from shoestring_core.store import ledger, metrics
 from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import rows
-from shoestring_core.store.fleet.offers import load_offers
+from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_core.store.tables import (
     AccountRow,
     GenerationRow,
@@ -37,28 +37,27 @@ MIN_STEPS, MIN_S = 20, 0.5
 """A generation that trained less measures nothing."""
 
 
-def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec, timeouts: Timeouts) -> sizing.SizingInputs:
+def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec) -> sizing.SizingInputs:
     """All inputs of the choice of machines for `spec`. Measurements come from the team's own jobs alone."""
     left, budget_name = _left(db, team, user, spec.limits.cost)
     return sizing.SizingInputs(
-        provider=spec.resources.provider,
-        spot=spec.resources.spot,
+        requirements=replace(Requirements.of(spec.resources), nodes=1),
         time_limit_s=spec.limits.time,
         requested_nodes=spec.resources.requested_nodes,
         epochs=workload.epochs(spec),
         evaluations=workload.evaluations(spec),
         processes=spec.resources.procs,
         min_batch=workload.min_batch(spec),
-        offers=tuple(offer for offer in load_offers(db) if offer.provider == spec.resources.provider),
+        offers=tuple(load_offers(db)),
         budget_left=left,
         budget_name=budget_name,
         measurements=load_measurements(db, team, spec),
-        timeouts=timeouts,
+        timeouts=load_timeouts(db),
     )
 
 
 def load_measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]:
-    """Measurements of earlier runs of the same work on this provider's machines, newest first."""
+    """Measurements of earlier runs of the same work, on machines of the provider that the spec names, newest first."""
     fingerprint, provider = workload.fingerprint(spec), spec.resources.provider
     ran = select(JobRow).where(
         JobRow.team_id == team, JobRow.first_step_at.is_not(None), JobRow.spec["recipe"].as_string() == spec.recipe
@@ -84,7 +83,7 @@ def load_measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement,
         for job in same
         for row in generations[job.id]
         if (job.id, row.number) in timelines
-        and all(machine.provider == provider for machine in machines[job.id, row.number])
+        and all(provider in (None, machine.provider) for machine in machines[job.id, row.number])
     )
     return tuple(_newest(run for run in measured if run is not None and (run.complete or not complete_only)))
 

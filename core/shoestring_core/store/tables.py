@@ -2,8 +2,8 @@
 """The tables. Rows are storage only; the modules beside this one have the rules that change them.
 
 Money, steps and times are 64-bit integers: micro-dollars, optimizer steps, microseconds UTC. Unit prices are decimal
-text, because SQLite has no exact decimal. `region` is 'local' and `zone` '' (the whole region) instead of NULL, so
-that unique keys apply. `WRITE_ORDER` is the order in which a transaction may write tables.
+text, because SQLite has no exact decimal. `zone` is '' (the whole region) instead of NULL, so that unique keys apply.
+`WRITE_ORDER` is the order in which a transaction may write tables.
 """
 
 from __future__ import annotations
@@ -245,6 +245,10 @@ class MachineRow(Base):
     price: Mapped[str]
     """Decimal dollars per hour at launch."""
     on_demand_price: Mapped[str]
+    simulated: Mapped[bool]
+    """Nobody is charged these prices."""
+    billing: Mapped[dict[str, Any]]
+    """decide.billing.BillingRules at launch."""
     launch_request: Mapped[dict[str, Any]]
     """The exact request: a repeated launch sends the same bytes."""
     provider_id: Mapped[str | None]
@@ -265,7 +269,10 @@ class MachineRow(Base):
     end_evidence: Mapped[str | None]
     """provider | inferred"""
     refusal: Mapped[str | None]
-    """Why it was never launched: the provider's code and sentence."""
+    """decide.refusals.RefusalKind; or 'unknown': a launch call ended without an answer."""
+    refusal_text: Mapped[str | None]
+    """The provider's message."""
+    refused_at: Mapped[int | None]
     billed_at: Mapped[int | None]
     created_at: Mapped[int]
     __table_args__ = (
@@ -279,6 +286,7 @@ class MachineRow(Base):
             postgresql_where=text("state NOT IN ('terminated','never_launched')"),
         ),
         Index("uq_machines_provider_id", "provider", "region", "provider_id", unique=True),
+        Index(None, "refused_at"),
         Index(None, "state", "billed_at"),
     )  # fmt: skip
 
@@ -509,8 +517,19 @@ class PriceRow(Base):
     simulated: Mapped[bool]
 
 
+class ProviderRow(Base):
+    """A provider that a worker serves, for all that don't call it themselves."""
+
+    __tablename__ = "providers"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    timeouts: Mapped[dict[str, Any]]
+    """decide.timeouts.Timeouts, as JSON."""
+    answered_at: Mapped[int]
+    """When it last said what it offers."""
+
+
 class OfferRow(Base):
-    """A current offer of a provider (decide.offers.Offer), as the worker last read it."""
+    """An offer of a provider (decide.offers.Offer), as of `ProviderRow.answered_at`."""
 
     __tablename__ = "offers"
     provider: Mapped[str] = mapped_column(primary_key=True)
@@ -523,6 +542,9 @@ class OfferRow(Base):
     slots: Mapped[int | None]
     source: Mapped[str]
     simulated: Mapped[bool]
+    hardware: Mapped[dict[str, Any] | None]
+    interruption: Mapped[str | None]
+    billing: Mapped[dict[str, Any]]
 
 
 # --- the service itself -----------------------------------------------------------------------------------

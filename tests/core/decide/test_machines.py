@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money
-from shoestring_core.decide.billing import Evidence, bill
+from shoestring_core.decide.billing import BillingRules, Evidence, bill
 from shoestring_core.decide.funding import (
     HoldExtension,
     MachineFunding,
@@ -21,6 +21,7 @@ from shoestring_core.decide.funding import (
 from shoestring_core.decide.orders import Membership, OrderInputs, decide_order
 from shoestring_core.decide.reconcile import (
     DEPLOYMENT_TAG,
+    PROVIDER_TAG,
     AbandonLaunch,
     NotListed,
     PresumeTerminated,
@@ -129,6 +130,17 @@ def test_a_bill_is_rounded_once_so_its_increments_add_up_to_it():
     assert sum(slices) == money.cost("0.158", 49 * 7_654_321)
 
 
+def test_a_provider_may_bill_a_least_time_which_the_hold_covers():
+    rules = BillingRules(minimum=60 * S)
+    short = Evidence("cloud", "t", "spot", "3.60", NOW, NOW + 5 * S, rules=rules)
+    assert [line.amount for line in bill(short, NOW + 99 * S)] == [money.cost("3.60", 60 * S)]
+    long = replace(short, ended_at=NOW + 61 * S)
+    assert [line.amount for line in bill(long, NOW + 99 * S)] == [money.cost("3.60", 61 * S)]
+    assert bill(replace(short, launched_at=None), NOW) == []
+    brief = Timeouts(funding_lease=20 * S, drain=10 * S)
+    assert initial_hold("3.60", brief, rules.minimum) == money.cost_ceiling("3.60", 60 * S)
+
+
 def test_a_machine_that_never_launched_costs_nothing():
     assert bill(Evidence("local", "t", "spot", "0.158", None, None), NOW) == []
 
@@ -137,7 +149,7 @@ def test_a_machine_that_never_launched_costs_nothing():
 
 ID = UUID(int=5)
 UP = TrackedMachine(
-    ID, "local", "local", MachineState.RUNNING, "m-1", wanted=True, unwanted_since=2**62, refused=False,
+    ID, "local", MachineState.RUNNING, "m-1", wanted=True, unwanted_since=2**62, refused=False,
     registered=True, call_deadline=NOW, alive_until=NOW + 30 * S, funded_until=NOW + 60 * S,
 )  # fmt: skip
 LAUNCHING = replace(UP, state=MachineState.LAUNCHING, provider_id=None, alive_until=None, registered=False)
@@ -145,7 +157,7 @@ SEEN = ProviderMachine("local", "local", "m-1", str(ID), {DEPLOYMENT_TAG: "us"},
 
 
 def actions(row: TrackedMachine | None, one: ProviderMachine | None, at: int = NOW, leases: bool = True) -> list[type]:
-    return reconcile([row] if row else [], [one] if one else [], "us", at, leases, TIMEOUTS)
+    return reconcile([row] if row else [], [one] if one else [], "local", "us", at, leases, TIMEOUTS)
 
 
 def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
@@ -180,6 +192,10 @@ def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
         (None, replace(SEEN, state="ended"), NOW, []),
         (None, replace(SEEN, tags={DEPLOYMENT_TAG: "others"}), NOW, []),
         (None, replace(SEEN, tags={}), NOW, []),
+        (None, replace(SEEN, provider="another"), NOW, []),
+        (None, replace(SEEN, tags={DEPLOYMENT_TAG: "us", PROVIDER_TAG: "another"}), NOW, []),
+        (UP, replace(SEEN, tags={DEPLOYMENT_TAG: "others"}), NOW, [NotListed]),
+        (UP, replace(SEEN, provider="another"), NOW, [NotListed]),
     ],
 )
 def test_each_difference_has_its_action(row, one, at, expected):

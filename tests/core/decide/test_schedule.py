@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from uuid import UUID
 
-import pytest
 from shoestring_core import money
-from shoestring_core.decide.offers import Offer, cheapest_offer
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.placement import MAX_OFFER_AGE
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import (
     AccountBalance,
     QueuedJob,
@@ -22,7 +24,7 @@ from shoestring_core.decide.schedule import (
 from shoestring_core.decide.timeouts import S, Timeouts
 
 NOW = 1_800_000_000 * S
-TIMEOUTS = Timeouts(funding_lease=60 * S)
+TIMEOUTS = {"local": Timeouts(funding_lease=60 * S), "sim": Timeouts(funding_lease=60 * S, drain=45 * S)}
 HOLD = money.cost_ceiling("0.526", 75 * S)  # one machine: 60 s funded and 15 s to end, at the on-demand price
 ORG, TEAM_A, TEAM_B = UUID(int=1), UUID(int=2), UUID(int=3)
 
@@ -34,19 +36,25 @@ def offers(slots: int | None = 4) -> list[Offer]:
     ]
 
 
-def queued(number: int, nodes: int = 1, team: UUID = TEAM_A, **fields) -> QueuedJob:
-    return QueuedJob(UUID(int=100 + number), nodes, "local", "prefer", (UUID(int=200 + number), team, ORG), 1, **fields)
+def queued(number: int, nodes: int = 1, team: UUID = TEAM_A, provider: str | None = None, **fields) -> QueuedJob:
+    needed = Requirements(nodes, provider)
+    return QueuedJob(UUID(int=100 + number), needed, (UUID(int=200 + number), team, ORG), 1, **fields)
 
 
 def snapshot(
     *queue: QueuedJob, limits: dict[UUID, int] | None = None, machines_in_use: int = 0, overdraft: UUID | None = None
 ):
+    return QueueSnapshot(7, queue, balances_of(*queue, limits=limits, overdraft=overdraft), {"local": machines_in_use})
+
+
+def balances_of(
+    *queue: QueuedJob, limits: dict[UUID, int] | None = None, overdraft: UUID | None = None
+) -> dict[UUID, AccountBalance]:
     ids = {ORG, TEAM_A, TEAM_B} | {account for job in queue for account in job.account_path}
-    balances = {
+    return {
         one: AccountBalance(one, f"account {one.int}", (limits or {}).get(one), 0, 0, int(one == overdraft))
         for one in ids
     }
-    return QueueSnapshot(7, queue, balances, {"local": machines_in_use})
 
 
 def decide(snap: QueueSnapshot, slots: int | None = 4, now: int = NOW) -> dict[int, Start | Wait]:
@@ -60,10 +68,54 @@ def test_the_initial_hold_covers_funding_lease_and_drain_at_the_on_demand_price(
     assert start.offer.market == "spot"
 
 
-@pytest.mark.parametrize(("spot", "market"), [("only", "spot"), ("prefer", "spot"), ("never", "on_demand")])
-def test_the_cheapest_offer_that_the_job_allows(spot, market):
-    assert cheapest_offer(offers(), "local", spot).market == market
-    assert cheapest_offer(offers(), "elsewhere", spot) is None
+def sim(slots: int | None = 4, price: str = "0.100") -> Offer:
+    return Offer("sim", "sim", "", "sim", "spot", price, "0.526", slots, "test", True)
+
+
+def test_a_job_without_a_provider_starts_on_the_cheapest_offer_with_free_slots():
+    both = [*offers(4), sim(2)]
+    decided = schedule_jobs(snapshot(queued(1, 2), queued(2, 2), queued(3, 2), queued(4, 2)), both, NOW, TIMEOUTS)
+    assert [start.offer.provider for start in decided.starts] == ["sim", "local", "local"]
+    assert [wait.reason for wait in decided.waits] == ["slots"]
+
+
+def test_a_hold_follows_the_timeouts_of_the_provider():
+    (start,) = schedule_jobs(snapshot(queued(1)), [*offers(), sim()], NOW, TIMEOUTS).starts
+    assert (start.offer.provider, start.hold) == ("sim", money.cost_ceiling("0.526", 105 * S))
+
+
+def test_a_job_that_waits_for_one_provider_holds_up_no_job_of_another():
+    queue = queued(1, 4, provider="local"), queued(2, 1, provider="local"), queued(3, 1, provider="sim"), queued(4, 1)
+    decided = schedule_jobs(snapshot(*queue, machines_in_use=1), [*offers(), sim(price="9")], NOW, TIMEOUTS)
+    assert [(start.job.int - 100, start.offer.provider) for start in decided.starts] == [(3, "sim"), (4, "sim")]
+    assert [wait.reason for wait in decided.waits] == ["slots", "slots"]
+
+
+def test_a_job_that_waits_for_any_provider_is_overtaken_on_none():
+    decided = schedule_jobs(
+        snapshot(queued(1, 4), queued(2, 1, provider="sim"), queued(3), machines_in_use=1),
+        [*offers(), sim(3)],
+        NOW,
+        TIMEOUTS,
+    )
+    # Only one of the two ever has four machines, so the job waits for that one alone.
+    assert [(start.job.int - 100, start.offer.provider) for start in decided.starts] == [(2, "sim"), (3, "sim")]
+    decided = schedule_jobs(
+        snapshot(queued(1, 3), queued(2, 1, provider="sim"), machines_in_use=2), [*offers(), sim(3)], NOW, TIMEOUTS
+    )
+    assert [start.job.int - 100 for start in decided.starts] == [1]
+    both = (queued(1, 3), queued(2, 1, provider="sim"))
+    busy = QueueSnapshot(7, both, balances_of(*both), {"local": 2, "sim": 1})
+    assert schedule_jobs(busy, [*offers(), sim(3)], NOW, TIMEOUTS).starts == ()
+
+
+def test_no_job_starts_at_a_provider_that_has_not_answered_for_long():
+    old = replace(sim(), fetched_at=NOW - MAX_OFFER_AGE - 1)
+    decided = schedule_jobs(snapshot(queued(1), queued(2, provider="sim")), [*offers(), old], NOW, TIMEOUTS)
+    assert [start.offer.provider for start in decided.starts] == ["local"]
+    assert [(wait.reason, "sim does not answer" in wait.text) for wait in decided.waits] == [("capacity", True)]
+    fresh = replace(old, fetched_at=NOW - MAX_OFFER_AGE)
+    assert len(schedule_jobs(snapshot(queued(1, provider="sim")), [fresh], NOW, TIMEOUTS).starts) == 1
 
 
 def test_jobs_start_in_order_while_there_are_slots():
@@ -125,6 +177,12 @@ def test_a_job_keeps_its_place_while_its_earlier_machines_terminate():
     decided = decide(snapshot(queued(1, terminating_machines=1), queued(2)), slots=1)
     assert decided[1].reason == "terminating"
     assert decided[2].reason == "slots"
+
+
+def test_a_job_whose_attempt_is_not_closed_yet_blocks_nobody_once_its_machines_have_terminated():
+    decided = decide(snapshot(queued(1, closing=True), queued(2)), slots=1)
+    assert decided[1].reason == "terminating"
+    assert isinstance(decided[2], Start)
 
 
 def test_a_job_in_backoff_blocks_nobody():

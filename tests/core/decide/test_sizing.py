@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shoestring_core import money, spec
 from shoestring_core.decide import sizing_text, workload
 from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import MARGINS, Measurement, ScalingModel, fit_epoch_times
 from shoestring_core.decide.sizing import Choice, SizingInputs, choose_machines
 from shoestring_core.decide.timeouts import S, Timeouts
@@ -39,7 +40,18 @@ def inputs(
 ) -> SizingInputs:
     """Ten epochs, without an evaluation before the end."""
     given = SizingInputs(
-        "local", "prefer", time_limit_s, requested_nodes, 10.0, 0, 1, 512, (offer(),), None, "", measurements, TIMEOUTS
+        Requirements(),
+        time_limit_s,
+        requested_nodes,
+        10.0,
+        0,
+        1,
+        512,
+        (offer(),),
+        None,
+        "",
+        measurements,
+        {"local": TIMEOUTS},
     )
     return replace(given, **fields)
 

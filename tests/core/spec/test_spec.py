@@ -199,7 +199,6 @@ NOT_YET = {
     "/code": ({"code": {"git": "https://example.org/me/repo", "ref": "3f2a1c9"}}, {"code": "x"}),
     "/params/seed": ({"params": {"seed": [1, 2, 3]}}, {"params": {"seed": {"a": 1}}}),
     "/resources/gpu": ({"resources": {"gpu": ["L4", "A100:8", "24GB.."]}}, {"resources": {"gpu": ["L4", 5]}}),
-    "/resources/provider": ({"resources": {"provider": "ec2"}}, {"resources": {"provider": "azure"}}),
     "/resources/regions": ({"resources": {"regions": ["us-east-1"]}}, {"resources": {"regions": "us-east-1"}}),
     "/resources/zones": ({"resources": {"zones": ["us-east-1a"]}}, {"resources": {"zones": 3}}),
     "/resources/instance": ({"resources": {"instance": "g6.xlarge"}}, {"resources": {"instance": "g6 xlarge"}}),

@@ -13,7 +13,7 @@ from shoestring_core.decide.scaling import Measurement
 from shoestring_core.decide.sizing import choose_machines
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import reports, sizing_inputs
-from shoestring_core.store.fleet.offers import load_offers, save_offers
+from shoestring_core.store.fleet.offers import load_offers, load_timeouts, save_offers
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
 from sqlalchemy import update
@@ -58,7 +58,7 @@ def train(
             db.insert_new(
                 MachineRow, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type=type_, market="spot", price="1", on_demand_price="2",
-                launch_request={}, state="terminated", acked_seq=0, created_at=launched,
+                simulated=True, billing={}, launch_request={}, state="terminated", acked_seq=0, created_at=launched,
                 launched_at=launched + slot * S,
                 ended_at=over + 2 * S,
             )  # fmt: skip
@@ -176,24 +176,33 @@ def test_the_inputs_are_runs_offers_and_the_budget_left(world: World):
     for nodes, step_s in ((1, 0.5), (2, 0.3)):
         train(world, submitted(world, resources={"nodes": nodes}), ["small"] * nodes, step_s=step_s)
     offers = [Offer("local", "local", "", "small", market, "1.00", "2.00", 2, "test", True) for market in ("spot",)]
-    world.store.write(lambda db: save_offers(db, offers))
+    world.store.write(lambda db: save_offers(db, "local", offers, Timeouts()))
     params = {"width": 8, "epochs": 60}
     wanted = spec.parse({"recipe": "digits/quickstart", "params": params, "limits": {"time": "6m", "cost": "9"}})
     world.limit("team", 5_000_000)
     with world.store.read() as db:
-        inputs = sizing_inputs.load_sizing_inputs(db, world.team, world.me.user, wanted, Timeouts())
-    assert (inputs.offers, inputs.requested_nodes, inputs.epochs, inputs.evaluations) == (tuple(offers), None, 60.0, 59)
+        inputs = sizing_inputs.load_sizing_inputs(db, world.team, world.me.user, wanted)
+    assert list(inputs.offers) == offers
+    assert (inputs.requested_nodes, inputs.epochs, inputs.evaluations) == (None, 60.0, 59)
     assert (inputs.budget_left, inputs.budget_name) == (5_000_000, f"team team {world.name}")
     choice = choose_machines(inputs)
     assert (choice.outcome, choice.nodes) == ("chosen", 2)  # one machine takes 5 · 60 + 2 · 59 + 12 s
     assert choice.option.run_s == pytest.approx(3 * 60 + 2 * 59 + 4 + 8)
 
 
-def test_offers_that_ended_are_deleted(world: World):
-    def offer(type_: str) -> Offer:
-        return Offer("local", "local", "", type_, "spot", "1.00", "2.00", None, "test", True)
+def test_a_provider_s_answer_replaces_its_own_offers_and_leaves_those_of_others(world: World):
+    def offer(type_: str, provider: str = "local") -> Offer:
+        return Offer(provider, "local", "", type_, "spot", "1.00", "2.00", None, "test", True)
 
-    world.store.write(lambda db: save_offers(db, [offer("a"), offer("b")]))
-    world.store.write(lambda db: save_offers(db, [offer("b"), offer("c")]))
+    def save(provider: str, *offers: Offer, **timeouts: int) -> None:
+        world.store.write(lambda db: save_offers(db, provider, offers, Timeouts(**timeouts)))
+
+    save("local", offer("a"), offer("b"))
+    save("sim", offer("a", "sim"), drain=99)
+    save("local", offer("b"), offer("c"), boot=7)
     with world.store.read() as db:
-        assert load_offers(db) == [offer("b"), offer("c")]
+        loaded, now = load_offers(db), db.now
+        timeouts = load_timeouts(db)
+    assert loaded == [offer("b"), offer("c"), offer("a", "sim")]
+    assert all(now - one.fetched_at >= 0 for one in loaded)
+    assert timeouts == {"local": Timeouts(boot=7), "sim": Timeouts(drain=99)}

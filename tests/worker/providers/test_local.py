@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from shoestring_core.decide.reconcile import MachineRef
 from shoestring_worker.providers import local
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, LaunchRequest, OutcomeUnknown
 from shoestring_worker.providers.local import LocalProvider
@@ -28,15 +29,19 @@ def host(tmp_path: Path) -> Iterator[local_cloud.LocalCloud]:
     host.clean_up()
 
 
+def provider_at(address: Path) -> LocalProvider:
+    return LocalProvider("local", address, slots=2, price_spot="0.158", price_on_demand="0.526")
+
+
 def provider_of(host: local_cloud.LocalCloud) -> LocalProvider:
-    return LocalProvider(host.folder / "machinehost.json", slots=2, price_spot="0.158", price_on_demand="0.526")
+    return provider_at(host.folder / "machinehost.json")
 
 
 def test_repeated_launches_with_a_token_launch_one_machine(host: local_cloud.LocalCloud):
     provider = provider_of(host)
     first, again = provider.launch(REQUEST), provider.launch(REQUEST)
     assert first.id == again.id
-    assert [(machine.token, machine.tags) for machine in provider.list()] == [("token-1", {"shoestring": "us"})]
+    assert [(machine.token, machine.tags) for machine in provider.list("us")] == [("token-1", {"shoestring": "us"})]
     with pytest.raises(OutcomeUnknown, match="idempotency-mismatch"):
         provider.launch(replace(REQUEST, price="0.2"))
 
@@ -47,16 +52,17 @@ def test_without_a_free_slot_a_launch_is_refused(host: local_cloud.LocalCloud):
         provider.launch(replace(REQUEST, token=f"token-{number}"))
     with pytest.raises(LaunchRefused) as refused:
         provider.launch(replace(REQUEST, token="token-3"))
-    assert refused.value.code == "capacity"
+    assert refused.value.kind == "capacity"
 
 
 def test_an_ended_machine_is_listed_with_its_times_and_end_cause(host: local_cloud.LocalCloud):
     provider = provider_of(host)
     machine = provider.launch(REQUEST)
-    provider.terminate(machine.id)
-    provider.terminate(machine.id)
-    until(lambda: provider.list()[0].state == "ended")
-    (ended,) = provider.list()
+    provider.terminate(machine.ref)
+    provider.terminate(machine.ref)
+    until(lambda: provider.list("us")[0].state == "ended")
+    (ended,) = provider.list("us")
+    assert provider.list("others") == []
     assert ended.launched_at <= ended.ended_at
     assert ended.end_cause == "requested"
     with pytest.raises(OutcomeUnknown, match="token-ended"):
@@ -68,15 +74,19 @@ def test_a_restarted_host_is_called_at_its_new_address_with_its_new_key(host: lo
     machine = provider.launch(REQUEST)
     host.kill_host()
     with pytest.raises(OutcomeUnknown):
-        provider.list()
+        provider.list("us")
     host.start(slots=2)
-    assert [listed.id for listed in provider.list()] == [machine.id]
+    assert [listed.id for listed in provider.list("us")] == [machine.id]
 
 
 def test_without_a_host_the_outcome_is_unknown_without_waiting(tmp_path: Path):
-    provider = LocalProvider(tmp_path / "machinehost.json", slots=2, price_spot="0.158", price_on_demand="0.526")
+    provider = provider_at(tmp_path / "machinehost.json")
     started = time.monotonic()
-    for call in (provider.list, lambda: provider.launch(REQUEST), lambda: provider.terminate("lm-1")):
+    for call in (
+        lambda: provider.list("us"),
+        lambda: provider.launch(REQUEST),
+        lambda: provider.terminate(MachineRef("local", "lm-1")),
+    ):
         with pytest.raises(OutcomeUnknown, match="machine host"):
             call()
     assert time.monotonic() - started < 1
@@ -88,6 +98,6 @@ def test_a_call_to_a_host_that_never_replies_times_out(tmp_path: Path, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address_file = tmp_path / "machinehost.json"
         address_file.write_text(f'{{"url": "http://127.0.0.1:{silent.getsockname()[1]}", "key": "k", "pid": 1}}')
-        provider = LocalProvider(address_file, slots=2, price_spot="0.158", price_on_demand="0.526")
+        provider = provider_at(address_file)
         with pytest.raises(OutcomeUnknown, match="did not answer"):
             provider.launch(REQUEST)

@@ -475,7 +475,7 @@ export interface paths {
         put?: never;
         /**
          * Preempt
-         * @description Preempt a machine of the local provider (admin): it gets a notice and is terminated `notice_s` later.
+         * @description Preempt a simulated machine (admin): it gets a notice and is terminated `notice_s` later.
          */
         post: operations["preempt"];
         delete?: never;

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of every provider of machines."""
+"""The interface of every provider of machines. docs/add-a-provider.md explains how to write one."""
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.reconcile import MachineRef, ProviderMachine
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.timeouts import Timeouts
 
 CALL_TIMEOUT_S = 8.0
 """The timeout of each call of a provider. Shorter than `Timeouts.launch_call`, which fences the answer."""
 
 
 class LaunchRefused(Exception):
-    """The provider refused for good: this call launched no machine, and neither will a repetition."""
+    """The provider refused: this call launched no machine. `kind` decides what becomes of the job."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, kind: RefusalKind, message: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.kind = kind
 
 
 class OutcomeUnknown(Exception):
@@ -40,18 +45,41 @@ class LaunchRequest:
 
 
 class Provider(Protocol):
-    """A provider of machines. Every method returns within CALL_TIMEOUT_S or raises OutcomeUnknown."""
+    """A provider of machines. Every method returns within CALL_TIMEOUT_S or raises OutcomeUnknown.
 
-    name: str
+    Methods are called from several threads at once, by several workers, and by one that was killed and has restarted.
+    """
 
-    def offers(self) -> list[Offer]:
-        """Return what can be rented now, with prices."""
+    def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:
+        """Return what can be rented now, with prices. Called in every tick in which jobs wait, else every few seconds.
+
+        requirements  those of the jobs that wait; a provider with a large catalogue returns only what suits one of them
+        """
 
     def launch(self, request: LaunchRequest) -> ProviderMachine:
-        """Launch a machine, or return the one that this token has launched. Raises LaunchRefused."""
+        """Launch a machine, or return the one that the request's token has launched. Raises LaunchRefused.
 
-    def list(self) -> list[ProviderMachine]:
-        """Return every machine that the provider still knows, ended ones too."""
+        Repeated with the same request until the outcome is known. The token must be remembered at least as long as
+        the machine is listed: for one that has ended meanwhile, return it or raise OutcomeUnknown.
+        """
 
-    def terminate(self, machine: str) -> None:
+    def list(self, deployment: str) -> builtins.list[ProviderMachine]:
+        """Return every machine of the deployment in all regions, those that ended in the last hours too.
+
+        deployment  the value of DEPLOYMENT_TAG on its machines
+
+        All or nothing: if one region does not answer, raise OutcomeUnknown, because a machine that is missing counts as
+        terminated after `Timeouts.presumed_terminated_after`. A machine may be missing for
+        `Timeouts.consistency_window` after its launch.
+        """
+
+    def terminate(self, ref: MachineRef) -> None:
         """Request a machine's termination. Repeating it, or terminating an ended machine, changes nothing."""
+
+
+@dataclass(frozen=True)
+class ManagedProvider:
+    """A provider that a worker serves, and the durations that hold for its machines."""
+
+    adapter: Provider
+    timeouts: Timeouts

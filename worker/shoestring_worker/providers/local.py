@@ -5,37 +5,69 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.offers import Hardware, Offer
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.requirements import Requirements
 
-from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, LaunchRequest, OutcomeUnknown
+from shoestring_worker.providers.base import (
+    CALL_TIMEOUT_S,
+    LaunchRefused,
+    LaunchRequest,
+    ManagedProvider,
+    OutcomeUnknown,
+)
+from shoestring_worker.settings import WorkerSettings
 
 REGION = "local"
 TYPE = "local.cpu"
 PRICE_SOURCE = "settings SHOESTRING_LOCAL_PRICE_SPOT and SHOESTRING_LOCAL_PRICE_ON_DEMAND"
-REFUSALS = frozenset({"capacity", "bad-request"})
+REFUSALS = {"capacity": RefusalKind.CAPACITY, "bad-request": RefusalKind.INVALID}
 """Error codes that prove that this call launched no machine."""
+
+
+def open_provider(name: str, settings: WorkerSettings) -> ManagedProvider:
+    adapter = LocalProvider(
+        name,
+        settings.machinehost_file,
+        slots=settings.local_slots,
+        price_spot=settings.local_price_spot,
+        price_on_demand=settings.local_price_on_demand,
+    )
+    return ManagedProvider(adapter, settings.timeouts)
 
 
 class LocalProvider:
     """Machines of the host whose URL and key are in the file `address` (machinehost.json)."""
 
-    name = "local"
-
-    def __init__(self, address: Path, *, slots: int, price_spot: str, price_on_demand: str) -> None:
-        self._address = address
+    def __init__(self, name: str, address: Path, *, slots: int, price_spot: str, price_on_demand: str) -> None:
+        self._name, self._address = name, address
         prices: dict[Literal["spot", "on_demand"], str] = {"spot": price_spot, "on_demand": price_on_demand}
         self._offers = [
-            Offer("local", REGION, "", TYPE, market, price, price_on_demand, slots, PRICE_SOURCE, simulated=True)
+            Offer(
+                name,
+                REGION,
+                "",
+                TYPE,
+                market,
+                price,
+                price_on_demand,
+                slots,
+                PRICE_SOURCE,
+                simulated=True,
+                hardware=Hardware(os.cpu_count() or 1, _memory_mib()),
+            )
             for market, price in prices.items()
         ]
         self._client: httpx.Client | None = None
 
-    def offers(self) -> list[Offer]:
+    def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - has only these
         return self._offers
 
     def launch(self, request: LaunchRequest) -> ProviderMachine:
@@ -48,21 +80,22 @@ class LocalProvider:
         }
         reply = self._call("PUT", f"/machines/{request.token}", body)
         if reply.status_code in (200, 201):
-            return _provider_machine(reply.json())
+            return self._provider_machine(reply.json())
         problem = _json_object(reply)
         code, detail = str(problem.get("code", reply.status_code)), str(problem.get("detail", ""))
         if reply.status_code < 500 and code in REFUSALS:
-            raise LaunchRefused(code, detail)
+            raise LaunchRefused(REFUSALS[code], detail)
         raise OutcomeUnknown(f"the machine host answered {reply.status_code} {code}: {detail}")
 
-    def list(self) -> builtins.list[ProviderMachine]:
+    def list(self, deployment: str) -> builtins.list[ProviderMachine]:
         reply = self._call("GET", "/machines")
         if reply.status_code != 200:
             raise OutcomeUnknown(f"the machine host answered {reply.status_code}")
-        return [_provider_machine(machine) for machine in reply.json()["machines"]]
+        machines = [self._provider_machine(machine) for machine in reply.json()["machines"]]
+        return [machine for machine in machines if machine.tags.get(DEPLOYMENT_TAG) == deployment]
 
-    def terminate(self, machine: str) -> None:
-        reply = self._call("DELETE", f"/machines/{machine}")
+    def terminate(self, ref: MachineRef) -> None:
+        reply = self._call("DELETE", f"/machines/{ref.id}")
         if reply.status_code not in (200, 202, 404):
             raise OutcomeUnknown(f"the machine host answered {reply.status_code}")
 
@@ -83,6 +116,19 @@ class LocalProvider:
             self._client = None
         raise OutcomeUnknown("the machine host can't be reached; `shoestring up` starts it again")
 
+    def _provider_machine(self, machine: dict[str, Any]) -> ProviderMachine:
+        return ProviderMachine(
+            provider=self._name,
+            region=REGION,
+            id=machine["id"],
+            token=machine["token"],
+            tags=machine["tags"],
+            state=machine["state"],
+            launched_at=machine["launched_at"],
+            ended_at=machine["ended_at"],
+            end_cause=machine["end_cause"],
+        )
+
     def _connect(self) -> httpx.Client:
         try:
             address = json.loads(self._address.read_text(encoding="utf-8"))
@@ -93,18 +139,9 @@ class LocalProvider:
         return self._client
 
 
-def _provider_machine(machine: dict[str, Any]) -> ProviderMachine:
-    return ProviderMachine(
-        provider="local",
-        region=REGION,
-        id=machine["id"],
-        token=machine["token"],
-        tags=machine["tags"],
-        state=machine["state"],
-        launched_at=machine["launched_at"],
-        ended_at=machine["ended_at"],
-        end_cause=machine["end_cause"],
-    )
+def _memory_mib() -> int:
+    """The memory of this computer, which all machines share."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
 
 
 def _json_object(reply: httpx.Response) -> dict[str, Any]:

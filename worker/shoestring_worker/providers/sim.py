@@ -1,24 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """A simulated provider without processes, with its own clock: for tests and simulations.
 
-Its journal of launches and ends is independent evidence that tests compare with our rows.
+Its machines are known to one process alone. Its journal of launches and ends is independent evidence that tests compare
+with our rows.
 """
 
 from __future__ import annotations
 
 import builtins
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.requirements import Requirements
 
-from shoestring_worker.providers.base import LaunchRefused, LaunchRequest, OutcomeUnknown
+from shoestring_worker.providers.base import LaunchRefused, LaunchRequest, ManagedProvider, OutcomeUnknown
+from shoestring_worker.settings import WorkerSettings
 
-Fault = Literal["refuse", "lost_request", "lost_reply"]
+REGION = "sim"
+TYPE = "sim"
+
+Fault = RefusalKind | Literal["lost_request", "lost_reply"]
 """A launch is refused; its request never arrives; or the machine is launched and the answer is lost."""
+
+
+def open_provider(name: str, settings: WorkerSettings) -> ManagedProvider:
+    return ManagedProvider(SimulatedProvider(lambda: time.time_ns() // 1000, name=name), settings.timeouts)
 
 
 @dataclass(frozen=True)
@@ -51,17 +63,18 @@ class SimulatedProvider:
     fault: Callable[[str], Fault | None] = lambda _: None
     silent: bool = False
     hidden: int = 0
-    name: str = "local"
+    name: str = "sim"
     journal: builtins.list[JournalEntry] = field(default_factory=list)
     _machines: dict[str, ProviderMachine] = field(default_factory=dict)
     _requests: dict[str, LaunchRequest] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     """The launch calls of a tick run concurrently, and so do several control loops."""
 
-    def offers(self) -> builtins.list[Offer]:
+    def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - has only these
+        self._check_available()
         prices: dict[Literal["spot", "on_demand"], str] = {"spot": self.price, "on_demand": self.on_demand_price}
         return [
-            Offer(self.name, "local", "", "sim", market, price, self.on_demand_price, self.slots, "sim", True)
+            Offer(self.name, REGION, "", TYPE, market, price, self.on_demand_price, self.slots, "sim", True)
             for market, price in prices.items()
         ]
 
@@ -73,8 +86,10 @@ class SimulatedProvider:
                 raise OutcomeUnknown("the request was lost")
             known = self._machines.get(request.token)
             if known is None:
-                if fault == "refuse" or len(self.alive()) >= self.slots:
-                    raise LaunchRefused("capacity", "no slot is free")
+                if isinstance(fault, RefusalKind):
+                    raise LaunchRefused(fault, f"{fault} fault")
+                if len(self.alive()) >= self.slots:
+                    raise LaunchRefused(RefusalKind.CAPACITY, "no slot is free")
                 known = self._create(request)
             elif self._requests[request.token] != request:
                 raise OutcomeUnknown("this token launched a machine with another request")
@@ -82,15 +97,16 @@ class SimulatedProvider:
                 raise OutcomeUnknown("the reply was lost")
             return known
 
-    def list(self) -> builtins.list[ProviderMachine]:
+    def list(self, deployment: str) -> builtins.list[ProviderMachine]:
         self._check_available()
         now = self.clock()
         with self._lock:
-            return [machine for machine in self._machines.values() if machine.launched_at + self.hidden <= now]
+            own = [one for one in self._machines.values() if one.tags.get(DEPLOYMENT_TAG) == deployment]
+            return [machine for machine in own if machine.launched_at + self.hidden <= now]
 
-    def terminate(self, machine: str) -> None:
+    def terminate(self, ref: MachineRef) -> None:
         self._check_available()
-        self.end(machine, "requested")
+        self.end(ref.id, "requested")
 
     def end(self, machine_id: str, cause: Literal["requested", "preempted", "exited", "crashed"]) -> None:
         """Terminate the machine now."""

@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 
 from shoestring_core import wire
 from shoestring_core.decide import failures, rendezvous
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import GenerationState, MachineState
@@ -43,6 +44,11 @@ class ActiveAttempt:
     @property
     def wanted(self) -> bool:
         return rows.is_wanted(self.job, self.attempt)
+
+    @property
+    def provider(self) -> str:
+        """The provider of its machines: all since it was opened have the same."""
+        return self.machines[-1].provider
 
     @property
     def gang(self) -> dict[int, MachineRow]:
@@ -85,6 +91,11 @@ class ActiveAttempt:
             generation_opened_at=generation.opened_at if generation else 0,
             restarts=self.restarts,
             skips=tuple((first, last) for first, last in self.job.skipped_steps or ()),
+            refusals=tuple(
+                (RefusalKind(str(row.refusal)), row.refusal_text or "")
+                for row in self.machines
+                if row.refused_at is not None and row.created_at >= self.attempt.opened_at
+            ),
         )
 
     @property
@@ -118,7 +129,8 @@ class OpenWork:
     now: int = 0
     queued_jobs: int = 0
     attempts: list[ActiveAttempt] = field(default_factory=list)
-    alive_machines: int = 0
+    alive_machines: dict[str, int] = field(default_factory=dict)
+    """By provider."""
     unbilled: list[UUID] = field(default_factory=list)
     unsettled: list[UUID] = field(default_factory=list)
 
@@ -135,10 +147,7 @@ def load_open_work(db: Read) -> OpenWork:
         now=db.now,
         queued_jobs=db.sql.scalar(select(func.count()).select_from(JobRow).where(JobRow.state == "queued")) or 0,
         attempts=_load_active_attempts(db, attempts) if attempts else [],
-        alive_machines=db.sql.scalar(
-            select(func.count()).select_from(MachineRow).where(MachineRow.state.in_(rows.ALIVE))
-        )
-        or 0,
+        alive_machines=rows.count_alive(db),
         unbilled=list(
             db.sql.scalars(
                 select(MachineRow.id)

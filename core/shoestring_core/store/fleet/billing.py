@@ -126,4 +126,5 @@ def evidence(machine: MachineRow) -> billing.Evidence:
         launched_at=machine.launched_at,
         ended_at=machine.ended_at,
         end_cause=machine.end_cause,
+        rules=billing.BillingRules(**machine.billing),
     )

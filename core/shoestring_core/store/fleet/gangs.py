@@ -109,7 +109,7 @@ def apply_action(
                 JobState.QUEUED,
                 actor="fleet",
                 reason=action.text,
-                wait_reason="capacity" if action.reason == "capacity" else "terminating",
+                wait_reason=action.reason if action.reason in ("capacity", "quota") else "terminating",
                 wait_text=action.text,
                 queued_at=job.queued_at,
             )

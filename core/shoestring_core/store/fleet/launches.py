@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import exists, func, or_, select, update
 
+from shoestring_core.decide.refusals import LONGEST_MEMORY, RecentRefusal, RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store import ledger
@@ -33,11 +34,26 @@ class LaunchCall:
     """Fences the answer: only the row's latest call may record a refusal."""
 
 
-def load_launchable(db: Read) -> list[UUID]:
-    """Machines to launch now: wanted, and without a call in progress."""
-    return list(
-        db.sql.scalars(select(MachineRow.id).where(_may_be_called(db.now), _is_wanted()).order_by(MachineRow.id))
+def load_launchable(db: Read, provider: str) -> list[UUID]:
+    """A provider's machines to launch now: wanted, and without a call in progress."""
+    launchable = select(MachineRow.id).where(MachineRow.provider == provider, _may_be_called(db.now), _is_wanted())
+    return list(db.sql.scalars(launchable.order_by(MachineRow.id)))
+
+
+def load_refusals(db: Read) -> tuple[RecentRefusal, ...]:
+    """What providers refused lately, each offer and kind once, from rows: a restarted worker knows it too."""
+    product = (MachineRow.provider, MachineRow.region, MachineRow.zone, MachineRow.type, MachineRow.market)
+    refused = select(*product, MachineRow.refusal, func.max(MachineRow.refused_at))
+    recent = refused.where(MachineRow.refused_at > db.now - LONGEST_MEMORY).group_by(*product, MachineRow.refusal)
+    return tuple(
+        RecentRefusal(provider, region, zone, type_, market, RefusalKind(str(kind)), at or 0)
+        for provider, region, zone, type_, market, kind, at in sorted(db.sql.execute(recent).all())
     )
+
+
+def load_provider(db: Read, machine: UUID) -> str | None:
+    """The provider of a machine; None if there is no such machine."""
+    return db.sql.scalar(select(MachineRow.provider).where(MachineRow.id == machine))
 
 
 def begin_launch(db: Write, machine: UUID, timeouts: Timeouts) -> LaunchCall | None:
@@ -64,7 +80,7 @@ def record_no_answer(db: Write, launch: LaunchCall) -> None:
     rows.try_update(db, over.values(call_deadline=db.now, refusal=UNKNOWN))
 
 
-def record_refusal(db: Write, launch: LaunchCall, code: str, message: str) -> None:
+def record_refusal(db: Write, launch: LaunchCall, kind: RefusalKind, message: str) -> None:
     """The provider refused. The launch is given up at once, unless an earlier call may still have made a machine."""
     row = db.sql.get(MachineRow, launch.machine)
     mine = (
@@ -74,11 +90,11 @@ def record_refusal(db: Write, launch: LaunchCall, code: str, message: str) -> No
     )
     if row is None:
         return
-    refusal = f"{code}: {message}"
+    refused = {"refusal": kind, "refusal_text": message, "refused_at": db.now}
     if row.refusal is not None:
-        rows.try_update(db, update(MachineRow).where(*mine).values(call_deadline=db.now, refusal=refusal))
+        rows.try_update(db, update(MachineRow).where(*mine).values(call_deadline=db.now, **refused))
         return
-    _abandon(db, row, mine, refusal)
+    _abandon(db, row, mine, f"{kind}: {message}", **refused)
 
 
 def abandon_launch(db: Write, machine: UUID, reason: str, listed_at: int, timeouts: Timeouts) -> bool:
@@ -94,7 +110,8 @@ def abandon_launch(db: Write, machine: UUID, reason: str, listed_at: int, timeou
         & (MachineRow.call_deadline <= listed_at - timeouts.consistency_window)
         & or_(unwanted, MachineRow.refusal.is_not(None) & (MachineRow.refusal != UNKNOWN)),
     )
-    return _abandon(db, row, (MachineRow.id == machine, guard), row.refusal or reason)
+    refused = f"{row.refusal}: {row.refusal_text}" if row.refused_at is not None else None
+    return _abandon(db, row, (MachineRow.id == machine, guard), refused or reason)
 
 
 def _may_be_called(now: int) -> Any:
@@ -114,14 +131,13 @@ def _is_wanted() -> Any:
     return exists(open_attempt) & exists(running)
 
 
-def _abandon(db: Write, row: MachineRow, guard: tuple[Any, ...], refusal: str) -> bool:
-    if not rows.try_update(
-        db, update(MachineRow).where(*guard).values(state=MachineState.NEVER_LAUNCHED, refusal=refusal)
-    ):
+def _abandon(db: Write, row: MachineRow, guard: tuple[Any, ...], reason: str, **refused: Any) -> bool:
+    abandoned = update(MachineRow).where(*guard).values(state=MachineState.NEVER_LAUNCHED, **refused)
+    if not rows.try_update(db, abandoned):
         return False
-    ledger.release_hold(db, row.id, refusal)
+    ledger.release_hold(db, row.id, reason)
     rows.record_machine_event(
-        db, rows.load_job(db, row.job), row.attempt, row.id, MachineState.NEVER_LAUNCHED, reason=refusal
+        db, rows.load_job(db, row.job), row.attempt, row.id, MachineState.NEVER_LAUNCHED, reason=reason
     )
     db.request_tick()
     return True

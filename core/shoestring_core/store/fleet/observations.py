@@ -81,13 +81,13 @@ def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> 
     return True
 
 
-def load_tracked_machines(db: Read) -> list[reconcile.TrackedMachine]:
-    """Every machine that is alive, as the reconciler needs it."""
+def load_tracked_machines(db: Read, provider: str) -> list[reconcile.TrackedMachine]:
+    """Every machine of a provider that is alive, as the reconciler needs it."""
     alive = db.sql.execute(
         select(MachineRow, AttemptRow, JobRow)
         .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))
         .join(JobRow, JobRow.id == MachineRow.job)
-        .where(MachineRow.state.in_(rows.ALIVE))
+        .where(MachineRow.state.in_(rows.ALIVE), MachineRow.provider == provider)
         .order_by(MachineRow.id)
     )
     return [_tracked_machine(machine, attempt, job) for machine, attempt, job in alive]
@@ -96,7 +96,6 @@ def load_tracked_machines(db: Read) -> list[reconcile.TrackedMachine]:
 def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> reconcile.TrackedMachine:
     return reconcile.TrackedMachine(
         id=machine.id,
-        provider=machine.provider,
         region=machine.region,
         state=MachineState(machine.state),
         provider_id=machine.provider_id,

@@ -1,22 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offers of the providers, and the history of their prices."""
+"""What each provider offers, when it said so, and the history of its prices."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 
-from sqlalchemy import delete, select
+from pydantic import TypeAdapter
+from sqlalchemy import delete, select, update
 
 from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.tables import OfferRow, PriceRow
+from shoestring_core.store.tables import OfferRow, PriceRow, ProviderRow
 
 
-def save_offers(db: Write, current: list[Offer]) -> None:
-    """Replace the stored offers; and record each price that differs from the last one, with its time and source."""
-    db.sql.execute(delete(OfferRow))
+def save_offers(db: Write, provider: str, current: Iterable[Offer], timeouts: Timeouts) -> None:
+    """Replace the stored offers of one provider, which has just answered; those of others stay as they are.
+
+    Records each price that differs from the last one, with its time and source.
+    """
+    described = {"timeouts": _TIMEOUTS.dump_python(timeouts, mode="json"), "answered_at": db.now}
+    if not db.insert_new(ProviderRow, name=provider, **described):
+        db.execute(update(ProviderRow).where(ProviderRow.name == provider).values(**described))
+    db.sql.execute(delete(OfferRow).where(OfferRow.provider == provider))
     for offer in current:
-        db.insert_new(OfferRow, **asdict(offer))
+        columns = asdict(offer)
+        del columns["fetched_at"]
+        db.insert_new(OfferRow, **columns)
         product = {
             "provider": offer.provider,
             "region": offer.region,
@@ -33,6 +44,22 @@ def save_offers(db: Write, current: list[Offer]) -> None:
 
 
 def load_offers(db: Read) -> list[Offer]:
-    """The providers' offers when the worker last asked."""
-    rows = db.sql.scalars(select(OfferRow).order_by(OfferRow.provider, OfferRow.type, OfferRow.market))
-    return [Offer(**{column.name: getattr(row, column.name) for column in fields(Offer)}) for row in rows]
+    """What each provider offered when it last answered."""
+    rows = db.sql.execute(
+        select(OfferRow, ProviderRow.answered_at)
+        .join(ProviderRow, ProviderRow.name == OfferRow.provider)
+        .order_by(OfferRow.provider, OfferRow.region, OfferRow.zone, OfferRow.type, OfferRow.market)
+    )
+    columns = ({name: getattr(row, name) for name in _COLUMNS} | {"fetched_at": at} for row, at in rows)
+    return [_OFFER.validate_python(offer) for offer in columns]
+
+
+def load_timeouts(db: Read) -> dict[str, Timeouts]:
+    """The timeouts of each provider that a worker has served."""
+    rows = db.sql.execute(select(ProviderRow.name, ProviderRow.timeouts).order_by(ProviderRow.name))
+    return {name: _TIMEOUTS.validate_python(timeouts) for name, timeouts in rows}
+
+
+_COLUMNS = [column.name for column in fields(Offer) if column.name != "fetched_at"]
+_OFFER = TypeAdapter(Offer)
+_TIMEOUTS = TypeAdapter(Timeouts)

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
 
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
+from shoestring_core.decide.placement import rank_offers
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Start
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
+from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger
-from shoestring_core.store.db import Write
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import queue, rows
+from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AttemptRow, MachineRow
 
@@ -79,11 +84,22 @@ def refill_slot(
         machine=machine,
         account=ledger.job_account(db, job_id).id,
         rate_cap=offer.on_demand_price,
-        amount=funding.initial_hold(offer.on_demand_price, timeouts),
+        amount=funding.initial_hold(offer.on_demand_price, timeouts, offer.billing.minimum),
         funded_until=until,
     )
     rows.record_machine_event(db, job, attempt_number, machine, "planned")
     return machine
+
+
+def min_hold(db: Read, spec: JobSpec) -> int:
+    """The least micro-dollars that a job's first machines hold, on the offers known now; 0 if none suits it."""
+    timeouts, needed = load_timeouts(db), Requirements.of(spec.resources)
+    holds = (
+        spec.resources.nodes
+        * funding.initial_hold(offer.on_demand_price, timeouts[offer.provider], offer.billing.minimum)
+        for offer in rank_offers(load_offers(db), needed).ranked
+    )
+    return min(holds, default=0)
 
 
 def _open_attempt(db: Write, start: Start, epoch: int) -> None:
@@ -114,7 +130,13 @@ def _insert_machine(
         select(func.max(MachineRow.ordinal)).where(MachineRow.job == job, MachineRow.attempt == attempt)
     )
     launch = {
-        "tags": {DEPLOYMENT_TAG: deployment, "job": str(job), "attempt": str(attempt), "slot": str(slot)},
+        "tags": {
+            DEPLOYMENT_TAG: deployment,
+            PROVIDER_TAG: offer.provider,
+            "job": str(job),
+            "attempt": str(attempt),
+            "slot": str(slot),
+        },
         "type": offer.type,
         "market": offer.market,
         "price": offer.price,
@@ -134,6 +156,8 @@ def _insert_machine(
             market=offer.market,
             price=offer.price,
             on_demand_price=offer.on_demand_price,
+            simulated=offer.simulated,
+            billing=asdict(offer.billing),
             launch_request=launch,
             state=MachineState.PLANNED,
             funded_until=funded_until,

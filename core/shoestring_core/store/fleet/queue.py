@@ -12,6 +12,7 @@ from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.decide import failures
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import AccountBalance, QueuedJob, QueueSnapshot, Wait
 from shoestring_core.decide.sizing import Choice
 from shoestring_core.decide.timeouts import S, Timeouts
@@ -21,6 +22,7 @@ from shoestring_core.states import AttemptState
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
+from shoestring_core.store.fleet.launches import load_refusals
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, SchedulerRow, TeamRow
 
 CAPACITY_DELAY = 5 * S
@@ -89,10 +91,10 @@ def load_queue(db: Read, timeouts: Timeouts, known: dict[UUID, QueuedJob]) -> Lo
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
     for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
         balances[row.id] = _balance(row, "this job")
-    alive = select(MachineRow.provider, func.count()).where(MachineRow.state.in_(rows.ALIVE))
-    machines_in_use = dict(db.sql.execute(alive.group_by(MachineRow.provider)).all())
     waits = {job.id: (job.wait_reason, job.wait_text) for job in queued}
-    return LoadedQueue(QueueSnapshot(mark.epoch, queue, balances, machines_in_use, unreadable), mark, waits)
+    return LoadedQueue(
+        QueueSnapshot(mark.epoch, queue, balances, rows.count_alive(db), unreadable, load_refusals(db)), mark, waits
+    )
 
 
 def apply_waits(
@@ -146,16 +148,8 @@ def _update_known(
 
 
 def _first_attempt(job: Any, account_path: tuple[UUID, ...]) -> QueuedJob:
-    resources = JobSpec.from_stored(job.spec).resources
-    return QueuedJob(
-        job=job.id,
-        nodes=resources.nodes,
-        provider=resources.provider,
-        spot=resources.spot,
-        type=chosen_type(job.sizing),
-        account_path=account_path,
-        attempt=1,
-    )
+    requirements = Requirements.of(JobSpec.from_stored(job.spec).resources, chosen_type(job.sizing))
+    return QueuedJob(job=job.id, requirements=requirements, account_path=account_path, attempt=1)
 
 
 def _load_tried(db: Read, jobs: dict[UUID, QueuedJob], timeouts: Timeouts) -> dict[UUID, QueuedJob]:
@@ -176,12 +170,12 @@ def _after_attempts(
 ) -> QueuedJob:
     last = attempts[-1]
     reopened = last.number not in {row.attempt for row in machines if row.launched_at is not None}
-    alive = sum(row.state in rows.ALIVE for row in machines)
     return replace(
         job,
         attempt=last.number if reopened else last.number + 1,
         reopened=reopened,
-        terminating_machines=alive or int(last.state != AttemptState.CLOSED),
+        terminating_machines=sum(row.state in rows.ALIVE for row in machines),
+        closing=last.state != AttemptState.CLOSED,
         not_before=_not_before(attempts, timeouts),
         backoff_text="The last attempt ended before its first step. It is retried with increasing delays.",
     )
@@ -191,12 +185,12 @@ def _not_before(attempts: list[AttemptRow], timeouts: Timeouts) -> int:
     """When the next attempt may open: after a delay that grows with the attempts in a row that trained nothing."""
     failed: list[AttemptRow] = []
     for attempt in reversed(attempts):
-        if attempt.trained or attempt.reason not in ("machine_lost", "not_ready", "capacity"):
+        if attempt.trained or attempt.reason not in ("machine_lost", "not_ready", "capacity", "quota"):
             break
         failed.append(attempt)
     if not failed or failed[0].closed_at is None:
         return 0
-    first = CAPACITY_DELAY if failed[0].reason == "capacity" else S // 2
+    first = CAPACITY_DELAY if failed[0].reason in ("capacity", "quota") else S // 2
     return failed[0].closed_at + failures.backoff(len(failed), timeouts, first)
 
 

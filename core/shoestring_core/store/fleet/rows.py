@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Update, select, update
+from sqlalchemy import Update, func, select, update
 
 from shoestring_core.errors import AgentRefused
 from shoestring_core.states import AttemptState, DesiredState, JobState
@@ -55,6 +55,12 @@ def load_gang(db: Read, job_id: UUID, attempt_number: int) -> list[MachineRow]:
         MachineRow.job == job_id, MachineRow.attempt == attempt_number, MachineRow.state.in_(ALIVE)
     )
     return list(db.sql.scalars(alive.order_by(MachineRow.slot)))
+
+
+def count_alive(db: Read) -> dict[str, int]:
+    """The number of machines that are alive, by provider."""
+    alive = select(MachineRow.provider, func.count()).where(MachineRow.state.in_(ALIVE))
+    return dict(db.sql.execute(alive.group_by(MachineRow.provider)).all())
 
 
 def load_members(db: Read, job_id: UUID, generation: int) -> list[MemberRow]:

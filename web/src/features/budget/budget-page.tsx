@@ -23,8 +23,8 @@ export function BudgetPage() {
   return (
     <Page title="Budget">
       <p className="lead">
-        The cost of a machine is held before it is rented and settled when it has terminated, so a budget is never overspent. Prices
-        of the local provider are simulated.
+        The cost of a machine is held before it is rented and settled when it has terminated, so a budget is never overspent. A
+        job's page says whether its prices are simulated.
       </p>
       <ProblemNote error={all.error} retry={() => void all.refetch()} />
       <JobsWaitingForBudget />

@@ -59,6 +59,9 @@ def upgrade() -> None:
         sa.Column("slots", sa.BigInteger(), nullable=True),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("simulated", sa.Boolean(), nullable=False),
+        sa.Column("hardware", Json, nullable=True),
+        sa.Column("interruption", sa.Text(), nullable=True),
+        sa.Column("billing", Json, nullable=False),
         sa.PrimaryKeyConstraint("provider", "region", "zone", "type", "market", name=op.f("pk_offers")),
     )
     op.create_table(
@@ -75,6 +78,13 @@ def upgrade() -> None:
         sa.Column("fetched_at", sa.BigInteger(), nullable=False),
         sa.Column("simulated", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("provider", "region", "zone", "type", "market", "valid_from", name=op.f("pk_prices")),
+    )
+    op.create_table(
+        "providers",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("timeouts", Json, nullable=False),
+        sa.Column("answered_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_providers")),
     )
     op.create_table(
         "scheduler",
@@ -315,6 +325,8 @@ def upgrade() -> None:
         sa.Column("market", sa.Text(), nullable=False),
         sa.Column("price", sa.Text(), nullable=False),
         sa.Column("on_demand_price", sa.Text(), nullable=False),
+        sa.Column("simulated", sa.Boolean(), nullable=False),
+        sa.Column("billing", Json, nullable=False),
         sa.Column("launch_request", Json, nullable=False),
         sa.Column("provider_id", sa.Text(), nullable=True),
         sa.Column("state", sa.Text(), nullable=False),
@@ -333,6 +345,8 @@ def upgrade() -> None:
         sa.Column("end_cause", sa.Text(), nullable=True),
         sa.Column("end_evidence", sa.Text(), nullable=True),
         sa.Column("refusal", sa.Text(), nullable=True),
+        sa.Column("refusal_text", sa.Text(), nullable=True),
+        sa.Column("refused_at", sa.BigInteger(), nullable=True),
         sa.Column("billed_at", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.CheckConstraint(
@@ -347,6 +361,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_machines")),
     )
+    op.create_index(op.f("ix_machines_refused_at"), "machines", ["refused_at"], unique=False)
     op.create_index(op.f("ix_machines_state_billed_at"), "machines", ["state", "billed_at"], unique=False)
     op.create_index("uq_machines_job_attempt_ordinal", "machines", ["job", "attempt", "ordinal"], unique=True)
     op.create_index("uq_machines_provider_id", "machines", ["provider", "region", "provider_id"], unique=True)

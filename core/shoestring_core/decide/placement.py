@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placement: which offers suit a job, in which order, and why the others don't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.refusals import RecentRefusal, RefusalKind
+from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.timeouts import S
+
+MAX_OFFER_AGE = 60 * S
+"""A provider that has not answered for this long gets no new machines."""
+
+Mismatch = Literal["provider", "region", "zone", "type", "market", "slots", "quota", "unanswered"]
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """An offer that does not suit a job.
+
+    reason  provider | region | zone | type | market: the job's requirements name another
+            slots: the provider never has as many machines as the job needs
+            quota: it was refused for the account's quota within its memory
+            unanswered: the provider has not answered for MAX_OFFER_AGE
+    """
+
+    offer: Offer
+    reason: Mismatch
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The offers for a job: those that suit it, best first, and all others."""
+
+    ranked: tuple[Offer, ...]
+    passed_over: tuple[PassedOver, ...]
+
+    @property
+    def best(self) -> Offer | None:
+        return self.ranked[0] if self.ranked else None
+
+
+def rank_offers(
+    offers: Iterable[Offer],
+    requirements: Requirements,
+    now: int | None = None,
+    refusals: Iterable[RecentRefusal] = (),
+) -> Placement:
+    """The cheapest offer first, of equally cheap ones spot; those that were refused for lack of capacity come last.
+
+    now  µs UTC; None: the age of offers and refusals doesn't matter, because nothing is to be launched
+    """
+    recent = [refusal for refusal in refusals if now is not None and now < refusal.at + refusal.kind.memory]
+    suitable: list[tuple[bool, Offer]] = []
+    passed_over: list[PassedOver] = []
+    for offer in offers:
+        refused_for = {refusal.kind for refusal in recent if refusal.concerns(offer)}
+        reason = _mismatch(offer, requirements, now) or ("quota" if RefusalKind.QUOTA in refused_for else None)
+        if reason is None:
+            suitable.append((RefusalKind.CAPACITY in refused_for, offer))
+        else:
+            passed_over.append(PassedOver(offer, reason))
+    suitable.sort(key=lambda pair: (pair[0], _by_price(pair[1])))
+    return Placement(tuple(offer for _, offer in suitable), tuple(passed_over))
+
+
+def _mismatch(offer: Offer, requirements: Requirements, now: int | None) -> Mismatch | None:
+    """The first reason, from the most general to the one that may pass by itself."""
+    if requirements.provider not in (None, offer.provider):
+        return "provider"
+    if requirements.regions and offer.region not in requirements.regions:
+        return "region"
+    if requirements.zones and offer.zone not in requirements.zones:
+        return "zone"
+    if requirements.type not in (None, offer.type):
+        return "type"
+    if offer.market not in _MARKETS[requirements.spot]:
+        return "market"
+    if offer.slots is not None and requirements.nodes > offer.slots:
+        return "slots"
+    if now is not None and is_stale(offer, now):
+        return "unanswered"
+    return None
+
+
+def is_stale(offer: Offer, now: int) -> bool:
+    """Whether its provider has not answered for too long."""
+    return offer.fetched_at is not None and now > offer.fetched_at + MAX_OFFER_AGE
+
+
+_MARKETS = {"only": ("spot",), "never": ("on_demand",), "prefer": ("spot", "on_demand")}
+
+
+def _by_price(offer: Offer) -> tuple[Decimal, bool, str, str, str, str]:
+    return Decimal(offer.price), offer.market != "spot", offer.type, offer.provider, offer.region, offer.zone
