@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from shoestring_core import wire
 from shoestring_core.decide import failures
 from shoestring_core.store.fleet import gangs
+from shoestring_core.store.fleet.offers import save_offers
 
-from tests.api.deployment import SPEC, Agent, Deployment
+from tests.api.deployment import OFFER, SPEC, Agent, Deployment
 
 pytestmark = pytest.mark.any_database
 
@@ -187,3 +190,18 @@ def started(agent: Agent) -> wire.LaunchConfig:
     run = agent.report(member={"generation": 1, "state": "ready", "port": 29500}).order.run
     assert run is not None
     return run
+
+
+def test_a_job_may_name_any_provider_that_a_worker_serves(deployment: Deployment) -> None:
+    def submit(provider: str) -> httpx.Response:
+        spec = SPEC | {"resources": {"provider": provider}}
+        return deployment.member.post("/v1/jobs", json={"spec": spec})
+
+    refused = submit("third")
+    assert refused.status_code == 422
+    (problem,) = refused.json()["errors"]
+    assert (problem["pointer"], problem["code"]) == ("/resources/provider", "unknown-provider")
+    assert OFFER.provider in problem["message"]
+    third = replace(OFFER, provider="third", region="elsewhere")
+    deployment.store.write(lambda db: save_offers(db, "third", [third], deployment.state.timeouts))
+    assert submit("third").status_code == 201

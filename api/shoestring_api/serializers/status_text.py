@@ -12,6 +12,7 @@ WAIT_TEXTS = {
     "slots": "Waiting for machines",
     "turn": "Waiting in the queue",
     "capacity": "Waiting for capacity",
+    "quota": "Waiting for the provider's quota",
     "terminating": "Waiting for earlier machines to terminate",
 }
 
