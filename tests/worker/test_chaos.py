@@ -45,7 +45,7 @@ def test_invariants_hold_under_random_faults_for_elastic_gangs(world: World, see
 
 def test_invariants_hold_under_random_faults_of_two_providers(make_world: Callable[..., World], seed: int):
     """Jobs name a provider or take what they get; either provider lists late, omits machines and lists the other's."""
-    Drama(make_world("local", "sim"), seed, (1, 2, "1..2"), (None, "local", "sim", "sim")).play()
+    Drama(make_world("local", "sim"), seed, (1, 2, "1..2"), (None, "local", "sim")).play()
 
 
 @dataclass
