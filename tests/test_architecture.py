@@ -143,8 +143,41 @@ def check_provider_names(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
+def test_decisions_and_the_store_contain_no_sentences() -> None:
+    result = run_script("check_sentences", ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("folder", ["decide", "store/fleet"])
+@pytest.mark.parametrize(
+    ("line", "fails"),
+    [
+        ('text = "The budget is too small."', True),
+        ('return Wait(job, "slots", f"{count} machines are in use now")', True),
+        ('REASONS = {"slots": "waiting for a free machine"}', True),
+        ('hint = f"Stop the job {name} first" if name else ""', True),
+        ('kinds = ["too_few_slots", "no offer", "machine lost"]', False),
+        ('"""A docstring may be a sentence."""', False),
+        ('log.warning("the machine %s does not answer", machine)', False),
+        ('raise InvalidRequest(f"{given!r} is not a valid filter.")', False),
+        ('sql.execute(text("SELECT id FROM jobs WHERE state"))', False),
+    ],
+)
+def test_a_sentence_outside_of_wording_fails_the_check(tmp_path: Path, folder: str, line: str, fails: bool) -> None:
+    module = tmp_path / "core" / "shoestring_core" / folder / "planted.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(f"def work():\n    {line}\n")
+    result = run_script("check_sentences", tmp_path)
+    assert result.returncode == (1 if fails else 0), result.stdout
+    assert (f"{folder}/planted.py:2" in result.stdout) == fails
+
+
 def check_import_cycles(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", ROOT / "scripts" / "check_import_cycles"]
+    return run_script("check_import_cycles", folder)
+
+
+def run_script(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", ROOT / "scripts" / name]
     environment = os.environ | {"PYTHONPATH": str(folder)}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from shoestring_core import wording
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -52,6 +54,15 @@ class InvalidRequest(ShoestringError):
     title = "Invalid request"
 
 
+class DecisionError(ShoestringError):
+    """What a decision refuses: worded from a reason, whose facts are members of the problem document."""
+
+    def __init__(self, reason: wording.Reason, **fields: Any) -> None:
+        fields = {"reason": reason.code, **reason.facts, **fields}
+        super().__init__(wording.sentence(reason), hint=reason.hint(), **fields)
+        self.reason = reason
+
+
 class NotFound(ShoestringError):
     """It does not exist, or belongs to another team: callers can't tell which."""
 
@@ -69,21 +80,21 @@ class Forbidden(ShoestringError):
     title = "Permission denied"
 
 
-class BudgetExceeded(ShoestringError):
+class BudgetExceeded(DecisionError):
     """A limit of the job, its team or the organization is too low for it, however much is spent already."""
 
     code = "budget-exceeded"
     title = "Budget exceeded"
 
 
-class TimeLimitUnmet(ShoestringError):
+class TimeLimitUnmet(DecisionError):
     """No available machines are estimated to finish the job within limits.time."""
 
     code = "time-limit-unmet"
     title = "limits.time can't be met"
 
 
-class InvalidState(ShoestringError):
+class InvalidState(DecisionError):
     code = "invalid-state"
     title = "Not possible in this state"
 

@@ -13,8 +13,16 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoestring_core import money as micro_dollars
-from shoestring_core import recipes
-from shoestring_core.states import AttemptState, DesiredState, EndReason, GenerationState, JobState, MachineState
+from shoestring_core import recipes, wording
+from shoestring_core.states import (
+    AttemptState,
+    DesiredState,
+    EndReason,
+    GenerationState,
+    JobState,
+    MachineState,
+    WaitReason,
+)
 
 
 class Resource(BaseModel):
@@ -34,6 +42,27 @@ class Money(Resource):
     @classmethod
     def of(cls, micro: int) -> Money:
         return cls(amount=micro_dollars.to_decimal(micro))
+
+
+class Reason(Resource):
+    """Why something is as it is. Programs decide by code and facts; the text is for people and may be reworded."""
+
+    code: str
+    facts: dict[str, Any]
+    text: str
+
+    @classmethod
+    def of(cls, reason: wording.Reason) -> Reason:
+        return cls.worded(**reason.as_json())
+
+    @classmethod
+    def worded(cls, code: str, facts: dict[str, Any]) -> Reason:
+        return cls(code=code, facts=facts, text=wording.render(code, facts))
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any] | None) -> Reason | None:
+        """From a JSON column of reasons that may be empty."""
+        return None if stored is None else cls.worded(**stored)
 
 
 class Progress(Resource):
@@ -67,9 +96,11 @@ class Job(Resource):
     state: JobState
     status_text: str
     """State and reason in words a user can act on."""
-    wait_reason: str | None = None
-    """What a queued job waits for: budget | slots | turn | capacity | terminating; a paused one: budget | resume"""
+    wait_reason: WaitReason | None = None
+    """What a queued or paused job waits for."""
     end_reason: EndReason | None = None
+    reason: Reason | None = None
+    """What exactly it waits for, or why exactly it ended, where more is known than wait_reason or end_reason."""
     desired_state: DesiredState
     attempt: int
     generation: int
@@ -79,7 +110,7 @@ class Job(Resource):
     result: dict[str, Any] | None = None
     cost: Cost
     spec: dict[str, Any]
-    sizing: str | None = None
+    sizing: Reason | None = None
     """Why these machines were chosen and not faster ones, if limits.time is set."""
     tags: dict[str, str] = {}
     retried_from: UUID | None = None
@@ -138,8 +169,8 @@ class Plan(Resource):
     nodes: int
     type: str | None
     """The type of machine; None: whatever is cheapest."""
-    summary: str
-    why_not_faster: str
+    summary: Reason
+    why_not_faster: Reason | None
     expected: PlanOption | None
     """The estimate for the choice; if infeasible, for the fastest option."""
     time_limit_s: float | None
@@ -193,7 +224,7 @@ class Generation(Resource):
     formed_at: datetime | None = None
     first_step_at: datetime | None = None
     ended_at: datetime | None = None
-    end_reason: str | None = None
+    end_reason: Reason | None = None
 
 
 class Attempt(Resource):
@@ -223,7 +254,7 @@ class Event(Resource):
     generation: int | None = None
     kind: str
     actor: str
-    reason: str
+    reason: Reason | None
     data: dict[str, Any] = {}
 
 
@@ -276,7 +307,7 @@ class Transfer(Resource):
     machine: UUID | None = None
     line: str | None = None
     actor: str
-    reason: str
+    reason: Reason
 
 
 class Energy(Resource):

@@ -33,6 +33,18 @@ class EndReason(StrEnum):
     INFRASTRUCTURE = "infrastructure"
 
 
+class WaitReason(StrEnum):
+    """What a queued job waits for; a paused one waits for budget or to be resumed."""
+
+    BUDGET = "budget"
+    SLOTS = "slots"
+    TURN = "turn"
+    CAPACITY = "capacity"
+    QUOTA = "quota"
+    TERMINATING = "terminating"
+    RESUME = "resume"
+
+
 SUCCESS_REASONS = frozenset({EndReason.SUCCEEDED, EndReason.GOAL_REACHED})
 
 

@@ -11,6 +11,7 @@ from shoestring_core import wire
 from shoestring_core.decide import failures
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.fleet.offers import save_offers
+from shoestring_core.wording.attempts import RankKilled, RolledBack
 
 from tests.api.deployment import OFFER, SPEC, Agent, Deployment
 
@@ -105,7 +106,7 @@ def test_a_job_starts_with_the_weights_of_another_until_it_has_its_own(deploymen
 
     agent.points(range(1, 5))
     assert agent.checkpoint(3, {"model.safetensors": b"own"}).status_code == 200
-    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
+    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, RankKilled(0)))
     again = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
     assert again is not None
     assert again.resume is not None
@@ -170,7 +171,7 @@ def test_a_job_says_which_batches_it_does_without(deployment: Deployment) -> Non
     job, (agent,) = deployment.running()
     agent.points(range(1, 9))
     agent.checkpoint(3, {"model.safetensors": b"good"})
-    verdict = failures.Restart("the loss of step 5 is nan; it goes back", skip=(4, 5))
+    verdict = failures.Restart(RolledBack("the loss of step 5 is nan", 4, 5), skip=(4, 5))
     assert deployment.store.write(lambda db: gangs.apply_action(db, job, 1, 1, verdict))
     assert deployment.job(job).status_text == "Training, skipping the batches of steps 4 to 5 (NaN/Inf)."
     run = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
@@ -181,7 +182,8 @@ def test_a_job_says_which_batches_it_does_without(deployment: Deployment) -> Non
     curve = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]
     assert curve["steps"] == list(range(1, 12))
     events = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
-    assert any(event["reason"] == verdict.reason for event in events)
+    text = "the loss of step 5 is nan; rolling back and skipping the batches of steps 4 to 5."
+    assert {**verdict.reason.as_json(), "text": text} in [event["reason"] for event in events]
 
 
 def started(agent: Agent) -> wire.LaunchConfig:

@@ -51,7 +51,7 @@ def test_a_plan_shows_table_choice_and_cost_and_stores_nothing(known: Deployment
     assert [one["nodes"] for one in slow["options"]] == [1, 2, 3, 4]
     assert slow["expected"] == slow["options"][0]
     assert slow["expected"]["cost"]["currency"] == "USD"
-    assert "2 × local.cpu would take" in slow["why_not_faster"]
+    assert "2 × local.cpu would take" in slow["why_not_faster"]["text"]
     assert plan(known, limits={"time": "8m20s"})["nodes"] == 2
     infeasible = plan(known, limits={"time": "10s"})
     assert (infeasible["outcome"], infeasible["time_limit_s"]) == ("infeasible", 10)
@@ -65,12 +65,13 @@ def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
     assert answer.status_code == 201, answer.text
     job, planned = answer.json(), plan(known, limits=limits)
     assert job["spec"]["resources"]["nodes"] == 2
-    assert job["sizing"] == f"{planned['summary']} {planned['why_not_faster']}"
+    assert job["sizing"]["text"] == f"{planned['summary']['text']} {planned['why_not_faster']['text']}"
+    assert job["sizing"]["facts"]["summary"]["code"] == planned["summary"]["code"] == "machines_chosen"
     (sizing_event,) = [
         e for e in known.member.get(f"/v1/jobs/{job['id']}/events").json()["events"] if e["kind"] == "sizing"
     ]
     assert (sizing_event["reason"], sizing_event["data"]["nodes"], sizing_event["data"]["type"]) == (
-        planned["summary"],
+        job["sizing"],
         2,
         "local.cpu",
     )
@@ -87,7 +88,7 @@ def test_a_limit_that_no_machines_keep_is_refused_unless_the_count_is_named(know
     assert "resources.nodes" in refused.json()["hint"]
     named = known.member.post("/v1/jobs", json={"spec": hasty | {"resources": {"nodes": 1}}})
     assert named.status_code == 201
-    assert "at which the job is stopped" in named.json()["sizing"]
+    assert "at which the job is stopped" in named.json()["sizing"]["text"]
     assert named.json()["spec"]["resources"]["nodes"] == 1
 
 
@@ -95,7 +96,7 @@ def test_what_was_never_measured_runs_as_asked_and_says_that(known: Deployment) 
     other = {"recipe": "digits/quickstart", "params": {"width": 16}, "limits": {"time": "5m"}}
     job = known.member.post("/v1/jobs", json={"spec": other}).json()
     assert job["spec"]["resources"]["nodes"] == 1
-    assert "No similar run has been measured" in job["sizing"]
+    assert "No similar run has been measured" in job["sizing"]["text"]
     assert known.member.post("/v1/jobs", json={"spec": QUICK}).json()["sizing"] is None  # no limit, no choice
 
 

@@ -12,6 +12,8 @@ from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.store.fleet import billing, gangs
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
+from shoestring_core.wording.attempts import RankKilled
+from shoestring_core.wording.waits import BudgetShort
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
@@ -21,7 +23,7 @@ def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(deployment
     job, (agent,) = deployment.running()
     agent.points(range(1, 9))
     assert agent.checkpoint(5, {"model": b"abc"}).json()["promoted"]
-    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
+    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, RankKilled(0)))
     agent.report(member={"generation": 2, "state": "ready", "port": 29501})
     agent.points(range(6, 8), generation=2)
     merged = deployment.member.get(f"/v1/jobs/{job}/metrics").json()
@@ -43,7 +45,7 @@ def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(deployment
 def test_late_points_of_an_older_generation_are_history(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     agent.points(range(1, 4))
-    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, "a rank died"))
+    deployment.store.write(lambda db: gangs.open_generation(db, job, 1, RankKilled(0)))
     agent.report(member={"generation": 2, "state": "ready", "port": 29501})
     agent.points(range(1, 3), generation=2)
     agent.points(range(4, 6), generation=1)
@@ -189,11 +191,15 @@ def test_cost_is_machine_time_by_the_providers_clock(deployment: Deployment) -> 
 def test_a_sentence_says_what_and_what_to_do(deployment: Deployment) -> None:
     job = deployment.submit()
     with deployment.store.writer.begin() as connection:
-        wait = {"wait_reason": "budget", "wait_text": "The budget of team vision is $0.12 short. Ask for a grant."}
+        detail = BudgetShort("team vision", need="0.20", missing="0.12", nodes=1)
+        wait = {"wait_reason": detail.waits_for, "wait_detail": detail.as_json()}
         connection.execute(update(JobRow).where(JobRow.id == job).values(**wait))
     shown = deployment.job(job)
     assert shown.wait_reason == "budget"
-    assert shown.status_text == "Waiting for budget: The budget of team vision is $0.12 short. Ask for a grant."
+    assert shown.reason is not None
+    assert (shown.reason.code, shown.reason.facts["missing"]) == ("budget_short", "0.12")
+    assert shown.reason.text.startswith("The budget of team vision is $0.12 short: starting 1 machine reserves $0.20.")
+    assert shown.status_text == f"Waiting for budget: {shown.reason.text}"
 
 
 def test_steps_total_and_epoch_come_from_the_ranks(deployment: Deployment) -> None:

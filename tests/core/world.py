@@ -12,6 +12,7 @@ from shoestring_core.store import identity, jobs, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, JobRow, MachineRow
+from shoestring_core.wording.budget import NeverRan
 from sqlalchemy import select
 
 
@@ -59,7 +60,7 @@ class World:
         return machine
 
     def settle(self, machine: UUID, *amounts: int, final: bool = True) -> int:
-        lines = [Line(f"line {number}", amount, "time") for number, amount in enumerate(amounts)]
+        lines = [Line(f"line {number}", amount, NeverRan()) for number, amount in enumerate(amounts)]
         return self.store.write(lambda db: ledger.settle(db, machine, lines, final=final))
 
     def limit(self, kind: str, micro: int | None, job: JobRow | None = None) -> AccountRow:

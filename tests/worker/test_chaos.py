@@ -294,7 +294,7 @@ class Drama:
                 assert set(db.sql.scalars(select(AttemptRow.state).where(AttemptRow.job == job))) == {"closed"}
                 done = world.job(job)
                 if done.end_reason == "infrastructure":  # too many faults in a row, as its end reason says
-                    assert "without a new checkpoint" in done.end_text or "never trained" in done.end_text
+                    assert done.end_detail["code"] in ("ranks_kept_failing", "never_trained")
                     continue
                 self._check_curve(
                     db.sql.scalars(
@@ -323,4 +323,11 @@ class Drama:
     def _told(self, job: UUID) -> tuple[str, ...]:
         row = self.world.job(job)
         machines = [(one.attempt, one.slot, one.state, one.refusal) for one in self.world.machines(job)[-4:]]
-        return (row.state, row.desired_state, str(row.wait_text), str(row.end_reason), str(row.end_text), str(machines))
+        return (
+            row.state,
+            row.desired_state,
+            str(row.wait_detail),
+            str(row.end_reason),
+            str(row.end_detail),
+            str(machines),
+        )

@@ -13,6 +13,7 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, GenerationRow, HoldRow, PriceRow
+from shoestring_core.wording.budget import PayerOverdrawn
 from sqlalchemy import select
 
 from tests.worker.conftest import World
@@ -87,7 +88,7 @@ def test_jobs_wait_for_slots_in_order_and_start_when_slots_are_free(world: World
     world.tick()
     assert world.job(first).state == "launching"
     assert [world.job(job).wait_reason for job in (second, third)] == ["slots", "slots"]
-    assert "Number 2 in the queue" in world.job(third).wait_text
+    assert world.job(third).wait_detail["facts"]["position"] == 2
     finish(world, first)
     assert [world.job(job).state for job in (second, third)] == ["launching", "launching"]
     assert world.job(second).wait_reason is None
@@ -217,7 +218,7 @@ def test_a_user_error_ends_the_job_once_all_machines_have_reported(world: World)
     world.report(job)
     world.tick()
     done = world.job(job)
-    assert (done.state, done.end_reason, done.end_text) == ("ended", "nan", "error nan")
+    assert (done.state, done.end_reason, done.end_detail["facts"]["error"]) == ("ended", "nan", "error nan")
     assert done.attempt == 1
 
 
@@ -359,7 +360,7 @@ def test_lowering_the_limit_during_a_run_pauses_the_job_and_shows_the_overdraft(
         stopping = (
             select(EventRow.reason).where(EventRow.job == job, EventRow.kind == "job").order_by(EventRow.seq.desc())
         )
-        assert "team vision" in db.sql.scalars(stopping.limit(1)).one()
+        assert db.sql.scalars(stopping.limit(1)).one() == PayerOverdrawn("team vision").as_json()
     world.exits(world.alive(job)[0].id, 1, "drained")
     leave(world, job)
     assert world.job(job).state == "paused"
@@ -389,7 +390,7 @@ def test_of_two_jobs_only_one_starts_when_the_budget_covers_one(world: World):
     world.tick()
     assert [world.job(job).state for job in (first, second)] == ["launching", "queued"]
     assert world.job(second).wait_reason == "budget"
-    assert "team vision" in world.job(second).wait_text
+    assert world.job(second).wait_detail["facts"]["account"] == "team vision"
     world.budget(money.from_decimal("5"))
     world.tick()
     assert world.job(second).state == "launching"

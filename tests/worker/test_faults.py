@@ -17,6 +17,7 @@ from shoestring_core.errors import AgentRefused, BatchesMissing, BudgetExceeded,
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.fleet import agents, heartbeats, observations, planning, queue
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
+from shoestring_core.wording.machines import LeaseExpired
 from shoestring_worker.providers.base import LaunchRequest
 from shoestring_worker.providers.sim import Fault, SimulatedProvider
 from sqlalchemy import func, select, update
@@ -192,7 +193,7 @@ def test_a_machine_that_renewed_in_time_is_not_terminated_by_a_stale_decision(wo
     (machine,) = world.alive(job)
     world.clock.pass_(31)
     world.report(job)  # between the reconciler's reading and its writing
-    assert not world.store.write(lambda db: observations.begin_termination(db, machine.id, "silent", lease=True))
+    assert not world.store.write(lambda db: observations.begin_termination(db, machine.id, LeaseExpired(), lease=True))
     assert world.machines(job)[0].state == "running"
 
 

@@ -18,6 +18,7 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.tables import HoldRow
+from shoestring_core.wording.waits import ProviderUnanswered
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers import registry
 from shoestring_worker.providers.base import LaunchRequest, ManagedProvider, OutcomeUnknown
@@ -227,7 +228,7 @@ def test_a_provider_that_has_not_answered_for_a_minute_gets_no_new_machines(worl
     named, free = world.submit(provider="sim"), world.submit()
     world.tick()
     assert (world.job(named).state, world.job(named).wait_reason) == ("queued", "capacity")
-    assert "sim does not answer" in world.job(named).wait_text
+    assert world.job(named).wait_detail == ProviderUnanswered("sim").as_json()
     assert [machine.provider for machine in world.machines(free)] == ["local"]
     with world.store.read() as db:
         ages = {offer.provider: db.now - offer.fetched_at for offer in load_offers(db)}

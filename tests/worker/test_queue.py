@@ -52,20 +52,20 @@ def test_a_change_at_the_head_of_the_queue_takes_as_many_statements_however_long
         world.store.write(lambda db, first=waiting[0]: jobs.stop(db, first, "ann"))
         statements = tick_alone(world)
         counts.append((statements.reads, len(statements.writes)))
-        assert "Number 1 in the queue" in (world.job(waiting[1]).wait_text or "")
+        assert world.job(waiting[1]).wait_detail["facts"]["position"] == 1
         for job in waiting[1:]:
             world.store.write(lambda db, job=job: jobs.stop(db, job, "ann"))
         world.tick()
     assert counts[0] == counts[1]
 
 
-def test_a_wait_whose_reason_changes_is_an_event_and_one_whose_sentence_changes_is_none(world: World):
+def test_a_wait_whose_reason_changes_is_an_event_and_one_whose_facts_change_is_none(world: World):
     world.provider.slots = 1
     _, first, second = world.submit(), world.submit(), world.submit()
     world.tick()
     world.store.write(lambda db: jobs.stop(db, first, "ann"))
     world.tick()
-    assert "Number 1 in the queue" in (world.job(second).wait_text or "")
+    assert world.job(second).wait_detail["facts"]["position"] == 1
     world.budget(0)
     world.tick()
     with world.store.read() as db:
@@ -94,9 +94,9 @@ def test_of_two_plans_of_waits_made_at_the_same_epoch_one_is_applied(world: Worl
         loaded = queue.load_queue(db, world.timeouts, {})
     waits = schedule_jobs(loaded.snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts}).waits
     world.tick()
-    text = world.job(job).wait_text
+    detail = world.job(job).wait_detail
     assert not world.store.write(lambda db: queue.apply_waits(db, waits, loaded.waits, loaded.mark.epoch))
-    assert world.job(job).wait_text == text
+    assert world.job(job).wait_detail == detail
 
 
 @pytest.mark.any_database

@@ -65,7 +65,8 @@ def test_each_recovery_rolls_back_further_and_skips_more_steps_until_the_limit(w
     break_at(world, job, 49)
     done = world.job(job)
     assert (done.state, done.end_reason) == ("ended", "nan")
-    assert "skipping the batches of steps 45, 44 to 47, 33 to 48 did not help" in done.end_text
+    assert done.end_detail["code"] == "nan_persisted"
+    assert done.end_detail["facts"]["skipped"] == [[45, 45], [44, 47], [33, 48]]
 
 
 def test_a_recovered_job_saves_checkpoints_and_succeeds(world: World):

@@ -30,7 +30,7 @@ def test_a_refusal_that_no_later_try_can_change_ends_the_job_with_its_reason(
     world.tick(1)
     ended = world.job(job)
     assert (ended.state, ended.end_reason) == ("ended", end_reason)
-    assert f"{kind} fault" in ended.end_text
+    assert f"{kind} fault" in ended.end_detail["facts"]["message"]
     assert ended.settled_at is not None
     assert world.transfers() == []
 
@@ -50,7 +50,7 @@ def test_a_job_whose_quota_is_exhausted_waits_for_it_and_starts_later(world: Wor
     for _ in range(70):
         world.tick(1)
     assert (world.job(job).state, world.job(job).wait_reason) == ("queued", "quota")
-    assert "quota" in world.job(job).wait_text
+    assert world.job(job).wait_detail["code"] == "quota_exhausted"
     tried = len(world.machines(job))
     world.tick(60)
     assert len(world.machines(job)) == tried  # not again for a few minutes

@@ -36,6 +36,9 @@ from shoestring_core.store.fleet import billing, gangs, heartbeats, launches, pl
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt, OpenWork, load_open_work
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.objects import Objects
+from shoestring_core.wording import Reason
+from shoestring_core.wording.budget import PayerOverdrawn
+from shoestring_core.wording.jobs import TimeLimitReached
 
 from shoestring_worker.provider_lane import ProviderLane, wait_for_answers
 from shoestring_worker.providers.base import ManagedProvider
@@ -230,7 +233,7 @@ class ControlLoop:
         """Stop a job that has reached limits.time; it saves a checkpoint first."""
         limit = active.spec.limits.time if active.wanted else None
         if limit is not None and active.trained_us >= limit * 1e6:
-            self._stop(active, DesiredState.STOP, "time_limit", f"It has run for {limit:g} s, its limits.time.")
+            self._stop(active, DesiredState.STOP, "time_limit", TimeLimitReached(limit))
 
     def _handle_failures(self, active: ActiveAttempt, now: int) -> None:
         """Restart or end an attempt whose ranks exited or whose machines were lost."""
@@ -296,7 +299,7 @@ class ControlLoop:
     ) -> None:
         """Extend the holds of an attempt. If it can't be funded further, its job checkpoints and pauses, or ends."""
         if overdrawn:
-            self._stop_for_budget(active, f"The budget of {overdrawn} is overdrawn.")
+            self._stop_for_budget(active, PayerOverdrawn(overdrawn))
             return
         for machine in active.machines:
             if machine.id in held and funding.due_extension(held[machine.id], now, self._timeouts(active)):
@@ -307,7 +310,7 @@ class ControlLoop:
             self._write(billing.post_cost, machine)
             self._write(billing.extend_funding, machine, self._timeouts(active))
         except BudgetExceeded as short:
-            self._stop_for_budget(active, short.message)
+            self._stop_for_budget(active, short.reason)
         except StaleTransition:
             pass  # another worker has extended it, or it has just terminated
 
@@ -319,10 +322,10 @@ class ControlLoop:
 
     # What steps share
 
-    def _stop_for_budget(self, active: ActiveAttempt, reason: str) -> None:
+    def _stop_for_budget(self, active: ActiveAttempt, reason: Reason) -> None:
         self._stop(active, funding.when_budget_exhausted(active.spec.on_budget), "budget", reason)
 
-    def _stop(self, active: ActiveAttempt, desired: DesiredState, stop_reason: jobs.StopReason, reason: str) -> None:
+    def _stop(self, active: ActiveAttempt, desired: DesiredState, stop_reason: jobs.StopReason, reason: Reason) -> None:
         try:
             mode: Literal["pause", "stop"] = "pause" if desired is DesiredState.PAUSE else "stop"
             self._write(jobs.stop, active.job.id, "fleet", mode, stop_reason=stop_reason, reason=reason)

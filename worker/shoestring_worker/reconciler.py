@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from shoestring_core import wording
 from shoestring_core.decide.reconcile import (
     AbandonLaunch,
     Action,
@@ -65,13 +66,13 @@ class Reconciler:
         match action:
             case RecordObservation(machine, observed):
                 write(self.store, observations.record_observation, machine, observed, timeouts)
-            case AbandonLaunch(machine, reason):
-                write(self.store, launches.abandon_launch, machine, reason, listed_at, timeouts)
+            case AbandonLaunch(machine):
+                write(self.store, launches.abandon_launch, machine, listed_at, timeouts)
             case PresumeTerminated(machine):
                 write(self.store, observations.presume_terminated, machine)
             case Terminate(ref, None, reason):
-                log.warning("%s machine %s: %s; terminating it", self.name, ref.id, reason)
+                log.warning("%s: terminating machine %s: %s", self.name, ref.id, wording.sentence(reason))
                 self.provider.adapter.terminate(ref)
-            case Terminate(ref, UUID() as machine, reason, lease_expired):
-                if write(self.store, observations.begin_termination, machine, reason, lease=lease_expired):
+            case Terminate(ref, UUID() as machine, reason):
+                if write(self.store, observations.begin_termination, machine, reason, lease=action.lease_expired):
                     self.provider.adapter.terminate(ref)

@@ -21,6 +21,7 @@ from shoestring_core.store.db import Write
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.objects import ObjectInfo
 from shoestring_core.store.tables import MachineRow
+from shoestring_core.wording.machines import SecretRefused
 
 from shoestring_api.app_state import AppState
 from shoestring_api.dependencies import StateDep
@@ -76,7 +77,7 @@ def _raise_alarm(state: AppState, machine_id: UUID) -> None:
         if job is not None:
             db.event(
                 team=job.team_id, kind="alarm", actor="agent", job=job.id, ref=str(machine_id),
-                reason="Rejected a wrong session for a machine.",
+                reason=SecretRefused("session"),
             )  # fmt: skip
         return job is not None
 

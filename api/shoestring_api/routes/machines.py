@@ -12,6 +12,7 @@ from shoestring_core import rest
 from shoestring_core.errors import InvalidState, NotFound, Unavailable
 from shoestring_core.store import queries
 from shoestring_core.store.tables import MachineRow
+from shoestring_core.wording import machines as reasons
 
 from shoestring_api.app_state import AppState
 from shoestring_api.dependencies import AdminCaller, StateDep
@@ -34,9 +35,9 @@ def preempt(
             raise NotFound("No such machine.")
         resource = serialize_machine(machine, queries.load_posted(db, machine), db.now)
     if not machine.simulated:
-        raise InvalidState(f"Only simulated machines can be preempted here, not those of {machine.provider}.")
+        raise InvalidState(reasons.PreemptionNotSimulated(machine.provider))
     if machine.provider_id is None or machine.state not in ("launching", "running"):
-        raise InvalidState(f"The machine is {machine.state}; only a running machine can be preempted.")
+        raise InvalidState(reasons.MachineNotRunning(machine.state))
     _request_preemption(state, machine, (body or rest.PreemptRequest()).notice_s)
     return resource
 
@@ -56,7 +57,7 @@ def _request_preemption(state: AppState, machine: MachineRow, notice_s: float) -
     if answer.status_code == 404:
         raise NotFound("The machine host has no such machine.")
     if answer.status_code >= 300:
-        raise InvalidState(f"The machine host refused: {answer.text[:200]}")
+        raise InvalidState(reasons.MachineHostRefused(answer.text[:200]))
 
 
 def _read_machine_host(state: AppState) -> tuple[str, str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter
 from shoestring_core import rest
-from shoestring_core.decide import sizing_text
 from shoestring_core.decide.sizing import Choice, Option, SizingInputs, choose_machines
+from shoestring_core.decide.sizing_reasons import explain
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import sizing_inputs
@@ -39,23 +39,21 @@ def apply_sizing(db: Read, caller: Principal, spec: JobSpec) -> tuple[JobSpec, d
         return spec, None
     inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec)
     choice = choose_machines(inputs)
-    summary, why = sizing_text.summarize(inputs, choice), sizing_text.explain_why_not_faster(inputs, choice)
+    reason = explain(inputs, choice)
     if choice.outcome == "infeasible":
-        hint = "Or set resources.nodes: the job then runs on those machines until limits.time ends it."
-        raise TimeLimitUnmet(
-            f"{summary} {why}".strip(), hint=hint, sufficient_time_limit_s=choice.sufficient_time_limit_s
-        )
-    sized = {"inputs": inputs.as_json(), "choice": choice.as_json(), "summary": summary, "why_not_faster": why}
+        raise TimeLimitUnmet(reason, sufficient_time_limit_s=choice.sufficient_time_limit_s)
+    sized = {"inputs": inputs.as_json(), "choice": choice.as_json(), "reason": reason.as_json()}
     return spec.with_nodes(choice.nodes), sized
 
 
 def _serialize(inputs: SizingInputs, choice: Choice) -> rest.Plan:
+    reason = explain(inputs, choice)
     return rest.Plan(
         outcome=choice.outcome,
         nodes=choice.nodes,
         type=choice.type,
-        summary=sizing_text.summarize(inputs, choice),
-        why_not_faster=sizing_text.explain_why_not_faster(inputs, choice),
+        summary=rest.Reason.of(reason.summary),
+        why_not_faster=rest.Reason.of(reason.why_not_faster) if reason.why_not_faster else None,
         expected=_serialize_option(choice.option) if choice.option else None,
         time_limit_s=inputs.time_limit_s,
         sufficient_time_limit_s=choice.sufficient_time_limit_s,

@@ -63,7 +63,7 @@ def _serialize_generation(row: GenerationRow, next_start: int | None) -> rest.Ge
         formed_at=to_datetime(row.formed_at),
         first_step_at=to_datetime(row.first_step_at),
         ended_at=to_datetime(row.ended_at),
-        end_reason=row.end_reason,
+        end_reason=rest.Reason.from_stored(row.end_reason),
     )
 
 

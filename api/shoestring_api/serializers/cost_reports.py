@@ -35,7 +35,7 @@ def serialize_cost_report(
                 machine=row.machine,
                 line=row.line,
                 actor=row.actor,
-                reason=row.reason,
+                reason=rest.Reason.worded(**row.reason),
             )
             for row in transfers
         ],

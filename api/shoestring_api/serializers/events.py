@@ -26,7 +26,7 @@ def serialize_event(row: EventRow) -> rest.Event:
         generation=row.generation,
         kind=row.kind,
         actor=row.actor,
-        reason=row.reason,
+        reason=rest.Reason.from_stored(row.reason),
         data=({"machine": row.ref} if row.kind in MACHINE_EVENT_KINDS and row.ref else {}) | row.data,
     )
 

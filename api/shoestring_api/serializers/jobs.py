@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-from shoestring_core import rest
-from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState
+from shoestring_core import rest, wording
+from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState, WaitReason
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import GenerationRow, JobRow
 
 from shoestring_api.serializers.costs import serialize_cost
-from shoestring_api.serializers.status_text import describe_status
+from shoestring_api.serializers.statuses import status_of
 from shoestring_api.serializers.times import to_datetime
 
 
 def serialize_job(rows: JobRows, now: int) -> rest.Job:
     row = rows.job
+    detail = row.end_detail if row.state == JobState.ENDED else row.wait_detail
     return rest.Job(
         id=row.id,
         name=row.name,
@@ -22,9 +23,10 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         user=rows.user,
         recipe=row.spec.get("recipe"),
         state=JobState(row.state),
-        status_text=describe_status(row),
+        status_text=wording.sentence(status_of(row)),
         wait_reason=_wait_reason(row),
         end_reason=EndReason(row.end_reason) if row.end_reason else None,
+        reason=rest.Reason.from_stored(detail),
         desired_state=DesiredState(row.desired_state),
         attempt=row.attempt,
         generation=row.generation,
@@ -33,7 +35,7 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         result=row.result,
         cost=serialize_cost(rows, now),
         spec=row.spec,
-        sizing=_sizing_text(row),
+        sizing=rest.Reason.from_stored(row.sizing["reason"] if row.sizing else None),
         tags=row.spec.get("tags") or {},
         retried_from=row.retried_from,
         created_at=to_datetime(row.created_at),
@@ -58,15 +60,7 @@ def compute_progress(row: JobRow, generations: list[GenerationRow], now: int) ->
     return rest.Progress(step=step, steps_total=total, epoch=epoch, fraction=fraction, eta_s=eta_s)
 
 
-def _wait_reason(row: JobRow) -> str | None:
-    """Return the code of what a queued or paused job waits for: a paused job waits for `budget` or `resume`."""
+def _wait_reason(row: JobRow) -> WaitReason | None:
     if row.state == JobState.PAUSED:
-        return "budget" if row.stop_reason == "budget" else "resume"
-    return row.wait_reason if row.state == JobState.QUEUED else None
-
-
-def _sizing_text(row: JobRow) -> str | None:
-    """Return why the job runs on these machines and not on faster ones."""
-    if row.sizing is None:
-        return None
-    return f"{row.sizing['summary']} {row.sizing['why_not_faster']}".strip()
+        return WaitReason.BUDGET if row.stop_reason == "budget" else WaitReason.RESUME
+    return WaitReason(row.wait_reason) if row.state == JobState.QUEUED and row.wait_reason else None

@@ -67,7 +67,7 @@ def submit(
             tree["init"] = f"job/{resolve_job_id(client, tree['init'].removeprefix('job/'))}"
         job = client.submit(tree, dry_run=dry_run)
         if job.sizing:
-            err.print(job.sizing, markup=False)
+            err.print(job.sizing.text, markup=False)
         if dry_run:
             print_result(job.spec, as_json, lambda: out.print_json(data=job.spec))
         elif watch:
@@ -274,9 +274,9 @@ def _print_jobs(jobs: list[rest.Job]) -> None:
 
 
 def _print_plan(plan: rest.Plan) -> None:
-    out.print(plan.summary, markup=False)
+    out.print(plan.summary.text, markup=False)
     if plan.why_not_faster:
-        out.print(plan.why_not_faster, markup=False)
+        out.print(plan.why_not_faster.text, markup=False)
     if plan.options:
         out.print()
         rows = [
@@ -296,7 +296,7 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:
     out.print(watching.render_job(job))
     out.print(f"job {job.id}   attempt {job.attempt}   rolled-back steps {attempts.rolled_back_steps}")
     if job.sizing:
-        out.print(job.sizing, markup=False)
+        out.print(job.sizing.text, markup=False)
     rows = [
         (str(m.id), f"{m.attempt}.{m.slot}", m.market, m.type, str(m.state), m.end_cause or "", f"${m.cost.amount}")
         for attempt in attempts.attempts

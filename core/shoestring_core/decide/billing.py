@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoestring_core import money
+from shoestring_core.wording import Reason
+from shoestring_core.wording.budget import Usage
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Line:
 
     line: str
     amount: int
-    text: str = ""
+    reason: Reason
 
 
 def bill(evidence: Evidence, now: int) -> list[Line]:
@@ -47,8 +49,8 @@ def bill(evidence: Evidence, now: int) -> list[Line]:
     used = used_us(evidence, now)
     if used == 0:
         return []
-    text = f"{used / 1e6:.6f} s of {evidence.type} ({evidence.market}) at ${evidence.price} per hour"
-    return [Line("machine", money.cost(evidence.price, used), text)]
+    usage = Usage(used, evidence.type, evidence.market, evidence.price)
+    return [Line("machine", money.cost(evidence.price, used), usage)]
 
 
 def used_us(evidence: Evidence, now: int) -> int:

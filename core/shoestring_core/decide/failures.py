@@ -11,6 +11,8 @@ from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.rendezvous import MachineStatus, select_members
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
+from shoestring_core.wording import Reason, attempts
+from shoestring_core.wording.machines import LaunchRefused
 
 MAX_RESTARTS_WITHOUT_CHECKPOINT = 3
 """How often the same machines restart without a new checkpoint in between."""
@@ -73,7 +75,7 @@ class Restart:
     skip      steps to skip from now on; the generation starts from a checkpoint before them
     """
 
-    reason: str
+    reason: Reason
     excluded: tuple[int, ...] = ()
     skip: nan_recovery.Span | None = None
 
@@ -86,13 +88,13 @@ class EndAttempt:
     """
 
     reason: str
-    text: str
+    detail: Reason
 
 
 @dataclass(frozen=True)
 class EndJob:
     reason: EndReason
-    text: str
+    detail: Reason
 
 
 AttemptAction = NoAction | Restart | EndAttempt | EndJob
@@ -114,8 +116,7 @@ def decide_attempt(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAct
     if gang.generation_state is GenerationState.FORMING:
         late = tuple(machine.slot for machine in gang.members if machine.ready_at is None)
         if late and now >= gang.generation_opened_at + timeouts.forming:
-            text = f"The machine in slot {late[0]} did not get ready in time."
-            return _continue_or_end(gang, EndAttempt("not_ready", text), late)
+            return _continue_or_end(gang, EndAttempt("not_ready", attempts.MachineNotReady(late[0])), late)
         return NoAction()
     return _after_rank_exits(gang, now, timeouts)
 
@@ -131,13 +132,11 @@ def refuse_retry(
     kind = "capacity" if reason in ("capacity", "quota") else "interruption"
     if kind not in retry_on:
         end = {"capacity": EndReason.NO_CAPACITY, "quota": EndReason.QUOTA}.get(reason, EndReason.INFRASTRUCTURE)
-        return EndJob(end, f"The attempt ended ({reason}), and retry.on does not include {kind}.")
+        return EndJob(end, attempts.RetryNotAllowed(reason, kind))
     if trained_attempts > retry_max:
-        text = f"The job was interrupted {trained_attempts} times; retry.max is {retry_max}."
-        return EndJob(EndReason.INFRASTRUCTURE, text)
+        return EndJob(EndReason.INFRASTRUCTURE, attempts.RetriesExhausted(trained_attempts, retry_max))
     if attempts_without_step >= MAX_ATTEMPTS_WITHOUT_STEP:
-        text = f"{MAX_ATTEMPTS_WITHOUT_STEP} attempts in a row launched machines that never trained a step."
-        return EndJob(EndReason.INFRASTRUCTURE, text)
+        return EndJob(EndReason.INFRASTRUCTURE, attempts.NeverTrained(MAX_ATTEMPTS_WITHOUT_STEP))
     return None
 
 
@@ -148,10 +147,9 @@ def backoff(failures: int, timeouts: Timeouts, first: int = S // 2) -> int:
 
 def _after_machine_loss(gang: GangStatus, lost: MachineStatus, now: int) -> AttemptAction:
     if lost.notice_at is not None or lost.end_cause == "preempted":
-        end = EndAttempt("preempted", f"The machine in slot {lost.slot} was preempted.")
+        end = EndAttempt("preempted", attempts.MachinePreempted(lost.slot))
     else:
-        cause = f" ({lost.end_cause})" if lost.end_cause else ""
-        end = EndAttempt("machine_lost", f"The machine in slot {lost.slot} was lost{cause}.")
+        end = EndAttempt("machine_lost", attempts.MachineLost(lost.slot, lost.end_cause))
     uploading = any(machine.is_rank0 and machine.can_train and machine.exited_at is None for machine in gang.members)
     formed = gang.generation_state is GenerationState.FORMED
     if gang.elastic and formed and uploading and now < (lost.ended_at or 0) + CHECKPOINT_GRACE:
@@ -166,22 +164,22 @@ def _continue_or_end(gang: GangStatus, end: EndAttempt, excluded: tuple[int, ...
     slots = select_members(gang.machines, gang.min_nodes or gang.size, excluded)
     if slots is None:
         return NoAction()
-    return Restart(end.text, excluded) if slots else end
+    return Restart(end.detail, excluded) if slots else end
 
 
 def _while_launching(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAction:
     for kind, message in gang.refusals:
         if kind.end_reason is not None:
-            return EndJob(kind.end_reason, f"The provider refused to launch a machine ({kind}): {message}")
+            return EndJob(kind.end_reason, LaunchRefused(kind, message))
     if now < gang.opened_at + timeouts.launch_window:
         return NoAction()
     running = sum(machine.state is MachineState.RUNNING for machine in gang.machines)
     if gang.elastic and (slots := select_members(gang.machines, gang.min_nodes or gang.size)):
-        return Restart(f"{len(slots)} of {gang.size} machines are available")
+        return Restart(attempts.FewerMachines(len(slots), gang.size))
     if running < gang.size:
         if any(kind is RefusalKind.QUOTA for kind, _ in gang.refusals):
-            return EndAttempt("quota", "The account's quota does not cover all machines of the gang.")
-        return EndAttempt("capacity", "The provider did not have enough machines for the gang.")
+            return EndAttempt("quota", attempts.QuotaTooLow())
+        return EndAttempt("capacity", attempts.TooFewMachines())
     return NoAction()
 
 
@@ -194,7 +192,7 @@ def _after_rank_exits(gang: GangStatus, now: int, timeouts: Timeouts) -> Attempt
     exits = sorted((end for machine in exited for end in machine.exits), key=lambda end: (end.at, end.rank))
     failed = [end for end in exits if end.outcome in ("error", "signal")]
     if any(machine.notice_at is not None for machine in gang.members):
-        end = EndAttempt("preempted", "A machine has a preemption notice.")
+        end = EndAttempt("preempted", attempts.PreemptionNoticed())
         return _continue_or_end(gang, end) if all_exited else NoAction()
     if not failed:
         return _after_clean_exits(exits, gang, all_exited, now >= since + timeouts.forming)
@@ -212,13 +210,12 @@ def _after_rank_exits(gang: GangStatus, now: int, timeouts: Timeouts) -> Attempt
         return NoAction()  # the other ranks may still report the cause
     if gang.restarts < MAX_RESTARTS_WITHOUT_CHECKPOINT:
         first = killed or failed[0]
-        how = "was killed by a signal" if first.outcome == "signal" else f"failed: {first.summary[:200]}"
-        return Restart(f"rank {first.rank} {how}")
+        if first.outcome == "signal":
+            return Restart(attempts.RankKilled(first.rank))
+        return Restart(attempts.RankFailed(first.rank, first.summary[:200]))
     if user_error is not None:
         return _end_with(user_error)
-    last = failed[0].summary or "killed by a signal"
-    text = f"Ranks failed {gang.restarts + 1} times without a new checkpoint in between; the last error: {last}"
-    return EndJob(EndReason.INFRASTRUCTURE, text)
+    return EndJob(EndReason.INFRASTRUCTURE, attempts.RanksKeptFailing(gang.restarts + 1, failed[0].summary))
 
 
 def _after_clean_exits(
@@ -226,24 +223,24 @@ def _after_clean_exits(
 ) -> AttemptAction:
     """Ranks exited without an error, though the job was not stopped."""
     if not all_exited:
-        return Restart("some ranks exited and the others did not") if waited_long else NoAction()
+        return Restart(attempts.RanksLeftBehind()) if waited_long else NoAction()
     if any(end.outcome == "drained" for end in exits):
-        return _continue_or_end(gang, EndAttempt("preempted", "The machines stopped training without an order to."))
+        return _continue_or_end(gang, EndAttempt("preempted", attempts.StoppedWithoutOrder()))
     if not waited_long:
         return NoAction()  # the final checkpoint is still being uploaded
     if gang.restarts < MAX_RESTARTS_WITHOUT_CHECKPOINT:
-        return Restart("the ranks finished without a final checkpoint")
-    return EndJob(EndReason.INFRASTRUCTURE, "The ranks finished repeatedly without a final checkpoint.")
+        return Restart(attempts.NoFinalCheckpoint())
+    return EndJob(EndReason.INFRASTRUCTURE, attempts.RepeatedlyNoFinalCheckpoint())
 
 
 def _recover_from_nan(end: wire.RankExit, gang: GangStatus) -> AttemptAction:
     """NaN is the same on all ranks, and the loss of a peer doesn't cause it: no need to wait for other reports."""
     span = nan_recovery.next_skip(end.since or 1, gang.skips)
     if span is None:
-        return EndJob(EndReason.NAN, nan_recovery.failure_text(end.summary, gang.skips))
-    return Restart(f"{end.summary}; rolling back and skipping {nan_recovery.describe_spans([span])}", skip=span)
+        return EndJob(EndReason.NAN, attempts.NanPersisted(end.summary, gang.skips))
+    return Restart(attempts.RolledBack(end.summary, *span), skip=span)
 
 
 def _end_with(error: wire.RankExit) -> EndJob:
-    text = error.summary or f"Rank {error.rank} failed ({error.kind})."
-    return EndJob(USER_ERRORS[error.kind or "user_code"], text)
+    kind = error.kind or "user_code"
+    return EndJob(USER_ERRORS[kind], attempts.TrainingFailed(error.rank, kind, error.summary))

@@ -25,15 +25,3 @@ def next_skip(nan_step: int, skipped: Sequence[Span]) -> Span | None:
     if len(skipped) >= MAX_RECOVERIES:
         return None
     return max(1, nan_step - WIDENING_FACTOR ** len(skipped) + 1), nan_step
-
-
-def describe_spans(spans: Sequence[Span]) -> str:
-    """Such as "the batches of steps 12, 30 to 33"."""
-    steps = [f"{first}" if first == last else f"{first} to {last}" for first, last in spans]
-    several = len(spans) > 1 or spans[0][0] < spans[0][1]
-    return f"the {'batches of steps' if several else 'batch of step'} {', '.join(steps)}"
-
-
-def failure_text(message: str, skipped: Sequence[Span]) -> str:
-    """The error of a run that produced NaN again after all recoveries."""
-    return f"{message}; rolling back and skipping {describe_spans(skipped)} did not help" if skipped else message

@@ -38,6 +38,8 @@ class OrderInputs:
 
 @dataclass(frozen=True)
 class Directive:
+    """`reason` is a code, for the log of the agent."""
+
     kind: Literal["wait", "prepare", "run", "drain", "shutdown"]
     generation: int = 0
     reason: str = ""
@@ -51,9 +53,9 @@ def decide_order(inputs: OrderInputs) -> Directive:
     """
     membership, generation = inputs.membership, inputs.generation
     if inputs.machine in (MachineState.TERMINATING, MachineState.TERMINATED, MachineState.NEVER_LAUNCHED):
-        return Directive("shutdown", reason="the machine is terminating")
+        return Directive("shutdown", reason="machine_terminating")
     if not inputs.in_latest_attempt or inputs.job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
-        return Directive("shutdown", reason=inputs.reason or f"the job is {inputs.job}")
+        return Directive("shutdown", reason=inputs.reason or f"job_{inputs.job}")
     if inputs.job is JobState.STOPPING:
         if membership and membership.state is GenerationState.FORMED and not membership.exited:
             return Directive("drain", generation, inputs.reason)
@@ -61,11 +63,11 @@ def decide_order(inputs: OrderInputs) -> Directive:
     if inputs.attempt is not AttemptState.OPEN:
         return Directive("shutdown", reason=inputs.reason)
     if membership is None:
-        return Directive("wait", reason="waiting for the other machines")
+        return Directive("wait", reason="waiting_for_machines")
     if membership.state is GenerationState.FORMING:
         return Directive("prepare", generation)
     if membership.exited:
         return Directive("wait", generation)
     if inputs.admit_waiting:
-        return Directive("drain", generation, "machines join")
+        return Directive("drain", generation, "machines_join")
     return Directive("run", generation)

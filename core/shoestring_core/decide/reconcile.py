@@ -10,6 +10,7 @@ from uuid import UUID
 
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
+from shoestring_core.wording import Reason, machines
 
 DEPLOYMENT_TAG = "shoestring"
 """The tag on every machine that we launch; its value identifies the deployment."""
@@ -80,7 +81,6 @@ class AbandonLaunch:
     """No machine was ever launched for this row: release its hold."""
 
     machine: UUID
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,11 @@ class Terminate:
 
     ref: MachineRef
     machine: UUID | None
-    reason: str
-    lease_expired: bool = False
+    reason: Reason
+
+    @property
+    def lease_expired(self) -> bool:
+        return isinstance(self.reason, machines.LeaseExpired)
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,9 @@ def reconcile(
                      it that carries our tag has a row, if it ever had one
     leases_enforced  the API has been up without a break for one lease: a machine without reports is silent itself
     """
-    machines = [machine for machine in listed if _is_ours(machine, provider, deployment)]
-    by_token = {machine.token: machine for machine in machines}
-    by_ref = {machine.ref: machine for machine in machines}
+    ours = [machine for machine in listed if _is_ours(machine, provider, deployment)]
+    by_token = {machine.token: machine for machine in ours}
+    by_ref = {machine.ref: machine for machine in ours}
     actions: list[Action] = []
     tracked: set[MachineRef] = set()
     for row in rows:
@@ -139,9 +142,9 @@ def reconcile(
         if machine is not None:
             tracked.add(machine.ref)
         actions += _actions_for(row, machine, listed_at, leases_enforced, timeouts)
-    for machine in machines:
+    for machine in ours:
         if machine.ref not in tracked and machine.state in ("pending", "running"):
-            actions.append(Terminate(machine.ref, None, "no row wants it"))
+            actions.append(Terminate(machine.ref, None, machines.Untracked()))
     return actions
 
 
@@ -160,7 +163,7 @@ def _actions_for(
     if _has_changed(row, machine):
         actions.append(RecordObservation(row.id, machine))
     if machine.state != "ended" and (reason := _reason_to_terminate(row, listed_at, leases_enforced, timeouts)):
-        actions.append(Terminate(machine.ref, row.id, reason, lease_expired=reason == _LEASE_EXPIRED))
+        actions.append(Terminate(machine.ref, row.id, reason))
     return actions
 
 
@@ -172,30 +175,25 @@ def _has_changed(row: TrackedMachine, machine: ProviderMachine) -> bool:
     return machine.state == "stopping" and row.state is MachineState.RUNNING
 
 
-_LEASE_EXPIRED = "it has not reported for too long"
-
-
-def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, timeouts: Timeouts) -> str | None:
+def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, timeouts: Timeouts) -> Reason | None:
     if row.state is MachineState.TERMINATING:
-        return "its termination was requested"
+        return machines.TerminationRequested()
     if not row.wanted and (not row.registered or now >= row.unwanted_since + timeouts.self_exit_window):
-        return "its job does not need it any more"
+        return machines.NotNeeded()
     if row.funded_until is not None and now >= row.funded_until:
-        return "its funding lease has expired"
+        return machines.FundingExpired()
     if leases_enforced and row.alive_until is not None and now > row.alive_until:
-        return _LEASE_EXPIRED
+        return machines.LeaseExpired()
     return None
 
 
 def _if_not_listed(row: TrackedMachine, listed_at: int, timeouts: Timeouts) -> list[Action]:
     if row.state is MachineState.PLANNED:
-        return [] if row.wanted else [AbandonLaunch(row.id, "not needed any more")]
+        return [] if row.wanted else [AbandonLaunch(row.id)]
     if row.state is MachineState.LAUNCHING:
         # The machine may still appear until the call is over and the provider's list is consistent.
         settled = listed_at >= row.call_deadline + timeouts.consistency_window
-        if settled and (row.refused or not row.wanted):
-            return [AbandonLaunch(row.id, "refused" if row.refused else "not needed any more")]
-        return []
+        return [AbandonLaunch(row.id)] if settled and (row.refused or not row.wanted) else []
     if row.not_listed_since is None:
         return [NotListed(row.id)]
     presumed = listed_at >= row.not_listed_since + timeouts.presumed_terminated_after

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -22,6 +22,8 @@ from shoestring_core.decide.placement import Placement, rank_offers
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.states import WaitReason
+from shoestring_core.wording import waits
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,6 @@ class QueuedJob:
     terminating_machines: int = 0
     closing: bool = False
     not_before: int = 0
-    backoff_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,20 @@ class Start:
 
 @dataclass(frozen=True)
 class Wait:
-    """Why a job doesn't start: a code, and a sentence that says what to do.
+    """Why a job doesn't start.
 
     providers      those whose slots it waits for
     short_account  the account whose budget is too low, if that is the reason, and its name
     """
 
     job: UUID
-    reason: Literal["budget", "slots", "turn", "capacity", "quota", "terminating"]
-    text: str
+    detail: waits.WaitDetail
     providers: tuple[str, ...] = ()
     short_account: tuple[UUID, str] | None = None
+
+    @property
+    def reason(self) -> WaitReason:
+        return self.detail.waits_for
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def schedule_jobs(
     available, by_provider = tuple(offers), dict(timeouts)
     placements: dict[Requirements, Placement] = {}
     starts: list[Start] = []
-    waits: list[Wait] = []
+    waiting: list[Wait] = []
     balances, in_use = dict(snapshot.balances), dict(snapshot.machines_in_use)
     waiting_for_slots: dict[str, UUID] = {}
     waiting_for_budget: dict[UUID, tuple[UUID, str]] = {}
@@ -186,13 +190,13 @@ def schedule_jobs(
                 held = balances[account].held + decision.hold * decision.nodes
                 balances[account] = replace(balances[account], held=held)
             continue
-        waits.append(decision)
+        waiting.append(decision)
         if any(provider not in waiting_for_slots for provider in decision.providers):
             waiting_for_slots = dict.fromkeys(decision.providers, queued.job) | waiting_for_slots
         if decision.short_account:
             account, name = decision.short_account
             waiting_for_budget.setdefault(account, (queued.job, name))
-    return Schedule(tuple(starts), tuple(waits))
+    return Schedule(tuple(starts), tuple(waiting))
 
 
 def decide_start(inputs: StartInputs) -> Start | Wait:
@@ -208,71 +212,46 @@ def place(inputs: StartInputs) -> Placement:
 def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
     queued = inputs.queued
     if placement.best is None:
-        return _no_offer(queued, placement)
+        return Wait(queued.job, _why_no_offer(queued, placement))
     providers = tuple(dict.fromkeys(offer.provider for offer in placement.ranked))
     if queued.terminating_machines or queued.closing:
-        count = max(1, queued.terminating_machines)
-        text = (
-            f"{_machines(count, 'earlier machine')} still terminating; "
-            f"the job continues once the provider confirms that {'it has' if count == 1 else 'they have'} terminated."
-        )
-        return Wait(queued.job, "terminating", text, providers if queued.terminating_machines else ())
+        detail = waits.EarlierMachinesTerminating(max(1, queued.terminating_machines))
+        return Wait(queued.job, detail, providers if queued.terminating_machines else ())
     if inputs.now < queued.not_before:
-        return Wait(queued.job, "capacity", queued.backoff_text)
+        return Wait(queued.job, waits.RetryDelayed())
     available = next((offer for offer in placement.ranked if _has_free_slots(inputs, offer)), None)
     if wait := _wait_for_budget(inputs, available or placement.best):
         return wait
     return _wait_for_slots(inputs, placement.best, providers) if available is None else _start(inputs, available)
 
 
-def _no_offer(queued: QueuedJob, placement: Placement) -> Wait:
+def _why_no_offer(queued: QueuedJob, placement: Placement) -> waits.WaitDetail:
     """Why no offer suits a job, by the offers that come closest."""
     passed_over = {one.reason: one.offer for one in placement.passed_over}
     requirements = queued.requirements
-    provider = requirements.provider or "any provider"
     if silent := passed_over.get("unanswered"):
-        text = f"{silent.provider} does not answer. The job starts once it does."
-        return Wait(queued.job, "capacity", text)
+        return waits.ProviderUnanswered(silent.provider)
     if full := passed_over.get("quota"):
-        text = (
-            f"The account's quota of {full.type} machines ({full.market}) at {full.provider} is exhausted. It is tried "
-            "again every few minutes; have the quota raised, or wait for other machines to end."
-        )
-        return Wait(queued.job, "quota", text)
+        return waits.QuotaExhausted(full.provider, full.type, full.market)
     if small := passed_over.get("slots"):
-        text = (
-            f"Needs {_machines(requirements.nodes)} at once and {small.provider} has {small.slots} in all. "
-            "Stop it and submit it with fewer nodes, or have the provider's limit raised."
-        )
-        return Wait(queued.job, "capacity", text)
-    what = f"{requirements.type} machine" if requirements.type else "machine that this job allows"
-    again = "again" if requirements.type else "with another resources.spot"
-    text = f"No {what} is offered by {provider} (spot: {requirements.spot}). Submit it {again}."
-    return Wait(queued.job, "capacity", text)
+        return waits.TooFewSlots(requirements.nodes, small.provider, small.slots or 0)
+    return waits.NoOffer(requirements.provider, requirements.type, requirements.spot)
 
 
 def _wait_for_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
     queued, nodes = inputs.queued, inputs.queued.requirements.nodes
     need = nodes * funding.initial_hold(offer.on_demand_price, inputs.timeouts[offer.provider], offer.billing.minimum)
     for balance in inputs.balances:
-        own = balance.id == queued.account_path[0]
-        command = f"`shoestring budget set{' --job' if own else ''}`"
+        own, account = balance.id == queued.account_path[0], (balance.id, balance.name)
         if balance.overdraft:
-            text = (
-                f"The budget of {balance.name} is overdrawn by ${money.to_decimal(balance.overdraft)}, "
-                f"so no job that it pays for can start. Ask for it to be raised with {command}."
-            )
-            return Wait(queued.job, "budget", text, short_account=(balance.id, balance.name))
+            overdrawn = waits.BudgetOverdrawn(balance.name, money.to_decimal(balance.overdraft), own)
+            return Wait(queued.job, overdrawn, short_account=account)
         if missing := balance.shortfall(need):
-            text = (
-                f"The budget of {balance.name} is ${money.to_decimal(missing)} short: "
-                f"starting {_machines(nodes)} reserves ${money.to_decimal(need)}. "
-                f"{'Ask' if own else 'Wait for running jobs to end, or ask'} for it to be raised with {command}."
-            )
-            return Wait(queued.job, "budget", text, short_account=(balance.id, balance.name))
+            short = waits.BudgetShort(balance.name, money.to_decimal(need), money.to_decimal(missing), nodes, own)
+            return Wait(queued.job, short, short_account=account)
     if inputs.budget_blocked_by:
         first, name = inputs.budget_blocked_by
-        return Wait(queued.job, "turn", f"Queued behind job {first}, which waits for the budget of {name}.")
+        return Wait(queued.job, waits.BehindJobShortOfBudget(str(first), name))
     return None
 
 
@@ -290,12 +269,9 @@ def _free_slots(inputs: StartInputs, offer: Offer) -> int | None:
 
 def _wait_for_slots(inputs: StartInputs, offer: Offer, providers: tuple[str, ...]) -> Wait:
     free, ahead = _free_slots(inputs, offer), inputs.slots_blocked_by.get(offer.provider)
-    text = f"Number {inputs.position} in the queue: needs {_machines(inputs.queued.requirements.nodes)}"
-    if free is not None:
-        text += f", {free} of {offer.slots} {'is' if free == 1 else 'are'} free"
-    if ahead is not None:
-        text += f"; job {ahead} is ahead of it"
-    return Wait(inputs.queued.job, "slots", text + ". It starts automatically when machines become free.", providers)
+    nodes = inputs.queued.requirements.nodes
+    detail = waits.MachinesInUse(inputs.position, nodes, free, offer.slots, None if ahead is None else str(ahead))
+    return Wait(inputs.queued.job, detail, providers)
 
 
 def _start(inputs: StartInputs, offer: Offer) -> Start:
@@ -310,10 +286,6 @@ def _start(inputs: StartInputs, offer: Offer) -> Start:
         funded_until=inputs.now + timeouts.funding_lease,
         inputs=inputs,
     )
-
-
-def _machines(count: int, noun: str = "machine") -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 _INPUTS = TypeAdapter(StartInputs)

@@ -4,7 +4,7 @@
 The cheapest option that meets the limit with its margin is chosen; of equally cheap ones the faster. Only options that
 were measured or follow from measurements (`scaling`) are considered; while nothing is measured the job runs as
 requested, and that run becomes the first measurement. A node count that the user requests is never changed: then this
-only predicts its time and cost. `sizing_text` puts the choice into sentences.
+only predicts its time and cost. `sizing_reasons` explains the choice.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from shoestring_core.store.fleet import rows
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.objects import Objects
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MemberRow
+from shoestring_core.wording.agents import CheckpointSaved
+from shoestring_core.wording.jobs import FinishedAtStep
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
     if moves and final:
         reached = request.result is not None and request.result.get("goal_reached") is True
         end = EndReason.GOAL_REACHED if reached else EndReason.SUCCEEDED
-        jobs.transition(
-            db, job, JobState.ENDED, actor="fleet", reason=f"finished at step {request.step}", end_reason=end
-        )
+        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=FinishedAtStep(request.step), end_reason=end)
         closing = update(AttemptRow).where(
             AttemptRow.job == job.id, AttemptRow.number == job.attempt, AttemptRow.state == "open"
         )
@@ -158,7 +158,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
         attempt=machine.attempt,
         generation=request.generation,
         ref=str(checkpoint),
-        reason=request.reason,
+        reason=CheckpointSaved(request.reason, request.step),
         data={"step": request.step, "bytes": request.bytes, "promoted": moves, "final": final},
     )
     return moves
@@ -194,8 +194,8 @@ def load_for_init(db: Read, team: UUID, job_id: UUID) -> CheckpointRow:
     job = jobs.get(db, team, job_id)
     found = load_newest(db, job.id)
     if found is None:
-        message = f"Job {job.id} has no checkpoint yet. Name one that has, or wait until it has saved its first."
-        raise InvalidSpec([Problem("/init", message, "no-checkpoint")])
+        why = Problem("/init", f"Job {job.id} has no checkpoint yet. Name another, or wait for it.", "no-checkpoint")
+        raise InvalidSpec([why])
     return found
 
 
@@ -242,7 +242,7 @@ def adopt_upload(db: Write, place: StrandedUpload, manifest: Manifest, manifest_
         attempt=job.attempt,
         generation=place.generation,
         ref=str(checkpoint),
-        reason="adopted",
+        reason=CheckpointSaved("adopted", manifest.step),
         data={"step": manifest.step, "bytes": manifest.bytes, "promoted": True},
     )
     return True

@@ -45,6 +45,7 @@ from shoestring_core.errors import DatabaseUnavailable, ShoestringError, StoreTo
 from shoestring_core.store import migrations, tables
 from shoestring_core.store.database_errors import is_conflict, translate_errors
 from shoestring_core.store.engines import postgresql_engine, sqlite_engine
+from shoestring_core.wording import Reason
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,8 +62,6 @@ MAX_BATCH = 64
 NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait"})
 """Kinds of events that no schedule depends on: reports of machines, and what the scheduler itself writes."""
 
-_URL_HINT = "Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME."
-
 
 def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     """Open a database by its SQLAlchemy URL: `sqlite:///FILE`, or `postgresql://…` (psycopg 3 is filled in).
@@ -72,16 +71,13 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     try:
         address = make_url(url)
     except exc.ArgumentError:  # its text would repeat the password
-        raise Unavailable("The database URL is invalid.", hint=_URL_HINT) from None
+        raise _invalid_url("The database URL is invalid.") from None
     if address.get_backend_name() == "sqlite":
         reader, writer = sqlite_engine(address, busy_timeout_s, read_only=True), sqlite_engine(address, busy_timeout_s)
     elif address.get_backend_name() == "postgresql":
         reader = writer = postgresql_engine(address, busy_timeout_s)
     else:
-        raise Unavailable(
-            f"{address.get_backend_name()} databases are not supported",
-            hint=_URL_HINT,
-        )
+        raise _invalid_url(f"{address.get_backend_name()} databases are not supported.")
     store = Store(reader, writer, busy_timeout_s)
     store.revision()
     return store
@@ -124,7 +120,7 @@ class Write(Read):
         team: UUID,
         kind: str,
         actor: str,
-        reason: str = "",
+        reason: Reason | None = None,
         job: UUID | None = None,
         attempt: int | None = None,
         generation: int | None = None,
@@ -134,7 +130,8 @@ class Write(Read):
         """Append an event to the team's feed."""
         self._events.append(
             {"team": team, "job": job, "attempt": attempt, "generation": generation, "kind": kind,
-             "actor": actor, "reason": reason, "ref": ref, "data": data or {}, "at": self.now}
+             "actor": actor, "reason": reason.as_json() if reason else None, "ref": ref, "data": data or {},
+             "at": self.now}
         )  # fmt: skip
 
     def insert_new(self, table: type[tables.Base], **values: Any) -> bool:
@@ -344,6 +341,10 @@ class Store:
                 listener(committed)
             except Exception:
                 log.exception("a listener failed after a commit; the commit stands")
+
+
+def _invalid_url(message: str) -> Unavailable:
+    return Unavailable(message, hint="Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME.")
 
 
 def _session(engine: Engine) -> orm.Session:

@@ -57,8 +57,10 @@ def _split(text: str) -> list[str]:
 def _condition(text: str) -> ColumnElement[bool]:
     parts = _CONDITION.fullmatch(text)
     if parts is None:
-        hint = f"Write FIELD=VALUE, FIELD!=VALUE or FIELD~PART; fields: {', '.join(_FIELDS)}."
-        raise InvalidRequest(f"{text!r} is not a valid condition.", hint=hint)
+        raise InvalidRequest(
+            f"{text!r} is not a valid condition.",
+            hint=f"Write FIELD=VALUE, FIELD!=VALUE or FIELD~PART; fields: {', '.join(_FIELDS)}.",
+        )
     column = _column(parts["field"])
     if parts["operator"] == "~":
         return column.icontains(parts["value"], autoescape=True)

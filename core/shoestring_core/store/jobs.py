@@ -17,6 +17,8 @@ from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, JobRow, UserRow
+from shoestring_core.wording import Reason, budget, parse
+from shoestring_core.wording import jobs as job_reasons
 
 StopReason = Literal["user", "budget", "time_limit", "goal"]
 
@@ -35,7 +37,7 @@ def submit(
     """Queue a job, with an account of its own below its member's.
 
     min_hold  least micro-dollars to hold for its first machines
-    sizing         why it runs on its machines: the inputs and the choice of decide.sizing
+    sizing         why it runs on its machines: inputs, choice and reason of decide.sizing
     retried_from   an ended job from whose last checkpoint it starts, unless that job succeeded
     init           the checkpoint that its weights are initialized from
 
@@ -63,17 +65,17 @@ def submit(
     job = db.sql.get_one(JobRow, job_id)
     ledger.create_job_account(db, job, spec.limits.cost)
     actor = db.sql.scalar(select(UserRow.name).where(UserRow.id == user)) or ""
-    reason = f"retry of {retried_from.id}" if retried_from else "submitted"
+    reason: Reason = job_reasons.RetryOf(str(retried_from.id)) if retried_from else job_reasons.Submitted()
     db.event(team=team, kind="job", actor=actor, reason=reason, job=job_id, data={"from": None, "to": "queued"})
     if sizing is not None and retried_from is None:
         chosen = {name: sizing["choice"][name] for name in ("outcome", "nodes", "type")}
-        data = chosen | {"why_not_faster": sizing["why_not_faster"]}
-        db.event(team=team, kind="sizing", actor="scheduler", reason=sizing["summary"], job=job_id, data=data)
+        reason = parse(**sizing["reason"])
+        db.event(team=team, kind="sizing", actor="scheduler", reason=reason, job=job_id, data=chosen)
     db.request_tick()
     return job
 
 
-def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str, **columns: Any) -> JobRow:
+def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: Reason, **columns: Any) -> JobRow:
     """Move a job to another state: the only writer of `jobs.state`.
 
     job      as the caller read it: its state, desired state, attempt and generation must be unchanged
@@ -83,14 +85,14 @@ def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str,
     """
     before = JobState(job.state)
     if to not in JOB_TRANSITIONS[before]:
-        raise StaleTransition(f"The job is {before}; it can't become {to} now.")
+        raise StaleTransition(job_reasons.CannotMove(before, to))
     if to is JobState.LAUNCHING and job.desired_state != DesiredState.RUN:
-        raise StaleTransition("The job is being stopped.")
+        raise StaleTransition(job_reasons.BeingStopped())
     unchanged = [JobRow.id == job.id, JobRow.state == before, JobRow.desired_state == job.desired_state]
     unchanged += [JobRow.attempt == job.attempt, JobRow.generation == job.generation]
     values = {"state": to} | _columns_of_move(db, job, to) | columns
     if db.execute(update(JobRow).where(*unchanged).values(values)) != 1:
-        raise StaleTransition(f"Another transaction changed the job while it was {before}.")
+        raise StaleTransition(job_reasons.ChangedMeanwhile())
     after = _load(db, job.id)
     data = {"from": before.value, "to": to.value} | ({"end_reason": after.end_reason} if after.end_reason else {})
     db.event(
@@ -104,7 +106,7 @@ def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: str,
 
 def _columns_of_move(db: Write, before: JobRow, to: JobState) -> dict[str, Any]:
     """The columns that every move to `to` sets, besides the state."""
-    not_waiting = {"wait_reason": None, "wait_text": None}
+    not_waiting = {"wait_reason": None, "wait_detail": None}
     if to is JobState.QUEUED:
         return not_waiting | {"queued_at": db.now}
     if to is JobState.RUNNING:
@@ -119,7 +121,7 @@ def stop(
     mode: Literal["stop", "pause"] = "stop",
     *,
     stop_reason: StopReason = "user",
-    reason: str = "",
+    reason: Reason | None = None,
 ) -> JobRow:
     """End a job, or pause it, after a checkpoint if it runs. Only sets the desired state: the reconciler acts on it.
 
@@ -127,28 +129,28 @@ def stop(
     """
     for _ in range(3):
         try:
-            return _stop(db, _load(db, job), actor, DesiredState(mode), stop_reason, reason)
+            return _stop(
+                db, _load(db, job), actor, DesiredState(mode), stop_reason, reason or job_reasons.StopRequested()
+            )
         except StaleTransition:  # it has just moved: read it again
             continue
-    raise StaleTransition("The job's state keeps changing.", hint="Try again.")
+    raise StaleTransition(job_reasons.ChangedMeanwhile())
 
 
-def resume(db: Write, job: UUID, actor: str, *, reason: str = "resumed") -> JobRow:
+def resume(db: Write, job: UUID, actor: str, *, reason: Reason | None = None) -> JobRow:
     """Queue a paused job again; it resumes from its last checkpoint. Again: no effect.
 
     A job still stopping for its pause is queued once its machines are terminated. Raises InvalidState if it is ending
     or has ended.
     """
     before = _load(db, job)
-    desired = {"desired_state": DesiredState.RUN, "stop_reason": ""}
+    desired, reason = {"desired_state": DesiredState.RUN, "stop_reason": ""}, reason or job_reasons.ResumeRequested()
     if before.state == JobState.PAUSED:
         return transition(db, before, JobState.QUEUED, actor=actor, reason=reason, **desired)
     if before.state == JobState.STOPPING and before.desired_state == DesiredState.PAUSE:
         return _set_desired(db, before, desired, actor, reason)
     if before.state == JobState.ENDED or before.desired_state != DesiredState.RUN:
-        raise InvalidState(
-            f"The job is {_readable(before.state)}; it can't be resumed.", hint="`shoestring retry` submits it again."
-        )
+        raise InvalidState(job_reasons.CannotResume(before.state))
     return before
 
 
@@ -159,9 +161,7 @@ def retry(db: Write, team: UUID, job: UUID, user: UUID, *, min_hold: int) -> Job
     """
     old = get(db, team, job)
     if old.state != JobState.ENDED:
-        raise InvalidState(
-            f"The job is {_readable(old.state)}; only an ended job can be retried.", hint="Stop it first."
-        )
+        raise InvalidState(job_reasons.CannotRetry(old.state))
     spec = JobSpec.from_stored(old.spec)
     return submit(
         db, team, user, spec, min_hold=min_hold, sizing=old.sizing, retried_from=old, init=old.init_checkpoint
@@ -186,25 +186,20 @@ def _check_affordable(db: Write, account: AccountRow, cost_limit: int | None, mi
     tightest = ledger.tightest_account(db, account.id)
     if cost_limit is not None and min_hold > cost_limit:
         raise BudgetExceeded(
-            f"limits.cost is ${money.to_decimal(cost_limit)}, "
-            f"but its first machines need ${money.to_decimal(min_hold)}.",
-            hint="Raise limits.cost, or use fewer machines.",
-            need=money.to_decimal(min_hold),
-            limit=money.to_decimal(cost_limit),
+            budget.CostLimitTooLow(limit=money.to_decimal(cost_limit), need=money.to_decimal(min_hold))
         )
     need = max(cost_limit or 0, min_hold)
     if tightest is None or tightest.limit_micro is None or need <= tightest.limit_micro:
         return
-    name, limit = ledger.title(db, tightest), money.to_decimal(tightest.limit_micro)
-    what = "its first machines need" if need == min_hold else "limits.cost is"
     raise BudgetExceeded(
-        f"The limit of the {name} is ${limit}, but {what} ${money.to_decimal(need)}.",
-        hint=f"Set limits.cost to at most {limit}, or have the limit raised: shoestring budget set.",
-        account=str(tightest.id),
-        account_title=name,
-        need=money.to_decimal(need),
-        limit=limit,
-        short_by=money.to_decimal(need - tightest.limit_micro),
+        budget.AccountLimitTooLow(
+            account=str(tightest.id),
+            account_title=ledger.title(db, tightest),
+            limit=money.to_decimal(tightest.limit_micro),
+            need=money.to_decimal(need),
+            short_by=money.to_decimal(need - tightest.limit_micro),
+            first_machines=need == min_hold,
+        )
     )
 
 
@@ -215,22 +210,16 @@ def _start_checkpoint(old: JobRow | None) -> UUID | None:
 
 # Stopping
 
-_STOP_REASONS: dict[StopReason, str] = {
-    "user": "requested",
-    "budget": "budget exhausted",
-    "time_limit": "time limit reached",
-    "goal": "goal reached",
-}
 
-
-def _stop(db: Write, before: JobRow, actor: str, target: DesiredState, stop_reason: StopReason, reason: str) -> JobRow:
+def _stop(
+    db: Write, before: JobRow, actor: str, target: DesiredState, stop_reason: StopReason, reason: Reason
+) -> JobRow:
     state = JobState(before.state)
     if state is JobState.ENDED or (state is JobState.STOPPING and before.desired_state == DesiredState.STOP):
         return _already_ending(before, target)
     if target is DesiredState.PAUSE and before.desired_state == DesiredState.PAUSE:
         return before
     desired = {"desired_state": target, "stop_reason": stop_reason}
-    reason = reason or _STOP_REASONS[stop_reason]
     if state is JobState.STOPPING:
         return _set_desired(db, before, desired, actor, reason)
     if state in (JobState.LAUNCHING, JobState.RUNNING):
@@ -238,30 +227,26 @@ def _stop(db: Write, before: JobRow, actor: str, target: DesiredState, stop_reas
     if target is DesiredState.PAUSE and state is JobState.QUEUED:
         return transition(db, before, JobState.PAUSED, actor=actor, reason=reason, **desired)
     if target is DesiredState.PAUSE:
-        raise InvalidState(f"The job is {_readable(state)}; only a queued or running job can be paused.")
+        raise InvalidState(job_reasons.CannotPause(state))
     end = end_reason_after_stopping(DesiredState.STOP, stop_reason)
     return transition(db, before, JobState.ENDED, actor=actor, reason=reason, end_reason=end, **desired)
 
 
 def _already_ending(job: JobRow, target: DesiredState) -> JobRow:
     if target is DesiredState.PAUSE:
-        raise InvalidState(f"The job is {_readable(job.state)}; it can't be paused.")
+        raise InvalidState(job_reasons.CannotPause(job.state))
     return job
 
 
-def _set_desired(db: Write, job: JobRow, desired: dict[str, Any], actor: str, reason: str) -> JobRow:
+def _set_desired(db: Write, job: JobRow, desired: dict[str, Any], actor: str, reason: Reason) -> JobRow:
     """Change the desired state of a job that is already stopping."""
     unchanged = (JobRow.id == job.id, JobRow.state == JobState.STOPPING, JobRow.desired_state == job.desired_state)
     if db.execute(update(JobRow).where(*unchanged).values(desired)) != 1:
-        raise StaleTransition("Another transaction changed the job at the same time.")
+        raise StaleTransition(job_reasons.ChangedMeanwhile())
     data = {"from": job.state, "to": job.state, "desired_state": str(desired["desired_state"])}
     db.event(team=job.team_id, kind="job", actor=actor, reason=reason, job=job.id, attempt=job.attempt, data=data)
     db.request_tick()
     return _load(db, job.id)
-
-
-def _readable(state: str) -> str:
-    return state.replace("_", " ")
 
 
 def _load(db: Read, job: UUID) -> JobRow:

@@ -18,6 +18,7 @@ from shoestring_core.store.db import Read, Write
 from shoestring_core.store.logs import StoredLogLine
 from shoestring_core.store.metrics import Columns, StoredCurve
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.wording.agents import of_event
 
 HOUR_US = 3_600_000_000
 MAX_EVENT_BYTES = 20_000
@@ -151,6 +152,7 @@ def _record_event(db: Write, job: JobRow, machine: MachineRow, generation: int, 
     if len(as_text := json.dumps(data)) > MAX_EVENT_BYTES:
         data = {"at": event.at, "step": event.step, "truncated": as_text[:2000]}
     db.event(
-        team=job.team_id, kind="agent", actor="agent", reason=event.kind, job=job.id, attempt=machine.attempt,
-        generation=generation or None, data=data | {"event": event.kind, "machine": str(machine.id)},
+        team=job.team_id, kind="agent", actor="agent", reason=of_event(event.kind, event.data), job=job.id,
+        attempt=machine.attempt, generation=generation or None,
+        data=data | {"event": event.kind, "machine": str(machine.id)},
     )  # fmt: skip

@@ -162,15 +162,16 @@ class JobRow(Base):
     name: Mapped[str]
     spec: Mapped[dict[str, Any]]
     sizing: Mapped[dict[str, Any] | None]
-    """Why it runs on its machines: inputs and choice of decide.sizing. None: the spec named the machines."""
+    """Why it runs on its machines: inputs, choice and reason of decide.sizing. None: the spec named the machines."""
     state: Mapped[str]
     desired_state: Mapped[str] = mapped_column(default="run")
     stop_reason: Mapped[str] = mapped_column(default="")
     """Why `desired_state` is pause or stop: user | budget | time_limit | goal."""
     wait_reason: Mapped[str | None]
-    wait_text: Mapped[str | None]
+    wait_detail: Mapped[dict[str, Any] | None]
+    """A reason of `wording`, {code, facts}, as every JSON column of reasons."""
     end_reason: Mapped[str | None]
-    end_text: Mapped[str | None]
+    end_detail: Mapped[dict[str, Any] | None]
     attempt: Mapped[int] = mapped_column(default=0)
     generation: Mapped[int] = mapped_column(default=0)
     checkpoint: Mapped[UUID | None]
@@ -308,7 +309,7 @@ class GenerationRow(Base):
     formed_at: Mapped[int | None]
     first_step_at: Mapped[int | None]
     ended_at: Mapped[int | None]
-    end_reason: Mapped[str | None]
+    end_reason: Mapped[dict[str, Any] | None]
     __table_args__ = (
         ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.number"]),
         _one_of("state", GenerationState),
@@ -412,7 +413,7 @@ class EventRow(Base):
     generation: Mapped[int | None]
     kind: Mapped[str]
     actor: Mapped[str]
-    reason: Mapped[str]
+    reason: Mapped[dict[str, Any] | None]
     ref: Mapped[str | None]
     """What it is about: a machine; of kind 'batch', what streams load (`events.batch_of`)."""
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -490,7 +491,7 @@ class TransferRow(Base):
     increment: Mapped[int | None]
     at: Mapped[int]
     actor: Mapped[str]
-    reason: Mapped[str]
+    reason: Mapped[dict[str, Any]]
     __table_args__ = (
         CheckConstraint("amount > 0", name="amount_positive"),
         CheckConstraint("debit_account <> credit_account", name="two_accounts"),

@@ -11,6 +11,7 @@ from shoestring_core.decide.failures import EndAttempt, GangStatus, NoAction, Re
 from shoestring_core.decide.rendezvous import MachineStatus, select_members, should_admit_waiting
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import GenerationState, MachineState
+from shoestring_core.wording import attempts
 
 NOW = 1_800_000_000 * S
 TIMEOUTS = Timeouts()
@@ -52,22 +53,22 @@ ALL_DRAINED = [member(slot, exited_at=NOW, exits=DRAINED) for slot in range(4)]
     ("machines", "expected"),
     [
         (FOUR, NoAction()),
-        ([*FOUR[:3], terminated(3)], Restart("The machine in slot 3 was lost (crashed).")),
-        ([*FOUR[:2], terminated(2), terminated(3)], Restart("The machine in slot 2 was lost (crashed).")),
+        ([*FOUR[:3], terminated(3)], Restart(attempts.MachineLost(3, "crashed"))),
+        ([*FOUR[:2], terminated(2), terminated(3)], Restart(attempts.MachineLost(2, "crashed"))),
         (
             [FOUR[0], terminated(1), terminated(2), terminated(3)],
-            EndAttempt("machine_lost", "The machine in slot 1 was lost (crashed)."),
+            EndAttempt("machine_lost", attempts.MachineLost(1, "crashed")),
         ),
         # the first survivor's last checkpoint is still being uploaded
         ([*FOUR[:3], terminated(3, ago=1)], NoAction()),
         ([member(0, exited_at=NOW, exits=()), *FOUR[1:3], terminated(3, ago=1)], Restart),
-        ([terminated(0, ago=1), *FOUR[1:]], Restart("The machine in slot 0 was lost (crashed).")),
+        ([terminated(0, ago=1), *FOUR[1:]], Restart(attempts.MachineLost(0, "crashed"))),
         # a newcomer is lost before it joined: no effect on the others
         ([*FOUR, replace(terminated(3), is_member=False, was_member=False)], NoAction()),
         ([*FOUR[:3], terminated(3), newcomer(3)], Restart),
         # one is preempted: its ranks drain with the others, and the others continue
         ([*FOUR[:3], member(3, notice_at=NOW, exited_at=NOW, exits=DRAINED)], NoAction()),
-        ([*ALL_DRAINED[:3], replace(ALL_DRAINED[3], notice_at=NOW)], Restart("A machine has a preemption notice.")),
+        ([*ALL_DRAINED[:3], replace(ALL_DRAINED[3], notice_at=NOW)], Restart(attempts.PreemptionNoticed())),
         ([ALL_DRAINED[0], *(replace(one, notice_at=NOW) for one in ALL_DRAINED[1:])], EndAttempt),
         # the gang was stopped to let newcomers join
         (ALL_DRAINED, Restart),
@@ -81,7 +82,7 @@ def test_decisions_for_an_elastic_gang(machines, expected):
 def test_a_machine_that_does_not_get_ready_is_terminated_and_the_others_continue_without_it():
     forming = [*FOUR[:3], replace(FOUR[3], ready_at=None)]
     action = decide_attempt(gang(*forming, state=GenerationState.FORMING), NOW, TIMEOUTS)
-    assert action == Restart("The machine in slot 3 did not get ready in time.", excluded=(3,))
+    assert action == Restart(attempts.MachineNotReady(3), excluded=(3,))
     assert isinstance(decide_attempt(gang(*forming, state=GenerationState.FORMING), NOW - 2 * S, TIMEOUTS), NoAction)
     assert isinstance(
         decide_attempt(gang(*forming, min_nodes=4, state=GenerationState.FORMING), NOW, TIMEOUTS), EndAttempt
@@ -91,7 +92,7 @@ def test_a_machine_that_does_not_get_ready_is_terminated_and_the_others_continue
 def test_the_registered_machines_start_when_the_launch_window_is_over():
     waiting = MachineStatus(3, MachineState.PLANNED)
     launching = GangStatus(4, (*FOUR[:3], waiting), opened_at=NOW - TIMEOUTS.launch_window, min_nodes=2)
-    assert decide_attempt(launching, NOW, TIMEOUTS) == Restart("3 of 4 machines are available")
+    assert decide_attempt(launching, NOW, TIMEOUTS) == Restart(attempts.FewerMachines(3, 4))
     assert decide_attempt(replace(launching, opened_at=NOW), NOW, TIMEOUTS) == NoAction()
     assert decide_attempt(replace(launching, min_nodes=4), NOW, TIMEOUTS).reason == "capacity"
     assert decide_attempt(replace(launching, machines=(FOUR[0], waiting)), NOW, TIMEOUTS).reason == "capacity"

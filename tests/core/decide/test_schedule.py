@@ -22,6 +22,7 @@ from shoestring_core.decide.schedule import (
     schedule_jobs,
 )
 from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.wording import waits
 
 NOW = 1_800_000_000 * S
 TIMEOUTS = {"local": Timeouts(funding_lease=60 * S), "sim": Timeouts(funding_lease=60 * S, drain=45 * S)}
@@ -113,7 +114,7 @@ def test_no_job_starts_at_a_provider_that_has_not_answered_for_long():
     old = replace(sim(), fetched_at=NOW - MAX_OFFER_AGE - 1)
     decided = schedule_jobs(snapshot(queued(1), queued(2, provider="sim")), [*offers(), old], NOW, TIMEOUTS)
     assert [start.offer.provider for start in decided.starts] == ["local"]
-    assert [(wait.reason, "sim does not answer" in wait.text) for wait in decided.waits] == [("capacity", True)]
+    assert [wait.detail for wait in decided.waits] == [waits.ProviderUnanswered("sim")]
     fresh = replace(old, fetched_at=NOW - MAX_OFFER_AGE)
     assert len(schedule_jobs(snapshot(queued(1, provider="sim")), [fresh], NOW, TIMEOUTS).starts) == 1
 
@@ -123,19 +124,19 @@ def test_jobs_start_in_order_while_there_are_slots():
     assert isinstance(decided[1], Start)
     assert isinstance(decided[2], Start)
     assert decided[3].reason == "slots"
-    assert "Number 3 in the queue" in decided[3].text
+    assert decided[3].detail == waits.MachinesInUse(position=3, nodes=1, free=0, slots=4, ahead=None)
 
 
 def test_no_job_overtakes_one_that_waits_for_slots():
     decided = decide(snapshot(queued(1, 3), queued(2, 1), machines_in_use=2))
     assert (decided[1].reason, decided[2].reason) == ("slots", "slots")
-    assert str(UUID(int=101)) in decided[2].text
+    assert decided[2].detail.ahead == str(UUID(int=101))
 
 
 def test_a_job_that_can_never_fit_says_so_and_blocks_nobody():
     decided = decide(snapshot(queued(1, 9), queued(2, 1)))
     assert decided[1].reason == "capacity"
-    assert "fewer nodes" in decided[1].text
+    assert decided[1].detail == waits.TooFewSlots(nodes=9, provider="local", slots=4)
     assert isinstance(decided[2], Start)
 
 
@@ -143,8 +144,8 @@ def test_of_two_jobs_with_budget_for_one_the_second_waits():
     decided = decide(snapshot(queued(1), queued(2), limits={TEAM_A: HOLD + 1}))
     assert isinstance(decided[1], Start)
     assert decided[2].reason == "budget"
-    assert f"account 2 is ${money.to_decimal(HOLD - 1)} short" in decided[2].text
-    assert "shoestring budget set" in decided[2].text
+    need, missing = money.to_decimal(HOLD), money.to_decimal(HOLD - 1)
+    assert decided[2].detail == waits.BudgetShort("account 2", need, missing, nodes=1)
 
 
 def test_a_job_that_waits_for_budget_is_overtaken_only_by_jobs_of_other_accounts():
@@ -152,7 +153,7 @@ def test_a_job_that_waits_for_budget_is_overtaken_only_by_jobs_of_other_accounts
     decided = decide(snapshot(queued(1, 2), queued(2, 1), queued(3, 1, TEAM_B), limits=limits))
     assert decided[1].reason == "budget"
     assert decided[2].reason == "turn"
-    assert str(UUID(int=101)) in decided[2].text
+    assert decided[2].detail == waits.BehindJobShortOfBudget(str(UUID(int=101)), "account 2")
     assert isinstance(decided[3], Start)
 
 
@@ -164,13 +165,14 @@ def test_a_parent_account_that_is_short_blocks_all_its_jobs():
 def test_a_job_short_of_its_own_limit_blocks_nobody():
     decided = decide(snapshot(queued(1), queued(2), limits={UUID(int=201): 1}))
     assert decided[1].reason == "budget"
+    assert decided[1].detail.own
     assert isinstance(decided[2], Start)
 
 
 def test_nothing_starts_from_an_overdrawn_account():
     decided = decide(snapshot(queued(1), overdraft=ORG))
     assert decided[1].reason == "budget"
-    assert "overdrawn" in decided[1].text
+    assert decided[1].detail == waits.BudgetOverdrawn("account 1", "0.000001")
 
 
 def test_a_job_keeps_its_place_while_its_earlier_machines_terminate():
@@ -186,8 +188,8 @@ def test_a_job_whose_attempt_is_not_closed_yet_blocks_nobody_once_its_machines_h
 
 
 def test_a_job_in_backoff_blocks_nobody():
-    snap = snapshot(queued(1, not_before=NOW + S, backoff_text="Later."), queued(2))
-    assert decide(snap)[1].text == "Later."
+    snap = snapshot(queued(1, not_before=NOW + S), queued(2))
+    assert decide(snap)[1].detail == waits.RetryDelayed()
     assert isinstance(decide(snap)[2], Start)
     assert isinstance(decide(snap, now=NOW + S)[1], Start)
 

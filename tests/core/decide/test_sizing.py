@@ -12,12 +12,13 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoestring_core import money, spec
-from shoestring_core.decide import sizing_text, workload
+from shoestring_core import money, spec, wording
+from shoestring_core.decide import workload
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import MARGINS, Measurement, ScalingModel, fit_epoch_times
 from shoestring_core.decide.sizing import Choice, SizingInputs, choose_machines
+from shoestring_core.decide.sizing_reasons import explain
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.durations import format_duration
 
@@ -59,7 +60,8 @@ def inputs(
 def choose(given: SizingInputs) -> SimpleNamespace:
     """The choice, with its sentences."""
     choice = choose_machines(given)
-    summary, why = sizing_text.summarize(given, choice), sizing_text.explain_why_not_faster(given, choice)
+    reason = explain(given, choice)
+    summary, why = (wording.sentence(part) if part else "" for part in (reason.summary, reason.why_not_faster))
     return SimpleNamespace(**vars(choice), summary=summary, why_not_faster=why)
 
 
@@ -192,7 +194,7 @@ def test_without_a_limit_one_machine_is_predicted_and_compared_with_more():
 def test_one_measured_count_gives_no_estimate_for_others():
     found = choose(inputs(measured(2, 20), time_limit_s=300))
     assert [one.nodes for one in found.options] == [2]
-    assert "more than 2 small have not been measured" in found.why_not_faster
+    assert "More than 2 small have not been measured" in found.why_not_faster
     assert choose(inputs(measured(2, 20), time_limit_s=60)).outcome == "infeasible"
     assert choose(inputs(measured(2, 20), time_limit_s=300, requested_nodes=1)).outcome == "unmeasured"
 

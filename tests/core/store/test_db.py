@@ -14,6 +14,7 @@ from shoestring_core.store import migrations
 from shoestring_core.store.db import CommitInfo, Read, Store, Write, open_store
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, Base, EventRow, JobRow, SchedulerRow, TeamRow, UserRow
+from shoestring_core.wording.agents import AgentMessage
 from sqlalchemy import exc, insert, select, text, update
 
 from tests import write_order
@@ -200,13 +201,13 @@ def test_characters_that_no_database_can_store_are_replaced(store: Store) -> Non
 
     def work(db: Write) -> None:
         db.insert_new(TeamRow, id=team, name="n\0\udfff", feed_seq=0)
-        db.event(team=team, kind="alarm", actor="a\0", reason="\ud800", data=data)
+        db.event(team=team, kind="alarm", actor="a\0", reason=AgentMessage("\ud800", "\0"), data=data)
 
     store.write(work)
     with store.read() as db:
         assert db.sql.scalar(select(TeamRow.name)) == "n\ufffd\ufffd"
         event = db.sql.scalars(select(EventRow)).one()
-    assert (event.actor, event.reason) == ("a\ufffd", "\ufffd")
+    assert (event.actor, event.reason["facts"]) == ("a\ufffd", {"event": "\ufffd", "message": "\ufffd"})
     assert event.data == {"a\ufffd": ["\ufffd", "NaN", "Infinity", "-Infinity", 1.5, None, True, "é\\u0000"]}
 
 

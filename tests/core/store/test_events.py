@@ -11,6 +11,7 @@ from shoestring_core.store import events
 from shoestring_core.store.db import Store, Write
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import EventRow, TeamRow
+from shoestring_core.wording.jobs import Submitted
 from sqlalchemy import delete, insert
 
 from tests.servers import PATIENCE_S
@@ -69,7 +70,7 @@ def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> 
     job = new_id()
     store.write(
         lambda db: db.event(
-            team=teams[0], kind="job", actor="ann", reason="asked", job=job, attempt=1, generation=2, ref="m:3",
+            team=teams[0], kind="job", actor="ann", reason=Submitted(), job=job, attempt=1, generation=2, ref="m:3",
             data={"from": "queued", "to": "ended"},
         )
     )  # fmt: skip
@@ -77,7 +78,8 @@ def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> 
         (event,) = events.load_events(db, teams[0], 0, 10, job=job)
         assert events.load_events(db, teams[0], 0, 10, job=new_id()) == []
         assert events.load_events(db, teams[1], 0, 10) == []
-    assert (event.seq, event.kind, event.actor, event.reason, event.job) == (1, "job", "ann", "asked", job)
+    assert (event.seq, event.kind, event.actor, event.job) == (1, "job", "ann", job)
+    assert event.reason == {"code": "submitted", "facts": {}}
     assert (event.attempt, event.generation, event.ref) == (1, 2, "m:3")
     assert event.data == {"from": "queued", "to": "ended"}
     assert event.at > 0

@@ -9,6 +9,8 @@ from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, Job
 from shoestring_core.store import job_search, jobs, ledger
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import JobRow
+from shoestring_core.wording.jobs import RetryOf, Submitted
+from shoestring_core.wording.waits import RetryDelayed
 from sqlalchemy import exc, select, update
 
 from tests.core.world import World
@@ -112,17 +114,19 @@ def test_a_job_that_was_stopped_meanwhile_is_not_launched(world: World) -> None:
 def test_ended_needs_a_reason(world: World) -> None:
     job = world.job()
     with pytest.raises(exc.IntegrityError):
-        world.store.write(lambda db: jobs.transition(db, job, J.ENDED, actor="test", reason="x"))
+        world.store.write(lambda db: jobs.transition(db, job, J.ENDED, actor="test", reason=Submitted()))
     assert state(world, job) == J.QUEUED
 
 
 def test_moves_set_their_times_and_clear_the_wait_reason(world: World) -> None:
     job = world.job()
     world.store.write(
-        lambda db: db.execute(update(JobRow).values(wait_reason="budget", wait_text="no money", queued_at=1))
+        lambda db: db.execute(
+            update(JobRow).values(wait_reason="capacity", wait_detail=RetryDelayed().as_json(), queued_at=1)
+        )
     )
     job = move(world, read(world, job), J.LAUNCHING)
-    assert (job.wait_reason, job.wait_text, job.started_at) == (None, None, None)
+    assert (job.wait_reason, job.wait_detail, job.started_at) == (None, None, None)
     started = move(world, job, J.RUNNING).started_at
     assert started is not None
     queued = move(world, read(world, job), J.QUEUED)
@@ -232,7 +236,7 @@ def test_a_retry_is_a_new_job_from_the_stored_spec_and_the_last_checkpoint(world
     assert (new.state, new.spec, new.name) == (J.QUEUED, read(world, old).spec, "first")
     assert (new.retried_from, new.checkpoint, new.generation) == (old.id, checkpoint, 0)
     assert world.account("job", new).limit_micro == 3_000_000
-    assert str(old.id) in world.events("job")[-1].reason
+    assert world.events("job")[-1].reason == RetryOf(str(old.id)).as_json()
 
 
 def test_a_retry_of_a_successful_job_starts_over(world: World) -> None:
@@ -276,7 +280,7 @@ def put(world: World, job: JobRow, where: JobState, end_reason: EndReason = EndR
 
 def move(world: World, job: JobRow, to: JobState) -> JobRow:
     columns = {"end_reason": EndReason.NAN} if to is J.ENDED else {}
-    return world.store.write(lambda db: jobs.transition(db, job, to, actor="test", reason="test", **columns))
+    return world.store.write(lambda db: jobs.transition(db, job, to, actor="test", reason=Submitted(), **columns))
 
 
 def read(world: World, job: JobRow) -> JobRow:

@@ -13,6 +13,7 @@ from shoestring_core.store.db import Store
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.ledger import balances
 from shoestring_core.store.tables import AccountRow, EventRow, HoldRow, JobRow, TeamRow, TransferRow
+from shoestring_core.wording.machines import LaunchNotNeeded
 from sqlalchemy import exc, func, select, text, update
 
 from tests.core.world import World
@@ -28,8 +29,8 @@ def test_a_hold_counts_on_every_level_until_it_is_released(world: World) -> None
     job = world.job()
     machine = world.hold(job, 100)
     assert world.totals(job) == [(0, 100, 0)] * 4
-    assert world.store.write(lambda db: ledger.release_hold(db, machine, "void")) == 100
-    assert world.store.write(lambda db: ledger.release_hold(db, machine, "void")) == 0
+    assert world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded())) == 100
+    assert world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded())) == 0
     assert world.totals(job) == [(0, 0, 0)] * 4
     assert [event.data["action"] for event in world.events("cost")] == ["held", "released"]
     assert world.find_discrepancies() == []
@@ -89,7 +90,7 @@ def test_a_machine_has_one_open_hold(world: World) -> None:
     machine = world.hold(job, 10)
     with pytest.raises(StaleTransition):
         world.hold(job, 10, machine)
-    world.store.write(lambda db: ledger.release_hold(db, machine, "over"))
+    world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded()))
     world.hold(job, 10, machine)
     assert world.totals(job)[0] == (0, 10, 0)
 
@@ -112,7 +113,7 @@ def test_a_hold_is_extended_once_and_only_from_the_end_that_was_read(world: Worl
     with world.store.read() as db:
         assert db.sql.scalars(select(HoldRow.funded_until).where(HoldRow.machine == machine)).one() == 2000
     extend(0, 3000, seen=2000)
-    world.store.write(lambda db: ledger.release_hold(db, machine, "over"))
+    world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded()))
     with pytest.raises(StaleTransition):
         extend(1, 4000)
     assert world.find_discrepancies() == []
@@ -306,7 +307,7 @@ def test_an_overdraft_shrinks_with_what_is_used_and_with_a_raised_limit(world: W
     assert world.account("org").overdraft == 30
     world.limit("org", 55)
     assert world.account("org").overdraft == 15
-    world.store.write(lambda db: ledger.release_hold(db, second, "over"))
+    world.store.write(lambda db: ledger.release_hold(db, second, LaunchNotNeeded()))
     assert (world.account("org").overdraft, world.account("org").posted) == (0, 20)
     world.hold(job, 35)
     assert len(world.events("alarm")) == 1
@@ -511,7 +512,7 @@ def perform(
             if name == "extend":
                 extend(world, machine, amount or 0)
             elif name == "release":
-                world.store.write(lambda db: ledger.release_hold(db, machine, "over"))
+                world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded()))
             else:
                 world.settle(machine, amount or 0, final=name == "final")
     except (BudgetExceeded, StaleTransition, PreconditionFailed) as refusal:

@@ -924,8 +924,7 @@ export interface components {
             kind: string;
             /** Actor */
             actor: string;
-            /** Reason */
-            reason: string;
+            reason: components["schemas"]["Reason"] | null;
             /**
              * Data
              * @default {}
@@ -967,8 +966,7 @@ export interface components {
             first_step_at: string | null;
             /** Ended At */
             ended_at: string | null;
-            /** End Reason */
-            end_reason: string | null;
+            end_reason: components["schemas"]["Reason"] | null;
         };
         /**
          * GenerationState
@@ -1016,9 +1014,9 @@ export interface components {
             state: components["schemas"]["JobState"];
             /** Status Text */
             status_text: string;
-            /** Wait Reason */
-            wait_reason: string | null;
+            wait_reason: components["schemas"]["WaitReason"] | null;
             end_reason: components["schemas"]["EndReason"] | null;
+            reason: components["schemas"]["Reason"] | null;
             desired_state: components["schemas"]["DesiredState"];
             /** Attempt */
             attempt: number;
@@ -1041,8 +1039,7 @@ export interface components {
             spec: {
                 [key: string]: unknown;
             };
-            /** Sizing */
-            sizing: string | null;
+            sizing: components["schemas"]["Reason"] | null;
             /**
              * Tags
              * @default {}
@@ -1364,10 +1361,8 @@ export interface components {
             nodes: number;
             /** Type */
             type: string | null;
-            /** Summary */
-            summary: string;
-            /** Why Not Faster */
-            why_not_faster: string;
+            summary: components["schemas"]["Reason"];
+            why_not_faster: components["schemas"]["Reason"] | null;
             expected: components["schemas"]["PlanOption"] | null;
             /** Time Limit S */
             time_limit_s: number | null;
@@ -1533,6 +1528,20 @@ export interface components {
             parts: {
                 [key: string]: string;
             };
+        };
+        /**
+         * Reason
+         * @description Why something is as it is. Programs decide by code and facts; the text is for people and may be reworded.
+         */
+        Reason: {
+            /** Code */
+            code: string;
+            /** Facts */
+            facts: {
+                [key: string]: unknown;
+            };
+            /** Text */
+            text: string;
         };
         /** Recipe */
         Recipe: {
@@ -1742,8 +1751,7 @@ export interface components {
             line: string | null;
             /** Actor */
             actor: string;
-            /** Reason */
-            reason: string;
+            reason: components["schemas"]["Reason"];
         };
         /**
          * UploadUrls
@@ -1759,6 +1767,12 @@ export interface components {
             /** Manifest Url */
             manifest_url: string;
         };
+        /**
+         * WaitReason
+         * @description What a queued job waits for; a paused one waits for budget or to be resumed.
+         * @enum {string}
+         */
+        WaitReason: "budget" | "slots" | "turn" | "capacity" | "quota" | "terminating" | "resume";
     };
     responses: never;
     parameters: never;

@@ -1,6 +1,6 @@
-/** The text of an event in the timeline. */
+/** Events in the timeline: titles by the kind and data of an event; the sentence is the server's. */
 import type { Schemas } from "../api/client";
-import { machineStateLabel, MACHINE_END_CAUSES } from "./labels";
+import { machineStateLabel } from "./labels";
 import { formatDollars } from "./money";
 import { formatBytes, formatCount } from "./number";
 
@@ -14,87 +14,65 @@ export interface EventText {
 
 type Event = Pick<Schemas["Event"], "kind" | "reason" | "data">;
 
+const ROUTINE_MACHINE_STATES = new Set(["planned", "launching", "registered"]);
+
 export function describeEvent({ kind, reason, data }: Event, machineLabels: ReadonlyMap<string, string>): EventText {
   const text = (name: string) => (typeof data[name] === "string" ? (data[name] as string) : "");
   const number = (name: string) => (typeof data[name] === "number" ? (data[name] as number) : null);
   const machine = machineLabels.get(text("machine"));
-  const step = number("step");
+  const sentence = reason?.text ?? "";
   switch (kind) {
     case "job":
-      return eventText(text("to") ? `Job ${text("to").replaceAll("_", " ")}` : "Job", reason, "main");
+      return eventText(text("to") ? `Job ${text("to").replaceAll("_", " ")}` : "Job", sentence, "main");
     case "wait":
-      return eventText("Waiting", reason);
+      return eventText("Waiting", sentence);
     case "sizing":
-      return eventText("Machines chosen", [reason, text("why_not_faster")].filter(Boolean).join(" "));
-    case "machine":
-      return describeMachineEvent(text("state"), machine, text("cause"), reason);
+      return eventText("Machines chosen", sentence);
+    case "machine": {
+      const [subject, state] = [machine ? `Machine ${machine}` : "Machine", text("state")];
+      if (state === "notice") return eventText(`${subject}: preemption notice`, sentence, "warn");
+      return eventText(`${subject} ${machineStateLabel(state) || "changed"}`, sentence, "", ROUTINE_MACHINE_STATES.has(state));
+    }
     case "generation": {
       const exited = text("state") === "exited";
-      return eventText(`Generation ${text("state") || "changed"}`, [exited && machine, reason].filter(Boolean).join(" "), "", exited);
+      return eventText(`Generation ${text("state") || "changed"}`, exited && machine ? `${machine}: ${sentence}` : sentence, "", exited);
     }
     case "checkpoint": {
-      const size = number("bytes");
+      const [step, size] = [number("step"), number("bytes")];
       const title = step === null ? "Checkpoint" : `Checkpoint at step ${formatCount(step)}`;
-      return eventText(title, [CHECKPOINT_REASONS[reason] ?? reason, size === null ? "" : formatBytes(size)].filter(Boolean).join(", "));
+      return eventText(title, [sentence, size === null ? "" : formatBytes(size)].filter(Boolean).join(" "));
     }
     case "cost": {
       const amount = text("amount");
       const title = amount ? `${capitalize(text("action"))} ${formatDollars({ amount, currency: "USD" })}` : capitalize(text("state") || "cost");
-      return eventText(title, [machine && `for ${machine}`, reason].filter(Boolean).join(": "), "", text("state") !== "settled");
+      return eventText(title, [machine && `for ${machine}`, sentence].filter(Boolean).join(": "), "", text("state") !== "settled");
     }
     case "budget":
-      return eventText("Budget", reason);
+      return eventText("Budget", sentence);
     case "alarm":
-      return eventText("Alarm", reason, "warn");
+      return eventText("Alarm", sentence, "warn");
     case "agent":
-      return describeAgentEvent(reason, data, machine, step);
+      return describeAgentEvent(text("event"), sentence, machine, number("step"));
     default:
-      return eventText(capitalize(kind.replaceAll("_", " ")), reason);
+      return eventText(capitalize(kind.replaceAll("_", " ")), sentence);
   }
 }
 
-const CHECKPOINT_REASONS: Record<string, string> = { periodic: "periodic", order: "before stopping", final: "final" };
-const ROUTINE_MACHINE_STATES = new Set(["planned", "launching", "registered"]);
+const AGENT_TITLES: Record<string, string> = { started: "Training started", overflow: "fp16 overflow", skipped: "Batch skipped" };
+const AGENT_WARNINGS = new Set(["overflow", "skipped", "preemption_notice", "rejected", "log_quota", "warning"]);
 
-function describeMachineEvent(state: string, machine: string | undefined, cause: string, reason: string): EventText {
-  const subject = machine ? `Machine ${machine}` : "Machine";
-  if (state === "notice") return eventText(`${subject}: preemption notice`, reason || "the provider will terminate it", "warn");
-  const detail = [MACHINE_END_CAUSES[cause] ?? cause, reason].filter(Boolean).join(", ");
-  return eventText(`${subject} ${machineStateLabel(state) || "changed"}`, detail, "", ROUTINE_MACHINE_STATES.has(state));
-}
-
-function describeAgentEvent(event: string, data: Record<string, unknown>, machine: string | undefined, step: number | null): EventText {
-  const at = step === null ? "" : ` at step ${formatCount(step)}`;
-  const onMachine = machine ? ` on ${machine}` : "";
-  const message = typeof data.message === "string" ? data.message : "";
-  switch (event) {
-    case "started": {
-      const facts = [typeof data.steps_total === "number" && `of ${formatCount(data.steps_total)}`, typeof data.world === "number" && `${data.world} processes`, data.precision];
-      return eventText(`Training started${at}`, facts.filter(Boolean).join(", "), "main");
-    }
-    case "overflow":
-      return eventText(`fp16 overflow${at}`, `step skipped on all ranks${data.scale ? `, loss scale ${String(data.scale)}` : ""}`, "warn");
-    case "skipped":
-      return eventText(`Batch skipped${at}`, "it caused NaN/Inf before", "warn");
-    case "preemption_notice":
-      return eventText(`Preemption notice${onMachine}`, "all ranks save a checkpoint and stop", "warn");
-    case "rejected":
-      return eventText(`Report rejected${onMachine}`, message, "warn", true);
-    case "log_quota":
-      return eventText(`Log quota reached${onMachine}`, message, "warn");
-    default:
-      return eventText(`${capitalize(event.replaceAll("_", " "))}${onMachine}${at}`, message, event === "warning" ? "warn" : "");
-  }
+function describeAgentEvent(event: string, sentence: string, machine: string | undefined, step: number | null): EventText {
+  const ofAllRanks = event in AGENT_TITLES;
+  const title = AGENT_TITLES[event] ?? capitalize(event.replaceAll("_", " ") || "agent");
+  const where = [!ofAllRanks && machine ? ` on ${machine}` : "", step === null ? "" : ` at step ${formatCount(step)}`].join("");
+  const tone = event === "started" ? "main" : AGENT_WARNINGS.has(event) ? "warn" : "";
+  return eventText(`${title}${where}`, sentence, tone, event === "rejected");
 }
 
 function eventText(title: string, detail: string, tone: EventText["tone"] = "", routine = false): EventText {
-  return { title, detail: detail === title ? "" : withFullStop(detail), tone, routine };
+  return { title, detail, tone, routine };
 }
 
 function capitalize(text: string): string {
   return text.slice(0, 1).toUpperCase() + text.slice(1);
-}
-
-function withFullStop(text: string): string {
-  return text && /[\p{L}\d)]$/u.test(text) ? `${text}.` : text;
 }

@@ -21,6 +21,9 @@ from shoestring_core.store import jobs
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import active_attempts, gangs, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.wording import attempts
+from shoestring_core.wording.jobs import GenerationFormed
+from shoestring_core.wording.machines import PreemptionAnnounced, RanksExited, SecretRefused
 
 
 def register(
@@ -48,12 +51,11 @@ def register(
     machine = rows.load_machine(db, machine_id)
     fresh = machine.session_hash is None and machine.state in ("launching", "running")
     if not token_ok or not (fresh or hmac.compare_digest(machine.session_hash or "", session_hash)):
-        why = "a wrong boot token" if not token_ok else "a second session secret"
         db.event(
             team=job.team_id,
             kind="alarm",
             actor="agent",
-            reason=f"Refused {why} for a machine.",
+            reason=SecretRefused("second_session" if token_ok else "boot_token"),
             job=job.id,
             attempt=machine.attempt,
             ref=str(machine_id),
@@ -70,7 +72,7 @@ def register(
     generation = db.sql.get(GenerationRow, (job.id, job.generation))
     first = generation is None or generation.attempt != attempt.number
     if complete and first and rows.is_wanted(job, attempt):
-        gangs.open_generation(db, job.id, attempt.number, "the gang is complete")
+        gangs.open_generation(db, job.id, attempt.number, attempts.GangComplete())
     rows.try_update(
         db,
         bind.values(
@@ -106,7 +108,9 @@ def record_notice(db: Write, machine_id: UUID, at: int) -> None:
     machine = rows.load_machine(db, machine_id)
     noticed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.notice_at.is_(None))
     if rows.try_update(db, noticed.values(notice_at=at)):
-        rows.record_machine_event(db, rows.load_job(db, machine.job), machine.attempt, machine_id, "notice")
+        rows.record_machine_event(
+            db, rows.load_job(db, machine.job), machine.attempt, machine_id, "notice", reason=PreemptionAnnounced()
+        )
         db.request_tick()
 
 
@@ -139,7 +143,7 @@ def record_member_status(db: Write, machine_id: UUID, status: wire.MemberStatus)
             attempt=machine.attempt,
             generation=status.generation,
             ref=str(machine_id),
-            reason="; ".join(sorted({end.outcome for end in status.exits})),
+            reason=RanksExited(tuple(sorted({end.outcome for end in status.exits}))),
             data={"state": "exited", "exits": exits},
         )
         db.request_tick()
@@ -214,7 +218,7 @@ def _form_generation(
     address = rows.load_machine(db, first.machine).address
     port = ports.get(first.node_rank, first.port)
     if job.state == JobState.LAUNCHING:
-        jobs.transition(db, job, JobState.RUNNING, actor="fleet", reason=f"generation {generation.number} formed")
+        jobs.transition(db, job, JobState.RUNNING, actor="fleet", reason=GenerationFormed(generation.number))
     forming = update(GenerationRow).where(
         GenerationRow.job == job.id, GenerationRow.number == generation.number, GenerationRow.state == "forming"
     )

@@ -14,6 +14,7 @@ from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
+from shoestring_core.wording import budget
 
 
 def load_fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.MachineFunding]:
@@ -89,7 +90,7 @@ def settle_machine(db: Write, machine_id: UUID) -> bool:
         job=job.id,
         attempt=machine.attempt,
         ref=str(machine_id),
-        reason="; ".join(line.text for line in lines) or "it never ran",
+        reason=lines[0].reason if lines else budget.NeverRan(),
         data={"state": "billed"},
     )
     db.request_tick()
@@ -111,7 +112,7 @@ def settle_job(db: Write, job_id: UUID) -> bool:
     if not rows.try_update(db, settled.values(settled_at=db.now)):
         return False
     db.event(
-        team=job.team_id, kind="cost", actor="fleet", job=job_id, reason="the job is settled", data={"state": "settled"}
+        team=job.team_id, kind="cost", actor="fleet", job=job_id, reason=budget.JobSettled(), data={"state": "settled"}
     )
     return True
 

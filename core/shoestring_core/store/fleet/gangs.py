@@ -11,15 +11,18 @@ from sqlalchemy import exists, insert, or_, select, update
 
 from shoestring_core.decide import failures, funding, nan_recovery, rendezvous
 from shoestring_core.spec import JobSpec
-from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState
+from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, WaitReason
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import active_attempts, observations, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.wording import Reason, attempts
+from shoestring_core.wording import jobs as job_reasons
+from shoestring_core.wording.machines import NotReadyInTime
 
 
 def open_generation(
-    db: Write, job_id: UUID, attempt_number: int, reason: str,
+    db: Write, job_id: UUID, attempt_number: int, reason: Reason,
     slots: Container[int] | None = None, skip: nan_recovery.Span | None = None,
 ) -> int:  # fmt: skip
     """The next generation, of all machines of the attempt or of those in `slots`; the one before is over. Returns its
@@ -108,13 +111,17 @@ def apply_action(
                 job,
                 JobState.QUEUED,
                 actor="fleet",
-                reason=action.text,
-                wait_reason=action.reason if action.reason in ("capacity", "quota") else "terminating",
-                wait_text=action.text,
+                reason=action.detail,
+                wait_reason=_WAIT_REASONS.get(action.reason, WaitReason.TERMINATING),
+                wait_detail=action.detail.as_json(),
                 queued_at=job.queued_at,
             )
         return close_attempt(db, job_id, attempt_number, action.reason)
     return False
+
+
+_WAIT_REASONS = {"capacity": WaitReason.CAPACITY, "quota": WaitReason.QUOTA}
+"""By the reason for which an attempt ended: what its job waits for next."""
 
 
 def _restart(db: Write, job: JobRow, attempt: AttemptRow, action: failures.Restart) -> bool:
@@ -129,7 +136,7 @@ def _restart(db: Write, job: JobRow, attempt: AttemptRow, action: failures.Resta
     open_generation(db, job.id, attempt.number, action.reason, slots, action.skip)
     for machine in active.machines:
         if machine.slot in action.excluded:
-            observations.begin_termination(db, machine.id, "it did not get ready in time", lease=False)
+            observations.begin_termination(db, machine.id, NotReadyInTime(), lease=False)
     return True
 
 
@@ -159,7 +166,7 @@ def finish_attempt(db: Write, job_id: UUID, attempt_number: int) -> bool:
     if not rows.try_update(db, closed.values(state=AttemptState.CLOSED)):
         return False
     if job.attempt == attempt_number:
-        _end_generation(db, job_id, "its attempt ended")
+        _end_generation(db, job_id, attempts.AttemptEnded())
     db.request_tick()
     return True
 
@@ -176,7 +183,7 @@ def resume_jobs_paused_by_budget(db: Write, account: UUID, actor: str) -> list[U
     resumed = []
     for job in paused:
         if any(row.id == account for row in ledger.ancestors(db, ledger.job_account(db, job.id).id)):
-            jobs.resume(db, job.id, actor, reason="the budget was raised")
+            jobs.resume(db, job.id, actor, reason=job_reasons.BudgetRaised())
             resumed.append(job.id)
     return resumed
 
@@ -184,18 +191,26 @@ def resume_jobs_paused_by_budget(db: Write, account: UUID, actor: str) -> list[U
 def _after_stopping(db: Write, job: JobRow) -> None:
     end = funding.end_reason_after_stopping(DesiredState(job.desired_state), job.stop_reason)
     if end is not None:
-        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason="all machines are terminated", end_reason=end)
+        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=job_reasons.MachinesTerminated(), end_reason=end)
     elif job.desired_state == DesiredState.PAUSE:
-        jobs.transition(db, job, JobState.PAUSED, actor="fleet", reason="all machines are terminated")
+        jobs.transition(db, job, JobState.PAUSED, actor="fleet", reason=job_reasons.MachinesTerminated())
     else:
-        jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason="all machines are terminated")
+        jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=job_reasons.MachinesTerminated())
 
 
 def _end_job(db: Write, job: JobRow, end: failures.EndJob) -> None:
     """End a job; one that never ran goes back to the queue first, as the table of moves has it."""
     if job.state == JobState.LAUNCHING:
-        job = jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=end.text)
-    jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=end.text, end_reason=end.reason, end_text=end.text)
+        job = jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=end.detail)
+    jobs.transition(
+        db,
+        job,
+        JobState.ENDED,
+        actor="fleet",
+        reason=end.detail,
+        end_reason=end.reason,
+        end_detail=end.detail.as_json(),
+    )
 
 
 def _count_attempts(db: Read, job_id: UUID, attempt_number: int) -> tuple[int, int]:
@@ -218,9 +233,9 @@ def _count_attempts(db: Read, job_id: UUID, attempt_number: int) -> tuple[int, i
     return len(trained), without_step
 
 
-def _end_generation(db: Write, job_id: UUID, reason: str) -> None:
+def _end_generation(db: Write, job_id: UUID, reason: Reason) -> None:
     ended = update(GenerationRow).where(GenerationRow.job == job_id, GenerationRow.state != "ended")
-    rows.try_update(db, ended.values(state=GenerationState.ENDED, ended_at=db.now, end_reason=reason))
+    rows.try_update(db, ended.values(state=GenerationState.ENDED, ended_at=db.now, end_reason=reason.as_json()))
 
 
 def _generation_of(db: Read, job: JobRow, attempt_number: int) -> int:

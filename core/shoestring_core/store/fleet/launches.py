@@ -16,6 +16,8 @@ from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.wording import Reason
+from shoestring_core.wording.machines import LaunchNotNeeded, LaunchRefused
 
 UNKNOWN = "unknown"
 """In place of a refusal: the call ended without an answer, so the machine may exist."""
@@ -94,10 +96,10 @@ def record_refusal(db: Write, launch: LaunchCall, kind: RefusalKind, message: st
     if row.refusal is not None:
         rows.try_update(db, update(MachineRow).where(*mine).values(call_deadline=db.now, **refused))
         return
-    _abandon(db, row, mine, f"{kind}: {message}", **refused)
+    _abandon(db, row, mine, LaunchRefused(kind, message), **refused)
 
 
-def abandon_launch(db: Write, machine: UUID, reason: str, listed_at: int, timeouts: Timeouts) -> bool:
+def abandon_launch(db: Write, machine: UUID, listed_at: int, timeouts: Timeouts) -> bool:
     """Give a launch up that made no machine: unwanted before its first call; or refused or unwanted, and missing in the
     provider's list of `listed_at`, which is later than every call."""
     row = db.sql.get(MachineRow, machine)
@@ -110,8 +112,9 @@ def abandon_launch(db: Write, machine: UUID, reason: str, listed_at: int, timeou
         & (MachineRow.call_deadline <= listed_at - timeouts.consistency_window)
         & or_(unwanted, MachineRow.refusal.is_not(None) & (MachineRow.refusal != UNKNOWN)),
     )
-    refused = f"{row.refusal}: {row.refusal_text}" if row.refused_at is not None else None
-    return _abandon(db, row, (MachineRow.id == machine, guard), refused or reason)
+    refused = row.refused_at is not None
+    reason = LaunchRefused(row.refusal or "", row.refusal_text or "") if refused else LaunchNotNeeded()
+    return _abandon(db, row, (MachineRow.id == machine, guard), reason)
 
 
 def _may_be_called(now: int) -> Any:
@@ -131,7 +134,7 @@ def _is_wanted() -> Any:
     return exists(open_attempt) & exists(running)
 
 
-def _abandon(db: Write, row: MachineRow, guard: tuple[Any, ...], reason: str, **refused: Any) -> bool:
+def _abandon(db: Write, row: MachineRow, guard: tuple[Any, ...], reason: Reason, **refused: Any) -> bool:
     abandoned = update(MachineRow).where(*guard).values(state=MachineState.NEVER_LAUNCHED, **refused)
     if not rows.try_update(db, abandoned):
         return False

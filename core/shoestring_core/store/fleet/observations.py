@@ -15,6 +15,7 @@ from shoestring_core.states import MachineState
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import launches, rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.wording import Reason, machines
 
 
 def record_observation(db: Write, machine: UUID, observed: ProviderMachine, timeouts: Timeouts) -> None:
@@ -42,7 +43,10 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
         .values(**facts),
     )
     if state != row.state:
-        rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, machine, state, cause=observed.end_cause)
+        cause = observed.end_cause
+        reason = machines.EndedByProvider(cause) if cause else None
+        job = rows.load_job(db, row.job)
+        rows.record_machine_event(db, job, row.attempt, machine, state, reason=reason, cause=cause)
         db.request_tick()
 
 
@@ -60,12 +64,12 @@ def presume_terminated(db: Write, machine: UUID) -> None:
             row.attempt,
             machine,
             "terminated",
-            reason="the provider does not know it any more",
+            reason=machines.NoLongerListed(),
         )
         db.request_tick()
 
 
-def begin_termination(db: Write, machine: UUID, reason: str, *, lease: bool) -> bool:
+def begin_termination(db: Write, machine: UUID, reason: Reason, *, lease: bool) -> bool:
     """Decide to terminate a machine through the provider. False: a report has renewed its lease in the meantime."""
     row = db.sql.get(MachineRow, machine)
     if row is None:

@@ -24,6 +24,7 @@ from shoestring_core.store.fleet import queue, rows
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AttemptRow, MachineRow
+from shoestring_core.wording.jobs import AttemptStarted, ScheduleOutdated
 
 
 def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
@@ -35,16 +36,14 @@ def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployme
         return None
     job = rows.load_job(db, start.job)
     if start.attempt != job.attempt + (not start.reopened):
-        raise StaleTransition(f"Job {start.job} has had another attempt since it was planned.")
+        raise StaleTransition(ScheduleOutdated(str(start.job)))
     job = jobs.transition(
         db,
         job,
         JobState.LAUNCHING,
         actor="scheduler",
         attempt=start.attempt,
-        wait_reason=None,
-        wait_text=None,
-        reason=f"attempt {start.attempt}: {start.nodes} × {start.offer.type} ({start.offer.market})",
+        reason=AttemptStarted(start.attempt, start.nodes, start.offer.type, start.offer.market),
     )
     _open_attempt(db, start, epoch)
     machines = [
@@ -116,7 +115,7 @@ def _open_attempt(db: Write, start: Start, epoch: int) -> None:
             AttemptRow.job == start.job, AttemptRow.number == start.attempt, AttemptRow.state == "closed"
         )
         if not rows.try_update(db, same.values(**opening)):
-            raise StaleTransition(f"attempt {start.attempt} of job {start.job} is not closed")
+            raise StaleTransition(ScheduleOutdated(str(start.job)))
         return
     db.sql.execute(insert(AttemptRow).values(job=start.job, number=start.attempt, trained=False, **opening))
 

@@ -51,15 +51,15 @@ class QueueMark(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadedQueue:
-    """`waits`: the reason and the sentence that each job has now."""
+    """`waits`: the reason and its detail that each job has now."""
 
     snapshot: QueueSnapshot
     mark: QueueMark
-    waits: dict[UUID, tuple[str | None, str | None]]
+    waits: dict[UUID, tuple[str | None, dict[str, Any] | None]]
 
     def changed(self, waits: Iterable[Wait]) -> list[Wait]:
         """Those that differ from what their jobs have."""
-        return [wait for wait in waits if self.waits[wait.job] != (wait.reason, wait.text)]
+        return [wait for wait in waits if self.waits[wait.job][1] != wait.detail.as_json()]
 
 
 def load_mark(db: Read) -> QueueMark:
@@ -77,7 +77,7 @@ def load_queue(db: Read, timeouts: Timeouts, known: dict[UUID, QueuedJob]) -> Lo
     known  what never changes of a job, by its id, so that its spec is read once; kept by the caller, updated here
     """
     mark = load_mark(db)
-    columns = (JobRow.id, JobRow.attempt, JobRow.wait_reason, JobRow.wait_text)
+    columns = (JobRow.id, JobRow.attempt, JobRow.wait_reason, JobRow.wait_detail)
     queued = db.sql.execute(select(*columns).where(*_IN_QUEUE).order_by(JobRow.queued_at, JobRow.id)).all()
     if not queued:
         known.clear()
@@ -91,30 +91,33 @@ def load_queue(db: Read, timeouts: Timeouts, known: dict[UUID, QueuedJob]) -> Lo
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
     for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
         balances[row.id] = _balance(row, "this job")
-    waits = {job.id: (job.wait_reason, job.wait_text) for job in queued}
+    waits = {job.id: (job.wait_reason, job.wait_detail) for job in queued}
     return LoadedQueue(
         QueueSnapshot(mark.epoch, queue, balances, rows.count_alive(db), unreadable, load_refusals(db)), mark, waits
     )
 
 
 def apply_waits(
-    db: Write, waits: Sequence[Wait], before: Mapping[UUID, tuple[str | None, str | None]], epoch: int
+    db: Write, waits: Sequence[Wait], before: Mapping[UUID, tuple[str | None, dict[str, Any] | None]], epoch: int
 ) -> bool:  # fmt: skip
     """Record why jobs wait; a reason that differs from the one before is an event. False: another plan came first."""
     if not advance_epoch(db, epoch):
         return False
     jobs = JobRow.metadata.tables["jobs"]
     still_queued = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.state == "queued")
-    values: dict[str, Any] = {"wait_reason": bindparam("reason"), "wait_text": bindparam("text")}
+    values: dict[str, Any] = {
+        "wait_reason": bindparam("reason"),
+        "wait_detail": bindparam("detail", type_=jobs.c.wait_detail.type),
+    }
     in_order = sorted(waits, key=lambda wait: wait.job)
-    parameters = [{"job": wait.job, "reason": wait.reason, "text": wait.text} for wait in in_order]
+    parameters = [{"job": wait.job, "reason": wait.reason, "detail": wait.detail.as_json()} for wait in in_order]
     db.sql.connection().execute(still_queued.values(values), parameters)
     changed = {wait.job: wait for wait in in_order if wait.reason != before[wait.job][0]}
     for job in _select_in(db, (JobRow.id, JobRow.team_id, JobRow.wait_reason), JobRow.id, list(changed)):
         wait = changed[job.id]
         if job.wait_reason == wait.reason:  # else it has left the queue
             data = {"from": before[job.id][0], "to": wait.reason}
-            db.event(team=job.team_id, kind="wait", actor="scheduler", reason=wait.text, job=job.id, data=data)
+            db.event(team=job.team_id, kind="wait", actor="scheduler", reason=wait.detail, job=job.id, data=data)
     return True
 
 
@@ -177,7 +180,6 @@ def _after_attempts(
         terminating_machines=sum(row.state in rows.ALIVE for row in machines),
         closing=last.state != AttemptState.CLOSED,
         not_before=_not_before(attempts, timeouts),
-        backoff_text="The last attempt ended before its first step. It is retried with increasing delays.",
     )
 
 

@@ -14,6 +14,7 @@ from shoestring_core.errors import AgentRefused
 from shoestring_core.states import AttemptState, DesiredState, JobState
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, MemberRow
+from shoestring_core.wording import Reason
 
 ALIVE = ("planned", "launching", "running", "terminating")
 """States of machines that run, or may run without our knowledge, or may yet be launched."""
@@ -102,7 +103,14 @@ def ancestor_ids(leaf: AccountRow, accounts: dict[UUID, AccountRow]) -> tuple[UU
 
 
 def record_machine_event(
-    db: Write, job: JobRow, attempt: int, machine: UUID, state: str, *, reason: str = "", cause: str | None = None
+    db: Write,
+    job: JobRow,
+    attempt: int,
+    machine: UUID,
+    state: str,
+    *,
+    reason: Reason | None = None,
+    cause: str | None = None,
 ) -> None:
     db.event(
         team=job.team_id,
@@ -117,7 +125,7 @@ def record_machine_event(
 
 
 def record_generation_event(
-    db: Write, job: JobRow, number: int, attempt: int, state: str, reason: str = ""
+    db: Write, job: JobRow, number: int, attempt: int, state: str, reason: Reason | None = None
 ) -> None:  # fmt: skip
     db.event(
         team=job.team_id,

@@ -15,6 +15,7 @@ from shoestring_core.errors import BudgetExceeded
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ledger.accounts import ancestors, load_account, title
 from shoestring_core.store.tables import AccountRow
+from shoestring_core.wording import budget
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,18 @@ def _with_ancestors(db: Write, changes: Mapping[UUID, BalanceChange]) -> list[tu
 
 def _budget_exceeded(db: Read, account_id: UUID, need: int) -> BudgetExceeded:
     account = load_account(db, account_id)
-    name, available = title(db, account), _available(account)
+    available = _available(account)
+    shortage = {
+        "account": str(account.id),
+        "account_title": title(db, account),
+        "need": money.to_decimal(need),
+        "left": money.to_decimal(available),
+        "short_by": money.to_decimal(need - available),
+    }
     if account.overdraft > 0:
-        message = f"The {name} is overdrawn by ${money.to_decimal(account.overdraft)}: no machines can be started."
-    else:
-        limit, used = money.to_decimal(account.limit_micro or 0), money.to_decimal(account.posted + account.held)
-        message = f"This needs ${money.to_decimal(need)}; of the ${limit} of the {name}, ${used} is spent or held."
-    return BudgetExceeded(
-        message,
-        hint="Wait for running jobs to end, or have the limit raised: shoestring budget set.",
-        account=str(account.id),
-        account_title=name,
-        need=money.to_decimal(need),
-        left=money.to_decimal(available),
-        short_by=money.to_decimal(need - available),
-    )
+        return BudgetExceeded(budget.AccountOverdrawn(overdraft=money.to_decimal(account.overdraft), **shortage))
+    limit, used = money.to_decimal(account.limit_micro or 0), money.to_decimal(account.posted + account.held)
+    return BudgetExceeded(budget.AccountExhausted(limit=limit, used=used, **shortage))
 
 
 def _available(account: AccountRow) -> int:

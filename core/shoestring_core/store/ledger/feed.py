@@ -12,9 +12,10 @@ from shoestring_core import money
 from shoestring_core.store.db import Write
 from shoestring_core.store.ledger.accounts import title
 from shoestring_core.store.tables import AccountRow, JobRow, MachineRow
+from shoestring_core.wording import Reason
 
 
-def record_movement(db: Write, machine: UUID, action: str, amount: int, reason: str = "") -> UUID:
+def record_movement(db: Write, machine: UUID, action: str, amount: int, reason: Reason | None = None) -> UUID:
     """Record a movement of a machine's money for the team of its job; returns the team.
 
     action  held | extended | released | posted | settled
@@ -31,7 +32,7 @@ def record_movement(db: Write, machine: UUID, action: str, amount: int, reason: 
 
 
 def record_alarm(
-    db: Write, team: UUID, alarm: str, overdrawn: Iterable[AccountRow], *, actor: str, reason: str
+    db: Write, team: UUID, alarm: str, overdrawn: Iterable[AccountRow], *, actor: str, reason: Reason
 ) -> None:  # fmt: skip
     """Record that accounts are overdrawn. `alarm`: overrun | limit_lowered."""
     accounts = [{"account": title(db, row), "overdraft": money.to_decimal(row.overdraft)} for row in overdrawn]

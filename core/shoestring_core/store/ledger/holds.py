@@ -16,6 +16,7 @@ from shoestring_core.store.ids import new_id
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes, hold_amounts
 from shoestring_core.store.ledger.feed import record_movement
 from shoestring_core.store.tables import HoldRow
+from shoestring_core.wording import Reason, budget
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def extend_hold(
     extended = update(HoldRow).where(*guard).values(amount=HoldRow.amount + amount_more, funded_until=funded_until)
     with db.savepoint():
         if not db.execute(extended):
-            raise StaleTransition(f"The hold of machine {machine} was closed, or another transaction extended it.")
+            raise StaleTransition(budget.HoldChanged(str(machine)))
         hold = newest_hold(db, machine)
         assert hold is not None
         hold_amounts(db, {hold.account: amount_more})
@@ -82,7 +83,7 @@ def extend_hold(
     return hold
 
 
-def release_hold(db: Write, machine: UUID, reason: str) -> int:
+def release_hold(db: Write, machine: UUID, reason: Reason) -> int:
     """Give back the rest of a machine's hold and return its amount; 0 if no hold is open."""
     hold = newest_hold(db, machine)
     if hold is None or hold.state == "closed":
@@ -108,7 +109,7 @@ def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
         HoldRow.consumed == hold.consumed,
     )
     if db.execute(update(HoldRow).where(*unchanged).values(consumed=consumed, state=state)) != 1:
-        raise StaleTransition(f"Another transaction changed the hold of machine {hold.machine} at the same time.")
+        raise StaleTransition(budget.HoldChanged(str(hold.machine)))
 
 
 def _insert(db: Write, request: HoldRequest) -> HoldRow:
@@ -127,5 +128,5 @@ def _insert(db: Write, request: HoldRequest) -> HoldRow:
         state="open",
     )
     if not inserted:
-        raise StaleTransition(f"Machine {request.machine} already has an open hold.")
+        raise StaleTransition(budget.HoldAlreadyOpen(str(request.machine)))
     return db.sql.get_one(HoldRow, hold_id)

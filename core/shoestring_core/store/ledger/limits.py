@@ -10,10 +10,11 @@ from sqlalchemy import update
 from shoestring_core import money
 from shoestring_core.errors import PreconditionFailed
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.ledger.accounts import ancestors, load_account, teams_below
+from shoestring_core.store.ledger.accounts import ancestors, load_account, teams_below, title
 from shoestring_core.store.ledger.balances import excess
 from shoestring_core.store.ledger.feed import record_alarm
 from shoestring_core.store.tables import AccountRow
+from shoestring_core.wording import budget
 
 
 def tightest_account(db: Read, account: UUID) -> AccountRow | None:
@@ -25,7 +26,7 @@ def tightest_account(db: Read, account: UUID) -> AccountRow | None:
 def set_limit(
     db: Write, account: UUID, limit: int | None, *, actor: str, reason: str, if_version: int | None = None
 ) -> AccountRow:
-    """Change what an account may spend; None removes the limit.
+    """Change what an account may spend; None removes the limit. `reason`: in the words of who changes it.
 
     A limit below what is already posted and held makes an overdraft, with an alarm: the machines of the jobs below
     checkpoint and end. Raises PreconditionFailed if `if_version` isn't the account's version any more.
@@ -40,11 +41,13 @@ def set_limit(
             "The budget has changed since you read it.", hint="Get the budget again, then retry with its new ETag."
         )
     after = load_account(db, account)
-    data = {"account": str(account), "limit": _text(limit), "before": _text(limit_before)}
+    name, data = title(db, after), {"account": str(account), "limit": _text(limit), "before": _text(limit_before)}
+    changed = budget.LimitChanged(name, _text(limit), _text(limit_before), reason)
     for team in teams_below(db, after):
-        db.event(team=team, kind="budget", actor=actor, reason=reason, ref=str(account), data=data)
+        db.event(team=team, kind="budget", actor=actor, reason=changed, ref=str(account), data=data)
         if after.overdraft > overdraft_before:
-            record_alarm(db, team, "limit_lowered", [after], actor=actor, reason=reason)
+            below = budget.LimitBelowUse(name, money.to_decimal(after.overdraft))
+            record_alarm(db, team, "limit_lowered", [after], actor=actor, reason=below)
     db.request_tick()
     return after
 

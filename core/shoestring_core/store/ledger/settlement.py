@@ -19,6 +19,7 @@ from shoestring_core.store.ledger.balances import BalanceChange, apply_changes
 from shoestring_core.store.ledger.feed import record_alarm, record_movement
 from shoestring_core.store.ledger.holds import change_hold, newest_hold
 from shoestring_core.store.tables import HoldRow, TransferRow
+from shoestring_core.wording import budget
 
 
 def settle(db: Write, machine: UUID, lines: Sequence[Line], *, final: bool) -> int:
@@ -33,7 +34,7 @@ def settle(db: Write, machine: UUID, lines: Sequence[Line], *, final: bool) -> i
     hold = newest_hold(db, machine)
     if hold is None:
         if any(line.amount for line in lines):
-            raise StaleTransition(f"Machine {machine} has a bill but no hold.")
+            raise StaleTransition(budget.BillWithoutHold(str(machine)))
         return 0
     increments = [_Increment(line, line.amount - _posted(db, hold, line.line)) for line in lines]
     available = hold.amount - hold.consumed if hold.state == "open" else 0
@@ -90,7 +91,7 @@ def _post(db: Write, hold: HoldRow, covered: list[_Increment], overrun: list[_In
     accounts = apply_changes(db, changes, may_overdraw=beyond > 0)
     team = record_movement(db, hold.machine, "settled" if final else "posted", spent + beyond)
     if beyond:
-        reason = f"machine {hold.machine} cost ${money.to_decimal(beyond)} more than was held for it"
+        reason = budget.Overrun(str(hold.machine), money.to_decimal(beyond))
         overdrawn = [account for account in accounts if account.overdraft > 0]
         record_alarm(db, team, "overrun", overdrawn, actor="ledger", reason=reason)
     if final:  # only now is money available again to waiting jobs
@@ -119,10 +120,10 @@ def _insert_transfers(
             increment=_next_increment(db, hold.machine, increment.line.line),
             at=db.now,
             actor="ledger",
-            reason=increment.line.text,
+            reason=increment.line.reason.as_json(),
         )
         if not inserted:
-            raise StaleTransition(f"Another transaction settled machine {hold.machine} at the same time.")
+            raise StaleTransition(budget.HoldChanged(str(hold.machine)))
     return {other.id: BalanceChange(posted=-_sum(increments))}
 
 

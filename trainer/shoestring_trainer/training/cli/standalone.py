@@ -50,14 +50,18 @@ def roll_back(task: Path, error: NonFiniteError) -> Path:
 
     Raises NonFiniteError, with a longer message, if that was tried too often.
     """
+    from shoestring_core import wording
     from shoestring_core.decide import nan_recovery
+    from shoestring_core.wording import attempts
 
     folder, content = task.parent, _json_object(task, "start a new run")
     skipped: list[nan_recovery.Span] = [(first, last) for first, last in content.get("skip", [])]
     span = nan_recovery.next_skip(error.since, skipped)
     if span is None:
-        raise NonFiniteError(nan_recovery.failure_text(str(error), skipped), error.since) from error
-    sys.stdout.write(f"\n{error}; rolling back and skipping {nan_recovery.describe_spans([span])}\n")
+        raise NonFiniteError(
+            wording.sentence(attempts.NanPersisted(str(error), tuple(skipped))), error.since
+        ) from error
+    sys.stdout.write(f"\n{wording.sentence(attempts.RolledBack(str(error), *span))}\n")
     good = [manifest for manifest in _manifests(folder) if _step(manifest) < span[0]]
     for manifest in set(_manifests(folder)) - set(good):
         manifest.unlink()

@@ -77,10 +77,10 @@ function Ledger({ transfers }: { transfers: Schemas["Transfer"][] }) {
           </thead>
           <tbody>
             {transfers.map((one, i) => (
-              <tr key={i} title={`${one.debit_account} → ${one.credit_account}, by ${one.actor}. ${one.reason}`}>
+              <tr key={i} title={`${one.debit_account} → ${one.credit_account}, by ${one.actor}. ${one.reason.text}`}>
                 <td className="num">{formatClock(one.at)}</td>
                 <td>{transferKindLabel(one.kind)}</td>
-                <td className="muted">{one.line ?? one.reason}</td>
+                <td className="muted">{one.line ?? one.reason.text}</td>
                 <td className="num">{formatExact(one.amount)}</td>
               </tr>
             ))}

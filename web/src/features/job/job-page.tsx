@@ -54,7 +54,7 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
     <Page title={job.name} wide badge={<StateBadge job={job} />} actions={<Actions job={job} />}>
       <div className={`status-line ${job.end_reason ?? ""}`}>
         <p data-status-text>{job.status_text}</p>
-        {job.sizing && <p data-sizing>{job.sizing}</p>}
+        {job.sizing && <p data-sizing>{job.sizing.text}</p>}
         <p className="muted">
           {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{job.id.slice(-8)}</code>{" "}
           <CopyButton text={job.id} label="Copy id" />

@@ -12,7 +12,7 @@ import { parseValue, yamlError, type Path, readField, writeField, specToYaml } f
 import { tightestBudget } from "../budget/budget-page";
 
 type Recipe = Schemas["Recipe"];
-type SpecError = { pointer: string; message: string; suggestion?: string };
+type SpecError = { pointer: string; message: string };
 
 export default function NewJobPage() {
   const all = useQuery(recipes);
@@ -159,7 +159,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
           )}
           {otherErrors.map((specError) => (
             <p key={specError.pointer + specError.message} className="field-error" role="alert">
-              <code>{specError.pointer.slice(1).replaceAll("/", ".") || "spec"}</code> {errorText(specError)}
+              <code>{specError.pointer.slice(1).replaceAll("/", ".") || "spec"}</code> {specError.message}
             </p>
           ))}
           {errors.length === 0 && <ProblemNote error={error} />}
@@ -282,7 +282,7 @@ function Labelled({ label, help, errors, wide = false, children }: {
       <label htmlFor={id}>{label}</label>
       {children({ id, "aria-describedby": `${id}-help`, "aria-invalid": errors.length > 0 })}
       <p id={`${id}-help`} className={errors.length > 0 ? "field-error" : "help"}>
-        {errors.length > 0 ? errors.map(errorText).join(" ") : help}
+        {errors.length > 0 ? errors.map(({ message }) => message).join(" ") : help}
       </p>
     </div>
   );
@@ -301,7 +301,3 @@ function pointer(path: Path): string {
   return path.map((part) => `/${String(part).replaceAll("~", "~0").replaceAll("/", "~1")}`).join("");
 }
 
-function errorText(specError: SpecError): string {
-  const suggestion = specError.suggestion ? ` Did you mean ${specError.suggestion}?` : "";
-  return /did you mean/i.test(specError.message) ? specError.message : `${specError.message}${suggestion}`;
-}

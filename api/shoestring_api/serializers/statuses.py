@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job's status: its state with the reason for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoestring_core.states import EndReason, JobState, WaitReason
+from shoestring_core.store.tables import JobRow
+from shoestring_core.wording import Reason, jobs, load
+from shoestring_core.wording.units import Span
+
+
+def status_of(row: JobRow) -> Reason:
+    match JobState(row.state):
+        case JobState.AWAITING_APPROVAL:
+            return jobs.AwaitingApproval()
+        case JobState.QUEUED:
+            return jobs.Waiting(WaitReason(row.wait_reason) if row.wait_reason else None, _load(row.wait_detail))
+        case JobState.LAUNCHING:
+            return jobs.StartingMachines() if row.first_step_at is None else jobs.Recovering()
+        case JobState.RUNNING:
+            skipped = _skipped_spans(row)
+            return jobs.Preparing(skipped) if row.first_step_at is None else jobs.Training(skipped)
+        case JobState.STOPPING:
+            return jobs.Stopping(row.stop_reason)
+        case JobState.PAUSED:
+            return jobs.PausedByBudget() if row.stop_reason == "budget" else jobs.Paused()
+        case JobState.ENDED:
+            return jobs.Ended(EndReason(row.end_reason or ""), _load(row.end_detail), _skipped_spans(row))
+
+
+def _load(stored: dict[str, Any] | None) -> Reason | None:
+    return load(**stored) if stored else None
+
+
+def _skipped_spans(row: JobRow) -> tuple[Span, ...]:
+    return tuple((int(first), int(last)) for first, last in row.skipped_steps or ())

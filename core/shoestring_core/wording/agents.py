@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What agents report from their machines. The facts are the data of their events; what a machine sends may lack any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import FiniteFloat
+
+from shoestring_core.wording.reason import Reason, parse
+
+MAX_MESSAGE = 1_000
+"""Characters of a message that are kept; the event's data has all of it."""
+
+
+def of_event(event: str, data: Mapping[str, Any]) -> Reason:
+    """The reason that an agent's event gives, whatever its data contains."""
+    try:
+        return parse(f"agent_{event}", data)
+    except ValueError:
+        return AgentMessage(event, str(data.get("message") or "")[:MAX_MESSAGE])
+
+
+@dataclass(frozen=True)
+class TrainingStarted(Reason):
+    code = "agent_started"
+    steps_total: int | None = None
+    world: int | None = None
+    precision: str | None = None
+
+    def text(self) -> str:
+        facts = [
+            f"{self.steps_total:,} steps" if self.steps_total else "",
+            f"{self.world} processes" if self.world else "",
+            self.precision or "",
+        ]
+        return f"{', '.join(filter(None, facts))}." if any(facts) else ""
+
+
+@dataclass(frozen=True)
+class Overflow(Reason):
+    code = "agent_overflow"
+    scale: FiniteFloat | None = None
+
+    def text(self) -> str:
+        scale = f", loss scale {self.scale:.0f}" if self.scale else ""
+        return f"The step is skipped on all ranks{scale}."
+
+
+@dataclass(frozen=True)
+class BatchSkipped(Reason):
+    code = "agent_skipped"
+
+    def text(self) -> str:
+        return "It caused NaN/Inf before."
+
+
+@dataclass(frozen=True)
+class PreemptionNotice(Reason):
+    code = "agent_preemption_notice"
+
+    def text(self) -> str:
+        return "All ranks save a checkpoint and stop."
+
+
+@dataclass(frozen=True)
+class AgentMessage(Reason):
+    """Any other event, such as warning, rejected or log_quota. The message is the machine's own."""
+
+    code = "agent_message"
+    event: str
+    message: str
+
+    def text(self) -> str:
+        return self.message or f"{self.event.replace('_', ' ').capitalize()}."
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Reason):
+    """`trigger`: periodic | order | final; adopted: found uploaded after its machine had terminated."""
+
+    code = "checkpoint_saved"
+    trigger: str
+    step: int
+
+    def text(self) -> str:
+        return _TRIGGERS.get(self.trigger, f"{self.trigger.capitalize()}.")
+
+
+_TRIGGERS = {
+    "periodic": "Saved periodically.",
+    "order": "Saved before stopping.",
+    "final": "Final checkpoint.",
+    "adopted": "Its upload was found after its machine had terminated.",
+}

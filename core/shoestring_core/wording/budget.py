@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Money: why something can't be paid for, and what was paid for. Amounts are decimal dollars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoestring_core.wording.reason import Reason
+
+_RAISE = "have the limit raised: shoestring budget set."
+
+# Refused
+
+
+@dataclass(frozen=True)
+class CostLimitTooLow(Reason):
+    """`need`: what its first machines hold."""
+
+    code = "cost_limit_too_low"
+    limit: str
+    need: str
+
+    def text(self) -> str:
+        return f"limits.cost is ${self.limit}, but its first machines need ${self.need}."
+
+    def hint(self) -> str:
+        return "Raise limits.cost, or use fewer machines."
+
+
+@dataclass(frozen=True)
+class AccountLimitTooLow(Reason):
+    """A limit that could never cover the job. `need` is limits.cost, or what its `first_machines` hold."""
+
+    code = "account_limit_too_low"
+    account: str
+    account_title: str
+    limit: str
+    need: str
+    short_by: str
+    first_machines: bool
+
+    def text(self) -> str:
+        what = "its first machines need" if self.first_machines else "limits.cost is"
+        return f"The limit of the {self.account_title} is ${self.limit}, but {what} ${self.need}."
+
+    def hint(self) -> str:
+        return f"Set limits.cost to at most {self.limit}, or {_RAISE}"
+
+
+@dataclass(frozen=True)
+class AccountOverdrawn(Reason):
+    code = "account_overdrawn"
+    account: str
+    account_title: str
+    overdraft: str
+    need: str
+    left: str
+    short_by: str
+
+    def text(self) -> str:
+        return f"The {self.account_title} is overdrawn by ${self.overdraft}: no machines can be started."
+
+    def hint(self) -> str:
+        return f"Wait for running jobs to end, or {_RAISE}"
+
+
+@dataclass(frozen=True)
+class AccountExhausted(Reason):
+    """`used`: spent or held of `limit`."""
+
+    code = "account_exhausted"
+    account: str
+    account_title: str
+    limit: str
+    used: str
+    need: str
+    left: str
+    short_by: str
+
+    def text(self) -> str:
+        return (
+            f"This needs ${self.need}; of the ${self.limit} of the {self.account_title}, ${self.used} is spent or held."
+        )
+
+    def hint(self) -> str:
+        return f"Wait for running jobs to end, or {_RAISE}"
+
+
+@dataclass(frozen=True)
+class PayerOverdrawn(Reason):
+    """Running machines can't be funded further."""
+
+    code = "payer_overdrawn"
+    account: str
+
+    def text(self) -> str:
+        return f"The budget of {self.account} is overdrawn."
+
+
+# Changed by another transaction
+
+
+@dataclass(frozen=True)
+class HoldChanged(Reason):
+    code = "hold_changed"
+    machine: str
+
+    def text(self) -> str:
+        return f"Another transaction changed or settled the hold of machine {self.machine} at the same time."
+
+
+@dataclass(frozen=True)
+class HoldAlreadyOpen(Reason):
+    code = "hold_already_open"
+    machine: str
+
+    def text(self) -> str:
+        return f"Machine {self.machine} already has an open hold."
+
+
+@dataclass(frozen=True)
+class BillWithoutHold(Reason):
+    code = "bill_without_hold"
+    machine: str
+
+    def text(self) -> str:
+        return f"Machine {self.machine} has a bill but no hold."
+
+
+# Paid
+
+
+@dataclass(frozen=True)
+class Usage(Reason):
+    """A line of a bill. `price` in dollars per hour."""
+
+    code = "usage"
+    used_us: int
+    type: str
+    market: str
+    price: str
+
+    def text(self) -> str:
+        return f"{self.used_us / 1e6:.6f} s of {self.type} ({self.market}) at ${self.price} per hour"
+
+
+@dataclass(frozen=True)
+class NeverRan(Reason):
+    code = "never_ran"
+
+    def text(self) -> str:
+        return "It never ran."
+
+
+@dataclass(frozen=True)
+class JobSettled(Reason):
+    code = "job_settled"
+
+    def text(self) -> str:
+        return "All machines of the job are billed."
+
+
+@dataclass(frozen=True)
+class Overrun(Reason):
+    """A machine cost more than was held for it."""
+
+    code = "overrun"
+    machine: str
+    amount: str
+
+    def text(self) -> str:
+        return f"Machine {self.machine} cost ${self.amount} more than was held for it."
+
+
+@dataclass(frozen=True)
+class LimitChanged(Reason):
+    """`limit` and `before`: None where there was none. `note`: the reason that the admin gave."""
+
+    code = "limit_changed"
+    account_title: str
+    limit: str | None
+    before: str | None
+    note: str
+
+    def text(self) -> str:
+        limit, before = (f"${amount}" if amount is not None else "none" for amount in (self.limit, self.before))
+        return f"Limit of the {self.account_title}: {limit}, before: {before}.{f' {self.note}' if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class LimitBelowUse(Reason):
+    """The new limit is below what is spent and held already."""
+
+    code = "limit_below_use"
+    account_title: str
+    overdraft: str
+
+    def text(self) -> str:
+        return f"The new limit of the {self.account_title} is ${self.overdraft} below what is spent and held."

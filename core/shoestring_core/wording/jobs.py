@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status of jobs, why they move from state to state, and why a move that a user wants isn't possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import FiniteFloat
+
+from shoestring_core.durations import format_duration
+from shoestring_core.states import SUCCESS_REASONS, EndReason, WaitReason
+from shoestring_core.wording.reason import NestedReason, Reason
+from shoestring_core.wording.units import Span, batches_of_steps
+
+# The status of a job
+
+_WAITS = {
+    WaitReason.BUDGET: "Waiting for budget",
+    WaitReason.SLOTS: "Waiting for machines",
+    WaitReason.TURN: "Waiting in the queue",
+    WaitReason.CAPACITY: "Waiting for capacity",
+    WaitReason.QUOTA: "Waiting for quota",
+    WaitReason.TERMINATING: "Waiting for earlier machines to terminate",
+}
+
+_ENDS = {
+    EndReason.SUCCEEDED: "Finished",
+    EndReason.GOAL_REACHED: "Finished: goal reached",
+    EndReason.USER_STOP: "Stopped",
+    EndReason.BUDGET: "Stopped: budget exhausted",
+    EndReason.TIME_LIMIT: "Stopped: time limit reached",
+    EndReason.USER_CODE: "Failed: the training code raised an exception",
+    EndReason.OUT_OF_MEMORY: "Failed: out of memory",
+    EndReason.NAN: "Failed: the loss became NaN or Inf",
+    EndReason.DATA: "Failed: the training data could not be read",
+    EndReason.IMAGE: "Failed: the machine image could not be used",
+    EndReason.NO_CAPACITY: "Failed: no machines available",
+    EndReason.QUOTA: "Failed: the provider's quota is exhausted",
+    EndReason.ACCOUNT: "Failed: the provider rejected the account",
+    EndReason.INFRASTRUCTURE: "Failed: the machines failed repeatedly",
+}
+
+_STOPS = {
+    "user": "Stopping: requested by a user",
+    "budget": "Stopping: budget exhausted",
+    "time_limit": "Stopping: time limit reached",
+    "goal": "Stopping: goal reached",
+}
+
+
+@dataclass(frozen=True)
+class AwaitingApproval(Reason):
+    code = "awaiting_approval"
+
+    def text(self) -> str:
+        return "Waiting for an admin's approval."
+
+
+@dataclass(frozen=True)
+class Waiting(Reason):
+    """In the queue. `waits_for` is None until the scheduler has looked at it; `detail` says what exactly is missing."""
+
+    code = "waiting"
+    waits_for: WaitReason | None
+    detail: NestedReason | None
+
+    def text(self) -> str:
+        return _join(
+            _WAITS.get(self.waits_for, "Waiting to start") if self.waits_for else "Waiting to start", self.detail
+        )
+
+
+@dataclass(frozen=True)
+class StartingMachines(Reason):
+    code = "starting_machines"
+
+    def text(self) -> str:
+        return "Starting machines."
+
+
+@dataclass(frozen=True)
+class Recovering(Reason):
+    code = "recovering"
+
+    def text(self) -> str:
+        return "Recovering: starting machines to resume from the last checkpoint."
+
+
+@dataclass(frozen=True)
+class Preparing(Reason):
+    """Running, before the first step. `skipped`: spans of steps that it skips because of NaN or Inf."""
+
+    code = "preparing"
+    skipped: tuple[Span, ...]
+
+    def text(self) -> str:
+        return f"Preparing: loading data, starting workers{_skipping(self.skipped)}."
+
+
+@dataclass(frozen=True)
+class Training(Reason):
+    code = "training"
+    skipped: tuple[Span, ...]
+
+    def text(self) -> str:
+        return f"Training{_skipping(self.skipped)}."
+
+
+@dataclass(frozen=True)
+class Stopping(Reason):
+    code = "stopping"
+    stop_reason: str
+
+    def text(self) -> str:
+        return f"{_STOPS.get(self.stop_reason, 'Stopping')}. Saving a checkpoint, then terminating machines."
+
+
+@dataclass(frozen=True)
+class PausedByBudget(Reason):
+    code = "paused_by_budget"
+
+    def text(self) -> str:
+        return (
+            "Paused: budget exhausted. It resumes automatically when the budget is raised "
+            "(shoestring budget set, with --job for the job's own limit)."
+        )
+
+
+@dataclass(frozen=True)
+class Paused(Reason):
+    code = "paused"
+
+    def text(self) -> str:
+        return "Paused. Resume it to continue."
+
+
+@dataclass(frozen=True)
+class Ended(Reason):
+    code = "ended"
+    end_reason: EndReason
+    detail: NestedReason | None
+    skipped: tuple[Span, ...]
+
+    def text(self) -> str:
+        skipped = _skipping(self.skipped) if self.end_reason in SUCCESS_REASONS else ""
+        return _join(_ENDS[self.end_reason] + skipped, self.detail)
+
+
+def _join(head: str, detail: Reason | None) -> str:
+    text = detail.text().strip() if detail else ""
+    return f"{head}: {text}" if text and ":" not in head else f"{head}. {text}".strip()
+
+
+def _skipping(spans: tuple[Span, ...]) -> str:
+    return f", skipping {batches_of_steps(spans)} (NaN/Inf)" if spans else ""
+
+
+# Moves of jobs
+
+
+@dataclass(frozen=True)
+class Submitted(Reason):
+    code = "submitted"
+
+    def text(self) -> str:
+        return "Submitted."
+
+
+@dataclass(frozen=True)
+class RetryOf(Reason):
+    code = "retry_of"
+    job: str
+
+    def text(self) -> str:
+        return f"Retry of job {self.job}."
+
+
+@dataclass(frozen=True)
+class AttemptStarted(Reason):
+    code = "attempt_started"
+    attempt: int
+    nodes: int
+    type: str
+    market: str
+
+    def text(self) -> str:
+        return f"Attempt {self.attempt}: {self.nodes} × {self.type} ({self.market})."
+
+
+@dataclass(frozen=True)
+class GenerationFormed(Reason):
+    code = "generation_formed"
+    generation: int
+
+    def text(self) -> str:
+        return f"Generation {self.generation} formed."
+
+
+@dataclass(frozen=True)
+class FinishedAtStep(Reason):
+    code = "finished_at_step"
+    step: int
+
+    def text(self) -> str:
+        return f"Finished at step {self.step}."
+
+
+@dataclass(frozen=True)
+class MachinesTerminated(Reason):
+    code = "machines_terminated"
+
+    def text(self) -> str:
+        return "All machines are terminated."
+
+
+@dataclass(frozen=True)
+class StopRequested(Reason):
+    code = "stop_requested"
+
+    def text(self) -> str:
+        return "Requested by a user."
+
+
+@dataclass(frozen=True)
+class ResumeRequested(Reason):
+    code = "resume_requested"
+
+    def text(self) -> str:
+        return "Resumed by a user."
+
+
+@dataclass(frozen=True)
+class BudgetRaised(Reason):
+    code = "budget_raised"
+
+    def text(self) -> str:
+        return "The budget was raised."
+
+
+@dataclass(frozen=True)
+class TimeLimitReached(Reason):
+    code = "time_limit_reached"
+    limit_s: FiniteFloat
+
+    def text(self) -> str:
+        return f"It has trained for {format_duration(self.limit_s)}, its limits.time."
+
+
+# Moves that are not possible
+
+
+@dataclass(frozen=True)
+class CannotPause(Reason):
+    code = "cannot_pause"
+    state: str
+
+    def text(self) -> str:
+        return f"The job is {_readable(self.state)}; only a queued or running job can be paused."
+
+
+@dataclass(frozen=True)
+class CannotResume(Reason):
+    code = "cannot_resume"
+    state: str
+
+    def text(self) -> str:
+        return f"The job is {_readable(self.state)}; it can't be resumed."
+
+    def hint(self) -> str:
+        return "`shoestring retry` submits it again."
+
+
+@dataclass(frozen=True)
+class CannotRetry(Reason):
+    code = "cannot_retry"
+    state: str
+
+    def text(self) -> str:
+        return f"The job is {_readable(self.state)}; only an ended job can be retried."
+
+    def hint(self) -> str:
+        return "Stop it first."
+
+
+@dataclass(frozen=True)
+class CannotMove(Reason):
+    code = "cannot_move"
+    state: str
+    to: str
+
+    def text(self) -> str:
+        return f"The job is {_readable(self.state)}; it can't become {_readable(self.to)} now."
+
+
+@dataclass(frozen=True)
+class BeingStopped(Reason):
+    code = "being_stopped"
+
+    def text(self) -> str:
+        return "The job is being stopped."
+
+
+@dataclass(frozen=True)
+class ChangedMeanwhile(Reason):
+    code = "changed_meanwhile"
+
+    def text(self) -> str:
+        return "Another request changed the job at the same time."
+
+    def hint(self) -> str:
+        return "Try again."
+
+
+@dataclass(frozen=True)
+class ScheduleOutdated(Reason):
+    """The job has had another attempt since the schedule was made."""
+
+    code = "schedule_outdated"
+    job: str
+
+    def text(self) -> str:
+        return f"Job {self.job} has changed since it was scheduled."
+
+
+def _readable(state: str) -> str:
+    return state.replace("_", " ")

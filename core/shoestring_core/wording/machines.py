@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happened to machines, and why they are terminated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoestring_core.wording.reason import Reason
+
+
+@dataclass(frozen=True)
+class LaunchRefused(Reason):
+    """`message` is the provider's own."""
+
+    code = "launch_refused"
+    refusal: str
+    message: str
+
+    def text(self) -> str:
+        return f"The provider refused to launch a machine ({self.refusal}): {self.message}"
+
+
+@dataclass(frozen=True)
+class LaunchNotNeeded(Reason):
+    code = "launch_not_needed"
+
+    def text(self) -> str:
+        return "It was not needed any more before it was launched."
+
+
+@dataclass(frozen=True)
+class TerminationRequested(Reason):
+    code = "termination_requested"
+
+    def text(self) -> str:
+        return "Its termination was requested."
+
+
+@dataclass(frozen=True)
+class NotNeeded(Reason):
+    code = "not_needed"
+
+    def text(self) -> str:
+        return "Its job does not need it any more."
+
+
+@dataclass(frozen=True)
+class FundingExpired(Reason):
+    code = "funding_expired"
+
+    def text(self) -> str:
+        return "Its funding lease has expired."
+
+
+@dataclass(frozen=True)
+class LeaseExpired(Reason):
+    code = "lease_expired"
+
+    def text(self) -> str:
+        return "It has not reported for too long."
+
+
+@dataclass(frozen=True)
+class Untracked(Reason):
+    code = "untracked"
+
+    def text(self) -> str:
+        return "No job needs it."
+
+
+@dataclass(frozen=True)
+class NotReadyInTime(Reason):
+    code = "not_ready_in_time"
+
+    def text(self) -> str:
+        return "It did not get ready in time."
+
+
+@dataclass(frozen=True)
+class NoLongerListed(Reason):
+    code = "no_longer_listed"
+
+    def text(self) -> str:
+        return "The provider does not list it any more."
+
+
+@dataclass(frozen=True)
+class EndedByProvider(Reason):
+    """`cause`: requested | preempted | exited | crashed, as the provider reports it."""
+
+    code = "ended_by_provider"
+    cause: str
+
+    def text(self) -> str:
+        return _CAUSES.get(self.cause, f"{self.cause.capitalize()}.")
+
+
+_CAUSES = {
+    "preempted": "It was preempted.",
+    "requested": "Shoestring terminated it.",
+    "exited": "It exited normally.",
+    "crashed": "It crashed.",
+}
+
+
+@dataclass(frozen=True)
+class PreemptionAnnounced(Reason):
+    code = "preemption_announced"
+
+    def text(self) -> str:
+        return "The provider will terminate it."
+
+
+@dataclass(frozen=True)
+class RanksExited(Reason):
+    """`outcomes`: of its ranks, such as finished, drained or error."""
+
+    code = "ranks_exited"
+    outcomes: tuple[str, ...]
+
+    def text(self) -> str:
+        return f"Its ranks exited: {', '.join(self.outcomes)}."
+
+
+@dataclass(frozen=True)
+class PreemptionNotSimulated(Reason):
+    code = "preemption_not_simulated"
+    provider: str
+
+    def text(self) -> str:
+        return f"Only machines of a simulated provider can be preempted here, not those of {self.provider}."
+
+
+@dataclass(frozen=True)
+class MachineNotRunning(Reason):
+    code = "machine_not_running"
+    state: str
+
+    def text(self) -> str:
+        return f"The machine is {self.state}; only a running machine can be preempted."
+
+
+@dataclass(frozen=True)
+class MachineHostRefused(Reason):
+    code = "machine_host_refused"
+    message: str
+
+    def text(self) -> str:
+        return f"The machine host refused: {self.message}"
+
+
+@dataclass(frozen=True)
+class SecretRefused(Reason):
+    """`secret`: what was wrong: boot_token | second_session | session."""
+
+    code = "secret_refused"
+    secret: str
+
+    def text(self) -> str:
+        return f"Refused {_SECRETS.get(self.secret, self.secret)} for a machine."
+
+
+_SECRETS = {
+    "boot_token": "a wrong boot token",
+    "second_session": "a second session secret",
+    "session": "a wrong session",
+}

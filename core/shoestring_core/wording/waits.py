@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a queued job waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from shoestring_core.states import WaitReason
+from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.units import machines
+
+
+@dataclass(frozen=True)
+class WaitDetail(Reason):
+    """What exactly a job waits for. `waits_for` is the kind of thing, which a job's `wait_reason` records."""
+
+    waits_for: ClassVar[WaitReason]
+
+
+@dataclass(frozen=True)
+class NoOffer(WaitDetail):
+    """`provider` and `type` that the job requires; None: any would do."""
+
+    code = "no_offer"
+    waits_for = WaitReason.CAPACITY
+    provider: str | None
+    type: str | None
+    spot: str
+
+    def text(self) -> str:
+        what = f"{self.type} machine" if self.type else "machine that this job allows"
+        again = "again" if self.type else "with another resources.spot"
+        return f"No {what} is offered by {self.provider or 'any provider'} (spot: {self.spot}). Submit it {again}."
+
+
+@dataclass(frozen=True)
+class ProviderUnanswered(WaitDetail):
+    code = "provider_unanswered"
+    waits_for = WaitReason.CAPACITY
+    provider: str
+
+    def text(self) -> str:
+        return f"{self.provider} does not answer. The job starts once it does."
+
+
+@dataclass(frozen=True)
+class QuotaExhausted(WaitDetail):
+    code = "quota_exhausted"
+    waits_for = WaitReason.QUOTA
+    provider: str
+    type: str
+    market: str
+
+    def text(self) -> str:
+        return (
+            f"The account's quota of {self.type} machines ({self.market}) at {self.provider} is exhausted. It is tried "
+            "again every few minutes; have the quota raised, or wait for other machines to end."
+        )
+
+
+@dataclass(frozen=True)
+class TooFewSlots(WaitDetail):
+    code = "too_few_slots"
+    waits_for = WaitReason.CAPACITY
+    nodes: int
+    provider: str
+    slots: int
+
+    def text(self) -> str:
+        return (
+            f"Needs {machines(self.nodes)} at once and {self.provider} has {self.slots} in all. "
+            "Stop it and submit it with fewer nodes, or have the provider's limit raised."
+        )
+
+
+@dataclass(frozen=True)
+class EarlierMachinesTerminating(WaitDetail):
+    code = "earlier_machines_terminating"
+    waits_for = WaitReason.TERMINATING
+    count: int
+
+    def text(self) -> str:
+        have = "it has" if self.count == 1 else "they have"
+        return (
+            f"{machines(self.count, 'earlier machine')} still terminating; "
+            f"the job continues once the provider confirms that {have} terminated."
+        )
+
+
+@dataclass(frozen=True)
+class RetryDelayed(WaitDetail):
+    code = "retry_delayed"
+    waits_for = WaitReason.CAPACITY
+
+    def text(self) -> str:
+        return "The last attempt ended before its first step. It is retried with increasing delays."
+
+
+@dataclass(frozen=True)
+class BudgetOverdrawn(WaitDetail):
+    """`own`: it is the job's own limit."""
+
+    code = "budget_overdrawn"
+    waits_for = WaitReason.BUDGET
+    account: str
+    overdraft: str
+    own: bool = False
+
+    def text(self) -> str:
+        return (
+            f"The budget of {self.account} is overdrawn by ${self.overdraft}, so no job that it pays for can start. "
+            f"Ask for it to be raised with {_raise_command(self.own)}."
+        )
+
+
+@dataclass(frozen=True)
+class BudgetShort(WaitDetail):
+    """`need`: what is held to start all machines; `missing`: the part that the account can't cover."""
+
+    code = "budget_short"
+    waits_for = WaitReason.BUDGET
+    account: str
+    need: str
+    missing: str
+    nodes: int
+    own: bool = False
+
+    def text(self) -> str:
+        return (
+            f"The budget of {self.account} is ${self.missing} short: starting {machines(self.nodes)} reserves "
+            f"${self.need}. {'Ask' if self.own else 'Wait for running jobs to end, or ask'} for it to be raised with "
+            f"{_raise_command(self.own)}."
+        )
+
+
+@dataclass(frozen=True)
+class BehindJobShortOfBudget(WaitDetail):
+    code = "behind_job_short_of_budget"
+    waits_for = WaitReason.TURN
+    job: str
+    account: str
+
+    def text(self) -> str:
+        return f"Queued behind job {self.job}, which waits for the budget of {self.account}."
+
+
+@dataclass(frozen=True)
+class MachinesInUse(WaitDetail):
+    """`free` of `slots` machines are free, both None without a limit; `ahead`: an earlier job that waits for slots."""
+
+    code = "machines_in_use"
+    waits_for = WaitReason.SLOTS
+    position: int
+    nodes: int
+    free: int | None
+    slots: int | None
+    ahead: str | None
+
+    def text(self) -> str:
+        text = f"Number {self.position} in the queue: needs {machines(self.nodes)}"
+        if self.free is not None:
+            text += f", {self.free} of {self.slots} {'is' if self.free == 1 else 'are'} free"
+        if self.ahead is not None:
+            text += f"; job {self.ahead} is ahead of it"
+        return text + ". It starts automatically when machines become free."
+
+
+def _raise_command(own: bool) -> str:
+    return f"`shoestring budget set{' --job' if own else ''}`"

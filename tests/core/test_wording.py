@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every reason has a sentence, and is the same after it was stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shoestring_core import wording
+from shoestring_core.errors import BudgetExceeded, InvalidState
+from shoestring_core.states import EndReason, WaitReason
+from shoestring_core.wording import Reason, agents, attempts, budget, jobs, machines, sizing, waits
+from shoestring_core.wording.reason import UnknownReason
+from shoestring_core.wording.units import batches_of_steps
+
+ONE = sizing.MachineEstimate(1, "local.cpu", "measured", 130.0, 143.0, "0.0058")
+TWO = sizing.MachineEstimate(2, "local.cpu", "estimated", 70.0, 91.0, "0.0062")
+SHORTAGE = {"account": "0193", "account_title": "team vision", "need": "0.20", "left": "0.08", "short_by": "0.12"}
+
+EXAMPLES: list[Reason] = [
+    # waits
+    waits.NoOffer("local", None, "only"),
+    waits.ProviderUnanswered("ec2"),
+    waits.QuotaExhausted("ec2", "g5.xlarge", "spot"),
+    waits.TooFewSlots(9, "local", 4),
+    waits.EarlierMachinesTerminating(1),
+    waits.RetryDelayed(),
+    waits.BudgetOverdrawn("team vision", "0.12"),
+    waits.BudgetShort("this job", "0.20", "0.12", 1, own=True),
+    waits.BehindJobShortOfBudget("0193", "team vision"),
+    waits.MachinesInUse(3, 2, 1, 4, "0193"),
+    # attempts
+    attempts.GangComplete(),
+    attempts.FewerMachines(3, 4),
+    attempts.MachinePreempted(0),
+    attempts.MachineLost(1, "crashed"),
+    attempts.MachineNotReady(1),
+    attempts.TooFewMachines(),
+    attempts.QuotaTooLow(),
+    attempts.PreemptionNoticed(),
+    attempts.StoppedWithoutOrder(),
+    attempts.AttemptEnded(),
+    attempts.RankKilled(1),
+    attempts.RankFailed(0, "CUDA error"),
+    attempts.RanksLeftBehind(),
+    attempts.NoFinalCheckpoint(),
+    attempts.RolledBack("the loss is nan", 27, 30),
+    attempts.RetryNotAllowed("preempted", "interruption"),
+    attempts.RetriesExhausted(6, 5),
+    attempts.NeverTrained(8),
+    attempts.RanksKeptFailing(4, ""),
+    attempts.RepeatedlyNoFinalCheckpoint(),
+    attempts.TrainingFailed(0, "data", "class a is empty"),
+    attempts.NanPersisted("the loss is nan", ((30, 30), (27, 30))),
+    # jobs: status
+    jobs.AwaitingApproval(),
+    jobs.Waiting(WaitReason.SLOTS, waits.RetryDelayed()),
+    jobs.StartingMachines(),
+    jobs.Recovering(),
+    jobs.Preparing(()),
+    jobs.Training(((4, 5),)),
+    jobs.Stopping("time_limit"),
+    jobs.PausedByBudget(),
+    jobs.Paused(),
+    jobs.Ended(EndReason.DATA, attempts.TrainingFailed(0, "data", "class a is empty"), ()),
+    # jobs: moves
+    jobs.Submitted(),
+    jobs.RetryOf("0193"),
+    jobs.AttemptStarted(1, 2, "local.cpu", "spot"),
+    jobs.GenerationFormed(3),
+    jobs.FinishedAtStep(2697),
+    jobs.MachinesTerminated(),
+    jobs.StopRequested(),
+    jobs.ResumeRequested(),
+    jobs.BudgetRaised(),
+    jobs.TimeLimitReached(300.0),
+    jobs.CannotPause("awaiting_approval"),
+    jobs.CannotResume("ended"),
+    jobs.CannotRetry("running"),
+    jobs.CannotMove("ended", "queued"),
+    jobs.BeingStopped(),
+    jobs.ChangedMeanwhile(),
+    jobs.ScheduleOutdated("0193"),
+    # money
+    budget.CostLimitTooLow("0.01", "0.02"),
+    budget.AccountLimitTooLow("0193", "team vision", "1.00", "5.00", "4.00", first_machines=False),
+    budget.AccountOverdrawn(**SHORTAGE, overdraft="0.01"),
+    budget.AccountExhausted(**SHORTAGE, limit="1.00", used="0.92"),
+    budget.PayerOverdrawn("team vision"),
+    budget.HoldChanged("0193"),
+    budget.HoldAlreadyOpen("0193"),
+    budget.BillWithoutHold("0193"),
+    budget.Usage(68_700_000, "local.cpu", "spot", "0.158"),
+    budget.NeverRan(),
+    budget.JobSettled(),
+    budget.Overrun("0193", "0.01"),
+    budget.LimitChanged("team vision", "2.00", None, "a grant"),
+    budget.LimitBelowUse("team vision", "0.50"),
+    # machines
+    machines.LaunchRefused("capacity", "no spot machines"),
+    machines.LaunchNotNeeded(),
+    machines.TerminationRequested(),
+    machines.NotNeeded(),
+    machines.FundingExpired(),
+    machines.LeaseExpired(),
+    machines.Untracked(),
+    machines.NotReadyInTime(),
+    machines.NoLongerListed(),
+    machines.EndedByProvider("preempted"),
+    machines.PreemptionAnnounced(),
+    machines.RanksExited(("drained", "signal")),
+    machines.PreemptionNotSimulated("ec2"),
+    machines.MachineNotRunning("terminating"),
+    machines.MachineHostRefused("too late"),
+    machines.SecretRefused("boot_token"),
+    # sizing
+    sizing.Sized(sizing.MachinesChosen(ONE, None, None), sizing.WillBeMeasured()),
+    sizing.MachinesChosen(TWO, 60.0, 91),
+    sizing.NotMeasured(2, 300.0),
+    sizing.CountNotMeasured(64, (1, 2, 3, 4), None),
+    sizing.TimeLimitTooShort(TWO, 10.0, 91),
+    sizing.NoFeasibleMachines(100.0, sizing.FasterOverSlots(TWO, "local", 1)),
+    sizing.WhyNotFaster((sizing.NoMoreMachines("local", 2), sizing.FixedTime(8.4))),
+    sizing.WillBeMeasured(),
+    sizing.FasterCostsMore(TWO, "0.0004"),
+    sizing.FasterOverBudget(TWO, "0.04", "0.01", "team vision"),
+    sizing.FasterOverSlots(TWO, "local", 1),
+    sizing.FasterSplitsBatch(TWO, 4, 6),
+    sizing.MoreNotFaster(TWO, 0.5),
+    sizing.NoMoreMachines("local", 2),
+    sizing.MoreNotMeasured(2, "local.cpu"),
+    sizing.FixedTime(10.0),
+    sizing.TypesNotMeasured(("big",)),
+    # agents
+    agents.TrainingStarted(2697, 2, "fp16"),
+    agents.Overflow(32768.0),
+    agents.BatchSkipped(),
+    agents.PreemptionNotice(),
+    agents.AgentMessage("disk_full", ""),
+    agents.CheckpointSaved("order", 1761),
+    UnknownReason("a_later_version"),
+]
+SENTENCES = dict(
+    line.split(": ", 1) for line in Path(__file__).with_name("wording.txt").read_text(encoding="utf-8").splitlines()
+)
+st.register_type_strategy(Reason, st.sampled_from(EXAMPLES))
+
+
+@pytest.mark.parametrize("reason", EXAMPLES, ids=lambda reason: reason.code)
+def test_each_reason_has_its_sentence_also_after_it_was_stored(reason: Reason) -> None:
+    stored = json.loads(json.dumps(reason.as_json()))
+    assert wording.parse(**stored) == reason
+    assert wording.render(**stored) == wording.sentence(reason) == SENTENCES[reason.code]
+
+
+def test_each_code_has_an_example() -> None:
+    assert {reason.code for reason in EXAMPLES} == set(SENTENCES) == set(Reason.known)
+
+
+@given(st.sampled_from(list(Reason.known.values())).flatmap(st.from_type))
+def test_rendering_never_raises_whatever_the_facts_are(reason: Reason) -> None:
+    assert isinstance(wording.render(**json.loads(json.dumps(reason.as_json()))), str)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["code", "facts"]), inner),
+)
+
+
+@given(st.sampled_from([*Reason.known, "a_later_code"]), st.data())
+def test_rendering_never_raises_for_facts_of_another_version(code: str, data: st.DataObject) -> None:
+    names = list(getattr(Reason.known.get(code), "__dataclass_fields__", {})) or ["any"]
+    facts: dict[str, Any] = data.draw(st.dictionaries(st.sampled_from(names), JSON))
+    assert isinstance(wording.render(code, facts), str)
+
+
+def test_an_unknown_code_is_shown_in_words_also_within_another_reason() -> None:
+    assert wording.render("machine_on_fire", {"slot": 3}) == "Machine on fire."
+    assert wording.render("waiting", {"waits_for": "slots", "detail": {"code": "machine_on_fire", "facts": {}}}) == (
+        "Waiting for machines: Machine on fire."
+    )
+
+
+def test_two_reasons_never_share_a_code() -> None:
+    with pytest.raises(TypeError, match="submitted"):
+
+        class _Submitted(Reason):
+            code = "submitted"
+
+            def text(self) -> str:
+                return ""
+
+
+def test_an_error_of_a_decision_takes_sentence_hint_and_facts_from_its_reason() -> None:
+    error = BudgetExceeded(budget.CostLimitTooLow("0.01", "0.02"))
+    assert (error.message, error.hint) == (
+        "limits.cost is $0.01, but its first machines need $0.02.",
+        "Raise limits.cost, or use fewer machines.",
+    )
+    assert error.fields == {"reason": "cost_limit_too_low", "limit": "0.01", "need": "0.02"}
+    assert InvalidState(jobs.CannotPause("ended")).hint is None
+
+
+def test_one_batch_and_several_are_named() -> None:
+    assert batches_of_steps([(12, 12)]) == "the batch of step 12"
+    assert batches_of_steps([(12, 12), (30, 33)]) == "the batches of steps 12, 30 to 33"
+
+
+@pytest.mark.parametrize("reason", [EndReason, WaitReason])
+def test_each_state_of_a_job_is_worded(reason: type[EndReason] | type[WaitReason]) -> None:
+    for one in reason:
+        if one is WaitReason.RESUME:  # only a paused job waits for it
+            continue
+        status = jobs.Ended(one, None, ()) if isinstance(one, EndReason) else jobs.Waiting(one, None)
+        assert wording.sentence(status) not in ("Waiting to start.", "")
+        assert wording.sentence(status).endswith(".")
