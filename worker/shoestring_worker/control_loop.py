@@ -116,11 +116,11 @@ class ControlLoop:
         if not self._ticking.acquire(blocking=False):
             return False
         try:
-            for _ in range(MAX_ROUNDS):
+            for rounds_left in reversed(range(MAX_ROUNDS)):
                 if not self._more_work.is_set():
                     break
                 self._more_work.clear()
-                self._run_steps()
+                self._run_steps(last_round=not rounds_left)
         finally:
             self._ticking.release()
         return True
@@ -136,7 +136,7 @@ class ControlLoop:
         for lane in self._lanes.values():
             lane.close()
 
-    def _run_steps(self) -> None:
+    def _run_steps(self, *, last_round: bool) -> None:
         """Each step makes work for the next ones; work for earlier steps is done in the next round."""
         items = self._items
         if self.monotonic() >= self._heartbeat_at + HEARTBEAT_S:
@@ -150,7 +150,8 @@ class ControlLoop:
         self._for_each("closing", self._close_attempt, work.attempts)
         self._for_each("the time limit", self._enforce_time_limit, work.attempts)
         self._for_each("failures", self._handle_failures, work.attempts, work.now)
-        items.run("the schedule", self._scheduler.schedule_jobs)
+        if last_round or not self._more_work.is_set():  # else it would be made again in the next round
+            items.run("the schedule", self._scheduler.schedule_jobs)
         self._for_each("empty slots", self._refill_slots, work.attempts, work.now)
         self._launch_machines()
         items.run("the funding", self._extend_holds, work)
