@@ -78,7 +78,7 @@ class MetricSeries(WireMessage):
 
     name: str = Field(min_length=1, max_length=250)
     steps: list[Step] = Field(max_length=20_000)
-    times: list[float] = Field(max_length=20_000)
+    times: list[UnixSeconds] = Field(max_length=20_000)
     values: list[float] = Field(max_length=20_000)
 
 
@@ -97,7 +97,7 @@ class AgentEvent(WireMessage):
     """An event on the machine: started, overflow, preemption_notice, rebalance, rejected, log_quota, warning, …"""
 
     kind: str = Field(min_length=1, max_length=40)
-    at: float
+    at: UnixSeconds
     step: Step | None = None
     data: dict[str, Any] = {}
 
@@ -124,7 +124,7 @@ class RankExit(WireMessage):
     rank: int
     outcome: Literal["finished", "drained", "error", "signal"]
     step: Step | None = None
-    at: float
+    at: UnixSeconds
     code: int | None = None
     kind: str | None = Field(default=None, max_length=40)
     """user_code | out_of_memory | nan | data | infrastructure"""

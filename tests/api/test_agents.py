@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
+from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from shoestring_core import wire
 from shoestring_core.store.tables import MachineRow
@@ -56,6 +59,12 @@ def test_a_gap_is_answered_with_the_number_expected(deployment: Deployment) -> N
     assert (answer.status_code, answer.json()["code"], answer.json()["expected"]) == (409, "batch-gap", 1)
 
 
+def _point_at(time: object) -> bytes:
+    """A batch of one point, measured at this time."""
+    point = {"name": "x", "steps": [1], "times": [time], "values": [1]}
+    return json.dumps({"batch": {"seq": 1, "generation": 1, "points": [point]}}).encode()
+
+
 POISON = {
     "no JSON": b"{",
     "not UTF-8": b'{"batch": "\xff"}',
@@ -79,6 +88,15 @@ POISON = {
     ).encode(),
     "a part in such a generation": json.dumps({"member": {"generation": 2**70, "state": "ready"}}).encode(),
     "a notice that is no time": b'{"notice_at": "NaN"}',
+    "a time that is no number": _point_at("NaN"),
+    "a time without end": _point_at("Infinity"),
+    "a time before 1970": _point_at(-1),
+    "a time that no clock shows": _point_at(1e300),
+    "an event at no time": b'{"batch": {"seq": 1, "generation": 1, "events": [{"kind": "x", "at": "NaN"}]}}',
+    "an exit at no time": b'{"member": {"generation": 1, "state": "exited", "exits": '
+    b'[{"rank": 0, "outcome": "signal", "at": "Infinity"}]}}',
+    "a number with ten thousand digits": b'{"batch": {"seq": 1, "generation": 1, "events": '
+    b'[{"kind": "x", "at": 1, "data": {"n": ' + b"9" * 10_000 + b"}}]}}",
     "half a surrogate pair": b'{"batch": {"seq": 1, "generation": 1, "events": [{"kind": "\\ud800", "at": 1}]}}',
     "a thousand levels": b'{"batch": {"seq": 1, "generation": 1, "events": [{"kind": "x", "at": 1, "data": '
     + b'{"a": ' * 1000 + b"1" + b"}" * 1000 + b"}]}}",
@@ -202,11 +220,75 @@ def test_a_final_checkpoint_ends_the_job_and_its_parts_can_be_fetched(deployment
     assert deployment.stranger.get(url).status_code == 404
 
 
-def test_a_checkpoint_that_is_not_what_it_says_is_refused(deployment: Deployment) -> None:
+UPLOADS: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": ({"data": None, "manifest": None}, "not uploaded"),
+    "no data": ({"data": None}, "not uploaded"),
+    "no manifest": ({"manifest": None}, "not uploaded"),
+    "another manifest than it commits": ({"commit": {"manifest_sha256": "0" * 64}}, "does not match the commit"),
+    "a manifest without end": ({"manifest": b" " * 16_000_001}, "A manifest must have at most"),
+    "a manifest that is no JSON": ({"manifest": b"{"}, "can't be read"),
+    "a manifest without its parts": ({"manifest": b'{"format": 1}'}, "can't be read"),
+    "half of the data": ({"data": b"weig"}, "does not match its manifest"),
+    "other data of the same size": ({"data": b"WEIGHTS"}, "does not match its manifest"),
+    "another size than it commits": ({"commit": {"bytes": 8}}, "does not match its manifest"),
+    "another step": ({"fields": {"step": 4}}, "another job, generation or step"),
+    "another generation": ({"fields": {"generation": 2}}, "another job, generation or step"),
+    "another job": ({"fields": {"job": str(uuid4())}}, "another job, generation or step"),
+    "a nonce that is a path": ({"commit": {"nonce": "../000001"}}, "not an upload nonce"),
+}
+
+
+@pytest.mark.parametrize("what", UPLOADS)
+def test_a_checkpoint_that_is_not_what_it_says_is_refused(deployment: Deployment, what: str) -> None:
+    flaw, why = UPLOADS[what]
     job, (agent,) = deployment.running()
     agent.points(range(1, 4))
-    assert agent.checkpoint(3, {"model": b"abc"}, manifest_sha256="0" * 64).status_code == 422
+    answer = _upload(agent, **flaw)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request"), answer.text
+    assert why in answer.json()["detail"]
+    assert deployment.member.get(f"/v1/jobs/{job}/artifacts").json()["artifacts"] == []
     assert deployment.job(job).state == "running"
+
+
+def test_the_upload_that_those_flaws_are_made_from_is_accepted(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    agent.points(range(1, 4))
+    assert _upload(agent).json()["promoted"]
+    assert deployment.job(job).state == "ended"
+
+
+def _upload(
+    agent: Agent,
+    data: bytes | None = b"weights",
+    manifest: bytes | None = b"",
+    fields: dict[str, Any] | None = None,
+    commit: dict[str, Any] | None = None,
+) -> httpx.Response:
+    """Upload data and a manifest, made for `weights` unless it is given, and commit them at step 3."""
+    urls = agent.report().upload_urls
+    content = {
+        "format": 1, "job": str(agent.job), "generation": 1, "step": 3, "bytes": 7,
+        "sha256": hashlib.sha256(b"weights").hexdigest(), "parts": [],
+    }  # fmt: skip
+    text = json.dumps(content | (fields or {})).encode() if manifest == b"" else manifest
+    for url, uploaded in ((urls.data_url, data), (urls.manifest_url, text)):
+        if uploaded is not None:
+            assert agent.deployment.nobody.put(url, content=uploaded).status_code == 201
+    request = {
+        "generation": 1, "step": 3, "nonce": urls.nonce, "bytes": 7, "reason": "final", "through_seq": agent.seq,
+        "manifest_sha256": hashlib.sha256(text or b"").hexdigest(),
+    } | (commit or {})  # fmt: skip
+    return agent.deployment.nobody.post("/agent/v1/checkpoints", json=request, headers=agent.headers)
+
+
+def test_a_preemption_notice_is_kept_as_the_machine_first_announced_it(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    agent.report(notice_at=1_900_000_000.25)
+    agent.report(notice_at=1_900_000_099.0)
+    with deployment.store.read() as db:
+        assert db.sql.get_one(MachineRow, agent.machine).notice_at == 1_900_000_000_250_000
+    told = [event["data"].get("state") for event in deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]]
+    assert told.count("notice") == 1
 
 
 def test_points_come_before_their_checkpoint(deployment: Deployment) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from shoestring_core.store import migrations
-from shoestring_core.store.db import Store, open_store
+from shoestring_core.store.db import Read, Store, open_store
 from shoestring_core.store.tables import Base
 from sqlalchemy import text
 
 from tests import write_order
-from tests.core.world import World
+from tests.core.world import Clock, Fleet, World
 from tests.servers import Postgres
 
 
@@ -60,6 +60,14 @@ def postgres_store(postgres: Postgres) -> Iterator[Store]:
 def world(store: Store) -> World:
     """A team of one, without any limit."""
     return World(store)
+
+
+@pytest.fixture
+def fleet(store: Store, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    """As `world`, at a time that only the test moves."""
+    clock = Clock()
+    monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
+    return Fleet(store, clock=clock)
 
 
 def _empty(store: Store) -> None:

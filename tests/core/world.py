@@ -1,19 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A team with jobs and machines in a real store, as small as the tables allow."""
+"""A team in a real store, with jobs and machines as small as the tables allow, or with a fleet and its own clock."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 from uuid import UUID
 
-from shoestring_core import spec
+from shoestring_core import spec, wire
 from shoestring_core.decide.billing import Line
-from shoestring_core.store import identity, jobs, ledger
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.schedule import schedule_jobs
+from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.states import MachineState
+from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Store
+from shoestring_core.store.fleet import agents, gangs, launches, observations, planning, queue
 from shoestring_core.store.ids import new_id
-from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, JobRow, MachineRow
+from shoestring_core.store.tables import (
+    AccountRow,
+    AttemptRow,
+    CheckpointRow,
+    EventRow,
+    GenerationRow,
+    HoldRow,
+    JobRow,
+    MachineRow,
+    MemberRow,
+    TransferRow,
+)
+from shoestring_core.wording import attempts
 from shoestring_core.wording.budget import NeverRan
-from sqlalchemy import select
+from sqlalchemy import UpdateBase, event, select, update
+
+T = TypeVar("T")
+PLANNED, LAUNCHING, RUNNING = MachineState.PLANNED, MachineState.LAUNCHING, MachineState.RUNNING
+TERMINATING, TERMINATED, NEVER_LAUNCHED = MachineState.TERMINATING, MachineState.TERMINATED, MachineState.NEVER_LAUNCHED
+OFFER = Offer("local", "local", "", "local.cpu", "spot", "0.158", "0.526", None, "test", True)
 
 
 @dataclass
@@ -93,3 +119,223 @@ class World:
     def find_discrepancies(self) -> list[ledger.Discrepancy]:
         with self.store.read() as db:
             return ledger.find_discrepancies(db)
+
+
+@dataclass
+class Clock:
+    """Time in µs that advances only on request."""
+
+    now: int = 1_800_000_000 * S
+
+    def __call__(self) -> int:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += round(seconds * S)
+
+
+@dataclass
+class Fleet(World):
+    """A world whose machines are launched, observed and reported on by hand, at times that the test chooses."""
+
+    clock: Clock = field(default_factory=Clock)
+    timeouts: Timeouts = field(default_factory=lambda: Timeouts(funding_lease=60 * S))
+    tick_requests: list[bool] = field(default_factory=list)
+    """Whether each commit with events requested a tick."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.store.on_commit.append(lambda committed: self.tick_requests.append(committed.tick_requested))
+
+    def write(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+        return self.store.write(lambda db: function(db, *args, **kwargs))
+
+    def read(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+        with self.store.read() as db:
+            return function(db, *args, **kwargs)
+
+    def alter(self, table: type, *where: Any, **values: object) -> None:
+        """Change rows as no function of the store does."""
+        self.store.write(lambda db: db.execute(update(table).where(*where).values(**values)))
+
+    def requests_tick(self, action: Callable[[], object]) -> bool:
+        """Whether an action, which must commit events, requests a tick."""
+        self.tick_requests.clear()
+        action()
+        assert self.tick_requests
+        return any(self.tick_requests)
+
+    # What scheduler, launcher, provider and agents do
+
+    def start(self, nodes: int | str = 1, cost: str | None = None, **fields: object) -> UUID:
+        """A job whose machines are planned."""
+        job = self.job(cost, resources={"nodes": nodes}, **fields).id
+        self.open_attempt(job)
+        return job
+
+    def open_attempt(self, job: UUID) -> list[UUID]:
+        def work(db):
+            snapshot = queue.load_queue(db, self.timeouts, {}).snapshot
+            starts = schedule_jobs(snapshot, [OFFER], db.now, {OFFER.provider: self.timeouts}).starts
+            start = next(start for start in starts if start.job == job)
+            return planning.apply_start(db, start, snapshot.epoch, agent_url="http://api", deployment="test")
+
+        return self.store.write(work)
+
+    def call(self, machine: UUID) -> launches.LaunchCall:
+        call = self.write(launches.begin_launch, machine, self.timeouts)
+        assert call is not None
+        return call
+
+    def observe(self, machine: UUID, state: str = "running", **facts: object) -> None:
+        """The provider's list has the machine in this state."""
+        row = self.machine_row(machine)
+        launched_at = facts.pop("launched_at", row.launched_at or self.clock.now)
+        observed = ProviderMachine(
+            row.provider, row.region, f"pm-{machine.hex}", str(machine), {}, state, launched_at, **facts
+        )
+        self.write(observations.record_observation, machine, observed, self.timeouts)
+
+    def end(self, machine: UUID, cause: str = "exited") -> None:
+        self.observe(machine, "ended", ended_at=self.clock.now, end_cause=cause)
+
+    def launch(self, job: UUID) -> list[UUID]:
+        """All planned machines of a job run."""
+        planned = [row.id for row in self.machine_rows(job) if row.state == PLANNED]
+        for machine in planned:
+            self.call(machine)
+            self.observe(machine)
+        return planned
+
+    def register(self, machine: UUID, session: str = "session", token_ok: bool = True) -> MachineRow | None:
+        secret = wire.hash_session(f"{session} {machine}")
+        return self.write(agents.register, machine, token_ok, secret, "127.0.0.1", {"cpus": 2}, self.timeouts)
+
+    def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:
+        status = wire.MemberStatus(generation=generation, state=state, **more)
+        return self.write(agents.record_member_status, machine, status)
+
+    def exits(self, machine: UUID, generation: int, outcome: str, **more: object) -> None:
+        self.say(machine, "exited", generation, exits=[wire.RankExit(rank=0, outcome=outcome, at=1.0, **more)])
+
+    def form(self, job: UUID) -> list[UUID]:
+        """The machines that run register and get ready; the generation forms."""
+        machines = [row.id for row in self.machine_rows(job) if row.state == RUNNING]
+        for machine in machines:
+            self.register(machine)
+        for machine in machines:
+            self.say(machine, "ready", self.job_row(job).generation, port=29500)
+        return machines
+
+    def running(self, nodes: int | str = 1, **fields: object) -> tuple[UUID, list[UUID]]:
+        """A job whose first generation has formed, and its machines by slot."""
+        job = self.start(nodes, **fields)
+        self.launch(job)
+        return job, self.form(job)
+
+    def restart(self, job: UUID) -> int:
+        """The next generation on the same machines; it forms."""
+        number = self.write(gangs.open_generation, job, self.job_row(job).attempt, attempts.RankKilled(0))
+        self.form(job)
+        return number
+
+    def train(self, job: UUID, step: int) -> None:
+        """Points of the current generation are stored up to `step`."""
+        number = self.job_row(job).generation
+        self.alter(GenerationRow, GenerationRow.job == job, GenerationRow.number == number, last_step=step)
+
+    def commit(self, machine: UUID, generation: int, step: int, reason: str = "periodic", **fields: Any) -> bool:
+        """Commit a checkpoint, by default with the nonce that is offered."""
+        place = self.read(checkpoints.next_upload, machine)
+        request = {
+            "generation": generation, "step": step, "reason": reason, "nonce": place.nonce if place else "000001",
+            "manifest_sha256": f"{step:064d}", "bytes": 10 + step, "through_seq": 0,
+        }  # fmt: skip
+        return self.write(checkpoints.commit, machine, wire.CheckpointCommit(**request | fields))
+
+    def finish_attempt(self, job: UUID) -> None:
+        """The job's machines have ended and are billed; its attempt is closed."""
+        for row in self.machine_rows(job):
+            if row.state in (LAUNCHING, RUNNING, TERMINATING):
+                self.end(row.id)
+        assert self.write(gangs.finish_attempt, job, self.job_row(job).attempt)
+
+    # What the rows say
+
+    def job_row(self, job: UUID) -> JobRow:
+        return self._one(JobRow, JobRow.id == job)
+
+    def attempt_row(self, job: UUID, number: int = 1) -> AttemptRow:
+        return self._one(AttemptRow, AttemptRow.job == job, AttemptRow.number == number)
+
+    def generation_row(self, job: UUID, number: int = 1) -> GenerationRow:
+        return self._one(GenerationRow, GenerationRow.job == job, GenerationRow.number == number)
+
+    def machine_row(self, machine: UUID) -> MachineRow:
+        return self._one(MachineRow, MachineRow.id == machine)
+
+    def hold_row(self, machine: UUID) -> HoldRow:
+        return self._one(HoldRow, HoldRow.machine == machine)
+
+    def machine_rows(self, job: UUID) -> list[MachineRow]:
+        """By attempt and ordinal, which is that of slots in the beginning."""
+        return self._all(
+            select(MachineRow).where(MachineRow.job == job).order_by(MachineRow.attempt, MachineRow.ordinal)
+        )
+
+    def ids(self, job: UUID) -> list[UUID]:
+        return [row.id for row in self.machine_rows(job)]
+
+    def member_rows(self, job: UUID, generation: int = 1) -> list[MemberRow]:
+        chosen = select(MemberRow).where(MemberRow.job == job, MemberRow.generation == generation)
+        return self._all(chosen.order_by(MemberRow.node_rank))
+
+    def checkpoint_rows(self, job: UUID) -> list[CheckpointRow]:
+        chosen = select(CheckpointRow).where(CheckpointRow.job == job)
+        return self._all(chosen.order_by(CheckpointRow.generation, CheckpointRow.step))
+
+    def transfer_rows(self, machine: UUID) -> list[TransferRow]:
+        return self._all(select(TransferRow).where(TransferRow.machine == machine).order_by(TransferRow.id))
+
+    def machine_states(self, job: UUID) -> list[str]:
+        return [row.state for row in self.machine_rows(job)]
+
+    def told(self, kind: str, machine: UUID) -> list[tuple[str, str]]:
+        """State and reason, as it is stored, of the events about a machine."""
+        return [(row.data["state"], row.reason) for row in self.events(kind) if about(row) == str(machine)]
+
+    def _one(self, table: type[T], *where: Any) -> T:
+        with self.store.read() as db:
+            return db.sql.scalars(select(table).where(*where)).one()
+
+    def _all(self, query: Any) -> list[Any]:
+        with self.store.read() as db:
+            return list(db.sql.scalars(query))
+
+
+def about(row: EventRow) -> str | None:
+    """What an event is about: a machine, a checkpoint, or the batch of a machine."""
+    return row.ref
+
+
+@contextmanager
+def meanwhile(store: Store, table: str, change: UpdateBase, skip: int = 0) -> Iterator[None]:
+    """Make a change just before the next UPDATE of `table`, as a transaction between a decision and its write would.
+
+    skip  how many updates of the table come before that one
+    """
+    updates = 0
+
+    def strike(connection, cursor, statement, parameters, context, many) -> None:
+        nonlocal updates
+        if statement.startswith(f"UPDATE {table} "):
+            updates += 1
+            if updates == skip + 1:
+                connection.execute(change)
+
+    event.listen(store.writer, "before_cursor_execute", strike)
+    try:
+        yield
+    finally:
+        event.remove(store.writer, "before_cursor_execute", strike)
+    assert updates > skip, f"{table} was never updated"

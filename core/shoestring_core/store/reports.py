@@ -109,7 +109,7 @@ def _update_job(
                 changes["last_epoch_milli"] = round(epoch.latest_value * 1000)
     for event in batch.events:
         total = event.data.get("steps_total")
-        if event.kind == "started" and isinstance(total, int) and 0 < total < 2**62:
+        if event.kind == "started" and type(total) is int and 0 < total < 2**62:
             changes["steps_total"] = total
         if event.kind == "log_quota":
             changes["log_truncated"] = True

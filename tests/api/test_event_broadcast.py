@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the viewers of a team share in memory is bounded, and nobody misses anything for it."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+
+import pytest
+from shoestring_api import event_broadcast
+
+from tests.api.deployment import Deployment
+
+pytestmark = pytest.mark.any_database
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_CACHED_GROUPS", 3), ("MAX_CACHED_CHARACTERS", 1)])
+def test_messages_that_every_viewer_has_seen_are_dropped_and_read_again_for_one_that_is_far_back(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(event_broadcast, limit, value)
+    job, (agent,) = deployment.running()
+    cursor = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
+    with deployment.stream(f"job:{job}") as stream:
+        live = (step for one in stream if one.name == "points" for step in one.data["curves"][0]["steps"])
+        for step in range(1, 21):
+            agent.points(range(step, step + 1))
+            assert next(live) == step
+        cached = [one for one in gc.get_objects() if isinstance(one, event_broadcast.MessageGroup)]
+        assert 1 <= len(cached) <= 4, "three, and one that is being sent"
+        with deployment.stream(f"job:{job}", cursor) as behind:
+            late = (step for one in behind if one.name == "points" for step in one.data["curves"][0]["steps"])
+            assert list(itertools.islice(late, 20)) == list(range(1, 21))
+            agent.points(range(21, 22))
+            assert (next(live), next(late)) == (21, 21)

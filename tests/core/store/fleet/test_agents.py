@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What agents report changes the rows of their own machine, and the gang only once all of it agrees."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from shoestring_core import wire
+from shoestring_core.decide.timeouts import S
+from shoestring_core.errors import AgentRefused
+from shoestring_core.states import JobState
+from shoestring_core.store import jobs
+from shoestring_core.store.fleet import agents, gangs, observations
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
+from shoestring_core.wording import attempts, machines
+
+from tests.core.world import LAUNCHING, NEVER_LAUNCHED, PLANNED, RUNNING, TERMINATED, TERMINATING, Fleet, about
+
+
+def order(fleet: Fleet, machine: UUID, base: str = "http://objects") -> tuple[wire.Order, str]:
+    return fleet.read(agents.current_order, machine, lambda key: f"{base}/{key}", fleet.timeouts)
+
+
+# Leases
+
+
+def test_a_report_renews_the_lease_of_its_own_machine_alone(fleet: Fleet) -> None:
+    _, (machine, other) = fleet.running(nodes=2)
+    before = fleet.machine_row(other)
+    fleet.clock.pass_(20)
+    returned = fleet.write(agents.renew_lease, machine, fleet.timeouts)
+    renewed, silent = fleet.machine_row(machine), fleet.machine_row(other)
+    assert renewed.last_report_at == fleet.clock.now
+    assert renewed.alive_until == returned.alive_until == fleet.clock.now + fleet.timeouts.machine_lease
+    assert (silent.last_report_at, silent.alive_until) == (before.last_report_at, before.alive_until)
+
+
+def test_a_machine_that_is_to_end_gets_no_new_lease(fleet: Fleet) -> None:
+    _, (machine,) = fleet.running()
+    before = fleet.machine_row(machine)
+    for state in (PLANNED, TERMINATING, TERMINATED, NEVER_LAUNCHED):
+        fleet.alter(MachineRow, MachineRow.id == machine, state=state, ended_at=1)
+        fleet.clock.pass_(5)
+        fleet.write(agents.renew_lease, machine, fleet.timeouts)
+        row = fleet.machine_row(machine)
+        assert (row.state, row.alive_until, row.last_report_at) == (state, before.alive_until, before.last_report_at)
+
+
+def test_a_machine_whose_launch_was_not_answered_yet_can_report(fleet: Fleet) -> None:
+    (machine,) = fleet.ids(fleet.start())
+    fleet.call(machine)
+    fleet.register(machine)
+    fleet.clock.pass_(7)
+    fleet.write(agents.renew_lease, machine, fleet.timeouts)
+    row = fleet.machine_row(machine)
+    assert (row.state, row.alive_until) == (LAUNCHING, fleet.clock.now + fleet.timeouts.machine_lease)
+
+
+def test_the_first_preemption_notice_counts_and_requests_a_tick(fleet: Fleet) -> None:
+    _, (machine, other) = fleet.running(nodes=2)
+    assert fleet.requests_tick(lambda: fleet.write(agents.record_notice, machine, 111))
+    fleet.write(agents.record_notice, machine, 222)
+    assert (fleet.machine_row(machine).notice_at, fleet.machine_row(other).notice_at) == (111, None)
+    assert [state for state, _ in fleet.told("machine", machine)].count("notice") == 1
+
+
+# Registration
+
+
+def test_registering_binds_the_session_of_one_machine(fleet: Fleet) -> None:
+    machine, other = fleet.launch(fleet.start(nodes=2))
+    fleet.clock.pass_(2)
+    returned = fleet.register(machine)
+    row = fleet.machine_row(machine)
+    assert returned is not None
+    assert returned.session_hash == row.session_hash == wire.hash_session(f"session {machine}")
+    assert (row.registered_at, row.last_report_at) == (fleet.clock.now, fleet.clock.now)
+    assert row.alive_until == fleet.clock.now + fleet.timeouts.machine_lease
+    assert (row.address, row.hardware) == ("127.0.0.1", {"cpus": 2})
+    assert fleet.told("machine", machine)[-1] == ("registered", None)
+    assert (fleet.machine_row(other).session_hash, fleet.machine_row(other).registered_at) == (None, None)
+    fleet.clock.pass_(3)
+    assert fleet.register(machine) is not None
+    assert fleet.machine_row(machine).registered_at == fleet.clock.now - 3 * S, "a lost reply changes nothing"
+
+
+@pytest.mark.parametrize("why", ["a wrong boot token", "a second session secret"])
+def test_a_refused_registration_alarms_the_team_and_binds_nothing(fleet: Fleet, why: str) -> None:
+    job = fleet.start()
+    (machine,) = fleet.launch(job)
+    if why == "a second session secret":
+        fleet.register(machine)
+    before = fleet.machine_row(machine).session_hash
+    assert fleet.register(machine, "thief", token_ok=why != "a wrong boot token") is None
+    assert fleet.machine_row(machine).session_hash == before
+    (alarm,) = fleet.events("alarm")
+    assert (alarm.job, alarm.attempt, about(alarm)) == (job, 1, str(machine))
+    refused = "boot_token" if why == "a wrong boot token" else "second_session"
+    assert alarm.reason == machines.SecretRefused(refused).as_json()
+
+
+def test_a_machine_that_is_to_end_does_not_register(fleet: Fleet) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    for state in (PLANNED, TERMINATING, TERMINATED, NEVER_LAUNCHED):
+        fleet.alter(MachineRow, MachineRow.id == machine, state=state, ended_at=1)
+        assert fleet.register(machine) is None
+        assert fleet.machine_row(machine).session_hash is None
+
+
+def test_a_machine_that_does_not_exist_is_refused(fleet: Fleet) -> None:
+    with pytest.raises(AgentRefused):
+        fleet.write(agents.register, new_id(), True, "hash", "", {}, fleet.timeouts)
+    with pytest.raises(AgentRefused):
+        fleet.read(agents.authenticate, new_id(), "session")
+    with pytest.raises(AgentRefused):
+        fleet.write(agents.renew_lease, new_id(), fleet.timeouts)
+
+
+def test_a_machine_without_a_session_authenticates_nobody(fleet: Fleet) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    with pytest.raises(AgentRefused):
+        fleet.read(agents.authenticate, machine, "")
+    fleet.register(machine)
+    assert fleet.read(agents.authenticate, machine, f"session {machine}").id == machine
+    with pytest.raises(AgentRefused):
+        fleet.read(agents.authenticate, machine, "session")
+
+
+def test_the_first_generation_opens_when_the_whole_gang_has_registered(fleet: Fleet) -> None:
+    job, bystander = fleet.start(nodes=3), fleet.start()
+    machines = fleet.launch(job)
+    fleet.register(fleet.launch(bystander)[0])
+    for machine in machines[1:]:
+        fleet.register(machine)
+        assert fleet.job_row(job).generation == 0
+        assert order(fleet, machine)[0].kind == "wait"
+    fleet.clock.pass_(1)
+    fleet.register(machines[0])
+    opened = fleet.generation_row(job)
+    assert (opened.state, opened.attempt, opened.opened_at) == ("forming", 1, fleet.clock.now)
+    assert (opened.world_size, opened.start_step, opened.start_checkpoint) == (3, 0, None)
+    assert [(one.machine, one.nproc) for one in fleet.member_rows(job)] == [(machine, 1) for machine in machines]
+    fleet.register(machines[0])
+    assert fleet.job_row(job).generation == 1
+    assert fleet.job_row(bystander).generation == 1
+
+
+@pytest.mark.parametrize("state", [TERMINATING, TERMINATED])
+def test_no_generation_opens_with_a_machine_that_is_lost(fleet: Fleet, state: str) -> None:
+    job = fleet.start(nodes=2)
+    lost, machine = fleet.launch(job)
+    fleet.register(lost)
+    fleet.alter(MachineRow, MachineRow.id == lost, state=state, ended_at=1)
+    assert fleet.register(machine) is not None
+    assert fleet.job_row(job).generation == 0
+
+
+def test_no_generation_opens_before_every_machine_of_the_gang_is_there(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    machine, other = fleet.launch(job)
+    fleet.alter(MachineRow, MachineRow.id == other, state=NEVER_LAUNCHED)
+    fleet.register(machine)
+    assert fleet.job_row(job).generation == 0
+
+
+def test_no_generation_opens_for_a_job_that_is_being_stopped(fleet: Fleet) -> None:
+    job = fleet.start()
+    (machine,) = fleet.launch(job)
+    fleet.write(jobs.stop, job, "ann")
+    assert fleet.register(machine) is not None
+    assert fleet.job_row(job).generation == 0
+
+
+def test_each_attempt_has_its_own_first_generation(fleet: Fleet) -> None:
+    job, (machine,) = fleet.running()
+    fleet.train(job, 5)
+    fleet.commit(machine, 1, 5)
+    end_attempt(fleet, job)
+    fleet.open_attempt(job)
+    (second,) = fleet.launch(job)
+    fleet.register(second)
+    opened = fleet.generation_row(job, 2)
+    assert (opened.attempt, opened.state, opened.start_step) == (2, "forming", 5)
+    assert opened.start_checkpoint == fleet.job_row(job).checkpoint
+    assert [one.machine for one in fleet.member_rows(job, 2)] == [second]
+
+
+def end_attempt(fleet: Fleet, job: UUID) -> None:
+    """The job is queued again, and all its machines have ended."""
+    row = fleet.job_row(job)
+    fleet.write(jobs.transition, row, JobState.QUEUED, actor="test", reason=attempts.MachineLost(0, None))
+    fleet.write(gangs.close_attempt, job, row.attempt, "machine_lost")
+    fleet.finish_attempt(job)
+
+
+# Forming
+
+
+def test_a_generation_forms_once_all_its_members_are_ready(fleet: Fleet) -> None:
+    job, bystander = fleet.start(nodes=2), fleet.start()
+    first, second = fleet.launch(job)
+    for machine in (*fleet.launch(bystander), first, second):
+        fleet.register(machine)
+    fleet.clock.pass_(1)
+    assert not fleet.say(second, "ready", 1)
+    assert not fleet.say(second, "ready", 1, port=7), "said twice"
+    assert fleet.generation_row(job).state == "forming"
+    assert order(fleet, second)[0].kind == "prepare"
+    fleet.clock.pass_(1)
+    assert fleet.requests_tick(lambda: fleet.say(first, "ready", 1, port=29500))
+    formed, row = fleet.generation_row(job), fleet.job_row(job)
+    assert (formed.state, formed.master, formed.formed_at) == ("formed", "127.0.0.1:29500", fleet.clock.now)
+    assert (row.state, row.started_at) == ("running", fleet.clock.now)
+    ready = [(one.ready_at, one.port) for one in fleet.member_rows(job)]
+    assert ready == [(fleet.clock.now, 29500), (fleet.clock.now - S, None)]
+    assert fleet.generation_row(bystander).state == "forming"
+    assert [one.data["state"] for one in fleet.events("generation") if one.job == job] == ["forming", "formed"]
+    assert not fleet.say(second, "ready", 1, port=8)
+    assert fleet.generation_row(job).master == "127.0.0.1:29500"
+
+
+def test_rank_0_may_be_the_first_that_is_ready(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    for machine in fleet.launch(job):
+        fleet.register(machine)
+    first, second = fleet.ids(job)
+    assert not fleet.say(first, "ready", 1, port=29500)
+    assert fleet.say(second, "ready", 1, port=29501)
+    assert fleet.generation_row(job).master == "127.0.0.1:29500"
+
+
+def test_a_generation_of_a_job_that_is_being_stopped_does_not_form(fleet: Fleet) -> None:
+    job = fleet.start()
+    (machine,) = fleet.launch(job)
+    fleet.register(machine)
+    fleet.write(jobs.stop, job, "ann")
+    fleet.say(machine, "ready", 1, port=29500)
+    assert fleet.generation_row(job).state == "forming"
+    assert fleet.job_row(job).state == "stopping"
+
+
+def test_ready_for_an_older_generation_is_no_news(fleet: Fleet) -> None:
+    job = fleet.start()
+    (machine,) = fleet.launch(job)
+    fleet.register(machine)
+    fleet.write(gangs.open_generation, job, 1, attempts.RankKilled(0))
+    assert not fleet.say(machine, "ready", 1, port=1)
+    assert fleet.member_rows(job, 1)[0].ready_at is None
+    assert fleet.job_row(job).state == "launching"
+    assert not fleet.say(machine, "ready", 3, port=1), "no member of it"
+    assert fleet.say(machine, "ready", 2, port=1)
+    assert fleet.generation_row(job, 2).state == "formed"
+
+
+def test_the_exit_of_a_member_is_recorded_once(fleet: Fleet) -> None:
+    job, (machine, other) = fleet.running(nodes=2)
+    ends = [
+        wire.RankExit(rank=0, outcome="signal", at=2.0, code=-9),
+        wire.RankExit(rank=1, outcome="error", at=1.0, kind="data", message="no file"),
+        wire.RankExit(rank=2, outcome="error", at=1.0, kind="data", message="no file"),
+    ]
+    fleet.clock.pass_(1)
+    assert fleet.requests_tick(lambda: fleet.say(machine, "exited", 1, exits=ends))
+    fleet.clock.pass_(1)
+    fleet.exits(machine, 1, "finished")
+    first, second = fleet.member_rows(job)
+    assert first.exited_at == fleet.clock.now - S
+    assert [wire.RankExit.model_validate(one) for one in first.exits] == ends
+    assert (second.machine, second.exited_at, second.exits) == (other, None, None)
+    told = [one for one in fleet.events("generation") if one.data["state"] == "exited"]
+    assert [(one.reason["facts"], one.generation, about(one)) for one in told] == [
+        ({"outcomes": ["error", "signal"]}, 1, str(machine))
+    ]
+    assert told[0].data["exits"] == first.exits
+
+
+def test_the_exit_from_an_older_generation_is_kept_with_it(fleet: Fleet) -> None:
+    job, (machine,) = fleet.running()
+    fleet.restart(job)
+    fleet.exits(machine, 1, "signal")
+    assert fleet.member_rows(job, 1)[0].exited_at == fleet.clock.now
+    assert fleet.member_rows(job, 2)[0].exited_at is None
+    assert order(fleet, machine)[0].kind == "run"
+
+
+def test_a_member_that_says_it_runs_changes_nothing(fleet: Fleet) -> None:
+    job, (machine,) = fleet.running()
+    assert not fleet.say(machine, "running", 1)
+    assert fleet.member_rows(job)[0].exited_at is None
+
+
+# Orders
+
+
+def test_an_order_has_a_tag_that_changes_with_it_alone(fleet: Fleet) -> None:
+    job, (machine, other) = fleet.running(nodes=2)
+    first, tag = order(fleet, machine)
+    again, same = order(fleet, machine, "http://signed-again")
+    assert (first.kind, again.kind, tag) == ("run", "run", same)
+    assert order(fleet, other)[1] != tag
+    fleet.write(jobs.stop, job, "ann")
+    assert order(fleet, machine)[1] != tag
+    assert order(fleet, machine)[0].reason == "user"
+
+
+def test_ranks_run_as_their_generation_was_formed(fleet: Fleet) -> None:
+    job, (first, second) = fleet.running(nodes=2)
+    run = order(fleet, second)[0].run
+    assert run is not None
+    assert (run.node_rank, run.nnodes, run.nproc_per_node) == (1, 2, 1)
+    assert (run.master_addr, run.master_port, run.resume, run.init) == ("127.0.0.1", 29500, None, None)
+    fleet.train(job, 7)
+    fleet.commit(first, 1, 7)
+    stored = fleet.checkpoint_rows(job)[0]
+    fleet.restart(job)
+    now = order(fleet, first)[0]
+    run = now.run
+    assert run is not None
+    assert now.generation == 2
+    assert run.resume == wire.CheckpointDownload(
+        step=7, data_url=f"http://objects/{stored.object_key}/data",
+        manifest_url=f"http://objects/{stored.object_key}/manifest.json", manifest_sha256=stored.manifest_sha,
+    )  # fmt: skip
+
+
+def test_weights_are_initialized_from_another_job_only_without_an_own_checkpoint(fleet: Fleet) -> None:
+    source, (machine,) = fleet.running()
+    fleet.train(source, 9)
+    fleet.commit(machine, 1, 9)
+    theirs = fleet.checkpoint_rows(source)[0]
+    job, (own,) = fleet.running()
+    fleet.alter(JobRow, JobRow.id == job, init_checkpoint=theirs.id)
+    run = order(fleet, own)[0].run
+    assert run is not None
+    assert (run.resume, run.init.step) == (None, 9)
+    fleet.train(job, 3)
+    fleet.commit(own, 1, 3)
+    fleet.restart(job)
+    run = order(fleet, own)[0].run
+    assert (run.resume.step, run.init) == (3, None)
+
+
+def test_a_machine_of_an_earlier_attempt_shuts_down(fleet: Fleet) -> None:
+    job, (machine,) = fleet.running()
+    end_attempt(fleet, job)
+    fleet.clock.pass_(1)
+    fleet.open_attempt(job)
+    fleet.alter(MachineRow, MachineRow.id == machine, state=RUNNING, ended_at=None)
+    assert order(fleet, machine)[0].kind == "shutdown"
+    assert order(fleet, machine)[0].reason == "machine_lost"
+
+
+# A gang that may lose machines
+
+
+def elastic(fleet: Fleet) -> tuple[UUID, list[UUID], UUID]:
+    """A generation of two machines of three; the third has registered and waits."""
+    job = fleet.start(nodes="2..3")
+    *pair, late = fleet.launch(job)
+    for machine in pair:
+        fleet.register(machine)
+    fleet.write(gangs.open_generation, job, 1, attempts.FewerMachines(2, 3), (0, 1))
+    for machine in pair:
+        fleet.say(machine, "ready", 1, port=29500)
+    fleet.register(late)
+    return job, pair, late
+
+
+def test_waiting_machines_are_admitted_once_the_generation_has_done_a_step(fleet: Fleet) -> None:
+    job, (first, second), late = elastic(fleet)
+    assert {order(fleet, one)[0].kind for one in (first, second)} == {"run"}
+    fleet.train(job, 0)
+    assert order(fleet, first)[0].kind == "run"
+    fleet.train(job, 1)
+    assert [order(fleet, one)[0].kind for one in (first, second, late)] == ["drain", "drain", "wait"]
+    fleet.alter(GenerationRow, GenerationRow.job == job, start_step=1)
+    assert order(fleet, first)[0].kind == "run", "no step beyond where it began"
+    fleet.alter(GenerationRow, GenerationRow.job == job, start_step=0)
+    fleet.write(observations.begin_termination, late, machines.NotNeeded(), lease=False)
+    assert order(fleet, first)[0].kind == "run"
+
+
+def test_a_gang_of_fixed_size_admits_nobody(fleet: Fleet) -> None:
+    job, (first, _), _ = elastic(fleet)
+    fleet.train(job, 1)
+    fixed = fleet.job_row(job).spec
+    fixed["resources"]["min"] = fixed["resources"]["nodes"]
+    fleet.alter(JobRow, JobRow.id == job, spec=fixed)
+    assert order(fleet, first)[0].kind == "run"

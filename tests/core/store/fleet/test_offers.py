@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The providers' offers as they are now, and every price that there was."""
+
+from __future__ import annotations
+
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.timeouts import S
+from shoestring_core.store.fleet import offers
+from shoestring_core.store.tables import OfferRow, PriceRow
+from sqlalchemy import select
+
+from tests.core.world import OFFER, Fleet
+
+
+def test_offers_are_replaced_and_each_change_of_a_price_is_kept(fleet: Fleet) -> None:
+    dearer = Offer("local", "local", "", "local.cpu", "on_demand", "0.526", "0.526", None, "test", True)
+    fleet.write(offers.save_offers, "local", [dearer, OFFER], fleet.timeouts)
+    assert fleet.read(offers.load_offers) == [dearer, OFFER]
+    first_at = fleet.clock.now
+    fleet.clock.pass_(10)
+    cheaper = Offer("local", "local", "", "local.cpu", "spot", "0.100", "0.526", 4, "test", True)
+    for _ in range(2):
+        fleet.write(offers.save_offers, "local", [cheaper], fleet.timeouts)
+    fleet.clock.pass_(10)
+    fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
+    assert fleet.read(offers.load_offers) == [OFFER]
+    with fleet.store.read() as db:
+        assert len(db.sql.scalars(select(OfferRow)).all()) == 1
+        prices = db.sql.scalars(select(PriceRow).order_by(PriceRow.market, PriceRow.valid_from)).all()
+    assert [(one.market, one.amount, one.valid_from, one.fetched_at) for one in prices] == [
+        ("on_demand", "0.526", first_at, first_at),
+        ("spot", "0.158", first_at, first_at),
+        ("spot", "0.100", first_at + 10 * S, first_at + 10 * S),
+        ("spot", "0.158", first_at + 20 * S, first_at + 20 * S),
+    ]
+    assert {(one.source, one.unit, one.simulated) for one in prices} == {("test", "hour", True)}

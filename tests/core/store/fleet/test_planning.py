@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts are applied whole and once, from a snapshot that has all that they depend on."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.schedule import QueueSnapshot, schedule_jobs
+from shoestring_core.decide.timeouts import S
+from shoestring_core.errors import BudgetExceeded, StaleTransition
+from shoestring_core.states import JobState
+from shoestring_core.store import jobs
+from shoestring_core.store.fleet import gangs, launches, planning, queue
+from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.wording.attempts import MachineLost
+from shoestring_core.wording.jobs import AttemptStarted
+from sqlalchemy import select
+
+from tests.core.world import NEVER_LAUNCHED, OFFER, PLANNED, RUNNING, TERMINATED, Fleet, World
+
+
+def snapshot(fleet: Fleet) -> QueueSnapshot:
+    return fleet.read(queue.load_queue, fleet.timeouts, {}).snapshot
+
+
+def refill(fleet: Fleet, job: UUID, slot: int, offer: Offer = OFFER) -> UUID | None:
+    return fleet.write(
+        planning.refill_slot, job, 1, slot, offer, agent_url="http://api", deployment="test", timeouts=fleet.timeouts
+    )
+
+
+# The queue as the scheduler sees it
+
+
+def test_the_queue_has_the_jobs_that_may_start_in_their_order(fleet: Fleet) -> None:
+    assert snapshot(fleet).queue == ()
+    running = fleet.start(nodes=2)
+    first = fleet.job(resources={"nodes": 3}).id
+    paused = fleet.job().id
+    fleet.clock.pass_(1)
+    second = fleet.job().id
+    fleet.write(jobs.stop, paused, "ann", "pause")
+    stranger = World(fleet.store)
+    third = stranger.job().id
+    fleet.clock.pass_(1)
+    fleet.alter(JobRow, JobRow.id == first, queued_at=fleet.clock.now)
+    seen = snapshot(fleet)
+    assert [one.job for one in seen.queue] == [*sorted([second, third]), first]
+    assert seen.machines_in_use == {"local": 2}
+    assert running not in [one.job for one in seen.queue]
+    queued = seen.queue[-1]
+    assert (queued.requirements.nodes, queued.requirements.type, queued.attempt, queued.reopened) == (3, None, 1, False)
+    assert (queued.terminating_machines, queued.not_before) == (0, 0)
+    path = [fleet.account(kind, fleet.job_row(first)) for kind in ("job", "member", "team", "org")]
+    assert queued.account_path == tuple(row.id for row in path)
+    held = 2 * fleet.hold_row(fleet.ids(running)[0]).amount
+    balances = [seen.balances[row.id] for row in path]
+    assert [(one.limit, one.posted, one.held, one.overdraft) for one in balances] == [
+        (None, 0, 0, 0), (None, 0, held, 0), (None, 0, held, 0), (None, 0, held, 0),
+    ]  # fmt: skip
+    assert [one.name for one in balances] == [
+        "this job", f"member user {fleet.name}", f"team team {fleet.name}", f"organisation org {fleet.name}",
+    ]  # fmt: skip
+
+
+def end_attempt(fleet: Fleet, job: UUID, reason: str) -> None:
+    row = fleet.job_row(job)
+    fleet.store.write(lambda db: jobs.transition(db, row, JobState.QUEUED, actor="test", reason=MachineLost(0, None)))
+    fleet.write(gangs.close_attempt, job, row.attempt, reason)
+
+
+def test_a_job_is_queued_with_the_machines_that_still_terminate(fleet: Fleet) -> None:
+    job, (first, second) = fleet.running(nodes=2)
+    end_attempt(fleet, job, "machine_lost")
+    assert snapshot(fleet).queue[0].terminating_machines == 2
+    fleet.end(first)
+    assert snapshot(fleet).queue[0].terminating_machines == 1
+    fleet.end(second)
+    queued = snapshot(fleet).queue[0]
+    assert (queued.terminating_machines, queued.closing) == (0, True)
+    fleet.finish_attempt(job)
+    queued = snapshot(fleet).queue[0]
+    assert (queued.terminating_machines, queued.closing, queued.attempt, queued.reopened) == (0, False, 2, False)
+    assert snapshot(fleet).machines_in_use == {}
+
+
+@pytest.mark.parametrize(
+    ("reason", "trained", "delay"),
+    [
+        ("machine_lost", False, S // 2), ("not_ready", False, S // 2), ("capacity", False, 5 * S),
+        ("machine_lost", True, None), ("preempted", False, None), ("stop", False, None),
+    ],
+)  # fmt: skip
+def test_a_job_whose_attempt_trained_nothing_is_retried_after_a_delay(
+    fleet: Fleet, reason: str, trained: bool, delay: int | None
+) -> None:
+    job, _ = fleet.running()
+    closed_at = fleet.clock.now
+    end_attempt(fleet, job, reason)
+    fleet.finish_attempt(job)
+    fleet.alter(AttemptRow, AttemptRow.job == job, trained=trained)
+    fleet.clock.pass_(1)
+    assert snapshot(fleet).queue[0].not_before == (0 if delay is None else closed_at + delay)
+
+
+def test_the_delay_doubles_with_each_attempt_in_a_row_that_trained_nothing(fleet: Fleet) -> None:
+    job = fleet.job(resources={"nodes": 1}).id
+    reasons = ["machine_lost", "preempted", "machine_lost", "not_ready", "machine_lost"]
+    delays = []
+    for reason in reasons:
+        fleet.clock.pass_(100)
+        fleet.open_attempt(job)
+        fleet.launch(job)
+        closed_at = fleet.clock.now
+        end_attempt(fleet, job, reason)
+        fleet.finish_attempt(job)
+        not_before = snapshot(fleet).queue[0].not_before
+        delays.append(not_before and not_before - closed_at)
+    assert delays == [S // 2, 0, S // 2, S, 2 * S]
+
+
+def test_an_attempt_that_launched_nothing_is_opened_again_under_its_number(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    first, second = fleet.ids(job)
+    for machine in (first, second):
+        fleet.write(launches.record_refusal, fleet.call(machine), RefusalKind.CAPACITY, "full")
+    end_attempt(fleet, job, "capacity")
+    fleet.finish_attempt(job)
+    queued = snapshot(fleet).queue[0]
+    assert (queued.attempt, queued.reopened) == (1, True)
+    fleet.clock.pass_(100)
+    again = fleet.open_attempt(job)
+    row = fleet.attempt_row(job)
+    assert (row.state, row.reason, row.opened_at, row.closed_at) == ("open", None, fleet.clock.now, None)
+    assert (row.scheduler_epoch, row.trained) == (2, False)
+    assert row.plan["queued"]["job"] == str(job)
+    rows = [(one.id, one.attempt, one.ordinal, one.slot, one.state) for one in fleet.machine_rows(job)]
+    assert rows == [
+        (first, 1, 0, 0, NEVER_LAUNCHED),
+        (second, 1, 1, 1, NEVER_LAUNCHED),
+        (again[0], 1, 2, 0, PLANNED),
+        (again[1], 1, 3, 1, PLANNED),
+    ]
+
+
+# Starts
+
+
+def test_a_start_holds_money_for_the_machines_that_it_intends(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    row, attempt = fleet.job_row(job), fleet.attempt_row(job)
+    assert (row.state, row.attempt, row.wait_reason) == ("launching", 1, None)
+    assert (attempt.state, attempt.opened_at, attempt.scheduler_epoch, attempt.trained) == (
+        "open", fleet.clock.now, 1, False,
+    )  # fmt: skip
+    funded_until = fleet.clock.now + fleet.timeouts.funding_lease
+    for slot, machine in enumerate(fleet.machine_rows(job)):
+        assert (machine.slot, machine.ordinal, machine.attempt, machine.state) == (slot, slot, 1, PLANNED)
+        assert (machine.provider, machine.region, machine.zone, machine.type) == ("local", "local", "", "local.cpu")
+        assert (machine.market, machine.price, machine.on_demand_price) == ("spot", "0.158", "0.526")
+        assert (machine.funded_until, machine.created_at, machine.acked_seq) == (funded_until, fleet.clock.now, 0)
+        assert machine.launch_request == {
+            "tags": {DEPLOYMENT_TAG: "test", PROVIDER_TAG: "local", "job": str(job), "attempt": "1", "slot": str(slot)},
+            "type": "local.cpu", "market": "spot", "price": "0.158",
+            "user_data": {"server_url": "http://api", "machine": str(machine.id)},
+        }  # fmt: skip
+        hold = fleet.hold_row(machine.id)
+        assert (hold.state, hold.rate_cap, hold.consumed, hold.funded_until) == ("open", "0.526", 0, funded_until)
+        assert fleet.told("machine", machine.id) == [(PLANNED, None)]
+    assert [one.reason for one in fleet.events("job")][-1] == AttemptStarted(1, 2, "local.cpu", "spot").as_json()
+    assert snapshot(fleet).epoch == 1
+
+
+def test_a_start_that_was_planned_for_an_earlier_attempt_is_refused(fleet: Fleet) -> None:
+    job = fleet.job(resources={"nodes": 1}).id
+    planned = snapshot(fleet)
+    (start,) = schedule_jobs(planned, [OFFER], fleet.clock.now, {OFFER.provider: fleet.timeouts}).starts
+    fleet.alter(JobRow, JobRow.id == job, attempt=1)
+    with pytest.raises(StaleTransition):
+        fleet.write(planning.apply_start, start, planned.epoch, agent_url="http://api", deployment="test")
+    assert (fleet.ids(job), snapshot(fleet).epoch) == ([], 0)
+    fleet.alter(JobRow, JobRow.id == job, attempt=0)
+    assert fleet.write(planning.apply_start, start, planned.epoch + 1, agent_url="", deployment="test") is None
+    assert fleet.write(planning.apply_start, start, planned.epoch, agent_url="", deployment="test") is not None
+
+
+# Slots filled again
+
+
+def test_a_refused_slot_is_filled_again_with_money_of_its_own(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    refused, other = fleet.ids(job)
+    fleet.write(launches.record_refusal, fleet.call(refused), RefusalKind.CAPACITY, "full")
+    fleet.clock.pass_(3)
+    machine = refill(fleet, job, 0)
+    row, hold = fleet.machine_row(machine), fleet.hold_row(machine)
+    assert (row.slot, row.ordinal, row.attempt, row.state) == (0, 2, 1, PLANNED)
+    until = fleet.clock.now + fleet.timeouts.funding_lease
+    assert (row.funded_until, hold.funded_until, hold.rate_cap) == (until, until, "0.526")
+    assert hold.amount == fleet.hold_row(other).amount
+    assert fleet.totals(fleet.job_row(job)) == [(0, 2 * hold.amount, 0)] * 4
+    assert fleet.told("machine", machine) == [(PLANNED, None)]
+
+
+@pytest.mark.parametrize("why", ["its slot is filled", "its job was stopped", "its attempt closes"])
+def test_no_machine_is_bought_for_a_slot_that_needs_none(fleet: Fleet, why: str) -> None:
+    job = fleet.start(nodes=2)
+    refused, _ = fleet.ids(job)
+    fleet.write(launches.record_refusal, fleet.call(refused), RefusalKind.CAPACITY, "full")
+    if why == "its job was stopped":
+        fleet.write(jobs.stop, job, "ann")
+    elif why == "its attempt closes":
+        fleet.write(gangs.close_attempt, job, 1, "stop")
+    slot = 1 if why == "its slot is filled" else 0
+    before = fleet.totals(fleet.job_row(job))
+    assert refill(fleet, job, slot) is None
+    assert len(fleet.ids(job)) == 2
+    assert fleet.totals(fleet.job_row(job)) == before
+
+
+def test_a_slot_that_the_budget_does_not_cover_stays_empty(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    refused, other = fleet.ids(job)
+    fleet.write(launches.record_refusal, fleet.call(refused), RefusalKind.CAPACITY, "full")
+    fleet.limit("team", 2 * fleet.hold_row(other).amount - 1)
+    with pytest.raises(BudgetExceeded):
+        refill(fleet, job, 0)
+    assert len(fleet.ids(job)) == 2
+
+
+def test_a_lost_machine_of_an_elastic_gang_is_replaced_in_its_slot(fleet: Fleet) -> None:
+    job, machines = fleet.running(nodes="2..3")
+    fleet.end(machines[1], "crashed")
+    machine = refill(fleet, job, 1)
+    assert (fleet.machine_row(machine).slot, fleet.machine_row(machine).ordinal) == (1, 3)
+    assert fleet.machine_states(job) == [RUNNING, TERMINATED, RUNNING, PLANNED]
+    assert refill(fleet, job, 1) is None
+    with fleet.store.read() as db:
+        assert len(db.sql.scalars(select(MachineRow).where(MachineRow.job == job)).all()) == 4

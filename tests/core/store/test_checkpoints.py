@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Only the present generation moves its job's checkpoint, only forwards, and only with all points before it stored."""
+
+from __future__ import annotations
+
+import hashlib
+from uuid import UUID
+
+import pytest
+from shoestring_core.errors import AgentRefused, BatchesMissing, InvalidRequest, InvalidSpec, NotFound
+from shoestring_core.store import checkpoints, jobs
+from shoestring_core.store.fleet import gangs
+from shoestring_core.store.ids import new_id
+from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
+from shoestring_core.wording import attempts
+from shoestring_core.wording.agents import CheckpointSaved
+from shoestring_core.wording.jobs import FinishedAtStep
+from sqlalchemy import update
+
+from tests.core.world import Fleet, World, about, meanwhile
+
+
+@pytest.fixture
+def running(fleet: Fleet) -> tuple[UUID, UUID]:
+    """A job that trains at step 100, and its machine; another job does as much beside it."""
+    other, (theirs,) = fleet.running()
+    fleet.train(other, 1000)
+    fleet.commit(theirs, 1, 900)
+    job, (machine,) = fleet.running()
+    fleet.train(job, 100)
+    return job, machine
+
+
+def newest_step(fleet: Fleet, job: UUID) -> int | None:
+    """The step from which the job would resume."""
+    newest = fleet.read(checkpoints.load_newest, job)
+    return newest and newest.step
+
+
+def steps(fleet: Fleet, job: UUID) -> list[tuple[int, int]]:
+    return [(row.generation, row.step) for row in fleet.checkpoint_rows(job)]
+
+
+# The job's pointer
+
+
+def test_a_checkpoint_becomes_the_jobs_newest(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    fleet.clock.pass_(3)
+    assert fleet.commit(machine, 1, 40)
+    (row,) = fleet.checkpoint_rows(job)
+    assert fleet.job_row(job).checkpoint == row.id
+    assert (row.step, row.generation, row.final, row.object_key) == (40, 1, False, f"jobs/{job}/g/1/final/000001")
+    assert (row.bytes, row.manifest_sha, row.stored_at) == (50, f"{40:064d}", fleet.clock.now)
+    (told,) = [one for one in fleet.events("checkpoint") if one.job == job]
+    assert {"step": 40, "bytes": 50, "promoted": True, "final": False}.items() <= told.data.items()
+    assert (told.attempt, told.generation, about(told)) == (1, 1, str(row.id))
+    assert told.reason == CheckpointSaved("periodic", 40).as_json()
+
+
+def test_the_pointer_never_goes_backwards(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    assert fleet.commit(machine, 1, 40)
+    assert not fleet.commit(machine, 1, 39)
+    assert newest_step(fleet, job) == 40
+    assert steps(fleet, job) == [(1, 39), (1, 40)], "kept as history"
+    assert fleet.commit(machine, 1, 40, "order")
+    assert fleet.commit(machine, 1, 41)
+    assert newest_step(fleet, job) == 41
+
+
+def test_an_older_generation_does_not_move_the_pointer(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    fleet.commit(machine, 1, 40)
+    fleet.restart(job)
+    assert not fleet.commit(machine, 1, 90, nonce="000002")
+    assert newest_step(fleet, job) == 40
+    assert fleet.commit(machine, 2, 41)
+    assert newest_step(fleet, job) == 41
+
+
+@pytest.mark.parametrize("state", ["forming", "ended"])
+def test_a_generation_that_does_not_run_does_not_move_the_pointer(
+    fleet: Fleet, running: tuple[UUID, UUID], state: str
+) -> None:
+    job, machine = running
+    fleet.alter(GenerationRow, GenerationRow.job == job, state=state)
+    assert not fleet.commit(machine, 1, 40)
+    assert (newest_step(fleet, job), steps(fleet, job)) == (None, [(1, 40)])
+    assert not fleet.commit(machine, 1, 50, "final", nonce="000002")
+    assert fleet.job_row(job).state == "running"
+
+
+def test_a_checkpoint_of_a_job_that_has_ended_is_history(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    fleet.commit(machine, 1, 40, "final")
+    assert not fleet.commit(machine, 1, 50)
+    assert newest_step(fleet, job) == 40
+
+
+def test_a_generation_that_opens_meanwhile_keeps_its_start(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    opens = update(JobRow).where(JobRow.id == job).values(generation=2)
+    with meanwhile(fleet.store, "jobs", opens, skip=1):
+        fleet.commit(machine, 1, 40)
+    assert fleet.job_row(job).checkpoint is None
+
+
+# What is committed
+
+
+@pytest.mark.parametrize(("through", "stored"), [(3, 2), (1, 0)])
+def test_points_come_before_their_checkpoint(
+    fleet: Fleet, running: tuple[UUID, UUID], through: int, stored: int
+) -> None:
+    job, machine = running
+    fleet.alter(MachineRow, MachineRow.id == machine, acked_seq=stored)
+    with pytest.raises(BatchesMissing) as refused:
+        fleet.commit(machine, 1, 40, through_seq=through)
+    assert refused.value.fields["expected"] == stored + 1
+    assert newest_step(fleet, job) is None
+    fleet.alter(MachineRow, MachineRow.id == machine, acked_seq=through)
+    assert fleet.commit(machine, 1, 40, through_seq=through)
+
+
+def test_only_members_of_a_generation_commit_for_it(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    _, (stranger,) = fleet.running()
+    for outsider, generation in ((machine, 2), (machine, 0)):
+        with pytest.raises(AgentRefused):
+            fleet.commit(outsider, generation, 40)
+    fleet.restart(job)
+    with pytest.raises(AgentRefused):
+        fleet.commit(stranger, 2, 40)
+    with pytest.raises(AgentRefused):
+        fleet.commit(new_id(), 1, 40)
+
+
+def test_only_the_upload_that_was_offered_is_committed(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    for nonce in ("000000", "000002", "1", "00001", "0000001"):
+        if nonce == "000000":
+            assert not fleet.commit(machine, 1, 40, nonce=nonce), "as if it had been replaced"
+            continue
+        with pytest.raises(InvalidRequest):
+            fleet.commit(machine, 1, 40, nonce=nonce)
+    assert steps(fleet, job) == []
+    for step in range(1, 12):
+        assert fleet.commit(machine, 1, step)
+    assert fleet.read(checkpoints.next_upload, machine) == checkpoints.Upload(
+        1, "000012", f"jobs/{job}/g/1/final/000012"
+    )
+
+
+def test_the_same_commit_again_answers_the_same(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    for _ in range(2):
+        assert fleet.commit(machine, 1, 40, nonce="000001")
+    fleet.commit(machine, 1, 50)
+    assert not fleet.commit(machine, 1, 40, nonce="000001"), "another is the newest now"
+    assert steps(fleet, job) == [(1, 40), (1, 50)]
+    assert len([one for one in fleet.events("checkpoint") if one.job == job]) == 2
+
+
+def test_a_second_upload_of_a_step_replaces_the_first(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    fleet.commit(machine, 1, 40)
+    (first,) = fleet.checkpoint_rows(job)
+    fleet.clock.pass_(5)
+    assert fleet.commit(machine, 1, 40, "final", manifest_sha256="f" * 64, bytes=77)
+    (second,) = fleet.checkpoint_rows(job)
+    assert (second.id, second.final, second.bytes, second.manifest_sha) == (first.id, True, 77, "f" * 64)
+    assert (second.object_key, second.stored_at) == (f"jobs/{job}/g/1/final/000002", fleet.clock.now)
+    assert not fleet.commit(machine, 1, 40, nonce="000001"), "long replaced"
+    fleet.commit(machine, 1, 40, nonce="000003")
+    assert fleet.checkpoint_rows(job)[0].final, "its artifacts stay"
+
+
+# The end of a run
+
+
+@pytest.mark.parametrize(
+    ("result", "end"),
+    [
+        ({"val/acc": 0.98, "goal_reached": True}, "goal_reached"),
+        ({"val/acc": 0.98, "goal_reached": False}, "succeeded"),
+        ({"goal_reached": "yes"}, "succeeded"),
+        ({"val/acc": 0.98}, "succeeded"),
+        (None, "succeeded"),
+    ],
+)
+def test_a_final_checkpoint_ends_the_job_with_its_result(
+    fleet: Fleet, running: tuple[UUID, UUID], result: dict[str, object] | None, end: str
+) -> None:
+    job, machine = running
+    fleet.clock.pass_(7)
+    assert fleet.requests_tick(lambda: fleet.commit(machine, 1, 60, "final", result=result))
+    row, attempt = fleet.job_row(job), fleet.attempt_row(job)
+    assert (row.state, row.end_reason, row.result, row.ended_at) == ("ended", end, result, fleet.clock.now)
+    assert row.last_step == (60 if result else 0)
+    assert (attempt.state, attempt.reason, attempt.closed_at, attempt.trained) == (
+        "closing", "finished", fleet.clock.now, True,
+    )  # fmt: skip
+    assert fleet.checkpoint_rows(job)[0].final
+    assert [one.reason for one in fleet.events("job") if one.job == job][-1] == FinishedAtStep(60).as_json()
+    (told,) = [one for one in fleet.events("checkpoint") if one.job == job]
+    assert told.data["final"]
+
+
+def test_only_a_final_checkpoint_has_a_result(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    assert fleet.commit(machine, 1, 40, "periodic", result={"val/acc": 0.1})
+    row = fleet.job_row(job)
+    assert (row.state, row.result, row.last_step) == ("running", None, 0)
+
+
+def test_the_end_of_one_job_closes_no_other_attempt(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    bystander, _ = fleet.running()
+    fleet.commit(running[1], 1, 60, "final")
+    assert fleet.attempt_row(bystander).state == "open"
+
+
+def test_an_attempt_that_is_closing_already_keeps_its_reason(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    fleet.write(jobs.stop, job, "ann")
+    fleet.write(gangs.begin_stopping, job)
+    assert fleet.commit(machine, 1, 60, "final")
+    assert (fleet.attempt_row(job).reason, fleet.job_row(job).end_reason) == ("stop", "succeeded")
+
+
+# Where the next one goes
+
+
+def test_rank_0_of_the_generation_that_runs_uploads(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    first, second = fleet.launch(job)
+    assert fleet.read(checkpoints.next_upload, first) is None
+    fleet.form(job)
+    assert fleet.read(checkpoints.next_upload, first) == checkpoints.Upload(1, "000001", f"jobs/{job}/g/1/final/000001")
+    assert fleet.read(checkpoints.next_upload, second) is None
+    fleet.train(job, 10)
+    fleet.commit(first, 1, 10)
+    fleet.write(gangs.open_generation, job, 1, attempts.RankKilled(0))
+    assert fleet.read(checkpoints.next_upload, first) is None, "no generation has formed"
+    fleet.form(job)
+    assert fleet.read(checkpoints.next_upload, first) == checkpoints.Upload(2, "000001", f"jobs/{job}/g/2/final/000001")
+
+
+# Which one is used
+
+
+def test_artifacts_come_from_the_newest_generation(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    assert fleet.read(checkpoints.newest_final, job) is None
+    fleet.alter(GenerationRow, GenerationRow.job == job, state="ended")
+    fleet.commit(machine, 1, 90, "final")
+    fleet.restart(job)
+    assert fleet.read(checkpoints.newest_final, job).step == 90
+    fleet.alter(GenerationRow, GenerationRow.number == 2, state="ended")
+    for number, (step, reason) in enumerate([(50, "final"), (60, "final"), (95, "periodic")], start=1):
+        fleet.commit(machine, 2, step, reason, nonce=f"{number:06d}")
+    found = fleet.read(checkpoints.newest_final, job)
+    assert (found.generation, found.step) == (2, 60)
+
+
+def test_rolling_back_uses_the_newest_checkpoint_of_the_present_course(
+    fleet: Fleet, running: tuple[UUID, UUID]
+) -> None:
+    job, machine = running
+
+    def before(step: int) -> tuple[int, int] | None:
+        found = fleet.read(lambda db: checkpoints.newest_before(db, fleet.job_row(job), step))
+        return found and (found.generation, found.step)
+
+    assert before(100) is None
+    for step in (10, 20, 30):
+        fleet.commit(machine, 1, step)
+    assert [before(step) for step in (10, 11, 20, 21, 31)] == [None, (1, 10), (1, 10), (1, 20), (1, 30)]
+    third = fleet.checkpoint_rows(job)[2]
+    fleet.alter(JobRow, JobRow.id == job, checkpoint=fleet.checkpoint_rows(job)[0].id)
+    fleet.restart(job)
+    fleet.train(job, 40)
+    assert before(100) == (1, 10), "20 and 30 are not part of the curve any more"
+    fleet.commit(machine, 2, 20)
+    assert before(21) == (2, 20)
+    fleet.alter(GenerationRow, GenerationRow.job == job, GenerationRow.number == 1, start_checkpoint=third.id)
+    assert before(10) == (1, 30), "what the first generation started from"
+
+
+def test_a_job_without_a_checkpoint_initializes_no_other(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    with pytest.raises(InvalidSpec) as refused:
+        fleet.read(checkpoints.load_for_init, fleet.team, job)
+    assert str(job) in str(refused.value)
+    fleet.commit(machine, 1, 40)
+    assert fleet.read(checkpoints.load_for_init, fleet.team, job).step == 40
+    with pytest.raises(NotFound):
+        fleet.read(checkpoints.load_for_init, World(fleet.store).team, job)
+
+
+# Uploads whose machine died before it could commit them
+
+
+def manifest(place: checkpoints.StrandedUpload, step: int, **fields: object) -> checkpoints.Manifest:
+    content = {
+        "format": 1, "job": place.job, "generation": place.generation, "step": step, "bytes": 7,
+        "sha256": hashlib.sha256(b"weights").hexdigest(), "parts": [],
+    }  # fmt: skip
+    return checkpoints.Manifest(**content | fields)
+
+
+def stranded(fleet: Fleet, job: UUID, attempt: int = 1) -> checkpoints.StrandedUpload | None:
+    return fleet.read(checkpoints.find_stranded_upload, job, attempt)
+
+
+def test_an_upload_is_looked_for_where_the_last_generation_left_it(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    place = checkpoints.StrandedUpload(job, 1, f"jobs/{job}/g/1/final/000001", 100)
+    assert stranded(fleet, job) == place
+    assert stranded(fleet, job, 2) is None
+    fleet.commit(machine, 1, 40)
+    assert stranded(fleet, job).key == f"jobs/{job}/g/1/final/000002"
+    fleet.alter(GenerationRow, GenerationRow.job == job, last_step=None)
+    assert stranded(fleet, job) is None, "no point is stored"
+    fleet.train(job, 0)
+    assert stranded(fleet, job).last_step == 0
+    for state in ("forming", "ended"):
+        fleet.alter(GenerationRow, GenerationRow.job == job, state=state)
+        assert stranded(fleet, job) is None
+
+
+def test_no_upload_is_looked_for_once_the_job_has_ended(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    fleet.commit(machine, 1, 60, "final")
+    assert stranded(fleet, job) is None
+    never_formed = fleet.start()
+    assert stranded(fleet, never_formed) is None
+
+
+@pytest.mark.parametrize("step", [41, 100])
+def test_an_upload_that_is_complete_is_adopted(fleet: Fleet, running: tuple[UUID, UUID], step: int) -> None:
+    job, machine = running
+    fleet.commit(machine, 1, 40)
+    place = stranded(fleet, job)
+    fleet.clock.pass_(9)
+    assert fleet.write(checkpoints.adopt_upload, place, manifest(place, step), "a" * 64)
+    _, row = fleet.checkpoint_rows(job)
+    assert fleet.job_row(job).checkpoint == row.id
+    assert (row.step, row.generation, row.final, row.object_key) == (step, 1, False, place.key)
+    assert (row.bytes, row.manifest_sha, row.stored_at) == (7, "a" * 64, fleet.clock.now)
+    told = [one for one in fleet.events("checkpoint") if one.job == job][-1]
+    assert {"step": step, "bytes": 7, "promoted": True}.items() <= told.data.items()
+    assert (told.attempt, told.generation, about(told)) == (1, 1, str(row.id))
+    assert told.reason == CheckpointSaved("adopted", step).as_json()
+    assert (fleet.job_row(job).result, fleet.job_row(job).last_step) == (None, 0)
+    assert not fleet.write(checkpoints.adopt_upload, place, manifest(place, step), "a" * 64)
+
+
+@pytest.mark.parametrize("step", [39, 40, 101])
+def test_an_upload_without_its_points_or_older_than_the_newest_is_not_adopted(
+    fleet: Fleet, running: tuple[UUID, UUID], step: int
+) -> None:
+    job, machine = running
+    fleet.commit(machine, 1, 40)
+    place = stranded(fleet, job)
+    assert not fleet.write(checkpoints.adopt_upload, place, manifest(place, step), "a" * 64)
+    assert steps(fleet, job) == [(1, 40)]
+    assert newest_step(fleet, job) == 40
+
+
+def test_an_upload_of_a_step_that_is_history_is_not_adopted(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    fleet.commit(machine, 1, 60)
+    fleet.alter(JobRow, JobRow.id == job, checkpoint=None)
+    place = stranded(fleet, job)
+    assert not fleet.write(checkpoints.adopt_upload, place, manifest(place, 60), "a" * 64)
+    assert fleet.write(checkpoints.adopt_upload, place, manifest(place, 50), "a" * 64)
+
+
+@pytest.mark.parametrize("fields", [{"job": UUID(int=1)}, {"generation": 2}])
+def test_an_upload_that_belongs_elsewhere_is_not_adopted(
+    fleet: Fleet, running: tuple[UUID, UUID], fields: dict[str, object]
+) -> None:
+    place = stranded(fleet, running[0])
+    assert not fleet.write(checkpoints.adopt_upload, place, manifest(place, 50, **fields), "a" * 64)
+    assert steps(fleet, running[0]) == []
+
+
+@pytest.mark.parametrize("since", ["the generation ended", "another generation runs", "the job ended"])
+def test_an_upload_that_was_found_too_late_is_not_adopted(fleet: Fleet, running: tuple[UUID, UUID], since: str) -> None:
+    job, machine = running
+    place = stranded(fleet, job)
+    if since == "the generation ended":
+        fleet.alter(GenerationRow, GenerationRow.job == job, state="ended")
+    elif since == "another generation runs":
+        fleet.restart(job)
+    else:
+        fleet.commit(machine, 1, 20, "final")
+    before = fleet.job_row(job).checkpoint
+    assert not fleet.write(checkpoints.adopt_upload, place, manifest(place, 50), "a" * 64)
+    assert fleet.job_row(job).checkpoint == before
