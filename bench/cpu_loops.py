@@ -24,11 +24,11 @@ from shoestring_trainer.training import vision_compat  # noqa: F401 - makes torc
 from shoestring_trainer.training.data.augment import augment
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.precision import choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler
-from shoestring_trainer.training.run_schedule import RunSchedule
 from shoestring_trainer.training.settings import Settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -48,7 +48,7 @@ class Workload:
         recipe = recipes.load(task["recipe"])
         self.settings = Settings.from_params(recipes.resolve(task["recipe"], task["params"]))
         self.data: ImageDataset = load_cifar10(Path(task["data"]["train"]), self.settings)
-        self.schedule = RunSchedule.from_settings(self.settings, len(self.data.train))
+        self.schedule = HyperparamSchedule.from_settings(self.settings, len(self.data.train))
         self.precision = choose_precision(task["precision"], torch.device("cpu"))
         torch.manual_seed(1)
         self.model: nn.Module = build_model(

@@ -95,7 +95,7 @@ def compare(name: str, pairs: Sequence[tuple[float, float]]) -> str:
 def train(run: Path) -> None:
     """Train run/task.json with telemetry in every second block, and record when each step ended."""
     from shoestring_trainer.training import loop
-    from shoestring_trainer.training.results import run_logger
+    from shoestring_trainer.training.results import run_recorder
     from shoestring_trainer.training.stop_listener import StopListener
     from shoestring_trainer.training.task import StepCounter, read_task
 
@@ -104,13 +104,13 @@ def train(run: Path) -> None:
     def enabled() -> bool:
         return has_telemetry(max(0, len(times) - WARM_UP) // BLOCK)
 
-    class SwitchedLogger(run_logger.RunLogger):
+    class SwitchedLogger(run_recorder.RunRecorder):
         def step(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
             if enabled():
                 super().step(step, epoch, values)
             times.append(time.perf_counter())
 
-    loop.RunLogger = SwitchedLogger  # type: ignore[misc]
+    loop.RunRecorder = SwitchedLogger  # type: ignore[misc]
     loop.train(read_task(run / "task.json"), StopListener(run / "order", lambda: sys.exit(1)), StepCounter())
     (run / "times.json").write_text(json.dumps(times))
 

@@ -15,6 +15,7 @@ from shoestring_api.app_state import AppState
 from shoestring_api.routes import (
     agents,
     artifacts,
+    auth,
     budgets,
     job_subresources,
     jobs,
@@ -24,7 +25,6 @@ from shoestring_api.routes import (
     objects,
     plans,
     recipes,
-    session,
     stream,
 )
 
@@ -40,7 +40,7 @@ ROUTERS = (
     plans.router,
     budgets.router,
     recipes.router,
-    session.router,
+    auth.router,
     machines.router,
     stream.router,
     agents.router,

@@ -30,7 +30,7 @@ def run(*arguments: str) -> int:
 def plot_schedule(recipe: str, params: list[str], images: int | None, as_json: bool) -> int:
     """Plot a recipe's schedule in this terminal and return the exit code."""
     require("shoestring_trainer")
-    return run("schedule", recipe, *params, *_option("--images", images), *json_option(as_json))
+    return run("schedule", recipe, *params, *_option("--num-images", images), *json_option(as_json))
 
 
 def summarize_model(
@@ -39,7 +39,7 @@ def summarize_model(
     """Print the model of a recipe in this terminal and return the exit code."""
     return run(
         "model", recipe, *params, *_option("--size", size), *_option("--classes", classes),
-        *_option("--images", images), *json_option(as_json),
+        *_option("--num-images", images), *json_option(as_json),
     )  # fmt: skip
 
 

@@ -146,7 +146,7 @@ class AgentRefused(ShoestringError):
     title = "Machine not authenticated"
 
 
-class BatchesMissing(ShoestringError):
+class CheckpointAheadOfBatches(ShoestringError):
     """A checkpoint was committed before the batches up to its step were stored."""
 
     code = "batches-missing"

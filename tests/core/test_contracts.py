@@ -13,7 +13,7 @@ from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.durations import format_duration, parse_duration
 from shoestring_core.json_floats import decode_float, encode_float
 from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
-from shoestring_core.store.ids import new_id
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wakeups import WakeMessage, celery_broker_url
 
 # Durations
@@ -84,7 +84,7 @@ def test_what_is_no_cursor_is_refused(cursor):
 
 
 def test_a_wake_message_survives_the_way_through_redis():
-    message = WakeMessage(sender="a", changed=frozenset({new_id(), new_id()}), watched=frozenset({new_id()}))
+    message = WakeMessage(sender="a", changed=frozenset({uuid7(), uuid7()}), watched=frozenset({uuid7()}))
     assert WakeMessage.model_validate_json(message.model_dump_json()) == message
 
 

@@ -19,7 +19,6 @@ from shoestring_core.states import MachineState
 from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import agents, gangs, launches, observations, planning, queue
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import (
     AccountRow,
     AttemptRow,
@@ -32,6 +31,7 @@ from shoestring_core.store.tables import (
     MemberRow,
     TransferRow,
 )
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import attempts
 from shoestring_core.wording.budget import NeverRan
 from sqlalchemy import UpdateBase, event, select, update
@@ -47,7 +47,7 @@ class World:
     """One organisation, team and member. Every name is new, so that a store can hold many worlds."""
 
     store: Store
-    name: str = field(default_factory=lambda: new_id().hex)
+    name: str = field(default_factory=lambda: uuid7().hex)
 
     def __post_init__(self) -> None:
         self.me = self.store.write(
@@ -61,7 +61,7 @@ class World:
         return self.store.write(lambda db: jobs.submit(db, self.team, self.me.user, parsed, min_hold=min_hold))
 
     def machine(self, job: JobRow) -> UUID:
-        machine = new_id()
+        machine = uuid7()
 
         def work(db):
             db.insert_new(AttemptRow, job=job.id, number=1, state="open", plan={}, scheduler_epoch=0, opened_at=db.now)
@@ -178,7 +178,7 @@ class Fleet(World):
             snapshot = queue.load_queue(db, self.timeouts, {}).snapshot
             starts = schedule_jobs(snapshot, [OFFER], db.now, {OFFER.provider: self.timeouts}).starts
             start = next(start for start in starts if start.job == job)
-            return planning.apply_start(db, start, snapshot.epoch, agent_url="http://api", deployment="test")
+            return planning.record_start(db, start, snapshot.epoch, agent_url="http://api", deployment="test")
 
         return self.store.write(work)
 

@@ -13,7 +13,13 @@ from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
-from shoestring_core.errors import AgentRefused, BatchesMissing, BudgetExceeded, InvalidRequest, StaleTransition
+from shoestring_core.errors import (
+    AgentRefused,
+    BudgetExceeded,
+    CheckpointAheadOfBatches,
+    InvalidRequest,
+    StaleTransition,
+)
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.fleet import agents, heartbeats, observations, planning, queue
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
@@ -233,7 +239,7 @@ def test_of_two_plans_made_at_the_same_epoch_one_is_applied(world: World):
 
     def apply() -> object:
         return world.store.write(
-            lambda db: planning.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+            lambda db: planning.record_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
         )
 
     assert apply() is not None
@@ -249,7 +255,7 @@ def test_a_plan_for_a_job_that_was_stopped_since_places_no_hold(world: World):
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
         world.store.write(
-            lambda db: planning.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+            lambda db: planning.record_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
         )
     with world.store.read() as db:
         assert db.sql.scalars(select(AccountRow.held).where(AccountRow.kind == "org")).one() == 0
@@ -387,7 +393,7 @@ def test_a_checkpoint_is_committed_only_after_the_metrics_up_to_its_step(world: 
     request = wire.CheckpointCommit(
         generation=1, step=10, nonce="000001", manifest_sha256="0" * 64, bytes=1, through_seq=3, reason="periodic"
     )
-    with pytest.raises(BatchesMissing):
+    with pytest.raises(CheckpointAheadOfBatches):
         world.store.write(lambda db: checkpoints.commit(db, machine, request))
     world.store.write(lambda db: db.execute(update(MachineRow).where(MachineRow.id == machine).values(acked_seq=3)))
     assert world.store.write(lambda db: checkpoints.commit(db, machine, request))
@@ -449,7 +455,7 @@ def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     world.budget(1)
     with pytest.raises(BudgetExceeded):
         world.store.write(
-            lambda db: planning.apply_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+            lambda db: planning.record_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
         )
     assert world.machines(job) == []
     assert world.job(job).state == "queued"

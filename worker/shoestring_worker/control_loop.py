@@ -40,9 +40,9 @@ from shoestring_core.wording import Reason
 from shoestring_core.wording.budget import PayerOverdrawn
 from shoestring_core.wording.jobs import TimeLimitReached
 
+from shoestring_worker.job_scheduler import JobScheduler
 from shoestring_worker.provider_lane import ProviderLane, wait_for_answers
 from shoestring_worker.providers.base import ManagedProvider
-from shoestring_worker.scheduler import Scheduler
 from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class ControlLoop:
             )
             for name, provider in self.providers.items()
         }
-        self._scheduler = Scheduler(
+        self._scheduler = JobScheduler(
             self.store, self.providers, self.timeouts, self.agent_url, self.deployment, self._items,
             schedule_again=self._more_work.set, monotonic=self.monotonic,
         )  # fmt: skip

@@ -35,4 +35,4 @@ def _load(stored: dict[str, Any] | None) -> Reason | None:
 
 
 def _skipped_spans(row: JobRow) -> tuple[Span, ...]:
-    return tuple((int(first), int(last)) for first, last in row.skipped_steps or ())
+    return tuple((int(first), int(last)) for first, last in row.skipped_step_spans or ())

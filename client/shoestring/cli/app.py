@@ -31,7 +31,7 @@ Exit codes: 0 success, 1 job failed, 2 usage error, 3 not authorized, 4 budget, 
 """
 
 
-class Commands(typer.core.TyperGroup):
+class BrokenPipeSafeGroup(typer.core.TyperGroup):
     """Treats a closed pipe as success: the reader, such as `head`, has read all it wants."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -56,7 +56,7 @@ def _options(
     """Options of `shoestring` itself; `--version` is handled by its callback."""
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(cls=BrokenPipeSafeGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.callback(help=HELP)(_options)
 app.command("submit")(jobs.submit)
 app.command("plan")(jobs.plan)

@@ -17,7 +17,7 @@ MODEL = "model.pt2"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A job, a model file, or a folder with one.")]
 Params = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Hyperparameters of the recipe.")]
 ImageCount = Annotated[
-    int | None, typer.Option("--images", min=1, help="Number of training images, if the recipe doesn't define it.")
+    int | None, typer.Option("--num-images", min=1, help="Number of training images, if the recipe doesn't define it.")
 ]
 
 

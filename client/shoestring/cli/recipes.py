@@ -56,7 +56,7 @@ def show_recipe(
     \b
     shoestring recipes show cifar10/airbench94
     shoestring recipes show cifar10/airbench94 --plot
-    shoestring recipes show imagefolder/resnet9 epochs=30 --plot --images 9469
+    shoestring recipes show imagefolder/resnet9 epochs=30 --plot --num-images 9469
     """
     if plot:
         raise typer.Exit(trainer.plot_schedule(name, params or [], images, as_json))

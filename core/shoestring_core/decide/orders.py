@@ -37,7 +37,7 @@ class OrderInputs:
 
 
 @dataclass(frozen=True)
-class Directive:
+class OrderDecision:
     """`reason` is a code, for the log of the agent."""
 
     kind: Literal["wait", "prepare", "run", "drain", "shutdown"]
@@ -45,7 +45,7 @@ class Directive:
     reason: str = ""
 
 
-def decide_order(inputs: OrderInputs) -> Directive:
+def decide_order(inputs: OrderInputs) -> OrderDecision:
     """The order for one machine.
 
     The ranks of a stopping job drain before their machine ends. An attempt that closes for any other reason needs
@@ -53,21 +53,21 @@ def decide_order(inputs: OrderInputs) -> Directive:
     """
     membership, generation = inputs.membership, inputs.generation
     if inputs.machine in (MachineState.TERMINATING, MachineState.TERMINATED, MachineState.NEVER_LAUNCHED):
-        return Directive("shutdown", reason="machine_terminating")
+        return OrderDecision("shutdown", reason="machine_terminating")
     if not inputs.in_latest_attempt or inputs.job not in (JobState.LAUNCHING, JobState.RUNNING, JobState.STOPPING):
-        return Directive("shutdown", reason=inputs.reason or f"job_{inputs.job}")
+        return OrderDecision("shutdown", reason=inputs.reason or f"job_{inputs.job}")
     if inputs.job is JobState.STOPPING:
         if membership and membership.state is GenerationState.FORMED and not membership.exited:
-            return Directive("drain", generation, inputs.reason)
-        return Directive("shutdown", reason=inputs.reason)
+            return OrderDecision("drain", generation, inputs.reason)
+        return OrderDecision("shutdown", reason=inputs.reason)
     if inputs.attempt is not AttemptState.OPEN:
-        return Directive("shutdown", reason=inputs.reason)
+        return OrderDecision("shutdown", reason=inputs.reason)
     if membership is None:
-        return Directive("wait", reason="waiting_for_machines")
+        return OrderDecision("wait", reason="waiting_for_machines")
     if membership.state is GenerationState.FORMING:
-        return Directive("prepare", generation)
+        return OrderDecision("prepare", generation)
     if membership.exited:
-        return Directive("wait", generation)
+        return OrderDecision("wait", generation)
     if inputs.admit_waiting:
-        return Directive("drain", generation, "machines_join")
-    return Directive("run", generation)
+        return OrderDecision("drain", generation, "machines_join")
+    return OrderDecision("run", generation)

@@ -146,14 +146,14 @@ class Wait:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SchedulingDecision:
     starts: tuple[Start, ...]
     waits: tuple[Wait, ...]
 
 
 def schedule_jobs(
     snapshot: QueueSnapshot, offers: Iterable[Offer], now: int, timeouts: Mapping[str, Timeouts]
-) -> Schedule:
+) -> SchedulingDecision:
     """Decide for every queued job, in the order of service; each start reduces what is left for the jobs behind it.
 
     offers    of providers that are served now
@@ -196,7 +196,7 @@ def schedule_jobs(
         if decision.short_account:
             account, name = decision.short_account
             waiting_for_budget.setdefault(account, (queued.job, name))
-    return Schedule(tuple(starts), tuple(waiting))
+    return SchedulingDecision(tuple(starts), tuple(waiting))
 
 
 def decide_start(inputs: StartInputs) -> Start | Wait:

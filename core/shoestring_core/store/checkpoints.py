@@ -16,14 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import insert, select, update
 
 from shoestring_core import wire
-from shoestring_core.errors import AgentRefused, BatchesMissing, InvalidRequest, InvalidSpec, Problem, TooLarge
+from shoestring_core.errors import (
+    AgentRefused,
+    CheckpointAheadOfBatches,
+    InvalidRequest,
+    InvalidSpec,
+    Problem,
+    TooLarge,
+)
 from shoestring_core.states import EndReason, JobState
 from shoestring_core.store import jobs, metrics
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.objects import Objects
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MemberRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.agents import CheckpointSaved
 from shoestring_core.wording.jobs import FinishedAtStep
 
@@ -95,8 +102,8 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
     """Record a checkpoint whose objects the caller has verified. True: it is the job's newest; False: only history.
 
     Only the current generation moves the job's pointer; `reason` final ends the job with it. The same commit again
-    changes nothing. Raises BatchesMissing while batches up to `through_seq` are not stored, AgentRefused if the machine
-    is not a member of the generation, InvalidRequest for an upload that was never offered.
+    changes nothing. Raises CheckpointAheadOfBatches while batches up to `through_seq` are not stored, AgentRefused if
+    the machine is not a member of the generation, InvalidRequest for an upload that was never offered.
     """
     job = rows.lock_job(db, rows.load_machine(db, machine_id).job)
     machine = rows.load_machine(db, machine_id)
@@ -108,7 +115,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
     if member is None:
         raise AgentRefused(f"This machine is not a member of generation {request.generation}.")
     if machine.acked_seq < request.through_seq:
-        raise BatchesMissing(
+        raise CheckpointAheadOfBatches(
             f"Batches up to {request.through_seq} must be stored first; {machine.acked_seq} are.",
             expected=machine.acked_seq + 1,
         )
@@ -126,7 +133,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
             f"{request.nonce!r} is not the upload that was offered for generation {request.generation}."
         )
 
-    checkpoint = known.id if known else new_id()
+    checkpoint = known.id if known else uuid7()
     if moves:
         _point(db, job, checkpoint, request.step, request.result if final else None)
     if moves and final:
@@ -229,7 +236,7 @@ def adopt_upload(db: Write, place: StrandedUpload, manifest: Manifest, manifest_
     fresh = _at_step(db, job.id, place.generation, manifest.step) is None and manifest.step > _step(db, job)
     if not fits or not current or not fresh or job.state == JobState.ENDED:
         return False
-    checkpoint = new_id()
+    checkpoint = uuid7()
     _point(db, job, checkpoint, manifest.step, None)
     _store(
         db, checkpoint, None, job.id, place.generation, manifest.step, False, place.key, manifest_sha, manifest.bytes

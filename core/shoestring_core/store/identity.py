@@ -12,9 +12,9 @@ from sqlalchemy import delete, select, update
 from shoestring_core.errors import NotFound, Unauthenticated
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
 from shoestring_core.store.tokens import SecretKind, generate_secret, hash_secret, is_well_formed
+from shoestring_core.store.uuid7 import uuid7
 
 Role = Literal["admin", "member"]
 
@@ -51,8 +51,8 @@ def ensure_admin(db: Write, org: str, team: str, user: str) -> Principal:
 
 def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "member") -> Principal:
     """A member of a team. Whatever is missing is created, with its accounts; an existing role stays."""
-    db.insert_new(UserRow, id=new_id(), name=user, created_at=db.now)
-    db.insert_new(TeamRow, id=new_id(), name=team, feed_seq=0)
+    db.insert_new(UserRow, id=uuid7(), name=user, created_at=db.now)
+    db.insert_new(TeamRow, id=uuid7(), name=team, feed_seq=0)
     user_id = db.sql.execute(select(UserRow.id).where(UserRow.name == user)).scalar_one()
     team_id = db.sql.execute(select(TeamRow.id).where(TeamRow.name == team)).scalar_one()
     db.insert_new(MembershipRow, team_id=team_id, user_id=user_id, role=role)
@@ -65,7 +65,7 @@ def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "me
 
 def create_key(db: Write, kind: SecretKind, user: UUID, team: UUID, expires_at: int | None) -> tuple[KeyRow, str]:
     """Create a key; returns it and its secret, which is stored nowhere. `expires_at` in µs UTC; None: never."""
-    key_id, secret = new_id(), generate_secret(kind)
+    key_id, secret = uuid7(), generate_secret(kind)
     db.insert_new(
         KeyRow,
         id=key_id,

@@ -15,8 +15,8 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import JOB_TRANSITIONS, SUCCESS_REASONS, DesiredState, JobState
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, JobRow, UserRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import Reason, budget, parse
 from shoestring_core.wording import jobs as job_reasons
 
@@ -44,7 +44,7 @@ def submit(
     Raises BudgetExceeded only if a *limit* above it could never cover it; a job that must wait for budget is queued.
     """
     _check_affordable(db, ledger.create_member_account(db, team, user), spec.limits.cost, min_hold)
-    job_id = new_id()
+    job_id = uuid7()
     db.sql.execute(
         insert(JobRow).values(
             id=job_id,
@@ -56,7 +56,9 @@ def submit(
             state=JobState.QUEUED,
             checkpoint=_start_checkpoint(retried_from),
             init_checkpoint=init,
-            skipped_steps=retried_from.skipped_steps if retried_from and _start_checkpoint(retried_from) else None,
+            skipped_step_spans=retried_from.skipped_step_spans
+            if retried_from and _start_checkpoint(retried_from)
+            else None,
             retried_from=retried_from.id if retried_from else None,
             created_at=db.now,
             queued_at=db.now,

@@ -23,8 +23,8 @@ from shoestring_core import wire
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store import events
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import GenerationRow, JobRow, MetricChunkRow, SeriesRow, storable
+from shoestring_core.store.uuid7 import uuid7
 
 SYSTEM_PREFIX = "system/"
 """Prefix of series about a machine, not the training: their steps are seconds since its start, in no generation."""
@@ -97,7 +97,7 @@ def _series_ids(db: Write, job: UUID, names: list[str]) -> dict[str, UUID]:
     """The id of each series; new ones are inserted."""
     query = select(SeriesRow.name, SeriesRow.id).where(SeriesRow.job == job, SeriesRow.name.in_(names))
     ids = dict(db.sql.execute(query).all())
-    missing = [{"id": new_id(), "job": job, "name": name} for name in names if name not in ids]
+    missing = [{"id": uuid7(), "job": job, "name": name} for name in names if name not in ids]
     if missing:
         db.insert_missing(SeriesRow, missing)
         ids = dict(db.sql.execute(query).all())

@@ -177,7 +177,7 @@ class JobRow(Base):
     checkpoint: Mapped[UUID | None]
     init_checkpoint: Mapped[UUID | None]
     """The other job's checkpoint that its weights, and those of its retries, are initialized from."""
-    skipped_steps: Mapped[list[Any] | None]
+    skipped_step_spans: Mapped[list[Any] | None]
     """Spans of steps, [first, last], that it skips because of NaN or Inf."""
     steps_total: Mapped[int | None]
     last_step: Mapped[int] = mapped_column(default=0)

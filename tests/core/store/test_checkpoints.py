@@ -7,11 +7,11 @@ import hashlib
 from uuid import UUID
 
 import pytest
-from shoestring_core.errors import AgentRefused, BatchesMissing, InvalidRequest, InvalidSpec, NotFound
+from shoestring_core.errors import AgentRefused, CheckpointAheadOfBatches, InvalidRequest, InvalidSpec, NotFound
 from shoestring_core.store import checkpoints, jobs
 from shoestring_core.store.fleet import gangs
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import attempts
 from shoestring_core.wording.agents import CheckpointSaved
 from shoestring_core.wording.jobs import FinishedAtStep
@@ -115,7 +115,7 @@ def test_points_come_before_their_checkpoint(
 ) -> None:
     job, machine = running
     fleet.alter(MachineRow, MachineRow.id == machine, acked_seq=stored)
-    with pytest.raises(BatchesMissing) as refused:
+    with pytest.raises(CheckpointAheadOfBatches) as refused:
         fleet.commit(machine, 1, 40, through_seq=through)
     assert refused.value.fields["expected"] == stored + 1
     assert newest_step(fleet, job) is None
@@ -133,7 +133,7 @@ def test_only_members_of_a_generation_commit_for_it(fleet: Fleet, running: tuple
     with pytest.raises(AgentRefused):
         fleet.commit(stranger, 2, 40)
     with pytest.raises(AgentRefused):
-        fleet.commit(new_id(), 1, 40)
+        fleet.commit(uuid7(), 1, 40)
 
 
 def test_only_the_upload_that_was_offered_is_committed(fleet: Fleet, running: tuple[UUID, UUID]) -> None:

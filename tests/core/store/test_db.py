@@ -12,8 +12,8 @@ import pytest
 from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
 from shoestring_core.store import migrations
 from shoestring_core.store.db import CommitInfo, Read, Store, Write, open_store
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, Base, EventRow, JobRow, SchedulerRow, TeamRow, UserRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.agents import AgentMessage
 from sqlalchemy import exc, insert, select, text, update
 
@@ -116,7 +116,7 @@ def test_postgresql_reads_committed_rows_and_has_timeouts(postgres_store: Store)
 
 def test_a_read_session_cannot_write(store: Store) -> None:
     def add(db: Read) -> None:
-        db.sql.execute(insert(UserRow).values(id=new_id(), name="ann", created_at=db.now))
+        db.sql.execute(insert(UserRow).values(id=uuid7(), name="ann", created_at=db.now))
 
     with pytest.raises((Unavailable, exc.DBAPIError)), store.read() as db:
         add(db)
@@ -196,7 +196,7 @@ def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
 
 def test_characters_that_no_database_can_store_are_replaced(store: Store) -> None:
     """NUL, half a surrogate pair and NaN come from machines and users; no row is lost for them."""
-    team = new_id()
+    team = uuid7()
     data = {"a\0": ["\ud800", float("nan"), float("inf"), float("-inf"), 1.5, None, True, "é\\u0000"]}
 
     def work(db: Write) -> None:
@@ -243,7 +243,7 @@ def _plain_url(store: Store) -> str:
 def test_a_deadlock_runs_the_whole_function_again(postgres_store: Store) -> None:
     """Two writers lock two rows in opposite orders: PostgreSQL kills one, whose second run succeeds."""
     store = postgres_store
-    ids = [new_id(), new_id()]
+    ids = [uuid7(), uuid7()]
     for number, team in enumerate(ids):
         store.write(lambda db, n=number, t=team: db.sql.execute(insert(TeamRow).values(id=t, name=str(n), feed_seq=0)))
     meet, runs = threading.Barrier(2), []
@@ -293,8 +293,8 @@ def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str
 
 
 def test_listeners_are_called_after_commits_and_their_errors_are_logged(store: Store) -> None:
-    team, heard = new_id(), []
-    job = new_id()
+    team, heard = uuid7(), []
+    job = uuid7()
 
     def broken(_: CommitInfo) -> None:
         raise RuntimeError("listener")
@@ -336,7 +336,7 @@ def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
     def fill(db: Write) -> None:
         pages = db.sql.scalar(text("PRAGMA page_count"))
         db.sql.execute(text(f"PRAGMA max_page_count = {pages}"))
-        db.sql.execute(insert(UserRow).values(id=new_id(), name="x" * 100_000, created_at=0))
+        db.sql.execute(insert(UserRow).values(id=uuid7(), name="x" * 100_000, created_at=0))
 
     with pytest.raises(Unavailable, match="full") as refused:
         store.write(fill)
@@ -391,7 +391,7 @@ def test_a_wrong_postgresql_database_is_unavailable(postgres_store: Store) -> No
 
 
 def test_ids_sort_by_the_time_they_were_made() -> None:
-    made = [new_id() for _ in range(10_000)]
+    made = [uuid7() for _ in range(10_000)]
     assert made == sorted(made)
     assert len(set(made)) == len(made)
     assert {(one.version, one.variant) for one in made} == {(7, "specified in RFC 4122")}

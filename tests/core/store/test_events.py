@@ -9,8 +9,8 @@ import pytest
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store import events
 from shoestring_core.store.db import Store, Write
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import EventRow, TeamRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.jobs import Submitted
 from sqlalchemy import delete, insert
 
@@ -19,7 +19,7 @@ from tests.servers import PATIENCE_S
 
 @pytest.fixture
 def teams(store: Store) -> list[UUID]:
-    ids = [new_id(), new_id()]
+    ids = [uuid7(), uuid7()]
     store.write(lambda db: db.sql.execute(insert(TeamRow), [{"id": i, "name": str(i), "feed_seq": 0} for i in ids]))
     return ids
 
@@ -67,7 +67,7 @@ def _append(db: Write, teams: list[UUID], count: int, fails: bool) -> None:
 
 
 def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> None:
-    job = new_id()
+    job = uuid7()
     store.write(
         lambda db: db.event(
             team=teams[0], kind="job", actor="ann", reason=Submitted(), job=job, attempt=1, generation=2, ref="m:3",
@@ -76,7 +76,7 @@ def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> 
     )  # fmt: skip
     with store.read() as db:
         (event,) = events.load_events(db, teams[0], 0, 10, job=job)
-        assert events.load_events(db, teams[0], 0, 10, job=new_id()) == []
+        assert events.load_events(db, teams[0], 0, 10, job=uuid7()) == []
         assert events.load_events(db, teams[1], 0, 10) == []
     assert (event.seq, event.kind, event.actor, event.job) == (1, "job", "ann", job)
     assert event.reason == {"code": "submitted", "facts": {}}

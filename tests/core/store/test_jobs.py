@@ -7,8 +7,8 @@ import pytest
 from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
 from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState
 from shoestring_core.store import job_search, jobs, ledger
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import JobRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.jobs import RetryOf, Submitted
 from shoestring_core.wording.waits import RetryDelayed
 from sqlalchemy import exc, select, update
@@ -228,7 +228,7 @@ def test_a_job_that_is_ending_or_has_ended_cannot_be_resumed(world: World) -> No
 
 
 def test_a_retry_is_a_new_job_from_the_stored_spec_and_the_last_checkpoint(world: World) -> None:
-    old, checkpoint = world.job("3.00", name="first", params={"epochs": 2}), new_id()
+    old, checkpoint = world.job("3.00", name="first", params={"epochs": 2}), uuid7()
     world.store.write(lambda db: db.execute(update(JobRow).values(checkpoint=checkpoint)))
     put(world, old, J.ENDED, end_reason=EndReason.NAN)
     new = retry(world, old)
@@ -241,7 +241,7 @@ def test_a_retry_is_a_new_job_from_the_stored_spec_and_the_last_checkpoint(world
 
 def test_a_retry_of_a_successful_job_starts_over(world: World) -> None:
     old = world.job()
-    world.store.write(lambda db: db.execute(update(JobRow).values(checkpoint=new_id())))
+    world.store.write(lambda db: db.execute(update(JobRow).values(checkpoint=uuid7())))
     put(world, old, J.ENDED, end_reason=EndReason.SUCCEEDED)
     assert retry(world, old).checkpoint is None
 
@@ -263,7 +263,7 @@ def test_another_teams_job_is_not_found(world: World) -> None:
     mine, theirs = world.job(), stranger.job()
     with world.store.read() as db:
         assert jobs.get(db, world.team, mine.id).id == mine.id
-        for missing in (theirs.id, new_id()):
+        for missing in (theirs.id, uuid7()):
             with pytest.raises(NotFound) as refused:
                 jobs.get(db, world.team, missing)
             assert refused.value.message == "There is no such job."

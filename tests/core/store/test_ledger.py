@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from shoestring_core.errors import BudgetExceeded, NotFound, PreconditionFailed, StaleTransition
 from shoestring_core.store import events, ledger
 from shoestring_core.store.db import Store
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.ledger import balances
 from shoestring_core.store.tables import AccountRow, EventRow, HoldRow, JobRow, TeamRow, TransferRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.machines import LaunchNotNeeded
 from sqlalchemy import exc, func, select, text, update
 
@@ -341,7 +341,7 @@ def test_a_budget_that_changed_since_it_was_read_is_not_overwritten(world: World
 
 def test_a_change_of_the_organisations_limit_is_an_event_of_all_its_teams(world: World) -> None:
     org = world.account("org")
-    other = new_id()
+    other = uuid7()
 
     def second_team(db):
         db.insert_new(TeamRow, id=other, name=f"second {world.name}", feed_seq=0)
@@ -372,7 +372,7 @@ def test_another_teams_budget_is_not_found(world: World) -> None:
             with pytest.raises(NotFound):
                 ledger.visible_account(db, world.team, stranger.account(kind).id)
         assert ledger.visible_account(db, world.team, world.account("org").id).kind == "org"
-        for missing in (stranger.account("org").id, new_id(), world.account("cash").id):
+        for missing in (stranger.account("org").id, uuid7(), world.account("cash").id):
             with pytest.raises(NotFound):
                 ledger.visible_account(db, world.team, missing)
         assert [one.kind for one in ledger.team_budgets(db, world.team)] == ["org", "team", "member"]

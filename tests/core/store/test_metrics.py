@@ -10,8 +10,8 @@ from uuid import UUID
 import pytest
 from shoestring_core import wire
 from shoestring_core.store import events, metrics
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import GenerationRow, JobRow
+from shoestring_core.store.uuid7 import uuid7
 
 from tests.core.world import World
 
@@ -52,7 +52,7 @@ def curve(world: World, job: JobRow, name: str = "val/acc") -> dict[int, float]:
 
 def test_batches_that_come_twice_and_in_any_order_make_one_curve(world: World, job: JobRow, seed: int) -> None:
     rng = random.Random(seed)
-    run, file = new_id(), new_id()
+    run, file = uuid7(), uuid7()
     batches = [(run, seq, [(seq, seq / 10)]) for seq in range(1, 8)]
     batches += [(file, seq, [(step, step / 10) for step in range(7 + seq, 9 + seq)]) for seq in (1, 3, 2)]
     arrivals = batches * 2
@@ -69,28 +69,28 @@ def test_of_two_values_for_a_step_that_of_the_later_batch_counts_whichever_came_
     world: World, job: JobRow
 ) -> None:  # fmt: skip
     for name, order in (("a", (1, 2)), ("b", (2, 1))):
-        source = new_id()
+        source = uuid7()
         for seq in order:
             append(world, job, source, seq, [(5, float(seq))], name=name)
         assert curve(world, job, name) == {5: 2.0}
 
 
 def test_two_sources_number_their_batches_independently(world: World, job: JobRow) -> None:
-    assert append(world, job, new_id(), 1, [(1, 0.1)])
-    assert append(world, job, new_id(), 1, [(2, 0.2)])
+    assert append(world, job, uuid7(), 1, [(1, 0.1)])
+    assert append(world, job, uuid7(), 1, [(2, 0.2)])
     assert curve(world, job) == {1: 0.1, 2: 0.2}
 
 
 def test_points_belong_to_the_steps_of_their_generation(world: World, job: JobRow) -> None:
     """As those of machines do: what a later generation recomputed is kept apart from the merged curve."""
-    source = new_id()
+    source = uuid7()
     append(world, job, source, 1, [(9, 0.9), (11, 1.1)], generation=1)
     append(world, job, source, 2, [(11, 2.2)], generation=2)
     assert curve(world, job) == {9: 0.9, 11: 2.2}
 
 
 def test_a_batch_is_one_event_for_live_streams_and_none_when_it_comes_again(world: World, job: JobRow) -> None:
-    source = new_id()
+    source = uuid7()
     for _ in range(2):
         append(world, job, source, 4, [(1, 0.5)])
     (event,) = world.events("batch")
@@ -101,7 +101,7 @@ def test_a_batch_is_one_event_for_live_streams_and_none_when_it_comes_again(worl
 
 
 def test_points_of_another_source_do_not_move_the_jobs_progress(world: World, job: JobRow) -> None:
-    append(world, job, new_id(), 1, [(10**6, 0.5)], generation=2)
+    append(world, job, uuid7(), 1, [(10**6, 0.5)], generation=2)
     with world.store.read() as db:
         after, generation = db.sql.get_one(JobRow, job.id), db.sql.get_one(GenerationRow, (job.id, 2))
     assert (after.last_step, after.latest, generation.last_step) == (0, {}, None)

@@ -13,8 +13,8 @@ from shoestring_core import wire
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
 from shoestring_core.store import logs, metrics, reports
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import MachineRow
+from shoestring_core.store.uuid7 import uuid7
 from sqlalchemy import update
 
 from tests.core.world import Fleet, about, meanwhile
@@ -91,7 +91,7 @@ def test_a_batch_that_arrives_twice_at_once_is_stored_once(fleet: Fleet, running
 
 def test_an_unknown_machine_is_not_found(fleet: Fleet) -> None:
     with pytest.raises(NotFound):
-        send(fleet, new_id(), 1)
+        send(fleet, uuid7(), 1)
 
 
 def test_a_batch_without_points_and_logs_is_acknowledged_in_silence(fleet: Fleet, running: tuple[UUID, UUID]) -> None:

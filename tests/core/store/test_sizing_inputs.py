@@ -14,8 +14,8 @@ from shoestring_core.decide.sizing import choose_machines
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import reports, sizing_inputs
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts, save_offers
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.store.uuid7 import uuid7
 from sqlalchemy import update
 
 from tests.core.world import World
@@ -48,7 +48,7 @@ def train(
             scores.append((step, now))
         times.append(now)
     over = round((now + 6) * S)
-    ids = [new_id() for _ in machines]
+    ids = [uuid7() for _ in machines]
 
     def work(db):
         db.insert_new(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.models.airbench import airbench
 from shoestring_trainer.training.models.layers import GlobalConcatPool, PatchWhitening
 from shoestring_trainer.training.models.registry import build_model, init_from_data
@@ -19,7 +20,6 @@ from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optim
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.evaluation import evaluate, tta_logits
-from shoestring_trainer.training.run_schedule import StepHyperparams
 from shoestring_trainer.training.settings import Settings
 from torch import nn
 

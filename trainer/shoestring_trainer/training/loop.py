@@ -14,14 +14,14 @@ from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.errors import NonFiniteError
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.artifacts import build_artifacts
 from shoestring_trainer.training.results.evaluation import evaluate
 from shoestring_trainer.training.results.exports import require_onnx
-from shoestring_trainer.training.results.run_logger import RunLogger
+from shoestring_trainer.training.results.run_recorder import RunRecorder
 from shoestring_trainer.training.results.sample_log import SampleLog
 from shoestring_trainer.training.results.throughput import measure_throughput
-from shoestring_trainer.training.run_schedule import RunSchedule
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
 from shoestring_trainer.training.stop_listener import StopListener
@@ -52,7 +52,7 @@ def train(task: Task, stop_listener: StopListener, counter: StepCounter) -> Outc
         task.folder, generation=task.generation, rank=distributed.rank, world_size=distributed.world_size,
         start=step, samples_per_epoch=schedule.samples_per_epoch,
     )  # fmt: skip
-    with RunLogger(task, state, schedule.total_steps, rank=distributed.rank) as logger:
+    with RunRecorder(task, state, schedule.total_steps, rank=distributed.rank) as logger:
         logger.log_event(
             "started", step=step, steps_total=schedule.total_steps, world_size=distributed.world_size,
             precision=setup.precision.value,
@@ -124,7 +124,7 @@ def train(task: Task, stop_listener: StopListener, counter: StepCounter) -> Outc
 
 
 def finish(
-    task: Task, setup: Setup, trainer: Trainer, logger: RunLogger, counter: StepCounter, *, train_s: float
+    task: Task, setup: Setup, trainer: Trainer, logger: RunRecorder, counter: StepCounter, *, train_s: float
 ) -> None:  # fmt: skip
     """Evaluate the final model in fp32, report the last step, and save checkpoint, artifacts and result.
 
@@ -166,7 +166,7 @@ def finish(
     logger.save_final(step, build_artifacts(setup.model, data, eval_result, about, onnx=task.onnx), result)
 
 
-def shapes_seen(schedule: RunSchedule, step: int, data: ImageDataset) -> dict[tuple[int, ...], int]:
+def shapes_seen(schedule: HyperparamSchedule, step: int, data: ImageDataset) -> dict[tuple[int, ...], int]:
     """Return the image shapes trained on before `step`, and how many images of each."""
     channels, side = data.val.images_NCHW.shape[1:3]
     seen: dict[tuple[int, ...], int] = {}

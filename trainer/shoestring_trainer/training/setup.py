@@ -15,10 +15,10 @@ from shoestring_trainer.training.data.batch_loader import BatchLoader
 from shoestring_trainer.training.data.sources import open_dataset
 from shoestring_trainer.training.distributed.context import DistributedContext, init_distributed
 from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
-from shoestring_trainer.training.run_schedule import RunSchedule
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import Task
 
@@ -34,7 +34,7 @@ class Setup:
     seed: int
     precision: Precision
     loader: BatchLoader
-    schedule: RunSchedule
+    schedule: HyperparamSchedule
     model: nn.Module
 
     @property
@@ -68,7 +68,7 @@ def set_up(task: Task) -> Setup:
         open_dataset(recipe.data.kind, task, seed, settings, distributed), settings, distributed.device
     )
     data = loader.dataset
-    schedule = RunSchedule.from_settings(settings, len(data.train))
+    schedule = HyperparamSchedule.from_settings(settings, len(data.train))
     check_batch_sizes(schedule, distributed)
 
     torch.manual_seed(derive_seed(seed, "weights"))
@@ -78,7 +78,7 @@ def set_up(task: Task) -> Setup:
     return Setup(distributed, recipe, params, settings, seed, precision, loader, schedule, model)
 
 
-def check_batch_sizes(schedule: RunSchedule, distributed: DistributedContext) -> None:
+def check_batch_sizes(schedule: HyperparamSchedule, distributed: DistributedContext) -> None:
     """Raise UserError if a batch has fewer images than there are ranks."""
     smallest = min(phase.batch_size for phase in schedule.phases)
     if smallest < distributed.world_size:

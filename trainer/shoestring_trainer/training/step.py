@@ -15,13 +15,13 @@ from shoestring_trainer.training.checkpoint.state import TrainingState
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.context import DistributedContext, PendingAllReduce
 from shoestring_trainer.training.hooks import HookContext, load_hooks
+from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.randomness import RankSamples, seed_dropout
-from shoestring_trainer.training.run_schedule import StepHyperparams
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.setup import Setup
 

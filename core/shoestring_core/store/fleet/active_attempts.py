@@ -90,7 +90,7 @@ class ActiveAttempt:
             generation_state=GenerationState(generation.state) if generation else None,
             generation_opened_at=generation.opened_at if generation else 0,
             restarts=self.restarts,
-            skips=tuple((first, last) for first, last in self.job.skipped_steps or ()),
+            skips=tuple((first, last) for first, last in self.job.skipped_step_spans or ()),
             refusals=tuple(
                 (RefusalKind(str(row.refusal)), row.refusal_text or "")
                 for row in self.machines

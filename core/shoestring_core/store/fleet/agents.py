@@ -239,7 +239,7 @@ def _launch_config(
         master_addr=address,
         master_port=int(port),
         task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.number)
-        | ({"skip": job.skipped_steps} if job.skipped_steps else {}),
+        | ({"skip": job.skipped_step_spans} if job.skipped_step_spans else {}),
         resume=resume,
         init=None if resume else _checkpoint(db, job.init_checkpoint, get_url),
     )

@@ -40,7 +40,10 @@ def open_generation(
     course: dict[str, Any] = {"generation": number}
     if skip:
         start = checkpoints.newest_before(db, job, skip[0])
-        course |= {"checkpoint": start.id if start else None, "skipped_steps": [*(job.skipped_steps or []), list(skip)]}
+        course |= {
+            "checkpoint": start.id if start else None,
+            "skipped_step_spans": [*(job.skipped_step_spans or []), list(skip)],
+        }
     rows.try_update(db, update(JobRow).where(JobRow.id == job_id, JobRow.generation == job.generation).values(**course))
     _end_generation(db, job_id, reason)
     db.sql.execute(

@@ -22,12 +22,12 @@ from shoestring_core.store import jobs, ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import queue, rows
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AttemptRow, MachineRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.jobs import AttemptStarted, ScheduleOutdated
 
 
-def apply_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
+def record_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
     """Open the attempt: money held and an intent for each machine, all or none. None: another plan came first.
 
     Raises StaleTransition if the job is not queued any more, BudgetExceeded if its budget was used elsewhere.
@@ -124,7 +124,7 @@ def _insert_machine(
     db: Write, job: UUID, attempt: int, slot: int, offer: Offer, funded_until: int, agent_url: str, deployment: str
 ) -> UUID:
     """Insert a machine row: one launch intent, with everything that the call will send but the boot token."""
-    machine = new_id()
+    machine = uuid7()
     last = db.sql.scalar(
         select(func.max(MachineRow.ordinal)).where(MachineRow.job == job, MachineRow.attempt == attempt)
     )

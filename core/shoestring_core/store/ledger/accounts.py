@@ -10,8 +10,8 @@ from sqlalchemy import Select, select
 
 from shoestring_core.errors import NotFound
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AccountRow, JobRow, TeamRow, UserRow
+from shoestring_core.store.uuid7 import uuid7
 
 LEVELS = {"org": 0, "team": 1, "member": 2, "job": 3, "cash": 9, "overrun": 9}
 
@@ -115,7 +115,7 @@ def _create(db: Write, kind: str, owner: str, parent: UUID | None, limit_micro: 
         return existing
     db.insert_new(
         AccountRow,
-        id=new_id(),
+        id=uuid7(),
         kind=kind,
         owner=owner,
         period="",

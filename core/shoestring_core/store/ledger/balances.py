@@ -41,7 +41,7 @@ def apply_changes(
     changed = _with_ancestors(db, changes)
     for account, change in changed:
         total = AccountRow.posted + AccountRow.held + (change.posted + change.held)
-        over = excess(total - AccountRow.limit_micro)
+        over = positive_part(total - AccountRow.limit_micro)
         shrunk = case((AccountRow.overdraft < over, AccountRow.overdraft), else_=over)
         db.execute(
             update(AccountRow)
@@ -55,9 +55,9 @@ def apply_changes(
     return [load_account(db, account.id) for account, _ in changed]
 
 
-def excess(over: ColumnElement[int]) -> ColumnElement[int]:
-    """`over` where it is positive; 0 elsewhere, and where there is no limit to be over."""
-    return case((over > 0, over), else_=0)
+def positive_part(difference: ColumnElement[int]) -> ColumnElement[int]:
+    """`difference` where it is positive; 0 elsewhere, and where it is NULL: there is no limit."""
+    return case((difference > 0, difference), else_=0)
 
 
 def _with_ancestors(db: Write, changes: Mapping[UUID, BalanceChange]) -> list[tuple[AccountRow, BalanceChange]]:

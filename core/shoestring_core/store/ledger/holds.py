@@ -12,10 +12,10 @@ from sqlalchemy import func, select, update
 
 from shoestring_core.errors import StaleTransition
 from shoestring_core.store.db import Read, Write
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes, hold_amounts
 from shoestring_core.store.ledger.feed import record_movement
 from shoestring_core.store.tables import HoldRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import Reason, budget
 
 
@@ -114,7 +114,7 @@ def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
 
 def _insert(db: Write, request: HoldRequest) -> HoldRow:
     last_number = db.sql.scalar(select(func.max(HoldRow.number)).where(HoldRow.machine == request.machine)) or 0
-    hold_id = new_id()
+    hold_id = uuid7()
     inserted = db.insert_new(
         HoldRow,
         id=hold_id,

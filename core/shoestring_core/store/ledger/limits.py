@@ -11,7 +11,7 @@ from shoestring_core import money
 from shoestring_core.errors import PreconditionFailed
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ledger.accounts import ancestors, load_account, teams_below, title
-from shoestring_core.store.ledger.balances import excess
+from shoestring_core.store.ledger.balances import positive_part
 from shoestring_core.store.ledger.feed import record_alarm
 from shoestring_core.store.tables import AccountRow
 from shoestring_core.wording import budget
@@ -35,7 +35,7 @@ def set_limit(
     version, limit_before, overdraft_before = before.version, before.limit_micro, before.overdraft
     guard = AccountRow.version == (version if if_version is None else if_version)
     change = update(AccountRow).where(AccountRow.id == account, guard)
-    overdraft = 0 if limit is None else excess(AccountRow.posted + AccountRow.held - limit)
+    overdraft = 0 if limit is None else positive_part(AccountRow.posted + AccountRow.held - limit)
     if db.execute(change.values(limit_micro=limit, version=AccountRow.version + 1, overdraft=overdraft)) != 1:
         raise PreconditionFailed(
             "The budget has changed since you read it.", hint="Get the budget again, then retry with its new ETag."

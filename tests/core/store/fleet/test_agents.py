@@ -12,8 +12,8 @@ from shoestring_core.errors import AgentRefused
 from shoestring_core.states import JobState
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import agents, gangs, observations
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import attempts, machines
 
 from tests.core.world import LAUNCHING, NEVER_LAUNCHED, PLANNED, RUNNING, TERMINATED, TERMINATING, Fleet, about
@@ -111,11 +111,11 @@ def test_a_machine_that_is_to_end_does_not_register(fleet: Fleet) -> None:
 
 def test_a_machine_that_does_not_exist_is_refused(fleet: Fleet) -> None:
     with pytest.raises(AgentRefused):
-        fleet.write(agents.register, new_id(), True, "hash", "", {}, fleet.timeouts)
+        fleet.write(agents.register, uuid7(), True, "hash", "", {}, fleet.timeouts)
     with pytest.raises(AgentRefused):
-        fleet.read(agents.authenticate, new_id(), "session")
+        fleet.read(agents.authenticate, uuid7(), "session")
     with pytest.raises(AgentRefused):
-        fleet.write(agents.renew_lease, new_id(), fleet.timeouts)
+        fleet.write(agents.renew_lease, uuid7(), fleet.timeouts)
 
 
 def test_a_machine_without_a_session_authenticates_nobody(fleet: Fleet) -> None:

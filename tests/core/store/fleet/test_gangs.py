@@ -323,10 +323,10 @@ def test_a_generation_that_skips_steps_starts_from_a_checkpoint_before_them(flee
     first, second, _ = fleet.checkpoint_rows(job)
     assert fleet.write(gangs.apply_action, job, 1, 1, failures.Restart(attempts.RankKilled(0), skip=(21, 22)))
     assert (fleet.generation_row(job, 2).start_step, fleet.generation_row(job, 2).start_checkpoint) == (20, second.id)
-    assert (fleet.job_row(job).checkpoint, fleet.job_row(job).skipped_steps) == (second.id, [[21, 22]])
+    assert (fleet.job_row(job).checkpoint, fleet.job_row(job).skipped_step_spans) == (second.id, [[21, 22]])
     assert fleet.write(gangs.apply_action, job, 1, 2, failures.Restart(attempts.RankKilled(0), skip=(20, 23)))
     assert (fleet.generation_row(job, 3).start_step, fleet.job_row(job).checkpoint) == (10, first.id)
-    assert fleet.job_row(job).skipped_steps == [[21, 22], [20, 23]]
+    assert fleet.job_row(job).skipped_step_spans == [[21, 22], [20, 23]]
 
 
 # Money again

@@ -9,8 +9,8 @@ import pytest
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import gangs, launches
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.machines import LaunchRefused
 from sqlalchemy import update
 
@@ -79,7 +79,7 @@ def test_a_call_begins_only_for_its_own_machine(fleet: Fleet) -> None:
     fleet.call(machine)
     assert call_facts(fleet, other) == (PLANNED, None, None, "open")
     assert launchable(fleet) == [other]
-    assert fleet.write(launches.begin_launch, new_id(), fleet.timeouts) is None
+    assert fleet.write(launches.begin_launch, uuid7(), fleet.timeouts) is None
 
 
 @pytest.mark.parametrize("called", [False, True])
@@ -177,9 +177,9 @@ def test_an_answer_to_the_call_of_a_machine_that_runs_changes_nothing(fleet: Fle
 
 def test_a_refusal_for_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
     fleet.write(
-        launches.record_refusal, launches.LaunchCall(new_id(), "local", "local", "", {}, 1), RefusalKind.QUOTA, "y"
+        launches.record_refusal, launches.LaunchCall(uuid7(), "local", "local", "", {}, 1), RefusalKind.QUOTA, "y"
     )
-    assert not fleet.write(launches.abandon_launch, new_id(), 2**60, fleet.timeouts)
+    assert not fleet.write(launches.abandon_launch, uuid7(), 2**60, fleet.timeouts)
 
 
 # Machines that were never launched

@@ -8,8 +8,8 @@ from shoestring_core.decide.reconcile import TrackedMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import gangs, launches, observations
-from shoestring_core.store.ids import new_id
 from shoestring_core.store.tables import MachineRow
+from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.machines import LeaseExpired, NoLongerListed, NotNeeded
 from sqlalchemy import update
 
@@ -116,8 +116,8 @@ def test_an_end_that_is_recorded_meanwhile_stands(fleet: Fleet) -> None:
 
 def test_an_observation_of_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
     (machine,) = fleet.launch(fleet.start())
-    fleet.store.write(lambda db: observations.presume_terminated(db, new_id()))
-    assert not fleet.write(observations.begin_termination, new_id(), LeaseExpired(), lease=False)
+    fleet.store.write(lambda db: observations.presume_terminated(db, uuid7()))
+    assert not fleet.write(observations.begin_termination, uuid7(), LeaseExpired(), lease=False)
     assert fleet.machine_row(machine).state == RUNNING
 
 

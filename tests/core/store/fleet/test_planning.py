@@ -181,11 +181,11 @@ def test_a_start_that_was_planned_for_an_earlier_attempt_is_refused(fleet: Fleet
     (start,) = schedule_jobs(planned, [OFFER], fleet.clock.now, {OFFER.provider: fleet.timeouts}).starts
     fleet.alter(JobRow, JobRow.id == job, attempt=1)
     with pytest.raises(StaleTransition):
-        fleet.write(planning.apply_start, start, planned.epoch, agent_url="http://api", deployment="test")
+        fleet.write(planning.record_start, start, planned.epoch, agent_url="http://api", deployment="test")
     assert (fleet.ids(job), snapshot(fleet).epoch) == ([], 0)
     fleet.alter(JobRow, JobRow.id == job, attempt=0)
-    assert fleet.write(planning.apply_start, start, planned.epoch + 1, agent_url="", deployment="test") is None
-    assert fleet.write(planning.apply_start, start, planned.epoch, agent_url="", deployment="test") is not None
+    assert fleet.write(planning.record_start, start, planned.epoch + 1, agent_url="", deployment="test") is None
+    assert fleet.write(planning.record_start, start, planned.epoch, agent_url="", deployment="test") is not None
 
 
 # Slots filled again

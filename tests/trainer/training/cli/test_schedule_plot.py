@@ -12,10 +12,10 @@ import pytest
 import torch
 from shoestring_core import recipes
 from shoestring_trainer.training.cli import commands, schedule_plot
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.models.summary import format_summary, summarize_model, training_flop
 from shoestring_trainer.training.results.throughput import flop_per_image
-from shoestring_trainer.training.run_schedule import RunSchedule
 from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.training.gangs import PACKAGE_FOLDERS
@@ -50,7 +50,7 @@ def test_the_drawing_is_the_schedule():
 
 def test_own_images_have_to_be_counted(capfd: pytest.CaptureFixture[str]):
     assert commands.main(["schedule", "imagefolder/resnet9"]) == commands.FAILED
-    assert "--images N" in capfd.readouterr().err
+    assert "--num-images N" in capfd.readouterr().err
     assert commands.main(["schedule", "digits/quickstat"]) == commands.USAGE
     assert "digits/quickstart" in capfd.readouterr().err
     assert commands.main(["schedule", "digits/quickstart", "limits.cost=3"]) == commands.FAILED
@@ -105,7 +105,7 @@ def test_images_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixture
 def test_the_least_time_counts_each_phase_at_its_size(capfd: pytest.CaptureFixture[str]):
     """Twice the size is four times the FLOP of a fully convolutional network: half of the run at each."""
     settings = Settings(epochs=2, batch_size=100, image_size_schedule="0:16 1/2:32")
-    preview = schedule_plot.SchedulePreview("mine", settings, RunSchedule.from_settings(settings, 1000), 1000)
+    preview = schedule_plot.SchedulePreview("mine", settings, HyperparamSchedule.from_settings(settings, 1000), 1000)
     assert training_flop(preview, lambda size: size * size) == 3 * (1000 * 256 + 1000 * 1024)
     assert commands.main(["model", "imagenet/cheap"]) == commands.OK
     printed = capfd.readouterr().out

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from shoestring_core import recipes
 from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.schedules import parse_schedule, piecewise_linear
-from shoestring_trainer.training.run_schedule import RunSchedule
 from shoestring_trainer.training.settings import Settings
 
 SAMPLES = 50_000
@@ -223,7 +223,7 @@ def choose(name: str, **params) -> tuple[recipes.Recipe, Settings]:
 def test_a_recipe_matches_its_source_epoch_by_epoch(name: str):
     source, (recipe, settings) = SOURCES[name], choose(name)
     samples = 50_000 if name.startswith("cifar10/") else 1_281_167
-    schedule = RunSchedule.from_settings(settings, samples)
+    schedule = HyperparamSchedule.from_settings(settings, samples)
     small = replace(settings, width=4)
     model = build_model(**recipe.model, settings=small, classes=10, mean=[0.5] * 3, std=[0.2] * 3)
     optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
@@ -260,7 +260,7 @@ def test_a_recipe_matches_its_source_epoch_by_epoch(name: str):
             assert group["weight_decay"] == pytest.approx(decay, rel=3e-3), kind
 
 
-def steps_near(schedule: RunSchedule, epoch: float) -> range:
+def steps_near(schedule: HyperparamSchedule, epoch: float) -> range:
     """Return the steps of the phase in which `epoch` is reached, and those after it."""
     phase = next(phase for phase in schedule.phases if phase.end_sample >= epoch * schedule.samples_per_epoch)
     return range(phase.first_step, schedule.total_steps)
@@ -285,8 +285,8 @@ def test_a_shorter_run_goes_through_the_whole_schedule(name: str, epochs: float)
     """Fewer epochs compress the schedule: first, highest and last learning rate stay."""
     _, settings = choose(name, epochs=epochs)
     whole, short = (
-        RunSchedule.from_settings(replace(settings, epochs=SOURCES[name].epochs), SAMPLES),
-        RunSchedule.from_settings(settings, SAMPLES),
+        HyperparamSchedule.from_settings(replace(settings, epochs=SOURCES[name].epochs), SAMPLES),
+        HyperparamSchedule.from_settings(settings, SAMPLES),
     )
     if len(whole.phases) == 1:
         assert short.total_steps == int(np.ceil(round(epochs * short.samples_per_epoch / settings.batch_size, 6)))
@@ -301,7 +301,7 @@ def test_momentum_may_have_a_schedule():
         epochs=10, batch_size=10, lr=0.8, lr_schedule="0:0.1 0.43:1 0.86:0.1 1:0",
         momentum_schedule="0:0.95 43/100:0.85 86/100:0.95",
     )  # fmt: skip
-    schedule = RunSchedule.from_settings(settings, 100)
+    schedule = HyperparamSchedule.from_settings(settings, 100)
     hyperparams = [schedule.step_hyperparams(step) for step in (0, 43, 86, 99)]
     assert [each.momentum for each in hyperparams] == pytest.approx([0.95, 0.85, 0.95, 0.95])
     assert [each.lr_factor for each in hyperparams] == pytest.approx([0.1, 1, 0.1, 0.1 / 14])
@@ -322,7 +322,7 @@ def test_phases_are_contiguous():
     settings = Settings(
         epochs=10, batch_size=8, batch_size_schedule="0:1 0.3:2 0.8:0.5", image_size_schedule="0:16 0.5:24"
     )
-    schedule = RunSchedule.from_settings(settings, 100)
+    schedule = HyperparamSchedule.from_settings(settings, 100)
     assert [(phase.batch_size, phase.image_size) for phase in schedule.phases] == [(8, 16), (16, 16), (16, 24), (4, 24)]
     first, *others = schedule.phases
     assert (first.first_step, first.first_sample) == (0, 0)
@@ -338,7 +338,7 @@ def test_phases_are_contiguous():
 
 
 def test_a_phase_too_short_for_a_step_is_omitted():
-    schedule = RunSchedule.from_settings(
+    schedule = HyperparamSchedule.from_settings(
         Settings(epochs=1, batch_size=50, image_size_schedule="0:16 0.5:24 0.51:32"), 100
     )
     assert [(phase.image_size, phase.steps) for phase in schedule.phases] == [(16, 1), (24, 1)]
@@ -346,7 +346,8 @@ def test_a_phase_too_short_for_a_step_is_omitted():
 
 def test_learning_rates_scale_with_the_batch_size():
     own, double = (
-        RunSchedule.from_settings(Settings(batch_size=batch, lr_base_batch_size=128), 1000) for batch in (128, 256)
+        HyperparamSchedule.from_settings(Settings(batch_size=batch, lr_base_batch_size=128), 1000)
+        for batch in (128, 256)
     )
     assert [rate for _, rate in double.lr_factors] == [2 * rate for _, rate in own.lr_factors]
 
@@ -354,4 +355,4 @@ def test_learning_rates_scale_with_the_batch_size():
 @pytest.mark.parametrize("text", ["0.2:128", "0:128 1.5:224"])
 def test_size_schedules_must_begin_at_zero(text: str):
     with pytest.raises(UserError, match="begin at 0"):
-        RunSchedule.from_settings(Settings(image_size_schedule=text), 100)
+        HyperparamSchedule.from_settings(Settings(image_size_schedule=text), 100)

@@ -32,7 +32,7 @@ examples:
 SCHEDULE_EXAMPLES = """\
 examples:
   python -m shoestring_trainer schedule cifar10/airbench94
-  python -m shoestring_trainer schedule imagefolder/resnet9 epochs=30 --images 9469
+  python -m shoestring_trainer schedule imagefolder/resnet9 epochs=30 --num-images 9469
 """
 MODEL_EXAMPLES = """\
 examples:
@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="name of a recipe")
     command.add_argument("params", nargs="*", metavar="KEY=VALUE", help="its parameters")
-    command.add_argument("--images", type=_positive, help="training images, where the recipe doesn't know")
+    command.add_argument(
+        "--num-images", dest="images", type=_positive, help="training images, where the recipe doesn't know"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
 

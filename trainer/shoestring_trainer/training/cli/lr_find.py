@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from shoestring_trainer.training.cli.standalone import prepare_task
 from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.randomness import seed_dropout
-from shoestring_trainer.training.run_schedule import StepHyperparams
 from shoestring_trainer.training.setup import set_up
 from shoestring_trainer.training.task import Task, read_task
 

@@ -12,7 +12,7 @@ from typing import Any
 from shoestring_core import recipes
 
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.run_schedule import RunSchedule
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.settings import Settings
 
 WIDTH, HEIGHT = 64, 8
@@ -28,7 +28,7 @@ class SchedulePreview:
 
     name: str
     settings: Settings
-    schedule: RunSchedule
+    schedule: HyperparamSchedule
     images: int
 
 
@@ -38,8 +38,8 @@ def preview_schedule(name: str, params: Mapping[str, Any], images: int | None) -
     settings = Settings.from_params(recipes.resolve(name, params))
     count = images or count_images(recipe.name)
     if count is None:
-        raise UserError(f"{recipe.name} trains on your own images; give their number with --images N")
-    return SchedulePreview(recipe.reference, settings, RunSchedule.from_settings(settings, count), count)
+        raise UserError(f"{recipe.name} trains on your own images; give their number with --num-images N")
+    return SchedulePreview(recipe.reference, settings, HyperparamSchedule.from_settings(settings, count), count)
 
 
 def count_images(recipe: str) -> int | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shoestring_trainer.training.data.augment import RandomResizedCrop, augment
 from shoestring_trainer.training.data.sources import DatasetSource
-from shoestring_trainer.training.run_schedule import ImageFormat, Phase, initial_image_format
+from shoestring_trainer.training.hyperparam_schedule import ImageFormat, Phase, initial_image_format
 from shoestring_trainer.training.settings import Settings
 
 

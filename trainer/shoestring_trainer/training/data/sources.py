@@ -17,7 +17,7 @@ from shoestring_trainer.training.data.torchvision_datasets import PREFIX, index_
 from shoestring_trainer.training.data.webdataset import index_webdataset
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
-from shoestring_trainer.training.run_schedule import RunSchedule
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import Task
 
@@ -67,7 +67,7 @@ def open_dataset(
         barrier=distributed.barrier,
         gpu_decoder=nvjpeg_decoder(distributed.device) if is_local_rank_0 and settings.decode_device == "gpu" else None,
     )  # fmt: skip
-    phases = RunSchedule.from_settings(settings, len(train)).phases
+    phases = HyperparamSchedule.from_settings(settings, len(train)).phases
     cache.check_disk_space(phase.image_format for phase in phases)
     return cache.load
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.models.layers import PatchWhitening
 from shoestring_trainer.training.optim.preconditioners import KFAC, Shampoo
-from shoestring_trainer.training.run_schedule import StepHyperparams
 from shoestring_trainer.training.settings import Settings
 
 OPTIMIZERS = ("sgd", "muon", "lars", "shampoo", "kfac")

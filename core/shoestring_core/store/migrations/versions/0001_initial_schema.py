@@ -153,7 +153,7 @@ def upgrade() -> None:
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("checkpoint", sa.Uuid(), nullable=True),
         sa.Column("init_checkpoint", sa.Uuid(), nullable=True),
-        sa.Column("skipped_steps", Json, nullable=True),
+        sa.Column("skipped_step_spans", Json, nullable=True),
         sa.Column("steps_total", sa.BigInteger(), nullable=True),
         sa.Column("last_step", sa.BigInteger(), nullable=False),
         sa.Column("last_epoch_milli", sa.BigInteger(), nullable=True),

@@ -45,7 +45,7 @@ class AppliedSchedule:
 
 
 @dataclass
-class Scheduler:
+class JobScheduler:
     """Decides again only if something has changed. It remembers what in memory: after a restart it decides again.
 
     schedule_again  called when a schedule was out of date before it was applied
@@ -97,7 +97,7 @@ class Scheduler:
         """Returns whether the job was started; not if another worker has applied a newer schedule."""
         try:
             machines = write(
-                self.store, planning.apply_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
+                self.store, planning.record_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
             )
         except (StaleTransition, BudgetExceeded) as changed:
             log.info("the schedule is out of date: %s", changed)

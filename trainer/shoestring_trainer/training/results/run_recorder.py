@@ -15,7 +15,7 @@ from shoestring_trainer.training.results.progress import ProgressPrinter
 from shoestring_trainer.training.task import Task
 
 
-class RunLogger:
+class RunRecorder:
     """Reports on rank 0. On the other ranks every call does nothing."""
 
     def __init__(self, task: Task, state: TrainingState, total_steps: int, *, rank: int) -> None:
@@ -25,7 +25,7 @@ class RunLogger:
             self._checkpoints = CheckpointWriter(task, state, self._writer)
             self._progress = ProgressPrinter(total_steps)
 
-    def __enter__(self) -> RunLogger:
+    def __enter__(self) -> RunRecorder:
         return self
 
     def __exit__(self, *_: object) -> None:

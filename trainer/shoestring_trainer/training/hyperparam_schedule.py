@@ -85,7 +85,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class RunSchedule:
+class HyperparamSchedule:
     """The schedule of a whole run: its phases, and the hyperparameters of each step."""
 
     samples_per_epoch: int
@@ -95,7 +95,7 @@ class RunSchedule:
     momentum: Breakpoints
 
     @staticmethod
-    def from_settings(settings: Settings, samples: int) -> RunSchedule:
+    def from_settings(settings: Settings, samples: int) -> HyperparamSchedule:
         """Return the schedule for `samples` training images.
 
         Raises UserError if a schedule can't be parsed, or if there are fewer images than a batch needs.
@@ -113,7 +113,7 @@ class RunSchedule:
             parse_schedule(settings.whitening_lr_schedule) if settings.whitening_lr_schedule else lr_factors
         )
         factor = batch_size / settings.lr_base_batch_size if settings.lr_base_batch_size else 1.0
-        return RunSchedule(
+        return HyperparamSchedule(
             samples_per_epoch,
             tuple(_build_phases(settings, samples_per_epoch)),
             scale(lr_factors, factor),

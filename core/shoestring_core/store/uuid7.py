@@ -12,7 +12,7 @@ _lock = threading.Lock()
 _last = 0
 
 
-def new_id() -> UUID:
+def uuid7() -> UUID:
     """A new id, greater than every earlier one of this process, whatever the clock does."""
     milliseconds, fraction = divmod(_tick(), 4096)
     return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62))
