@@ -9,6 +9,7 @@ from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import GenerationRow, MachineRow
+from shoestring_core.wording.attempts import MachineLost
 from sqlalchemy import select
 
 from tests.worker.conftest import World
@@ -160,4 +161,4 @@ def test_generations_record_how_the_gang_changed(world: World):
             select(GenerationRow).where(GenerationRow.job == job).order_by(GenerationRow.number)
         ).all()
     assert [(one.world_size, one.state) for one in rows] == [(4, "ended"), (3, "forming")]
-    assert rows[0].end_reason == "The machine in slot 1 was lost (crashed)."
+    assert rows[0].end_reason == MachineLost(1, "crashed").as_json()

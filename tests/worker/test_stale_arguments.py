@@ -15,6 +15,8 @@ from shoestring_core.states import EndReason
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import agents, billing, gangs, launches, observations, planning
 from shoestring_core.store.tables import AccountRow, HoldRow, MachineRow
+from shoestring_core.wording.attempts import MachineLost
+from shoestring_core.wording.machines import LeaseExpired, NotNeeded
 from sqlalchemy import select, update
 
 from tests.worker.conftest import World
@@ -108,9 +110,7 @@ def test_a_refusal_after_a_lost_request_keeps_the_hold_until_the_list_is_consist
     early = refused.call_deadline + world.timeouts.consistency_window - 1
 
     def abandon(listed_at: int) -> bool:
-        return world.store.write(
-            lambda db: launches.abandon_launch(db, planned.id, "refused", listed_at, world.timeouts)
-        )
+        return world.store.write(lambda db: launches.abandon_launch(db, planned.id, listed_at, world.timeouts))
 
     assert not abandon(early)
     assert hold(world, planned.id).state == "open"
@@ -123,10 +123,10 @@ def test_a_refusal_after_a_lost_request_keeps_the_hold_until_the_list_is_consist
 def test_a_machine_that_is_wanted_or_runs_is_not_given_up(world: World, request: pytest.FixtureRequest, state: str):
     machine = request.getfixturevalue("planned" if state == "launching" else "up")
     later = world.clock.now + 10**12
-    assert not world.store.write(lambda db: launches.abandon_launch(db, machine.id, "stale", later, world.timeouts))
+    assert not world.store.write(lambda db: launches.abandon_launch(db, machine.id, later, world.timeouts))
     if state == "running":
         world.store.write(lambda db: jobs.stop(db, machine.job, "ann"))
-        assert not world.store.write(lambda db: launches.abandon_launch(db, machine.id, "stale", later, world.timeouts))
+        assert not world.store.write(lambda db: launches.abandon_launch(db, machine.id, later, world.timeouts))
     assert (row(world, machine.id).state, hold(world, machine.id).state) == (state, "open")
 
 
@@ -143,7 +143,7 @@ def test_a_terminated_machine_stays_so_whatever_is_observed_later(world: World, 
     world.store.write(lambda db: observations.presume_terminated(db, up.id))
     now = row(world, up.id)
     assert (now.state, now.ended_at, now.end_evidence) == ("terminated", ended.ended_at, "provider")
-    assert not world.store.write(lambda db: observations.begin_termination(db, up.id, "late", lease=False))
+    assert not world.store.write(lambda db: observations.begin_termination(db, up.id, NotNeeded(), lease=False))
 
 
 def test_a_machine_that_was_never_launched_is_not_presumed_terminated(world: World, planned: MachineRow):
@@ -159,7 +159,7 @@ def test_a_forgotten_machine_is_billed_until_its_funding_ends(world: World, up: 
 
 def test_a_termination_is_requested_again_until_the_provider_confirms_it(world: World, up: MachineRow):
     def begin_termination() -> bool:
-        return world.store.write(lambda db: observations.begin_termination(db, up.id, "unwanted", lease=False))
+        return world.store.write(lambda db: observations.begin_termination(db, up.id, NotNeeded(), lease=False))
 
     assert begin_termination()
     assert row(world, up.id).state == "terminating"
@@ -179,8 +179,10 @@ def test_the_silence_of_one_machine_is_not_that_of_another(world: World):
     silent, reporting = world.alive(job)
     world.clock.pass_(31)
     world.store.write(lambda db: agents.renew_lease(db, reporting.id, world.timeouts))
-    assert not world.store.write(lambda db: observations.begin_termination(db, reporting.id, "silent", lease=True))
-    assert world.store.write(lambda db: observations.begin_termination(db, silent.id, "silent", lease=True))
+    assert not world.store.write(
+        lambda db: observations.begin_termination(db, reporting.id, LeaseExpired(), lease=True)
+    )
+    assert world.store.write(lambda db: observations.begin_termination(db, silent.id, LeaseExpired(), lease=True))
 
 
 # Money
@@ -254,7 +256,7 @@ def test_a_slot_that_is_filled_or_whose_job_was_stopped_is_not_refilled(world: W
 
 
 def test_a_decision_about_an_earlier_generation_or_a_stopped_job_is_not_applied(world: World, up: MachineRow):
-    end = failures.EndJob(EndReason.INFRASTRUCTURE, "stale")
+    end = failures.EndJob(EndReason.INFRASTRUCTURE, MachineLost(0, None))
 
     def apply(generation: int | None) -> bool:
         return world.store.write(lambda db: gangs.apply_action(db, up.job, 1, generation, end))
