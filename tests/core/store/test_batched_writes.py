@@ -95,7 +95,7 @@ def test_what_a_refused_write_recorded_goes_with_it_and_the_feed_has_no_gap(worl
 
     def record(refused: bool) -> Callable[[Write], None]:
         def work(db: Write) -> None:
-            db.event(team=world.team, kind="agent", actor="agent", reason="refused" if refused else "stored")
+            db.event(team=world.team, kind="agent", actor="agent", data={"refused": refused})
             db.request_tick()
             if refused:
                 raise InvalidRequest("no")
@@ -105,8 +105,8 @@ def test_what_a_refused_write_recorded_goes_with_it_and_the_feed_has_no_gap(worl
     outcomes = run_together(world.store, [record(refused) for refused in (True, False, True, False)])
     assert [type(outcome) for outcome in outcomes] == [InvalidRequest, type(None), InvalidRequest, type(None)]
     with world.store.read() as db:
-        recorded = [(row.seq, row.reason) for row in events.load_events(db, world.team, before, 100)]
-    assert recorded == [(before + 1, "stored"), (before + 2, "stored")]
+        recorded = [(row.seq, row.data) for row in events.load_events(db, world.team, before, 100)]
+    assert recorded == [(before + 1, {"refused": False}), (before + 2, {"refused": False})]
 
 
 def test_a_savepoint_that_fails_takes_its_events_and_its_request_for_a_tick_along(world: World) -> None:
