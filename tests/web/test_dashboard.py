@@ -396,11 +396,14 @@ def test_an_overdraft_is_named(deployment: Deployment, open_page: OpenPage) -> N
 
 @pytest.mark.parametrize("width", list(WIDTHS))
 def test_every_page_fits_light_and_dark(deployment: Deployment, open_page: OpenPage, width: str) -> None:
+    beyond = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    page = open_page("/")
+    page.set_viewport_size({"width": WIDTHS[width], "height": 800})
+    expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
+    assert page.evaluate(beyond) <= 0, f"the empty list is wider than {WIDTHS[width]} px"
     job, agents = deployment.running(name="a-name-that-goes-on-and-on-without-any-place-to-break-it-" + "x" * 40)
     agents[0].points(range(1, 30))
     agents[0].log(("long " * 200 + "\n").encode())
-    page = open_page("/")
-    page.set_viewport_size({"width": WIDTHS[width], "height": 800})
     backgrounds = set()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
@@ -409,7 +412,6 @@ def test_every_page_fits_light_and_dark(deployment: Deployment, open_page: OpenP
             expect(page.locator("h1")).to_have_count(1)
             if path.startswith("/jobs"):
                 expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "29")
-            beyond = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
             assert page.evaluate(beyond) <= 0, f"{path} is wider than {WIDTHS[width]} px"
             backgrounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
     assert len(backgrounds) == 2  # one for each scheme, the same on all pages
