@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import Unavailable
 from shoestring_core.store.db import Store, open_store
-from shoestring_core.store.fleet import heartbeats
+from shoestring_core.store.fleet import service_heartbeats
 from shoestring_core.store.objects import Objects, open_objects
 
 from shoestring_api.change_notifier import ChangeNotifier
@@ -83,7 +83,9 @@ class AppState:
         gap = self.timeouts.machine_lease // 2
         while True:
             try:
-                await asyncio.to_thread(self.store.write, lambda db: heartbeats.record_heartbeat(db, "api", gap))
+                await asyncio.to_thread(
+                    self.store.write, lambda db: service_heartbeats.record_heartbeat(db, "api", gap)
+                )
             except Unavailable as error:
                 log.warning("the heartbeat could not be written: %s", error)
             await asyncio.sleep(HEARTBEAT_S)

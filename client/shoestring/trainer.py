@@ -38,7 +38,7 @@ def summarize_model(
 ) -> int:
     """Print the model of a recipe in this terminal and return the exit code."""
     return run(
-        "model", recipe, *params, *_option("--size", size), *_option("--classes", classes),
+        "model", recipe, *params, *_option("--image-size", size), *_option("--classes", classes),
         *_option("--num-images", images), *json_option(as_json),
     )  # fmt: skip
 

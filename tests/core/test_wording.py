@@ -91,7 +91,7 @@ EXAMPLES: list[Reason] = [
     budget.AccountOverdrawn(**SHORTAGE, overdraft="0.01"),
     budget.AccountExhausted(**SHORTAGE, limit="1.00", used="0.92"),
     budget.PayerOverdrawn("team vision"),
-    budget.HoldChanged("0193"),
+    budget.HoldConflict("0193"),
     budget.HoldAlreadyOpen("0193"),
     budget.BillWithoutHold("0193"),
     budget.Usage(68_700_000, "local.cpu", "spot", "0.158"),

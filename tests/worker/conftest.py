@@ -14,7 +14,7 @@ from shoestring_core.decide import funding
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Read, Store, open_store
-from shoestring_core.store.fleet import agents, gangs, heartbeats
+from shoestring_core.store.fleet import agents, gangs, service_heartbeats
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, TransferRow
 from shoestring_worker.control_loop import ControlLoop
@@ -88,7 +88,7 @@ class World:
 
     def tick(self, seconds: float = 0) -> None:
         self.clock.pass_(seconds)
-        self.store.write(lambda db: heartbeats.record_heartbeat(db, "api", 10**15))
+        self.store.write(lambda db: service_heartbeats.record_heartbeat(db, "api", 10**15))
         self.control_loop.tick()
 
     # What agents do.
@@ -211,7 +211,7 @@ def make_world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
     store = open_store(migrated_url)
     admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
-    store.write(lambda db: heartbeats.record_heartbeat(db, "api", 0))
+    store.write(lambda db: service_heartbeats.record_heartbeat(db, "api", 0))
     clock.pass_(60)
     objects, timeouts = LocalObjects(tmp_path / "objects", SECRET, "http://objects"), Timeouts(funding_lease=60 * S)
     out_of_order = write_order.watch(store)

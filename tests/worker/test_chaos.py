@@ -20,7 +20,7 @@ from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest
 from shoestring_core.store import ledger
-from shoestring_core.store.fleet import agents, heartbeats, rows
+from shoestring_core.store.fleet import agents, rows, service_heartbeats
 from shoestring_core.store.tables import AccountRow, AttemptRow, CheckpointRow, GenerationRow, HoldRow, MachineRow
 from shoestring_worker.providers.sim import SimulatedProvider
 from sqlalchemy import select, update
@@ -163,7 +163,7 @@ class Drama:
 
     def _moment(self) -> None:
         self.world.clock.pass_(self.dice.choice((0.3, 1, 1, 2)))
-        self.world.store.write(lambda db: heartbeats.record_heartbeat(db, "api", 10**15))
+        self.world.store.write(lambda db: service_heartbeats.record_heartbeat(db, "api", 10**15))
         for _ in range(self.dice.choice((0, 1, 1, 2))):
             self.dice.choice(self.loops).tick()
         self._meet_new_machines()

@@ -21,7 +21,7 @@ from shoestring_core.errors import (
     StaleTransition,
 )
 from shoestring_core.store import checkpoints, jobs, ledger
-from shoestring_core.store.fleet import agents, heartbeats, observations, planning, queue
+from shoestring_core.store.fleet import agents, observations, planning, queue, service_heartbeats
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
 from shoestring_core.wording.machines import LeaseExpired
 from shoestring_worker.providers.base import LaunchRequest
@@ -208,7 +208,7 @@ def test_missed_reports_do_not_count_while_the_service_was_down(world: World):
     world.tick()
     world.form(job)
     world.clock.pass_(31)
-    world.store.write(lambda db: heartbeats.record_heartbeat(db, "api", 15 * S))
+    world.store.write(lambda db: service_heartbeats.record_heartbeat(db, "api", 15 * S))
     world.control_loop.tick()
     assert len(world.provider.alive()) == 1
 

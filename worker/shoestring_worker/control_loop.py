@@ -32,7 +32,7 @@ from shoestring_core.errors import (
 from shoestring_core.states import DesiredState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import CommitInfo, Store, Write
-from shoestring_core.store.fleet import billing, gangs, heartbeats, launches, planning, queue
+from shoestring_core.store.fleet import billing, gangs, launches, planning, queue, service_heartbeats
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt, OpenWork, load_open_work
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.objects import Objects
@@ -175,7 +175,7 @@ class ControlLoop:
     # Steps
 
     def _heartbeat(self) -> None:
-        self._write(heartbeats.record_heartbeat, "worker", int(3 * HEARTBEAT_S * 1e6))
+        self._write(service_heartbeats.record_heartbeat, "worker", int(3 * HEARTBEAT_S * 1e6))
         self._heartbeat_at = self.monotonic()
 
     def _audit(self) -> None:

@@ -18,7 +18,7 @@ from shoestring_core.decide.reconcile import (
     reconcile,
 )
 from shoestring_core.store.db import Store
-from shoestring_core.store.fleet import heartbeats, launches, observations
+from shoestring_core.store.fleet import launches, observations, service_heartbeats
 
 from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.steps import ItemRunner, write
@@ -46,7 +46,7 @@ class Reconciler:
         listed = self.provider.adapter.list(self.deployment)
         with self.store.read() as db:
             rows = observations.load_tracked_machines(db, self.name)
-            leases = heartbeats.leases_enforced(db, timeouts)
+            leases = service_heartbeats.leases_enforced(db, timeouts)
         rows = [replace(row, not_listed_since=self._not_listed_since.get(row.id)) for row in rows]
         actions = reconcile(rows, listed, self.name, self.deployment, listed_at, leases, timeouts)
         tokens = {machine.token for machine in listed}

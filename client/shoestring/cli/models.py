@@ -62,7 +62,9 @@ def export(
 def model(
     recipe: Annotated[str, typer.Argument(help="Recipe name.")],
     params: Params = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Image size in pixels; default: the recipe's.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Image size in pixels; default: the recipe's.")
+    ] = None,
     classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes; default: the dataset's, or 10.")
     ] = None,

@@ -101,8 +101,8 @@ class PayerOverdrawn(Reason):
 
 
 @dataclass(frozen=True)
-class HoldChanged(Reason):
-    code = "hold_changed"
+class HoldConflict(Reason):
+    code = "hold_conflict"
     machine: str
 
     def text(self) -> str:

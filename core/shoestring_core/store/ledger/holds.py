@@ -75,7 +75,7 @@ def extend_hold(
     extended = update(HoldRow).where(*guard).values(amount=HoldRow.amount + amount_more, funded_until=funded_until)
     with db.savepoint():
         if not db.execute(extended):
-            raise StaleTransition(budget.HoldChanged(str(machine)))
+            raise StaleTransition(budget.HoldConflict(str(machine)))
         hold = newest_hold(db, machine)
         assert hold is not None
         hold_amounts(db, {hold.account: amount_more})
@@ -109,7 +109,7 @@ def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
         HoldRow.consumed == hold.consumed,
     )
     if db.execute(update(HoldRow).where(*unchanged).values(consumed=consumed, state=state)) != 1:
-        raise StaleTransition(budget.HoldChanged(str(hold.machine)))
+        raise StaleTransition(budget.HoldConflict(str(hold.machine)))
 
 
 def _insert(db: Write, request: HoldRequest) -> HoldRow:

@@ -123,7 +123,7 @@ def _insert_transfers(
             reason=increment.line.reason.as_json(),
         )
         if not inserted:
-            raise StaleTransition(budget.HoldChanged(str(hold.machine)))
+            raise StaleTransition(budget.HoldConflict(str(hold.machine)))
     return {other.id: BalanceChange(posted=-_sum(increments))}
 
 

@@ -98,8 +98,8 @@ def test_a_network_of_a_library_counts_what_runs_between_its_layers():
 
 
 def test_images_too_small_for_a_network_are_said_so(capfd: pytest.CaptureFixture[str]):
-    assert commands.main(["model", "cifar10/airbench94", "--size", "4"]) == commands.FAILED
-    assert "--size" in capfd.readouterr().err
+    assert commands.main(["model", "cifar10/airbench94", "--image-size", "4"]) == commands.FAILED
+    assert "--image-size" in capfd.readouterr().err
 
 
 def test_the_least_time_counts_each_phase_at_its_size(capfd: pytest.CaptureFixture[str]):

@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
     model = commands.add_parser("model", epilog=MODEL_EXAMPLES, formatter_class=as_written)
     _add_recipe(model)
-    model.add_argument("--size", type=_positive, help="pixels a side; default: the recipe's")
+    model.add_argument("--image-size", dest="size", type=_positive, help="pixels a side; default: the recipe's")
     model.add_argument("--classes", type=_positive, help="default: the data set's, or 10")
     model.set_defaults(run=_model, needs_torch=True)
     return parser

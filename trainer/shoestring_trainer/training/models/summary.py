@@ -108,7 +108,7 @@ def _trace_layers(model: nn.Module, shape: tuple[int, int, int]) -> tuple[tuple[
     except RuntimeError as error:
         raise UserError(
             f"the model doesn't accept images of {shape[1]} x {shape[2]} ({str(error).splitlines()[0]}); "
-            "give another --size"
+            "give another --image-size"
         ) from error
     return tuple(layers), counter.get_total_flops()
 
