@@ -107,7 +107,7 @@ def report(store: Store, admin: identity.Principal) -> None:
 
 
 def end_machine(provider: SimulatedProvider) -> None:
-    provider.end(provider.alive()[0].id, "reclaimed")
+    provider.end(provider.alive()[0].id, "preempted")
 
 
 def count_queued(store: Store) -> int:

@@ -123,7 +123,7 @@ class World:
 
 @dataclass
 class Clock:
-    """Time in µs that advances only on request."""
+    """Time in µs that advances only on request, for the database and the provider alike."""
 
     now: int = 1_800_000_000 * S
 

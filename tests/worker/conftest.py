@@ -23,22 +23,10 @@ from shoestring_worker.providers.sim import SimulatedProvider
 from sqlalchemy import select, update
 
 from tests import write_order
+from tests.core.world import Clock
 from tests.servers import PATIENCE_S
 
 SECRET = "a secret of the tests"
-
-
-@dataclass
-class Clock:
-    """Time that advances only on request, for the database and the provider alike."""
-
-    now: int = 1_800_000_000 * S
-
-    def __call__(self) -> int:
-        return self.now
-
-    def pass_(self, seconds: float) -> None:
-        self.now += round(seconds * S)
 
 
 @dataclass

@@ -396,7 +396,7 @@ def test_of_two_jobs_only_one_starts_when_the_budget_covers_one(world: World):
     assert world.job(second).state == "launching"
 
 
-def test_a_void_machine_releases_its_hold_at_once(world: World):
+def test_a_machine_that_was_never_launched_releases_its_hold_at_once(world: World):
     world.provider.slots = 0
     world.submit()
     offers = world.provider.offers(())

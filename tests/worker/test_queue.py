@@ -134,7 +134,7 @@ def test_what_a_worker_remembers_never_hides_what_a_whole_schedule_would_change(
 def act(world: World, rng: random.Random, submitted: list[UUID]) -> None:
     """One thing that people, machines or the provider may do."""
     queued = [job for job in submitted if world.job(job).state != "ended"]
-    kind = rng.choice(("submit", "submit", "stop", "budget", "job budget", "slots", "reclaim", "refuse", "nothing"))
+    kind = rng.choice(("submit", "submit", "stop", "budget", "job budget", "slots", "preempt", "refuse", "nothing"))
     if kind == "submit":
         with contextlib.suppress(BudgetExceeded):
             submitted.append(world.submit(nodes=rng.choice((1, 1, 2))))
@@ -153,7 +153,7 @@ def act(world: World, rng: random.Random, submitted: list[UUID]) -> None:
         world.store.write(limit)
     elif kind == "slots":
         world.provider.slots = rng.choice((0, 1, 2, 4))
-    elif kind == "reclaim":
+    elif kind == "preempt":
         for machine in world.provider.list(world.control_loop.deployment):
             if machine.state == "running" and rng.random() < 0.5:
                 world.provider.end(machine.id, "preempted")
