@@ -158,7 +158,7 @@ class Write(Read):
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Undo what is written within, events included, if it raises; the transaction goes on."""
+        """Undo what is written within, events included, if it raises; the transaction continues."""
         events, tick_requested = len(self._events), self._tick_requested
         try:
             with self.sql.begin_nested():
