@@ -10,11 +10,12 @@ from uuid import UUID
 import pytest
 from shoestring_core import money
 from shoestring_core.decide.timeouts import S
-from shoestring_core.store import jobs, ledger
+from shoestring_core.store import jobs, ledger, queries
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, GenerationRow, HoldRow, PriceRow
 from shoestring_core.wording.budget import PayerOverdrawn
-from sqlalchemy import select
+from shoestring_worker import control_loop
+from sqlalchemy import select, update
 
 from tests.worker.conftest import World
 
@@ -305,6 +306,26 @@ def test_holds_of_a_long_run_are_extended_and_it_pays_what_it_used(world: World)
     assert max(held) <= money.cost_ceiling("0.526", 75 * S)  # what is spent is posted, not held
     finish(world, job)
     assert spent(world) == independent_bill(world) == money.cost("0.158", 300 * S)
+
+
+def test_heartbeat_and_ledger_audit_keep_their_intervals_during_a_long_job(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(control_loop, "AUDIT_S", 200)
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    world.store.write(lambda db: db.execute(update(AccountRow).where(AccountRow.kind == "team").values(posted=1)))
+    began = world.clock.now
+    for _ in range(17):
+        world.report(job)
+        world.tick(15)
+        with world.store.read() as db:
+            heartbeat = queries.load_services(db)["worker"].last_heartbeat_at
+        assert world.clock.now - heartbeat < 30 * S, "/readyz would say that no worker has run"
+        alarms = [record for record in caplog.records if "ledger totals are inconsistent" in record.message]
+        assert bool(alarms) == (world.clock.now - began >= 200 * S)
+    assert alarms
 
 
 def test_a_job_that_exhausts_its_budget_is_paused_and_resumes_after_the_limit_is_raised(world: World):

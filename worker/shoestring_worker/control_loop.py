@@ -141,6 +141,7 @@ class ControlLoop:
         items = self._items
         if self.monotonic() >= self._heartbeat_at + HEARTBEAT_S:
             items.run("the heartbeat", self._heartbeat)
+        if self.monotonic() >= self._audited_at + AUDIT_S:
             items.run("the audit of the ledger", self._audit)
         work = self._find_work()
         if self._poll_providers(work):
@@ -180,8 +181,6 @@ class ControlLoop:
 
     def _audit(self) -> None:
         """Log totals that differ from the sums of their lines: these are bugs, nothing is corrected."""
-        if self.monotonic() < self._audited_at + AUDIT_S:
-            return
         with self.store.read() as db:
             discrepancies = ledger.find_discrepancies(db)
         for discrepancy in discrepancies:
