@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from shoestring_core import money, rest
 from shoestring_core.durations import format_duration
+from shoestring_core.terminal_text import printable
 
 from shoestring.client import Client, StreamEvent
 
@@ -77,7 +78,11 @@ def print_changes(client: Client, job: str, report: Callable[[str], None]) -> re
 def render_job(job: rest.Job) -> RenderableType:
     """Render a job in a few lines: state, progress, latest metrics, cost."""
     head = Text.assemble(
-        (job.name, "bold"), "  ", (str(job.state), STATE_STYLE.get(job.state, "")), "  ", job.status_text
+        (printable(job.name), "bold"),
+        "  ",
+        (str(job.state), STATE_STYLE.get(job.state, "")),
+        "  ",
+        printable(job.status_text),
     )
     parts: list[RenderableType] = [head]
     progress = job.progress
@@ -89,7 +94,7 @@ def render_job(job: rest.Job) -> RenderableType:
             f"step {progress.step:,} of {progress.steps_total:,}", eta,
         )  # fmt: skip
         parts.append(bar)
-    parts.append(Text("  ".join(format_metrics(job.latest.items())), style="dim"))
+    parts.append(Text(printable("  ".join(format_metrics(job.latest.items()))), style="dim"))
     parts.append(Text(describe_cost(job.cost)))
     return Group(*parts)
 

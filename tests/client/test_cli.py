@@ -116,14 +116,20 @@ def test_help_opens_with_examples(tmp_path: Path, command: tuple[str, ...]) -> N
     assert "shoestring " + (" ".join(command) if command else "up") in done.stdout.replace("python -m ", "", 1)[20:]
 
 
-def test_every_command_can_print_json() -> None:
+def commands() -> dict[str, Any]:
+    """All commands by name, those of groups with the group's."""
+
     def leaves(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
         for name, below in getattr(command, "commands", {}).items():
             yield from leaves(below, *path, name)
         if not hasattr(command, "commands"):
             yield " ".join(path), command
 
-    found = dict(leaves(typer.main.get_command(cli.app)))
+    return dict(leaves(typer.main.get_command(cli.app)))
+
+
+def test_every_command_can_print_json() -> None:
+    found = commands()
     assert {"up", "export", "recipes ls"} < set(found)
     assert not [name for name, command in found.items() if "--json" not in str([one.opts for one in command.params])]
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from shoestring_core import rest, spec
 from shoestring_core.durations import format_duration
+from shoestring_core.terminal_text import printable
 
 from shoestring import exit_codes
 from shoestring import watch as watching
@@ -23,6 +24,7 @@ from shoestring.cli.terminal import (
     err,
     open_client,
     out,
+    print_json_document,
     print_result,
     print_table,
     resolve_job_id,
@@ -67,9 +69,9 @@ def submit(
             tree["init"] = f"job/{resolve_job_id(client, tree['init'].removeprefix('job/'))}"
         job = client.submit(tree, dry_run=dry_run)
         if job.sizing:
-            err.print(job.sizing.text, markup=False)
+            err.print(job.sizing.text)
         if dry_run:
-            print_result(job.spec, as_json, lambda: out.print_json(data=job.spec))
+            print_result(job.spec, as_json, lambda: print_json_document(job.spec))
         elif watch:
             err.print(f"Submitted {job.id}. Ctrl-C detaches; the job keeps running.")
             _watch(client, str(job.id), as_json)
@@ -142,22 +144,33 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow until the job ends.")] = False,
     tail: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last N lines.")] = None,
     rank: Annotated[int | None, typer.Option(help="Only this rank; -1 is the agent.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print lines as the job wrote them, with all terminal control sequences.")
+    ] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Print a job's logs, of all ranks and machines.
+    """Print a job's logs, of all ranks and machines. Of terminal control sequences only colours are kept.
 
     \b
     shoestring logs 0193 -f
     shoestring logs 0193 --rank 1 --tail 100
     """
+    if as_json and raw:
+        raise typer.BadParameter("give either --raw or --json")
+
+    def format_line(line: rest.LogLine) -> str:
+        if as_json:
+            return json.dumps(to_json(line))
+        return f"[{line.slot}.{line.rank}] {line.text if raw else printable(line.text, colors=True)}"
+
     with open_client(url) as client:
         job_id = resolve_job_id(client, job)
         stream_cursor = client.metrics(job_id, keys="").cursor if follow else None
         cursor = None
         while True:
             page = client.logs(job_id, cursor=cursor, tail=tail, rank=rank)
-            _print_log_lines(page.lines, rank, as_json)
+            _print_log_lines(page.lines, rank, format_line)
             if tail or not page.lines or page.next_cursor is None or page.next_cursor == cursor:
                 break
             cursor = page.next_cursor
@@ -167,7 +180,7 @@ def logs(
             return
         for event in client.stream(f"job:{job_id}", cursor=stream_cursor):
             if event.name == "logs":
-                _print_log_lines(rest.LogsMessage.model_validate(event.data).lines, rank, as_json)
+                _print_log_lines(rest.LogsMessage.model_validate(event.data).lines, rank, format_line)
             elif event.name == "job" and watching.is_over(rest.Job.model_validate(event.data)):
                 return
 
@@ -247,7 +260,7 @@ def _watch(client: Client, job: str, as_json: bool) -> None:
         elif out.is_terminal:
             final = watching.show_live(client, job, out)
         else:
-            final = watching.print_changes(client, job, lambda text: print(text, flush=True))
+            final = watching.print_changes(client, job, lambda text: out.print(text, highlight=False))
     except KeyboardInterrupt:
         err.print(f"Detached; the job keeps running. Follow it again: shoestring watch {job}")
         raise typer.Exit(exit_codes.DETACHED) from None
@@ -274,9 +287,9 @@ def _print_jobs(jobs: list[rest.Job]) -> None:
 
 
 def _print_plan(plan: rest.Plan) -> None:
-    out.print(plan.summary.text, markup=False)
+    out.print(plan.summary.text)
     if plan.why_not_faster:
-        out.print(plan.why_not_faster.text, markup=False)
+        out.print(plan.why_not_faster.text)
     if plan.options:
         out.print()
         rows = [
@@ -296,7 +309,7 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:
     out.print(watching.render_job(job))
     out.print(f"job {job.id}   attempt {job.attempt}   rolled-back steps {attempts.rolled_back_steps}")
     if job.sizing:
-        out.print(job.sizing.text, markup=False)
+        out.print(job.sizing.text)
     rows = [
         (str(m.id), f"{m.attempt}.{m.slot}", m.market, m.type, str(m.state), m.end_cause or "", f"${m.cost.amount}")
         for attempt in attempts.attempts
@@ -305,14 +318,12 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:
     print_table(("MACHINE", "ATTEMPT.SLOT", "MARKET", "TYPE", "STATE", "END CAUSE", "COST"), rows, "No machines yet.")
 
 
-def _print_log_lines(lines: Sequence[rest.LogLine], rank: int | None, as_json: bool) -> None:
+def _print_log_lines(
+    lines: Sequence[rest.LogLine], rank: int | None, format_line: Callable[[rest.LogLine], str]
+) -> None:
     for line in lines:
-        if rank is not None and line.rank != rank:
-            continue
-        if as_json:
-            print(line.model_dump_json(), flush=True)
-        else:
-            print(f"[{line.slot}.{line.rank}] {line.text}", flush=True)
+        if rank is None or line.rank == rank:
+            print(format_line(line), flush=True)
 
 
 def _format_steps(job: rest.Job) -> str:

@@ -10,7 +10,7 @@ from shoestring_core import recipes, rest
 
 from shoestring import exit_codes, trainer
 from shoestring.cli.models import ImageCount, Params
-from shoestring.cli.terminal import Json, out, print_error, print_result, print_table
+from shoestring.cli.terminal import Json, out, print_error, print_json_document, print_result, print_table
 
 app = typer.Typer()
 
@@ -78,4 +78,4 @@ def _print_recipe(recipe: rest.Recipe) -> None:
     ]
     print_table(("PARAMETER", "TYPE", "DEFAULT", "CHOICES", "DESCRIPTION"), rows, "No parameters.")
     if recipe.claim:
-        out.print_json(data=recipe.claim)
+        print_json_document(recipe.claim)

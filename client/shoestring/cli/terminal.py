@@ -13,18 +13,28 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from shoestring_core import money, rest
+from shoestring_core.terminal_text import printable
 
 from shoestring import config, exit_codes
 from shoestring.client import Client
 
 
 class Terminal(Console):
+    """Prints text as it stands, whoever wrote it: without markup, emoji codes and terminal control sequences."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # handled once for all commands, in app.Commands
 
 
-out, err = Terminal(soft_wrap=True), Terminal(stderr=True, soft_wrap=True, highlight=False)
+out, err = Terminal(), Terminal(stderr=True, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (a stream prints one object per line).")]
 Url = Annotated[str | None, typer.Option("--url", help="URL of the service.", envvar="SHOESTRING_URL")]
@@ -62,12 +72,17 @@ def to_json(value: Any) -> Any:
     return [to_json(item) for item in value] if isinstance(value, list) else value
 
 
+def print_json_document(value: Any) -> None:
+    """Print `value` as indented JSON for people."""
+    out.print_json(printable(json.dumps(value, ensure_ascii=False)))
+
+
 def print_error(message: str, hint: str | None = None, problems: Sequence[dict[str, Any]] = ()) -> None:
-    err.print(message, style="red", markup=False)
+    err.print(message, style="red")
     for problem in problems:
-        err.print(f"  {problem.get('pointer') or '/'}: {problem.get('message')}", markup=False)
+        err.print(f"  {problem.get('pointer') or '/'}: {problem.get('message')}")
     if hint:
-        err.print(hint, markup=False)
+        err.print(hint)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from shoestring_core import spec
 from shoestring_core.errors import InvalidSpec
+from shoestring_core.terminal_text import printable
 
 from shoestring_trainer.training.errors import TrainerError, UserError
 
@@ -54,10 +55,10 @@ def main(arguments: list[str]) -> int:
     try:
         code: int = options.run(options)
     except TrainerError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{printable(str(error))}\n")
         return FAILED
     except InvalidSpec as invalid:
-        sys.stderr.write("".join(f"{problem.message}\n" for problem in invalid.problems))
+        sys.stderr.write("".join(f"{printable(problem.message)}\n" for problem in invalid.problems))
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from shoestring_core.terminal_text import printable
 from torch import Tensor
 
 from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec, decode_file
@@ -41,7 +42,7 @@ def print_predictions(model: Path, images: Sequence[Path], *, top: int, as_json:
     else:
         for prediction in predictions:
             classes = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
-            print(f"{prediction.file}  {classes}", flush=True)
+            print(printable(f"{prediction.file}  {classes}"), flush=True)
     return len(skipped)
 
 

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other people wrote, in the terminal of whoever reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from shoestring import Client, cli, exit_codes
+from shoestring import watch as watching
+from shoestring.cli import artifacts, budgets, jobs, login, models, results, terminal
+from shoestring_core import rest
+from typer.testing import CliRunner
+
+from tests.client.test_cli import commands
+from tests.client.test_client import JOB
+
+TEXT = "[/x] [red]:smile:"
+HOSTILE = f"{TEXT}\x1b]0;title\x07\x1b[2J\x1b]8;;http://elsewhere\x1b\\\x9b2J\x1b[1;31m\r"
+ENDED = JOB | {
+    "name": HOSTILE, "user": HOSTILE, "recipe": HOSTILE, "status_text": HOSTILE, "tags": {HOSTILE: HOSTILE},
+    "state": "ended", "end_reason": "succeeded", "settled_at": "2026-01-01T00:00:00Z", "latest": {HOSTILE: 1.0},
+    "spec": {"name": HOSTILE}, "sizing": {"code": "c", "facts": {}, "text": HOSTILE}, "result": {"precision": HOSTILE},
+}  # fmt: skip
+MONEY = {"amount": "1.00"}
+MACHINE = {
+    "id": str(uuid.uuid4()), "attempt": 1, "slot": 0, "ordinal": 0, "provider": HOSTILE, "region": HOSTILE,
+    "zone": HOSTILE, "type": HOSTILE, "market": HOSTILE, "state": "running", "price_per_hour": MONEY,
+    "on_demand_per_hour": MONEY, "end_cause": HOSTILE, "cost": MONEY, "posted": False,
+    "launched_at": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+BUDGET = {
+    "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
+    "overdraft": MONEY, "left": MONEY, "etag": "1",
+}  # fmt: skip
+OPTION = {
+    "type": HOSTILE, "market": HOSTILE, "nodes": 1, "basis": "measured", "run_s": 1, "run_upper_s": 1, "cost": MONEY,
+    "budget_needed": MONEY,
+}  # fmt: skip
+ATTEMPT = {
+    "number": 1, "state": "open", "trained": True, "machines": [MACHINE], "generations": [],
+    "opened_at": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+LINE = {"machine": MACHINE["id"], "slot": 0, "rank": 0, "offset": 0, "text": HOSTILE}
+REASON = {"code": "c", "facts": {}, "text": HOSTILE}
+ANSWERS: dict[str, Any] = {
+    "": ENDED,
+    "/attempts": {"attempts": [ATTEMPT], "steps": 1, "rolled_back_steps": 0},
+    "/metrics": {"curves": [], "generations": [], "cursor": "1"},
+    "/logs": {"lines": [LINE]},
+    "/artifacts": {"artifacts": [{"name": HOSTILE, "bytes": 1, "sha256": "0" * 64, "step": 1, "url": "/o"}]},
+    "/cost": {"cost": JOB["cost"], "machines": [], "transfers": [], "budgets": [BUDGET]},
+}
+COMMANDS: dict[tuple[str, ...], int] = {
+    ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
+    ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
+    ("plan", "digits/quickstart"): 0, ("artifacts", "ls", "JOB"): 0,
+    ("artifacts", "get", "JOB", "nothing"): exit_codes.NOT_FOUND, ("budget", "show"): 0, ("budget", "set", "1"): 0,
+    ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0,
+    ("predict", "JOB", "cat.jpg"): exit_codes.NOT_FOUND, ("export", "JOB"): exit_codes.NOT_FOUND,
+}  # fmt: skip
+WITHOUT_FOREIGN_TEXT = {
+    "retry", "open", "chaos preempt", "recipes ls", "recipes show", "model", "up", "demo"
+}  # fmt: skip
+
+
+def answer(request: httpx.Request) -> httpx.Response:
+    path = request.url.path.partition(":")[0]
+    job = f"/v1/jobs/{ENDED['id']}"
+    if path == "/v1/jobs":
+        return httpx.Response(200, json={"jobs": [ENDED]} if request.method == "GET" else ENDED)
+    if path == "/v1/plans":
+        plan = {
+            "outcome": "chosen",
+            "nodes": 1,
+            "type": None,
+            "summary": REASON,
+            "why_not_faster": REASON,
+            "expected": None,
+            "time_limit_s": None,
+            "sufficient_time_limit_s": None,
+            "options": [OPTION],
+            "runs": 1,
+        }
+        return httpx.Response(200, json=plan)
+    if path == "/v1/me":
+        return httpx.Response(200, json={"user": HOSTILE, "team": HOSTILE, "role": "admin", "version": "0"})
+    if path.startswith("/v1/budgets"):
+        return httpx.Response(200, json={"budgets": [BUDGET]} if request.method == "GET" else BUDGET)
+    return httpx.Response(200, json=ANSWERS[path.removeprefix(job)])
+
+
+@pytest.fixture(autouse=True)
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def connect(*_: object) -> Client:
+        return Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
+
+    for module in (artifacts, budgets, jobs, models, results):
+        monkeypatch.setattr(module, "open_client", connect)
+    monkeypatch.setattr(login, "Client", connect)
+    monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
+    monkeypatch.setattr(models.trainer, "require", lambda: None)
+
+
+def is_harmless(printed: str) -> bool:
+    return not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[0-9;]*m", "", printed))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_hostile_name_is_printed_as_plain_text(command: tuple[str, ...]) -> None:
+    arguments = [ENDED["id"] if word == "JOB" else word for word in command]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert (done.exit_code, done.exception if done.exit_code not in COMMANDS.values() else None) == (
+        COMMANDS[command],
+        None,
+    )
+    assert is_harmless(done.output), repr(done.output)
+    if command[0] not in ("predict", "export"):  # these only say that there is no model
+        assert TEXT in re.sub(r"\s*\n\s*", "", done.output).replace("  ", " ")
+
+
+def test_every_command_that_prints_foreign_text_is_tested_with_a_hostile_name() -> None:
+    assert {name for name in commands() if not any(" ".join(each).startswith(name) for each in COMMANDS)} == (
+        WITHOUT_FOREIGN_TEXT
+    )
+
+
+def test_a_hostile_name_is_plain_text_in_a_live_display_and_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = terminal.Terminal(force_terminal=True, width=200, highlight=False)
+    with console.capture() as captured:
+        console.print(watching.render_job(rest.Job.model_validate(ENDED)))
+    assert TEXT in captured.get()
+    assert is_harmless(captured.get())
+    monkeypatch.setattr(terminal, "err", console)
+    with console.capture() as captured:
+        terminal.print_error(HOSTILE, HOSTILE, [{"pointer": HOSTILE, "message": HOSTILE}])
+    assert captured.get().count(TEXT) == 4
+    assert is_harmless(captured.get())
+
+
+def test_logs_keep_colors_and_raw_logs_everything() -> None:
+    command = cli.app
+    shown = CliRunner().invoke(command, ["logs", ENDED["id"]], color=True)
+    assert shown.output == f"[0.0] {TEXT}\x1b[1;31m\x1b[0m\n"
+    raw = CliRunner().invoke(command, ["logs", ENDED["id"], "--raw"], color=True)
+    assert raw.output.splitlines(keepends=False)[0].startswith(f"[0.0] {HOSTILE[:-1]}")
+    document = CliRunner().invoke(command, ["logs", ENDED["id"], "--json"])
+    assert json.loads(document.output)["text"] == HOSTILE
+    assert is_harmless(document.output)
