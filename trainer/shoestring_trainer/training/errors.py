@@ -36,6 +36,15 @@ class NonFiniteError(TrainerError):
         self.since = since
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type where it has none, or can't say it."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - a user's exception class may raise anything
+        lines = []
+    return lines[0] if lines else type(error).__name__
+
+
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "cannot allocate memory")
 _LOST_PEER = (
     "gloo", "nccl", "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe",

@@ -196,6 +196,84 @@ def test_classes_that_differ_are_named(flat: Path):
         load(root)
 
 
+def pictures(root: Path, *folders: str) -> Path:
+    """Return the folder with two pictures in each of these sub-folders."""
+    for folder in folders:
+        for number in range(2):
+            save_image(root / folder / f"{number}.jpg", COLOURS["red"], number)
+    return root
+
+
+def split_by_name(root: Path) -> tuple[Path, Path, list[str]]:
+    train, val = index_image_folder(root, 1, 0.5)
+    return train.root, val.root, train.classes
+
+
+@pytest.mark.parametrize(("train", "val"), [("training", "validation"), ("Train", "eval"), ("train_set", "test_set")])
+def test_folders_are_held_out_by_every_word_for_it(tmp_path: Path, train: str, val: str):
+    pictures(tmp_path, f"{train}/a", f"{train}/b", f"{val}/a", f"{val}/b")
+    assert split_by_name(tmp_path) == (tmp_path / train, tmp_path / val, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (
+            ["bus", "car", "train/ice", "train/tgv"],
+            "train in .* can be parts of a data set, of which bus, car would be",
+        ),
+        (["train/a", "train/b", "val/a", "val/b", "extra/a"], "train, val in .* of which extra would be none"),
+        (["cat", "dog", "test"], "test in .* can be parts of a data set, of which cat, dog would be none, or classes"),
+        (["valid", "invalid"], "of which invalid would be none, or classes like the others.*/train and give that"),
+        (["val", "test"], "look like dataset splits, not classes"),
+        (["train/a", "train/b", "val"], "val holds 0 class folders"),
+    ],
+)
+def test_folders_of_which_it_cannot_be_known_are_refused_with_both_readings(
+    tmp_path: Path, folders: list[str], message: str
+):
+    with pytest.raises(DataError, match=message):
+        index_image_folder(pictures(tmp_path, *folders), 1, 0.5)
+
+
+def test_the_path_of_the_training_folder_tells_that_its_folders_are_classes(tmp_path: Path):
+    pictures(tmp_path, "train/valid", "train/invalid")
+    assert split_by_name(tmp_path / "train")[2] == ["invalid", "valid"]
+    assert split_by_name(tmp_path)[2] == ["invalid", "valid"]
+
+
+def test_a_class_called_train_is_a_class(tmp_path: Path):
+    pictures(tmp_path, "bus", "car", "train")
+    assert split_by_name(tmp_path) == (tmp_path, tmp_path, ["bus", "car", "train"])
+
+
+def test_folders_without_images_beside_the_splits_are_of_no_matter(tmp_path: Path):
+    pictures(tmp_path, "train/a", "train/b", "val/a", "val/b")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "a.xml").write_text("<a/>")
+    assert split_by_name(tmp_path)[1] == tmp_path / "val"
+
+
+@pytest.mark.parametrize("test", ["test", "test/images"])
+def test_a_test_folder_without_classes_is_not_held_out(tmp_path: Path, test: str, capsys: pytest.CaptureFixture[str]):
+    load(pictures(tmp_path, "train/a", "train/b", test), val_fraction=0.5)
+    said = (
+        f"training on 2 images of 2 classes in {tmp_path}/train, validating on 2 held out of the same; not used: "
+        f"{tmp_path}/test\n"
+    )
+    assert said in capsys.readouterr().out
+
+
+def test_one_class_in_two_spellings_is_named_with_both(tmp_path: Path):
+    pictures(tmp_path, "train/caf\xe9", "train/tea", "val/cafe\u0301", "val/tea")
+    with pytest.raises(DataError, match=r"it is 'cafe\\u0301' and 'caf\\xe9', in two Unicode spellings"):
+        index_image_folder(tmp_path, 1, 0.5)
+    with pytest.raises(DataError, match=r"has a class .* twice: it is 'caf\\xe9' and 'cafe\\u0301'"):
+        index_image_folder(pictures(tmp_path / "both", "caf\xe9", "cafe\u0301"), 1, 0.5)
+    with pytest.raises(DataError, match="it is 'Tea' and 'tea', in upper and lower case"):
+        index_image_folder(pictures(tmp_path / "case", "train/a", "train/tea", "val/a", "val/Tea"), 1, 0.5)
+
+
 def test_two_ranks_train_on_a_folder_and_name_its_validation_files(flat: Path, tmp_path: Path):
     params = {"epochs": 6, "batch_size": 16, "width": 8, "image_size": 16, "crop_padding": 2, "cutout": 4, "lr": 0.05}
     data = {"train": str(flat), "format": "imagefolder"}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import resource
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from shoestring_trainer.training.cli.predict import list_files
 from shoestring_trainer.training.data import decoded_cache, mapped_images
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
@@ -28,6 +30,11 @@ TURNS = {
     8: Image.Transpose.ROTATE_270,
 }  # fmt: skip
 """How each EXIF orientation stores an image (the inverse of what a viewer applies)."""
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words for it")
 
 
 @pytest.fixture
@@ -65,6 +72,65 @@ def test_a_damaged_exif_block_is_ignored(tmp_path: Path, block: bytes):
     four_corners().save(tmp_path / "a.jpg", exif=block)
     four_corners().save(tmp_path / "b.jpg")
     assert torch.equal(*(decode_file(tmp_path / name, ResizeSpec(32, 32))[0] for name in ("a.jpg", "b.jpg")))
+
+
+def test_only_the_orientation_is_read_from_exif(tmp_path: Path):
+    """The other values of the block may be anything: here a negative rational, which can't be written back."""
+    exif = struct.pack(
+        "<6s2sHIH HHII HHII I2i", b"Exif\0\0", b"II", 42, 8, 2,
+        ORIENTATION, 3, 1, 6, 0x011A, 10, 1, 38, 0, -72, 1,
+    )  # fmt: skip
+    four_corners().transpose(TURNS[6]).save(tmp_path / "turned.jpg", exif=exif)
+    four_corners().save(tmp_path / "upright.png")
+    seen, aspect = decode_file(tmp_path / "turned.jpg", ResizeSpec(32, 32))
+    assert aspect == 1.6
+    assert (seen.int() - decode_file(tmp_path / "upright.png", ResizeSpec(32, 32))[0].int()).abs().float().mean() < 6
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error, TypeError, AttributeError, RuntimeError, NotImplementedError, MemoryError, Unspeakable]
+)
+def test_whatever_goes_wrong_in_an_image_is_that_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+):
+    four_corners().save(tmp_path / "odd.png")
+
+    def fail(*_: object) -> None:
+        raise error("deep inside")
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(DataError, match=rf"{tmp_path / 'odd.png'} cannot be read as an image \((deep inside|Unspeak)"):
+        decode_file(tmp_path / "odd.png", ResizeSpec(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "it is empty"),
+        (bytes(100), "zeros only"),
+        (b"\xef\xbb\xbf \n<!DOCTYPE html><p>404", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "a Git LFS pointer .*: run `git lfs pull`"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, .* convert it"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "a video"),
+        (b"\x89PNG cut", "a PNG that is damaged or cut off"),
+        (b"<svg xmlns=''/>", "SVG"),
+        (b"no image at all", r"its first bytes are b'no image at "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_is_no_picture_is_said_to_be_what_its_first_bytes_are(tmp_path: Path, content: bytes, what: str):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"{tmp_path / 'a.jpg'} cannot be read as an image \(.*{what}"):
+        decode_file(tmp_path / "a.jpg", ResizeSpec(8, 8))
+
+
+def test_no_warning_without_a_file_name_is_printed(flat: Path):
+    four_corners().save(flat / "red" / "odd.tif", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12")
+    (flat / "red" / "large.png").write_bytes(png(9_480, 9_480, 8, 0, b"\0" * 9_480))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load(flat, on_corrupt="skip")
+    assert [str(warning.message) for warning in caught] == []
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr"])
@@ -169,15 +235,6 @@ def test_a_name_that_isnt_utf8_is_rejected(flat: Path):
     (flat / "red" / "05.jpg").rename(flat / "red" / os.fsdecode(b"caf\xe9.jpg"))
     with pytest.raises(DataError, match=r"red/caf\\udce9.jpg' isn't UTF-8; rename it"):
         load(flat)
-
-
-def test_split_folders_of_other_names_are_not_taken_for_classes(flat: Path):
-    root = flat.parent / "root"
-    root.mkdir()
-    flat.rename(root / "training")
-    (root / "validation").mkdir()
-    with pytest.raises(DataError, match=r"training, validation in .* look like dataset splits"):
-        load(root)
 
 
 def test_images_outside_the_class_folders_are_logged(flat: Path, capsys: pytest.CaptureFixture[str]):

@@ -79,20 +79,124 @@ def test_every_tar_format_and_label_is_read(tmp_path: Path, label: str, form: in
     assert load(tmp_path / "shards", **FORMAT).classes == ["0", "1", "2"]
 
 
+def named(folder: Path, *names: str) -> Path:
+    """Return the folder with empty files of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def names_of(shards: Iterable[Path]) -> list[str]:
+    return [shard.name for shard in shards]
+
+
 def test_shards_are_found_by_folder_name_and_pattern(tmp_path: Path):
-    for name in ("set-train-01.tar", "set-train-00.tar", "set-val-00.tar", "set-test-00.tar", ".set-train-9.tar"):
-        (tmp_path / name).touch()
-    train, val = find_shards(tmp_path)
-    assert [path.name for path in train] == ["set-train-00.tar", "set-train-01.tar"]
-    assert [path.name for path in val] == ["set-val-00.tar"]
-    assert find_shards(tmp_path / "set-train-{00..01}.tar") == (train, [])
-    assert find_shards(tmp_path / "set-train-00.tar") == (train[:1], [])
+    named(tmp_path, "set-train-01.tar", "set-train-00.tar", "set-val-00.tar", "set-test-00.tar", ".set-train-9.tar")
+    train, val, unused = (
+        names_of(part) for part in (getattr(find_shards(tmp_path), f) for f in ("train", "val", "unused"))
+    )
+    assert train == ["set-train-00.tar", "set-train-01.tar"]
+    assert (val, unused) == (["set-val-00.tar"], ["set-test-00.tar"])
+    by_pattern = find_shards(tmp_path / "set-train-{00..01}.tar")
+    assert (names_of(by_pattern.train), by_pattern.val) == (train, [])
+    assert names_of(find_shards(tmp_path / "set-train-00.tar").train) == train[:1]
     with pytest.raises(DataError, match=r"set-train-02\.tar is missing, one of 3"):
         find_shards(tmp_path / "set-train-{00..04}.tar")
     with pytest.raises(DataError, match="smaller number first"):
         find_shards(tmp_path / "set-train-{04..00}.tar")
     with pytest.raises(DataError, match=r"holds no \.tar file"):
         find_shards(tmp_path.parent / tmp_path.name / "..")
+
+
+def test_a_pattern_of_more_shards_than_there_can_be_is_refused_before_it_is_expanded(tmp_path: Path):
+    with pytest.raises(DataError, match="names more than 1,000,000 shards"):
+        find_shards(tmp_path / "a-{0..99999999999999}.tar")
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training-0.tar", "validation-0.tar"), ("train-0.tar", "eval-0.tar"), ("trainset-0.tar", "testset-0.tar"),
+        ("trn_0.tar", "dev_0.tar"), ("My-Train.tar", "My-Held-Out.tar"), ("test-set-train.tar", "test-set-val.tar"),
+        ("Training/0.tar", "validation/0.tar"), ("train/0.tar", "eval/0.tar"),
+    ],
+)  # fmt: skip
+def test_shards_are_held_out_by_every_word_for_it(tmp_path: Path, train: str, val: str):
+    splits = find_shards(named(tmp_path, train, val))
+    assert (splits.train, splits.val) == ([tmp_path / train], [tmp_path / val])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-0.tar", "extra-0.tar"], "extra-0.tar doesn't: it could be for training or held out"),
+        (["pics-0.tar", "val-0.tar"], "pics-0.tar doesn't: it could be for training or held out"),
+        (["test-0.tar", "test-1.tar"], "all shards in .* are held out"),
+        (["a-train-val-0.tar", "b-test-0.tar"], "says both train and val"),
+        (["train/0.tar", "1.tar"], "either could be what to train on"),
+        (["train/0.tar", "val/0.tar", "more/0.tar"], "more would be none"),
+        (["train/0.tar", "training/0.tar"], "train, training in .* could each be what to train on"),
+        (["train/0.tar", "val/0.tar", "validation/0.tar"], "val, validation in .* could each be what to validate on"),
+    ],
+)
+def test_shards_whose_names_leave_it_open_are_refused_with_both_readings(
+    tmp_path: Path, names: list[str], message: str
+):
+    with pytest.raises(DataError, match=message):
+        find_shards(named(tmp_path, *names))
+
+
+def test_the_log_says_which_shards_are_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, numbers in (("training-0", range(9)), ("training-1", range(9, 18)), ("eval", range(3)), ("test", [])):
+        pack(tmp_path / f"{name}.tar", samples(numbers))
+    load(tmp_path, **FORMAT)
+    assert (
+        f"training on 18 images of 3 classes in 2 shards, {tmp_path}/training-0.tar to training-1.tar, validating on 3 "
+        f"in {tmp_path}/eval.tar; not used: {tmp_path}/test.tar\n"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_text_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str):
+    members = [(name, NAMES[int(content)].encode(encoding)) if name.endswith("cls") else (name, content)
+               for name, content in samples(range(30))]  # fmt: skip
+    pack(tmp_path / "a.tar", members)
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES), encoding)
+    assert load(tmp_path, **FORMAT).classes == NAMES
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES), "utf-16")
+    with pytest.raises(DataError, match=r"classes\.txt .*UTF-16; save it as UTF-8"):
+        load(tmp_path, **FORMAT)
+
+
+def test_one_class_in_two_unicode_spellings_is_refused(shards: Path):
+    pack(shards / "more.tar", [("x.jpg", b"image"), ("x.cls", "cafe\u0301".encode())])
+    (shards / "classes.txt").write_text("caf\xe9\nred\nyellow\n")
+    with pytest.raises(DataError, match=r"more\.tar/x\.jpg .*'cafe\\u0301' and 'caf\\xe9', in two Unicode spellings"):
+        load(shards, **FORMAT)
+    (shards / "classes.txt").write_text("caf\xe9\ncafe\u0301\nyellow\n")
+    with pytest.raises(DataError, match=r"has a class .* twice"):
+        load(shards, **FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("x.jpg", b"image"), ("x.cls", b"-1")], r"bad\.tar/x\.jpg is -1; labels are 0, 1, 2"),
+        ([], r"the shard .*bad\.tar is empty"),
+        (
+            [("img.001.jpg", b"image"), ("img.001.cls", b"1")],
+            r"img in .*bad\.tar is invalid: a key ends at the first dot",
+        ),
+        ([("x.jpg", b"image"), ("x.json", b"1" + b"0" * 40)], r"x in .*bad\.tar is invalid: x.json holds no label"),
+    ],
+    ids=["negative", "empty", "dotted", "huge"],
+)
+def test_what_is_wrong_in_a_shard_is_said_with_its_name(shards: Path, members: list[tuple[str, bytes]], message: str):
+    pack(shards / "bad.tar", members)
+    with pytest.raises(DataError, match=message):
+        load(shards, **FORMAT)
+    assert load(shards, on_corrupt="skip", **FORMAT).skipped == 1
 
 
 def test_class_names_are_read_from_a_file_beside_the_shards(shards: Path):

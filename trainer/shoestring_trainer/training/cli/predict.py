@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from shoestring_core.terminal_text import printable
 from torch import Tensor
 
-from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec, decode_file
+from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec, decode_file, ignored_pillow_warnings
 from shoestring_trainer.training.data.image_folder import walk_files
 from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS
 from shoestring_trainer.training.errors import DataError
@@ -58,12 +59,14 @@ def predict(
         readable, images = [], []
         for file in files[start : start + BATCH]:
             try:
-                images.append(read_image(file, model.shape, model.zoom))
+                with ignored_pillow_warnings():
+                    images.append(read_image(file, model.shape, model.zoom))
                 readable.append(file)
-            except DataError:
+            except DataError as error:
                 if skipped is None:
                     raise
                 skipped.append(file)
+                sys.stderr.write(f"skipped: {error}\n")
         if not images:
             continue
         best = model.logits(torch.stack(images)).softmax(1).topk(top)

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode one image, from a file or bytes, to RGB uint8 at a given size."""
+"""Decode one image, from a file or bytes, to RGB uint8 at a given size.
+
+Image files are foreign: a damaged one makes Pillow raise nearly any exception. Whatever goes wrong in one image is
+raised as a DataError that names it.
+"""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.data.first_bytes import describe_first_bytes
+from shoestring_trainer.training.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,37 +59,62 @@ def decode_image(opener: Callable[[], Image.Image], path: Path, resize: ResizeSp
     Applies the EXIF orientation, converts grayscale and CMYK, drops transparency, and takes the first frame of an
     animation. Raises DataError, naming `path`, if the image can't be read.
     """
-    from PIL import Image, ImageOps
-
-    size = (resize.width, resize.height)
     try:
         with opener() as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise DataError(f"{path} claims {opened.width} x {opened.height} pixels; scale it down or remove it")
-            if opened.mode[0] in "IF":
-                raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits, or set on_corrupt: skip")
-            orientation = read_exif_orientation(opened)
-            transposed = orientation in TRANSPOSED_ORIENTATIONS
-            aspect_ratio = opened.height / opened.width if transposed else opened.width / opened.height
-            draft_size = (math.ceil(2 * resize.zoom * resize.width), math.ceil(2 * resize.zoom * resize.height))
-            # JPEG can be decoded at a reduced size, which is several times faster
-            opened.draft("RGB", draft_size[::-1] if transposed else draft_size)
-            image = opened.convert("RGB")
-            if orientation != 1:
-                image = ImageOps.exif_transpose(image)
-            if resize.stretch:
-                image = image.resize(size, Image.Resampling.BILINEAR)
-            else:
-                border = (1 - 1 / resize.zoom) / 2
-                image = ImageOps.fit(image, size, Image.Resampling.BILINEAR, bleed=border)
+            return _decode(opened, path, resize)
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:
         raise DataError(
-            f"{path} cannot be read as an image ({reason}); repair or remove it, or set on_corrupt: skip"
+            f"{path} cannot be read as an image ({first_line(error)}); repair or remove it, or set on_corrupt: skip"
         ) from error
+
+
+def _decode(opened: Image.Image, path: Path, resize: ResizeSpec) -> tuple[Tensor, float]:
+    from PIL import Image, ImageOps
+
+    if opened.width * opened.height > MAX_PIXELS:
+        raise DataError(f"{path} claims {opened.width} x {opened.height} pixels; scale it down or remove it")
+    if opened.mode[0] in "IF":
+        raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits, or set on_corrupt: skip")
+    orientation = read_exif_orientation(opened)
+    transposed = orientation in TRANSPOSED_ORIENTATIONS
+    aspect_ratio = opened.height / opened.width if transposed else opened.width / opened.height
+    draft_size = (math.ceil(2 * resize.zoom * resize.width), math.ceil(2 * resize.zoom * resize.height))
+    # JPEG can be decoded at a reduced size, which is several times faster
+    opened.draft("RGB", draft_size[::-1] if transposed else draft_size)
+    image = opened.convert("RGB")
+    if orientation != 1:
+        image = image.transpose(_turns()[orientation])
+    size = (resize.width, resize.height)
+    if resize.stretch:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    else:
+        border = (1 - 1 / resize.zoom) / 2
+        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR, bleed=border)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), aspect_ratio
+
+
+def _turns() -> dict[int, Image.Transpose]:
+    """Return what undoes each EXIF orientation. (Pillow's `exif_transpose` also writes the EXIF block back, which fails
+    for values that have nothing to do with the orientation.)"""
+    from PIL.Image import Transpose
+
+    return {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }  # fmt: skip
+
+
+@contextmanager
+def ignored_pillow_warnings() -> Iterator[None]:
+    """While images are decoded: Pillow's warnings name no file, and what they are about is read or is an error.
+
+    For the main thread, around the threads that decode: filters are the process's.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def decode_file(path: Path, resize: ResizeSpec) -> tuple[Tensor, float]:
@@ -97,12 +129,15 @@ def open_image_file(path: Path) -> Image.Image:
 
 
 def open_image_bytes(content: bytes) -> Image.Image:
-    """Open an image from the bytes of its file, without decoding it."""
-    from PIL import Image
+    """Open an image from the bytes of its file, without decoding it. For other content, the error says what it is."""
+    from PIL import Image, UnidentifiedImageError
 
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"more than {MAX_FILE_BYTES >> 20} MiB")
-    return Image.open(io.BytesIO(content))
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError(describe_first_bytes(content)) from None
 
 
 def read_exif_orientation(opened: Image.Image) -> int:

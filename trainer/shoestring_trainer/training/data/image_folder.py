@@ -4,52 +4,83 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shoestring_trainer.training.data.decoding import open_image_file
 from shoestring_trainer.training.data.image_index import (
     IMAGE_EXTENSIONS,
-    VAL_SPLIT_NAMES,
     ImageIndex,
     split_train_val,
     validate_utf8,
 )
+from shoestring_trainer.training.data.splits import (
+    Splits,
+    find_twin,
+    folder_role,
+    require_distinct,
+    siblings_of,
+    spellings,
+    split_folders,
+)
 from shoestring_trainer.training.errors import DataError
-
-SPLIT_NAMES = frozenset({"train", "training", *VAL_SPLIT_NAMES, "testing", "dev"})
 
 
 def is_split_image_folder(folder: Path) -> bool:
-    """Return whether `folder` holds an ImageFolder with a training and a validation folder."""
-    return (folder / "train").is_dir() and any((folder / name).is_dir() for name in VAL_SPLIT_NAMES)
+    """Return whether `folder` holds a training and a validation folder."""
+    return {folder_role(child) for child in list_folders(folder)} > {"train"} if folder.is_dir() else False
 
 
 def index_image_folder(folder: Path, seed: int, val_fraction: float) -> tuple[ImageIndex, ImageIndex]:
-    """Return the (train, val) indices of an ImageFolder: train/CLASS/… and val/CLASS/… (or test), or CLASS/… split by
-    `seed`. Raises DataError, naming the folder and the remedy, for any other layout.
+    """Return the (train, val) indices of an ImageFolder: train/CLASS/… and val/CLASS/… (or test, or other words for
+    them), or CLASS/… split by `seed`. Raises DataError, naming the folder and the remedy, for any other layout.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the path of a folder of images as data.train")
-    train_folder, val_folder = find_split_folders(folder)
-    train = index_class_folders(train_folder)
-    if val_folder is None:
+    splits = find_splits(folder, _holds_image)
+    train = index_class_folders(splits.train[0])
+    unused = splits.unused
+    if splits.val and _is_unlabelled_test(splits.val[0], train.classes):
+        splits, unused = Splits(splits.train, [], []), [*splits.val, *unused]
+    train = replace(train, unused=unused)
+    if not splits.val:
         return split_train_val(train, seed, val_fraction)
-    val = index_class_folders(val_folder)
+    val = index_class_folders(splits.val[0])
     if only_in_one := sorted(set(train.classes) ^ set(val.classes)):
-        raise DataError(
-            f"{train_folder} and {val_folder} do not have the same classes: {only_in_one[0]} is in one only; add or "
-            "remove it"
-        )
+        name = only_in_one[0]
+        twin = find_twin(name, [*train.classes, *val.classes])
+        how = spellings(name, twin) if twin else f"{name} is in one only; add or remove it"
+        raise DataError(f"{train.root} and {val.root} do not have the same classes: {how}")
     return train, val
 
 
-def find_split_folders(folder: Path) -> tuple[Path, Path | None]:
-    """Return the training and the validation folder; None if there is no separate validation folder."""
-    train = folder / "train" if (folder / "train").is_dir() else folder
-    if train.name != "train":
-        return train, None
-    return train, next((train.parent / name for name in VAL_SPLIT_NAMES if (train.parent / name).is_dir()), None)
+def find_splits(folder: Path, has_data: Callable[[Path], bool]) -> Splits:
+    """Return the folders below `folder`, or beside it, to train and to validate on; `has_data` tells which matter."""
+    children = list_folders(folder)
+    roles = {child: role for child in children if (role := folder_role(child))}
+    if set(roles.values()) == {"train"} and all(not list_folders(path) and _holds_image(path) for path in roles):
+        return Splits([folder], [], [])  # a class called train: it holds images, and no classes
+    if splits := split_folders(folder, children, has_data):
+        return splits
+    if folder_role(folder) != "train":
+        return Splits([folder], [], [])
+    return siblings_of(folder, [path for path in list_folders(folder.parent) if path.name != folder.name])
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Return the sub-folders of a folder, by name, without hidden ones."""
+    return sorted(Path(entry.path) for entry in _scan(folder) if _is_folder(entry) and not entry.name.startswith("."))
+
+
+def _holds_image(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_EXTENSIONS for path in walk_files(folder))
+
+
+def _is_unlabelled_test(folder: Path, classes: Sequence[str]) -> bool:
+    """Return whether a test folder has no class folders: at most one sub-folder, which is none of the classes."""
+    below = [path.name for path in list_folders(folder)]
+    return folder_role(folder) == "test" and len(below) < 2 and not set(below) & set(classes)
 
 
 def index_class_folders(folder: Path) -> ImageIndex:
@@ -65,11 +96,7 @@ def index_class_folders(folder: Path) -> ImageIndex:
         raise DataError(
             f"{folder} holds {len(classes)} class folders; a classifier needs two: {folder}/CLASS/image.jpg"
         )
-    if {name.lower() for name in classes} <= SPLIT_NAMES:
-        raise DataError(
-            f"the folders {', '.join(classes)} in {folder} look like dataset splits, not classes; name them "
-            "train and val, with one folder per class in each"
-        )
+    require_distinct(classes, folder)
     names, labels, ignored = [], [], outside_classes
     for label, name in enumerate(classes):
         validate_utf8(folder / name)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
-VAL_SPLIT_NAMES = ("val", "valid", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class ImageIndex:
     open     open an image by its index, without decoding it; raises what file access and Pillow raise
     ignored  files beside the images whose extension is not an image's
     skipped  number of samples left out because they are invalid, for example without a label
+    source   what users call the place of the images; empty: the root
+    unused   parts of the data set that are neither trained nor validated on
     """
 
     root: Path
@@ -37,6 +38,8 @@ class ImageIndex:
     open: Callable[[int], Image.Image]
     ignored: Sequence[Path] = ()
     skipped: int = 0
+    source: str = ""
+    unused: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,6 +62,17 @@ def split_train_val(images: ImageIndex, seed: int, val_fraction: float) -> tuple
     """Split into (train, val): the same fraction of each class, drawn by `seed`."""
     train, val = stratified_split(torch.tensor(images.labels), seed, val_fraction)
     return images.subset(train.tolist()), replace(images.subset(val.tolist()), ignored=(), skipped=0)
+
+
+def describe_splits(train: ImageIndex, val: ImageIndex) -> str:
+    """Return a line for the log: which images are trained on, which are validated on, and which aren't used."""
+    place, other = train.source or str(train.root), val.source or str(val.root)
+    where = f"in {other}" if other != place else "held out of the same"
+    unused = f"; not used: {', '.join(map(str, train.unused))}" if train.unused else ""
+    return (
+        f"training on {len(train):,} images of {len(train.classes)} classes in {place}, validating on {len(val):,} "
+        f"{where}{unused}"
+    )
 
 
 def validate_classes(images: ImageIndex) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image
+from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image, ignored_pillow_warnings
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.nvjpeg import JpegDecoder, decode_jpegs
 from shoestring_trainer.training.errors import DataError
@@ -69,7 +69,7 @@ def decode_to_file(
     threads = max(1, torch.get_num_threads())
     chunk_size = max(1, min(DECODE_CHUNK_SIZE, len(images) // (4 * threads)))
     aspect_ratios: dict[int, float] = {}
-    with ThreadPoolExecutor(threads) as pool:  # Pillow releases the GIL while it decodes
+    with ignored_pillow_warnings(), ThreadPoolExecutor(threads) as pool:  # Pillow releases the GIL while it decodes
         chunks = pool.map(decode_chunk, range(0, len(images), chunk_size))
         for index, result in enumerate(itertools.chain.from_iterable(chunks)):
             if isinstance(result, float):

@@ -11,7 +11,7 @@ from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, resize_dataset
 from shoestring_trainer.training.data.decoded_cache import DecodedCache
 from shoestring_trainer.training.data.image_folder import index_image_folder, is_split_image_folder
-from shoestring_trainer.training.data.image_index import ImageIndex, validate_classes
+from shoestring_trainer.training.data.image_index import ImageIndex, describe_splits, validate_classes
 from shoestring_trainer.training.data.nvjpeg import nvjpeg_decoder
 from shoestring_trainer.training.data.torchvision_datasets import PREFIX, index_torchvision_dataset
 from shoestring_trainer.training.data.webdataset import index_webdataset
@@ -55,6 +55,8 @@ def open_dataset(
     for images in (train, val):
         validate_classes(images)
     is_local_rank_0 = distributed.local_rank == 0
+    if is_local_rank_0:
+        sys.stdout.write(f"{describe_splits(train, val)}\n")
     if (ignored := sorted({*train.ignored, *val.ignored})) and is_local_rank_0:
         reason = "not images by their extension, or outside the class folders"
         sys.stdout.write(f"ignored {len(ignored)} files ({reason}); the first is {ignored[0]}\n")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tarfile
@@ -13,7 +14,7 @@ from tarfile import TarInfo
 
 from shoestring_trainer.training.data.decoding import MAX_FILE_BYTES
 from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS, validate_utf8
-from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.errors import DataError, first_line
 
 LABEL_KEYS = ("label", "cls", "class")
 """Keys of a JSON member that can hold the label, in this order."""
@@ -25,11 +26,28 @@ Label = int | str
 
 @dataclass
 class Sample:
-    """The members of one key. `problems` say why the sample is invalid."""
+    """The members of one key. `problems` say why the sample is invalid.
+
+    dotted  a member that is an image by the end of its name, but whose key ends at an earlier dot
+    """
 
     image: TarInfo | None = None
     label: Label | None = None
+    dotted: str | None = None
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def problem(self) -> str:
+        """Why the sample is invalid."""
+        if self.problems:
+            return self.problems[0]
+        if self.image:
+            return "it has no label (.cls or .json)"
+        if self.dotted:
+            return (
+                f"a key ends at the first dot, so {self.dotted} is no image of it; rename it, without dots in the key"
+            )
+        return "it has no image"
 
 
 def read_samples(shard: Path) -> dict[str, Sample]:
@@ -60,9 +78,11 @@ def _read_members(shard: Path) -> Iterator[tuple[TarInfo, bytes]]:
             while rest := file.read(1 << 20):
                 if rest.strip(b"\0"):
                     raise tarfile.ReadError(f"data after its end mark at byte {end}: were tar files concatenated?")
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive can raise anything
         raise DataError(
-            f"{shard} isn't a complete, uncompressed tar file ({error}); fetch or create it again"
+            f"{shard} isn't a complete, uncompressed tar file ({first_line(error)}); fetch or create it again"
         ) from error
 
 
@@ -85,6 +105,8 @@ def _add_member(samples: dict[str, Sample], member: TarInfo, content: bytes) -> 
         elif not 0 < member.size <= MAX_FILE_BYTES:
             sample.problems.append(f"{member.name} has {member.size} bytes")
         sample.image = member
+    elif Path(member.name).suffix.lower() in IMAGE_EXTENSIONS:
+        sample.dotted = member.name
     elif extension in ("cls", "json"):
         try:
             label = _parse_label(content, extension)
@@ -96,10 +118,17 @@ def _add_member(samples: dict[str, Sample], member: TarInfo, content: bytes) -> 
         sample.label = label if sample.label is None else sample.label
 
 
+def decode_text(content: bytes) -> str:
+    """Return UTF-8 text without a byte order mark. Raises ValueError, also for UTF-16, by its byte order mark."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is UTF-16; save it as UTF-8")
+    return content.decode("utf-8-sig")
+
+
 def _parse_label(content: bytes, extension: str) -> Label | None:
     """Return an integer or a string; None for JSON without a label. Raises ValueError."""
     if extension == "cls":
-        value: object = content.decode("utf-8").strip()
+        value: object = decode_text(content).strip()
     else:
         try:
             value = json.loads(content)
@@ -109,7 +138,7 @@ def _parse_label(content: bytes, extension: str) -> Label | None:
             value = next((value[key] for key in LABEL_KEYS if key in value), None)
             if value is None:
                 return None
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         return value
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 200:
         raise ValueError("neither an integer nor a string")

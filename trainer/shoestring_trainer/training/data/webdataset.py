@@ -8,79 +8,99 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tarfile import TarInfo
 
 from PIL import Image
 
 from shoestring_trainer.training.data.decoding import open_image_bytes
-from shoestring_trainer.training.data.image_folder import find_split_folders
-from shoestring_trainer.training.data.image_index import VAL_SPLIT_NAMES, ImageIndex, split_train_val
-from shoestring_trainer.training.data.tar_samples import Label, read_samples
+from shoestring_trainer.training.data.image_folder import find_splits
+from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val
+from shoestring_trainer.training.data.splits import (
+    Splits,
+    find_twin,
+    folder_role,
+    require_distinct,
+    spellings,
+    split_shards,
+)
+from shoestring_trainer.training.data.tar_samples import Label, decode_text, read_samples
 from shoestring_trainer.training.errors import DataError
 
+MAX_SHARDS = 1_000_000
 CLASS_NAME_FILES = ("classes.txt", "classnames.txt")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_WORD = re.compile(r"[a-z]+")
 
 
 def index_webdataset(path: Path, seed: int, val_fraction: float, *, skip: bool) -> tuple[ImageIndex, ImageIndex]:
     """Return the (train, val) indices of a WebDataset.
 
-    path    a folder with train/*.tar and val/*.tar (or test), or with shards that have these words in their names,
-            or else with shards that are split by `seed`; or a pattern such as /data/train-{000..127}.tar
+    path    a folder with train/*.tar and val/*.tar (or test, or other words for them), or with shards that have such
+            words in their names, or else with shards that are split by `seed`; or a pattern such as
+            /data/train-{000..127}.tar
     skip    leave out and count invalid samples; else they raise DataError
     raises  DataError, naming the shard, the sample and the remedy
     """
-    train_shards, val_shards = find_shards(path)
-    folder = train_shards[0].parent
-    class_names = _read_class_names([folder, folder.parent] if folder.name == "train" else [folder])
-    parts = [_ShardIndex(folder, skip), _ShardIndex(val_shards[0].parent if val_shards else folder, skip)]
-    for part, shards in zip(parts, (train_shards, val_shards), strict=True):
+    splits = find_shards(path)
+    folder = splits.train[0].parent
+    class_names = _read_class_names([folder, folder.parent] if folder_role(folder) == "train" else [folder])
+    parts = [_ShardIndex(shards[0].parent, skip) for shards in (splits.train, splits.val) if shards]
+    for part, shards in zip(parts, (splits.train, splits.val), strict=False):
         for shard in shards:
             part.add(shard)
-    classes = class_names or _infer_classes(parts)
-    indices = [part.to_image_index(classes) for part in parts if part.shards]
-    return (indices[0], indices[1]) if val_shards else split_train_val(indices[0], seed, val_fraction)
+    classes = class_names or _infer_classes(parts, skip=skip)
+    train, *val = [part.to_image_index(classes) for part in parts]
+    train = replace(train, unused=splits.unused)
+    return (train, val[0]) if val else split_train_val(train, seed, val_fraction)
 
 
-def find_shards(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the training and validation shards; no validation shards if they aren't separate.
-
-    Raises DataError if there are none.
-    """
+def find_shards(path: Path) -> Splits:
+    """Return the shards to train and to validate on. Raises DataError if there are none, or if it can't be known."""
     if braces := _BRACES.search(path.name):
-        first, last = braces.groups()
-        numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        shards = [path.with_name(path.name.replace(braces[0], number, 1)) for number in numbers]
-        if missing := [shard for shard in shards if not shard.is_file()]:
-            raise DataError(f"{missing[0]} is missing, one of {len(missing)} that {path.name} names; fetch it")
-        if not shards:
-            raise DataError(f"{path.name} names no shard; give the smaller number first")
-        return shards, []
+        return Splits(_expand(path, braces), [], [])
     if path.is_file():
-        return [path], []
-    train_folder, val_folder = find_split_folders(path)
-    if val_folder:
-        return _list_tars(train_folder), _list_tars(val_folder)
-    shards = _list_tars(train_folder)
-    words = [set(_WORD.findall(shard.stem.lower())) for shard in shards]
-    val_name = next((name for name in VAL_SPLIT_NAMES if any(name in shard_words for shard_words in words)), None)
-    train = [shard for shard, shard_words in zip(shards, words, strict=True) if "train" in shard_words]
-    if val_name is None or not train:
-        return shards, []
-    return train, [shard for shard, shard_words in zip(shards, words, strict=True) if val_name in shard_words]
+        return Splits([path], [], [])
+    if not path.is_dir():
+        raise DataError(f"{path} is neither a folder nor a shard; give the folder of the shards")
+    folders = find_splits(path, lambda folder: bool(_list_tars(folder)))
+    if folders.train == [path] and not folders.val:
+        return split_shards(_require_tars(path))
+    if folders.train != [path] and (beside := _list_tars(path)):
+        raise DataError(
+            f"{path} holds shards, such as {beside[0].name}, and the folder {folders.train[0].name}: either could be "
+            "what to train on; give the path of the right one as data.train"
+        )
+    train, val = ([tar for folder in part for tar in _require_tars(folder)] for part in (folders.train, folders.val))
+    return Splits(train, val, folders.unused)
+
+
+def _expand(path: Path, braces: re.Match[str]) -> list[Path]:
+    """Return the shards that a pattern names. Raises DataError if one is missing."""
+    first, last = braces.groups()
+    if int(last) - int(first) >= MAX_SHARDS:
+        raise DataError(f"{path.name} names more than {MAX_SHARDS:,} shards; make them larger, or name fewer")
+    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    shards = [path.with_name(path.name.replace(braces[0], number, 1)) for number in numbers]
+    if missing := [shard for shard in shards if not shard.is_file()]:
+        raise DataError(f"{missing[0]} is missing, one of {len(missing)} that {path.name} names; fetch it")
+    if not shards:
+        raise DataError(f"{path.name} names no shard; give the smaller number first")
+    return shards
+
+
+def _require_tars(folder: Path) -> list[Path]:
+    if not (tars := _list_tars(folder)):
+        raise DataError(f"{folder} holds no .tar file; give the folder of the shards, or use format: imagefolder")
+    return tars
 
 
 def _list_tars(folder: Path) -> list[Path]:
     try:
-        tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.name[0] != ".")
+        return sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.name[0] != ".")
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror}; give the folder of the shards") from error
-    if not tars:
-        raise DataError(f"{folder} holds no .tar file; give the folder of the shards, or use format: imagefolder")
-    return tars
 
 
 def _read_class_names(folders: Sequence[Path]) -> list[str]:
@@ -88,17 +108,21 @@ def _read_class_names(folders: Sequence[Path]) -> list[str]:
     for path in (folder / name for folder in folders for name in CLASS_NAME_FILES):
         if path.is_file():
             try:
-                names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+                names = [line.strip() for line in decode_text(path.read_bytes()).splitlines() if line.strip()]
             except (OSError, ValueError) as error:
                 raise DataError(f"cannot read {path} ({error}); give one class name a line, in UTF-8") from error
             if len(set(names)) < max(2, len(names)):
                 raise DataError(f"{path} must name at least two classes, each once; correct it")
+            require_distinct(names, path)
             return names
     return []
 
 
-def _infer_classes(parts: Sequence[_ShardIndex]) -> list[str]:
-    """Return class names from the labels themselves: either strings, or integers from 0 without gaps."""
+def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
+    """Return class names from the labels themselves: either strings, or integers from 0 without gaps.
+
+    skip  negative labels are left out, by `to_image_index`
+    """
     examples = {label: part.path(index) for part in parts for index, label in enumerate(part.labels)}
     strings = sorted(label for label in examples if isinstance(label, str))
     if strings and len(strings) < len(examples):
@@ -106,8 +130,17 @@ def _infer_classes(parts: Sequence[_ShardIndex]) -> list[str]:
             f"the label of {examples[strings[0]]} is {strings[0]!r}, where others are integers; correct it, or name "
             f"the classes in {CLASS_NAME_FILES[0]}"
         )
+    require_distinct(strings, parts[0].root)
+    if negative := [label for label in examples if isinstance(label, int) and label < 0]:
+        if not skip:
+            raise DataError(
+                f"the label of {examples[negative[0]]} is {negative[0]}; labels are 0, 1, 2 and so on: correct them, "
+                "or set on_corrupt: skip to leave out such samples"
+            )
+        examples = {label: path for label, path in examples.items() if label not in negative}
     if len(examples) < 2:
-        raise DataError(f"all samples in {parts[0].root} have the same label; a classifier needs two classes")
+        label = f"the label {next(iter(examples))}" if examples else "no label from 0 on"
+        raise DataError(f"all samples in {parts[0].root} have {label}; a classifier needs two classes")
     if strings:
         return strings
     missing = next((number for number in range(len(examples)) if number not in examples), None)
@@ -136,12 +169,14 @@ class _ShardIndex:
 
     def add(self, shard: Path) -> None:
         """Index a shard. Raises DataError if it is damaged, and for an invalid sample unless those are skipped."""
-        for key, sample in read_samples(shard).items():
+        samples = read_samples(shard)
+        if not samples:
+            self._skip_or_raise(f"the shard {shard} is empty: it holds no file that is part of a sample")
+        for key, sample in samples.items():
             if sample.image and sample.label is not None and not sample.problems:
                 self._add_sample(shard, sample.image, sample.label)
-            elif sample.image or sample.label is not None or sample.problems:
-                missing = "it has no label (.cls or .json)" if sample.image else "it has no image"
-                self._skip_or_raise(f"the sample {key} in {shard} is invalid: {(sample.problems or [missing])[0]}")
+            elif sample.image or sample.label is not None or sample.problems or sample.dotted:
+                self._skip_or_raise(f"the sample {key} in {shard} is invalid: {sample.problem}")
         self.shards.append(shard)
 
     def to_image_index(self, classes: list[str]) -> ImageIndex:
@@ -154,18 +189,25 @@ class _ShardIndex:
                 valid.append(index)
                 labels.append(number)
             else:
+                twin = find_twin(label, classes) if isinstance(label, str) else None
+                what = f"of which one is the same: {spellings(label, twin)}" if isinstance(label, str) and twin else ""
                 self._skip_or_raise(
                     f"the label of {self.path(index)} is {label!r}, which is none of the {len(classes)} classes "
-                    f"(0 to {len(classes) - 1})"
+                    f"{what or f'(0 to {len(classes) - 1})'}"
                 )
         if not valid:
             raise DataError(f"the shards in {self.root} hold no valid sample; create them again")
         if len(valid) == len(self.names):
-            return ImageIndex(self.root, classes, self.names, labels, self._open, skipped=self._skipped)
+            return self._image_index(classes, self.names, labels, self._open)
         names = [self.names[index] for index in valid]
-        return ImageIndex(
-            self.root, classes, names, labels, lambda index: self._open(valid[index]), skipped=self._skipped
-        )
+        return self._image_index(classes, names, labels, lambda index: self._open(valid[index]))
+
+    def _image_index(
+        self, classes: list[str], names: list[str], labels: list[int], opener: Callable[[int], Image.Image]
+    ) -> ImageIndex:
+        first, last = self.shards[0], self.shards[-1]
+        source = str(first) if first == last else f"{len(self.shards)} shards, {first} to {last.name}"
+        return ImageIndex(self.root, classes, names, labels, opener, skipped=self._skipped, source=source)
 
     def _add_sample(self, shard: Path, image: TarInfo, label: Label) -> None:
         self.names.append(f"{shard.name}/{image.name}")
