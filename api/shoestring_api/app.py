@@ -10,7 +10,16 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
-from shoestring_api import VERSION, dashboard, dependencies, middleware, openapi, problems
+from shoestring_api import (
+    VERSION,
+    api_reference,
+    dashboard,
+    dependencies,
+    middleware,
+    openapi,
+    problems,
+    response_headers,
+)
 from shoestring_api.app_state import AppState
 from shoestring_api.routes import (
     agents,
@@ -59,27 +68,31 @@ def create_app(state: AppState | None = None) -> FastAPI:
         async with state.running():
             yield
 
-    app = FastAPIOffline(  # /docs loads no asset from another host
+    app = FastAPIOffline(
         title="Shoestring",
         version=VERSION,
         description="Train on spot GPUs, as a team, on a shoestring.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=problems.RESPONSES,
         dependencies=[Depends(dependencies.reject_unknown_query_parameters)],
+        docs_url=None,  # api_reference serves it, under the policy for scripts
         redoc_url=None,
-        favicon_url="/icon.svg",
+        static_url=api_reference.ASSETS,
         generate_unique_id_function=_operation_id,
         lifespan=lifespan,
     )
     problems.install_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    api_reference.mount(app)
     dashboard.mount(app)
     app.state.app_state = state
     if state is not None:
         app.add_middleware(middleware.AllowedHosts, hosts=state.settings.hosts())
     app.add_middleware(middleware.BodySizeLimit, limit=MAX_BODY_BYTES, streamed=STREAMED_PATHS)
+    app.add_middleware(response_headers.Compression)
     app.add_middleware(middleware.RequestTiming)
+    app.add_middleware(response_headers.ResponseHeaders)
     app.openapi = lambda: openapi.openapi_document(app)  # type: ignore[method-assign]
     return app
 

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 STATIC_DIR = Path(__file__).parent / "static"
 
 NOT_BUILT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Shoestring</title>
-<body style="font-family: system-ui; max-width: 40rem; margin: 4rem auto; padding: 0 1rem">
+<body>
 <h1>Shoestring</h1>
 <p>The service is running, but its dashboard is not built. Run <code>make setup</code> in the checkout, then reload.</p>
 <p>API reference: <a href="/docs">/docs</a>.</p>

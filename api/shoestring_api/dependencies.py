@@ -77,8 +77,12 @@ Cursor = Annotated[str | None, Query(max_length=20_000)]
 
 
 def cookie_name(settings: ApiSettings) -> str:
-    """Include the port, because browsers share cookies between the ports of a host, such as several local services."""
-    return f"shoestring_{settings.port}"
+    """Include the port, because browsers share cookies between the ports of a host, such as several local services.
+
+    Browsers accept a __Host- cookie from the host itself over https alone, so that no other host or plain-text page can
+    set one.
+    """
+    return f"{'__Host-' if settings.on_https() else ''}shoestring_{settings.port}"
 
 
 def reject_unknown_query_parameters(request: Request) -> None:

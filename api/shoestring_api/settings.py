@@ -26,6 +26,8 @@ class ApiSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Host names to accept, comma-separated. Default: loopback names when bound to loopback, any otherwise."""
+    public_url: str = ""
+    """Base URL at which browsers reach the service. With https, session cookies are sent over https to it alone."""
     agent_url: str = ""
     """Base URL that agents call; default: this process on loopback."""
     redis_url: str = ""
@@ -58,6 +60,9 @@ class ApiSettings(BaseSettings):
 
     def agent_base_url(self) -> str:
         return (self.agent_url or f"http://127.0.0.1:{self.port}").rstrip("/")
+
+    def on_https(self) -> bool:
+        return self.public_url.startswith("https://")
 
     def on_loopback(self) -> bool:
         try:

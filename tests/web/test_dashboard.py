@@ -414,6 +414,9 @@ def test_every_page_fits_light_and_dark(deployment: Deployment, open_page: OpenP
                 expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "29")
             assert page.evaluate(beyond) <= 0, f"{path} is wider than {WIDTHS[width]} px"
             backgrounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
+        page.goto(f"{deployment.url}/docs")  # the console, too, must stay empty: the policy allows all that it loads
+        page.get_by_text("/v1/jobs", exact=True).first.click()
+        expect(page.locator(".opblock-body").first).to_be_visible()
     assert len(backgrounds) == 2  # one for each scheme, the same on all pages
 
 

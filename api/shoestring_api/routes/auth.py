@@ -55,7 +55,7 @@ def sign_out(state: StateDep, caller: Caller, request: Request, response: Respon
     name = cookie_name(state.settings)
     if caller.csrf is not None and (secret := request.cookies.get(name)):
         state.store.write(lambda db: sessions.close_session(db, secret))
-    response.delete_cookie(name, path="/")
+    response.delete_cookie(name, path="/", secure=state.settings.on_https())
 
 
 @router.get("/login", include_in_schema=False)
@@ -127,7 +127,7 @@ def _set_session_cookie(state: AppState, request: Request, response: Response, s
         signed_in.secret,
         max_age=sessions.SESSION_TTL // 1_000_000,
         path="/",
-        secure=request.url.scheme == "https",
+        secure=request.url.scheme == "https" or state.settings.on_https(),
         httponly=True,
         samesite="strict",
     )
