@@ -20,6 +20,10 @@ class UserError(TrainerError):
     """The task asks for something that cannot be done."""
 
 
+class HookError(UserError):
+    """A user's hook raised an error, or gave what can't be used."""
+
+
 class DataError(TrainerError):
     """A data set or checkpoint is missing, damaged or not the right one."""
 
@@ -46,14 +50,21 @@ def first_line(error: BaseException) -> str:
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "cannot allocate memory")
+_COLLECTIVES = ("gloo", "nccl", "tcpstore", "process group")
 _LOST_PEER = (
-    "gloo", "nccl", "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe",
-    "tcpstore", "process group", "timed out waiting",
+    *_COLLECTIVES, "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe",
+    "timed out waiting",
 )  # fmt: skip
 
 
-def classify_error(error: BaseException) -> Kind:
-    """Return the kind of an exception that ended a rank."""
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether a collective failed, by the words of torch.distributed and its backends, not of networks."""
+    by_collective = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _COLLECTIVES)
+    return type(error).__name__.startswith("Dist") or by_collective
+
+
+def classify_error(error: BaseException, *, has_peers: bool) -> Kind:
+    """Return the kind of an exception that ended a rank. One without peers can't have lost one."""
     if isinstance(error, TrainerError):
         return error.kind
     text = str(error).lower()
@@ -62,9 +73,8 @@ def classify_error(error: BaseException) -> Kind:
     if isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY):
         return "out_of_memory"
     # torch's DistError family, and the plain RuntimeError by which gloo reports that a peer is gone
-    if type(error).__name__.startswith("Dist") or (
-        isinstance(error, RuntimeError) and any(s in text for s in _LOST_PEER)
-    ):
+    lost_peer = isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER)
+    if has_peers and (type(error).__name__.startswith("Dist") or lost_peer):
         return "infrastructure"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
         return "infrastructure"

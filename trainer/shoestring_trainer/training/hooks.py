@@ -9,11 +9,17 @@
     on_train_end(context)               after the final evaluation
 
 Every rank calls them. Their random numbers should depend on context.step alone, so that a resumed run is the same run.
+
+Whatever a hook raises, returns or reports that can't be used ends the job as an error of that hook, with its file and
+line. The trainer's own metrics are reported whatever a hook does to them.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +28,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.errors import HookError, UserError, first_line, is_lost_peer
 from shoestring_trainer.training.settings import Settings
 
-HOOKS = ("on_train_begin", "on_batch", "on_pre_optimizer_step", "on_step_end", "on_evaluate", "on_train_end")
+PARAMETERS = {
+    "on_train_begin": 1, "on_batch": 3, "on_pre_optimizer_step": 1, "on_step_end": 1, "on_evaluate": 1,
+    "on_train_end": 1,
+}  # fmt: skip
+HOOKS = tuple(PARAMETERS)
+MAX_VALUES, MAX_NAME_LENGTH = 500, 200
+"""Of a hook: values that are reported with a step, and characters in the name of one. An agent takes 1,000 and 250."""
+_MODULE = "shoestring_hooks"
+_NAMED = 3
 
 
 @dataclass
@@ -41,50 +55,184 @@ class HookContext:
 
 
 class Hooks:
-    """The functions of a user's file, by hook; a hook without one costs a dict lookup."""
+    """The functions of a user's file, by hook; a hook without one costs a dict lookup.
 
-    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
-        self._functions = functions
+    file       that they are in
+    classes    how many there are; None: labels are not compared with it
+    has_peers  whether there are other ranks: one that is lost while a hook waits for it is not the hook's error
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, Callable[..., Any]],
+        file: str = "hooks",
+        *,
+        classes: int | None = None,
+        has_peers: bool = False,
+    ) -> None:
+        self._functions, self._file, self._classes, self._has_peers = functions, file, classes, has_peers
+        self._surplus_named = False
+        self._batches_are_finite: Tensor | None = None
 
     def __contains__(self, hook: str) -> bool:
         return hook in self._functions
 
     def call(self, hook: str, context: HookContext) -> None:
-        """Call the hook's function, if there is one."""
-        if hook in self._functions:
-            self._functions[hook](context)
+        """Call the hook's function, if there is one, and take what it added to the metrics."""
+        if hook not in self._functions:
+            return
+        metrics, ours = context.metrics, dict(context.metrics)
+        self._run(hook, context)
+        added = self._added_values(hook, context.metrics, ours)
+        metrics.clear()
+        metrics.update(ours | added)
+        context.metrics = metrics
 
     def on_batch(self, context: HookContext, images_NCHW: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `on_batch` makes of a batch; the batch itself without one, or if it returns nothing."""
         if "on_batch" not in self._functions:
             return images_NCHW, labels_N
-        returned = self._functions["on_batch"](context, images_NCHW, labels_N)
+        returned = self._run("on_batch", context, images_NCHW, labels_N)
         if returned is None:
-            return images_NCHW, labels_N
+            returned = images_NCHW, labels_N  # it may have changed them in place
         if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, Tensor) for x in returned)):
-            raise UserError("the hook on_batch must return images and labels, two tensors, or nothing")
-        return returned
+            raise self._error("on_batch", "must return images and labels, two tensors, or nothing")
+        images, labels = returned
+        if len(images.shape) != images_NCHW.ndim or images.shape[1:2] != images_NCHW.shape[1:2] or not images.numel():
+            shapes = f"{tuple(images.shape)}; it was given {tuple(images_NCHW.shape)}"
+            raise self._error("on_batch", f"returned images of shape {shapes}")
+        self._check_labels(labels, len(images))
+        # read only when the loss is not finite: reading it at once would make a GPU wait in every step
+        finite = torch.isfinite(images).all() & torch.isfinite(labels).all()
+        self._batches_are_finite = finite if self._batches_are_finite is None else self._batches_are_finite & finite
+        return images.to(images_NCHW), labels.to(labels_N.device if labels.is_floating_point() else labels_N)
+
+    def _check_labels(self, labels: Tensor, images: int) -> None:
+        as_indices = labels.ndim == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
+        as_probabilities = labels.ndim == 2 and labels.is_floating_point()
+        if not (as_indices or as_probabilities) or len(labels) != images:
+            raise self._error(
+                "on_batch",
+                f"returned {images} images with labels of shape {tuple(labels.shape)} and {labels.dtype}; give a class "
+                "index (int64) for each, or a row of probabilities",
+            )
+        if self._classes is None:
+            return
+        if as_probabilities and labels.shape[1] != self._classes:
+            raise self._error(
+                "on_batch", f"returned probabilities of {labels.shape[1]} classes; there are {self._classes}"
+            )
+        if as_indices and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
+            raise self._error("on_batch", f"returned a label outside 0 to {self._classes - 1}")
+
+    def require_finite_batches(self) -> None:
+        """Raise HookError if a batch, as `on_batch` returned it, had NaN or infinite values."""
+        if self._batches_are_finite is not None and not self._batches_are_finite.item():
+            raise self._error("on_batch", "returned images or labels with NaN or infinite values")
+
+    def _run(self, hook: str, *arguments: Any) -> Any:
+        try:
+            return self._functions[hook](*arguments)
+        except BaseException as error:
+            if self._has_peers and is_lost_peer(error):
+                raise
+            if isinstance(error, SystemExit):
+                raise self._error(
+                    hook, "called sys.exit(); raise an error to end the job, or set a goal to end it early", error
+                ) from error
+            raise self._error(hook, f"raised {type(error).__name__}: {first_line(error)}", error) from error
+
+    def _added_values(self, hook: str, metrics: object, ours: Mapping[str, float]) -> dict[str, float]:
+        """Return what the hook added to the metrics. Raises HookError for what is no number under a name."""
+        if not isinstance(metrics, Mapping):
+            raise self._error(
+                hook, f"set context.metrics to a {type(metrics).__name__}; it is a dict of numbers by name"
+            )
+        added: dict[str, float] = {}
+        surplus = []
+        for name, value in metrics.items():
+            if name in ours:
+                continue
+            if not isinstance(name, str) or not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+                raise self._error(
+                    hook,
+                    f"put {name!r:.80} into context.metrics as a name; names are text of up to {MAX_NAME_LENGTH} "
+                    "printable characters",
+                )
+            number = self._number(hook, name, value)
+            if len(added) < MAX_VALUES:
+                added[name] = number
+            else:
+                surplus.append(name)
+        if surplus and not self._surplus_named:
+            self._surplus_named = True
+            more = f" and {len(surplus) - _NAMED} more" if len(surplus) > _NAMED else ""
+            sys.stdout.write(
+                f"the hook {hook} in {self._file} reports {len(added) + len(surplus)} values with a step; the first "
+                f"{MAX_VALUES} are kept, and left out are {', '.join(surplus[:_NAMED])}{more}\n"
+            )
+        return added
+
+    def _number(self, hook: str, name: str, value: Any) -> float:
+        try:
+            if isinstance(value, str | bytes):
+                raise TypeError("text")
+            return float(value)
+        except Exception as error:
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise self._error(
+                hook, f"put a {type(value).__name__}{shape} into context.metrics[{name!r}]; it takes one number"
+            ) from error
+
+    def _error(self, hook: str, what: str, error: BaseException | None = None) -> HookError:
+        return HookError(f"the hook {hook} ({self._file}, line {self._line(hook, error)}) {what}")
+
+    def _line(self, hook: str, error: BaseException | None) -> int:
+        """Return the line in the user's file at which `error` was raised; else the function's first."""
+        frames = traceback.extract_tb(error.__traceback__) if error else []
+        lines = [frame.lineno for frame in frames if frame.filename == self._file and frame.lineno]
+        code = getattr(inspect.unwrap(self._functions[hook]), "__code__", None)
+        return lines[-1] if lines else getattr(code, "co_firstlineno", 1)
 
 
-def load_hooks(path: str) -> Hooks:
+def load_hooks(path: str, *, classes: int | None = None, has_peers: bool = False) -> Hooks:
     """Return the hooks of a Python file; none for "". Raises UserError if it can't be run or has an unknown hook."""
     if not path:
         return Hooks({})
     if not Path(path).is_file():
         raise UserError(f"there is no file {path} for hooks on this machine; give a path that all machines have")
-    spec = importlib.util.spec_from_file_location("shoestring_hooks", path)
+    spec = importlib.util.spec_from_file_location(_MODULE, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; hooks need one, ending in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[_MODULE] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
+        del sys.modules[_MODULE]
         raise UserError(
-            f"the hooks in {path} can't be loaded ({type(error).__name__}: {error}); fix the file"
+            f"the hooks in {path} can't be loaded ({type(error).__name__}: {first_line(error)}); fix the file"
         ) from error
     functions = {name: value for name, value in vars(module).items() if name.startswith("on_") and callable(value)}
     if unknown := sorted(set(functions) - set(HOOKS)):
         raise UserError(f"{path} has {unknown[0]}, which is no hook; hooks are {', '.join(HOOKS)}")
     if not functions:
         raise UserError(f"{path} has no hook; hooks are {', '.join(HOOKS)}")
-    return Hooks(functions)
+    for name, function in functions.items():
+        _check_function(name, function, path)
+    return Hooks(functions, path, classes=classes, has_peers=has_peers)
+
+
+def _check_function(name: str, function: Callable[..., Any], path: str) -> None:
+    """Raise UserError for a hook that can't be called, or whose call would do nothing."""
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise UserError(f"{name} in {path} is asynchronous or a generator, so calling it does nothing; use a plain def")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        signature.bind(*range(PARAMETERS[name]))
+    except TypeError:
+        parameters = "context, images, labels" if name == "on_batch" else "context"
+        raise UserError(f"{name} in {path} takes {signature}; it is called with ({parameters})") from None

@@ -122,7 +122,7 @@ def _log_to(path: Path) -> None:
 
 
 def _report_error(folder: Path, rank: int, step: int, error: BaseException, standalone: bool) -> None:
-    kind = classify_error(error)
+    kind = classify_error(error, has_peers=int(os.environ.get("WORLD_SIZE", "1")) > 1)
     message, trace = error_message(error, kind), "".join(traceback.format_exception(error))
     sys.stderr.write(f"\n{kind}: {message}\n" if standalone else trace)
     since = {"since": error.since} if isinstance(error, NonFiniteError) else {}

@@ -66,7 +66,11 @@ class Trainer:
         self.average = build_weight_average(self.model, self.settings)
         self.state = TrainingState(self.model, self.optimizer, self.scaler, setup.identity, self.average, set(skip))
         self._noise = GradientNoiseScale(self.model, self.distributed)
-        self.hooks = load_hooks(self.settings.hooks_file)
+        self.hooks = load_hooks(
+            self.settings.hooks_file,
+            classes=len(self._loader.dataset.classes),
+            has_peers=self.distributed.world_size > 1,
+        )
         self.hook_context = HookContext(self.model, self.optimizer, self.settings, self.distributed.rank, step=0)
 
     def train_step(self, samples: RankSamples, batch: int, hyperparams: StepHyperparams) -> StepResult:
@@ -103,6 +107,8 @@ class Trainer:
         self._step_optimizer()
         mean_loss, stop_requests = pending.wait()
         new_scale = self.scaler.get_scale()
+        if not math.isfinite(mean_loss):
+            self.hooks.require_finite_batches()
         diverged = new_scale < MIN_LOSS_SCALE if self.scaler.is_enabled() else not math.isfinite(mean_loss)
         return StepResult(mean_loss, bool(stop_requests), new_scale < scale, diverged, noise_scale)
 
