@@ -6,8 +6,8 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
-from shoestring_core.breakpoints import parse_breakpoints
 from shoestring_core.spec import JobSpec
+from shoestring_core.spec.schedules import smallest_batch
 
 SAME_SPEED_PARAMS = frozenset(
     (
@@ -49,9 +49,4 @@ def evaluations(spec: JobSpec) -> int:
 
 def min_batch(spec: JobSpec) -> int:
     """Samples in a step, at the smallest batch of its schedule."""
-    schedule = str(spec.params.get("batch_size_schedule") or "0:1")
-    try:
-        smallest = min(factor for _, factor in parse_breakpoints(schedule))
-    except ValueError:  # the trainer will say so
-        smallest = 1.0
-    return max(1, round(int(spec.params.get("batch_size") or 32) * smallest))
+    return smallest_batch(spec.params)

@@ -15,6 +15,7 @@ from shoestring_core.errors import InvalidSpec, Problem
 from shoestring_core.spec.field_types import is_number, parse_node_range
 from shoestring_core.spec.messages import problems_of, suggest_field
 from shoestring_core.spec.model import MAX_PARAMS, JobSpec
+from shoestring_core.spec.schedules import schedule_problems
 
 
 def parse(source: str | bytes | Mapping[str, Any]) -> JobSpec:
@@ -37,6 +38,8 @@ def parse(source: str | bytes | Mapping[str, Any]) -> JobSpec:
     except ValidationError as error:
         problems += problems_of(error, JobSpec)
     problems += _contradictions(tree, recipe)
+    if spec is not None and not problems:
+        problems += schedule_problems(spec)
     if spec is None or problems:
         raise InvalidSpec(_first_per_pointer(problems))
     return spec

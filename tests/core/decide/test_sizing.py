@@ -325,9 +325,3 @@ def test_the_smallest_batch_of_a_schedule_counts():
     assert workload.has_phases(parsed)
     quartered = spec.parse(tree | {"params": {"batch_size_schedule": "0:1 1/2:1/4"}})
     assert workload.min_batch(quartered) == parsed.params["batch_size"] // 4
-
-
-def test_a_schedule_that_cannot_be_parsed_leaves_the_batch_as_it_is():
-    tree = {"recipe": "imagenet/imagenet18", "data": {"train": "/imagenet"}}
-    parsed = spec.parse(tree | {"params": {"batch_size_schedule": "soon"}})
-    assert workload.min_batch(parsed) == parsed.params["batch_size"]

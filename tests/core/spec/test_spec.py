@@ -563,3 +563,47 @@ def test_no_argument_raises_anything_but_invalid_spec(arguments):
     except InvalidSpec:
         return
     accepted_or_refused(tree)
+
+
+@pytest.mark.parametrize(
+    ("params", "resources", "message"),
+    [
+        (
+            {"batch_size": 1},
+            {"procs": 2},
+            "batch_size is 1, less than the 2 processes that share it (nodes: 1, procs: 2)",
+        ),
+        ({"batch_size": 7}, {"nodes": 4, "procs": 2}, "batch_size is 7, less than the 8 processes"),
+        ({"batch_size": 7}, {"nodes": "2..4", "procs": 2}, "batch_size is 7, less than the 8 processes"),
+    ],
+)
+def test_a_batch_with_fewer_images_than_processes_is_refused_at_submission(params, resources, message):
+    with pytest.raises(InvalidSpec) as refused:
+        spec.parse({"recipe": "digits/quickstart", "params": params, "resources": resources})
+    (problem,) = refused.value.problems
+    assert problem.pointer == "/params/batch_size"
+    assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "message"),
+    [
+        ("lr_schedule", "0:1 fast:0", "can't be parsed"),
+        ("lr_schedule", "1:0 0:1", "increasing positions"),
+        ("batch_size_schedule", "1/2:2", "must begin at 0"),
+        ("batch_size_schedule", "0:1 2:2", "end by 1"),
+        ("image_size_schedule", "0:128 1/0:2", "can't be parsed"),
+    ],
+)
+def test_a_schedule_that_cannot_be_read_is_refused_at_submission(name, schedule, message):
+    with pytest.raises(InvalidSpec, match=message) as refused:
+        spec.parse({"recipe": "imagenet/imagenet18", "data": {"train": "/data"}, "params": {name: schedule}})
+    assert [problem.pointer for problem in refused.value.problems] == [f"/params/{name}"]
+
+
+def test_the_smallest_batch_of_a_schedule_counts():
+    smallest = {"batch_size": 8, "batch_size_schedule": "0:1/4 1/2:1"}
+    tree = {"recipe": "imagenet/imagenet18", "data": {"train": "/data"}, "params": smallest, "resources": {"nodes": 4}}
+    with pytest.raises(InvalidSpec, match="batch_size is 2 at its smallest, less than the 4 processes"):
+        spec.parse(tree)
+    spec.parse(tree | {"resources": {"nodes": 2}})

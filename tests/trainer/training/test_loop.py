@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from shoestring_trainer.training.errors import classify_error
+from shoestring_trainer.training.errors import UserError, classify_error
+from shoestring_trainer.training.step import name_batch_norm_error
+from torch import nn
 
 from tests.servers import until
 from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, Gang, finished, gang
@@ -193,3 +195,10 @@ def test_periodic_checkpoints_keep_the_newest_eight(two_ranks: Gang):
 
     until(lambda: len(kept()) == 8)
     assert [int(name[5:14]) for name in kept()][:-1] == list(range(200, 441, 40))
+
+
+def test_a_batch_too_small_for_batch_norm_is_said_with_the_parameters_to_raise():
+    images = torch.ones(1, 3, 32, 32)
+    message = r"from 1 images of 32 x 32 pixels; raise batch_size .* or image_size"
+    with pytest.raises(UserError, match=message), name_batch_norm_error(images):
+        nn.BatchNorm2d(4)(torch.ones(1, 4, 1, 1))

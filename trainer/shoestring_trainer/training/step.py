@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from shoestring_trainer.training.checkpoint.state import TrainingState
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.context import DistributedContext, PendingAllReduce
+from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hooks import HookContext, load_hooks
 from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.models.compiler import compiled
@@ -120,7 +122,7 @@ class Trainer:
 
     def _loss(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         """Return the loss, summed over the images."""
-        with self.precision.autocast(self.distributed.device):
+        with self.precision.autocast(self.distributed.device), name_batch_norm_error(images_NCHW):
             logits_NK = self._forward(images_NCHW.contiguous(memory_format=torch.channels_last))
         smoothing = self.settings.label_smoothing
         return F.cross_entropy(logits_NK.float(), labels_N, label_smoothing=smoothing, reduction="sum")
@@ -136,6 +138,21 @@ class Trainer:
         self.scaler.step(self.optimizer)  # skipped on overflow, by all ranks alike: DDP has averaged the infinities
         self.scaler.update()
         self.optimizer.zero_grad()
+
+
+@contextmanager
+def name_batch_norm_error(images_NCHW: Tensor) -> Iterator[None]:
+    """Say of PyTorch's error about a batch norm over a single value which parameters are too small."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        count, _, height, width = images_NCHW.shape
+        raise UserError(
+            f"a batch norm of this network needs two values a channel, and gets one from {count} images of {height} x "
+            f"{width} pixels; raise batch_size (a process gets its share of it, or micro_batch_size) or image_size"
+        ) from error
 
 
 def build_grad_scaler(

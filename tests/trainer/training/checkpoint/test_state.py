@@ -12,11 +12,13 @@ import torch
 from shoestring_trainer.training.checkpoint.files import pack_tensors, read_checkpoint, unpack_tensors, write_checkpoint
 from shoestring_trainer.training.checkpoint.state import TrainingState, pack_snapshot, restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
+from shoestring_trainer.training.checkpoint.writer import CheckpointWriter
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.optim.optimizers import build_optimizer
+from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.task import CheckpointFiles
+from shoestring_trainer.training.task import CheckpointFiles, read_task
 
 IDENTITY = {"recipe": "digits/quickstart@1", "params": {"width": 4}, "seed": 1, "data": "fingerprint"}
 
@@ -198,3 +200,16 @@ def test_a_warm_start_refuses_what_a_resume_would(tmp_path: Path, parts: dict[st
     with pytest.raises(DataError, match="damaged") as refused:
         warm_start(fresh().model, saved)
     assert str(saved.data) in str(refused.value)
+
+
+def test_eight_checkpoints_stay_in_a_folder_however_often_a_run_is_stopped_and_goes_on(tmp_path: Path):
+    (tmp_path / "task.json").write_text('{"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart"}')
+    task, state = read_task(tmp_path / "task.json"), fresh()
+    for start in (0, 6, 11):
+        writer = CheckpointWriter(task, state, JsonlWriter(tmp_path, append=True))
+        for step in range(start, start + 7):
+            writer.save_and_wait(step)
+    kept = [f"step-{step:09d}" for step in range(10, 18)]
+    assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == [
+        f"{name}.{suffix}" for name in kept for suffix in ("data", "json")
+    ]

@@ -126,6 +126,18 @@ def test_ranks_of_torchrun_meet_in_a_folder_that_is_named(tmp_path: Path, monkey
     )
 
 
+@pytest.mark.parametrize("left", ["metrics.jsonl", "ckpt/step-000000003.data", "model/model.pt2"])
+def test_a_folder_that_holds_a_run_is_refused_with_the_two_ways_on(tmp_path: Path, left: str):
+    words = ["digits/quickstart", "--output-dir", str(tmp_path / "mine")]
+    standalone.prepare_task(words)
+    (tmp_path / "mine" / left).parent.mkdir(exist_ok=True)
+    (tmp_path / "mine" / left).write_text("")
+    task = (tmp_path / "mine" / "task.json").read_text()
+    with pytest.raises(UserError, match=rf"go on with it: .* train {tmp_path}/mine\. For a new run, name another"):
+        standalone.prepare_task([*words, "epochs=9"])
+    assert (tmp_path / "mine" / "task.json").read_text() == task
+
+
 def test_the_bar_fits_a_narrow_terminal_without_colour():
     values = {"train/loss": 12.3456, "train/lr": 0.1}
     for step in (0, 1, 500, 9_999, 10_000):

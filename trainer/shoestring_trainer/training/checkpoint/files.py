@@ -46,6 +46,12 @@ def write_checkpoint(
     return f"{name}.data", f"{name}.json"
 
 
+def list_checkpoint_files(folder: Path) -> list[str]:
+    """Return the files of the complete checkpoints below `folder`, oldest first, as `write_checkpoint` returns them."""
+    manifests = sorted(folder.glob("ckpt/step-*.json"))
+    return [f"ckpt/{path.with_suffix(suffix).name}" for path in manifests for suffix in (".json", ".data")]
+
+
 def read_checkpoint(data: Path, manifest: Path) -> dict[str, bytes]:
     """Return the parts of a checkpoint, with verified hashes. Raises DataError that names the file and the remedy."""
     entries = _read_manifest(manifest)

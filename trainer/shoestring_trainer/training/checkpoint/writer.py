@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from shoestring_trainer.training.checkpoint.files import write_checkpoint
+from shoestring_trainer.training.checkpoint.files import list_checkpoint_files, write_checkpoint
 from shoestring_trainer.training.checkpoint.state import TrainingState, pack_snapshot
 from shoestring_trainer.training.errors import NonFiniteError
 from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
@@ -30,7 +30,7 @@ class CheckpointWriter:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._saved_at = monotonic()
-        self._local_files: list[str] = []
+        self._local_files = list_checkpoint_files(task.folder)
 
     def save_if_due(self, step: int) -> None:
         """Begin a periodic checkpoint. One that is due by time while another is being written is postponed."""
@@ -82,6 +82,6 @@ class CheckpointWriter:
             "checkpoint", step=step, data=data, manifest=manifest,
             final=reason == "final", reason=reason, lines=lines, **extra,
         )  # fmt: skip
-        self._local_files += [manifest, data]
+        self._local_files = [file for file in self._local_files if file not in (manifest, data)] + [manifest, data]
         while len(self._local_files) > 2 * MAX_LOCAL_CHECKPOINTS:
             (task.folder / self._local_files.pop(0)).unlink(missing_ok=True)

@@ -20,6 +20,8 @@ from shoestring_trainer.training.errors import NonFiniteError, UserError
 TASK_FILE = "task.json"
 SERVICE_FIELDS = ("resources", "limits", "retry", "notify", "on_budget", "priority", "after", "team")
 CHECKPOINT_ONLY_PARTS = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
+RUN_FILES = ("metrics.jsonl", "events.jsonl", "ckpt/step-*", "model/*", "samples-rank*.bin")
+"""What a run writes from its first step on."""
 EXAMPLES = """\
 examples:
   python -m shoestring_trainer train digits/quickstart epochs=5
@@ -34,7 +36,7 @@ def prepare_task(arguments: Sequence[str]) -> Path:
 
     Raises UserError, or InvalidSpec with every error of a spec.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     given = Path(options.what)
     if given.is_dir():
         _require_no_other_arguments(options, "a run's folder")
@@ -120,10 +122,23 @@ def _from_spec(given: Path, params: Sequence[str], output_dir: Path | None) -> P
             f"{parsed.init} is an artifact of a service; download it with `{get}`, then pass init=/path/to/DIR"
         )
     folder = output_dir or _free_folder(str(parsed.name))
+    _require_unused(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if ignored := [name for name in SERVICE_FIELDS if name in tree]:
         sys.stderr.write(f"{', '.join(ignored)}: used by the service only, ignored here\n")
     return _write_task(folder, _with_local_data(task.of_spec(parsed, job=folder.name, generation=1)))
+
+
+def _require_unused(folder: Path) -> None:
+    """Raise UserError if the folder holds a run, whose files would be mixed with those of a new one.
+
+    A task alone is none: ranks that torchrun starts together write the same.
+    """
+    if found := next((path for pattern in RUN_FILES for path in folder.glob(pattern)), None):
+        raise UserError(
+            f"{folder} holds a run already ({found.relative_to(folder)}). To go on with it: python -m "
+            f"shoestring_trainer train {folder}. For a new run, name another folder with --output-dir, or empty it"
+        )
 
 
 def _tree(given: Path, params: Sequence[str]) -> dict[str, Any]:
