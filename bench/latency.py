@@ -92,7 +92,7 @@ def submit_latencies(shoestring: Service, count: int) -> list[float]:
     for _ in range(count):
         requested_at = time.time()
         job = client.submit(ONE_MACHINE)
-        launched_at = until(lambda: launching_at(shoestring, job.id), 30, "launching")  # noqa: B023
+        launched_at = until(lambda: launching_at(shoestring, job.id), "the job to launch", 30)  # noqa: B023
         latencies.append(launched_at - requested_at)
         client.stop(job.id)
         shoestring.settled(job.id)
@@ -180,8 +180,8 @@ def pixel_latencies(shoestring: Service, count: int) -> list[float]:
         page.goto(client.login_link() + f"&next=/jobs/{job.id}")
         page.wait_for_selector("[data-last-step]", timeout=30_000)
         page.evaluate(OBSERVE)
-        first = until(lambda: page.evaluate("window.painted.at(-1)"), 30, "a first pixel")[0]
-        until(lambda: page.evaluate("window.painted.at(-1)")[0] > first + count, 120, f"{count} steps to be painted")
+        first = until(lambda: page.evaluate("window.painted.at(-1)"), "a first pixel", 30)[0]
+        until(lambda: page.evaluate("window.painted.at(-1)")[0] > first + count, f"{count} steps to be painted", 120)
         painted = page.evaluate("window.painted")
         browser.close()
     client.stop(job.id)

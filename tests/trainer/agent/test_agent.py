@@ -374,10 +374,10 @@ def test_a_rank_server_waits_for_orders_and_starts_real_ranks(machine: Machine) 
 
 
 def memory_mb(machine: Machine) -> float:
-    """Memory that a machine's end would free. Files that are mapped, such as PyTorch's libraries, are shared."""
+    """Proportional set size: pages that several processes map, such as those of PyTorch's libraries, count in part."""
     assert machine.agent
     agent = psutil.Process(machine.agent.pid)
-    return sum(each.memory_full_info().uss for each in (agent, *agent.children(recursive=True))) / 1e6
+    return sum(each.memory_full_info().pss for each in (agent, *agent.children(recursive=True))) / 1e6
 
 
 @pytest.mark.parametrize("key", ["action", "instance-action"])

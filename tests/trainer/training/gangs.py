@@ -140,9 +140,9 @@ def gang(
 
 @functools.cache
 def rank_server() -> RankServerClient:
-    """The one of this test process, with which it ends."""
+    """The one of this test process, with which it ends. Its ranks share the import that their exports need."""
     log = Path(tempfile.gettempdir()) / f"shoestring-tests-rank-server-{os.getpid()}.log"
-    server = RankServerClient(base_environment() | rank_environment(1, 1), log)
+    server = RankServerClient(base_environment() | rank_environment(1, 1), log, modules=["torch._dynamo"])
     server.start()
     atexit.register(log.unlink, missing_ok=True)
     return server

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m shoestring_trainer.rank_server PARENT_PID`."""
+"""`python -m shoestring_trainer.rank_server PARENT_PID [MODULE ...]`."""
 
 import sys
 

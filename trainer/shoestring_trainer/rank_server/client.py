@@ -49,11 +49,12 @@ class RankServerClient:
     """A process that has imported the training loop, and starts ranks at once.
 
     `environment` is the server's own: the rank environment before any generation. What the server prints goes to `log`.
+    It imports `modules` too.
     All calls come from the thread that called `start`: when it ends, so does the server.
     """
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        self._environment, self._log = environment, log
+    def __init__(self, environment: Mapping[str, str], log: Path, modules: Sequence[str] = ()) -> None:
+        self._environment, self._log, self._modules = environment, log, modules
         self._server: subprocess.Popen[bytes] | None = None
         self._ids = itertools.count(READY_ID + 1)
         self._ranks: dict[int, RankProcess] = {}
@@ -75,7 +76,7 @@ class RankServerClient:
             return
         with self._log.open("ab") as log:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "shoestring_trainer.rank_server", str(os.getpid())],
+                [sys.executable, "-m", "shoestring_trainer.rank_server", str(os.getpid()), *self._modules],
                 env=dict(self._environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

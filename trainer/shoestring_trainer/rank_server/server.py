@@ -26,21 +26,23 @@ READ_BYTES = 1 << 20
 PRELOADED = (
     "shoestring_trainer.training.rank",
     "shoestring_trainer.training.loop",
-    "torch._dynamo",  # DDP and the optimizers import it, though nothing is compiled
 )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve the process whose id is the only argument, until it closes the pipe or dies."""
-    processes.die_with_parent(int(arguments[0]))
+    """Serve the process with the id `arguments[0]` until it closes the pipe or dies. Further arguments are modules to
+    import too.
+    """
+    parent, *modules = arguments
+    processes.die_with_parent(int(parent))
     processes.become_subreaper()  # what ranks leave behind stays below this process, where the agent looks for it
     requests, replies = _take_over_pipes()
-    import_training()
+    import_training(modules)
     RankServer(requests, replies).serve()
     return 0
 
 
-def import_training() -> None:
+def import_training(more: Sequence[str] = ()) -> None:
     """Import all that a rank needs before its first step.
 
     What that loads is never garbage, so the collector is off meanwhile and ignores it afterwards: searching it would
@@ -48,7 +50,7 @@ def import_training() -> None:
     """
     gc.disable()
     try:
-        for module in PRELOADED:
+        for module in (*PRELOADED, *more):
             importlib.import_module(module)
     finally:
         gc.freeze()

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring_trainer.training.errors import HookError, UserError, first_line, is_lost_peer
+from shoestring_trainer.training.lazy_dynamo import restore_dynamo
 from shoestring_trainer.training.settings import Settings
 
 PARAMETERS = {
@@ -207,6 +208,7 @@ def load_hooks(path: str, *, classes: int | None = None, has_peers: bool = False
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module  # dataclasses look their module up there
     try:
+        restore_dynamo()
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[_MODULE]

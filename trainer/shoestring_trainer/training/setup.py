@@ -16,6 +16,7 @@ from shoestring_trainer.training.data.sources import open_dataset
 from shoestring_trainer.training.distributed.context import DistributedContext, init_distributed
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
+from shoestring_trainer.training.lazy_dynamo import defer_dynamo
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
@@ -57,6 +58,7 @@ def set_up(task: Task) -> Setup:
 
     Raises TrainerError for what its recipe, parameters or data lack, with the remedy.
     """
+    defer_dynamo()
     distributed = init_distributed()
     recipe = recipes.load(task.recipe)
     params = recipes.resolve(task.recipe, task.params)

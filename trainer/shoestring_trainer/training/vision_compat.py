@@ -11,7 +11,10 @@ import sys
 
 import torch
 
+from shoestring_trainer.training.lazy_dynamo import restore_dynamo
+
 try:
+    restore_dynamo()  # torchvision registers operators with it
     import torchvision
 except RuntimeError:
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:

@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from shoestring_trainer.training.lazy_dynamo import restore_dynamo
+
 
 def compiled(model: nn.Module, mode: str, backend: str | Callable[..., Any] = "inductor") -> nn.Module:
     """`model`, run by torch.compile in one of its modes ("reduce-overhead" and "max-autotune" use CUDA graphs); "none":
@@ -19,4 +21,5 @@ def compiled(model: nn.Module, mode: str, backend: str | Callable[..., Any] = "i
     """
     if mode == "none":
         return model
+    restore_dynamo()
     return cast(nn.Module, torch.compile(model, backend=backend, mode=mode, dynamic=False))

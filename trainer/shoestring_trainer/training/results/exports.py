@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 
 from shoestring_trainer.training.checkpoint.files import read_checkpoint
 from shoestring_trainer.training.errors import DataError, TrainerError, UserError
+from shoestring_trainer.training.lazy_dynamo import restore_dynamo
 
 CARD = "model.json"
 ARCHIVE = "model.pt2"
@@ -65,6 +66,7 @@ def export_program(model: nn.Module, sample_NCHW: Tensor) -> ExportedProgram:
 
     Raises TrainerError if that does not compute what `model` does.
     """
+    restore_dynamo()
     plain = copy.deepcopy(model).cpu().eval()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with torch.no_grad():
@@ -94,6 +96,7 @@ def pack_onnx(program: ExportedProgram, card: bytes, sample_NCHW: Tensor) -> byt
     Raises UserError if the packages for it are missing, TrainerError if it does not compute what `program` does.
     """
     require_onnx()
+    restore_dynamo()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own deprecations, and of names for the batch's size
         written = torch.onnx.export(
