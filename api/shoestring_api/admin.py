@@ -57,9 +57,9 @@ def bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
             ledger.set_limit(db, team.id, limit, actor=options.user, reason="set when the service was started")
     key = _read_valid_key(db, options.key_file)
     if key is None:
-        key = identity.create_key(db, "pat", admin.user, admin.team, None)[1]
+        key = identity.create_key(db, "pat", admin, None)[1]
         _write_key(options.key_file, key)
-    return {"key": key, "code": sessions.create_login_code(db, admin.user, admin.team)}
+    return {"key": key, "code": sessions.create_login_code(db, identity.authenticate(db, key))}
 
 
 def _read_valid_key(db: Write, file: Path) -> str | None:

@@ -40,6 +40,7 @@ STATUS = {
     "batch-gap": 409,
     "batches-missing": 409,
     "precondition-failed": 412,
+    "too-many": 409,
     "too-large": 413,
     "range-not-satisfiable": 416,
     "store-too-new": 503,

@@ -127,6 +127,13 @@ class PreconditionFailed(ShoestringError):
     title = "The resource has changed since it was read"
 
 
+class TooMany(ShoestringError):
+    """As many exist as docs/limits.md allows."""
+
+    code = "too-many"
+    title = "Too many"
+
+
 class TooLarge(ShoestringError):
     code = "too-large"
     title = "Too large"

@@ -243,5 +243,5 @@ def _people(db: Write) -> tuple[str, str, str]:
     ada = identity.ensure_admin(db, "lab", "vision", "ada")
     ben = identity.ensure_member(db, "lab", "vision", "ben")
     cem = identity.ensure_admin(db, "lab", "speech", "cem")
-    ada_key, ben_key, cem_key = (identity.create_key(db, "pat", one.user, one.team, None)[1] for one in (ada, ben, cem))
+    ada_key, ben_key, cem_key = (identity.create_key(db, "pat", one, None)[1] for one in (ada, ben, cem))
     return ada_key, ben_key, cem_key

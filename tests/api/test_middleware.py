@@ -64,7 +64,7 @@ def test_a_wrong_key_is_401_and_says_so(deployment: Deployment, key: str) -> Non
 def test_expired_and_revoked_keys_are_401(deployment: Deployment) -> None:
     def expired(db: Write) -> str:
         ben = identity.ensure_member(db, "lab", "vision", "ben")
-        return identity.create_key(db, "pat", ben.user, ben.team, db.now - 1)[1]
+        return identity.create_key(db, "pat", ben, db.now - 1)[1]
 
     with deployment.client(deployment.store.write(expired)) as late:
         answer = late.get("/v1/me")

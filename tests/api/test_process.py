@@ -106,7 +106,7 @@ def _prepared(database_url: str) -> str:
     store = open_store(database_url)
     store.migrate()
     admin = store.write(lambda db: identity.ensure_admin(db, "lab", "vision", "ada"))
-    key = store.write(lambda db: identity.create_key(db, "pat", admin.user, admin.team, None)[1])
+    key = store.write(lambda db: identity.create_key(db, "pat", admin, None)[1])
     store.close()
     return key
 

@@ -39,7 +39,7 @@ def sign_in(body: rest.LoginRequest, state: StateDep, request: Request, response
     def work(db: Write) -> tuple[sessions.NewSession, Principal]:
         if body.key is not None:
             principal = identity.authenticate(db, body.key.strip())
-            signed_in = sessions.open_session(db, principal.user, principal.team, principal.key)
+            signed_in = sessions.open_session(db, principal)
         else:
             signed_in = sessions.redeem_login_code(db, body.code or "")
         return signed_in, sessions.authenticate(db, signed_in.secret)
@@ -67,7 +67,7 @@ def login_page() -> Response:
 @router.post("/v1/login-codes", status_code=201)
 def create_login_code(state: StateDep, caller: Caller) -> rest.LoginCode:
     """Create a code that signs in as the caller, once, within ten minutes, at `/login?code=…`."""
-    return rest.LoginCode(code=state.store.write(lambda db: sessions.create_login_code(db, caller.user, caller.team)))
+    return rest.LoginCode(code=state.store.write(lambda db: sessions.create_login_code(db, caller)))
 
 
 @router.get("/v1/keys")
@@ -78,11 +78,11 @@ def list_keys(db: ReadDep, caller: Caller) -> rest.KeyList:
 
 @router.post("/v1/keys", status_code=201)
 def create_key(body: rest.CreateKeyRequest, state: StateDep, caller: Caller) -> rest.CreatedKey:
-    """Create an API key. Its secret is returned only this once."""
+    """Create an API key; it ends no later than what makes it. Its secret is returned only this once."""
 
     def work(db: Write) -> rest.CreatedKey:
         expires_at = None if body.expires_in_days is None else db.now + body.expires_in_days * DAY_US
-        key, secret = identity.create_key(db, body.kind, caller.user, caller.team, expires_at)
+        key, secret = identity.create_key(db, body.kind, caller, expires_at)
         return rest.CreatedKey(key=_serialize_key(key), secret=secret)
 
     return state.store.write(work)
@@ -90,7 +90,7 @@ def create_key(body: rest.CreateKeyRequest, state: StateDep, caller: Caller) -> 
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
 def revoke_key(key_id: UUID, state: StateDep, caller: Caller) -> None:
-    """Revoke an API key of the caller; an admin may revoke any of the team."""
+    """Revoke an API key of the caller, and every key and session made with it; an admin may revoke any of the team."""
 
     def work(db: Write) -> None:
         own_keys = {row.id for row in queries.load_keys(db, caller.team, caller.user)}

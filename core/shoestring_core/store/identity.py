@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, or_, select, update
 
-from shoestring_core.errors import NotFound, Unauthenticated
+from shoestring_core.errors import NotFound, TooMany, Unauthenticated
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
@@ -18,13 +18,17 @@ from shoestring_core.store.uuid7 import uuid7
 
 Role = Literal["admin", "member"]
 
+MAX_KEYS = 50
+"""Valid API keys of a member in a team."""
+
 
 @dataclass(frozen=True)
 class Principal:
     """An authenticated user, acting in one team.
 
-    key   the API key used; None in a browser's session
-    csrf  the token that a browser must send with unsafe methods; None with an API key
+    key         the API key used, or the one that the browser's session was opened with
+    expires_at  when that key or session ends; nothing that it makes ends later. None: never
+    csrf        the token that a browser must send with unsafe methods; None with an API key
     """
 
     user: UUID
@@ -33,6 +37,7 @@ class Principal:
     team_name: str
     role: Role
     key: UUID | None = None
+    expires_at: int | None = None
     csrf: str | None = None
 
     @property
@@ -63,40 +68,68 @@ def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "me
 # Keys
 
 
-def create_key(db: Write, kind: SecretKind, user: UUID, team: UUID, expires_at: int | None) -> tuple[KeyRow, str]:
-    """Create a key; returns it and its secret, which is stored nowhere. `expires_at` in µs UTC; None: never."""
+def create_key(db: Write, kind: Literal["pat", "svc"], maker: Principal, expires_at: int | None) -> tuple[KeyRow, str]:
+    """Create a key of the maker's; returns it and its secret, which is stored nowhere.
+
+    `expires_at` in µs UTC; None: never. It ends with what the maker is authenticated by, if that ends earlier. Raises
+    TooMany.
+    """
+    lock_member(db, maker)
+    valid = (KeyRow.revoked_at.is_(None), or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > db.now))
+    own = (KeyRow.user_id == maker.user, KeyRow.team_id == maker.team, KeyRow.kind != "login")
+    if (db.sql.scalar(select(func.count()).where(*own, *valid)) or 0) >= MAX_KEYS:
+        raise TooMany(
+            f"You have {MAX_KEYS} API keys in this team, the most that one person may have.",
+            hint="Revoke one that is no longer used: DELETE /v1/keys/ID.",
+        )
+    return insert_key(db, kind, maker, expires_at)
+
+
+def insert_key(db: Write, kind: SecretKind, maker: Principal, expires_at: int | None) -> tuple[KeyRow, str]:
+    """Store a new key, or login code, of the maker's that doesn't outlive what the maker is authenticated by."""
     key_id, secret = uuid7(), generate_secret(kind)
     db.insert_new(
         KeyRow,
         id=key_id,
         kind=kind,
         hash=hash_secret(secret),
-        user_id=user,
-        team_id=team,
+        user_id=maker.user,
+        team_id=maker.team,
         created_at=db.now,
-        expires_at=expires_at,
+        made_with=maker.key,
+        expires_at=earliest(expires_at, maker.expires_at),
         revoked_at=None,
     )
     return db.sql.get_one(KeyRow, key_id), secret
 
 
+def lock_member(db: Write, maker: Principal) -> None:
+    """Let nobody else count or make the maker's keys and sessions before the commit, nor revoke the key behind them.
+
+    Raises Unauthenticated if that key was revoked meanwhile.
+    """
+    db.execute(update(UserRow).where(UserRow.id == maker.user).values(name=UserRow.name))
+    valid = update(KeyRow).where(KeyRow.id == maker.key, KeyRow.revoked_at.is_(None)).values(revoked_at=None)
+    if maker.key is not None and not db.execute(valid):
+        raise _revoked()
+
+
+def earliest(*times: int | None) -> int | None:
+    return min((time for time in times if time is not None), default=None)
+
+
 def revoke_key(db: Write, team: UUID, key: UUID) -> None:
-    """Revoke a key of the team, and with it its owner's login codes and browser sessions.
+    """Revoke a key of the team, and with it all keys, login codes and browser sessions that were made with it.
 
     Again: no effect. Raises NotFound.
     """
-    owner = db.sql.scalar(select(KeyRow.user_id).where(KeyRow.id == key, KeyRow.team_id == team))
-    if owner is None:
+    if db.sql.scalar(select(KeyRow.id).where(KeyRow.id == key, KeyRow.team_id == team)) is None:
         raise NotFound("There is no such key.")
-    if db.execute(update(KeyRow).where(KeyRow.id == key, KeyRow.revoked_at.is_(None)).values(revoked_at=db.now)):
-        login_codes = (
-            KeyRow.user_id == owner,
-            KeyRow.team_id == team,
-            KeyRow.kind == "login",
-            KeyRow.revoked_at.is_(None),
-        )
-        db.execute(update(KeyRow).where(*login_codes).values(revoked_at=db.now))
-        db.execute(delete(SessionRow).where(SessionRow.user_id == owner, SessionRow.team_id == team))
+    revoked = [key]
+    while revoked:
+        db.execute(update(KeyRow).where(KeyRow.id.in_(revoked), KeyRow.revoked_at.is_(None)).values(revoked_at=db.now))
+        db.execute(delete(SessionRow).where(SessionRow.made_with.in_(revoked)))
+        revoked = list(db.sql.scalars(select(KeyRow.id).where(KeyRow.made_with.in_(revoked))))
 
 
 def authenticate(db: Read, secret: str) -> Principal:
@@ -110,10 +143,10 @@ def authenticate(db: Read, secret: str) -> Principal:
     if key is None:
         raise Unauthenticated("Unknown API key.", hint="Check that it was issued by this service.")
     if key.revoked_at is not None:
-        raise Unauthenticated("This API key was revoked.", hint="Ask an admin of your team for a new one.")
+        raise _revoked()
     if key.expires_at is not None and key.expires_at <= db.now:
         raise Unauthenticated("This API key has expired.", hint="Ask an admin of your team for a new one.")
-    return load_principal(db, key.user_id, key.team_id, key=key.id)
+    return load_principal(db, key.user_id, key.team_id, key=key.id, expires_at=key.expires_at)
 
 
 def load_principal(
@@ -122,6 +155,7 @@ def load_principal(
     team: UUID,
     *,
     key: UUID | None = None,
+    expires_at: int | None = None,
     csrf: str | None = None,
 ) -> Principal:
     """The principal of a user acting in a team. Raises Unauthenticated if they are no member any more."""
@@ -133,4 +167,8 @@ def load_principal(
     ).one_or_none()
     if row is None:
         raise Unauthenticated("You are no longer a member of this team.", hint="Ask one of its admins.")
-    return Principal(user, row.user, team, row.team, row.role, key, csrf)
+    return Principal(user, row.user, team, row.team, row.role, key, expires_at, csrf)
+
+
+def _revoked() -> Unauthenticated:
+    return Unauthenticated("This API key was revoked.", hint="Ask an admin of your team for a new one.")

@@ -114,7 +114,11 @@ class MembershipRow(Base):
 
 
 class KeyRow(Base):
-    """API keys (pat, job, svc) and one-time login codes (login). Only the hash of a secret is stored."""
+    """API keys (pat, svc) and one-time login codes (login). Only the hash of a secret is stored.
+
+    made_with   the key that its maker was authenticated by, directly or in a session; None: made by the operator
+    expires_at  no key or session made with it ends later; a login code can be used for a few minutes only
+    """
 
     __tablename__ = "keys"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -123,18 +127,20 @@ class KeyRow(Base):
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
     created_at: Mapped[int]
+    made_with: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
     expires_at: Mapped[int | None]
     revoked_at: Mapped[int | None]
-    __table_args__ = (CheckConstraint("kind IN ('pat','job','svc','login')", name="kind"),)
+    __table_args__ = (CheckConstraint("kind IN ('pat','svc','login')", name="kind"),)
 
 
 class SessionRow(Base):
-    """A browser session."""
+    """A browser session. `made_with`: as for keys."""
 
     __tablename__ = "sessions"
     hash: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
+    made_with: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
     expires_at: Mapped[int]
     csrf: Mapped[str]
 

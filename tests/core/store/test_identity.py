@@ -125,7 +125,7 @@ def test_a_key_ends_with_its_membership(world: World) -> None:
 
 
 def create(world: World, expires_at: int | None = None) -> tuple[KeyRow, str]:
-    return world.store.write(lambda db: identity.create_key(db, "pat", world.me.user, world.team, expires_at))
+    return world.store.write(lambda db: identity.create_key(db, "pat", world.me, expires_at))
 
 
 def authenticate(world: World, secret: str) -> identity.Principal:

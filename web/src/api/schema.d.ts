@@ -435,7 +435,7 @@ export interface paths {
         put?: never;
         /**
          * Create Key
-         * @description Create an API key. Its secret is returned only this once.
+         * @description Create an API key; it ends no later than what makes it. Its secret is returned only this once.
          */
         post: operations["create_key"];
         delete?: never;
@@ -456,7 +456,7 @@ export interface paths {
         post?: never;
         /**
          * Revoke Key
-         * @description Revoke an API key of the caller; an admin may revoke any of the team.
+         * @description Revoke an API key of the caller, and every key and session made with it; an admin may revoke any of the team.
          */
         delete: operations["revoke_key"];
         options?: never;
