@@ -8,14 +8,13 @@ job = client.wait(job.id)
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import random
-import ssl
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +24,13 @@ from uuid import UUID
 import httpx
 from shoestring_core import rest
 
+from shoestring.connections import open_http
+
 TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 MAX_TRIES = 4
 RETRY_STATUS = frozenset({502, 503, 504})
 STREAM_TIMEOUT_S = 45.0  # the service pings every 15 s: three missed pings mean a dead connection
+LINE_END = re.compile(rb"\r\n|\n|\r")
 
 R = TypeVar("R", bound=rest.Resource)
 
@@ -61,17 +63,17 @@ class StreamEvent:
 class Client:
     """A service and an API key. Reads are retried, and so are writes, which carry an Idempotency-Key.
 
-    Raises ServiceError at once for an invalid URL or a malformed key.
+    Raises ServiceError at once for an invalid URL or a malformed key, UnusableVariable for a proxy or a certificate
+    of the environment that the connection needs and can't use.
     """
 
     def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
         _check_url(self.url)
         _check_key(key)
-        self._http = httpx.Client(
-            base_url=self.url, timeout=TIMEOUT, transport=transport, verify=certificates(),
-            headers={"Authorization": f"Bearer {key}"},
-        )  # fmt: skip
+        self._http = open_http(
+            self.url, timeout=TIMEOUT, transport=transport, headers={"Authorization": f"Bearer {key}"}
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -225,7 +227,7 @@ class Client:
             if response.status_code != 200:
                 response.read()
                 raise _error(response)
-            yield from parse_events(response.iter_lines())
+            yield from parse_events(stream_lines(response.iter_bytes()))
 
     # --- HTTP
 
@@ -254,10 +256,15 @@ class Client:
         raise AssertionError("unreachable")
 
 
-@functools.cache
-def certificates() -> ssl.SSLContext:
-    """Return the TLS context; cached, because loading the certificates takes 25 ms."""
-    return httpx.create_ssl_context()
+def stream_lines(blocks: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of an event stream, which CR, LF or CRLF end, but no other line separator of Unicode."""
+    unfinished, after_cr = b"", False
+    for block in blocks:
+        received = block.removeprefix(b"\n") if after_cr else block
+        after_cr = block.endswith(b"\r")
+        *lines, unfinished = LINE_END.split(unfinished + received)
+        for line in lines:
+            yield line.decode(errors="replace")
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[StreamEvent]:

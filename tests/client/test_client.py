@@ -119,3 +119,16 @@ def test_events_are_read_as_the_standard_says() -> None:
     text = ': ping\n\nevent: points\nid: 7\ndata: {"a":\ndata: 1}\n\ndata: {}\n\n'
     messages = list(client.parse_events(iter(text.split("\n"))))
     assert [(m.name, m.cursor, m.data) for m in messages] == [("points", "7", {"a": 1}), ("message", "7", {})]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("block", [1, 3, 1_000])
+def test_only_cr_lf_and_crlf_end_a_line_of_the_stream(end: str, block: int) -> None:
+    text = "\u2028 \u2029 \x85 \x0b \x0c \x1c é"
+    stream = end.join(["event: logs", f"data: {json.dumps({'text': text}, ensure_ascii=False)}", "", ""]).encode()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        blocks = iter([stream[at : at + block] for at in range(0, len(stream), block)])
+        return httpx.Response(200, content=blocks, headers={"content-type": "text/event-stream"})
+
+    assert next(talking_to(answer).stream("jobs")).data == {"text": text}

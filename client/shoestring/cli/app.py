@@ -16,6 +16,7 @@ from shoestring import config, exit_codes, trainer
 from shoestring.cli import artifacts, budgets, chaos, jobs, login, models, recipes, results, service
 from shoestring.cli.terminal import out, print_error
 from shoestring.client import ServiceError, ServiceUnreachable
+from shoestring.connections import UnusableVariable
 from shoestring.runs import RunError
 from shoestring.supervisor import StartupError
 
@@ -100,7 +101,7 @@ def main() -> None:
     except ServiceUnreachable as error:
         print_error(str(error))
         sys.exit(exit_codes.NETWORK)
-    except (StartupError, trainer.TrainerNotInstalled, RunError) as error:
+    except (StartupError, UnusableVariable, trainer.TrainerNotInstalled, RunError) as error:
         print_error(str(error))
         sys.exit(exit_codes.USAGE)
     except OSError as error:

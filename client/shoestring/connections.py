@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP connections: what the environment says of proxies and certificates counts only where it is about the target."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import os
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+
+
+class UnusableVariable(Exception):
+    """A variable of the environment that matters for this connection can't be used; the message names it."""
+
+
+def open_http(url: str, **options: Any) -> httpx.Client:
+    """Return an HTTP client for the server at `url`. Raises UnusableVariable.
+
+    No proxy is used for this computer, and no certificate is read unless the connection is encrypted.
+    """
+    address = httpx.URL(url)
+    trust_env = not is_loopback(address.host)
+    try:
+        return httpx.Client(base_url=url, trust_env=trust_env, verify=_certificates(address.scheme), **options)
+    except ImportError as missing:  # httpx lacks a library for SOCKS
+        raise UnusableVariable(f"{_names(PROXY_VARIABLES)}: {missing}") from missing
+    except (ValueError, httpx.InvalidURL) as unusable:
+        raise UnusableVariable(
+            f"{_names(PROXY_VARIABLES)}: not usable as a proxy ({unusable}). Correct it, or unset it."
+        ) from unusable
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or an address is this computer's own, which no proxy can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+@functools.cache
+def _certificates(scheme: str) -> ssl.SSLContext:
+    """The TLS context; without encryption an empty one, because loading the certificates takes 25 ms and may fail."""
+    if scheme != "https":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        folder = os.environ.get("SSL_CERT_DIR")
+        if folder and not os.environ.get("SSL_CERT_FILE"):
+            os.listdir(folder)  # OpenSSL doesn't say that it is missing
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise UnusableVariable(
+            f"{_names(CERTIFICATE_VARIABLES)}: not usable ({error.strerror or error}). Correct it, or unset it."
+        ) from error
+
+
+def _names(variables: Iterable[str]) -> str:
+    """Those of the variables that are set. Their values stay out of messages: a proxy's may hold a password."""
+    spellings = [spelling for name in variables for spelling in (name, name.lower())]
+    return ", ".join(spelling for spelling in spellings if os.environ.get(spelling))
