@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 from shoestring_core.store.db import CommitInfo
-from shoestring_core.wakeups import TICK_TASK, celery_broker_url
+from shoestring_core.wakeups import CELERY_KEY_PREFIX, TICK_TASK, celery_broker_url, forget_celery_variables
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,12 @@ class TickHints:
     def __init__(self, redis_url: str) -> None:
         self.sent = 0
         self.dropped = 0
+        forget_celery_variables(os.environ)
         self._app = Celery("shoestring", broker=celery_broker_url(redis_url))
         self._app.conf.update(
             broker_connection_timeout=TIMEOUT_S,
             broker_transport_options={
+                "global_keyprefix": CELERY_KEY_PREFIX,
                 "socket_timeout": TIMEOUT_S,
                 "socket_connect_timeout": TIMEOUT_S,
                 "max_retries": 0,

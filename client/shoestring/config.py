@@ -29,11 +29,11 @@ def find_login(url: str | None = None, key: str | None = None) -> Login:
     Raises NotLoggedIn with the command to type.
     """
     env_url, env_key = os.environ.get("SHOESTRING_URL"), os.environ.get("SHOESTRING_KEY")
-    saved = _read(config_path())
+    saved = _saved_login()
     for source, candidate in (
         ("the command line", url),
         ("the environment", env_url),
-        (str(config_path()), saved.get("url")),
+        (str(config_path()) if saved else "", saved.get("url")),
     ):
         if candidate:
             address = candidate.rstrip("/")
@@ -47,19 +47,31 @@ def find_login(url: str | None = None, key: str | None = None) -> Login:
 def save_login(url: str, key: str) -> Path:
     """Save a login in a file that only the user can read."""
     path = config_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(path, json.dumps({"url": url.rstrip("/"), "key": key}, indent=2) + "\n")
     return path
 
 
+def saved_url() -> str | None:
+    """Return the service that commands use if nothing else is said."""
+    return _saved_login().get("url")
+
+
 def config_path() -> Path:
     override = os.environ.get("SHOESTRING_CONFIG")
-    return Path(override) if override else user_config_path("shoestring") / "login.json"
+    return Path(override) if override else _below_home(user_config_path("shoestring"), "SHOESTRING_CONFIG=FILE")
 
 
 def default_data_folder() -> Path:
     override = os.environ.get("SHOESTRING_DATA")
-    return Path(override) if override else user_data_path("shoestring")
+    return Path(override) if override else _below_home(user_data_path("shoestring"), "SHOESTRING_DATA=FOLDER")
+
+
+def _below_home(path: Path, override: str) -> Path:
+    """`path`, if it is known where the home folder is: otherwise it would be below the current folder."""
+    if path.is_absolute():
+        return path
+    raise OSError(None, f"this user has no home folder, so {path} can't be used. Set HOME, or {override}")
 
 
 def write_private(path: Path, content: str) -> None:
@@ -72,9 +84,9 @@ def write_private(path: Path, content: str) -> None:
     draft.replace(path)
 
 
-def _read(path: Path) -> dict[str, str]:
+def _saved_login() -> dict[str, str]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(config_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

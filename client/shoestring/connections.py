@@ -28,7 +28,7 @@ def open_http(url: str, **options: Any) -> httpx.Client:
     address = httpx.URL(url)
     trust_env = not is_loopback(address.host)
     try:
-        return httpx.Client(base_url=url, trust_env=trust_env, verify=_certificates(address.scheme), **options)
+        return httpx.Client(base_url=url, trust_env=trust_env, verify=certificates(address.scheme), **options)
     except ImportError as missing:  # httpx lacks a library for SOCKS
         raise UnusableVariable(f"{_names(PROXY_VARIABLES)}: {missing}") from missing
     except (ValueError, httpx.InvalidURL) as unusable:
@@ -46,7 +46,7 @@ def is_loopback(host: str) -> bool:
 
 
 @functools.cache
-def _certificates(scheme: str) -> ssl.SSLContext:
+def certificates(scheme: str) -> ssl.SSLContext:
     """The TLS context; without encryption an empty one, because loading the certificates takes 25 ms and may fail."""
     if scheme != "https":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -22,11 +22,12 @@ class StartupError(Exception):
 
 @dataclass
 class Child:
-    """A process that is restarted when it dies."""
+    """A process that is restarted when it dies. `folder` is its working folder."""
 
     name: str
     command: list[str]
     environment: Mapping[str, str]
+    folder: Path
     log: Path
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -36,8 +37,8 @@ class Child:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*kill_with_parent(), *self.command], env=dict(self.environment), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
+                [*kill_with_parent(), *self.command], env=dict(self.environment), cwd=self.folder,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.started = time.monotonic()
 
@@ -56,6 +57,11 @@ class Child:
             self.restart_at = 0.0
             self.start()
 
+    def require_alive(self) -> None:
+        """Raises StartupError with the last line of its log if it exited."""
+        if self.process is not None and self.process.poll() is not None:
+            raise StartupError(f"{self.name} exited while starting: {_last_line(self.log)}")
+
     def stop(self, *, grace_s: float) -> None:
         if self.process is None or self.process.poll() is not None:
             return
@@ -67,10 +73,13 @@ class Child:
             self.process.wait()
 
 
-def run_once(command: list[str], environment: Mapping[str, str], timeout_s: float) -> str:
+def run_once(command: list[str], environment: Mapping[str, str], folder: Path, timeout_s: float) -> str:
     """Run a short command and return its stdout. On failure the last line of stderr is the message for the user."""
     try:
-        done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(
+            command, env=dict(environment), cwd=folder, capture_output=True, timeout=timeout_s,
+            encoding="utf-8", errors="replace",
+        )  # fmt: skip
     except subprocess.TimeoutExpired as late:
         raise StartupError(f"{' '.join(command[1:4])} did not finish in {timeout_s:.0f} s") from late
     if done.returncode != 0:
@@ -83,8 +92,7 @@ def wait_until_ready(child: Child, is_ready: Callable[[], bool], timeout_s: floa
     """Raises StartupError if the child exits, or isn't ready in time."""
     deadline = time.monotonic() + timeout_s
     while not is_ready():
-        if child.process is not None and child.process.poll() is not None:
-            raise StartupError(f"{child.name} exited while starting: {_last_line(child.log)}")
+        child.require_alive()
         if time.monotonic() > deadline:
             raise StartupError(f"{child.name} was not ready in {timeout_s:.0f} s (log: {child.log})")
         time.sleep(0.02)

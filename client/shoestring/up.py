@@ -17,24 +17,31 @@ import fcntl
 import importlib.util
 import json
 import os
+import resource
 import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 
+from shoestring.child_environment import child_environment
 from shoestring.config import write_private
+from shoestring.connections import certificates, open_http
 from shoestring.supervisor import Child, StartupError, run_once, wait_until_ready
 
 READY_TIMEOUT_S = 60.0
 DRAIN_S = 20.0
 """How long machines get to checkpoint and exit on Ctrl-C."""
 STOP_S = 5.0
+MAX_SOCKET_PATH_BYTES = 107
+"""sun_path of Linux, without the NUL at its end."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +74,26 @@ class LocalService:
     children: list[Child] = field(default_factory=list)
     connection: ConnectionInfo | None = None
     _lock: int | None = None
+    _temporary: Path | None = None
 
     def start(self) -> ConnectionInfo:
         """Start all processes and return how to reach the service. Raises StartupError."""
         data = self.options.data
+        os.umask(0o077)  # whatever the terminal's: the data folder holds keys
+        raise_open_files_limit()
         self._lock = lock_data_folder(data)
         require_free_port(self.options.host, self.options.port)
         environment = self._environment()
-        if "SHOESTRING_REDIS_URL" not in os.environ:
-            redis = self._child("redis", redis_command(data / "redis"), environment)
+        if "SHOESTRING_REDIS_URL" not in environment:
+            redis_socket = self._choose_redis_socket()
+            environment["SHOESTRING_REDIS_URL"] = f"unix://{quote(str(redis_socket))}"
+            redis = self._child("redis", redis_command(data / "redis", redis_socket), environment)
             redis.start()
-            wait_until_ready(redis, (data / "redis" / "redis.sock").exists, READY_TIMEOUT_S)
+            wait_until_ready(redis, redis_socket.exists, READY_TIMEOUT_S)
         bootstrap = [sys.executable, "-m", "shoestring_api.admin", "bootstrap", "--key-file", str(data / "admin.key")]
         if self.options.budget is not None:
             bootstrap += ["--budget", self.options.budget]
-        admin = json.loads(run_once(bootstrap, environment, READY_TIMEOUT_S).splitlines()[-1])
+        admin = json.loads(run_once(bootstrap, environment, data, READY_TIMEOUT_S).splitlines()[-1])
 
         python = [sys.executable, "-m"]
         host = [*python, "shoestring_trainer.machinehost", "--dir", str(data / "cloud")]
@@ -100,9 +112,11 @@ class LocalService:
             self._child("beat", beat, environment),
         ):
             child.start()
-        url = f"http://{_connect_host(self.options.host)}:{self.options.port}"
-        with httpx.Client(timeout=2) as http:
+        url = service_url(self.options.host, self.options.port)
+        with httpx.Client(timeout=2, trust_env=False, verify=certificates("http")) as http:
             wait_until_ready(api, lambda: _is_healthy(http, f"{url}/healthz"), READY_TIMEOUT_S)
+        for child in self.children:
+            child.require_alive()
         self.connection = ConnectionInfo(url, admin["key"], data / "admin.key", f"{url}/login?code={admin['code']}")
         write_private(data / "client.json", json.dumps({"url": url, "key_file": str(data / "admin.key")}) + "\n")
         return self.connection
@@ -124,35 +138,44 @@ class LocalService:
             stop_machines(self.options.data / "cloud", DRAIN_S, self.report, kill)
         for child in reversed(self.children):
             child.stop(grace_s=0.1 if kill() else STOP_S)
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _child(self, name: str, command: list[str], environment: Mapping[str, str]) -> Child:
-        logs = self.options.data / "logs"
+        """Add a child. Its working folder is its own: Celery imports what lies in the current one."""
+        logs, folder = self.options.data / "logs", self.options.data / "run" / name
         logs.mkdir(exist_ok=True)
-        child = Child(name, command, environment, logs / f"{name}.log")
+        folder.mkdir(parents=True, exist_ok=True)
+        child = Child(name, command, environment, folder, logs / f"{name}.log")
         self.children.append(child)
         return child
 
+    def _choose_redis_socket(self) -> Path:
+        """In the data folder, if a socket's path may be so long; else in a temporary folder."""
+        path = self.options.data / "redis" / "redis.sock"
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            self._temporary = Path(tempfile.mkdtemp(prefix="shoestring-", dir="/tmp"))  # TMPDIR may be long too
+            path = self._temporary / "redis.sock"
+        return path
+
     def _environment(self) -> dict[str, str]:
         data = self.options.data
-        url = f"http://{_connect_host(self.options.host)}:{self.options.port}"
         defaults = {
-            "SHOESTRING_DATABASE_URL": f"sqlite:///{data / 'store.db'}",
-            "SHOESTRING_REDIS_URL": f"unix://{data / 'redis' / 'redis.sock'}",
+            "SHOESTRING_DATABASE_URL": f"sqlite:///{quote(str(data / 'store.db'))}",
             "SHOESTRING_SECRET": read_secret(data / "secret"),
             "SHOESTRING_OBJECT_STORE": str(data / "objects"),
-            "SHOESTRING_AGENT_URL": url,
+            "SHOESTRING_AGENT_URL": service_url(self.options.host, self.options.port),
             "SHOESTRING_MACHINEHOST_FILE": str(data / "cloud" / "machinehost.json"),
         }
-        given = {name: value for name, value in os.environ.items() if name in defaults}
         fixed = {"SHOESTRING_HOST": self.options.host, "SHOESTRING_PORT": str(self.options.port)}
         if self.options.slots is not None:
             fixed["SHOESTRING_LOCAL_SLOTS"] = str(self.options.slots)
         if self.options.data_roots:
             fixed["SHOESTRING_DATA_ROOTS"] = os.pathsep.join(map(str, self.options.data_roots))
-        return {**os.environ, **defaults, **given, **fixed, "PYTHONUNBUFFERED": "1"}
+        return defaults | child_environment(os.environ) | fixed
 
 
 def lock_data_folder(data: Path) -> int:
@@ -182,10 +205,17 @@ def require_free_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            in_use = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        except (OSError, UnicodeError, TypeError) as error:  # the last two: no host name at all
+            number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (None, "no host name")
+            in_use = number in (errno.EADDRINUSE, errno.EACCES)
             advice = f"port: shoestring up --port {port + 1}" if in_use else "address: shoestring up --host 127.0.0.1"
-            raise StartupError(f"{host}:{port} can't be used ({error.strerror}). Choose another {advice}") from error
+            raise StartupError(f"{host}:{port} can't be used ({reason}). Choose another {advice}") from error
+
+
+def raise_open_files_limit() -> None:
+    """As far as it may be raised: children inherit it, and a service keeps a connection for each viewer and machine."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def read_secret(path: Path) -> str:
@@ -195,10 +225,9 @@ def read_secret(path: Path) -> str:
     return path.read_text().strip()
 
 
-def redis_command(folder: Path) -> list[str]:
+def redis_command(folder: Path, socket_path: Path) -> list[str]:
     """Return the command of a persistent Redis-compatible server on a private unix socket. Raises StartupError."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    socket_path = folder / "redis.sock"
     socket_path.unlink(missing_ok=True)
     return [
         redis_binary(), "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "600",
@@ -226,7 +255,7 @@ def stop_machines(cloud: Path, grace_s: float, report: Callable[[str], None], ki
     """Terminate every local machine with a grace period, and wait until the machine host reports that they ended."""
     try:
         host = json.loads((cloud / "machinehost.json").read_text())
-        with httpx.Client(base_url=host["url"], headers={"Authorization": f"Bearer {host['key']}"}, timeout=5) as http:
+        with open_http(host["url"], headers={"Authorization": f"Bearer {host['key']}"}, timeout=5) as http:
             alive = _alive(http)
             if alive:
                 report(f"{len(alive)} machine(s) are checkpointing; Ctrl-C again kills them")
@@ -259,5 +288,7 @@ def _is_healthy(http: httpx.Client, url: str) -> bool:
         return False
 
 
-def _connect_host(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "") else "[::1]" if host == "::" else host
+def service_url(host: str, port: int) -> str:
+    """Return the URL at which a service that listens on `host` is reached from this computer."""
+    reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return str(httpx.URL(scheme="http", host=reached, port=port))

@@ -6,6 +6,7 @@ Losing one is harmless: rows are the truth, and whoever waits reads them again a
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +16,9 @@ CHANNEL = "shoestring:wake"
 
 TICK_TASK = "shoestring.tick"
 """The Celery task that runs a tick of the control loop."""
+
+CELERY_KEY_PREFIX = "shoestring:"
+"""Before every key and channel of Celery in Redis, so that another application's workers may use the same one."""
 
 
 class WakeMessage(BaseModel):
@@ -35,3 +39,9 @@ class WakeMessage(BaseModel):
 def celery_broker_url(redis_url: str) -> str:
     """A Redis URL in Celery's notation, where a unix socket is redis+socket://."""
     return redis_url.replace("unix://", "redis+socket://", 1) if redis_url.startswith("unix://") else redis_url
+
+
+def forget_celery_variables(environment: MutableMapping[str, str]) -> None:
+    """Celery prefers CELERY_BROKER_URL and others to its options, but they may be meant for another application."""
+    for name in [name for name in environment if name.startswith("CELERY_")]:
+        del environment[name]

@@ -17,15 +17,21 @@ from tests.servers import Valkey, free_port, until
 pytestmark = pytest.mark.any_database
 
 
-def test_a_submit_asks_for_a_tick(migrated_url: str, tmp_path: Path, deployment: Deployment, redis_url: str) -> None:
+def test_a_submit_asks_for_a_tick_whatever_broker_another_application_uses(
+    migrated_url: str, tmp_path: Path, deployment: Deployment, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", f"redis://127.0.0.1:{free_port()}/0")
     with (
         redis.Redis.from_url(redis_url) as broker,
         Deployment(migrated_url, tmp_path / "a", redis_url=redis_url) as service,
     ):
         service.submit()
-        until(lambda: broker.llen("celery") >= 1)
-        message = str(broker.lindex("celery", 0))
+        until(lambda: broker.llen("shoestring:celery") >= 1)
+        message = str(broker.lindex("shoestring:celery", 0))
         assert '"task": "shoestring.tick"' in message.replace('\\"', '"')
+        assert {key.decode().partition(":")[0] for key in broker.scan_iter()} == {"shoestring"}, (
+            "a shared Redis is safe"
+        )
 
 
 def test_a_broker_that_is_not_there_delays_nothing(migrated_url: str, tmp_path: Path, deployment: Deployment) -> None:

@@ -16,12 +16,12 @@ NOWHERE = "/nonexistent/certificates"
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    connections._certificates.cache_clear()
+    connections.certificates.cache_clear()
     for name in (*PROXY_VARIABLES, *CERTIFICATE_VARIABLES):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     yield
-    connections._certificates.cache_clear()
+    connections.certificates.cache_clear()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -93,6 +94,16 @@ def test_beat_and_worker_start_a_job(store: Store, start: Start, redis_url: str,
     start(redis_url, *WORKER)
     start(redis_url, "beat", "--schedule", str(tmp_path / "beat"))
     until(launched(store, job))
+
+
+def test_only_our_settings_choose_the_broker(monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("DATABASE_URL", "sqlite:////x"), ("MACHINEHOST_FILE", "/x"), ("REDIS_URL", "redis://ours/1")):
+        monkeypatch.setenv(f"SHOESTRING_{name}", value)
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        monkeypatch.setenv(name, "redis://other/0")
+    module = importlib.import_module("shoestring_worker.app")
+    app = module.make_app(module.settings)
+    assert {connection().hostname for connection in (app.connection_for_read, app.connection_for_write)} == {"ours"}
 
 
 def test_without_a_broker_the_worker_ticks_by_itself(store: Store, start: Start, free_port: int):

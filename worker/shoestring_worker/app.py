@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from typing import Any
@@ -21,7 +22,7 @@ from celery import Celery, signals
 from kombu.exceptions import OperationalError
 from shoestring_core.store.db import open_store
 from shoestring_core.store.objects import open_objects
-from shoestring_core.wakeups import TICK_TASK, celery_broker_url
+from shoestring_core.wakeups import CELERY_KEY_PREFIX, TICK_TASK, celery_broker_url, forget_celery_variables
 
 from shoestring_worker.change_publisher import ChangePublisher
 from shoestring_worker.control_loop import ControlLoop
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 def make_app(settings: WorkerSettings) -> Celery:
     """The Celery application; docs/decisions explains how its options were measured."""
+    forget_celery_variables(os.environ)
     celery = Celery("shoestring", broker=celery_broker_url(settings.redis_url))
     celery.conf.update(
         task_serializer="json",
@@ -48,6 +50,7 @@ def make_app(settings: WorkerSettings) -> Celery:
         broker_connection_max_retries=None,
         broker_connection_timeout=2,
         broker_transport_options={
+            "global_keyprefix": CELERY_KEY_PREFIX,
             "visibility_timeout": 120,
             # Without these two a killed worker's message is redelivered after minutes, not seconds.
             "unacked_restore_interval": 1,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -49,19 +51,19 @@ def start_service(
         check_dollars(budget)
     folder = (data or config.default_data_folder()).absolute()
     options = up.ServiceOptions(folder, host, port, budget, slots, tuple(data_roots or ()))
-    service = up.LocalService(options, report=err.print)
+    service = up.LocalService(options, report=report)
     interrupts = count_interrupts()
-    err.print(f"Starting Shoestring in {folder} …")
+    report(f"Starting Shoestring in {folder} …")
     try:
         connection = service.start()
-        config.save_login(connection.url, connection.key)
+        remember_login(connection)
         addresses = {
             "url": connection.url, "login_url": connection.login_url,
             "key_file": str(connection.key_file), "data": str(folder),
         }  # fmt: skip
         print_result(addresses, as_json, lambda: _print_connection(connection))
         service.run(until=lambda: interrupts() > 0)
-        err.print("Stopping …")
+        report("Stopping …")
     finally:
         service.stop(kill=lambda: interrupts() > 1)
 
@@ -81,7 +83,7 @@ def run_demo(
     """
     summary = demo.run(
         demo.DemoOptions(exit_after=exit_after, port=port, seed=seed, data=data),
-        report=err.print,
+        report=report,
         console=None if as_json or not out.is_terminal else err,
         interrupts=count_interrupts(),
         on_summary=lambda summary: print_result(summary, as_json, lambda: _print_summary(summary)),
@@ -89,8 +91,29 @@ def run_demo(
     raise typer.Exit(exit_codes.OK if summary["status"] == "succeeded" else exit_codes.JOB_FAILED)
 
 
+def report(message: str) -> None:
+    """Print a message to stderr if there is still a terminal: a service whose terminal was closed must still drain."""
+    with contextlib.suppress(OSError):
+        err.print(message)
+
+
+def remember_login(connection: up.ConnectionInfo) -> None:
+    """Save the login for later commands; say what that replaces, or how to go on if it can't be saved."""
+    earlier = config.saved_url()
+    try:
+        config.save_login(connection.url, connection.key)
+    except OSError as error:
+        report(
+            f"The login can't be saved ({error.strerror}). In other terminals: "
+            f'export SHOESTRING_URL={connection.url} SHOESTRING_KEY="$(cat {shlex.quote(str(connection.key_file))})"'
+        )
+        return
+    if earlier and earlier != connection.url:
+        report(f"Commands now go to this service, no longer to {earlier} (to go back: shoestring login {earlier})")
+
+
 def count_interrupts() -> Callable[[], int]:
-    """Count SIGINT and SIGTERM from now on instead of raising, so that the service can stop cleanly."""
+    """Count SIGINT, SIGTERM and SIGHUP from now on instead of raising, so that the service can stop cleanly."""
     count = 0
 
     def on_signal(_number: int, _frame: object) -> None:
@@ -99,6 +122,8 @@ def count_interrupts() -> Callable[[], int]:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it: to go on without a terminal
+        signal.signal(signal.SIGHUP, on_signal)
     return lambda: count
 
 

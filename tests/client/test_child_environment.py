@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the children of `up` get of the terminal's environment, and how `up` names itself and its files."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shoestring import config, up
+from shoestring.child_environment import child_environment
+from shoestring.cli import service
+
+from tests.e2e.service import ROOT
+
+
+def test_children_get_chosen_variables_and_none_of_other_projects() -> None:
+    foreign = (
+        "CELERY_BROKER_URL", "CELERY_CONFIG_MODULE", "REDIS_URL", "WORLD_SIZE", "RANK", "MASTER_ADDR", "TORCHELASTIC_X",
+        "PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS", "PYTHONINSPECT", "LD_PRELOAD", "SSLKEYLOGFILE", "DATABASE_URL",
+        "OMP_NUM_THREADS", "NCCL_DEBUG", "DJANGO_SETTINGS_MODULE", "MPLBACKEND", "LANG", "LC_CTYPE", "COLUMNS",
+    )  # fmt: skip
+    ours = {"PATH": "/bin", "HOME": "/h", "SHOESTRING_PROVIDERS": "local", "AWS_REGION": "us-east-1"}
+    given = child_environment(dict.fromkeys(foreign, "x") | ours)
+    assert not set(foreign) & set(given)
+    assert ours.items() <= given.items()
+    assert (given["PYTHONSAFEPATH"], given["PYTHONUTF8"], given["TZ"]) == ("1", "1", "UTC")
+
+
+def test_children_import_our_packages_from_where_up_does_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "redis.py").touch()
+    path = os.pathsep.join(["", str(tmp_path), str(ROOT / "core"), str(ROOT / "worker")])
+    assert child_environment({"PYTHONPATH": path})["PYTHONPATH"] == f"{ROOT}/core{os.pathsep}{ROOT}/worker"
+    assert "PYTHONPATH" not in child_environment({"PYTHONPATH": str(tmp_path)})
+
+
+def test_relative_paths_of_settings_stay_relative_to_the_folder_of_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a b%20?"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    given = child_environment(
+        {
+            "SHOESTRING_OBJECT_STORE": "objects", "SHOESTRING_DATA_ROOTS": "images:/srv",
+            "SHOESTRING_DATABASE_URL": "sqlite:///store.db",
+        }
+    )  # fmt: skip
+    assert given["SHOESTRING_OBJECT_STORE"] == f"{folder}/objects"
+    assert given["SHOESTRING_DATA_ROOTS"] == f"{folder}/images:/srv"
+    assert given["SHOESTRING_DATABASE_URL"] == f"sqlite:///{tmp_path}/a%20b%2520%3F/store.db"
+    for absolute in ("s3://bucket/prefix", "/srv/objects"):
+        assert child_environment({"SHOESTRING_OBJECT_STORE": absolute})["SHOESTRING_OBJECT_STORE"] == absolute
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("localhost", "http://localhost:8000"),
+    ],
+)
+def test_the_address_of_a_service_is_a_url_whatever_it_listens_on(host: str, url: str) -> None:
+    assert up.service_url(host, 8000) == url
+
+
+def test_a_host_that_can_be_none_is_refused_with_what_to_type() -> None:
+    for host in ("a" * 70, "ü..", "192.0.2.1"):
+        with pytest.raises(up.StartupError, match=r"can't be used .* shoestring up --host 127.0.0.1"):
+            up.require_free_port(host, 8000)
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_a_closed_terminal_stops_the_service_as_sigterm_does_but_not_under_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    count = service.count_interrupts()
+    signal.raise_signal(signal.SIGHUP)
+    assert count() == 1
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    count = service.count_interrupts()
+    signal.raise_signal(signal.SIGHUP)
+    assert count() == 0
+
+
+def test_what_a_closed_terminal_cannot_show_does_not_end_the_draining(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), text)
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with pytest.raises(OSError, match="Input/output error"):
+        service.err.print("Stopping …")
+    service.report("Stopping …")
+
+
+def test_a_login_that_cannot_be_saved_is_said_with_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SHOESTRING_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null/config")
+    service.remember_login(up.ConnectionInfo("http://127.0.0.1:8000", "k", Path("/my data/admin.key"), "link"))
+    said = capsys.readouterr().err
+    assert "can't be saved (Not a directory)" in said
+    assert "export SHOESTRING_URL=http://127.0.0.1:8000" in said
+    assert "'/my data/admin.key'" in said
+
+
+def test_a_second_service_says_whose_login_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
+    connection = up.ConnectionInfo("http://127.0.0.1:8001", "k", tmp_path / "admin.key", "link")
+    config.save_login("http://team", "key")
+    service.remember_login(connection)
+    assert "no longer to http://team (to go back: shoestring login http://team)" in capsys.readouterr().err
+    service.remember_login(connection)
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_home_folder_nothing_is_written_below_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SHOESTRING_CONFIG", "SHOESTRING_DATA", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="Set HOME, or SHOESTRING_DATA"):
+        config.default_data_folder()
+    with pytest.raises(config.NotLoggedIn):
+        config.find_login()
+    assert not list(tmp_path.iterdir())
