@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import Unavailable
@@ -34,6 +36,8 @@ class AppState:
     tick_hints: TickHints | None
     broadcaster: EventBroadcaster
     secret: str = field(repr=False)
+    open_streams: Counter[UUID] = field(default_factory=Counter)
+    """Live streams by person."""
 
     @property
     def timeouts(self) -> Timeouts:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shoestring_api.routes import stream
 from shoestring_core.store import events as feed
 from shoestring_core.store.tables import EventRow, JobRow
 from sqlalchemy import delete
 
 from tests.api.deployment import Agent, Deployment, ServerSentEvent, events
-from tests.servers import Valkey
+from tests.servers import Valkey, until
 
 
 def test_what_happens_arrives_at_once(deployment: Deployment) -> None:
@@ -129,6 +130,18 @@ def test_only_the_own_team_is_heard(deployment: Deployment) -> None:
         deployment.submit()
         own = deployment.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}}).json()["id"]
         assert next(one for one in theirs if one.name == "job").data["id"] == own
+
+
+def test_a_person_has_at_most_so_many_streams(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MAX_STREAMS", 1)
+    with deployment.stream("jobs"):
+        refused = deployment.member.get("/v1/stream")
+        assert (refused.status_code, refused.json()["code"]) == (409, "too-many")
+        with deployment.stranger.stream("GET", "/v1/stream") as theirs:
+            assert theirs.status_code == 200
+    until(lambda: not deployment.state.open_streams.total())
+    with deployment.stream("jobs"):
+        pass
 
 
 def test_a_second_process_hears_of_commits_through_redis(

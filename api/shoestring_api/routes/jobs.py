@@ -95,7 +95,7 @@ def resume_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKe
 def list_jobs(
     db: ReadDep,
     caller: Caller,
-    filter: Annotated[str, Query(max_length=500)] = "",
+    filter: Annotated[str, Query(max_length=job_search.MAX_CHARACTERS)] = "",
     cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> rest.JobPage:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
@@ -12,7 +13,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import Gauge
-from shoestring_core.errors import InvalidRequest
+from shoestring_core.errors import InvalidRequest, TooMany
 from shoestring_core.store import jobs
 
 from shoestring_api.app_state import AppState
@@ -23,6 +24,8 @@ router = APIRouter(prefix="/v1", tags=["stream"])
 
 MAX_DURATION_S = 1800.0
 """Then the client must reconnect, which authenticates it again."""
+MAX_STREAMS = 50
+"""Streams of one person that a process serves at a time."""
 CURSOR_INTERVAL_S = 10.0
 """Without messages the cursor is still sent this often, so that it stays recent."""
 
@@ -33,6 +36,7 @@ OPEN_STREAMS = Gauge("shoestring_open_streams", "Open live streams")
 class Subscription:
     state: AppState
     team: UUID
+    user: UUID
     topics: frozenset[str]
     jobs: tuple[UUID, ...]
     position: StreamPosition | None
@@ -45,7 +49,11 @@ def parse_subscription(
     cursor: Annotated[str | None, Query(max_length=200)] = None,
     last_event_id: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Subscription:
-    """Validate the request before the stream starts. Raises InvalidRequest, NotFound."""
+    """Validate the request before the stream starts. Raises InvalidRequest, NotFound, TooMany."""
+    if state.open_streams[caller.user] >= MAX_STREAMS:
+        raise TooMany(
+            f"You have {MAX_STREAMS} live streams open, the most that one person may have.", hint="Close one."
+        )
     chosen = {topic.strip() for topic in topics.split(",") if topic.strip()}
     watched = []
     with state.store.read() as db:
@@ -56,7 +64,7 @@ def parse_subscription(
         raise InvalidRequest("No topic was given.", hint="Topics: jobs, job:ID, budget.")
     text = last_event_id or cursor
     position = StreamPosition.parse(caller.team, text) if text else None
-    return Subscription(state, caller.team, frozenset(names), tuple(watched), position)
+    return Subscription(state, caller.team, caller.user, frozenset(names), tuple(watched), position)
 
 
 def _parse_job_topic(topic: str) -> UUID:
@@ -87,7 +95,7 @@ async def stream_events(
     state, team = subscription.state, subscription.team
     ends_at = time.monotonic() + MAX_DURATION_S
     cursor_sent_at = 0.0
-    with OPEN_STREAMS.track_inprogress():
+    with OPEN_STREAMS.track_inprogress(), _counted(state, subscription.user):
         async with (
             state.notifier.watch(subscription.jobs),
             state.broadcaster.open_reader(team, subscription.position) as reader,
@@ -110,3 +118,12 @@ async def stream_events(
                     cursor_sent_at = time.monotonic()
                 if time.monotonic() > ends_at:
                     return
+
+
+@contextlib.contextmanager
+def _counted(state: AppState, user: UUID) -> Iterator[None]:
+    state.open_streams[user] += 1
+    try:
+        yield
+    finally:
+        state.open_streams[user] -= 1

@@ -6,7 +6,7 @@ are validated, then refused. Money is integer micro-dollars in the model and a d
 """
 
 from shoestring_core.spec.arguments import from_arguments
-from shoestring_core.spec.field_types import MAX_NODES, NotSupportedYet
+from shoestring_core.spec.field_types import MAX_NODES, MAX_SHARDS, SHARD_RANGE, NotSupportedYet, count_shards
 from shoestring_core.spec.messages import MAX_PROBLEMS, sections_of
 from shoestring_core.spec.model import MAX_PARAMS, DataFormat, DataSource, JobSpec, json_schema
 from shoestring_core.spec.parsing import parse
@@ -15,10 +15,13 @@ __all__ = [
     "MAX_NODES",
     "MAX_PARAMS",
     "MAX_PROBLEMS",
+    "MAX_SHARDS",
+    "SHARD_RANGE",
     "DataFormat",
     "DataSource",
     "JobSpec",
     "NotSupportedYet",
+    "count_shards",
     "from_arguments",
     "json_schema",
     "parse",

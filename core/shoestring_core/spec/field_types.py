@@ -33,6 +33,9 @@ from shoestring_core.durations import parse_duration
 MAX_NODES = 64
 S3_SCHEME = "s3://"
 """Prefix of a location in S3."""
+MAX_SHARDS = 100_000
+SHARD_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}", re.ASCII)
+"""The numbers in a pattern of shards, such as a-{000..127}.tar."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,15 @@ def _check_data_location(value: str) -> str:
         raise not_supported_yet("give an absolute path such as /data/images, or s3://BUCKET/PREFIX")
     else:
         _check_absolute_path(value)
+    if (shards := SHARD_RANGE.search(value.rpartition("/")[2])) and count_shards(shards) > MAX_SHARDS:
+        raise invalid_value(f"names more than {MAX_SHARDS:,} shards; make them larger, or name fewer")
     return value
+
+
+def count_shards(shards: re.Match[str]) -> int:
+    """How many shards a SHARD_RANGE names; MAX_SHARDS + 1 for a number of more digits than any could have."""
+    first, last = shards.groups()
+    return MAX_SHARDS + 1 if max(len(first), len(last)) > 18 else int(last) - int(first) + 1
 
 
 def _check_init_source(value: str) -> str:

@@ -18,6 +18,10 @@ from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_c
 from shoestring_core.store.db import Read
 from shoestring_core.store.tables import JobRow, UserRow
 
+MAX_CHARACTERS = 500
+MAX_VALUES = 32
+"""Each is compared with every job of the team."""
+
 
 @dataclass(frozen=True)
 class JobRowPage:
@@ -34,7 +38,7 @@ def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = Non
 
         state=queued,running name~digits tag.team!=vision user=ann
     """
-    query = select(JobRow).where(JobRow.team_id == team, *map(_condition, _split(filter_text)))
+    query = select(JobRow).where(JobRow.team_id == team, *map(_condition, _conditions(filter_text)))
     if cursor is not None:
         query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*_from_cursor(cursor)))
     rows = list(db.sql.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
@@ -45,13 +49,16 @@ _FIELDS = ("state", "end", "name", "recipe", "user", "tag.NAME")
 _CONDITION = re.compile(r"(?P<field>[a-z]+|tag\.[^=!~]+)(?P<operator>=|!=|~)(?P<value>.*)", re.DOTALL)
 
 
-def _split(text: str) -> list[str]:
-    if len(text) > 1_000 or not text.isprintable():
-        raise InvalidRequest("A filter must have at most 1000 characters, all printable.")
+def _conditions(text: str) -> list[str]:
+    if len(text) > MAX_CHARACTERS or not text.isprintable():
+        raise InvalidRequest(f"A filter must have at most {MAX_CHARACTERS} characters, all printable.")
     try:
-        return shlex.split(text)
+        conditions = shlex.split(text)
     except ValueError:
         raise InvalidRequest("The filter has a quote that isn't closed.") from None
+    if sum(1 + condition.count(",") for condition in conditions) > MAX_VALUES:
+        raise InvalidRequest(f"A filter may compare with at most {MAX_VALUES} values.")
+    return conditions
 
 
 def _condition(text: str) -> ColumnElement[bool]:

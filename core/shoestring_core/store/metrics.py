@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from shoestring_core import wire
 from shoestring_core.errors import InvalidRequest
@@ -32,6 +32,9 @@ SYSTEM_PREFIX = "system/"
 ENERGY_SUFFIX = "energy_joules"
 """Suffix of series that count a device's energy."""
 
+
+MAX_SERIES = 1_000
+"""Series of a job. Every list of jobs shows the latest value of each."""
 
 # --- appending --------------------------------------------------------------------------------------------
 
@@ -71,8 +74,9 @@ def append(
 ) -> bool:  # fmt: skip
     """Store the points of batch `seq` of a source: one chunk for each series, which is created if it is new.
 
-    Batches may come repeatedly and in any order: a chunk that is stored stays as it is, and of two values for a step of
-    a generation that of the source's later batch counts. Returns whether anything was new; then live streams show it.
+    Points of a new series beyond MAX_SERIES are dropped. Batches may come repeatedly and in any order: a chunk that is
+    stored stays as it is, and of two values for a step of a generation that of the source's later batch counts. Returns
+    whether anything was new; then live streams show it.
 
     The caller has checked that the source may add to the generation; the job's progress is not changed here.
     """
@@ -86,18 +90,22 @@ def append(
             "steps": _pack(column.steps), "times": _pack(column.times), "values": _pack(column.values),
         }
         for name, column in columns.items()
+        if name in ids
     ]  # fmt: skip
-    if not db.insert_missing(MetricChunkRow, rows):
+    if not rows or not db.insert_missing(MetricChunkRow, rows):
         return False
     events.record_batch(db, job, source, seq, generation)
     return True
 
 
 def _series_ids(db: Write, job: UUID, names: list[str]) -> dict[str, UUID]:
-    """The id of each series; new ones are inserted."""
+    """The id of each series; new ones are inserted, up to MAX_SERIES."""
     query = select(SeriesRow.name, SeriesRow.id).where(SeriesRow.job == job, SeriesRow.name.in_(names))
     ids = dict(db.sql.execute(query).all())
     missing = [{"id": uuid7(), "job": job, "name": name} for name in names if name not in ids]
+    if missing:
+        stored = db.sql.scalar(select(func.count()).where(SeriesRow.job == job)) or 0
+        missing = missing[: max(0, MAX_SERIES - stored)]
     if missing:
         db.insert_missing(SeriesRow, missing)
         ids = dict(db.sql.execute(query).all())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -103,7 +104,8 @@ def _update_job(
         if job.first_step_at is None:
             changes["first_step_at"] = func.coalesce(JobRow.first_step_at, first_at)
         if batch.generation >= job.generation:
-            changes["latest"] = job.latest | {name: column.latest_value for name, column in columns.items()}
+            latest = job.latest | {name: column.latest_value for name, column in columns.items()}
+            changes["latest"] = dict(itertools.islice(latest.items(), metrics.MAX_SERIES))
             epoch = columns.get("epoch")
             if epoch and math.isfinite(epoch.latest_value) and 0 <= epoch.latest_value < 2**40:
                 changes["last_epoch_milli"] = round(epoch.latest_value * 1000)

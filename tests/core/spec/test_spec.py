@@ -257,6 +257,10 @@ def test_data_lie_in_a_folder_or_in_a_bucket():
     for place in ("s3://my-bucket", "s3://a.b/images/", "s3://abc/cats and dogs/x-{000..127}.tar", "s3://abc/..a/.b"):
         assert spec.parse(data(place)).data.is_in_s3
     assert not spec.parse(data("/images")).data.is_in_s3
+    for place in ("/data/a-{0..99999}.tar", "/data/{0..999999999}/images", "s3://abc/x-{000000..099999}.tar"):
+        spec.parse(data(place))
+    for place in ("/data/a-{0..100000}.tar", "s3://abc/x-{0..99999999999999}.tar", f"/data/a-{{0..{'9' * 4000}}}.tar"):
+        assert "names more than 100,000 shards" in problems(data(place))["/data/train"]
     odd = ("s3://", "s3:///x", "s3://Ab/x", "s3://ab/x", "s3://user:key@abc/x", "s3://abc?x=1", "s3://abc/a\nb")
     for place in (*odd, "s3://abc/../x", "s3://abc/x/..", "s3://abc/./x", "s3://abc//x", "s3://abc/x//"):
         assert problems(data(place))["/data/train"].startswith("invalid-value: ")

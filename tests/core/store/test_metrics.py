@@ -50,6 +50,14 @@ def curve(world: World, job: JobRow, name: str = "val/acc") -> dict[int, float]:
     return {step: value for part in curves for step, value in zip(part.steps, part.values, strict=True)}
 
 
+def test_a_job_has_at_most_so_many_series(world: World, job: JobRow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_SERIES", 2)
+    source = uuid7()
+    for seq, name in enumerate(("a", "b", "c", "b"), start=1):
+        assert append(world, job, source, seq, [(seq, 1.0)], name=name) == (name != "c")
+    assert (curve(world, job, "a"), curve(world, job, "b"), curve(world, job, "c")) == ({1: 1.0}, {2: 1.0, 4: 1.0}, {})
+
+
 def test_batches_that_come_twice_and_in_any_order_make_one_curve(world: World, job: JobRow, seed: int) -> None:
     rng = random.Random(seed)
     run, file = uuid7(), uuid7()

@@ -154,6 +154,16 @@ def test_progress_only_grows(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
     assert (fleet.job_row(bystander).last_step, fleet.generation_row(bystander).last_step) == (0, None)
 
 
+def test_a_job_shows_the_latest_values_of_so_many_series(
+    fleet: Fleet, running: tuple[UUID, UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MAX_SERIES", 2)
+    job, machine = running
+    send(fleet, machine, 1, points=[series("a", 1), series("b", 1)])
+    send(fleet, machine, 2, points=[series("b", 2), series("c", 2)])
+    assert fleet.job_row(job).latest == {"a": 0.5, "b": 1.0}
+
+
 def test_the_latest_values_are_the_present_generations(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
     job, machine = running
     send(fleet, machine, 1, points=[series("loss", 4, 2), series("val", 3)])

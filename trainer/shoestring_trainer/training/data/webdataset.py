@@ -14,6 +14,7 @@ from pathlib import Path
 from tarfile import TarInfo
 
 from PIL import Image
+from shoestring_core.spec import MAX_SHARDS, SHARD_RANGE, count_shards
 
 from shoestring_trainer.training.data.decoding import open_image_bytes
 from shoestring_trainer.training.data.image_folder import find_splits
@@ -29,9 +30,7 @@ from shoestring_trainer.training.data.splits import (
 from shoestring_trainer.training.data.tar_samples import Label, decode_text, read_samples
 from shoestring_trainer.training.errors import DataError
 
-MAX_SHARDS = 1_000_000
 CLASS_NAME_FILES = ("classes.txt", "classnames.txt")
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def index_webdataset(path: Path, seed: int, val_fraction: float, *, skip: bool) -> tuple[ImageIndex, ImageIndex]:
@@ -58,7 +57,7 @@ def index_webdataset(path: Path, seed: int, val_fraction: float, *, skip: bool) 
 
 def find_shards(path: Path) -> Splits:
     """Return the shards to train and to validate on. Raises DataError if there are none, or if it can't be known."""
-    if braces := _BRACES.search(path.name):
+    if braces := SHARD_RANGE.search(path.name):
         return Splits(_expand(path, braces), [], [])
     if path.is_file():
         return Splits([path], [], [])
@@ -79,7 +78,7 @@ def find_shards(path: Path) -> Splits:
 def _expand(path: Path, braces: re.Match[str]) -> list[Path]:
     """Return the shards that a pattern names. Raises DataError if one is missing."""
     first, last = braces.groups()
-    if int(last) - int(first) >= MAX_SHARDS:
+    if count_shards(braces) > MAX_SHARDS:
         raise DataError(f"{path.name} names more than {MAX_SHARDS:,} shards; make them larger, or name fewer")
     numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     shards = [path.with_name(path.name.replace(braces[0], number, 1)) for number in numbers]
