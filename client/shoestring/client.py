@@ -168,7 +168,7 @@ class Client:
     ) -> Path:
         """Return the artifact's file in a cache folder, where it is named by its hash; download it if necessary."""
         target = folder / f"{artifact.sha256}-{artifact.name}"
-        if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != artifact.sha256:
+        if not is_complete(artifact, target):
             folder.mkdir(parents=True, exist_ok=True)
             before_download()
             self.download(artifact, target)
@@ -254,6 +254,14 @@ class Client:
                     raise _error(response)
             time.sleep(_backoff_s(attempt))
         raise AssertionError("unreachable")
+
+
+def is_complete(artifact: rest.Artifact, path: Path) -> bool:
+    """Whether `path` is a file with the artifact's content."""
+    if not path.is_file() or path.stat().st_size != artifact.bytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == artifact.sha256
 
 
 def stream_lines(blocks: Iterable[bytes]) -> Iterator[str]:

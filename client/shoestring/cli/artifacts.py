@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from shoestring_core import rest
 
 from shoestring import exit_codes
 from shoestring.cli.terminal import (
@@ -20,6 +22,7 @@ from shoestring.cli.terminal import (
     print_table,
     resolve_job_id,
 )
+from shoestring.client import is_complete
 
 app = typer.Typer(help="Files of a finished job: weights, exported model, metrics.", no_args_is_help=True)
 
@@ -45,18 +48,22 @@ def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
 def get_artifacts(
     job: JobId,
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Default: all.")] = None,
-    to: Annotated[Path, typer.Option("--to", "-o", help="Folder to write to.")] = Path(),
+    to: Annotated[
+        Path | None, typer.Option("--to", "-o", help="Folder to write to. Default: NAME-ID of the job.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Download a job's artifacts.
+    """Download a job's artifacts. A file that is there and complete is not downloaded again.
 
     \b
     shoestring artifacts get 0193 --to model/
     python -c "import torch; net = torch.export.load('model/model.pt2').module()"
     """
     with open_client(url) as client:
-        artifacts = {file.name: file for file in client.artifacts(resolve_job_id(client, job)).artifacts}
+        job_id = resolve_job_id(client, job)
+        artifacts = {file.name: file for file in client.artifacts(job_id).artifacts}
         if unknown := sorted(set(names or []) - set(artifacts)):
             known = ", ".join(sorted(artifacts)) or "none yet"
             print_error(f"The job has no artifact {', '.join(unknown)}. Artifacts: {known}")
@@ -64,9 +71,22 @@ def get_artifacts(
         if not artifacts:
             print_error("The job has no artifacts yet.")
             raise typer.Exit(exit_codes.NOT_FOUND)
-        to.mkdir(parents=True, exist_ok=True)
-        written = []
-        for name in names or sorted(artifacts):
-            client.download(artifacts[name], to / Path(name).name)
-            written.append(str(to / Path(name).name))
+        folder = to or _default_folder(client.job(job_id))
+        targets = {name: folder / Path(name).name for name in names or sorted(artifacts)}
+        missing = {name: path for name, path in targets.items() if not is_complete(artifacts[name], path)}
+        if not force and (used := [str(path) for path in missing.values() if path.exists() or path.is_symlink()]):
+            print_error(
+                f"{', '.join(used)}: exists and is another file. Overwrite with --force, or choose --to FOLDER."
+            )
+            raise typer.Exit(exit_codes.USAGE)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in missing.items():
+            client.download(artifacts[name], path)
+    written = [str(path) for path in targets.values()]
     print_result(written, as_json, lambda: out.print("\n".join(written)))
+
+
+def _default_folder(job: rest.Job) -> Path:
+    """A folder in the current one, named after the job; two jobs of one name have two."""
+    name = re.sub(r"[^\w.-]+", "-", job.name).strip("-.")[:80]
+    return Path(f"{name or 'job'}-{str(job.id)[-8:]}")

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring artifacts get`: where files go, and that nothing is overwritten unasked."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import Result
+from shoestring import Client, cli, exit_codes
+from shoestring.cli import artifacts
+from typer.testing import CliRunner
+
+from tests.client.test_client import JOB
+
+FILES = {"model.json": b"{}", "results.txt": b"accuracy 1.0"}
+FOLDER = Path(f"cats-dogs-{JOB['id'][-8:]}")
+
+
+@pytest.fixture
+def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of files that were downloaded; the current folder is an empty one."""
+    monkeypatch.chdir(tmp_path)
+    downloaded: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/artifacts"):
+            listed = [
+                {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "step": 1,
+                 "url": f"/files/{name}"}
+                for name, content in FILES.items()
+            ]  # fmt: skip
+            return httpx.Response(200, json={"artifacts": listed})
+        if request.url.path.startswith("/files/"):
+            name = request.url.path.removeprefix("/files/")
+            downloaded.append(name)
+            return httpx.Response(200, content=FILES[name])
+        return httpx.Response(200, json=JOB | {"name": "cats/dogs"})
+
+    monkeypatch.setattr(
+        artifacts, "open_client", lambda _url: Client("http://service", "k", transport=httpx.MockTransport(answer))
+    )
+    return downloaded
+
+
+def get(*options: str) -> Result:
+    return CliRunner().invoke(cli.app, ["artifacts", "get", JOB["id"], *options])
+
+
+def test_files_go_to_a_folder_named_after_the_job(downloads: list[str]) -> None:
+    Path("model.json").write_text("mine")
+    assert get().exit_code == exit_codes.OK
+    assert {path.name: path.read_bytes() for path in FOLDER.iterdir()} == FILES
+    assert Path("model.json").read_text() == "mine"
+
+
+def test_another_file_is_overwritten_only_with_force(downloads: list[str]) -> None:
+    Path("model.json").write_text("mine")
+    refused = get("--to", ".")
+    assert (refused.exit_code, downloads) == (exit_codes.USAGE, [])
+    assert "model.json: exists and is another file. Overwrite with --force" in refused.output
+    assert Path("model.json").read_text() == "mine"
+    assert not Path("results.txt").exists()
+    assert get("--to", ".", "--force").exit_code == exit_codes.OK
+    assert Path("model.json").read_bytes() == FILES["model.json"]
+
+
+def test_getting_again_downloads_what_is_missing(downloads: list[str]) -> None:
+    assert get().exit_code == exit_codes.OK
+    (FOLDER / "results.txt").unlink()
+    assert get().exit_code == exit_codes.OK
+    assert downloads == ["model.json", "results.txt", "results.txt"]
