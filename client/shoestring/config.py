@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,19 +60,19 @@ def saved_url() -> str | None:
 
 def config_path() -> Path:
     override = os.environ.get("SHOESTRING_CONFIG")
-    return Path(override) if override else _below_home(user_config_path("shoestring"), "SHOESTRING_CONFIG=FILE")
+    return Path(override) if override else _user_folder(user_config_path, "SHOESTRING_CONFIG=FILE") / "login.json"
 
 
 def default_data_folder() -> Path:
     override = os.environ.get("SHOESTRING_DATA")
-    return Path(override) if override else _below_home(user_data_path("shoestring"), "SHOESTRING_DATA=FOLDER")
+    return Path(override) if override else _user_folder(user_data_path, "SHOESTRING_DATA=FOLDER")
 
 
-def _below_home(path: Path, override: str) -> Path:
-    """`path`, if it is known where the home folder is: otherwise it would be below the current folder."""
-    if path.is_absolute():
-        return path
-    raise OSError(None, f"this user has no home folder, so {path} can't be used. Set HOME, or {override}")
+def _user_folder(find: Callable[[str], Path], override: str) -> Path:
+    try:
+        return find("shoestring")
+    except RuntimeError as unknown:
+        raise OSError(None, f"This user has no home folder. Set HOME, or {override}") from unknown
 
 
 def write_private(path: Path, content: str) -> None:
