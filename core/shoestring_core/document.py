@@ -8,6 +8,7 @@ characters, deep nesting, numbers that are not finite or have too many digits.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -33,7 +34,7 @@ def read(source: str | bytes | Mapping[str, Any]) -> tuple[Any, list[Problem]]:
     Raises InvalidSpec if the document can't be parsed at all: bad encoding, syntax, size, depth.
     """
     problems: list[Problem] = []
-    tree: Any = source if isinstance(source, Mapping) else _parse(_decode(source), problems)
+    tree: Any = source if isinstance(source, Mapping) else _parse(decode(source), problems)
     return _Normalizer(problems).value(tree, "", 0), problems
 
 
@@ -83,12 +84,13 @@ _NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]
 _NOT_FINITE = re.compile(r"[-+]?(\.?inf|infinity)|\.?nan", re.IGNORECASE)
 
 
-def _decode(source: str | bytes) -> str:
+def decode(source: str | bytes) -> str:
+    """Return the text of a document. Raises InvalidSpec, with the line at which it isn't UTF-8."""
     try:
         raw = source.encode() if isinstance(source, str) else bytes(source)
         text = raw.decode("utf-8-sig")
-    except UnicodeError:
-        raise _unreadable("bad-encoding", "The text isn't valid UTF-8. Save the file as UTF-8.") from None
+    except UnicodeError as error:
+        raise _unreadable("bad-encoding", _describe_encoding(source, error)) from None
     if len(raw) > MAX_BYTES:
         raise _unreadable("too-large", f"The text has {len(raw):,} bytes; at most {MAX_BYTES:,} are read.")
     if "\0" in text:
@@ -96,6 +98,15 @@ def _decode(source: str | bytes) -> str:
     if not text.strip():
         raise _unreadable("empty", "The text is empty.")
     return text
+
+
+def _describe_encoding(source: str | bytes, error: UnicodeError) -> str:
+    if isinstance(source, str) or not isinstance(error, UnicodeDecodeError):
+        return "The text isn't valid UTF-8. Save the file as UTF-8."
+    if source.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "The text is UTF-16, as PowerShell's > writes it. Save the file as UTF-8: Out-File -Encoding utf8."
+    line = source.count(b"\n", 0, error.start) + 1
+    return f"Line {line} isn't valid UTF-8. Save the file as UTF-8."
 
 
 def _parse(text: str, problems: list[Problem]) -> Any:
@@ -116,10 +127,19 @@ def _parse(text: str, problems: list[Problem]) -> Any:
         return _Yaml(text, problems).document()
     except yaml.MarkedYAMLError as wrong:
         mark = wrong.problem_mark or wrong.context_mark
+        if mark and _is_indented_with_tab(text, mark.line):
+            message = f"Line {mark.line + 1} is indented with a tab. YAML allows only spaces there."
+            raise _unreadable("syntax", message) from None
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise _unreadable("syntax", f"Not valid YAML{where}: {wrong.problem or wrong.context}.") from None
     except yaml.YAMLError as wrong:
         raise _unreadable("syntax", f"Not valid YAML: {str(wrong).splitlines()[0]}.") from None
+
+
+def _is_indented_with_tab(text: str, number: int) -> bool:
+    lines = text.split("\n")
+    line = lines[number] if number < len(lines) else ""
+    return "\t" in line[: len(line) - len(line.lstrip())]
 
 
 def _parse_json(text: str, problems: list[Problem]) -> Any:

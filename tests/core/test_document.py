@@ -163,3 +163,18 @@ def test_a_tree_that_contains_itself_is_refused():
 
 def test_pointers_escape_slashes_and_tildes():
     assert document.read("{a/b: {c~d: .nan}}")[1][0].pointer == "/a~1b/c~0d"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("recipe: digits/quickstart\nparams:\n\tepochs: 3\n", "Line 3 is indented with a tab"),
+        ("params:\n  \tepochs: 3\n\tlr: 1\n", "is indented with a tab"),
+        ("recipe: digits/quickstart\n".encode("utf-16"), "UTF-16, as PowerShell's"),
+        (b"name: x\nrecipe: caf\xe9\n", "Line 2 isn't valid UTF-8"),
+    ],
+)
+def test_a_tab_and_a_foreign_encoding_are_named_with_the_line(source: str | bytes, words: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        document.read(source)
+    assert words in refused.value.problems[0].message

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from shoestring_core import rest, spec
+from shoestring_core import document, rest, spec
 from shoestring_core.durations import format_duration
 from shoestring_core.terminal_text import printable
 
@@ -244,9 +244,9 @@ def _spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) 
     if params:
         raise typer.BadParameter("KEY=VALUE needs a recipe name; with -f, set it in the file")
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"can't read {file}: {error}") from error
+        return document.decode(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(f"can't read {file}: {error.strerror}") from error
 
 
 def _watch(client: Client, job: str, as_json: bool) -> None:

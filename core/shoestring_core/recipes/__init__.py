@@ -249,8 +249,10 @@ def _unknown_recipe(name: str) -> Problem:
 
 def _unknown_param(at: str, name: str, recipe: Recipe) -> Problem:
     near = difflib.get_close_matches(name[:64], recipe.params, n=1)
+    having = [other.name for other in all() if name in other.params]
+    elsewhere = f" Recipes that have it: {', '.join(having)}." if having else ""
     then = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(recipe.params)}."
-    message = f"{recipe.name} has no parameter {format_value(name)}. {then}"
+    message = f"{recipe.name} has no parameter {format_value(name)}.{elsewhere} {then}"
     return Problem(at, message, "unknown-parameter", near[0] if near else None)
 
 

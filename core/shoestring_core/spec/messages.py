@@ -49,7 +49,7 @@ def suggest_field(problem: Problem, model: type[BaseModel]) -> Problem:
     """Add the field that was probably meant to the problem of an unknown parameter: `nodes=2` is resources.nodes."""
     name = problem.pointer.removeprefix("/params/")
     path = _path_of(name, model) if problem.code == "unknown-parameter" else None
-    if path is None:
+    if path is None or path.startswith("params."):  # another recipe's parameter: the problem names it
         return problem
     return Problem(problem.pointer, f"The recipe has no such parameter. Did you mean {path}?", problem.code, path)
 

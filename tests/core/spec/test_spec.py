@@ -611,3 +611,14 @@ def test_the_smallest_batch_of_a_schedule_counts():
     with pytest.raises(InvalidSpec, match="batch_size is 2 at its smallest, less than the 4 processes"):
         spec.parse(tree)
     spec.parse(tree | {"resources": {"nodes": 2}})
+
+
+def test_a_parameter_of_another_recipe_is_named_with_the_recipes_that_have_it() -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        spec.parse({"recipe": "digits/quickstart", "params": {"flip": False}})
+    (problem,) = refused.value.problems
+    assert problem.pointer == "/params/flip"
+    assert "digits/quickstart has no parameter 'flip'. Recipes that have it: cifar10/" in problem.message
+    assert "params.flip" not in problem.message
+    with pytest.raises(InvalidSpec, match=r"Did you mean resources\.nodes"):
+        spec.parse({"recipe": "digits/quickstart", "params": {"nodes": 2}})
