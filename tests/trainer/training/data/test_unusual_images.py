@@ -198,6 +198,17 @@ def test_images_in_nested_and_linked_folders_are_indexed_once(flat: Path, tmp_pa
     assert {"red/more/even more.jpg/a.jpg", "red/linked/b.jpg"} <= set(found)
 
 
+def test_folders_that_link_to_each_other_are_walked_once(flat: Path):
+    """Twelve of them have more paths than can be walked."""
+    folders = [flat / "red" / f"more-{number}" for number in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        save_image(folder / "a.jpg", COLOURS["red"], 1)
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    assert len(index_class_folders(flat)) == 30 + len(folders)
+
+
 def test_a_class_folder_that_links_to_its_parent_is_rejected(flat: Path):
     (flat / "all").symlink_to(flat)
     with pytest.raises(DataError, match=f"the class folder {flat / 'all'} holds no image"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -107,6 +108,11 @@ def test_shards_are_found_by_folder_name_and_pattern(tmp_path: Path):
         find_shards(tmp_path / "set-train-{04..00}.tar")
     with pytest.raises(DataError, match=r"holds no \.tar file"):
         find_shards(tmp_path.parent / tmp_path.name / "..")
+
+
+def test_a_named_pipe_is_no_shard(tmp_path: Path):
+    os.mkfifo(named(tmp_path, "a.tar") / "b.tar")
+    assert find_shards(tmp_path).train == [tmp_path / "a.tar"]
 
 
 def test_a_pattern_of_more_shards_than_there_can_be_is_refused_before_it_is_expanded(tmp_path: Path):

@@ -115,19 +115,25 @@ def index_class_folders(folder: Path) -> ImageIndex:
     return ImageIndex(folder, classes, names, labels, lambda index: open_image_file(folder / names[index]), ignored)
 
 
-def walk_files(folder: Path, *parents: str) -> Iterator[Path]:
+def walk_files(folder: Path, *outside: str) -> Iterator[Path]:
     """Yield every file below a folder, following links, without hidden ones. Raises DataError for unreadable folders.
 
-    A link to one of the `parents` is skipped: it holds nothing new. Pipes, sockets and the like are no files.
+    A folder is walked once, by whatever links it is reached, and those that are `outside` are not: links in circles
+    would make endlessly many paths of a few folders. Pipes, sockets and the like are no files.
     """
+    yield from _walk(folder, set(outside))
+
+
+def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
-    if real in parents:
+    if real in seen:
         return
-    for entry in _scan(folder):
+    seen.add(real)
+    for entry in sorted(_scan(folder), key=lambda entry: (entry.is_symlink(), entry.name)):
         if entry.name.startswith("."):
             continue
         if _is_folder(entry):
-            yield from walk_files(Path(entry.path), *parents, real)
+            yield from _walk(Path(entry.path), seen)
         elif (entry.is_symlink() and not Path(entry.path).exists()) or entry.is_file():
             yield Path(entry.path)  # a broken link too: opening it raises an error that names it
 

@@ -96,8 +96,10 @@ def _require_tars(folder: Path) -> list[Path]:
 
 
 def _list_tars(folder: Path) -> list[Path]:
+    """Return the shards in a folder; a broken link too, as opening it raises an error that names it."""
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.name[0] != ".")
+        tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.name[0] != ".")
+        return [path for path in tars if path.is_file() or not path.exists()]
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror}; give the folder of the shards") from error
 
