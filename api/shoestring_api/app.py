@@ -92,6 +92,7 @@ def create_app(state: AppState | None = None) -> FastAPI:
     app.add_middleware(middleware.BodySizeLimit, limit=MAX_BODY_BYTES, streamed=STREAMED_PATHS)
     app.add_middleware(response_headers.Compression)
     app.add_middleware(middleware.RequestTiming)
+    app.add_middleware(middleware.HeadAsGet)
     app.add_middleware(response_headers.ResponseHeaders)
     app.openapi = lambda: openapi.openapi_document(app)  # type: ignore[method-assign]
     return app

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ASGI middleware for every request: check the Host header, limit the body size, measure the response time."""
+"""ASGI middleware for every request: check the Host header, limit the body size, answer HEAD, measure the time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
+import anyio
 from prometheus_client import Histogram
 from shoestring_core.errors import TooLarge
 from starlette.datastructures import Headers
@@ -71,6 +72,29 @@ class BodySizeLimit:
 
     def _error(self) -> TooLarge:
         return TooLarge(f"The request body is larger than the limit of {self._limit:,} bytes.")
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without the body: no route needs to know of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        with anyio.CancelScope() as rest_of_the_body:
+
+            async def send_headers(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    await send(message)
+                elif message["type"] == "http.response.body" and not rest_of_the_body.cancel_called:
+                    await send({"type": "http.response.body", "body": b""})
+                    if message.get("more_body"):  # a stream, which may never end
+                        rest_of_the_body.cancel()
+
+            await self._app({**scope, "method": "GET"}, receive, send_headers)
 
 
 class RequestTiming:

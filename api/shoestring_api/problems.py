@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from shoestring_core.errors import InvalidSpec, ShoestringError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Mount
 
 from shoestring_api.response_headers import headers_of
 
@@ -173,7 +174,21 @@ def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
         detail = f"No resource exists at {request.url.path}."
     elif error.status_code == 405:
         detail = f"{request.url.path} does not allow {request.method}."
-    return problem_response(error.status_code, code, title, detail, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+    return problem_response(error.status_code, code, title, detail, headers=headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes with this path; the framework knows only of the first."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    methods = [
+        method
+        for method in ("GET", "POST", "PUT", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ] or ["GET"]  # a file, or the dashboard's page
+    return [*methods, "HEAD"] if "GET" in methods else methods
 
 
 def _handle_disconnect(_: Request, __: Exception) -> JSONResponse:

@@ -5,8 +5,17 @@ and JavaScript's `Number` reads them."""
 from __future__ import annotations
 
 import math
+from typing import Annotated
+
+from pydantic import WithJsonSchema
 
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+AnyFloat = Annotated[
+    float, WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "enum": list(_NOT_FINITE)}]})
+]
+"""A float that may be NaN or infinite, described as it is sent."""
 
 
 def encode_float(value: float) -> float | str:

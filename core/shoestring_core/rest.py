@@ -7,13 +7,15 @@ Times are RFC 3339 UTC, durations seconds, money a decimal string with its curre
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shoestring_core import money as micro_dollars
 from shoestring_core import recipes, wording
+from shoestring_core.json_floats import AnyFloat
 from shoestring_core.states import (
     AttemptState,
     DesiredState,
@@ -33,6 +35,17 @@ class Resource(BaseModel):
         allow_inf_nan=True,
         json_schema_serialization_defaults_required=True,  # the service always sends every field
     )
+
+
+class RequestBody(Resource):
+    """What a client sends: unknown fields are refused, and nothing is converted, such as true to 1."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _from_exact(value: Any) -> Any:
+    """A float of the exact number that the service reads from JSON; anything else as it is."""
+    return float(value) if isinstance(value, Decimal) else value
 
 
 class Money(Resource):
@@ -105,7 +118,7 @@ class Job(Resource):
     attempt: int
     generation: int
     progress: Progress
-    latest: dict[str, float] = {}
+    latest: dict[str, AnyFloat] = {}
     """Latest value of each metric."""
     result: dict[str, Any] | None = None
     cost: Cost
@@ -127,18 +140,16 @@ class JobPage(Resource):
     next_cursor: str | None = None
 
 
-class SubmitJobRequest(Resource):
+class SubmitJobRequest(RequestBody):
     """Body of POST /v1/jobs: the spec as a tree, or its YAML/JSON text."""
 
-    model_config = ConfigDict(extra="forbid")
     spec: dict[str, Any] | str
     dry_run: bool = False
 
 
-class PlanJobRequest(Resource):
+class PlanJobRequest(RequestBody):
     """Body of POST /v1/plans: a spec as POST /v1/jobs takes it."""
 
-    model_config = ConfigDict(extra="forbid")
     spec: dict[str, Any] | str
 
 
@@ -181,10 +192,9 @@ class Plan(Resource):
     """The team's earlier runs that the estimates come from."""
 
 
-class StopJobRequest(Resource):
+class StopJobRequest(RequestBody):
     """Body of POST /v1/jobs/{id}:stop. Both save a checkpoint first; a paused job can be resumed."""
 
-    model_config = ConfigDict(extra="forbid")
     mode: Literal["stop", "pause"] = "stop"
 
 
@@ -272,7 +282,7 @@ class Curve(Resource):
     rolled_back: bool = False
     steps: list[int]
     times: list[float]
-    values: list[float]
+    values: list[AnyFloat]
 
 
 class Metrics(Resource):
@@ -358,8 +368,7 @@ class BudgetList(Resource):
     budgets: list[Budget]
 
 
-class SetBudgetRequest(Resource):
-    model_config = ConfigDict(extra="forbid")
+class SetBudgetRequest(RequestBody):
     limit: str
     """Decimal dollars."""
     reason: str = ""
@@ -414,10 +423,9 @@ class RecipeList(Resource):
     recipes: list[Recipe]
 
 
-class LoginRequest(Resource):
+class LoginRequest(RequestBody):
     """Body of POST /v1/session: an API key, or the code of a one-time login link."""
 
-    model_config = ConfigDict(extra="forbid")
     key: str | None = Field(default=None, max_length=200)
     code: str | None = Field(default=None, max_length=200)
 
@@ -445,10 +453,9 @@ class KeyList(Resource):
     keys: list[Key]
 
 
-class CreateKeyRequest(Resource):
+class CreateKeyRequest(RequestBody):
     """Body of POST /v1/keys."""
 
-    model_config = ConfigDict(extra="forbid")
     kind: Literal["pat", "svc"] = "pat"
     expires_in_days: int | None = Field(default=90, ge=1, le=3650)
 
@@ -465,11 +472,10 @@ class LoginCode(Resource):
     """Valid once, for ten minutes, at `/login?code=…`."""
 
 
-class PreemptRequest(Resource):
+class PreemptRequest(RequestBody):
     """Body of POST /v1/machines/{id}:preempt (admin, simulated providers only)."""
 
-    model_config = ConfigDict(extra="forbid")
-    notice_s: float = Field(default=120, ge=0, le=600)
+    notice_s: Annotated[float, BeforeValidator(_from_exact), Field(ge=0, le=600)] = 120
 
 
 class Readiness(Resource):

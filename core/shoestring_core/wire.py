@@ -21,6 +21,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shoestring_core.json_floats import AnyFloat
+
 PROTOCOL_VERSION = 1
 SUPPORTED_PROTOCOL_VERSIONS = (1,)
 
@@ -46,8 +48,9 @@ UnixSeconds = Annotated[float, Field(ge=0, le=2**40)]
 
 
 class WireMessage(BaseModel):
-    # NaN and ±Infinity are valid metric values. JSON has no literals for them, so they are sent as strings.
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", allow_inf_nan=True)
+    # NaN and ±Infinity are valid metric values. JSON has no literals for them, so they are sent as strings. Nothing
+    # else is converted: a number is no text, and true no number.
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", allow_inf_nan=True, strict=True)
 
 
 # --- from the agent ---------------------------------------------------------------------------------------
@@ -65,7 +68,7 @@ class RegisterRequest(WireMessage):
     succeeds, any other is refused."""
 
     protocol: int = PROTOCOL_VERSION
-    machine: UUID
+    machine: Annotated[UUID, Field(strict=False)]
     boot_token: str = Field(max_length=200)
     session_secret: str = Field(min_length=32, max_length=200)
     address: str = Field(max_length=255)
@@ -79,7 +82,7 @@ class MetricSeries(WireMessage):
     name: str = Field(min_length=1, max_length=250)
     steps: list[Step] = Field(max_length=20_000)
     times: list[UnixSeconds] = Field(max_length=20_000)
-    values: list[float] = Field(max_length=20_000)
+    values: list[Annotated[AnyFloat, Field(strict=False)]] = Field(max_length=20_000)
 
 
 class LogChunk(WireMessage):

@@ -880,7 +880,7 @@ export interface components {
             /** Times */
             times: number[];
             /** Values */
-            values: number[];
+            values: (number | ("NaN" | "Infinity" | "-Infinity"))[];
         };
         /**
          * DesiredState
@@ -1028,7 +1028,7 @@ export interface components {
              * @default {}
              */
             latest: {
-                [key: string]: number;
+                [key: string]: number | ("NaN" | "Infinity" | "-Infinity");
             };
             /** Result */
             result: {
@@ -1298,7 +1298,7 @@ export interface components {
             /** Times */
             times: number[];
             /** Values */
-            values: number[];
+            values: (number | ("NaN" | "Infinity" | "-Infinity"))[];
         };
         /** Metrics */
         Metrics: {
