@@ -48,7 +48,14 @@ EXIT_GRACE_S = 30.0  # for all machines to write checkpoints and end, where they
 TOKEN_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 INHERITED_VARIABLES = {
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
-    *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *(
+        "CUDA_HOME",
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "SHOESTRING_DATA_ROOTS",
+    ),
 }
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from shoestring_trainer.training.checkpoint.files import read_checkpoint, unpack_tensors
+from shoestring_trainer.training.data.confined_files import open_confined, require_confined
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.task import CheckpointFiles
 
@@ -52,12 +52,19 @@ def _fitting(tensors: Mapping[str, Tensor], part: nn.Module) -> dict[str, Tensor
 def _read(source: CheckpointFiles | Path) -> dict[str, Tensor]:
     if isinstance(source, CheckpointFiles):
         return unpack_tensors(read_checkpoint(source.data, source.manifest), "model.safetensors", source.data)
+    require_confined(source)
     if manifests := sorted(source.glob("ckpt/step-*.json")):
-        return _read(CheckpointFiles(manifests[-1].with_suffix(".data"), manifests[-1]))
+        files = CheckpointFiles(manifests[-1].with_suffix(".data"), manifests[-1])
+        require_confined(files.data)
+        require_confined(files.manifest)
+        return _read(files)
     file = next((file for name in WEIGHT_FILES if (file := source / name).is_file()), source)
     try:
-        tensors: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
+        with open_confined(file) as opened:
+            tensors: dict[str, Tensor] = load(opened.read())
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
         raise DataError(
             f"init: no weights can be read at {file} ({error}); give the folder of a run, a folder with "
             f"{WEIGHT_FILES[0]} or {WEIGHT_FILES[1]}, or a .safetensors file, on every machine"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.first_bytes import describe_first_bytes
 from shoestring_trainer.training.errors import DataError, first_line
 
@@ -124,7 +125,7 @@ def decode_file(path: Path, resize: ResizeSpec) -> tuple[Tensor, float]:
 
 def open_image_file(path: Path) -> Image.Image:
     """Open an image file, read into memory, without decoding it."""
-    with path.open("rb") as file:
+    with open_confined(path) as file:
         return open_image_bytes(file.read(MAX_FILE_BYTES + 1))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from shoestring_trainer.training.data.confined_files import require_confined
 from shoestring_trainer.training.data.decoding import open_image_file
 from shoestring_trainer.training.data.image_index import (
     IMAGE_EXTENSIONS,
@@ -146,6 +147,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    require_confined(folder)
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tarfile import TarInfo
 
+from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.decoding import MAX_FILE_BYTES
 from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS, validate_utf8
 from shoestring_trainer.training.errors import DataError, first_line
@@ -61,8 +63,8 @@ def read_samples(shard: Path) -> dict[str, Sample]:
 def _read_members(shard: Path) -> Iterator[tuple[TarInfo, bytes]]:
     """Yield the members of a shard up to its end mark; the content only of those that hold a label."""
     try:
-        size = shard.stat().st_size
-        with tarfile.open(shard, "r:", errorlevel=2) as tar:
+        with open_confined(shard) as opened, tarfile.open(fileobj=opened, mode="r:", errorlevel=2) as tar:
+            size = os.fstat(opened.fileno()).st_size
             for member in tar:
                 if member.offset_data + member.size > size and member.isreg():
                     raise tarfile.ReadError(f"{member.name} is truncated")
@@ -70,7 +72,7 @@ def _read_members(shard: Path) -> Iterator[tuple[TarInfo, bytes]]:
                 reader = tar.extractfile(member) if readable else None
                 yield member, reader.read() if reader else b""
             end = tar.offset
-        with shard.open("rb") as file:
+        with open_confined(shard) as file:
             file.seek(end)
             rest = file.read(2 * tarfile.BLOCKSIZE)
             if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):

@@ -16,6 +16,7 @@ from tarfile import TarInfo
 from PIL import Image
 from shoestring_core.spec import MAX_SHARDS, SHARD_RANGE, count_shards
 
+from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.decoding import open_image_bytes
 from shoestring_trainer.training.data.image_folder import find_splits
 from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val
@@ -30,6 +31,7 @@ from shoestring_trainer.training.data.splits import (
 from shoestring_trainer.training.data.tar_samples import Label, decode_text, read_samples
 from shoestring_trainer.training.errors import DataError
 
+MAX_CLASS_NAMES_BYTES = 1 << 26
 CLASS_NAME_FILES = ("classes.txt", "classnames.txt")
 
 
@@ -109,7 +111,7 @@ def _read_class_names(folders: Sequence[Path]) -> list[str]:
     for path in (folder / name for folder in folders for name in CLASS_NAME_FILES):
         if path.is_file():
             try:
-                names = [line.strip() for line in decode_text(path.read_bytes()).splitlines() if line.strip()]
+                names = [line.strip() for line in decode_text(_read(path)).splitlines() if line.strip()]
             except (OSError, ValueError) as error:
                 raise DataError(f"cannot read {path} ({error}); give one class name a line, in UTF-8") from error
             if len(set(names)) < max(2, len(names)):
@@ -117,6 +119,11 @@ def _read_class_names(folders: Sequence[Path]) -> list[str]:
             require_distinct(names, path)
             return names
     return []
+
+
+def _read(path: Path) -> bytes:
+    with open_confined(path) as file:
+        return file.read(MAX_CLASS_NAMES_BYTES)
 
 
 def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
@@ -224,6 +231,6 @@ class _ShardIndex:
         print(f"skipped: {reason}")
 
     def _open(self, index: int) -> Image.Image:
-        with self.shards[self._shard_numbers[index]].open("rb") as file:
+        with open_confined(self.shards[self._shard_numbers[index]]) as file:
             file.seek(self._offsets[index])
             return open_image_bytes(file.read(self._sizes[index]))

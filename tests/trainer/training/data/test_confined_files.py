@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the service names the folders that jobs may read, links in a job's data lead nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shoestring_trainer.training.checkpoint.warm_start import warm_start
+from shoestring_trainer.training.data.confined_files import ROOTS_VARIABLE, open_confined
+from shoestring_trainer.training.errors import DataError
+from torch import nn
+
+from tests.trainer.training.data.sample_images import COLOURS, load, save_image
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with a data set; beside it, outside, a secret and a picture."""
+    for name in ("cat", "dog"):
+        for number in range(2):
+            save_image(tmp_path / "root" / "set" / name / f"{number}.png", COLOURS["red"], number)
+    save_image(tmp_path / "outside" / "a.png", COLOURS["red"], 1)
+    (tmp_path / "outside" / "secret").write_text("line one\nline two\n")
+    monkeypatch.setenv(ROOTS_VARIABLE, f"/nonexistent:{tmp_path / 'root'}")
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("set/cat/2.png", "outside/a.png"), ("set/cow", "outside"), ("set/cat/more", "outside"),
+     ("set/cat/2.png", "outside/nothing")],
+)  # fmt: skip
+def test_a_link_in_an_image_folder_does_not_lead_out_of_the_roots(root: Path, link: str, target: str):
+    (root / link).symlink_to(root.parent / target)
+    with pytest.raises(DataError, match=f"{root / link} leads out of the folders that jobs may read"):
+        load(root / "set", val_fraction=0.5)
+
+
+def test_a_link_to_another_place_below_a_root_is_followed(root: Path):
+    (root / "set").rename(root / "all")
+    (root / "some").mkdir()
+    for name in ("cat", "dog"):
+        (root / "some" / name).symlink_to(root / "all" / name)
+    assert len(load(root / "some", val_fraction=0.5).train) == 2
+
+
+@pytest.mark.parametrize("link", ["classes.txt", "a.tar"])
+def test_shards_and_class_names_do_not_lead_out_of_the_roots(root: Path, link: str):
+    shards = root / "shards"
+    shards.mkdir()
+    (shards / "a.tar").write_bytes(bytes(10_240))
+    (shards / link).unlink(missing_ok=True)
+    (shards / link).symlink_to(root.parent / "outside" / "secret")
+    with pytest.raises(DataError, match=f"{shards / link} leads out of the folders that jobs may read") as refused:
+        load(shards, data_format="webdataset", on_corrupt="skip")
+    assert "line one" not in str(refused.value)
+
+
+@pytest.mark.parametrize("link", ["init", "init/network.safetensors", "init/ckpt/step-000000003.json"])
+def test_weights_do_not_lead_out_of_the_roots(root: Path, link: str):
+    (root / link).parent.mkdir(parents=True, exist_ok=True)
+    (root / link).symlink_to(root.parent / "outside" / ("" if link == "init" else "secret"))
+    with pytest.raises(DataError, match="leads out of the folders that jobs may read"):
+        warm_start(nn.Linear(1, 1), root / "init")
+
+
+def test_what_was_opened_counts_if_a_link_is_changed_in_between(root: Path, monkeypatch: pytest.MonkeyPatch):
+    (root / "a").symlink_to(root / "set" / "cat" / "0.png")
+    opened = Path.open
+
+    def swap_then_open(path: Path, *options: str):
+        path.unlink()
+        path.symlink_to(root.parent / "outside" / "secret")
+        return opened(path, *options)
+
+    monkeypatch.setattr(Path, "open", swap_then_open)
+    with pytest.raises(DataError, match="leads out"):
+        open_confined(root / "a")
