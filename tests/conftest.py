@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import gc
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from shoestring_core.store.db import open_store
 
 from tests import servers
 from tests.find_chromium import find_chromium
+from tests.shared_database import SharedDatabase
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -86,31 +86,33 @@ def database_url(database_kind: str, tmp_path: Path, request: pytest.FixtureRequ
 
 
 @pytest.fixture(scope="session")
-def template(database_kind: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> str:
-    """An empty database with today's schema, to copy: the path of an SQLite file, or a PostgreSQL database's name."""
-    if database_kind == "sqlite":
-        name = str(tmp_path_factory.mktemp("template") / "shoestring.db")
-        url = f"sqlite:///{name}"
-    else:
+def shared_database(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Callable[[str], SharedDatabase]:
+    """The migrated database of this process, by kind: made once, however often the kinds take turns."""
+
+    @functools.cache
+    def shared(kind: str) -> SharedDatabase:
+        if kind == "sqlite":
+            return SharedDatabase(f"sqlite:///{tmp_path_factory.mktemp('shared') / 'shoestring.db'}")
         postgres: servers.Postgres = request.getfixturevalue("postgres")
-        name = postgres.create()
-        url = postgres.url(name)
-    store = open_store(url)
-    store.migrate()
-    store.close()
-    return name
+        return SharedDatabase(postgres.url(postgres.create()))
+
+    return shared
 
 
 @pytest.fixture
-def migrated_url(database_kind: str, template: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """As `database_url`, but with today's schema: a copy, which costs a tenth of what the migrations do."""
-    if database_kind == "sqlite":
-        yield f"sqlite:///{shutil.copy(template, tmp_path)}"
-        return
-    postgres: servers.Postgres = request.getfixturevalue("postgres")
-    name = postgres.create(template)
-    yield postgres.url(name)
-    postgres.drop(name)
+def migrated(database_kind: str, shared_database: Callable[[str], SharedDatabase]) -> Iterator[SharedDatabase]:
+    """An empty database with today's schema. What a test starts on it must have ended before it is emptied again."""
+    database = shared_database(database_kind)
+    yield database
+    database.empty()
+
+
+@pytest.fixture
+def migrated_url(migrated: SharedDatabase) -> str:
+    """As `database_url`, but with today's schema."""
+    return migrated.url
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 from shoestring_core.store.db import Store
@@ -20,11 +21,11 @@ Update = tuple[str, UUID]
 """Table and row; the zero id where the statement doesn't name one row by its id."""
 
 
-def watch(store: Store) -> Callable[[], list[list[Update]]]:
-    """Record the updates of `store` from now on; the returned function gives the transactions that broke the order."""
+@contextmanager
+def watch(store: Store) -> Iterator[Callable[[], list[list[Update]]]]:
+    """Record the updates of `store` within the block; the function gives the transactions that broke the order."""
     transactions: dict[object, list[Update]] = defaultdict(list)
 
-    @event.listens_for(store.writer, "before_cursor_execute")
     def record(connection, cursor, statement, parameters, context, many) -> None:
         updated = _UPDATE.match(statement)
         if updated and updated[1] in _ORDER:
@@ -36,7 +37,11 @@ def watch(store: Store) -> Callable[[], list[list[Update]]]:
             levels = dict(db.sql.execute(select(AccountRow.id, AccountRow.level)).all())
         return [updates for updates in transactions.values() if not _in_order(updates, levels)]
 
-    return out_of_order
+    event.listen(store.writer, "before_cursor_execute", record)
+    try:
+        yield out_of_order
+    finally:
+        event.remove(store.writer, "before_cursor_execute", record)
 
 
 def _in_order(updates: list[Update], levels: dict[UUID, int]) -> bool:

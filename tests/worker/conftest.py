@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from shoestring_core import spec, wire
 from shoestring_core.decide import funding
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import checkpoints, identity, jobs, ledger
-from shoestring_core.store.db import Read, Store, open_store
+from shoestring_core.store.db import Read, Store
 from shoestring_core.store.fleet import agents, gangs, service_heartbeats
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, TransferRow
@@ -24,7 +25,8 @@ from sqlalchemy import select, update
 
 from tests import write_order
 from tests.core.world import Clock
-from tests.servers import PATIENCE_S
+from tests.servers import PATIENCE_S, until
+from tests.shared_database import SharedDatabase
 
 SECRET = "a secret of the tests"
 
@@ -38,6 +40,8 @@ class World:
     objects: LocalObjects
     admin: identity.Principal
     timeouts: Timeouts
+    control_loops: list[ControlLoop]
+    """All that were made, to be closed after the test."""
 
     @property
     def provider(self) -> SimulatedProvider:
@@ -47,7 +51,9 @@ class World:
     def another_control_loop(self, answer_wait_s: float = PATIENCE_S, **changed: Provider) -> ControlLoop:
         """`changed`: adapters in place of those that the others use, by provider."""
         providers = self.providers | changed
-        return make_control_loop(self.store, providers, self.objects, self.timeouts, self.clock, answer_wait_s)
+        made = make_control_loop(self.store, providers, self.objects, self.timeouts, self.clock, answer_wait_s)
+        self.control_loops.append(made)
+        return made
 
     # What people do.
 
@@ -193,28 +199,30 @@ def make_control_loop(
 
 
 @pytest.fixture
-def make_world(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., World]]:
+def make_world(
+    migrated: SharedDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., World]]:
     """Makes the world of a test, with simulated providers of the names given."""
     clock = Clock()
     monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
-    store = open_store(migrated_url)
+    store = migrated.store()
     admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
     store.write(lambda db: service_heartbeats.record_heartbeat(db, "api", 0))
     clock.pass_(60)
     objects, timeouts = LocalObjects(tmp_path / "objects", SECRET, "http://objects"), Timeouts(funding_lease=60 * S)
-    out_of_order = write_order.watch(store)
-    control_loops = []
+    control_loops: list[ControlLoop] = []
 
     def make(*names: str) -> World:
         providers = {name: SimulatedProvider(clock, name=name) for name in names}
         control_loops.append(make_control_loop(store, providers, objects, timeouts, clock))
-        return World(store, providers, clock, control_loops[-1], objects, admin, timeouts)
+        return World(store, providers, clock, control_loops[-1], objects, admin, timeouts, control_loops)
 
-    yield make
-    assert out_of_order() == []
+    with write_order.watch(store) as out_of_order:
+        yield make
+        assert out_of_order() == []
     for control_loop in control_loops:
         control_loop.close()
-    store.close()
+    until(lambda: not any(thread.name.startswith(("poll-", "launch-")) for thread in threading.enumerate()))
 
 
 @pytest.fixture

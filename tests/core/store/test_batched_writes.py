@@ -11,7 +11,7 @@ from shoestring_core.errors import InvalidRequest, Unavailable
 from shoestring_core.store import events
 from shoestring_core.store.db import CommitInfo, Store, Write
 from shoestring_core.store.tables import ServiceRow
-from sqlalchemy import event, insert, select
+from sqlalchemy import Connection, event, insert, select
 
 from tests.core.world import World
 from tests.servers import until
@@ -73,8 +73,13 @@ def test_writes_that_come_together_each_get_their_own_outcome(store: Store) -> N
 
 def test_writes_that_wait_for_the_one_writer_of_sqlite_share_a_transaction(store: Store) -> None:
     commits: list[int] = []
-    event.listen(store.writer, "commit", lambda _: commits.append(1))
+
+    def count(_: Connection) -> None:
+        commits.append(1)
+
+    event.listen(store.writer, "commit", count)
     assert run_together(store, [service(number) for number in range(20)]) == list(range(20))
+    event.remove(store.writer, "commit", count)
     assert len(commits) == (1 if store.writer.dialect.name == "sqlite" else 20)
 
 

@@ -274,7 +274,7 @@ def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str
     store = open_store(database_url)
     store.migrate()
     world = World(store)
-    job, out_of_order = world.job(), write_order.watch(store)
+    job = world.job()
     leaf, top = world.account("job", job).id, world.account("org", job).id
 
     def touch(table: type[Base], row: UUID):
@@ -283,12 +283,13 @@ def test_a_transaction_that_breaks_the_order_of_writes_is_seen(database_url: str
     def both(first, then) -> None:
         store.write(lambda db: (first(db), then(db)))
 
-    both(touch(JobRow, job.id), touch(AccountRow, leaf))
-    both(touch(AccountRow, leaf), touch(AccountRow, top))
-    assert out_of_order() == []
-    both(touch(AccountRow, leaf), touch(JobRow, job.id))
-    both(touch(AccountRow, top), touch(AccountRow, leaf))
-    assert out_of_order() == [[("accounts", leaf), ("jobs", job.id)], [("accounts", top), ("accounts", leaf)]]
+    with write_order.watch(store) as out_of_order:
+        both(touch(JobRow, job.id), touch(AccountRow, leaf))
+        both(touch(AccountRow, leaf), touch(AccountRow, top))
+        assert out_of_order() == []
+        both(touch(AccountRow, leaf), touch(JobRow, job.id))
+        both(touch(AccountRow, top), touch(AccountRow, leaf))
+        assert out_of_order() == [[("accounts", leaf), ("jobs", job.id)], [("accounts", top), ("accounts", leaf)]]
     store.close()
 
 
