@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import pytest
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import agents
@@ -14,6 +15,8 @@ from sqlalchemy import select
 
 from tests.worker.conftest import World
 from tests.worker.test_control_loop import finish, independent_bill, spent
+
+pytestmark = pytest.mark.any_database
 
 
 def running(world: World, nodes: str = "2..4") -> UUID:

@@ -29,6 +29,8 @@ from sqlalchemy import select
 from tests.servers import PATIENCE_S, until
 from tests.worker.conftest import SECRET, Clock, World
 
+pytestmark = pytest.mark.any_database
+
 HOUR_S = 3600
 
 

@@ -14,6 +14,8 @@ from sqlalchemy import select
 from tests.worker.conftest import World
 from tests.worker.test_control_loop import finish, leave
 
+pytestmark = pytest.mark.any_database
+
 
 def running(world: World, **resources: object) -> UUID:
     job = world.submit(**resources)

@@ -11,6 +11,8 @@ from shoestring_core.store.fleet import launches
 
 from tests.worker.conftest import World
 
+pytestmark = pytest.mark.any_database
+
 
 def refuse(world: World, kind: RefusalKind, *providers: str) -> None:
     for name in providers or world.providers:
