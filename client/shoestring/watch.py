@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from shoestring_core import money, rest
 from shoestring_core.durations import format_duration
+from shoestring_core.states import OUTCOMES
 from shoestring_core.terminal_text import printable
 
 from shoestring.client import Client, StreamEvent
@@ -68,11 +69,21 @@ def print_changes(client: Client, job: str, report: Callable[[str], None]) -> re
     """Report a line whenever the job's status sentence changes, for logs and pipes; return its final state."""
     sentence, current = "", None
     for current, _ in follow(client, job):
-        if current.status_text != sentence:
-            sentence = current.status_text
-            report(f"{current.state}: {sentence}")
+        if headline(current) != sentence:
+            sentence = headline(current)
+            report(f"{state_word(current)}: {sentence}")
     assert current is not None
     return current
+
+
+def headline(job: rest.Job) -> str:
+    """The first line of what is said about the job; a traceback may follow it."""
+    return job.status_text.partition("\n")[0]
+
+
+def state_word(job: rest.Job) -> str:
+    """The job's state; how it ended, if it has."""
+    return next((word for word, reasons in OUTCOMES.items() if job.end_reason in reasons), str(job.state))
 
 
 def render_job(job: rest.Job) -> RenderableType:
@@ -80,9 +91,9 @@ def render_job(job: rest.Job) -> RenderableType:
     head = Text.assemble(
         (printable(job.name), "bold"),
         "  ",
-        (str(job.state), STATE_STYLE.get(job.state, "")),
+        (state_word(job), STATE_STYLE.get(job.state, "")),
         "  ",
-        printable(job.status_text),
+        printable(headline(job)),
     )
     parts: list[RenderableType] = [head]
     progress = job.progress

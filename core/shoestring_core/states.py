@@ -47,6 +47,14 @@ class WaitReason(StrEnum):
 
 SUCCESS_REASONS = frozenset({EndReason.SUCCEEDED, EndReason.GOAL_REACHED})
 
+_STOPPED = frozenset({EndReason.USER_STOP, EndReason.BUDGET, EndReason.TIME_LIMIT})
+OUTCOMES = {
+    "finished": SUCCESS_REASONS,
+    "stopped": _STOPPED,
+    "failed": frozenset(EndReason) - SUCCESS_REASONS - _STOPPED,
+}
+"""What users call an ended job, and the reasons for which it ended."""
+
 
 class DesiredState(StrEnum):
     """What users and limits want a job to do; the reconciler acts on it."""

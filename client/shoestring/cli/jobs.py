@@ -28,6 +28,7 @@ from shoestring.cli.terminal import (
     print_result,
     print_table,
     resolve_job_id,
+    short_id,
     to_json,
 )
 from shoestring.client import Client
@@ -77,7 +78,7 @@ def submit(
             _watch(client, str(job.id), as_json)
         else:
             print_result(job, as_json, lambda: out.print(str(job.id)))
-            err.print(f"{job.status_text}\nFollow: shoestring watch {job.id}    Stop: shoestring stop {job.id}")
+            err.print(f"{watching.headline(job)}\nFollow: shoestring watch {job.id}    Stop: shoestring stop {job.id}")
 
 
 def plan(
@@ -162,7 +163,8 @@ def logs(
     def format_line(line: rest.LogLine) -> str:
         if as_json:
             return json.dumps(to_json(line))
-        return f"[{line.slot}.{line.rank}] {line.text if raw else printable(line.text, colors=True)}"
+        writer = "agent" if line.rank < 0 else line.rank
+        return f"[{line.slot}.{writer}] {line.text if raw else printable(line.text, colors=True)}"
 
     with open_client(url) as client:
         job_id = resolve_job_id(client, job)
@@ -174,6 +176,8 @@ def logs(
             if tail or not page.lines or page.next_cursor is None or page.next_cursor == cursor:
                 break
             cursor = page.next_cursor
+        if rank is not None and cursor is None and not page.lines:
+            err.print(f"Rank {rank} has logged nothing. All ranks: shoestring logs {job}")
         if page.truncated:
             err.print("The job reached its log quota; the remaining logs were not stored.")
         if not follow or watching.is_over(client.job(job_id)):
@@ -192,8 +196,11 @@ def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
     shoestring stop 0193
     """
     with open_client(url) as client:
-        stopped = client.stop(resolve_job_id(client, job))
-    print_result(stopped, as_json, lambda: out.print(stopped.status_text))
+        job_id = resolve_job_id(client, job)
+        before = client.job(job_id)
+        stopped = client.stop(job_id)
+    had_ended = "The job had already ended: " if before.state == "ended" else ""
+    print_result(stopped, as_json, lambda: out.print(f"{had_ended}{watching.headline(stopped)}"))
 
 
 def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
@@ -215,7 +222,7 @@ def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """
     with open_client(url) as client:
         resumed = client.resume(resolve_job_id(client, job))
-    print_result(resumed, as_json, lambda: out.print(resumed.status_text))
+    print_result(resumed, as_json, lambda: out.print(watching.headline(resumed)))
 
 
 def open_dashboard(
@@ -270,12 +277,12 @@ def _watch(client: Client, job: str, as_json: bool) -> None:
 def _print_jobs(jobs: list[rest.Job]) -> None:
     rows = [
         (
-            str(job.id)[:13],
+            short_id(job.id),
             job.name,
-            str(job.state),
+            watching.state_word(job),
             _format_steps(job),
             watching.format_cost(job.cost),
-            job.status_text,
+            watching.headline(job),
         )
         for job in jobs
     ]
@@ -307,6 +314,8 @@ def _print_plan(plan: rest.Plan) -> None:
 
 def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:
     out.print(watching.render_job(job))
+    if details := job.status_text.removeprefix(watching.headline(job)).strip():
+        out.print(details, highlight=False)
     out.print(f"job {job.id}   attempt {job.attempt}   rolled-back steps {attempts.rolled_back_steps}")
     if job.sizing:
         out.print(job.sizing.text)

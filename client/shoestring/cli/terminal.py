@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 from uuid import UUID
@@ -38,7 +39,7 @@ out, err = Terminal(), Terminal(stderr=True, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (a stream prints one object per line).")]
 Url = Annotated[str | None, typer.Option("--url", help="URL of the service.", envvar="SHOESTRING_URL")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or a unique prefix of it.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, the last 8 characters of it, or the job's name.")]
 
 
 def open_client(url: str | None) -> Client:
@@ -46,16 +47,30 @@ def open_client(url: str | None) -> Client:
     return Client(login.url, login.key)
 
 
-def resolve_job_id(client: Client, prefix: str) -> str:
-    """Return the full job id. Exits with NOT_FOUND unless exactly one job's id starts with `prefix`."""
+def short_id(job: UUID | str) -> str:
+    """The characters by which jobs are shown: the last ones, because jobs of one time begin alike."""
+    return str(job)[-8:]
+
+
+def resolve_job_id(client: Client, given: str) -> str:
+    """Return the id of the job that is given by its id, the beginning or the end of it, or its name.
+
+    Exits with NOT_FOUND unless exactly one job of the team is meant.
+    """
     with contextlib.suppress(ValueError):
-        return str(UUID(prefix))
-    matching = [str(job.id) for job in client.jobs(limit=200).jobs if str(job.id).startswith(prefix)]
-    if len(matching) != 1:
-        count = "No job id starts" if not matching else f"{len(matching)} job ids start"
-        print_error(f"{count} with {prefix}. List jobs: shoestring ls")
+        return str(UUID(given))
+    quoted = shlex.quote(given)
+    found = [job for job in client.jobs(filter=f"id~{quoted}", limit=100).jobs if _begins_or_ends(str(job.id), given)]
+    found = found or client.jobs(filter=f"name={quoted}", limit=100).jobs
+    if len(found) != 1:
+        several = f"{len(found)} jobs are called {given}: {', '.join(short_id(job.id) for job in found[:5])}"
+        print_error(f"{several if found else f'No job has the id or the name {given}'}. List jobs: shoestring ls")
         raise typer.Exit(exit_codes.NOT_FOUND)
-    return matching[0]
+    return str(found[0].id)
+
+
+def _begins_or_ends(job: str, part: str) -> bool:
+    return job.startswith(part.lower()) or job.endswith(part.lower())
 
 
 def print_result(value: Any, as_json: bool, print_text: Callable[[], None]) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, String, and_, cast, func, not_, or_, select, tuple_
 
 from shoestring_core.errors import InvalidRequest
-from shoestring_core.states import EndReason, JobState
+from shoestring_core.states import OUTCOMES, EndReason, JobState
 from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
 from shoestring_core.store.db import Read
 from shoestring_core.store.tables import JobRow, UserRow
@@ -33,10 +33,11 @@ def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = Non
     """The team's jobs, newest first. Raises InvalidRequest for an invalid filter or cursor.
 
     A filter is a list of conditions, all of which must hold: FIELD=VALUE, FIELD!=VALUE, or FIELD~PART (contains,
-    ignoring case). Fields: state, end, name, recipe, user, tag.NAME. VALUE may be a list with commas; quotes protect
-    spaces.
+    ignoring case). Fields: id, state, end, name, recipe, user, tag.NAME. VALUE may be a list with commas; quotes
+    protect spaces. A word by itself is a part of the name or of the id. Ended jobs have the states finished, failed and
+    stopped too.
 
-        state=queued,running name~digits tag.team!=vision user=ann
+        digits state=queued,failed tag.team!=vision user=ann
     """
     query = select(JobRow).where(JobRow.team_id == team, *map(_condition, _conditions(filter_text)))
     if cursor is not None:
@@ -45,7 +46,7 @@ def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = Non
     return JobRowPage(rows[:limit], _to_cursor(rows[limit - 1]) if len(rows) > limit else None)
 
 
-_FIELDS = ("state", "end", "name", "recipe", "user", "tag.NAME")
+_FIELDS = ("id", "state", "end", "name", "recipe", "user", "tag.NAME")
 _CONDITION = re.compile(r"(?P<field>[a-z]+|tag\.[^=!~]+)(?P<operator>=|!=|~)(?P<value>.*)", re.DOTALL)
 
 
@@ -63,6 +64,8 @@ def _conditions(text: str) -> list[str]:
 
 def _condition(text: str) -> ColumnElement[bool]:
     parts = _CONDITION.fullmatch(text)
+    if parts is None and text and not set(text) & set("=!~"):
+        return or_(_contains("name", text), _contains("id", text))
     if parts is None:
         raise InvalidRequest(
             f"{text!r} is not a valid condition.",
@@ -70,10 +73,14 @@ def _condition(text: str) -> ColumnElement[bool]:
         )
     column = _column(parts["field"])
     if parts["operator"] == "~":
-        return column.icontains(parts["value"], autoescape=True)
+        return _contains(parts["field"], parts["value"])
     values = _values(parts["field"], parts["value"])
     matches_any = or_(*(_equals(parts["field"], column, value) for value in values))
     return matches_any if parts["operator"] == "=" else or_(column.is_(None), not_(matches_any))
+
+
+def _contains(field: str, part: str) -> ColumnElement[bool]:
+    return _column(field).icontains(part.replace("-", "") if field == "id" else part, autoescape=True)
 
 
 def _column(field: str) -> ColumnElement[Any]:
@@ -81,6 +88,7 @@ def _column(field: str) -> ColumnElement[Any]:
         tag: ColumnElement[Any] = JobRow.spec[("tags", field.removeprefix("tag."))].as_string()
         return tag
     columns: dict[str, ColumnElement[Any]] = {
+        "id": func.replace(cast(JobRow.id, String), "-", ""),
         "state": JobRow.state.expression,
         "end": JobRow.end_reason.expression,
         "name": JobRow.name.expression,
@@ -96,7 +104,7 @@ def _column(field: str) -> ColumnElement[Any]:
 
 def _values(field: str, text: str) -> list[str]:
     values = text.split(",")
-    known: list[str] | None = {"state": [*map(str, JobState)], "end": [*map(str, EndReason)]}.get(field)
+    known: list[str] | None = {"state": [*map(str, JobState), *OUTCOMES], "end": [*map(str, EndReason)]}.get(field)
     for value in values:
         if known is not None and value not in known:
             raise InvalidRequest(f"{value!r} is not a value of {field}.", hint=f"Values: {', '.join(known)}.")
@@ -105,6 +113,10 @@ def _values(field: str, text: str) -> list[str]:
 
 def _equals(field: str, column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
     """A recipe without a version matches all its versions."""
+    if field == "state" and value in OUTCOMES:
+        return and_(column == JobState.ENDED, JobRow.end_reason.in_(OUTCOMES[value]))
+    if field == "id":
+        return column == value.replace("-", "").lower()
     if field == "recipe" and "@" not in value:
         return or_(column == value, column.startswith(f"{value}@", autoescape=True))
     return column == value

@@ -17,6 +17,11 @@ MATCHES = [
     ("state=queued", "ac"),
     ("state=queued,ended", "abc"),
     ("state!=ended", "ac"),
+    ("state=stopped", "b"),
+    ("state=failed,finished", ""),
+    ("state!=stopped", "ac"),
+    ("DIGITS state=queued", "c"),
+    ("nothing-of-this-name", ""),
     ("end=user_stop", "b"),
     ("end!=user_stop", "ac"),
     ("name=a", "a"),
@@ -49,6 +54,15 @@ def test_a_filter_returns_the_matching_jobs(world: World) -> None:
             assert "".join(names) == found, text
 
 
+def test_a_job_is_found_by_a_part_of_its_id_however_many_are_newer(world: World) -> None:
+    job = str(world.job().id)
+    for _ in range(3):
+        world.job()
+    with world.store.read() as db:
+        for text in (f"id={job}", f"id={job.upper()}", f"id~{job[:23]}", f"id~{job[-8:]}", job[-8:], job):
+            assert [str(found.id) for found in job_search.search(db, world.team, text, limit=1).jobs] == [job], text
+
+
 def test_a_filter_matches_users(world: World) -> None:
     world.job()
     with world.store.read() as db:
@@ -59,7 +73,7 @@ def test_a_filter_matches_users(world: World) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("queued", "FIELD=VALUE"),
+        ("!queued", "FIELD=VALUE"),
         ("status=queued", "Did you mean state?"),
         ("price=3", "Fields:"),
         ("state=quued", "Values:"),

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How commands name jobs and machines, and how much of a long reason they show."""
+
+from __future__ import annotations
+
+import shlex
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import Result
+from shoestring import Client, cli, exit_codes
+from shoestring.cli import chaos, jobs
+from typer.testing import CliRunner
+
+from tests.client.test_client import JOB
+from tests.client.test_foreign_text import ATTEMPT, MACHINE
+
+OTHER = JOB | {"id": str(uuid.uuid4()), "name": "twice"}
+TRACEBACK = "It raised boom\n\nTraceback (most recent call last):\n  x\nRuntimeError: boom"
+JOBS: list[dict[str, Any]] = [
+    JOB | {"name": "cats and dogs", "state": "ended", "end_reason": "user_code", "status_text": TRACEBACK},
+    OTHER,
+    JOB | {"id": str(uuid.uuid4()), "name": "twice"},
+]
+MACHINES = [MACHINE | {"id": str(uuid.uuid4()), "slot": slot, "state": "running"} for slot in (0, 1)]
+ENDED = MACHINE | {"id": str(uuid.uuid4()), "slot": 2, "state": "terminated"}
+preempted: list[str] = []
+
+
+def answer(request: httpx.Request) -> httpx.Response:
+    path = request.url.path
+    if path == "/v1/jobs":
+        (condition,) = shlex.split(request.url.params.get("filter", "")) or ["id~"]
+        part, name = condition.removeprefix("id~"), condition.removeprefix("name=")
+        found = [job for job in JOBS if part.lower() in job["id"] or job["name"] == name]
+        return httpx.Response(200, json={"jobs": found})
+    if path.startswith("/v1/machines/"):
+        preempted.append(path.removeprefix("/v1/machines/").removesuffix(":preempt"))
+        return httpx.Response(200, json=MACHINE)
+    name, _, action = path.removeprefix("/v1/jobs/").partition("/")
+    job = next((job for job in JOBS if job["id"] == name.removesuffix(":stop")), None)
+    if job is None:
+        problem = {"type": "/p", "title": "Not found", "status": 404, "detail": "No such job.", "code": "not-found"}
+        return httpx.Response(404, json=problem)
+    if action == "attempts":
+        attempt = ATTEMPT | {"machines": [*MACHINES, ENDED]}
+        return httpx.Response(200, json={"attempts": [attempt], "steps": 1, "rolled_back_steps": 0})
+    if action == "logs":
+        return httpx.Response(200, json={"lines": []})
+    return httpx.Response(200, json=job)
+
+
+@pytest.fixture(autouse=True)
+def service(monkeypatch: pytest.MonkeyPatch) -> None:
+    preempted.clear()
+    for module in (jobs, chaos):
+        monkeypatch.setattr(
+            module, "open_client", lambda _url: Client("http://service", "k", transport=httpx.MockTransport(answer))
+        )
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("given", [JOB["id"], JOB["id"][:13], JOB["id"][-8:], JOB["id"][-8:].upper(), "cats and dogs"])
+def test_a_job_is_named_by_its_id_or_a_part_of_it_as_the_dashboard_shows_it_or_its_name(given: str) -> None:
+    assert f"job {JOB['id']}" in run("show", given).output
+
+
+def test_a_name_of_two_jobs_and_of_none_is_refused() -> None:
+    several = run("show", "twice")
+    assert (several.exit_code, several.output.count(OTHER["id"][-8:])) == (exit_codes.NOT_FOUND, 1)
+    assert "2 jobs are called twice" in several.output
+    assert "No job has the id or the name nothing" in run("show", "nothing").output
+
+
+def test_a_list_shows_the_first_line_of_a_reason_and_the_jobs_own_page_all_of_it() -> None:
+    listed = run("ls").output
+    assert len(listed.splitlines()) == 1 + len(JOBS)
+    assert (JOB["id"][-8:] in listed, "failed" in listed, "boom" in listed) == (True, True, True)
+    assert "Traceback" not in listed
+    assert "RuntimeError: boom" in run("show", JOB["id"]).output
+
+
+def test_a_machine_is_preempted_by_its_job_and_its_number() -> None:
+    assert run("chaos", "preempt", "cats and dogs", "1").exit_code == exit_codes.OK
+    assert run("chaos", "preempt", MACHINES[0]["id"]).exit_code == exit_codes.OK
+    assert preempted == [MACHINES[1]["id"], MACHINES[0]["id"]]
+    for slot in ([], ["2"]):
+        refused = run("chaos", "preempt", "cats and dogs", *slot)
+        assert (refused.exit_code, "Running: 0, 1" in refused.output) == (exit_codes.NOT_FOUND, True)
+
+
+def test_stopping_an_ended_job_says_that_it_had_ended() -> None:
+    stopped = run("stop", JOB["id"]).output
+    assert stopped.strip() == "The job had already ended: It raised boom"
+
+
+def test_a_rank_that_logged_nothing_is_said() -> None:
+    assert "Rank 1 has logged nothing" in run("logs", JOB["id"], "--rank", "1").output
