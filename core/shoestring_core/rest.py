@@ -111,6 +111,8 @@ class Job(Resource):
     """State and reason in words a user can act on."""
     wait_reason: WaitReason | None = None
     """What a queued or paused job waits for."""
+    queue_position: int | None = None
+    """Place among the team's queued jobs, from 1; null for one that isn't queued, or that more than 99 are ahead of."""
     end_reason: EndReason | None = None
     reason: Reason | None = None
     """What exactly it waits for, or why exactly it ended, where more is known than wait_reason or end_reason."""

@@ -31,8 +31,9 @@ EXAMPLES: list[Reason] = [
     waits.RetryDelayed(),
     waits.BudgetOverdrawn("team vision", "0.12"),
     waits.BudgetShort("this job", "0.20", "0.12", 1, own=True),
-    waits.BehindJobShortOfBudget("0193", "team vision"),
-    waits.MachinesInUse(3, 2, 1, 4, "0193"),
+    waits.InQueue(),
+    waits.BehindJobShortOfBudget("team vision"),
+    waits.MachinesInUse(2, 1, 4, behind=True),
     # attempts
     attempts.GangComplete(),
     attempts.FewerMachines(3, 4),

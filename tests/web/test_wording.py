@@ -30,7 +30,7 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lists_badges_and_hints_follow_the_codes(deployment: Deployment, open_page: OpenPage) -> None:
     short, behind = deployment.submit(name="short"), deployment.submit(name="behind")
     wait_for(deployment, short, waits.BudgetShort("team vision", "0.20", "0.12", 1))
-    wait_for(deployment, behind, waits.BehindJobShortOfBudget(str(short), "team vision"))
+    wait_for(deployment, behind, waits.BehindJobShortOfBudget("team vision"))
     exhausted, _ = deployment.running(name="exhausted")
     deployment.store.write(lambda db: jobs.stop(db, exhausted, "fleet", "pause", stop_reason="budget"))
     fail(deployment, "broken")

@@ -89,7 +89,7 @@ def test_jobs_wait_for_slots_in_order_and_start_when_slots_are_free(world: World
     world.tick()
     assert world.job(first).state == "launching"
     assert [world.job(job).wait_reason for job in (second, third)] == ["slots", "slots"]
-    assert world.job(third).wait_detail["facts"]["position"] == 2
+    assert world.job(third).wait_detail["facts"]["behind"]
     finish(world, first)
     assert [world.job(job).state for job in (second, third)] == ["launching", "launching"]
     assert world.job(second).wait_reason is None

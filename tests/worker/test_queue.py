@@ -12,7 +12,7 @@ from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded
-from shoestring_core.store import jobs, ledger
+from shoestring_core.store import identity, jobs, ledger, queries
 from shoestring_core.store.fleet import queue
 from shoestring_core.store.tables import EventRow
 from sqlalchemy import select
@@ -41,8 +41,17 @@ def test_a_tick_in_which_nothing_changed_writes_nothing_and_reads_as_much_as_wit
     assert long.reads == short.reads < 30
 
 
+def positions(world: World, submitted: list[UUID]) -> list[int | None]:
+    with world.store.read() as db:
+        return [one.queue_position for one in queries.load_job_rows(db, [world.job(job) for job in submitted])]
+
+
+def waits_of(world: World, submitted: list[UUID]) -> list[str | None]:
+    return [world.job(job).wait_reason for job in submitted]
+
+
 def test_a_change_at_the_head_of_the_queue_takes_as_many_statements_however_long_it_is(world: World):
-    """The waits of all jobs behind are written together."""
+    """Nothing that is stored with the jobs behind names their place."""
     counts = []
     world.provider.slots = 1
     world.submit()
@@ -52,11 +61,63 @@ def test_a_change_at_the_head_of_the_queue_takes_as_many_statements_however_long
         world.store.write(lambda db, first=waiting[0]: jobs.stop(db, first, "ann"))
         statements = tick_alone(world)
         counts.append((statements.reads, len(statements.writes)))
-        assert world.job(waiting[1]).wait_detail["facts"]["position"] == 1
+        assert positions(world, waiting[1:])[0] == 1
         for job in waiting[1:]:
             world.store.write(lambda db, job=job: jobs.stop(db, job, "ann"))
         world.tick()
     assert counts[0] == counts[1]
+
+
+def test_a_schedule_reads_the_queue_only_as_far_as_a_job_may_start(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(queue, "PAGE", 5)
+    world.provider.slots = 1
+    submitted = [world.submit() for _ in range(30)]
+    world.tick()
+    assert world.job(submitted[0]).state == "launching"
+    assert waits_of(world, submitted[1:]) == ["slots"] * 5 + [None] * 24
+    assert positions(world, submitted) == [None, *range(1, 30)]
+
+
+@pytest.mark.any_database
+def test_jobs_in_front_that_hold_up_nobody_keep_no_job_from_its_start(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(queue, "PAGE", 5)
+    world.provider.slots = 2
+    oversized = [world.submit(nodes=3) for _ in range(30)]
+    submitted = [world.submit() for _ in range(30)]
+    world.tick()
+    assert {world.job(job).wait_reason for job in oversized} == {"capacity"}
+    assert [world.job(job).state for job in submitted] == ["launching"] * 2 + ["queued"] * 28
+
+
+@pytest.mark.any_database
+def test_jobs_of_a_team_without_money_are_not_read_to_find_those_of_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(queue, "PAGE", 5)
+    other = world.store.write(lambda db: identity.ensure_admin(db, "org", "speech", "bob"))
+    submitted = [world.submit() for _ in range(30)]
+    world.budget(0)
+    job = world.submit(principal=other)
+    world.tick()
+    assert waits_of(world, submitted) == ["budget"] * 5 + [None] * 25
+    assert world.job(job).state == "launching"
+
+
+@pytest.mark.any_database
+def test_a_job_that_no_schedule_reaches_any_more_loses_the_reason_that_it_had(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(queue, "PAGE", 3)
+    world.provider.slots = 2
+    world.submit(), world.submit()
+    oversized = [world.submit(nodes=3) for _ in range(3)]
+    behind = [world.submit() for _ in range(2)]
+    world.tick()
+    assert waits_of(world, oversized + behind) == ["capacity"] * 3 + ["slots"] * 2
+    world.provider.slots = 3  # from now on the first oversized job waits for all three, and nobody overtakes it
+    world.tick(11)
+    assert waits_of(world, oversized + behind) == ["slots"] * 3 + [None] * 2
+    assert wait_events(world, behind[1]) == [(None, "slots"), ("slots", "turn")]
 
 
 def test_a_wait_whose_reason_changes_is_an_event_and_one_whose_facts_change_is_none(world: World):
@@ -65,13 +126,16 @@ def test_a_wait_whose_reason_changes_is_an_event_and_one_whose_facts_change_is_n
     world.tick()
     world.store.write(lambda db: jobs.stop(db, first, "ann"))
     world.tick()
-    assert world.job(second).wait_detail["facts"]["position"] == 1
+    assert not world.job(second).wait_detail["facts"]["behind"]
     world.budget(0)
     world.tick()
+    assert wait_events(world, second) == [(None, "slots"), ("slots", "budget")]
+
+
+def wait_events(world: World, job: UUID) -> list[tuple[str | None, str]]:
     with world.store.read() as db:
-        query = select(EventRow).where(EventRow.kind == "wait", EventRow.job == second).order_by(EventRow.seq)
-        changes = [(row.data["from"], row.data["to"]) for row in db.sql.scalars(query)]
-    assert changes == [(None, "slots"), ("slots", "budget")]
+        query = select(EventRow).where(EventRow.kind == "wait", EventRow.job == job).order_by(EventRow.seq)
+        return [(row.data["from"], row.data["to"]) for row in db.sql.scalars(query)]
 
 
 def test_a_wait_decided_before_its_job_left_the_queue_is_not_recorded(world: World):
@@ -114,21 +178,29 @@ def test_a_job_starts_again_when_its_backoff_ends_although_nothing_else_changes(
 
 
 @pytest.mark.any_database
-def test_what_a_worker_remembers_never_hides_what_a_whole_schedule_would_change(world: World, seed: int):
-    """After each tick, a worker that remembers nothing would start no job, and give none another reason to wait."""
+@pytest.mark.parametrize("page", [2, queue.PAGE])
+def test_what_a_worker_remembers_and_reads_never_hides_what_a_whole_schedule_would_change(
+    world: World, seed: int, page: int, monkeypatch: pytest.MonkeyPatch
+):
+    """After each tick, a worker that remembers nothing and reads the whole queue would start no job, and give none
+    another reason to wait than is stored."""
     rng = random.Random(seed)
     submitted: list[UUID] = []
     slow = world.another_control_loop()  # a second worker that ticks now and then, with older memories
     for _ in range(60):
         act(world, rng, submitted)
+        monkeypatch.setattr(queue, "PAGE", page)
         if rng.random() < 0.3:
             slow.tick()
         world.tick(rng.choice((0, 0.5, 5)))
+        monkeypatch.setattr(queue, "PAGE", 1000)
         with world.store.read() as db:
             loaded = queue.load_queue(db, world.timeouts, {})
         schedule = schedule_jobs(loaded.snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts})
         assert schedule.starts == ()
-        assert loaded.changed(schedule.waits) == []
+        assert [wait for wait in loaded.changed(schedule.waits) if wait.job in loaded.waits] == []
+        if page > len(loaded.snapshot.queue):
+            assert loaded.waits.keys() == {wait.job for wait in schedule.waits}
 
 
 def act(world: World, rng: random.Random, submitted: list[UUID]) -> None:

@@ -33,7 +33,7 @@ from shoestring_core.states import DesiredState
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import CommitInfo, Store, Write
 from shoestring_core.store.fleet import billing, gangs, launches, planning, queue, service_heartbeats
-from shoestring_core.store.fleet.active_attempts import ActiveAttempt, OpenWork, load_open_work
+from shoestring_core.store.fleet.active_attempts import ActiveAttempt, Demand, OpenWork, load_demand, load_open_work
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.objects import Objects
 from shoestring_core.wording import Reason
@@ -143,10 +143,12 @@ class ControlLoop:
             items.run("the heartbeat", self._heartbeat)
         if self.monotonic() >= self._audited_at + AUDIT_S:
             items.run("the audit of the ledger", self._audit)
-        work = self._find_work()
-        if self._poll_providers(work):
-            work = self._find_work()
-        if not work:
+        with self.store.read() as db:
+            demand = load_demand(db)
+        self._poll_providers(demand)
+        with self.store.read() as db:
+            work = load_open_work(db)
+        if not (work or demand.jobs_queued):
             return
         self._for_each("closing", self._close_attempt, work.attempts)
         self._for_each("the time limit", self._enforce_time_limit, work.attempts)
@@ -187,18 +189,17 @@ class ControlLoop:
             log.error("ledger totals are inconsistent: %s", discrepancy)
         self._audited_at = self.monotonic()
 
-    def _poll_providers(self, work: OpenWork) -> bool:
-        """Reconcile with the providers and refresh their offers, where that is due. Returns whether it was anywhere."""
-        for name in work.alive_machines.keys() - self._lanes.keys():
+    def _poll_providers(self, demand: Demand) -> None:
+        """Reconcile with the providers and refresh their offers, where that is due."""
+        for name in demand.alive_machines.keys() - self._lanes.keys():
             self._items.warn(f"provider {name}", "it has machines, and this worker does not serve it")
         due = [
             lane
             for name, lane in self._lanes.items()
-            if lane.is_due or work.queued_jobs or work.alive_machines.get(name)
+            if lane.is_due or demand.jobs_queued or demand.alive_machines.get(name)
         ]
         polls = [call for lane in due for call in lane.begin_poll(self._scheduler.requirements)]
         wait_for_answers(polls, self.answer_wait_s)
-        return bool(due)
 
     def _launch_machines(self) -> None:
         calls = [call for lane in self._lanes.values() for call in lane.begin_launches()]
@@ -331,10 +332,6 @@ class ControlLoop:
             self._write(jobs.stop, active.job.id, "fleet", mode, stop_reason=stop_reason, reason=reason)
         except (StaleTransition, InvalidState) as stale:
             log.info("%s", stale)
-
-    def _find_work(self) -> OpenWork:
-        with self.store.read() as db:
-            return load_open_work(db)
 
     def _timeouts(self, active: ActiveAttempt) -> Timeouts:
         if active.provider not in self.providers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -61,7 +61,7 @@ class JobScheduler:
     monotonic: Callable[[], float] = time.monotonic
 
     requirements: frozenset[Requirements] = frozenset()
-    """Those of the jobs in the queue, when it was last read."""
+    """Those of the jobs that the last schedule looked at."""
     _known: dict[UUID, QueuedJob] = field(default_factory=dict)
     _applied: AppliedSchedule | None = None
 
@@ -69,16 +69,20 @@ class JobScheduler:
         """Make a schedule and apply it, unless the last one still applies."""
         with self.store.read() as db:
             mark, now = queue.load_mark(db), db.now
-            offers = [offer for offer in load_offers(db) if offer.provider in self.providers] if mark.jobs else []
-        if not mark.jobs or self._still_applies(mark, offers, now):
+            offers = [offer for offer in load_offers(db) if offer.provider in self.providers] if mark.queued else []
+        if not mark.queued or self._still_applies(mark, offers, now):
             return
+        timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
         with self.store.read() as db:
-            loaded, now = queue.load_queue(db, self.timeouts, self._known), db.now
+            now, loaded = db.now, queue.load_queue(db, self.timeouts, self._known)
+            schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts)
+            while loaded.end is not None and not schedule.exhausted:
+                loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
+                schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts)
+        self._forget_all_but(loaded.snapshot.queue)
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
         self.requirements = frozenset(job.requirements for job in loaded.snapshot.queue)
-        timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
-        schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts)
         epoch, complete = loaded.mark.epoch, True
         for start in schedule.starts:
             started = bool(self.items.run(f"the start of job {start.job}", self._start, start, epoch))
@@ -92,6 +96,10 @@ class JobScheduler:
             mark = loaded.mark._replace(epoch=epoch)
             stale = [(offer, is_stale(offer, now)) for offer in offers]
             self._applied = AppliedSchedule(mark, stale, min(backoffs, default=None), self.monotonic())
+
+    def _forget_all_but(self, queue: Iterable[QueuedJob]) -> None:
+        for job in self._known.keys() - {queued.job for queued in queue}:
+            del self._known[job]
 
     def _start(self, start: Start, epoch: int) -> bool:
         """Returns whether the job was started; not if another worker has applied a newer schedule."""

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from shoestring_core import rest, wording
-from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState, WaitReason
+from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import GenerationRow, JobRow
 
 from shoestring_api.serializers.costs import serialize_cost
-from shoestring_api.serializers.statuses import status_of
+from shoestring_api.serializers.statuses import status_of, wait_detail_of, wait_reason_of
 from shoestring_api.serializers.times import to_datetime
 
 
 def serialize_job(rows: JobRows, now: int) -> rest.Job:
     row = rows.job
-    detail = row.end_detail if row.state == JobState.ENDED else row.wait_detail
+    detail = row.end_detail if row.state == JobState.ENDED else wait_detail_of(row)
     return rest.Job(
         id=row.id,
         name=row.name,
@@ -23,8 +23,9 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         user=rows.user,
         recipe=row.spec.get("recipe"),
         state=JobState(row.state),
-        status_text=wording.sentence(status_of(row)),
-        wait_reason=_wait_reason(row),
+        status_text=wording.sentence(status_of(row, rows.queue_position)),
+        wait_reason=wait_reason_of(row),
+        queue_position=rows.queue_position,
         end_reason=EndReason(row.end_reason) if row.end_reason else None,
         reason=rest.Reason.from_stored(detail),
         desired_state=DesiredState(row.desired_state),
@@ -58,9 +59,3 @@ def compute_progress(row: JobRow, generations: list[GenerationRow], now: int) ->
         eta_s = round(max(0, total - step) * spent_s / done, 1) if done >= 2 and spent_s > 0 else None
     fraction = min(1.0, step / total) if total else None
     return rest.Progress(step=step, steps_total=total, epoch=epoch, fraction=fraction, eta_s=eta_s)
-
-
-def _wait_reason(row: JobRow) -> WaitReason | None:
-    if row.state == JobState.PAUSED:
-        return WaitReason.BUDGET if row.stop_reason == "budget" else WaitReason.RESUME
-    return WaitReason(row.wait_reason) if row.state == JobState.QUEUED and row.wait_reason else None

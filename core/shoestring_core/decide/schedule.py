@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import Placement, rank_offers
+from shoestring_core.decide.placement import Placement, is_stale, rank_offers
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
@@ -97,7 +97,6 @@ class StartInputs:
     offers: tuple[Offer, ...]
     machines_in_use: dict[str, int]
     balances: tuple[AccountBalance, ...]
-    position: int
     slots_blocked_by: dict[str, UUID]
     budget_blocked_by: tuple[UUID, str] | None
     now: int
@@ -147,14 +146,23 @@ class Wait:
 
 @dataclass(frozen=True)
 class SchedulingDecision:
+    """
+    short_accounts  accounts that pay for no later job, because one of these waits for their budget
+    exhausted       no later job could start, whatever it requires: jobs wait for slots of every provider
+    """
+
     starts: tuple[Start, ...]
     waits: tuple[Wait, ...]
+    short_accounts: frozenset[UUID] = frozenset()
+    exhausted: bool = False
 
 
 def schedule_jobs(
     snapshot: QueueSnapshot, offers: Iterable[Offer], now: int, timeouts: Mapping[str, Timeouts]
 ) -> SchedulingDecision:
-    """Decide for every queued job, in the order of service; each start reduces what is left for the jobs behind it.
+    """Decide for each job, in the order of service; each start reduces what is left for the jobs behind it.
+
+    Nothing depends on later jobs: of the queue's head alone, the decisions are the same.
 
     offers    of providers that are served now
     timeouts  by provider
@@ -166,14 +174,13 @@ def schedule_jobs(
     balances, in_use = dict(snapshot.balances), dict(snapshot.machines_in_use)
     waiting_for_slots: dict[str, UUID] = {}
     waiting_for_budget: dict[UUID, tuple[UUID, str]] = {}
-    for position, queued in enumerate(snapshot.queue, start=1):
+    for queued in snapshot.queue:
         short = (waiting_for_budget[account] for account in queued.account_path if account in waiting_for_budget)
         inputs = StartInputs(
             queued=queued,
             offers=available,
             machines_in_use=in_use,
             balances=tuple(balances[account] for account in queued.account_path),
-            position=position,
             slots_blocked_by=waiting_for_slots,
             budget_blocked_by=next(short, None),
             now=now,
@@ -196,12 +203,19 @@ def schedule_jobs(
         if decision.short_account:
             account, name = decision.short_account
             waiting_for_budget.setdefault(account, (queued.job, name))
-    return SchedulingDecision(tuple(starts), tuple(waiting))
+    exhausted = all(name in waiting_for_slots or _has_only_stale_offers(available, name, now) for name in by_provider)
+    return SchedulingDecision(tuple(starts), tuple(waiting), frozenset(waiting_for_budget), exhausted)
 
 
 def decide_start(inputs: StartInputs) -> Start | Wait:
     """Whether one job starts. The first reason in this order is the one that the user sees."""
     return _decide(inputs, place(inputs))
+
+
+def _has_only_stale_offers(offers: tuple[Offer, ...], provider: str, now: int) -> bool:
+    """False without any: a provider may offer more when it knows what later jobs require."""
+    own = [offer for offer in offers if offer.provider == provider]
+    return bool(own) and all(is_stale(offer, now) for offer in own)
 
 
 def place(inputs: StartInputs) -> Placement:
@@ -250,8 +264,8 @@ def _wait_for_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
             short = waits.BudgetShort(balance.name, money.to_decimal(need), money.to_decimal(missing), nodes, own)
             return Wait(queued.job, short, short_account=account)
     if inputs.budget_blocked_by:
-        first, name = inputs.budget_blocked_by
-        return Wait(queued.job, waits.BehindJobShortOfBudget(str(first), name))
+        _, name = inputs.budget_blocked_by
+        return Wait(queued.job, waits.BehindJobShortOfBudget(name))
     return None
 
 
@@ -268,9 +282,8 @@ def _free_slots(inputs: StartInputs, offer: Offer) -> int | None:
 
 
 def _wait_for_slots(inputs: StartInputs, offer: Offer, providers: tuple[str, ...]) -> Wait:
-    free, ahead = _free_slots(inputs, offer), inputs.slots_blocked_by.get(offer.provider)
-    nodes = inputs.queued.requirements.nodes
-    detail = waits.MachinesInUse(inputs.position, nodes, free, offer.slots, None if ahead is None else str(ahead))
+    nodes, behind = inputs.queued.requirements.nodes, offer.provider in inputs.slots_blocked_by
+    detail = waits.MachinesInUse(nodes, _free_slots(inputs, offer), offer.slots, behind)
     return Wait(inputs.queued.job, detail, providers)
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
+from shoestring_core.states import JobState
 from shoestring_core.store.db import Read
 from shoestring_core.store.tables import (
     AccountRow,
@@ -24,10 +25,17 @@ from shoestring_core.store.tables import (
     UserRow,
 )
 
+MAX_QUEUE_POSITION = 100
+"""Jobs further back in the queue have no number, so that reading a job costs the same however long the queue is."""
+
 
 @dataclass
 class JobRows:
-    """A job and its rows. `posted`: what the ledger has of each machine, in micro-dollars."""
+    """A job and its rows.
+
+    posted          what the ledger has of each machine, in micro-dollars
+    queue_position  its place among the team's queued jobs, from 1; None: it isn't queued, or far back
+    """
 
     job: JobRow
     team: str
@@ -36,6 +44,7 @@ class JobRows:
     generations: list[GenerationRow] = field(default_factory=list)
     machines: list[MachineRow] = field(default_factory=list)
     posted: dict[UUID, int] = field(default_factory=dict)
+    queue_position: int | None = None
 
 
 def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
@@ -61,6 +70,10 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
         rows[machine.job].machines.append(machine)
     for job, machine_id, amount in _posted(db, list(accounts.values())):
         rows[job].posted[machine_id] = rows[job].posted.get(machine_id, 0) + amount
+    for team in {job.team_id for job in jobs if job.state == JobState.QUEUED}:
+        for position, job in enumerate(_head_of_queue(db, team), start=1):
+            if job in rows:
+                rows[job].queue_position = position
     return list(rows.values())
 
 
@@ -127,6 +140,12 @@ def count_by_state(db: Read) -> tuple[dict[str, int], dict[str, int]]:
     jobs = db.sql.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
     machines = db.sql.execute(select(MachineRow.state, func.count()).group_by(MachineRow.state))
     return dict(jobs.all()), dict(machines.all())
+
+
+def _head_of_queue(db: Read, team: UUID) -> Iterable[UUID]:
+    """The team's first queued jobs: positions are counted when somebody reads them, and at most so many."""
+    query = select(JobRow.id).where(JobRow.team_id == team, JobRow.state == "queued")
+    return db.sql.scalars(query.order_by(JobRow.queued_at, JobRow.id).limit(MAX_QUEUE_POSITION))
 
 
 def _names(db: Read, table: type[TeamRow] | type[UserRow], ids: set[UUID]) -> dict[UUID, str]:

@@ -174,6 +174,7 @@ class JobRow(Base):
     stop_reason: Mapped[str] = mapped_column(default="")
     """Why `desired_state` is pause or stop: user | budget | time_limit | goal."""
     wait_reason: Mapped[str | None]
+    """None in the queue: no schedule has looked at it yet, because none behind those that it looked at could start."""
     wait_detail: Mapped[dict[str, Any] | None]
     """A reason of `wording`, {code, facts}, as every JSON column of reasons."""
     end_reason: Mapped[str | None]
@@ -207,9 +208,15 @@ class JobRow(Base):
         CheckConstraint("(state = 'ended') = (end_reason IS NOT NULL)", name="ended_has_reason"),
         _one_of("state", JobState),
         _one_of("desired_state", DesiredState),
-        Index(None, "team_id", "created_at"),
+        Index(None, "team_id", "created_at", "id"),
         Index(None, "state", "settled_at"),
-    )
+        Index(None, "state", "queued_at", "id"),
+        Index(None, "team_id", "state", "queued_at", "id"),
+        Index(
+            None, "wait_reason",
+            sqlite_where=text("wait_reason IS NOT NULL"), postgresql_where=text("wait_reason IS NOT NULL"),
+        ),
+    )  # fmt: skip
 
 
 class AttemptRow(Base):

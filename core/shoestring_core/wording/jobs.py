@@ -58,16 +58,17 @@ class AwaitingApproval(Reason):
 
 @dataclass(frozen=True)
 class Waiting(Reason):
-    """In the queue. `waits_for` is None until the scheduler has looked at it; `detail` says what exactly is missing."""
+    """In the queue. `detail` says what exactly is missing; `position` is the place among the team's queued jobs, None
+    if it is far back."""
 
     code = "waiting"
     waits_for: WaitReason | None
     detail: NestedReason | None
+    position: int | None = None
 
     def text(self) -> str:
-        return _join(
-            _WAITS.get(self.waits_for, "Waiting to start") if self.waits_for else "Waiting to start", self.detail
-        )
+        what = _WAITS.get(self.waits_for, "Waiting to start") if self.waits_for else "Waiting to start"
+        return _join(what if self.position is None else f"{what}, number {self.position} of the team", self.detail)
 
 
 @dataclass(frozen=True)

@@ -135,34 +135,43 @@ class BudgetShort(WaitDetail):
 
 
 @dataclass(frozen=True)
+class InQueue(WaitDetail):
+    """Of a job that the scheduler has not looked at, because none behind those that it looked at could start."""
+
+    code = "in_queue"
+    waits_for = WaitReason.TURN
+
+    def text(self) -> str:
+        return "It starts when its turn comes."
+
+
+@dataclass(frozen=True)
 class BehindJobShortOfBudget(WaitDetail):
     code = "behind_job_short_of_budget"
     waits_for = WaitReason.TURN
-    job: str
     account: str
 
     def text(self) -> str:
-        return f"Queued behind job {self.job}, which waits for the budget of {self.account}."
+        return f"Queued behind an earlier job, which waits for the budget of {self.account}."
 
 
 @dataclass(frozen=True)
 class MachinesInUse(WaitDetail):
-    """`free` of `slots` machines are free, both None without a limit; `ahead`: an earlier job that waits for slots."""
+    """`free` of `slots` machines are free, both None without a limit; `behind`: an earlier job waits for them too."""
 
     code = "machines_in_use"
     waits_for = WaitReason.SLOTS
-    position: int
     nodes: int
     free: int | None
     slots: int | None
-    ahead: str | None
+    behind: bool
 
     def text(self) -> str:
-        text = f"Number {self.position} in the queue: needs {machines(self.nodes)}"
+        text = f"Needs {machines(self.nodes)}"
         if self.free is not None:
             text += f", {self.free} of {self.slots} {'is' if self.free == 1 else 'are'} free"
-        if self.ahead is not None:
-            text += f"; job {self.ahead} is ahead of it"
+        if self.behind:
+            text += "; an earlier job waits for them too"
         return text + ". It starts automatically when machines become free."
 
 

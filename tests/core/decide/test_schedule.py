@@ -124,13 +124,13 @@ def test_jobs_start_in_order_while_there_are_slots():
     assert isinstance(decided[1], Start)
     assert isinstance(decided[2], Start)
     assert decided[3].reason == "slots"
-    assert decided[3].detail == waits.MachinesInUse(position=3, nodes=1, free=0, slots=4, ahead=None)
+    assert decided[3].detail == waits.MachinesInUse(nodes=1, free=0, slots=4, behind=False)
 
 
 def test_no_job_overtakes_one_that_waits_for_slots():
     decided = decide(snapshot(queued(1, 3), queued(2, 1), machines_in_use=2))
     assert (decided[1].reason, decided[2].reason) == ("slots", "slots")
-    assert decided[2].detail.ahead == str(UUID(int=101))
+    assert decided[2].detail.behind
 
 
 def test_a_job_that_can_never_fit_says_so_and_blocks_nobody():
@@ -153,7 +153,7 @@ def test_a_job_that_waits_for_budget_is_overtaken_only_by_jobs_of_other_accounts
     decided = decide(snapshot(queued(1, 2), queued(2, 1), queued(3, 1, TEAM_B), limits=limits))
     assert decided[1].reason == "budget"
     assert decided[2].reason == "turn"
-    assert decided[2].detail == waits.BehindJobShortOfBudget(str(UUID(int=101)), "account 2")
+    assert decided[2].detail == waits.BehindJobShortOfBudget("account 2")
     assert isinstance(decided[3], Start)
 
 

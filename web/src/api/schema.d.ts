@@ -1015,6 +1015,8 @@ export interface components {
             /** Status Text */
             status_text: string;
             wait_reason: components["schemas"]["WaitReason"] | null;
+            /** Queue Position */
+            queue_position: number | null;
             end_reason: components["schemas"]["EndReason"] | null;
             reason: components["schemas"]["Reason"] | null;
             desired_state: components["schemas"]["DesiredState"];

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, select
 
 from shoestring_core import wire
 from shoestring_core.decide import failures, rendezvous
@@ -123,19 +123,29 @@ class ActiveAttempt:
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What providers are asked for: whether jobs wait for machines, and the machines that are alive, by provider."""
+
+    jobs_queued: bool
+    alive_machines: dict[str, int]
+
+
+@dataclass(frozen=True)
 class OpenWork:
-    """Everything a tick may have to act on. Falsy if there is nothing."""
+    """What a tick may have to act on, besides the queue. Falsy if there is nothing."""
 
     now: int = 0
-    queued_jobs: int = 0
     attempts: list[ActiveAttempt] = field(default_factory=list)
-    alive_machines: dict[str, int] = field(default_factory=dict)
-    """By provider."""
     unbilled: list[UUID] = field(default_factory=list)
     unsettled: list[UUID] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.queued_jobs or self.attempts or self.alive_machines or self.unbilled or self.unsettled)
+        return bool(self.attempts or self.unbilled or self.unsettled)
+
+
+def load_demand(db: Read) -> Demand:
+    queued = db.sql.scalar(select(exists().where(JobRow.state == "queued")))
+    return Demand(bool(queued), rows.count_alive(db))
 
 
 def load_open_work(db: Read) -> OpenWork:
@@ -145,9 +155,7 @@ def load_open_work(db: Read) -> OpenWork:
     )
     return OpenWork(
         now=db.now,
-        queued_jobs=db.sql.scalar(select(func.count()).select_from(JobRow).where(JobRow.state == "queued")) or 0,
         attempts=_load_active_attempts(db, attempts) if attempts else [],
-        alive_machines=rows.count_alive(db),
         unbilled=list(
             db.sql.scalars(
                 select(MachineRow.id)

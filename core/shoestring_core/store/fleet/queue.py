@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, exists, func, or_, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.decide import failures
@@ -18,15 +18,19 @@ from shoestring_core.decide.sizing import Choice
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.spec import JobSpec
-from shoestring_core.states import AttemptState
+from shoestring_core.states import AttemptState, JobState
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.fleet.launches import load_refusals
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, SchedulerRow, TeamRow
+from shoestring_core.wording.waits import InQueue
 
 CAPACITY_DELAY = 5 * S
 """Capacity that was missing a moment ago is still missing; half a gang is paid for while we retry."""
+
+PAGE = 100
+"""Jobs that are read first, from the head of the queue. Each further read doubles what was read."""
 
 MAX_PARAMETERS = 10_000
 """Values in one statement: SQLite takes 32,766, PostgreSQL 65,535."""
@@ -37,69 +41,89 @@ _IN_QUEUE = (JobRow.state == "queued", JobRow.desired_state == "run")
 class QueueMark(NamedTuple):
     """Equal marks: nothing was written in between that a schedule depends on.
 
-    jobs      how many are queued
+    queued    whether any job is
     epoch     raised by each start and each change of waits
     changes   the teams' events, without those that no schedule depends on
     attempts  those not closed yet: one is closed without an event, and opened only with a new epoch
     """
 
-    jobs: int
+    queued: bool
     epoch: int
     changes: int
     attempts: int
 
 
+StoredWait = tuple[str | None, dict[str, Any] | None]
+"""A job's wait_reason and wait_detail. Both are None if no schedule looked at the job: its wait is `InQueue`."""
+
+
 @dataclass(frozen=True)
 class LoadedQueue:
-    """`waits`: the reason and its detail that each job has now."""
+    """The queue from its head, as far as it was read.
+
+    waits  what is stored with the queued jobs that have a wait, whether they were read or not
+    end    the place of the last job that was read; None: there are no more
+    """
 
     snapshot: QueueSnapshot
     mark: QueueMark
-    waits: dict[UUID, tuple[str | None, dict[str, Any] | None]]
+    waits: dict[UUID, StoredWait]
+    end: tuple[int, UUID] | None = None
 
     def changed(self, waits: Iterable[Wait]) -> list[Wait]:
-        """Those that differ from what their jobs have."""
-        return [wait for wait in waits if self.waits[wait.job][1] != wait.detail.as_json()]
+        """Those that differ from what their jobs have; and the waits of jobs that were not read, if one is stored."""
+        read = {job.job for job in self.snapshot.queue}
+        passed = [Wait(job, InQueue()) for job in self.waits if job not in read]
+        return [wait for wait in waits if self.waits.get(wait.job) != _stored(wait)] + passed
 
 
 def load_mark(db: Read) -> QueueMark:
     """One cheap statement, however long the queue is."""
-    jobs = select(func.count()).select_from(JobRow).where(JobRow.state == "queued")
     epoch, changes = select(SchedulerRow.epoch), select(func.sum(TeamRow.changes))
     attempts = select(func.count()).select_from(AttemptRow).where(AttemptRow.state.in_(rows.UNCLOSED))
-    counts = db.sql.execute(select(*(query.scalar_subquery() for query in (jobs, epoch, changes, attempts)))).one()
-    return QueueMark(*(int(count or 0) for count in counts))
+    counts = (query.scalar_subquery() for query in (epoch, changes, attempts))
+    queued, *numbers = db.sql.execute(select(exists().where(JobRow.state == "queued"), *counts)).one()
+    return QueueMark(bool(queued), *(int(number or 0) for number in numbers))
 
 
-def load_queue(db: Read, timeouts: Timeouts, known: dict[UUID, QueuedJob]) -> LoadedQueue:
-    """The queue in order, the accounts that pay, the machines that are alive.
+def load_queue(
+    db: Read,
+    timeouts: Timeouts,
+    known: dict[UUID, QueuedJob],
+    read: LoadedQueue | None = None,
+    short_accounts: Collection[UUID] = (),
+) -> LoadedQueue:
+    """The head of the queue in order, the accounts that pay, the machines that are alive.
 
-    known  what never changes of a job, by its id, so that its spec is read once; kept by the caller, updated here
+    known           what never changes of a job, by its id, so that its spec is read once; kept by the caller
+    read            what was read of the queue in the same session; more is added to it
+    short_accounts  jobs paid from these can't start, and are left out of what is added
     """
     mark = load_mark(db)
-    columns = (JobRow.id, JobRow.attempt, JobRow.wait_reason, JobRow.wait_detail)
-    queued = db.sql.execute(select(*columns).where(*_IN_QUEUE).order_by(JobRow.queued_at, JobRow.id)).all()
-    if not queued:
-        known.clear()
-        return LoadedQueue(QueueSnapshot(mark.epoch, (), {}, {}), mark, {})
-    accounts = list(db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member")))))
-    unreadable = _update_known(db, known, [job.id for job in queued], {row.id: row for row in accounts})
-    tried = _load_tried(db, {job.id: known[job.id] for job in queued if job.attempt > 0 and job.id in known}, timeouts)
-    queue = tuple(tried.get(job.id) or known[job.id] for job in queued if job.id in known)
-    titles = ledger.titles(db, accounts)
-    balances = {row.id: _balance(row, titles[row.id]) for row in accounts}
+    accounts = {
+        row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member"))))
+    }
+    before = read.snapshot.queue if read else ()
+    limit = max(PAGE, len(before))
+    page = _load_page(db, limit, read.end if read else None, _members_paid_from(short_accounts, accounts))
+    unreadable = _update_known(db, known, [job.id for job in page], accounts)
+    tried = _load_tried(db, {job.id: known[job.id] for job in page if job.attempt > 0 and job.id in known}, timeouts)
+    queue = (*before, *(tried.get(job.id) or known[job.id] for job in page if job.id in known))
+    titles = ledger.titles(db, list(accounts.values()))
+    balances = {row.id: _balance(row, titles[row.id]) for row in accounts.values()}
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
     for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
         balances[row.id] = _balance(row, "this job")
-    waits = {job.id: (job.wait_reason, job.wait_detail) for job in queued}
+    unreadable = (read.snapshot.unreadable if read else {}) | unreadable
     return LoadedQueue(
-        QueueSnapshot(mark.epoch, queue, balances, rows.count_alive(db), unreadable, load_refusals(db)), mark, waits
+        QueueSnapshot(mark.epoch, queue, balances, rows.count_alive(db), unreadable, load_refusals(db)),
+        mark,
+        _load_waits(db),
+        (page[-1].queued_at, page[-1].id) if len(page) == limit else None,
     )
 
 
-def apply_waits(
-    db: Write, waits: Sequence[Wait], before: Mapping[UUID, tuple[str | None, dict[str, Any] | None]], epoch: int
-) -> bool:  # fmt: skip
+def apply_waits(db: Write, waits: Sequence[Wait], before: Mapping[UUID, StoredWait], epoch: int) -> bool:
     """Record why jobs wait; a reason that differs from the one before is an event. False: another plan came first."""
     if not advance_epoch(db, epoch):
         return False
@@ -110,13 +134,14 @@ def apply_waits(
         "wait_detail": bindparam("detail", type_=jobs.c.wait_detail.type),
     }
     in_order = sorted(waits, key=lambda wait: wait.job)
-    parameters = [{"job": wait.job, "reason": wait.reason, "detail": wait.detail.as_json()} for wait in in_order]
+    parameters = [dict(zip(("reason", "detail"), _stored(wait), strict=True), job=wait.job) for wait in in_order]
     db.sql.connection().execute(still_queued.values(values), parameters)
-    changed = {wait.job: wait for wait in in_order if wait.reason != before[wait.job][0]}
-    for job in _select_in(db, (JobRow.id, JobRow.team_id, JobRow.wait_reason), JobRow.id, list(changed)):
-        wait = changed[job.id]
-        if job.wait_reason == wait.reason:  # else it has left the queue
-            data = {"from": before[job.id][0], "to": wait.reason}
+    reasons = {job: reason for job, (reason, _) in before.items()}
+    changed = {wait.job: wait for wait in in_order if wait.reason != reasons.get(wait.job)}
+    for job in _select_in(db, (JobRow.id, JobRow.team_id, JobRow.state), JobRow.id, list(changed)):
+        if job.state == JobState.QUEUED:  # else it has left the queue
+            wait = changed[job.id]
+            data = {"from": reasons.get(job.id), "to": wait.reason}
             db.event(team=job.team_id, kind="wait", actor="scheduler", reason=wait.detail, job=job.id, data=data)
     return True
 
@@ -131,13 +156,41 @@ def chosen_type(sizing: Mapping[str, Any] | None) -> str | None:
     return Choice.from_json(sizing["choice"]).type if sizing else None
 
 
+def _load_page(
+    db: Read, limit: int, after: tuple[int, UUID] | None, without: Collection[tuple[UUID, UUID]]
+) -> Sequence[Any]:
+    """The next jobs of the queue, without those of some members, (team, user): of these only the ones that had an
+    attempt, whose machines may still be terminating and keep their slots for them."""
+    query = select(JobRow.id, JobRow.queued_at, JobRow.attempt).where(*_IN_QUEUE)
+    if after is not None:
+        query = query.where(tuple_(JobRow.queued_at, JobRow.id) > tuple_(*after))
+    if without:
+        query = query.where(or_(JobRow.attempt > 0, tuple_(JobRow.team_id, JobRow.user_id).not_in(without)))
+    return db.sql.execute(query.order_by(JobRow.queued_at, JobRow.id).limit(limit)).all()
+
+
+def _load_waits(db: Read) -> dict[UUID, StoredWait]:
+    stored = select(JobRow.id, JobRow.wait_reason, JobRow.wait_detail).where(JobRow.wait_reason.is_not(None))
+    return {job: (reason, detail) for job, reason, detail in db.sql.execute(stored.where(*_IN_QUEUE))}
+
+
+def _stored(wait: Wait) -> StoredWait:
+    return (None, None) if isinstance(wait.detail, InQueue) else (str(wait.reason), wait.detail.as_json())
+
+
+def _members_paid_from(ids: Collection[UUID], accounts: dict[UUID, AccountRow]) -> list[tuple[UUID, UUID]]:
+    """(team, user) of the members whose jobs draw on one of these accounts."""
+    short = set(ids)
+    members = [row for row in accounts.values() if row.kind == "member"]
+    paid = [row.owner for row in members if not short.isdisjoint(rows.ancestor_ids(row, accounts))]
+    return [(UUID(team), UUID(user)) for team, _, user in (owner.partition("/") for owner in paid)]
+
+
 def _update_known(
     db: Read, known: dict[UUID, QueuedJob], queued: list[UUID], accounts: dict[UUID, AccountRow]
 ) -> dict[UUID, str]:  # fmt: skip
-    """Forget the jobs that left the queue; load what never changes of those that are new in it. Returns the jobs whose
-    stored spec or sizing can't be read, and why."""
-    for job in known.keys() - set(queued):
-        del known[job]
+    """Load what never changes of the jobs that are new. Returns those whose stored spec or sizing can't be read, and
+    why."""
     new = [job for job in queued if job not in known]
     owned = _select_in(db, (AccountRow.owner, AccountRow.id, AccountRow.parent), AccountRow.owner, map(str, new))
     paths = {UUID(leaf.owner): (leaf.id, *rows.ancestor_ids(accounts[leaf.parent], accounts)) for leaf in owned}

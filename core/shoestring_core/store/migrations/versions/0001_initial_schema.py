@@ -180,7 +180,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index(op.f("ix_jobs_state_settled_at"), "jobs", ["state", "settled_at"], unique=False)
-    op.create_index(op.f("ix_jobs_team_id_created_at"), "jobs", ["team_id", "created_at"], unique=False)
+    op.create_index(op.f("ix_jobs_state_queued_at_id"), "jobs", ["state", "queued_at", "id"], unique=False)
+    op.create_index(op.f("ix_jobs_team_id_created_at_id"), "jobs", ["team_id", "created_at", "id"], unique=False)
+    op.create_index(
+        op.f("ix_jobs_team_id_state_queued_at_id"), "jobs", ["team_id", "state", "queued_at", "id"], unique=False
+    )
+    op.create_index(
+        op.f("ix_jobs_wait_reason"),
+        "jobs",
+        ["wait_reason"],
+        unique=False,
+        sqlite_where=sa.text("wait_reason IS NOT NULL"),
+        postgresql_where=sa.text("wait_reason IS NOT NULL"),
+    )
     op.create_table(
         "keys",
         sa.Column("id", sa.Uuid(), nullable=False),
