@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the statements that a store sends to its database."""
+"""The statements that a store sends to its database: how many, and whether one reads a whole table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from shoestring_core.store.db import Store
 from sqlalchemy import event
@@ -13,8 +14,24 @@ from sqlalchemy import event
 
 @dataclass
 class Statements:
-    reads: int = 0
+    selects: list[tuple[str, Any]] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
+
+    @property
+    def reads(self) -> int:
+        return len(self.selects)
+
+    def scans(self, store: Store, table: str) -> list[str]:
+        """The SELECTs that read or sort all rows of a table instead of using an index, by SQLite's plan."""
+        found = []
+        with store.reader.connect() as connection:
+            for statement, parameters in self.selects:
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+                steps = [step for *_, step in plan]
+                sorts = steps[0].startswith(f"SEARCH {table} ") and any("TEMP B-TREE" in step for step in steps)
+                if sorts or any(step.startswith(f"SCAN {table}") for step in steps):
+                    found.append(f"{statement}: {steps}")
+        return found
 
 
 @contextmanager
@@ -26,7 +43,7 @@ def counted(store: Store) -> Iterator[Statements]:
         if statement.startswith(("INSERT", "UPDATE", "DELETE")):
             statements.writes.append(statement)
         elif statement.startswith(("SELECT", "WITH")):
-            statements.reads += 1
+            statements.selects.append((statement, parameters))
 
     engines = {store.reader, store.writer}
     for engine in engines:

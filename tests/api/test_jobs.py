@@ -7,11 +7,12 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from shoestring_core import wire
+from shoestring_core import rest, wire
 from shoestring_core.decide import failures
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.wording.attempts import RankKilled, RolledBack
+from shoestring_core.wording.waits import InQueue
 
 from tests.api.deployment import OFFER, SPEC, Agent, Deployment
 
@@ -207,3 +208,14 @@ def test_a_job_may_name_any_provider_that_a_worker_serves(deployment: Deployment
     third = replace(OFFER, provider="third", region="elsewhere")
     deployment.store.write(lambda db: save_offers(db, "third", [third], deployment.state.timeouts))
     assert submit("third").status_code == 201
+
+
+def test_a_queued_job_tells_its_place_among_the_jobs_of_its_own_team(deployment: Deployment) -> None:
+    deployment.stranger.post("/v1/jobs", json={"spec": SPEC})
+    first, second = deployment.submit(), deployment.submit()
+    assert [deployment.job(job).queue_position for job in (first, second)] == [1, 2]
+    listed = deployment.member.get("/v1/jobs").json()["jobs"]
+    assert [(one["id"], one["queue_position"]) for one in listed[:2]] == [(str(second), 2), (str(first), 1)]
+    waiting = deployment.job(second)
+    assert waiting.status_text == "Waiting in the queue, number 2 of the team: It starts when its turn comes."
+    assert (waiting.wait_reason, waiting.reason) == ("turn", rest.Reason.of(InQueue()))

@@ -18,6 +18,7 @@ from shoestring_core.store.uuid7 import uuid7
 from sqlalchemy import update
 
 from tests.core.world import Fleet, about, meanwhile
+from tests.statements import counted
 
 QUOTA = 1000
 
@@ -70,6 +71,24 @@ def test_batches_are_stored_in_their_order_and_once(fleet: Fleet, running: tuple
     assert fleet.machine_row(machine).acked_seq == 2
     sent = [(about(one), one.generation) for one in fleet.events("batch")]
     assert sent == [(f"{machine}:1", 1), (f"{machine}:2", 1)]
+
+
+def test_a_batch_takes_as_many_statements_however_much_it_has_and_came_before(fleet: Fleet) -> None:
+    _, (machine,) = fleet.running()
+    send(fleet, machine, 1, points=[series("loss", 0)], logs=[log(b"begun\n")])
+
+    def count(seq: int, points: int, offset: int) -> tuple[int, int]:
+        sent = {"points": [series("loss", *range(offset, offset + points))], "logs": [log(b"line\n" * points, offset)]}
+        with counted(fleet.store) as statements:
+            send(fleet, machine, seq, **sent)
+        return statements.reads, len(statements.writes)
+
+    first = count(2, points=1, offset=6)
+    for _ in range(5):
+        fleet.running()
+    assert count(3, points=40, offset=11) == first
+    assert count(4, points=1, offset=211) == first
+    assert fleet.machine_row(machine).acked_seq == 4
 
 
 def test_the_numbers_of_one_machine_are_not_those_of_another(fleet: Fleet) -> None:
