@@ -138,7 +138,11 @@ class Commands:
         sources = os.pathsep.join(str(ROOT / package) for package in PACKAGE_FOLDERS)
         wanted = kept | {"HOME": str(self.current), "PYTHONPATH": sources, "NO_COLOR": "1"} | environment.variables
         self.variables = {name: value for name, value in wanted.items() if value is not None}
-        become = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
+        # the capability to read: this Python may lie below a folder of root's
+        become = (
+            "setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups",
+            "--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search",
+        )  # fmt: skip
         self._prefix = [
             *(become if environment.as_nobody and os.getuid() == 0 else ()),
             "/bin/sh", "-c", f'{environment.shell} exec "$@"', "sh", sys.executable, "-P", "-m", "shoestring",
