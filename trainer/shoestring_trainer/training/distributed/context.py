@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -109,9 +110,13 @@ class DistributedContext:
 
 
 def init_distributed() -> DistributedContext:
-    """Join the process group that torchrun's environment describes; without torchrun, run as a single process."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    """Join the process group that torchrun's environment describes; without RANK, run as a single process."""
+    rank, world_size, local_rank = 0, 1, 0
+    if "RANK" in os.environ:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    elif "WORLD_SIZE" in os.environ:
+        sys.stderr.write("WORLD_SIZE is set without RANK, so not by torchrun: training in a single process\n")
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
