@@ -33,6 +33,9 @@ MAX_BATCH_BYTES = 1 << 20
 """A larger report is refused with `too-large`; the agent then sends an empty batch with the same number (see
 `ReportBatch`)."""
 
+MAX_CHECKPOINT_BYTES = 8 << 30
+"""The URL for a checkpoint's data takes no more."""
+
 MAX_MANIFEST_BYTES = 16_000_000
 """A checkpoint whose manifest is larger is refused, when it is committed and when it is adopted."""
 

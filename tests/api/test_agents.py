@@ -220,12 +220,19 @@ def test_a_final_checkpoint_ends_the_job_and_its_parts_can_be_fetched(deployment
     assert deployment.stranger.get(url).status_code == 404
 
 
+def _part(**flaw: Any) -> dict[str, Any]:
+    return {"name": "a.json", "offset": 0, "bytes": len(b"weights"), "sha256": "0" * 64} | flaw
+
+
+def _parts(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"fields": {"parts": list(parts)}}
+
+
 UPLOADS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({"data": None, "manifest": None}, "not uploaded"),
     "no data": ({"data": None}, "not uploaded"),
     "no manifest": ({"manifest": None}, "not uploaded"),
     "another manifest than it commits": ({"commit": {"manifest_sha256": "0" * 64}}, "does not match the commit"),
-    "a manifest without end": ({"manifest": b" " * 16_000_001}, "A manifest must have at most"),
     "a manifest that is no JSON": ({"manifest": b"{"}, "can't be read"),
     "a manifest without its parts": ({"manifest": b'{"format": 1}'}, "can't be read"),
     "half of the data": ({"data": b"weig"}, "does not match its manifest"),
@@ -234,6 +241,14 @@ UPLOADS: dict[str, tuple[dict[str, Any], str]] = {
     "another step": ({"fields": {"step": 4}}, "another job, generation or step"),
     "another generation": ({"fields": {"generation": 2}}, "another job, generation or step"),
     "another job": ({"fields": {"job": str(uuid4())}}, "another job, generation or step"),
+    "a part that ends after the data": (_parts(_part(offset=1)), "ends after the data"),
+    "a part of many bytes": (_parts(_part(bytes=10**18)), "ends after the data"),
+    "a part before the data": (_parts(_part(offset=-1)), "can't be read"),
+    "two parts of one name": (_parts(_part(), _part()), "two parts have the same name"),
+    "a part whose name is a path": (_parts(_part(name="../a")), "can't be read"),
+    "a part whose name is two lines": (_parts(_part(name="a\nb")), "can't be read"),
+    "a part whose name is no header": (_parts(_part(name='a"猫')), "can't be read"),
+    "a part whose hash is no header": (_parts(_part(sha256="猫" * 64)), "can't be read"),
     "a nonce that is a path": ({"commit": {"nonce": "../000001"}}, "not an upload nonce"),
 }
 

@@ -179,7 +179,7 @@ def upload(
     }  # fmt: skip
     key = f"jobs/{job}/g/{generation}/final/000001"
     for name, content in (("data", b"weigh" if torn else data), ("manifest.json", json.dumps(manifest).encode())):
-        with world.objects.writer(f"{key}/{name}") as writer:
+        with world.objects.writer(f"{key}/{name}", 10**8) as writer:
             writer.write(content)
             writer.finish()
 

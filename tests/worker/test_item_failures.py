@@ -52,7 +52,7 @@ def upload(world: World, job: UUID, *, padding: int = 0, manifest: bytes | None 
     }  # fmt: skip
     text = manifest if manifest is not None else json.dumps(described).encode()
     for name, content in (("data", data), ("manifest.json", text)):
-        with world.objects.writer(f"jobs/{job}/g/1/final/000001/{name}") as writer:
+        with world.objects.writer(f"jobs/{job}/g/1/final/000001/{name}", 10**8) as writer:
             writer.write(content)
             writer.finish()
 

@@ -244,8 +244,8 @@ def _sign_upload(state: AppState, upload: checkpoints.Upload | None, expires_at:
     return wire.UploadUrls(
         generation=upload.generation,
         nonce=upload.nonce,
-        data_url=state.objects.put_url(f"{upload.key}/data", expires_at),
-        manifest_url=state.objects.put_url(f"{upload.key}/manifest.json", expires_at),
+        data_url=state.objects.put_url(f"{upload.key}/data", expires_at, wire.MAX_CHECKPOINT_BYTES),
+        manifest_url=state.objects.put_url(f"{upload.key}/manifest.json", expires_at, wire.MAX_MANIFEST_BYTES),
     )
 
 

@@ -18,14 +18,17 @@ from shoestring_api.dependencies import StateDep
 router = APIRouter(prefix="/objects", tags=["objects"], include_in_schema=False)
 
 Expires = Annotated[int, Query(ge=0, le=2**40)]
+MaxBytes = Annotated[int, Query(ge=0, le=2**62)]
 Signature = Annotated[str, Query(max_length=200)]
 
 
 @router.put("/{key:path}")
-async def put(key: str, state: StateDep, request: Request, expires: Expires, signature: Signature) -> Response:
-    """Store an object once: 412 if it exists."""
-    objects = _check_signature(state, "PUT", key, expires, signature)
-    writer = await run_in_threadpool(objects.writer, key)
+async def put(
+    key: str, state: StateDep, request: Request, expires: Expires, max_bytes: MaxBytes, signature: Signature
+) -> Response:
+    """Store an object once: 412 if it exists, 413 if it has more bytes than the URL allows."""
+    objects = _check_signature(state, "PUT", key, expires, max_bytes, signature)
+    writer = await run_in_threadpool(objects.writer, key, max_bytes)
     with writer:
         block = bytearray()
         async for piece in request.stream():
@@ -39,17 +42,19 @@ async def put(key: str, state: StateDep, request: Request, expires: Expires, sig
 
 
 @router.get("/{key:path}")
-def get(key: str, state: StateDep, expires: Expires, signature: Signature) -> Response:
+def get(key: str, state: StateDep, expires: Expires, max_bytes: MaxBytes, signature: Signature) -> Response:
     """Return an object, or a range of it."""
-    objects = _check_signature(state, "GET", key, expires, signature)
+    objects = _check_signature(state, "GET", key, expires, max_bytes, signature)
     if objects.head(key) is None:
         raise NotFound(f"Object {key} does not exist.")
     return FileResponse(objects.path(key), media_type="application/octet-stream")
 
 
-def _check_signature(state: AppState, method: str, key: str, expires: int, signature: str) -> LocalObjects:
+def _check_signature(
+    state: AppState, method: str, key: str, expires: int, max_bytes: int, signature: str
+) -> LocalObjects:
     objects = state.objects
     if not isinstance(objects, LocalObjects):
         raise NotFound("This service stores its objects elsewhere.")
-    objects.check(cast("Method", method), key, expires, signature, int(time.time()))
+    objects.check(cast("Method", method), key, expires, max_bytes, signature, int(time.time()))
     return objects

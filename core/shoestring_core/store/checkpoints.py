@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from sqlalchemy import insert, select, update
 
 from shoestring_core import wire
@@ -45,10 +45,10 @@ class Upload:
 
 
 class Part(BaseModel):
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")
     offset: int = Field(ge=0)
     bytes: int = Field(ge=0)
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Manifest(BaseModel):
@@ -62,6 +62,15 @@ class Manifest(BaseModel):
     bytes: int = Field(ge=0)
     sha256: str
     parts: list[Part]
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if len({part.name for part in self.parts}) < len(self.parts):
+            raise ValueError("two parts have the same name")
+        for part in self.parts:
+            if part.offset + part.bytes > self.bytes:
+                raise ValueError(f"part {part.name} ends after the data")
+        return self
 
 
 @dataclass(frozen=True)

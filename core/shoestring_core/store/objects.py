@@ -37,8 +37,8 @@ class ObjectInfo:
 class Objects(Protocol):
     """What checkpoints need of an object store. Times are Unix seconds."""
 
-    def put_url(self, key: str, expires_at: int) -> str:
-        """A URL that accepts one PUT of this object."""
+    def put_url(self, key: str, expires_at: int, max_bytes: int) -> str:
+        """A URL that accepts one PUT of this object, of at most `max_bytes`."""
 
     def get_url(self, key: str, expires_at: int) -> str:
         """A URL that returns the object."""
@@ -70,11 +70,11 @@ class LocalObjects:
         self._secret = hmac.digest(secret.encode(), b"objects", "sha256")
         self._base_url = base_url.rstrip("/")
 
-    def put_url(self, key: str, expires_at: int) -> str:
-        return self._signed("PUT", key, expires_at)
+    def put_url(self, key: str, expires_at: int, max_bytes: int) -> str:
+        return self._signed("PUT", key, expires_at, max_bytes)
 
     def get_url(self, key: str, expires_at: int) -> str:
-        return self._signed("GET", key, expires_at)
+        return self._signed("GET", key, expires_at, 0)
 
     def head(self, key: str) -> ObjectInfo | None:
         path = self.path(key)
@@ -112,27 +112,27 @@ class LocalObjects:
             raise _missing(key[:80])
         return self.folder / key
 
-    def check(self, method: Method, key: str, expires_at: int, signature: str, now: int) -> None:
+    def check(self, method: Method, key: str, expires_at: int, max_bytes: int, signature: str, now: int) -> None:
         """Raises Forbidden unless `put_url` or `get_url` made this request's URL and it hasn't expired."""
-        if not hmac.compare_digest(self._signature(method, key, expires_at).encode(), signature.encode()):
+        if not hmac.compare_digest(self._signature(method, key, expires_at, max_bytes).encode(), signature.encode()):
             raise Forbidden("This URL was not signed by this service.", hint="Ask the service for a new one.")
         if now > expires_at:
             raise Forbidden("This URL has expired.", hint="Ask the service for a new one.")
 
-    def writer(self, key: str) -> ObjectWriter:
-        """A writer for a new object. Raises PreconditionFailed if it exists."""
+    def writer(self, key: str, max_bytes: int) -> ObjectWriter:
+        """A writer for a new object, of at most `max_bytes`. Raises PreconditionFailed if it exists."""
         path = self.path(key)
         if path.exists():
             raise _exists(key)
-        return ObjectWriter(key, path, self._write_sidecar)
+        return ObjectWriter(key, path, max_bytes, self._write_sidecar)
 
-    def _signed(self, method: Method, key: str, expires_at: int) -> str:
+    def _signed(self, method: Method, key: str, expires_at: int, max_bytes: int) -> str:
         self.path(key)
-        signature = self._signature(method, key, expires_at)
-        return f"{self._base_url}/objects/{quote(key)}?expires={expires_at}&signature={signature}"
+        signature = self._signature(method, key, expires_at, max_bytes)
+        return f"{self._base_url}/objects/{quote(key)}?expires={expires_at}&max_bytes={max_bytes}&signature={signature}"
 
-    def _signature(self, method: Method, key: str, expires_at: int) -> str:
-        return hmac.new(self._secret, f"{method} {expires_at} {key}".encode(), hashlib.sha256).hexdigest()
+    def _signature(self, method: Method, key: str, expires_at: int, max_bytes: int) -> str:
+        return hmac.new(self._secret, f"{method} {expires_at} {max_bytes} {key}".encode(), hashlib.sha256).hexdigest()
 
     @staticmethod
     def _write_sidecar(path: Path, sha256: str) -> str:
@@ -145,8 +145,8 @@ class LocalObjects:
 class ObjectWriter:
     """A new object, invisible until `finish`. Leaving the context before drops what was written."""
 
-    def __init__(self, key: str, path: Path, write_sidecar: _WriteSidecar) -> None:
-        self._key, self._path, self._write_sidecar = key, path, write_sidecar
+    def __init__(self, key: str, path: Path, max_bytes: int, write_sidecar: _WriteSidecar) -> None:
+        self._key, self._path, self._max_bytes, self._write_sidecar = key, path, max_bytes, write_sidecar
         self._temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         self._sha256 = hashlib.sha256()
         self._bytes = 0
@@ -158,6 +158,9 @@ class ObjectWriter:
         return self
 
     def write(self, block: bytes) -> None:
+        """Raises TooLarge before a byte beyond `max_bytes` is stored."""
+        if self._bytes + len(block) > self._max_bytes:
+            raise TooLarge(f"Object {self._key} may have at most {self._max_bytes:,} bytes.")
         with _as_unavailable():
             self._file.write(block)
         self._sha256.update(block)
