@@ -23,6 +23,7 @@ def parse_spec(source: dict[str, Any] | str, caller: Principal, state: AppState)
     _check_team(spec, caller)
     _check_provider(spec, state)
     _check_paths(spec, state.settings.data_roots)
+    _check_hooks(spec, state.settings.hooks_roots, state.settings.data_roots)
     return spec
 
 
@@ -59,6 +60,28 @@ def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
             else "Make a folder readable: shoestring up --data-root DIR"
         )
         raise InvalidSpec([Problem(at, f"{message} {allowed}.", code) for at, message, code in problems])
+
+
+def _check_hooks(spec: JobSpec, roots: Sequence[Path], data_roots: Sequence[Path]) -> None:
+    """Refuse hooks but those in the operator's folders, and outside those of data, which jobs may have written.
+
+    Hooks run with the rights of the training processes.
+    """
+    file = spec.params.get("hooks_file")
+    if not file:
+        return
+    path = str(file)
+    if Path(path).is_absolute() and not _lies_under(data_roots, path):
+        found = _find_path(roots, path)
+        if found and found.is_file():
+            return
+    allowed = (
+        "Give the absolute path of a file below " + " or ".join(map(str, roots))
+        if roots
+        else "Hooks are off; the operator can name a folder for them: shoestring up --hooks-root DIR"
+    )
+    message = f"{path!r} is not a hooks file that jobs may run. {allowed}."
+    raise InvalidSpec([Problem("/params/hooks_file", message, "hooks-not-allowed")])
 
 
 def _find_folder(roots: Sequence[Path], data: DataSource) -> Path | None:

@@ -37,6 +37,8 @@ class ApiSettings(BaseSettings):
     """Set one with SHOESTRING_TIMEOUTS__DRAIN=30s; the worker needs the same."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders that jobs may read, separated as in PATH."""
+    hooks_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders with hooks that jobs may run; none: jobs run no hooks. Whoever may write there runs code on machines."""
     log_quota_bytes: Annotated[int, Field(ge=0)] = wire.LOG_BYTES_PER_HOUR
     """Log bytes that are stored of a job in an hour."""
 
@@ -45,7 +47,7 @@ class ApiSettings(BaseSettings):
     def _split_hosts(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
-    @field_validator("data_roots", mode="before")
+    @field_validator("data_roots", "hooks_roots", mode="before")
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(Path(name) for name in value.split(os.pathsep) if name) if isinstance(value, str) else value

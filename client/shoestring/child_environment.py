@@ -34,8 +34,9 @@ def child_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     for name in PATH_VARIABLES:
         if (value := kept.get(name)) and "://" not in value:
             kept[name] = str(Path(value).absolute())
-    if roots := kept.get("SHOESTRING_DATA_ROOTS"):
-        kept["SHOESTRING_DATA_ROOTS"] = os.pathsep.join(map(str, _absolute_folders(roots)))
+    for name in ("SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOKS_ROOTS"):
+        if roots := kept.get(name):
+            kept[name] = os.pathsep.join(map(str, _absolute_folders(roots)))
     if (url := kept.get("SHOESTRING_DATABASE_URL", "")).startswith(SQLITE_URL):
         kept["SHOESTRING_DATABASE_URL"] = SQLITE_URL + str(Path(quote(str(Path.cwd()))) / url.removeprefix(SQLITE_URL))
     # from a checkout that isn't installed our packages are imported through PYTHONPATH

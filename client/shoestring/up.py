@@ -24,7 +24,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -53,6 +53,8 @@ class ServiceOptions:
     slots: int | None = None
     data_roots: tuple[Path, ...] = ()
     """Folders that jobs may read training data from; if empty, SHOESTRING_DATA_ROOTS applies."""
+    hooks_roots: tuple[Path, ...] = ()
+    """Folders with hooks that jobs may run; if empty, SHOESTRING_HOOKS_ROOTS applies."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class LocalService:
         os.umask(0o077)  # whatever the terminal's: the data folder holds keys
         raise_open_files_limit()
         self._lock = lock_data_folder(data)
+        require_apart(self.options.hooks_roots, (data, *self.options.data_roots))
         require_free_port(self.options.host, self.options.port)
         environment = self._environment()
         if "SHOESTRING_REDIS_URL" not in environment:
@@ -175,7 +178,20 @@ class LocalService:
             fixed["SHOESTRING_LOCAL_SLOTS"] = str(self.options.slots)
         if self.options.data_roots:
             fixed["SHOESTRING_DATA_ROOTS"] = os.pathsep.join(map(str, self.options.data_roots))
+        if self.options.hooks_roots:
+            fixed["SHOESTRING_HOOKS_ROOTS"] = os.pathsep.join(map(str, self.options.hooks_roots))
         return defaults | child_environment(os.environ) | fixed
+
+
+def require_apart(hooks_roots: Sequence[Path], others: Sequence[Path]) -> None:
+    """Raise StartupError if jobs could write the hooks that they run: data and checkpoints lie in the other folders."""
+    for root in hooks_roots:
+        for other in (folder.resolve() for folder in others):
+            if root.is_relative_to(other) or other.is_relative_to(root):
+                raise StartupError(
+                    f"--hooks-root {root} and {other} overlap, and jobs' data lie there; keep hooks in a folder of "
+                    "their own"
+                )
 
 
 def lock_data_folder(data: Path) -> int:

@@ -47,6 +47,7 @@ class Deployment:
             object_store=str(folder / "objects"),
             port=self.port,
             data_roots=str(folder / "data"),
+            hooks_roots=str(folder / "hooks"),
             **settings,
         )
         self.state = AppState.open(self.settings)

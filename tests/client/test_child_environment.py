@@ -49,10 +49,12 @@ def test_relative_paths_of_settings_stay_relative_to_the_folder_of_up(
     given = child_environment(
         {
             "SHOESTRING_OBJECT_STORE": "objects", "SHOESTRING_DATA_ROOTS": "images:/srv",
+            "SHOESTRING_HOOKS_ROOTS": "hooks",
             "SHOESTRING_DATABASE_URL": "sqlite:///store.db",
         }
     )  # fmt: skip
     assert given["SHOESTRING_OBJECT_STORE"] == f"{folder}/objects"
+    assert given["SHOESTRING_HOOKS_ROOTS"] == f"{folder}/hooks"
     assert given["SHOESTRING_DATA_ROOTS"] == f"{folder}/images:/srv"
     assert given["SHOESTRING_DATABASE_URL"] == f"sqlite:///{tmp_path}/a%20b%2520%3F/store.db"
     for absolute in ("s3://bucket/prefix", "/srv/objects"):

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from shoestring.supervisor import kill_with_parent
+from shoestring.supervisor import StartupError, kill_with_parent
+from shoestring.up import require_apart
 
 from tests.servers import PATIENCE_S, until
 
@@ -47,3 +48,10 @@ def test_a_child_whose_parent_died_before_it_began_does_not_begin(
     monkeypatch.setattr(os, "getpid", lambda: gone.pid)
     subprocess.run([*kill_with_parent(), "touch", str(begun)], timeout=PATIENCE_S)
     assert not begun.exists()
+
+
+@pytest.mark.parametrize("root", ["service", "service/objects", "."])
+def test_hooks_lie_apart_from_what_jobs_write(tmp_path: Path, root: str) -> None:
+    require_apart([tmp_path / "hooks"], [tmp_path / "service"])
+    with pytest.raises(StartupError, match="keep hooks in a folder of their own"):
+        require_apart([(tmp_path / root).resolve()], [tmp_path / "service"])

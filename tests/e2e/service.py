@@ -48,12 +48,19 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def hooks(self) -> Path:
+        """The folder with the hooks that jobs may run."""
+        return self.data.with_name("hooks")
+
+    @property
     def client(self) -> Client:
         return Client(self.url, (self.data / "admin.key").read_text().strip())
 
     def start(self) -> None:
         """Start `up` and wait until it has said where the dashboard is."""
         command = [sys.executable, "-m", "shoestring", "up", "--data", str(self.data), "--port", str(self.port)]
+        command += ["--hooks-root", str(self.hooks)]
+        self.hooks.mkdir(parents=True, exist_ok=True)
         log_path = self.data.with_suffix(".up.log")
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:

@@ -109,7 +109,8 @@ def test_an_interrupted_job_leaves_the_same_bits_as_an_uninterrupted_one(
 
 
 def spec(folder: Path, name: str) -> dict[str, object]:
-    hooks = folder / "hooks.py"
+    hooks = folder / "hooks" / "hooks.py"
+    hooks.parent.mkdir(exist_ok=True)
     hooks.write_text(HOOKS.replace("HURRY", repr(str(folder / "hurry"))))
     tree = exactness.spec(TOPOLOGY, 1, name, EPOCHS)
     return tree | {"params": tree["params"] | {"width": 4, "hooks_file": str(hooks)}}

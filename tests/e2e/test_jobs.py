@@ -135,6 +135,6 @@ def test_no_machine_is_left_and_no_slot_had_two(service: Service, jobs: Jobs) ->
 
 def hooked(service: Service, text: str, epochs: int) -> dict[str, Any]:
     """The spec of a job with these hooks."""
-    hooks = service.data.parent / f"hooks-{epochs}.py"
+    hooks = service.hooks / f"{epochs}.py"
     hooks.write_text(text)
     return ONE_MACHINE | {"params": {"epochs": epochs, "width": 8, "hooks_file": str(hooks)}}

@@ -133,7 +133,7 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jo
 
 def spec(service: Service) -> dict[str, Any]:
     """A job on one machine, slow until `hurry`."""
-    hooks = service.data.parent / "hooks.py"
+    hooks = service.hooks / "slow.py"
     hooks.write_text(SLOW_UNTIL_HURRY.replace("HURRY", repr(str(hurry(service)))))
     params = SMALL_JOB["params"] | {"epochs": 5, "hooks_file": str(hooks)}
     return SMALL_JOB | {"params": params, "resources": {"nodes": 1}, "limits": {}}

@@ -87,7 +87,7 @@ def live_through(
     try:
         service.start()
         with witness.Watch(service.data) as looking:
-            submitted = service.client.submit(spec(seed, epochs, nodes, hooks(folder, step_s)))
+            submitted = service.client.submit(spec(seed, epochs, nodes, hooks(service.hooks, step_s)))
             lost_at = lose(service, str(submitted.id), case, draw, nodes)
             if not to_the_end:
                 wait_for_steps_of_all(service, str(submitted.id))

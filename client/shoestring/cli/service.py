@@ -35,6 +35,17 @@ def start_service(
             help="Folder that jobs may read training data from; may be repeated.",
         ),
     ] = None,
+    hooks_roots: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--hooks-root",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="Folder with hooks that jobs may run, with your rights; off by default; may be repeated.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start the service on this computer: API, worker, local cloud and database, in one terminal.
@@ -50,7 +61,7 @@ def start_service(
     if budget is not None:
         check_dollars(budget)
     folder = (data or config.default_data_folder()).absolute()
-    options = up.ServiceOptions(folder, host, port, budget, slots, tuple(data_roots or ()))
+    options = up.ServiceOptions(folder, host, port, budget, slots, tuple(data_roots or ()), tuple(hooks_roots or ()))
     service = up.LocalService(options, report=report)
     interrupts = count_interrupts()
     report(f"Starting Shoestring in {folder} …")

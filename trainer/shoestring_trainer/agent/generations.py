@@ -38,7 +38,7 @@ from shoestring_trainer.rank_server.client import RankServerClient
 
 log = logging.getLogger("shoestring.agent")
 
-DATA_ROOTS_VARIABLE = "SHOESTRING_DATA_ROOTS"
+DATA_ROOTS_VARIABLE, HOOKS_ROOTS_VARIABLE = "SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOKS_ROOTS"
 UPLOAD_WAIT_S, FAILED_UPLOAD_WAIT_S = 60.0, 5.0
 KILL_RESERVE_S = 1.5
 ORDER_OF_KINDS = {"prepare": 1, "run": 2, "drain": 3}
@@ -81,6 +81,7 @@ class GenerationRunner:
         self._rank_environment = rank_server_environment(machine, environment)
         if roots := environment.get(DATA_ROOTS_VARIABLE):  # links in a job's data lead to places below these only
             self._rank_environment[DATA_ROOTS_VARIABLE] = os.pathsep.join((roots, str(folder / "scratch")))
+        self._rank_environment[HOOKS_ROOTS_VARIABLE] = environment.get(HOOKS_ROOTS_VARIABLE, "")  # none: no hooks
         self._rank_command = environment.get("SHOESTRING_AGENT_RANK_COMMAND")
         self._rank_server = (
             None if self._rank_command else RankServerClient(self._rank_environment, folder / RANK_SERVER_LOG)

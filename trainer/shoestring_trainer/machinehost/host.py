@@ -55,6 +55,7 @@ INHERITED_VARIABLES = {
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
         "SHOESTRING_DATA_ROOTS",
+        "SHOESTRING_HOOKS_ROOTS",
     ),
 }
 

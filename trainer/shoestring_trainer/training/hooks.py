@@ -16,18 +16,19 @@ line. The trainer's own metrics are reported whatever a hook does to them.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shoestring_trainer.training.data.confined_files import read_hooks
 from shoestring_trainer.training.errors import HookError, UserError, first_line, is_lost_peer
 from shoestring_trainer.training.lazy_dynamo import restore_dynamo
 from shoestring_trainer.training.settings import Settings
@@ -200,16 +201,18 @@ def load_hooks(path: str, *, classes: int | None = None, has_peers: bool = False
     """Return the hooks of a Python file; none for "". Raises UserError if it can't be run or has an unknown hook."""
     if not path:
         return Hooks({})
-    if not Path(path).is_file():
-        raise UserError(f"there is no file {path} for hooks on this machine; give a path that all machines have")
-    spec = importlib.util.spec_from_file_location(_MODULE, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file; hooks need one, ending in .py")
-    module = importlib.util.module_from_spec(spec)
+    try:
+        source = read_hooks(Path(path))
+    except OSError as error:
+        raise UserError(
+            f"the hooks in {path} can't be read ({error.strerror}); give a path that all machines have"
+        ) from error
+    module = ModuleType(_MODULE)
+    module.__file__ = path
     sys.modules[_MODULE] = module  # dataclasses look their module up there
     try:
         restore_dynamo()
-        spec.loader.exec_module(module)
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))  # noqa: S102 - what a hooks file is for
     except BaseException as error:
         del sys.modules[_MODULE]
         raise UserError(

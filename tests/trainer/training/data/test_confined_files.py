@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the service names the folders that jobs may read, links in a job's data lead nowhere else."""
+"""Where the service names the folders that jobs may use, links in a job's data and hooks lead nowhere else."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
-from shoestring_trainer.training.data.confined_files import ROOTS_VARIABLE, open_confined
-from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.data.confined_files import (
+    HOOKS_ROOTS_VARIABLE,
+    ROOTS_VARIABLE,
+    open_confined,
+    read_hooks,
+)
+from shoestring_trainer.training.errors import DataError, UserError
 from torch import nn
 
 from tests.trainer.training.data.sample_images import COLOURS, load, save_image
@@ -77,3 +83,42 @@ def test_what_was_opened_counts_if_a_link_is_changed_in_between(root: Path, monk
     monkeypatch.setattr(Path, "open", swap_then_open)
     with pytest.raises(DataError, match="leads out"):
         open_confined(root / "a")
+
+
+@pytest.fixture
+def hooks_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "hooks"
+    root.mkdir()
+    (root / "mine.py").write_text("x = 1\n")
+    (tmp_path / "outside.py").write_text("x = 1\n")
+    (root / "linked.py").symlink_to(tmp_path / "outside.py")
+    (root / "data").mkdir()
+    (root / "data" / "downloaded.py").write_text("x = 1\n")
+    monkeypatch.setenv(HOOKS_ROOTS_VARIABLE, str(root))
+    monkeypatch.setenv(ROOTS_VARIABLE, str(root / "data"))
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_hooks_are_read_below_the_operators_folders(hooks_root: Path):
+    assert read_hooks(hooks_root / "mine.py") == b"x = 1\n"
+
+
+@pytest.mark.parametrize("path", ["{root}/../outside.py", "{root}/linked.py", "mine.py", "{root}/data/downloaded.py"])
+def test_hooks_are_read_from_nowhere_else(hooks_root: Path, path: str):
+    with pytest.raises(UserError, match="not a hooks file that jobs may run"):
+        read_hooks(Path(path.format(root=hooks_root)))
+
+
+def test_without_such_folders_no_hooks_are_read(hooks_root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(HOOKS_ROOTS_VARIABLE, "")
+    with pytest.raises(UserError, match="--hooks-root"):
+        read_hooks(hooks_root / "mine.py")
+
+
+def test_a_link_that_changes_while_hooks_are_opened_leads_nowhere(hooks_root: Path, monkeypatch: pytest.MonkeyPatch):
+    path, realpath = hooks_root / "linked.py", os.path.realpath
+    before = {path: str(hooks_root / "mine.py")}
+    monkeypatch.setattr(os.path, "realpath", lambda at: before.pop(at, None) or realpath(at))
+    with pytest.raises(UserError, match="not a hooks file"):
+        read_hooks(path)

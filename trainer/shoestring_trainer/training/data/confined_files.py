@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open files of a job's data: a link is followed only to a place below the folders that jobs may read.
+"""Open a job's data and hooks: a link is followed only to a place below the folders that jobs may use.
 
-The service names them in SHOESTRING_DATA_ROOTS. Without it, as in a run by hand, links lead anywhere.
+The service names those of data in SHOESTRING_DATA_ROOTS and those of hooks in SHOESTRING_HOOKS_ROOTS. Without these
+variables, as in a run by hand, paths and links lead anywhere. Hooks are never read from where data may lie.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.errors import DataError, UserError
 
-ROOTS_VARIABLE = "SHOESTRING_DATA_ROOTS"
+ROOTS_VARIABLE, HOOKS_ROOTS_VARIABLE = "SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOKS_ROOTS"
 
 
 def open_confined(path: Path) -> BinaryIO:
@@ -32,10 +33,32 @@ def require_confined(path: Path) -> None:
     _require_below_roots(path, os.path.realpath(path))
 
 
+def read_hooks(path: Path) -> bytes:
+    """Return the source of a file with hooks. Raises UserError if jobs may not run it, and OSError as `open` does."""
+    if HOOKS_ROOTS_VARIABLE not in os.environ:
+        return path.read_bytes()
+    _require_hooks_root(path, os.path.realpath(path))
+    with path.open("rb") as file:
+        _require_hooks_root(path, os.path.realpath(f"/proc/self/fd/{file.fileno()}"))
+        return file.read()
+
+
+def _require_hooks_root(path: Path, real: str) -> None:
+    if not path.is_absolute() or not _lies_below(real, HOOKS_ROOTS_VARIABLE) or _lies_below(real, ROOTS_VARIABLE):
+        raise UserError(
+            f"{path} is not a hooks file that jobs may run on this machine; the operator names folders for them with "
+            "shoestring up --hooks-root DIR"
+        )
+
+
 def _require_below_roots(path: Path, real: str) -> None:
-    roots = [os.path.realpath(root) for root in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if root]
-    if roots and not any(Path(real).is_relative_to(root) for root in roots):
+    if os.environ.get(ROOTS_VARIABLE) and not _lies_below(real, ROOTS_VARIABLE):
         raise DataError(
             f"{path} leads out of the folders that jobs may read; copy what it links to, or start the service with a "
             "--data-root that holds it"
         )
+
+
+def _lies_below(real: str, variable: str) -> bool:
+    roots = [os.path.realpath(root) for root in os.environ.get(variable, "").split(os.pathsep) if root]
+    return any(Path(real).is_relative_to(root) for root in roots)
