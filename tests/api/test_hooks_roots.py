@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shoestring_api.settings import ApiSettings
 
 from tests.api.deployment import Deployment
 
@@ -30,7 +31,7 @@ def root(deployment: Deployment) -> Iterator[Path]:
 
 
 def problems(deployment: Deployment, path: object) -> list[dict[str, Any]]:
-    answer = deployment.member.post("/v1/plans", json=SPEC | {"params": {"hooks_file": str(path)}})
+    answer = deployment.member.post("/v1/plans", json={"spec": SPEC | {"params": {"hooks_file": str(path)}}})
     if answer.status_code == 200:
         return []
     assert answer.status_code == 422
@@ -57,6 +58,7 @@ def test_hooks_elsewhere_are_refused_alike_whether_they_exist_or_not(deployment:
 
 
 def test_hooks_are_off_by_default(deployment: Deployment, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment.settings, "hooks_roots", ())
+    defaults = deployment.settings.model_copy(update={"hooks_roots": ApiSettings().hooks_roots})
+    monkeypatch.setattr(deployment.state, "settings", defaults)
     (problem,) = problems(deployment, root / "mine.py")
     assert "shoestring up --hooks-root DIR" in problem["message"]

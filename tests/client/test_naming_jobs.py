@@ -65,7 +65,11 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
 
 
-@pytest.mark.parametrize("given", [JOB["id"], JOB["id"][:13], JOB["id"][-8:], JOB["id"][-8:].upper(), "cats and dogs"])
+@pytest.mark.parametrize(
+    "given",
+    [JOB["id"], JOB["id"][:13], JOB["id"][-8:], JOB["id"][-8:].upper(), "cats and dogs"],
+    ids=["id", "beginning", "end", "upper case", "name"],
+)
 def test_a_job_is_named_by_its_id_or_a_part_of_it_as_the_dashboard_shows_it_or_its_name(given: str) -> None:
     assert f"job {JOB['id']}" in run("show", given).output
 

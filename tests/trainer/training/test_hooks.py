@@ -58,7 +58,7 @@ def test_hooks_see_the_run_and_report_with_its_steps_and_the_noise_is_measured(t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no file"),
+        (None, "can't be read .No such file"),
         ("x = 1", "no hook"),
         ("def on_stepp(run): pass", "on_stepp, which is no hook"),
         ("import nothing_of_this_name", "ModuleNotFoundError"),
@@ -189,25 +189,18 @@ def test_numbers_of_every_type_are_reported(tmp_path: Path):
         ("(images, labels.float())", "labels of shape .* and torch.float32; give a class index"),
         ("(images, labels + 2)", "returned a label outside 0 to 2"),
         ("(images, torch.rand(2, 4))", "returned probabilities of 4 classes; there are 3"),
-        ("(images / 0, labels)", "returned images or labels with NaN or infinite values"),
     ],
 )
 def test_a_batch_that_cannot_be_trained_on_is_the_hooks_error(tmp_path: Path, returned: str, said: str):
     hooks = written(tmp_path, f"import torch\ndef on_batch(context, images, labels): return {returned}\n")
-
-    def step() -> None:
-        hooks.on_batch(context_of(), torch.ones(2, 3, 4, 4), torch.arange(2))
-        hooks.require_finite_batches()
-
     with pytest.raises(HookError, match=rf"the hook on_batch \({tmp_path}/mine.py, line 2\) .*{said}"):
-        step()
+        hooks.on_batch(context_of(), torch.ones(2, 3, 4, 4), torch.arange(2))
 
 
 def test_a_batch_hook_may_give_other_sizes_and_types(tmp_path: Path):
     hooks = written(tmp_path, "def on_batch(context, images, labels): return images[..., :2].double(), labels.int()\n")
     images, labels = hooks.on_batch(context_of(), torch.ones(2, 3, 4, 4), torch.arange(2))
     assert (images.dtype, images.shape, labels.dtype) == (torch.float32, (2, 3, 4, 2), torch.int64)
-    hooks.require_finite_batches()
 
 
 def test_a_file_with_postponed_annotations_and_a_dataclass_loads(tmp_path: Path):

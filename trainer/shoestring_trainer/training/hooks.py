@@ -74,7 +74,6 @@ class Hooks:
     ) -> None:
         self._functions, self._file, self._classes, self._has_peers = functions, file, classes, has_peers
         self._surplus_named = False
-        self._batches_are_finite: Tensor | None = None
 
     def __contains__(self, hook: str) -> bool:
         return hook in self._functions
@@ -104,9 +103,6 @@ class Hooks:
             shapes = f"{tuple(images.shape)}; it was given {tuple(images_NCHW.shape)}"
             raise self._error("on_batch", f"returned images of shape {shapes}")
         self._check_labels(labels, len(images))
-        # read only when the loss is not finite: reading it at once would make a GPU wait in every step
-        finite = torch.isfinite(images).all() & torch.isfinite(labels).all()
-        self._batches_are_finite = finite if self._batches_are_finite is None else self._batches_are_finite & finite
         return images.to(images_NCHW), labels.to(labels_N.device if labels.is_floating_point() else labels_N)
 
     def _check_labels(self, labels: Tensor, images: int) -> None:
@@ -126,11 +122,6 @@ class Hooks:
             )
         if as_indices and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
             raise self._error("on_batch", f"returned a label outside 0 to {self._classes - 1}")
-
-    def require_finite_batches(self) -> None:
-        """Raise HookError if a batch, as `on_batch` returned it, had NaN or infinite values."""
-        if self._batches_are_finite is not None and not self._batches_are_finite.item():
-            raise self._error("on_batch", "returned images or labels with NaN or infinite values")
 
     def _run(self, hook: str, *arguments: Any) -> Any:
         try:

@@ -109,8 +109,6 @@ class Trainer:
         self._step_optimizer()
         mean_loss, stop_requests = pending.wait()
         new_scale = self.scaler.get_scale()
-        if not math.isfinite(mean_loss):
-            self.hooks.require_finite_batches()
         diverged = new_scale < MIN_LOSS_SCALE if self.scaler.is_enabled() else not math.isfinite(mean_loss)
         return StepResult(mean_loss, bool(stop_requests), new_scale < scale, diverged, noise_scale)
 
