@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shoestring_api.settings import ApiSettings
 
 from tests.api.deployment import Deployment
 
@@ -58,7 +57,7 @@ def test_hooks_elsewhere_are_refused_alike_whether_they_exist_or_not(deployment:
 
 
 def test_hooks_are_off_by_default(deployment: Deployment, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = deployment.settings.model_copy(update={"hooks_roots": ApiSettings().hooks_roots})
+    defaults = deployment.settings.model_copy(update={"hooks_roots": ()})
     monkeypatch.setattr(deployment.state, "settings", defaults)
     (problem,) = problems(deployment, root / "mine.py")
     assert "shoestring up --hooks-root DIR" in problem["message"]

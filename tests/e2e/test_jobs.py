@@ -52,7 +52,7 @@ def jobs(service: Service) -> Jobs:
 
 
 def test_a_job_waits_for_slots_says_why_and_starts_by_itself(service: Service, jobs: Jobs) -> None:
-    assert "needs 1 machine, 0 of 2 are free" in jobs.waiting.status_text
+    assert "Needs 1 machine, 0 of 2 are free" in jobs.waiting.status_text
     assert [service.settled(job.id).end_reason for job in jobs] == ["succeeded"] * 2
     gang, waiting = ([life for life in witness.lives(service.data) if life.job == str(job.id)] for job in jobs)
     assert (len(gang), len(waiting)) == (2, 1)

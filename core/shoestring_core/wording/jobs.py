@@ -17,7 +17,7 @@ from shoestring_core.wording.units import Span, batches_of_steps
 _WAITS = {
     WaitReason.BUDGET: "Waiting for budget",
     WaitReason.SLOTS: "Waiting for machines",
-    WaitReason.TURN: "Waiting in the queue",
+    WaitReason.TURN: "Waiting for its turn",
     WaitReason.CAPACITY: "Waiting for capacity",
     WaitReason.QUOTA: "Waiting for quota",
     WaitReason.TERMINATING: "Waiting for earlier machines to terminate",
@@ -68,7 +68,9 @@ class Waiting(Reason):
 
     def text(self) -> str:
         what = _WAITS.get(self.waits_for, "Waiting to start") if self.waits_for else "Waiting to start"
-        return _join(what if self.position is None else f"{what}, number {self.position} of the team", self.detail)
+        return _join(
+            what if self.position is None else f"{what} (number {self.position} in the team's queue)", self.detail
+        )
 
 
 @dataclass(frozen=True)
