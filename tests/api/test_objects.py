@@ -149,7 +149,7 @@ def test_small_objects_are_read_whole_and_large_ones_refused(objects: LocalObjec
 
 def test_a_wrong_signature_is_forbidden(objects: LocalObjects) -> None:
     with pytest.raises(Forbidden):
-        objects.check("GET", KEY, _later(), "é", int(time.time()))
+        objects.check("GET", KEY, _later(), 0, "é", int(time.time()))
 
 
 def test_only_a_folder_is_supported_as_an_object_store() -> None:

@@ -59,7 +59,7 @@ class AwaitingApproval(Reason):
 @dataclass(frozen=True)
 class Waiting(Reason):
     """In the queue. `detail` says what exactly is missing; `position` is the place among the team's queued jobs, None
-    if it is far back."""
+    if it is far back; it is said where the wait ends in that order."""
 
     code = "waiting"
     waits_for: WaitReason | None
@@ -68,9 +68,9 @@ class Waiting(Reason):
 
     def text(self) -> str:
         what = _WAITS.get(self.waits_for, "Waiting to start") if self.waits_for else "Waiting to start"
-        return _join(
-            what if self.position is None else f"{what} (number {self.position} in the team's queue)", self.detail
-        )
+        if self.position is not None and self.waits_for in (WaitReason.SLOTS, WaitReason.TURN):
+            what += f" (number {self.position} in the team's queue)"
+        return _join(what, self.detail)
 
 
 @dataclass(frozen=True)
