@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from shoestring_trainer.training.data.decoding import (
+    FORMATS,
     ResizeSpec,
     decode_image,
     ignored_pillow_warnings,
@@ -39,7 +40,6 @@ from shoestring_trainer.training.errors import DataError
 from tests.trainer.training.data.sample_images import load
 
 SEEDS = 1
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "JPEG2000", "DDS", "AVIF")
 MODES = ("RGB", "L", "RGBA", "P", "1", "CMYK")
 SIZE = ResizeSpec(8, 8)
 REPORTED = 10

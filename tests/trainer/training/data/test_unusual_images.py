@@ -114,6 +114,7 @@ def test_whatever_goes_wrong_in_an_image_is_that_images(
         (b"\0\0\0\x18ftypisom\0\0\0\0", "a video"),
         (b"\x89PNG cut", "a PNG that is damaged or cut off"),
         (b"<svg xmlns=''/>", "SVG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n", "PostScript, .* convert it"),
         (b"no image at all", r"its first bytes are b'no image at "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -32,6 +32,8 @@ MAX_VALUE = 255
 MAX_PIXELS = 100_000_000
 """An image that claims more pixels is treated as a decompression bomb."""
 MAX_FILE_BYTES = 1 << 29
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "DDS", "AVIF")
+"""Formats that are decoded, whatever a file is called. Not EPS: for that, Pillow runs Ghostscript on the content."""
 _EXIF_ORIENTATION = 0x0112
 TRANSPOSED_ORIENTATIONS = range(5, 9)
 """EXIF orientations whose stored width and height are swapped."""
@@ -136,7 +138,7 @@ def open_image_bytes(content: bytes) -> Image.Image:
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"more than {MAX_FILE_BYTES >> 20} MiB")
     try:
-        return Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(describe_first_bytes(content)) from None
 

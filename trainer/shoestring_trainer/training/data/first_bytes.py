@@ -14,6 +14,7 @@ _KINDS: Sequence[tuple[bytes, str]] = (
     (b"II*\0", "a TIFF that is damaged or cut off"),
     (b"MM\0*", "a TIFF that is damaged or cut off"),
     (b"%PDF", "a PDF document"),
+    (b"%!PS", "PostScript, which can't be read: convert it to JPEG or PNG"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x93NUMPY", "a NumPy array"),
