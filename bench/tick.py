@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shoestring_core import spec
 from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.events import BatchStored
 from shoestring_core.store import identity, jobs
 from shoestring_core.store.db import Store, Write, open_store
 from shoestring_core.store.objects import LocalObjects
@@ -103,7 +104,7 @@ def first_tick_time() -> float:
 
 
 def report(store: Store, admin: identity.Principal) -> None:
-    store.write(lambda db: db.event(team=admin.team, kind="batch", actor="source"))
+    store.write(lambda db: db.event(BatchStored(source=admin.team, seq=1), team=admin.team, actor="source"))
 
 
 def end_machine(provider: SimulatedProvider) -> None:

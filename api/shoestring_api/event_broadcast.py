@@ -20,6 +20,7 @@ from uuid import UUID
 from pydantic import BaseModel
 from shoestring_core import rest
 from shoestring_core.errors import Unavailable
+from shoestring_core.events import BatchStored
 from shoestring_core.store import events as feed
 from shoestring_core.store import ledger, queries, reports
 from shoestring_core.store.cursors import InvalidCursor
@@ -240,19 +241,19 @@ def load_group(db: Read, team: UUID, after: int) -> MessageGroup:
 
 def _fact_messages(db: Read, event: EventRow) -> Iterator[StreamMessage]:
     topics = frozenset({f"job:{event.job}"} if event.job else {"budget", "jobs"})
-    if event.kind != "batch":
+    if event.kind != BatchStored.kind:
         yield _message(topics, "event", serialize_event(event), StreamPosition(event.seq, 1))
         return
     if event.job is None:
         return
-    source, seq = feed.batch_of(event)
-    points, lines = reports.load_batch(db, source, seq)
+    batch = BatchStored.model_validate(event.data)
+    points, lines = reports.load_batch(db, batch.source, batch.seq)
     if points:
         curves = serialize_curves(points)
         points_message = rest.PointsMessage(job=event.job, generation=event.generation or 0, curves=curves)
         yield _message(topics, "points", points_message, StreamPosition(event.seq, 1))
     if lines:
-        machine = db.sql.get_one(MachineRow, source)
+        machine = db.sql.get_one(MachineRow, batch.source)
         logs_message = rest.LogsMessage(job=event.job, lines=serialize_log_lines(lines, {machine.id: machine}))
         yield _message(topics, "logs", logs_message, StreamPosition(event.seq, 2))
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, get_args
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from shoestring_core.errors import InvalidSpec, ShoestringError
+from shoestring_core.errors import InvalidSpec, Problem, ShoestringError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
@@ -85,7 +86,7 @@ def problem_response(
     *,
     hint: str | None = None,
     retryable: bool = False,
-    errors: list[dict[str, Any]] | None = None,
+    errors: Sequence[Problem] = (),
     headers: dict[str, str] | None = None,
     **fields: Any,
 ) -> JSONResponse:
@@ -97,7 +98,7 @@ def problem_response(
         "code": code,
         "hint": hint,
         "retryable": retryable,
-        "errors": errors or [],
+        "errors": [asdict(problem) for problem in errors],
     }
     return JSONResponse(fields | document, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
@@ -107,7 +108,7 @@ def from_error(error: ShoestringError) -> JSONResponse:
     status = STATUS[error.code]
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     headers |= {"Retry-After": "1"} if error.retryable else {}
-    errors = [problem.as_json() for problem in error.problems] if isinstance(error, InvalidSpec) else None
+    errors = error.problems if isinstance(error, InvalidSpec) else ()
     return problem_response(
         status, error.code, error.title, error.message,
         hint=error.hint, retryable=error.retryable, errors=errors, headers=headers, **error.fields,
@@ -131,14 +132,14 @@ def _handle_validation_error(request: Request, error: Exception) -> JSONResponse
     ):  # a malformed id gets the same answer as an unknown one
         return problem_response(404, "not-found", TITLES[404][1], f"No resource exists at {request.url.path}.")
     errors = [
-        {"pointer": _pointer(violation["loc"]), "message": _message(request, violation), "code": violation["type"]}
+        Problem(_pointer(violation["loc"]), _message(request, violation), violation["type"])
         for violation in violations[:100]
     ]
     if error.body and any(violation["loc"] == ("body",) for violation in violations) and not _is_json(request):
         return problem_response(
             415, *TITLES[415], "Send the body as JSON, with the header Content-Type: application/json."
         )
-    detail = "; ".join(f"{entry['pointer']}: {entry['message']}" for entry in errors[:5])
+    detail = "; ".join(f"{problem.pointer}: {problem.message}" for problem in errors[:5])
     return problem_response(422, "invalid-request", "Invalid request", detail, errors=errors)
 
 

@@ -121,7 +121,7 @@ def summarize(client: Client, job: rest.Job, seed: int, preempt_step: int | None
     result = job.result or {}
     return {
         "job_id": str(job.id),
-        "status": str(job.end_reason or job.state),
+        "status": str(job.status),
         "accuracy": result.get("val/acc"),
         "target": TARGET,
         "attempts": len(trained),
@@ -148,7 +148,7 @@ def recovery(client: Client, job: rest.Job, generations: list[rest.Generation]) 
         cursor = page.next_cursor
         if cursor is None:
             break
-    notice = next((e.at for e in events if e.data.get("event") == "preemption_notice" or e.kind == "notice"), None)
+    notice = next((e.at for e in events if e.kind == "agent" and e.data.event == "preemption_notice"), None)
     saved = next((e.at for e in events if e.kind == "checkpoint" and notice and e.at >= notice), None)
     resumed = next(
         (g.first_step_at for g in generations if saved and g.first_step_at and g.first_step_at > saved), None

@@ -18,6 +18,7 @@ from shoestring_core import results as core
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.json_floats import decode_float
 from shoestring_core.results import Curve, RentedMachine, RunResult
+from shoestring_core.task import RecipeTask
 
 from shoestring.client import Client
 
@@ -86,12 +87,12 @@ def from_job(client: Client, job: rest.Job, metric: str | None) -> LoadedRun:
 def from_folder(folder: Path, metric: str | None) -> LoadedRun:
     """Load the run in a folder that `python -m shoestring_trainer train` wrote. Raises RunError."""
     try:
-        task = json.loads((folder / "task.json").read_bytes())
+        task = RecipeTask.model_validate_json((folder / "task.json").read_bytes())
         points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line]
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines() if line]
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} is not the folder of a run ({error}); give one that the trainer wrote") from error
-    name = str(task["recipe"]).partition("@")[0]
+    name = task.recipe.partition("@")[0]
     chosen = metric or _recipe_metric(name)
     result: dict[str, Any] = next((event["result"] for event in reversed(events) if event.get("final")), {})
     run = RunResult(
@@ -104,7 +105,7 @@ def from_folder(folder: Path, metric: str | None) -> LoadedRun:
             submitted=next((event["t"] for event in events), None),
         ),
     )  # fmt: skip
-    goal = (task.get("goal") or {}).get("reach")
+    goal = task.goal.reach if task.goal else None
     return LoadedRun(
         run, goal or _claimed_value(name, chosen), {key: result[key] for key in FIGURE_NAMES if key in result},
         str(result.get("framework", "PyTorch")), name.startswith("imagenet/"),

@@ -12,15 +12,22 @@ from rich.table import Table
 from rich.text import Text
 from shoestring_core import money, rest
 from shoestring_core.durations import format_duration
-from shoestring_core.states import OUTCOMES
+from shoestring_core.states import JobStatus
 from shoestring_core.terminal_text import printable
 
 from shoestring.client import Client, StreamEvent
 
-STATE_STYLE = {
-    "queued": "yellow", "launching": "cyan", "running": "green", "stopping": "yellow", "paused": "magenta",
-    "awaiting_approval": "yellow", "ended": "bold",
-}  # fmt: skip
+STATUS_STYLES = {
+    JobStatus.AWAITING_APPROVAL: "yellow",
+    JobStatus.QUEUED: "yellow",
+    JobStatus.LAUNCHING: "cyan",
+    JobStatus.RUNNING: "green",
+    JobStatus.STOPPING: "yellow",
+    JobStatus.PAUSED: "magenta",
+    JobStatus.SUCCEEDED: "bold green",
+    JobStatus.STOPPED: "bold",
+    JobStatus.FAILED: "bold red",
+}
 
 
 def follow(client: Client, job: str) -> Iterator[tuple[rest.Job, StreamEvent | None]]:
@@ -71,7 +78,7 @@ def print_changes(client: Client, job: str, report: Callable[[str], None]) -> re
     for current, _ in follow(client, job):
         if headline(current) != sentence:
             sentence = headline(current)
-            report(f"{state_word(current)}: {sentence}")
+            report(f"{current.status}: {sentence}")
     assert current is not None
     return current
 
@@ -81,17 +88,12 @@ def headline(job: rest.Job) -> str:
     return job.status_text.partition("\n")[0]
 
 
-def state_word(job: rest.Job) -> str:
-    """The job's state; how it ended, if it has."""
-    return next((word for word, reasons in OUTCOMES.items() if job.end_reason in reasons), str(job.state))
-
-
 def render_job(job: rest.Job) -> RenderableType:
     """Render a job in a few lines: state, progress, latest metrics, cost."""
     head = Text.assemble(
         (printable(job.name), "bold"),
         "  ",
-        (state_word(job), STATE_STYLE.get(job.state, "")),
+        (str(job.status), STATUS_STYLES[job.status]),
         "  ",
         printable(headline(job)),
     )

@@ -18,10 +18,6 @@ class Problem:
     code: str = "invalid"
     suggestion: str | None = None
 
-    def as_json(self) -> dict[str, str]:
-        fields = {"pointer": self.pointer, "message": self.message, "code": self.code}
-        return fields | ({"suggestion": self.suggestion} if self.suggestion else {})
-
 
 class ShoestringError(Exception):
     """Base class of domain errors. `code` is stable, `title` describes the class, the message the single case."""

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
+from shoestring_core import events, recipes, wording
 from shoestring_core import money as micro_dollars
-from shoestring_core import recipes, wording
+from shoestring_core.errors import Problem
 from shoestring_core.json_floats import AnyFloat
 from shoestring_core.states import (
     AttemptState,
@@ -22,6 +24,7 @@ from shoestring_core.states import (
     EndReason,
     GenerationState,
     JobState,
+    JobStatus,
     MachineState,
     WaitReason,
 )
@@ -107,6 +110,8 @@ class Job(Resource):
     user: str
     recipe: str | None
     state: JobState
+    status: JobStatus
+    """The state, and of an ended job how it ended: what lists and badges show."""
     status_text: str
     """State and reason in words a user can act on."""
     wait_reason: WaitReason | None = None
@@ -258,16 +263,89 @@ class AttemptList(Resource):
     rolled_back_steps: int
 
 
-class Event(Resource):
+class BaseEvent(Resource):
     cursor: str
     at: datetime
     job: UUID | None
     attempt: int | None = None
     generation: int | None = None
-    kind: str
     actor: str
     reason: Reason | None
-    data: dict[str, Any] = {}
+
+
+class JobEvent(BaseEvent):
+    kind: Literal["job"]
+    data: events.JobChange
+
+
+class WaitEvent(BaseEvent):
+    kind: Literal["wait"]
+    data: events.WaitChange
+
+
+class SizingEvent(BaseEvent):
+    kind: Literal["sizing"]
+    data: events.MachinesChosen
+
+
+class MachineEvent(BaseEvent):
+    kind: Literal["machine"]
+    data: events.MachineChange
+
+
+class GenerationEvent(BaseEvent):
+    kind: Literal["generation"]
+    data: events.GenerationChange
+
+
+class CheckpointEvent(BaseEvent):
+    kind: Literal["checkpoint"]
+    data: events.CheckpointStored
+
+
+class BatchEvent(BaseEvent):
+    kind: Literal["batch"]
+    data: events.BatchStored
+
+
+class CostEvent(BaseEvent):
+    kind: Literal["cost"]
+    data: events.CostChange
+
+
+class BudgetEvent(BaseEvent):
+    kind: Literal["budget"]
+    data: events.LimitChange
+
+
+class AlarmEvent(BaseEvent):
+    kind: Literal["alarm"]
+    data: events.Alarm
+
+
+class AgentEvent(BaseEvent):
+    kind: Literal["agent"]
+    data: events.AgentReport
+
+
+Event = TypeAliasType(
+    "Event",
+    Annotated[
+        JobEvent
+        | WaitEvent
+        | SizingEvent
+        | MachineEvent
+        | GenerationEvent
+        | CheckpointEvent
+        | BatchEvent
+        | CostEvent
+        | BudgetEvent
+        | AlarmEvent
+        | AgentEvent,
+        Field(discriminator="kind"),
+    ],
+)
+"""An event of the feed; `kind` tells what its data are."""
 
 
 class EventPage(Resource):
@@ -394,7 +472,7 @@ class Recipe(Resource):
     data: str
     metric: str
     params: list[RecipeParameter]
-    claim: dict[str, Any] | None = None
+    claim: recipes.RecipeClaim | None = None
 
     @classmethod
     def from_recipe(cls, recipe: recipes.Recipe) -> Recipe:
@@ -417,7 +495,7 @@ class Recipe(Resource):
                 )
                 for name, param in recipe.params.items()
             ],
-            claim=recipe.claim_as_json(),
+            claim=recipe.claim_with_variants(),
         )
 
 
@@ -496,7 +574,7 @@ class ProblemDocument(Resource):
     code: str
     hint: str | None = None
     retryable: bool = False
-    errors: list[dict[str, Any]] = []
+    errors: list[Problem] = []
 
 
 # SSE events of GET /v1/stream?topics=jobs,job:ID,budget&cursor=…: `job` (Job), `points` (PointsMessage),

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states of jobs, attempts, machines and generations, and the allowed transitions of jobs."""
+"""The states of jobs, attempts, machines and generations, their allowed transitions, and what an end reason means."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import NamedTuple, TypeVar
+
+from shoestring_core.exit_codes import ExitCode
 
 
 class JobState(StrEnum):
@@ -16,7 +20,27 @@ class JobState(StrEnum):
     ENDED = "ended"
 
 
+class JobStatus(StrEnum):
+    """What a job is shown as: its state, and of an ended one how it ended."""
+
+    AWAITING_APPROVAL = "awaiting_approval"
+    QUEUED = "queued"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @classmethod
+    def of(cls, state: JobState, end_reason: EndReason | None) -> JobStatus:
+        return end_reason.status if end_reason else cls(state)
+
+
 class EndReason(StrEnum):
+    """Why a job ended. What each means is in END_MEANINGS."""
+
     SUCCEEDED = "succeeded"
     GOAL_REACHED = "goal_reached"
     USER_STOP = "user_stop"
@@ -32,6 +56,51 @@ class EndReason(StrEnum):
     ACCOUNT = "account"
     INFRASTRUCTURE = "infrastructure"
 
+    @property
+    def status(self) -> JobStatus:
+        return END_MEANINGS[self].status
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return END_MEANINGS[self].exit_code
+
+    @property
+    def retried(self) -> bool:
+        return END_MEANINGS[self].retried
+
+
+class EndMeaning(NamedTuple):
+    """What an end reason means.
+
+    status     how the job is shown
+    exit_code  how `shoestring watch` exits
+    retried    the cause may be gone in another attempt: the job ends with it only after the attempts of `retry`
+    """
+
+    status: JobStatus
+    exit_code: ExitCode
+    retried: bool
+
+
+E = EndReason
+
+END_MEANINGS: Mapping[EndReason, EndMeaning] = {
+    E.SUCCEEDED: EndMeaning(JobStatus.SUCCEEDED, ExitCode.OK, retried=False),
+    E.GOAL_REACHED: EndMeaning(JobStatus.SUCCEEDED, ExitCode.OK, retried=False),
+    E.USER_STOP: EndMeaning(JobStatus.STOPPED, ExitCode.JOB_FAILED, retried=False),
+    E.BUDGET: EndMeaning(JobStatus.STOPPED, ExitCode.BUDGET, retried=False),
+    E.TIME_LIMIT: EndMeaning(JobStatus.STOPPED, ExitCode.JOB_FAILED, retried=False),
+    E.USER_CODE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
+    E.OUT_OF_MEMORY: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
+    E.NAN: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
+    E.DATA: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
+    E.IMAGE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
+    E.NO_CAPACITY: EndMeaning(JobStatus.FAILED, ExitCode.NO_CAPACITY, retried=True),
+    E.QUOTA: EndMeaning(JobStatus.FAILED, ExitCode.NO_CAPACITY, retried=True),
+    E.ACCOUNT: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
+    E.INFRASTRUCTURE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=True),
+}
+
 
 class WaitReason(StrEnum):
     """What a queued job waits for; a paused one waits for budget or to be resumed."""
@@ -45,23 +114,34 @@ class WaitReason(StrEnum):
     RESUME = "resume"
 
 
-SUCCESS_REASONS = frozenset({EndReason.SUCCEEDED, EndReason.GOAL_REACHED})
-
-_STOPPED = frozenset({EndReason.USER_STOP, EndReason.BUDGET, EndReason.TIME_LIMIT})
-OUTCOMES = {
-    "finished": SUCCESS_REASONS,
-    "stopped": _STOPPED,
-    "failed": frozenset(EndReason) - SUCCESS_REASONS - _STOPPED,
-}
-"""What users call an ended job, and the reasons for which it ended."""
-
-
 class DesiredState(StrEnum):
     """What users and limits want a job to do; the reconciler acts on it."""
 
     RUN = "run"
     PAUSE = "pause"
     STOP = "stop"
+
+
+class StopReason(StrEnum):
+    """Why the desired state is pause or stop."""
+
+    USER = "user"
+    BUDGET = "budget"
+    TIME_LIMIT = "time_limit"
+    GOAL = "goal"
+
+    @property
+    def end_reason(self) -> EndReason:
+        """How a job ends that stops for it."""
+        return _END_REASONS[self]
+
+
+_END_REASONS = {
+    StopReason.USER: EndReason.USER_STOP,
+    StopReason.BUDGET: EndReason.BUDGET,
+    StopReason.TIME_LIMIT: EndReason.TIME_LIMIT,
+    StopReason.GOAL: EndReason.GOAL_REACHED,
+}
 
 
 class AttemptState(StrEnum):
@@ -85,9 +165,11 @@ class GenerationState(StrEnum):
     ENDED = "ended"
 
 
-J = JobState
+J, A, M, G = JobState, AttemptState, MachineState, GenerationState
 
-JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+# The states that each state may change to: the UPDATEs of `store.transitions` are guarded by these tables.
+
+JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     J.AWAITING_APPROVAL: frozenset({J.QUEUED, J.ENDED}),
     J.QUEUED: frozenset({J.LAUNCHING, J.PAUSED, J.ENDED}),
     J.LAUNCHING: frozenset({J.RUNNING, J.QUEUED, J.STOPPING}),
@@ -96,4 +178,37 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     J.PAUSED: frozenset({J.QUEUED, J.ENDED}),
     J.ENDED: frozenset(),
 }
-"""The states that each state may change to; `store.jobs.transition` enforces it."""
+
+ATTEMPT_TRANSITIONS: Mapping[AttemptState, frozenset[AttemptState]] = {
+    A.OPEN: frozenset({A.CLOSING}),
+    A.CLOSING: frozenset({A.CLOSED}),
+    A.CLOSED: frozenset({A.OPEN}),  # one that launched no machine is opened again under its number
+}
+
+MACHINE_TRANSITIONS: Mapping[MachineState, frozenset[MachineState]] = {
+    M.PLANNED: frozenset({M.LAUNCHING, M.RUNNING, M.TERMINATING, M.TERMINATED, M.NEVER_LAUNCHED}),
+    # launching again: a call without an answer is repeated
+    M.LAUNCHING: frozenset({M.LAUNCHING, M.RUNNING, M.TERMINATING, M.TERMINATED, M.NEVER_LAUNCHED}),
+    M.RUNNING: frozenset({M.TERMINATING, M.TERMINATED}),
+    M.TERMINATING: frozenset({M.TERMINATED}),
+    M.TERMINATED: frozenset(),
+    M.NEVER_LAUNCHED: frozenset(),
+}
+
+GENERATION_TRANSITIONS: Mapping[GenerationState, frozenset[GenerationState]] = {
+    G.FORMING: frozenset({G.FORMED, G.ENDED}),
+    G.FORMED: frozenset({G.ENDED}),
+    G.ENDED: frozenset(),
+}
+
+S = TypeVar("S", bound=StrEnum)
+
+
+def sources(transitions: Mapping[S, frozenset[S]], to: S) -> list[S]:
+    """The states that may change to `to`."""
+    return [state for state, allowed in transitions.items() if to in allowed]
+
+
+def final_states(transitions: Mapping[S, frozenset[S]]) -> list[S]:
+    """The states that never change."""
+    return [state for state, allowed in transitions.items() if not allowed]

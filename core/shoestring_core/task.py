@@ -1,32 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task that a spec becomes: what the ranks of a generation are started with, by the service or alone."""
+"""The task that the ranks of a generation run: made from a spec, sent to agents in orders, read by ranks as task.json.
+
+A field that a rank doesn't know is refused, because it would train something else: a new one needs a new version of
+the agent protocol.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from shoestring_core.spec import JobSpec
+from pydantic import BaseModel, ConfigDict
 
-FORMAT = 1
+if TYPE_CHECKING:  # agents read tasks; they have no use for the spec's parser
+    from shoestring_core.spec import JobSpec
+
 AUTO_CHECKPOINT_S = 15.0
 """`checkpoint.every: auto`. Young's rule would wait longer; what is lost with a machine weighs more on short jobs."""
 
+Precision = Literal["auto", "fp16", "bf16", "fp32"]
 
-def of_spec(spec: JobSpec, *, job: str, generation: int) -> dict[str, Any]:
-    """task.json without local paths: whoever has a checkpoint fills in `resume`, and `init` where that names a job."""
-    every = spec.checkpoint.every
-    return {
-        "format": FORMAT,
-        "job": job,
-        "generation": generation,
-        "recipe": spec.recipe,
-        "params": spec.params,
-        "data": {"train": spec.data.train, "format": spec.data.format} if spec.data else None,
-        "seed": spec.params.get("seed", 0),
-        "precision": spec.params.get("precision", "auto"),
-        "resume": None,
-        "init": spec.init,
-        "checkpoint": {"every_s": AUTO_CHECKPOINT_S if isinstance(every, str) else every, "every_steps": None},
-        "goal": spec.goal.model_dump(mode="json", include={"metric", "reach", "then"}) if spec.goal else None,
-        **({"export": list(spec.outputs.export)} if spec.outputs and spec.outputs.export else {}),
-    }
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Paths of a checkpoint's two files."""
+
+    data: Path
+    manifest: Path
+
+
+class TaskPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskData(TaskPart):
+    """`train` is a bucket's URL until the data are on the machine, then a path, and `source` the URL it came from."""
+
+    train: str
+    format: str = "imagefolder"
+    source: str | None = None
+
+
+class SavePolicy(TaskPart):
+    """When to save a checkpoint, besides at the end."""
+
+    every_s: float | None = None
+    every_steps: int | None = None
+
+
+class TaskGoal(TaskPart):
+    """Stop as soon as `metric`, measured on validation data, is at least `reach`."""
+
+    metric: str
+    reach: float
+
+
+class RecipeTask(TaskPart):
+    """Train a recipe.
+
+    seed, precision  None: as the recipe's parameters say
+    resume           the checkpoint to continue from; what is started starts from it, not from `init`
+    init             weights to initialize with: `job/ID` or a bucket's URL until they are on the machine
+    skip             spans of steps, [first, last], whose batches are skipped: the loss was not finite there before
+    scratch          folder for decoded images that later generations on the machine use; None: the run's folder
+    """
+
+    kind: Literal["recipe"] = "recipe"
+    format: Literal[1]
+    job: str
+    generation: int
+    recipe: str
+    params: dict[str, Any] = {}
+    data: TaskData | None = None
+    seed: int | None = None
+    precision: Precision | None = None
+    resume: CheckpointFiles | None = None
+    init: CheckpointFiles | str | None = None
+    checkpoint: SavePolicy = SavePolicy()
+    goal: TaskGoal | None = None
+    export: tuple[Literal["safetensors", "onnx"], ...] = ()
+    skip: tuple[tuple[int, int], ...] = ()
+    scratch: Path | None = None
+
+
+Task = RecipeTask
+"""What a rank can be started with: the union of all kinds, told apart by `kind`. The next is a user's own script."""
+
+
+def from_spec(spec: JobSpec, *, job: str, generation: int, skip: Sequence[Sequence[int]] = ()) -> Task:
+    """The task without local paths: whoever has a checkpoint fills in `resume`, and `init` where that names a job."""
+    every, goal = spec.checkpoint.every, spec.goal
+    assert spec.recipe is not None
+    return RecipeTask(
+        format=1,
+        job=job,
+        generation=generation,
+        recipe=spec.recipe,
+        params=spec.params,
+        data=TaskData(train=spec.data.train, format=spec.data.format) if spec.data else None,
+        seed=spec.params.get("seed", 0),
+        precision=spec.params.get("precision", "auto"),
+        init=spec.init,
+        checkpoint=SavePolicy(every_s=AUTO_CHECKPOINT_S if isinstance(every, str) else every),
+        goal=TaskGoal(metric=goal.metric, reach=goal.reach) if goal and goal.reach is not None else None,
+        export=spec.outputs.export if spec.outputs else (),
+        skip=tuple((first, last) for first, last in skip),
+    )

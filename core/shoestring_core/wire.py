@@ -22,6 +22,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoestring_core.json_floats import AnyFloat
+from shoestring_core.task import Task
 
 PROTOCOL_VERSION = 1
 SUPPORTED_PROTOCOL_VERSIONS = (1,)
@@ -64,6 +65,14 @@ class Hardware(WireMessage):
     memory_bytes: int = 0
     disk_bytes: int = 0
     gpus: list[str] = []
+
+
+class BootData(WireMessage):
+    """What an agent finds in its machine's user data: where the service is, and who it is."""
+
+    server_url: str
+    machine: UUID
+    boot_token: str = ""
 
 
 class RegisterRequest(WireMessage):
@@ -215,7 +224,7 @@ class LaunchConfig(WireMessage):
     nproc_per_node: int
     master_addr: str
     master_port: int
-    task: dict[str, Any]
+    task: Task
     resume: CheckpointDownload | None = None
     init: CheckpointDownload | None = None
     """Checkpoint of another job to initialize the weights from; unset if there is one to resume."""

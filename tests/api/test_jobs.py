@@ -103,7 +103,7 @@ def test_a_job_starts_with_the_weights_of_another_until_it_has_its_own(deploymen
     assert run.init is not None
     assert run.init.step == 4  # as it was when the job was submitted
     assert deployment.nobody.get(run.init.data_url).content == b"early"
-    assert run.task["init"] == f"job/{source}"
+    assert run.task.init == f"job/{source}"
 
     agent.points(range(1, 5))
     assert agent.checkpoint(3, {"model.safetensors": b"own"}).status_code == 200
@@ -158,7 +158,7 @@ def test_a_path_to_weights_is_answered_like_a_path_to_data(deployment: Deploymen
     for folder in (allowed, forbidden):
         folder.mkdir(parents=True)
     (agent,) = deployment.launch(deployment.submit(init=str(allowed)))
-    assert started(agent).task["init"] == str(allowed)
+    assert started(agent).task.init == str(allowed)
     answers = [
         deployment.member.post("/v1/jobs", json={"spec": SPEC | {"init": str(path)}}).json()["errors"][0]
         for path in (forbidden, tmp_path / "missing")
@@ -178,7 +178,7 @@ def test_a_job_says_which_batches_it_does_without(deployment: Deployment) -> Non
     run = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
     assert run is not None
     assert run.resume is not None
-    assert (run.resume.step, run.task["skip"]) == (3, [[4, 5]])
+    assert (run.resume.step, run.task.skip) == (3, ((4, 5),))
     agent.points(range(4, 12), generation=2)
     curve = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["curves"][0]
     assert curve["steps"] == list(range(1, 12))

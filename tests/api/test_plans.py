@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from shoestring_core import results
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.sizing import Choice, SizingInputs, choose_machines
+from shoestring_core.decide.sizing import SizingRecord, choose_machines
 from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.tables import JobRow
 
@@ -77,7 +77,8 @@ def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
     )
     with known.store.read() as db:
         stored = next(row.sizing for row in db.sql.query(JobRow) if str(row.id) == job["id"])
-    assert choose_machines(SizingInputs.from_json(stored["inputs"])) == Choice.from_json(stored["choice"])
+    record = SizingRecord.from_json(stored)
+    assert choose_machines(record.inputs) == record.choice
 
 
 def test_a_limit_that_no_machines_keep_is_refused_unless_the_count_is_named(known: Deployment) -> None:

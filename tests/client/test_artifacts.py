@@ -9,8 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import Result
-from shoestring import Client, cli, exit_codes
+from shoestring import Client, cli
 from shoestring.cli import artifacts
+from shoestring_core.exit_codes import ExitCode
 from typer.testing import CliRunner
 
 from tests.client.test_client import JOB
@@ -51,7 +52,7 @@ def get(*options: str) -> Result:
 
 def test_files_go_to_a_folder_named_after_the_job(downloads: list[str]) -> None:
     Path("model.json").write_text("mine")
-    assert get().exit_code == exit_codes.OK
+    assert get().exit_code == ExitCode.OK
     assert {path.name: path.read_bytes() for path in FOLDER.iterdir()} == FILES
     assert Path("model.json").read_text() == "mine"
 
@@ -59,16 +60,16 @@ def test_files_go_to_a_folder_named_after_the_job(downloads: list[str]) -> None:
 def test_another_file_is_overwritten_only_with_force(downloads: list[str]) -> None:
     Path("model.json").write_text("mine")
     refused = get("--to", ".")
-    assert (refused.exit_code, downloads) == (exit_codes.USAGE, [])
+    assert (refused.exit_code, downloads) == (ExitCode.USAGE, [])
     assert "model.json: exists and is another file. Overwrite with --force" in refused.output
     assert Path("model.json").read_text() == "mine"
     assert not Path("results.txt").exists()
-    assert get("--to", ".", "--force").exit_code == exit_codes.OK
+    assert get("--to", ".", "--force").exit_code == ExitCode.OK
     assert Path("model.json").read_bytes() == FILES["model.json"]
 
 
 def test_getting_again_downloads_what_is_missing(downloads: list[str]) -> None:
-    assert get().exit_code == exit_codes.OK
+    assert get().exit_code == ExitCode.OK
     (FOLDER / "results.txt").unlink()
-    assert get().exit_code == exit_codes.OK
+    assert get().exit_code == ExitCode.OK
     assert downloads == ["model.json", "results.txt", "results.txt"]

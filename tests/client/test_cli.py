@@ -17,6 +17,8 @@ import pytest
 import typer
 from shoestring import cli, config, exit_codes, trainer
 from shoestring_core import recipes, rest
+from shoestring_core.exit_codes import ExitCode
+from shoestring_core.states import EndReason
 
 from tests import servers
 from tests.client.test_client import JOB
@@ -44,7 +46,7 @@ def shoestring(
 
 def test_without_a_login_the_error_names_the_command_to_type(tmp_path: Path) -> None:
     done = shoestring("ls", home=tmp_path)
-    assert done.returncode == exit_codes.AUTH
+    assert done.returncode == ExitCode.AUTH
     assert "shoestring up" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -52,14 +54,14 @@ def test_without_a_login_the_error_names_the_command_to_type(tmp_path: Path) -> 
 def test_a_service_that_is_down_has_its_own_exit_code(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{servers.free_port()}"
     done = shoestring("ls", home=tmp_path, SHOESTRING_URL=url, SHOESTRING_KEY="sst_pat_x")
-    assert done.returncode == exit_codes.NETWORK
+    assert done.returncode == ExitCode.NETWORK
     assert url in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
     done = shoestring("trian", home=tmp_path)
-    assert done.returncode == exit_codes.USAGE
+    assert done.returncode == ExitCode.USAGE
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
 )
 def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = shoestring(*arguments, home=tmp_path)
-    assert done.returncode == exit_codes.USAGE
+    assert done.returncode == ExitCode.USAGE
     assert "Traceback" not in done.stderr
 
 
@@ -112,7 +114,7 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
 )
 def test_help_opens_with_examples(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = shoestring(*command, "--help", home=tmp_path)
-    assert done.returncode == exit_codes.OK
+    assert done.returncode == ExitCode.OK
     assert "shoestring " + (" ".join(command) if command else "up") in done.stdout.replace("python -m ", "", 1)[20:]
 
 
@@ -137,17 +139,17 @@ def test_every_command_can_print_json() -> None:
 def test_recipes_need_no_service_and_no_login(tmp_path: Path) -> None:
     for command in (("recipes", "--json"), ("recipes", "ls", "--json")):
         listed = shoestring(*command, home=tmp_path)
-        assert listed.returncode == exit_codes.OK, listed.stderr
+        assert listed.returncode == ExitCode.OK, listed.stderr
         assert [recipe["name"] for recipe in json.loads(listed.stdout)] == [recipe.name for recipe in recipes.all()]
     shown = shoestring("recipes", "show", "digits/quickstart", home=tmp_path)
-    assert (shown.returncode, "epochs" in shown.stdout) == (exit_codes.OK, True)
+    assert (shown.returncode, "epochs" in shown.stdout) == (ExitCode.OK, True)
     unknown = shoestring("recipes", "show", "digits/slowstart", home=tmp_path)
-    assert (unknown.returncode, "shoestring recipes ls" in unknown.stderr) == (exit_codes.NOT_FOUND, True)
+    assert (unknown.returncode, "shoestring recipes ls" in unknown.stderr) == (ExitCode.NOT_FOUND, True)
 
 
 def test_json_goes_after_the_subcommand_of_recipes(tmp_path: Path) -> None:
     misplaced = shoestring("recipes", "--json", "show", "a/recipe", home=tmp_path)
-    assert (misplaced.returncode, "--json goes after" in misplaced.stderr) == (exit_codes.USAGE, True)
+    assert (misplaced.returncode, "--json goes after" in misplaced.stderr) == (ExitCode.USAGE, True)
 
 
 def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +206,7 @@ def service() -> Iterator[str]:
 @pytest.mark.parametrize("json", [[], ["--json"]])
 @pytest.mark.parametrize(
     ("out", "code", "message"),
-    [("/dev/full", exit_codes.USAGE, "No space left on device"), ("a closed pipe", exit_codes.OK, "")],
+    [("/dev/full", ExitCode.USAGE, "No space left on device"), ("a closed pipe", ExitCode.OK, "")],
 )
 def test_output_that_cannot_be_written_ends_without_a_traceback(
     service: str, tmp_path: Path, out: str, code: int, message: str, json: list[str]
@@ -218,14 +220,14 @@ def test_output_that_cannot_be_written_ends_without_a_traceback(
 
 def test_characters_that_a_terminal_lacks_are_shown_by_number(service: str, tmp_path: Path) -> None:
     done = shoestring("ls", home=tmp_path, SHOESTRING_URL=service, SHOESTRING_KEY="x", PYTHONIOENCODING="ascii")
-    assert done.returncode == exit_codes.OK
+    assert done.returncode == ExitCode.OK
     assert "\\xc4" in done.stdout
 
 
 def test_a_folder_that_cannot_be_written_is_named(service: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = shoestring("login", service, "--key", "x", home=tmp_path / "file")
-    assert done.returncode == exit_codes.USAGE
+    assert done.returncode == ExitCode.USAGE
     assert "Traceback" not in done.stderr
 
 
@@ -238,21 +240,27 @@ def test_a_corrupt_login_file_counts_as_no_login(tmp_path: Path, monkeypatch: py
 
 
 def test_how_a_job_ended_is_the_exit_code_of_watch() -> None:
-    assert exit_codes.of_job("ended", "succeeded") == exit_codes.OK
-    assert exit_codes.of_job("ended", "user_code") == exit_codes.JOB_FAILED
-    assert exit_codes.of_job("ended", "budget") == exit_codes.BUDGET
-    assert exit_codes.of_job("ended", "no_capacity") == exit_codes.NO_CAPACITY
-    assert exit_codes.of_job("paused", None, "budget") == exit_codes.BUDGET
-    assert exit_codes.of_job("paused", None, "resume") == exit_codes.DETACHED
+    def code(end_reason: EndReason | None, wait_reason: str | None = None) -> ExitCode:
+        return exit_codes.of_job(rest.Job.model_construct(end_reason=end_reason, wait_reason=wait_reason))
+
+    assert {reason: code(reason) for reason in EndReason if code(reason) is not ExitCode.JOB_FAILED} == {
+        EndReason.SUCCEEDED: ExitCode.OK,
+        EndReason.GOAL_REACHED: ExitCode.OK,
+        EndReason.BUDGET: ExitCode.BUDGET,
+        EndReason.NO_CAPACITY: ExitCode.NO_CAPACITY,
+        EndReason.QUOTA: ExitCode.NO_CAPACITY,
+    }
+    assert code(None, "budget") is ExitCode.BUDGET
+    assert code(None, "resume") is ExitCode.DETACHED
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("predict", "nowhere/model.pt2", "cat.jpg"), exit_codes.NOT_FOUND, "File nowhere/model.pt2 does not exist"),
-        (("export", "model.pt2"), exit_codes.NOT_FOUND, "File model.pt2 does not exist"),
-        (("predict", "0193", "cat.jpg"), exit_codes.AUTH, "shoestring up"),
-        (("predict", "model.pt2", "cat.jpg", "--on-corrupt", "hide"), exit_codes.USAGE, "error or skip"),
+        (("predict", "nowhere/model.pt2", "cat.jpg"), ExitCode.NOT_FOUND, "File nowhere/model.pt2 does not exist"),
+        (("export", "model.pt2"), ExitCode.NOT_FOUND, "File model.pt2 does not exist"),
+        (("predict", "0193", "cat.jpg"), ExitCode.AUTH, "shoestring up"),
+        (("predict", "model.pt2", "cat.jpg", "--on-corrupt", "hide"), ExitCode.USAGE, "error or skip"),
     ],
 )
 def test_a_model_that_is_not_there_is_named(tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
@@ -270,12 +278,12 @@ def test_without_the_trainer_the_error_names_what_to_install(monkeypatch: pytest
 
 def test_schedules_and_model_summaries_need_no_service(tmp_path: Path) -> None:
     drawn = shoestring("recipes", "show", "cifar10/page-resnet9", "--plot", home=tmp_path)
-    assert drawn.returncode == exit_codes.OK, drawn.stderr
+    assert drawn.returncode == ExitCode.OK, drawn.stderr
     assert "learning rate" in drawn.stdout
     assert all(len(line) <= 80 for line in drawn.stdout.splitlines())
     printed = shoestring("model", "digits/quickstart", "width=4", "--json", home=tmp_path)
-    assert printed.returncode == exit_codes.OK, printed.stderr
+    assert printed.returncode == ExitCode.OK, printed.stderr
     assert json.loads(printed.stdout)["input"] == [1, 8, 8]
     unknown = shoestring("recipes", "show", "cifar10/page-resnet8", "--plot", home=tmp_path)
-    assert unknown.returncode == exit_codes.USAGE
+    assert unknown.returncode == ExitCode.USAGE
     assert "cifar10/page-resnet9" in unknown.stderr

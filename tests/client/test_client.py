@@ -14,6 +14,7 @@ from shoestring import Client, ServiceError, ServiceUnreachable, client
 
 JOB: dict[str, Any] = {
     "id": str(uuid.uuid4()), "name": "j", "team": "t", "user": "u", "recipe": "digits/quickstart", "state": "queued",
+    "status": "queued",
     "status_text": "Waiting.", "desired_state": "run", "attempt": 0, "generation": 0, "progress": {"step": 0},
     "cost": {
         "spent": {"amount": "0.00"}, "running": {"amount": "0.00"}, "held": {"amount": "0.00"},

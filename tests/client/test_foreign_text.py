@@ -11,10 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
-from shoestring import Client, cli, exit_codes
+from shoestring import Client, cli
 from shoestring import watch as watching
 from shoestring.cli import artifacts, budgets, jobs, login, models, results, terminal
 from shoestring_core import rest
+from shoestring_core.errors import Problem
+from shoestring_core.exit_codes import ExitCode
 from typer.testing import CliRunner
 
 from tests.client.test_cli import commands
@@ -60,9 +62,9 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
     ("plan", "digits/quickstart"): 0, ("artifacts", "ls", "JOB"): 0,
-    ("artifacts", "get", "JOB", "nothing"): exit_codes.NOT_FOUND, ("budget", "show"): 0, ("budget", "set", "1"): 0,
+    ("artifacts", "get", "JOB", "nothing"): ExitCode.NOT_FOUND, ("budget", "show"): 0, ("budget", "set", "1"): 0,
     ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0,
-    ("predict", "JOB", "cat.jpg"): exit_codes.NOT_FOUND, ("export", "JOB"): exit_codes.NOT_FOUND,
+    ("predict", "JOB", "cat.jpg"): ExitCode.NOT_FOUND, ("export", "JOB"): ExitCode.NOT_FOUND,
 }  # fmt: skip
 WITHOUT_FOREIGN_TEXT = {
     "retry", "open", "chaos preempt", "recipes ls", "recipes show", "model", "up", "demo"
@@ -138,7 +140,7 @@ def test_a_hostile_name_is_plain_text_in_a_live_display_and_in_errors(monkeypatc
     assert is_harmless(captured.get())
     monkeypatch.setattr(terminal, "err", console)
     with console.capture() as captured:
-        terminal.print_error(HOSTILE, HOSTILE, [{"pointer": HOSTILE, "message": HOSTILE}])
+        terminal.print_error(HOSTILE, HOSTILE, [Problem(HOSTILE, HOSTILE)])
     assert captured.get().count(TEXT) == 4
     assert is_harmless(captured.get())
 

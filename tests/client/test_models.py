@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from shoestring import exit_codes
 from shoestring.cli import models
+from shoestring_core.exit_codes import ExitCode
 from shoestring_core.store.db import open_store
 
 from tests.api.deployment import Deployment
@@ -28,7 +28,7 @@ def test_a_jobs_model_is_fetched_once_and_again_if_it_is_damaged(
         job, (agent,) = deployment.running()
         with pytest.raises(typer.Exit) as early:
             models.find_model(str(job), deployment.url)
-        assert early.value.exit_code == exit_codes.NOT_FOUND
+        assert early.value.exit_code == ExitCode.NOT_FOUND
         assert "no model yet" in capfd.readouterr().err
         agent.points(range(1, 4))
         content = bytes(range(256)) * 40

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import Result
-from shoestring import Client, cli, exit_codes
+from shoestring import Client, cli
 from shoestring.cli import chaos, jobs
+from shoestring_core.exit_codes import ExitCode
 from typer.testing import CliRunner
 
 from tests.client.test_client import JOB
@@ -20,7 +21,14 @@ from tests.client.test_foreign_text import ATTEMPT, MACHINE
 OTHER = JOB | {"id": str(uuid.uuid4()), "name": "twice"}
 TRACEBACK = "It raised boom\n\nTraceback (most recent call last):\n  x\nRuntimeError: boom"
 JOBS: list[dict[str, Any]] = [
-    JOB | {"name": "cats and dogs", "state": "ended", "end_reason": "user_code", "status_text": TRACEBACK},
+    JOB
+    | {
+        "name": "cats and dogs",
+        "state": "ended",
+        "status": "failed",
+        "end_reason": "user_code",
+        "status_text": TRACEBACK,
+    },
     OTHER,
     JOB | {"id": str(uuid.uuid4()), "name": "twice"},
 ]
@@ -76,7 +84,7 @@ def test_a_job_is_named_by_its_id_or_a_part_of_it_as_the_dashboard_shows_it_or_i
 
 def test_a_name_of_two_jobs_and_of_none_is_refused() -> None:
     several = run("show", "twice")
-    assert (several.exit_code, several.output.count(OTHER["id"][-8:])) == (exit_codes.NOT_FOUND, 1)
+    assert (several.exit_code, several.output.count(OTHER["id"][-8:])) == (ExitCode.NOT_FOUND, 1)
     assert "2 jobs are called twice" in several.output
     assert "No job has the id or the name nothing" in run("show", "nothing").output
 
@@ -90,12 +98,12 @@ def test_a_list_shows_the_first_line_of_a_reason_and_the_jobs_own_page_all_of_it
 
 
 def test_a_machine_is_preempted_by_its_job_and_its_number() -> None:
-    assert run("chaos", "preempt", "cats and dogs", "1").exit_code == exit_codes.OK
-    assert run("chaos", "preempt", MACHINES[0]["id"]).exit_code == exit_codes.OK
+    assert run("chaos", "preempt", "cats and dogs", "1").exit_code == ExitCode.OK
+    assert run("chaos", "preempt", MACHINES[0]["id"]).exit_code == ExitCode.OK
     assert preempted == [MACHINES[1]["id"], MACHINES[0]["id"]]
     for slot in ([], ["2"]):
         refused = run("chaos", "preempt", "cats and dogs", *slot)
-        assert (refused.exit_code, "Running: 0, 1" in refused.output) == (exit_codes.NOT_FOUND, True)
+        assert (refused.exit_code, "Running: 0, 1" in refused.output) == (ExitCode.NOT_FOUND, True)
 
 
 def test_stopping_an_ended_job_says_that_it_had_ended() -> None:

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from shoestring import Client, exit_codes, runs
+from shoestring import Client, runs
+from shoestring_core.exit_codes import ExitCode
 from shoestring_core.store.db import open_store
+from shoestring_core.task import RecipeTask, TaskGoal
 
 from tests.api.deployment import Deployment
 from tests.client.test_cli import shoestring
@@ -19,7 +21,10 @@ def folder(tmp_path: Path) -> Path:
     """A run as the trainer writes it alone: two epochs of five steps, a second each."""
     run = tmp_path / "digits-quickstart-1"
     run.mkdir()
-    (run / "task.json").write_text(json.dumps({"recipe": "digits/quickstart@1", "goal": {"reach": 0.9}}))
+    task = RecipeTask(
+        format=1, job="job", generation=1, recipe="digits/quickstart@1", goal=TaskGoal(metric="val/acc", reach=0.9)
+    )
+    (run / "task.json").write_text(task.model_dump_json())
     lines = []
     for step in range(1, 11):
         values = {"train/loss": 1.0} | ({"val/acc": 0.75 + 0.02 * step, "val/acc_top5": 0.95} if step % 5 == 0 else {})
@@ -41,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path, tmp_path: Path) -> None:
     options = ("--dawnbench", str(tmp_path / "entry"), "--author", "Us", "--email", "us@example.org", "--json")
     done = shoestring("results", str(folder), *options, home=tmp_path)
-    assert done.returncode == exit_codes.OK, done.stderr
+    assert done.returncode == ExitCode.OK, done.stderr
     output = json.loads(done.stdout)
     assert output["target"] == 0.9
     (one,) = output["runs"]
@@ -49,7 +54,7 @@ def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path
     assert one["images_per_s"] == 320.5
     written = tmp_path / "entry" / "us_digits-quickstart_this-computer_pytorch-2.13.0.json"
     both = shoestring("results", str(written), str(folder), "--target", "0.9", home=tmp_path)
-    assert both.returncode == exit_codes.OK, both.stderr
+    assert both.returncode == ExitCode.OK, both.stderr
     assert both.stdout.count("10.0 s") == 2
     assert "2 of 2 reach the target" in both.stdout
 
@@ -69,7 +74,7 @@ def test_what_cannot_be_read_or_written_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     done = shoestring("results", *(str(folder) if one == "FOLDER" else one for one in arguments), home=tmp_path)
-    assert done.returncode == exit_codes.USAGE
+    assert done.returncode == ExitCode.USAGE
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -54,10 +54,10 @@ def test_a_variant_changes_defaults_and_claims_and_never_what_was_given():
     assert (last["epochs"], last["batch_size"], last["cutout"]) == (30, 768, 8)
     assert recipes.resolve(name, {"step": "batch-768", "cutout": 4})["cutout"] == 4
     assert recipes.resolve(name, last) == last
-    claim = recipes.load(name).claim_as_json()
+    claim = recipes.load(name).claim_with_variants()
     assert claim is not None
-    assert claim["time"] == "356 s"
-    assert [(one["when"]["step"], one["time"]) for one in claim["variants"]][-1] == ("batch-768", "154 s")
+    assert claim.time == "356 s"
+    assert [(one.when["step"], one.time) for one in claim.variants][-1] == ("batch-768", "154 s")
 
 
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)

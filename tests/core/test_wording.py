@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shoestring_core import wording
 from shoestring_core.errors import BudgetExceeded, InvalidState
-from shoestring_core.states import EndReason, WaitReason
+from shoestring_core.states import EndReason, StopReason, WaitReason
 from shoestring_core.wording import Reason, agents, attempts, budget, jobs, machines, sizing, waits
 from shoestring_core.wording.reason import UnknownReason
 from shoestring_core.wording.units import batches_of_steps
@@ -64,7 +64,7 @@ EXAMPLES: list[Reason] = [
     jobs.Recovering(),
     jobs.Preparing(()),
     jobs.Training(((4, 5),)),
-    jobs.Stopping("time_limit"),
+    jobs.Stopping(StopReason.TIME_LIMIT),
     jobs.PausedByBudget(),
     jobs.Paused(),
     jobs.Ended(EndReason.DATA, attempts.TrainingFailed(0, "data", "class a is empty"), ()),

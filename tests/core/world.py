@@ -209,7 +209,7 @@ class Fleet(World):
 
     def register(self, machine: UUID, session: str = "session", token_ok: bool = True) -> MachineRow | None:
         secret = wire.hash_session(f"{session} {machine}")
-        return self.write(agents.register, machine, token_ok, secret, "127.0.0.1", {"cpus": 2}, self.timeouts)
+        return self.write(agents.register, machine, token_ok, secret, "127.0.0.1", wire.Hardware(cpus=2), self.timeouts)
 
     def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:
         status = wire.MemberStatus(generation=generation, state=state, **more)
@@ -314,8 +314,8 @@ class Fleet(World):
 
 
 def about(row: EventRow) -> str | None:
-    """What an event is about: a machine, a checkpoint, or the batch of a machine."""
-    return row.ref
+    """What an event is about: a machine, a checkpoint, or the source of a batch."""
+    return next((row.data[name] for name in ("machine", "checkpoint", "source") if name in row.data), None)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from shoestring import exit_codes
 from shoestring_core import rest
+from shoestring_core.exit_codes import ExitCode
 
 from tests.client.test_cli import shoestring
 from tests.e2e import witness
@@ -72,7 +72,7 @@ def test_a_gang_recovers_from_a_batch_that_breaks_the_numbers(service: Service, 
     assert [len(one.machines) for one in attempts.attempts] == [2]
     assert attempts.attempts[0].generations[0].end_reason.code == "rolled_back"
     events = service.client.events(done.id).events
-    assert [one.data["step"] for one in events if one.data.get("event") == "skipped"] == [BAD]
+    assert [one.data.step for one in events if one.kind == "agent" and one.data.event == "skipped"] == [BAD]
 
 
 def test_a_time_limit_is_judged_by_what_an_earlier_run_took(service: Service, jobs: Jobs, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_time_limit_is_judged_by_what_an_earlier_run_took(service: Service, jo
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
     arguments = ("plan", "digits/quickstart", "epochs=3", "width=8", "limits.time=20m")
     shown = shoestring(*arguments, home=tmp_path, **login)
-    assert shown.returncode == exit_codes.OK
+    assert shown.returncode == ExitCode.OK
     assert shown.stdout.splitlines()[:2] == [plan.summary.text, plan.why_not_faster.text]
     assert "1 × local.cpu" in shown.stdout
 
@@ -92,10 +92,12 @@ def test_a_job_starts_with_what_another_has_learned(service: Service, jobs: Jobs
     first = service.settled(jobs.waiting.id)
     second = service.settled(service.client.submit(ONE_MACHINE | {"init": f"job/{first.id}"}).id)
     assert second.end_reason == "succeeded"
-    (warm_start_event,) = [
-        one for one in service.client.events(second.id).events if one.data.get("event") == "warm_start"
+    (warm_start,) = [
+        one.data
+        for one in service.client.events(second.id).events
+        if one.kind == "agent" and one.data.event == "warm_start"
     ]
-    assert "fresh" not in warm_start_event.data["message"]
+    assert "fresh" not in (warm_start.model_extra or {})["message"]
     began = [service.client.metrics(job.id, keys="train/loss").curves[0].values[0] for job in (first, second)]
     assert began[0] > 2.0  # ten classes, nothing known
     assert began[1] < 1.0

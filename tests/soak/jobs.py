@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from shoestring import ServiceError, exit_codes
+from shoestring import ServiceError
 from shoestring_core import money
+from shoestring_core.exit_codes import ExitCode
 
 from tests.client.test_cli import shoestring
 from tests.e2e import witness
@@ -71,11 +72,11 @@ def prove_sizing(service: Service) -> None:
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
     arguments = ("plan", "digits/quickstart", "epochs=8", "width=8", "sync_batch_norm=false")
     shown = shoestring(*arguments, "limits.time=20m", home=service.data.parent, **login)
-    assert shown.returncode == exit_codes.OK
+    assert shown.returncode == ExitCode.OK
     assert shown.stdout.splitlines()[:2] == [plan.summary.text, plan.why_not_faster.text]
     assert "2 × local.cpu" in shown.stdout
     refused = shoestring(*arguments, "limits.time=1s", home=service.data.parent, **login)
-    assert refused.returncode == exit_codes.NO_CAPACITY
+    assert refused.returncode == ExitCode.NO_CAPACITY
 
     job = client.submit(QUICK | {"limits": {"time": "20m"}})
     assert job.spec["resources"]["nodes"] == plan.nodes

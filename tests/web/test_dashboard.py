@@ -21,8 +21,8 @@ def metric(page: Page, name: str) -> Locator:
     return page.locator(f'figure[data-metric="{name}"]')
 
 
-def state_badge(page: Page, state: str) -> Locator:
-    return page.locator(f'.badge[data-state="{state}"]')
+def status_badge(page: Page, status: str) -> Locator:
+    return page.locator(f'.badge[data-status="{status}"]')
 
 
 def colours_on(canvas: Locator) -> int:
@@ -90,12 +90,12 @@ def test_the_jobs_list_updates_by_itself(deployment: Deployment, open_page: Open
     expect(page.locator(".connection")).to_have_class(re.compile("live"))
     job = deployment.submit(name="first")
     expect(page.get_by_role("link", name="first")).to_be_visible()
-    expect(state_badge(page, "queued")).to_be_visible()
+    expect(status_badge(page, "queued")).to_be_visible()
     (agent,) = deployment.launch(job)
-    expect(state_badge(page, "launching")).to_be_visible()
+    expect(status_badge(page, "launching")).to_be_visible()
     agent.register()
     agent.report(member={"generation": 1, "state": "ready", "port": 29500})
-    expect(state_badge(page, "running")).to_be_visible()
+    expect(status_badge(page, "running")).to_be_visible()
     agent.points(range(1, 8))
     expect(page.locator(f'tr[data-job="{job}"]')).to_contain_text("step 7")
     assert page.evaluate("window.untouched")
@@ -211,7 +211,7 @@ def test_stop_asks_for_confirmation_and_stops_the_job(deployment: Deployment, op
     assert deployment.job(job).desired_state == "run"
     page.get_by_role("button", name="Stop", exact=True).click()
     dialog.get_by_role("button", name="Stop job").click()
-    expect(state_badge(page, "stopping")).to_be_visible()
+    expect(status_badge(page, "stopping")).to_be_visible()
     until(lambda: deployment.job(job).desired_state == "stop")
 
 
@@ -219,9 +219,9 @@ def test_a_stopped_job_can_be_retried(deployment: Deployment, open_page: OpenPag
     job = deployment.submit(name="again")
     deployment.member.post(f"/v1/jobs/{job}:stop")
     page = open_page(f"/jobs/{job}")
-    expect(state_badge(page, "ended")).to_be_visible()
+    expect(status_badge(page, "stopped")).to_be_visible()
     page.get_by_role("button", name="Retry").click()
-    expect(state_badge(page, "queued")).to_be_visible()
+    expect(status_badge(page, "queued")).to_be_visible()
     expect(page.get_by_text("retried from")).to_be_visible()
     assert page.url != f"{deployment.url}/jobs/{job}"
 
@@ -231,7 +231,7 @@ def test_a_paused_job_is_resumed(deployment: Deployment, open_page: OpenPage) ->
     deployment.member.post(f"/v1/jobs/{job}:stop", json={"mode": "pause"})
     page = open_page(f"/jobs/{job}")
     page.get_by_role("button", name="Resume").click()
-    expect(state_badge(page, "queued")).to_be_visible()
+    expect(status_badge(page, "queued")).to_be_visible()
 
 
 def test_machines_costs_and_events_are_shown(deployment: Deployment, open_page: OpenPage) -> None:
@@ -255,7 +255,7 @@ def test_the_artifacts_of_a_finished_job_can_be_downloaded(deployment: Deploymen
     page = open_page(f"/jobs/{job}")
     answer = agent.checkpoint(4, {"model.json": b'{"classes": 10}'}, reason="final", result={"val/acc": 0.98})
     assert answer.status_code == 200, answer.text
-    expect(state_badge(page, "ended")).to_have_text("finished")
+    expect(status_badge(page, "succeeded")).to_have_text("succeeded")
     with page.expect_download() as download:
         page.get_by_role("link", name="model.json").click()
     assert json.loads(download.value.path().read_bytes()) == {"classes": 10}
@@ -302,7 +302,7 @@ def test_the_form_writes_the_spec_and_errors_are_shown_beside_their_fields(
     expect(page.get_by_role("status").filter(has_text="Spec is valid")).to_be_visible()
     assert deployment.member.get("/v1/jobs").json()["jobs"] == []
     page.get_by_role("button", name="Submit").click()
-    expect(state_badge(page, "queued")).to_be_visible()
+    expect(status_badge(page, "queued")).to_be_visible()
     (job,) = deployment.member.get("/v1/jobs").json()["jobs"]
     assert job["spec"]["params"]["lr"] == 0.05
     assert job["spec"]["limits"]["cost"] == "0.50"

@@ -92,7 +92,9 @@ class World:
             if machine.state in ("launching", "running") and machine.session_hash is None:
                 secret = wire.hash_session(f"session {machine.id}")
                 self.store.write(
-                    lambda db, m=machine.id, s=secret: agents.register(db, m, True, s, "127.0.0.1", {}, self.timeouts)
+                    lambda db, m=machine.id, s=secret: agents.register(
+                        db, m, True, s, "127.0.0.1", wire.Hardware(), self.timeouts
+                    )
                 )
 
     def say(self, machine: UUID, state: str, generation: int, **more: object) -> bool:

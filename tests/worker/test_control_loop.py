@@ -58,7 +58,7 @@ def test_a_job_runs_from_queued_to_settled(world: World):
     first, second = world.alive(job)
     run = world.order(first.id).run
     assert (run.nnodes, run.node_rank, run.master_addr, run.master_port) == (2, 0, "127.0.0.1", 29500)
-    assert run.task["recipe"] == "digits/quickstart@1"
+    assert run.task.recipe == "digits/quickstart@1"
     assert world.order(second.id).run.node_rank == 1
     world.train(job, 100)
     world.clock.pass_(20)

@@ -20,11 +20,12 @@ from shoestring_core.errors import (
     InvalidRequest,
     StaleTransition,
 )
+from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.fleet import agents, observations, planning, queue, service_heartbeats
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
+from shoestring_core.wire import BootData
 from shoestring_core.wording.machines import LeaseExpired
-from shoestring_worker.providers.base import LaunchRequest
 from shoestring_worker.providers.sim import Fault, SimulatedProvider
 from sqlalchemy import func, select, update
 
@@ -175,8 +176,10 @@ def test_an_unreachable_provider_stops_no_running_job_and_hides_no_termination(w
 
 def test_a_machine_without_a_row_is_terminated_and_others_are_left_alone(world: World):
     tags = {"shoestring": world.control_loop.deployment}
-    stray = world.provider.launch(LaunchRequest("stray", "sim", "", tags, "sim", "spot", "0.158", {}))
-    others = world.provider.launch(LaunchRequest("other", "sim", "", {"shoestring": "b"}, "sim", "spot", "0.158", {}))
+    boot = BootData(server_url="", machine=UUID(int=1))
+    stray = world.provider.launch(LaunchRequest("stray", "sim", "", tags, "sim", "spot", "0.158", boot))
+    theirs = {"shoestring": "b"}
+    others = world.provider.launch(LaunchRequest("other", "sim", "", theirs, "sim", "spot", "0.158", boot))
     world.tick()
     assert [one.id for one in world.provider.alive()] == [others.id]
     assert stray.id not in {one.id for one in world.provider.alive()}
@@ -296,7 +299,9 @@ def test_the_last_two_agents_to_register_at_once_open_one_generation(world: Worl
 
     def register(machine: UUID) -> None:
         secret = wire.hash_session(f"session {machine}")
-        world.store.write(lambda db: agents.register(db, machine, True, secret, "127.0.0.1", {}, world.timeouts))
+        world.store.write(
+            lambda db: agents.register(db, machine, True, secret, "127.0.0.1", wire.Hardware(), world.timeouts)
+        )
 
     threads = [threading.Thread(target=register, args=(machine.id,)) for machine in world.alive(job)]
     for thread in threads:
@@ -318,7 +323,7 @@ def test_the_first_session_is_bound_a_repeat_succeeds_and_another_is_refused_wit
     def register(secret: str, token_ok: bool = True) -> MachineRow | None:
         hashed = wire.hash_session(secret)
         return world.store.write(
-            lambda db: agents.register(db, machine.id, token_ok, hashed, "127.0.0.1", {}, world.timeouts)
+            lambda db: agents.register(db, machine.id, token_ok, hashed, "127.0.0.1", wire.Hardware(), world.timeouts)
         )
 
     assert register("forged", token_ok=False) is None

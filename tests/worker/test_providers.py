@@ -16,12 +16,13 @@ from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, Machi
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
+from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.tables import HoldRow
 from shoestring_core.wording.waits import ProviderUnanswered
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers import registry
-from shoestring_worker.providers.base import LaunchRequest, ManagedProvider, OutcomeUnknown
+from shoestring_worker.providers.base import ManagedProvider, OutcomeUnknown
 from shoestring_worker.providers.sim import SimulatedProvider
 from shoestring_worker.settings import WorkerSettings
 from sqlalchemy import select

@@ -50,12 +50,12 @@ def test_each_recovery_rolls_back_further_and_skips_more_steps_until_the_limit(w
     save(world, job, 10, 20, 30, 40)
     run = break_at(world, job, 45)
     assert run is not None
-    assert (run.resume.step, run.task["skip"]) == (40, [[45, 45]])
+    assert (run.resume.step, run.task.skip) == (40, ((45, 45),))
     save(world, job, 44)
     run = break_at(world, job, 47)
-    assert (run.resume.step, run.task["skip"]) == (40, [[45, 45], [44, 47]])
+    assert (run.resume.step, run.task.skip) == (40, ((45, 45), (44, 47)))
     run = break_at(world, job, 48)
-    assert (run.resume.step, run.task["skip"]) == (30, [[45, 45], [44, 47], [33, 48]])
+    assert (run.resume.step, run.task.skip) == (30, ((45, 45), (44, 47), (33, 48)))
     assert {machine.id for machine in world.alive(job)} == machines
     assert world.job(job).attempt == 1
     with world.store.read() as db:
@@ -86,7 +86,7 @@ def test_a_recovered_job_saves_checkpoints_and_succeeds(world: World):
     world.tick(1)
     world.form(job)
     run = world.order(world.alive(job)[0].id).run
-    assert (run.resume.step, run.task["skip"]) == (15, [[12, 12]])  # whatever happens to it later
+    assert (run.resume.step, run.task.skip) == (15, ((12, 12),))  # whatever happens to it later
     finish(world, job)
     assert world.job(job).end_reason == "succeeded"
 
@@ -94,7 +94,7 @@ def test_a_recovered_job_saves_checkpoints_and_succeeds(world: World):
 def test_without_an_earlier_checkpoint_the_job_starts_from_the_beginning(world: World):
     job = running(world, nodes=2)
     run = break_at(world, job, 7)
-    assert (run.resume, run.task["skip"]) == (None, [[7, 7]])
+    assert (run.resume, run.task.skip) == (None, ((7, 7),))
     assert world.job(job).checkpoint is None
 
 
@@ -112,9 +112,9 @@ def test_a_retry_skips_the_same_steps(world: World):
     world.tick(1)
     world.form(again)
     run = world.order(world.alive(again)[0].id).run
-    assert (run.resume.step, run.task["skip"]) == (20, [[25, 25]])
+    assert (run.resume.step, run.task.skip) == (20, ((25, 25),))
     save(world, again, 24)
     run = break_at(world, again, 30)
-    assert (run.resume.step, run.task["skip"]) == (24, [[25, 25], [27, 30]])
+    assert (run.resume.step, run.task.skip) == (24, ((25, 25), (27, 30)))
     run = break_at(world, again, 31)  # further back than the retry's own start lies nothing of its own
-    assert (run.resume.step, run.task["skip"][-1]) == (20, [16, 31])
+    assert (run.resume.step, run.task.skip[-1]) == (20, (16, 31))

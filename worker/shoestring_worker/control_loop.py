@@ -29,7 +29,7 @@ from shoestring_core.errors import (
     StaleTransition,
     Unavailable,
 )
-from shoestring_core.states import DesiredState
+from shoestring_core.states import DesiredState, StopReason
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.db import CommitInfo, Store, Write
 from shoestring_core.store.fleet import billing, gangs, launches, planning, queue, service_heartbeats
@@ -234,7 +234,7 @@ class ControlLoop:
         """Stop a job that has reached limits.time; it saves a checkpoint first."""
         limit = active.spec.limits.time if active.wanted else None
         if limit is not None and active.trained_us >= limit * 1e6:
-            self._stop(active, DesiredState.STOP, "time_limit", TimeLimitReached(limit))
+            self._stop(active, DesiredState.STOP, StopReason.TIME_LIMIT, TimeLimitReached(limit))
 
     def _handle_failures(self, active: ActiveAttempt, now: int) -> None:
         """Restart or end an attempt whose ranks exited or whose machines were lost."""
@@ -324,9 +324,9 @@ class ControlLoop:
     # What steps share
 
     def _stop_for_budget(self, active: ActiveAttempt, reason: Reason) -> None:
-        self._stop(active, funding.when_budget_exhausted(active.spec.on_budget), "budget", reason)
+        self._stop(active, funding.when_budget_exhausted(active.spec.on_budget), StopReason.BUDGET, reason)
 
-    def _stop(self, active: ActiveAttempt, desired: DesiredState, stop_reason: jobs.StopReason, reason: Reason) -> None:
+    def _stop(self, active: ActiveAttempt, desired: DesiredState, stop_reason: StopReason, reason: Reason) -> None:
         try:
             mode: Literal["pause", "stop"] = "pause" if desired is DesiredState.PAUSE else "stop"
             self._write(jobs.stop, active.job.id, "fleet", mode, stop_reason=stop_reason, reason=reason)

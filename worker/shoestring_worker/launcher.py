@@ -14,7 +14,7 @@ from shoestring_core import wire
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import launches, observations
 
-from shoestring_worker.providers.base import LaunchRefused, LaunchRequest, ManagedProvider, OutcomeUnknown
+from shoestring_worker.providers.base import LaunchRefused, ManagedProvider, OutcomeUnknown
 from shoestring_worker.steps import ItemRunner, write
 
 log = logging.getLogger(__name__)
@@ -68,17 +68,7 @@ class Launcher:
             return
         if (self.monotonic() - begun) * 1e6 > timeouts.launch_call / 5:
             return  # the commit took so long that the answer might come after call_deadline; the next tick calls
-        body = call.request
-        request = LaunchRequest(
-            token=str(machine),
-            region=call.region,
-            zone=call.zone,
-            tags=body["tags"],
-            type=body["type"],
-            market=body["market"],
-            price=body["price"],
-            user_data=body["user_data"] | {"boot_token": wire.derive_boot_token(self.secret, machine)},
-        )
+        request = call.request.with_boot_token(wire.derive_boot_token(self.secret, machine))
         try:
             launched = self.provider.adapter.launch(request)
         except LaunchRefused as refused:

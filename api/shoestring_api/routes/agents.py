@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError, TooLarge, Unauthenticated
+from shoestring_core.events import Alarm
 from shoestring_core.store import checkpoints, queries, reports
 from shoestring_core.store.db import Write
 from shoestring_core.store.fleet import agents
@@ -76,8 +77,8 @@ def _raise_alarm(state: AppState, machine_id: UUID) -> None:
         job = queries.load_job_of_machine(db, machine_id)
         if job is not None:
             db.event(
-                team=job.team_id, kind="alarm", actor="agent", job=job.id, ref=str(machine_id),
-                reason=SecretRefused("session"),
+                Alarm(alarm="wrong_session", machine=machine_id),
+                team=job.team_id, actor="agent", job=job.id, reason=SecretRefused("session"),
             )  # fmt: skip
         return job is not None
 
@@ -120,7 +121,7 @@ def register(body: wire.RegisterRequest, state: StateDep) -> wire.Reply:
             token_ok,
             wire.hash_session(body.session_secret),
             body.address,
-            body.hardware.model_dump(),
+            body.hardware,
             state.timeouts,
         )
     )

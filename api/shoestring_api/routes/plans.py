@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from shoestring_core import rest
-from shoestring_core.decide.sizing import Choice, Option, SizingInputs, choose_machines
+from shoestring_core.decide.sizing import Choice, Option, SizingInputs, SizingRecord, choose_machines
 from shoestring_core.decide.sizing_reasons import explain
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
@@ -30,7 +28,7 @@ def plan_job(body: rest.PlanJobRequest, state: StateDep, db: ReadDep, caller: Ca
     return _serialize(inputs, choose_machines(inputs))
 
 
-def apply_sizing(db: Read, caller: Principal, spec: JobSpec) -> tuple[JobSpec, dict[str, Any] | None]:
+def apply_sizing(db: Read, caller: Principal, spec: JobSpec) -> tuple[JobSpec, SizingRecord | None]:
     """Return the spec with the number of machines that its limits.time needs, and the stored record of that choice.
 
     Without limits.time the spec is returned unchanged. Raises TimeLimitUnmet if no choice of machines keeps the limit.
@@ -42,8 +40,7 @@ def apply_sizing(db: Read, caller: Principal, spec: JobSpec) -> tuple[JobSpec, d
     reason = explain(inputs, choice)
     if choice.outcome == "infeasible":
         raise TimeLimitUnmet(reason, sufficient_time_limit_s=choice.sufficient_time_limit_s)
-    sized = {"inputs": inputs.as_json(), "choice": choice.as_json(), "reason": reason.as_json()}
-    return spec.with_nodes(choice.nodes), sized
+    return spec.with_nodes(choice.nodes), SizingRecord(inputs, choice, reason)
 
 
 def _serialize(inputs: SizingInputs, choice: Choice) -> rest.Plan:

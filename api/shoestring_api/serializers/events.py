@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
+from pydantic import TypeAdapter
 from shoestring_core import rest
 from shoestring_core.store import events, metrics
 from shoestring_core.store.logs import StoredLogLine
@@ -13,21 +14,22 @@ from shoestring_core.store.tables import EventRow, MachineRow
 
 from shoestring_api.serializers.times import to_datetime
 
-MACHINE_EVENT_KINDS = frozenset({"machine", "generation", "cost"})
-"""Kinds of events whose `ref` is a machine."""
+_EVENTS: TypeAdapter[rest.Event] = TypeAdapter(rest.Event)
 
 
 def serialize_event(row: EventRow) -> rest.Event:
-    return rest.Event(
-        cursor=events.to_cursor(row.team, row.seq),
-        at=to_datetime(row.at),
-        job=row.job,
-        attempt=row.attempt,
-        generation=row.generation,
-        kind=row.kind,
-        actor=row.actor,
-        reason=rest.Reason.from_stored(row.reason),
-        data=({"machine": row.ref} if row.kind in MACHINE_EVENT_KINDS and row.ref else {}) | row.data,
+    return _EVENTS.validate_python(
+        {
+            "cursor": events.to_cursor(row.team, row.seq),
+            "at": to_datetime(row.at),
+            "job": row.job,
+            "attempt": row.attempt,
+            "generation": row.generation,
+            "kind": row.kind,
+            "actor": row.actor,
+            "reason": rest.Reason.from_stored(row.reason),
+            "data": row.data,
+        }
     )
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from shoestring_core import rest, wording
-from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState
+from shoestring_core.decide.sizing import SizingRecord
+from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState, JobStatus
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import GenerationRow, JobRow
 
@@ -15,7 +16,8 @@ from shoestring_api.serializers.times import to_datetime
 
 def serialize_job(rows: JobRows, now: int) -> rest.Job:
     row = rows.job
-    detail = row.end_detail if row.state == JobState.ENDED else wait_detail_of(row)
+    end_reason = EndReason(row.end_reason) if row.end_reason else None
+    detail = row.end_detail if end_reason else wait_detail_of(row)
     return rest.Job(
         id=row.id,
         name=row.name,
@@ -23,10 +25,11 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         user=rows.user,
         recipe=row.spec.get("recipe"),
         state=JobState(row.state),
+        status=JobStatus.of(JobState(row.state), end_reason),
         status_text=wording.sentence(status_of(row, rows.queue_position)),
         wait_reason=wait_reason_of(row),
         queue_position=rows.queue_position,
-        end_reason=EndReason(row.end_reason) if row.end_reason else None,
+        end_reason=end_reason,
         reason=rest.Reason.from_stored(detail),
         desired_state=DesiredState(row.desired_state),
         attempt=row.attempt,
@@ -36,7 +39,7 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         result=row.result,
         cost=serialize_cost(rows, now),
         spec=row.spec,
-        sizing=rest.Reason.from_stored(row.sizing["reason"] if row.sizing else None),
+        sizing=rest.Reason.of(SizingRecord.from_json(row.sizing).reason) if row.sizing else None,
         tags=row.spec.get("tags") or {},
         retried_from=row.retried_from,
         created_at=to_datetime(row.created_at),

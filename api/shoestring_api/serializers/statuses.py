@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoestring_core.states import EndReason, JobState, WaitReason
+from shoestring_core.states import EndReason, JobState, StopReason, WaitReason
 from shoestring_core.store.tables import JobRow
 from shoestring_core.wording import Reason, jobs, load
 from shoestring_core.wording.units import Span
@@ -24,9 +24,9 @@ def status_of(row: JobRow, queue_position: int | None = None) -> Reason:
             skipped = _skipped_spans(row)
             return jobs.Preparing(skipped) if row.first_step_at is None else jobs.Training(skipped)
         case JobState.STOPPING:
-            return jobs.Stopping(row.stop_reason)
+            return jobs.Stopping(StopReason(row.stop_reason))
         case JobState.PAUSED:
-            return jobs.PausedByBudget() if row.stop_reason == "budget" else jobs.Paused()
+            return jobs.PausedByBudget() if row.stop_reason == StopReason.BUDGET else jobs.Paused()
         case JobState.ENDED:
             return jobs.Ended(EndReason(row.end_reason or ""), _load(row.end_detail), _skipped_spans(row))
 
@@ -37,7 +37,7 @@ def wait_reason_of(row: JobRow) -> WaitReason | None:
         case JobState.QUEUED:
             return WaitReason(row.wait_reason) if row.wait_reason else InQueue.waits_for
         case JobState.PAUSED:
-            return WaitReason.BUDGET if row.stop_reason == "budget" else WaitReason.RESUME
+            return WaitReason.BUDGET if row.stop_reason == StopReason.BUDGET else WaitReason.RESUME
         case _:
             return None
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from shoestring_core import errors
+from shoestring_core.exit_codes import ExitCode
 
 from shoestring import config, exit_codes, trainer
 from shoestring.cli import artifacts, budgets, chaos, jobs, login, models, recipes, results, service
@@ -40,7 +41,7 @@ class BrokenPipeSafeGroup(typer.core.TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
-            raise typer.Exit(exit_codes.OK) from None
+            raise typer.Exit(ExitCode.OK) from None
 
 
 def _print_version(wanted: bool) -> None:
@@ -93,19 +94,19 @@ def main() -> None:
         print_error(summary, error.problem.hint, error.problem.errors)
         sys.exit(exit_codes.of_problem(error.code))
     except errors.InvalidSpec as error:
-        print_error("The job spec is invalid.", None, [problem.as_json() for problem in error.problems])
-        sys.exit(exit_codes.USAGE)
+        print_error("The job spec is invalid.", None, error.problems)
+        sys.exit(ExitCode.USAGE)
     except config.NotLoggedIn as error:
         print_error(str(error))
-        sys.exit(exit_codes.AUTH)
+        sys.exit(ExitCode.AUTH)
     except ServiceUnreachable as error:
         print_error(str(error))
-        sys.exit(exit_codes.NETWORK)
+        sys.exit(ExitCode.NETWORK)
     except (StartupError, UnusableVariable, trainer.TrainerNotInstalled, RunError) as error:
         print_error(str(error))
-        sys.exit(exit_codes.USAGE)
+        sys.exit(ExitCode.USAGE)
     except OSError as error:
         print_error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
-        sys.exit(exit_codes.USAGE)
+        sys.exit(ExitCode.USAGE)
     except KeyboardInterrupt:
-        sys.exit(exit_codes.DETACHED)
+        sys.exit(ExitCode.DETACHED)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 from shoestring_core import rest
+from shoestring_core.exit_codes import ExitCode
 
-from shoestring import exit_codes
 from shoestring.cli.terminal import (
     JobId,
     Json,
@@ -67,10 +67,10 @@ def get_artifacts(
         if unknown := sorted(set(names or []) - set(artifacts)):
             known = ", ".join(sorted(artifacts)) or "none yet"
             print_error(f"The job has no artifact {', '.join(unknown)}. Artifacts: {known}")
-            raise typer.Exit(exit_codes.NOT_FOUND)
+            raise typer.Exit(ExitCode.NOT_FOUND)
         if not artifacts:
             print_error("The job has no artifacts yet.")
-            raise typer.Exit(exit_codes.NOT_FOUND)
+            raise typer.Exit(ExitCode.NOT_FOUND)
         folder = to or _default_folder(client.job(job_id))
         targets = {name: folder / Path(name).name for name in names or sorted(artifacts)}
         missing = {name: path for name, path in targets.items() if not is_complete(artifacts[name], path)}
@@ -78,7 +78,7 @@ def get_artifacts(
             print_error(
                 f"{', '.join(used)}: exists and is another file. Overwrite with --force, or choose --to FOLDER."
             )
-            raise typer.Exit(exit_codes.USAGE)
+            raise typer.Exit(ExitCode.USAGE)
         folder.mkdir(parents=True, exist_ok=True)
         for name, path in missing.items():
             client.download(artifacts[name], path)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from shoestring_core.exit_codes import ExitCode
 
-from shoestring import exit_codes
 from shoestring.cli.terminal import (
     Json,
     Url,
@@ -69,7 +69,7 @@ def set_budget(
         if len(matching) != 1:
             name = f"job {job}" if job else owner or "your team"
             print_error(f"No single budget of {name}. List budgets: shoestring budget show")
-            raise typer.Exit(exit_codes.NOT_FOUND)
+            raise typer.Exit(ExitCode.NOT_FOUND)
         budget = client.set_budget(matching[0].id, limit, reason=reason, etag=matching[0].etag)
     print_result(
         budget,

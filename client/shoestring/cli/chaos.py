@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from shoestring_core.exit_codes import ExitCode
 
-from shoestring import exit_codes
 from shoestring.cli.terminal import Json, Url, err, open_client, print_error, print_result, resolve_job_id
 from shoestring.client import Client, ServiceError
 
@@ -59,5 +59,5 @@ def _machine_id(client: Client, target: str, slot: int | None) -> str:
     if slot not in running:
         numbers = ", ".join(map(str, sorted(running))) or "none"
         print_error(f"Name a running machine: shoestring chaos preempt {target} NUMBER. Running: {numbers}")
-        raise typer.Exit(exit_codes.NOT_FOUND)
+        raise typer.Exit(ExitCode.NOT_FOUND)
     return str(running[slot].id)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from shoestring_core import document, rest, spec
 from shoestring_core.durations import format_duration
+from shoestring_core.exit_codes import ExitCode
 from shoestring_core.terminal_text import printable
 
 from shoestring import exit_codes
@@ -95,12 +96,12 @@ def plan(
         plan = client.plan(tree)
     print_result(plan, as_json, lambda: _print_plan(plan))
     if plan.outcome == "infeasible":
-        raise typer.Exit(exit_codes.NO_CAPACITY)
+        raise typer.Exit(ExitCode.NO_CAPACITY)
 
 
 def list_jobs(
     filter: Annotated[
-        str, typer.Option("--filter", help='For example "state=running" or "recipe=digits/quickstart".')
+        str, typer.Option("--filter", help='For example "status=running" or "recipe=digits/quickstart".')
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of jobs.")] = 20,
     url: Url = None,
@@ -110,7 +111,7 @@ def list_jobs(
 
     \b
     shoestring ls
-    shoestring ls --filter state=queued --json
+    shoestring ls --filter status=failed --json
     """
     with open_client(url) as client:
         page = client.jobs(filter=filter, limit=limit)
@@ -270,8 +271,8 @@ def _watch(client: Client, job: str, as_json: bool) -> None:
             final = watching.print_changes(client, job, lambda text: out.print(text, highlight=False))
     except KeyboardInterrupt:
         err.print(f"Detached; the job keeps running. Follow it again: shoestring watch {job}")
-        raise typer.Exit(exit_codes.DETACHED) from None
-    raise typer.Exit(exit_codes.of_job(str(final.state), final.end_reason, final.wait_reason))
+        raise typer.Exit(ExitCode.DETACHED) from None
+    raise typer.Exit(exit_codes.of_job(final))
 
 
 def _print_jobs(jobs: list[rest.Job]) -> None:
@@ -279,7 +280,7 @@ def _print_jobs(jobs: list[rest.Job]) -> None:
         (
             short_id(job.id),
             job.name,
-            watching.state_word(job),
+            str(job.status),
             _format_steps(job),
             watching.format_cost(job.cost),
             watching.headline(job),
@@ -287,7 +288,7 @@ def _print_jobs(jobs: list[rest.Job]) -> None:
         for job in jobs
     ]
     print_table(
-        ("JOB", "NAME", "STATE", "STEPS", "COST", "STATUS"),
+        ("JOB", "NAME", "STATUS", "STEPS", "COST", "DETAILS"),
         rows,
         "No jobs yet. Try: shoestring submit digits/quickstart --watch",
     )

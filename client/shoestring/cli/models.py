@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 from platformdirs import user_cache_path
+from shoestring_core.exit_codes import ExitCode
 
-from shoestring import exit_codes, trainer
+from shoestring import trainer
 from shoestring.cli.terminal import Json, Url, err, open_client, print_error, resolve_job_id
 
 MODEL = "model.pt2"
@@ -87,12 +88,12 @@ def find_model(model: str, url: str | None) -> Path:
         return Path(model)
     if "/" in model or Path(model).suffix:
         print_error(f"File {model} does not exist. Give a model.pt2, a folder with one, or a job.")
-        raise typer.Exit(exit_codes.NOT_FOUND)
+        raise typer.Exit(ExitCode.NOT_FOUND)
     with open_client(url) as client:
         artifacts = {file.name: file for file in client.artifacts(resolve_job_id(client, model)).artifacts}
         if MODEL not in artifacts:
             print_error(f"Job {model} has no model yet. Check its state: shoestring show {model}")
-            raise typer.Exit(exit_codes.NOT_FOUND)
+            raise typer.Exit(ExitCode.NOT_FOUND)
         artifact = artifacts[MODEL]
         report = lambda: err.print(f"Downloading {artifact.name}, {artifact.bytes:,} bytes …")  # noqa: E731
         return client.download_cached(artifact, user_cache_path("shoestring") / "models", before_download=report)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 from shoestring_core import recipes, rest
+from shoestring_core.exit_codes import ExitCode
 
-from shoestring import exit_codes, trainer
+from shoestring import trainer
 from shoestring.cli.models import ImageCount, Params
 from shoestring.cli.terminal import Json, out, print_error, print_json_document, print_result, print_table
 
@@ -65,7 +66,7 @@ def show_recipe(
     found = next((recipe for recipe in recipes.all() if recipe.name == name), None)
     if found is None:
         print_error(f"There is no recipe {name}. List recipes: shoestring recipes ls")
-        raise typer.Exit(exit_codes.NOT_FOUND)
+        raise typer.Exit(ExitCode.NOT_FOUND)
     recipe = rest.Recipe.from_recipe(found)
     print_result(recipe, as_json, lambda: _print_recipe(recipe))
 
@@ -78,4 +79,4 @@ def _print_recipe(recipe: rest.Recipe) -> None:
     ]
     print_table(("PARAMETER", "TYPE", "DEFAULT", "CHOICES", "DESCRIPTION"), rows, "No parameters.")
     if recipe.claim:
-        print_json_document(recipe.claim)
+        print_json_document(recipe.claim.model_dump(mode="json", exclude_defaults=True))

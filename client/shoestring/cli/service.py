@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from shoestring_core.exit_codes import ExitCode
 
-from shoestring import config, demo, exit_codes, up
+from shoestring import config, demo, up
 from shoestring.cli.terminal import Json, check_dollars, err, out, print_result, print_table
 
 
@@ -99,7 +100,7 @@ def run_demo(
         interrupts=count_interrupts(),
         on_summary=lambda summary: print_result(summary, as_json, lambda: _print_summary(summary)),
     )
-    raise typer.Exit(exit_codes.OK if summary["status"] == "succeeded" else exit_codes.JOB_FAILED)
+    raise typer.Exit(ExitCode.OK if summary["status"] == "succeeded" else ExitCode.JOB_FAILED)
 
 
 def report(message: str) -> None:

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from shoestring_core import money, rest
+from shoestring_core.errors import Problem
+from shoestring_core.exit_codes import ExitCode
 from shoestring_core.terminal_text import printable
 
-from shoestring import config, exit_codes
+from shoestring import config
 from shoestring.client import Client
 
 
@@ -65,7 +67,7 @@ def resolve_job_id(client: Client, given: str) -> str:
     if len(found) != 1:
         several = f"{len(found)} jobs are called {given}: {', '.join(short_id(job.id) for job in found[:5])}"
         print_error(f"{several if found else f'No job has the id or the name {given}'}. List jobs: shoestring ls")
-        raise typer.Exit(exit_codes.NOT_FOUND)
+        raise typer.Exit(ExitCode.NOT_FOUND)
     return str(found[0].id)
 
 
@@ -92,10 +94,10 @@ def print_json_document(value: Any) -> None:
     out.print_json(printable(json.dumps(value, ensure_ascii=False)))
 
 
-def print_error(message: str, hint: str | None = None, problems: Sequence[dict[str, Any]] = ()) -> None:
+def print_error(message: str, hint: str | None = None, problems: Sequence[Problem] = ()) -> None:
     err.print(message, style="red")
     for problem in problems:
-        err.print(f"  {problem.get('pointer') or '/'}: {problem.get('message')}")
+        err.print(f"  {problem.pointer or '/'}: {problem.message}")
     if hint:
         err.print(hint)
 

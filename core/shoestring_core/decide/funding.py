@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shoestring_core import money
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.states import DesiredState, EndReason
+from shoestring_core.states import DesiredState, EndReason, StopReason
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,4 @@ def when_budget_exhausted(on_budget: str) -> DesiredState:
 
 def end_reason_after_stopping(desired: DesiredState, stop_reason: str) -> EndReason | None:
     """Why a job ends once its machines have terminated; None if it pauses or is queued instead."""
-    if desired is not DesiredState.STOP:
-        return None
-    reasons = {"budget": EndReason.BUDGET, "time_limit": EndReason.TIME_LIMIT, "goal": EndReason.GOAL_REACHED}
-    return reasons.get(stop_reason, EndReason.USER_STOP)
+    return StopReason(stop_reason).end_reason if desired is DesiredState.STOP else None

@@ -24,6 +24,7 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import Basis, Measurement, ScalingModel
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import MAX_NODES
+from shoestring_core.wording import NestedReason
 
 InfeasibleReason = Literal["", "slots", "batch", "budget", "time"]
 Outcome = Literal["chosen", "requested", "unmeasured", "infeasible"]
@@ -61,14 +62,6 @@ class SizingInputs:
     def best_offer(self, type_: str) -> Offer | None:
         """The offer of a type of machine that a job would get."""
         return rank_offers(self.offers, replace(self.requirements, type=type_)).best
-
-    def as_json(self) -> dict[str, Any]:
-        tree: dict[str, Any] = _INPUTS.dump_python(self, mode="json")
-        return tree
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> SizingInputs:
-        return _INPUTS.validate_python(tree)
 
 
 @dataclass(frozen=True)
@@ -125,13 +118,22 @@ class Choice:
     options: tuple[Option, ...]
     sufficient_time_limit_s: int | None
 
+
+@dataclass(frozen=True)
+class SizingRecord:
+    """Why a job runs on its machines; stored with it."""
+
+    inputs: SizingInputs
+    choice: Choice
+    reason: NestedReason
+
     def as_json(self) -> dict[str, Any]:
-        tree: dict[str, Any] = _CHOICE.dump_python(self, mode="json")
+        tree: dict[str, Any] = _RECORD.dump_python(self, mode="json")
         return tree
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Choice:
-        return _CHOICE.validate_python(tree)
+    def from_json(cls, tree: Mapping[str, Any]) -> SizingRecord:
+        return _RECORD.validate_python(tree)
 
 
 def choose_machines(inputs: SizingInputs) -> Choice:
@@ -219,5 +221,4 @@ def _infeasible(options: tuple[Option, ...]) -> Choice:
     return Choice("infeasible", fastest.nodes, None, fastest, options, fastest.sufficient_time_limit_s)
 
 
-_INPUTS = TypeAdapter(SizingInputs)
-_CHOICE = TypeAdapter(Choice)
+_RECORD = TypeAdapter(SizingRecord)

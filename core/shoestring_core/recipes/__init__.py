@@ -117,6 +117,16 @@ class Claim(_Frozen):
     source: str
 
 
+class VariantClaim(Claim):
+    """What is claimed where parameters have the values of `when`."""
+
+    when: dict[str, ParamValue]
+
+
+class RecipeClaim(Claim):
+    variants: tuple[VariantClaim, ...] = ()
+
+
 class Variant(_Frozen):
     """What changes when parameters have certain values: other defaults, and what is claimed for them."""
 
@@ -162,16 +172,14 @@ class Recipe(_Frozen):
                 defaults |= {name: self.params[name].value(value) for name, value in variant.params.items()}
         return defaults | chosen, problems
 
-    def claim_as_json(self) -> dict[str, Any] | None:
-        """The claim, as JSON; those of variants stand in it under "variants", each with its `when`."""
+    def claim_with_variants(self) -> RecipeClaim | None:
+        """The claim, with those of its variants."""
         if self.claim is None:
             return None
-        others = [
-            {"when": variant.when, **variant.claim.model_dump()}
-            for variant in self.variants
-            if variant.claim is not None
+        variants = [
+            VariantClaim(**variant.claim.model_dump(), when=variant.when) for variant in self.variants if variant.claim
         ]
-        return self.claim.model_dump() | ({"variants": others} if others else {})
+        return RecipeClaim(**self.claim.model_dump(), variants=tuple(variants))
 
     def params_schema(self) -> dict[str, Any]:
         """JSON Schema of `params`, for forms and editors."""

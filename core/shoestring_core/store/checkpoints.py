@@ -24,12 +24,13 @@ from shoestring_core.errors import (
     Problem,
     TooLarge,
 )
-from shoestring_core.states import EndReason, JobState
-from shoestring_core.store import jobs, metrics
+from shoestring_core.events import CheckpointStored
+from shoestring_core.states import AttemptState, EndReason, JobState
+from shoestring_core.store import jobs, metrics, transitions
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.objects import Objects
-from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MemberRow
+from shoestring_core.store.tables import CheckpointRow, GenerationRow, JobRow, MemberRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.agents import CheckpointSaved
 from shoestring_core.wording.jobs import FinishedAtStep
@@ -149,10 +150,8 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
         reached = request.result is not None and request.result.get("goal_reached") is True
         end = EndReason.GOAL_REACHED if reached else EndReason.SUCCEEDED
         jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=FinishedAtStep(request.step), end_reason=end)
-        closing = update(AttemptRow).where(
-            AttemptRow.job == job.id, AttemptRow.number == job.attempt, AttemptRow.state == "open"
-        )
-        db.sql.execute(closing.values(state="closing", reason="finished", closed_at=db.now, trained=True))
+        closing = transitions.move_attempt(job.id, job.attempt, AttemptState.CLOSING)
+        db.sql.execute(closing.values(reason="finished", closed_at=db.now, trained=True))
         db.request_tick()
     _store(
         db,
@@ -167,15 +166,13 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
         request.bytes,
     )
     db.event(
+        CheckpointStored(checkpoint=checkpoint, step=request.step, bytes=request.bytes, promoted=moves, final=final),
         team=job.team_id,
-        kind="checkpoint",
         actor="agent",
         job=job.id,
         attempt=machine.attempt,
         generation=request.generation,
-        ref=str(checkpoint),
         reason=CheckpointSaved(request.reason, request.step),
-        data={"step": request.step, "bytes": request.bytes, "promoted": moves, "final": final},
     )
     return moves
 
@@ -251,15 +248,13 @@ def adopt_upload(db: Write, place: StrandedUpload, manifest: Manifest, manifest_
         db, checkpoint, None, job.id, place.generation, manifest.step, False, place.key, manifest_sha, manifest.bytes
     )
     db.event(
+        CheckpointStored(checkpoint=checkpoint, step=manifest.step, bytes=manifest.bytes, promoted=True),
         team=job.team_id,
-        kind="checkpoint",
         actor="fleet",
         job=job.id,
         attempt=job.attempt,
         generation=place.generation,
-        ref=str(checkpoint),
         reason=CheckpointSaved("adopted", manifest.step),
-        data={"step": manifest.step, "bytes": manifest.bytes, "promoted": True},
     )
     return True
 

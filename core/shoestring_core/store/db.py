@@ -42,6 +42,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
 from shoestring_core.errors import DatabaseUnavailable, ShoestringError, StoreTooNew, Unavailable
+from shoestring_core.events import EventData
 from shoestring_core.store import migrations, tables
 from shoestring_core.store.database_errors import is_conflict, translate_errors
 from shoestring_core.store.engines import postgresql_engine, sqlite_engine
@@ -116,22 +117,20 @@ class Write(Read):
 
     def event(
         self,
+        data: EventData,
         *,
         team: UUID,
-        kind: str,
         actor: str,
         reason: Reason | None = None,
         job: UUID | None = None,
         attempt: int | None = None,
         generation: int | None = None,
-        ref: str | None = None,
-        data: dict[str, Any] | None = None,
     ) -> None:
         """Append an event to the team's feed."""
+        content = data.model_dump(mode="json", exclude_defaults=True)
         self._events.append(
-            {"team": team, "job": job, "attempt": attempt, "generation": generation, "kind": kind,
-             "actor": actor, "reason": reason.as_json() if reason else None, "ref": ref, "data": data or {},
-             "at": self.now}
+            {"team": team, "job": job, "attempt": attempt, "generation": generation, "kind": data.kind,
+             "actor": actor, "reason": reason.as_json() if reason else None, "data": content, "at": self.now}
         )  # fmt: skip
 
     def insert_new(self, table: type[tables.Base], **values: Any) -> bool:

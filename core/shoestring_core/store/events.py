@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The feed: the events of a team, numbered without gaps in the order of commits.
 
-Kinds: job (its state moved; data from, to), wait (what it waits for), machine, generation, checkpoint, batch (points
-or logs arrived; see `record_batch`), cost, budget, agent (reported by a machine's agent), alarm.
+`shoestring_core.events` has a model for the data of each kind.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
+from shoestring_core.events import BatchStored
 from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import EventRow, JobRow, TeamRow
@@ -42,15 +42,8 @@ def is_too_old(db: Read, team: UUID, after: int) -> bool:
 
 def record_batch(db: Write, job: JobRow, source: UUID, seq: int, generation: int) -> None:
     """Record that batch `seq` of a source of points or logs arrived, so that live streams load it."""
-    db.event(
-        team=job.team_id, kind="batch", actor="source", job=job.id, generation=generation, ref=f"{source}:{seq}"
-    )  # fmt: skip
-
-
-def batch_of(event: EventRow) -> tuple[UUID, int]:
-    """The source and the number of the batch that a batch event is about."""
-    source, _, seq = (event.ref or "").partition(":")
-    return UUID(source), int(seq)
+    stored = BatchStored(source=source, seq=seq)
+    db.event(stored, team=job.team_id, actor="source", job=job.id, generation=generation)
 
 
 def to_cursor(team: UUID, seq: int) -> str:

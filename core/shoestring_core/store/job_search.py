@@ -6,14 +6,16 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, String, and_, cast, func, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, String, case, cast, func, not_, or_, select, tuple_
 
 from shoestring_core.errors import InvalidRequest
-from shoestring_core.states import OUTCOMES, EndReason, JobState
+from shoestring_core.states import EndReason, JobState, JobStatus
 from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
 from shoestring_core.store.db import Read
 from shoestring_core.store.tables import JobRow, UserRow
@@ -33,11 +35,10 @@ def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = Non
     """The team's jobs, newest first. Raises InvalidRequest for an invalid filter or cursor.
 
     A filter is a list of conditions, all of which must hold: FIELD=VALUE, FIELD!=VALUE, or FIELD~PART (contains,
-    ignoring case). Fields: id, state, end, name, recipe, user, tag.NAME. VALUE may be a list with commas; quotes
-    protect spaces. A word by itself is a part of the name or of the id. Ended jobs have the states finished, failed and
-    stopped too.
+    ignoring case). Fields: id, status, state, end, name, recipe, user, tag.NAME. VALUE may be a list with commas;
+    quotes protect spaces. A word by itself is a part of the name or of the id.
 
-        digits state=queued,failed tag.team!=vision user=ann
+        digits status=queued,failed tag.team!=vision user=ann
     """
     query = select(JobRow).where(JobRow.team_id == team, *map(_condition, _conditions(filter_text)))
     if cursor is not None:
@@ -46,7 +47,8 @@ def search(db: Read, team: UUID, filter_text: str = "", cursor: str | None = Non
     return JobRowPage(rows[:limit], _to_cursor(rows[limit - 1]) if len(rows) > limit else None)
 
 
-_FIELDS = ("id", "state", "end", "name", "recipe", "user", "tag.NAME")
+_FIELDS = ("id", "status", "state", "end", "name", "recipe", "user", "tag.NAME")
+_VALUES: Mapping[str, type[StrEnum]] = {"status": JobStatus, "state": JobState, "end": EndReason}
 _CONDITION = re.compile(r"(?P<field>[a-z]+|tag\.[^=!~]+)(?P<operator>=|!=|~)(?P<value>.*)", re.DOTALL)
 
 
@@ -89,6 +91,7 @@ def _column(field: str) -> ColumnElement[Any]:
         return tag
     columns: dict[str, ColumnElement[Any]] = {
         "id": func.replace(cast(JobRow.id, String), "-", ""),
+        "status": _status(),
         "state": JobRow.state.expression,
         "end": JobRow.end_reason.expression,
         "name": JobRow.name.expression,
@@ -102,19 +105,24 @@ def _column(field: str) -> ColumnElement[Any]:
     return columns[field]
 
 
+def _status() -> ColumnElement[Any]:
+    ended = [(JobRow.end_reason == reason, str(reason.status)) for reason in EndReason]
+    return case(*ended, else_=JobRow.state)
+
+
 def _values(field: str, text: str) -> list[str]:
     values = text.split(",")
-    known: list[str] | None = {"state": [*map(str, JobState), *OUTCOMES], "end": [*map(str, EndReason)]}.get(field)
+    known = [*map(str, _VALUES.get(field, ()))]
     for value in values:
-        if known is not None and value not in known:
-            raise InvalidRequest(f"{value!r} is not a value of {field}.", hint=f"Values: {', '.join(known)}.")
+        if known and value not in known:
+            other = next((name for name, values in _VALUES.items() if value in list(values)), None)
+            hint = f"Did you mean {other}={value}?" if other else f"Values: {', '.join(known)}."
+            raise InvalidRequest(f"{value!r} is not a value of {field}.", hint=hint)
     return values
 
 
 def _equals(field: str, column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
     """A recipe without a version matches all its versions."""
-    if field == "state" and value in OUTCOMES:
-        return and_(column == JobState.ENDED, JobRow.end_reason.in_(OUTCOMES[value]))
     if field == "id":
         return column == value.replace("-", "").lower()
     if field == "recipe" and "@" not in value:

@@ -10,17 +10,17 @@ from sqlalchemy import insert, select, update
 
 from shoestring_core import money
 from shoestring_core.decide.funding import end_reason_after_stopping
+from shoestring_core.decide.sizing import SizingRecord
 from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
+from shoestring_core.events import JobChange, MachinesChosen
 from shoestring_core.spec import JobSpec
-from shoestring_core.states import JOB_TRANSITIONS, SUCCESS_REASONS, DesiredState, JobState
-from shoestring_core.store import ledger
+from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState, JobStatus, StopReason
+from shoestring_core.store import ledger, transitions
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import AccountRow, JobRow, UserRow
 from shoestring_core.store.uuid7 import uuid7
-from shoestring_core.wording import Reason, budget, parse
+from shoestring_core.wording import Reason, budget
 from shoestring_core.wording import jobs as job_reasons
-
-StopReason = Literal["user", "budget", "time_limit", "goal"]
 
 
 def submit(
@@ -30,14 +30,14 @@ def submit(
     spec: JobSpec,
     *,
     min_hold: int,
-    sizing: dict[str, Any] | None = None,
+    sizing: SizingRecord | None = None,
     retried_from: JobRow | None = None,
     init: UUID | None = None,
 ) -> JobRow:
     """Queue a job, with an account of its own below its member's.
 
     min_hold  least micro-dollars to hold for its first machines
-    sizing         why it runs on its machines: inputs, choice and reason of decide.sizing
+    sizing         why it runs on its machines
     retried_from   an ended job from whose last checkpoint it starts, unless that job succeeded
     init           the checkpoint that its weights are initialized from
 
@@ -52,7 +52,7 @@ def submit(
             user_id=user,
             name=spec.name or "job",
             spec=spec.resolved(),
-            sizing=sizing,
+            sizing=sizing.as_json() if sizing else None,
             state=JobState.QUEUED,
             checkpoint=_start_checkpoint(retried_from),
             init_checkpoint=init,
@@ -68,11 +68,12 @@ def submit(
     ledger.create_job_account(db, job, spec.limits.cost)
     actor = db.sql.scalar(select(UserRow.name).where(UserRow.id == user)) or ""
     reason: Reason = job_reasons.RetryOf(str(retried_from.id)) if retried_from else job_reasons.Submitted()
-    db.event(team=team, kind="job", actor=actor, reason=reason, job=job_id, data={"from": None, "to": "queued"})
+    submitted = JobChange(from_state=None, to=JobState.QUEUED)
+    db.event(submitted, team=team, actor=actor, reason=reason, job=job_id)
     if sizing is not None and retried_from is None:
-        chosen = {name: sizing["choice"][name] for name in ("outcome", "nodes", "type")}
-        reason = parse(**sizing["reason"])
-        db.event(team=team, kind="sizing", actor="scheduler", reason=reason, job=job_id, data=chosen)
+        choice = sizing.choice
+        data = MachinesChosen(outcome=choice.outcome, nodes=choice.nodes, type=choice.type)
+        db.event(data, team=team, actor="scheduler", reason=sizing.reason, job=job_id)
     db.request_tick()
     return job
 
@@ -90,16 +91,17 @@ def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: Reas
         raise StaleTransition(job_reasons.CannotMove(before, to))
     if to is JobState.LAUNCHING and job.desired_state != DesiredState.RUN:
         raise StaleTransition(job_reasons.BeingStopped())
-    unchanged = [JobRow.id == job.id, JobRow.state == before, JobRow.desired_state == job.desired_state]
+    unchanged = [JobRow.state == before, JobRow.desired_state == job.desired_state]
     unchanged += [JobRow.attempt == job.attempt, JobRow.generation == job.generation]
-    values = {"state": to} | _columns_of_move(db, job, to) | columns
-    if db.execute(update(JobRow).where(*unchanged).values(values)) != 1:
+    move = transitions.move_job(job.id, to).where(*unchanged)
+    if db.execute(move.values(_columns_of_move(db, job, to) | columns)) != 1:
         raise StaleTransition(job_reasons.ChangedMeanwhile())
     after = _load(db, job.id)
-    data = {"from": before.value, "to": to.value} | ({"end_reason": after.end_reason} if after.end_reason else {})
+    end_reason = EndReason(after.end_reason) if after.end_reason else None
     db.event(
-        team=after.team_id, kind="job", actor=actor, reason=reason, job=after.id, attempt=after.attempt,
-        generation=after.generation, data=data,
+        JobChange(from_state=before, to=to, end_reason=end_reason),
+        team=after.team_id, actor=actor, reason=reason, job=after.id, attempt=after.attempt,
+        generation=after.generation,
     )  # fmt: skip
     if to not in (JobState.LAUNCHING, JobState.RUNNING):
         db.request_tick()
@@ -122,7 +124,7 @@ def stop(
     actor: str,
     mode: Literal["stop", "pause"] = "stop",
     *,
-    stop_reason: StopReason = "user",
+    stop_reason: StopReason = StopReason.USER,
     reason: Reason | None = None,
 ) -> JobRow:
     """End a job, or pause it, after a checkpoint if it runs. Only sets the desired state: the reconciler acts on it.
@@ -165,9 +167,8 @@ def retry(db: Write, team: UUID, job: UUID, user: UUID, *, min_hold: int) -> Job
     if old.state != JobState.ENDED:
         raise InvalidState(job_reasons.CannotRetry(old.state))
     spec = JobSpec.from_stored(old.spec)
-    return submit(
-        db, team, user, spec, min_hold=min_hold, sizing=old.sizing, retried_from=old, init=old.init_checkpoint
-    )
+    sizing = SizingRecord.from_json(old.sizing) if old.sizing else None
+    return submit(db, team, user, spec, min_hold=min_hold, sizing=sizing, retried_from=old, init=old.init_checkpoint)
 
 
 # Reading
@@ -207,7 +208,9 @@ def _check_affordable(db: Write, account: AccountRow, cost_limit: int | None, mi
 
 def _start_checkpoint(old: JobRow | None) -> UUID | None:
     """The checkpoint that a retry starts from."""
-    return None if old is None or old.end_reason in SUCCESS_REASONS else old.checkpoint
+    if old is None or EndReason(old.end_reason or "").status is JobStatus.SUCCEEDED:
+        return None
+    return old.checkpoint
 
 
 # Stopping
@@ -245,8 +248,9 @@ def _set_desired(db: Write, job: JobRow, desired: dict[str, Any], actor: str, re
     unchanged = (JobRow.id == job.id, JobRow.state == JobState.STOPPING, JobRow.desired_state == job.desired_state)
     if db.execute(update(JobRow).where(*unchanged).values(desired)) != 1:
         raise StaleTransition(job_reasons.ChangedMeanwhile())
-    data = {"from": job.state, "to": job.state, "desired_state": str(desired["desired_state"])}
-    db.event(team=job.team_id, kind="job", actor=actor, reason=reason, job=job.id, attempt=job.attempt, data=data)
+    state = JobState(job.state)
+    data = JobChange(from_state=state, to=state, desired_state=desired["desired_state"])
+    db.event(data, team=job.team_id, actor=actor, reason=reason, job=job.id, attempt=job.attempt)
     db.request_tick()
     return _load(db, job.id)
 

@@ -14,6 +14,7 @@ from sqlalchemy import case, func, select, update
 
 from shoestring_core import wire
 from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
+from shoestring_core.events import AgentReport
 from shoestring_core.store import events, logs, metrics
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.logs import StoredLogLine
@@ -150,11 +151,12 @@ def _larger(column: Any, value: int) -> Any:
 
 
 def _record_event(db: Write, job: JobRow, machine: MachineRow, generation: int, event: wire.AgentEvent) -> None:
-    data = {"at": event.at, "step": event.step, **event.data}
-    if len(as_text := json.dumps(data)) > MAX_EVENT_BYTES:
-        data = {"at": event.at, "step": event.step, "truncated": as_text[:2000]}
+    logged = event.data
+    if len(as_text := json.dumps(logged)) > MAX_EVENT_BYTES:
+        logged = {"truncated": as_text[:2000]}
+    ours = {"event": event.kind, "machine": machine.id, "at": event.at, "step": event.step}
     db.event(
-        team=job.team_id, kind="agent", actor="agent", reason=of_event(event.kind, event.data), job=job.id,
-        attempt=machine.attempt, generation=generation or None,
-        data=data | {"event": event.kind, "machine": str(machine.id)},
+        AgentReport.model_validate(logged | ours),
+        team=job.team_id, actor="agent", reason=of_event(event.kind, event.data), job=job.id, attempt=machine.attempt,
+        generation=generation or None,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from shoestring_core.decide import sizing, workload
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import MAX_RUNS_PER_COUNT, Measurement
 from shoestring_core.spec import JobSpec
-from shoestring_core.states import SUCCESS_REASONS, EndReason
+from shoestring_core.states import EndReason, JobStatus
 from shoestring_core.store import ledger, metrics
 from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import rows
@@ -116,7 +116,8 @@ def _measure(
     too_short = last_step - step < MIN_STEPS or trained_s < MIN_S or last_epoch <= epoch
     if too_short or len({machine.type for machine in machines}) != 1:
         return None
-    finished = job.end_reason in SUCCESS_REASONS and row.number == job.generation
+    succeeded = job.end_reason is not None and EndReason(job.end_reason).status is JobStatus.SUCCEEDED
+    finished = succeeded and row.number == job.generation
     final_s = evaluation.pop(last_step, 0.0) if finished else 0.0
     fresh = row.start_step == 0 and row.formed_at is not None
     launched = min((machine.launched_at for machine in machines if machine.launched_at), default=None)

@@ -9,6 +9,7 @@ text, because SQLite has no exact decimal. `zone` is '' (the whole region) inste
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
@@ -32,7 +33,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, MachineState
+from shoestring_core.states import (
+    MACHINE_TRANSITIONS,
+    AttemptState,
+    DesiredState,
+    GenerationState,
+    JobState,
+    MachineState,
+    final_states,
+)
 
 # One order for every transaction: opposite orders deadlock. Rows of one kind by id; accounts leaves first.
 WRITE_ORDER = (
@@ -82,8 +91,14 @@ class Base(DeclarativeBase):
 
 def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
     """The column holds nothing but a value of the enum."""
-    allowed = ",".join(f"'{value}'" for value in values)
-    return CheckConstraint(f"{column} IN ({allowed})", name=column)
+    return CheckConstraint(f"{column} IN ({_quoted(values)})", name=column)
+
+
+def _quoted(values: Iterable[str]) -> str:
+    return ",".join(f"'{value}'" for value in values)
+
+
+_ALIVE = f"state NOT IN ({_quoted(final_states(MACHINE_TRANSITIONS))})"
 
 
 # --- identity -----------------------------------------------------------------------------------------------
@@ -168,7 +183,7 @@ class JobRow(Base):
     name: Mapped[str]
     spec: Mapped[dict[str, Any]]
     sizing: Mapped[dict[str, Any] | None]
-    """Why it runs on its machines: inputs, choice and reason of decide.sizing. None: the spec named the machines."""
+    """decide.sizing.SizingRecord: why it runs on its machines. None: the spec named the machines."""
     state: Mapped[str]
     desired_state: Mapped[str] = mapped_column(default="run")
     stop_reason: Mapped[str] = mapped_column(default="")
@@ -296,8 +311,7 @@ class MachineRow(Base):
         Index("uq_machines_job_attempt_ordinal", "job", "attempt", "ordinal", unique=True),
         Index(
             "uq_machines_slot_alive", "job", "attempt", "slot", unique=True,
-            sqlite_where=text("state NOT IN ('terminated','never_launched')"),
-            postgresql_where=text("state NOT IN ('terminated','never_launched')"),
+            sqlite_where=text(_ALIVE), postgresql_where=text(_ALIVE),
         ),
         Index("uq_machines_provider_id", "provider", "region", "provider_id", unique=True),
         Index(None, "refused_at"),
@@ -427,8 +441,6 @@ class EventRow(Base):
     kind: Mapped[str]
     actor: Mapped[str]
     reason: Mapped[dict[str, Any] | None]
-    ref: Mapped[str | None]
-    """What it is about: a machine; of kind 'batch', what streams load (`events.batch_of`)."""
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
     at: Mapped[int]
     __table_args__ = (Index(None, "job", "seq"),)

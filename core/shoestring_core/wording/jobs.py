@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import FiniteFloat
 
 from shoestring_core.durations import format_duration
-from shoestring_core.states import SUCCESS_REASONS, EndReason, WaitReason
+from shoestring_core.states import EndReason, JobStatus, StopReason, WaitReason
 from shoestring_core.wording.reason import NestedReason, Reason
 from shoestring_core.wording.units import Span, batches_of_steps
 
@@ -41,10 +41,10 @@ _ENDS = {
 }
 
 _STOPS = {
-    "user": "Stopping: requested by a user",
-    "budget": "Stopping: budget exhausted",
-    "time_limit": "Stopping: time limit reached",
-    "goal": "Stopping: goal reached",
+    StopReason.USER: "Stopping: requested by a user",
+    StopReason.BUDGET: "Stopping: budget exhausted",
+    StopReason.TIME_LIMIT: "Stopping: time limit reached",
+    StopReason.GOAL: "Stopping: goal reached",
 }
 
 
@@ -112,10 +112,10 @@ class Training(Reason):
 @dataclass(frozen=True)
 class Stopping(Reason):
     code = "stopping"
-    stop_reason: str
+    stop_reason: StopReason
 
     def text(self) -> str:
-        return f"{_STOPS.get(self.stop_reason, 'Stopping')}. Saving a checkpoint, then terminating machines."
+        return f"{_STOPS[self.stop_reason]}. Saving a checkpoint, then terminating machines."
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Ended(Reason):
     skipped: tuple[Span, ...]
 
     def text(self) -> str:
-        skipped = _skipping(self.skipped) if self.end_reason in SUCCESS_REASONS else ""
+        skipped = _skipping(self.skipped) if self.end_reason.status is JobStatus.SUCCEEDED else ""
         return _join(_ENDS[self.end_reason] + skipped, self.detail)
 
 

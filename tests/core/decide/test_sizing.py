@@ -17,7 +17,7 @@ from shoestring_core.decide import workload
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import MARGINS, Measurement, ScalingModel, fit_epoch_times
-from shoestring_core.decide.sizing import Choice, SizingInputs, choose_machines
+from shoestring_core.decide.sizing import SizingInputs, SizingRecord, choose_machines
 from shoestring_core.decide.sizing_reasons import explain
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.durations import format_duration
@@ -240,8 +240,10 @@ def test_the_choice_can_be_recomputed_from_its_stored_inputs():
             *SCALES, time_limit_s=time_limit_s, requested_nodes=requested, budget_left=10**6, budget_name="limits.cost"
         )
         choice = choose_machines(given)
-        again = SizingInputs.from_json(json.loads(json.dumps(given.as_json())))
-        assert choose_machines(again) == choice == Choice.from_json(json.loads(json.dumps(choice.as_json())))
+        record = SizingRecord(given, choice, explain(given, choice))
+        again = SizingRecord.from_json(json.loads(json.dumps(record.as_json())))
+        assert again == record
+        assert choose_machines(again.inputs) == choice
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from threading import Event, Thread
 
 import pytest
 from shoestring_core.errors import InvalidRequest, Unavailable
+from shoestring_core.events import WaitChange
 from shoestring_core.store import events
 from shoestring_core.store.db import CommitInfo, Store, Write
 from shoestring_core.store.tables import ServiceRow
@@ -15,6 +16,8 @@ from sqlalchemy import Connection, event, insert, select
 
 from tests.core.world import World
 from tests.servers import until
+
+STORED, REFUSED = (WaitChange(from_reason=None, to=to) for to in ("stored", "refused"))
 
 
 def run_together(store: Store, works: list[Callable[[Write], object]]) -> list[object]:
@@ -100,7 +103,7 @@ def test_what_a_refused_write_recorded_goes_with_it_and_the_feed_has_no_gap(worl
 
     def record(refused: bool) -> Callable[[Write], None]:
         def work(db: Write) -> None:
-            db.event(team=world.team, kind="agent", actor="agent", data={"refused": refused})
+            db.event(REFUSED if refused else STORED, team=world.team, actor="agent")
             db.request_tick()
             if refused:
                 raise InvalidRequest("no")
@@ -110,8 +113,8 @@ def test_what_a_refused_write_recorded_goes_with_it_and_the_feed_has_no_gap(worl
     outcomes = run_together(world.store, [record(refused) for refused in (True, False, True, False)])
     assert [type(outcome) for outcome in outcomes] == [InvalidRequest, type(None), InvalidRequest, type(None)]
     with world.store.read() as db:
-        recorded = [(row.seq, row.data) for row in events.load_events(db, world.team, before, 100)]
-    assert recorded == [(before + 1, {"refused": False}), (before + 2, {"refused": False})]
+        recorded = [(row.seq, row.data["to"]) for row in events.load_events(db, world.team, before, 100)]
+    assert recorded == [(before + 1, "stored"), (before + 2, "stored")]
 
 
 def test_a_savepoint_that_fails_takes_its_events_and_its_request_for_a_tick_along(world: World) -> None:
@@ -121,7 +124,7 @@ def test_a_savepoint_that_fails_takes_its_events_and_its_request_for_a_tick_alon
     def fail_within_savepoint(db: Write) -> None:
         with db.savepoint():
             db.sql.execute(insert(ServiceRow).values(name="api", up_since=1, last_heartbeat_at=0))
-            db.event(team=world.team, kind="alarm", actor="test")
+            db.event(STORED, team=world.team, actor="test")
             db.request_tick()
             raise InvalidRequest("no")
 

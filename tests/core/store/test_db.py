@@ -10,6 +10,8 @@ from uuid import UUID
 import psycopg
 import pytest
 from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
+from shoestring_core.events import AgentReport, JobChange
+from shoestring_core.states import JobState
 from shoestring_core.store import migrations
 from shoestring_core.store.db import CommitInfo, Read, Store, Write, open_store
 from shoestring_core.store.tables import AccountRow, Base, EventRow, JobRow, SchedulerRow, TeamRow, UserRow
@@ -197,18 +199,19 @@ def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
 def test_characters_that_no_database_can_store_are_replaced(store: Store) -> None:
     """NUL, half a surrogate pair and NaN come from machines and users; no row is lost for them."""
     team = uuid7()
-    data = {"a\0": ["\ud800", float("nan"), float("inf"), float("-inf"), 1.5, None, True, "é\\u0000"]}
+    logged = {"a\0": ["\ud800", float("nan"), float("inf"), float("-inf"), 1.5, None, True, "é\\u0000"]}
+    data = AgentReport.model_validate(logged | {"event": "x", "machine": team, "at": 0, "step": None})
 
     def work(db: Write) -> None:
         db.insert_new(TeamRow, id=team, name="n\0\udfff", feed_seq=0)
-        db.event(team=team, kind="alarm", actor="a\0", reason=AgentMessage("\ud800", "\0"), data=data)
+        db.event(data, team=team, actor="a\0", reason=AgentMessage("\ud800", "\0"))
 
     store.write(work)
     with store.read() as db:
         assert db.sql.scalar(select(TeamRow.name)) == "n\ufffd\ufffd"
         event = db.sql.scalars(select(EventRow)).one()
     assert (event.actor, event.reason["facts"]) == ("a\ufffd", {"event": "\ufffd", "message": "\ufffd"})
-    assert event.data == {"a\ufffd": ["\ufffd", "NaN", "Infinity", "-Infinity", 1.5, None, True, "é\\u0000"]}
+    assert event.data["a\ufffd"] == ["\ufffd", "NaN", "Infinity", "-Infinity", 1.5, None, True, "é\\u0000"]
 
 
 def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
@@ -305,7 +308,7 @@ def test_listeners_are_called_after_commits_and_their_errors_are_logged(store: S
     assert heard == []
 
     def work(db: Write) -> None:
-        db.event(team=team, kind="job", actor="ann", job=job)
+        db.event(JobChange(from_state=None, to=JobState.QUEUED), team=team, actor="ann", job=job)
         db.request_tick()
 
     store.write(work)

@@ -7,6 +7,8 @@ from uuid import UUID
 
 import pytest
 from shoestring_core.errors import InvalidRequest
+from shoestring_core.events import BatchStored, JobChange
+from shoestring_core.states import EndReason, JobState
 from shoestring_core.store import events
 from shoestring_core.store.db import Store, Write
 from shoestring_core.store.tables import EventRow, TeamRow
@@ -60,7 +62,7 @@ def test_numbers_have_no_gaps_and_a_reader_misses_no_event(store: Store, teams: 
 def _append(db: Write, teams: list[UUID], count: int, fails: bool) -> None:
     for number in range(count):
         for team in teams:
-            db.event(team=team, kind="job", actor="test", data={"n": number})
+            db.event(BatchStored(source=team, seq=number), team=team, actor="test")
     if fails:
         db.sql.flush()
         raise ZeroDivisionError
@@ -70,8 +72,8 @@ def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> 
     job = uuid7()
     store.write(
         lambda db: db.event(
-            team=teams[0], kind="job", actor="ann", reason=Submitted(), job=job, attempt=1, generation=2, ref="m:3",
-            data={"from": "queued", "to": "ended"},
+            JobChange(from_state=JobState.QUEUED, to=JobState.ENDED, end_reason=EndReason.USER_STOP),
+            team=teams[0], actor="ann", reason=Submitted(), job=job, attempt=1, generation=2,
         )
     )  # fmt: skip
     with store.read() as db:
@@ -80,8 +82,8 @@ def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> 
         assert events.load_events(db, teams[1], 0, 10) == []
     assert (event.seq, event.kind, event.actor, event.job) == (1, "job", "ann", job)
     assert event.reason == {"code": "submitted", "facts": {}}
-    assert (event.attempt, event.generation, event.ref) == (1, 2, "m:3")
-    assert event.data == {"from": "queued", "to": "ended"}
+    assert (event.attempt, event.generation) == (1, 2)
+    assert event.data == {"from": "queued", "to": "ended", "end_reason": "user_stop"}
     assert event.at > 0
 
 
@@ -95,7 +97,7 @@ def test_a_cursor_is_valid_for_its_team_alone(teams: list[UUID]) -> None:
 
 def test_a_reader_that_is_too_far_behind_must_start_again(store: Store, teams: list[UUID]) -> None:
     for _ in range(3):
-        store.write(lambda db: db.event(team=teams[0], kind="batch", actor="machine"))
+        store.write(lambda db: db.event(BatchStored(source=teams[0], seq=1), team=teams[0], actor="machine"))
     with store.read() as db:
         assert [events.is_too_old(db, teams[0], after) for after in range(5)] == [False, False, False, False, True]
     store.write(lambda db: db.sql.execute(delete(EventRow).where(EventRow.seq == 2)))

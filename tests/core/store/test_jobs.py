@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
-from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState
+from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState, StopReason
 from shoestring_core.store import job_search, jobs, ledger
 from shoestring_core.store.tables import JobRow
 from shoestring_core.store.uuid7 import uuid7
@@ -196,7 +196,7 @@ def test_a_stop_records_its_reason(world: World, why: str, end: str) -> None:
 
 def test_a_stop_overrides_a_pause_but_not_the_other_way_round(world: World) -> None:
     job = put(world, world.job(), J.RUNNING)
-    world.store.write(lambda db: jobs.stop(db, job.id, "worker", "pause", stop_reason="budget"))
+    world.store.write(lambda db: jobs.stop(db, job.id, "worker", "pause", stop_reason=StopReason.BUDGET))
     stopped = world.store.write(lambda db: jobs.stop(db, job.id, "ann"))
     assert (stopped.state, stopped.desired_state, stopped.stop_reason) == (J.STOPPING, "stop", "user")
     for _ in range(2):
@@ -207,7 +207,7 @@ def test_a_stop_overrides_a_pause_but_not_the_other_way_round(world: World) -> N
 
 def test_a_paused_job_queues_again(world: World) -> None:
     job = world.job()
-    world.store.write(lambda db: jobs.stop(db, job.id, "worker", "pause", stop_reason="budget"))
+    world.store.write(lambda db: jobs.stop(db, job.id, "worker", "pause", stop_reason=StopReason.BUDGET))
     for _ in range(2):
         resumed = world.store.write(lambda db: jobs.resume(db, job.id, "ann"))
         assert (resumed.state, resumed.desired_state, resumed.stop_reason) == (J.QUEUED, "run", "")

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import wire
-from shoestring_core.store import events, metrics
+from shoestring_core.store import metrics
 from shoestring_core.store.tables import GenerationRow, JobRow
 from shoestring_core.store.uuid7 import uuid7
 
@@ -104,7 +104,7 @@ def test_a_batch_is_one_event_for_live_streams_and_none_when_it_comes_again(worl
     (event,) = world.events("batch")
     assert (event.job, event.generation) == (job.id, 1)
     with world.store.read() as db:
-        (streamed,) = metrics.load_batch_curves(db, *events.batch_of(event))
+        (streamed,) = metrics.load_batch_curves(db, UUID(event.data["source"]), event.data["seq"])
     assert (streamed.steps, streamed.values) == ([1], [0.5])
 
 

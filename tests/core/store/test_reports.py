@@ -17,7 +17,7 @@ from shoestring_core.store.tables import MachineRow
 from shoestring_core.store.uuid7 import uuid7
 from sqlalchemy import update
 
-from tests.core.world import Fleet, about, meanwhile
+from tests.core.world import Fleet, meanwhile
 from tests.statements import counted
 
 QUOTA = 1000
@@ -69,8 +69,8 @@ def test_batches_are_stored_in_their_order_and_once(fleet: Fleet, running: tuple
     assert send(fleet, machine, 1, points=[series("loss", 9)]) == 2
     assert curve(fleet, job) == [1, 2]
     assert fleet.machine_row(machine).acked_seq == 2
-    sent = [(about(one), one.generation) for one in fleet.events("batch")]
-    assert sent == [(f"{machine}:1", 1), (f"{machine}:2", 1)]
+    sent = [(one.data, one.generation) for one in fleet.events("batch")]
+    assert sent == [({"source": str(machine), "seq": seq}, 1) for seq in (1, 2)]
 
 
 def test_a_batch_takes_as_many_statements_however_much_it_has_and_came_before(fleet: Fleet) -> None:
@@ -323,7 +323,7 @@ def test_a_batch_whose_logs_are_dropped_wakes_no_viewer(fleet: Fleet, running: t
     assert send(fleet, machine, 1, logs=[log(b"x" * 2000)]) == 1
     assert fleet.events("batch") == []
     send(fleet, machine, 2, logs=[log(b"short\n", 2000)])
-    assert [about(one) for one in fleet.events("batch")] == [f"{machine}:2"]
+    assert [one.data for one in fleet.events("batch")] == [{"source": str(machine), "seq": 2}]
 
 
 def test_a_log_that_the_agent_had_to_drop_is_marked_too(fleet: Fleet, running: tuple[UUID, UUID]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 from pydantic import ValidationError
+from shoestring_core.task import RecipeTask, TaskData
 from shoestring_core.wire import (
     CheckpointCommit,
     CheckpointDownload,
@@ -93,8 +94,10 @@ class Service:
         data: str = "",
         **params: Any,
     ) -> None:
-        task = {"format": 1, "job": "job", "generation": generation, "recipe": "digits/quickstart", "params": params}
-        task["data"] = {"train": data, "format": "imagefolder"} if data else None
+        task = RecipeTask(
+            format=1, job="job", generation=generation, recipe="digits/quickstart", params=params,
+            data=TaskData(train=data) if data else None,
+        )  # fmt: skip
         place = {
             "node_rank": 0,
             "nnodes": 1,

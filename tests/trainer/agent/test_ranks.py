@@ -8,16 +8,17 @@ import json
 from pathlib import Path
 
 import pytest
+from shoestring_core.task import RecipeTask
 from shoestring_core.wire import LaunchConfig
 from shoestring_trainer.agent.ranks import Ranks, rank_server_environment
 
 from tests.servers import free_port
 from tests.trainer.training.gangs import base_environment, rank_server
 
-TASK = {
-    "format": 1, "job": "job", "generation": 2, "recipe": "digits/quickstart", "seed": 1, "precision": "fp32",
-    "params": {"epochs": 1, "width": 4, "batch_size": 64},
-}  # fmt: skip
+TASK = RecipeTask(
+    format=1, job="job", generation=2, recipe="digits/quickstart", seed=1, precision="fp32",
+    params={"epochs": 1, "width": 4, "batch_size": 64},
+)  # fmt: skip
 MACHINE = "a-test-of-ranks"
 
 

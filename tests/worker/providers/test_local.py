@@ -8,17 +8,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from shoestring_core.decide.reconcile import MachineRef
+from shoestring_core.launch_request import LaunchRequest
+from shoestring_core.wire import BootData
 from shoestring_worker.providers import local
-from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, LaunchRequest, OutcomeUnknown
+from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.local import LocalProvider
 
 from tests.servers import until
 from tests.trainer.machinehost import local_cloud
 
-REQUEST = LaunchRequest("token-1", "local", "", {"shoestring": "us"}, "local.cpu", "spot", "0.158", {"server_url": "x"})
+USER_DATA = BootData(server_url="x", machine=UUID(int=1))
+REQUEST = LaunchRequest("token-1", "local", "", {"shoestring": "us"}, "local.cpu", "spot", "0.158", USER_DATA)
 
 
 @pytest.fixture

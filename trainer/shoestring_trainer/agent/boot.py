@@ -7,11 +7,10 @@ import asyncio
 import logging
 import os
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
 
-from shoestring_core.wire import RegisterRequest
+from pydantic import ValidationError
+from shoestring_core.wire import BootData, RegisterRequest
 
 from shoestring_trainer.agent.metadata_client import MetadataClient, MetadataUnavailable
 from shoestring_trainer.agent.service_client import (
@@ -37,24 +36,14 @@ class AgentStartupError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True)
-class BootData:
-    """What the service puts into a machine's user data."""
-
-    server_url: str
-    machine: UUID
-    boot_token: str
-
-
 async def read_boot_data(metadata: MetadataClient) -> BootData:
     """Return the boot data in the machine's user data. Raises AgentStartupError."""
     deadline = boottime() + METADATA_RETRY_S
     for delay in backoff_delays(most_s=2.0):
         try:
-            data = await metadata.user_data()
-            return BootData(str(data["server_url"]), UUID(data["machine"]), str(data["boot_token"]))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            message = f"the user data is not an agent's ({error!r}): launch through the service"
+            return BootData.model_validate(await metadata.user_data(), strict=False)
+        except ValidationError as error:
+            message = f"the user data is not an agent's ({error}): launch through the service"
             raise AgentStartupError(os.EX_CONFIG, message) from error
         except MetadataUnavailable as error:
             if boottime() + delay > deadline:

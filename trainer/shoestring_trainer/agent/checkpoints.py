@@ -11,12 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shoestring_core.wire import CheckpointCommit, CheckpointDownload, UploadUrls
 
 from shoestring_trainer.agent.service_client import RequestRejected, ServiceClient, Unreachable, backoff_delays
 from shoestring_trainer.agent.spool import Spool, write_durably
+from shoestring_trainer.run_files import CheckpointReason
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class LocalCheckpoint:
     step: int
     data: Path
     manifest: Path
-    reason: Literal["periodic", "order", "final"]
+    reason: CheckpointReason
     through_seq: int
     result: dict[str, Any] | None = None
 

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+from shoestring_core.task import CheckpointFiles, Task
 from shoestring_core.wire import MemberStatus, Order, RankExit
 
 from shoestring_trainer.agent.checkpoints import (
@@ -35,6 +37,7 @@ from shoestring_trainer.agent.spool import Spool
 from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
 from shoestring_trainer.data_sync.errors import DataUnavailable
 from shoestring_trainer.rank_server.client import RankServerClient
+from shoestring_trainer.run_files import CheckpointEvent, printable
 
 log = logging.getLogger("shoestring.agent")
 
@@ -171,7 +174,7 @@ class GenerationRunner:
             with suppress(OSError):  # the ranks try again, and report why it can't be started
                 self._rank_server.start()
 
-    async def _build_task(self, order: Order) -> dict[str, Any]:
+    async def _build_task(self, order: Order) -> Task:
         """The content of task.json: the order's task, with local paths of the files that it starts from.
 
         Raises CheckpointUnavailable and DataUnavailable.
@@ -179,17 +182,16 @@ class GenerationRunner:
         run = order.run
         assert run
         scratch = self._folder / "scratch"
-        task = {**run.task, "generation": order.generation, "resume": None, "scratch": str(scratch)}
+        local: dict[str, Any] = {"generation": order.generation, "resume": None, "scratch": scratch}
         for name, checkpoint in (("resume", run.resume), ("init", run.init)):
             if checkpoint:
-                weights, manifest = await self._cache.fetch(self._service, checkpoint)
-                task[name] = {"data": str(weights), "manifest": str(manifest)}
-        if (data := task.get("data")) and is_remote(data["train"]):
+                local[name] = CheckpointFiles(*await self._cache.fetch(self._service, checkpoint))
+        if (data := run.task.data) and is_remote(data.train):
             path = await sync_dataset(
-                data["train"], scratch, self._bucket_environment, self._report_data_progress, log.info
+                data.train, scratch, self._bucket_environment, self._report_data_progress, log.info
             )
-            task["data"] = {**data, "train": str(path)}
-        return task
+            local["data"] = data.model_copy(update={"train": str(path), "source": data.train})
+        return run.task.model_copy(update=local)
 
     def _report_data_progress(self, message: str) -> None:
         log.info(message)
@@ -230,19 +232,20 @@ class GenerationRunner:
             step = event.data.pop("step", None)
             step = step if isinstance(step, int) and 0 <= step <= 2**62 else None
             return self._spool.add_event(event.name, event.data, step=step, at=event.at)
-        folder, data = self._folder / "gen" / str(self._spool.generation), event.data
+        folder = self._folder / "gen" / str(self._spool.generation)
         try:
-            checkpoint = LocalCheckpoint(
-                generation=self._spool.generation,
-                step=int(data["step"]),
-                data=folder / data["data"],
-                manifest=folder / data["manifest"],
-                reason="final" if data.get("final") else data["reason"],
-                through_seq=self._spool.seal(),  # each point up to it was read before this event
-                result=data.get("result"),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            return self._spool.add_event("warning", {"message": f"a checkpoint event can't be read: {error!r}"})
+            saved = CheckpointEvent.model_validate(event.data)
+        except ValidationError as error:
+            return self._spool.add_event("warning", {"message": f"a checkpoint event can't be read: {error}"})
+        checkpoint = LocalCheckpoint(
+            generation=self._spool.generation,
+            step=saved.step,
+            data=folder / saved.data,
+            manifest=folder / saved.manifest,
+            reason=saved.reason,
+            through_seq=self._spool.seal(),  # each point up to it was read before this event
+            result=saved.result,
+        )
         if checkpoint.data.exists() and checkpoint.manifest.exists():  # else it was committed before
             self.uploader.submit(checkpoint)
             self._reporter.wake(urgent=True)
@@ -265,7 +268,7 @@ class GenerationRunner:
     def _report_failure(self, ranks: Ranks, message: str, kind: str = "infrastructure") -> None:
         """Report the end of ranks that this machine could not run."""
         exits = [
-            RankExit(rank=rank, outcome="error", at=time.time(), kind=kind, message=message[:2000])
+            RankExit(rank=rank, outcome="error", at=time.time(), kind=kind, message=printable(message[:2000]))
             for rank in ranks.numbers
         ]
         self._reporter.set_status(MemberStatus(generation=ranks.generation, state="exited", exits=exits))

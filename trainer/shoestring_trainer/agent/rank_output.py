@@ -18,7 +18,7 @@ from typing import Any
 from shoestring_core.json_floats import decode_float
 from shoestring_core.wire import LOG_BYTES_PER_HOUR
 
-from shoestring_trainer.agent.spool import Spool
+from shoestring_trainer.agent.spool import LogQuota, Spool
 
 LINES_BYTES = 1 << 20
 LOG_BYTES = 64 << 10
@@ -42,8 +42,6 @@ class RankOutputCollector:
     def __init__(self, machine: Path, spool: Spool) -> None:
         self._machine, self._spool = machine, spool
         self._state = spool.reader_state
-        for name in ("files", "streams", "quota"):
-            self._state.setdefault(name, {})
         self._open: dict[str, int] = {}
         self._run: str | None = None
         self._ranks: list[int] = []
@@ -52,10 +50,8 @@ class RankOutputCollector:
         """Read the files of this folder from now on. The spool knows the generation."""
         self._close()
         self._run, self._ranks = str(run.relative_to(self._machine)), ranks
-        files = self._state["files"]
-        self._state["files"] = {
-            name: at for name, at in files.items() if name.startswith((f"{self._run}/", *MACHINE_LOGS))
-        }
+        kept = (f"{self._run}/", *MACHINE_LOGS)
+        self._state.files = {name: at for name, at in self._state.files.items() if name.startswith(kept)}
 
     def read(self, *, to_the_end: bool = False) -> list[RankEvent]:
         """Move what is new into the spool; returns the ranks' new events. Of long logs a piece, or all `to_the_end`.
@@ -91,7 +87,7 @@ class RankOutputCollector:
                 values["epoch"] = decode_float(point["epoch"])
             if type(step) is not int or not 0 <= step <= 2**62 or not math.isfinite(at):
                 raise ValueError("step must be a whole number from 0 on, t a time")
-            if not all(1 <= len(name) <= 250 for name in values) or len(values) > 1_000:
+            if not all(len(name.encode()) >= 1 and len(name) <= 250 for name in values) or len(values) > 1_000:
                 raise ValueError("names must have 1 to 250 characters, and a line at most 1000 of them")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             self._warn("metrics.jsonl", line, error)
@@ -128,23 +124,23 @@ class RankOutputCollector:
         block = self._read(name, LOG_BYTES)
         if not block:
             return False
-        streams: dict[str, int] = self._state["streams"]
-        offset = streams.get(str(rank), 0)
+        offset = self._state.streams.get(rank, 0)
         if self._within_quota(len(block)):
             self._spool.add_log(rank, offset, block)
-        streams[str(rank)] = offset + len(block)  # what was dropped leaves a gap in the stream
+        self._state.streams[rank] = offset + len(block)  # what was dropped leaves a gap in the stream
         self._advance(name, len(block))
         return True
 
     def _within_quota(self, size: int) -> bool:
-        quota, hour = self._state["quota"], int(time.time() // 3600)
-        if quota.get("hour") != hour:
-            quota.update(hour=hour, bytes=0, reported=False)
-        quota["bytes"] += size
-        if quota["bytes"] <= LOG_BYTES_PER_HOUR and self._spool.accepts_logs:
+        hour = int(time.time() // 3600)
+        if self._state.quota.hour != hour:
+            self._state.quota = LogQuota(hour=hour)
+        quota = self._state.quota
+        quota.bytes += size
+        if quota.bytes <= LOG_BYTES_PER_HOUR and self._spool.accepts_logs:
             return True
-        if not quota["reported"]:
-            quota["reported"] = True
+        if not quota.reported:
+            quota.reported = True
             self._spool.add_event(
                 "log_quota", {"message": "too many log lines; the rest of this hour's stay in the machine's folder"}
             )
@@ -157,10 +153,10 @@ class RankOutputCollector:
                 self._open[name] = os.open(self._machine / name, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 return b""
-        return os.pread(self._open[name], most, self._state["files"].get(name, 0))
+        return os.pread(self._open[name], most, self._state.files.get(name, 0))
 
     def _advance(self, name: str, size: int) -> None:
-        self._state["files"][name] = self._state["files"].get(name, 0) + size
+        self._state.files[name] = self._state.files.get(name, 0) + size
 
     def _close(self) -> None:
         for number in self._open.values():

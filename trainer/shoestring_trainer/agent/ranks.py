@@ -13,15 +13,16 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
+from shoestring_core.task import Task
 from shoestring_core.wire import LaunchConfig, RankExit
 
 from shoestring_trainer import processes
 from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
 from shoestring_trainer.agent.spool import write_durably
 from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
+from shoestring_trainer.run_files import ExitFile, RankError
 
 MACHINE_VARIABLE = "SHOESTRING_RANK_MACHINE"
 """The variable that identifies every rank and all that it starts, whatever their session."""
@@ -60,7 +61,7 @@ class Ranks:
 
     def start(
         self,
-        task: dict[str, Any],
+        task: Task,
         environment: Mapping[str, str],
         server: RankServerClient | None,
         rank_command: str | None = None,
@@ -72,7 +73,7 @@ class Ranks:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         task_file, log = self.folder / "task.json", self.folder / LAUNCH_LOG
-        task_file.write_text(json.dumps(task))
+        task_file.write_text(task.model_dump_json())
         write_durably(self.folder / START_FILE, self.launch_config.model_dump_json())
         log.touch()
         ranks_environment = {**environment, **self._generation_environment()}
@@ -222,25 +223,23 @@ def free_port() -> int:
 
 def _read_exit(path: Path, rank: int) -> RankExit | None:
     try:
-        exit_record = json.loads(path.read_text())
-        error = exit_record.get("error") or {}
+        file = ExitFile.model_validate_json(path.read_bytes())
         return RankExit(
             rank=rank,
-            outcome=exit_record["outcome"],
-            step=exit_record.get("step"),
-            at=exit_record["t"],
-            code=0 if exit_record["outcome"] != "error" else 1,
-            kind=error.get("kind"),
-            message=_message(error),
-            since=error.get("since"),
+            outcome=file.outcome,
+            step=file.step,
+            at=file.t,
+            code=int(file.outcome == "error"),
+            kind=file.error and file.error.kind,
+            message=_message(file.error) if file.error else "",
+            since=file.error and file.error.since,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return None
 
 
-def _message(error: dict[str, Any]) -> str:
-    traceback = str(error.get("traceback") or "")
-    return "\n\n".join(part for part in (str(error.get("message") or "")[:3_000], traceback[-TRACEBACK_LIMIT:]) if part)
+def _message(error: RankError) -> str:
+    return "\n\n".join(filter(None, (error.message[:3_000], error.traceback[-TRACEBACK_LIMIT:])))
 
 
 def _tail(path: Path) -> str:

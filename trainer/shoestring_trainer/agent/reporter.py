@@ -7,9 +7,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-from shoestring_core.wire import MemberStatus
+from shoestring_core.wire import MemberStatus, ReportBatch
 
 from shoestring_trainer.agent.service_client import (
     RequestRejected,
@@ -131,16 +130,16 @@ class Reporter:
         if status is self._status:
             self._status_reported = True
         self.apply_reply(reply)
-        if batch and reply.reply.acked_seq < batch["seq"]:
-            raise Unreachable(f"batch {batch['seq']} was answered, but not stored")
+        if batch and reply.reply.acked_seq < batch.seq:
+            raise Unreachable(f"batch {batch.seq} was answered, but not stored")
 
-    def _resolve(self, rejection: RequestRejected, batch: dict[str, Any] | None, status: MemberStatus | None) -> None:
+    def _resolve(self, rejection: RequestRejected, batch: ReportBatch | None, status: MemberStatus | None) -> None:
         """Make the next report one that the service accepts. Raises Unreachable if nothing here can."""
         if rejection.code == "batch-gap" and rejection.expected:
             log.warning("the service expects batch %d next", rejection.expected)
             self._spool.resend_from(rejection.expected)
-        elif rejection.status in (400, 413, 422) and batch and self._spool.set_aside(batch["seq"], str(rejection)):
-            log.error("batch %d was rejected; its content is in rejected/: %s", batch["seq"], rejection)
+        elif rejection.status in (400, 413, 422) and batch and self._spool.set_aside(batch.seq, str(rejection)):
+            log.error("batch %d was rejected; its content is in rejected/: %s", batch.seq, rejection)
         elif rejection.status not in (401, 403) and status is self._status and not self._status_reported:
             log.error("%s was rejected: %s", status, rejection)
             self._status_reported = True

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,12 +16,13 @@ import httpx
 from pydantic import ValidationError
 from shoestring_core.wire import (
     LONG_POLL_S,
-    PROTOCOL_VERSION,
     CheckpointCommit,
     CommitReply,
     MemberStatus,
     RegisterRequest,
     Reply,
+    ReportBatch,
+    ReportRequest,
 )
 
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
@@ -71,17 +71,14 @@ class ServiceClient:
         return await self._request_reply("POST", "/register", register.model_dump_json())
 
     async def report(
-        self, batch: dict[str, Any] | None, member: MemberStatus | None, notice_at: float | None
+        self, batch: ReportBatch | None, member: MemberStatus | None, notice_at: float | None
     ) -> TimedReply:
         """Send a batch, a status and a preemption notice, each if there is one.
 
         Raises RequestRejected with code `batch-gap` and the number that is expected, or for a batch that is invalid.
         """
-        report: dict[str, Any] = {"protocol": PROTOCOL_VERSION, "batch": batch, "notice_at": notice_at}
-        report["member"] = member.model_dump(mode="json") if member else None
-        return await self._request_reply(
-            "POST", "/report", json.dumps({name: part for name, part in report.items() if part is not None})
-        )
+        report = ReportRequest(batch=batch, member=member, notice_at=notice_at)
+        return await self._request_reply("POST", "/report", report.model_dump_json())
 
     async def orders(self, after: str) -> TimedReply:
         """Long poll: the service replies once the order's ETag differs from `after`, or after LONG_POLL_S."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shoestring_core.json_floats import encode_float
-from shoestring_core.wire import MAX_BATCH_BYTES
+from pydantic import BaseModel
+from shoestring_core.wire import MAX_BATCH_BYTES, AgentEvent, LogChunk, MetricSeries, ReportBatch
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ MAX_UNSENT_BYTES_WITH_LOGS = 256 << 20  # beyond this much unsent, logs stay on 
 class Draft:
     """A batch that still grows."""
 
-    points: dict[str, tuple[list[int], list[float], list[float | str]]] = field(default_factory=dict)
-    logs: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    points: dict[str, tuple[list[int], list[float], list[float]]] = field(default_factory=dict)
+    logs: list[LogChunk] = field(default_factory=list)
+    events: list[AgentEvent] = field(default_factory=list)
     bytes: int = 0
 
     @property
@@ -45,9 +45,30 @@ class Draft:
             or longest > MAX_POINTS
         )
 
-    def batch(self, seq: int, generation: int) -> dict[str, Any]:
-        columns = [{"name": name, "steps": s, "times": t, "values": v} for name, (s, t, v) in self.points.items()]
-        return {"seq": seq, "generation": generation, "points": columns, "logs": self.logs, "events": self.events}
+    def batch(self, seq: int, generation: int) -> ReportBatch:
+        series = [MetricSeries(name=name, steps=s, times=t, values=v) for name, (s, t, v) in self.points.items()]
+        return ReportBatch(seq=seq, generation=generation, points=series, logs=self.logs, events=self.events)
+
+
+class LogQuota(BaseModel):
+    """Bytes of logs that were read in an hour (since 1970)."""
+
+    hour: int = 0
+    bytes: int = 0
+    reported: bool = False
+
+
+class ReaderState(BaseModel):
+    """How far the machine's files have been read: bytes of each file, and of each rank's log."""
+
+    files: dict[str, int] = {}
+    streams: dict[int, int] = {}
+    quota: LogQuota = LogQuota()
+
+
+class SpoolFile(BaseModel):
+    batch: ReportBatch
+    reader_state: ReaderState | None
 
 
 class Spool:
@@ -61,11 +82,11 @@ class Spool:
         self.write_error: OSError | None = None
         self.acked = 0
         self.generation = 0
-        self.reader_state: dict[str, Any] = {}
+        self.reader_state = ReaderState()
         self._folder, self._rejected = folder, rejected
         self._draft = Draft()
         self._sizes: dict[int, int] = {}  # unacknowledged batches; bytes
-        self._unsaved: dict[int, dict[str, Any]] = {}
+        self._unsaved: dict[int, ReportBatch] = {}
         self._load()
 
     @property
@@ -105,24 +126,25 @@ class Spool:
             steps, times, numbers = self._draft.points[name]
             steps.append(step)
             times.append(at)
-            numbers.append(encode_float(value))
+            numbers.append(value)
             self._draft.bytes += POINT_BYTES
 
     def add_log(self, rank: int, offset: int, data: bytes) -> None:
         if self._draft.full:
             self.seal()
-        self._draft.logs.append({"rank": rank, "offset": offset, "data_b64": base64.b64encode(data).decode()})
+        self._draft.logs.append(LogChunk(rank=rank, offset=offset, data_b64=base64.b64encode(data).decode()))
         self._draft.bytes += 80 + len(data) * 4 // 3
 
     def add_event(self, kind: str, data: dict[str, Any], *, step: int | None = None, at: float | None = None) -> None:
         if self._draft.full:
             self.seal()
         try:
-            size = len(json.dumps(data, allow_nan=False))
-        except ValueError:  # JSON has no NaN
+            size = len(json.dumps(data, allow_nan=False, ensure_ascii=False).encode())
+        except ValueError:  # JSON has no NaN, and UTF-8 no half of a surrogate pair
             data = {"text": repr(data)[:1000]}
             size = 1000
-        self._draft.events.append({"kind": kind, "at": time.time() if at is None else at, "step": step, "data": data})
+        at = time.time() if at is None else at
+        self._draft.events.append(AgentEvent(kind=kind, at=at, step=step, data=data))
         self._draft.bytes += 100 + size
 
     def seal(self) -> int:
@@ -134,8 +156,8 @@ class Spool:
             self._save(seq, batch)
         return self.last_seq
 
-    def oldest(self) -> dict[str, Any] | None:
-        """The oldest batch that is not acknowledged, as `wire.ReportBatch` in JSON."""
+    def oldest(self) -> ReportBatch | None:
+        """The oldest batch that is not acknowledged."""
         return self._batch(min(self._sizes)) if self._sizes else None
 
     def acknowledge(self, seq: int) -> None:
@@ -170,46 +192,39 @@ class Spool:
         """Put a batch that is refused for good aside and send its number without it; False if that was done before."""
         self.seal()  # a rewritten newest file must not carry reader_state of what is not in it
         batch = self._batch(seq)
-        if [event["kind"] for event in batch["events"]] == ["rejected"]:
+        if [event.kind for event in batch.events] == ["rejected"]:
             return False
-        self._write(self._rejected / f"{seq:09}.json", json.dumps(batch))
+        self._write(self._rejected / f"{seq:09}.json", batch.model_dump_json())
         self._save(
             seq,
-            self._placeholder_batch(seq, "rejected", reason, generation=batch["generation"]),
+            self._placeholder_batch(seq, "rejected", reason, generation=batch.generation),
             reader_state=seq == self.last_seq,
         )
         return True
 
-    def _placeholder_batch(self, seq: int, kind: str, reason: str, generation: int | None = None) -> dict[str, Any]:
-        placeholder = Draft(
-            events=[{"kind": kind, "at": time.time(), "step": None, "data": {"seq": seq, "message": reason[:1000]}}]
-        )
-        return placeholder.batch(seq, self.generation if generation is None else generation)
+    def _placeholder_batch(self, seq: int, kind: str, reason: str, generation: int | None = None) -> ReportBatch:
+        event = AgentEvent(kind=kind, at=time.time(), data={"seq": seq, "message": reason[:1000]})
+        return Draft(events=[event]).batch(seq, self.generation if generation is None else generation)
 
     def _load(self) -> None:
         for path in self._files():
             try:
-                saved = json.loads(path.read_text())
-                self.reader_state, self.generation = (
-                    saved["reader_state"] or self.reader_state,
-                    saved["batch"]["generation"],
-                )
+                saved = SpoolFile.model_validate_json(path.read_bytes())
+                self.reader_state, self.generation = saved.reader_state or self.reader_state, saved.batch.generation
                 self._sizes[int(path.stem)] = path.stat().st_size
-            except (ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 log.warning("spool file %s is unreadable (%s); its batch is lost", path.name, error)
                 path.rename(self._rejected / path.name)
 
-    def _batch(self, seq: int) -> dict[str, Any]:
+    def _batch(self, seq: int) -> ReportBatch:
         if seq in self._unsaved:
             return self._unsaved[seq]
-        batch: dict[str, Any] = json.loads(self._path(seq).read_text())["batch"]
-        return batch
+        return SpoolFile.model_validate_json(self._path(seq).read_bytes()).batch
 
-    def _save(self, seq: int, batch: dict[str, Any], *, reader_state: bool = True) -> None:
-        text = json.dumps(
-            {"batch": batch, "reader_state": self.reader_state if reader_state else None}, separators=(",", ":")
-        )
-        self._sizes[seq] = len(text)
+    def _save(self, seq: int, batch: ReportBatch, *, reader_state: bool = True) -> None:
+        file = SpoolFile(batch=batch, reader_state=self.reader_state if reader_state else None)
+        text = file.model_dump_json()
+        self._sizes[seq] = len(text.encode())
         if not self._write(self._path(seq), text):
             self._unsaved[seq] = batch
 

@@ -24,7 +24,7 @@ from typing import Any
 from shoestring_trainer.machinehost.errors import RequestRejected, require
 from shoestring_trainer.machinehost.init import GRACE_S
 from shoestring_trainer.machinehost.journal import Journal, MachineRecord, now_us, read_machine
-from shoestring_trainer.machinehost.launch_request import LaunchRequest
+from shoestring_trainer.machinehost.launch_body import LaunchBody
 from shoestring_trainer.machinehost.machine import Machine
 from shoestring_trainer.machinehost.machine_folder import (
     BOOT_FILE,
@@ -74,7 +74,7 @@ class MachineHost:
     def launch(self, token: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """201 and a new machine, or 200 and the same machine for a repeated request. A token launches one machine."""
         require(TOKEN_PATTERN.fullmatch(token), "a token is 1 to 128 letters, digits or . _ : -")
-        request = LaunchRequest.parse(body)
+        request = LaunchBody.parse(body)
         machine_id = "lm-" + hashlib.sha256(token.encode()).hexdigest()[:17]
         with self._lock:
             if existing := self._machines.get(machine_id):
@@ -210,7 +210,7 @@ class MachineHost:
                 self._start_init(machine)
         return machines
 
-    def _create_machine(self, machine_id: str, token: str, request: LaunchRequest) -> Machine:
+    def _create_machine(self, machine_id: str, token: str, request: LaunchBody) -> Machine:
         """Create the complete folder by one rename: after a crash it exists with its launch, or not at all.
 
         Once renamed, the machine exists: whatever fails later, its token is used and its end will be reported.
@@ -274,7 +274,7 @@ class MachineHost:
             time.sleep(0.005)
 
 
-def _repeated_launch(machine: Machine, request: LaunchRequest) -> dict[str, Any]:
+def _repeated_launch(machine: Machine, request: LaunchBody) -> dict[str, Any]:
     record = machine.refresh()
     if record.body_sha256 != request.body_sha256:
         detail = "this token launched a machine with a different request: repeat the same body, or use a new token"

@@ -8,7 +8,9 @@ from time import monotonic
 
 import torch
 from shoestring_core.results import EVALUATION_S
+from shoestring_core.task import TaskGoal
 
+from shoestring_trainer.run_files import Outcome
 from shoestring_trainer.training.checkpoint.state import restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.data.dataset import ImageDataset
@@ -25,22 +27,22 @@ from shoestring_trainer.training.results.throughput import measure_throughput
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
 from shoestring_trainer.training.stop_listener import StopListener
-from shoestring_trainer.training.task import Outcome, StepCounter, Task, TaskGoal
+from shoestring_trainer.training.task import LocalTask, StepCounter
 
 
-def train(task: Task, stop_listener: StopListener, counter: StepCounter) -> Outcome:
+def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) -> Outcome:
     """Train `task` as one rank of its generation.
 
-    A step of `task.skip` counts and is reported as a step, but its batch is not trained on.
+    A step of `task.skipped_steps` counts and is reported as a step, but its batch is not trained on.
     Raises TrainerError for errors with a remedy; the caller classifies whatever else is raised.
     """
-    if task.onnx:
+    if "onnx" in task.export:
         require_onnx()
     setup = set_up(task)
     distributed, settings, model = setup.distributed, setup.settings, setup.model
     schedule, loader = setup.schedule, setup.loader
-    warm_started = warm_start(model, task.init) if task.init else None
-    trainer = Trainer(setup, task.skip, lambda: stop_listener.stop_requested)
+    warm_started = warm_start(model, task.initial_weights) if task.initial_weights else None
+    trainer = Trainer(setup, task.skipped_steps, lambda: stop_listener.stop_requested)
     hooks, hook_context, state = trainer.hooks, trainer.hook_context, trainer.state
     if task.resume:
         counter.start_step = counter.step = restore_checkpoint(state, task.resume)
@@ -124,7 +126,7 @@ def train(task: Task, stop_listener: StopListener, counter: StepCounter) -> Outc
 
 
 def finish(
-    task: Task, setup: Setup, trainer: Trainer, logger: RunRecorder, counter: StepCounter, *, train_s: float
+    task: LocalTask, setup: Setup, trainer: Trainer, logger: RunRecorder, counter: StepCounter, *, train_s: float
 ) -> None:  # fmt: skip
     """Evaluate the final model in fp32, report the last step, and save checkpoint, artifacts and result.
 
@@ -163,7 +165,7 @@ def finish(
         "steps_skipped": sum(skipped <= step for skipped in trainer.state.skip),
         "framework": f"PyTorch {torch.__version__.partition('+')[0]}",
     }  # fmt: skip
-    logger.save_final(step, build_artifacts(setup.model, data, eval_result, about, onnx=task.onnx), result)
+    logger.save_final(step, build_artifacts(setup.model, data, eval_result, about, onnx="onnx" in task.export), result)
 
 
 def shapes_seen(schedule: HyperparamSchedule, step: int, data: ImageDataset) -> dict[tuple[int, ...], int]:

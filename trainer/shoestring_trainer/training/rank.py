@@ -8,7 +8,6 @@ Ctrl-C.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import signal
 import sys
@@ -16,14 +15,15 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from shoestring_core.errors import InvalidSpec
 
+from shoestring_trainer.run_files import ExitFile, Outcome, RankError, printable
 from shoestring_trainer.training.cli.standalone import extract_model, prepare_task, roll_back
 from shoestring_trainer.training.errors import NonFiniteError, TrainerError, classify_error, error_message
 from shoestring_trainer.training.stop_listener import STOP_SIGNALS, StopListener
-from shoestring_trainer.training.task import Outcome, StepCounter, Task, read_task
+from shoestring_trainer.training.task import LocalTask, StepCounter, read_task
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -85,7 +85,7 @@ def _run(spec: Path) -> int:
     return 0
 
 
-def _load_training() -> Callable[[Task, StopListener, StepCounter], Outcome]:
+def _load_training() -> Callable[[LocalTask, StopListener, StepCounter], Outcome]:
     """Import the training loop, and torch with it.
 
     Imported objects are never garbage. Searching them would take the collector a fifth of the start, so it is off
@@ -125,16 +125,17 @@ def _report_error(folder: Path, rank: int, step: int, error: BaseException, stan
     kind = classify_error(error, has_peers=int(os.environ.get("WORLD_SIZE", "1")) > 1)
     message, trace = error_message(error, kind), "".join(traceback.format_exception(error))
     sys.stderr.write(f"\n{kind}: {message}\n" if standalone else trace)
-    since = {"since": error.since} if isinstance(error, NonFiniteError) else {}
-    _write_exit(folder, rank, "error", step, {"kind": kind, "message": message, "traceback": trace, **since})
+    since = error.since if isinstance(error, NonFiniteError) else None
+    record = RankError(kind=kind, message=printable(message), traceback=printable(trace), since=since)
+    _write_exit(folder, rank, "error", step, record)
 
 
-def _write_exit(folder: Path, rank: int, outcome: Outcome, step: int, error: dict[str, Any] | None = None) -> None:
-    content = {"rank": rank, "outcome": outcome, "step": step, "t": time.time(), "error": error}
+def _write_exit(folder: Path, rank: int, outcome: Outcome, step: int, error: RankError | None = None) -> None:
+    content = ExitFile(rank=rank, outcome=outcome, step=step, t=time.time(), error=error)
     path = folder / f"exit-{rank}.json"
     try:
         draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(content))
+        draft.write_text(content.model_dump_json())
         draft.replace(path)
     except OSError as failed:  # a missing exit file reads as death by signal; the log keeps the reason
         sys.stderr.write(f"cannot write {path}: {failed}\n")

@@ -21,7 +21,7 @@ from shoestring_trainer.training.models.registry import build_model, init_from_d
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.task import Task
+from shoestring_trainer.training.task import LocalTask
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Setup:
         )  # fmt: skip
 
 
-def set_up(task: Task) -> Setup:
+def set_up(task: LocalTask) -> Setup:
     """Join the process group, open the data and build the network that `task` names.
 
     Raises TrainerError for what its recipe, parameters or data lack, with the remedy.

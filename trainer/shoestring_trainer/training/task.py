@@ -1,70 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task file that a training process starts with: what to train, from where, and when to save."""
+"""The task file that a training process starts with, and how far it has come."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Self
+
+from pydantic import ValidationError, model_validator
+from shoestring_core.task import CheckpointFiles, RecipeTask
 
 from shoestring_trainer.training.errors import UserError
 
-PRECISIONS = ("auto", "fp16", "bf16", "fp32")
-_KEYS = {
-    "format", "job", "generation", "recipe", "params", "data", "seed", "precision",
-    "resume", "init", "checkpoint", "goal", "export", "skip", "scratch",
-}  # fmt: skip
 
-
-@dataclass(frozen=True)
-class CheckpointFiles:
-    """Paths of a checkpoint's two files."""
-
-    data: Path
-    manifest: Path
-
-
-@dataclass(frozen=True)
-class TaskGoal:
-    """Stop as soon as `metric`, measured on validation data, is at least `reach`."""
-
-    metric: str
-    reach: float
-
-
-@dataclass(frozen=True)
-class Task:
-    """A validated task file. `folder` holds it and everything that the ranks write.
-
-    seed, precision  None: as the recipe's parameters say
-    init             weights to initialize with: another run's checkpoint, or a path; None for a run that resumes
-    data_format      format of the data at data_path
-    onnx             export the model to ONNX too
-    skip             steps whose batches are skipped, because the loss was not finite there before
-    scratch          folder for decoded images that later generations on this machine use; None: the run's folder
-    """
+class LocalTask(RecipeTask):
+    """A task whose files are all on this machine. `folder` holds the task and everything that the ranks write."""
 
     folder: Path
-    job: str
-    generation: int
-    recipe: str
-    params: dict[str, Any]
-    data_path: Path | None
-    seed: int | None
-    precision: str | None
-    resume: CheckpointFiles | None
-    init: CheckpointFiles | Path | None
-    save_every_s: float | None
-    save_every_steps: int | None
-    goal: TaskGoal | None
-    onnx: bool = False
-    data_format: str = "imagefolder"
-    skip: frozenset[int] = frozenset()
-    scratch: Path | None = None
 
+    @model_validator(mode="after")
+    def _require_local_files(self) -> Self:
+        for place in (self.data and self.data.train, self.initial_weights):
+            if place and isinstance(place, str | Path) and not str(place).startswith("/"):
+                raise ValueError(f"{place} was not downloaded; install the same version of trainer and service")
+        return self
 
-Outcome = Literal["finished", "drained", "error"]
+    @property
+    def data_path(self) -> Path | None:
+        return Path(self.data.train) if self.data else None
+
+    @property
+    def data_format(self) -> str:
+        return self.data.format if self.data else ""
+
+    @property
+    def initial_weights(self) -> CheckpointFiles | Path | None:
+        """None for a run that resumes."""
+        if self.resume or self.init is None:
+            return None
+        return Path(self.init) if isinstance(self.init, str) else self.init
+
+    @property
+    def skipped_steps(self) -> frozenset[int]:
+        return frozenset(step for first, last in self.skip for step in range(first, last + 1))
 
 
 @dataclass
@@ -75,65 +54,18 @@ class StepCounter:
     step: int = 0
 
 
-def read_task(path: Path) -> Task:
+def read_task(path: Path) -> LocalTask:
     """Parse a task file. Raises UserError that names the file and the field."""
     try:
-        text = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read the task file {path}: {error.strerror}; give the path of a task.json") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(text, dict) or text.get("format") != 1:
+    if not isinstance(content, dict) or content.get("format") != 1:
         raise UserError(f"{path} is not a task of format 1; install the same version of trainer and service")
-    if unknown := sorted(set(text) - _KEYS):
-        raise UserError(f"{path} has unknown fields: {', '.join(unknown)}")
     try:
-        return _task(path.resolve().parent, text)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has a missing or malformed field: {error!r}") from error
-
-
-def _task(folder: Path, text: dict[str, Any]) -> Task:
-    precision, seed = text.get("precision"), text.get("seed")
-    if precision not in (None, *PRECISIONS):
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    every = text.get("checkpoint") or {}
-    data, goal = text.get("data"), text.get("goal")
-    resume = _checkpoint_files(text.get("resume"))
-    return Task(
-        folder=folder,
-        job=str(text["job"]),
-        generation=int(text["generation"]),
-        recipe=str(text["recipe"]),
-        params=dict(text.get("params") or {}),
-        data_path=_local_path(data["train"]) if data else None,
-        seed=None if seed is None else int(seed),
-        precision=precision,
-        resume=resume,
-        init=None if resume else _init(text.get("init")),
-        save_every_s=every.get("every_s"),
-        save_every_steps=every.get("every_steps"),
-        goal=TaskGoal(str(goal["metric"]), float(goal["reach"])) if goal else None,
-        onnx="onnx" in (text.get("export") or []),
-        data_format=str(data.get("format", "imagefolder")) if data else "imagefolder",
-        skip=frozenset(step for first, last in text.get("skip") or () for step in range(first, last + 1)),
-        scratch=Path(text["scratch"]) if text.get("scratch") else None,
-    )
-
-
-def _checkpoint_files(files: dict[str, str] | None) -> CheckpointFiles | None:
-    return CheckpointFiles(Path(files["data"]), Path(files["manifest"])) if files else None
-
-
-def _local_path(place: str) -> Path:
-    if not place.startswith("/"):
-        raise ValueError(f"the data of {place} were not downloaded; install the same version of trainer and service")
-    return Path(place)
-
-
-def _init(place: dict[str, str] | str | None) -> CheckpointFiles | Path | None:
-    if not isinstance(place, str):
-        return _checkpoint_files(place)
-    if not place.startswith("/"):
-        raise ValueError(f"the weights of {place} were not downloaded; install the same version of trainer and service")
-    return Path(place)
+        return LocalTask.model_validate(content | {"folder": path.resolve().parent})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise UserError(f"{path} has a missing, unknown or malformed field: {'; '.join(problems)}") from error

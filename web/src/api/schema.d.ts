@@ -652,27 +652,89 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        /**
-         * AgentEvent
-         * @description An event on the machine: started, overflow, preemption_notice, rebalance, rejected, log_quota, warning, …
-         */
+        /** AgentEvent */
         AgentEvent: {
-            /** Kind */
-            kind: string;
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "agent";
+            data: components["schemas"]["AgentReport"];
+        };
+        /**
+         * AgentReport
+         * @description An event on a machine. Further fields are what its ranks logged: hooks may log anything.
+         */
+        AgentReport: {
+            /** Event */
+            event: string;
+            /**
+             * Machine
+             * Format: uuid
+             */
+            machine: string;
             /** At */
             at: number;
-            /**
-             * Step
-             * @default null
-             */
+            /** Step */
             step: number | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /** Alarm */
+        Alarm: {
             /**
-             * Data
-             * @default {}
+             * Alarm
+             * @enum {string}
              */
-            data: {
-                [key: string]: unknown;
-            };
+            alarm: "overrun" | "limit_lowered" | "wrong_boot_token" | "second_session" | "wrong_session";
+            /** Machine */
+            machine: string | null;
+            /**
+             * Overdrawn
+             * @default []
+             */
+            overdrawn: components["schemas"]["Overdraft"][];
+        };
+        /** AlarmEvent */
+        AlarmEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "alarm";
+            data: components["schemas"]["Alarm"];
         };
         /** Artifact */
         Artifact: {
@@ -727,6 +789,44 @@ export interface components {
          * @enum {string}
          */
         AttemptState: "open" | "closing" | "closed";
+        /** BatchEvent */
+        BatchEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "batch";
+            data: components["schemas"]["BatchStored"];
+        };
+        /**
+         * BatchStored
+         * @description Points or logs arrived from a machine, or from another source of points.
+         */
+        BatchStored: {
+            /**
+             * Source
+             * Format: uuid
+             */
+            source: string;
+            /** Seq */
+            seq: number;
+        };
         /** Budget */
         Budget: {
             /**
@@ -745,6 +845,31 @@ export interface components {
             left: components["schemas"]["Money"] | null;
             /** Etag */
             etag: string;
+        };
+        /** BudgetEvent */
+        BudgetEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "budget";
+            data: components["schemas"]["LimitChange"];
         };
         /** BudgetList */
         BudgetList: {
@@ -798,6 +923,69 @@ export interface components {
             /** Manifest Sha256 */
             manifest_sha256: string;
         };
+        /** CheckpointEvent */
+        CheckpointEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "checkpoint";
+            data: components["schemas"]["CheckpointStored"];
+        };
+        /**
+         * CheckpointFiles
+         * @description Paths of a checkpoint's two files.
+         */
+        CheckpointFiles: {
+            /**
+             * Data
+             * Format: path
+             */
+            data: string;
+            /**
+             * Manifest
+             * Format: path
+             */
+            manifest: string;
+        };
+        /**
+         * CheckpointStored
+         * @description `promoted`: it is the job's newest; False: its generation was over, so it is history.
+         */
+        CheckpointStored: {
+            /**
+             * Checkpoint
+             * Format: uuid
+             */
+            checkpoint: string;
+            /** Step */
+            step: number;
+            /** Bytes */
+            bytes: number;
+            /** Promoted */
+            promoted: boolean;
+            /**
+             * Final
+             * @default false
+             */
+            final: boolean;
+        };
         /** CommitReply */
         CommitReply: {
             /** Promoted */
@@ -821,6 +1009,46 @@ export interface components {
              * @enum {string}
              */
             price_basis: "simulated" | "live" | "snapshot";
+        };
+        /**
+         * CostChange
+         * @description Money of a machine moved, its bill is final (billed), or the whole job's (job_settled).
+         */
+        CostChange: {
+            /**
+             * Action
+             * @enum {string}
+             */
+            action: "held" | "extended" | "released" | "posted" | "settled" | "billed" | "job_settled";
+            /** Machine */
+            machine: string | null;
+            /** Amount */
+            amount: string | null;
+        };
+        /** CostEvent */
+        CostEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "cost";
+            data: components["schemas"]["CostChange"];
         };
         /** CostReport */
         CostReport: {
@@ -890,6 +1118,7 @@ export interface components {
         DesiredState: "run" | "pause" | "stop";
         /**
          * EndReason
+         * @description Why a job ended. What each means is in END_MEANINGS.
          * @enum {string}
          */
         EndReason: "succeeded" | "goal_reached" | "user_stop" | "budget" | "time_limit" | "user_code" | "out_of_memory" | "nan" | "data" | "image" | "no_capacity" | "quota" | "account" | "infrastructure";
@@ -905,34 +1134,7 @@ export interface components {
             /** Of */
             of: ("gpu" | "cpu")[];
         };
-        /** Event */
-        Event: {
-            /** Cursor */
-            cursor: string;
-            /**
-             * At
-             * Format: date-time
-             */
-            at: string;
-            /** Job */
-            job: string | null;
-            /** Attempt */
-            attempt: number | null;
-            /** Generation */
-            generation: number | null;
-            /** Kind */
-            kind: string;
-            /** Actor */
-            actor: string;
-            reason: components["schemas"]["Reason"] | null;
-            /**
-             * Data
-             * @default {}
-             */
-            data: {
-                [key: string]: unknown;
-            };
-        };
+        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
         /** EventPage */
         EventPage: {
             /** Events */
@@ -967,6 +1169,46 @@ export interface components {
             /** Ended At */
             ended_at: string | null;
             end_reason: components["schemas"]["Reason"] | null;
+        };
+        /**
+         * GenerationChange
+         * @description A generation was opened or formed, or the ranks of one of its machines exited.
+         */
+        GenerationChange: {
+            /** State */
+            state: components["schemas"]["GenerationState"] | "exited";
+            /** Machine */
+            machine: string | null;
+            /**
+             * Exits
+             * @default []
+             */
+            exits: components["schemas"]["RankExit"][];
+        };
+        /** GenerationEvent */
+        GenerationEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "generation";
+            data: components["schemas"]["GenerationChange"];
         };
         /**
          * GenerationState
@@ -1012,6 +1254,7 @@ export interface components {
             /** Recipe */
             recipe: string | null;
             state: components["schemas"]["JobState"];
+            status: components["schemas"]["JobStatus"];
             /** Status Text */
             status_text: string;
             wait_reason: components["schemas"]["WaitReason"] | null;
@@ -1065,6 +1308,41 @@ export interface components {
             /** Settled At */
             settled_at: string | null;
         };
+        /**
+         * JobChange
+         * @description The job's state changed, or what it is to do after stopping (`desired_state`).
+         */
+        JobChange: {
+            from: components["schemas"]["JobState"] | null;
+            to: components["schemas"]["JobState"];
+            desired_state: components["schemas"]["DesiredState"] | null;
+            end_reason: components["schemas"]["EndReason"] | null;
+        };
+        /** JobEvent */
+        JobEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "job";
+            data: components["schemas"]["JobChange"];
+        };
         /** JobPage */
         JobPage: {
             /** Jobs */
@@ -1077,6 +1355,12 @@ export interface components {
          * @enum {string}
          */
         JobState: "awaiting_approval" | "queued" | "launching" | "running" | "stopping" | "paused" | "ended";
+        /**
+         * JobStatus
+         * @description What a job is shown as: its state, and of an ended one how it ended.
+         * @enum {string}
+         */
+        JobStatus: "awaiting_approval" | "queued" | "launching" | "running" | "stopping" | "paused" | "succeeded" | "stopped" | "failed";
         /**
          * Key
          * @description An API key, without its secret.
@@ -1122,12 +1406,24 @@ export interface components {
             master_addr: string;
             /** Master Port */
             master_port: number;
-            /** Task */
-            task: {
-                [key: string]: unknown;
-            };
+            task: components["schemas"]["RecipeTask"];
             resume?: components["schemas"]["CheckpointDownload"] | null;
             init?: components["schemas"]["CheckpointDownload"] | null;
+        };
+        /**
+         * LimitChange
+         * @description What an account may spend changed: dollars; None: no limit.
+         */
+        LimitChange: {
+            /**
+             * Account
+             * Format: uuid
+             */
+            account: string;
+            /** Limit */
+            limit: string | null;
+            /** Before */
+            before: string | null;
         };
         /**
          * LogChunk
@@ -1240,10 +1536,62 @@ export interface components {
             posted: boolean;
         };
         /**
+         * MachineChange
+         * @description The machine's state changed, its agent registered, or it got a preemption notice.
+         */
+        MachineChange: {
+            /**
+             * Machine
+             * Format: uuid
+             */
+            machine: string;
+            /** State */
+            state: components["schemas"]["MachineState"] | ("registered" | "notice");
+            /** Cause */
+            cause: string | null;
+        };
+        /** MachineEvent */
+        MachineEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "machine";
+            data: components["schemas"]["MachineChange"];
+        };
+        /**
          * MachineState
          * @enum {string}
          */
         MachineState: "planned" | "launching" | "running" | "terminating" | "terminated" | "never_launched";
+        /**
+         * MachinesChosen
+         * @description Which machines were chosen for limits.time, or why none.
+         */
+        MachinesChosen: {
+            /** Outcome */
+            outcome: string;
+            /** Nodes */
+            nodes: number;
+            /** Type */
+            type: string | null;
+        };
         /** Me */
         Me: {
             /** User */
@@ -1349,6 +1697,13 @@ export interface components {
             reason: string;
             run?: components["schemas"]["LaunchConfig"] | null;
         };
+        /** Overdraft */
+        Overdraft: {
+            /** Account */
+            account: string;
+            /** Overdraft */
+            overdraft: string;
+        };
         /**
          * Plan
          * @description What a job would run on and why. Nothing is stored, nothing spent.
@@ -1437,6 +1792,26 @@ export interface components {
             notice_s: number;
         };
         /**
+         * Problem
+         * @description A mistake in an input: where (JSON pointer), what, and the value that was probably meant.
+         */
+        Problem: {
+            /** Pointer */
+            pointer: string;
+            /** Message */
+            message: string;
+            /**
+             * Code
+             * @default invalid
+             */
+            code: string;
+            /**
+             * Suggestion
+             * @default null
+             */
+            suggestion: string | null;
+        };
+        /**
          * ProblemDocument
          * @description RFC 9457, `application/problem+json`.
          */
@@ -1465,9 +1840,7 @@ export interface components {
              * Errors
              * @default []
              */
-            errors: {
-                [key: string]: unknown;
-            }[];
+            errors: components["schemas"]["Problem"][];
         };
         /** Progress */
         Progress: {
@@ -1494,28 +1867,16 @@ export interface components {
              * @enum {string}
              */
             outcome: "finished" | "drained" | "error" | "signal";
-            /**
-             * Step
-             * @default null
-             */
-            step: number | null;
+            /** Step */
+            step?: number | null;
             /** At */
             at: number;
-            /**
-             * Code
-             * @default null
-             */
-            code: number | null;
-            /**
-             * Kind
-             * @default null
-             */
-            kind: string | null;
-            /**
-             * Since
-             * @default null
-             */
-            since: number | null;
+            /** Code */
+            code?: number | null;
+            /** Kind */
+            kind?: string | null;
+            /** Since */
+            since?: number | null;
             /**
              * Message
              * @default
@@ -1561,10 +1922,27 @@ export interface components {
             metric: string;
             /** Params */
             params: components["schemas"]["RecipeParameter"][];
-            /** Claim */
-            claim: {
-                [key: string]: unknown;
-            } | null;
+            claim: components["schemas"]["RecipeClaim"] | null;
+        };
+        /** RecipeClaim */
+        RecipeClaim: {
+            /** Metric */
+            metric: string;
+            /** Value */
+            value: number;
+            /** Time */
+            time: string;
+            /** Hardware */
+            hardware: string;
+            /** Cost */
+            cost?: string | null;
+            /** Source */
+            source: string;
+            /**
+             * Variants
+             * @default []
+             */
+            variants: components["schemas"]["VariantClaim"][];
         };
         /** RecipeList */
         RecipeList: {
@@ -1590,6 +1968,68 @@ export interface components {
              * @default
              */
             help: string;
+        };
+        /**
+         * RecipeTask
+         * @description Train a recipe.
+         *
+         *     seed, precision  None: as the recipe's parameters say
+         *     resume           the checkpoint to continue from; what is started starts from it, not from `init`
+         *     init             weights to initialize with: `job/ID` or a bucket's URL until they are on the machine
+         *     skip             spans of steps, [first, last], whose batches are skipped: the loss was not finite there before
+         *     scratch          folder for decoded images that later generations on the machine use; None: the run's folder
+         */
+        RecipeTask: {
+            /**
+             * Kind
+             * @default recipe
+             * @constant
+             */
+            kind: "recipe";
+            /**
+             * Format
+             * @constant
+             */
+            format: 1;
+            /** Job */
+            job: string;
+            /** Generation */
+            generation: number;
+            /** Recipe */
+            recipe: string;
+            /**
+             * Params
+             * @default {}
+             */
+            params: {
+                [key: string]: unknown;
+            };
+            data?: components["schemas"]["TaskData"] | null;
+            /** Seed */
+            seed?: number | null;
+            /** Precision */
+            precision?: ("auto" | "fp16" | "bf16" | "fp32") | null;
+            resume?: components["schemas"]["CheckpointFiles"] | null;
+            /** Init */
+            init?: components["schemas"]["CheckpointFiles"] | string | null;
+            /** @default {} */
+            checkpoint: components["schemas"]["SavePolicy"];
+            goal?: components["schemas"]["TaskGoal"] | null;
+            /**
+             * Export
+             * @default []
+             */
+            export: ("safetensors" | "onnx")[];
+            /**
+             * Skip
+             * @default []
+             */
+            skip: [
+                number,
+                number
+            ][];
+            /** Scratch */
+            scratch?: string | null;
         };
         /**
          * RegisterRequest
@@ -1696,6 +2136,16 @@ export interface components {
              */
             notice_at: number | null;
         };
+        /**
+         * SavePolicy
+         * @description When to save a checkpoint, besides at the end.
+         */
+        SavePolicy: {
+            /** Every S */
+            every_s?: number | null;
+            /** Every Steps */
+            every_steps?: number | null;
+        };
         /** SetBudgetRequest */
         SetBudgetRequest: {
             /** Limit */
@@ -1705,6 +2155,31 @@ export interface components {
              * @default
              */
             reason: string;
+        };
+        /** SizingEvent */
+        SizingEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "sizing";
+            data: components["schemas"]["MachinesChosen"];
         };
         /**
          * StopJobRequest
@@ -1732,6 +2207,31 @@ export interface components {
              * @default false
              */
             dry_run: boolean;
+        };
+        /**
+         * TaskData
+         * @description `train` is a bucket's URL until the data are on the machine, then a path, and `source` the URL it came from.
+         */
+        TaskData: {
+            /** Train */
+            train: string;
+            /**
+             * Format
+             * @default imagefolder
+             */
+            format: string;
+            /** Source */
+            source?: string | null;
+        };
+        /**
+         * TaskGoal
+         * @description Stop as soon as `metric`, measured on validation data, is at least `reach`.
+         */
+        TaskGoal: {
+            /** Metric */
+            metric: string;
+            /** Reach */
+            reach: number;
         };
         /** Transfer */
         Transfer: {
@@ -1768,6 +2268,63 @@ export interface components {
             data_url: string;
             /** Manifest Url */
             manifest_url: string;
+        };
+        /**
+         * VariantClaim
+         * @description What is claimed where parameters have the values of `when`.
+         */
+        VariantClaim: {
+            /** Metric */
+            metric: string;
+            /** Value */
+            value: number;
+            /** Time */
+            time: string;
+            /** Hardware */
+            hardware: string;
+            /** Cost */
+            cost?: string | null;
+            /** Source */
+            source: string;
+            /** When */
+            when: {
+                [key: string]: boolean | number | string | null;
+            };
+        };
+        /**
+         * WaitChange
+         * @description A queued job waits for something else now.
+         */
+        WaitChange: {
+            /** From */
+            from: string | null;
+            /** To */
+            to: string;
+        };
+        /** WaitEvent */
+        WaitEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "wait";
+            data: components["schemas"]["WaitChange"];
         };
         /**
          * WaitReason

@@ -12,11 +12,16 @@ export interface EventText {
   routine: boolean;
 }
 
-type Event = Pick<Schemas["Event"], "kind" | "reason" | "data">;
+interface Event {
+  kind: string;
+  reason: Schemas["Reason"] | null;
+  data: object;
+}
 
 const ROUTINE_MACHINE_STATES = new Set(["planned", "launching", "registered"]);
 
-export function describeEvent({ kind, reason, data }: Event, machineLabels: ReadonlyMap<string, string>): EventText {
+export function describeEvent({ kind, reason, ...event }: Event, machineLabels: ReadonlyMap<string, string>): EventText {
+  const data = event.data as Record<string, unknown>;
   const text = (name: string) => (typeof data[name] === "string" ? (data[name] as string) : "");
   const number = (name: string) => (typeof data[name] === "number" ? (data[name] as number) : null);
   const machine = machineLabels.get(text("machine"));
@@ -43,9 +48,9 @@ export function describeEvent({ kind, reason, data }: Event, machineLabels: Read
       return eventText(title, [sentence, size === null ? "" : formatBytes(size)].filter(Boolean).join(" "));
     }
     case "cost": {
-      const amount = text("amount");
-      const title = amount ? `${capitalize(text("action"))} ${formatDollars({ amount, currency: "USD" })}` : capitalize(text("state") || "cost");
-      return eventText(title, [machine && `for ${machine}`, sentence].filter(Boolean).join(": "), "", text("state") !== "settled");
+      const [amount, action] = [text("amount"), text("action")];
+      const title = amount ? `${capitalize(action)} ${formatDollars({ amount, currency: "USD" })}` : capitalize(action.replace("job_", ""));
+      return eventText(title, [machine && `for ${machine}`, sentence].filter(Boolean).join(": "), "", action !== "job_settled");
     }
     case "budget":
       return eventText("Budget", sentence);

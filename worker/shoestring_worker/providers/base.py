@@ -6,13 +6,14 @@ from __future__ import annotations
 import builtins
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import MachineRef, ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.launch_request import LaunchRequest
 
 CALL_TIMEOUT_S = 8.0
 """The timeout of each call of a provider. Shorter than `Timeouts.launch_call`, which fences the answer."""
@@ -28,20 +29,6 @@ class LaunchRefused(Exception):
 
 class OutcomeUnknown(Exception):
     """The provider did not answer, or its answer does not tell what happened."""
-
-
-@dataclass(frozen=True)
-class LaunchRequest:
-    """A request for one machine. The idempotency token launches at most one, however often the request is sent."""
-
-    token: str
-    region: str
-    zone: str
-    tags: dict[str, str]
-    type: str
-    market: str
-    price: str
-    user_data: dict[str, Any]
 
 
 class Provider(Protocol):

@@ -15,11 +15,11 @@ from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
+from shoestring_core.launch_request import LaunchRequest
 
 from shoestring_worker.providers.base import (
     CALL_TIMEOUT_S,
     LaunchRefused,
-    LaunchRequest,
     ManagedProvider,
     OutcomeUnknown,
 )
@@ -76,7 +76,7 @@ class LocalProvider:
             "type": request.type,
             "market": request.market,
             "price": request.price,
-            "user_data": request.user_data,
+            "user_data": request.user_data.model_dump(mode="json"),
         }
         reply = self._call("PUT", f"/machines/{request.token}", body)
         if reply.status_code in (200, 201):

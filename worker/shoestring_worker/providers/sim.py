@@ -18,8 +18,9 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
+from shoestring_core.launch_request import LaunchRequest
 
-from shoestring_worker.providers.base import LaunchRefused, LaunchRequest, ManagedProvider, OutcomeUnknown
+from shoestring_worker.providers.base import LaunchRefused, ManagedProvider, OutcomeUnknown
 from shoestring_worker.settings import WorkerSettings
 
 REGION = "sim"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Update, select, update
@@ -15,9 +14,10 @@ from shoestring_core import task, wire
 from shoestring_core.decide import orders, rendezvous
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import AgentRefused
+from shoestring_core.events import Alarm, GenerationChange
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
-from shoestring_core.store import jobs
+from shoestring_core.store import jobs, transitions
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import active_attempts, gangs, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
@@ -32,7 +32,7 @@ def register(
     token_ok: bool,
     session_hash: str,
     address: str,
-    hardware: dict[str, Any],
+    hardware: wire.Hardware,
     timeouts: Timeouts,
 ) -> MachineRow | None:
     """Bind a machine's session: the first wins, the same again succeeds. None: refused, and the team is alarmed.
@@ -52,13 +52,12 @@ def register(
     fresh = machine.session_hash is None and machine.state in ("launching", "running")
     if not token_ok or not (fresh or hmac.compare_digest(machine.session_hash or "", session_hash)):
         db.event(
+            Alarm(alarm="second_session" if token_ok else "wrong_boot_token", machine=machine_id),
             team=job.team_id,
-            kind="alarm",
             actor="agent",
             reason=SecretRefused("second_session" if token_ok else "boot_token"),
             job=job.id,
             attempt=machine.attempt,
-            ref=str(machine_id),
         )
         return None
     if not fresh:
@@ -79,7 +78,7 @@ def register(
             session_hash=session_hash,
             registered_at=db.now,
             address=address,
-            hardware=hardware,
+            hardware=hardware.model_dump(mode="json"),
             last_report_at=db.now,
             alive_until=db.now + timeouts.machine_lease,
         ),
@@ -136,15 +135,13 @@ def record_member_status(db: Write, machine_id: UUID, status: wire.MemberStatus)
             db, _update_member(member).where(MemberRow.exited_at.is_(None)).values(exited_at=db.now, exits=exits)
         )
         db.event(
+            GenerationChange(state="exited", machine=machine_id, exits=tuple(status.exits)),
             team=job.team_id,
-            kind="generation",
             actor="agent",
             job=job.id,
             attempt=machine.attempt,
             generation=status.generation,
-            ref=str(machine_id),
             reason=RanksExited(tuple(sorted({end.outcome for end in status.exits}))),
-            data={"state": "exited", "exits": exits},
         )
         db.request_tick()
     return False
@@ -219,11 +216,11 @@ def _form_generation(
     port = ports.get(first.node_rank, first.port)
     if job.state == JobState.LAUNCHING:
         jobs.transition(db, job, JobState.RUNNING, actor="fleet", reason=GenerationFormed(generation.number))
-    forming = update(GenerationRow).where(
-        GenerationRow.job == job.id, GenerationRow.number == generation.number, GenerationRow.state == "forming"
+    formed = transitions.move_generation(job.id, GenerationState.FORMED).where(
+        GenerationRow.number == generation.number
     )
-    rows.try_update(db, forming.values(state=GenerationState.FORMED, master=f"{address}:{port}", formed_at=db.now))
-    rows.record_generation_event(db, job, generation.number, generation.attempt, "formed")
+    rows.try_update(db, formed.values(master=f"{address}:{port}", formed_at=db.now))
+    rows.record_generation_event(db, job, generation.number, generation.attempt, GenerationState.FORMED)
     db.request_tick()
 
 
@@ -238,8 +235,12 @@ def _launch_config(
         nproc_per_node=mine.nproc,
         master_addr=address,
         master_port=int(port),
-        task=task.of_spec(JobSpec.from_stored(job.spec), job=str(job.id), generation=generation.number)
-        | ({"skip": job.skipped_step_spans} if job.skipped_step_spans else {}),
+        task=task.from_spec(
+            JobSpec.from_stored(job.spec),
+            job=str(job.id),
+            generation=generation.number,
+            skip=job.skipped_step_spans or (),
+        ),
         resume=resume,
         init=None if resume else _checkpoint(db, job.init_checkpoint, get_url),
     )

@@ -10,6 +10,7 @@ from sqlalchemy import exists, select, update
 
 from shoestring_core.decide import billing, funding
 from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.events import CostChange
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
@@ -84,14 +85,12 @@ def settle_machine(db: Write, machine_id: UUID) -> bool:
     job, lines = rows.load_job(db, machine.job), billing.bill(evidence(machine), db.now)
     ledger.settle(db, machine_id, lines, final=True)
     db.event(
+        CostChange(action="billed", machine=machine_id),
         team=job.team_id,
-        kind="cost",
         actor="fleet",
         job=job.id,
         attempt=machine.attempt,
-        ref=str(machine_id),
         reason=lines[0].reason if lines else budget.NeverRan(),
-        data={"state": "billed"},
     )
     db.request_tick()
     return True
@@ -111,9 +110,8 @@ def settle_job(db: Write, job_id: UUID) -> bool:
     )
     if not rows.try_update(db, settled.values(settled_at=db.now)):
         return False
-    db.event(
-        team=job.team_id, kind="cost", actor="fleet", job=job_id, reason=budget.JobSettled(), data={"state": "settled"}
-    )
+    change = CostChange(action="job_settled")
+    db.event(change, team=job.team_id, actor="fleet", job=job_id, reason=budget.JobSettled())
     return True
 
 

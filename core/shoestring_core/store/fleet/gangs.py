@@ -12,7 +12,7 @@ from sqlalchemy import exists, insert, or_, select, update
 from shoestring_core.decide import failures, funding, nan_recovery, rendezvous
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, WaitReason
-from shoestring_core.store import checkpoints, jobs, ledger
+from shoestring_core.store import checkpoints, jobs, ledger, transitions
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import active_attempts, observations, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
@@ -65,7 +65,7 @@ def open_generation(
             for rank, row in enumerate(gang)
         ],
     )
-    rows.record_generation_event(db, job, number, attempt_number, "forming", reason)
+    rows.record_generation_event(db, job, number, attempt_number, GenerationState.FORMING, reason)
     db.request_tick()
     return number
 
@@ -80,14 +80,11 @@ def close_attempt(db: Write, job_id: UUID, attempt_number: int, reason: str) -> 
             GenerationRow.last_step > GenerationRow.start_step,
         )
     )
-    closing = update(AttemptRow).where(
-        AttemptRow.job == job_id, AttemptRow.number == attempt_number, AttemptRow.state == "open"
-    )
-    changed = closing.values(
-        state=AttemptState.CLOSING, reason=reason, closed_at=db.now, trained=or_(AttemptRow.trained, trained)
-    )
+    closing = transitions.move_attempt(job_id, attempt_number, AttemptState.CLOSING)
     db.request_tick()
-    return rows.try_update(db, changed)
+    return rows.try_update(
+        db, closing.values(reason=reason, closed_at=db.now, trained=or_(AttemptRow.trained, trained))
+    )
 
 
 def apply_action(
@@ -163,10 +160,7 @@ def finish_attempt(db: Write, job_id: UUID, attempt_number: int) -> bool:
         return False
     if job.state == JobState.STOPPING and job.attempt == attempt_number:
         _after_stopping(db, job)
-    closed = update(AttemptRow).where(
-        AttemptRow.job == job_id, AttemptRow.number == attempt_number, AttemptRow.state == "closing", ~alive
-    )
-    if not rows.try_update(db, closed.values(state=AttemptState.CLOSED)):
+    if not rows.try_update(db, transitions.move_attempt(job_id, attempt_number, AttemptState.CLOSED).where(~alive)):
         return False
     if job.attempt == attempt_number:
         _end_generation(db, job_id, attempts.AttemptEnded())
@@ -237,8 +231,8 @@ def _count_attempts(db: Read, job_id: UUID, attempt_number: int) -> tuple[int, i
 
 
 def _end_generation(db: Write, job_id: UUID, reason: Reason) -> None:
-    ended = update(GenerationRow).where(GenerationRow.job == job_id, GenerationRow.state != "ended")
-    rows.try_update(db, ended.values(state=GenerationState.ENDED, ended_at=db.now, end_reason=reason.as_json()))
+    ended = transitions.move_generation(job_id, GenerationState.ENDED)
+    rows.try_update(db, ended.values(ended_at=db.now, end_reason=reason.as_json()))
 
 
 def _generation_of(db: Read, job: JobRow, attempt_number: int) -> int:

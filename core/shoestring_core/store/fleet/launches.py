@@ -11,8 +11,9 @@ from sqlalchemy import exists, func, or_, select, update
 
 from shoestring_core.decide.refusals import LONGEST_MEMORY, RecentRefusal, RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.states import MachineState
-from shoestring_core.store import ledger
+from shoestring_core.store import ledger, transitions
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
@@ -25,13 +26,11 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class LaunchCall:
-    """A launch request, and until when it may be sent. Each time the same bytes, once the boot token is filled in."""
+    """A launch request, and until when it may be sent."""
 
     machine: UUID
     provider: str
-    region: str
-    zone: str
-    request: dict[str, Any]
+    request: LaunchRequest
     call_deadline: int
     """Fences the answer: only the row's latest call may record a refusal."""
 
@@ -65,11 +64,10 @@ def begin_launch(db: Write, machine: UUID, timeouts: Timeouts) -> LaunchCall | N
         return None
     call_deadline = db.now + timeouts.launch_call
     again = row.state == MachineState.LAUNCHING  # the outcome of an earlier call is unknown
-    guarded = update(MachineRow).where(MachineRow.id == machine, _may_be_called(db.now), _is_wanted())
-    values = {"state": MachineState.LAUNCHING, "call_deadline": call_deadline}
-    if not rows.try_update(db, guarded.values(**values, refusal=UNKNOWN if again else None)):
+    called = transitions.move_machine(machine, MachineState.LAUNCHING).where(_may_be_called(db.now), _is_wanted())
+    if not rows.try_update(db, called.values(call_deadline=call_deadline, refusal=UNKNOWN if again else None)):
         return None
-    return LaunchCall(machine, row.provider, row.region, row.zone, row.launch_request, call_deadline)
+    return LaunchCall(machine, row.provider, LaunchRequest.from_json(row.launch_request), call_deadline)
 
 
 def record_no_answer(db: Write, launch: LaunchCall) -> None:
@@ -114,7 +112,7 @@ def abandon_launch(db: Write, machine: UUID, listed_at: int, timeouts: Timeouts)
     )
     refused = row.refused_at is not None
     reason = LaunchRefused(row.refusal or "", row.refusal_text or "") if refused else LaunchNotNeeded()
-    return _abandon(db, row, (MachineRow.id == machine, guard), reason)
+    return _abandon(db, row, (guard,), reason)
 
 
 def _may_be_called(now: int) -> Any:
@@ -135,8 +133,8 @@ def _is_wanted() -> Any:
 
 
 def _abandon(db: Write, row: MachineRow, guard: tuple[Any, ...], reason: Reason, **refused: Any) -> bool:
-    abandoned = update(MachineRow).where(*guard).values(state=MachineState.NEVER_LAUNCHED, **refused)
-    if not rows.try_update(db, abandoned):
+    abandoned = transitions.move_machine(row.id, MachineState.NEVER_LAUNCHED).where(*guard)
+    if not rows.try_update(db, abandoned.values(**refused)):
         return False
     ledger.release_hold(db, row.id, reason)
     rows.record_machine_event(

@@ -12,40 +12,34 @@ from shoestring_core.decide import reconcile
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
+from shoestring_core.store import transitions
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import launches, rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.wording import Reason, machines
 
+_WAS_LISTED = MachineRow.provider_id.is_not(None)
+
 
 def record_observation(db: Write, machine: UUID, observed: ProviderMachine, timeouts: Timeouts) -> None:
-    """Record what the provider reports about a machine. Terminated and never launched ones stay so."""
+    """Record what the provider reports about a machine. Guarded by its state alone: facts are never fenced."""
     row = db.sql.get(MachineRow, machine)
-    if row is None or row.state in (MachineState.TERMINATED, MachineState.NEVER_LAUNCHED):
+    if row is None or row.state not in rows.ALIVE:
         return
-    state = MachineState(row.state)
-    if observed.state == "ended":
-        state = MachineState.TERMINATED
-    elif observed.state == "stopping":
-        state = MachineState.TERMINATING
-    elif state in (MachineState.PLANNED, MachineState.LAUNCHING):
-        state = MachineState.RUNNING
-    facts: dict[str, Any] = {"provider_id": observed.id, "launched_at": observed.launched_at, "state": state}
+    facts: dict[str, Any] = {"provider_id": observed.id, "launched_at": observed.launched_at}
     if row.alive_until is None:
         facts["alive_until"] = db.now + timeouts.boot
+    state = _observed_state(MachineState(row.state), observed)
     if state is MachineState.TERMINATED:
         ended_at = max(observed.ended_at or db.now, observed.launched_at)
         facts |= {"ended_at": ended_at, "end_cause": observed.end_cause, "end_evidence": "provider"}
-    rows.try_update(
-        db,
-        update(MachineRow)
-        .where(MachineRow.id == machine, MachineRow.state.not_in(("terminated", "never_launched")))
-        .values(**facts),
-    )
-    if state != row.state:
-        cause = observed.end_cause
+    if state == row.state:
+        rows.try_update(
+            db, update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(rows.ALIVE)).values(**facts)
+        )
+    elif rows.try_update(db, transitions.move_machine(machine, state).values(**facts)):
+        job, cause = rows.load_job(db, row.job), observed.end_cause
         reason = machines.EndedByProvider(cause) if cause else None
-        job = rows.load_job(db, row.job)
         rows.record_machine_event(db, job, row.attempt, machine, state, reason=reason, cause=cause)
         db.request_tick()
 
@@ -53,19 +47,13 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
 def presume_terminated(db: Write, machine: UUID) -> None:
     """Mark a machine terminated that the provider no longer knows; it ended with its funding at the latest."""
     row = db.sql.get(MachineRow, machine)
-    if row is None or row.state not in ("running", "terminating"):
+    if row is None:
         return
     last = max(row.launched_at or 0, min(db.now, row.funded_until or db.now))
-    presumed = update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(("running", "terminating")))
-    if rows.try_update(db, presumed.values(state=MachineState.TERMINATED, ended_at=last, end_evidence="inferred")):
-        rows.record_machine_event(
-            db,
-            rows.load_job(db, row.job),
-            row.attempt,
-            machine,
-            "terminated",
-            reason=machines.NoLongerListed(),
-        )
+    presumed = transitions.move_machine(machine, MachineState.TERMINATED).where(_WAS_LISTED)
+    if rows.try_update(db, presumed.values(ended_at=last, end_evidence="inferred")):
+        job, reason = rows.load_job(db, row.job), machines.NoLongerListed()
+        rows.record_machine_event(db, job, row.attempt, machine, MachineState.TERMINATED, reason=reason)
         db.request_tick()
 
 
@@ -76,12 +64,13 @@ def begin_termination(db: Write, machine: UUID, reason: Reason, *, lease: bool) 
         return False
     if row.state == MachineState.TERMINATING:
         return True
-    guarded = update(MachineRow).where(MachineRow.id == machine, MachineRow.state == "running")
+    terminating = transitions.move_machine(machine, MachineState.TERMINATING).where(_WAS_LISTED)
     if lease:
-        guarded = guarded.where(MachineRow.alive_until <= db.now)
-    if not rows.try_update(db, guarded.values(state=MachineState.TERMINATING)):
+        terminating = terminating.where(MachineRow.alive_until <= db.now)
+    if not rows.try_update(db, terminating):
         return False
-    rows.record_machine_event(db, rows.load_job(db, row.job), row.attempt, machine, "terminating", reason=reason)
+    job = rows.load_job(db, row.job)
+    rows.record_machine_event(db, job, row.attempt, machine, MachineState.TERMINATING, reason=reason)
     return True
 
 
@@ -114,3 +103,11 @@ def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> r
 
 
 _NEVER = 2**62
+
+
+def _observed_state(before: MachineState, observed: ProviderMachine) -> MachineState:
+    if observed.state == "ended":
+        return MachineState.TERMINATED
+    if observed.state == "stopping":
+        return MachineState.TERMINATING
+    return MachineState.RUNNING if before in (MachineState.PLANNED, MachineState.LAUNCHING) else before

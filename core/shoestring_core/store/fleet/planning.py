@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select
 
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
@@ -16,14 +16,16 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Start
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
+from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState, MachineState
-from shoestring_core.store import jobs, ledger
+from shoestring_core.store import jobs, ledger, transitions
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import queue, rows
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_core.store.tables import AttemptRow, MachineRow
 from shoestring_core.store.uuid7 import uuid7
+from shoestring_core.wire import BootData
 from shoestring_core.wording.jobs import AttemptStarted, ScheduleOutdated
 
 
@@ -54,7 +56,7 @@ def record_start(db: Write, start: Start, epoch: int, *, agent_url: str, deploym
     cap, until = start.offer.on_demand_price, start.funded_until
     ledger.place_holds(db, [ledger.HoldRequest(machine, account, cap, start.hold, until) for machine in machines])
     for machine in machines:
-        rows.record_machine_event(db, job, start.attempt, machine, "planned")
+        rows.record_machine_event(db, job, start.attempt, machine, MachineState.PLANNED)
     return machines
 
 
@@ -86,7 +88,7 @@ def refill_slot(
         amount=funding.initial_hold(offer.on_demand_price, timeouts, offer.billing.minimum),
         funded_until=until,
     )
-    rows.record_machine_event(db, job, attempt_number, machine, "planned")
+    rows.record_machine_event(db, job, attempt_number, machine, MachineState.PLANNED)
     return machine
 
 
@@ -103,7 +105,6 @@ def min_hold(db: Read, spec: JobSpec) -> int:
 
 def _open_attempt(db: Write, start: Start, epoch: int) -> None:
     opening = {
-        "state": AttemptState.OPEN,
         "reason": None,
         "plan": start.inputs.as_json(),
         "scheduler_epoch": epoch + 1,
@@ -111,13 +112,12 @@ def _open_attempt(db: Write, start: Start, epoch: int) -> None:
         "closed_at": None,
     }
     if start.reopened:
-        same = update(AttemptRow).where(
-            AttemptRow.job == start.job, AttemptRow.number == start.attempt, AttemptRow.state == "closed"
-        )
-        if not rows.try_update(db, same.values(**opening)):
+        reopened = transitions.move_attempt(start.job, start.attempt, AttemptState.OPEN)
+        if not rows.try_update(db, reopened.values(**opening)):
             raise StaleTransition(ScheduleOutdated(str(start.job)))
         return
-    db.sql.execute(insert(AttemptRow).values(job=start.job, number=start.attempt, trained=False, **opening))
+    first = {"job": start.job, "number": start.attempt, "state": AttemptState.OPEN, "trained": False}
+    db.sql.execute(insert(AttemptRow).values(**first, **opening))
 
 
 def _insert_machine(
@@ -128,19 +128,22 @@ def _insert_machine(
     last = db.sql.scalar(
         select(func.max(MachineRow.ordinal)).where(MachineRow.job == job, MachineRow.attempt == attempt)
     )
-    launch = {
-        "tags": {
+    request = LaunchRequest(
+        token=str(machine),
+        region=offer.region,
+        zone=offer.zone,
+        tags={
             DEPLOYMENT_TAG: deployment,
             PROVIDER_TAG: offer.provider,
             "job": str(job),
             "attempt": str(attempt),
             "slot": str(slot),
         },
-        "type": offer.type,
-        "market": offer.market,
-        "price": offer.price,
-        "user_data": {"server_url": agent_url, "machine": str(machine)},
-    }
+        type=offer.type,
+        market=offer.market,
+        price=offer.price,
+        user_data=BootData(server_url=agent_url, machine=machine),
+    )
     db.sql.execute(
         insert(MachineRow).values(
             id=machine,
@@ -157,7 +160,7 @@ def _insert_machine(
             on_demand_price=offer.on_demand_price,
             simulated=offer.simulated,
             billing=asdict(offer.billing),
-            launch_request=launch,
+            launch_request=request.as_json(),
             state=MachineState.PLANNED,
             funded_until=funded_until,
             acked_seq=0,

@@ -14,9 +14,10 @@ from sqlalchemy.orm import InstrumentedAttribute
 from shoestring_core.decide import failures
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import AccountBalance, QueuedJob, QueueSnapshot, Wait
-from shoestring_core.decide.sizing import Choice
+from shoestring_core.decide.sizing import SizingRecord
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import InvalidSpec
+from shoestring_core.events import WaitChange
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState
 from shoestring_core.store import ledger
@@ -141,8 +142,8 @@ def apply_waits(db: Write, waits: Sequence[Wait], before: Mapping[UUID, StoredWa
     for job in _select_in(db, (JobRow.id, JobRow.team_id, JobRow.state), JobRow.id, list(changed)):
         if job.state == JobState.QUEUED:  # else it has left the queue
             wait = changed[job.id]
-            data = {"from": reasons.get(job.id), "to": wait.reason}
-            db.event(team=job.team_id, kind="wait", actor="scheduler", reason=wait.detail, job=job.id, data=data)
+            change = WaitChange(from_reason=reasons.get(job.id), to=wait.reason)
+            db.event(change, team=job.team_id, actor="scheduler", reason=wait.detail, job=job.id)
     return True
 
 
@@ -153,7 +154,7 @@ def advance_epoch(db: Write, epoch: int) -> bool:
 
 def chosen_type(sizing: Mapping[str, Any] | None) -> str | None:
     """The type of machine that was chosen for a job; None: any will do."""
-    return Choice.from_json(sizing["choice"]).type if sizing else None
+    return SizingRecord.from_json(sizing).choice.type if sizing else None
 
 
 def _load_page(

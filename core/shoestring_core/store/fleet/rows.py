@@ -5,18 +5,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import Update, func, select, update
 
 from shoestring_core.errors import AgentRefused
-from shoestring_core.states import AttemptState, DesiredState, JobState
+from shoestring_core.events import GenerationChange, MachineChange
+from shoestring_core.states import (
+    MACHINE_TRANSITIONS,
+    AttemptState,
+    DesiredState,
+    GenerationState,
+    JobState,
+    MachineState,
+)
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, MemberRow
 from shoestring_core.wording import Reason
 
-ALIVE = ("planned", "launching", "running", "terminating")
+ALIVE = tuple(state for state, allowed in MACHINE_TRANSITIONS.items() if allowed)
 """States of machines that run, or may run without our knowledge, or may yet be launched."""
 
 UNCLOSED = ("open", "closing")
@@ -107,33 +115,17 @@ def record_machine_event(
     job: JobRow,
     attempt: int,
     machine: UUID,
-    state: str,
+    state: MachineState | Literal["registered", "notice"],
     *,
     reason: Reason | None = None,
     cause: str | None = None,
 ) -> None:
-    db.event(
-        team=job.team_id,
-        kind="machine",
-        actor="fleet",
-        reason=reason,
-        job=job.id,
-        attempt=attempt,
-        ref=str(machine),
-        data={"state": str(state)} | ({"cause": cause} if cause else {}),
-    )
+    change = MachineChange(machine=machine, state=state, cause=cause)
+    db.event(change, team=job.team_id, actor="fleet", reason=reason, job=job.id, attempt=attempt)
 
 
 def record_generation_event(
-    db: Write, job: JobRow, number: int, attempt: int, state: str, reason: Reason | None = None
-) -> None:  # fmt: skip
-    db.event(
-        team=job.team_id,
-        kind="generation",
-        actor="fleet",
-        reason=reason,
-        job=job.id,
-        attempt=attempt,
-        generation=number,
-        data={"state": state},
-    )
+    db: Write, job: JobRow, number: int, attempt: int, state: GenerationState, reason: Reason | None = None
+) -> None:
+    change = GenerationChange(state=state)
+    db.event(change, team=job.team_id, actor="fleet", reason=reason, job=job.id, attempt=attempt, generation=number)

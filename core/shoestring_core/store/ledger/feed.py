@@ -4,36 +4,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 from uuid import UUID
 
 from sqlalchemy import select
 
 from shoestring_core import money
+from shoestring_core.events import Alarm, CostAction, CostChange, Overdraft
 from shoestring_core.store.db import Write
 from shoestring_core.store.ledger.accounts import title
 from shoestring_core.store.tables import AccountRow, JobRow, MachineRow
 from shoestring_core.wording import Reason
 
 
-def record_movement(db: Write, machine: UUID, action: str, amount: int, reason: Reason | None = None) -> UUID:
-    """Record a movement of a machine's money for the team of its job; returns the team.
-
-    action  held | extended | released | posted | settled
-    """
+def record_movement(db: Write, machine: UUID, action: CostAction, amount: int, reason: Reason | None = None) -> UUID:
+    """Record a movement of a machine's money for the team of its job; returns the team."""
     job = db.sql.execute(
         select(JobRow.id, JobRow.team_id, MachineRow.attempt)
         .join(MachineRow, MachineRow.job == JobRow.id)
         .where(MachineRow.id == machine)
     ).one()
-    data = {"action": action, "machine": str(machine), "amount": money.to_decimal(amount)}
-    db.event(team=job.team_id, kind="cost", actor="ledger", reason=reason, job=job.id, attempt=job.attempt, data=data)
+    data = CostChange(action=action, machine=machine, amount=money.to_decimal(amount))
+    db.event(data, team=job.team_id, actor="ledger", reason=reason, job=job.id, attempt=job.attempt)
     team: UUID = job.team_id
     return team
 
 
 def record_alarm(
-    db: Write, team: UUID, alarm: str, overdrawn: Iterable[AccountRow], *, actor: str, reason: Reason
-) -> None:  # fmt: skip
-    """Record that accounts are overdrawn. `alarm`: overrun | limit_lowered."""
-    accounts = [{"account": title(db, row), "overdraft": money.to_decimal(row.overdraft)} for row in overdrawn]
-    db.event(team=team, kind="alarm", actor=actor, reason=reason, data={"alarm": alarm, "overdrawn": accounts})
+    db: Write,
+    team: UUID,
+    alarm: Literal["overrun", "limit_lowered"],
+    overdrawn: Iterable[AccountRow],
+    *,
+    actor: str,
+    reason: Reason,
+) -> None:
+    """Record that accounts are overdrawn."""
+    accounts = tuple(Overdraft(account=title(db, row), overdraft=money.to_decimal(row.overdraft)) for row in overdrawn)
+    db.event(Alarm(alarm=alarm, overdrawn=accounts), team=team, actor=actor, reason=reason)

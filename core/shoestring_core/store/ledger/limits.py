@@ -9,6 +9,7 @@ from sqlalchemy import update
 
 from shoestring_core import money
 from shoestring_core.errors import PreconditionFailed
+from shoestring_core.events import LimitChange
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ledger.accounts import ancestors, load_account, teams_below, title
 from shoestring_core.store.ledger.balances import positive_part
@@ -41,10 +42,10 @@ def set_limit(
             "The budget has changed since you read it.", hint="Get the budget again, then retry with its new ETag."
         )
     after = load_account(db, account)
-    name, data = title(db, after), {"account": str(account), "limit": _text(limit), "before": _text(limit_before)}
+    name, data = title(db, after), LimitChange(account=account, limit=_text(limit), before=_text(limit_before))
     changed = budget.LimitChanged(name, _text(limit), _text(limit_before), reason)
     for team in teams_below(db, after):
-        db.event(team=team, kind="budget", actor=actor, reason=changed, ref=str(account), data=data)
+        db.event(data, team=team, actor=actor, reason=changed)
         if after.overdraft > overdraft_before:
             below = budget.LimitBelowUse(name, money.to_decimal(after.overdraft))
             record_alarm(db, team, "limit_lowered", [after], actor=actor, reason=below)

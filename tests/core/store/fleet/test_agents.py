@@ -9,6 +9,7 @@ import pytest
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused
+from shoestring_core.events import GenerationChange
 from shoestring_core.states import JobState
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import agents, gangs, observations
@@ -78,7 +79,7 @@ def test_registering_binds_the_session_of_one_machine(fleet: Fleet) -> None:
     assert returned.session_hash == row.session_hash == wire.hash_session(f"session {machine}")
     assert (row.registered_at, row.last_report_at) == (fleet.clock.now, fleet.clock.now)
     assert row.alive_until == fleet.clock.now + fleet.timeouts.machine_lease
-    assert (row.address, row.hardware) == ("127.0.0.1", {"cpus": 2})
+    assert (row.address, row.hardware) == ("127.0.0.1", wire.Hardware(cpus=2).model_dump())
     assert fleet.told("machine", machine)[-1] == ("registered", None)
     assert (fleet.machine_row(other).session_hash, fleet.machine_row(other).registered_at) == (None, None)
     fleet.clock.pass_(3)
@@ -111,7 +112,7 @@ def test_a_machine_that_is_to_end_does_not_register(fleet: Fleet) -> None:
 
 def test_a_machine_that_does_not_exist_is_refused(fleet: Fleet) -> None:
     with pytest.raises(AgentRefused):
-        fleet.write(agents.register, uuid7(), True, "hash", "", {}, fleet.timeouts)
+        fleet.write(agents.register, uuid7(), True, "hash", "", wire.Hardware(), fleet.timeouts)
     with pytest.raises(AgentRefused):
         fleet.read(agents.authenticate, uuid7(), "session")
     with pytest.raises(AgentRefused):
@@ -273,7 +274,7 @@ def test_the_exit_of_a_member_is_recorded_once(fleet: Fleet) -> None:
     assert [(one.reason["facts"], one.generation, about(one)) for one in told] == [
         ({"outcomes": ["error", "signal"]}, 1, str(machine))
     ]
-    assert told[0].data["exits"] == first.exits
+    assert GenerationChange.model_validate(told[0].data).exits == tuple(ends)
 
 
 def test_the_exit_from_an_older_generation_is_kept_with_it(fleet: Fleet) -> None:

@@ -13,7 +13,7 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import billing, gangs, launches
-from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.store.tables import AttemptRow, EventRow, JobRow, MachineRow
 from shoestring_core.wording import budget
 from sqlalchemy import update
 
@@ -41,6 +41,10 @@ def held(fleet: Fleet, machine: UUID) -> tuple[str, int, int | None, int | None]
 
 def posted(fleet: Fleet, machine: UUID) -> list[int]:
     return [row.amount for row in fleet.transfer_rows(machine)]
+
+
+def billed(fleet: Fleet) -> list[EventRow]:
+    return [one for one in fleet.events("cost") if one.data["action"] == "billed"]
 
 
 def reserve(fleet: Fleet) -> int:
@@ -179,8 +183,8 @@ def test_a_terminated_machine_is_billed_once_from_the_providers_times(fleet: Fle
     assert fleet.machine_row(machine).billed_at == billed_at
     assert fleet.machine_row(other).billed_at is None
     assert fleet.totals(fleet.job_row(job)) == [(bill, reserve(fleet), 0)] * 4
-    (told,) = [one for one in fleet.events("cost") if about(one) == str(machine)]
-    assert (told.data["state"], told.job, told.attempt) == ("billed", job, 1)
+    (told,) = [one for one in billed(fleet) if about(one) == str(machine)]
+    assert (told.job, told.attempt) == (job, 1)
     assert told.reason == fleet.transfer_rows(machine)[0].reason
 
 
@@ -191,7 +195,7 @@ def test_a_machine_that_never_ran_costs_nothing(fleet: Fleet) -> None:
     assert posted(fleet, machine) == []
     assert held(fleet, machine)[0] == "closed"
     assert fleet.totals(fleet.job_row(job)) == [(0, 0, 0)] * 4
-    assert [one.reason for one in fleet.events("cost") if about(one) == str(machine)] == [budget.NeverRan().as_json()]
+    assert [one.reason for one in billed(fleet) if about(one) == str(machine)] == [budget.NeverRan().as_json()]
 
 
 def test_only_terminated_machines_get_a_final_bill(fleet: Fleet) -> None:
@@ -244,7 +248,7 @@ def test_a_job_is_settled_once(fleet: Fleet) -> None:
     assert not fleet.write(billing.settle_job, job)
     assert fleet.job_row(job).settled_at == settled_at
     assert fleet.job_row(running).settled_at is None
-    told = [one for one in fleet.events("cost") if one.data.get("state") == "settled"]
+    told = [one for one in fleet.events("cost") if one.data["action"] == "job_settled"]
     assert [(one.job, one.reason) for one in told] == [(job, budget.JobSettled().as_json())]
 
 
@@ -259,7 +263,7 @@ def test_a_job_is_not_settled_while_anything_is_open(fleet: Fleet, missing: str)
         fleet.alter(JobRow, JobRow.id == job, state="paused", end_reason=None)
     assert not fleet.write(billing.settle_job, job)
     assert fleet.job_row(job).settled_at is None
-    assert all(one.data.get("state") != "settled" for one in fleet.events("cost"))
+    assert all(one.data["action"] != "job_settled" for one in fleet.events("cost"))
 
 
 # Overdrawn accounts

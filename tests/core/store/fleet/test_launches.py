@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import gangs, launches
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
@@ -41,7 +43,7 @@ def test_a_call_in_progress_is_made_again_only_after_its_deadline(fleet: Fleet) 
     row = fleet.machine_row(machine)
     assert call.call_deadline == fleet.clock.now + fleet.timeouts.launch_call
     assert call == launches.LaunchCall(
-        machine, row.provider, row.region, row.zone, row.launch_request, call.call_deadline
+        machine, row.provider, LaunchRequest.from_json(row.launch_request), call.call_deadline
     )
     assert call_facts(fleet, machine) == (LAUNCHING, call.call_deadline, None, "open")
     fleet.clock.now = call.call_deadline - 1
@@ -176,9 +178,8 @@ def test_an_answer_to_the_call_of_a_machine_that_runs_changes_nothing(fleet: Fle
 
 
 def test_a_refusal_for_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
-    fleet.write(
-        launches.record_refusal, launches.LaunchCall(uuid7(), "local", "local", "", {}, 1), RefusalKind.QUOTA, "y"
-    )
+    call = fleet.call(*fleet.ids(fleet.start()))
+    fleet.write(launches.record_refusal, replace(call, machine=uuid7()), RefusalKind.QUOTA, "y")
     assert not fleet.write(launches.abandon_launch, uuid7(), 2**60, fleet.timeouts)
 
 

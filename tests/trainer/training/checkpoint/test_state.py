@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shoestring_core.task import CheckpointFiles
 from shoestring_trainer.training.checkpoint.files import pack_tensors, read_checkpoint, unpack_tensors, write_checkpoint
 from shoestring_trainer.training.checkpoint.state import TrainingState, pack_snapshot, restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
@@ -18,7 +19,7 @@ from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.optim.optimizers import build_optimizer
 from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.task import CheckpointFiles, read_task
+from shoestring_trainer.training.task import read_task
 
 IDENTITY = {"recipe": "digits/quickstart@1", "params": {"width": 4}, "seed": 1, "data": "fingerprint"}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shoestring_core.task import CheckpointFiles
 from shoestring_trainer.training.checkpoint.files import pack_tensors, write_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.cli import standalone
@@ -15,7 +16,6 @@ from shoestring_trainer.training.errors import DataError, UserError
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.results.exports import pack_weights
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.task import CheckpointFiles
 from torch import nn
 
 from tests.trainer.training.gangs import DIGITS, finished

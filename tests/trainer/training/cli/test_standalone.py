@@ -154,7 +154,9 @@ def test_the_bar_fits_a_narrow_terminal_without_colour():
 def test_a_damaged_run_is_named_with_what_to_do(tmp_path: Path, name: str, remedy: str):
     for file in ("task.json", "ckpt/step-000000003.json", "ckpt/step-000000009.json"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text('{"format": 1, "step": 3}')
+        (tmp_path / file).write_text('{"step": 3}')
+    task = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart"}
+    (tmp_path / "task.json").write_text(json.dumps(task))
     (tmp_path / name).write_bytes(b'{"format": 1, "st')
     with pytest.raises(UserError, match=remedy) as refused:
         standalone.prepare_task([str(tmp_path)])

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from shoestring_core.task import TaskData
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.data.sources import DatasetSource, open_dataset
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.task import Task
+from shoestring_trainer.training.task import LocalTask
 
 COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40), "yellow": (220, 210, 50)}
 SINGLE_PROCESS = DistributedContext(0, 1, 0, torch.device("cpu"))
@@ -47,9 +48,9 @@ def open_source(
     **settings,
 ) -> DatasetSource:
     """Open `data: {train: path, format: data_format}` as a single rank does; images are decoded beside `path`."""
-    task = Task(
-        path.parent, "job", 1, "imagefolder/any", {}, path, seed, None, None, None, None, None, None,
-        data_format=data_format, scratch=scratch,
+    task = LocalTask(
+        format=1, folder=path.parent, job="job", generation=1, recipe="imagefolder/any", seed=seed, scratch=scratch,
+        data=TaskData(train=str(path), format=data_format),
     )  # fmt: skip
     return open_dataset(kind, task, seed, replace(Settings(image_size=16, batch_size=1), **settings), SINGLE_PROCESS)
 

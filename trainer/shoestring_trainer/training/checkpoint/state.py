@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from shoestring_core.task import CheckpointFiles
 from torch import Tensor, nn
 
 from shoestring_trainer.training.checkpoint.files import (
@@ -22,7 +23,6 @@ from shoestring_trainer.training.checkpoint.files import (
 )
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.optim.weight_average import WeightAverage
-from shoestring_trainer.training.task import CheckpointFiles
 
 
 @dataclass(frozen=True)

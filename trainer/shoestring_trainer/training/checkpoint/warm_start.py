@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load
+from shoestring_core.task import CheckpointFiles
 from torch import Tensor, nn
 
 from shoestring_trainer.training.checkpoint.files import read_checkpoint, unpack_tensors
 from shoestring_trainer.training.data.confined_files import open_confined, require_confined
 from shoestring_trainer.training.errors import DataError
-from shoestring_trainer.training.task import CheckpointFiles
 
 WEIGHT_FILES = ("model.safetensors", "network.safetensors", "model/network.safetensors")
 """In a folder: the name of other libraries, and ours as `shoestring artifacts get` and a finished run write it."""

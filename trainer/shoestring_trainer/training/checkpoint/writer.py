@@ -6,26 +6,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from shoestring_trainer.run_files import CheckpointEvent, CheckpointReason
 from shoestring_trainer.training.checkpoint.files import list_checkpoint_files, write_checkpoint
 from shoestring_trainer.training.checkpoint.state import TrainingState, pack_snapshot
 from shoestring_trainer.training.errors import NonFiniteError
 from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
-from shoestring_trainer.training.task import Task
+from shoestring_trainer.training.task import LocalTask
 
 MAX_LOCAL_CHECKPOINTS = 8
 """Checkpoints that stay in the run's folder, as uploads may be slow; older ones are deleted, uploaded or not."""
-
-Reason = Literal["periodic", "order", "final"]
 
 
 class CheckpointWriter:
     """Writes checkpoints on rank 0: periodic ones in the background, others before the call returns."""
 
-    def __init__(self, task: Task, state: TrainingState, writer: JsonlWriter) -> None:
+    def __init__(self, task: LocalTask, state: TrainingState, writer: JsonlWriter) -> None:
         self._task, self._state, self._writer = task, state, writer
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -34,8 +33,9 @@ class CheckpointWriter:
 
     def save_if_due(self, step: int) -> None:
         """Begin a periodic checkpoint. One that is due by time while another is being written is postponed."""
-        due_by_steps = self._task.save_every_steps is not None and step % self._task.save_every_steps == 0
-        due_by_time = self._task.save_every_s is not None and monotonic() - self._saved_at >= self._task.save_every_s
+        policy = self._task.checkpoint
+        due_by_steps = policy.every_steps is not None and step % policy.every_steps == 0
+        due_by_time = policy.every_s is not None and monotonic() - self._saved_at >= policy.every_s
         if not (due_by_steps or due_by_time):
             return
         if self._pending and not self._pending.done() and not due_by_steps:
@@ -72,16 +72,16 @@ class CheckpointWriter:
         return snapshot
 
     def _write(
-        self, step: int, snapshot: Mapping[str, Any], reason: Reason, lines: int,
+        self, step: int, snapshot: Mapping[str, Any], reason: CheckpointReason, lines: int,
         artifacts: Mapping[str, bytes], result: Mapping[str, Any],
     ) -> None:  # fmt: skip
         task, parts = self._task, {**pack_snapshot(snapshot), **artifacts}
         data, manifest = write_checkpoint(task.folder, job=task.job, generation=task.generation, step=step, parts=parts)
-        extra: dict[str, Any] = {"result": result} if reason == "final" else {}
-        self._writer.write_event(
-            "checkpoint", step=step, data=data, manifest=manifest,
-            final=reason == "final", reason=reason, lines=lines, **extra,
+        saved = CheckpointEvent(
+            step=step, data=data, manifest=manifest, reason=reason, final=reason == "final", lines=lines,
+            result=dict(result) if reason == "final" else None,
         )  # fmt: skip
+        self._writer.write_event("checkpoint", **saved.model_dump(exclude_defaults=True))
         self._local_files = [file for file in self._local_files if file not in (manifest, data)] + [manifest, data]
         while len(self._local_files) > 2 * MAX_LOCAL_CHECKPOINTS:
             (task.folder / self._local_files.pop(0)).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.randomness import seed_dropout
 from shoestring_trainer.training.setup import set_up
-from shoestring_trainer.training.task import Task, read_task
+from shoestring_trainer.training.task import LocalTask, read_task
 
 SMOOTHING = 0.9
 DIVERGENCE_FACTOR = 4.0
@@ -42,7 +42,7 @@ class LrSearch:
     tenth_of_minimum: float | None
 
 
-def find_lr(task: Task, *, start_lr: float, end_lr: float, steps: int) -> LrSearch:
+def find_lr(task: LocalTask, *, start_lr: float, end_lr: float, steps: int) -> LrSearch:
     """Train up to `steps` steps from initial weights, in fp32, while `lr` grows from `start_lr` to `end_lr`.
 
     The learning rates of other parameter groups keep their ratio to it.

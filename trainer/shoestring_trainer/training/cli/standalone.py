@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+from shoestring_core.task import CheckpointFiles, RecipeTask
+
 from shoestring_trainer.training.errors import NonFiniteError, UserError
 
 TASK_FILE = "task.json"
@@ -56,19 +59,17 @@ def roll_back(task: Path, error: NonFiniteError) -> Path:
     from shoestring_core.decide import nan_recovery
     from shoestring_core.wording import attempts
 
-    folder, content = task.parent, _json_object(task, "start a new run")
-    skipped: list[nan_recovery.Span] = [(first, last) for first, last in content.get("skip", [])]
-    span = nan_recovery.next_skip(error.since, skipped)
+    folder, broken = task.parent, _stored_task(task)
+    span = nan_recovery.next_skip(error.since, broken.skip)
     if span is None:
-        raise NonFiniteError(
-            wording.sentence(attempts.NanPersisted(str(error), tuple(skipped))), error.since
-        ) from error
+        reason = attempts.NanPersisted(str(error), tuple(broken.skip))
+        raise NonFiniteError(wording.sentence(reason), error.since) from error
     sys.stdout.write(f"\n{wording.sentence(attempts.RolledBack(str(error), *span))}\n")
     good = [manifest for manifest in _manifests(folder) if _step(manifest) < span[0]]
     for manifest in set(_manifests(folder)) - set(good):
         manifest.unlink()
         manifest.with_suffix(".data").unlink(missing_ok=True)
-    return _write_task(folder, _from_newest(folder, content) | {"skip": [*skipped, span]})
+    return _write_task(folder, _from_newest(folder, broken).model_copy(update={"skip": (*broken.skip, span)}))
 
 
 def extract_model(folder: Path) -> Path | None:
@@ -126,7 +127,7 @@ def _from_spec(given: Path, params: Sequence[str], output_dir: Path | None) -> P
     folder.mkdir(parents=True, exist_ok=True)
     if ignored := [name for name in SERVICE_FIELDS if name in tree]:
         sys.stderr.write(f"{', '.join(ignored)}: used by the service only, ignored here\n")
-    return _write_task(folder, _with_local_data(task.of_spec(parsed, job=folder.name, generation=1)))
+    return _write_task(folder, _with_local_data(task.from_spec(parsed, job=folder.name, generation=1)))
 
 
 def _require_unused(folder: Path) -> None:
@@ -172,43 +173,41 @@ def _resume(folder: Path) -> Path:
     file = folder / TASK_FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no {TASK_FILE}; give the folder of a run")
-    return _write_task(folder, _with_local_data(_from_newest(folder, _json_object(file, "start a new run"))))
+    return _write_task(folder, _with_local_data(_from_newest(folder, _stored_task(file))))
 
 
-def _with_local_data(task: dict[str, Any]) -> dict[str, Any]:
+def _with_local_data(task: RecipeTask) -> RecipeTask:
     """Return the task with local data: data in a bucket are downloaded to a cache, or updated there."""
     from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
     from shoestring_trainer.data_sync.errors import DataUnavailable
 
-    data = task.get("data") or {}
-    source = data.get("source") or data.get("train", "")
-    if not is_remote(source):
+    if task.data is None or not is_remote(source := task.data.source or task.data.train):
         return task
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoestring"
     try:
         local = asyncio.run(sync_dataset(source, cache, os.environ, _print, _print))
     except DataUnavailable as error:
         raise UserError(str(error)) from error
-    return task | {"data": {**data, "train": str(local), "source": source}}
+    return task.model_copy(update={"data": task.data.model_copy(update={"train": str(local), "source": source})})
 
 
 def _print(message: str) -> None:
     print(message, flush=True)
 
 
-def _from_newest(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
+def _from_newest(folder: Path, task: RecipeTask) -> RecipeTask:
     """Return the task, resuming from the newest checkpoint in its folder; without one, from its original start."""
-    resume = task.get("resume")
+    resume = task.resume
     if manifests := _manifests(folder):
         newest = manifests[-1].resolve()
-        resume = {"data": str(newest.with_suffix(".data")), "manifest": str(newest)}
-    elif resume and not Path(resume["manifest"]).exists():
+        resume = CheckpointFiles(newest.with_suffix(".data"), newest)
+    elif resume and not resume.manifest.exists():
         resume = None
-    step = _step(Path(resume["manifest"])) if resume else 0
+    step = _step(resume.manifest) if resume else 0
     points = folder / "metrics.jsonl"
     lines = points.read_text().splitlines(keepends=True) if points.exists() else []
     points.write_text("".join(line for line in lines if _is_kept(line, step)))
-    return task | {"resume": resume}
+    return task.model_copy(update={"resume": resume})
 
 
 def _step(manifest: Path) -> int:
@@ -222,6 +221,13 @@ def _is_kept(line: str, step: int) -> bool:
         return False
 
 
+def _stored_task(file: Path) -> RecipeTask:
+    try:
+        return RecipeTask.model_validate(_json_object(file, "start a new run"))
+    except ValidationError as error:
+        raise UserError(f"{file} is not a task of this version ({error}); start a new run") from error
+
+
 def _json_object(file: Path, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
@@ -232,11 +238,11 @@ def _json_object(file: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def _write_task(folder: Path, content: dict[str, Any]) -> Path:
+def _write_task(folder: Path, task: RecipeTask) -> Path:
     for old in ("order", *(path.name for path in folder.glob("exit-*.json"))):
         (folder / old).unlink(missing_ok=True)
     temporary = folder / f".{TASK_FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(content, indent=1))
+    temporary.write_text(task.model_dump_json(indent=1))
     return temporary.replace(folder / TASK_FILE)
 
 

@@ -19,7 +19,7 @@ from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.task import Task
+from shoestring_trainer.training.task import LocalTask
 
 DatasetSource = Callable[[int, bool], ImageDataset]
 """Return the dataset with this many pixels a side (0: as the settings or the data say), and whether validation images
@@ -28,7 +28,7 @@ also come at their own aspect ratios.
 
 
 def open_dataset(
-    kind: str, task: Task, seed: int, settings: Settings, distributed: DistributedContext
+    kind: str, task: LocalTask, seed: int, settings: Settings, distributed: DistributedContext
 ) -> DatasetSource:  # fmt: skip
     """Index a recipe's dataset of this kind, without decoding images.
 

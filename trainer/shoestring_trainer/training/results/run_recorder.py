@@ -12,13 +12,13 @@ from shoestring_trainer.training.checkpoint.state import TrainingState
 from shoestring_trainer.training.checkpoint.writer import CheckpointWriter
 from shoestring_trainer.training.results.jsonl_writer import JsonlWriter
 from shoestring_trainer.training.results.progress import ProgressPrinter
-from shoestring_trainer.training.task import Task
+from shoestring_trainer.training.task import LocalTask
 
 
 class RunRecorder:
     """Reports on rank 0. On the other ranks every call does nothing."""
 
-    def __init__(self, task: Task, state: TrainingState, total_steps: int, *, rank: int) -> None:
+    def __init__(self, task: LocalTask, state: TrainingState, total_steps: int, *, rank: int) -> None:
         self.enabled = rank == 0
         if self.enabled:
             self._writer = JsonlWriter(task.folder, append=task.resume is not None)

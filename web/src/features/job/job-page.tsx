@@ -17,7 +17,7 @@ import { Page } from "../../components/page";
 import { ProblemNote } from "../../components/problem-note";
 import { ProgressBar } from "../../components/progress-bar";
 import { Skeleton } from "../../components/skeleton";
-import { StateBadge } from "../../components/state-badge";
+import { StatusBadge } from "../../components/status-badge";
 import { useNow } from "../../lib/use-now";
 import { navigate, Link } from "../../router";
 import { secondsBetween, formatDuration } from "../../lib/time";
@@ -51,8 +51,8 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
   const list = useQuery(attempts(job.id)).data;
   const ended = job.state === "ended";
   return (
-    <Page title={job.name} wide badge={<StateBadge job={job} />} actions={<Actions job={job} />}>
-      <div className={`status-line ${job.end_reason ?? ""}`}>
+    <Page title={job.name} wide badge={<StatusBadge job={job} />} actions={<Actions job={job} />}>
+      <div className="status-line">
         <p data-status-text>{job.status_text}</p>
         {job.sizing && <p data-sizing>{job.sizing.text}</p>}
         <p className="muted">

@@ -8,7 +8,7 @@ import { Page } from "../../components/page";
 import { ProblemNote } from "../../components/problem-note";
 import { ProgressBar } from "../../components/progress-bar";
 import { Skeleton } from "../../components/skeleton";
-import { StateBadge } from "../../components/state-badge";
+import { StatusBadge } from "../../components/status-badge";
 import { useNow } from "../../lib/use-now";
 import { navigate, Link, useLocation } from "../../router";
 import { formatAgo, formatDuration } from "../../lib/time";
@@ -68,7 +68,7 @@ function Row({ job, now }: { job: Job; now: number }) {
   return (
     <tr data-job={job.id}>
       <td>
-        <StateBadge job={job} />
+        <StatusBadge job={job} />
       </td>
       <td className="name">
         <Link to={`/jobs/${job.id}`}>{job.name}</Link>
@@ -109,7 +109,7 @@ export function latestValidation(job: Pick<Job, "latest" | "result">): { name: s
   return null;
 }
 
-const FILTER_EXAMPLES = ["state=running", "state=queued", "state=ended", "recipe~digits", "user=admin"];
+const FILTER_EXAMPLES = ["status=running", "status=queued", "status=failed", "recipe~digits", "user=admin"];
 
 function Filter({ filter }: { filter: string }) {
   const [text, setText] = useState(filter);
@@ -135,7 +135,7 @@ function Filter({ filter }: { filter: string }) {
         type="search"
         list="filters"
         aria-label="Filter jobs"
-        placeholder="state=running"
+        placeholder="status=running"
         value={text}
         maxLength={500}
         onChange={(event) => {

@@ -12,7 +12,7 @@ import { parseValue, yamlError, type Path, readField, writeField, specToYaml } f
 import { tightestBudget } from "../budget/budget-page";
 
 type Recipe = Schemas["Recipe"];
-type SpecError = { pointer: string; message: string };
+type SpecError = Schemas["Problem"];
 
 export default function NewJobPage() {
   const all = useQuery(recipes);
@@ -76,7 +76,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   }
 
   const error = submit.error ?? validation.error;
-  const errors = error instanceof Problem ? (error.document.errors as SpecError[]) : [];
+  const errors = error instanceof Problem ? error.document.errors : [];
   const set = (path: Path, value: unknown) => edit(writeField(text, path, value));
   const field = (path: Path) => ({ value: readField(text, path), errors: errorsAt(errors, path), disabled: syntaxError !== null });
   const formPointers = new Set(FORM_PATHS.map((path) => pointer(path)).concat((recipe?.params ?? []).map(({ name }) => `/params/${name}`)));

@@ -127,7 +127,6 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("reason", Json, nullable=True),
-        sa.Column("ref", sa.Text(), nullable=True),
         sa.Column("data", Json, nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["team"], ["teams.id"], name=op.f("fk_events_team")),

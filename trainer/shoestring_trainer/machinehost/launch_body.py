@@ -16,8 +16,8 @@ PRICE_PATTERN = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 @dataclass(frozen=True)
-class LaunchRequest:
-    """A valid launch request. `body_sha256` distinguishes a repeated request from a different one with its token."""
+class LaunchBody:
+    """A valid body. `body_sha256` distinguishes a repeated request from a different one with its token."""
 
     tags: dict[str, str]
     type: str
@@ -31,7 +31,7 @@ class LaunchRequest:
         return {name: value for name, value in vars(self).items() if name != "user_data"}
 
     @classmethod
-    def parse(cls, body: dict[str, Any]) -> LaunchRequest:
+    def parse(cls, body: dict[str, Any]) -> LaunchBody:
         """Raises RequestRejected if a field is unknown, missing or invalid."""
         known = {"tags", "type", "market", "price", "user_data"}
         require(set(body) <= known, f"unknown fields {sorted(set(body) - known)}; known are {sorted(known)}")

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The request for one machine: stored with its row when it is planned, sent to its provider as often as needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from shoestring_core.wire import BootData
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """Repeated with the same content. The idempotency token launches at most one machine, however often it is sent."""
+
+    token: str
+    region: str
+    zone: str
+    tags: dict[str, str]
+    type: str
+    market: Literal["spot", "on_demand"]
+    price: str
+    user_data: BootData
+
+    def with_boot_token(self, token: str) -> LaunchRequest:
+        """The request as it is sent: the token is derived for each call, so that it is stored nowhere."""
+        return replace(self, user_data=self.user_data.model_copy(update={"boot_token": token}))
+
+    def as_json(self) -> dict[str, Any]:
+        tree: dict[str, Any] = _REQUEST.dump_python(self, mode="json")
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> LaunchRequest:
+        return _REQUEST.validate_python(tree, strict=False)
+
+
+_REQUEST = TypeAdapter(LaunchRequest)

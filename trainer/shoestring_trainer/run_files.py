@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ranks write for the agent beside their task: how each of them ended, and each checkpoint in events.jsonl."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+Outcome = Literal["finished", "drained", "error"]
+CheckpointReason = Literal["periodic", "order", "final"]
+
+
+class RankError(BaseModel):
+    """`since`: the first step with NaN or infinite values."""
+
+    kind: str
+    message: str = ""
+    traceback: str = ""
+    since: int | None = None
+
+
+class ExitFile(BaseModel):
+    """The content of exit-{rank}.json. `t`: unix seconds."""
+
+    rank: int
+    outcome: Outcome
+    step: int
+    t: float
+    error: RankError | None = None
+
+
+class CheckpointEvent(BaseModel):
+    """The data of the event `checkpoint`. Paths are relative to the run's folder.
+
+    lines   of metrics.jsonl by this process that belong to the checkpoint
+    result  metrics of a finished run
+    """
+
+    step: int
+    data: str
+    manifest: str
+    reason: CheckpointReason
+    final: bool
+    lines: int
+    result: dict[str, Any] | None = None
+
+
+def printable(text: str) -> str:
+    """The text without what UTF-8 can't encode: names of files may hold any bytes."""
+    return text.encode(errors="replace").decode()
