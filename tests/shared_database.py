@@ -50,4 +50,4 @@ class SharedDatabase:
             for table in Base.metadata.tables.values():
                 if table.name != "scheduler":
                     connection.execute(table.delete())
-            connection.execute(text("UPDATE scheduler SET epoch = 0"))
+            connection.execute(text("UPDATE scheduler SET plan_version = 0"))

@@ -18,7 +18,7 @@ from typing import Self
 from uuid import UUID
 
 from pydantic import BaseModel
-from shoestring_core import rest
+from shoestring_core import rest, wire
 from shoestring_core.errors import Unavailable
 from shoestring_core.events import BatchStored
 from shoestring_core.store import events as feed
@@ -246,7 +246,7 @@ def _fact_messages(db: Read, event: EventRow) -> Iterator[StreamMessage]:
         return
     if event.job is None:
         return
-    batch = BatchStored.model_validate(event.data)
+    batch = wire.from_stored(BatchStored, event.data)
     points, lines = reports.load_batch(db, batch.source, batch.seq)
     if points:
         curves = serialize_curves(points)

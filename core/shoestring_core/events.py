@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -129,7 +130,15 @@ class AgentReport(EventData):
     model_config = ConfigDict(extra="allow", ser_json_inf_nan="strings")
     kind: ClassVar[str] = "agent"
     event: str
-    """started, overflow, skipped, preemption_notice, rebalance, rejected, log_quota, warning, …"""
+    """started, gradient_overflow, skipped, preemption_notice, rebalance, rejected, log_quota, warning, …"""
     machine: UUID
     at: float
     step: int | None
+
+
+MODELS: Mapping[str, type[EventData]] = {model.kind: model for model in EventData.__subclasses__()}
+
+
+def from_stored(kind: str, data: dict[str, Any]) -> EventData:
+    """The data of an event as it was written."""
+    return wire.from_stored(MODELS[kind], data)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from shoestring_core.wire import BootData
+from shoestring_core import wire
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LaunchRequest:
     type: str
     market: Literal["spot", "on_demand"]
     price: str
-    user_data: BootData
+    user_data: wire.BootData
 
     def with_boot_token(self, token: str) -> LaunchRequest:
         """The request as it is sent: the token is derived for each call, so that it is stored nowhere."""
@@ -34,7 +34,7 @@ class LaunchRequest:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> LaunchRequest:
-        return _REQUEST.validate_python(tree, strict=False)
+        return wire.from_stored(cls, tree)
 
 
 _REQUEST = TypeAdapter(LaunchRequest)

@@ -65,40 +65,40 @@ class EndReason(StrEnum):
         return END_MEANINGS[self].exit_code
 
     @property
-    def retried(self) -> bool:
-        return END_MEANINGS[self].retried
+    def rank_error(self) -> bool:
+        return END_MEANINGS[self].rank_error
 
 
 class EndMeaning(NamedTuple):
     """What an end reason means.
 
-    status     how the job is shown
-    exit_code  how `shoestring watch` exits
-    retried    the cause may be gone in another attempt: the job ends with it only after the attempts of `retry`
+    status      how the job is shown
+    exit_code   how `shoestring watch` exits
+    rank_error  a rank reports it as the kind of its error; the job ends at once, because it would fail again
     """
 
     status: JobStatus
     exit_code: ExitCode
-    retried: bool
+    rank_error: bool = False
 
 
 E = EndReason
 
 END_MEANINGS: Mapping[EndReason, EndMeaning] = {
-    E.SUCCEEDED: EndMeaning(JobStatus.SUCCEEDED, ExitCode.OK, retried=False),
-    E.GOAL_REACHED: EndMeaning(JobStatus.SUCCEEDED, ExitCode.OK, retried=False),
-    E.USER_STOP: EndMeaning(JobStatus.STOPPED, ExitCode.JOB_FAILED, retried=False),
-    E.BUDGET: EndMeaning(JobStatus.STOPPED, ExitCode.BUDGET, retried=False),
-    E.TIME_LIMIT: EndMeaning(JobStatus.STOPPED, ExitCode.JOB_FAILED, retried=False),
-    E.USER_CODE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
-    E.OUT_OF_MEMORY: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
-    E.NAN: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
-    E.DATA: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
-    E.IMAGE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
-    E.NO_CAPACITY: EndMeaning(JobStatus.FAILED, ExitCode.NO_CAPACITY, retried=True),
-    E.QUOTA: EndMeaning(JobStatus.FAILED, ExitCode.NO_CAPACITY, retried=True),
-    E.ACCOUNT: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=False),
-    E.INFRASTRUCTURE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, retried=True),
+    E.SUCCEEDED: EndMeaning(JobStatus.SUCCEEDED, ExitCode.OK),
+    E.GOAL_REACHED: EndMeaning(JobStatus.SUCCEEDED, ExitCode.OK),
+    E.USER_STOP: EndMeaning(JobStatus.STOPPED, ExitCode.JOB_FAILED),
+    E.BUDGET: EndMeaning(JobStatus.STOPPED, ExitCode.BUDGET),
+    E.TIME_LIMIT: EndMeaning(JobStatus.STOPPED, ExitCode.JOB_FAILED),
+    E.USER_CODE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, rank_error=True),
+    E.OUT_OF_MEMORY: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, rank_error=True),
+    E.NAN: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, rank_error=True),
+    E.DATA: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED, rank_error=True),
+    E.IMAGE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED),
+    E.NO_CAPACITY: EndMeaning(JobStatus.FAILED, ExitCode.NO_CAPACITY),
+    E.QUOTA: EndMeaning(JobStatus.FAILED, ExitCode.NO_CAPACITY),
+    E.ACCOUNT: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED),
+    E.INFRASTRUCTURE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED),
 }
 
 

@@ -14,12 +14,13 @@ Every call is idempotent. Errors are problem+json with the codes of `errors`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from shoestring_core.json_floats import AnyFloat
 from shoestring_core.task import Task
@@ -47,7 +48,8 @@ stores as much of a job."""
 Count = Annotated[int, Field(ge=0, le=2**62)]
 """Fits a 64-bit column of both databases: a larger number is refused here, so that the agent does not retry it."""
 Step = Count
-UnixSeconds = Annotated[float, Field(ge=0, le=2**40)]
+LATEST_TIME = 2**40
+UnixSeconds = Annotated[float, Field(ge=0, le=LATEST_TIME)]
 """Finite: NaN and infinity are refused."""
 
 
@@ -109,7 +111,7 @@ class LogChunk(WireMessage):
 
 
 class AgentEvent(WireMessage):
-    """An event on the machine: started, overflow, preemption_notice, rebalance, rejected, log_quota, warning, …"""
+    """An event on the machine: started, gradient_overflow, preemption_notice, rejected, log_quota, warning, …"""
 
     kind: str = Field(min_length=1, max_length=40)
     at: UnixSeconds
@@ -267,6 +269,22 @@ class CommitReply(WireMessage):
     promoted: bool
     """Whether it became the job's latest checkpoint. False: its generation is over, so it is kept as history only."""
     upload_urls: UploadUrls | None = None
+
+
+# --- stored messages --------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def from_stored(kind: type[T], tree: Any) -> T:
+    """Parse a message that was stored as a tree, in a row or in a machine's user data: ids are text in it."""
+    message: T = _adapter(kind).validate_python(tree, strict=False)
+    return message
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 # --- tokens -----------------------------------------------------------------------------------------------

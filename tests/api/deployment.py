@@ -100,7 +100,7 @@ class Deployment:
             snapshot = queue.load_queue(db, timeouts, {}).snapshot
             starts = schedule.schedule_jobs(snapshot, [OFFER], db.now, {OFFER.provider: timeouts}).starts
             start = next(start for start in starts if start.job == job)
-            machines = planning.record_start(db, start, snapshot.epoch, agent_url=self.url, deployment="test")
+            machines = planning.record_start(db, start, snapshot.plan_version, agent_url=self.url, deployment="test")
             assert machines is not None
             return machines
 

@@ -138,7 +138,7 @@ EXAMPLES: list[Reason] = [
     sizing.TypesNotMeasured(("big",)),
     # agents
     agents.TrainingStarted(2697, 2, "fp16"),
-    agents.Overflow(32768.0),
+    agents.GradientOverflow(32768.0),
     agents.BatchSkipped(),
     agents.PreemptionNotice(),
     agents.AgentMessage("disk_full", ""),

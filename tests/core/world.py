@@ -64,7 +64,7 @@ class World:
         machine = uuid7()
 
         def work(db):
-            db.insert_new(AttemptRow, job=job.id, number=1, state="open", plan={}, scheduler_epoch=0, opened_at=db.now)
+            db.insert_new(AttemptRow, job=job.id, number=1, state="open", plan={}, plan_version=0, opened_at=db.now)
             db.insert_new(
                 MachineRow, id=machine, job=job.id, attempt=1, ordinal=machine.int % 2**60, slot=machine.int % 2**60,
                 provider="local", region="local", zone="", type="local.cpu", market="spot", price="0.158",
@@ -178,7 +178,7 @@ class Fleet(World):
             snapshot = queue.load_queue(db, self.timeouts, {}).snapshot
             starts = schedule_jobs(snapshot, [OFFER], db.now, {OFFER.provider: self.timeouts}).starts
             start = next(start for start in starts if start.job == job)
-            return planning.record_start(db, start, snapshot.epoch, agent_url="http://api", deployment="test")
+            return planning.record_start(db, start, snapshot.plan_version, agent_url="http://api", deployment="test")
 
         return self.store.write(work)
 

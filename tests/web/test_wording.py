@@ -58,7 +58,7 @@ def test_a_job_and_its_timeline_follow_the_codes(deployment: Deployment, open_pa
     timeline = page.get_by_role("list", name="Events, newest first")
     expect(timeline.locator("li.main").filter(has_text="Job ended")).to_contain_text("§§ training_failed")
     expect(timeline.locator("li.main").filter(has_text="Training started")).to_contain_text("§§ agent_started")
-    expect(timeline.locator("li.warn").filter(has_text="fp16 overflow at step 2")).to_contain_text("§§ agent_overflow")
+    expect(timeline.locator("li.warn").filter(has_text="Gradient overflow at step 2")).to_contain_text("§§ agent_gradient_overflow")
     expect(timeline).not_to_contain_text("Machine m0 registered")
     page.get_by_label("Show billing and system events").check()
     expect(timeline).to_contain_text("Machine m0 registered")
@@ -86,7 +86,7 @@ def fail(deployment: Deployment, name: str) -> UUID:
     job, (agent,) = deployment.running(name=name)
     events = [
         {"kind": "started", "at": 1.0, "step": 0, "data": {"steps_total": 9, "world": 1}},
-        {"kind": "overflow", "at": 2.0, "step": 2, "data": {"scale": 32768}},
+        {"kind": "gradient_overflow", "at": 2.0, "step": 2, "data": {"scale": 32768}},
     ]
     agent.report(batch=agent.batch(events=events))
     agent.points(range(1, 3))

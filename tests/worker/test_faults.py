@@ -234,7 +234,7 @@ def test_a_machine_missing_at_the_provider_is_terminated_after_two_sweeps_and_bi
 # Races
 
 
-def test_of_two_plans_made_at_the_same_epoch_one_is_applied(world: World):
+def test_of_two_plans_of_the_same_version_one_is_applied(world: World):
     job = world.submit()
     with world.store.read() as db:
         snapshot = queue.load_queue(db, world.timeouts, {}).snapshot
@@ -242,7 +242,7 @@ def test_of_two_plans_made_at_the_same_epoch_one_is_applied(world: World):
 
     def apply() -> object:
         return world.store.write(
-            lambda db: planning.record_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+            lambda db: planning.record_start(db, start, snapshot.plan_version, agent_url="http://a", deployment="d")
         )
 
     assert apply() is not None
@@ -258,7 +258,7 @@ def test_a_plan_for_a_job_that_was_stopped_since_places_no_hold(world: World):
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
     with pytest.raises(StaleTransition):
         world.store.write(
-            lambda db: planning.record_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+            lambda db: planning.record_start(db, start, snapshot.plan_version, agent_url="http://a", deployment="d")
         )
     with world.store.read() as db:
         assert db.sql.scalars(select(AccountRow.held).where(AccountRow.kind == "org")).one() == 0
@@ -460,7 +460,7 @@ def test_a_hold_that_cannot_be_placed_leaves_nothing_behind(world: World):
     world.budget(1)
     with pytest.raises(BudgetExceeded):
         world.store.write(
-            lambda db: planning.record_start(db, start, snapshot.epoch, agent_url="http://a", deployment="d")
+            lambda db: planning.record_start(db, start, snapshot.plan_version, agent_url="http://a", deployment="d")
         )
     assert world.machines(job) == []
     assert world.job(job).state == "queued"

@@ -112,7 +112,7 @@ def test_a_queued_job_that_cannot_be_read_keeps_no_other_from_starting(world: Wo
 def test_a_start_that_fails_keeps_no_other_job_from_starting(world: World):
     first, second, third = (world.submit() for _ in range(3))
     # An attempt that its job does not know of: it can neither be opened nor reopened.
-    row = {"number": 1, "state": "closed", "plan": {}, "scheduler_epoch": 0, "opened_at": 0, "closed_at": 0}
+    row = {"number": 1, "state": "closed", "plan": {}, "plan_version": 0, "opened_at": 0, "closed_at": 0}
     world.store.write(lambda db: db.insert_new(AttemptRow, job=second, trained=False, **row))
     world.tick()
     assert [world.job(job).state for job in (first, second, third)] == ["launching", "queued", "launching"]

@@ -146,13 +146,13 @@ def test_a_wait_decided_before_its_job_left_the_queue_is_not_recorded(world: Wor
         loaded = queue.load_queue(db, world.timeouts, {})
     waits = schedule_jobs(loaded.snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts}).waits
     world.store.write(lambda db: jobs.stop(db, job, "ann"))
-    assert world.store.write(lambda db: queue.apply_waits(db, waits, loaded.waits, loaded.mark.epoch))
+    assert world.store.write(lambda db: queue.apply_waits(db, waits, loaded.waits, loaded.mark.plan_version))
     assert world.job(job).wait_reason is None
     with world.store.read() as db:
         assert db.sql.scalars(select(EventRow).where(EventRow.kind == "wait")).all() == []
 
 
-def test_of_two_plans_of_waits_made_at_the_same_epoch_one_is_applied(world: World):
+def test_of_two_plans_of_waits_of_the_same_version_one_is_applied(world: World):
     job = world.submit()
     world.budget(0)
     with world.store.read() as db:
@@ -160,7 +160,7 @@ def test_of_two_plans_of_waits_made_at_the_same_epoch_one_is_applied(world: Worl
     waits = schedule_jobs(loaded.snapshot, world.provider.offers(()), world.clock.now, {"sim": world.timeouts}).waits
     world.tick()
     detail = world.job(job).wait_detail
-    assert not world.store.write(lambda db: queue.apply_waits(db, waits, loaded.waits, loaded.mark.epoch))
+    assert not world.store.write(lambda db: queue.apply_waits(db, waits, loaded.waits, loaded.mark.plan_version))
     assert world.job(job).wait_detail == detail
 
 

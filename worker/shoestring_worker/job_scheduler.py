@@ -83,17 +83,17 @@ class JobScheduler:
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
         self.requirements = frozenset(job.requirements for job in loaded.snapshot.queue)
-        epoch, complete = loaded.mark.epoch, True
+        version, complete = loaded.mark.plan_version, True
         for start in schedule.starts:
-            started = bool(self.items.run(f"the start of job {start.job}", self._start, start, epoch))
-            epoch, complete = epoch + started, complete and started
+            started = bool(self.items.run(f"the start of job {start.job}", self._start, start, version))
+            version, complete = version + started, complete and started
         if waits := loaded.changed(schedule.waits):
-            written = write(self.store, queue.apply_waits, waits, loaded.waits, epoch)
-            epoch, complete = epoch + written, complete and written
+            written = write(self.store, queue.apply_waits, waits, loaded.waits, version)
+            version, complete = version + written, complete and written
         if complete:
             backoffs = [job.not_before for job in loaded.snapshot.queue if job.not_before > now]
             backoffs += [refusal.at + refusal.kind.memory for refusal in loaded.snapshot.refusals]
-            mark = loaded.mark._replace(epoch=epoch)
+            mark = loaded.mark._replace(plan_version=version)
             stale = [(offer, is_stale(offer, now)) for offer in offers]
             self._applied = AppliedSchedule(mark, stale, min(backoffs, default=None), self.monotonic())
 
@@ -101,11 +101,11 @@ class JobScheduler:
         for job in self._known.keys() - {queued.job for queued in queue}:
             del self._known[job]
 
-    def _start(self, start: Start, epoch: int) -> bool:
+    def _start(self, start: Start, version: int) -> bool:
         """Returns whether the job was started; not if another worker has applied a newer schedule."""
         try:
             machines = write(
-                self.store, planning.record_start, start, epoch, agent_url=self.agent_url, deployment=self.deployment
+                self.store, planning.record_start, start, version, agent_url=self.agent_url, deployment=self.deployment
             )
         except (StaleTransition, BudgetExceeded) as changed:
             log.info("the schedule is out of date: %s", changed)

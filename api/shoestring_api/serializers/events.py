@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 from shoestring_core import rest
+from shoestring_core.events import from_stored as load_data
 from shoestring_core.store import events, metrics
 from shoestring_core.store.logs import StoredLogLine
 from shoestring_core.store.tables import EventRow, MachineRow
@@ -28,7 +29,7 @@ def serialize_event(row: EventRow) -> rest.Event:
             "kind": row.kind,
             "actor": row.actor,
             "reason": rest.Reason.from_stored(row.reason),
-            "data": row.data,
+            "data": load_data(row.kind, row.data),
         }
     )
 

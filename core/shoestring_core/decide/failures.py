@@ -10,7 +10,7 @@ from shoestring_core.decide import nan_recovery
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.rendezvous import MachineStatus, select_members
 from shoestring_core.decide.timeouts import S, Timeouts
-from shoestring_core.states import EndReason, GenerationState, JobStatus, MachineState
+from shoestring_core.states import EndReason, GenerationState, MachineState
 from shoestring_core.wording import Reason, attempts
 from shoestring_core.wording.machines import LaunchRefused
 
@@ -23,7 +23,7 @@ MAX_ATTEMPTS_WITHOUT_STEP = 8
 CHECKPOINT_GRACE = 2 * S
 """How long the survivors of a machine loss wait for rank 0 to report that its last checkpoint is uploaded."""
 
-USER_ERRORS = {reason.value: reason for reason in EndReason if reason.status is JobStatus.FAILED and not reason.retried}
+USER_ERRORS = {reason.value: reason for reason in EndReason if reason.rank_error}
 """What a rank's error ends the job with: the same ranks would fail again."""
 
 

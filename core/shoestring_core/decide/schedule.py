@@ -74,7 +74,7 @@ class QueueSnapshot:
     unreadable  jobs that are left out of the queue because their stored spec or sizing can't be read, and why
     """
 
-    epoch: int
+    plan_version: int
     queue: tuple[QueuedJob, ...]
     balances: dict[UUID, AccountBalance]
     machines_in_use: dict[str, int]

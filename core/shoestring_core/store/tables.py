@@ -243,8 +243,8 @@ class AttemptRow(Base):
     trained: Mapped[bool] = mapped_column(default=False)
     """A step ran in it: only such attempts count against retry.max."""
     plan: Mapped[dict[str, Any]]
-    scheduler_epoch: Mapped[int]
-    """The scheduler's epoch when it planned the attempt: with `plan` the decision can be recomputed."""
+    plan_version: Mapped[int]
+    """The scheduler's, of the plan that opened it."""
     opened_at: Mapped[int]
     closed_at: Mapped[int | None]
     __table_args__ = (
@@ -577,11 +577,11 @@ class OfferRow(Base):
 
 
 class SchedulerRow(Base):
-    """One row. A plan is applied only if no other was applied since it was read."""
+    """One row. A plan is applied only if no other was applied since it was read: each raises the version."""
 
     __tablename__ = "scheduler"
     id: Mapped[int] = mapped_column(primary_key=True)
-    epoch: Mapped[int]
+    plan_version: Mapped[int]
     __table_args__ = (CheckConstraint("id = 1", name="single"),)
 
 

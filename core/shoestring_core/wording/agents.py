@@ -40,8 +40,8 @@ class TrainingStarted(Reason):
 
 
 @dataclass(frozen=True)
-class Overflow(Reason):
-    code = "agent_overflow"
+class GradientOverflow(Reason):
+    code = "agent_gradient_overflow"
     scale: FiniteFloat | None = None
 
     def text(self) -> str:

@@ -7,6 +7,7 @@ import hashlib
 from uuid import UUID
 
 import pytest
+from shoestring_core import wire
 from shoestring_core.errors import AgentRefused, CheckpointAheadOfBatches, InvalidRequest, InvalidSpec, NotFound
 from shoestring_core.events import CheckpointStored
 from shoestring_core.store import checkpoints, jobs
@@ -54,7 +55,7 @@ def test_a_checkpoint_becomes_the_jobs_newest(fleet: Fleet, running: tuple[UUID,
     assert (row.step, row.generation, row.final, row.object_key) == (40, 1, False, f"jobs/{job}/g/1/final/000001")
     assert (row.bytes, row.manifest_sha, row.stored_at) == (50, f"{40:064d}", fleet.clock.now)
     (told,) = [one for one in fleet.events("checkpoint") if one.job == job]
-    assert CheckpointStored.model_validate(told.data) == CheckpointStored(
+    assert wire.from_stored(CheckpointStored, told.data) == CheckpointStored(
         checkpoint=row.id, step=40, bytes=50, promoted=True, final=False
     )
     assert (told.attempt, told.generation) == (1, 1)

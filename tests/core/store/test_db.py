@@ -74,7 +74,7 @@ def test_migrating_twice_and_at_once_is_harmless(database_url: str) -> None:
         thread.join()
     assert all(store.is_current() for store in stores)
     with stores[0].read() as db:
-        assert db.sql.scalars(select(SchedulerRow.epoch)).all() == [0]
+        assert db.sql.scalars(select(SchedulerRow.plan_version)).all() == [0]
     for store in stores:
         store.close()
 
@@ -127,31 +127,31 @@ def test_a_read_session_cannot_write(store: Store) -> None:
 
 def test_a_read_sees_one_snapshot(store: Store) -> None:
     with store.read() as db:
-        assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
-        store.write(lambda w: w.sql.execute(update(SchedulerRow).values(epoch=7)))
-        assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
+        assert db.sql.scalar(select(SchedulerRow.plan_version)) == 0
+        store.write(lambda w: w.sql.execute(update(SchedulerRow).values(plan_version=7)))
+        assert db.sql.scalar(select(SchedulerRow.plan_version)) == 0
     with store.read() as db:
-        assert db.sql.scalar(select(SchedulerRow.epoch)) == 7
+        assert db.sql.scalar(select(SchedulerRow.plan_version)) == 7
 
 
 def test_a_row_read_again_has_the_updated_values(store: Store) -> None:
     def work(db: Write) -> int:
-        assert db.sql.scalars(select(SchedulerRow)).one().epoch == 0
-        db.sql.execute(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
-        return db.sql.scalars(select(SchedulerRow)).one().epoch
+        assert db.sql.scalars(select(SchedulerRow)).one().plan_version == 0
+        db.sql.execute(update(SchedulerRow).values(plan_version=SchedulerRow.plan_version + 1))
+        return db.sql.scalars(select(SchedulerRow)).one().plan_version
 
     assert store.write(work) == 1
 
 
 def test_a_failed_write_changes_nothing(store: Store) -> None:
     def work(db: Write) -> None:
-        db.sql.execute(update(SchedulerRow).values(epoch=5))
+        db.sql.execute(update(SchedulerRow).values(plan_version=5))
         raise NotFound("no such job")
 
     with pytest.raises(NotFound):
         store.write(work)
     with store.read() as db:
-        assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
+        assert db.sql.scalar(select(SchedulerRow.plan_version)) == 0
 
 
 def test_now_is_read_once(store: Store) -> None:
@@ -168,8 +168,8 @@ def test_writers_that_read_first_lose_no_update(store: Store) -> None:
     """On SQLite a deferred read-then-write would fail with BUSY_SNAPSHOT; PostgreSQL's UPDATE sees the newest row."""
 
     def increment(db: Write) -> None:
-        db.sql.scalar(select(SchedulerRow.epoch))
-        db.sql.execute(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
+        db.sql.scalar(select(SchedulerRow.plan_version))
+        db.sql.execute(update(SchedulerRow).values(plan_version=SchedulerRow.plan_version + 1))
 
     threads = [threading.Thread(target=lambda: [store.write(increment) for _ in range(10)]) for _ in range(4)]
     for thread in threads:
@@ -177,7 +177,7 @@ def test_writers_that_read_first_lose_no_update(store: Store) -> None:
     for thread in threads:
         thread.join()
     with store.read() as db:
-        assert db.sql.scalar(select(SchedulerRow.epoch)) == 40
+        assert db.sql.scalar(select(SchedulerRow.plan_version)) == 40
 
 
 def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
@@ -186,14 +186,14 @@ def test_writers_in_several_processes_wait_for_each_other(store: Store) -> None:
         "from shoestring_core.store.db import open_store\n"
         "from shoestring_core.store.tables import SchedulerRow\n"
         "store = open_store(sys.argv[1])\n"
-        "next_epoch = update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1)\n"
-        "for _ in range(20): store.write(lambda db: db.execute(next_epoch))\n"
+        "next_version = update(SchedulerRow).values(plan_version=SchedulerRow.plan_version + 1)\n"
+        "for _ in range(20): store.write(lambda db: db.execute(next_version))\n"
     )
     url = store.writer.url.render_as_string(hide_password=False)
     writers = [subprocess.Popen([sys.executable, "-c", script, url]) for _ in range(3)]
     assert [writer.wait(timeout=PATIENCE_S) for writer in writers] == [0, 0, 0]
     with store.read() as db:
-        assert db.sql.scalar(select(SchedulerRow.epoch)) == 60
+        assert db.sql.scalar(select(SchedulerRow.plan_version)) == 60
 
 
 def test_characters_that_no_database_can_store_are_replaced(store: Store) -> None:
@@ -216,7 +216,7 @@ def test_characters_that_no_database_can_store_are_replaced(store: Store) -> Non
 
 def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
     def work(db: Write) -> int:
-        return db.execute(update(SchedulerRow).values(epoch=SchedulerRow.epoch + 1))
+        return db.execute(update(SchedulerRow).values(plan_version=SchedulerRow.plan_version + 1))
 
     assert postgres_store.write(work) == 1
     kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> {}"
@@ -227,16 +227,16 @@ def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
 
 def test_a_connection_that_dies_in_a_write_is_unavailable_and_changes_nothing(postgres_store: Store) -> None:
     def work(db: Write) -> None:
-        db.execute(update(SchedulerRow).values(epoch=9))
+        db.execute(update(SchedulerRow).values(plan_version=9))
         with psycopg.connect(_plain_url(postgres_store), autocommit=True) as other:
             other.execute("SELECT pg_terminate_backend(%s)", (db.sql.scalar(text("SELECT pg_backend_pid()")),))
-        db.execute(update(SchedulerRow).values(epoch=10))
+        db.execute(update(SchedulerRow).values(plan_version=10))
 
     with pytest.raises(Unavailable) as refused:
         postgres_store.write(work)
     assert refused.value.retryable
     with postgres_store.read() as db:
-        assert db.sql.scalar(select(SchedulerRow.epoch)) == 0
+        assert db.sql.scalar(select(SchedulerRow.plan_version)) == 0
 
 
 def _plain_url(store: Store) -> str:
@@ -323,11 +323,11 @@ def test_a_locked_sqlite_file_is_unavailable(tmp_path: Path) -> None:
     holder, other = open_store(url), open_store(url, busy_timeout_s=0.2)
     holder.migrate()
     with holder.writer.begin() as connection:
-        connection.execute(update(SchedulerRow).values(epoch=1))
+        connection.execute(update(SchedulerRow).values(plan_version=1))
         with pytest.raises(Unavailable, match="locked") as refused:
-            other.write(lambda db: db.sql.execute(update(SchedulerRow).values(epoch=2)))
+            other.write(lambda db: db.sql.execute(update(SchedulerRow).values(plan_version=2)))
     assert refused.value.hint
-    other.write(lambda db: db.sql.execute(update(SchedulerRow).values(epoch=2)))
+    other.write(lambda db: db.sql.execute(update(SchedulerRow).values(plan_version=2)))
     holder.close()
     other.close()
 
@@ -356,7 +356,7 @@ def test_a_read_only_sqlite_file_is_unavailable(tmp_path: Path) -> None:
 
     def work(db: Write) -> None:
         db.sql.execute(text("PRAGMA query_only = ON"))
-        db.sql.execute(update(SchedulerRow).values(epoch=2))
+        db.sql.execute(update(SchedulerRow).values(plan_version=2))
 
     with pytest.raises(Unavailable, match="can't be written"):
         store.write(work)

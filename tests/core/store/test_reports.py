@@ -259,10 +259,10 @@ def test_a_machines_clock_is_believed_between_the_generations_begin_and_now(
 
 def test_events_of_agents_are_events_of_their_job(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
     job, machine = running
-    send(fleet, machine, 1, events=[{"kind": "overflow", "at": 12.5, "step": 3, "data": {"scale": 2}}])
+    send(fleet, machine, 1, events=[{"kind": "gradient_overflow", "at": 12.5, "step": 3, "data": {"scale": 2}}])
     send(fleet, machine, 2, generation=0, events=[{"kind": "warning", "at": 1.0}])
     first, second = fleet.events("agent")
-    assert {"at": 12.5, "step": 3, "scale": 2, "event": "overflow"}.items() <= first.data.items()
+    assert {"at": 12.5, "step": 3, "scale": 2, "event": "gradient_overflow"}.items() <= first.data.items()
     assert (first.job, first.attempt, first.generation, first.actor) == (job, 1, 1, "agent")
     assert (second.generation, second.data["step"]) == (None, None)
 

@@ -52,7 +52,7 @@ def train(
 
     def work(db):
         db.insert_new(
-            AttemptRow, job=job.id, number=1, state="open", plan={}, scheduler_epoch=0, opened_at=launched, trained=True
+            AttemptRow, job=job.id, number=1, state="open", plan={}, plan_version=0, opened_at=launched, trained=True
         )
         for slot, (machine, type_) in enumerate(zip(ids, machines, strict=True)):
             db.insert_new(

@@ -40,7 +40,7 @@ def test_fp16_follows_fp32_for_fifty_steps(tmp_path: Path):
     for precision in ("fp16", "bf16", "fp32"):
         run = finished(tmp_path / precision, params=params, precision=precision)
         assert run.events("started")[0]["precision"] == precision
-        assert run.events("overflow") == []
+        assert run.events("gradient_overflow") == []
         losses[precision] = torch.tensor([line["v"]["train/loss"] for line in run.metrics()])
     assert len(losses["fp32"]) >= 50
     away = {precision: (losses[precision] - losses["fp32"]).abs() for precision in ("fp16", "bf16")}
@@ -55,7 +55,7 @@ def test_an_overflow_on_one_rank_skips_one_step_on_all(tmp_path: Path):
     every = {"every_s": None, "every_steps": 1}
     params = DIGITS | {"epochs": 1, "batch_size": 64, "rotate": 0, "translate": 0}
     run = finished(tmp_path / "run", procs=2, script=[str(script)], params=params, precision="fp16", checkpoint=every)
-    (overflow,) = run.events("overflow")
+    (overflow,) = run.events("gradient_overflow")
     assert (overflow["step"], overflow["scale"]) == (20, 32768.0)
     lines = run.metrics()
     assert [line["step"] for line in lines] == list(range(1, run.events("started")[0]["steps_total"] + 1))

@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 
 from pydantic import ValidationError
-from shoestring_core.wire import BootData, RegisterRequest
+from shoestring_core.wire import BootData, RegisterRequest, from_stored
 
 from shoestring_trainer.agent.metadata_client import MetadataClient, MetadataUnavailable
 from shoestring_trainer.agent.service_client import (
@@ -41,7 +41,7 @@ async def read_boot_data(metadata: MetadataClient) -> BootData:
     deadline = boottime() + METADATA_RETRY_S
     for delay in backoff_delays(most_s=2.0):
         try:
-            return BootData.model_validate(await metadata.user_data(), strict=False)
+            return from_stored(BootData, await metadata.user_data())
         except ValidationError as error:
             message = f"the user data is not an agent's ({error}): launch through the service"
             raise AgentStartupError(os.EX_CONFIG, message) from error

@@ -230,7 +230,7 @@ class GenerationRunner:
     def _handle_event(self, event: RankEvent) -> None:
         if event.name != "checkpoint":
             step = event.data.pop("step", None)
-            step = step if isinstance(step, int) and 0 <= step <= 2**62 else None
+            step = step if type(step) is int and 0 <= step <= 2**62 else None
             return self._spool.add_event(event.name, event.data, step=step, at=event.at)
         folder = self._folder / "gen" / str(self._spool.generation)
         try:

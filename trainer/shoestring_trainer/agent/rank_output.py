@@ -7,7 +7,6 @@ How far each file was read lives in the spool's marks, so nothing is sent twice 
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from shoestring_core.json_floats import decode_float
-from shoestring_core.wire import LOG_BYTES_PER_HOUR
+from shoestring_core.wire import LATEST_TIME, LOG_BYTES_PER_HOUR
 
 from shoestring_trainer.agent.spool import LogQuota, Spool
+from shoestring_trainer.run_files import printable
 
 LINES_BYTES = 1 << 20
 LOG_BYTES = 64 << 10
@@ -85,7 +85,7 @@ class RankOutputCollector:
             values = {name: decode_float(value) for name, value in point["v"].items()}
             if "epoch" in point:
                 values["epoch"] = decode_float(point["epoch"])
-            if type(step) is not int or not 0 <= step <= 2**62 or not math.isfinite(at):
+            if type(step) is not int or not 0 <= step <= 2**62 or not 0 <= at <= LATEST_TIME:
                 raise ValueError("step must be a whole number from 0 on, t a time")
             if not all(len(name.encode()) >= 1 and len(name) <= 250 for name in values) or len(values) > 1_000:
                 raise ValueError("names must have 1 to 250 characters, and a line at most 1000 of them")
@@ -97,7 +97,10 @@ class RankOutputCollector:
     def _event(self, line: bytes) -> RankEvent | None:
         try:
             data = json.loads(line)
-            return RankEvent(str(data.pop("event"))[:40] or "unnamed", float(data.pop("t")), data)
+            name, at = printable(str(data.pop("event")))[:40] or "unnamed", float(data.pop("t"))
+            if not 0 <= at <= LATEST_TIME:
+                raise ValueError("t must be a time")
+            return RankEvent(name, at, data)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._warn("events.jsonl", line, error)
             return None

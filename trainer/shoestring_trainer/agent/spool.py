@@ -138,14 +138,16 @@ class Spool:
     def add_event(self, kind: str, data: dict[str, Any], *, step: int | None = None, at: float | None = None) -> None:
         if self._draft.full:
             self.seal()
-        try:
-            size = len(json.dumps(data, allow_nan=False, ensure_ascii=False).encode())
-        except ValueError:  # JSON has no NaN, and UTF-8 no half of a surrogate pair
-            data = {"text": repr(data)[:1000]}
-            size = 1000
         at = time.time() if at is None else at
-        self._draft.events.append(AgentEvent(kind=kind, at=at, step=step, data=data))
-        self._draft.bytes += 100 + size
+        try:
+            json.dumps(data, allow_nan=False)  # JSON has no NaN
+            event = AgentEvent(kind=kind, at=at, step=step, data=data)
+            size = len(event.model_dump_json().encode())
+        except ValueError:  # nor has UTF-8 half a surrogate pair, and nothing is nested without end
+            event = AgentEvent(kind=kind, at=at, step=step, data={"text": repr(data)[:1000]})
+            size = 1100
+        self._draft.events.append(event)
+        self._draft.bytes += size
 
     def seal(self) -> int:
         """Give what was added a number and a file; returns the last number, which holds all that was added before."""

@@ -86,7 +86,7 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
             if skip:
                 logger.log_event("skipped", step=step, samples=phase.batch_size)
             if result.overflowed:
-                logger.log_event("overflow", step=step, scale=trainer.scaler.get_scale())
+                logger.log_event("gradient_overflow", step=step, scale=trainer.scaler.get_scale())
             if not (result.overflowed or result.diverged):
                 last_finite_step = step
             metrics = {

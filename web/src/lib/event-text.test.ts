@@ -25,7 +25,7 @@ test.each([
 });
 
 test("the tone and whether an event is routine never depend on its sentence", () => {
-  expect(describe("agent", "§", { event: "overflow" }).tone).toBe("warn");
+  expect(describe("agent", "§", { event: "gradient_overflow" }).tone).toBe("warn");
   expect(describe("machine", "§", { state: "registered" }).routine).toBe(true);
   expect(describe("alarm", "§").tone).toBe("warn");
 });

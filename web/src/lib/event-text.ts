@@ -63,8 +63,8 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
   }
 }
 
-const AGENT_TITLES: Record<string, string> = { started: "Training started", overflow: "fp16 overflow", skipped: "Batch skipped" };
-const AGENT_WARNINGS = new Set(["overflow", "skipped", "preemption_notice", "rejected", "log_quota", "warning"]);
+const AGENT_TITLES: Record<string, string> = { started: "Training started", gradient_overflow: "Gradient overflow", skipped: "Batch skipped" };
+const AGENT_WARNINGS = new Set(["gradient_overflow", "skipped", "preemption_notice", "rejected", "log_quota", "warning"]);
 
 function describeAgentEvent(event: string, sentence: string, machine: string | undefined, step: number | null): EventText {
   const ofAllRanks = event in AGENT_TITLES;

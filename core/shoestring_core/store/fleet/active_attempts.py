@@ -220,7 +220,7 @@ def _active_attempt(
 def _machine_status(
     machine: MachineRow, member: MemberRow | None, *, is_member: bool, was_member: bool
 ) -> rendezvous.MachineStatus:
-    exits = tuple(wire.RankExit.model_validate(end) for end in (member.exits or [])) if member else ()
+    exits = tuple(wire.from_stored(wire.RankExit, end) for end in (member.exits or [])) if member else ()
     return rendezvous.MachineStatus(
         slot=machine.slot,
         state=MachineState(machine.state),

@@ -29,12 +29,12 @@ from shoestring_core.wire import BootData
 from shoestring_core.wording.jobs import AttemptStarted, ScheduleOutdated
 
 
-def record_start(db: Write, start: Start, epoch: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
+def record_start(db: Write, start: Start, plan_version: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
     """Open the attempt: money held and an intent for each machine, all or none. None: another plan came first.
 
     Raises StaleTransition if the job is not queued any more, BudgetExceeded if its budget was used elsewhere.
     """
-    if not queue.advance_epoch(db, epoch):
+    if not queue.advance_plan_version(db, plan_version):
         return None
     job = rows.load_job(db, start.job)
     if start.attempt != job.attempt + (not start.reopened):
@@ -47,7 +47,7 @@ def record_start(db: Write, start: Start, epoch: int, *, agent_url: str, deploym
         attempt=start.attempt,
         reason=AttemptStarted(start.attempt, start.nodes, start.offer.type, start.offer.market),
     )
-    _open_attempt(db, start, epoch)
+    _open_attempt(db, start, plan_version)
     machines = [
         _insert_machine(db, job.id, start.attempt, slot, start.offer, start.funded_until, agent_url, deployment)
         for slot in range(start.nodes)
@@ -103,11 +103,11 @@ def min_hold(db: Read, spec: JobSpec) -> int:
     return min(holds, default=0)
 
 
-def _open_attempt(db: Write, start: Start, epoch: int) -> None:
+def _open_attempt(db: Write, start: Start, plan_version: int) -> None:
     opening = {
         "reason": None,
         "plan": start.inputs.as_json(),
-        "scheduler_epoch": epoch + 1,
+        "plan_version": plan_version + 1,
         "opened_at": db.now,
         "closed_at": None,
     }

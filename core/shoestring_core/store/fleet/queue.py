@@ -42,14 +42,14 @@ _IN_QUEUE = (JobRow.state == "queued", JobRow.desired_state == "run")
 class QueueMark(NamedTuple):
     """Equal marks: nothing was written in between that a schedule depends on.
 
-    queued    whether any job is
-    epoch     raised by each start and each change of waits
-    changes   the teams' events, without those that no schedule depends on
-    attempts  those not closed yet: one is closed without an event, and opened only with a new epoch
+    queued        whether any job is
+    plan_version  raised by each start and each change of waits
+    changes       the teams' events, without those that no schedule depends on
+    attempts      those not closed yet: one is closed without an event, and opened only with a new plan version
     """
 
     queued: bool
-    epoch: int
+    plan_version: int
     changes: int
     attempts: int
 
@@ -80,9 +80,9 @@ class LoadedQueue:
 
 def load_mark(db: Read) -> QueueMark:
     """One cheap statement, however long the queue is."""
-    epoch, changes = select(SchedulerRow.epoch), select(func.sum(TeamRow.changes))
+    version, changes = select(SchedulerRow.plan_version), select(func.sum(TeamRow.changes))
     attempts = select(func.count()).select_from(AttemptRow).where(AttemptRow.state.in_(rows.UNCLOSED))
-    counts = (query.scalar_subquery() for query in (epoch, changes, attempts))
+    counts = (query.scalar_subquery() for query in (version, changes, attempts))
     queued, *numbers = db.sql.execute(select(exists().where(JobRow.state == "queued"), *counts)).one()
     return QueueMark(bool(queued), *(int(number or 0) for number in numbers))
 
@@ -117,16 +117,16 @@ def load_queue(
         balances[row.id] = _balance(row, "this job")
     unreadable = (read.snapshot.unreadable if read else {}) | unreadable
     return LoadedQueue(
-        QueueSnapshot(mark.epoch, queue, balances, rows.count_alive(db), unreadable, load_refusals(db)),
+        QueueSnapshot(mark.plan_version, queue, balances, rows.count_alive(db), unreadable, load_refusals(db)),
         mark,
         _load_waits(db),
         (page[-1].queued_at, page[-1].id) if len(page) == limit else None,
     )
 
 
-def apply_waits(db: Write, waits: Sequence[Wait], before: Mapping[UUID, StoredWait], epoch: int) -> bool:
+def apply_waits(db: Write, waits: Sequence[Wait], before: Mapping[UUID, StoredWait], plan_version: int) -> bool:
     """Record why jobs wait; a reason that differs from the one before is an event. False: another plan came first."""
-    if not advance_epoch(db, epoch):
+    if not advance_plan_version(db, plan_version):
         return False
     jobs = JobRow.metadata.tables["jobs"]
     still_queued = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.state == "queued")
@@ -147,9 +147,10 @@ def apply_waits(db: Write, waits: Sequence[Wait], before: Mapping[UUID, StoredWa
     return True
 
 
-def advance_epoch(db: Write, epoch: int) -> bool:
-    """Begin to apply what was planned at `epoch`. False: another plan came first."""
-    return rows.try_update(db, update(SchedulerRow).where(SchedulerRow.epoch == epoch).values(epoch=epoch + 1))
+def advance_plan_version(db: Write, version: int) -> bool:
+    """Begin to apply a plan that was made at this version. False: another plan came first."""
+    still = update(SchedulerRow).where(SchedulerRow.plan_version == version)
+    return rows.try_update(db, still.values(plan_version=version + 1))
 
 
 def chosen_type(sizing: Mapping[str, Any] | None) -> str | None:

@@ -268,13 +268,13 @@ def test_the_exit_of_a_member_is_recorded_once(fleet: Fleet) -> None:
     fleet.exits(machine, 1, "finished")
     first, second = fleet.member_rows(job)
     assert first.exited_at == fleet.clock.now - S
-    assert [wire.RankExit.model_validate(one) for one in first.exits] == ends
+    assert [wire.from_stored(wire.RankExit, one) for one in first.exits] == ends
     assert (second.machine, second.exited_at, second.exits) == (other, None, None)
     told = [one for one in fleet.events("generation") if one.data["state"] == "exited"]
     assert [(one.reason["facts"], one.generation, about(one)) for one in told] == [
         ({"outcomes": ["error", "signal"]}, 1, str(machine))
     ]
-    assert GenerationChange.model_validate(told[0].data).exits == tuple(ends)
+    assert wire.from_stored(GenerationChange, told[0].data).exits == tuple(ends)
 
 
 def test_the_exit_from_an_older_generation_is_kept_with_it(fleet: Fleet) -> None:

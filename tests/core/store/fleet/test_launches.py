@@ -103,7 +103,7 @@ def test_no_machine_is_called_for_that_is_no_longer_wanted(fleet: Fleet, why: st
     if why == "it is of an older attempt":
         fleet.store.write(
             lambda db: db.insert_new(
-                AttemptRow, job=job, number=2, state="open", plan={}, scheduler_epoch=0, opened_at=db.now
+                AttemptRow, job=job, number=2, state="open", plan={}, plan_version=0, opened_at=db.now
             )
         )
     assert machine not in launchable(fleet)

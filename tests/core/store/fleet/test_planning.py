@@ -136,7 +136,7 @@ def test_an_attempt_that_launched_nothing_is_opened_again_under_its_number(fleet
     again = fleet.open_attempt(job)
     row = fleet.attempt_row(job)
     assert (row.state, row.reason, row.opened_at, row.closed_at) == ("open", None, fleet.clock.now, None)
-    assert (row.scheduler_epoch, row.trained) == (2, False)
+    assert (row.plan_version, row.trained) == (2, False)
     assert row.plan["queued"]["job"] == str(job)
     rows = [(one.id, one.attempt, one.ordinal, one.slot, one.state) for one in fleet.machine_rows(job)]
     assert rows == [
@@ -154,7 +154,7 @@ def test_a_start_holds_money_for_the_machines_that_it_intends(fleet: Fleet) -> N
     job = fleet.start(nodes=2)
     row, attempt = fleet.job_row(job), fleet.attempt_row(job)
     assert (row.state, row.attempt, row.wait_reason) == ("launching", 1, None)
-    assert (attempt.state, attempt.opened_at, attempt.scheduler_epoch, attempt.trained) == (
+    assert (attempt.state, attempt.opened_at, attempt.plan_version, attempt.trained) == (
         "open", fleet.clock.now, 1, False,
     )  # fmt: skip
     funded_until = fleet.clock.now + fleet.timeouts.funding_lease
@@ -173,7 +173,7 @@ def test_a_start_holds_money_for_the_machines_that_it_intends(fleet: Fleet) -> N
         assert (hold.state, hold.rate_cap, hold.consumed, hold.funded_until) == ("open", "0.526", 0, funded_until)
         assert fleet.told("machine", machine.id) == [(PLANNED, None)]
     assert [one.reason for one in fleet.events("job")][-1] == AttemptStarted(1, 2, "local.cpu", "spot").as_json()
-    assert snapshot(fleet).epoch == 1
+    assert snapshot(fleet).plan_version == 1
 
 
 def test_a_start_that_was_planned_for_an_earlier_attempt_is_refused(fleet: Fleet) -> None:
@@ -182,11 +182,11 @@ def test_a_start_that_was_planned_for_an_earlier_attempt_is_refused(fleet: Fleet
     (start,) = schedule_jobs(planned, [OFFER], fleet.clock.now, {OFFER.provider: fleet.timeouts}).starts
     fleet.alter(JobRow, JobRow.id == job, attempt=1)
     with pytest.raises(StaleTransition):
-        fleet.write(planning.record_start, start, planned.epoch, agent_url="http://api", deployment="test")
-    assert (fleet.ids(job), snapshot(fleet).epoch) == ([], 0)
+        fleet.write(planning.record_start, start, planned.plan_version, agent_url="http://api", deployment="test")
+    assert (fleet.ids(job), snapshot(fleet).plan_version) == ([], 0)
     fleet.alter(JobRow, JobRow.id == job, attempt=0)
-    assert fleet.write(planning.record_start, start, planned.epoch + 1, agent_url="", deployment="test") is None
-    assert fleet.write(planning.record_start, start, planned.epoch, agent_url="", deployment="test") is not None
+    assert fleet.write(planning.record_start, start, planned.plan_version + 1, agent_url="", deployment="test") is None
+    assert fleet.write(planning.record_start, start, planned.plan_version, agent_url="", deployment="test") is not None
 
 
 # Slots filled again

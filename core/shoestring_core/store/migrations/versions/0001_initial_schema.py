@@ -89,7 +89,7 @@ def upgrade() -> None:
     op.create_table(
         "scheduler",
         sa.Column("id", sa.BigInteger(), nullable=False),
-        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("plan_version", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("id = 1", name=op.f("ck_scheduler_single")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_scheduler")),
     )
@@ -270,7 +270,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("trained", sa.Boolean(), nullable=False),
         sa.Column("plan", Json, nullable=False),
-        sa.Column("scheduler_epoch", sa.BigInteger(), nullable=False),
+        sa.Column("plan_version", sa.BigInteger(), nullable=False),
         sa.Column("opened_at", sa.BigInteger(), nullable=False),
         sa.Column("closed_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint("state IN ('open','closing','closed')", name=op.f("ck_attempts_state")),
@@ -477,7 +477,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job", "generation", "node_rank", name=op.f("pk_members")),
     )
     op.create_index("uq_members_machine", "members", ["job", "generation", "machine"], unique=True)
-    op.execute("INSERT INTO scheduler (id, epoch) VALUES (1, 0)")
+    op.execute("INSERT INTO scheduler (id, plan_version) VALUES (1, 0)")
     make_transfers_immutable()
 
 
