@@ -6,9 +6,25 @@ import threading
 from uuid import UUID
 
 import pytest
+from shoestring_core import events as models
+from shoestring_core import wire
 from shoestring_core.errors import InvalidRequest
-from shoestring_core.events import BatchStored, JobChange
-from shoestring_core.states import EndReason, JobState
+from shoestring_core.events import (
+    AgentReport,
+    Alarm,
+    BatchStored,
+    CheckpointStored,
+    CostChange,
+    EventData,
+    GenerationChange,
+    JobChange,
+    LimitChange,
+    MachineChange,
+    MachinesChosen,
+    Overdraft,
+    WaitChange,
+)
+from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState, MachineState
 from shoestring_core.store import events
 from shoestring_core.store.db import Store, Write
 from shoestring_core.store.tables import EventRow, TeamRow
@@ -85,6 +101,40 @@ def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> 
     assert (event.attempt, event.generation) == (1, 2)
     assert event.data == {"from": "queued", "to": "ended", "end_reason": "user_stop"}
     assert event.at > 0
+
+
+ID = uuid7()
+EXIT = wire.RankExit(rank=1, outcome="error", step=3, at=2.0, code=1, kind="nan", message="x", since=3)
+EVENTS: list[EventData] = [
+    JobChange(from_state=None, to=JobState.QUEUED),
+    JobChange(from_state=JobState.STOPPING, to=JobState.STOPPING, desired_state=DesiredState.PAUSE),
+    JobChange(from_state=JobState.RUNNING, to=JobState.ENDED, end_reason=EndReason.NAN),
+    WaitChange(from_reason=None, to="slots"),
+    WaitChange(from_reason="slots", to="budget"),
+    MachinesChosen(outcome="measured", nodes=2, type="local.cpu"),
+    MachinesChosen(outcome="unmeasured", nodes=1, type=None),
+    MachineChange(machine=ID, state=MachineState.TERMINATED, cause="preempted"),
+    MachineChange(machine=ID, state="registered"),
+    GenerationChange(state=GenerationState.FORMED),
+    GenerationChange(state="exited", machine=ID, exits=(EXIT, EXIT)),
+    CheckpointStored(checkpoint=ID, step=3, bytes=1, promoted=True, final=True),
+    BatchStored(source=ID, seq=1),
+    CostChange(action="held", machine=ID, amount="0.010959"),
+    CostChange(action="job_settled"),
+    LimitChange(account=ID, limit=None, before="1.5"),
+    Alarm(alarm="overrun", overdrawn=(Overdraft(account="team a", overdraft="0.1"),)),
+    Alarm(alarm="wrong_session", machine=ID),
+    AgentReport.model_validate({"event": "started", "machine": ID, "at": 1.5, "step": None, "steps_total": 7}),
+]
+
+
+def test_the_data_of_each_kind_of_event_are_read_as_they_were_written(store: Store, teams: list[UUID]) -> None:
+    assert {event.kind for event in EVENTS} == set(models.MODELS)
+    for event in EVENTS:
+        store.write(lambda db, event=event: db.event(event, team=teams[0], actor="test"))
+    with store.read() as db:
+        rows = events.load_events(db, teams[0], 0, len(EVENTS))
+    assert [models.from_stored(row.kind, row.data) for row in rows] == EVENTS
 
 
 def test_a_cursor_is_valid_for_its_team_alone(teams: list[UUID]) -> None:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from shoestring_core.wire import MAX_BATCH_BYTES, ReportBatch
+from shoestring_core.wire import MAX_BATCH_BYTES, ReportBatch, ReportRequest
 from shoestring_trainer.agent import spool as module
+from shoestring_trainer.agent.rank_output import RankOutputCollector
 from shoestring_trainer.agent.spool import Spool
 
 
@@ -73,6 +75,33 @@ def test_a_successor_goes_on_with_the_next_number_and_the_reader_state_of_the_la
     successor.acknowledge(2)  # as the service tells at register
     successor.add_event("third", {})
     assert [(batch.seq, batch.events[0].kind) for batch in drain(successor)] == [(3, "third")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "\ud800", "t": 1},
+        {"event": "", "t": 1},
+        {"event": "x" * 99, "t": 1},
+        {"event": "x", "t": -1},
+        {"event": "x", "t": 1e300},
+        {"event": "x", "t": 1, "loss": float("nan"), "\udfff": 1},
+        *({"event": "x", "t": 1, "nested": json.loads("[" * levels + "]" * levels)} for levels in (150, 190, 230, 300)),
+    ],
+)
+def test_whatever_a_rank_writes_is_sent_or_a_warning(tmp_path: Path, line: dict[str, Any]) -> None:
+    """A hook may log anything as an event; the agent outlives it."""
+    spool, run = open_spool(tmp_path), tmp_path / "gen/1"
+    run.mkdir(parents=True)
+    (run / "events.jsonl").write_text(f"{json.dumps(line)}\n")
+    collector = RankOutputCollector(tmp_path, spool)
+    collector.follow(run, [0])
+    for event in collector.read():
+        spool.add_event(event.name, event.data, at=event.at)
+    (batch,) = drain(spool)
+    sent = ReportRequest.model_validate_json(ReportRequest(batch=batch).model_dump_json())
+    assert sent.batch is not None
+    assert len(sent.batch.events) == 1
 
 
 def test_a_rejected_batch_keeps_its_number_and_its_payload(tmp_path: Path) -> None:

@@ -142,10 +142,12 @@ class Spool:
         try:
             json.dumps(data, allow_nan=False)  # JSON has no NaN
             event = AgentEvent(kind=kind, at=at, step=step, data=data)
-            size = len(event.model_dump_json().encode())
-        except ValueError:  # nor has UTF-8 half a surrogate pair, and nothing is nested without end
+            text = SpoolFile(batch=Draft(events=[event]).batch(1, 0), reader_state=None).model_dump_json()
+            SpoolFile.model_validate_json(text)
+            size = len(text.encode())
+        except (ValueError, RecursionError):  # UTF-8 has no half of a surrogate pair, and parsers nest 200 levels
             event = AgentEvent(kind=kind, at=at, step=step, data={"text": repr(data)[:1000]})
-            size = 1100
+            size = 1200
         self._draft.events.append(event)
         self._draft.bytes += size
 
