@@ -99,7 +99,7 @@ class Client:
         return self._get(f"/v1/jobs/{job}", rest.Job)
 
     def jobs(self, *, filter: str = "", cursor: str | None = None, limit: int = 50) -> rest.JobPage:
-        """Return a page of the team's jobs, newest first; `filter` is e.g. "state=running"."""
+        """Return a page of the team's jobs, newest first; `filter` is e.g. "status=running"."""
         return self._get("/v1/jobs", rest.JobPage, filter=filter or None, cursor=cursor, limit=limit)
 
     def stop(self, job: UUID | str) -> rest.Job:

@@ -49,14 +49,14 @@ test("of several readings of a job in one frame the last one stands", () => {
 });
 
 test("a filtered list is read again when a job moves, not with each of its points", () => {
-  list("state=queued", job("1", { state: "queued" }));
+  list("status=queued", job("1", { state: "queued" }));
   receive([{ name: "job", data: job("2") }]);
-  expect(stale("state=queued")).toBe(true);
-  list("state=queued", job("1", { state: "queued" }));
+  expect(stale("status=queued")).toBe(true);
+  list("status=queued", job("1", { state: "queued" }));
   receive([{ name: "job", data: job("2", { attempt: 1 }) }]);
-  expect(stale("state=queued")).toBe(false);
+  expect(stale("status=queued")).toBe(false);
   receive([{ name: "job", data: job("2", { state: "queued" }) }]);
-  expect(stale("state=queued")).toBe(true);
+  expect(stale("status=queued")).toBe(true);
 });
 
 test("budgets change in place, and jobs' own accounts stay out of the list", () => {

@@ -21,7 +21,6 @@ const ATTEMPT_REASONS: Record<string, string> = {
   data: "data error",
   nan: "NaN/Inf",
   capacity: "no capacity",
-  succeeded: "finished",
 };
 
 const TRANSFER_KINDS: Record<string, string> = { usage: "usage charge" };
