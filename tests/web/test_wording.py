@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from shoestring_core import wording
 from shoestring_core.decide.failures import EndJob
-from shoestring_core.states import EndReason
+from shoestring_core.states import EndReason, StopReason
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import JobRow
@@ -32,7 +32,7 @@ def test_lists_badges_and_hints_follow_the_codes(deployment: Deployment, open_pa
     wait_for(deployment, short, waits.BudgetShort("team vision", "0.20", "0.12", 1))
     wait_for(deployment, behind, waits.BehindJobShortOfBudget("team vision"))
     exhausted, _ = deployment.running(name="exhausted")
-    deployment.store.write(lambda db: jobs.stop(db, exhausted, "fleet", "pause", stop_reason="budget"))
+    deployment.store.write(lambda db: jobs.stop(db, exhausted, "fleet", "pause", stop_reason=StopReason.BUDGET))
     fail(deployment, "broken")
 
     page = open_page("/")

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from shoestring_core import wire
 from shoestring_core.decide.failures import (
     MAX_RESTARTS_WITHOUT_CHECKPOINT,
+    USER_ERRORS,
     EndAttempt,
     EndJob,
     GangStatus,
@@ -21,6 +24,7 @@ from shoestring_core.decide.nan_recovery import next_skip
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
 from shoestring_core.wording import attempts
+from shoestring_trainer.training.errors import Kind
 
 NOW = 1_800_000_000 * S
 TIMEOUTS = Timeouts(funding_lease=60 * S)
@@ -102,6 +106,10 @@ def test_each_exit_is_attributed_to_its_cause(name):
 def test_a_user_error_keeps_its_kind_and_message(kind):
     action = decide_attempt(gang(up(0, exits=(end("error", 0, kind),), ago=10), RUNNING), NOW, TIMEOUTS)
     assert action == EndJob(EndReason(kind), attempts.TrainingFailed(0, kind, f"rank 0: error {kind}"))
+
+
+def test_each_kind_of_error_that_a_rank_reports_ends_the_job_unless_the_infrastructure_is_blamed():
+    assert {*USER_ERRORS, EndReason.INFRASTRUCTURE} == set(get_args(Kind))
 
 
 def test_the_reason_of_a_failed_job_is_one_line_without_the_traceback():
