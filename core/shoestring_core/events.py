@@ -16,7 +16,7 @@ from shoestring_core.states import DesiredState, EndReason, GenerationState, Job
 class EventData(BaseModel):
     model_config = ConfigDict(
         frozen=True,
-        extra="forbid",
+        extra="ignore",  # so that an older client can talk to a newer service
         validate_by_name=True,
         serialize_by_alias=True,
         json_schema_serialization_defaults_required=True,
