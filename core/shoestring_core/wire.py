@@ -17,7 +17,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Hashable
+from typing import Annotated, Any, Literal, TypeVar, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -278,12 +279,12 @@ T = TypeVar("T")
 
 def from_stored(kind: type[T], tree: Any) -> T:
     """Parse a message that was stored as a tree, in a row or in a machine's user data: ids are text in it."""
-    message: T = _adapter(kind).validate_python(tree, strict=False)
+    message: T = _adapter(cast("Hashable", kind)).validate_python(tree, strict=False)
     return message
 
 
 @functools.cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

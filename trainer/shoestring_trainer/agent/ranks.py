@@ -230,9 +230,9 @@ def _read_exit(path: Path, rank: int) -> RankExit | None:
             step=file.step,
             at=file.t,
             code=int(file.outcome == "error"),
-            kind=file.error and file.error.kind,
+            kind=file.error.kind if file.error else None,
             message=_message(file.error) if file.error else "",
-            since=file.error and file.error.since,
+            since=file.error.since if file.error else None,
         )
     except (OSError, ValueError):
         return None
