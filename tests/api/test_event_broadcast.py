@@ -26,6 +26,7 @@ def test_messages_that_every_viewer_has_seen_are_dropped_and_read_again_for_one_
         for step in range(1, 21):
             agent.points(range(step, step + 1))
             assert next(live) == step
+        gc.collect()
         cached = [one for one in gc.get_objects() if isinstance(one, event_broadcast.MessageGroup)]
         assert 1 <= len(cached) <= 4, "three, and one that is being sent"
         with deployment.stream(f"job:{job}", cursor) as behind:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shoestring_core.task import RecipeTask
 from shoestring_core.wire import LaunchConfig
 from shoestring_trainer import processes
 from shoestring_trainer.agent.ranks import MACHINE_VARIABLE, Ranks, rank_server_environment, terminate_ranks
@@ -193,9 +194,10 @@ def test_a_server_that_cannot_import_torch_is_each_ranks_end(tmp_path: Path) -> 
     base = base_environment()
     environment = rank_server_environment(MACHINE, base | {"PYTHONPATH": f"{tmp_path}:{base['PYTHONPATH']}"})
     server = RankServerClient(environment, tmp_path / "rank-server.log")
-    launch = LaunchConfig(node_rank=0, nnodes=1, nproc_per_node=1, master_addr="127.0.0.1", master_port=1, task={})
+    task = RecipeTask(format=1, job="job", generation=1, recipe="digits/quickstart")
+    launch = LaunchConfig(node_rank=0, nnodes=1, nproc_per_node=1, master_addr="127.0.0.1", master_port=1, task=task)
     ranks = Ranks(tmp_path / "1", 1, launch)
-    ranks.start({}, environment, server)
+    ranks.start(task, environment, server)
     asyncio.run(asyncio.wait_for(ranks.wait(), 60))
     (end,) = ranks.exits()
     assert (end.outcome, end.kind, end.code) == ("signal", "infrastructure", 1)

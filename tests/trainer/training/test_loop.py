@@ -81,9 +81,7 @@ def test_validation_digits_are_a_fraction_of_each_class(two_ranks: Gang):
 
 
 def test_a_goal_ends_training_early(tmp_path: Path):
-    run = finished(
-        tmp_path, goal={"metric": "val/acc", "reach": 0.3, "then": "stop"}, params=DIGITS | {"eval_every_epochs": 1}
-    )
+    run = finished(tmp_path, goal={"metric": "val/acc", "reach": 0.3}, params=DIGITS | {"eval_every_epochs": 1})
     last = run.events("checkpoint")[-1]
     assert last["final"]
     assert last["result"]["goal_reached"]

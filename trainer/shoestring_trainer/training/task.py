@@ -67,5 +67,9 @@ def read_task(path: Path) -> LocalTask:
     try:
         return LocalTask.model_validate(content | {"folder": path.resolve().parent})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        problems = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+            + ("" if one["type"] == "missing" else f" (got {one['input']!r})")
+            for one in error.errors()
+        ]
         raise UserError(f"{path} has a missing, unknown or malformed field: {'; '.join(problems)}") from error
