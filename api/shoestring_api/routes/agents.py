@@ -227,7 +227,7 @@ def _build_reply(state: AppState, machine_id: UUID) -> wire.Reply:
         order=order,
         acked_seq=machine.acked_seq,
         lease_s=_seconds_left(machine.alive_until, now),
-        funding_lease_s=_seconds_left(machine.funded_until, now),
+        funding_lease_s=min(_seconds_left(machine.funded_until, now), state.timeouts.funding_lease / S),
         report_interval_s=interval,
         upload_urls=_sign_upload(state, next_upload, expires_at),
     )

@@ -9,6 +9,9 @@ from shoestring_core import money
 from shoestring_core.wording import Reason
 from shoestring_core.wording.budget import Usage
 
+CLOCK_STEP = 1_000_000
+"""µs: a computer's clock that differs from its machine's by less was not set, but corrected as all clocks are."""
+
 
 @dataclass(frozen=True)
 class BillingRules:
@@ -21,8 +24,9 @@ class BillingRules:
 class Evidence:
     """What the provider reports about a machine: µs UTC by its clock, dollars per hour as a decimal.
 
-    ended_at    None while it runs
-    end_cause   requested | preempted | exited | crashed
+    ended_at     None while it runs
+    end_cause    requested | preempted | exited | crashed
+    clock_shift  how far our clock was set forward since the launch (negative: back), which the provider's wasn't (µs)
     """
 
     provider: str
@@ -32,6 +36,7 @@ class Evidence:
     launched_at: int | None
     ended_at: int | None
     end_cause: str | None = None
+    clock_shift: int = 0
     rules: BillingRules = field(default_factory=BillingRules)
 
 
@@ -49,7 +54,8 @@ def bill(evidence: Evidence, now: int) -> list[Line]:
     used = used_us(evidence, now)
     if used == 0:
         return []
-    usage = Usage(used, evidence.type, evidence.market, evidence.price)
+    shift = evidence.clock_shift if abs(evidence.clock_shift) >= CLOCK_STEP else 0
+    usage = Usage(used, evidence.type, evidence.market, evidence.price, clock_shift_us=shift)
     return [Line("machine", money.cost(evidence.price, used), usage)]
 
 
@@ -57,5 +63,5 @@ def used_us(evidence: Evidence, now: int) -> int:
     """Microseconds that are billed."""
     if evidence.launched_at is None:
         return 0
-    end = now if evidence.ended_at is None else evidence.ended_at
+    end = now - evidence.clock_shift if evidence.ended_at is None else evidence.ended_at
     return max(end - evidence.launched_at, evidence.rules.minimum)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core import money
+from shoestring_core.decide.billing import CLOCK_STEP
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import DesiredState, EndReason, StopReason
 
@@ -43,8 +44,11 @@ def initial_hold(rate_cap: str, timeouts: Timeouts, billed_at_least: int = 0) ->
 
 
 def due_extension(funding: MachineFunding, now: int, timeouts: Timeouts) -> HoldExtension | None:
-    """The extension of a hold, once less than half of the funding lease is left; None before that."""
-    if funding.funded_until - now >= timeouts.funding_lease // 2:
+    """The extension of a hold, once less than half of the funding lease is left; None before that.
+
+    A lease that ends later than a new one would was given before the clock was set back: it is given anew.
+    """
+    if timeouts.funding_lease // 2 <= funding.funded_until - now <= timeouts.funding_lease + CLOCK_STEP:
         return None
     until = now + timeouts.funding_lease
     need = money.cost_ceiling(funding.rate_cap, until + timeouts.drain - now)

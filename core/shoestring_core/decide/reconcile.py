@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
+from shoestring_core.decide.billing import CLOCK_STEP
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.wording import Reason, machines
@@ -29,7 +30,11 @@ class MachineRef:
 
 @dataclass(frozen=True)
 class ProviderMachine:
-    """A machine as its provider describes it. Times are µs UTC by the provider's clock; `token` is our machine id."""
+    """A machine as its provider describes it. Times are µs UTC by the provider's clock; `token` is our machine id.
+
+    clock_shift  how far the computer's clock was set forward since the launch (negative: back), in µs; 0 unless the
+                 provider's clock is tied to it
+    """
 
     provider: str
     region: str
@@ -40,6 +45,7 @@ class ProviderMachine:
     launched_at: int
     ended_at: int | None = None
     end_cause: str | None = None
+    clock_shift: int = 0
 
     @property
     def ref(self) -> MachineRef:
@@ -51,6 +57,7 @@ class TrackedMachine:
     """A machine as our row has it. `wanted`: its attempt is open and its job runs; else unwanted since then (µs UTC).
 
     refused           the provider refused to launch it, but the outcome of an earlier call is unknown
+    clock_shift       the last that we recorded of ProviderMachine.clock_shift
     not_listed_since  the provider has omitted it since then, though it listed it before (µs UTC)
     """
 
@@ -65,6 +72,7 @@ class TrackedMachine:
     call_deadline: int
     alive_until: int | None
     funded_until: int | None
+    clock_shift: int = 0
     not_listed_since: int | None = None
 
 
@@ -171,6 +179,8 @@ def _has_changed(row: TrackedMachine, machine: ProviderMachine) -> bool:
     if machine.state == "ended" or row.provider_id is None:
         return True
     if row.state in (MachineState.PLANNED, MachineState.LAUNCHING):
+        return True
+    if abs(machine.clock_shift - row.clock_shift) >= CLOCK_STEP:
         return True
     return machine.state == "stopping" and row.state is MachineState.RUNNING
 

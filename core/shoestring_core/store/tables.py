@@ -297,6 +297,8 @@ class MachineRow(Base):
     end_cause: Mapped[str | None]
     end_evidence: Mapped[str | None]
     """provider | inferred"""
+    clock_shift: Mapped[int] = mapped_column(default=0)
+    """decide.billing.Evidence.clock_shift"""
     refusal: Mapped[str | None]
     """decide.refusals.RefusalKind; or 'unknown': a launch call ended without an answer."""
     refusal_text: Mapped[str | None]

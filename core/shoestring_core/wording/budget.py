@@ -132,16 +132,24 @@ class BillWithoutHold(Reason):
 
 @dataclass(frozen=True)
 class Usage(Reason):
-    """A line of a bill. `price` in dollars per hour."""
+    """A line of a bill. `price` in dollars per hour. `clock_shift_us`: how far the clock was set meanwhile."""
 
     code = "usage"
     used_us: int
     type: str
     market: str
     price: str
+    clock_shift_us: int = 0
 
     def text(self) -> str:
-        return f"{self.used_us / 1e6:.6f} s of {self.type} ({self.market}) at ${self.price} per hour"
+        used = f"{self.used_us / 1e6:.6f} s of {self.type} ({self.market}) at ${self.price} per hour"
+        if not self.clock_shift_us:
+            return used
+        direction = "back" if self.clock_shift_us < 0 else "forward"
+        return (
+            f"{used}; the computer's clock was set {direction} by {abs(self.clock_shift_us) / 1e6:.0f} s meanwhile, "
+            "which is not billed"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money
-from shoestring_core.decide.billing import BillingRules, Evidence, bill
+from shoestring_core.decide.billing import CLOCK_STEP, BillingRules, Evidence, bill
 from shoestring_core.decide.funding import (
     HoldExtension,
     MachineFunding,
@@ -141,6 +141,26 @@ def test_a_provider_may_bill_a_least_time_which_the_hold_covers():
     assert initial_hold("3.60", brief, rules.minimum) == money.cost_ceiling("3.60", 60 * S)
 
 
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_clock_that_is_set_changes_no_bill_and_is_said_on_it(hours):
+    set_by = hours * 3600 * S
+    running = Evidence("local", "t", "spot", "0.158", NOW, None, clock_shift=set_by)
+    ended = replace(running, ended_at=NOW + 60 * S, end_cause="requested")
+    for evidence, now in ((running, NOW + 60 * S + set_by), (ended, NOW + 99 * S + set_by)):
+        (line,) = bill(evidence, now)
+        assert line.amount == money.cost("0.158", 60 * S)
+        assert f"set {'back' if hours < 0 else 'forward'} by 7200 s" in line.reason.text()
+    assert "clock" not in bill(replace(ended, clock_shift=CLOCK_STEP - 1), NOW)[0].reason.text()
+
+
+def test_a_lease_from_before_the_clock_was_set_back_is_given_anew():
+    hold = MachineFunding("0.526", remaining=money.cost_ceiling("0.526", 60 * S), funded_until=NOW + 7200 * S)
+    extension = due_extension(hold, NOW, TIMEOUTS)
+    assert extension is not None
+    assert extension.funded_until == NOW + TIMEOUTS.funding_lease
+    assert extension.amount == money.cost_ceiling("0.526", TIMEOUTS.funding_lease + TIMEOUTS.drain) - hold.remaining
+
+
 def test_a_machine_that_never_launched_costs_nothing():
     assert bill(Evidence("local", "t", "spot", "0.158", None, None), NOW) == []
 
@@ -185,6 +205,8 @@ def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
         (replace(UP, state=MachineState.TERMINATING), SEEN, NOW, [Terminate]),
         (UP, SEEN, NOW + 31 * S, [Terminate]),
         (replace(UP, alive_until=NOW + 99 * S), SEEN, NOW + 60 * S, [Terminate]),
+        (UP, replace(SEEN, clock_shift=-7200 * S), NOW, [RecordObservation]),
+        (replace(UP, clock_shift=-7200 * S), replace(SEEN, clock_shift=-7200 * S + 1), NOW, []),
         (UP, None, NOW, [NotListed]),
         (replace(UP, not_listed_since=NOW), None, NOW + 299 * S, []),
         (replace(UP, not_listed_since=NOW), None, NOW + 300 * S, [PresumeTerminated]),

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,6 +108,36 @@ def test_slots_limit_the_running_machines_and_an_end_frees_one(tmp_path):
         cloud.clean_up()
 
 
+SETTABLE_CLOCK = """
+import os, time
+real, real_ns = time.time, time.time_ns
+def shift():
+    with open(os.environ["SHOESTRING_AGENT_CLOCK"]) as file:
+        return int(file.read() or 0)
+time.time, time.time_ns = lambda: real() + shift(), lambda: real_ns() + shift() * 10**9
+"""
+
+
+def test_a_machine_is_billed_for_the_time_that_passed_though_the_clock_was_set_back_two_hours(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SETTABLE_CLOCK)
+    (clock := tmp_path / "clock").write_text("0")
+    cloud = LocalCloud(tmp_path / "cloud")
+    began = time.monotonic()
+    cloud.start(env={"SHOESTRING_AGENT_CLOCK": str(clock), "PYTHONPATH": f"core:trainer:{tmp_path}"})
+    try:
+        machine = cloud.launch_running(user_data={"ignore_term": True})
+        clock.write_text("-7200")
+        assert cloud.show(machine)["clock_shift"] == pytest.approx(-7200e6, abs=1e6)
+        assert cloud.client.delete(f"/machines/{machine['id']}?grace_s=0").status_code == 202
+        ended = cloud.wait_until_ended(machine)
+    finally:
+        cloud.clean_up()
+    used_s = (ended["ended_at"] - ended["launched_at"]) / 1e6
+    assert 0 < used_s < time.monotonic() - began
+    assert [line["at"] for line in journal(ended)] == sorted(line["at"] for line in journal(ended))
+    assert ended["clock_shift"] == pytest.approx(-7200e6, abs=1e6)
+
+
 def test_a_machine_does_not_inherit_the_servers_environment(tmp_path):
     cloud = LocalCloud(tmp_path)
     cloud.start(env={"SHOESTRING_DATABASE_URL": "postgresql://secret", "SHOESTRING_AGENT_NOTE": "passed on"})
@@ -185,7 +216,8 @@ def test_a_repeated_stop_can_shorten_the_grace_period_but_not_extend_it(cloud):
     path = f"/machines/{machine['id']}"
     assert cloud.client.delete(path, params={"grace_s": 60}).json()["state"] == "stopping"
     assert cloud.client.delete(path, params={"grace_s": 600}).status_code == 202
-    assert json.loads((Path(machine["dir"]) / "stop.json").read_text())["kill_at"] < machine["launched_at"] + 90e6
+    kill_at = json.loads((Path(machine["dir"]) / "stop.json").read_text())["kill_at"]
+    assert kill_at < time.clock_gettime(time.CLOCK_BOOTTIME) + 90
     assert cloud.client.delete(path, params={"grace_s": 0}).status_code == 202
     ended = cloud.wait_until_ended(machine, within_s=3)
     assert (ended["end_cause"], ended["exit_code"]) == ("requested", -signal.SIGKILL)

@@ -203,12 +203,11 @@ class Agent:
 
     async def sample_telemetry(self) -> None:
         """Measure the machine from its first generation on: the service stores points of generations only."""
-        booted_at = (self.folder / "session").stat().st_mtime
+        booted_at = boottime() - max(0.0, time.time() - (self.folder / "session").stat().st_mtime)
         while not self.spool.generation:
             await asyncio.sleep(POLL_S)
         while True:
-            now = time.time()
-            self.spool.add_points(max(0, int(now - booted_at)), now, self.machine_monitor.sample())
+            self.spool.add_points(int(boottime() - booted_at), time.time(), self.machine_monitor.sample())
             await asyncio.sleep(TELEMETRY_S)
 
     # --- reasons to shut down
@@ -217,8 +216,8 @@ class Agent:
         """The machine host writes to a file when it will send SIGKILL; other senders are assumed to wait 5 seconds."""
         left_s = SIGTERM_GRACE_S
         with suppress(OSError, ValueError, KeyError, TypeError):
-            kill_at = json.loads((self.folder / "stop.json").read_text())["kill_at"] / 1e6
-            left_s = kill_at - time.time() - DEADMAN_RESERVE_S
+            kill_at = json.loads((self.folder / "stop.json").read_text())["kill_at"]
+            left_s = kill_at - boottime() - DEADMAN_RESERVE_S
         self.shutdown.begin("SIGTERM", by=boottime() + left_s)
 
     async def watch_preemption(self) -> None:

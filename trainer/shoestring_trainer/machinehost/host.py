@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shoestring_trainer.machinehost.clock import boottime, wall_us
 from shoestring_trainer.machinehost.errors import RequestRejected, require
 from shoestring_trainer.machinehost.init import GRACE_S
-from shoestring_trainer.machinehost.journal import Journal, MachineRecord, now_us, read_machine
+from shoestring_trainer.machinehost.journal import Journal, MachineRecord, read_machine
 from shoestring_trainer.machinehost.launch_body import LaunchBody
 from shoestring_trainer.machinehost.machine import Machine
 from shoestring_trainer.machinehost.machine_folder import (
@@ -95,7 +96,7 @@ class MachineHost:
             ordered = sorted(
                 self._machines.values(), key=lambda machine: (machine.record.launched_at, machine.record.id)
             )
-            return {"machines": [machine.to_json() for machine in ordered], "now": now_us()}
+            return {"machines": [machine.to_json() for machine in ordered], "now": wall_us()}
 
     def get_machine(self, machine_id: str) -> dict[str, Any]:
         """One machine. Raises RequestRejected (404)."""
@@ -107,7 +108,7 @@ class MachineHost:
     def stop(self, machine_id: str, grace_s: float = GRACE_S) -> dict[str, Any]:
         """SIGTERM now, SIGKILL after `grace_s`. A repeated call may shorten the grace period, never extend it."""
         machine = self._find(machine_id)
-        kill_at = now_us() + round(grace_s * 1e6)
+        kill_at = boottime() + grace_s
         with self._lock:
             earlier = read_request(machine.folder, STOP_FILE)
             if earlier is None or kill_at < earlier["kill_at"]:
@@ -133,7 +134,7 @@ class MachineHost:
             if machine.refresh().ended_at is not None:
                 raise RequestRejected(409, "ended", "the machine has ended", machine=machine.to_json())
             if read_request(machine.folder, PREEMPT_FILE) is None:
-                preempt_at = now_us() + round(notice_s * 1e6)
+                preempt_at = machine.record.clock.now() + round(notice_s * 1e6)
                 self._send_request(machine, PREEMPT_FILE, {"notice_s": notice_s, "preempt_at": preempt_at})
         return self._wait_for_init(machine, lambda record: record.notice_at is not None)
 
@@ -223,7 +224,7 @@ class MachineHost:
             write_json(draft / BOOT_FILE, {"command": self._command})
             write_json(draft / USER_DATA_FILE, request.user_data)
             with Journal.create(draft) as journal:
-                journal.append("launch", {"id": machine_id, "token": token, **request.journal_fields()})
+                journal.append_launch({"id": machine_id, "token": token, **request.journal_fields()})
             fsync_folder(draft)
             draft.rename(folder)
         except OSError:

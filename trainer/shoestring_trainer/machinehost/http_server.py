@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote
 
+from shoestring_trainer.machinehost.clock import wall_us
 from shoestring_trainer.machinehost.errors import RequestRejected, require
 from shoestring_trainer.machinehost.host import MachineHost
 from shoestring_trainer.machinehost.init import GRACE_S
-from shoestring_trainer.machinehost.journal import now_us
 from shoestring_trainer.machinehost.metadata import LoopbackServer
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         match [unquote(part) for part in path.split("/")[1:]]:
             case ["health"] if method == "GET":
-                return 200, {"status": "ok", "slots": host.slots, "now": now_us()}
+                return 200, {"status": "ok", "slots": host.slots, "now": wall_us()}
             case ["machines"] if method == "GET":
                 return 200, host.list_machines()
             case ["machines", token] if method == "PUT":

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shoestring_trainer import processes
-from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, classify_end, now_us, read_machine
+from shoestring_trainer.machinehost.clock import boottime
+from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, classify_end, read_machine
 from shoestring_trainer.machinehost.machine_folder import (
     AGENT_LOG,
     BOOT_FILE,
@@ -70,25 +71,25 @@ def run(folder: Path, journal: Journal) -> None:
 
     noticed = stopped = False
     sigterm_request: dict[str, Any] | None = None
-    kill_at, heartbeat_at = math.inf, time.monotonic() + HEARTBEAT_S
-    while (exit_code := _reap(agent.pid)) is None and time.monotonic() < kill_at:
-        if time.monotonic() >= heartbeat_at:
-            heartbeat_at = time.monotonic() + HEARTBEAT_S
+    kill_at, heartbeat_at = math.inf, boottime() + HEARTBEAT_S
+    while (exit_code := _reap(agent.pid)) is None and boottime() < kill_at:
+        if boottime() >= heartbeat_at:
+            heartbeat_at = boottime() + HEARTBEAT_S
             _try_append(journal, "heartbeat")
         if not noticed and (request := read_request(folder, PREEMPT_FILE)):
             noticed = True
             _try_append(journal, "notice", request)
             if request["notice_s"] > 0:  # else it is preempted without notice
                 metadata.record = replace(record, preempt_at=request["preempt_at"])
-            kill_at = min(kill_at, _monotonic(request["preempt_at"]))
+            kill_at = min(kill_at, record.clock.boottime(request["preempt_at"]))
         if request := read_request(folder, STOP_FILE) or sigterm_request:
-            kill_at = min(kill_at, _monotonic(request["kill_at"]))  # a later request may shorten the grace period
+            kill_at = min(kill_at, request["kill_at"])  # a later request may shorten the grace period
             if not stopped:
                 stopped = True
                 _try_append(journal, "stop")
                 agent.send_signal(signal.SIGTERM)
-        if _wait_for_signal(min(heartbeat_at, kill_at, time.monotonic() + POLL_INTERVAL_S)) == signal.SIGTERM:
-            sigterm_request = {"kill_at": now_us() + round(GRACE_S * 1e6)}
+        if _wait_for_signal(min(heartbeat_at, kill_at, boottime() + POLL_INTERVAL_S)) == signal.SIGTERM:
+            sigterm_request = {"kill_at": boottime() + GRACE_S}
 
     exit_code = _kill_tree(folder, agent.pid, exit_code)
     _write_end(journal, classify_end(noticed=noticed, stopped=stopped, exit_code=exit_code), exit_code)
@@ -141,14 +142,9 @@ def _has_children() -> bool:
     return True
 
 
-def _monotonic(at: int) -> float:
-    """Convert a wall-clock time (µs) to the monotonic clock."""
-    return time.monotonic() + (at - now_us()) / 1e6
-
-
 def _wait_for_signal(until: float) -> int | None:
-    """Sleep until a signal arrives or until this monotonic time; return the signal."""
-    received = signal.sigtimedwait(SIGNALS, max(0.0, until - time.monotonic()))
+    """Sleep until a signal arrives or until this `boottime`; return the signal."""
+    received = signal.sigtimedwait(SIGNALS, max(0.0, until - boottime()))
     return received.si_signo if received else None
 
 
@@ -183,10 +179,10 @@ def _try_append(journal: Journal, event: str, fields: dict[str, Any] | None = No
 
 def _write_end(journal: Journal, cause: str, exit_code: int | None) -> None:
     """Journal the end, retrying until it is on disk, with the time at which it happened."""
-    at = now_us()
+    at = journal.clock.now()
     while True:
         try:
-            journal.append("end", {"cause": cause, "exit_code": exit_code}, at=at)
+            journal.append_end(cause, exit_code, at)
             return
         except OSError as error:
             sys.stderr.write(f"end not journaled, retrying: {error}\n")

@@ -2,14 +2,17 @@
 """A machine's journal: the provider's record of it, one fsynced JSON line per event, and the record they add up to.
 
     launch       id, token, tags, type, market, price, body_sha256  written before any process starts
+                 boot_id, booted_at                                 the machine's clock, see clock.py
     start        pid, start_time, boot_id, metadata_url             the init; no process of the machine ran before
     agent_start  pid, start_time, boot_id
     heartbeat                                                       every HEARTBEAT_S
     notice       notice_s, preempt_at                               the provider ends the machine at `preempt_at`
     stop                                                            its end was requested
     end          cause, exit_code                                   every process of the machine has exited
+                 clock_shift                                        how far the computer's clock was set forward (µs)
 
-Every line has `at`. All times are µs since the epoch, UTC. Lines after the first `end` are ignored.
+Every line has `at`. All times are µs since the epoch, UTC, by the machine's clock, which is never set. Lines after the
+first `end` are ignored.
 Only the holder of the file's lock writes, so at most one init runs a machine, and a free lock means that the init died.
 """
 
@@ -18,12 +21,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from shoestring_trainer.machinehost.clock import Clock
 from shoestring_trainer.processes import Process
 
 JOURNAL_FILE = "journal.jsonl"
@@ -42,6 +45,7 @@ class MachineRecord:
     type: str
     market: str
     price: str
+    clock: Clock
     launched_at: int
     last_event_at: int
     started_at: int | None = None
@@ -54,6 +58,7 @@ class MachineRecord:
     ended_at: int | None = None
     end_cause: str | None = None
     exit_code: int | None = None
+    clock_shift: int = 0
 
     @property
     def state(self) -> State:
@@ -93,7 +98,8 @@ def apply_event(record: MachineRecord | None, line: dict[str, Any]) -> MachineRe
     if record.ended_at is not None:
         return record
     if event == "end":
-        return replace(record, last_event_at=at, ended_at=at, end_cause=line["cause"], exit_code=line["exit_code"])
+        end = {"ended_at": at, "end_cause": line["cause"], "exit_code": line["exit_code"]}
+        return replace(record, last_event_at=at, clock_shift=line["clock_shift"], **end)
     record = replace(record, last_event_at=at)
     if event == "start":
         return replace(record, started_at=at, init=_process(line), metadata_url=line["metadata_url"])
@@ -118,16 +124,11 @@ def classify_end(*, noticed: bool, stopped: bool, exit_code: int | None) -> str:
     return "exited" if exit_code is not None and exit_code >= 0 else "crashed"
 
 
-def now_us() -> int:
-    """Now, µs since the epoch."""
-    return time.time_ns() // 1000
-
-
 class Journal:
     """The right to write a machine's journal: a lock on the file, which the kernel releases when its holder dies."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, clock: Clock) -> None:
+        self._descriptor, self.clock = descriptor, clock
         self._drop_partial_line()
 
     @classmethod
@@ -135,7 +136,7 @@ class Journal:
         """Create and lock a journal. Raises FileExistsError if there is one."""
         descriptor = os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return cls(descriptor)
+        return cls(descriptor, Clock.tied_now())
 
     @classmethod
     def acquire(cls, folder: Path) -> Self | None:
@@ -146,11 +147,18 @@ class Journal:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        return cls(descriptor)
+        return cls(descriptor, read_machine(folder).clock)
+
+    def append_launch(self, fields: Mapping[str, object]) -> None:
+        self.append("launch", {**fields, **asdict(self.clock)})
+
+    def append_end(self, cause: str, exit_code: int | None, at: int, **fields: object) -> None:
+        end = {"cause": cause, "exit_code": exit_code, "clock_shift": self.clock.shift()}
+        self.append("end", {**end, **fields}, at=at)
 
     def append(self, event: str, fields: Mapping[str, object] | None = None, *, at: int | None = None) -> None:
         """Write one line and fsync. Raises OSError, such as for a full disk, and then leaves no partial line."""
-        line = {"at": now_us() if at is None else at, "event": event, **(fields or {})}
+        line = {"at": self.clock.now() if at is None else at, "event": event, **(fields or {})}
         unwritten = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         size = os.fstat(self._descriptor).st_size
         try:
@@ -189,7 +197,10 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 def _launch(line: dict[str, Any]) -> MachineRecord:
     names = ("id", "token", "body_sha256", "tags", "type", "market", "price")
-    return MachineRecord(**{name: line[name] for name in names}, launched_at=line["at"], last_event_at=line["at"])
+    clock = Clock(line["boot_id"], line["booted_at"])
+    return MachineRecord(
+        **{name: line[name] for name in names}, clock=clock, launched_at=line["at"], last_event_at=line["at"]
+    )
 
 
 def _process(line: dict[str, Any]) -> Process:

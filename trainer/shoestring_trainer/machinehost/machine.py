@@ -18,7 +18,6 @@ from shoestring_trainer.machinehost.journal import (
     Journal,
     MachineRecord,
     classify_end,
-    now_us,
     read_new_events,
 )
 from shoestring_trainer.machinehost.machine_folder import PREEMPT_FILE, STOP_FILE, machine_environment, read_request
@@ -69,6 +68,7 @@ class Machine:
             "ended_at": record.ended_at,
             "end_cause": record.end_cause,
             "exit_code": record.exit_code,
+            "clock_shift": record.clock.shift() if record.ended_at is None else record.clock_shift,
             "metadata_url": record.metadata_url,
             "dir": str(self.folder),
             "journal": str(self.folder / JOURNAL_FILE),
@@ -92,12 +92,12 @@ class Machine:
         if not processes.kill_all(self._processes, timeout_s=KILL_TIMEOUT_S):
             log.warning("%s: some processes can't be killed; retrying", self.record.id)
             return
-        now = now_us()
-        at = now if was_alive else min(now, self.record.last_event_at + round(HEARTBEAT_S * 1e6))
+        now, last = self.record.clock.now(), self.record.last_event_at
+        at = now if was_alive else max(last, min(now, last + round(HEARTBEAT_S * 1e6)))
         noticed = self.record.notice_at is not None or read_request(self.folder, PREEMPT_FILE) is not None
         stopped = self.record.stop_requested_at is not None or read_request(self.folder, STOP_FILE) is not None
         cause = classify_end(noticed=noticed, stopped=stopped, exit_code=None)
-        journal.append("end", {"cause": cause, "exit_code": None, "by": "machinehost"}, at=at)
+        journal.append_end(cause, None, at, by="machinehost")
 
     def _processes(self) -> set[processes.Process]:
         return processes.find_by_environment(machine_environment(self.folder))

@@ -31,7 +31,8 @@ def find_document(record: MachineRecord, user_data: str, path: str) -> str | Non
         "placement/availability-zone": "local",
     }
     if record.preempt_at is not None:
-        preempt_time = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.preempt_at / 1e6))
+        by_its_wall_clock = (record.preempt_at + record.clock.shift()) / 1e6
+        preempt_time = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(by_its_wall_clock))
         documents["spot/instance-action"] = f'{{"action":"terminate","time":"{preempt_time}"}}'
         documents["spot/termination-time"] = preempt_time
     return documents.get(path.removeprefix("/latest/meta-data/"))

@@ -127,6 +127,7 @@ class LocalProvider:
             launched_at=machine["launched_at"],
             ended_at=machine["ended_at"],
             end_cause=machine["end_cause"],
+            clock_shift=machine["clock_shift"],
         )
 
     def _connect(self) -> httpx.Client:

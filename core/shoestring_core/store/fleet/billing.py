@@ -125,5 +125,6 @@ def evidence(machine: MachineRow) -> billing.Evidence:
         launched_at=machine.launched_at,
         ended_at=machine.ended_at,
         end_cause=machine.end_cause,
+        clock_shift=machine.clock_shift,
         rules=billing.BillingRules(**machine.billing),
     )

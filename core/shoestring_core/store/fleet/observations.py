@@ -26,7 +26,9 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     row = db.sql.get(MachineRow, machine)
     if row is None or row.state not in rows.ALIVE:
         return
-    facts: dict[str, Any] = {"provider_id": observed.id, "launched_at": observed.launched_at}
+    facts: dict[str, Any] = {
+        "provider_id": observed.id, "launched_at": observed.launched_at, "clock_shift": observed.clock_shift
+    }  # fmt: skip
     if row.alive_until is None:
         facts["alive_until"] = db.now + timeouts.boot
     state = _observed_state(MachineState(row.state), observed)
@@ -99,6 +101,7 @@ def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> r
         call_deadline=machine.call_deadline or 0,
         alive_until=machine.alive_until,
         funded_until=machine.funded_until,
+        clock_shift=machine.clock_shift,
     )
 
 

@@ -60,19 +60,18 @@ def place_holds(db: Write, requests: Sequence[HoldRequest]) -> list[HoldRow]:
 def extend_hold(
     db: Write, machine: UUID, amount_more: int, funded_until: int, *, if_funded_until: int | None = None
 ) -> HoldRow:
-    """Add to a machine's open hold. `if_funded_until`: the end that the decision was made on.
+    """Add to a machine's open hold. `if_funded_until`: the end that the decision was made on; else it only moves later.
 
     Raises BudgetExceeded, naming the account that is short, and leaves the transaction as it was; StaleTransition if
     the hold was closed or another transaction extended it.
     """
-    guard = [
-        HoldRow.machine == machine,
-        HoldRow.state == "open",
-        func.coalesce(HoldRow.funded_until, 0) < funded_until,
-    ]
-    if if_funded_until is not None:
-        guard.append(HoldRow.funded_until == if_funded_until)
-    extended = update(HoldRow).where(*guard).values(amount=HoldRow.amount + amount_more, funded_until=funded_until)
+    as_decided = HoldRow.funded_until == if_funded_until
+    later = func.coalesce(HoldRow.funded_until, 0) < funded_until
+    extended = (
+        update(HoldRow)
+        .where(HoldRow.machine == machine, HoldRow.state == "open", later if if_funded_until is None else as_decided)
+        .values(amount=HoldRow.amount + amount_more, funded_until=funded_until)
+    )
     with db.savepoint():
         if not db.execute(extended):
             raise StaleTransition(budget.HoldConflict(str(machine)))

@@ -359,6 +359,7 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.Column("end_cause", sa.Text(), nullable=True),
         sa.Column("end_evidence", sa.Text(), nullable=True),
+        sa.Column("clock_shift", sa.BigInteger(), nullable=False),
         sa.Column("refusal", sa.Text(), nullable=True),
         sa.Column("refusal_text", sa.Text(), nullable=True),
         sa.Column("refused_at", sa.BigInteger(), nullable=True),
