@@ -127,7 +127,7 @@ class StreamReader:
         self.position = position
 
     async def groups(self) -> AsyncIterator[MessageGroup | None]:
-        """Yield the next groups until the process shuts down.
+        """Yield the next groups until the process shuts down; an empty one when there was none for POLL_S.
 
         None means that the position is too old, or past the head of the feed (after a database was restored): the
         client must read everything again.
@@ -136,7 +136,8 @@ class StreamReader:
         while not broadcast.notifier.closing:
             changed = broadcast.changed
             if broadcast.floor <= self.position.read_after <= broadcast.through:
-                for group in broadcast.cached_groups(self.position):
+                nothing_new = MessageGroup(broadcast.through, broadcast.through, ())
+                for group in broadcast.cached_groups(self.position) or [nothing_new]:
                     yield group
                     self.position = StreamPosition(group.through)
             elif old := await asyncio.to_thread(broadcast.load_old, self.position):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -12,9 +13,10 @@ import httpx
 import pytest
 from shoestring_core import wire
 from shoestring_core.store.tables import MachineRow
+from sqlalchemy import update
 
 from tests.api.deployment import Agent, Deployment
-from tests.servers import PATIENCE_S
+from tests.servers import PATIENCE_S, until
 
 
 def test_a_gang_forms_and_trains_and_the_job_follows(deployment: Deployment) -> None:
@@ -186,6 +188,16 @@ def test_a_held_order_arrives_when_it_changes(deployment: Deployment) -> None:
     waiter.join(timeout=PATIENCE_S)
     assert heard[0][1].order.kind == "drain"
     assert time.monotonic() - stopped_at < 10, "long before the hold ends"
+
+
+def test_a_held_order_is_refused_once_the_machine_has_another_session(deployment: Deployment) -> None:
+    _, (agent,) = deployment.running()
+    etag = agent.report().etag
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(deployment.nobody.get, "/agent/v1/orders", params={"after": etag}, headers=agent.headers)
+        until(lambda: deployment.state.notifier._signals[agent.job])
+        deployment.store.write(lambda db: db.execute(update(MachineRow).values(session_hash="another")))
+        assert held.result(timeout=PATIENCE_S).status_code == 403
 
 
 def test_machines_report_often_while_somebody_watches(deployment: Deployment) -> None:

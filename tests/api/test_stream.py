@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from shoestring_api.routes import stream
 from shoestring_core.store import events as feed
-from shoestring_core.store.tables import EventRow, JobRow
-from sqlalchemy import delete
+from shoestring_core.store.tables import EventRow, JobRow, KeyRow, MembershipRow
+from sqlalchemy import Delete, Update, delete, update
 
 from tests.api.deployment import Agent, Deployment, ServerSentEvent, events
 from tests.servers import Valkey, until
@@ -130,6 +130,38 @@ def test_only_the_own_team_is_heard(deployment: Deployment) -> None:
         deployment.submit()
         own = deployment.stranger.post("/v1/jobs", json={"spec": {"recipe": "digits/quickstart"}}).json()["id"]
         assert next(one for one in theirs if one.name == "job").data["id"] == own
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        update(KeyRow).values(revoked_at=1),
+        update(KeyRow).values(expires_at=1),
+        delete(MembershipRow),
+        update(MembershipRow).values(role="member"),
+    ],
+    ids=["revoked", "expired", "removed from the team", "demoted"],
+)
+def test_an_open_stream_ends_with_the_rights_of_who_opened_it(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, change: Update | Delete
+) -> None:
+    monkeypatch.setattr(stream, "AUTHENTICATION_INTERVAL_S", 0.0)
+    with deployment.admin.stream("GET", "/v1/stream") as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == ": connected"
+        deployment.store.write(lambda db: db.execute(change))
+        assert not [line for line in lines if line.startswith("data:")], "it ends, and nothing more is told"
+
+
+def test_the_stream_of_a_browser_ends_when_that_is_signed_out(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "AUTHENTICATION_INTERVAL_S", 0.0)
+    with deployment.client() as browser:
+        csrf = browser.post("/v1/session", json={"key": deployment.keys[1]}).json()["csrf"]
+        with browser.stream("GET", "/v1/stream") as answer:
+            assert browser.delete("/v1/session", headers={"X-CSRF-Token": csrf}).status_code == 204
+            assert ": connected" in list(answer.iter_lines()), "all of them: it ends"
 
 
 def test_a_person_has_at_most_so_many_streams(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ async def get_orders(
     with state.notifier.subscribe(machine.job) as signal:
         while True:
             signal.clear()
-            reply = await run_in_threadpool(_build_reply, state, machine.id)
+            reply = await run_in_threadpool(_build_reply, state, machine.id, machine.session_hash)
             if reply.etag != after or time.monotonic() > deadline or state.notifier.closing:
                 return reply
             await signal.wait()
@@ -211,10 +211,15 @@ def _accept_batch(state: AppState, machine: MachineRow, batch: wire.ReportBatch)
     BATCHES.labels("accepted" if acked == batch.seq else "replayed").inc()
 
 
-def _build_reply(state: AppState, machine_id: UUID) -> wire.Reply:
-    """Return the committed state: order, leases, upload URLs of the next checkpoint, report interval."""
+def _build_reply(state: AppState, machine_id: UUID, session_hash: str | None = None) -> wire.Reply:
+    """Return the committed state: order, leases, upload URLs of the next checkpoint, report interval.
+
+    Raises AgentRefused if the machine's session is another than that of `session_hash`, which a request was held for.
+    """
     with state.store.read() as db:
         machine = db.sql.get_one(MachineRow, machine_id)
+        if session_hash is not None and machine.session_hash != session_hash:
+            raise AgentRefused("This is no longer the session of that machine.")
         expires_at = _urls_expire_at(state, machine, db.now)
         order, etag = agents.current_order(
             db, machine_id, lambda key: state.objects.get_url(key, expires_at), state.timeouts

@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import Gauge
-from shoestring_core.errors import InvalidRequest, TooMany
+from shoestring_core.errors import InvalidRequest, TooMany, Unauthenticated
 from shoestring_core.store import jobs
 
 from shoestring_api.app_state import AppState
-from shoestring_api.dependencies import Caller, StateDep
+from shoestring_api.dependencies import Caller, StateDep, authenticate
 from shoestring_api.event_broadcast import StreamPosition
 
 router = APIRouter(prefix="/v1", tags=["stream"])
 
 MAX_DURATION_S = 1800.0
-"""Then the client must reconnect, which authenticates it again."""
+"""Then the client must reconnect, perhaps to another process."""
+AUTHENTICATION_INTERVAL_S = 5.0
+"""A stream is authenticated again this often: it ends with the key or session that it was opened with."""
 MAX_STREAMS = 50
 """Streams of one person that a process serves at a time."""
 CURSOR_INTERVAL_S = 10.0
@@ -37,12 +40,14 @@ class Subscription:
     state: AppState
     team: UUID
     user: UUID
+    is_authenticated: Callable[[], bool]
     topics: frozenset[str]
     jobs: tuple[UUID, ...]
     position: StreamPosition | None
 
 
 def parse_subscription(
+    request: Request,
     state: StateDep,
     caller: Caller,
     topics: Annotated[str, Query(max_length=4000, description="Comma-separated: jobs, job:ID, budget")] = "jobs",
@@ -64,7 +69,14 @@ def parse_subscription(
         raise InvalidRequest("No topic was given.", hint="Topics: jobs, job:ID, budget.")
     text = last_event_id or cursor
     position = StreamPosition.parse(caller.team, text) if text else None
-    return Subscription(state, caller.team, caller.user, frozenset(names), tuple(watched), position)
+
+    def is_authenticated() -> bool:
+        try:
+            return authenticate(request, state) == caller
+        except Unauthenticated:
+            return False
+
+    return Subscription(state, caller.team, caller.user, is_authenticated, frozenset(names), tuple(watched), position)
 
 
 def _parse_job_topic(topic: str) -> UUID:
@@ -94,7 +106,7 @@ async def stream_events(
     """Stream what happens after the cursor, or from now on without one."""
     state, team = subscription.state, subscription.team
     ends_at = time.monotonic() + MAX_DURATION_S
-    cursor_sent_at = 0.0
+    authenticate_at, cursor_sent_at = time.monotonic() + AUTHENTICATION_INTERVAL_S, 0.0
     with OPEN_STREAMS.track_inprogress(), _counted(state, subscription.user):
         async with (
             state.notifier.watch(subscription.jobs),
@@ -102,6 +114,10 @@ async def stream_events(
         ):
             yield ServerSentEvent(comment="connected", id=reader.position.text(team), retry=1000)
             async for group in reader.groups():
+                if time.monotonic() > authenticate_at:
+                    if not await run_in_threadpool(subscription.is_authenticated):
+                        return
+                    authenticate_at = time.monotonic() + AUTHENTICATION_INTERVAL_S
                 if group is None:
                     yield ServerSentEvent(raw_data="{}", event="resync", id=reader.position.text(team))
                     continue
