@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
+from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.confined_files import (
     HOOKS_ROOTS_VARIABLE,
     ROOTS_VARIABLE,
     open_confined,
     read_hooks,
 )
+from shoestring_trainer.training.data.torchvision_datasets import index_torchvision_dataset
 from shoestring_trainer.training.errors import DataError, UserError
+from shoestring_trainer.training.settings import Settings
 from torch import nn
 
 from tests.trainer.training.data.sample_images import COLOURS, load, save_image
+from tests.trainer.training.data.test_cifar10 import write_binary
+from tests.trainer.training.data.test_torchvision_datasets import write_mnist
 
 
 @pytest.fixture
@@ -69,6 +75,36 @@ def test_weights_do_not_lead_out_of_the_roots(root: Path, link: str):
     (root / link).symlink_to(root.parent / "outside" / ("" if link == "init" else "secret"))
     with pytest.raises(DataError, match="leads out of the folders that jobs may read"):
         warm_start(nn.Linear(1, 1), root / "init")
+
+
+@pytest.mark.parametrize("link", ["cifar-10-batches-bin", "cifar-10-batches-bin/data_batch_3.bin"])
+def test_the_files_of_cifar10_do_not_lead_out_of_the_roots(root: Path, link: str):
+    write_binary(root.parent / "elsewhere")
+    write_binary(root / "cifar")
+    _replace_by_link(root / "cifar" / link, root.parent / "elsewhere" / link)
+    with pytest.raises(DataError, match=f"{root / 'cifar' / link} leads out of the folders that jobs may read"):
+        load_cifar10(root / "cifar", Settings(verify_checksums=False))
+
+
+@pytest.mark.parametrize("link", ["MNIST/raw", "MNIST/raw/t10k-labels-idx1-ubyte"])
+def test_what_torchvision_opens_does_not_lead_out_of_the_roots(root: Path, link: str):
+    write_mnist(root.parent / "elsewhere")
+    write_mnist(root / "set")
+    _replace_by_link(root / "set" / link, root.parent / "elsewhere" / link)
+    with pytest.raises(DataError, match=f"{root / 'set' / link}.* leads out of the folders that jobs may read"):
+        index_torchvision_dataset("MNIST", root / "set", 0, 0.1)
+
+
+def test_torchvision_follows_links_below_the_roots(root: Path):
+    write_mnist(root / "all")
+    (root / "some").mkdir()
+    (root / "some" / "MNIST").symlink_to(root / "all" / "MNIST")
+    assert len(index_torchvision_dataset("MNIST", root / "some", 0, 0.1)) == 2
+
+
+def _replace_by_link(path: Path, target: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(target)
 
 
 def test_what_was_opened_counts_if_a_link_is_changed_in_between(root: Path, monkeypatch: pytest.MonkeyPatch):

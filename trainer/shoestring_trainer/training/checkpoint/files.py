@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,11 @@ def list_checkpoint_files(folder: Path) -> list[str]:
     return [f"ckpt/{path.with_suffix(suffix).name}" for path in manifests for suffix in (".json", ".data")]
 
 
-def read_checkpoint(data: Path, manifest: Path) -> dict[str, bytes]:
+def read_checkpoint(data: Path, manifest: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, bytes]:
     """Return the parts of a checkpoint, with verified hashes. Raises DataError that names the file and the remedy."""
-    entries = _read_manifest(manifest)
+    entries = _read_manifest(manifest, read)
     try:
-        content = data.read_bytes()
+        content = read(data)
     except OSError as error:
         raise DataError(
             f"cannot read the checkpoint {data}: {error.strerror}; start from another checkpoint"
@@ -108,9 +108,9 @@ def _part(parts: Mapping[str, bytes], name: str, source: Path) -> bytes:
     return parts[name]
 
 
-def _read_manifest(path: Path) -> list[dict[str, Any]]:
+def _read_manifest(path: Path, read: Callable[[Path], bytes]) -> list[dict[str, Any]]:
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read(path))
         if manifest["format"] != FORMAT:
             raise DataError(f"{path} has format {manifest['format']}, this trainer reads {FORMAT}; update the trainer")
         parts = [{key: part[key] for key in ("name", "offset", "bytes", "sha256")} for part in manifest["parts"]]

@@ -13,7 +13,7 @@ from shoestring_core.task import CheckpointFiles
 from torch import Tensor, nn
 
 from shoestring_trainer.training.checkpoint.files import read_checkpoint, unpack_tensors
-from shoestring_trainer.training.data.confined_files import open_confined, require_confined
+from shoestring_trainer.training.data.confined_files import read_confined, require_confined
 from shoestring_trainer.training.errors import DataError
 
 WEIGHT_FILES = ("model.safetensors", "network.safetensors", "model/network.safetensors")
@@ -54,14 +54,11 @@ def _read(source: CheckpointFiles | Path) -> dict[str, Tensor]:
         return unpack_tensors(read_checkpoint(source.data, source.manifest), "model.safetensors", source.data)
     require_confined(source)
     if manifests := sorted(source.glob("ckpt/step-*.json")):
-        files = CheckpointFiles(manifests[-1].with_suffix(".data"), manifests[-1])
-        require_confined(files.data)
-        require_confined(files.manifest)
-        return _read(files)
+        data, manifest = manifests[-1].with_suffix(".data"), manifests[-1]
+        return unpack_tensors(read_checkpoint(data, manifest, read_confined), "model.safetensors", data)
     file = next((file for name in WEIGHT_FILES if (file := source / name).is_file()), source)
     try:
-        with open_confined(file) as opened:
-            tensors: dict[str, Tensor] = load(opened.read())
+        tensors: dict[str, Tensor] = load(read_confined(file))
     except DataError:
         raise
     except Exception as error:  # a damaged file can raise anything

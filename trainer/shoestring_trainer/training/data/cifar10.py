@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shoestring_trainer.training.data.confined_files import read_confined, require_confined
 from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages, build_dataset
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.settings import Settings
@@ -66,6 +67,7 @@ def load_cifar10(folder: Path, settings: Settings) -> ImageDataset:
 def _find_files(folder: Path) -> tuple[Path, str]:
     """Return the folder that holds the files, and the suffix of their names."""
     for candidate in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
+        require_confined(candidate)
         for suffix in (".bin", ""):
             if any((candidate / f"{name}{suffix}").exists() for name in (*TRAIN, TEST)):
                 return candidate, suffix
@@ -78,7 +80,7 @@ def _find_files(folder: Path) -> tuple[Path, str]:
 def _read_records(path: Path) -> np.ndarray[Any, Any]:
     """Return a file's records, uint8 N x 3,073: the label, then the red, green and blue planes, row by row."""
     try:
-        content = path.read_bytes()
+        content = read_confined(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; fetch CIFAR-10 again") from error
     records = _parse_binary(content, path) if path.suffix == ".bin" else _parse_pickle(content, path)

@@ -8,6 +8,9 @@ variables, as in a run by hand, paths and links lead anywhere. Hooks are never r
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,9 +31,41 @@ def open_confined(path: Path) -> BinaryIO:
     return file
 
 
+def read_confined(path: Path) -> bytes:
+    """Read a file, as `open_confined` opens it."""
+    with open_confined(path) as file:
+        return file.read()
+
+
 def require_confined(path: Path) -> None:
     """Raise DataError if links lead out of the roots, whether something is there or not."""
     _require_below_roots(path, os.path.realpath(path))
+
+
+@contextmanager
+def confine_opens(folder: Path) -> Iterator[None]:
+    """Confine what other libraries open below a folder meanwhile: their `open` raises DataError, just before it opens.
+
+    To be used once or twice in a process: Python has no way to remove the check, which does nothing afterwards.
+    """
+    active = bool(os.environ.get(ROOTS_VARIABLE))
+
+    def check(event: str, arguments: tuple[object, ...]) -> None:
+        if active and event in _OPENING and isinstance(arguments[0], str | os.PathLike):
+            path = Path(arguments[0])
+            if path.is_relative_to(folder):
+                require_confined(path)
+
+    if active:
+        sys.addaudithook(check)
+    try:
+        yield
+    finally:
+        active = False
+
+
+_OPENING = frozenset({"open", "os.listdir", "os.scandir"})
+"""Python's audit events of whatever opens a file or a folder."""
 
 
 def read_hooks(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoestring_trainer.training.data.confined_files import confine_opens
 from shoestring_trainer.training.data.decoding import open_image_file
 from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val, validate_utf8
 from shoestring_trainer.training.errors import DataError
@@ -81,15 +82,18 @@ def _index_split(name: str, root: Path, split: str, arguments: Mapping[str, Any]
     dataset_class = getattr(datasets, name)
     has_files = "loader" in inspect.signature(dataset_class).parameters
     try:
-        dataset = dataset_class(str(root), **arguments, **({"loader": Path} if has_files else {}))
-        labels, paths = [], []
-        for index in range(len(dataset)):
-            image, label = dataset[index]
-            labels.append(int(label))
-            if has_files:
-                paths.append(image)
+        with confine_opens(root):
+            dataset = dataset_class(str(root), **arguments, **({"loader": Path} if has_files else {}))
+            labels, paths = [], []
+            for index in range(len(dataset)):
+                image, label = dataset[index]
+                labels.append(int(label))
+                if has_files:
+                    paths.append(image)
         if len(getattr(dataset, "targets", labels)) != len(labels):
             raise ValueError(f"{len(labels)} images and {len(dataset.targets)} labels")
+    except DataError:
+        raise
     except ImportError as error:
         raise DataError(f"torchvision's {name} needs another package: {error}") from error
     except Exception as error:  # a damaged dataset can raise anything
