@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shoestring_core import wording
 from shoestring_core.errors import BudgetExceeded, InvalidState
 from shoestring_core.states import EndReason, StopReason, WaitReason
-from shoestring_core.wording import Reason, agents, attempts, budget, jobs, machines, sizing, waits
+from shoestring_core.wording import Reason, agents, attempts, budget, jobs, machines, offers, sizing, waits
 from shoestring_core.wording.reason import UnknownReason
 from shoestring_core.wording.units import batches_of_steps
 
@@ -118,6 +118,12 @@ EXAMPLES: list[Reason] = [
     machines.MachineNotRunning("terminating"),
     machines.MachineHostRefused("too late"),
     machines.SecretRefused("boot_token"),
+    # offers
+    offers.OtherArchitecture("arm64"),
+    offers.OtherGpuMaker("AMD"),
+    offers.GpuTooOld("7.0"),
+    offers.SizeUnknown(),
+    offers.PricesUnknown("us-east-1"),
     # sizing
     sizing.Sized(sizing.MachinesChosen(ONE, None, None), sizing.WillBeMeasured()),
     sizing.MachinesChosen(TWO, 60.0, 91),
