@@ -126,6 +126,7 @@ class FaultProxy:
 
     delay_s     added to each chunk, in both directions
     blackhole   True: bytes are accepted and go nowhere, as behind a dropped route
+    mute        True: what the target answers goes nowhere; requests still reach it
     refuse      True: new connections are reset
     """
 
@@ -133,6 +134,7 @@ class FaultProxy:
         self.target = (host, port)
         self.delay_s = 0.0
         self.blackhole = False
+        self.mute = False
         self.refuse = False
         self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -166,15 +168,15 @@ class FaultProxy:
             writer.transport.abort()
             return
         self._open |= {writer, far_writer}
-        await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+        await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer, answers=True))
         self._open -= {writer, far_writer}
 
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool = False) -> None:
         with contextlib.suppress(OSError):
             while chunk := await source.read(65536):
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
-                if not self.blackhole:
+                if not (self.blackhole or (answers and self.mute)):
                     sink.write(chunk)
                     await sink.drain()
         sink.close()

@@ -35,6 +35,7 @@ FORBIDDEN = [
     ("api/shoestring_api/planted.py", "import boto3"),
     ("worker/shoestring_worker/planted.py", "import boto3"),
     ("worker/shoestring_worker/providers/planted.py", "import boto3"),
+    ("worker/shoestring_worker/planted.py", "import moto"),
     ("worker/shoestring_worker/planted.py", "import fastapi"),
     ("worker/shoestring_worker/planted.py", "import shoestring_trainer"),
     ("trainer/shoestring_trainer/planted.py", "import shoestring_core.store"),

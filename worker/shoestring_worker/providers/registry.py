@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from shoestring_worker.providers import local, sim
+from shoestring_worker.providers import ec2, local, sim
 from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.settings import WorkerSettings
 
 PROVIDERS: Mapping[str, Callable[[str, WorkerSettings], ManagedProvider]] = {
+    "ec2": ec2.open_provider,
     "local": local.open_provider,
     "sim": sim.open_provider,
 }

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules that the fake adds to moto, as plain boto3 sees them. Each test names the AWS page whose rule it checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
+
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, FakeAws
+
+
+def run(aws: FakeAws, token: str | None = "t", region: str = REGION, **changed: Any) -> str:
+    """Launch one instance; returns its id."""
+    arguments = {"ImageId": IMAGE, "InstanceType": "g5.xlarge", "MinCount": 1, "MaxCount": 1} | changed
+    if token is not None:
+        arguments["ClientToken"] = token
+    return aws.ec2(region).run_instances(**arguments)["Instances"][0]["InstanceId"]
+
+
+def code_of(error: pytest.ExceptionInfo[ClientError]) -> tuple[str, int]:
+    response = error.value.response
+    return response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def state_of(aws: FakeAws, instance: str) -> tuple[str, str, str]:
+    (found,) = aws.ec2().describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"]
+    return found["State"]["Name"], found["StateReason"]["Code"], found["StateTransitionReason"]
+
+
+def test_a_token_with_the_same_parameters_gives_the_same_instance(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html"""
+    assert run(aws) == run(aws)
+    assert len(aws.instances()) == 1
+
+
+def test_a_token_with_other_parameters_is_a_mismatch(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html"""
+    run(aws)
+    with pytest.raises(ClientError) as refused:
+        run(aws, InstanceType="g5.2xlarge")
+    assert code_of(refused) == ("IdempotentParameterMismatch", 400)
+    assert len(aws.instances()) == 1
+
+
+def test_a_token_holds_in_its_region_alone(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html: tokens are regional."""
+    assert run(aws) != run(aws, region=OTHER_REGION)
+    assert (len(aws.instances()), len(aws.instances(OTHER_REGION))) == (1, 1)
+
+
+def test_without_a_token_each_request_launches_an_instance(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html; boto3 makes up a token where none is given."""
+    assert run(aws, None) != run(aws, None)
+
+
+def test_a_token_that_is_too_long_is_refused(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html: up to 64 ASCII characters."""
+    assert run(aws, "t" * 64)
+    with pytest.raises(ClientError) as refused:
+        run(aws, "t" * 65)
+    assert code_of(refused) == ("InvalidClientToken", 400)
+
+
+def test_the_token_of_a_terminated_instance_is_refused(aws: FakeAws):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html: IdempotentInstanceTerminated."""
+    aws.ec2().terminate_instances(InstanceIds=[run(aws)])
+    with pytest.raises(ClientError) as refused:
+        run(aws)
+    assert code_of(refused) == ("IdempotentInstanceTerminated", 400)
+
+
+def test_a_launch_that_was_refused_leaves_its_token_free(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html: success binds a token."""
+    aws.fault("error", code="InsufficientInstanceCapacity")
+    with pytest.raises(ClientError):
+        run(aws)
+    assert run(aws, InstanceType="g5.2xlarge")
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("InsufficientInstanceCapacity", 500), ("MaxSpotInstanceCountExceeded", 400), ("VcpuLimitExceeded", 400)],
+)
+def test_capacity_and_quota_errors_come_on_demand_and_launch_nothing(aws: FakeAws, code: str, status: int):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html: server and client errors."""
+    aws.fault("error", code=code, status=status, parameters={"InstanceType": "g5.xlarge"})
+    run(aws, "other", InstanceType="g5.2xlarge")
+    with pytest.raises(ClientError) as refused:
+        run(aws)
+    assert code_of(refused) == (code, status)
+    assert len(aws.instances()) == 1
+    assert run(aws)
+
+
+def test_calls_beyond_the_limit_of_their_action_are_throttled(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html: each action and region by itself."""
+    aws.control("limits", RunInstances={"size": 2, "per_s": 0.001})
+    for token in "ab":
+        run(aws, token)
+    with pytest.raises(ClientError) as refused:
+        run(aws, "c")
+    assert code_of(refused) == ("RequestLimitExceeded", 503)
+    assert len(aws.instances()) == 2
+    assert run(aws, region=OTHER_REGION)
+
+
+def test_new_instances_are_missing_in_the_first_listings(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html"""
+    seen = run(aws, "seen")
+    aws.control("listing-lag", listings=2)
+    run(aws, "late")
+    assert [[one["InstanceId"] for one in aws.instances()] for _ in range(2)] == [[seen], [seen]]
+    assert len(aws.instances()) == 2
+
+
+def test_an_instance_that_ends_while_it_is_pending_has_a_state_reason(aws: FakeAws):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html"""
+    aws.fault("ends_pending", code="Server.InsufficientInstanceCapacity")
+    state, reason, transition = state_of(aws, run(aws))
+    assert (state, reason) == ("terminated", "Server.InsufficientInstanceCapacity")
+    assert transition.startswith("Service initiated (")
+
+
+def test_an_instance_that_ec2_interrupts_has_the_state_reason_of_spot(aws: FakeAws):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html"""
+    instance = run(aws)
+    aws.control("end", region=REGION, instance=instance)
+    assert state_of(aws, instance)[:2] == ("terminated", "Server.SpotInstanceTermination")
+
+
+def test_a_repeated_termination_succeeds_and_changes_nothing(aws: FakeAws):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_TerminateInstances.html: "This action is idempotent"."""
+    instance = run(aws)
+    for _ in range(2):
+        aws.ec2().terminate_instances(InstanceIds=[instance])
+    ended = state_of(aws, instance)
+    assert ended[:2] == ("terminated", "Client.UserInitiatedShutdown")
+    with pytest.raises(ClientError) as refused:
+        aws.ec2().terminate_instances(InstanceIds=["i-00000000000000000"])
+    assert code_of(refused) == ("InvalidInstanceID.NotFound", 400)
+
+
+@pytest.mark.parametrize(("kind", "running"), [("lost_request", 0), ("lost_reply", 1)])
+def test_a_connection_breaks_before_or_after_the_launch(aws: FakeAws, kind: str, running: int):
+    """No rule of AWS, but what networks do."""
+    aws.fault(kind)
+    with pytest.raises(ConnectionClosedError):
+        run(aws)
+    assert len(aws.instances()) == running
+
+
+def test_a_request_that_arrives_twice_launches_one_instance(aws: FakeAws):
+    """docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html"""
+    aws.fault("duplicate")
+    run(aws)
+    assert len(aws.instances()) == 1
+
+
+def test_an_answer_that_is_late_comes_after_the_launch(aws: FakeAws):
+    """No rule of AWS, but what networks do."""
+    aws.fault("delay", "DescribeVolumes", seconds=1)
+    client = aws.impatient_client(0.2)
+    with pytest.raises(ReadTimeoutError):
+        client.describe_volumes()
+    assert client.describe_volumes()["Volumes"] == []
+
+
+def test_an_unknown_fault_is_refused(aws: FakeAws):
+    with pytest.raises(Exception, match="400"):
+        aws.fault("earthquake")

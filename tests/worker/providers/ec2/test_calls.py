@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The provider's calls to the fake EC2: what it asks, and what it concludes from each answer and each silence."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, MachineRef
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown
+from shoestring_worker.providers.ec2 import provider as ec2_provider
+from shoestring_worker.providers.ec2.rate_limits import RateLimits
+
+from tests.servers import FaultProxy
+from tests.worker.conftest import World
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, FakeAws, launch_request
+
+OTHER_ZONE = f"{OTHER_REGION}a"
+
+
+def test_a_machine_its_disk_its_interface_and_its_spot_request_are_created_with_their_tags(aws: FakeAws):
+    request = launch_request()
+    aws.provider().launch(request)
+    expected = {"Key": DEPLOYMENT_TAG, "Value": "us"}
+    (instance,), (volume,) = aws.instances(), aws.ec2().describe_volumes()["Volumes"]
+    assert expected in instance["Tags"]
+    assert expected in volume["Tags"]
+    asked = aws.calls("RunInstances")[0]["parameters"]  # moto tags no interfaces and has no spot request of a launch
+    tagged = {asked[name]: name.rpartition(".")[0] for name in asked if name.endswith(".ResourceType")}
+    assert set(tagged) == {"instance", "volume", "network-interface", "spot-instances-request"}
+    for place in tagged.values():
+        tags = {asked[f"{place}.Tag.{n}.Key"]: asked[f"{place}.Tag.{n}.Value"] for n in range(1, 6)}
+        assert tags == request.tags
+
+
+def test_a_machine_is_launched_as_its_request_says(aws: FakeAws):
+    aws.provider().launch(launch_request())
+    (instance,), (volume,) = aws.instances(), aws.ec2().describe_volumes()["Volumes"]
+    assert (instance["InstanceType"], instance["InstanceLifecycle"]) == ("g5.xlarge", "spot")
+    assert instance["ImageId"] == IMAGE
+    assert instance["ClientToken"] == "token-1"
+    assert instance["Placement"]["AvailabilityZone"] == "us-east-1a"
+    assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    assert instance["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
+    assert (volume["Encrypted"], volume["VolumeType"], volume["Size"]) == (True, "gp3", 100)
+    assert volume["Attachments"][0]["Device"] == instance["RootDeviceName"]
+    asked = aws.calls("RunInstances")[0]["parameters"]
+    assert asked["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert json.loads(base64.b64decode(asked["UserData"]))["server_url"] == "http://127.0.0.1:9"
+
+
+def test_an_on_demand_machine_has_no_spot_options(aws: FakeAws):
+    aws.provider().launch(launch_request(market="on_demand"))
+    assert "InstanceLifecycle" not in aws.instances()[0]
+    asked = aws.calls("RunInstances")[0]["parameters"]
+    assert not [name for name, value in asked.items() if "Spot" in name or value == "spot-instances-request"]
+
+
+def test_a_launch_is_sent_once_whatever_is_answered(aws: FakeAws):
+    """boto3's own retries would send it up to four times."""
+    provider = aws.provider()
+    for fault in ({"code": "InsufficientInstanceCapacity"}, {"code": "RequestLimitExceeded", "status": 503}):
+        before = len(aws.calls("RunInstances"))
+        aws.fault("error", **fault)
+        with pytest.raises((LaunchRefused, OutcomeUnknown)):
+            provider.launch(launch_request(f"token-{before}"))
+        assert len(aws.calls("RunInstances")) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("InsufficientInstanceCapacity", 500, RefusalKind.CAPACITY),
+        ("MaxSpotInstanceCountExceeded", 400, RefusalKind.QUOTA),
+        ("UnauthorizedOperation", 403, RefusalKind.ACCOUNT),
+        ("InvalidAMIID.NotFound", 400, RefusalKind.IMAGE),
+        ("InvalidParameterValue", 400, RefusalKind.INVALID),
+    ],
+)
+def test_a_refusal_says_of_which_kind_it_is_in_ec2_s_words(aws: FakeAws, code: str, status: int, kind: RefusalKind):
+    aws.fault("error", code=code, status=status, message="as EC2 says it")
+    with pytest.raises(LaunchRefused, match=f"{code}: as EC2 says it") as refused:
+        aws.provider().launch(launch_request())
+    assert refused.value.kind == kind
+    assert aws.instances() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("InternalError", 500), ("Unavailable", 503), ("RequestExpired", 400), ("Unheard.Of", 500)]
+)
+def test_an_error_that_proves_nothing_leaves_the_outcome_unknown(aws: FakeAws, code: str, status: int):
+    provider = aws.provider()
+    aws.fault("error", code=code, status=status)
+    with pytest.raises(OutcomeUnknown, match=code):
+        provider.launch(launch_request())
+    assert provider.launch(launch_request()).state == "pending"
+
+
+def test_an_answer_that_is_late_is_unknown_and_the_next_call_finds_the_machine(aws: FakeAws):
+    provider = aws.provider(read_timeout_s=0.5)
+    aws.fault("delay", seconds=1)
+    with pytest.raises(OutcomeUnknown, match="did not answer RunInstances"):
+        provider.launch(launch_request())
+    assert len(aws.instances()) == 1
+    assert provider.launch(launch_request()).id == aws.instances()[0]["InstanceId"]
+
+
+def test_a_request_that_arrives_twice_launches_one_machine(aws: FakeAws):
+    aws.fault("duplicate")
+    machine = aws.provider().launch(launch_request())
+    assert [instance["InstanceId"] for instance in aws.instances()] == [machine.id]
+
+
+def test_an_image_that_is_not_there_refuses_launches_before_they_are_sent(aws: FakeAws):
+    settings = aws.settings()
+    missing = settings.regions[REGION].model_copy(update={"image": "ami-0000dead0000dead0"})
+    provider = ec2_provider.Ec2Provider("ec2", settings.model_copy(update={"regions": {REGION: missing}}))
+    with pytest.raises(LaunchRefused) as refused:
+        provider.launch(launch_request())
+    assert refused.value.kind == RefusalKind.IMAGE
+    assert aws.calls("RunInstances") == []
+
+
+def test_a_zone_that_the_settings_no_longer_have_is_refused_as_if_it_were_full(aws: FakeAws):
+    with pytest.raises(LaunchRefused, match="no subnet in us-east-1b") as refused:
+        aws.provider().launch(launch_request(zone="us-east-1b"))
+    assert refused.value.kind == RefusalKind.CAPACITY
+
+
+def test_machines_of_all_regions_are_listed_over_several_pages(aws: FakeAws, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ec2_provider, "PAGE_SIZE", 5)
+    provider = aws.provider("us-east-1a", OTHER_ZONE)
+    for number in range(7):
+        provider.launch(launch_request(f"token-{number}"))
+    provider.launch(launch_request("elsewhere", zone=OTHER_ZONE))
+    assert {machine.token for machine in provider.list("us")} == {*(f"token-{n}" for n in range(7)), "elsewhere"}
+    assert {machine.region for machine in provider.list("us")} == {REGION, OTHER_REGION}
+
+
+@pytest.mark.parametrize("kind", ["error", "lost_reply"])
+def test_a_list_without_one_region_is_no_list(aws: FakeAws, kind: str):
+    provider = aws.provider("us-east-1a", OTHER_ZONE)
+    provider.launch(launch_request())
+    aws.fault(kind, "DescribeInstances", region=OTHER_REGION)
+    with pytest.raises(OutcomeUnknown, match=OTHER_REGION):
+        provider.list("us")
+    assert len(provider.list("us")) == 1
+
+
+def test_a_machine_is_ended_only_when_ec2_says_so(aws: FakeAws):
+    provider = aws.provider()
+    machine = provider.launch(launch_request())
+    aws.fault("lost_request", "TerminateInstances")
+    with pytest.raises(OutcomeUnknown):
+        provider.terminate(machine.ref)
+    assert provider.list("us")[0].state == "running"
+    aws.fault("lost_reply", "TerminateInstances")
+    with pytest.raises(OutcomeUnknown):
+        provider.terminate(machine.ref)
+    assert provider.list("us")[0].state == "ended"
+    provider.terminate(machine.ref)
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("Server.SpotInstanceTermination", "preempted"),
+        ("Client.InstanceInitiatedShutdown", "exited"),
+        ("Server.InsufficientInstanceCapacity", "crashed"),
+        ("Client.VolumeLimitExceeded", "crashed"),
+    ],
+)
+def test_the_state_reason_tells_why_a_machine_ended(aws: FakeAws, code: str, cause: str):
+    aws.fault("ends_pending", code=code)
+    provider = aws.provider()
+    provider.launch(launch_request())
+    (machine,) = provider.list("us")
+    assert (machine.state, machine.end_cause) == ("ended", cause)
+    assert machine.ended_at is not None
+    assert machine.ended_at >= machine.launched_at
+
+
+def test_launches_beyond_ec2_s_limit_are_not_sent_and_terminations_are(aws: FakeAws):
+    limits = RateLimits(monotonic=lambda: 0.0, sleep=lambda _: None)
+    provider = aws.provider(limits=limits)
+    machines = [provider.launch(launch_request(f"token-{number}")) for number in range(5)]
+    aws.control("limits", RunInstances={"size": 0, "per_s": 1})
+    for _ in range(2):  # two more come within the patience of a call
+        with pytest.raises(OutcomeUnknown, match="RequestLimitExceeded"):
+            provider.launch(launch_request("one-more"))
+    with pytest.raises(OutcomeUnknown, match="not sent"):
+        provider.launch(launch_request("one-more"))
+    for machine in machines:
+        provider.terminate(machine.ref)
+    assert aws.instances() == []
+
+
+def test_nothing_that_is_not_there_is_waited_for(aws: FakeAws, fault_proxy: Callable[[int], FaultProxy]):
+    proxy = fault_proxy(int(aws.url.rpartition(":")[2]))
+    settings = aws.settings().model_copy(update={"endpoint_url": f"http://127.0.0.1:{proxy.port}"})
+    provider = ec2_provider.Ec2Provider("ec2", settings)
+    proxy.refuse = True
+    for call in (
+        lambda: provider.list("us"),
+        lambda: provider.launch(launch_request()),
+        lambda: provider.terminate(MachineRef(REGION, "i-1")),
+    ):
+        with pytest.raises(OutcomeUnknown):
+            call()
+
+
+# With the control loop
+
+
+@pytest.fixture
+def ec2_world(make_world: Callable[..., World], aws: FakeAws) -> World:
+    world = make_world("ec2")
+    world.control_loop = world.another_control_loop(ec2=aws.provider())
+    return world
+
+
+@pytest.mark.any_database
+def test_foreign_and_untagged_machines_are_never_touched_and_strays_are_terminated(ec2_world: World, aws: FakeAws):
+    deployment = ec2_world.control_loop.deployment
+    provider = aws.provider("us-east-1a", OTHER_ZONE)
+    stray = provider.launch(launch_request("stray", deployment))
+    other_region = provider.launch(launch_request("other", deployment, zone=OTHER_ZONE))
+    kept = {
+        provider.launch(launch_request("foreign", "another")).id,
+        provider.launch(
+            replace(launch_request("other-provider", deployment), tags={DEPLOYMENT_TAG: deployment, PROVIDER_TAG: "x"})
+        ).id,
+        aws.ec2().run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"],
+    }
+    for _ in range(2):
+        ec2_world.tick(1)
+    assert {instance["InstanceId"] for instance in aws.instances()} == kept
+    assert stray.id not in kept
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=provider)
+    ec2_world.tick(1)
+    assert aws.instances(OTHER_REGION) == []
+    assert other_region.region == OTHER_REGION
+
+
+@pytest.mark.any_database
+def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_world: World, aws: FakeAws):
+    aws.control("listing-lag", listings=3)
+    aws.fault("lost_reply")
+    aws.fault("lost_request")
+    aws.fault("duplicate")
+    job = ec2_world.submit(provider="ec2")
+    for _ in range(6):
+        ec2_world.tick(1)
+    (row,) = ec2_world.machines(job)
+    (instance,) = aws.instances()
+    assert (row.state, row.provider_id, row.type) == ("running", instance["InstanceId"], instance["InstanceType"])
+    assert instance["ClientToken"] == str(row.id)
+    assert {tag["Key"]: tag["Value"] for tag in instance["Tags"]} == {
+        DEPLOYMENT_TAG: ec2_world.control_loop.deployment,
+        PROVIDER_TAG: "ec2",
+        "job": str(job),
+        "attempt": "1",
+        "slot": "0",
+    }

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fake EC2 for tests: one process for each process of tests, started when the first test asks for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import boto3
+import httpx
+from botocore.config import Config
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
+from shoestring_core.launch_request import LaunchRequest
+from shoestring_core.wire import BootData
+from shoestring_worker.providers.ec2.provider import Ec2Provider
+from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
+
+ROOT = Path(__file__).parents[3]
+IMAGE = "ami-00000000000000001"
+REGION, ZONE, OTHER_REGION = "us-east-1", "us-east-1a", "eu-west-1"
+MACHINE = UUID(int=1)
+
+
+@dataclass
+class FakeAws:
+    """`url`: where it serves."""
+
+    process: subprocess.Popen[str]
+    url: str
+    _control: httpx.Client
+    _clients: dict[str, Any]
+
+    @classmethod
+    def start(cls) -> FakeAws:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shoestring_worker.fake_ec2"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("core", "worker"))},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        return cls(process, url, httpx.Client(base_url=url, trust_env=False), {})
+
+    def stop(self) -> None:
+        self._control.close()
+        self.process.kill()
+        self.process.wait(timeout=10)
+
+    def control(self, what: str, **body: object) -> None:
+        self._control.post(f"/_fake/{what}", json=body).raise_for_status()
+
+    def fault(self, kind: str, action: str = "RunInstances", **more: object) -> None:
+        self.control("faults", action=action, kind=kind, **more)
+
+    def calls(self, action: str) -> list[dict[str, Any]]:
+        """What was asked with this action, oldest first."""
+        return [call for call in self._control.get("/_fake/calls").json() if call["action"] == action]
+
+    def ec2(self, region: str = REGION) -> Any:
+        """A plain client of boto3: evidence that doesn't come through our provider."""
+        if region not in self._clients:
+            self._clients[region] = self._client(region, 10)
+        return self._clients[region]
+
+    def impatient_client(self, read_timeout_s: float) -> Any:
+        return self._client(REGION, read_timeout_s)
+
+    def _client(self, region: str, read_timeout_s: float) -> Any:
+        config = Config(retries={"total_max_attempts": 1}, read_timeout=read_timeout_s)
+        return boto3.client("ec2", region_name=region, endpoint_url=self.url, config=config)
+
+    def instances(self, region: str = REGION, states: tuple[str, ...] = ("pending", "running")) -> list[dict[str, Any]]:
+        reservations = self.ec2(region).describe_instances()["Reservations"]
+        instances = [instance for reservation in reservations for instance in reservation["Instances"]]
+        return [instance for instance in instances if instance["State"]["Name"] in states]
+
+    def subnet(self, zone: str = ZONE) -> str:
+        chosen = [{"Name": "availability-zone", "Values": [zone]}]
+        return self.ec2(zone[:-1]).describe_subnets(Filters=chosen)["Subnets"][0]["SubnetId"]
+
+    def settings(self, *zones: str, **changed: Any) -> Ec2Settings:
+        regions: dict[str, dict[str, str]] = {}
+        for zone in zones or (ZONE,):
+            regions.setdefault(zone[:-1], {})[zone] = self.subnet(zone)
+        configured = {region: Ec2Region(image=IMAGE, subnets=subnets) for region, subnets in regions.items()}
+        return Ec2Settings(regions=configured, endpoint_url=self.url, **changed)
+
+    def provider(self, *zones: str, **options: Any) -> Ec2Provider:
+        return Ec2Provider("ec2", self.settings(*zones), **options)
+
+
+def launch_request(token: str = "token-1", deployment: str = "us", zone: str = ZONE, **changed: Any) -> LaunchRequest:
+    fields = {
+        "token": token,
+        "region": zone[:-1],
+        "zone": zone,
+        "tags": {DEPLOYMENT_TAG: deployment, PROVIDER_TAG: "ec2", "job": "j", "attempt": "1", "slot": "0"},
+        "type": "g5.xlarge",
+        "market": "spot",
+        "price": "0.4125",
+        "user_data": BootData(server_url="http://127.0.0.1:9", machine=MACHINE),
+    }
+    return LaunchRequest(**fields | changed)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests below /_fake/, which steer the fake and tell what was asked of it.
+
+POST /_fake/faults       {"action": "RunInstances", "kind": "lost_reply", …}   the fields of faults.Fault
+POST /_fake/limits       {"RunInstances": {"size": 5, "per_s": 2}, …}          {}: no limits
+POST /_fake/listing-lag  {"listings": 3}                                       of instances launched from now on
+POST /_fake/end          {"region": …, "instance": …, "code": …, "message": …}
+POST /_fake/reset
+GET  /_fake/calls        every call so far, with its parameters
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from shoestring_worker.fake_ec2.faults import Fault
+from shoestring_worker.fake_ec2.server import FakeEc2, StartResponse, WsgiApp
+from shoestring_worker.fake_ec2.throttling import Limit
+from shoestring_worker.fake_ec2.wire import Environ
+
+PREFIX = "/_fake/"
+
+
+class EndRequest(BaseModel):
+    """`code` and `message` of the state reason: docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    region: str
+    instance: str
+    code: str = "Server.SpotInstanceTermination"
+    message: str = ""
+
+
+class LagRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    listings: int
+
+
+def with_control(fake: FakeEc2) -> WsgiApp:
+    """The application that serves these requests as well."""
+
+    def serve(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if not path.startswith(PREFIX):
+            return fake(environ, start_response)
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        try:
+            status, answer = "200 OK", _control(fake, f"{environ['REQUEST_METHOD']} {path}", body)
+        except (ValidationError, KeyError) as error:
+            status, answer = "400 BAD REQUEST", {"error": str(error)}
+        start_response(status, [("Content-Type", "application/json")])
+        return [json.dumps(answer).encode()]
+
+    return serve
+
+
+def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
+    """Raises ValidationError for a wrong body, KeyError for an unknown request."""
+    match request.partition(PREFIX)[::2]:
+        case "POST ", "faults":
+            fake.faults.add(Fault.model_validate_json(body))
+        case "POST ", "limits":
+            fake.throttle.set(_LIMITS.validate_json(body))
+        case "POST ", "listing-lag":
+            fake.listings.lag = LagRequest.model_validate_json(body).listings
+        case "POST ", "end":
+            end = EndRequest.model_validate_json(body)
+            fake.end_instance(end.region, end.instance, end.code, end.message)
+        case "POST ", "reset":
+            fake.reset()
+        case "GET ", "calls":
+            return [asdict(call) for call in fake.calls]
+        case _:
+            raise KeyError(request)
+    return {}
+
+
+_LIMITS = TypeAdapter(dict[str, Limit])

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EC2's Query protocol: form fields in a POST, XML in the answer."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+from xml.sax.saxutils import escape
+
+Environ = dict[str, Any]
+
+_REGION = re.compile(r"Credential=[^/]+/\d{8}/([a-z0-9-]+)/")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request. `region`: of its signature, which nobody checks."""
+
+    region: str
+    action: str
+    parameters: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        return self.status.startswith("200")
+
+
+def read_call(environ: Environ) -> Call:
+    """The call in a request, whose body can be read again afterwards."""
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    environ["wsgi.input"] = io.BytesIO(body)
+    parameters = dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
+    region = _REGION.search(environ.get("HTTP_AUTHORIZATION", ""))
+    return Call(region[1] if region else "us-east-1", parameters.pop("Action", ""), parameters)
+
+
+def error_answer(status: int, code: str, message: str) -> Answer:
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html, "Example error response"."""
+    error = f"<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message></Error>"
+    return xml_answer(f"{status} ERROR", f"<Response><Errors>{error}</Errors><RequestID>fake</RequestID></Response>")
+
+
+def xml_answer(status: str, document: str) -> Answer:
+    body = document.encode()
+    return Answer(status, (("Content-Type", "text/xml"), ("Content-Length", str(len(body)))), body)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What EC2's error codes mean for a launch: refused, and for what, or not known, so that the call is repeated.
+
+A refusal says that this call launched nothing. What follows from each kind is in core: `decide/refusals.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shoestring_core.decide.refusals import RefusalKind
+
+CODES = "docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html"
+SPOT = "docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-request-status.html"
+SPOT_QUOTAS = "docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-spot-limits.html"
+SPOT_ROLE = "docs.aws.amazon.com/AWSEC2/latest/UserGuide/service-linked-roles-spot-instance-requests.html"
+TOKENS = "docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html"
+THROTTLING = "docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html"
+
+
+@dataclass(frozen=True)
+class ErrorMeaning:
+    """`refusal`: None: the call is repeated with the same token. `page`: of AWS, that describes the code."""
+
+    refusal: RefusalKind | None
+    page: str = CODES
+
+
+_CAPACITY, _QUOTA, _ACCOUNT = RefusalKind.CAPACITY, RefusalKind.QUOTA, RefusalKind.ACCOUNT
+
+MEANINGS = {
+    # another zone, type or market may have it
+    "InsufficientInstanceCapacity": ErrorMeaning(_CAPACITY),
+    "InsufficientCapacity": ErrorMeaning(_CAPACITY),
+    "InsufficientHostCapacity": ErrorMeaning(_CAPACITY),
+    "InsufficientReservedInstanceCapacity": ErrorMeaning(_CAPACITY),
+    "InsufficientVolumeCapacity": ErrorMeaning(_CAPACITY),
+    "InsufficientAddressCapacity": ErrorMeaning(_CAPACITY),
+    "InsufficientFreeAddressesInSubnet": ErrorMeaning(_CAPACITY),
+    "UnfulfillableCapacity": ErrorMeaning(_CAPACITY),
+    "VolumeTypeNotAvailableInZone": ErrorMeaning(_CAPACITY),
+    "Unsupported": ErrorMeaning(_CAPACITY),  # the zone doesn't have this type
+    "SpotMaxPriceTooLow": ErrorMeaning(_CAPACITY, SPOT),  # spot costs more than on-demand now
+    # the account's quotas
+    "VcpuLimitExceeded": ErrorMeaning(_QUOTA),
+    "InstanceLimitExceeded": ErrorMeaning(_QUOTA),
+    "MaxSpotInstanceCountExceeded": ErrorMeaning(_QUOTA, SPOT_QUOTAS),
+    "VolumeLimitExceeded": ErrorMeaning(_QUOTA),
+    "MaxIOPSLimitExceeded": ErrorMeaning(_QUOTA),
+    "NetworkInterfaceLimitExceeded": ErrorMeaning(_QUOTA),
+    # credentials, permissions, payment
+    "AuthFailure": ErrorMeaning(_ACCOUNT),
+    "AuthFailure.ServiceLinkedRoleCreationNotPermitted": ErrorMeaning(_ACCOUNT, SPOT_ROLE),
+    "UnauthorizedOperation": ErrorMeaning(_ACCOUNT),
+    "InvalidClientTokenId": ErrorMeaning(_ACCOUNT),
+    "SignatureDoesNotMatch": ErrorMeaning(_ACCOUNT),
+    "MissingAuthenticationToken": ErrorMeaning(_ACCOUNT),
+    "OptInRequired": ErrorMeaning(_ACCOUNT),
+    "PendingVerification": ErrorMeaning(_ACCOUNT),
+    "Blocked": ErrorMeaning(_ACCOUNT),
+    "AccountDisabled": ErrorMeaning(_ACCOUNT),
+    "TagPolicyViolation": ErrorMeaning(_ACCOUNT),
+    "CustomerKeyHasBeenRevoked": ErrorMeaning(_ACCOUNT),
+    # the image
+    "InvalidAMIID.NotFound": ErrorMeaning(RefusalKind.IMAGE),
+    "InvalidAMIID.Malformed": ErrorMeaning(RefusalKind.IMAGE),
+    "InvalidAMIID.Unavailable": ErrorMeaning(RefusalKind.IMAGE),
+    # not known: a machine may exist, or the same call may succeed in a moment
+    "IdempotentParameterMismatch": ErrorMeaning(None, TOKENS),  # this token has launched a machine; the list names it
+    "IdempotentInstanceTerminated": ErrorMeaning(None),
+    "RequestLimitExceeded": ErrorMeaning(None, THROTTLING),
+    "RequestExpired": ErrorMeaning(None),  # a wrong clock, or temporary credentials that are about to be renewed
+    "ExpiredToken": ErrorMeaning(None),
+    "InternalError": ErrorMeaning(None),
+    "InternalFailure": ErrorMeaning(None),
+    "ServerInternal": ErrorMeaning(None),
+    "ServiceUnavailable": ErrorMeaning(None),
+    "Unavailable": ErrorMeaning(None),
+}
+
+
+def meaning_of(code: str, http_status: int) -> ErrorMeaning:
+    """Of a code that isn't in the table: a client error (4xx) refuses a request that is wrong, a server error says
+    nothing certain."""
+    unlisted = RefusalKind.INVALID if 400 <= http_status < 500 else None
+    return MEANINGS.get(code, ErrorMeaning(unlisted))
+
+
+def read_error(response: dict[str, Any]) -> tuple[str, str, int]:
+    """Code, message and HTTP status of the response in a botocore ClientError."""
+    error = response.get("Error", {})
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return str(error.get("Code", "")), str(error.get("Message", "")), int(status)

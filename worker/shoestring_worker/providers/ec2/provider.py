@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls to EC2, each made once: what was not answered is asked again by the next tick, with the same token."""
+
+from __future__ import annotations
+
+import builtins
+import ipaddress
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.timeouts import S
+from shoestring_core.launch_request import LaunchRequest
+
+from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, ManagedProvider, OutcomeUnknown
+from shoestring_worker.providers.ec2.errors import meaning_of, read_error
+from shoestring_worker.providers.ec2.instances import read_instance
+from shoestring_worker.providers.ec2.offers import make_offers
+from shoestring_worker.providers.ec2.rate_limits import RateLimits
+from shoestring_worker.providers.ec2.run_instances import run_instances
+from shoestring_worker.providers.ec2.settings import Ec2Settings
+from shoestring_worker.settings import WorkerSettings
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 2.0, 5.0
+PATIENCE_S = CALL_TIMEOUT_S - CONNECT_TIMEOUT_S - READ_TIMEOUT_S
+"""How long a call may wait for its turn."""
+PAGE_SIZE = 1_000
+TIMEOUTS = {
+    "boot": 600 * S,
+    "drain": 180 * S,
+    "consistency_window": 300 * S,
+    "launch_window": 300 * S,
+    "launch_call": 20 * S,  # the first launch in a region makes two calls
+}
+"""Bounds, not yet measured: a machine may take minutes to boot, to be listed and to terminate."""
+
+R = TypeVar("R")
+
+
+def open_provider(name: str, settings: WorkerSettings) -> ManagedProvider:
+    """Raises ValueError if the settings don't allow it."""
+    try:
+        ec2 = Ec2Settings()
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ValueError(f"SHOESTRING_EC2_REGIONS and the other SHOESTRING_EC2_ settings: {problems}.") from error
+    if not (settings.agent_url.startswith("https://") or _on_loopback(ec2.endpoint_url)):
+        raise ValueError(
+            f"SHOESTRING_AGENT_URL is {settings.agent_url}; machines on EC2 need an https:// URL that they can reach."
+        )
+    return ManagedProvider(Ec2Provider(name, ec2), settings.timeouts.model_copy(update=TIMEOUTS))
+
+
+class Ec2Provider:
+    """Instances in the regions of the settings, by the credentials that boto3 finds."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Ec2Settings,
+        *,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        monotonic: Callable[[], float] = time.monotonic,
+        limits: RateLimits | None = None,
+    ) -> None:
+        self._name, self._settings, self._monotonic = name, settings, monotonic
+        self._limits = limits or RateLimits()
+        self._config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=read_timeout_s,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            max_pool_connections=16,
+        )
+        self._offers = make_offers(name, settings)
+        self._clients: dict[str, Any] = {}
+        self._root_devices: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(min(len(settings.regions), 8), thread_name_prefix=f"list-{name}")
+
+    def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - few enough
+        return self._offers
+
+    def launch(self, request: LaunchRequest) -> ProviderMachine:
+        if request.zone not in getattr(self._settings.regions.get(request.region), "subnets", {}):
+            raise LaunchRefused(RefusalKind.CAPACITY, f"SHOESTRING_EC2_REGIONS has no subnet in {request.zone}")
+        root_device = self._root_device(request.region)
+        arguments = run_instances(request, self._settings, root_device)
+        reply = self._launch_call(request.region, "RunInstances", lambda ec2: ec2.run_instances(**arguments))
+        return read_instance(self._name, request.region, reply["Instances"][0])
+
+    def list(self, deployment: str) -> builtins.list[ProviderMachine]:
+        deadline = self._monotonic() + CALL_TIMEOUT_S
+        regions = self._threads.map(
+            lambda region: builtins.list(self._list_region(region, deployment, deadline)), self._settings.regions
+        )
+        return [machine for machines in regions for machine in machines]
+
+    def terminate(self, ref: MachineRef) -> None:
+        try:
+            self._call(ref.region, "TerminateInstances", lambda ec2: ec2.terminate_instances(InstanceIds=[ref.id]))
+        except ClientError as error:
+            code, message, _ = read_error(error.response)
+            if code != "InvalidInstanceID.NotFound":  # ended long ago, or not visible yet: then it is asked again
+                raise OutcomeUnknown(f"EC2 answered {code}: {message}") from error
+
+    def _list_region(self, region: str, deployment: str, deadline: float) -> Iterator[ProviderMachine]:
+        page = self._describe(region, deployment)
+        while True:
+            for reservation in page["Reservations"]:
+                for instance in reservation["Instances"]:
+                    yield read_instance(self._name, region, instance)
+            if not page.get("NextToken"):
+                return
+            if self._monotonic() > deadline:
+                raise OutcomeUnknown(f"EC2 did not list all instances in {region} in {CALL_TIMEOUT_S:.0f} s")
+            page = self._describe(region, deployment, NextToken=page["NextToken"])
+
+    def _describe(self, region: str, deployment: str, **more: str) -> dict[str, Any]:
+        """One page of the deployment's instances."""
+        ours = [{"Name": f"tag:{DEPLOYMENT_TAG}", "Values": [deployment]}]
+
+        def describe(ec2: Any) -> dict[str, Any]:
+            page: dict[str, Any] = ec2.describe_instances(Filters=ours, MaxResults=PAGE_SIZE, **more)
+            return page
+
+        try:
+            return self._call(region, "DescribeInstances", describe)
+        except ClientError as error:
+            code, message, _ = read_error(error.response)
+            raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
+
+    def _root_device(self, region: str) -> str:
+        """The name of the root device of the region's image: settings under another name would add a second disk."""
+        if (known := self._root_devices.get(region)) is None:
+            image = self._settings.regions[region].image
+            reply = self._launch_call(region, "DescribeImages", lambda ec2: ec2.describe_images(ImageIds=[image]))
+            if not reply["Images"]:
+                raise LaunchRefused(RefusalKind.IMAGE, f"{image} is not in {region}, or this account may not use it")
+            known = self._root_devices[region] = reply["Images"][0]["RootDeviceName"]
+        return known
+
+    def _launch_call(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+        """A call on the way to a launch. Raises LaunchRefused, OutcomeUnknown."""
+        try:
+            return self._call(region, action, call)
+        except ClientError as error:
+            code, message, status = read_error(error.response)
+            refusal = meaning_of(code, status).refusal
+            if refusal is None:
+                raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
+            raise LaunchRefused(refusal, f"{code}: {message}") from error
+
+    def _call(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+        """One call, in its turn. Raises ClientError for an answer that is an error, OutcomeUnknown if there is none."""
+        bucket = self._limits.bucket(region, action)
+        if not bucket.take(PATIENCE_S):
+            raise OutcomeUnknown(f"not sent: {action} calls in {region} are at EC2's limit")
+        try:
+            return call(self._client(region))
+        except ClientError as error:
+            if read_error(error.response)[0] == "RequestLimitExceeded":
+                bucket.empty()
+            raise
+        except BotoCoreError as error:
+            raise OutcomeUnknown(f"EC2 in {region} did not answer {action}: {error}") from error
+
+    def _client(self, region: str) -> Any:
+        with self._lock:  # clients may be shared by threads; making them may not
+            if region not in self._clients:
+                self._clients[region] = boto3.client(
+                    "ec2", region_name=region, endpoint_url=self._settings.endpoint_url, config=self._config
+                )
+            return self._clients[region]
+
+
+def _on_loopback(url: str | None) -> bool:
+    host = urlsplit(url or "").hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

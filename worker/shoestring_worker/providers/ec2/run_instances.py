@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The RunInstances request of a machine: made of what was stored when it was planned, so that it can be repeated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoestring_core.launch_request import LaunchRequest
+
+from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
+
+TAGGED_AT_BIRTH = ("instance", "volume", "network-interface")
+"""And the spot request, where there is one. RunInstances creates all of them with their tags, or nothing."""
+
+
+def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: str) -> dict[str, Any]:
+    """Arguments of boto3's `run_instances`. `root_device`: the name of the image's root device.
+
+    Raises KeyError if the settings don't have the request's region and zone any more.
+    """
+    region = settings.regions[request.region]
+    arguments: dict[str, Any] = {
+        "ClientToken": request.token,
+        "MinCount": 1,
+        "MaxCount": 1,
+        "ImageId": region.image,
+        "InstanceType": request.type,
+        "UserData": request.user_data.model_dump_json(),
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        # a hop limit of 1: what runs in a container on the machine can't reach the metadata service
+        "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
+        "BlockDeviceMappings": [{"DeviceName": root_device, "Ebs": _root_volume(settings)}],
+        "NetworkInterfaces": [_network_interface(region, request.zone)],
+        "TagSpecifications": _tag_specifications(request),
+    }
+    if request.market == "spot":
+        # without a maximum price, which is then the on-demand price: that is what was held for it
+        options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+        arguments["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
+    return arguments
+
+
+def _root_volume(settings: Ec2Settings) -> dict[str, Any]:
+    return {
+        "VolumeType": "gp3",
+        "VolumeSize": settings.disk_gib,
+        "Iops": settings.disk_iops,
+        "Throughput": settings.disk_mib_per_s,
+        "Encrypted": True,
+        "DeleteOnTermination": True,
+    }
+
+
+def _network_interface(region: Ec2Region, zone: str) -> dict[str, Any]:
+    """A public address, because the machine calls the service and there is no NAT gateway to pay for."""
+    interface: dict[str, Any] = {
+        "DeviceIndex": 0,
+        "SubnetId": region.subnets[zone],
+        "AssociatePublicIpAddress": True,
+        "DeleteOnTermination": True,
+    }
+    if region.security_groups:
+        interface["Groups"] = list(region.security_groups)
+    return interface
+
+
+def _tag_specifications(request: LaunchRequest) -> list[dict[str, Any]]:
+    tags = [{"Key": key, "Value": value} for key, value in sorted(request.tags.items())]
+    tagged = [*TAGGED_AT_BIRTH, *(["spot-instances-request"] if request.market == "spot" else [])]
+    return [{"ResourceType": kind, "Tags": tags} for kind in tagged]

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where machines may be launched on EC2, and from which image: SHOESTRING_EC2_… variables, explained in docs/aws.md."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shoestring_worker.settings import Price
+
+
+class Ec2Region(BaseModel):
+    """One region's part of the settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: Annotated[str, Field(pattern=r"^ami-[0-9a-f]{8,17}$")]
+    """An AMI for x86-64 that starts the agent at boot."""
+    subnets: Annotated[dict[str, Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")]], Field(min_length=1)]
+    """By Availability Zone: the subnet that machines are launched in."""
+    security_groups: tuple[Annotated[str, Field(pattern=r"^sg-[0-9a-f]{8,17}$")], ...] = ()
+    """None: the default group of the subnet's VPC."""
+
+
+class Ec2Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="SHOESTRING_EC2_", frozen=True, extra="ignore")
+
+    regions: Annotated[dict[str, Ec2Region], Field(min_length=1)]
+    endpoint_url: str | None = None
+    """A server that speaks EC2's API, in place of AWS's."""
+    disk_gib: Annotated[int, Field(ge=8, le=16_384)] = 100
+    disk_iops: Annotated[int, Field(ge=3_000, le=16_000)] = 3_000
+    disk_mib_per_s: Annotated[int, Field(ge=125, le=1_000)] = 250
+    max_machines: Annotated[int, Field(ge=1)] = 4
+    """Machines at once, of all jobs together: a bound of our own besides the account's quotas."""
+    max_price: Price = "2.00"
+    """Dollars per hour: a type that costs more on demand is not offered."""
+
+    @model_validator(mode="after")
+    def _zones_are_availability_zones(self) -> Self:
+        for region, settings in self.regions.items():
+            for zone in settings.subnets:
+                if not (zone.startswith(region) and len(zone) == len(region) + 1 and zone[-1].isalpha()):
+                    raise ValueError(
+                        f"{zone} is not an Availability Zone of {region}, such as {region}a. "
+                        "Local and Wavelength Zones are not supported: they have prices of their own."
+                    )
+        return self
