@@ -10,11 +10,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from shoestring_core.errors import Unavailable
 from shoestring_core.json_floats import encode_float
 from shoestring_core.store.database_errors import is_conflict
 from shoestring_core.store.tables import storable
+
+PING_AFTER_IDLE_S = 1.0
+"""A pooled connection that nobody used for so long is tried before it is used again."""
 
 
 def sqlite_engine(address: URL, busy_timeout_s: float, *, read_only: bool = False) -> Engine:
@@ -73,7 +77,7 @@ def postgresql_engine(address: URL, busy_timeout_s: float) -> Engine:
         "statement_timeout": 30_000,
         "idle_in_transaction_session_timeout": 60_000,
     }
-    return create_engine(
+    engine = create_engine(
         address.set(drivername="postgresql+psycopg"),
         isolation_level="READ COMMITTED",
         json_serializer=_serialize,
@@ -81,13 +85,28 @@ def postgresql_engine(address: URL, busy_timeout_s: float) -> Engine:
         max_overflow=20,
         pool_timeout=busy_timeout_s,
         pool_recycle=1800,
-        pool_pre_ping=True,
         connect_args={
             "connect_timeout": 5,
             "application_name": "shoestring",
             "options": " ".join(f"-c {name}={value}" for name, value in timeouts_ms.items()),
         },
     )
+
+    @event.listens_for(engine, "checkin")
+    def returned(_: Any, record: ConnectionPoolEntry) -> None:
+        record.info["returned_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping_if_idle(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+        """`pool_pre_ping` would ask before each transaction, which is a third of what a short one costs."""
+        if time.monotonic() < record.info.get("returned_at", float("inf")) + PING_AFTER_IDLE_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except Exception as error:
+            raise exc.InvalidatePoolError from error  # replaces the idle connections, of a server that was restarted
+
+    return engine
 
 
 def _serialize(value: Any) -> str:

@@ -12,7 +12,7 @@ import pytest
 from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
 from shoestring_core.events import AgentReport, JobChange
 from shoestring_core.states import JobState
-from shoestring_core.store import migrations
+from shoestring_core.store import engines, migrations
 from shoestring_core.store.db import CommitInfo, Read, Store, Write, open_store
 from shoestring_core.store.tables import AccountRow, Base, EventRow, JobRow, SchedulerRow, TeamRow, UserRow
 from shoestring_core.store.uuid7 import uuid7
@@ -214,7 +214,9 @@ def test_characters_that_no_database_can_store_are_replaced(store: Store) -> Non
     assert event.data["a\ufffd"] == ["\ufffd", "NaN", "Infinity", "-Infinity", 1.5, None, True, "é\\u0000"]
 
 
-def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
+def test_idle_connections_that_died_are_replaced(postgres_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "PING_AFTER_IDLE_S", 0)
+
     def work(db: Write) -> int:
         return db.execute(update(SchedulerRow).values(plan_version=SchedulerRow.plan_version + 1))
 
@@ -223,6 +225,22 @@ def test_connections_that_died_are_replaced(postgres_store: Store) -> None:
     with psycopg.connect(_plain_url(postgres_store), autocommit=True) as other:
         other.execute(kill.format("pg_backend_pid()"))
     assert postgres_store.write(work) == 1
+
+
+def test_a_connection_in_steady_use_is_not_tried_before_each_transaction(
+    postgres_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pings: list[object] = []
+    monkeypatch.setattr(postgres_store.reader.dialect, "do_ping", pings.append)
+    monkeypatch.setattr(engines, "PING_AFTER_IDLE_S", 600)
+    for _ in range(3):
+        with postgres_store.read() as db:
+            db.sql.scalar(select(SchedulerRow.plan_version))
+    assert pings == []
+    monkeypatch.setattr(engines, "PING_AFTER_IDLE_S", 0)
+    with postgres_store.read() as db:
+        db.sql.scalar(select(SchedulerRow.plan_version))
+    assert len(pings) == 1
 
 
 def test_a_connection_that_dies_in_a_write_is_unavailable_and_changes_nothing(postgres_store: Store) -> None:
