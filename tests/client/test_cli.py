@@ -21,6 +21,7 @@ from shoestring_core.exit_codes import ExitCode
 from shoestring_core.states import EndReason
 
 from tests import servers
+from tests.client.conftest import RunCommand
 from tests.client.test_client import JOB
 from tests.e2e.service import PACKAGE_FOLDERS, ROOT
 from tests.servers import PATIENCE_S
@@ -59,8 +60,8 @@ def test_a_service_that_is_down_has_its_own_exit_code(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
-    done = shoestring("trian", home=tmp_path)
+def test_an_unknown_command_is_a_usage_error(run_command: RunCommand) -> None:
+    done = run_command("trian")
     assert done.returncode == ExitCode.USAGE
 
 
@@ -75,8 +76,8 @@ def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
         ("budget", "set", "-1e9"),
     ],
 )
-def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = shoestring(*arguments, home=tmp_path)
+def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, arguments: tuple[str, ...]) -> None:
+    done = run_command(*arguments)
     assert done.returncode == ExitCode.USAGE
     assert "Traceback" not in done.stderr
 
@@ -112,8 +113,8 @@ def test_contradictory_arguments_are_usage_errors(tmp_path: Path, arguments: tup
         ("recipes", "show"),
     ],
 )
-def test_help_opens_with_examples(tmp_path: Path, command: tuple[str, ...]) -> None:
-    done = shoestring(*command, "--help", home=tmp_path)
+def test_help_opens_with_examples(run_command: RunCommand, command: tuple[str, ...]) -> None:
+    done = run_command(*command, "--help")
     assert done.returncode == ExitCode.OK
     assert "shoestring " + (" ".join(command) if command else "up") in done.stdout.replace("python -m ", "", 1)[20:]
 
@@ -136,19 +137,19 @@ def test_every_command_can_print_json() -> None:
     assert not [name for name, command in found.items() if "--json" not in str([one.opts for one in command.params])]
 
 
-def test_recipes_need_no_service_and_no_login(tmp_path: Path) -> None:
+def test_recipes_need_no_service_and_no_login(run_command: RunCommand) -> None:
     for command in (("recipes", "--json"), ("recipes", "ls", "--json")):
-        listed = shoestring(*command, home=tmp_path)
+        listed = run_command(*command)
         assert listed.returncode == ExitCode.OK, listed.stderr
         assert [recipe["name"] for recipe in json.loads(listed.stdout)] == [recipe.name for recipe in recipes.all()]
-    shown = shoestring("recipes", "show", "digits/quickstart", home=tmp_path)
+    shown = run_command("recipes", "show", "digits/quickstart")
     assert (shown.returncode, "epochs" in shown.stdout) == (ExitCode.OK, True)
-    unknown = shoestring("recipes", "show", "digits/slowstart", home=tmp_path)
+    unknown = run_command("recipes", "show", "digits/slowstart")
     assert (unknown.returncode, "shoestring recipes ls" in unknown.stderr) == (ExitCode.NOT_FOUND, True)
 
 
-def test_json_goes_after_the_subcommand_of_recipes(tmp_path: Path) -> None:
-    misplaced = shoestring("recipes", "--json", "show", "a/recipe", home=tmp_path)
+def test_json_goes_after_the_subcommand_of_recipes(run_command: RunCommand) -> None:
+    misplaced = run_command("recipes", "--json", "show", "a/recipe")
     assert (misplaced.returncode, "--json goes after" in misplaced.stderr) == (ExitCode.USAGE, True)
 
 
@@ -224,9 +225,12 @@ def test_characters_that_a_terminal_lacks_are_shown_by_number(service: str, tmp_
     assert "\\xc4" in done.stdout
 
 
-def test_a_folder_that_cannot_be_written_is_named(service: str, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(
+    service: str, tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
-    done = shoestring("login", service, "--key", "x", home=tmp_path / "file")
+    monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "file" / "login.json"))
+    done = run_command("login", service, "--key", "x")
     assert done.returncode == ExitCode.USAGE
     assert "Traceback" not in done.stderr
 
@@ -263,8 +267,10 @@ def test_how_a_job_ended_is_the_exit_code_of_watch() -> None:
         (("predict", "model.pt2", "cat.jpg", "--on-corrupt", "hide"), ExitCode.USAGE, "error or skip"),
     ],
 )
-def test_a_model_that_is_not_there_is_named(tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
-    done = shoestring(*arguments, home=tmp_path)
+def test_a_model_that_is_not_there_is_named(
+    run_command: RunCommand, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = run_command(*arguments)
     assert done.returncode == code
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -276,14 +282,14 @@ def test_without_the_trainer_the_error_names_what_to_install(monkeypatch: pytest
         trainer.require()
 
 
-def test_schedules_and_model_summaries_need_no_service(tmp_path: Path) -> None:
-    drawn = shoestring("recipes", "show", "cifar10/page-resnet9", "--plot", home=tmp_path)
+def test_schedules_and_model_summaries_need_no_service(run_command: RunCommand) -> None:
+    drawn = run_command("recipes", "show", "cifar10/page-resnet9", "--plot")
     assert drawn.returncode == ExitCode.OK, drawn.stderr
     assert "learning rate" in drawn.stdout
     assert all(len(line) <= 80 for line in drawn.stdout.splitlines())
-    printed = shoestring("model", "digits/quickstart", "width=4", "--json", home=tmp_path)
+    printed = run_command("model", "digits/quickstart", "width=4", "--json")
     assert printed.returncode == ExitCode.OK, printed.stderr
     assert json.loads(printed.stdout)["input"] == [1, 8, 8]
-    unknown = shoestring("recipes", "show", "cifar10/page-resnet8", "--plot", home=tmp_path)
+    unknown = run_command("recipes", "show", "cifar10/page-resnet8", "--plot")
     assert unknown.returncode == ExitCode.USAGE
     assert "cifar10/page-resnet9" in unknown.stderr

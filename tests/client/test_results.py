@@ -13,7 +13,7 @@ from shoestring_core.store.db import open_store
 from shoestring_core.task import RecipeTask, TaskGoal
 
 from tests.api.deployment import Deployment
-from tests.client.test_cli import shoestring
+from tests.client.conftest import RunCommand
 
 
 @pytest.fixture
@@ -43,9 +43,11 @@ def folder(tmp_path: Path) -> Path:
     return run
 
 
-def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(
+    run_command: RunCommand, folder: Path, tmp_path: Path
+) -> None:
     options = ("--dawnbench", str(tmp_path / "entry"), "--author", "Us", "--email", "us@example.org", "--json")
-    done = shoestring("results", str(folder), *options, home=tmp_path)
+    done = run_command("results", str(folder), *options)
     assert done.returncode == ExitCode.OK, done.stderr
     output = json.loads(done.stdout)
     assert output["target"] == 0.9
@@ -53,7 +55,7 @@ def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path
     assert (one["to_target"]["epoch"], one["to_target"]["train_s"], one["to_target"]["wait_s"]) == (2.0, 10.0, 10.5)
     assert one["images_per_s"] == 320.5
     written = tmp_path / "entry" / "us_digits-quickstart_this-computer_pytorch-2.13.0.json"
-    both = shoestring("results", str(written), str(folder), "--target", "0.9", home=tmp_path)
+    both = run_command("results", str(written), str(folder), "--target", "0.9")
     assert both.returncode == ExitCode.OK, both.stderr
     assert both.stdout.count("10.0 s") == 2
     assert "2 of 2 reach the target" in both.stdout
@@ -69,11 +71,16 @@ def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(folder: Path
     ],
 )
 def test_what_cannot_be_read_or_written_is_named(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+    run_command: RunCommand,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    done = shoestring("results", *(str(folder) if one == "FOLDER" else one for one in arguments), home=tmp_path)
+    done = run_command("results", *(str(folder) if one == "FOLDER" else one for one in arguments))
     assert done.returncode == ExitCode.USAGE
     assert words in done.stderr
     assert "Traceback" not in done.stderr
