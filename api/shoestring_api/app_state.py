@@ -44,13 +44,13 @@ class AppState:
         return self.settings.timeouts
 
     @classmethod
-    def open(cls, settings: ApiSettings) -> AppState:
-        """Connect to the database and the object store.
+    def open(cls, settings: ApiSettings, store: Store | None = None) -> AppState:
+        """Connect to the object store and, unless `store` is given, to the database.
 
         Raises ValueError without a secret; Unavailable if the database can't be reached or has another schema version.
         """
         secret = settings.server_secret()
-        store = open_store(settings.database_url)
+        store = store or open_store(settings.database_url)
         if not store.is_current():
             raise Unavailable(
                 "The database's schema is older than this version of Shoestring.",

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.api.deployment import Deployment
+from tests.shared_database import SharedDatabase
 
 
 @pytest.fixture
-def deployment(migrated_url: str, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(migrated: SharedDatabase, tmp_path: Path) -> Iterator[Deployment]:
     """A running service with one team, its admin and a member, on each database."""
-    with Deployment(migrated_url, tmp_path) as deployment:
+    with Deployment(migrated.url, tmp_path, store=migrated.store()) as deployment:
         yield deployment

@@ -37,9 +37,12 @@ OFFER = Offer("local", "local", "", "local.cpu", "spot", "0.158", "0.526", None,
 
 
 class Deployment:
-    """`admin`, `member` and `stranger` (of another team) are HTTP clients with keys; `nobody` has none."""
+    """`admin`, `member` and `stranger` (of another team) are HTTP clients with keys; `nobody` has none.
 
-    def __init__(self, database_url: str, folder: Path, **settings: Any) -> None:
+    store  the database of `database_url`, if it is open already
+    """
+
+    def __init__(self, database_url: str, folder: Path, *, store: Store | None = None, **settings: Any) -> None:
         self.port = free_port()
         self.settings = ApiSettings(
             database_url=database_url,
@@ -50,7 +53,7 @@ class Deployment:
             hooks_roots=str(folder / "hooks"),
             **settings,
         )
-        self.state = AppState.open(self.settings)
+        self.state = AppState.open(self.settings, store)
         self.store: Store = self.state.store
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys = self.store.write(_people)

@@ -11,6 +11,7 @@ from playwright.sync_api import ConsoleMessage, Page, expect
 from shoestring_api.dashboard import STATIC_DIR
 
 from tests.api.deployment import Deployment
+from tests.shared_database import SharedDatabase
 
 expect.set_options(timeout=15_000)  # a busy machine is slow, not broken
 
@@ -18,9 +19,9 @@ OpenPage = Callable[..., Page]
 
 
 @pytest.fixture
-def deployment(migrated_url: str, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(migrated: SharedDatabase, tmp_path: Path) -> Iterator[Deployment]:
     assert (STATIC_DIR / "index.html").is_file(), "The dashboard is not built. Run `make setup`."
-    with Deployment(migrated_url, tmp_path) as deployment:
+    with Deployment(migrated.url, tmp_path, store=migrated.store()) as deployment:
         yield deployment
 
 
