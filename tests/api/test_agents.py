@@ -170,6 +170,7 @@ def test_a_boot_token_binds_the_first_session_and_no_other(deployment: Deploymen
     assert agent.report().acked_seq == 0
 
 
+@pytest.mark.any_database
 def test_an_unknown_protocol_is_named(deployment: Deployment) -> None:
     _, (agent,) = deployment.running()
     answer = agent.post(json.dumps({"protocol": 99}).encode())
@@ -200,6 +201,7 @@ def test_a_held_order_is_refused_once_the_machine_has_another_session(deployment
         assert held.result(timeout=PATIENCE_S).status_code == 403
 
 
+@pytest.mark.any_database
 def test_machines_report_often_while_somebody_watches(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     before = agent.report()
@@ -265,6 +267,7 @@ UPLOADS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("what", UPLOADS)
 def test_a_checkpoint_that_is_not_what_it_says_is_refused(deployment: Deployment, what: str) -> None:
     flaw, why = UPLOADS[what]
@@ -277,6 +280,7 @@ def test_a_checkpoint_that_is_not_what_it_says_is_refused(deployment: Deployment
     assert deployment.job(job).state == "running"
 
 
+@pytest.mark.any_database
 def test_the_upload_that_those_flaws_are_made_from_is_accepted(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     agent.points(range(1, 4))
@@ -331,6 +335,7 @@ def test_base64_of_logs_is_kept_byte_by_byte(deployment: Deployment) -> None:
     assert lines == ["café \ufffd", "\x1b[31mred\x1b[0m"]
 
 
+@pytest.mark.any_database
 def test_metrics_name_batches_by_outcome(deployment: Deployment) -> None:
     _, (agent,) = deployment.running()
     agent.points(range(1, 3))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
 from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.store.fleet import billing, gangs
@@ -64,6 +65,7 @@ def test_a_part_of_a_curve_is_read_by_name_and_range(deployment: Deployment) -> 
     assert (curve["name"], curve["steps"]) == ("val/acc", [4, 5, 6])
 
 
+@pytest.mark.any_database
 def test_lines_are_what_a_terminal_shows(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     agent.log(b"start\r\n 1%\r 50%\r100%\n\x1b[1mbold\x1b[0m\nbad \xff byte, nul \x00\nunfin")
@@ -121,6 +123,7 @@ def test_a_log_is_chosen_by_rank_and_machine_and_comes_as_text(deployment: Deplo
     assert [json.loads(record)["slot"] for record in ndjson.text.splitlines()] == [0, 0, 1]
 
 
+@pytest.mark.any_database
 def test_bytes_that_never_came_end_their_line(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     agent.log(b"begun ")
@@ -129,6 +132,7 @@ def test_bytes_that_never_came_end_their_line(deployment: Deployment) -> None:
     assert _lines(deployment, job) == ["begun ", "after the gap"]
 
 
+@pytest.mark.any_database
 def test_a_line_without_an_end_is_shown_when_its_machine_is_gone(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     agent.log(b"last words")
@@ -140,12 +144,14 @@ def test_a_line_without_an_end_is_shown_when_its_machine_is_gone(deployment: Dep
     assert _lines(deployment, job) == ["last words"]
 
 
+@pytest.mark.any_database
 def test_a_huge_line_comes_in_pieces(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     agent.log(b"x" * 150_000 + b"\n")
     assert [len(line) for line in _lines(deployment, job)] == [65536, 65536, 18928]
 
 
+@pytest.mark.any_database
 def test_the_log_quota_drops_logs_and_nothing_else(migrated_url: str, tmp_path: Path, deployment: Deployment) -> None:
     with Deployment(migrated_url, tmp_path / "small", log_quota_bytes=1000) as small:
         job, (agent,) = small.running()
@@ -157,6 +163,7 @@ def test_the_log_quota_drops_logs_and_nothing_else(migrated_url: str, tmp_path: 
         assert small.job(job).progress.step == 2
 
 
+@pytest.mark.any_database
 def test_a_foreign_or_broken_log_cursor_is_refused(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     agent.log(b"secret\n")
@@ -188,6 +195,7 @@ def test_cost_is_machine_time_by_the_providers_clock(deployment: Deployment) -> 
     assert sum(money.from_decimal(line["amount"]["amount"]) for line in report["transfers"]) == 158_000
 
 
+@pytest.mark.any_database
 def test_a_sentence_says_what_and_what_to_do(deployment: Deployment) -> None:
     job = deployment.submit()
     with deployment.store.writer.begin() as connection:

@@ -111,6 +111,7 @@ def test_a_cursor_from_before_a_backup_was_restored_gets_resync(deployment: Depl
         assert next(_steps(stream)) == 1
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("topics", ["", "nothing", "job:", "job:1", "jobs,job:x"])
 def test_topics_that_make_no_sense_are_refused(deployment: Deployment, topics: str) -> None:
     answer = deployment.member.get("/v1/stream", params={"topics": topics})
@@ -164,6 +165,7 @@ def test_the_stream_of_a_browser_ends_when_that_is_signed_out(
             assert ": connected" in list(answer.iter_lines()), "all of them: it ends"
 
 
+@pytest.mark.any_database
 def test_a_person_has_at_most_so_many_streams(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "MAX_STREAMS", 1)
     with deployment.stream("jobs"):
