@@ -102,7 +102,7 @@ class Service:
                 pass
 
     def wait(self, job: Any, ready: Callable[[rest.Job], bool], within_s: float = servers.PATIENCE_S) -> rest.Job:
-        """The job, a moment after it is `ready`: asked more often, the API would take a third of a core."""
+        """The job, a moment after it is `ready`: each question costs the API and this process 15 ms."""
         client = self.client
 
         def look() -> rest.Job | None:
@@ -112,7 +112,7 @@ class Service:
                 return None  # the API may be what the test has hurt
             return found if ready(found) else None
 
-        return until(look, "the job", within_s, every_s=0.2)
+        return until(look, "the job", within_s, every_s=0.5)
 
     def trained(self, job: Any, step: int) -> rest.Job:
         """The job, as soon as it has trained beyond `step`: watched, so that it is told at once.

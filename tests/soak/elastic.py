@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from shoestring import watch
 from shoestring_core import rest
 from shoestring_trainer.training.cli.sample_audit import audit_samples
 from shoestring_trainer.training.results.sample_log import read_sample_log
@@ -116,11 +115,12 @@ def live_through(
 
 
 def wait_for_steps_of_all(service: Service, job: str) -> None:
-    for found, _ in watch.follow(service.client, job):
-        running = [one for attempt in service.client.attempts(job).attempts for one in attempt.generations]
-        if found.generation >= 3 and (running[-1].last_step or 0) > running[-1].start_step + 20:
-            return
-    raise AssertionError("the job was over before it had grown back")
+    def grown_back(found: rest.Job) -> bool:
+        assert found.state != "ended", "the job was over before it had grown back"
+        newest = service.client.attempts(job).attempts[-1].generations[-1] if found.generation >= 3 else None
+        return newest is not None and (newest.last_step or 0) > newest.start_step + 20
+
+    service.wait(job, grown_back, PATIENCE_S)
 
 
 def spec(seed: int, epochs: int, nodes: int, hooks_file: Path) -> dict[str, Any]:
