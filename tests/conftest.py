@@ -12,6 +12,7 @@ import fcntl
 import functools
 import gc
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,6 +43,10 @@ CHROMIUM_ARGS = [
 # Tests run beside each other, and tiny networks gain nothing from a second thread, which waits by spinning: beside busy
 # processes that triples the CPU seconds. Ranks get their own number from their launcher.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Many tests start processes, each of which would compile our packages again, and each process of tests all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A busy machine is no finding: neither an example nor the drawing of one has a time limit.
 # `--hypothesis-profile soak` tries many more examples, new ones each time.
