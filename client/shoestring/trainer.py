@@ -23,8 +23,8 @@ def require(*modules: str) -> None:
 
 
 def run(*arguments: str) -> int:
-    """Run a command of the trainer in this terminal and return its exit code."""
-    return subprocess.run([sys.executable, "-m", "shoestring_trainer", *arguments], check=False).returncode
+    """Run a command of the trainer in this terminal and return its exit code. Nothing is imported from the folder."""
+    return subprocess.run([sys.executable, "-P", "-m", "shoestring_trainer", *arguments], check=False).returncode
 
 
 def plot_schedule(recipe: str, params: list[str], images: int | None, as_json: bool) -> int:

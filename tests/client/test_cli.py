@@ -276,6 +276,14 @@ def test_a_model_that_is_not_there_is_named(
     assert "Traceback" not in done.stderr
 
 
+def test_the_trainer_is_not_imported_from_the_folder_that_a_command_is_typed_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "shoestring_trainer.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    assert trainer.run("--help") == 0
+
+
 def test_without_the_trainer_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "find_spec", lambda _name: None)
     with pytest.raises(trainer.TrainerNotInstalled, match=r"pip install 'shoestring-trainer\[train\]'"):

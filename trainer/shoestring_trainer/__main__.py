@@ -47,4 +47,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:  # -m puts the current folder first, where a random.py would hide Python's own
+        sys.path.append(sys.path.pop(0))
     sys.exit(main(sys.argv[1:]))

@@ -53,7 +53,7 @@ class DeadManSwitch:
 
     def _start(self) -> subprocess.Popen[bytes]:
         variables = [f"{name}={value}" for name, value in self._variables.items()]
-        command = [sys.executable, "-m", "shoestring_trainer.agent.deadman", str(os.getpid()), *variables]
+        command = [sys.executable, "-P", "-m", "shoestring_trainer.agent.deadman", str(os.getpid()), *variables]
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def _send_deadline(self) -> None:

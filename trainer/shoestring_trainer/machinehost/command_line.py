@@ -87,7 +87,7 @@ def _parse_options(argv: list[str] | None) -> argparse.Namespace:
 def _agent_command(setting: str | None) -> list[str]:
     """The command that machines run: the agent, or SHOESTRING_AGENT_COMMAND, a JSON list of arguments."""
     if not setting:
-        return [sys.executable, "-m", "shoestring_trainer", "agent"]
+        return [sys.executable, "-P", "-m", "shoestring_trainer", "agent"]
     command = json.loads(setting)
     if not (isinstance(command, list) and command and all(isinstance(argument, str) for argument in command)):
         raise ValueError('SHOESTRING_AGENT_COMMAND must be a JSON list of strings, such as ["python", "agent.py"]')

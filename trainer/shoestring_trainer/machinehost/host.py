@@ -239,7 +239,7 @@ class MachineHost:
         machine.init_started = time.monotonic()
         with (machine.folder / INIT_LOG).open("ab") as output:
             launcher = subprocess.Popen(
-                [sys.executable, "-m", "shoestring_trainer.machinehost.init", str(machine.folder)],
+                [sys.executable, "-P", "-m", "shoestring_trainer.machinehost.init", str(machine.folder)],
                 cwd=machine.folder,
                 env=_inherited_environment() | machine_environment(machine.folder),
                 stdin=subprocess.DEVNULL,

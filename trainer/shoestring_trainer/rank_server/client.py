@@ -76,7 +76,7 @@ class RankServerClient:
             return
         with self._log.open("ab") as log:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "shoestring_trainer.rank_server", str(os.getpid()), *self._modules],
+                [sys.executable, "-P", "-m", "shoestring_trainer.rank_server", str(os.getpid()), *self._modules],
                 env=dict(self._environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -138,6 +138,49 @@ def test_a_folder_that_holds_a_run_is_refused_with_the_two_ways_on(tmp_path: Pat
     assert (tmp_path / "mine" / "task.json").read_text() == task
 
 
+def torchrun_starts_ranks(monkeypatch: pytest.MonkeyPatch, *, restart: int) -> None:
+    """As torchrun does, which this process's parent stands for."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+
+
+def test_a_run_that_torchrun_restarts_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["digits/quickstart", "--output-dir", str(tmp_path / "mine"), "epochs=2"]
+    torchrun_starts_ranks(monkeypatch, restart=0)
+    file = standalone.prepare_task(words)
+    assert standalone.prepare_task(words) == file, "another of its ranks"
+    (tmp_path / "mine" / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n')
+    (tmp_path / "mine" / "ckpt").mkdir()
+    (tmp_path / "mine" / "ckpt" / "step-000000003.json").write_text('{"step": 3}')
+    torchrun_starts_ranks(monkeypatch, restart=1)
+    for _ in range(2):
+        resume = read_task(standalone.prepare_task(words)).resume
+        assert resume is not None
+        assert resume.manifest == tmp_path / "mine" / "ckpt" / "step-000000003.json"
+    assert (tmp_path / "mine" / "metrics.jsonl").read_text() == '{"step": 3}\n'
+
+
+def test_a_restart_never_goes_on_with_the_run_that_another_torchrun_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = ["digits/quickstart", "--output-dir", str(tmp_path / "mine")]
+    standalone.prepare_task(words)
+    (tmp_path / "mine" / "metrics.jsonl").write_text('{"step": 3}\n')
+    (tmp_path / "mine" / standalone.STARTED_BY_FILE).write_text("1 2 another boot\n")
+    for restart in (0, 1):
+        torchrun_starts_ranks(monkeypatch, restart=restart)
+        with pytest.raises(UserError, match="holds a run already"):
+            standalone.prepare_task(words)
+
+
+def test_files_of_the_folder_that_are_named_like_modules_are_not_imported(tmp_path: Path):
+    for name in ("random", "torch", "numpy", "json", "argparse"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the folder')\n")
+    process = trainer("digits/quickstat", home=tmp_path)
+    _, complaint = process.communicate(timeout=60)
+    assert "Did you mean digits/quickstart" in complaint
+
+
 def test_the_bar_fits_a_narrow_terminal_without_colour():
     values = {"train/loss": 12.3456, "train/lr": 0.1}
     for step in (0, 1, 500, 9_999, 10_000):

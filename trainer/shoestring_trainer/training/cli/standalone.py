@@ -12,15 +12,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from shoestring_core.task import CheckpointFiles, RecipeTask
 
+from shoestring_trainer import processes
 from shoestring_trainer.training.errors import NonFiniteError, UserError
 
-TASK_FILE = "task.json"
+TASK_FILE, STARTED_BY_FILE = "task.json", "started-by"
 SERVICE_FIELDS = ("resources", "limits", "retry", "notify", "on_budget", "priority", "after", "team")
 CHECKPOINT_ONLY_PARTS = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
 RUN_FILES = ("metrics.jsonl", "events.jsonl", "ckpt/step-*", "model/*", "samples-rank*.bin")
@@ -123,11 +125,30 @@ def _from_spec(given: Path, params: Sequence[str], output_dir: Path | None) -> P
             f"{parsed.init} is an artifact of a service; download it with `{get}`, then pass init=/path/to/DIR"
         )
     folder = output_dir or _free_folder(str(parsed.name))
+    torchrun = _torchrun()
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and torchrun in _started_by(folder):
+        return _resume(folder)
     _require_unused(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if torchrun:
+        with (folder / STARTED_BY_FILE).open("a") as file:
+            file.write(f"{torchrun}\n")
     if ignored := [name for name in SERVICE_FIELDS if name in tree]:
         sys.stderr.write(f"{', '.join(ignored)}: used by the service only, ignored here\n")
     return _write_task(folder, _with_local_data(task.from_spec(parsed, job=folder.name, generation=1)))
+
+
+def _torchrun() -> str | None:
+    """Identify the torchrun that started this rank, and starts it again if it fails; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return " ".join(map(str, astuple(processes.identify(os.getppid()))))
+
+
+def _started_by(folder: Path) -> list[str]:
+    """The torchruns that started the run in a folder: one on each machine. Empty until it has a task."""
+    file = folder / STARTED_BY_FILE
+    return file.read_text().splitlines() if file.exists() and (folder / TASK_FILE).exists() else []
 
 
 def _require_unused(folder: Path) -> None:
@@ -205,8 +226,9 @@ def _from_newest(folder: Path, task: RecipeTask) -> RecipeTask:
         resume = None
     step = _step(resume.manifest) if resume else 0
     points = folder / "metrics.jsonl"
-    lines = points.read_text().splitlines(keepends=True) if points.exists() else []
-    points.write_text("".join(line for line in lines if _is_kept(line, step)))
+    if points.exists():
+        lines = points.read_text().splitlines(keepends=True)
+        _replace(points, "".join(line for line in lines if _is_kept(line, step)))
     return task.model_copy(update={"resume": resume})
 
 
@@ -241,9 +263,14 @@ def _json_object(file: Path, remedy: str) -> dict[str, Any]:
 def _write_task(folder: Path, task: RecipeTask) -> Path:
     for old in ("order", *(path.name for path in folder.glob("exit-*.json"))):
         (folder / old).unlink(missing_ok=True)
-    temporary = folder / f".{TASK_FILE}.{os.getpid()}"
-    temporary.write_text(task.model_dump_json(indent=1))
-    return temporary.replace(folder / TASK_FILE)
+    return _replace(folder / TASK_FILE, task.model_dump_json(indent=1))
+
+
+def _replace(file: Path, content: str) -> Path:
+    """Write a file that other ranks may read, and write alike, at the same time."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(content)
+    return temporary.replace(file)
 
 
 def _manifests(folder: Path) -> list[Path]:
