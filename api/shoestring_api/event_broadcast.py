@@ -29,7 +29,7 @@ from shoestring_core.store.tables import EventRow, JobRow, MachineRow
 
 from shoestring_api.change_notifier import ChangeNotifier
 from shoestring_api.serializers.costs import serialize_budget
-from shoestring_api.serializers.events import serialize_curves, serialize_event, serialize_log_lines
+from shoestring_api.serializers.events import serialize_curves, serialize_events, serialize_log_lines
 from shoestring_api.serializers.jobs import serialize_job
 
 log = logging.getLogger(__name__)
@@ -243,11 +243,16 @@ def load_group(db: Read, team: UUID, after: int) -> MessageGroup:
 def _fact_messages(db: Read, event: EventRow) -> Iterator[StreamMessage]:
     topics = frozenset({f"job:{event.job}"} if event.job else {"budget", "jobs"})
     if event.kind != BatchStored.kind:
-        yield _message(topics, "event", serialize_event(event), StreamPosition(event.seq, 1))
+        for readable in serialize_events([event]):
+            yield _message(topics, "event", readable, StreamPosition(event.seq, 1))
         return
     if event.job is None:
         return
-    batch = wire.from_stored(BatchStored, event.data)
+    try:
+        batch = wire.from_stored(BatchStored, event.data)
+    except ValueError as damaged:
+        log.error("event %s of team %s can't be read: %r", event.seq, event.team, damaged)
+        return
     points, lines = reports.load_batch(db, batch.source, batch.seq)
     if points:
         curves = serialize_curves(points)

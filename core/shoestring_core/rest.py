@@ -76,9 +76,12 @@ class Reason(Resource):
         return cls(code=code, facts=facts, text=wording.render(code, facts))
 
     @classmethod
-    def from_stored(cls, stored: dict[str, Any] | None) -> Reason | None:
-        """From a JSON column of reasons that may be empty."""
-        return None if stored is None else cls.worded(**stored)
+    def from_stored(cls, stored: object) -> Reason | None:
+        """From a JSON column of reasons. None if it is empty, or damaged."""
+        match stored:
+            case {"code": str(code), "facts": dict(facts)}:
+                return cls.worded(code, facts)
+        return None
 
 
 class Progress(Resource):

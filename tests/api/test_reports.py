@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from uuid import UUID
 import pytest
 from shoestring_core import money
 from shoestring_core.decide import funding
+from shoestring_core.store.db import open_store
 from shoestring_core.store.fleet import billing, gangs
-from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
+from shoestring_core.store.tables import EventRow, GenerationRow, JobRow, MachineRow
 from shoestring_core.wording.attempts import RankKilled
 from shoestring_core.wording.waits import BudgetShort
-from sqlalchemy import update
+from sqlalchemy import text, update
 
-from tests.api.deployment import Deployment
+from tests.api.deployment import OFFER, Deployment
 
 
 def test_the_merged_curve_has_each_step_once_and_lost_work_is_counted(deployment: Deployment) -> None:
@@ -199,15 +201,93 @@ def test_cost_is_machine_time_by_the_providers_clock(deployment: Deployment) -> 
 def test_a_sentence_says_what_and_what_to_do(deployment: Deployment) -> None:
     job = deployment.submit()
     with deployment.store.writer.begin() as connection:
-        detail = BudgetShort("team vision", need="0.20", missing="0.12", nodes=1)
+        detail = BudgetShort("team vision", need="0.20", missing="0.19", nodes=1)
         wait = {"wait_reason": detail.waits_for, "wait_detail": detail.as_json()}
         connection.execute(update(JobRow).where(JobRow.id == job).values(**wait))
+    _limit_team(deployment, "0.08")
     shown = deployment.job(job)
     assert shown.wait_reason == "budget"
     assert shown.reason is not None
     assert (shown.reason.code, shown.reason.facts["missing"]) == ("budget_short", "0.12")
     assert shown.reason.text.startswith("The budget of team vision is $0.12 short: starting 1 machine reserves $0.20.")
     assert shown.status_text == f"Waiting for budget: {shown.reason.text}"
+    _limit_team(deployment, "0.15")
+    shown = deployment.job(job)
+    assert shown.reason is not None
+    assert shown.reason.facts["missing"] == "0.05", "as it is now, not as the last schedule found it"
+    _limit_team(deployment, "none")
+    assert deployment.job(job).wait_reason == "turn"
+
+
+def test_a_job_far_back_in_the_queue_reads_that_its_budget_is_short(deployment: Deployment) -> None:
+    job = deployment.submit()
+    assert deployment.job(job).wait_reason == "turn"
+    _limit_team(deployment, "0.001")
+    (listed,) = (one for one in deployment.member.get("/v1/jobs").json()["jobs"] if one["id"] == str(job))
+    need = funding.initial_hold(OFFER.on_demand_price, deployment.state.timeouts)
+    assert listed["wait_reason"] == "budget"
+    assert listed["reason"]["facts"] == {
+        "account": "team vision", "need": money.to_decimal(need), "missing": money.to_decimal(need - 1000),
+        "nodes": 1, "own": False,
+    }  # fmt: skip
+
+
+DAMAGED = {
+    "sizing": [{"x": 1}, {"reason": 5}, [1]],
+    "wait_detail": [{"code": "budget_short"}, [1], {"code": "machines_in_use", "facts": {"nodes": "x"}}],
+    "end_detail": [{"code": 5, "facts": {}}, [1]],
+    "latest": [{"loss": None, "acc": 0.5}, [1]],
+    "skipped_step_spans": [[[1]], {"x": 1}],
+    "result": [[1]],
+    "spec": [{}, {"recipe": 5, "tags": [1]}, [1]],
+}
+
+
+@pytest.mark.any_database
+def test_a_damaged_row_is_listed_without_what_is_damaged(deployment: Deployment) -> None:
+    whole, damaged = deployment.submit(), deployment.submit()
+    queued = {"wait_reason": "slots"}
+    ended = {"state": "ended", "end_reason": "user_code", "ended_at": 1}
+    for state, (column, values) in itertools.product((queued, ended), DAMAGED.items()):
+        for value in values:
+            with deployment.store.writer.begin() as connection:
+                row = update(JobRow).where(JobRow.id == damaged)
+                connection.execute(row.values(**state, **{column: value}))
+            answer = deployment.member.get("/v1/jobs")
+            assert answer.status_code == 200, (column, value, answer.text)
+            assert [one["id"] for one in answer.json()["jobs"]] == [str(damaged), str(whole)]
+            assert deployment.member.get(f"/v1/jobs/{damaged}").status_code == 200
+
+
+def test_json_that_was_cut_off_in_the_database_costs_no_other_row(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    store = open_store(url)
+    store.migrate()
+    store.close()
+    with Deployment(url, tmp_path) as deployment:
+        whole, damaged = deployment.submit(), deployment.submit()
+        with deployment.store.writer.begin() as connection:
+            for column in ("sizing", "wait_detail", "latest", "spec"):
+                cut = f"UPDATE jobs SET {column} = '{{\"x\": ' WHERE id = :id"
+                connection.execute(text(cut), {"id": damaged.hex})
+        listed = deployment.member.get("/v1/jobs").json()["jobs"]
+        assert [one["id"] for one in listed] == [str(damaged), str(whole)]
+
+
+@pytest.mark.any_database
+def test_a_damaged_event_is_left_out_of_the_feed_and_of_the_stream(deployment: Deployment) -> None:
+    job = deployment.submit()
+    with deployment.stream(f"job:{job}") as stream:
+        with deployment.store.writer.begin() as connection:
+            connection.execute(update(EventRow).where(EventRow.kind == "job").values(data={"to": 5}, reason=[1]))
+        assert deployment.member.get(f"/v1/jobs/{job}/events").json()["events"] == []
+        deployment.member.post(f"/v1/jobs/{job}:stop")
+        assert next(one for one in stream if one.name == "job").data["id"] == str(job)
+
+
+def _limit_team(deployment: Deployment, limit: str) -> None:
+    team = next(one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    assert deployment.admin.put(f"/v1/budgets/{team['id']}", json={"limit": limit}).status_code == 200
 
 
 def test_steps_total_and_epoch_come_from_the_ranks(deployment: Deployment) -> None:

@@ -16,7 +16,7 @@ from shoestring_api.dependencies import Caller, Cursor, ReadDep
 from shoestring_api.serializers.attempts import serialize_attempts, serialize_generations
 from shoestring_api.serializers.cost_reports import serialize_cost_report
 from shoestring_api.serializers.costs import serialize_budget
-from shoestring_api.serializers.events import serialize_curves, serialize_event
+from shoestring_api.serializers.events import serialize_curves, serialize_events
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -38,7 +38,7 @@ def list_events(
     events = queries.load_job_events(db, job, after, limit + 1)
     last = events[limit - 1] if len(events) > limit else None
     return rest.EventPage(
-        events=[serialize_event(row) for row in events[:limit]],
+        events=serialize_events(events[:limit]),
         next_cursor=feed.to_cursor(caller.team, last.seq) if last else None,
     )
 

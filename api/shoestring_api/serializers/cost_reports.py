@@ -12,6 +12,7 @@ from shoestring_core import rest, results
 from shoestring_core.store import metrics
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import TransferRow
+from shoestring_core.wording.reason import UnknownReason
 
 from shoestring_api.serializers.attempts import serialize_machine
 from shoestring_api.serializers.costs import serialize_cost
@@ -35,7 +36,7 @@ def serialize_cost_report(
                 machine=row.machine,
                 line=row.line,
                 actor=row.actor,
-                reason=rest.Reason.worded(**row.reason),
+                reason=rest.Reason.from_stored(row.reason) or rest.Reason.of(UnknownReason("damaged")),
             )
             for row in transfers
         ],

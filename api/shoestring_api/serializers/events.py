@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
@@ -15,10 +16,23 @@ from shoestring_core.store.tables import EventRow, MachineRow
 
 from shoestring_api.serializers.times import to_datetime
 
+log = logging.getLogger(__name__)
+
 _EVENTS: TypeAdapter[rest.Event] = TypeAdapter(rest.Event)
 
 
-def serialize_event(row: EventRow) -> rest.Event:
+def serialize_events(rows: Iterable[EventRow]) -> list[rest.Event]:
+    """Of events; one whose row is damaged is left out, and logged."""
+    found = []
+    for row in rows:
+        try:
+            found.append(_serialize_event(row))
+        except (ValueError, TypeError, KeyError) as damaged:
+            log.error("event %s of team %s can't be read: %r", row.seq, row.team, damaged)
+    return found
+
+
+def _serialize_event(row: EventRow) -> rest.Event:
     return _EVENTS.validate_python(
         {
             "cursor": events.to_cursor(row.team, row.seq),

@@ -4,30 +4,32 @@
 from __future__ import annotations
 
 from shoestring_core import rest, wording
-from shoestring_core.decide.sizing import SizingRecord
 from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState, JobStatus
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import GenerationRow, JobRow
 
 from shoestring_api.serializers.costs import serialize_cost
 from shoestring_api.serializers.statuses import status_of, wait_detail_of, wait_reason_of
+from shoestring_api.serializers.stored import read_mapping, read_numbers, read_texts
 from shoestring_api.serializers.times import to_datetime
 
 
 def serialize_job(rows: JobRows, now: int) -> rest.Job:
     row = rows.job
     end_reason = EndReason(row.end_reason) if row.end_reason else None
-    detail = row.end_detail if end_reason else wait_detail_of(row)
+    detail = row.end_detail if end_reason else wait_detail_of(rows)
+    spec = read_mapping(row.spec)
+    recipe = spec.get("recipe")
     return rest.Job(
         id=row.id,
         name=row.name,
         team=rows.team,
         user=rows.user,
-        recipe=row.spec.get("recipe"),
+        recipe=recipe if isinstance(recipe, str) else None,
         state=JobState(row.state),
         status=JobStatus.of(JobState(row.state), end_reason),
-        status_text=wording.sentence(status_of(row, rows.queue_position)),
-        wait_reason=wait_reason_of(row),
+        status_text=wording.sentence(status_of(rows)),
+        wait_reason=wait_reason_of(rows),
         queue_position=rows.queue_position,
         end_reason=end_reason,
         reason=rest.Reason.from_stored(detail),
@@ -35,12 +37,12 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         attempt=row.attempt,
         generation=row.generation,
         progress=compute_progress(row, rows.generations, now),
-        latest={name: float(value) for name, value in row.latest.items()},
-        result=row.result,
+        latest=read_numbers(row.latest),
+        result=row.result if isinstance(row.result, dict) else None,
         cost=serialize_cost(rows, now),
-        spec=row.spec,
-        sizing=rest.Reason.of(SizingRecord.from_json(row.sizing).reason) if row.sizing else None,
-        tags=row.spec.get("tags") or {},
+        spec=spec,
+        sizing=rest.Reason.from_stored(read_mapping(row.sizing).get("reason")),
+        tags=read_texts(spec.get("tags")),
         retried_from=row.retried_from,
         created_at=to_datetime(row.created_at),
         started_at=to_datetime(row.started_at),

@@ -6,50 +6,53 @@ from __future__ import annotations
 from typing import Any
 
 from shoestring_core.states import EndReason, JobState, StopReason, WaitReason
-from shoestring_core.store.tables import JobRow
-from shoestring_core.wording import Reason, jobs, load
-from shoestring_core.wording.units import Span
+from shoestring_core.store.queries import JobRows
+from shoestring_core.wording import Reason, jobs
 from shoestring_core.wording.waits import InQueue
 
+from shoestring_api.serializers.stored import read_reason, read_spans
 
-def status_of(row: JobRow, queue_position: int | None = None) -> Reason:
+
+def status_of(rows: JobRows) -> Reason:
+    row = rows.job
     match JobState(row.state):
         case JobState.AWAITING_APPROVAL:
             return jobs.AwaitingApproval()
         case JobState.QUEUED:
-            return jobs.Waiting(wait_reason_of(row), _load(wait_detail_of(row)), queue_position)
+            return jobs.Waiting(wait_reason_of(rows), read_reason(wait_detail_of(rows)), rows.queue_position)
         case JobState.LAUNCHING:
             return jobs.StartingMachines() if row.first_step_at is None else jobs.Recovering()
         case JobState.RUNNING:
-            skipped = _skipped_spans(row)
+            skipped = read_spans(row.skipped_step_spans)
             return jobs.Preparing(skipped) if row.first_step_at is None else jobs.Training(skipped)
         case JobState.STOPPING:
             return jobs.Stopping(StopReason(row.stop_reason))
         case JobState.PAUSED:
             return jobs.PausedByBudget() if row.stop_reason == StopReason.BUDGET else jobs.Paused()
         case JobState.ENDED:
-            return jobs.Ended(EndReason(row.end_reason or ""), _load(row.end_detail), _skipped_spans(row))
+            end_reason, detail = EndReason(row.end_reason or ""), read_reason(row.end_detail)
+            return jobs.Ended(end_reason, detail, read_spans(row.skipped_step_spans))
 
 
-def wait_reason_of(row: JobRow) -> WaitReason | None:
+def wait_reason_of(rows: JobRows) -> WaitReason | None:
     """What a queued or paused job waits for."""
+    row = rows.job
     match JobState(row.state):
+        case JobState.QUEUED if rows.budget_wait:
+            return rows.budget_wait.waits_for
         case JobState.QUEUED:
-            return WaitReason(row.wait_reason) if row.wait_reason else InQueue.waits_for
+            stored = WaitReason(row.wait_reason) if row.wait_reason else None
+            return InQueue.waits_for if stored in (None, WaitReason.BUDGET) else stored
         case JobState.PAUSED:
             return WaitReason.BUDGET if row.stop_reason == StopReason.BUDGET else WaitReason.RESUME
         case _:
             return None
 
 
-def wait_detail_of(row: JobRow) -> dict[str, Any] | None:
+def wait_detail_of(rows: JobRows) -> dict[str, Any] | None:
     """What exactly a queued job waits for."""
-    return InQueue().as_json() if row.state == JobState.QUEUED and row.wait_reason is None else row.wait_detail
-
-
-def _load(stored: dict[str, Any] | None) -> Reason | None:
-    return load(**stored) if stored else None
-
-
-def _skipped_spans(row: JobRow) -> tuple[Span, ...]:
-    return tuple((int(first), int(last)) for first, last in row.skipped_step_spans or ())
+    if rows.job.state != JobState.QUEUED:
+        return None
+    if rows.budget_wait or rows.job.wait_reason in (None, WaitReason.BUDGET):
+        return (rows.budget_wait or InQueue()).as_json()
+    return rows.job.wait_detail

@@ -8,7 +8,7 @@ elsewhere do. A job that can never start, or that waits for a backoff after a fa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -254,18 +254,31 @@ def _why_no_offer(queued: QueuedJob, placement: Placement) -> waits.WaitDetail:
 
 def _wait_for_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
     queued, nodes = inputs.queued, inputs.queued.requirements.nodes
-    need = nodes * funding.initial_hold(offer.on_demand_price, inputs.timeouts[offer.provider], offer.billing.minimum)
-    for balance in inputs.balances:
-        own, account = balance.id == queued.account_path[0], (balance.id, balance.name)
-        if balance.overdraft:
-            overdrawn = waits.BudgetOverdrawn(balance.name, money.to_decimal(balance.overdraft), own)
-            return Wait(queued.job, overdrawn, short_account=account)
-        if missing := balance.shortfall(need):
-            short = waits.BudgetShort(balance.name, money.to_decimal(need), money.to_decimal(missing), nodes, own)
-            return Wait(queued.job, short, short_account=account)
+    if shortage := find_shortage(inputs.balances, hold_for(offer, nodes, inputs.timeouts), nodes):
+        balance, detail = shortage
+        return Wait(queued.job, detail, short_account=(balance.id, balance.name))
     if inputs.budget_blocked_by:
         _, name = inputs.budget_blocked_by
         return Wait(queued.job, waits.BehindJobShortOfBudget(name))
+    return None
+
+
+def hold_for(offer: Offer, nodes: int, timeouts: Mapping[str, Timeouts]) -> int:
+    """Micro-dollars that are held to start so many machines."""
+    return nodes * funding.initial_hold(offer.on_demand_price, timeouts[offer.provider], offer.billing.minimum)
+
+
+def find_shortage(
+    balances: Sequence[AccountBalance], need: int, nodes: int
+) -> tuple[AccountBalance, waits.BudgetOverdrawn | waits.BudgetShort] | None:
+    """The first of a job's accounts, its own first, that can't hold `need` for its machines, and what it lacks."""
+    for balance in balances:
+        own = balance is balances[0]
+        if balance.overdraft:
+            return balance, waits.BudgetOverdrawn(balance.name, money.to_decimal(balance.overdraft), own)
+        if missing := balance.shortfall(need):
+            amounts = money.to_decimal(need), money.to_decimal(missing)
+            return balance, waits.BudgetShort(balance.name, *amounts, nodes, own)
     return None
 
 

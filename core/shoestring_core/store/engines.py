@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import time
 from typing import Any
@@ -17,6 +18,8 @@ from shoestring_core.json_floats import encode_float
 from shoestring_core.store.database_errors import is_conflict
 from shoestring_core.store.tables import storable
 
+log = logging.getLogger(__name__)
+
 PING_AFTER_IDLE_S = 1.0
 """A pooled connection that nobody used for so long is tried before it is used again."""
 
@@ -27,8 +30,13 @@ def sqlite_engine(address: URL, busy_timeout_s: float, *, read_only: bool = Fals
     if not address.database or address.database == ":memory:":
         raise Unavailable("an SQLite database needs a file", hint="Use sqlite:///FILE.")
     engine = create_engine(
-        address, json_serializer=_serialize, pool_size=20, max_overflow=20, pool_timeout=busy_timeout_s
-    )  # fmt: skip
+        address,
+        json_serializer=_serialize,
+        json_deserializer=_deserialize,
+        pool_size=20,
+        max_overflow=20,
+        pool_timeout=busy_timeout_s,
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
@@ -107,6 +115,15 @@ def postgresql_engine(address: URL, busy_timeout_s: float) -> Engine:
             raise exc.InvalidatePoolError from error  # replaces the idle connections, of a server that was restarted
 
     return engine
+
+
+def _deserialize(text: str) -> Any:
+    """SQLite keeps any text in a JSON column: one that is damaged is as good as empty, and costs no other row."""
+    try:
+        return json.loads(text)
+    except ValueError as damaged:
+        log.error("a stored JSON value can't be read (%s): %.80r", damaged, text)
+        return {}
 
 
 def _serialize(value: Any) -> str:

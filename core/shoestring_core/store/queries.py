@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from shoestring_core.states import JobState
+from shoestring_core.store.budget_waits import load_budget_waits
 from shoestring_core.store.db import Read
 from shoestring_core.store.tables import (
     AccountRow,
@@ -24,6 +25,7 @@ from shoestring_core.store.tables import (
     TransferRow,
     UserRow,
 )
+from shoestring_core.wording.waits import BudgetOverdrawn, BudgetShort
 
 MAX_QUEUE_POSITION = 100
 """Jobs further back in the queue have no number, so that reading a job costs the same however long the queue is."""
@@ -35,6 +37,7 @@ class JobRows:
 
     posted          what the ledger has of each machine, in micro-dollars
     queue_position  its place among the team's queued jobs, from 1; None: it isn't queued, or far back
+    budget_wait     the budget that it waits for in the queue, and what that lacks now
     """
 
     job: JobRow
@@ -45,6 +48,7 @@ class JobRows:
     machines: list[MachineRow] = field(default_factory=list)
     posted: dict[UUID, int] = field(default_factory=dict)
     queue_position: int | None = None
+    budget_wait: BudgetOverdrawn | BudgetShort | None = None
 
 
 def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
@@ -74,6 +78,9 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
         for position, job in enumerate(_head_of_queue(db, team), start=1):
             if job in rows:
                 rows[job].queue_position = position
+    leaves = {job.id: account for job in jobs if (account := accounts.get(str(job.id)))}
+    for job, wait in load_budget_waits(db, jobs, leaves).items():
+        rows[job].budget_wait = wait
     return list(rows.values())
 
 
