@@ -33,3 +33,8 @@ export function transferKindLabel(kind: string): string {
 export function attemptReasonLabel(reason: string): string {
   return ATTEMPT_REASONS[reason] ?? reason.replaceAll("_", " ");
 }
+
+/** The first line of what is said about a job, for lists: a traceback may follow it. */
+export function headline(job: { status_text: string }): string {
+  return job.status_text.split("\n", 1)[0] ?? "";
+}

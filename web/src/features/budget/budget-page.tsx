@@ -3,6 +3,7 @@ import { type FormEvent, useId, useState } from "react";
 import { api, body } from "../../api/client";
 import { type Budget, budgets, jobPages, me, queries } from "../../api/queries";
 import { formatDollars, formatExact, toMicro, fractionOf } from "../../lib/money";
+import { headline } from "../../lib/labels";
 import { formatPercent } from "../../lib/number";
 import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
@@ -51,7 +52,7 @@ function JobsWaitingForBudget() {
       <ul>
         {waiting.map((job) => (
           <li key={job.id}>
-            <Link to={`/jobs/${job.id}`}>{job.name}</Link>: {job.status_text}
+            <Link to={`/jobs/${job.id}`}>{job.name}</Link>: {headline(job)}
           </li>
         ))}
       </ul>

@@ -2,6 +2,7 @@ import { useInfiniteQuery } from "@tanstack/react-query";
 import { type FormEvent, useEffect, useRef, useState } from "react";
 import { type Job, jobPages } from "../../api/queries";
 import { formatDollars, formatExact, sumMicro } from "../../lib/money";
+import { headline } from "../../lib/labels";
 import { formatCount, formatMetric } from "../../lib/number";
 import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
@@ -81,7 +82,7 @@ function Row({ job, now }: { job: Job; now: number }) {
           tone={job.state === "running" ? "" : "calm"}
         />
         <span className="status-text">
-          <span>{job.status_text}</span>
+          <span>{headline(job)}</span>
           {progress.step > 0 && (
             <span className="muted num">
               step {formatCount(progress.step)}
