@@ -10,15 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from shoestring_trainer.training.errors import UserError, classify_error
-from shoestring_trainer.training.step import name_batch_norm_error
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
+from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_error
+from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.setup import check_batch_norms
 from torch import nn
 
 from tests.servers import until
+from tests.trainer.training.data.sample_images import SINGLE_PROCESS
 from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, Gang, finished, gang
 
 SCORE_WITH_PLAIN_TORCH = """
@@ -200,3 +206,26 @@ def test_a_batch_too_small_for_batch_norm_is_said_with_the_parameters_to_raise()
     message = r"from 1 images of 32 x 32 pixels; raise batch_size .* or image_size"
     with pytest.raises(UserError, match=message), name_batch_norm_error(images):
         nn.BatchNorm2d(4)(torch.ones(1, 4, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_refused"),
+    [
+        ({"batch_size": 1}, True),
+        ({"batch_size": 4, "micro_batch_size": 1}, True),
+        ({"batch_size": 2, "noise_scale_every_steps": 10}, True),
+        ({"batch_size": 1, "image_size_schedule": "0:16"}, False),
+        ({"batch_size": 2}, False),
+    ],
+)
+def test_a_batch_norm_that_a_later_phase_leaves_without_two_values_is_refused_before_the_first_step(
+    changed: dict[str, object], is_refused: bool
+):
+    settings = replace(Settings(epochs=4, image_size_schedule="0:16 3/4:8"), **changed)
+    network = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    schedule = HyperparamSchedule.from_settings(settings, 64)
+    refused = pytest.raises(UserError, match="8 x 8 pixels; raise batch_size") if is_refused else nullcontext()
+    with refused:
+        check_batch_norms(network, schedule, SINGLE_PROCESS, settings, (3, 16, 16))
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,9 @@ from shoestring_trainer.training.data.batch_loader import BatchLoader
 from shoestring_trainer.training.data.sources import open_dataset
 from shoestring_trainer.training.distributed.context import DistributedContext, init_distributed
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, Phase
 from shoestring_trainer.training.lazy_dynamo import defer_dynamo
+from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_error
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
@@ -76,8 +79,39 @@ def set_up(task: LocalTask) -> Setup:
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
     init_from_data(model, data.train.images_NCHW, data.max_value)
+    check_batch_norms(model, schedule, distributed, settings, tuple(data.train.images_NCHW.shape[1:]))
     model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Setup(distributed, recipe, params, settings, seed, precision, loader, schedule, model)
+
+
+def check_batch_norms(
+    model: nn.Module,
+    schedule: HyperparamSchedule,
+    distributed: DistributedContext,
+    settings: Settings,
+    image_CHW: tuple[int, ...],
+) -> None:
+    """Raise UserError if a batch norm would get a single value a channel, in whatever phase of the run.
+
+    Only an image by itself can be too few. The network runs on one without data, as PyTorch's meta tensors allow.
+    """
+    if settings.sync_batch_norm and distributed.world_size > 1:
+        return
+    alone = [phase for phase in schedule.phases if _smallest_micro_batch(phase, distributed, settings) == 1]
+    for side in sorted({phase.image_size for phase in alone}):
+        channels, height, width = image_CHW if side == 0 else (image_CHW[0], side, side)
+        image_NCHW = torch.empty(1, channels, height, width, device="meta")
+        network = copy.deepcopy(model).to("meta").train()
+        with torch.no_grad(), name_batch_norm_error(image_NCHW), suppress(NotImplementedError, RuntimeError):
+            network(image_NCHW)  # a network that can't run without data is checked by its first step
+
+
+def _smallest_micro_batch(phase: Phase, distributed: DistributedContext, settings: Settings) -> int:
+    share = phase.batch_size // distributed.world_size
+    count = distributed.micro_batch_count(phase.batch_size, settings.micro_batch_size)
+    if settings.noise_scale_every_steps and share >= 2:  # which compares two halves
+        count = max(count, 2)
+    return share // count
 
 
 def check_batch_sizes(schedule: HyperparamSchedule, distributed: DistributedContext) -> None:

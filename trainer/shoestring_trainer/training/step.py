@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from shoestring_trainer.training.checkpoint.state import TrainingState
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.context import DistributedContext, PendingAllReduce
-from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hooks import HookContext, load_hooks
 from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
+from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_error
 from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
@@ -136,21 +135,6 @@ class Trainer:
         self.scaler.step(self.optimizer)  # skipped on overflow, by all ranks alike: DDP has averaged the infinities
         self.scaler.update()
         self.optimizer.zero_grad()
-
-
-@contextmanager
-def name_batch_norm_error(images_NCHW: Tensor) -> Iterator[None]:
-    """Say of PyTorch's error about a batch norm over a single value which parameters are too small."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        count, _, height, width = images_NCHW.shape
-        raise UserError(
-            f"a batch norm of this network needs two values a channel, and gets one from {count} images of {height} x "
-            f"{width} pixels; raise batch_size (a process gets its share of it, or micro_batch_size) or image_size"
-        ) from error
 
 
 def build_grad_scaler(
