@@ -83,11 +83,19 @@ def test_a_host_that_can_be_none_is_refused_with_what_to_type() -> None:
 
 @pytest.fixture
 def interrupts() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT])
+def test_every_signal_that_a_terminal_sends_to_end_the_service_drains_it(number: signal.Signals) -> None:
+    count = service.count_interrupts()
+    signal.raise_signal(number)
+    assert count() == 1
 
 
 @pytest.mark.usefixtures("interrupts")

@@ -125,15 +125,15 @@ def remember_login(connection: up.ConnectionInfo) -> None:
 
 
 def count_interrupts() -> Callable[[], int]:
-    """Count SIGINT, SIGTERM and SIGHUP from now on instead of raising, so that the service can stop cleanly."""
+    """Count SIGINT, SIGTERM, SIGQUIT and SIGHUP from now on instead of dying, so that the service can stop cleanly."""
     count = 0
 
     def on_signal(_number: int, _frame: object) -> None:
         nonlocal count
         count += 1
 
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, on_signal)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it: to go on without a terminal
         signal.signal(signal.SIGHUP, on_signal)
     return lambda: count
