@@ -170,7 +170,9 @@ def _actions_for(
     actions: list[Action] = []
     if _has_changed(row, machine):
         actions.append(RecordObservation(row.id, machine))
-    if machine.state != "ended" and (reason := _reason_to_terminate(row, listed_at, leases_enforced, timeouts)):
+    if machine.state == "ended" or _clock_was_set(row, machine):  # leases are given anew first
+        return actions
+    if reason := _reason_to_terminate(row, listed_at, leases_enforced, timeouts):
         actions.append(Terminate(machine.ref, row.id, reason))
     return actions
 
@@ -180,9 +182,12 @@ def _has_changed(row: TrackedMachine, machine: ProviderMachine) -> bool:
         return True
     if row.state in (MachineState.PLANNED, MachineState.LAUNCHING):
         return True
-    if abs(machine.clock_shift - row.clock_shift) >= CLOCK_STEP:
-        return True
-    return machine.state == "stopping" and row.state is MachineState.RUNNING
+    return _clock_was_set(row, machine) or (machine.state == "stopping" and row.state is MachineState.RUNNING)
+
+
+def _clock_was_set(row: TrackedMachine, machine: ProviderMachine) -> bool:
+    """Whether the computer's clock was set since the machine was observed: stored times are off by as much."""
+    return abs(machine.clock_shift - row.clock_shift) >= CLOCK_STEP
 
 
 def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, timeouts: Timeouts) -> Reason | None:

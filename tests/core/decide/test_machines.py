@@ -206,6 +206,7 @@ def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
         (UP, SEEN, NOW + 31 * S, [Terminate]),
         (replace(UP, alive_until=NOW + 99 * S), SEEN, NOW + 60 * S, [Terminate]),
         (UP, replace(SEEN, clock_shift=-7200 * S), NOW, [RecordObservation]),
+        (UP, replace(SEEN, clock_shift=7200 * S), NOW + 7200 * S, [RecordObservation]),
         (replace(UP, clock_shift=-7200 * S), replace(SEEN, clock_shift=-7200 * S + 1), NOW, []),
         (UP, None, NOW, [NotListed]),
         (replace(UP, not_listed_since=NOW), None, NOW + 299 * S, []),

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import select, update
 
 from shoestring_core.decide import reconcile
+from shoestring_core.decide.billing import CLOCK_STEP
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
@@ -29,8 +30,8 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     facts: dict[str, Any] = {
         "provider_id": observed.id, "launched_at": observed.launched_at, "clock_shift": observed.clock_shift
     }  # fmt: skip
-    if row.alive_until is None:
-        facts["alive_until"] = db.now + timeouts.boot
+    if row.alive_until is None or abs(observed.clock_shift - row.clock_shift) >= CLOCK_STEP:
+        facts["alive_until"] = db.now + (timeouts.boot if row.registered_at is None else timeouts.machine_lease)
     state = _observed_state(MachineState(row.state), observed)
     if state is MachineState.TERMINATED:
         ended_at = max(observed.ended_at or db.now, observed.launched_at)

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import pytest
+from shoestring_core import money
 from shoestring_core.decide.reconcile import TrackedMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
-from shoestring_core.store.fleet import gangs, launches, observations
+from shoestring_core.store.fleet import billing, gangs, launches, observations
 from shoestring_core.store.tables import MachineRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.machines import LeaseExpired, NoLongerListed, NotNeeded
@@ -93,6 +94,19 @@ def test_an_end_is_recorded_with_the_providers_time_and_never_changes(
     last = [one for one in fleet.events("machine") if about(one) == str(machine)][-1]
     assert (last.data["state"], last.data["cause"]) == (TERMINATED, "crashed")
     assert fleet.machine_row(other).state == RUNNING
+
+
+@pytest.mark.parametrize("set_by", [-7200 * S, 7200 * S])
+def test_a_machine_keeps_its_lease_and_its_bill_when_the_clock_is_set(fleet: Fleet, set_by: int) -> None:
+    _, (machine,) = fleet.running()
+    began = fleet.clock.now
+    fleet.clock.now += 20 * S + set_by
+    fleet.observe(machine, clock_shift=set_by)
+    row = fleet.machine_row(machine)
+    assert row.alive_until == fleet.clock.now + fleet.timeouts.machine_lease, "neither hours late, nor over at once"
+    fleet.write(billing.post_cost, machine)
+    launched_s = (began - (row.launched_at or 0)) // S
+    assert [one.amount for one in fleet.transfer_rows(machine)] == [money.cost(row.price, (launched_s + 20) * S)]
 
 
 def test_a_machine_that_was_never_launched_stays_so(fleet: Fleet) -> None:
