@@ -37,6 +37,27 @@ def seed_dropout(seed: int, step: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(number)
 
 
+def more_draws(draws_N2: Tensor, count: int) -> Tensor:
+    """Return `count` more uniform draws for each row of two: their hash, by SplitMix64 (S. Vigna, 2015)."""
+    high_N, low_N = (draws_N2 * 2**24).long().unbind(1)  # torch.rand's floats have 24 bits
+    steps_K = torch.arange(1, count + 1, device=draws_N2.device) * _as_int64(0x9E3779B97F4A7C15)
+    hash_NK = ((high_N << 24) | low_N)[:, None] + steps_K
+    hash_NK = (hash_NK ^ _shift_right(hash_NK, 30)) * _as_int64(0xBF58476D1CE4E5B9)
+    hash_NK = (hash_NK ^ _shift_right(hash_NK, 27)) * _as_int64(0x94D049BB133111EB)
+    hash_NK = hash_NK ^ _shift_right(hash_NK, 31)
+    return _shift_right(hash_NK, 40).to(draws_N2.dtype) / 2**24
+
+
+def _as_int64(bits: int) -> int:
+    """Return the signed number of these 64 bits."""
+    return bits - (bits >> 63 << 64)
+
+
+def _shift_right(numbers: Tensor, bits: int) -> Tensor:
+    """Shift int64 without copying the sign."""
+    return (numbers >> bits) & ((1 << (64 - bits)) - 1)
+
+
 @dataclass(frozen=True)
 class RankSamples:
     """The samples that a rank trains on in one step, and their uniform draws in [0, 1) for augmentation.

@@ -56,6 +56,7 @@ class Settings:
     blur_pool: bool = False  # library networks blur before each strided convolution
     small_stem: bool = False  # library ResNets get a stem for 32-pixel images
     zero_init_residual: bool = False  # residual branches of library networks start at zero
+    classifier_std: float = 0.0  # of the initial weights of a library network's classifier; 0: the library's
     image_size: int = 32  # pixels a side
     image_size_schedule: str = (
         ""  # pixels a side in training and evaluation, changing at the breakpoints; empty: `image_size`

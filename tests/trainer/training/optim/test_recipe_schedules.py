@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates, momentum, weight decay, batch and image size of each recipe match its source, epoch by epoch.
+"""Learning rates, momentum, weight decay, batch and image size and crops of each recipe match its source, by epoch.
 
 What a source doesn't state is assumed, so not checked: ASSUMED lists it, and the recipe's file marks it.
 """
@@ -32,6 +32,7 @@ class Source:
     momentum  by parameter group, or breakpoints
     decay     weight decay per step at a learning rate of 1 (coupled) or at the highest one (decoupled), by group
     sizes     pixels a side
+    crops     smallest share of an image that a random crop shows
     assumed   names of settings that the source doesn't state: learning rates are then relative to the highest
     """
 
@@ -42,6 +43,7 @@ class Source:
     rates: dict[str, Breakpoints]
     decay: dict[str, float]
     sizes: Breakpoints | None = None
+    crops: Breakpoints | None = None
     assumed: frozenset[str] = frozenset()
 
 
@@ -69,32 +71,29 @@ def superconvergence(epochs: float) -> Source:
     )  # fmt: skip
 
 
-def fastai_cifar(epochs: float, batch: int, divisor: float, annealed: float) -> Source:
-    """1cycle from max_lr / divisor, the last share annealed, momentum .95 → .85 → .95."""
+def fastai_cifar(epochs: float, batch: int, lr: float, decay: float, divisor: float, annealed: float) -> Source:
+    """1cycle from lr / divisor, the last share annealed to a hundredth of that, momentum .95 → .85 → .95."""
     peak, back = (1 - annealed) / 2 * epochs, (1 - annealed) * epochs
-    assumed = {"lr"} | (set() if batch else {"batch_size"})
+    start = lr / divisor
     return Source(
         epochs, batch, None, {"weights": [(0, 0.95), (peak, 0.85), (back, 0.95), (epochs, 0.95)]},
-        {"weights": [(0, 1 / divisor), (peak, 1), (back, 1 / divisor), (epochs, 0.01 / divisor)]},
-        {"weights": 1e-4}, assumed=frozenset(assumed),
+        {"weights": [(0, start), (peak, lr), (back, start), (epochs, 0.01 * start)]}, {"weights": decay},
     )  # fmt: skip
 
 
 def page_resnet18(breakpoints: Breakpoints, batch: int = 128) -> Source:
-    """For other batch sizes than the first the source gives no learning rate."""
-    assumed = frozenset() if batch == 128 else frozenset({"lr"})
-    return Source(
-        breakpoints[-1][0], batch, None, {"weights": 0.9}, {"weights": breakpoints}, {"weights": 5e-4}, assumed=assumed
-    )
+    return Source(breakpoints[-1][0], batch, None, {"weights": 0.9}, {"weights": breakpoints}, {"weights": 5e-4})
 
 
 NO_DECAY = {"biases": 0.0, "norm biases": 0.0}
 
 
-def imagenet18(batch: Breakpoints, rates: Breakpoints, sizes: Breakpoints) -> Source:
+def imagenet18(batch: Breakpoints, rates: Breakpoints, sizes: Breakpoints, crops: Breakpoints) -> Source:
+    """Of one revision, 59a8f25: train.py; momentum and decay are the defaults of training/train_imagenet_nv.py."""
     return Source(
-        rates[-1][0], batch, None, {"weights": 0.9}, {"weights": rates}, {"weights": 1e-4} | NO_DECAY, sizes=sizes
-    )
+        rates[-1][0], batch, None, {"weights": 0.9}, {"weights": rates}, {"weights": 1e-4} | NO_DECAY,
+        sizes=sizes, crops=crops,
+    )  # fmt: skip
 
 
 def lars(epochs: float, size: int, decay: float) -> Source:
@@ -104,6 +103,8 @@ def lars(epochs: float, size: int, decay: float) -> Source:
         {"weights": decay} | NO_DECAY, sizes=[(0, size)], assumed=frozenset({"lr"}),
     )  # fmt: skip
 
+
+KINKED = [(0, 0), (15, 0.1), (30, 0.005), (35, 0)]
 
 SOURCES = {
     "cifar10/airbench94": airbench(9.9, 476, 1.465e-3, 0.23, 0.07, 2.0e-3),
@@ -122,18 +123,20 @@ SOURCES = {
     ),
     "cifar10/dawnbench-bkj-resnet18": Source(
         40, 128, 15_625, {"weights": 0.9},
-        {"weights": [(0, 0), (15, 0.1), (30, 0.005), (35, 0), (35, 0.0005), (40, 0.0005)]}, {"weights": 5e-4},
+        {"weights": [(0, 0), (15, 0.1), (15, 0.105), (30, 0.005), (35, 0), (35, 0.0005), (40, 0.0005)]},
+        {"weights": 5e-4},
     ),
     "cifar10/superconv-resnet50": superconvergence(40),
     "cifar10/superconv-preact18": superconvergence(35),
     "cifar10/superconv-preact18 global_pool=avg": superconvergence(35),
-    "cifar10/dawnbench-fastai-wrn": fastai_cifar(30, 512, 20, 0.2),
-    "cifar10/dawnbench-fastai-wrn gpus=8": fastai_cifar(40, 0, 50, 0.125),
-    "cifar10/page-resnet18-baseline": page_resnet18([(0, 0), (15, 0.1), (30, 0.005), (35, 0)]),
+    "cifar10/dawnbench-fastai-wrn": fastai_cifar(30, 512, 1.5, 1e-4, 20, 0.2),
+    "cifar10/dawnbench-fastai-wrn gpus=8": fastai_cifar(40, 8 * 128, 2.0, 2e-4, 50, 0.125),
+    "cifar10/page-resnet18-baseline": page_resnet18(KINKED),
     "cifar10/page-resnet18-baseline step=no-repeats": page_resnet18([(0, 0), (15, 0.1), (35, 0)]),
-    "cifar10/page-resnet18-baseline step=batch-512": page_resnet18([(0, 0), (15, 1), (35, 0)], 512),
-    "cifar10/page-resnet18-baseline step=cutout": page_resnet18([(0, 0), (15 * 6 / 7, 1), (30, 0)], 512),
-    "cifar10/page-resnet18-baseline step=batch-768": page_resnet18([(0, 0), (15 * 6 / 7, 1), (30, 0)], 768),
+    "cifar10/page-resnet18-baseline step=bulk-randomness": page_resnet18(KINKED),
+    "cifar10/page-resnet18-baseline step=batch-512": page_resnet18([(0, 0), (15, 0.44), (30, 0.005), (35, 0)], 512),
+    "cifar10/page-resnet18-baseline step=cutout": page_resnet18([(0, 0), (8, 0.4), (30, 0)], 512),
+    "cifar10/page-resnet18-baseline step=batch-768": page_resnet18([(0, 0), (8, 0.6), (30, 0)], 768),
     "cifar10/page-resnet9-tricks": Source(
         10, 512, 970, {"weights": 0.9, "norm biases": 0.9},
         {"weights": [(0, 0), (2, 1), (8, 0.1), (10, 0.1)], "norm biases": [(0, 0), (2, 64), (8, 6.4), (10, 6.4)]},
@@ -142,59 +145,52 @@ SOURCES = {
     "imagenet/fastai-2018": Source(
         45, 1024, None, {"weights": 0.9},
         {"weights": [
-            (0, 0.1), (4, 0.4), (20, 0.4), (20, 0.04), (34, 0.04), (34, 0.004), (42, 0.004), (42, 0.0004), (45, 0.0004),
+            (0, 0.1), (1, 0.1), (1, 0.4 / 3), (2, 0.4 / 3), (2, 0.2), (3, 0.2), (3, 0.4), (21, 0.4), (21, 0.04),
+            (35, 0.04), (35, 0.004), (43, 0.004), (43, 0.0004), (45, 0.0004),
         ]},
-        {"weights": 1e-4},
+        {"weights": 1e-4}, sizes=[(0, 128), (18, 224), (41, 288)], crops=[(0, 0.08), (41, 0.5)],
     ),
     "imagenet/imagenet18": imagenet18(
         [(0, 8 * 512), (14, 8 * 224), (32, 8 * 128)],
         [(0, 1), (5, 2), (5, 1), (14, 1), (14, 0.4375), (16, 0.4375), (16, 0.04375), (27, 0.04375), (27, 0.004375),
          (32, 0.004375), (32, 0.0025), (33, 0.0025), (33, 0.00025), (35, 0.00025)],
-        [(0, 128), (14, 224), (32, 288)],
+        [(0, 128), (14, 224), (32, 288)], [(0, 0.08), (32, 0.5)],
     ),
     "imagenet/imagenet18 machines=4": imagenet18(
         [(0, 32 * 256), (6, 32 * 512), (13, 32 * 224), (28, 32 * 128)],
         [(0, 2), (6, 4), (11, 4), (13, 2), (13, 1.75), (16, 1.75), (23, 0.175), (28, 0.0175), (28, 0.01), (30, 0.001)],
-        [(0, 128), (13, 224), (28, 288)],
+        [(0, 128), (13, 224), (28, 288)], [(0, 0.08), (13, 0.087), (28, 0.5)],
     ),
     "imagenet/imagenet18 machines=8": imagenet18(
         [(0, 64 * 128), (6, 64 * 256), (14, 64 * 128), (17, 64 * 224), (29, 64 * 128)],
-        [(0, 1.88), (6, 3.76), (11, 3.76), (14, 1.88), (17, 1.88), (23, 0.33), (29, 0.033), (29, 0.0188),
-         (36, 0.00188)],
-        [(0, 128), (14, 224), (29, 288)],
+        [(0, 1.92), (6, 3.84), (11, 3.84), (14, 1.92), (17, 1.92), (23, 0.336), (29, 0.0336), (29, 0.0192),
+         (35, 0.00192)],
+        [(0, 128), (14, 224), (29, 288)], [(0, 0.08), (14, 0.087), (29, 0.5)],
     ),
     "imagenet/imagenet18 machines=16": imagenet18(
         [(0, 8192), (6, 16384), (16, 8192), (19, 24576), (37, 16384)],
         [(0, 1.88), (6, 3.76), (16, 3.76), (16, 1.88), (19, 1.88), (19, 0.564), (31, 0.564), (31, 0.0564),
          (37, 0.0564), (37, 0.0376), (38, 0.0376), (38, 0.00376), (40, 0.00376)],
-        [(0, 128), (16, 224), (37, 288)],
+        [(0, 128), (16, 224), (37, 288)], [(0, 0.08), (37, 0.5)],
     ),
     "imagenet/tencent-resnet50": lars(90, 224, 1e-4),
     "imagenet/tencent-alexnet-bn": lars(95, 227, 5e-4),
     "imagenet/alibaba-1": Source(
         21, [(0, 2048), (20, 1024)], None, {"weights": [(0, 0.96), (5, 0.9), (21, 0.96)]},
         {"weights": [(0, 0), (5, 1.2), (21, 1e-4)]}, {"weights": 1e-4} | NO_DECAY,
-        sizes=[(0, 96), (12, 128), (18, 224), (20, 288)],
+        sizes=[(0, 96), (12, 128), (18, 224), (20, 288)], crops=[(0, 0.08), (20, 0.5)],
     ),
     "imagenet/rn50-16": Source(
-        16, 8 * 512, None, {"weights": 0.9}, {"weights": [(0, 0), (2, 1.7), (16, 0)]}, {"weights": 1e-4} | NO_DECAY,
-        sizes=[(0, 160), (12, 192)],
+        16, 8 * 512, 16 * 312, {"weights": 0.9}, {"weights": [(0, 1.7e-4), (2, 1.7), (16, 0)]},
+        {"weights": 1e-4} | NO_DECAY, sizes=[(0, 160), (12, 192)], crops=[(0, 0.08)],
     ),
 }  # fmt: skip
 
 
 ASSUMED = {
-    "imagenet/alibaba-1": "start of the warm-up, course of momentum, share of the last crops",
-    "imagenet/fastai-2018": "where the size changes, decay of biases, random crop, zoom",
-    "imagenet/imagenet18": "momentum, decay on fewer than 16 machines, random crops, from where 16 machines go last",
-    "imagenet/rn50-16": "start of the warm-up, random crop, the ramp of sizes as one change in its middle",
+    "imagenet/alibaba-1": "start of the warm-up, course of momentum",
     "imagenet/tencent-alexnet-bn": "LARS's rate and coefficient, warm-up, momentum, decay, dropout, random crop",
     "imagenet/tencent-resnet50": "LARS's rate and coefficient, warm-up, momentum, decay, random crop",
-    "cifar10/dawnbench-bkj-resnet18": "decay of biases, padding",
-    "cifar10/dawnbench-fastai-wrn": "lr, batch of 8 GPUs, end of the cycle, size of the network, decay of biases",
-    "cifar10/page-resnet18-baseline": "rates of larger batches, schedule of 30 epochs, decay of biases, padding",
-    "cifar10/page-resnet9": "last batch, decay of biases",
-    "cifar10/page-resnet9-tricks": "last batch, scale of the logits, decay of biases",
     "cifar10/superconv-preact18": "epochs, batch, lr, the cycle, decay of biases, augmentation",
     "cifar10/superconv-resnet50": "epochs, batch, lr, the cycle, decay of biases, augmentation, stem",
 }
@@ -243,6 +239,8 @@ def test_a_recipe_matches_its_source_epoch_by_epoch(name: str):
             assert phase.batch_size == newest(batches, at), at
         if source.sizes:
             assert (phase.image_size or settings.image_size) == newest(source.sizes, at), at
+            if source.crops:
+                assert phase.crop_scale == newest(source.crops, at), at
             last = at >= source.sizes[-1][0] > 0
             assert phase.rectangular == (last and name.startswith(RECTANGULAR_AT_THE_END)), at
         set_hyperparams(optimizer, schedule.step_hyperparams(step))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoestring_trainer.training.errors import UserError
-from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP
+from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, more_draws
 from shoestring_trainer.training.settings import Settings
 
 
@@ -77,25 +77,39 @@ class RandomResizedCrop:
 
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Range of a random resized crop's width / height, drawn log-uniformly, as in torchvision's RandomResizedCrop."""
+CROP_TRIES = 10
+"""Area and aspect ratio of a crop are drawn so often, until it fits into the image: as in torchvision."""
 
 
 def random_resized_crop(images_NCHW: Tensor, draws_N4: Tensor, crop: RandomResizedCrop) -> Tensor:
     """Crop a share between `crop.min_scale` and 1 of each image's area and resize it to a square.
 
-    A crop wider or higher than the image is clamped to it. Area and aspect ratio are those of the image before it was
-    stretched to a square.
+    Area and aspect ratio are those of the image before it was stretched to a square.
     """
-    area_N = crop.min_scale + (1 - crop.min_scale) * draws_N4[:, 2]
-    low, high = (math.log(ratio) for ratio in CROP_ASPECT_RATIOS)
-    ratio_N = torch.exp(low + (high - low) * draws_N4[:, 3])
-    if crop.aspect_ratios_N is not None:
-        ratio_N = ratio_N / crop.aspect_ratios_N
-    sides_N2 = torch.stack([(area_N * ratio_N).sqrt(), (area_N / ratio_N).sqrt()], dim=1).clamp(max=1.0)
-    centers_N2 = (1 - sides_N2) * (2 * draws_N4[:, :2] - 1)  # in the coordinates of grid_sample: -1 to 1
+    sides_N2, centers_N2 = crop_boxes(draws_N4, crop)
     matrices_N23 = torch.cat([torch.diag_embed(sides_N2), centers_N2[:, :, None]], dim=2)
     shape = [*images_NCHW.shape[:2], crop.size, crop.size]
     grid_NHW2 = F.affine_grid(matrices_N23, shape, align_corners=False)
     return F.grid_sample(images_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
+
+
+def crop_boxes(draws_N4: Tensor, crop: RandomResizedCrop) -> tuple[Tensor, Tensor]:
+    """Return sides and centers (x, y) of the crops, distributed as in torchvision's RandomResizedCrop.
+
+    Sides are fractions of the image's, centers in the coordinates of grid_sample, -1 to 1. The first try that fits into
+    the image counts; if none does, the crop is the largest one in its middle whose aspect ratio is in the range.
+    """
+    lowest, highest = CROP_ASPECT_RATIOS
+    aspect_N1 = draws_N4.new_ones(len(draws_N4), 1) if crop.aspect_ratios_N is None else crop.aspect_ratios_N[:, None]
+    area_NT, ratio_NT = more_draws(draws_N4[:, 2:], 2 * CROP_TRIES).chunk(2, dim=1)
+    area_NT = crop.min_scale + (1 - crop.min_scale) * area_NT
+    ratio_NT = lowest * (highest / lowest) ** ratio_NT / aspect_N1
+    widths_NT = torch.cat([(area_NT * ratio_NT).sqrt(), (highest / aspect_N1).clamp(max=1.0)], dim=1)
+    heights_NT = torch.cat([(area_NT / ratio_NT).sqrt(), (aspect_N1 / lowest).clamp(max=1.0)], dim=1)
+    first_N1 = ((widths_NT <= 1) & (heights_NT <= 1)).byte().argmax(dim=1, keepdim=True)
+    sides_N2 = torch.cat([widths_NT.gather(1, first_N1), heights_NT.gather(1, first_N1)], dim=1)
+    centers_N2 = (1 - sides_N2) * (2 * draws_N4[:, :2] - 1)
+    return sides_N2, torch.where(first_N1 < CROP_TRIES, centers_N2, 0.0)
 
 
 def color_jitter(images_NCHW: Tensor, draws_N3: Tensor, strength: float) -> Tensor:

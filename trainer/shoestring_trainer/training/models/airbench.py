@@ -15,6 +15,7 @@ from shoestring_trainer.training.settings import Settings
 def airbench(
     channels: int, classes: int, settings: Settings,
     *, widths: Sequence[int], convs_per_group: int = 2, bn_momentum: float = 0.4, unit_std_head: bool = False,
+    zero_whitening_bias: bool = True,
 ) -> nn.Module:  # fmt: skip
     """Return the network that reaches 94 to 96 % on CIFAR-10, for images of 32 pixels.
 
@@ -23,9 +24,10 @@ def airbench(
     bn_momentum      momentum of the batch norms' running statistics, in PyTorch's sense
     unit_std_head    initialize the classifier with standard deviation 1 and divide logits by its inputs; else use
                      PyTorch's initialization and 1/9
+    zero_whitening_bias  initialize the whitening layer's bias to zero; else as PyTorch does
     """
     first, second, third = (unit * settings.width for unit in widths)
-    whitening = PatchWhitening(channels)
+    whitening = PatchWhitening(channels, zero_bias=zero_whitening_bias)
     head = nn.Linear(third, classes, bias=False)
     if unit_std_head:
         head.weight.data /= head.weight.data.std()

@@ -94,17 +94,19 @@ class PatchWhitening(nn.Conv2d):
     kernel_size     pixels a side of a patch; odd sizes are padded
     with_negatives  add the negative of each filter, and a trainable bias
     epsilon         added to each eigenvalue, so that directions of little variance are not amplified
+    zero_bias       initialize the bias to zero; else as PyTorch does, uniformly
     """
 
     def __init__(
-        self, channels: int, kernel_size: int = 2, *, with_negatives: bool = True, epsilon: float = 5e-4
-    ) -> None:
+        self, channels: int, kernel_size: int = 2,
+        *, with_negatives: bool = True, epsilon: float = 5e-4, zero_bias: bool = True,
+    ) -> None:  # fmt: skip
         filters = kernel_size * kernel_size * channels
         out_channels = 2 * filters if with_negatives else filters
         super().__init__(channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2, bias=with_negatives)
         self._epsilon = epsilon
         self.weight.requires_grad_(False)
-        if self.bias is not None:
+        if self.bias is not None and zero_bias:
             nn.init.zeros_(self.bias)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ MIN_BLUR_CHANNELS = 16
 def build_library_model(name: str, channels: int, classes: int, settings: Settings) -> nn.Module:
     """Return torchvision/NAME or timm/NAME, with random weights.
 
-    Uses `global_pool`, `blur_pool`, `small_stem` and `zero_init_residual`.
+    Uses `global_pool`, `blur_pool`, `small_stem`, `zero_init_residual` and `classifier_std`.
 
     Raises UserError for a name that the library doesn't have, or an option that its model doesn't support.
     """
@@ -30,6 +30,8 @@ def build_library_model(name: str, channels: int, classes: int, settings: Settin
         _use_small_stem(model, name)
     if settings.blur_pool:
         _add_blur_pool(model)
+    if settings.classifier_std:
+        _init_classifier(model, name, classes, settings.classifier_std)
     return model
 
 
@@ -94,6 +96,14 @@ def _use_small_stem(model: nn.Module, name: str) -> None:
     model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
+
+
+def _init_classifier(model: nn.Module, name: str, classes: int, std: float) -> None:
+    """Initialize the classifier's weights with mean 0 and this standard deviation."""
+    heads = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == classes]
+    if not heads:
+        raise UserError(f"{name} has no linear classifier; set classifier_std to 0")
+    nn.init.normal_(heads[-1].weight, std=std)
 
 
 def _add_blur_pool(model: nn.Module) -> None:

@@ -15,7 +15,14 @@ from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.airbench import airbench
 from shoestring_trainer.training.models.convnets import alexnet_bn, convnet
 from shoestring_trainer.training.models.layers import Normalize, PatchWhitening
-from shoestring_trainer.training.models.resnets import preact_resnet18, resnet9, resnet9_tricks, wide_resnet
+from shoestring_trainer.training.models.resnets import (
+    bkj_resnet18,
+    page_resnet18,
+    preact_resnet18,
+    resnet9,
+    resnet9_tricks,
+    wide_resnet,
+)
 from shoestring_trainer.training.settings import Settings
 
 LIBRARIES = ("torchvision/", "timm/")
@@ -24,9 +31,11 @@ WHITENING_IMAGES = 5000
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "airbench": airbench,
     "alexnet_bn": alexnet_bn,
+    "bkj_resnet18": bkj_resnet18,
     "convnet": convnet,
+    "page_resnet18": page_resnet18,
+    "page_resnet18_lean": functools.partial(page_resnet18, stem_norm=False),
     "preact_resnet18": preact_resnet18,
-    "preact_resnet18_lean": functools.partial(preact_resnet18, stem_norm=False),
     "resnet9": resnet9,
     "resnet9_tricks": resnet9_tricks,
     "wide_resnet": wide_resnet,
