@@ -43,13 +43,19 @@ def parameters_by_kind(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 @torch.no_grad()
 def fill(model: nn.Module) -> None:
-    """Set each parameter to a wave that depends on its kind and shape alone."""
+    """Set each parameter to values that look random and depend on its kind and shape alone.
+
+    A linear layer treats both halves of its inputs alike: sources differ in whether averages or maxima come first.
+    """
     for kind, parameter in parameters_by_kind(model):
-        wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * 0.7).view(parameter.shape)
+        noise = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * 12.9898) * 43758.5453
+        noise = (noise % 1 - 0.5) * 12**0.5
+        if kind == "weights":
+            noise = noise[: len(noise) // 2].view(len(parameter), -1).repeat(1, 2)
         if kind in ("filters", "weights"):
-            parameter.copy_(wave * (2 / parameter[0].numel()) ** 0.5)
+            parameter.copy_(noise.view(parameter.shape) * (2 / parameter[0].numel()) ** 0.5)
         else:
-            parameter.copy_(0.1 * wave + (kind == "norm scales"))
+            parameter.copy_(0.1 * noise + (kind == "norm scales"))
 
 
 def images(side: int) -> Tensor:
@@ -77,13 +83,9 @@ def test_a_recipe_has_the_network_and_the_update_of_its_source(name: str):
 
     fill(model)
     schedule = HyperparamSchedule.from_settings(settings, 50_000)
-    at_peak = StepHyperparams(
-        max(factor for _, factor in schedule.lr_factors),
-        max(factor for _, factor in schedule.whitening_lr_factors),
-        min(momentum for _, momentum in schedule.momentum),
-    )
+    peak, momentum = max(factor for _, factor in schedule.lr_factors), min(value for _, value in schedule.momentum)
     optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
-    set_hyperparams(optimizer, at_peak)
+    set_hyperparams(optimizer, StepHyperparams(peak, peak, momentum))
     before = [parameter.detach().clone() for _, parameter in parameters_by_kind(model)]
     labels = torch.arange(4) * 3 % classes
     logits = model(images(published["update_side"]))

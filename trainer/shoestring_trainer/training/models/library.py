@@ -111,4 +111,5 @@ def _add_blur_pool(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, conv in list(module.named_children()):
             if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1 and conv.in_channels >= MIN_BLUR_CHANNELS:
-                setattr(module, name, nn.Sequential(BlurPool2d(conv.in_channels, filt_size=3, stride=1), conv))
+                blur = BlurPool2d(conv.in_channels, filt_size=3, stride=1, pad_mode="constant")  # as there, by zeros
+                setattr(module, name, nn.Sequential(blur, conv))
