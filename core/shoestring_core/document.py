@@ -34,7 +34,7 @@ def read(source: str | bytes | Mapping[str, Any]) -> tuple[Any, list[Problem]]:
     Raises InvalidSpec if the document can't be parsed at all: bad encoding, syntax, size, depth.
     """
     problems: list[Problem] = []
-    tree: Any = source if isinstance(source, Mapping) else _parse(decode(source), problems)
+    tree: Any = source if isinstance(source, Mapping) else _parse(decode_text(source), problems)
     return _Normalizer(problems).value(tree, "", 0), problems
 
 
@@ -84,7 +84,7 @@ _NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]
 _NOT_FINITE = re.compile(r"[-+]?(\.?inf|infinity)|\.?nan", re.IGNORECASE)
 
 
-def decode(source: str | bytes) -> str:
+def decode_text(source: str | bytes) -> str:
     """Return the text of a document. Raises InvalidSpec, with the line at which it isn't UTF-8."""
     try:
         raw = source.encode() if isinstance(source, str) else bytes(source)

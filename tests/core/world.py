@@ -246,7 +246,7 @@ class Fleet(World):
 
     def commit(self, machine: UUID, generation: int, step: int, reason: str = "periodic", **fields: Any) -> bool:
         """Commit a checkpoint, by default with the nonce that is offered."""
-        place = self.read(checkpoints.next_upload, machine)
+        place = self.read(checkpoints.next_upload_target, machine)
         request = {
             "generation": generation, "step": step, "reason": reason, "nonce": place.nonce if place else "000001",
             "manifest_sha256": f"{step:064d}", "bytes": 10 + step, "through_seq": 0,

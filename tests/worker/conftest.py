@@ -133,7 +133,7 @@ class World:
     def commit(self, machine: UUID, generation: int, step: int, reason: str = "periodic", nonce: str = "") -> bool:
         if not nonce:
             with self.store.read() as db:
-                place = checkpoints.next_upload(db, machine)
+                place = checkpoints.next_upload_target(db, machine)
             nonce = place.nonce if place else "000001"
         request = wire.CheckpointCommit(
             generation=generation,

@@ -430,7 +430,7 @@ def test_only_the_machine_of_rank_0_uploads(world: World):
     world.tick()
     world.form(job)
     with world.store.read() as db:
-        places = [checkpoints.next_upload(db, machine.id) for machine in world.alive(job)]
+        places = [checkpoints.next_upload_target(db, machine.id) for machine in world.alive(job)]
     assert [place is not None for place in places] == [True, False]
 
 

@@ -224,7 +224,7 @@ def _build_reply(state: AppState, machine_id: UUID, session_hash: str | None = N
         order, etag = agents.current_order(
             db, machine_id, lambda key: state.objects.get_url(key, expires_at), state.timeouts
         )
-        next_upload = checkpoints.next_upload(db, machine_id)
+        next_upload = checkpoints.next_upload_target(db, machine_id)
         now = db.now
     interval = WATCHED_REPORT_INTERVAL_S if state.notifier.is_watched(machine.job) else REPORT_INTERVAL_S
     return wire.Reply(
@@ -241,7 +241,9 @@ def _build_reply(state: AppState, machine_id: UUID, session_hash: str | None = N
 def _next_upload(state: AppState, machine_id: UUID) -> wire.UploadUrls | None:
     with state.store.read() as db:
         machine = db.sql.get_one(MachineRow, machine_id)
-        return _sign_upload(state, checkpoints.next_upload(db, machine_id), _urls_expire_at(state, machine, db.now))
+        return _sign_upload(
+            state, checkpoints.next_upload_target(db, machine_id), _urls_expire_at(state, machine, db.now)
+        )
 
 
 def _sign_upload(state: AppState, upload: checkpoints.Upload | None, expires_at: int) -> wire.UploadUrls | None:

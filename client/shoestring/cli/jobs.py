@@ -252,7 +252,7 @@ def _spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) 
     if params:
         raise typer.BadParameter("KEY=VALUE needs a recipe name; with -f, set it in the file")
     try:
-        return document.decode(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+        return document.decode_text(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
     except OSError as error:
         raise typer.BadParameter(f"can't read {file}: {error.strerror}") from error
 

@@ -98,14 +98,14 @@ def read_manifest(objects: Objects, key: str) -> tuple[Manifest, str]:
         raise InvalidRequest(f"The manifest can't be read: {error.errors()[0]['msg']}.") from None
 
 
-def next_upload(db: Read, machine_id: UUID) -> Upload | None:
+def next_upload_target(db: Read, machine_id: UUID) -> Upload | None:
     """The unused pair of objects of the machine that uploads for its job's current generation; None for the others."""
     generation = db.sql.scalar(
         select(GenerationRow)
         .join(MemberRow, (MemberRow.job == GenerationRow.job) & (MemberRow.generation == GenerationRow.number))
         .where(MemberRow.machine == machine_id, MemberRow.node_rank == 0, GenerationRow.state == "formed")
     )
-    return None if generation is None else _next_upload(db, generation.job, generation.number)
+    return None if generation is None else _next_target(db, generation.job, generation.number)
 
 
 def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
@@ -135,7 +135,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
     moves = current and job.state != JobState.ENDED and request.step >= _step(db, job)
     if (known := _at_step(db, job.id, request.generation, request.step)) and known.object_key == key:
         return job.checkpoint == known.id
-    offered = _next_upload(db, job.id, request.generation).nonce
+    offered = _next_target(db, job.id, request.generation).nonce
     if len(request.nonce) == len(offered) and request.nonce < offered:
         return False  # repeated, after a later upload of the same step replaced it
     if request.nonce != offered:
@@ -227,7 +227,7 @@ def find_stranded_upload(db: Read, job_id: UUID, attempt_number: int) -> Strande
     if generation.state != "formed" or generation.last_step is None:
         return None
     return StrandedUpload(
-        job_id, generation.number, _next_upload(db, job_id, generation.number).key, generation.last_step
+        job_id, generation.number, _next_target(db, job_id, generation.number).key, generation.last_step
     )
 
 
@@ -263,7 +263,7 @@ def object_key(job: UUID, generation: int, nonce: str) -> str:
     return f"jobs/{job}/g/{generation}/final/{nonce}"
 
 
-def _next_upload(db: Read, job: UUID, generation: int) -> Upload:
+def _next_target(db: Read, job: UUID, generation: int) -> Upload:
     """Numbered within the generation: one more than the latest that was stored."""
     keys = db.sql.scalars(
         select(CheckpointRow.object_key).where(CheckpointRow.job == job, CheckpointRow.generation == generation)

@@ -192,7 +192,9 @@ class Write(Read):
         last = self.sql.execute(
             update(tables.TeamRow)
             .where(tables.TeamRow.id == team)
-            .values(feed_seq=tables.TeamRow.feed_seq + len(rows), changes=tables.TeamRow.changes + changes)
+            .values(
+                feed_seq=tables.TeamRow.feed_seq + len(rows), schedule_changes=tables.TeamRow.schedule_changes + changes
+            )
             .returning(tables.TeamRow.feed_seq)
         ).scalar_one()
         for seq, row in enumerate(rows, start=last - len(rows) + 1):

@@ -40,7 +40,7 @@ MAX_SERIES = 1_000
 
 
 @dataclass
-class Columns:
+class MetricColumns:
     """Points of one series: int64 steps, float64 Unix seconds, float64 values."""
 
     steps: array[int] = field(default_factory=lambda: array("q"))
@@ -53,9 +53,9 @@ class Columns:
         return max(zip(self.steps, range(len(self.steps)), self.values, strict=True))[2]
 
 
-def columns_by_name(points: Sequence[wire.MetricSeries]) -> dict[str, Columns]:
+def columns_by_name(points: Sequence[wire.MetricSeries]) -> dict[str, MetricColumns]:
     """The points of each series, without empty ones. Raises InvalidRequest for columns of different lengths."""
-    columns: dict[str, Columns] = defaultdict(Columns)
+    columns: dict[str, MetricColumns] = defaultdict(MetricColumns)
     for series in points:
         name = storable(series.name)
         if not len(series.steps) == len(series.times) == len(series.values):
@@ -70,7 +70,7 @@ def columns_by_name(points: Sequence[wire.MetricSeries]) -> dict[str, Columns]:
 
 
 def append(
-    db: Write, job: JobRow, columns: Mapping[str, Columns], *, generation: int, source: UUID, seq: int
+    db: Write, job: JobRow, columns: Mapping[str, MetricColumns], *, generation: int, source: UUID, seq: int
 ) -> bool:  # fmt: skip
     """Store the points of batch `seq` of a source: one chunk for each series, which is created if it is new.
 

@@ -18,7 +18,7 @@ from shoestring_core.events import AgentReport
 from shoestring_core.store import events, logs, metrics
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.logs import StoredLogLine
-from shoestring_core.store.metrics import Columns, StoredCurve
+from shoestring_core.store.metrics import MetricColumns, StoredCurve
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
 from shoestring_core.wording.agents import of_event
 
@@ -82,7 +82,7 @@ def _generation(db: Read, job: JobRow, machine: MachineRow, number: int) -> Gene
     return generation
 
 
-def _first_measured_at(db: Read, generation: GenerationRow, columns: Mapping[str, Columns]) -> int:
+def _first_measured_at(db: Read, generation: GenerationRow, columns: Mapping[str, MetricColumns]) -> int:
     """When the earliest point was measured by the machine's clock, clipped to what ours allows; µs UTC."""
     earliest = min(min(column.times) for column in columns.values())
     measured = int(earliest * 1e6) if 0 <= earliest < 2**40 else db.now
@@ -93,7 +93,7 @@ def _update_job(
     db: Write,
     job: JobRow,
     batch: wire.ReportBatch,
-    columns: Mapping[str, Columns],
+    columns: Mapping[str, MetricColumns],
     first_at: int,
     log_size: int,
     log_quota: int,
@@ -129,7 +129,7 @@ def _update_job(
 
 
 def _update_generation(
-    db: Write, generation: GenerationRow, columns: Mapping[str, Columns], first_at: int
+    db: Write, generation: GenerationRow, columns: Mapping[str, MetricColumns], first_at: int
 ) -> None:  # fmt: skip
     """The generation's last step; and, with its first, that its attempt has trained."""
     changes: dict[str, Any] = {"last_step": _larger(GenerationRow.last_step, _last_step(columns))}
@@ -141,7 +141,7 @@ def _update_generation(
     db.sql.execute(update(GenerationRow).where(*row).values(**changes))
 
 
-def _last_step(columns: Mapping[str, Columns]) -> int:
+def _last_step(columns: Mapping[str, MetricColumns]) -> int:
     return max(max(column.steps) for column in columns.values())
 
 

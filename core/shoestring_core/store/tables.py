@@ -109,7 +109,7 @@ class TeamRow(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     feed_seq: Mapped[int] = mapped_column(default=0)
-    changes: Mapped[int] = mapped_column(default=0)
+    schedule_changes: Mapped[int] = mapped_column(default=0)
     """Counts the events that a schedule may depend on, which is why it is made again."""
 
 

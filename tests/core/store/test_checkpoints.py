@@ -151,7 +151,7 @@ def test_only_the_upload_that_was_offered_is_committed(fleet: Fleet, running: tu
     assert steps(fleet, job) == []
     for step in range(1, 12):
         assert fleet.commit(machine, 1, step)
-    assert fleet.read(checkpoints.next_upload, machine) == checkpoints.Upload(
+    assert fleet.read(checkpoints.next_upload_target, machine) == checkpoints.Upload(
         1, "000012", f"jobs/{job}/g/1/final/000012"
     )
 
@@ -238,16 +238,20 @@ def test_an_attempt_that_is_closing_already_keeps_its_reason(fleet: Fleet, runni
 def test_rank_0_of_the_generation_that_runs_uploads(fleet: Fleet) -> None:
     job = fleet.start(nodes=2)
     first, second = fleet.launch(job)
-    assert fleet.read(checkpoints.next_upload, first) is None
+    assert fleet.read(checkpoints.next_upload_target, first) is None
     fleet.form(job)
-    assert fleet.read(checkpoints.next_upload, first) == checkpoints.Upload(1, "000001", f"jobs/{job}/g/1/final/000001")
-    assert fleet.read(checkpoints.next_upload, second) is None
+    assert fleet.read(checkpoints.next_upload_target, first) == checkpoints.Upload(
+        1, "000001", f"jobs/{job}/g/1/final/000001"
+    )
+    assert fleet.read(checkpoints.next_upload_target, second) is None
     fleet.train(job, 10)
     fleet.commit(first, 1, 10)
     fleet.write(gangs.open_generation, job, 1, attempts.RankKilled(0))
-    assert fleet.read(checkpoints.next_upload, first) is None, "no generation has formed"
+    assert fleet.read(checkpoints.next_upload_target, first) is None, "no generation has formed"
     fleet.form(job)
-    assert fleet.read(checkpoints.next_upload, first) == checkpoints.Upload(2, "000001", f"jobs/{job}/g/2/final/000001")
+    assert fleet.read(checkpoints.next_upload_target, first) == checkpoints.Upload(
+        2, "000001", f"jobs/{job}/g/2/final/000001"
+    )
 
 
 # Which one is used

@@ -167,14 +167,14 @@ class Agent:
         self.rejections = 0
         self.runner.uploader.add_urls(reply.reply.upload_urls)
         self.funding.extend(reply.sent_at, reply.reply.funding_lease_s)
-        self.accept(reply.reply.order)
+        self.receive_order(reply.reply.order)
 
-    def accept(self, order: Order) -> None:
+    def receive_order(self, order: Order) -> None:
         if order.kind == "shutdown":
             reason = f"the service orders it ({order.reason or 'no reason given'})"
             self.shutdown.begin(reason, drain_by=boottime() + DRAIN_S)
         else:
-            self.runner.accept(order)
+            self.runner.receive_order(order)
 
     def count_rejection(self, rejection: RequestRejected) -> None:
         """Shut down after several in a row: one rejection of the session may be a proxy's."""

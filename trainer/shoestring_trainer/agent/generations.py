@@ -92,7 +92,7 @@ class GenerationRunner:
 
     # --- orders
 
-    def accept(self, order: Order) -> None:
+    def receive_order(self, order: Order) -> None:
         """Note an order; older ones than the current, which late replies bring, are ignored."""
         if _age(order) > _age(self.order):
             self.order = order

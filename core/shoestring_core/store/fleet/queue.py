@@ -80,7 +80,7 @@ class LoadedQueue:
 
 def load_mark(db: Read) -> QueueMark:
     """One cheap statement, however long the queue is."""
-    version, changes = select(SchedulerRow.plan_version), select(func.sum(TeamRow.changes))
+    version, changes = select(SchedulerRow.plan_version), select(func.sum(TeamRow.schedule_changes))
     attempts = select(func.count()).select_from(AttemptRow).where(AttemptRow.state.in_(rows.UNCLOSED))
     counts = (query.scalar_subquery() for query in (version, changes, attempts))
     queued, *numbers = db.sql.execute(select(exists().where(JobRow.state == "queued"), *counts)).one()
@@ -90,32 +90,34 @@ def load_mark(db: Read) -> QueueMark:
 def load_queue(
     db: Read,
     timeouts: Timeouts,
-    known: dict[UUID, QueuedJob],
-    read: LoadedQueue | None = None,
+    known_jobs: dict[UUID, QueuedJob],
+    so_far: LoadedQueue | None = None,
     short_accounts: Collection[UUID] = (),
 ) -> LoadedQueue:
     """The head of the queue in order, the accounts that pay, the machines that are alive.
 
-    known           what never changes of a job, by its id, so that its spec is read once; kept by the caller
-    read            what was read of the queue in the same session; more is added to it
+    known_jobs      what never changes of a job, by its id, so that its spec is read once; kept by the caller
+    so_far          what was read of the queue in the same session; more is added to it
     short_accounts  jobs paid from these can't start, and are left out of what is added
     """
     mark = load_mark(db)
     accounts = {
         row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member"))))
     }
-    before = read.snapshot.queue if read else ()
+    before = so_far.snapshot.queue if so_far else ()
     limit = max(PAGE, len(before))
-    page = _load_page(db, limit, read.end if read else None, _members_paid_from(short_accounts, accounts))
-    unreadable = _update_known(db, known, [job.id for job in page], accounts)
-    tried = _load_tried(db, {job.id: known[job.id] for job in page if job.attempt > 0 and job.id in known}, timeouts)
-    queue = (*before, *(tried.get(job.id) or known[job.id] for job in page if job.id in known))
+    page = _load_page(db, limit, so_far.end if so_far else None, _members_paid_from(short_accounts, accounts))
+    unreadable = _update_known(db, known_jobs, [job.id for job in page], accounts)
+    tried = _load_tried(
+        db, {job.id: known_jobs[job.id] for job in page if job.attempt > 0 and job.id in known_jobs}, timeouts
+    )
+    queue = (*before, *(tried.get(job.id) or known_jobs[job.id] for job in page if job.id in known_jobs))
     titles = ledger.titles(db, list(accounts.values()))
     balances = {row.id: _balance(row, titles[row.id]) for row in accounts.values()}
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
     for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
         balances[row.id] = _balance(row, "this job")
-    unreadable = (read.snapshot.unreadable if read else {}) | unreadable
+    unreadable = (so_far.snapshot.unreadable if so_far else {}) | unreadable
     return LoadedQueue(
         QueueSnapshot(mark.plan_version, queue, balances, rows.count_alive(db), unreadable, load_refusals(db)),
         mark,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from shoestring_trainer.training.data.confined_files import open_confined
-from shoestring_trainer.training.data.first_bytes import describe_first_bytes
+from shoestring_trainer.training.data.file_signatures import describe_signature
 from shoestring_trainer.training.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def open_image_bytes(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(describe_first_bytes(content)) from None
+        raise ValueError(describe_signature(content)) from None
 
 
 def read_exif_orientation(opened: Image.Image) -> int:

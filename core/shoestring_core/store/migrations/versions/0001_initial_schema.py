@@ -105,7 +105,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("feed_seq", sa.BigInteger(), nullable=False),
-        sa.Column("changes", sa.BigInteger(), nullable=False),
+        sa.Column("schedule_changes", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_teams")),
         sa.UniqueConstraint("name", name=op.f("uq_teams_name")),
     )

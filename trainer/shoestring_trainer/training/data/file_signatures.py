@@ -28,7 +28,7 @@ _ISO_MEDIA = {
 """Formats by the brand after `ftyp`."""
 
 
-def describe_first_bytes(content: bytes) -> str:
+def describe_signature(content: bytes) -> str:
     """Return what `content`, which no decoder knows, seems to be."""
     if not content:
         return "it is empty"
