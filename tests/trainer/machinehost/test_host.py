@@ -319,6 +319,11 @@ def test_metadata_need_a_token_and_describe_the_machine(cloud):
     assert imds.get("meta-data/instance-life-cycle").text == "spot"
     assert imds.get("user-data").json() == {"boot_token": "b"}
     assert imds.get("meta-data/iam").status_code == 404
+    port = httpx.URL(machine["metadata_url"]).port
+    for guessed in (f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/guessed"):  # by others on this computer
+        assert httpx.put(
+            f"{guessed}/latest/api/token", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}, verify=False
+        ).status_code == 404  # fmt: skip
     for forged in ("", "nonsense", "99999999.00", imds.token + "0", "é.é"):
         assert imds.client.get("user-data", headers={b"X-aws-ec2-metadata-token": forged.encode()}).status_code == 401
     for ttl in ("", "0", "21601", "x", "9" * 5000):

@@ -64,6 +64,12 @@ class MetadataServer(LoopbackServer):
         self.record = record
         self.user_data = user_data
         self._secret = secrets.token_bytes(32)
+        self.prefix = "/" + secrets.token_urlsafe(16)
+
+    @property
+    def url(self) -> str:
+        """With a path that can't be guessed: all that runs on this computer shares its loopback."""
+        return super().url + self.prefix
 
     def issue_token(self, ttl_s: int) -> str:
         """A signed token that contains its expiry, so that none is stored."""
@@ -86,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_PUT(self) -> None:
-        if self.path != "/latest/api/token":
+        if self._path() != "/latest/api/token":
             self._reply(404, "no such document")
         elif "X-Forwarded-For" in self.headers:  # as EC2 does: a proxy must not obtain a token
             self._reply(403, "not through a proxy")
@@ -98,10 +104,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self.server.is_valid(self.headers.get(TOKEN_HEADER, "")):
             self._reply(401, f"send {TOKEN_HEADER}, from PUT /latest/api/token")
-        elif document := find_document(self.server.record, self.server.user_data, self.path.rstrip("/")):
+        elif document := find_document(self.server.record, self.server.user_data, self._path().rstrip("/")):
             self._reply(200, document)
         else:
             self._reply(404, "no such document")
+
+    def _path(self) -> str:
+        """Below the server's prefix; "" for others."""
+        prefix, slash, path = self.path[1:].partition("/")
+        return slash + path if hmac.compare_digest(f"/{prefix}".encode(), self.server.prefix.encode()) else ""
 
     def _reply(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
         body = text.encode()
