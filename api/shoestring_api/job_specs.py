@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shoestring_core.errors import Forbidden, InvalidSpec, Problem
+from shoestring_core.isolation import IsolationStatus
 from shoestring_core.spec import DataSource, JobSpec, parse
 from shoestring_core.store.fleet.offers import load_timeouts
 from shoestring_core.store.identity import Principal
 
 from shoestring_api.app_state import AppState
+from shoestring_api.settings import ApiSettings
 
 
 def parse_spec(source: dict[str, Any] | str, caller: Principal, state: AppState) -> JobSpec:
@@ -23,7 +26,7 @@ def parse_spec(source: dict[str, Any] | str, caller: Principal, state: AppState)
     _check_team(spec, caller)
     _check_provider(spec, state)
     _check_paths(spec, state.settings.data_roots)
-    _check_hooks(spec, state.settings.hooks_roots, state.settings.data_roots)
+    _check_hooks(spec, state.settings)
     return spec
 
 
@@ -62,16 +65,19 @@ def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
         raise InvalidSpec([Problem(at, f"{message} {allowed}.", code) for at, message, code in problems])
 
 
-def _check_hooks(spec: JobSpec, roots: Sequence[Path], data_roots: Sequence[Path]) -> None:
+def _check_hooks(spec: JobSpec, settings: ApiSettings) -> None:
     """Refuse hooks but those in the operator's folders, and outside those of data, which jobs may have written.
 
-    Hooks run with the rights of the training processes.
+    Hooks run with the rights of the training processes, so that these have to be isolated.
     """
     file = spec.params.get("hooks_file")
     if not file:
         return
+    roots = settings.hooks_roots
+    if roots and settings.machinehost_file and (isolation := _isolation(settings.machinehost_file)).problem:
+        raise InvalidSpec([Problem("/params/hooks_file", isolation.hooks_refusal(), "hooks-not-allowed")])
     path = str(file)
-    if Path(path).is_absolute() and not _lies_under(data_roots, path):
+    if Path(path).is_absolute() and not _lies_under(settings.data_roots, path):
         found = _find_path(roots, path)
         if found and found.is_file():
             return
@@ -82,6 +88,14 @@ def _check_hooks(spec: JobSpec, roots: Sequence[Path], data_roots: Sequence[Path
     )
     message = f"{path!r} is not a hooks file that jobs may run. {allowed}."
     raise InvalidSpec([Problem("/params/hooks_file", message, "hooks-not-allowed")])
+
+
+def _isolation(machinehost_file: Path) -> IsolationStatus:
+    """What the machine host says; while it starts again nothing is known, and its machines decide."""
+    try:
+        return IsolationStatus.of(json.loads(machinehost_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return IsolationStatus()
 
 
 def _find_folder(roots: Sequence[Path], data: DataSource) -> Path | None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+from shoestring_core.isolation import IsolationStatus
 
 from shoestring.child_environment import child_environment
 from shoestring.config import write_private
@@ -65,6 +66,7 @@ class ConnectionInfo:
     key: str
     key_file: Path
     login_url: str
+    isolation: IsolationStatus
 
 
 @dataclass
@@ -120,7 +122,11 @@ class LocalService:
             wait_until_ready(api, lambda: _is_healthy(http, f"{url}/healthz"), READY_TIMEOUT_S)
         for child in self.children:
             child.require_alive()
-        self.connection = ConnectionInfo(url, admin["key"], data / "admin.key", f"{url}/login?code={admin['code']}")
+        address = data / "cloud" / "machinehost.json"
+        wait_until_ready(machines, address.exists, READY_TIMEOUT_S)
+        isolation = IsolationStatus.of(json.loads(address.read_text()))
+        login_url = f"{url}/login?code={admin['code']}"
+        self.connection = ConnectionInfo(url, admin["key"], data / "admin.key", login_url, isolation)
         write_private(data / "client.json", json.dumps({"url": url, "key_file": str(data / "admin.key")}) + "\n")
         return self.connection
 
@@ -173,7 +179,11 @@ class LocalService:
             "SHOESTRING_AGENT_URL": service_url(self.options.host, self.options.port),
             "SHOESTRING_MACHINEHOST_FILE": str(data / "cloud" / "machinehost.json"),
         }
-        fixed = {"SHOESTRING_HOST": self.options.host, "SHOESTRING_PORT": str(self.options.port)}
+        fixed = {
+            "SHOESTRING_HOST": self.options.host,
+            "SHOESTRING_PORT": str(self.options.port),
+            "SHOESTRING_PRIVATE_FOLDERS": str(data),
+        }
         if self.options.slots is not None:
             fixed["SHOESTRING_LOCAL_SLOTS"] = str(self.options.slots)
         if self.options.data_roots:

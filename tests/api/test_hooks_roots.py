@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,23 @@ def test_hooks_elsewhere_are_refused_alike_whether_they_exist_or_not(deployment:
         assert problem["message"].replace(repr(str(place)), "PATH") == (
             f"PATH is not a hooks file that jobs may run. Give the absolute path of a file below {root}."
         )
+
+
+def test_where_jobs_are_not_isolated_hooks_are_refused_with_what_to_do(
+    deployment: Deployment, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machinehost = tmp_path / "machinehost.json"
+    monkeypatch.setattr(
+        deployment.state, "settings", deployment.settings.model_copy(update={"machinehost_file": machinehost})
+    )
+    status = {"problem": "bubblewrap isn't installed", "remedy": "apt install bubblewrap"}
+    machinehost.write_text(json.dumps({"isolation": status}))
+    (problem,) = problems(deployment, root / "mine.py")
+    assert problem["code"] == "hooks-not-allowed"
+    assert "bubblewrap isn't installed" in problem["message"]
+    assert problem["message"].endswith("To change that: apt install bubblewrap")
+    machinehost.write_text(json.dumps({"isolation": {"problem": "", "remedy": ""}}))
+    assert problems(deployment, root / "mine.py") == []
 
 
 def test_hooks_are_off_by_default(deployment: Deployment, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from shoestring import Client, ServiceUnreachable, watch
 from shoestring_core import rest
 
 from tests import servers
+from tests.isolation import path_with_bubblewrap
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
@@ -152,7 +153,8 @@ def environment(data: Path, extra: dict[str, str]) -> dict[str, str]:
     """A child's environment: our packages importable, no login but this service's, nothing inherited that steers it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOESTRING_")}
     path = os.pathsep.join(str(ROOT / package) for package in PACKAGE_FOLDERS)
-    return kept | {"PYTHONPATH": path, "SHOESTRING_CONFIG": str(data.with_suffix(".login.json"))} | extra
+    login = str(data.with_suffix(".login.json"))
+    return kept | {"PYTHONPATH": path, "PATH": path_with_bubblewrap(), "SHOESTRING_CONFIG": login} | extra
 
 
 def start(folder: Path, **options: Any) -> Service:

@@ -96,7 +96,7 @@ def test_ctrl_c_lets_machines_checkpoint_and_the_next_start_resumes(service: Ser
 def test_an_interrupted_job_leaves_the_same_bits_as_an_uninterrupted_one(
     service: Service, job: rest.Job, folder: Path
 ) -> None:
-    (folder / "hurry").touch()
+    (folder / "hooks" / "hurry").touch()
     exactness.require_whole_curve(service.client, service.settled(job.id))
     undisturbed = service.settled(service.client.submit(spec(folder, "undisturbed")).id)
     left = [exactness.state(service.client, one.id, folder / one.name) for one in (job, undisturbed)]
@@ -111,7 +111,7 @@ def test_an_interrupted_job_leaves_the_same_bits_as_an_uninterrupted_one(
 def spec(folder: Path, name: str) -> dict[str, object]:
     hooks = folder / "hooks" / "hooks.py"
     hooks.parent.mkdir(exist_ok=True)
-    hooks.write_text(HOOKS.replace("HURRY", repr(str(folder / "hurry"))))
+    hooks.write_text(HOOKS.replace("HURRY", repr(str(hooks.with_name("hurry")))))
     tree = exactness.spec(TOPOLOGY, 1, name, EPOCHS)
     return tree | {"params": tree["params"] | {"width": 4, "hooks_file": str(hooks)}}
 

@@ -140,7 +140,7 @@ def spec(service: Service) -> dict[str, Any]:
 
 
 def hurry(service: Service) -> Path:
-    return service.data.parent / "hurry"
+    return service.hooks / "hurry"
 
 
 @contextlib.contextmanager

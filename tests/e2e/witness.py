@@ -75,6 +75,8 @@ def role(pid: int) -> str:
         name = Path(f"/proc/{pid}/comm").read_text()
     except OSError:
         return ""
+    if name == "bwrap\n":  # isolates a rank server
+        return ""
     if "shoestring_trainer.rank_server" in command:  # its forks show its command
         return "rank" if name.startswith("rank ") else "rank-server"
     if "shoestring_trainer" in command:

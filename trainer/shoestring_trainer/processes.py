@@ -80,6 +80,13 @@ def descendants(ancestor: int) -> set[Process]:
     return {process for pid in tree - {ancestor} if (process := _running(pid))}
 
 
+def find_child(parent: int, pid: int | None = None) -> Process | None:
+    """The running child of `parent` that has this pid in its own PID namespace; without one, any."""
+    children = (child for child in _pids() if (stat := _stat(child)) and stat.ppid == parent)
+    found = (_running(child) for child in children if pid is None or _innermost_pid(child) == pid)
+    return next(filter(None, found), None)
+
+
 def kill_all(
     find: Callable[[], set[Process]], *, timeout_s: float, no_children: Callable[[], bool] = lambda: True
 ) -> bool:
@@ -134,6 +141,15 @@ def _stat(pid: int) -> _Stat | None:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the command's name may hold spaces and parentheses
     return _Stat(state=fields[0], ppid=int(fields[1]), start_time=int(fields[19]))
+
+
+def _innermost_pid(pid: int) -> int | None:
+    try:
+        status = (PROC / str(pid) / "status").read_text(errors="replace")
+    except OSError:
+        return None
+    pids = next((line.split() for line in status.splitlines() if line.startswith("NSpid:")), None)
+    return int(pids[-1]) if pids else pid
 
 
 def _running(pid: int) -> Process | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 Outcome = Literal["finished", "drained", "error"]
 CheckpointReason = Literal["periodic", "order", "final"]
@@ -38,8 +38,8 @@ class CheckpointEvent(BaseModel):
     """
 
     step: int
-    data: str
-    manifest: str
+    data: str = Field(pattern=r"^ckpt/[\w.-]+\.data$")
+    manifest: str = Field(pattern=r"^ckpt/[\w.-]+\.json$")
     reason: CheckpointReason
     final: bool
     lines: int

@@ -44,7 +44,7 @@ def start_service(
             exists=True,
             file_okay=False,
             resolve_path=True,
-            help="Folder with hooks that jobs may run, with your rights; off by default; may be repeated.",
+            help="Folder with hooks that jobs may run, isolated by bubblewrap; off by default; may be repeated.",
         ),
     ] = None,
     as_json: Json = False,
@@ -69,6 +69,8 @@ def start_service(
     try:
         connection = service.start()
         remember_login(connection)
+        if connection.isolation.problem:
+            report(connection.isolation.warning())
         addresses = {
             "url": connection.url, "login_url": connection.login_url,
             "key_file": str(connection.key_file), "data": str(folder),

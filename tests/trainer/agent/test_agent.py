@@ -188,7 +188,7 @@ def test_another_jobs_weights_are_fetched_for_the_ranks_or_their_loss_is_told(ma
     machine.until_exited(2)
     task = json.loads((machine.folder / "gen/2/task.json").read_text())
     assert task["resume"] is None
-    assert task["scratch"] == str(machine.folder / "scratch")
+    assert task["scratch"] == str(machine.folder / "scratch/ranks")
     assert Path(task["scratch"]).is_dir()
     assert task["init"]["manifest"].endswith(f"{weights.manifest_sha256}.json")
     assert machine.service.exits(2) == ["finished"]
@@ -199,6 +199,16 @@ def test_another_jobs_weights_are_fetched_for_the_ranks_or_their_loss_is_told(ma
     assert (end.outcome, end.kind) == ("error", "data")
     assert "init" in end.message
     assert "name other weights" in end.message
+
+
+def test_a_machine_that_does_not_isolate_ranks_refuses_hooks(machine: Machine) -> None:
+    machine.boot()
+    machine.service.run(1, steps=3, hooks_file="/srv/hooks/mine.py")
+    machine.until_exited()
+    (end,) = machine.service.members[-1].exits
+    assert (end.outcome, end.kind) == ("error", "user_code")
+    assert "Hooks run only where jobs are isolated" in end.message
+    assert not (machine.folder / "gen/1").exists()
 
 
 def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: Machine) -> None:
@@ -220,7 +230,8 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
         machine.until_trained(3)
         task = json.loads((machine.folder / "gen" / "1" / "task.json").read_text())
         assert Path(task["data"]["train"], "a", "1.jpg").read_bytes() == b"an image"
-        assert task["data"]["train"].startswith(task["scratch"])
+        assert task["data"]["train"].startswith(f"{machine.folder}/scratch/")
+        assert not task["data"]["train"].startswith(task["scratch"])  # where the ranks could replace it
         told = [event["message"] for event in machine.service.events("data")]
         assert told[0] == f"copying s3://{BUCKET}/set: 1 files, 0.0 MiB"
         assert told[1].startswith(f"copied s3://{BUCKET}/set: 1 files")

@@ -100,13 +100,14 @@ class Gang:
 @contextmanager
 def gang(
     folder: Path, *, nodes: int = 1, procs: int = 1, threads: Sequence[int] = (1,), torchrun: bool = False,
-    script: Sequence[str] = (), **task,
+    script: Sequence[str] = (), server: RankServerClient | None = None, **task,
 ):  # fmt: skip
     """Start a generation in `folder`; whatever still runs at the end is killed.
 
     threads   OMP_NUM_THREADS of each node, the first's for all that follow the last
     torchrun  start new processes by torchrun, as a user does by hand
     script    run this by torchrun instead of the trainer's own module (arguments before the task's path)
+    server    forks the ranks; by default the one of this test process
     """
     text = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS, "seed": 1}
     port = free_port()
@@ -128,7 +129,7 @@ def gang(
             for local_rank in range(procs):
                 variables = distributed_environment(**place, local_rank=local_rank)
                 started.processes.append(
-                    rank_server().start_rank(
+                    (server or rank_server()).start_rank(
                         [str(run / "task.json")], environment=environment | variables, folder=run, log=log
                     )
                 )

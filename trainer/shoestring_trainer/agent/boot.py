@@ -22,6 +22,7 @@ from shoestring_trainer.agent.service_client import (
     boottime,
 )
 from shoestring_trainer.agent.spool import write_durably
+from shoestring_trainer.rank_server.isolation import READABLE_OF_MACHINE, WRITABLE_OF_MACHINE
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ async def read_boot_data(metadata: MetadataClient) -> BootData:
 def create_folders(folder: Path) -> None:
     """Create the folders below a machine's folder, and check that they can be written. Raises AgentStartupError."""
     try:
-        for name in ("spool", "rejected", "gen", "cache", "scratch"):
+        for name in ("spool", "rejected", *READABLE_OF_MACHINE, *WRITABLE_OF_MACHINE):
             (folder / name).mkdir(parents=True, exist_ok=True)
         write_durably(folder / "probe", "")
     except OSError as error:

@@ -7,14 +7,16 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shoestring_core.wire import CheckpointCommit, CheckpointDownload, UploadUrls
+from shoestring_core.wire import MAX_MANIFEST_BYTES, CheckpointCommit, CheckpointDownload, UploadUrls
 
+from shoestring_trainer.agent.rank_files import open_file, open_folder, read_file
 from shoestring_trainer.agent.service_client import RequestRejected, ServiceClient, Unreachable, backoff_delays
 from shoestring_trainer.agent.spool import Spool, write_durably
 from shoestring_trainer.run_files import CheckpointReason
@@ -58,12 +60,16 @@ class CheckpointCache:
 
     def store(self, manifest_sha256: str, checkpoint: LocalCheckpoint) -> None:
         """Take over the files of a committed checkpoint, so that a next generation here need not fetch them."""
-        data, manifest = self._paths(manifest_sha256)
-        Path(checkpoint.data).replace(data)
-        Path(checkpoint.manifest).replace(manifest)
-        for older in checkpoint.data.parent.iterdir():
-            if older.name < checkpoint.data.name:
-                older.unlink(missing_ok=True)
+        folder = open_folder(checkpoint.data.parent)
+        try:
+            data, manifest = self._paths(manifest_sha256)
+            os.replace(checkpoint.data.name, data, src_dir_fd=folder)
+            os.replace(checkpoint.manifest.name, manifest, src_dir_fd=folder)
+            for older in os.listdir(folder):
+                if older < checkpoint.data.name:
+                    os.unlink(older, dir_fd=folder)
+        finally:
+            os.close(folder)
         self._remove_all_but(manifest_sha256, self._in_use)
 
     async def fetch(self, service: ServiceClient, resume: CheckpointDownload) -> tuple[Path, Path]:
@@ -174,8 +180,9 @@ class CheckpointUploader:
 
         A periodic one waits even with its upload: then the service is there, and the urls is not spent in vain.
         """
-        manifest_sha256 = hashlib.sha256(checkpoint.manifest.read_bytes()).hexdigest()
-        size = checkpoint.data.stat().st_size
+        manifest_sha256 = hashlib.sha256(read_file(checkpoint.manifest, MAX_MANIFEST_BYTES)).hexdigest()
+        with open(open_file(checkpoint.data), "rb") as data:
+            size = os.fstat(data.fileno()).st_size
         if not checkpoint.is_last and not await self._wait_until_points_are_stored(checkpoint):
             return
         urls = await self._upload(checkpoint, manifest_sha256)

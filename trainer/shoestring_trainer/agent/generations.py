@@ -36,12 +36,18 @@ from shoestring_trainer.agent.shutdown import Shutdown
 from shoestring_trainer.agent.spool import Spool
 from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
 from shoestring_trainer.data_sync.errors import DataUnavailable
+from shoestring_trainer.rank_server.bubblewrap import isolated_environment
 from shoestring_trainer.rank_server.client import RankServerClient
+from shoestring_trainer.rank_server.isolation import (
+    DATA_ROOTS_VARIABLE,
+    HOOKS_ROOTS_VARIABLE,
+    ISOLATION_VARIABLE,
+    Isolation,
+)
 from shoestring_trainer.run_files import CheckpointEvent, printable
 
 log = logging.getLogger("shoestring.agent")
 
-DATA_ROOTS_VARIABLE, HOOKS_ROOTS_VARIABLE = "SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOKS_ROOTS"
 UPLOAD_WAIT_S, FAILED_UPLOAD_WAIT_S = 60.0, 5.0
 KILL_RESERVE_S = 1.5
 ORDER_OF_KINDS = {"prepare": 1, "run": 2, "drain": 3}
@@ -81,14 +87,19 @@ class GenerationRunner:
 
         credentials = {name.removeprefix(CREDENTIALS_PREFIX): value for name, value in environment.items()}
         self._bucket_environment = {**credentials, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_endpoint}
+        self._isolation = Isolation.parse(environment.get(ISOLATION_VARIABLE))
         self._rank_environment = rank_server_environment(machine, environment)
         if roots := environment.get(DATA_ROOTS_VARIABLE):  # links in a job's data lead to places below these only
             self._rank_environment[DATA_ROOTS_VARIABLE] = os.pathsep.join((roots, str(folder / "scratch")))
-        self._rank_environment[HOOKS_ROOTS_VARIABLE] = environment.get(HOOKS_ROOTS_VARIABLE, "")  # none: no hooks
+        self._rank_environment[HOOKS_ROOTS_VARIABLE] = ""  # none: no hooks
+        if self._isolation:
+            self._rank_environment[HOOKS_ROOTS_VARIABLE] = environment.get(HOOKS_ROOTS_VARIABLE, "")
+            self._rank_environment = isolated_environment(self._rank_environment)
         self._rank_command = environment.get("SHOESTRING_AGENT_RANK_COMMAND")
-        self._rank_server = (
-            None if self._rank_command else RankServerClient(self._rank_environment, folder / RANK_SERVER_LOG)
-        )
+        self._rank_server = None
+        if not self._rank_command:
+            isolation = self._isolation.wrap(folder, environment)
+            self._rank_server = RankServerClient(self._rank_environment, folder / RANK_SERVER_LOG, isolation=isolation)
 
     # --- orders
 
@@ -129,6 +140,8 @@ class GenerationRunner:
         ranks = Ranks(self._folder / "gen" / str(order.generation), order.generation, order.run)
         if ranks.started:
             return None  # `recover` found them and reports how they ended
+        if order.run.task.params.get("hooks_file") and not self._isolation:
+            return self._report_failure(ranks, self._isolation.hooks_refusal(), "user_code")
         try:
             task = await self._unless_new_order(self._build_task(order))
             if task is None:
@@ -182,7 +195,7 @@ class GenerationRunner:
         run = order.run
         assert run
         scratch = self._folder / "scratch"
-        local: dict[str, Any] = {"generation": order.generation, "resume": None, "scratch": scratch}
+        local: dict[str, Any] = {"generation": order.generation, "resume": None, "scratch": scratch / "ranks"}
         for name, checkpoint in (("resume", run.resume), ("init", run.init)):
             if checkpoint:
                 local[name] = CheckpointFiles(*await self._cache.fetch(self._service, checkpoint))

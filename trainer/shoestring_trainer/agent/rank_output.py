@@ -17,6 +17,7 @@ from typing import Any
 from shoestring_core.json_floats import decode_float
 from shoestring_core.wire import LATEST_TIME, LOG_BYTES_PER_HOUR
 
+from shoestring_trainer.agent.rank_files import open_file
 from shoestring_trainer.agent.spool import LogQuota, Spool
 from shoestring_trainer.run_files import printable
 
@@ -73,10 +74,11 @@ class RankOutputCollector:
     def all_events(self) -> list[RankEvent]:
         """Every event that the ranks have written so far."""
         try:
-            lines = (self._machine / f"{self._run}/events.jsonl").read_bytes().splitlines()
+            with os.fdopen(open_file(self._machine / f"{self._run}/events.jsonl"), "rb") as file:
+                lines = iter(lambda: file.readline(LINES_BYTES), b"")
+                return [event for line in lines if line.strip() and (event := self._event(line))]
         except OSError:
             return []
-        return [event for line in lines if (event := self._event(line))]
 
     def _metrics(self, line: bytes) -> None:
         try:
@@ -153,7 +155,7 @@ class RankOutputCollector:
         """New bytes of a file, b"" if there are none or no file yet. One system call when nothing is new."""
         if name not in self._open:
             try:
-                self._open[name] = os.open(self._machine / name, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[name] = open_file(self._machine / name)
             except OSError:
                 return b""
         return os.pread(self._open[name], most, self._state.files.get(name, 0))

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,19 +21,24 @@ from shoestring_core.wire import LaunchConfig, RankExit
 
 from shoestring_trainer import processes
 from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
+from shoestring_trainer.agent.rank_files import read_file, write_file
 from shoestring_trainer.agent.spool import write_durably
 from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
+from shoestring_trainer.rank_server.isolation import ISOLATION_VARIABLE, PRIVATE_VARIABLE
 from shoestring_trainer.run_files import ExitFile, RankError
 
 MACHINE_VARIABLE = "SHOESTRING_RANK_MACHINE"
 """The variable that identifies every rank and all that it starts, whatever their session."""
-REMOVED_VARIABLES = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SHOESTRING_POWEROFF", "SHOESTRING_AGENT_RANK_COMMAND")
+REMOVED_VARIABLES = (
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT", "SHOESTRING_POWEROFF", "SHOESTRING_AGENT_RANK_COMMAND", ISOLATION_VARIABLE,
+    PRIVATE_VARIABLE,
+)  # fmt: skip
 CREDENTIALS_PREFIX = "SHOESTRING_AGENT_"
 """Prefix of the AWS variables with which machines of the local cloud read buckets. Ranks don't inherit them."""
 START_FILE, LAUNCH_LOG = "started.json", "log-launch.txt"
 GRACE_S, KILL_TIMEOUT_S, STRAGGLER_TIMEOUT_S, POLL_INTERVAL_S = 1.0, 10.0, 10.0, 0.05
 STOP_ORDER = {"order": "checkpoint_and_stop"}
-TRACEBACK_LIMIT = 16_000
+TRACEBACK_LIMIT, MAX_EXIT_BYTES = 16_000, 4 << 20
 
 
 class Ranks:
@@ -71,7 +77,7 @@ class Ranks:
         environment  that of the server; the variables that depend on the generation are added
         raises       OSError if the folder can't be written or a process can't be started
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._create_folder()
         task_file, log = self.folder / "task.json", self.folder / LAUNCH_LOG
         task_file.write_text(task.model_dump_json())
         write_durably(self.folder / START_FILE, self.launch_config.model_dump_json())
@@ -93,9 +99,7 @@ class Ranks:
 
     def drain(self) -> None:
         """Request a checkpoint and stop; all ranks of the gang agree on the step."""
-        draft = self.folder / "order.tmp"
-        draft.write_text(json.dumps(STOP_ORDER))
-        draft.replace(self.folder / "order")
+        write_file(self.folder / "order", json.dumps(STOP_ORDER))
 
     async def wait(self) -> None:
         """Return when each rank has written its exit file or its process has exited.
@@ -114,6 +118,14 @@ class Ranks:
     def exits(self) -> list[RankExit]:
         """How each rank ended, by its exit file. A rank without one was killed by a signal, or never started."""
         return [_read_exit(self._exit_file(rank), rank) or self._exit_without_file(rank) for rank in self.numbers]
+
+    def _create_folder(self) -> None:
+        """Create it empty: a hook of an earlier generation may have put something in its place."""
+        if self.folder.is_dir() and not self.folder.is_symlink():
+            shutil.rmtree(self.folder)
+        else:
+            self.folder.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True)
 
     def _has_ended(self, rank: int) -> bool:
         return self._processes[rank].poll() is not None or self._exit_file(rank).exists()
@@ -183,11 +195,14 @@ async def terminate_ranks(machine: str, server: RankServerClient | None = None, 
     `server` is kept for the next generation, unless it has yet to start ranks of this one. Without it every rank server
     of the machine is terminated too.
     """
-    kept = server.process if server and not server.has_unstarted_ranks() else None
+    launcher = server.launcher if server and not server.has_unstarted_ranks() else None
+    kept = {process for process in (launcher, server.process if server and launcher else None) if process}
+    importing = server and not server.ready
 
     def find_ranks() -> set[processes.Process]:
-        forked = processes.descendants(kept.pid) if kept else set()
-        return (processes.find_by_environment({MACHINE_VARIABLE: machine}) | forked) - {kept}
+        below = processes.descendants(launcher.pid) if launcher else set()
+        marked = processes.find_by_environment({MACHINE_VARIABLE: machine})
+        return (marked | below) - (below | kept if importing else kept)
 
     alive = find_ranks() if grace_s else set()
     for process in alive:
@@ -223,7 +238,7 @@ def free_port() -> int:
 
 def _read_exit(path: Path, rank: int) -> RankExit | None:
     try:
-        file = ExitFile.model_validate_json(path.read_bytes())
+        file = ExitFile.model_validate_json(read_file(path, MAX_EXIT_BYTES))
         return RankExit(
             rank=rank,
             outcome=file.outcome,
@@ -244,6 +259,7 @@ def _message(error: RankError) -> str:
 
 def _tail(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")[-2_000:].strip() or "the launcher printed nothing"
+        text = read_file(path, MAX_EXIT_BYTES).decode(errors="replace")[-2_000:]
+        return text.strip() or "the launcher printed nothing"
     except OSError:
         return "the launcher never started"

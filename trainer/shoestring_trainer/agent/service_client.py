@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from uuid import UUID
 
 import httpx
@@ -24,6 +25,8 @@ from shoestring_core.wire import (
     ReportBatch,
     ReportRequest,
 )
+
+from shoestring_trainer.agent.rank_files import open_file
 
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 LONG_POLL_TIMEOUT = httpx.Timeout(LONG_POLL_S + 10.0, connect=5.0)
@@ -92,9 +95,14 @@ class ServiceClient:
         return _parse(CommitReply, answer)
 
     async def upload(self, path: Path, url: str) -> None:
-        """PUT a file to a signed URL. Raises RequestRejected 409 or 412 if an object exists there already."""
-        headers = {"Content-Length": str(path.stat().st_size)}
-        await self._call("PUT", url, content=_blocks(path), headers=headers, timeout=OBJECT_TIMEOUT)
+        """PUT a file that ranks wrote to a signed URL.
+
+        Raises RequestRejected 409 or 412 if an object exists there already, and OSError for what is no file.
+        """
+        with os.fdopen(open_file(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            headers = {"Content-Length": str(size)}
+            await self._call("PUT", url, content=_blocks(file, size), headers=headers, timeout=OBJECT_TIMEOUT)
 
     async def download(self, url: str, path: Path) -> str:
         """GET a signed URL into a file; returns the SHA-256 of what came."""
@@ -154,10 +162,10 @@ def backoff_delays(first_s: float = 0.25, most_s: float = 10.0) -> Iterator[floa
         bound = min(most_s, bound * 2)
 
 
-async def _blocks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            yield block
+async def _blocks(file: BinaryIO, size: int) -> AsyncIterator[bytes]:
+    while block := file.read(min(BLOCK_BYTES, size)):
+        size -= len(block)
+        yield block
 
 
 def _parse(kind: type[Answer], answer: httpx.Response) -> Answer:

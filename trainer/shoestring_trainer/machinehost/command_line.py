@@ -20,6 +20,12 @@ from pathlib import Path
 from shoestring_trainer.machinehost.host import WATCH_INTERVAL_S, MachineHost
 from shoestring_trainer.machinehost.http_server import HostServer
 from shoestring_trainer.machinehost.machine_folder import write_json
+from shoestring_trainer.rank_server.isolation import (
+    ISOLATION_VARIABLE,
+    PRIVATE_VARIABLE,
+    Isolation,
+    find_isolation,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +58,16 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     try:
+        isolation = _prepare_isolation(folder)
         server.host = MachineHost(folder, slots=options.slots, command=options.command)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        write_json(folder / ADDRESS_FILE, {"url": server.url, "key": server.key, "pid": os.getpid()})
+        status = {"problem": isolation.problem, "remedy": isolation.remedy}
+        description = {"url": server.url, "key": server.key, "pid": os.getpid(), "isolation": status}
+        write_json(folder / ADDRESS_FILE, description)
     except OSError as error:
         return _fail(os.EX_CANTCREAT, f"can't write to {folder} ({error.strerror}): free disk space, then start again")
+    if not isolation:
+        log.warning("%s", isolation.warning())
     log.info("machine host ready at %s, %s slots, folder %s", server.url, options.slots, folder)
     while not stopping.wait(WATCH_INTERVAL_S):
         server.host.watch()
@@ -110,6 +121,15 @@ def _lock_folder(directory: Path) -> Path:
     (folder / ADDRESS_FILE).unlink(missing_ok=True)  # an earlier host's
     (folder / "machines").mkdir(exist_ok=True)
     return folder
+
+
+def _prepare_isolation(folder: Path) -> Isolation:
+    """Find out whether ranks can be isolated; machines inherit the answer, and what ranks must not see."""
+    private = (str(folder), os.environ.get(PRIVATE_VARIABLE))
+    os.environ[PRIVATE_VARIABLE] = os.pathsep.join(filter(None, private))
+    isolation = find_isolation(folder, os.environ)
+    os.environ[ISOLATION_VARIABLE] = json.dumps(isolation.to_dict())
+    return isolation
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -39,6 +39,12 @@ from shoestring_trainer.machinehost.machine_folder import (
     read_request,
     write_json,
 )
+from shoestring_trainer.rank_server.isolation import (
+    DATA_ROOTS_VARIABLE,
+    HOOKS_ROOTS_VARIABLE,
+    ISOLATION_VARIABLE,
+    PRIVATE_VARIABLE,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +61,10 @@ INHERITED_VARIABLES = {
         "NVIDIA_VISIBLE_DEVICES",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
-        "SHOESTRING_DATA_ROOTS",
-        "SHOESTRING_HOOKS_ROOTS",
+        DATA_ROOTS_VARIABLE,
+        HOOKS_ROOTS_VARIABLE,
+        ISOLATION_VARIABLE,
+        PRIVATE_VARIABLE,
     ),
 }
 

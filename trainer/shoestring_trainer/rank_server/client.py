@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shoestring_trainer import processes
-from shoestring_trainer.rank_server.protocol import READY_ID, RankServerReply, StartRank
+from shoestring_trainer.rank_server.protocol import ISOLATED, READY_ID, RankServerReply, StartRank
 
 READ_BYTES = 1 << 16
 LOG_TAIL = 2_000
@@ -49,13 +49,16 @@ class RankServerClient:
     """A process that has imported the training loop, and starts ranks at once.
 
     `environment` is the server's own: the rank environment before any generation. What the server prints goes to `log`.
-    It imports `modules` too.
+    It imports `modules` too. `isolation` is put before its command (see `Isolation.wrap`).
     All calls come from the thread that called `start`: when it ends, so does the server.
     """
 
-    def __init__(self, environment: Mapping[str, str], log: Path, modules: Sequence[str] = ()) -> None:
-        self._environment, self._log, self._modules = environment, log, modules
+    def __init__(
+        self, environment: Mapping[str, str], log: Path, modules: Sequence[str] = (), isolation: Sequence[str] = ()
+    ) -> None:
+        self._environment, self._log, self._modules, self._isolation = environment, log, modules, isolation
         self._server: subprocess.Popen[bytes] | None = None
+        self._process: processes.Process | None = None
         self._ids = itertools.count(READY_ID + 1)
         self._ranks: dict[int, RankProcess] = {}
         self._unsent = self._unread = b""
@@ -64,7 +67,12 @@ class RankServerClient:
 
     @property
     def process(self) -> processes.Process | None:
-        """The server, while it lives."""
+        """The server, while it lives; isolated, not before it is ready."""
+        return self._process if self._isolation else self.launcher
+
+    @property
+    def launcher(self) -> processes.Process | None:
+        """The process that was started, while it lives: the server, or its parent, which isolates it."""
         if self._server is None or self._server.poll() is not None:
             return None
         return processes.identify(self._server.pid)
@@ -74,9 +82,11 @@ class RankServerClient:
         self.poll()
         if self._server is not None:
             return
+        parent = ISOLATED if self._isolation else str(os.getpid())
+        server = [sys.executable, "-P", "-m", "shoestring_trainer.rank_server", parent, *self._modules]
         with self._log.open("ab") as log:
             self._server = subprocess.Popen(
-                [sys.executable, "-P", "-m", "shoestring_trainer.rank_server", str(os.getpid()), *self._modules],
+                [*self._isolation, *server],
                 env=dict(self._environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -124,7 +134,10 @@ class RankServerClient:
                 return self._forget_server()
             *lines, self._unread = (self._unread + received).split(b"\n")
             for line in lines:
-                self._take(RankServerReply.parse(line))
+                try:
+                    self._take(RankServerReply.parse(line))
+                except (ValueError, TypeError, KeyError):  # a rank that writes to its server's pipe
+                    return self._server.kill()
             timeout_s = 0.0
 
     def close(self, within_s: float = 5.0) -> None:
@@ -140,18 +153,28 @@ class RankServerClient:
         self._forget_server()
 
     def _take(self, reply: RankServerReply) -> None:
+        assert self._server
         if reply.id == READY_ID:
             self.ready = True
+            if self._isolation:
+                inside = reply.pid != self._server.pid
+                self._process = processes.find_child(self._server.pid) if inside else self.launcher
             return
         rank = self._ranks[reply.id]
         if reply.pid is not None:
-            try:
-                rank.process = processes.identify(reply.pid)
-            except ProcessLookupError:
-                pass  # it has ended already, and the next reply says how
+            rank.process = self._find_rank(reply.pid)  # None: it has ended already, and the next reply says how
         if reply.exit_code is not None:
             rank.returncode, rank.error = reply.exit_code, reply.error
             del self._ranks[reply.id]
+
+    def _find_rank(self, pid: int) -> processes.Process | None:
+        """The rank with this pid, which isolated servers count by themselves."""
+        if self._isolation:
+            return processes.find_child(self._process.pid, pid) if self._process else None
+        try:
+            return processes.identify(pid)
+        except ProcessLookupError:
+            return None
 
     def _forget_server(self) -> None:
         """The server has ended, and its ranks with it."""
@@ -160,7 +183,8 @@ class RankServerClient:
         for pipe in (self._server.stdin, self._server.stdout):
             if pipe:
                 pipe.close()
-        self._server, self.ready = None, False
+        self._server = self._process = None
+        self.ready = False
         self._unsent = self._unread = b""
         for rank in self._ranks.values():
             rank.returncode = -signal.SIGKILL if rank.process else code or 1
@@ -169,6 +193,8 @@ class RankServerClient:
 
     def _log_tail(self) -> str:
         try:
-            return self._log.read_text(errors="replace")[-LOG_TAIL:].strip()
+            with self._log.open("rb") as log:
+                log.seek(-min(LOG_TAIL, self._log.stat().st_size), os.SEEK_END)
+                return log.read(LOG_TAIL).decode(errors="replace").strip()
         except OSError:
             return ""

@@ -8,6 +8,8 @@ Requests arrive on the server's stdin, replies leave on its stdout, and the end 
               {"id": 1, "pid": 4712}                          the rank was started
               {"id": 1, "exit_code": 0}                       the rank has ended; -9 if signal 9 ended it
               {"id": 1, "exit_code": 1, "error": "..."}       the rank was not started
+
+A pid is one of the server's PID namespace.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Self
 
 READY_ID = 0
 """Of the reply that no request asks for."""
+ISOLATED = "isolated"
+"""Given as the parent of a server in a PID namespace of its own: it doesn't see its parent, and ends with it anyway."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shoestring_trainer import processes
-from shoestring_trainer.rank_server.protocol import READY_ID, RankServerReply, StartRank
+from shoestring_trainer.rank_server.protocol import ISOLATED, READY_ID, RankServerReply, StartRank
 
 READ_BYTES = 1 << 20
 PRELOADED = (
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     import too.
     """
     parent, *modules = arguments
-    processes.die_with_parent(int(parent))
+    if parent != ISOLATED:
+        processes.die_with_parent(int(parent))
     processes.become_subreaper()  # what ranks leave behind stays below this process, where the agent looks for it
     requests, replies = _take_over_pipes()
     import_training(modules)
