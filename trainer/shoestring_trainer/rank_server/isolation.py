@@ -7,6 +7,7 @@ run as the service's user, and hooks are refused.
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import pwd
@@ -95,6 +96,7 @@ def find_isolation(folder: Path, environment: Mapping[str, str]) -> Isolation:
     finally:
         shutil.rmtree(machine, ignore_errors=True)
     if tried.returncode == 0:
+        _compile_product()
         return isolation
     settings = {path: _read(path) for path in SWITCHES}
     return Isolation(problem=f"bubblewrap fails here ({_last_line(tried.stderr)})", remedy=find_remedy(settings))
@@ -136,11 +138,22 @@ def _python(environment: Mapping[str, str]) -> Iterator[str | Path]:
     yield from (sys.prefix, sys.base_prefix, sys.exec_prefix)
     yield from _links_of(Path(sys.executable))
     yield from (folder for folder in sys.path if folder)
+    yield from _packages()
+    yield from _paths(environment, "PYTHONPATH")
+    yield from _paths(environment, "LD_LIBRARY_PATH")
+
+
+def _compile_product() -> None:
+    """Write the bytecode that isolated servers can't keep; without it each would compile the trainer anew."""
+    if not sys.dont_write_bytecode:
+        for folder in _packages():
+            compileall.compile_dir(folder, quiet=2)
+
+
+def _packages() -> Iterator[str]:
     for package in PACKAGES:
         if (spec := find_spec(package)) and spec.submodule_search_locations:
             yield from spec.submodule_search_locations
-    yield from _paths(environment, "PYTHONPATH")
-    yield from _paths(environment, "LD_LIBRARY_PATH")
 
 
 def _links_of(executable: Path) -> Iterator[Path]:
