@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shoestring_core.isolation import IsolationStatus
+
 from tests import servers
 from tests.e2e.service import PACKAGE_FOLDERS, ROOT, machine_processes
 
@@ -117,6 +119,9 @@ def prove(environment: Environment, folder: Path) -> None:
     said = users.log.read_text()
     assert "Traceback" not in said, said
     assert "exited with code" not in said, said
+    isolation = IsolationStatus.of(json.loads((users.data / "cloud" / "machinehost.json").read_text()))
+    warned = " ".join(isolation.warning().split()) in " ".join(said.split())
+    assert warned == bool(isolation.problem), said
     assert not machine_processes(users.data)
     assert users.data.stat().st_mode & 0o077 == 0
 
