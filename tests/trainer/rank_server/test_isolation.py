@@ -167,7 +167,11 @@ def test_a_hook_reaches_nothing_of_the_service_and_its_gang_trains_to_the_same_b
     hooked = params | {"hooks_file": str(computer.hook)}
     isolated = finished(computer.machine / "gen/1", server=server, nodes=2, params=hooked)
     assert json.loads((isolated.first / "reached.json").read_text()) == []
-    assert isolated.state_hashes() == finished(tmp_path / "plain", nodes=2, params=params).state_hashes()
+    left = [run.state_hashes() for run in (isolated, finished(tmp_path / "plain", nodes=2, params=params))]
+    for hashes in left:
+        del hashes["state.json"]  # names the hooks, which only one of the runs has
+        assert "model.safetensors" in hashes
+    assert left[0] == left[1]
 
 
 def test_a_hook_of_an_ordinary_user_reaches_nothing_of_the_service(computer: Computer) -> None:
