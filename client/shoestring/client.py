@@ -190,6 +190,11 @@ class Client:
         """Return the recipes with their parameters."""
         return self._get("/v1/recipes", rest.RecipeList).recipes
 
+    def offers(self, *, gpu: str | None = None, region: str | None = None) -> rest.OfferList:
+        """Return what machines there are and what they cost, the cheapest first."""
+        chosen = {name: value for name, value in (("gpu", gpu), ("region", region)) if value is not None}
+        return self._get("/v1/offers", rest.OfferList, **chosen)
+
     def me(self) -> rest.Me:
         """Return the user, team and role of this key."""
         return self._get("/v1/me", rest.Me)

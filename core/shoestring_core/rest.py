@@ -506,6 +506,47 @@ class RecipeList(Resource):
     recipes: list[Recipe]
 
 
+class Offer(Resource):
+    """A type of machine in one zone and market, as its provider or a built-in price list has it."""
+
+    provider: str
+    region: str
+    zone: str
+    """Empty: anywhere in the region."""
+    type: str
+    market: Literal["spot", "on_demand"]
+    price_per_hour: Money
+    on_demand_per_hour: Money
+    price_source: str
+    fetched_at: datetime | None
+    """When the provider said so last. None: a built-in price list, of the dates in `price_source`."""
+    simulated: bool
+    available: bool
+    """A worker serves this provider, so that jobs can run there."""
+    gpu: str | None
+    gpus: int
+    gpu_memory_mib: int
+    vcpus: int | None
+    memory_mib: int | None
+    interruption: str | None
+    """How often spot machines of this type were interrupted in a month, such as 5-10%."""
+
+
+class NotOffered(Resource):
+    """Types of machines, or all types in some regions, that the built-in price list of a provider leaves out."""
+
+    provider: str
+    types: list[str]
+    regions: list[str]
+    reason: Reason
+
+
+class OfferList(Resource):
+    offers: list[Offer]
+    """The cheapest first."""
+    not_offered: list[NotOffered]
+
+
 class LoginRequest(RequestBody):
     """Body of POST /v1/session: an API key, or the code of a one-time login link."""
 

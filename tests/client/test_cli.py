@@ -111,6 +111,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("results",),
         ("model",),
         ("recipes", "show"),
+        ("offers",),
     ],
 )
 def test_help_opens_with_examples(run_command: RunCommand, command: tuple[str, ...]) -> None:

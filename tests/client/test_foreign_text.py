@@ -13,7 +13,7 @@ import httpx
 import pytest
 from shoestring import Client, cli
 from shoestring import watch as watching
-from shoestring.cli import artifacts, budgets, jobs, login, models, results, terminal
+from shoestring.cli import artifacts, budgets, jobs, login, models, offers, results, terminal
 from shoestring_core import rest
 from shoestring_core.errors import Problem
 from shoestring_core.exit_codes import ExitCode
@@ -50,6 +50,12 @@ ATTEMPT = {
 }  # fmt: skip
 LINE = {"machine": MACHINE["id"], "slot": 0, "rank": 0, "offset": 0, "text": HOSTILE}
 REASON = {"code": "c", "facts": {}, "text": HOSTILE}
+OFFER = {
+    "provider": HOSTILE, "region": HOSTILE, "zone": HOSTILE, "type": HOSTILE, "market": "spot", "price_per_hour": MONEY,
+    "on_demand_per_hour": MONEY, "price_source": HOSTILE, "fetched_at": None, "simulated": False, "available": False,
+    "gpu": HOSTILE, "gpus": 1, "gpu_memory_mib": 1, "vcpus": 1, "memory_mib": 1, "interruption": HOSTILE,
+}  # fmt: skip
+NOT_OFFERED = {"provider": HOSTILE, "types": [HOSTILE], "regions": [HOSTILE], "reason": REASON}
 ANSWERS: dict[str, Any] = {
     "": ENDED,
     "/attempts": {"attempts": [ATTEMPT], "steps": 1, "rolled_back_steps": 0},
@@ -63,7 +69,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
     ("plan", "digits/quickstart"): 0, ("artifacts", "ls", "JOB"): 0,
     ("artifacts", "get", "JOB", "nothing"): ExitCode.NOT_FOUND, ("budget", "show"): 0, ("budget", "set", "1"): 0,
-    ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0,
+    ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0, ("offers",): 0,
     ("predict", "JOB", "cat.jpg"): ExitCode.NOT_FOUND, ("export", "JOB"): ExitCode.NOT_FOUND,
 }  # fmt: skip
 WITHOUT_FOREIGN_TEXT = {
@@ -90,6 +96,8 @@ def answer(request: httpx.Request) -> httpx.Response:
             "runs": 1,
         }
         return httpx.Response(200, json=plan)
+    if path == "/v1/offers":
+        return httpx.Response(200, json={"offers": [OFFER], "not_offered": [NOT_OFFERED]})
     if path == "/v1/me":
         return httpx.Response(200, json={"user": HOSTILE, "team": HOSTILE, "role": "admin", "version": "0"})
     if path.startswith("/v1/budgets"):
@@ -102,7 +110,7 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def connect(*_: object) -> Client:
         return Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
 
-    for module in (artifacts, budgets, jobs, models, results):
+    for module in (artifacts, budgets, jobs, models, offers, results):
         monkeypatch.setattr(module, "open_client", connect)
     monkeypatch.setattr(login, "Client", connect)
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))

@@ -26,7 +26,7 @@ def serialize_cost(rows: JobRows, now: int) -> rest.Cost:
         on_demand=rest.Money.of(sum(machine_cost(row, row.on_demand_price, now) for row in rows.machines)),
         limit=rest.Money.of(account.limit_micro) if account and account.limit_micro is not None else None,
         settled=rows.job.settled_at is not None,
-        price_basis="simulated" if all(row.simulated for row in rows.machines) else "live",
+        price_basis="simulated" if all(row.simulated for row in rows.machines) else "snapshot",
     )
 
 

@@ -356,6 +356,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/offers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Offers
+         * @description List what providers offer, the cheapest first, and what the price lists of others say.
+         */
+        get: operations["list_offers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/me": {
         parameters: {
             query?: never;
@@ -1668,6 +1688,67 @@ export interface components {
              * @default USD
              */
             currency: string;
+        };
+        /**
+         * NotOffered
+         * @description Types of machines, or all types in some regions, that the built-in price list of a provider leaves out.
+         */
+        NotOffered: {
+            /** Provider */
+            provider: string;
+            /** Types */
+            types: string[];
+            /** Regions */
+            regions: string[];
+            reason: components["schemas"]["Reason"];
+        };
+        /**
+         * Offer
+         * @description A type of machine in one zone and market, as its provider or a built-in price list has it.
+         */
+        Offer: {
+            /** Provider */
+            provider: string;
+            /** Region */
+            region: string;
+            /** Zone */
+            zone: string;
+            /** Type */
+            type: string;
+            /**
+             * Market
+             * @enum {string}
+             */
+            market: "spot" | "on_demand";
+            price_per_hour: components["schemas"]["Money"];
+            on_demand_per_hour: components["schemas"]["Money"];
+            /** Price Source */
+            price_source: string;
+            /** Fetched At */
+            fetched_at: string | null;
+            /** Simulated */
+            simulated: boolean;
+            /** Available */
+            available: boolean;
+            /** Gpu */
+            gpu: string | null;
+            /** Gpus */
+            gpus: number;
+            /** Gpu Memory Mib */
+            gpu_memory_mib: number;
+            /** Vcpus */
+            vcpus: number | null;
+            /** Memory Mib */
+            memory_mib: number | null;
+            /** Interruption */
+            interruption: string | null;
+        };
+        /** OfferList */
+        OfferList: {
+            /** Offers */
+            offers: components["schemas"]["Offer"][];
+            /** Not Offered */
+            not_offered: components["schemas"]["NotOffered"][];
         };
         /**
          * Order
@@ -2984,6 +3065,38 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Recipe"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    list_offers: {
+        parameters: {
+            query?: {
+                gpu?: string | null;
+                region?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OfferList"];
                 };
             };
             /** @description What was wrong and how to fix it */

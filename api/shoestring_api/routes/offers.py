@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offers: what machines there are, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from shoestring_core import rest
+from shoestring_core.store.fleet.offers import load_offers, load_timeouts
+
+from shoestring_api.dependencies import Caller, ReadDep
+from shoestring_api.serializers.offers import serialize_not_offered, serialize_offers
+
+router = APIRouter(prefix="/v1/offers", tags=["offers"])
+
+Name = Annotated[str | None, Query(max_length=100)]
+
+
+@router.get("")
+def list_offers(db: ReadDep, _: Caller, gpu: Name = None, region: Name = None) -> rest.OfferList:
+    """List what providers offer, the cheapest first, and what the price lists of others say."""
+    served = load_timeouts(db)
+    return rest.OfferList(
+        offers=serialize_offers(load_offers(db), served, gpu, region), not_offered=serialize_not_offered()
+    )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offers of the providers that workers serve, and those of built-in price lists for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from shoestring_core import catalog, money, rest
+from shoestring_core.decide.billing import BillingRules
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.placement import rank_offers
+from shoestring_core.decide.requirements import Requirements
+
+from shoestring_api.serializers.times import to_datetime
+
+
+def serialize_offers(
+    stored: Collection[Offer], served: Collection[str], gpu: str | None, region: str | None
+) -> list[rest.Offer]:
+    """The cheapest first. `gpu`: its model, in any case; `served`: the providers that workers serve."""
+    listed = [
+        offer
+        for prices in catalog.price_lists()
+        if prices.provider not in served
+        for offer in prices.offers({prices.on_demand_region: [""]}, None, BillingRules())
+    ]
+    required = Requirements(regions=(region,) if region else ())
+    return [
+        _serialize(offer, available=offer.provider in served)
+        for offer in rank_offers([*stored, *listed], required).ranked
+        if gpu is None or (offer.hardware is not None and (offer.hardware.gpu or "").lower() == gpu.lower())
+    ]
+
+
+def serialize_not_offered() -> list[rest.NotOffered]:
+    return [
+        rest.NotOffered(
+            provider=prices.provider,
+            types=list(left_out.types),
+            regions=list(left_out.regions),
+            reason=rest.Reason.of(left_out.reason),
+        )
+        for prices in catalog.price_lists()
+        for left_out in prices.all_left_out()
+    ]
+
+
+def _serialize(offer: Offer, available: bool) -> rest.Offer:
+    hardware = offer.hardware
+    return rest.Offer(
+        provider=offer.provider,
+        region=offer.region,
+        zone=offer.zone,
+        type=offer.type,
+        market=offer.market,
+        price_per_hour=rest.Money.of(money.from_decimal(offer.price)),
+        on_demand_per_hour=rest.Money.of(money.from_decimal(offer.on_demand_price)),
+        price_source=offer.source,
+        fetched_at=to_datetime(offer.fetched_at),
+        simulated=offer.simulated,
+        available=available,
+        gpu=hardware.gpu if hardware else None,
+        gpus=hardware.gpus if hardware else 0,
+        gpu_memory_mib=hardware.gpu_memory_mib if hardware else 0,
+        vcpus=hardware.vcpus if hardware else None,
+        memory_mib=hardware.memory_mib if hardware else None,
+        interruption=offer.interruption,
+    )

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring offers`: what machines there are, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from shoestring_core import rest
+
+from shoestring.cli.terminal import Json, Url, format_dollars, open_client, out, print_result, print_table
+
+COLUMNS = ("TYPE", "PROVIDER", "REGION", "GPU", "VCPUS", "MEMORY", "MARKET", "PER HOUR", "ON DEMAND", "INTERRUPTED")
+
+
+def list_offers(
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Only machines with this GPU, such as L4.")] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Only this region of a provider.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """List the machines that providers offer, the cheapest first, with what is left out and why.
+
+    \b
+    shoestring offers --gpu L4
+    shoestring offers --region us-east-1 --json
+    """
+    with open_client(url) as client:
+        offered = client.offers(gpu=gpu, region=region)
+    print_result(offered, as_json, lambda: _print(offered))
+
+
+def _print(offered: rest.OfferList) -> None:
+    print_table(COLUMNS, [_row(offer) for offer in offered.offers], "No such machine. List all: shoestring offers")
+    for provider in sorted({offer.provider for offer in offered.offers if not offer.available}):
+        out.print(f"\n{provider}: no worker serves it, so no job can run there. Its prices are not live:")
+        sources = {offer.price_source for offer in offered.offers if offer.provider == provider}
+        for source in sorted(sources):
+            out.print(f"  {source}")
+    for left_out in offered.not_offered:
+        out.print(f"{left_out.provider}: not {', '.join(left_out.types + left_out.regions)}. {left_out.reason.text}")
+
+
+def _row(offer: rest.Offer) -> tuple[str, ...]:
+    gpu = f"{offer.gpus} × {offer.gpu} {offer.gpu_memory_mib // 1024} GiB" if offer.gpu else "none"
+    return (
+        offer.type,
+        offer.provider,
+        offer.zone or offer.region,
+        gpu,
+        str(offer.vcpus or ""),
+        f"{offer.memory_mib // 1024} GiB" if offer.memory_mib else "",
+        offer.market.replace("_", " "),
+        format_dollars(offer.price_per_hour),
+        format_dollars(offer.on_demand_per_hour),
+        offer.interruption or "",
+    )
