@@ -45,6 +45,7 @@ class FakeAws:
         )
         assert process.stdout is not None
         url = process.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:"), "The fake EC2 did not start. Run `make setup`: it installs moto."
         return cls(process, url, httpx.Client(base_url=url, trust_env=False), {})
 
     def stop(self) -> None:
