@@ -115,6 +115,15 @@ def test_new_instances_are_missing_in_the_first_listings(aws: FakeAws):
     assert len(aws.instances()) == 2
 
 
+def test_spot_prices_are_those_that_were_set(aws: FakeAws):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSpotPriceHistory.html"""
+    aws.control("prices", **{"us-east-1a": {"g5.xlarge": "0.41", "g6.xlarge": "0.3"}, "eu-west-1a": {"g5.xlarge": "1"}})
+    history = aws.ec2().describe_spot_price_history(InstanceTypes=["g5.xlarge"])["SpotPriceHistory"]
+    assert [(one["AvailabilityZone"], one["InstanceType"], one["SpotPrice"]) for one in history] == [
+        ("us-east-1a", "g5.xlarge", "0.41")
+    ]
+
+
 def test_an_instance_that_ends_while_it_is_pending_has_a_state_reason(aws: FakeAws):
     """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html"""
     aws.fault("ends_pending", code="Server.InsufficientInstanceCapacity")

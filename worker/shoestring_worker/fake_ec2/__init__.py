@@ -4,6 +4,6 @@
     python -m shoestring_worker.fake_ec2 --port 5005
 
 Moto keeps instances, volumes and tags in memory. The layer adds what moto lacks and launches depend on: idempotency
-tokens, refusals, throttling, lost requests and replies, listings that lag, and instances that end by themselves. Needs
-the extra `fake-ec2`. Requests below /_fake/ set faults and tell what was asked; `control.py` has them.
+tokens, refusals, throttling, lost requests and replies, listings that lag, spot prices, and instances that end by
+themselves. Needs the extra `fake-ec2`. Requests below /_fake/ set faults and tell what was asked: see `control.py`.
 """

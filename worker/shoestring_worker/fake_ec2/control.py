@@ -4,6 +4,7 @@
 POST /_fake/faults       {"action": "RunInstances", "kind": "lost_reply", …}   the fields of faults.Fault
 POST /_fake/limits       {"RunInstances": {"size": 5, "per_s": 2}, …}          {}: no limits
 POST /_fake/listing-lag  {"listings": 3}                                       of instances launched from now on
+POST /_fake/prices       {"us-east-1a": {"g5.xlarge": "0.41"}, …}              spot prices; others have none
 POST /_fake/end          {"region": …, "instance": …, "code": …, "message": …}
 POST /_fake/reset
 GET  /_fake/calls        every call so far, with its parameters
@@ -70,6 +71,8 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
             fake.throttle.set(_LIMITS.validate_json(body))
         case "POST ", "listing-lag":
             fake.listings.lag = LagRequest.model_validate_json(body).listings
+        case "POST ", "prices":
+            fake.spot_market.set(_PRICES.validate_json(body))
         case "POST ", "end":
             end = EndRequest.model_validate_json(body)
             fake.end_instance(end.region, end.instance, end.code, end.message)
@@ -83,3 +86,4 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
 
 
 _LIMITS = TypeAdapter(dict[str, Limit])
+_PRICES = TypeAdapter(dict[str, dict[str, str]])

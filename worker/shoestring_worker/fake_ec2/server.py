@@ -13,6 +13,7 @@ from typing import Any
 from shoestring_worker.fake_ec2 import moto_backend
 from shoestring_worker.fake_ec2.faults import Fault, FaultPlan
 from shoestring_worker.fake_ec2.listings import ListingLag
+from shoestring_worker.fake_ec2.spot_prices import SpotMarket
 from shoestring_worker.fake_ec2.terminations import terminate
 from shoestring_worker.fake_ec2.throttling import Throttle
 from shoestring_worker.fake_ec2.tokens import LaunchTokens, instance_ids
@@ -31,6 +32,7 @@ class FakeEc2:
         self._moto = moto
         self.calls: deque[Call] = deque(maxlen=REMEMBERED_CALLS)
         self.faults, self.throttle, self.tokens, self.listings = FaultPlan(), Throttle(), LaunchTokens(), ListingLag()
+        self.spot_market = SpotMarket()
         self._one_at_a_time = threading.RLock()  # moto's memory isn't made for threads
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -54,6 +56,7 @@ class FakeEc2:
             self.throttle.set({})
             self.tokens.clear()
             self.listings.clear()
+            self.spot_market.set({})
             moto_backend.reset()
 
     def end_instance(self, region: str, instance: str, code: str, message: str) -> None:
@@ -82,6 +85,8 @@ class FakeEc2:
         match call.action:
             case "DescribeInstances":
                 return self.listings.hide(run())
+            case "DescribeSpotPriceHistory":
+                return self.spot_market.describe(call)
             case "TerminateInstances":
                 return terminate(call, run, has_ended)
             case "RunInstances":

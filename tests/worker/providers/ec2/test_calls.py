@@ -213,12 +213,49 @@ def test_nothing_that_is_not_there_is_waited_for(aws: FakeAws, fault_proxy: Call
             call()
 
 
+# Offers
+
+
+def spot_offers(provider: ec2_provider.Ec2Provider) -> list[tuple[str, str, str]]:
+    return [(one.zone, one.type, one.price) for one in provider.offers(()) if one.market == "spot"]
+
+
+def test_spot_machines_are_offered_at_ec2_s_price_where_it_has_one_that_is_not_above_on_demand(aws: FakeAws):
+    aws.control(
+        "prices",
+        **{
+            "us-east-1a": {"g5.xlarge": "0.412300", "g6.xlarge": "0.9", "p5.48xlarge": "1"},
+            "us-east-1f": {"g4dn.xlarge": "0.1"},
+            OTHER_ZONE: {"g5.xlarge": "0.3"},
+        },
+    )
+    provider = aws.provider("us-east-1a", "us-east-1b", OTHER_ZONE)
+    assert spot_offers(provider) == [("us-east-1a", "g5.xlarge", "0.4123")]
+    on_demand = {offer.zone for offer in provider.offers(()) if offer.market == "on_demand"}
+    assert on_demand == {"us-east-1a", "us-east-1b"}
+
+
+def test_spot_prices_are_asked_for_again_after_five_minutes(aws: FakeAws):
+    now = [0.0]
+    provider = aws.provider(monotonic=lambda: now[0])
+    for at, price, offered in ((0, "0.41", "0.41"), (299, "0.40", "0.41"), (300, "0.39", "0.39")):
+        now[0] = at
+        aws.control("prices", **{"us-east-1a": {"g5.xlarge": price}})
+        assert spot_offers(provider) == [("us-east-1a", "g5.xlarge", offered)]
+    now[0] = 600
+    aws.fault("error", "DescribeSpotPriceHistory")
+    with pytest.raises(OutcomeUnknown, match="us-east-1"):
+        provider.offers(())
+    assert spot_offers(provider) == [("us-east-1a", "g5.xlarge", "0.39")]
+
+
 # With the control loop
 
 
 @pytest.fixture
 def ec2_world(make_world: Callable[..., World], aws: FakeAws) -> World:
     world = make_world("ec2")
+    aws.control("prices", **{"us-east-1a": {"g5.xlarge": "0.41"}})
     world.control_loop = world.another_control_loop(ec2=aws.provider())
     return world
 
@@ -258,6 +295,7 @@ def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_wor
     (row,) = ec2_world.machines(job)
     (instance,) = aws.instances()
     assert (row.state, row.provider_id, row.type) == ("running", instance["InstanceId"], instance["InstanceType"])
+    assert (row.market, row.price, instance["InstanceLifecycle"]) == ("spot", "0.41", "spot")
     assert instance["ClientToken"] == str(row.id)
     assert {tag["Key"]: tag["Value"] for tag in instance["Tags"]} == {
         DEPLOYMENT_TAG: ec2_world.control_loop.deployment,

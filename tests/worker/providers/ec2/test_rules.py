@@ -15,7 +15,7 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
 from shoestring_worker.providers.ec2.errors import MEANINGS, meaning_of
 from shoestring_worker.providers.ec2.instances import STATES, read_instance
-from shoestring_worker.providers.ec2.offers import make_offers
+from shoestring_worker.providers.ec2.offers import make_offers, read_spot_prices
 from shoestring_worker.providers.ec2.rate_limits import LIMITS, RateLimits
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 from shoestring_worker.providers.registry import open_providers
@@ -239,3 +239,11 @@ def test_what_costs_more_than_the_settings_allow_is_not_offered():
 
 def test_nothing_is_offered_where_its_price_is_not_known():
     assert make_offers("ec2", configured(eu_west_1={"eu-west-1a": "subnet-0a0a0a0a"})) == []
+
+
+def test_of_several_spot_prices_the_latest_holds():
+    def price(hour: int, amount: str) -> dict[str, Any]:
+        time = datetime(2026, 11, 27, hour, tzinfo=UTC)
+        return {"AvailabilityZone": "a", "InstanceType": "t", "SpotPrice": amount, "Timestamp": time}
+
+    assert read_spot_prices([price(2, "0.2"), price(3, "0.3"), price(1, "0.1")]) == {("a", "t"): "0.3"}

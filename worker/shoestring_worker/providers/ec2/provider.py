@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from shoestring_core.launch_request import LaunchRequest
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, ManagedProvider, OutcomeUnknown
 from shoestring_worker.providers.ec2.errors import meaning_of, read_error
 from shoestring_worker.providers.ec2.instances import read_instance
-from shoestring_worker.providers.ec2.offers import make_offers
+from shoestring_worker.providers.ec2.offers import make_offers, read_spot_prices, with_spot_prices
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 from shoestring_worker.providers.ec2.run_instances import run_instances
 from shoestring_worker.providers.ec2.settings import Ec2Settings
@@ -36,6 +37,8 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 2.0, 5.0
 PATIENCE_S = CALL_TIMEOUT_S - CONNECT_TIMEOUT_S - READ_TIMEOUT_S
 """How long a call may wait for its turn."""
 PAGE_SIZE = 1_000
+PRICE_AGE_S = 300.0
+"""How old spot prices get before they are asked for again."""
 TIMEOUTS = {
     "boot": 600 * S,
     "drain": 180 * S,
@@ -82,13 +85,18 @@ class Ec2Provider:
             retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=16,
         )
-        self._offers = make_offers(name, settings)
+        self._listed = self._offers = make_offers(name, settings)
+        self._priced_at = float("-inf")
         self._clients: dict[str, Any] = {}
         self._root_devices: dict[str, str] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(min(len(settings.regions), 8), thread_name_prefix=f"list-{name}")
 
     def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - few enough
+        if (now := self._monotonic()) >= self._priced_at + PRICE_AGE_S:
+            histories = self._threads.map(self._spot_price_history, self._settings.regions)
+            prices = read_spot_prices(price for history in histories for price in history)
+            self._offers, self._priced_at = with_spot_prices(self._listed, prices), now
         return self._offers
 
     def launch(self, request: LaunchRequest) -> ProviderMachine:
@@ -134,11 +142,26 @@ class Ec2Provider:
             page: dict[str, Any] = ec2.describe_instances(Filters=ours, MaxResults=PAGE_SIZE, **more)
             return page
 
-        try:
-            return self._call(region, "DescribeInstances", describe)
-        except ClientError as error:
-            code, message, _ = read_error(error.response)
-            raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
+        return self._read(region, "DescribeInstances", describe)
+
+    def _spot_price_history(self, region: str) -> builtins.list[dict[str, Any]]:
+        """The prices in force. A start time of now asks for these: AWS returns the last change before it too."""
+        types = sorted({offer.type for offer in self._listed if (offer.region, offer.market) == (region, "spot")})
+        wanted = {"InstanceTypes": types, "ProductDescriptions": ["Linux/UNIX"], "StartTime": datetime.now(UTC)}
+        found: builtins.list[dict[str, Any]] = []
+        more: dict[str, str] = {}
+        while types:
+
+            def describe(ec2: Any, more: dict[str, str] = more) -> dict[str, Any]:
+                page: dict[str, Any] = ec2.describe_spot_price_history(**wanted, MaxResults=PAGE_SIZE, **more)
+                return page
+
+            page = self._read(region, "DescribeSpotPriceHistory", describe)
+            found += page["SpotPriceHistory"]
+            if not page.get("NextToken"):
+                break
+            more = {"NextToken": page["NextToken"]}
+        return found
 
     def _root_device(self, region: str) -> str:
         """The name of the root device of the region's image: settings under another name would add a second disk."""
@@ -149,6 +172,14 @@ class Ec2Provider:
                 raise LaunchRefused(RefusalKind.IMAGE, f"{image} is not in {region}, or this account may not use it")
             known = self._root_devices[region] = reply["Images"][0]["RootDeviceName"]
         return known
+
+    def _read(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+        """A call that changes nothing. Raises OutcomeUnknown."""
+        try:
+            return self._call(region, action, call)
+        except ClientError as error:
+            code, message, _ = read_error(error.response)
+            raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
 
     def _launch_call(self, region: str, action: str, call: Callable[[Any], R]) -> R:
         """A call on the way to a launch. Raises LaunchRefused, OutcomeUnknown."""

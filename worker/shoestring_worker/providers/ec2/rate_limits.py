@@ -28,6 +28,7 @@ LIMITS = {
     "TerminateInstances": RequestLimit(50, 5),  # that of mutating actions
     "DescribeInstances": RequestLimit(100, 20),
     "DescribeImages": RequestLimit(100, 20),
+    "DescribeSpotPriceHistory": RequestLimit(100, 20),
 }
 
 
