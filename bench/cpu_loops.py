@@ -56,7 +56,7 @@ class Workload:
         )
         init_from_data(self.model, self.data.train.images_NCHW, self.data.max_value)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(self.model, self.settings, uses_grad_scaler=False)
+        self.optimizer = build_optimizer(self.model, self.settings)
 
     def train_step(self, number: int, images_NCHW: Tensor, labels_N: Tensor) -> None:
         """Forward, backward, optimizer."""
@@ -98,9 +98,9 @@ def precomputed(workload: Workload) -> Iterator[Batch]:
     for number in range(4):
         indices = sampler.batch(number * settings.batch_size, settings.batch_size)
         images_NCHW = augment(
-            data.train.images_NCHW[indices.samples_N], indices.draws_NK, settings, data.mean, data.max_value
+            data.train.images_NCHW[indices.ids_N], indices.draws_NK, settings, torch.tensor(data.mean), data.max_value
         )
-        batches.append((images_NCHW, data.train.labels_N[indices.samples_N]))
+        batches.append((images_NCHW, data.train.labels_N[indices.ids_N]))
     return itertools.cycle(batches)
 
 

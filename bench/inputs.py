@@ -75,13 +75,13 @@ def our_batches(workload: cpu_loops.Workload) -> Iterator[cpu_loops.Batch]:
     """Yield batches as the training loop computes them."""
     settings, data = workload.settings, workload.data
     sampler = DistributedSampler(1, len(data.train), 0, 1, alternating_flip=settings.alternating_flip)
-    position = 0
+    position, mean_C = 0, torch.tensor(data.mean)
     while True:
         indices = sampler.batch(position, settings.batch_size)
-        raw_NCHW = data.train.images_NCHW[indices.samples_N]
+        raw_NCHW = data.train.images_NCHW[indices.ids_N]
         yield (
-            augment(raw_NCHW, indices.draws_NK, settings, data.mean, data.max_value),
-            data.train.labels_N[indices.samples_N],
+            augment(raw_NCHW, indices.draws_NK, settings, mean_C, data.max_value),
+            data.train.labels_N[indices.ids_N],
         )
         position += settings.batch_size
 
@@ -91,6 +91,6 @@ def telemetry_cpu_us(folder: Path) -> float:
     values = {"train/loss": 0.4623123, "train/lr": 0.0926612, "train/momentum": 0.9}
     start = time.thread_time()
     for step in range(LINES):
-        report.write_metrics(step, step / 45, values)
+        report.write_metrics(step, step / 45, values, at=time.time())
         progress.show(step, step / 45, values)
     return 1e6 * (time.thread_time() - start) / LINES

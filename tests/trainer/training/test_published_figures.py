@@ -84,7 +84,7 @@ def test_a_recipe_has_the_network_and_the_update_of_its_source(name: str):
     fill(model)
     schedule = HyperparamSchedule.from_settings(settings, 50_000)
     peak, momentum = max(factor for _, factor in schedule.lr_factors), min(value for _, value in schedule.momentum)
-    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+    optimizer = build_optimizer(model, settings)
     set_hyperparams(optimizer, StepHyperparams(peak, peak, momentum))
     before = [parameter.detach().clone() for _, parameter in parameters_by_kind(model)]
     labels = torch.arange(4) * 3 % classes

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -118,13 +119,13 @@ def test_unknown_names_are_rejected_with_the_known_ones():
     with pytest.raises(UserError, match="lookahead"):
         build_weight_average(nn.Linear(1, 1), Settings(weight_average="mean"))
     with pytest.raises(UserError, match="muon"):
-        build_optimizer(nn.Linear(1, 1), Settings(optimizer="adam"), uses_grad_scaler=False)
+        build_optimizer(nn.Linear(1, 1), Settings(optimizer="adam"))
 
 
 def test_a_learning_rate_of_zero_leaves_the_whitening_bias_bit_identical():
     settings = Settings(width=4, weight_decay=0.01, decay_norms_and_biases=True, decoupled_weight_decay=True)
     model = small_airbench(settings)
-    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+    optimizer = build_optimizer(model, settings)
     bias = dict(model.named_parameters())["1.0.bias"]
     for whitening_lr_factor in (1.0, 0.0, 0.0):
         before = bias.detach().clone()
@@ -138,7 +139,7 @@ def test_a_learning_rate_of_zero_leaves_the_whitening_bias_bit_identical():
 def test_muon_updates_have_singular_values_near_one_and_weights_of_fixed_norm():
     settings = Settings(width=8, optimizer="muon", lr=0.1, bias_lr=0.2, muon_lr=1e-9)
     model = small_airbench(settings, unit_std_head=True)
-    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+    optimizer = build_optimizer(model, settings)
     weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
     set_hyperparams(optimizer, StepHyperparams(1.0, 1.0, 0.85))
     model(torch.rand(8, 3, 32, 32)).square().sum().backward()
@@ -157,7 +158,7 @@ def test_muon_updates_have_singular_values_near_one_and_weights_of_fixed_norm():
 def test_every_optimizerlowers_the_loss(name: str):
     settings = Settings(width=4, optimizer=name, lr=1.0 if name == "lars" else 0.05, muon_lr=0.05, momentum=0.9)
     model = small_airbench(settings)
-    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+    optimizer = build_optimizer(model, settings)
     images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
     losses = []
     for _ in range(12):
@@ -180,7 +181,7 @@ def test_preconditioners_beat_sgd_on_an_ill_conditioned_problem(name: str):
         torch.manual_seed(1)
         model = nn.Linear(6, 3, bias=False)
         settings = Settings(optimizer=name, lr=0.2, momentum=0.9)
-        optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+        optimizer = build_optimizer(model, settings)
         for step in range(100):
             set_hyperparams(optimizer, StepHyperparams(1 - step / 100, 1.0, 0.9))
             optimizer.zero_grad()
@@ -196,7 +197,7 @@ def test_preconditioners_beat_sgd_on_an_ill_conditioned_problem(name: str):
 def test_a_preconditioned_update_has_the_gradients_norm(name: str):
     settings = Settings(width=4, optimizer=name, lr=1.0, momentum=0.0)
     model = small_airbench(settings)
-    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+    optimizer = build_optimizer(model, settings)
     weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
     before = weight.detach().clone()
     model(torch.rand(8, 3, 32, 32)).square().sum().backward()
@@ -232,3 +233,30 @@ def test_test_time_augmentation_changes_only_its_own_metric():
     assert six.metrics.keys() - one.metrics.keys() == {"val/acc_tta"}
     with pytest.raises(UserError, match="1, 2, 6"):
         evaluate(model, data, SINGLE_PROCESS, Precision.FP32, 3)
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_a_first_step_that_the_loss_scaler_skips_changes_nothing(name: str):
+    """Then the next one is a first step; the optimizer skips it on the device, without anybody asking whether."""
+    settings = Settings(width=4, optimizer=name, lr=0.1, bias_lr=0.2, muon_lr=0.05, weight_decay=1e-3)
+    images = torch.rand(8, 3, 32, 32)
+
+    def stepped(*, overflows: int) -> list[torch.Tensor]:
+        model = small_airbench(settings, unit_std_head=True)
+        optimizer, scaler = build_optimizer(model, settings), torch.amp.GradScaler("cpu", init_scale=256.0)
+        set_hyperparams(optimizer, StepHyperparams(1.0, 1.0, 0.9))
+        for number in range(overflows + 2):
+            before = [parameter.detach().clone() for parameter in model.parameters()]
+            model.eval()  # the norms' statistics are not the optimizer's
+            scaler.scale(model(images).square().sum()).backward()
+            if number < overflows:
+                next(p for p in model.parameters() if p.grad is not None and p.ndim == 4).grad[0] = math.nan
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            same = [torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+            assert all(same) == (number < overflows)
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for skipped, plain in zip(stepped(overflows=1), stepped(overflows=0), strict=True):
+        assert torch.allclose(skipped, plain, rtol=1e-3, atol=1e-4)

@@ -75,6 +75,9 @@ class Hooks:
         self._functions, self._file, self._classes, self._has_peers = functions, file, classes, has_peers
         self._surplus_named = False
 
+    def __bool__(self) -> bool:
+        return bool(self._functions)
+
     def __contains__(self, hook: str) -> bool:
         return hook in self._functions
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from time import monotonic
+from time import monotonic, time
 
 import torch
 from shoestring_core.results import EVALUATION_S
@@ -15,7 +15,6 @@ from shoestring_trainer.training.checkpoint.state import restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
-from shoestring_trainer.training.errors import NonFiniteError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.artifacts import build_artifacts
@@ -26,6 +25,7 @@ from shoestring_trainer.training.results.sample_log import SampleLog
 from shoestring_trainer.training.results.throughput import measure_throughput
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
+from shoestring_trainer.training.step_results import CompletedStep, StepResults, result_lag
 from shoestring_trainer.training.stop_listener import StopListener
 from shoestring_trainer.training.task import LocalTask, StepCounter
 
@@ -65,10 +65,13 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
         hooks.call("on_train_begin", hook_context)
         began, evaluation_s = monotonic(), 0.0
 
-        last_finite_step, done = step, step >= schedule.total_steps
+        results = StepResults(logger, setup.precision, step)
+        lag = result_lag(distributed.device, hooks=bool(hooks))
+        done = step >= schedule.total_steps
         while not done:
             phase = schedule.phase_at(step)
             if phase is not loader.phase:
+                results.settle(0)
                 logger.flush()
                 loader.start_phase(phase)
                 use_global_batch(
@@ -78,47 +81,45 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
             samples = sampler.batch(schedule.samples_before(step), phase.batch_size)
             log.log_step(step + 1, samples.spans, skip=skip)
             hyperparams = schedule.step_hyperparams(step)
-            result = trainer.skip_step() if skip else trainer.train_step(samples, phase.batch_size, hyperparams)
+            queued = trainer.skip_step() if skip else trainer.train_step(samples, phase.batch_size, hyperparams)
             step = counter.step = hook_context.step = step + 1
             if trainer.average:
                 trainer.average.update(step, schedule.total_steps)
 
-            if skip:
-                logger.log_event("skipped", step=step, samples=phase.batch_size)
-            if result.overflowed:
-                logger.log_event("gradient_overflow", step=step, scale=trainer.scaler.get_scale())
-            if not (result.overflowed or result.diverged):
-                last_finite_step = step
-            metrics = {
-                "train/loss": result.loss, "train/lr": settings.lr * hyperparams.lr_factor,
-                "train/momentum": hyperparams.momentum,
-            }  # fmt: skip
-            if result.noise_scale is not None:
-                metrics["train/noise_scale"] = result.noise_scale
-            hook_context.metrics = metrics
-            hooks.call("on_step_end", hook_context)
-
+            metrics = {"train/lr": settings.lr * hyperparams.lr_factor, "train/momentum": hyperparams.momentum}
+            if queued.noise_scale is not None:
+                metrics["train/noise_scale"] = queued.noise_scale
+            completed = CompletedStep(
+                step, schedule.epochs_before(step), phase.batch_size, queued.numbers, skip, at=time(), metrics=metrics
+            )
+            results.add(completed)
             done = step == schedule.total_steps
-            if not done and not result.diverged and schedule.completes_epoch(step, settings.eval_every_epochs):
-                views = settings.tta_views if task.goal and task.goal.metric == "val/acc_tta" else 1
-                logger.flush()
-                eval_result = evaluate(model, loader.dataset, distributed, setup.precision, views)
-                evaluation_s += eval_result.seconds
-                metrics |= {**eval_result.metrics, EVALUATION_S: eval_result.seconds}
-                hooks.call("on_evaluate", hook_context)
-                done = reached(task.goal, eval_result.metrics)
-            if done and not result.diverged:
-                break  # finish() reports this step, with the final evaluation
-            logger.log_step(step, schedule.epochs_before(step), metrics)
-            if result.diverged:
-                logger.wait_for_checkpoint()  # this checkpoint is from before, and good to resume from
-                message = describe_divergence(step, result.loss, setup.precision)
-                raise NonFiniteError(message, since=last_finite_step + 1)
-            if result.stop_requested:
+            evaluates = not done and schedule.completes_epoch(step, settings.eval_every_epochs)
+            if hooks or done or evaluates:
+                results.settle(1)
+                diverged = completed.read().diverged
+                hook_context.metrics = completed.metrics
+                hooks.call("on_step_end", hook_context)
+                if evaluates and not diverged:
+                    views = settings.tta_views if task.goal and task.goal.metric == "val/acc_tta" else 1
+                    logger.flush()
+                    eval_result = evaluate(model, loader.dataset, distributed, setup.precision, views)
+                    evaluation_s += eval_result.seconds
+                    completed.metrics |= {**eval_result.metrics, EVALUATION_S: eval_result.seconds}
+                    hooks.call("on_evaluate", hook_context)
+                    done = reached(task.goal, eval_result.metrics)
+                if done and not diverged:
+                    results.log_events(completed)
+                    break  # finish() reports this step, with the final evaluation
+                results.settle(0)
+            results.settle(lag)
+            if results.stop_requested:
+                results.settle(0)
                 logger.save_and_wait(step)
                 distributed.shutdown()
                 return "drained"
-            logger.save_if_due(step)
+            if logger.save_is_due(step) and results.report_before_save():
+                logger.save(step)
 
         finish(task, setup, trainer, logger, counter, train_s=monotonic() - began - evaluation_s)
         distributed.shutdown()
@@ -145,6 +146,7 @@ def finish(
         schedule.epochs_before(step),
         {**metrics, **eval_result.metrics, EVALUATION_S: evaluation_s},
         eval_result.metrics,
+        at=time(),
     )
     if not logger.enabled:
         return
@@ -181,10 +183,3 @@ def shapes_seen(schedule: HyperparamSchedule, step: int, data: ImageDataset) -> 
 def reached(goal: TaskGoal | None, metrics: dict[str, float]) -> bool:
     """Return whether `metrics` meet the goal."""
     return goal is not None and metrics.get(goal.metric, -math.inf) >= goal.reach
-
-
-def describe_divergence(step: int, loss: float, precision: Precision) -> str:
-    """Return the user's error message for a loss or gradients that are not finite."""
-    if precision is Precision.FP16:
-        return f"no finite gradient in fp16 up to step {step}, however small the loss scale; try bf16, or lower lr"
-    return f"the loss of step {step} is {loss}; lower lr, or look for broken images or labels"

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shoestring_trainer.training.upload import upload
+
+CPU = torch.device("cpu")
 DRAWS_PER_SAMPLE = 8
 FLIP = 5
 """Which of a sample's draws decides whether it is flipped (below one half)."""
@@ -59,19 +62,42 @@ def _shift_right(numbers: Tensor, bits: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RankSamples:
-    """The samples that a rank trains on in one step, and their uniform draws in [0, 1) for augmentation.
+class Samples:
+    """Samples, and their uniform draws in [0, 1) for augmentation.
 
-    spans  the same samples by epoch: epoch, position of the first in the epoch's order, samples
+    ids_N         on the CPU
+    device_ids_N  the same on the device, as are the draws
     """
 
-    samples_N: Tensor
+    ids_N: Tensor
+    device_ids_N: Tensor
     draws_NK: Tensor
+
+    def split(self, parts: int) -> list[Samples]:
+        """Split into this many parts of about the same size."""
+        if parts == 1:
+            return [self]
+        columns = (column.tensor_split(parts) for column in (self.ids_N, self.device_ids_N, self.draws_NK))
+        return [Samples(*columns_of_part) for columns_of_part in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class RankSamples(Samples):
+    """The samples that a rank trains on in one step.
+
+    spans  the same samples by epoch: epoch, position of the first in the epoch's order, ids
+    """
+
     spans: list[tuple[int, int, Tensor]]
 
-    def split(self, parts: int) -> list[tuple[Tensor, Tensor]]:
-        """Split samples and draws into this many parts of about the same size."""
-        return list(zip(self.samples_N.tensor_split(parts), self.draws_NK.tensor_split(parts), strict=True))
+
+@dataclass(frozen=True)
+class Epoch:
+    """The order of an epoch's samples, and each sample's draws. Both are copied to the device once."""
+
+    order_N: Tensor
+    device_order_N: Tensor
+    draws_NK: Tensor
 
 
 class DistributedSampler:
@@ -83,36 +109,43 @@ class DistributedSampler:
     samples_per_epoch  length of an epoch, the first samples of each permutation; None: all
     alternating_flip   whether a sample is flipped is drawn once and alternates from epoch to epoch
     draws              numbers drawn for each sample and epoch
+    device             where the samples are used
     """
 
     def __init__(
         self, seed: int, samples: int, rank: int, world_size: int,
         *, samples_per_epoch: int | None = None, alternating_flip: bool = False, draws: int = DRAWS_PER_SAMPLE,
+        device: torch.device = CPU,
     ) -> None:  # fmt: skip
         self._seed, self._samples, self._rank, self._world_size = seed, samples, rank, world_size
         self._samples_per_epoch, self._alternating_flip = samples_per_epoch or samples, alternating_flip
-        self._draws = draws
-        self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._draws, self._device = draws, device
+        self._epochs: dict[int, Epoch] = {}
 
     def batch(self, start: int, size: int) -> RankSamples:
         """Return this rank's share of the `size` samples from position `start` of the stream."""
         first, end = size * self._rank // self._world_size, size * (self._rank + 1) // self._world_size
-        parts = list(self._spans(start + first, start + end))
-        spans, draws = [part[:3] for part in parts], [part[3] for part in parts]
+        spans, parts = [], []
+        for number, start_in_epoch, end_in_epoch in self._spans(start + first, start + end):
+            epoch = self._epoch(number)
+            ids_N = epoch.order_N[start_in_epoch:end_in_epoch]
+            device_ids_N = epoch.device_order_N[start_in_epoch:end_in_epoch]
+            spans.append((number, start_in_epoch, ids_N))
+            parts.append((ids_N, device_ids_N, epoch.draws_NK[device_ids_N]))
         if len(parts) == 1:
-            return RankSamples(spans[0][2], draws[0], spans)
-        return RankSamples(torch.cat([samples for _, _, samples in spans]), torch.cat(draws), spans)
+            return RankSamples(*parts[0], spans)
+        ids_N, device_ids_N, draws_NK = (torch.cat(column) for column in zip(*parts, strict=True))
+        return RankSamples(ids_N, device_ids_N, draws_NK, spans)
 
-    def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the epochs from `start` to `end` of the stream, with the positions in each."""
         while start < end:
             epoch, first = divmod(start, self._samples_per_epoch)
             last = min(self._samples_per_epoch, first + end - start)
-            order, draws = self._epoch(epoch)
-            samples = order[first:last]
-            yield epoch, first, samples, draws[samples]
+            yield epoch, first, last
             start += last - first
 
-    def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def _epoch(self, epoch: int) -> Epoch:
         if epoch not in self._epochs:
             self._epochs = {known: self._epochs[known] for known in self._epochs if known == epoch - 1}
             order = torch.randperm(self._samples, generator=generator(self._seed, "order", epoch))
@@ -120,5 +153,5 @@ class DistributedSampler:
             if self._alternating_flip:
                 once = torch.rand(self._samples, generator=generator(self._seed, "flip"))
                 draws[:, FLIP] = (once + 0.5 * (epoch % 2)) % 1
-            self._epochs[epoch] = order, draws
+            self._epochs[epoch] = Epoch(order, upload(order, self._device), upload(draws, self._device))
         return self._epochs[epoch]

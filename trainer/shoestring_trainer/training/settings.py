@@ -24,6 +24,7 @@ class Settings:
     epochs: float = 1
     batch_size: int = 32  # images per step, over all ranks
     batch_size_schedule: str = ""  # factors of it; changes at the breakpoints, at whole steps
+    deterministic: bool = True  # on a GPU too, the same steps give the same bits
     compile: str = "none"  # or a mode of torch.compile
     micro_batch_size: int = 0  # gradient accumulation: a rank's share is split into micro-batches; 0: no split
     drop_last: bool = False  # an epoch leaves out the samples that don't fill a batch, different ones each time

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from shoestring_core import recipes
 from torch import nn
+from torch.utils import deterministic as deterministic_memory
 
 from shoestring_trainer.training.data.augment import draws_per_sample
 from shoestring_trainer.training.data.batch_loader import BatchLoader
@@ -52,7 +53,7 @@ class Setup:
         return DistributedSampler(
             self.seed, len(self.loader.dataset.train), self.distributed.rank, self.distributed.world_size,
             samples_per_epoch=self.schedule.samples_per_epoch, alternating_flip=self.settings.alternating_flip,
-            draws=draws_per_sample(self.settings),
+            draws=draws_per_sample(self.settings), device=self.distributed.device,
         )  # fmt: skip
 
 
@@ -67,6 +68,7 @@ def set_up(task: LocalTask) -> Setup:
     params = recipes.resolve(task.recipe, task.params)
     settings = Settings.from_params(params)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
+    choose_algorithms(distributed.device, deterministic=settings.deterministic)
     precision = choose_precision(task.precision or str(params["precision"]), distributed.device)
 
     loader = BatchLoader(
@@ -112,6 +114,15 @@ def _smallest_micro_batch(phase: Phase, distributed: DistributedContext, setting
     if settings.noise_scale_every_steps and share >= 2:  # which compares two halves
         count = max(count, 2)
     return share // count
+
+
+def choose_algorithms(device: torch.device, *, deterministic: bool) -> None:
+    """Let a GPU use only algorithms that always give the same bits, or else the fastest. A CPU's always do."""
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        memory: Any = deterministic_memory
+        memory.fill_uninitialized_memory = False  # no kernel here reads memory before it is written
+        torch.backends.cudnn.benchmark = not deterministic  # it may choose another algorithm after a resume
 
 
 def check_batch_sizes(schedule: HyperparamSchedule, distributed: DistributedContext) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,29 +22,20 @@ from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.randomness import RankSamples, seed_dropout
+from shoestring_trainer.training.randomness import Samples, seed_dropout
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.setup import Setup
-
-MIN_LOSS_SCALE = 2.0**-14
-"""A loss scale below this has been halved thirty times without one finite gradient: the loss itself is not finite."""
+from shoestring_trainer.training.upload import Download
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """The result of one step, the same on all ranks.
+class QueuedStep(NamedTuple):
+    """A step that the device has been given.
 
-    loss            mean over the batch; NaN if the step was skipped
-    stop_requested  some rank was asked to stop
-    overflowed      in fp16: some gradient was not finite, and the optimizer step was skipped
-    diverged        the loss is not finite; in fp16: gradients still overflow at the lowest loss scale
-    noise_scale     gradient noise scale in images, if it was measured and there is an estimate
+    numbers      `step_results.CompletedStep` says which
+    noise_scale  gradient noise scale in images, if it was measured and there is an estimate
     """
 
-    loss: float
-    stop_requested: bool
-    overflowed: bool = False
-    diverged: bool = False
+    numbers: Download
     noise_scale: float | None = None
 
 
@@ -60,7 +51,7 @@ class Trainer:
         self.model, self._seed, self._loader = setup.model, setup.seed, setup.loader
         self._stop_requested = stop_requested
         self.scaler = build_grad_scaler(self.distributed, self.precision, self.settings)
-        self.optimizer = build_optimizer(self.model, self.settings, uses_grad_scaler=self.scaler.is_enabled())
+        self.optimizer = build_optimizer(self.model, self.settings)
         self._ddp = build_ddp(self.model, self.distributed, self._loader.dataset, self.settings)
         self._forward = compiled(self._ddp, self.settings.compile)
         self.optimizer.zero_grad()
@@ -73,10 +64,13 @@ class Trainer:
             has_peers=self.distributed.world_size > 1,
         )
         self.hook_context = HookContext(self.model, self.optimizer, self.settings, self.distributed.rank, step=0)
+        self._one = torch.ones((), device=self.distributed.device)
+        self._stop = torch.zeros((), dtype=torch.float64, device=self.distributed.device)
 
-    def train_step(self, samples: RankSamples, batch: int, hyperparams: StepHyperparams) -> StepResult:
+    def train_step(self, samples: Samples, batch: int, hyperparams: StepHyperparams) -> QueuedStep:
         """Train step `hook_context.step` with this rank's share of a batch of `batch` images.
 
+        Nothing here waits for the device, except for hooks, a noise scale, and in fp16 the optimizers that are our own.
         An overflow counts as a step: its samples are not seen again.
         """
         set_hyperparams(self.optimizer, hyperparams)
@@ -86,36 +80,42 @@ class Trainer:
         measure_noise = every > 0 and self.hook_context.step % every == 0 and batch >= 2 * world_size
         count = self.distributed.micro_batch_count(batch, self.settings.micro_batch_size)
         micro_batches = samples.split(max(count, 2 if measure_noise else 1))
-        scale = self.scaler.get_scale()
-        # what the gradients of the mean loss are multiplied by
-        gradient_factor = scale * (batch if self.settings.sum_loss else 1)
-
-        batch_loss = torch.zeros((), dtype=torch.float64, device=self.distributed.device)
+        scale = self._loss_scale()
+        batch_loss: Tensor | None = None
         for micro_batch in micro_batches:
             last = micro_batch is micro_batches[-1]
-            images_NCHW, labels_N = self.hooks.on_batch(self.hook_context, *self._loader.load_batch(*micro_batch))
+            images_NCHW, labels_N = self.hooks.on_batch(self.hook_context, *self._loader.load_batch(micro_batch))
             with self.distributed.sync_gradients(self._ddp, when=last):
                 loss = self._loss(images_NCHW, labels_N)
-                batch_loss += loss.detach().double() / batch
+                share = loss.detach().double() / batch
+                batch_loss = share if batch_loss is None else batch_loss + share
                 if last:
                     pending = self._all_reduce_async(batch_loss)  # overlaps with the backward pass
                 # DDP averages over ranks; × world_size makes it the global batch's sum, however ranks share it
                 self.scaler.scale(loss * (world_size / (1 if self.settings.sum_loss else batch))).backward()
             if measure_noise and micro_batch is micro_batches[0]:
-                share = len(micro_batch[0])
-                self._noise.add_micro_batch(share, gradient_factor * world_size * share / batch)
-        noise_scale = self._noise.update(batch, gradient_factor) if measure_noise else None
+                count = len(micro_batch.ids_N)
+                self._noise.add_micro_batch(count, self._gradient_factor(batch) * world_size * count / batch)
+        noise_scale = self._noise.update(batch, self._gradient_factor(batch)) if measure_noise else None
         self._step_optimizer()
-        mean_loss, stop_requests = pending.wait()
-        new_scale = self.scaler.get_scale()
-        diverged = new_scale < MIN_LOSS_SCALE if self.scaler.is_enabled() else not math.isfinite(mean_loss)
-        return StepResult(mean_loss, bool(stop_requests), new_scale < scale, diverged, noise_scale)
+        numbers = pending.sums()
+        if self.scaler.is_enabled():
+            numbers = torch.cat([numbers, torch.stack([scale, self._loss_scale()])])
+        return QueuedStep(Download(numbers), noise_scale)
 
-    def skip_step(self) -> StepResult:
+    def skip_step(self) -> QueuedStep:
         """Count a step without training on its batch, which made the loss non-finite in an earlier generation."""
         no_loss = torch.full((), math.nan, dtype=torch.float64, device=self.distributed.device)
-        loss, stop_requests = self._all_reduce_async(no_loss).wait()
-        return StepResult(loss, bool(stop_requests))
+        return QueuedStep(Download(self._all_reduce_async(no_loss).sums()))
+
+    def _loss_scale(self) -> Tensor:
+        """Return the loss scale, on the device; 1 without one."""
+        scaled: Tensor = self.scaler.scale(self._one)
+        return scaled
+
+    def _gradient_factor(self, batch: int) -> float:
+        """Return what the gradients of the mean loss are multiplied by."""
+        return self.scaler.get_scale() * (batch if self.settings.sum_loss else 1)
 
     def _loss(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         """Return the loss, summed over the images."""
@@ -126,7 +126,7 @@ class Trainer:
 
     def _all_reduce_async(self, loss: Tensor) -> PendingAllReduce:
         """Begin to sum over the ranks: the loss, and how many were asked to stop."""
-        return self.distributed.all_reduce_async(torch.stack([loss, loss.new_tensor(self._stop_requested())]))
+        return self.distributed.all_reduce_async(torch.stack([loss, self._stop.fill_(self._stop_requested())]))
 
     def _step_optimizer(self) -> None:
         if "on_pre_optimizer_step" in self.hooks:

@@ -28,7 +28,7 @@ def fresh(width: int = 4, **identity) -> TrainingState:
     settings = Settings(width=width, momentum=0.9)
     model = build_model("convnet", settings, classes=10, mean=[0.3], std=[0.4])
     scaler = torch.amp.GradScaler("cpu", enabled=True)
-    return TrainingState(model, build_optimizer(model, settings, uses_grad_scaler=True), scaler, IDENTITY | identity)
+    return TrainingState(model, build_optimizer(model, settings), scaler, IDENTITY | identity)
 
 
 def trained(steps: int = 3) -> TrainingState:

@@ -23,7 +23,7 @@ from shoestring_trainer.training.optim.schedules import piecewise_linear, warmup
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, DistributedSampler, seed_dropout
 from shoestring_trainer.training.settings import Settings
 
-MEAN = [0.5, 0.4, 0.3]
+MEAN = torch.tensor([0.5, 0.4, 0.3])
 EVERYTHING = Settings(rotate=15, translate=1, crop_padding=2, flip=True, cutout=3)
 
 
@@ -35,10 +35,10 @@ def test_any_world_size_uses_the_same_samples_in_the_same_steps(samples: int, ba
     stream = []
     for step in range(3 * samples // batch + 1):
         whole, shares = alone.batch(step * batch, batch), [rank.batch(step * batch, batch) for rank in ranks]
-        assert torch.equal(torch.cat([share.samples_N for share in shares]), whole.samples_N)
+        assert torch.equal(torch.cat([share.ids_N for share in shares]), whole.ids_N)
         assert torch.equal(torch.cat([share.draws_NK for share in shares]), whole.draws_NK)
-        assert len(whole.samples_N) == batch
-        stream += whole.samples_N.tolist()
+        assert len(whole.ids_N) == batch
+        stream += whole.ids_N.tolist()
     for epoch in range(len(stream) // samples):
         assert sorted(stream[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
 
@@ -47,15 +47,15 @@ def test_the_samples_of_a_step_do_not_depend_on_earlier_calls():
     walked, jumped = DistributedSampler(3, 50, 0, 1), DistributedSampler(3, 50, 0, 1)
     for step in range(20):
         last = walked.batch(16 * step, 16)
-    assert torch.equal(jumped.batch(16 * 19, 16).samples_N, last.samples_N)
+    assert torch.equal(jumped.batch(16 * 19, 16).ids_N, last.ids_N)
     assert torch.equal(jumped.batch(16 * 19, 16).draws_NK, last.draws_NK)
 
 
 def test_epochs_and_seeds_differ():
     sampler = DistributedSampler(3, 50, 0, 1)
     first, second, other = sampler.batch(0, 50), sampler.batch(50, 50), DistributedSampler(4, 50, 0, 1).batch(0, 50)
-    assert not torch.equal(first.samples_N, second.samples_N)
-    assert not torch.equal(first.samples_N, other.samples_N)
+    assert not torch.equal(first.ids_N, second.ids_N)
+    assert not torch.equal(first.ids_N, other.ids_N)
     assert not torch.equal(first.draws_NK.sort(0).values, second.draws_NK.sort(0).values)
 
 
@@ -133,9 +133,9 @@ def test_a_shift_moves_by_pixels_and_a_rotation_by_degrees():
 @pytest.mark.parametrize(("draws", "top", "left"), [((0.5, 0.25), 6, 3), ((0, 0.9999), 0, 12)])
 def test_cutout_fills_one_whole_square_with_the_mean(draws: tuple[float, float], top: int, left: int):
     blanked = cutout(torch.zeros(1, 3, 16, 16), torch.tensor([draws]), 4, MEAN)
-    square = torch.tensor(MEAN).view(3, 1, 1).expand(3, 4, 4)
+    square = MEAN.view(3, 1, 1).expand(3, 4, 4)
     assert torch.equal(blanked[0, :, top : top + 4, left : left + 4], square)
-    assert blanked.sum().item() == pytest.approx(16 * sum(MEAN))
+    assert blanked.sum().item() == pytest.approx(16 * MEAN.sum().item())
 
 
 def test_a_random_resized_crop_of_the_whole_area_resizes_the_image():
@@ -174,7 +174,7 @@ def test_an_alternating_flip_flips_every_sample_once_in_two_epochs():
     flipped = []
     for epoch in range(4):
         picked = sampler.batch(400 * epoch, 400)
-        flipped.append((picked.draws_NK[:, FLIP] < 0.5)[picked.samples_N.argsort()])
+        flipped.append((picked.draws_NK[:, FLIP] < 0.5)[picked.ids_N.argsort()])
     assert torch.equal(flipped[0], ~flipped[1])
     assert torch.equal(flipped[0], flipped[2])
     assert torch.equal(flipped[1], flipped[3])
@@ -188,8 +188,7 @@ def test_an_alternating_flip_flips_every_sample_once_in_two_epochs():
 def test_an_epoch_of_full_batches_leaves_out_different_samples_each_time():
     sampler = DistributedSampler(3, 50, 0, 1, samples_per_epoch=48)
     epochs = [
-        torch.cat([sampler.batch(48 * epoch + 16 * step, 16).samples_N for step in range(3)]).tolist()
-        for epoch in range(4)
+        torch.cat([sampler.batch(48 * epoch + 16 * step, 16).ids_N for step in range(3)]).tolist() for epoch in range(4)
     ]
     assert all(len(set(epoch)) == 48 for epoch in epochs)
     assert len({frozenset(range(50)) - set(epoch) for epoch in epochs}) > 1

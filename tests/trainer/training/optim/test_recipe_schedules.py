@@ -222,7 +222,7 @@ def test_a_recipe_matches_its_source_epoch_by_epoch(name: str):
     schedule = HyperparamSchedule.from_settings(settings, samples)
     small = replace(settings, width=4)
     model = build_model(**recipe.model, settings=small, classes=10, mean=[0.5] * 3, std=[0.2] * 3)
-    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+    optimizer = build_optimizer(model, settings)
     if "epochs" not in source.assumed:
         assert settings.epochs == source.epochs
     if source.steps:
@@ -304,7 +304,7 @@ def test_momentum_may_have_a_schedule():
     assert [each.momentum for each in hyperparams] == pytest.approx([0.95, 0.85, 0.95, 0.95])
     assert [each.lr_factor for each in hyperparams] == pytest.approx([0.1, 1, 0.1, 0.1 / 14])
     model = build_model("convnet", settings, classes=2, mean=[0.5], std=[0.5])
-    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+    optimizer = build_optimizer(model, settings)
     set_hyperparams(optimizer, hyperparams[1])
     assert {(group["lr"], round(group["momentum"], 6)) for group in optimizer.param_groups} == {(0.8, 0.85)}
 

@@ -31,15 +31,16 @@ class CheckpointWriter:
         self._saved_at = monotonic()
         self._local_files = list_checkpoint_files(task.folder)
 
-    def save_if_due(self, step: int) -> None:
-        """Begin a periodic checkpoint. One that is due by time while another is being written is postponed."""
+    def is_due(self, step: int) -> bool:
+        """Return whether it is time for a periodic checkpoint, by steps, or by time if none is being written."""
         policy = self._task.checkpoint
-        due_by_steps = policy.every_steps is not None and step % policy.every_steps == 0
+        if policy.every_steps is not None and step % policy.every_steps == 0:
+            return True
         due_by_time = policy.every_s is not None and monotonic() - self._saved_at >= policy.every_s
-        if not (due_by_steps or due_by_time):
-            return
-        if self._pending and not self._pending.done() and not due_by_steps:
-            return
+        return due_by_time and not (self._pending and not self._pending.done())
+
+    def save(self, step: int) -> None:
+        """Begin a periodic checkpoint."""
         self.wait()
         self._saved_at = monotonic()
         snapshot, lines = self._finite_snapshot(step), self._writer.lines

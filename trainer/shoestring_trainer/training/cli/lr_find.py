@@ -53,7 +53,7 @@ def find_lr(task: LocalTask, *, start_lr: float, end_lr: float, steps: int) -> L
     settings, model = setup.settings, setup.model
     phase, sampler = setup.schedule.phases[0], setup.build_sampler()
     setup.loader.start_phase(phase)
-    optimizer = build_optimizer(model, settings, uses_grad_scaler=False)
+    optimizer = build_optimizer(model, settings)
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
@@ -61,8 +61,7 @@ def find_lr(task: LocalTask, *, start_lr: float, end_lr: float, steps: int) -> L
         rate = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
         set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum))
         seed_dropout(setup.seed, step, setup.distributed.device)
-        indices = sampler.batch(step * phase.batch_size, phase.batch_size)
-        images_NCHW, labels_N = setup.loader.load_batch(indices.samples_N, indices.draws_NK)
+        images_NCHW, labels_N = setup.loader.load_batch(sampler.batch(step * phase.batch_size, phase.batch_size))
         loss = F.cross_entropy(model(images_NCHW), labels_N, label_smoothing=settings.label_smoothing)
         (loss * (phase.batch_size if settings.sum_loss else 1)).backward()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss.item()

@@ -8,7 +8,6 @@ quarter of the memory traffic; they become float32 in [0, 1] where arithmetic be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +26,12 @@ def draws_per_sample(settings: Settings) -> int:
 
 
 def augment(
-    images_NCHW: Tensor, draws_NK: Tensor, settings: Settings, mean: Sequence[float],
+    images_NCHW: Tensor, draws_NK: Tensor, settings: Settings, mean_C: Tensor,
     max_value: float = 1.0, resized_crop: RandomResizedCrop | None = None,
 ) -> Tensor:  # fmt: skip
     """Apply what the settings enable: random resized crop, color jitter, rotation and shift, crop, flip, cutout.
 
-    mean          of the dataset, per channel
+    mean_C        of the dataset
     max_value     the pixel value that becomes 1.0, if images are uint8
     resized_crop  None: no random resized crop
     returns       float32 images, in channels_last memory format
@@ -50,7 +49,7 @@ def augment(
         images_NCHW = torch.where(draws_NK[:, FLIP, None, None, None] < 0.5, images_NCHW.flip(3), images_NCHW)
     images_NCHW = to_float(images_NCHW, max_value)
     if settings.cutout:
-        images_NCHW = cutout(images_NCHW, draws_NK[:, 6:8], settings.cutout, mean)
+        images_NCHW = cutout(images_NCHW, draws_NK[:, 6:8], settings.cutout, mean_C)
     return images_NCHW
 
 
@@ -128,8 +127,9 @@ def color_jitter(images_NCHW: Tensor, draws_N3: Tensor, strength: float) -> Tens
 def _grayscale(images_NCHW: Tensor) -> Tensor:
     if images_NCHW.shape[1] != 3:
         return images_NCHW.mean(1, keepdim=True)
-    weights_C = images_NCHW.new_tensor([0.299, 0.587, 0.114])
-    return (images_NCHW * weights_C[:, None, None]).sum(1, keepdim=True)
+    red_N1HW, green_N1HW, blue_N1HW = images_NCHW.split(1, dim=1)
+    gray_N1HW: Tensor = 0.299 * red_N1HW + 0.587 * green_N1HW + 0.114 * blue_N1HW
+    return gray_N1HW
 
 
 def rotate_and_shift(images_NCHW: Tensor, draws_N3: Tensor, degrees: float, pixels: float) -> Tensor:
@@ -171,7 +171,7 @@ def _reflect(indices: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - indices.abs()).abs()
 
 
-def cutout(images_NCHW: Tensor, draws_N2: Tensor, side: int, mean: Sequence[float]) -> Tensor:
+def cutout(images_NCHW: Tensor, draws_N2: Tensor, side: int, mean_C: Tensor) -> Tensor:
     """Fill a random square, entirely inside the image, with the dataset's mean."""
     height, width = images_NCHW.shape[-2:]
     side = min(side, height, width)
@@ -182,4 +182,4 @@ def cutout(images_NCHW: Tensor, draws_N2: Tensor, side: int, mean: Sequence[floa
     in_rows_NH = (rows_H >= top_N[:, None]) & (rows_H < top_N[:, None] + side)
     in_columns_NW = (columns_W >= left_N[:, None]) & (columns_W < left_N[:, None] + side)
     mask_N1HW = (in_rows_NH[:, :, None] & in_columns_NW[:, None, :])[:, None]
-    return torch.where(mask_N1HW, images_NCHW.new_tensor(mean).view(1, -1, 1, 1), images_NCHW)
+    return torch.where(mask_N1HW, mean_C.view(1, -1, 1, 1), images_NCHW)

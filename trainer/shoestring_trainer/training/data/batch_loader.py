@@ -11,7 +11,9 @@ from torch import Tensor
 from shoestring_trainer.training.data.augment import RandomResizedCrop, augment
 from shoestring_trainer.training.data.sources import DatasetSource
 from shoestring_trainer.training.hyperparam_schedule import ImageFormat, Phase, initial_image_format
+from shoestring_trainer.training.randomness import Samples
 from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.upload import upload
 
 
 class BatchLoader:
@@ -29,7 +31,7 @@ class BatchLoader:
         self.phase: Phase | None = None
         self.dataset = source(*self._image_format)
         self.wait_s = 0.0
-        self._images_NCHW, self._labels_N = self.dataset.train.images_NCHW, self.dataset.train.labels_N
+        self._images_NCHW = self.dataset.train.images_NCHW
 
     def set_image_format(self, image_format: ImageFormat) -> None:
         """Decode the dataset in `image_format`, unless it is the current one."""
@@ -45,28 +47,33 @@ class BatchLoader:
         start = monotonic()
         self.set_image_format(phase.image_format)
         self.phase = phase
-        self._images_NCHW = to_device_if_it_fits(self.dataset.train.images_NCHW, self._device)
-        self._labels_N = self.dataset.train.labels_N.to(self._device)
+        train = self.dataset.train
+        self._images_NCHW = to_device_if_it_fits(train.images_NCHW, self._device)
+        self._labels_N = upload(train.labels_N, self._device)
+        self._mean_C = upload(torch.tensor(self.dataset.mean), self._device)
+        ratios_N = train.aspect_ratios_N if phase.crop_scale else None
+        self._aspect_ratios_N = None if ratios_N is None else upload(ratios_N, self._device)
         self.wait_s += monotonic() - start
 
-    def load_batch(self, samples_N: Tensor, draws_NK: Tensor) -> tuple[Tensor, Tensor]:
+    def load_batch(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Return the samples' images, augmented by their random draws, as float32; and their labels."""
         start = monotonic()
-        samples_N, draws_NK = samples_N.to(self._device), draws_NK.to(self._device)
-        raw_NCHW = self._images_NCHW[samples_N.to(self._images_NCHW.device)].to(self._device)
-        dataset = self.dataset
+        if self._images_NCHW.device == self._device:
+            raw_NCHW = self._images_NCHW[samples.device_ids_N]
+        else:
+            raw_NCHW = upload(self._images_NCHW[samples.ids_N], self._device)
         images_NCHW = augment(
-            raw_NCHW, draws_NK, self._settings, dataset.mean, dataset.max_value, self._resized_crop(samples_N)
-        )
-        labels_N = self._labels_N[samples_N]
+            raw_NCHW, samples.draws_NK, self._settings, self._mean_C, self.dataset.max_value,
+            self._resized_crop(samples.device_ids_N),
+        )  # fmt: skip
+        labels_N = self._labels_N[samples.device_ids_N]
         self.wait_s += monotonic() - start
         return images_NCHW, labels_N
 
-    def _resized_crop(self, samples_N: Tensor) -> RandomResizedCrop | None:
+    def _resized_crop(self, device_ids_N: Tensor) -> RandomResizedCrop | None:
         if self.phase is None or not self.phase.crop_scale:
             return None
-        all_ratios = self.dataset.train.aspect_ratios_N
-        aspect_ratios_N = None if all_ratios is None else all_ratios[samples_N.cpu()].to(self._device)
+        aspect_ratios_N = None if self._aspect_ratios_N is None else self._aspect_ratios_N[device_ids_N]
         return RandomResizedCrop(
             self.phase.image_size or self._settings.image_size, self.phase.crop_scale, aspect_ratios_N
         )

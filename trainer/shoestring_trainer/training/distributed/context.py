@@ -27,12 +27,11 @@ class PendingAllReduce:
     values: Tensor
     work: dist.Work | None
 
-    def wait(self) -> list[float]:
-        """Block until the sums are there, and return them."""
+    def sums(self) -> Tensor:
+        """Return the sums. On a GPU its stream waits for them, not the host."""
         if self.work:
             self.work.wait()
-        sums: list[float] = self.values.tolist()
-        return sums
+        return self.values
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,6 @@ def init_distributed() -> DistributedContext:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = False  # it may choose another algorithm, and other last bits, after a resume
-        torch.use_deterministic_algorithms(True, warn_only=True)
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return DistributedContext(rank, world_size, local_rank, device)

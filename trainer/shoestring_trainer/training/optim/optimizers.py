@@ -21,18 +21,18 @@ NEWTON_SCHULZ_COEFFICIENTS = [(3.4445, -4.7750, 2.0315)] * 3
 """Three iterations of the quintic whose slope at zero is steepest: K. Jordan, cifar10-airbench (2024)."""
 
 
-def build_optimizer(model: nn.Module, settings: Settings, *, uses_grad_scaler: bool) -> torch.optim.Optimizer:
-    """Return the settings' optimizer over the model's trainable parameters. Raises UserError for unknown names.
-
-    uses_grad_scaler  gradients come from a GradScaler: the fused step would count a skipped first step as taken
-    """
+def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Return the settings' optimizer over the model's trainable parameters. Raises UserError for unknown names."""
     groups = list(_param_groups(model, settings))
     nesterov = settings.nesterov and settings.momentum > 0
     match settings.optimizer:
         case "sgd":
-            return torch.optim.SGD(
-                groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=not uses_grad_scaler
+            optimizer = torch.optim.SGD(
+                groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True
             )
+            if settings.momentum > 0 or settings.momentum_schedule:
+                _start_momentum(optimizer)
+            return optimizer
         case "muon":
             return Muon(groups, momentum=settings.momentum)
         case "lars":
@@ -65,39 +65,61 @@ class Muon(torch.optim.Optimizer):
     (timm's and torch's own Muon don't scale the weight; torch's takes no convolutions.)
     """
 
+    _step_supports_amp_scaling = True
+    """The loss scaler sets `grad_scale` and `found_inf` for a step, on the device, so that nobody waits for them."""
+
     def __init__(self, groups: list[dict[str, Any]], *, momentum: float) -> None:
         super().__init__(groups, {"momentum": momentum})
+        _start_momentum(self)
 
     @torch.no_grad()
     def step(self, _closure: None = None) -> None:  # type: ignore[override]
+        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
-            (self._step_muon if group["is_muon"] else self._step_sgd)(weights, group)
+            (self._step_muon if group["is_muon"] else self._step_sgd)(weights, group, *scaling)
 
-    def _step_muon(self, filters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_muon(
+        self, filters: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
         from shoestring_trainer.training.vision_compat import zeropower_via_newtonschulz
 
+        momentum = group["momentum"]
         for weight in filters:
             assert weight.grad is not None
-            buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
-            buffer.mul_(group["momentum"]).add_(weight.grad)
-            gradient = weight.grad.add(buffer, alpha=group["momentum"])
+            gradient, decay, norm = weight.grad, momentum, len(weight) ** 0.5 / weight.norm()
+            if grad_scale is not None:
+                gradient = gradient / grad_scale
+            if found_inf is not None:  # then leave weight and buffer as they are
+                skips = found_inf > 0
+                gradient = torch.where(skips, 0.0, gradient)
+                decay, norm = torch.where(skips, 1.0, decay), torch.where(skips, 1.0, norm)
+            buffer = self.state[weight]["momentum_buffer"].mul_(decay).add_(gradient)
             update = zeropower_via_newtonschulz(
-                gradient.flatten(1), len(NEWTON_SCHULZ_COEFFICIENTS), NEWTON_SCHULZ_COEFFICIENTS
-            )
-            weight.mul_(len(weight) ** 0.5 / weight.norm())
-            weight.add_(update.view(weight.shape), alpha=-group["lr"])
+                gradient.add(buffer, alpha=momentum).flatten(1),
+                len(NEWTON_SCHULZ_COEFFICIENTS), NEWTON_SCHULZ_COEFFICIENTS,
+            )  # fmt: skip
+            if found_inf is not None:
+                update = torch.where(skips, 0.0, update)
+            weight.mul_(norm).add_(update.view(weight.shape), alpha=-group["lr"])
 
-    def _step_sgd(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        buffers: list[Tensor | None] = [self.state[weight].get("momentum_buffer") for weight in weights]
+    def _step_sgd(
+        self, weights: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
         sgd(
-            weights, [weight.grad for weight in weights if weight.grad is not None], buffers,
+            weights, [weight.grad for weight in weights if weight.grad is not None],
+            [self.state[weight]["momentum_buffer"] for weight in weights],
             weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"], dampening=0.0,
-            nesterov=group["momentum"] > 0, maximize=False, foreach=False,
+            nesterov=group["momentum"] > 0, maximize=False, fused=True,
+            grad_scale=grad_scale, found_inf=found_inf,
         )  # fmt: skip
-        for weight, buffer in zip(weights, buffers, strict=True):
-            if buffer is not None:
-                self.state[weight]["momentum_buffer"] = buffer
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let momentum start at zero, not with the first gradients: those may be of a step that the loss scaler skips."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def _param_groups(model: nn.Module, settings: Settings) -> Iterator[dict[str, Any]]:

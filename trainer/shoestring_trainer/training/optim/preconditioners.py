@@ -68,7 +68,7 @@ class Shampoo(PreconditionedSGD):
                 if size <= MAX_DIM:
                     self.state[weight][f"moment{side}"] = weight.new_zeros(size, size)
                     self.state[weight][f"root{side}"] = torch.eye(size, device=weight.device)
-            self.state[weight]["count"] = weight.new_zeros(())
+            self.state[weight]["count"] = torch.zeros(())
 
     def precondition(self, weight: Tensor) -> Tensor:
         assert weight.grad is not None
@@ -106,7 +106,7 @@ class KFAC(PreconditionedSGD):
         for name, size in zip(("outputs", "inputs"), weight.flatten(1).shape, strict=True):
             self.state[weight][name] = weight.new_zeros(size, size)
             self.state[weight][f"{name}_inverse"] = torch.eye(size, device=weight.device)
-        self.state[weight]["count"] = weight.new_zeros(())
+        self.state[weight]["count"] = torch.zeros(())
         layer.register_forward_hook(self._make_hook(weight))
 
     def _make_hook(self, weight: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.settings import Settings
@@ -16,8 +16,10 @@ class WeightAverage:
     """The average of a model's weights and batch norm statistics. `tensors` is its state, by the model's names."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
-        self._model, self._settings = model, settings
-        self.tensors = {name: tensor.clone() for name, tensor in self._model_tensors().items()}
+        self._settings = settings
+        own = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        self.tensors = {name: tensor.clone() for name, tensor in own.items()}
+        self._model_tensors, self._averages = list(own.values()), list(self.tensors.values())
 
     @torch.no_grad()
     def update(self, step: int, total_steps: int) -> None:
@@ -26,19 +28,14 @@ class WeightAverage:
         if step % every:
             return
         decay = self._settings.weight_average_decay**every * (step / total_steps) ** self._settings.weight_average_power
-        for name, tensor in self._model_tensors().items():
-            self.tensors[name].lerp_(tensor, 1 - decay)
-            if self._settings.weight_average == "lookahead":
-                tensor.copy_(self.tensors[name])
+        torch._foreach_lerp_(self._averages, self._model_tensors, 1 - decay)
+        if self._settings.weight_average == "lookahead":
+            self.copy_to_model()
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Replace the model's weights by the average."""
-        for name, tensor in self._model_tensors().items():
-            tensor.copy_(self.tensors[name])
-
-    def _model_tensors(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self._model.state_dict().items() if tensor.is_floating_point()}
+        torch._foreach_copy_(self._model_tensors, self._averages)
 
 
 def build_weight_average(model: nn.Module, settings: Settings) -> WeightAverage | None:

@@ -35,10 +35,13 @@ class JsonlWriter:
         self._flushed_at = -FLUSH_INTERVAL_S
         self._lock = threading.Lock()
 
-    def write_metrics(self, step: int, epoch: float, metrics: Mapping[str, float]) -> bool:
-        """Write one line for the completed step `step`. Returns False if it is buffered until the next, or `flush`."""
+    def write_metrics(self, step: int, epoch: float, metrics: Mapping[str, float], *, at: float) -> bool:
+        """Write one line for step `step`, completed at the time `at`.
+
+        Returns False if it is buffered until the next, or `flush`.
+        """
         with self._lock:
-            self._buffer.append((time.time(), step, epoch, metrics))
+            self._buffer.append((at, step, epoch, metrics))
         self.lines += 1
         if time.monotonic() - self._flushed_at < FLUSH_INTERVAL_S:
             return False

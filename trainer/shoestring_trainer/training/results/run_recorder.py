@@ -36,17 +36,17 @@ class RunRecorder:
         if self.enabled:
             self._writer.write_event(name, **data)
 
-    def log_step(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of the completed step `step`."""
-        if self.enabled and (self._writer.write_metrics(step, epoch, metrics) or EVALUATION_S in metrics):
+    def log_step(self, step: int, epoch: float, metrics: Mapping[str, float], *, at: float) -> None:
+        """Write the metrics of step `step`, completed at the time `at`."""
+        if self.enabled and (self._writer.write_metrics(step, epoch, metrics, at=at) or EVALUATION_S in metrics):
             self._progress.show(step, epoch, metrics)
 
     def log_last_step(
-        self, step: int, epoch: float, metrics: Mapping[str, float], final_metrics: Mapping[str, float]
+        self, step: int, epoch: float, metrics: Mapping[str, float], final_metrics: Mapping[str, float], *, at: float
     ) -> None:
         """Write the metrics of the last step; `final_metrics` are those of the run's result."""
         if self.enabled:
-            self._writer.write_metrics(step, epoch, metrics)
+            self._writer.write_metrics(step, epoch, metrics, at=at)
             self._progress.finish(step, epoch, final_metrics)
 
     def flush(self) -> None:
@@ -54,10 +54,14 @@ class RunRecorder:
         if self.enabled:
             self._writer.flush()
 
-    def save_if_due(self, step: int) -> None:
-        """Begin a periodic checkpoint, if it is time."""
+    def save_is_due(self, step: int) -> bool:
+        """Return whether it is time for a periodic checkpoint."""
+        return self.enabled and self._checkpoints.is_due(step)
+
+    def save(self, step: int) -> None:
+        """Begin a periodic checkpoint."""
         if self.enabled:
-            self._checkpoints.save_if_due(step)
+            self._checkpoints.save(step)
 
     def save_and_wait(self, step: int) -> None:
         """Return once a checkpoint of this step is durable."""
