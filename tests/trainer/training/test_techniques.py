@@ -260,3 +260,43 @@ def test_a_first_step_that_the_loss_scaler_skips_changes_nothing(name: str):
 
     for skipped, plain in zip(stepped(overflows=1), stepped(overflows=0), strict=True):
         assert torch.allclose(skipped, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "sampled"])
+def test_kfac_uses_the_fisher_matrix_that_is_chosen(fisher: str):
+    """Of the outputs of a softmax whose labels are all 0: of one direction, or the covariance of drawn labels."""
+    model = nn.Linear(2, 3, bias=False)
+    optimizer = build_optimizer(model, Settings(optimizer="kfac", kfac_fisher=fisher, lr=0.0))
+    logits = model(torch.ones(20_000, 2))
+    optimizer.add_sampled_gradients(logits, seed=0)
+    F.cross_entropy(logits, torch.zeros(20_000, dtype=torch.long), reduction="sum").backward()
+    optimizer.step()
+    p = logits[0].detach().softmax(0)
+    off = p - torch.eye(3)[0]
+    expected = torch.outer(off, off) if fisher == "empirical" else torch.diag(p) - torch.outer(p, p)
+    found = optimizer.state[model.weight]["outputs"]
+    assert torch.allclose(found / found.trace(), expected / expected.trace(), atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["shampoo", "kfac"])
+def test_preconditioners_are_updated_as_often_and_damped_as_strongly_as_chosen(name: str):
+    """Strong damping leaves the direction of the gradient; a preconditioner stays until its next update."""
+    cosines = []
+    for damping in (1e-4, 10.0):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 3, bias=False)
+        settings = Settings(
+            optimizer=name, preconditioner_damping=damping, preconditioner_every_steps=3, lr=1e-9, momentum=0.0
+        )
+        optimizer = build_optimizer(model, settings)
+        preconditioners = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            (model(torch.randn(32, 6)) - 1).square().sum().backward()
+            state = optimizer.state[model.weight]
+            update = optimizer.precondition(model.weight)
+            preconditioners.append(state["root1" if name == "shampoo" else "inputs_inverse"].clone())
+        cosines.append(F.cosine_similarity(update.flatten(), model.weight.grad.flatten(), dim=0).item())
+        assert torch.equal(preconditioners[0], preconditioners[2])
+        assert not torch.equal(preconditioners[2], preconditioners[3])
+    assert cosines[0] < cosines[1]

@@ -41,6 +41,9 @@ class Settings:
     momentum_schedule: str = ""  # momentum itself; empty: constant
     muon_lr: float = 0.24
     muon_momentum: float = 0.6
+    preconditioner_every_steps: int = 10  # shampoo, kfac: steps between two updates of a preconditioner
+    preconditioner_damping: float = 0.03  # added to each eigenvalue, as a fraction of their mean
+    kfac_fisher: str = "empirical"  # or sampled: labels are drawn from the network's predictions
     weight_decay: float = 0.0  # of weights
     decay_norms_and_biases: bool = False  # weight decay applies to norms and biases too
     decoupled_weight_decay: bool = False  # weight_decay is what a step takes off at the peak learning rate

@@ -20,9 +20,10 @@ from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_
 from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
+from shoestring_trainer.training.optim.preconditioners import KFAC
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.randomness import Samples, seed_dropout
+from shoestring_trainer.training.randomness import Samples, derive_seed, seed_dropout
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.setup import Setup
 from shoestring_trainer.training.upload import Download
@@ -121,8 +122,11 @@ class Trainer:
         """Return the loss, summed over the images."""
         with self.precision.autocast(self.distributed.device), name_batch_norm_error(images_NCHW):
             logits_NK = self._forward(images_NCHW.contiguous(memory_format=torch.channels_last))
-        smoothing = self.settings.label_smoothing
-        return F.cross_entropy(logits_NK.float(), labels_N, label_smoothing=smoothing, reduction="sum")
+        logits_NK, smoothing = logits_NK.float(), self.settings.label_smoothing
+        if isinstance(self.optimizer, KFAC):
+            names = "fisher", self.hook_context.step, self.distributed.rank
+            self.optimizer.add_sampled_gradients(logits_NK, derive_seed(self._seed, *names))
+        return F.cross_entropy(logits_NK, labels_N, label_smoothing=smoothing, reduction="sum")
 
     def _all_reduce_async(self, loss: Tensor) -> PendingAllReduce:
         """Begin to sum over the ranks: the loss, and how many were asked to stop."""

@@ -25,6 +25,7 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
     """Return the settings' optimizer over the model's trainable parameters. Raises UserError for unknown names."""
     groups = list(_param_groups(model, settings))
     nesterov = settings.nesterov and settings.momentum > 0
+    preconditioner = {"every": settings.preconditioner_every_steps, "damping": settings.preconditioner_damping}
     match settings.optimizer:
         case "sgd":
             optimizer = torch.optim.SGD(
@@ -40,9 +41,13 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
 
             return Lars(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
         case "shampoo":
-            return Shampoo(groups, momentum=settings.momentum, nesterov=nesterov)
+            return Shampoo(groups, momentum=settings.momentum, nesterov=nesterov, **preconditioner)
         case "kfac":
-            return KFAC(groups, model, momentum=settings.momentum, nesterov=nesterov)
+            samples_labels = settings.kfac_fisher == "sampled"
+            return KFAC(
+                groups, model, samples_labels=samples_labels,
+                momentum=settings.momentum, nesterov=nesterov, **preconditioner,
+            )  # fmt: skip
         case _:
             raise UserError(f"there is no optimizer {settings.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
 

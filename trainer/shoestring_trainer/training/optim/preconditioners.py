@@ -5,6 +5,9 @@ a preconditioner on each side, then rescaled to its original norm, so learning r
 Sources: V. Gupta et al., "Shampoo: Preconditioned Stochastic Tensor Optimization" (2018); J. Martens, R. Grosse,
 "Optimizing Neural Networks with Kronecker-factored Approximate Curvature" (2015); R. Grosse, J. Martens for
 convolutions (2016). Keeping the norm is "grafting": R. Anil et al., "Scalable Second Order Optimization" (2020).
+
+K-FAC's Fisher matrix is the empirical one, whose gradients are those of the data's own labels and cost no further
+backward pass, or that of labels drawn from the network's predictions (F. Kunstner et al., 2019: how the two differ).
 """
 
 from __future__ import annotations
@@ -17,23 +20,26 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 DECAY = 0.95
 """Of the running statistics, at each of their updates."""
-UPDATE_INTERVAL = 10
-"""Steps between two updates of a preconditioner, which cost the cube of the matrix size."""
 MAX_DIM = 2304
 """A larger dimension (more than 256 channels with a 3x3 kernel) gets no preconditioner."""
-DAMPING = 0.03
-"""Added to each eigenvalue, as a fraction of their mean."""
 
 
 class PreconditionedSGD(torch.optim.Optimizer, abc.ABC):
     """SGD with momentum over gradients that a subclass preconditions. All state is created at once, so it can be
     restored.
+
+    every    steps between two updates of a preconditioner, which cost the cube of the matrix size
+    damping  added to each eigenvalue, as a fraction of their mean
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, nesterov: bool) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], *, momentum: float, nesterov: bool, every: int, damping: float
+    ) -> None:
+        self._every, self._damping = every, damping
         super().__init__(groups, {"momentum": momentum, "nesterov": nesterov, "lr": 0.0})
         for group in self.param_groups:
             for weight in group["params"]:
@@ -61,8 +67,8 @@ class PreconditionedSGD(torch.optim.Optimizer, abc.ABC):
 class Shampoo(PreconditionedSGD):
     """Precondition each side by an inverse root of the running mean of gradient x gradientᵀ over that side."""
 
-    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, nesterov: bool) -> None:
-        super().__init__(groups, momentum=momentum, nesterov=nesterov)
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options)
         for weight in _matrices(self):
             for side, size in enumerate(weight.flatten(1).shape):
                 if size <= MAX_DIM:
@@ -74,12 +80,12 @@ class Shampoo(PreconditionedSGD):
         assert weight.grad is not None
         state, out = self.state[weight], weight.grad.flatten(1)
         sides = [side for side in (0, 1) if f"moment{side}" in state]
-        update_roots = state["count"].item() % UPDATE_INTERVAL == 0
+        update_roots = state["count"].item() % self._every == 0
         for side in sides:
             gradient = weight.grad.flatten(1) if side == 0 else weight.grad.flatten(1).T
             state[f"moment{side}"].lerp_(gradient @ gradient.T, 1 - DECAY)
             if update_roots:
-                state[f"root{side}"].copy_(_inverse_power(state[f"moment{side}"], 1 / (2 * len(sides))))
+                state[f"root{side}"].copy_(_inverse_power(state[f"moment{side}"], 1 / (2 * len(sides)), self._damping))
         state["count"].add_(1)
         if 0 in sides:
             out = state["root0"] @ out
@@ -89,11 +95,17 @@ class Shampoo(PreconditionedSGD):
 class KFAC(PreconditionedSGD):
     """Precondition by the inverses of two covariances: of a layer's inputs, and of the gradients of its outputs.
 
+    samples_labels  these gradients are of labels drawn from the network's predictions: `add_sampled_gradients`
+
     Only weights of nn.Linear and of ungrouped nn.Conv2d up to MAX_DIM; all others take plain SGD steps.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], model: nn.Module, *, momentum: float, nesterov: bool) -> None:
-        super().__init__(groups, momentum=momentum, nesterov=nesterov)
+    def __init__(
+        self, groups: list[dict[str, Any]], model: nn.Module, *, samples_labels: bool = False, **options: Any
+    ) -> None:
+        super().__init__(groups, **options)
+        self._samples_labels = samples_labels
+        self._outputs: list[tuple[Tensor, GradientEdge]] = []
         self._covariances: dict[Tensor, dict[str, Tensor]] = {}
         for layer in model.modules():
             if _has_kronecker_factors(layer):
@@ -114,13 +126,28 @@ class KFAC(PreconditionedSGD):
 
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             training = layer.training and output.requires_grad
-            if training and self.state[weight]["count"].item() % UPDATE_INTERVAL == 0:
+            if training and self.state[weight]["count"].item() % self._every == 0:
                 self._add_covariance(weight, "inputs", _unfold_inputs(layer, inputs[0].detach()))
-                output.register_hook(
-                    lambda gradient: self._add_covariance(weight, "outputs", _flatten_output_gradient(gradient))
-                )
+                if self._samples_labels:
+                    self._outputs.append((weight, get_gradient_edge(output)))
+                else:
+                    output.register_hook(
+                        lambda gradient: self._add_covariance(weight, "outputs", _flatten_output_gradient(gradient))
+                    )
 
         return hook
+
+    def add_sampled_gradients(self, logits_NK: Tensor, seed: int) -> None:
+        """After a forward pass of a step that updates preconditioners: draw labels and add their covariances."""
+        if not self._outputs:
+            return
+        draws = torch.Generator(logits_NK.device).manual_seed(seed)
+        labels_N = torch.multinomial(logits_NK.detach().softmax(1), 1, generator=draws).squeeze(1)
+        loss = F.cross_entropy(logits_NK, labels_N, reduction="sum")
+        gradients = torch.autograd.grad(loss, [edge for _, edge in self._outputs], retain_graph=True)
+        for (weight, _), gradient in zip(self._outputs, gradients, strict=True):
+            self._add_covariance(weight, "outputs", _flatten_output_gradient(gradient))
+        self._outputs.clear()
 
     def _add_covariance(self, weight: Tensor, name: str, rows_RD: Tensor) -> None:
         sums, covariance = self._covariances.setdefault(weight, {}), rows_RD.float().T @ rows_RD.float()
@@ -140,7 +167,7 @@ class KFAC(PreconditionedSGD):
             # only the shape of a covariance matters: the update gets the gradient's norm
             state[name].lerp_(covariance / covariance.diagonal().mean().clamp(min=1e-30), 1 - DECAY)
             mean = state[name].diagonal().mean()
-            damped = state[name] / mean + DAMPING * torch.eye(len(covariance), device=covariance.device)
+            damped = state[name] / mean + self._damping * torch.eye(len(covariance), device=covariance.device)
             state[f"{name}_inverse"].copy_(torch.cholesky_inverse(torch.linalg.cholesky(damped)))
         state["count"].add_(1)
         out: Tensor = state["outputs_inverse"] @ weight.grad.flatten(1) @ state["inputs_inverse"]
@@ -173,10 +200,10 @@ def _flatten_output_gradient(gradient: Tensor) -> Tensor:
     return gradient.flatten(2).transpose(1, 2).flatten(0, 1) if gradient.ndim == 4 else gradient.flatten(0, -2)
 
 
-def _inverse_power(moment: Tensor, power: float) -> Tensor:
-    """Return moment^-power of a symmetric matrix, with DAMPING times its mean eigenvalue added to each eigenvalue."""
+def _inverse_power(moment: Tensor, power: float, damping: float) -> Tensor:
+    """Return moment^-power of a symmetric matrix, with `damping` times its mean eigenvalue added to each eigenvalue."""
     eigenvalues, eigenvectors = torch.linalg.eigh(moment)
-    damped = eigenvalues.clamp(min=0) + DAMPING * eigenvalues.mean().clamp(min=1e-30)
+    damped = eigenvalues.clamp(min=0) + damping * eigenvalues.mean().clamp(min=1e-30)
     root: Tensor = (eigenvectors * damped.pow(-power)) @ eigenvectors.T
     return root
 
