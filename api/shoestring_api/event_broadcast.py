@@ -3,7 +3,8 @@
 
 Facts (`event`, `points`, `logs`) have a position and are sent once. States (`job`, `budget`) are the rows after these
 facts, so sending one twice does no harm. A reader is only a position: readers at the head share what was read last, one
-further back reads by itself until it has caught up.
+further back reads by itself until it has caught up. A message is made and encoded when it is read, so that one more
+reader costs only what it takes to send it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Self
 from uuid import UUID
 
+from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from shoestring_core import rest, wire
 from shoestring_core.errors import Unavailable
@@ -36,7 +38,10 @@ log = logging.getLogger(__name__)
 
 EVENTS_PER_READ = 200
 MAX_CACHED_GROUPS = 200
-MAX_CACHED_CHARACTERS = 16_000_000
+MAX_CACHED_BYTES = 16_000_000
+PAUSE_PER_READER_S = 0.0005
+"""After each group, for each reader; what happens meanwhile is the next group. So a hundred changes a second cost a
+team of many viewers no more sends than ten, and a team of few sees each at once."""
 WHOLE_EVENT = 9
 """`StreamPosition.part` after every message of an event was sent."""
 
@@ -72,8 +77,7 @@ class StreamMessage:
     """A server-sent event for the subscribers of its topics. A state has no position of its own."""
 
     topics: frozenset[str]
-    name: str
-    data: str
+    encoded: bytes
     position: StreamPosition | None = None
 
 
@@ -85,12 +89,17 @@ class MessageGroup:
     through: int
     messages: tuple[StreamMessage, ...]
 
-    def messages_past(self, position: StreamPosition) -> Iterator[StreamMessage]:
-        return (message for message in self.messages if message.position is None or message.position > position)
+    def encoded_for(self, topics: frozenset[str], position: StreamPosition) -> bytes:
+        """What a reader at `position` who subscribed to these topics has not seen; may be empty."""
+        return b"".join(
+            message.encoded
+            for message in self.messages
+            if not message.topics.isdisjoint(topics) and (message.position is None or message.position > position)
+        )
 
     def size(self) -> int:
-        """Characters of all its messages."""
-        return sum(len(message.data) for message in self.messages)
+        """Bytes of all its messages."""
+        return sum(len(message.encoded) for message in self.messages)
 
 
 class EventBroadcaster:
@@ -200,8 +209,10 @@ class _TeamBroadcast:
                     continue
                 if group.through > self.through:
                     self._cache(group)
-                if group.through == group.after or self.notifier.closing:
+                    await asyncio.sleep(self.readers * PAUSE_PER_READER_S)
+                else:
                     self._wake_readers()
+                if group.through - group.after < EVENTS_PER_READ:  # else there may be more
                     await signal.wait()
 
     def _load_head(self) -> int:
@@ -216,7 +227,7 @@ class _TeamBroadcast:
         self._groups.append(group)
         self._size += group.size()
         self.through = group.through
-        while len(self._groups) > 1 and (len(self._groups) > MAX_CACHED_GROUPS or self._size > MAX_CACHED_CHARACTERS):
+        while len(self._groups) > 1 and (len(self._groups) > MAX_CACHED_GROUPS or self._size > MAX_CACHED_BYTES):
             dropped = self._groups.popleft()
             self._size -= dropped.size()
             self.floor = dropped.through
@@ -233,18 +244,18 @@ def load_group(db: Read, team: UUID, after: int) -> MessageGroup:
     events = feed.load_events(db, team, after, EVENTS_PER_READ)
     if not events:
         return MessageGroup(after, after, ())
-    messages = [message for event in events for message in _fact_messages(db, event)]
+    messages = [message for event in events for message in _fact_messages(db, team, event)]
     messages += _job_messages(db, {event.job for event in events if event.job is not None})
     if any(event.kind in MONEY_EVENT_KINDS for event in events):
         messages += _budget_messages(db, team)
     return MessageGroup(after, events[-1].seq, tuple(messages))
 
 
-def _fact_messages(db: Read, event: EventRow) -> Iterator[StreamMessage]:
+def _fact_messages(db: Read, team: UUID, event: EventRow) -> Iterator[StreamMessage]:
     topics = frozenset({f"job:{event.job}"} if event.job else {"budget", "jobs"})
     if event.kind != BatchStored.kind:
         for readable in serialize_events([event]):
-            yield _message(topics, "event", readable, StreamPosition(event.seq, 1))
+            yield _message(topics, "event", readable, team, StreamPosition(event.seq, 1))
         return
     if event.job is None:
         return
@@ -257,11 +268,11 @@ def _fact_messages(db: Read, event: EventRow) -> Iterator[StreamMessage]:
     if points:
         curves = serialize_curves(points)
         points_message = rest.PointsMessage(job=event.job, generation=event.generation or 0, curves=curves)
-        yield _message(topics, "points", points_message, StreamPosition(event.seq, 1))
+        yield _message(topics, "points", points_message, team, StreamPosition(event.seq, 1))
     if lines:
         machine = db.sql.get_one(MachineRow, batch.source)
         logs_message = rest.LogsMessage(job=event.job, lines=serialize_log_lines(lines, {machine.id: machine}))
-        yield _message(topics, "logs", logs_message, StreamPosition(event.seq, 2))
+        yield _message(topics, "logs", logs_message, team, StreamPosition(event.seq, 2))
 
 
 def _job_messages(db: Read, ids: Iterable[UUID]) -> Iterator[StreamMessage]:
@@ -276,6 +287,7 @@ def _budget_messages(db: Read, team: UUID) -> Iterator[StreamMessage]:
 
 
 def _message(
-    topics: frozenset[str], name: str, data: BaseModel, position: StreamPosition | None = None
+    topics: frozenset[str], name: str, data: BaseModel, team: UUID | None = None, position: StreamPosition | None = None
 ) -> StreamMessage:
-    return StreamMessage(topics, name, data.model_dump_json(), position)
+    cursor = position.text(team) if team and position else None
+    return StreamMessage(topics, format_sse_event(data_str=data.model_dump_json(), event=name, id=cursor), position)

@@ -12,7 +12,8 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import Response, StreamingResponse
+from fastapi.sse import format_sse_event
 from prometheus_client import Gauge
 from shoestring_core.errors import InvalidRequest, TooMany, Unauthenticated
 from shoestring_core.store import jobs
@@ -30,7 +31,17 @@ AUTHENTICATION_INTERVAL_S = 5.0
 MAX_STREAMS = 50
 """Streams of one person that a process serves at a time."""
 CURSOR_INTERVAL_S = 10.0
-"""Without messages the cursor is still sent this often, so that it stays recent."""
+"""Without messages the cursor is still sent this often, as an id without data: it stays recent, and no proxy takes the
+connection for dead."""
+MESSAGE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "data": {"type": "string"},
+        "event": {"type": "string"},
+        "id": {"type": "string"},
+        "retry": {"type": "integer", "minimum": 0},
+    },
+}
 
 OPEN_STREAMS = Gauge("shoestring_open_streams", "Open live streams")
 
@@ -91,19 +102,23 @@ def _parse_job_topic(topic: str) -> UUID:
 
 @router.get(
     "/stream",
-    response_class=EventSourceResponse,
+    response_class=Response,
     responses={
         200: {
-            "content": {"text/event-stream": {}},
+            "content": {"text/event-stream": {"itemSchema": MESSAGE_SCHEMA}},
             "description": "Events `job` (Job), `points` (PointsMessage), `logs` (LogsMessage), `event` (Event), "
             "`budget` (Budget), and `resync`: the cursor is too old, read everything again",
         }
     },
 )
-async def stream_events(
-    subscription: Annotated[Subscription, Depends(parse_subscription)],
-) -> AsyncIterator[ServerSentEvent]:
+async def stream_events(subscription: Annotated[Subscription, Depends(parse_subscription)]) -> StreamingResponse:
     """Stream what happens after the cursor, or from now on without one."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_encoded_events(subscription), media_type="text/event-stream", headers=headers)
+
+
+async def _encoded_events(subscription: Subscription) -> AsyncIterator[bytes]:
+    """The stream's bytes. FastAPI would encode every message for every stream."""
     state, team = subscription.state, subscription.team
     ends_at = time.monotonic() + MAX_DURATION_S
     authenticate_at, cursor_sent_at = time.monotonic() + AUTHENTICATION_INTERVAL_S, 0.0
@@ -112,25 +127,18 @@ async def stream_events(
             state.notifier.watch(subscription.jobs),
             state.broadcaster.open_reader(team, subscription.position) as reader,
         ):
-            yield ServerSentEvent(comment="connected", id=reader.position.text(team), retry=1000)
+            yield format_sse_event(comment="connected", id=reader.position.text(team), retry=1000)
             async for group in reader.groups():
                 if time.monotonic() > authenticate_at:
                     if not await run_in_threadpool(subscription.is_authenticated):
                         return
                     authenticate_at = time.monotonic() + AUTHENTICATION_INTERVAL_S
                 if group is None:
-                    yield ServerSentEvent(raw_data="{}", event="resync", id=reader.position.text(team))
+                    yield format_sse_event(data_str="{}", event="resync", id=reader.position.text(team))
                     continue
-                sent = False
-                for message in group.messages_past(reader.position):
-                    if message.topics & subscription.topics:
-                        cursor = message.position.text(team) if message.position else None
-                        yield ServerSentEvent(raw_data=message.data, event=message.name, id=cursor)
-                        sent = True
-                if (
-                    sent or time.monotonic() - cursor_sent_at > CURSOR_INTERVAL_S
-                ):  # an id without data only moves the cursor
-                    yield ServerSentEvent(id=StreamPosition(group.through).text(team))
+                messages = group.encoded_for(subscription.topics, reader.position)
+                if messages or time.monotonic() - cursor_sent_at > CURSOR_INTERVAL_S:
+                    yield messages + format_sse_event(id=StreamPosition(group.through).text(team))
                     cursor_sent_at = time.monotonic()
                 if time.monotonic() > ends_at:
                     return
