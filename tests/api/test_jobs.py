@@ -15,6 +15,7 @@ from shoestring_core.wording.attempts import RankKilled, RolledBack
 from shoestring_core.wording.waits import InQueue
 
 from tests.api.deployment import OFFER, SPEC, Agent, Deployment
+from tests.statements import counted
 
 pytestmark = pytest.mark.any_database
 
@@ -27,6 +28,21 @@ def test_a_job_is_submitted_shown_and_listed(deployment: Deployment) -> None:
     assert (job["state"], job["team"], job["user"]) == ("queued", "vision", "ben")
     assert deployment.member.get(answer.headers["location"]).json()["id"] == job["id"]
     assert [one["id"] for one in deployment.admin.get("/v1/jobs").json()["jobs"]] == [job["id"]]
+
+
+def test_a_submission_takes_few_statements_and_as_many_however_long_the_queue_is(deployment: Deployment) -> None:
+    counts = []
+    deployment.submit()
+    for waiting in (0, 10):
+        for _ in range(waiting):
+            deployment.submit()
+        with counted(deployment.store) as statements:
+            deployment.submit()
+        counts.append((statements.reads, len(statements.writes)))
+    assert counts[0] == counts[1]
+    reads, writes = counts[0]
+    assert reads <= 16
+    assert writes == 4
 
 
 def test_a_repeated_submit_is_one_job(deployment: Deployment) -> None:

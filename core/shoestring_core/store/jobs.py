@@ -43,7 +43,8 @@ def submit(
 
     Raises BudgetExceeded only if a *limit* above it could never cover it; a job that must wait for budget is queued.
     """
-    _check_affordable(db, ledger.create_member_account(db, team, user), spec.limits.cost, min_hold)
+    member = ledger.create_member_account(db, team, user)
+    _check_affordable(db, member, spec.limits.cost, min_hold)
     job_id = uuid7()
     db.sql.execute(
         insert(JobRow).values(
@@ -65,7 +66,7 @@ def submit(
         )
     )
     job = db.sql.get_one(JobRow, job_id)
-    ledger.create_job_account(db, job, spec.limits.cost)
+    ledger.create_job_account(db, job_id, member, spec.limits.cost)
     actor = db.sql.scalar(select(UserRow.name).where(UserRow.id == user)) or ""
     reason: Reason = job_reasons.RetryOf(str(retried_from.id)) if retried_from else job_reasons.Submitted()
     submitted = JobChange(from_state=None, to=JobState.QUEUED)

@@ -64,16 +64,8 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
         for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner.in_(owners)))
     }
     rows = {job.id: JobRows(job, teams[job.team_id], users[job.user_id], accounts.get(str(job.id))) for job in jobs}
-    for generation in db.sql.scalars(
-        select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.number)
-    ):
-        rows[generation.job].generations.append(generation)
-    for machine in db.sql.scalars(
-        select(MachineRow).where(MachineRow.job.in_(ids)).order_by(MachineRow.attempt, MachineRow.ordinal)
-    ):
-        rows[machine.job].machines.append(machine)
-    for job, machine_id, amount in _posted(db, list(accounts.values())):
-        rows[job].posted[machine_id] = rows[job].posted.get(machine_id, 0) + amount
+    if started := [job.id for job in jobs if job.attempt]:
+        _add_attempts(db, rows, started, [accounts[str(job)] for job in started if str(job) in accounts])
     for team in {job.team_id for job in jobs if job.state == JobState.QUEUED}:
         for position, job in enumerate(_head_of_queue(db, team), start=1):
             if job in rows:
@@ -147,6 +139,18 @@ def count_by_state(db: Read) -> tuple[dict[str, int], dict[str, int]]:
     jobs = db.sql.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
     machines = db.sql.execute(select(MachineRow.state, func.count()).group_by(MachineRow.state))
     return dict(jobs.all()), dict(machines.all())
+
+
+def _add_attempts(db: Read, rows: dict[UUID, JobRows], started: list[UUID], accounts: list[AccountRow]) -> None:
+    """Add what only jobs have that had an attempt."""
+    generations = select(GenerationRow).where(GenerationRow.job.in_(started)).order_by(GenerationRow.number)
+    for generation in db.sql.scalars(generations):
+        rows[generation.job].generations.append(generation)
+    machines = select(MachineRow).where(MachineRow.job.in_(started)).order_by(MachineRow.attempt, MachineRow.ordinal)
+    for machine in db.sql.scalars(machines):
+        rows[machine.job].machines.append(machine)
+    for job, machine_id, amount in _posted(db, accounts):
+        rows[job].posted[machine_id] = rows[job].posted.get(machine_id, 0) + amount
 
 
 def _head_of_queue(db: Read, team: UUID) -> Iterable[UUID]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, select
@@ -25,16 +26,16 @@ def create_accounts(db: Write, org: str, team: UUID, member: UUID | None = None)
     return account if member is None else _create(db, "member", f"{team}/{member}", parent=account.id)
 
 
-def create_job_account(db: Write, job: JobRow, limit_micro: int | None) -> AccountRow:
+def create_job_account(db: Write, job: UUID, member: AccountRow, limit_micro: int | None) -> None:
     """The account of a new job, below that of its member."""
-    parent = create_member_account(db, job.team_id, job.user_id)
-    return _create(db, "job", str(job.id), parent=parent.id, limit_micro=limit_micro)
+    db.insert_new(AccountRow, **_new("job", str(job), member.id, limit_micro))
 
 
 def create_member_account(db: Write, team: UUID, user: UUID) -> AccountRow:
     """The account of a member, created if it is missing."""
-    parent = team_account(db, team)
-    return _create(db, "member", f"{team}/{user}", parent=parent.id)
+    owner = f"{team}/{user}"
+    existing = db.sql.scalar(_by_owner("member", owner))
+    return existing or _create(db, "member", owner, parent=team_account(db, team).id)
 
 
 def job_account(db: Read, job: UUID) -> AccountRow:
@@ -110,20 +111,18 @@ def titles(db: Read, accounts: Sequence[AccountRow]) -> dict[UUID, str]:
     return named
 
 
-def _create(db: Write, kind: str, owner: str, parent: UUID | None, limit_micro: int | None = None) -> AccountRow:
+def _create(db: Write, kind: str, owner: str, parent: UUID | None) -> AccountRow:
     if (existing := db.sql.scalar(_by_owner(kind, owner))) is not None:
         return existing
-    db.insert_new(
-        AccountRow,
-        id=uuid7(),
-        kind=kind,
-        owner=owner,
-        period="",
-        parent=parent,
-        level=LEVELS[kind],
-        limit_micro=limit_micro,
-    )
+    db.insert_new(AccountRow, **_new(kind, owner, parent))
     return account_of(db, kind, owner)
+
+
+def _new(kind: str, owner: str, parent: UUID | None, limit_micro: int | None = None) -> dict[str, Any]:
+    return {
+        "id": uuid7(), "kind": kind, "owner": owner, "period": "", "parent": parent, "level": LEVELS[kind],
+        "limit_micro": limit_micro,
+    }  # fmt: skip
 
 
 def _by_owner(kind: str, owner: str) -> Select[AccountRow]:
