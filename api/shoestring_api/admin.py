@@ -136,6 +136,7 @@ def _ensure_key(db: Write, member: identity.Principal, file: Path) -> str:
         pass
     key = identity.create_key(db, "pat", member, None)[1]
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+        os.fchmod(opened.fileno(), 0o600)  # a file that was there has its own mode
         opened.write(key + "\n")
     return key
 

@@ -43,6 +43,7 @@ def principal(store: Store, key: str) -> identity.Principal:
 
 def test_a_member_is_added_listed_promoted_and_removed(run, store: Store, tmp_path: Path) -> None:
     file = tmp_path / "ada.key"
+    file.touch(0o644)
     add = ("add-member", "--team", "vision", "--user", "ada", "--role", "admin", "--key-file", str(file))
     assert run(*add)[1] == {"team": "vision", "user": "ada", "role": "admin"}
     assert file.stat().st_mode & 0o777 == 0o600
