@@ -107,6 +107,16 @@ def _replace_by_link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(root: Path):
+    (root / "cifar" / "cifar-10-batches-bin").mkdir(parents=True)
+    for pipe in (root / "weights", root / "cifar" / "cifar-10-batches-bin" / "data_batch_1.bin"):
+        os.mkfifo(pipe)
+    with pytest.raises(DataError, match="weights is a pipe"):
+        warm_start(nn.Linear(1, 1), root / "weights")
+    with pytest.raises(DataError, match=r"data_batch_1\.bin is a pipe"):
+        load_cifar10(root / "cifar", Settings(verify_checksums=False))
+
+
 def test_what_was_opened_counts_if_a_link_is_changed_in_between(root: Path, monkeypatch: pytest.MonkeyPatch):
     (root / "a").symlink_to(root / "set" / "cat" / "0.png")
     opened = Path.open

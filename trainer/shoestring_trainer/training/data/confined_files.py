@@ -20,8 +20,13 @@ ROOTS_VARIABLE, HOOKS_ROOTS_VARIABLE = "SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOK
 
 
 def open_confined(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises DataError if links lead out of the roots, and OSError as `open` does."""
+    """Open a file for reading. Raises DataError if links lead out of the roots, and OSError as `open` does.
+
+    Pipes are refused: to open one waits for its writer, for ever.
+    """
     require_confined(path)
+    if path.is_fifo():
+        raise DataError(f"{path} is a pipe, not a file; give the path of a file")
     file = path.open("rb")
     try:  # what was opened counts: links may have been changed since
         _require_below_roots(path, os.path.realpath(f"/proc/self/fd/{file.fileno()}"))
