@@ -216,7 +216,8 @@ class Client:
             try:
                 for event in self._stream_once(topics, cursor):
                     failures, cursor = 0, event.cursor or cursor
-                    yield event
+                    if event.name != "ping":
+                        yield event
             except httpx.TransportError as broken:
                 failures += 1
                 if failures >= MAX_TRIES * 2:
@@ -267,6 +268,11 @@ def is_complete(artifact: rest.Artifact, path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == artifact.sha256
+
+
+def short_id(job: UUID | str) -> str:
+    """The characters by which jobs are shown: the last ones, because jobs of one time begin alike."""
+    return str(job)[-8:]
 
 
 def stream_lines(blocks: Iterable[bytes]) -> Iterator[str]:

@@ -561,6 +561,8 @@ class Me(Resource):
     csrf: str | None = None
     """Send as X-CSRF-Token on unsafe methods when signed in by cookie."""
     version: str
+    cursor: str
+    """Position in the event feed: a stream opened with this cursor misses nothing that is read from now on."""
 
 
 class Key(Resource):
@@ -622,7 +624,8 @@ class ProblemDocument(Resource):
 
 
 # SSE events of GET /v1/stream?topics=jobs,job:ID,budget&cursor=…: `job` (Job), `points` (PointsMessage),
-# `logs` (LogsMessage), `event` (Event), `budget` (Budget), `resync` ({}: the cursor is too old; reload everything).
+# `logs` (LogsMessage), `event` (Event), `budget` (Budget), `resync` ({}: the cursor is too old; reload everything),
+# `ping` ({}: there was nothing else for a while).
 
 
 class PointsMessage(Resource):

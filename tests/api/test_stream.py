@@ -166,6 +166,22 @@ def test_the_stream_of_a_browser_ends_when_that_is_signed_out(
 
 
 @pytest.mark.any_database
+def test_a_stream_without_messages_is_seen_to_be_alive(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PING_INTERVAL_S", 0)
+    start = deployment.member.get("/v1/me").json()["cursor"]
+    with deployment.stream("jobs") as messages:
+        ping = next(messages)
+    assert (ping.name, ping.data, ping.cursor) == ("ping", {}, start)
+
+
+def test_a_stream_from_the_cursor_of_the_sign_in_misses_nothing(deployment: Deployment) -> None:
+    start = deployment.member.get("/v1/me").json()["cursor"]
+    job = deployment.submit()
+    with deployment.stream("jobs", start) as messages:
+        assert next(messages).data["id"] == str(job)
+
+
+@pytest.mark.any_database
 def test_a_person_has_at_most_so_many_streams(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "MAX_STREAMS", 1)
     with deployment.stream("jobs"):

@@ -99,7 +99,9 @@ def answer(request: httpx.Request) -> httpx.Response:
     if path == "/v1/offers":
         return httpx.Response(200, json={"offers": [OFFER], "not_offered": [NOT_OFFERED]})
     if path == "/v1/me":
-        return httpx.Response(200, json={"user": HOSTILE, "team": HOSTILE, "role": "admin", "version": "0"})
+        return httpx.Response(
+            200, json={"user": HOSTILE, "team": HOSTILE, "role": "admin", "version": "0", "cursor": ""}
+        )
     if path.startswith("/v1/budgets"):
         return httpx.Response(200, json={"budgets": [BUDGET]} if request.method == "GET" else BUDGET)
     return httpx.Response(200, json=ANSWERS[path.removeprefix(job)])

@@ -29,7 +29,9 @@ function SignedIn({ address }: { address: URL }) {
   const who = useQuery(me);
   const signedIn = who.data !== undefined;
   useEffect(() => {
-    if (!signedIn) return undefined;
+    const read = queries.getQueryData(me.queryKey);
+    if (!signedIn || !read) return undefined;
+    stream.startAt(read.cursor);
     return stream.subscribe({ topics: ["jobs", "budget"], receive, refetchAll });
   }, [signedIn]);
   if (!who.data) {

@@ -8,8 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
 from shoestring_core.errors import InvalidRequest, NotFound
-from shoestring_core.store import identity, queries, sessions
-from shoestring_core.store.db import Write
+from shoestring_core.store import events, identity, queries, sessions
+from shoestring_core.store.db import Read, Write
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import KeyRow
 
@@ -25,9 +25,9 @@ DAY_US = 86_400_000_000
 
 
 @router.get("/v1/me")
-def get_me(caller: Caller) -> rest.Me:
+def get_me(caller: Caller, db: ReadDep) -> rest.Me:
     """Return the caller."""
-    return _serialize_me(caller)
+    return _serialize_me(db, caller)
 
 
 @router.post("/v1/session")
@@ -36,17 +36,17 @@ def sign_in(body: rest.LoginRequest, state: StateDep, request: Request, response
     if (body.key is None) == (body.code is None):
         raise InvalidRequest("Send either `key` or `code`.")
 
-    def work(db: Write) -> tuple[sessions.NewSession, Principal]:
+    def work(db: Write) -> tuple[sessions.NewSession, rest.Me]:
         if body.key is not None:
             principal = identity.authenticate(db, body.key.strip())
             signed_in = sessions.open_session(db, principal)
         else:
             signed_in = sessions.redeem_login_code(db, body.code or "")
-        return signed_in, sessions.authenticate(db, signed_in.secret)
+        return signed_in, _serialize_me(db, sessions.authenticate(db, signed_in.secret))
 
-    signed_in, principal = state.store.write(work)
+    signed_in, me = state.store.write(work)
     _set_session_cookie(state, request, response, signed_in)
-    return _serialize_me(principal)
+    return me
 
 
 @router.delete("/v1/session", status_code=204)
@@ -101,13 +101,14 @@ def revoke_key(key_id: UUID, state: StateDep, caller: Caller) -> None:
     state.store.write(work)
 
 
-def _serialize_me(principal: Principal) -> rest.Me:
+def _serialize_me(db: Read, principal: Principal) -> rest.Me:
     return rest.Me(
         user=principal.user_name,
         team=principal.team_name,
         role=principal.role,
         csrf=principal.csrf,
         version=VERSION,
+        cursor=events.to_cursor(principal.team, events.latest_seq(db, principal.team)),
     )
 
 

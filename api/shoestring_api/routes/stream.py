@@ -30,9 +30,9 @@ AUTHENTICATION_INTERVAL_S = 5.0
 """A stream is authenticated again this often: it ends with the key or session that it was opened with."""
 MAX_STREAMS = 50
 """Streams of one person that a process serves at a time."""
-CURSOR_INTERVAL_S = 10.0
-"""Without messages the cursor is still sent this often, as an id without data: it stays recent, and no proxy takes the
-connection for dead."""
+PING_INTERVAL_S = 5.0
+"""Without messages a ping with the cursor is sent this often: the cursor stays recent, and a viewer knows that the
+service is alive."""
 MESSAGE_SCHEMA = {
     "type": "object",
     "properties": {
@@ -107,7 +107,8 @@ def _parse_job_topic(topic: str) -> UUID:
         200: {
             "content": {"text/event-stream": {"itemSchema": MESSAGE_SCHEMA}},
             "description": "Events `job` (Job), `points` (PointsMessage), `logs` (LogsMessage), `event` (Event), "
-            "`budget` (Budget), and `resync`: the cursor is too old, read everything again",
+            "`budget` (Budget), `ping` every 5 s without others, and `resync`: the cursor is too old, read everything "
+            "again",
         }
     },
 )
@@ -121,7 +122,7 @@ async def _encoded_events(subscription: Subscription) -> AsyncIterator[bytes]:
     """The stream's bytes. FastAPI would encode every message for every stream."""
     state, team = subscription.state, subscription.team
     ends_at = time.monotonic() + MAX_DURATION_S
-    authenticate_at, cursor_sent_at = time.monotonic() + AUTHENTICATION_INTERVAL_S, 0.0
+    authenticate_at, sent_at = time.monotonic() + AUTHENTICATION_INTERVAL_S, time.monotonic()
     with OPEN_STREAMS.track_inprogress(), _counted(state, subscription.user):
         async with (
             state.notifier.watch(subscription.jobs),
@@ -137,9 +138,13 @@ async def _encoded_events(subscription: Subscription) -> AsyncIterator[bytes]:
                     yield format_sse_event(data_str="{}", event="resync", id=reader.position.text(team))
                     continue
                 messages = group.encoded_for(subscription.topics, reader.position)
-                if messages or time.monotonic() - cursor_sent_at > CURSOR_INTERVAL_S:
-                    yield messages + format_sse_event(id=StreamPosition(group.through).text(team))
-                    cursor_sent_at = time.monotonic()
+                through = StreamPosition(group.through).text(team)
+                if messages:
+                    yield messages + format_sse_event(id=through)  # an id without data only moves the cursor
+                    sent_at = time.monotonic()
+                elif time.monotonic() - sent_at >= PING_INTERVAL_S:
+                    yield format_sse_event(data_str="{}", event="ping", id=through)
+                    sent_at = time.monotonic()
                 if time.monotonic() > ends_at:
                     return
 

@@ -1627,6 +1627,8 @@ export interface components {
             csrf: string | null;
             /** Version */
             version: string;
+            /** Cursor */
+            cursor: string;
         };
         /**
          * MemberStatus
@@ -3369,7 +3371,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events `job` (Job), `points` (PointsMessage), `logs` (LogsMessage), `event` (Event), `budget` (Budget), and `resync`: the cursor is too old, read everything again */
+            /** @description Events `job` (Job), `points` (PointsMessage), `logs` (LogsMessage), `event` (Event), `budget` (Budget), `ping` every 5 s without others, and `resync`: the cursor is too old, read everything again */
             200: {
                 headers: {
                     [name: string]: unknown;

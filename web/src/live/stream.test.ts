@@ -1,5 +1,5 @@
 import { beforeEach, describe, expect, test } from "vitest";
-import { streamUrl, backOff, type Message, Stream } from "./stream";
+import { streamUrl, backOff, MAX_SILENCE_MS, type Message, Stream } from "./stream";
 
 /** An EventSource whose events the test sends. */
 class FakeEventSource extends EventTarget {
@@ -45,9 +45,10 @@ beforeEach(() => {
   });
 });
 
-function runTimers(): number[] {
-  const due = [...timers.entries()];
-  timers.clear();
+/** Runs the timers of connections, or those that notice silence, and returns their times. */
+function runTimers({ silence = false } = {}): number[] {
+  const due = [...timers.entries()].filter(([, { ms }]) => (ms === MAX_SILENCE_MS) === silence);
+  for (const [timer] of due) timers.delete(timer);
   for (const [, { act }] of due) act();
   return due.map(([, { ms }]) => ms);
 }
@@ -124,6 +125,58 @@ describe("refetching", () => {
     latest().fail();
     runTimers();
     expect(latest().url).toContain("cursor=c9");
+  });
+});
+
+describe("the first connection", () => {
+  test("starts where reading began, so that nothing is read twice", () => {
+    stream.startAt("c1");
+    const one = subscribe(["jobs"]);
+    runTimers();
+    latest().open();
+    expect(latest().url).toContain("cursor=c1");
+    expect(one.refetches()).toBe(0);
+  });
+
+  test("of the next to sign in starts at another position", () => {
+    stream.startAt("c1");
+    subscribe(["jobs"]).stop();
+    runTimers();
+    stream.startAt("c2");
+    subscribe(["jobs"]);
+    runTimers();
+    expect(latest().url).toContain("cursor=c2");
+  });
+});
+
+describe("a silent connection", () => {
+  test("is reconnected from the last ping's cursor, whether it was open or never answered", () => {
+    const one = subscribe(["jobs"]);
+    runTimers();
+    latest().open();
+    latest().emit("ping", {}, "c5");
+    runTimers({ silence: true });
+    expect(stream.status).toBe("reconnecting");
+    expect(latest().closed).toBe(true);
+    runTimers();
+    expect(sources).toHaveLength(2);
+    expect(latest().url).toContain("cursor=c5");
+    runTimers({ silence: true }); // it does not even open
+    runTimers();
+    expect(sources).toHaveLength(3);
+    expect(latest().url).toContain("cursor=c5");
+    expect(one.refetches()).toBe(1);
+  });
+
+  test("is one without messages and pings: each of them starts the wait again", () => {
+    subscribe(["jobs"]);
+    runTimers();
+    latest().open();
+    const before = [...timers.keys()];
+    latest().emit("job", {}, "c1");
+    latest().emit("ping", {}, "c2");
+    expect(timers.size).toBe(1);
+    expect([...timers.keys()]).not.toEqual(before);
   });
 });
 

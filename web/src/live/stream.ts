@@ -23,6 +23,8 @@ export interface Subscriber {
 }
 
 const NAMES = ["job", "points", "logs", "event", "budget"] as const;
+/** The service sends a ping after five seconds without messages. A connection that is silent for longer than two is dead. */
+export const MAX_SILENCE_MS = 12_000;
 const FIRST_RETRY_MS = 250;
 const MAX_RETRY_MS = 10_000;
 /** A hidden tab closes its connection after this time, because browsers allow about six connections to one host. */
@@ -47,6 +49,7 @@ export class Stream {
   private frameRequested = false;
   private failures = 0;
   private timer: number | null = null;
+  private silenceTimer: number | null = null;
   private asleep = false;
   private state: Status = "connecting";
   /** Called when a connection could not be opened, perhaps because the session expired. */
@@ -62,6 +65,11 @@ export class Stream {
     this.watchers.add(listener);
     return () => this.watchers.delete(listener);
   };
+
+  /** Start at this position of the feed, from before anything was read: then nothing has to be read again. */
+  startAt(cursor: string): void {
+    this.cursor ??= cursor;
+  }
 
   subscribe(subscriber: Subscriber): () => void {
     this.subscribers.add(subscriber);
@@ -105,20 +113,32 @@ export class Stream {
     const topics = this.topics();
     if (this.asleep || (topics === this.connectedTopics && this.source)) return;
     this.disconnect();
-    if (topics === "") return;
+    if (topics === "") {
+      this.cursor = null; // signed out: the next to sign in may be of another team
+      return;
+    }
     const withoutCursor = this.cursor === null;
     const source = this.deps.open(streamUrl(topics, this.cursor));
     this.source = source;
     this.connectedTopics = topics;
+    this.expectMessages(source);
     source.addEventListener("open", () => {
+      this.expectMessages(source);
       this.failures = 0;
       this.setStatus("live");
       if (withoutCursor) this.refetchAll();
     });
     source.addEventListener("error", () => this.retry(source));
     for (const name of NAMES) {
-      source.addEventListener(name, (event) => this.enqueue(name, event as MessageEvent<string>));
+      source.addEventListener(name, (event) => {
+        this.expectMessages(source);
+        this.enqueue(name, event as MessageEvent<string>);
+      });
     }
+    source.addEventListener("ping", (event) => {
+      this.expectMessages(source);
+      this.cursor = (event as MessageEvent<string>).lastEventId || this.cursor;
+    });
     source.addEventListener("resync", (event) => {
       this.cursor = (event as MessageEvent<string>).lastEventId || null;
       this.queue = [];
@@ -126,7 +146,20 @@ export class Stream {
     });
   }
 
+  /** Reconnect unless the connection brings something in time. */
+  private expectMessages(source: EventSource): void {
+    if (source !== this.source) return;
+    this.stopExpecting();
+    this.silenceTimer = this.deps.setTimer(() => this.reconnect(), MAX_SILENCE_MS);
+  }
+
+  private stopExpecting(): void {
+    if (this.silenceTimer !== null) this.deps.clearTimer(this.silenceTimer);
+    this.silenceTimer = null;
+  }
+
   private disconnect(): void {
+    this.stopExpecting();
     this.source?.close();
     this.source = null;
     this.connectedTopics = null;
@@ -134,13 +167,16 @@ export class Stream {
 
   private retry(source: EventSource): void {
     if (source !== this.source) return;
-    const wasOpen = this.failures === 0 && this.state === "live";
-    this.disconnect();
-    this.setStatus("reconnecting");
-    if (!wasOpen) {
+    if (this.failures > 0 || this.state !== "live") {
       this.cursor = null; // the cursor may be the cause; without one everything is fetched again
       this.onRefused();
     }
+    this.reconnect();
+  }
+
+  private reconnect(): void {
+    this.disconnect();
+    this.setStatus("reconnecting");
     this.schedule(backOff(this.failures++, this.deps.random()));
   }
 
