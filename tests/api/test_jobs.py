@@ -11,7 +11,7 @@ from shoestring_core import rest, wire
 from shoestring_core.decide import failures
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.fleet.offers import save_offers
-from shoestring_core.wording.attempts import RankKilled, RolledBack
+from shoestring_core.wording.attempts import MachinePreempted, RankKilled, RolledBack
 from shoestring_core.wording.waits import InQueue
 
 from tests.api.deployment import OFFER, SPEC, Agent, Deployment
@@ -190,7 +190,7 @@ def test_a_job_says_which_batches_it_does_without(deployment: Deployment) -> Non
     agent.checkpoint(3, {"model.safetensors": b"good"})
     verdict = failures.Restart(RolledBack("the loss of step 5 is nan", 4, 5), skip=(4, 5))
     assert deployment.store.write(lambda db: gangs.apply_action(db, job, 1, 1, verdict))
-    assert deployment.job(job).status_text == "Training, skipping the batches of steps 4 to 5 (NaN/Inf)."
+    assert deployment.job(job).status_text.endswith(", skipping the batches of steps 4 to 5 (NaN/Inf).")
     run = agent.report(member={"generation": 2, "state": "ready", "port": 29500}).order.run
     assert run is not None
     assert run.resume is not None
@@ -201,6 +201,21 @@ def test_a_job_says_which_batches_it_does_without(deployment: Deployment) -> Non
     events = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
     text = "the loss of step 5 is nan; rolling back and skipping the batches of steps 4 to 5."
     assert {**verdict.reason.as_json(), "text": text} in [event["reason"] for event in events]
+
+
+def test_a_job_that_recovers_says_so_and_shows_no_value_of_the_steps_that_it_lost(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    agent.points(range(1, 9))
+    agent.checkpoint(3, {"model.safetensors": b"good"})
+    agent.points(range(9, 12), name="val/acc")
+    assert deployment.job(job).latest == {"train/loss": 8.1, "val/acc": 11.1}
+    assert deployment.store.write(lambda db: gangs.apply_action(db, job, 1, 1, failures.Restart(MachinePreempted(0))))
+    recovering = deployment.job(job)
+    assert recovering.status_text == "Recovering (attempt 1): resuming from the last checkpoint."
+    assert (recovering.latest, recovering.progress.step) == ({"train/loss": 3.1}, 3)
+    agent.report(member={"generation": 2, "state": "ready", "port": 29500})
+    agent.points(range(4, 6), generation=2)
+    assert (deployment.job(job).status_text, deployment.job(job).latest) == ("Training.", {"train/loss": 5.2})
 
 
 def started(agent: Agent) -> wire.LaunchConfig:

@@ -126,3 +126,15 @@ def test_a_retry_keeps_the_machines_that_were_chosen(known: Deployment) -> None:
     known.member.post(f"/v1/jobs/{job['id']}:stop")
     again = known.member.post(f"/v1/jobs/{job['id']}:retry").json()
     assert (again["spec"], again["sizing"]) == (job["spec"], job["sizing"])
+
+
+def test_more_machines_than_there_ever_are_are_refused_wherever_they_are_asked_for(deployment: Deployment) -> None:
+    offer = Offer(**{**vars(OFFER), "slots": 2})
+    deployment.store.write(lambda db: save_offers(db, OFFER.provider, [offer], deployment.state.timeouts))
+    for path in ("/v1/plans", "/v1/jobs"):
+        answer = deployment.member.post(path, json={"spec": QUICK | {"resources": {"nodes": 4}}})
+        (problem,) = answer.json()["errors"]
+        assert (answer.status_code, problem["pointer"], problem["code"]) == (422, "/resources/nodes", "too-few-slots")
+        assert "shoestring up --slots 4" in problem["message"]
+    assert deployment.member.get("/v1/jobs").json()["jobs"] == []
+    deployment.submit(resources={"nodes": 2})

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from shoestring_core import rest
+from shoestring_core.decide.placement import require_enough_slots
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.sizing import Choice, Option, SizingInputs, SizingRecord, choose_machines
 from shoestring_core.decide.sizing_reasons import explain
 from shoestring_core.errors import TimeLimitUnmet
@@ -25,6 +27,7 @@ def plan_job(body: rest.PlanJobRequest, state: StateDep, db: ReadDep, caller: Ca
     """Return what the job would run on. Nothing is stored."""
     spec = parse_spec(body.spec, caller, state)
     inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec)
+    require_enough_slots(inputs.offers, Requirements.of(spec.resources))
     return _serialize(inputs, choose_machines(inputs))
 
 

@@ -15,23 +15,26 @@ from shoestring_api.serializers.stored import read_reason, read_spans
 
 def status_of(rows: JobRows) -> Reason:
     row = rows.job
+    newest, skipped = rows.generations[-1] if rows.generations else None, read_spans(row.skipped_step_spans)
     match JobState(row.state):
         case JobState.AWAITING_APPROVAL:
             return jobs.AwaitingApproval()
         case JobState.QUEUED:
             return jobs.Waiting(wait_reason_of(rows), read_reason(wait_detail_of(rows)), rows.queue_position)
-        case JobState.LAUNCHING:
-            return jobs.StartingMachines() if row.first_step_at is None else jobs.Recovering()
-        case JobState.RUNNING:
-            skipped = read_spans(row.skipped_step_spans)
-            return jobs.Preparing(skipped) if row.first_step_at is None else jobs.Training(skipped)
+        case JobState.LAUNCHING if row.first_step_at is None:
+            return jobs.StartingMachines()
+        case JobState.RUNNING if row.first_step_at is None:
+            return jobs.Preparing(skipped)
+        case JobState.RUNNING if newest is not None and newest.first_step_at is not None:
+            return jobs.Training(skipped)
+        case JobState.LAUNCHING | JobState.RUNNING:
+            return jobs.Recovering(row.attempt, skipped)
         case JobState.STOPPING:
             return jobs.Stopping(StopReason(row.stop_reason))
         case JobState.PAUSED:
             return jobs.PausedByBudget() if row.stop_reason == StopReason.BUDGET else jobs.Paused()
         case JobState.ENDED:
-            end_reason, detail = EndReason(row.end_reason or ""), read_reason(row.end_detail)
-            return jobs.Ended(end_reason, detail, read_spans(row.skipped_step_spans))
+            return jobs.Ended(EndReason(row.end_reason or ""), read_reason(row.end_detail), skipped)
 
 
 def wait_reason_of(rows: JobRows) -> WaitReason | None:

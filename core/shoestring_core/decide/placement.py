@@ -12,6 +12,8 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.refusals import RecentRefusal, RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
+from shoestring_core.errors import InvalidSpec, Problem
+from shoestring_core.wording.waits import TooFewSlots
 
 MAX_OFFER_AGE = 60 * S
 """A provider that has not answered for this long gets no new machines."""
@@ -67,6 +69,17 @@ def rank_offers(
             passed_over.append(PassedOver(offer, reason))
     suitable.sort(key=lambda pair: (pair[0], _by_price(pair[1])))
     return Placement(tuple(offer for _, offer in suitable), tuple(passed_over))
+
+
+def require_enough_slots(offers: Iterable[Offer], requirements: Requirements) -> None:
+    """Raise InvalidSpec for a job that could only wait for ever: what would suit it never has as many machines."""
+    placement = rank_offers(offers, requirements)
+    too_small = [one.offer for one in placement.passed_over if one.reason == "slots"]
+    if placement.ranked or not too_small:
+        return
+    largest = max(too_small, key=lambda offer: offer.slots or 0)
+    reason = TooFewSlots(requirements.nodes, largest.provider, largest.slots or 0)
+    raise InvalidSpec([Problem("/resources/nodes", reason.text(), "too-few-slots")])
 
 
 def _mismatch(offer: Offer, requirements: Requirements, now: int | None) -> Mismatch | None:

@@ -19,9 +19,9 @@ def _summarize(inputs: SizingInputs, choice: Choice) -> Reason:
     limit_s = inputs.time_limit_s
     if choice.outcome == "unmeasured":
         if not choice.options:
-            return reasons.NotMeasured(choice.nodes, limit_s)
+            return reasons.NotMeasured(choice.nodes, limit_s, _per_hour(inputs, choice.nodes))
         counts = sorted({option.nodes for option in choice.options})
-        return reasons.CountNotMeasured(choice.nodes, tuple(counts), limit_s)
+        return reasons.CountNotMeasured(choice.nodes, tuple(counts), limit_s, _per_hour(inputs, choice.nodes))
     if choice.outcome != "infeasible":
         assert choice.option is not None
         return reasons.MachinesChosen(_estimate(choice.option), limit_s, choice.sufficient_time_limit_s)
@@ -30,6 +30,12 @@ def _summarize(inputs: SizingInputs, choice: Choice) -> Reason:
         return reasons.TimeLimitTooShort(_estimate(choice.option), limit_s, choice.sufficient_time_limit_s)
     nearest = min(choice.options, key=lambda option: (option.run_upper_s > limit_s, by_cost(option)))
     return reasons.NoFeasibleMachines(limit_s, _obstacle(inputs, nearest))
+
+
+def _per_hour(inputs: SizingInputs, nodes: int) -> str | None:
+    """Dollars for so many of the machines that the job would get."""
+    best = rank_offers(inputs.offers, inputs.requirements).best
+    return money.to_decimal(nodes * money.cost(best.price, 3_600_000_000)) if best else None
 
 
 def _why_not_faster(inputs: SizingInputs, choice: Choice) -> Reason | None:

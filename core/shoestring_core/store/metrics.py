@@ -9,6 +9,7 @@ the other steps of a generation were rolled back.
 
 from __future__ import annotations
 
+import math
 import sys
 from array import array
 from collections import defaultdict
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 
 from shoestring_core import wire
 from shoestring_core.errors import InvalidRequest
@@ -180,6 +181,35 @@ def load_curves(
             generation = None if merged or machine else chunk.generation
             parts[_CurveKey(name, generation, machine, not kept)][step] = (time, value)
     return [_curve(*key, part) for key, part in sorted(parts.items(), key=lambda item: item[0].sort_key)]
+
+
+def load_latest(db: Read, job: UUID, last: int) -> dict[str, float]:
+    """The value of each series of the training at step `last` of the merged curve, or at the last one before it.
+
+    Of each series and generation only the chunks that contain it are read.
+    """
+    owned = owned_steps(db.sql.scalars(select(GenerationRow).where(GenerationRow.job == job)))
+    latest: dict[str, float] = {}
+    for number, steps in sorted(owned.items()):
+        through = last if steps.last is None else min(last, steps.last)
+        of_generation = (MetricChunkRow.generation == number, MetricChunkRow.first_step <= through)
+        newest = select(MetricChunkRow.series, func.max(MetricChunkRow.first_step)).where(*of_generation)
+        newest = newest.join(SeriesRow, SeriesRow.id == MetricChunkRow.series).group_by(MetricChunkRow.series)
+        newest = newest.where(SeriesRow.job == job, SeriesRow.name.not_like(f"{SYSTEM_PREFIX}%"))
+        chunks = select(MetricChunkRow, SeriesRow.name).join(SeriesRow, SeriesRow.id == MetricChunkRow.series)
+        chunks = chunks.where(tuple_(MetricChunkRow.series, MetricChunkRow.first_step).in_(newest), *of_generation)
+        ends: dict[str, tuple[int, float]] = {}
+        for chunk, name in db.sql.execute(chunks.order_by(MetricChunkRow.source, MetricChunkRow.seq)):
+            points = [(step, value) for step, _, value in unpack(chunk) if step in steps and step <= last]
+            ends[name] = max([*points, ends.get(name, (0, 0.0))], key=lambda point: point[0])
+        latest |= {name: value for name, (step, value) in ends.items() if step}
+    return latest
+
+
+def epoch_milli(latest: Mapping[str, float]) -> int | None:
+    """Thousandths of the epoch among a job's latest values; None if it is no such number."""
+    epoch = latest.get("epoch", math.nan)
+    return round(epoch * 1000) if math.isfinite(epoch) and 0 <= epoch < 2**40 else None
 
 
 def load_energy_curves(db: Read, job: UUID) -> list[StoredCurve]:

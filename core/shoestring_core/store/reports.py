@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -105,11 +104,10 @@ def _update_job(
         if job.first_step_at is None:
             changes["first_step_at"] = func.coalesce(JobRow.first_step_at, first_at)
         if batch.generation >= job.generation:
-            latest = job.latest | {name: column.latest_value for name, column in columns.items()}
-            changes["latest"] = dict(itertools.islice(latest.items(), metrics.MAX_SERIES))
-            epoch = columns.get("epoch")
-            if epoch and math.isfinite(epoch.latest_value) and 0 <= epoch.latest_value < 2**40:
-                changes["last_epoch_milli"] = round(epoch.latest_value * 1000)
+            latest = {name: column.latest_value for name, column in columns.items()}
+            changes["latest"] = dict(itertools.islice((job.latest | latest).items(), metrics.MAX_SERIES))
+            if (epoch := metrics.epoch_milli(latest)) is not None:
+                changes["last_epoch_milli"] = epoch
     for event in batch.events:
         total = event.data.get("steps_total")
         if event.kind == "started" and type(total) is int and 0 < total < 2**62:

@@ -83,10 +83,14 @@ class StartingMachines(Reason):
 
 @dataclass(frozen=True)
 class Recovering(Reason):
+    """It has trained, but its current generation has no step yet."""
+
     code = "recovering"
+    attempt: int
+    skipped: tuple[Span, ...]
 
     def text(self) -> str:
-        return "Recovering: starting machines to resume from the last checkpoint."
+        return f"Recovering (attempt {self.attempt}): resuming from the last checkpoint{_skipping(self.skipped)}."
 
 
 @dataclass(frozen=True)

@@ -83,23 +83,27 @@ class MachinesChosen(Reason):
 
 @dataclass(frozen=True)
 class NotMeasured(Reason):
+    """`per_hour`: dollars for all machines together, at today's price; None if nothing is offered."""
+
     code = "not_measured"
     nodes: int
     time_limit_s: FiniteFloat | None
+    per_hour: str | None
 
     def text(self) -> str:
-        runs_on = f"it runs on {machines(self.nodes)}{_until(self.time_limit_s)}"
+        runs_on = f"it runs on {machines(self.nodes)}{_at(self.per_hour)}{_until(self.time_limit_s)}"
         return f"No similar run has been measured yet; {runs_on}."
 
 
 @dataclass(frozen=True)
 class CountNotMeasured(Reason):
-    """`measured`: the counts that can be estimated, ascending."""
+    """`measured`: the counts that can be estimated, ascending. `per_hour` as in NotMeasured."""
 
     code = "count_not_measured"
     nodes: int
     measured: tuple[int, ...]
     time_limit_s: FiniteFloat | None
+    per_hour: str | None
 
     def text(self) -> str:
         counts = ", ".join(map(str, self.measured))
@@ -107,7 +111,7 @@ class CountNotMeasured(Reason):
             counts = f"{self.measured[0]} to {self.measured[-1]}"
         return (
             f"There is no measurement for {machines(self.nodes)}, only for {counts}; "
-            f"it runs as requested{_until(self.time_limit_s)}."
+            f"it runs as requested{_at(self.per_hour)}{_until(self.time_limit_s)}."
         )
 
 
@@ -272,6 +276,10 @@ class TypesNotMeasured(Reason):
 
     def text(self) -> str:
         return f"{', '.join(self.types)} {'has' if len(self.types) == 1 else 'have'} not been measured."
+
+
+def _at(per_hour: str | None) -> str:
+    return f" for ${per_hour} per hour" if per_hour else ""
 
 
 def _until(time_limit_s: float | None) -> str:

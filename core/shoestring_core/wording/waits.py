@@ -69,8 +69,8 @@ class TooFewSlots(WaitDetail):
 
     def text(self) -> str:
         return (
-            f"Needs {machines(self.nodes)} at once and {self.provider} has {self.slots} in all. "
-            "Stop it and submit it with fewer nodes, or have the provider's limit raised."
+            f"Needs {machines(self.nodes)} at once, and {self.provider} has {self.slots} in all. Submit it with fewer, "
+            f"or raise the limit: on this computer with shoestring up --slots {self.nodes}."
         )
 
 

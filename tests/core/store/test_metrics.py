@@ -97,6 +97,23 @@ def test_points_belong_to_the_steps_of_their_generation(world: World, job: JobRo
     assert curve(world, job) == {9: 0.9, 11: 2.2}
 
 
+@pytest.mark.parametrize(("last", "latest"), [
+    (8, {}), (9, {"val/acc": 0.9}), (10, {"val/acc": 0.9}), (11, {"val/acc": 2.2, "lr": 0.1}),
+    (99, {"val/acc": 2.5, "lr": 0.1}),
+])  # fmt: skip
+def test_the_latest_values_up_to_a_step_are_those_of_the_merged_curve(
+    world: World, job: JobRow, last: int, latest: dict[str, float]
+) -> None:
+    source = uuid7()
+    append(world, job, source, 1, [(9, 0.9)], generation=1)
+    append(world, job, source, 2, [(11, 1.1), (12, 1.2)], generation=1)
+    append(world, job, source, 3, [(11, 2.2), (14, 2.5)], generation=2)
+    append(world, job, source, 4, [(11, 0.1)], generation=2, name="lr")
+    append(world, job, source, 5, [(3, 50.0)], generation=0, name="system/cpu_percent")
+    with world.store.read() as db:
+        assert metrics.load_latest(db, job.id, last) == latest
+
+
 def test_a_batch_is_one_event_for_live_streams_and_none_when_it_comes_again(world: World, job: JobRow) -> None:
     source = uuid7()
     for _ in range(2):

@@ -12,7 +12,7 @@ from sqlalchemy import exists, insert, or_, select, update
 from shoestring_core.decide import failures, funding, nan_recovery, rendezvous
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, WaitReason
-from shoestring_core.store import checkpoints, jobs, ledger, transitions
+from shoestring_core.store import checkpoints, jobs, ledger, metrics, transitions
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import active_attempts, observations, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
@@ -44,6 +44,7 @@ def open_generation(
             "checkpoint": start.id if start else None,
             "skipped_step_spans": [*(job.skipped_step_spans or []), list(skip)],
         }
+    course |= _latest_kept(db, job, start.step if start else 0)
     rows.try_update(db, update(JobRow).where(JobRow.id == job_id, JobRow.generation == job.generation).values(**course))
     _end_generation(db, job_id, reason)
     db.sql.execute(
@@ -68,6 +69,15 @@ def open_generation(
     rows.record_generation_event(db, job, number, attempt_number, GenerationState.FORMING, reason)
     db.request_tick()
     return number
+
+
+def _latest_kept(db: Read, job: JobRow, step: int) -> dict[str, Any]:
+    """What the job shows as its latest values once it is rolled back to a step: none of the steps after it."""
+    if job.generation == 0:
+        return {}
+    of_machines = {name: value for name, value in job.latest.items() if name.startswith(metrics.SYSTEM_PREFIX)}
+    kept = metrics.load_latest(db, job.id, step)
+    return {"latest": of_machines | kept, "last_epoch_milli": metrics.epoch_milli(kept)}
 
 
 def close_attempt(db: Write, job_id: UUID, attempt_number: int, reason: str) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy import func, insert, select
 
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import rank_offers
+from shoestring_core.decide.placement import rank_offers, require_enough_slots
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Start
@@ -93,12 +93,16 @@ def refill_slot(
 
 
 def min_hold(db: Read, spec: JobSpec) -> int:
-    """The least micro-dollars that a job's first machines hold, on the offers known now; 0 if none suits it."""
-    timeouts, needed = load_timeouts(db), Requirements.of(spec.resources)
+    """The least micro-dollars that a job's first machines hold, on the offers known now; 0 if none suits it.
+
+    Raises InvalidSpec for more machines than there ever are.
+    """
+    timeouts, needed, offers = load_timeouts(db), Requirements.of(spec.resources), list(load_offers(db))
+    require_enough_slots(offers, needed)
     holds = (
         spec.resources.nodes
         * funding.initial_hold(offer.on_demand_price, timeouts[offer.provider], offer.billing.minimum)
-        for offer in rank_offers(load_offers(db), needed).ranked
+        for offer in rank_offers(offers, needed).ranked
     )
     return min(holds, default=0)
 
