@@ -20,7 +20,7 @@ from shoestring_core.json_floats import decode_float
 from shoestring_core.results import Curve, RentedMachine, RunResult
 from shoestring_core.task import RecipeTask
 
-from shoestring.client import Client
+from shoestring.client import Client, short_id
 
 TOP1, TOP5 = "val/acc", "val/acc_top5"
 CURVES = ("epoch", "train/loss", TOP1, TOP5, core.EVALUATION_S)
@@ -61,7 +61,7 @@ def from_job(client: Client, job: rest.Job, metric: str | None) -> LoadedRun:
     machines = [machine for attempt in client.attempts(job.id).attempts for machine in attempt.machines]
     submitted = job.created_at.timestamp()
     run = RunResult(
-        name=str(job.id)[:13],
+        name=short_id(job.id),
         model=name,
         hardware=_hardware(machines),
         metric=chosen,

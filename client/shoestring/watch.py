@@ -96,6 +96,8 @@ def render_job(job: rest.Job) -> RenderableType:
         (str(job.status), STATUS_STYLES[job.status]),
         "  ",
         printable(headline(job)),
+        no_wrap=False,
+        overflow="fold",
     )
     parts: list[RenderableType] = [head]
     progress = job.progress
@@ -107,13 +109,18 @@ def render_job(job: rest.Job) -> RenderableType:
             f"step {progress.step:,} of {progress.steps_total:,}", eta,
         )  # fmt: skip
         parts.append(bar)
-    parts.append(Text(printable("  ".join(format_metrics(job.latest.items()))), style="dim"))
-    parts.append(Text(describe_cost(job.cost)))
+    metrics = printable("  ".join(format_metrics(job.latest.items())))
+    parts.append(Text(metrics, style="dim", no_wrap=False, overflow="fold"))
+    parts.append(Text(describe_cost(job.cost), no_wrap=False, overflow="fold"))
     return Group(*parts)
 
 
 def format_metrics(latest: Iterable[tuple[str, float]]) -> list[str]:
-    return [f"{name} {value:.4g}" for name, value in sorted(latest) if not name.startswith("system/")]
+    """Those of validation first; without those of machines, and the timings that results are computed from."""
+    shown = (one for one in latest if not one[0].startswith(("system/", "time/")))
+    return [
+        f"{name} {value:.4g}" for name, value in sorted(shown, key=lambda one: (not one[0].startswith("val/"), one))
+    ]
 
 
 def describe_cost(cost: rest.Cost) -> str:

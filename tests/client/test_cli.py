@@ -185,7 +185,7 @@ def service() -> Iterator[str]:
     job = rest.Job.model_validate(JOB | {"name": "Ä" * 80})
     answers = {
         "/v1/jobs": rest.JobPage(jobs=[job] * 1_000),
-        "/v1/me": rest.Me(user="ada", team="vision", role="admin", version="0"),
+        "/v1/me": rest.Me(user="ada", team="vision", role="admin", version="0", cursor="c0"),
     }
 
     class Answers(BaseHTTPRequestHandler):

@@ -24,12 +24,12 @@ from shoestring.supervisor import StartupError
 HELP = """Train on spot GPUs, as a team, on a shoestring.
 
 \b
-  shoestring up --budget 10                        start the service on this computer
-  shoestring submit digits/quickstart --watch      submit a training job and follow it
-  shoestring ls                                    list jobs, with their state and its reason
+  shoestring up --budget 10                      start the service on this computer
+  shoestring submit digits/quickstart --watch    submit a job and follow it
+  shoestring ls                                  list jobs: status and its reason
 \b
-Exit codes: 0 success, 1 job failed, 2 usage error, 3 not authorized, 4 budget, 5 not found, 6 no capacity,
-7 service unreachable, 130 detached.
+Exit codes: 0 success, 1 job failed, 2 usage error, 3 not authorized, 4 budget,
+5 not found, 6 no capacity, 7 service unreachable, 130 detached.
 """
 
 

@@ -32,7 +32,7 @@ def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """List a job's artifacts.
 
     \b
-    shoestring artifacts ls 0193
+    shoestring artifacts ls JOB
     """
     with open_client(url) as client:
         artifacts = client.artifacts(resolve_job_id(client, job)).artifacts
@@ -40,7 +40,12 @@ def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
     print_result(
         artifacts,
         as_json,
-        lambda: print_table(("NAME", "BYTES", "STEP", "SHA-256"), rows, "No artifacts yet: the job has not finished."),
+        lambda: print_table(
+            ("NAME", "BYTES", "STEP", "SHA-256"),
+            rows,
+            "No artifacts yet: the job has not finished.",
+            drop=("SHA-256", "STEP"),
+        ),
     )
 
 
@@ -58,7 +63,7 @@ def get_artifacts(
     """Download a job's artifacts. A file that is there and complete is not downloaded again.
 
     \b
-    shoestring artifacts get 0193 --to model/
+    shoestring artifacts get JOB --to model/
     python -c "import torch; net = torch.export.load('model/model.pt2').module()"
     """
     with open_client(url) as client:

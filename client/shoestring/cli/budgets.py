@@ -39,7 +39,9 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
         for b in budgets
     ]  # fmt: skip
     columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "OVERDRAFT")
-    print_result(budgets, as_json, lambda: print_table(columns, rows, "No budgets."))
+    print_result(
+        budgets, as_json, lambda: print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=("OVERDRAFT",))
+    )
 
 
 @app.command("set")

@@ -29,10 +29,9 @@ from shoestring.cli.terminal import (
     print_result,
     print_table,
     resolve_job_id,
-    short_id,
     to_json,
 )
-from shoestring.client import Client
+from shoestring.client import Client, short_id
 
 RecipeName = Annotated[str | None, typer.Argument(help="Recipe name, e.g. digits/quickstart.")]
 Params = Annotated[
@@ -63,29 +62,32 @@ def submit(
     shoestring submit digits/quickstart epochs=10 resources.nodes=2 --watch
     shoestring submit -f job.yaml
     shoestring submit imagefolder/resnet9 data.train=/data/images limits.cost=3.00
-    shoestring submit imagefolder/resnet9 data.train=/data/images init=job/0193   initialize from that job's weights
+    shoestring submit imagefolder/resnet9 data.train=/data/images init=job/JOB   initialize from that job's weights
     """
     tree = _spec_tree(recipe, params, file)
     with open_client(url) as client:
         if isinstance(tree, dict) and str(tree.get("init")).startswith("job/"):
             tree["init"] = f"job/{resolve_job_id(client, tree['init'].removeprefix('job/'))}"
+        estimate = client.plan(tree).summary  # before the job exists: what can't be planned can't be submitted either
         job = client.submit(tree, dry_run=dry_run)
-        if job.sizing:
-            err.print(job.sizing.text)
+        err.print((job.sizing or estimate).text)
         if dry_run:
             print_result(job.spec, as_json, lambda: print_json_document(job.spec))
         elif watch:
-            err.print(f"Submitted {job.id}. Ctrl-C detaches; the job keeps running.")
+            err.print(f"Submitted {short_id(job.id)}. Ctrl-C detaches; the job keeps running.")
             _watch(client, str(job.id), as_json)
         else:
             print_result(job, as_json, lambda: out.print(str(job.id)))
-            err.print(f"{watching.headline(job)}\nFollow: shoestring watch {job.id}    Stop: shoestring stop {job.id}")
+            name = short_id(job.id)
+            err.print(f"{watching.headline(job)}\nFollow: shoestring watch {name}\nStop:   shoestring stop {name}")
 
 
 def plan(
     recipe: RecipeName = None, params: Params = None, file: SpecFile = None, url: Url = None, as_json: Json = False
 ) -> None:
-    """Show which machines a job would run on, the estimated time and cost, and why not faster. Submits nothing.
+    """Estimate a job's machines, time and cost. Submits nothing.
+
+    It says why the job would not be faster, too.
 
     \b
     shoestring plan digits/quickstart limits.time=5m
@@ -122,7 +124,7 @@ def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Show a job: state and reason, attempts and machines, cost.
 
     \b
-    shoestring show 0193
+    shoestring show JOB
     """
     with open_client(url) as client:
         details = client.job(resolve_job_id(client, job))
@@ -135,7 +137,7 @@ def watch(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Follow a job until it ends. Ctrl-C detaches; the exit code tells how the job ended.
 
     \b
-    shoestring watch 0193
+    shoestring watch JOB
     """
     with open_client(url) as client:
         _watch(client, resolve_job_id(client, job), as_json)
@@ -155,8 +157,8 @@ def logs(
     """Print a job's logs, of all ranks and machines. Of terminal control sequences only colours are kept.
 
     \b
-    shoestring logs 0193 -f
-    shoestring logs 0193 --rank 1 --tail 100
+    shoestring logs JOB -f
+    shoestring logs JOB --rank 1 --tail 100
     """
     if as_json and raw:
         raise typer.BadParameter("give either --raw or --json")
@@ -194,7 +196,7 @@ def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Stop a job. It saves a checkpoint first, from which it can be retried.
 
     \b
-    shoestring stop 0193
+    shoestring stop JOB
     """
     with open_client(url) as client:
         job_id = resolve_job_id(client, job)
@@ -205,10 +207,10 @@ def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
 
 
 def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
-    """Submit an ended job again, with the same spec, from its last checkpoint.
+    """Submit an ended job again, from its last checkpoint.
 
     \b
-    shoestring retry 0193
+    shoestring retry JOB
     """
     with open_client(url) as client:
         retried = client.retry(resolve_job_id(client, job))
@@ -219,7 +221,7 @@ def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """Put a paused job back in the queue.
 
     \b
-    shoestring resume 0193
+    shoestring resume JOB
     """
     with open_client(url) as client:
         resumed = client.resume(resolve_job_id(client, job))
@@ -229,10 +231,10 @@ def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
 def open_dashboard(
     job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, url: Url = None, as_json: Json = False
 ) -> None:
-    """Open the dashboard, or one job's page, in a browser and sign in.
+    """Open the dashboard or a job's page, signed in.
 
     \b
-    shoestring open 0193
+    shoestring open JOB
     """
     with open_client(url) as client:
         link = client.login_link()
@@ -270,7 +272,7 @@ def _watch(client: Client, job: str, as_json: bool) -> None:
         else:
             final = watching.print_changes(client, job, lambda text: out.print(text, highlight=False))
     except KeyboardInterrupt:
-        err.print(f"Detached; the job keeps running. Follow it again: shoestring watch {job}")
+        err.print(f"Detached; the job keeps running. Follow it again: shoestring watch {short_id(job)}")
         raise typer.Exit(ExitCode.DETACHED) from None
     raise typer.Exit(exit_codes.of_job(final))
 
@@ -291,6 +293,8 @@ def _print_jobs(jobs: list[rest.Job]) -> None:
         ("JOB", "NAME", "STATUS", "STEPS", "COST", "DETAILS"),
         rows,
         "No jobs yet. Try: shoestring submit digits/quickstart --watch",
+        wrap=("NAME", "DETAILS"),
+        drop=("DETAILS", "STEPS"),
     )
 
 
@@ -309,7 +313,8 @@ def _print_plan(plan: rest.Plan) -> None:
             )
             for option in plan.options
         ]  # fmt: skip
-        print_table(("MACHINES", "MARKET", "TIME", "UPPER ESTIMATE", "COST", "BASIS", "NOT POSSIBLE"), rows, "")
+        columns = ("MACHINES", "MARKET", "TIME", "UPPER ESTIMATE", "COST", "BASIS", "NOT POSSIBLE")
+        print_table(columns, rows, "", drop=("MARKET", "BASIS", "UPPER ESTIMATE"))
         err.print(f"Estimated from {plan.runs} earlier run{'' if plan.runs == 1 else 's'} of the team.")
 
 
@@ -321,11 +326,12 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:
     if job.sizing:
         out.print(job.sizing.text)
     rows = [
-        (str(m.id), f"{m.attempt}.{m.slot}", m.market, m.type, str(m.state), m.end_cause or "", f"${m.cost.amount}")
+        (f"{m.attempt}.{m.slot}", m.type, str(m.state), f"${m.cost.amount}", m.market, m.end_cause or "", str(m.id))
         for attempt in attempts.attempts
         for m in attempt.machines
     ]
-    print_table(("MACHINE", "ATTEMPT.SLOT", "MARKET", "TYPE", "STATE", "END CAUSE", "COST"), rows, "No machines yet.")
+    columns = ("ATTEMPT.SLOT", "TYPE", "STATE", "COST", "MARKET", "END CAUSE", "MACHINE")
+    print_table(columns, rows, "No machines yet.", drop=("MACHINE", "MARKET", "END CAUSE"))
 
 
 def _print_log_lines(

@@ -30,10 +30,12 @@ def predict(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Classify images: class and probability, with the model of a job or one on this computer.
+    """Classify images with a trained model.
+
+    Prints class and probability. The model is that of a job, or one on this computer.
 
     \b
-    shoestring predict 0193 cat.jpg dog.jpg
+    shoestring predict JOB cat.jpg dog.jpg
     shoestring predict model/ images/ --top 3
     shoestring predict model.onnx cat.jpg --json
     """
@@ -50,10 +52,10 @@ def export(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Export a model to ONNX and verify in ONNX Runtime that its predictions are the same.
+    """Export a model to ONNX and verify its predictions.
 
     \b
-    shoestring export 0193 model.onnx
+    shoestring export JOB model.onnx
     shoestring export model/model.pt2 model.onnx
     """
     trainer.require()
@@ -72,7 +74,9 @@ def model(
     images: ImageCount = None,
     as_json: Json = False,
 ) -> None:
-    """Summarize the model of a recipe: output shapes, parameters, FLOPs, and the minimum training time.
+    """Summarize a recipe's model: shapes, parameters, FLOPs.
+
+    And the least time that training can take on known hardware.
 
     \b
     shoestring model cifar10/page-resnet9

@@ -18,7 +18,9 @@ app = typer.Typer()
 
 @app.callback(invoke_without_command=True)
 def group(context: typer.Context, as_json: Json = False) -> None:
-    """Training recipes by name, with their hyperparameters and the result they claim. Without a command: list them.
+    """List the training recipes, or show one.
+
+    With its hyperparameters and the result that it claims.
 
     \b
     shoestring recipes
@@ -39,7 +41,7 @@ def list_recipes(as_json: Json = False) -> None:
     """
     known = [rest.Recipe.from_recipe(recipe) for recipe in recipes.all()]
     rows = [(recipe.name, recipe.title) for recipe in known]
-    print_result(known, as_json, lambda: print_table(("RECIPE", "TITLE"), rows, "No recipes."))
+    print_result(known, as_json, lambda: print_table(("RECIPE", "TITLE"), rows, "No recipes.", wrap=("TITLE",)))
 
 
 @app.command("show")
@@ -77,6 +79,7 @@ def _print_recipe(recipe: rest.Recipe) -> None:
         (p.name, p.type, "" if p.default is None else str(p.default), ", ".join(map(str, p.choices or [])), p.help)
         for p in recipe.params
     ]
-    print_table(("PARAMETER", "TYPE", "DEFAULT", "CHOICES", "DESCRIPTION"), rows, "No parameters.")
+    columns = ("PARAMETER", "TYPE", "DEFAULT", "CHOICES", "DESCRIPTION")
+    print_table(columns, rows, "No parameters.", wrap=("DEFAULT", "CHOICES", "DESCRIPTION"), drop=("CHOICES", "TYPE"))
     if recipe.claim:
         print_json_document(recipe.claim.model_dump(mode="json", exclude_defaults=True))

@@ -32,13 +32,15 @@ def results(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show results of runs: accuracy by epoch, time and cost to the target; of several, how many reach it.
+    """Show accuracy, time and cost of runs.
+
+    Accuracy by epoch, time and cost to the target; of several runs, how many reach it.
 
     \b
-    shoestring results 0193
-    shoestring results 0193 0194 0195 --target 0.94
-    shoestring results 0193 davidcpage_resnet9_1v100-ec2_pytorch.json
-    shoestring results 0193 --dawnbench entry/ --author "Our Team" --email team@example.org
+    shoestring results JOB
+    shoestring results JOB JOB JOB --target 0.94
+    shoestring results JOB davidcpage_resnet9_1v100-ec2_pytorch.json
+    shoestring results JOB --dawnbench entry/ --author "Our Team" --email team@example.org
     """
     loaded = [_load(name, metric, url) for name in names]
     if target is None:  # runs are compared by the target of the first
@@ -98,7 +100,13 @@ def _compare_seeds(loaded: Sequence[LoadedRun], target: float | None) -> core.Se
 def _print_results(loaded: Sequence[LoadedRun], target: float | None) -> None:
     best = f"BEST (TARGET {target:.2%})" if target is not None else "BEST"
     columns = ("RUN", "MODEL, HARDWARE", best, "TRAIN TIME", "WALL TIME", "ON-DEMAND COST", "COST")
-    print_table(columns, [_row(each, target) for each in loaded], "No runs.")
+    print_table(
+        columns,
+        [_row(each, target) for each in loaded],
+        "No runs.",
+        wrap=columns[:2],
+        drop=("ON-DEMAND COST", "MODEL, HARDWARE"),
+    )
     if seeds := _compare_seeds(loaded, target):
         out.print(
             f"\n{seeds.reached} of {seeds.runs} reach the target; final accuracy {seeds.mean:.2%} ± {seeds.spread:.2%} "
@@ -133,7 +141,7 @@ def _print_epochs(loaded: LoadedRun) -> None:
     if loaded.figures:
         out.print()
         for name, value in loaded.figures.items():
-            out.print(f"{name:16} {value:,.4g}" if isinstance(value, float) else f"{name:16} {value}")
+            out.print(f"{name:18}  {value:,.4g}" if isinstance(value, float) else f"{name:18}  {value}")
 
 
 def _percent(value: float | None) -> str:

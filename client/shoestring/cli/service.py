@@ -14,7 +14,7 @@ import typer
 from shoestring_core.exit_codes import ExitCode
 
 from shoestring import config, demo, up
-from shoestring.cli.terminal import Json, check_dollars, err, out, print_result, print_table
+from shoestring.cli.terminal import Json, check_dollars, err, out, print_result
 
 
 def start_service(
@@ -49,7 +49,9 @@ def start_service(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Start the service on this computer: API, worker, local cloud and database, in one terminal.
+    """Start the service on this computer.
+
+    API, worker, local cloud and database, all in one terminal.
 
     \b
     shoestring up --budget 10
@@ -89,7 +91,9 @@ def run_demo(
     data: Annotated[Path | None, typer.Option("--data", help="Default: a new folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the service end to end: train on two spot machines, preempt one half-way, resume and finish.
+    """Train on two spot machines and lose one half-way.
+
+    Shows the service end to end: the job resumes from its checkpoint and finishes, and the bill is settled.
 
     \b
     shoestring demo
@@ -142,11 +146,13 @@ def count_interrupts() -> Callable[[], int]:
 
 
 def _print_connection(connection: up.ConnectionInfo) -> None:
-    out.print(f"Dashboard   {connection.login_url}   (one-time login link, valid for 10 minutes)")
+    out.print(f"Dashboard   {connection.login_url}")
+    out.print("            (this link signs in once, within 10 minutes; later: shoestring open)")
     out.print(f"API         {connection.url}/docs")
     out.print(f"Admin key   {connection.key_file}")
     out.print("Try         shoestring submit digits/quickstart --watch")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    print_table(("", ""), [(name, str(value)) for name, value in summary.items()], "")
+    for name, value in summary.items():
+        out.print(f"{name.replace('_', ' '):24} {value}", highlight=False)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 from pydantic import BaseModel
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +22,14 @@ from shoestring_core.exit_codes import ExitCode
 from shoestring_core.terminal_text import printable
 
 from shoestring import config
-from shoestring.client import Client
+from shoestring.client import Client, short_id
+
+GAP = 2
+"""Characters between the columns of a table."""
+MIN_WRAPPED = 20
+"""Characters that a column which wraps has at least, if its text is that long."""
+MAX_WIDTH = 10_000
+"""Of what goes to a file or pipe: nothing is dropped or wrapped there."""
 
 
 class Terminal(Console):
@@ -29,6 +37,8 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(soft_wrap=True, markup=False, emoji=False, **options)
+        if not self.is_terminal:
+            self.width = MAX_WIDTH
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
@@ -47,11 +57,6 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, the last 8 ch
 def open_client(url: str | None) -> Client:
     login = config.find_login(url)
     return Client(login.url, login.key)
-
-
-def short_id(job: UUID | str) -> str:
-    """The characters by which jobs are shown: the last ones, because jobs of one time begin alike."""
-    return str(job)[-8:]
 
 
 def resolve_job_id(client: Client, given: str) -> str:
@@ -102,17 +107,45 @@ def print_error(message: str, hint: str | None = None, problems: Sequence[Proble
         err.print(hint)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """Print a table to stdout, or `empty` to stderr if there are no rows."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    empty: str,
+    *,
+    wrap: Collection[str] = (),
+    drop: Sequence[str] = (),
+) -> None:
+    """Print a table to stdout, or `empty` to stderr if there are no rows.
+
+    wrap  columns whose cells may take several lines; all others stay whole
+    drop  columns that a terminal too narrow for all does without, the first of them first
+    """
     if not rows:
         err.print(empty)
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
+    shown = fitting_columns(columns, rows, wrap, drop, out.width)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
+    for number in shown:
+        table.add_column(columns[number], overflow="fold", no_wrap=columns[number] not in wrap)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[number] for number in shown))
     out.print(table)
+
+
+def fitting_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: Collection[str], drop: Sequence[str], width: int
+) -> list[int]:
+    """The numbers of the columns that are shown in a terminal of so many characters."""
+    needed = [
+        max(cell_len(printable(text)) for text in (columns[i], *(row[i] for row in rows))) for i in range(len(columns))
+    ]
+    needed = [min(size, MIN_WRAPPED) if name in wrap else size for name, size in zip(columns, needed, strict=True)]
+    shown = list(range(len(columns)))
+    for name in drop:
+        if sum(needed[i] + GAP for i in shown) - GAP <= width:
+            break
+        shown.remove(columns.index(name))
+    return shown
 
 
 def format_dollars(amount: rest.Money | None) -> str:

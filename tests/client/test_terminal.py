@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables in terminals of any width: amounts and ids stay whole, and what there is no room for goes."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from shoestring.cli import terminal
+
+COLUMNS = ("JOB", "NAME", "STATUS", "STEPS", "COST", "DETAILS")
+ROW = (
+    "2df3277b",
+    "digits-quickstart-of-a-long-name",
+    "succeeded",
+    "1,798/1,798",
+    "$0.007154",
+    "Finished: goal reached",
+)
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
+    """The table, without the sequences that style its head."""
+    file = io.StringIO()
+    monkeypatch.setattr(terminal, "out", terminal.Terminal(file=file, **options))
+    terminal.print_table(COLUMNS, [ROW], "", wrap=("NAME", "DETAILS"), drop=("DETAILS", "STEPS"))
+    return re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+
+
+@pytest.mark.parametrize(("width", "missing"), [(60, {"DETAILS", "STEPS"}), (80, {"DETAILS"}), (120, set())])
+def test_a_narrow_terminal_shows_fewer_columns_and_no_split_amount(
+    monkeypatch: pytest.MonkeyPatch, width: int, missing: set[str]
+) -> None:
+    text = printed(monkeypatch, width=width, force_terminal=True)
+    for title, cell in zip(COLUMNS, ROW, strict=True):
+        assert (title in text) == (title not in missing)
+        if title not in ("NAME", "DETAILS", *missing):
+            assert cell in text
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_a_pipe_gets_every_column_and_whole_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, row = printed(monkeypatch, width=40, force_terminal=False).splitlines()
+    assert all(cell in row for cell in ROW)
