@@ -114,9 +114,9 @@ class Resources(_Section):
     provider: Slug | None = None
     """Cloud provider. Default: the one that offers suitable machines at the lowest price."""
     regions: Annotated[UniqueTuple[Slug], NotSupportedYet(_ONE_KIND, ((),))] = ()
-    """Regions to choose from; empty means any."""
+    """Regions to choose from; leave empty for any."""
     zones: Annotated[UniqueTuple[Slug], NotSupportedYet(_ONE_KIND, ((),))] = ()
-    """Zones to choose from; empty means any."""
+    """Zones to choose from; leave empty for any."""
     instance: Annotated[Slug | None, NotSupportedYet(_ONE_KIND)] = None
     """Machine type, as the provider names it."""
     disk: Annotated[Disk | None, NotSupportedYet(_ONE_KIND)] = None

@@ -34,7 +34,7 @@ on_budget: pause
 
 On the command line: `shoestring submit digits/quickstart epochs=80 seed=7 resources.nodes=2 limits.cost=3.00`.
 Plain keys are parameters of the recipe; dotted keys and names of fields set the fields below.
-`shoestring submit digits/quickstart init=job/0193` initializes the weights from another job of the team.
+`shoestring submit digits/quickstart init=job/JOB` initializes the weights from another job of the team.
 
 - Money is read exactly as written, up to six decimals.
 - Durations are `90s`, `5m`, `2h`, `1d`, `1h30m` or plain seconds.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what a file is that was expected to be a picture, by its first bytes."""
+"""Say what a file is that was expected to be an image, by its first bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 _KINDS: Sequence[tuple[bytes, str]] = (
-    (b"version https://git-lfs", "a Git LFS pointer in place of the picture: run `git lfs pull`"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the image: run `git lfs pull`"),
     (b"\xff\xd8", "a JPEG that is damaged or cut off"),
     (b"\x89PNG", "a PNG that is damaged or cut off"),
     (b"GIF8", "a GIF that is damaged or cut off"),
