@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -159,6 +161,42 @@ def test_points_from_before_the_page_was_opened_are_shown_once(deployment: Deplo
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "25")
     metric(page, "train/loss").get_by_text("Values", exact=True).click()
     expect(metric(page, "train/loss").locator("tbody tr")).to_have_count(25)
+
+
+def test_everything_about_a_job_is_read_once(deployment: Deployment, open_page: OpenPage, page: Page) -> None:
+    job, (agent,) = deployment.running()
+    agent.points(range(1, 4))
+    assert agent.checkpoint(3, {"model.json": b"{}"}).status_code == 200
+    read: Counter[str] = Counter()
+    page.on("request", lambda request: read.update([unquote(urlsplit(request.url).path)]))
+    open_page(f"/jobs/{job}")
+    expect(page.locator(".connection")).to_have_class(re.compile("live"))
+    expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "3")
+    expect(page.get_by_role("region", name="Job spec")).to_contain_text("recipe: digits/quickstart@1")
+    expect(page.get_by_role("list", name="Events, newest first")).to_contain_text("Job running")
+    parts = ("attempts", "cost", "events", "logs", "artifacts", "metrics")
+    expected = [f"/v1/jobs/{job}", *(f"/v1/jobs/{job}/{part}" for part in parts), "/v1/recipes/digits/quickstart@1"]
+    assert {path: count for path, count in read.items() if path.startswith(("/v1/jobs", "/v1/recipes"))} == dict.fromkeys(
+        expected, 1
+    )
+
+
+def test_a_zoomed_curve_has_a_button_that_shows_all_of_it_again(deployment: Deployment, open_page: OpenPage) -> None:
+    job, (agent,) = deployment.running()
+    agent.points(range(1, 30))
+    page = open_page(f"/jobs/{job}")
+    loss = metric(page, "train/loss")
+    expect(loss).to_have_attribute("data-last-step", "29")
+    reset = loss.get_by_role("button", name="Reset zoom")
+    expect(reset).to_have_count(0)
+    plot = loss.locator(".u-over").bounding_box()
+    assert plot is not None
+    page.mouse.move(plot["x"] + 40, plot["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(plot["x"] + 120, plot["y"] + 60, steps=4)
+    page.mouse.up()
+    reset.click()
+    expect(reset).to_have_count(0)
 
 
 def test_nan_values_are_shown_as_nan(deployment: Deployment, open_page: OpenPage) -> None:
@@ -330,8 +368,10 @@ def test_the_yaml_of_the_spec_can_be_edited(deployment: Deployment, open_page: O
     expect(page.get_by_role("alert").first).to_contain_text("nodes")
     spec.fill("recipe: digits/quickstart\nresources: {nodes: [}\n")
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
+    expect(page.get_by_role("combobox", name="Recipe")).to_have_value("digits/quickstart")  # as before the slip
     spec.fill("recipe: digits/quickstart # mine\nresources: {nodes: 3}\nname: by hand\n")
     expect(page.get_by_label("Machines", exact=True)).to_have_value("3")
+    expect(page.get_by_role("status", name="Plan")).to_contain_text("it runs on 3 machines for $0.474 per hour")
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("by hand")
 
@@ -360,6 +400,10 @@ def test_an_admin_sets_a_limit_and_everybody_sees_it(deployment: Deployment, ope
     page = open_page("/budget", as_admin=True)
     team = page.locator('[data-budget="team"]')
     team.get_by_role("button", name="Set limit").click()
+    expect(team.get_by_label("New limit, dollars")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(team.get_by_role("button", name="Set limit")).to_be_focused()
+    page.keyboard.press("Enter")
     team.get_by_label("New limit, dollars").fill("ten")
     expect(team.get_by_role("button", name="Save limit")).to_be_disabled()
     team.get_by_label("New limit, dollars").fill("12.50")

@@ -1,6 +1,7 @@
 /** What pages read, by key; the stream writes what it brings into the same places. */
 import {
   type InfiniteData,
+  keepPreviousData,
   QueryClient,
   type QueryFilters,
   queryOptions,
@@ -121,6 +122,24 @@ export const recipes = queryOptions({
   queryFn: async ({ signal }) => body(await api.GET("/v1/recipes", { signal })).recipes,
   staleTime: Number.POSITIVE_INFINITY,
 });
+
+/** One recipe, by its name with or without its version. */
+export const recipe = (name: string) =>
+  queryOptions({
+    queryKey: ["recipes", name],
+    queryFn: async ({ signal }) => body(await api.GET("/v1/recipes/{name}", { params: { path: { name } }, signal })),
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+
+/** What a spec would run on, and what that costs. While the next one is asked for, the last one stays. */
+export const plan = (spec: string) =>
+  queryOptions({
+    queryKey: ["plan", spec],
+    queryFn: async ({ signal }) => body(await api.POST("/v1/plans", { body: { spec }, signal })),
+    placeholderData: keepPreviousData,
+    retry: false,
+    gcTime: 0,
+  });
 
 /** Put a batch of stream messages where the pages read. */
 export function receive(messages: readonly Message[]): void {

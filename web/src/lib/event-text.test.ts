@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { describeEvent } from "./event-text";
+import { describeEvent, groupRepeats } from "./event-text";
 
 const slots = new Map([["id-0", "m0"]]);
 
@@ -34,4 +34,21 @@ test("an event with missing data still has a title", () => {
   for (const kind of ["job", "wait", "sizing", "machine", "generation", "checkpoint", "cost", "budget", "alarm", "agent"]) {
     expect(describe(kind, "").title).not.toBe("undefined");
   }
+});
+
+test("checkpoints and skipped batches in a row are one entry; what comes between ends the row", () => {
+  const checkpoint = (step: number, trigger = "periodic") =>
+    describeEvent({ kind: "checkpoint", reason: { code: "checkpoint_saved", facts: { trigger, step }, text: "§" }, data: { step, bytes: 1 } }, slots);
+  const skipped = (step: number) => describe("agent", "§", { event: "skipped", step });
+  const running = describe("job", "§", { to: "running" });
+  const groups = groupRepeats([checkpoint(30, "final"), checkpoint(1200), checkpoint(20), checkpoint(10), running, checkpoint(5), skipped(4), skipped(3), running, running]);
+  expect(groups.map(({ title, events }) => [title, events.length])).toEqual([
+    ["Checkpoint at step 30", 1],
+    ["3 checkpoints, steps 10 to 1,200", 3],
+    ["Job running", 1],
+    ["Checkpoint at step 5", 1],
+    ["2 batches skipped, steps 3 to 4", 2],
+    ["Job running", 1],
+    ["Job running", 1],
+  ]);
 });

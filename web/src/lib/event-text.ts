@@ -10,6 +10,9 @@ export interface EventText {
   tone: "" | "main" | "warn";
   /** Frequent and rarely of interest, such as billing: hidden by default. */
   routine: boolean;
+  /** Events that come again and again have a noun in the plural, and those in a row are shown as one. */
+  repeats?: string;
+  step?: number;
 }
 
 interface Event {
@@ -45,7 +48,8 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
     case "checkpoint": {
       const [step, size] = [number("step"), number("bytes")];
       const title = step === null ? "Checkpoint" : `Checkpoint at step ${formatCount(step)}`;
-      return eventText(title, [sentence, size === null ? "" : formatBytes(size)].filter(Boolean).join(" "));
+      const text = eventText(title, [sentence, size === null ? "" : formatBytes(size)].filter(Boolean).join(" "));
+      return step !== null && reason?.facts.trigger === "periodic" ? { ...text, repeats: "checkpoints", step } : text;
     }
     case "cost": {
       const [amount, action] = [text("amount"), text("action")];
@@ -64,6 +68,7 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
 }
 
 const AGENT_TITLES: Record<string, string> = { started: "Training started", gradient_overflow: "Gradient overflow", skipped: "Batch skipped" };
+const AGENT_REPEATS: Record<string, string> = { gradient_overflow: "gradient overflows", skipped: "batches skipped" };
 const AGENT_WARNINGS = new Set(["gradient_overflow", "skipped", "preemption_notice", "rejected", "log_quota", "warning"]);
 
 function describeAgentEvent(event: string, sentence: string, machine: string | undefined, step: number | null): EventText {
@@ -71,7 +76,26 @@ function describeAgentEvent(event: string, sentence: string, machine: string | u
   const title = AGENT_TITLES[event] ?? capitalize(event.replaceAll("_", " ") || "agent");
   const where = [!ofAllRanks && machine ? ` on ${machine}` : "", step === null ? "" : ` at step ${formatCount(step)}`].join("");
   const tone = event === "started" ? "main" : AGENT_WARNINGS.has(event) ? "warn" : "";
-  return eventText(`${title}${where}`, sentence, tone, event === "rejected");
+  const text = eventText(`${title}${where}`, sentence, tone, event === "rejected");
+  const repeats = AGENT_REPEATS[event];
+  return repeats !== undefined && step !== null ? { ...text, repeats, step } : text;
+}
+
+/** Runs of events that repeat, from events in any order: each with its title, such as "12 checkpoints, steps 100 to 1,200". */
+export function groupRepeats<T extends EventText>(events: readonly T[]): { title: string; events: [T, ...T[]] }[] {
+  const groups: { title: string; events: [T, ...T[]] }[] = [];
+  for (const event of events) {
+    const last = groups.at(-1);
+    if (last && event.repeats && last.events[0].repeats === event.repeats) last.events.push(event);
+    else groups.push({ title: event.title, events: [event] });
+  }
+  for (const group of groups) {
+    if (group.events.length === 1) continue;
+    const steps = group.events.map(({ step }) => step ?? 0);
+    const [first, last] = [Math.min(...steps), Math.max(...steps)].map(formatCount);
+    group.title = `${group.events.length} ${group.events[0].repeats}, steps ${first} to ${last}`;
+  }
+  return groups;
 }
 
 function eventText(title: string, detail: string, tone: EventText["tone"] = "", routine = false): EventText {

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { formatBytes, formatMetric, formatValue } from "./number";
-import { formatAgo, formatDuration } from "./time";
+import { formatAgo, formatDuration, formatFullTime, formatTime, zoneName } from "./time";
 
 test.each([
   [0, "0"], [0.5, "0.5000"], [-0.5, "−0.5000"], [12345.678, "12346"], [123456.7, "1.23e5"], [0.00012, "1.20e−4"], [7, "7"], ["NaN", "NaN"], ["-Infinity", "−∞"], [null, "–"],
@@ -30,4 +30,18 @@ test("how long ago", () => {
   expect(formatAgo("2026-11-21T11:59:55Z", now)).toBe("just now");
   expect(formatAgo("2026-11-21T11:56:00Z", now)).toBe("4 min ago");
   expect(formatAgo("2026-11-21T09:00:00Z", now)).toBe("3 h ago");
+});
+
+test("a time has its date unless it is today, and its year unless it is this one", () => {
+  const local = (...at: [number, number, number, number, number, number]) => new Date(...at).getTime();
+  const now = local(2026, 10, 21, 12, 0, 0);
+  expect(formatTime(local(2026, 10, 21, 9, 5, 1), now)).toBe("09:05:01");
+  expect(formatTime(local(2026, 10, 20, 23, 59, 59), now)).toMatch(/20.*23:59:59/);
+  expect(formatTime(local(2026, 10, 20, 23, 59, 59), now)).not.toContain("2026");
+  expect(formatTime(local(2025, 10, 21, 9, 5, 1), now)).toContain("2025");
+  expect(formatTime(null, now)).toBe("–");
+});
+
+test("a full time names the zone that columns are headed with", () => {
+  expect(formatFullTime(Date.now())).toContain(zoneName());
 });

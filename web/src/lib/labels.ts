@@ -1,5 +1,10 @@
 /** The words for codes of the API. */
 
+/** The characters by which a job is shown, as the command line shows and takes them. */
+export function shortId(job: string): string {
+  return job.slice(-8);
+}
+
 /** Why a machine terminated. */
 export const MACHINE_END_CAUSES: Record<string, string> = {
   requested: "by Shoestring",

@@ -20,12 +20,28 @@ export function formatAgo(at: string | null | undefined, now: number = Date.now(
   return new Date(at).toLocaleString(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }
 
-export function formatClock(at: string | null | undefined): string {
-  return at ? new Date(at).toLocaleTimeString(undefined, { hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: "2-digit" }) : "–";
+/** "14:02:31", with the date in front unless it is today, in the reader's own zone. */
+export function formatTime(at: string | number | null | undefined, now: number = Date.now()): string {
+  if (at === null || at === undefined) return "–";
+  const [moment, today] = [new Date(at), new Date(now)];
+  const date = moment.toLocaleDateString(undefined, {
+    day: "numeric",
+    month: "short",
+    ...(moment.getFullYear() === today.getFullYear() ? {} : { year: "numeric" }),
+  });
+  const time = moment.toLocaleTimeString(undefined, { hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return moment.toDateString() === today.toDateString() ? time : `${date}, ${time}`;
 }
 
-export function formatDateTime(at: string): string {
-  return new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
+/** Date, time and zone. */
+export function formatFullTime(at: string | number): string {
+  return new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long", hourCycle: "h23" });
+}
+
+/** The reader's zone, such as "CET" or "GMT+1": for headings of columns of times. */
+export function zoneName(): string {
+  const parts = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts();
+  return parts.find(({ type }) => type === "timeZoneName")?.value ?? "local time";
 }
 
 export function secondsBetween(from: string | null | undefined, to: string | null | undefined, now: number = Date.now()): number | null {

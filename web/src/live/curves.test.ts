@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { type Curve, type Curves, splitCurve, NO_CURVES, mergeUpdate, metricNames, restartMarkers, machineLines } from "./curves";
+import { type Curve, type Curves, isConstant, splitCurve, NO_CURVES, mergeUpdate, metricNames, restartMarkers, machineLines } from "./curves";
 
 function curve(steps: number[], options: Partial<Curve> = {}): Curve {
   return { name: "train/loss", generation: null, machine: null, rolled_back: false, steps, times: steps.map((step) => 1000 + step), values: steps.map((step) => step / 10), ...options };
@@ -136,4 +136,14 @@ test("system series belong to a machine, not to a generation", () => {
 test("validation metrics come first and system metrics last", () => {
   const reading = { generation: 1, curves: ["system/x", "epoch", "train/loss", "val/acc"].map((name) => curve([1], { name })) };
   expect(metricNames(mergeUpdate(NO_CURVES, reading))).toEqual(["val/acc", "train/loss", "epoch", "system/x"]);
+});
+
+test("a metric is constant once it has had one value for long, in all generations", () => {
+  const flat = (steps: number[]) => ({ values: steps.map(() => 0.9) });
+  const short = mergeUpdate(NO_CURVES, points(1, range(1, 9), flat(range(1, 9))));
+  expect(isConstant(short, "train/loss")).toBe(false);
+  const long = mergeUpdate(short, points(2, range(6, 9), flat(range(6, 9))));
+  expect(isConstant(long, "train/loss")).toBe(true);
+  expect(isConstant(mergeUpdate(long, points(2, [10], { values: [0.8] })), "train/loss")).toBe(false);
+  expect(isConstant(mergeUpdate(NO_CURVES, points(1, range(1, 20), { values: range(1, 20).map(() => Number.NaN) })), "train/loss")).toBe(false);
 });

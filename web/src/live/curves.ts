@@ -64,6 +64,20 @@ export function mergeUpdate(curves: Curves, update: CurveUpdate): Curves {
   return { parts, generations };
 }
 
+const MIN_CONSTANT_POINTS = 10;
+
+/** Return whether a metric has had a single value for long enough that its curve says nothing. */
+export function isConstant(curves: Curves, name: string): boolean {
+  let [points, only] = [0, Number.NaN];
+  for (const { column } of curves.parts.get(name)?.values() ?? []) {
+    for (let i = 0; i < column.length; i++) {
+      if (points++ === 0) only = column.values[i]!;
+      else if (column.values[i] !== only) return false;
+    }
+  }
+  return points >= MIN_CONSTANT_POINTS;
+}
+
 /** Return the names of the metrics: validation first, then training, then the others, `system/` last. */
 export function metricNames(curves: Curves): string[] {
   const rank = (name: string) => (name.startsWith("val/") ? 0 : name.startsWith("train/") ? 1 : isSystem(name) ? 3 : 2);

@@ -15,7 +15,8 @@ export class JobFeed {
   log: Log = EMPTY_LOG;
   /** The log quota was reached: later lines were dropped. */
   truncated = false;
-  loading = true;
+  /** Curves and log were fetched: what they lack does not exist. */
+  loaded = false;
   error: unknown = null;
   private tail = INITIAL_TAIL;
   private listeners = new Set<() => void>();
@@ -28,9 +29,9 @@ export class JobFeed {
     const close = stream.subscribe({
       topics: [`job:${this.id}`],
       receive: (messages) => this.receive(messages),
-      refetchAll: () => void this.fetchAll(),
+      refetchAll: () => void this.refetch(),
     });
-    void this.fetchAll();
+    void this.refetch();
     return () => {
       close();
       if (this.refetchTimer !== null) window.clearTimeout(this.refetchTimer);
@@ -58,20 +59,20 @@ export class JobFeed {
     this.notifyListeners();
   }
 
-  private async fetchAll(): Promise<void> {
+  refetch = async (): Promise<void> => {
     try {
       const [answer] = await Promise.all([
         api.GET("/v1/jobs/{job_id}/metrics", { params: { path: { job_id: this.id }, query: { attempts: "all" } } }),
         this.fetchLog(),
       ]);
       this.curves = mergeUpdate(this.curves, body(answer));
+      this.loaded = true;
       this.error = null;
     } catch (error) {
       this.error = error;
     }
-    this.loading = false;
     this.notifyListeners();
-  }
+  };
 
   private async fetchLog(): Promise<void> {
     const answer = await api.GET("/v1/jobs/{job_id}/logs", {

@@ -1,14 +1,16 @@
 import { useInfiniteQuery, useMutation, useQuery } from "@tanstack/react-query";
-import { type FormEvent, useId, useState } from "react";
+import { type FormEvent, type KeyboardEvent, useEffect, useId, useRef, useState } from "react";
+import { flushSync } from "react-dom";
 import { api, body } from "../../api/client";
 import { type Budget, budgets, jobPages, me, queries } from "../../api/queries";
 import { formatDollars, formatExact, toMicro, fractionOf } from "../../lib/money";
 import { headline } from "../../lib/labels";
 import { formatPercent } from "../../lib/number";
+import { Async } from "../../components/async";
 import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
 import { ProblemNote } from "../../components/problem-note";
-import { Skeleton } from "../../components/skeleton";
+import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
@@ -27,12 +29,14 @@ export function BudgetPage() {
         The cost of a machine is held before it is rented and settled when it has terminated, so a budget is never overspent. A
         job's page says whether its prices are simulated.
       </p>
-      <ProblemNote error={all.error} retry={() => void all.refetch()} />
       <JobsWaitingForBudget />
-      {all.isPending && <Skeleton rows={3} />}
-      <div className="budgets">
-        {all.data?.filter((one) => one.kind !== "job").map((one) => <BudgetCard key={one.id} budget={one} admin={admin} />)}
-      </div>
+      <Async reading={all}>
+        {(budgets) => (
+          <div className="budgets">
+            {budgets.filter((one) => one.kind !== "job").map((one) => <BudgetCard key={one.id} budget={one} admin={admin} />)}
+          </div>
+        )}
+      </Async>
       <p className="muted">
         From a terminal: <Command text="shoestring budget show" />
       </p>
@@ -52,7 +56,7 @@ function JobsWaitingForBudget() {
       <ul>
         {waiting.map((job) => (
           <li key={job.id}>
-            <Link to={`/jobs/${job.id}`}>{job.name}</Link>: {headline(job)}
+            <Link to={`/jobs/${job.id}`}>{job.name}</Link>: <Sentence text={headline(job)} />
           </li>
         ))}
       </ul>
@@ -65,6 +69,12 @@ const KINDS: Record<string, string> = { org: "Organisation", team: "Team", membe
 
 function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
   const [editing, setEditing] = useState(false);
+  const button = useRef<HTMLButtonElement>(null);
+  /** The focus returns to where it came from. */
+  function close() {
+    flushSync(() => setEditing(false));
+    button.current?.focus();
+  }
   const [posted, held, over] = [toMicro(budget.posted.amount), toMicro(budget.held.amount), toMicro(budget.overdraft.amount)];
   const limit = budget.limit ? toMicro(budget.limit.amount) : null;
   const whole = limit !== null && limit > posted + held ? limit : posted + held;
@@ -75,7 +85,7 @@ function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
           <span className="muted">{KINDS[budget.kind] ?? budget.kind}</span> {budget.owner}
         </h2>
         {admin && !editing && (
-          <button type="button" className="small" onClick={() => setEditing(true)}>
+          <button ref={button} type="button" className="small" onClick={() => setEditing(true)}>
             Set limit
           </button>
         )}
@@ -98,7 +108,7 @@ function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
           starts until the limit is raised.
         </p>
       )}
-      {editing && <LimitForm budget={budget} done={() => setEditing(false)} />}
+      {editing && <LimitForm budget={budget} done={close} />}
     </section>
   );
 }
@@ -135,6 +145,12 @@ function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
     },
     onError: () => void queries.invalidateQueries({ queryKey: ["budgets"] }),
   });
+  const cancel = (event: KeyboardEvent) => event.key === "Escape" && done();
+  const field = useRef<HTMLInputElement>(null);
+  useEffect(() => {
+    field.current?.focus();
+    field.current?.select();
+  }, []);
   const committed = toMicro(budget.posted.amount) + toMicro(budget.held.amount);
   const valid = /^\$?\d{1,12}(\.\d{1,6})?$/.test(limit.trim());
   const belowCommitted = valid && toMicro(limit.trim().replace(/^\$/, "")) < committed;
@@ -149,11 +165,11 @@ function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
       <div className="row">
         <div className="field">
           <label htmlFor={`${id}-limit`}>New limit, dollars</label>
-          <input id={`${id}-limit`} inputMode="decimal" autoComplete="off" value={limit} onChange={(event) => setLimit(event.target.value)} />
+          <input ref={field} id={`${id}-limit`} inputMode="decimal" autoComplete="off" onKeyDown={cancel} value={limit} onChange={(event) => setLimit(event.target.value)} />
         </div>
         <div className="field grow">
           <label htmlFor={`${id}-why`}>Reason (recorded)</label>
-          <input id={`${id}-why`} value={reason} maxLength={200} onChange={(event) => setReason(event.target.value)} />
+          <input id={`${id}-why`} onKeyDown={cancel} value={reason} maxLength={200} onChange={(event) => setReason(event.target.value)} />
         </div>
       </div>
       {belowCommitted && (

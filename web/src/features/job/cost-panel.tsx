@@ -1,18 +1,22 @@
 import { useQuery } from "@tanstack/react-query";
+import type { CSSProperties, ReactNode } from "react";
 import type { Schemas } from "../../api/client";
 import { budgets, cost, type Job } from "../../api/queries";
 import { transferKindLabel } from "../../lib/labels";
 import { formatDollars, formatExact, toMicro, fractionOf, sumMicro } from "../../lib/money";
 import { formatEnergy, formatPercent } from "../../lib/number";
 import { tightestBudget } from "../budget/budget-page";
+import { Async } from "../../components/async";
 import { Panel } from "../../components/panel";
+import { TableScroll } from "../../components/table-scroll";
+import { Time } from "../../components/time";
 import { Link } from "../../router";
-import { formatClock } from "../../lib/time";
+import { zoneName } from "../../lib/time";
 
 /** Cost so far, beside what the same hours would have cost on demand. */
 export function CostPanel({ job }: { job: Job }) {
   const jobCost = job.cost;
-  const report = useQuery(cost(job.id)).data;
+  const report = useQuery(cost(job.id));
   const budget = tightestBudget(useQuery(budgets).data ?? []);
   const spent = sumMicro(jobCost.spent, jobCost.running);
   const onDemand = toMicro(jobCost.on_demand.amount);
@@ -20,15 +24,13 @@ export function CostPanel({ job }: { job: Job }) {
   return (
     <Panel title="Cost" className="cost" aside={<span className="tag">{jobCost.price_basis} prices</span>}>
       <dl className="compare">
-        <div>
+        <div className="spot" style={barOf(fractionOf(spent, whole))}>
           <dt>So far</dt>
           <dd className="strong" data-cost>{formatDollars(spent)}</dd>
-          <span className="meter spot" style={{ width: `${fractionOf(spent, whole) * 100}%` }} />
         </div>
-        <div>
+        <div style={barOf(fractionOf(onDemand, whole))}>
           <dt>On-demand equivalent</dt>
           <dd>{formatDollars(onDemand)}</dd>
-          <span className="meter" style={{ width: `${fractionOf(onDemand, whole) * 100}%` }} />
         </div>
       </dl>
       {onDemand > spent && spent > 0n && <p className="good-text">{formatPercent(1 - fractionOf(spent, onDemand))} saved by spot instances</p>}
@@ -41,18 +43,29 @@ export function CostPanel({ job }: { job: Job }) {
           <Line name={<Link to="/budget">Left in the {budget.kind} budget</Link>} value={formatDollars(budget.left)} />
         )}
       </dl>
-      {report?.energy && (
-        <dl className="amounts">
-          <Line name={`Energy, ${report.energy.of.map((part) => part.toUpperCase()).join(" and ")}`} value={formatEnergy(report.energy.joules)} />
-        </dl>
-      )}
       {jobCost.settled && <p className="footnote muted">Settled: every machine has terminated and been billed.</p>}
-      {report && report.transfers.length > 0 && <Ledger transfers={report.transfers} />}
+      <Async reading={report} rows={1}>
+        {({ energy, transfers }) => (
+          <>
+            {energy && (
+              <dl className="amounts">
+                <Line name={`Energy, ${energy.of.map((part) => part.toUpperCase()).join(" and ")}`} value={formatEnergy(energy.joules)} />
+              </dl>
+            )}
+            {transfers.length > 0 && <Ledger transfers={transfers} />}
+          </>
+        )}
+      </Async>
     </Panel>
   );
 }
 
-function Line({ name, value }: { name: React.ReactNode; value: string }) {
+/** The length of the bar under a line, which the style sheet draws. */
+function barOf(fraction: number): CSSProperties {
+  return { "--part": `${fraction * 100}%` } as CSSProperties;
+}
+
+function Line({ name, value }: { name: ReactNode; value: string }) {
   return (
     <div>
       <dt>{name}</dt>
@@ -65,11 +78,11 @@ function Ledger({ transfers }: { transfers: Schemas["Transfer"][] }) {
   return (
     <details>
       <summary>Ledger, {transfers.length} {transfers.length === 1 ? "entry" : "entries"}</summary>
-      <div className="table-scroll short" tabIndex={0} role="region" aria-label="Ledger">
+      <TableScroll short label="Ledger">
         <table>
           <thead>
             <tr>
-              <th>Time</th>
+              <th>Time ({zoneName()})</th>
               <th>Type</th>
               <th>Item</th>
               <th className="num">Amount</th>
@@ -78,7 +91,7 @@ function Ledger({ transfers }: { transfers: Schemas["Transfer"][] }) {
           <tbody>
             {transfers.map((one, i) => (
               <tr key={i} title={`${one.debit_account} → ${one.credit_account}, by ${one.actor}. ${one.reason.text}`}>
-                <td className="num">{formatClock(one.at)}</td>
+                <td className="num"><Time at={one.at} /></td>
                 <td>{transferKindLabel(one.kind)}</td>
                 <td className="muted">{one.line ?? one.reason.text}</td>
                 <td className="num">{formatExact(one.amount)}</td>
@@ -86,7 +99,7 @@ function Ledger({ transfers }: { transfers: Schemas["Transfer"][] }) {
             ))}
           </tbody>
         </table>
-      </div>
+      </TableScroll>
     </details>
   );
 }

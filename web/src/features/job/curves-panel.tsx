@@ -1,13 +1,14 @@
-import { useMemo, useState, useSyncExternalStore } from "react";
+import { type ReactNode, useMemo, useState, useSyncExternalStore } from "react";
 import type { Attempt } from "./machines-panel";
-import { isSystem, metricNames, restartMarkers } from "../../live/curves";
+import { isConstant, isSystem, metricNames, restartMarkers, splitCurve } from "../../live/curves";
 import type { JobFeed } from "../../live/job-feed";
+import { Async } from "../../components/async";
 import { Panel } from "../../components/panel";
-import { ProblemNote } from "../../components/problem-note";
-import { Skeleton } from "../../components/skeleton";
+import { formatMetric } from "../../lib/number";
 import { MetricChart } from "./metric-chart";
 import type { XAxis } from "./plot-axes";
 import type { View } from "./metric-plot";
+import { useFeed } from "./use-feed";
 
 /** Metrics without a chart: `epoch` is an axis of the others, `time/…` are timings that results are computed from. */
 const HIDDEN = /^(epoch|time\/.*)$/;
@@ -23,13 +24,14 @@ export function CurvesPanel({ feed, attempts, startedAt, ended }: {
   const [smoothing, setSmoothing] = useState(0);
   const all = useSyncExternalStore(feed.subscribe, () => metricNames(feed.curves).join("\n")).split("\n").filter(Boolean);
   const restarts = useSyncExternalStore(feed.subscribe, () => restartMarkers(feed.curves).length);
-  const loading = useSyncExternalStore(feed.subscribe, () => feed.loading);
-  const error = useSyncExternalStore(feed.subscribe, () => feed.error);
+  const constants = useSyncExternalStore(feed.subscribe, () => metricNames(feed.curves).filter((name) => isConstant(feed.curves, name)).join("\n")).split("\n");
+  const reading = useFeed(feed);
   const machineLabels = useMachineLabels(attempts);
   const start = startedAt ? Date.parse(startedAt) / 1000 : 0;
   const view = useMemo<View>(() => ({ x, log, smoothing, start, machineLabels }), [x, log, smoothing, start, machineLabels]);
 
   const training = all.filter((name) => !isSystem(name) && !HIDDEN.test(name));
+  const [steady, moving] = [training.filter((name) => constants.includes(name)), training.filter((name) => !constants.includes(name))];
   const system = all.filter(isSystem);
   const axes: XAxis[] = all.includes("epoch") ? ["step", "epoch", "time"] : ["step", "time"];
   return (
@@ -59,59 +61,76 @@ export function CurvesPanel({ feed, attempts, startedAt, ended }: {
         )
       }
     >
-      <ProblemNote error={error} />
-      {loading && training.length === 0 ? (
-        <Skeleton rows={4} />
-      ) : training.length === 0 ? (
-        !error && <p className="empty small">{ended ? "No steps were reported." : "Curves appear here after the first step."}</p>
-      ) : (
-        <>
-          <div className="charts">
-            {training.map((name) => (
-              <MetricChart key={name} feed={feed} name={name} view={view} />
-            ))}
-          </div>
-          {restarts > 0 && (
-            <p className="legend muted">
-              <span>
-                <span className="key restart" aria-hidden="true" /> resumed from checkpoint
-              </span>
-              <span>
-                <span className="key rolled-back" aria-hidden="true" /> rolled-back steps (recomputed)
-              </span>
-            </p>
-          )}
-        </>
-      )}
+      <Async reading={training.length > 0 ? { ...reading, data: feed } : reading} rows={4}>
+        {() =>
+          training.length === 0 ? (
+            <p className="empty small">{ended ? "No steps were reported." : "Curves appear here after the first step."}</p>
+          ) : (
+            <>
+              <Charts feed={feed} names={moving} view={view} />
+              {restarts > 0 && (
+                <p className="legend muted">
+                  <span>
+                    <span className="key restart" aria-hidden="true" /> resumed from checkpoint
+                  </span>
+                  <span>
+                    <span className="key rolled-back" aria-hidden="true" /> rolled-back steps (recomputed)
+                  </span>
+                </p>
+              )}
+              {steady.length > 0 && (
+                <Fold summary={`Constant: ${steady.map((name) => `${name} ${formatMetric(name, valueOf(feed, name))}`).join(", ")}`}>
+                  <Charts feed={feed} names={steady} view={view} />
+                </Fold>
+              )}
+            </>
+          )
+        }
+      </Async>
       {system.length > 0 && <SystemMetrics feed={feed} names={system} view={view} />}
     </Panel>
   );
 }
 
-function SystemMetrics({ feed, names, view }: { feed: JobFeed; names: string[]; view: View }) {
+function Charts({ feed, names, view }: { feed: JobFeed; names: string[]; view: View }) {
+  return (
+    <div className="charts">
+      {names.map((name) => (
+        <MetricChart key={name} feed={feed} name={name} view={view} />
+      ))}
+    </div>
+  );
+}
+
+/** What is drawn only when it is opened. */
+function Fold({ summary, children }: { summary: string; children: ReactNode }) {
   const [open, setOpen] = useState(false);
   return (
-    <details className="system" onToggle={(event) => setOpen(event.currentTarget.open)}>
-      <summary>System metrics</summary>
-      {open && (
-        <>
-          <p className="legend muted">
-            {[...view.machineLabels.values()].map((label, i) => (
-              <span key={label}>
-                <span className="swatch" style={{ background: `var(--series-${(i % 6) + 1})` }} aria-hidden="true" />
-                {label}
-              </span>
-            ))}
-          </p>
-          <div className="charts">
-            {names.map((name) => (
-              <MetricChart key={name} feed={feed} name={name} view={view} />
-            ))}
-          </div>
-        </>
-      )}
+    <details className="fold" onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>{summary}</summary>
+      {open && children}
     </details>
   );
+}
+
+function SystemMetrics({ feed, names, view }: { feed: JobFeed; names: string[]; view: View }) {
+  return (
+    <Fold summary="System metrics">
+      <p className="legend muted">
+        {[...view.machineLabels.values()].map((label, i) => (
+          <span key={label}>
+            <span className="swatch" style={{ background: `var(--series-${(i % 6) + 1})` }} aria-hidden="true" />
+            {label}
+          </span>
+        ))}
+      </p>
+      <Charts feed={feed} names={names} view={view} />
+    </Fold>
+  );
+}
+
+function valueOf(feed: JobFeed, name: string): number | undefined {
+  return splitCurve(feed.curves, name).merged.values.at(-1);
 }
 
 /** Machine labels by id: "m0", "m1"; from the second attempt on "m0·2". The map is stable while the machines are. */

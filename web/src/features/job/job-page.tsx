@@ -9,6 +9,7 @@ import { MachinesPanel } from "./machines-panel";
 import { CostPanel } from "./cost-panel";
 import { TimelinePanel } from "./timeline-panel";
 import { followAttempts, JobFeed } from "../../live/job-feed";
+import { shortId } from "../../lib/labels";
 import { formatDollars, formatExact, toMicro, sumMicro } from "../../lib/money";
 import { formatCount, formatMetric, formatPercent } from "../../lib/number";
 import { ConfirmDialog } from "../../components/confirm-dialog";
@@ -16,6 +17,7 @@ import { CopyButton } from "../../components/copy-button";
 import { Page } from "../../components/page";
 import { ProblemNote } from "../../components/problem-note";
 import { ProgressBar } from "../../components/progress-bar";
+import { Sentence } from "../../components/sentence";
 import { Skeleton } from "../../components/skeleton";
 import { StatusBadge } from "../../components/status-badge";
 import { useNow } from "../../lib/use-now";
@@ -48,25 +50,34 @@ export default function JobPage({ id }: { id: string }) {
 }
 
 function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
-  const list = useQuery(attempts(job.id)).data;
+  const attemptList = useQuery(attempts(job.id));
+  const list = attemptList.data;
   const ended = job.state === "ended";
   return (
     <Page title={job.name} wide badge={<StatusBadge job={job} />} actions={<Actions job={job} />}>
       <div className="status-line">
-        <p data-status-text>{job.status_text}</p>
+        <p data-status-text>
+          <Sentence text={job.status_text} />
+          {job.wait_reason === "budget" && (
+            <>
+              {" "}
+              <Link to="/budget">Budget</Link>
+            </>
+          )}
+        </p>
         {job.sizing && <p data-sizing>{job.sizing.text}</p>}
         <p className="muted">
-          {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{job.id.slice(-8)}</code>{" "}
+          {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{shortId(job.id)}</code>{" "}
           <CopyButton text={job.id} label="Copy id" />
           {job.retried_from && (
             <>
               {" "}
-              · retried from <Link to={`/jobs/${job.retried_from}`}>{job.retried_from.slice(-8)}</Link>
+              · retried from <Link to={`/jobs/${job.retried_from}`}>{shortId(job.retried_from)}</Link>
             </>
           )}
         </p>
       </div>
-      <Facts job={job} attempts={list?.attempts.filter(({ trained }) => trained).length ?? 0} recomputed={list?.rolled_back_steps ?? 0} />
+      <Facts job={job} attempts={list?.attempts.filter(({ trained, state }) => trained || state !== "closed").length ?? 0} recomputed={list?.rolled_back_steps ?? 0} />
       <CurvesPanel feed={feed} attempts={list?.attempts ?? []} startedAt={job.first_step_at ?? job.started_at} ended={ended} />
       <div className="columns">
         <LogsPanel feed={feed} ended={ended} />
@@ -75,7 +86,7 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
           <ArtifactsPanel job={job} />
         </div>
       </div>
-      <MachinesPanel list={list} />
+      <MachinesPanel reading={attemptList} />
       <div className="columns even">
         <TimelinePanel id={job.id} attempts={list?.attempts ?? []} />
         <Suspense fallback={<Skeleton />}>

@@ -1,8 +1,10 @@
-import { memo, type UIEvent, useLayoutEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
+import { memo, type ReactNode, type UIEvent, useLayoutEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
 import { type JobFeed, MAX_TAIL } from "../../live/job-feed";
 import { key, type LogLine, parseAnsi, stripAnsi } from "../../lib/log-lines";
 import { formatCount } from "../../lib/number";
+import { Async } from "../../components/async";
 import { Panel } from "../../components/panel";
+import { useFeed } from "./use-feed";
 
 /** Sources of lines that can be selected, besides single ranks. */
 const TRAINING = "training";
@@ -11,16 +13,14 @@ const ROW_PX = 18;
 const OVERSCAN_ROWS = 20;
 const NEAR_END_PX = 24;
 
-/** The live log. Rows have a fixed height, so that only the visible ones are rendered. */
+/** The live log. */
 export function LogsPanel({ feed, ended }: { feed: JobFeed; ended: boolean }) {
   const log = useSyncExternalStore(feed.subscribe, () => feed.log);
+  const reading = useFeed(feed);
   const [source, setSource] = useState(TRAINING);
   const [search, setSearch] = useState("");
   const [follow, setFollow] = useState(true);
-  const [top, setTop] = useState(0);
-  const [height, setHeight] = useState(400);
   const [busy, setBusy] = useState(false);
-  const box = useRef<HTMLDivElement>(null);
 
   const sources = useMemo(() => [...new Set(log.lines.map(sourceOf))].sort(), [log]);
   const lines = useMemo(() => {
@@ -29,24 +29,6 @@ export function LogsPanel({ feed, ended }: { feed: JobFeed; ended: boolean }) {
       (line) => (source === ALL || (source === TRAINING ? line.rank >= 0 : sourceOf(line) === source)) && (wanted === "" || stripAnsi(line.text).toLowerCase().includes(wanted)),
     );
   }, [log, source, search]);
-
-  useLayoutEffect(() => {
-    const element = box.current;
-    if (element && follow) element.scrollTop = element.scrollHeight;
-  }, [lines, follow]);
-  useLayoutEffect(() => {
-    const element = box.current!;
-    const resized = new ResizeObserver(() => setHeight(element.clientHeight));
-    resized.observe(element);
-    return () => resized.disconnect();
-  }, []);
-
-  function scrolled(event: UIEvent<HTMLDivElement>) {
-    const { scrollTop, scrollHeight, clientHeight } = event.currentTarget;
-    setTop(scrollTop);
-    const atEnd = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
-    if (atEnd !== follow) setFollow(atEnd);
-  }
 
   async function loadEarlier() {
     setBusy(true);
@@ -58,8 +40,7 @@ export function LogsPanel({ feed, ended }: { feed: JobFeed; ended: boolean }) {
     }
   }
 
-  const first = Math.max(0, Math.floor(top / ROW_PX) - OVERSCAN_ROWS);
-  const last = Math.min(lines.length, Math.ceil((top + height) / ROW_PX) + OVERSCAN_ROWS);
+  const nothing = search !== "" ? "No lines match." : ended ? "No log lines. " : "Log lines appear here as they are written. ";
   return (
     <Panel
       title="Log"
@@ -88,35 +69,76 @@ export function LogsPanel({ feed, ended }: { feed: JobFeed; ended: boolean }) {
         </div>
       }
     >
-      <div ref={box} className="log" onScroll={scrolled} tabIndex={0} role="log" aria-label="Log lines" aria-live="off">
-        {lines.length === 0 ? (
-          <p className="muted">
-            {search !== "" ? "No lines match." : ended ? "No log lines. " : "Log lines appear here as they are written. "}
-            {search === "" && source === TRAINING && log.lines.length > 0 && (
-              <button type="button" className="link" onClick={() => setSource(ALL)}>
-                Show the {formatCount(log.lines.length)} lines of the agents
+      <Async reading={log.lines.length > 0 ? { ...reading, data: feed } : reading} rows={12}>
+        {() => (
+          <>
+            <Lines lines={lines} follow={follow} setFollow={setFollow}>
+              {nothing}
+              {search === "" && source === TRAINING && log.lines.length > 0 && (
+                <button type="button" className="link" onClick={() => setSource(ALL)}>
+                  Show the {formatCount(log.lines.length)} lines of the agents
+                </button>
+              )}
+            </Lines>
+            <p className="footnote muted">
+              {formatCount(lines.length)} {lines.length === log.lines.length ? "lines" : `of ${formatCount(log.lines.length)} lines`}
+              {feed.truncated && ". The job exceeded its log quota; later lines were dropped"}
+              {" · "}
+              <button type="button" className="link" onClick={() => void downloadLog(feed.id)}>
+                Download
               </button>
-            )}
-          </p>
-        ) : (
-          <div style={{ height: lines.length * ROW_PX }}>
-            <div style={{ transform: `translateY(${first * ROW_PX}px)` }}>
-              {lines.slice(first, last).map((line) => (
-                <Row key={key(line)} line={line} />
-              ))}
-            </div>
-          </div>
+            </p>
+          </>
         )}
-      </div>
-      <p className="footnote muted">
-        {formatCount(lines.length)} {lines.length === log.lines.length ? "lines" : `of ${formatCount(log.lines.length)} lines`}
-        {feed.truncated && ". The job exceeded its log quota; later lines were dropped"}
-        {" · "}
-        <button type="button" className="link" onClick={() => void downloadLog(feed.id)}>
-          Download
-        </button>
-      </p>
+      </Async>
     </Panel>
+  );
+}
+
+/** Rows have a fixed height, so that only the visible ones are rendered. `children` are shown if there are none. */
+function Lines({ lines, follow, setFollow, children }: {
+  lines: readonly LogLine[];
+  follow: boolean;
+  setFollow: (follow: boolean) => void;
+  children: ReactNode;
+}) {
+  const [top, setTop] = useState(0);
+  const [height, setHeight] = useState(400);
+  const box = useRef<HTMLDivElement>(null);
+  useLayoutEffect(() => {
+    const element = box.current;
+    if (element && follow) element.scrollTop = element.scrollHeight;
+  }, [lines, follow]);
+  useLayoutEffect(() => {
+    const element = box.current!;
+    const resized = new ResizeObserver(() => setHeight(element.clientHeight));
+    resized.observe(element);
+    return () => resized.disconnect();
+  }, []);
+
+  function scrolled(event: UIEvent<HTMLDivElement>) {
+    const { scrollTop, scrollHeight, clientHeight } = event.currentTarget;
+    setTop(scrollTop);
+    const atEnd = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
+    if (atEnd !== follow) setFollow(atEnd);
+  }
+
+  const first = Math.max(0, Math.floor(top / ROW_PX) - OVERSCAN_ROWS);
+  const last = Math.min(lines.length, Math.ceil((top + height) / ROW_PX) + OVERSCAN_ROWS);
+  return (
+    <div ref={box} className="log" onScroll={scrolled} tabIndex={0} role="log" aria-label="Log lines" aria-live="off">
+      {lines.length === 0 ? (
+        <p className="muted">{children}</p>
+      ) : (
+        <div style={{ height: lines.length * ROW_PX }}>
+          <div style={{ transform: `translateY(${first * ROW_PX}px)` }}>
+            {lines.slice(first, last).map((line) => (
+              <Row key={key(line)} line={line} />
+            ))}
+          </div>
+        </div>
+      )}
+    </div>
   );
 }
 

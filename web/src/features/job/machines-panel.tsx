@@ -2,54 +2,63 @@ import type { Schemas } from "../../api/client";
 import { attemptReasonLabel, MACHINE_END_CAUSES, machineStateLabel } from "../../lib/labels";
 import { formatDollars, formatExact } from "../../lib/money";
 import { formatCount } from "../../lib/number";
+import { Async, type Reading } from "../../components/async";
 import { Panel } from "../../components/panel";
+import { TableScroll } from "../../components/table-scroll";
+import { Time } from "../../components/time";
 import { useNow } from "../../lib/use-now";
-import { secondsBetween, formatClock, formatDuration } from "../../lib/time";
+import { secondsBetween, formatDuration, zoneName } from "../../lib/time";
 
 export type Attempt = Schemas["Attempt"];
+type AttemptList = Schemas["AttemptList"];
 
-export function MachinesPanel({ list }: { list: Schemas["AttemptList"] | undefined }) {
-  const now = useNow();
-  if (!list || list.attempts.length === 0) {
-    return (
-      <Panel title="Attempts and machines">
-        <p className="empty small">No machines yet.</p>
-      </Panel>
-    );
-  }
+export function MachinesPanel({ reading }: { reading: Reading<AttemptList> }) {
+  const list = reading.data;
   return (
     <Panel
       title="Attempts and machines"
       aside={
-        <span className="muted">
-          {formatCount(list.steps)} steps{list.rolled_back_steps > 0 ? `, ${formatCount(list.rolled_back_steps)} recomputed` : ", 0 recomputed"}
-        </span>
+        list !== undefined &&
+        list.attempts.length > 0 && (
+          <span className="muted">
+            {formatCount(list.steps)} steps, {formatCount(list.rolled_back_steps)} recomputed
+          </span>
+        )
       }
     >
-      <div className="table-scroll">
-        <table className="machines">
+      <Async reading={reading}>
+        {({ attempts }) => (attempts.length === 0 ? <p className="empty small">No machines yet.</p> : <MachinesTable attempts={attempts} />)}
+      </Async>
+    </Panel>
+  );
+}
+
+function MachinesTable({ attempts }: { attempts: Attempt[] }) {
+  const now = useNow();
+  return (
+    <>
+      <TableScroll label="Attempts and machines">
+        <table className="machines stacked">
           <thead>
             <tr>
-              <th>Attempt</th>
-              <th>Slot</th>
               <th>Machine</th>
+              <th>Type</th>
               <th>State</th>
               <th className="num">Per hour</th>
-              <th className="num">Launched</th>
+              <th className="num">Launched ({zoneName()})</th>
               <th className="num">Time</th>
               <th className="num">Cost</th>
             </tr>
           </thead>
-          {[...list.attempts].reverse().map((attempt) => (
+          {[...attempts].reverse().map((attempt) => (
             <tbody key={attempt.number}>
               <tr className="group">
-                <th colSpan={8} scope="rowgroup">
+                <th colSpan={7} scope="rowgroup">
                   Attempt {attempt.number} <span className="muted">{describeAttempt(attempt)}</span>
                 </th>
               </tr>
               {attempt.machines.map((machine) => (
                 <tr key={machine.id} data-machine={machine.id}>
-                  <td className="muted">{attempt.number}</td>
                   <td>m{machine.slot}</td>
                   <td title={machine.provider_id ?? ""}>
                     {machine.type} <span className="muted">{machine.market.replace("_", " ")} · {machine.zone || machine.region}</span>
@@ -58,10 +67,10 @@ export function MachinesPanel({ list }: { list: Schemas["AttemptList"] | undefin
                     <span className={`state ${machine.state}`}>{machineStateLabel(machine.state)}</span>
                     {machine.end_cause && <span className="muted"> · {MACHINE_END_CAUSES[machine.end_cause] ?? machine.end_cause}</span>}
                   </td>
-                  <td className="num" title={`on demand ${formatExact(machine.on_demand_per_hour)}`}>{formatExact(machine.price_per_hour)}</td>
-                  <td className="num">{formatClock(machine.launched_at)}</td>
-                  <td className="num">{formatDuration(secondsBetween(machine.launched_at, machine.ended_at, now))}</td>
-                  <td className="num" title={`${formatExact(machine.cost)}${machine.posted ? "" : ", not yet billed"}`}>
+                  <td className="num" data-label="Per hour" title={`on demand ${formatExact(machine.on_demand_per_hour)}`}>{formatExact(machine.price_per_hour)}</td>
+                  <td className="num" data-label="Launched"><Time at={machine.launched_at} /></td>
+                  <td className="num" data-label="Time">{formatDuration(secondsBetween(machine.launched_at, machine.ended_at, now))}</td>
+                  <td className="num" data-label="Cost" title={`${formatExact(machine.cost)}${machine.posted ? "" : ", not yet billed"}`}>
                     {formatDollars(machine.cost)}
                     {!machine.posted && <span className="muted">*</span>}
                   </td>
@@ -70,9 +79,9 @@ export function MachinesPanel({ list }: { list: Schemas["AttemptList"] | undefin
             </tbody>
           ))}
         </table>
-      </div>
-      {list.attempts.some((attempt) => attempt.machines.some((machine) => !machine.posted)) && <p className="footnote muted">* accrued; billed when the machine has terminated</p>}
-    </Panel>
+      </TableScroll>
+      {attempts.some((attempt) => attempt.machines.some((machine) => !machine.posted)) && <p className="footnote muted">* accrued; billed when the machine has terminated</p>}
+    </>
   );
 }
 

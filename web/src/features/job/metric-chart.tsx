@@ -4,7 +4,9 @@ import { type Curves, splitCurve, isSystem, type Line, machineLines } from "../.
 import type { JobFeed } from "../../live/job-feed";
 import { formatCount, formatMetric } from "../../lib/number";
 import { useIsDark } from "../../lib/theme";
-import { plotMetric, type View } from "./metric-plot";
+import { formatTime, zoneName } from "../../lib/time";
+import { TableScroll } from "../../components/table-scroll";
+import { plotMetric, resetZoom, type View } from "./metric-plot";
 
 const MAX_ROWS = 200;
 
@@ -14,8 +16,9 @@ export const MetricChart = memo(function MetricChart({ feed, name, view }: { fee
   const readout = useRef<HTMLSpanElement>(null);
   const canvas = useRef<HTMLDivElement>(null);
   const dark = useIsDark();
+  const [zoomed, setZoomed] = useState(false);
   useEffect(
-    () => plotMetric(feed, name, view, canvas.current!, readout.current!, figure.current!),
+    () => plotMetric(feed, name, view, { host: canvas.current!, readout: readout.current!, figure: figure.current! }, setZoomed),
     [feed, name, view, dark], // redrawn in the colours of the other theme
   );
   const over = isSystem(name) || view.x === "time" ? "time" : `${view.x}s`;
@@ -23,6 +26,11 @@ export const MetricChart = memo(function MetricChart({ feed, name, view }: { fee
     <figure ref={figure} className="chart" data-metric={name}>
       <figcaption>
         <h3>{name}</h3>
+        {zoomed && (
+          <button type="button" className="small quiet" onClick={() => resetZoom(name)}>
+            Reset zoom
+          </button>
+        )}
         <span ref={readout} className="readout" />
       </figcaption>
       <div ref={canvas} className="canvas" role="img" aria-label={`${name} over ${over}; the values are in the table below`} />
@@ -60,11 +68,11 @@ function Rows({ name, rows }: { name: string; rows: Row[] }) {
           CSV
         </a>
       </p>
-      <div className="table-scroll short" tabIndex={0} role="region" aria-label={`Values of ${name}`}>
+      <TableScroll short label={`Values of ${name}`}>
         <table>
           <thead>
             <tr>
-              <th className="num">{isSystem(name) ? "Time" : "Step"}</th>
+              <th className="num">{isSystem(name) ? `Time (${zoneName()})` : "Step"}</th>
               <th className="num">Value</th>
               <th>Series</th>
             </tr>
@@ -72,14 +80,14 @@ function Rows({ name, rows }: { name: string; rows: Row[] }) {
           <tbody>
             {shown.map((row, i) => (
               <tr key={i}>
-                <td className="num">{isSystem(name) ? new Date(row.time * 1000).toLocaleTimeString() : formatCount(row.step)}</td>
+                <td className="num">{isSystem(name) ? formatTime(row.time * 1000) : formatCount(row.step)}</td>
                 <td className="num">{formatMetric(name, row.value)}</td>
                 <td className="muted">{row.series}</td>
               </tr>
             ))}
           </tbody>
         </table>
-      </div>
+      </TableScroll>
     </>
   );
 }

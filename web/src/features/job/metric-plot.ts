@@ -5,7 +5,7 @@ import type { JobFeed } from "../../live/job-feed";
 import { formatMetric } from "../../lib/number";
 import { smooth } from "../../lib/smooth";
 import { cssColor } from "../../lib/theme";
-import { alignLines, type Column, type PositionOf, makePositionOf, formatPosition, formatTick, type XAxis } from "./plot-axes";
+import { alignLines, type Column, formatPosition, formatTick, formatXTick, makePositionOf, type PositionOf, TICK_DISTANCES, tickTexts, type XAxis } from "./plot-axes";
 
 export interface View {
   x: XAxis;
@@ -21,8 +21,8 @@ export interface View {
 const HEIGHT_PX = 190;
 const NARROWEST_PX = 200;
 const LABEL_PX = 10;
-/** Tick distances of the time axis, seconds. */
-const TIME_STEPS = [0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400, 172_800, 604_800];
+/** Beside the plot: half of the last tick's text, such as "1h 02m". */
+const RIGHT_PX = 26;
 const FONT = "11px system-ui, sans-serif";
 
 interface Trace extends Line {
@@ -31,11 +31,17 @@ interface Trace extends Line {
   color: string;
 }
 
-/**
- * Draw a metric into `host` and update it until the returned function is called. `readout` shows the latest value, or the
- * values under the cursor. `figure` gets `data-last-step` once that step is drawn.
- */
-export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLElement, readout: HTMLElement, figure: HTMLElement): () => void {
+export interface Places {
+  /** What is drawn in. */
+  host: HTMLElement;
+  /** Shows the latest value, or the values under the cursor. */
+  readout: HTMLElement;
+  /** Gets `data-last-step` once that step is drawn. */
+  figure: HTMLElement;
+}
+
+/** Draw a metric and update it until the returned function is called. `onZoom` is told whether a part of it is shown. */
+export function plotMetric(feed: JobFeed, name: string, view: View, { host, readout, figure }: Places, onZoom: (zoomed: boolean) => void): () => void {
   const system = isSystem(name);
   const x: XAxis = system ? "time" : view.x;
   const log = view.log && !system;
@@ -69,17 +75,18 @@ export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLEl
   }
 
   function options(): uPlot.Options {
+    const distances = TICK_DISTANCES[x];
     const axis = { stroke: colors.axis, grid: { stroke: colors.grid, width: 1 }, ticks: { stroke: colors.grid, width: 1, size: 4 }, font: FONT };
     return {
       width: Math.max(NARROWEST_PX, host.clientWidth),
       height: HEIGHT_PX,
       legend: { show: false },
-      cursor: { sync: { key: system ? "system" : "training", scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false } },
+      cursor: { sync: { key: syncKey(name), scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false } },
       scales: { x: { time: false }, y: yScale(name, log) },
-      padding: [LABEL_PX + 4, 18, 0, 0],
+      padding: [LABEL_PX + 4, RIGHT_PX, 0, 0],
       axes: [
-        { ...axis, size: 26, gap: 3, space: 70, ...(x === "time" ? { incrs: TIME_STEPS } : {}), values: (_, ticks) => ticks.map((tick) => formatPosition(x, tick)) },
-        { ...axis, size: 54, gap: 4, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => formatTick(name, tick, step, log)) },
+        { ...axis, size: 26, gap: 3, space: 70, ...(distances ? { incrs: distances } : {}), values: (_, ticks, __, ___, step) => tickTexts(ticks, (tick) => formatXTick(x, tick, step)) },
+        { ...axis, size: 54, gap: 4, space: 34, values: (_, ticks, __, ___, step) => tickTexts(ticks, (tick) => formatTick(name, tick, step, log)) },
       ],
       series: [
         {},
@@ -101,6 +108,7 @@ export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLEl
             if (scale !== "x") return;
             const [first, last] = [u.data[0][0], u.data[0].at(-1)];
             zoomed = first !== undefined && last !== undefined && (u.scales.x!.min! > first || u.scales.x!.max! < last);
+            onZoom(zoomed);
           },
         ],
       },
@@ -132,6 +140,16 @@ export function plotMetric(feed: JobFeed, name: string, view: View, host: HTMLEl
     resized.disconnect();
     plot?.destroy();
   };
+}
+
+/** Show the whole of a metric again, and of those that are zoomed with it. */
+export function resetZoom(name: string): void {
+  for (const plot of uPlot.sync(syncKey(name)).plots) plot.setData(plot.data);
+}
+
+/** Metrics with the same horizontal axis share cursor and zoom. */
+function syncKey(name: string): string {
+  return isSystem(name) ? "system" : "training";
 }
 
 /** Axes of system metrics start at zero. */

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { mergeUpdate, NO_CURVES } from "../../live/curves";
-import { alignLines, epochInterpolator, makePositionOf, formatTick } from "./plot-axes";
+import { alignLines, epochInterpolator, formatPosition, formatTick, formatXTick, makePositionOf, tickTexts } from "./plot-axes";
 
 const line = (steps: number[], values: number[]) => ({ steps, times: steps, values });
 const bySteps = ({ steps }: { steps: number[] }) => steps;
@@ -46,4 +46,15 @@ test.each([
   ["train/loss", 2e6, 1e6, false, "2.00e6"],
 ])("a tick of %s at %d in steps of %d", (name, tick, step, log, text) => {
   expect(formatTick(name, tick, step, log)).toBe(text);
+});
+
+test("no two ticks of an axis read the same", () => {
+  expect(tickTexts([-5, 0, 5, 10], (tick) => formatXTick("time", tick, 5))).toEqual(["−5 s", "0 s", "5 s", "10 s"]);
+  expect(tickTexts([1.001, 1.002, 1.003], (tick) => formatXTick("epoch", tick, 0.001))).toEqual(["1.001", "1.002", "1.003"]);
+  expect(tickTexts([1_000_000, 1_000_100, 1_000_200], (tick) => formatTick("train/loss", tick, 100, false))).toEqual(["1.00e6", "", ""]);
+  expect(tickTexts([null, 1], String)).toEqual(["", "1"]);
+});
+
+test("what a machine measured before the first step is before it", () => {
+  expect(formatPosition("time", -75)).toBe("−1m 15s");
 });

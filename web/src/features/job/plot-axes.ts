@@ -60,21 +60,42 @@ function rising(times: readonly number[], start: number): number[] {
   return times.map((time) => (latest = Math.max(latest, time - start)));
 }
 
+/** A position; before the first step, where machines are measured already, times are negative. */
 export function formatPosition(x: XAxis, at: number): string {
-  if (x === "time") return formatDuration(at).replace(".0 s", " s");
+  if (x === "time") return `${at < 0 ? "−" : ""}${formatDuration(Math.abs(at)).replace(".0 s", " s")}`;
   return x === "step" ? formatCount(at) : String(Math.round(at * 100) / 100);
 }
 
-/** A tick with as many decimals as tell it from its neighbours. */
-export function formatTick(name: string, tick: number | null, step: number, log: boolean): string {
-  if (tick === null) return "";
+/** Distances of ticks on an axis that has its own: steps are whole, and times have seconds, minutes and hours. */
+export const TICK_DISTANCES: Partial<Record<XAxis, number[]>> = {
+  step: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11].flatMap((power) => [1, 2, 5].map((n) => n * 10 ** power)),
+  time: [0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400, 172_800, 604_800],
+};
+
+/** The texts of an axis's ticks: of two that would read the same only the first has one. */
+export function tickTexts(ticks: readonly (number | null)[], format: (tick: number) => string): string[] {
+  const texts = ticks.map((tick) => (tick === null ? "" : format(tick)));
+  return texts.map((text, i) => (texts.indexOf(text) < i ? "" : text));
+}
+
+/** A tick of the horizontal axis; `step` is the distance to the next one. */
+export function formatXTick(x: XAxis, tick: number, step: number): string {
+  return x === "epoch" ? tick.toFixed(decimalsOf(step)) : formatPosition(x, tick);
+}
+
+/** A tick of a metric's axis, with as many decimals as tell it from its neighbours. */
+export function formatTick(name: string, tick: number, step: number, log: boolean): string {
   if (name.endsWith("_bytes")) return formatMetric(name, tick);
   const unit = isAccuracy(name) || name.endsWith("_percent") ? " %" : "";
   const scale = isAccuracy(name) ? 100 : 1;
   if (log) return `${Number((tick * scale).toPrecision(3))}${unit}`;
   if (Math.abs(tick) >= 1e5 || (step > 0 && step < 1e-5)) return formatMetric(name, tick);
-  const decimals = [0, 1, 2, 3, 4, 5, 6].find((d) => Math.abs(Math.round(step * scale * 10 ** d) - step * scale * 10 ** d) < 1e-6) ?? 6;
-  return `${(tick * scale).toFixed(decimals).replace("-", "−")}${unit}`;
+  return `${(tick * scale).toFixed(decimalsOf(step * scale)).replace("-", "−")}${unit}`;
+}
+
+/** The decimals that multiples of `step` have. */
+function decimalsOf(step: number): number {
+  return [0, 1, 2, 3, 4, 5, 6].find((d) => Math.abs(Math.round(step * 10 ** d) - step * 10 ** d) < 1e-6) ?? 6;
 }
 
 function sameNumbers(a: readonly number[], b: readonly number[]): boolean {

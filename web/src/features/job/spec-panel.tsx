@@ -1,6 +1,6 @@
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
-import { type Job, recipes } from "../../api/queries";
+import { type Job, recipe } from "../../api/queries";
 import { CopyButton } from "../../components/copy-button";
 import { Panel } from "../../components/panel";
 import { Link } from "../../router";
@@ -8,8 +8,8 @@ import { specToCommand, specToYaml } from "../new-job/spec-yaml";
 
 export default function SpecPanel({ job }: { job: Job }) {
   const [format, setFormat] = useState<"yaml" | "json">("yaml");
-  const recipe = useQuery(recipes).data?.find(({ name }) => name === job.recipe?.replace(/@\d+$/, ""));
-  const defaults = Object.fromEntries((recipe?.params ?? []).map((param) => [param.name, param.default]));
+  const { data } = useQuery({ ...recipe(job.recipe ?? ""), enabled: job.recipe !== null });
+  const defaults = Object.fromEntries((data?.params ?? []).map((param) => [param.name, param.default]));
   const text = format === "yaml" ? specToYaml(job.spec) : `${JSON.stringify(job.spec, null, 2)}\n`;
   return (
     <Panel

@@ -2,20 +2,17 @@ import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import type { Schemas } from "../../api/client";
 import { events } from "../../api/queries";
-import { describeEvent } from "../../lib/event-text";
+import { describeEvent, groupRepeats } from "../../lib/event-text";
+import { zoneName } from "../../lib/time";
+import { Async } from "../../components/async";
 import { Panel } from "../../components/panel";
-import { ProblemNote } from "../../components/problem-note";
-import { Skeleton } from "../../components/skeleton";
-import { formatClock, formatDateTime } from "../../lib/time";
+import { Sentence } from "../../components/sentence";
+import { Time } from "../../components/time";
 
 const MAX_SHOWN = 300;
 
 export function TimelinePanel({ id, attempts }: { id: string; attempts: Schemas["Attempt"][] }) {
-  const list = useQuery(events(id));
   const [showRoutine, setShowRoutine] = useState(false);
-  const machineLabels = new Map(attempts.flatMap(({ machines }) => machines.map(({ id, slot }) => [id, `m${slot}`] as const)));
-  const described = (list.data ?? []).map((event) => ({ event, ...describeEvent(event, machineLabels) }));
-  const shown = described.filter(({ routine }) => showRoutine || !routine).slice(-MAX_SHOWN).reverse();
   return (
     <Panel
       title="Timeline"
@@ -26,21 +23,44 @@ export function TimelinePanel({ id, attempts }: { id: string; attempts: Schemas[
         </label>
       }
     >
-      <ProblemNote error={list.error} />
-      {list.isPending && <Skeleton />}
-      <ol className="timeline" tabIndex={0} aria-label="Events, newest first">
-        {shown.map(({ event, title, detail, tone }) => (
-          <li key={event.cursor} className={tone}>
-            <time dateTime={event.at} title={formatDateTime(event.at)}>
-              {formatClock(event.at)}
-            </time>
-            <span>
-              <strong>{title}</strong> {detail}
-            </span>
-            <span className="muted">{event.actor}</span>
-          </li>
-        ))}
-      </ol>
+      <Async reading={useQuery(events(id))}>{(list) => <Timeline events={list} attempts={attempts} showRoutine={showRoutine} />}</Async>
     </Panel>
+  );
+}
+
+function Timeline({ events, attempts, showRoutine }: { events: Schemas["Event"][]; attempts: Schemas["Attempt"][]; showRoutine: boolean }) {
+  const machineLabels = new Map(attempts.flatMap(({ machines }) => machines.map(({ id, slot }) => [id, `m${slot}`] as const)));
+  const described = events.map((event) => ({ event, ...describeEvent(event, machineLabels) }));
+  const shown = described.filter(({ routine }) => showRoutine || !routine).reverse();
+  return (
+    <>
+      <ol className="timeline" tabIndex={0} aria-label="Events, newest first">
+        {groupRepeats(shown)
+          .slice(0, MAX_SHOWN)
+          .map(({ title, events: [newest, ...others] }) => (
+            <li key={newest.event.cursor} className={newest.tone}>
+              <Time at={newest.event.at} />
+              {others.length === 0 ? (
+                <span>
+                  <strong>{title}</strong> <Sentence text={newest.detail} />
+                </span>
+              ) : (
+                <details>
+                  <summary>
+                    <strong>{title}</strong>
+                  </summary>
+                  {[newest, ...others].map(({ event, title, detail }) => (
+                    <p key={event.cursor}>
+                      <Time at={event.at} /> {title}. {detail}
+                    </p>
+                  ))}
+                </details>
+              )}
+              <span className="muted">{newest.event.actor}</span>
+            </li>
+          ))}
+      </ol>
+      <p className="footnote muted">Times are in {zoneName()}.</p>
+    </>
   );
 }

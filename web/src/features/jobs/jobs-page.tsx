@@ -4,12 +4,14 @@ import { type Job, jobPages } from "../../api/queries";
 import { formatDollars, formatExact, sumMicro } from "../../lib/money";
 import { headline } from "../../lib/labels";
 import { formatCount, formatMetric } from "../../lib/number";
+import { Async } from "../../components/async";
 import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
-import { ProblemNote } from "../../components/problem-note";
 import { ProgressBar } from "../../components/progress-bar";
-import { Skeleton } from "../../components/skeleton";
+import { Sentence } from "../../components/sentence";
 import { StatusBadge } from "../../components/status-badge";
+import { TableScroll } from "../../components/table-scroll";
+import { Time } from "../../components/time";
 import { useNow } from "../../lib/use-now";
 import { navigate, Link, useLocation } from "../../router";
 import { formatAgo, formatDuration } from "../../lib/time";
@@ -17,17 +19,14 @@ import { formatAgo, formatDuration } from "../../lib/time";
 export function JobsPage() {
   const filter = useLocation().searchParams.get("filter") ?? "";
   const list = useInfiniteQuery(jobPages(filter));
-  const jobs = list.data?.pages.flatMap((page) => page.jobs) ?? [];
   return (
     <Page title="Jobs" wide actions={<><Filter key={filter} filter={filter} /><Link to="/new" className="button primary">New job</Link></>}>
-      <ProblemNote error={list.error} retry={() => void list.refetch()} />
-      {list.isPending ? (
-        <Skeleton rows={6} />
-      ) : jobs.length > 0 ? (
-        <Table jobs={jobs} />
-      ) : (
-        !list.error && (filter ? <NoMatch filter={filter} /> : <NoJobs />)
-      )}
+      <Async reading={list} rows={6}>
+        {({ pages }) => {
+          const jobs = pages.flatMap((page) => page.jobs);
+          return jobs.length > 0 ? <Table jobs={jobs} /> : filter ? <NoMatch filter={filter} /> : <NoJobs />;
+        }}
+      </Async>
       {list.hasNextPage && (
         <button type="button" className="more" disabled={list.isFetchingNextPage} onClick={() => void list.fetchNextPage()}>
           {list.isFetchingNextPage ? "Loading…" : "Load more"}
@@ -40,8 +39,8 @@ export function JobsPage() {
 function Table({ jobs }: { jobs: Job[] }) {
   const now = useNow(5000);
   return (
-    <div className="table-scroll">
-      <table className="jobs">
+    <TableScroll label="Jobs">
+      <table className="jobs stacked">
         <thead>
           <tr>
             <th>State</th>
@@ -58,7 +57,7 @@ function Table({ jobs }: { jobs: Job[] }) {
           ))}
         </tbody>
       </table>
-    </div>
+    </TableScroll>
   );
 }
 
@@ -82,7 +81,7 @@ function Row({ job, now }: { job: Job; now: number }) {
           tone={job.state === "running" ? "" : "calm"}
         />
         <span className="status-text">
-          <span>{headline(job)}</span>
+          <span><Sentence text={headline(job)} /></span>
           {progress.step > 0 && (
             <span className="muted num">
               step {formatCount(progress.step)}
@@ -96,7 +95,7 @@ function Row({ job, now }: { job: Job; now: number }) {
       <td className="num" data-label="Spent" title={`${formatExact(cost.spent)} settled, ${formatExact(cost.running)} accrued (${cost.price_basis} prices)`}>
         {formatDollars(sumMicro(cost.spent, cost.running))}
       </td>
-      <td className="num muted" data-label="Submitted">{formatAgo(job.created_at, now)}</td>
+      <td className="num muted" data-label="Submitted"><Time at={job.created_at} text={formatAgo(job.created_at, now)} /></td>
     </tr>
   );
 }

@@ -1,12 +1,13 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, type ReactNode, useId, useState } from "react";
 import { api, body, newIdempotencyKey, Problem, type Schemas } from "../../api/client";
-import { budgets, job as jobQuery, type Job, queries, recipes } from "../../api/queries";
+import { budgets, job as jobQuery, type Job, plan, queries, recipes } from "../../api/queries";
 import { formatDollars } from "../../lib/money";
+import { useDebounced } from "../../lib/use-debounced";
+import { Async } from "../../components/async";
 import { Page } from "../../components/page";
 import { Panel } from "../../components/panel";
 import { ProblemNote } from "../../components/problem-note";
-import { Skeleton } from "../../components/skeleton";
 import { navigate, useLocation } from "../../router";
 import { parseValue, yamlError, type Path, readField, writeField, specToYaml } from "./spec-yaml";
 import { tightestBudget } from "../budget/budget-page";
@@ -22,8 +23,10 @@ export default function NewJobPage() {
   const ready = all.data && (from === null || source.data || source.error);
   return (
     <Page title="New job" wide>
-      <ProblemNote error={all.error ?? source.error} />
-      {ready ? <Form recipes={all.data} initial={initialSpec(all.data, query.get("recipe"), source.data)} /> : !all.error && <Skeleton rows={6} />}
+      <ProblemNote error={source.error} />
+      <Async reading={{ ...all, data: ready ? all.data : undefined }} rows={6}>
+        {(recipes) => <Form recipes={recipes} initial={initialSpec(recipes, query.get("recipe"), source.data)} />}
+      </Async>
     </Page>
   );
 }
@@ -52,9 +55,10 @@ function groupByFamily(all: Recipe[]): [string, Recipe[]][] {
 
 function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string }) {
   const [text, setText] = useState(initial);
+  const [validText, setValidText] = useState(initial); // what the form shows while the text has a slip
   const [key, setKey] = useState(newIdempotencyKey);
   const syntaxError = yamlError(text);
-  const recipe = all.find(({ name }) => name === readField(text, ["recipe"]).replace(/@\d+$/, ""));
+  const recipe = all.find(({ name }) => name === readField(validText, ["recipe"]).replace(/@\d+$/, ""));
   const dataField = recipe && DATA_FIELDS[recipe.data];
 
   const validation = useMutation({ mutationFn: async () => submitSpec(text, true) });
@@ -70,6 +74,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   /** A changed text is a new request: it gets its own idempotency key, and earlier errors are cleared. */
   function edit(next: string) {
     setText(next);
+    if (yamlError(next) === null) setValidText(next);
     setKey(newIdempotencyKey());
     validation.reset();
     submit.reset();
@@ -78,7 +83,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   const error = submit.error ?? validation.error;
   const errors = error instanceof Problem ? error.document.errors : [];
   const set = (path: Path, value: unknown) => edit(writeField(text, path, value));
-  const field = (path: Path) => ({ value: readField(text, path), errors: errorsAt(errors, path), disabled: syntaxError !== null });
+  const field = (path: Path) => ({ value: readField(validText, path), errors: errorsAt(errors, path), disabled: syntaxError !== null });
   const formPointers = new Set(FORM_PATHS.map((path) => pointer(path)).concat((recipe?.params ?? []).map(({ name }) => `/params/${name}`)));
   const otherErrors = errors.filter((specError) => !formPointers.has(specError.pointer));
 
@@ -173,6 +178,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
               Spec is valid{validation.data.cost.limit ? `, cost limit ${formatDollars(validation.data.cost.limit)}` : ""}.
             </p>
           )}
+          <PlanNote text={validText} />
           <div className="row end">
             <BudgetNote />
             <button type="button" disabled={syntaxError !== null || validation.isPending} onClick={() => validation.mutate()}>
@@ -284,6 +290,19 @@ function Labelled({ label, help, errors, wide = false, children }: {
       <p id={`${id}-help`} className={errors.length > 0 ? "field-error" : "help"}>
         {errors.length > 0 ? errors.map(({ message }) => message).join(" ") : help}
       </p>
+    </div>
+  );
+}
+
+/** What the job would run on, its time and its cost, as far as the spec can be planned; errors are for Validate. */
+function PlanNote({ text }: { text: string }) {
+  const settled = useDebounced(text, 500);
+  const { data, isPlaceholderData } = useQuery(plan(settled));
+  if (!data) return null;
+  return (
+    <div className="plan" role="status" aria-label="Plan" aria-busy={isPlaceholderData || settled !== text}>
+      <p>{data.summary.text}</p>
+      {data.why_not_faster && <p className="muted">{data.why_not_faster.text}</p>}
     </div>
   );
 }

@@ -1,0 +1,4 @@
+/** A sentence of the service; what it has between backticks is code. */
+export function Sentence({ text }: { text: string }) {
+  return <>{text.split("`").map((part, i) => (i % 2 ? <code key={i}>{part}</code> : part))}</>;
+}
