@@ -248,5 +248,5 @@ def test_a_queued_job_tells_its_place_among_the_jobs_of_its_own_team(deployment:
     listed = deployment.member.get("/v1/jobs").json()["jobs"]
     assert [(one["id"], one["queue_position"]) for one in listed[:2]] == [(str(second), 2), (str(first), 1)]
     waiting = deployment.job(second)
-    assert waiting.status_text == "Waiting for its turn (number 2 in the team's queue): It starts when its turn comes."
+    assert waiting.status_text == "Waiting for its turn (number 2 in the team's queue). It starts automatically."
     assert (waiting.wait_reason, waiting.reason) == ("turn", rest.Reason.of(InQueue()))

@@ -210,7 +210,7 @@ def test_a_sentence_says_what_and_what_to_do(deployment: Deployment) -> None:
     assert shown.reason is not None
     assert (shown.reason.code, shown.reason.facts["missing"]) == ("budget_short", "0.12")
     assert shown.reason.text.startswith("The budget of team vision is $0.12 short: starting 1 machine reserves $0.20.")
-    assert shown.status_text == f"Waiting for budget: {shown.reason.text}"
+    assert shown.status_text == f"Waiting for budget. {shown.reason.text}"
     _limit_team(deployment, "0.15")
     shown = deployment.job(job)
     assert shown.reason is not None

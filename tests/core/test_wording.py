@@ -189,7 +189,7 @@ def test_rendering_never_raises_for_facts_of_another_version(code: str, data: st
 def test_an_unknown_code_is_shown_in_words_also_within_another_reason() -> None:
     assert wording.render("machine_on_fire", {"slot": 3}) == "Machine on fire."
     assert wording.render("waiting", {"waits_for": "slots", "detail": {"code": "machine_on_fire", "facts": {}}}) == (
-        "Waiting for machines: Machine on fire."
+        "Waiting for machines. Machine on fire."
     )
 
 

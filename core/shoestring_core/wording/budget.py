@@ -41,7 +41,7 @@ class AccountLimitTooLow(Reason):
 
     def text(self) -> str:
         what = "its first machines need" if self.first_machines else "limits.cost is"
-        return f"The limit of the {self.account_title} is ${self.limit}, but {what} ${self.need}."
+        return f"The limit of {self.account_title} is ${self.limit}, but {what} ${self.need}."
 
     def hint(self) -> str:
         return f"Set limits.cost to at most {self.limit}, or {_RAISE}"
@@ -58,7 +58,7 @@ class AccountOverdrawn(Reason):
     short_by: str
 
     def text(self) -> str:
-        return f"The {self.account_title} is overdrawn by ${self.overdraft}: no machines can be started."
+        return f"The budget of {self.account_title} is overdrawn by ${self.overdraft}: no machines can be started."
 
     def hint(self) -> str:
         return f"Wait for running jobs to end, or {_RAISE}"
@@ -79,7 +79,7 @@ class AccountExhausted(Reason):
 
     def text(self) -> str:
         return (
-            f"This needs ${self.need}; of the ${self.limit} of the {self.account_title}, ${self.used} is spent or held."
+            f"This needs ${self.need}; of the ${self.limit} of {self.account_title}, ${self.used} is spent or held."
         )
 
     def hint(self) -> str:
@@ -192,7 +192,7 @@ class LimitChanged(Reason):
 
     def text(self) -> str:
         limit, before = (f"${amount}" if amount is not None else "none" for amount in (self.limit, self.before))
-        return f"Limit of the {self.account_title}: {limit}, before: {before}.{f' {self.note}' if self.note else ''}"
+        return f"Limit of {self.account_title}: {limit}, before: {before}.{f' {self.note}' if self.note else ''}"
 
 
 @dataclass(frozen=True)
@@ -204,4 +204,4 @@ class LimitBelowUse(Reason):
     overdraft: str
 
     def text(self) -> str:
-        return f"The new limit of the {self.account_title} is ${self.overdraft} below what is spent and held."
+        return f"The new limit of {self.account_title} is ${self.overdraft} below what is spent and held."

@@ -154,8 +154,7 @@ class Ended(Reason):
 
 
 def _join(head: str, detail: Reason | None) -> str:
-    text = detail.text().strip() if detail else ""
-    return f"{head}: {text}" if text and ":" not in head else f"{head}. {text}".strip()
+    return f"{head}. {detail.text() if detail else ''}".strip()
 
 
 def _skipping(spans: tuple[Span, ...]) -> str:

@@ -81,10 +81,10 @@ class EarlierMachinesTerminating(WaitDetail):
     count: int
 
     def text(self) -> str:
-        have = "it has" if self.count == 1 else "they have"
+        one = self.count == 1
         return (
-            f"{machines(self.count, 'earlier machine')} still terminating; "
-            f"the job continues once the provider confirms that {have} terminated."
+            f"{machines(self.count, 'earlier machine')} {'is' if one else 'are'} still terminating; "
+            f"the job continues once the provider confirms that {'it has' if one else 'they have'} terminated."
         )
 
 
@@ -142,7 +142,7 @@ class InQueue(WaitDetail):
     waits_for = WaitReason.TURN
 
     def text(self) -> str:
-        return "It starts when its turn comes."
+        return "It starts automatically."
 
 
 @dataclass(frozen=True)
