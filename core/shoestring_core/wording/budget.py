@@ -78,9 +78,7 @@ class AccountExhausted(Reason):
     short_by: str
 
     def text(self) -> str:
-        return (
-            f"This needs ${self.need}; of the ${self.limit} of {self.account_title}, ${self.used} is spent or held."
-        )
+        return f"This needs ${self.need}; of the ${self.limit} of {self.account_title}, ${self.used} is spent or held."
 
     def hint(self) -> str:
         return f"Wait for running jobs to end, or {_RAISE}"
