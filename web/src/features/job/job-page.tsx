@@ -61,7 +61,7 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
           {job.wait_reason === "budget" && (
             <>
               {" "}
-              <Link to="/budget">Budget</Link>
+              <Link to="/budget">Go to the budget</Link>
             </>
           )}
         </p>

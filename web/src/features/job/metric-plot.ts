@@ -85,7 +85,7 @@ export function plotMetric(feed: JobFeed, name: string, view: View, { host, read
       scales: { x: { time: false }, y: yScale(name, log) },
       padding: [LABEL_PX + 4, RIGHT_PX, 0, 0],
       axes: [
-        { ...axis, size: 26, gap: 3, space: 70, ...(distances ? { incrs: distances } : {}), values: (_, ticks, __, ___, step) => tickTexts(ticks, (tick) => formatXTick(x, tick, step)) },
+        { ...axis, size: 26, gap: 3, space: 54, ...(distances ? { incrs: distances } : {}), values: (_, ticks, __, ___, step) => tickTexts(ticks, (tick) => formatXTick(x, tick, step)) },
         { ...axis, size: 54, gap: 4, space: 34, values: (_, ticks, __, ___, step) => tickTexts(ticks, (tick) => formatTick(name, tick, step, log)) },
       ],
       series: [
