@@ -17,7 +17,7 @@ def login(
     key: Annotated[str | None, typer.Option("--key", help="API key; prompted for if absent.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Log in to a service: check the API key and save it for later commands.
+    """Log in to a service, checking and saving the API key.
 
     \b
     shoestring login http://127.0.0.1:8000 --key "$(cat DIR/admin.key)"
