@@ -31,7 +31,12 @@ def list_offers(
 
 
 def _print(offered: rest.OfferList) -> None:
-    print_table(COLUMNS, [_row(offer) for offer in offered.offers], "No such machine. List all: shoestring offers")
+    print_table(
+        COLUMNS,
+        [_row(offer) for offer in offered.offers],
+        "No such machine. List all: shoestring offers",
+        drop=("INTERRUPTED", "ON DEMAND", "MEMORY", "VCPUS", "PROVIDER"),
+    )
     for provider in sorted({offer.provider for offer in offered.offers if not offer.available}):
         out.print(f"\n{provider}: no worker serves it, so no job can run there. Its prices are not live:")
         sources = {offer.price_source for offer in offered.offers if offer.provider == provider}
