@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 PROC = Path("/proc")
 REQUIRED_EMPTY_SCANS, SCAN_INTERVAL_S = 2, 0.05
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+KEYCTL, KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -113,6 +115,15 @@ def kill_all(
 def become_subreaper() -> None:
     """Adopt this process's orphaned descendants, so that double forking does not hide them."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def leave_session_keyring() -> None:
+    """Join a new, empty session keyring of the kernel: the inherited one may hold its user's logins.
+
+    User namespaces separate the other keyrings. Where there are no keyrings, this does nothing.
+    """
+    if number := KEYCTL.get(platform.machine()):
+        _libc.syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
 def set_process_name(name: str) -> None:

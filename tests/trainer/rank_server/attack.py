@@ -17,6 +17,7 @@ from pathlib import Path
 libc = ctypes.CDLL(None, use_errno=True)
 PTRACE_ATTACH, MS_BIND, MS_REMOUNT, MNT_DETACH, CLONE_NEWNS, CLONE_NEWUSER = 16, 4096, 32, 2, 0x20000, 0x10000000
 TIOCSTI = 0x5412
+KEYCTL_SEARCH, KEYCTL_READ, SESSION_KEYRING = 10, 11, ctypes.c_int(-3)
 
 
 def on_train_begin(context):
@@ -32,6 +33,7 @@ def attack(targets: dict) -> list[str]:
     reached += [f"connect {path}" for path in targets["sockets"] if succeeds(lambda path=path: connect(path))]
     reached += [f"variable {name}" for name in os.environ if targets["variable"] in os.environ[name]]
     reached += [f"link {path}" for path in targets["linkable"] if succeeds(lambda path=path: link(path))]
+    reached += ["keyring"] if read_key(targets["key"]) else []
     if str(Path("/proc/self/ns/user").readlink()) == targets["namespace"]:
         return reached  # the rest would damage the computer itself
     reached += writes(targets["system"])
@@ -102,6 +104,16 @@ def connect(path: str) -> None:
 def link(path: str) -> None:
     os.link(path, "linked")
     Path("linked").unlink()
+
+
+def read_key(name: str) -> bool:
+    """Whether a key of the session of whoever started this can be read."""
+    key = keyctl(KEYCTL_SEARCH, SESSION_KEYRING, b"user", name.encode(), 0)
+    return key > 0 and keyctl(KEYCTL_READ, key, ctypes.create_string_buffer(64), 64) > 0
+
+
+def keyctl(*arguments) -> int:
+    return libc.syscall({"x86_64": 250, "aarch64": 219}[os.uname().machine], *arguments)
 
 
 def devices() -> Iterator[str]:

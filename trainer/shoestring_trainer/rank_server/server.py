@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     import too.
     """
     parent, *modules = arguments
-    if parent != ISOLATED:
+    if parent == ISOLATED:
+        processes.leave_session_keyring()
+    else:
         processes.die_with_parent(int(parent))
     processes.become_subreaper()  # what ranks leave behind stays below this process, where the agent looks for it
     requests, replies = _take_over_pipes()
