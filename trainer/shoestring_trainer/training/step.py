@@ -57,7 +57,9 @@ class Trainer:
         self._forward = compiled(self._ddp, self.settings.compile)
         self.optimizer.zero_grad()
         self.average = build_weight_average(self.model, self.settings)
-        self.state = TrainingState(self.model, self.optimizer, self.scaler, setup.identity, self.average, set(skip))
+        self.state = TrainingState(
+            self.model, self.optimizer, self.scaler, setup.identity, self.average, set(skip), self._loader.dataset.files
+        )
         self._noise = GradientNoiseScale(self.model, self.distributed)
         self.hooks = load_hooks(
             self.settings.hooks_file,

@@ -73,6 +73,26 @@ def read_checkpoint(data: Path, manifest: Path, read: Callable[[Path], bytes] = 
     return parts
 
 
+FILE_LIST_PART = "files.json.gz"
+"""The part with the list of the data's files, see data/file_list.py."""
+
+
+def read_part(data: Path, manifest: Path, name: str) -> bytes | None:
+    """Return one part of a checkpoint, with its hash verified; None if there is none. Raises DataError as above."""
+    entry = next((part for part in _read_manifest(manifest, Path.read_bytes) if part["name"] == name), None)
+    if entry is None:
+        return None
+    try:
+        with data.open("rb") as file:
+            file.seek(entry["offset"])
+            piece = file.read(entry["bytes"])
+    except OSError as error:
+        raise DataError(f"cannot read the checkpoint {data}: {error.strerror}") from error
+    if _sha256(piece) != entry["sha256"]:
+        raise DataError(f"the checkpoint {data} is damaged: {name} does not match its hash in {manifest.name}")
+    return piece
+
+
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Return named tensors in safetensors format."""
     packed: bytes = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})

@@ -16,6 +16,7 @@ from shoestring_core.task import CheckpointFiles
 from torch import Tensor, nn
 
 from shoestring_trainer.training.checkpoint.files import (
+    FILE_LIST_PART,
     pack_tensors,
     read_checkpoint,
     unpack_json,
@@ -31,6 +32,7 @@ class TrainingState:
 
     identity  what a checkpoint must agree with to be this run's: recipe, parameters, seed, data
     skip      steps whose batches are skipped: those of the task, and of the checkpoint that it resumes
+    files     the packed list of its data's files, see data/file_list.py; None: it has none
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class TrainingState:
     identity: Mapping[str, Any]
     average: WeightAverage | None = None
     skip: set[int] = field(default_factory=set)
+    files: bytes | None = None
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """Return a copy on the CPU that later steps do not change."""
@@ -51,6 +54,7 @@ class TrainingState:
                 if self.average
                 else {}
             ),
+            **({"files": self.files} if self.files else {}),
             "state": {
                 **self.identity,
                 "step": step,
@@ -95,6 +99,7 @@ def pack_snapshot(snapshot: Mapping[str, Any]) -> dict[str, bytes]:
         "optimizer.safetensors": pack_tensors(snapshot["optimizer"]),
         **({"average.safetensors": pack_tensors(snapshot["average"])} if "average" in snapshot else {}),
         "state.json": json.dumps(snapshot["state"], sort_keys=True).encode(),
+        **({FILE_LIST_PART: snapshot["files"]} if "files" in snapshot else {}),
     }
 
 

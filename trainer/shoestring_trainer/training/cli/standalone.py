@@ -24,7 +24,13 @@ from shoestring_trainer.training.errors import NonFiniteError, UserError
 
 TASK_FILE, STARTED_BY_FILE = "task.json", "started-by"
 SERVICE_FIELDS = ("resources", "limits", "retry", "notify", "on_budget", "priority", "after", "team")
-CHECKPOINT_ONLY_PARTS = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
+CHECKPOINT_ONLY_PARTS = {
+    "model.safetensors",
+    "optimizer.safetensors",
+    "average.safetensors",
+    "state.json",
+    "files.json.gz",
+}
 RUN_FILES = ("metrics.jsonl", "events.jsonl", "ckpt/step-*", "model/*", "samples-rank*.bin")
 """What a run writes from its first step on."""
 EXAMPLES = """\

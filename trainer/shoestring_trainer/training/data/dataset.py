@@ -50,6 +50,7 @@ class ImageDataset:
     split        how the validation images were chosen, and which they are: JSON for the artifact split.json
     skipped      number of unreadable or invalid samples left out
     val_batches  the validation images in batches of similar aspect ratio: their indices and uint8 images
+    files        the packed list of its files, see file_list.py; None: it has none
     """
 
     train: LabeledImages
@@ -61,6 +62,7 @@ class ImageDataset:
     split: dict[str, Any]
     skipped: int = 0
     val_batches: Sequence[tuple[Tensor, Tensor]] = ()
+    files: bytes | None = None
 
     @property
     def size(self) -> int:

@@ -48,6 +48,7 @@ class DecodedCache:
     is_local_rank_0  this rank decodes; the others map what it wrote
     barrier          returns when every rank has called it
     gpu_decoder      decodes ordinary JPEGs; None: Pillow decodes everything
+    files            the packed list of the images' files; None: they have none
     """
 
     train: ImageIndex
@@ -59,6 +60,7 @@ class DecodedCache:
     is_local_rank_0: bool
     barrier: Callable[[], None]
     gpu_decoder: JpegDecoder | None = None
+    files: bytes | None = None
 
     def load(self, size: int, rectangular: bool) -> ImageDataset:
         """Return the images with `size` pixels a side (0: as the settings say). They occupy disk space until released.
@@ -89,7 +91,7 @@ class DecodedCache:
         dataset = build_dataset(
             train, val, self.train.classes, max_value=float(MAX_VALUE), split=split, skipped=skipped
         )
-        return replace(dataset, val_batches=batches)
+        return replace(dataset, val_batches=batches, files=self.files)
 
     def check_disk_space(self, image_formats: Iterable[tuple[int, bool]]) -> None:
         """Raise DataError, before anything is decoded, if the disk has too little space for one of the formats."""

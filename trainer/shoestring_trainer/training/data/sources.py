@@ -10,6 +10,7 @@ from pathlib import Path
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, resize_dataset
 from shoestring_trainer.training.data.decoded_cache import DecodedCache
+from shoestring_trainer.training.data.file_list import list_files, read_file_list
 from shoestring_trainer.training.data.image_folder import index_image_folder, is_split_image_folder
 from shoestring_trainer.training.data.image_index import ImageIndex, describe_splits, validate_classes
 from shoestring_trainer.training.data.nvjpeg import nvjpeg_decoder
@@ -51,12 +52,17 @@ def open_dataset(
                 "copies lower the accuracy); give its binary or Python version as data.train, or set "
                 "verify_checksums: false"
             )
-    train, val = _index(task.data_format, task.data_path, seed, settings)
+    files = read_file_list(task.resume) if task.resume and task.data_format == "imagefolder" else None
+    train, val = files.open(task.data_path) if files else _index(task.data_format, task.data_path, seed, settings)
     for images in (train, val):
         validate_classes(images)
     is_local_rank_0 = distributed.local_rank == 0
     if is_local_rank_0:
         sys.stdout.write(f"{describe_splits(train, val)}\n")
+        if files:
+            files.report_additions(task.data_path)
+    if files is None and distributed.rank == 0 and task.data_format == "imagefolder":  # which writes the checkpoints
+        files = list_files(task.data_path, train, val)
     if (ignored := sorted({*train.ignored, *val.ignored})) and is_local_rank_0:
         reason = "not images by their extension, or outside the class folders"
         sys.stdout.write(f"ignored {len(ignored)} files ({reason}); the first is {ignored[0]}\n")
@@ -67,6 +73,7 @@ def open_dataset(
         keep=task.scratch is not None,
         is_local_rank_0=is_local_rank_0,
         barrier=distributed.barrier,
+        files=files.packed() if files else None,
         gpu_decoder=nvjpeg_decoder(distributed.device) if is_local_rank_0 and settings.decode_device == "gpu" else None,
     )  # fmt: skip
     phases = HyperparamSchedule.from_settings(settings, len(train)).phases
