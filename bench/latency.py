@@ -19,6 +19,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 from shoestring import Client
 from shoestring_core import rest
+from shoestring_core.events import JobChange
 
 from tests.conftest import CHROMIUM_ARGS
 from tests.e2e import service, witness
@@ -101,7 +102,7 @@ def submit_latencies(shoestring: Service, count: int) -> list[float]:
 
 def launching_at(shoestring: Service, job: Any) -> float | None:
     for event in shoestring.client.events(job).events:
-        if event.kind == "job" and event.data.get("to") == "launching":
+        if isinstance(event.data, JobChange) and event.data.to == "launching":
             return event.at.timestamp()
     return None
 

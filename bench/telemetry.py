@@ -105,12 +105,12 @@ def train(run: Path) -> None:
         return has_telemetry(max(0, len(times) - WARM_UP) // BLOCK)
 
     class SwitchedLogger(run_recorder.RunRecorder):
-        def step(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        def log_step(self, step: int, epoch: float, metrics: Mapping[str, float], *, at: float) -> None:
             if enabled():
-                super().step(step, epoch, values)
+                super().log_step(step, epoch, metrics, at=at)
             times.append(time.perf_counter())
 
-    loop.RunRecorder = SwitchedLogger  # type: ignore[misc]
+    loop.RunRecorder = SwitchedLogger  # type: ignore[attr-defined]
     loop.train(read_task(run / "task.json"), StopListener(run / "order", lambda: sys.exit(1)), StepCounter())
     (run / "times.json").write_text(json.dumps(times))
 
