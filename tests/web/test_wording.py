@@ -18,6 +18,7 @@ from sqlalchemy import update
 
 from tests.api.deployment import Deployment
 from tests.web.conftest import OpenPage
+from tests.web.test_dashboard import set_limit
 
 pytestmark = pytest.mark.any_database
 
@@ -41,8 +42,9 @@ def test_lists_badges_and_hints_follow_the_codes(deployment: Deployment, open_pa
     for name, state in states.items():
         expect(page.locator("tr[data-job]").filter(has_text=name).locator(".badge")).to_have_text(state)
 
+    set_limit(deployment, "team", "0.000001")
     page.goto(f"{deployment.url}/budget")
-    note = page.get_by_role("status").filter(has_text="One job is waiting for budget")
+    note = page.get_by_role("status").filter(has_text="2 jobs are waiting for budget")
     expect(note.get_by_role("link", name="short")).to_be_visible()
     expect(note).to_contain_text("§§ waiting")
 
