@@ -44,7 +44,7 @@ def test_lists_badges_and_hints_follow_the_codes(deployment: Deployment, open_pa
 
     set_limit(deployment, "team", "0.000001")
     page.goto(f"{deployment.url}/budget")
-    note = page.get_by_role("status").filter(has_text="2 jobs are waiting for budget")
+    note = page.get_by_role("status").filter(has_text="waiting for budget")
     expect(note.get_by_role("link", name="short")).to_be_visible()
     expect(note).to_contain_text("§§ waiting")
 
