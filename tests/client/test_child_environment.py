@@ -16,6 +16,7 @@ import pytest
 from shoestring import config, up
 from shoestring.child_environment import child_environment
 from shoestring.cli import service
+from shoestring_core.isolation import IsolationStatus
 
 from tests.e2e.service import ROOT
 
@@ -121,12 +122,16 @@ def test_what_a_closed_terminal_cannot_show_does_not_end_the_draining(monkeypatc
     service.report("Stopping …")
 
 
+def connection_info(url: str, key_file: Path) -> up.ConnectionInfo:
+    return up.ConnectionInfo(url, "k", key_file, login_url="link", isolation=IsolationStatus())
+
+
 def test_a_login_that_cannot_be_saved_is_said_with_what_to_type(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("SHOESTRING_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null/config")
-    service.remember_login(up.ConnectionInfo("http://127.0.0.1:8000", "k", Path("/my data/admin.key"), "link"))
+    service.remember_login(connection_info("http://127.0.0.1:8000", Path("/my data/admin.key")))
     said = capsys.readouterr().err
     assert "can't be saved (Not a directory)" in said
     assert "export SHOESTRING_URL=http://127.0.0.1:8000" in said
@@ -137,7 +142,7 @@ def test_a_second_service_says_whose_login_it_replaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
-    connection = up.ConnectionInfo("http://127.0.0.1:8001", "k", tmp_path / "admin.key", "link")
+    connection = connection_info("http://127.0.0.1:8001", tmp_path / "admin.key")
     config.save_login("http://team", "key")
     service.remember_login(connection)
     assert "no longer to http://team (to go back: shoestring login http://team)" in capsys.readouterr().err

@@ -183,16 +183,17 @@ def test_a_job_shows_the_latest_values_of_so_many_series(
     assert fleet.job_row(job).latest == {"a": 0.5, "b": 1.0}
 
 
-def test_the_latest_values_are_the_present_generations(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+def test_the_latest_values_are_none_of_steps_that_were_rolled_back(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
     job, machine = running
     send(fleet, machine, 1, points=[series("loss", 4, 2), series("val", 3)])
     assert fleet.job_row(job).latest == {"loss": 2.0, "val": 1.5}
     fleet.restart(job)
+    assert fleet.job_row(job).latest == {}, "there is no checkpoint: every step is rolled back"
     send(fleet, machine, 2, generation=1, points=[series("loss", 9), series("epoch", 9, value=9.0)])
-    assert fleet.job_row(job).latest == {"loss": 2.0, "val": 1.5}
+    assert fleet.job_row(job).latest == {}
     assert fleet.job_row(job).last_epoch_milli is None
     send(fleet, machine, 3, generation=2, points=[series("loss", 1)])
-    assert fleet.job_row(job).latest == {"loss": 0.5, "val": 1.5}
+    assert fleet.job_row(job).latest == {"loss": 0.5}
 
 
 def test_an_epoch_that_makes_no_sense_is_kept_as_a_point_alone(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
