@@ -157,6 +157,9 @@ def test_a_machine_is_ended_only_when_ec2_says_so(aws: FakeAws):
     aws.fault("lost_request", "TerminateInstances")
     with pytest.raises(OutcomeUnknown):
         provider.terminate(machine.ref)
+    aws.fault("error", "TerminateInstances", code="InternalError", status=500)
+    with pytest.raises(OutcomeUnknown, match="InternalError"):
+        provider.terminate(machine.ref)
     assert provider.list("us")[0].state == "running"
     aws.fault("lost_reply", "TerminateInstances")
     with pytest.raises(OutcomeUnknown):
