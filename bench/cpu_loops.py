@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -139,13 +139,13 @@ def with_torchvision(workload: Workload) -> Iterator[Batch]:
 
 
 def with_timm(workload: Workload) -> Iterator[Batch]:
-    from timm.data import create_loader
+    from timm.data.loader import create_loader
     from timm.data.transforms import ToNumpy
     from torchvision import transforms
 
     dataset = PilDataset(workload.data)
     loader: Iterable[Batch] = create_loader(
-        dataset, (3, 32, 32), workload.settings.batch_size, is_training=True, no_aug=True,
+        cast("Any", dataset), (3, 32, 32), workload.settings.batch_size, is_training=True, no_aug=True,
         mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), num_workers=WORKERS, device=torch.device("cpu"),
     )  # fmt: skip
     dataset.transform = transforms.Compose([*crop_and_flip(workload.settings), ToNumpy()])

@@ -209,12 +209,12 @@ def synchronized_time() -> float:
 
 
 FLIP_AND_CROP = Settings(flip=True, crop_padding=4)
-BLACK = (0.0, 0.0, 0.0)
+BLACK_C = torch.zeros(3, device=DEVICE)
 
 
 def on_device(uint8_NCHW: Tensor) -> tuple[Tensor, Tensor]:
     draws_NK = torch.rand(len(uint8_NCHW), 8, device=DEVICE)
-    images_NCHW = augment(uint8_NCHW.to(DEVICE, non_blocking=True), draws_NK, FLIP_AND_CROP, BLACK, 255.0)
+    images_NCHW = augment(uint8_NCHW.to(DEVICE, non_blocking=True), draws_NK, FLIP_AND_CROP, BLACK_C, 255.0)
     return images_NCHW, torch.zeros(len(uint8_NCHW), dtype=torch.int64, device=DEVICE)
 
 
