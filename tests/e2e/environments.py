@@ -126,6 +126,11 @@ def prove(environment: Environment, folder: Path) -> None:
     assert users.data.stat().st_mode & 0o077 == 0
 
 
+def _hang_up_by_default() -> None:
+    """Undo what `nohup` leaves to the processes that it starts; `up` would go on without its terminal, as it should."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Commands:
     """Runs commands as a user does in an environment."""
 
@@ -157,7 +162,7 @@ class Commands:
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 [*self._prefix, *arguments], env=self.variables, cwd=self.current, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log,
+                stdout=log, stderr=log, preexec_fn=_hang_up_by_default,
             )  # fmt: skip
 
     def run(self, *arguments: str) -> str:
