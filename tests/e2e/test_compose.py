@@ -40,7 +40,9 @@ def test_composes_services_carry_a_job_over_a_preemption_to_its_settled_end(serv
                 preempted = True
         attempts = client.attempts(job.id)
     assert job.end_reason == "succeeded"
-    assert len(attempts.attempts) == 2
+    first, *_, last = attempts.attempts  # on a busy machine a gang may take more than one attempt to get ready
+    assert first.reason == "preempted"
+    assert last.trained
     assert attempts.rolled_back_steps == 0
     assert attempts.steps == job.progress.steps_total
     assert witness.spent_usd(service.folder, str(job.id)) == Decimal(job.cost.spent.amount)

@@ -43,7 +43,8 @@ def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path:
         summary = json.loads(demo.stdout.readline())
         assert summary["status"] == "succeeded"
         assert summary["accuracy"] >= summary["target"] == 0.97
-        assert (summary["attempts"], summary["rolled_back_steps"], summary["world_size"]) == (2, 0, 2)
+        assert summary["attempts"] >= 2  # on a busy machine a gang may take more than one to get ready
+        assert (summary["rolled_back_steps"], summary["world_size"]) == (0, 2)
         assert summary["price_basis"] == "simulated"
         assert summary["seed"] == 1
         assert 0.3 <= summary["preempt_step"] / summary["steps"] <= 0.75
