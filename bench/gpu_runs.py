@@ -33,7 +33,8 @@ import torch.nn.functional as F
 from shoestring_trainer.training import vision_compat  # noqa: F401 - makes torchvision importable
 from shoestring_trainer.training.data.augment import augment
 from shoestring_trainer.training.data.decoded_cache import DecodedCache
-from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file, open_image_file
+from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
+from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.nvjpeg import JpegDecoder, nvjpeg_decoder
 from shoestring_trainer.training.errors import UserError

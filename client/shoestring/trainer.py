@@ -30,7 +30,7 @@ def run(*arguments: str) -> int:
 def plot_schedule(recipe: str, params: list[str], images: int | None, as_json: bool) -> int:
     """Plot a recipe's schedule in this terminal and return the exit code."""
     require("shoestring_trainer")
-    return run("schedule", recipe, *params, *_option("--num-images", images), *json_option(as_json))
+    return run("schedule", recipe, *params, *option("--num-images", images), *json_option(as_json))
 
 
 def summarize_model(
@@ -38,8 +38,8 @@ def summarize_model(
 ) -> int:
     """Print the model of a recipe in this terminal and return the exit code."""
     return run(
-        "model", recipe, *params, *_option("--image-size", size), *_option("--classes", classes),
-        *_option("--num-images", images), *json_option(as_json),
+        "model", recipe, *params, *option("--image-size", size), *option("--classes", classes),
+        *option("--num-images", images), *json_option(as_json),
     )  # fmt: skip
 
 
@@ -47,5 +47,5 @@ def json_option(as_json: bool) -> list[str]:
     return ["--json"] if as_json else []
 
 
-def _option(name: str, value: int | None) -> list[str]:
+def option(name: str, value: int | None) -> list[str]:
     return [] if value is None else [name, str(value)]

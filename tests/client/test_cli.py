@@ -111,6 +111,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("results",),
         ("model",),
         ("recipes", "show"),
+        ("data", "prepare"),
         ("offers",),
     ],
 )

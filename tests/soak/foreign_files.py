@@ -28,13 +28,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from shoestring_trainer.training.data.decoding import (
-    FORMATS,
-    ResizeSpec,
-    decode_image,
-    ignored_pillow_warnings,
-    open_image_bytes,
-)
+from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image
+from shoestring_trainer.training.data.image_files import FORMATS, ignored_pillow_warnings, open_image_bytes
 from shoestring_trainer.training.errors import DataError
 
 from tests.trainer.training.data.sample_images import load

@@ -15,6 +15,7 @@ usage: python -m shoestring_trainer COMMAND …
   schedule RECIPE              plot learning rate, momentum, batch size and image size over a run
   lr-find RECIPE               learning-rate finder
   model RECIPE                 print a network's layers, shapes, parameters and FLOP
+  prepare SOURCE DESTINATION   pack images into shards
   samples FOLDER…              check that a job trained on each sample once per epoch
 
 COMMAND --help shows its options."""
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
             from shoestring_trainer.training import rank  # needs torch, which agents don't have
 
             return rank.main(rest)
-        case ["predict" | "export" | "schedule" | "model" | "lr-find", *_]:
+        case ["predict" | "export" | "schedule" | "model" | "lr-find" | "prepare", *_]:
             from shoestring_trainer.training.cli import commands
 
             return commands.main(arguments)

@@ -14,7 +14,7 @@ from shoestring_core import errors
 from shoestring_core.exit_codes import ExitCode
 
 from shoestring import config, exit_codes, trainer
-from shoestring.cli import artifacts, budgets, chaos, jobs, login, models, offers, recipes, results, service
+from shoestring.cli import artifacts, budgets, chaos, data, jobs, login, models, offers, recipes, results, service
 from shoestring.cli.terminal import out, print_error
 from shoestring.client import ServiceError, ServiceUnreachable
 from shoestring.connections import UnusableVariable
@@ -77,6 +77,7 @@ app.command("export")(models.export)
 app.command("model")(models.model)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
 app.command("offers")(offers.list_offers)
 app.command("up")(service.start_service)
 app.command("demo")(service.run_demo)

@@ -16,7 +16,8 @@ from PIL import Image
 from shoestring_trainer.training.data import nvjpeg as module
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.data.decoded_cache import DecodedCache
-from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image, open_image_bytes
+from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image
+from shoestring_trainer.training.data.image_files import open_image_bytes
 from shoestring_trainer.training.data.image_folder import index_image_folder
 from shoestring_trainer.training.data.nvjpeg import JpegDecoder, decode_jpegs, nvjpeg_decoder
 from shoestring_trainer.training.errors import DataError, UserError

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +44,11 @@ examples:
 EXPORT_EXAMPLES = """\
 examples:
   python -m shoestring_trainer export model.pt2 model.onnx
+"""
+PREPARE_EXAMPLES = """\
+examples:
+  python -m shoestring_trainer prepare /data/imagenet /data/imagenet-shards
+  python -m shoestring_trainer prepare photos/ shards/ --side 256 --on-corrupt skip
 """
 
 
@@ -102,6 +108,19 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--image-size", dest="size", type=_positive, help="pixels a side; default: the recipe's")
     model.add_argument("--classes", type=_positive, help="default: the data set's, or 10")
     model.set_defaults(run=_model, needs_torch=True)
+
+    prepare = commands.add_parser("prepare", epilog=PREPARE_EXAMPLES, formatter_class=as_written)
+    prepare.add_argument(
+        "source", type=Path, help="folder of class folders (with train and val above them), or of tars"
+    )
+    prepare.add_argument("destination", type=Path, help="new or empty folder; or one whose preparation was interrupted")
+    prepare.add_argument("--side", type=_positive, default=400, help="longest shorter side, in pixels (default 400)")
+    prepare.add_argument("--quality", type=_quality, default=90, help="of images that are scaled down (default 90)")
+    prepare.add_argument("--images-per-shard", dest="per_shard", type=_positive, default=2000, help="(default 2000)")
+    prepare.add_argument("--processes", type=_positive, help="default: one for each core")
+    prepare.add_argument("--on-corrupt", choices=["error", "skip"], default="error", help="damaged images")
+    prepare.add_argument("--json", action="store_true", help="print JSON")
+    prepare.set_defaults(run=_prepare, needs_torch=False)
     return parser
 
 
@@ -182,11 +201,28 @@ def _model(options: argparse.Namespace) -> int:
     return OK
 
 
+def _prepare(options: argparse.Namespace) -> int:
+    from shoestring_trainer.training.cli.prepare import print_preparation
+    from shoestring_trainer.training.data.prepare_shards import PrepareOptions
+
+    what = PrepareOptions(options.side, options.quality, options.per_shard, options.on_corrupt == "skip")
+    processes = options.processes or len(os.sched_getaffinity(0))
+    print_preparation(options.source, options.destination, what, processes=processes, as_json=options.json)
+    return OK
+
+
 def _params(options: argparse.Namespace) -> dict[str, Any]:
     tree = spec.from_arguments(options.recipe, options.params)
     if elsewhere := sorted(set(tree) - {"recipe", "params"}):
         raise UserError(f"{elsewhere[0]} is a field of the spec; only recipe parameters can be given here")
     return dict(tree.get("params", {}))
+
+
+def _quality(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 95:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 95")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -13,7 +13,8 @@ import torch
 from shoestring_core.terminal_text import printable
 from torch import Tensor
 
-from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec, decode_file, ignored_pillow_warnings
+from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec, decode_file
+from shoestring_trainer.training.data.image_files import ignored_pillow_warnings
 from shoestring_trainer.training.data.image_folder import walk_files
 from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS
 from shoestring_trainer.training.errors import DataError

@@ -19,7 +19,7 @@ from typing import Any
 from shoestring_core.task import CheckpointFiles
 
 from shoestring_trainer.training.checkpoint.files import FILE_LIST_PART, read_part
-from shoestring_trainer.training.data.decoding import open_image_file
+from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.image_folder import walk_files
 from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS, ImageIndex
 from shoestring_trainer.training.errors import DataError

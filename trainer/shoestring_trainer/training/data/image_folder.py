@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shoestring_trainer.training.data.confined_files import require_confined
-from shoestring_trainer.training.data.decoding import open_image_file
+from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.image_index import (
     IMAGE_EXTENSIONS,
     ImageIndex,
@@ -34,8 +34,15 @@ def is_split_image_folder(folder: Path) -> bool:
 
 
 def index_image_folder(folder: Path, seed: int, val_fraction: float) -> tuple[ImageIndex, ImageIndex]:
-    """Return the (train, val) indices of an ImageFolder: train/CLASS/… and val/CLASS/… (or test, or other words for
-    them), or CLASS/… split by `seed`. Raises DataError, naming the folder and the remedy, for any other layout.
+    """Return the (train, val) indices of an ImageFolder, split by `seed` if it has no validation folder."""
+    train, val = index_folders(folder)
+    return (train, val) if val else split_train_val(train, seed, val_fraction)
+
+
+def index_folders(folder: Path) -> tuple[ImageIndex, ImageIndex | None]:
+    """Return the indices of train/CLASS/… and val/CLASS/… (or test, or other words for them), or of CLASS/… alone.
+
+    Raises DataError, naming the folder and the remedy, for any other layout.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the path of a folder of images as data.train")
@@ -46,7 +53,7 @@ def index_image_folder(folder: Path, seed: int, val_fraction: float) -> tuple[Im
         splits, unused = Splits(splits.train, [], []), [*splits.val, *unused]
     train = replace(train, unused=unused)
     if not splits.val:
-        return split_train_val(train, seed, val_fraction)
+        return train, None
     val = index_class_folders(splits.val[0])
     if only_in_one := sorted(set(train.classes) ^ set(val.classes)):
         name = only_in_one[0]

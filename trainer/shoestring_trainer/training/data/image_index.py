@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from shoestring_trainer.training.data.dataset import stratified_split
 from shoestring_trainer.training.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,6 +57,10 @@ class ImageIndex:
 
 def split_train_val(images: ImageIndex, seed: int, val_fraction: float) -> tuple[ImageIndex, ImageIndex]:
     """Split into (train, val): the same fraction of each class, drawn by `seed`."""
+    import torch  # not at the top: shards are prepared without it
+
+    from shoestring_trainer.training.data.dataset import stratified_split
+
     train, val = stratified_split(torch.tensor(images.labels), seed, val_fraction)
     return images.subset(train.tolist()), replace(images.subset(val.tolist()), ignored=(), skipped=0)
 

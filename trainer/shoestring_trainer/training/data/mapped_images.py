@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image, ignored_pillow_warnings
+from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image
+from shoestring_trainer.training.data.image_files import ignored_pillow_warnings
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.nvjpeg import JpegDecoder, decode_jpegs
 from shoestring_trainer.training.errors import DataError

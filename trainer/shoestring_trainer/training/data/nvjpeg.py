@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-from shoestring_trainer.training.data.decoding import TRANSPOSED_ORIENTATIONS, ResizeSpec, read_exif_orientation
+from shoestring_trainer.training.data.decoding import ResizeSpec
+from shoestring_trainer.training.data.image_files import TRANSPOSED_ORIENTATIONS, file_content, read_exif_orientation
 from shoestring_trainer.training.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,18 +98,13 @@ def _read_if_supported(opener: Callable[[], Image.Image]) -> _Jpeg | None:
     """Read an image's file, if it is a complete JPEG whose color space nvJPEG can't misinterpret; else return None."""
     try:
         with opener() as opened:
-            content = _file_content(opened)
+            content = file_content(opened)
             small = opened.width * opened.height <= MAX_GPU_PIXELS
             if not small or not _has_common_color_space(opened) or not content.endswith(_END_OF_IMAGE):
                 return None
             return _Jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), read_exif_orientation(opened))
     except Exception:  # noqa: BLE001 - `decode_image` raises the same error again, with a message for users
         return None
-
-
-def _file_content(opened: Image.Image) -> bytes:
-    file = getattr(opened, "fp", None)
-    return file.getvalue() if isinstance(file, io.BytesIO) else b""
 
 
 def _has_common_color_space(opened: Image.Image) -> bool:

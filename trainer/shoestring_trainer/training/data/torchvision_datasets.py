@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring_trainer.training.data.confined_files import confine_opens
-from shoestring_trainer.training.data.decoding import open_image_file
+from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val, validate_utf8
 from shoestring_trainer.training.errors import DataError
 

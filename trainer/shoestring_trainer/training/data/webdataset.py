@@ -17,7 +17,7 @@ from PIL import Image
 from shoestring_core.spec import MAX_SHARDS, SHARD_RANGE, count_shards
 
 from shoestring_trainer.training.data.confined_files import open_confined
-from shoestring_trainer.training.data.decoding import open_image_bytes
+from shoestring_trainer.training.data.image_files import open_image_bytes
 from shoestring_trainer.training.data.image_folder import find_splits
 from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val
 from shoestring_trainer.training.data.splits import (
@@ -36,10 +36,16 @@ CLASS_NAME_FILES = ("classes.txt", "classnames.txt")
 
 
 def index_webdataset(path: Path, seed: int, val_fraction: float, *, skip: bool) -> tuple[ImageIndex, ImageIndex]:
-    """Return the (train, val) indices of a WebDataset.
+    """Return the (train, val) indices of a WebDataset, split by `seed` if it has no shards to validate on."""
+    train, val = index_shards(path, skip=skip)
+    return (train, val) if val else split_train_val(train, seed, val_fraction)
+
+
+def index_shards(path: Path, *, skip: bool) -> tuple[ImageIndex, ImageIndex | None]:
+    """Return the indices of the shards to train and to validate on.
 
     path    a folder with train/*.tar and val/*.tar (or test, or other words for them), or with shards that have such
-            words in their names, or else with shards that are split by `seed`; or a pattern such as
+            words in their names, or else with shards to train on; or a pattern such as
             /data/train-{000..127}.tar
     skip    leave out and count invalid samples; else they raise DataError
     raises  DataError, naming the shard, the sample and the remedy
@@ -54,7 +60,7 @@ def index_webdataset(path: Path, seed: int, val_fraction: float, *, skip: bool) 
     classes = class_names or _infer_classes(parts, skip=skip)
     train, *val = [part.to_image_index(classes) for part in parts]
     train = replace(train, unused=splits.unused)
-    return (train, val[0]) if val else split_train_val(train, seed, val_fraction)
+    return train, val[0] if val else None
 
 
 def find_shards(path: Path) -> Splits:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring data`: data sets on this computer. The trainer prepares them as a child process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoestring import trainer
+from shoestring.cli.terminal import Json
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare data sets for training.")
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of class folders, with or without train and val above them; or of tars.")
+    ],
+    destination: Annotated[Path, typer.Argument(help="A new folder; or one whose preparation was interrupted.")],
+    side: Annotated[int, typer.Option(min=1, help="Longest shorter side in pixels; larger images are scaled.")] = 400,
+    quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of images that are scaled.")] = 90,
+    images_per_shard: Annotated[int, typer.Option(min=1, help="Number of images in a tar file.")] = 2000,
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: one for each core.")] = None,
+    on_corrupt: Annotated[str, typer.Option(help="What to do with damaged images: error or skip.")] = "error",
+    as_json: Json = False,
+) -> None:
+    """Pack images into shards, which a job reads without decoding all of them first.
+
+    Images within --side are stored byte for byte. Interrupted, the same command goes on where it stopped; at the end
+    all shards are read again and verified. WebDataset reads them too.
+
+    \b
+    shoestring data prepare /data/imagenet /data/imagenet-shards
+    shoestring data prepare photos/ shards/ --side 256 --on-corrupt skip
+    shoestring submit imagenet/rn50-16 data.train=/data/imagenet-shards
+    """
+    if on_corrupt not in ("error", "skip"):
+        raise typer.BadParameter("--on-corrupt is error or skip")
+    trainer.require("shoestring_trainer", "numpy", "PIL")
+    options = [
+        "--side", str(side), "--quality", str(quality), "--images-per-shard", str(images_per_shard),
+        "--on-corrupt", on_corrupt, *trainer.option("--processes", processes), *trainer.json_option(as_json),
+    ]  # fmt: skip
+    raise typer.Exit(trainer.run("prepare", *options, str(source), str(destination)))

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preparing shards: the same bytes however often it is interrupted, nothing dropped in silence, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shoestring_trainer.training.cli.prepare import index_source, print_preparation
+from shoestring_trainer.training.data import shard_folder
+from shoestring_trainer.training.data.prepare_shards import PrepareOptions, Progress, prepare_shards
+from shoestring_trainer.training.data.shard_index import ShardIndex, map_samples
+from shoestring_trainer.training.errors import DataError, TrainerError
+
+from tests.trainer.training.data.sample_images import COLOURS, load, save_image
+from tests.trainer.training.gangs import PACKAGE_FOLDERS
+
+KILLED_FIVE_TIMES = """
+import os, pathlib, signal, sys
+from shoestring_trainer.training.data import shard_folder
+from shoestring_trainer.training.cli.prepare import index_source
+from shoestring_trainer.training.data.prepare_shards import PrepareOptions, prepare_shards
+
+source, folder = map(pathlib.Path, sys.argv[1:])
+sources = index_source(source, skip=False)
+
+def kill_after_a_shard(progress):
+    if progress.images > progress.at_start:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+for _ in range(5):
+    if not (child := os.fork()):
+        prepare_shards(sources, folder, PrepareOptions(32, 90, 4, False), 3, kill_after_a_shard)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+assert not (folder / "shards.json").exists()
+prepare_shards(sources, folder, PrepareOptions(32, 90, 4, False), 2, lambda progress: None)
+assert "torch" not in sys.modules
+"""
+OPTIONS = PrepareOptions(side=32, quality=90, images_per_shard=4, skip_damaged=False)
+
+
+def prepare(source: Path, folder: Path, options: PrepareOptions = OPTIONS) -> ShardIndex:
+    seen: list[Progress] = []
+    index = prepare_shards(index_source(source, skip=options.skip_damaged), folder, options, 1, seen.append)
+    assert all(one.total_images == len(list(source.rglob("*.png"))) for one in seen)
+    return index
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Ten images of each of three classes, 20 by 24 pixels, but for one that is larger."""
+    for number in range(30):
+        name, colour = sorted(COLOURS.items())[number % 3]
+        save_image(tmp_path / "source" / name / f"{number:02d}.png", colour, number)
+    Image.effect_noise((60, 80), 90).save(tmp_path / "source" / "red" / "large.png")
+    return tmp_path / "source"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_killed_five_times_it_ends_with_the_same_bytes_as_the_command_in_one_go(source: Path, tmp_path: Path):
+    environment = {"PYTHONPATH": os.pathsep.join([*PACKAGE_FOLDERS, str(Path(PACKAGE_FOLDERS[0]).with_name("client"))])}
+    killed = [sys.executable, "-c", KILLED_FIVE_TIMES, str(source), str(tmp_path / "killed")]
+    subprocess.run(killed, check=True, timeout=120, env=environment)
+    command = [sys.executable, "-m", "shoestring", "data", "prepare", str(source), str(tmp_path / "whole")]
+    options = ["--side", "32", "--images-per-shard", "4", "--json"]
+    printed = subprocess.run(
+        [*command, *options], check=True, capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert json.loads(printed.stdout)["images"] == {"train": 31}
+    assert "31 of 31 images in 8 of 8 shards" in printed.stderr
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_small_images_are_stored_as_they_are_and_large_ones_are_scaled_down(source: Path, tmp_path: Path):
+    index = prepare(source, tmp_path / "shards")
+    rows = map_samples(tmp_path / "shards", index)
+    names = dict(line.split("\t") for line in (tmp_path / "shards" / "sources.tsv").read_text().splitlines())
+    for row, (stored, name) in zip(rows, names.items(), strict=True):
+        shard, member = stored.split("/")
+        content = (tmp_path / "shards" / shard).read_bytes()[row["offset"] :][: row["bytes"]]
+        original = Image.open(source / name)
+        assert shard == index.shards[row["shard"]].name
+        assert index.classes[row["label"]] == Path(name).parent.name
+        assert (row["width"], row["height"]) == original.size
+        if name == "red/large.png":
+            (tmp_path / "large.jpg").write_bytes(content)
+            assert Image.open(tmp_path / "large.jpg").size == (32, 43)
+            assert member.endswith(".jpg")
+        else:
+            assert content == (source / name).read_bytes()
+    assert (index.classes, index.class_images) == (sorted(COLOURS), {"train": [10, 11, 10]})
+
+
+def test_shards_are_a_webdataset_of_the_same_images(source: Path, tmp_path: Path):
+    (tmp_path / "source" / "red" / "large.png").unlink()
+    for split in ("train", "val"):
+        (tmp_path / "split").mkdir(exist_ok=True)
+        (tmp_path / "split" / split).symlink_to(source)
+    prepare_shards(index_source(tmp_path / "split", skip=False), tmp_path / "shards", OPTIONS, 1, lambda _: None)
+    (tmp_path / "shards" / "shards.json").unlink()
+    packed, loose = load(tmp_path / "shards", data_format="webdataset"), load(tmp_path / "split")
+    assert packed.classes == loose.classes == sorted(COLOURS)
+    for ours, theirs in ((packed.train, loose.train), (packed.val, loose.val)):
+        assert sorted(map(hash_of, ours.images_NCHW)) == sorted(map(hash_of, theirs.images_NCHW))
+    again = prepare_shards(
+        index_source(tmp_path / "shards", skip=False), tmp_path / "again", OPTIONS, 1, lambda _: None
+    )
+    assert again.class_images == {"train": [10, 10, 10], "val": [10, 10, 10]}
+
+
+def hash_of(image_CHW: torch.Tensor) -> int:
+    return hash(image_CHW.numpy().tobytes())
+
+
+def test_a_damaged_image_is_named_and_left_out_only_on_request(source: Path, tmp_path: Path, capsys):
+    whole = (source / "blue" / "00.png").read_bytes()
+    (source / "blue" / "00.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"blue/00\.png cannot be read"):
+        prepare(source, tmp_path / "shards")
+    skipping = PrepareOptions(32, 90, 4, skip_damaged=True)
+    print_preparation(source, tmp_path / "other", skipping, processes=1, as_json=False)
+    printed = capsys.readouterr()
+    assert "holds 30 train images of 3 classes" in printed.out
+    assert "1 damaged images were left out" in printed.out
+    assert "skipped:" in printed.err
+    assert "blue/00.png" in printed.err
+
+
+def test_a_full_disk_is_said_and_when_it_has_room_again_it_goes_on(source: Path, tmp_path: Path):
+    (tmp_path / "shards" / ".preparing").mkdir(parents=True)
+    (tmp_path / "shards" / "train-000003.tar.tmp").symlink_to("/dev/full")
+    with pytest.raises(TrainerError, match=r"No space left on device.*run the same command again"):
+        prepare(source, tmp_path / "shards")
+    (tmp_path / "shards" / "train-000003.tar.tmp").unlink()
+    assert sum(prepare(source, tmp_path / "shards").class_images["train"]) == 31
+
+
+def test_a_shard_that_was_changed_is_found_and_written_anew(source: Path, tmp_path: Path):
+    prepare(source, tmp_path / "shards")
+    before = contents(tmp_path / "shards")
+    file = tmp_path / "shards" / "train-000001.tar"
+    file.write_bytes(file.read_bytes().replace(b"IHDR", b"IHDS", 1))
+    with pytest.raises(DataError, match=r"train-000001\.tar isn't as it was written: another SHA-256"):
+        prepare(source, tmp_path / "shards")
+    prepare(source, tmp_path / "shards")
+    assert contents(tmp_path / "shards") == before
+
+
+def test_two_commands_dont_write_into_one_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shard_folder, "_LOCK_PATIENCE_S", 0.0)
+    with shard_folder.open_shard_folder(tmp_path / "shards", ""), pytest.raises(TrainerError, match="another process"):
+        prepare(source, tmp_path / "shards")
+
+
+REFUSALS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
+    "inside the source": (lambda source, _: source / "shards", "lie in each other"),
+    "around the source": (lambda source, _: source.parent, "lie in each other"),
+    "other files": (lambda _, other: other, r"holds other files, such as notes\.txt"),
+    "a file": (lambda _, other: other / "notes.txt", "is not a folder"),
+    "below a file": (lambda _, other: other / "notes.txt" / "shards", "Not a directory"),
+}
+
+
+@pytest.mark.parametrize("where", REFUSALS)
+def test_a_place_that_cant_be_written_to_is_refused_by_name(source: Path, tmp_path: Path, where: str):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    place, message = REFUSALS[where]
+    before = contents(tmp_path)
+    with pytest.raises(TrainerError, match=message):
+        print_preparation(source, place(source, tmp_path / "other"), OPTIONS, processes=1, as_json=True)
+    assert contents(tmp_path) == before
+
+
+def test_other_options_and_a_source_without_classes_are_refused(source: Path, tmp_path: Path):
+    prepare(source, tmp_path / "shards")
+    with pytest.raises(TrainerError, match="made with other options"):
+        prepare(source, tmp_path / "shards", PrepareOptions(64, 90, 4, skip_damaged=False))
+    with pytest.raises(DataError, match="holds 0 class folders"):
+        prepare(source / "red", tmp_path / "none")
+    with pytest.raises(TrainerError, match="does not exist"):
+        prepare(tmp_path / "nothing", tmp_path / "none")
+
+
+def test_an_index_that_is_damaged_or_of_another_version_is_refused_by_name(source: Path, tmp_path: Path):
+    index = prepare(source, tmp_path / "shards")
+    samples, file = tmp_path / "shards" / "shards.npy", tmp_path / "shards" / "shards.json"
+    samples.write_bytes(samples.read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match=r"shards\.npy is missing or damaged"):
+        map_samples(tmp_path / "shards", index)
+    file.write_text(index.model_copy(update={"version": 2}).model_dump_json())
+    with pytest.raises(DataError, match=r"format shoestring-shards 2, this trainer reads shoestring-shards 1"):
+        prepare(source, tmp_path / "shards")
+    file.write_text("{}")
+    with pytest.raises(DataError, match=r"shards\.json is damaged"):
+        prepare(source, tmp_path / "shards")
+    assert np.load(samples).dtype.itemsize == 28

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pack labelled images into numbered tar shards, which WebDataset reads too, with an index beside them.
+
+The bytes depend on the images and the options alone, whatever the number of processes and however often this was
+interrupted: which images a shard holds is known before the first is written, a shard gets its name when it is complete,
+and its rows of the index are kept until all are. Does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL
+from pydantic import BaseModel
+
+from shoestring_trainer.processes import die_with_parent
+from shoestring_trainer.training.data.image_files import ignored_pillow_warnings
+from shoestring_trainer.training.data.image_index import ImageIndex
+from shoestring_trainer.training.data.shard_folder import open_shard_folder, replace_file
+from shoestring_trainer.training.data.shard_index import (
+    INDEX_FILE,
+    SAMPLE,
+    SAMPLES_FILE,
+    VERSION,
+    Shard,
+    ShardIndex,
+    Split,
+    count_labels,
+    has_shard_index,
+    map_samples,
+    read_shard_index,
+    sample_key,
+    verify_shard,
+)
+from shoestring_trainer.training.data.stored_image import store_image
+from shoestring_trainer.training.errors import DataError, UserError
+
+CLASSES_FILE, SOURCES_FILE = "classes.txt", "sources.tsv"
+SHUFFLE_SEED = 0
+"""Images are shuffled, so that a shard has images of all classes: WebDataset shuffles only within a few shards."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """side: pixels of the shorter side above which an image is scaled down, and saved as JPEG of this `quality`."""
+
+    side: int
+    quality: int
+    images_per_shard: int
+    skip_damaged: bool
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which images of a split a shard holds. `first`: the place of the first among the split's shuffled images."""
+
+    split: Split
+    name: str
+    first: int
+    members: Sequence[int]
+
+
+class Part(BaseModel):
+    """A shard that is written. `rows`: as in the index, but for the shard's place; `sources`: the images' names."""
+
+    shard: Shard
+    rows: list[tuple[int, int, int, int, int]]
+    sources: list[str]
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Shards and images that are packed, of how many; `at_start`: images that an earlier run had packed."""
+
+    shards: int
+    total_shards: int
+    images: int
+    total_images: int
+    at_start: int
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the processes of the pool inherit by fork."""
+
+    sources: dict[Split, ImageIndex]
+    folder: Path
+    parts: Path
+    options: PrepareOptions
+
+
+_work: _Work
+
+
+def prepare_shards(
+    sources: dict[Split, ImageIndex],
+    folder: Path,
+    options: PrepareOptions,
+    processes: int,
+    report: Callable[[Progress], None],
+) -> ShardIndex:
+    """Write the shards of `sources` into a folder, or those that are missing, and verify all of them.
+
+    Raises DataError or UserError, with what to do.
+    """
+    plans, digest = plan_shards(sources, options), _digest(sources, options)
+    try:
+        with (
+            open_shard_folder(folder, digest) as parts,
+            _process_pool(_Work(sources, folder, parts, options), processes) as pool,
+        ):
+            if has_shard_index(folder):
+                index = read_shard_index(folder)
+            else:
+                _pack(pool, plans, parts, report)
+                index = _write_samples(folder, parts, plans, sources, options, digest)
+            _verify(pool, folder, parts, index)
+            replace_file(folder / INDEX_FILE, index.model_dump_json(indent=1).encode())
+        shutil.rmtree(parts)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that packs images was killed, perhaps for want of memory; run the same command again, with "
+            "fewer --processes: it goes on where it stopped"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}; mend that and run the same command again: it goes on where "
+            "it stopped"
+        ) from error
+    return index
+
+
+def plan_shards(sources: dict[Split, ImageIndex], options: PrepareOptions) -> list[ShardPlan]:
+    """Return what each shard holds."""
+    plans = []
+    for split, images in sources.items():
+        order = list(range(len(images)))
+        random.Random(SHUFFLE_SEED).shuffle(order)
+        for number, first in enumerate(range(0, len(order), options.images_per_shard)):
+            members = order[first : first + options.images_per_shard]
+            plans.append(ShardPlan(split, f"{split}-{number:06d}.tar", first, members))
+    return plans
+
+
+def _digest(sources: dict[Split, ImageIndex], options: PrepareOptions) -> str:
+    """Return what tells whether a folder was begun with the same images, options and JPEG encoder."""
+    digest = hashlib.sha256(json.dumps([VERSION, PIL.__version__, asdict(options)]).encode())
+    for split, images in sources.items():
+        digest.update(json.dumps([split, images.classes, images.names, images.labels]).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _process_pool(work: _Work, processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that die with this one. After an error, those that are at work end their shard; no other is begun."""
+
+    def begin(parent: int) -> None:
+        global _work
+        die_with_parent(parent)
+        _work = work
+
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=begin, initargs=(os.getpid(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pack(
+    pool: ProcessPoolExecutor, plans: Sequence[ShardPlan], parts: Path, report: Callable[[Progress], None]
+) -> None:
+    """Write the shards that have no part yet."""
+    missing = [plan for plan in plans if not _part_file(parts, plan.name).exists()]
+    total, to_do = (sum(len(plan.members) for plan in some) for some in (plans, missing))
+    shards, images = len(plans) - len(missing), total - to_do
+    report(Progress(shards, len(plans), images, total, total - to_do))
+    futures = {pool.submit(write_shard, plan): plan for plan in missing}
+    for future in as_completed(futures):
+        future.result()
+        shards, images = shards + 1, images + len(futures[future].members)
+        report(Progress(shards, len(plans), images, total, total - to_do))
+
+
+def write_shard(plan: ShardPlan) -> None:
+    """Write one shard and its part, in a process of the pool. Raises DataError for a damaged image."""
+    source, options = _work.sources[plan.split], _work.options
+    rows: list[tuple[int, int, int, int, int]] = []
+    sources, skipped = [], []
+    draft, file = _work.folder / f"{plan.name}.tmp", _work.folder / plan.name
+    with draft.open("w+b") as opened, ignored_pillow_warnings():
+        with tarfile.open(fileobj=opened, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for member in plan.members:
+                try:
+                    image = store_image(
+                        partial(source.open, member), source.path(member), options.side, options.quality
+                    )
+                except DataError as error:
+                    if not options.skip_damaged:
+                        raise
+                    skipped.append(str(error))
+                    continue
+                key, label = sample_key(plan.first + len(rows)), source.labels[member]
+                rows.append((tar.offset + tarfile.BLOCKSIZE, len(image.content), label, image.width, image.height))
+                sources.append(f"{plan.name}/{key}.{image.extension}\t{source.names[member]}")
+                _add(tar, f"{key}.{image.extension}", image.content)
+                _add(tar, f"{key}.cls", str(label).encode())
+        opened.flush()
+        os.fsync(opened.fileno())
+        opened.seek(0)
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        size = os.fstat(opened.fileno()).st_size
+    draft.replace(file)
+    shard = Shard(
+        name=plan.name, split=plan.split, first=plan.first, images=len(rows), bytes=size, sha256=sha256
+    )  # fmt: skip
+    part = Part(shard=shard, rows=rows, sources=sources, skipped=skipped)
+    replace_file(_part_file(_work.parts, plan.name), part.model_dump_json().encode())
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _write_samples(
+    folder: Path, parts: Path, plans: Sequence[ShardPlan], sources: dict[Split, ImageIndex], options: PrepareOptions,
+    digest: str,
+) -> ShardIndex:  # fmt: skip
+    """Write what lies beside the shards, and return the index, which is to be written last."""
+    read = [Part.model_validate_json(_part_file(parts, plan.name).read_bytes()) for plan in plans]
+    rows = np.array([(number, *row) for number, part in enumerate(read) for row in part.rows], SAMPLE)
+    content = io.BytesIO()
+    np.save(content, rows, allow_pickle=False)
+    replace_file(folder / SAMPLES_FILE, content.getvalue())
+    classes = next(iter(sources.values())).classes
+    replace_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in classes).encode())
+    replace_file(folder / SOURCES_FILE, "".join(f"{line}\n" for part in read for line in part.sources).encode())
+    shards = [part.shard for part in read]
+    return ShardIndex(
+        plan=digest, side=options.side, quality=options.quality, classes=classes, shards=shards,
+        class_images={split: count_labels(rows, shards, split, len(classes)) for split in sources},
+        skipped=[line for part in read for line in part.skipped],
+        samples_sha256=hashlib.sha256(content.getvalue()).hexdigest(),
+    )  # fmt: skip
+
+
+def _verify(pool: ProcessPoolExecutor, folder: Path, parts: Path, index: ShardIndex) -> None:
+    """Read every shard again. Raises DataError for one that isn't as the index says; it will then be written anew."""
+    rows = map_samples(folder, index)
+    numbers = range(len(index.shards))
+    checks = [pool.submit(verify_shard, folder, index.shards[n], np.array(rows[rows["shard"] == n])) for n in numbers]
+    for shard, check in zip(index.shards, checks, strict=True):
+        if problem := check.result():
+            _part_file(parts, shard.name).unlink(missing_ok=True)
+            (folder / INDEX_FILE).unlink(missing_ok=True)
+            raise DataError(
+                f"the shard {folder / shard.name} isn't as it was written: {problem}; run the same command again, "
+                "which writes what is missing"
+            )
+
+
+def _part_file(parts: Path, shard: str) -> Path:
+    return parts / f"{shard}.json"

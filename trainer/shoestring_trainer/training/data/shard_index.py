@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The index of a folder of shards that `prepare_shards` has made: where each image lies, its class and its size.
+
+Two files: `shards.json` for people and for what belongs to the whole, `shards.npy` with one row for each image. A row
+takes 28 bytes and is memory-mapped, so that a million images neither delay the first step nor fill the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+
+from shoestring_trainer.training.data.confined_files import read_confined
+from shoestring_trainer.training.errors import DataError
+
+FORMAT, VERSION = "shoestring-shards", 1
+INDEX_FILE, SAMPLES_FILE = "shards.json", "shards.npy"
+SAMPLE = np.dtype(
+    [("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("label", "<u4"), ("width", "<u4"), ("height", "<u4")]
+)
+"""A row: the shard's place in the list, the image file's place in the shard, its class, and width and height of the
+original image as it is shown. Rows are in the order of the shards."""
+
+Split = Literal["train", "val"]
+
+
+class Shard(BaseModel):
+    """One tar file. `first`: the number that is the key of its first sample; the others follow without gaps."""
+
+    name: str
+    split: Split
+    first: int
+    images: int
+    bytes: int
+    sha256: str
+
+
+class ShardIndex(BaseModel):
+    """What `shards.json` holds.
+
+    plan            a digest of the options and of the source's images, by which the same command is known again
+    class_images    number of images of each class, by split
+    skipped         images that were left out because they are damaged, and why
+    samples_sha256  of `shards.npy`
+    """
+
+    format: str = FORMAT
+    version: int = VERSION
+    plan: str
+    side: int
+    quality: int
+    classes: list[str]
+    class_images: dict[Split, list[int]]
+    shards: list[Shard]
+    skipped: list[str]
+    samples_sha256: str
+
+
+def sample_key(number: int) -> str:
+    """Return the key of a sample: WebDataset's word for the name of its files without their extensions."""
+    return f"{number:08d}"
+
+
+def has_shard_index(folder: Path) -> bool:
+    return (folder / INDEX_FILE).is_file()
+
+
+def read_shard_index(folder: Path) -> ShardIndex:
+    """Return what `shards.json` holds. Raises DataError if it is damaged or of another version."""
+    file = folder / INDEX_FILE
+    try:
+        index = ShardIndex.model_validate_json(read_confined(file))
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    except ValidationError as error:
+        raise DataError(
+            f"{file} is damaged, or no index of shards ({error.errors()[0]['msg']}); prepare the shards again"
+        ) from error
+    if (index.format, index.version) != (FORMAT, VERSION):
+        raise DataError(
+            f"{file} has the format {index.format} {index.version}, this trainer reads {FORMAT} {VERSION}; prepare the "
+            "shards again with this version of Shoestring, or train with the one that made them"
+        )
+    return index
+
+
+def map_samples(folder: Path, index: ShardIndex) -> npt.NDArray[Any]:
+    """Memory-map the rows of `shards.npy`. Raises DataError if it isn't the one that belongs to the index."""
+    file = folder / SAMPLES_FILE
+    try:
+        if hashlib.sha256(read_confined(file)).hexdigest() != index.samples_sha256:
+            raise ValueError("another SHA-256 than shards.json says")
+        rows: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is missing or damaged ({error}); prepare the shards again") from error
+    return rows
+
+
+def count_labels(rows: npt.NDArray[Any], shards: Sequence[Shard], split: Split, classes: int) -> list[int]:
+    """Return how many images each class has in a split."""
+    in_split = np.array([shard.split == split for shard in shards])[rows["shard"]]
+    counts: list[int] = np.bincount(rows["label"][in_split], minlength=classes).tolist()
+    return counts
+
+
+def verify_shard(folder: Path, shard: Shard, rows: npt.NDArray[Any]) -> str:
+    """Return what is wrong with a shard, whose rows of the index these are; empty: nothing."""
+    expected = iter(rows)
+    try:
+        with (folder / shard.name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                return "another SHA-256 than when it was written"
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                members = iter(tar)
+                for image, label in zip(members, members, strict=True):
+                    content, row = tar.extractfile(label), next(expected, None)
+                    if row is None or not content or int(content.read()) != row["label"]:
+                        return f"another label of {image.name} than in the index"
+                    if (image.offset_data, image.size) != (row["offset"], row["bytes"]):
+                        return f"{image.name} lies elsewhere than the index says"
+    except (OSError, tarfile.TarError, ValueError) as error:
+        return str(error)
+    return "fewer images than in the index" if next(expected, None) is not None else ""
+
+
+def require_whole_shards(folder: Path, index: ShardIndex) -> None:
+    """Raise DataError for a shard that is missing or has another size. Their contents are verified when prepared."""
+    for shard in index.shards:
+        file = folder / shard.name
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise DataError(f"the shard {file} is missing ({error.strerror}); copy it again") from error
+        if size != shard.bytes:
+            raise DataError(
+                f"the shard {file} has {size:,} bytes instead of {shard.bytes:,}: it is truncated or of another data "
+                "set; copy it again"
+            )
