@@ -31,6 +31,7 @@ from shoestring_trainer.machinehost.machine_folder import (
     BOOT_FILE,
     INIT_LOG,
     PREEMPT_FILE,
+    REBALANCE_FILE,
     SCRATCH,
     STOP_FILE,
     USER_DATA_FILE,
@@ -39,6 +40,7 @@ from shoestring_trainer.machinehost.machine_folder import (
     read_request,
     write_json,
 )
+from shoestring_trainer.machinehost.user_data import write_script
 from shoestring_trainer.rank_server.isolation import (
     DATA_ROOTS_VARIABLE,
     HOOKS_ROOTS_VARIABLE,
@@ -146,6 +148,14 @@ class MachineHost:
                 self._send_request(machine, PREEMPT_FILE, {"notice_s": notice_s, "preempt_at": preempt_at})
         return self._wait_for_init(machine, lambda record: record.notice_at is not None)
 
+    def recommend_rebalance(self, machine_id: str) -> dict[str, Any]:
+        """Tell a machine that it is likely to be preempted. The first recommendation counts."""
+        machine = self._find(machine_id)
+        with self._lock:
+            if read_request(machine.folder, REBALANCE_FILE) is None:
+                self._send_request(machine, REBALANCE_FILE, {"rebalance_at": machine.record.clock.now()})
+        return self._wait_for_init(machine, lambda record: record.rebalance_at is not None)
+
     def watch(self) -> None:
         """Read the journals, end machines whose init has died, and delete the scratch folders of ended machines.
 
@@ -229,8 +239,12 @@ class MachineHost:
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(mode=0o700)
-            write_json(draft / BOOT_FILE, {"command": self._command})
-            write_json(draft / USER_DATA_FILE, request.user_data)
+            if isinstance(request.user_data, str):
+                write_script(draft, request.user_data, request.commands)
+                write_json(draft / BOOT_FILE, {"command": [str(folder / USER_DATA_FILE)]})
+            else:
+                write_json(draft / USER_DATA_FILE, request.user_data)
+                write_json(draft / BOOT_FILE, {"command": self._command})
             with Journal.create(draft) as journal:
                 journal.append_launch({"id": machine_id, "token": token, **request.journal_fields()})
             fsync_folder(draft)

@@ -100,9 +100,11 @@ class _Handler(BaseHTTPRequestHandler):
                 return 202, host.stop(machine_id, _parse_grace_s(query))
             case ["machines", machine_id, "preempt"] if method == "POST":
                 return 202, host.preempt(machine_id, body)
-            case ["health"] | ["machines"] | ["machines", _] | ["machines", _, "preempt"]:
+            case ["machines", machine_id, "rebalance"] if method == "POST":
+                return 202, host.recommend_rebalance(machine_id)
+            case ["health"] | ["machines"] | ["machines", _] | ["machines", _, "preempt" | "rebalance"]:
                 raise RequestRejected(405, "method-not-allowed", f"{method} is not allowed for this path")
-        raise RequestRejected(404, "not-found", "paths are /health, /machines, /machines/ID and /machines/ID/preempt")
+        raise RequestRejected(404, "not-found", "paths are /health, /machines, /machines/ID, …/preempt and …/rebalance")
 
     def _read_body(self) -> dict[str, Any]:
         """The request's JSON object; {} if it has none."""

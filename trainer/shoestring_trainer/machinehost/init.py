@@ -26,12 +26,14 @@ from shoestring_trainer.machinehost.machine_folder import (
     AGENT_LOG,
     BOOT_FILE,
     PREEMPT_FILE,
+    REBALANCE_FILE,
     STOP_FILE,
     USER_DATA_FILE,
     machine_environment,
     read_request,
 )
 from shoestring_trainer.machinehost.metadata import MetadataServer
+from shoestring_trainer.machinehost.user_data import has_powered_off, is_script, script_environment
 
 GRACE_S = 5.0  # from SIGTERM to SIGKILL, unless the request says otherwise
 POLL_INTERVAL_S = 0.5  # a request whose signal was lost because the host died is read this late
@@ -69,18 +71,26 @@ def run(folder: Path, journal: Journal) -> None:
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
     _try_append(journal, "agent_start", asdict(agent))
 
-    noticed = stopped = False
+    noticed = stopped = recommended = False
+    runs_script, exit_code = is_script(folder), None
     sigterm_request: dict[str, Any] | None = None
     kill_at, heartbeat_at = math.inf, boottime() + HEARTBEAT_S
-    while (exit_code := _reap(agent.pid)) is None and boottime() < kill_at:
+    while boottime() < kill_at:
+        exit_code = _reap(agent.pid, exit_code)
+        if has_powered_off(folder) if runs_script else exit_code is not None:
+            break
         if boottime() >= heartbeat_at:
             heartbeat_at = boottime() + HEARTBEAT_S
             _try_append(journal, "heartbeat")
+        if not recommended and (request := read_request(folder, REBALANCE_FILE)):
+            recommended = True
+            _try_append(journal, "rebalance", request)
+            metadata.record = replace(metadata.record, rebalance_at=request["rebalance_at"])
         if not noticed and (request := read_request(folder, PREEMPT_FILE)):
             noticed = True
             _try_append(journal, "notice", request)
             if request["notice_s"] > 0:  # else it is preempted without notice
-                metadata.record = replace(record, preempt_at=request["preempt_at"])
+                metadata.record = replace(metadata.record, preempt_at=request["preempt_at"])
             kill_at = min(kill_at, record.clock.boottime(request["preempt_at"]))
         if request := read_request(folder, STOP_FILE) or sigterm_request:
             kill_at = min(kill_at, request["kill_at"])  # a later request may shorten the grace period
@@ -92,6 +102,8 @@ def run(folder: Path, journal: Journal) -> None:
             sigterm_request = {"kill_at": boottime() + GRACE_S}
 
     exit_code = _kill_tree(folder, agent.pid, exit_code)
+    if runs_script and has_powered_off(folder):
+        exit_code = 0  # it ended as it should, whatever its script returned
     _write_end(journal, classify_end(noticed=noticed, stopped=stopped, exit_code=exit_code), exit_code)
 
 
@@ -108,7 +120,11 @@ def _start_agent(folder: Path, metadata_url: str) -> processes.Process:
         agent = subprocess.Popen(
             ["/bin/sh", "-c", 'exec "$@"', "sh", *command],
             cwd=folder,
-            env={**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_url},
+            env={
+                **os.environ,
+                **(script_environment(folder) if is_script(folder) else {}),
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_url,
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -119,9 +135,8 @@ def _start_agent(folder: Path, metadata_url: str) -> processes.Process:
     return processes.identify(agent.pid)
 
 
-def _reap(agent_pid: int) -> int | None:
-    """Wait for all children that have exited, orphans too; return the agent's exit code if it was among them."""
-    exit_code = None
+def _reap(agent_pid: int, exit_code: int | None) -> int | None:
+    """Wait for all children that have exited, orphans too; return the agent's exit code if it is known by now."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -158,8 +173,7 @@ def _kill_tree(folder: Path, agent_pid: int, exit_code: int | None) -> int | Non
 
     def no_children() -> bool:
         nonlocal exit_code
-        reaped = _reap(agent_pid)
-        exit_code = reaped if reaped is not None else exit_code
+        exit_code = _reap(agent_pid, exit_code)
         return not _has_children()
 
     while not processes.kill_all(find_others, no_children=no_children, timeout_s=GRACE_S):

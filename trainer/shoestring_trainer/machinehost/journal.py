@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A machine's journal: the provider's record of it, one fsynced JSON line per event, and the record they add up to.
 
-    launch       id, token, tags, type, market, price, body_sha256  written before any process starts
+    launch       id, token, tags, type, market, price, metadata,    written before any process starts
+                 body_sha256
                  boot_id, booted_at                                 the machine's clock, see clock.py
     start        pid, start_time, boot_id, metadata_url             the init; no process of the machine ran before
     agent_start  pid, start_time, boot_id
     heartbeat                                                       every HEARTBEAT_S
+    rebalance    rebalance_at                                       it is likely to be preempted
     notice       notice_s, preempt_at                               the provider ends the machine at `preempt_at`
     stop                                                            its end was requested
     end          cause, exit_code                                   every process of the machine has exited
@@ -45,6 +47,7 @@ class MachineRecord:
     type: str
     market: str
     price: str
+    metadata: dict[str, str]
     clock: Clock
     launched_at: int
     last_event_at: int
@@ -52,6 +55,7 @@ class MachineRecord:
     init: Process | None = None
     agent: Process | None = None
     metadata_url: str | None = None
+    rebalance_at: int | None = None
     notice_at: int | None = None
     preempt_at: int | None = None
     stop_requested_at: int | None = None
@@ -105,6 +109,8 @@ def apply_event(record: MachineRecord | None, line: dict[str, Any]) -> MachineRe
         return replace(record, started_at=at, init=_process(line), metadata_url=line["metadata_url"])
     if event == "agent_start":
         return replace(record, agent=_process(line))
+    if event == "rebalance":
+        return replace(record, rebalance_at=line["rebalance_at"])
     if event == "notice":
         return replace(record, notice_at=at, preempt_at=line["preempt_at"])
     if event == "stop":
@@ -196,7 +202,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def _launch(line: dict[str, Any]) -> MachineRecord:
-    names = ("id", "token", "body_sha256", "tags", "type", "market", "price")
+    names = ("id", "token", "body_sha256", "tags", "type", "market", "price", "metadata")
     clock = Clock(line["boot_id"], line["booted_at"])
     return MachineRecord(
         **{name: line[name] for name in names}, clock=clock, launched_at=line["at"], last_event_at=line["at"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BOOT_FILE, USER_DATA_FILE, AGENT_LOG, INIT_LOG = "boot.json", "user-data", "agent.log", "init.log"
-STOP_FILE, PREEMPT_FILE = "stop.json", "preempt.json"
+STOP_FILE, PREEMPT_FILE, REBALANCE_FILE = "stop.json", "preempt.json", "rebalance.json"
 SCRATCH = "scratch"
 """The subfolder whose content only the machine itself needs: deleted when the machine has ended."""
 
@@ -20,7 +20,7 @@ def machine_environment(folder: Path) -> dict[str, str]:
 
 
 def read_request(folder: Path, name: str) -> dict[str, Any] | None:
-    """The host's request (STOP_FILE or PREEMPT_FILE), or None. Requests are written atomically."""
+    """The host's request (STOP_FILE, PREEMPT_FILE or REBALANCE_FILE), or None. Requests are written atomically."""
     try:
         request: dict[str, Any] = json.loads((folder / name).read_text())
     except FileNotFoundError:
@@ -30,9 +30,14 @@ def read_request(folder: Path, name: str) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a file that only its owner can read, durably and atomically."""
+    write_text(path, json.dumps(value))
+
+
+def write_text(path: Path, text: str, mode: int = 0o600) -> None:
+    """As `write_json`; `mode`: of the file."""
     draft = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(value, file)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)

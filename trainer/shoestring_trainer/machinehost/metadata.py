@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A local machine's metadata service, on loopback: the part of EC2's IMDSv2 that the agent needs.
 
-source  "Use the Instance Metadata Service" and "Spot Instance interruption notices", Amazon EC2 User Guide
+source  "Use the Instance Metadata Service", "Spot Instance interruption notices" and "EC2 instance rebalance
+        recommendations", Amazon EC2 User Guide
 """
 
 from __future__ import annotations
@@ -30,12 +31,18 @@ def find_document(record: MachineRecord, user_data: str, path: str) -> str | Non
         "local-ipv4": "127.0.0.1",
         "placement/availability-zone": "local",
     }
+    if record.rebalance_at is not None:
+        notice_time = _by_its_wall_clock(record, record.rebalance_at)
+        documents["events/recommendations/rebalance"] = f'{{"noticeTime":"{notice_time}"}}'
     if record.preempt_at is not None:
-        by_its_wall_clock = (record.preempt_at + record.clock.shift()) / 1e6
-        preempt_time = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(by_its_wall_clock))
+        preempt_time = _by_its_wall_clock(record, record.preempt_at)
         documents["spot/instance-action"] = f'{{"action":"terminate","time":"{preempt_time}"}}'
         documents["spot/termination-time"] = preempt_time
-    return documents.get(path.removeprefix("/latest/meta-data/"))
+    return (documents | record.metadata).get(path.removeprefix("/latest/meta-data/"))
+
+
+def _by_its_wall_clock(record: MachineRecord, at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime((at + record.clock.shift()) / 1e6))
 
 
 class LoopbackServer(ThreadingHTTPServer):
