@@ -130,7 +130,7 @@ class AgentReport(EventData):
     model_config = ConfigDict(extra="allow", ser_json_inf_nan="strings")
     kind: ClassVar[str] = "agent"
     event: str
-    """started, gradient_overflow, skipped, preemption_notice, rebalance, rejected, log_quota, warning, …"""
+    """boot, started, gradient_overflow, skipped, preemption_notice, rebalance, rejected, log_quota, warning, …"""
     machine: UUID
     at: float
     step: int | None

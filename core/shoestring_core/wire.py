@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent protocol: the messages that a rented machine's agent and the service exchange under `/agent/v1`.
 
-Four calls, JSON both ways, `Authorization: Bearer <machine id>.<session secret>` on all but the first:
+Five calls, JSON both ways, `Authorization: Bearer <machine id>.<session secret>` on all but the first two:
 
+    POST /agent/v1/boot          BootReport                  how far a machine has booted that has no agent yet
     POST /agent/v1/register      RegisterRequest  -> Reply   exchange the boot token for a session
     POST /agent/v1/report        ReportRequest    -> Reply   heartbeat, one numbered batch, the state of the ranks
     GET  /agent/v1/orders?after=ETAG              -> Reply   long poll: up to 25 s, until the order's ETag differs
@@ -76,6 +77,21 @@ class BootData(WireMessage):
     server_url: str
     machine: UUID
     boot_token: str = ""
+
+
+class BootReport(WireMessage):
+    """A phase of the boot that has ended, told by a machine's user data before its agent registers."""
+
+    protocol: int = PROTOCOL_VERSION
+    machine: Annotated[UUID, Field(strict=False)]
+    boot_token: str = Field(max_length=200)
+    phase: str = Field(pattern=r"^[a-z]{1,20}$")
+    """boot | driver | install | agent"""
+    message: str = Field(default="", max_length=2_000)
+    failed: bool = False
+    """The machine powers itself off."""
+    seconds: float = Field(default=0, ge=0, le=1e6, allow_inf_nan=False)
+    """How long the phase took."""
 
 
 class RegisterRequest(WireMessage):

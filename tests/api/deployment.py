@@ -185,6 +185,12 @@ class Agent:
         }
         return self.deployment.nobody.post("/agent/v1/register", json=body | fields)
 
+    def boot(self, **fields: Any) -> httpx.Response:
+        """What the machine's user data reports."""
+        token = wire.derive_boot_token(SECRET, self.machine)
+        body = {"machine": str(self.machine), "boot_token": token, "phase": "boot"}
+        return self.deployment.nobody.post("/agent/v1/boot", json=body | fields)
+
     def post(self, content: bytes) -> httpx.Response:
         return self.deployment.nobody.post("/agent/v1/report", content=content, headers=self.headers)
 

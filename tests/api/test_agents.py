@@ -46,6 +46,24 @@ def test_leases_and_upload_urls_come_with_every_reply(deployment: Deployment) ->
     assert reply.report_interval_s == 5
 
 
+def test_a_machine_tells_how_far_it_has_booted_until_its_agent_registers(deployment: Deployment) -> None:
+    job = deployment.submit()
+    (agent,) = deployment.launch(job)
+    assert agent.boot(phase="driver", message="NVIDIA driver 580", seconds=1.5).status_code == 204
+    assert agent.boot(phase="install", message="no module", failed=True, seconds=2).status_code == 204
+    events = [
+        event for event in deployment.member.get(f"/v1/jobs/{job}/events").json()["events"] if event["kind"] == "agent"
+    ]
+    assert [event["data"]["event"] for event in events] == ["boot", "boot"]
+    assert [event["reason"]["text"] for event in events] == [
+        "Driver, 1.5 s: NVIDIA driver 580.",
+        "Install failed after 2 s: no module. It powers off.",
+    ]
+    assert agent.boot(boot_token="forged").status_code == 403
+    agent.register()
+    assert agent.boot().status_code == 403
+
+
 def test_a_replayed_batch_changes_nothing(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     batch = agent.batch(points=[{"name": "loss", "steps": [1], "times": [1.0], "values": [0.5]}])

@@ -143,6 +143,7 @@ EXAMPLES: list[Reason] = [
     sizing.FixedTime(10.0),
     sizing.TypesNotMeasured(("big",)),
     # agents
+    agents.BootPhase("driver", "NVIDIA driver 580.95.05, NVIDIA A10G", seconds=0.4),
     agents.TrainingStarted(2697, 2, "fp16"),
     agents.GradientOverflow(32768.0),
     agents.BatchSkipped(),

@@ -108,12 +108,20 @@ def _request_body_schema(model: type[wire.WireMessage]) -> dict[str, Any]:
 # --- calls ------------------------------------------------------------------------------------------------
 
 
+@router.post("/boot", status_code=204)
+def report_boot(body: wire.BootReport, state: StateDep) -> None:
+    """Record how far a machine has booted that has no agent yet."""
+    _check_protocol(body.protocol)
+    if not _is_boot_token(state, body.machine, body.boot_token):
+        raise AgentRefused("This boot token is wrong.")
+    state.store.write(lambda db: agents.record_boot(db, body))
+
+
 @router.post("/register")
 def register(body: wire.RegisterRequest, state: StateDep) -> wire.Reply:
     """Exchange the boot token for the agent's session. The first session binds the machine; repeating it succeeds."""
     _check_protocol(body.protocol)
-    expected = wire.derive_boot_token(state.secret, body.machine)
-    token_ok = hmac.compare_digest(expected.encode(), body.boot_token.encode())
+    token_ok = _is_boot_token(state, body.machine, body.boot_token)
     bound = state.store.write(
         lambda db: agents.register(
             db,
@@ -177,6 +185,10 @@ def commit_checkpoint(machine: MachineDep, body: wire.CheckpointCommit, state: S
 
 
 # --- helpers ------------------------------------------------------------------------------------------------
+
+
+def _is_boot_token(state: AppState, machine: UUID, token: str) -> bool:
+    return hmac.compare_digest(wire.derive_boot_token(state.secret, machine).encode(), token.encode())
 
 
 def _check_protocol(protocol: int) -> None:

@@ -40,6 +40,22 @@ class TrainingStarted(Reason):
 
 
 @dataclass(frozen=True)
+class BootPhase(Reason):
+    """`phase`: boot | driver | install | agent; `message`: the machine's own."""
+
+    code = "agent_boot"
+    phase: str = "boot"
+    message: str = ""
+    failed: bool = False
+    seconds: FiniteFloat = 0.0
+
+    def text(self) -> str:
+        if self.failed:
+            return f"{self.phase.capitalize()} failed after {self.seconds:.0f} s: {self.message}. It powers off."
+        return f"{self.phase.capitalize()}, {self.seconds:.1f} s: {self.message}."
+
+
+@dataclass(frozen=True)
 class GradientOverflow(Reason):
     code = "agent_gradient_overflow"
     scale: FiniteFloat | None = None

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 from pydantic import ValidationError
 from shoestring_core.task import RecipeTask, TaskData
 from shoestring_core.wire import (
+    BootReport,
     CheckpointCommit,
     CheckpointDownload,
     CommitReply,
@@ -62,6 +63,7 @@ class Service:
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    boots: list[BootReport] = field(default_factory=list)
     registrations: list[RegisterRequest] = field(default_factory=list)
     arrivals: list[tuple[float, ReportBatch]] = field(default_factory=list)
     refuse: Callable[[ReportBatch], int | None] = lambda batch: None
@@ -279,12 +281,17 @@ class _ServiceHandler(_Handler):
         if path.startswith("/objects/"):
             return self.object(path.removeprefix("/objects/"), body)
         if (
-            not path.endswith("/register")
+            not path.endswith(("/register", "/boot"))
             and self.headers["Authorization"] != f"Bearer {service.machine}.{service.session}"
         ):
             return 403, b'{"code":"agent-refused","detail":"not this machine\'s session"}'
         try:
             match path.removeprefix("/agent/v1"):
+                case "/boot":
+                    report = BootReport.model_validate_json(body)
+                    assert (report.machine, report.boot_token) == (service.machine, service.boot_token)
+                    service.boots.append(report)
+                    return 204, b""
                 case "/register":
                     answer: Any = service.register(RegisterRequest.model_validate_json(body))
                 case "/report":

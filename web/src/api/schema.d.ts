@@ -524,6 +524,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/agent/v1/boot": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Report Boot
+         * @description Record how far a machine has booted that has no agent yet.
+         */
+        post: operations["report_boot"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/agent/v1/register": {
         parameters: {
             query?: never;
@@ -846,6 +866,41 @@ export interface components {
             source: string;
             /** Seq */
             seq: number;
+        };
+        /**
+         * BootReport
+         * @description A phase of the boot that has ended, told by a machine's user data before its agent registers.
+         */
+        BootReport: {
+            /**
+             * Protocol
+             * @default 1
+             */
+            protocol: number;
+            /**
+             * Machine
+             * Format: uuid
+             */
+            machine: string;
+            /** Boot Token */
+            boot_token: string;
+            /** Phase */
+            phase: string;
+            /**
+             * Message
+             * @default
+             */
+            message: string;
+            /**
+             * Failed
+             * @default false
+             */
+            failed: boolean;
+            /**
+             * Seconds
+             * @default 0
+             */
+            seconds: number;
         };
         /** Budget */
         Budget: {
@@ -3379,6 +3434,37 @@ export interface operations {
                 content: {
                     "text/event-stream": unknown;
                 };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    report_boot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BootReport"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description What was wrong and how to fix it */
             default: {

@@ -12,9 +12,9 @@ from sqlalchemy import Update, select, update
 
 from shoestring_core import task, wire
 from shoestring_core.decide import orders, rendezvous
-from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import AgentRefused
-from shoestring_core.events import Alarm, GenerationChange
+from shoestring_core.events import AgentReport, Alarm, GenerationChange
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
 from shoestring_core.store import jobs, transitions
@@ -22,6 +22,7 @@ from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import active_attempts, gangs, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
 from shoestring_core.wording import attempts
+from shoestring_core.wording.agents import of_event
 from shoestring_core.wording.jobs import GenerationFormed
 from shoestring_core.wording.machines import PreemptionAnnounced, RanksExited, SecretRefused
 
@@ -85,6 +86,18 @@ def register(
     )
     rows.record_machine_event(db, job, attempt.number, machine_id, "registered")
     return rows.load_machine(db, machine_id)
+
+
+def record_boot(db: Write, report: wire.BootReport) -> None:
+    """Record how far a machine has booted. Raises AgentRefused for one that has registered, or does not run."""
+    machine = db.sql.get(MachineRow, report.machine)
+    if machine is None or machine.registered_at is not None or machine.state not in ("launching", "running"):
+        raise AgentRefused("No such machine boots.")
+    told = report.model_dump(include={"phase", "message", "failed", "seconds"})
+    event = AgentReport.model_validate({**told, "event": "boot", "machine": machine.id, "at": db.now / S, "step": None})
+    job = rows.load_job(db, machine.job)
+    reason = of_event("boot", told)
+    db.event(event, team=job.team_id, actor="agent", reason=reason, job=job.id, attempt=machine.attempt)
 
 
 def authenticate(db: Read, machine_id: UUID, session: str) -> MachineRow:
