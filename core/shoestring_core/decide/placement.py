@@ -18,7 +18,7 @@ from shoestring_core.wording.waits import TooFewSlots
 MAX_OFFER_AGE = 60 * S
 """A provider that has not answered for this long gets no new machines."""
 
-Mismatch = Literal["provider", "region", "zone", "type", "market", "slots", "quota", "unanswered"]
+Mismatch = Literal["provider", "region", "zone", "type", "market", "slots", "quota", "unanswered", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class PassedOver:
             slots: the provider never has as many machines as the job needs
             quota: it was refused for the account's quota within its memory
             unanswered: the provider has not answered for MAX_OFFER_AGE
+            interrupted: such a machine was just interrupted there, and another spot offer suits
     """
 
     offer: Offer
@@ -59,14 +60,21 @@ def rank_offers(
     """
     recent = [refusal for refusal in refusals if now is not None and now < refusal.at + refusal.kind.memory]
     suitable: list[tuple[bool, Offer]] = []
+    interrupted: list[tuple[bool, Offer]] = []
     passed_over: list[PassedOver] = []
     for offer in offers:
         refused_for = {refusal.kind for refusal in recent if refusal.concerns(offer)}
         reason = _mismatch(offer, requirements, now) or ("quota" if RefusalKind.QUOTA in refused_for else None)
-        if reason is None:
-            suitable.append((RefusalKind.CAPACITY in refused_for, offer))
-        else:
+        if reason is not None:
             passed_over.append(PassedOver(offer, reason))
+        elif RefusalKind.INTERRUPTED in refused_for:
+            interrupted.append((RefusalKind.CAPACITY in refused_for, offer))
+        else:
+            suitable.append((RefusalKind.CAPACITY in refused_for, offer))
+    if any(offer.market == "spot" and not refused for refused, offer in suitable):
+        passed_over += [PassedOver(offer, "interrupted") for _, offer in interrupted]
+    else:  # they are better than none, and cheaper than on-demand
+        suitable += interrupted
     suitable.sort(key=lambda pair: (pair[0], _by_price(pair[1])))
     return Placement(tuple(offer for _, offer in suitable), tuple(passed_over))
 

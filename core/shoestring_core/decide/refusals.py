@@ -12,12 +12,14 @@ from shoestring_core.states import EndReason
 
 
 class RefusalKind(StrEnum):
-    """What a provider refuses a launch for. The last three would be the same for every later try."""
+    """Why a provider refuses a launch, or to keep a machine. The last three would be the same for every later try."""
 
     CAPACITY = "capacity"
     """It has no such machine free now."""
     QUOTA = "quota"
     """The account has as many as it may have."""
+    INTERRUPTED = "interrupted"
+    """It takes a spot machine back: soon it takes others of the same type and zone."""
     ACCOUNT = "account"
     """The account may not rent it: credentials, permissions or payment."""
     IMAGE = "image"
@@ -41,7 +43,7 @@ _END_REASONS = {
     RefusalKind.IMAGE: EndReason.IMAGE,
     RefusalKind.INVALID: EndReason.INFRASTRUCTURE,
 }
-_MEMORY = {RefusalKind.CAPACITY: 60 * S, RefusalKind.QUOTA: 300 * S}
+_MEMORY = {RefusalKind.CAPACITY: 60 * S, RefusalKind.QUOTA: 300 * S, RefusalKind.INTERRUPTED: 300 * S}
 
 LONGEST_MEMORY = max(_MEMORY.values())
 

@@ -300,7 +300,7 @@ class MachineRow(Base):
     clock_shift: Mapped[int] = mapped_column(default=0)
     """decide.billing.Evidence.clock_shift"""
     refusal: Mapped[str | None]
-    """decide.refusals.RefusalKind; or 'unknown': a launch call ended without an answer."""
+    """decide.refusals.RefusalKind, of launch or interruption; or 'unknown': a launch call ended without an answer."""
     refusal_text: Mapped[str | None]
     """The provider's message."""
     refused_at: Mapped[int | None]

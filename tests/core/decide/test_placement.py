@@ -97,3 +97,15 @@ def test_an_offer_refused_for_its_quota_is_passed_over_for_a_while():
 def test_a_refusal_says_nothing_about_other_offers():
     elsewhere = refusal(replace(SPOT, zone="east-2"), RefusalKind.QUOTA)
     assert rank_offers([SPOT, ON_DEMAND], Requirements(), NOW, [elsewhere]).best == SPOT
+
+
+def test_a_zone_that_just_interrupted_a_machine_is_passed_over_while_another_has_spot_machines():
+    dearer, lost = replace(SPOT, zone="east-2", price="0.12"), refusal(SPOT, RefusalKind.INTERRUPTED)
+    placement = rank_offers([SPOT, dearer, ON_DEMAND], Requirements(), NOW, [lost])
+    assert placement.ranked == (dearer, ON_DEMAND)
+    assert [(one.offer, one.reason) for one in placement.passed_over] == [(SPOT, "interrupted")]
+    full = refusal(dearer, RefusalKind.CAPACITY)
+    assert rank_offers([SPOT, dearer, ON_DEMAND], Requirements(), NOW, [lost, full]).best == SPOT
+    assert rank_offers([SPOT, ON_DEMAND], Requirements(), NOW, [lost]).best == SPOT
+    old = refusal(SPOT, RefusalKind.INTERRUPTED, RefusalKind.INTERRUPTED.memory)
+    assert rank_offers([SPOT, dearer], Requirements(), NOW, [old]).best == SPOT

@@ -12,6 +12,7 @@ from sqlalchemy import Update, select, update
 
 from shoestring_core import task, wire
 from shoestring_core.decide import orders, rendezvous
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import AgentRefused
 from shoestring_core.events import AgentReport, Alarm, GenerationChange
@@ -119,7 +120,8 @@ def record_notice(db: Write, machine_id: UUID, at: int) -> None:
     """The provider announced to the machine that it is preempted at `at` (µs UTC by the machine's clock)."""
     machine = rows.load_machine(db, machine_id)
     noticed = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.notice_at.is_(None))
-    if rows.try_update(db, noticed.values(notice_at=at)):
+    refused = {"refusal": RefusalKind.INTERRUPTED, "refused_at": db.now}
+    if rows.try_update(db, noticed.values(notice_at=at, **refused)):
         rows.record_machine_event(
             db, rows.load_job(db, machine.job), machine.attempt, machine_id, "notice", reason=PreemptionAnnounced()
         )

@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from shoestring_core.decide import reconcile
 from shoestring_core.decide.billing import CLOCK_STEP
 from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store import transitions
@@ -36,6 +37,8 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     if state is MachineState.TERMINATED:
         ended_at = max(observed.ended_at or db.now, observed.launched_at)
         facts |= {"ended_at": ended_at, "end_cause": observed.end_cause, "end_evidence": "provider"}
+        if observed.end_cause == "preempted" and row.refused_at is None:  # without a notice
+            facts |= {"refusal": RefusalKind.INTERRUPTED, "refused_at": db.now}
     if state == row.state:
         rows.try_update(
             db, update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(rows.ALIVE)).values(**facts)

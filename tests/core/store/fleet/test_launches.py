@@ -8,9 +8,10 @@ from uuid import UUID
 
 import pytest
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.timeouts import S
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.store import jobs
-from shoestring_core.store.fleet import gangs, launches
+from shoestring_core.store.fleet import agents, gangs, launches
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.machines import LaunchRefused
@@ -235,3 +236,24 @@ def test_a_machine_that_turns_up_while_it_is_given_up_keeps_its_hold(fleet: Flee
         assert not fleet.write(launches.abandon_launch, machine, LATER, fleet.timeouts)
     assert call_facts(fleet, machine) == (RUNNING, call.call_deadline, None, "open")
     assert [state for state, _ in fleet.told("machine", machine)] == [PLANNED]
+
+
+@pytest.mark.any_database
+@pytest.mark.parametrize("noticed", [True, False])
+def test_an_offer_is_avoided_after_a_machine_of_it_was_interrupted_with_or_without_notice(
+    fleet: Fleet, noticed: bool
+) -> None:
+    _, (machine,) = fleet.running()
+    assert fleet.read(launches.load_refusals) == ()
+    if noticed:
+        fleet.write(agents.record_notice, machine, fleet.clock.now + 120 * S)
+    else:
+        fleet.end(machine, "preempted")
+    (avoided,) = fleet.read(launches.load_refusals)
+    assert (avoided.kind, avoided.at, avoided.concerns(OFFER)) == (RefusalKind.INTERRUPTED, fleet.clock.now, True)
+
+
+def test_an_offer_is_not_avoided_after_a_machine_of_it_ended_otherwise(fleet: Fleet) -> None:
+    _, (machine,) = fleet.running()
+    fleet.end(machine, "exited")
+    assert fleet.read(launches.load_refusals) == ()
