@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent of a rented machine: `python -m shoestring_trainer agent`, in the machine's folder.
 
-It reads its user data, registers with its boot token, and then executes the service's orders until the machine is no
+It reads its boot data, registers with its boot token, and then executes the service's orders until the machine is no
 longer needed, preempted or no longer funded. One asyncio task per concern: reports, orders, files, preemption, money.
 
     SHOESTRING_MACHINE_DIR              the machine's folder (the current one if unset)
+    SHOESTRING_BOOT_FILE                a file with the boot data; if unset, these are the user data
     AWS_EC2_METADATA_SERVICE_ENDPOINT   where the metadata service is, if not at EC2's address
     SHOESTRING_POWEROFF                 the only command that powers a machine off, run last; real user data sets it
     SHOESTRING_AGENT_AWS_…              AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and
@@ -83,7 +84,7 @@ async def run(environment: Mapping[str, str]) -> int:
     processes.become_subreaper()  # orphans of the ranks stay in this machine's tree
     folder = Path(environment.get("SHOESTRING_MACHINE_DIR") or Path.cwd()).resolve()
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
-    boot = await read_boot_data(metadata)
+    boot = await read_boot_data(environment, metadata)
     create_folders(folder)
     session_secret = load_or_create_session_secret(folder)
     await terminate_ranks(str(boot.machine))  # of an agent that was killed

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -37,8 +39,13 @@ class AgentStartupError(Exception):
         self.code = code
 
 
-async def read_boot_data(metadata: MetadataClient) -> BootData:
-    """Return the boot data in the machine's user data. Raises AgentStartupError."""
+async def read_boot_data(environment: Mapping[str, str], metadata: MetadataClient) -> BootData:
+    """Return the boot data, from SHOESTRING_BOOT_FILE or the user data. Raises AgentStartupError."""
+    if path := environment.get("SHOESTRING_BOOT_FILE"):
+        try:
+            return from_stored(BootData, json.loads(Path(path).read_text()))
+        except (OSError, ValueError) as error:
+            raise AgentStartupError(os.EX_CONFIG, f"SHOESTRING_BOOT_FILE is {path}: {error}") from error
     deadline = boottime() + METADATA_RETRY_S
     for delay in backoff_delays(most_s=2.0):
         try:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, Machi
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2 import provider as ec2_provider
+from shoestring_worker.providers.ec2 import user_data
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 
 from tests.servers import FaultProxy
@@ -29,7 +29,9 @@ def test_a_machine_its_disk_its_interface_and_its_spot_request_are_created_with_
     (instance,), (volume,) = aws.instances(), aws.ec2().describe_volumes()["Volumes"]
     assert expected in instance["Tags"]
     assert expected in volume["Tags"]
-    asked = aws.calls("RunInstances")[0]["parameters"]  # moto tags no interfaces and has no spot request of a launch
+    (spot_request,) = aws.ec2().describe_spot_instance_requests()["SpotInstanceRequests"]
+    assert expected in spot_request["Tags"]
+    asked = aws.calls("RunInstances")[0]["parameters"]  # moto tags no interfaces
     tagged = {asked[name]: name.rpartition(".")[0] for name in asked if name.endswith(".ResourceType")}
     assert set(tagged) == {"instance", "volume", "network-interface", "spot-instances-request"}
     for place in tagged.values():
@@ -50,7 +52,8 @@ def test_a_machine_is_launched_as_its_request_says(aws: FakeAws):
     assert volume["Attachments"][0]["Device"] == instance["RootDeviceName"]
     asked = aws.calls("RunInstances")[0]["parameters"]
     assert asked["InstanceInitiatedShutdownBehavior"] == "terminate"
-    assert json.loads(base64.b64decode(asked["UserData"]))["server_url"] == "http://127.0.0.1:9"
+    image = user_data.render(launch_request().user_data, "/opt/shoestring/bin/python")
+    assert base64.b64decode(asked["UserData"]).decode() == image
 
 
 def test_an_on_demand_machine_has_no_spot_options(aws: FakeAws):

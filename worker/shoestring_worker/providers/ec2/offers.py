@@ -26,7 +26,8 @@ SpotPrices = Mapping[tuple[str, str], str]
 def make_offers(provider: str, settings: Ec2Settings) -> list[Offer]:
     zones = {region: list(of_region.subnets) for region, of_region in settings.regions.items()}
     offers = catalog.price_list_of(provider).offers(zones, settings.max_machines, BILLING)
-    return [offer for offer in offers if Decimal(offer.on_demand_price) <= Decimal(settings.max_price)]
+    affordable = [offer for offer in offers if Decimal(offer.on_demand_price) <= Decimal(settings.max_price)]
+    return [replace(offer, simulated=settings.simulated) for offer in affordable]
 
 
 def read_spot_prices(history: Iterable[Mapping[str, Any]]) -> SpotPrices:

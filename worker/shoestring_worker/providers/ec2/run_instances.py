@@ -7,6 +7,7 @@ from typing import Any
 
 from shoestring_core.launch_request import LaunchRequest
 
+from shoestring_worker.providers.ec2 import user_data
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 
 TAGGED_AT_BIRTH = ("instance", "volume", "network-interface")
@@ -25,7 +26,7 @@ def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: st
         "MaxCount": 1,
         "ImageId": region.image,
         "InstanceType": request.type,
-        "UserData": request.user_data.model_dump_json(),
+        "UserData": user_data.render(request.user_data, settings.python),
         "InstanceInitiatedShutdownBehavior": "terminate",
         # a hop limit of 1: what runs in a container on the machine can't reach the metadata service
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
