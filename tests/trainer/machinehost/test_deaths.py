@@ -343,7 +343,16 @@ def test_a_reused_pid_is_another_process_and_gets_no_signal():
 
 
 def test_a_journal_has_one_writer_and_a_partial_line_is_dropped(tmp_path):
-    launch = {"id": "m", "token": "t", "body_sha256": "", "tags": {}, "type": "x", "market": "spot", "price": "1"}
+    launch = {
+        "id": "m",
+        "token": "t",
+        "body_sha256": "",
+        "tags": {},
+        "metadata": {},
+        "type": "x",
+        "market": "spot",
+        "price": "1",
+    }
     with Journal.create(tmp_path) as first:
         first.append_launch(launch)
         assert Journal.acquire(tmp_path) is None

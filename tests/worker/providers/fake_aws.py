@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,11 +35,15 @@ class FakeAws:
     url: str
     _control: httpx.Client
     _clients: dict[str, Any]
+    access_key: str = "any"
+    settings_file: Path = Path()
 
     @classmethod
-    def start(cls) -> FakeAws:
+    def start(cls, *options: str, settings: Path | None = None) -> FakeAws:
+        """`settings`: a file for the fake to write."""
+        written = [] if settings is None else ["--settings", str(settings)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "shoestring_worker.fake_ec2"],
+            [sys.executable, "-m", "shoestring_worker.fake_ec2", *options, *written],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("core", "worker"))},
             stdout=subprocess.PIPE,
             text=True,
@@ -46,7 +51,11 @@ class FakeAws:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:"), "The fake EC2 did not start. Run `make setup`: it installs moto."
-        return cls(process, url, httpx.Client(base_url=url, trust_env=False), {})
+        if settings is None:
+            return cls(process, url, httpx.Client(base_url=url, trust_env=False), {})
+        key = json.loads(settings.read_text())["access_key_id"]
+        headers = {"Authorization": f"Bearer {key}"}
+        return cls(process, url, httpx.Client(base_url=url, trust_env=False, headers=headers), {}, key, settings)
 
     def stop(self) -> None:
         self._control.close()
@@ -56,12 +65,19 @@ class FakeAws:
     def control(self, what: str, **body: object) -> None:
         self._control.post(f"/_fake/{what}", json=body).raise_for_status()
 
+    def read(self, what: str) -> Any:
+        return self._control.get(f"/_fake/{what}").raise_for_status().json()
+
+    def written(self) -> Any:
+        """The settings that it wrote."""
+        return json.loads(self.settings_file.read_text())
+
     def fault(self, kind: str, action: str = "RunInstances", **more: object) -> None:
         self.control("faults", action=action, kind=kind, **more)
 
     def calls(self, action: str) -> list[dict[str, Any]]:
         """What was asked with this action, oldest first."""
-        return [call for call in self._control.get("/_fake/calls").json() if call["action"] == action]
+        return [call for call in self.read("calls") if call["action"] == action]
 
     def ec2(self, region: str = REGION) -> Any:
         """A plain client of boto3: evidence that doesn't come through our provider."""
@@ -72,9 +88,13 @@ class FakeAws:
     def impatient_client(self, read_timeout_s: float) -> Any:
         return self._client(REGION, read_timeout_s)
 
-    def _client(self, region: str, read_timeout_s: float) -> Any:
+    def client_with_key(self, access_key: str) -> Any:
+        return self._client(REGION, 10, access_key)
+
+    def _client(self, region: str, read_timeout_s: float, access_key: str | None = None) -> Any:
         config = Config(retries={"total_max_attempts": 1}, read_timeout=read_timeout_s)
-        return boto3.client("ec2", region_name=region, endpoint_url=self.url, config=config)
+        credentials = {"aws_access_key_id": access_key or self.access_key, "aws_secret_access_key": "none"}
+        return boto3.client("ec2", region_name=region, endpoint_url=self.url, config=config, **credentials)
 
     def instances(self, region: str = REGION, states: tuple[str, ...] = ("pending", "running")) -> list[dict[str, Any]]:
         reservations = self.ec2(region).describe_instances()["Reservations"]

@@ -15,6 +15,7 @@ import pytest
 from shoestring_core.decide.reconcile import MachineRef
 from shoestring_core.decide.timeouts import S
 from shoestring_core.launch_request import LaunchRequest
+from shoestring_worker import machinehost_client
 from shoestring_worker.providers import local
 from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown, Provider
 from shoestring_worker.providers.sim import SimulatedProvider
@@ -60,12 +61,12 @@ def local_rig(
     @contextmanager
     def losing(what: Lost) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(local, "CALL_TIMEOUT_S", 0.5)
-            provider._client = None
+            patch.setattr(machinehost_client, "CALL_TIMEOUT_S", 0.5)
+            provider._host.disconnect()
             setattr(proxy, "mute" if what == "reply" else "blackhole", True)
             yield
             proxy.mute = proxy.blackhole = False
-            provider._client = None
+            provider._host.disconnect()
 
     def running() -> int:
         return sum(machine["state"] != "ended" for machine in host.client.get("/machines").json()["machines"])

@@ -13,7 +13,7 @@ import pytest
 from shoestring_core.decide.reconcile import MachineRef
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.wire import BootData
-from shoestring_worker.providers import local
+from shoestring_worker import machinehost_client
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, OutcomeUnknown
 from shoestring_worker.providers.local import LocalProvider
 
@@ -72,7 +72,7 @@ def test_without_a_host_the_outcome_is_unknown_without_waiting(tmp_path: Path):
 
 
 def test_a_call_to_a_host_that_never_replies_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(local, "CALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(machinehost_client, "CALL_TIMEOUT_S", 0.3)
     assert CALL_TIMEOUT_S <= 20
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address_file = tmp_path / "machinehost.json"

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import secrets
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -13,24 +15,45 @@ HOST = "127.0.0.1"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m shoestring_worker.fake_ec2")
     parser.add_argument("--port", type=int, default=0, help="port on loopback; 0: any free one")
-    port = parser.parse_args().port
+    parser.add_argument("--machinehost", type=Path, help="machinehost.json of the machine host that runs the instances")
+    parser.add_argument("--settings", type=Path, help="file to write a worker's settings to")
+    options = parser.parse_args()
     # read when moto is imported: one image in place of its 1,300
     os.environ["MOTO_AMIS_PATH"] = str(Path(__file__).with_name("images.json"))
 
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
+    from shoestring_worker.fake_ec2 import estimates
     from shoestring_worker.fake_ec2.control import with_control
+    from shoestring_worker.fake_ec2.machines import Machines
     from shoestring_worker.fake_ec2.server import FakeEc2
+    from shoestring_worker.machinehost_client import MachineHostClient
 
     class QuietHandler(WSGIRequestHandler):
         def log(self, type: str, message: str, *args: object) -> None:
             """Requests are listed at /_fake/calls."""
 
-    app = with_control(FakeEc2(DomainDispatcherApplication(create_backend_app)))
-    server = make_server(HOST, port, app, threaded=True, request_handler=QuietHandler)
-    print(f"http://{HOST}:{server.server_port}", flush=True)
+    machines, access_key = None, None
+    if options.machinehost is not None:
+        machines, access_key = Machines(MachineHostClient(options.machinehost)), secrets.token_urlsafe(16)
+    fake = FakeEc2(DomainDispatcherApplication(create_backend_app), machines, access_key)
+    server = make_server(HOST, options.port, with_control(fake), threaded=True, request_handler=QuietHandler)
+    url = f"http://{HOST}:{server.server_port}"
+    if options.settings is not None:
+        fake.spot_market.set(estimates.spot_prices())
+        settings = {"endpoint_url": url, "access_key_id": access_key or "any", "regions": estimates.regions()}
+        write_private(options.settings, json.dumps(settings))
+    print(url, flush=True)
     server.serve_forever()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Whole or not at all, readable by its owner alone: the key in it lets its holder execute commands."""
+    draft = path.with_suffix(".new")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ POST /_fake/limits       {"RunInstances": {"size": 5, "per_s": 2}, …}         
 POST /_fake/listing-lag  {"listings": 3}                                       of instances launched from now on
 POST /_fake/prices       {"us-east-1a": {"g5.xlarge": "0.41"}, …}              spot prices; others have none
 POST /_fake/end          {"region": …, "instance": …, "code": …, "message": …}
+POST /_fake/interrupt    {"instance": …, "notice_s": 120}              with a notice in its metadata
+POST /_fake/rebalance    {"instance": …}                               a recommendation in its metadata
 POST /_fake/reset
+GET  /_fake/left         what has not ended, of all regions
 GET  /_fake/calls        every call so far, with its parameters
 """
 
@@ -15,12 +18,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from shoestring_worker.fake_ec2.faults import Fault
-from shoestring_worker.fake_ec2.server import FakeEc2, StartResponse, WsgiApp
+from shoestring_worker.fake_ec2.server import FakeEc2, StartResponse, WrongKey, WsgiApp
 from shoestring_worker.fake_ec2.throttling import Limit
 from shoestring_worker.fake_ec2.wire import Environ
 
@@ -38,6 +41,13 @@ class EndRequest(BaseModel):
     message: str = ""
 
 
+class MachineRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    instance: str
+    notice_s: Annotated[float, Field(ge=0, le=3_600)] = 120.0
+
+
 class LagRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -53,7 +63,10 @@ def with_control(fake: FakeEc2) -> WsgiApp:
             return fake(environ, start_response)
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         try:
+            fake.require_key(environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer "))
             status, answer = "200 OK", _control(fake, f"{environ['REQUEST_METHOD']} {path}", body)
+        except WrongKey:
+            status, answer = "401 UNAUTHORIZED", {"error": "send Authorization: Bearer with the fake's access_key_id"}
         except (ValidationError, KeyError) as error:
             status, answer = "400 BAD REQUEST", {"error": str(error)}
         start_response(status, [("Content-Type", "application/json")])
@@ -76,8 +89,15 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
         case "POST ", "end":
             end = EndRequest.model_validate_json(body)
             fake.end_instance(end.region, end.instance, end.code, end.message)
+        case "POST ", "interrupt":
+            interruption = MachineRequest.model_validate_json(body)
+            fake.require_machines().interrupt(interruption.instance, interruption.notice_s)
+        case "POST ", "rebalance":
+            fake.require_machines().recommend_rebalance(MachineRequest.model_validate_json(body).instance)
         case "POST ", "reset":
             fake.reset()
+        case "GET ", "left":
+            return fake.left()
         case "GET ", "calls":
             return [asdict(call) for call in fake.calls]
         case _:

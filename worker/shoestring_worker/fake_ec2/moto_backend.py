@@ -1,30 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the fake changes in moto's memory: its API can't end an instance for EC2's own reasons."""
+"""What the fake reads and changes in moto's memory: its API knows no states, ends and prices but its own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from moto.backends import get_backend
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.core.base_backend import BackendDict
 from moto.core.model_instances import reset_model_data
+from moto.ec2.models import EC2Backend
 from moto.ec2.models.instances import Instance, StateReason
 
+STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32}
+SERVICE = "Server."
+"""How the codes of EC2's own reasons begin."""
 
-def has_ended(region: str, instance: str) -> bool:
+
+@dataclass(frozen=True)
+class MotoInstance:
+    id: str
+    type: str
+    zone: str
+    state: str
+
+
+def find_instance(region: str, instance: str) -> MotoInstance | None:
     found = _find(region, instance)
-    return found is not None and found.state == "terminated"
+    return found and _described(found)
 
 
-def end_instance(region: str, instance: str, code: str, message: str) -> None:
+def alive() -> list[tuple[str, MotoInstance]]:
+    """The instances of all regions that have not ended, each with its region."""
+    return [
+        (region, _described(instance))
+        for region in get_backend("ec2")[DEFAULT_ACCOUNT_ID]
+        for instance in _instances(region)
+        if instance.state != "terminated"
+    ]
+
+
+def volumes() -> list[str]:
+    """Of all regions."""
+    return [volume for backend in get_backend("ec2")[DEFAULT_ACCOUNT_ID].values() for volume in backend.volumes]
+
+
+def default_subnets(region: str) -> dict[str, str]:
+    """Ids by zone."""
+    return {zone: subnet.id for zone, subnet in sorted(_backend(region).get_default_subnets().items())}
+
+
+def has_ended(region: str, instance: str) -> bool | None:
+    """None: it never existed, or was forgotten since."""
+    found = _find(region, instance)
+    return None if found is None else found.state == "terminated"
+
+
+def set_state(region: str, instance: str, state: str) -> None:
+    found = _get(region, instance)
+    found._state.name, found._state.code = state, STATE_CODES[state]
+
+
+def set_spot_request(region: str, instance: str, request: str) -> None:
+    _get(region, instance).spot_instance_request_id = request
+
+
+def end_instance(region: str, instance: str, code: str, message: str, at: datetime | None = None) -> None:
     """Raises KeyError if there is none that runs."""
-    found = _find(region, instance)
-    if found is None or found.state == "terminated":
+    found = _get(region, instance)
+    if found.state == "terminated":
         raise KeyError(instance)
     found.terminate()
-    found._reason = f"Service initiated ({datetime.now(UTC):%Y-%m-%d %H:%M:%S} GMT)"
+    who = "Service" if code.startswith(SERVICE) else "User"
+    found._reason = f"{who} initiated ({at or datetime.now(UTC):%Y-%m-%d %H:%M:%S} GMT)"
     found.state_reason = StateReason(f"{code}: {message}", code)
+
+
+def forget(region: str, instance: str) -> None:
+    """Undo a launch, as if there had never been one."""
+    _get(region, instance).terminate()
+    backend = _backend(region)
+    backend.reservations = {
+        id_: reservation
+        for id_, reservation in backend.reservations.items()
+        if instance not in {one.id for one in reservation.instances}
+    }
 
 
 def reset() -> None:
@@ -33,6 +95,25 @@ def reset() -> None:
     reset_model_data()
 
 
+def _described(instance: Instance) -> MotoInstance:
+    return MotoInstance(instance.id, instance.instance_type, instance.availability_zone or "", instance.state)
+
+
+def _get(region: str, instance: str) -> Instance:
+    """Raises KeyError."""
+    if (found := _find(region, instance)) is None:
+        raise KeyError(instance)
+    return found
+
+
 def _find(region: str, instance: str) -> Instance | None:
-    reservations = get_backend("ec2")[DEFAULT_ACCOUNT_ID][region].reservations.values()
-    return next((one for reservation in reservations for one in reservation.instances if one.id == instance), None)
+    return next((one for one in _instances(region) if one.id == instance), None)
+
+
+def _instances(region: str) -> Iterator[Instance]:
+    for reservation in _backend(region).reservations.values():
+        yield from reservation.instances
+
+
+def _backend(region: str) -> EC2Backend:
+    return get_backend("ec2")[DEFAULT_ACCOUNT_ID][region]

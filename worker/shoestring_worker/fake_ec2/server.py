@@ -3,39 +3,67 @@
 
 from __future__ import annotations
 
+import hmac
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from shoestring_worker.fake_ec2 import moto_backend
 from shoestring_worker.fake_ec2.faults import Fault, FaultPlan
 from shoestring_worker.fake_ec2.listings import ListingLag
+from shoestring_worker.fake_ec2.machines import Machines
 from shoestring_worker.fake_ec2.spot_prices import SpotMarket
+from shoestring_worker.fake_ec2.spot_requests import MARKET, SpotRequests
 from shoestring_worker.fake_ec2.terminations import terminate
 from shoestring_worker.fake_ec2.throttling import Throttle
 from shoestring_worker.fake_ec2.tokens import LaunchTokens, instance_ids
-from shoestring_worker.fake_ec2.wire import Answer, Call, Environ, error_answer, read_call
+from shoestring_worker.fake_ec2.wire import Answer, Call, Environ, access_key_id, error_answer, read_call
+from shoestring_worker.providers.base import OutcomeUnknown
 
 StartResponse = Callable[..., Any]
 WsgiApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 REMEMBERED_CALLS = 10_000
 
+END_REASONS = {
+    "preempted": ("Server.SpotInstanceTermination", "Spot instance termination"),
+    "requested": ("Client.UserInitiatedShutdown", "User initiated shutdown"),
+    "exited": ("Client.InstanceInitiatedShutdown", "Instance initiated shutdown"),
+    "crashed": ("Server.InternalError", "Internal error on launch"),
+}
+"""By the end cause of a machine: docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html"""
+
+
+class WrongKey(Exception):
+    """A request without the access key that the fake was started with."""
+
 
 class FakeEc2:
-    """A WSGI application. `moto`: the one that it stands in front of."""
+    """A WSGI application.
 
-    def __init__(self, moto: WsgiApp) -> None:
-        self._moto = moto
+    moto        the one that it stands in front of
+    machines    run the instances; None: these are entries in a table
+    access_key  required of every request: whoever may launch, has user data executed
+    """
+
+    def __init__(self, moto: WsgiApp, machines: Machines | None = None, access_key: str | None = None) -> None:
+        self._moto, self._machines, self._access_key = moto, machines, access_key
         self.calls: deque[Call] = deque(maxlen=REMEMBERED_CALLS)
         self.faults, self.throttle, self.tokens, self.listings = FaultPlan(), Throttle(), LaunchTokens(), ListingLag()
-        self.spot_market = SpotMarket()
+        self.spot_market, self.spot_requests = SpotMarket(), SpotRequests()
         self._one_at_a_time = threading.RLock()  # moto's memory isn't made for threads
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            self.require_key(access_key_id(environ))
+        except WrongKey:
+            refused = error_answer(401, "AuthFailure", "Only its own access key may use this fake.")
+            start_response(refused.status, list(refused.headers))
+            return [refused.body]
         call = read_call(environ)
         fault = self.faults.take(call)
         answer = None if fault and fault.kind == "lost_request" else self._answer(call, environ, fault)
@@ -56,6 +84,7 @@ class FakeEc2:
             self.throttle.set({})
             self.tokens.clear()
             self.listings.clear()
+            self.spot_requests.clear()
             self.spot_market.set({})
             moto_backend.reset()
 
@@ -64,6 +93,27 @@ class FakeEc2:
         with self._one_at_a_time:
             moto_backend.end_instance(region, instance, code, message)
 
+    def left(self) -> dict[str, list[str]]:
+        """The ids of what has not ended, in all regions."""
+        with self._one_at_a_time:
+            self._follow_machines()
+            return {
+                "instances": [instance.id for _, instance in moto_backend.alive()],
+                "volumes": moto_backend.volumes(),
+                "spot_requests": self.spot_requests.open(moto_backend.has_ended),
+            }
+
+    def require_key(self, key: str) -> None:
+        """Raises WrongKey."""
+        if self._access_key is not None and not hmac.compare_digest(key.encode(), self._access_key.encode()):
+            raise WrongKey
+
+    def require_machines(self) -> Machines:
+        """Raises KeyError if instances don't run."""
+        if self._machines is None:
+            raise KeyError("this fake was started without --machinehost: its instances don't run")
+        return self._machines
+
     def _answer(self, call: Call, environ: Environ, fault: Fault | None) -> Answer:
         with self._one_at_a_time:
             self.calls.append(call)
@@ -71,6 +121,10 @@ class FakeEc2:
                 return error_answer(503, "RequestLimitExceeded", "Request limit exceeded.")
             if fault and fault.kind == "error":
                 return error_answer(fault.status, fault.code, fault.message)
+            try:
+                self._follow_machines()
+            except OutcomeUnknown as unknown:
+                return error_answer(503, "Unavailable", str(unknown))
             if fault and fault.kind == "duplicate":
                 self._apply(call, environ, fault)
             return self._apply(call, environ, fault)
@@ -79,7 +133,7 @@ class FakeEc2:
         def run() -> Answer:
             return self._call_moto(environ)
 
-        def has_ended(instance: str) -> bool:
+        def has_ended(instance: str) -> bool | None:
             return moto_backend.has_ended(call.region, instance)
 
         match call.action:
@@ -88,13 +142,49 @@ class FakeEc2:
             case "DescribeSpotPriceHistory":
                 return self.spot_market.describe(call)
             case "TerminateInstances":
-                return terminate(call, run, has_ended)
+                return terminate(call, run, has_ended, partial(self._stop, call.region) if self._machines else None)
+            case "DescribeSpotInstanceRequests":
+                return self.spot_requests.describe(call, has_ended)
             case "RunInstances":
-                return self._note_launch(call, fault, self.tokens.launch(call, run, has_ended))
+                answer = self.tokens.launch(call, lambda: self._boot(call, run()), has_ended)
+                return self._note_launch(call, fault, answer)
         return run()
+
+    def _boot(self, call: Call, answer: Answer) -> Answer:
+        """The answer to a launch, once its instances boot; without room for one, there are none."""
+        if self._machines is None or not answer.is_success:
+            return answer
+        market = "spot" if call.parameters.get(MARKET) == "spot" else "on_demand"
+        for id_ in instance_ids(answer):
+            instance = moto_backend.find_instance(call.region, id_)
+            if instance and not self._machines.launch(instance, call.parameters.get("UserData", ""), market):
+                moto_backend.forget(call.region, id_)
+                return error_answer(500, "InsufficientInstanceCapacity", "The machine host has no slot free.")
+            moto_backend.set_state(call.region, id_, "pending")
+        return answer
+
+    def _stop(self, region: str, instance: str) -> None:
+        self.require_machines().stop(instance)
+        moto_backend.set_state(region, instance, "shutting-down")
+
+    def _follow_machines(self) -> None:
+        """Give each instance the state of its machine. Raises OutcomeUnknown."""
+        if self._machines is None or not (alive := moto_backend.alive()):
+            return
+        states = self._machines.states()
+        for region, instance in alive:
+            now = states.get(instance.id)
+            if now is None:
+                continue
+            if now.state == "terminated":
+                moto_backend.end_instance(region, instance.id, *END_REASONS[now.end_cause or "crashed"], now.ended_at)
+            elif instance.state != "shutting-down":
+                moto_backend.set_state(region, instance.id, now.state)
 
     def _note_launch(self, call: Call, fault: Fault | None, answer: Answer) -> Answer:
         self.listings.note_launched(instance_ids(answer))
+        for instance, request in self.spot_requests.note_launched(call, instance_ids(answer)).items():
+            moto_backend.set_spot_request(call.region, instance, request)
         if fault and fault.kind == "ends_pending":
             for instance in instance_ids(answer):
                 moto_backend.end_instance(call.region, instance, fault.code, fault.message)

@@ -29,7 +29,7 @@ class LaunchTokens:
     def clear(self) -> None:
         self._launched.clear()
 
-    def launch(self, call: Call, run: Callable[[], Answer], has_ended: Callable[[str], bool]) -> Answer:
+    def launch(self, call: Call, run: Callable[[], Answer], has_ended: Callable[[str], bool | None]) -> Answer:
         """`run` the call unless its token has launched already."""
         token = call.parameters.get("ClientToken", "")
         if not token:

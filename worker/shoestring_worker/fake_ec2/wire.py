@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 Environ = dict[str, Any]
 
-_REGION = re.compile(r"Credential=[^/]+/\d{8}/([a-z0-9-]+)/")
+_CREDENTIAL = re.compile(r"Credential=([^/]+)/\d{8}/([a-z0-9-]+)/")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,14 @@ def read_call(environ: Environ) -> Call:
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     environ["wsgi.input"] = io.BytesIO(body)
     parameters = dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
-    region = _REGION.search(environ.get("HTTP_AUTHORIZATION", ""))
-    return Call(region[1] if region else "us-east-1", parameters.pop("Action", ""), parameters)
+    credential = _CREDENTIAL.search(environ.get("HTTP_AUTHORIZATION", ""))
+    return Call(credential[2] if credential else "us-east-1", parameters.pop("Action", ""), parameters)
+
+
+def access_key_id(environ: Environ) -> str:
+    """The key that a request is signed with; "" without a signature."""
+    credential = _CREDENTIAL.search(environ.get("HTTP_AUTHORIZATION", ""))
+    return credential[1] if credential else ""
 
 
 def error_answer(status: int, code: str, message: str) -> Answer:

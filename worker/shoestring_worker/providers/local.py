@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -17,12 +16,8 @@ from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.launch_request import LaunchRequest
 
-from shoestring_worker.providers.base import (
-    CALL_TIMEOUT_S,
-    LaunchRefused,
-    ManagedProvider,
-    OutcomeUnknown,
-)
+from shoestring_worker.machinehost_client import MachineHostClient
+from shoestring_worker.providers.base import LaunchRefused, ManagedProvider, OutcomeUnknown
 from shoestring_worker.settings import WorkerSettings
 
 REGION = "local"
@@ -47,7 +42,7 @@ class LocalProvider:
     """Machines of the host whose URL and key are in the file `address` (machinehost.json)."""
 
     def __init__(self, name: str, address: Path, *, slots: int, price_spot: str, price_on_demand: str) -> None:
-        self._name, self._address = name, address
+        self._name, self._host = name, MachineHostClient(address)
         prices: dict[Literal["spot", "on_demand"], str] = {"spot": price_spot, "on_demand": price_on_demand}
         self._offers = [
             Offer(
@@ -65,7 +60,6 @@ class LocalProvider:
             )
             for market, price in prices.items()
         ]
-        self._client: httpx.Client | None = None
 
     def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - has only these
         return self._offers
@@ -78,7 +72,7 @@ class LocalProvider:
             "price": request.price,
             "user_data": request.user_data.model_dump(mode="json"),
         }
-        reply = self._call("PUT", f"/machines/{request.token}", body)
+        reply = self._host.call("PUT", f"/machines/{request.token}", body)
         if reply.status_code in (200, 201):
             return self._provider_machine(reply.json())
         problem = _json_object(reply)
@@ -88,33 +82,16 @@ class LocalProvider:
         raise OutcomeUnknown(f"the machine host answered {reply.status_code} {code}: {detail}")
 
     def list(self, deployment: str) -> builtins.list[ProviderMachine]:
-        reply = self._call("GET", "/machines")
+        reply = self._host.call("GET", "/machines")
         if reply.status_code != 200:
             raise OutcomeUnknown(f"the machine host answered {reply.status_code}")
         machines = [self._provider_machine(machine) for machine in reply.json()["machines"]]
         return [machine for machine in machines if machine.tags.get(DEPLOYMENT_TAG) == deployment]
 
     def terminate(self, ref: MachineRef) -> None:
-        reply = self._call("DELETE", f"/machines/{ref.id}")
+        reply = self._host.call("DELETE", f"/machines/{ref.id}")
         if reply.status_code not in (200, 202, 404):
             raise OutcomeUnknown(f"the machine host answered {reply.status_code}")
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        """One request. A restarted host has another address and key: these are then read again, once."""
-        for connected in (self._client, None):
-            client = connected or self._connect()
-            try:
-                reply = client.request(method, path, json=body)
-            except httpx.ConnectError:
-                self._client = None  # nothing was sent: retry at the host's current address
-                continue
-            except httpx.HTTPError as error:
-                self._client = None
-                raise OutcomeUnknown(f"the machine host did not answer: {error!r}") from error
-            if reply.status_code != 401:
-                return reply
-            self._client = None
-        raise OutcomeUnknown("the machine host can't be reached; `shoestring up` starts it again")
 
     def _provider_machine(self, machine: dict[str, Any]) -> ProviderMachine:
         return ProviderMachine(
@@ -129,15 +106,6 @@ class LocalProvider:
             end_cause=machine["end_cause"],
             clock_shift=machine["clock_shift"],
         )
-
-    def _connect(self) -> httpx.Client:
-        try:
-            address = json.loads(self._address.read_text(encoding="utf-8"))
-            url, headers = address["url"], {"Authorization": f"Bearer {address['key']}"}
-        except (OSError, ValueError, KeyError) as error:
-            raise OutcomeUnknown(f"the machine host's address can't be read from {self._address}") from error
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=CALL_TIMEOUT_S, trust_env=False)
-        return self._client
 
 
 def _memory_mib() -> int:

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instances that run: the fake's states follow their machines. Each test names the AWS page whose rule it checks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from botocore.exceptions import ClientError
+from shoestring_core.wire import BootData
+from shoestring_worker.providers.ec2.provider import Ec2Provider
+
+from tests.servers import until
+from tests.trainer.agent.services import Service
+from tests.trainer.machinehost.local_cloud import LocalCloud, processes_without_init
+from tests.worker.providers.fake_aws import IMAGE, REGION, ROOT, FakeAws, launch_request
+
+STAND_IN_RANKS = ROOT / "tests" / "trainer" / "agent" / "stand_in_ranks.py"
+WAIT = "#!/bin/sh\nwhile [ ! -e off ]; do sleep 0.05; done; poweroff\n"
+SPOT = {"MarketType": "spot", "SpotOptions": {"SpotInstanceType": "one-time"}}
+
+
+class Cloud:
+    """A fake whose instances run on a machine host with two slots."""
+
+    def __init__(self, folder: Path) -> None:
+        self.host = LocalCloud(folder)
+        self.host.start(slots=2, env={"SHOESTRING_AGENT_RANK_COMMAND": f"{sys.executable} {STAND_IN_RANKS}"})
+        self.aws = FakeAws.start("--machinehost", str(folder / "machinehost.json"), settings=folder / "fake.json")
+
+    def run(self, token: str, script: str = WAIT, **changed: Any) -> str:
+        arguments = {"ImageId": IMAGE, "InstanceType": "g5.xlarge", "MinCount": 1, "MaxCount": 1, "UserData": script}
+        launched = self.aws.ec2().run_instances(ClientToken=token, **arguments | changed)["Instances"]
+        return launched[0]["InstanceId"]
+
+    def describe(self, instance: str) -> dict[str, Any]:
+        return self.aws.ec2().describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+
+    def state(self, instance: str) -> str:
+        return self.describe(instance)["State"]["Name"]
+
+    def until_ended(self, instance: str) -> dict[str, Any]:
+        until(lambda: self.state(instance) == "terminated")
+        return self.describe(instance)
+
+    def folder(self, instance: str) -> Path:
+        machines = self.host.client.get("/machines").json()["machines"]
+        return Path(next(machine["dir"] for machine in machines if machine["token"] == instance))
+
+    def open_requests(self) -> list[dict[str, Any]]:
+        wanted = [{"Name": "state", "Values": ["open", "active"]}]
+        return self.aws.ec2().describe_spot_instance_requests(Filters=wanted)["SpotInstanceRequests"]
+
+    def end_all(self) -> None:
+        for instance in self.aws.instances():
+            self.aws.ec2().terminate_instances(InstanceIds=[instance["InstanceId"]])
+        until(lambda: not self.aws.instances(states=("pending", "running", "shutting-down")))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    cloud = Cloud(tmp_path_factory.mktemp("cloud"))
+    yield cloud
+    cloud.aws.stop()
+    cloud.host.clean_up()
+
+
+@pytest.fixture
+def cloud(running: Cloud) -> Iterator[Cloud]:
+    yield running
+    running.end_all()
+
+
+def test_an_instance_is_pending_until_it_boots_and_terminated_once_it_has_powered_itself_off(cloud: Cloud):
+    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html; API_StateReason.html"""
+    instance = cloud.run("off")
+    until(lambda: cloud.state(instance) == "running")
+    (cloud.folder(instance) / "off").touch()
+    ended = cloud.until_ended(instance)
+    assert ended["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+    assert ended["StateTransitionReason"].startswith("User initiated (")
+
+
+def test_an_instance_shuts_down_until_its_last_process_has_ended(cloud: Cloud):
+    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/terminating-instances.html"""
+    instance = cloud.run("stop", "#!/bin/sh\ntrap '' TERM\necho x > up\nwhile :; do sleep 0.05; done\n")
+    until(lambda: (cloud.folder(instance) / "up").exists())
+    for _ in range(2):
+        (answer,) = cloud.aws.ec2().terminate_instances(InstanceIds=[instance])["TerminatingInstances"]
+        assert answer["CurrentState"]["Name"] == "shutting-down"
+    assert cloud.state(instance) == "shutting-down"
+    cloud.host.client.delete(f"/machines/{cloud.folder(instance).name}", params={"grace_s": 0})
+    assert cloud.until_ended(instance)["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
+
+
+def test_an_interrupted_instance_is_told_in_its_metadata_and_leaves_nothing(cloud: Cloud):
+    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html; spot-request-status.html"""
+    instance = cloud.run("spot", InstanceMarketOptions=SPOT)
+    request = cloud.describe(instance)["SpotInstanceRequestId"]
+    assert [(one["SpotInstanceRequestId"], one["InstanceId"]) for one in cloud.open_requests()] == [(request, instance)]
+    assert cloud.aws.read("left")["spot_requests"] == [request]
+    cloud.aws.control("rebalance", instance=instance)
+    cloud.aws.control("interrupt", instance=instance, notice_s=0.1)
+    assert cloud.until_ended(instance)["StateReason"]["Code"] == "Server.SpotInstanceTermination"
+    assert cloud.open_requests() == []
+    assert cloud.aws.ec2().describe_volumes()["Volumes"] == []
+    assert cloud.aws.read("left") == {"instances": [], "volumes": [], "spot_requests": []}
+
+
+def test_without_room_for_it_an_instance_is_refused_and_its_token_stays_free(cloud: Cloud):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html: InsufficientInstanceCapacity"""
+    first, second = cloud.run("one"), cloud.run("two")
+    with pytest.raises(ClientError, match="InsufficientInstanceCapacity"):
+        cloud.run("three")
+    assert {one["InstanceId"] for one in cloud.aws.instances()} == {first, second}
+    (cloud.folder(first) / "off").touch()
+    cloud.until_ended(first)
+    assert cloud.run("three") not in (first, second)
+
+
+def test_nobody_without_its_key_has_commands_executed_by_it(cloud: Cloud):
+    """No rule of AWS: whoever may launch an instance of this fake runs commands as its user."""
+    stranger = cloud.aws.client_with_key("stranger")
+    for call in (stranger.describe_instances, lambda: stranger.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)):
+        with pytest.raises(ClientError, match="AuthFailure"):
+            call()
+    assert httpx.get(f"{cloud.aws.url}/_fake/calls").status_code == 401
+    assert cloud.aws.settings_file.stat().st_mode & 0o077 == 0
+
+
+def test_the_settings_that_it_writes_offer_spot_machines_in_every_zone(cloud: Cloud):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSpotPriceHistory.html"""
+    history = cloud.aws.ec2().describe_spot_price_history(InstanceTypes=["g5.xlarge"])["SpotPriceHistory"]
+    assert {price["AvailabilityZone"] for price in history} == set(cloud.aws.written()["regions"][REGION]["subnets"])
+
+
+def test_a_machine_that_the_provider_launches_boots_trains_and_saves_its_work_before_it_is_interrupted(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+):
+    """From RunInstances to the last checkpoint: the real provider, user data and agent; ranks that need no PyTorch."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", cloud.aws.access_key)
+    service = Service()
+    boot = BootData(server_url=service.url, machine=service.machine, boot_token=service.boot_token)
+    provider = Ec2Provider("ec2", cloud.aws.settings(python=sys.executable))
+    launched = provider.launch(launch_request(str(service.machine), user_data=boot))
+    service.run(1, nproc_per_node=2, steps=10_000)
+    until(lambda: len(service.points("train/loss")) > 5)
+    assert [(boot.phase, boot.failed) for boot in service.boots] == [
+        ("boot", False), ("driver", False), ("install", False),
+    ]  # fmt: skip
+    folder = cloud.folder(launched.id)
+    cloud.aws.control("interrupt", instance=launched.id, notice_s=10)
+    assert cloud.until_ended(launched.id)["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+    (listed,) = [machine for machine in provider.list("us") if machine.id == launched.id]
+    assert (listed.state, listed.end_cause, listed.token) == ("ended", "exited", str(service.machine))
+    steps = [step for step, _ in service.points("train/loss")]
+    assert service.exits(1) == ["drained", "drained"]
+    assert service.commits[-1].step == steps[-1] == len(steps)
+    assert not processes_without_init(folder)
+    service.stop()
