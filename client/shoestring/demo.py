@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`shoestring demo`: the service end to end on this computer.
 
-Two local spot machines train a real classifier on real images; the provider preempts one of them half-way; the job
-resumes from its checkpoint on two new machines. Every figure of the summary is read back from the service.
+Two spot machines train a real classifier on real images; the provider preempts one of them half-way; the job resumes
+from its checkpoint on two new machines. Every figure of the summary is read back from the service. The machines are
+process trees on this computer: the local cloud's; or instances of a fake EC2, which the worker calls as it calls AWS.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -23,16 +24,23 @@ from shoestring_core import rest
 
 from shoestring import config, up, watch
 from shoestring.client import Client
+from shoestring.fake_ec2 import FakeEc2
 
 RECIPE = "digits/quickstart"
 TARGET = 0.97
 BUDGET = "1.00"
 NOTICE_S = 10.0
+SLOTS = {"local": 2, "ec2": 4}
+"""Machines at a time: those of EC2 may still shut down while others are launched."""
 MAX_RUN_FOLDERS = 5
+
+
+Provider = Literal["local", "ec2"]
 
 
 @dataclass(frozen=True)
 class DemoOptions:
+    provider: Provider = "local"
     exit_after: bool = False
     port: int | None = None
     seed: int = 0
@@ -51,15 +59,22 @@ def run(
     `exit_after`, the service then runs until interrupted. Raises StartupError."""
     folder = options.data or new_run_folder(config.default_data_folder() / "demo")
     port = options.port or free_port()
-    service = up.LocalService(up.ServiceOptions(folder.absolute(), port=port, budget=BUDGET, slots=2), report)
+    is_ec2 = options.provider == "ec2"
+    settings = up.ServiceOptions(
+        folder.absolute(), port=port, budget=BUDGET, slots=SLOTS[options.provider], fake_ec2=is_ec2
+    )
+    service = up.LocalService(settings, report)
     report(f"Starting the service in {folder} …")
     try:
         connection = service.start()
         report(f"Dashboard: {connection.login_url}")
         with Client(connection.url, connection.key) as client:
+            ec2 = FakeEc2.of(folder) if is_ec2 else None
             summary = train(
-                client, options.seed, report, console, interrupts, supervise=lambda: service.run(until=lambda: True)
+                client, options, ec2, report, console, interrupts, supervise=lambda: service.run(until=lambda: True)
             )  # fmt: skip
+        if ec2 is not None:
+            summary["left"] = ec2.left()
         summary |= {"url": connection.url, "data": str(folder)}
         on_summary(summary)
         if not options.exit_after:
@@ -72,13 +87,18 @@ def run(
 
 def train(
     client: Client,
-    seed: int,
+    options: DemoOptions,
+    ec2: FakeEc2 | None,
     report: Callable[[str], None],
     console: Console | None,
     interrupts: Callable[[], int],
     supervise: Callable[[], None],
 ) -> dict[str, Any]:
-    """Submit the job, preempt a machine at a random step within 30–70 % of the run, wait until the job is settled."""
+    """Submit the job, preempt a machine at a random step within 30–70 % of the run, wait until the job is settled.
+
+    ec2  preempts its machines; None: the local cloud does
+    """
+    seed = options.seed
     rng = random.Random(seed)
     fraction, victim_slot = rng.uniform(0.3, 0.7), rng.randrange(2)
     job = client.submit(
@@ -86,7 +106,7 @@ def train(
             "name": f"demo-{seed}",
             "recipe": RECIPE,
             "params": {"seed": seed},
-            "resources": {"provider": "local", "nodes": 2, "procs": 1, "spot": "only"},
+            "resources": {"provider": options.provider, "nodes": 2, "procs": 1, "spot": "only"},
             "limits": {"cost": "0.50", "time": "15m"},
         }
     )
@@ -104,7 +124,10 @@ def train(
             if preempt_step is None and total and current.progress.step >= fraction * total:
                 preempt_step = current.progress.step
                 machine = running_machine(client.attempts(job.id), victim_slot)
-                client.preempt(machine.id, notice_s=NOTICE_S)
+                if ec2 is None:
+                    client.preempt(machine.id, notice_s=NOTICE_S)
+                else:
+                    ec2.interrupt(str(machine.provider_id), NOTICE_S)
                 report(f"Step {preempt_step}: machine {machine.id} gets a preemption notice of {NOTICE_S:.0f} s")
     return summarize(client, current, seed, preempt_step)
 
@@ -118,6 +141,7 @@ def summarize(client: Client, job: rest.Job, seed: int, preempt_step: int | None
     attempts = client.attempts(job.id)
     trained = [attempt for attempt in attempts.attempts if attempt.trained]
     generations = [g for attempt in attempts.attempts for g in attempt.generations if g.last_step is not None]
+    trained_on = [attempt.machines[-1] for attempt in trained if attempt.machines]
     result = job.result or {}
     return {
         "job_id": str(job.id),
@@ -128,6 +152,8 @@ def summarize(client: Client, job: rest.Job, seed: int, preempt_step: int | None
         "steps": attempts.steps,
         "rolled_back_steps": attempts.rolled_back_steps,
         "world_size": max((g.world_size for g in generations), default=0),
+        "provider": trained_on[-1].provider if trained_on else None,
+        "zones": [machine.zone for machine in trained_on if machine.zone],
         "machines": sum(m.launched_at is not None for a in attempts.attempts for m in a.machines),
         "precision": result.get("precision"),
         "seed": seed,

@@ -32,6 +32,7 @@ from urllib.parse import quote
 import httpx
 from shoestring_core.isolation import IsolationStatus
 
+from shoestring import fake_ec2
 from shoestring.child_environment import child_environment
 from shoestring.config import write_private
 from shoestring.connections import certificates, open_http
@@ -56,6 +57,8 @@ class ServiceOptions:
     """Folders that jobs may read training data from; if empty, SHOESTRING_DATA_ROOTS applies."""
     hooks_roots: tuple[Path, ...] = ()
     """Folders with hooks that jobs may run; if empty, SHOESTRING_HOOKS_ROOTS applies."""
+    fake_ec2: bool = False
+    """Rent machines of a fake EC2, which run on this computer too, and no others."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,14 @@ class LocalService:
         machines = self._child("machines", host, environment)
         api = self._child("api", [*python, "shoestring_api"], environment)
         celery = [*python, "celery", "-A", "shoestring_worker.app"]
+        worker_environment = self._start_fake_ec2(environment) if self.options.fake_ec2 else environment
         worker = [*celery, "worker", "--pool", "threads", "--concurrency", "8", "--loglevel", "warning",
                   "--without-gossip", "--without-mingle"]  # fmt: skip
         beat = [*celery, "beat", "--loglevel", "warning", "--schedule", str(data / "beat"), "--pidfile", ""]
         for child in (
             machines,
             api,
-            self._child("worker", worker, environment),
+            self._child("worker", worker, worker_environment),
             self._child("beat", beat, environment),
         ):
             child.start()
@@ -153,6 +157,16 @@ class LocalService:
             os.close(self._lock)
             self._lock = None
 
+    def _start_fake_ec2(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Start it and return the worker's environment. Raises StartupError."""
+        data = self.options.data
+        settings = data / fake_ec2.SETTINGS_FILE
+        settings.unlink(missing_ok=True)
+        child = self._child("fake-ec2", fake_ec2.command(data), environment)
+        child.start()
+        wait_until_ready(child, settings.exists, READY_TIMEOUT_S)
+        return fake_ec2.FakeEc2.of(data).environment(environment)
+
     def _child(self, name: str, command: list[str], environment: Mapping[str, str]) -> Child:
         """Add a child. Its working folder is its own: Celery imports what lies in the current one."""
         logs, folder = self.options.data / "logs", self.options.data / "run" / name
@@ -184,6 +198,8 @@ class LocalService:
             "SHOESTRING_PORT": str(self.options.port),
             "SHOESTRING_PRIVATE_FOLDERS": str(data),
         }
+        if self.options.fake_ec2:  # the worker has no credentials for a bucket then
+            fixed["SHOESTRING_OBJECT_STORE"] = str(data / "objects")
         if self.options.slots is not None:
             fixed["SHOESTRING_LOCAL_SLOTS"] = str(self.options.slots)
         if self.options.data_roots:

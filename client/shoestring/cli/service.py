@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import signal
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,11 @@ from shoestring_core.exit_codes import ExitCode
 
 from shoestring import config, demo, up
 from shoestring.cli.terminal import Json, check_dollars, err, out, print_result
+
+
+class DemoProvider(StrEnum):
+    LOCAL = "local"
+    EC2 = "ec2"
 
 
 def start_service(
@@ -85,6 +91,9 @@ def start_service(
 
 
 def run_demo(
+    provider: Annotated[
+        DemoProvider, typer.Option(help="ec2: EC2's API, by a fake on this computer.")
+    ] = DemoProvider.LOCAL,
     exit_after: Annotated[bool, typer.Option("--exit", help="Stop the service when the job has ended.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free one.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of when the machine is preempted.")] = 0,
@@ -98,9 +107,10 @@ def run_demo(
     \b
     shoestring demo
     shoestring demo --exit --json
+    shoestring demo --provider ec2      the same by EC2's API, against a fake of it on this computer
     """
     summary = demo.run(
-        demo.DemoOptions(exit_after=exit_after, port=port, seed=seed, data=data),
+        demo.DemoOptions(provider.value, exit_after=exit_after, port=port, seed=seed, data=data),
         report=report,
         console=None if as_json or not out.is_terminal else err,
         interrupts=count_interrupts(),
