@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import httpx
 import pytest
 from botocore.exceptions import ClientError
@@ -142,7 +143,9 @@ def test_a_machine_that_the_provider_launches_boots_trains_and_saves_its_work_be
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ):
     """From RunInstances to the last checkpoint: the real provider, user data and agent; ranks that need no PyTorch."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", cloud.aws.access_key)
+    for name, value in {"ACCESS_KEY_ID": cloud.aws.access_key, "SECRET_ACCESS_KEY": "none"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials of other tests
     service = Service()
     boot = BootData(server_url=service.url, machine=service.machine, boot_token=service.boot_token)
     provider = Ec2Provider("ec2", cloud.aws.settings(python=sys.executable))
