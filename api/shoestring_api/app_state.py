@@ -20,6 +20,7 @@ from shoestring_core.store.objects import Objects, open_objects
 from shoestring_api.change_notifier import ChangeNotifier
 from shoestring_api.event_broadcast import EventBroadcaster
 from shoestring_api.settings import ApiSettings
+from shoestring_api.stream_authentication import StreamAuthentications
 from shoestring_api.tick_hints import TickHints
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class AppState:
     secret: str = field(repr=False)
     open_streams: Counter[UUID] = field(default_factory=Counter)
     """Live streams by person."""
+    stream_authentications: StreamAuthentications = field(default_factory=StreamAuthentications)
 
     @property
     def timeouts(self) -> Timeouts:

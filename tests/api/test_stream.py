@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shoestring_api import stream_authentication
 from shoestring_api.routes import stream
 from shoestring_core.store import events as feed
 from shoestring_core.store.tables import EventRow, JobRow, KeyRow, MembershipRow
@@ -146,7 +147,7 @@ def test_only_the_own_team_is_heard(deployment: Deployment) -> None:
 def test_an_open_stream_ends_with_the_rights_of_who_opened_it(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, change: Update | Delete
 ) -> None:
-    monkeypatch.setattr(stream, "AUTHENTICATION_INTERVAL_S", 0.0)
+    monkeypatch.setattr(stream_authentication, "AUTHENTICATION_INTERVAL_S", 0.0)
     with deployment.admin.stream("GET", "/v1/stream") as answer:
         lines = answer.iter_lines()
         assert next(lines) == ": connected"
@@ -157,7 +158,7 @@ def test_an_open_stream_ends_with_the_rights_of_who_opened_it(
 def test_the_stream_of_a_browser_ends_when_that_is_signed_out(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "AUTHENTICATION_INTERVAL_S", 0.0)
+    monkeypatch.setattr(stream_authentication, "AUTHENTICATION_INTERVAL_S", 0.0)
     with deployment.client() as browser:
         csrf = browser.post("/v1/session", json={"key": deployment.keys[1]}).json()["csrf"]
         with browser.stream("GET", "/v1/stream") as answer:

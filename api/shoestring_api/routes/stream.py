@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import format_sse_event
 from prometheus_client import Gauge
@@ -21,13 +20,12 @@ from shoestring_core.store import jobs
 from shoestring_api.app_state import AppState
 from shoestring_api.dependencies import Caller, StateDep, authenticate
 from shoestring_api.event_broadcast import StreamPosition
+from shoestring_api.stream_authentication import StreamAuthentication
 
 router = APIRouter(prefix="/v1", tags=["stream"])
 
 MAX_DURATION_S = 1800.0
 """Then the client must reconnect, perhaps to another process."""
-AUTHENTICATION_INTERVAL_S = 5.0
-"""A stream is authenticated again this often: it ends with the key or session that it was opened with."""
 MAX_STREAMS = 50
 """Streams of one person that a process serves at a time."""
 PING_INTERVAL_S = 5.0
@@ -51,7 +49,7 @@ class Subscription:
     state: AppState
     team: UUID
     user: UUID
-    is_authenticated: Callable[[], bool]
+    authentication: StreamAuthentication
     topics: frozenset[str]
     jobs: tuple[UUID, ...]
     position: StreamPosition | None
@@ -87,7 +85,8 @@ def parse_subscription(
         except Unauthenticated:
             return False
 
-    return Subscription(state, caller.team, caller.user, is_authenticated, frozenset(names), tuple(watched), position)
+    authentication = state.stream_authentications.open(caller, is_authenticated)
+    return Subscription(state, caller.team, caller.user, authentication, frozenset(names), tuple(watched), position)
 
 
 def _parse_job_topic(topic: str) -> UUID:
@@ -122,7 +121,7 @@ async def _encoded_events(subscription: Subscription) -> AsyncIterator[bytes]:
     """The stream's bytes. FastAPI would encode every message for every stream."""
     state, team = subscription.state, subscription.team
     ends_at = time.monotonic() + MAX_DURATION_S
-    authenticate_at, sent_at = time.monotonic() + AUTHENTICATION_INTERVAL_S, time.monotonic()
+    sent_at = time.monotonic()
     with OPEN_STREAMS.track_inprogress(), _counted(state, subscription.user):
         async with (
             state.notifier.watch(subscription.jobs),
@@ -130,10 +129,8 @@ async def _encoded_events(subscription: Subscription) -> AsyncIterator[bytes]:
         ):
             yield format_sse_event(comment="connected", id=reader.position.text(team), retry=1000)
             async for group in reader.groups():
-                if time.monotonic() > authenticate_at:
-                    if not await run_in_threadpool(subscription.is_authenticated):
-                        return
-                    authenticate_at = time.monotonic() + AUTHENTICATION_INTERVAL_S
+                if not await subscription.authentication.is_valid():
+                    return
                 if group is None:
                     yield format_sse_event(data_str="{}", event="resync", id=reader.position.text(team))
                     continue
