@@ -20,7 +20,7 @@ from shoestring_api.settings import ApiSettings
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def _get_state(request: Request) -> AppState:
+async def _get_state(request: Request) -> AppState:  # a function without `async` costs a hop to a thread
     state: AppState = request.app.state.app_state
     return state
 
@@ -85,7 +85,7 @@ def cookie_name(settings: ApiSettings) -> str:
     return f"{'__Host-' if settings.on_https() else ''}shoestring_{settings.port}"
 
 
-def reject_unknown_query_parameters(request: Request) -> None:
+async def reject_unknown_query_parameters(request: Request) -> None:
     """Raise InvalidRequest for a query parameter that a /v1 route doesn't have, such as a misspelt filter."""
     route = request.scope.get("route")  # None for the dashboard's fallback page
     if route is None or not request.url.path.startswith("/v1/"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from uuid import UUID
 
 from fastapi import Response
 from shoestring_core import rest
@@ -24,17 +25,18 @@ def run_once(
     """
     principal, sha = f"{caller.team}:{caller.user}", hashlib.sha256(request.encode()).hexdigest()
 
-    def transact(db: Write) -> tuple[int, str, bool]:
+    def transact(db: Write) -> tuple[int, str, UUID, bool]:
         if key is not None and (first := idempotency.begin_request(db, principal, key, sha)) is not None:
-            return first.status, first.body, True
-        body = work(db).model_dump_json()
+            return first.status, first.body, rest.Job.model_validate_json(first.body).id, True
+        job = work(db)
+        body = job.model_dump_json()
         if key is not None:
             idempotency.store_response(db, principal, key, status, body)
-        return status, body, False
+        return status, body, job.id, False
 
-    code, body, replayed = state.store.write(transact)
+    code, body, job, replayed = state.store.write(transact, batch=True)
     response = Response(body, status_code=code, media_type="application/json")
-    response.headers["Location"] = f"/v1/jobs/{rest.Job.model_validate_json(body).id}"
+    response.headers["Location"] = f"/v1/jobs/{job}"
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return response

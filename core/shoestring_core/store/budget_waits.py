@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import bindparam, or_, select
 
 from shoestring_core import money
 from shoestring_core.decide.placement import rank_offers
@@ -65,8 +65,12 @@ def _may_wait_for_budget(job: JobRow) -> bool:
 def _load_above(db: Read, leaves: Sequence[AccountRow]) -> dict[UUID, AccountRow]:
     """The accounts above, by id."""
     parents = {leaf.parent for leaf in leaves}
-    rows = select(AccountRow).where(or_(AccountRow.kind.in_(("org", "team")), AccountRow.id.in_(parents)))
-    return {row.id: row for row in db.sql.scalars(rows)}
+    return {row.id: row for row in db.sql.scalars(_ABOVE, {"parents": list(parents)})}
+
+
+_ABOVE = select(AccountRow).where(
+    or_(AccountRow.kind.in_(("org", "team")), AccountRow.id.in_(bindparam("parents", expanding=True)))
+)
 
 
 def _path(leaf: AccountRow, above: dict[UUID, AccountRow]) -> list[AccountRow]:

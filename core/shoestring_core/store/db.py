@@ -22,15 +22,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeVar, cast
+from functools import cache, cached_property
+from typing import Any, TypeVar, TypeVarTuple, cast
 from uuid import UUID
 
 from sqlalchemy import (
     Connection,
     CursorResult,
     Engine,
+    Insert,
+    Row,
     UpdateBase,
+    bindparam,
     exc,
     insert,
     literal,
@@ -40,6 +43,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
+from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from shoestring_core.errors import DatabaseUnavailable, ShoestringError, StoreTooNew, Unavailable
 from shoestring_core.events import EventData
@@ -50,6 +54,7 @@ from shoestring_core.wording import Reason
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MAX_RUNS = 5
 """How often a write is run before its conflict is raised as an error."""
@@ -106,6 +111,22 @@ class Read:
             return time.time_ns() // 1000
         return int(self.sql.scalar(text("SELECT (extract(epoch FROM now()) * 1000000)::bigint")) or 0)
 
+    def row(self, query: TypedReturnsRows[*Ts], **parameters: Any) -> Row[*Ts] | None:
+        """The first row of a query of columns. See `rows`."""
+        return self.connection.execute(query, parameters).first()
+
+    def rows(self, query: TypedReturnsRows[*Ts], **parameters: Any) -> Sequence[Row[*Ts]]:
+        """The rows of a query of columns.
+
+        For queries that each request makes: SQLAlchemy takes seven times as long to build one and to run it in a
+        session as to run one that is kept, with `bindparam`s, on the connection.
+        """
+        return self.connection.execute(query, parameters).all()
+
+    @cached_property
+    def connection(self) -> Connection:
+        return self.sql.connection()
+
 
 class Write(Read):
     """A write transaction. Events are buffered and written at its very end."""
@@ -135,19 +156,15 @@ class Write(Read):
 
     def insert_new(self, table: type[tables.Base], **values: Any) -> bool:
         """Insert a row unless one with a unique key of its exists. Returns whether it was inserted."""
-        # RETURNING, because psycopg gives an insert no row count.
-        statement = self._insert_missing(table).values(**values).returning(literal(1))
-        return self.sql.scalar(statement) is not None
+        return self.row(_insert_new(table, self.sql.get_bind().dialect.name), **values) is not None
+
+    def insert(self, table: type[tables.Base], **values: Any) -> None:
+        """Insert a row."""
+        self.connection.execute(_insert(table), values)
 
     def insert_missing(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> int:
         """Insert those rows whose unique keys don't exist yet. Returns how many it inserted."""
-        return self.execute(self._insert_missing(table), rows)
-
-    def _insert_missing(self, row: type[tables.Base]) -> postgresql.Insert | sqlite.Insert:
-        table = row.metadata.tables[row.__tablename__]  # an ORM insert of many rows would not count them
-        if self.sql.get_bind().dialect.name == "postgresql":
-            return postgresql.insert(table).on_conflict_do_nothing()
-        return sqlite.insert(table).on_conflict_do_nothing()
+        return self.execute(_insert_missing(table, self.sql.get_bind().dialect.name), rows)
 
     def execute(self, statement: UpdateBase, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
         """Run an insert, update or delete; for each of `rows` if given. Returns how many rows it changed."""
@@ -184,21 +201,42 @@ class Write(Read):
         for team in sorted(by_team):
             self._assign_numbers(team, by_team[team])
         if self._events:
-            self.sql.execute(insert(tables.EventRow), self._events)
+            self.connection.execute(_insert(tables.EventRow), self._events)
         return CommitInfo(set(by_team), {row["job"] for row in self._events if row["job"]}, self._tick_requested)
 
     def _assign_numbers(self, team: UUID, rows: list[dict[str, Any]]) -> None:
         changes = sum(row["kind"] not in NOT_SCHEDULED_FROM for row in rows)
-        last = self.sql.execute(
-            update(tables.TeamRow)
-            .where(tables.TeamRow.id == team)
-            .values(
-                feed_seq=tables.TeamRow.feed_seq + len(rows), schedule_changes=tables.TeamRow.schedule_changes + changes
-            )
-            .returning(tables.TeamRow.feed_seq)
-        ).scalar_one()
+        (last,) = self.rows(_COUNT_EVENTS, team=team, events=len(rows), changes=changes)[0]
         for seq, row in enumerate(rows, start=last - len(rows) + 1):
             row["seq"] = seq
+
+
+@cache
+def _insert(row: type[tables.Base]) -> Insert:
+    return insert(row.metadata.tables[row.__tablename__])
+
+
+@cache
+def _insert_missing(row: type[tables.Base], dialect: str) -> postgresql.Insert | sqlite.Insert:
+    table = row.metadata.tables[row.__tablename__]  # an ORM insert of many rows would not count them
+    of_dialect = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return of_dialect(table).on_conflict_do_nothing()
+
+
+@cache
+def _insert_new(row: type[tables.Base], dialect: str) -> TypedReturnsRows[int]:
+    return _insert_missing(row, dialect).returning(literal(1))  # psycopg gives an insert no row count
+
+
+_COUNT_EVENTS = (
+    update(tables.TeamRow)
+    .where(tables.TeamRow.id == bindparam("team"))
+    .values(
+        feed_seq=tables.TeamRow.feed_seq + bindparam("events"),
+        schedule_changes=tables.TeamRow.schedule_changes + bindparam("changes"),
+    )
+    .returning(tables.TeamRow.feed_seq)
+)
 
 
 @dataclass

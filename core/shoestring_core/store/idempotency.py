@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, select, update
 
 from shoestring_core.errors import IdempotencyConflict, IdempotencyInFlight, InvalidRequest
 from shoestring_core.store.db import Write
@@ -34,11 +34,17 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
     """
     if not 1 <= len(key) <= 200 or not key.isprintable():
         raise InvalidRequest("An Idempotency-Key must have 1 to 200 printable characters.", hint="Use a fresh UUID.")
+
+    def claim() -> bool:
+        return db.insert_new(
+            IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, begun_at=db.now
+        )
+
+    if claim():
+        return None
     row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key)
-    db.execute(delete(IdempotencyRow).where(*row, IdempotencyRow.begun_at < db.now - RESPONSE_TTL))
-    if db.insert_new(
-        IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, begun_at=db.now
-    ):
+    expired = delete(IdempotencyRow).where(*row, IdempotencyRow.begun_at < db.now - RESPONSE_TTL)
+    if db.execute(expired) and claim():
         return None
     first = db.sql.execute(select(IdempotencyRow).where(*row)).scalar_one()
     if first.body_sha != body_sha:
@@ -61,5 +67,15 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
 
 def store_response(db: Write, principal: str, key: str, status: int, body: str) -> None:
     """Store the response for repeated requests."""
-    row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key, IdempotencyRow.status.is_(None))
-    db.execute(update(IdempotencyRow).where(*row).values(status=status, body=body))
+    db.connection.execute(_STORE_RESPONSE, {"of": principal, "under": key, "status": status, "body": body})
+
+
+_STORE_RESPONSE = (
+    update(IdempotencyRow)
+    .where(
+        IdempotencyRow.principal == bindparam("of"),
+        IdempotencyRow.key == bindparam("under"),
+        IdempotencyRow.status.is_(None),
+    )
+    .values(status=bindparam("status"), body=bindparam("body"))
+)

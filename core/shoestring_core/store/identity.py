@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import Row, Select, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.errors import NotFound, TooMany, Unauthenticated
 from shoestring_core.store import ledger
@@ -17,6 +18,7 @@ from shoestring_core.store.tokens import SecretKind, generate_secret, hash_secre
 from shoestring_core.store.uuid7 import uuid7
 
 Role = Literal["admin", "member"]
+Columns: TypeAlias = Select[*tuple[Any, ...]]
 
 MAX_KEYS = 50
 """Valid API keys of a member in a team."""
@@ -139,14 +141,14 @@ def authenticate(db: Read, secret: str) -> Principal:
             "This is not an API key, or it was mistyped.",
             hint="A key looks like sst_pat_ and 36 letters and digits; copy all of it.",
         )
-    key = db.sql.scalar(select(KeyRow).where(KeyRow.hash == hash_secret(secret), KeyRow.kind != "login"))
+    key = db.row(_KEY, hash=hash_secret(secret))
     if key is None:
         raise Unauthenticated("Unknown API key.", hint="Check that it was issued by this service.")
     if key.revoked_at is not None:
         raise _revoked()
     if key.expires_at is not None and key.expires_at <= db.now:
         raise Unauthenticated("This API key has expired.", hint="Ask an admin of your team for a new one.")
-    return load_principal(db, key.user_id, key.team_id, key=key.id, expires_at=key.expires_at)
+    return principal_of(key, key=key.id, expires_at=key.expires_at)
 
 
 def load_principal(
@@ -159,15 +161,50 @@ def load_principal(
     csrf: str | None = None,
 ) -> Principal:
     """The principal of a user acting in a team. Raises Unauthenticated if they are no member any more."""
-    row = db.sql.execute(
-        select(UserRow.name.label("user"), TeamRow.name.label("team"), MembershipRow.role)
-        .join(MembershipRow, MembershipRow.user_id == UserRow.id)
-        .join(TeamRow, TeamRow.id == MembershipRow.team_id)
-        .where(UserRow.id == user, TeamRow.id == team)
-    ).one_or_none()
+    row = db.row(_MEMBER, user=user, team=team)
     if row is None:
-        raise Unauthenticated("You are no longer a member of this team.", hint="Ask one of its admins.")
-    return Principal(user, row.user, team, row.team, row.role, key, expires_at, csrf)
+        raise _no_member()
+    return principal_of(row, key=key, expires_at=expires_at, csrf=csrf)
+
+
+def principal_of(
+    row: Row[*tuple[Any, ...]], *, key: UUID | None, expires_at: int | None = None, csrf: str | None = None
+) -> Principal:
+    """The principal of a row with MEMBER_COLUMNS. Raises Unauthenticated if they are no member any more."""
+    if row.role is None:
+        raise _no_member()
+    return Principal(row.user_id, row.user_name, row.team_id, row.team_name, row.role, key, expires_at, csrf)
+
+
+MEMBER_COLUMNS = (
+    UserRow.id.label("user_id"),
+    UserRow.name.label("user_name"),
+    TeamRow.id.label("team_id"),
+    TeamRow.name.label("team_name"),
+    MembershipRow.role,
+)
+
+
+def with_member(row: type[KeyRow] | type[SessionRow], *columns: InstrumentedAttribute[Any]) -> Columns:
+    """Columns of a key or session, and MEMBER_COLUMNS of whom it belongs to; without membership the role is NULL."""
+    same = (MembershipRow.user_id == row.user_id, MembershipRow.team_id == row.team_id)
+    query = select(*columns, *MEMBER_COLUMNS).join_from(row, UserRow, UserRow.id == row.user_id)
+    return query.join(TeamRow, TeamRow.id == row.team_id).outerjoin(MembershipRow, and_(*same))
+
+
+_KEY = with_member(KeyRow, KeyRow.id, KeyRow.revoked_at, KeyRow.expires_at).where(
+    KeyRow.hash == bindparam("hash"), KeyRow.kind != "login"
+)
+_MEMBER = (
+    select(*MEMBER_COLUMNS)
+    .join_from(MembershipRow, UserRow, UserRow.id == MembershipRow.user_id)
+    .join(TeamRow, TeamRow.id == MembershipRow.team_id)
+    .where(MembershipRow.user_id == bindparam("user"), MembershipRow.team_id == bindparam("team"))
+)
+
+
+def _no_member() -> Unauthenticated:
+    return Unauthenticated("You are no longer a member of this team.", hint="Ask one of its admins.")
 
 
 def _revoked() -> Unauthenticated:

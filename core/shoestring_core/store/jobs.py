@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, select, update
 
 from shoestring_core import money
 from shoestring_core.decide.funding import end_reason_after_stopping
@@ -46,28 +46,28 @@ def submit(
     member = ledger.create_member_account(db, team, user)
     _check_affordable(db, member, spec.limits.cost, min_hold)
     job_id = uuid7()
-    db.sql.execute(
-        insert(JobRow).values(
-            id=job_id,
-            team_id=team,
-            user_id=user,
-            name=spec.name or "job",
-            spec=spec.resolved(),
-            sizing=sizing.as_json() if sizing else None,
-            state=JobState.QUEUED,
-            checkpoint=_start_checkpoint(retried_from),
-            init_checkpoint=init,
-            skipped_step_spans=retried_from.skipped_step_spans
-            if retried_from and _start_checkpoint(retried_from)
-            else None,
-            retried_from=retried_from.id if retried_from else None,
-            created_at=db.now,
-            queued_at=db.now,
-        )
+    db.insert(
+        JobRow,
+        id=job_id,
+        team_id=team,
+        user_id=user,
+        name=spec.name or "job",
+        spec=spec.resolved(),
+        sizing=sizing.as_json() if sizing else None,
+        state=JobState.QUEUED,
+        checkpoint=_start_checkpoint(retried_from),
+        init_checkpoint=init,
+        skipped_step_spans=retried_from.skipped_step_spans
+        if retried_from and _start_checkpoint(retried_from)
+        else None,
+        retried_from=retried_from.id if retried_from else None,
+        created_at=db.now,
+        queued_at=db.now,
     )
-    job = db.sql.get_one(JobRow, job_id)
+    job = _load(db, job_id)
     ledger.create_job_account(db, job_id, member, spec.limits.cost)
-    actor = db.sql.scalar(select(UserRow.name).where(UserRow.id == user)) or ""
+    named = db.row(_USER_NAME, user=user)
+    actor = named.name if named else ""
     reason: Reason = job_reasons.RetryOf(str(retried_from.id)) if retried_from else job_reasons.Submitted()
     submitted = JobChange(from_state=None, to=JobState.QUEUED)
     db.event(submitted, team=team, actor=actor, reason=reason, job=job_id)
@@ -257,7 +257,11 @@ def _set_desired(db: Write, job: JobRow, desired: dict[str, Any], actor: str, re
 
 
 def _load(db: Read, job: UUID) -> JobRow:
-    row = db.sql.scalar(select(JobRow).where(JobRow.id == job))
+    row = db.sql.scalar(_BY_ID, {"job": job})
     if row is None:
         raise NotFound("There is no such job.")
     return row
+
+
+_BY_ID = select(JobRow).where(JobRow.id == bindparam("job"))
+_USER_NAME = select(UserRow.name).where(UserRow.id == bindparam("user"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, bindparam, func, select
 
 from shoestring_core.states import JobState
 from shoestring_core.store.budget_waits import load_budget_waits
@@ -54,22 +54,14 @@ class JobRows:
 def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
     """The rows of each job, in the order given."""
     ids = [job.id for job in jobs]
-    teams, users = (
-        _names(db, TeamRow, {job.team_id for job in jobs}),
-        _names(db, UserRow, {job.user_id for job in jobs}),
-    )
-    owners = [str(job) for job in ids]
-    accounts = {
-        row.owner: row
-        for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner.in_(owners)))
-    }
-    rows = {job.id: JobRows(job, teams[job.team_id], users[job.user_id], accounts.get(str(job.id))) for job in jobs}
+    names = {row.id: row for row in db.rows(_NAMES, jobs=ids)}
+    accounts = {row.owner: row for row in db.sql.scalars(_ACCOUNTS, {"jobs": [str(job) for job in ids]})}
+    rows = {job.id: JobRows(job, names[job.id].team, names[job.id].user, accounts.get(str(job.id))) for job in jobs}
     if started := [job.id for job in jobs if job.attempt]:
         _add_attempts(db, rows, started, [accounts[str(job)] for job in started if str(job) in accounts])
     for team in {job.team_id for job in jobs if job.state == JobState.QUEUED}:
-        for position, job in enumerate(_head_of_queue(db, team), start=1):
-            if job in rows:
-                rows[job].queue_position = position
+        for job, position in db.rows(_POSITIONS, team=team, jobs=ids):
+            rows[job].queue_position = position
     leaves = {job.id: account for job in jobs if (account := accounts.get(str(job.id)))}
     for job, wait in load_budget_waits(db, jobs, leaves).items():
         rows[job].budget_wait = wait
@@ -153,14 +145,23 @@ def _add_attempts(db: Read, rows: dict[UUID, JobRows], started: list[UUID], acco
         rows[job].posted[machine_id] = rows[job].posted.get(machine_id, 0) + amount
 
 
-def _head_of_queue(db: Read, team: UUID) -> Iterable[UUID]:
-    """The team's first queued jobs: positions are counted when somebody reads them, and at most so many."""
-    query = select(JobRow.id).where(JobRow.team_id == team, JobRow.state == "queued")
-    return db.sql.scalars(query.order_by(JobRow.queued_at, JobRow.id).limit(MAX_QUEUE_POSITION))
+def _positions() -> Select[UUID, int]:
+    """Positions of jobs in a team's queue: counted when somebody reads them, and at most so many."""
+    first = (JobRow.queued_at, JobRow.id)
+    queued = select(JobRow.id, func.row_number().over(order_by=first).label("position"))
+    queued = queued.where(JobRow.team_id == bindparam("team"), JobRow.state == "queued")
+    head = queued.order_by(*first).limit(MAX_QUEUE_POSITION).subquery()
+    return select(head.c.id, head.c.position).where(head.c.id.in_(bindparam("jobs", expanding=True)))
 
 
-def _names(db: Read, table: type[TeamRow] | type[UserRow], ids: set[UUID]) -> dict[UUID, str]:
-    return dict(db.sql.execute(select(table.id, table.name).where(table.id.in_(ids))).all())
+_POSITIONS = _positions()
+_NAMES = (
+    select(JobRow.id, TeamRow.name.label("team"), UserRow.name.label("user"))
+    .join_from(JobRow, TeamRow, TeamRow.id == JobRow.team_id)
+    .join(UserRow, UserRow.id == JobRow.user_id)
+    .where(JobRow.id.in_(bindparam("jobs", expanding=True)))
+)
+_ACCOUNTS = select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner.in_(bindparam("jobs", expanding=True)))
 
 
 def _posted(db: Read, accounts: Sequence[AccountRow]) -> Iterable[tuple[UUID, UUID, int]]:

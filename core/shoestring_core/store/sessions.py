@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, or_, select, update
 
 from shoestring_core.errors import Unauthenticated
 from shoestring_core.store import identity
@@ -93,14 +93,15 @@ def open_session(db: Write, maker: identity.Principal) -> NewSession:
 
 def authenticate(db: Read, secret: str) -> identity.Principal:
     """The principal of a session's secret. Raises Unauthenticated."""
-    row = db.sql.scalar(
-        select(SessionRow).where(SessionRow.hash == hash_secret(secret), SessionRow.expires_at > db.now)
-    )
-    if row is None:
+    row = db.row(_SESSION, hash=hash_secret(secret))
+    if row is None or row.expires_at <= db.now:
         raise Unauthenticated("You are signed out.", hint="Sign in again.")
-    return identity.load_principal(
-        db, row.user_id, row.team_id, key=row.made_with, expires_at=row.expires_at, csrf=row.csrf
-    )
+    return identity.principal_of(row, key=row.made_with, expires_at=row.expires_at, csrf=row.csrf)
+
+
+_SESSION = identity.with_member(SessionRow, SessionRow.made_with, SessionRow.expires_at, SessionRow.csrf).where(
+    SessionRow.hash == bindparam("hash")
+)
 
 
 def close_session(db: Write, secret: str) -> None:

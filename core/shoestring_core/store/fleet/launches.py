@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import bindparam, exists, func, or_, select, update
 
 from shoestring_core.decide.refusals import LONGEST_MEMORY, RecentRefusal, RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
@@ -43,13 +43,18 @@ def load_launchable(db: Read, provider: str) -> list[UUID]:
 
 def load_refusals(db: Read) -> tuple[RecentRefusal, ...]:
     """What providers refused lately, each offer and kind once, from rows: a restarted worker knows it too."""
-    product = (MachineRow.provider, MachineRow.region, MachineRow.zone, MachineRow.type, MachineRow.market)
-    refused = select(*product, MachineRow.refusal, func.max(MachineRow.refused_at))
-    recent = refused.where(MachineRow.refused_at > db.now - LONGEST_MEMORY).group_by(*product, MachineRow.refusal)
     return tuple(
         RecentRefusal(provider, region, zone, type_, market, RefusalKind(str(kind)), at or 0)
-        for provider, region, zone, type_, market, kind, at in sorted(db.sql.execute(recent).all())
+        for provider, region, zone, type_, market, kind, at in sorted(db.rows(_REFUSED, since=db.now - LONGEST_MEMORY))
     )
+
+
+_PRODUCT = (MachineRow.provider, MachineRow.region, MachineRow.zone, MachineRow.type, MachineRow.market)
+_REFUSED = (
+    select(*_PRODUCT, MachineRow.refusal, func.max(MachineRow.refused_at))
+    .where(MachineRow.refused_at > bindparam("since"))
+    .group_by(*_PRODUCT, MachineRow.refusal)
+)
 
 
 def load_provider(db: Read, machine: UUID) -> str | None:

@@ -45,21 +45,22 @@ def save_offers(db: Write, provider: str, current: Iterable[Offer], timeouts: Ti
 
 def load_offers(db: Read) -> list[Offer]:
     """What each provider offered when it last answered."""
-    rows = db.sql.execute(
-        select(OfferRow, ProviderRow.answered_at)
-        .join(ProviderRow, ProviderRow.name == OfferRow.provider)
-        .order_by(OfferRow.provider, OfferRow.region, OfferRow.zone, OfferRow.type, OfferRow.market)
-    )
-    columns = ({name: getattr(row, name) for name in _COLUMNS} | {"fetched_at": at} for row, at in rows)
-    return [_OFFER.validate_python(offer) for offer in columns]
+    return [_OFFER.validate_python(row._asdict()) for row in db.rows(_OFFERS)]
 
 
 def load_timeouts(db: Read) -> dict[str, Timeouts]:
     """The timeouts of each provider that a worker has served."""
-    rows = db.sql.execute(select(ProviderRow.name, ProviderRow.timeouts).order_by(ProviderRow.name))
-    return {name: _TIMEOUTS.validate_python(timeouts) for name, timeouts in rows}
+    return {name: _TIMEOUTS.validate_python(timeouts) for name, timeouts in db.rows(_PROVIDERS)}
 
 
-_COLUMNS = [column.name for column in fields(Offer) if column.name != "fetched_at"]
+_OFFERS = (
+    select(
+        *(getattr(OfferRow, column.name) for column in fields(Offer) if column.name != "fetched_at"),
+        ProviderRow.answered_at.label("fetched_at"),
+    )
+    .join_from(OfferRow, ProviderRow, ProviderRow.name == OfferRow.provider)
+    .order_by(OfferRow.provider, OfferRow.region, OfferRow.zone, OfferRow.type, OfferRow.market)
+)
+_PROVIDERS = select(ProviderRow.name, ProviderRow.timeouts).order_by(ProviderRow.name)
 _OFFER = TypeAdapter(Offer)
 _TIMEOUTS = TypeAdapter(Timeouts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 
 from shoestring_core.errors import NotFound
 from shoestring_core.store.db import Read, Write
@@ -28,14 +28,13 @@ def create_accounts(db: Write, org: str, team: UUID, member: UUID | None = None)
 
 def create_job_account(db: Write, job: UUID, member: AccountRow, limit_micro: int | None) -> None:
     """The account of a new job, below that of its member."""
-    db.insert_new(AccountRow, **_new("job", str(job), member.id, limit_micro))
+    db.insert(AccountRow, **_new("job", str(job), member.id, limit_micro))
 
 
 def create_member_account(db: Write, team: UUID, user: UUID) -> AccountRow:
     """The account of a member, created if it is missing."""
     owner = f"{team}/{user}"
-    existing = db.sql.scalar(_by_owner("member", owner))
-    return existing or _create(db, "member", owner, parent=team_account(db, team).id)
+    return _find(db, "member", owner) or _create(db, "member", owner, parent=team_account(db, team).id)
 
 
 def job_account(db: Read, job: UUID) -> AccountRow:
@@ -48,7 +47,7 @@ def team_account(db: Read, team: UUID) -> AccountRow:
 
 def account_of(db: Read, kind: str, owner: str) -> AccountRow:
     """Raises NotFound."""
-    account = db.sql.scalar(_by_owner(kind, owner))
+    account = _find(db, kind, owner)
     if account is None:
         raise NotFound(f"There is no {kind} account of {owner}.")
     return account
@@ -64,10 +63,7 @@ def load_account(db: Read, account_id: UUID) -> AccountRow:
 
 def ancestors(db: Read, account: UUID) -> list[AccountRow]:
     """The account itself and those above it, leaf first."""
-    upward = select(AccountRow.id, AccountRow.parent).where(AccountRow.id == account).cte("upward", recursive=True)
-    upward = upward.union_all(select(AccountRow.id, AccountRow.parent).where(AccountRow.id == upward.c.parent))
-    rows = select(AccountRow).join(upward, AccountRow.id == upward.c.id).order_by(AccountRow.level.desc())
-    return list(db.sql.scalars(rows))
+    return list(db.sql.scalars(_ANCESTORS, {"account": account}))
 
 
 def team_budgets(db: Read, team: UUID) -> list[AccountRow]:
@@ -112,7 +108,7 @@ def titles(db: Read, accounts: Sequence[AccountRow]) -> dict[UUID, str]:
 
 
 def _create(db: Write, kind: str, owner: str, parent: UUID | None) -> AccountRow:
-    if (existing := db.sql.scalar(_by_owner(kind, owner))) is not None:
+    if (existing := _find(db, kind, owner)) is not None:
         return existing
     db.insert_new(AccountRow, **_new(kind, owner, parent))
     return account_of(db, kind, owner)
@@ -125,5 +121,18 @@ def _new(kind: str, owner: str, parent: UUID | None, limit_micro: int | None = N
     }  # fmt: skip
 
 
-def _by_owner(kind: str, owner: str) -> Select[AccountRow]:
-    return select(AccountRow).where(AccountRow.kind == kind, AccountRow.owner == owner, AccountRow.period == "")
+def _find(db: Read, kind: str, owner: str) -> AccountRow | None:
+    return db.sql.scalar(_BY_OWNER, {"kind": kind, "owner": owner})
+
+
+def _ancestors() -> Select[AccountRow]:
+    leaf = select(AccountRow.id, AccountRow.parent).where(AccountRow.id == bindparam("account"))
+    upward = leaf.cte("upward", recursive=True)
+    upward = upward.union_all(select(AccountRow.id, AccountRow.parent).where(AccountRow.id == upward.c.parent))
+    return select(AccountRow).join(upward, AccountRow.id == upward.c.id).order_by(AccountRow.level.desc())
+
+
+_ANCESTORS = _ancestors()
+_BY_OWNER = select(AccountRow).where(
+    AccountRow.kind == bindparam("kind"), AccountRow.owner == bindparam("owner"), AccountRow.period == ""
+)
