@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m bench [NAME …]`: run the named benchmarks, or all, one after another, and append their results.
 
-A benchmark is a module `bench/NAME.py` with `main() -> list[str]`, which returns its lines for RESULTS.md.
+A benchmark is a module `bench/NAME.py` with `main() -> list[str]`, which returns its lines for RESULTS.md. Options
+after the name of a single one are passed to its `main`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ import sys
 import bench
 from bench import results
 
-NOT_BENCHMARKS = {"__main__", "cpu_loops", "gpu_runs", "results", "soak"}
+NOT_BENCHMARKS = {"__main__", "cpu_loops", "gpu_runs", "load_clients", "load_service", "results", "soak"}
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    names = arguments[: next((at for at, one in enumerate(arguments) if one.startswith("-")), len(arguments))]
+    options = arguments[len(names) :]
+    if options and len(names) != 1:
+        print("Options belong to one benchmark: python -m bench NAME --option …", file=sys.stderr)
+        return 2
     known = sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in NOT_BENCHMARKS)
     if unknown := sorted(set(names) - set(known)):
         print(f"No benchmark named {', '.join(unknown)}. There are: {', '.join(known) or 'none yet'}.", file=sys.stderr)
         return 2
     for name in names or known:
-        lines = importlib.import_module(f"bench.{name}").main()
+        run = importlib.import_module(f"bench.{name}").main
+        lines = run(options) if options else run()
         print("\n".join(lines))
         results.append(f"bench {name}", lines)
     return 0

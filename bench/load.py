@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What many jobs and many viewers cost the service, on SQLite and on PostgreSQL.
+
+    python -m bench load [--minutes 10] [--against CHECKOUT] [--db sqlite|postgresql]
+
+The API, and for ticks and memory the worker and beat, are real processes on free ports; all clients are one other
+process. CPU is the measured process's own, because clients share the cores: PostgreSQL's is not in it. `--against` runs
+the API of another checkout, which has its own `.venv`, beside it for three minutes. `--minutes` is how long memory is
+watched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import linregress
+from scipy.stats import t as student
+
+from bench.load_service import ClientProcess, Service, running
+from bench.trainer_cpu import ROOT, load
+from tests.servers import Postgres, Valkey
+
+SUBMISSIONS, CLIENTS, WARM_UP = 500, 8, 50
+VIEWERS = 200
+LISTS = 100
+FEW, MANY, MOST = 550, 2_300, 5_000
+"""Queued jobs."""
+SIM_SLOTS = 4
+IDLE_S = 20.0
+WATCHED_VIEWERS, SAMPLE_S = 50, 2.0
+AGAINST_S = 180.0
+
+CPU_MS_SUBMISSION, RATIO_VIEWERS, RATIO_LIST = 5.0, 1.5, 1.25
+CPU_MS_TICK, S_AFTER_END, S_SHUTDOWN = 20.0, 0.5, 3.0
+MB_WORKER, MB_PER_MINUTE = 10.0, 0.1
+
+
+@dataclass
+class Row:
+    """One line of the table. holds: whether the bound is kept; None: there is none."""
+
+    what: str
+    value: float
+    unit: str
+    bound: str = ""
+    holds: bool | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        notes = "".join(f", {name} {number:.4g}" for name, number in self.notes.items())
+        verdict = "" if self.holds is None else f" (bound {self.bound}: {'holds' if self.holds else 'MISSED'})"
+        return f"{self.what}: {self.value:.4g} {self.unit}{notes}{verdict}"
+
+
+def main(arguments: Sequence[str] = ()) -> list[str]:
+    options = _parse(arguments)
+    tables: dict[str, list[Row]] = {}
+    with tempfile.TemporaryDirectory(prefix="shoestring-load-") as folder, _databases(options.db, folder) as databases:
+        valkey = Valkey()
+        try:
+            for name, urls in databases.items():
+                tables[name] = measure(ROOT, next(urls), Path(folder, name), valkey, options.minutes)
+                if options.against:
+                    against = f"{name}, {options.against.name}"
+                    tables[against] = measure_api(options.against, next(urls), Path(folder, against), valkey, AGAINST_S)
+        finally:
+            valkey.stop()
+    print(json.dumps({name: [row.__dict__ for row in rows] for name, rows in tables.items()}))
+    return [f"{name}: {row.line()}" for name, rows in tables.items() for row in rows] + [f"load {load()}"]
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench load", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--against", type=lambda text: Path(text).resolve(), metavar="CHECKOUT")
+    parser.add_argument("--db", choices=("sqlite", "postgresql", "both"), default="both")
+    return parser.parse_args(list(arguments))
+
+
+@contextlib.contextmanager
+def _databases(chosen: str, folder: str) -> Iterator[dict[str, Iterator[str]]]:
+    """URLs of new databases, by kind."""
+    with contextlib.ExitStack() as stack:
+        urls: dict[str, Iterator[str]] = {}
+        if chosen != "postgresql":
+            urls["SQLite"] = (f"sqlite:///{folder}/{number}.db" for number in range(9))
+        if chosen != "sqlite":
+            postgres = Postgres()
+            stack.callback(postgres.stop)
+            urls["PostgreSQL"] = (postgres.url(postgres.create()) for _ in range(9))
+        yield urls
+
+
+def measure(checkout: Path, url: str, folder: Path, valkey: Valkey, minutes: float) -> list[Row]:
+    """All rows of one checkout on one database."""
+    with running(checkout, url, folder, valkey) as (service, clients):
+        rows = submissions_and_lists(service, clients)
+        rows.append(shutdown(service, clients))
+        service.start_api()
+        rows += ticks(service, clients)
+        rows += memory(service, clients, minutes)
+        rows.append(Row("SIGTERM, the worker", service.terminate("worker"), "s", f"< {S_SHUTDOWN} s"))
+        rows[-1].holds = rows[-1].value < S_SHUTDOWN
+    return rows
+
+
+def measure_api(checkout: Path, url: str, folder: Path, valkey: Valkey, seconds: float) -> list[Row]:
+    """What concerns the API alone, of a checkout whose worker may be of another kind, within so many seconds."""
+    ends_at = time.monotonic() + seconds
+    with running(checkout, url, folder, valkey) as (service, clients):
+        rows = submissions_and_lists(service, clients, ends_at)
+        rows.append(shutdown(service, clients))
+    return rows
+
+
+def submissions_and_lists(service: Service, clients: ClientProcess, ends_at: float = float("inf")) -> list[Row]:
+    clients.do("submit", count=WARM_UP, clients=CLIENTS)
+    alone = submit(service, clients, "an empty queue")
+    few = lists(service, clients, FEW)
+    queued_jobs = FEW + fill(service, clients, MANY - FEW, ends_at)
+    many = lists(service, clients, queued_jobs)
+    many.bound, many.holds = f"<= {RATIO_LIST} x", many.value <= RATIO_LIST * few.value
+    queued = submit(service, clients, f"{queued_jobs:,} queued")
+    memory_before = service.memory_mb("api")
+    clients.do("watch", viewers=VIEWERS)
+    idle = idle_cpu(service, clients, "api")
+    watched = submit(service, clients, f"{queued_jobs:,} queued, {VIEWERS} viewers")
+    seen = clients.do("seen")
+    watched.bound, watched.holds = f"<= {RATIO_VIEWERS} x", watched.value <= RATIO_VIEWERS * queued.value
+    for row in (alone, queued):
+        row.bound, row.holds = f"<= {CPU_MS_SUBMISSION} ms", row.value <= CPU_MS_SUBMISSION
+    watched.notes["times"] = watched.value / queued.value
+    return [
+        alone, queued, watched, few, many,
+        Row("the last job shown by every viewer after", seen["seconds"], "s", "all see all", seen["missed"] == 0),
+        Row(f"{VIEWERS} viewers, nothing happens", idle * 1000, "ms of CPU a second"),
+        Row(f"API's memory with {VIEWERS} viewers", service.memory_mb("api"), "MB", notes={"before": memory_before}),
+    ]  # fmt: skip
+
+
+def submit(service: Service, clients: ClientProcess, what: str) -> Row:
+    before = service.cpu_s("api")
+    result = clients.do("submit", count=SUBMISSIONS, clients=CLIENTS)
+    cpu_ms = 1000 * (service.cpu_s("api") - before) / SUBMISSIONS
+    rate = SUBMISSIONS / result["seconds"]
+    notes = {"a second": rate, "p50 ms": result["p50_ms"], "p95 ms": result["p95_ms"]}
+    return Row(f"a submission, {what}", cpu_ms, "ms of CPU", notes=notes)
+
+
+def fill(service: Service, clients: ClientProcess, count: int, ends_at: float) -> int:
+    """Queue so many more jobs, or of another checkout as many as there is time for. Returns how many."""
+    if service.checkout == ROOT:
+        service.fill(count)
+        return count
+    done = 0
+    while done < count and time.monotonic() < ends_at - AGAINST_S / 3:
+        clients.do("submit", count=50, clients=CLIENTS)
+        done += 50
+    return done
+
+
+def lists(service: Service, clients: ClientProcess, queued: int) -> Row:
+    before = service.cpu_s("api")
+    result = clients.do("list_jobs", count=LISTS)
+    cpu_ms = 1000 * (service.cpu_s("api") - before) / LISTS
+    return Row(f"a page of 50 jobs, {queued:,} queued", cpu_ms, "ms of CPU", notes={"p50 ms": result["p50_ms"]})
+
+
+def idle_cpu(service: Service, clients: ClientProcess, name: str) -> float:
+    """CPU seconds a second while nothing happens."""
+    clients.do("sleep", seconds=1.0)
+    before = service.cpu_s(name)
+    clients.do("sleep", seconds=IDLE_S)
+    return (service.cpu_s(name) - before) / IDLE_S
+
+
+def shutdown(service: Service, clients: ClientProcess) -> Row:
+    """SIGTERM while all viewers are connected."""
+    clients.send("ended")
+    seconds = service.terminate("api")
+    clients.receive()
+    return Row(f"SIGTERM, the API with {VIEWERS} streams", seconds, "s", f"< {S_SHUTDOWN} s", seconds < S_SHUTDOWN)
+
+
+def ticks(service: Service, clients: ClientProcess) -> list[Row]:
+    """The worker's CPU each second, in which it ticks once, and its memory."""
+    service.start_worker()
+    clients.do("launching", count=SIM_SLOTS)
+    rows = []
+    for queued, more in ((MANY + 2 * SUBMISSIONS, 0), (MOST, MOST - MANY - 2 * SUBMISSIONS)):
+        if more:
+            service.fill(more)
+        cpu_ms = 1000 * idle_cpu(service, clients, "worker")
+        memory_mb = service.memory_mb("worker")
+        what = f"the worker, nothing happens, {queued:,} queued"
+        rows.append(Row(what, cpu_ms, "ms of CPU a second", notes={"MB": memory_mb}))
+    rows[-1].bound, rows[-1].holds = f"< {CPU_MS_TICK} ms a tick", rows[-1].value < CPU_MS_TICK
+    growth = rows[-1].notes["MB"] - rows[0].notes["MB"]
+    rows.append(
+        Row("the worker's memory, more with 5,000 queued", growth, "MB", f"< {MB_WORKER} MB", growth < MB_WORKER)
+    )
+    again = statistics.median(clients.do("stop_running")["seconds"] for _ in range(SIM_SLOTS))
+    rows.append(Row("a job stopped until the next has machines", again, "s", f"< {S_AFTER_END} s", again < S_AFTER_END))
+    return rows
+
+
+def memory(service: Service, clients: ClientProcess, minutes: float) -> list[Row]:
+    """The slope of memory under steady work. The first fifth, in which caches fill, does not count."""
+    samples: dict[str, list[tuple[float, float]]] = {"api": [], "worker": []}
+    clients.send("work", seconds=60 * minutes, viewers=WATCHED_VIEWERS)
+    began = time.monotonic()
+    while (now := time.monotonic()) < began + 60 * minutes:
+        if now > began + 12 * minutes:
+            for name, taken in samples.items():
+                taken.append((now / 60, service.memory_mb(name)))
+        time.sleep(SAMPLE_S)
+    clients.receive()
+    return [describe_slope(name, taken) for name, taken in samples.items()]
+
+
+def describe_slope(name: str, samples: Sequence[tuple[float, float]], blocks: int = 12) -> Row:
+    """The slope over the means of consecutive blocks, since samples that follow each other are alike."""
+    size = max(1, len(samples) // blocks)
+    chunks = [samples[at : at + size] for at in range(0, len(samples) - size + 1, size)]
+    minutes = [statistics.mean(minute for minute, _ in chunk) for chunk in chunks]
+    megabytes = [statistics.mean(used for _, used in chunk) for chunk in chunks]
+    fit = linregress(minutes, megabytes)
+    half = student.ppf(0.975, len(chunks) - 2) * fit.stderr
+    low, high = fit.slope - half, fit.slope + half
+    return Row(
+        f"memory of the {name}, slope", fit.slope, "MB a minute", f"95 % interval below {MB_PER_MINUTE}",
+        high < MB_PER_MINUTE, {"interval from": low, "to": high, "MB at the end": megabytes[-1]},
+    )  # fmt: skip
