@@ -126,8 +126,8 @@ def test_what_was_opened_counts_if_a_link_is_changed_in_between(root: Path, monk
         path.symlink_to(root.parent / "outside" / "secret")
         return opened(path, *options)
 
-    monkeypatch.setattr(Path, "open", swap_then_open)
-    with pytest.raises(DataError, match="leads out"):
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="leads out"):
+        patched.setattr(Path, "open", swap_then_open)
         open_confined(root / "a")
 
 
