@@ -109,11 +109,12 @@ class LocalService:
             host += ["--slots", str(self.options.slots)]
         machines = self._child("machines", host, environment)
         api = self._child("api", [*python, "shoestring_api"], environment)
-        celery = [*python, "celery", "-A", "shoestring_worker.app"]
+        celery = [*python, "celery", "-A"]
         worker_environment = self._start_fake_ec2(environment) if self.options.fake_ec2 else environment
-        worker = [*celery, "worker", "--pool", "threads", "--concurrency", "8", "--loglevel", "warning",
-                  "--without-gossip", "--without-mingle"]  # fmt: skip
-        beat = [*celery, "beat", "--loglevel", "warning", "--schedule", str(data / "beat"), "--pidfile", ""]
+        worker = [*celery, "shoestring_worker.app", "worker", "--pool", "threads", "--concurrency", "8",
+                  "--loglevel", "warning", "--without-gossip", "--without-mingle"]  # fmt: skip
+        beat = [*celery, "shoestring_worker.celery_app", "beat", "--loglevel", "warning",
+                "--schedule", str(data / "beat"), "--pidfile", ""]  # fmt: skip
         for child in (
             machines,
             api,

@@ -49,7 +49,7 @@ def start(tmp_path: Path, migrated_url: str, host: local_cloud.LocalCloud) -> It
     """Starts `celery …` on a Redis URL; ends what it started."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(redis_url: str, *words: str) -> subprocess.Popen[bytes]:
+    def start(redis_url: str, *words: str, application: str = "app") -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(str(ROOT / package) for package in ("core", "worker")),
             "SHOESTRING_DATABASE_URL": migrated_url,
@@ -60,7 +60,7 @@ def start(tmp_path: Path, migrated_url: str, host: local_cloud.LocalCloud) -> It
             "SHOESTRING_LOCAL_SLOTS": "4",
             "SHOESTRING_MACHINEHOST_FILE": str(host.folder / "machinehost.json"),
         }
-        command = [sys.executable, "-m", "celery", "-A", "shoestring_worker.app", *words]
+        command = [sys.executable, "-m", "celery", "-A", f"shoestring_worker.{application}", *words]
         with (tmp_path / "celery.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
         started.append(process)
@@ -92,7 +92,7 @@ WORKER = ("worker", "--pool", "threads", "--concurrency", "2", "--without-gossip
 def test_beat_and_worker_start_a_job(store: Store, start: Start, redis_url: str, tmp_path: Path):
     job = submit(store)
     start(redis_url, *WORKER)
-    start(redis_url, "beat", "--schedule", str(tmp_path / "beat"))
+    start(redis_url, "beat", "--schedule", str(tmp_path / "beat"), application="celery_app")
     until(launched(store, job))
 
 
@@ -101,7 +101,7 @@ def test_only_our_settings_choose_the_broker(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(f"SHOESTRING_{name}", value)
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         monkeypatch.setenv(name, "redis://other/0")
-    module = importlib.import_module("shoestring_worker.app")
+    module = importlib.import_module("shoestring_worker.celery_app")
     app = module.make_app(module.settings)
     assert {connection().hostname for connection in (app.connection_for_read, app.connection_for_write)} == {"ours"}
 
@@ -118,7 +118,7 @@ def test_a_broker_that_dies_and_comes_back_empty_stops_nothing(
     store: Store, start: Start, valkey: servers.Valkey, tmp_path: Path
 ):
     start(valkey.url, *WORKER)
-    start(valkey.url, "beat", "--schedule", str(tmp_path / "beat"))
+    start(valkey.url, "beat", "--schedule", str(tmp_path / "beat"), application="celery_app")
     until(launched(store, submit(store)))
     valkey.kill()
     until(launched(store, submit(store)))

@@ -2,7 +2,6 @@
 """The worker process: Celery messages only trigger ticks and launches; the work itself is in the database.
 
     celery -A shoestring_worker.app worker --pool threads
-    celery -A shoestring_worker.app beat
 
 A lost message costs at most a tick, a duplicate costs nothing. When no tick message has come for two intervals, because
 the broker or beat is down, a thread of the worker ticks by itself.
@@ -12,68 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from typing import Any
 from uuid import UUID
 
-from celery import Celery, signals
+from celery import signals
 from kombu.exceptions import OperationalError
 from shoestring_core.store.db import open_store
 from shoestring_core.store.objects import open_objects
-from shoestring_core.wakeups import CELERY_KEY_PREFIX, TICK_TASK, celery_broker_url, forget_celery_variables
+from shoestring_core.wakeups import TICK_TASK
 
+from shoestring_worker.celery_app import app, settings
 from shoestring_worker.change_publisher import ChangePublisher
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.registry import open_providers
-from shoestring_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
-
-
-def make_app(settings: WorkerSettings) -> Celery:
-    """The Celery application; docs/decisions explains how its options were measured."""
-    forget_celery_variables(os.environ)
-    celery = Celery("shoestring", broker=celery_broker_url(settings.redis_url))
-    celery.conf.update(
-        task_serializer="json",
-        accept_content=["json"],
-        task_ignore_result=True,
-        # Acknowledged on receipt: a lost message costs only a tick, and kombu 5.7 ends the whole process when the
-        # broker goes away while it holds unacknowledged messages.
-        task_acks_late=False,
-        worker_prefetch_multiplier=1,
-        worker_hijack_root_logger=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_connection_timeout=2,
-        broker_transport_options={
-            "global_keyprefix": CELERY_KEY_PREFIX,
-            "visibility_timeout": 120,
-            # Without these two a killed worker's message is redelivered after minutes, not seconds.
-            "unacked_restore_interval": 1,
-            "unacked_restore_throttle": 1,
-            "socket_connect_timeout": 1,
-            "socket_timeout": 5,
-        },
-        beat_schedule={
-            "tick": {
-                "task": TICK_TASK,
-                "schedule": settings.tick_interval_s,
-                # A tick message that is not received in time is useless: the next one does the same.
-                "options": {"expires": settings.tick_interval_s * 2, "retry": False},
-            }
-        },
-        beat_max_loop_interval=max(1.0, settings.tick_interval_s),
-        timezone="UTC",
-    )
-    return celery
-
-
-settings = WorkerSettings()
-app = make_app(settings)
 
 
 @app.task(name=TICK_TASK)
