@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs of one service: one that waits its turn, one that recovers, one that is stopped and retried, one warm start."""
+"""Jobs of one service: one that waits its turn, one that recovers, one that is stopped and retried."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def on_batch(context, images, labels):
     if context.step + 1 == {BAD}:
         return images * float("nan"), labels
 """
-SLOW = """
-import time
+SLOW_UNTIL_HURRY = """
+import pathlib, time
 def on_batch(context, images, labels):
-    time.sleep(0.1 if context.step < 200 else 0)
+    if not pathlib.Path(HURRY).exists():
+        time.sleep(0.3)
 """
 ONE_MACHINE = {"recipe": "digits/quickstart", "params": {"epochs": 3, "width": 8}, "limits": {"cost": "0.50"}}
 
@@ -45,7 +46,7 @@ class Jobs(NamedTuple):
 
 @pytest.fixture(scope="module")
 def jobs(service: Service) -> Jobs:
-    gang = service.client.submit(hooked(service, BROKEN_BATCH, 2) | {"resources": {"nodes": 2}})
+    gang = service.client.submit(hooked(service, BROKEN_BATCH, 1) | {"resources": {"nodes": 2}})
     service.wait(gang.id, lambda job: job.state in ("launching", "running"))
     waiting = service.client.submit(ONE_MACHINE)
     return Jobs(gang, service.wait(waiting.id, lambda job: job.wait_reason == "slots"))
@@ -88,30 +89,17 @@ def test_a_time_limit_is_judged_by_what_an_earlier_run_took(service: Service, jo
     assert "1 × local.cpu" in shown.stdout
 
 
-def test_a_job_starts_with_what_another_has_learned(service: Service, jobs: Jobs) -> None:
-    first = service.settled(jobs.waiting.id)
-    second = service.settled(service.client.submit(ONE_MACHINE | {"init": f"job/{first.id}"}).id)
-    assert second.end_reason == "succeeded"
-    (warm_start,) = [
-        one.data
-        for one in service.client.events(second.id).events
-        if one.kind == "agent" and one.data.event == "warm_start"
-    ]
-    assert "fresh" not in (warm_start.model_extra or {})["message"]
-    began = [service.client.metrics(job.id, keys="train/loss").curves[0].values[0] for job in (first, second)]
-    assert began[0] > 2.0  # ten classes, nothing known
-    assert began[1] < 1.0
-
-
 def test_a_stopped_job_is_billed_and_its_retry_resumes_from_its_last_checkpoint(service: Service) -> None:
     client = service.client
-    old = client.submit(hooked(service, SLOW, 5))
+    hurry = service.hooks / "hurry"
+    old = client.submit(hooked(service, SLOW_UNTIL_HURRY.replace("HURRY", repr(str(hurry))), 2))
     service.trained(old.id, 20)
     client.stop(old.id)
     stopped = service.settled(old.id)
     assert stopped.end_reason == "user_stop"
     assert f"{witness.spent_usd(service.data, str(old.id)):.6f}" == f"{float(stopped.cost.spent.amount):.6f}"
 
+    hurry.touch()
     new = service.settled(client.retry(old.id).id)
     assert new.retried_from == old.id
     assert new.end_reason == "succeeded"

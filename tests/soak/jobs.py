@@ -4,7 +4,8 @@
     python -m tests.soak.jobs --case CASE --seed N
 
 `sizing`: runs on one machine and on two are measured, and a time limit then picks between them. `queue`: gangs that
-need all slots run one after another, and each says why it waits.
+need all slots run one after another, and each says why it waits. `warm-start`: a job starts with what another has
+learned.
 """
 
 from __future__ import annotations
@@ -106,7 +107,20 @@ def prove_queue(service: Service) -> None:
     witness.require_none_alive(service.data)
 
 
-CASES = {"sizing": prove_sizing, "queue": prove_queue}
+def prove_warm_start(service: Service) -> None:
+    client = service.client
+    first = service.settled(client.submit(QUICK).id)
+    second = service.settled(client.submit(QUICK | {"init": f"job/{first.id}"}).id)
+    assert [job.end_reason for job in (first, second)] == ["succeeded"] * 2
+    events = client.events(second.id).events
+    (warm_start,) = [one.data for one in events if one.kind == "agent" and one.data.event == "warm_start"]
+    assert "fresh" not in (warm_start.model_extra or {})["message"]
+    began = [client.metrics(job.id, keys="train/loss").curves[0].values[0] for job in (first, second)]
+    assert began[0] > 2.0  # ten classes, nothing known
+    assert began[1] < 1.0
+
+
+CASES = {"sizing": prove_sizing, "queue": prove_queue, "warm-start": prove_warm_start}
 
 if __name__ == "__main__":
     sys.exit(main())
