@@ -4,32 +4,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
 
-import pytest
 from shoestring import Client
 
 from tests.e2e import witness
 from tests.e2e.service import environment
 from tests.servers import PATIENCE_S
-
-SCORE = """
-import json, sys
-import torch
-from sklearn.datasets import load_digits
-folder = sys.argv[1]
-about, split = json.load(open(folder + "/model.json")), json.load(open(folder + "/split.json"))
-net = torch.export.load(folder + "/model.pt2").module()
-digits = load_digits()
-val = split["val"]
-images = torch.tensor(digits.images[val], dtype=torch.float32).unsqueeze(1) / 16
-print((net(images).argmax(1) == torch.tensor(digits.target[val])).float().mean().item())
-"""
 
 
 def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path: Path) -> None:
@@ -60,16 +45,6 @@ def test_a_gang_loses_a_machine_half_way_and_finishes_as_if_it_had_not(tmp_path:
             assert lost == summary["rolled_back_steps"] == 0
             loss = next(curve for curve in client.metrics(job).curves if curve.name == "train/loss")
             assert loss.steps == list(range(1, summary["steps"] + 1))
-
-            files = tmp_path / "model"
-            files.mkdir()
-            for artifact in client.artifacts(job).artifacts:
-                client.download(artifact, files / artifact.name)
-        scored = subprocess.run(
-            [sys.executable, "-c", SCORE, str(files)], capture_output=True, text=True, check=True,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": ""}, cwd=tmp_path,
-        )  # fmt: skip
-        assert float(scored.stdout) == pytest.approx(summary["accuracy"], abs=1e-6)
     finally:
         demo.send_signal(signal.SIGINT)
         demo.wait(PATIENCE_S)

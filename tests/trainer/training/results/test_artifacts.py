@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import onnxruntime
@@ -33,7 +30,7 @@ from shoestring_trainer.training.results.exports import read_model
 from shoestring_trainer.training.settings import Settings
 
 from tests.trainer.training.data.test_cifar10 import write_binary
-from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, Gang, finished
+from tests.trainer.training.gangs import DIGITS, Gang, finished
 
 
 @pytest.fixture(scope="module")
@@ -153,20 +150,15 @@ def test_onnx_and_the_archive_predict_what_training_recorded(run: Gang, tmp_path
         assert read_model(tmp_path / name).card["metrics"] == card["metrics"]
 
 
-def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path):
+def test_predict_names_the_class_that_training_chose(run: Gang, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """From image files, by the command, with the run's own folder for a model."""
     card, stored = json.loads(run.part("model.json")), json.loads(run.part("predictions.json"))
     data = load_digits(card["seed"], Settings())
     for index in range(12):
         pixels_HW = data.val.images_NCHW[index, 0].float() * 255 / data.max_value
         Image.fromarray(pixels_HW.round().to(torch.uint8).numpy()).save(tmp_path / f"{index:02}.png")
-    command = [sys.executable, "-m", "shoestring_trainer", "predict", str(run.first), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS)}
-    spoken = subprocess.run(
-        [*command, "--json", "--top", "3"], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert spoken.returncode == 0, spoken.stderr
-    output = json.loads(spoken.stdout)
+    assert commands.main(["predict", str(run.first), str(tmp_path), "--json", "--top", "3"]) == commands.OK
+    output = json.loads(capsys.readouterr().out)
     assert [Path(one["file"]).name for one in output] == [f"{index:02}.png" for index in range(12)]
     assert [int(one["class"]) for one in output] == stored["predicted"][:12]
     assert all(one["top"][0]["probability"] >= one["top"][1]["probability"] for one in output)
