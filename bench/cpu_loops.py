@@ -108,7 +108,7 @@ class PilDataset(Dataset[tuple[Any, int]]):
     """Return samples as torchvision's CIFAR10 does: a transformed PIL image and its class."""
 
     def __init__(self, data: ImageDataset) -> None:
-        self._pixels_NHWC = data.train.images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
+        self._pixels_NHWC = data.train.images_NCHW[:].permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = data.train.labels_N.tolist()
         self.transform: Callable[[Any], Any] = lambda image: image
 

@@ -78,7 +78,8 @@ class DataSource(_Section):
     """Folder of the validation data."""
     format: DataFormat = "imagefolder"
     """Format of the data: `imagefolder` (one sub-folder of images per class), `webdataset` (tar shards), or a
-    torchvision dataset as its download leaves it. CIFAR-10 recipes take its binary or Python version."""
+    torchvision dataset as its download leaves it. A folder that `shoestring data prepare` has made is recognised by its
+    index, in either of the first two. CIFAR-10 recipes take its binary or Python version."""
 
     @property
     def is_in_s3(self) -> bool:

@@ -56,7 +56,7 @@ def fake_setup(name: str, precision: Precision) -> Setup:
     data = ImageDataset(images, images, [str(number) for number in range(classes)], 255.0, mean, std, {})
     loader, schedule = BatchLoader(lambda *_: data, settings, CPU), HyperparamSchedule.from_settings(settings, 64)
     model = build_model(**recipe.model, settings=settings, classes=classes, mean=mean, std=std)
-    loader.start_phase(schedule.phases[0])
+    loader.start_phase(schedule.phases[0], ())
     return Setup(DistributedContext(0, 1, 0, CPU), recipe, {}, settings, 0, precision, loader, schedule, model)
 
 

@@ -49,7 +49,10 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "cannot allocate memory")
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "out of memory", "not enough memory", "cannot allocate memory",
+    "killed by signal: killed", "killed by signal: bus error",  # a process that decodes images
+)  # fmt: skip
 _COLLECTIVES = ("gloo", "nccl", "tcpstore", "process group")
 _LOST_PEER = (
     *_COLLECTIVES, "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe",

@@ -73,7 +73,10 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
             if phase is not loader.phase:
                 results.settle(0)
                 logger.flush()
-                loader.start_phase(phase)
+                ahead = (number for number in range(step, phase.end_step) if number + 1 not in state.skip)
+                loader.start_phase(
+                    phase, (sampler.peek(schedule.samples_before(number), phase.batch_size) for number in ahead)
+                )
                 use_global_batch(
                     model, phase.batch_size, distributed.rank, distributed.world_size, norms=settings.sync_batch_norm
                 )  # fmt: skip

@@ -65,19 +65,22 @@ def _shift_right(numbers: Tensor, bits: int) -> Tensor:
 class Samples:
     """Samples, and their uniform draws in [0, 1) for augmentation.
 
-    ids_N         on the CPU
-    device_ids_N  the same on the device, as are the draws
+    ids_N         on the CPU, as are `host_draws_NK`
+    device_ids_N  the same on the device, as are `draws_NK`
     """
 
     ids_N: Tensor
     device_ids_N: Tensor
     draws_NK: Tensor
+    host_draws_NK: Tensor
 
     def split(self, parts: int) -> list[Samples]:
         """Split into this many parts of about the same size."""
         if parts == 1:
             return [self]
-        columns = (column.tensor_split(parts) for column in (self.ids_N, self.device_ids_N, self.draws_NK))
+        columns = (
+            column.tensor_split(parts) for column in (self.ids_N, self.device_ids_N, self.draws_NK, self.host_draws_NK)
+        )
         return [Samples(*columns_of_part) for columns_of_part in zip(*columns, strict=True)]
 
 
@@ -98,6 +101,7 @@ class Epoch:
     order_N: Tensor
     device_order_N: Tensor
     draws_NK: Tensor
+    host_draws_NK: Tensor
 
 
 class DistributedSampler:
@@ -121,9 +125,18 @@ class DistributedSampler:
         self._samples_per_epoch, self._alternating_flip = samples_per_epoch or samples, alternating_flip
         self._draws, self._device = draws, device
         self._epochs: dict[int, Epoch] = {}
+        self._peeked: dict[tuple[int, int], RankSamples] = {}
+
+    def peek(self, start: int, size: int) -> RankSamples:
+        """Return what `batch` will return, and keep it until then: loaders look ahead of the step."""
+        samples = self._peeked[start, size] = self._share(start, size)
+        return samples
 
     def batch(self, start: int, size: int) -> RankSamples:
         """Return this rank's share of the `size` samples from position `start` of the stream."""
+        return self._peeked.pop((start, size), None) or self._share(start, size)
+
+    def _share(self, start: int, size: int) -> RankSamples:
         first, end = size * self._rank // self._world_size, size * (self._rank + 1) // self._world_size
         spans, parts = [], []
         for number, start_in_epoch, end_in_epoch in self._spans(start + first, start + end):
@@ -131,11 +144,14 @@ class DistributedSampler:
             ids_N = epoch.order_N[start_in_epoch:end_in_epoch]
             device_ids_N = epoch.device_order_N[start_in_epoch:end_in_epoch]
             spans.append((number, start_in_epoch, ids_N))
-            parts.append((ids_N, device_ids_N, epoch.draws_NK[device_ids_N]))
+            host_draws_NK = epoch.host_draws_NK[ids_N]
+            draws_NK = host_draws_NK if self._device == CPU else epoch.draws_NK[device_ids_N]
+            parts.append((ids_N, device_ids_N, draws_NK, host_draws_NK))
+            self._epochs = {number: epoch}  # of a large data set, two would fill the memory
         if len(parts) == 1:
             return RankSamples(*parts[0], spans)
-        ids_N, device_ids_N, draws_NK = (torch.cat(column) for column in zip(*parts, strict=True))
-        return RankSamples(ids_N, device_ids_N, draws_NK, spans)
+        ids_N, device_ids_N, draws_NK, host_draws_NK = (torch.cat(column) for column in zip(*parts, strict=True))
+        return RankSamples(ids_N, device_ids_N, draws_NK, host_draws_NK, spans)
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield the epochs from `start` to `end` of the stream, with the positions in each."""
@@ -147,11 +163,10 @@ class DistributedSampler:
 
     def _epoch(self, epoch: int) -> Epoch:
         if epoch not in self._epochs:
-            self._epochs = {known: self._epochs[known] for known in self._epochs if known == epoch - 1}
             order = torch.randperm(self._samples, generator=generator(self._seed, "order", epoch))
             draws = torch.rand(self._samples, self._draws, generator=generator(self._seed, "augment", epoch))
             if self._alternating_flip:
                 once = torch.rand(self._samples, generator=generator(self._seed, "flip"))
                 draws[:, FLIP] = (once + 0.5 * (epoch % 2)) % 1
-            self._epochs[epoch] = Epoch(order, upload(order, self._device), upload(draws, self._device))
+            self._epochs[epoch] = Epoch(order, upload(order, self._device), upload(draws, self._device), draws)
         return self._epochs[epoch]

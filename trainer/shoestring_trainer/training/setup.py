@@ -15,8 +15,8 @@ from torch.utils import deterministic as deterministic_memory
 
 from shoestring_trainer.training.data.augment import draws_per_sample
 from shoestring_trainer.training.data.batch_loader import BatchLoader
-from shoestring_trainer.training.data.sources import open_dataset
-from shoestring_trainer.training.distributed.context import DistributedContext, init_distributed
+from shoestring_trainer.training.data.sources import open_dataset, open_shards
+from shoestring_trainer.training.distributed.context import DistributedContext, find_place, join_process_group
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, Phase
 from shoestring_trainer.training.lazy_dynamo import defer_dynamo
@@ -63,16 +63,18 @@ def set_up(task: LocalTask) -> Setup:
     Raises TrainerError for what its recipe, parameters or data lack, with the remedy.
     """
     defer_dynamo()
-    distributed = init_distributed()
     recipe = recipes.load(task.recipe)
     params = recipes.resolve(task.recipe, task.params)
     settings = Settings.from_params(params)
+    distributed = find_place()
+    shards = open_shards(recipe.data.kind, task, settings, distributed)
+    join_process_group(distributed)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed
     choose_algorithms(distributed.device, deterministic=settings.deterministic)
     precision = choose_precision(task.precision or str(params["precision"]), distributed.device)
 
     loader = BatchLoader(
-        open_dataset(recipe.data.kind, task, seed, settings, distributed), settings, distributed.device
+        open_dataset(recipe.data.kind, task, seed, settings, distributed, shards), settings, distributed.device
     )
     data = loader.dataset
     schedule = HyperparamSchedule.from_settings(settings, len(data.train))

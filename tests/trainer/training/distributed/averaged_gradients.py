@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 
 import torch
-from shoestring_trainer.training.distributed.context import init_distributed
+from shoestring_trainer.training.distributed.context import find_place, join_process_group
 from shoestring_trainer.training.settings import Settings
 from torch import nn
 
-distributed = init_distributed()
+distributed = find_place()
+join_process_group(distributed)
 for half in (False, True):
     for static in (False, True):
         torch.manual_seed(0)

@@ -52,7 +52,7 @@ def find_lr(task: LocalTask, *, start_lr: float, end_lr: float, steps: int) -> L
     setup = set_up(task)
     settings, model = setup.settings, setup.model
     phase, sampler = setup.schedule.phases[0], setup.build_sampler()
-    setup.loader.start_phase(phase)
+    setup.loader.start_phase(phase, (sampler.peek(step * phase.batch_size, phase.batch_size) for step in range(steps)))
     optimizer = build_optimizer(model, settings)
     rates: list[float] = []
     losses: list[float] = []

@@ -18,6 +18,9 @@ from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, more_draws
 from shoestring_trainer.training.settings import Settings
 
+CROP_DRAWS = [3, 4, 11, 12]
+"""Which of a sample's draws give its random resized crop."""
+
 
 def draws_per_sample(settings: Settings) -> int:
     """Return how many random draws `augment` needs for each image."""
@@ -37,7 +40,7 @@ def augment(
     returns       float32 images, in channels_last memory format
     """
     if resized_crop:
-        images_NCHW = random_resized_crop(to_float(images_NCHW, max_value), draws_NK[:, [3, 4, 11, 12]], resized_crop)
+        images_NCHW = random_resized_crop(to_float(images_NCHW, max_value), draws_NK[:, CROP_DRAWS], resized_crop)
     if settings.color_jitter:
         images_NCHW = color_jitter(to_float(images_NCHW, max_value), draws_NK[:, 8:11], settings.color_jitter)
     if settings.rotate or settings.translate:

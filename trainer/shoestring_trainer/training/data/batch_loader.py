@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from time import monotonic
 
 import torch
 from torch import Tensor
 
 from shoestring_trainer.training.data.augment import RandomResizedCrop, augment
+from shoestring_trainer.training.data.dataset import ImageStream
 from shoestring_trainer.training.data.sources import DatasetSource
 from shoestring_trainer.training.hyperparam_schedule import ImageFormat, Phase, initial_image_format
 from shoestring_trainer.training.randomness import Samples
@@ -42,13 +44,20 @@ class BatchLoader:
         self.dataset = self._source(*image_format)
         self._images_NCHW = self.dataset.train.images_NCHW
 
-    def start_phase(self, phase: Phase) -> None:
-        """Prepare the images of `phase`."""
+    def start_phase(self, phase: Phase, upcoming: Iterable[Samples]) -> None:
+        """Prepare the images of `phase`.
+
+        upcoming  the samples of its steps, which are read ahead if images are decoded as they are needed
+        """
         start = monotonic()
         self.set_image_format(phase.image_format)
         self.phase = phase
         train = self.dataset.train
-        self._images_NCHW = to_device_if_it_fits(train.images_NCHW, self._device)
+        self._stream: ImageStream | None = None
+        if isinstance(train.images_NCHW, Tensor):
+            self._images_NCHW = to_device_if_it_fits(train.images_NCHW, self._device)
+        else:
+            self._stream = train.images_NCHW.stream_samples(upcoming, phase)
         self._labels_N = upload(train.labels_N, self._device)
         self._mean_C = upload(torch.tensor(self.dataset.mean), self._device)
         ratios_N = train.aspect_ratios_N if phase.crop_scale else None
@@ -58,10 +67,7 @@ class BatchLoader:
     def load_batch(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Return the samples' images, augmented by their random draws, as float32; and their labels."""
         start = monotonic()
-        if self._images_NCHW.device == self._device:
-            raw_NCHW = self._images_NCHW[samples.device_ids_N]
-        else:
-            raw_NCHW = upload(self._images_NCHW[samples.ids_N], self._device)
+        raw_NCHW = self._load_raw(samples)
         images_NCHW = augment(
             raw_NCHW, samples.draws_NK, self._settings, self._mean_C, self.dataset.max_value,
             self._resized_crop(samples.device_ids_N),
@@ -70,9 +76,16 @@ class BatchLoader:
         self.wait_s += monotonic() - start
         return images_NCHW, labels_N
 
+    def _load_raw(self, samples: Samples) -> Tensor:
+        if self._stream:
+            return self._stream.take(len(samples.ids_N), self._device)
+        if isinstance(self._images_NCHW, Tensor) and self._images_NCHW.device == self._device:
+            return self._images_NCHW[samples.device_ids_N]
+        return upload(self._images_NCHW[samples.ids_N], self._device)
+
     def _resized_crop(self, device_ids_N: Tensor) -> RandomResizedCrop | None:
-        if self.phase is None or not self.phase.crop_scale:
-            return None
+        if self._stream or self.phase is None or not self.phase.crop_scale:
+            return None  # images of a stream are decoded in their crops
         aspect_ratios_N = None if self._aspect_ratios_N is None else self._aspect_ratios_N[device_ids_N]
         return RandomResizedCrop(
             self.phase.image_size or self._settings.image_size, self.phase.crop_scale, aspect_ratios_N

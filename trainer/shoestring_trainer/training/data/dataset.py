@@ -6,10 +6,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,36 @@ from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.randomness import generator
 from shoestring_trainer.training.settings import Settings
 
+if TYPE_CHECKING:
+    from shoestring_trainer.training.hyperparam_schedule import Phase
+    from shoestring_trainer.training.randomness import Samples
+
 _STATISTICS_BYTES = 16_000_000
 _RESIZE_CHUNK = 1000
+
+
+class ImageStream(Protocol):
+    """Images that are decoded ahead, in order."""
+
+    def take(self, count: int, device: torch.device) -> Tensor:
+        """Return the next images on the device, uint8 NCHW."""
+
+
+class LazyImages(Protocol):
+    """Images that are decoded when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __getitem__(self, indices: Tensor | slice | int) -> Tensor: ...
+
+    def stream(self, parts: Iterable[tuple[Self, Tensor]]) -> ImageStream:
+        """Begin to decode images of this and others, those at the given indices."""
+
+    def stream_samples(self, samples: Iterable[Samples], phase: Phase) -> ImageStream:
+        """Begin to decode the samples of steps, in their random crops."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +58,7 @@ class LabeledImages:
     aspect_ratios_N  width / height of each image before it was stretched to a square; None: none was stretched
     """
 
-    images_NCHW: Tensor
+    images_NCHW: Tensor | LazyImages
     labels_N: Tensor
     aspect_ratios_N: Tensor | None = None
 
@@ -61,7 +89,7 @@ class ImageDataset:
     std: list[float]
     split: dict[str, Any]
     skipped: int = 0
-    val_batches: Sequence[tuple[Tensor, Tensor]] = ()
+    val_batches: Sequence[tuple[Tensor, Tensor | LazyImages]] = ()
     files: bytes | None = None
 
     @property
@@ -120,7 +148,9 @@ def resize_dataset(dataset: ImageDataset, size: int) -> ImageDataset:
     return replace(dataset, train=train, val=val)
 
 
-def _resize(images_NCHW: Tensor, size: int) -> Tensor:
+def _resize(images_NCHW: Tensor | LazyImages, size: int) -> Tensor:
+    if not isinstance(images_NCHW, Tensor):
+        raise TypeError("lazy images are decoded at their size")
     chunks = (
         F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True).round_().byte()
         for chunk in images_NCHW.split(_RESIZE_CHUNK)
@@ -143,13 +173,16 @@ def build_dataset(
     """
     for part, images in (("training", train), ("validation", val)):
         validate_labels(images, len(classes), part)
-    every = max(1, train.images_NCHW.numel() // _STATISTICS_BYTES)
-    sample = train.images_NCHW[::every].double() / max_value
+    every = max(1, train.images_NCHW.shape.numel() // _STATISTICS_BYTES)
+    mean, std = channel_statistics(train.images_NCHW[::every], max_value)
+    return ImageDataset(train, val, list(classes), max_value, mean, std, split, skipped)
+
+
+def channel_statistics(images_NCHW: Tensor, max_value: float) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel of uint8 images, of which `max_value` is 1."""
+    sample = images_NCHW.double() / max_value
     mean, std = sample.mean(dim=(0, 2, 3)), sample.std(dim=(0, 2, 3), correction=0)
-    return ImageDataset(
-        train, val, list(classes), max_value,
-        [round(m, 6) for m in mean.tolist()], [round(max(s, 1e-3), 6) for s in std.tolist()], split, skipped,
-    )  # fmt: skip
+    return [round(m, 6) for m in mean.tolist()], [round(max(s, 1e-3), 6) for s in std.tolist()]
 
 
 def validate_labels(images: LabeledImages, classes: int, part: str) -> None:

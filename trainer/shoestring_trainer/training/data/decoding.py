@@ -8,7 +8,7 @@ raised as a DataError that names it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,39 @@ class ResizeSpec:
     @property
     def bytes(self) -> int:
         return 3 * self.height * self.width
+
+
+def decode_crop(opener: Callable[[], Image.Image], path: Path, box: Sequence[float], size: int) -> Tensor:
+    """Return a crop of an image as RGB uint8, HWC, resized to a square of `size` pixels a side with antialiasing.
+
+    A JPEG is decoded at the smallest of the sizes that its DCT offers at which the crop has no fewer pixels than the
+    result, and resized once.
+
+    box  left, top, width and height of the crop, as fractions of the image as it is shown
+    """
+    try:
+        with opener() as opened:
+            return _decode_crop(opened, path, box, size)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an image ({first_line(error)}); repair or remove it") from error
+
+
+def _decode_crop(opened: Image.Image, path: Path, box: Sequence[float], size: int) -> Tensor:
+    from PIL import Image
+
+    require_decodable(opened, path)
+    orientation = read_exif_orientation(opened)
+    left, top, width, height = box
+    draft_size = (math.ceil(size / width), math.ceil(size / height))
+    opened.draft("RGB", draft_size[::-1] if orientation in TRANSPOSED_ORIENTATIONS else draft_size)
+    image: Image.Image = opened if opened.mode == "RGB" else opened.convert("RGB")
+    if orientation != 1:
+        image = image.transpose(turns()[orientation])
+    right, bottom = min(1.0, left + width), min(1.0, top + height)
+    pixels = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+    return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=pixels)))
 
 
 def decode_image(opener: Callable[[], Image.Image], path: Path, resize: ResizeSpec) -> tuple[Tensor, float]:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, resize_dataset
 from shoestring_trainer.training.data.decoded_cache import DecodedCache
@@ -14,6 +16,8 @@ from shoestring_trainer.training.data.file_list import list_files, read_file_lis
 from shoestring_trainer.training.data.image_folder import index_image_folder, is_split_image_folder
 from shoestring_trainer.training.data.image_index import ImageIndex, describe_splits, validate_classes
 from shoestring_trainer.training.data.nvjpeg import nvjpeg_decoder
+from shoestring_trainer.training.data.shard_index import has_shard_index
+from shoestring_trainer.training.data.sharded_dataset import ShardedDataset
 from shoestring_trainer.training.data.torchvision_datasets import PREFIX, index_torchvision_dataset
 from shoestring_trainer.training.data.webdataset import index_webdataset
 from shoestring_trainer.training.distributed.context import DistributedContext
@@ -28,10 +32,27 @@ also come at their own aspect ratios.
 """
 
 
+def open_shards(
+    kind: str, task: LocalTask, settings: Settings, place: DistributedContext
+) -> ShardedDataset | None:  # fmt: skip
+    """Open a task's shards, if its data are a folder that `prepare_shards` has made, and fork what decodes them.
+
+    To be called before the process group is joined. Raises DataError, naming the file and the remedy.
+    """
+    is_folder = task.data_format in ("imagefolder", "webdataset")
+    if kind != "imagefolder" or not task.data_path or not is_folder or not has_shard_index(task.data_path):
+        return None
+    return ShardedDataset(
+        task.data_path, settings, world_size=place.world_size, processes=torch.get_num_threads(),
+        is_on_gpu=place.device.type == "cuda",
+    )  # fmt: skip
+
+
 def open_dataset(
-    kind: str, task: LocalTask, seed: int, settings: Settings, distributed: DistributedContext
+    kind: str, task: LocalTask, seed: int, settings: Settings, distributed: DistributedContext,
+    shards: ShardedDataset | None = None,
 ) -> DatasetSource:  # fmt: skip
-    """Index a recipe's dataset of this kind, without decoding images.
+    """Index a recipe's dataset of this kind, without decoding images; `shards`: what `open_shards` returns for it.
 
     Raises DataError, naming the file or folder and the remedy, if the task names no data where the recipe needs some,
     if the layout doesn't match the format, or if the machine's disk is too small; UserError if images are to be decoded
@@ -52,6 +73,9 @@ def open_dataset(
                 "copies lower the accuracy); give its binary or Python version as data.train, or set "
                 "verify_checksums: false"
             )
+    if shards:
+        shards.split(seed, log=distributed.local_rank == 0)
+        return shards.load
     files = read_file_list(task.resume) if task.resume and task.data_format == "imagefolder" else None
     train, val = files.open(task.data_path) if files else _index(task.data_format, task.data_path, seed, settings)
     for images in (train, val):

@@ -108,8 +108,8 @@ class DistributedContext:
             dist.destroy_process_group()
 
 
-def init_distributed() -> DistributedContext:
-    """Join the process group that torchrun's environment describes; without RANK, run as a single process."""
+def find_place() -> DistributedContext:
+    """Return the place that torchrun's environment describes; without RANK, that of a single process."""
     rank, world_size, local_rank = 0, 1, 0
     if "RANK" in os.environ:
         rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
@@ -119,6 +119,10 @@ def init_distributed() -> DistributedContext:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return DistributedContext(rank, world_size, local_rank, device)
+
+
+def join_process_group(place: DistributedContext) -> None:
+    """Return when all ranks have joined. Threads run from here on, so nothing should be forked any more."""
+    if place.world_size > 1:
+        dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")

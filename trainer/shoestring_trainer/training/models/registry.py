@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from shoestring_trainer.training.data.dataset import LazyImages
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.models.airbench import airbench
 from shoestring_trainer.training.models.convnets import alexnet_bn, convnet
@@ -64,7 +65,7 @@ def build_model(
     return nn.Sequential(Normalize(mean, std), MODELS[name](len(mean), classes, settings, **arguments))
 
 
-def init_from_data(model: nn.Module, images_NCHW: Tensor, max_value: float) -> None:
+def init_from_data(model: nn.Module, images_NCHW: Tensor | LazyImages, max_value: float) -> None:
     """Initialize the whitening layer of a model of `build_model`, if it has one, from uint8 training images."""
     for layer in model.modules():
         if isinstance(layer, PatchWhitening):

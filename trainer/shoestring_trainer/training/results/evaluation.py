@@ -90,15 +90,19 @@ def evaluate(
 
 def _batches(data: ImageDataset, distributed: DistributedContext) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield this rank's validation images: indices and pixels. Ranks share each batch of images of one shape."""
-    for batch, uint8_NCHW in data.val_batches:
-        if distributed.rank < len(batch):
-            yield (
-                batch[distributed.rank :: distributed.world_size],
-                uint8_NCHW[distributed.rank :: distributed.world_size],
-            )
+    rank, world_size = distributed.rank, distributed.world_size
+    batches = [
+        (batch[rank::world_size], images_NCHW, torch.arange(rank, len(batch), world_size))
+        for batch, images_NCHW in data.val_batches
+        if rank < len(batch)
+    ]
     if not data.val_batches:
-        for batch in torch.arange(distributed.rank, len(data.val), distributed.world_size).split(BATCH_SIZE):
-            yield batch, data.val.images_NCHW[batch]
+        own = torch.arange(rank, len(data.val), world_size).split(BATCH_SIZE)
+        batches = [(batch, data.val.images_NCHW, batch) for batch in own if len(batch)]
+    lazy = [(images_NCHW, places) for _, images_NCHW, places in batches if not isinstance(images_NCHW, Tensor)]
+    stream = lazy[0][0].stream(lazy) if lazy else None
+    for batch, images_NCHW, places in batches:
+        yield batch, stream.take(len(batch), distributed.device) if stream else images_NCHW[places]
 
 
 def tta_logits(model: nn.Module, images_NCHW: Tensor, logits_NK: Tensor, views: int) -> Tensor:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that decode images ahead of the training step, in the order in which steps take them.
+
+They are forked before the process group exists and before OpenMP has started threads: neither survives a fork.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from shoestring_trainer.processes import die_with_parent
+from shoestring_trainer.training.data.shard_reader import Chunk, ShardReader
+from shoestring_trainer.training.errors import DataError
+
+CHUNK_SIZE = 16
+"""Images that a process decodes at a time."""
+
+
+class DecodeWorkers:
+    """A pool of processes with one stream of chunks at a time. A new stream ends the one before.
+
+    ahead  images to decode ahead of what is taken
+    pin    return pinned memory, from which a GPU copies without waiting
+    """
+
+    def __init__(self, reader: ShardReader, processes: int, *, ahead: int, pin: bool) -> None:
+        self._chunks = _Chunks()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Decoder(reader), batch_size=None, sampler=self._chunks, num_workers=processes, pin_memory=pin,
+            collate_fn=_as_it_is, prefetch_factor=max(2, math.ceil(ahead / (CHUNK_SIZE * processes))),
+            persistent_workers=True, multiprocessing_context="fork", worker_init_fn=_Begin(os.getpid()),
+        )  # fmt: skip
+        iter(self._loader)  # forks the processes, which wait for the first stream
+
+    def stream(self, chunks: Iterable[Chunk]) -> ImageStream:
+        """Begin to decode these chunks."""
+        self._chunks.upcoming = iter(chunks)
+        return ImageStream(iter(self._loader))
+
+
+class ImageStream:
+    """Decoded images, in order."""
+
+    def __init__(self, decoded: Iterator[Tensor | str]) -> None:
+        self._decoded = decoded
+        self._rest_NHWC = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+
+    def take(self, count: int, device: torch.device) -> Tensor:
+        """Return the next `count` images on the device, uint8 NCHW; they must be of one size.
+
+        Raises DataError for one that can't be decoded.
+        """
+        parts: list[Tensor] = []
+        while count:
+            if not len(self._rest_NHWC):
+                decoded = next(self._decoded)
+                if isinstance(decoded, str):
+                    raise DataError(decoded)
+                self._rest_NHWC = decoded
+            part, self._rest_NHWC = self._rest_NHWC[:count], self._rest_NHWC[count:]
+            parts.append(part.to(device, non_blocking=True))
+            count -= len(part)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).permute(0, 3, 1, 2)
+
+
+class _Chunks:
+    """What the processes decode next: the loader iterates over this once for each stream."""
+
+    def __init__(self) -> None:
+        self.upcoming: Iterator[Chunk] = iter(())
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self.upcoming
+
+
+class _Decoder(Dataset[Any]):
+    """What the processes run. An error is returned as text: the loader would add its own to the message."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, chunk: Chunk) -> Tensor | str:
+        try:
+            return self._reader.decode(chunk)
+        except DataError as error:
+            return str(error)
+
+
+class _Begin:
+    """Make a fork of a rank a process that ends with it, and is not what the rank's signals are for."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def __call__(self, _worker: int) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        die_with_parent(self._rank)
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read and decode images of shards in place, each by its row of the index."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shoestring_trainer.training.data.confined_files import require_confined
+from shoestring_trainer.training.data.decoding import ResizeSpec, decode_crop, decode_image
+from shoestring_trainer.training.data.image_files import open_image_bytes
+from shoestring_trainer.training.data.shard_index import (
+    Split,
+    map_samples,
+    read_shard_index,
+    require_whole_shards,
+    sample_key,
+)
+from shoestring_trainer.training.errors import DataError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images to decode together.
+
+    rows_N    their rows of the index
+    spec      the size of all of them, and how they are center-cropped or stretched to it
+    boxes_N4  left, top, width and height of a crop of each, as fractions of the image; None: as `spec` says
+    """
+
+    rows_N: npt.NDArray[np.int32]
+    spec: ResizeSpec
+    boxes_N4: npt.NDArray[np.float32] | None = None
+
+
+class ShardReader:
+    """The images of a folder of shards. Forked processes share it: it keeps no file open.
+
+    Raises DataError, naming the file and the remedy, for a damaged index or a shard that is missing or truncated.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = read_shard_index(folder)
+        require_whole_shards(folder, self.index)
+        self.samples = map_samples(folder, self.index)
+        shards = self.index.shards
+        for shard in shards:
+            require_confined(folder / shard.name)
+        self._first_rows = np.cumsum([0, *(shard.images for shard in shards)])
+
+    def rows_of(self, split: Split) -> npt.NDArray[np.int32]:
+        """Return the rows of a split."""
+        in_split = np.array([shard.split == split for shard in self.index.shards])
+        return np.flatnonzero(in_split[self.samples["shard"]]).astype(np.int32)
+
+    def name(self, row: int) -> str:
+        """Return the shard and the key of a sample."""
+        number = int(self.samples["shard"][row])
+        shard = self.index.shards[number]
+        return f"{shard.name}/{sample_key(shard.first + row - int(self._first_rows[number]))}"
+
+    def decode(self, chunk: Chunk) -> Tensor:
+        """Return the images, uint8 NHWC. Raises DataError that names the shard and the sample."""
+        images_NHWC = torch.empty(len(chunk.rows_N), chunk.spec.height, chunk.spec.width, 3, dtype=torch.uint8)
+        for place, row in enumerate(chunk.rows_N.tolist()):
+            opener, path = partial(self._open, row), self.folder / self.name(row)
+            if chunk.boxes_N4 is None:
+                images_NHWC[place] = decode_image(opener, path, chunk.spec)[0].permute(1, 2, 0)
+            else:
+                images_NHWC[place] = decode_crop(opener, path, chunk.boxes_N4[place].tolist(), chunk.spec.width)
+        return images_NHWC
+
+    def _open(self, row: int) -> Image.Image:
+        sample: Any = self.samples[row]
+        shard = os.open(self.folder / self.index.shards[sample["shard"]].name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.pread(shard, int(sample["bytes"]), int(sample["offset"]))
+        finally:
+            os.close(shard)
+        if len(content) != sample["bytes"]:
+            raise DataError(
+                f"{self.folder / self.name(row)} lies beyond the end of its shard, which is truncated; copy it again"
+            )
+        return open_image_bytes(content)

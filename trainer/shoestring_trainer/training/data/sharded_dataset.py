@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dataset in shards: images are decoded as steps and evaluations take them, at any size, without a cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shoestring_trainer.training.data.augment import CROP_DRAWS, RandomResizedCrop, crop_boxes
+from shoestring_trainer.training.data.dataset import (
+    ImageDataset,
+    LabeledImages,
+    channel_statistics,
+    stratified_split,
+)
+from shoestring_trainer.training.data.decode_workers import CHUNK_SIZE, DecodeWorkers, ImageStream
+from shoestring_trainer.training.data.decoded_cache import group_by_aspect_ratio
+from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec
+from shoestring_trainer.training.data.shard_reader import Chunk, ShardReader
+from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.hyperparam_schedule import Phase
+from shoestring_trainer.training.randomness import Samples
+from shoestring_trainer.training.settings import Settings
+
+EVALUATED_AHEAD = 256
+"""Validation images to decode ahead of what is evaluated."""
+STATISTICS_IMAGES = 500
+"""Training images that mean and standard deviation are taken of, at least; decoding them takes about a second."""
+
+
+@dataclass(frozen=True)
+class ShardedImages:
+    """Images of one size that are decoded when they are asked for: in this process one by one, or ahead by workers.
+
+    rows_N  their rows of the index
+    """
+
+    reader: ShardReader
+    workers: DecodeWorkers
+    rows_N: npt.NDArray[np.int32]
+    spec: ResizeSpec
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([len(self), 3, self.spec.height, self.spec.width])
+
+    def __getitem__(self, indices: Tensor | slice | int) -> Tensor:
+        """Return images center-cropped, uint8 NCHW; one image as CHW."""
+        places = indices.numpy() if isinstance(indices, Tensor) else indices
+        images_NCHW = self.reader.decode(Chunk(np.atleast_1d(self.rows_N[places]), self.spec)).permute(0, 3, 1, 2)
+        return images_NCHW[0] if isinstance(indices, int) else images_NCHW
+
+    def stream(self, parts: Iterable[tuple[ShardedImages, Tensor]]) -> ImageStream:
+        """Begin to decode images of this and of others of the same workers, those at the given indices."""
+        return self.workers.stream(
+            chunk for images, indices_N in parts for chunk in _chunks(images.rows_N[indices_N.numpy()], images.spec)
+        )
+
+    def stream_samples(self, samples: Iterable[Samples], phase: Phase) -> ImageStream:
+        """Begin to decode samples of a phase, each in the random crop that its draws give, if the phase has crops."""
+        return self.workers.stream(chunk for batch in samples for chunk in self._sample_chunks(batch, phase))
+
+    def _sample_chunks(self, samples: Samples, phase: Phase) -> Iterator[Chunk]:
+        rows_N = self.rows_N[samples.ids_N.numpy()]
+        if not phase.crop_scale:
+            return _chunks(rows_N, self.spec)
+        shapes_N = self.reader.samples[rows_N]
+        ratios_N = torch.from_numpy((shapes_N["width"] / shapes_N["height"]).astype(np.float32))
+        crop = RandomResizedCrop(self.spec.width, phase.crop_scale, ratios_N)
+        sides_N2, centers_N2 = crop_boxes(samples.host_draws_NK[:, CROP_DRAWS], crop)
+        boxes_N4 = torch.cat([(1 + centers_N2 - sides_N2) / 2, sides_N2], dim=1).numpy()
+        return _chunks(rows_N, self.spec, boxes_N4)
+
+
+def _chunks(
+    rows_N: npt.NDArray[np.int32], spec: ResizeSpec, boxes_N4: npt.NDArray[np.float32] | None = None
+) -> Iterator[Chunk]:
+    for start in range(0, len(rows_N), CHUNK_SIZE):
+        some = slice(start, start + CHUNK_SIZE)
+        yield Chunk(rows_N[some], spec, None if boxes_N4 is None else boxes_N4[some])
+
+
+class ShardedDataset:
+    """The images of a folder of shards, on one rank.
+
+    processes   that decode; they are forked here
+    is_on_gpu   whether the images go to a GPU
+    """
+
+    def __init__(self, folder: Path, settings: Settings, *, world_size: int, processes: int, is_on_gpu: bool) -> None:
+        self._settings = settings
+        self.reader = ShardReader(folder)
+        share = settings.batch_size // world_size
+        self._train_workers = DecodeWorkers(self.reader, processes, ahead=2 * share, pin=is_on_gpu)
+        self._val_workers = DecodeWorkers(self.reader, processes, ahead=EVALUATED_AHEAD, pin=is_on_gpu)
+
+    def split(self, seed: int, *, log: bool) -> None:
+        """Choose what is trained and what is validated on: as the shards say, or else by `seed`."""
+        labels = self.reader.samples["label"]
+        train_N, val_N = self.reader.rows_of("train"), self.reader.rows_of("val")
+        self._val_rows_N = val_N
+        if not len(val_N):
+            train, val = stratified_split(
+                torch.from_numpy(labels[train_N].astype(np.int64)), seed, self._settings.val_fraction
+            )
+            train_N, self._val_rows_N = train_N[train.numpy()], train_N[val.numpy()]
+        self._train_rows_N, self._split = train_N, {"data": "shards", "plan": self.reader.index.plan, "seed": seed}
+        classes = self.reader.index.classes
+        for rows_N in (self._train_rows_N, self._val_rows_N):
+            counts = np.bincount(labels[rows_N], minlength=len(classes))
+            if not counts.all():
+                raise DataError(
+                    f'class "{classes[int(counts.argmin())]}" in {self.reader.folder} has too few images for a '
+                    "train/val split; add some and prepare the shards again"
+                )
+        if log:
+            place = "in shards of their own" if len(val_N) else "held out of the same"
+            sys.stdout.write(
+                f"training on {len(self._train_rows_N):,} images of {len(classes)} classes in "
+                f"{len(self.reader.index.shards):,} shards in {self.reader.folder}, validating on "
+                f"{len(self._val_rows_N):,} {place}\n"
+            )
+
+    def load(self, size: int, rectangular: bool) -> ImageDataset:
+        """Return the images with `size` pixels a side (0: as the settings say), as `DecodedCache.load`."""
+        settings, size = self._settings, size or self._settings.image_size
+        train = self._images(self._train_workers, self._train_rows_N, ResizeSpec(size, size))
+        val_size = settings.eval_image_size or size
+        spec = ResizeSpec(val_size, val_size, zoom=settings.eval_resize_factor)
+        val = self._images(self._val_workers, self._val_rows_N, spec)
+        mean, std = channel_statistics(train[:: max(1, len(train) // STATISTICS_IMAGES)], MAX_VALUE)
+        split = {**self._split, "val": [self.reader.name(row) for row in self._val_rows_N.tolist()]}
+        return ImageDataset(
+            LabeledImages(train, self._labels(train)), LabeledImages(val, self._labels(val)),
+            self.reader.index.classes, float(MAX_VALUE), mean, std, split, skipped=len(self.reader.index.skipped),
+            val_batches=self._rectangular_batches(val) if rectangular else (),
+        )  # fmt: skip
+
+    def _images(self, workers: DecodeWorkers, rows_N: npt.NDArray[np.int32], spec: ResizeSpec) -> ShardedImages:
+        return ShardedImages(self.reader, workers, rows_N, spec)
+
+    def _labels(self, images: ShardedImages) -> Tensor:
+        return torch.from_numpy(self.reader.samples["label"][images.rows_N].astype(np.int64))
+
+    def _rectangular_batches(self, val: ShardedImages) -> list[tuple[Tensor, ShardedImages]]:
+        shapes_N = self.reader.samples[val.rows_N]
+        groups = group_by_aspect_ratio(
+            (shapes_N["width"] / shapes_N["height"]).tolist(), val.spec.height, val.spec.zoom
+        )
+        return [(torch.tensor(group), replace(val, rows_N=val.rows_N[group], spec=spec)) for group, spec in groups]
