@@ -23,8 +23,7 @@ import boto3
 from shoestring import Client
 
 from tests import servers
-from tests.e2e import witness
-from tests.e2e.service import environment
+from tests.e2e.service import environment, machine_processes
 
 SEEDS = 3
 
@@ -50,7 +49,7 @@ def main() -> int:
         demo.send_signal(signal.SIGINT)
         demo.wait(servers.PATIENCE_S)
     assert demo.returncode == 0
-    assert not witness.machine_processes(data), "processes of machines are left"
+    assert not machine_processes(data), "processes of machines are left"
     shutil.rmtree(folder)  # a broken run's is left to look at
     print(json.dumps(summary))
     return 0

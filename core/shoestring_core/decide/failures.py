@@ -12,7 +12,7 @@ from shoestring_core.decide.rendezvous import MachineStatus, select_members
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
 from shoestring_core.wording import Reason, attempts
-from shoestring_core.wording.machines import LaunchRefused
+from shoestring_core.wording.machines import EndedByProvider, LaunchRefused
 
 MAX_RESTARTS_WITHOUT_CHECKPOINT = 3
 """How often the same machines restart without a new checkpoint in between."""
@@ -144,6 +144,10 @@ def backoff(failures: int, timeouts: Timeouts, first: int = S // 2) -> int:
 def _after_machine_loss(gang: GangStatus, lost: MachineStatus, now: int) -> AttemptAction:
     if lost.notice_at is not None or lost.end_cause == "preempted":
         end = EndAttempt("preempted", attempts.MachinePreempted(lost.slot))
+    elif refused := RefusalKind.of_end(lost.end_cause):
+        if refused.end_reason is not None:
+            return EndJob(refused.end_reason, EndedByProvider(refused))
+        end = EndAttempt(refused, EndedByProvider(refused))
     else:
         end = EndAttempt("machine_lost", attempts.MachineLost(lost.slot, lost.end_cause))
     uploading = any(machine.is_rank0 and machine.can_train and machine.exited_at is None for machine in gang.members)

@@ -27,6 +27,13 @@ class RefusalKind(StrEnum):
     INVALID = "invalid"
     """The request is wrong in another way."""
 
+    @classmethod
+    def of_end(cls, cause: str | None) -> RefusalKind | None:
+        """What a machine was refused for that ended with this cause; None: nothing."""
+        if cause == "preempted":
+            return cls.INTERRUPTED
+        return cls(cause) if cause in set(cls) else None
+
     @property
     def end_reason(self) -> EndReason | None:
         """Why a job ends with such a refusal; None: it waits and is tried again."""

@@ -86,7 +86,7 @@ class NoLongerListed(Reason):
 
 @dataclass(frozen=True)
 class EndedByProvider(Reason):
-    """`cause`: requested | preempted | exited | crashed, as the provider reports it."""
+    """`cause`: decide.reconcile.ProviderMachine.end_cause."""
 
     code = "ended_by_provider"
     cause: str
@@ -100,6 +100,10 @@ _CAUSES = {
     "requested": "Shoestring terminated it.",
     "exited": "It exited normally.",
     "crashed": "It crashed.",
+    "capacity": "The provider had no capacity for it after all.",
+    "quota": "The account's quota did not allow it after all.",
+    "account": "The account may not launch it: often a key that encrypts its disk can't be used.",
+    "image": "Its image can't be used.",
 }
 
 

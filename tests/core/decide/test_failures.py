@@ -151,11 +151,17 @@ def test_ranks_restart_three_times_without_a_new_checkpoint_then_the_infrastruct
 
 @pytest.mark.parametrize(
     ("end_cause", "notice_at", "reason"),
-    [("preempted", None, "preempted"), ("exited", 1, "preempted"), ("crashed", None, "machine_lost")],
+    [
+        ("preempted", None, "preempted"),
+        ("exited", 1, "preempted"),
+        ("crashed", None, "machine_lost"),
+        ("capacity", None, "capacity"),
+        ("quota", None, "quota"),
+        ("account", None, EndReason.ACCOUNT),
+        ("image", None, EndReason.IMAGE),
+    ],
 )
-def test_a_machine_that_was_preempted_or_had_a_notice_counts_as_preempted_any_other_as_lost(
-    end_cause, notice_at, reason
-):
+def test_an_attempt_or_a_job_ends_for_what_its_machine_ended_for(end_cause, notice_at, reason):
     ended = MachineStatus(0, MachineState.TERMINATED, end_cause, notice_at)
     assert decide_attempt(gang(ended, RUNNING), NOW, TIMEOUTS).reason == reason
 

@@ -10,6 +10,7 @@ export const MACHINE_END_CAUSES: Record<string, string> = {
   requested: "by Shoestring",
   exited: "exited normally",
   crashed: "crashed",
+  capacity: "no capacity",
 };
 
 const MACHINE_STATES: Record<string, string> = {

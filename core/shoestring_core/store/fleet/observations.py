@@ -37,8 +37,8 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     if state is MachineState.TERMINATED:
         ended_at = max(observed.ended_at or db.now, observed.launched_at)
         facts |= {"ended_at": ended_at, "end_cause": observed.end_cause, "end_evidence": "provider"}
-        if observed.end_cause == "preempted" and row.refused_at is None:  # without a notice
-            facts |= {"refusal": RefusalKind.INTERRUPTED, "refused_at": db.now}
+        if row.refused_at is None and (refused := RefusalKind.of_end(observed.end_cause)):
+            facts |= {"refusal": refused, "refused_at": db.now}
     if state == row.state:
         rows.try_update(
             db, update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(rows.ALIVE)).values(**facts)

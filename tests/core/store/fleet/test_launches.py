@@ -253,6 +253,12 @@ def test_an_offer_is_avoided_after_a_machine_of_it_was_interrupted_with_or_witho
     assert (avoided.kind, avoided.at, avoided.concerns(OFFER)) == (RefusalKind.INTERRUPTED, fleet.clock.now, True)
 
 
+def test_an_offer_is_avoided_whose_machine_was_refused_after_it_had_been_launched(fleet: Fleet) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    fleet.end(machine, RefusalKind.CAPACITY)
+    assert [avoided.kind for avoided in fleet.read(launches.load_refusals)] == [RefusalKind.CAPACITY]
+
+
 def test_an_offer_is_not_avoided_after_a_machine_of_it_ended_otherwise(fleet: Fleet) -> None:
     _, (machine,) = fleet.running()
     fleet.end(machine, "exited")

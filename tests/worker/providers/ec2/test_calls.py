@@ -176,8 +176,10 @@ def test_a_machine_is_ended_only_when_ec2_says_so(aws: FakeAws):
     [
         ("Server.SpotInstanceTermination", "preempted"),
         ("Client.InstanceInitiatedShutdown", "exited"),
-        ("Server.InsufficientInstanceCapacity", "crashed"),
-        ("Client.VolumeLimitExceeded", "crashed"),
+        ("Server.InsufficientInstanceCapacity", "capacity"),
+        ("Client.VolumeLimitExceeded", "quota"),
+        ("Client.InternalError", "account"),
+        ("Server.InternalError", "crashed"),
     ],
 )
 def test_the_state_reason_tells_why_a_machine_ended(aws: FakeAws, code: str, cause: str):

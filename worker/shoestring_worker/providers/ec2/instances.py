@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from shoestring_core.decide.reconcile import ProviderMachine
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 
 STATES: Mapping[str, Literal["pending", "running", "stopping", "ended"]] = {
@@ -26,8 +27,15 @@ END_CAUSES = {
     "Server.SpotInstanceShutdown": "preempted",
     "Client.UserInitiatedShutdown": "requested",
     "Client.InstanceInitiatedShutdown": "exited",
+    "Server.InsufficientInstanceCapacity": RefusalKind.CAPACITY,
+    "Client.VolumeLimitExceeded": RefusalKind.QUOTA,
+    "Client.InternalError": RefusalKind.ACCOUNT,  # often a key of KMS that may not be used for its disk
+    "Client.InvalidSnapshot.NotFound": RefusalKind.IMAGE,
 }
-"""docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html; its other codes are failures."""
+"""By the code of the state reason; a RefusalKind: it ended while it was pending, so that it was refused after all.
+
+docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html; its other codes are failures.
+"""
 
 _TIME = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
 
