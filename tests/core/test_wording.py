@@ -39,6 +39,7 @@ EXAMPLES: list[Reason] = [
     attempts.FewerMachines(3, 4),
     attempts.MachinePreempted(0),
     attempts.MachineLost(1, "crashed"),
+    attempts.MachineNeverRegistered(1),
     attempts.MachineNotReady(1),
     attempts.TooFewMachines(),
     attempts.QuotaTooLow(),

@@ -148,6 +148,8 @@ def _after_machine_loss(gang: GangStatus, lost: MachineStatus, now: int) -> Atte
         if refused.end_reason is not None:
             return EndJob(refused.end_reason, EndedByProvider(refused))
         end = EndAttempt(refused, EndedByProvider(refused))
+    elif lost.end_cause == "exited" and lost.registered_at is None:
+        end = EndAttempt("machine_lost", attempts.MachineNeverRegistered(lost.slot))
     else:
         end = EndAttempt("machine_lost", attempts.MachineLost(lost.slot, lost.end_cause))
     uploading = any(machine.is_rank0 and machine.can_train and machine.exited_at is None for machine in gang.members)

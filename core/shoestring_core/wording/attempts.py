@@ -51,6 +51,18 @@ class MachineLost(Reason):
 
 
 @dataclass(frozen=True)
+class MachineNeverRegistered(Reason):
+    code = "machine_never_registered"
+    slot: int
+
+    def text(self) -> str:
+        return (
+            f"The machine in slot {self.slot} shut itself down before its agent registered. The events of its boot say "
+            "what failed; if there are none, it can't reach the service: check SHOESTRING_AGENT_URL, and its way there."
+        )
+
+
+@dataclass(frozen=True)
 class MachineNotReady(Reason):
     code = "machine_not_ready"
     slot: int

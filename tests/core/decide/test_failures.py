@@ -166,6 +166,20 @@ def test_an_attempt_or_a_job_ends_for_what_its_machine_ended_for(end_cause, noti
     assert decide_attempt(gang(ended, RUNNING), NOW, TIMEOUTS).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("end_cause", "registered_at", "code"),
+    [
+        ("exited", None, "machine_never_registered"),
+        ("exited", 1, "machine_lost"),
+        ("crashed", None, "machine_lost"),
+    ],
+)
+def test_a_machine_that_left_before_it_reached_the_service_is_told_apart(end_cause, registered_at, code):
+    ended = MachineStatus(0, MachineState.TERMINATED, end_cause, registered_at=registered_at)
+    decided = decide_attempt(gang(ended, RUNNING), NOW, TIMEOUTS)
+    assert (decided.reason, decided.detail.code) == ("machine_lost", code)
+
+
 def test_a_generation_that_does_not_form_in_time_ends_the_attempt():
     forming = gang(up(0), MachineStatus(1, MachineState.RUNNING), state=GenerationState.FORMING)
     assert decide_attempt(forming, NOW, TIMEOUTS) == NoAction()
