@@ -80,6 +80,7 @@ INTERNAL = {
     "trainer/shoestring_trainer/agent/funding.py": {"MAX_MARGIN_S"},
     "trainer/shoestring_trainer/agent/service_client.py": {"DETAIL_LIMIT"},
     "trainer/shoestring_trainer/agent/spool.py": {"MAX_ITEMS", "MAX_POINTS"},
+    "trainer/shoestring_trainer/machinehost/launch_body.py": {"MAX_SCRIPT_BYTES"},
     "trainer/shoestring_trainer/machinehost/metadata.py": {"MAX_TTL_S"},
     "trainer/shoestring_trainer/training/checkpoint/warm_start.py": {"MAX_NAMED"},
     "trainer/shoestring_trainer/training/data/decoding.py": {"MAX_VALUE"},

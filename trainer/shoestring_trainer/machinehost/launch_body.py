@@ -14,7 +14,7 @@ from shoestring_trainer.machinehost.errors import require
 TYPE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 COMMAND_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PRICE_PATTERN = re.compile(r"\d{1,9}(\.\d{1,9})?")
-MAX_SCRIPT_BYTES = 16_384  # as EC2 allows
+MAX_SCRIPT_BYTES = 16_384  # as EC2: docs.aws.amazon.com/AWSEC2/latest/UserGuide/user-data.html
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core.wire import BootData, BootReport
+from shoestring_trainer.machinehost.launch_body import MAX_SCRIPT_BYTES
 from shoestring_worker.providers.ec2 import user_data
 
 AGENT = """#!/bin/sh
@@ -152,7 +153,7 @@ def test_a_machine_that_can_t_reach_the_service_says_so_and_powers_off(
 def test_user_data_is_small_and_its_only_secret_is_the_boot_token() -> None:
     boot = BootData(server_url=f"https://{'x' * 1000}.example", machine=UUID(int=1), boot_token="f" * 64)
     text = user_data.render(boot, "/opt/shoestring/bin/python")
-    assert len(text.encode()) <= user_data.MAX_BYTES
+    assert len(text.encode()) <= MAX_SCRIPT_BYTES
     told: dict[str, Any] = json.loads(text.rsplit("json.loads('", 1)[1].removesuffix("'))\n"))
     assert set(told) == {"boot", "python", "min_driver"}
     assert set(told["boot"]) == {"server_url", "machine", "boot_token"}

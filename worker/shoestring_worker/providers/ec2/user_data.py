@@ -8,8 +8,6 @@ from pathlib import Path
 
 from shoestring_core.wire import BootData
 
-MAX_BYTES = 16_384
-"""docs.aws.amazon.com/AWSEC2/latest/UserGuide/user-data.html"""
 MIN_DRIVER = 580
 """For CUDA 13: docs.nvidia.com/cuda/cuda-toolkit-release-notes, "CUDA Toolkit and Corresponding Driver Versions"."""
 
