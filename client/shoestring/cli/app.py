@@ -14,11 +14,25 @@ from shoestring_core import errors
 from shoestring_core.exit_codes import ExitCode
 
 from shoestring import config, exit_codes, trainer
-from shoestring.cli import artifacts, budgets, chaos, data, jobs, login, models, offers, recipes, results, service
+from shoestring.cli import (
+    artifacts,
+    budgets,
+    chaos,
+    data,
+    jobs,
+    login,
+    models,
+    offers,
+    recipes,
+    results,
+    service,
+    simulate,
+)
 from shoestring.cli.terminal import out, print_error
 from shoestring.client import ServiceError, ServiceUnreachable
 from shoestring.connections import UnusableVariable
 from shoestring.runs import RunError
+from shoestring.spot_traces import SpotTraceError
 from shoestring.supervisor import StartupError
 
 HELP = """Train on spot GPUs, as a team, on a shoestring.
@@ -79,6 +93,7 @@ app.add_typer(budgets.app, name="budget")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("offers")(offers.list_offers)
+app.add_typer(simulate.app, name="simulate")
 app.command("up")(service.start_service)
 app.command("demo")(service.run_demo)
 app.command("login")(login.login)
@@ -104,7 +119,7 @@ def main() -> None:
     except ServiceUnreachable as error:
         print_error(str(error))
         sys.exit(ExitCode.NETWORK)
-    except (StartupError, UnusableVariable, trainer.TrainerNotInstalled, RunError) as error:
+    except (StartupError, UnusableVariable, trainer.TrainerNotInstalled, RunError, SpotTraceError) as error:
         print_error(str(error))
         sys.exit(ExitCode.USAGE)
     except OSError as error:
