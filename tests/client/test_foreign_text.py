@@ -73,7 +73,8 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("predict", "JOB", "cat.jpg"): ExitCode.NOT_FOUND, ("export", "JOB"): ExitCode.NOT_FOUND,
 }  # fmt: skip
 WITHOUT_FOREIGN_TEXT = {
-    "retry", "open", "chaos preempt", "recipes ls", "recipes show", "data prepare", "model", "up", "demo"
+    "retry", "open", "chaos preempt", "recipes ls", "recipes show", "data prepare", "simulate spot", "model", "up",
+    "demo",
 }  # fmt: skip
 
 
