@@ -57,7 +57,9 @@ DOCUMENTED = {
     "trainer/shoestring_trainer/machinehost/http_server.py": {"MAX_BODY_BYTES": "256 KiB", "MAX_GRACE_S": "an hour"},
     "trainer/shoestring_trainer/machinehost/host.py": {"MAX_NOTICE_S": "an hour"},
     "trainer/shoestring_trainer/training/checkpoint/writer.py": {"MAX_LOCAL_CHECKPOINTS": "8"},
-    "trainer/shoestring_trainer/training/data/decoding.py": {"MAX_PIXELS": "100 million", "MAX_FILE_BYTES": "512 MiB"},
+    "trainer/shoestring_trainer/training/data/image_files.py": {
+        "MAX_PIXELS": "100 million", "MAX_FILE_BYTES": "512 MiB",
+    },
     "trainer/shoestring_trainer/training/data/nvjpeg.py": {"MAX_GPU_PIXELS": "16.8 million"},
     "trainer/shoestring_trainer/training/data/tar_samples.py": {"MAX_LABEL_BYTES": "1 MiB"},
     "trainer/shoestring_trainer/training/data/webdataset.py": {"MAX_CLASS_NAMES_BYTES": "64 MiB"},
