@@ -113,6 +113,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("recipes", "show"),
         ("data", "prepare"),
         ("offers",),
+        ("simulate", "spot"),
     ],
 )
 def test_help_opens_with_examples(run_command: RunCommand, command: tuple[str, ...]) -> None:

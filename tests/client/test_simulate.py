@@ -42,6 +42,15 @@ def test_zones_are_one_series_and_all_starts_are_taken_after_the_warm_up(run_com
     assert {(line["trace"], line["changeovers"]) for line in lines} == {("zone-b_v100_1+zone-a_v100_1", 1)}
 
 
+def test_a_series_with_fewer_starts_than_wanted_is_run_once_from_each(run_command: RunCommand, traces: Path) -> None:
+    exact = (*ARGUMENTS, "--traces", str(traces), "--zones", "zone-a", "--json", "--deadline")
+    starts = {
+        deadline: [json.loads(line)["start"] for line in run_command(*exact, deadline).stdout.splitlines()]
+        for deadline in ("6h30m", "6h40m")
+    }
+    assert starts == {"6h30m": [0, 1], "6h40m": [0]}
+
+
 def test_a_table_has_the_mean_of_each_trace_and_of_all(run_command: RunCommand, traces: Path) -> None:
     table = run_command(*ARGUMENTS, "--traces", str(traces), "--starts", "4").stdout
     assert re.search(r"zone-a_v100_1 +4 +0\.3344 +0 +1\.0", table)

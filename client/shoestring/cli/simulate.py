@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from shoestring_core.decide.spot.deadline_job import DeadlineJob
     from shoestring_core.decide.spot.policies import Policy
 
-RUNS_AT_ONCE = 4_096
-"""Bounds the memory that a simulation takes."""
+VALUES_AT_ONCE = 40_000_000
+"""Of availability, a byte each, that the runs simulated together read: bounds the memory that a simulation takes."""
 MAX_INTERVALS = 100_000
 """From the start to the deadline."""
 
@@ -145,11 +145,12 @@ def _simulate(
         raise SpotTraceError(f"{name} has {length * job.interval:g}h of data, where {hours:g}h are needed.")
     starts = np.arange(warm_up, last + 1)
     if number is not None:
-        starts = np.linspace(warm_up, last, number).astype(int)
+        starts = np.linspace(warm_up, last, min(number, len(starts))).astype(int)
     available = np.stack([np.frombuffer(zone.available[:length], np.uint8) == 1 for zone in zones], axis=1)
     windows = np.lib.stride_tricks.sliding_window_view(available, warm_up + job.intervals, axis=0).transpose(0, 2, 1)
-    for first in range(0, len(starts), RUNS_AT_ONCE):
-        some = starts[first : first + RUNS_AT_ONCE]
+    at_once = max(1, VALUES_AT_ONCE // (windows.shape[1] * windows.shape[2]))
+    for first in range(0, len(starts), at_once):
+        some = starts[first : first + at_once]
         outcome = simulate(job, policy, windows[some - warm_up], warm_up)
         for start, cost, missed, changeovers in zip(
             some.tolist(), outcome.cost.tolist(), outcome.missed.tolist(), outcome.changeovers.tolist(), strict=True
