@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 VALUES_AT_ONCE = 40_000_000
 """Of availability, a byte each, that the runs simulated together read: bounds the memory that a simulation takes."""
+MAX_PRICE_RATIO = 1_000.0
+"""Expected costs have seven digits: with a much larger ratio they can't tell spot from waiting."""
 MAX_INTERVALS = 100_000
 """From the start to the deadline."""
 
@@ -114,8 +115,10 @@ def simulate_spot(
 def _job(trace: SpotTrace, work: float, deadline: float, changeover: float, price_ratio: float) -> DeadlineJob:
     from shoestring_core.decide.spot.deadline_job import DeadlineJob
 
-    if not 0 < price_ratio < math.inf:
-        raise typer.BadParameter(f"--price-ratio is {price_ratio}, where a number above 0 is needed")
+    if not 0 < price_ratio <= MAX_PRICE_RATIO:
+        raise typer.BadParameter(
+            f"--price-ratio is {price_ratio}, where a number above 0 and up to {MAX_PRICE_RATIO:g} is needed"
+        )
     if not work > 0:
         raise typer.BadParameter("--work must be above 0")
     job = DeadlineJob(work, deadline, changeover, price_ratio, trace.interval_s / 3600)
