@@ -94,7 +94,8 @@ def decode_text(source: str | bytes) -> str:
     if len(raw) > MAX_BYTES:
         raise _unreadable("too-large", f"The text has {len(raw):,} bytes; at most {MAX_BYTES:,} are read.")
     if "\0" in text:
-        raise _unreadable("bad-encoding", "The text contains a NUL character. Is it a text file?")
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise _unreadable("bad-encoding", f"Line {line} contains a NUL character. Is it a text file?")
     if not text.strip():
         raise _unreadable("empty", "The text is empty.")
     return text
@@ -179,12 +180,13 @@ class _Yaml:
     def value(self, event: Any, at: str, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise _too_deep(at)
+        line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            raise _unreadable(
-                "alias", f"Aliases ({format_value(event.anchor)}) are not supported. Write the value out.", at
-            )
+            name = format_value(event.anchor)
+            raise _unreadable("alias", f"The alias {name} in line {line} is not supported. Write the value out.", at)
         if event.tag not in (None, "!"):
-            raise _unreadable("tag", f"Tags ({format_value(event.tag)}) are not supported. Write the plain value.", at)
+            tag = format_value(event.tag)
+            raise _unreadable("tag", f"The tag {tag} in line {line} is not supported. Write the plain value.", at)
         if isinstance(event, yaml.ScalarEvent):
             return parse_scalar(event.value) if event.implicit[0] else event.value
         if isinstance(event, yaml.SequenceStartEvent):
@@ -201,7 +203,9 @@ class _Yaml:
         items: dict[str, Any] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise _unreadable("syntax", "A key must be text, not a list, a mapping or an alias.", at)
+                line = event.start_mark.line + 1
+                message = f"A key in line {line} is a list, a mapping or an alias. Keys must be text."
+                raise _unreadable("syntax", message, at)
             key = event.value
             if key in items:
                 self.problems.append(_duplicate_key(at, key))

@@ -172,9 +172,13 @@ def test_pointers_escape_slashes_and_tildes():
         ("params:\n  \tepochs: 3\n\tlr: 1\n", "is indented with a tab"),
         ("recipe: digits/quickstart\n".encode("utf-16"), "UTF-16, as PowerShell's"),
         (b"name: x\nrecipe: caf\xe9\n", "Line 2 isn't valid UTF-8"),
+        ("name: x\nrecipe: a\0b\n", "Line 2 contains a NUL character"),
+        ("name: &a x\nrecipe: *a\n", "The alias 'a' in line 2"),
+        ("name: x\nrecipe: !!str 3\n", "in line 2 is not supported"),
+        ("name: x\n[a]: b\n", "A key in line 2 is a list"),
     ],
 )
-def test_a_tab_and_a_foreign_encoding_are_named_with_the_line(source: str | bytes, words: str) -> None:
+def test_what_no_document_may_contain_is_named_with_its_line(source: str | bytes, words: str) -> None:
     with pytest.raises(InvalidSpec) as refused:
         document.read(source)
     assert words in refused.value.problems[0].message

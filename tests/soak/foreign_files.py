@@ -3,13 +3,12 @@
 
     python -m tests.soak.foreign_files --case CASE --seed N
 
-`pictures` damages 300,000 pictures of twelve formats, of at most 64 pixels a side; `archives` makes 5,000 image folders
-and WebDataset shards with odd names, labels, links and damage. Each has a number, and is a function of it and the seed.
+`pictures` damages 30,000 pictures a seed, of twelve formats and at most 64 pixels a side; `archives` makes 500 image
+folders and WebDataset shards a seed with odd names, labels, links and damage.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -18,11 +17,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-import time
-import traceback
 import warnings
-from collections import Counter
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
@@ -32,12 +27,14 @@ from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image
 from shoestring_trainer.training.data.image_files import FORMATS, ignored_pillow_warnings, open_image_bytes
 from shoestring_trainer.training.errors import DataError
 
+from tests.fuzzing import Case, Findings, main, refused, summarise, try_each
 from tests.trainer.training.data.sample_images import load
 
-SEEDS = 1
+__all__ = ["CASES", "SEEDS", "summarise"]
+
+SEEDS = 10
 MODES = ("RGB", "L", "RGBA", "P", "1", "CMYK")
 SIZE = ResizeSpec(8, 8)
-REPORTED = 10
 WORDS = (
     "train", "val", "test", "Training", "eval", "cat", "dog", "caf\xe9", "cafe\u0301", ".hidden", "a b", "x" * 80, "0",
     "-1", "classes.txt", os.fsdecode(b"\xff"), "train\u2028",
@@ -47,41 +44,31 @@ PREFIXES = ("", ".", "\xfc")
 LABELS = (b"0", b"1", b"2", b"-1", b"cat", b"", b"\xff", b"\xef\xbb\xbf1", b"1" * 30, b'{"label": 1}', b"[" * 2000)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--case", choices=CASES, required=True)
-    parser.add_argument("--count", type=int, help="how many; default: as above")
-    options = parser.parse_args()
-    run, count = CASES[options.case]
-    print(f"case {options.case}, seed {options.seed}", flush=True)
-    began = time.monotonic()
-    faults, outcomes = run(options.seed, options.count or count)
-    print("\n".join(faults[:REPORTED]))
-    print(f"{dict(outcomes)} in {time.monotonic() - began:.0f} s, {len(faults)} faults", flush=True)
-    return 1 if faults else 0
+def damage_pictures(seed: int, count: int) -> Findings:
+    """Decode damaged pictures."""
 
-
-def damage_pictures(seed: int, count: int) -> tuple[list[str], Counter[str]]:
-    """Decode damaged pictures; return what went wrong, and how many were read or refused."""
-
-    def decode(number: int) -> None:
+    def decode(number: int) -> str:
         content = damaged_picture(random.Random(f"{seed}/{number}"))
-        pixels, aspect_ratio = decode_image(partial(open_image_bytes, content), Path(f"picture-{number}"), SIZE)
+        name = f"picture-{number}"
+        try:
+            pixels, aspect_ratio = decode_image(partial(open_image_bytes, content), Path(name), SIZE)
+        except DataError as error:
+            return refused(error, name)
         assert pixels.shape == (3, 8, 8)
         assert aspect_ratio > 0
+        return "read"
 
     with ignored_pillow_warnings(), warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        return _tried(decode, count, lambda number: f"picture-{number}")
+        return try_each(decode, count)
 
 
-def read_damaged_data_sets(seed: int, count: int) -> tuple[list[str], Counter[str]]:
-    """Read odd and damaged image folders and shards; return what went wrong, and how many were read or refused."""
+def read_damaged_data_sets(seed: int, count: int) -> Findings:
+    """Read odd and damaged image folders and shards."""
     folder = Path(tempfile.mkdtemp(prefix="shoestring-archives-"))
 
-    def read(number: int) -> None:
+    def read(number: int) -> str:
         draw, place = random.Random(f"{seed}/{number}"), folder / str(number)
         place.mkdir()
         shards = draw.random() < 0.5
@@ -92,33 +79,18 @@ def read_damaged_data_sets(seed: int, count: int) -> tuple[list[str], Counter[st
                     place, image_size=8, val_fraction=0.5, data_format="webdataset" if shards else "imagefolder",
                     on_corrupt=draw.choice(("error", "skip")),
                 )  # fmt: skip
+        except DataError as error:
+            return refused(error, str(place))
         finally:
             shutil.rmtree(place)
         assert set(data.train.labels_N.tolist()) == set(range(len(data.classes)))
         assert len(data.val) > 0
+        return "read"
 
     try:
-        return _tried(read, count, lambda number: str(folder / str(number)))
+        return try_each(read, count)
     finally:
         shutil.rmtree(folder)
-
-
-def _tried(
-    attempt: Callable[[int], None], count: int, name: Callable[[int], str]
-) -> tuple[list[str], Counter[str]]:  # fmt: skip
-    """Call `attempt` with each number; anything but a DataError that names it is a fault."""
-    faults, outcomes = [], Counter[str]()
-    for number in range(count):
-        try:
-            attempt(number)
-            outcomes["read"] += 1
-        except DataError as error:
-            outcomes["refused"] += 1
-            if name(number) not in str(error):
-                faults.append(f"number {number}: refused without its name: {error}")
-        except BaseException:  # noqa: BLE001 - that nothing else is raised is what is tested
-            faults.append(f"number {number}: {traceback.format_exc()}")
-    return faults, outcomes
 
 
 def damaged_picture(draw: random.Random) -> bytes:
@@ -214,7 +186,7 @@ def write_shards(place: Path, draw: random.Random) -> None:
         (place / "classes.txt").write_bytes(b"\n".join(lines))
 
 
-CASES = {"pictures": (damage_pictures, 300_000), "archives": (read_damaged_data_sets, 5_000)}
+CASES = {"pictures": Case(damage_pictures, 30_000), "archives": Case(read_damaged_data_sets, 500)}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__ or "", CASES))

@@ -7,12 +7,12 @@ from tests.soak.foreign_files import damage_pictures, read_damaged_data_sets
 
 
 def test_a_damaged_picture_is_read_or_refused_by_name(seed: int):
-    faults, outcomes = damage_pictures(seed, 1_500)
-    assert faults == []
-    assert min(outcomes["read"], outcomes["refused"]) > 200
+    found = damage_pictures(seed, 1_500)
+    assert found.faults == []
+    assert min(found.outcomes["read"], found.outcomes["refused"]) > 200
 
 
 def test_a_damaged_data_set_is_read_or_refused_by_name(seed: int):
-    faults, outcomes = read_damaged_data_sets(seed, 150)
-    assert faults == []
-    assert min(outcomes["read"], outcomes["refused"]) > 15
+    found = read_damaged_data_sets(seed, 150)
+    assert found.faults == []
+    assert min(found.outcomes["read"], found.outcomes["refused"]) > 15
