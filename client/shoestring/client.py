@@ -152,16 +152,38 @@ class Client:
         return self._get(f"/v1/jobs/{job}/artifacts", rest.ArtifactList)
 
     def download(self, artifact: rest.Artifact, target: Path) -> None:
-        """Download an artifact to `target` atomically."""
+        """Download an artifact to `target` atomically. Raises ServiceError for other content than the artifact's."""
         draft = target.with_name(f".{target.name}.part")
+        try:
+            for attempt in range(1, MAX_TRIES + 1):
+                try:
+                    digest = self._receive(artifact, draft)
+                    break
+                except httpx.RequestError as failure:
+                    if attempt == MAX_TRIES:
+                        message = f"{artifact.name} could not be downloaded from {self.url} ({failure}). Try again."
+                        raise ServiceUnreachable(message) from failure
+                time.sleep(_backoff_s(attempt))
+            if digest != artifact.sha256:
+                detail = f"{artifact.name} is not what the service says it is: its SHA-256 differs. Try again."
+                raise _client_error("not-shoestring", detail, 200)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _receive(self, artifact: rest.Artifact, draft: Path) -> str:
+        """Write what the service sends to a new file; return its SHA-256. Raises ServiceError, httpx.RequestError."""
+        draft.unlink(missing_ok=True)  # of a download that was killed
+        digest = hashlib.sha256()
         with self._http.stream("GET", artifact.url) as response:
             if response.status_code != 200:
                 response.read()
                 raise _error(response)
-            with draft.open("wb") as file:
+            with draft.open("xb") as file:
                 for block in response.iter_bytes():
+                    digest.update(block)
                     file.write(block)
-        draft.replace(target)
+        return digest.hexdigest()
 
     def download_cached(
         self, artifact: rest.Artifact, folder: Path, *, before_download: Callable[[], None] = lambda: None

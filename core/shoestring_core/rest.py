@@ -28,6 +28,7 @@ from shoestring_core.states import (
     MachineState,
     WaitReason,
 )
+from shoestring_core.wire import PART_NAME, SHA256
 
 
 class Resource(BaseModel):
@@ -423,9 +424,9 @@ class CostReport(Resource):
 
 
 class Artifact(Resource):
-    name: str
-    bytes: int
-    sha256: str
+    name: str = Field(pattern=PART_NAME)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=SHA256)
     step: int
     url: str
 

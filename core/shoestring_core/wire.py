@@ -43,6 +43,11 @@ MAX_CHECKPOINT_BYTES = 8 << 30
 MAX_MANIFEST_BYTES = 16_000_000
 """A checkpoint whose manifest is larger is refused, when it is committed and when it is adopted."""
 
+PART_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$"
+"""Of the parts of a checkpoint, and so of artifacts: a file of this name lies where it is put, in any folder."""
+
+SHA256 = r"^[0-9a-f]{64}$"
+
 LOG_BYTES_PER_HOUR = 32 << 20
 """How much of its log a machine sends in an hour of the clock; the rest stays in its folder. By default the service
 stores as much of a job."""

@@ -15,6 +15,7 @@ from shoestring_core.exit_codes import ExitCode
 from typer.testing import CliRunner
 
 from tests.client.test_client import JOB
+from tests.soak.transfers import get_artifacts
 
 FILES = {"model.json": b"{}", "results.txt": b"accuracy 1.0"}
 FOLDER = Path(f"cats-dogs-{JOB['id'][-8:]}")
@@ -73,3 +74,9 @@ def test_getting_again_downloads_what_is_missing(downloads: list[str]) -> None:
     (FOLDER / "results.txt").unlink()
     assert get().exit_code == ExitCode.OK
     assert downloads == ["model.json", "results.txt", "results.txt"]
+
+
+def test_odd_names_and_broken_answers_write_nothing_outside_the_folder(seed: int) -> None:
+    found = get_artifacts(seed, 40)
+    assert found.faults == []
+    assert min(found.outcomes["downloaded"], found.outcomes["refused"]) > 3

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from shoestring import Client, ServiceError, ServiceUnreachable, client
+from shoestring_core import rest
 
 JOB: dict[str, Any] = {
     "id": str(uuid.uuid4()), "name": "j", "team": "t", "user": "u", "recipe": "digits/quickstart", "state": "queued",
@@ -133,3 +136,38 @@ def test_only_cr_lf_and_crlf_end_a_line_of_the_stream(end: str, block: int) -> N
         return httpx.Response(200, content=blocks, headers={"content-type": "text/event-stream"})
 
     assert next(talking_to(answer).stream("jobs")).data == {"text": text}
+
+
+ARTIFACT = {"name": "model.json", "bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest(), "step": 1, "url": "/file"}
+
+
+@pytest.mark.parametrize("name", ["../model.json", "a/b", "..", "", ".profile", "a\n", "x" * 201])
+def test_an_artifact_that_is_named_like_a_path_is_refused(name: str) -> None:
+    listed = {"artifacts": [ARTIFACT | {"name": name}]}
+    with pytest.raises(ServiceError, match="not as a Shoestring service would"):
+        talking_to(lambda _request: httpx.Response(200, json=listed)).artifacts(JOB["id"])
+
+
+def test_a_download_that_is_cut_is_repeated_and_one_that_stays_wrong_leaves_nothing(tmp_path: Path) -> None:
+    answers = [httpx.ReadError("cut"), httpx.Response(200, content=b"{}"), httpx.Response(200, content=b"other")]
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        if isinstance(given := answers.pop(0), httpx.ReadError):
+            raise given
+        return given
+
+    service, artifact = talking_to(answer), rest.Artifact.model_validate(ARTIFACT)
+    (tmp_path / "outside").write_bytes(b"mine")
+    (tmp_path / ".model.json.part").symlink_to("outside")
+    service.download(artifact, tmp_path / "model.json")
+    with pytest.raises(ServiceError, match=r"model\.json is not what the service says it is"):
+        service.download(artifact, tmp_path / "other.json")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model.json": b"{}", "outside": b"mine"}
+
+
+def test_a_service_that_breaks_off_every_download_is_named(tmp_path: Path) -> None:
+    def answer(_request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("cut")
+
+    with pytest.raises(ServiceUnreachable, match=r"model\.json could not be downloaded from http://service \(cut\)"):
+        talking_to(answer).download(rest.Artifact.model_validate(ARTIFACT), tmp_path / "model.json")

@@ -61,20 +61,19 @@ ANSWERS: dict[str, Any] = {
     "/attempts": {"attempts": [ATTEMPT], "steps": 1, "rolled_back_steps": 0},
     "/metrics": {"curves": [], "generations": [], "cursor": "1"},
     "/logs": {"lines": [LINE]},
-    "/artifacts": {"artifacts": [{"name": HOSTILE, "bytes": 1, "sha256": "0" * 64, "step": 1, "url": "/o"}]},
+    "/artifacts": {"artifacts": []},
     "/cost": {"cost": JOB["cost"], "machines": [], "transfers": [], "budgets": [BUDGET]},
 }
 COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
-    ("plan", "digits/quickstart"): 0, ("artifacts", "ls", "JOB"): 0,
-    ("artifacts", "get", "JOB", "nothing"): ExitCode.NOT_FOUND, ("budget", "show"): 0, ("budget", "set", "1"): 0,
+    ("plan", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0,
     ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0, ("offers",): 0,
     ("predict", "JOB", "cat.jpg"): ExitCode.NOT_FOUND, ("export", "JOB"): ExitCode.NOT_FOUND,
 }  # fmt: skip
 WITHOUT_FOREIGN_TEXT = {
-    "retry", "open", "chaos preempt", "recipes ls", "recipes show", "data prepare", "simulate spot", "model", "up",
-    "demo",
+    "retry", "open", "artifacts ls", "artifacts get", "chaos preempt", "recipes ls", "recipes show", "data prepare",
+    "simulate spot", "model", "up", "demo",
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def get_artifacts(
             print_error("The job has no artifacts yet.")
             raise typer.Exit(ExitCode.NOT_FOUND)
         folder = to or _default_folder(client.job(job_id))
-        targets = {name: folder / Path(name).name for name in names or sorted(artifacts)}
+        targets = {name: folder / name for name in names or sorted(artifacts)}
         missing = {name: path for name, path in targets.items() if not is_complete(artifacts[name], path)}
         if not force and (used := [str(path) for path in missing.values() if path.exists() or path.is_symlink()]):
             print_error(

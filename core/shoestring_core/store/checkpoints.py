@@ -46,10 +46,10 @@ class Upload:
 
 
 class Part(BaseModel):
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")
+    name: str = Field(pattern=wire.PART_NAME)
     offset: int = Field(ge=0)
     bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str = Field(pattern=wire.SHA256)
 
 
 class Manifest(BaseModel):

@@ -16,6 +16,7 @@ from shoestring_trainer.data_sync.datasets import CONCURRENCY, PART_BYTES, sync_
 from shoestring_trainer.data_sync.errors import DataUnavailable
 
 from tests.servers import until
+from tests.soak.transfers import copy_buckets
 from tests.trainer.agent.services import MetadataService
 from tests.trainer.data_sync.bucket_server import BUCKET, Bucket, Object, serving
 
@@ -38,7 +39,7 @@ def ignore(message: str) -> None:
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -233,7 +234,26 @@ def test_keys_that_point_outside_the_copy_are_rejected(bucket: Bucket, tmp_path:
     bucket.put("set/../../../../precious", b"overwritten")
     with pytest.raises(DataUnavailable, match="set"):
         sync(bucket, f"{ALL}/set", tmp_path / "store")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+
+
+def test_objects_named_like_our_own_files_are_copied(bucket: Bucket, tmp_path: Path) -> None:
+    wanted = {name: name.encode() for name in (".lock", ".drafts/0", "0")}
+    for name, content in wanted.items():
+        bucket.put(name, content)
+    assert read_files(sync(bucket, ALL, tmp_path)) == wanted
+
+
+def test_odd_keys_are_copied_or_refused_and_write_nothing_outside_the_copy(seed: int) -> None:
+    found = copy_buckets(seed, 60)
+    assert found.faults == []
+    assert min(found.outcomes["copied"], found.outcomes["refused"]) > 3
+
+
+def test_a_name_that_is_too_long_for_a_file_is_reported(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(f"cat/{'é' * 128}", b"x")
+    with pytest.raises(DataUnavailable, match=f"^cat/é+ in {ALL} has a name of more than 255 bytes"):
+        sync(bucket, ALL, tmp_path)
 
 
 def test_a_bucket_that_does_not_exist_is_reported(bucket: Bucket, tmp_path: Path) -> None:

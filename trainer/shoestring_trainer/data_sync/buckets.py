@@ -32,7 +32,7 @@ DENIED, RETRYABLE = (401, 403), (408, 429)
 _STATUS_PATTERN = re.compile(r"status code: (\d{3})")
 _STATUS_OF_ERROR = {
     exceptions.PermissionDeniedError: 403, exceptions.UnauthenticatedError: 401, exceptions.NotFoundError: 404,
-    exceptions.PreconditionError: 412, exceptions.InvalidPathError: 400,
+    exceptions.PreconditionError: 412, exceptions.InvalidPathError: 400, FileNotFoundError: 404,
 }  # fmt: skip
 
 T = TypeVar("T")
@@ -97,7 +97,9 @@ async def list_bucket(
             if error.status == NOT_FOUND:
                 raise DataUnavailable(f"the bucket of {url} does not exist; correct data.train") from error
             if error.status not in DENIED:
-                raise DataUnavailable(f"{url} can't be listed ({error}); correct data.train") from error
+                raise DataUnavailable(
+                    f"{url} can't be listed ({error}); correct data.train, or rename the object"
+                ) from error
             reason = str(error)
     raise DataUnavailable(
         f"this machine may not read {url} ({reason}); make it public, or set AWS_ACCESS_KEY_ID and "
@@ -160,7 +162,7 @@ async def _with_retries(call: Callable[[], Awaitable[T]], target: str) -> T:
     for delay_s in backoff_delays():
         try:
             return await call()
-        except (httpx.HTTPError, exceptions.BaseError, ConnectionError) as error:
+        except (httpx.HTTPError, exceptions.BaseError, ConnectionError, FileNotFoundError) as error:
             reason = (str(error).splitlines() or [repr(error)])[0][:400]  # obstore's next lines are its causes
             status = _status(error)
             if 400 <= status < 500 and status not in RETRYABLE:

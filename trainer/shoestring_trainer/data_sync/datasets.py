@@ -8,6 +8,7 @@ network. An interrupted copy resumes where it stopped, and a complete one is onl
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import os
@@ -33,8 +34,10 @@ CONCURRENCY, PART_BYTES = 32, 8 << 20
 PROGRESS_INTERVAL_S, LOCK_POLL_S = 10.0, 0.2
 MIB, GIB = 1 << 20, 1 << 30
 SHARD_METADATA_SUFFIX = ".txt"
+MAX_NAME_BYTES = 255
 _NUMBER_RANGE = re.compile(r"\{\d+\.\.\d+\}")
 _DRAFTS, _LOCK = ".drafts", ".lock"
+"""Suffixes of what lies beside a copy: a bucket may hold an object of any name."""
 
 Report = Callable[[str], None]
 
@@ -84,19 +87,19 @@ async def sync_dataset(url: str, store: Path, environment: Mapping[str, str], re
     if key.strip("/") and not _is_path(key.strip("/")):  # it could point outside the copy, where files would be deleted
         raise DataUnavailable(f"{url} is not a valid path; give a folder without empty parts, . and ..")
     prefix, is_wanted = split_pattern(key)
-    folder = store / hashlib.sha256(url.encode()).hexdigest()[:12] / name / prefix
+    copy = store / hashlib.sha256(url.encode()).hexdigest()[:12]
+    folder = copy / name / prefix
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        async with _locked(folder, progress):
+        async with _locked(copy.with_suffix(_LOCK), progress):
             bucket, objects = await list_bucket(url, name, prefix, environment)
             missing = await asyncio.to_thread(_compare, folder, choose_files(url, objects, prefix, is_wanted))
             _check_disk_space(url, folder, missing)
             if missing:
-                await _copy(bucket, missing, folder, report, progress)
+                await _copy(bucket, missing, folder, copy.with_suffix(_DRAFTS), report, progress)
     except OSError as error:
-        raise DataUnavailable(
-            f"{url} can't be written to {folder} ({error.strerror}); free or enlarge that disk"
-        ) from error
+        remedy = "free or enlarge that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "correct that"
+        raise DataUnavailable(f"{url} can't be written to {folder} ({error.strerror or error}); {remedy}") from error
     return folder / key.removeprefix(prefix).strip("/")
 
 
@@ -131,6 +134,9 @@ def choose_files(
         raise DataUnavailable(
             f"{conflict.key} in {url} is both an object and a folder, which a file system can't store; rename one"
         )
+    if long := next((entry for entry in wanted if _longest_part(entry.name) > MAX_NAME_BYTES), None):
+        message = f"{long.key} in {url} has a name of more than {MAX_NAME_BYTES} bytes, which a file system can't store"
+        raise DataUnavailable(f"{message}; rename the object")
     if invalid := next((entry for entry in wanted if not _is_path(entry.name)), None):
         raise DataUnavailable(f"the key {invalid.key!r} in {url} is not a valid path; rename the object")
     return wanted
@@ -140,15 +146,19 @@ def _is_path(name: str) -> bool:
     return {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
+def _longest_part(name: str) -> int:
+    return max(len(part.encode()) for part in name.split("/"))
+
+
 def _parents(name: str) -> Iterator[str]:
     while name := name.rpartition("/")[0]:
         yield name
 
 
 @asynccontextmanager
-async def _locked(folder: Path, report: Report) -> AsyncIterator[None]:
+async def _locked(path: Path, report: Report) -> AsyncIterator[None]:
     """One process at a time: ranks that the user starts with torchrun copy concurrently."""
-    with (folder / _LOCK).open("w") as file:
+    with path.open("w") as file:
         waiting = False
         while True:
             try:
@@ -156,7 +166,7 @@ async def _locked(folder: Path, report: Report) -> AsyncIterator[None]:
                 break
             except BlockingIOError:
                 if not waiting:
-                    report(f"another process is updating {folder}; waiting for it")
+                    report(f"another process holds {path}; waiting for it")
                 waiting = True
                 await asyncio.sleep(LOCK_POLL_S)
         yield
@@ -170,8 +180,6 @@ def _compare(folder: Path, entries: Sequence[RemoteFile]) -> list[RemoteFile]:
         for name in names:
             file = Path(path, name)
             relative = str(file.relative_to(folder))
-            if relative == _LOCK:
-                continue
             stat, entry = file.stat(), wanted.get(relative)
             if entry and (stat.st_size, int(stat.st_mtime)) == (entry.size, int(entry.last_modified.timestamp())):
                 present.add(relative)
@@ -192,10 +200,11 @@ def _check_disk_space(url: str, folder: Path, missing: Sequence[RemoteFile]) -> 
         )
 
 
-async def _copy(bucket: Bucket, missing: Sequence[RemoteFile], folder: Path, report: Report, progress: Report) -> None:
+async def _copy(
+    bucket: Bucket, missing: Sequence[RemoteFile], folder: Path, drafts: Path, report: Report, progress: Report
+) -> None:
     counts = CopyProgress(len(missing), sum(entry.size for entry in missing))
     report(f"copying {bucket.url}: {counts.total_files:,} files, {_size(counts.total_bytes)}")
-    drafts = folder / _DRAFTS
     drafts.mkdir(exist_ok=True)
     queue = iter(missing)  # shared, so that each object is copied once
 
