@@ -158,7 +158,7 @@ def _parse_arguments() -> argparse.Namespace:
     listing = _add_command(commands, "members", list_members)
     listing.add_argument("--team", type=_name)
     adding = _add_command(commands, "add-member", add_member)
-    adding.add_argument("--org", type=_name, default="home", help="the organisation of a new team; default: home")
+    adding.add_argument("--org", type=_name, default="home", help="the organization of a new team; default: home")
     adding.add_argument("--key-file", type=Path, required=True, help="where the API key is written")
     adding.add_argument("--role", choices=("admin", "member"), default="member")
     changing = _add_command(commands, "set-role", set_role)

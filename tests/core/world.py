@@ -44,7 +44,7 @@ OFFER = Offer("local", "local", "", "local.cpu", "spot", "0.158", "0.526", None,
 
 @dataclass
 class World:
-    """One organisation, team and member. Every name is new, so that a store can hold many worlds."""
+    """One organization, team and member. Every name is new, so that a store can hold many worlds."""
 
     store: Store
     name: str = field(default_factory=lambda: uuid7().hex)
@@ -106,7 +106,7 @@ class World:
             return next((row for row in chain if row.kind == kind), None) or db.sql.scalars(counterparty).one()
 
     def totals(self, job: JobRow) -> list[tuple[int, int, int]]:
-        """(posted, held, overdraft) of job, member, team, organisation."""
+        """(posted, held, overdraft) of job, member, team, organization."""
         with self.store.read() as db:
             chain = ledger.ancestors(db, ledger.job_account(db, job.id).id)
             return [(row.posted, row.held, row.overdraft) for row in chain]

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactJson
 
 @router.get("")
 def list_budgets(db: ReadDep, caller: Caller) -> rest.BudgetList:
-    """List the budgets of the organisation, the team and its members."""
+    """List the budgets of the organization, the team and its members."""
     return rest.BudgetList(budgets=[_serialize(db, account) for account in ledger.team_budgets(db, caller.team)])
 
 
@@ -52,7 +52,7 @@ def set_limit(
         account = ledger.visible_account(db, caller.team, budget_id)
         if account.kind == "org" and len(queries.load_team_ids(db)) > 1:
             raise Forbidden(
-                "The organisation's budget is shared by several teams.", hint="Set the team's budget instead."
+                "The organization's budget is shared by several teams.", hint="Set the team's budget instead."
             )
         if limit is None or (account.limit_micro is not None and limit > account.limit_micro):
             gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)

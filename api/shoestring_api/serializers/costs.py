@@ -41,7 +41,7 @@ def serialize_budget(row: AccountRow, title: str) -> rest.Budget:
     return rest.Budget(
         id=row.id,
         kind=row.kind,
-        owner=title.removeprefix(f"{row.kind} ").removeprefix("organisation "),
+        owner=title.removeprefix(f"{row.kind} ").removeprefix("organization "),
         limit=None if row.limit_micro is None else rest.Money.of(row.limit_micro),
         posted=rest.Money.of(row.posted),
         held=rest.Money.of(row.held),

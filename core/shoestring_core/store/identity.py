@@ -52,7 +52,7 @@ class Principal:
 
 
 def ensure_admin(db: Write, org: str, team: str, user: str) -> Principal:
-    """An admin of a team of an organisation. Whatever is missing is created."""
+    """An admin of a team of an organization. Whatever is missing is created."""
     return ensure_member(db, org, team, user, role="admin")
 
 

@@ -452,7 +452,7 @@ class EventRow(Base):
 
 
 class AccountRow(Base):
-    """organisation > team > member > job, and the counterparties of what is spent: cash and overrun."""
+    """organization > team > member > job, and the counterparties of what is spent: cash and overrun."""
 
     __tablename__ = "accounts"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -461,7 +461,7 @@ class AccountRow(Base):
     period: Mapped[str] = mapped_column(default="")
     parent: Mapped[UUID | None] = mapped_column(ForeignKey("accounts.id"))
     level: Mapped[int]
-    """0 = organisation … 3 = job; cash and overrun have 9. Transactions write the highest level first."""
+    """0 = organization … 3 = job; cash and overrun have 9. Transactions write the highest level first."""
     limit_micro: Mapped[int | None]
     posted: Mapped[int] = mapped_column(default=0)
     held: Mapped[int] = mapped_column(default=0)

@@ -45,7 +45,7 @@ def test_a_hold_may_use_a_limit_to_the_last_micro_dollar(world: World, level: st
         world.hold(job, 41)
     assert refused.value.fields["account"] == str(world.account(level, job).id)
     assert refused.value.fields["short_by"] == "0.000001"
-    assert level.replace("org", "organisation") in refused.value.message
+    assert level.replace("org", "organization") in refused.value.message
     assert refused.value.hint
     assert world.totals(job) == [(0, 60, 0)] * 4
     world.hold(job, 40)
@@ -339,7 +339,7 @@ def test_a_budget_that_changed_since_it_was_read_is_not_overwritten(world: World
     assert (event.actor, event.data["limit"], event.data["before"]) == ("ann", "0.00001", None)
 
 
-def test_a_change_of_the_organisations_limit_is_an_event_of_all_its_teams(world: World) -> None:
+def test_a_change_of_the_organizations_limit_is_an_event_of_all_its_teams(world: World) -> None:
     org = world.account("org")
     other = uuid7()
 
@@ -382,7 +382,7 @@ def test_accounts_have_titles_people_understand(world: World) -> None:
     job = world.job(name="mnist again")
     with world.store.read() as db:
         titles = [ledger.title(db, one) for one in ledger.ancestors(db, ledger.job_account(db, job.id).id)]
-    assert titles == ["job mnist again", *(f"{kind} {kind.replace('member', 'user')} {world.name}" for kind in ("member", "team")), f"organisation org {world.name}"]  # fmt: skip # noqa: E501
+    assert titles == ["job mnist again", *(f"{kind} {kind.replace('member', 'user')} {world.name}" for kind in ("member", "team")), f"organization org {world.name}"]  # fmt: skip # noqa: E501
 
 
 # What the database itself refuses

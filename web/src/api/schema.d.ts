@@ -279,7 +279,7 @@ export interface paths {
         };
         /**
          * List Budgets
-         * @description List the budgets of the organisation, the team and its members.
+         * @description List the budgets of the organization, the team and its members.
          */
         get: operations["list_budgets"];
         put?: never;

@@ -9,7 +9,7 @@ audit        totals compared with the sums they stand for
 balances     the guarded updates of accounts that holds and settlement share
 feed         movements of money and alarms as events
 
-Accounts form a tree, organisation > team > member > job. On each of them, at every commit (invariant I1, also a CHECK):
+Accounts form a tree, organization > team > member > job. On each of them, at every commit (invariant I1, also a CHECK):
 
     posted + held <= limit + overdraft
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accounts: organisation > team > member > job, and the counterparties of what is spent, cash and overrun."""
+"""Accounts: organization > team > member > job, and the counterparties of what is spent, cash and overrun."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def ancestors(db: Read, account: UUID) -> list[AccountRow]:
 
 
 def team_budgets(db: Read, team: UUID) -> list[AccountRow]:
-    """The budgets that a team sees: the organisation's account, the team's and its members'."""
+    """The budgets that a team sees: the organization's account, the team's and its members'."""
     account = team_account(db, team)
     members = select(AccountRow).where(AccountRow.kind == "member", AccountRow.parent == account.id)
     return [*reversed(ancestors(db, account.id)), *db.sql.scalars(members.order_by(AccountRow.id))]
@@ -97,7 +97,7 @@ def title(db: Read, account: AccountRow) -> str:
 
 def titles(db: Read, accounts: Sequence[AccountRow]) -> dict[UUID, str]:
     """The names of accounts for people, by id."""
-    named = {row.id: f"organisation {row.owner}" if row.kind == "org" else row.kind for row in accounts}
+    named = {row.id: f"organization {row.owner}" if row.kind == "org" else row.kind for row in accounts}
     tables: dict[str, type[TeamRow | UserRow | JobRow]] = {"team": TeamRow, "member": UserRow, "job": JobRow}
     for kind, table in tables.items():
         owners = {row.id: UUID(row.owner.rpartition("/")[2]) for row in accounts if row.kind == kind}

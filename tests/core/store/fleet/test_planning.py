@@ -63,7 +63,7 @@ def test_the_queue_has_the_jobs_that_may_start_in_their_order(fleet: Fleet) -> N
         (None, 0, 0, 0), (None, 0, held, 0), (None, 0, held, 0), (None, 0, held, 0),
     ]  # fmt: skip
     assert [one.name for one in balances] == [
-        "this job", f"member user {fleet.name}", f"team team {fleet.name}", f"organisation org {fleet.name}",
+        "this job", f"member user {fleet.name}", f"team team {fleet.name}", f"organization org {fleet.name}",
     ]  # fmt: skip
 
 

@@ -65,7 +65,7 @@ function JobsWaitingForBudget() {
   );
 }
 
-const KINDS: Record<string, string> = { org: "Organisation", team: "Team", member: "Member" };
+const KINDS: Record<string, string> = { org: "Organization", team: "Team", member: "Member" };
 
 function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
   const [editing, setEditing] = useState(false);
