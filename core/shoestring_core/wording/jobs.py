@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pydantic import FiniteFloat
@@ -13,6 +14,8 @@ from shoestring_core.wording.reason import NestedReason, Reason
 from shoestring_core.wording.units import Span, batches_of_steps
 
 # The status of a job
+
+_BEGINS_WITH_WORD = re.compile(r"[a-z]+ ")
 
 _WAITS = {
     WaitReason.BUDGET: "Waiting for budget",
@@ -154,7 +157,9 @@ class Ended(Reason):
 
 
 def _join(head: str, detail: Reason | None) -> str:
-    return f"{head}. {detail.text() if detail else ''}".strip()
+    """A detail may quote an error, which begins in lower case; a first word that may be a name stays as it is."""
+    text = detail.text() if detail else ""
+    return f"{head}. {text[0].upper() + text[1:] if _BEGINS_WITH_WORD.match(text) else text}".strip()
 
 
 def _skipping(spans: tuple[Span, ...]) -> str:
