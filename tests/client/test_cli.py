@@ -38,6 +38,7 @@ def shoestring(
     return subprocess.run(
         [sys.executable, "-m", "shoestring", *arguments],
         env=environment,
+        cwd=home,
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,7 +46,8 @@ def shoestring(
     )
 
 
-def test_without_a_login_the_error_names_the_command_to_type(tmp_path: Path) -> None:
+def test_without_a_login_the_error_names_the_command_to_type_whatever_the_current_folder_holds(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('imported from the current folder')")
     done = shoestring("ls", home=tmp_path)
     assert done.returncode == ExitCode.AUTH
     assert "shoestring up" in done.stderr
