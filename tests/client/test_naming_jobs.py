@@ -34,11 +34,20 @@ JOBS: list[dict[str, Any]] = [
 ]
 MACHINES = [MACHINE | {"id": str(uuid.uuid4()), "slot": slot, "state": "running"} for slot in (0, 1)]
 ENDED = MACHINE | {"id": str(uuid.uuid4()), "slot": 2, "state": "terminated"}
+PLAN = {
+    "outcome": "chosen", "nodes": 1, "type": None, "why_not_faster": None, "expected": None, "time_limit_s": None,
+    "sufficient_time_limit_s": None, "options": [], "runs": 1,
+    "summary": {"code": "unknown", "facts": {}, "text": "It will take 1 to 2 minutes and cost $0.02."},
+}  # fmt: skip
 preempted: list[str] = []
 
 
 def answer(request: httpx.Request) -> httpx.Response:
     path = request.url.path
+    if path == "/v1/plans":
+        return httpx.Response(200, json=PLAN)
+    if path == "/v1/jobs" and request.method == "POST":
+        return httpx.Response(201, json=OTHER)
     if path == "/v1/jobs":
         (condition,) = shlex.split(request.url.params.get("filter", "")) or ["id~"]
         part, name = condition.removeprefix("id~"), condition.removeprefix("name=")
@@ -56,7 +65,8 @@ def answer(request: httpx.Request) -> httpx.Response:
         attempt = ATTEMPT | {"machines": [*MACHINES, ENDED]}
         return httpx.Response(200, json={"attempts": [attempt], "steps": 1, "rolled_back_steps": 0})
     if action == "logs":
-        return httpx.Response(200, json={"lines": []})
+        agents = {"machine": MACHINE["id"], "slot": 0, "rank": -1, "offset": 0, "text": "booted"}
+        return httpx.Response(200, json={"lines": [agents] if "rank" not in request.url.params else []})
     return httpx.Response(200, json=job)
 
 
@@ -97,6 +107,16 @@ def test_a_list_shows_the_first_line_of_a_reason_and_the_jobs_own_page_all_of_it
     assert "RuntimeError: boom" in run("show", JOB["id"]).output
 
 
+def test_what_a_running_job_has_cost_so_far_is_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = OTHER["cost"] | {"spent": {"amount": "0.01"}, "running": {"amount": "0.002"}}
+    monkeypatch.setitem(JOBS[1], "cost", running)
+    assert "$0.012" in run("ls").output
+
+
+def test_a_submission_is_answered_with_its_estimate() -> None:
+    assert "It will take 1 to 2 minutes and cost $0.02." in run("submit", "digits/quickstart").output
+
+
 def test_a_machine_is_preempted_by_its_job_and_its_number() -> None:
     assert run("chaos", "preempt", "cats and dogs", "1").exit_code == ExitCode.OK
     assert run("chaos", "preempt", MACHINES[0]["id"]).exit_code == ExitCode.OK
@@ -109,6 +129,14 @@ def test_a_machine_is_preempted_by_its_job_and_its_number() -> None:
 def test_stopping_an_ended_job_says_that_it_had_ended() -> None:
     stopped = run("stop", JOB["id"]).output
     assert stopped.strip() == "The job had already ended: It raised boom"
+
+
+def test_lines_of_the_agent_are_marked_as_its() -> None:
+    assert run("logs", JOB["id"]).output == "[0.agent] booted\n"
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version").output.startswith("shoestring ")
 
 
 def test_a_rank_that_logged_nothing_is_said() -> None:

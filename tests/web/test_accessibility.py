@@ -64,6 +64,7 @@ def test_signing_in_and_pages_without_jobs(deployment: Deployment, open_page: Op
     inspect("a refused key")
     open_page("/", as_admin=True)
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
+    expect(page.get_by_text("shoestring submit digits/quickstart")).to_be_visible()
     inspect("no jobs")
     page.goto(f"{deployment.url}/nowhere")
     expect(page.get_by_role("heading", name="Page not found")).to_be_visible()
