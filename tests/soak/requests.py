@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated requests, 2,500 a seed, whose answers must be as the OpenAPI document says.
+"""Generated requests, 1,000 a seed, whose answers must be as the OpenAPI document says.
 
 python -m tests.soak.requests --case document --seed N
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.soak.suite import main
 
-SEEDS = 4
-REQUESTS = 2_500
+SEEDS = 10
+REQUESTS = 1_000
 DOCUMENT = Path(__file__).parents[2] / "web" / "openapi.json"
 CASES = {"document": ["tests/api/test_openapi.py", "-k", "described"]}
 
