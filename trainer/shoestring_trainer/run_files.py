@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+from shoestring_core.wire import Step
 
 Outcome = Literal["finished", "drained", "error"]
 CheckpointReason = Literal["periodic", "order", "final"]
@@ -37,7 +38,7 @@ class CheckpointEvent(BaseModel):
     result  metrics of a finished run
     """
 
-    step: int
+    step: Step
     data: str = Field(pattern=r"^ckpt/[\w.-]+\.data$")
     manifest: str = Field(pattern=r"^ckpt/[\w.-]+\.json$")
     reason: CheckpointReason

@@ -256,7 +256,7 @@ def test_an_order_to_stop_is_heard_while_data_are_fetched(machine: Machine) -> N
         machine.until_exited()
         machine.service.say(Order(kind="shutdown"))
         assert machine.exit_code() == 0
-        assert not (machine.folder / "gen" / "1" / "started.json").exists()
+        assert not (machine.folder / "started.json").exists()
 
 
 def test_periodic_checkpoints_are_committed_while_training_goes_on(machine: Machine) -> None:

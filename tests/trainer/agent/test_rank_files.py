@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from shoestring_core.task import RecipeTask
 from shoestring_core.wire import LaunchConfig
 from shoestring_trainer.agent.checkpoints import CheckpointCache
-from shoestring_trainer.agent.rank_files import open_file, read_file, write_file
-from shoestring_trainer.agent.ranks import Ranks
+from shoestring_trainer.agent.rank_files import exists, open_file, read_file, write_file
+from shoestring_trainer.agent.ranks import Ranks, StartRecord
 from shoestring_trainer.agent.service_client import ServiceClient
 from shoestring_trainer.run_files import CheckpointEvent
 
@@ -85,7 +85,7 @@ def test_an_order_replaces_what_is_in_its_place_and_follows_no_link(run: Path) -
     private = run.parents[1] / "private/step-1.data"
     (run / "order").symlink_to(private)
     (run / "order.tmp").symlink_to(private)
-    Ranks(run, 1, LAUNCH).drain()
+    Ranks(run.parents[1], 1, LAUNCH).drain()
     assert not (run / "order").is_symlink()
     assert "checkpoint_and_stop" in (run / "order").read_text()
     link_in_place_of_the_next = run.parent / "2"
@@ -105,12 +105,35 @@ def test_a_generation_begins_in_a_folder_of_its_own(run: Path, planted: str) -> 
         next_run.mkdir()
         for name in ("task.json", "log-launch.txt", "started.tmp"):
             (next_run / name).symlink_to(private / "step-1.data")
-    ranks = Ranks(next_run, 2, LAUNCH)
+    ranks = Ranks(run.parents[1], 2, LAUNCH)
     ranks.start(TASK, {"PATH": os.environ["PATH"]}, None, "/bin/true")
     assert next_run.is_dir()
     assert not next_run.is_symlink()
     assert (private / "step-1.data").read_text() == SECRET
     assert [path.name for path in private.iterdir()] == ["step-1.data"]
+
+
+@pytest.mark.parametrize("content", ["a link", "another generation", "no generation"])
+def test_ranks_decide_nothing_about_which_generations_were_started(run: Path, content: str) -> None:
+    machine = run.parents[1]
+    record = StartRecord(generation=9, launch_config=LAUNCH).model_dump_json()
+    for generation in ("1", "9", "x"):
+        (machine / "gen" / generation).mkdir(exist_ok=True)
+        path = machine / "gen" / generation / "started.json"
+        path.symlink_to(machine / "private/step-1.data") if content == "a link" else path.write_text(
+            record if content == "another generation" else "{"
+        )
+    assert Ranks.latest_started(machine) is None
+    assert not Ranks(machine, 9, LAUNCH).started
+
+
+def test_a_started_generation_and_those_before_it_are_not_started_again(run: Path) -> None:
+    machine = run.parents[1]
+    Ranks(machine, 2, LAUNCH).start(TASK, {"PATH": os.environ["PATH"]}, None, "/bin/true")
+    assert [Ranks(machine, generation, LAUNCH).started for generation in (1, 2, 3)] == [True, True, False]
+    latest = Ranks.latest_started(machine)
+    assert latest is not None
+    assert (latest.generation, latest.folder, latest.launch_config) == (2, machine / "gen/2", LAUNCH)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.data", "../../private/a.data", "ckpt/../../x.data", "ckpt/a/b.data"])
@@ -121,6 +144,18 @@ def test_a_checkpoint_lies_in_the_folder_of_checkpoints(name: str) -> None:
     for field in names:
         with pytest.raises(ValidationError):
             CheckpointEvent.model_validate(names | rest | {field: name})
+
+
+@pytest.mark.parametrize("step", [-1, 10**30])
+def test_a_checkpoint_of_an_impossible_step_is_no_checkpoint(step: int) -> None:
+    """Its commit could not be built, and the agent would end."""
+    names = {"data": "ckpt/step-000000001.data", "manifest": "ckpt/step-000000001.json"}
+    with pytest.raises(ValidationError):
+        CheckpointEvent.model_validate(names | {"step": step, "reason": "periodic", "final": False, "lines": 1})
+
+
+def test_a_name_that_no_file_can_have_is_not_there(run: Path) -> None:
+    assert not exists(run / f"{'x' * 300}.data")
 
 
 def test_a_kept_checkpoint_moves_and_deletes_nothing_outside_the_folder_of_checkpoints(run: Path) -> None:

@@ -26,7 +26,7 @@ MACHINE = "a-test-of-ranks"
 def test_ranks_connect_train_and_write_exit_files(tmp_path: Path, machines: int, procs: int):
     exits = asyncio.run(train(tmp_path, machines, procs))
     assert [(end.rank, end.outcome, end.step) for end in exits] == [(0, "finished", 23), (1, "finished", 23)]
-    events = [json.loads(line) for line in (tmp_path / "0" / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (tmp_path / "0/gen/2/events.jsonl").read_text().splitlines()]
     assert (events[0]["event"], events[0]["world_size"]) == ("started", 2)
     assert events[-1]["final"]
 

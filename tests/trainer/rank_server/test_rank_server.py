@@ -196,7 +196,7 @@ def test_a_server_that_cannot_import_torch_is_each_ranks_end(tmp_path: Path) -> 
     server = RankServerClient(environment, tmp_path / "rank-server.log")
     task = RecipeTask(format=1, job="job", generation=1, recipe="digits/quickstart")
     launch = LaunchConfig(node_rank=0, nnodes=1, nproc_per_node=1, master_addr="127.0.0.1", master_port=1, task=task)
-    ranks = Ranks(tmp_path / "1", 1, launch)
+    ranks = Ranks(tmp_path, 1, launch)
     ranks.start(task, environment, server)
     asyncio.run(asyncio.wait_for(ranks.wait(), 60))
     (end,) = ranks.exits()

@@ -22,6 +22,7 @@ from shoestring_trainer.agent.checkpoints import (
     CheckpointUploader,
     LocalCheckpoint,
 )
+from shoestring_trainer.agent.rank_files import exists
 from shoestring_trainer.agent.rank_output import RANK_SERVER_LOG, RankEvent, RankOutputCollector
 from shoestring_trainer.agent.ranks import (
     CREDENTIALS_PREFIX,
@@ -137,7 +138,7 @@ class GenerationRunner:
         """Start the ranks of a generation, once, however often it is ordered and by however many agents."""
         if order.run is None:
             return log.error("an order to run without a launch configuration: %s", order)
-        ranks = Ranks(self._folder / "gen" / str(order.generation), order.generation, order.run)
+        ranks = Ranks(self._folder, order.generation, order.run)
         if ranks.started:
             return None  # `recover` found them and reports how they ended
         if order.run.task.params.get("hooks_file") and not self._isolation:
@@ -219,7 +220,7 @@ class GenerationRunner:
         Must be called before anything else; what watches ranks runs in `group`.
         """
         self._group = group
-        ranks = Ranks.latest_started(self._folder / "gen")
+        ranks = Ranks.latest_started(self._folder)
         if not ranks:
             return
         log.info("taking over after generation %d", ranks.generation)
@@ -259,7 +260,7 @@ class GenerationRunner:
             through_seq=self._spool.seal(),  # each point up to it was read before this event
             result=saved.result,
         )
-        if checkpoint.data.exists() and checkpoint.manifest.exists():  # else it was committed before
+        if exists(checkpoint.data) and exists(checkpoint.manifest):  # else it was committed before
             self.uploader.submit(checkpoint)
             self._reporter.wake(urgent=True)
 

@@ -20,6 +20,15 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
+def exists(path: Path) -> bool:
+    """Whether something has this name. What can't be found out, as in a folder that ranks closed, counts as no."""
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True
+
+
 def open_folder(path: Path) -> int:
     """Open a folder that is where it seems to be. Raises OSError."""
     folder = os.open(path.parents[REPLACEABLE - 1], FOLDER)

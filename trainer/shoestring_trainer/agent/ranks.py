@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+from pydantic import BaseModel
 from shoestring_core.task import Task
 from shoestring_core.wire import LaunchConfig, RankExit
 
 from shoestring_trainer import processes
 from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
-from shoestring_trainer.agent.rank_files import read_file, write_file
+from shoestring_trainer.agent.rank_files import exists, read_file, write_file
 from shoestring_trainer.agent.spool import write_durably
 from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
 from shoestring_trainer.rank_server.isolation import ISOLATION_VARIABLE, PRIVATE_VARIABLE
@@ -36,16 +37,25 @@ REMOVED_VARIABLES = (
 CREDENTIALS_PREFIX = "SHOESTRING_AGENT_"
 """Prefix of the AWS variables with which machines of the local cloud read buckets. Ranks don't inherit them."""
 START_FILE, LAUNCH_LOG = "started.json", "log-launch.txt"
+"""The first lies in the machine's folder, where ranks can't write: they could make up a generation."""
 GRACE_S, KILL_TIMEOUT_S, STRAGGLER_TIMEOUT_S, POLL_INTERVAL_S = 1.0, 10.0, 10.0, 0.05
 STOP_ORDER = {"order": "checkpoint_and_stop"}
 TRACEBACK_LIMIT, MAX_EXIT_BYTES = 16_000, 4 << 20
 
 
-class Ranks:
-    """The ranks of `generation` on this machine and their folder, started or not."""
+class StartRecord(BaseModel):
+    """The content of started.json: the generation whose ranks were started last."""
 
-    def __init__(self, folder: Path, generation: int, launch_config: LaunchConfig) -> None:
-        self.folder, self.generation, self.launch_config = folder, generation, launch_config
+    generation: int
+    launch_config: LaunchConfig
+
+
+class Ranks:
+    """The ranks of `generation` on the machine in the folder `machine`, started or not."""
+
+    def __init__(self, machine: Path, generation: int, launch_config: LaunchConfig) -> None:
+        self.folder, self.generation, self.launch_config = machine / "gen" / str(generation), generation, launch_config
+        self._machine = machine
         first = launch_config.node_rank * launch_config.nproc_per_node
         self.numbers = list(range(first, first + launch_config.nproc_per_node))
         self.ended = False
@@ -54,16 +64,17 @@ class Ranks:
     @property
     def started(self) -> bool:
         """Whether this agent or an earlier one has started them. They are never started twice."""
-        return (self.folder / START_FILE).exists()
+        latest = self.latest_started(self._machine)
+        return latest is not None and latest.generation >= self.generation
 
     @classmethod
-    def latest_started(cls, generations: Path) -> Ranks | None:
+    def latest_started(cls, machine: Path) -> Ranks | None:
         """The latest that were started here, for an agent that recovers after an earlier one was killed."""
-        started = [int(path.parent.name) for path in generations.glob(f"*/{START_FILE}")]
-        if not started:
+        try:
+            record = StartRecord.model_validate_json((machine / START_FILE).read_text())
+        except FileNotFoundError:
             return None
-        folder = generations / str(max(started))
-        return cls(folder, max(started), LaunchConfig.model_validate_json((folder / START_FILE).read_text()))
+        return cls(machine, record.generation, record.launch_config)
 
     def start(
         self,
@@ -80,7 +91,8 @@ class Ranks:
         self._create_folder()
         task_file, log = self.folder / "task.json", self.folder / LAUNCH_LOG
         task_file.write_text(task.model_dump_json())
-        write_durably(self.folder / START_FILE, self.launch_config.model_dump_json())
+        record = StartRecord(generation=self.generation, launch_config=self.launch_config)
+        write_durably(self._machine / START_FILE, record.model_dump_json())
         log.touch()
         ranks_environment = {**environment, **self._generation_environment()}
         if server is None:
@@ -128,7 +140,7 @@ class Ranks:
         self.folder.mkdir(parents=True)
 
     def _has_ended(self, rank: int) -> bool:
-        return self._processes[rank].poll() is not None or self._exit_file(rank).exists()
+        return self._processes[rank].poll() is not None or exists(self._exit_file(rank))
 
     def _exit_file(self, rank: int) -> Path:
         return self.folder / f"exit-{rank}.json"
@@ -137,7 +149,7 @@ class Ranks:
         process = self._processes.get(rank)
         code = process.poll() if process else None
         message, kind = "killed by a signal: it wrote no exit file", None
-        if not (self.folder / f"log-rank{rank}.txt").exists():
+        if not exists(self.folder / f"log-rank{rank}.txt"):
             reason = isinstance(process, RankProcess) and process.error
             message, kind = f"it never started: {reason or _tail(self.folder / LAUNCH_LOG)}", "infrastructure"
         return RankExit(rank=rank, outcome="signal", at=time.time(), code=code, kind=kind, message=message)
