@@ -77,9 +77,9 @@ def _copy_bucket(bucket: Bucket, place: Path, draw: random.Random) -> str:
         outcome = refused(error, url)
     else:
         outcome, root = "copied", f"{prefix}/" if prefix else ""
-        wanted = {
-            key.removeprefix(root): found.content for key, found in bucket.objects.items() if key.startswith(root)
-        }
+        below = {key: found for key, found in bucket.objects.items() if key.startswith(root)}
+        # the S3 library drops slashes at both ends of a key
+        wanted = {key.removeprefix(root).strip("/"): found.content for key, found in below.items()}
         files = _files(copy)
         assert files == {name: wanted[name] for name in files}
         assert {name for name, content in wanted.items() if content} <= files.keys()
