@@ -238,5 +238,5 @@ def describe_slope(name: str, samples: Sequence[tuple[float, float]], blocks: in
     low, high = fit.slope - half, fit.slope + half
     return Row(
         f"memory of the {name}, slope", fit.slope, "MB a minute", f"95 % interval below {MB_PER_MINUTE}",
-        high < MB_PER_MINUTE, {"interval from": low, "to": high, "MB at the end": megabytes[-1]},
+        bool(high < MB_PER_MINUTE), {"interval from": low, "to": high, "MB at the end": megabytes[-1]},
     )  # fmt: skip

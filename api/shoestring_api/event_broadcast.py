@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 EVENTS_PER_READ = 200
 MAX_CACHED_GROUPS = 200
 MAX_CACHED_BYTES = 16_000_000
-PAUSE_PER_READER_S = 0.0005
-"""After each group, for each reader; what happens meanwhile is the next group. So a hundred changes a second cost a
-team of many viewers no more sends than ten, and a team of few sees each at once."""
+PAUSE_PER_READER_S = 0.002
+"""After each group, for each reader; what happens meanwhile is the next group. So however much happens, a team costs
+500 sends a second at most; one of few viewers sees each change at once, one of 200 after 0.4 s."""
 WHOLE_EVENT = 9
 """`StreamPosition.part` after every message of an event was sent."""
 
