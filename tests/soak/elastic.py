@@ -70,7 +70,15 @@ def prove(case: str, seed: int, folder: Path, epochs: int = EPOCHS) -> str:
 
 
 def live_through(
-    case: str, seed: int, folder: Path, epochs: int, *, nodes: int = NODES, step_s: float = 0, to_the_end: bool = True
+    case: str,
+    seed: int,
+    folder: Path,
+    epochs: int,
+    *,
+    nodes: int = NODES,
+    batch_size: int = 32,
+    step_s: float = 0,
+    to_the_end: bool = True,
 ) -> tuple[list[Ran], str, dict[str, Any] | None]:
     """Lose a machine and grow back; at the end, the state's hashes and the accuracy. Else stop once it has grown.
 
@@ -86,8 +94,9 @@ def live_through(
     try:
         service.start()
         with witness.Watch(service.data) as looking:
-            submitted = service.client.submit(spec(seed, epochs, nodes, hooks(service.hooks, step_s)))
-            lost_at = lose(service, str(submitted.id), case, draw, nodes)
+            submitted = service.client.submit(spec(seed, epochs, nodes, batch_size, hooks(service.hooks, step_s)))
+            step = draw.randrange(100, 130) * 32 // batch_size  # in the third epoch
+            lost_at = lose(service, str(submitted.id), case, step, draw, nodes)
             if not to_the_end:
                 wait_for_steps_of_all(service, str(submitted.id))
                 service.client.stop(submitted.id)
@@ -118,17 +127,17 @@ def wait_for_steps_of_all(service: Service, job: str) -> None:
     def grown_back(found: rest.Job) -> bool:
         assert found.state != "ended", "the job was over before it had grown back"
         newest = service.client.attempts(job).attempts[-1].generations[-1] if found.generation >= 3 else None
-        return newest is not None and (newest.last_step or 0) > newest.start_step + 20
+        return newest is not None and (newest.last_step or 0) > newest.start_step + 5
 
     service.wait(job, grown_back, PATIENCE_S)
 
 
-def spec(seed: int, epochs: int, nodes: int, hooks_file: Path) -> dict[str, Any]:
+def spec(seed: int, epochs: int, nodes: int, batch_size: int, hooks_file: Path) -> dict[str, Any]:
     return {
         "recipe": "digits/quickstart",
         "params": {
-            "epochs": epochs, "width": 8, "eval_every_epochs": 5, "precision": "fp32", "seed": seed,
-            "hooks_file": str(hooks_file),
+            "epochs": epochs, "batch_size": batch_size, "width": 8, "eval_every_epochs": 5, "precision": "fp32",
+            "seed": seed, "hooks_file": str(hooks_file),
         },
         "resources": {"nodes": f"2..{nodes}", "spot": "only"},
         "checkpoint": {"every": "2s"},
@@ -143,9 +152,9 @@ def hooks(folder: Path, step_s: float) -> Path:
     return file
 
 
-def lose(service: Service, job: str, case: str, draw: random.Random, nodes: int) -> float:
-    """Take a machine away inside an epoch, after at least two; returns when (unix seconds)."""
-    trained = service.trained(job, draw.randrange(100, 130))
+def lose(service: Service, job: str, case: str, step: int, draw: random.Random, nodes: int) -> float:
+    """Take a machine away after `step`; returns when (unix seconds)."""
+    trained = service.trained(job, step)
     slot = 0 if case == "first-killed" else draw.randrange(1, nodes)
     attempt = service.client.attempts(trained.id).attempts[-1]
     machine = next(one for one in attempt.machines if one.slot == slot)
