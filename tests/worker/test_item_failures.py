@@ -123,13 +123,14 @@ def test_an_attempt_whose_checkpoint_cannot_be_looked_for_keeps_no_other_from_cl
     stuck, other = running(world)
     for job in (stuck, other):
         upload(world, job)
-    objects = world.control_loop.objects
-    world.control_loop.objects = FailingObjects(world, stuck, failure)
+    sound = world.control_loop
+    world.objects = FailingObjects(world, stuck, failure)
+    world.control_loop = world.another_control_loop()
     crash(world, stuck, other)
     world.tick()
     assert attempt_states(world, stuck) == ["closing"]
     assert attempt_states(world, other) == ["closed", "open"]
-    world.control_loop.objects = objects
+    world.control_loop = sound
     world.tick(1)
     assert attempt_states(world, stuck) == ["closed", "open"]
     assert world.job(stuck).checkpoint is not None
@@ -190,7 +191,8 @@ def test_a_failure_that_repeats_is_logged_once_a_minute_with_its_count(world: Wo
 def test_a_database_outage_ends_the_tick_at_once(world: World):
     first, second = running(world)
     crash(world, first, second)
-    world.control_loop.objects = FailingObjects(world, first, DatabaseUnavailable("the database is down"))
+    world.objects = FailingObjects(world, first, DatabaseUnavailable("the database is down"))
+    world.control_loop = world.another_control_loop()
     upload(world, first)
     with pytest.raises(DatabaseUnavailable):
         world.tick()

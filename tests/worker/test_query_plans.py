@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No tick and no page of jobs reads all jobs, by SQLite's query plans."""
+"""No tick and no page of jobs reads all jobs, or all their accounts, by SQLite's query plans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store import identity, job_search, jobs, queries
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.objects import LocalObjects
+from shoestring_core.store.tables import AccountRow
 from shoestring_worker.providers.sim import SimulatedProvider
+from sqlalchemy import update
 
 from tests.core.world import Clock
 from tests.statements import counted
@@ -36,7 +38,9 @@ def admin(store: Store) -> identity.Principal:
     return admin
 
 
-def test_no_statement_of_a_tick_reads_all_jobs(store: Store, admin: identity.Principal, tmp_path: Path):
+def test_no_statement_of_a_tick_reads_all_jobs_or_their_accounts(
+    store: Store, admin: identity.Principal, tmp_path: Path
+):
     clock = Clock()
     provider = SimulatedProvider(clock, slots=1)
     objects = LocalObjects(tmp_path / "objects", SECRET, "http://objects")
@@ -46,10 +50,14 @@ def test_no_statement_of_a_tick_reads_all_jobs(store: Store, admin: identity.Pri
             control_loop.tick()
         with counted(store) as second:
             control_loop.tick()
+        store.write(lambda db: db.execute(update(AccountRow).where(AccountRow.kind == "team").values(overdraft=1)))
+        with counted(store) as overdrawn:
+            control_loop.tick()
     finally:
         control_loop.close()
     assert len(provider.alive()) == 1
-    assert first.scans(store, "jobs") == second.scans(store, "jobs") == []
+    for statements in (first, second, overdrawn):
+        assert statements.scans(store, "jobs") == statements.scans(store, "accounts") == []
 
 
 def test_no_statement_of_a_page_of_jobs_reads_all_jobs(store: Store, admin: identity.Principal):

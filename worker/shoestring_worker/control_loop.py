@@ -12,34 +12,21 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Concatenate, Literal, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
-from shoestring_core.decide import failures, funding
-from shoestring_core.decide.placement import rank_offers
-from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.errors import (
-    BudgetExceeded,
-    InvalidRequest,
-    InvalidState,
-    NotFound,
-    StaleTransition,
-    Unavailable,
-)
-from shoestring_core.states import DesiredState, StopReason
-from shoestring_core.store import checkpoints, jobs, ledger
+from shoestring_core.store import ledger
 from shoestring_core.store.db import CommitInfo, Store, Write
-from shoestring_core.store.fleet import billing, gangs, launches, planning, queue, service_heartbeats
-from shoestring_core.store.fleet.active_attempts import ActiveAttempt, Demand, OpenWork, load_demand, load_open_work
-from shoestring_core.store.fleet.offers import load_offers
+from shoestring_core.store.fleet import billing, launches, service_heartbeats
+from shoestring_core.store.fleet.active_attempts import ActiveAttempt
+from shoestring_core.store.fleet.launches import PlannedMachine
+from shoestring_core.store.fleet.open_work import Demand, load_demand, load_open_work
 from shoestring_core.store.objects import Objects
-from shoestring_core.wording import Reason
-from shoestring_core.wording.budget import PayerOverdrawn
-from shoestring_core.wording.jobs import TimeLimitReached
 
+from shoestring_worker.attempt_steps import AttemptSteps
 from shoestring_worker.job_scheduler import JobScheduler
 from shoestring_worker.provider_lane import ProviderLane, wait_for_answers
 from shoestring_worker.providers.base import ManagedProvider
@@ -104,6 +91,9 @@ class ControlLoop:
             self.store, self.providers, self.timeouts, self.agent_url, self.deployment, self._items,
             schedule_again=self._more_work.set, monotonic=self.monotonic,
         )  # fmt: skip
+        self._attempts = AttemptSteps(
+            self.store, self.providers, self.objects, self.agent_url, self.deployment, self._items
+        )
 
     @property
     def deployment(self) -> str:
@@ -148,16 +138,19 @@ class ControlLoop:
         self._poll_providers(demand)
         with self.store.read() as db:
             work = load_open_work(db)
-        if not (work or demand.jobs_queued):
+        if not work:
             return
-        self._for_each("closing", self._close_attempt, work.attempts)
-        self._for_each("the time limit", self._enforce_time_limit, work.attempts)
-        self._for_each("failures", self._handle_failures, work.attempts, work.now)
+        self._for_each("closing", self._attempts.close, work.attempts)
+        self._for_each("the time limit", self._attempts.enforce_time_limit, work.attempts)
+        self._for_each("failures", self._attempts.handle_failures, work.attempts, work.now)
+        planned = [*work.launchable]
         if last_round or not self._more_work.is_set():  # else it would be made again in the next round
-            items.run("the schedule", self._scheduler.schedule_jobs)
-        self._for_each("empty slots", self._refill_slots, work.attempts, work.now)
-        self._launch_machines()
-        items.run("the funding", self._extend_holds, work)
+            mark, offers = work.queue, work.offer_versions
+            planned += items.run("the schedule", self._scheduler.schedule_jobs, mark, offers, work.now) or []
+        for refilled in self._for_each("empty slots", self._attempts.refill_slots, work.attempts, work.now):
+            planned += refilled
+        self._launch_machines(planned)
+        self._for_each("the funding", self._attempts.extend_holds, work.attempts, work)
         for machine in work.unbilled:
             items.run(f"the bill of machine {machine}", self._settle_machine, machine)
         for job in work.unsettled:
@@ -166,14 +159,19 @@ class ControlLoop:
     def _for_each(
         self,
         step: str,
-        function: Callable[Concatenate[ActiveAttempt, P], None],
+        function: Callable[Concatenate[ActiveAttempt, P], T],
         attempts: Iterable[ActiveAttempt],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> None:
+    ) -> list[T]:
+        """Returns the results of those that did not fail."""
+        results = []
         for active in attempts:
             item = f"{step} of job {active.job.id}, attempt {active.attempt.number}"
-            self._items.run(item, function, active, *args, **kwargs)
+            result = self._items.run(item, function, active, *args, **kwargs)
+            if result is not None:
+                results.append(result)
+        return results
 
     # Steps
 
@@ -191,152 +189,22 @@ class ControlLoop:
 
     def _poll_providers(self, demand: Demand) -> None:
         """Reconcile with the providers and refresh their offers, where that is due."""
-        for name in demand.alive_machines.keys() - self._lanes.keys():
+        for name in demand.in_use - self._lanes.keys():
             self._items.warn(f"provider {name}", "it has machines, and this worker does not serve it")
-        due = [
-            lane
-            for name, lane in self._lanes.items()
-            if lane.is_due or demand.jobs_queued or demand.alive_machines.get(name)
-        ]
-        polls = [call for lane in due for call in lane.begin_poll(self._scheduler.requirements)]
+        due = [lane for name, lane in self._lanes.items() if lane.is_due or demand.jobs_queued or name in demand.in_use]
+        polls = [call for lane in due for call in lane.begin_poll(self._scheduler.requirements, demand.now)]
         wait_for_answers(polls, self.answer_wait_s)
 
-    def _launch_machines(self) -> None:
-        calls = [call for lane in self._lanes.values() for call in lane.begin_launches()]
+    def _launch_machines(self, planned: Sequence[PlannedMachine]) -> None:
+        by_provider = {name: [machine.id for machine in planned if machine.provider == name] for name in self._lanes}
+        calls = [call for name, machines in by_provider.items() for call in self._lanes[name].begin_launches(machines)]
         wait_for_answers(calls, self.answer_wait_s)
-
-    def _close_attempt(self, active: ActiveAttempt) -> None:
-        """Begin to close the attempt of a stopping job; finish one whose machines have all terminated."""
-        if active.attempt.state == "open" and active.job.state == "stopping":
-            self._write(gangs.begin_stopping, active.job.id)
-        elif active.attempt.state == "closing" and not active.alive:
-            self._adopt_uncommitted_checkpoint(active)
-            self._write(gangs.finish_attempt, active.job.id, active.attempt.number)
-
-    def _adopt_uncommitted_checkpoint(self, active: ActiveAttempt) -> None:
-        """Commit a checkpoint whose machine terminated after uploading it and before reporting it, if there is one."""
-        with self.store.read() as db:
-            place = checkpoints.find_stranded_upload(db, active.job.id, active.attempt.number)
-        if place is None:
-            return
-        try:
-            manifest, manifest_sha = checkpoints.read_manifest(self.objects, place.key)
-        except NotFound:
-            return
-        except InvalidRequest as invalid:
-            log.warning("checkpoint %s is not adopted: %s", place.key, invalid)
-            return
-        data = self.objects.head(f"{place.key}/data")
-        if data is not None and (data.bytes, data.sha256) == (manifest.bytes, manifest.sha256):
-            self._write(checkpoints.adopt_upload, place, manifest, manifest_sha)
-
-    def _enforce_time_limit(self, active: ActiveAttempt) -> None:
-        """Stop a job that has reached limits.time; it saves a checkpoint first."""
-        limit = active.spec.limits.time if active.wanted else None
-        if limit is not None and active.trained_us >= limit * 1e6:
-            self._stop(active, DesiredState.STOP, StopReason.TIME_LIMIT, TimeLimitReached(limit))
-
-    def _handle_failures(self, active: ActiveAttempt, now: int) -> None:
-        """Restart or end an attempt whose ranks exited or whose machines were lost."""
-        if not active.wanted:
-            return
-        action = failures.decide_attempt(active.gang_status(), now, self._timeouts(active))
-        if isinstance(action, failures.NoAction):
-            return
-        generation = active.generation.number if active.generation else None
-        try:
-            self._write(gangs.apply_action, active.job.id, active.attempt.number, generation, action)
-        except StaleTransition as stale:
-            log.info("%s", stale)
-
-    def _refill_slots(self, active: ActiveAttempt, now: int) -> None:
-        """Plan another machine where a launch was refused (with backoff), or where an elastic gang lost its machine.
-
-        All machines of an attempt are of one provider and region, so that they reach each other.
-        """
-        slots = active.empty_slots(now, self._timeouts(active)) if active.wanted else []
-        if not slots:
-            return
-        latest = active.machines[-1]
-        wanted = replace(
-            Requirements.of(active.spec.resources, queue.chosen_type(active.job.sizing)),
-            nodes=1,
-            provider=latest.provider,
-            regions=(latest.region,),
-        )
-        with self.store.read() as db:
-            offer = rank_offers(load_offers(db), wanted, now, launches.load_refusals(db)).best
-        if offer is None:
-            return
-        for slot in slots:
-            try:
-                self._write(
-                    planning.refill_slot,
-                    active.job.id,
-                    active.attempt.number,
-                    slot,
-                    offer,
-                    agent_url=self.agent_url,
-                    deployment=self.deployment,
-                    timeouts=self._timeouts(active),
-                )
-            except BudgetExceeded as short:
-                log.info("slot %s of job %s stays empty: %s", slot, active.job.id, short)
-
-    def _extend_holds(self, work: OpenWork) -> None:
-        """Extend holds before they run out."""
-        wanted = [active for active in work.attempts if active.wanted]
-        if not wanted:
-            return
-        with self.store.read() as db:
-            held = billing.load_fundings(db, [machine.id for active in wanted for machine in active.machines])
-            overdrawn = billing.overdrawn_jobs(db, [active.job.id for active in wanted])
-        for active in wanted:
-            account = overdrawn.get(active.job.id)
-            self._items.run(f"the funding of job {active.job.id}", self._fund, active, held, account, work.now)
-
-    def _fund(
-        self, active: ActiveAttempt, held: Mapping[UUID, funding.MachineFunding], overdrawn: str | None, now: int
-    ) -> None:
-        """Extend the holds of an attempt. If it can't be funded further, its job checkpoints and pauses, or ends."""
-        if overdrawn:
-            self._stop_for_budget(active, PayerOverdrawn(overdrawn))
-            return
-        for machine in active.machines:
-            if machine.id in held and funding.due_extension(held[machine.id], now, self._timeouts(active)):
-                self._items.run(f"the funding of machine {machine.id}", self._extend_hold, active, machine.id)
-
-    def _extend_hold(self, active: ActiveAttempt, machine: UUID) -> None:
-        try:
-            self._write(billing.post_cost, machine)
-            self._write(billing.extend_funding, machine, self._timeouts(active))
-        except BudgetExceeded as short:
-            self._stop_for_budget(active, short.reason)
-        except StaleTransition:
-            pass  # another worker has extended it, or it has just terminated
 
     def _settle_machine(self, machine: UUID) -> None:
         self._write(billing.settle_machine, machine)
 
     def _settle_job(self, job: UUID) -> None:
         self._write(billing.settle_job, job)
-
-    # What steps share
-
-    def _stop_for_budget(self, active: ActiveAttempt, reason: Reason) -> None:
-        self._stop(active, funding.when_budget_exhausted(active.spec.on_budget), StopReason.BUDGET, reason)
-
-    def _stop(self, active: ActiveAttempt, desired: DesiredState, stop_reason: StopReason, reason: Reason) -> None:
-        try:
-            mode: Literal["pause", "stop"] = "pause" if desired is DesiredState.PAUSE else "stop"
-            self._write(jobs.stop, active.job.id, "fleet", mode, stop_reason=stop_reason, reason=reason)
-        except (StaleTransition, InvalidState) as stale:
-            log.info("%s", stale)
-
-    def _timeouts(self, active: ActiveAttempt) -> Timeouts:
-        if active.provider not in self.providers:
-            raise Unavailable(f"provider {active.provider} is not served by this worker")
-        return self.providers[active.provider].timeouts
 
     def _write(self, function: Callable[Concatenate[Write, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         return write(self.store, function, *args, **kwargs)

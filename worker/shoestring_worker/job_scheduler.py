@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import is_stale
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import QueuedJob, Start, schedule_jobs
+from shoestring_core.decide.schedule import QueuedJob, Start, Wait, schedule_jobs
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, StaleTransition
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import planning, queue
+from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.fleet.queue import QueueMark
 
@@ -63,15 +64,17 @@ class JobScheduler:
     requirements: frozenset[Requirements] = frozenset()
     """Those of the jobs that the last schedule looked at."""
     _known: dict[UUID, QueuedJob] = field(default_factory=dict)
+    _offers: list[Offer] = field(default_factory=list)
+    _offer_versions: Mapping[str, int] | None = None
     _applied: AppliedSchedule | None = None
 
-    def schedule_jobs(self) -> None:
-        """Make a schedule and apply it, unless the last one still applies."""
-        with self.store.read() as db:
-            mark, now = queue.load_mark(db), db.now
-            offers = [offer for offer in load_offers(db) if offer.provider in self.providers] if mark.queued else []
-        if not mark.queued or self._still_applies(mark, offers, now):
-            return
+    def schedule_jobs(self, mark: QueueMark, offer_versions: Mapping[str, int], now: int) -> list[PlannedMachine]:
+        """Make a schedule and apply it, unless the last one still applies at `now`. Returns the machines to launch."""
+        if not mark.queued:
+            return []
+        offers = self._load_offers(offer_versions)
+        if self._still_applies(mark, offers, now):
+            return []
         timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
         with self.store.read() as db:
             now, loaded = db.now, queue.load_queue(db, self.timeouts, self._known)
@@ -83,12 +86,14 @@ class JobScheduler:
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
         self.requirements = frozenset(job.requirements for job in loaded.snapshot.queue)
+        planned: list[PlannedMachine] = []
         version, complete = loaded.mark.plan_version, True
         for start in schedule.starts:
-            started = bool(self.items.run(f"the start of job {start.job}", self._start, start, version))
-            version, complete = version + started, complete and started
+            machines = self.items.run(f"the start of job {start.job}", self._start, start, version) or []
+            planned += [PlannedMachine(start.offer.provider, machine) for machine in machines]
+            version, complete = version + bool(machines), complete and bool(machines)
         if waits := loaded.changed(schedule.waits):
-            written = write(self.store, queue.apply_waits, waits, loaded.waits, version)
+            written = bool(self.items.run("why jobs wait", self._record_waits, waits, loaded.waits, version))
             version, complete = version + written, complete and written
         if complete:
             backoffs = [job.not_before for job in loaded.snapshot.queue if job.not_before > now]
@@ -96,22 +101,33 @@ class JobScheduler:
             mark = loaded.mark._replace(plan_version=version)
             stale = [(offer, is_stale(offer, now)) for offer in offers]
             self._applied = AppliedSchedule(mark, stale, min(backoffs, default=None), self.monotonic())
+        return planned
+
+    def _load_offers(self, versions: Mapping[str, int]) -> list[Offer]:
+        """Those of the providers that this worker serves. EC2 has hundreds, which seldom change."""
+        if versions != self._offer_versions:
+            with self.store.read() as db:
+                self._offers = [offer for offer in load_offers(db) if offer.provider in self.providers]
+            self._offer_versions = versions
+        return self._offers
 
     def _forget_all_but(self, queue: Iterable[QueuedJob]) -> None:
         for job in self._known.keys() - {queued.job for queued in queue}:
             del self._known[job]
 
-    def _start(self, start: Start, version: int) -> bool:
-        """Returns whether the job was started; not if another worker has applied a newer schedule."""
+    def _start(self, start: Start, version: int) -> list[UUID] | None:
+        """The machines of the job that was started; None if another worker has applied a newer schedule."""
         try:
-            machines = write(
+            return write(
                 self.store, planning.record_start, start, version, agent_url=self.agent_url, deployment=self.deployment
             )
         except (StaleTransition, BudgetExceeded) as changed:
             log.info("the schedule is out of date: %s", changed)
             self.schedule_again()
-            return False
-        return machines is not None
+            return None
+
+    def _record_waits(self, waits: Sequence[Wait], before: Mapping[UUID, queue.StoredWait], version: int) -> bool:
+        return write(self.store, queue.apply_waits, waits, before, version)
 
     def _still_applies(self, mark: QueueMark, offers: list[Offer], now: int) -> bool:
         last = self._applied

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -39,13 +39,8 @@ class Launcher:
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(MAX_CONCURRENT_LAUNCHES, thread_name_prefix=f"launch-{self.name}")
 
-    def begin_pending(self) -> list[Future[None]]:
-        """Begin to launch all machines that are planned, or whose last launch call had an unknown outcome.
-
-        Returns the calls that this began.
-        """
-        with self.store.read() as db:
-            machines = launches.load_launchable(db, self.name)
+    def begin(self, machines: Iterable[UUID]) -> list[Future[None]]:
+        """Begin to launch machines, those aside whose call is in progress. Returns the calls that this began."""
         self._calls = {machine: call for machine, call in self._calls.items() if not call.done()}
         begun = []
         for machine in machines:

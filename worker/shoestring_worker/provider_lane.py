@@ -60,28 +60,28 @@ class ProviderLane:
     def is_due(self) -> bool:
         return self.monotonic() >= self._polled_at + POLL_INTERVAL_S
 
-    def begin_poll(self, requirements: Collection[Requirements]) -> list[Future[None]]:
+    def begin_poll(self, requirements: Collection[Requirements], now: int) -> list[Future[None]]:
         """Begin to reconcile and to refresh the offers. Returns what to wait for."""
         if self._poll is not None and not self._poll.done():
             self.items.warn(f"provider {self.name}", "it has not answered the calls of an earlier tick yet")
             return []
         self._polled_at = self.monotonic()
-        self._poll = self._thread.submit(self._poll_once, requirements)
+        self._poll = self._thread.submit(self._poll_once, requirements, now)
         return [self._poll] if self._prompt else []
 
-    def begin_launches(self) -> list[Future[None]]:
-        """Begin to launch what is planned. Returns what to wait for."""
-        calls = self.launcher.begin_pending()
+    def begin_launches(self, machines: Iterable[UUID]) -> list[Future[None]]:
+        """Begin to launch machines of this provider. Returns what to wait for."""
+        calls = self.launcher.begin(machines)
         return calls if self._prompt else []
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self.launcher.close()
 
-    def _poll_once(self, requirements: Collection[Requirements]) -> None:
+    def _poll_once(self, requirements: Collection[Requirements], now: int) -> None:
         begun = time.monotonic()
         try:
-            self.items.run(f"the list of {self.name} machines", self._reconciler.reconcile)
+            self.items.run(f"the list of {self.name} machines", self._reconciler.reconcile, now)
             self.items.run(f"the offers of {self.name}", self._refresh_offers, requirements)
         finally:
             self._prompt = time.monotonic() - begun < self.answer_wait_s

@@ -39,14 +39,13 @@ class Reconciler:
     _not_listed_since: dict[UUID, int] = field(default_factory=dict)
     """When a machine that was listed before was first missing. In memory: a restart only prolongs the wait."""
 
-    def reconcile(self) -> None:
+    def reconcile(self, listed_at: int) -> None:
+        """`listed_at`: a time before this call, by the database's clock (µs UTC)."""
         timeouts = self.provider.timeouts
-        with self.store.read() as db:
-            listed_at = db.now
         listed = self.provider.adapter.list(self.deployment)
         with self.store.read() as db:
             rows = observations.load_tracked_machines(db, self.name)
-            leases = service_heartbeats.leases_enforced(db, timeouts)
+            leases = service_heartbeats.leases_enforced(db, listed_at, timeouts)
         rows = [replace(row, not_listed_since=self._not_listed_since.get(row.id)) for row in rows]
         actions = reconcile(rows, listed, self.name, self.deployment, listed_at, leases, timeouts)
         tokens = {machine.token for machine in listed}

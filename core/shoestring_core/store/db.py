@@ -109,7 +109,7 @@ class Read:
         """µs UTC by the database's clock (SQLite: the host's), the same for the whole transaction."""
         if self.sql.get_bind().dialect.name == "sqlite":
             return time.time_ns() // 1000
-        return int(self.sql.scalar(text("SELECT (extract(epoch FROM now()) * 1000000)::bigint")) or 0)
+        return int(self.connection.scalar(_POSTGRESQL_CLOCK) or 0)
 
     def row(self, query: TypedReturnsRows[*Ts], **parameters: Any) -> Row[*Ts] | None:
         """The first row of a query of columns. See `rows`."""
@@ -380,6 +380,9 @@ class Store:
                 listener(committed)
             except Exception:
                 log.exception("a listener failed after a commit; the commit stands")
+
+
+_POSTGRESQL_CLOCK = text("SELECT (extract(epoch FROM now()) * 1000000)::bigint")
 
 
 def _invalid_url(message: str) -> Unavailable:

@@ -474,6 +474,7 @@ class AccountRow(Base):
         CheckConstraint("overdraft >= 0", name="overdraft_not_negative"),
         CheckConstraint("limit_micro IS NULL OR posted + held <= limit_micro + overdraft", name="never_overspent"),
         Index("uq_accounts_owner", "kind", "owner", "period", unique=True),
+        Index(None, "overdraft", sqlite_where=text("overdraft > 0"), postgresql_where=text("overdraft > 0")),
     )
 
 
@@ -554,6 +555,8 @@ class ProviderRow(Base):
     """decide.timeouts.Timeouts, as JSON."""
     answered_at: Mapped[int]
     """When it last said what it offers."""
+    offers_version: Mapped[int]
+    """Counts its answers: whoever has read its offers at this version needn't read them again."""
 
 
 class OfferRow(Base):

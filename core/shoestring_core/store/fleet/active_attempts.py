@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Active attempts: all that a tick of the control loop works on."""
+"""Active attempts: what is decided about machines is decided about one of these."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from uuid import UUID
 
-from sqlalchemy import exists, select
+from sqlalchemy import BindParameter, bindparam, select
 
 from shoestring_core import wire
 from shoestring_core.decide import failures, rendezvous
@@ -122,75 +122,26 @@ class ActiveAttempt:
         )
 
 
-@dataclass(frozen=True)
-class Demand:
-    """What providers are asked for: whether jobs wait for machines, and the machines that are alive, by provider."""
-
-    jobs_queued: bool
-    alive_machines: dict[str, int]
-
-
-@dataclass(frozen=True)
-class OpenWork:
-    """What a tick may have to act on, besides the queue. Falsy if there is nothing."""
-
-    now: int = 0
-    attempts: list[ActiveAttempt] = field(default_factory=list)
-    unbilled: list[UUID] = field(default_factory=list)
-    unsettled: list[UUID] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.attempts or self.unbilled or self.unsettled)
-
-
-def load_demand(db: Read) -> Demand:
-    queued = db.sql.scalar(select(exists().where(JobRow.state == "queued")))
-    return Demand(bool(queued), rows.count_alive(db))
-
-
-def load_open_work(db: Read) -> OpenWork:
-    """What there is to do: a few indexed reads if there is nothing."""
-    attempts = list(
-        db.sql.scalars(select(AttemptRow).where(AttemptRow.state.in_(rows.UNCLOSED)).order_by(AttemptRow.job))
-    )
-    return OpenWork(
-        now=db.now,
-        attempts=_load_active_attempts(db, attempts) if attempts else [],
-        unbilled=list(
-            db.sql.scalars(
-                select(MachineRow.id)
-                .where(MachineRow.state == "terminated", MachineRow.billed_at.is_(None))
-                .order_by(MachineRow.id)
-            )
-        ),
-        unsettled=list(db.sql.scalars(select(JobRow.id).where(JobRow.state == "ended", JobRow.settled_at.is_(None)))),
-    )
+def load_active_attempts(db: Read) -> list[ActiveAttempt]:
+    """All, by job."""
+    return _load(db, [(job, attempt) for job, attempt in db.sql.execute(_UNCLOSED)])
 
 
 def load_active_attempt(db: Read, attempt: AttemptRow) -> ActiveAttempt:
     """An attempt as it is now."""
-    return _load_active_attempts(db, [attempt])[0]
+    return _load(db, [(rows.load_job(db, attempt.job), attempt)])[0]
 
 
-def _load_active_attempts(db: Read, attempts: list[AttemptRow]) -> list[ActiveAttempt]:
-    ids = {attempt.job for attempt in attempts}
-    jobs = {job.id: job for job in db.sql.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
-    machines = rows.group_by_job(
-        db.sql.scalars(
-            select(MachineRow).where(MachineRow.job.in_(ids)).order_by(MachineRow.attempt, MachineRow.ordinal)
-        )
-    )
-    generations = rows.group_by_job(
-        db.sql.scalars(select(GenerationRow).where(GenerationRow.job.in_(ids)).order_by(GenerationRow.number))
-    )
-    members = rows.group_by_job(
-        db.sql.scalars(select(MemberRow).where(MemberRow.job.in_(ids)).order_by(MemberRow.node_rank))
-    )
+def _load(db: Read, attempts: list[tuple[JobRow, AttemptRow]]) -> list[ActiveAttempt]:
+    if not attempts:
+        return []
+    of_these = {"jobs": list({job.id for job, _ in attempts})}
+    machines = rows.group_by_job(db.sql.scalars(_MACHINES, of_these))
+    generations = rows.group_by_job(db.sql.scalars(_GENERATIONS, of_these))
+    members = rows.group_by_job(db.sql.scalars(_MEMBERS, of_these))
     return [
-        _active_attempt(
-            db, jobs[attempt.job], attempt, machines[attempt.job], generations[attempt.job], members[attempt.job]
-        )
-        for attempt in attempts
+        _active_attempt(db, job, attempt, machines[job.id], generations[job.id], members[job.id])
+        for job, attempt in attempts
     ]
 
 
@@ -236,3 +187,16 @@ def _machine_status(
         is_rank0=member is not None and member.node_rank == 0,
         was_member=was_member,
     )
+
+
+_UNCLOSED = (
+    select(JobRow, AttemptRow)
+    .join(AttemptRow, AttemptRow.job == JobRow.id)
+    .where(AttemptRow.state.in_(rows.UNCLOSED))
+    .order_by(AttemptRow.job)
+)
+_JOBS: BindParameter[list[UUID]] = bindparam("jobs", expanding=True)
+_MACHINES = select(MachineRow).where(MachineRow.job.in_(_JOBS)).order_by(MachineRow.attempt, MachineRow.ordinal)
+_GENERATIONS = select(GenerationRow).where(GenerationRow.job.in_(_JOBS)).order_by(GenerationRow.number)
+_MEMBERS = select(MemberRow).where(MemberRow.job.in_(_JOBS)).order_by(MemberRow.node_rank)
+"""Built once: to build a statement of SQLAlchemy takes longer than to run it, and each tick runs all of these."""

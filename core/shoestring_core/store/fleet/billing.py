@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import bindparam, exists, or_, select, text, update
 
 from shoestring_core.decide import billing, funding
 from shoestring_core.decide.timeouts import Timeouts
@@ -18,12 +18,13 @@ from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow
 from shoestring_core.wording import budget
 
 
-def load_fundings(db: Read, machines: Iterable[UUID]) -> dict[UUID, funding.MachineFunding]:
+def load_fundings(db: Read, machines: Collection[UUID]) -> dict[UUID, funding.MachineFunding]:
     """The open holds of machines."""
-    held = db.sql.scalars(select(HoldRow).where(HoldRow.machine.in_(list(machines)), HoldRow.state == "open"))
+    if not machines:
+        return {}
     return {
         row.machine: funding.MachineFunding(row.rate_cap, row.amount - row.consumed, row.funded_until)
-        for row in held
+        for row in db.rows(_OPEN_HOLDS, machines=list(machines))
         if row.funded_until is not None
     }
 
@@ -55,15 +56,16 @@ def post_cost(db: Write, machine_id: UUID) -> None:
         ledger.settle(db, machine_id, billing.bill(evidence(machine), db.now), final=False)
 
 
-def overdrawn_jobs(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
+def overdrawn_jobs(db: Read, job_ids: Collection[UUID]) -> dict[UUID, str]:
     """Jobs that draw on an account in overdraft, and its name: their machines can't be funded any further."""
-    red = {row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.overdraft > 0))}
+    if not job_ids:
+        return {}
+    red = {row.id: row for row in db.sql.scalars(_IN_OVERDRAFT)}
     if not red:
         return {}
-    accounts = {
-        row.id: row
-        for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member", "job"))))
-    }
+    of_these = (AccountRow.kind == "job") & AccountRow.owner.in_([str(job) for job in job_ids])
+    shared = AccountRow.kind.in_(("org", "team", "member"))
+    accounts = {row.id: row for row in db.sql.scalars(select(AccountRow).where(or_(shared, of_these)))}
     leaves = {row.owner: row for row in accounts.values() if row.kind == "job"}
     names: dict[UUID, str] = {}
     for job in job_ids:
@@ -72,6 +74,16 @@ def overdrawn_jobs(db: Read, job_ids: Iterable[UUID]) -> dict[UUID, str]:
             if short is not None:
                 names[job] = ledger.title(db, short)
     return names
+
+
+def load_unbilled(db: Read) -> list[UUID]:
+    """Machines that have terminated, without their final bill."""
+    return [machine for (machine,) in db.rows(_UNBILLED)]
+
+
+def load_unsettled(db: Read) -> list[UUID]:
+    """Jobs that have ended and may still cost something."""
+    return [job for (job,) in db.rows(_UNSETTLED)]
 
 
 def settle_machine(db: Write, machine_id: UUID) -> bool:
@@ -128,3 +140,15 @@ def evidence(machine: MachineRow) -> billing.Evidence:
         clock_shift=machine.clock_shift,
         rules=billing.BillingRules(**machine.billing),
     )
+
+
+_OPEN_HOLDS = select(HoldRow.machine, HoldRow.rate_cap, HoldRow.amount, HoldRow.consumed, HoldRow.funded_until).where(
+    HoldRow.machine.in_(bindparam("machines", expanding=True)), HoldRow.state == "open"
+)
+_IN_OVERDRAFT = select(AccountRow).where(text("overdraft > 0"))  # as its index has it, without a parameter
+_UNBILLED = (
+    select(MachineRow.id)
+    .where(MachineRow.state == "terminated", MachineRow.billed_at.is_(None))
+    .order_by(MachineRow.id)
+)
+_UNSETTLED = select(JobRow.id).where(JobRow.state == "ended", JobRow.settled_at.is_(None))

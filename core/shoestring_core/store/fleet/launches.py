@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import bindparam, exists, func, or_, select, update
@@ -24,6 +24,11 @@ UNKNOWN = "unknown"
 """In place of a refusal: the call ended without an answer, so the machine may exist."""
 
 
+class PlannedMachine(NamedTuple):
+    provider: str
+    id: UUID
+
+
 @dataclass(frozen=True)
 class LaunchCall:
     """A launch request, and until when it may be sent."""
@@ -35,10 +40,9 @@ class LaunchCall:
     """Fences the answer: only the row's latest call may record a refusal."""
 
 
-def load_launchable(db: Read, provider: str) -> list[UUID]:
-    """A provider's machines to launch now: wanted, and without a call in progress."""
-    launchable = select(MachineRow.id).where(MachineRow.provider == provider, _may_be_called(db.now), _is_wanted())
-    return list(db.sql.scalars(launchable.order_by(MachineRow.id)))
+def load_launchable(db: Read) -> list[PlannedMachine]:
+    """The machines to launch now: wanted, and without a call in progress."""
+    return [PlannedMachine(*row) for row in db.rows(_LAUNCHABLE, now=db.now)]
 
 
 def load_refusals(db: Read) -> tuple[RecentRefusal, ...]:
@@ -120,7 +124,7 @@ def abandon_launch(db: Write, machine: UUID, listed_at: int, timeouts: Timeouts)
     return _abandon(db, row, (guard,), reason)
 
 
-def _may_be_called(now: int) -> Any:
+def _may_be_called(now: Any) -> Any:
     """Not called yet, or called with an unknown outcome and that call is over."""
     lapsed = (MachineRow.state == "launching") & (MachineRow.call_deadline <= now)
     return or_(MachineRow.state == "planned", lapsed & or_(MachineRow.refusal.is_(None), MachineRow.refusal == UNKNOWN))
@@ -147,3 +151,10 @@ def _abandon(db: Write, row: MachineRow, guard: tuple[Any, ...], reason: Reason,
     )
     db.request_tick()
     return True
+
+
+_LAUNCHABLE = (
+    select(MachineRow.provider, MachineRow.id)
+    .where(_may_be_called(bindparam("now")), _is_wanted())
+    .order_by(MachineRow.id)
+)

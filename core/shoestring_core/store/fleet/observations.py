@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.orm import defer, load_only
 
 from shoestring_core.decide import reconcile
 from shoestring_core.decide.billing import CLOCK_STEP
@@ -82,13 +83,7 @@ def begin_termination(db: Write, machine: UUID, reason: Reason, *, lease: bool) 
 
 def load_tracked_machines(db: Read, provider: str) -> list[reconcile.TrackedMachine]:
     """Every machine of a provider that is alive, as the reconciler needs it."""
-    alive = db.sql.execute(
-        select(MachineRow, AttemptRow, JobRow)
-        .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))
-        .join(JobRow, JobRow.id == MachineRow.job)
-        .where(MachineRow.state.in_(rows.ALIVE), MachineRow.provider == provider)
-        .order_by(MachineRow.id)
-    )
+    alive = db.sql.execute(_TRACKED, {"provider": provider})
     return [_tracked_machine(machine, attempt, job) for machine, attempt, job in alive]
 
 
@@ -118,3 +113,15 @@ def _observed_state(before: MachineState, observed: ProviderMachine) -> MachineS
     if observed.state == "stopping":
         return MachineState.TERMINATING
     return MachineState.RUNNING if before in (MachineState.PLANNED, MachineState.LAUNCHING) else before
+
+
+_TRACKED = (
+    select(MachineRow, AttemptRow, JobRow)
+    .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))
+    .join(JobRow, JobRow.id == MachineRow.job)
+    .where(MachineRow.state.in_(rows.ALIVE), MachineRow.provider == bindparam("provider"))
+    .order_by(MachineRow.id)
+    .options(load_only(JobRow.attempt, JobRow.state, JobRow.desired_state))
+    .options(load_only(AttemptRow.number, AttemptRow.state, AttemptRow.closed_at))
+    .options(defer(MachineRow.launch_request), defer(MachineRow.billing), defer(MachineRow.hardware))
+)

@@ -21,7 +21,8 @@ def save_offers(db: Write, provider: str, current: Iterable[Offer], timeouts: Ti
     Records each price that differs from the last one, with its time and source.
     """
     described = {"timeouts": _TIMEOUTS.dump_python(timeouts, mode="json"), "answered_at": db.now}
-    if not db.insert_new(ProviderRow, name=provider, **described):
+    if not db.insert_new(ProviderRow, name=provider, offers_version=1, **described):
+        described["offers_version"] = ProviderRow.offers_version + 1
         db.execute(update(ProviderRow).where(ProviderRow.name == provider).values(**described))
     db.sql.execute(delete(OfferRow).where(OfferRow.provider == provider))
     for offer in current:
@@ -48,6 +49,11 @@ def load_offers(db: Read) -> list[Offer]:
     return [_OFFER.validate_python(row._asdict()) for row in db.rows(_OFFERS)]
 
 
+def load_versions(db: Read) -> dict[str, int]:
+    """The version of each provider's offers: while it is the same, so are they, and the time of its answer."""
+    return dict(db.rows(_VERSIONS))
+
+
 def load_timeouts(db: Read) -> dict[str, Timeouts]:
     """The timeouts of each provider that a worker has served."""
     return {name: _TIMEOUTS.validate_python(timeouts) for name, timeouts in db.rows(_PROVIDERS)}
@@ -62,5 +68,6 @@ _OFFERS = (
     .order_by(OfferRow.provider, OfferRow.region, OfferRow.zone, OfferRow.type, OfferRow.market)
 )
 _PROVIDERS = select(ProviderRow.name, ProviderRow.timeouts).order_by(ProviderRow.name)
+_VERSIONS = select(ProviderRow.name, ProviderRow.offers_version)
 _OFFER = TypeAdapter(Offer)
 _TIMEOUTS = TypeAdapter(Timeouts)

@@ -80,10 +80,7 @@ class LoadedQueue:
 
 def load_mark(db: Read) -> QueueMark:
     """One cheap statement, however long the queue is."""
-    version, changes = select(SchedulerRow.plan_version), select(func.sum(TeamRow.schedule_changes))
-    attempts = select(func.count()).select_from(AttemptRow).where(AttemptRow.state.in_(rows.UNCLOSED))
-    counts = (query.scalar_subquery() for query in (version, changes, attempts))
-    queued, *numbers = db.sql.execute(select(exists().where(JobRow.state == "queued"), *counts)).one()
+    ((queued, *numbers),) = db.rows(_MARK)
     return QueueMark(bool(queued), *(int(number or 0) for number in numbers))
 
 
@@ -265,3 +262,11 @@ def _select_in(
     while left:
         some, left = left[:MAX_PARAMETERS], left[MAX_PARAMETERS:]
         yield from db.sql.execute(select(*columns).where(key.in_(some)))
+
+
+_MARK = select(
+    exists().where(JobRow.state == "queued"),
+    select(SchedulerRow.plan_version).scalar_subquery(),
+    select(func.sum(TeamRow.schedule_changes)).scalar_subquery(),
+    select(func.count()).select_from(AttemptRow).where(AttemptRow.state.in_(rows.UNCLOSED)).scalar_subquery(),
+)

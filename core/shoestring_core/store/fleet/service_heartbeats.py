@@ -20,11 +20,11 @@ def record_heartbeat(db: Write, name: str, max_gap: int) -> None:
     db.execute(heartbeat.values(up_since=up_since, last_heartbeat_at=db.now))
 
 
-def leases_enforced(db: Read, timeouts: Timeouts) -> bool:
+def leases_enforced(db: Read, now: int, timeouts: Timeouts) -> bool:
     """Whether the API has answered without a break for one lease length: only then is silence the machines' own."""
     api = db.sql.get(ServiceRow, "api")
     return (
         api is not None
-        and db.now - api.last_heartbeat_at <= timeouts.machine_lease // 2
-        and db.now - api.up_since >= timeouts.machine_lease
+        and now - api.last_heartbeat_at <= timeouts.machine_lease // 2
+        and now - api.up_since >= timeouts.machine_lease
     )

@@ -31,7 +31,7 @@ def unwanted(fleet: Fleet, job: UUID) -> None:
 
 
 def launchable(fleet: Fleet) -> list[UUID]:
-    return fleet.read(launches.load_launchable, OFFER.provider)
+    return [machine.id for machine in fleet.read(launches.load_launchable)]
 
 
 # Calls

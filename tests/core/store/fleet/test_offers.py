@@ -34,3 +34,11 @@ def test_offers_are_replaced_and_each_change_of_a_price_is_kept(fleet: Fleet) ->
         ("spot", "0.158", first_at + 20 * S, first_at + 20 * S),
     ]
     assert {(one.source, one.unit, one.simulated) for one in prices} == {("test", "hour", True)}
+
+
+def test_the_version_of_a_providers_offers_rises_with_each_answer_of_its_own(fleet: Fleet) -> None:
+    fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
+    before = fleet.read(offers.load_versions)
+    fleet.write(offers.save_offers, "other", [], fleet.timeouts)
+    fleet.write(offers.save_offers, "local", [], fleet.timeouts)  # at the same time by the clock
+    assert fleet.read(offers.load_versions) == {"local": before["local"] + 1, "other": 1}

@@ -37,9 +37,9 @@ def test_a_gap_between_heartbeats_restarts_the_uptime(fleet: Fleet) -> None:
 )
 def test_leases_count_only_while_the_api_answers(fleet: Fleet, up_s: int, silent_us: int, enforced: bool) -> None:
     """`up_s` before now it came up; `silent_us` ago it was heard last (-1: its uptime is a microsecond shorter)."""
-    assert not fleet.read(service_heartbeats.leases_enforced, fleet.timeouts), "no API yet"
+    assert not fleet.read(service_heartbeats.leases_enforced, fleet.clock.now, fleet.timeouts), "no API yet"
     now = fleet.clock.now
     fleet.write(service_heartbeats.record_heartbeat, "api", 10 * S)
     up_since = now - up_s * S + (1 if silent_us < 0 else 0)
     fleet.alter(ServiceRow, ServiceRow.name == "api", up_since=up_since, last_heartbeat_at=now - max(0, silent_us))
-    assert fleet.read(service_heartbeats.leases_enforced, fleet.timeouts) == enforced
+    assert fleet.read(service_heartbeats.leases_enforced, fleet.clock.now, fleet.timeouts) == enforced

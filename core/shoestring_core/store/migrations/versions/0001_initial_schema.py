@@ -36,6 +36,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["parent"], ["accounts.id"], name=op.f("fk_accounts_parent")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_accounts")),
     )
+    op.create_index(
+        op.f("ix_accounts_overdraft"),
+        "accounts",
+        ["overdraft"],
+        unique=False,
+        sqlite_where=sa.text("overdraft > 0"),
+        postgresql_where=sa.text("overdraft > 0"),
+    )
     op.create_index("uq_accounts_owner", "accounts", ["kind", "owner", "period"], unique=True)
     op.create_table(
         "idempotency",
@@ -84,6 +92,7 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("timeouts", Json, nullable=False),
         sa.Column("answered_at", sa.BigInteger(), nullable=False),
+        sa.Column("offers_version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_providers")),
     )
     op.create_table(
