@@ -259,6 +259,19 @@ def test_a_damaged_row_is_listed_without_what_is_damaged(deployment: Deployment)
             assert deployment.member.get(f"/v1/jobs/{damaged}").status_code == 200
 
 
+@pytest.mark.any_database
+def test_a_job_is_listed_whose_machine_has_damaged_billing_rules(deployment: Deployment) -> None:
+    job, _ = deployment.running()
+    whole = deployment.submit()
+    for damaged in ([1], "x", {"minimum": "x"}, {"other": 1}):
+        with deployment.store.writer.begin() as connection:
+            connection.execute(update(MachineRow).where(MachineRow.job == job).values(billing=damaged))
+        answer = deployment.member.get("/v1/jobs")
+        assert answer.status_code == 200, (damaged, answer.text)
+        assert [one["id"] for one in answer.json()["jobs"]] == [str(whole), str(job)]
+        assert deployment.member.get(f"/v1/jobs/{job}/cost").status_code == 200
+
+
 def test_json_that_was_cut_off_in_the_database_costs_no_other_row(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'store.db'}"
     store = open_store(url)

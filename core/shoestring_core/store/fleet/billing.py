@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from uuid import UUID
 
@@ -16,6 +17,8 @@ from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
 from shoestring_core.wording import budget
+
+log = logging.getLogger(__name__)
 
 
 def load_fundings(db: Read, machines: Collection[UUID]) -> dict[UUID, funding.MachineFunding]:
@@ -138,8 +141,17 @@ def evidence(machine: MachineRow) -> billing.Evidence:
         ended_at=machine.ended_at,
         end_cause=machine.end_cause,
         clock_shift=machine.clock_shift,
-        rules=billing.BillingRules(**machine.billing),
+        rules=_rules(machine),
     )
+
+
+def _rules(machine: MachineRow) -> billing.BillingRules:
+    """As they were at launch. Damaged ones are as good as none, as JSON is that was cut off: they cost no other row."""
+    match machine.billing:
+        case {"minimum": int(minimum)}:
+            return billing.BillingRules(minimum)
+    log.error("the stored billing rules of machine %s can't be read: %.80r", machine.id, machine.billing)
+    return billing.BillingRules()
 
 
 _OPEN_HOLDS = select(HoldRow.machine, HoldRow.rate_cap, HoldRow.amount, HoldRow.consumed, HoldRow.funded_until).where(

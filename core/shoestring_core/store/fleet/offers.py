@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import delete, select, update
 
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import OfferRow, PriceRow, ProviderRow
+
+log = logging.getLogger(__name__)
 
 
 def save_offers(db: Write, provider: str, current: Iterable[Offer], timeouts: Timeouts) -> None:
@@ -45,8 +48,14 @@ def save_offers(db: Write, provider: str, current: Iterable[Offer], timeouts: Ti
 
 
 def load_offers(db: Read) -> list[Offer]:
-    """What each provider offered when it last answered."""
-    return [_OFFER.validate_python(row._asdict()) for row in db.rows(_OFFERS)]
+    """What each provider offered when it last answered. A row that is damaged hides no other."""
+    offers = []
+    for row in db.rows(_OFFERS):
+        try:
+            offers.append(_OFFER.validate_python(row._asdict()))
+        except ValidationError as damaged:
+            log.error("the stored offer of %s by %s can't be read: %s", row.type, row.provider, damaged)
+    return offers
 
 
 def load_versions(db: Read) -> dict[str, int]:

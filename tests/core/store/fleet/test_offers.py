@@ -42,3 +42,10 @@ def test_the_version_of_a_providers_offers_rises_with_each_answer_of_its_own(fle
     fleet.write(offers.save_offers, "other", [], fleet.timeouts)
     fleet.write(offers.save_offers, "local", [], fleet.timeouts)  # at the same time by the clock
     assert fleet.read(offers.load_versions) == {"local": before["local"] + 1, "other": 1}
+
+
+def test_a_damaged_offer_hides_no_other(fleet: Fleet) -> None:
+    dearer = Offer("local", "local", "", "local.cpu", "on_demand", "0.526", "0.526", None, "test", True)
+    fleet.write(offers.save_offers, "local", [dearer, OFFER], fleet.timeouts)
+    fleet.alter(OfferRow, OfferRow.market == "on_demand", billing=[1])
+    assert fleet.read(offers.load_offers) == [OFFER]
