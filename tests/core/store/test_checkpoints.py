@@ -317,6 +317,14 @@ def manifest(place: checkpoints.StrandedUpload, step: int, **fields: object) -> 
     return checkpoints.Manifest(**content | fields)
 
 
+def test_a_part_of_a_manifest_may_end_with_the_data_and_not_after_it() -> None:
+    place = checkpoints.StrandedUpload(uuid7(), 1, "key", 100)
+    part = {"name": "weights", "offset": 3, "bytes": 4, "sha256": "0" * 64}
+    assert manifest(place, 40, parts=[part]).parts == [checkpoints.Part(**part)]
+    with pytest.raises(ValueError, match="part weights ends after the data"):
+        manifest(place, 40, parts=[part | {"offset": 4}])
+
+
 def stranded(fleet: Fleet, job: UUID, attempt: int = 1) -> checkpoints.StrandedUpload | None:
     return fleet.read(checkpoints.find_stranded_upload, job, attempt)
 

@@ -146,6 +146,8 @@ def test_a_refusal_proves_nothing_after_a_call_whose_outcome_is_unknown(fleet: F
     assert call_facts(fleet, machine) == (LAUNCHING, fleet.clock.now, "capacity", "open")
     assert call_facts(fleet, other) == (LAUNCHING, others.call_deadline, launches.UNKNOWN, "open")
     assert launchable(fleet) == [], "the provider has refused it"
+    assert fleet.write(launches.abandon_launch, machine, LATER, fleet.timeouts)
+    assert fleet.told("machine", machine)[-1] == (NEVER_LAUNCHED, LaunchRefused("capacity", "full").as_json())
 
 
 @pytest.mark.parametrize("answer", ["refused", "not answered"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
+from shoestring_core import spec
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
@@ -242,3 +243,7 @@ def test_a_lost_machine_of_an_elastic_gang_is_replaced_in_its_slot(fleet: Fleet)
     assert refill(fleet, job, 1) is None
     with fleet.store.read() as db:
         assert len(db.sql.scalars(select(MachineRow).where(MachineRow.job == job)).all()) == 4
+
+
+def test_a_job_that_no_offer_suits_holds_nothing_yet(fleet: Fleet) -> None:
+    assert fleet.read(planning.min_hold, spec.parse({"recipe": "digits/quickstart"})) == 0
