@@ -39,8 +39,7 @@ def test_a_tick_in_which_nothing_changed_writes_nothing_and_reads_as_much_as_wit
     world.tick()
     long = tick_alone(world)
     assert long.writes == short.writes == []
-    assert long.reads == short.reads <= 17
-    assert sum("extract(epoch" in statement for statement, _ in long.selects) <= 2
+    assert long.reads == short.reads <= 15
 
 
 def positions(world: World, submitted: list[UUID]) -> list[int | None]:

@@ -193,7 +193,8 @@ def _update_known(
     """Load what never changes of the jobs that are new. Returns those whose stored spec or sizing can't be read, and
     why."""
     new = [job for job in queued if job not in known]
-    owned = _select_in(db, (AccountRow.owner, AccountRow.id, AccountRow.parent), AccountRow.owner, map(str, new))
+    leaf = (AccountRow.owner, AccountRow.id, AccountRow.parent)
+    owned = _select_in(db, leaf, AccountRow.owner, map(str, new), AccountRow.kind == "job")
     paths = {UUID(leaf.owner): (leaf.id, *rows.ancestor_ids(accounts[leaf.parent], accounts)) for leaf in owned}
     unreadable: dict[UUID, str] = {}
     for job in _select_in(db, (JobRow.id, JobRow.spec, JobRow.sizing), JobRow.id, new):
@@ -255,13 +256,13 @@ def _balance(row: Any, name: str) -> AccountBalance:
 
 
 def _select_in(
-    db: Read, columns: Sequence[Any], key: InstrumentedAttribute[Any], values: Iterable[Any]
+    db: Read, columns: Sequence[Any], key: InstrumentedAttribute[Any], values: Iterable[Any], *where: Any
 ) -> Iterator[Any]:
     """Rows of these columns whose key is among the values, in as few statements as the databases allow."""
     left = list(values)
     while left:
         some, left = left[:MAX_PARAMETERS], left[MAX_PARAMETERS:]
-        yield from db.sql.execute(select(*columns).where(key.in_(some)))
+        yield from db.sql.execute(select(*columns).where(*where, key.in_(some)))
 
 
 _MARK = select(
