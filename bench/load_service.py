@@ -19,7 +19,8 @@ import httpx
 import psutil
 from shoestring_core import spec
 from shoestring_core.store import identity, jobs
-from shoestring_core.store.db import Write, open_store
+from shoestring_core.store.db import open_store
+from shoestring_core.store.transactions import Write
 
 from bench.load_clients import SPEC
 from bench.trainer_cpu import ROOT

@@ -20,9 +20,10 @@ from shoestring_core import spec
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.events import BatchStored
 from shoestring_core.store import identity, jobs
-from shoestring_core.store.db import Store, Write, open_store
+from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import JobRow
+from shoestring_core.store.transactions import Write
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.providers.sim import SimulatedProvider

@@ -17,7 +17,8 @@ from typing import Any
 from shoestring_core import money
 from shoestring_core.errors import ShoestringError, Unauthenticated
 from shoestring_core.store import identity, ledger, members, sessions
-from shoestring_core.store.db import Store, Write, open_store
+from shoestring_core.store.db import Store, open_store
+from shoestring_core.store.transactions import Write
 
 DEFAULT_BUDGET = "10.00"
 """Dollars. A service without a limit could spend without bound."""

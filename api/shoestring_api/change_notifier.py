@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 import redis.asyncio as redis
 from pydantic import ValidationError
 from redis.exceptions import RedisError
-from shoestring_core.store.db import CommitInfo
+from shoestring_core.store.transactions import CommitInfo
 from shoestring_core.wakeups import CHANNEL, WakeMessage
 
 log = logging.getLogger(__name__)

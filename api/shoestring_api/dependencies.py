@@ -10,8 +10,8 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.dependencies.models import Dependant
 from shoestring_core.errors import Forbidden, InvalidRequest, Unauthenticated
 from shoestring_core.store import identity, sessions
-from shoestring_core.store.db import Read
 from shoestring_core.store.identity import Principal
+from shoestring_core.store.transactions import Read
 
 from shoestring_api import problems
 from shoestring_api.app_state import AppState

@@ -26,8 +26,9 @@ from shoestring_core.events import BatchStored
 from shoestring_core.store import events as feed
 from shoestring_core.store import ledger, queries, reports
 from shoestring_core.store.cursors import InvalidCursor
-from shoestring_core.store.db import Read, Store
+from shoestring_core.store.db import Store
 from shoestring_core.store.tables import EventRow, JobRow, MachineRow
+from shoestring_core.store.transactions import Read
 
 from shoestring_api.change_notifier import ChangeNotifier
 from shoestring_api.serializers.costs import serialize_budget

@@ -10,8 +10,8 @@ from uuid import UUID
 from fastapi import Response
 from shoestring_core import rest
 from shoestring_core.store import idempotency
-from shoestring_core.store.db import Write
 from shoestring_core.store.identity import Principal
+from shoestring_core.store.transactions import Write
 
 from shoestring_api.app_state import AppState
 

@@ -10,7 +10,7 @@ import threading
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from shoestring_core.store.db import CommitInfo
+from shoestring_core.store.transactions import CommitInfo
 from shoestring_core.wakeups import CELERY_KEY_PREFIX, TICK_TASK, celery_broker_url, forget_celery_variables
 
 log = logging.getLogger(__name__)

@@ -25,9 +25,10 @@ from shoestring_core.decide import schedule
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.store import identity
-from shoestring_core.store.db import Store, Write
+from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import launches, observations, planning, queue
 from shoestring_core.store.fleet.offers import save_offers
+from shoestring_core.store.transactions import Write
 
 from tests.servers import PATIENCE_S, free_port, until
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from shoestring_core.store import identity
-from shoestring_core.store.db import Write
+from shoestring_core.store.transactions import Write
 
 from tests.api.deployment import SPEC, Deployment
 

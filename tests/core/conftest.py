@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from shoestring_core.store.db import Read, Store, open_store
+from shoestring_core.store.db import Store, open_store
+from shoestring_core.store.transactions import Read
 
 from tests import write_order
 from tests.core.world import Clock, Fleet, World

@@ -15,10 +15,11 @@ from shoestring_core import spec, wire
 from shoestring_core.decide import funding
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import checkpoints, identity, jobs, ledger
-from shoestring_core.store.db import Read, Store
+from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import agents, gangs, service_heartbeats
 from shoestring_core.store.objects import LocalObjects
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, TransferRow
+from shoestring_core.store.transactions import Read
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.base import ManagedProvider, Provider
 from shoestring_worker.providers.sim import SimulatedProvider

@@ -24,13 +24,14 @@ from shoestring_core.errors import (
 )
 from shoestring_core.states import DesiredState, StopReason
 from shoestring_core.store import checkpoints, jobs
-from shoestring_core.store.db import Store, Write
+from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import billing, gangs, launches, planning, queue
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt
 from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.fleet.open_work import OpenWork
 from shoestring_core.store.objects import Objects
+from shoestring_core.store.transactions import Write
 from shoestring_core.wording import Reason
 from shoestring_core.wording.budget import PayerOverdrawn
 from shoestring_core.wording.jobs import TimeLimitReached

@@ -9,7 +9,7 @@ import threading
 from uuid import UUID
 
 import redis
-from shoestring_core.store.db import CommitInfo
+from shoestring_core.store.transactions import CommitInfo
 from shoestring_core.wakeups import CHANNEL, WakeMessage
 
 log = logging.getLogger(__name__)

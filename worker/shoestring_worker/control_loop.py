@@ -19,12 +19,13 @@ from uuid import UUID
 
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store import ledger
-from shoestring_core.store.db import CommitInfo, Store, Write
+from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import billing, launches, service_heartbeats
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt
 from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.open_work import Demand, load_demand, load_open_work
 from shoestring_core.store.objects import Objects
+from shoestring_core.store.transactions import CommitInfo, Write
 
 from shoestring_worker.attempt_steps import AttemptSteps
 from shoestring_worker.job_scheduler import JobScheduler

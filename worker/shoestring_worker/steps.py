@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
 from shoestring_core.errors import DatabaseUnavailable, Unavailable
-from shoestring_core.store.db import Store, Write
+from shoestring_core.store.db import Store
+from shoestring_core.store.transactions import Write
 
 from shoestring_worker.providers.base import OutcomeUnknown
 

@@ -18,10 +18,10 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError, TooLarge, Unauthenticated
 from shoestring_core.events import Alarm
 from shoestring_core.store import checkpoints, queries, reports
-from shoestring_core.store.db import Write
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.objects import ObjectInfo
 from shoestring_core.store.tables import MachineRow
+from shoestring_core.store.transactions import Write
 from shoestring_core.wording.machines import SecretRefused
 
 from shoestring_api.app_state import AppState

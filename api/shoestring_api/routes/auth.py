@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
 from shoestring_core.errors import InvalidRequest, NotFound
 from shoestring_core.store import events, identity, queries, sessions
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import KeyRow
+from shoestring_core.store.transactions import Read, Write
 
 from shoestring_api import VERSION, dashboard
 from shoestring_api.app_state import AppState

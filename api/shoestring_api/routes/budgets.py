@@ -10,9 +10,9 @@ from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
 from shoestring_core.store import ledger, queries
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import AccountRow
+from shoestring_core.store.transactions import Read, Write
 
 from shoestring_api.dependencies import AdminCaller, Caller, ReadDep, StateDep
 from shoestring_api.json_body import ExactJsonRoute

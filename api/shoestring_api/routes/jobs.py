@@ -15,10 +15,11 @@ from shoestring_core import rest
 from shoestring_core.errors import InvalidSpec, Problem
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import checkpoints, job_search, jobs, queries
-from shoestring_core.store.db import Read, Store, Write
+from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import planning
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import JobRow
+from shoestring_core.store.transactions import Read, Write
 
 from shoestring_api.app_state import AppState
 from shoestring_api.dependencies import Caller, Cursor, IdempotencyKey, ReadDep, StateDep

@@ -11,9 +11,10 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 from shoestring_core import rest
 from shoestring_core.store import jobs, queries
-from shoestring_core.store.db import Read, Store
+from shoestring_core.store.db import Store
 from shoestring_core.store.logs import LogPosition, load_lines, load_tail
 from shoestring_core.store.tables import JobRow, MachineRow
+from shoestring_core.store.transactions import Read
 
 from shoestring_api.dependencies import Caller, Cursor, StateDep
 from shoestring_api.serializers.events import serialize_log_lines

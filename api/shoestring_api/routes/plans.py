@@ -12,8 +12,8 @@ from shoestring_core.decide.sizing_reasons import explain
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import sizing_inputs
-from shoestring_core.store.db import Read
 from shoestring_core.store.identity import Principal
+from shoestring_core.store.transactions import Read
 
 from shoestring_api.dependencies import Caller, ReadDep, StateDep
 from shoestring_api.job_specs import parse_spec

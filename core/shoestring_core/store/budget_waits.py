@@ -22,12 +22,12 @@ from shoestring_core.errors import InvalidSpec
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import JobState, WaitReason
 from shoestring_core.store import ledger
-from shoestring_core.store.db import Read
 from shoestring_core.store.fleet.launches import load_refusals
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_core.store.fleet.queue import chosen_type
 from shoestring_core.store.fleet.rows import ancestor_ids
 from shoestring_core.store.tables import AccountRow, JobRow
+from shoestring_core.store.transactions import Read
 from shoestring_core.wording.waits import BudgetOverdrawn, BudgetShort
 
 

@@ -27,10 +27,10 @@ from shoestring_core.errors import (
 from shoestring_core.events import CheckpointStored
 from shoestring_core.states import AttemptState, EndReason, JobState
 from shoestring_core.store import jobs, metrics, transitions
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.objects import Objects
 from shoestring_core.store.tables import CheckpointRow, GenerationRow, JobRow, MemberRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.agents import CheckpointSaved
 from shoestring_core.wording.jobs import FinishedAtStep

@@ -8,7 +8,7 @@
     store.write(lambda db: jobs.stop(db, job, actor="ann"))
 
 A write is one function in one transaction, which is run again from its start after a conflict; it must have no effect
-outside the database. Rows it read are values: change them with `update(...).where(...)`, never by attribute.
+outside the database.
 """
 
 from __future__ import annotations
@@ -17,44 +17,24 @@ import logging
 import random
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Any, TypeVar, TypeVarTuple, cast
-from uuid import UUID
+from typing import Any, TypeVar
 
-from sqlalchemy import (
-    Connection,
-    CursorResult,
-    Engine,
-    Insert,
-    Row,
-    UpdateBase,
-    bindparam,
-    exc,
-    insert,
-    literal,
-    orm,
-    text,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, exc, orm, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from shoestring_core.errors import DatabaseUnavailable, ShoestringError, StoreTooNew, Unavailable
-from shoestring_core.events import EventData
-from shoestring_core.store import migrations, tables
+from shoestring_core.store import migrations
 from shoestring_core.store.database_errors import is_conflict, translate_errors
 from shoestring_core.store.engines import postgresql_engine, sqlite_engine
-from shoestring_core.wording import Reason
+from shoestring_core.store.transactions import CommitInfo, Read, Write
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 MAX_RUNS = 5
 """How often a write is run before its conflict is raised as an error."""
@@ -64,9 +44,6 @@ BUSY_TIMEOUT_S = 10.0
 
 MAX_BATCH = 64
 """How many batched writes share a transaction at most."""
-
-NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait"})
-"""Kinds of events that no schedule depends on: reports of machines, and what the scheduler itself writes."""
 
 
 def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
@@ -87,156 +64,6 @@ def open_store(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
     store = Store(reader, writer, busy_timeout_s)
     store.revision()
     return store
-
-
-@dataclass(frozen=True)
-class CommitInfo:
-    """What a write changed, for listeners. `tick_requested`: the control loop has something to do now."""
-
-    teams: set[UUID]
-    jobs: set[UUID]
-    tick_requested: bool
-
-
-class Read:
-    """A read transaction: one snapshot of the database, as of its first statement."""
-
-    def __init__(self, sql: orm.Session) -> None:
-        self.sql = sql
-
-    @cached_property
-    def now(self) -> int:
-        """µs UTC by the database's clock (SQLite: the host's), the same for the whole transaction."""
-        if self.sql.get_bind().dialect.name == "sqlite":
-            return time.time_ns() // 1000
-        return int(self.connection.scalar(_POSTGRESQL_CLOCK) or 0)
-
-    def row(self, query: TypedReturnsRows[*Ts], **parameters: Any) -> Row[*Ts] | None:
-        """The first row of a query of columns. See `rows`."""
-        return self.connection.execute(query, parameters).first()
-
-    def rows(self, query: TypedReturnsRows[*Ts], **parameters: Any) -> Sequence[Row[*Ts]]:
-        """The rows of a query of columns.
-
-        For queries that each request makes: SQLAlchemy takes seven times as long to build one and to run it in a
-        session as to run one that is kept, with `bindparam`s, on the connection.
-        """
-        return self.connection.execute(query, parameters).all()
-
-    @cached_property
-    def connection(self) -> Connection:
-        return self.sql.connection()
-
-
-class Write(Read):
-    """A write transaction. Events are buffered and written at its very end."""
-
-    def __init__(self, sql: orm.Session) -> None:
-        super().__init__(sql)
-        self._events: list[dict[str, Any]] = []
-        self._tick_requested = False
-
-    def event(
-        self,
-        data: EventData,
-        *,
-        team: UUID,
-        actor: str,
-        reason: Reason | None = None,
-        job: UUID | None = None,
-        attempt: int | None = None,
-        generation: int | None = None,
-    ) -> None:
-        """Append an event to the team's feed."""
-        content = data.model_dump(mode="json", exclude_defaults=True)
-        self._events.append(
-            {"team": team, "job": job, "attempt": attempt, "generation": generation, "kind": data.kind,
-             "actor": actor, "reason": reason.as_json() if reason else None, "data": content, "at": self.now}
-        )  # fmt: skip
-
-    def insert_new(self, table: type[tables.Base], **values: Any) -> bool:
-        """Insert a row unless one with a unique key of its exists. Returns whether it was inserted."""
-        return self.row(_insert_new(table, self.sql.get_bind().dialect.name), **values) is not None
-
-    def insert(self, table: type[tables.Base], **values: Any) -> None:
-        """Insert a row."""
-        self.connection.execute(_insert(table), values)
-
-    def insert_missing(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> int:
-        """Insert those rows whose unique keys don't exist yet. Returns how many it inserted."""
-        return self.execute(_insert_missing(table, self.sql.get_bind().dialect.name), rows)
-
-    def execute(self, statement: UpdateBase, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
-        """Run an insert, update or delete; for each of `rows` if given. Returns how many rows it changed."""
-        # Without the option psycopg's count of an INSERT is lost.
-        result = self.sql.execute(statement, rows, execution_options={"preserve_rowcount": True})
-        return cast("CursorResult[Any]", result).rowcount
-
-    @contextmanager
-    def savepoint(self) -> Iterator[None]:
-        """Undo what is written within, events included, if it raises; the transaction continues."""
-        events, tick_requested = len(self._events), self._tick_requested
-        try:
-            with self.sql.begin_nested():
-                yield
-        except BaseException:
-            del self._events[events:]
-            self._tick_requested = tick_requested
-            raise
-
-    def request_tick(self) -> None:
-        """Request a tick of the control loop right after the commit."""
-        self._tick_requested = True
-
-    def write_events(self) -> CommitInfo:
-        """Number the events and insert them: the last statements of the transaction.
-
-        The team's row stays locked from here to the commit, so the order of numbers is the order of commits, and a
-        reader who has seen n has seen everything up to n.
-        """
-        self.sql.flush()
-        by_team: dict[UUID, list[dict[str, Any]]] = defaultdict(list)
-        for row in self._events:
-            by_team[row["team"]].append(row)
-        for team in sorted(by_team):
-            self._assign_numbers(team, by_team[team])
-        if self._events:
-            self.connection.execute(_insert(tables.EventRow), self._events)
-        return CommitInfo(set(by_team), {row["job"] for row in self._events if row["job"]}, self._tick_requested)
-
-    def _assign_numbers(self, team: UUID, rows: list[dict[str, Any]]) -> None:
-        changes = sum(row["kind"] not in NOT_SCHEDULED_FROM for row in rows)
-        (last,) = self.rows(_COUNT_EVENTS, team=team, events=len(rows), changes=changes)[0]
-        for seq, row in enumerate(rows, start=last - len(rows) + 1):
-            row["seq"] = seq
-
-
-@cache
-def _insert(row: type[tables.Base]) -> Insert:
-    return insert(row.metadata.tables[row.__tablename__])
-
-
-@cache
-def _insert_missing(row: type[tables.Base], dialect: str) -> postgresql.Insert | sqlite.Insert:
-    table = row.metadata.tables[row.__tablename__]  # an ORM insert of many rows would not count them
-    of_dialect = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return of_dialect(table).on_conflict_do_nothing()
-
-
-@cache
-def _insert_new(row: type[tables.Base], dialect: str) -> TypedReturnsRows[int]:
-    return _insert_missing(row, dialect).returning(literal(1))  # psycopg gives an insert no row count
-
-
-_COUNT_EVENTS = (
-    update(tables.TeamRow)
-    .where(tables.TeamRow.id == bindparam("team"))
-    .values(
-        feed_seq=tables.TeamRow.feed_seq + bindparam("events"),
-        schedule_changes=tables.TeamRow.schedule_changes + bindparam("changes"),
-    )
-    .returning(tables.TeamRow.feed_seq)
-)
 
 
 @dataclass
@@ -380,9 +207,6 @@ class Store:
                 listener(committed)
             except Exception:
                 log.exception("a listener failed after a commit; the commit stands")
-
-
-_POSTGRESQL_CLOCK = text("SELECT (extract(epoch FROM now()) * 1000000)::bigint")
 
 
 def _invalid_url(message: str) -> Unavailable:

@@ -12,8 +12,8 @@ from sqlalchemy import func, select
 
 from shoestring_core.events import BatchStored
 from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import EventRow, JobRow, TeamRow
+from shoestring_core.store.transactions import Read, Write
 
 MAX_BEHIND = 10_000
 """A reader further back reads the resources again instead of their history."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, select, update
 
 from shoestring_core.errors import IdempotencyConflict, IdempotencyInFlight, InvalidRequest
-from shoestring_core.store.db import Write
 from shoestring_core.store.tables import IdempotencyRow
+from shoestring_core.store.transactions import Write
 
 S = 1_000_000
 RESPONSE_TTL = 48 * 3_600 * S

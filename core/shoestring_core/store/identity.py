@@ -12,9 +12,9 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.errors import NotFound, TooMany, Unauthenticated
 from shoestring_core.store import ledger
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
 from shoestring_core.store.tokens import SecretKind, generate_secret, hash_secret, is_well_formed
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 
 Role = Literal["admin", "member"]

@@ -17,8 +17,8 @@ from sqlalchemy import ColumnElement, String, case, cast, func, not_, or_, selec
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.states import EndReason, JobState, JobStatus
 from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
-from shoestring_core.store.db import Read
 from shoestring_core.store.tables import JobRow, UserRow
+from shoestring_core.store.transactions import Read
 
 MAX_CHARACTERS = 500
 MAX_VALUES = 32

@@ -16,8 +16,8 @@ from shoestring_core.events import JobChange, MachinesChosen
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState, JobStatus, StopReason
 from shoestring_core.store import ledger, transitions
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import AccountRow, JobRow, UserRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import Reason, budget
 from shoestring_core.wording import jobs as job_reasons

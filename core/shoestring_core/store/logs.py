@@ -16,8 +16,8 @@ from sqlalchemy import select
 from shoestring_core import wire
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import LogChunkRow, MachineRow
+from shoestring_core.store.transactions import Read, Write
 
 MAX_LINE_BYTES = 64 * 1024
 """A longer line is cut into several."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select, update
 
 from shoestring_core.errors import Forbidden, NotFound
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.identity import Role
 from shoestring_core.store.tables import KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
+from shoestring_core.store.transactions import Read, Write
 
 
 @dataclass(frozen=True)

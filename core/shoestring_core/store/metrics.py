@@ -23,8 +23,8 @@ from sqlalchemy import func, select, tuple_
 from shoestring_core import wire
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store import events
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import GenerationRow, JobRow, MetricChunkRow, SeriesRow, storable
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 
 SYSTEM_PREFIX = "system/"

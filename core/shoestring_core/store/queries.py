@@ -11,7 +11,6 @@ from sqlalchemy import Select, bindparam, func, select
 
 from shoestring_core.states import JobState
 from shoestring_core.store.budget_waits import load_budget_waits
-from shoestring_core.store.db import Read
 from shoestring_core.store.tables import (
     AccountRow,
     AttemptRow,
@@ -25,6 +24,7 @@ from shoestring_core.store.tables import (
     TransferRow,
     UserRow,
 )
+from shoestring_core.store.transactions import Read
 from shoestring_core.wording.waits import BudgetOverdrawn, BudgetShort
 
 MAX_QUEUE_POSITION = 100

@@ -15,10 +15,10 @@ from shoestring_core import wire
 from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
 from shoestring_core.events import AgentReport
 from shoestring_core.store import events, logs, metrics
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.logs import StoredLogLine
 from shoestring_core.store.metrics import MetricColumns, StoredCurve
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording.agents import of_event
 
 HOUR_US = 3_600_000_000

@@ -10,9 +10,9 @@ from sqlalchemy import ColumnElement, bindparam, delete, or_, select, update
 
 from shoestring_core.errors import Unauthenticated
 from shoestring_core.store import identity
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import KeyRow, SessionRow
 from shoestring_core.store.tokens import hash_secret, is_well_formed
+from shoestring_core.store.transactions import Read, Write
 
 S = 1_000_000
 LOGIN_CODE_TTL = 600 * S

@@ -17,7 +17,6 @@ from shoestring_core.decide.scaling import MAX_RUNS_PER_COUNT, Measurement
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import EndReason, JobStatus
 from shoestring_core.store import ledger, metrics
-from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_core.store.tables import (
@@ -29,6 +28,7 @@ from shoestring_core.store.tables import (
     MetricChunkRow,
     SeriesRow,
 )
+from shoestring_core.store.transactions import Read
 
 MAX_JOBS = 200
 """Of the team's newest jobs of a recipe."""

@@ -10,8 +10,9 @@ import pytest
 from shoestring_core.errors import InvalidRequest, Unavailable
 from shoestring_core.events import WaitChange
 from shoestring_core.store import events
-from shoestring_core.store.db import CommitInfo, Store, Write
+from shoestring_core.store.db import Store
 from shoestring_core.store.tables import ServiceRow
+from shoestring_core.store.transactions import CommitInfo, Write
 from sqlalchemy import Connection, event, insert, select
 
 from tests.core.world import World

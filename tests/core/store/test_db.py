@@ -13,8 +13,9 @@ from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
 from shoestring_core.events import AgentReport, JobChange
 from shoestring_core.states import JobState
 from shoestring_core.store import engines, migrations
-from shoestring_core.store.db import CommitInfo, Read, Store, Write, open_store
+from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.tables import AccountRow, Base, EventRow, JobRow, SchedulerRow, TeamRow, UserRow
+from shoestring_core.store.transactions import CommitInfo, Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.agents import AgentMessage
 from sqlalchemy import exc, insert, select, text, update

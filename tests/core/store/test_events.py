@@ -26,8 +26,9 @@ from shoestring_core.events import (
 )
 from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState, MachineState
 from shoestring_core.store import events
-from shoestring_core.store.db import Store, Write
+from shoestring_core.store.db import Store
 from shoestring_core.store.tables import EventRow, TeamRow
+from shoestring_core.store.transactions import Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.jobs import Submitted
 from sqlalchemy import delete, insert

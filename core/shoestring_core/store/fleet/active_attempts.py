@@ -15,9 +15,9 @@ from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import GenerationState, MachineState
-from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.store.transactions import Read
 
 
 @dataclass(frozen=True)

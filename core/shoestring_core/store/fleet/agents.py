@@ -19,9 +19,9 @@ from shoestring_core.events import AgentReport, Alarm, GenerationChange
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
 from shoestring_core.store import jobs, transitions
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import active_attempts, gangs, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import attempts
 from shoestring_core.wording.agents import of_event
 from shoestring_core.wording.jobs import GenerationFormed

@@ -13,9 +13,9 @@ from shoestring_core.decide import billing, funding
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.events import CostChange
 from shoestring_core.store import ledger
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import budget
 
 log = logging.getLogger(__name__)

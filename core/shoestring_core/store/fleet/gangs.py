@@ -13,9 +13,9 @@ from shoestring_core.decide import failures, funding, nan_recovery, rendezvous
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, WaitReason
 from shoestring_core.store import checkpoints, jobs, ledger, metrics, transitions
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import active_attempts, observations, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason, attempts
 from shoestring_core.wording import jobs as job_reasons
 from shoestring_core.wording.machines import NotReadyInTime

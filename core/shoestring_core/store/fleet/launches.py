@@ -14,9 +14,9 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.states import MachineState
 from shoestring_core.store import ledger, transitions
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason
 from shoestring_core.wording.machines import LaunchNotNeeded, LaunchRefused
 

@@ -16,9 +16,9 @@ from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store import transitions
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import launches, rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason, machines
 
 _WAS_LISTED = MachineRow.provider_id.is_not(None)

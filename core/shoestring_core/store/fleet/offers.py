@@ -12,8 +12,8 @@ from sqlalchemy import delete, select, update
 
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import OfferRow, PriceRow, ProviderRow
+from shoestring_core.store.transactions import Read, Write
 
 log = logging.getLogger(__name__)
 

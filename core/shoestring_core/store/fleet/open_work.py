@@ -10,12 +10,12 @@ from uuid import UUID
 from sqlalchemy import exists, select
 
 from shoestring_core.decide.funding import MachineFunding
-from shoestring_core.store.db import Read
 from shoestring_core.store.fleet import billing, launches, queue, rows
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt, load_active_attempts
 from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.offers import load_versions
 from shoestring_core.store.tables import JobRow, MachineRow
+from shoestring_core.store.transactions import Read
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger, transitions
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import queue, rows
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_core.store.tables import AttemptRow, MachineRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wire import BootData
 from shoestring_core.wording.jobs import AttemptStarted, ScheduleOutdated

@@ -21,10 +21,10 @@ from shoestring_core.events import WaitChange
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState
 from shoestring_core.store import ledger
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.fleet.launches import load_refusals
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, SchedulerRow, TeamRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording.waits import InQueue
 
 CAPACITY_DELAY = 5 * S

@@ -20,8 +20,8 @@ from shoestring_core.states import (
     JobState,
     MachineState,
 )
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, MemberRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason
 
 ALIVE = tuple(state for state, allowed in MACHINE_TRANSITIONS.items() if allowed)

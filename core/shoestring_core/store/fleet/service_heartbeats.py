@@ -6,8 +6,8 @@ from __future__ import annotations
 from sqlalchemy import update
 
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import ServiceRow
+from shoestring_core.store.transactions import Read, Write
 
 
 def record_heartbeat(db: Write, name: str, max_gap: int) -> None:

@@ -10,8 +10,8 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, select
 
 from shoestring_core.errors import NotFound
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.tables import AccountRow, JobRow, TeamRow, UserRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 
 LEVELS = {"org": 0, "team": 1, "member": 2, "job": 3, "cash": 9, "overrun": 9}

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from shoestring_core.store.db import Read
 from shoestring_core.store.tables import AccountRow, HoldRow, TransferRow
+from shoestring_core.store.transactions import Read
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from sqlalchemy import ColumnElement, case, or_, update
 
 from shoestring_core import money
 from shoestring_core.errors import BudgetExceeded
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ledger.accounts import ancestors, load_account, title
 from shoestring_core.store.tables import AccountRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import budget
 
 

@@ -11,9 +11,9 @@ from sqlalchemy import select
 
 from shoestring_core import money
 from shoestring_core.events import Alarm, CostAction, CostChange, Overdraft
-from shoestring_core.store.db import Write
 from shoestring_core.store.ledger.accounts import title
 from shoestring_core.store.tables import AccountRow, JobRow, MachineRow
+from shoestring_core.store.transactions import Write
 from shoestring_core.wording import Reason
 
 

@@ -11,10 +11,10 @@ from uuid import UUID
 from sqlalchemy import func, select, update
 
 from shoestring_core.errors import StaleTransition
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes, hold_amounts
 from shoestring_core.store.ledger.feed import record_movement
 from shoestring_core.store.tables import HoldRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import Reason, budget
 

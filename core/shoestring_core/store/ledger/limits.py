@@ -10,11 +10,11 @@ from sqlalchemy import update
 from shoestring_core import money
 from shoestring_core.errors import PreconditionFailed
 from shoestring_core.events import LimitChange
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ledger.accounts import ancestors, load_account, teams_below, title
 from shoestring_core.store.ledger.balances import positive_part
 from shoestring_core.store.ledger.feed import record_alarm
 from shoestring_core.store.tables import AccountRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import budget
 
 

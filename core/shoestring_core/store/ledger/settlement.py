@@ -12,12 +12,12 @@ from sqlalchemy import case, func, or_, select
 from shoestring_core import money
 from shoestring_core.decide.billing import Line
 from shoestring_core.errors import StaleTransition
-from shoestring_core.store.db import Read, Write
 from shoestring_core.store.ledger.accounts import account_of, ancestors
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes
 from shoestring_core.store.ledger.feed import record_alarm, record_movement
 from shoestring_core.store.ledger.holds import change_hold, newest_hold
 from shoestring_core.store.tables import HoldRow, TransferRow
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import budget
 
