@@ -64,8 +64,14 @@ def load_versions(db: Read) -> dict[str, int]:
 
 
 def load_timeouts(db: Read) -> dict[str, Timeouts]:
-    """The timeouts of each provider that a worker has served."""
-    return {name: _TIMEOUTS.validate_python(timeouts) for name, timeouts in db.rows(_PROVIDERS)}
+    """The timeouts of each provider that a worker has served. A row that is damaged hides no other."""
+    loaded = {}
+    for name, timeouts in db.rows(_PROVIDERS):
+        try:
+            loaded[name] = _TIMEOUTS.validate_python(timeouts)
+        except ValidationError as damaged:
+            log.error("the stored timeouts of provider %s can't be read: %s", name, damaged)
+    return loaded
 
 
 _OFFERS = (

@@ -6,7 +6,7 @@ from __future__ import annotations
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import offers
-from shoestring_core.store.tables import OfferRow, PriceRow
+from shoestring_core.store.tables import OfferRow, PriceRow, ProviderRow
 from sqlalchemy import select
 
 from tests.core.world import OFFER, Fleet
@@ -49,3 +49,10 @@ def test_a_damaged_offer_hides_no_other(fleet: Fleet) -> None:
     fleet.write(offers.save_offers, "local", [dearer, OFFER], fleet.timeouts)
     fleet.alter(OfferRow, OfferRow.market == "on_demand", billing=[1])
     assert fleet.read(offers.load_offers) == [OFFER]
+
+
+def test_damaged_timeouts_of_a_provider_hide_no_others(fleet: Fleet) -> None:
+    for provider in ("local", "other"):
+        fleet.write(offers.save_offers, provider, [], fleet.timeouts)
+    fleet.alter(ProviderRow, ProviderRow.name == "other", timeouts={"boot": "soon"})
+    assert list(fleet.read(offers.load_timeouts)) == ["local"]
