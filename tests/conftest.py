@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -247,6 +247,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 # Tests that measure time run alone
 
+_locks: list[IO[str]] = []
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])  # a fork that is left would keep them
+
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
@@ -260,6 +263,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     mode = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
     place = Path(tempfile.gettempdir()) / f"shoestring-tests-{run}"
     with open(f"{place}.turnstile", "w") as turnstile, open(f"{place}.lock", "w") as lock:
+        _locks[:] = turnstile, lock
         fcntl.flock(turnstile, fcntl.LOCK_EX)
         fcntl.flock(lock, mode)
         fcntl.flock(turnstile, fcntl.LOCK_UN)
