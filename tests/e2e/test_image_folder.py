@@ -109,7 +109,7 @@ def test_images_in_a_bucket_train_as_those_in_a_folder_do(
     assert len(bucket.requested_keys) == 3 * PER_CLASS
     failed = service.settled(nowhere)
     assert failed.end_reason == "data"
-    assert f"there are no objects in {place}/none; correct data.train" in failed.status_text
+    assert f"There are no objects in {place}/none; correct data.train" in failed.status_text
 
 
 def test_a_path_outside_the_roots_is_answered_like_one_that_does_not_exist(service: Service, folder: Path) -> None:
