@@ -93,5 +93,5 @@ def keep_deadline(job: DeadlineJob, states: RunStates, wanted: Ints, time_left: 
     can_stay = (states.mode == Mode.SPOT) & (left_if_lost >= job.changeover - ROUNDING)
     in_time = time_left >= states.work_left + job.reserve
     safe = np.where(can_stay & (wanted != Mode.ON_DEMAND), Mode.SPOT, Mode.ON_DEMAND)
-    safe = np.where(in_time & ((states.mode != Mode.SPOT) | can_stay), wanted, safe)
+    safe = np.where(in_time, wanted, safe)
     return np.where(states.work_left <= ROUNDING, Mode.WAITING, safe)

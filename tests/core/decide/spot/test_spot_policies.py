@@ -63,6 +63,15 @@ def test_no_run_is_late_whatever_a_policy_wants_and_whatever_is_lost(
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("changeover", [0.0, 0.2, 0.4])
+def test_no_run_is_late_whenever_spot_ends_or_begins(name: str, changeover: float) -> None:
+    job = DeadlineJob(8, 12, changeover, 3, 0.25)
+    intervals, change_at = np.arange(job.intervals)[None, :, None], np.arange(job.intervals + 1)[:, None, None]
+    for series in (intervals < change_at, intervals >= change_at, intervals == change_at):
+        assert not simulate(job, POLICIES[name](), series).missed.any()
+
+
+@pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize(
     "pattern",
     [
