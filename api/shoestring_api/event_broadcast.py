@@ -111,15 +111,15 @@ class EventBroadcaster:
         self._broadcasts: dict[UUID, _TeamBroadcast] = {}
 
     @contextlib.asynccontextmanager
-    async def open_reader(self, team: UUID, position: StreamPosition | None) -> AsyncIterator[StreamReader]:
-        """Yield a reader that starts at `position`, or with the next event if it is None."""
+    async def open_reader(self, team: UUID, position: StreamPosition) -> AsyncIterator[StreamReader]:
+        """Yield a reader that starts at `position`."""
         broadcast = self._broadcasts.get(team)
         if broadcast is None:
             broadcast = self._broadcasts[team] = _TeamBroadcast(self._store, self._notifier, team)
         broadcast.readers += 1
         try:
             await broadcast.ensure_started()
-            yield StreamReader(broadcast, position or StreamPosition(broadcast.through))
+            yield StreamReader(broadcast, position)
         finally:
             broadcast.readers -= 1
             if broadcast.readers == 0:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,9 +148,15 @@ class ServerSentEvent:
     cursor: str | None
 
 
+STREAM_S = 120.0
+"""Then a stream whose expected message never came fails its test: pings would keep it waiting for ever."""
+
+
 def events(lines: Iterator[str]) -> Iterator[ServerSentEvent]:
     name, data, cursor = "message", "", None
+    ends_at = time.monotonic() + STREAM_S
     for line in lines:
+        assert time.monotonic() < ends_at, "the expected message didn't come"
         if line == "":
             if data:
                 yield ServerSentEvent(name, json.loads(data), cursor)

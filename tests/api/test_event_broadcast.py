@@ -11,7 +11,8 @@ import itertools
 import pytest
 from shoestring_api import event_broadcast
 from shoestring_api.change_notifier import ChangeNotifier
-from shoestring_api.event_broadcast import EventBroadcaster, StreamReader
+from shoestring_api.event_broadcast import EventBroadcaster, StreamPosition, StreamReader
+from shoestring_core.store import events as feed
 from shoestring_core.store import identity
 
 from tests.api.deployment import Deployment
@@ -61,10 +62,11 @@ def test_what_changed_is_encoded_once_for_all_the_viewers_of_a_team(
     async def watch_by(viewers: int) -> set[bytes]:
         with deployment.store.read() as db:
             team = identity.authenticate(db, deployment.keys[1]).team
+            now = StreamPosition(feed.latest_seq(db, team))
         notifier = ChangeNotifier("")
         async with contextlib.AsyncExitStack() as readers:
             broadcaster = EventBroadcaster(deployment.store, notifier)
-            opened = [await readers.enter_async_context(broadcaster.open_reader(team, None)) for _ in range(viewers)]
+            opened = [await readers.enter_async_context(broadcaster.open_reader(team, now)) for _ in range(viewers)]
             await asyncio.to_thread(deployment.submit)
             return set(await asyncio.gather(*map(first_job, opened)))
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from shoestring_api import stream_authentication
+from shoestring_api import event_broadcast, stream_authentication
 from shoestring_api.routes import stream
 from shoestring_core.store import events as feed
 from shoestring_core.store.tables import EventRow, JobRow, KeyRow, MembershipRow
@@ -173,6 +176,24 @@ def test_a_stream_without_messages_is_seen_to_be_alive(deployment: Deployment, m
     with deployment.stream("jobs") as messages:
         ping = next(messages)
     assert (ping.name, ping.data, ping.cursor) == ("ping", {}, start)
+
+
+@pytest.mark.any_database
+def test_a_stream_shows_what_happens_between_its_headers_and_its_first_read(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = []
+    open_reader = event_broadcast.EventBroadcaster.open_reader
+
+    @contextlib.asynccontextmanager
+    async def submit_and_open(*arguments: Any) -> AsyncIterator[event_broadcast.StreamReader]:
+        submitted.append(await asyncio.to_thread(deployment.submit))
+        async with open_reader(*arguments) as reader:
+            yield reader
+
+    monkeypatch.setattr(event_broadcast.EventBroadcaster, "open_reader", submit_and_open)
+    with deployment.stream("jobs") as messages:
+        assert next(one for one in messages if one.name == "job").data["id"] == str(submitted[0])
 
 
 def test_a_stream_from_the_cursor_of_the_sign_in_misses_nothing(deployment: Deployment) -> None:

@@ -15,6 +15,7 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import format_sse_event
 from prometheus_client import Gauge
 from shoestring_core.errors import InvalidRequest, TooMany, Unauthenticated
+from shoestring_core.store import events as feed
 from shoestring_core.store import jobs
 
 from shoestring_api.app_state import AppState
@@ -52,7 +53,7 @@ class Subscription:
     authentication: StreamAuthentication
     topics: frozenset[str]
     jobs: tuple[UUID, ...]
-    position: StreamPosition | None
+    position: StreamPosition
 
 
 def parse_subscription(
@@ -63,21 +64,24 @@ def parse_subscription(
     cursor: Annotated[str | None, Query(max_length=200)] = None,
     last_event_id: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Subscription:
-    """Validate the request before the stream starts. Raises InvalidRequest, NotFound, TooMany."""
+    """Validate the request before the stream starts. Raises InvalidRequest, NotFound, TooMany.
+
+    A stream without a cursor has its position from here, so that it shows whatever happens once its headers arrived.
+    """
     if state.open_streams[caller.user] >= MAX_STREAMS:
         raise TooMany(
             f"You have {MAX_STREAMS} live streams open, the most that one person may have.", hint="Close one."
         )
     chosen = {topic.strip() for topic in topics.split(",") if topic.strip()}
     watched = []
+    text = last_event_id or cursor
     with state.store.read() as db:
         for topic in sorted(chosen - {"jobs", "budget"}):
             watched.append(jobs.get(db, caller.team, _parse_job_topic(topic)).id)
+        position = StreamPosition.parse(caller.team, text) if text else StreamPosition(feed.latest_seq(db, caller.team))
     names = (chosen & {"jobs", "budget"}) | {f"job:{job}" for job in watched}
     if not names:
         raise InvalidRequest("No topic was given.", hint="Topics: jobs, job:ID, budget.")
-    text = last_event_id or cursor
-    position = StreamPosition.parse(caller.team, text) if text else None
 
     def is_authenticated() -> bool:
         try:
