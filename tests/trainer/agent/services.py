@@ -314,8 +314,9 @@ class _ServiceHandler(_Handler):
         objects = self.owner.objects
         if self.command == "GET":
             return (200, objects[name]) if name in objects else (404, b"{}")
+        assert self.headers["If-None-Match"] == "*"
         if name in objects:
-            return 409, b'{"code":"write-once","detail":"something lies there"}'
+            return 412, b'{"code":"precondition-failed","detail":"something lies there"}'
         objects[name] = body
         return 200, b""
 

@@ -10,14 +10,21 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from awscrt.checksums import crc64nvme
 from shoestring_core.wire import MAX_MANIFEST_BYTES, CheckpointCommit, CheckpointDownload, UploadUrls
 
 from shoestring_trainer.agent.rank_files import open_file, open_folder, read_file
-from shoestring_trainer.agent.service_client import RequestRejected, ServiceClient, Unreachable, backoff_delays
+from shoestring_trainer.agent.service_client import (
+    BLOCK_BYTES,
+    RequestRejected,
+    ServiceClient,
+    Unreachable,
+    backoff_delays,
+)
 from shoestring_trainer.agent.spool import Spool, write_durably
 from shoestring_trainer.run_files import CheckpointReason
 
@@ -25,7 +32,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 FETCH_TRIES = 5
-URL_EXPIRED, OBJECT_EXISTS = {401, 403}, {409, 412}  # an object store's responses to an upload URL
+URL_EXPIRED, OBJECT_EXISTS = {401, 403}, {412}  # an object store's responses to an upload URL
 CURED_BY_A_REPORT = {"batches-missing", "batch-gap"}  # refusals of a commit that the next report cures
 
 
@@ -59,14 +66,17 @@ class CheckpointCache:
         self._in_use = ""
 
     def store(self, manifest_sha256: str, checkpoint: LocalCheckpoint) -> None:
-        """Take over the files of a committed checkpoint, so that a next generation here need not fetch them."""
+        """Take over the files of a committed checkpoint, so that a next generation here need not fetch them.
+
+        Its manifest is the agent's, its data lie where ranks can write.
+        """
         folder = open_folder(checkpoint.data.parent)
         try:
             data, manifest = self._paths(manifest_sha256)
             os.replace(checkpoint.data.name, data, src_dir_fd=folder)
-            os.replace(checkpoint.manifest.name, manifest, src_dir_fd=folder)
+            checkpoint.manifest.replace(manifest)
             for older in os.listdir(folder):
-                if older < checkpoint.data.name:
+                if Path(older).stem <= checkpoint.data.stem:
                     os.unlink(older, dir_fd=folder)
         finally:
             os.close(folder)
@@ -167,7 +177,7 @@ class CheckpointUploader:
                 self._spool.add_event(
                     "warning", {"message": f"checkpoint refused: {rejection}"}, step=self._current.step
                 )
-            except OSError as error:
+            except (OSError, ValueError, RecursionError) as error:
                 log.warning("checkpoint of step %d can't be read: %s", self._current.step, error)
                 self._spool.add_event(
                     "warning", {"message": f"checkpoint can't be read: {error}"}, step=self._current.step
@@ -180,9 +190,10 @@ class CheckpointUploader:
 
         A periodic one waits even with its upload: then the service is there, and the urls is not spent in vain.
         """
-        manifest_sha256 = hashlib.sha256(read_file(checkpoint.manifest, MAX_MANIFEST_BYTES)).hexdigest()
-        with open(open_file(checkpoint.data), "rb") as data:
-            size = os.fstat(data.fileno()).st_size
+        manifest, size = await asyncio.to_thread(_with_store_checksum, checkpoint)
+        manifest_sha256 = hashlib.sha256(manifest).hexdigest()
+        checkpoint = replace(checkpoint, manifest=self._cache.folder.parent / "manifest.json")
+        write_durably(checkpoint.manifest, manifest.decode())
         if not checkpoint.is_last and not await self._wait_until_points_are_stored(checkpoint):
             return
         urls = await self._upload(checkpoint, manifest_sha256)
@@ -280,6 +291,21 @@ class CheckpointUploader:
                     raise
                 self._wake_reporter()
             await asyncio.sleep(pause)
+
+
+def _with_store_checksum(checkpoint: LocalCheckpoint) -> tuple[bytes, int]:
+    """The manifest, with the checksum that S3 keeps of the data; and the data's size.
+
+    Raises OSError, and ValueError or RecursionError for a manifest that is no JSON object.
+    """
+    checksum = size = 0
+    with os.fdopen(open_file(checkpoint.data), "rb") as data:
+        while block := data.read(BLOCK_BYTES):
+            checksum, size = crc64nvme(block, checksum), size + len(block)
+    manifest = json.loads(read_file(checkpoint.manifest, MAX_MANIFEST_BYTES))
+    if not isinstance(manifest, dict):
+        raise ValueError("the manifest is no JSON object")
+    return json.dumps(manifest | {"crc64nvme": f"{checksum:016x}"}).encode(), size
 
 
 def _key(urls: UploadUrls) -> tuple[int, str]:

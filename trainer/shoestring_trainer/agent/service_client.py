@@ -6,8 +6,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -33,6 +34,9 @@ LONG_POLL_TIMEOUT = httpx.Timeout(LONG_POLL_S + 10.0, connect=5.0)
 OBJECT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 BLOCK_BYTES = 1 << 20
 RETRYABLE_STATUSES = {408, 425, 429}
+S3_RETRYABLE_CODES = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout"}
+S3_EXPIRED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+"""Of 4xx: docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"""
 DETAIL_LIMIT = 2000
 
 Answer = TypeVar("Answer", Reply, CommitReply)
@@ -97,12 +101,20 @@ class ServiceClient:
     async def upload(self, path: Path, url: str) -> None:
         """PUT a file that ranks wrote to a signed URL.
 
-        Raises RequestRejected 409 or 412 if an object exists there already, and OSError for what is no file.
+        Raises RequestRejected 412 if an object exists there already, 403 for a URL that is no longer valid, and OSError
+        for what is no file.
         """
         with os.fdopen(open_file(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            headers = {"Content-Length": str(size)}
-            await self._call("PUT", url, content=_blocks(file, size), headers=headers, timeout=OBJECT_TIMEOUT)
+            headers = {"Content-Length": str(size), "If-None-Match": "*"}
+            await self._call(
+                "PUT",
+                url,
+                content=_blocks(file, size),
+                headers=headers,
+                timeout=OBJECT_TIMEOUT,
+                read_error=read_store_error,
+            )
 
     async def download(self, url: str, path: Path) -> str:
         """GET a signed URL into a file; returns the SHA-256 of what came."""
@@ -111,7 +123,7 @@ class ServiceClient:
             async with self._http.stream("GET", url, timeout=OBJECT_TIMEOUT) as answer:
                 if answer.status_code >= 300:
                     await answer.aread()
-                    raise _error_from(answer)
+                    raise read_store_error(answer)
                 with path.open("wb") as file:
                     async for block in answer.aiter_bytes(BLOCK_BYTES):
                         digest.update(block)
@@ -138,14 +150,20 @@ class ServiceClient:
         return TimedReply(_parse(Reply, answer), sent_at)
 
     async def _call(
-        self, method: str, url: str, *, timeout: httpx.Timeout = CALL_TIMEOUT, **request: Any
+        self,
+        method: str,
+        url: str,
+        *,
+        timeout: httpx.Timeout = CALL_TIMEOUT,
+        read_error: Callable[[httpx.Response], Exception] | None = None,
+        **request: Any,
     ) -> httpx.Response:
         try:
             answer = await self._http.request(method, url, timeout=timeout, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"{method} {url.partition('?')[0]}: {error!r}") from error
         if answer.status_code >= 300:
-            raise _error_from(answer)
+            raise (read_error or _error_from)(answer)
         return answer
 
 
@@ -190,3 +208,14 @@ def _error_from(answer: httpx.Response) -> Exception:
         code, detail, expected = None, answer.text, None
     expected = expected if isinstance(expected, int) else None
     return RequestRejected(status, str(code or "unknown"), str(detail)[:DETAIL_LIMIT], expected)
+
+
+def read_store_error(answer: httpx.Response) -> Exception:
+    """As `_error_from`, for an object store: S3 says in XML what it means, and has 400 for more than wrong requests."""
+    found = re.search(r"<Code>(\w+)</Code>", answer.text[:DETAIL_LIMIT])
+    if found is None:
+        return _error_from(answer)
+    code = found[1]
+    if code in S3_RETRYABLE_CODES or answer.status_code >= 500:
+        return Unreachable(f"HTTP {answer.status_code}: {code}")
+    return RequestRejected(403 if code in S3_EXPIRED_CODES else answer.status_code, code, answer.text[:DETAIL_LIMIT])
