@@ -21,7 +21,7 @@ from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.events import BatchStored
 from shoestring_core.store import identity, jobs
 from shoestring_core.store.db import Store, open_store
-from shoestring_core.store.objects import LocalObjects
+from shoestring_core.store.objects.local import LocalObjects
 from shoestring_core.store.tables import JobRow
 from shoestring_core.store.transactions import Write
 from shoestring_worker.control_loop import ControlLoop

@@ -29,6 +29,8 @@ from tests.shared_database import SharedDatabase
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+    from tests.worker.providers.fake_aws import FakeAws
+
 DATABASES = ("sqlite", "postgresql")
 CHROMIUM_ARGS = [
     "--no-sandbox",
@@ -212,6 +214,28 @@ def pytest_collection() -> Iterator[object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.fixture(scope="session")
+def shared_fake_aws() -> Iterator[FakeAws]:
+    """This test process's fake EC2 and S3, with credentials that boto3 finds."""
+    from tests.worker.providers.fake_aws import FakeAws  # imports boto3, which few tests need
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "none", "CONFIG_FILE": os.devnull}.items():
+            patch.setenv(f"AWS_{name}", value)
+        fake = FakeAws.start()
+        yield fake
+        fake.stop()
+
+
+@pytest.fixture
+def aws(shared_fake_aws: FakeAws) -> FakeAws:
+    """EC2 and S3 without instances, buckets and faults."""
+    shared_fake_aws.control("reset")
+    return shared_fake_aws
 
 
 # Which process runs what, and in which order

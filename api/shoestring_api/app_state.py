@@ -49,7 +49,8 @@ class AppState:
     def open(cls, settings: ApiSettings, store: Store | None = None) -> AppState:
         """Connect to the object store and, unless `store` is given, to the database.
 
-        Raises ValueError without a secret; Unavailable if the database can't be reached or has another schema version.
+        Raises ValueError without a secret; Unavailable if the database can't be reached or has another schema version,
+        and if the object store can't be used.
         """
         secret = settings.server_secret()
         store = store or open_store(settings.database_url)
@@ -63,7 +64,9 @@ class AppState:
         store.on_commit.append(notifier.on_commit)
         if tick_hints is not None:
             store.on_commit.append(tick_hints.on_commit)
-        objects = open_objects(settings.object_store, secret, settings.agent_base_url())
+        endpoint = settings.object_store_endpoint_url
+        objects = open_objects(settings.object_store, secret, settings.agent_base_url(), endpoint)
+        objects.prepare()
         broadcaster = EventBroadcaster(store, notifier)
         return cls(settings, store, objects, notifier, tick_hints, broadcaster, secret)
 

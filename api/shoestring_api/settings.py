@@ -22,6 +22,8 @@ class ApiSettings(BaseSettings):
     secret_file: Path | None = None
     object_store: str
     """A folder, or s3://BUCKET/PREFIX."""
+    object_store_endpoint_url: str | None = None
+    """A server that speaks S3's API, in place of AWS's."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()

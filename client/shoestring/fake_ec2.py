@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fake EC2 of `shoestring demo --provider ec2`, and how the worker is told to use it."""
+"""The fake EC2 and S3 of `shoestring demo --provider ec2`, and how the service is told to use them."""
 
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ class FakeEc2:
     url: str
     access_key_id: str
     regions: dict[str, object]
+    bucket: str
 
     @classmethod
     def of(cls, data: Path) -> FakeEc2:
         settings = json.loads((data / SETTINGS_FILE).read_text())
-        return cls(settings["endpoint_url"], settings["access_key_id"], settings["regions"])
+        return cls(settings["endpoint_url"], settings["access_key_id"], settings["regions"], settings["bucket"])
 
     def environment(self, of_service: Mapping[str, str]) -> dict[str, str]:
-        """The worker's environment: that of the service, without credentials for AWS."""
+        """The environment of API and worker: that of the service, with the fake in place of AWS."""
         kept = {name: value for name, value in of_service.items() if not name.startswith("AWS_")}
         return kept | {
             "AWS_ACCESS_KEY_ID": self.access_key_id,
             "AWS_SECRET_ACCESS_KEY": "none",
             "AWS_CONFIG_FILE": os.devnull,
+            "SHOESTRING_OBJECT_STORE": f"s3://{self.bucket}/demo",
+            "SHOESTRING_OBJECT_STORE_ENDPOINT_URL": self.url,
             "SHOESTRING_PROVIDERS": "ec2",
             "SHOESTRING_EC2_ENDPOINT_URL": self.url,
             "SHOESTRING_EC2_REGIONS": json.dumps(self.regions),

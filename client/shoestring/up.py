@@ -108,9 +108,9 @@ class LocalService:
         if self.options.slots is not None:
             host += ["--slots", str(self.options.slots)]
         machines = self._child("machines", host, environment)
-        api = self._child("api", [*python, "shoestring_api"], environment)
         celery = [*python, "celery", "-A"]
-        worker_environment = self._start_fake_ec2(environment) if self.options.fake_ec2 else environment
+        on_aws = self._start_fake_ec2(environment) if self.options.fake_ec2 else environment
+        api = self._child("api", [*python, "shoestring_api"], on_aws)
         worker = [*celery, "shoestring_worker.app", "worker", "--pool", "threads", "--concurrency", "8",
                   "--loglevel", "warning", "--without-gossip", "--without-mingle"]  # fmt: skip
         beat = [*celery, "shoestring_worker.celery_app", "beat", "--loglevel", "warning",
@@ -118,7 +118,7 @@ class LocalService:
         for child in (
             machines,
             api,
-            self._child("worker", worker, worker_environment),
+            self._child("worker", worker, on_aws),
             self._child("beat", beat, environment),
         ):
             child.start()
@@ -159,7 +159,7 @@ class LocalService:
             self._lock = None
 
     def _start_fake_ec2(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Start it and return the worker's environment. Raises StartupError."""
+        """Start it and return the environment of API and worker. Raises StartupError."""
         data = self.options.data
         settings = data / fake_ec2.SETTINGS_FILE
         settings.unlink(missing_ok=True)
@@ -199,8 +199,6 @@ class LocalService:
             "SHOESTRING_PORT": str(self.options.port),
             "SHOESTRING_PRIVATE_FOLDERS": str(data),
         }
-        if self.options.fake_ec2:  # the worker has no credentials for a bucket then
-            fixed["SHOESTRING_OBJECT_STORE"] = str(data / "objects")
         if self.options.slots is not None:
             fixed["SHOESTRING_LOCAL_SLOTS"] = str(self.options.slots)
         if self.options.data_roots:

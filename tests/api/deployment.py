@@ -18,6 +18,7 @@ from uuid import UUID
 
 import httpx
 import uvicorn
+from awscrt.checksums import crc64nvme
 from shoestring_api.app import create_app
 from shoestring_api.app_state import AppState
 from shoestring_api.settings import ApiSettings
@@ -49,11 +50,10 @@ class Deployment:
         self.settings = ApiSettings(
             database_url=database_url,
             secret=SECRET,
-            object_store=str(folder / "objects"),
             port=self.port,
             data_roots=str(folder / "data"),
             hooks_roots=str(folder / "hooks"),
-            **settings,
+            **{"object_store": str(folder / "objects")} | settings,
         )
         self.state = AppState.open(self.settings, store)
         self.store: Store = self.state.store
@@ -231,9 +231,16 @@ class Agent:
         return wire.Reply.model_validate_json(answer.content)
 
     def checkpoint(
-        self, step: int, files: dict[str, bytes], *, reason: str = "periodic", generation: int = 1, **fields: Any
+        self,
+        step: int,
+        files: dict[str, bytes],
+        *,
+        reason: str = "periodic",
+        generation: int = 1,
+        flaw: dict[str, Any] | None = None,
+        **fields: Any,
     ) -> httpx.Response:
-        """Upload a checkpoint to the URLs that the service offers, and commit it."""
+        """Upload a checkpoint to the URLs that the service offers, and commit it. `flaw`: of its manifest."""
         uploads = self.report().upload_urls
         assert uploads is not None
         data = b"".join(files.values())
@@ -244,11 +251,11 @@ class Agent:
             offset += len(content)
         manifest = {
             "format": 1, "job": str(self.job), "generation": generation, "step": step, "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(), "parts": parts,
+            "sha256": hashlib.sha256(data).hexdigest(), "crc64nvme": f"{crc64nvme(data):016x}", "parts": parts,
         }  # fmt: skip
-        text = json.dumps(manifest).encode()
-        assert self.deployment.nobody.put(uploads.data_url, content=data).status_code == 201
-        assert self.deployment.nobody.put(uploads.manifest_url, content=text).status_code == 201
+        text = json.dumps(manifest | (flaw or {})).encode()
+        for url, content in ((uploads.data_url, data), (uploads.manifest_url, text)):
+            assert self.deployment.nobody.put(url, content=content, headers={"If-None-Match": "*"}).is_success
         commit = {
             "generation": generation, "step": step, "nonce": uploads.nonce, "bytes": len(data), "reason": reason,
             "manifest_sha256": hashlib.sha256(text).hexdigest(), "through_seq": self.seq,

@@ -18,6 +18,8 @@ from sqlalchemy import update
 
 from tests.api.deployment import Agent, Deployment
 from tests.servers import PATIENCE_S, until
+from tests.shared_database import SharedDatabase
+from tests.worker.providers.fake_aws import FakeAws
 
 
 def test_a_gang_forms_and_trains_and_the_job_follows(deployment: Deployment) -> None:
@@ -367,3 +369,25 @@ def test_metrics_name_batches_by_outcome(deployment: Deployment) -> None:
     text = deployment.nobody.get("/metrics").text
     assert 'shoestring_agent_batches_total{outcome="accepted"}' in text
     assert 'shoestring_machines{state="running"} 1.0' in text
+
+
+@pytest.mark.any_database
+def test_a_checkpoint_on_s3_is_committed_by_the_checksum_that_s3_keeps(
+    migrated: SharedDatabase, tmp_path: Path, aws: FakeAws
+) -> None:
+    aws.s3().create_bucket(Bucket="models")
+    place = {"object_store": "s3://models/team", "object_store_endpoint_url": aws.url}
+    with Deployment(migrated.url, tmp_path, store=migrated.store(), **place) as deployment:
+        job, (agent,) = deployment.running()
+        agent.points(range(1, 4))
+        files = {"model.json": b"{}", "weights": b"weights"}
+        for flaw in ({"crc64nvme": "0" * 16}, {"crc64nvme": None}):
+            refused = agent.checkpoint(3, files, reason="final", flaw=flaw)
+            assert refused.status_code == 422, refused.text
+            for stored in aws.s3().list_objects_v2(Bucket="models", Prefix="team/jobs/")["Contents"]:
+                aws.s3().delete_object(Bucket="models", Key=stored["Key"])
+        assert agent.checkpoint(3, files, reason="final").json()["promoted"]
+        assert deployment.job(job).state == "ended"
+        assert deployment.member.get(f"/v1/jobs/{job}/artifacts/weights").content == b"weights"
+        part = deployment.member.get(f"/v1/jobs/{job}/artifacts/weights", headers={"Range": "bytes=2-3"})
+        assert (part.status_code, part.content) == (206, b"ig")

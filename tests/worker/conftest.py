@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import agents, gangs, service_heartbeats
-from shoestring_core.store.objects import LocalObjects
+from shoestring_core.store.objects.local import LocalObjects
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, TransferRow
 from shoestring_core.store.transactions import Read
 from shoestring_worker.control_loop import ControlLoop
@@ -29,7 +28,6 @@ from tests import write_order
 from tests.core.world import Clock
 from tests.servers import PATIENCE_S, until
 from tests.shared_database import SharedDatabase
-from tests.worker.providers.fake_aws import FakeAws
 
 SECRET = "a secret of the tests"
 
@@ -233,23 +231,3 @@ def make_world(
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world("sim")
-
-
-@pytest.fixture(scope="session")
-def shared_fake_aws() -> Iterator[FakeAws]:
-    """This test process's fake EC2, with credentials that boto3 finds; nobody checks them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "tests", "CONFIG_FILE": os.devnull}.items():
-            patch.setenv(f"AWS_{name}", value)
-        fake = FakeAws.start()
-        yield fake
-        fake.stop()
-
-
-@pytest.fixture
-def aws(shared_fake_aws: FakeAws) -> FakeAws:
-    """EC2 without instances and faults."""
-    shared_fake_aws.control("reset")
-    return shared_fake_aws

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from shoestring_core import wire
 from shoestring_core.errors import DatabaseUnavailable, Unavailable
-from shoestring_core.store.objects import LocalObjects
+from shoestring_core.store.objects.local import LocalObjects
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow, MemberRow
 from sqlalchemy import select, update
 

@@ -11,7 +11,7 @@ from shoestring_core import spec
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store import identity, job_search, jobs, queries
 from shoestring_core.store.db import Store, open_store
-from shoestring_core.store.objects import LocalObjects
+from shoestring_core.store.objects.local import LocalObjects
 from shoestring_core.store.tables import AccountRow
 from shoestring_worker.providers.sim import SimulatedProvider
 from sqlalchemy import update

@@ -64,7 +64,7 @@ def _make_control_loop() -> ControlLoop:
     return ControlLoop(
         store,
         open_providers(settings),
-        open_objects(settings.object_store, secret, settings.agent_url),
+        open_objects(settings.object_store, secret, settings.agent_url, settings.object_store_endpoint_url),
         settings.timeouts,
         secret,
         settings.agent_url.rstrip("/"),

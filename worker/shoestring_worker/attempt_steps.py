@@ -77,7 +77,7 @@ class AttemptSteps:
             log.warning("checkpoint %s is not adopted: %s", place.key, invalid)
             return
         data = self.objects.head(f"{place.key}/data")
-        if data is not None and (data.bytes, data.sha256) == (manifest.bytes, manifest.sha256):
+        if data is not None and manifest.describes(data):
             self._write(checkpoints.adopt_upload, place, manifest, manifest_sha)
 
     def enforce_time_limit(self, active: ActiveAttempt) -> None:

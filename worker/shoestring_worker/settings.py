@@ -25,6 +25,8 @@ class WorkerSettings(BaseSettings):
     secret: SecretStr | None = None
     secret_file: Path | None = None
     object_store: str = ""
+    object_store_endpoint_url: str | None = None
+    """A server that speaks S3's API, in place of AWS's."""
     agent_url: str = "http://127.0.0.1:8000"
     providers: Annotated[tuple[str, ...], NoDecode] = ("local",)
     """Names in providers/registry.py, comma-separated: where machines are rented."""

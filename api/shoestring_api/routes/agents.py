@@ -15,11 +15,10 @@ from prometheus_client import Counter
 from pydantic import ValidationError
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import S
-from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError, TooLarge, Unauthenticated
+from shoestring_core.errors import AgentRefused, InvalidRequest, NotFound, ShoestringError, TooLarge, Unauthenticated
 from shoestring_core.events import Alarm
 from shoestring_core.store import checkpoints, queries, reports
 from shoestring_core.store.fleet import agents
-from shoestring_core.store.objects import ObjectInfo
 from shoestring_core.store.tables import MachineRow
 from shoestring_core.store.transactions import Write
 from shoestring_core.wording.machines import SecretRefused
@@ -281,16 +280,21 @@ def _seconds_left(until: int | None, now: int) -> float:
 def _check_objects(state: AppState, machine: MachineRow, commit: wire.CheckpointCommit) -> None:
     """Raise InvalidRequest unless data and manifest are uploaded, complete and match each other."""
     key = checkpoints.object_key(machine.job, commit.generation, _check_nonce(commit.nonce))
-    data, manifest_head = state.objects.head(f"{key}/data"), state.objects.head(f"{key}/manifest.json")
-    if data is None or manifest_head is None:
+    data = state.objects.head(f"{key}/data")
+    try:
+        manifest, manifest_sha256 = checkpoints.read_manifest(state.objects, key)
+    except NotFound:
+        data = None
+    if data is None:
         raise InvalidRequest(
             "The checkpoint's objects are not uploaded.", hint="Upload data and manifest, then commit."
         )
-    if manifest_head.sha256 != commit.manifest_sha256:
+    if manifest_sha256 != commit.manifest_sha256:
         raise InvalidRequest("The manifest does not match the commit: its SHA-256 differs.")
-    manifest, _ = checkpoints.read_manifest(state.objects, key)
-    if data != ObjectInfo(manifest.bytes, manifest.sha256) or data.bytes != commit.bytes:
-        raise InvalidRequest("The data does not match its manifest: size or SHA-256 differ.")
+    if not manifest.describes(data) or data.bytes != commit.bytes:
+        raise InvalidRequest("The data does not match its manifest: size or checksum differ.")
+    if data.bytes > wire.MAX_CHECKPOINT_BYTES:
+        raise InvalidRequest(f"A checkpoint may have at most {wire.MAX_CHECKPOINT_BYTES:,} bytes.")
     if (manifest.job, manifest.generation, manifest.step) != (machine.job, commit.generation, commit.step):
         raise InvalidRequest("The manifest belongs to another job, generation or step.")
 

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response
 from shoestring_core.errors import NotFound
-from shoestring_core.store.objects import BLOCK_BYTES, LocalObjects, Method
+from shoestring_core.store.objects.contract import BLOCK_BYTES
+from shoestring_core.store.objects.local import LocalObjects, Method
 
 from shoestring_api.app_state import AppState
 from shoestring_api.dependencies import StateDep
@@ -37,8 +38,8 @@ async def put(
                 await run_in_threadpool(writer.write, bytes(block))
                 block.clear()
         await run_in_threadpool(writer.write, bytes(block))
-        head = await run_in_threadpool(writer.finish)
-    return Response(status_code=201, headers={"ETag": f'"{head.sha256}"'})
+        await run_in_threadpool(writer.finish)
+    return Response(status_code=201)
 
 
 @router.get("/{key:path}")

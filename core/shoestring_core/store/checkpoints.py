@@ -28,7 +28,7 @@ from shoestring_core.events import CheckpointStored
 from shoestring_core.states import AttemptState, EndReason, JobState
 from shoestring_core.store import jobs, metrics, transitions
 from shoestring_core.store.fleet import rows
-from shoestring_core.store.objects import Objects
+from shoestring_core.store.objects import ObjectInfo, Objects
 from shoestring_core.store.tables import CheckpointRow, GenerationRow, JobRow, MemberRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
@@ -62,6 +62,8 @@ class Manifest(BaseModel):
     step: int = Field(ge=0)
     bytes: int = Field(ge=0)
     sha256: str
+    crc64nvme: str | None = None
+    """Of the data, as S3 keeps it of each object: the agent's part of the manifest."""
     parts: list[Part]
 
     @model_validator(mode="after")
@@ -72,6 +74,10 @@ class Manifest(BaseModel):
             if part.offset + part.bytes > self.bytes:
                 raise ValueError(f"part {part.name} ends after the data")
         return self
+
+    def describes(self, data: ObjectInfo) -> bool:
+        """Whether the data object has this size, and the checksum that its store keeps."""
+        return data.bytes == self.bytes and data.checksum in (f"sha256:{self.sha256}", f"crc64nvme:{self.crc64nvme}")
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,11 @@ class FakeAws:
             self._clients[region] = self._client(region, 10)
         return self._clients[region]
 
+    def s3(self, region: str = REGION) -> Any:
+        """A plain client of boto3."""
+        credentials = {"aws_access_key_id": self.access_key, "aws_secret_access_key": "none"}
+        return boto3.client("s3", region_name=region, endpoint_url=self.url, **credentials)
+
     def impatient_client(self, read_timeout_s: float) -> Any:
         return self._client(REGION, read_timeout_s)
 

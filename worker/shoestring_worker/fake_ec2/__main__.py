@@ -10,13 +10,14 @@ import secrets
 from pathlib import Path
 
 HOST = "127.0.0.1"
+BUCKET = "shoestring"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m shoestring_worker.fake_ec2")
     parser.add_argument("--port", type=int, default=0, help="port on loopback; 0: any free one")
     parser.add_argument("--machinehost", type=Path, help="machinehost.json of the machine host that runs the instances")
-    parser.add_argument("--settings", type=Path, help="file to write a worker's settings to")
+    parser.add_argument("--settings", type=Path, help="file to write a service's settings to; there is a bucket then")
     options = parser.parse_args()
     # read when moto is imported: one image in place of its 1,300
     os.environ["MOTO_AMIS_PATH"] = str(Path(__file__).with_name("images.json"))
@@ -24,7 +25,7 @@ def main() -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
-    from shoestring_worker.fake_ec2 import estimates
+    from shoestring_worker.fake_ec2 import estimates, moto_backend
     from shoestring_worker.fake_ec2.control import with_control
     from shoestring_worker.fake_ec2.machines import Machines
     from shoestring_worker.fake_ec2.server import FakeEc2
@@ -42,7 +43,10 @@ def main() -> None:
     url = f"http://{HOST}:{server.server_port}"
     if options.settings is not None:
         fake.spot_market.set(estimates.spot_prices())
-        settings = {"endpoint_url": url, "access_key_id": access_key or "any", "regions": estimates.regions()}
+        moto_backend.create_bucket(BUCKET)
+        settings = {
+            "endpoint_url": url, "access_key_id": access_key or "any", "regions": estimates.regions(), "bucket": BUCKET,
+        }  # fmt: skip
         write_private(options.settings, json.dumps(settings))
     print(url, flush=True)
     server.serve_forever()

@@ -89,6 +89,11 @@ def forget(region: str, instance: str) -> None:
     }
 
 
+def create_bucket(name: str) -> None:
+    """In us-east-1."""
+    get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].create_bucket(name, "us-east-1")
+
+
 def reset() -> None:
     """Forget everything."""
     BackendDict.reset()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layer in front of moto: every call to EC2 passes through its rules; everything else goes straight to moto."""
+"""The layer in front of moto: every call to EC2 and S3 passes through its rules, the others go straight to moto."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from shoestring_worker.fake_ec2 import moto_backend
+from shoestring_worker.fake_ec2 import moto_backend, s3
 from shoestring_worker.fake_ec2.faults import Fault, FaultPlan
 from shoestring_worker.fake_ec2.listings import ListingLag
 from shoestring_worker.fake_ec2.machines import Machines
@@ -21,7 +21,7 @@ from shoestring_worker.fake_ec2.spot_requests import MARKET, SpotRequests
 from shoestring_worker.fake_ec2.terminations import terminate
 from shoestring_worker.fake_ec2.throttling import Throttle
 from shoestring_worker.fake_ec2.tokens import LaunchTokens, instance_ids
-from shoestring_worker.fake_ec2.wire import Answer, Call, Environ, access_key_id, error_answer, read_call
+from shoestring_worker.fake_ec2.wire import Answer, Call, Environ, access_key_id, error_answer, read_call, service
 from shoestring_worker.providers.base import OutcomeUnknown
 
 StartResponse = Callable[..., Any]
@@ -64,7 +64,7 @@ class FakeEc2:
             refused = error_answer(401, "AuthFailure", "Only its own access key may use this fake.")
             start_response(refused.status, list(refused.headers))
             return [refused.body]
-        call = read_call(environ)
+        call = s3.read_call(environ) if service(environ) == "s3" else read_call(environ)
         fault = self.faults.take(call)
         answer = None if fault and fault.kind == "lost_request" else self._answer(call, environ, fault)
         if fault and fault.kind == "delay":
@@ -115,12 +115,16 @@ class FakeEc2:
         return self._machines
 
     def _answer(self, call: Call, environ: Environ, fault: Fault | None) -> Answer:
+        on_s3 = service(environ) == "s3"
         with self._one_at_a_time:
             self.calls.append(call)
             if not self.throttle.allows(call):
                 return error_answer(503, "RequestLimitExceeded", "Request limit exceeded.")
             if fault and fault.kind == "error":
-                return error_answer(fault.status, fault.code, fault.message)
+                error = s3.error_answer if on_s3 else error_answer
+                return error(fault.status, fault.code, fault.message)
+            if on_s3:
+                return s3.answer(environ, self._call_moto)
             try:
                 self._follow_machines()
             except OutcomeUnknown as unknown:

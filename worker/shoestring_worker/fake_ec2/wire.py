@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EC2's Query protocol: form fields in a POST, XML in the answer."""
+"""What requests and answers look like: EC2's Query protocol has form fields in a POST, and XML in the answer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import io
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 from xml.sax.saxutils import escape
 
 Environ = dict[str, Any]
 
-_CREDENTIAL = re.compile(r"Credential=([^/]+)/\d{8}/([a-z0-9-]+)/")
+_CREDENTIAL = re.compile(r"Credential=([^/]+)/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/")
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,28 @@ def read_call(environ: Environ) -> Call:
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     environ["wsgi.input"] = io.BytesIO(body)
     parameters = dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
-    credential = _CREDENTIAL.search(environ.get("HTTP_AUTHORIZATION", ""))
-    return Call(credential[2] if credential else "us-east-1", parameters.pop("Action", ""), parameters)
+    return Call(region(environ), parameters.pop("Action", ""), parameters)
 
 
 def access_key_id(environ: Environ) -> str:
     """The key that a request is signed with; "" without a signature."""
-    credential = _CREDENTIAL.search(environ.get("HTTP_AUTHORIZATION", ""))
-    return credential[1] if credential else ""
+    return _scope(environ)[0]
+
+
+def region(environ: Environ) -> str:
+    return _scope(environ)[1]
+
+
+def service(environ: Environ) -> str:
+    """The service that a request is signed for, such as ec2; "" without a signature."""
+    return _scope(environ)[2]
+
+
+def _scope(environ: Environ) -> tuple[str, str, str]:
+    """Access key, region and service of a signature, in a header or in a presigned URL."""
+    signed = environ.get("HTTP_AUTHORIZATION") or unquote(environ.get("QUERY_STRING", ""))
+    found = _CREDENTIAL.search(signed)
+    return (found[1], found[2], found[3]) if found else ("", "us-east-1", "")
 
 
 def error_answer(status: int, code: str, message: str) -> Answer:

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The object store: write-once blobs behind signed, expiring URLs, as in S3; stored in a folder.
-
-Machines move objects by `put_url` and `get_url` alone; the service itself reads by key. An object appears complete or
-not at all, and never changes.
-"""
+"""Objects in a folder, which the API serves at `/objects/KEY` to signed URLs."""
 
 from __future__ import annotations
 
@@ -11,64 +7,30 @@ import contextlib
 import hashlib
 import hmac
 import os
-import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 from urllib.parse import quote
 
-from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, ShoestringError, TooLarge, Unavailable
+from shoestring_core.errors import Forbidden, TooLarge, Unavailable
+from shoestring_core.store.objects.contract import BLOCK_BYTES, ObjectInfo, exists, missing, require_key, require_small
 
 Method = Literal["GET", "PUT"]
 
-BLOCK_BYTES = 1 << 20
-_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    bytes: int
-    sha256: str
-
-
-class Objects(Protocol):
-    """What checkpoints need of an object store. Times are Unix seconds."""
-
-    def put_url(self, key: str, expires_at: int, max_bytes: int) -> str:
-        """A URL that accepts one PUT of this object, of at most `max_bytes`."""
-
-    def get_url(self, key: str, expires_at: int) -> str:
-        """A URL that returns the object."""
-
-    def head(self, key: str) -> ObjectInfo | None:
-        """Size and SHA-256; None if there is no such object."""
-
-    def read(self, key: str, limit: int) -> bytes:
-        """Return a small object. Raises NotFound, and TooLarge if it has more than `limit` bytes."""
-
-    def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
-        """Yield `count` bytes from offset `first` on, block by block. Raises NotFound."""
-
-
-def open_objects(location: str, secret: str, base_url: str) -> Objects:
-    """The store at `location`, a folder. `base_url` is the service's address as machines reach it."""
-    if "://" in location:
-        raise Unavailable(
-            f"{location!r} is not supported as an object store.", hint="Set SHOESTRING_OBJECT_STORE to a folder."
-        )
-    return LocalObjects(Path(location), secret, base_url)
-
 
 class LocalObjects:
-    """A folder of objects. The API serves it at `/objects/KEY` to signed URLs."""
+    """A folder of objects. `base_url`: of the service, as machines reach it."""
 
     def __init__(self, folder: Path, secret: str, base_url: str) -> None:
         self.folder = folder
         self._secret = hmac.digest(secret.encode(), b"objects", "sha256")
         self._base_url = base_url.rstrip("/")
+
+    def prepare(self) -> None:
+        with _as_unavailable():
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def put_url(self, key: str, expires_at: int, max_bytes: int) -> str:
         return self._signed("PUT", key, expires_at, max_bytes)
@@ -85,21 +47,20 @@ class LocalObjects:
             if not path.is_file():
                 return None
             sha256 = self._write_sidecar(path, _digest(path))  # the writer died between the object and its sidecar
-        return ObjectInfo(size, sha256)
+        return ObjectInfo(size, f"sha256:{sha256}")
 
     def read(self, key: str, limit: int) -> bytes:
         info = self.head(key)
         if info is None:
-            raise _missing(key)
-        if info.bytes > limit:
-            raise TooLarge(f"Object {key} has {info.bytes:,} bytes; at most {limit:,} were expected.")
+            raise missing(key)
+        require_small(key, info.bytes, limit)
         return self.path(key).read_bytes()
 
     def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
         try:
             file = self.path(key).open("rb")
         except FileNotFoundError:
-            raise _missing(key) from None
+            raise missing(key) from None
         with file:
             file.seek(first)
             while count > 0 and (block := file.read(min(count, BLOCK_BYTES))):
@@ -108,8 +69,7 @@ class LocalObjects:
 
     def path(self, key: str) -> Path:
         """The object's file. Raises NotFound for an invalid key, so that none leads out of the folder."""
-        if len(key) > 500 or not _KEY.fullmatch(key):
-            raise _missing(key[:80])
+        require_key(key)
         return self.folder / key
 
     def check(self, method: Method, key: str, expires_at: int, max_bytes: int, signature: str, now: int) -> None:
@@ -123,7 +83,7 @@ class LocalObjects:
         """A writer for a new object, of at most `max_bytes`. Raises PreconditionFailed if it exists."""
         path = self.path(key)
         if path.exists():
-            raise _exists(key)
+            raise exists(key)
         return ObjectWriter(key, path, max_bytes, self._write_sidecar)
 
     def _signed(self, method: Method, key: str, expires_at: int, max_bytes: int) -> str:
@@ -174,9 +134,10 @@ class ObjectWriter:
             try:
                 os.link(self._temp, self._path)  # unlike rename, fails if the name is taken
             except FileExistsError:
-                raise _exists(self._key) from None
+                raise exists(self._key) from None
             _fsync_folder(self._path.parent)
-            return ObjectInfo(self._bytes, self._write_sidecar(self._path, self._sha256.hexdigest()))
+            sha256 = self._write_sidecar(self._path, self._sha256.hexdigest())
+            return ObjectInfo(self._bytes, f"sha256:{sha256}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -205,14 +166,6 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _missing(key: str) -> ShoestringError:
-    return NotFound(f"Object {key} does not exist.")
-
-
-def _exists(key: str) -> ShoestringError:
-    return PreconditionFailed(f"Object {key} exists already; objects are written once.")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What S3's error codes mean, and what to do about each.
+
+source  docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+"""
+
+from __future__ import annotations
+
+from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+
+from shoestring_core.errors import Unavailable
+
+MISSING_BUCKET = {"NoSuchBucket", "404"}
+WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "307"}
+DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
+REFUSED_CREDENTIALS = {
+    "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired",
+}  # fmt: skip
+
+
+def explain(error: Exception, what: str, bucket: str, prefix: str) -> Unavailable:
+    """The error of a call as a sentence, and what to do about it. `what`: read | write to | list | sign URLs for"""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return Unavailable(
+            f"No credentials were found with which to {what} bucket {bucket}.",
+            hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role.",
+        )
+    if not isinstance(error, ClientError):
+        return Unavailable(
+            f"The service could not {what} bucket {bucket}: {error}",
+            hint="See that the store can be reached. SHOESTRING_OBJECT_STORE_ENDPOINT_URL is its address, if set.",
+        )
+    code, message = str(error.response["Error"].get("Code", "")), str(error.response["Error"].get("Message", ""))
+    if code in MISSING_BUCKET:
+        return Unavailable(
+            f"There is no bucket {bucket}.",
+            hint=f"Create it: aws s3 mb s3://{bucket}. Or name another in SHOESTRING_OBJECT_STORE.",
+        )
+    if code in WRONG_REGION:
+        region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+        return wrong_region(bucket, region or "another region", "this one")
+    if code in DENIED:
+        return Unavailable(
+            f"The credentials may not {what} bucket {bucket}.",
+            hint=f"Allow s3:ListBucket on arn:aws:s3:::{bucket}, and s3:GetObject, s3:PutObject and "
+            f"s3:AbortMultipartUpload on arn:aws:s3:::{bucket}/{prefix}*.",
+        )
+    if code in REFUSED_CREDENTIALS:
+        return Unavailable(
+            f"S3 refuses the credentials with which to {what} bucket {bucket}: {code}.",
+            hint="Renew them; restart the service if they are in its environment.",
+        )
+    if code == "RequestTimeTooSkewed":
+        return Unavailable(
+            f"The service could not {what} bucket {bucket}: this computer's clock is wrong by over 15 minutes.",
+            hint="Let NTP set the clock.",
+        )
+    return Unavailable(f"The service could not {what} bucket {bucket}: {code}: {message}", hint="It is tried again.")
+
+
+def wrong_region(bucket: str, actual: str, configured: str) -> Unavailable:
+    return Unavailable(
+        f"Bucket {bucket} is in {actual}, but the service is set to {configured}.",
+        hint=f"Set AWS_DEFAULT_REGION to the bucket's region, or use a bucket in {configured}.",
+    )
