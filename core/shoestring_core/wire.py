@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent protocol: the messages that a rented machine's agent and the service exchange under `/agent/v1`.
 
-Five calls, JSON both ways, `Authorization: Bearer <machine id>.<session secret>` on all but the first two:
+Six calls, JSON both ways, `Authorization: Bearer <machine id>.<session secret>` on all but the first two:
 
     POST /agent/v1/boot          BootReport                  how far a machine has booted that has no agent yet
     POST /agent/v1/register      RegisterRequest  -> Reply   exchange the boot token for a session
     POST /agent/v1/report        ReportRequest    -> Reply   heartbeat, one numbered batch, the state of the ranks
     GET  /agent/v1/orders?after=ETAG              -> Reply   long poll: up to 25 s, until the order's ETag differs
+    POST /agent/v1/uploads       UploadStart      -> UploadParts   before data that goes up in parts
     POST /agent/v1/checkpoints   CheckpointCommit -> CommitReply
 
 Checkpoint data moves by signed URLs (`UploadUrls`, `CheckpointDownload`), never through these calls.
@@ -39,6 +40,9 @@ MAX_BATCH_BYTES = 1 << 20
 
 MAX_CHECKPOINT_BYTES = 8 << 30
 """The URL for a checkpoint's data takes no more."""
+
+MULTIPART_BYTES = 64 << 20
+"""Data of a checkpoint above this size go up in parts of it, where the object store takes parts."""
 
 MAX_MANIFEST_BYTES = 16_000_000
 """A checkpoint whose manifest is larger is refused, when it is committed and when it is adopted."""
@@ -203,6 +207,15 @@ class ReportRequest(WireMessage):
     """When the provider will terminate the machine, once it has given a preemption notice."""
 
 
+class UploadStart(WireMessage):
+    """Data of this size are about to go to the upload that was offered as `nonce`."""
+
+    protocol: int = PROTOCOL_VERSION
+    generation: Count
+    nonce: str = Field(max_length=64)
+    bytes: Count
+
+
 class CheckpointCommit(WireMessage):
     """A checkpoint whose data and manifest are uploaded. It becomes the job's latest only if every batch up to
     `through_seq` is stored and `generation` is still the current one."""
@@ -229,6 +242,21 @@ class UploadUrls(WireMessage):
     nonce: str
     data_url: str
     manifest_url: str
+
+
+class MultipartUpload(WireMessage):
+    """An object that goes up in parts of `part_bytes`, the last of which may be smaller. It appears once a POST to
+    `complete_url` lists the parts with the ETags that their PUTs returned, as S3's CompleteMultipartUpload; that needs
+    no word from the service."""
+
+    part_bytes: int
+    part_urls: list[str]
+    complete_url: str
+
+
+class UploadParts(WireMessage):
+    multipart: MultipartUpload | None
+    """None: the store takes the data by one PUT to `data_url`."""
 
 
 class CheckpointDownload(WireMessage):

@@ -174,6 +174,20 @@ async def get_orders(
             await signal.wait()
 
 
+@router.post("/uploads")
+def start_upload(machine: MachineDep, body: wire.UploadStart, state: StateDep) -> wire.UploadParts:
+    """Return addresses for the parts of a checkpoint's data, if the object store takes parts."""
+    _check_protocol(body.protocol)
+    if body.bytes > wire.MAX_CHECKPOINT_BYTES:
+        raise TooLarge(f"A checkpoint may have at most {wire.MAX_CHECKPOINT_BYTES:,} bytes.")
+    with state.store.read() as db:
+        upload = checkpoints.next_upload_target(db, machine.id)
+        expires_at = _urls_expire_at(state, machine, db.now)
+    if upload is None or (upload.generation, upload.nonce) != (body.generation, body.nonce):
+        raise InvalidRequest(f"{body.nonce!r} is not the upload that was offered for generation {body.generation}.")
+    return wire.UploadParts(multipart=state.objects.start_multipart(f"{upload.key}/data", expires_at, body.bytes))
+
+
 @router.post("/checkpoints")
 def commit_checkpoint(machine: MachineDep, body: wire.CheckpointCommit, state: StateDep) -> wire.CommitReply:
     """Commit an uploaded checkpoint after verifying its objects."""

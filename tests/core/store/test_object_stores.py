@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from awscrt.checksums import crc64nvme
+from shoestring_core import wire
 from shoestring_core.errors import NotFound, TooLarge
 from shoestring_core.store.objects import ObjectInfo, Objects, open_objects
 
@@ -125,6 +126,12 @@ def test_small_objects_are_read_whole_and_large_ones_refused(objects: Objects, h
         with pytest.raises(NotFound):
             read()
     assert objects.head("none") is None
+
+
+def test_a_store_takes_large_objects_in_parts_or_by_one_put(objects: Objects) -> None:
+    begun = objects.start_multipart(KEY, _later(), 3 * wire.MULTIPART_BYTES + 1)
+    assert begun is None or (begun.part_bytes, len(begun.part_urls)) == (wire.MULTIPART_BYTES, 4)
+    assert objects.head(KEY) is None
 
 
 def test_a_store_is_prepared_as_often_as_the_service_starts(objects: Objects) -> None:

@@ -7,13 +7,21 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from awscrt.checksums import crc64nvme
+from shoestring_core import wire
 from shoestring_core.errors import Unavailable
+from shoestring_core.store.objects import ObjectInfo
 from shoestring_core.store.objects import s3 as s3_module
 from shoestring_core.store.objects.s3 import S3Objects, open_s3
 
-from tests.servers import FaultProxy
+from tests.servers import PATIENCE_S, FaultProxy
 from tests.worker.providers.fake_aws import OTHER_REGION, FakeAws
+
+PART_BYTES = 5 << 20
+"""S3's smallest part, but for the last."""
+ONCE = {"If-None-Match": "*"}
 
 
 @pytest.fixture
@@ -34,6 +42,30 @@ def test_a_url_of_aws_names_the_bucket_and_its_region(monkeypatch: pytest.Monkey
 def test_a_url_can_t_be_used_without_the_header_that_keeps_objects_from_being_overwritten(objects: S3Objects) -> None:
     query = urlsplit(objects.put_url("a", int(time.time()) + 60, 1)).query
     assert "X-Amz-SignedHeaders=host%3Bif-none-match" in query
+
+
+def test_an_object_in_parts_appears_whole_with_one_checksum_once(
+    aws: FakeAws, objects: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "MULTIPART_BYTES", PART_BYTES)
+    content = bytes(range(251)) * 45_000
+    first, second = (objects.start_multipart("data", int(time.time()) + 60, len(content)) for _ in range(2))
+    assert [len(one.part_urls) for one in (first, second)] == [3, 3]
+    answers = {}
+    with httpx.Client(trust_env=False, timeout=PATIENCE_S) as http:
+        for upload in (first, second):
+            pieces = [content[at : at + PART_BYTES] for at in range(0, len(content), PART_BYTES)]
+            sent = [http.put(url, content=piece) for url, piece in zip(upload.part_urls, pieces, strict=True)]
+            assert objects.head("data") is None or upload is second
+            parts = "".join(
+                f"<Part><PartNumber>{number}</PartNumber><ETag>{part.headers['ETag']}</ETag></Part>"
+                for number, part in enumerate(sent, 1)
+            )
+            document = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
+            answers[upload.complete_url] = http.post(upload.complete_url, content=document, headers=ONCE).status_code
+    assert list(answers.values()) == [200, 412]
+    assert objects.head("data") == ObjectInfo(len(content), f"crc64nvme:{crc64nvme(content):016x}")
+    assert b"".join(objects.blocks("data", 0, len(content))) == content
 
 
 def test_the_service_leaves_one_object_of_its_own_below_the_prefix(aws: FakeAws, objects: S3Objects) -> None:

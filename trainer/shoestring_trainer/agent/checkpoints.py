@@ -26,13 +26,14 @@ from shoestring_trainer.agent.service_client import (
     backoff_delays,
 )
 from shoestring_trainer.agent.spool import Spool, write_durably
+from shoestring_trainer.agent.uploads import upload_data, upload_file
 from shoestring_trainer.run_files import CheckpointReason
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 FETCH_TRIES = 5
-URL_EXPIRED, OBJECT_EXISTS = {401, 403}, {412}  # an object store's responses to an upload URL
+URL_EXPIRED = {401, 403}  # an object store's responses to an upload URL
 CURED_BY_A_REPORT = {"batches-missing", "batch-gap"}  # refusals of a commit that the next report cures
 
 
@@ -196,7 +197,7 @@ class CheckpointUploader:
         write_durably(checkpoint.manifest, manifest.decode())
         if not checkpoint.is_last and not await self._wait_until_points_are_stored(checkpoint):
             return
-        urls = await self._upload(checkpoint, manifest_sha256)
+        urls = await self._upload(checkpoint, size, manifest_sha256)
         if urls is None:
             return
         await self._wait_until_points_are_stored(
@@ -226,7 +227,7 @@ class CheckpointUploader:
             await asyncio.sleep(POLL_S)
         return True
 
-    async def _upload(self, checkpoint: LocalCheckpoint, manifest_sha256: str) -> UploadUrls | None:
+    async def _upload(self, checkpoint: LocalCheckpoint, size: int, manifest_sha256: str) -> UploadUrls | None:
         """Data, then manifest, to a urls that is unused; None if a newer checkpoint came before the first byte.
 
         Raises RequestRejected if another object exists there; retrying can't help.
@@ -238,8 +239,8 @@ class CheckpointUploader:
                 self._used.add(_key(urls))  # replies keep offering it until the commit
                 again = self._record_target(urls.nonce, manifest_sha256)
                 try:
-                    await self._put(checkpoint.data, urls.data_url, again)
-                    await self._put(checkpoint.manifest, urls.manifest_url, again)
+                    await upload_data(self._service, checkpoint.data, size, urls, again=again)
+                    await upload_file(self._service, checkpoint.manifest, urls.manifest_url, again=again)
                     return urls
                 except RequestRejected as rejection:
                     if rejection.status not in URL_EXPIRED:
@@ -261,22 +262,6 @@ class CheckpointUploader:
                 return True
         write_durably(path, json.dumps(claim))
         return False
-
-    async def _put(self, path: Path, url: str, again: bool) -> None:
-        """Tries again while the store can't be reached. Raises RequestRejected if it takes nothing at this address.
-
-        A URL accepts one object only: after a lost reply, the existing object is this file.
-        """
-        for attempt, pause in enumerate(backoff_delays(most_s=5.0)):
-            try:
-                return await self._service.upload(path, url)
-            except Unreachable as error:
-                log.warning("%s not uploaded yet: %s", path.name, error)
-                await asyncio.sleep(pause)
-            except RequestRejected as rejection:
-                if rejection.status in OBJECT_EXISTS and (again or attempt > 0):
-                    return None
-                raise
 
     async def _commit(self, commit: CheckpointCommit) -> None:
         for pause in backoff_delays(most_s=5.0):

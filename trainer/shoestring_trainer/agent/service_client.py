@@ -8,11 +8,12 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from uuid import UUID
+from xml.sax.saxutils import escape
 
 import httpx
 from pydantic import ValidationError
@@ -21,10 +22,13 @@ from shoestring_core.wire import (
     CheckpointCommit,
     CommitReply,
     MemberStatus,
+    MultipartUpload,
     RegisterRequest,
     Reply,
     ReportBatch,
     ReportRequest,
+    UploadParts,
+    UploadStart,
 )
 
 from shoestring_trainer.agent.rank_files import open_file
@@ -32,14 +36,17 @@ from shoestring_trainer.agent.rank_files import open_file
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 LONG_POLL_TIMEOUT = httpx.Timeout(LONG_POLL_S + 10.0, connect=5.0)
 OBJECT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+START_UPLOAD_TIMEOUT = httpx.Timeout(3.0)
+"""Short, since one PUT does as well if the service is silent, and a machine may have only seconds left."""
 BLOCK_BYTES = 1 << 20
+S3_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 RETRYABLE_STATUSES = {408, 425, 429}
 S3_RETRYABLE_CODES = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout"}
-S3_EXPIRED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+S3_EXPIRED_CODES = {"ExpiredToken", "InvalidToken", "NoSuchUpload", "TokenRefreshRequired"}
 """Of 4xx: docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"""
 DETAIL_LIMIT = 2000
 
-Answer = TypeVar("Answer", Reply, CommitReply)
+Answer = TypeVar("Answer", Reply, UploadParts, CommitReply)
 
 
 class Unreachable(Exception):
@@ -97,6 +104,41 @@ class ServiceClient:
             "POST", self._base + "/checkpoints", content=commit.model_dump_json(), headers=self._key
         )
         return _parse(CommitReply, answer)
+
+    async def start_upload(self, start: UploadStart) -> MultipartUpload | None:
+        """Addresses for the parts of an object; None: one PUT takes it."""
+        url, content = self._base + "/uploads", start.model_dump_json()
+        answer = await self._call("POST", url, content=content, headers=self._key, timeout=START_UPLOAD_TIMEOUT)
+        return _parse(UploadParts, answer).multipart
+
+    async def upload_part(self, path: Path, first: int, count: int, url: str) -> str:
+        """PUT `count` bytes of a file from offset `first` on; returns the part's ETag. Raises as `upload`."""
+        with os.fdopen(open_file(path), "rb") as file:
+            file.seek(first)
+            headers = {"Content-Length": str(count)}
+            answer = await self._call(
+                "PUT",
+                url,
+                content=_blocks(file, count),
+                headers=headers,
+                timeout=OBJECT_TIMEOUT,
+                read_error=read_store_error,
+            )
+        return str(answer.headers.get("ETag", ""))
+
+    async def complete_upload(self, etags: Sequence[str], url: str) -> None:
+        """Let the object appear whose parts have these ETags. Raises as `upload`."""
+        parts = "".join(
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+            for number, etag in enumerate(etags, 1)
+        )
+        document = f'<CompleteMultipartUpload xmlns="{S3_NAMESPACE}">{parts}</CompleteMultipartUpload>'
+        headers = {"If-None-Match": "*", "Content-Type": "application/xml"}
+        answer = await self._call(
+            "POST", url, content=document, headers=headers, timeout=OBJECT_TIMEOUT, read_error=read_store_error
+        )
+        if "<Error>" in answer.text:  # S3 begins its answer before it knows
+            raise Unreachable(f"POST object: {answer.text[:200]}")
 
     async def upload(self, path: Path, url: str) -> None:
         """PUT a file that ranks wrote to a signed URL.

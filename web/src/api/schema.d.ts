@@ -606,6 +606,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/agent/v1/uploads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Start Upload
+         * @description Return addresses for the parts of a checkpoint's data, if the object store takes parts.
+         */
+        post: operations["start_upload"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/agent/v1/checkpoints": {
         parameters: {
             query?: never;
@@ -1747,6 +1767,20 @@ export interface components {
             currency: string;
         };
         /**
+         * MultipartUpload
+         * @description An object that goes up in parts of `part_bytes`, the last of which may be smaller. It appears once a POST to
+         *     `complete_url` lists the parts with the ETags that their PUTs returned, as S3's CompleteMultipartUpload; that needs
+         *     no word from the service.
+         */
+        MultipartUpload: {
+            /** Part Bytes */
+            part_bytes: number;
+            /** Part Urls */
+            part_urls: string[];
+            /** Complete Url */
+            complete_url: string;
+        };
+        /**
          * NotOffered
          * @description Types of machines, or all types in some regions, that the built-in price list of a provider leaves out.
          */
@@ -2392,6 +2426,27 @@ export interface components {
             /** Actor */
             actor: string;
             reason: components["schemas"]["Reason"];
+        };
+        /** UploadParts */
+        UploadParts: {
+            multipart: components["schemas"]["MultipartUpload"] | null;
+        };
+        /**
+         * UploadStart
+         * @description Data of this size are about to go to the upload that was offered as `nonce`.
+         */
+        UploadStart: {
+            /**
+             * Protocol
+             * @default 1
+             */
+            protocol: number;
+            /** Generation */
+            generation: number;
+            /** Nonce */
+            nonce: string;
+            /** Bytes */
+            bytes: number;
         };
         /**
          * UploadUrls
@@ -3561,6 +3616,39 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Reply"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    start_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["UploadStart"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadParts"];
                 };
             };
             /** @description What was wrong and how to fix it */

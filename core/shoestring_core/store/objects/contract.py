@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoestring_core import wire
 from shoestring_core.errors import NotFound, PreconditionFailed, ShoestringError, TooLarge
 
 BLOCK_BYTES = 1 << 20
@@ -35,6 +36,12 @@ class Objects(Protocol):
         """A URL that accepts one PUT of this object, with the header `If-None-Match: *`.
 
         max_bytes  what a folder takes; a URL of S3 takes more, so what uses the object looks at its size
+        """
+
+    def start_multipart(self, key: str, expires_at: int, size: int) -> wire.MultipartUpload | None:
+        """Begin an object of `size` bytes that goes up in parts; None: the store takes it by one PUT.
+
+        What is never completed costs storage until the bucket's lifecycle rule removes it.
         """
 
     def get_url(self, key: str, expires_at: int) -> str:

@@ -17,6 +17,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
+from shoestring_core import wire
 from shoestring_core.errors import Unavailable
 from shoestring_core.store.objects.contract import BLOCK_BYTES, ObjectInfo, is_key, missing, require_key, require_small
 from shoestring_core.store.objects.s3_errors import explain, wrong_region
@@ -90,6 +91,18 @@ class S3Objects:
     def put_url(self, key: str, expires_at: int, max_bytes: int) -> str:  # noqa: ARG002 - no URL of S3 limits it
         return self._signed("put_object", key, expires_at, IfNoneMatch="*")
 
+    def start_multipart(self, key: str, expires_at: int, size: int) -> wire.MultipartUpload:
+        place, part_bytes = self._place(key), wire.MULTIPART_BYTES
+        checksum = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+        begun = self._call("write to", lambda: self._client.create_multipart_upload(**place, **checksum))
+        upload = {"UploadId": begun["UploadId"]}
+        parts = range(1, max(1, -(-size // part_bytes)) + 1)
+        return wire.MultipartUpload(
+            part_bytes=part_bytes,
+            part_urls=[self._signed("upload_part", key, expires_at, PartNumber=part, **upload) for part in parts],
+            complete_url=self._signed("complete_multipart_upload", key, expires_at, IfNoneMatch="*", **upload),
+        )
+
     def get_url(self, key: str, expires_at: int) -> str:
         return self._signed("get_object", key, expires_at)
 
@@ -142,7 +155,7 @@ class S3Objects:
             raise explain(error, "write to", self._bucket, self._prefix) from error
         return True
 
-    def _signed(self, method: str, key: str, expires_at: int, **parameters: str) -> str:
+    def _signed(self, method: str, key: str, expires_at: int, **parameters: str | int) -> str:
         seconds = min(max(1, expires_at - int(time.time())), LONGEST_URL_S)
         place = self._place(key) | parameters
         url: str = self._call(

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint from an agent to S3, through the real service: in parts, and on after the service has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from shoestring_core import wire
+from shoestring_trainer.agent.checkpoints import CheckpointCache, CheckpointUploader, LocalCheckpoint
+from shoestring_trainer.agent.service_client import ServiceClient
+from shoestring_trainer.agent.spool import Spool
+
+from tests.api.deployment import Agent, Deployment
+from tests.servers import PATIENCE_S, FaultProxy, until
+from tests.shared_database import SharedDatabase
+from tests.worker.providers.fake_aws import FakeAws
+
+pytestmark = pytest.mark.any_database
+
+PART_BYTES = 5 << 20
+
+
+@pytest.fixture
+def on_s3(
+    migrated: SharedDatabase, tmp_path: Path, aws: FakeAws, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Deployment]:
+    monkeypatch.setattr(wire, "MULTIPART_BYTES", PART_BYTES)
+    aws.s3().create_bucket(Bucket="models")
+    place = {"object_store": "s3://models/team", "object_store_endpoint_url": aws.url}
+    with Deployment(migrated.url, tmp_path, store=migrated.store(), **place) as deployment:
+        yield deployment
+
+
+def local_checkpoint(folder: Path, agent: Agent, step: int, content: bytes) -> LocalCheckpoint:
+    """As rank 0 writes it."""
+    (folder / "gen" / "1" / "ckpt").mkdir(parents=True, exist_ok=True)
+    data = folder / "gen" / "1" / "ckpt" / f"step-{step:09}.data"
+    data.write_bytes(content)
+    manifest = {
+        "format": 1, "job": str(agent.job), "generation": 1, "step": step, "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(), "parts": [],
+    }  # fmt: skip
+    data.with_suffix(".json").write_text(json.dumps(manifest))
+    return LocalCheckpoint(1, step, data, data.with_suffix(".json"), "order", through_seq=0)
+
+
+async def deliver(
+    folder: Path, agent: Agent, checkpoint: LocalCheckpoint, url: str = "", meanwhile: Callable[[], None] = lambda: None
+) -> None:
+    """What the agent does with a checkpoint; returns when it is committed. `url`: of the service, as the agent sees it.
+
+    meanwhile  runs in a thread
+    """
+    (folder / "cache").mkdir(exist_ok=True)
+    service = ServiceClient(url or agent.deployment.url, agent.machine, agent.session_secret)
+    spool = Spool(folder / "spool", folder / "rejected")
+
+    def report() -> None:
+        uploader.add_urls(agent.report().upload_urls)
+
+    uploader = CheckpointUploader(service, spool, CheckpointCache(folder / "cache"), report)
+    report()
+    uploader.submit(checkpoint)
+    running = asyncio.create_task(uploader.run())
+    await asyncio.to_thread(meanwhile)
+    async with asyncio.timeout(PATIENCE_S):
+        while not uploader.idle:
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await service.close()
+
+
+def stored(aws: FakeAws, job: UUID) -> dict[str, int]:
+    """The objects of the job's first checkpoint, with their sizes."""
+    listed = aws.s3().list_objects_v2(Bucket="models", Prefix=f"team/jobs/{job}/g/1/final/000001/")
+    return {one["Key"].rpartition("/")[2]: one["Size"] for one in listed.get("Contents", [])}
+
+
+def test_large_data_go_up_in_parts_each_tried_again_by_itself(on_s3: Deployment, tmp_path: Path, aws: FakeAws) -> None:
+    job, (agent,) = on_s3.running()
+    agent.points(range(1, 4))
+    content = os.urandom(2 * PART_BYTES + 1000)
+    aws.fault("error", "UploadPart", code="SlowDown", status=503)
+    aws.fault("lost_reply", "CompleteMultipartUpload")
+    asyncio.run(deliver(tmp_path, agent, local_checkpoint(tmp_path, agent, 3, content)))
+    assert agent.report().upload_urls.nonce == "000002", "committed"
+    assert len(aws.calls("UploadPart")) == 3 + 1
+    assert stored(aws, job)["data"] == len(content)
+
+
+def test_a_machine_that_is_cut_off_from_the_service_finishes_its_upload_alone(
+    on_s3: Deployment, tmp_path: Path, aws: FakeAws, fault_proxy: Callable[[int], FaultProxy]
+) -> None:
+    job, (agent,) = on_s3.running()
+    agent.points(range(1, 4))
+    content = os.urandom(2 * PART_BYTES + 1000)
+    proxy = fault_proxy(on_s3.port)
+
+    def cut_off() -> None:
+        until(lambda: aws.calls("UploadPart"))
+        proxy.refuse = True
+        proxy.cut()
+        until(lambda: set(stored(aws, job)) == {"data", "manifest.json"})
+        proxy.refuse = False
+
+    checkpoint = local_checkpoint(tmp_path, agent, 3, content)
+    asyncio.run(deliver(tmp_path, agent, checkpoint, f"http://127.0.0.1:{proxy.port}", cut_off))
+    assert len(aws.calls("CompleteMultipartUpload")) == 1
+    assert agent.report().upload_urls.nonce == "000002", "committed"
+
+
+def test_without_the_service_s_word_large_data_go_up_in_one_piece(
+    on_s3: Deployment, tmp_path: Path, aws: FakeAws, fault_proxy: Callable[[int], FaultProxy]
+) -> None:
+    job, (agent,) = on_s3.running()
+    agent.points(range(1, 4))
+    proxy = fault_proxy(on_s3.port)
+    proxy.refuse = True
+
+    def come_back() -> None:
+        until(lambda: set(stored(aws, job)) == {"data", "manifest.json"})
+        proxy.refuse = False
+
+    checkpoint = local_checkpoint(tmp_path, agent, 3, os.urandom(PART_BYTES + 1))
+    asyncio.run(deliver(tmp_path, agent, checkpoint, f"http://127.0.0.1:{proxy.port}", come_back))
+    assert aws.calls("UploadPart") == []
+    assert agent.report().upload_urls.nonce == "000002", "committed"
+
+
+def test_a_url_whose_credentials_have_ended_is_replaced(on_s3: Deployment, tmp_path: Path, aws: FakeAws) -> None:
+    job, (agent,) = on_s3.running()
+    agent.points(range(1, 4))
+    aws.fault("error", "PutObject", code="ExpiredToken", status=400)
+    asyncio.run(deliver(tmp_path, agent, local_checkpoint(tmp_path, agent, 3, b"weights")))
+    assert sum(call["parameters"]["Key"].endswith("/data") for call in aws.calls("PutObject")) == 2
+    assert agent.report().upload_urls.nonce == "000002", "committed"
+    assert stored(aws, job)["data"] == 7
