@@ -10,9 +10,17 @@ from uuid import UUID
 import pytest
 from shoestring_core import money
 from shoestring_core.decide.timeouts import S
-from shoestring_core.store import jobs, ledger, queries
+from shoestring_core.store import idempotency, jobs, ledger, queries
 from shoestring_core.store.fleet import agents
-from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, GenerationRow, HoldRow, PriceRow
+from shoestring_core.store.tables import (
+    AccountRow,
+    AttemptRow,
+    EventRow,
+    GenerationRow,
+    HoldRow,
+    IdempotencyRow,
+    PriceRow,
+)
 from shoestring_core.wording.budget import PayerOverdrawn
 from shoestring_worker import control_loop
 from sqlalchemy import select, update
@@ -326,6 +334,17 @@ def test_heartbeat_and_ledger_audit_keep_their_intervals_during_a_long_job(
         alarms = [record for record in caplog.records if "ledger totals are inconsistent" in record.message]
         assert bool(alarms) == (world.clock.now - began >= 200 * S)
     assert alarms
+
+
+def test_responses_that_are_no_longer_repeated_are_deleted_every_ten_minutes(world: World):
+    world.tick()
+    world.store.write(lambda db: idempotency.begin_request(db, "ann", "key", "request"))
+    long_ago = IdempotencyRow.begun_at - idempotency.RESPONSE_TTL - 1
+    world.store.write(lambda db: db.execute(update(IdempotencyRow).values(begun_at=long_ago)))
+    for after_s, kept in ((590, 1), (10, 0)):
+        world.tick(after_s)
+        with world.store.read() as db:
+            assert len(db.sql.scalars(select(IdempotencyRow)).all()) == kept
 
 
 def test_a_job_that_exhausts_its_budget_is_paused_and_resumes_after_the_limit_is_raised(world: World):

@@ -18,7 +18,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.store import ledger
+from shoestring_core.store import idempotency, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import billing, launches, service_heartbeats
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt
@@ -41,6 +41,9 @@ HEARTBEAT_S = 10.0
 
 AUDIT_S = 3600.0
 """How often the ledger's totals are compared with the sums of its lines."""
+
+DELETE_EXPIRED_S = 600.0
+"""How often the responses to old requests are deleted, which nobody repeats any more."""
 
 ANSWER_WAIT_S = 0.5
 """How long a tick waits for the providers' answers."""
@@ -70,6 +73,7 @@ class ControlLoop:
     _more_work: threading.Event = field(default_factory=threading.Event)
     _heartbeat_at: float = float("-inf")
     _audited_at: float = float("-inf")
+    _deleted_expired_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.store.on_commit.append(self._on_commit)
@@ -134,6 +138,8 @@ class ControlLoop:
             items.run("the heartbeat", self._heartbeat)
         if self.monotonic() >= self._audited_at + AUDIT_S:
             items.run("the audit of the ledger", self._audit)
+        if self.monotonic() >= self._deleted_expired_at + DELETE_EXPIRED_S:
+            items.run("the old responses", self._delete_expired_responses)
         with self.store.read() as db:
             demand = load_demand(db)
         self._poll_providers(demand)
@@ -187,6 +193,10 @@ class ControlLoop:
         for discrepancy in discrepancies:
             log.error("ledger totals are inconsistent: %s", discrepancy)
         self._audited_at = self.monotonic()
+
+    def _delete_expired_responses(self) -> None:
+        self._write(idempotency.delete_expired)
+        self._deleted_expired_at = self.monotonic()
 
     def _poll_providers(self, demand: Demand) -> None:
         """Reconcile with the providers and refresh their offers, where that is due."""

@@ -13,6 +13,7 @@ from shoestring_core.store.transactions import Write
 
 S = 1_000_000
 RESPONSE_TTL = 48 * 3_600 * S
+"""A response is repeated at least so long, until `delete_expired`."""
 IN_FLIGHT_TTL = 60 * S
 """A request without a response by then died with its process; its key may be used again."""
 
@@ -35,17 +36,11 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
     if not 1 <= len(key) <= 200 or not key.isprintable():
         raise InvalidRequest("An Idempotency-Key must have 1 to 200 printable characters.", hint="Use a fresh UUID.")
 
-    def claim() -> bool:
-        return db.insert_new(
-            IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, begun_at=db.now
-        )
-
-    if claim():
+    if db.insert_new(
+        IdempotencyRow, principal=principal, key=key, body_sha=body_sha, status=None, body=None, begun_at=db.now
+    ):
         return None
     row = (IdempotencyRow.principal == principal, IdempotencyRow.key == key)
-    expired = delete(IdempotencyRow).where(*row, IdempotencyRow.begun_at < db.now - RESPONSE_TTL)
-    if db.execute(expired) and claim():
-        return None
     first = db.sql.execute(select(IdempotencyRow).where(*row)).scalar_one()
     if first.body_sha != body_sha:
         raise IdempotencyConflict(
@@ -68,6 +63,11 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
 def store_response(db: Write, principal: str, key: str, status: int, body: str) -> None:
     """Store the response for repeated requests."""
     db.connection.execute(_STORE_RESPONSE, {"of": principal, "under": key, "status": status, "body": body})
+
+
+def delete_expired(db: Write) -> None:
+    """Delete the responses of more than RESPONSE_TTL ago; their keys may then be used for new requests."""
+    db.execute(delete(IdempotencyRow).where(IdempotencyRow.begun_at < db.now - RESPONSE_TTL))
 
 
 _STORE_RESPONSE = (

@@ -170,6 +170,7 @@ class IdempotencyRow(Base):
     status: Mapped[int | None]
     body: Mapped[str | None]
     begun_at: Mapped[int]
+    __table_args__ = (Index(None, "begun_at"),)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------

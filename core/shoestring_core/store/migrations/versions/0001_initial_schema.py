@@ -55,6 +55,7 @@ def upgrade() -> None:
         sa.Column("begun_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("principal", "key", name=op.f("pk_idempotency")),
     )
+    op.create_index(op.f("ix_idempotency_begun_at"), "idempotency", ["begun_at"], unique=False)
     op.create_table(
         "offers",
         sa.Column("provider", sa.Text(), nullable=False),
