@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import threading
+import time
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -15,6 +16,8 @@ from shoestring_core.wakeups import CELERY_KEY_PREFIX, TICK_TASK, celery_broker_
 
 log = logging.getLogger(__name__)
 
+PAUSE_S = 0.05
+"""After a hint, before the next, which covers all commits in between: however many there are, hints cost little."""
 TIMEOUT_S = 0.2
 EXPIRES_S = 30
 
@@ -65,3 +68,4 @@ class TickHints:
             except (OperationalError, OSError) as error:
                 self.dropped += 1
                 log.debug("a tick hint was dropped: %s", error)
+            time.sleep(PAUSE_S)

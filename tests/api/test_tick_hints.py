@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from shoestring_api.tick_hints import PAUSE_S, TickHints
 from shoestring_core.store.tables import ServiceRow
+from shoestring_core.store.transactions import CommitInfo
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
@@ -65,6 +67,17 @@ def test_hints_go_on_when_the_broker_is_back(
             return hints.sent > sent
 
         until(another, every_s=0.3)
+
+
+def test_between_hints_is_a_pause_however_many_commits_there_are() -> None:
+    hints, commit = TickHints(f"redis://127.0.0.1:{free_port()}/0"), CommitInfo(set(), set(), tick_requested=True)
+    began = time.monotonic()
+    hints.start()
+    for number in range(1, 4):
+        hints.on_commit(commit)
+        until(lambda number=number: hints.dropped == number, every_s=0.001)
+    hints.stop()
+    assert time.monotonic() - began >= 3 * PAUSE_S
 
 
 def test_the_service_says_since_when_it_serves(deployment: Deployment) -> None:
