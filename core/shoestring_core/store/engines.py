@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
@@ -127,6 +128,10 @@ def _deserialize(text: str) -> Any:
 
 
 def _serialize(value: Any) -> str:
+    with contextlib.suppress(ValueError):  # NaN or infinite
+        text = json.dumps(value, allow_nan=False)
+        if "\\u0000" not in text and "\\ud" not in text:  # no NUL and no surrogate, as in most values
+            return text
     return json.dumps(_storable(value), allow_nan=False)
 
 
