@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import sys
 from types import FrameType
@@ -58,6 +59,7 @@ def main() -> int:
         server_header=False,
     )
     server = StreamClosingServer(config, state)
+    gc.freeze()  # modules and routes live to the end: looking at them, a full collection would stop everybody for 0.1 s
     server.run(sockets=[listener])
     return 0
 
