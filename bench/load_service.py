@@ -72,7 +72,7 @@ class Service:
 
         def some(db: Write) -> None:
             for _ in range(JOBS_PER_WRITE):
-                jobs.submit(db, person.team, person.user, job, min_hold=0)
+                jobs.submit(db, person, job, min_hold=0)
 
         for _ in range(0, jobs_queued, JOBS_PER_WRITE):
             store.write(some)

@@ -85,7 +85,7 @@ def submit(store: Store, admin: identity.Principal) -> None:
 
     def some(db: Write) -> None:
         for _ in range(JOBS_PER_WRITE):
-            jobs.submit(db, admin.team, admin.user, job, min_hold=0)
+            jobs.submit(db, admin, job, min_hold=0)
 
     for _ in range(0, QUEUED + SLOTS, JOBS_PER_WRITE):
         store.write(some)

@@ -15,6 +15,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Self
 from uuid import UUID
 
@@ -27,7 +28,7 @@ from shoestring_core.store import events as feed
 from shoestring_core.store import ledger, queries, reports
 from shoestring_core.store.cursors import InvalidCursor
 from shoestring_core.store.db import Store
-from shoestring_core.store.tables import EventRow, JobRow, MachineRow
+from shoestring_core.store.tables import EventRow, MachineRow
 from shoestring_core.store.transactions import Read
 
 from shoestring_api.change_notifier import ChangeNotifier
@@ -186,7 +187,9 @@ class _TeamBroadcast:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def cached_groups(self, position: StreamPosition) -> list[MessageGroup]:
-        return [group for group in self._groups if group.through > position.read_after]
+        """Those past the position, looked for from the newest: most readers miss only that one."""
+        newer = list(takewhile(lambda group: group.through > position.read_after, reversed(self._groups)))
+        return newer[::-1]
 
     def load_old(self, position: StreamPosition) -> MessageGroup | None:
         """Load the group after a position that is no longer cached; None if its events are deleted."""
@@ -277,14 +280,15 @@ def _fact_messages(db: Read, team: UUID, event: EventRow) -> Iterator[StreamMess
 
 
 def _job_messages(db: Read, ids: Iterable[UUID]) -> Iterator[StreamMessage]:
-    jobs = [job for id_ in sorted(ids) if (job := db.sql.get(JobRow, id_)) is not None]
-    for row in queries.load_job_rows(db, jobs):
+    for row in queries.load_job_rows(db, queries.load_jobs(db, ids)):
         yield _message(frozenset({"jobs", f"job:{row.job.id}"}), "job", serialize_job(row, db.now))
 
 
 def _budget_messages(db: Read, team: UUID) -> Iterator[StreamMessage]:
-    for account in ledger.team_budgets(db, team):
-        yield _message(frozenset({"budget"}), "budget", serialize_budget(account, ledger.title(db, account)))
+    accounts = ledger.team_budgets(db, team)
+    titles = ledger.titles(db, accounts)
+    for account in accounts:
+        yield _message(frozenset({"budget"}), "budget", serialize_budget(account, titles[account.id]))
 
 
 def _message(

@@ -58,7 +58,7 @@ class World:
     def job(self, cost: str | None = None, *, min_hold: int = 0, **fields: object) -> JobRow:
         tree = {"recipe": "digits/quickstart", **fields} | ({"limits": {"cost": cost}} if cost else {})
         parsed = spec.parse(tree)
-        return self.store.write(lambda db: jobs.submit(db, self.team, self.me.user, parsed, min_hold=min_hold))
+        return self.store.write(lambda db: jobs.submit(db, self.me, parsed, min_hold=min_hold)).job
 
     def machine(self, job: JobRow) -> UUID:
         machine = uuid7()

@@ -69,7 +69,7 @@ class World:
         tree = {"recipe": "digits/quickstart", "resources": {"nodes": nodes, "provider": provider}} | fields
         wanted = spec.parse(tree)
         hold = wanted.resources.nodes * funding.initial_hold(self.provider.on_demand_price, self.timeouts)
-        return self.store.write(lambda db: jobs.submit(db, who.team, who.user, wanted, min_hold=hold)).id
+        return self.store.write(lambda db: jobs.submit(db, who, wanted, min_hold=hold)).job.id
 
     def budget(self, limit: int | None) -> None:
         def grant(db):

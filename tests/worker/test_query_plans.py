@@ -34,7 +34,7 @@ def admin(store: Store) -> identity.Principal:
     admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
     job = spec.parse({"recipe": "digits/quickstart", "resources": {"nodes": 1}})
     for _ in range(3):
-        store.write(lambda db: jobs.submit(db, admin.team, admin.user, job, min_hold=0))
+        store.write(lambda db: jobs.submit(db, admin, job, min_hold=0))
     return admin
 
 

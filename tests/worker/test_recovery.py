@@ -108,7 +108,7 @@ def test_a_retry_skips_the_same_steps(world: World):
     for machine in world.alive(job):
         world.exits(machine.id, 2, "drained")
     leave(world, job)
-    again = world.store.write(lambda db: jobs.retry(db, who.team, job, who.user, min_hold=0)).id
+    again = world.store.write(lambda db: jobs.retry(db, who, job, min_hold=0)).job.id
     world.tick(1)
     world.form(again)
     run = world.order(world.alive(again)[0].id).run

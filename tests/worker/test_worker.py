@@ -75,7 +75,7 @@ def start(tmp_path: Path, migrated_url: str, host: local_cloud.LocalCloud) -> It
 def submit(store: Store) -> UUID:
     admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
     wanted = spec.parse({"recipe": "digits/quickstart"})
-    return store.write(lambda db: jobs.submit(db, admin.team, admin.user, wanted, min_hold=0)).id
+    return store.write(lambda db: jobs.submit(db, admin, wanted, min_hold=0)).job.id
 
 
 def launched(store: Store, job: UUID) -> Callable[[], bool]:

@@ -72,7 +72,7 @@ def get_cost(job_id: UUID, db: ReadDep, caller: Caller) -> rest.CostReport:
     accounts = queries.load_accounts(
         db, (side for transfer in transfers for side in (transfer.debit_account, transfer.credit_account))
     )
-    names = {account.id: ledger.title(db, account) for account in accounts.values()}
     funding_accounts = ledger.ancestors(db, row.account.id) if row.account else []
-    budgets = [serialize_budget(account, ledger.title(db, account)) for account in funding_accounts]
+    names = ledger.titles(db, [*accounts.values(), *funding_accounts])
+    budgets = [serialize_budget(account, names[account.id]) for account in funding_accounts]
     return serialize_cost_report(row, transfers, names, budgets, load_energy_curves(db, job_id), db.now)

@@ -46,8 +46,8 @@ def submit_job(body: rest.SubmitJobRequest, state: StateDep, caller: Caller, key
     def work(db: Write) -> rest.Job:
         sized, sizing = apply_sizing(db, caller, spec)
         hold = planning.min_hold(db, sized)
-        job = jobs.submit(db, caller.team, caller.user, sized, min_hold=hold, sizing=sizing, init=init)
-        return _serialize(db, job)
+        new = jobs.submit(db, caller, sized, min_hold=hold, sizing=sizing, init=init)
+        return serialize_job(queries.rows_of_new_job(db, new, caller), db.now)
 
     if body.dry_run:
         return Response(_dry_run(state.store, work).model_dump_json(), media_type="application/json")
@@ -76,7 +76,8 @@ def retry_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey
     def work(db: Write) -> rest.Job:
         old = jobs.get(db, caller.team, job_id)
         hold = planning.min_hold(db, JobSpec.from_stored(old.spec))
-        return _serialize(db, jobs.retry(db, caller.team, old.id, caller.user, min_hold=hold))
+        new = jobs.retry(db, caller, old.id, min_hold=hold)
+        return serialize_job(queries.rows_of_new_job(db, new, caller), db.now)
 
     return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:retry", 201, work)
 

@@ -8,7 +8,7 @@ are validated, then refused. Money is integer micro-dollars in the model and a d
 from shoestring_core.spec.arguments import from_arguments
 from shoestring_core.spec.field_types import MAX_NODES, MAX_SHARDS, SHARD_RANGE, NotSupportedYet, count_shards
 from shoestring_core.spec.messages import MAX_PROBLEMS, sections_of
-from shoestring_core.spec.model import MAX_PARAMS, DataFormat, DataSource, JobSpec, json_schema
+from shoestring_core.spec.model import MAX_PARAMS, DataFormat, DataSource, JobSpec, Resources, json_schema
 from shoestring_core.spec.parsing import parse
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "DataSource",
     "JobSpec",
     "NotSupportedYet",
+    "Resources",
     "count_shards",
     "from_arguments",
     "json_schema",

@@ -125,6 +125,11 @@ class Resources(_Section):
 
     _range = model_validator(mode="before")(split_node_range)
 
+    @classmethod
+    def of_stored(cls, spec: Mapping[str, Any]) -> Resources:
+        """The resources of a stored spec, whatever else is in it. Raises ValueError or KeyError if it is damaged."""
+        return cls.model_validate(spec["resources"])
+
     @property
     def min_nodes(self) -> int:
         """The smallest number of nodes that may train."""

@@ -12,14 +12,11 @@ from dataclasses import replace
 from functools import cache
 from uuid import UUID
 
-from sqlalchemy import bindparam, or_, select
-
 from shoestring_core import money
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import AccountBalance, find_shortage, hold_for
-from shoestring_core.errors import InvalidSpec
-from shoestring_core.spec import JobSpec
+from shoestring_core.spec import Resources
 from shoestring_core.states import JobState, WaitReason
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.launches import load_refusals
@@ -32,23 +29,23 @@ from shoestring_core.wording.waits import BudgetOverdrawn, BudgetShort
 
 
 def load_budget_waits(
-    db: Read, jobs: Sequence[JobRow], leaves: Mapping[UUID, AccountRow]
+    db: Read, jobs: Sequence[JobRow], leaves: Mapping[UUID, AccountRow], accounts: Mapping[UUID, AccountRow]
 ) -> dict[UUID, BudgetOverdrawn | BudgetShort]:
     """What those jobs lack that no schedule looked at, or that waited for a budget when one did.
 
-    leaves  the jobs' own accounts
+    leaves    the jobs' own accounts, by job
+    accounts  these and all above them, by id
 
     Whatever else such a job may wait for, its budget comes first, as in a schedule.
     """
     asked = [job for job in jobs if _may_wait_for_budget(job) and job.id in leaves]
     if not asked:
         return {}
-    above = _load_above(db, [leaves[job.id] for job in asked])
     needs = _Needs(db)
     found: dict[UUID, BudgetOverdrawn | BudgetShort] = {}
     short: dict[UUID, AccountRow] = {}
     for job in asked:
-        path = _path(leaves[job.id], above)
+        path = [accounts[account] for account in ancestor_ids(leaves[job.id], accounts)]
         if _is_ample(path) or (need := needs.of(job)) is None:
             continue
         if shortage := find_shortage([_balance(row) for row in path], *need):
@@ -62,22 +59,6 @@ def _may_wait_for_budget(job: JobRow) -> bool:
     return job.state == JobState.QUEUED and job.wait_reason in (None, WaitReason.BUDGET)
 
 
-def _load_above(db: Read, leaves: Sequence[AccountRow]) -> dict[UUID, AccountRow]:
-    """The accounts above, by id."""
-    parents = {leaf.parent for leaf in leaves}
-    return {row.id: row for row in db.sql.scalars(_ABOVE, {"parents": list(parents)})}
-
-
-_ABOVE = select(AccountRow).where(
-    or_(AccountRow.kind.in_(("org", "team")), AccountRow.id.in_(bindparam("parents", expanding=True)))
-)
-
-
-def _path(leaf: AccountRow, above: dict[UUID, AccountRow]) -> list[AccountRow]:
-    """The accounts that pay for a job, its own first."""
-    return [leaf, *([] if leaf.parent is None else map(above.__getitem__, ancestor_ids(above[leaf.parent], above)))]
-
-
 def _is_ample(path: Sequence[AccountRow]) -> bool:
     """Whether each account could pay for all that the job may ever cost: then none is asked what it costs to start."""
     most = path[0].limit_micro
@@ -88,18 +69,17 @@ def _is_ample(path: Sequence[AccountRow]) -> bool:
 
 
 class _Needs:
-    """What starting a job holds; offers are read for the first job that needs them."""
+    """What starting a job holds."""
 
     def __init__(self, db: Read) -> None:
-        self._load = cache(lambda: (load_offers(db), load_timeouts(db), load_refusals(db)))
-        self._now = db.now
+        self._db = db
         self._best = cache(self._find_hold)
 
     def of(self, job: JobRow) -> tuple[int, int] | None:
         """Micro-dollars for all its machines, and how many; None: no offer suits it, or its row is damaged."""
         try:
-            requirements = Requirements.of(JobSpec.from_stored(job.spec).resources, chosen_type(job.sizing))
-        except (InvalidSpec, ValueError, KeyError, TypeError):
+            requirements = Requirements.of(Resources.of_stored(job.spec), chosen_type(job.sizing))
+        except (ValueError, KeyError, TypeError):
             return None
         match job.wait_detail:
             case {"code": BudgetShort.code, "facts": {"need": str(need)}}:
@@ -108,9 +88,9 @@ class _Needs:
         return None if hold is None else (hold, requirements.nodes)
 
     def _find_hold(self, requirements: Requirements) -> int | None:
-        offers, timeouts, refusals = self._load()
-        best = rank_offers(offers, requirements, self._now, refusals).best
-        return None if best is None else hold_for(best, requirements.nodes, timeouts)
+        offers, refusals = self._db.once(load_offers), self._db.once(load_refusals)
+        best = rank_offers(offers, requirements, self._db.now, refusals).best
+        return None if best is None else hold_for(best, requirements.nodes, self._db.once(load_timeouts))
 
 
 def _balance(row: AccountRow) -> AccountBalance:

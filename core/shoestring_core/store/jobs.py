@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
@@ -16,41 +18,47 @@ from shoestring_core.events import JobChange, MachinesChosen
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState, JobStatus, StopReason
 from shoestring_core.store import ledger, transitions
-from shoestring_core.store.tables import AccountRow, JobRow, UserRow
+from shoestring_core.store.identity import Principal
+from shoestring_core.store.tables import AccountRow, JobRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import Reason, budget
 from shoestring_core.wording import jobs as job_reasons
 
 
+@dataclass(frozen=True)
+class NewJob:
+    """A job as it was queued. accounts: those that pay for it, its own first."""
+
+    job: JobRow
+    accounts: Sequence[AccountRow]
+
+
 def submit(
     db: Write,
-    team: UUID,
-    user: UUID,
+    principal: Principal,
     spec: JobSpec,
     *,
     min_hold: int,
     sizing: SizingRecord | None = None,
     retried_from: JobRow | None = None,
     init: UUID | None = None,
-) -> JobRow:
-    """Queue a job, with an account of its own below its member's.
+) -> NewJob:
+    """Queue a job of the principal's, with an account of its own below its member's.
 
-    min_hold  least micro-dollars to hold for its first machines
+    min_hold       least micro-dollars to hold for its first machines
     sizing         why it runs on its machines
     retried_from   an ended job from whose last checkpoint it starts, unless that job succeeded
     init           the checkpoint that its weights are initialized from
 
     Raises BudgetExceeded only if a *limit* above it could never cover it; a job that must wait for budget is queued.
     """
-    member = ledger.create_member_account(db, team, user)
-    _check_affordable(db, member, spec.limits.cost, min_hold)
-    job_id = uuid7()
-    db.insert(
-        JobRow,
-        id=job_id,
-        team_id=team,
-        user_id=user,
+    paying = ledger.ensure_member_accounts(db, principal.team, principal.user)
+    _check_affordable(db, paying, spec.limits.cost, min_hold)
+    job = JobRow(
+        id=uuid7(),
+        team_id=principal.team,
+        user_id=principal.user,
         name=spec.name or "job",
         spec=spec.resolved(),
         sizing=sizing.as_json() if sizing else None,
@@ -64,19 +72,17 @@ def submit(
         created_at=db.now,
         queued_at=db.now,
     )
-    job = _load(db, job_id)
-    ledger.create_job_account(db, job_id, member, spec.limits.cost)
-    named = db.row(_USER_NAME, user=user)
-    actor = named.name if named else ""
+    db.insert(job)
+    account = ledger.create_job_account(db, job.id, paying[0], spec.limits.cost)
     reason: Reason = job_reasons.RetryOf(str(retried_from.id)) if retried_from else job_reasons.Submitted()
     submitted = JobChange(from_state=None, to=JobState.QUEUED)
-    db.event(submitted, team=team, actor=actor, reason=reason, job=job_id)
+    db.event(submitted, team=principal.team, actor=principal.actor, reason=reason, job=job.id)
     if sizing is not None and retried_from is None:
         choice = sizing.choice
         data = MachinesChosen(outcome=choice.outcome, nodes=choice.nodes, type=choice.type)
-        db.event(data, team=team, actor="scheduler", reason=sizing.reason, job=job_id)
+        db.event(data, team=principal.team, actor="scheduler", reason=sizing.reason, job=job.id)
     db.request_tick()
-    return job
+    return NewJob(job, (account, *paying))
 
 
 def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: Reason, **columns: Any) -> JobRow:
@@ -159,17 +165,17 @@ def resume(db: Write, job: UUID, actor: str, *, reason: Reason | None = None) ->
     return before
 
 
-def retry(db: Write, team: UUID, job: UUID, user: UUID, *, min_hold: int) -> JobRow:
+def retry(db: Write, principal: Principal, job: UUID, *, min_hold: int) -> NewJob:
     """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts over.
 
     Raises InvalidState if it has not ended, NotFound, BudgetExceeded.
     """
-    old = get(db, team, job)
+    old = get(db, principal.team, job)
     if old.state != JobState.ENDED:
         raise InvalidState(job_reasons.CannotRetry(old.state))
     spec = JobSpec.from_stored(old.spec)
     sizing = SizingRecord.from_json(old.sizing) if old.sizing else None
-    return submit(db, team, user, spec, min_hold=min_hold, sizing=sizing, retried_from=old, init=old.init_checkpoint)
+    return submit(db, principal, spec, min_hold=min_hold, sizing=sizing, retried_from=old, init=old.init_checkpoint)
 
 
 # Reading
@@ -186,8 +192,8 @@ def get(db: Read, team: UUID, job: UUID) -> JobRow:
 # Submitting
 
 
-def _check_affordable(db: Write, account: AccountRow, cost_limit: int | None, min_hold: int) -> None:
-    tightest = ledger.tightest_account(db, account.id)
+def _check_affordable(db: Write, paying: Sequence[AccountRow], cost_limit: int | None, min_hold: int) -> None:
+    tightest = ledger.tightest_account(paying)
     if cost_limit is not None and min_hold > cost_limit:
         raise BudgetExceeded(
             budget.CostLimitTooLow(limit=money.to_decimal(cost_limit), need=money.to_decimal(min_hold))
@@ -264,4 +270,3 @@ def _load(db: Read, job: UUID) -> JobRow:
 
 
 _BY_ID = select(JobRow).where(JobRow.id == bindparam("job"))
-_USER_NAME = select(UserRow.name).where(UserRow.id == bindparam("user"))

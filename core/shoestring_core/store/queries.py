@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy import Select, bindparam, func, select
 
 from shoestring_core.states import JobState
+from shoestring_core.store import ledger
 from shoestring_core.store.budget_waits import load_budget_waits
+from shoestring_core.store.identity import Principal
+from shoestring_core.store.jobs import NewJob
 from shoestring_core.store.tables import (
     AccountRow,
     AttemptRow,
@@ -55,17 +58,25 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
     """The rows of each job, in the order given."""
     ids = [job.id for job in jobs]
     names = {row.id: row for row in db.rows(_NAMES, jobs=ids)}
-    accounts = {row.owner: row for row in db.sql.scalars(_ACCOUNTS, {"jobs": [str(job) for job in ids]})}
-    rows = {job.id: JobRows(job, names[job.id].team, names[job.id].user, accounts.get(str(job.id))) for job in jobs}
+    accounts = {row.id: row for row in ledger.accounts_upward(db, "job", [str(job) for job in ids])}
+    leaves = {UUID(row.owner): row for row in accounts.values() if row.kind == "job"}
+    rows = {job.id: JobRows(job, names[job.id].team, names[job.id].user, leaves.get(job.id)) for job in jobs}
     if started := [job.id for job in jobs if job.attempt]:
-        _add_attempts(db, rows, started, [accounts[str(job)] for job in started if str(job) in accounts])
-    for team in {job.team_id for job in jobs if job.state == JobState.QUEUED}:
-        for job, position in db.rows(_POSITIONS, team=team, jobs=ids):
-            rows[job].queue_position = position
-    leaves = {job.id: account for job in jobs if (account := accounts.get(str(job.id)))}
-    for job, wait in load_budget_waits(db, jobs, leaves).items():
-        rows[job].budget_wait = wait
+        _add_attempts(db, rows, started, [leaves[job] for job in started if job in leaves])
+    _add_waits(db, rows, accounts)
     return list(rows.values())
+
+
+def rows_of_new_job(db: Read, new: NewJob, principal: Principal) -> JobRows:
+    """The rows of a job that the principal has queued in this transaction: nothing that it wrote is read again."""
+    rows = JobRows(new.job, principal.team_name, principal.user_name, new.accounts[0])
+    _add_waits(db, {new.job.id: rows}, {account.id: account for account in new.accounts})
+    return rows
+
+
+def load_jobs(db: Read, ids: Iterable[UUID]) -> list[JobRow]:
+    """Those of the jobs that exist, in the order of their submission."""
+    return list(db.sql.scalars(_JOBS, {"jobs": list(ids)}))
 
 
 def load_attempts(db: Read, job: UUID) -> list[AttemptRow]:
@@ -133,6 +144,17 @@ def count_by_state(db: Read) -> tuple[dict[str, int], dict[str, int]]:
     return dict(jobs.all()), dict(machines.all())
 
 
+def _add_waits(db: Read, rows: dict[UUID, JobRows], accounts: Mapping[UUID, AccountRow]) -> None:
+    """Add the places in the queue, and what jobs wait for that no schedule has written. accounts: as in `NewJob`."""
+    jobs = [row.job for row in rows.values()]
+    for team in {job.team_id for job in jobs if job.state == JobState.QUEUED}:
+        for job, position in db.rows(_POSITIONS, team=team, jobs=list(rows)):
+            rows[job].queue_position = position
+    leaves = {id_: row.account for id_, row in rows.items() if row.account is not None}
+    for job, wait in load_budget_waits(db, jobs, leaves, accounts).items():
+        rows[job].budget_wait = wait
+
+
 def _add_attempts(db: Read, rows: dict[UUID, JobRows], started: list[UUID], accounts: list[AccountRow]) -> None:
     """Add what only jobs have that had an attempt."""
     generations = select(GenerationRow).where(GenerationRow.job.in_(started)).order_by(GenerationRow.number)
@@ -155,13 +177,13 @@ def _positions() -> Select[UUID, int]:
 
 
 _POSITIONS = _positions()
+_JOBS = select(JobRow).where(JobRow.id.in_(bindparam("jobs", expanding=True))).order_by(JobRow.id)
 _NAMES = (
     select(JobRow.id, TeamRow.name.label("team"), UserRow.name.label("user"))
     .join_from(JobRow, TeamRow, TeamRow.id == JobRow.team_id)
     .join(UserRow, UserRow.id == JobRow.user_id)
     .where(JobRow.id.in_(bindparam("jobs", expanding=True)))
 )
-_ACCOUNTS = select(AccountRow).where(AccountRow.kind == "job", AccountRow.owner.in_(bindparam("jobs", expanding=True)))
 
 
 def _posted(db: Read, accounts: Sequence[AccountRow]) -> Iterable[tuple[UUID, UUID, int]]:

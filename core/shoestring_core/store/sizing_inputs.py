@@ -20,7 +20,6 @@ from shoestring_core.store import ledger, metrics
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_core.store.tables import (
-    AccountRow,
     GenerationRow,
     JobRow,
     MachineRow,
@@ -48,11 +47,11 @@ def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec) -> sizin
         evaluations=workload.evaluations(spec),
         processes=spec.resources.procs,
         min_batch=workload.min_batch(spec),
-        offers=tuple(load_offers(db)),
+        offers=tuple(db.once(load_offers)),
         budget_left=left,
         budget_name=budget_name,
         measurements=load_measurements(db, team, spec),
-        timeouts=load_timeouts(db),
+        timeouts=db.once(load_timeouts),
     )
 
 
@@ -185,10 +184,7 @@ def _chunks(
 def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | None, str]:
     """The least that any limit of the job or above it leaves, and that limit's owner. Money held by others isn't
     subtracted: it is released or can be waited for. None: nothing is limited."""
-    member = db.sql.scalar(
-        select(AccountRow.id).where(AccountRow.kind == "member", AccountRow.owner == f"{team}/{user}")
-    )
-    above = ledger.ancestors(db, member or ledger.team_account(db, team).id)
+    above = ledger.accounts_upward(db, "member", [f"{team}/{user}"]) or ledger.accounts_upward(db, "team", [str(team)])
     remaining = [(max(0, row.limit_micro - row.posted), row) for row in above if row.limit_micro is not None]
     left, tightest = min(remaining, key=lambda pair: pair[0], default=(None, None))
     if limit is not None and (left is None or limit <= left):

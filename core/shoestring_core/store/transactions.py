@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, TypeVarTuple, cast
+from functools import cache, cached_property, partial
+from typing import Any, TypeVar, TypeVarTuple, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, CursorResult, Insert, Row, UpdateBase, bindparam, insert, literal, orm, text, update
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Insert,
+    Row,
+    UpdateBase,
+    bindparam,
+    insert,
+    literal,
+    orm,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.schema import CallableColumnDefault, ScalarElementColumnDefault
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from shoestring_core.events import EventData
 from shoestring_core.store import tables
 from shoestring_core.wording import Reason
 
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait"})
@@ -43,6 +57,15 @@ class Read:
 
     def __init__(self, sql: orm.Session) -> None:
         self.sql = sql
+        self._loaded: dict[Callable[[Read], Any], Any] = {}
+
+    def once(self, load: Callable[[Read], T]) -> T:
+        """What `load` returns, loaded at most once in the transaction: for what several of its steps need and none
+        writes."""
+        if load not in self._loaded:
+            self._loaded[load] = load(self)
+        loaded: T = self._loaded[load]
+        return loaded
 
     @cached_property
     def now(self) -> int:
@@ -98,9 +121,14 @@ class Write(Read):
         """Insert a row unless one with a unique key of its exists. Returns whether it was inserted."""
         return self.row(_insert_new(table, self.sql.get_bind().dialect.name), **values) is not None
 
-    def insert(self, table: type[tables.Base], **values: Any) -> None:
-        """Insert a row."""
-        self.connection.execute(_insert(table), values)
+    def insert(self, row: tables.Base) -> None:
+        """Insert a new row, which then has its columns' defaults too: it need not be read again."""
+        values = {name: value for name, value in vars(row).items() if name != "_sa_instance_state"}
+        for name, default in _defaults(type(row)):
+            if name not in values:
+                values[name] = default(None)
+                setattr(row, name, values[name])
+        self.connection.execute(_insert(type(row)), values)
 
     def insert_missing(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> int:
         """Insert those rows whose unique keys don't exist yet. Returns how many it inserted."""
@@ -154,6 +182,23 @@ class Write(Read):
 @cache
 def _insert(row: type[tables.Base]) -> Insert:
     return insert(row.metadata.tables[row.__tablename__])
+
+
+@cache
+def _defaults(row: type[tables.Base]) -> Sequence[tuple[str, Callable[[Any], Any]]]:
+    """The columns that have a default, and what makes it, of a context that it ignores."""
+    found: list[tuple[str, Callable[[Any], Any]]] = []
+    for column in row.metadata.tables[row.__tablename__].columns:
+        match column.default:
+            case ScalarElementColumnDefault(arg=value):
+                found.append((column.key, partial(_constant, value)))
+            case CallableColumnDefault(arg=make):
+                found.append((column.key, make))
+    return found
+
+
+def _constant(value: Any, _: object) -> Any:
+    return value
 
 
 @cache

@@ -165,6 +165,25 @@ def test_now_is_read_once(store: Store) -> None:
         assert db.now == db.now
 
 
+def test_what_several_steps_of_a_transaction_need_is_loaded_once(store: Store) -> None:
+    loads: list[Read] = []
+
+    def load(db: Read) -> int:
+        loads.append(db)
+        return len(loads)
+
+    for transaction in (1, 2):
+        with store.read() as db:
+            assert (db.once(load), db.once(load)) == (transaction, transaction)
+
+
+def test_a_row_is_after_its_insert_as_it_is_when_it_is_read(world: World) -> None:
+    job, columns = world.job("1.00"), JobRow.__table__.columns.keys()
+    with world.store.read() as db:
+        stored = db.sql.get_one(JobRow, job.id)
+    assert [getattr(job, name) for name in columns] == [getattr(stored, name) for name in columns]
+
+
 def test_writers_that_read_first_lose_no_update(store: Store) -> None:
     """On SQLite a deferred read-then-write would fail with BUSY_SNAPSHOT; PostgreSQL's UPDATE sees the newest row."""
 

@@ -293,7 +293,7 @@ def state(world: World, job: JobRow) -> str:
 
 
 def retry(world: World, job: JobRow) -> JobRow:
-    new = world.store.write(lambda db: jobs.retry(db, world.team, job.id, world.me.user, min_hold=0))
+    new = world.store.write(lambda db: jobs.retry(db, world.me, job.id, min_hold=0)).job
     with world.store.read() as db:
         assert ledger.job_account(db, new.id).parent == world.account("member").id
     return new

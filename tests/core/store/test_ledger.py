@@ -357,11 +357,11 @@ def test_the_tightest_account_has_the_smallest_limit_above_a_job(world: World) -
     job = world.job("0.001")
     with world.store.read() as db:
         leaf = ledger.job_account(db, job.id).id
-        assert ledger.tightest_account(db, world.account("org").id) is None
-        assert ledger.tightest_account(db, leaf).kind == "job"
+        assert ledger.tightest_account([world.account("org")]) is None
+        assert ledger.tightest_account(ledger.ancestors(db, leaf)).kind == "job"
     world.limit("team", 400)
     with world.store.read() as db:
-        assert ledger.tightest_account(db, leaf).kind == "team"
+        assert ledger.tightest_account(ledger.ancestors(db, leaf)).kind == "team"
 
 
 def test_another_teams_budget_is_not_found(world: World) -> None:

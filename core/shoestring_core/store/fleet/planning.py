@@ -97,7 +97,7 @@ def min_hold(db: Read, spec: JobSpec) -> int:
 
     Raises InvalidSpec for more machines than there ever are.
     """
-    timeouts, needed, offers = load_timeouts(db), Requirements.of(spec.resources), list(load_offers(db))
+    timeouts, needed, offers = db.once(load_timeouts), Requirements.of(spec.resources), db.once(load_offers)
     require_enough_slots(offers, needed)
     holds = (
         spec.resources.nodes

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 from uuid import UUID
 
@@ -102,7 +102,7 @@ def group_by_job(rows: Iterable[Any]) -> dict[UUID, list[Any]]:
     return groups
 
 
-def ancestor_ids(leaf: AccountRow, accounts: dict[UUID, AccountRow]) -> tuple[UUID, ...]:
+def ancestor_ids(leaf: AccountRow, accounts: Mapping[UUID, AccountRow]) -> tuple[UUID, ...]:
     """The ids of an account and those above it, leaf first."""
     path = [leaf.id]
     while (parent := accounts[path[-1]].parent) is not None:

@@ -24,10 +24,11 @@ once with `place_holds`.
 """
 
 from shoestring_core.store.ledger.accounts import (
+    accounts_upward,
     ancestors,
     create_accounts,
     create_job_account,
-    create_member_account,
+    ensure_member_accounts,
     job_account,
     team_account,
     team_budgets,
@@ -43,10 +44,11 @@ from shoestring_core.store.ledger.settlement import settle, transfers_of
 __all__ = [
     "Discrepancy",
     "HoldRequest",
+    "accounts_upward",
     "ancestors",
     "create_accounts",
     "create_job_account",
-    "create_member_account",
+    "ensure_member_accounts",
     "extend_hold",
     "find_discrepancies",
     "job_account",

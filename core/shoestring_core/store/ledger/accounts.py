@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import ColumnElement, Select, bindparam, select
 
 from shoestring_core.errors import NotFound
 from shoestring_core.store.tables import AccountRow, JobRow, TeamRow, UserRow
@@ -26,15 +26,20 @@ def create_accounts(db: Write, org: str, team: UUID, member: UUID | None = None)
     return account if member is None else _create(db, "member", f"{team}/{member}", parent=account.id)
 
 
-def create_job_account(db: Write, job: UUID, member: AccountRow, limit_micro: int | None) -> None:
+def create_job_account(db: Write, job: UUID, member: AccountRow, limit_micro: int | None) -> AccountRow:
     """The account of a new job, below that of its member."""
-    db.insert(AccountRow, **_new("job", str(job), member.id, limit_micro))
+    account = AccountRow(**_new("job", str(job), member.id, limit_micro))
+    db.insert(account)
+    return account
 
 
-def create_member_account(db: Write, team: UUID, user: UUID) -> AccountRow:
-    """The account of a member, created if it is missing."""
+def ensure_member_accounts(db: Write, team: UUID, user: UUID) -> list[AccountRow]:
+    """The account of a member and those above it, leaf first. The member's is created if it is missing."""
     owner = f"{team}/{user}"
-    return _find(db, "member", owner) or _create(db, "member", owner, parent=team_account(db, team).id)
+    if found := accounts_upward(db, "member", [owner]):
+        return found
+    _create(db, "member", owner, parent=team_account(db, team).id)
+    return accounts_upward(db, "member", [owner])
 
 
 def job_account(db: Read, job: UUID) -> AccountRow:
@@ -64,6 +69,11 @@ def load_account(db: Read, account_id: UUID) -> AccountRow:
 def ancestors(db: Read, account: UUID) -> list[AccountRow]:
     """The account itself and those above it, leaf first."""
     return list(db.sql.scalars(_ANCESTORS, {"account": account}))
+
+
+def accounts_upward(db: Read, kind: str, owners: Sequence[str]) -> list[AccountRow]:
+    """The accounts of these owners and all above them, each once, leaves first. Of missing ones there are none."""
+    return list(db.sql.scalars(_UPWARD, {"kind": kind, "owners": owners}))
 
 
 def team_budgets(db: Read, team: UUID) -> list[AccountRow]:
@@ -125,14 +135,18 @@ def _find(db: Read, kind: str, owner: str) -> AccountRow | None:
     return db.sql.scalar(_BY_OWNER, {"kind": kind, "owner": owner})
 
 
-def _ancestors() -> Select[AccountRow]:
-    leaf = select(AccountRow.id, AccountRow.parent).where(AccountRow.id == bindparam("account"))
-    upward = leaf.cte("upward", recursive=True)
-    upward = upward.union_all(select(AccountRow.id, AccountRow.parent).where(AccountRow.id == upward.c.parent))
+def _upward(*leaves: ColumnElement[bool]) -> Select[AccountRow]:
+    upward = select(AccountRow.id, AccountRow.parent).where(*leaves).cte("upward", recursive=True)
+    upward = upward.union(select(AccountRow.id, AccountRow.parent).where(AccountRow.id == upward.c.parent))
     return select(AccountRow).join(upward, AccountRow.id == upward.c.id).order_by(AccountRow.level.desc())
 
 
-_ANCESTORS = _ancestors()
+_ANCESTORS = _upward(AccountRow.id == bindparam("account"))
+_UPWARD = _upward(
+    AccountRow.kind == bindparam("kind"),
+    AccountRow.owner.in_(bindparam("owners", expanding=True)),
+    AccountRow.period == "",
+)
 _BY_OWNER = select(AccountRow).where(
     AccountRow.kind == bindparam("kind"), AccountRow.owner == bindparam("owner"), AccountRow.period == ""
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import UUID
 
 from sqlalchemy import update
@@ -10,17 +11,17 @@ from sqlalchemy import update
 from shoestring_core import money
 from shoestring_core.errors import PreconditionFailed
 from shoestring_core.events import LimitChange
-from shoestring_core.store.ledger.accounts import ancestors, load_account, teams_below, title
+from shoestring_core.store.ledger.accounts import load_account, teams_below, title
 from shoestring_core.store.ledger.balances import positive_part
 from shoestring_core.store.ledger.feed import record_alarm
 from shoestring_core.store.tables import AccountRow
-from shoestring_core.store.transactions import Read, Write
+from shoestring_core.store.transactions import Write
 from shoestring_core.wording import budget
 
 
-def tightest_account(db: Read, account: UUID) -> AccountRow | None:
-    """Of the account and those above it, the one with the smallest limit; None if nothing is limited."""
-    limited = [row for row in ancestors(db, account) if row.limit_micro is not None]
+def tightest_account(accounts: Iterable[AccountRow]) -> AccountRow | None:
+    """The account with the smallest limit; None if nothing is limited."""
+    limited = [row for row in accounts if row.limit_micro is not None]
     return min(limited, key=lambda row: row.limit_micro or 0, default=None)
 
 
