@@ -46,6 +46,7 @@ def test_messages_that_every_viewer_has_seen_are_dropped_and_read_again_for_one_
 def test_what_changed_is_encoded_once_for_all_the_viewers_of_a_team(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However large it is."""
     encoded: list[str] = []
     encode = event_broadcast.format_sse_event
 
@@ -71,5 +72,6 @@ def test_what_changed_is_encoded_once_for_all_the_viewers_of_a_team(
             return set(await asyncio.gather(*map(first_job, opened)))
 
     monkeypatch.setattr(event_broadcast, "format_sse_event", count)
+    monkeypatch.setattr(event_broadcast, "MAX_CACHED_BYTES", 1)
     assert len(asyncio.run(watch_by(200))) == 1
     assert encoded.count("job") == encoded.count("event") == 1

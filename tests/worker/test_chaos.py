@@ -90,6 +90,8 @@ class Drama:
     agents: dict[UUID, Agent] = field(default_factory=dict)
     steps: Counter[UUID] = field(default_factory=Counter)
     """Steps that the ranks of each job have done since their start checkpoint."""
+    unrecorded_calls: list[str] = field(default_factory=list)
+    """Tokens that a provider was called for without a row that says so."""
 
     def __post_init__(self) -> None:
         print(f"drama {self.seed}")
@@ -134,7 +136,10 @@ class Drama:
     def _chance(self, one_in: int) -> bool:
         return self.dice.randrange(one_in) == 0
 
-    def _launch_fault(self, _token: str) -> str | None:
+    def _launch_fault(self, token: str) -> str | None:
+        row = self._row(UUID(token))
+        if row.state != "launching" or (row.call_deadline or 0) <= self.world.clock.now:
+            self.unrecorded_calls.append(token)
         return self.dice.choice((RefusalKind.CAPACITY, "lost_request", "lost_reply")) if self._chance(3) else None
 
     def _strike(self) -> None:
@@ -263,10 +268,18 @@ class Drama:
             given_up = db.sql.scalars(
                 select(MachineRow.id).where(MachineRow.state.in_(("never_launched", "terminated")))
             ).all()
-            released = db.sql.scalars(select(HoldRow.machine).where(HoldRow.state == "closed")).all()
+            holds = {str(hold.machine): hold for hold in db.sql.scalars(select(HoldRow))}
         running = {one.token for one in alive}
         assert not running & set(map(str, given_up)), "a machine that runs is held for terminated"
-        assert not running & set(map(str, released)), "the hold of a machine that runs is released"
+        assert all(holds[token].state == "open" for token in running), "the hold of a machine that runs is released"
+        for token, cost in self._costs().items():
+            assert token not in running or holds[token].consumed <= cost <= holds[token].amount
+        assert self.unrecorded_calls == []
+
+    def _costs(self) -> dict[str, int]:
+        """What each machine that was launched costs, if it ran until now."""
+        launched = [entry for provider in self.providers for entry in provider.journal if entry.event == "launch"]
+        return {entry.token: money.cost(entry.price, self.world.clock.now - entry.at) for entry in launched}
 
     def _check_the_end(self) -> None:
         world = self.world

@@ -84,8 +84,7 @@ def _generation(db: Read, job: JobRow, machine: MachineRow, number: int) -> Gene
 def _first_measured_at(db: Read, generation: GenerationRow, columns: Mapping[str, MetricColumns]) -> int:
     """When the earliest point was measured by the machine's clock, clipped to what ours allows; µs UTC."""
     earliest = min(min(column.times) for column in columns.values())
-    measured = int(earliest * 1e6) if 0 <= earliest < 2**40 else db.now
-    return min(db.now, max(generation.formed_at or db.now, measured))
+    return min(db.now, max(generation.formed_at or db.now, int(earliest * 1e6)))
 
 
 def _update_job(

@@ -196,13 +196,16 @@ def test_a_job_in_backoff_blocks_nobody():
 
 def test_every_start_can_be_recomputed_from_its_stored_inputs():
     snap = snapshot(queued(1, 2), queued(2, 1, TEAM_B), queued(3, 1), limits={ORG: 5 * HOLD, TEAM_A: 4 * HOLD})
-    for start in schedule_jobs(snap, offers(), NOW, TIMEOUTS).starts:
+    starts = schedule_jobs(snap, offers(), NOW, TIMEOUTS).starts
+    assert [start.job.int - 100 for start in starts] == [1, 2, 3]
+    for start in starts:
         stored = json.loads(json.dumps(start.inputs.as_json()))
         assert decide_start(StartInputs.from_json(stored)) == start
 
 
 def test_a_schedule_never_holds_more_than_a_limit_nor_launches_more_than_the_slots():
     queue = [queued(number, 1 + number % 3, TEAM_A if number % 2 else TEAM_B) for number in range(1, 40)]
+    started = set()
     for limit in range(0, 12 * HOLD, HOLD // 2):
         for taken in range(5):
             decided = schedule_jobs(
@@ -214,3 +217,5 @@ def test_a_schedule_never_holds_more_than_a_limit_nor_launches_more_than_the_slo
             assert sum(start.hold * start.nodes for start in decided.starts) <= limit
             assert sum(start.nodes for start in decided.starts) <= 4 - taken
             assert len(decided.starts) + len(decided.waits) == len(queue)
+            started.add(sum(start.nodes for start in decided.starts))
+    assert started == {0, 2, 3}

@@ -95,6 +95,14 @@ def test_a_generation_that_does_not_run_does_not_move_the_pointer(
     assert fleet.job_row(job).state == "running"
 
 
+def test_a_generation_that_its_job_has_left_does_not_move_the_pointer(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    """Even if nothing has ended it."""
+    job, machine = running
+    fleet.alter(JobRow, JobRow.id == job, generation=2)
+    assert not fleet.commit(machine, 1, 40, "final")
+    assert (newest_step(fleet, job), fleet.job_row(job).state) == (None, "running")
+
+
 def test_a_checkpoint_of_a_job_that_has_ended_is_history(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
     job, machine = running
     fleet.commit(machine, 1, 40, "final")
@@ -402,7 +410,9 @@ def test_an_upload_that_belongs_elsewhere_is_not_adopted(
     assert steps(fleet, running[0]) == []
 
 
-@pytest.mark.parametrize("since", ["the generation ended", "another generation runs", "the job ended"])
+@pytest.mark.parametrize(
+    "since", ["the generation ended", "another generation runs", "the job left it", "the job ended"]
+)
 def test_an_upload_that_was_found_too_late_is_not_adopted(fleet: Fleet, running: tuple[UUID, UUID], since: str) -> None:
     job, machine = running
     place = stranded(fleet, job)
@@ -410,6 +420,8 @@ def test_an_upload_that_was_found_too_late_is_not_adopted(fleet: Fleet, running:
         fleet.alter(GenerationRow, GenerationRow.job == job, state="ended")
     elif since == "another generation runs":
         fleet.restart(job)
+    elif since == "the job left it":
+        fleet.alter(JobRow, JobRow.id == job, generation=2)
     else:
         fleet.commit(machine, 1, 20, "final")
     before = fleet.job_row(job).checkpoint

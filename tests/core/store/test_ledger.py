@@ -7,16 +7,18 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shoestring_core.decide.billing import Line
 from shoestring_core.errors import BudgetExceeded, NotFound, PreconditionFailed, StaleTransition
 from shoestring_core.store import events, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.ledger import balances
 from shoestring_core.store.tables import AccountRow, EventRow, HoldRow, JobRow, TeamRow, TransferRow
 from shoestring_core.store.uuid7 import uuid7
+from shoestring_core.wording.budget import NeverRan
 from shoestring_core.wording.machines import LaunchNotNeeded
 from sqlalchemy import exc, func, select, text, update
 
-from tests.core.world import World
+from tests.core.world import World, meanwhile
 from tests.servers import PATIENCE_S
 
 LEVELS = ["job", "member", "team", "org"]
@@ -34,6 +36,16 @@ def test_a_hold_counts_on_every_level_until_it_is_released(world: World) -> None
     assert world.totals(job) == [(0, 0, 0)] * 4
     assert [event.data["action"] for event in world.events("cost")] == ["held", "released"]
     assert world.find_discrepancies() == []
+
+
+@pytest.mark.any_database
+def test_a_limit_of_nothing_is_named_as_such(world: World) -> None:
+    job = world.job()
+    world.limit("team", 0)
+    with pytest.raises(BudgetExceeded) as refused:
+        world.hold(job, 1)
+    assert refused.value.fields["short_by"] == "0.000001"
+    assert "of the $0.00 of team" in refused.value.message
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -244,11 +256,77 @@ def test_a_final_bill_beyond_the_hold_is_split_into_usage_and_overrun(world: Wor
     assert world.find_discrepancies() == []
 
 
+@pytest.mark.any_database
+def test_a_line_that_is_as_before_keeps_no_other_from_being_posted(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.settle(machine, 10, 5, final=False)
+    world.settle(machine, 20, 5, final=False)
+    assert world.totals(job) == [(25, 75, 0)] * 4
+    world.settle(machine, 20, 5)
+    world.settle(machine, 20, 3)
+    assert world.totals(job) == [(23, 0, 0)] * 4
+
+
+@pytest.mark.any_database
+def test_a_higher_bill_after_the_hold_was_released_is_posted_as_overrun(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.settle(machine, 40)
+    assert world.settle(machine, 45) == 5
+    assert world.totals(job) == [(45, 0, 0)] * 4
+    assert [(row.kind, row.increment, row.amount) for row in transfers(world, job)] == [
+        ("usage", 1, 40), ("overrun", 2, 5),
+    ]  # fmt: skip
+    assert world.find_discrepancies() == []
+
+
+@pytest.mark.any_database
+def test_what_a_corrected_line_frees_pays_for_the_others(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.settle(machine, 20, 80, final=False)
+    assert world.settle(machine, 60, 50, final=False) == 10
+    assert world.totals(job) == [(100, 0, 0)] * 4
+    leaf = world.account("job", job).id
+    assert [(row.line, row.amount, row.debit_account == leaf) for row in transfers(world, job)[2:]] == [
+        ("line 1", 30, False), ("line 0", 30, True),
+    ]  # fmt: skip
+    assert world.find_discrepancies() == []
+
+
 def test_a_bill_without_any_hold_is_refused(world: World) -> None:
     machine = world.machine(world.job())
     assert world.settle(machine, 0) == 0
-    with pytest.raises(StaleTransition):
-        world.settle(machine, 1)
+    for amounts in ((1,), (0, 1)):
+        with pytest.raises(StaleTransition):
+            world.settle(machine, *amounts)
+
+
+@pytest.mark.any_database
+@pytest.mark.parametrize("action", ["settle", "release"])
+@pytest.mark.parametrize("change", [{"amount": 120}, {"consumed": 30}, {"state": "closed"}])
+def test_a_hold_that_changes_meanwhile_is_neither_settled_nor_released(
+    world: World, action: str, change: dict[str, object]
+) -> None:
+    """Otherwise an extension at the same time would leave money held for ever."""
+    job = world.job()
+    machine = world.hold(job, 100)
+    with world.store.read() as db:
+        hold = db.sql.scalars(select(HoldRow.id).where(HoldRow.machine == machine)).one()
+    theirs = update(HoldRow).where(HoldRow.id == hold).values(**change)
+
+    def end(db):
+        if action == "settle":
+            ledger.settle(db, machine, [Line("machine", 10, NeverRan())], final=True)
+        else:
+            ledger.release_hold(db, machine, LaunchNotNeeded())
+
+    with meanwhile(world.store, "holds", theirs), pytest.raises(StaleTransition):
+        world.store.write(end)
+    assert world.totals(job) == [(0, 100, 0)] * 4
+    assert transfers(world, job) == []
+    assert world.find_discrepancies() == []
 
 
 def test_two_concurrent_settlements_of_a_machine_post_once(world: World) -> None:
@@ -376,6 +454,16 @@ def test_another_teams_budget_is_not_found(world: World) -> None:
             with pytest.raises(NotFound):
                 ledger.visible_account(db, world.team, missing)
         assert [one.kind for one in ledger.team_budgets(db, world.team)] == ["org", "team", "member"]
+
+
+@pytest.mark.any_database
+def test_each_account_above_another_has_a_lower_level(world: World) -> None:
+    """Accounts are written by level, so that writers can't deadlock."""
+    job = world.job()
+    with world.store.read() as db:
+        levels = [row.level for row in ledger.ancestors(db, ledger.job_account(db, job.id).id)]
+    assert levels == sorted(set(levels), reverse=True)
+    assert len(levels) == 4
 
 
 def test_accounts_have_titles_people_understand(world: World) -> None:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from shoestring_core.store.fleet import active_attempts
+from shoestring_core.store.fleet import active_attempts, gangs, planning
+from shoestring_core.wording import attempts
 
-from tests.core.world import Fleet
+from tests.core.world import OFFER, PLANNED, RUNNING, TERMINATED, Fleet
 
 
 def test_each_machine_of_a_generation_is_known_by_its_rank_and_by_the_last_one_that_formed(fleet: Fleet) -> None:
@@ -18,3 +19,23 @@ def test_each_machine_of_a_generation_is_known_by_its_rank_and_by_the_last_one_t
 def ranks(fleet: Fleet) -> list[tuple[int, bool, bool]]:
     (active,) = fleet.read(active_attempts.load_active_attempts)
     return [(status.slot, status.is_rank0, status.was_member) for status in active.machine_statuses]
+
+
+def test_a_generation_knows_its_members_that_are_lost_and_machines_that_may_join(fleet: Fleet) -> None:
+    job = fleet.start(nodes="1..2")
+    first, second = fleet.launch(job)
+    for machine in (first, second):
+        fleet.register(machine)
+    fleet.end(second, "crashed")
+    assert membership(fleet) == [(0, RUNNING, True), (1, TERMINATED, True)], "before it formed as well"
+    fleet.write(gangs.open_generation, job, 1, attempts.FewerMachines(1, 2), (0,))
+    assert membership(fleet) == [(0, RUNNING, True)]
+    fleet.write(
+        planning.refill_slot, job, 1, 1, OFFER, agent_url="http://api", deployment="test", timeouts=fleet.timeouts
+    )
+    assert membership(fleet) == [(0, RUNNING, True), (1, PLANNED, False)]
+
+
+def membership(fleet: Fleet) -> list[tuple[int, str, bool]]:
+    (active,) = fleet.read(active_attempts.load_active_attempts)
+    return [(status.slot, status.state, status.is_member) for status in active.machine_statuses]

@@ -67,6 +67,30 @@ def test_the_first_preemption_notice_counts_and_requests_a_tick(fleet: Fleet) ->
     assert [state for state, _ in fleet.told("machine", machine)].count("notice") == 1
 
 
+# Boot
+
+
+def test_a_machine_that_boots_tells_how_far_it_is_until_its_agent_registers(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    machine, planned = fleet.ids(job)
+    fleet.call(machine)
+
+    def boot(one: UUID) -> None:
+        report = wire.BootReport(machine=one, boot_token="", phase="driver", message="580", seconds=1.5)
+        fleet.write(agents.record_boot, report)
+
+    boot(machine)
+    (told,) = fleet.events("agent")
+    assert (told.job, told.attempt, about(told)) == (job, 1, str(machine))
+    assert {"event": "boot", "phase": "driver", "message": "580", "seconds": 1.5}.items() <= told.data.items()
+    assert told.data["at"] == fleet.clock.now / S
+    fleet.register(machine)
+    for refused in (machine, planned, uuid7()):
+        with pytest.raises(AgentRefused):
+            boot(refused)
+    assert len(fleet.events("agent")) == 1
+
+
 # Registration
 
 

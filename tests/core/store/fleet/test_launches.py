@@ -169,15 +169,20 @@ def test_an_answer_to_an_older_call_changes_nothing(fleet: Fleet, answer: str, f
 
 
 @pytest.mark.parametrize("answer", ["refused", "not answered"])
-def test_an_answer_to_the_call_of_a_machine_that_runs_changes_nothing(fleet: Fleet, answer: str) -> None:
+@pytest.mark.parametrize("refusal", [None, launches.UNKNOWN])
+def test_an_answer_to_the_call_of_a_machine_that_runs_changes_nothing(
+    fleet: Fleet, answer: str, refusal: str | None
+) -> None:
     (machine,) = fleet.ids(fleet.start())
     call = fleet.call(machine)
     fleet.observe(machine)
+    fleet.alter(MachineRow, MachineRow.id == machine, refusal=refusal)
+    fleet.clock.pass_(1)
     if answer == "refused":
         fleet.write(launches.record_refusal, call, RefusalKind.CAPACITY, "full")
     else:
         fleet.write(launches.record_no_answer, call)
-    assert call_facts(fleet, machine) == (RUNNING, call.call_deadline, None, "open")
+    assert call_facts(fleet, machine) == (RUNNING, call.call_deadline, refusal, "open")
 
 
 def test_a_refusal_for_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
