@@ -288,6 +288,7 @@ UPLOADS: dict[str, tuple[dict[str, Any], str]] = {
     "a part whose name is no header": (_parts(_part(name='a"猫')), "can't be read"),
     "a part whose hash is no header": (_parts(_part(sha256="猫" * 64)), "can't be read"),
     "a nonce that is a path": ({"commit": {"nonce": "../000001"}}, "not an upload nonce"),
+    "a nonce that is no header": ({"commit": {"nonce": "猫"}}, "not an upload nonce"),
 }
 
 

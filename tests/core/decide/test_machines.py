@@ -161,8 +161,9 @@ def test_a_lease_from_before_the_clock_was_set_back_is_given_anew():
     assert extension.amount == money.cost_ceiling("0.526", TIMEOUTS.funding_lease + TIMEOUTS.drain) - hold.remaining
 
 
-def test_a_machine_that_never_launched_costs_nothing():
+def test_a_machine_that_was_not_launched_or_only_now_costs_nothing():
     assert bill(Evidence("local", "t", "spot", "0.158", None, None), NOW) == []
+    assert bill(Evidence("local", "t", "spot", "0.158", NOW, None), NOW) == []
 
 
 # What the provider shows

@@ -20,6 +20,7 @@ from sqlalchemy import exc, func, select, text, update
 
 from tests.core.world import World, meanwhile
 from tests.servers import PATIENCE_S
+from tests.statements import counted
 
 LEVELS = ["job", "member", "team", "org"]
 
@@ -36,6 +37,16 @@ def test_a_hold_counts_on_every_level_until_it_is_released(world: World) -> None
     assert world.totals(job) == [(0, 0, 0)] * 4
     assert [event.data["action"] for event in world.events("cost")] == ["held", "released"]
     assert world.find_discrepancies() == []
+
+
+@pytest.mark.any_database
+def test_nothing_is_left_of_a_budget_that_is_overdrawn_by_a_micro_dollar(world: World) -> None:
+    job = world.job()
+    world.hold(job, 11)
+    world.limit("team", 10)
+    with pytest.raises(BudgetExceeded) as refused:
+        world.hold(job, 5)
+    assert (refused.value.fields["left"], refused.value.fields["short_by"]) == ("0.00", "0.000005")
 
 
 @pytest.mark.any_database
@@ -454,6 +465,17 @@ def test_another_teams_budget_is_not_found(world: World) -> None:
             with pytest.raises(NotFound):
                 ledger.visible_account(db, world.team, missing)
         assert [one.kind for one in ledger.team_budgets(db, world.team)] == ["org", "team", "member"]
+
+
+@pytest.mark.any_database
+def test_titles_are_looked_up_without_reading_all_jobs(world: World) -> None:
+    job = world.job()
+    with world.store.read() as db:
+        path = ledger.ancestors(db, ledger.job_account(db, job.id).id)
+        with counted(world.store) as statements:
+            ledger.titles(db, path)
+    assert statements.reads == 3
+    assert [statements.scans(world.store, table) for table in ("teams", "users", "jobs")] == [[], [], []]
 
 
 @pytest.mark.any_database

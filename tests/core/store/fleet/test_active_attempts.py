@@ -14,6 +14,8 @@ def test_each_machine_of_a_generation_is_known_by_its_rank_and_by_the_last_one_t
     assert ranks(fleet) == [(0, True, True), (1, False, True)]
     fleet.restart(job)
     assert ranks(fleet) == [(0, True, True), (1, False, True)]
+    fleet.write(gangs.open_generation, job, 1, attempts.FewerMachines(1, 2), (0,))
+    assert ranks(fleet) == [(0, True, True), (1, False, True)], "it has not formed"
 
 
 def ranks(fleet: Fleet) -> list[tuple[int, bool, bool]]:

@@ -121,13 +121,13 @@ def test_a_job_whose_attempt_ends_is_queued_at_its_old_place(
 # Retries
 
 
-def another_attempt(fleet: Fleet, job: UUID, *, launches: bool = True, step: int = 0) -> int:
+def another_attempt(fleet: Fleet, job: UUID, *, launches: bool = True, step: int | None = None) -> int:
     """The next attempt of a queued job, which may train; its number."""
     fleet.open_attempt(job)
     if launches:
         fleet.launch(job)
         fleet.form(job)
-    if step:
+    if step is not None:
         fleet.train(job, step)
     return fleet.job_row(job).attempt
 
@@ -149,14 +149,14 @@ def lose(fleet: Fleet, job: UUID, action: failures.EndAttempt = LOST) -> str:
 def test_a_job_ends_when_its_retries_are_exhausted(fleet: Fleet) -> None:
     job = fleet.job(retry={"max": 2}, resources={"nodes": 1}).id
     states = []
-    for step in (5, 0, 6, 7):
+    for step in (5, None, 0, 6, 7):
         number = another_attempt(fleet, job, step=step)
         states.append(lose(fleet, job))
-        assert fleet.attempt_row(job, number).trained == (step > 0)
-    assert states == ["queued", "queued", "queued", "ended"], "an attempt without a step is no retry"
+        assert fleet.attempt_row(job, number).trained == bool(step)
+    assert states == ["queued"] * 4 + ["ended"], "an attempt without a step is no retry"
     row = fleet.job_row(job)
     assert (row.end_reason, row.end_detail) == ("infrastructure", attempts.RetriesExhausted(3, 2).as_json())
-    assert fleet.attempt_row(job, 4).reason == "machine_lost"
+    assert fleet.attempt_row(job, 5).reason == "machine_lost"
 
 
 def test_a_job_ends_after_eight_attempts_in_a_row_that_launched_machines_and_trained_nothing(fleet: Fleet) -> None:

@@ -7,10 +7,13 @@ from shoestring_core.store import jobs
 from shoestring_core.store.fleet import billing, gangs, open_work
 
 from tests.core.world import Fleet
+from tests.statements import counted
 
 
 def test_there_is_work_until_the_last_bill_and_the_settlement_of_a_job(fleet: Fleet) -> None:
-    assert not has_work(fleet)
+    with counted(fleet.store) as statements:
+        assert not has_work(fleet)
+    assert statements.reads == 4, "of attempts, unbilled machines, unsettled jobs and the queue"
     job = fleet.job(resources={"nodes": 1}).id
     assert has_work(fleet), "it is queued"
     fleet.open_attempt(job)
