@@ -279,6 +279,16 @@ def test_ready_for_an_older_generation_is_no_news(fleet: Fleet) -> None:
     assert fleet.generation_row(job, 2).state == "formed"
 
 
+def test_ready_for_a_generation_that_is_over_is_no_news(fleet: Fleet) -> None:
+    job = fleet.start()
+    (machine,) = fleet.launch(job)
+    fleet.register(machine)
+    fleet.alter(GenerationRow, GenerationRow.job == job, state="ended")
+    assert not fleet.say(machine, "ready", 1, port=1)
+    assert fleet.member_rows(job)[0].ready_at is None
+    assert fleet.job_row(job).state == "launching"
+
+
 def test_the_exit_of_a_member_is_recorded_once(fleet: Fleet) -> None:
     job, (machine, other) = fleet.running(nodes=2)
     ends = [
