@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from shoestring_core import money
 from shoestring_core.decide.timeouts import S
+from shoestring_core.errors import Unavailable
 from shoestring_core.store import idempotency, jobs, ledger, queries
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import (
@@ -445,3 +446,43 @@ def test_a_machine_that_was_never_launched_releases_its_hold_at_once(world: Worl
     with world.store.read() as db:
         assert db.sql.scalars(select(HoldRow.state)).all() == ["closed"]
         assert db.sql.scalars(select(AccountRow.held).where(AccountRow.kind == "org")).one() == 0
+
+
+def test_a_machine_is_funded_no_longer_than_it_could_store_a_checkpoint(world: World, monkeypatch: pytest.MonkeyPatch):
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    (machine,) = world.alive(job)
+    assert machine.funded_until is not None
+    ends = machine.funded_until // S + 20
+    monkeypatch.setattr(world.objects, "urls_end_by", lambda: ends)
+    for step in (1, 2):
+        world.train(job, step)
+        world.tick(20)
+    assert world.alive(job)[0].funded_until == ends * S - world.timeouts.drain
+    world.train(job, 3)
+    world.tick(10)
+    assert world.alive(job)[0].funded_until == ends * S - world.timeouts.drain
+    monkeypatch.setattr(world.objects, "urls_end_by", lambda: ends + 3600)
+    world.tick(1)
+    assert world.alive(job)[0].funded_until == world.clock.now + world.timeouts.funding_lease
+
+
+def test_while_the_object_store_is_out_of_reach_no_hold_is_extended_and_the_tick_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    def out_of_reach() -> None:
+        raise Unavailable("The credentials can't be renewed.")
+
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    funded = world.alive(job)[0].funded_until
+    monkeypatch.setattr(world.objects, "urls_end_by", out_of_reach)
+    for step in (1, 2):
+        world.train(job, step)
+        world.tick(20)
+    assert world.alive(job)[0].funded_until == funded
+    later = world.submit()
+    world.tick(1)
+    assert world.machines(later), "other work is done in the same tick"

@@ -13,7 +13,7 @@ from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import (
     BudgetExceeded,
     InvalidRequest,
@@ -141,21 +141,26 @@ class AttemptSteps:
             return None
 
     def extend_holds(self, active: ActiveAttempt, work: OpenWork) -> None:
-        """Extend holds before they run out. If there is no money for that, the job checkpoints and pauses, or ends."""
+        """Extend holds before they run out. If there is no money for that, the job checkpoints and pauses, or ends.
+
+        No machine is funded for longer than it could store a checkpoint.
+        """
         if not active.wanted:
             return
         if account := work.overdrawn.get(active.job.id):
             self._stop_for_budget(active, PayerOverdrawn(account))
             return
+        urls_end = self.objects.urls_end_by()
+        storable = None if urls_end is None else urls_end * S
         for machine in active.machines:
             held = work.fundings.get(machine.id)
-            if held is not None and funding.due_extension(held, work.now, self._timeouts(active)):
-                self.items.run(f"the funding of machine {machine.id}", self._extend_hold, active, machine.id)
+            if held is not None and funding.due_extension(held, work.now, self._timeouts(active), storable):
+                self.items.run(f"the funding of machine {machine.id}", self._extend_hold, active, machine.id, storable)
 
-    def _extend_hold(self, active: ActiveAttempt, machine: UUID) -> None:
+    def _extend_hold(self, active: ActiveAttempt, machine: UUID, storable_until: int | None) -> None:
         try:
             self._write(billing.post_cost, machine)
-            self._write(billing.extend_funding, machine, self._timeouts(active))
+            self._write(billing.extend_funding, machine, self._timeouts(active), storable_until)
         except BudgetExceeded as short:
             self._stop_for_budget(active, short.reason)
         except StaleTransition:

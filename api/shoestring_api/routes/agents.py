@@ -15,7 +15,15 @@ from prometheus_client import Counter
 from pydantic import ValidationError
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import S
-from shoestring_core.errors import AgentRefused, InvalidRequest, NotFound, ShoestringError, TooLarge, Unauthenticated
+from shoestring_core.errors import (
+    AgentRefused,
+    InvalidRequest,
+    NotFound,
+    ShoestringError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from shoestring_core.events import Alarm
 from shoestring_core.store import checkpoints, queries, reports
 from shoestring_core.store.fleet import agents
@@ -239,17 +247,22 @@ def _accept_batch(state: AppState, machine: MachineRow, batch: wire.ReportBatch)
 def _build_reply(state: AppState, machine_id: UUID, session_hash: str | None = None) -> wire.Reply:
     """Return the committed state: order, leases, upload URLs of the next checkpoint, report interval.
 
+    While no URLs can be signed, machines start nothing new, and go on with those that they hold.
+
     Raises AgentRefused if the machine's session is another than that of `session_hash`, which a request was held for.
     """
+    signs = _can_sign(state)
     with state.store.read() as db:
         machine = db.sql.get_one(MachineRow, machine_id)
         if session_hash is not None and machine.session_hash != session_hash:
             raise AgentRefused("This is no longer the session of that machine.")
         expires_at = _urls_expire_at(state, machine, db.now)
         order, etag = agents.current_order(
-            db, machine_id, lambda key: state.objects.get_url(key, expires_at), state.timeouts
+            db, machine_id, lambda key: state.objects.get_url(key, expires_at) if signs else "", state.timeouts
         )
-        next_upload = checkpoints.next_upload_target(db, machine_id)
+        if order.kind == "run" and not signs:
+            order, etag = wire.Order(kind="wait"), "no-urls"
+        next_upload = checkpoints.next_upload_target(db, machine_id) if signs else None
         now = db.now
     interval = WATCHED_REPORT_INTERVAL_S if state.notifier.is_watched(machine.job) else REPORT_INTERVAL_S
     return wire.Reply(
@@ -261,6 +274,15 @@ def _build_reply(state: AppState, machine_id: UUID, session_hash: str | None = N
         report_interval_s=interval,
         upload_urls=_sign_upload(state, next_upload, expires_at),
     )
+
+
+def _can_sign(state: AppState) -> bool:
+    try:
+        state.objects.urls_end_by()
+    except Unavailable as unavailable:
+        log.warning("machines get no new URLs: %s %s", unavailable, unavailable.hint)
+        return False
+    return True
 
 
 def _next_upload(state: AppState, machine_id: UUID) -> wire.UploadUrls | None:

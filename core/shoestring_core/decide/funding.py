@@ -43,14 +43,22 @@ def initial_hold(rate_cap: str, timeouts: Timeouts, billed_at_least: int = 0) ->
     return money.cost_ceiling(rate_cap, max(timeouts.funding_lease + timeouts.drain, billed_at_least))
 
 
-def due_extension(funding: MachineFunding, now: int, timeouts: Timeouts) -> HoldExtension | None:
+def due_extension(
+    funding: MachineFunding, now: int, timeouts: Timeouts, storable_until: int | None = None
+) -> HoldExtension | None:
     """The extension of a hold, once less than half of the funding lease is left; None before that.
+
+    storable_until  what the machine uploads later than this (µs) can't be stored: it must have ended by then
 
     A lease that ends later than a new one would was given before the clock was set back: it is given anew.
     """
     if timeouts.funding_lease // 2 <= funding.funded_until - now <= timeouts.funding_lease + CLOCK_STEP:
         return None
     until = now + timeouts.funding_lease
+    if storable_until is not None:
+        until = min(until, storable_until - timeouts.drain)
+        if until <= funding.funded_until:
+            return None
     need = money.cost_ceiling(funding.rate_cap, until + timeouts.drain - now)
     return HoldExtension(max(0, need - funding.remaining), until)
 

@@ -88,6 +88,17 @@ def test_a_hold_is_extended_once_less_than_half_is_left():
     assert due == HoldExtension(0, NOW + 91 * S)
 
 
+def test_a_machine_is_funded_no_longer_than_it_could_store_a_checkpoint():
+    ends = NOW + 50 * S
+    held = MachineFunding("0.526", initial_hold("0.526", TIMEOUTS), NOW + 10 * S)
+    due = due_extension(held, NOW, TIMEOUTS, storable_until=ends)
+    assert due is not None
+    assert due.funded_until == ends - TIMEOUTS.drain
+    funded = MachineFunding("0.526", held.remaining, due.funded_until)
+    assert due_extension(funded, due.funded_until - 1, TIMEOUTS, storable_until=ends) is None
+    assert due_extension(held, NOW, TIMEOUTS, storable_until=NOW + 3600 * S) == due_extension(held, NOW, TIMEOUTS)
+
+
 def test_an_extension_asks_for_what_the_remaining_hold_does_not_cover():
     need = money.cost_ceiling("0.526", 75 * S)
     assert due_extension(MachineFunding("0.526", need - 100, NOW + S), NOW, TIMEOUTS) == HoldExtension(

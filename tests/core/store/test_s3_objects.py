@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from datetime import UTC, datetime
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -66,6 +67,48 @@ def test_an_object_in_parts_appears_whole_with_one_checksum_once(
     assert list(answers.values()) == [200, 412]
     assert objects.head("data") == ObjectInfo(len(content), f"crc64nvme:{crc64nvme(content):016x}")
     assert b"".join(objects.blocks("data", 0, len(content))) == content
+
+
+def test_a_url_ends_with_the_credentials_that_sign_it_and_these_are_renewed_early(
+    aws: FakeAws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signed_for(objects: S3Objects) -> int:
+        return int(parse_qs(urlsplit(objects.put_url("a", now + 86_400, 1)).query)["X-Amz-Expires"][0])
+
+    now = int(time.time())
+    sign_in(monkeypatch, now + 3600)
+    objects = open_s3("s3://models", aws.url)
+    assert objects.urls_end_by() == now + 3600
+    assert 3590 < signed_for(objects) <= 3600
+    sign_in(monkeypatch, now + 7200)
+    assert objects.urls_end_by() == now + 3600, "far from their end they are kept"
+    sign_in(monkeypatch, now + 14 * 60)
+    objects = open_s3("s3://models", aws.url)
+    sign_in(monkeypatch, now + 7200)
+    assert objects.urls_end_by() == now + 7200
+    assert 7190 < signed_for(objects) <= 7200
+
+
+def test_credentials_that_ended_and_can_t_be_renewed_sign_nothing(
+    aws: FakeAws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_in(monkeypatch, int(time.time()) + 60)
+    objects = open_s3("s3://models", aws.url)
+    sign_in(monkeypatch, int(time.time()) - 60)
+    for use in (objects.urls_end_by, lambda: objects.put_url("a", int(time.time()) + 60, 1), lambda: objects.head("a")):
+        with pytest.raises(Unavailable, match="can't be renewed") as refused:
+            use()
+        assert refused.value.hint
+
+
+def test_credentials_without_an_end_leave_the_end_to_the_url(objects: S3Objects) -> None:
+    assert objects.urls_end_by() is None
+
+
+def sign_in(monkeypatch: pytest.MonkeyPatch, until: int) -> None:
+    """Credentials that end, as tools for signing in put them into the environment."""
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "temporary")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", datetime.fromtimestamp(until, UTC).isoformat())
 
 
 def test_the_service_leaves_one_object_of_its_own_below_the_prefix(aws: FakeAws, objects: S3Objects) -> None:

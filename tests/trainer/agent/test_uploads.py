@@ -9,10 +9,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from shoestring_core import wire
+from shoestring_core.errors import Unavailable
+from shoestring_core.store.objects import Objects
 from shoestring_trainer.agent.checkpoints import CheckpointCache, CheckpointUploader, LocalCheckpoint
 from shoestring_trainer.agent.service_client import ServiceClient
 from shoestring_trainer.agent.spool import Spool
@@ -52,11 +55,14 @@ def local_checkpoint(folder: Path, agent: Agent, step: int, content: bytes) -> L
 
 
 async def deliver(
-    folder: Path, agent: Agent, checkpoint: LocalCheckpoint, url: str = "", meanwhile: Callable[[], None] = lambda: None
-) -> None:
-    """What the agent does with a checkpoint; returns when it is committed. `url`: of the service, as the agent sees it.
+    folder: Path, agent: Agent, checkpoint: LocalCheckpoint, url: str = "",
+    meanwhile: Callable[[], None] = lambda: None, held: wire.UploadUrls | None = None,
+) -> None:  # fmt: skip
+    """What the agent does with a checkpoint; returns when it is committed.
 
+    url        of the service, as the agent sees it
     meanwhile  runs in a thread
+    held       URLs that the agent got earlier
     """
     (folder / "cache").mkdir(exist_ok=True)
     service = ServiceClient(url or agent.deployment.url, agent.machine, agent.session_secret)
@@ -66,7 +72,9 @@ async def deliver(
         uploader.add_urls(agent.report().upload_urls)
 
     uploader = CheckpointUploader(service, spool, CheckpointCache(folder / "cache"), report)
-    report()
+    uploader.add_urls(held)
+    if held is None:
+        report()
     uploader.submit(checkpoint)
     running = asyncio.create_task(uploader.run())
     await asyncio.to_thread(meanwhile)
@@ -142,3 +150,37 @@ def test_a_url_whose_credentials_have_ended_is_replaced(on_s3: Deployment, tmp_p
     assert sum(call["parameters"]["Key"].endswith("/data") for call in aws.calls("PutObject")) == 2
     assert agent.report().upload_urls.nonce == "000002", "committed"
     assert stored(aws, job)["data"] == 7
+
+
+def test_while_the_credentials_are_expired_machines_go_on_and_upload_with_what_they_hold(
+    on_s3: Deployment, tmp_path: Path, aws: FakeAws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, (agent,) = on_s3.running()
+    held = agent.points(range(1, 4))
+    assert held.order.kind == "run"
+    monkeypatch.setattr(on_s3.state, "objects", ExpiredCredentials(on_s3.state.objects))
+    told = agent.points(range(4, 7))
+    assert (told.order.kind, told.upload_urls, told.acked_seq) == ("wait", None, agent.seq)
+    assert told.funding_lease_s > 0
+
+    def sign_in_again() -> None:
+        until(lambda: set(stored(aws, job)) == {"data", "manifest.json"})
+        monkeypatch.setattr(on_s3.state, "objects", on_s3.state.objects.before)
+
+    checkpoint = local_checkpoint(tmp_path, agent, 6, b"weights")
+    asyncio.run(deliver(tmp_path, agent, checkpoint, meanwhile=sign_in_again, held=held.upload_urls))
+    assert agent.report().order.kind == "run"
+    assert agent.report().upload_urls.nonce == "000002", "committed"
+
+
+class ExpiredCredentials:
+    """A store whose every use fails as S3Objects does then: test_s3_objects.py shows that it does."""
+
+    def __init__(self, before: Objects) -> None:
+        self.before = before
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*_: object) -> None:
+            raise Unavailable("The credentials can't be renewed.", hint="Sign in again.")
+
+        return refuse

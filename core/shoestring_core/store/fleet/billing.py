@@ -32,8 +32,10 @@ def load_fundings(db: Read, machines: Collection[UUID]) -> dict[UUID, funding.Ma
     }
 
 
-def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
+def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts, storable_until: int | None = None) -> bool:
     """Extend a machine's hold if that is due; post its cost first. The agent gets the new lease after the commit.
+
+    storable_until  as in `funding.due_extension`
 
     Raises BudgetExceeded: then nothing is changed, and its job must be stopped.
     """
@@ -42,7 +44,7 @@ def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts) -> bool:
     now = load_fundings(db, [machine_id]).get(machine_id)
     if now is None or not rows.is_wanted(job, attempt) or machine.state not in ("planned", "launching", "running"):
         return False
-    due = funding.due_extension(now, db.now, timeouts)
+    due = funding.due_extension(now, db.now, timeouts, storable_until)
     if due is None:
         return False
     funded = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.funded_until == now.funded_until)

@@ -32,6 +32,10 @@ class Objects(Protocol):
     def prepare(self) -> None:
         """Raises Unavailable with what to do about it, unless objects can be stored, once each, and read."""
 
+    def urls_end_by(self) -> int | None:
+        """When every URL that is signed now has stopped working, whatever it says: the end of the credentials, which
+        are renewed early. None: they don't end. Raises Unavailable if they can't be renewed."""
+
     def put_url(self, key: str, expires_at: int, max_bytes: int) -> str:
         """A URL that accepts one PUT of this object, with the header `If-None-Match: *`.
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from shoestring_core import wire
 from shoestring_core.errors import Unavailable
@@ -26,7 +26,9 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S, TRIES = 2.0, 10.0, 3
 DEFAULT_REGION = "us-east-1"
 LONGEST_URL_S = 7 * 86_400
 """docs.aws.amazon.com/AmazonS3/latest/userguide/using-presigned-url.html"""
-NOT_THERE = {"404", "NoSuchKey"}
+NOT_THERE, EXISTS = {"404", "NoSuchKey"}, {"PreconditionFailed"}
+FAILURES = (BotoCoreError, ClientError, RuntimeError)
+"""The last is botocore's, when the credentials that it got in place of old ones have ended as well."""
 PROBE, PROBE_CONTENT, PROBE_CRC64NVME = "shoestring-write-check", b"123456789", "ae8b14860a799888"
 """The check value of CRC-64/NVME, by which its definitions are compared."""
 
@@ -67,6 +69,7 @@ class S3Objects:
             session = boto3.Session()  # of its own: the shared one keeps the credentials that it found first
             region = session.region_name or DEFAULT_REGION
             self._client = session.client("s3", region_name=region, endpoint_url=endpoint_url, config=config)
+            self._credentials = session.get_credentials()
         except (BotoCoreError, ValueError) as error:
             raise explain(error, "read", self._bucket, self._prefix) from error
 
@@ -87,6 +90,13 @@ class S3Objects:
                 f"Object {self._prefix}{PROBE} of bucket {self._bucket} is not what was stored.",
                 hint="Delete it, and see that nothing else writes there.",
             )
+
+    def urls_end_by(self) -> int | None:
+        if self._credentials is None:
+            raise explain(NoCredentialsError(), "sign URLs for", self._bucket, self._prefix)
+        self._call("sign URLs for", self._credentials.get_frozen_credentials)  # renewed 15 minutes before their end
+        end = getattr(self._credentials, "_expiry_time", None)  # botocore has no public name for it
+        return None if end is None else int(end.timestamp())
 
     def put_url(self, key: str, expires_at: int, max_bytes: int) -> str:  # noqa: ARG002 - no URL of S3 limits it
         return self._signed("put_object", key, expires_at, IfNoneMatch="*")
@@ -144,19 +154,13 @@ class S3Objects:
 
     def _put_once(self, key: str, content: bytes) -> bool:
         """Whether it was stored; False: there is one already."""
-        place = self._place(key)
-        try:
-            self._client.put_object(**place, Body=content, IfNoneMatch="*")
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "PreconditionFailed":
-                return False
-            raise explain(error, "write to", self._bucket, self._prefix) from error
-        except BotoCoreError as error:
-            raise explain(error, "write to", self._bucket, self._prefix) from error
-        return True
+        place = self._place(key) | {"Body": content, "IfNoneMatch": "*"}
+        return self._find("write to", lambda: self._client.put_object(**place), EXISTS) is not None
 
     def _signed(self, method: str, key: str, expires_at: int, **parameters: str | int) -> str:
-        seconds = min(max(1, expires_at - int(time.time())), LONGEST_URL_S)
+        ends = self.urls_end_by()
+        seconds = min(expires_at, ends or expires_at) - int(time.time())
+        seconds = min(max(1, seconds), LONGEST_URL_S)
         place = self._place(key) | parameters
         url: str = self._call(
             "sign URLs for", lambda: self._client.generate_presigned_url(method, Params=place, ExpiresIn=seconds)
@@ -167,19 +171,21 @@ class S3Objects:
         require_key(key)
         return {"Bucket": self._bucket, "Key": self._prefix + key}
 
-    def _find(self, what: str, call: Callable[[], T]) -> T | None:
-        """What a call returns; None if there is no such object."""
-        try:
-            return call()
-        except ClientError as error:
-            if error.response["Error"]["Code"] in NOT_THERE:
-                return None
-            raise explain(error, what, self._bucket, self._prefix) from error
-        except (BotoCoreError, HTTPClientError) as error:
-            raise explain(error, what, self._bucket, self._prefix) from error
+    def _find(self, what: str, call: Callable[[], T], unless: Collection[str] = NOT_THERE) -> T | None:
+        """What a call returns; None if it fails with one of these codes. Raises Unavailable for any other."""
 
-    def _call(self, what: str, call: Callable[[], Any]) -> Any:
+        def attempt() -> T | None:
+            try:
+                return call()
+            except ClientError as error:
+                if error.response["Error"]["Code"] in unless:
+                    return None
+                raise
+
+        return self._call(what, attempt)
+
+    def _call(self, what: str, call: Callable[[], T]) -> T:
         try:
             return call()
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             raise explain(error, what, self._bucket, self._prefix) from error

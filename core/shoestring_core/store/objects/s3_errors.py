@@ -6,7 +6,7 @@ source  docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 
 from __future__ import annotations
 
-from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError, PartialCredentialsError
 
 from shoestring_core.errors import Unavailable
 
@@ -24,6 +24,11 @@ def explain(error: Exception, what: str, bucket: str, prefix: str) -> Unavailabl
         return Unavailable(
             f"No credentials were found with which to {what} bucket {bucket}.",
             hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role.",
+        )
+    if isinstance(error, CredentialRetrievalError | RuntimeError):
+        return Unavailable(
+            f"The credentials with which to {what} bucket {bucket} can't be renewed: {error}",
+            hint="Sign in again, or see why the service that gives them doesn't.",
         )
     if not isinstance(error, ClientError):
         return Unavailable(
