@@ -32,7 +32,7 @@ from shoestring_core.store.tables import EventRow, MachineRow
 from shoestring_core.store.transactions import Read
 
 from shoestring_api.change_notifier import ChangeNotifier
-from shoestring_api.serializers.costs import serialize_budget
+from shoestring_api.serializers.costs import serialize_budgets
 from shoestring_api.serializers.events import serialize_curves, serialize_events, serialize_log_lines
 from shoestring_api.serializers.jobs import serialize_job
 
@@ -47,7 +47,7 @@ PAUSE_PER_READER_S = 0.002
 WHOLE_EVENT = 9
 """`StreamPosition.part` after every message of an event was sent."""
 
-MONEY_EVENT_KINDS = frozenset({"budget", "cost", "job", "machine", "alarm"})
+MONEY_EVENT_KINDS = frozenset({"budget", "weight", "cost", "job", "machine", "alarm"})
 """Events after which budgets may have changed."""
 
 
@@ -285,10 +285,8 @@ def _job_messages(db: Read, ids: Iterable[UUID]) -> Iterator[StreamMessage]:
 
 
 def _budget_messages(db: Read, team: UUID) -> Iterator[StreamMessage]:
-    accounts = ledger.team_budgets(db, team)
-    titles = ledger.titles(db, accounts)
-    for account in accounts:
-        yield _message(frozenset({"budget"}), "budget", serialize_budget(account, titles[account.id]))
+    for budget in serialize_budgets(db, ledger.team_budgets(db, team)):
+        yield _message(frozenset({"budget"}), "budget", budget)
 
 
 def _message(

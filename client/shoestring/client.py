@@ -208,6 +208,11 @@ class Client:
         response = self._call("PUT", f"/v1/budgets/{budget}", json={"limit": limit, "reason": reason}, headers=headers)
         return _parse(response, rest.Budget)
 
+    def set_weight(self, budget: UUID | str, weight: int, *, reason: str = "") -> rest.Budget:
+        """Set how a team's or member's share of the dollars compares with that of the others."""
+        body = {"weight": weight, "reason": reason}
+        return _parse(self._call("PUT", f"/v1/budgets/{budget}/weight", json=body), rest.Budget)
+
     def recipes(self) -> list[rest.Recipe]:
         """Return the recipes with their parameters."""
         return self._get("/v1/recipes", rest.RecipeList).recipes

@@ -112,6 +112,15 @@ class LimitChange(EventData):
     before: str | None
 
 
+class WeightChange(EventData):
+    """A team's or member's share of the dollars, compared with that of the others, changed."""
+
+    kind: ClassVar[str] = "weight"
+    account: UUID
+    weight: int
+    before: int
+
+
 class Overdraft(BaseModel):
     account: str
     overdraft: str

@@ -16,6 +16,7 @@ from typing_extensions import TypeAliasType
 
 from shoestring_core import events, recipes, wording
 from shoestring_core import money as micro_dollars
+from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.errors import Problem
 from shoestring_core.json_floats import AnyFloat
 from shoestring_core.states import (
@@ -322,6 +323,11 @@ class BudgetEvent(BaseEvent):
     data: events.LimitChange
 
 
+class WeightEvent(BaseEvent):
+    kind: Literal["weight"]
+    data: events.WeightChange
+
+
 class AlarmEvent(BaseEvent):
     kind: Literal["alarm"]
     data: events.Alarm
@@ -344,6 +350,7 @@ Event = TypeAliasType(
         | BatchEvent
         | CostEvent
         | BudgetEvent
+        | WeightEvent
         | AlarmEvent
         | AgentEvent,
         Field(discriminator="kind"),
@@ -445,6 +452,10 @@ class Budget(Resource):
     overdraft: Money
     left: Money | None
     """limit + overdraft − posted − held; None without a limit."""
+    weight: int | None
+    """How its share of the dollars compares with that of other teams or members; None: it shares with none."""
+    recent: Money | None
+    """What it spent, each dollar counted half after each half-life; with what is held it orders the queue."""
     etag: str
 
 
@@ -455,6 +466,11 @@ class BudgetList(Resource):
 class SetBudgetRequest(RequestBody):
     limit: str
     """Decimal dollars."""
+    reason: str = ""
+
+
+class SetWeightRequest(RequestBody):
+    weight: int = Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)
     reason: str = ""
 
 

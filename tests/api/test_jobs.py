@@ -253,12 +253,12 @@ def test_a_job_may_name_any_provider_that_a_worker_serves(deployment: Deployment
     assert submit("third").status_code == 201
 
 
-def test_a_queued_job_tells_its_place_among_the_jobs_of_its_own_team(deployment: Deployment) -> None:
+def test_a_queued_job_tells_its_place_among_the_jobs_of_its_member(deployment: Deployment) -> None:
     deployment.stranger.post("/v1/jobs", json={"spec": SPEC})
     first, second = deployment.submit(), deployment.submit()
     assert [deployment.job(job).queue_position for job in (first, second)] == [1, 2]
     listed = deployment.member.get("/v1/jobs").json()["jobs"]
     assert [(one["id"], one["queue_position"]) for one in listed[:2]] == [(str(second), 2), (str(first), 1)]
     waiting = deployment.job(second)
-    assert waiting.status_text == "Waiting for its turn (number 2 in the team's queue). It starts automatically."
+    assert waiting.status_text == "Waiting for its turn (number 2 of its member's jobs). It starts automatically."
     assert (waiting.wait_reason, waiting.reason) == ("turn", rest.Reason.of(InQueue()))

@@ -25,6 +25,7 @@ READS = [
 WRITES = [
     ("POST", "/v1/jobs/{job}:stop"), ("POST", "/v1/jobs/{job}:retry"), ("POST", "/v1/jobs/{job}:resume"),
     ("POST", "/v1/machines/{machine}:preempt"), ("PUT", "/v1/budgets/{budget}"), ("DELETE", "/v1/keys/{key}"),
+    ("PUT", "/v1/budgets/{budget}/weight"),
 ]  # fmt: skip
 OPEN = ["/v1/jobs", "/v1/budgets", "/v1/recipes", "/v1/recipes/digits/quickstart", "/v1/me", "/v1/keys", "/v1/offers"]
 
@@ -36,7 +37,8 @@ def test_no_key_is_401_everywhere(deployment: Deployment) -> None:
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
         assert answer.headers["www-authenticate"] == "Bearer"
     for method, path in WRITES:
-        assert deployment.nobody.request(method, path.format(**names), json={"limit": "1"}).status_code == 401, path
+        answer = deployment.nobody.request(method, path.format(**names), json=_body(method, path))
+        assert answer.status_code == 401, path
 
 
 def test_another_teams_things_do_not_exist(deployment: Deployment) -> None:
@@ -45,10 +47,15 @@ def test_another_teams_things_do_not_exist(deployment: Deployment) -> None:
         answer = deployment.stranger.get(path.format(**names))
         assert (answer.status_code, answer.json()["code"]) == (404, "not-found"), path
     for method, path in WRITES:
-        body = {"limit": "1"} if method == "PUT" else None
-        answer = deployment.stranger.request(method, path.format(**names), json=body)
+        answer = deployment.stranger.request(method, path.format(**names), json=_body(method, path))
         assert (answer.status_code, answer.json()["code"]) == (404, "not-found"), path
     assert deployment.stranger.get("/v1/jobs").json()["jobs"] == []
+
+
+def _body(method: str, path: str) -> dict[str, object] | None:
+    if method != "PUT":
+        return None
+    return {"weight": 2} if path.endswith("/weight") else {"limit": "1"}
 
 
 @pytest.mark.parametrize(
@@ -234,6 +241,31 @@ def test_a_budget_is_changed_only_by_who_saw_it(deployment: Deployment) -> None:
     for limit in ("-1", "1e3", "nan", "", "12345678901234567890"):
         assert deployment.admin.put(path, json={"limit": limit}).status_code == 422, limit
     assert deployment.admin.put(path, json={"limit": "none"}).json()["limit"] is None
+
+
+def test_an_admin_sets_the_weight_of_the_team_and_of_its_members(deployment: Deployment) -> None:
+    budgets = {one["kind"]: one for one in deployment.member.get("/v1/budgets").json()["budgets"]}
+    assert (budgets["team"]["weight"], budgets["team"]["recent"]["amount"]) == (1, "0.00")
+    assert (budgets["org"]["weight"], budgets["org"]["recent"]) == (None, None)
+    for kind, weight in (("team", 3), ("member", 1000)):
+        path = f"/v1/budgets/{budgets[kind]['id']}/weight"
+        assert deployment.member.put(path, json={"weight": weight}).status_code == 403
+        assert deployment.stranger.put(path, json={"weight": weight}).status_code == 404
+        answer = deployment.admin.put(path, json={"weight": weight, "reason": "a grant"})
+        assert (answer.status_code, answer.json()["weight"]) == (200, weight)
+    organization = deployment.admin.put(f"/v1/budgets/{budgets['org']['id']}/weight", json={"weight": 2})
+    assert (organization.status_code, organization.json()["code"]) == (422, "invalid-request")
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "1001", "1.5", "1e400", "NaN", "Infinity", "null", "true", '"2"', "[2]"])
+def test_a_weight_that_is_no_whole_number_in_bounds_is_refused_and_changes_nothing(
+    deployment: Deployment, weight: str
+) -> None:
+    team = next(one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    body, headers = f'{{"weight": {weight}}}', {"Content-Type": "application/json"}
+    answer = deployment.admin.put(f"/v1/budgets/{team['id']}/weight", content=body, headers=headers)
+    assert answer.status_code in (400, 422)
+    assert deployment.admin.get(f"/v1/budgets/{team['id']}").json() == team
 
 
 def test_a_jobs_cost_names_the_budgets_that_its_money_comes_from(deployment: Deployment) -> None:

@@ -34,6 +34,7 @@ EXAMPLES: list[Reason] = [
     waits.InQueue(),
     waits.BehindJobShortOfBudget("team vision"),
     waits.MachinesInUse(2, 1, 4, behind=True),
+    waits.LessUsed("team speech", "team vision", "0.40", "3.10", 1, 1),
     # attempts
     attempts.GangComplete(),
     attempts.FewerMachines(3, 4),
@@ -101,6 +102,7 @@ EXAMPLES: list[Reason] = [
     budget.JobSettled(),
     budget.Overrun("0193", "0.01"),
     budget.LimitChanged("team vision", "2.00", None, "a grant"),
+    budget.WeightChanged("team vision", 2, 1, "a grant"),
     budget.LimitBelowUse("team vision", "0.50"),
     # machines
     machines.LaunchRefused("capacity", "no spot machines"),
@@ -164,6 +166,20 @@ def test_each_reason_has_its_sentence_also_after_it_was_stored(reason: Reason) -
     stored = json.loads(json.dumps(reason.as_json()))
     assert wording.parse(**stored) == reason
     assert wording.render(**stored) == wording.sentence(reason) == SENTENCES[reason.code]
+
+
+def test_a_wait_behind_another_team_says_what_both_have_used_and_weights_that_differ() -> None:
+    equal = waits.LessUsed("team speech", "team vision", "0.40", "3.10", 2, 2)
+    assert wording.sentence(waits.BehindJobShortOfBudget("organization home", equal)) == (
+        "Queued behind a job that waits for the budget of organization home and goes first: team speech has used $0.40 "
+        "lately, team vision $3.10."
+    )
+    weighted = waits.LessUsed("team speech", "team vision", "4.00", "3.10", 2, 1)
+    stored = json.loads(json.dumps(waits.MachinesInUse(1, 0, 4, behind=True, first=weighted).as_json()))
+    assert wording.render(**stored) == (
+        "Needs 1 machine, 0 of 4 are free; another job goes first: team speech has used $4.00 lately at weight 2, "
+        "team vision $3.10 at weight 1. It starts automatically when machines become free."
+    )
 
 
 def test_each_code_has_an_example() -> None:

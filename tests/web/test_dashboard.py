@@ -426,6 +426,34 @@ def test_a_limit_that_changes_elsewhere_changes_here(deployment: Deployment, ope
     expect(team).to_contain_text("$4.00")
 
 
+def test_an_admin_sets_a_weight_and_sees_what_was_spent_lately(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/budget", as_admin=True)
+    team = page.locator('[data-budget="team"]')
+    expect(team).to_contain_text("Spent lately$0.00")
+    team.get_by_role("button", name="Set weight").click()
+    expect(team.get_by_label("New weight")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(team.get_by_role("button", name="Set weight")).to_be_focused()
+    page.keyboard.press("Enter")
+    team.get_by_label("New weight").fill("0")
+    expect(team.get_by_role("button", name="Save weight")).to_be_disabled()
+    team.get_by_label("New weight").fill("3")
+    team.get_by_role("button", name="Save weight").click()
+    expect(team).to_contain_text("Weight3")
+    budgets = deployment.admin.get("/v1/budgets").json()["budgets"]
+    assert [one["weight"] for one in budgets if one["kind"] == "team"] == [3]
+
+
+def test_a_weight_that_changes_elsewhere_changes_here(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page("/budget")
+    team = page.locator('[data-budget="team"]')
+    expect(team.get_by_role("button", name="Set weight")).to_have_count(0)  # members may not change weights
+    expect(page.locator(".connection")).to_have_class(re.compile("live"))
+    (budget,) = (one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    deployment.admin.put(f"/v1/budgets/{budget['id']}/weight", json={"weight": 7})
+    expect(team).to_contain_text("Weight7")
+
+
 def test_an_overdraft_is_named(deployment: Deployment, open_page: OpenPage) -> None:
     set_limit(deployment, "team", "1.00")
     deployment.running()

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from shoestring_core import wording
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.schedule import Wait, schedule_jobs
 from shoestring_core.decide.timeouts import S
@@ -102,6 +103,25 @@ def test_jobs_of_a_team_without_money_are_not_read_to_find_those_of_another(
     world.tick()
     assert waits_of(world, submitted) == ["budget"] * 5 + [None] * 25
     assert world.job(job).state == "launching"
+
+
+@pytest.mark.any_database
+def test_of_two_teams_under_one_limit_the_one_that_used_less_is_next_and_the_other_is_told_so(world: World):
+    other = world.store.write(lambda db: identity.ensure_admin(db, "org", "speech", "bob"))
+    world.provider.slots = 1
+    running, behind = world.submit(), world.submit()
+    world.tick()
+    first = world.submit(principal=other)
+    world.tick()
+    assert waits_of(world, [first, behind]) == ["slots", "slots"]
+    told = world.job(behind).wait_detail
+    assert told["facts"]["first"]["code"] == "less_used"
+    assert " speech has used $0.00 lately, team vision $0.0" in wording.render(**told)
+    world.tick(20)
+    world.provider.end(world.machines(running)[0].provider_id, "preempted")
+    world.tick(11)
+    states = [world.job(job).state for job in (running, behind, first)]
+    assert states == ["queued", "queued", "launching"]
 
 
 @pytest.mark.any_database

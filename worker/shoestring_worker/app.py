@@ -18,6 +18,7 @@ from uuid import UUID
 
 from celery import signals
 from kombu.exceptions import OperationalError
+from shoestring_core.store import ledger
 from shoestring_core.store.db import open_store
 from shoestring_core.store.objects import open_objects
 from shoestring_core.wakeups import TICK_TASK
@@ -61,6 +62,7 @@ def _make_control_loop() -> ControlLoop:
     secret = settings.server_secret()
     store = open_store(settings.database_url)
     store.on_commit.append(ChangePublisher(settings.redis_url))
+    store.write(lambda db: ledger.set_half_life(db, settings.recent_half_life))
     return ControlLoop(
         store,
         open_providers(settings),

@@ -11,8 +11,9 @@ from uuid import UUID
 
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import is_stale
+from shoestring_core.decide.queue import QueuedJob
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import QueuedJob, Start, Wait, schedule_jobs
+from shoestring_core.decide.schedule import Start, Wait, schedule_jobs
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, StaleTransition
 from shoestring_core.store.db import Store
@@ -79,7 +80,7 @@ class JobScheduler:
         with self.store.read() as db:
             now, loaded = db.now, queue.load_queue(db, self.timeouts, self._known)
             schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts)
-            while loaded.end is not None and not schedule.exhausted:
+            while not schedule.complete:
                 loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
                 schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts)
         self._forget_all_but(loaded.snapshot.queue)

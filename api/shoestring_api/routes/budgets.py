@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets: the accounts that a team spends from, and their limits."""
+"""Budgets: the accounts that a team spends from, their limits and weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shoestring_core.store.transactions import Read, Write
 
 from shoestring_api.dependencies import AdminCaller, Caller, ReadDep, StateDep
 from shoestring_api.json_body import ExactJsonRoute
-from shoestring_api.serializers.costs import serialize_budget
+from shoestring_api.serializers.costs import serialize_budgets
 
 router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactJsonRoute)
 
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactJson
 @router.get("")
 def list_budgets(db: ReadDep, caller: Caller) -> rest.BudgetList:
     """List the budgets of the organization, the team and its members."""
-    return rest.BudgetList(budgets=[_serialize(db, account) for account in ledger.team_budgets(db, caller.team)])
+    return rest.BudgetList(budgets=serialize_budgets(db, ledger.team_budgets(db, caller.team)))
 
 
 @router.get("/{budget_id}")
@@ -64,6 +64,23 @@ def set_limit(
     return _with_etag(state.store.write(work), response)
 
 
+@router.put("/{budget_id}/weight")
+def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, caller: AdminCaller) -> rest.Budget:
+    """Set the weight of a team or member (admin): a team of weight 2 gets twice the dollars of one of weight 1.
+
+    It counts while both have jobs waiting. All teams of the organization see the change.
+    """
+
+    def work(db: Write) -> rest.Budget:
+        account = ledger.visible_account(db, caller.team, budget_id)
+        if account.kind not in ledger.SHARING:
+            raise InvalidRequest("Only teams and members have a weight.", hint="Set that of a team or of a member.")
+        after = ledger.set_weight(db, account.id, body.weight, actor=caller.actor, reason=body.reason[:500])
+        return _serialize(db, after)
+
+    return state.store.write(work)
+
+
 def _parse_limit(text: str) -> int | None:
     """Return micro-dollars; None for "none", which removes the limit."""
     if text.strip().lower() == "none":
@@ -86,7 +103,8 @@ def _parse_version(if_match: str | None) -> int | None:
 
 
 def _serialize(db: Read, account: AccountRow) -> rest.Budget:
-    return serialize_budget(account, ledger.title(db, account))
+    (budget,) = serialize_budgets(db, [account])
+    return budget
 
 
 def _with_etag(budget: rest.Budget, response: Response) -> rest.Budget:

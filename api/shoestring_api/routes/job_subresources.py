@@ -15,7 +15,7 @@ from shoestring_core.store.metrics import load_curves, load_energy_curves
 from shoestring_api.dependencies import Caller, Cursor, ReadDep
 from shoestring_api.serializers.attempts import serialize_attempts, serialize_generations
 from shoestring_api.serializers.cost_reports import serialize_cost_report
-from shoestring_api.serializers.costs import serialize_budget
+from shoestring_api.serializers.costs import serialize_budgets
 from shoestring_api.serializers.events import serialize_curves, serialize_events
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -74,5 +74,5 @@ def get_cost(job_id: UUID, db: ReadDep, caller: Caller) -> rest.CostReport:
     )
     funding_accounts = ledger.ancestors(db, row.account.id) if row.account else []
     names = ledger.titles(db, [*accounts.values(), *funding_accounts])
-    budgets = [serialize_budget(account, names[account.id]) for account in funding_accounts]
+    budgets = serialize_budgets(db, funding_accounts)
     return serialize_cost_report(row, transfers, names, budgets, load_energy_curves(db, job_id), db.now)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from shoestring_core import rest
 from shoestring_core.decide.billing import bill
+from shoestring_core.store import ledger
 from shoestring_core.store.fleet.billing import evidence
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import AccountRow, MachineRow
+from shoestring_core.store.transactions import Read
 
 
 def serialize_cost(rows: JobRows, now: int) -> rest.Cost:
@@ -35,9 +38,15 @@ def machine_cost(row: MachineRow, price: str, now: int) -> int:
     return sum(line.amount for line in bill(replace(evidence(row), price=price), now))
 
 
-def serialize_budget(row: AccountRow, title: str) -> rest.Budget:
+def serialize_budgets(db: Read, accounts: Sequence[AccountRow]) -> list[rest.Budget]:
+    titles, half_life = ledger.titles(db, accounts), ledger.load_half_life(db)
+    return [_budget(row, titles[row.id], ledger.recent_spending(db, row, half_life)) for row in accounts]
+
+
+def _budget(row: AccountRow, title: str, recent: int) -> rest.Budget:
     """`title`: the display name of the account, such as `team vision`."""
     left = None if row.limit_micro is None else max(0, row.limit_micro + row.overdraft - row.posted - row.held)
+    shares = row.kind in ledger.SHARING
     return rest.Budget(
         id=row.id,
         kind=row.kind,
@@ -47,5 +56,7 @@ def serialize_budget(row: AccountRow, title: str) -> rest.Budget:
         held=rest.Money.of(row.held),
         overdraft=rest.Money.of(row.overdraft),
         left=None if left is None else rest.Money.of(left),
+        weight=row.weight if shares else None,
+        recent=rest.Money.of(recent) if shares else None,
         etag=f'"{row.version}"',
     )

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`shoestring budget`: limits and spending."""
+"""`shoestring budget`: limits, spending and weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.exit_codes import ExitCode
+from shoestring_core.rest import Budget
 
 from shoestring.cli.terminal import (
     Json,
@@ -20,13 +23,17 @@ from shoestring.cli.terminal import (
     print_table,
     resolve_job_id,
 )
+from shoestring.client import Client
 
-app = typer.Typer(help="Budget limits and spending.", no_args_is_help=True)
+app = typer.Typer(help="Budget limits, spending and weights.", no_args_is_help=True)
 
 
 @app.command("show")
 def show_budgets(url: Url = None, as_json: Json = False) -> None:
     """Show limits, what is spent, what is held for running jobs and what is left.
+
+    WEIGHT and LATELY order the queue: next is the team, and in it the member, with the fewest dollars spent lately or
+    held now for its weight.
 
     \b
     shoestring budget show --json
@@ -35,13 +42,13 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
         budgets = client.budgets()
     rows = [
         (b.kind, b.owner, format_dollars(b.limit), format_dollars(b.posted), format_dollars(b.held),
-         format_dollars(b.left), format_dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
+         format_dollars(b.left), str(b.weight or ""), format_dollars(b.recent) if b.recent else "",
+         format_dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
         for b in budgets
     ]  # fmt: skip
-    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "OVERDRAFT")
-    print_result(
-        budgets, as_json, lambda: print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=("OVERDRAFT",))
-    )
+    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "WEIGHT", "LATELY", "OVERDRAFT")
+    drop = ("OVERDRAFT", "LATELY", "WEIGHT")
+    print_result(budgets, as_json, lambda: print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=drop))
 
 
 @app.command("set")
@@ -66,15 +73,44 @@ def set_budget(
     with open_client(url) as client:
         if job:
             matching = [b for b in client.cost(resolve_job_id(client, job)).budgets if b.kind == "job"]
+            before = _only(matching, f"job {job}")
         else:
-            matching = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
-        if len(matching) != 1:
-            name = f"job {job}" if job else owner or "your team"
-            print_error(f"No single budget of {name}. List budgets: shoestring budget show")
-            raise typer.Exit(ExitCode.NOT_FOUND)
-        budget = client.set_budget(matching[0].id, limit, reason=reason, etag=matching[0].etag)
+            before = _find_budget(client, owner)
+        budget = client.set_budget(before.id, limit, reason=reason, etag=before.etag)
     print_result(
         budget,
         as_json,
         lambda: out.print(f"{budget.owner}: limit {format_dollars(budget.limit)}, left {format_dollars(budget.left)}"),
     )
+
+
+@app.command("weight")
+def set_weight(
+    weight: Annotated[int, typer.Argument(help="A whole number.", min=MIN_WEIGHT, max=MAX_WEIGHT)],
+    owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Recorded in the audit log.")] = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Set the weight of your team, or of a member: one of weight 2 gets twice the dollars of one of weight 1.
+
+    It counts while both have jobs waiting.
+
+    \b
+    shoestring budget weight 2 --owner ada --reason "thesis due in May"
+    """
+    with open_client(url) as client:
+        budget = client.set_weight(_find_budget(client, owner).id, weight, reason=reason)
+    print_result(budget, as_json, lambda: out.print(f"{budget.owner}: weight {budget.weight}"))
+
+
+def _find_budget(client: Client, owner: str | None) -> Budget:
+    matching = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
+    return _only(matching, owner or "your team")
+
+
+def _only(matching: Sequence[Budget], name: str) -> Budget:
+    if len(matching) != 1:
+        print_error(f"No single budget of {name}. List budgets: shoestring budget show")
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    return matching[0]

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which queued jobs start now, on which offer, with what hold; and why the others wait.
 
-First come, first served. While a job waits for slots, no later job starts on the providers whose slots it waits for.
-While a job waits for budget, no later job starts that would draw on the same exhausted account; jobs paid from
-elsewhere do. A job that can never start, or that waits for a backoff after a failed attempt, blocks nobody.
+Jobs are served in the order of `queue.FairQueue`. While a job waits for slots, no later job starts on the providers
+whose slots it waits for. While a job waits for budget, no later job starts that would draw on the same exhausted
+account; jobs paid from elsewhere do. A job that can never start, that waits for a backoff after a failed attempt, or
+that is itself behind one that waits for budget, blocks nobody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from shoestring_core import money
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import Placement, is_stale, rank_offers
+from shoestring_core.decide.queue import AccountBalance, FairQueue, QueuedJob, QueueSnapshot
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
@@ -27,59 +29,11 @@ from shoestring_core.wording import waits
 
 
 @dataclass(frozen=True)
-class AccountBalance:
-    """An account at the time of the decision, in micro-dollars."""
-
-    id: UUID
-    name: str
-    limit: int | None
-    posted: int
-    held: int
-    overdraft: int
-
-    def shortfall(self, amount: int) -> int:
-        """How much is missing to hold `amount` more; 0: nothing."""
-        if self.limit is None:
-            return 0
-        missing = self.posted + self.held + amount - self.limit
-        return max(missing, 0)
-
-
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job in the queue.
-
-    account_path          its accounts, leaf to root
-    attempt               number of the attempt that would open
-    reopened              that attempt was open before and launched no machine
-    terminating_machines  of earlier attempts: there are never two living machines for one slot
-    closing               its last attempt is not closed yet, even if its machines have terminated
-    not_before            it waits for a backoff until then (µs UTC)
-    """
+class Blocker:
+    """A job that waits, whose turn was earlier. `balances`: of its accounts at its turn, its own first."""
 
     job: UUID
-    requirements: Requirements
-    account_path: tuple[UUID, ...]
-    attempt: int
-    reopened: bool = False
-    terminating_machines: int = 0
-    closing: bool = False
-    not_before: int = 0
-
-
-@dataclass(frozen=True)
-class QueueSnapshot:
-    """What a schedule is made from. `queue` is in the order of service; `machines_in_use` counts them by provider.
-
-    unreadable  jobs that are left out of the queue because their stored spec or sizing can't be read, and why
-    """
-
-    plan_version: int
-    queue: tuple[QueuedJob, ...]
-    balances: dict[UUID, AccountBalance]
-    machines_in_use: dict[str, int]
-    unreadable: dict[UUID, str] = field(default_factory=dict)
-    refusals: tuple[RecentRefusal, ...] = ()
+    balances: tuple[AccountBalance, ...]
 
 
 @dataclass(frozen=True)
@@ -97,8 +51,8 @@ class StartInputs:
     offers: tuple[Offer, ...]
     machines_in_use: dict[str, int]
     balances: tuple[AccountBalance, ...]
-    slots_blocked_by: dict[str, UUID]
-    budget_blocked_by: tuple[UUID, str] | None
+    slots_blocked_by: dict[str, Blocker]
+    budget_blocked_by: tuple[Blocker, str] | None
     now: int
     refusals: tuple[RecentRefusal, ...]
     timeouts: dict[str, Timeouts]
@@ -148,13 +102,13 @@ class Wait:
 class SchedulingDecision:
     """
     short_accounts  accounts that pay for no later job, because one of these waits for their budget
-    exhausted       no later job could start, whatever it requires: jobs wait for slots of every provider
+    complete        False: the turn is a job's that was not read and may start; nothing is decided beyond it
     """
 
     starts: tuple[Start, ...]
     waits: tuple[Wait, ...]
     short_accounts: frozenset[UUID] = frozenset()
-    exhausted: bool = False
+    complete: bool = True
 
 
 def schedule_jobs(
@@ -162,7 +116,7 @@ def schedule_jobs(
 ) -> SchedulingDecision:
     """Decide for each job, in the order of service; each start reduces what is left for the jobs behind it.
 
-    Nothing depends on later jobs: of the queue's head alone, the decisions are the same.
+    Nothing depends on jobs that can't start any more: if they were not read, the decisions are the same.
 
     offers    of providers that are served now
     timeouts  by provider
@@ -172,9 +126,17 @@ def schedule_jobs(
     starts: list[Start] = []
     waiting: list[Wait] = []
     balances, in_use = dict(snapshot.balances), dict(snapshot.machines_in_use)
-    waiting_for_slots: dict[str, UUID] = {}
-    waiting_for_budget: dict[UUID, tuple[UUID, str]] = {}
-    for queued in snapshot.queue:
+    waiting_for_slots: dict[str, Blocker] = {}
+    waiting_for_budget: dict[UUID, tuple[Blocker, str]] = {}
+    with_slots = [name for name in by_provider if not _has_only_stale_offers(available, name, now)]
+    complete = True
+    for member, queued in FairQueue(snapshot, balances):
+        if queued is None:
+            exhausted = all(name in waiting_for_slots for name in with_slots)
+            if exhausted or not waiting_for_budget.keys().isdisjoint(member):
+                continue
+            complete = False
+            break
         short = (waiting_for_budget[account] for account in queued.account_path if account in waiting_for_budget)
         inputs = StartInputs(
             queued=queued,
@@ -198,13 +160,15 @@ def schedule_jobs(
                 balances[account] = replace(balances[account], held=held)
             continue
         waiting.append(decision)
+        if inputs.budget_blocked_by:
+            continue  # another job starts before it, so it keeps neither slots nor budget from others
+        blocker = Blocker(queued.job, inputs.balances)
         if any(provider not in waiting_for_slots for provider in decision.providers):
-            waiting_for_slots = dict.fromkeys(decision.providers, queued.job) | waiting_for_slots
+            waiting_for_slots = dict.fromkeys(decision.providers, blocker) | waiting_for_slots
         if decision.short_account:
             account, name = decision.short_account
-            waiting_for_budget.setdefault(account, (queued.job, name))
-    exhausted = all(name in waiting_for_slots or _has_only_stale_offers(available, name, now) for name in by_provider)
-    return SchedulingDecision(tuple(starts), tuple(waiting), frozenset(waiting_for_budget), exhausted)
+            waiting_for_budget.setdefault(account, (blocker, name))
+    return SchedulingDecision(tuple(starts), tuple(waiting), frozenset(waiting_for_budget), complete)
 
 
 def decide_start(inputs: StartInputs) -> Start | Wait:
@@ -258,8 +222,8 @@ def _wait_for_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
         balance, detail = shortage
         return Wait(queued.job, detail, short_account=(balance.id, balance.name))
     if inputs.budget_blocked_by:
-        _, name = inputs.budget_blocked_by
-        return Wait(queued.job, waits.BehindJobShortOfBudget(name))
+        blocker, name = inputs.budget_blocked_by
+        return Wait(queued.job, waits.BehindJobShortOfBudget(name, _why_first(blocker, inputs.balances)))
     return None
 
 
@@ -295,9 +259,26 @@ def _free_slots(inputs: StartInputs, offer: Offer) -> int | None:
 
 
 def _wait_for_slots(inputs: StartInputs, offer: Offer, providers: tuple[str, ...]) -> Wait:
-    nodes, behind = inputs.queued.requirements.nodes, offer.provider in inputs.slots_blocked_by
-    detail = waits.MachinesInUse(nodes, _free_slots(inputs, offer), offer.slots, behind)
+    nodes, blocker = inputs.queued.requirements.nodes, inputs.slots_blocked_by.get(offer.provider)
+    first = _why_first(blocker, inputs.balances) if blocker else None
+    detail = waits.MachinesInUse(nodes, _free_slots(inputs, offer), offer.slots, blocker is not None, first)
     return Wait(inputs.queued.job, detail, providers)
+
+
+def _why_first(blocker: Blocker, balances: Sequence[AccountBalance]) -> waits.LessUsed | None:
+    """Why the blocker's team, or its member in the same team, goes first; None: its job came first."""
+    for theirs, own in zip(blocker.balances[-2:0:-1], balances[-2:0:-1], strict=False):
+        if theirs.id != own.id:
+            if theirs.used_by_weight >= own.used_by_weight:
+                return None
+            used = _to_cents(theirs.used), _to_cents(own.used)
+            return waits.LessUsed(theirs.name, own.name, *used, theirs.weight, own.weight)
+    return None
+
+
+def _to_cents(amount: int) -> str:
+    """Dollars; in cents from one dollar on, so that a stored wait seldom changes."""
+    return money.to_decimal(amount if amount < money.MICRO else round(amount, -4))
 
 
 def _start(inputs: StartInputs, offer: Offer) -> Start:

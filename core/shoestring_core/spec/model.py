@@ -248,7 +248,7 @@ class JobSpec(_Section):
     """Labels to filter jobs by."""
     priority: Annotated[
         Literal["low", "normal", "high"],
-        NotSupportedYet("jobs start in the order of submission; leave it out", ("normal",)),
+        NotSupportedYet("your jobs start in the order of submission; leave it out", ("normal",)),
     ] = "normal"
     """Priority in the queue."""
     on_budget: Annotated[

@@ -39,7 +39,7 @@ class JobRows:
     """A job and its rows.
 
     posted          what the ledger has of each machine, in micro-dollars
-    queue_position  its place among the team's queued jobs, from 1; None: it isn't queued, or far back
+    queue_position  its place among its member's queued jobs, from 1; None: it isn't queued, or far back
     budget_wait     the budget that it waits for in the queue, and what that lacks now
     """
 
@@ -147,8 +147,8 @@ def count_by_state(db: Read) -> tuple[dict[str, int], dict[str, int]]:
 def _add_waits(db: Read, rows: dict[UUID, JobRows], accounts: Mapping[UUID, AccountRow]) -> None:
     """Add the places in the queue, and what jobs wait for that no schedule has written. accounts: as in `NewJob`."""
     jobs = [row.job for row in rows.values()]
-    for team in {job.team_id for job in jobs if job.state == JobState.QUEUED}:
-        for job, position in db.rows(_POSITIONS, team=team, jobs=list(rows)):
+    for team, user in {(job.team_id, job.user_id) for job in jobs if job.state == JobState.QUEUED}:
+        for job, position in db.rows(_POSITIONS, team=team, user=user, jobs=list(rows)):
             rows[job].queue_position = position
     leaves = {id_: row.account for id_, row in rows.items() if row.account is not None}
     for job, wait in load_budget_waits(db, jobs, leaves, accounts).items():
@@ -168,10 +168,11 @@ def _add_attempts(db: Read, rows: dict[UUID, JobRows], started: list[UUID], acco
 
 
 def _positions() -> Select[UUID, int]:
-    """Positions of jobs in a team's queue: counted when somebody reads them, and at most so many."""
+    """Positions of jobs in a member's queue: counted when somebody reads them, and at most so many."""
     first = (JobRow.queued_at, JobRow.id)
     queued = select(JobRow.id, func.row_number().over(order_by=first).label("position"))
-    queued = queued.where(JobRow.team_id == bindparam("team"), JobRow.state == "queued")
+    own = (JobRow.team_id == bindparam("team"), JobRow.user_id == bindparam("user"))
+    queued = queued.where(JobRow.state == "queued", *own)
     head = queued.order_by(*first).limit(MAX_QUEUE_POSITION).subquery()
     return select(head.c.id, head.c.position).where(head.c.id.in_(bindparam("jobs", expanding=True)))
 

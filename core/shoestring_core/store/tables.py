@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.states import (
     MACHINE_TRANSITIONS,
     AttemptState,
@@ -226,8 +227,7 @@ class JobRow(Base):
         _one_of("desired_state", DesiredState),
         Index(None, "team_id", "created_at", "id"),
         Index(None, "state", "settled_at"),
-        Index(None, "state", "queued_at", "id"),
-        Index(None, "team_id", "state", "queued_at", "id"),
+        Index("ix_jobs_queue", "state", "team_id", "user_id", "queued_at", "id", "desired_state"),
         Index(
             None, "wait_reason",
             sqlite_where=text("wait_reason IS NOT NULL"), postgresql_where=text("wait_reason IS NOT NULL"),
@@ -467,12 +467,18 @@ class AccountRow(Base):
     posted: Mapped[int] = mapped_column(default=0)
     held: Mapped[int] = mapped_column(default=0)
     overdraft: Mapped[int] = mapped_column(default=0)
+    weight: Mapped[int] = mapped_column(default=1)
+    """Of a team or member: how its share of the dollars compares with that of the others."""
+    recent: Mapped[int] = mapped_column(default=0)
+    """Of a team or member: what it had spent at `recent_at`, each amount halved with every half-life since."""
+    recent_at: Mapped[int] = mapped_column(default=0)
     version: Mapped[int] = mapped_column(default=0)
     """Counts changes of the limit: the ETag of a budget."""
     __table_args__ = (
         CheckConstraint("kind IN ('org','team','member','job','cash','overrun')", name="kind"),
         CheckConstraint("held >= 0", name="held_not_negative"),
         CheckConstraint("overdraft >= 0", name="overdraft_not_negative"),
+        CheckConstraint(f"{MIN_WEIGHT} <= weight AND weight <= {MAX_WEIGHT}", name="weight_in_bounds"),
         CheckConstraint("limit_micro IS NULL OR posted + held <= limit_micro + overdraft", name="never_overspent"),
         Index("uq_accounts_owner", "kind", "owner", "period", unique=True),
         Index(None, "overdraft", sqlite_where=text("overdraft > 0"), postgresql_where=text("overdraft > 0")),
@@ -583,11 +589,15 @@ class OfferRow(Base):
 
 
 class SchedulerRow(Base):
-    """One row. A plan is applied only if no other was applied since it was read: each raises the version."""
+    """One row. A plan is applied only if no other was applied since it was read: each raises the version.
+
+    recent_half_life  after so many µs, a dollar that was spent counts half in the order of the queue
+    """
 
     __tablename__ = "scheduler"
     id: Mapped[int] = mapped_column(primary_key=True)
     plan_version: Mapped[int]
+    recent_half_life: Mapped[int]
     __table_args__ = (CheckConstraint("id = 1", name="single"),)
 
 

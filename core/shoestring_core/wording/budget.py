@@ -194,6 +194,21 @@ class LimitChanged(Reason):
 
 
 @dataclass(frozen=True)
+class WeightChanged(Reason):
+    """`note`: the reason that the admin gave."""
+
+    code = "weight_changed"
+    account_title: str
+    weight: int
+    before: int
+    note: str
+
+    def text(self) -> str:
+        note = f" {self.note}" if self.note else ""
+        return f"Weight of {self.account_title}: {self.weight}, before: {self.before}.{note}"
+
+
+@dataclass(frozen=True)
 class LimitBelowUse(Reason):
     """The new limit is below what is spent and held already."""
 

@@ -61,7 +61,7 @@ class AwaitingApproval(Reason):
 
 @dataclass(frozen=True)
 class Waiting(Reason):
-    """In the queue. `detail` says what exactly is missing; `position` is the place among the team's queued jobs, None
+    """In the queue. `detail` says what exactly is missing; `position` is the place among its member's queued jobs, None
     if it is far back; it is said where the wait ends in that order."""
 
     code = "waiting"
@@ -72,7 +72,7 @@ class Waiting(Reason):
     def text(self) -> str:
         what = _WAITS.get(self.waits_for, "Waiting to start") if self.waits_for else "Waiting to start"
         if self.position is not None and self.waits_for in (WaitReason.SLOTS, WaitReason.TURN):
-            what += f" (number {self.position} in the team's queue)"
+            what += f" (number {self.position} of its member's jobs)"
         return _join(what, self.detail)
 
 

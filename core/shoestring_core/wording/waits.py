@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shoestring_core.states import WaitReason
-from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.reason import NestedReason, Reason
 from shoestring_core.wording.units import machines
 
 
@@ -146,18 +146,45 @@ class InQueue(WaitDetail):
 
 
 @dataclass(frozen=True)
+class LessUsed(Reason):
+    """Why a job of `first`, a team or a member, goes before one of `second`: it used fewer dollars for its weight.
+
+    Used is what was spent lately, and what is held now.
+    """
+
+    code = "less_used"
+    first: str
+    second: str
+    first_used: str
+    second_used: str
+    first_weight: int
+    second_weight: int
+
+    def text(self) -> str:
+        weighted = self.first_weight != self.second_weight
+        first, second = (f" at weight {one}" if weighted else "" for one in (self.first_weight, self.second_weight))
+        return f"{self.first} has used ${self.first_used} lately{first}, {self.second} ${self.second_used}{second}"
+
+
+@dataclass(frozen=True)
 class BehindJobShortOfBudget(WaitDetail):
+    """`first`: why that job goes first; None: it came first."""
+
     code = "behind_job_short_of_budget"
     waits_for = WaitReason.TURN
     account: str
+    first: NestedReason | None = None
 
     def text(self) -> str:
-        return f"Queued behind an earlier job, which waits for the budget of {self.account}."
+        if self.first is None:
+            return f"Queued behind an earlier job, which waits for the budget of {self.account}."
+        return f"Queued behind a job that waits for the budget of {self.account} and goes first: {self.first.text()}."
 
 
 @dataclass(frozen=True)
 class MachinesInUse(WaitDetail):
-    """`free` of `slots` machines are free, both None without a limit; `behind`: an earlier job waits for them too."""
+    """`free` of `slots` machines are free, both None without a limit; `behind`: another job waits for them and goes
+    first, for the reason `first`; None: it came first."""
 
     code = "machines_in_use"
     waits_for = WaitReason.SLOTS
@@ -165,12 +192,15 @@ class MachinesInUse(WaitDetail):
     free: int | None
     slots: int | None
     behind: bool
+    first: NestedReason | None = None
 
     def text(self) -> str:
         text = f"Needs {machines(self.nodes)}"
         if self.free is not None:
             text += f", {self.free} of {self.slots} {'is' if self.free == 1 else 'are'} free"
-        if self.behind:
+        if self.first is not None:
+            text += f"; another job goes first: {self.first.text()}"
+        elif self.behind:
             text += "; an earlier job waits for them too"
         return text + ". It starts automatically when machines become free."
 

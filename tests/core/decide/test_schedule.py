@@ -10,17 +10,9 @@ from uuid import UUID
 from shoestring_core import money
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import MAX_OFFER_AGE
+from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import (
-    AccountBalance,
-    QueuedJob,
-    QueueSnapshot,
-    Start,
-    StartInputs,
-    Wait,
-    decide_start,
-    schedule_jobs,
-)
+from shoestring_core.decide.schedule import Start, StartInputs, Wait, decide_start, schedule_jobs
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.wording import waits
 

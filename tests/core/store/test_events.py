@@ -23,6 +23,7 @@ from shoestring_core.events import (
     MachinesChosen,
     Overdraft,
     WaitChange,
+    WeightChange,
 )
 from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState, MachineState
 from shoestring_core.store import events
@@ -123,6 +124,7 @@ EVENTS: list[EventData] = [
     CostChange(action="held", machine=ID, amount="0.010959"),
     CostChange(action="job_settled"),
     LimitChange(account=ID, limit=None, before="1.5"),
+    WeightChange(account=ID, weight=2, before=1),
     Alarm(alarm="overrun", overdrawn=(Overdraft(account="team a", overdraft="0.1"),)),
     Alarm(alarm="wrong_session", machine=ID),
     AgentReport.model_validate({"event": "started", "machine": ID, "at": 1.5, "step": None, "steps_total": 7}),

@@ -316,6 +316,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/budgets/{budget_id}/weight": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Set Weight
+         * @description Set the weight of a team or member (admin): a team of weight 2 gets twice the dollars of one of weight 1.
+         *
+         *     It counts while both have jobs waiting. All teams of the organization see the change.
+         */
+        put: operations["set_weight"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/recipes": {
         parameters: {
             query?: never;
@@ -938,6 +960,9 @@ export interface components {
             held: components["schemas"]["Money"];
             overdraft: components["schemas"]["Money"];
             left: components["schemas"]["Money"] | null;
+            /** Weight */
+            weight: number | null;
+            recent: components["schemas"]["Money"] | null;
             /** Etag */
             etag: string;
         };
@@ -1229,7 +1254,7 @@ export interface components {
             /** Of */
             of: ("gpu" | "cpu")[];
         };
-        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
+        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
         /** EventPage */
         EventPage: {
             /** Events */
@@ -2328,6 +2353,16 @@ export interface components {
              */
             reason: string;
         };
+        /** SetWeightRequest */
+        SetWeightRequest: {
+            /** Weight */
+            weight: number;
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+        };
         /** SizingEvent */
         SizingEvent: {
             /** Cursor */
@@ -2525,6 +2560,46 @@ export interface components {
          * @enum {string}
          */
         WaitReason: "budget" | "slots" | "turn" | "capacity" | "quota" | "terminating" | "resume";
+        /**
+         * WeightChange
+         * @description A team's or member's share of the dollars, compared with that of the others, changed.
+         */
+        WeightChange: {
+            /**
+             * Account
+             * Format: uuid
+             */
+            account: string;
+            /** Weight */
+            weight: number;
+            /** Before */
+            before: number;
+        };
+        /** WeightEvent */
+        WeightEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "weight";
+            data: components["schemas"]["WeightChange"];
+        };
     };
     responses: never;
     parameters: never;
@@ -3107,6 +3182,41 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["SetBudgetRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    set_weight: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                budget_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetWeightRequest"];
             };
         };
         responses: {

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import bindparam, exists, func, or_, select, tuple_, update
+from sqlalchemy import bindparam, exists, func, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.decide import failures
+from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import AccountBalance, QueuedJob, QueueSnapshot, Wait
+from shoestring_core.decide.schedule import Wait
 from shoestring_core.decide.sizing import SizingRecord
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import InvalidSpec
@@ -31,11 +33,12 @@ CAPACITY_DELAY = 5 * S
 """Capacity that was missing a moment ago is still missing; half a gang is paid for while we retry."""
 
 PAGE = 100
-"""Jobs that are read first, from the head of the queue. Each further read doubles what was read."""
+"""Jobs that are read first, as many of each member. Each further read doubles how many of a member."""
 
 MAX_PARAMETERS = 10_000
 """Values in one statement: SQLite takes 32,766, PostgreSQL 65,535."""
 
+_MEMBER = (JobRow.team_id, JobRow.user_id)
 _IN_QUEUE = (JobRow.state == "queued", JobRow.desired_state == "run")
 
 
@@ -58,18 +61,24 @@ StoredWait = tuple[str | None, dict[str, Any] | None]
 """A job's wait_reason and wait_detail. Both are None if no schedule looked at the job: its wait is `InQueue`."""
 
 
+Member: TypeAlias = tuple[UUID, UUID]
+"""Ids of a team and a user."""
+
+
 @dataclass(frozen=True)
 class LoadedQueue:
-    """The queue from its head, as far as it was read.
+    """The first jobs of each member, as far as they were read.
 
     waits  what is stored with the queued jobs that have a wait, whether they were read or not
-    end    the place of the last job that was read; None: there are no more
+    depth  how many jobs of a member were read at most
+    read   how many were, by member
     """
 
     snapshot: QueueSnapshot
     mark: QueueMark
     waits: dict[UUID, StoredWait]
-    end: tuple[int, UUID] | None = None
+    depth: int
+    read: Counter[Member]
 
     def changed(self, waits: Iterable[Wait]) -> list[Wait]:
         """Those that differ from what their jobs have; and the waits of jobs that were not read, if one is stored."""
@@ -91,7 +100,7 @@ def load_queue(
     so_far: LoadedQueue | None = None,
     short_accounts: Collection[UUID] = (),
 ) -> LoadedQueue:
-    """The head of the queue in order, the accounts that pay, the machines that are alive.
+    """The first queued jobs of each member, the accounts that pay, the machines that are alive.
 
     known_jobs      what never changes of a job, by its id, so that its spec is read once; kept by the caller
     so_far          what was read of the queue in the same session; more is added to it
@@ -101,26 +110,37 @@ def load_queue(
     accounts = {
         row.id: row for row in db.sql.scalars(select(AccountRow).where(AccountRow.kind.in_(("org", "team", "member"))))
     }
-    before = so_far.snapshot.queue if so_far else ()
-    limit = max(PAGE, len(before))
-    page = _load_page(db, limit, so_far.end if so_far else None, _members_paid_from(short_accounts, accounts))
+    lengths = _load_lengths(db)
+    before, read = (so_far.snapshot.queue, so_far.read) if so_far else ((), Counter())
+    depth = 2 * so_far.depth if so_far else max(1, PAGE // max(1, len(lengths)))
+    page = _load_page(db, so_far.depth if so_far else 0, depth, _members_paid_from(short_accounts, accounts))
+    read = read + Counter((job.team_id, job.user_id) for job in page)
     unreadable = _update_known(db, known_jobs, [job.id for job in page], accounts)
-    tried = _load_tried(
-        db, {job.id: known_jobs[job.id] for job in page if job.attempt > 0 and job.id in known_jobs}, timeouts
-    )
-    queue = (*before, *(tried.get(job.id) or known_jobs[job.id] for job in page if job.id in known_jobs))
-    titles = ledger.titles(db, list(accounts.values()))
-    balances = {row.id: _balance(row, titles[row.id]) for row in accounts.values()}
+    readable = [job for job in page if job.id in known_jobs]
+    tried = _load_tried(db, {job.id: known_jobs[job.id] for job in readable if job.attempt > 0}, timeouts)
+    added = (replace(tried.get(job.id) or known_jobs[job.id], queued_at=job.queued_at) for job in readable)
+    queue = tuple(sorted((*before, *added), key=lambda job: (job.queued_at, job.job)))
+    paths = {_member_of(row): rows.ancestor_ids(row, accounts) for row in accounts.values() if row.kind == "member"}
+    titles, half_life = ledger.titles(db, list(accounts.values())), ledger.load_half_life(db)
+    balances = {
+        row.id: replace(
+            _balance(row, titles[row.id]), recent=ledger.recent_spending(db, row, half_life), weight=row.weight
+        )
+        for row in accounts.values()
+    }
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
     for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
         balances[row.id] = _balance(row, "this job")
-    unreadable = (so_far.snapshot.unreadable if so_far else {}) | unreadable
-    return LoadedQueue(
-        QueueSnapshot(mark.plan_version, queue, balances, rows.count_alive(db), unreadable, load_refusals(db)),
-        mark,
-        _load_waits(db),
-        (page[-1].queued_at, page[-1].id) if len(page) == limit else None,
+    snapshot = QueueSnapshot(
+        mark.plan_version,
+        queue,
+        balances,
+        rows.count_alive(db),
+        frozenset(paths[member] for member, length in lengths.items() if read[member] < length),
+        (so_far.snapshot.unreadable if so_far else {}) | unreadable,
+        load_refusals(db),
     )
+    return LoadedQueue(snapshot, mark, _load_waits(db), depth, read)
 
 
 def apply_waits(db: Write, waits: Sequence[Wait], before: Mapping[UUID, StoredWait], plan_version: int) -> bool:
@@ -157,17 +177,21 @@ def chosen_type(sizing: Mapping[str, Any] | None) -> str | None:
     return SizingRecord.from_json(sizing).choice.type if sizing else None
 
 
-def _load_page(
-    db: Read, limit: int, after: tuple[int, UUID] | None, without: Collection[tuple[UUID, UUID]]
-) -> Sequence[Any]:
-    """The next jobs of the queue, without those of some members, (team, user): of these only the ones that had an
-    attempt, whose machines may still be terminating and keep their slots for them."""
-    query = select(JobRow.id, JobRow.queued_at, JobRow.attempt).where(*_IN_QUEUE)
-    if after is not None:
-        query = query.where(tuple_(JobRow.queued_at, JobRow.id) > tuple_(*after))
+def _load_lengths(db: Read) -> dict[Member, int]:
+    """How many jobs each member has in the queue."""
+    lengths = select(JobRow.team_id, JobRow.user_id, func.count()).where(*_IN_QUEUE)
+    return {(team, user): length for team, user, length in db.sql.execute(lengths.group_by(*_MEMBER))}
+
+
+def _load_page(db: Read, after: int, through: int, without: Collection[Member]) -> Sequence[Any]:
+    """The jobs at these places of each member's queue, without those of some members."""
+    place = func.row_number().over(partition_by=_MEMBER, order_by=(JobRow.queued_at, JobRow.id)).label("place")
+    queued = select(JobRow.id, place).where(*_IN_QUEUE)
     if without:
-        query = query.where(or_(JobRow.attempt > 0, tuple_(JobRow.team_id, JobRow.user_id).not_in(without)))
-    return db.sql.execute(query.order_by(JobRow.queued_at, JobRow.id).limit(limit)).all()
+        queued = queued.where(tuple_(*_MEMBER).not_in(without))
+    places = queued.subquery()
+    page = select(JobRow.id, *_MEMBER, JobRow.queued_at, JobRow.attempt).join(places, places.c.id == JobRow.id)
+    return db.sql.execute(page.where(places.c.place > after, places.c.place <= through)).all()
 
 
 def _load_waits(db: Read) -> dict[UUID, StoredWait]:
@@ -179,12 +203,16 @@ def _stored(wait: Wait) -> StoredWait:
     return (None, None) if isinstance(wait.detail, InQueue) else (str(wait.reason), wait.detail.as_json())
 
 
-def _members_paid_from(ids: Collection[UUID], accounts: dict[UUID, AccountRow]) -> list[tuple[UUID, UUID]]:
-    """(team, user) of the members whose jobs draw on one of these accounts."""
+def _members_paid_from(ids: Collection[UUID], accounts: dict[UUID, AccountRow]) -> list[Member]:
+    """The members whose jobs draw on one of these accounts."""
     short = set(ids)
     members = [row for row in accounts.values() if row.kind == "member"]
-    paid = [row.owner for row in members if not short.isdisjoint(rows.ancestor_ids(row, accounts))]
-    return [(UUID(team), UUID(user)) for team, _, user in (owner.partition("/") for owner in paid)]
+    return [_member_of(row) for row in members if not short.isdisjoint(rows.ancestor_ids(row, accounts))]
+
+
+def _member_of(account: AccountRow) -> Member:
+    team, _, user = account.owner.partition("/")
+    return UUID(team), UUID(user)
 
 
 def _update_known(

@@ -5,6 +5,7 @@ accounts     the tree of accounts, and who may see them
 limits       what an account may spend
 holds        money held for machines: placed, extended, released
 settlement   the cost of machines posted against their holds
+shares       what teams and members spent lately, and their weights
 audit        totals compared with the sums they stand for
 balances     the guarded updates of accounts that holds and settlement share
 feed         movements of money and alarms as events
@@ -40,8 +41,10 @@ from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
 from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_hold, place_holds, release_hold
 from shoestring_core.store.ledger.limits import set_limit, tightest_account
 from shoestring_core.store.ledger.settlement import settle, transfers_of
+from shoestring_core.store.ledger.shares import SHARING, load_half_life, recent_spending, set_half_life, set_weight
 
 __all__ = [
+    "SHARING",
     "Discrepancy",
     "HoldRequest",
     "accounts_upward",
@@ -52,10 +55,14 @@ __all__ = [
     "extend_hold",
     "find_discrepancies",
     "job_account",
+    "load_half_life",
     "place_hold",
     "place_holds",
+    "recent_spending",
     "release_hold",
+    "set_half_life",
     "set_limit",
+    "set_weight",
     "settle",
     "team_account",
     "team_budgets",

@@ -8,9 +8,10 @@ from uuid import UUID
 import pytest
 from shoestring_core import spec
 from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.queue import QueueSnapshot
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
-from shoestring_core.decide.schedule import QueueSnapshot, schedule_jobs
+from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded, StaleTransition
 from shoestring_core.states import JobState

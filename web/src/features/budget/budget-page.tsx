@@ -1,17 +1,16 @@
-import { useInfiniteQuery, useMutation, useQuery } from "@tanstack/react-query";
-import { type FormEvent, type KeyboardEvent, useEffect, useId, useRef, useState } from "react";
+import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
+import { useRef, useState } from "react";
 import { flushSync } from "react-dom";
-import { api, body } from "../../api/client";
-import { type Budget, budgets, jobPages, me, queries } from "../../api/queries";
+import { type Budget, budgets, jobPages, me } from "../../api/queries";
 import { formatDollars, formatExact, toMicro, fractionOf } from "../../lib/money";
 import { headline } from "../../lib/labels";
 import { formatPercent } from "../../lib/number";
 import { Async } from "../../components/async";
 import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
-import { ProblemNote } from "../../components/problem-note";
 import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
+import { LimitForm, WeightForm } from "./budget-forms";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
 export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
@@ -37,6 +36,9 @@ export function BudgetPage() {
           </div>
         )}
       </Async>
+      <p className="muted">
+        Next in the queue is the team, and in it the member, that has the fewest dollars spent lately or held now for its weight.
+      </p>
       <p className="muted">
         From a terminal: <Command text="shoestring budget show" />
       </p>
@@ -68,11 +70,12 @@ function JobsWaitingForBudget() {
 const KINDS: Record<string, string> = { org: "Organization", team: "Team", member: "Member" };
 
 function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
-  const [editing, setEditing] = useState(false);
-  const button = useRef<HTMLButtonElement>(null);
+  const [editing, setEditing] = useState<"limit" | "weight" | null>(null);
+  const [limitButton, weightButton] = [useRef<HTMLButtonElement>(null), useRef<HTMLButtonElement>(null)];
   /** The focus returns to where it came from. */
   function close() {
-    flushSync(() => setEditing(false));
+    const button = editing === "limit" ? limitButton : weightButton;
+    flushSync(() => setEditing(null));
     button.current?.focus();
   }
   const [posted, held, over] = [toMicro(budget.posted.amount), toMicro(budget.held.amount), toMicro(budget.overdraft.amount)];
@@ -85,9 +88,16 @@ function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
           <span className="muted">{KINDS[budget.kind] ?? budget.kind}</span> {budget.owner}
         </h2>
         {admin && !editing && (
-          <button ref={button} type="button" className="small" onClick={() => setEditing(true)}>
-            Set limit
-          </button>
+          <div className="row">
+            <button ref={limitButton} type="button" className="small" onClick={() => setEditing("limit")}>
+              Set limit
+            </button>
+            {budget.weight !== null && (
+              <button ref={weightButton} type="button" className="small" onClick={() => setEditing("weight")}>
+                Set weight
+              </button>
+            )}
+          </div>
         )}
       </header>
       {limit !== null && (
@@ -101,6 +111,8 @@ function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
         <Figure name="Spent" value={formatDollars(budget.posted)} title={formatExact(budget.posted)} mark="spent" note={limit ? formatPercent(fractionOf(posted, limit)) : ""} />
         <Figure name="Held" value={formatDollars(budget.held)} title={formatExact(budget.held)} mark="held" />
         <Figure name="Left" value={budget.left ? formatDollars(budget.left) : "–"} strong />
+        {budget.weight !== null && <Figure name="Weight" value={String(budget.weight)} />}
+        {budget.recent && <Figure name="Spent lately" value={formatDollars(budget.recent)} title={formatExact(budget.recent)} />}
       </dl>
       {over > 0n && (
         <p className="note bad">
@@ -108,7 +120,8 @@ function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
           starts until the limit is raised.
         </p>
       )}
-      {editing && <LimitForm budget={budget} done={close} />}
+      {editing === "limit" && <LimitForm budget={budget} done={close} />}
+      {editing === "weight" && <WeightForm budget={budget} done={close} />}
     </section>
   );
 }
@@ -124,69 +137,6 @@ function Figure({ name, value, title, mark, note, strong }: { name: string; valu
         {value} {note && <span className="muted">{note}</span>}
       </dd>
     </div>
-  );
-}
-
-function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
-  const id = useId();
-  const [limit, setLimit] = useState(budget.limit?.amount ?? "");
-  const [reason, setReason] = useState("");
-  const change = useMutation({
-    mutationFn: async () =>
-      body(
-        await api.PUT("/v1/budgets/{budget_id}", {
-          params: { path: { budget_id: budget.id }, header: { "if-match": budget.etag } },
-          body: { limit: limit.trim().replace(/^\$/, ""), reason },
-        }),
-      ),
-    onSuccess: (changed) => {
-      queries.setQueryData<Budget[]>(["budgets"], (old) => old?.map((one) => (one.id === changed.id ? changed : one)));
-      done();
-    },
-    onError: () => void queries.invalidateQueries({ queryKey: ["budgets"] }),
-  });
-  const cancel = (event: KeyboardEvent) => event.key === "Escape" && done();
-  const field = useRef<HTMLInputElement>(null);
-  useEffect(() => {
-    field.current?.focus();
-    field.current?.select();
-  }, []);
-  const committed = toMicro(budget.posted.amount) + toMicro(budget.held.amount);
-  const valid = /^\$?\d{1,12}(\.\d{1,6})?$/.test(limit.trim());
-  const belowCommitted = valid && toMicro(limit.trim().replace(/^\$/, "")) < committed;
-  return (
-    <form
-      className="limit"
-      onSubmit={(event: FormEvent) => {
-        event.preventDefault();
-        change.mutate();
-      }}
-    >
-      <div className="row">
-        <div className="field">
-          <label htmlFor={`${id}-limit`}>New limit, dollars</label>
-          <input ref={field} id={`${id}-limit`} inputMode="decimal" autoComplete="off" onKeyDown={cancel} value={limit} onChange={(event) => setLimit(event.target.value)} />
-        </div>
-        <div className="field grow">
-          <label htmlFor={`${id}-why`}>Reason (recorded)</label>
-          <input id={`${id}-why`} onKeyDown={cancel} value={reason} maxLength={200} onChange={(event) => setReason(event.target.value)} />
-        </div>
-      </div>
-      {belowCommitted && (
-        <p className="note warn">
-          {formatDollars(committed)} is already spent or held. With this limit, running jobs save a checkpoint and pause, and the excess is
-          shown as overdraft.
-        </p>
-      )}
-      {!valid && limit !== "" && <p className="field-error">Enter dollars as a decimal number such as 25.00.</p>}
-      <ProblemNote error={change.error} />
-      <div className="row end">
-        <button type="button" onClick={done}>Cancel</button>
-        <button type="submit" className="primary" disabled={!valid || change.isPending}>
-          {change.isPending ? "Saving…" : "Save limit"}
-        </button>
-      </div>
-    </form>
   );
 }
 

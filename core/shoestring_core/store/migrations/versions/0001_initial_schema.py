@@ -26,6 +26,9 @@ def upgrade() -> None:
         sa.Column("posted", sa.BigInteger(), nullable=False),
         sa.Column("held", sa.BigInteger(), nullable=False),
         sa.Column("overdraft", sa.BigInteger(), nullable=False),
+        sa.Column("weight", sa.BigInteger(), nullable=False),
+        sa.Column("recent", sa.BigInteger(), nullable=False),
+        sa.Column("recent_at", sa.BigInteger(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("kind IN ('org','team','member','job','cash','overrun')", name=op.f("ck_accounts_kind")),
         sa.CheckConstraint("held >= 0", name=op.f("ck_accounts_held_not_negative")),
@@ -33,6 +36,7 @@ def upgrade() -> None:
             "limit_micro IS NULL OR posted + held <= limit_micro + overdraft", name=op.f("ck_accounts_never_overspent")
         ),
         sa.CheckConstraint("overdraft >= 0", name=op.f("ck_accounts_overdraft_not_negative")),
+        sa.CheckConstraint("1 <= weight AND weight <= 1000", name=op.f("ck_accounts_weight_in_bounds")),
         sa.ForeignKeyConstraint(["parent"], ["accounts.id"], name=op.f("fk_accounts_parent")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_accounts")),
     )
@@ -100,6 +104,7 @@ def upgrade() -> None:
         "scheduler",
         sa.Column("id", sa.BigInteger(), nullable=False),
         sa.Column("plan_version", sa.BigInteger(), nullable=False),
+        sa.Column("recent_half_life", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("id = 1", name=op.f("ck_scheduler_single")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_scheduler")),
     )
@@ -189,11 +194,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index(op.f("ix_jobs_state_settled_at"), "jobs", ["state", "settled_at"], unique=False)
-    op.create_index(op.f("ix_jobs_state_queued_at_id"), "jobs", ["state", "queued_at", "id"], unique=False)
-    op.create_index(op.f("ix_jobs_team_id_created_at_id"), "jobs", ["team_id", "created_at", "id"], unique=False)
     op.create_index(
-        op.f("ix_jobs_team_id_state_queued_at_id"), "jobs", ["team_id", "state", "queued_at", "id"], unique=False
+        "ix_jobs_queue", "jobs", ["state", "team_id", "user_id", "queued_at", "id", "desired_state"], unique=False
     )
+    op.create_index(op.f("ix_jobs_team_id_created_at_id"), "jobs", ["team_id", "created_at", "id"], unique=False)
     op.create_index(
         op.f("ix_jobs_wait_reason"),
         "jobs",
@@ -488,7 +492,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job", "generation", "node_rank", name=op.f("pk_members")),
     )
     op.create_index("uq_members_machine", "members", ["job", "generation", "machine"], unique=True)
-    op.execute("INSERT INTO scheduler (id, plan_version) VALUES (1, 0)")
+    op.execute("INSERT INTO scheduler (id, plan_version, recent_half_life) VALUES (1, 0, 604800000000)")
     make_transfers_immutable()
 
 

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue: the jobs in it, the accounts that pay for them, and whose turn it is.
+
+Next is the team, and in it the member, that has used the fewest dollars for its weight: what it spent, which counts for
+less the longer ago it was, and what is held for it now. A start's hold counts at once. A member's own jobs start in the
+order in which they came, and so do all while nobody has used anything: how long a job waits never puts its team first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from typing import TypeAlias
+from uuid import UUID
+
+from shoestring_core.decide.refusals import RecentRefusal
+from shoestring_core.decide.requirements import Requirements
+
+MIN_WEIGHT, MAX_WEIGHT = 1, 1000
+
+MemberPath: TypeAlias = tuple[UUID, ...]
+"""A member's accounts, from the member's own to the organization's."""
+
+
+@dataclass(frozen=True)
+class AccountBalance:
+    """An account at the time of the decision, in micro-dollars.
+
+    recent  what it spent, each amount halved with every half-life that has passed since
+    weight  a team of weight 2 gets twice the dollars of one of weight 1; a member of a team likewise
+    """
+
+    id: UUID
+    name: str
+    limit: int | None
+    posted: int
+    held: int
+    overdraft: int
+    recent: int = 0
+    weight: int = 1
+
+    @property
+    def used(self) -> int:
+        """What counts towards its share."""
+        return self.recent + self.held
+
+    @property
+    def used_by_weight(self) -> float:
+        """The lower it is, the sooner it is its turn."""
+        return self.used / self.weight
+
+    def shortfall(self, amount: int) -> int:
+        """How much is missing to hold `amount` more; 0: nothing."""
+        if self.limit is None:
+            return 0
+        missing = self.posted + self.held + amount - self.limit
+        return max(missing, 0)
+
+
+def decayed(amount: int, elapsed: int, half_life: int) -> int:
+    """What is left of an amount after so many µs; all of it if the clock was set back."""
+    return round(amount * math.exp2(-max(elapsed, 0) / half_life))
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job in the queue.
+
+    account_path          its accounts, leaf to root
+    attempt               number of the attempt that would open
+    queued_at             when it came (µs UTC)
+    reopened              that attempt was open before and launched no machine
+    terminating_machines  of earlier attempts: there are never two living machines for one slot
+    closing               its last attempt is not closed yet, even if its machines have terminated
+    not_before            it waits for a backoff until then (µs UTC)
+    """
+
+    job: UUID
+    requirements: Requirements
+    account_path: tuple[UUID, ...]
+    attempt: int
+    queued_at: int = 0
+    reopened: bool = False
+    terminating_machines: int = 0
+    closing: bool = False
+    not_before: int = 0
+
+    @property
+    def member(self) -> MemberPath:
+        return self.account_path[1:]
+
+
+@dataclass(frozen=True)
+class QueueSnapshot:
+    """What a schedule is made from. `machines_in_use` counts them by provider.
+
+    unread      members who have more queued jobs, behind those in `queue`
+    unreadable  jobs that are left out of the queue because their stored spec or sizing can't be read, and why
+    """
+
+    plan_version: int
+    queue: tuple[QueuedJob, ...]
+    balances: dict[UUID, AccountBalance]
+    machines_in_use: dict[str, int]
+    unread: frozenset[MemberPath] = frozenset()
+    unreadable: dict[UUID, str] = field(default_factory=dict)
+    refusals: tuple[RecentRefusal, ...] = ()
+
+
+_Turn: TypeAlias = tuple[tuple[float, ...], int, int, MemberPath]
+
+
+class FairQueue:
+    """The queued jobs of a snapshot in the order of service.
+
+    balances  by account; the caller adds what starts hold, which moves their teams and members back
+    """
+
+    def __init__(self, snapshot: QueueSnapshot, balances: Mapping[UUID, AccountBalance]) -> None:
+        self._balances = balances
+        self._jobs: dict[MemberPath, deque[QueuedJob | None]] = defaultdict(deque)
+        for job in sorted(snapshot.queue, key=lambda one: (one.queued_at, one.job)):
+            self._jobs[job.member].append(job)
+        for member in snapshot.unread:
+            self._jobs[member].append(None)
+        self._turns = [self._turn_of(member) for member in self._jobs]
+        heapify(self._turns)
+
+    def __iter__(self) -> Iterator[tuple[MemberPath, QueuedJob | None]]:
+        """The member whose turn it is, and the job; None: it is one that was not read."""
+        while self._turns:
+            member = self._turns[0][-1]
+            now = self._turn_of(member)
+            if now != self._turns[0]:  # others of the team have started: what was used only grows
+                heapreplace(self._turns, now)
+                continue
+            job = self._jobs[member].popleft()
+            if self._jobs[member]:
+                heapreplace(self._turns, self._turn_of(member))
+            else:
+                heappop(self._turns)
+            yield member, job
+
+    def _turn_of(self, member: MemberPath) -> _Turn:
+        """What orders the turns of members: the smallest is next. The team comes before the member."""
+        used = tuple(self._balances[account].used_by_weight for account in reversed(member[:-1]))
+        job = self._jobs[member][0]
+        return (used, -1, 0, member) if job is None else (used, job.queued_at, job.job.int, member)

@@ -1,0 +1,126 @@
+/** Forms that change one value of a budget, with the reason for it. */
+import { useMutation } from "@tanstack/react-query";
+import { type FormEvent, type KeyboardEvent, type ReactNode, useEffect, useId, useRef, useState } from "react";
+import { api, body } from "../../api/client";
+import { type Budget, queries } from "../../api/queries";
+import { formatDollars, toMicro } from "../../lib/money";
+import { ProblemNote } from "../../components/problem-note";
+
+const MAX_WEIGHT = 1000;
+
+export function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
+  const [limit, setLimit] = useState(budget.limit?.amount ?? "");
+  const dollars = limit.trim().replace(/^\$/, "");
+  const committed = toMicro(budget.posted.amount) + toMicro(budget.held.amount);
+  const valid = /^\d{1,12}(\.\d{1,6})?$/.test(dollars);
+  return (
+    <BudgetForm
+      name="limit"
+      label="New limit, dollars"
+      value={limit}
+      setValue={setLimit}
+      problem={valid ? "" : "Enter dollars as a decimal number such as 25.00."}
+      save={async (reason) =>
+        body(
+          await api.PUT("/v1/budgets/{budget_id}", {
+            params: { path: { budget_id: budget.id }, header: { "if-match": budget.etag } },
+            body: { limit: dollars, reason },
+          }),
+        )
+      }
+      done={done}
+    >
+      {valid && toMicro(dollars) < committed && (
+        <p className="note warn">
+          {formatDollars(committed)} is already spent or held. With this limit, running jobs save a checkpoint and pause, and the excess is
+          shown as overdraft.
+        </p>
+      )}
+    </BudgetForm>
+  );
+}
+
+export function WeightForm({ budget, done }: { budget: Budget; done: () => void }) {
+  const [weight, setWeight] = useState(String(budget.weight));
+  const valid = /^\d{1,4}$/.test(weight.trim()) && Number(weight) >= 1 && Number(weight) <= MAX_WEIGHT;
+  return (
+    <BudgetForm
+      name="weight"
+      label="New weight"
+      value={weight}
+      setValue={setWeight}
+      problem={valid ? "" : `Enter a whole number from 1 to ${MAX_WEIGHT}.`}
+      save={async (reason) =>
+        body(
+          await api.PUT("/v1/budgets/{budget_id}/weight", {
+            params: { path: { budget_id: budget.id } },
+            body: { weight: Number(weight), reason },
+          }),
+        )
+      }
+      done={done}
+    >
+      <p className="muted">Weight 2 gets twice the dollars of weight 1, while both have jobs waiting.</p>
+    </BudgetForm>
+  );
+}
+
+interface FormProps {
+  name: string;
+  label: string;
+  value: string;
+  setValue: (value: string) => void;
+  /** Why the value can't be saved; empty: it can. */
+  problem: string;
+  save: (reason: string) => Promise<Budget>;
+  done: () => void;
+  children: ReactNode;
+}
+
+function BudgetForm({ name, label, value, setValue, problem, save, done, children }: FormProps) {
+  const id = useId();
+  const [reason, setReason] = useState("");
+  const change = useMutation({
+    mutationFn: () => save(reason),
+    onSuccess: (changed) => {
+      queries.setQueryData<Budget[]>(["budgets"], (old) => old?.map((one) => (one.id === changed.id ? changed : one)));
+      done();
+    },
+    onError: () => void queries.invalidateQueries({ queryKey: ["budgets"] }),
+  });
+  const cancel = (event: KeyboardEvent) => event.key === "Escape" && done();
+  const field = useRef<HTMLInputElement>(null);
+  useEffect(() => {
+    field.current?.focus();
+    field.current?.select();
+  }, []);
+  return (
+    <form
+      className="limit"
+      onSubmit={(event: FormEvent) => {
+        event.preventDefault();
+        change.mutate();
+      }}
+    >
+      <div className="row">
+        <div className="field">
+          <label htmlFor={`${id}-value`}>{label}</label>
+          <input ref={field} id={`${id}-value`} inputMode="decimal" autoComplete="off" onKeyDown={cancel} value={value} onChange={(event) => setValue(event.target.value)} />
+        </div>
+        <div className="field grow">
+          <label htmlFor={`${id}-why`}>Reason (recorded)</label>
+          <input id={`${id}-why`} onKeyDown={cancel} value={reason} maxLength={200} onChange={(event) => setReason(event.target.value)} />
+        </div>
+      </div>
+      {children}
+      {problem && value !== "" && <p className="field-error">{problem}</p>}
+      <ProblemNote error={change.error} />
+      <div className="row end">
+        <button type="button" onClick={done}>Cancel</button>
+        <button type="submit" className="primary" disabled={problem !== "" || change.isPending}>
+          {change.isPending ? "Saving…" : `Save ${name}`}
+        </button>
+      </div>
+    </form>
+  );
+}
