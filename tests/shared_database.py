@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from shoestring_core.decide.queue import HALF_LIFE
 from shoestring_core.store import migrations
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.tables import Base
@@ -50,4 +51,4 @@ class SharedDatabase:
             for table in Base.metadata.tables.values():
                 if table.name != "scheduler":
                     connection.execute(table.delete())
-            connection.execute(text("UPDATE scheduler SET plan_version = 0"))
+            connection.execute(text(f"UPDATE scheduler SET plan_version = 0, recent_half_life = {HALF_LIFE}"))

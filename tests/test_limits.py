@@ -35,6 +35,7 @@ DOCUMENTED = {
     "core/shoestring_core/decide/failures.py": {
         "MAX_RESTARTS_WITHOUT_CHECKPOINT": "3", "MAX_ATTEMPTS_WITHOUT_STEP": "8",
     },
+    "core/shoestring_core/decide/queue.py": {"MAX_WEIGHT": "1,000"},
     "core/shoestring_core/decide/nan_recovery.py": {"MAX_RECOVERIES": "3"},
     "core/shoestring_core/store/events.py": {"MAX_BEHIND": "10,000"},
     "core/shoestring_core/store/identity.py": {"MAX_KEYS": "50"},

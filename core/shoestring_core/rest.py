@@ -122,7 +122,7 @@ class Job(Resource):
     wait_reason: WaitReason | None = None
     """What a queued or paused job waits for."""
     queue_position: int | None = None
-    """Place among the team's queued jobs, from 1; null for one that isn't queued, or that more than 99 are ahead of."""
+    """Place among its member's queued jobs, from 1; null for one not in the queue, or that over 99 are ahead of."""
     end_reason: EndReason | None = None
     reason: Reason | None = None
     """What exactly it waits for, or why exactly it ended, where more is known than wait_reason or end_reason."""
@@ -452,9 +452,9 @@ class Budget(Resource):
     overdraft: Money
     left: Money | None
     """limit + overdraft − posted − held; None without a limit."""
-    weight: int | None
+    weight: int | None = None
     """How its share of the dollars compares with that of other teams or members; None: it shares with none."""
-    recent: Money | None
+    recent: Money | None = None
     """What it spent, each dollar counted half after each half-life; with what is held it orders the queue."""
     etag: str
 

@@ -76,6 +76,7 @@ def test_an_unknown_command_is_a_usage_error(run_command: RunCommand) -> None:
         ("plan", "-f", "x.yaml", "epochs=3"),
         ("up", "--budget", "much"),
         ("budget", "set", "-1e9"),
+        ("budget", "weight", "0"),
     ],
 )
 def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, arguments: tuple[str, ...]) -> None:
@@ -104,6 +105,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("chaos", "preempt"),
         ("budget", "show"),
         ("budget", "set"),
+        ("budget", "weight"),
         ("artifacts", "ls"),
         ("artifacts", "get"),
         ("recipes",),

@@ -38,7 +38,7 @@ MACHINE = {
 }  # fmt: skip
 BUDGET = {
     "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
-    "overdraft": MONEY, "left": MONEY, "etag": "1",
+    "overdraft": MONEY, "left": MONEY, "weight": 1, "recent": MONEY, "etag": "1",
 }  # fmt: skip
 OPTION = {
     "type": HOSTILE, "market": HOSTILE, "nodes": 1, "basis": "measured", "run_s": 1, "run_upper_s": 1, "cost": MONEY,
@@ -67,7 +67,7 @@ ANSWERS: dict[str, Any] = {
 COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
-    ("plan", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0,
+    ("plan", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
     ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0, ("offers",): 0,
     ("predict", "JOB", "cat.jpg"): ExitCode.NOT_FOUND, ("export", "JOB"): ExitCode.NOT_FOUND,
 }  # fmt: skip

@@ -73,6 +73,6 @@ def get_cost(job_id: UUID, db: ReadDep, caller: Caller) -> rest.CostReport:
         db, (side for transfer in transfers for side in (transfer.debit_account, transfer.credit_account))
     )
     funding_accounts = ledger.ancestors(db, row.account.id) if row.account else []
-    names = ledger.titles(db, [*accounts.values(), *funding_accounts])
+    names = ledger.titles(db, list(accounts.values()))
     budgets = serialize_budgets(db, funding_accounts)
     return serialize_cost_report(row, transfers, names, budgets, load_energy_curves(db, job_id), db.now)

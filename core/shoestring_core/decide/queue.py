@@ -18,8 +18,12 @@ from uuid import UUID
 
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.timeouts import S
 
 MIN_WEIGHT, MAX_WEIGHT = 1, 1000
+
+HALF_LIFE = 7 * 86_400 * S
+"""After so long, a dollar that was spent counts half, unless the worker's settings say otherwise."""
 
 MemberPath: TypeAlias = tuple[UUID, ...]
 """A member's accounts, from the member's own to the organization's."""

@@ -95,7 +95,7 @@ def test_a_schedule_reads_what_was_spent_lately_and_weights_and_the_first_jobs_o
     fleet.clock.pass_(7 * DAY)
     set_weight(fleet, fleet.account("team").id, 3)
     wanted = spec.parse({"recipe": "digits/quickstart"})
-    last = fleet.write(jobs.submit, other.team, other.user, wanted, min_hold=0)
+    last = fleet.write(jobs.submit, other, wanted, min_hold=0).job
     loaded = fleet.read(queue.load_queue, fleet.timeouts, {})
     first, second, behind = sorted(own, key=lambda job: (job.queued_at, job.id))
     assert [one.job for one in loaded.snapshot.queue] == [first.id, second.id, last.id]
