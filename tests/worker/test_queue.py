@@ -208,9 +208,11 @@ def test_what_a_worker_remembers_and_reads_never_hides_what_a_whole_schedule_wou
     a new schedule, which is made after RECHECK_S at the latest."""
     rng = random.Random(seed)
     submitted: list[UUID] = []
+    teams = (("vision", "ann"), ("vision", "eve"), ("speech", "bob"))
+    people = [world.store.write(lambda db, one=one: identity.ensure_admin(db, "org", *one)) for one in teams]
     slow = world.another_control_loop()  # a second worker that ticks now and then, with older memories
     for _ in range(60):
-        act(world, rng, submitted)
+        act(world, rng, submitted, people)
         monkeypatch.setattr(queue, "PAGE", page)
         if rng.random() < 0.3:
             slow.tick()
@@ -232,19 +234,22 @@ def without_amounts(wait: Wait) -> Any:
 
 def stored_reason(stored: tuple[str | None, Any]) -> Any:
     reason, detail = stored
-    facts = (
-        {name: value for name, value in detail["facts"].items() if name not in ("need", "missing")} if detail else {}
-    )
-    return reason, detail and detail["code"], facts
+    if detail is None:
+        return reason, None, {}
+    facts = {name: value for name, value in detail["facts"].items() if name not in ("need", "missing")}
+    if first := facts.pop("first", None):
+        facts |= {name: first["facts"][name] for name in ("first", "second")}
+    return reason, detail["code"], facts
 
 
-def act(world: World, rng: random.Random, submitted: list[UUID]) -> None:
+def act(world: World, rng: random.Random, submitted: list[UUID], people: list[identity.Principal]) -> None:
     """One thing that people, machines or the provider may do."""
     queued = [job for job in submitted if world.job(job).state != "ended"]
-    kind = rng.choice(("submit", "submit", "stop", "budget", "job budget", "slots", "preempt", "refuse", "nothing"))
+    kinds = ("submit", "submit", "stop", "budget", "job budget", "weight", "slots", "preempt", "refuse", "nothing")
+    kind = rng.choice(kinds)
     if kind == "submit":
         with contextlib.suppress(BudgetExceeded):
-            submitted.append(world.submit(nodes=rng.choice((1, 1, 2))))
+            submitted.append(world.submit(nodes=rng.choice((1, 1, 2)), principal=rng.choice(people)))
     elif kind == "stop" and queued:
         chosen, mode = rng.choice(queued), rng.choice(("pause", "stop"))
         if world.job(chosen).desired_state == "run":
@@ -258,6 +263,11 @@ def act(world: World, rng: random.Random, submitted: list[UUID]) -> None:
             ledger.set_limit(db, ledger.job_account(db, chosen).id, rng.choice((None, 0)), actor="ann", reason="test")
 
         world.store.write(limit)
+    elif kind == "weight":
+        team, weight = rng.choice(people).team, rng.choice((1, 2, 5))
+        world.store.write(
+            lambda db: ledger.set_weight(db, ledger.team_account(db, team).id, weight, actor="ann", reason="test")
+        )
     elif kind == "slots":
         world.provider.slots = rng.choice((0, 1, 2, 4))
     elif kind == "preempt":

@@ -271,14 +271,14 @@ def _why_first(blocker: Blocker, balances: Sequence[AccountBalance]) -> waits.Le
         if theirs.id != own.id:
             if theirs.used_by_weight >= own.used_by_weight:
                 return None
-            used = _to_cents(theirs.used), _to_cents(own.used)
+            used = _rounded(theirs.used), _rounded(own.used)
             return waits.LessUsed(theirs.name, own.name, *used, theirs.weight, own.weight)
     return None
 
 
-def _to_cents(amount: int) -> str:
-    """Dollars; in cents from one dollar on, so that a stored wait seldom changes."""
-    return money.to_decimal(amount if amount < money.MICRO else round(amount, -4))
+def _rounded(amount: int) -> str:
+    """Dollars to a cent, or two digits of less than one, so that a stored wait seldom changes."""
+    return money.to_decimal(round(amount, -min(4, max(0, len(str(amount)) - 2))))
 
 
 def _start(inputs: StartInputs, offer: Offer) -> Start:

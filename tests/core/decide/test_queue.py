@@ -145,6 +145,17 @@ def test_a_job_that_waits_for_slots_says_that_the_other_team_has_used_less():
     assert decision.waits[1].detail == waits.MachinesInUse(1, 1, 2, behind=True, first=first)
 
 
+def test_of_two_teams_that_used_the_same_the_later_says_only_that_another_job_is_earlier():
+    (_, behind) = decide(snapshot(queued(1, A, nodes=2), queued(2, B), machines_in_use=1), 2).waits
+    assert behind.detail == waits.MachinesInUse(1, 1, 2, behind=True, first=None)
+
+
+def test_used_dollars_are_told_to_a_cent_and_less_than_one_to_two_digits():
+    a, b = balance(A, recent=123_456), balance(B, recent=1_234)
+    (_, behind) = decide(snapshot(queued(1, A), queued(2, B, nodes=2), a=a, b=b, machines_in_use=1), 2).waits
+    assert behind.detail.first == waits.LessUsed("account 20", "account 10", "0.0012", "0.12", 1, 1)
+
+
 def test_a_job_that_waits_for_a_shared_budget_says_that_the_other_member_has_used_less():
     hold = decide(snapshot(queued(1, A)), 4).starts[0].hold
     team, bob = balance(A, limit=hold), balance(member(A, 2), recent=DOLLAR)
