@@ -175,6 +175,9 @@ def test_a_lease_from_before_the_clock_was_set_back_is_given_anew():
 def test_a_machine_that_was_not_launched_or_only_now_costs_nothing():
     assert bill(Evidence("local", "t", "spot", "0.158", None, None), NOW) == []
     assert bill(Evidence("local", "t", "spot", "0.158", NOW, None), NOW) == []
+    assert bill(Evidence("local", "t", "spot", "0.158", NOW + S, None), NOW) == [], (
+        "a second later by its provider's clock"
+    )
 
 
 # What the provider shows

@@ -13,8 +13,10 @@ from shoestring_core import wire
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
 from shoestring_core.store import logs, metrics, reports
+from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import MachineRow
 from shoestring_core.store.uuid7 import uuid7
+from shoestring_core.wording import attempts
 from sqlalchemy import update
 
 from tests.core.world import Fleet, meanwhile
@@ -145,6 +147,15 @@ def test_only_members_add_to_the_curves_of_a_generation(fleet: Fleet, running: t
         send(fleet, stranger, 1, generation=2, points=[series("loss", 1)])
     assert send(fleet, machine, 1, generation=2, points=[series("loss", 1)]) == 1
     assert send(fleet, machine, 2, generation=7, points=[series("system/cpu", 1)]) == 2, "of no generation"
+
+
+def test_a_machine_that_a_generation_goes_without_adds_nothing_to_its_curves(fleet: Fleet) -> None:
+    job, (machine, other) = fleet.running(nodes="1..2")
+    fleet.write(gangs.open_generation, job, 1, attempts.FewerMachines(1, 2), (0,))
+    with pytest.raises(InvalidRequest):
+        send(fleet, other, 1, generation=2, points=[series("loss", 1)])
+    assert send(fleet, other, 1, generation=1, points=[series("loss", 1)]) == 1
+    assert send(fleet, machine, 1, generation=2, points=[series("loss", 1)]) == 1
 
 
 def test_a_gang_member_of_another_job_is_none_of_this_one(fleet: Fleet) -> None:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from shoestring_core.store.fleet import active_attempts, gangs, planning
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.store.fleet import active_attempts, agents, gangs, launches, planning
 from shoestring_core.wording import attempts
 
 from tests.core.world import OFFER, PLANNED, RUNNING, TERMINATED, Fleet
@@ -36,6 +37,17 @@ def test_a_generation_knows_its_members_that_are_lost_and_machines_that_may_join
         planning.refill_slot, job, 1, 1, OFFER, agent_url="http://api", deployment="test", timeouts=fleet.timeouts
     )
     assert membership(fleet) == [(0, RUNNING, True), (1, PLANNED, False)]
+
+
+def test_refusals_of_an_attempt_are_known_with_their_text_if_they_have_one(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    refused, interrupted = fleet.ids(job)
+    fleet.write(launches.record_refusal, fleet.call(refused), RefusalKind.CAPACITY, "full")
+    fleet.call(interrupted)
+    fleet.observe(interrupted)
+    fleet.write(agents.record_notice, interrupted, fleet.clock.now)
+    (active,) = fleet.read(active_attempts.load_active_attempts)
+    assert active.gang_status().refusals == ((RefusalKind.CAPACITY, "full"), (RefusalKind.INTERRUPTED, ""))
 
 
 def membership(fleet: Fleet) -> list[tuple[int, str, bool]]:

@@ -43,11 +43,15 @@ def test_a_decision_about_another_generation_changes_nothing(fleet: Fleet) -> No
         assert fleet.generation_row(job, 2).state == "formed"
 
 
-@pytest.mark.parametrize("why", ["the job is stopping", "the attempt closes", "another attempt is open"])
+@pytest.mark.parametrize(
+    "why", ["the job is stopping", "the job is to pause", "the attempt closes", "another attempt is open"]
+)
 def test_a_decision_about_an_attempt_that_is_no_longer_wanted_changes_nothing(fleet: Fleet, why: str) -> None:
     job, _ = fleet.running()
     if why == "the job is stopping":
         fleet.write(jobs.stop, job, "ann")
+    elif why == "the job is to pause":
+        fleet.alter(JobRow, JobRow.id == job, desired_state="pause")
     elif why == "the attempt closes":
         fleet.write(gangs.close_attempt, job, 1, "stop")
     else:
