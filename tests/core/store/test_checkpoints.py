@@ -333,6 +333,14 @@ def test_a_part_of_a_manifest_may_end_with_the_data_and_not_after_it() -> None:
         manifest(place, 40, parts=[part | {"offset": 4}])
 
 
+def test_no_two_parts_of_a_manifest_have_the_same_name() -> None:
+    place = checkpoints.StrandedUpload(uuid7(), 1, "key", 100)
+    part = {"name": "weights", "offset": 0, "bytes": 3, "sha256": "0" * 64}
+    assert len(manifest(place, 40, parts=[part, part | {"name": "state"}]).parts) == 2
+    with pytest.raises(ValueError, match="two parts have the same name"):
+        manifest(place, 40, parts=[part, part | {"offset": 3}])
+
+
 def stranded(fleet: Fleet, job: UUID, attempt: int = 1) -> checkpoints.StrandedUpload | None:
     return fleet.read(checkpoints.find_stranded_upload, job, attempt)
 
