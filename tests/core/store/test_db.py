@@ -155,6 +155,16 @@ def test_a_failed_write_changes_nothing(store: Store) -> None:
         assert db.sql.scalar(select(SchedulerRow.plan_version)) == 0
 
 
+def test_readers_one_after_the_other_use_one_connection_however_many_there_were_at_once(store: Store) -> None:
+    with store.read() as one, store.read() as other:
+        assert one.connection.connection.driver_connection is not other.connection.connection.driver_connection
+    used = []
+    for _ in range(3):
+        with store.read() as db:
+            used.append(db.connection.connection.driver_connection)
+    assert used[0] is used[1] is used[2]
+
+
 def test_now_is_read_once(store: Store) -> None:
     def work(db: Write) -> None:
         assert db.now == db.now
