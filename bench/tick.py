@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a tick of the control loop costs with 5,000 queued jobs: when nothing has changed, after reports of machines,
-after a machine's end, and the first of a worker that remembers nothing. On SQLite and on PostgreSQL.
+after a machine's end, and the first of a worker that remembers nothing. On SQLite and on PostgreSQL; with the jobs of
+one team, and of a hundred that share the machines.
 
 The provider is simulated; the store, the control loop and the databases are real. CPU is that of this process, so
 PostgreSQL's own is not in it; wall time is what a user waits for.
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shoestring_core import spec
@@ -35,6 +37,7 @@ from tests.statements import counted
 
 QUEUED, SLOTS = 5000, 4
 JOBS_PER_WRITE = 250
+TEAMS = (1, 100)
 IDLE_TICKS, ENDS = 100, 10
 CPU_S_IDLE, WALL_S_AFTER_END = 0.02, 0.5
 HOUR = 3600 * S
@@ -44,29 +47,33 @@ NOBODY_REPORTS = Timeouts(funding_lease=HOUR, machine_lease=HOUR, boot=HOUR, lau
 
 def main() -> list[str]:
     with tempfile.TemporaryDirectory(prefix="shoestring-tick-") as folder:
-        lines = measure("SQLite", f"sqlite:///{folder}/shoestring.db", Path(folder))
+        lines = [
+            line for teams in TEAMS for line in measure("SQLite", f"sqlite:///{folder}/{teams}.db", Path(folder), teams)
+        ]
         postgres = Postgres()
         try:
-            return lines + measure("PostgreSQL", postgres.url(postgres.create()), Path(folder))
+            for teams in TEAMS:
+                lines += measure("PostgreSQL", postgres.url(postgres.create()), Path(folder), teams)
+            return lines
         finally:
             postgres.stop()
 
 
-def measure(database: str, url: str, folder: Path) -> list[str]:
+def measure(database: str, url: str, folder: Path, teams: int) -> list[str]:
     store = open_store(url)
     store.migrate()
-    admin = store.write(lambda db: identity.ensure_admin(db, "org", "vision", "ann"))
+    admins = [store.write(partial(add_team, name=f"team {number}")) for number in range(teams)]
     provider = SimulatedProvider(lambda: time.time_ns() // 1000, slots=SLOTS)
-    submit(store, admin)
+    submit(store, admins)
     worker = make_worker(store, provider, folder)
     first = measured(store, worker.tick)
     idle = [measured(store, worker.tick) for _ in range(IDLE_TICKS)]
-    reporting = [measured(store, worker.tick, before=lambda: report(store, admin)) for _ in range(IDLE_TICKS)]
+    reporting = [measured(store, worker.tick, before=lambda: report(store, admins[0])) for _ in range(IDLE_TICKS)]
     ends = [measured(store, worker.tick, before=lambda: end_machine(provider)) for _ in range(ENDS)]
     waiting = count_queued(store)
     worker.close()
     store.close()
-    what = f"{database}, {waiting:,} queued jobs"
+    what = f"{database}, {waiting:,} queued jobs of {teams} team{'s' * (teams > 1)}"
     wrote = sum(tick.writes for tick in idle)
     cpu_bound, wall_bound = f"bound < {CPU_S_IDLE * 1000:.0f} ms of CPU", f"bound < {WALL_S_AFTER_END} s"
     unchanged = verdict(median(idle).cpu_s < CPU_S_IDLE and not wrote)
@@ -80,12 +87,17 @@ def measure(database: str, url: str, folder: Path) -> list[str]:
     ]
 
 
-def submit(store: Store, admin: identity.Principal) -> None:
+def add_team(db: Write, name: str) -> identity.Principal:
+    return identity.ensure_admin(db, "org", name, f"admin of {name}")
+
+
+def submit(store: Store, admins: Sequence[identity.Principal]) -> None:
+    """Jobs of all teams, interleaved."""
     job = spec.parse({"recipe": "digits/quickstart", "resources": {"nodes": 1}})
 
     def some(db: Write) -> None:
-        for _ in range(JOBS_PER_WRITE):
-            jobs.submit(db, admin, job, min_hold=0)
+        for number in range(JOBS_PER_WRITE):
+            jobs.submit(db, admins[number % len(admins)], job, min_hold=0)
 
     for _ in range(0, QUEUED + SLOTS, JOBS_PER_WRITE):
         store.write(some)

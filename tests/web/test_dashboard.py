@@ -9,6 +9,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
+from shoestring_core.store.tables import JobRow
+from shoestring_core.wording import waits
+from sqlalchemy import update
 
 from tests.api.deployment import Deployment
 from tests.servers import FaultProxy, until
@@ -452,6 +455,16 @@ def test_a_weight_that_changes_elsewhere_changes_here(deployment: Deployment, op
     (budget,) = (one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
     deployment.admin.put(f"/v1/budgets/{budget['id']}/weight", json={"weight": 7})
     expect(team).to_contain_text("Weight7")
+
+
+def test_a_job_behind_another_team_says_what_both_have_used(deployment: Deployment, open_page: OpenPage) -> None:
+    job = deployment.submit()
+    first = waits.LessUsed("team speech", "team vision", "0.40", "3.10", 1, 1)
+    detail = waits.MachinesInUse(1, 0, 4, behind=True, first=first)
+    values = {"wait_reason": detail.waits_for, "wait_detail": detail.as_json()}
+    deployment.store.write(lambda db: db.execute(update(JobRow).where(JobRow.id == job).values(**values)))
+    page = open_page(f"/jobs/{job}")
+    expect(page.locator("[data-status-text]")).to_contain_text("team speech has used $0.40 lately, team vision $3.10")
 
 
 def test_an_overdraft_is_named(deployment: Deployment, open_page: OpenPage) -> None:

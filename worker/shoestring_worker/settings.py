@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core.decide.queue import HALF_LIFE
-from shoestring_core.decide.timeouts import Microseconds, Timeouts
+from shoestring_core.decide.timeouts import Microseconds, S, Timeouts
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
@@ -36,7 +36,7 @@ class WorkerSettings(BaseSettings):
     local_price_spot: Price = "0.158"
     local_price_on_demand: Price = "0.526"
     tick_interval_s: Seconds = 1
-    recent_half_life: Microseconds = HALF_LIFE
+    recent_half_life: Annotated[Microseconds, Field(le=3650 * 86_400 * S)] = HALF_LIFE
     """After so long, a dollar that a team spent counts half when it is decided whose turn it is."""
     timeouts: Timeouts = Timeouts()
     """Set one with SHOESTRING_TIMEOUTS__DRAIN=30s; the API needs the same."""

@@ -123,9 +123,7 @@ def load_queue(
     paths = {_member_of(row): rows.ancestor_ids(row, accounts) for row in accounts.values() if row.kind == "member"}
     titles, half_life = ledger.titles(db, list(accounts.values())), ledger.load_half_life(db)
     balances = {
-        row.id: replace(
-            _balance(row, titles[row.id]), recent=ledger.recent_spending(db, row, half_life), weight=row.weight
-        )
+        row.id: _balance(row, titles[row.id], ledger.recent_spending(db, row, half_life), row.weight)
         for row in accounts.values()
     }
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
@@ -279,8 +277,8 @@ def _not_before(attempts: list[AttemptRow], timeouts: Timeouts) -> int:
     return failed[0].closed_at + failures.backoff(len(failed), timeouts, first)
 
 
-def _balance(row: Any, name: str) -> AccountBalance:
-    return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft)
+def _balance(row: Any, name: str, recent: int = 0, weight: int = 1) -> AccountBalance:
+    return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft, recent, weight)
 
 
 def _select_in(
