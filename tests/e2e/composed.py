@@ -36,6 +36,7 @@ class Composed:
             r"postgresql\+psycopg://\S+@postgres:5432/\w+": database_url,
             r"redis://redis:6379/0": redis_url,
             r"\$\{SHOESTRING_SECRET:[^}]*\}": os.urandom(32).hex(),
+            r"\$\{SHOESTRING_OBJECT_STORE:-/data/objects\}": str(folder / "objects"),
             r"\$\$": "$",
             r"\b8000\b": str(self.port),
             r"\b0\.0\.0\.0\b": "127.0.0.1",

@@ -65,6 +65,7 @@ def test_an_object_in_parts_appears_whole_with_one_checksum_once(
             document = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
             answers[upload.complete_url] = http.post(upload.complete_url, content=document, headers=ONCE).status_code
     assert list(answers.values()) == [200, 412]
+    assert all("if-none-match" in urlsplit(url).query for url in answers), "it can't be left out"
     assert objects.head("data") == ObjectInfo(len(content), f"crc64nvme:{crc64nvme(content):016x}")
     assert b"".join(objects.blocks("data", 0, len(content))) == content
 

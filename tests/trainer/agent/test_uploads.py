@@ -142,6 +142,16 @@ def test_without_the_service_s_word_large_data_go_up_in_one_piece(
     assert agent.report().upload_urls.nonce == "000002", "committed"
 
 
+def test_an_object_whose_receipt_was_lost_is_taken_for_what_was_sent(
+    on_s3: Deployment, tmp_path: Path, aws: FakeAws
+) -> None:
+    _, (agent,) = on_s3.running()
+    agent.points(range(1, 4))
+    aws.fault("lost_reply", "PutObject")
+    asyncio.run(deliver(tmp_path, agent, local_checkpoint(tmp_path, agent, 3, b"weights")))
+    assert agent.report().upload_urls.nonce == "000002", "committed"
+
+
 def test_a_url_whose_credentials_have_ended_is_replaced(on_s3: Deployment, tmp_path: Path, aws: FakeAws) -> None:
     job, (agent,) = on_s3.running()
     agent.points(range(1, 4))
