@@ -260,5 +260,5 @@ def test_a_queued_job_tells_its_place_among_the_jobs_of_its_member(deployment: D
     listed = deployment.member.get("/v1/jobs").json()["jobs"]
     assert [(one["id"], one["queue_position"]) for one in listed[:2]] == [(str(second), 2), (str(first), 1)]
     waiting = deployment.job(second)
-    assert waiting.status_text == "Waiting for its turn (number 2 of its member's jobs). It starts automatically."
+    assert waiting.status_text == "Waiting for its turn (number 2 of its owner's queued jobs). It starts automatically."
     assert (waiting.wait_reason, waiting.reason) == ("turn", rest.Reason.of(InQueue()))

@@ -72,7 +72,7 @@ class Waiting(Reason):
     def text(self) -> str:
         what = _WAITS.get(self.waits_for, "Waiting to start") if self.waits_for else "Waiting to start"
         if self.position is not None and self.waits_for in (WaitReason.SLOTS, WaitReason.TURN):
-            what += f" (number {self.position} of its member's jobs)"
+            what += f" (number {self.position} of its owner's queued jobs)"
         return _join(what, self.detail)
 
 
