@@ -215,7 +215,7 @@ class Run:
             case "forming":
                 return _any(machines, "*/session")
             case "starting":
-                return _any(machines, "*/gen/*/started.json")
+                return _any(machines, "*/started.json")
             case "training":
                 return self._step() >= kill.step
             case "checkpointing":  # its data lies there, its pointer has not moved
