@@ -218,22 +218,24 @@ def pytest_collection() -> Iterator[object]:
 
 @pytest.fixture(scope="session")
 def shared_fake_aws() -> Iterator[FakeAws]:
-    """This test process's fake EC2 and S3, with credentials that boto3 finds."""
+    """This test process's fake EC2 and S3."""
     from tests.worker.providers.fake_aws import FakeAws  # imports boto3, which few tests need
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "none", "CONFIG_FILE": os.devnull}.items():
-            patch.setenv(f"AWS_{name}", value)
-        fake = FakeAws.start()
-        yield fake
-        fake.stop()
+    fake = FakeAws.start()
+    yield fake
+    fake.stop()
 
 
 @pytest.fixture
-def aws(shared_fake_aws: FakeAws) -> FakeAws:
-    """EC2 and S3 without instances, buckets and faults."""
+def aws(shared_fake_aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> FakeAws:
+    """EC2 and S3 without instances, buckets and faults, and credentials that boto3 finds.
+
+    They end with the test: what else reads buckets in this process would find them too.
+    """
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "none", "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
     shared_fake_aws.control("reset")
     return shared_fake_aws
 

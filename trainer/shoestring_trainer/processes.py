@@ -112,6 +112,11 @@ def kill_all(
         time.sleep(0.005 if found else SCAN_INTERVAL_S)
 
 
+def are_any_left(find: Callable[[], set[Process]]) -> bool:
+    """Whether `find` returns any process in one of two scans: one that forks and exits in between is missed by one."""
+    return any(find() for _ in range(REQUIRED_EMPTY_SCANS))
+
+
 def become_subreaper() -> None:
     """Adopt this process's orphaned descendants, so that double forking does not hide them."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)

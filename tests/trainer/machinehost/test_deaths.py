@@ -12,7 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from shoestring_trainer import processes
 from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, read_machine
+from shoestring_trainer.machinehost.machine import Machine
 from shoestring_trainer.processes import Process, current_process
 
 from tests.servers import PATIENCE_S
@@ -257,6 +259,13 @@ def test_a_machine_whose_init_never_starts_ends_soon_and_frees_its_slot(cloud):
     machine = cloud.wait_until_ended(cloud.launch("t1"), within_s=5)
     assert (machine["end_cause"], machine["started_at"]) == ("crashed", None)
     cloud.launch("t2")
+
+
+def test_an_init_that_detaches_during_a_scan_of_the_processes_is_not_taken_for_dead(tmp_path, monkeypatch):
+    scans = [set(), {current_process()}]  # its parent had exited, and it was not in the list of pids yet
+    monkeypatch.setattr(processes, "find_by_environment", lambda _: scans.pop(0))
+    machine = Machine(tmp_path, record=None, offset=0, init_started=time.monotonic() - 2)
+    assert machine.init_may_start()
 
 
 def test_a_killed_init_ends_its_machine_and_all_its_processes(cloud):

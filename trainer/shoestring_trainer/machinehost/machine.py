@@ -80,7 +80,7 @@ class Machine:
     def init_may_start(self) -> bool:
         """Whether an init that this host started may still lock the journal."""
         age_s = time.monotonic() - self.init_started
-        return age_s < EXEC_TIMEOUT_S or (age_s < INIT_TIMEOUT_S and bool(self._processes()))
+        return age_s < EXEC_TIMEOUT_S or (age_s < INIT_TIMEOUT_S and self._has_processes())
 
     def end_without_init(self, journal: Journal) -> None:
         """Kill the processes that a dead init left behind, and journal the end that it could not write.
@@ -88,7 +88,7 @@ class Machine:
         If a process was still alive, the machine lived until now. Otherwise it lived at most one heartbeat longer than
         the last line of its journal, however long no host was running.
         """
-        was_alive = bool(self._processes())
+        was_alive = self._has_processes()
         if not processes.kill_all(self._processes, timeout_s=KILL_TIMEOUT_S):
             log.warning("%s: some processes can't be killed; retrying", self.record.id)
             return
@@ -98,6 +98,9 @@ class Machine:
         stopped = self.record.stop_requested_at is not None or read_request(self.folder, STOP_FILE) is not None
         cause = classify_end(noticed=noticed, stopped=stopped, exit_code=None)
         journal.append_end(cause, None, at, by="machinehost")
+
+    def _has_processes(self) -> bool:
+        return processes.are_any_left(self._processes)
 
     def _processes(self) -> set[processes.Process]:
         return processes.find_by_environment(machine_environment(self.folder))
