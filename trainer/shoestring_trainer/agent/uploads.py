@@ -68,18 +68,19 @@ async def _upload_parts(service: ServiceClient, path: Path, size: int, parts: wi
 
 async def _store_once(call: Callable[[], Awaitable[None]], again: bool) -> None:
     """Let an object appear. A URL accepts one only: after a lost reply, the existing one is this file."""
-    delays = backoff_delays(most_s=5.0)
-    while True:
+
+    async def attempt() -> None:
+        nonlocal again
         try:
-            return await call()
-        except Unreachable as error:
-            log.warning("not uploaded yet: %s", error)
+            await call()
+        except Unreachable:
             again = True
-        except RequestRejected as rejection:
-            if rejection.status == OBJECT_EXISTS and again:
-                return None
             raise
-        await asyncio.sleep(next(delays))
+        except RequestRejected as rejection:
+            if not (rejection.status == OBJECT_EXISTS and again):
+                raise
+
+    await _until_reached(attempt)
 
 
 async def _until_reached(call: Callable[[], Awaitable[T]]) -> T:
