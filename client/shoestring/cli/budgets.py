@@ -56,7 +56,7 @@ def set_budget(
     limit: Annotated[str, typer.Argument(help="Dollars, e.g. 25.00, or none for no limit.")],
     owner: Annotated[str | None, typer.Option("--owner", help="Owner of the budget; default: your team.")] = None,
     job: Annotated[str | None, typer.Option("--job", help="Set the limit of this job instead.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Recorded in the audit log.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Recorded in the event of the change.")] = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -88,7 +88,7 @@ def set_budget(
 def set_weight(
     weight: Annotated[int, typer.Argument(help="A whole number.", min=MIN_WEIGHT, max=MAX_WEIGHT)],
     owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Recorded in the audit log.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Recorded in the event of the change.")] = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
