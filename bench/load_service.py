@@ -131,6 +131,7 @@ class Service:
             "SHOESTRING_PORT": str(self.port),
             "SHOESTRING_PROVIDERS": "sim",
             "SHOESTRING_MACHINEHOST_FILE": str(self.folder / "none.json"),
+            "MALLOC_ARENA_MAX": "2",  # as `shoestring up` and docker-compose.yml set it
             **{f"SHOESTRING_TIMEOUTS__{name}": "24h" for name in ("FUNDING_LEASE", "BOOT", "LAUNCH_WINDOW")},
         }
 

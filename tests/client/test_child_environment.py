@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from shoestring import config, up
 from shoestring.child_environment import child_environment
 from shoestring.cli import service
 from shoestring_core.isolation import IsolationStatus
+from shoestring_trainer.machinehost.host import INHERITED_VARIABLES
 
 from tests.e2e.service import ROOT
 
@@ -32,6 +34,15 @@ def test_children_get_chosen_variables_and_none_of_other_projects() -> None:
     assert not set(foreign) & set(given)
     assert ours.items() <= given.items()
     assert (given["PYTHONSAFEPATH"], given["PYTHONUTF8"], given["TZ"]) == ("1", "1", "UTC")
+
+
+def test_api_and_worker_share_two_arenas_of_freed_memory_and_ranks_keep_their_own_settings() -> None:
+    assert child_environment({"MALLOC_ARENA_MAX": "64"})["MALLOC_ARENA_MAX"] == "2"
+    composed = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    limited = {name for name, service in composed.items() if "MALLOC_ARENA_MAX" in service.get("environment", {})}
+    assert limited >= {"api", "worker"}
+    assert "machines" not in limited
+    assert not {name for name in INHERITED_VARIABLES if name.startswith(("MALLOC_", "GLIBC_"))}
 
 
 def test_children_import_our_packages_from_where_up_does_and_nothing_else(tmp_path: Path) -> None:
