@@ -128,6 +128,8 @@ def describe_cost(cost: rest.Cost) -> str:
     simulated = " (simulated prices)" if cost.price_basis == "simulated" else ""
     limit = f", limit ${cost.limit.amount}" if cost.limit else ""
     state = "spent" if cost.settled else "so far"
+    if money.from_decimal(cost.estimated.amount):
+        state += f", ${cost.estimated.amount} of it estimated for disks and addresses"
     return f"{format_cost(cost)} {state}; on-demand equivalent ${cost.on_demand.amount}{limit}{simulated}"
 
 

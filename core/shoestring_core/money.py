@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 
 MICRO = 1_000_000
+HOUR = 3_600_000_000
+"""µs."""
 MAX_MICRO = 10**15  # a billion dollars; sums of such amounts still fit 64 bits
 
 _LITERAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?")
@@ -38,13 +41,16 @@ def to_decimal(amount: int) -> str:
 
 def cost(price_per_hour: str, duration_us: int) -> int:
     """Micro-dollars of `duration_us` microseconds at a decimal price per hour, rounded half to even."""
-    return int(_exact(price_per_hour, duration_us).to_integral_value(ROUND_HALF_EVEN))
+    return total_cost([(price_per_hour, duration_us)])
+
+
+def total_cost(spans: Iterable[tuple[str, int]], per: int = HOUR) -> int:
+    """Micro-dollars of spans of time (µs) at a decimal price each, rounded half to even once. `per`: the price's µs."""
+    exact = sum((Decimal(price) * duration for price, duration in spans), Decimal(0)) * MICRO / per
+    return int(exact.to_integral_value(ROUND_HALF_EVEN))
 
 
 def cost_ceiling(price_per_hour: str, duration_us: int) -> int:
     """Like `cost`, rounded up: for amounts that are held before the duration is known."""
-    return int(_exact(price_per_hour, duration_us).to_integral_value(ROUND_CEILING))
-
-
-def _exact(price_per_hour: str, duration_us: int) -> Decimal:
-    return Decimal(price_per_hour) * MICRO * duration_us / Decimal(3_600_000_000)
+    exact = Decimal(price_per_hour) * duration_us * MICRO / HOUR
+    return int(exact.to_integral_value(ROUND_CEILING))

@@ -100,6 +100,8 @@ class Cost(Resource):
 
     spent: Money
     running: Money
+    estimated: Money = Money(amount="0.00")
+    """The part of both that is for disks and addresses: by list prices, an estimate even when it is settled."""
     held: Money
     on_demand: Money
     """On-demand equivalent: the price of the same machine time on demand."""
@@ -210,6 +212,17 @@ class StopJobRequest(RequestBody):
     mode: Literal["stop", "pause"] = "stop"
 
 
+class BillLine(Resource):
+    """One line of a machine's bill so far."""
+
+    line: str
+    """machine, disk, address"""
+    amount: Money
+    basis: Literal["settled", "estimate"]
+    """settled: from the times and prices that the provider reported; it is still not the provider's invoice."""
+    reason: Reason
+
+
 class Machine(Resource):
     id: UUID
     attempt: int
@@ -230,6 +243,7 @@ class Machine(Resource):
     last_report_at: datetime | None = None
     cost: Money
     posted: bool
+    lines: list[BillLine] = []
 
 
 class Generation(Resource):

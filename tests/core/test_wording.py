@@ -98,6 +98,8 @@ EXAMPLES: list[Reason] = [
     budget.HoldAlreadyOpen("0193"),
     budget.BillWithoutHold("0193"),
     budget.Usage(68_700_000, "local.cpu", "spot", "0.158"),
+    budget.FreeInterruption(68_000_000, "g5.xlarge"),
+    budget.ExtraUsage("a public IPv4 address", 68_000_000, "3.600"),
     budget.NeverRan(),
     budget.JobSettled(),
     budget.Overrun("0193", "0.01"),

@@ -12,7 +12,7 @@ from shoestring_core.store import metrics
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import AttemptRow, GenerationRow, MachineRow
 
-from shoestring_api.serializers.costs import machine_cost
+from shoestring_api.serializers.costs import machine_bill, total
 from shoestring_api.serializers.jobs import compute_progress
 from shoestring_api.serializers.times import to_datetime
 
@@ -68,7 +68,8 @@ def _serialize_generation(row: GenerationRow, next_start: int | None) -> rest.Ge
 
 
 def serialize_machine(row: MachineRow, posted: Mapping[UUID, int], now: int) -> rest.Machine:
-    spent = max(posted.get(row.id, 0), machine_cost(row, row.price, now))
+    lines = machine_bill(row, now)
+    spent = max(posted.get(row.id, 0), total(lines))
     return rest.Machine(
         id=row.id,
         attempt=row.attempt,
@@ -89,4 +90,13 @@ def serialize_machine(row: MachineRow, posted: Mapping[UUID, int], now: int) -> 
         last_report_at=to_datetime(row.last_report_at),
         cost=rest.Money.of(posted.get(row.id, 0) if row.billed_at else spent),
         posted=row.billed_at is not None,
+        lines=[
+            rest.BillLine(
+                line=line.line,
+                amount=rest.Money.of(line.amount),
+                basis="estimate" if line.estimate or row.billed_at is None else "settled",
+                reason=rest.Reason.of(line.reason),
+            )
+            for line in lines
+        ],
     )

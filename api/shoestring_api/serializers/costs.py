@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from shoestring_core import rest
-from shoestring_core.decide.billing import bill
+from shoestring_core.decide.billing import Line, bill
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.billing import evidence
 from shoestring_core.store.queries import JobRows
@@ -17,25 +17,33 @@ from shoestring_core.store.transactions import Read
 
 def serialize_cost(rows: JobRows, now: int) -> rest.Cost:
     account = rows.account
-    running = sum(
-        max(0, machine_cost(row, row.price, now) - rows.posted.get(row.id, 0))
-        for row in rows.machines
-        if not row.billed_at
-    )
+    bills = [(row, machine_bill(row, now)) for row in rows.machines]
+    running = sum(max(0, total(lines) - rows.posted.get(row.id, 0)) for row, lines in bills if not row.billed_at)
     return rest.Cost(
         spent=rest.Money.of(account.posted if account else 0),
         running=rest.Money.of(running),
         held=rest.Money.of(account.held if account else 0),
-        on_demand=rest.Money.of(sum(machine_cost(row, row.on_demand_price, now) for row in rows.machines)),
+        estimated=rest.Money.of(sum(line.amount for _, lines in bills for line in lines if line.estimate)),
+        on_demand=rest.Money.of(sum(total(on_demand_bill(row, now)) for row in rows.machines)),
         limit=rest.Money.of(account.limit_micro) if account and account.limit_micro is not None else None,
         settled=rows.job.settled_at is not None,
         price_basis="simulated" if all(row.simulated for row in rows.machines) else "snapshot",
     )
 
 
-def machine_cost(row: MachineRow, price: str, now: int) -> int:
-    """Return what the machine has cost until `now` at a price per hour, in micro-dollars."""
-    return sum(line.amount for line in bill(replace(evidence(row), price=price), now))
+def machine_bill(row: MachineRow, now: int) -> list[Line]:
+    """The bill of a machine by `now`."""
+    return bill(evidence(row), now)
+
+
+def on_demand_bill(row: MachineRow, now: int) -> list[Line]:
+    """What the bill of a machine would be by `now` on demand."""
+    return bill(replace(evidence(row), price=row.on_demand_price, market="on_demand"), now)
+
+
+def total(lines: Iterable[Line]) -> int:
+    """In micro-dollars."""
+    return sum(line.amount for line in lines)
 
 
 def serialize_budgets(db: Read, accounts: Sequence[AccountRow]) -> list[rest.Budget]:

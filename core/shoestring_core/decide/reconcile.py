@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from shoestring_core.decide.billing import CLOCK_STEP
+from shoestring_core.decide.billing import CLOCK_STEP, PriceChange
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.wording import Reason, machines
@@ -35,6 +35,8 @@ class ProviderMachine:
     end_cause    requested | preempted | exited | crashed; or a RefusalKind: refused after all, while it was launching
     clock_shift  how far the computer's clock was set forward since the launch (negative: back), in µs; 0 unless the
                  provider's clock is tied to it
+    ended_at     when it began to end, as far as the provider tells
+    price_changes  decide.billing.Evidence.price_changes, as far as they are known
     """
 
     provider: str
@@ -47,6 +49,7 @@ class ProviderMachine:
     ended_at: int | None = None
     end_cause: str | None = None
     clock_shift: int = 0
+    price_changes: tuple[PriceChange, ...] = ()
 
     @property
     def ref(self) -> MachineRef:
@@ -59,6 +62,7 @@ class TrackedMachine:
 
     refused           the provider refused to launch it, but the outcome of an earlier call is unknown
     clock_shift       the last that we recorded of ProviderMachine.clock_shift
+    priced_until      the time of the last that we recorded of ProviderMachine.price_changes
     not_listed_since  the provider has omitted it since then, though it listed it before (µs UTC)
     """
 
@@ -74,6 +78,7 @@ class TrackedMachine:
     alive_until: int | None
     funded_until: int | None
     clock_shift: int = 0
+    priced_until: int = 0
     not_listed_since: int | None = None
 
 
@@ -182,6 +187,8 @@ def _has_changed(row: TrackedMachine, machine: ProviderMachine) -> bool:
     if machine.state == "ended" or row.provider_id is None:
         return True
     if row.state in (MachineState.PLANNED, MachineState.LAUNCHING):
+        return True
+    if machine.state == "pending" or (machine.price_changes and machine.price_changes[-1][0] > row.priced_until):
         return True
     return _clock_was_set(row, machine) or (machine.state == "stopping" and row.state is MachineState.RUNNING)
 

@@ -229,7 +229,7 @@ def _wait_for_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
 
 def hold_for(offer: Offer, nodes: int, timeouts: Mapping[str, Timeouts]) -> int:
     """Micro-dollars that are held to start so many machines."""
-    return nodes * funding.initial_hold(offer.on_demand_price, timeouts[offer.provider], offer.billing.minimum)
+    return nodes * funding.initial_hold(offer.rate_cap, timeouts[offer.provider], offer.billing.minimum)
 
 
 def find_shortage(
@@ -289,7 +289,7 @@ def _start(inputs: StartInputs, offer: Offer) -> Start:
         reopened=inputs.queued.reopened,
         nodes=inputs.queued.requirements.nodes,
         offer=offer,
-        hold=funding.initial_hold(offer.on_demand_price, timeouts, offer.billing.minimum),
+        hold=funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum),
         funded_until=inputs.now + timeouts.funding_lease,
         inputs=inputs,
     )

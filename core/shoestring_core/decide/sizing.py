@@ -192,7 +192,7 @@ def _option(inputs: SizingInputs, offer: Offer, scaling: ScalingModel, nodes: in
 
 def _budget_needed(offer: Offer, rented_us: int, timeouts: Timeouts) -> int:
     """For one machine: its cost and the hold in advance; only the hold if it never has to be extended."""
-    hold = funding.initial_hold(offer.on_demand_price, timeouts, offer.billing.minimum)
+    hold = funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum)
     return hold if rented_us <= timeouts.funding_lease // 2 else hold + money.cost_ceiling(offer.price, rented_us)
 
 

@@ -295,6 +295,12 @@ class MachineRow(Base):
     notice_at: Mapped[int | None]
     launched_at: Mapped[int | None]
     ended_at: Mapped[int | None]
+    pending_until: Mapped[int | None]
+    """When the provider last said that it doesn't run yet."""
+    stopping_at: Mapped[int | None]
+    """When the provider first said that it ends by itself."""
+    price_changes: Mapped[list[Any] | None]
+    """decide.billing.Evidence.price_changes"""
     end_cause: Mapped[str | None]
     end_evidence: Mapped[str | None]
     """provider | inferred"""

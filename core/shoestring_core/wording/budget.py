@@ -130,7 +130,10 @@ class BillWithoutHold(Reason):
 
 @dataclass(frozen=True)
 class Usage(Reason):
-    """A line of a bill. `price` in dollars per hour. `clock_shift_us`: how far the clock was set meanwhile."""
+    """A line of a bill. `clock_shift_us`: how far the clock was set meanwhile.
+
+    price, highest  dollars per hour: the lowest, and the highest if it changed meanwhile
+    """
 
     code = "usage"
     used_us: int
@@ -138,9 +141,11 @@ class Usage(Reason):
     market: str
     price: str
     clock_shift_us: int = 0
+    highest: str | None = None
 
     def text(self) -> str:
-        used = f"{self.used_us / 1e6:.6f} s of {self.type} ({self.market}) at ${self.price} per hour"
+        price = f"${self.price}" if self.highest is None else f"${self.price} to ${self.highest}"
+        used = f"{self.used_us / 1e6:.6f} s of {self.type} ({self.market}) at {price} per hour"
         if not self.clock_shift_us:
             return used
         direction = "back" if self.clock_shift_us < 0 else "forward"
@@ -148,6 +153,31 @@ class Usage(Reason):
             f"{used}; the computer's clock was set {direction} by {abs(self.clock_shift_us) / 1e6:.0f} s meanwhile, "
             "which is not billed"
         )
+
+
+@dataclass(frozen=True)
+class FreeInterruption(Reason):
+    """A spot machine that its provider took back so soon that it bills nothing for it."""
+
+    code = "free_interruption"
+    used_us: int
+    type: str
+
+    def text(self) -> str:
+        return f"Free: the provider interrupted this {self.type} in its first hour, after {self.used_us / 1e6:.0f} s."
+
+
+@dataclass(frozen=True)
+class ExtraUsage(Reason):
+    """What is billed besides the machine. `monthly`: dollars for 30 days."""
+
+    code = "extra_usage"
+    what: str
+    used_us: int
+    monthly: str
+
+    def text(self) -> str:
+        return f"{self.used_us / 1e6:.0f} s of {self.what} at ${self.monthly} per 30 days (estimated)"
 
 
 @dataclass(frozen=True)

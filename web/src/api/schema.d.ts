@@ -910,6 +910,21 @@ export interface components {
             seq: number;
         };
         /**
+         * BillLine
+         * @description One line of a machine's bill so far.
+         */
+        BillLine: {
+            /** Line */
+            line: string;
+            amount: components["schemas"]["Money"];
+            /**
+             * Basis
+             * @enum {string}
+             */
+            basis: "settled" | "estimate";
+            reason: components["schemas"]["Reason"];
+        };
+        /**
          * BootReport
          * @description A phase of the boot that has ended, told by a machine's user data before its agent registers.
          */
@@ -1119,6 +1134,13 @@ export interface components {
         Cost: {
             spent: components["schemas"]["Money"];
             running: components["schemas"]["Money"];
+            /**
+             * @default {
+             *       "amount": "0.00",
+             *       "currency": "USD"
+             *     }
+             */
+            estimated: components["schemas"]["Money"];
             held: components["schemas"]["Money"];
             on_demand: components["schemas"]["Money"];
             limit: components["schemas"]["Money"] | null;
@@ -1654,6 +1676,11 @@ export interface components {
             cost: components["schemas"]["Money"];
             /** Posted */
             posted: boolean;
+            /**
+             * Lines
+             * @default []
+             */
+            lines: components["schemas"]["BillLine"][];
         };
         /**
          * MachineChange

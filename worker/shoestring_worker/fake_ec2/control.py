@@ -4,8 +4,9 @@
 POST /_fake/faults       {"action": "RunInstances", "kind": "lost_reply", …}   the fields of faults.Fault
 POST /_fake/limits       {"RunInstances": {"size": 5, "per_s": 2}, …}          {}: no limits
 POST /_fake/listing-lag  {"listings": 3}                                       of instances launched from now on
-POST /_fake/prices       {"us-east-1a": {"g5.xlarge": "0.41"}, …}              spot prices; others have none
-POST /_fake/end          {"region": …, "instance": …, "code": …, "message": …}
+POST /_fake/prices       {"us-east-1a": {"g5.xlarge": "0.41"}, …}              spot prices from now on; {}: none
+POST /_fake/past-prices  {"at": 1800000000, "prices": {…}}                     that held since then (s UTC)
+POST /_fake/end          {"region": …, "instance": …, "code": …, "message": …, "life": [launch, end]}  (s UTC)
 POST /_fake/interrupt    {"instance": …, "notice_s": 120}              with a notice in its metadata
 POST /_fake/rebalance    {"instance": …}                               a recommendation in its metadata
 POST /_fake/reset
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -39,6 +41,7 @@ class EndRequest(BaseModel):
     instance: str
     code: str = "Server.SpotInstanceTermination"
     message: str = ""
+    life: tuple[int, int] | None = None
 
 
 class MachineRequest(BaseModel):
@@ -46,6 +49,13 @@ class MachineRequest(BaseModel):
 
     instance: str
     notice_s: Annotated[float, Field(ge=0, le=3_600)] = 120.0
+
+
+class PastPrices(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    at: int
+    prices: dict[str, dict[str, str]]
 
 
 class LagRequest(BaseModel):
@@ -86,9 +96,13 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
             fake.listings.lag = LagRequest.model_validate_json(body).listings
         case "POST ", "prices":
             fake.spot_market.set(_PRICES.validate_json(body))
+        case "POST ", "past-prices":
+            past = PastPrices.model_validate_json(body)
+            fake.spot_market.set(past.prices, datetime.fromtimestamp(past.at, UTC))
         case "POST ", "end":
             end = EndRequest.model_validate_json(body)
-            fake.end_instance(end.region, end.instance, end.code, end.message)
+            life = end.life and (datetime.fromtimestamp(end.life[0], UTC), datetime.fromtimestamp(end.life[1], UTC))
+            fake.end_instance(end.region, end.instance, end.code, end.message, life)
         case "POST ", "interrupt":
             interruption = MachineRequest.model_validate_json(body)
             fake.require_machines().interrupt(interruption.instance, interruption.notice_s)

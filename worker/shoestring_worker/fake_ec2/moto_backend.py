@@ -67,6 +67,10 @@ def set_spot_request(region: str, instance: str, request: str) -> None:
     _get(region, instance).spot_instance_request_id = request
 
 
+def set_launch_time(region: str, instance: str, at: datetime) -> None:
+    _get(region, instance).launch_time = at.replace(tzinfo=None)
+
+
 def end_instance(region: str, instance: str, code: str, message: str, at: datetime | None = None) -> None:
     """Raises KeyError if there is none that runs."""
     found = _get(region, instance)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -88,10 +89,14 @@ class FakeEc2:
             self.spot_market.set({})
             moto_backend.reset()
 
-    def end_instance(self, region: str, instance: str, code: str, message: str) -> None:
-        """End an instance as EC2 does by itself. Raises KeyError if there is none."""
+    def end_instance(
+        self, region: str, instance: str, code: str, message: str, life: tuple[datetime, datetime] | None = None
+    ) -> None:
+        """End an instance as EC2 does by itself. `life`: its launch and its end. Raises KeyError if there is none."""
         with self._one_at_a_time:
-            moto_backend.end_instance(region, instance, code, message)
+            moto_backend.end_instance(region, instance, code, message, life and life[1])
+            if life:
+                moto_backend.set_launch_time(region, instance, life[0])
 
     def left(self) -> dict[str, list[str]]:
         """The ids of what has not ended, in all regions."""

@@ -24,20 +24,30 @@ class SpotMarket:
     """None has a price until some are set."""
 
     def __init__(self) -> None:
-        self.set({})
+        self._history: list[tuple[datetime, Prices]] = []
 
-    def set(self, prices: Prices) -> None:
-        self._prices, self._since = prices, datetime.now(UTC)
+    def set(self, prices: Prices, at: datetime | None = None) -> None:
+        """These hold from now on, or from another time on; those set for later times stay. {}: forget all."""
+        since = (at or datetime.now(UTC)).replace(microsecond=0)
+        self._history = sorted([*self._history, (since, prices)], key=lambda change: change[0]) if prices else []
 
     def describe(self, call: Call) -> Answer:
-        """The prices in the call's region of the types that it names, or of all."""
+        """The changes in the call's region since its StartTime, and the price then, of the types that it names."""
         wanted = {value for name, value in call.parameters.items() if name.startswith("InstanceType.")}
+        start = datetime.fromisoformat(call.parameters.get("StartTime", "1970-01-01T00:00:00+00:00"))
+        found: dict[tuple[str, str], list[tuple[datetime, str]]] = {}
+        for since, prices in self._history:
+            for zone, of_zone in prices.items():
+                for kind, price in of_zone.items():
+                    if zone.startswith(call.region) and (not wanted or kind in wanted):
+                        of_product = found.setdefault((zone, kind), [])
+                        if since <= start:
+                            of_product.clear()
+                        of_product.append((since, price))
         items = "".join(
-            _ITEM.format(type=kind, price=price, time=f"{self._since:%Y-%m-%dT%H:%M:%S.000Z}", zone=zone)
-            for zone, of_zone in self._prices.items()
-            if zone.startswith(call.region)
-            for kind, price in of_zone.items()
-            if not wanted or kind in wanted
+            _ITEM.format(type=kind, price=price, time=f"{since:%Y-%m-%dT%H:%M:%S.000Z}", zone=zone)
+            for (zone, kind), changes in found.items()
+            for since, price in reversed(changes)
         )
         body = f"<spotPriceHistorySet>{items}</spotPriceHistorySet><nextToken/>"
         return xml_answer("200 OK", f"<DescribeSpotPriceHistoryResponse>{body}</DescribeSpotPriceHistoryResponse>")

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from typing import TypeVar
 from uuid import UUID
 
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import bindparam, exists, or_, select, text, update
 
 from shoestring_core.decide import billing, funding
@@ -19,6 +21,7 @@ from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import budget
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def load_fundings(db: Read, machines: Collection[UUID]) -> dict[UUID, funding.MachineFunding]:
@@ -143,19 +146,23 @@ def evidence(machine: MachineRow) -> billing.Evidence:
         ended_at=machine.ended_at,
         end_cause=machine.end_cause,
         clock_shift=machine.clock_shift,
-        rules=_rules(machine),
+        pending_until=machine.pending_until,
+        price_changes=_stored(machine, _PRICE_CHANGES, machine.price_changes or (), ()),
+        rules=_stored(machine, _RULES, machine.billing, billing.BillingRules()),
     )
 
 
-def _rules(machine: MachineRow) -> billing.BillingRules:
-    """As they were at launch. Damaged ones are as good as none, as JSON is that was cut off: they cost no other row."""
-    match machine.billing:
-        case {"minimum": int(minimum)}:
-            return billing.BillingRules(minimum)
-    log.error("the stored billing rules of machine %s can't be read: %.80r", machine.id, machine.billing)
-    return billing.BillingRules()
+def _stored(machine: MachineRow, kind: TypeAdapter[T], stored: object, without: T) -> T:
+    """JSON of the row. What is damaged is as good as none, as JSON is that was cut off: it costs no other row."""
+    try:
+        return kind.validate_python(stored)
+    except ValidationError as damaged:
+        log.error("what the bill of machine %s is made from can't be read: %s", machine.id, damaged)
+    return without
 
 
+_RULES = TypeAdapter(billing.BillingRules)
+_PRICE_CHANGES = TypeAdapter(tuple[billing.PriceChange, ...])
 _OPEN_HOLDS = select(HoldRow.machine, HoldRow.rate_cap, HoldRow.amount, HoldRow.consumed, HoldRow.funded_until).where(
     HoldRow.machine.in_(bindparam("machines", expanding=True)), HoldRow.state == "open"
 )

@@ -32,11 +32,18 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     facts: dict[str, Any] = {
         "provider_id": observed.id, "launched_at": observed.launched_at, "clock_shift": observed.clock_shift
     }  # fmt: skip
+    if observed.state == "pending":
+        facts["pending_until"] = db.now
+    if observed.state == "stopping" and row.stopping_at is None:
+        facts["stopping_at"] = db.now
+    if observed.price_changes:
+        known = dict(row.price_changes or ()) | dict(observed.price_changes)
+        facts["price_changes"] = [list(change) for change in sorted(known.items())]
     if row.alive_until is None or abs(observed.clock_shift - row.clock_shift) >= CLOCK_STEP:
         facts["alive_until"] = db.now + (timeouts.boot if row.registered_at is None else timeouts.machine_lease)
     state = _observed_state(MachineState(row.state), observed)
     if state is MachineState.TERMINATED:
-        ended_at = max(observed.ended_at or db.now, observed.launched_at)
+        ended_at = max(observed.ended_at or row.stopping_at or db.now, observed.launched_at)
         facts |= {"ended_at": ended_at, "end_cause": observed.end_cause, "end_evidence": "provider"}
         if row.refused_at is None and (refused := RefusalKind.of_end(observed.end_cause)):
             facts |= {"refusal": refused, "refused_at": db.now}
@@ -101,6 +108,7 @@ def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> r
         alive_until=machine.alive_until,
         funded_until=machine.funded_until,
         clock_shift=machine.clock_shift,
+        priced_until=machine.price_changes[-1][0] if machine.price_changes else 0,
     )
 
 

@@ -53,7 +53,7 @@ def record_start(db: Write, start: Start, plan_version: int, *, agent_url: str, 
         for slot in range(start.nodes)
     ]
     account = ledger.job_account(db, job.id).id
-    cap, until = start.offer.on_demand_price, start.funded_until
+    cap, until = start.offer.rate_cap, start.funded_until
     ledger.place_holds(db, [ledger.HoldRequest(machine, account, cap, start.hold, until) for machine in machines])
     for machine in machines:
         rows.record_machine_event(db, job, start.attempt, machine, MachineState.PLANNED)
@@ -84,8 +84,8 @@ def refill_slot(
         db,
         machine=machine,
         account=ledger.job_account(db, job_id).id,
-        rate_cap=offer.on_demand_price,
-        amount=funding.initial_hold(offer.on_demand_price, timeouts, offer.billing.minimum),
+        rate_cap=offer.rate_cap,
+        amount=funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum),
         funded_until=until,
     )
     rows.record_machine_event(db, job, attempt_number, machine, MachineState.PLANNED)
@@ -100,8 +100,7 @@ def min_hold(db: Read, spec: JobSpec) -> int:
     timeouts, needed, offers = db.once(load_timeouts), Requirements.of(spec.resources), db.once(load_offers)
     require_enough_slots(offers, needed)
     holds = (
-        spec.resources.nodes
-        * funding.initial_hold(offer.on_demand_price, timeouts[offer.provider], offer.billing.minimum)
+        spec.resources.nodes * funding.initial_hold(offer.rate_cap, timeouts[offer.provider], offer.billing.minimum)
         for offer in rank_offers(offers, needed).ranked
     )
     return min(holds, default=0)

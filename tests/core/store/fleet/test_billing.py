@@ -198,6 +198,22 @@ def test_a_machine_that_never_ran_costs_nothing(fleet: Fleet) -> None:
     assert [one.reason for one in billed(fleet) if about(one) == str(machine)] == [budget.NeverRan().as_json()]
 
 
+def test_what_was_posted_of_a_machine_whose_first_hour_is_free_after_all_is_given_back(fleet: Fleet) -> None:
+    job, (machine,) = fleet.running()
+    rules = {"free_if_interrupted_within": 3600 * S, "extras": [{"line": "disk", "what": "a disk", "monthly": "25.92"}]}
+    fleet.alter(MachineRow, MachineRow.id == machine, billing=rules)
+    fleet.clock.pass_(60)
+    fleet.write(billing.post_cost, machine)
+    used = money.cost(PRICE, 60 * S)
+    assert fleet.totals(fleet.job_row(job))[0][0] == used + 600
+    fleet.end(machine, "preempted")
+    fleet.write(billing.settle_machine, machine)
+    assert fleet.totals(fleet.job_row(job)) == [(600, 0, 0)] * 4
+    (told,) = [one.reason for one in billed(fleet) if about(one) == str(machine)]
+    assert told["code"] == "free_interruption"
+    assert fleet.find_discrepancies() == []
+
+
 def test_only_terminated_machines_get_a_final_bill(fleet: Fleet) -> None:
     _, (machine,) = fleet.running()
     fleet.clock.pass_(10)

@@ -109,6 +109,23 @@ def test_a_machine_keeps_its_lease_and_its_bill_when_the_clock_is_set(fleet: Fle
     assert [one.amount for one in fleet.transfer_rows(machine)] == [money.cost(row.price, (launched_s + 20) * S)]
 
 
+def test_what_a_bill_is_made_from_is_recorded_when_the_provider_says_it(fleet: Fleet) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    begun = fleet.clock.now
+    for seconds, state, changes in (
+        (5, "pending", ()),
+        (10, "running", ((begun - 60 * S, "0.40"), (begun + 7 * S, "0.41"))),
+        (20, "stopping", ()),
+        (30, "stopping", ()),
+        (40, "ended", ((begun + 7 * S, "0.41"), (begun + 12 * S, "0.42"))),
+    ):
+        fleet.clock.now = begun + seconds * S
+        fleet.observe(machine, state, price_changes=changes)
+    evidence = billing.evidence(fleet.machine_row(machine))
+    assert (evidence.pending_until, evidence.ended_at) == (begun + 5 * S, begun + 20 * S)
+    assert evidence.price_changes == ((begun - 60 * S, "0.40"), (begun + 7 * S, "0.41"), (begun + 12 * S, "0.42"))
+
+
 def test_a_machine_that_was_never_launched_stays_so(fleet: Fleet) -> None:
     (machine,) = fleet.ids(fleet.start())
     fleet.write(launches.record_refusal, fleet.call(machine), RefusalKind.CAPACITY, "full")

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, MachineRef
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.timeouts import S
 from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2 import provider as ec2_provider
 from shoestring_worker.providers.ec2 import user_data
@@ -17,7 +20,8 @@ from shoestring_worker.providers.ec2.rate_limits import RateLimits
 
 from tests.servers import FaultProxy
 from tests.worker.conftest import World
-from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, FakeAws, launch_request
+from tests.worker.providers.ec2 import bill_oracle
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws, launch_request
 
 OTHER_ZONE = f"{OTHER_REGION}a"
 
@@ -255,6 +259,38 @@ def test_spot_prices_are_asked_for_again_after_five_minutes(aws: FakeAws):
     with pytest.raises(OutcomeUnknown, match="us-east-1"):
         provider.offers(())
     assert spot_offers(provider) == [("us-east-1a", "g5.xlarge", "0.39")]
+
+
+def test_the_bill_of_what_ec2_describes_is_the_bill_of_what_happened_there(aws: FakeAws):
+    """The fake has EC2's own record: when the instance was launched, ended and for what, and each price's time."""
+    launched = round(time.time()) - 7_200
+    ended = launched + 5_400
+    history = ((launched - 3_000, "0.30"), (launched + 1_000, "0.60"), (launched + 2_500, "0.45"), (ended + 60, "9"))
+    for at, price in history:
+        aws.control("past-prices", at=at, prices={ZONE: {"g5.xlarge": price}})
+    provider = ec2_provider.Ec2Provider("ec2", aws.settings(disk_gib=324))
+    rules = next(offer.billing for offer in provider.offers(()) if offer.type == "g5.xlarge")
+    machine = provider.launch(launch_request())
+    aws.control("end", region=REGION, instance=machine.id, life=[launched, ended])
+    (seen,) = provider.list("us")
+    evidence = Evidence(
+        "ec2", "g5.xlarge", "spot", "1", seen.launched_at, seen.ended_at, seen.end_cause,
+        price_changes=seen.price_changes, rules=rules,
+    )  # fmt: skip
+    happened = bill_oracle.Instance(
+        "spot", launched * S, ended * S, "Server.SpotInstanceTermination", "1",
+        history=tuple((at * S, price) for at, price in history), gib=324, mib_per_s=250,
+    )  # fmt: skip
+    assert {line.line: line.amount for line in bill(evidence, 0)} == bill_oracle.bill(happened)
+    assert bill_oracle.bill(happened)["machine"] == (1_000 * 30 + 1_500 * 60 + 2_900 * 45) * 10_000 // 3_600
+
+
+def test_prices_that_ec2_does_not_tell_delay_no_list(aws: FakeAws):
+    provider = aws.provider()
+    machine = provider.launch(launch_request())
+    aws.control("end", region=REGION, instance=machine.id)
+    aws.fault("error", "DescribeSpotPriceHistory")
+    assert [(seen.state, seen.price_changes) for seen in provider.list("us")] == [("ended", ())]
 
 
 # With the control loop

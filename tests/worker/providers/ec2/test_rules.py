@@ -15,7 +15,7 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
 from shoestring_worker.providers.ec2.errors import MEANINGS, meaning_of
 from shoestring_worker.providers.ec2.instances import STATES, read_instance
-from shoestring_worker.providers.ec2.offers import make_offers, read_spot_prices
+from shoestring_worker.providers.ec2.offers import make_offers, merge, price_changes, read_spot_prices
 from shoestring_worker.providers.ec2.rate_limits import LIMITS, RateLimits
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 from shoestring_worker.providers.registry import open_providers
@@ -241,9 +241,14 @@ def test_nothing_is_offered_where_its_price_is_not_known():
     assert make_offers("ec2", configured(eu_west_1={"eu-west-1a": "subnet-0a0a0a0a"})) == []
 
 
-def test_of_several_spot_prices_the_latest_holds():
+def test_spot_prices_are_kept_by_time_and_cut_to_a_machine_s_life():
     def price(hour: int, amount: str) -> dict[str, Any]:
         time = datetime(2026, 11, 27, hour, tzinfo=UTC)
         return {"AvailabilityZone": "a", "InstanceType": "t", "SpotPrice": amount, "Timestamp": time}
 
-    assert read_spot_prices([price(2, "0.2"), price(3, "0.3"), price(1, "0.1")]) == {("a", "t"): "0.3"}
+    changes = read_spot_prices([price(3, "0.30"), price(2, "0.2"), price(1, "0.1")])
+    hours = [datetime(2026, 11, 27, hour, tzinfo=UTC).timestamp() * S for hour in (1, 2, 3)]
+    assert changes == {("a", "t"): ((hours[0], "0.1"), (hours[1], "0.2"), (hours[2], "0.3"))}
+    assert merge(read_spot_prices([price(1, "0.1")]), read_spot_prices([price(3, "0.3"), price(2, "0.2")])) == changes
+    held = price_changes(changes, "a", "t", round(hours[1]) + 1, round(hours[2]))
+    assert held == changes["a", "t"][1:2], "the one before, and those before its end"

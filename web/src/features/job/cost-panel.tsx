@@ -37,6 +37,7 @@ export function CostPanel({ job }: { job: Job }) {
       <dl className="amounts">
         <Line name="Settled" value={formatExact(jobCost.spent)} />
         {!jobCost.settled && <Line name="Accrued, not yet billed" value={formatExact(jobCost.running)} />}
+        {toMicro(jobCost.estimated.amount) > 0n && <Line name="Of it estimated, for disks and addresses" value={formatExact(jobCost.estimated)} />}
         {toMicro(jobCost.held.amount) > 0n && <Line name="Held for machines" value={formatExact(jobCost.held)} />}
         {jobCost.limit && <Line name="Job cost limit" value={formatExact(jobCost.limit)} />}
         {budget?.left && (

@@ -70,7 +70,7 @@ function MachinesTable({ attempts }: { attempts: Attempt[] }) {
                   <td className="num" data-label="Per hour" title={`on demand ${formatExact(machine.on_demand_per_hour)}`}>{formatExact(machine.price_per_hour)}</td>
                   <td className="num" data-label="Launched"><Time at={machine.launched_at} /></td>
                   <td className="num" data-label="Time">{formatDuration(secondsBetween(machine.launched_at, machine.ended_at, now))}</td>
-                  <td className="num" data-label="Cost" title={`${formatExact(machine.cost)}${machine.posted ? "" : ", not yet billed"}`}>
+                  <td className="num" data-label="Cost" title={describeBill(machine)}>
                     {formatDollars(machine.cost)}
                     {!machine.posted && <span className="muted">*</span>}
                   </td>
@@ -83,6 +83,13 @@ function MachinesTable({ attempts }: { attempts: Attempt[] }) {
       {attempts.some((attempt) => attempt.machines.some((machine) => !machine.posted)) && <p className="footnote muted">* accrued; billed when the machine has terminated</p>}
     </>
   );
+}
+
+/** The exact amount, and each line of the bill where there are several. */
+function describeBill(machine: Attempt["machines"][number]): string {
+  const total = `${formatExact(machine.cost)}${machine.posted ? "" : ", not yet billed"}`;
+  if (machine.lines.length < 2) return total;
+  return [total, ...machine.lines.map((line) => `${line.line} ${formatExact(line.amount)}: ${line.reason.text}`)].join("\n");
 }
 
 function describeAttempt(attempt: Attempt): string {

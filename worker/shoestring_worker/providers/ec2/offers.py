@@ -3,37 +3,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 from shoestring_core import catalog
-from shoestring_core.decide.billing import BillingRules
+from shoestring_core.decide.billing import BillingRules, PriceChange, gp3_disk, public_ipv4
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import S
 
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 
-BILLING = BillingRules(minimum=60 * S)
-"""Per second, at least a minute: aws.amazon.com/ec2/pricing/on-demand"""
-
 SPOT_SOURCE = "EC2 DescribeSpotPriceHistory"
-SpotPrices = Mapping[tuple[str, str], str]
-"""Dollars per hour by zone and type."""
+SpotPrices = Mapping[tuple[str, str], Sequence[PriceChange]]
+"""How they changed, by zone and type."""
+
+
+def billing_rules(settings: Ec2Settings) -> BillingRules:
+    """How EC2 bills a machine of these settings. Core's `billing` names the page of AWS that each rule follows."""
+    return BillingRules(
+        minimum=60 * S,
+        increment=S,
+        pending_is_free=True,
+        free_if_interrupted_within=3600 * S,
+        spot_price_moves=True,
+        extras=(gp3_disk(settings.disk_gib, settings.disk_iops, settings.disk_mib_per_s), public_ipv4()),
+    )
 
 
 def make_offers(provider: str, settings: Ec2Settings) -> list[Offer]:
     zones = {region: list(of_region.subnets) for region, of_region in settings.regions.items()}
-    offers = catalog.price_list_of(provider).offers(zones, settings.max_machines, BILLING)
+    offers = catalog.price_list_of(provider).offers(zones, settings.max_machines, billing_rules(settings))
     affordable = [offer for offer in offers if Decimal(offer.on_demand_price) <= Decimal(settings.max_price)]
     return [replace(offer, simulated=settings.simulated) for offer in affordable]
 
 
 def read_spot_prices(history: Iterable[Mapping[str, Any]]) -> SpotPrices:
-    """The latest price in a SpotPriceHistory of each zone and type."""
-    by_time = sorted(history, key=lambda price: price["Timestamp"])
-    return {(price["AvailabilityZone"], price["InstanceType"]): price["SpotPrice"] for price in by_time}
+    """The changes in a SpotPriceHistory, by time."""
+    changes: dict[tuple[str, str], dict[int, str]] = {}
+    for price in history:
+        place = (price["AvailabilityZone"], price["InstanceType"])
+        dollars = format(Decimal(price["SpotPrice"]).normalize(), "f")
+        of_place = changes.setdefault(place, {})
+        of_place.setdefault(round(price["Timestamp"].timestamp() * S), dollars)  # the newest come first
+    return {place: tuple(sorted(of_place.items())) for place, of_place in changes.items()}
+
+
+def merge(known: SpotPrices, latest: SpotPrices) -> SpotPrices:
+    """All changes in both."""
+    both = {place: {**dict(known.get(place, ())), **dict(changes)} for place, changes in latest.items()}
+    return {**known, **{place: tuple(sorted(changes.items())) for place, changes in both.items()}}
+
+
+def price_changes(prices: SpotPrices, zone: str, type_: str, begin: int, end: int | None) -> tuple[PriceChange, ...]:
+    """Those that hold between two times (µs UTC; None: until now), from the last one before."""
+    changes = prices.get((zone, type_), ())
+    earlier = [change for change in changes if change[0] <= begin]
+    return (*earlier[-1:], *(change for change in changes if begin < change[0] and (end is None or change[0] < end)))
 
 
 def with_spot_prices(offers: Iterable[Offer], prices: SpotPrices) -> list[Offer]:
@@ -43,6 +70,8 @@ def with_spot_prices(offers: Iterable[Offer], prices: SpotPrices) -> list[Offer]
     for offer in offers:
         if offer.market == "on_demand":
             priced.append(offer)
-        elif (price := prices.get((offer.zone, offer.type))) and Decimal(price) <= Decimal(offer.on_demand_price):
-            priced.append(replace(offer, price=format(Decimal(price).normalize(), "f"), source=SPOT_SOURCE))
+        elif changes := prices.get((offer.zone, offer.type)):
+            _, price = changes[-1]
+            if Decimal(price) <= Decimal(offer.on_demand_price):
+                priced.append(replace(offer, price=price, source=SPOT_SOURCE))
     return priced

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import builtins
 import ipaddress
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
+from shoestring_core.decide.billing import PriceChange
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
@@ -27,11 +30,20 @@ from shoestring_core.launch_request import LaunchRequest
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, ManagedProvider, OutcomeUnknown
 from shoestring_worker.providers.ec2.errors import meaning_of, read_error
 from shoestring_worker.providers.ec2.instances import read_instance
-from shoestring_worker.providers.ec2.offers import make_offers, read_spot_prices, with_spot_prices
+from shoestring_worker.providers.ec2.offers import (
+    SpotPrices,
+    make_offers,
+    merge,
+    price_changes,
+    read_spot_prices,
+    with_spot_prices,
+)  # fmt: skip
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 from shoestring_worker.providers.ec2.run_instances import run_instances
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 from shoestring_worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 2.0, 5.0
 PATIENCE_S = CALL_TIMEOUT_S - CONNECT_TIMEOUT_S - READ_TIMEOUT_S
@@ -39,6 +51,8 @@ PATIENCE_S = CALL_TIMEOUT_S - CONNECT_TIMEOUT_S - READ_TIMEOUT_S
 PAGE_SIZE = 1_000
 PRICE_AGE_S = 300.0
 """How old spot prices get before they are asked for again."""
+PRICE_HISTORY = timedelta(days=7)
+"""How far back they are asked for at first: machines may have ended while no worker ran."""
 TIMEOUTS = {
     "boot": 600 * S,
     "drain": 180 * S,
@@ -86,17 +100,18 @@ class Ec2Provider:
             max_pool_connections=16,
         )
         self._listed = self._offers = make_offers(name, settings)
-        self._priced_at = float("-inf")
+        self._prices: SpotPrices = {}
+        self._priced_at, self._priced_until = float("-inf"), datetime.now(UTC) - PRICE_HISTORY
+        self._priced_ends: set[str] = set()
+        """Spot instances that have ended, whose last price is known."""
         self._clients: dict[str, Any] = {}
         self._root_devices: dict[str, str] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(min(len(settings.regions), 8), thread_name_prefix=f"list-{name}")
 
     def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - few enough
-        if (now := self._monotonic()) >= self._priced_at + PRICE_AGE_S:
-            histories = self._threads.map(self._spot_price_history, self._settings.regions)
-            prices = read_spot_prices(price for history in histories for price in history)
-            self._offers, self._priced_at = with_spot_prices(self._listed, prices), now
+        if self._monotonic() >= self._priced_at + PRICE_AGE_S:
+            self._refresh_prices()
         return self._offers
 
     def launch(self, request: LaunchRequest) -> ProviderMachine:
@@ -112,7 +127,7 @@ class Ec2Provider:
         regions = self._threads.map(
             lambda region: builtins.list(self._list_region(region, deployment, deadline)), self._settings.regions
         )
-        return [machine for machines in regions for machine in machines]
+        return self._priced([machine for machines in regions for machine in machines])
 
     def terminate(self, ref: MachineRef) -> None:
         try:
@@ -122,12 +137,40 @@ class Ec2Provider:
             if code != "InvalidInstanceID.NotFound":  # ended long ago, or not visible yet: then it is asked again
                 raise OutcomeUnknown(f"EC2 answered {code}: {message}") from error
 
-    def _list_region(self, region: str, deployment: str, deadline: float) -> Iterator[ProviderMachine]:
+    def _refresh_prices(self) -> None:
+        asked_at, now = datetime.now(UTC), self._monotonic()
+        histories = self._threads.map(self._spot_price_history, self._settings.regions)
+        latest = read_spot_prices(price for history in histories for price in history)
+        self._prices, self._offers = merge(self._prices, latest), with_spot_prices(self._listed, latest)
+        self._priced_at, self._priced_until = now, asked_at
+
+    def _priced(self, listed: builtins.list[tuple[ProviderMachine, dict[str, Any]]]) -> builtins.list[ProviderMachine]:
+        """The machines with the prices that held while they ran; of one that has ended, up to its end."""
+        spot = {machine.id for machine, instance in listed if instance.get("InstanceLifecycle") == "spot"}
+        ended = {machine.id for machine, _ in listed if machine.id in spot and machine.state == "ended"}
+        if not ended <= self._priced_ends:
+            try:
+                self._refresh_prices()
+            except OutcomeUnknown as unknown:  # its end is known, and its bill is an estimate anyhow
+                log.warning("%s: %d ended machines are billed at older prices: %s", self._name, len(ended), unknown)
+        self._priced_ends = ended
+        return [
+            replace(machine, price_changes=self._price_changes(machine, instance)) if machine.id in spot else machine
+            for machine, instance in listed
+        ]
+
+    def _price_changes(self, machine: ProviderMachine, instance: dict[str, Any]) -> tuple[PriceChange, ...]:
+        zone, type_ = instance["Placement"]["AvailabilityZone"], instance["InstanceType"]
+        return price_changes(self._prices, zone, type_, machine.launched_at, machine.ended_at)
+
+    def _list_region(
+        self, region: str, deployment: str, deadline: float
+    ) -> Iterator[tuple[ProviderMachine, dict[str, Any]]]:
         page = self._describe(region, deployment)
         while True:
             for reservation in page["Reservations"]:
                 for instance in reservation["Instances"]:
-                    yield read_instance(self._name, region, instance)
+                    yield read_instance(self._name, region, instance), instance
             if not page.get("NextToken"):
                 return
             if self._monotonic() > deadline:
@@ -145,9 +188,9 @@ class Ec2Provider:
         return self._read(region, "DescribeInstances", describe)
 
     def _spot_price_history(self, region: str) -> builtins.list[dict[str, Any]]:
-        """The prices in force. A start time of now asks for these: AWS returns the last change before it too."""
+        """The changes since the last time, and the price in force then: AWS returns the last change before it too."""
         types = sorted({offer.type for offer in self._listed if (offer.region, offer.market) == (region, "spot")})
-        wanted = {"InstanceTypes": types, "ProductDescriptions": ["Linux/UNIX"], "StartTime": datetime.now(UTC)}
+        wanted = {"InstanceTypes": types, "ProductDescriptions": ["Linux/UNIX"], "StartTime": self._priced_until}
         found: builtins.list[dict[str, Any]] = []
         more: dict[str, str] = {}
         while types:
