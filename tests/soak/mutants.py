@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -135,7 +135,7 @@ def record_reaches(folder: Path, tests: str) -> list[Reach]:
     return [Reach(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def attempt(mutant: Mutant, reaches: Iterable[Reach]) -> Outcome:
+def attempt(mutant: Mutant, reaches: Sequence[Reach]) -> Outcome:
     """Run the tests that execute the mutant's function until one fails."""
     begun = time.monotonic()
     chosen = sorted(relevant(mutant, reaches), key=lambda reach: reach.seconds)
@@ -150,14 +150,13 @@ def attempt(mutant: Mutant, reaches: Iterable[Reach]) -> Outcome:
     return Outcome(killed_by, round(time.monotonic() - begun, 1))
 
 
-def relevant(mutant: Mutant, reaches: Iterable[Reach]) -> Iterator[Reach]:
-    """The tests that run the mutant's function; code outside of functions concerns all that run one of its module."""
+def relevant(mutant: Mutant, reaches: Sequence[Reach]) -> list[Reach]:
+    """The tests that run the mutant's function; all that run one of its module if it runs when that is imported."""
+    of_function = [reach for reach in reaches if f"{mutant.module} {mutant.function}" in reach.reached]
     outside = not mutant.function.rpartition(".")[2].lstrip("_")[:1].islower()
-    for reach in reaches:
-        if f"{mutant.module} {mutant.function}" in reach.reached or (
-            outside and any(name.startswith(f"{mutant.module} ") for name in reach.reached)
-        ):
-            yield reach
+    if outside or not of_function:
+        return [reach for reach in reaches if any(name.startswith(f"{mutant.module} ") for name in reach.reached)]
+    return of_function
 
 
 def run(command: list[str], variables: dict[str, str], timeout_s: float) -> tuple[int | None, str]:

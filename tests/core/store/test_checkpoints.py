@@ -341,6 +341,28 @@ def test_no_two_parts_of_a_manifest_have_the_same_name() -> None:
         manifest(place, 40, parts=[part, part | {"offset": 3}])
 
 
+@pytest.mark.parametrize("value", [-1, 0])
+@pytest.mark.parametrize("field", ["step", "bytes"])
+def test_a_manifest_counts_steps_and_bytes_from_zero(field: str, value: int) -> None:
+    place = checkpoints.StrandedUpload(uuid7(), 1, "key", 100)
+    if value == 0:
+        assert getattr(manifest(place, **{"step": 40, field: value}), field) == 0
+    else:
+        with pytest.raises(ValueError, match="greater than or equal to 0"):
+            manifest(place, **{"step": 40, field: value})
+
+
+@pytest.mark.parametrize("value", [-1, 0])
+@pytest.mark.parametrize("field", ["offset", "bytes"])
+def test_a_part_of_a_manifest_counts_bytes_from_zero(field: str, value: int) -> None:
+    part = {"name": "weights", "offset": 3, "bytes": 4, "sha256": "0" * 64, field: value}
+    if value == 0:
+        assert getattr(checkpoints.Part(**part), field) == 0
+    else:
+        with pytest.raises(ValueError, match="greater than or equal to 0"):
+            checkpoints.Part(**part)
+
+
 def stranded(fleet: Fleet, job: UUID, attempt: int = 1) -> checkpoints.StrandedUpload | None:
     return fleet.read(checkpoints.find_stranded_upload, job, attempt)
 

@@ -478,6 +478,15 @@ def test_titles_are_looked_up_without_reading_all_jobs(world: World) -> None:
     assert [statements.scans(world.store, table) for table in ("teams", "users", "jobs")] == [[], [], []]
 
 
+def test_a_member_has_an_account_from_the_first_job_on(world: World) -> None:
+    user = uuid7()
+    for _ in range(2):
+        path = world.store.write(lambda db: ledger.ensure_member_accounts(db, world.team, user))
+        assert [row.kind for row in path] == ["member", "team", "org"]
+        assert path[0].owner == f"{world.team}/{user}"
+        assert [row.id for row in path[1:]] == [world.account(kind).id for kind in ("team", "org")]
+
+
 @pytest.mark.any_database
 def test_each_account_above_another_has_a_lower_level(world: World) -> None:
     """Accounts are written by level, so that writers can't deadlock."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.store.fleet import active_attempts, agents, gangs, launches, planning
+from shoestring_core.store.tables import GenerationRow, MachineRow, MemberRow
 from shoestring_core.wording import attempts
+from sqlalchemy import event
 
 from tests.core.world import OFFER, PLANNED, RUNNING, TERMINATED, Fleet
 
@@ -48,6 +50,38 @@ def test_refusals_of_an_attempt_are_known_with_their_text_if_they_have_one(fleet
     fleet.write(agents.record_notice, interrupted, fleet.clock.now)
     (active,) = fleet.read(active_attempts.load_active_attempts)
     assert active.gang_status().refusals == ((RefusalKind.CAPACITY, "full"), (RefusalKind.INTERRUPTED, ""))
+
+
+def test_an_attempt_is_alive_as_long_as_a_machine_of_it_may_run(fleet: Fleet) -> None:
+    _, machines = fleet.running(nodes=2)
+    alive = []
+    for machine in machines:
+        alive.append(fleet.read(active_attempts.load_active_attempts)[0].alive)
+        fleet.end(machine)
+    assert alive == [True, True]
+    assert fleet.read(active_attempts.load_active_attempts)[0].alive is False
+
+
+def test_nothing_is_read_of_jobs_without_an_active_attempt(fleet: Fleet) -> None:
+    """A tick stays as cheap as it is, however many jobs there have been."""
+    ended, (machine,) = fleet.running()
+    fleet.train(ended, 5)
+    fleet.commit(machine, 1, 5, "final")
+    fleet.finish_attempt(ended)
+    job, _ = fleet.running()
+    read = []
+
+    def note(row: object, _context: object) -> None:
+        read.append(row.job)
+
+    for table in (MachineRow, GenerationRow, MemberRow):
+        event.listen(table, "load", note)
+    try:
+        fleet.read(active_attempts.load_active_attempts)
+    finally:
+        for table in (MachineRow, GenerationRow, MemberRow):
+            event.remove(table, "load", note)
+    assert read == [job] * 3
 
 
 def membership(fleet: Fleet) -> list[tuple[int, str, bool]]:

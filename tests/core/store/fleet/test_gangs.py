@@ -13,6 +13,7 @@ from shoestring_core.states import EndReason
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow
+from shoestring_core.store.transactions import Write
 from shoestring_core.wording import attempts
 from shoestring_core.wording.jobs import BudgetRaised
 from shoestring_core.wording.machines import NotReadyInTime
@@ -180,6 +181,24 @@ def test_a_job_ends_after_eight_attempts_in_a_row_that_launched_machines_and_tra
     row = fleet.job_row(job)
     assert (row.end_reason, row.attempt) == ("infrastructure", 16)
     assert row.end_detail == attempts.NeverTrained(8).as_json()
+
+
+def test_a_jobs_failed_attempts_are_counted_without_those_of_other_jobs(fleet: Fleet) -> None:
+    eighth, _ = fleet.running()
+    job = fleet.job(retry={"max": 100}, resources={"nodes": 1}).id
+
+    def others_eighth_attempt(db: Write) -> None:
+        old = {"state": "closed", "plan": {}, "plan_version": 0, "opened_at": db.now}
+        db.insert_new(AttemptRow, job=eighth, number=8, **old)
+
+    fleet.write(others_eighth_attempt)
+    fleet.alter(MachineRow, MachineRow.job == eighth, attempt=8)
+    fleet.alter(GenerationRow, GenerationRow.job == eighth, attempt=8)
+    for _ in range(7):
+        another_attempt(fleet, job)
+        assert lose(fleet, job) == "queued"
+    assert another_attempt(fleet, job, launches=False) == 8
+    assert lose(fleet, job, CAPACITY) == "queued", "it launched nothing"
 
 
 def test_a_job_that_wants_no_retry_ends_with_its_attempt(fleet: Fleet) -> None:

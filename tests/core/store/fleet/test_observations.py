@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from shoestring_core import money
+from shoestring_core.decide.billing import CLOCK_STEP
 from shoestring_core.decide.reconcile import TrackedMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
@@ -96,7 +97,7 @@ def test_an_end_is_recorded_with_the_providers_time_and_never_changes(
     assert fleet.machine_row(other).state == RUNNING
 
 
-@pytest.mark.parametrize("set_by", [-7200 * S, 7200 * S])
+@pytest.mark.parametrize("set_by", [-7200 * S, -CLOCK_STEP, CLOCK_STEP, 7200 * S])
 def test_a_machine_keeps_its_lease_and_its_bill_when_the_clock_is_set(fleet: Fleet, set_by: int) -> None:
     _, (machine,) = fleet.running()
     began = fleet.clock.now

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
 from shoestring_core import spec
+from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.queue import QueueSnapshot
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
-from shoestring_core.errors import BudgetExceeded, StaleTransition
+from shoestring_core.errors import BudgetExceeded, InvalidSpec, StaleTransition
 from shoestring_core.states import JobState
 from shoestring_core.store import jobs
-from shoestring_core.store.fleet import gangs, launches, planning, queue
+from shoestring_core.store.fleet import gangs, launches, offers, planning, queue
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.wording.attempts import MachineLost
 from shoestring_core.wording.jobs import AttemptStarted
@@ -244,6 +246,16 @@ def test_a_lost_machine_of_an_elastic_gang_is_replaced_in_its_slot(fleet: Fleet)
     assert refill(fleet, job, 1) is None
     with fleet.store.read() as db:
         assert len(db.sql.scalars(select(MachineRow).where(MachineRow.job == job)).all()) == 4
+
+
+def test_the_least_that_a_job_holds_is_for_all_its_machines_on_the_cheapest_offer(fleet: Fleet) -> None:
+    dearer = replace(OFFER, type="local.gpu", on_demand_price="1.052", slots=3)
+    fleet.write(offers.save_offers, "local", [dearer, replace(OFFER, slots=3)], fleet.timeouts)
+    three = spec.parse({"recipe": "digits/quickstart", "resources": {"nodes": 3}})
+    assert fleet.read(planning.min_hold, three) == 3 * funding.initial_hold(OFFER.on_demand_price, fleet.timeouts)
+    four = spec.parse({"recipe": "digits/quickstart", "resources": {"nodes": 4}})
+    with pytest.raises(InvalidSpec):
+        fleet.read(planning.min_hold, four)
 
 
 def test_a_job_that_no_offer_suits_holds_nothing_yet(fleet: Fleet) -> None:
