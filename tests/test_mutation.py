@@ -16,7 +16,10 @@ from tests import mutation
 from tests.soak import mutants
 
 PLANTED = """
-LIMIT = 18
+def limit():
+    return 17 + 1
+
+LIMIT = limit()
 
 def may_enter(age, banned):
     if banned:
@@ -73,6 +76,7 @@ def test_faults_that_tests_can_notice_are_noticed_and_others_survive(
         return mutants.attempt(by_key[key], reaches).killed_by
 
     assert killed_by("planted may_enter: if banned: return False → pass") == "test_planted.py::test_enter"
+    assert killed_by("planted limit: 17 + 1 → 17 - 1") == "test_planted.py::test_enter", "it runs at import"
     assert killed_by("planted largest: value > best → value >= best") is None, "nothing can notice it"
     assert killed_by("planted never_called: x + 1 → x - 1") is None, "no test runs it"
 
