@@ -33,7 +33,7 @@ from shoestring_api.routes import (
     monitoring,
     objects,
     offers,
-    plans,
+    quotes,
     recipes,
     stream,
 )
@@ -47,7 +47,7 @@ ROUTERS = (
     job_subresources.router,
     logs.router,
     artifacts.router,
-    plans.router,
+    quotes.router,
     budgets.router,
     recipes.router,
     offers.router,

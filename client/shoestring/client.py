@@ -14,7 +14,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -90,9 +90,15 @@ class Client:
         body = {"spec": spec if isinstance(spec, str) else dict(spec), "dry_run": dry_run}
         return self._post("/v1/jobs", rest.Job, body, key)
 
-    def plan(self, spec: str | Mapping[str, Any]) -> rest.Plan:
-        """Return the machines `spec` would run on, with estimated time and cost. Submits nothing."""
-        return self._post("/v1/plans", rest.Plan, {"spec": spec if isinstance(spec, str) else dict(spec)})
+    def quote(self, spec: str | Mapping[str, Any], *, machine_counts: Sequence[int] = ()) -> rest.Quote:
+        """Where the job would run, how long it takes and what it costs; nothing is stored.
+
+        machine_counts  numbers of machines to compare, at most eight
+
+        Raises what `submit` raises for a job that would be refused.
+        """
+        body = {"spec": spec if isinstance(spec, str) else dict(spec), "machine_counts": list(machine_counts)}
+        return self._post("/v1/quotes", rest.Quote, body)
 
     def job(self, job: UUID | str) -> rest.Job:
         """Return the job."""

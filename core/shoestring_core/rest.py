@@ -17,8 +17,10 @@ from typing_extensions import TypeAliasType
 from shoestring_core import events, recipes, wording
 from shoestring_core import money as micro_dollars
 from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
+from shoestring_core.decide.quotes import MAX_MACHINE_COUNTS
 from shoestring_core.errors import Problem
 from shoestring_core.json_floats import AnyFloat
+from shoestring_core.spec import MAX_NODES
 from shoestring_core.states import (
     AttemptState,
     DesiredState,
@@ -161,49 +163,95 @@ class SubmitJobRequest(RequestBody):
     dry_run: bool = False
 
 
-class PlanJobRequest(RequestBody):
-    """Body of POST /v1/plans: a spec as POST /v1/jobs takes it."""
+class CreateQuoteRequest(RequestBody):
+    """Body of POST /v1/quotes: a spec as POST /v1/jobs takes it."""
 
     spec: dict[str, Any] | str
+    machine_counts: list[Annotated[int, Field(ge=1, le=MAX_NODES)]] = Field(default=[], max_length=MAX_MACHINE_COUNTS)
+    """Numbers of machines to compare. Without any: those that earlier runs say something about."""
 
 
-class PlanOption(Resource):
-    """A number of machines of one type that a job could run on, estimated from earlier runs."""
+class SecondsBand(Resource):
+    """One run of ten takes less than `low`, one more than `high`, half take less than `expected`."""
 
-    type: str
-    market: str
+    low: float
+    expected: float
+    high: float
+
+
+class MoneyBand(Resource):
+    """One run of ten costs less than `low`, one more than `high`, half cost less than `expected`."""
+
+    low: Money
+    expected: Money
+    high: Money
+
+
+class Interruptions(Resource):
+    """How likely a job is to be interrupted, and where that comes from."""
+
+    source: Literal["on_demand", "measured", "advisor", "unknown"]
+    """measured: on spot machines of this service, and in the bands; advisor: only the offer's `interruption` is known,
+    and not in the bands; unknown: nothing is; on_demand: it never is."""
+    probability: float | None = None
+    """Of at least one interruption."""
+    losses: int | None = None
+    """Spot machines of this type that were interrupted."""
+    machine_hours: float | None = None
+    """In which that happened."""
+
+
+class QuotedOffer(Resource):
+    """An offer for a job, with a number of machines. Money is for all machines together."""
+
     nodes: int
-    basis: Literal["measured", "interpolated", "estimated"]
-    run_s: float
-    """Expected time, as limits.time counts: from the start of training to its end."""
-    run_upper_s: float
-    """The same with its margin: what must be within limits.time."""
-    cost: Money
-    """Expected for all machines together, from launch to end, at today's price."""
-    budget_needed: Money
-    """What must be left of the budget: the cost with the margin, and what is held in advance."""
+    offer: Offer
+    basis: Literal["measured", "scaled", "unknown"]
+    """measured: from the team's runs on as many machines of this type; scaled: from `scaled_from`; unknown: no run says
+    anything, so there is no time and no cost."""
+    scaled_from: list[str]
+    """Machines that were measured, such as "2 × g5.xlarge"."""
+    runs: int
+    """Number of runs that were measured."""
+    time_s: SecondsBand | None
+    """From the launch of the machines until the job ends; the time in the queue is not included."""
+    cost: MoneyBand | None
+    """At today's price."""
+    hold: Money
+    """What is held when the job starts."""
+    max_cost: Money | None
+    """The most that limits.time and limits.cost allow; None: they limit nothing."""
+    left_after_hold: Money | None
+    """What the tightest budget has left when the job has started. Negative: so much is missing. None: no limit."""
+    left_after_end: Money | None
+    """The same when the expected cost is paid."""
+    interruptions: Interruptions
     infeasible_reason: Literal["slots", "batch", "budget", "time"] | None = None
     """Why it can't be chosen."""
 
 
-class Plan(Resource):
-    """What a job would run on and why. Nothing is stored, nothing spent."""
+class Quote(Resource):
+    """Where a job would run, how long it takes and what it costs. Nothing is stored, nothing spent."""
 
-    outcome: Literal["chosen", "requested", "unmeasured", "infeasible"]
-    """chosen: for limits.time; requested: as the spec says; unmeasured: no similar run; infeasible: none is in time."""
+    at: datetime
+    outcome: Literal["chosen", "requested", "unmeasured"]
+    """chosen: the machines are, for limits.time; requested: as the spec says; unmeasured: no similar run."""
     nodes: int
     type: str | None
     """The type of machine; None: whatever is cheapest."""
     summary: Reason
     why_not_faster: Reason | None
-    expected: PlanOption | None
-    """The estimate for the choice; if infeasible, for the fastest option."""
+    offers: list[QuotedOffer]
+    """Those that suit the job, best first: it gets the first one that has free slots."""
+    no_offer: Reason | None
+    """Why there are none: what the job would wait for."""
+    machine_counts: list[QuotedOffer]
+    """Of each type of machine the best offer, with other numbers of machines: time against cost."""
     time_limit_s: float | None
     sufficient_time_limit_s: int | None
     """The limits.time that would be enough, where it is too short."""
-    options: list[PlanOption]
     runs: int
-    """The team's earlier runs that the estimates come from."""
+    """The team's earlier runs of the same work."""
 
 
 class StopJobRequest(RequestBody):

@@ -31,7 +31,7 @@ def root(deployment: Deployment) -> Iterator[Path]:
 
 
 def problems(deployment: Deployment, path: object) -> list[dict[str, Any]]:
-    answer = deployment.member.post("/v1/plans", json={"spec": SPEC | {"params": {"hooks_file": str(path)}}})
+    answer = deployment.member.post("/v1/quotes", json={"spec": SPEC | {"params": {"hooks_file": str(path)}}})
     if answer.status_code == 200:
         return []
     assert answer.status_code == 422

@@ -72,8 +72,10 @@ def test_an_unknown_command_is_a_usage_error(run_command: RunCommand) -> None:
     [
         ("submit",),
         ("submit", "digits/quickstart", "-f", "x.yaml"),
-        ("plan",),
-        ("plan", "-f", "x.yaml", "epochs=3"),
+        ("quote",),
+        ("quote", "-f", "x.yaml", "epochs=3"),
+        ("quote", "x.yaml", "epochs=3"),
+        ("quote", "digits/quickstart", "--machines", "1,two"),
         ("up", "--budget", "much"),
         ("budget", "set", "-1e9"),
         ("budget", "weight", "0"),
@@ -90,7 +92,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
     [
         (),
         ("submit",),
-        ("plan",),
+        ("quote",),
         ("up",),
         ("demo",),
         ("logs",),

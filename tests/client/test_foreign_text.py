@@ -13,7 +13,7 @@ import httpx
 import pytest
 from shoestring import Client, cli
 from shoestring import watch as watching
-from shoestring.cli import artifacts, budgets, jobs, login, models, offers, results, terminal
+from shoestring.cli import artifacts, budgets, jobs, login, models, offers, quotes, results, terminal
 from shoestring_core import rest
 from shoestring_core.errors import Problem
 from shoestring_core.exit_codes import ExitCode
@@ -40,10 +40,6 @@ BUDGET = {
     "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
     "overdraft": MONEY, "left": MONEY, "weight": 1, "recent": MONEY, "etag": "1",
 }  # fmt: skip
-OPTION = {
-    "type": HOSTILE, "market": HOSTILE, "nodes": 1, "basis": "measured", "run_s": 1, "run_upper_s": 1, "cost": MONEY,
-    "budget_needed": MONEY,
-}  # fmt: skip
 ATTEMPT = {
     "number": 1, "state": "open", "trained": True, "machines": [MACHINE], "generations": [],
     "opened_at": "2026-01-01T00:00:00Z",
@@ -54,6 +50,12 @@ OFFER = {
     "provider": HOSTILE, "region": HOSTILE, "zone": HOSTILE, "type": HOSTILE, "market": "spot", "price_per_hour": MONEY,
     "on_demand_per_hour": MONEY, "price_source": HOSTILE, "fetched_at": None, "simulated": False, "available": False,
     "gpu": HOSTILE, "gpus": 1, "gpu_memory_mib": 1, "vcpus": 1, "memory_mib": 1, "interruption": HOSTILE,
+}  # fmt: skip
+QUOTED = {
+    "nodes": 1, "offer": OFFER, "basis": "scaled", "scaled_from": [HOSTILE], "runs": 1, "hold": MONEY,
+    "max_cost": MONEY, "time_s": {"low": 1, "expected": 2, "high": 3}, "left_after_hold": MONEY,
+    "left_after_end": MONEY, "cost": {"low": MONEY, "expected": MONEY, "high": MONEY},
+    "interruptions": {"source": "advisor"},
 }  # fmt: skip
 NOT_OFFERED = {"provider": HOSTILE, "types": [HOSTILE], "regions": [HOSTILE], "reason": REASON}
 ANSWERS: dict[str, Any] = {
@@ -67,7 +69,7 @@ ANSWERS: dict[str, Any] = {
 COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
-    ("plan", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
+    ("quote", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
     ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0, ("offers",): 0,
     ("predict", "JOB", "cat.jpg"): ExitCode.NOT_FOUND, ("export", "JOB"): ExitCode.NOT_FOUND,
 }  # fmt: skip
@@ -82,20 +84,22 @@ def answer(request: httpx.Request) -> httpx.Response:
     job = f"/v1/jobs/{ENDED['id']}"
     if path == "/v1/jobs":
         return httpx.Response(200, json={"jobs": [ENDED]} if request.method == "GET" else ENDED)
-    if path == "/v1/plans":
-        plan = {
+    if path == "/v1/quotes":
+        quote = {
+            "at": "2026-11-28T00:00:00Z",
             "outcome": "chosen",
             "nodes": 1,
             "type": None,
             "summary": REASON,
             "why_not_faster": REASON,
-            "expected": None,
+            "offers": [QUOTED],
+            "no_offer": REASON,
+            "machine_counts": [QUOTED],
             "time_limit_s": None,
             "sufficient_time_limit_s": None,
-            "options": [OPTION],
             "runs": 1,
         }
-        return httpx.Response(200, json=plan)
+        return httpx.Response(200, json=quote)
     if path == "/v1/offers":
         return httpx.Response(200, json={"offers": [OFFER], "not_offered": [NOT_OFFERED]})
     if path == "/v1/me":
@@ -112,7 +116,7 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def connect(*_: object) -> Client:
         return Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
 
-    for module in (artifacts, budgets, jobs, models, offers, results):
+    for module in (artifacts, budgets, jobs, models, offers, quotes, results):
         monkeypatch.setattr(module, "open_client", connect)
     monkeypatch.setattr(login, "Client", connect)
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))

@@ -34,9 +34,9 @@ JOBS: list[dict[str, Any]] = [
 ]
 MACHINES = [MACHINE | {"id": str(uuid.uuid4()), "slot": slot, "state": "running"} for slot in (0, 1)]
 ENDED = MACHINE | {"id": str(uuid.uuid4()), "slot": 2, "state": "terminated"}
-PLAN = {
-    "outcome": "chosen", "nodes": 1, "type": None, "why_not_faster": None, "expected": None, "time_limit_s": None,
-    "sufficient_time_limit_s": None, "options": [], "runs": 1,
+QUOTE = {
+    "at": "2026-11-28T00:00:00Z", "outcome": "chosen", "nodes": 1, "type": None, "why_not_faster": None, "offers": [],
+    "no_offer": None, "machine_counts": [], "time_limit_s": None, "sufficient_time_limit_s": None, "runs": 1,
     "summary": {"code": "unknown", "facts": {}, "text": "It will take 1 to 2 minutes and cost $0.02."},
 }  # fmt: skip
 preempted: list[str] = []
@@ -44,8 +44,8 @@ preempted: list[str] = []
 
 def answer(request: httpx.Request) -> httpx.Response:
     path = request.url.path
-    if path == "/v1/plans":
-        return httpx.Response(200, json=PLAN)
+    if path == "/v1/quotes":
+        return httpx.Response(200, json=QUOTE)
     if path == "/v1/jobs" and request.method == "POST":
         return httpx.Response(201, json=OTHER)
     if path == "/v1/jobs":

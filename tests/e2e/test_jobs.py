@@ -78,14 +78,14 @@ def test_a_gang_recovers_from_a_batch_that_breaks_the_numbers(service: Service, 
 
 def test_a_time_limit_is_judged_by_what_an_earlier_run_took(service: Service, jobs: Jobs, tmp_path: Path) -> None:
     service.settled(jobs.waiting.id)
-    plan = service.client.plan(ONE_MACHINE | {"limits": {"time": "20m"}})
-    assert (plan.outcome, plan.runs, plan.nodes) == ("chosen", 1, 1)
-    assert {one.nodes for one in plan.options if one.basis == "measured"} == {1}
+    quote = service.client.quote(ONE_MACHINE | {"limits": {"time": "20m"}})
+    assert (quote.outcome, quote.runs, quote.nodes) == ("chosen", 1, 1)
+    assert {one.nodes for one in quote.machine_counts if one.basis == "measured"} == {1}
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
-    arguments = ("plan", "digits/quickstart", "epochs=3", "width=8", "limits.time=20m")
+    arguments = ("quote", "digits/quickstart", "epochs=3", "width=8", "limits.time=20m")
     shown = shoestring(*arguments, home=tmp_path, **login)
     assert shown.returncode == ExitCode.OK
-    assert shown.stdout.splitlines()[:2] == [plan.summary.text, plan.why_not_faster.text]
+    assert shown.stdout.splitlines()[:2] == [quote.summary.text, quote.why_not_faster.text]
     assert "1 × local.cpu" in shown.stdout
 
 

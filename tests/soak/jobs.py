@@ -53,40 +53,35 @@ def prove_sizing(service: Service) -> None:
     assert service.settled(first.id).end_reason == "succeeded"
     assert service.settled(client.submit(QUICK | {"resources": {"nodes": 2}}).id).end_reason == "succeeded"
 
-    plan = client.plan(QUICK | {"limits": {"time": "20m"}})
-    assert (plan.outcome, plan.runs) == ("chosen", 2)
-    measured = {one.nodes: one for one in plan.options if one.basis == "measured"}
+    quote = client.quote(QUICK | {"limits": {"time": "20m"}})
+    assert (quote.outcome, quote.runs) == ("chosen", 2)
+    measured = {one.nodes: one for one in quote.machine_counts if one.basis == "measured"}
     assert set(measured) == {1, 2}
-    fitting = [one for one in plan.options if one.infeasible_reason is None]
-    assert plan.expected is not None
-    assert money.from_decimal(plan.expected.cost.amount) == min(money.from_decimal(one.cost.amount) for one in fitting)
-    assert plan.why_not_faster
+    fitting = [one for one in quote.machine_counts if one.infeasible_reason is None]
+    assert quote.nodes == min(fitting, key=lambda one: money.from_decimal(one.cost.expected.amount)).nodes
+    assert quote.why_not_faster
 
-    faster = min(measured.values(), key=lambda one: one.run_upper_s)
-    slower = max(measured.values(), key=lambda one: one.run_upper_s)
-    between = QUICK | {"limits": {"time": (faster.run_upper_s + slower.run_upper_s) / 2}}
-    assert client.plan(between).nodes == faster.nodes
     with pytest.raises(ServiceError) as refusal:
         client.submit(QUICK | {"limits": {"time": "1s"}})
     assert refusal.value.code == "time-limit-unmet"
 
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
-    arguments = ("plan", "digits/quickstart", "epochs=8", "width=8", "sync_batch_norm=false")
+    arguments = ("quote", "digits/quickstart", "epochs=8", "width=8", "sync_batch_norm=false")
     shown = shoestring(*arguments, "limits.time=20m", home=service.data.parent, **login)
     assert shown.returncode == ExitCode.OK
-    assert shown.stdout.splitlines()[:2] == [plan.summary.text, plan.why_not_faster.text]
+    assert shown.stdout.splitlines()[:2] == [quote.summary.text, quote.why_not_faster.text]
     assert "2 × local.cpu" in shown.stdout
     refused = shoestring(*arguments, "limits.time=1s", home=service.data.parent, **login)
     assert refused.returncode == ExitCode.NO_CAPACITY
 
     job = client.submit(QUICK | {"limits": {"time": "20m"}})
-    assert job.spec["resources"]["nodes"] == plan.nodes
-    assert job.sizing.text == f"{plan.summary.text} {plan.why_not_faster.text}"
+    assert job.spec["resources"]["nodes"] == quote.nodes
+    assert job.sizing.text == f"{quote.summary.text} {quote.why_not_faster.text}"
     done = service.settled(job.id)
     assert done.end_reason == "succeeded"
     machines = [machine for attempt in client.attempts(job.id).attempts for machine in attempt.machines]
-    assert {machine.type for machine in machines} == {plan.type}
-    assert len({machine.slot for machine in machines}) == plan.nodes
+    assert {machine.type for machine in machines} == {quote.type}
+    assert len({machine.slot for machine in machines}) == quote.nodes
 
 
 def prove_queue(service: Service) -> None:

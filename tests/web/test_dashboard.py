@@ -374,7 +374,10 @@ def test_the_yaml_of_the_spec_can_be_edited(deployment: Deployment, open_page: O
     expect(page.get_by_role("combobox", name="Recipe")).to_have_value("digits/quickstart")  # as before the slip
     spec.fill("recipe: digits/quickstart # mine\nresources: {nodes: 3}\nname: by hand\n")
     expect(page.get_by_label("Machines", exact=True)).to_have_value("3")
-    expect(page.get_by_role("status", name="Plan")).to_contain_text("it runs on 3 machines for $0.474 per hour")
+    quote = page.get_by_role("status", name="Quote")
+    expect(quote).to_contain_text("it runs on 3 machines for $0.474 per hour")
+    expect(quote.get_by_role("definition").first).to_have_text("unknown")  # never measured: no time is guessed
+    expect(quote).to_contain_text("is held to start")
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("by hand")
 

@@ -26,7 +26,7 @@ from shoestring_api.dependencies import Caller, Cursor, IdempotencyKey, ReadDep,
 from shoestring_api.idempotency import run_once
 from shoestring_api.job_specs import parse_spec
 from shoestring_api.json_body import ExactJsonRoute
-from shoestring_api.routes.plans import apply_sizing
+from shoestring_api.routes.quotes import apply_sizing
 from shoestring_api.serializers.jobs import serialize_job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ExactJsonRoute)

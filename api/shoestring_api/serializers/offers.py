@@ -26,7 +26,7 @@ def serialize_offers(
     ]
     required = Requirements(regions=(region,) if region else ())
     return [
-        _serialize(offer, available=offer.provider in served)
+        serialize_offer(offer, available=offer.provider in served)
         for offer in rank_offers([*stored, *listed], required).ranked
         if gpu is None or (offer.hardware is not None and (offer.hardware.gpu or "").lower() == gpu.lower())
     ]
@@ -45,7 +45,7 @@ def serialize_not_offered() -> list[rest.NotOffered]:
     ]
 
 
-def _serialize(offer: Offer, available: bool) -> rest.Offer:
+def serialize_offer(offer: Offer, available: bool) -> rest.Offer:
     hardware = offer.hardware
     return rest.Offer(
         provider=offer.provider,

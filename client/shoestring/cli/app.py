@@ -23,6 +23,7 @@ from shoestring.cli import (
     login,
     models,
     offers,
+    quotes,
     recipes,
     results,
     service,
@@ -75,7 +76,7 @@ def _options(
 app = typer.Typer(cls=BrokenPipeSafeGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.callback(help=HELP)(_options)
 app.command("submit")(jobs.submit)
-app.command("plan")(jobs.plan)
+app.command("quote")(quotes.quote)
 app.command("ls")(jobs.list_jobs)
 app.command("show")(jobs.show)
 app.command("watch")(jobs.watch)

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands for jobs: submit, plan, ls, show, watch, logs, stop, retry, resume, open."""
+"""Commands for jobs: submit, ls, show, watch, logs, stop, retry, resume, open."""
 
 from __future__ import annotations
 
 import json
-import sys
 import webbrowser
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from shoestring_core import document, rest, spec
-from shoestring_core.durations import format_duration
+from shoestring_core import rest
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.terminal_text import printable
 
 from shoestring import exit_codes
 from shoestring import watch as watching
+from shoestring.cli.spec_arguments import Params, RecipeName, SpecFile, spec_tree
 from shoestring.cli.terminal import (
     JobId,
     Json,
@@ -33,19 +31,6 @@ from shoestring.cli.terminal import (
 )
 from shoestring.client import Client, short_id
 
-RecipeName = Annotated[str | None, typer.Argument(help="Recipe name, e.g. digits/quickstart.")]
-Params = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Hyperparameters; dotted keys set fields of the spec.")
-]
-SpecFile = Annotated[Path | None, typer.Option("-f", "--file", help="Job spec, YAML or JSON; - reads stdin.")]
-
-INFEASIBLE_REASONS = {
-    "slots": "too few slots",
-    "batch": "batch too small",
-    "budget": "too expensive",
-    "time": "too slow",
-}
-
 
 def submit(
     recipe: RecipeName = None,
@@ -60,15 +45,15 @@ def submit(
 
     \b
     shoestring submit digits/quickstart epochs=10 resources.nodes=2 --watch
-    shoestring submit -f job.yaml
+    shoestring submit job.yaml
     shoestring submit imagefolder/resnet9 data.train=/data/images limits.cost=3.00
     shoestring submit imagefolder/resnet9 data.train=/data/images init=job/JOB   initialize from that job's weights
     """
-    tree = _spec_tree(recipe, params, file)
+    tree = spec_tree(recipe, params, file)
     with open_client(url) as client:
         if isinstance(tree, dict) and str(tree.get("init")).startswith("job/"):
             tree["init"] = f"job/{resolve_job_id(client, tree['init'].removeprefix('job/'))}"
-        estimate = client.plan(tree).summary  # before the job exists: what can't be planned can't be submitted either
+        estimate = client.quote(tree).summary  # before the job exists, as it says what machines there are now
         job = client.submit(tree, dry_run=dry_run)
         err.print((job.sizing or estimate).text)
         if dry_run:
@@ -80,25 +65,6 @@ def submit(
             print_result(job, as_json, lambda: out.print(str(job.id)))
             name = short_id(job.id)
             err.print(f"{watching.headline(job)}\nFollow: shoestring watch {name}\nStop:   shoestring stop {name}")
-
-
-def plan(
-    recipe: RecipeName = None, params: Params = None, file: SpecFile = None, url: Url = None, as_json: Json = False
-) -> None:
-    """Estimate a job's machines, time and cost. Submits nothing.
-
-    It says why the job would not be faster, too.
-
-    \b
-    shoestring plan digits/quickstart limits.time=5m
-    shoestring plan -f job.yaml --json
-    """
-    tree = _spec_tree(recipe, params, file)
-    with open_client(url) as client:
-        plan = client.plan(tree)
-    print_result(plan, as_json, lambda: _print_plan(plan))
-    if plan.outcome == "infeasible":
-        raise typer.Exit(ExitCode.NO_CAPACITY)
 
 
 def list_jobs(
@@ -244,21 +210,6 @@ def open_dashboard(
     webbrowser.open(link)
 
 
-def _spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -> str | dict[str, Any]:
-    """Return the spec that the arguments of `submit` and `plan` give."""
-    if (recipe is None) == (file is None):
-        raise typer.BadParameter("give either a recipe name or -f FILE")
-    if recipe is not None:
-        return spec.from_arguments(recipe, params or [])
-    assert file is not None
-    if params:
-        raise typer.BadParameter("KEY=VALUE needs a recipe name; with -f, set it in the file")
-    try:
-        return document.decode_text(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
-    except OSError as error:
-        raise typer.BadParameter(f"can't read {file}: {error.strerror}") from error
-
-
 def _watch(client: Client, job: str, as_json: bool) -> None:
     try:
         if as_json:
@@ -296,26 +247,6 @@ def _print_jobs(jobs: list[rest.Job]) -> None:
         wrap=("NAME", "DETAILS"),
         drop=("DETAILS", "STEPS"),
     )
-
-
-def _print_plan(plan: rest.Plan) -> None:
-    out.print(plan.summary.text)
-    if plan.why_not_faster:
-        out.print(plan.why_not_faster.text)
-    if plan.options:
-        out.print()
-        rows = [
-            (
-                f"{option.nodes} × {option.type}", option.market,
-                format_duration(option.run_s), format_duration(option.run_upper_s),
-                f"${option.cost.amount}", option.basis,
-                INFEASIBLE_REASONS[option.infeasible_reason] if option.infeasible_reason else "",
-            )
-            for option in plan.options
-        ]  # fmt: skip
-        columns = ("MACHINES", "MARKET", "TIME", "UPPER ESTIMATE", "COST", "BASIS", "NOT POSSIBLE")
-        print_table(columns, rows, "", drop=("MARKET", "BASIS", "UPPER ESTIMATE"))
-        err.print(f"Estimated from {plan.runs} earlier run{'' if plan.runs == 1 else 's'} of the team.")
 
 
 def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:

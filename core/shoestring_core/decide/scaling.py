@@ -68,6 +68,11 @@ class Estimate:
     rented_s         what each machine is paid for
     fixed_s          the part of run_s before the first step and after the last, which more machines don't shorten
     serial_fraction  the part of an epoch that more machines don't shorten; None if only one count is measured
+    boot_s           from the launch of the machines to the ranks' start
+    startup_s        from there until the first step is done
+    teardown_s       from the end of the run until the machines have terminated
+    ratios           how much longer an epoch took than estimated, in each run of this node count; if there is none, on
+                     each count that was measured
     """
 
     basis: Basis
@@ -76,6 +81,14 @@ class Estimate:
     rented_s: float
     fixed_s: float
     serial_fraction: float | None
+    boot_s: float
+    startup_s: float
+    teardown_s: float
+    ratios: tuple[float, ...]
+
+    @property
+    def margin_s(self) -> float:
+        return self.run_upper_s - self.run_s
 
 
 class ScalingModel:
@@ -115,7 +128,18 @@ class ScalingModel:
             rented_s=run_s + boot_s + teardown_s,
             fixed_s=fixed_s,
             serial_fraction=self._fit.serial_fraction(nodes) if self._fit else None,
+            boot_s=boot_s,
+            startup_s=startup_s,
+            teardown_s=teardown_s,
+            ratios=tuple(self._ratios(nodes)),
         )
+
+    def _ratios(self, nodes: int) -> Iterable[float]:
+        if nodes in self.runs:
+            return (run.epoch_s / self._epochs[nodes] for run in self.runs[nodes])
+        assert self._fit is not None
+        model = ((self._fit.seconds(count), measured) for count, measured in self._epochs.items())
+        return (measured / max(estimated, measured / 10) for estimated, measured in model)  # a bad fit can estimate 0
 
     def _epoch_s(self, nodes: int) -> float:
         if nodes in self._epochs:

@@ -190,7 +190,7 @@ def place(inputs: StartInputs) -> Placement:
 def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
     queued = inputs.queued
     if placement.best is None:
-        return Wait(queued.job, _why_no_offer(queued, placement))
+        return Wait(queued.job, why_no_offer(queued.requirements, placement))
     providers = tuple(dict.fromkeys(offer.provider for offer in placement.ranked))
     if queued.terminating_machines or queued.closing:
         detail = waits.EarlierMachinesTerminating(max(1, queued.terminating_machines))
@@ -203,10 +203,9 @@ def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
     return _wait_for_slots(inputs, placement.best, providers) if available is None else _start(inputs, available)
 
 
-def _why_no_offer(queued: QueuedJob, placement: Placement) -> waits.WaitDetail:
+def why_no_offer(requirements: Requirements, placement: Placement) -> waits.WaitDetail:
     """Why no offer suits a job, by the offers that come closest."""
     passed_over = {one.reason: one.offer for one in placement.passed_over}
-    requirements = queued.requirements
     if silent := passed_over.get("unanswered"):
         return waits.ProviderUnanswered(silent.provider)
     if full := passed_over.get("quota"):

@@ -21,7 +21,7 @@ from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.scaling import Basis, Measurement, ScalingModel
+from shoestring_core.decide.scaling import Basis, Estimate, Measurement, ScalingModel
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import MAX_NODES
 from shoestring_core.wording import NestedReason
@@ -173,8 +173,7 @@ def _option(inputs: SizingInputs, offer: Offer, scaling: ScalingModel, nodes: in
     estimate = scaling.estimate(nodes, inputs.epochs, inputs.evaluations)
     if estimate is None:
         return None
-    rented_upper_us = round((estimate.rented_s + estimate.run_upper_s - estimate.run_s) * 1e6)
-    option = Option(
+    return Option(
         type=offer.type,
         market=offer.market,
         nodes=nodes,
@@ -184,26 +183,32 @@ def _option(inputs: SizingInputs, offer: Offer, scaling: ScalingModel, nodes: in
         fixed_s=estimate.fixed_s,
         serial_fraction=estimate.serial_fraction,
         cost=nodes * money.cost(offer.price, round(estimate.rented_s * 1e6)),
-        budget_needed=nodes * _budget_needed(offer, rented_upper_us, inputs.timeouts[offer.provider]),
-        infeasible_reason="",
+        budget_needed=_budget_needed(inputs, offer, nodes, estimate),
+        infeasible_reason=infeasible_reason(inputs, offer, nodes, estimate),
     )
-    return replace(option, infeasible_reason=_infeasible_reason(inputs, offer, option))
 
 
-def _budget_needed(offer: Offer, rented_us: int, timeouts: Timeouts) -> int:
-    """For one machine: its cost and the hold in advance; only the hold if it never has to be extended."""
-    hold = funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum)
-    return hold if rented_us <= timeouts.funding_lease // 2 else hold + money.cost_ceiling(offer.price, rented_us)
-
-
-def _infeasible_reason(inputs: SizingInputs, offer: Offer, option: Option) -> InfeasibleReason:
-    if offer.slots is not None and option.nodes > offer.slots:
+def infeasible_reason(
+    inputs: SizingInputs, offer: Offer, nodes: int, estimate: Estimate | None = None
+) -> InfeasibleReason:  # fmt: skip
+    """Why so many machines of an offer can't be chosen, as far as it is known; empty if they can."""
+    if offer.slots is not None and nodes > offer.slots:
         return "slots"
-    if option.nodes * inputs.processes > inputs.min_batch:
+    if nodes * inputs.processes > inputs.min_batch:
         return "batch"
-    if inputs.budget_left is not None and option.budget_needed > inputs.budget_left:
+    if estimate is None:
+        return ""
+    if inputs.budget_left is not None and _budget_needed(inputs, offer, nodes, estimate) > inputs.budget_left:
         return "budget"
-    return "time" if inputs.time_limit_s is not None and option.run_upper_s > inputs.time_limit_s else ""
+    return "time" if inputs.time_limit_s is not None and estimate.run_upper_s > inputs.time_limit_s else ""
+
+
+def _budget_needed(inputs: SizingInputs, offer: Offer, nodes: int, estimate: Estimate) -> int:
+    """The cost with its margin and the hold in advance; only the hold if it never has to be extended."""
+    timeouts, rented_us = inputs.timeouts[offer.provider], round((estimate.rented_s + estimate.margin_s) * 1e6)
+    hold = funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum)
+    extended = rented_us > timeouts.funding_lease // 2
+    return nodes * (hold + money.cost_ceiling(offer.price, rented_us) if extended else hold)
 
 
 def _choice(inputs: SizingInputs, outcome: Outcome, best: Option, options: tuple[Option, ...]) -> Choice:

@@ -54,7 +54,7 @@ def submit(
     Raises BudgetExceeded only if a *limit* above it could never cover it; a job that must wait for budget is queued.
     """
     paying = ledger.ensure_member_accounts(db, principal.team, principal.user)
-    _check_affordable(db, paying, spec.limits.cost, min_hold)
+    check_affordable(db, paying, spec.limits.cost, min_hold)
     job = JobRow(
         id=uuid7(),
         team_id=principal.team,
@@ -83,6 +83,28 @@ def submit(
         db.event(data, team=principal.team, actor="scheduler", reason=sizing.reason, job=job.id)
     db.request_tick()
     return NewJob(job, (account, *paying))
+
+
+def check_affordable(db: Read, paying: Sequence[AccountRow], cost_limit: int | None, min_hold: int) -> None:
+    """Raise BudgetExceeded if a limit could never cover the job, however much is spent already."""
+    tightest = ledger.tightest_account(paying)
+    if cost_limit is not None and min_hold > cost_limit:
+        raise BudgetExceeded(
+            budget.CostLimitTooLow(limit=money.to_decimal(cost_limit), need=money.to_decimal(min_hold))
+        )
+    need = max(cost_limit or 0, min_hold)
+    if tightest is None or tightest.limit_micro is None or need <= tightest.limit_micro:
+        return
+    raise BudgetExceeded(
+        budget.AccountLimitTooLow(
+            account=str(tightest.id),
+            account_title=ledger.title(db, tightest),
+            limit=money.to_decimal(tightest.limit_micro),
+            need=money.to_decimal(need),
+            short_by=money.to_decimal(need - tightest.limit_micro),
+            first_machines=need == min_hold,
+        )
+    )
 
 
 def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: Reason, **columns: Any) -> JobRow:
@@ -190,27 +212,6 @@ def get(db: Read, team: UUID, job: UUID) -> JobRow:
 
 
 # Submitting
-
-
-def _check_affordable(db: Write, paying: Sequence[AccountRow], cost_limit: int | None, min_hold: int) -> None:
-    tightest = ledger.tightest_account(paying)
-    if cost_limit is not None and min_hold > cost_limit:
-        raise BudgetExceeded(
-            budget.CostLimitTooLow(limit=money.to_decimal(cost_limit), need=money.to_decimal(min_hold))
-        )
-    need = max(cost_limit or 0, min_hold)
-    if tightest is None or tightest.limit_micro is None or need <= tightest.limit_micro:
-        return
-    raise BudgetExceeded(
-        budget.AccountLimitTooLow(
-            account=str(tightest.id),
-            account_title=ledger.title(db, tightest),
-            limit=money.to_decimal(tightest.limit_micro),
-            need=money.to_decimal(need),
-            short_by=money.to_decimal(need - tightest.limit_micro),
-            first_machines=need == min_hold,
-        )
-    )
 
 
 def _start_checkpoint(old: JobRow | None) -> UUID | None:

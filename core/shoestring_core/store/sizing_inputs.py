@@ -184,8 +184,8 @@ def _chunks(
 def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | None, str]:
     """The least that any limit of the job or above it leaves, and that limit's owner. Money held by others isn't
     subtracted: it is released or can be waited for. None: nothing is limited."""
-    above = ledger.accounts_upward(db, "member", [f"{team}/{user}"]) or ledger.accounts_upward(db, "team", [str(team)])
-    remaining = [(max(0, row.limit_micro - row.posted), row) for row in above if row.limit_micro is not None]
+    paying = ledger.paying_accounts(db, team, user)
+    remaining = [(max(0, row.limit_micro - row.posted), row) for row in paying if row.limit_micro is not None]
     left, tightest = min(remaining, key=lambda pair: pair[0], default=(None, None))
     if limit is not None and (left is None or limit <= left):
         return limit, "limits.cost"

@@ -131,11 +131,11 @@ export const recipe = (name: string) =>
     staleTime: Number.POSITIVE_INFINITY,
   });
 
-/** What a spec would run on, and what that costs. While the next one is asked for, the last one stays. */
-export const plan = (spec: string) =>
+/** Where a spec would run, and what that costs. While the next one is asked for, the last one stays. */
+export const quote = (spec: string) =>
   queryOptions({
-    queryKey: ["plan", spec],
-    queryFn: async ({ signal }) => body(await api.POST("/v1/plans", { body: { spec }, signal })),
+    queryKey: ["quote", spec],
+    queryFn: async ({ signal }) => body(await api.POST("/v1/quotes", { body: { spec, machine_counts: [] }, signal })),
     placeholderData: keepPreviousData,
     retry: false,
     gcTime: 0,

@@ -250,7 +250,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/plans": {
+    "/v1/quotes": {
         parameters: {
             query?: never;
             header?: never;
@@ -260,10 +260,12 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Plan Job
-         * @description Return what the job would run on. Nothing is stored.
+         * Create Quote
+         * @description Return where the job would run, how long it takes and what it costs. Nothing is stored.
+         *
+         *     A job that would be refused is refused here with the same error.
          */
-        post: operations["plan_job"];
+        post: operations["create_quote"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1221,6 +1223,21 @@ export interface components {
             expires_in_days: number | null;
         };
         /**
+         * CreateQuoteRequest
+         * @description Body of POST /v1/quotes: a spec as POST /v1/jobs takes it.
+         */
+        CreateQuoteRequest: {
+            /** Spec */
+            spec: {
+                [key: string]: unknown;
+            } | string;
+            /**
+             * Machine Counts
+             * @default []
+             */
+            machine_counts: number[];
+        };
+        /**
          * CreatedKey
          * @description A new API key. The secret is returned only here.
          */
@@ -1379,6 +1396,23 @@ export interface components {
              * @default []
              */
             gpus: string[];
+        };
+        /**
+         * Interruptions
+         * @description How likely a job is to be interrupted, and where that comes from.
+         */
+        Interruptions: {
+            /**
+             * Source
+             * @enum {string}
+             */
+            source: "on_demand" | "measured" | "advisor" | "unknown";
+            /** Probability */
+            probability: number | null;
+            /** Losses */
+            losses: number | null;
+            /** Machine Hours */
+            machine_hours: number | null;
         };
         /** Job */
         Job: {
@@ -1819,6 +1853,15 @@ export interface components {
             currency: string;
         };
         /**
+         * MoneyBand
+         * @description One run of ten costs less than `low`, one more than `high`, half cost less than `expected`.
+         */
+        MoneyBand: {
+            low: components["schemas"]["Money"];
+            expected: components["schemas"]["Money"];
+            high: components["schemas"]["Money"];
+        };
+        /**
          * MultipartUpload
          * @description An object that goes up in parts of `part_bytes`, the last of which may be smaller. It appears once a POST to
          *     `complete_url` lists the parts with the ETags that their PUTs returned, as S3's CompleteMultipartUpload; that needs
@@ -1929,67 +1972,6 @@ export interface components {
             overdraft: string;
         };
         /**
-         * Plan
-         * @description What a job would run on and why. Nothing is stored, nothing spent.
-         */
-        Plan: {
-            /**
-             * Outcome
-             * @enum {string}
-             */
-            outcome: "chosen" | "requested" | "unmeasured" | "infeasible";
-            /** Nodes */
-            nodes: number;
-            /** Type */
-            type: string | null;
-            summary: components["schemas"]["Reason"];
-            why_not_faster: components["schemas"]["Reason"] | null;
-            expected: components["schemas"]["PlanOption"] | null;
-            /** Time Limit S */
-            time_limit_s: number | null;
-            /** Sufficient Time Limit S */
-            sufficient_time_limit_s: number | null;
-            /** Options */
-            options: components["schemas"]["PlanOption"][];
-            /** Runs */
-            runs: number;
-        };
-        /**
-         * PlanJobRequest
-         * @description Body of POST /v1/plans: a spec as POST /v1/jobs takes it.
-         */
-        PlanJobRequest: {
-            /** Spec */
-            spec: {
-                [key: string]: unknown;
-            } | string;
-        };
-        /**
-         * PlanOption
-         * @description A number of machines of one type that a job could run on, estimated from earlier runs.
-         */
-        PlanOption: {
-            /** Type */
-            type: string;
-            /** Market */
-            market: string;
-            /** Nodes */
-            nodes: number;
-            /**
-             * Basis
-             * @enum {string}
-             */
-            basis: "measured" | "interpolated" | "estimated";
-            /** Run S */
-            run_s: number;
-            /** Run Upper S */
-            run_upper_s: number;
-            cost: components["schemas"]["Money"];
-            budget_needed: components["schemas"]["Money"];
-            /** Infeasible Reason */
-            infeasible_reason: ("slots" | "batch" | "budget" | "time") | null;
-        };
-        /**
          * PointsMessage
          * @description SSE event `points`: new metric points of one job, as reported.
          */
@@ -2078,6 +2060,66 @@ export interface components {
             fraction: number | null;
             /** Eta S */
             eta_s: number | null;
+        };
+        /**
+         * Quote
+         * @description Where a job would run, how long it takes and what it costs. Nothing is stored, nothing spent.
+         */
+        Quote: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /**
+             * Outcome
+             * @enum {string}
+             */
+            outcome: "chosen" | "requested" | "unmeasured";
+            /** Nodes */
+            nodes: number;
+            /** Type */
+            type: string | null;
+            summary: components["schemas"]["Reason"];
+            why_not_faster: components["schemas"]["Reason"] | null;
+            /** Offers */
+            offers: components["schemas"]["QuotedOffer"][];
+            no_offer: components["schemas"]["Reason"] | null;
+            /** Machine Counts */
+            machine_counts: components["schemas"]["QuotedOffer"][];
+            /** Time Limit S */
+            time_limit_s: number | null;
+            /** Sufficient Time Limit S */
+            sufficient_time_limit_s: number | null;
+            /** Runs */
+            runs: number;
+        };
+        /**
+         * QuotedOffer
+         * @description An offer for a job, with a number of machines. Money is for all machines together.
+         */
+        QuotedOffer: {
+            /** Nodes */
+            nodes: number;
+            offer: components["schemas"]["Offer"];
+            /**
+             * Basis
+             * @enum {string}
+             */
+            basis: "measured" | "scaled" | "unknown";
+            /** Scaled From */
+            scaled_from: string[];
+            /** Runs */
+            runs: number;
+            time_s: components["schemas"]["SecondsBand"] | null;
+            cost: components["schemas"]["MoneyBand"] | null;
+            hold: components["schemas"]["Money"];
+            max_cost: components["schemas"]["Money"] | null;
+            left_after_hold: components["schemas"]["Money"] | null;
+            left_after_end: components["schemas"]["Money"] | null;
+            interruptions: components["schemas"]["Interruptions"];
+            /** Infeasible Reason */
+            infeasible_reason: ("slots" | "batch" | "budget" | "time") | null;
         };
         /**
          * RankExit
@@ -2369,6 +2411,18 @@ export interface components {
             every_s?: number | null;
             /** Every Steps */
             every_steps?: number | null;
+        };
+        /**
+         * SecondsBand
+         * @description One run of ten takes less than `low`, one more than `high`, half take less than `expected`.
+         */
+        SecondsBand: {
+            /** Low */
+            low: number;
+            /** Expected */
+            expected: number;
+            /** High */
+            high: number;
         };
         /** SetBudgetRequest */
         SetBudgetRequest: {
@@ -3102,7 +3156,7 @@ export interface operations {
             };
         };
     };
-    plan_job: {
+    create_quote: {
         parameters: {
             query?: never;
             header?: never;
@@ -3111,7 +3165,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["PlanJobRequest"];
+                "application/json": components["schemas"]["CreateQuoteRequest"];
             };
         };
         responses: {
@@ -3121,7 +3175,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Plan"];
+                    "application/json": components["schemas"]["Quote"];
                 };
             };
             /** @description What was wrong and how to fix it */

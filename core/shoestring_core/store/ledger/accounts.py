@@ -42,6 +42,11 @@ def ensure_member_accounts(db: Write, team: UUID, user: UUID) -> list[AccountRow
     return accounts_upward(db, "member", [owner])
 
 
+def paying_accounts(db: Read, team: UUID, user: UUID) -> list[AccountRow]:
+    """The accounts that pay for a member's jobs, the member's first; that of a new member may not exist yet."""
+    return accounts_upward(db, "member", [f"{team}/{user}"]) or accounts_upward(db, "team", [str(team)])
+
+
 def job_account(db: Read, job: UUID) -> AccountRow:
     return account_of(db, "job", str(job))
 

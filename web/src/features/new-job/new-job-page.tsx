@@ -1,14 +1,14 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, type ReactNode, useId, useState } from "react";
 import { api, body, newIdempotencyKey, Problem, type Schemas } from "../../api/client";
-import { budgets, job as jobQuery, type Job, plan, queries, recipes } from "../../api/queries";
+import { budgets, job as jobQuery, type Job, queries, recipes } from "../../api/queries";
 import { formatDollars } from "../../lib/money";
-import { useDebounced } from "../../lib/use-debounced";
 import { Async } from "../../components/async";
 import { Page } from "../../components/page";
 import { Panel } from "../../components/panel";
 import { ProblemNote } from "../../components/problem-note";
 import { navigate, useLocation } from "../../router";
+import { QuotePanel } from "./quote-panel";
 import { parseValue, yamlError, type Path, readField, writeField, specToYaml } from "./spec-yaml";
 import { tightestBudget } from "../budget/budget-page";
 
@@ -178,7 +178,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
               Spec is valid{validation.data.cost.limit ? `, cost limit ${formatDollars(validation.data.cost.limit)}` : ""}.
             </p>
           )}
-          <PlanNote text={validText} />
+          <QuotePanel text={validText} />
           <div className="row end">
             <BudgetNote />
             <button type="button" disabled={syntaxError !== null || validation.isPending} onClick={() => validation.mutate()}>
@@ -290,19 +290,6 @@ function Labelled({ label, help, errors, wide = false, children }: {
       <p id={`${id}-help`} className={errors.length > 0 ? "field-error" : "help"}>
         {errors.length > 0 ? errors.map(({ message }) => message).join(" ") : help}
       </p>
-    </div>
-  );
-}
-
-/** What the job would run on, its time and its cost, as far as the spec can be planned; errors are for Validate. */
-function PlanNote({ text }: { text: string }) {
-  const settled = useDebounced(text, 500);
-  const { data, isPlaceholderData } = useQuery(plan(settled));
-  if (!data) return null;
-  return (
-    <div className="plan" role="status" aria-label="Plan" aria-busy={isPlaceholderData || settled !== text}>
-      <p>{data.summary.text}</p>
-      {data.why_not_faster && <p className="muted">{data.why_not_faster.text}</p>}
     </div>
   );
 }

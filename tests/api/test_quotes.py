@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from shoestring_core import results
+from shoestring_core import money, results
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.sizing import SizingRecord, choose_machines
 from shoestring_core.store.fleet.offers import save_offers
@@ -39,34 +39,82 @@ def known(deployment: Deployment) -> Deployment:
     return deployment
 
 
-def plan(deployment: Deployment, **fields: Any) -> dict[str, Any]:
-    answer = deployment.member.post("/v1/plans", json={"spec": QUICK | fields})
+def quote(deployment: Deployment, *machine_counts: int, **fields: Any) -> dict[str, Any]:
+    body = {"spec": QUICK | fields, "machine_counts": machine_counts}
+    answer = deployment.member.post("/v1/quotes", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def test_a_plan_shows_table_choice_and_cost_and_stores_nothing(known: Deployment) -> None:
-    slow = plan(known, limits={"time": "20m"})
+def test_a_quote_has_time_cost_and_budget_of_each_offer_and_stores_nothing(known: Deployment) -> None:
+    slow = quote(known, limits={"time": "20m", "cost": "1.00"})
     assert (slow["outcome"], slow["nodes"], slow["type"], slow["runs"]) == ("chosen", 1, "local.cpu", 2)
-    assert [one["nodes"] for one in slow["options"]] == [1, 2, 3, 4]
-    assert slow["expected"] == slow["options"][0]
-    assert slow["expected"]["cost"]["currency"] == "USD"
+    (best,) = slow["offers"]
+    assert (best["basis"], best["runs"], best["nodes"]) == ("measured", 1, 1)
+    assert best["time_s"]["low"] < best["time_s"]["expected"] < best["time_s"]["high"]
+    low, expected, high = (money.from_decimal(best["cost"][name]["amount"]) for name in ("low", "expected", "high"))
+    assert 0 < low < expected < high
+    assert best["offer"]["fetched_at"] is not None
+    assert best["interruptions"]["source"] == "unknown"  # no spot machine ran for long enough
+    assert [one["nodes"] for one in slow["machine_counts"]] == [1, 2, 4]
+    assert [one["basis"] for one in slow["machine_counts"]] == ["measured", "measured", "scaled"]
+    assert slow["machine_counts"][2]["scaled_from"] == ["1 × local.cpu", "2 × local.cpu"]
+    assert slow["machine_counts"][0] == best
     assert "2 × local.cpu would take" in slow["why_not_faster"]["text"]
-    assert plan(known, limits={"time": "8m20s"})["nodes"] == 2
-    infeasible = plan(known, limits={"time": "10s"})
-    assert (infeasible["outcome"], infeasible["time_limit_s"]) == ("infeasible", 10)
-    assert plan(known, limits={"time": infeasible["sufficient_time_limit_s"]})["outcome"] == "chosen"
+    assert quote(known, limits={"time": "8m20s"})["nodes"] == 2
     assert len(known.member.get("/v1/jobs").json()["jobs"]) == 2  # the two that were measured
+
+
+def test_what_a_quote_says_is_held_is_what_a_start_holds(known: Deployment) -> None:
+    (best,) = quote(known, resources={"nodes": 2})["offers"]
+    job = known.submit(**QUICK, resources={"nodes": 2})
+    known.launch(job)
+    assert known.job(job).cost.held.amount == best["hold"]["amount"]
+
+
+def test_other_numbers_of_machines_are_quoted_as_asked_for(known: Deployment) -> None:
+    asked = quote(known, 3, 8)["machine_counts"]
+    assert [(one["nodes"], one["basis"], one["infeasible_reason"]) for one in asked] == [
+        (3, "scaled", None),
+        (8, "unknown", "slots"),  # more than twice what was measured, and more than there are
+    ]
+    assert asked[1]["time_s"] is asked[1]["cost"] is None
+    for wrong in ([0], [65], [1] * 9, ["2"]):
+        refused = known.member.post("/v1/quotes", json={"spec": QUICK, "machine_counts": wrong})
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid-request")
+
+
+def test_a_quote_of_what_was_never_measured_has_no_time_and_the_worst_case_by_its_limits(known: Deployment) -> None:
+    other = {"params": {"width": 16}}
+    (best,) = quote(known, **other)["offers"]
+    assert (best["basis"], best["time_s"], best["cost"], best["max_cost"]) == ("unknown", None, None, None)
+    (limited,) = quote(known, **other, limits={"time": "1h"})["offers"]
+    boot_and_drain = (known.state.timeouts.boot + known.state.timeouts.drain) / 3.6e9
+    assert float(limited["max_cost"]["amount"]) == pytest.approx(0.526 * (1 + boot_and_drain), abs=2e-6)
+    (capped,) = quote(known, **other, limits={"time": "1h", "cost": "0.25"})["offers"]
+    assert capped["max_cost"]["amount"] == "0.25"
+
+
+def test_a_quote_counts_down_the_tightest_budget(known: Deployment) -> None:
+    (team,) = (one for one in known.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    limited = known.admin.put(
+        f"/v1/budgets/{team['id']}", json={"limit": "2.00"}, headers={"If-Match": team["etag"]}
+    ).json()
+    (best,) = quote(known)["offers"]
+    micro = {name: money.from_decimal(best[name]["amount"]) for name in ("hold", "left_after_hold", "left_after_end")}
+    assert micro["left_after_hold"] == money.from_decimal(limited["left"]["amount"]) - micro["hold"]
+    expected = money.from_decimal(best["cost"]["expected"]["amount"])
+    assert micro["left_after_end"] == money.from_decimal(limited["left"]["amount"]) - expected
 
 
 def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
     limits = {"time": "8m20s"}
     answer = known.member.post("/v1/jobs", json={"spec": QUICK | {"limits": limits}})
     assert answer.status_code == 201, answer.text
-    job, planned = answer.json(), plan(known, limits=limits)
+    job, quoted = answer.json(), quote(known, limits=limits)
     assert job["spec"]["resources"]["nodes"] == 2
-    assert job["sizing"]["text"] == f"{planned['summary']['text']} {planned['why_not_faster']['text']}"
-    assert job["sizing"]["facts"]["summary"]["code"] == planned["summary"]["code"] == "machines_chosen"
+    assert job["sizing"]["text"] == f"{quoted['summary']['text']} {quoted['why_not_faster']['text']}"
+    assert job["sizing"]["facts"]["summary"]["code"] == quoted["summary"]["code"] == "machines_chosen"
     (sizing_event,) = [
         e for e in known.member.get(f"/v1/jobs/{job['id']}/events").json()["events"] if e["kind"] == "sizing"
     ]
@@ -102,23 +150,32 @@ def test_what_was_never_measured_runs_as_asked_and_says_that(known: Deployment) 
 
 
 def test_a_team_learns_nothing_from_another(known: Deployment) -> None:
-    asked = known.stranger.post("/v1/plans", json={"spec": QUICK | {"limits": {"time": "20m"}}}).json()
-    assert (asked["outcome"], asked["options"], asked["runs"]) == ("unmeasured", [], 0)
+    asked = known.stranger.post("/v1/quotes", json={"spec": QUICK | {"limits": {"time": "20m"}}}).json()
+    assert (asked["outcome"], asked["machine_counts"], asked["runs"]) == ("unmeasured", [], 0)
+    assert [one["basis"] for one in asked["offers"]] == ["unknown"]
 
 
-def test_a_plan_checks_the_spec_as_a_submission_does(deployment: Deployment) -> None:
+def test_a_job_that_would_be_refused_is_refused_by_a_quote_with_the_same_answer(known: Deployment) -> None:
     for wrong in (
         {"recipe": "digits/quickstar"},
         QUICK | {"limits": {"tme": "5m"}},
         QUICK | {"team": "speech"},
         {"recipe": "imagefolder/resnet9", "data": {"train": "/nowhere"}},
         "recipe: [",
+        QUICK | {"limits": {"time": "10s"}},  # no machines are so fast
+        QUICK | {"limits": {"cost": "0.000001"}},  # doesn't even pay for the first hold
     ):
-        submitted = deployment.member.post("/v1/jobs", json={"spec": wrong})
-        planned = deployment.member.post("/v1/plans", json={"spec": wrong})
-        assert planned.status_code == submitted.status_code >= 400
-        assert planned.json() == submitted.json()
-    assert deployment.nobody.post("/v1/plans", json={"spec": QUICK}).status_code == 401
+        submitted = known.member.post("/v1/jobs", json={"spec": wrong})
+        quoted = known.member.post("/v1/quotes", json={"spec": wrong})
+        assert quoted.status_code == submitted.status_code >= 400
+        assert quoted.json() == submitted.json()
+    assert known.nobody.post("/v1/quotes", json={"spec": QUICK}).status_code == 401
+
+
+def test_a_job_that_nothing_suits_is_quoted_what_it_would_wait_for(known: Deployment) -> None:
+    quoted = quote(known, resources={"spot": "never"})
+    assert quoted["offers"] == []
+    assert quoted["no_offer"]["code"] == "no_offer"
 
 
 def test_a_retry_keeps_the_machines_that_were_chosen(known: Deployment) -> None:
@@ -131,7 +188,7 @@ def test_a_retry_keeps_the_machines_that_were_chosen(known: Deployment) -> None:
 def test_more_machines_than_there_ever_are_are_refused_wherever_they_are_asked_for(deployment: Deployment) -> None:
     offer = Offer(**{**vars(OFFER), "slots": 2})
     deployment.store.write(lambda db: save_offers(db, OFFER.provider, [offer], deployment.state.timeouts))
-    for path in ("/v1/plans", "/v1/jobs"):
+    for path in ("/v1/quotes", "/v1/jobs"):
         answer = deployment.member.post(path, json={"spec": QUICK | {"resources": {"nodes": 4}}})
         (problem,) = answer.json()["errors"]
         assert (answer.status_code, problem["pointer"], problem["code"]) == (422, "/resources/nodes", "too-few-slots")

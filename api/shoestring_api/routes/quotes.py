@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quotes: where a job would run, its expected time and cost, and why not faster, before anything is spent."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from shoestring_core import rest
+from shoestring_core.decide.quotes import make_quote
+from shoestring_core.decide.sizing import Choice, SizingInputs, SizingRecord, choose_machines
+from shoestring_core.decide.sizing_reasons import explain
+from shoestring_core.errors import TimeLimitUnmet
+from shoestring_core.spec import JobSpec
+from shoestring_core.store import jobs, ledger, quote_inputs, sizing_inputs
+from shoestring_core.store.fleet import planning
+from shoestring_core.store.identity import Principal
+from shoestring_core.store.transactions import Read
+from shoestring_core.wording.sizing import Sized
+
+from shoestring_api.dependencies import Caller, ReadDep, StateDep
+from shoestring_api.job_specs import parse_spec
+from shoestring_api.json_body import ExactJsonRoute
+from shoestring_api.serializers.quotes import serialize_quote
+
+router = APIRouter(prefix="/v1/quotes", tags=["quotes"], route_class=ExactJsonRoute)
+
+
+@router.post("")
+def create_quote(body: rest.CreateQuoteRequest, state: StateDep, db: ReadDep, caller: Caller) -> rest.Quote:
+    """Return where the job would run, how long it takes and what it costs. Nothing is stored.
+
+    A job that would be refused is refused here with the same error.
+    """
+    spec = parse_spec(body.spec, caller, state)
+    sizing, choice, reason = _size(db, caller, spec)
+    sized = spec.with_nodes(choice.nodes)
+    paying = ledger.paying_accounts(db, caller.team, caller.user)
+    jobs.check_affordable(db, paying, sized.limits.cost, planning.min_hold(db, sized))
+    chosen_type = choice.type if spec.limits.time is not None else None
+    inputs = quote_inputs.load_quote_inputs(db, paying, sized, sizing, chosen_type, body.machine_counts)
+    return serialize_quote(make_quote(inputs), inputs, choice, reason)
+
+
+def apply_sizing(db: Read, caller: Principal, spec: JobSpec) -> tuple[JobSpec, SizingRecord | None]:
+    """Return the spec with the number of machines that its limits.time needs, and the stored record of that choice.
+
+    Without limits.time the spec is returned unchanged. Raises TimeLimitUnmet if no choice of machines keeps the limit.
+    """
+    if spec.limits.time is None:
+        return spec, None
+    inputs, choice, reason = _size(db, caller, spec)
+    return spec.with_nodes(choice.nodes), SizingRecord(inputs, choice, reason)
+
+
+def _size(db: Read, caller: Principal, spec: JobSpec) -> tuple[SizingInputs, Choice, Sized]:
+    inputs = sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec)
+    choice = choose_machines(inputs)
+    reason = explain(inputs, choice)
+    if choice.outcome == "infeasible":
+        raise TimeLimitUnmet(reason, sufficient_time_limit_s=choice.sufficient_time_limit_s)
+    return inputs, choice, reason

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring quote`: what a job would run on, how long it takes and what it costs, before it is submitted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from shoestring_core import money, rest
+from shoestring_core.durations import format_duration
+
+from shoestring.cli.spec_arguments import Params, RecipeName, SpecFile, spec_tree
+from shoestring.cli.terminal import Json, Url, err, format_dollars, open_client, out, print_result, print_table
+
+COLUMNS = (
+    "MACHINES", "GPU", "WHERE", "MARKET", "TIME", "80 % BAND", "COST", "80 % BAND OF COST", "BASIS", "INTERRUPTED",
+    "PER HOUR", "NOT POSSIBLE",
+)  # fmt: skip
+DROP = ("INTERRUPTED", "80 % BAND", "PER HOUR", "GPU", "WHERE", "BASIS", "80 % BAND OF COST", "MARKET")
+INFEASIBLE_REASONS = {
+    "slots": "too few slots",
+    "batch": "batch too small",
+    "budget": "too expensive",
+    "time": "too slow",
+}
+SHOWN_OFFERS = 10
+
+
+def quote(
+    recipe: RecipeName = None,
+    params: Params = None,
+    file: SpecFile = None,
+    machines: Annotated[
+        str, typer.Option("--machines", metavar="N,N…", help="Compare these numbers of machines, such as 1,2,4.")
+    ] = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a job would run on, how long it takes and what it costs. Submits nothing.
+
+    Times and costs come from your team's earlier runs of the same work; where there are none, it says so.
+
+    \b
+    shoestring quote job.yaml
+    shoestring quote digits/quickstart limits.time=5m
+    shoestring quote digits/quickstart epochs=20 --machines 1,2,4
+    shoestring quote -f job.yaml --json
+    """
+    tree, counts = spec_tree(recipe, params, file), _parse_counts(machines)
+    with open_client(url) as client:
+        quoted = client.quote(tree, machine_counts=counts)
+    print_result(quoted, as_json, lambda: _print(quoted))
+
+
+def _parse_counts(text: str) -> list[int]:
+    try:
+        return [int(count) for count in text.split(",")] if text else []
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,2,4") from None
+
+
+def _print(quoted: rest.Quote) -> None:
+    out.print(quoted.summary.text)
+    if quoted.why_not_faster:
+        out.print(quoted.why_not_faster.text)
+    if quoted.no_offer:
+        out.print(quoted.no_offer.text)
+    if quoted.offers:
+        out.print()
+        print_table(COLUMNS, [_row(one) for one in quoted.offers[:SHOWN_OFFERS]], "", drop=DROP)
+        if (more := len(quoted.offers) - SHOWN_OFFERS) > 0:
+            err.print(f"{more} more offers: --json")
+        out.print()
+        for line in _budget_lines(quoted.offers[0]):
+            out.print(line)
+    if quoted.machine_counts:
+        out.print("\nTime against cost:")
+        print_table(COLUMNS, [_row(one) for one in quoted.machine_counts], "", drop=DROP)
+    err.print(f"From {quoted.runs} earlier run{'' if quoted.runs == 1 else 's'} of this work by your team.")
+
+
+def _budget_lines(best: rest.QuotedOffer) -> list[str]:
+    """What the best offer does to the budget."""
+    lines = [f"To start, {format_dollars(best.hold)} is held{_of_budget(best.left_after_hold)}."]
+    if best.left_after_end is not None:
+        lines.append(f"After the end, {_left(best.left_after_end)} of the tightest budget is expected to be left.")
+    if best.max_cost is not None:
+        lines.append(f"Its limits allow at most {format_dollars(best.max_cost)}.")
+    price, offer = best.offer.price_per_hour, best.offer
+    age = f", as of {offer.fetched_at:%Y-%m-%d %H:%M:%S} UTC" if offer.fetched_at else ""
+    simulated = "; nobody is charged it" if offer.simulated else ""
+    lines.append(f"Price: {format_dollars(price)} per machine and hour ({offer.price_source}{age}{simulated}).")
+    return lines
+
+
+def _of_budget(left: rest.Money | None) -> str:
+    if left is None:
+        return ""
+    if _is_negative(left):
+        return f": the budget lacks {_left(left)} for it, so the job would wait"
+    return f", which leaves {_left(left)} of the tightest budget"
+
+
+def _left(amount: rest.Money) -> str:
+    return f"${amount.amount.removeprefix('-')}"
+
+
+def _is_negative(amount: rest.Money) -> bool:
+    return amount.amount.startswith("-")
+
+
+def _row(one: rest.QuotedOffer) -> tuple[str, ...]:
+    offer, time_s, cost = one.offer, one.time_s, one.cost
+    return (
+        f"{one.nodes} × {offer.type}",
+        f"{offer.gpus} × {offer.gpu}" if offer.gpu else "none",
+        " ".join(dict.fromkeys((offer.provider, offer.zone or offer.region))),
+        offer.market.replace("_", " "),
+        format_duration(time_s.expected) if time_s else "unknown",
+        f"{format_duration(time_s.low)} to {format_duration(time_s.high)}" if time_s else "",
+        f"${_rounded(cost.expected)}" if cost else "unknown",
+        f"${_rounded(cost.low)} to ${_rounded(cost.high)}" if cost else "",
+        _basis(one),
+        _interrupted(one),
+        format_dollars(offer.price_per_hour),
+        INFEASIBLE_REASONS[one.infeasible_reason] if one.infeasible_reason else "",
+    )
+
+
+def _rounded(amount: rest.Money) -> str:
+    """To a cent; of less than a dollar, two digits."""
+    micro = money.from_decimal(amount.amount)
+    return money.to_decimal(round(micro, -min(4, max(0, len(str(micro)) - 2))))
+
+
+def _basis(one: rest.QuotedOffer) -> str:
+    if one.basis == "unknown":
+        return "unknown: never measured"
+    runs = f"{one.runs} run{'' if one.runs == 1 else 's'}"
+    return f"measured, {runs}" if one.basis == "measured" else f"scaled from {', '.join(one.scaled_from)}"
+
+
+def _interrupted(one: rest.QuotedOffer) -> str:
+    odds = one.interruptions
+    if odds.source == "on_demand":
+        return "no"
+    if odds.probability is not None:
+        return f"{100 * odds.probability:.0f} % (measured)"
+    return f"{one.offer.interruption} a month" if odds.source == "advisor" else "unknown"

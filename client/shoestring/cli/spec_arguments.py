@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments that name a job spec: a recipe with parameters, or a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from shoestring_core import document, spec
+
+RecipeName = Annotated[
+    str | None,
+    typer.Argument(metavar="RECIPE|FILE", help="Recipe name, e.g. digits/quickstart; or a job spec, e.g. job.yaml."),
+]
+Params = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Hyperparameters; dotted keys set fields of the spec.")
+]
+SpecFile = Annotated[Path | None, typer.Option("-f", "--file", help="Job spec, YAML or JSON; - reads stdin.")]
+
+
+def spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -> str | dict[str, Any]:
+    """Return the spec that the arguments of `submit` and `quote` give."""
+    if (recipe is None) == (file is None):
+        raise typer.BadParameter("give either a recipe name or a file")
+    if recipe is not None and recipe.endswith((".yaml", ".yml", ".json")):
+        file, recipe = Path(recipe), None
+    if recipe is not None:
+        return spec.from_arguments(recipe, params or [])
+    assert file is not None
+    if params:
+        raise typer.BadParameter("KEY=VALUE needs a recipe name; with a file, set it there")
+    try:
+        return document.decode_text(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(f"can't read {file}: {error.strerror}") from error

@@ -1,0 +1,112 @@
+import { useQuery } from "@tanstack/react-query";
+import { quote } from "../../api/queries";
+import type { Schemas } from "../../api/client";
+import { TableScroll } from "../../components/table-scroll";
+import { formatDollars } from "../../lib/money";
+import { formatAgo } from "../../lib/time";
+import { useDebounced } from "../../lib/use-debounced";
+import { basisText, budgetText, costText, interruptionText, machinesText, notPossibleText, placeText, quoteErrorText, timeText } from "./quote-text";
+
+type QuotedOffer = Schemas["QuotedOffer"];
+
+/** Where the job of this spec would run, how long it takes and what it costs; asked again when the text has settled. */
+export function QuotePanel({ text }: { text: string }) {
+  const settled = useDebounced(text, 500);
+  const { data, error, isPending, isPlaceholderData } = useQuery(quote(settled));
+  const busy = isPending || isPlaceholderData || settled !== text;
+  return (
+    <div className="quote">
+      <div role="status" aria-label="Quote" aria-busy={busy}>
+        {error ? <p className="muted">{quoteErrorText(error)}</p> : data ? <QuoteText data={data} /> : <p className="muted">Getting a quote…</p>}
+      </div>
+      {data && <Alternatives data={data} />}
+    </div>
+  );
+}
+
+function QuoteText({ data }: { data: Schemas["Quote"] }) {
+  return (
+    <>
+      {data.offers[0] && <BestOffer best={data.offers[0]} />}
+      {data.no_offer && <p>{data.no_offer.text}</p>}
+      <p>{data.summary.text}</p>
+      {data.why_not_faster && <p className="muted">{data.why_not_faster.text}</p>}
+    </>
+  );
+}
+
+function Alternatives({ data }: { data: Schemas["Quote"] }) {
+  const [best, ...others] = data.offers;
+  const counts = data.machine_counts.filter(({ nodes, offer }) => nodes !== data.nodes || offer.type !== best?.offer.type);
+  return (
+    <>
+      {others.length > 0 && <Offers label="Other offers" offers={others.slice(0, 10)} />}
+      {counts.length > 0 && <Offers label="Other numbers of machines" offers={counts} />}
+    </>
+  );
+}
+
+function BestOffer({ best }: { best: QuotedOffer }) {
+  const { offer } = best;
+  return (
+    <>
+      <dl>
+        <dt>Time</dt>
+        <dd>{timeText(best)}</dd>
+        <dt>Cost</dt>
+        <dd>{costText(best)}</dd>
+        <dt>From</dt>
+        <dd>{basisText(best)}</dd>
+        <dt>On</dt>
+        <dd>
+          {machinesText(best)}, {offer.market.replace("_", " ")}, {placeText(best)}; {interruptionText(best)}
+        </dd>
+        <dt>Price</dt>
+        <dd>
+          {formatDollars(offer.price_per_hour)} per machine and hour, {offer.price_source}
+          {offer.fetched_at ? `, ${formatAgo(offer.fetched_at)}` : ""}
+          {offer.simulated ? "; nobody is charged it" : ""}
+        </dd>
+      </dl>
+      <p>{budgetText(best)}</p>
+    </>
+  );
+}
+
+function Offers({ label, offers }: { label: string; offers: QuotedOffer[] }) {
+  return (
+    <details>
+      <summary>
+        {label} ({offers.length})
+      </summary>
+      <TableScroll label={label} short>
+        <table>
+          <thead>
+            <tr>
+              <th>Machines</th>
+              <th>Time</th>
+              <th>Cost</th>
+              <th>From</th>
+              <th>Where</th>
+              <th>Not possible</th>
+            </tr>
+          </thead>
+          <tbody>
+            {offers.map((one) => (
+              <tr key={`${machinesText(one)} ${one.offer.market} ${placeText(one)}`}>
+                <td>
+                  {machinesText(one)} {one.offer.market.replace("_", " ")}
+                </td>
+                <td>{timeText(one)}</td>
+                <td>{costText(one)}</td>
+                <td>{basisText(one)}</td>
+                <td>{placeText(one)}</td>
+                <td>{notPossibleText(one)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </TableScroll>
+    </details>
+  );
+}
