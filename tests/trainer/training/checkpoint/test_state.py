@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,13 +116,14 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, parts: dict[str, byte
 
 
 @pytest.mark.parametrize(
-    "state",
-    [fresh(width=8), fresh(recipe="imagefolder/resnet9@1"), fresh(seed=2), fresh(data="other images")],
+    "difference",
+    [{"width": 8}, {"recipe": "imagefolder/resnet9@1"}, {"seed": 2}, {"data": "other images"}],
     ids=["shapes", "recipe", "seed", "data"],
 )
 def test_a_foreign_checkpoint_is_refused_with_the_difference(
-    tmp_path: Path, parts: dict[str, bytes], state: TrainingState
+    tmp_path: Path, parts: dict[str, bytes], difference: dict[str, Any]
 ):
+    state = fresh(**difference)
     before = pack_snapshot(state.snapshot(0))
     saved = save(tmp_path, parts)
     with pytest.raises(DataError, match=str(saved.data)):

@@ -15,7 +15,6 @@ import torch
 from shoestring_core.spec import DataFormat
 from shoestring_trainer.training.data.torchvision_datasets import DATASETS, PREFIX
 from shoestring_trainer.training.errors import DataError
-from shoestring_trainer.training.vision_compat import datasets
 
 from tests.trainer.training.data.sample_images import COLOURS, load, save_image
 from tests.trainer.training.gangs import finished
@@ -112,6 +111,8 @@ def test_a_label_out_of_range_is_named(tmp_path: Path):
 
 
 def test_nothing_is_ever_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from shoestring_trainer.training.vision_compat import datasets
+
     def fetch(*_: object, **__: object) -> None:
         raise AssertionError("asked for the internet")
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load
 from shoestring_core import recipes
-from shoestring_trainer.training import vision_compat
 from shoestring_trainer.training.cli import commands
 from shoestring_trainer.training.cli.predict import read_image
 from shoestring_trainer.training.data.cifar10 import load_cifar10
@@ -212,6 +211,8 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050"])
 def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_the_same(tmp_path: Path, name: str):
     """Through safetensors and through ONNX Runtime: the same class for every validation image, the same losses."""
+    from shoestring_trainer.training.vision_compat import models, timm
+
     data = load_cifar10(write_binary(tmp_path), Settings(verify_checksums=False))
     torch.manual_seed(0)
     model = build_model(name, Settings(), classes=10, mean=data.mean, std=data.std).train()
@@ -228,9 +229,9 @@ def test_a_librarys_network_loads_into_a_fresh_one_of_that_library_and_predicts_
 
     library, _, plain = name.partition("/")
     fresh = (
-        vision_compat.models.get_model(plain, num_classes=10)
+        models.get_model(plain, num_classes=10)
         if library == "torchvision"
-        else vision_compat.timm.create_model(plain, num_classes=10)
+        else timm.create_model(plain, num_classes=10)
     )
     fresh.load_state_dict(load(left["network.safetensors"]))
     images_NCHW = data.val.images_NCHW.float() / data.max_value
