@@ -44,7 +44,7 @@ def test_nothing_is_left_of_a_budget_that_is_overdrawn_by_a_micro_dollar(world: 
     job = world.job()
     world.hold(job, 11)
     world.limit("team", 10)
-    with pytest.raises(BudgetExceeded) as refused:
+    with pytest.raises(BudgetExceeded, match="overdrawn") as refused:
         world.hold(job, 5)
     assert (refused.value.fields["left"], refused.value.fields["short_by"]) == ("0.00", "0.000005")
 
@@ -437,9 +437,11 @@ def test_a_change_of_the_organizations_limit_is_an_event_of_all_its_teams(world:
         ledger.create_accounts(db, org.owner, other)
 
     world.store.write(second_team)
+    stranger = World(world.store)
     world.limit("org", 5)
     with world.store.read() as db:
         assert [event.kind for event in events.load_events(db, other, 0, 10)] == ["budget"]
+    assert stranger.events("budget") == [], "another organization is told nothing"
 
 
 def test_the_tightest_account_has_the_smallest_limit_above_a_job(world: World) -> None:
@@ -447,6 +449,8 @@ def test_the_tightest_account_has_the_smallest_limit_above_a_job(world: World) -
     with world.store.read() as db:
         leaf = ledger.job_account(db, job.id).id
         assert ledger.tightest_account([world.account("org")]) is None
+        least = [AccountRow(limit_micro=1), AccountRow(limit_micro=0)]
+        assert ledger.tightest_account(least) is least[1]
         assert ledger.tightest_account(ledger.ancestors(db, leaf)).kind == "job"
     world.limit("team", 400)
     with world.store.read() as db:
@@ -544,6 +548,18 @@ def test_the_audit_finds_a_manipulated_total(world: World) -> None:
     )
     found = {(one.account, one.total, one.expected, one.actual) for one in world.find_discrepancies()}
     assert found == {(account, "posted", 5, 6), (account, "held", 0, 3)}
+
+
+@pytest.mark.any_database
+def test_the_audit_finds_money_from_nowhere_and_an_overdraft_without_cause(world: World) -> None:
+    job = world.job()
+    world.settle(world.hold(job, 10), 5)
+    leaf = world.account("job", job).id
+    world.store.write(
+        lambda db: db.execute(update(AccountRow).where(AccountRow.id == leaf).values(posted=7, overdraft=3))
+    )
+    found = {(one.account, one.total, one.expected, one.actual) for one in world.find_discrepancies()}
+    assert found == {(leaf, "posted", 5, 7), (leaf, "overdraft", 0, 3), (None, "sum of all", 0, 2)}
 
 
 # Any interleaving

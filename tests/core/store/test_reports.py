@@ -14,7 +14,7 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BatchGap, InvalidRequest, NotFound
 from shoestring_core.store import logs, metrics, reports
 from shoestring_core.store.fleet import gangs
-from shoestring_core.store.tables import MachineRow
+from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import attempts
 from sqlalchemy import update
@@ -303,7 +303,32 @@ def test_the_number_of_steps_comes_from_the_ranks_start(fleet: Fleet, running: t
     assert [total(9, "started", 40), total(10, "started", 1), total(11, "started", 2**62 - 1)] == [40, 1, 2**62 - 1]
 
 
+def test_when_training_began_is_noted_once_though_two_batches_come_at_once(
+    fleet: Fleet, running: tuple[UUID, UUID]
+) -> None:
+    job, machine = running
+    for table, row in (("jobs", JobRow.id), ("generations", GenerationRow.job)):
+        fleet.alter(JobRow, JobRow.id == job, first_step_at=None)
+        fleet.alter(GenerationRow, GenerationRow.job == job, first_step_at=None)
+        first = update(row.class_).where(row == job).values(first_step_at=7)
+        with meanwhile(fleet.store, table, first):
+            send(fleet, machine, fleet.machine_row(machine).acked_seq + 1, points=[series("loss", 1)])
+        noted = {"jobs": fleet.job_row(job), "generations": fleet.generation_row(job)}
+        assert noted[table].first_step_at == 7
+
+
 # Logs
+
+
+@pytest.mark.any_database
+def test_an_hour_of_the_quota_is_one_of_the_clock(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    fleet.clock.now = 500_000 * 3600 * S
+    send(fleet, machine, 1, logs=[log(b"a" * 900)])
+    for later, hour in ((3600 * S - 1, 500_000), (1, 500_001)):
+        fleet.clock.now += later
+        send(fleet, machine, fleet.machine_row(machine).acked_seq + 1, logs=[log(b"b", 900)])
+        assert fleet.job_row(job).log_hour == hour
 
 
 def test_logs_beyond_the_quota_of_an_hour_are_dropped(fleet: Fleet, running: tuple[UUID, UUID]) -> None:

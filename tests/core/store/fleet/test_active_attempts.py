@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.store.fleet import active_attempts, agents, gangs, launches, planning
 from shoestring_core.store.tables import GenerationRow, MachineRow, MemberRow
@@ -52,6 +53,7 @@ def test_refusals_of_an_attempt_are_known_with_their_text_if_they_have_one(fleet
     assert active.gang_status().refusals == ((RefusalKind.CAPACITY, "full"), (RefusalKind.INTERRUPTED, ""))
 
 
+@pytest.mark.any_database
 def test_an_attempt_is_alive_as_long_as_a_machine_of_it_may_run(fleet: Fleet) -> None:
     _, machines = fleet.running(nodes=2)
     alive = []
@@ -62,6 +64,7 @@ def test_an_attempt_is_alive_as_long_as_a_machine_of_it_may_run(fleet: Fleet) ->
     assert fleet.read(active_attempts.load_active_attempts)[0].alive is False
 
 
+@pytest.mark.any_database
 def test_nothing_is_read_of_jobs_without_an_active_attempt(fleet: Fleet) -> None:
     """A tick stays as cheap as it is, however many jobs there have been."""
     ended, (machine,) = fleet.running()

@@ -13,9 +13,9 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import billing, gangs, launches
-from shoestring_core.store.tables import AttemptRow, EventRow, JobRow, MachineRow
+from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, JobRow, MachineRow
 from shoestring_core.wording import budget
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from tests.core.world import (
     LAUNCHING,
@@ -301,3 +301,23 @@ def test_jobs_on_an_overdrawn_account_are_named_with_the_nearest_one(fleet: Flee
     theirs = stranger.job()
     stranger.hold(theirs, 10)
     assert fleet.read(billing.overdrawn_jobs, [theirs.id]) == {}
+
+
+@pytest.mark.any_database
+def test_of_all_jobs_accounts_only_those_asked_for_are_read(fleet: Fleet) -> None:
+    """A tick stays as cheap as it is, however many jobs there have been."""
+    asked, _ = fleet.running()
+    fleet.running()
+    fleet.limit("team", 1)
+    read = []
+
+    def note(row: AccountRow, _context: object) -> None:
+        read.append(row.owner)
+
+    event.listen(AccountRow, "load", note)
+    try:
+        fleet.read(billing.overdrawn_jobs, [asked])
+    finally:
+        event.remove(AccountRow, "load", note)
+    owners = [fleet.account(kind).owner for kind in ("org", "team", "member")]
+    assert sorted(read) == sorted([str(asked), *owners])

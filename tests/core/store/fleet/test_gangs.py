@@ -183,6 +183,7 @@ def test_a_job_ends_after_eight_attempts_in_a_row_that_launched_machines_and_tra
     assert row.end_detail == attempts.NeverTrained(8).as_json()
 
 
+@pytest.mark.any_database
 def test_a_jobs_failed_attempts_are_counted_without_those_of_other_jobs(fleet: Fleet) -> None:
     eighth, _ = fleet.running()
     job = fleet.job(retry={"max": 100}, resources={"nodes": 1}).id

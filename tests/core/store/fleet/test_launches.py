@@ -270,3 +270,9 @@ def test_an_offer_is_not_avoided_after_a_machine_of_it_ended_otherwise(fleet: Fl
     _, (machine,) = fleet.running()
     fleet.end(machine, "exited")
     assert fleet.read(launches.load_refusals) == ()
+
+
+def test_a_machine_is_asked_of_the_provider_that_it_was_planned_with(fleet: Fleet) -> None:
+    machine, other = fleet.ids(fleet.start(nodes=2))
+    fleet.alter(MachineRow, MachineRow.id == other, provider="other")
+    assert [fleet.read(launches.load_provider, one) for one in (machine, other, uuid7())] == ["local", "other", None]
