@@ -54,6 +54,9 @@ class EndReason(StrEnum):
     NO_CAPACITY = "no_capacity"
     QUOTA = "quota"
     ACCOUNT = "account"
+    NETWORK = "network"
+    BOOT = "boot"
+    HARDWARE = "hardware"
     INFRASTRUCTURE = "infrastructure"
 
     @property
@@ -98,6 +101,9 @@ END_MEANINGS: Mapping[EndReason, EndMeaning] = {
     E.NO_CAPACITY: EndMeaning(JobStatus.FAILED, ExitCode.NO_CAPACITY),
     E.QUOTA: EndMeaning(JobStatus.FAILED, ExitCode.NO_CAPACITY),
     E.ACCOUNT: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED),
+    E.NETWORK: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED),
+    E.BOOT: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED),
+    E.HARDWARE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED),
     E.INFRASTRUCTURE: EndMeaning(JobStatus.FAILED, ExitCode.JOB_FAILED),
 }
 

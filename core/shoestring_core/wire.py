@@ -97,8 +97,8 @@ class BootReport(WireMessage):
     phase: str = Field(pattern=r"^[a-z]{1,20}$")
     """boot | driver | install | agent"""
     message: str = Field(default="", max_length=2_000)
-    failed: bool = False
-    """The machine powers itself off."""
+    failure: Literal["image", "hardware", "boot"] | None = None
+    """What is at fault if the phase failed; the machine powers itself off."""
     seconds: float = Field(default=0, ge=0, le=1e6, allow_inf_nan=False)
     """How long the phase took."""
 
@@ -170,7 +170,7 @@ class RankExit(WireMessage):
     at: UnixSeconds
     code: int | None = None
     kind: str | None = Field(default=None, max_length=40)
-    """user_code | out_of_memory | nan | data | infrastructure"""
+    """user_code | out_of_memory | nan | data | hardware | infrastructure"""
     since: Step | None = None
     """nan: the first step with NaN or infinite values."""
     message: str = Field(default="", max_length=20_000)

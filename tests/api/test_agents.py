@@ -53,7 +53,7 @@ def test_a_machine_tells_how_far_it_has_booted_until_its_agent_registers(deploym
     job = deployment.submit()
     (agent,) = deployment.launch(job)
     assert agent.boot(phase="driver", message="NVIDIA driver 580", seconds=1.5).status_code == 204
-    assert agent.boot(phase="install", message="no module", failed=True, seconds=2).status_code == 204
+    assert agent.boot(phase="install", message="no module", failure="image", seconds=2).status_code == 204
     events = [
         event for event in deployment.member.get(f"/v1/jobs/{job}/events").json()["events"] if event["kind"] == "agent"
     ]

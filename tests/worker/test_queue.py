@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from shoestring_core import wording
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.retries import REFUSED_DELAY
 from shoestring_core.decide.schedule import Wait, schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded
@@ -195,7 +196,7 @@ def test_a_job_starts_again_when_its_backoff_ends_although_nothing_else_changes(
     began = world.clock.now
     while world.job(job).state == "queued":
         world.tick(0.5)
-    assert queue.CAPACITY_DELAY / 2 <= world.clock.now - began <= 2 * queue.CAPACITY_DELAY
+    assert REFUSED_DELAY / 2 <= world.clock.now - began <= 2 * REFUSED_DELAY
 
 
 @pytest.mark.any_database

@@ -12,13 +12,16 @@ from shoestring_core.decide.rendezvous import MachineStatus, select_members
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
 from shoestring_core.wording import Reason, attempts
-from shoestring_core.wording.machines import EndedByProvider, LaunchRefused
+from shoestring_core.wording.machines import (
+    BootFailed,
+    EndedByProvider,
+    LaunchRefused,
+    MachineSilent,
+    ServiceUnreachable,
+)
 
 MAX_RESTARTS_WITHOUT_CHECKPOINT = 3
 """How often the same machines restart without a new checkpoint in between."""
-
-MAX_ATTEMPTS_WITHOUT_STEP = 8
-"""How many attempts in a row may launch machines that never train a step: bounds the money spent for nothing."""
 
 CHECKPOINT_GRACE = 2 * S
 """How long the survivors of a machine loss wait for rank 0 to report that its last checkpoint is uploaded."""
@@ -80,7 +83,7 @@ class Restart:
 class EndAttempt:
     """Give the machines back and queue the job again.
 
-    reason  preempted | machine_lost | not_ready | capacity | quota
+    reason  one of those in `retries.RULES`
     """
 
     reason: str
@@ -106,7 +109,7 @@ def decide_attempt(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAct
     """
     for machine in gang.members:
         if machine.state in (MachineState.TERMINATING, MachineState.TERMINATED):
-            return _after_machine_loss(gang, machine, now)
+            return _after_machine_loss(gang, machine, now, timeouts)
     if gang.generation is None:
         return _while_launching(gang, now, timeouts)
     if gang.generation_state is GenerationState.FORMING:
@@ -117,37 +120,20 @@ def decide_attempt(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAct
     return _after_rank_exits(gang, now, timeouts)
 
 
-def refuse_retry(
-    reason: str, trained_attempts: int, attempts_without_step: int, retry_on: tuple[str, ...], retry_max: int
-) -> EndJob | None:
-    """The end of a job whose attempt ended; None if it may be queued again.
-
-    trained_attempts       attempts in which a step ran, this one included; the first is not a retry
-    attempts_without_step  the latest attempts in a row that launched machines and never trained a step
-    """
-    kind = "capacity" if reason in ("capacity", "quota") else "interruption"
-    if kind not in retry_on:
-        end = {"capacity": EndReason.NO_CAPACITY, "quota": EndReason.QUOTA}.get(reason, EndReason.INFRASTRUCTURE)
-        return EndJob(end, attempts.RetryNotAllowed(reason, kind))
-    if trained_attempts > retry_max:
-        return EndJob(EndReason.INFRASTRUCTURE, attempts.RetriesExhausted(trained_attempts, retry_max))
-    if attempts_without_step >= MAX_ATTEMPTS_WITHOUT_STEP:
-        return EndJob(EndReason.INFRASTRUCTURE, attempts.NeverTrained(MAX_ATTEMPTS_WITHOUT_STEP))
-    return None
-
-
-def backoff(failures: int, timeouts: Timeouts, first: int = S // 2) -> int:
-    """µs to wait before the next try after `failures` in a row: doubles from `first` up to the launch window."""
-    return min(first * 2 ** min(failures - 1, 20), timeouts.launch_window) if failures else 0
-
-
-def _after_machine_loss(gang: GangStatus, lost: MachineStatus, now: int) -> AttemptAction:
+def _after_machine_loss(gang: GangStatus, lost: MachineStatus, now: int, timeouts: Timeouts) -> AttemptAction:
     if lost.notice_at is not None or lost.end_cause == "preempted":
         end = EndAttempt("preempted", attempts.MachinePreempted(lost.slot))
     elif refused := RefusalKind.of_end(lost.end_cause):
         if refused.end_reason is not None:
             return EndJob(refused.end_reason, EndedByProvider(refused))
         end = EndAttempt(refused, EndedByProvider(refused))
+    elif lost.boot_failure is not None:
+        detail = BootFailed(lost.slot, *lost.boot_failure)
+        if detail.kind == "image":
+            return EndJob(EndReason.IMAGE, detail)
+        end = EndAttempt(detail.kind, detail)
+    elif lost.end_cause == "exited" and lost.is_mute and timeouts.hello is not None:
+        return EndJob(EndReason.NETWORK, ServiceUnreachable(lost.slot))
     elif lost.end_cause == "exited" and lost.registered_at is None:
         end = EndAttempt("machine_lost", attempts.MachineNeverRegistered(lost.slot))
     else:
@@ -173,14 +159,20 @@ def _while_launching(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptA
     for kind, message in gang.refusals:
         if kind.end_reason is not None:
             return EndJob(kind.end_reason, LaunchRefused(kind, message))
+    for machine in gang.machines:
+        if timeouts.hello is not None and machine.is_mute and now >= (machine.launched_at or now) + timeouts.hello:
+            return EndAttempt("boot", MachineSilent(machine.slot, timeouts.hello // S))
     if now < gang.opened_at + timeouts.launch_window:
         return NoAction()
     running = sum(machine.state is MachineState.RUNNING for machine in gang.machines)
     if gang.elastic and (slots := select_members(gang.machines, gang.min_nodes or gang.size)):
         return Restart(attempts.FewerMachines(len(slots), gang.size))
     if running < gang.size:
-        if any(kind is RefusalKind.QUOTA for kind, _ in gang.refusals):
+        refused_for = {kind for kind, _ in gang.refusals}
+        if RefusalKind.QUOTA in refused_for:
             return EndAttempt("quota", attempts.QuotaTooLow())
+        if RefusalKind.PRICE in refused_for:
+            return EndAttempt("price", attempts.SpotPriceTooHigh())
         return EndAttempt("capacity", attempts.TooFewMachines())
     return NoAction()
 
@@ -199,6 +191,10 @@ def _after_rank_exits(gang: GangStatus, now: int, timeouts: Timeouts) -> Attempt
     if not failed:
         return _after_clean_exits(exits, gang, all_exited, now >= since + timeouts.forming)
 
+    for machine in exited:
+        if broken := next((end for end in machine.exits if end.kind == "hardware"), None):
+            end = EndAttempt("hardware", attempts.HardwareFailed(broken.rank, machine.slot, broken.summary))
+            return _continue_or_end(gang, end, (machine.slot,))
     nan = next((end for end in failed if end.kind == "nan" and end.since is not None), None)
     if nan is not None:
         return _recover_from_nan(nan, gang)

@@ -54,7 +54,7 @@ def rank_offers(
     now: int | None = None,
     refusals: Iterable[RecentRefusal] = (),
 ) -> Placement:
-    """The cheapest offer first, of equally cheap ones spot; those that were refused for lack of capacity come last.
+    """The cheapest offer first, of equally cheap ones spot; those that were refused for capacity or price come last.
 
     now  µs UTC; None: the age of offers and refusals doesn't matter, because nothing is to be launched
     """
@@ -68,9 +68,9 @@ def rank_offers(
         if reason is not None:
             passed_over.append(PassedOver(offer, reason))
         elif RefusalKind.INTERRUPTED in refused_for:
-            interrupted.append((RefusalKind.CAPACITY in refused_for, offer))
+            interrupted.append((not refused_for.isdisjoint(_SCARCE), offer))
         else:
-            suitable.append((RefusalKind.CAPACITY in refused_for, offer))
+            suitable.append((not refused_for.isdisjoint(_SCARCE), offer))
     if any(offer.market == "spot" and not refused for refused, offer in suitable):
         passed_over += [PassedOver(offer, "interrupted") for _, offer in interrupted]
     else:  # they are better than none, and cheaper than on-demand
@@ -114,6 +114,7 @@ def is_stale(offer: Offer, now: int) -> bool:
     return offer.fetched_at is not None and now > offer.fetched_at + MAX_OFFER_AGE
 
 
+_SCARCE = {RefusalKind.CAPACITY, RefusalKind.PRICE}
 _MARKETS = {"only": ("spot",), "never": ("on_demand",), "prefer": ("spot", "on_demand")}
 
 

@@ -80,6 +80,7 @@ class QueuedJob:
     terminating_machines  of earlier attempts: there are never two living machines for one slot
     closing               its last attempt is not closed yet, even if its machines have terminated
     not_before            it waits for a backoff until then (µs UTC)
+    refused               because a provider refused machines to its last attempt
     """
 
     job: UUID
@@ -91,6 +92,7 @@ class QueuedJob:
     terminating_machines: int = 0
     closing: bool = False
     not_before: int = 0
+    refused: bool = False
 
     @property
     def member(self) -> MemberPath:

@@ -32,7 +32,8 @@ class MachineRef:
 class ProviderMachine:
     """A machine as its provider describes it. Times are µs UTC by the provider's clock; `token` is our machine id.
 
-    end_cause    requested | preempted | exited | crashed; or a RefusalKind: refused after all, while it was launching
+    end_cause    requested | preempted | exited | crashed; or a RefusalKind: refused after all, while it was launching;
+                 also of one that is stopping, if the provider tells already
     clock_shift  how far the computer's clock was set forward since the launch (negative: back), in µs; 0 unless the
                  provider's clock is tied to it
     ended_at     when it began to end, as far as the provider tells

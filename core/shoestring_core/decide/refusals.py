@@ -16,6 +16,8 @@ class RefusalKind(StrEnum):
 
     CAPACITY = "capacity"
     """It has no such machine free now."""
+    PRICE = "price"
+    """Spot costs more than on demand now, which is the most that we pay for it."""
     QUOTA = "quota"
     """The account has as many as it may have."""
     INTERRUPTED = "interrupted"
@@ -50,7 +52,12 @@ _END_REASONS = {
     RefusalKind.IMAGE: EndReason.IMAGE,
     RefusalKind.INVALID: EndReason.INFRASTRUCTURE,
 }
-_MEMORY = {RefusalKind.CAPACITY: 60 * S, RefusalKind.QUOTA: 300 * S, RefusalKind.INTERRUPTED: 300 * S}
+_MEMORY = {
+    RefusalKind.CAPACITY: 60 * S,
+    RefusalKind.PRICE: 300 * S,
+    RefusalKind.QUOTA: 300 * S,
+    RefusalKind.INTERRUPTED: 300 * S,
+}
 
 LONGEST_MEMORY = max(_MEMORY.values())
 

@@ -19,9 +19,11 @@ from shoestring_core.states import MachineState
 class MachineStatus:
     """One machine of the attempt and its role in the generation. Times are µs UTC by the server's clock.
 
-    is_member   it is a member of the current generation, or there is no generation yet
-    is_rank0    its node rank is 0: it writes and uploads the checkpoints
-    was_member  it was a member of the last generation that formed, so its ranks may still run
+    is_member     it is a member of the current generation, or there is no generation yet
+    is_rank0      its node rank is 0: it writes and uploads the checkpoints
+    was_member    it was a member of the last generation that formed, so its ranks may still run
+    hello_at      when its user data first reached the service
+    boot_failure  kind, phase and message of what failed in its boot
     """
 
     slot: int
@@ -34,9 +36,17 @@ class MachineStatus:
     exits: tuple[wire.RankExit, ...] = ()
     registered_at: int | None = None
     ended_at: int | None = None
+    launched_at: int | None = None
+    hello_at: int | None = None
+    boot_failure: tuple[str, str, str] | None = None
     is_member: bool = True
     is_rank0: bool = False
     was_member: bool = False
+
+    @property
+    def is_mute(self) -> bool:
+        """Nothing on it has ever reached the service."""
+        return self.hello_at is None and self.registered_at is None
 
     @property
     def can_train(self) -> bool:

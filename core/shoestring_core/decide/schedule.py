@@ -3,8 +3,9 @@
 
 Jobs are served in the order of `queue.FairQueue`. While a job waits for slots, no later job starts on the providers
 whose slots it waits for. While a job waits for budget, no later job starts that would draw on the same exhausted
-account; jobs paid from elsewhere do. A job that can never start, that waits for a backoff after a failed attempt, or
-that is itself behind one that waits for budget, blocks nobody.
+account; jobs paid from elsewhere do. While a job waits for a backoff because it was refused machines, no later job
+that needs the same starts: backoffs don't change the order. Any other job that waits for a backoff, one that can never
+start, and one that is itself behind one that waits for budget, block nobody.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class StartInputs:
     slots_blocked_by   an earlier job that waits for slots, by provider
     budget_blocked_by  an earlier job that waits for budget, and the account that is short
     refusals           what providers refused lately
+    refused_until      when an earlier job that needs the same, and was refused it, is tried again (µs UTC)
     timeouts           by provider
     """
 
@@ -56,6 +58,7 @@ class StartInputs:
     now: int
     refusals: tuple[RecentRefusal, ...]
     timeouts: dict[str, Timeouts]
+    refused_until: int = 0
 
     def as_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = _INPUTS.dump_python(self, mode="json")
@@ -128,6 +131,7 @@ def schedule_jobs(
     balances, in_use = dict(snapshot.balances), dict(snapshot.machines_in_use)
     waiting_for_slots: dict[str, Blocker] = {}
     waiting_for_budget: dict[UUID, tuple[Blocker, str]] = {}
+    refused_until: dict[Requirements, int] = {}
     with_slots = [name for name in by_provider if not _has_only_stale_offers(available, name, now)]
     complete = True
     for member, queued in FairQueue(snapshot, balances):
@@ -148,7 +152,10 @@ def schedule_jobs(
             now=now,
             refusals=snapshot.refusals,
             timeouts=by_provider,
+            refused_until=refused_until.get(queued.requirements, 0),
         )
+        if queued.refused:
+            refused_until[queued.requirements] = max(inputs.refused_until, queued.not_before)
         if queued.requirements not in placements:
             placements[queued.requirements] = place(inputs)
         decision = _decide(inputs, placements[queued.requirements])
@@ -197,6 +204,8 @@ def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
         return Wait(queued.job, detail, providers if queued.terminating_machines else ())
     if inputs.now < queued.not_before:
         return Wait(queued.job, waits.RetryDelayed())
+    if inputs.now < inputs.refused_until:
+        return Wait(queued.job, waits.BehindRefusedJob())
     available = next((offer for offer in placement.ranked if _has_free_slots(inputs, offer)), None)
     if wait := _wait_for_budget(inputs, available or placement.best):
         return wait

@@ -32,6 +32,8 @@ class Timeouts(BaseModel):
     """How long a machine may go without reporting before it is terminated through the provider."""
     boot: Microseconds = 60 * S
     """From a machine's launch until its agent's first request."""
+    hello: Microseconds | None = None
+    """From a machine's launch until its user data's first report; None: the provider's machines send none."""
     consistency_window: Microseconds = 2 * S
     """How long the provider's list may lack a machine that was just launched."""
     launch_call: Microseconds = 10 * S

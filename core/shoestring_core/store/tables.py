@@ -285,6 +285,10 @@ class MachineRow(Base):
     state: Mapped[str]
     call_deadline: Mapped[int | None]
     session_hash: Mapped[str | None]
+    hello_at: Mapped[int | None]
+    """When its user data first reached the service."""
+    boot_failure: Mapped[dict[str, Any] | None]
+    """wire.BootReport.failure, phase and message of what failed in its boot."""
     registered_at: Mapped[int | None]
     address: Mapped[str | None]
     hardware: Mapped[dict[str, Any] | None]

@@ -41,16 +41,16 @@ class TrainingStarted(Reason):
 
 @dataclass(frozen=True)
 class BootPhase(Reason):
-    """`phase`: boot | driver | install | agent; `message`: the machine's own."""
+    """`phase`: boot | driver | install | agent; `message`: the machine's own; `failure`: image | hardware | boot."""
 
     code = "agent_boot"
     phase: str = "boot"
     message: str = ""
-    failed: bool = False
+    failure: str | None = None
     seconds: FiniteFloat = 0.0
 
     def text(self) -> str:
-        if self.failed:
+        if self.failure:
             return f"{self.phase.capitalize()} failed after {self.seconds:.0f} s: {self.message}. It powers off."
         return f"{self.phase.capitalize()}, {self.seconds:.1f} s: {self.message}."
 

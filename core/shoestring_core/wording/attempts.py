@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.reason import NestedReason, Reason
 from shoestring_core.wording.units import Span, batches_of_steps
 
 # Machines
@@ -88,6 +88,17 @@ class QuotaTooLow(Reason):
 
 
 @dataclass(frozen=True)
+class SpotPriceTooHigh(Reason):
+    code = "spot_price_too_high"
+
+    def text(self) -> str:
+        return (
+            "Spot machines cost more than on-demand ones now, which is the most that we pay for them. They are tried "
+            "again later; resources.spot: prefer takes on-demand machines meanwhile."
+        )
+
+
+@dataclass(frozen=True)
 class PreemptionNoticed(Reason):
     code = "preemption_noticed"
 
@@ -133,6 +144,22 @@ class RankFailed(Reason):
 
     def text(self) -> str:
         return f"Rank {self.rank} failed: {self.error}"
+
+
+@dataclass(frozen=True)
+class HardwareFailed(Reason):
+    """`error`: the first line of the message."""
+
+    code = "hardware_failed"
+    rank: int
+    slot: int
+    error: str
+
+    def text(self) -> str:
+        return (
+            f"The GPU of rank {self.rank}, on the machine in slot {self.slot}, is broken: {self.error}. "
+            "The job continues on another machine."
+        )
 
 
 @dataclass(frozen=True)
@@ -191,11 +218,15 @@ class RetriesExhausted(Reason):
 
 @dataclass(frozen=True)
 class NeverTrained(Reason):
+    """`last`: why the last of them ended."""
+
     code = "never_trained"
     attempts: int
+    last: NestedReason
 
     def text(self) -> str:
-        return f"{self.attempts} attempts in a row launched machines that never trained a step."
+        count = f"{self.attempts} attempts in a row launched machines that never trained a step."
+        return f"{count} The last: {self.last.text()}"
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ _ENDS = {
     EndReason.NO_CAPACITY: "Failed: no machines available",
     EndReason.QUOTA: "Failed: the provider's quota is exhausted",
     EndReason.ACCOUNT: "Failed: the provider rejected the account",
+    EndReason.NETWORK: "Failed: its machine could not reach this service",
+    EndReason.BOOT: "Failed: its machines did not boot",
+    EndReason.HARDWARE: "Failed: its machines' GPUs were broken",
     EndReason.INFRASTRUCTURE: "Failed: the machines failed repeatedly",
 }
 

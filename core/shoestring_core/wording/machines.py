@@ -101,10 +101,58 @@ _CAUSES = {
     "exited": "It exited normally.",
     "crashed": "It crashed.",
     "capacity": "The provider had no capacity for it after all.",
+    "price": "Spot cost more than on demand after all.",
     "quota": "The account's quota did not allow it after all.",
     "account": "The account may not launch it: often a key that encrypts its disk can't be used.",
     "image": "Its image can't be used.",
 }
+
+
+@dataclass(frozen=True)
+class BootFailed(Reason):
+    """`kind`: image | hardware | boot; `phase` and `message` are the machine's own."""
+
+    code = "boot_failed"
+    slot: int
+    kind: str
+    phase: str
+    message: str
+
+    def text(self) -> str:
+        advice = _BOOT_ADVICE.get(self.kind, "The job is tried again on another one a few times.")
+        return f"The machine in slot {self.slot} failed in the phase {self.phase} of its boot: {self.message}. {advice}"
+
+
+_BOOT_ADVICE = {
+    "image": "Other machines would fail alike: use an image with a driver and an environment as docs/aws.md has them.",
+    "hardware": "Its GPU can't be used; the job is tried again on another machine.",
+}
+
+
+@dataclass(frozen=True)
+class ServiceUnreachable(Reason):
+    code = "service_unreachable"
+    slot: int
+
+    def text(self) -> str:
+        return (
+            f"The machine in slot {self.slot} booted, could not reach this service within a minute, and powered itself "
+            "off. Others would not reach it either: check that SHOESTRING_AGENT_URL is reachable from the internet, "
+            "that the machine's subnet has a route there, and that its security group lets it out."
+        )
+
+
+@dataclass(frozen=True)
+class MachineSilent(Reason):
+    code = "machine_silent"
+    slot: int
+    seconds: int
+
+    def text(self) -> str:
+        return (
+            f"The machine in slot {self.slot} was launched {self.seconds} s ago and its user data has reported "
+            "nothing. Check that the image runs cloud-init and has Python 3.9 or later as python3."
+        )
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,15 @@ class RetryDelayed(WaitDetail):
 
 
 @dataclass(frozen=True)
+class BehindRefusedJob(WaitDetail):
+    code = "behind_refused_job"
+    waits_for = WaitReason.CAPACITY
+
+    def text(self) -> str:
+        return "The provider has just refused such machines to an earlier job, which is tried again first."
+
+
+@dataclass(frozen=True)
 class BudgetOverdrawn(WaitDetail):
     """`own`: it is the job's own limit."""
 

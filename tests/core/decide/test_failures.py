@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
+from uuid import UUID
 
 import pytest
 from shoestring_core import wire
@@ -16,14 +18,14 @@ from shoestring_core.decide.failures import (
     MachineStatus,
     NoAction,
     Restart,
-    backoff,
     decide_attempt,
-    refuse_retry,
 )
 from shoestring_core.decide.nan_recovery import next_skip
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.retries import JITTER, RULES, backoff, refuse_retry, retry_delay
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
-from shoestring_core.wording import attempts
+from shoestring_core.wording import attempts, machines
 from shoestring_trainer.training.errors import Kind
 
 NOW = 1_800_000_000 * S
@@ -109,7 +111,7 @@ def test_a_user_error_keeps_its_kind_and_message(kind):
 
 
 def test_each_kind_of_error_that_a_rank_reports_ends_the_job_unless_the_infrastructure_is_blamed():
-    assert {*USER_ERRORS, EndReason.INFRASTRUCTURE} == set(get_args(Kind))
+    assert {*USER_ERRORS, EndReason.HARDWARE, EndReason.INFRASTRUCTURE} == set(get_args(Kind))
 
 
 def test_the_reason_of_a_failed_job_is_one_line_without_the_traceback():
@@ -157,6 +159,7 @@ def test_ranks_restart_three_times_without_a_new_checkpoint_then_the_infrastruct
         ("crashed", None, "machine_lost"),
         ("capacity", None, "capacity"),
         ("quota", None, "quota"),
+        ("price", None, "price"),
         ("account", None, EndReason.ACCOUNT),
         ("image", None, EndReason.IMAGE),
     ],
@@ -180,6 +183,51 @@ def test_a_machine_that_left_before_it_reached_the_service_is_told_apart(end_cau
     assert (decided.reason, decided.detail.code) == ("machine_lost", code)
 
 
+HELLO = TIMEOUTS.model_copy(update={"hello": 300 * S})
+
+
+def test_a_machine_that_powered_off_without_reaching_the_service_ends_the_job():
+    """Another one would not reach it either. That is certain only where user data says hello first."""
+    mute = MachineStatus(1, MachineState.TERMINATING, "exited")
+    assert decide_attempt(gang(up(0), mute, state=None), NOW, TIMEOUTS).reason == "machine_lost"
+    ended = decide_attempt(gang(up(0), mute, state=None), NOW, HELLO)
+    assert ended == EndJob(EndReason.NETWORK, machines.ServiceUnreachable(1))
+    for heard in ({"hello_at": 1}, {"registered_at": 1}, {"notice_at": 1}):
+        said = MachineStatus(1, MachineState.TERMINATED, "exited", **heard)
+        assert isinstance(decide_attempt(gang(up(0), said, state=None), NOW, HELLO), EndAttempt)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("image", EndJob), ("hardware", EndAttempt), ("boot", EndAttempt)],
+)
+def test_a_boot_that_failed_is_the_image_s_the_gpu_s_or_the_machine_s_fault(kind, expected):
+    failed = MachineStatus(0, MachineState.TERMINATED, "exited", hello_at=1, boot_failure=(kind, "driver", "no GPU"))
+    action = decide_attempt(gang(failed, up(1), state=None), NOW, HELLO)
+    assert action == expected(kind, machines.BootFailed(0, kind, "driver", "no GPU"))
+
+
+def test_a_machine_whose_user_data_reports_nothing_is_given_up():
+    mute = MachineStatus(0, MachineState.RUNNING, launched_at=NOW - 300 * S)
+    assert decide_attempt(gang(mute, up(1), state=None), NOW, HELLO).detail == machines.MachineSilent(0, 300)
+    for other in ({"launched_at": NOW - 299 * S}, {"hello_at": 1}, {"registered_at": 1}):
+        fine = replace(mute, **other)
+        assert decide_attempt(gang(fine, up(1), state=None), NOW, HELLO) == NoAction()
+    assert decide_attempt(gang(mute, up(1), state=None), NOW, TIMEOUTS) == NoAction()
+
+
+def test_a_broken_gpu_is_nobody_s_error_and_its_machine_is_given_back():
+    exits = (end("error", 1, "hardware"),)
+    lost_peer = up(0, exits=(end("error", 0, "infrastructure"),))
+    action = decide_attempt(gang(lost_peer, up(1, exits=exits)), NOW, TIMEOUTS)
+    assert action == EndAttempt("hardware", attempts.HardwareFailed(1, 1, "rank 1: error hardware"))
+
+
+def test_a_gang_refused_for_the_price_of_spot_waits_for_that():
+    refused = gang(up(0), state=None, refusals=((RefusalKind.PRICE, "too low"),))
+    assert decide_attempt(refused, NOW + 30 * S, TIMEOUTS).reason == "price"
+
+
 def test_a_generation_that_does_not_form_in_time_ends_the_attempt():
     forming = gang(up(0), MachineStatus(1, MachineState.RUNNING), state=GenerationState.FORMING)
     assert decide_attempt(forming, NOW, TIMEOUTS) == NoAction()
@@ -195,19 +243,37 @@ def test_a_gang_that_is_incomplete_after_the_launch_window_ends_the_attempt():
 
 
 @pytest.mark.parametrize(
-    ("reason", "trained", "in_vain", "on", "ends"),
+    ("reason", "trained", "in_vain", "same", "on", "ends"),
     [
-        ("preempted", 5, 0, ("interruption",), None),
-        ("preempted", 6, 0, ("interruption",), EndReason.INFRASTRUCTURE),
-        ("machine_lost", 1, 0, ("capacity",), EndReason.INFRASTRUCTURE),
-        ("capacity", 0, 0, ("interruption",), EndReason.NO_CAPACITY),
-        ("capacity", 0, 0, ("interruption", "capacity"), None),
-        ("machine_lost", 0, 8, ("interruption",), EndReason.INFRASTRUCTURE),
+        ("preempted", 5, 0, 0, ("interruption",), None),
+        ("preempted", 6, 0, 0, ("interruption",), EndReason.INFRASTRUCTURE),
+        ("machine_lost", 1, 0, 0, ("capacity",), EndReason.INFRASTRUCTURE),
+        ("capacity", 0, 0, 0, ("interruption",), EndReason.NO_CAPACITY),
+        ("capacity", 0, 0, 0, ("interruption", "capacity"), None),
+        ("price", 0, 0, 0, ("interruption",), EndReason.NO_CAPACITY),
+        ("quota", 0, 0, 0, ("interruption",), EndReason.QUOTA),
+        ("machine_lost", 0, 7, 7, ("interruption",), None),
+        ("machine_lost", 0, 8, 8, ("interruption",), EndReason.INFRASTRUCTURE),
+        ("machine_lost", 0, 8, 1, ("interruption",), EndReason.INFRASTRUCTURE),
+        ("boot", 0, 2, 2, ("interruption",), None),
+        ("boot", 0, 3, 3, ("interruption",), EndReason.BOOT),
+        ("hardware", 0, 7, 2, ("interruption",), None),
+        ("hardware", 0, 3, 3, ("interruption",), EndReason.HARDWARE),
     ],
 )
-def test_only_attempts_that_trained_count_as_retries(reason, trained, in_vain, on, ends):
-    action = refuse_retry(reason, trained, in_vain, on, 5)
+def test_each_class_of_failure_has_its_own_retries(reason, trained, in_vain, same, on, ends):
+    action = refuse_retry(reason, attempts.AttemptEnded(), trained, in_vain, same, on, 5)
     assert (action and action.reason) == ends
+
+
+@pytest.mark.parametrize("reason", RULES)
+def test_delays_are_longer_by_a_jitter_that_is_the_same_whenever_it_is_computed(reason):
+    for failures in (1, 4, 30):
+        delays = {job: retry_delay(UUID(int=job), reason, failures, TIMEOUTS) for job in range(100)}
+        assert delays == {job: retry_delay(UUID(int=job), reason, failures, TIMEOUTS) for job in delays}
+        least = backoff(failures, TIMEOUTS, RULES[reason].first_delay)
+        assert least <= min(delays.values()) <= max(delays.values()) <= least * (1 + JITTER)
+        assert len(set(delays.values())) > 90 or not least
 
 
 def test_the_delay_doubles_up_to_a_launch_window():

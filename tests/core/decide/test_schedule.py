@@ -186,6 +186,18 @@ def test_a_job_in_backoff_blocks_nobody():
     assert isinstance(decide(snap, now=NOW + S)[1], Start)
 
 
+def test_a_backoff_after_a_refusal_changes_the_order_of_no_jobs_that_need_the_same_machines():
+    """A delay is a job's own, and has jitter: without this the job whose delay ends first would get what is free."""
+    snap = snapshot(queued(1, not_before=NOW + 9 * S, refused=True), queued(2, not_before=NOW + S, refused=True))
+    behind = replace(snap, queue=(*snap.queue, queued(3), queued(4, nodes=2)))
+    for now in (NOW, NOW + 8 * S):
+        decided = decide(behind, now=now)
+        assert [decided[job].reason for job in (1, 2, 3)] == ["capacity"] * 3
+        assert decided[3].detail == waits.BehindRefusedJob()
+        assert isinstance(decided[4], Start)
+    assert all(isinstance(one, Start) for one in decide(behind, 5, NOW + 9 * S).values())
+
+
 def test_every_start_can_be_recomputed_from_its_stored_inputs():
     snap = snapshot(queued(1, 2), queued(2, 1, TEAM_B), queued(3, 1), limits={ORG: 5 * HOLD, TEAM_A: 4 * HOLD})
     starts = schedule_jobs(snap, offers(), NOW, TIMEOUTS).starts

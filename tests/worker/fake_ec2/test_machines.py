@@ -152,8 +152,8 @@ def test_a_machine_that_the_provider_launches_boots_trains_and_saves_its_work_be
     launched = provider.launch(launch_request(str(service.machine), user_data=boot))
     service.run(1, nproc_per_node=2, steps=10_000)
     until(lambda: len(service.points("train/loss")) > 5)
-    assert [(boot.phase, boot.failed) for boot in service.boots] == [
-        ("boot", False), ("driver", False), ("install", False),
+    assert [(boot.phase, boot.failure) for boot in service.boots] == [
+        ("boot", None), ("driver", None), ("install", None),
     ]  # fmt: skip
     folder = cloud.folder(launched.id)
     cloud.aws.control("interrupt", instance=launched.id, notice_s=10)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 from typing import Literal
 
-Kind = Literal["user_code", "out_of_memory", "nan", "data", "infrastructure"]
+Kind = Literal["user_code", "out_of_memory", "nan", "data", "hardware", "infrastructure"]
 
 
 class TrainerError(Exception):
@@ -53,6 +53,11 @@ _OUT_OF_MEMORY = (
     "can't allocate memory", "out of memory", "not enough memory", "cannot allocate memory",
     "killed by signal: killed", "killed by signal: bus error",  # a process that decodes images
 )  # fmt: skip
+_BROKEN_GPU = (
+    "uncorrectable ecc error", "uncorrectable nvlink error", "nvlink or a hardware error", "gpu is lost",
+    "fallen off the bus", "unable to determine the device handle", "device(s) is/are busy or unavailable",
+)  # fmt: skip
+"""Words of CUDA (cudaErrorECCUncorrectable, NvlinkUncorrectable, Contained, DevicesUnavailable) and of NVML."""
 _COLLECTIVES = ("gloo", "nccl", "tcpstore", "process group")
 _LOST_PEER = (
     *_COLLECTIVES, "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe",
@@ -75,6 +80,8 @@ def classify_error(error: BaseException, *, has_peers: bool) -> Kind:
         return "out_of_memory"
     if isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY):
         return "out_of_memory"
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _BROKEN_GPU):
+        return "hardware"
     # torch's DistError family, and the plain RuntimeError by which gloo reports that a peer is gone
     lost_peer = isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER)
     if has_peers and (type(error).__name__.startswith("Dist") or lost_peer):

@@ -950,11 +950,8 @@ export interface components {
              * @default
              */
             message: string;
-            /**
-             * Failed
-             * @default false
-             */
-            failed: boolean;
+            /** Failure */
+            failure?: ("image" | "hardware" | "boot") | null;
             /**
              * Seconds
              * @default 0
@@ -1280,7 +1277,7 @@ export interface components {
          * @description Why a job ended. What each means is in END_MEANINGS.
          * @enum {string}
          */
-        EndReason: "succeeded" | "goal_reached" | "user_stop" | "budget" | "time_limit" | "user_code" | "out_of_memory" | "nan" | "data" | "image" | "no_capacity" | "quota" | "account" | "infrastructure";
+        EndReason: "succeeded" | "goal_reached" | "user_stop" | "budget" | "time_limit" | "user_code" | "out_of_memory" | "nan" | "data" | "image" | "no_capacity" | "quota" | "account" | "network" | "boot" | "hardware" | "infrastructure";
         /**
          * Energy
          * @description Energy that the devices of a job's machines used, by their own counters.

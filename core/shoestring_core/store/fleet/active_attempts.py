@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import BindParameter, bindparam, select
 
 from shoestring_core import wire
-from shoestring_core.decide import failures, rendezvous
+from shoestring_core.decide import failures, rendezvous, retries
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import JobSpec
@@ -75,7 +75,7 @@ class ActiveAttempt:
         for slot in set(range(self.spec.resources.nodes)) - filled:
             tries = [row for row in self.machines if row.slot == slot and row.created_at >= self.attempt.opened_at]
             last = max((row.created_at for row in tries), default=0)
-            if now >= last + failures.backoff(len(tries), timeouts):
+            if now >= last + retries.backoff(len(tries), timeouts):
                 slots.append(slot)
         return slots
 
@@ -172,6 +172,7 @@ def _machine_status(
     machine: MachineRow, member: MemberRow | None, *, is_member: bool, was_member: bool
 ) -> rendezvous.MachineStatus:
     exits = tuple(wire.from_stored(wire.RankExit, end) for end in (member.exits or [])) if member else ()
+    failed = machine.boot_failure
     return rendezvous.MachineStatus(
         slot=machine.slot,
         state=MachineState(machine.state),
@@ -183,6 +184,9 @@ def _machine_status(
         exits=exits,
         registered_at=machine.registered_at,
         ended_at=machine.ended_at,
+        launched_at=machine.launched_at,
+        hello_at=machine.hello_at,
+        boot_failure=(failed["failure"], failed["phase"], failed["message"]) if failed else None,
         is_member=is_member,
         is_rank0=member is not None and member.node_rank == 0,
         was_member=was_member,

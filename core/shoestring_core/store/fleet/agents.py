@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Update, select, update
@@ -94,7 +95,12 @@ def record_boot(db: Write, report: wire.BootReport) -> None:
     machine = db.sql.get(MachineRow, report.machine)
     if machine is None or machine.registered_at is not None or machine.state not in ("launching", "running"):
         raise AgentRefused("No such machine boots.")
-    told = report.model_dump(include={"phase", "message", "failed", "seconds"})
+    facts: dict[str, Any] = {"hello_at": machine.hello_at or db.now}
+    if report.failure:
+        facts["boot_failure"] = report.model_dump(include={"failure", "phase", "message"})
+        db.request_tick()
+    rows.try_update(db, update(MachineRow).where(MachineRow.id == machine.id).values(**facts))
+    told = report.model_dump(include={"phase", "message", "failure", "seconds"})
     event = AgentReport.model_validate({**told, "event": "boot", "machine": machine.id, "at": db.now / S, "step": None})
     job = rows.load_job(db, machine.job)
     reason = of_event("boot", told)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import exists, insert, or_, select, update
 
-from shoestring_core.decide import failures, funding, nan_recovery, rendezvous
+from shoestring_core.decide import failures, funding, nan_recovery, rendezvous, retries
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, WaitReason
 from shoestring_core.store import checkpoints, jobs, ledger, metrics, transitions
@@ -111,8 +111,8 @@ def apply_action(
         return close_attempt(db, job_id, attempt_number, action.reason)
     if isinstance(action, failures.EndAttempt):
         spec = JobSpec.from_stored(job.spec)
-        trained, without_step = _count_attempts(db, job_id, attempt_number)
-        end = failures.refuse_retry(action.reason, trained, without_step, spec.retry.on, spec.retry.max)
+        counts = _count_attempts(db, job_id, attempt_number, action.reason)
+        end = retries.refuse_retry(action.reason, action.detail, *counts, spec.retry.on, spec.retry.max)
         if end is not None:
             _end_job(db, job, end)
         else:
@@ -130,7 +130,7 @@ def apply_action(
     return False
 
 
-_WAIT_REASONS = {"capacity": WaitReason.CAPACITY, "quota": WaitReason.QUOTA}
+_WAIT_REASONS = {"capacity": WaitReason.CAPACITY, "price": WaitReason.CAPACITY, "quota": WaitReason.QUOTA}
 """By the reason for which an attempt ended: what its job waits for next."""
 
 
@@ -220,8 +220,9 @@ def _end_job(db: Write, job: JobRow, end: failures.EndJob) -> None:
     )
 
 
-def _count_attempts(db: Read, job_id: UUID, attempt_number: int) -> tuple[int, int]:
-    """How many attempts trained; and how many in a row, up to this one, launched machines without a step."""
+def _count_attempts(db: Read, job_id: UUID, attempt_number: int, reason: str) -> tuple[int, int, int]:
+    """How many attempts trained; how many in a row, up to this one, launched machines without a step; and how many of
+    these, up to this one, ended for this reason."""
     trained = set(
         db.sql.scalars(
             select(GenerationRow.attempt).where(
@@ -232,12 +233,17 @@ def _count_attempts(db: Read, job_id: UUID, attempt_number: int) -> tuple[int, i
     launched = set(
         db.sql.scalars(select(MachineRow.attempt).where(MachineRow.job == job_id, MachineRow.launched_at.is_not(None)))
     )
-    without_step = 0
+    ended = select(AttemptRow.number, AttemptRow.reason).where(AttemptRow.job == job_id)
+    reasons = {row.number: row.reason for row in db.sql.execute(ended)}
+    without_step, same, others = 0, 0, False
     for number in range(attempt_number, 0, -1):
         if number in trained:
             break
-        without_step += number in launched
-    return len(trained), without_step
+        if number in launched:
+            without_step += 1
+            others = others or (number != attempt_number and reasons.get(number) != reason)
+            same += not others
+    return len(trained), without_step, same
 
 
 def _end_generation(db: Write, job_id: UUID, reason: Reason) -> None:

@@ -12,12 +12,12 @@ from uuid import UUID
 from sqlalchemy import bindparam, exists, func, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute
 
-from shoestring_core.decide import failures
+from shoestring_core.decide import retries
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Wait
 from shoestring_core.decide.sizing import SizingRecord
-from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.events import WaitChange
 from shoestring_core.spec import JobSpec
@@ -28,9 +28,6 @@ from shoestring_core.store.fleet.launches import load_refusals
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, SchedulerRow, TeamRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording.waits import InQueue
-
-CAPACITY_DELAY = 5 * S
-"""Capacity that was missing a moment ago is still missing; half a gang is paid for while we retry."""
 
 PAGE = 100
 """Jobs that are read first, as many of each member. Each further read doubles how many of a member."""
@@ -260,21 +257,21 @@ def _after_attempts(
         reopened=reopened,
         terminating_machines=sum(row.state in rows.ALIVE for row in machines),
         closing=last.state != AttemptState.CLOSED,
-        not_before=_not_before(attempts, timeouts),
+        not_before=_not_before(job.job, attempts, timeouts),
+        refused=last.reason in retries.RULES and retries.RULES[last.reason].refused,
     )
 
 
-def _not_before(attempts: list[AttemptRow], timeouts: Timeouts) -> int:
+def _not_before(job: UUID, attempts: list[AttemptRow], timeouts: Timeouts) -> int:
     """When the next attempt may open: after a delay that grows with the attempts in a row that trained nothing."""
     failed: list[AttemptRow] = []
     for attempt in reversed(attempts):
-        if attempt.trained or attempt.reason not in ("machine_lost", "not_ready", "capacity", "quota"):
+        if attempt.trained or not retries.delays(attempt.reason):
             break
         failed.append(attempt)
     if not failed or failed[0].closed_at is None:
         return 0
-    first = CAPACITY_DELAY if failed[0].reason in ("capacity", "quota") else S // 2
-    return failed[0].closed_at + failures.backoff(len(failed), timeouts, first)
+    return failed[0].closed_at + retries.retry_delay(job, failed[0].reason or "", len(failed), timeouts)
 
 
 def _balance(row: Any, name: str, recent: int = 0, weight: int = 1) -> AccountBalance:

@@ -180,7 +180,7 @@ def test_a_job_ends_after_eight_attempts_in_a_row_that_launched_machines_and_tra
     assert lose(fleet, job) == "ended"
     row = fleet.job_row(job)
     assert (row.end_reason, row.attempt) == ("infrastructure", 16)
-    assert row.end_detail == attempts.NeverTrained(8).as_json()
+    assert row.end_detail == attempts.NeverTrained(8, LOST.detail).as_json()
 
 
 @pytest.mark.any_database

@@ -13,6 +13,7 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.queue import QueueSnapshot
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.retries import retry_delay
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded, InvalidSpec, StaleTransition
@@ -96,6 +97,7 @@ def test_a_job_is_queued_with_the_machines_that_still_terminate(fleet: Fleet) ->
     ("reason", "trained", "delay"),
     [
         ("machine_lost", False, S // 2), ("not_ready", False, S // 2), ("capacity", False, 5 * S),
+        ("boot", False, S // 2), ("price", False, 5 * S),
         ("machine_lost", True, None), ("preempted", False, None), ("stop", False, None),
     ],
 )  # fmt: skip
@@ -108,7 +110,9 @@ def test_a_job_whose_attempt_trained_nothing_is_retried_after_a_delay(
     fleet.finish_attempt(job)
     fleet.alter(AttemptRow, AttemptRow.job == job, trained=trained)
     fleet.clock.pass_(1)
-    assert snapshot(fleet).queue[0].not_before == (0 if delay is None else closed_at + delay)
+    queued = snapshot(fleet).queue[0]
+    assert queued.not_before == (0 if delay is None else closed_at + retry_delay(job, reason, 1, fleet.timeouts))
+    assert queued.refused == (reason in ("capacity", "price"))
 
 
 def test_the_delay_doubles_with_each_attempt_in_a_row_that_trained_nothing(fleet: Fleet) -> None:
@@ -124,7 +128,7 @@ def test_the_delay_doubles_with_each_attempt_in_a_row_that_trained_nothing(fleet
         fleet.finish_attempt(job)
         not_before = snapshot(fleet).queue[0].not_before
         delays.append(not_before and not_before - closed_at)
-    assert delays == [S // 2, 0, S // 2, S, 2 * S]
+    assert [delay // (S // 2) for delay in delays] == [1, 0, 1, 2, 4]
 
 
 def test_an_attempt_that_launched_nothing_is_opened_again_under_its_number(fleet: Fleet) -> None:

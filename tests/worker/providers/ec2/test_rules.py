@@ -36,7 +36,7 @@ def test_every_error_code_names_the_page_that_describes_it():
     [
         ("InsufficientInstanceCapacity", 500, RefusalKind.CAPACITY),
         ("Unsupported", 400, RefusalKind.CAPACITY),
-        ("SpotMaxPriceTooLow", 400, RefusalKind.CAPACITY),
+        ("SpotMaxPriceTooLow", 400, RefusalKind.PRICE),
         ("VcpuLimitExceeded", 400, RefusalKind.QUOTA),
         ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", 403, RefusalKind.ACCOUNT),
         ("InvalidAMIID.Unavailable", 400, RefusalKind.IMAGE),
@@ -82,7 +82,7 @@ def instance(state: str, reason: str = "", transition: str = "") -> dict[str, An
 def test_a_machine_has_ended_only_once_ec2_calls_it_terminated(state, expected):
     machine = read_instance("ec2", "us-east-1", instance(state, "Client.UserInitiatedShutdown"))
     assert machine.state == expected
-    assert (machine.end_cause is not None) == (expected == "ended")
+    assert (machine.end_cause is not None) == (expected in ("stopping", "ended"))
     assert set(STATES) >= {state}
 
 

@@ -60,8 +60,8 @@ class Machine:
         return (self.folder / "off").exists()
 
     @property
-    def phases(self) -> list[tuple[str, bool]]:
-        return [(report.phase, report.failed) for report in self.reports]
+    def phases(self) -> list[tuple[str, str | None]]:
+        return [(report.phase, report.failure) for report in self.reports]
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 def test_each_phase_is_reported_and_the_machine_is_off_when_the_agent_has_ended(machine: Machine) -> None:
     assert machine.boot().stderr == ""
-    assert machine.phases == [(phase, False) for phase in ("boot", "driver", "install", "agent")]
+    assert machine.phases == [(phase, None) for phase in ("boot", "driver", "install", "agent")]
     assert machine.reports[1].message == "NVIDIA driver 580.95.05, NVIDIA A10G"
     boot, poweroff = (machine.folder / "agent-got").read_text().rsplit("}", 1)
     assert BootData.model_validate_json(boot + "}").boot_token == "once"
@@ -103,21 +103,21 @@ def test_each_phase_is_reported_and_the_machine_is_off_when_the_agent_has_ended(
 
 
 @pytest.mark.parametrize(
-    ("command", "script", "phase", "message"),
+    ("command", "script", "phase", "failure", "message"),
     [
-        ("nvidia-smi", "#!/bin/sh\necho '535.1.1, NVIDIA T4'\n", "driver", "PyTorch needs 580"),
-        ("nvidia-smi", "#!/bin/sh\nexit 9\n", "driver", "exit status 9"),
-        ("nvidia-smi", "#!/bin/sh\necho no devices were found\n", "driver", "no devices"),
-        ("python", "#!/bin/sh\necho no module >&2; exit 1\n", "install", "no module"),
-        ("python", '#!/bin/sh\n[ "$4" = --help ] || exit 74\n', "agent", "code 74"),
+        ("nvidia-smi", "#!/bin/sh\necho '535.1.1, NVIDIA T4'\n", "driver", "image", "PyTorch needs 580"),
+        ("nvidia-smi", "#!/bin/sh\nexit 9\n", "driver", "hardware", "exit status 9"),
+        ("nvidia-smi", "#!/bin/sh\necho no devices were found\n", "driver", "hardware", "no devices"),
+        ("python", "#!/bin/sh\necho no module >&2; exit 1\n", "install", "image", "no module"),
+        ("python", '#!/bin/sh\n[ "$4" = --help ] || exit 74\n', "agent", "boot", "code 74"),
     ],
 )
 def test_a_phase_that_fails_is_reported_and_the_machine_powers_off(
-    machine: Machine, command: str, script: str, phase: str, message: str
+    machine: Machine, command: str, script: str, phase: str, failure: str, message: str
 ) -> None:
     machine.command(command, script)
     machine.boot()
-    assert machine.phases[-1] == (phase, True)
+    assert machine.phases[-1] == (phase, failure)
     assert message in machine.reports[-1].message
     assert machine.is_off
 
@@ -126,7 +126,7 @@ def test_a_machine_without_the_driver_and_one_without_the_environment_power_off(
     machine.boot(python=machine.folder / "nowhere")
     (machine.folder / "bin" / "nvidia-smi").unlink()
     machine.boot()
-    assert [phase for phase, failed in machine.phases if failed] == ["install", "driver"]
+    assert [told for told in machine.phases if told[1]] == [("install", "image"), ("driver", "image")]
 
 
 def test_a_machine_that_the_service_refuses_powers_off_and_trains_nothing(machine: Machine) -> None:

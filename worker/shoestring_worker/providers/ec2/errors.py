@@ -41,7 +41,7 @@ MEANINGS = {
     "UnfulfillableCapacity": ErrorMeaning(_CAPACITY),
     "VolumeTypeNotAvailableInZone": ErrorMeaning(_CAPACITY),
     "Unsupported": ErrorMeaning(_CAPACITY),  # the zone doesn't have this type
-    "SpotMaxPriceTooLow": ErrorMeaning(_CAPACITY, SPOT),  # spot costs more than on-demand now
+    "SpotMaxPriceTooLow": ErrorMeaning(RefusalKind.PRICE, SPOT),
     # the account's quotas
     "VcpuLimitExceeded": ErrorMeaning(_QUOTA),
     "InstanceLimitExceeded": ErrorMeaning(_QUOTA),

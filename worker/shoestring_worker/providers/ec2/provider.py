@@ -55,6 +55,7 @@ PRICE_HISTORY = timedelta(days=7)
 """How far back they are asked for at first: machines may have ended while no worker ran."""
 TIMEOUTS = {
     "boot": 600 * S,
+    "hello": 300 * S,  # the instance's own boot, and the minute in which its user data reaches the service
     "drain": 180 * S,
     "consistency_window": 300 * S,
     "launch_window": 300 * S,

@@ -26,7 +26,11 @@ FOLDER = "/var/lib/shoestring"
 
 
 class PhaseFailed(Exception):
-    """The machine is of no use."""
+    """The machine is of no use. `fault`: what is to blame: image | hardware | boot."""
+
+    def __init__(self, message: str, fault: str = "boot") -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 def main(boot: dict[str, str], python: str, min_driver: int) -> None:
@@ -50,12 +54,13 @@ def main(boot: dict[str, str], python: str, min_driver: int) -> None:
 def run_phase(boot: dict[str, str], phase: str, work: Callable[[], str]) -> None:
     """Do the work of a phase and report what it returns. Raises PhaseFailed."""
     began = time.monotonic()
+    fault = None
     try:
         message, failure = work(), None
     except (OSError, ValueError, subprocess.SubprocessError, PhaseFailed) as error:
-        message, failure = str(error), error
+        message, failure, fault = str(error), error, getattr(error, "fault", "boot")
     try:
-        report(boot, phase, message, seconds=time.monotonic() - began, failed=failure is not None)
+        report(boot, phase, message, seconds=time.monotonic() - began, failure=fault)
     except PhaseFailed as unreported:
         print(f"shoestring: {unreported}", file=sys.stderr, flush=True)
     if failure is not None:
@@ -65,19 +70,30 @@ def run_phase(boot: dict[str, str], phase: str, work: Callable[[], str]) -> None
 def check_driver(min_driver: int) -> str:
     """The driver's version and the GPUs. Raises PhaseFailed if it is older than what our PyTorch needs."""
     query = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, timeout=PHASE_S, check=True).stdout.split("\n")
-    version, _, gpu = listed[0].partition(", ")
+    try:
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=PHASE_S, check=False)
+    except FileNotFoundError as error:
+        raise PhaseFailed("the image has no NVIDIA driver: there is no nvidia-smi", "image") from error
+    except subprocess.TimeoutExpired as error:
+        raise PhaseFailed(f"nvidia-smi has not answered for {PHASE_S:.0f} s", "hardware") from error
+    version, _, gpu = asked.stdout.strip().partition("\n")[0].partition(", ")
+    if asked.returncode != 0 or not version.partition(".")[0].isdigit():
+        said = " ".join((asked.stdout + asked.stderr).split())[-500:]
+        raise PhaseFailed(f"the driver can't use the GPU: {said} (exit status {asked.returncode})", "hardware")
     if int(version.partition(".")[0]) < min_driver:
-        raise PhaseFailed(f"the image has NVIDIA's driver {version}; PyTorch needs {min_driver} or later")
+        raise PhaseFailed(f"the image has NVIDIA's driver {version}; PyTorch needs {min_driver} or later", "image")
     return f"NVIDIA driver {version}, {gpu}"
 
 
 def check_environment(python: str) -> str:
     """Raises PhaseFailed if the image lacks our environment."""
     command = [python, "-P", "-m", "shoestring_trainer", "--help"]
-    tried = subprocess.run(command, capture_output=True, text=True, timeout=PHASE_S, check=False)
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=PHASE_S, check=False)
+    except OSError as error:
+        raise PhaseFailed(f"the image has no Python environment for us: {error}", "image") from error
     if tried.returncode != 0:
-        raise PhaseFailed(f"{' '.join(command)} failed: {tried.stderr.strip()[-500:]}")
+        raise PhaseFailed(f"{' '.join(command)} failed: {tried.stderr.strip()[-500:]}", "image")
     return f"the image's own environment, {python}"
 
 
@@ -101,11 +117,11 @@ def report(
     phase: str,
     message: str,
     seconds: float = 0.0,
-    failed: bool = False,
+    failure: str | None = None,
     patience_s: float = REPORT_S,
 ) -> None:
     """Tell the service about a phase. Raises PhaseFailed if it refuses, or can't be reached for `patience_s`."""
-    told = {"machine": boot["machine"], "boot_token": boot["boot_token"], "phase": phase, "failed": failed}
+    told = {"machine": boot["machine"], "boot_token": boot["boot_token"], "phase": phase, "failure": failure}
     body = json.dumps({**told, "message": message[:2000], "seconds": round(seconds, 3)}).encode()
     url = f"{boot['server_url'].rstrip('/')}/agent/v1/boot"
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})

@@ -361,6 +361,8 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("call_deadline", sa.BigInteger(), nullable=True),
         sa.Column("session_hash", sa.Text(), nullable=True),
+        sa.Column("hello_at", sa.BigInteger(), nullable=True),
+        sa.Column("boot_failure", Json, nullable=True),
         sa.Column("registered_at", sa.BigInteger(), nullable=True),
         sa.Column("address", sa.Text(), nullable=True),
         sa.Column("hardware", Json, nullable=True),
