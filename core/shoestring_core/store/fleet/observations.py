@@ -48,9 +48,7 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     state = _observed_state(MachineState(row.state), observed)
     if state is MachineState.TERMINATED:
         ended_at = max(observed.ended_at or row.stopping_at or db.now, observed.launched_at)
-        facts |= {"ended_at": ended_at, "end_cause": observed.end_cause, "end_evidence": "provider"}
-        if row.refused_at is None and (refused := RefusalKind.of_end(observed.end_cause)):
-            facts |= {"refusal": refused, "refused_at": db.now}
+        facts |= {"ended_at": ended_at, "end_evidence": "provider"}
     if state == row.state:
         rows.try_update(
             db, update(MachineRow).where(MachineRow.id == machine, MachineRow.state.in_(rows.ALIVE)).values(**facts)

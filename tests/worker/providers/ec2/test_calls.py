@@ -211,6 +211,23 @@ def test_launches_beyond_ec2_s_limit_are_not_sent_and_terminations_are(aws: Fake
     assert aws.instances() == []
 
 
+def test_terminations_beyond_ec2_s_limit_go_with_the_next_call_and_an_unknown_one_keeps_none_alive(aws: FakeAws):
+    now = [0.0]
+    limits = RateLimits(monotonic=lambda: now[0], sleep=lambda _: None)
+    provider = aws.provider(limits=limits)
+    machines = [provider.launch(launch_request(f"token-{number}")).ref for number in range(4)]
+    while limits.bucket(REGION, "TerminateInstances").take(0):
+        pass
+    for ref in (machines[0], MachineRef(REGION, "i-00000000000000bad"), machines[1]):
+        with pytest.raises(OutcomeUnknown, match="not sent"):
+            provider.terminate(ref)
+    for second, left in ((1, 4), (2, 0)):  # the first call is refused as a whole, because of the unknown one
+        now[0] = second * 0.2
+        provider.terminate(machines[1 + second])
+        assert len(aws.instances()) == left
+    assert len(aws.calls("TerminateInstances")) == 2
+
+
 def test_nothing_that_is_not_there_is_waited_for(aws: FakeAws, fault_proxy: Callable[[int], FaultProxy]):
     proxy = fault_proxy(int(aws.url.rpartition(":")[2]))
     settings = aws.settings().model_copy(update={"endpoint_url": f"http://127.0.0.1:{proxy.port}"})
