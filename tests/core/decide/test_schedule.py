@@ -188,8 +188,8 @@ def test_a_job_in_backoff_blocks_nobody():
 
 def test_a_backoff_after_a_refusal_changes_the_order_of_no_jobs_that_need_the_same_machines():
     """A delay is a job's own, and has jitter: without this the job whose delay ends first would get what is free."""
-    snap = snapshot(queued(1, not_before=NOW + 9 * S, refused=True), queued(2, not_before=NOW + S, refused=True))
-    behind = replace(snap, queue=(*snap.queue, queued(3), queued(4, nodes=2)))
+    first, second = (queued(number, not_before=NOW + until * S, refused=True) for number, until in ((1, 9), (2, 1)))
+    behind = snapshot(first, second, queued(3), queued(4, nodes=2))
     for now in (NOW, NOW + 8 * S):
         decided = decide(behind, now=now)
         assert [decided[job].reason for job in (1, 2, 3)] == ["capacity"] * 3

@@ -49,7 +49,7 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 2.0, 5.0
 PATIENCE_S = CALL_TIMEOUT_S - CONNECT_TIMEOUT_S - READ_TIMEOUT_S
 """How long a call may wait for its turn."""
 PAGE_SIZE = 1_000
-MAX_TERMINATED_AT_ONCE = 100
+TERMINATED_AT_ONCE = 100
 """EC2 takes 1,000 and recommends fewer: docs.aws.amazon.com/AWSEC2/latest/APIReference/API_TerminateInstances.html"""
 PRICE_AGE_S = 300.0
 """How old spot prices get before they are asked for again."""
@@ -140,7 +140,7 @@ class Ec2Provider:
             unsent[ref.id] = None
         self._take_turn(ref.region, "TerminateInstances", patience_s=0)
         with self._lock:
-            ids = builtins.list(unsent)[:MAX_TERMINATED_AT_ONCE]
+            ids = builtins.list(unsent)[:TERMINATED_AT_ONCE]
             for id_ in ids:
                 del unsent[id_]
         try:
@@ -151,7 +151,7 @@ class Ec2Provider:
                 raise OutcomeUnknown(f"EC2 answered {code}: {message}") from error
             # it ended long ago, or is not visible yet: then it is asked again. The others were not terminated either.
             with self._lock:
-                unsent.update((id_, None) for id_ in ids if id_ != ref.id and id_ not in message)
+                unsent.update((id_, None) for id_ in ids if id_ not in message)
 
     def _refresh_prices(self) -> None:
         asked_at, now = datetime.now(UTC), self._monotonic()
