@@ -17,6 +17,7 @@ from shoestring_trainer.training.models.airbench import airbench
 from shoestring_trainer.training.models.layers import GlobalConcatPool, PatchWhitening
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.models.resnets import preact_resnet18
+from shoestring_trainer.training.optim.muon import orthogonalized
 from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
@@ -235,31 +236,86 @@ def test_test_time_augmentation_changes_only_its_own_metric():
         evaluate(model, data, SINGLE_PROCESS, Precision.FP32, 3)
 
 
-@pytest.mark.parametrize("name", ["sgd", "muon"])
-def test_a_first_step_that_the_loss_scaler_skips_changes_nothing(name: str):
-    """Then the next one is a first step; the optimizer skips it on the device, without anybody asking whether."""
-    settings = Settings(width=4, optimizer=name, lr=0.1, bias_lr=0.2, muon_lr=0.05, weight_decay=1e-3)
-    images = torch.rand(8, 3, 32, 32)
+@pytest.mark.parametrize("overflow", [math.inf, math.nan])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_that_overflows_leaves_weights_and_state_bit_identical(name: str, overflow: float):
+    """Whether it is the first step or a later one; and the steps after it are what they would have been."""
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
 
-    def stepped(*, overflows: int) -> list[torch.Tensor]:
-        model = small_airbench(settings, unit_std_head=True)
+    def stepped(overflows: set[int]) -> list[torch.Tensor]:
+        settings = Settings(width=4, optimizer=name, lr=0.1, muon_lr=0.05, weight_decay=1e-3)
+        model = small_airbench(settings, unit_std_head=True).to(memory_format=torch.channels_last)
         optimizer, scaler = build_optimizer(model, settings), torch.amp.GradScaler("cpu", init_scale=256.0)
-        set_hyperparams(optimizer, StepHyperparams(1.0, 1.0, 0.9))
-        for number in range(overflows + 2):
-            before = [parameter.detach().clone() for parameter in model.parameters()]
-            model.eval()  # the norms' statistics are not the optimizer's
-            scaler.scale(model(images).square().sum()).backward()
-            if number < overflows:
-                next(p for p in model.parameters() if p.grad is not None and p.ndim == 4).grad[0] = math.nan
+        for step in range(2 + len(overflows)):
+            set_hyperparams(optimizer, StepHyperparams(1.0, 1.0, 0.9))
+            before = bits(model, optimizer)
+            scaler.scale(F.cross_entropy(model(images), labels)).backward()
+            if step in overflows:
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad[0] = overflow
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            same = [torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
-            assert all(same) == (number < overflows)
+            same = [torch.equal(old, new) for old, new in zip(before, bits(model, optimizer), strict=True)]
+            assert all(same) == (step in overflows)
         return [parameter.detach() for parameter in model.parameters()]
 
-    for skipped, plain in zip(stepped(overflows=1), stepped(overflows=0), strict=True):
-        assert torch.allclose(skipped, plain, rtol=1e-3, atol=1e-4)
+    plain = stepped(set())
+    for overflows in ({0}, {1}):
+        for skipped, expected in zip(stepped(overflows), plain, strict=True):
+            assert torch.allclose(skipped, expected, rtol=1e-3, atol=1e-4)
+
+
+def bits(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return the bits of all weights and optimizer state; -0 and 0 differ, NaN equals itself."""
+    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    return [tensor.detach().clone().view(torch.int32) for tensor in (*model.parameters(), *states)]
+
+
+def test_an_overflow_keeps_the_sign_of_zeros_in_muon():
+    settings = Settings(width=4, optimizer="muon", muon_lr=0.05)
+    model = small_airbench(settings)
+    optimizer = build_optimizer(model, settings)
+    weight = next(p for p in model.parameters() if p.ndim == 4 and p.requires_grad)
+    for tensor in (weight.data, optimizer.state[weight]["momentum_buffer"]):
+        tensor[0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+    weight.grad = torch.full_like(weight, math.inf)
+    before = bits(model, optimizer)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(torch.equal(old, new) for old, new in zip(before, bits(model, optimizer), strict=True))
+
+
+def test_lars_steps_as_timms():
+    from timm.optim.lars import Lars
+
+    settings = Settings(width=4, optimizer="lars", lr=1.0, weight_decay=1e-3)
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
+    ours, theirs = small_airbench(settings), small_airbench(settings)
+    optimizer = build_optimizer(ours, settings)
+    timms = Lars(
+        [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in
+         build_optimizer(theirs, settings).param_groups],
+        lr=1.0, momentum=0.9, nesterov=True,
+    )  # fmt: skip
+    for _ in range(3):
+        for model, stepping in ((ours, optimizer), (theirs, timms)):
+            stepping.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            stepping.step()
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(own, other, rtol=1e-5, atol=1e-7)
+
+
+def test_muon_orthogonalizes_a_stack_as_it_does_each_matrix():
+    """Up to what bf16, in which it computes, rounds; matrices of other shapes between them keep their places."""
+    torch.manual_seed(0)
+    gradients = [torch.randn(*shape) for shape in ((8, 4, 3, 3), (16, 8, 3, 3), (8, 4, 3, 3), (16, 8, 3, 3))]
+    for gradient, update in zip(gradients, orthogonalized(gradients), strict=True):
+        (alone,) = orthogonalized([gradient])
+        assert update.shape == gradient.shape
+        assert (update - alone).norm() < 0.01 * alone.norm()
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "sampled"])
@@ -290,11 +346,12 @@ def test_preconditioners_are_updated_as_often_and_damped_as_strongly_as_chosen(n
         )
         optimizer = build_optimizer(model, settings)
         preconditioners = []
-        for _ in range(4):
+        for step in range(4):
+            set_hyperparams(optimizer, StepHyperparams(1.0, 1.0, 0.0, step))
             optimizer.zero_grad()
             (model(torch.randn(32, 6)) - 1).square().sum().backward()
             state = optimizer.state[model.weight]
-            update = optimizer.precondition(model.weight)
+            update = optimizer.precondition(model.weight, model.weight.grad, None)
             preconditioners.append(state["root1" if name == "shampoo" else "inputs_inverse"].clone())
         cosines.append(F.cosine_similarity(update.flatten(), model.weight.grad.flatten(), dim=0).item())
         assert torch.equal(preconditioners[0], preconditioners[2])

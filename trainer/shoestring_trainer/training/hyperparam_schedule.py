@@ -46,11 +46,13 @@ class StepHyperparams:
 
     lr_factor            multiplies every learning rate but the whitening layer's
     whitening_lr_factor  multiplies the whitening layer's learning rate
+    step                 counted from 0
     """
 
     lr_factor: float
     whitening_lr_factor: float
     momentum: float
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class HyperparamSchedule:
             piecewise_linear(self.lr_factors, position),
             piecewise_linear(self.whitening_lr_factors, position),
             piecewise_linear(self.momentum, position),
+            step,
         )
 
 

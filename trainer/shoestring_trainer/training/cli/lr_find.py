@@ -59,7 +59,7 @@ def find_lr(task: LocalTask, *, start_lr: float, end_lr: float, steps: int) -> L
     mean = 0.0
     for step in range(steps):
         rate = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
-        set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum))
+        set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum, step))
         seed_dropout(setup.seed, step, setup.distributed.device)
         images_NCHW, labels_N = setup.loader.load_batch(sampler.batch(step * phase.batch_size, phase.batch_size))
         loss = F.cross_entropy(model(images_NCHW), labels_N, label_smoothing=settings.label_smoothing)

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.sgd import sgd
+from torch import nn
 
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.models.layers import PatchWhitening
-from shoestring_trainer.training.optim.preconditioners import KFAC, Shampoo
+from shoestring_trainer.training.optim.fused_sgd import start_momentum
+from shoestring_trainer.training.optim.lars import LARS
+from shoestring_trainer.training.optim.muon import Muon
+from shoestring_trainer.training.optim.preconditioners import KFAC, Preconditioner, Shampoo
 from shoestring_trainer.training.settings import Settings
 
 OPTIMIZERS = ("sgd", "muon", "lars", "shampoo", "kfac")
-NEWTON_SCHULZ_COEFFICIENTS = [(3.4445, -4.7750, 2.0315)] * 3
-"""Three iterations of the quintic whose slope at zero is steepest: K. Jordan, cifar10-airbench (2024)."""
 
 
 def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -32,14 +32,12 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
                 groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True
             )
             if settings.momentum > 0 or settings.momentum_schedule:
-                _start_momentum(optimizer)
+                start_momentum(optimizer)
             return optimizer
         case "muon":
-            return Muon(groups, momentum=settings.momentum)
+            return Muon(groups, momentum=settings.momentum, nesterov=True)
         case "lars":
-            from shoestring_trainer.training.vision_compat import Lars
-
-            return Lars(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+            return LARS(groups, momentum=settings.momentum, nesterov=nesterov)
         case "shampoo":
             return Shampoo(groups, momentum=settings.momentum, nesterov=nesterov, **preconditioner)
         case "kfac":
@@ -53,78 +51,18 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
 
 
 def set_hyperparams(optimizer: torch.optim.Optimizer, hyperparams: StepHyperparams) -> None:
-    """Set every group's learning rate for this step, and its momentum unless the group has its own."""
+    """Set every group's learning rate for this step, and its momentum unless the group has its own.
+
+    Also whether the step updates preconditioners.
+    """
+    if isinstance(optimizer, Preconditioner):
+        optimizer.updates = hyperparams.step % optimizer.every == 0
     for group in optimizer.param_groups:
         is_whitening = group["kind"] == "whitening"
         factor = hyperparams.whitening_lr_factor if is_whitening else hyperparams.lr_factor
         group["lr"] = group["max_lr"] * factor
         if not group["is_muon"]:
             group["momentum"] = hyperparams.momentum
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon for the groups marked `is_muon`, Nesterov SGD for the others.
-
-    Before each step a convolution's weight is scaled to norm √(filters); the update is the momentum of the gradient, as
-    a matrix of filters x rest, orthogonalized so that all singular values are near one. Source: airbench94_muon.
-    (timm's and torch's own Muon don't scale the weight; torch's takes no convolutions.)
-    """
-
-    _step_supports_amp_scaling = True
-    """The loss scaler sets `grad_scale` and `found_inf` for a step, on the device, so that nobody waits for them."""
-
-    def __init__(self, groups: list[dict[str, Any]], *, momentum: float) -> None:
-        super().__init__(groups, {"momentum": momentum})
-        _start_momentum(self)
-
-    @torch.no_grad()
-    def step(self, _closure: None = None) -> None:  # type: ignore[override]
-        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            (self._step_muon if group["is_muon"] else self._step_sgd)(weights, group, *scaling)
-
-    def _step_muon(
-        self, filters: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
-        from shoestring_trainer.training.vision_compat import zeropower_via_newtonschulz
-
-        momentum = group["momentum"]
-        for weight in filters:
-            assert weight.grad is not None
-            gradient, decay, norm = weight.grad, momentum, len(weight) ** 0.5 / weight.norm()
-            if grad_scale is not None:
-                gradient = gradient / grad_scale
-            if found_inf is not None:  # then leave weight and buffer as they are
-                skips = found_inf > 0
-                gradient = torch.where(skips, 0.0, gradient)
-                decay, norm = torch.where(skips, 1.0, decay), torch.where(skips, 1.0, norm)
-            buffer = self.state[weight]["momentum_buffer"].mul_(decay).add_(gradient)
-            update = zeropower_via_newtonschulz(
-                gradient.add(buffer, alpha=momentum).flatten(1),
-                len(NEWTON_SCHULZ_COEFFICIENTS), NEWTON_SCHULZ_COEFFICIENTS,
-            )  # fmt: skip
-            if found_inf is not None:
-                update = torch.where(skips, 0.0, update)
-            weight.mul_(norm).add_(update.view(weight.shape), alpha=-group["lr"])
-
-    def _step_sgd(
-        self, weights: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
-        sgd(
-            weights, [weight.grad for weight in weights if weight.grad is not None],
-            [self.state[weight]["momentum_buffer"] for weight in weights],
-            weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"], dampening=0.0,
-            nesterov=group["momentum"] > 0, maximize=False, fused=True,
-            grad_scale=grad_scale, found_inf=found_inf,
-        )  # fmt: skip
-
-
-def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Let momentum start at zero, not with the first gradients: those may be of a step that the loss scaler skips."""
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def _param_groups(model: nn.Module, settings: Settings) -> Iterator[dict[str, Any]]:

@@ -22,49 +22,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from shoestring_trainer.training.optim.fused_sgd import FusedSGD, assign
+
 DECAY = 0.95
 """Of the running statistics, at each of their updates."""
 MAX_DIM = 2304
 """A larger dimension (more than 256 channels with a 3x3 kernel) gets no preconditioner."""
 
 
-class PreconditionedSGD(torch.optim.Optimizer, abc.ABC):
-    """SGD with momentum over gradients that a subclass preconditions. All state is created at once, so it can be
-    restored.
+class Preconditioner(FusedSGD, abc.ABC):
+    """SGD with momentum over gradients that a subclass preconditions.
 
     every    steps between two updates of a preconditioner, which cost the cube of the matrix size
     damping  added to each eigenvalue, as a fraction of their mean
+    updates  whether the next step is one of them; `set_hyperparams` says so by the number of the step
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], *, momentum: float, nesterov: bool, every: int, damping: float
     ) -> None:
-        self._every, self._damping = every, damping
-        super().__init__(groups, {"momentum": momentum, "nesterov": nesterov, "lr": 0.0})
-        for group in self.param_groups:
-            for weight in group["params"]:
-                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        super().__init__(groups, momentum=momentum, nesterov=nesterov, lr=0.0)
+        self.every, self._damping, self.updates = every, damping, True
 
     @abc.abstractmethod
-    def precondition(self, weight: Tensor) -> Tensor:
+    def precondition(self, weight: Tensor, gradient: Tensor, found_inf: Tensor | None) -> Tensor:
         """Return the preconditioned gradient of `weight`, as outputs x inputs."""
 
-    @torch.no_grad()
-    def step(self, _closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                gradient = weight.grad
-                if len(self.state[weight]) > 1:
-                    gradient = _with_norm(self.precondition(weight), gradient.norm()).view_as(gradient)
-                gradient = gradient.add(weight, alpha=group["weight_decay"])
-                buffer = self.state[weight]["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-                update = gradient.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
-                weight.add_(update, alpha=-group["lr"])
+    def step_group(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], found_inf: Tensor | None
+    ) -> None:
+        preconditioned = list(gradients)
+        for place, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+            if len(self.state[weight]) > 1:
+                update = _with_norm(self.precondition(weight, gradient, found_inf), gradient.norm())
+                preconditioned[place] = torch.empty_like(gradient).copy_(update.view(gradient.shape))
+        super().step_group(group, weights, preconditioned, found_inf)
 
 
-class Shampoo(PreconditionedSGD):
+class Shampoo(Preconditioner):
     """Precondition each side by an inverse root of the running mean of gradient x gradientᵀ over that side."""
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
@@ -74,25 +69,22 @@ class Shampoo(PreconditionedSGD):
                 if size <= MAX_DIM:
                     self.state[weight][f"moment{side}"] = weight.new_zeros(size, size)
                     self.state[weight][f"root{side}"] = torch.eye(size, device=weight.device)
-            self.state[weight]["count"] = torch.zeros(())
 
-    def precondition(self, weight: Tensor) -> Tensor:
-        assert weight.grad is not None
-        state, out = self.state[weight], weight.grad.flatten(1)
+    def precondition(self, weight: Tensor, gradient: Tensor, found_inf: Tensor | None) -> Tensor:
+        state, out = self.state[weight], gradient.flatten(1)
         sides = [side for side in (0, 1) if f"moment{side}" in state]
-        update_roots = state["count"].item() % self._every == 0
         for side in sides:
-            gradient = weight.grad.flatten(1) if side == 0 else weight.grad.flatten(1).T
-            state[f"moment{side}"].lerp_(gradient @ gradient.T, 1 - DECAY)
-            if update_roots:
-                state[f"root{side}"].copy_(_inverse_power(state[f"moment{side}"], 1 / (2 * len(sides)), self._damping))
-        state["count"].add_(1)
+            matrix = gradient.flatten(1) if side == 0 else gradient.flatten(1).T
+            moment, root = state[f"moment{side}"], state[f"root{side}"]
+            assign(moment, moment.lerp(matrix @ matrix.T, 1 - DECAY), found_inf)
+            if self.updates:
+                assign(root, _inverse_power(moment, 1 / (2 * len(sides)), self._damping), found_inf)
         if 0 in sides:
             out = state["root0"] @ out
         return out @ state["root1"] if 1 in sides else out
 
 
-class KFAC(PreconditionedSGD):
+class KFAC(Preconditioner):
     """Precondition by the inverses of two covariances: of a layer's inputs, and of the gradients of its outputs.
 
     samples_labels  these gradients are of labels drawn from the network's predictions: `add_sampled_gradients`
@@ -118,15 +110,13 @@ class KFAC(PreconditionedSGD):
         for name, size in zip(("outputs", "inputs"), weight.flatten(1).shape, strict=True):
             self.state[weight][name] = weight.new_zeros(size, size)
             self.state[weight][f"{name}_inverse"] = torch.eye(size, device=weight.device)
-        self.state[weight]["count"] = torch.zeros(())
         layer.register_forward_hook(self._make_hook(weight))
 
     def _make_hook(self, weight: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         """Return a forward hook that sums up covariances in the steps that update preconditioners."""
 
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            training = layer.training and output.requires_grad
-            if training and self.state[weight]["count"].item() % self._every == 0:
+            if self.updates and layer.training and output.requires_grad:
                 self._add_covariance(weight, "inputs", _unfold_inputs(layer, inputs[0].detach()))
                 if self._samples_labels:
                     self._outputs.append((weight, get_gradient_edge(output)))
@@ -142,7 +132,9 @@ class KFAC(PreconditionedSGD):
         if not self._outputs:
             return
         draws = torch.Generator(logits_NK.device).manual_seed(seed)
-        labels_N = torch.multinomial(logits_NK.detach().softmax(1), 1, generator=draws).squeeze(1)
+        odds_NK = logits_NK.detach().softmax(1)  # torch.multinomial draws so too, but waits to check the odds
+        uniform_NK = torch.rand(odds_NK.shape, generator=draws, device=odds_NK.device)
+        labels_N = (odds_NK / -uniform_NK.log()).argmax(1)
         loss = F.cross_entropy(logits_NK, labels_N, reduction="sum")
         gradients = torch.autograd.grad(loss, [edge for _, edge in self._outputs], retain_graph=True)
         for (weight, _), gradient in zip(self._outputs, gradients, strict=True):
@@ -150,7 +142,9 @@ class KFAC(PreconditionedSGD):
         self._outputs.clear()
 
     def _add_covariance(self, weight: Tensor, name: str, rows_RD: Tensor) -> None:
-        sums, covariance = self._covariances.setdefault(weight, {}), rows_RD.float().T @ rows_RD.float()
+        with torch.autocast(rows_RD.device.type, enabled=False):  # of the forward pass: sums of squares overflow fp16
+            covariance = rows_RD.float().T @ rows_RD.float()
+        sums = self._covariances.setdefault(weight, {})
         sums[name] = sums[name] + covariance if name in sums else covariance
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -158,19 +152,19 @@ class KFAC(PreconditionedSGD):
         self._covariances.clear()
         super().zero_grad(set_to_none)
 
-    def precondition(self, weight: Tensor) -> Tensor:
-        assert weight.grad is not None
+    def precondition(self, weight: Tensor, gradient: Tensor, found_inf: Tensor | None) -> Tensor:
         state, covariances = self.state[weight], self._covariances.get(weight, {})
         for name, covariance in covariances.items():
             if dist.is_initialized():
                 dist.all_reduce(covariance)
             # only the shape of a covariance matters: the update gets the gradient's norm
-            state[name].lerp_(covariance / covariance.diagonal().mean().clamp(min=1e-30), 1 - DECAY)
+            shape = covariance / covariance.diagonal().mean().clamp(min=1e-30)
+            assign(state[name], state[name].lerp(shape, 1 - DECAY), found_inf)
             mean = state[name].diagonal().mean()
             damped = state[name] / mean + self._damping * torch.eye(len(covariance), device=covariance.device)
-            state[f"{name}_inverse"].copy_(torch.cholesky_inverse(torch.linalg.cholesky(damped)))
-        state["count"].add_(1)
-        out: Tensor = state["outputs_inverse"] @ weight.grad.flatten(1) @ state["inputs_inverse"]
+            factor, _ = torch.linalg.cholesky_ex(damped)  # `cholesky` waits to know whether it failed
+            assign(state[f"{name}_inverse"], torch.cholesky_inverse(factor), found_inf)
+        out: Tensor = state["outputs_inverse"] @ gradient.flatten(1) @ state["inputs_inverse"]
         return out
 
 
@@ -201,7 +195,10 @@ def _flatten_output_gradient(gradient: Tensor) -> Tensor:
 
 
 def _inverse_power(moment: Tensor, power: float, damping: float) -> Tensor:
-    """Return moment^-power of a symmetric matrix, with `damping` times its mean eigenvalue added to each eigenvalue."""
+    """Return moment^-power of a symmetric matrix, with `damping` times its mean eigenvalue added to each eigenvalue.
+
+    On a GPU, PyTorch's `eigh` waits to check its result.
+    """
     eigenvalues, eigenvectors = torch.linalg.eigh(moment)
     damped = eigenvalues.clamp(min=0) + damping * eigenvalues.mean().clamp(min=1e-30)
     root: Tensor = (eigenvectors * damped.pow(-power)) @ eigenvectors.T
