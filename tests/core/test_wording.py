@@ -111,6 +111,7 @@ EXAMPLES: list[Reason] = [
     budget.LimitBelowUse("team vision", "0.50"),
     # machines
     machines.LaunchRefused("capacity", "no spot machines"),
+    machines.MachinePlanned(0, "g5.xlarge", "spot", "us-east-1a", "0.41"),
     machines.LaunchNotNeeded(),
     machines.TerminationRequested(),
     machines.NotNeeded(),

@@ -21,6 +21,22 @@ class LaunchRefused(Reason):
 
 
 @dataclass(frozen=True)
+class MachinePlanned(Reason):
+    """`place`: its zone, or its region where that has none. `price`: dollars per hour."""
+
+    code = "machine_planned"
+    slot: int
+    type: str
+    market: str
+    place: str
+    price: str
+
+    def text(self) -> str:
+        market = "spot" if self.market == "spot" else "on demand"
+        return f"Slot {self.slot}: {self.type}, {market}, in {self.place} at ${self.price} an hour."
+
+
+@dataclass(frozen=True)
 class LaunchNotNeeded(Reason):
     code = "launch_not_needed"
 

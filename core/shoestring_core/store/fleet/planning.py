@@ -22,11 +22,12 @@ from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger, transitions
 from shoestring_core.store.fleet import queue, rows
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
-from shoestring_core.store.tables import AttemptRow, MachineRow
+from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wire import BootData
 from shoestring_core.wording.jobs import AttemptStarted, ScheduleOutdated
+from shoestring_core.wording.machines import MachinePlanned
 
 
 def record_start(db: Write, start: Start, plan_version: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
@@ -55,8 +56,8 @@ def record_start(db: Write, start: Start, plan_version: int, *, agent_url: str, 
     account = ledger.job_account(db, job.id).id
     cap, until = start.offer.rate_cap, start.funded_until
     ledger.place_holds(db, [ledger.HoldRequest(machine, account, cap, start.hold, until) for machine in machines])
-    for machine in machines:
-        rows.record_machine_event(db, job, start.attempt, machine, MachineState.PLANNED)
+    for slot, machine in enumerate(machines):
+        _record_planned(db, job, start.attempt, machine, slot, start.offer)
     return machines
 
 
@@ -88,7 +89,7 @@ def refill_slot(
         amount=funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum),
         funded_until=until,
     )
-    rows.record_machine_event(db, job, attempt_number, machine, MachineState.PLANNED)
+    _record_planned(db, job, attempt_number, machine, slot, offer)
     return machine
 
 
@@ -121,6 +122,11 @@ def _open_attempt(db: Write, start: Start, plan_version: int) -> None:
         return
     first = {"job": start.job, "number": start.attempt, "state": AttemptState.OPEN, "trained": False}
     db.sql.execute(insert(AttemptRow).values(**first, **opening))
+
+
+def _record_planned(db: Write, job: JobRow, attempt: int, machine: UUID, slot: int, offer: Offer) -> None:
+    reason = MachinePlanned(slot, offer.type, offer.market, offer.zone or offer.region, offer.price)
+    rows.record_machine_event(db, job, attempt, machine, MachineState.PLANNED, reason=reason)
 
 
 def _insert_machine(

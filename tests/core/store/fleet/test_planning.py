@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -23,6 +24,7 @@ from shoestring_core.store.fleet import gangs, launches, offers, planning, queue
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.wording.attempts import MachineLost
 from shoestring_core.wording.jobs import AttemptStarted
+from shoestring_core.wording.machines import MachinePlanned
 from sqlalchemy import select
 
 from tests.core.world import NEVER_LAUNCHED, OFFER, PLANNED, RUNNING, TERMINATED, Fleet, World
@@ -30,6 +32,10 @@ from tests.core.world import NEVER_LAUNCHED, OFFER, PLANNED, RUNNING, TERMINATED
 
 def snapshot(fleet: Fleet) -> QueueSnapshot:
     return fleet.read(queue.load_queue, fleet.timeouts, {}).snapshot
+
+
+def planned_as(slot: int) -> dict[str, Any]:
+    return MachinePlanned(slot, "local.cpu", "spot", "local", "0.158").as_json()
 
 
 def refill(fleet: Fleet, job: UUID, slot: int, offer: Offer = OFFER) -> UUID | None:
@@ -179,7 +185,7 @@ def test_a_start_holds_money_for_the_machines_that_it_intends(fleet: Fleet) -> N
         }  # fmt: skip
         hold = fleet.hold_row(machine.id)
         assert (hold.state, hold.rate_cap, hold.consumed, hold.funded_until) == ("open", "0.526", 0, funded_until)
-        assert fleet.told("machine", machine.id) == [(PLANNED, None)]
+        assert fleet.told("machine", machine.id) == [(PLANNED, planned_as(machine.slot))]
     assert [one.reason for one in fleet.events("job")][-1] == AttemptStarted(1, 2, "local.cpu", "spot").as_json()
     assert snapshot(fleet).plan_version == 1
 
@@ -212,7 +218,7 @@ def test_a_refused_slot_is_filled_again_with_money_of_its_own(fleet: Fleet) -> N
     assert (row.funded_until, hold.funded_until, hold.rate_cap) == (until, until, "0.526")
     assert hold.amount == fleet.hold_row(other).amount
     assert fleet.totals(fleet.job_row(job)) == [(0, 2 * hold.amount, 0)] * 4
-    assert fleet.told("machine", machine) == [(PLANNED, None)]
+    assert fleet.told("machine", machine) == [(PLANNED, planned_as(0))]
 
 
 @pytest.mark.parametrize("why", ["its slot is filled", "its job was stopped", "its attempt closes"])
