@@ -70,6 +70,8 @@ def test_signing_in_and_pages_without_jobs(deployment: Deployment, open_page: Op
     expect(page.get_by_role("heading", name="Page not found")).to_be_visible()
     inspect("no page")
     page.goto(f"{deployment.url}/new")
+    expect(page.get_by_role("status", name="Quote")).to_contain_text("is held to start")
+    inspect("a quote")
     page.get_by_label("lr", exact=True).fill("-1")
     page.get_by_role("button", name="Validate").click()
     expect(page.get_by_role("alert").first).to_be_visible()

@@ -28,6 +28,11 @@ class Kept:
         return statistics.fmean(band.low <= actual <= band.high for band, actual in self.pairs)
 
     @property
+    def below(self) -> float:
+        """The share of runs that were faster than their band."""
+        return statistics.fmean(actual < band.low for band, actual in self.pairs)
+
+    @property
     def width(self) -> float:
         """Mean logarithm of high / low: how wide the bands are as factors."""
         return statistics.fmean(math.log(band.high / band.low) for band, _ in self.pairs)
@@ -111,6 +116,7 @@ def test_bands_hold_for_four_runs_of_five_that_are_interrupted():
     times, paid = spot_runs(random.Random(3))
     assert 0.72 <= times.coverage <= 0.88
     assert 0.72 <= paid.coverage <= 0.88
+    assert max(times.below, paid.below) <= 0.1
     assert times.width < times.fixed_width()
     assert paid.width < paid.fixed_width()
 
