@@ -4,12 +4,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from itertools import product
 from uuid import UUID
 
 import pytest
 from shoestring_core import money
-from shoestring_core.decide.billing import CLOCK_STEP, BillingRules, Evidence, bill
+from shoestring_core.decide.billing import (
+    CLOCK_STEP,
+    BillingRules,
+    Evidence,
+    Extra,
+    bill,
+    gp3_disk,
+    hourly_extras,
+    public_ipv4,
+)
 from shoestring_core.decide.funding import (
     HoldExtension,
     MachineFunding,
@@ -33,6 +43,7 @@ from shoestring_core.decide.reconcile import (
 )
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import AttemptState, DesiredState, EndReason, GenerationState, JobState, MachineState
+from shoestring_core.wording.budget import Usage
 
 NOW = 1_800_000_000 * S
 TIMEOUTS = Timeouts(funding_lease=60 * S)
@@ -152,6 +163,32 @@ def test_a_provider_may_bill_a_least_time_which_the_hold_covers():
     assert initial_hold("3.60", brief, rules.minimum) == money.cost_ceiling("3.60", 60 * S)
 
 
+def test_without_rules_the_time_from_launch_to_end_is_billed_at_the_first_price():
+    used = 60 * S + 1
+    changes = ((NOW - S, "9.99"), (NOW + 10 * S, "9.99"))
+    life = {"pending_until": NOW + 30 * S, "price_changes": changes}
+    evidence = Evidence("local", "t", "spot", "0.158", NOW, NOW + used, "preempted", **life)
+    (line,) = bill(evidence, NOW + 999 * S)
+    assert (line.line, line.amount, line.estimate) == ("machine", money.cost("0.158", used), False)
+    assert line.reason == Usage(used, "t", "spot", "0.158")
+    running = replace(evidence, ended_at=None, end_cause=None)
+    assert bill(running, NOW + used)[0].reason == line.reason
+
+
+def test_what_is_billed_besides_has_its_hourly_price():
+    extras = (Extra("disk", "a disk", "72"), Extra("address", "an address", "3.60"))
+    assert hourly_extras(BillingRules(extras=extras)) == Decimal("0.105")
+    assert hourly_extras(BillingRules()) == 0
+    assert hourly_extras(BillingRules(extras=(public_ipv4(),))) == Decimal("0.005")
+
+
+@pytest.mark.parametrize(
+    ("iops", "mib_per_s", "monthly"), [(3000, 125, "8"), (2000, 100, "8"), (4000, 125, "13"), (4000, 225, "17")]
+)
+def test_a_disk_costs_by_its_size_and_by_what_it_does_beyond_the_included(iops, mib_per_s, monthly):
+    assert Decimal(gp3_disk(100, iops, mib_per_s).monthly) == Decimal(monthly)
+
+
 @pytest.mark.parametrize("hours", [-2, 2])
 def test_a_clock_that_is_set_changes_no_bill_and_is_said_on_it(hours):
     set_by = hours * 3600 * S
@@ -162,6 +199,7 @@ def test_a_clock_that_is_set_changes_no_bill_and_is_said_on_it(hours):
         assert line.amount == money.cost("0.158", 60 * S)
         assert f"set {'back' if hours < 0 else 'forward'} by 7200 s" in line.reason.text()
     assert "clock" not in bill(replace(ended, clock_shift=CLOCK_STEP - 1), NOW)[0].reason.text()
+    assert "by 1 s" in bill(replace(ended, clock_shift=CLOCK_STEP), NOW)[0].reason.text()
 
 
 def test_a_lease_from_before_the_clock_was_set_back_is_given_anew():
