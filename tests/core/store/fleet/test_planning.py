@@ -20,12 +20,13 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded, InvalidSpec, StaleTransition
 from shoestring_core.states import JobState
 from shoestring_core.store import jobs
+from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import gangs, launches, offers, planning, queue
-from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow
 from shoestring_core.wording.attempts import MachineLost
 from shoestring_core.wording.jobs import AttemptStarted
 from shoestring_core.wording.machines import MachinePlanned
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from tests.core.world import NEVER_LAUNCHED, OFFER, PLANNED, RUNNING, TERMINATED, Fleet, World
 
@@ -45,6 +46,30 @@ def refill(fleet: Fleet, job: UUID, slot: int, offer: Offer = OFFER) -> UUID | N
 
 
 # The queue as the scheduler sees it
+
+
+@pytest.mark.any_database
+def test_nothing_is_queued_in_a_service_without_teams(store: Store) -> None:
+    with store.read() as db:
+        assert queue.load_mark(db) == queue.QueueMark(False, 0, 0, 0)
+
+
+@pytest.mark.any_database
+def test_a_schedule_reads_no_accounts_of_jobs_that_are_not_queued(fleet: Fleet) -> None:
+    """It stays as cheap as it is, however many jobs there have been."""
+    fleet.running()
+    fleet.job()
+    read = []
+
+    def note(row: AccountRow, _context: object) -> None:
+        read.append(row.kind)
+
+    event.listen(AccountRow, "load", note)
+    try:
+        snapshot(fleet)
+    finally:
+        event.remove(AccountRow, "load", note)
+    assert sorted(read) == ["member", "org", "team"]
 
 
 def test_the_queue_has_the_jobs_that_may_start_in_their_order(fleet: Fleet) -> None:
