@@ -73,6 +73,17 @@ def test_the_pointer_never_goes_backwards(fleet: Fleet, running: tuple[UUID, UUI
     assert newest_step(fleet, job) == 41
 
 
+def test_a_checkpoint_before_the_first_step_is_the_jobs_and_is_not_adopted(
+    fleet: Fleet, running: tuple[UUID, UUID]
+) -> None:
+    """It has nothing that a run from the beginning hasn't."""
+    job, machine = running
+    place = stranded(fleet, job)
+    assert not fleet.write(checkpoints.adopt_upload, place, manifest(place, 0), "a" * 64)
+    assert fleet.commit(machine, 1, 0)
+    assert newest_step(fleet, job) == 0
+
+
 def test_an_older_generation_does_not_move_the_pointer(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
     job, machine = running
     fleet.commit(machine, 1, 40)

@@ -306,6 +306,33 @@ def test_what_a_corrected_line_frees_pays_for_the_others(world: World) -> None:
     assert world.find_discrepancies() == []
 
 
+@pytest.mark.any_database
+def test_a_hold_pays_for_line_after_line_until_nothing_is_left_of_it(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    assert world.settle(machine, 30, 40, 50, final=False) == 20
+    assert [row.amount for row in transfers(world, job)] == [30, 40, 30]
+    assert world.totals(job) == [(100, 0, 0)] * 4
+
+
+@pytest.mark.any_database
+def test_a_bill_that_comes_to_nothing_frees_the_whole_hold(world: World) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.settle(machine, 40, final=False)
+    world.settle(machine, 0, final=False)
+    assert world.totals(job) == [(0, 100, 0)] * 4
+
+
+@pytest.mark.any_database
+def test_an_overrun_of_a_micro_dollar_is_an_overdraft_with_an_alarm(world: World) -> None:
+    job = world.job("0.0001")
+    world.settle(world.hold(job, 100), 101)
+    assert world.totals(job)[0] == (101, 0, 1)
+    (alarm,) = world.events("alarm")
+    assert alarm.data["overdrawn"] == [{"account": "job digits-quickstart", "overdraft": "0.000001"}]
+
+
 def test_a_bill_without_any_hold_is_refused(world: World) -> None:
     machine = world.machine(world.job())
     assert world.settle(machine, 0) == 0
