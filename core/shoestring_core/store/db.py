@@ -20,14 +20,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, exc, orm, text
+from sqlalchemy import Connection, Engine, exc, text
 from sqlalchemy.engine import make_url
 
-from shoestring_core.errors import DatabaseUnavailable, ShoestringError, StoreTooNew, Unavailable
+from shoestring_core.errors import DatabaseUnavailable, StoreTooNew, Unavailable
 from shoestring_core.store import migrations
 from shoestring_core.store.database_errors import is_conflict, translate_errors
 from shoestring_core.store.engines import postgresql_engine, sqlite_engine
@@ -73,14 +73,6 @@ class BatchedWrite:
     work: Callable[[Write], Any]
     outcome: Future[Any] = field(default_factory=Future)
 
-    def run(self, db: Write) -> tuple[Any, BaseException | None]:
-        """The result or the refusal of this write, which then changes nothing."""
-        try:
-            with db.savepoint():
-                return self.work(db), None
-        except ShoestringError as refusal:
-            return None, refusal
-
 
 @dataclass
 class Store:
@@ -99,10 +91,11 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Read]:
         """A session that can't write."""
-        with translate_errors(), _session(self.reader) as sql:
-            if self.reader.dialect.name == "postgresql":
-                sql.connection(execution_options={"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"})
-            yield Read(sql)
+        with translate_errors(), self.reader.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execution_options(postgresql_readonly=True, isolation_level="REPEATABLE READ")
+            with closing(Read(connection)) as db:
+                yield db
 
     def write(self, work: Callable[[Write], T], /, *, batch: bool = False) -> T:
         """Run `work` in one transaction and return its result.
@@ -152,10 +145,11 @@ class Store:
         self.writer.dispose()
 
     def _write_once(self, work: Callable[[Write], T]) -> tuple[T, CommitInfo]:
-        with self._writer_lock(), _session(self.writer) as sql, sql.begin():
-            db = Write(sql)
+        with self._writer_lock(), self.writer.connect() as connection, closing(Write(connection)) as db:
             result = work(db)
-            return result, db.write_events()
+            committed = db.write_events()
+            connection.commit()  # an error before it rolls everything back, as the connection is closed
+            return result, committed
 
     def _write_in_batch(self, work: Callable[[Write], T]) -> T:
         """The first thread that gets the lock runs the writes of all that wait for it."""
@@ -174,18 +168,17 @@ class Store:
 
     def _run_batch(self, batch: list[BatchedWrite]) -> None:
         try:
-            outcomes = self.write(lambda db: [one.run(db) for one in batch])
+            results = self.write(lambda db: [one.work(db) for one in batch])
         except BaseException as error:  # noqa: BLE001 - each thread raises its own
-            if len(batch) > 1 and isinstance(error, Exception) and not isinstance(error, ShoestringError):
-                for one in batch:  # an unexpected error in one write fails no other
+            if len(batch) > 1 and isinstance(error, Exception) and not isinstance(error, Unavailable):
+                for one in batch:  # one that is refused or fails changes nothing, and fails no other
                     self._run_batch([one])
                 return
-            outcomes = [(None, error) for _ in batch]
-        for one, (result, failure) in zip(batch, outcomes, strict=True):
-            if failure is None:
-                one.outcome.set_result(result)
-            else:
-                one.outcome.set_exception(failure)
+            for one in batch:
+                one.outcome.set_exception(error)
+            return
+        for one, result in zip(batch, results, strict=True):
+            one.outcome.set_result(result)
 
     @contextmanager
     def _writer_lock(self) -> Iterator[None]:
@@ -211,15 +204,6 @@ class Store:
 
 def _invalid_url(message: str) -> Unavailable:
     return Unavailable(message, hint="Set SHOESTRING_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME.")
-
-
-def _session(engine: Engine) -> orm.Session:
-    # populate_existing: a row read again has its current values, also after an UPDATE by statement.
-    return orm.Session(
-        engine,
-        expire_on_commit=False,
-        execution_options={"populate_existing": True, "synchronize_session": False},
-    )
 
 
 def _refuse_newer(connection: Connection) -> str | None:

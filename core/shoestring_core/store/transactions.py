@@ -55,9 +55,24 @@ class CommitInfo:
 class Read:
     """A read transaction: one snapshot of the database, as of its first statement."""
 
-    def __init__(self, sql: orm.Session) -> None:
-        self.sql = sql
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self._loaded: dict[Callable[[Read], Any], Any] = {}
+
+    @cached_property
+    def sql(self) -> orm.Session:
+        """For queries of whole rows. It is opened by the first one, because most requests need none."""
+        # populate_existing: a row read again has its current values, also after an UPDATE by statement.
+        return orm.Session(
+            self.connection,
+            join_transaction_mode="rollback_only",  # whoever opened the connection commits
+            expire_on_commit=False,
+            execution_options={"populate_existing": True, "synchronize_session": False},
+        )
+
+    def close(self) -> None:
+        if "sql" in vars(self):
+            self.sql.close()
 
     def once(self, load: Callable[[Read], T]) -> T:
         """What `load` returns, loaded at most once in the transaction: for what several of its steps need and none
@@ -70,7 +85,7 @@ class Read:
     @cached_property
     def now(self) -> int:
         """µs UTC by the database's clock (SQLite: the host's), the same for the whole transaction."""
-        if self.sql.get_bind().dialect.name == "sqlite":
+        if self.connection.dialect.name == "sqlite":
             return time.time_ns() // 1000
         return int(self.connection.scalar(_POSTGRESQL_CLOCK) or 0)
 
@@ -86,16 +101,12 @@ class Read:
         """
         return self.connection.execute(query, parameters).all()
 
-    @cached_property
-    def connection(self) -> Connection:
-        return self.sql.connection()
-
 
 class Write(Read):
     """A write transaction. Events are buffered and written at its very end."""
 
-    def __init__(self, sql: orm.Session) -> None:
-        super().__init__(sql)
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
         self._events: list[dict[str, Any]] = []
         self._tick_requested = False
 
@@ -119,7 +130,7 @@ class Write(Read):
 
     def insert_new(self, table: type[tables.Base], **values: Any) -> bool:
         """Insert a row unless one with a unique key of its exists. Returns whether it was inserted."""
-        return self.row(_insert_new(table, self.sql.get_bind().dialect.name), **values) is not None
+        return self.row(_insert_new(table, self.connection.dialect.name), **values) is not None
 
     def insert(self, row: tables.Base) -> None:
         """Insert a new row, which then has its columns' defaults too: it need not be read again."""
@@ -132,7 +143,7 @@ class Write(Read):
 
     def insert_missing(self, table: type[tables.Base], rows: Sequence[Mapping[str, Any]]) -> int:
         """Insert those rows whose unique keys don't exist yet. Returns how many it inserted."""
-        return self.execute(_insert_missing(table, self.sql.get_bind().dialect.name), rows)
+        return self.execute(_insert_missing(table, self.connection.dialect.name), rows)
 
     def execute(self, statement: UpdateBase, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
         """Run an insert, update or delete; for each of `rows` if given. Returns how many rows it changed."""
@@ -145,7 +156,7 @@ class Write(Read):
         """Undo what is written within, events included, if it raises; the transaction continues."""
         events, tick_requested = len(self._events), self._tick_requested
         try:
-            with self.sql.begin_nested():
+            with self.connection.begin_nested():
                 yield
         except BaseException:
             del self._events[events:]
@@ -162,7 +173,6 @@ class Write(Read):
         The team's row stays locked from here to the commit, so the order of numbers is the order of commits, and a
         reader who has seen n has seen everything up to n.
         """
-        self.sql.flush()
         by_team: dict[UUID, list[dict[str, Any]]] = defaultdict(list)
         for row in self._events:
             by_team[row["team"]].append(row)

@@ -150,7 +150,7 @@ def apply_waits(db: Write, waits: Sequence[Wait], before: Mapping[UUID, StoredWa
     }
     in_order = sorted(waits, key=lambda wait: wait.job)
     parameters = [dict(zip(("reason", "detail"), _stored(wait), strict=True), job=wait.job) for wait in in_order]
-    db.sql.connection().execute(still_queued.values(values), parameters)
+    db.connection.execute(still_queued.values(values), parameters)
     reasons = {job: reason for job, (reason, _) in before.items()}
     changed = {wait.job: wait for wait in in_order if wait.reason != reasons.get(wait.job)}
     for job in _select_in(db, (JobRow.id, JobRow.team_id, JobRow.state), JobRow.id, list(changed)):
