@@ -32,7 +32,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.schema import CallableColumnDefault, ScalarElementColumnDefault
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
-from shoestring_core.events import EventData
+from shoestring_core.events import BatchStored, EventData
 from shoestring_core.store import tables
 from shoestring_core.wording import Reason
 
@@ -45,7 +45,13 @@ NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait"})
 
 @dataclass(frozen=True)
 class CommitInfo:
-    """What a write changed, for listeners. `tick_requested`: the control loop has something to do now."""
+    """What a write changed, for listeners.
+
+    teams           whose feed has new events: live streams read them
+    jobs            whose machines may have new orders, which are held until they change. A batch of points gives none,
+                    and comes four times a second while somebody looks
+    tick_requested  the control loop has something to do now
+    """
 
     teams: set[UUID]
     jobs: set[UUID]
@@ -180,7 +186,8 @@ class Write(Read):
             self._assign_numbers(team, by_team[team])
         if self._events:
             self.connection.execute(_insert(tables.EventRow), self._events)
-        return CommitInfo(set(by_team), {row["job"] for row in self._events if row["job"]}, self._tick_requested)
+        jobs = {row["job"] for row in self._events if row["job"] and row["kind"] != BatchStored.kind}
+        return CommitInfo(set(by_team), jobs, self._tick_requested)
 
     def _assign_numbers(self, team: UUID, rows: list[dict[str, Any]]) -> None:
         changes = sum(row["kind"] not in NOT_SCHEDULED_FROM for row in rows)

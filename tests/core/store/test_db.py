@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
-from shoestring_core.events import AgentReport, JobChange
+from shoestring_core.events import AgentReport, BatchStored, JobChange
 from shoestring_core.states import JobState
 from shoestring_core.store import engines, migrations
 from shoestring_core.store.db import Store, open_store
@@ -361,6 +361,16 @@ def test_listeners_are_called_after_commits_and_their_errors_are_logged(store: S
 
     store.write(work)
     assert heard == [CommitInfo({team}, {job}, tick_requested=True)]
+
+
+def test_a_stored_batch_wakes_the_teams_streams_and_no_held_order(store: Store) -> None:
+    """However many machines a gang has, their orders aren't read again for each batch of its points."""
+    team, heard = uuid7(), []
+    store.write(lambda db: db.sql.execute(insert(TeamRow).values(id=team, name="t", feed_seq=0)))
+    store.on_commit.append(heard.append)
+    batch = BatchStored(source=uuid7(), seq=1)
+    store.write(lambda db: db.event(batch, team=team, actor="source", job=uuid7()))
+    assert heard == [CommitInfo({team}, set(), tick_requested=False)]
 
 
 # What the disk or the server refuses
