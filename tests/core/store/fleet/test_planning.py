@@ -49,6 +49,15 @@ def refill(fleet: Fleet, job: UUID, slot: int, offer: Offer = OFFER) -> UUID | N
 
 
 @pytest.mark.any_database
+def test_a_job_of_each_member_is_read_however_many_members_there_are(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "PAGE", 1)
+    jobs_of_two = [world.job().id for world in (fleet, World(fleet.store))]
+    assert sorted(one.job for one in snapshot(fleet).queue) == sorted(jobs_of_two)
+
+
+@pytest.mark.any_database
 def test_nothing_is_queued_in_a_service_without_teams(store: Store) -> None:
     with store.read() as db:
         assert queue.load_mark(db) == queue.QueueMark(False, 0, 0, 0)
