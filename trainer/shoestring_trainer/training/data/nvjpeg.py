@@ -95,26 +95,30 @@ def decode_jpegs(
 
 
 def _read_if_supported(opener: Callable[[], Image.Image]) -> _Jpeg | None:
-    """Read an image's file, if it is a complete JPEG whose color space nvJPEG can't misinterpret; else return None."""
+    """Read an image's file, if it is a complete JPEG that nvJPEG can't misinterpret; else return None."""
     try:
         with opener() as opened:
             content = file_content(opened)
             small = opened.width * opened.height <= MAX_GPU_PIXELS
-            if not small or not _has_common_color_space(opened) or not content.endswith(_END_OF_IMAGE):
+            if not small or not _is_common(opened) or not content.endswith(_END_OF_IMAGE):
                 return None
             return _Jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), read_exif_orientation(opened))
     except Exception:  # noqa: BLE001 - `decode_image` raises the same error again, with a message for users
         return None
 
 
-def _has_common_color_space(opened: Image.Image) -> bool:
-    """Return whether a JPEG is grayscale or YCbCr, as nearly all are. Some store RGB (marked in one of two ways) or
-    CMYK.
+def _is_common(opened: Image.Image) -> bool:
+    """Return whether nvJPEG decodes a JPEG right: grayscale or YCbCr, as nearly all are.
+
+    Some store RGB (marked in one of two ways) or CMYK. Grayscale with sampling factors of 2 x 2, which mean nothing for
+    a single component, comes out of nvJPEG with its blocks in the wrong order.
     """
     if opened.format != "JPEG" or opened.mode not in ("L", "RGB"):
         return False
-    components = bytes(layer[0] for layer in getattr(opened, "layer", ()))
-    return opened.mode == "L" or (opened.info.get("adobe_transform", 1) == 1 and components != b"RGB")
+    layers = getattr(opened, "layer", ())
+    if opened.mode == "L":
+        return [layer[1:3] for layer in layers] == [(1, 1)]
+    return opened.info.get("adobe_transform", 1) == 1 and bytes(layer[0] for layer in layers) != b"RGB"
 
 
 def _decode(encoded: list[Tensor], decoder: JpegDecoder) -> list[Tensor | None]:
