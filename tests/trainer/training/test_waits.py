@@ -11,25 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from shoestring_trainer.training.data.batch_loader import BatchLoader
-from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages
-from shoestring_trainer.training.distributed.context import DistributedContext
-from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
-from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.setup import Setup
 from shoestring_trainer.training.step import Trainer
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from tests.trainer.training.optim.test_recipe_schedules import choose
+from tests.trainer.training.first_phase import RECIPES, first_phase
 
 WAITS = {
     "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "cpu", "nonzero", "masked_select",
     "unique", "is_nonzero", "equal",
 }  # fmt: skip
 UPLOADS = {"tensor", "as_tensor", "new_tensor", "from_numpy", "pin_memory", "cuda"}
-CPU = torch.device("cpu")
 
 
 class Watch(TorchFunctionMode):
@@ -40,24 +33,15 @@ class Watch(TorchFunctionMode):
         self.seen: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (name := getattr(func, "__name__", "")) in WAITS | UPLOADS:
+        name = getattr(func, "__name__", "")
+        if name in WAITS | UPLOADS or (name == "__getitem__" and has_list(args[1])):
             self.seen.append(name)
         return func(*args, **kwargs or {})
 
 
-def fake_setup(name: str, precision: Precision) -> Setup:
-    """Return the recipe's run on 64 images, in its first phase; for use in a FakeTensorMode."""
-    recipe, settings = choose(name, batch_size=32)
-    side, classes = (96, 1000) if name.startswith("imagenet/") else (32, 10)
-    images = LabeledImages(
-        torch.zeros(64, 3, side, side, dtype=torch.uint8), torch.zeros(64, dtype=torch.long), torch.ones(64)
-    )
-    mean, std = [0.5] * 3, [0.2] * 3
-    data = ImageDataset(images, images, [str(number) for number in range(classes)], 255.0, mean, std, {})
-    loader, schedule = BatchLoader(lambda *_: data, settings, CPU), HyperparamSchedule.from_settings(settings, 64)
-    model = build_model(**recipe.model, settings=settings, classes=classes, mean=mean, std=std)
-    loader.start_phase(schedule.phases[0], ())
-    return Setup(DistributedContext(0, 1, 0, CPU), recipe, {}, settings, 0, precision, loader, schedule, model)
+def has_list(index: Any) -> bool:
+    """Return whether an index has a list of numbers, which becomes a tensor of the host's."""
+    return any(isinstance(part, list) for part in (index if isinstance(index, tuple) else [index]))
 
 
 @pytest.fixture
@@ -67,11 +51,9 @@ def fake() -> Iterator[FakeTensorMode]:
 
 
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
-@pytest.mark.parametrize(
-    "name", ["cifar10/airbench94", "cifar10/airbench94-muon", "cifar10/page-resnet9", "imagenet/imagenet18"]
-)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_step_waits_for_nothing_and_uploads_nothing(fake: FakeTensorMode, name: str, precision: Precision):
-    setup = fake_setup(name, precision)
+    setup = first_phase(name, precision, torch.device("cpu"))
     trainer, schedule, sampler = Trainer(setup, frozenset(), lambda: True), setup.schedule, setup.build_sampler()
     with Watch() as watch:
         for step in (1, 2):
@@ -83,6 +65,12 @@ def test_a_step_waits_for_nothing_and_uploads_nothing(fake: FakeTensorMode, name
         with pytest.raises(DataDependentOutputException):
             queued.numbers.read()
     assert watch.seen[0] in WAITS
+
+
+def test_the_watch_sees_the_upload_of_an_index(fake: FakeTensorMode):
+    with Watch() as watch:
+        torch.zeros(2, 4)[:, [1, 3]]
+    assert watch.seen == ["__getitem__"]
 
 
 @pytest.mark.parametrize("wait", ["item", "tolist", "__bool__", "__float__"])

@@ -18,9 +18,6 @@ from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, more_draws
 from shoestring_trainer.training.settings import Settings
 
-CROP_DRAWS = [3, 4, 11, 12]
-"""Which of a sample's draws give its random resized crop."""
-
 
 def draws_per_sample(settings: Settings) -> int:
     """Return how many random draws `augment` needs for each image."""
@@ -40,7 +37,7 @@ def augment(
     returns       float32 images, in channels_last memory format
     """
     if resized_crop:
-        images_NCHW = random_resized_crop(to_float(images_NCHW, max_value), draws_NK[:, CROP_DRAWS], resized_crop)
+        images_NCHW = random_resized_crop(to_float(images_NCHW, max_value), crop_draws(draws_NK), resized_crop)
     if settings.color_jitter:
         images_NCHW = color_jitter(to_float(images_NCHW, max_value), draws_NK[:, 8:11], settings.color_jitter)
     if settings.rotate or settings.translate:
@@ -54,6 +51,11 @@ def augment(
     if settings.cutout:
         images_NCHW = cutout(images_NCHW, draws_NK[:, 6:8], settings.cutout, mean_C)
     return images_NCHW
+
+
+def crop_draws(draws_NK: Tensor) -> Tensor:
+    """Return the four of each sample's draws that give its random resized crop."""
+    return torch.cat([draws_NK[:, 3:5], draws_NK[:, 11:13]], dim=1)
 
 
 def to_float(images_NCHW: Tensor, max_value: float) -> Tensor:

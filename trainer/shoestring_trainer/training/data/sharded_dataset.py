@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.data.augment import CROP_DRAWS, RandomResizedCrop, crop_boxes
+from shoestring_trainer.training.data.augment import RandomResizedCrop, crop_boxes, crop_draws
 from shoestring_trainer.training.data.dataset import (
     ImageDataset,
     LabeledImages,
@@ -77,7 +77,7 @@ class ShardedImages:
         shapes_N = self.reader.samples[rows_N]
         ratios_N = torch.from_numpy((shapes_N["width"] / shapes_N["height"]).astype(np.float32))
         crop = RandomResizedCrop(self.spec.width, phase.crop_scale, ratios_N)
-        sides_N2, centers_N2 = crop_boxes(samples.host_draws_NK[:, CROP_DRAWS], crop)
+        sides_N2, centers_N2 = crop_boxes(crop_draws(samples.host_draws_NK), crop)
         boxes_N4 = torch.cat([(1 + centers_N2 - sides_N2) / 2, sides_N2], dim=1).numpy()
         return _chunks(rows_N, self.spec, boxes_N4)
 
