@@ -48,6 +48,7 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
         counter.start_step = counter.step = restore_checkpoint(state, task.resume)
         loader.set_image_format(schedule.phase_at(counter.step).image_format)
     step = hook_context.step = counter.step
+    trainer.compile_ahead([phase for phase in schedule.phases if phase.end_step > step])
 
     sampler = setup.build_sampler()
     log = SampleLog(

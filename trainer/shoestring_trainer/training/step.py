@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from shoestring_trainer.training.checkpoint.state import TrainingState
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.context import DistributedContext, PendingAllReduce
+from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.hooks import HookContext, load_hooks
-from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
+from shoestring_trainer.training.hyperparam_schedule import Phase, StepHyperparams
 from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_error
 from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
@@ -27,6 +28,8 @@ from shoestring_trainer.training.randomness import Samples, derive_seed, seed_dr
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.setup import Setup
 from shoestring_trainer.training.upload import Download
+
+COMPILING_PASSES = 3
 
 
 class QueuedStep(NamedTuple):
@@ -69,6 +72,26 @@ class Trainer:
         self.hook_context = HookContext(self.model, self.optimizer, self.settings, self.distributed.rank, step=0)
         self._one = torch.ones((), device=self.distributed.device)
         self._stop = torch.zeros((), dtype=torch.float64, device=self.distributed.device)
+
+    def compile_ahead(self, phases: Sequence[Phase]) -> None:
+        """Compile the network for every size of image and batch in `phases`, so that no step does; change nothing else.
+
+        The first pass of a size compiles it; CUDA graphs are recorded in the second one and replayed from the third.
+        """
+        if self.settings.compile == "none":
+            return
+        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        channels, side = self._loader.dataset.train.images_NCHW.shape[1:3]
+        place, device = self.distributed, self.distributed.device
+        sizes = {(phase.batch_size, phase.image_size or side) for phase in phases}
+        for batch, size in sorted(sizes):
+            use_global_batch(self.model, batch, place.rank, place.world_size, norms=self.settings.sync_batch_norm)
+            for images in place.micro_batch_sizes(batch, self.settings.micro_batch_size):
+                for _ in range(COMPILING_PASSES):
+                    images_NCHW = torch.zeros(images, channels, size, size, device=device)
+                    self._loss(images_NCHW, torch.zeros(images, dtype=torch.long, device=device)).backward()
+                    self.model.zero_grad()
+        self.model.load_state_dict(before)
 
     def train_step(self, samples: Samples, batch: int, hyperparams: StepHyperparams) -> QueuedStep:
         """Train step `hook_context.step` with this rank's share of a batch of `batch` images.

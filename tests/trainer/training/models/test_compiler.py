@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import pytest
 import torch
+from shoestring_trainer.training import step as step_module
 from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.models.registry import build_model
+from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.step import Trainer
 from torch import nn
+
+from tests.trainer.training.first_phase import first_phase
 
 
 def small_net() -> nn.Module:
@@ -37,3 +44,25 @@ def test_a_model_is_compiled_once_for_each_input_size():
 def test_nothing_is_compiled_by_default():
     model = small_net()
     assert compiled(model, Settings().compile) is model
+
+
+def test_a_network_is_compiled_before_the_first_step_and_its_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    met: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable:
+        met.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(step_module, "compiled", lambda model, mode: compiled(model, mode, backend))
+    setup = first_phase("cifar10/airbench94", Precision.BF16, torch.device("cpu"))
+    setup = replace(setup, settings=replace(setup.settings, compile="default"))
+    trainer, schedule, sampler = Trainer(setup, frozenset(), lambda: False), setup.schedule, setup.build_sampler()
+    before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
+    trainer.compile_ahead(schedule.phases)
+    assert met
+    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.model.state_dict().items())
+    assert all(weight.grad is None for weight in setup.model.parameters())
+    met.clear()
+    samples = sampler.batch(0, schedule.phases[0].batch_size)
+    trainer.train_step(samples, schedule.phases[0].batch_size, schedule.step_hyperparams(0))
+    assert not met

@@ -72,6 +72,12 @@ class DistributedContext:
         count = math.ceil(math.ceil(batch / self.world_size) / largest) if largest else 1
         return min(count, batch // self.world_size)
 
+    def micro_batch_sizes(self, batch: int, largest: int) -> tuple[int, int]:
+        """The smaller and the larger size of this rank's micro-batches of a batch, as `Samples.split` makes them."""
+        share = batch * (self.rank + 1) // self.world_size - batch * self.rank // self.world_size
+        count = self.micro_batch_count(batch, largest)
+        return share // count, math.ceil(share / count)
+
     def sync_gradients(self, ddp: nn.Module, when: bool) -> AbstractContextManager[None]:
         """Context of a forward and backward pass: averages gradients over the ranks only `when`, else accumulates."""
         accumulate = isinstance(ddp, DistributedDataParallel) and not when
