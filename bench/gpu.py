@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On this machine's GPU: CIFAR-10 to target by us and by reference code, ResNet-50's images/s, JPEG decoding.
+"""On this machine's GPU: steps profiled, CIFAR-10 to target by us and by reference code, ResNet-50, decoding.
 
     make bench ONLY=gpu DATA=folder of CIFAR-10 [IMAGES=folder of JPEGs] [REFERENCE=folder] [SEEDS=5] [ROUNDS=2]
+        [PARTS="steps races resnet50 shards decoding"] [RECIPES="cifar10/airbench94 …"] [SIZES="128 224 288"]
 
 The reference code is fetched into .peers/, or is in the folder REFERENCE (cifar10-airbench and cifar10-fast). Each
 round runs our SEEDS and then the reference's, one process each, whose first run is a warm-up and doesn't count. Without
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from bench.trainer_cpu import ROOT
 
 GPU = torch.cuda.is_available()
 SEEDS, ROUNDS = (int(os.environ.get(name, default)) for name, default in (("SEEDS", "5"), ("ROUNDS", "2")))
+PARTS = os.environ.get("PARTS", "steps races resnet50 shards decoding").split()
+RECIPES = os.environ.get("RECIPES", "").split()
 RUN_TIMEOUT_S = 3600
 REPOSITORIES = {
     "cifar10-airbench": (
@@ -41,17 +44,22 @@ REPOSITORIES = {
 
 
 class Comparison(NamedTuple):
-    """A recipe and the reference code it reproduces. target: the accuracy to reach."""
+    """A recipe and the reference code it reproduces.
+
+    target   the accuracy to reach
+    compile  mode of torch.compile in which the reference code runs
+    """
 
     recipe: str
     target: float
     role: str
     reference: str
+    compile: str = "none"
 
 
 COMPARISONS = [
     Comparison("cifar10/airbench94", 0.94, "airbench", "cifar10-airbench/legacy/airbench94.py"),
-    Comparison("cifar10/airbench94-muon", 0.94, "airbench", "cifar10-airbench/airbench94_muon.py"),
+    Comparison("cifar10/airbench94-muon", 0.94, "airbench", "cifar10-airbench/airbench94_muon.py", "max-autotune"),
     Comparison("cifar10/airbench95", 0.95, "airbench", "cifar10-airbench/legacy/airbench95.py"),
     Comparison("cifar10/airbench96", 0.96, "airbench", "cifar10-airbench/legacy/airbench96.py"),
     Comparison("cifar10/page-resnet9", 0.94, "page", "cifar10-fast"),
@@ -59,22 +67,26 @@ COMPARISONS = [
 
 
 def main() -> list[str]:
-    data_folder = os.environ.get("DATA")
-    if GPU and not data_folder:
-        return ["skipped: it needs CIFAR-10; set DATA to the folder that holds cifar-10-batches-bin"]
+    data_folder, images = os.environ.get("DATA"), os.environ.get("IMAGES")
+    if GPU and not data_folder and "races" in PARTS:
+        return ["skipped: the races need CIFAR-10; set DATA to the folder that holds cifar-10-batches-bin"]
     folder = Path(tempfile.mkdtemp(prefix="shoestring-gpu-"))
-    data = Path(data_folder).resolve() if GPU and data_folder else write_tiny_cifar10(folder / "tiny")
-    convert_cifar10(data, folder)
-    references, notes = fetch_references()
-    lines = []
-    for comparison in COMPARISONS:
-        lines += run_comparison(comparison, data, folder, references)
-        print("\n".join(lines[-3:]), flush=True)
-    images = os.environ.get("IMAGES")
     jpegs = Path(images).resolve() if images else write_jpegs(folder / "jpegs")
     kind = "JPEG files" if images else "JPEG files, generated ones of 500 x 375"
-    lines += resnet50(jpegs, kind, folder)
-    lines += decoding(jpegs, kind, folder)
+    lines: list[str] = []
+    notes: list[str] = []
+    for part in PARTS:
+        if part == "races":
+            data = Path(data_folder).resolve() if GPU and data_folder else write_tiny_cifar10(folder / "tiny")
+            convert_cifar10(data, folder)
+            references, notes = fetch_references()
+            for comparison in COMPARISONS:
+                if not RECIPES or comparison.recipe in RECIPES:
+                    lines += run_comparison(comparison, data, folder, references)
+                    print("\n".join(lines[-3:]), flush=True)
+        else:
+            lines += OTHER_PARTS[part](jpegs, kind, folder)
+            print("\n".join(lines[-8:]), flush=True)
     return [describe_gpu(), *lines, *notes] if GPU else [summarize_dry_run(lines), *notes]
 
 
@@ -83,8 +95,7 @@ def summarize_dry_run(lines: Sequence[str]) -> str:
     missing = [line for line in lines if "is missing" in line]
     against = "" if missing else " against reference code"
     summary = (
-        f"{len(COMPARISONS)} comparisons{against}, ResNet-50 at three sizes and decoding by Pillow ran on the "
-        "CPU with sizes too small to measure; nvJPEG needs a GPU and did not run"
+        f"{' '.join(PARTS)} ran on the CPU{against} with sizes too small to measure; nvJPEG needs a GPU and did not run"
     )
     return "; ".join([f"no GPU: {summary}", *missing])
 
@@ -102,7 +113,7 @@ def run_comparison(comparison: Comparison, data: Path, folder: Path, references:
     reference = references / comparison.reference
     for number in range(rounds):
         numbers = [str(1 + number * seeds + seed) for seed in range(seeds)]
-        ours += run("ours", write_task(comparison.recipe, data), numbers, folder)
+        ours += run("ours", write_task(comparison, data), numbers, folder)
         if reference.exists():
             theirs += run(comparison.role, reference, numbers, folder)
     lines = [describe(f"{comparison.recipe}, ours", ours, comparison.target)]
@@ -127,11 +138,13 @@ def describe(name: str, runs: Sequence[dict[str, float]], target: float) -> str:
     )
 
 
-def write_task(recipe: str, data: Path) -> Path:
+def write_task(comparison: Comparison, data: Path) -> Path:
     """Write the task file for one process of our runs."""
-    defaults = recipes.resolve(recipe, {})
-    params: dict[str, Any] = {"epochs": defaults["epochs"], "eval_every_epochs": 10_000}
-    if not GPU:
+    recipe = comparison.recipe
+    params: dict[str, Any] = {"epochs": recipes.resolve(recipe, {})["epochs"], "eval_every_epochs": 10_000}
+    if GPU:
+        params |= {"compile": comparison.compile}
+    else:
         params |= {"epochs": 1, "batch_size": 64, "verify_checksums": False}
     folder = Path(tempfile.mkdtemp(prefix="shoestring-gpu-"))
     task = {
@@ -140,6 +153,26 @@ def write_task(recipe: str, data: Path) -> Path:
     }  # fmt: skip
     (folder / "task.json").write_text(json.dumps(task))
     return folder / "task.json"
+
+
+def steps(_jpegs: Path, _kind: str, folder: Path) -> list[str]:
+    """Return what a training step asks of the GPU, by torch's profiler, at the recipe's own batch size."""
+    return [
+        f"{row['recipe']}, a step of {row['batch']} images: {row['ms']:.2f} ms, {row['launches']:.0f} launches, "
+        f"{row['waits']:.0f} waits, {row['pageable']:.0f} copies from pageable memory"
+        for row in run("steps", folder, [], folder)
+    ]
+
+
+def shards(jpegs: Path, kind: str, folder: Path) -> list[str]:
+    """Return the images/s of whole training runs of ResNet-50 from shards, decoded as it trains."""
+    return [
+        f"ResNet-50, {row['size']} px, fp16, {'eager' if row['compile'] == 'none' else 'compiled'}, a whole run from "
+        f"shards of {row['images']:,} {kind}: {row['images_per_s']:.0f} images/s"
+        + (f" ({row['mfu']:.1%} of the card's peak)" if "mfu" in row else "")
+        + f"; the host waited for images in {row['data_wait_fraction']:.1%} of the time"
+        for row in run("shards", jpegs, [], folder)
+    ]
 
 
 def resnet50(jpegs: Path, kind: str, folder: Path) -> list[str]:
@@ -162,6 +195,11 @@ def decoding(jpegs: Path, kind: str, folder: Path) -> list[str]:
         rates = [f"{rate:.0f} images/s by {decoder}" for decoder, rate in row["images_per_s"].items()]
         lines.append(f"{kind} decoded to {row['size']} px: {'; '.join(rates)}{row['skipped']}")
     return lines
+
+
+OTHER_PARTS: dict[str, Callable[[Path, str, Path], list[str]]] = {
+    "steps": steps, "resnet50": resnet50, "shards": shards, "decoding": decoding,
+}  # fmt: skip
 
 
 def run(role: str, place: Path, seeds: Sequence[str], folder: Path) -> Any:

@@ -4,7 +4,9 @@
     python -m bench.gpu_runs ours TASK SEED…            our trainer, run after run in one process
     python -m bench.gpu_runs airbench SCRIPT SEED…      a script of KellerJordan/cifar10-airbench, in its data's folder
     python -m bench.gpu_runs page FOLDER SEED…          davidcpage/cifar10-fast's dawn.py
+    python -m bench.gpu_runs steps FOLDER               training steps under torch's profiler
     python -m bench.gpu_runs resnet50 FOLDER            ResNet-50 from memory and from JPEG files
+    python -m bench.gpu_runs shards FOLDER              whole training runs of ResNet-50 from shards of the JPEG files
     python -m bench.gpu_runs decoding FOLDER            JPEG decoding by Pillow and by nvJPEG
 
 Without a GPU the reference scripts are patched to run on the CPU, with tiny sizes: a dry run.
@@ -18,10 +20,12 @@ import itertools
 import json
 import os
 import re
+import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -41,13 +45,18 @@ from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD, flop_per_image, peak_flops
 from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.setup import choose_algorithms
+from shoestring_trainer.training.step import Trainer
 from torch import Tensor, nn
+
+from tests.trainer.training.first_phase import RECIPES, first_phase
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-SIZES = (128, 224, 288) if GPU else (32, 48, 64)
+SIZES = tuple(map(int, os.environ.get("SIZES", "128 224 288" if GPU else "32 48 64").split()))
 BATCH, STEPS, BLOCKS = (256, 20, 3) if GPU else (4, 2, 2)
 DECODED_IMAGES = 8192 if GPU else 64
+SHARD_IMAGES, SHARD_EPOCHS, SHARD_SIZES = (16_000, 3, (128, 224)) if GPU else (64, 1, (32,))
 
 NextBatch = Callable[[], tuple[Tensor, Tensor]]
 """Return a batch on the device: images_NCHW, float, and labels_N."""
@@ -160,6 +169,82 @@ class CpuEvent:
 
     def elapsed_time(self, end: CpuEvent) -> float:
         return 1e3 * (end.time - self.time)
+
+
+WAITS = {"cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy"}
+LAUNCHES = {"cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx"}
+BATCHES = {"cifar10/airbench94": 1024, "cifar10/airbench94-muon": 2000, "cifar10/page-resnet9": 512}
+"""Of the recipes; the rest, of ResNets on ImageNet, take 256 images."""
+
+
+def steps(_folder: Path, _seeds: list[int]) -> list[dict[str, Any]]:
+    """Return time, launches, waits and pageable copies of a training step, at the recipe's batch size, in fp16."""
+    return [profile_steps(recipe, BATCHES.get(recipe, 256) if GPU else 4) for recipe in RECIPES]
+
+
+def profile_steps(recipe: str, batch: int) -> dict[str, Any]:
+    from torch.profiler import ProfilerActivity, profile
+
+    precision = Precision.FP16 if GPU else Precision.BF16
+    setup = first_phase(recipe, precision, torch.device("cuda", 0) if GPU else DEVICE, batch_size=batch)
+    choose_algorithms(setup.distributed.device, deterministic=setup.settings.deterministic)
+    trainer, schedule, sampler = Trainer(setup, frozenset(), lambda: False), setup.schedule, setup.build_sampler()
+
+    def train(steps: range) -> float:
+        start = synchronized_time()
+        for step in steps:
+            samples = sampler.batch(step * batch, batch)
+            trainer.train_step(samples, batch, schedule.step_hyperparams(0))
+        return (synchronized_time() - start) / len(steps)
+
+    train(range(10 if GPU else 1))
+    seconds = train(range(10, 10 + STEPS))
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]) as recorded:
+        train(range(10, 10 + STEPS))
+    counts = Counter(event.name for event in recorded.events())
+    launches = sum(counts[name] for name in LAUNCHES) / STEPS
+    return {
+        "recipe": recipe, "batch": batch, "ms": 1e3 * seconds, "launches": launches,
+        "waits": sum(counts[name] for name in WAITS) / STEPS,
+        "pageable": sum(count for name, count in counts.items() if "Pageable -> Device" in name) / STEPS,
+    }  # fmt: skip
+
+
+def shards(jpegs: Path, _seeds: list[int]) -> list[dict[str, Any]]:
+    """Return the results of whole runs from shards of `jpegs`, each of which is there often enough."""
+    from shoestring_trainer.training.cli.prepare import index_source
+    from shoestring_trainer.training.data.prepare_shards import PrepareOptions, prepare_shards
+    from shoestring_trainer.training.loop import train
+    from shoestring_trainer.training.stop_listener import StopListener
+    from shoestring_trainer.training.task import StepCounter, read_task
+
+    folder, files, cores = Path(tempfile.mkdtemp()), jpeg_files(jpegs), len(os.sched_getaffinity(0))
+    copies = max(1, SHARD_IMAGES // len(files))
+    for label, copy in itertools.product((0, 1), range(copies)):
+        place = folder / "images" / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        for number, file in enumerate(files[label::2]):
+            shutil.copy(file, place / f"{number}-{copy}.jpg")
+    options = PrepareOptions(side=400, quality=90, images_per_shard=1000, skip_damaged=False)
+    prepare_shards(index_source(folder / "images", skip=False), folder / "shards", options, cores, lambda _: None)
+    figures = []
+    for size, mode in itertools.product(SHARD_SIZES, ("none", "default") if GPU else ("none",)):
+        run = folder / f"{size}-{mode}"
+        run.mkdir()
+        params = {
+            "image_size": size, "batch_size": BATCH, "crop_scale": 0.08, "flip": True, "epochs": SHARD_EPOCHS,
+            "eval_every_epochs": 10_000, "val_fraction": 0.02, "compile": mode, "deterministic": False,
+        }  # fmt: skip
+        task = {
+            "format": 1, "job": "bench", "generation": 1, "recipe": "imagefolder/any", "params": params, "seed": 1,
+            "precision": "fp16" if GPU else "auto", "data": {"train": str(folder / "shards"), "format": "imagefolder"},
+        }  # fmt: skip
+        (run / "task.json").write_text(json.dumps(task))
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(read_task(run / "task.json"), StopListener(run / "order", lambda: os._exit(1)), StepCounter())
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        figures.append({"size": size, "compile": mode, "images": copies * len(files), **events[-1]["result"]})
+    return figures
 
 
 def resnet50(folder: Path, _: list[int]) -> list[dict[str, Any]]:
@@ -285,7 +370,8 @@ def decoded_images_per_s(images: ImageIndex, size: int, decoder: JpegDecoder | N
 
 
 ROLES: dict[str, Callable[[Path, list[int]], Any]] = {
-    "ours": ours, "airbench": airbench, "page": page, "resnet50": resnet50, "decoding": decoding,
+    "ours": ours, "airbench": airbench, "page": page, "steps": steps, "resnet50": resnet50, "shards": shards,
+    "decoding": decoding,
 }  # fmt: skip
 
 
