@@ -523,6 +523,8 @@ class Budget(Resource):
 
 class BudgetList(Resource):
     budgets: list[Budget]
+    leaked: Money = Money(amount="0.00")
+    """What machines, disks and addresses have cost that ran at a provider without a job: no budget paid for them."""
 
 
 class SetBudgetRequest(RequestBody):

@@ -76,6 +76,7 @@ class ProviderLane:
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._reconciler.close()
         self.launcher.close()
 
     def _poll_once(self, requirements: Collection[Requirements], now: int) -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
 from shoestring_core.store import ledger, queries
-from shoestring_core.store.fleet import gangs
+from shoestring_core.store.fleet import gangs, leaks
 from shoestring_core.store.tables import AccountRow
 from shoestring_core.store.transactions import Read, Write
 
@@ -24,7 +24,8 @@ router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactJson
 @router.get("")
 def list_budgets(db: ReadDep, caller: Caller) -> rest.BudgetList:
     """List the budgets of the organization, the team and its members."""
-    return rest.BudgetList(budgets=serialize_budgets(db, ledger.team_budgets(db, caller.team)))
+    budgets = serialize_budgets(db, ledger.team_budgets(db, caller.team))
+    return rest.BudgetList(budgets=budgets, leaked=rest.Money.of(leaks.leaked(db)))
 
 
 @router.get("/{budget_id}")

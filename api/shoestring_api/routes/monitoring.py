@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from shoestring_core import rest
 from shoestring_core.errors import ShoestringError
 from shoestring_core.store import queries
+from shoestring_core.store.fleet import leaks
 
 from shoestring_api import dependencies
 from shoestring_api.app_state import AppState
@@ -81,11 +82,15 @@ class _StateCollector:
     def collect(self) -> Iterator[Metric]:
         with self._state.store.read() as db:
             jobs, machines = queries.count_by_state(db)
+            leaked = leaks.leaked(db)
         for name, help_, states in (("jobs", "Jobs by state", jobs), ("machines", "Machines by state", machines)):
             family = GaugeMetricFamily(f"shoestring_{name}", help_, labels=["state"])
             for state, count in sorted(states.items()):
                 family.add_metric([state], count)
             yield family
+        yield GaugeMetricFamily(
+            "shoestring_leaked_dollars", "Cost of what ran at a provider without a job; the target is 0", leaked / 1e6
+        )
         if (hints := self._state.tick_hints) is not None:
             hint_family = CounterMetricFamily("shoestring_tick_hints", "Tick hints to the worker", labels=["outcome"])
             hint_family.add_metric(["sent"], hints.sent)

@@ -7,9 +7,9 @@ it at launch; without any, the time from launch to end is billed at the price of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 
 from shoestring_core import money
 from shoestring_core.wording import Reason
@@ -120,9 +120,13 @@ def bill(evidence: Evidence, now: int) -> list[Line]:
     return [Line("machine", money.total_cost(priced), usage), *extras]
 
 
-def hourly_extras(rules: BillingRules) -> Decimal:
-    """Dollars per hour of what is billed besides the machine."""
-    return sum((Decimal(extra.monthly) for extra in rules.extras), Decimal(0)) * 3_600_000_000 / MONTH
+def hourly(extras: Iterable[Extra], besides: str = "0") -> str:
+    """Dollars per hour of extras, rounded up to a micro-dollar, and of what costs `besides`."""
+    monthly = sum((Decimal(extra.monthly) for extra in extras), Decimal(0))
+    if not monthly:
+        return besides
+    each_hour = Decimal(besides) + monthly * money.HOUR / MONTH
+    return str(each_hour.quantize(Decimal("0.000001"), ROUND_CEILING))
 
 
 def gp3_disk(gib: int, iops: int, mib_per_s: int) -> Extra:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
 from typing import Literal
 
-from shoestring_core.decide.billing import BillingRules, hourly_extras
+from shoestring_core.decide.billing import BillingRules, hourly
 
 InterruptionBand = Literal["<5%", "5-10%", "10-15%", "15-20%", ">20%"]
 """How often spot machines of a type were interrupted in the last month, as the EC2 Spot Instance Advisor has it."""
@@ -56,7 +55,4 @@ class Offer:
     @property
     def rate_cap(self) -> str:
         """What a machine never exceeds, disk and address included: holds are made of it."""
-        extras = hourly_extras(self.billing)
-        if not extras:
-            return self.on_demand_price
-        return str((Decimal(self.on_demand_price) + extras).quantize(Decimal("0.000001"), ROUND_CEILING))
+        return hourly(self.billing.extras, self.on_demand_price)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from functools import cache
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from shoestring_core import money
-from shoestring_core.decide.billing import hourly_extras
+from shoestring_core.decide.billing import hourly
 from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.predictions import RunBands, RunForecast, SpotHistory, deviations, predict
@@ -298,7 +297,7 @@ def _have_same_gpus(one: Hardware | None, other: Hardware | None) -> bool:
 
 def _cost(offer: Offer, nodes: int, bands: RunBands) -> Amounts:
     """At today's price with disk and address, for at least the time that the provider bills."""
-    per_hour = str(Decimal(offer.price) + hourly_extras(offer.billing))
+    per_hour = hourly(offer.billing.extras, offer.price)
     band = (bands.paid_s.low, bands.paid_s.expected, bands.paid_s.high)
     return Amounts(*(nodes * money.cost(per_hour, max(round(paid_s * 1e6), offer.billing.minimum)) for paid_s in band))
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -38,6 +38,7 @@ class ProviderMachine:
                  provider's clock is tied to it
     ended_at     when it began to end, as far as the provider tells
     price_changes  decide.billing.Evidence.price_changes, as far as they are known
+    rate_cap     dollars per hour that it never exceeds; "0": not known
     """
 
     provider: str
@@ -51,6 +52,7 @@ class ProviderMachine:
     end_cause: str | None = None
     clock_shift: int = 0
     price_changes: tuple[PriceChange, ...] = ()
+    rate_cap: str = "0"
 
     @property
     def ref(self) -> MachineRef:
@@ -163,10 +165,13 @@ def reconcile(
     return actions
 
 
+def carries_our_tags(tags: Mapping[str, str], provider: str, deployment: str) -> bool:
+    """Whether this deployment made what has these tags, through this provider."""
+    return tags.get(PROVIDER_TAG, provider) == provider and tags.get(DEPLOYMENT_TAG) == deployment
+
+
 def _is_ours(machine: ProviderMachine, provider: str, deployment: str) -> bool:
-    """Whether this deployment launched the machine through this provider."""
-    same_provider = provider == machine.provider == machine.tags.get(PROVIDER_TAG, provider)
-    return same_provider and machine.tags.get(DEPLOYMENT_TAG) == deployment
+    return machine.provider == provider and carries_our_tags(machine.tags, provider, deployment)
 
 
 def _actions_for(

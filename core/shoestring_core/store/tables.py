@@ -576,6 +576,22 @@ class ProviderRow(Base):
     """Counts its answers: whoever has read its offers at this version needn't read them again."""
 
 
+class LeakRow(Base):
+    """Something that ran at a provider without a row: it was terminated or deleted as soon as it was found."""
+
+    __tablename__ = "leaks"
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    region: Mapped[str] = mapped_column(primary_key=True)
+    provider_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    """machine | volume | spot_request | address"""
+    hourly: Mapped[str]
+    """Dollars per hour at most, as a decimal."""
+    since: Mapped[int]
+    found_at: Mapped[int]
+    ended_at: Mapped[int | None]
+
+
 class OfferRow(Base):
     """An offer of a provider (decide.offers.Offer), as of `ProviderRow.answered_at`."""
 

@@ -17,7 +17,7 @@ from shoestring_core.decide.billing import (
     Extra,
     bill,
     gp3_disk,
-    hourly_extras,
+    hourly,
     public_ipv4,
 )
 from shoestring_core.decide.funding import (
@@ -177,9 +177,10 @@ def test_without_rules_the_time_from_launch_to_end_is_billed_at_the_first_price(
 
 def test_what_is_billed_besides_has_its_hourly_price():
     extras = (Extra("disk", "a disk", "72"), Extra("address", "an address", "3.60"))
-    assert hourly_extras(BillingRules(extras=extras)) == Decimal("0.105")
-    assert hourly_extras(BillingRules()) == 0
-    assert hourly_extras(BillingRules(extras=(public_ipv4(),))) == Decimal("0.005")
+    assert Decimal(hourly(extras)) == Decimal("0.105")
+    assert Decimal(hourly(extras, "0.4")) == Decimal("0.505")
+    assert hourly((), "0.40") == "0.40"
+    assert Decimal(hourly((public_ipv4(),))) == Decimal("0.005")
 
 
 @pytest.mark.parametrize(

@@ -179,3 +179,21 @@ def test_an_answer_that_is_late_comes_after_the_launch(aws: FakeAws):
 def test_an_unknown_fault_is_refused(aws: FakeAws):
     with pytest.raises(Exception, match="400"):
         aws.fault("earthquake")
+
+
+def test_the_enabled_regions_are_three(aws: FakeAws):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeRegions.html"""
+    listed = aws.ec2().describe_regions()["Regions"]
+    assert [region["RegionName"] for region in listed] == ["eu-west-1", "us-east-1", "us-west-2"]
+
+
+def test_a_spot_request_is_open_until_it_is_cancelled(aws: FakeAws):
+    """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CancelSpotInstanceRequests.html"""
+    (asked,) = aws.ec2().request_spot_instances()["SpotInstanceRequests"]
+    request = asked["SpotInstanceRequestId"]
+    assert (asked["State"], "InstanceId" in asked) == ("open", False)
+    assert aws.read("left")["spot_requests"] == [request]
+    aws.ec2().cancel_spot_instance_requests(SpotInstanceRequestIds=[request])
+    assert aws.read("left")["spot_requests"] == []
+    with pytest.raises(ClientError, match=r"InvalidSpotInstanceRequestID\.NotFound"):
+        aws.ec2().cancel_spot_instance_requests(SpotInstanceRequestIds=["sir-00000000"])

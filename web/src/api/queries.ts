@@ -117,6 +117,12 @@ export const budgets = queryOptions({
   },
 });
 
+/** What has run at providers without a job. */
+export const leaked = queryOptions({
+  queryKey: ["leaked"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/budgets", { signal })).leaked,
+});
+
 export const recipes = queryOptions({
   queryKey: ["recipes"],
   queryFn: async ({ signal }) => body(await api.GET("/v1/recipes", { signal })).recipes,

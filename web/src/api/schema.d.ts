@@ -1009,6 +1009,13 @@ export interface components {
         BudgetList: {
             /** Budgets */
             budgets: components["schemas"]["Budget"][];
+            /**
+             * @default {
+             *       "amount": "0.00",
+             *       "currency": "USD"
+             *     }
+             */
+            leaked: components["schemas"]["Money"];
         };
         /**
          * CheckpointCommit

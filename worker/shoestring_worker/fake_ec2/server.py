@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from shoestring_worker.fake_ec2 import moto_backend, s3
+from shoestring_worker.fake_ec2 import moto_backend, regions, s3
 from shoestring_worker.fake_ec2.faults import Fault, FaultPlan
 from shoestring_worker.fake_ec2.listings import ListingLag
 from shoestring_worker.fake_ec2.machines import Machines
@@ -152,6 +152,12 @@ class FakeEc2:
                 return self.spot_market.describe(call)
             case "TerminateInstances":
                 return terminate(call, run, has_ended, partial(self._stop, call.region) if self._machines else None)
+            case "DescribeRegions":
+                return regions.describe()
+            case "RequestSpotInstances":
+                return self.spot_requests.request(call)
+            case "CancelSpotInstanceRequests":
+                return self.spot_requests.cancel(call)
             case "DescribeSpotInstanceRequests":
                 return self.spot_requests.describe(call, has_ended)
             case "RunInstances":

@@ -6,12 +6,13 @@ from __future__ import annotations
 import builtins
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import MachineRef, ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.sweeps import Leftover
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.launch_request import LaunchRequest
 
@@ -62,6 +63,30 @@ class Provider(Protocol):
 
     def terminate(self, ref: MachineRef) -> None:
         """Request a machine's termination. Repeating it, or terminating an ended machine, changes nothing."""
+
+
+@runtime_checkable
+class RegionalProvider(Provider, Protocol):
+    """A provider whose machines are in regions that are listed one by one, and leave something behind.
+
+    `list` is never called.
+    """
+
+    @property
+    def configured_regions(self) -> Collection[str]:
+        """Where machines may be launched."""
+
+    def enabled_regions(self) -> Collection[str]:
+        """Every region in which the account could have machines."""
+
+    def list_region(self, deployment: str, region: str) -> builtins.list[ProviderMachine]:
+        """As `list`, of one region."""
+
+    def list_leftovers(self, deployment: str, region: str) -> builtins.list[Leftover]:
+        """What of the deployment is in the region besides machines, and is attached to none. All or nothing."""
+
+    def delete(self, leftover: Leftover) -> None:
+        """Delete it. Repeating it changes nothing."""
 
 
 @dataclass(frozen=True)

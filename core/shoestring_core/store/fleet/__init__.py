@@ -10,6 +10,7 @@ observations        what providers report about machines, and the rows to compar
 agents              the machines' sessions, their reports, and the orders they get
 gangs               generations and attempts, opened and ended; jobs that end or continue with them
 active_attempts     attempts with their machines, generation and members
+leaks               what ran without a row
 billing             holds extended, costs posted, final bills
 service_heartbeats  which of our services answer, and since when
 rows                what these share: rows loaded, locked, changed under a guard, and recorded in the feed

@@ -90,9 +90,19 @@ def begin_termination(db: Write, machine: UUID, reason: Reason, *, lease: bool) 
     return True
 
 
-def load_tracked_machines(db: Read, provider: str) -> list[reconcile.TrackedMachine]:
-    """Every machine of a provider that is alive, as the reconciler needs it."""
-    alive = db.sql.execute(_TRACKED, {"provider": provider})
+def load_living_regions(db: Read, provider: str) -> dict[str, bool]:
+    """The regions in which a provider has machines that are alive; True: one of them begins or ends."""
+    regions: dict[str, bool] = {}
+    for region, state, current, attempt, job, desired in db.sql.execute(_REGIONS, {"provider": provider}):
+        wanted = current and attempt == "open" and job in ("launching", "running") and desired == "run"
+        regions[region] = regions.get(region, False) or state != MachineState.RUNNING or not wanted
+    return regions
+
+
+def load_tracked_machines(db: Read, provider: str, region: str | None = None) -> list[reconcile.TrackedMachine]:
+    """Every machine of a provider that is alive, as the reconciler needs it. `region`: only those there."""
+    tracked = _TRACKED if region is None else _TRACKED.where(MachineRow.region == region)
+    alive = db.sql.execute(tracked, {"provider": provider})
     return [_tracked_machine(machine, attempt, job) for machine, attempt, job in alive]
 
 
@@ -125,6 +135,20 @@ def _observed_state(before: MachineState, observed: ProviderMachine) -> MachineS
     return MachineState.RUNNING if before in (MachineState.PLANNED, MachineState.LAUNCHING) else before
 
 
+_REGIONS = (
+    select(
+        MachineRow.region,
+        MachineRow.state,
+        JobRow.attempt == AttemptRow.number,
+        AttemptRow.state,
+        JobRow.state,
+        JobRow.desired_state,
+    )
+    .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))
+    .join(JobRow, JobRow.id == MachineRow.job)
+    .where(MachineRow.state.in_(rows.ALIVE), MachineRow.provider == bindparam("provider"))
+    .distinct()
+)
 _TRACKED = (
     select(MachineRow, AttemptRow, JobRow)
     .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))

@@ -18,7 +18,7 @@ from shoestring_worker.providers.ec2 import provider as ec2_provider
 from shoestring_worker.providers.ec2 import user_data
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 
-from tests.servers import FaultProxy
+from tests.servers import FaultProxy, until
 from tests.worker.conftest import World
 from tests.worker.providers.ec2 import bill_oracle
 from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws, launch_request
@@ -354,6 +354,7 @@ def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_wor
     for _ in range(6):
         ec2_world.tick(1)
     (row,) = ec2_world.machines(job)
+    until(lambda: aws.instances())  # what this test lists lags as well
     (instance,) = aws.instances()
     assert (row.state, row.provider_id, row.type) == ("running", instance["InstanceId"], instance["InstanceType"])
     assert (row.market, row.price, instance["InstanceLifecycle"]) == ("spot", "0.41", "spot")

@@ -1,7 +1,7 @@
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { useRef, useState } from "react";
 import { flushSync } from "react-dom";
-import { type Budget, budgets, jobPages, me } from "../../api/queries";
+import { type Budget, budgets, jobPages, leaked, me } from "../../api/queries";
 import { formatDollars, formatExact, toMicro, fractionOf } from "../../lib/money";
 import { headline } from "../../lib/labels";
 import { formatPercent } from "../../lib/number";
@@ -36,6 +36,7 @@ export function BudgetPage() {
           </div>
         )}
       </Async>
+      <Leaked />
       <p className="muted">
         Next in the queue is the team, and in it the member, that has the fewest dollars spent lately or held now for its weight.
       </p>
@@ -43,6 +44,17 @@ export function BudgetPage() {
         From a terminal: <Command text="shoestring budget show" />
       </p>
     </Page>
+  );
+}
+
+/** What no budget paid for: it should be nothing. */
+function Leaked() {
+  const cost = useQuery(leaked).data;
+  if (!cost) return null;
+  return (
+    <p className={toMicro(cost.amount) > 0n ? "note warn" : "muted"} data-leaked>
+      Leaked: {formatExact(cost)}, of machines, disks and addresses that ran at a provider without a job. They are ended when they are found.
+    </p>
   );
 }
 

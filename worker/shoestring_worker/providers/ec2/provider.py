@@ -24,12 +24,14 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.sweeps import Leftover
 from shoestring_core.decide.timeouts import S
 from shoestring_core.launch_request import LaunchRequest
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, ManagedProvider, OutcomeUnknown
 from shoestring_worker.providers.ec2.errors import meaning_of, read_error
 from shoestring_worker.providers.ec2.instances import read_instance
+from shoestring_worker.providers.ec2.leftovers import CALLS, DELETIONS, GONE, action_of, read_leftovers
 from shoestring_worker.providers.ec2.offers import (
     SpotPrices,
     make_offers,
@@ -105,8 +107,9 @@ class Ec2Provider:
         self._listed = self._offers = make_offers(name, settings)
         self._prices: SpotPrices = {}
         self._priced_at, self._priced_until = float("-inf"), datetime.now(UTC) - PRICE_HISTORY
-        self._priced_ends: set[str] = set()
-        """Spot instances that have ended, whose last price is known."""
+        self._priced_ends: dict[str, set[str]] = {}
+        """By region: spot instances that have ended, whose last price is known."""
+        self._rate_caps = {offer.type: offer.rate_cap for offer in self._listed}
         self._clients: dict[str, Any] = {}
         self._root_devices: dict[str, str] = {}
         self._unsent_terminations: dict[str, dict[str, None]] = {}
@@ -126,12 +129,44 @@ class Ec2Provider:
         reply = self._launch_call(request.region, "RunInstances", lambda ec2: ec2.run_instances(**arguments))
         return read_instance(self._name, request.region, reply["Instances"][0])
 
+    @property
+    def configured_regions(self) -> Collection[str]:
+        return self._settings.regions
+
+    def enabled_regions(self) -> Collection[str]:
+        home = next(iter(self._settings.regions))
+        answer: dict[str, Any] = self._read(home, "DescribeRegions", lambda ec2: ec2.describe_regions())
+        return [region["RegionName"] for region in answer["Regions"]]
+
     def list(self, deployment: str) -> builtins.list[ProviderMachine]:
+        regions = self._threads.map(lambda region: self.list_region(deployment, region), self._settings.regions)
+        return [machine for machines in regions for machine in machines]
+
+    def list_region(self, deployment: str, region: str) -> builtins.list[ProviderMachine]:
         deadline = self._monotonic() + CALL_TIMEOUT_S
-        regions = self._threads.map(
-            lambda region: builtins.list(self._list_region(region, deployment, deadline)), self._settings.regions
-        )
-        return self._priced([machine for machines in regions for machine in machines])
+        return self._priced(region, builtins.list(self._list_region(region, deployment, deadline)))
+
+    def list_leftovers(self, deployment: str, region: str) -> builtins.list[Leftover]:
+        found: builtins.list[Leftover] = []
+        for kind, (method, _, filters) in CALLS.items():
+
+            def describe(ec2: Any, method: str = method, filters: Any = filters) -> dict[str, Any]:
+                answer: dict[str, Any] = getattr(ec2, method)(Filters=filters)
+                return answer
+
+            answer = self._read(region, action_of(kind), describe)
+            found += read_leftovers(self._name, region, kind, deployment, answer)
+        return found
+
+    def delete(self, leftover: Leftover) -> None:
+        action, method, argument = DELETIONS[leftover.kind]
+        ids = [leftover.id] if argument.endswith("s") else leftover.id
+        try:
+            self._call(leftover.region, action, lambda ec2: getattr(ec2, method)(**{argument: ids}))
+        except ClientError as error:
+            code, message, _ = read_error(error.response)
+            if code not in GONE:
+                raise OutcomeUnknown(f"EC2 answered {code}: {message}") from error
 
     def terminate(self, ref: MachineRef) -> None:
         """Those that EC2's limit leaves no call for go together with the next call, which doesn't wait for them."""
@@ -160,18 +195,24 @@ class Ec2Provider:
         self._prices, self._offers = merge(self._prices, latest), with_spot_prices(self._listed, latest)
         self._priced_at, self._priced_until = now, asked_at
 
-    def _priced(self, listed: builtins.list[tuple[ProviderMachine, dict[str, Any]]]) -> builtins.list[ProviderMachine]:
+    def _priced(
+        self, region: str, listed: builtins.list[tuple[ProviderMachine, dict[str, Any]]]
+    ) -> builtins.list[ProviderMachine]:
         """The machines with the prices that held while they ran; of one that has ended, up to its end."""
         spot = {machine.id for machine, instance in listed if instance.get("InstanceLifecycle") == "spot"}
         ended = {machine.id for machine, _ in listed if machine.id in spot and machine.state == "ended"}
-        if not ended <= self._priced_ends:
+        if not ended <= self._priced_ends.get(region, set()):
             try:
                 self._refresh_prices()
             except OutcomeUnknown as unknown:  # its end is known, and its bill is an estimate anyhow
                 log.warning("%s: %d ended machines are billed at older prices: %s", self._name, len(ended), unknown)
-        self._priced_ends = ended
+        self._priced_ends[region] = ended
         return [
-            replace(machine, price_changes=self._price_changes(machine, instance)) if machine.id in spot else machine
+            replace(
+                machine,
+                price_changes=self._price_changes(machine, instance) if machine.id in spot else (),
+                rate_cap=self._rate_caps.get(instance["InstanceType"], "0"),
+            )
             for machine, instance in listed
         ]
 

@@ -29,6 +29,13 @@ LIMITS = {
     "DescribeInstances": RequestLimit(100, 20),
     "DescribeImages": RequestLimit(100, 20),
     "DescribeSpotPriceHistory": RequestLimit(100, 20),
+    "DescribeRegions": RequestLimit(100, 20),
+    "DescribeVolumes": RequestLimit(100, 20),
+    "DescribeAddresses": RequestLimit(100, 20),
+    "DescribeSpotInstanceRequests": RequestLimit(100, 20),
+    "DeleteVolume": RequestLimit(50, 5),
+    "ReleaseAddress": RequestLimit(50, 5),
+    "CancelSpotInstanceRequests": RequestLimit(50, 5),
 }
 
 

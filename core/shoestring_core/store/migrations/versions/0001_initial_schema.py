@@ -61,6 +61,18 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_idempotency_begun_at"), "idempotency", ["begun_at"], unique=False)
     op.create_table(
+        "leaks",
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("region", sa.Text(), nullable=False),
+        sa.Column("provider_id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("hourly", sa.Text(), nullable=False),
+        sa.Column("since", sa.BigInteger(), nullable=False),
+        sa.Column("found_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("provider", "region", "provider_id", name=op.f("pk_leaks")),
+    )
+    op.create_table(
         "offers",
         sa.Column("provider", sa.Text(), nullable=False),
         sa.Column("region", sa.Text(), nullable=False),

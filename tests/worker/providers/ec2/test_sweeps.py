@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing of ours stays at EC2 without a row, in whatever region, of whatever kind; what isn't ours is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
+from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.timeouts import S
+from shoestring_core.store.fleet import leaks
+from shoestring_core.store.tables import LeakRow
+from shoestring_worker.providers.base import OutcomeUnknown
+from shoestring_worker.providers.ec2.provider import Ec2Provider
+from sqlalchemy import select
+
+from tests.worker.conftest import World
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws, launch_request
+
+REGIONS = (REGION, OTHER_REGION, "us-west-2")
+OTHER_ZONE = f"{OTHER_REGION}a"
+
+
+class TwoRegions(Ec2Provider):
+    """Offers in the second region what there is in the first, a little dearer."""
+
+    def offers(self, requirements: Collection[Requirements]) -> list[Offer]:
+        here = [offer for offer in super().offers(requirements) if offer.market == "spot"]
+        return [*here, *(replace(offer, region=OTHER_REGION, zone=OTHER_ZONE, price="0.42") for offer in here)]
+
+
+@pytest.fixture
+def ec2_world(make_world: Callable[..., World], aws: FakeAws) -> World:
+    world = make_world("ec2")
+    aws.control("prices", **{ZONE: {"g5.xlarge": "0.41"}})
+    world.control_loop = world.another_control_loop(ec2=aws.provider())
+    return world
+
+
+def tags(kind: str, deployment: str) -> list[dict[str, Any]]:
+    ours = [{"Key": DEPLOYMENT_TAG, "Value": deployment}, {"Key": PROVIDER_TAG, "Value": "ec2"}]
+    return [{"ResourceType": kind, "Tags": ours}]
+
+
+def plant(aws: FakeAws, region: str, deployment: str) -> list[str]:
+    """Half a gang, a volume, an address and a spot request; returns their ids."""
+    ec2, zone = aws.ec2(region), f"{region}a"
+    provider = aws.provider(zone)
+    gang = [provider.launch(launch_request(f"{deployment}-{zone}-{slot}", deployment, zone)).id for slot in (0, 2)]
+    volume = ec2.create_volume(AvailabilityZone=zone, Size=100, TagSpecifications=tags("volume", deployment))
+    address = ec2.allocate_address(Domain="vpc", TagSpecifications=tags("elastic-ip", deployment))
+    asked = ec2.request_spot_instances(TagSpecifications=tags("spot-instances-request", deployment))
+    request = asked["SpotInstanceRequests"][0]["SpotInstanceRequestId"]
+    return [*gang, volume["VolumeId"], address["AllocationId"], request]
+
+
+def there(aws: FakeAws, region: str) -> set[str]:
+    """What of the kinds that are planted has not ended in a region, by boto3 alone."""
+    ec2 = aws.ec2(region)
+    active = [{"Name": "state", "Values": ["open", "active"]}]
+    return {
+        *(instance["InstanceId"] for instance in aws.instances(region)),
+        *(volume["VolumeId"] for volume in ec2.describe_volumes()["Volumes"]),
+        *(address["AllocationId"] for address in ec2.describe_addresses()["Addresses"]),
+        *(
+            request["SpotInstanceRequestId"]
+            for request in ec2.describe_spot_instance_requests(Filters=active)["SpotInstanceRequests"]
+        ),
+    }
+
+
+@pytest.mark.any_database
+def test_orphans_in_three_regions_are_gone_after_two_sweeps_and_what_is_not_ours_is_untouched(
+    ec2_world: World, aws: FakeAws
+):
+    planted = {region: plant(aws, region, ec2_world.control_loop.deployment) for region in REGIONS}
+    mine = {region: there(aws, region) for region in REGIONS}
+    for region in REGIONS:
+        plant(aws, region, "another")
+        aws.ec2(region).run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)
+        aws.ec2(region).create_volume(AvailabilityZone=f"{region}b", Size=8)
+        aws.ec2(region).allocate_address(Domain="vpc")
+    foreign = {region: there(aws, region) - mine[region] for region in REGIONS}
+    ec2_world.tick(1)
+    for region in REGIONS:
+        assert set(planted[region][:2]) & there(aws, region) == set(), "machines end in the first sweep"
+        assert set(planted[region][2:]) <= there(aws, region), "the rest waits for the second"
+    ec2_world.tick(3_600)
+    assert {region: there(aws, region) for region in REGIONS} == foreign
+    ec2_world.tick(30)
+    with ec2_world.store.read() as db:
+        found = db.sql.scalars(select(LeakRow)).all()
+        assert {row.provider_id for row in found} == {id_ for ids in planted.values() for id_ in ids}
+        assert [row.provider_id for row in found if row.ended_at is None] == []
+        assert leaks.leaked(db) > 0
+
+
+def test_a_region_that_does_not_answer_hides_no_other(ec2_world: World, aws: FakeAws):
+    deployment = ec2_world.control_loop.deployment
+    strays = {region: aws.provider(f"{region}a").launch(launch_request(region, deployment, f"{region}a")).id
+              for region in REGIONS}  # fmt: skip
+    aws.fault("error", "DescribeInstances", region=REGION)
+    ec2_world.tick(1)
+    assert {region: strays[region] in there(aws, region) for region in REGIONS} == {
+        REGION: True, OTHER_REGION: False, "us-west-2": False,
+    }  # fmt: skip
+    ec2_world.tick(10)
+    assert strays[REGION] not in there(aws, REGION)
+
+
+@pytest.mark.parametrize(
+    ("lost", "listed_late", "seconds", "expected"),
+    [
+        ("lost_reply", 0, 5, [1, 0]),
+        ("lost_reply", 1, 5, [1, 0]),  # its repetition was refused, but the first call had launched it
+        ("lost_request", 0, 70, [0, 1]),  # nothing was launched: after the launch window the other region has it
+    ],
+)
+def test_a_failover_to_another_region_after_a_lost_call_buys_one_machine(
+    ec2_world: World, aws: FakeAws, lost: str, listed_late: int, seconds: int, expected: list[int]
+):
+    provider = TwoRegions("ec2", aws.settings(ZONE, OTHER_ZONE), monotonic=lambda: ec2_world.clock.now / S)
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=provider)
+    aws.control("listing-lag", listings=listed_late)
+    aws.fault(lost, region=REGION)
+    aws.fault("error", region=REGION, code="InsufficientInstanceCapacity", times=100)
+    job = ec2_world.submit(provider="ec2")
+    for _ in range(seconds // 5):
+        ec2_world.tick(1)
+        ec2_world.tick(4)
+    assert [len(aws.instances(region)) for region in (REGION, OTHER_REGION)] == expected
+    (alive,) = ec2_world.alive(job)
+    assert alive.region == (REGION, OTHER_REGION)[expected.index(1)]
+
+
+def test_regions_without_machines_are_asked_for_seldom_and_a_quiet_one_each_30_s(ec2_world: World, aws: FakeAws):
+    ec2_world.tick(1)
+    swept = len(aws.calls("DescribeInstances"))
+    assert swept == len(REGIONS)
+    for seconds, regions in ((10, 0), (289, 0), (10, 1), (3_291, 3)):
+        ec2_world.tick(seconds)
+        assert len(aws.calls("DescribeInstances")) - swept == regions
+        swept += regions
+
+
+def test_deleting_what_is_gone_changes_nothing_and_another_error_is_no_deletion(aws: FakeAws):
+    provider = aws.provider()
+    plant(aws, REGION, "us")
+    found = provider.list_leftovers("us", REGION)
+    assert {one.kind for one in found} == {"volume", "address", "spot_request"}
+    for one in found:
+        provider.delete(one)
+        provider.delete(one)
+    assert provider.list_leftovers("us", REGION) == []
+    assert len(aws.instances()) == 2, "an instance outlives its spot request"
+    aws.fault("error", "DeleteVolume", code="UnauthorizedOperation", status=403)
+    with pytest.raises(OutcomeUnknown, match="UnauthorizedOperation"):
+        provider.delete(next(one for one in found if one.kind == "volume"))

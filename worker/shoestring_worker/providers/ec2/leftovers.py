@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What EC2 says about volumes, addresses and spot requests, as the sweep of a region needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shoestring_core.decide.billing import gp3_disk, hourly, public_ipv4
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
+from shoestring_core.decide.sweeps import Leftover
+from shoestring_core.decide.timeouts import S
+
+CALLS: Mapping[str, tuple[str, str, list[dict[str, Any]]]] = {
+    "volume": ("describe_volumes", "Volumes", [{"Name": "status", "Values": ["available"]}]),
+    "address": ("describe_addresses", "Addresses", []),
+    "spot_request": (
+        "describe_spot_instance_requests",
+        "SpotInstanceRequests",
+        [{"Name": "state", "Values": ["open", "active"]}],
+    ),
+}
+"""By kind: boto3's method, the key of its answer, and filters. A volume that is attached goes with its instance."""
+
+DELETIONS = {
+    "volume": ("DeleteVolume", "delete_volume", "VolumeId"),
+    "address": ("ReleaseAddress", "release_address", "AllocationId"),
+    "spot_request": ("CancelSpotInstanceRequests", "cancel_spot_instance_requests", "SpotInstanceRequestIds"),
+}
+"""By kind: the action, boto3's method and its argument."""
+
+GONE = {"InvalidVolume.NotFound", "InvalidAllocationID.NotFound", "InvalidSpotInstanceRequestID.NotFound"}
+
+
+def action_of(kind: str) -> str:
+    """The action of EC2's API that lists it."""
+    return "".join(part.capitalize() for part in CALLS[kind][0].split("_"))
+
+
+def read_leftovers(
+    provider: str, region: str, kind: str, deployment: str, answer: Mapping[str, Any]
+) -> Iterator[Leftover]:
+    """Those of the deployment."""
+    for found in answer[CALLS[kind][1]]:
+        tags = {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
+        if tags.get(DEPLOYMENT_TAG) != deployment or found.get("AssociationId"):
+            continue
+        match kind:
+            case "volume":
+                disk = gp3_disk(found["Size"], found.get("Iops", 0), found.get("Throughput", 0))
+                created = round(found["CreateTime"].timestamp() * S)
+                yield Leftover("volume", provider, region, found["VolumeId"], tags, None, created, hourly([disk]))
+            case "address":
+                yield Leftover("address", provider, region, found["AllocationId"], tags, hourly=hourly([public_ipv4()]))
+            case _:
+                since = found.get("CreateTime")
+                yield Leftover(
+                    "spot_request", provider, region, found["SpotInstanceRequestId"], tags, found.get("InstanceId"),
+                    round(since.timestamp() * S) if since else None,
+                )  # fmt: skip
