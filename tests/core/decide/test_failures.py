@@ -26,7 +26,7 @@ from shoestring_core.decide.retries import JITTER, RULES, backoff, refuse_retry,
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import EndReason, GenerationState, MachineState
 from shoestring_core.wording import attempts, machines
-from shoestring_trainer.training.errors import Kind
+from shoestring_trainer.training.errors import Kind, classify_error
 
 NOW = 1_800_000_000 * S
 TIMEOUTS = Timeouts(funding_lease=60 * S)
@@ -221,6 +221,20 @@ def test_a_broken_gpu_is_nobody_s_error_and_its_machine_is_given_back():
     lost_peer = up(0, exits=(end("error", 0, "infrastructure"),))
     action = decide_attempt(gang(lost_peer, up(1, exits=exits)), NOW, TIMEOUTS)
     assert action == EndAttempt("hardware", attempts.HardwareFailed(1, 1, "rank 1: error hardware"))
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("CUDA error: uncorrectable ECC error encountered", "hardware"),
+        ("NCCL error: uncorrectable NVLink error detected during the execution", "hardware"),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", "hardware"),
+        ("CUDA error: device-side assert triggered", "user_code"),
+        ("NCCL error: remote process exited or there was a network error", "infrastructure"),
+    ],
+)
+def test_a_broken_gpu_is_told_from_an_error_of_the_code_and_from_a_lost_peer(message, kind):
+    assert classify_error(RuntimeError(message), has_peers=True) == kind
 
 
 def test_a_gang_refused_for_the_price_of_spot_waits_for_that():
