@@ -16,9 +16,7 @@ from shoestring_core.decide.billing import (
     Evidence,
     Extra,
     bill,
-    gp3_disk,
     hourly,
-    public_ipv4,
 )
 from shoestring_core.decide.funding import (
     HoldExtension,
@@ -180,14 +178,6 @@ def test_what_is_billed_besides_has_its_hourly_price():
     assert Decimal(hourly(extras)) == Decimal("0.105")
     assert Decimal(hourly(extras, "0.4")) == Decimal("0.505")
     assert hourly((), "0.40") == "0.40"
-    assert Decimal(hourly((public_ipv4(),))) == Decimal("0.005")
-
-
-@pytest.mark.parametrize(
-    ("iops", "mib_per_s", "monthly"), [(3000, 125, "8"), (2000, 100, "8"), (4000, 125, "13"), (4000, 225, "17")]
-)
-def test_a_disk_costs_by_its_size_and_by_what_it_does_beyond_the_included(iops, mib_per_s, monthly):
-    assert Decimal(gp3_disk(100, iops, mib_per_s).monthly) == Decimal(monthly)
 
 
 @pytest.mark.parametrize("hours", [-2, 2])

@@ -96,7 +96,7 @@ class Trainer:
     def train_step(self, samples: Samples, batch: int, hyperparams: StepHyperparams) -> QueuedStep:
         """Train step `hook_context.step` with this rank's share of a batch of `batch` images.
 
-        Nothing here waits for the device, except for hooks, a noise scale, and in fp16 the optimizers that are our own.
+        Nothing here waits for the device, except for hooks, a noise scale, and Shampoo where it updates its roots.
         An overflow counts as a step: its samples are not seen again.
         """
         set_hyperparams(self.optimizer, hyperparams)

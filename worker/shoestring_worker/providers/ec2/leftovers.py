@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shoestring_core.decide.billing import gp3_disk, hourly, public_ipv4
+from shoestring_core.decide.billing import hourly
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.decide.sweeps import Leftover
 from shoestring_core.decide.timeouts import S
+
+from shoestring_worker.providers.ec2.extras import gp3_disk, public_ipv4
 
 CALLS: Mapping[str, tuple[str, str, list[dict[str, Any]]]] = {
     "volume": ("describe_volumes", "Volumes", [{"Name": "status", "Values": ["available"]}]),

@@ -9,10 +9,11 @@ from decimal import Decimal
 from typing import Any
 
 from shoestring_core import catalog
-from shoestring_core.decide.billing import BillingRules, PriceChange, gp3_disk, public_ipv4
+from shoestring_core.decide.billing import BillingRules, PriceChange
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import S
 
+from shoestring_worker.providers.ec2.extras import gp3_disk, public_ipv4
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 SPOT_SOURCE = "EC2 DescribeSpotPriceHistory"
