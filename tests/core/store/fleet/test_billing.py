@@ -254,6 +254,13 @@ def ended_job(fleet: Fleet) -> tuple[UUID, list[UUID]]:
     return job, machines
 
 
+@pytest.mark.any_database
+def test_a_machine_whose_price_never_changed_has_no_damaged_row(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    _, (machine,) = fleet.running()
+    assert billing.evidence(fleet.machine_row(machine)).price_changes == ()
+    assert [one.message for one in caplog.records if one.levelname == "ERROR"] == []
+
+
 def test_a_job_is_settled_once(fleet: Fleet) -> None:
     running, _ = fleet.running()
     fleet.clock.pass_(10)
