@@ -122,6 +122,9 @@ def test_what_a_bill_is_made_from_is_recorded_when_the_provider_says_it(fleet: F
     ):
         fleet.clock.now = begun + seconds * S
         fleet.observe(machine, state, price_changes=changes)
+        if state == "running":
+            (tracked,) = fleet.read(observations.load_tracked_machines, OFFER.provider)
+            assert tracked.priced_until == begun + 7 * S
     evidence = billing.evidence(fleet.machine_row(machine))
     assert (evidence.pending_until, evidence.ended_at) == (begun + 5 * S, begun + 20 * S)
     assert evidence.price_changes == ((begun - 60 * S, "0.40"), (begun + 7 * S, "0.41"), (begun + 12 * S, "0.42"))
