@@ -139,8 +139,12 @@ class Ec2Provider:
         return [region["RegionName"] for region in answer["Regions"]]
 
     def list(self, deployment: str) -> builtins.list[ProviderMachine]:
-        regions = self._threads.map(lambda region: self.list_region(deployment, region), self._settings.regions)
-        return [machine for machines in regions for machine in machines]
+        deadline, regions = self._monotonic() + CALL_TIMEOUT_S, self._settings.regions
+        listed = self._threads.map(lambda region: [*self._list_region(region, deployment, deadline)], regions)
+        # priced outside of the threads, which it needs itself
+        return [
+            machine for region, found in zip(regions, listed, strict=True) for machine in self._priced(region, found)
+        ]
 
     def list_region(self, deployment: str, region: str) -> builtins.list[ProviderMachine]:
         deadline = self._monotonic() + CALL_TIMEOUT_S
