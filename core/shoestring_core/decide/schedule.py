@@ -207,9 +207,12 @@ def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
     if inputs.now < inputs.refused_until:
         return Wait(queued.job, waits.BehindRefusedJob())
     available = next((offer for offer in placement.ranked if _has_free_slots(inputs, offer)), None)
-    if wait := _wait_for_budget(inputs, available or placement.best):
+    if wait := _wait_for_own_budget(inputs, available or placement.best):
         return wait
-    return _wait_for_slots(inputs, placement.best, providers) if available is None else _start(inputs, available)
+    if available is None:
+        return _wait_for_slots(inputs, placement.best, providers)
+    # last: while nothing is free, only the head of the queue is read, which may lack the job that goes first
+    return _wait_for_turn(inputs) or _start(inputs, available)
 
 
 def why_no_offer(requirements: Requirements, placement: Placement) -> waits.WaitDetail:
@@ -224,15 +227,19 @@ def why_no_offer(requirements: Requirements, placement: Placement) -> waits.Wait
     return waits.NoOffer(requirements.provider, requirements.type, requirements.spot)
 
 
-def _wait_for_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
+def _wait_for_own_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
     queued, nodes = inputs.queued, inputs.queued.requirements.nodes
     if shortage := find_shortage(inputs.balances, hold_for(offer, nodes, inputs.timeouts), nodes):
         balance, detail = shortage
         return Wait(queued.job, detail, short_account=(balance.id, balance.name))
-    if inputs.budget_blocked_by:
-        blocker, name = inputs.budget_blocked_by
-        return Wait(queued.job, waits.BehindJobShortOfBudget(name, _why_first(blocker, inputs.balances)))
     return None
+
+
+def _wait_for_turn(inputs: StartInputs) -> Wait | None:
+    if inputs.budget_blocked_by is None:
+        return None
+    blocker, name = inputs.budget_blocked_by
+    return Wait(inputs.queued.job, waits.BehindJobShortOfBudget(name, _why_first(blocker, inputs.balances)))
 
 
 def hold_for(offer: Offer, nodes: int, timeouts: Mapping[str, Timeouts]) -> int:
