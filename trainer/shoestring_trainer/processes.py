@@ -10,10 +10,12 @@ import platform
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+NICENESS = 10
 REQUIRED_EMPTY_SCANS, SCAN_INTERVAL_S = 2, 0.05
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 KEYCTL, KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
@@ -134,6 +136,17 @@ def leave_session_keyring() -> None:
 def set_process_name(name: str) -> None:
     """Set the name of this process in `ps` and `top`; its first 15 bytes are shown."""
     _prctl(PR_SET_NAME, ctypes.create_string_buffer(name.encode()))
+
+
+def yield_to_others() -> None:
+    """Let everything else on this machine run before this process: its agent, and on the local cloud the service.
+
+    Where Linux shares the processor among sessions first (sched_autogroup), niceness counts only within one, so the
+    session of this process, which it must be the leader of, gets a lower share too.
+    """
+    os.nice(NICENESS)
+    with suppress(OSError):  # the kernel has no such groups, or this process may not set its share
+        (PROC / "self/autogroup").write_text(str(NICENESS))
 
 
 def die_with_parent(parent: int) -> None:

@@ -42,6 +42,7 @@ def on_train_begin(context):
         "sigchld": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
         "sigint": signal.getsignal(signal.SIGINT) == signal.default_int_handler,
         "mask": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "collects": gc.isenabled(),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "death_signal": death.value, "name": open("/proc/self/comm").read().strip(),
     }
     with open("state.json", "w") as file:
@@ -109,6 +110,7 @@ def test_a_rank_inherits_nothing_that_a_new_process_would_not_have(tmp_path: Pat
         assert state["folder"] == str(folder)
         assert pipes.isdisjoint(state["descriptors"])
         assert state["mask"] == []
+        assert state["niceness"] == min(19, os.getpriority(os.PRIO_PROCESS, server.pid) + processes.NICENESS)
         assert state["death_signal"] == signal.SIGKILL
         assert state["name"] == f"rank {rank}"
         assert all(state[name] for name in ("session", "sigchld", "collects"))

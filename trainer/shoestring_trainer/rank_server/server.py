@@ -142,8 +142,9 @@ def _run_rank(request: StartRank, server: int) -> NoReturn:
 
 
 def _enter_own_process(request: StartRank) -> None:
-    """Give this fork a session, signals, descriptors, environment, threads and random numbers of its own."""
+    """Give this fork a session, priority, signals, descriptors, environment, threads and random numbers of its own."""
     os.setsid()
+    processes.yield_to_others()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
