@@ -18,7 +18,7 @@ from shoestring_core import money
 from shoestring_core.decide.billing import hourly
 from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.placement import rank_offers
-from shoestring_core.decide.predictions import RunBands, RunForecast, SpotHistory, deviations, predict
+from shoestring_core.decide.predictions import Band, RunBands, RunForecast, SpotHistory, deviations, predict
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import Measurement, ScalingModel
@@ -86,15 +86,6 @@ class Amounts:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """A band in seconds."""
-
-    low: float
-    expected: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Interruptions:
     """How likely the job is to be interrupted.
 
@@ -131,7 +122,7 @@ class QuotedOffer:
     basis: Basis
     scaled_from: tuple[str, ...]
     runs: int
-    time_s: Seconds | None
+    time_s: Band | None
     cost: Amounts | None
     hold: int
     max_cost: int | None
@@ -269,7 +260,7 @@ class _OfferQuotes:
             basis="measured" if measured else "scaled",
             scaled_from=() if measured else tuple(f"{count} × {type_}" for count in counts),
             runs=sum(len(model.runs[count]) for count in counts),
-            time_s=Seconds(bands.time_s.low, bands.time_s.expected, bands.time_s.high),
+            time_s=bands.time_s,
             cost=cost,
             left_after_end=self._left_after(cost.expected),
             interruptions=_interruptions(offer, history, bands),
