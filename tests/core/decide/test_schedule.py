@@ -149,6 +149,12 @@ def test_a_job_that_waits_for_budget_is_overtaken_only_by_jobs_of_other_accounts
     assert isinstance(decided[3], Start)
 
 
+def test_a_job_that_lacks_free_machines_waits_for_those_whatever_lacks_budget_before_it():
+    queue = queued(1, 2), queued(2, 1)
+    decided = decide(snapshot(*queue, limits={TEAM_A: HOLD}, machines_in_use=4))
+    assert (decided[1].reason, decided[2].reason) == ("budget", "slots")
+
+
 def test_a_parent_account_that_is_short_blocks_all_its_jobs():
     decided = decide(snapshot(queued(1, 2), queued(2, 1, TEAM_B), limits={ORG: HOLD}))
     assert (decided[1].reason, decided[2].reason) == ("budget", "turn")
