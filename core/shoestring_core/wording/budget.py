@@ -189,6 +189,14 @@ class NeverRan(Reason):
 
 
 @dataclass(frozen=True)
+class NotBilled(Reason):
+    code = "not_billed"
+
+    def text(self) -> str:
+        return "An estimate that is not part of the bill: given back."
+
+
+@dataclass(frozen=True)
 class JobSettled(Reason):
     code = "job_settled"
 

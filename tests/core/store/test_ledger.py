@@ -231,6 +231,19 @@ def test_a_lower_bill_swaps_debit_and_credit(world: World) -> None:
     assert world.find_discrepancies() == []
 
 
+@pytest.mark.any_database
+@pytest.mark.parametrize("final", [False, True])
+def test_a_line_that_the_bill_no_longer_has_is_given_back(world: World, final: bool) -> None:
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.settle(machine, 20, 30, final=False)
+    world.settle(machine, 25, final=final)
+    assert world.totals(job) == [(25, 0 if final else 75, 0)] * 4
+    world.settle(machine, final=True)
+    assert world.totals(job) == [(0, 0, 0)] * 4
+    assert world.find_discrepancies() == []
+
+
 def test_cost_beyond_the_hold_is_posted_as_overrun_with_the_final_bill(world: World) -> None:
     job = world.job("0.0001")
     machine = world.hold(job, 100)

@@ -26,9 +26,11 @@ from shoestring_core.wording import budget
 def settle(db: Write, machine: UUID, lines: Sequence[Line], *, final: bool) -> int:
     """Post what a machine has cost so far, as far as its hold covers it; returns the uncovered amount.
 
-    Each line's new increment is its amount less what was posted of it: the same lines again post nothing. With `final`
-    the rest of the hold is released, and the uncovered amount is posted as overrun, which may make an overdraft: so a
-    final settlement is a transaction of its own, that changes nothing but the machine it bills.
+    Each line's new increment is its amount less what was posted of it: the same lines again post nothing, and a line
+    that the bill no longer has is given back: an estimate, of a machine that turned out never to have run, for one.
+
+    With `final` the rest of the hold is released, and the uncovered amount is posted as overrun, which may make an
+    overdraft: so a final settlement is a transaction of its own, that changes nothing but the machine it bills.
 
     Raises StaleTransition if another transaction settled the machine at the same time.
     """
@@ -37,7 +39,9 @@ def settle(db: Write, machine: UUID, lines: Sequence[Line], *, final: bool) -> i
         if any(line.amount for line in lines):
             raise StaleTransition(budget.BillWithoutHold(str(machine)))
         return 0
-    increments = [_Increment(line, line.amount - _posted(db, hold, line.line)) for line in lines]
+    posted = _posted_by_line(db, hold)
+    dropped = [Line(line, 0, budget.NotBilled()) for line in sorted(posted.keys() - {line.line for line in lines})]
+    increments = [_Increment(line, line.amount - posted.get(line.line, 0)) for line in [*lines, *dropped]]
     available = hold.amount - hold.consumed if hold.state == "open" else 0
     uncovered = max(0, _sum(increments) - available)
     covered = _cover(increments, available) if uncovered else increments
@@ -134,8 +138,8 @@ def _next_increment(db: Read, machine: UUID, line: str) -> int:
     return (db.sql.scalar(last) or 0) + 1
 
 
-def _posted(db: Read, hold: HoldRow, line: str) -> int:
-    """What was posted of a bill line for the hold's machine."""
+def _posted_by_line(db: Read, hold: HoldRow) -> dict[str, int]:
+    """What was posted of each bill line for the hold's machine."""
     amount = case((TransferRow.debit_account == hold.account, TransferRow.amount), else_=-TransferRow.amount)
-    posted = select(func.sum(amount)).where(TransferRow.machine == hold.machine, TransferRow.line == line)
-    return int(db.sql.scalar(posted) or 0)
+    posted = select(TransferRow.line, func.sum(amount)).where(TransferRow.machine == hold.machine)
+    return {str(line): int(total) for line, total in db.sql.execute(posted.group_by(TransferRow.line))}

@@ -214,6 +214,32 @@ def test_what_was_posted_of_a_machine_whose_first_hour_is_free_after_all_is_give
     assert fleet.find_discrepancies() == []
 
 
+def test_what_was_posted_of_a_machine_that_ended_as_it_began_is_given_back(fleet: Fleet) -> None:
+    """The provider answers nothing for a minute, then lists it with the same time for launch and end."""
+    job, (machine,) = fleet.running()
+    begun = fleet.clock.now
+    fleet.clock.pass_(60)
+    fleet.write(billing.post_cost, machine)
+    assert fleet.totals(fleet.job_row(job))[0][0] == money.cost(PRICE, 60 * S)
+    fleet.observe(machine, "ended", ended_at=begun, end_cause="crashed")
+    fleet.write(billing.settle_machine, machine)
+    assert fleet.totals(fleet.job_row(job)) == [(0, 0, 0)] * 4
+    assert fleet.transfer_rows(machine)[-1].reason == budget.NotBilled().as_json()
+    assert fleet.find_discrepancies() == []
+
+
+def test_the_extras_of_a_machine_that_never_left_pending_are_given_back(fleet: Fleet) -> None:
+    job, (machine,) = fleet.running()
+    extras = [{"line": "disk", "what": "a disk", "monthly": "25.92"}]
+    fleet.alter(MachineRow, MachineRow.id == machine, billing={"pending_is_free": True, "extras": extras})
+    fleet.clock.pass_(60)
+    fleet.write(billing.post_cost, machine)
+    fleet.end(machine, RefusalKind.CAPACITY)
+    fleet.write(billing.settle_machine, machine)
+    assert fleet.totals(fleet.job_row(job)) == [(0, 0, 0)] * 4
+    assert fleet.find_discrepancies() == []
+
+
 def test_only_terminated_machines_get_a_final_bill(fleet: Fleet) -> None:
     _, (machine,) = fleet.running()
     fleet.clock.pass_(10)
