@@ -300,6 +300,8 @@ def test_rolling_back_uses_the_newest_checkpoint_of_the_present_course(
         return found and (found.generation, found.step)
 
     assert before(100) is None
+    _, (others,) = fleet.running()
+    fleet.commit(others, 1, 5)
     for step in (10, 20, 30):
         fleet.commit(machine, 1, step)
     assert [before(step) for step in (10, 11, 20, 21, 31)] == [None, (1, 10), (1, 10), (1, 20), (1, 30)]

@@ -57,6 +57,9 @@ def test_a_limit_of_nothing_is_named_as_such(world: World) -> None:
         world.hold(job, 1)
     assert refused.value.fields["short_by"] == "0.000001"
     assert "of the $0.00 of team" in refused.value.message
+    world.limit("team", 7)
+    with pytest.raises(BudgetExceeded, match=r"of the \$0.000007 of team"):
+        world.hold(job, 8)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -277,6 +280,7 @@ def test_a_final_bill_beyond_the_hold_is_split_into_usage_and_overrun(world: Wor
     ]  # fmt: skip
     assert world.totals(job) == [(140, 0, 0)] * 4
     assert len(world.events("alarm")) == 1
+    assert [one.data["amount"] for one in world.events("cost") if one.data["action"] == "settled"] == ["0.00014"]
     assert world.find_discrepancies() == []
 
 

@@ -120,7 +120,7 @@ def load_queue(
     paths = {_member_of(row): rows.ancestor_ids(row, accounts) for row in accounts.values() if row.kind == "member"}
     titles, half_life = ledger.titles(db, list(accounts.values())), ledger.load_half_life(db)
     balances = {
-        row.id: _balance(row, titles[row.id], ledger.recent_spending(db, row, half_life), row.weight)
+        row.id: _balance(row, titles[row.id], recent=ledger.recent_spending(db, row, half_life), weight=row.weight)
         for row in accounts.values()
     }
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
@@ -274,8 +274,8 @@ def _not_before(job: UUID, attempts: list[AttemptRow], timeouts: Timeouts) -> in
     return failed[0].closed_at + retries.retry_delay(job, failed[0].reason or "", len(failed), timeouts)
 
 
-def _balance(row: Any, name: str, recent: int = 0, weight: int = 1) -> AccountBalance:
-    return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft, recent, weight)
+def _balance(row: Any, name: str, **share: int) -> AccountBalance:
+    return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft, **share)
 
 
 def _select_in(

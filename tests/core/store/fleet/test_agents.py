@@ -109,6 +109,7 @@ def test_registering_binds_the_session_of_one_machine(fleet: Fleet) -> None:
     fleet.clock.pass_(3)
     assert fleet.register(machine) is not None
     assert fleet.machine_row(machine).registered_at == fleet.clock.now - 3 * S, "a lost reply changes nothing"
+    assert fleet.told("machine", machine).count(("registered", None)) == 1
 
 
 @pytest.mark.parametrize("why", ["a wrong boot token", "a second session secret"])

@@ -210,7 +210,7 @@ def test_what_was_posted_of_a_machine_whose_first_hour_is_free_after_all_is_give
     fleet.write(billing.settle_machine, machine)
     assert fleet.totals(fleet.job_row(job)) == [(600, 0, 0)] * 4
     (told,) = [one.reason for one in billed(fleet) if about(one) == str(machine)]
-    assert told["code"] == "free_interruption"
+    assert told == budget.FreeInterruption(60 * S, "local.cpu").as_json()
     assert fleet.find_discrepancies() == []
 
 

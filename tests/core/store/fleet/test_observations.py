@@ -10,7 +10,7 @@ from shoestring_core.decide.reconcile import TrackedMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import billing, gangs, launches, observations
-from shoestring_core.store.tables import MachineRow
+from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.machines import LeaseExpired, NoLongerListed, NotNeeded
 from sqlalchemy import update
@@ -147,6 +147,42 @@ def test_an_end_that_is_recorded_meanwhile_stands(fleet: Fleet) -> None:
         fleet.end(machine, "exited")
     row = fleet.machine_row(machine)
     assert (row.state, row.ended_at, row.end_cause) == (TERMINATED, 1, "crashed")
+
+
+def test_what_is_observed_of_a_machine_whose_end_is_recorded_meanwhile_changes_nothing(fleet: Fleet) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    before = fleet.machine_row(machine).clock_shift
+    ends = update(MachineRow).where(MachineRow.id == machine).values(state=TERMINATED, ended_at=1, end_cause="crashed")
+    with meanwhile(fleet.store, "machines", ends):
+        fleet.observe(machine, "running", clock_shift=5 * S)
+    assert (fleet.machine_row(machine).state, fleet.machine_row(machine).clock_shift) == (TERMINATED, before)
+
+
+def test_a_region_is_listed_often_while_a_machine_there_begins_or_is_no_longer_wanted(fleet: Fleet) -> None:
+    job = fleet.start()
+    provider = fleet.machine_rows(job)[0].provider
+    (machine,) = fleet.launch(job)
+    region = fleet.machine_row(machine).region
+
+    def living() -> dict[str, bool]:
+        return fleet.read(observations.load_living_regions, provider)
+
+    assert living() == {region: False}
+    for state in (PLANNED, LAUNCHING, TERMINATING):
+        fleet.alter(MachineRow, MachineRow.id == machine, state=state)
+        assert living() == {region: True}, state
+    fleet.alter(MachineRow, MachineRow.id == machine, state=RUNNING)
+    for table, whose, wanted, unwanted in (
+        (JobRow, JobRow.id == job, {"desired_state": "run"}, {"desired_state": "stop"}),
+        (JobRow, JobRow.id == job, {"state": "running"}, {"state": "queued"}),
+        (AttemptRow, AttemptRow.job == job, {"state": "open"}, {"state": "closing"}),
+    ):
+        fleet.alter(table, whose, **unwanted)
+        assert living() == {region: True}, unwanted
+        fleet.alter(table, whose, **wanted)
+        assert living() == {region: False}, wanted
+    fleet.alter(MachineRow, MachineRow.id == machine, state=TERMINATED, ended_at=1)
+    assert living() == {}
 
 
 def test_an_observation_of_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
