@@ -104,6 +104,7 @@ EXAMPLES: list[Reason] = [
     budget.FreeInterruption(68_000_000, "g5.xlarge"),
     budget.ExtraUsage("a public IPv4 address", 68_000_000, "3.600"),
     budget.NeverRan(),
+    budget.NotBilled(),
     budget.JobSettled(),
     budget.Overrun("0193", "0.01"),
     budget.LimitChanged("team vision", "2.00", None, "a grant"),

@@ -83,12 +83,14 @@ def _refused(error: InvalidSpec, source: dict[str, Any] | str) -> str:
 
 
 def _is_clear(problem: Problem, source: dict[str, Any] | str) -> bool:
-    """Whether it is a sentence about a field, about a line of text that can't be parsed, or about a key at the root."""
-    if isinstance(source, str):
-        named = problem.pointer.startswith("/") or "line" in problem.message.lower()
-    else:
-        named = problem.pointer.startswith("/") or problem.code == "invalid-key"
-    return named and problem.message.endswith((".", "?")) and len(problem.message) < 3_000
+    """Whether it is a sentence about a field, about a line of text that can't be parsed, or about the whole spec."""
+    whole = problem.code in ("invalid-key", "invalid-type")
+    unparsed = isinstance(source, str) and "line" in problem.message.lower()
+    return (
+        (problem.pointer.startswith("/") or whole or unparsed)
+        and problem.message.endswith((".", "?"))
+        and len(problem.message) < 3_000
+    )
 
 
 def grown_spec(draw: random.Random) -> dict[str, Any] | str:

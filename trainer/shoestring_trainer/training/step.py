@@ -107,6 +107,8 @@ class Trainer:
         count = self.distributed.micro_batch_count(batch, self.settings.micro_batch_size)
         micro_batches = samples.split(max(count, 2 if measure_noise else 1))
         scale = self._loss_scale()
+        # DDP averages over ranks; × world_size makes it the global batch's sum, however ranks share it
+        factor = world_size / (1 if self.settings.sum_loss else batch)
         batch_loss: Tensor | None = None
         for micro_batch in micro_batches:
             last = micro_batch is micro_batches[-1]
@@ -117,8 +119,7 @@ class Trainer:
                 batch_loss = share if batch_loss is None else batch_loss + share
                 if last:
                     pending = self._all_reduce_async(batch_loss)  # overlaps with the backward pass
-                # DDP averages over ranks; × world_size makes it the global batch's sum, however ranks share it
-                self.scaler.scale(loss * (world_size / (1 if self.settings.sum_loss else batch))).backward()
+                self.scaler.scale(loss if factor == 1 else loss * factor).backward()
             if measure_noise and micro_batch is micro_batches[0]:
                 count = len(micro_batch.ids_N)
                 self._noise.add_micro_batch(count, self._gradient_factor(batch) * world_size * count / batch)

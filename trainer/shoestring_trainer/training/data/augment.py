@@ -161,19 +161,20 @@ def random_crop(images_NCHW: Tensor, draws_N2: Tensor, padding: int) -> Tensor:
             f"crop_padding is {padding} pixels, images have {min(height, width)} a side; lower crop_padding"
         )
     device = images_NCHW.device
-    top_N, left_N = (draws_N2 * (2 * padding + 1)).long().sub(padding).unbind(1)
-    rows_NH = _reflect(top_N[:, None] + torch.arange(height, device=device), height)
-    columns_NW = _reflect(left_N[:, None] + torch.arange(width, device=device), width)
-    rows_NH += height * torch.arange(count, device=device)[:, None]
+    windows = {side: _reflected_windows(side, padding, device) for side in {height, width}}
+    top_N, left_N = (draws_N2 * (2 * padding + 1)).long().unbind(1)
+    rows_NH, columns_NW = windows[height][top_N], windows[width][left_N]
+    rows_NH += torch.arange(0, count * height, height, device=device)[:, None]
     pixels_P = (width * rows_NH[:, :, None] + columns_NW[:, None, :]).flatten()
     # one gather of whole pixels for the batch takes a tenth of the time of padding and indexing by row and column
     pixels_PC = images_NCHW.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, pixels_P)
     return pixels_PC.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _reflect(indices: Tensor, size: int) -> Tensor:
-    """Mirror indices outside 0 … size − 1 at the edges."""
-    return (size - 1) - ((size - 1) - indices.abs()).abs()
+def _reflected_windows(side: int, padding: int, device: torch.device) -> Tensor:
+    """Row k holds which of an axis's `side` pixels the crop at offset k takes: 2 * padding + 1 rows of `side`."""
+    pixels = torch.arange(side, dtype=torch.float32, device=device)  # exact: no image has 2²⁴ pixels a side
+    return F.pad(pixels[None], (padding, padding), mode="reflect")[0].long().unfold(0, side, 1)
 
 
 def cutout(images_NCHW: Tensor, draws_N2: Tensor, side: int, mean_C: Tensor) -> Tensor:
