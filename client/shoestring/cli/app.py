@@ -16,6 +16,7 @@ from shoestring_core.exit_codes import ExitCode
 from shoestring import config, exit_codes, trainer
 from shoestring.cli import (
     artifacts,
+    aws,
     budgets,
     chaos,
     data,
@@ -95,6 +96,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("offers")(offers.list_offers)
 app.add_typer(simulate.app, name="simulate")
+app.add_typer(aws.app, name="aws")
 app.command("up")(service.start_service)
 app.command("demo")(service.run_demo)
 app.command("login")(login.login)

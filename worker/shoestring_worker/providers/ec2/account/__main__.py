@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m shoestring_worker.providers.ec2.account panic`, which `shoestring aws panic` runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
+from shoestring_core.exit_codes import ExitCode
+
+from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything, find_regions
+from shoestring_worker.providers.ec2.account.tagged import KINDS, Tagged
+from shoestring_worker.providers.ec2.errors import read_error
+
+HOME = "us-east-1"
+"""Where the account's regions are asked for, if the user's AWS configuration names no region."""
+CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 5, "mode": "standard"})
+"""Each call may be repeated: removing something twice removes it once."""
+
+
+class Endpoint(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="SHOESTRING_EC2_", extra="ignore")
+    endpoint_url: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    session, endpoint = boto3.Session(), Endpoint().endpoint_url
+
+    def client(service: str, region: str) -> Any:
+        return session.client(service, region_name=region, endpoint_url=endpoint, config=CONFIG)
+
+    home = session.region_name or HOME
+    try:
+        account = client("sts", home).get_caller_identity()["Account"]
+        regions = options.region or find_regions(client("ec2", home))
+    except (ClientError, BotoCoreError) as error:
+        print(f"Error: AWS can't be asked: {explain(error)}", file=sys.stderr)
+        return ExitCode.AUTH
+    clients = {region: client("ec2", region) for region in regions}
+    found = find_everything(clients.__getitem__, regions, options.deployment)
+    what = f"tagged `{DEPLOYMENT_TAG}`" + (f" of deployment {options.deployment}" if options.deployment else "")
+    if not options.json:
+        print_found(found, f"Account {account}, {len(regions)} regions: {{}} {what}.")
+    if options.dry_run or not any(region.found or region.problems for region in found):
+        return finish(options, account, found)
+    if not (options.yes or confirmed(account)):
+        print("Nothing was changed.", file=sys.stderr)
+        return ExitCode.USAGE
+    out = sys.stderr if options.json else sys.stdout
+    ended = end_everything(
+        clients.__getitem__, found, options.deployment, lambda line: print(f"Ending in {line}", file=out, flush=True)
+    )
+    return finish(options, account, ended)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="shoestring aws")
+    panic = parser.add_subparsers(required=True).add_parser("panic")
+    panic.add_argument("--deployment")
+    panic.add_argument("--region", action="append")
+    for switch in ("--dry-run", "--yes", "--json"):
+        panic.add_argument(switch, action="store_true")
+    return parser.parse_args(arguments)
+
+
+def confirmed(account: str) -> bool:
+    if not sys.stdin.isatty():
+        print("Error: there is no terminal to ask. To end all of this, repeat it with --yes.", file=sys.stderr)
+        return False
+    print("Jobs on these machines lose what they have not saved. This can't be undone.", file=sys.stderr)
+    return input(f"Type the account's number to end them ({account}): ").strip() == account
+
+
+def finish(options: argparse.Namespace, account: str, results: Sequence[RegionResult]) -> int:
+    left = [one for region in results for one in region.left]
+    problems = [f"{region.region}: {problem}" for region in results for problem in region.problems]
+    if options.json:
+        ended = [one for region in results for one in region.found if one not in region.left]
+        listed = {"ended": list(map(asdict, ended)), "left": list(map(asdict, left))}
+        print(json.dumps({"account": account, "regions": [region.region for region in results], **listed,
+                          "problems": problems}))  # fmt: skip
+    elif not options.dry_run:
+        print(f"Left: {count(left)}. Run it again." if left else "Nothing is left.")
+    for problem in problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    return 1 if problems or (left and not options.dry_run) else ExitCode.OK
+
+
+def print_found(found: Sequence[RegionResult], heading: str) -> None:
+    print(heading.format(count([one for region in found for one in region.found])))
+    for region in found:
+        for one in region.found:
+            print(f"  {one.region:15} {one.kind:13} {one.id:22} {one.detail} {one.state}".rstrip())
+
+
+def count(things: Sequence[Tagged]) -> str:
+    numbers = Counter(one.kind for one in things)
+    return ", ".join(kind.counted(numbers[kind.name]) for kind in KINDS if numbers[kind.name]) or "nothing"
+
+
+def explain(error: ClientError | BotoCoreError) -> str:
+    if isinstance(error, ClientError):
+        code, message, _ = read_error(error.response)
+        return f"{code}: {message}"
+    return f"{error} Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
