@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
-from uuid import UUID
 
 from fastapi import Response
 from shoestring_core import rest
@@ -17,26 +17,33 @@ from shoestring_api.app_state import AppState
 
 
 def run_once(
-    state: AppState, caller: Principal, key: str | None, request: str, status: int, work: Callable[[Write], rest.Job]
+    state: AppState,
+    caller: Principal,
+    key: str | None,
+    request: str,
+    status: int,
+    work: Callable[[Write], rest.Job | rest.Budget],
+    collection: str = "/v1/jobs",
 ) -> Response:
-    """Run `work` in one transaction, at most once for each Idempotency-Key, and respond with the job it returns.
+    """Run `work` in one transaction, at most once for each Idempotency-Key, and respond with what it returns.
 
-    request   text that identifies what was requested; another request under the same key is rejected
+    request     text that identifies what was requested; another request under the same key is rejected
+    collection  path below which the returned resource has its id
     """
     principal, sha = f"{caller.team}:{caller.user}", hashlib.sha256(request.encode()).hexdigest()
 
-    def transact(db: Write) -> tuple[int, str, UUID, bool]:
+    def transact(db: Write) -> tuple[int, str, str, bool]:
         if key is not None and (first := idempotency.begin_request(db, principal, key, sha)) is not None:
-            return first.status, first.body, rest.Job.model_validate_json(first.body).id, True
-        job = work(db)
-        body = job.model_dump_json()
+            return first.status, first.body, json.loads(first.body)["id"], True
+        made = work(db)
+        body = made.model_dump_json()
         if key is not None:
             idempotency.store_response(db, principal, key, status, body)
-        return status, body, job.id, False
+        return status, body, str(made.id), False
 
-    code, body, job, replayed = state.store.write(transact, batch=True)
+    code, body, made_id, replayed = state.store.write(transact, batch=True)
     response = Response(body, status_code=code, media_type="application/json")
-    response.headers["Location"] = f"/v1/jobs/{job}"
+    response.headers["Location"] = f"{collection}/{made_id}"
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return response

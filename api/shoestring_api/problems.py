@@ -34,6 +34,7 @@ STATUS = {
     "forbidden": 403,
     "agent-refused": 403,
     "budget-exceeded": 409,
+    "budget-unmovable": 409,
     "time-limit-unmet": 409,
     "invalid-state": 409,
     "stale": 409,

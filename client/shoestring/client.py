@@ -214,6 +214,16 @@ class Client:
         response = self._call("PUT", f"/v1/budgets/{budget}", json={"limit": limit, "reason": reason}, headers=headers)
         return _parse(response, rest.Budget)
 
+    def grant(self, budget: UUID | str, amount: str, *, reason: str = "") -> rest.Budget:
+        """Add dollars to the limit of a budget."""
+        body, headers = {"amount": amount, "reason": reason}, _idempotency_header(None)
+        return _parse(self._call("POST", f"/v1/budgets/{budget}:grant", json=body, headers=headers), rest.Budget)
+
+    def transfer(self, source: UUID | str, target: UUID | str, amount: str, *, reason: str = "") -> rest.Budget:
+        """Move dollars that a budget has left to another below the same one. Returns the one that gave them."""
+        body, headers = {"to": str(target), "amount": amount, "reason": reason}, _idempotency_header(None)
+        return _parse(self._call("POST", f"/v1/budgets/{source}:transfer", json=body, headers=headers), rest.Budget)
+
     def set_weight(self, budget: UUID | str, weight: int, *, reason: str = "") -> rest.Budget:
         """Set how a team's or member's share of the dollars compares with that of the others."""
         body = {"weight": weight, "reason": reason}

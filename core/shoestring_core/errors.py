@@ -83,6 +83,13 @@ class BudgetExceeded(DecisionError):
     title = "Budget exceeded"
 
 
+class BudgetUnmovable(DecisionError):
+    """Dollars that can't be granted or transferred so."""
+
+    code = "budget-unmovable"
+    title = "The budget can't be moved so"
+
+
 class TimeLimitUnmet(DecisionError):
     """No available machines are estimated to finish the job within limits.time."""
 

@@ -533,6 +533,20 @@ class SetBudgetRequest(RequestBody):
     reason: str = ""
 
 
+class GrantRequest(RequestBody):
+    amount: str
+    """Decimal dollars to add to the limit."""
+    reason: str = ""
+
+
+class TransferRequest(RequestBody):
+    to: UUID = Field(strict=False)
+    """The budget that gets them; below the same budget as the one that gives."""
+    amount: str
+    """Decimal dollars."""
+    reason: str = ""
+
+
 class SetWeightRequest(RequestBody):
     weight: int = Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)
     reason: str = ""

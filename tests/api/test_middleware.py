@@ -25,7 +25,8 @@ READS = [
 WRITES = [
     ("POST", "/v1/jobs/{job}:stop"), ("POST", "/v1/jobs/{job}:retry"), ("POST", "/v1/jobs/{job}:resume"),
     ("POST", "/v1/machines/{machine}:preempt"), ("PUT", "/v1/budgets/{budget}"), ("DELETE", "/v1/keys/{key}"),
-    ("PUT", "/v1/budgets/{budget}/weight"),
+    ("PUT", "/v1/budgets/{budget}/weight"), ("POST", "/v1/budgets/{budget}:grant"),
+    ("POST", "/v1/budgets/{budget}:transfer"),
 ]  # fmt: skip
 OPEN = ["/v1/jobs", "/v1/budgets", "/v1/recipes", "/v1/recipes/digits/quickstart", "/v1/me", "/v1/keys", "/v1/offers"]
 
@@ -53,6 +54,8 @@ def test_another_teams_things_do_not_exist(deployment: Deployment) -> None:
 
 
 def _body(method: str, path: str) -> dict[str, object] | None:
+    if path.endswith((":grant", ":transfer")):
+        return {"amount": "1"} | ({"to": str(uuid4())} if path.endswith("transfer") else {})
     if method != "PUT":
         return None
     return {"weight": 2} if path.endswith("/weight") else {"limit": "1"}

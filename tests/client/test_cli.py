@@ -79,6 +79,8 @@ def test_an_unknown_command_is_a_usage_error(run_command: RunCommand) -> None:
         ("up", "--budget", "much"),
         ("budget", "set", "-1e9"),
         ("budget", "weight", "0"),
+        ("budget", "grant", "-5"),
+        ("budget", "transfer", "nan", "--from", "ada", "--to", "ben"),
     ],
 )
 def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, arguments: tuple[str, ...]) -> None:
@@ -108,6 +110,8 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("budget", "show"),
         ("budget", "set"),
         ("budget", "weight"),
+        ("budget", "grant"),
+        ("budget", "transfer"),
         ("artifacts", "ls"),
         ("artifacts", "get"),
         ("recipes",),

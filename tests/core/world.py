@@ -93,6 +93,12 @@ class World:
         account = self.account(kind, job).id
         return self.store.write(lambda db: ledger.set_limit(db, account, micro, actor="ann", reason="test"))
 
+    def grant(self, account: AccountRow, micro: int) -> AccountRow:
+        return self.store.write(lambda db: ledger.grant(db, account.id, micro, actor="ann", reason="test"))
+
+    def transfer(self, source: AccountRow, target: AccountRow, micro: int) -> tuple[AccountRow, AccountRow]:
+        return self.store.write(lambda db: ledger.transfer(db, source.id, target.id, micro, actor="ann", reason="test"))
+
     def account(self, kind: str, job: JobRow | None = None) -> AccountRow:
         with self.store.read() as db:
             if job is not None:

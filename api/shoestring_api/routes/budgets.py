@@ -11,10 +11,12 @@ from shoestring_core import money, rest
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
 from shoestring_core.store import ledger, queries
 from shoestring_core.store.fleet import gangs, leaks
+from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import AccountRow
 from shoestring_core.store.transactions import Read, Write
 
-from shoestring_api.dependencies import AdminCaller, Caller, ReadDep, StateDep
+from shoestring_api.dependencies import AdminCaller, Caller, IdempotencyKey, ReadDep, StateDep
+from shoestring_api.idempotency import run_once
 from shoestring_api.json_body import ExactJsonRoute
 from shoestring_api.serializers.costs import serialize_budgets
 
@@ -50,11 +52,7 @@ def set_limit(
     limit, version = _parse_limit(body.limit), _parse_version(if_match)
 
     def work(db: Write) -> rest.Budget:
-        account = ledger.visible_account(db, caller.team, budget_id)
-        if account.kind == "org" and len(queries.load_team_ids(db)) > 1:
-            raise Forbidden(
-                "The organization's budget is shared by several teams.", hint="Set the team's budget instead."
-            )
+        account = _changeable(db, caller, budget_id)
         if limit is None or (account.limit_micro is not None and limit > account.limit_micro):
             gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
         after = ledger.set_limit(
@@ -63,6 +61,47 @@ def set_limit(
         return _serialize(db, after)
 
     return _with_etag(state.store.write(work), response)
+
+
+@router.post("/{budget_id}:grant", response_model=rest.Budget)
+def grant(
+    budget_id: UUID, body: rest.GrantRequest, state: StateDep, caller: AdminCaller, key: IdempotencyKey = None
+) -> Response:
+    """Add dollars to a limit (admin). Jobs that were paused because the budget was exhausted are queued.
+
+    Send an Idempotency-Key, so that a repeated request grants nothing more.
+    """
+    amount = _parse_amount(body.amount)
+
+    def work(db: Write) -> rest.Budget:
+        account = _changeable(db, caller, budget_id)
+        gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
+        return _serialize(db, ledger.grant(db, account.id, amount, actor=caller.actor, reason=body.reason[:500]))
+
+    request = f"POST /v1/budgets/{budget_id}:grant {body.model_dump_json()}"
+    return run_once(state, caller, key, request, 200, work, "/v1/budgets")
+
+
+@router.post("/{budget_id}:transfer", response_model=rest.Budget)
+def transfer(
+    budget_id: UUID, body: rest.TransferRequest, state: StateDep, caller: AdminCaller, key: IdempotencyKey = None
+) -> Response:
+    """Move dollars that a budget has left to another below the same one (admin), and return the one that gave them.
+
+    Jobs that were paused because the other was exhausted are queued. Send an Idempotency-Key, so that a repeated
+    request moves nothing more.
+    """
+    amount = _parse_amount(body.amount)
+
+    def work(db: Write) -> rest.Budget:
+        source, target = _changeable(db, caller, budget_id), _changeable(db, caller, body.to)
+        gangs.resume_jobs_paused_by_budget(db, target.id, caller.actor)
+        reason = body.reason[:500]
+        given, _ = ledger.transfer(db, source.id, target.id, amount, actor=caller.actor, reason=reason)
+        return _serialize(db, given)
+
+    request = f"POST /v1/budgets/{budget_id}:transfer {body.model_dump_json()}"
+    return run_once(state, caller, key, request, 200, work, "/v1/budgets")
 
 
 @router.put("/{budget_id}/weight")
@@ -82,14 +121,27 @@ def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, ca
     return state.store.write(work)
 
 
+def _changeable(db: Read, caller: Principal, budget_id: UUID) -> AccountRow:
+    """Return a budget whose limit an admin of the team may change. Raises NotFound, Forbidden."""
+    account = ledger.visible_account(db, caller.team, budget_id)
+    if account.kind == "org" and len(queries.load_team_ids(db)) > 1:
+        raise Forbidden("The organization's budget is shared by several teams.", hint="Set the team's budget instead.")
+    return account
+
+
 def _parse_limit(text: str) -> int | None:
     """Return micro-dollars; None for "none", which removes the limit."""
     if text.strip().lower() == "none":
         return None
+    return _parse_amount(text, hint="Use none to remove the limit.")
+
+
+def _parse_amount(text: str, hint: str | None = None) -> int:
+    """Return micro-dollars."""
     try:
         return money.from_decimal(text[:100])
     except ValueError as wrong:
-        raise InvalidRequest(f"{wrong}.", hint="Use none to remove the limit.") from None
+        raise InvalidRequest(f"{wrong}.", hint=hint) from None
 
 
 def _parse_version(if_match: str | None) -> int | None:

@@ -25,6 +25,8 @@ from shoestring.cli.terminal import (
 )
 from shoestring.client import Client
 
+Reason = Annotated[str, typer.Option("--reason", help="Recorded in the event of the change.")]
+
 app = typer.Typer(help="Budget limits, spending and weights.", no_args_is_help=True)
 
 
@@ -56,7 +58,7 @@ def set_budget(
     limit: Annotated[str, typer.Argument(help="Dollars, e.g. 25.00, or none for no limit.")],
     owner: Annotated[str | None, typer.Option("--owner", help="Owner of the budget; default: your team.")] = None,
     job: Annotated[str | None, typer.Option("--job", help="Set the limit of this job instead.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Recorded in the event of the change.")] = "",
+    reason: Reason = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -77,18 +79,54 @@ def set_budget(
         else:
             before = _find_budget(client, owner)
         budget = client.set_budget(before.id, limit, reason=reason, etag=before.etag)
-    print_result(
-        budget,
-        as_json,
-        lambda: out.print(f"{budget.owner}: limit {format_dollars(budget.limit)}, left {format_dollars(budget.left)}"),
-    )
+    print_result(budget, as_json, lambda: out.print(_limit_and_left(budget)))
+
+
+@app.command("grant")
+def grant(
+    amount: Annotated[str, typer.Argument(help="Dollars to add, e.g. 5.00.")],
+    owner: Annotated[str | None, typer.Option("--owner", help="Owner of the budget; default: your team.")] = None,
+    reason: Reason = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Add dollars to a limit. Jobs that were paused for it go on.
+
+    \b
+    shoestring budget grant 5.00 --owner ada --reason "one more sweep"
+    """
+    check_dollars(amount)
+    with open_client(url) as client:
+        budget = client.grant(_find_budget(client, owner).id, amount, reason=reason)
+    print_result(budget, as_json, lambda: out.print(_limit_and_left(budget)))
+
+
+@app.command("transfer")
+def transfer(
+    amount: Annotated[str, typer.Argument(help="Dollars to move, e.g. 5.00.")],
+    source: Annotated[str, typer.Option("--from", help="The member that gives them, of what is left.")],
+    target: Annotated[str, typer.Option("--to", help="The member that gets them.")],
+    reason: Reason = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Move dollars that a member has left to another one. What the team may spend stays the same.
+
+    \b
+    shoestring budget transfer 5.00 --from ada --to ben --reason "ben's sweep first"
+    """
+    check_dollars(amount)
+    with open_client(url) as client:
+        giving, taking = _find_budget(client, source), _find_budget(client, target)
+        budget = client.transfer(giving.id, taking.id, amount, reason=reason)
+    print_result(budget, as_json, lambda: out.print(_limit_and_left(budget)))
 
 
 @app.command("weight")
 def set_weight(
     weight: Annotated[int, typer.Argument(help="A whole number.", min=MIN_WEIGHT, max=MAX_WEIGHT)],
     owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Recorded in the event of the change.")] = "",
+    reason: Reason = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -107,6 +145,10 @@ def set_weight(
 def _find_budget(client: Client, owner: str | None) -> Budget:
     matching = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
     return _only(matching, owner or "your team")
+
+
+def _limit_and_left(budget: Budget) -> str:
+    return f"{budget.owner}: limit {format_dollars(budget.limit)}, left {format_dollars(budget.left)}"
 
 
 def _only(matching: Sequence[Budget], name: str) -> Budget:

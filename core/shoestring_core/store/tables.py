@@ -548,6 +548,28 @@ class TransferRow(Base):
     )  # fmt: skip
 
 
+class LimitChangeRow(Base):
+    """One immutable change of what an account may spend; triggers refuse UPDATE and DELETE."""
+
+    __tablename__ = "limit_changes"
+    account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    """The account's version after it."""
+    kind: Mapped[str]
+    limit_before: Mapped[int | None]
+    limit_after: Mapped[int | None]
+    counterpart: Mapped[UUID | None] = mapped_column(ForeignKey("accounts.id"))
+    """Of a transfer: the account on its other side, which has a row with the opposite change."""
+    at: Mapped[int]
+    actor: Mapped[str]
+    reason: Mapped[dict[str, Any]]
+    __table_args__ = (
+        CheckConstraint("kind IN ('adjusted','granted','transferred')", name="kind"),
+        CheckConstraint("(kind = 'transferred') = (counterpart IS NOT NULL)", name="transfers_have_two_sides"),
+        CheckConstraint("kind <> 'granted' OR limit_after > limit_before", name="grants_raise"),
+    )
+
+
 class PriceRow(Base):
     __tablename__ = "prices"
     provider: Mapped[str] = mapped_column(primary_key=True)

@@ -9,6 +9,12 @@ from shoestring_core.wording.reason import Reason
 
 _RAISE = "have the limit raised: shoestring budget set."
 
+
+def _capitalized(title: str) -> str:
+    """A title such as `team vision` at the start of a sentence."""
+    return title[:1].upper() + title[1:]
+
+
 # Refused
 
 
@@ -229,6 +235,105 @@ class LimitChanged(Reason):
     def text(self) -> str:
         limit, before = (f"${amount}" if amount is not None else "none" for amount in (self.limit, self.before))
         return f"Limit of {self.account_title}: {limit}, before: {before}.{f' {self.note}' if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class Granted(Reason):
+    """`limit`: with what is granted. `note`: the reason that was given."""
+
+    code = "granted"
+    account_title: str
+    amount: str
+    limit: str | None
+    note: str
+
+    def text(self) -> str:
+        note = f" {self.note}" if self.note else ""
+        return f"${self.amount} granted to {self.account_title}, whose limit is ${self.limit} now.{note}"
+
+
+@dataclass(frozen=True)
+class Transferred(Reason):
+    """`note`: the reason that was given."""
+
+    code = "transferred"
+    source: str
+    target: str
+    amount: str
+    note: str
+
+    def text(self) -> str:
+        return f"${self.amount} moved from {self.source} to {self.target}.{f' {self.note}' if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class NothingToMove(Reason):
+    code = "nothing_to_move"
+
+    def text(self) -> str:
+        return "The amount must be more than $0.00."
+
+    def hint(self) -> str:
+        return "To lower a limit: shoestring budget set."
+
+
+@dataclass(frozen=True)
+class TransferToItself(Reason):
+    code = "transfer_to_itself"
+    account_title: str
+
+    def text(self) -> str:
+        return f"Both sides of the transfer are {self.account_title}."
+
+    def hint(self) -> str:
+        return "Name two different budgets: shoestring budget show."
+
+
+@dataclass(frozen=True)
+class TransferAcrossBudgets(Reason):
+    code = "transfer_across_budgets"
+    source: str
+    target: str
+
+    def text(self) -> str:
+        return f"{_capitalized(self.source)} and {self.target} don't share one budget above them."
+
+    def hint(self) -> str:
+        return "Transfer between two members of a team, or grant dollars to one: shoestring budget grant."
+
+
+@dataclass(frozen=True)
+class NoLimitToMove(Reason):
+    code = "no_limit_to_move"
+    account_title: str
+
+    def text(self) -> str:
+        return f"{_capitalized(self.account_title)} has no limit: dollars can't be added to it or taken from it."
+
+    def hint(self) -> str:
+        return "Set a limit first: shoestring budget set."
+
+
+@dataclass(frozen=True)
+class LimitTooLarge(Reason):
+    code = "limit_too_large"
+    account_title: str
+    largest: str
+
+    def text(self) -> str:
+        return f"The limit of {self.account_title} would be more than ${self.largest}."
+
+
+@dataclass(frozen=True)
+class LessLeft(Reason):
+    code = "less_left"
+    account_title: str
+    left: str
+    amount: str
+
+    def text(self) -> str:
+        title = _capitalized(self.account_title)
+        return f"{title} has ${self.left} left that is neither spent nor held, not ${self.amount}."
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shoestring_core.decide.billing import Line
-from shoestring_core.errors import BudgetExceeded, NotFound, PreconditionFailed, StaleTransition
+from shoestring_core.errors import BudgetExceeded, BudgetUnmovable, NotFound, PreconditionFailed, StaleTransition
 from shoestring_core.store import events, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.ledger import balances
@@ -616,6 +616,8 @@ operations = st.one_of(
     st.tuples(st.just("final"), st.integers(0, 5), st.integers(0, 90)),
     st.tuples(st.just("release"), st.integers(0, 5), st.just(0)),
     st.tuples(st.just("limit"), st.integers(0, 3), st.none() | st.integers(0, 120)),
+    st.tuples(st.just("grant"), st.integers(0, 3), amounts),
+    st.tuples(st.just("transfer"), st.integers(0, 1), amounts),
 )
 at_random = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -627,7 +629,7 @@ at_random = settings(
 def test_no_sequence_of_operations_overspends(store: Store, steps: list[tuple[str, int, int | None]]) -> None:
     """A hold succeeds exactly where it fits on every level; overdrafts grow only with an alarm."""
     world = World(store)
-    jobs, machines = [world.job("0.00008"), world.job()], []
+    jobs, machines = [world.job("0.00008"), world.job("0.00006")], []
     chains, alarms = look(world, jobs)
     for operation in steps:
         name, index, amount = operation
@@ -639,7 +641,11 @@ def test_no_sequence_of_operations_overspends(store: Store, steps: list[tuple[st
         if name == "hold":
             assert (refusal is None) == fits, (operation, refusal)
         before, alarms_before = {one.id: one.overdraft for chain in chains for one in chain}, alarms
+        stock = [chain[0].limit_micro for chain in chains]
         chains, alarms = look(world, jobs)
+        if name == "transfer" and refusal is None:
+            (gave, got), (left, more) = stock, (chain[0].limit_micro for chain in chains)
+            assert (left - gave, more - got) in ((-amount, amount), (amount, -amount)), operation
         grown = any(one.overdraft > before[one.id] for chain in chains for one in chain)
         assert not grown or (alarms > alarms_before and name in ("final", "limit")), operation
     assert world.find_discrepancies() == []
@@ -660,7 +666,7 @@ def test_no_interleaving_of_two_threads_overspends(
 ) -> None:
     """The CHECK never trips (it would be an IntegrityError), and all totals are right in the end."""
     world = World(store)
-    jobs, machines, errors = [world.job("0.00008"), world.job()], [], []
+    jobs, machines, errors = [world.job("0.00008"), world.job("0.00006")], [], []
     world.limit("team", 100)
 
     def run(plan: list[tuple[str, int, int | None]]) -> None:
@@ -687,6 +693,11 @@ def perform(
             machines.append(machine)
         elif name == "limit":
             world.limit(LEVELS[index], amount, jobs[0])
+        elif name == "grant":
+            world.grant(world.account(LEVELS[index], jobs[0]), amount or 0)
+        elif name == "transfer":
+            source, target = (world.account("job", jobs[side]) for side in (index, 1 - index))
+            world.transfer(source, target, amount or 0)
         elif machines and (machine := machines[index % len(machines)]):
             if name == "extend":
                 extend(world, machine, amount or 0)
@@ -694,7 +705,7 @@ def perform(
                 world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded()))
             else:
                 world.settle(machine, amount or 0, final=name == "final")
-    except (BudgetExceeded, StaleTransition, PreconditionFailed) as refusal:
+    except (BudgetExceeded, BudgetUnmovable, StaleTransition, PreconditionFailed) as refusal:
         return refusal
     return None
 

@@ -318,6 +318,51 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/budgets/{budget_id}:grant": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Grant
+         * @description Add dollars to a limit (admin). Jobs that were paused because the budget was exhausted are queued.
+         *
+         *     Send an Idempotency-Key, so that a repeated request grants nothing more.
+         */
+        post: operations["grant"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/budgets/{budget_id}:transfer": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Transfer
+         * @description Move dollars that a budget has left to another below the same one (admin), and return the one that gave them.
+         *
+         *     Jobs that were paused because the other was exhausted are queued. Send an Idempotency-Key, so that a repeated
+         *     request moves nothing more.
+         */
+        post: operations["transfer"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/budgets/{budget_id}/weight": {
         parameters: {
             query?: never;
@@ -1378,6 +1423,16 @@ export interface components {
          * @enum {string}
          */
         GenerationState: "forming" | "formed" | "ended";
+        /** GrantRequest */
+        GrantRequest: {
+            /** Amount */
+            amount: string;
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+        };
         /** Hardware */
         Hardware: {
             /**
@@ -2547,6 +2602,21 @@ export interface components {
             actor: string;
             reason: components["schemas"]["Reason"];
         };
+        /** TransferRequest */
+        TransferRequest: {
+            /**
+             * To
+             * Format: uuid
+             */
+            to: string;
+            /** Amount */
+            amount: string;
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+        };
         /** UploadParts */
         UploadParts: {
             multipart: components["schemas"]["MultipartUpload"] | null;
@@ -3267,6 +3337,80 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["SetBudgetRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    grant: {
+        parameters: {
+            query?: never;
+            header?: {
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                budget_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["GrantRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    transfer: {
+        parameters: {
+            query?: never;
+            header?: {
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                budget_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TransferRequest"];
             };
         };
         responses: {

@@ -2,7 +2,7 @@
 """The ledger: who may spend how much, what is held, and what was spent. Amounts are micro-dollars.
 
 accounts     the tree of accounts, and who may see them
-limits       what an account may spend
+limits       what an account may spend: adjusted, granted, transferred
 holds        money held for machines: placed, extended, released
 settlement   the cost of machines posted against their holds
 shares       what teams and members spent lately, and their weights
@@ -40,7 +40,7 @@ from shoestring_core.store.ledger.accounts import (
 )
 from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
 from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_hold, place_holds, release_hold
-from shoestring_core.store.ledger.limits import set_limit, tightest_account
+from shoestring_core.store.ledger.limits import grant, set_limit, tightest_account, transfer
 from shoestring_core.store.ledger.settlement import settle, transfers_of
 from shoestring_core.store.ledger.shares import SHARING, load_half_life, recent_spending, set_half_life, set_weight
 
@@ -55,6 +55,7 @@ __all__ = [
     "ensure_member_accounts",
     "extend_hold",
     "find_discrepancies",
+    "grant",
     "job_account",
     "load_half_life",
     "paying_accounts",
@@ -71,6 +72,7 @@ __all__ = [
     "tightest_account",
     "title",
     "titles",
+    "transfer",
     "transfers_of",
     "visible_account",
 ]

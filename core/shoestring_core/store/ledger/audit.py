@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from shoestring_core.store.tables import AccountRow, HoldRow, TransferRow
+from shoestring_core.store.tables import AccountRow, HoldRow, LimitChangeRow, TransferRow
 from shoestring_core.store.transactions import Read
 
 
@@ -19,8 +19,9 @@ class Discrepancy:
 
     account: UUID | None
     total: str
-    expected: int
-    actual: int
+    expected: int | None
+    actual: int | None
+    """None: no limit."""
 
 
 def find_discrepancies(db: Read) -> list[Discrepancy]:
@@ -34,6 +35,12 @@ def find_discrepancies(db: Read) -> list[Discrepancy]:
     checks = [Discrepancy(account.id, "posted", posted[account.id], account.posted) for account in accounts]
     checks += [Discrepancy(account.id, "held", held[account.id], account.held) for account in accounts]
     checks += [Discrepancy(account.id, "overdraft", _overdraft(account), account.overdraft) for account in accounts]
+    limits = _limits_by_account(db)
+    checks += [
+        Discrepancy(account.id, "limit", limits[account.id], account.limit_micro)
+        for account in accounts
+        if account.id in limits
+    ]
     leaves = sum(account.posted for account in accounts if account.kind in ("job", "cash", "overrun"))
     checks.append(Discrepancy(None, "sum of all", 0, leaves))
     return [check for check in checks if check.expected != check.actual]
@@ -53,6 +60,16 @@ def _held_by_account(db: Read) -> Counter[UUID]:
     rest = func.sum(HoldRow.amount - HoldRow.consumed)
     rows = db.sql.execute(select(HoldRow.account, rest).where(HoldRow.state == "open").group_by(HoldRow.account))
     return Counter({account: int(amount) for account, amount in rows})
+
+
+def _limits_by_account(db: Read) -> dict[UUID, int | None]:
+    """Each account's limit by the newest of its changes, of those that have one."""
+    newest = select(LimitChangeRow.account, func.max(LimitChangeRow.version).label("version"))
+    last = newest.group_by(LimitChangeRow.account).subquery()
+    rows = select(LimitChangeRow.account, LimitChangeRow.limit_after).join(
+        last, (LimitChangeRow.account == last.c.account) & (LimitChangeRow.version == last.c.version)
+    )
+    return dict(db.sql.execute(rows).tuples().all())
 
 
 def _overdraft(account: AccountRow) -> int:

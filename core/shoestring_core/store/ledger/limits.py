@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits: what an account may spend."""
+"""Limits: what an account may spend. Each change is kept: an adjustment, a grant, or one of a transfer's two sides."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from uuid import UUID
 
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, case, update
 
 from shoestring_core import money
-from shoestring_core.errors import PreconditionFailed
+from shoestring_core.errors import BudgetUnmovable, PreconditionFailed
 from shoestring_core.events import LimitChange
 from shoestring_core.store.ledger.accounts import load_account, teams_below, title
 from shoestring_core.store.ledger.balances import positive_part
 from shoestring_core.store.ledger.feed import record_alarm
-from shoestring_core.store.tables import AccountRow
+from shoestring_core.store.tables import AccountRow, LimitChangeRow
 from shoestring_core.store.transactions import Write
-from shoestring_core.wording import budget
+from shoestring_core.wording import Reason, budget
 
 
 def tightest_account(accounts: Iterable[AccountRow]) -> AccountRow | None:
@@ -28,7 +28,7 @@ def tightest_account(accounts: Iterable[AccountRow]) -> AccountRow | None:
 def set_limit(
     db: Write, account: UUID, limit: int | None, *, actor: str, reason: str, if_version: int | None = None
 ) -> AccountRow:
-    """Change what an account may spend; None removes the limit. `reason`: in the words of who changes it.
+    """Adjust what an account may spend; None removes the limit. `reason`: in the words of who changes it.
 
     A limit below what is already posted and held makes an overdraft, with an alarm: the machines of the jobs below
     checkpoint and end. Raises PreconditionFailed if `if_version` isn't the account's version any more.
@@ -36,22 +36,129 @@ def set_limit(
     before = load_account(db, account)
     version, limit_before, overdraft_before = before.version, before.limit_micro, before.overdraft
     guard = AccountRow.version == (version if if_version is None else if_version)
-    change = update(AccountRow).where(AccountRow.id == account, guard)
     overdraft = 0 if limit is None else positive_part(AccountRow.posted + AccountRow.held - limit)
-    if db.execute(change.values(limit_micro=limit, version=AccountRow.version + 1, overdraft=overdraft)) != 1:
+    if not _update(db, account, guard, limit_micro=limit, overdraft=overdraft):
         raise PreconditionFailed(
             "The budget has changed since you read it.", hint="Get the budget again, then retry with its new ETag."
         )
     after = load_account(db, account)
-    name, data = title(db, after), LimitChange(account=account, limit=_text(limit), before=_text(limit_before))
+    name = title(db, after)
     changed = budget.LimitChanged(name, _text(limit), _text(limit_before), reason)
-    for team in teams_below(db, after):
-        db.event(data, team=team, actor=actor, reason=changed)
-        if after.overdraft > overdraft_before:
-            below = budget.LimitBelowUse(name, money.to_decimal(after.overdraft))
+    _record(db, after, limit_before, "adjusted", actor=actor, reason=changed)
+    if after.overdraft > overdraft_before:
+        below = budget.LimitBelowUse(name, money.to_decimal(after.overdraft))
+        for team in teams_below(db, after):
             record_alarm(db, team, "limit_lowered", [after], actor=actor, reason=below)
-    db.request_tick()
     return after
+
+
+def grant(db: Write, account: UUID, amount: int, *, actor: str, reason: str) -> AccountRow:
+    """Add dollars to what an account may spend. `reason`: in the words of who grants them.
+
+    Raises BudgetUnmovable, and changes nothing: nothing to add, no limit to add it to, or more than a limit can be.
+    """
+    name = title(db, load_account(db, account))
+    _check_amount(amount)
+    if not _raise(db, account, amount):
+        raise _not_raised(db, account)
+    after = load_account(db, account)
+    granted = budget.Granted(name, money.to_decimal(amount), _text(after.limit_micro), reason)
+    _record(db, after, _limit(after) - amount, "granted", actor=actor, reason=granted)
+    return after
+
+
+def transfer(
+    db: Write, source: UUID, target: UUID, amount: int, *, actor: str, reason: str
+) -> tuple[AccountRow, AccountRow]:
+    """Move dollars that one account has left to another below the same account: what both may spend stays the same.
+
+    Returns both as they are now. Raises BudgetUnmovable, and changes nothing, as `grant` does; also if both are the
+    same account, lie below different ones, or the source has less left, or an overdraft.
+    """
+    giving, taking = load_account(db, source), load_account(db, target)
+    names = title(db, giving), title(db, taking)
+    _check_amount(amount)
+    if source == target:
+        raise BudgetUnmovable(budget.TransferToItself(names[0]))
+    if giving.parent is None or giving.parent != taking.parent:
+        raise BudgetUnmovable(budget.TransferAcrossBudgets(*names))
+    with db.savepoint():
+        for account in sorted((source, target)):  # the order in which accounts are written
+            moved = _lower(db, account, amount) if account == source else _raise(db, account, amount)
+            if not moved:
+                raise _not_lowered(db, source, amount) if account == source else _not_raised(db, target)
+    given, taken = load_account(db, source), load_account(db, target)
+    moved_reason = budget.Transferred(*names, money.to_decimal(amount), reason)
+    for after, other, difference in ((given, target, -amount), (taken, source, amount)):
+        before = _limit(after) - difference
+        _record(db, after, before, "transferred", actor=actor, reason=moved_reason, counterpart=other)
+    return given, taken
+
+
+def _lower(db: Write, account: UUID, amount: int) -> bool:
+    left = AccountRow.limit_micro - AccountRow.posted - AccountRow.held
+    guard = (left >= amount) & (AccountRow.overdraft == 0)
+    return _update(db, account, guard, limit_micro=AccountRow.limit_micro - amount)
+
+
+def _raise(db: Write, account: UUID, amount: int) -> bool:
+    raised = AccountRow.limit_micro + amount
+    over = positive_part(AccountRow.posted + AccountRow.held - raised)
+    shrunk = case((AccountRow.overdraft < over, AccountRow.overdraft), else_=over)
+    return _update(db, account, raised <= money.MAX_MICRO, limit_micro=raised, overdraft=shrunk)
+
+
+def _update(db: Write, account: UUID, guard: ColumnElement[bool], **values: object) -> bool:
+    change = update(AccountRow).where(AccountRow.id == account, guard)
+    return db.execute(change.values(version=AccountRow.version + 1, **values)) == 1
+
+
+def _check_amount(amount: int) -> None:
+    if amount <= 0:
+        raise BudgetUnmovable(budget.NothingToMove())
+
+
+def _not_raised(db: Write, account: UUID) -> BudgetUnmovable:
+    row = load_account(db, account)
+    if row.limit_micro is None:
+        return BudgetUnmovable(budget.NoLimitToMove(title(db, row)))
+    return BudgetUnmovable(budget.LimitTooLarge(title(db, row), money.to_decimal(money.MAX_MICRO)))
+
+
+def _not_lowered(db: Write, account: UUID, amount: int) -> BudgetUnmovable:
+    row = load_account(db, account)
+    if row.limit_micro is None:
+        return BudgetUnmovable(budget.NoLimitToMove(title(db, row)))
+    left = 0 if row.overdraft else row.limit_micro - row.posted - row.held
+    return BudgetUnmovable(budget.LessLeft(title(db, row), money.to_decimal(left), money.to_decimal(amount)))
+
+
+def _limit(account: AccountRow) -> int:
+    assert account.limit_micro is not None
+    return account.limit_micro
+
+
+def _record(
+    db: Write,
+    after: AccountRow,
+    limit_before: int | None,
+    kind: str,
+    *,
+    actor: str,
+    reason: Reason,
+    counterpart: UUID | None = None,
+) -> None:
+    """Keep a change of a limit, tell the teams whose spending it limits, and have the queue looked at."""
+    db.insert(
+        LimitChangeRow(
+            account=after.id, version=after.version, kind=kind, limit_before=limit_before,
+            limit_after=after.limit_micro, counterpart=counterpart, at=db.now, actor=actor, reason=reason.as_json(),
+        )
+    )  # fmt: skip
+    data = LimitChange(account=after.id, limit=_text(after.limit_micro), before=_text(limit_before))
+    for team in teams_below(db, after):
+        db.event(data, team=team, actor=actor, reason=reason)
+    db.request_tick()
 
 
 def _text(amount: int | None) -> str | None:

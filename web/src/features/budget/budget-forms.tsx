@@ -1,18 +1,19 @@
 /** Forms that change one value of a budget, with the reason for it. */
 import { useMutation } from "@tanstack/react-query";
 import { type FormEvent, type KeyboardEvent, type ReactNode, useEffect, useId, useRef, useState } from "react";
-import { api, body } from "../../api/client";
+import { api, body, newIdempotencyKey } from "../../api/client";
 import { type Budget, queries } from "../../api/queries";
 import { formatDollars, toMicro } from "../../lib/money";
 import { ProblemNote } from "../../components/problem-note";
 
 const MAX_WEIGHT = 1000;
+const DOLLARS = /^\d{1,12}(\.\d{1,6})?$/;
 
 export function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
   const [limit, setLimit] = useState(budget.limit?.amount ?? "");
   const dollars = limit.trim().replace(/^\$/, "");
   const committed = toMicro(budget.posted.amount) + toMicro(budget.held.amount);
-  const valid = /^\d{1,12}(\.\d{1,6})?$/.test(dollars);
+  const valid = DOLLARS.test(dollars);
   return (
     <BudgetForm
       name="limit"
@@ -38,6 +39,76 @@ export function LimitForm({ budget, done }: { budget: Budget; done: () => void }
       )}
     </BudgetForm>
   );
+}
+
+export function GrantForm({ budget, done }: { budget: Budget; done: () => void }) {
+  const { amount, setAmount, dollars, problem, key } = useAmount();
+  return (
+    <BudgetForm
+      name="grant"
+      label="Dollars to add"
+      value={amount}
+      setValue={setAmount}
+      problem={problem}
+      save={async (reason) =>
+        body(
+          await api.POST("/v1/budgets/{budget_id}:grant", {
+            params: { path: { budget_id: budget.id }, header: { "Idempotency-Key": key } },
+            body: { amount: dollars, reason },
+          }),
+        )
+      }
+      done={done}
+    >
+      {!problem && budget.limit && (
+        <p className="muted">The limit will be {formatDollars(toMicro(budget.limit.amount) + toMicro(dollars))}.</p>
+      )}
+    </BudgetForm>
+  );
+}
+
+/** `others`: the budgets that may get dollars of this one. */
+export function TransferForm({ budget, others, done }: { budget: Budget; others: readonly Budget[]; done: () => void }) {
+  const { amount, setAmount, dollars, problem, key } = useAmount();
+  const [to, setTo] = useState(others[0]?.id ?? "");
+  const id = useId();
+  return (
+    <BudgetForm
+      name="transfer"
+      label="Dollars to move"
+      value={amount}
+      setValue={setAmount}
+      problem={problem}
+      save={async (reason) =>
+        body(
+          await api.POST("/v1/budgets/{budget_id}:transfer", {
+            params: { path: { budget_id: budget.id }, header: { "Idempotency-Key": key } },
+            body: { to, amount: dollars, reason },
+          }),
+        )
+      }
+      done={done}
+    >
+      <div className="field">
+        <label htmlFor={`${id}-to`}>To</label>
+        <select id={`${id}-to`} value={to} onChange={(event) => setTo(event.target.value)}>
+          {others.map((one) => (
+            <option key={one.id} value={one.id}>{one.owner}</option>
+          ))}
+        </select>
+      </div>
+      <p className="muted">{budget.left ? `${formatDollars(budget.left)} is neither spent nor held.` : ""}</p>
+    </BudgetForm>
+  );
+}
+
+/** An amount of dollars as it is entered, and the key that keeps a repeated request from moving it twice. */
+function useAmount() {
+  const [amount, setAmount] = useState("");
+  const dollars = amount.trim().replace(/^\$/, "");
+  const problem = DOLLARS.test(dollars) && toMicro(dollars) > 0n ? "" : "Enter dollars as a decimal number such as 5.00.";
+  const [key] = useState(newIdempotencyKey);
+  return { amount, setAmount, dollars, problem, key };
 }
 
 export function WeightForm({ budget, done }: { budget: Budget; done: () => void }) {

@@ -10,7 +10,7 @@ import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
 import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
-import { LimitForm, WeightForm } from "./budget-forms";
+import { GrantForm, LimitForm, TransferForm, WeightForm } from "./budget-forms";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
 export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
@@ -32,7 +32,9 @@ export function BudgetPage() {
       <Async reading={all}>
         {(budgets) => (
           <div className="budgets">
-            {budgets.filter((one) => one.kind !== "job").map((one) => <BudgetCard key={one.id} budget={one} admin={admin} />)}
+            {budgets.filter((one) => one.kind !== "job").map((one) => (
+              <BudgetCard key={one.id} budget={one} others={transferTargets(one, budgets)} admin={admin} />
+            ))}
           </div>
         )}
       </Async>
@@ -81,15 +83,30 @@ function JobsWaitingForBudget() {
 
 const KINDS: Record<string, string> = { org: "Organization", team: "Team", member: "Member" };
 
-function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
-  const [editing, setEditing] = useState<"limit" | "weight" | null>(null);
-  const [limitButton, weightButton] = [useRef<HTMLButtonElement>(null), useRef<HTMLButtonElement>(null)];
+/** Members whose limits may get dollars of this one's. */
+function transferTargets(budget: Budget, all: readonly Budget[]): Budget[] {
+  if (budget.kind !== "member" || !budget.limit) return [];
+  return all.filter((one) => one.kind === "member" && one.limit && one.id !== budget.id);
+}
+
+type Editing = "limit" | "grant" | "transfer" | "weight";
+const BUTTONS: Record<Editing, string> = { limit: "Set limit", grant: "Grant", transfer: "Transfer", weight: "Set weight" };
+
+function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonly Budget[]; admin: boolean }) {
+  const [editing, setEditing] = useState<Editing | null>(null);
+  const buttons = useRef(new Map<Editing, HTMLButtonElement | null>());
   /** The focus returns to where it came from. */
   function close() {
-    const button = editing === "limit" ? limitButton : weightButton;
+    const from = editing;
     flushSync(() => setEditing(null));
-    button.current?.focus();
+    if (from) buttons.current.get(from)?.focus();
   }
+  const possible: Record<Editing, boolean> = {
+    limit: true,
+    grant: budget.limit !== null,
+    transfer: others.length > 0,
+    weight: budget.weight !== null,
+  };
   const [posted, held, over] = [toMicro(budget.posted.amount), toMicro(budget.held.amount), toMicro(budget.overdraft.amount)];
   const limit = budget.limit ? toMicro(budget.limit.amount) : null;
   const whole = limit !== null && limit > posted + held ? limit : posted + held;
@@ -101,14 +118,11 @@ function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
         </h2>
         {admin && !editing && (
           <div className="row">
-            <button ref={limitButton} type="button" className="small" onClick={() => setEditing("limit")}>
-              Set limit
-            </button>
-            {budget.weight !== null && (
-              <button ref={weightButton} type="button" className="small" onClick={() => setEditing("weight")}>
-                Set weight
+            {(Object.keys(BUTTONS) as Editing[]).filter((one) => possible[one]).map((one) => (
+              <button key={one} ref={(button) => void buttons.current.set(one, button)} type="button" className="small" onClick={() => setEditing(one)}>
+                {BUTTONS[one]}
               </button>
-            )}
+            ))}
           </div>
         )}
       </header>
@@ -133,6 +147,8 @@ function BudgetCard({ budget, admin }: { budget: Budget; admin: boolean }) {
         </p>
       )}
       {editing === "limit" && <LimitForm budget={budget} done={close} />}
+      {editing === "grant" && <GrantForm budget={budget} done={close} />}
+      {editing === "transfer" && <TransferForm budget={budget} others={others} done={close} />}
       {editing === "weight" && <WeightForm budget={budget} done={close} />}
     </section>
   );

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets over REST: grants and transfers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from shoestring_core.store import identity, ledger
+from shoestring_core.store.transactions import Write
+
+from tests.api.deployment import Deployment
+
+pytestmark = pytest.mark.any_database
+
+
+def test_an_admin_grants_dollars_once_for_each_key(deployment: Deployment) -> None:
+    path, before = team_budget(deployment, "10.00")
+    key = {"Idempotency-Key": f"grant {before['etag']}"}
+    for _ in range(2):
+        answer = deployment.admin.post(f"{path}:grant", json={"amount": "2.50", "reason": "sweep"}, headers=key)
+        assert (answer.status_code, answer.json()["limit"]["amount"]) == (200, "12.50")
+        assert answer.headers["location"] == path
+    assert deployment.admin.get(path).json()["limit"]["amount"] == "12.50"
+    other = deployment.admin.post(f"{path}:grant", json={"amount": "3"}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency-mismatch")
+    assert deployment.member.post(f"{path}:grant", json={"amount": "1"}).status_code == 403
+
+
+def test_an_admin_moves_what_one_member_has_left_to_another(deployment: Deployment) -> None:
+    ann, ben = two_members(deployment)
+    move = {"to": ben, "amount": "4.00"}
+    for left in ("6.00", "2.00"):
+        answer = deployment.admin.post(f"/v1/budgets/{ann}:transfer", json=move)
+        assert (answer.status_code, answer.json()["id"], answer.json()["left"]["amount"]) == (200, ann, left)
+    refused = deployment.admin.post(f"/v1/budgets/{ann}:transfer", json=move).json()
+    assert (refused["code"], refused["reason"], refused["left"]) == ("budget-unmovable", "less_left", "2.00")
+    itself = deployment.admin.post(f"/v1/budgets/{ann}:transfer", json=move | {"to": ann}).json()
+    assert (itself["code"], itself["reason"]) == ("budget-unmovable", "transfer_to_itself")
+    assert deployment.admin.get(f"/v1/budgets/{ben}").json()["limit"]["amount"] == "18.00"
+    assert deployment.member.post(f"/v1/budgets/{ann}:transfer", json=move).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "amount", ["-1", "0", "1e3", "nan", "Infinity", "", "0.0000001", "12345678901234567890", "none"]
+)
+def test_an_amount_that_is_no_money_is_refused_and_changes_nothing(deployment: Deployment, amount: str) -> None:
+    path, before = team_budget(deployment, "10.00")
+    ann, ben = two_members(deployment)
+    granted = deployment.admin.post(f"{path}:grant", json={"amount": amount})
+    moved = deployment.admin.post(f"/v1/budgets/{ann}:transfer", json={"amount": amount, "to": ben})
+    assert {granted.status_code, moved.status_code} <= {409, 422}
+    assert granted.json()["detail"]
+    assert deployment.admin.get(path).json() == before
+    assert deployment.admin.get(f"/v1/budgets/{ben}").json()["limit"]["amount"] == "10.00"
+
+
+def team_budget(deployment: Deployment, limit: str) -> tuple[str, dict[str, Any]]:
+    team = next(one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    path = f"/v1/budgets/{team['id']}"
+    return path, deployment.admin.put(path, json={"limit": limit}).json()
+
+
+def two_members(deployment: Deployment) -> list[str]:
+    """The budgets of two members, each of $10.00."""
+
+    def find(db: Write) -> list[str]:
+        people = [identity.ensure_member(db, "lab", "vision", name) for name in ("ben", "cleo")]
+        return [str(ledger.ensure_member_accounts(db, one.team, one.user)[0].id) for one in people]
+
+    members = deployment.store.write(find)
+    for one in members:
+        assert deployment.admin.put(f"/v1/budgets/{one}", json={"limit": "10.00"}).status_code == 200
+    return members
