@@ -13,9 +13,18 @@ from shoestring.cli.terminal import Json
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the AWS account that machines run in.")
 
 
-@app.callback()
-def _group() -> None:
-    """A group even with one command."""
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check credentials, clock, settings, image, subnets, permissions and quotas; launch and change nothing.
+
+    It reads the worker's environment: SHOESTRING_EC2_REGIONS and SHOESTRING_AGENT_URL. Launches are tried as EC2's dry
+    runs, which cost nothing. Exit code 1: a check failed.
+
+    \b
+    shoestring aws doctor
+    AWS_PROFILE=lab shoestring aws doctor --json
+    """
+    raise typer.Exit(aws.run("doctor", *(["--json"] if as_json else [])))
 
 
 @app.command()

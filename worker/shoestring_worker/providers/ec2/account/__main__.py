@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m shoestring_worker.providers.ec2.account panic`, which `shoestring aws panic` runs."""
+"""`python -m shoestring_worker.providers.ec2.account COMMAND`, which `shoestring aws COMMAND` runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.exit_codes import ExitCode
 
+from shoestring_worker.providers.ec2.account.doctor import Finding, check_account, check_agent_url, check_region
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything, find_regions
 from shoestring_worker.providers.ec2.account.tagged import KINDS, Tagged
 from shoestring_worker.providers.ec2.errors import read_error
+from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 HOME = "us-east-1"
 """Where the account's regions are asked for, if the user's AWS configuration names no region."""
@@ -29,49 +34,90 @@ CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts
 
 
 class Endpoint(BaseSettings):
+    """What is known without the settings of a service."""
+
     model_config = SettingsConfigDict(env_prefix="SHOESTRING_EC2_", extra="ignore")
     endpoint_url: str | None = None
 
 
+class Account:
+    """Clients by the credentials that boto3 finds."""
+
+    def __init__(self) -> None:
+        self._session, self._endpoint = boto3.Session(), Endpoint().endpoint_url
+        self.home = self._session.region_name or HOME
+
+    def open_client(self, service: str, region: str) -> Any:
+        return self._session.client(service, region_name=region, endpoint_url=self._endpoint, config=CONFIG)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    session, endpoint = boto3.Session(), Endpoint().endpoint_url
+    parser = argparse.ArgumentParser(prog="shoestring aws")
+    commands = parser.add_subparsers(required=True)
+    doctor = commands.add_parser("doctor")
+    doctor.set_defaults(run=run_doctor)
+    panic = commands.add_parser("panic")
+    panic.set_defaults(run=run_panic)
+    panic.add_argument("--deployment")
+    panic.add_argument("--region", action="append")
+    for switch in ("--dry-run", "--yes"):
+        panic.add_argument(switch, action="store_true")
+    for command in (doctor, panic):
+        command.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    code: int = options.run(options, Account())
+    return code
 
-    def client(service: str, region: str) -> Any:
-        return session.client(service, region_name=region, endpoint_url=endpoint, config=CONFIG)
 
-    home = session.region_name or HOME
+def run_doctor(options: argparse.Namespace, account: Account) -> int:
+    """Exit code 1: a check failed."""
+    findings = check_account(account.open_client, account.home, datetime.now(UTC))
+    asked = all(finding.level == "ok" for finding in findings)
     try:
-        account = client("sts", home).get_caller_identity()["Account"]
-        regions = options.region or find_regions(client("ec2", home))
+        settings = Ec2Settings()
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        advice = "docs/aws.md shows SHOESTRING_EC2_REGIONS. Run this with the environment of the worker."
+        findings.append(Finding("error", "settings", f"SHOESTRING_EC2_…: {problems}", advice))
+    else:
+        url = os.environ.get("SHOESTRING_AGENT_URL", "http://127.0.0.1:8000")
+        findings.append(check_agent_url(url, simulated=settings.simulated))
+        if asked:
+            for region in settings.regions:
+                findings += check_region(account.open_client, settings, region)
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            print(f"{finding.level:8} {finding.subject:14} {finding.text}")
+            if finding.advice:
+                print(f"{'':24}{finding.advice}")
+    return 1 if any(finding.level == "error" for finding in findings) else ExitCode.OK
+
+
+def run_panic(options: argparse.Namespace, account: Account) -> int:
+    """Exit code 1: something is left, or a region could not be asked."""
+    try:
+        number = account.open_client("sts", account.home).get_caller_identity()["Account"]
+        regions = options.region or find_regions(account.open_client("ec2", account.home))
     except (ClientError, BotoCoreError) as error:
         print(f"Error: AWS can't be asked: {explain(error)}", file=sys.stderr)
         return ExitCode.AUTH
-    clients = {region: client("ec2", region) for region in regions}
+    clients = {region: account.open_client("ec2", region) for region in regions}
     found = find_everything(clients.__getitem__, regions, options.deployment)
     what = f"tagged `{DEPLOYMENT_TAG}`" + (f" of deployment {options.deployment}" if options.deployment else "")
     if not options.json:
-        print_found(found, f"Account {account}, {len(regions)} regions: {{}} {what}.")
+        print_found(found, f"Account {number}, {len(regions)} regions: {{}} {what}.")
     if options.dry_run or not any(region.found or region.problems for region in found):
-        return finish(options, account, found)
-    if not (options.yes or confirmed(account)):
+        return finish(options, number, found)
+    if not (options.yes or confirmed(number)):
         print("Nothing was changed.", file=sys.stderr)
         return ExitCode.USAGE
     out = sys.stderr if options.json else sys.stdout
     ended = end_everything(
         clients.__getitem__, found, options.deployment, lambda line: print(f"Ending in {line}", file=out, flush=True)
     )
-    return finish(options, account, ended)
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="shoestring aws")
-    panic = parser.add_subparsers(required=True).add_parser("panic")
-    panic.add_argument("--deployment")
-    panic.add_argument("--region", action="append")
-    for switch in ("--dry-run", "--yes", "--json"):
-        panic.add_argument(switch, action="store_true")
-    return parser.parse_args(arguments)
+    return finish(options, number, ended)
 
 
 def confirmed(account: str) -> bool:

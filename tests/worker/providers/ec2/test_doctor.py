@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring aws doctor`: what would fail later is told before, each with what to do; nothing is launched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from shoestring_core.exit_codes import ExitCode
+from shoestring_worker.providers.ec2.account import __main__ as command
+from shoestring_worker.providers.ec2.account import doctor
+from shoestring_worker.providers.ec2.account.doctor import check_account, check_agent_url, check_region
+from shoestring_worker.providers.ec2.account.quotas import quota_of
+
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws
+
+QUOTAS = {
+    "All G and VT Spot Instance Requests": 8.0,
+    "Running On-Demand G and VT instances": 0.0,
+    "All P4, P3 and P2 Spot Instance Requests": 96.0,
+    "All P5 Spot Instance Requests": 192.0,
+    "Running On-Demand P instances": 64.0,
+    "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests": 5.0,
+    "All DL Spot Instance Requests": 1.0,
+    "Number of EIPs - VPC EIPs": 5.0,
+}
+
+
+class Quotas:
+    """A client of Service Quotas, which the fake of EC2 lacks."""
+
+    def get_paginator(self, _operation: str) -> Quotas:
+        return self
+
+    def paginate(self, **_arguments: str) -> list[dict[str, Any]]:
+        return [{"Quotas": [{"QuotaName": name, "Value": value}]} for name, value in QUOTAS.items()]
+
+
+@pytest.fixture
+def open_client(aws: FakeAws) -> Callable[[str, str], Any]:
+    return lambda service, region: Quotas() if service == "service-quotas" else aws.ec2(region)
+
+
+def told(aws: FakeAws, open_client: Callable[[str, str], Any], **changed: Any) -> dict[str, list[str]]:
+    """What the checks of the region say, by level, when these fields of its settings differ."""
+    settings = aws.settings(ZONE)
+    region = settings.regions[REGION].model_copy(update=changed)
+    found = list(check_region(open_client, settings.model_copy(update={"regions": {REGION: region}}), REGION))
+    assert all(finding.advice for finding in found if finding.level != "ok")
+    return {level: [one.text for one in found if one.level == level] for level in ("ok", "warning", "error")}
+
+
+def test_a_region_that_is_set_up_passes_all_but_the_quota_that_is_nothing(
+    aws: FakeAws, open_client: Callable[[str, str], Any]
+):
+    found = told(aws, open_client)
+    assert any(IMAGE in text for text in found["ok"])
+    assert f"subnets in {ZONE}" in found["ok"]
+    assert [text for text in found["ok"] if text.startswith("a launch of ")] != []
+    assert any(text.startswith("All G and VT Spot Instance Requests: 8 vCPUs, 2 ") for text in found["ok"])
+    assert [text.partition(":")[0] for text in found["error"]] == ["Running On-Demand G and VT instances"]
+    assert aws.instances() == [], "nothing is launched"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"image": "ami-0000dead0000dead0"}, "ami-0000dead0000dead0 is not there"),
+        ({"subnets": {ZONE: "subnet-0000dead0000dead0"}}, f"set for {ZONE}, does not exist"),
+    ],
+)
+def test_a_wrong_setting_is_told(
+    aws: FakeAws, open_client: Callable[[str, str], Any], changed: dict[str, Any], says: str
+):
+    assert any(says in text for text in told(aws, open_client, **changed)["error"]), says
+
+
+@pytest.mark.parametrize(
+    ("action", "says"), [("RunInstances", "would be refused"), ("DescribeSubnets", "can't be asked")]
+)
+def test_a_missing_permission_is_told(aws: FakeAws, open_client: Callable[[str, str], Any], action: str, says: str):
+    settings = aws.settings(ZONE)
+    aws.fault("error", action, code="UnauthorizedOperation", status=403, times=9)
+    texts = [one.text for one in check_region(open_client, settings, REGION) if one.level == "error"]
+    assert any(says in text and "UnauthorizedOperation" in text for text in texts), texts
+
+
+def test_quotas_that_can_not_be_read_are_a_warning(aws: FakeAws):
+    class Refuses(Quotas):
+        def paginate(self, **_arguments: str) -> list[dict[str, Any]]:
+            raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "ListServiceQuotas")
+
+    found = told(aws, lambda service, region: Refuses() if service == "service-quotas" else aws.ec2(region))
+    assert found["warning"] == ["The quotas can't be read: AccessDeniedException: no"]
+
+
+def test_a_region_without_known_prices_is_a_warning(aws: FakeAws, open_client: Callable[[str, str], Any]):
+    settings = aws.settings(f"{OTHER_REGION}a")
+    found = list(check_region(open_client, settings, OTHER_REGION))
+    assert [one.level for one in found] == ["ok", "ok", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "market", "name"),
+    [
+        ("g5.xlarge", "spot", "All G and VT Spot Instance Requests"),
+        ("g6e.12xlarge", "on_demand", "Running On-Demand G and VT instances"),
+        ("p4de.24xlarge", "spot", "All P4, P3 and P2 Spot Instance Requests"),
+        ("p5.48xlarge", "spot", "All P5 Spot Instance Requests"),
+        ("p5.48xlarge", "on_demand", "Running On-Demand P instances"),
+        ("dl1.24xlarge", "spot", "All DL Spot Instance Requests"),
+        ("trn1.2xlarge", "spot", None),
+    ],
+)
+def test_the_quota_of_a_type_is_found_by_its_name(type_: str, market: str, name: str | None):
+    found = quota_of(QUOTAS, type_, market)
+    assert (found and found[0]) == name
+
+
+class Sts:
+    """AWS's clock, or its refusal."""
+
+    def __init__(self, at: datetime, code: str = "", message: str = "") -> None:
+        self.at, self.error = at, {"Error": {"Code": code, "Message": message}}
+
+    def get_caller_identity(self) -> dict[str, Any]:
+        if self.error["Error"]["Code"]:
+            raise ClientError(self.error, "GetCallerIdentity")
+        date = self.at.strftime("%a, %d %b %Y %H:%M:%S GMT")
+        return {"Account": "1", "Arn": "arn:x", "ResponseMetadata": {"HTTPHeaders": {"date": date}}}
+
+
+def _same(client: Any, _service: str, _region: str) -> Any:
+    return client
+
+
+@pytest.mark.parametrize(("off_s", "level"), [(0, "ok"), (200, "ok"), (600, "error"), (-600, "error")])
+def test_a_clock_that_is_off_is_told(off_s: int, level: str):
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    credentials, clock = check_account(partial(_same, Sts(now - timedelta(seconds=off_s))), REGION, now)
+    assert (credentials.level, clock.level) == ("ok", level)
+    assert ("10 minutes" in clock.text) == (level == "error")
+
+
+def test_refused_credentials_are_told_and_a_signature_that_is_too_old_names_the_clock():
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    for code, message, advice in (
+        ("InvalidClientTokenId", "The security token is invalid", "AWS_PROFILE"),
+        ("SignatureDoesNotMatch", "Signature expired: …", "clock"),
+    ):
+        sts = Sts(now, code, message)
+        (finding,) = check_account(partial(_same, sts), REGION, now)
+        assert (finding.level, advice in finding.advice) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    ("url", "level"),
+    [
+        ("https://train.example.org", "ok"),
+        ("http://train.example.org", "error"),
+        ("https://127.0.0.1:8000", "error"),
+        ("https://localhost", "error"),
+    ],
+)
+def test_a_service_url_that_machines_can_not_use_is_told(url: str, level: str):
+    assert check_agent_url(url, simulated=False).level == level
+    assert check_agent_url(url, simulated=True).level == "ok"
+
+
+def test_the_command_without_settings_says_which_and_fails(
+    aws: FakeAws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("SHOESTRING_EC2_ENDPOINT_URL", aws.url)
+    assert command.main(["doctor"]) == 1
+    assert "SHOESTRING_EC2_REGIONS" in capsys.readouterr().out
+    regions = {REGION: {"image": IMAGE, "subnets": {ZONE: aws.subnet()}}}
+    monkeypatch.setenv("SHOESTRING_EC2_REGIONS", json.dumps(regions))
+    monkeypatch.setenv("SHOESTRING_EC2_SIMULATED", "true")
+    monkeypatch.setattr(doctor, "_check_quotas", lambda *_: iter(()))
+    assert command.main(["doctor", "--json"]) == ExitCode.OK
+    assert {one["level"] for one in json.loads(capsys.readouterr().out)} == {"ok"}

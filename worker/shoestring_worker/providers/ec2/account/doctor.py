@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of an AWS account and of the settings, before a job costs anything. Nothing is launched or changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from botocore.exceptions import BotoCoreError, ClientError
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
+from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.launch_request import LaunchRequest
+from shoestring_core.wire import BootData
+
+from shoestring_worker.providers.ec2.account.quotas import quota_of, read_quotas
+from shoestring_worker.providers.ec2.errors import meaning_of, read_error
+from shoestring_worker.providers.ec2.offers import make_offers
+from shoestring_worker.providers.ec2.run_instances import run_instances
+from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
+
+CLOCK_OFF_S = 240
+"""AWS refuses requests that are signed 5 minutes early or late.
+
+source  docs.aws.amazon.com/IAM/latest/UserGuide/signing-elements.html
+"""
+
+OpenClient = Callable[[str, str], Any]
+"""Open a client of a service in a region."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found. `advice`: what to do about it."""
+
+    level: Literal["ok", "warning", "error"]
+    subject: str
+    text: str
+    advice: str = ""
+
+
+def check_account(open_client: OpenClient, region: str, now: datetime) -> list[Finding]:
+    """Credentials and the computer's clock."""
+    try:
+        answer = open_client("sts", region).get_caller_identity()
+    except ClientError as error:
+        code, message, _ = read_error(error.response)
+        late = code in ("SignatureDoesNotMatch", "RequestExpired") and "expired" in message.lower()
+        advice = "Set this computer's clock." if late else "Renew them, or set AWS_PROFILE."
+        return [Finding("error", "credentials", f"AWS refuses them: {code}: {message}", advice)]
+    except BotoCoreError as error:
+        advice = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; and look at the network."
+        return [Finding("error", "credentials", f"AWS can't be asked: {error}", advice)]
+    found = [Finding("ok", "credentials", f"{answer['Arn']} of account {answer['Account']}")]
+    with suppress(KeyError, ValueError):
+        theirs = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        found.append(_clock((now - theirs.astimezone(UTC)).total_seconds()))
+    return found
+
+
+def check_agent_url(url: str, *, simulated: bool) -> Finding:
+    """Whether machines can use the service's URL, as far as it can be told from here."""
+    parts = urlsplit(url)
+    advice = "Set SHOESTRING_AGENT_URL to an https:// URL that machines on AWS can reach."
+    host = parts.hostname or ""
+    if parts.scheme != "https" and not simulated:
+        return Finding("error", "service URL", f"Machines would reach {url} without encryption.", advice)
+    if not simulated and (host in ("localhost", "::1") or host.startswith("127.")):
+        return Finding("error", "service URL", f"Machines can't reach {url}: that is this computer.", advice)
+    return Finding("ok", "service URL", f"{url}; whether machines reach it shows with the first one")
+
+
+def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) -> Iterator[Finding]:
+    """The image, the subnets, a launch without launching, and the quotas, of one configured region."""
+    ec2, chosen = open_client("ec2", region), settings.regions[region]
+    try:
+        root_device = yield from _check_image(ec2, region, chosen)
+        yield from _check_subnets(ec2, region, chosen)
+    except (ClientError, BotoCoreError) as error:
+        yield Finding("error", region, f"EC2 can't be asked: {_text(error)}", "Look at the permissions in docs/aws.md.")
+        return
+    offers = [offer for offer in make_offers("ec2", settings) if offer.region == region]
+    if not offers:
+        yield Finding(
+            "warning", region, f"No type costs at most ${settings.max_price}/h there, or its prices aren't known.",
+            "Raise SHOESTRING_EC2_MAX_PRICE, or use us-east-1.",
+        )  # fmt: skip
+        return
+    cheapest = {offer.market: offer for offer in sorted(offers, key=lambda one: -float(one.on_demand_price))}
+    if root_device:
+        for offer in cheapest.values():
+            yield _dry_run(ec2, settings, offer, root_device)
+    yield from _check_quotas(open_client("service-quotas", region), region, offers)
+
+
+def _clock(ahead_s: float) -> Finding:
+    if abs(ahead_s) < CLOCK_OFF_S:
+        return Finding("ok", "clock", f"within {max(1, math.ceil(abs(ahead_s)))} s of AWS's")
+    side = "ahead of" if ahead_s > 0 else "behind"
+    text = f"This computer's clock is {abs(ahead_s) / 60:.0f} minutes {side} AWS's, which refuses such requests."
+    return Finding("error", "clock", text, "Set it, for example by: timedatectl set-ntp true")
+
+
+def _check_image(ec2: Any, region: str, chosen: Ec2Region) -> Generator[Finding, None, str]:
+    """Returns the name of its root device; "" if it can't be used."""
+    advice = f"Copy it to {region}, share it with this account, or name another in SHOESTRING_EC2_REGIONS."
+    try:
+        images = ec2.describe_images(ImageIds=[chosen.image])["Images"]
+    except ClientError as error:
+        if meaning_of(*_code_and_status(error)).refusal is not RefusalKind.IMAGE:
+            raise
+        images = []
+    if not images:
+        yield Finding("error", region, f"{chosen.image} is not there, or this account may not use it.", advice)
+        return ""
+    image = images[0]
+    if image.get("State") != "available" or image.get("Architecture", "x86_64") != "x86_64":
+        text = f"{chosen.image} is {image.get('State')}, for {image.get('Architecture')}: not for x86-64."
+        yield Finding("error", region, text, advice)
+        return ""
+    yield Finding("ok", region, f"image {chosen.image}: {image.get('Name', 'without a name')}")
+    return str(image["RootDeviceName"])
+
+
+def _check_subnets(ec2: Any, region: str, chosen: Ec2Region) -> Iterator[Finding]:
+    known = {one["SubnetId"]: one["AvailabilityZone"] for one in ec2.describe_subnets()["Subnets"]}
+    for zone, subnet in chosen.subnets.items():
+        if known.get(subnet) == zone:
+            continue
+        where = f"is in {known[subnet]}" if subnet in known else "does not exist"
+        yield Finding("error", region, f"{subnet}, set for {zone}, {where}.", "Mend SHOESTRING_EC2_REGIONS.")
+    right = [zone for zone, subnet in chosen.subnets.items() if known.get(subnet) == zone]
+    if right:
+        yield Finding("ok", region, f"subnets in {', '.join(right)}")
+
+
+def _dry_run(ec2: Any, settings: Ec2Settings, offer: Offer, root_device: str) -> Finding:
+    """EC2 checks the request and the permissions, and launches nothing."""
+    request = LaunchRequest(
+        token="shoestring-doctor", region=offer.region, zone=offer.zone, type=offer.type, market=offer.market,
+        price=offer.price, tags={DEPLOYMENT_TAG: "doctor", PROVIDER_TAG: offer.provider},
+        user_data=BootData(server_url="https://127.0.0.1", machine=UUID(int=0)),
+    )  # fmt: skip
+    market = offer.market.replace("_", " ")
+    try:
+        ec2.run_instances(**run_instances(request, settings, root_device), DryRun=True)
+        text = f"EC2 did not take a launch of {offer.type} ({market}) for a trial run."
+        return Finding("error", offer.region, text, "Run `shoestring aws panic --deployment doctor`.")
+    except ClientError as error:
+        code, message, _ = read_error(error.response)
+        if code == "DryRunOperation":
+            return Finding("ok", offer.region, f"a launch of {offer.type} ({market}) is allowed")
+        text = f"A launch of {offer.type} ({market}) would be refused: {code}: {message}"
+        return Finding("error", offer.region, text, "docs/aws.md lists the permissions, and what each error means.")
+    except BotoCoreError as error:
+        return Finding("error", offer.region, f"EC2 did not answer a trial launch: {error}", "Try again.")
+
+
+def _check_quotas(service_quotas: Any, region: str, offers: list[Offer]) -> Iterator[Finding]:
+    try:
+        quotas = read_quotas(service_quotas)
+    except (ClientError, BotoCoreError) as error:
+        advice = "Allow servicequotas:ListServiceQuotas, or look at the Service Quotas console."
+        yield Finding("warning", region, f"The quotas can't be read: {_text(error)}", advice)
+        return
+    counted: dict[tuple[str, float], dict[str, int]] = {}
+    for offer in offers:
+        if offer.hardware and (quota := quota_of(quotas, offer.type, offer.market)):
+            counted.setdefault(quota, {})[offer.type] = offer.hardware.vcpus
+    for (name, vcpus), types in sorted(counted.items()):
+        yield _quota(region, name, vcpus, types)
+
+
+def _quota(region: str, name: str, vcpus: float, types: Mapping[str, int]) -> Finding:
+    smallest = min(types, key=lambda type_: types[type_])
+    machines = int(vcpus // types[smallest])
+    text = f"{name}: {vcpus:g} vCPUs, {machines or 'no'} {smallest} ({types[smallest]} vCPUs)"
+    if machines:
+        return Finding("ok", region, text)
+    advice = f'Ask for more in the Service Quotas console, Amazon EC2, "{name}": it can take days; jobs wait.'
+    return Finding("error", region, text, advice)
+
+
+def _text(error: ClientError | BotoCoreError) -> str:
+    if isinstance(error, ClientError):
+        code, message, _ = read_error(error.response)
+        return f"{code}: {message}"
+    return str(error)
+
+
+def _code_and_status(error: ClientError) -> tuple[str, int]:
+    code, _, status = read_error(error.response)
+    return code, status

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EC2's quotas of an account: in vCPUs, by family of types, market and region.
+
+source  docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-spot-limits.html, and ec2-on-demand-instances.html there
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+NAMES: Mapping[str, re.Pattern[str]] = {
+    "spot": re.compile(r"^All (.+) Spot Instance Requests$"),
+    "on_demand": re.compile(r"^Running On-Demand (.+) instances$"),
+}
+FAMILY = re.compile(r"\b(VT|DL|[A-Z][a-z]*)(\d*)\b")
+"""A family in a quota's name, alone or with its generation: "G and VT", "P4, P3 and P2", "Standard (A, C, D)"."""
+
+
+def read_quotas(service_quotas: Any) -> dict[str, float]:
+    """The account's quotas of EC2 in the client's region, by name. Raises ClientError and BotoCoreError."""
+    pages = service_quotas.get_paginator("list_service_quotas").paginate(ServiceCode="ec2")
+    return {quota["QuotaName"]: float(quota["Value"]) for page in pages for quota in page["Quotas"]}
+
+
+def quota_of(quotas: Mapping[str, float], type_: str, market: str) -> tuple[str, float] | None:
+    """The quota that counts a type's vCPUs, by name; None: there is none that names its family."""
+    family, generation = _split(type_)
+    candidates = []
+    for name, vcpus in quotas.items():
+        if matched := NAMES[market].match(name):
+            covered = [(found.group(1).lower(), found.group(2)) for found in FAMILY.finditer(matched.group(1))]
+            if (family, generation) in covered:
+                return name, vcpus
+            if (family, "") in covered:
+                candidates.append((name, vcpus))
+    return candidates[0] if candidates else None
+
+
+def _split(type_: str) -> tuple[str, str]:
+    """Family and generation of a type: g and 5 of "g5.xlarge", p and 4 of "p4de.24xlarge"."""
+    letters = re.match(r"([a-z]+?)(\d+)", type_)
+    return (letters.group(1), letters.group(2)) if letters else (type_, "")
