@@ -122,7 +122,8 @@ def _check_image(ec2: Any, region: str, chosen: Ec2Region) -> Generator[Finding,
         return ""
     image = images[0]
     if image.get("State") != "available" or image.get("Architecture", "x86_64") != "x86_64":
-        text = f"{chosen.image} is {image.get('State')}, for {image.get('Architecture')}: not for x86-64."
+        state = f"{image.get('State')}, for {image.get('Architecture')}"
+        text = f"{chosen.image} is {state}; it has to be available, for x86_64."
         yield Finding("error", region, text, advice)
         return ""
     yield Finding("ok", region, f"image {chosen.image}: {image.get('Name', 'without a name')}")
