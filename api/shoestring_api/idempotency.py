@@ -22,7 +22,7 @@ def run_once(
     key: str | None,
     request: str,
     status: int,
-    work: Callable[[Write], rest.Job | rest.Budget],
+    work: Callable[[Write], rest.Job | rest.Budget | rest.BudgetRequest],
     collection: str = "/v1/jobs",
 ) -> Response:
     """Run `work` in one transaction, at most once for each Idempotency-Key, and respond with what it returns.

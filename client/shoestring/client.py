@@ -224,6 +224,21 @@ class Client:
         body, headers = {"to": str(target), "amount": amount, "reason": reason}, _idempotency_header(None)
         return _parse(self._call("POST", f"/v1/budgets/{source}:transfer", json=body, headers=headers), rest.Budget)
 
+    def ask_for_budget(self, amount: str, why: str, *, budget: UUID | str | None = None) -> rest.BudgetRequest:
+        """Ask for more dollars: for your own limit or, without one, the team's; or for `budget`, one of these two."""
+        body = {"amount": amount, "why": why, "budget": None if budget is None else str(budget)}
+        response = self._call("POST", "/v1/budget-requests", json=body, headers=_idempotency_header(None))
+        return _parse(response, rest.BudgetRequest)
+
+    def budget_requests(self) -> list[rest.BudgetRequest]:
+        """Return the team's newest requests for more dollars."""
+        return self._get("/v1/budget-requests", rest.BudgetRequestList).requests
+
+    def decide_budget_request(self, request: UUID | str, *, approve: bool, note: str = "") -> rest.BudgetRequest:
+        """Approve or deny a request; the same decision again changes nothing."""
+        path = f"/v1/budget-requests/{request}:{'approve' if approve else 'deny'}"
+        return _parse(self._call("POST", path, json={"note": note}), rest.BudgetRequest)
+
     def set_weight(self, budget: UUID | str, weight: int, *, reason: str = "") -> rest.Budget:
         """Set how a team's or member's share of the dollars compares with that of the others."""
         body = {"weight": weight, "reason": reason}

@@ -121,6 +121,16 @@ class WeightChange(EventData):
     before: int
 
 
+class BudgetRequestChange(EventData):
+    """A member asked for more dollars, or an admin approved or denied that."""
+
+    kind: ClassVar[str] = "budget_request"
+    request: UUID
+    account: UUID
+    amount: str
+    state: Literal["open", "approved", "denied"]
+
+
 class Overdraft(BaseModel):
     account: str
     overdraft: str

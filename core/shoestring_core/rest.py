@@ -390,6 +390,11 @@ class WeightEvent(BaseEvent):
     data: events.WeightChange
 
 
+class BudgetRequestEvent(BaseEvent):
+    kind: Literal["budget_request"]
+    data: events.BudgetRequestChange
+
+
 class AlarmEvent(BaseEvent):
     kind: Literal["alarm"]
     data: events.Alarm
@@ -413,6 +418,7 @@ Event = TypeAliasType(
         | CostEvent
         | BudgetEvent
         | WeightEvent
+        | BudgetRequestEvent
         | AlarmEvent
         | AgentEvent,
         Field(discriminator="kind"),
@@ -545,6 +551,42 @@ class TransferRequest(RequestBody):
     amount: str
     """Decimal dollars."""
     reason: str = ""
+
+
+class BudgetRequest(Resource):
+    """A member's request for more dollars."""
+
+    id: UUID
+    budget: UUID
+    owner: str
+    """The name of the budget: team vision, member ada."""
+    user: str
+    amount: Money
+    why: str
+    state: Literal["open", "approved", "denied", "expired"]
+    created_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None = None
+    decided_by: str | None = None
+    note: str = ""
+    effect: Reason | None = None
+    """Of an open one: what its approval would leave for others."""
+
+
+class BudgetRequestList(Resource):
+    requests: list[BudgetRequest]
+
+
+class AskForBudgetRequest(RequestBody):
+    amount: str
+    """Decimal dollars to add to the limit."""
+    why: str = Field(min_length=1, max_length=500)
+    budget: UUID | None = Field(default=None, strict=False)
+    """Your own budget or your team's; None: your own if it has a limit, else the team's."""
+
+
+class DecideBudgetRequest(RequestBody):
+    note: str = Field(default="", max_length=500)
 
 
 class SetWeightRequest(RequestBody):

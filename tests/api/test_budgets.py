@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets over REST: grants and transfers."""
+"""Budgets over REST: grants, transfers and requests for more."""
 
 from __future__ import annotations
 
@@ -39,6 +39,31 @@ def test_an_admin_moves_what_one_member_has_left_to_another(deployment: Deployme
     assert (itself["code"], itself["reason"]) == ("budget-unmovable", "transfer_to_itself")
     assert deployment.admin.get(f"/v1/budgets/{ben}").json()["limit"]["amount"] == "18.00"
     assert deployment.member.post(f"/v1/budgets/{ann}:transfer", json=move).status_code == 403
+
+
+def test_a_member_asks_and_an_admin_approves(deployment: Deployment) -> None:
+    path, _ = team_budget(deployment, "10.00")
+    asked = deployment.member.post("/v1/budget-requests", json={"amount": "5.00", "why": "three more seeds"})
+    assert (asked.status_code, asked.json()["state"], asked.json()["user"]) == (201, "open", "ben")
+    mine = f"/v1/budget-requests/{asked.json()['id']}"
+    (seen,) = deployment.admin.get("/v1/budget-requests").json()["requests"]
+    assert (seen["why"], seen["effect"]["code"]) == ("three more seeds", "grant_effect")
+    assert deployment.member.post(f"{mine}:approve").status_code == 403
+    for _ in range(2):
+        approved = deployment.admin.post(f"{mine}:approve", json={"note": "good luck"}).json()
+        assert (approved["state"], approved["decided_by"], approved["note"]) == ("approved", "ada", "good luck")
+    assert deployment.admin.get(path).json()["limit"]["amount"] == "15.00"
+    denied = deployment.admin.post(f"{mine}:deny").json()
+    assert (denied["code"], denied["reason"]) == ("invalid-state", "budget_request_decided_before")
+
+
+@pytest.mark.parametrize(
+    "body", [{"amount": "5"}, {"amount": "5", "why": ""}, {"amount": "nan", "why": "x"}, {"why": "x"}]
+)
+def test_a_request_without_an_amount_or_a_sentence_is_refused(deployment: Deployment, body: dict[str, str]) -> None:
+    team_budget(deployment, "10.00")
+    assert deployment.member.post("/v1/budget-requests", json=body).status_code == 422
+    assert deployment.admin.get("/v1/budget-requests").json()["requests"] == []
 
 
 @pytest.mark.parametrize(

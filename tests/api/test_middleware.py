@@ -26,9 +26,19 @@ WRITES = [
     ("POST", "/v1/jobs/{job}:stop"), ("POST", "/v1/jobs/{job}:retry"), ("POST", "/v1/jobs/{job}:resume"),
     ("POST", "/v1/machines/{machine}:preempt"), ("PUT", "/v1/budgets/{budget}"), ("DELETE", "/v1/keys/{key}"),
     ("PUT", "/v1/budgets/{budget}/weight"), ("POST", "/v1/budgets/{budget}:grant"),
-    ("POST", "/v1/budgets/{budget}:transfer"),
+    ("POST", "/v1/budgets/{budget}:transfer"), ("POST", "/v1/budget-requests/{request}:approve"),
+    ("POST", "/v1/budget-requests/{request}:deny"),
 ]  # fmt: skip
-OPEN = ["/v1/jobs", "/v1/budgets", "/v1/recipes", "/v1/recipes/digits/quickstart", "/v1/me", "/v1/keys", "/v1/offers"]
+OPEN = [
+    "/v1/budget-requests",
+    "/v1/jobs",
+    "/v1/budgets",
+    "/v1/recipes",
+    "/v1/recipes/digits/quickstart",
+    "/v1/me",
+    "/v1/keys",
+    "/v1/offers",
+]
 
 
 def test_no_key_is_401_everywhere(deployment: Deployment) -> None:
@@ -316,4 +326,13 @@ def _names(deployment: Deployment) -> dict[str, str]:
     (key,) = deployment.member.get("/v1/keys").json()["keys"]
     budgets = deployment.admin.get("/v1/budgets").json()["budgets"]
     team = next(one["id"] for one in budgets if one["kind"] == "team")
-    return {"job": str(job), "machine": str(agent.machine), "key": key["id"], "budget": team, "other": str(uuid4())}
+    deployment.admin.put(f"/v1/budgets/{team}", json={"limit": "100"})
+    request = deployment.member.post("/v1/budget-requests", json={"amount": "1", "why": "seeds"}).json()["id"]
+    return {
+        "job": str(job),
+        "machine": str(agent.machine),
+        "key": key["id"],
+        "budget": team,
+        "request": request,
+        "other": str(uuid4()),
+    }

@@ -118,6 +118,11 @@ EXAMPLES: list[Reason] = [
     budget.NoLimitToMove("member ada"),
     budget.LimitTooLarge("member ada", "1000000000.00"),
     budget.LessLeft("member ada", "1.50", "2.00"),
+    budget.Requested("ada", "member ada", "5.00", "three more seeds"),
+    budget.RequestDecided("ann", "ada", "member ada", "5.00", True, "good luck"),
+    budget.DecidedBefore("ann", False),
+    budget.RequestExpired(14),
+    budget.GrantEffect("member ada", "7.00", "team vision", "20.00", "13.00"),
     # machines
     machines.LaunchRefused("capacity", "no spot machines"),
     machines.MachinePlanned(0, "g5.xlarge", "spot", "us-east-1a", "0.41"),

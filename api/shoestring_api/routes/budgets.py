@@ -71,7 +71,7 @@ def grant(
 
     Send an Idempotency-Key, so that a repeated request grants nothing more.
     """
-    amount = _parse_amount(body.amount)
+    amount = parse_amount(body.amount)
 
     def work(db: Write) -> rest.Budget:
         account = _changeable(db, caller, budget_id)
@@ -91,7 +91,7 @@ def transfer(
     Jobs that were paused because the other was exhausted are queued. Send an Idempotency-Key, so that a repeated
     request moves nothing more.
     """
-    amount = _parse_amount(body.amount)
+    amount = parse_amount(body.amount)
 
     def work(db: Write) -> rest.Budget:
         source, target = _changeable(db, caller, budget_id), _changeable(db, caller, body.to)
@@ -121,6 +121,14 @@ def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, ca
     return state.store.write(work)
 
 
+def parse_amount(text: str, hint: str | None = None) -> int:
+    """Return micro-dollars."""
+    try:
+        return money.from_decimal(text[:100])
+    except ValueError as wrong:
+        raise InvalidRequest(f"{wrong}.", hint=hint) from None
+
+
 def _changeable(db: Read, caller: Principal, budget_id: UUID) -> AccountRow:
     """Return a budget whose limit an admin of the team may change. Raises NotFound, Forbidden."""
     account = ledger.visible_account(db, caller.team, budget_id)
@@ -133,15 +141,7 @@ def _parse_limit(text: str) -> int | None:
     """Return micro-dollars; None for "none", which removes the limit."""
     if text.strip().lower() == "none":
         return None
-    return _parse_amount(text, hint="Use none to remove the limit.")
-
-
-def _parse_amount(text: str, hint: str | None = None) -> int:
-    """Return micro-dollars."""
-    try:
-        return money.from_decimal(text[:100])
-    except ValueError as wrong:
-        raise InvalidRequest(f"{wrong}.", hint=hint) from None
+    return parse_amount(text, hint="Use none to remove the limit.")
 
 
 def _parse_version(if_match: str | None) -> int | None:

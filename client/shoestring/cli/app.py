@@ -17,6 +17,7 @@ from shoestring import config, exit_codes, trainer
 from shoestring.cli import (
     artifacts,
     aws,
+    budget_requests,
     budgets,
     chaos,
     data,
@@ -91,6 +92,7 @@ app.command("results")(results.results)
 app.command("predict")(models.predict)
 app.command("export")(models.export)
 app.command("model")(models.model)
+budgets.app.add_typer(budget_requests.app)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")

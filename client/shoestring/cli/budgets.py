@@ -77,7 +77,7 @@ def set_budget(
             matching = [b for b in client.cost(resolve_job_id(client, job)).budgets if b.kind == "job"]
             before = _only(matching, f"job {job}")
         else:
-            before = _find_budget(client, owner)
+            before = find_budget(client, owner)
         budget = client.set_budget(before.id, limit, reason=reason, etag=before.etag)
     print_result(budget, as_json, lambda: out.print(_limit_and_left(budget)))
 
@@ -97,7 +97,7 @@ def grant(
     """
     check_dollars(amount)
     with open_client(url) as client:
-        budget = client.grant(_find_budget(client, owner).id, amount, reason=reason)
+        budget = client.grant(find_budget(client, owner).id, amount, reason=reason)
     print_result(budget, as_json, lambda: out.print(_limit_and_left(budget)))
 
 
@@ -117,7 +117,7 @@ def transfer(
     """
     check_dollars(amount)
     with open_client(url) as client:
-        giving, taking = _find_budget(client, source), _find_budget(client, target)
+        giving, taking = find_budget(client, source), find_budget(client, target)
         budget = client.transfer(giving.id, taking.id, amount, reason=reason)
     print_result(budget, as_json, lambda: out.print(_limit_and_left(budget)))
 
@@ -138,11 +138,11 @@ def set_weight(
     shoestring budget weight 2 --owner ada --reason "thesis due in May"
     """
     with open_client(url) as client:
-        budget = client.set_weight(_find_budget(client, owner).id, weight, reason=reason)
+        budget = client.set_weight(find_budget(client, owner).id, weight, reason=reason)
     print_result(budget, as_json, lambda: out.print(f"{budget.owner}: weight {budget.weight}"))
 
 
-def _find_budget(client: Client, owner: str | None) -> Budget:
+def find_budget(client: Client, owner: str | None) -> Budget:
     matching = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
     return _only(matching, owner or "your team")
 

@@ -570,6 +570,31 @@ class LimitChangeRow(Base):
     )
 
 
+class BudgetRequestRow(Base):
+    """A member's request for more dollars, decided once. Nobody may decide an open one after `expires_at`."""
+
+    __tablename__ = "budget_requests"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    team: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    amount: Mapped[int]
+    why: Mapped[str]
+    state: Mapped[str]
+    created_at: Mapped[int]
+    expires_at: Mapped[int]
+    decided_at: Mapped[int | None]
+    decided_by: Mapped[str | None]
+    note: Mapped[str] = mapped_column(default="")
+    """What was said with the decision."""
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount_positive"),
+        CheckConstraint("state IN ('open','approved','denied')", name="state"),
+        CheckConstraint("(state = 'open') = (decided_at IS NULL)", name="decided_once"),
+        Index(None, "team", "created_at"),
+    )
+
+
 class PriceRow(Base):
     __tablename__ = "prices"
     provider: Mapped[str] = mapped_column(primary_key=True)

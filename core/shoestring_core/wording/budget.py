@@ -337,6 +337,88 @@ class LessLeft(Reason):
 
 
 @dataclass(frozen=True)
+class Requested(Reason):
+    """`why`: in the words of the member."""
+
+    code = "budget_requested"
+    user: str
+    account_title: str
+    amount: str
+    why: str
+
+    def text(self) -> str:
+        return f"{self.user} asks for ${self.amount} more for {self.account_title}: {self.why}"
+
+
+@dataclass(frozen=True)
+class RequestDecided(Reason):
+    """`note`: in the words of who decided it."""
+
+    code = "budget_request_decided"
+    decided_by: str
+    user: str
+    account_title: str
+    amount: str
+    approved: bool
+    note: str
+
+    def text(self) -> str:
+        verb = "approved" if self.approved else "denied"
+        note = f" {self.note}" if self.note else ""
+        return f"{self.decided_by} {verb} ${self.amount} for {self.account_title}, which {self.user} asked for.{note}"
+
+
+@dataclass(frozen=True)
+class DecidedBefore(Reason):
+    code = "budget_request_decided_before"
+    decided_by: str
+    approved: bool
+
+    def text(self) -> str:
+        return f"{self.decided_by} has {'approved' if self.approved else 'denied'} this request already."
+
+    def hint(self) -> str:
+        return "See the requests: shoestring budget requests."
+
+
+@dataclass(frozen=True)
+class RequestExpired(Reason):
+    code = "budget_request_expired"
+    days: int
+
+    def text(self) -> str:
+        return f"The request has expired: nobody decided it within {self.days} days."
+
+    def hint(self) -> str:
+        return "Ask again: shoestring budget request."
+
+
+@dataclass(frozen=True)
+class GrantEffect(Reason):
+    """What a grant would take from others. `usable`: what the account could then still spend.
+
+    above_left   what the account above has left for all below it; None: it has no limit
+    others_left  what of it would be left if the account spent all
+    """
+
+    code = "grant_effect"
+    account_title: str
+    usable: str
+    above_title: str
+    above_left: str | None
+    others_left: str | None
+
+    def text(self) -> str:
+        could = f"{_capitalized(self.account_title)} could then spend ${self.usable}"
+        if self.above_left is None:
+            return f"{could}. {_capitalized(self.above_title)} has no limit: it takes nothing from others."
+        if self.others_left == "0.00":
+            return f"{could}, which is all that {self.above_title} has left: nothing is kept for others."
+        of_all = f"of the ${self.above_left} that {self.above_title} has left"
+        return f"{could} {of_all}; ${self.others_left} is kept for others."
+
+
+@dataclass(frozen=True)
 class WeightChanged(Reason):
     """`note`: the reason that the admin gave."""
 

@@ -13,6 +13,7 @@ import type { Message } from "../live/stream";
 export type Job = Schemas["Job"];
 export type JobPage = Schemas["JobPage"];
 export type Budget = Schemas["Budget"];
+export type BudgetRequest = Schemas["BudgetRequest"];
 
 export const queries = new QueryClient({
   defaultOptions: {
@@ -117,6 +118,12 @@ export const budgets = queryOptions({
   },
 });
 
+/** Requests for more dollars, newest first. */
+export const budgetRequests = queryOptions({
+  queryKey: ["budget-requests"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/budget-requests", { signal })).requests,
+});
+
 /** What has run at providers without a job. */
 export const leaked = queryOptions({
   queryKey: ["leaked"],
@@ -155,6 +162,9 @@ export function receive(messages: readonly Message[]): void {
     if (message.name === "job") jobs.set(message.data.id, message.data);
     if (message.name === "budget") budgets.set(message.data.id, message.data);
   }
+  // A changed limit changes what a request would leave for others.
+  const asked = messages.some(({ name, data }) => name === "event" && (data.kind === "budget_request" || data.kind === "budget"));
+  if (asked) void queries.invalidateQueries({ queryKey: budgetRequests.queryKey });
   jobCache.take(jobs.values());
   budgetCache.take(budgets.values());
   const moved = [...jobs.values()].some((one) => queries.getQueryData(job(one.id).queryKey)?.state !== one.state);

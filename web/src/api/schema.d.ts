@@ -385,6 +385,70 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/budget-requests": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Requests
+         * @description List the team's newest 100 requests for more dollars.
+         */
+        get: operations["list_requests"];
+        put?: never;
+        /**
+         * Ask
+         * @description Ask for more dollars, for your own limit or the team's. An admin of the team approves or denies it.
+         */
+        post: operations["ask"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/budget-requests/{request_id}:approve": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Approve
+         * @description Approve a request (admin): its dollars are granted, once however often it is approved.
+         */
+        post: operations["approve"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/budget-requests/{request_id}:deny": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Deny
+         * @description Deny a request (admin).
+         */
+        post: operations["deny"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/recipes": {
         parameters: {
             query?: never;
@@ -883,6 +947,15 @@ export interface components {
             /** Artifacts */
             artifacts: components["schemas"]["Artifact"][];
         };
+        /** AskForBudgetRequest */
+        AskForBudgetRequest: {
+            /** Amount */
+            amount: string;
+            /** Why */
+            why: string;
+            /** Budget */
+            budget?: string | null;
+        };
         /** Attempt */
         Attempt: {
             /** Number */
@@ -1061,6 +1134,107 @@ export interface components {
              *     }
              */
             leaked: components["schemas"]["Money"];
+        };
+        /**
+         * BudgetRequest
+         * @description A member's request for more dollars.
+         */
+        BudgetRequest: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /**
+             * Budget
+             * Format: uuid
+             */
+            budget: string;
+            /** Owner */
+            owner: string;
+            /** User */
+            user: string;
+            amount: components["schemas"]["Money"];
+            /** Why */
+            why: string;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "open" | "approved" | "denied" | "expired";
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+            /** Decided At */
+            decided_at: string | null;
+            /** Decided By */
+            decided_by: string | null;
+            /**
+             * Note
+             * @default
+             */
+            note: string;
+            effect: components["schemas"]["Reason"] | null;
+        };
+        /**
+         * BudgetRequestChange
+         * @description A member asked for more dollars, or an admin approved or denied that.
+         */
+        BudgetRequestChange: {
+            /**
+             * Request
+             * Format: uuid
+             */
+            request: string;
+            /**
+             * Account
+             * Format: uuid
+             */
+            account: string;
+            /** Amount */
+            amount: string;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "open" | "approved" | "denied";
+        };
+        /** BudgetRequestEvent */
+        BudgetRequestEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "budget_request";
+            data: components["schemas"]["BudgetRequestChange"];
+        };
+        /** BudgetRequestList */
+        BudgetRequestList: {
+            /** Requests */
+            requests: components["schemas"]["BudgetRequest"][];
         };
         /**
          * CheckpointCommit
@@ -1318,6 +1492,14 @@ export interface components {
             /** Values */
             values: (number | ("NaN" | "Infinity" | "-Infinity"))[];
         };
+        /** DecideBudgetRequest */
+        DecideBudgetRequest: {
+            /**
+             * Note
+             * @default
+             */
+            note: string;
+        };
         /**
          * DesiredState
          * @description What users and limits want a job to do; the reconciler acts on it.
@@ -1342,7 +1524,7 @@ export interface components {
             /** Of */
             of: ("gpu" | "cpu")[];
         };
-        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
+        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
         /** EventPage */
         EventPage: {
             /** Events */
@@ -3456,6 +3638,140 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    list_requests: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BudgetRequestList"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    ask: {
+        parameters: {
+            query?: never;
+            header?: {
+                "Idempotency-Key"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AskForBudgetRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BudgetRequest"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    approve: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                request_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["DecideBudgetRequest"] | null;
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BudgetRequest"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    deny: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                request_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["DecideBudgetRequest"] | null;
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BudgetRequest"];
                 };
             };
             /** @description What was wrong and how to fix it */

@@ -57,6 +57,7 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
       return eventText(title, [machine && `for ${machine}`, sentence].filter(Boolean).join(": "), "", action !== "job_settled");
     }
     case "budget":
+    case "budget_request":
     case "weight":
       return eventText("Budget", sentence);
     case "alarm":

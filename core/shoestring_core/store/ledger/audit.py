@@ -69,7 +69,7 @@ def _limits_by_account(db: Read) -> dict[UUID, int | None]:
     rows = select(LimitChangeRow.account, LimitChangeRow.limit_after).join(
         last, (LimitChangeRow.account == last.c.account) & (LimitChangeRow.version == last.c.version)
     )
-    return dict(db.sql.execute(rows).tuples().all())
+    return dict(db.sql.execute(rows).all())
 
 
 def _overdraft(account: AccountRow) -> int:

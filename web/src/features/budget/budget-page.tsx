@@ -10,6 +10,7 @@ import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
 import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
+import { RequestsPanel } from "./requests-panel";
 import { GrantForm, LimitForm, TransferForm, WeightForm } from "./budget-forms";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
@@ -29,6 +30,7 @@ export function BudgetPage() {
         job's page says whether its prices are simulated.
       </p>
       <JobsWaitingForBudget />
+      <RequestsPanel admin={admin} />
       <Async reading={all}>
         {(budgets) => (
           <div className="budgets">

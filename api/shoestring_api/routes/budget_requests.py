@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests for more dollars, and their approval."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from shoestring_core import rest
+from shoestring_core.store import budget_requests
+from shoestring_core.store.transactions import Write
+
+from shoestring_api.dependencies import AdminCaller, Caller, IdempotencyKey, ReadDep, StateDep
+from shoestring_api.idempotency import run_once
+from shoestring_api.json_body import ExactJsonRoute
+from shoestring_api.routes.budgets import parse_amount
+from shoestring_api.serializers.budget_requests import serialize_requests
+
+PATH = "/v1/budget-requests"
+LISTED = 100
+
+router = APIRouter(prefix=PATH, tags=["budgets"], route_class=ExactJsonRoute)
+
+
+@router.get("")
+def list_requests(db: ReadDep, caller: Caller) -> rest.BudgetRequestList:
+    """List the team's newest 100 requests for more dollars."""
+    return rest.BudgetRequestList(requests=serialize_requests(db, budget_requests.newest(db, caller.team, LISTED)))
+
+
+@router.post("", status_code=201, response_model=rest.BudgetRequest)
+def ask(body: rest.AskForBudgetRequest, state: StateDep, caller: Caller, key: IdempotencyKey = None) -> Response:
+    """Ask for more dollars, for your own limit or the team's. An admin of the team approves or denies it."""
+    amount = parse_amount(body.amount)
+
+    def work(db: Write) -> rest.BudgetRequest:
+        (asked,) = serialize_requests(db, [budget_requests.ask(db, caller, amount, body.why, body.budget)])
+        return asked
+
+    return run_once(state, caller, key, f"POST {PATH} {body.model_dump_json()}", 201, work, PATH)
+
+
+@router.post("/{request_id}:approve")
+def approve(
+    request_id: UUID, state: StateDep, caller: AdminCaller, body: rest.DecideBudgetRequest | None = None
+) -> rest.BudgetRequest:
+    """Approve a request (admin): its dollars are granted, once however often it is approved."""
+    return _decide(state, caller, request_id, body, approve=True)
+
+
+@router.post("/{request_id}:deny")
+def deny(
+    request_id: UUID, state: StateDep, caller: AdminCaller, body: rest.DecideBudgetRequest | None = None
+) -> rest.BudgetRequest:
+    """Deny a request (admin)."""
+    return _decide(state, caller, request_id, body, approve=False)
+
+
+def _decide(
+    state: StateDep, caller: AdminCaller, request: UUID, body: rest.DecideBudgetRequest | None, *, approve: bool
+) -> rest.BudgetRequest:
+    note = body.note if body else ""
+
+    def work(db: Write) -> rest.BudgetRequest:
+        (decided,) = serialize_requests(db, [budget_requests.decide(db, caller, request, approve=approve, note=note)])
+        return decided
+
+    return state.store.write(work)

@@ -1,0 +1,133 @@
+/** Requests for more dollars: asking, and for admins approving and denying. */
+import { useMutation, useQuery } from "@tanstack/react-query";
+import { type FormEvent, useId, useState } from "react";
+import { api, body, newIdempotencyKey } from "../../api/client";
+import { type BudgetRequest, budgetRequests, queries } from "../../api/queries";
+import { formatDollars } from "../../lib/money";
+import { ProblemNote } from "../../components/problem-note";
+import { Sentence } from "../../components/sentence";
+import { Time } from "../../components/time";
+
+const DECIDED_SHOWN = 5;
+
+export function RequestsPanel({ admin }: { admin: boolean }) {
+  const all = useQuery(budgetRequests).data ?? [];
+  const [asking, setAsking] = useState(false);
+  const open = all.filter(({ state }) => state === "open");
+  const decided = all.filter(({ state }) => state !== "open").slice(0, DECIDED_SHOWN);
+  return (
+    <section className="panel" aria-label="Requests" data-requests>
+      <header>
+        <h2>Requests</h2>
+        {!asking && (
+          <button type="button" className="small" onClick={() => setAsking(true)}>
+            Ask for more
+          </button>
+        )}
+      </header>
+      {asking && <AskForm done={() => setAsking(false)} />}
+      {open.map((one) => (
+        <OpenRequest key={one.id} request={one} admin={admin} />
+      ))}
+      {open.length === 0 && <p className="muted">No request is open.</p>}
+      {decided.length > 0 && (
+        <ul className="muted" aria-label="Decided requests">
+          {decided.map((one) => (
+            <li key={one.id}>
+              {formatDollars(one.amount)} for {one.owner}: {one.state}
+              {one.decided_by && ` by ${one.decided_by}`}
+              {one.note && `, “${one.note}”`}
+            </li>
+          ))}
+        </ul>
+      )}
+    </section>
+  );
+}
+
+function OpenRequest({ request, admin }: { request: BudgetRequest; admin: boolean }) {
+  const decide = useMutation({
+    mutationFn: async (verb: "approve" | "deny") => {
+      const params = { path: { request_id: request.id } };
+      const sent = { params, body: { note: "" } };
+      return body(
+        verb === "approve"
+          ? await api.POST("/v1/budget-requests/{request_id}:approve", sent)
+          : await api.POST("/v1/budget-requests/{request_id}:deny", sent),
+      );
+    },
+    onSettled: () => void queries.invalidateQueries({ queryKey: budgetRequests.queryKey }),
+  });
+  return (
+    <div className="note" data-request={request.id}>
+      <p>
+        <strong>
+          {request.user} asks for {formatDollars(request.amount)} more for {request.owner}
+        </strong>{" "}
+        <span className="muted">
+          <Time at={request.created_at} />
+        </span>
+      </p>
+      <p>“{request.why}”</p>
+      {request.effect && (
+        <p className="muted">
+          <Sentence text={request.effect.text} />
+        </p>
+      )}
+      <ProblemNote error={decide.error} />
+      {admin && (
+        <div className="row end">
+          <button type="button" disabled={decide.isPending} onClick={() => decide.mutate("deny")}>Deny</button>
+          <button type="button" className="primary" disabled={decide.isPending} onClick={() => decide.mutate("approve")}>
+            Approve
+          </button>
+        </div>
+      )}
+    </div>
+  );
+}
+
+function AskForm({ done }: { done: () => void }) {
+  const id = useId();
+  const [amount, setAmount] = useState("");
+  const [why, setWhy] = useState("");
+  const [key] = useState(newIdempotencyKey);
+  const dollars = amount.trim().replace(/^\$/, "");
+  const valid = /^\d{1,12}(\.\d{1,6})?$/.test(dollars) && why.trim() !== "";
+  const ask = useMutation({
+    mutationFn: async () =>
+      body(
+        await api.POST("/v1/budget-requests", {
+          params: { header: { "Idempotency-Key": key } },
+          body: { amount: dollars, why: why.trim() },
+        }),
+      ),
+    onSuccess: done,
+    onSettled: () => void queries.invalidateQueries({ queryKey: budgetRequests.queryKey }),
+  });
+  function submit(event: FormEvent) {
+    event.preventDefault();
+    ask.mutate();
+  }
+  return (
+    <form className="limit" onSubmit={submit}>
+      <div className="row">
+        <div className="field">
+          <label htmlFor={`${id}-amount`}>Dollars more</label>
+          <input id={`${id}-amount`} inputMode="decimal" autoComplete="off" value={amount} onChange={(event) => setAmount(event.target.value)} />
+        </div>
+        <div className="field grow">
+          <label htmlFor={`${id}-why`}>What for</label>
+          <input id={`${id}-why`} value={why} maxLength={500} onChange={(event) => setWhy(event.target.value)} />
+        </div>
+      </div>
+      <ProblemNote error={ask.error} />
+      <div className="row end">
+        <button type="button" onClick={done}>Cancel</button>
+        <button type="submit" className="primary" disabled={!valid || ask.isPending}>
+          {ask.isPending ? "Asking…" : "Ask"}
+        </button>
+      </div>
+    </form>
+  );
+}
