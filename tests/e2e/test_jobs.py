@@ -57,7 +57,7 @@ def test_a_job_waits_for_slots_says_why_and_starts_by_itself(service: Service, j
     assert [service.settled(job.id).end_reason for job in jobs] == ["succeeded"] * 2
     gang, waiting = ([life for life in witness.lives(service.data) if life.job == str(job.id)] for job in jobs)
     assert (len(gang), len(waiting)) == (2, 1)
-    assert max(life.ended or 0 for life in gang) <= waiting[0].launched
+    assert min(life.ended or 0 for life in gang) <= waiting[0].launched, "it needs one machine of the two"
 
 
 def test_a_gang_recovers_from_a_batch_that_breaks_the_numbers(service: Service, jobs: Jobs) -> None:

@@ -11,6 +11,7 @@ import pytest
 from shoestring_core import money, wire
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.retries import JITTER, REFUSED_DELAY
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import (
@@ -121,7 +122,7 @@ def test_an_attempt_that_launched_nothing_closes_and_reopens_under_its_number(wo
     assert (world.job(job).state, world.job(job).attempt, world.job(job).wait_reason) == ("queued", 1, "capacity")
     before = len(world.machines(job))
     world.provider.fault = lambda _: None
-    world.tick(5)
+    world.tick(REFUSED_DELAY * (1 + JITTER) / S)
     assert (world.job(job).state, world.job(job).attempt) == ("launching", 1)
     machines = world.machines(job)
     assert [machine.ordinal for machine in machines] == list(range(len(machines)))
