@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from uuid import UUID
 
 import httpx
@@ -238,6 +238,21 @@ class Client:
         """Approve or deny a request; the same decision again changes nothing."""
         path = f"/v1/budget-requests/{request}:{'approve' if approve else 'deny'}"
         return _parse(self._call("POST", path, json={"note": note}), rest.BudgetRequest)
+
+    def export_ledger(self, format: Literal["csv", "json"], write: Callable[[bytes], object]) -> None:
+        """Hand every line of the team's ledger to `write`, block by block. Not retried: a part may be written.
+
+        Raises ServiceError, ServiceUnreachable.
+        """
+        try:
+            with self._http.stream("GET", "/v1/ledger", params={"format": format}) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _error(response)
+                for block in response.iter_bytes():
+                    write(block)
+        except httpx.TransportError as broken:
+            raise ServiceUnreachable(f"The export from {self.url} was cut off ({broken}). Start it again.") from broken
 
     def set_weight(self, budget: UUID | str, weight: int, *, reason: str = "") -> rest.Budget:
         """Set how a team's or member's share of the dollars compares with that of the others."""

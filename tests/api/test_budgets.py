@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from shoestring_api.routes import ledger_export as export_route
+from shoestring_core.decide.billing import Line
 from shoestring_core.store import identity, ledger
+from shoestring_core.store.ledger import export
 from shoestring_core.store.transactions import Write
+from shoestring_core.wording.budget import NeverRan
 
 from tests.api.deployment import Deployment
 
@@ -97,3 +104,34 @@ def two_members(deployment: Deployment) -> list[str]:
     for one in members:
         assert deployment.admin.put(f"/v1/budgets/{one}", json={"limit": "10.00"}).status_code == 200
     return members
+
+
+def test_every_line_is_exported_and_none_of_another_team(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "PAGE", 2)
+    path, _ = team_budget(deployment, "10.00")
+    for number in range(4):
+        deployment.admin.post(f"{path}:grant", json={"amount": "1.00", "reason": f"=cmd({number})"})
+    job, (agent,) = deployment.running()
+    lines = [Line(f"line {number}", 1000 + number, NeverRan()) for number in range(5)]
+    deployment.store.write(lambda db: ledger.settle(db, agent.machine, lines, final=False))
+    deployment.store.write(lambda db: ledger.settle(db, agent.machine, lines[:4], final=False))
+    exported = deployment.member.get("/v1/ledger?format=json").json()
+    assert [one["amount"] for one in exported if one["kind"] == "limit granted"] == ["1.00"] * 4
+    costs = [one for one in exported if one["job"] == str(job) and not one["kind"].startswith("limit")]
+    assert len(costs) == 6
+    spent = deployment.member.get(f"/v1/jobs/{job}/cost").json()["budgets"][0]["posted"]["amount"]
+    assert sum(Decimal(one["amount"]) for one in costs) == Decimal(spent)
+    rows = list(csv.DictReader(io.StringIO(deployment.member.get("/v1/ledger").text)))
+    assert [row | {"reason": ""} for row in rows] == [one | {"reason": ""} for one in exported]
+    assert not [row for row in rows for name in export_route.TEXTS if row[name].startswith(export_route.FORMULA)]
+    other = deployment.stranger.get("/v1/ledger?format=json").json()
+    assert all(str(job) != one["job"] and "team vision" not in one["account"] for one in other)
+    assert deployment.member.get("/v1/ledger?format=xml").status_code == 422
+
+
+def test_text_that_a_spreadsheet_would_compute_is_quoted() -> None:
+    """Amounts may be negative, and stay numbers."""
+    assert export_route._cell("actor", "=1+1") == "'=1+1"
+    assert export_route._cell("amount", "-1.00") == "-1.00"

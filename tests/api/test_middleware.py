@@ -31,6 +31,7 @@ WRITES = [
 ]  # fmt: skip
 OPEN = [
     "/v1/budget-requests",
+    "/v1/ledger",
     "/v1/jobs",
     "/v1/budgets",
     "/v1/recipes",

@@ -114,6 +114,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("budget", "transfer"),
         ("budget", "request"),
         ("budget", "requests"),
+        ("budget", "export"),
         ("budget", "approve"),
         ("budget", "deny"),
         ("artifacts", "ls"),

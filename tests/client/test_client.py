@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,22 @@ def test_a_refusal_is_not_repeated() -> None:
         talking_to(answer).submit("recipe: digits/quickstart")
     assert refused.value.code == "budget-exceeded"
     assert calls == 1
+
+
+def test_an_export_that_is_cut_off_is_an_error_and_so_is_a_refusal() -> None:
+    class Cut(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"at,kind\r\n"
+            raise httpx.ReadError("reset")
+
+    written: list[bytes] = []
+    with pytest.raises(ServiceUnreachable, match=r"cut off \(reset\)"):
+        talking_to(lambda _request: httpx.Response(200, stream=Cut())).export_ledger("csv", written.append)
+    assert written == [b"at,kind\r\n"]
+    problem = {"type": "/p", "title": "No", "status": 401, "detail": "The key ended.", "code": "unauthorized"}
+    with pytest.raises(ServiceError, match="key ended"):
+        talking_to(lambda _request: httpx.Response(401, json=problem)).export_ledger("csv", written.append)
+    assert len(written) == 1
 
 
 def test_a_proxys_error_page_does_not_break_the_client() -> None:

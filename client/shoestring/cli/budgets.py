@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -120,6 +121,20 @@ def transfer(
         giving, taking = find_budget(client, source), find_budget(client, target)
         budget = client.transfer(giving.id, taking.id, amount, reason=reason)
     print_result(budget, as_json, lambda: out.print(_limit_and_left(budget)))
+
+
+@app.command("export")
+def export(url: Url = None, as_json: Json = False) -> None:
+    """Write every line of your team's ledger to the standard output: changes of limits, and what machines cost.
+
+    It is CSV; with --json a list of objects.
+
+    \b
+    shoestring budget export > ledger.csv
+    """
+    with open_client(url) as client:
+        client.export_ledger("json" if as_json else "csv", sys.stdout.buffer.write)
+    sys.stdout.flush()
 
 
 @app.command("weight")

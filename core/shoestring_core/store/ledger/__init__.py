@@ -6,6 +6,7 @@ limits       what an account may spend: adjusted, granted, transferred
 holds        money held for machines: placed, extended, released
 settlement   the cost of machines posted against their holds
 shares       what teams and members spent lately, and their weights
+export       every line that concerns a team
 audit        totals compared with the sums they stand for
 balances     the guarded updates of accounts that holds and settlement share
 feed         movements of money and alarms as events

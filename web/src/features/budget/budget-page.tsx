@@ -45,6 +45,9 @@ export function BudgetPage() {
         Next in the queue is the team, and in it the member, that has the fewest dollars spent lately or held now for its weight.
       </p>
       <p className="muted">
+        Every line of the ledger: <a href="/v1/ledger?format=csv">CSV</a>, <a href="/v1/ledger?format=json">JSON</a>.
+      </p>
+      <p className="muted">
         From a terminal: <Command text="shoestring budget show" />
       </p>
     </Page>
