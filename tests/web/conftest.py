@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, expect
@@ -16,6 +17,19 @@ from tests.shared_database import SharedDatabase
 expect.set_options(timeout=15_000)  # a busy machine is slow, not broken
 
 OpenPage = Callable[..., Page]
+
+AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
+LOOKS: list[tuple[int, Literal["light", "dark"]]] = [(1440, "light"), (360, "dark")]
+"""Colours don't depend on the width, nor sizes on the theme: so two looks show them all."""
+OF_LOOKS = ["color-contrast", "link-in-text-block", "scrollable-region-focusable", "target-size"]
+"""The rules that depend on colours and sizes; all others are checked in the first look alone."""
+FIND = """async (ofLooks) => {
+  const rules = ofLooks ? { runOnly: ofLooks } : { rules: { "target-size": { enabled: true } } };
+  const { violations } = await axe.run({ ...rules, resultTypes: ["violations"] });
+  return violations
+    .filter(({ impact }) => impact === "serious" || impact === "critical")
+    .map(({ id, nodes }) => `${id}: ${nodes.map(({ target }) => target).join(", ")}`);
+}"""
 
 
 @pytest.fixture
@@ -50,3 +64,20 @@ def open_page(deployment: Deployment, page: Page) -> Iterator[OpenPage]:
 
     yield sign_in
     assert not console_messages, f"on the console: {console_messages}"
+
+
+@pytest.fixture
+def inspect(page: Page) -> Iterator[Any]:
+    """Runs axe on what the page shows, in every look."""
+    found: list[str] = []
+
+    def look(state: str) -> None:
+        page.evaluate(AXE.read_text() + "; undefined")
+        for width, scheme in LOOKS:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            rules = None if (width, scheme) == LOOKS[0] else OF_LOOKS
+            found.extend(f"{state}, {width} px, {scheme}: {violation}" for violation in page.evaluate(FIND, rules))
+
+    yield look
+    assert not found, "\n".join(found)

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import pytest
 from playwright.sync_api import Page, expect
 from shoestring_core.decide.failures import EndJob
-from shoestring_core.states import EndReason, JobState, StopReason
+from shoestring_core.states import EndReason, StopReason
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.tables import JobRow
@@ -25,38 +24,10 @@ from tests.web.test_dashboard import set_limit
 
 pytestmark = pytest.mark.any_database
 
-AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-LOOKS: list[tuple[int, Literal["light", "dark"]]] = [(1440, "light"), (360, "dark")]
-"""Colours don't depend on the width, nor sizes on the theme: so two looks show them all."""
-OF_LOOKS = ["color-contrast", "link-in-text-block", "scrollable-region-focusable", "target-size"]
-"""The rules that depend on colours and sizes; all others are checked in the first look alone."""
-FIND = """async (ofLooks) => {
-  const rules = ofLooks ? { runOnly: ofLooks } : { rules: { "target-size": { enabled: true } } };
-  const { violations } = await axe.run({ ...rules, resultTypes: ["violations"] });
-  return violations
-    .filter(({ impact }) => impact === "serious" || impact === "critical")
-    .map(({ id, nodes }) => `${id}: ${nodes.map(({ target }) => target).join(", ")}`);
-}"""
 
-
-@pytest.fixture
-def inspect(page: Page) -> Iterator[Any]:
-    """Runs axe on what the page shows, in every look."""
-    found: list[str] = []
-
-    def look(state: str) -> None:
-        page.evaluate(AXE.read_text() + "; undefined")
-        for width, scheme in LOOKS:
-            page.set_viewport_size({"width": width, "height": 900})
-            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            rules = None if (width, scheme) == LOOKS[0] else OF_LOOKS
-            found.extend(f"{state}, {width} px, {scheme}: {violation}" for violation in page.evaluate(FIND, rules))
-
-    yield look
-    assert not found, "\n".join(found)
-
-
-def test_signing_in_and_pages_without_jobs(deployment: Deployment, open_page: OpenPage, page: Page, inspect: Any) -> None:
+def test_signing_in_and_pages_without_jobs(
+    deployment: Deployment, open_page: OpenPage, page: Page, inspect: Any
+) -> None:
     page.goto(f"{deployment.url}/login")
     page.get_by_label("API key").fill("sst_pat_nonsense")
     page.get_by_role("button", name="Sign in").click()
@@ -94,7 +65,9 @@ def test_pages_that_load_or_failed_to(deployment: Deployment, open_page: OpenPag
         expect(page.get_by_text(sentence)).to_have_count(0)
     inspect("a job that loads")
     page.unroute_all()
-    page.route(f"**/v1/jobs/{job}/*", lambda route: route.fulfill(status=404, json={"title": "Gone", "detail": "It is gone."}))
+    page.route(
+        f"**/v1/jobs/{job}/*", lambda route: route.fulfill(status=404, json={"title": "Gone", "detail": "It is gone."})
+    )
     page.reload()
     expect(page.get_by_role("region", name="Artifacts").get_by_role("alert")).to_contain_text("It is gone.")
     expect(page.get_by_role("region", name="Log").get_by_role("alert")).to_be_visible()
@@ -135,7 +108,9 @@ def _jobs(deployment: Deployment) -> Iterator[tuple[str, UUID]]:
     constant = {"name": "train/momentum", "steps": list(range(1, 30)), "times": [1e9] * 29, "values": [0.9] * 29}
     load = {"name": "system/cpu_percent", "steps": [1, 2], "times": [1e9, 1e9 + 1], "values": [50.0, 60.0]}
     agent.report(batch=agent.batch(points=[constant, load]))
-    agent.log(b"\x1b[31mred\x1b[0m \x1b[32mgreen\x1b[0m \x1b[33myellow\x1b[0m \x1b[2mdim\x1b[0m " + b"long " * 200 + b"\n")
+    agent.log(
+        b"\x1b[31mred\x1b[0m \x1b[32mgreen\x1b[0m \x1b[33myellow\x1b[0m \x1b[2mdim\x1b[0m " + b"long " * 200 + b"\n"
+    )
     assert agent.checkpoint(4, {"model.json": b"{}"}).status_code == 200
     reason = attempts.MachinePreempted(0)
     deployment.store.write(lambda db: gangs.open_generation(db, recovering, 1, reason))

@@ -35,7 +35,7 @@ function SignedIn({ address }: { address: URL }) {
     return stream.subscribe({ topics: ["jobs", "budget"], receive, refetchAll });
   }, [signedIn]);
   if (!who.data) {
-    return <div className="page">{who.error ? <ProblemNote error={who.error} retry={() => void who.refetch()} /> : <Skeleton />}</div>;
+    return <main className="page">{who.error ? <ProblemNote error={who.error} retry={() => void who.refetch()} /> : <Skeleton />}</main>;
   }
   setCsrf(who.data.csrf);
   return (
