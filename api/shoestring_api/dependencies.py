@@ -88,7 +88,7 @@ def cookie_name(settings: ApiSettings) -> str:
 async def reject_unknown_query_parameters(request: Request) -> None:
     """Raise InvalidRequest for a query parameter that a /v1 route doesn't have, such as a misspelt filter."""
     route = request.scope.get("route")  # None for the dashboard's fallback page
-    if route is None or not request.url.path.startswith("/v1/"):
+    if not request.scope["query_string"] or route is None or not request.url.path.startswith("/v1/"):
         return
     known = sorted(_query_parameters(route.dependant))
     for name in request.query_params:

@@ -79,9 +79,8 @@ def rank_offers(
     return Placement(tuple(offer for _, offer in suitable), tuple(passed_over))
 
 
-def require_enough_slots(offers: Iterable[Offer], requirements: Requirements) -> None:
+def require_enough_slots(placement: Placement, requirements: Requirements) -> None:
     """Raise InvalidSpec for a job that could only wait for ever: what would suit it never has as many machines."""
-    placement = rank_offers(offers, requirements)
     too_small = [one.offer for one in placement.passed_over if one.reason == "slots"]
     if placement.ranked or not too_small:
         return

@@ -47,7 +47,7 @@ def load_budget_waits(
     short: dict[UUID, AccountRow] = {}
     for job in asked:
         path = [accounts[account] for account in ancestor_ids(leaves[job.id], accounts)]
-        if _is_ample(path) or (need := needs.of(job)) is None:
+        if _is_ample(path, path[0].limit_micro) or _is_ample(path, needs.most(job)) or (need := needs.of(job)) is None:
             continue
         if shortage := find_shortage([_balance(row) for row in path], *need):
             balance, found[job.id] = shortage
@@ -60,9 +60,8 @@ def _may_wait_for_budget(job: JobRow) -> bool:
     return job.state == JobState.QUEUED and job.wait_reason in (None, WaitReason.BUDGET)
 
 
-def _is_ample(path: Sequence[AccountRow]) -> bool:
-    """Whether each account could pay for all that the job may ever cost: then none is asked what it costs to start."""
-    most = path[0].limit_micro
+def _is_ample(path: Sequence[AccountRow], most: int | None) -> bool:
+    """Whether each account could pay the most that a job may hold: then what it really does need not be known."""
     return most is not None and all(
         not row.overdraft and (row.limit_micro is None or row.limit_micro - row.posted - row.held >= most)
         for row in path
@@ -74,17 +73,19 @@ class _Needs:
 
     def __init__(self, db: Read) -> None:
         self._db = db
-        self._best = cache(self._find_hold)
+        self._best, self._most = cache(self._find_hold), cache(self._find_most)
+
+    def most(self, job: JobRow) -> int | None:
+        """Micro-dollars that it holds at most, whatever was refused lately; None: that isn't known."""
+        requirements = _requirements(job)
+        return None if requirements is None or _stored_need(job) is not None else self._most(requirements)
 
     def of(self, job: JobRow) -> tuple[int, int] | None:
         """Micro-dollars for all its machines, and how many; None: no offer suits it, or its row is damaged."""
-        try:
-            requirements = Requirements.of(Resources.of_stored(job.spec), chosen_type(job.sizing))
-        except (ValueError, KeyError, TypeError):
+        if (requirements := _requirements(job)) is None:
             return None
-        match job.wait_detail:
-            case {"code": BudgetShort.code, "facts": {"need": str(need)}}:
-                return money.from_decimal(need), requirements.nodes
+        if (need := _stored_need(job)) is not None:
+            return money.from_decimal(need), requirements.nodes
         hold = self._best(requirements)
         return None if hold is None else (hold, requirements.nodes)
 
@@ -92,6 +93,26 @@ class _Needs:
         offers, refusals = self._db.once(load_offers), self._db.once(load_refusals)
         best = rank_offers(offers, requirements, self._db.now, refusals).best
         return None if best is None else hold_for(best, requirements.nodes, self._db.once(load_timeouts))
+
+    def _find_most(self, requirements: Requirements) -> int:
+        suitable, timeouts = rank_offers(self._db.once(load_offers), requirements).ranked, self._db.once(load_timeouts)
+        return max((hold_for(offer, requirements.nodes, timeouts) for offer in suitable), default=0)
+
+
+def _requirements(job: JobRow) -> Requirements | None:
+    """None: the job's row is damaged."""
+    try:
+        return Requirements.of(Resources.of_stored(job.spec), chosen_type(job.sizing))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _stored_need(job: JobRow) -> str | None:
+    """What a schedule found that the job needs, dollars."""
+    match job.wait_detail:
+        case {"code": BudgetShort.code, "facts": {"need": str(need)}}:
+            return need
+    return None
 
 
 def _balance(row: AccountRow) -> AccountBalance:

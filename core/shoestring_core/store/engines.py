@@ -7,12 +7,13 @@ import contextlib
 import json
 import logging
 import random
+import sqlite3
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy import Engine, create_engine, event, exc
 from sqlalchemy.engine import URL
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from shoestring_core.errors import Unavailable
 from shoestring_core.json_floats import encode_float
@@ -51,38 +52,34 @@ def sqlite_engine(address: URL, busy_timeout_s: float, *, read_only: bool = Fals
         cursor.execute(f"PRAGMA query_only = {'ON' if read_only else 'OFF'}")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
+    def begin(connection: PoolProxiedConnection) -> None:
         if read_only:
-            _run_by_driver(connection, "BEGIN DEFERRED")
+            connection.cursor().execute("BEGIN DEFERRED")
         else:
             _begin_immediate(connection, busy_timeout_s)
 
+    # not a listener of "begin": for an engine that has one, SQLAlchemy looks for listeners at each statement too
+    engine.dialect.do_begin = begin  # type: ignore[assignment]
     return engine
 
 
-def _begin_immediate(connection: Connection, timeout_s: float) -> None:
+def _begin_immediate(connection: PoolProxiedConnection, timeout_s: float) -> None:
     """Take the write lock, looking for it every few ms. SQLite's own handler looks every 100 ms in the end, and so
     waits for seconds beside another process that writes without pause."""
-    give_up_at = time.monotonic() + timeout_s
-    _run_by_driver(connection, "PRAGMA busy_timeout = 0")
+    give_up_at, cursor = time.monotonic() + timeout_s, connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 0")
     try:
         while True:
             try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            except exc.OperationalError as error:
+                cursor.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
                 if not is_conflict(error) or time.monotonic() > give_up_at:
                     raise
                 time.sleep(random.uniform(0.0005, 0.003))
             else:
                 return
     finally:
-        _run_by_driver(connection, f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
-
-
-def _run_by_driver(connection: Connection, statement: str) -> None:
-    """Run what doesn't touch the database's file: by SQLAlchemy it takes ten times as long."""
-    connection.connection.cursor().execute(statement)
+        cursor.execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
 
 
 def postgresql_engine(address: URL, busy_timeout_s: float) -> Engine:

@@ -29,6 +29,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm.attributes import manager_of_class
 from sqlalchemy.sql.schema import CallableColumnDefault, ScalarElementColumnDefault
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
@@ -38,6 +39,7 @@ from shoestring_core.wording import Reason
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+TableRow = TypeVar("TableRow", bound=tables.Base)
 
 NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait"})
 """Kinds of events that no schedule depends on: reports of machines, and what the scheduler itself writes."""
@@ -106,6 +108,16 @@ class Read:
         session as to run one that is kept, with `bindparam`s, on the connection.
         """
         return self.connection.execute(query, parameters).all()
+
+    def values(self, table: type[TableRow], query: TypedReturnsRows[TableRow], **parameters: Any) -> list[TableRow]:
+        """The whole rows of a query, which has to be kept as for `rows`. No session knows them, and none is opened."""
+        new = manager_of_class(table).new_instance
+        loaded = []
+        for columns in self.connection.execute(query, parameters).mappings():
+            row: TableRow = new()
+            vars(row).update(columns)
+            loaded.append(row)
+        return loaded
 
 
 class Write(Read):

@@ -99,10 +99,11 @@ def min_hold(db: Read, spec: JobSpec) -> int:
     Raises InvalidSpec for more machines than there ever are.
     """
     timeouts, needed, offers = db.once(load_timeouts), Requirements.of(spec.resources), db.once(load_offers)
-    require_enough_slots(offers, needed)
+    placement = rank_offers(offers, needed)
+    require_enough_slots(placement, needed)
     holds = (
         spec.resources.nodes * funding.initial_hold(offer.rate_cap, timeouts[offer.provider], offer.billing.minimum)
-        for offer in rank_offers(offers, needed).ranked
+        for offer in placement.ranked
     )
     return min(holds, default=0)
 

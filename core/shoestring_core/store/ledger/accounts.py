@@ -36,10 +36,10 @@ def create_job_account(db: Write, job: UUID, member: AccountRow, limit_micro: in
 def ensure_member_accounts(db: Write, team: UUID, user: UUID) -> list[AccountRow]:
     """The account of a member and those above it, leaf first. The member's is created if it is missing."""
     owner = f"{team}/{user}"
-    if found := accounts_upward(db, "member", [owner]):
+    if found := db.values(AccountRow, _MEMBER_UPWARD, owner=owner):
         return found
     _create(db, "member", owner, parent=team_account(db, team).id)
-    return accounts_upward(db, "member", [owner])
+    return db.values(AccountRow, _MEMBER_UPWARD, owner=owner)
 
 
 def paying_accounts(db: Read, team: UUID, user: UUID) -> list[AccountRow]:
@@ -73,12 +73,12 @@ def load_account(db: Read, account_id: UUID) -> AccountRow:
 
 def ancestors(db: Read, account: UUID) -> list[AccountRow]:
     """The account itself and those above it, leaf first."""
-    return list(db.sql.scalars(_ANCESTORS, {"account": account}))
+    return db.values(AccountRow, _ANCESTORS, account=account)
 
 
 def accounts_upward(db: Read, kind: str, owners: Sequence[str]) -> list[AccountRow]:
     """The accounts of these owners and all above them, each once, leaves first. Of missing ones there are none."""
-    return list(db.sql.scalars(_UPWARD, {"kind": kind, "owners": owners}))
+    return db.values(AccountRow, _UPWARD, kind=kind, owners=owners)
 
 
 def team_budgets(db: Read, team: UUID) -> list[AccountRow]:
@@ -152,6 +152,7 @@ _UPWARD = _upward(
     AccountRow.owner.in_(bindparam("owners", expanding=True)),
     AccountRow.period == "",
 )
+_MEMBER_UPWARD = _upward(AccountRow.kind == "member", AccountRow.owner == bindparam("owner"), AccountRow.period == "")
 _BY_OWNER = select(AccountRow).where(
     AccountRow.kind == bindparam("kind"), AccountRow.owner == bindparam("owner"), AccountRow.period == ""
 )
