@@ -16,6 +16,7 @@ from sqlalchemy import event
 class Statements:
     selects: list[tuple[str, Any]] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
+    transactions: int = 0
 
     @property
     def reads(self) -> int:
@@ -45,11 +46,16 @@ def counted(store: Store) -> Iterator[Statements]:
         elif statement.startswith(("SELECT", "WITH")):
             statements.selects.append((statement, parameters))
 
+    def begin(connection) -> None:
+        statements.transactions += 1
+
     engines = {store.reader, store.writer}
     for engine in engines:
         event.listen(engine, "before_cursor_execute", count)
+        event.listen(engine, "begin", begin)
     try:
         yield statements
     finally:
         for engine in engines:
             event.remove(engine, "before_cursor_execute", count)
+            event.remove(engine, "begin", begin)

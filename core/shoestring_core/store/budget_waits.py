@@ -21,7 +21,7 @@ from shoestring_core.spec import Resources
 from shoestring_core.states import JobState, WaitReason
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.launches import load_refusals
-from shoestring_core.store.fleet.offers import load_offers, load_timeouts
+from shoestring_core.store.fleet.offers import load_known
 from shoestring_core.store.fleet.queue import chosen_type
 from shoestring_core.store.fleet.rows import ancestor_ids
 from shoestring_core.store.tables import AccountRow, JobRow
@@ -90,13 +90,14 @@ class _Needs:
         return None if hold is None else (hold, requirements.nodes)
 
     def _find_hold(self, requirements: Requirements) -> int | None:
-        offers, refusals = self._db.once(load_offers), self._db.once(load_refusals)
-        best = rank_offers(offers, requirements, self._db.now, refusals).best
-        return None if best is None else hold_for(best, requirements.nodes, self._db.once(load_timeouts))
+        known, refusals = self._db.once(load_known), self._db.once(load_refusals)
+        best = rank_offers(known.offers, requirements, self._db.now, refusals).best
+        return None if best is None else hold_for(best, requirements.nodes, known.timeouts)
 
     def _find_most(self, requirements: Requirements) -> int:
-        suitable, timeouts = rank_offers(self._db.once(load_offers), requirements).ranked, self._db.once(load_timeouts)
-        return max((hold_for(offer, requirements.nodes, timeouts) for offer in suitable), default=0)
+        known = self._db.once(load_known)
+        suitable = rank_offers(known.offers, requirements).ranked
+        return max((hold_for(offer, requirements.nodes, known.timeouts) for offer in suitable), default=0)
 
 
 def _requirements(job: JobRow) -> Requirements | None:

@@ -18,7 +18,7 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import EndReason, JobStatus
 from shoestring_core.store import ledger, metrics
 from shoestring_core.store.fleet import rows
-from shoestring_core.store.fleet.offers import load_offers, load_timeouts
+from shoestring_core.store.fleet.offers import load_known
 from shoestring_core.store.tables import (
     GenerationRow,
     JobRow,
@@ -38,6 +38,7 @@ MIN_STEPS, MIN_S = 20, 0.5
 
 def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec) -> sizing.SizingInputs:
     """All inputs of the choice of machines for `spec`. Measurements come from the team's own jobs alone."""
+    known = db.once(load_known)
     left, budget_name = _left(db, team, user, spec.limits.cost)
     return sizing.SizingInputs(
         requirements=replace(Requirements.of(spec.resources), nodes=1),
@@ -47,11 +48,11 @@ def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec) -> sizin
         evaluations=workload.evaluations(spec),
         processes=spec.resources.procs,
         min_batch=workload.min_batch(spec),
-        offers=tuple(db.once(load_offers)),
+        offers=known.offers,
         budget_left=left,
         budget_name=budget_name,
         measurements=load_measurements(db, team, spec),
-        timeouts=db.once(load_timeouts),
+        timeouts=known.timeouts,
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
+from weakref import WeakKeyDictionary
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import delete, select, update
+from sqlalchemy import Pool, Row, delete, select, update
 
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import Timeouts
@@ -58,6 +59,24 @@ def load_offers(db: Read) -> list[Offer]:
     return offers
 
 
+@dataclass(frozen=True)
+class KnownOffers:
+    """What `load_offers` and `load_timeouts` return, of one moment."""
+
+    offers: tuple[Offer, ...]
+    timeouts: dict[str, Timeouts]
+
+
+def load_known(db: Read) -> KnownOffers:
+    """Offers and timeouts, read again only when a provider has answered: each submission needs them."""
+    connections, answers = db.connection.engine.pool, tuple(db.rows(_ANSWERS))
+    last, known = _KNOWN.get(connections, (None, None))
+    if known is None or last != answers:
+        known = KnownOffers(tuple(load_offers(db)), load_timeouts(db))
+        _KNOWN[connections] = (answers, known)
+    return known
+
+
 def load_versions(db: Read) -> dict[str, int]:
     """The version of each provider's offers: while it is the same, so are they, and the time of its answer."""
     return dict(db.rows(_VERSIONS))
@@ -83,6 +102,9 @@ _OFFERS = (
     .order_by(OfferRow.provider, OfferRow.region, OfferRow.zone, OfferRow.type, OfferRow.market)
 )
 _PROVIDERS = select(ProviderRow.name, ProviderRow.timeouts).order_by(ProviderRow.name)
+_ANSWERS = select(ProviderRow.name, ProviderRow.offers_version, ProviderRow.answered_at).order_by(ProviderRow.name)
 _VERSIONS = select(ProviderRow.name, ProviderRow.offers_version)
+_KNOWN: WeakKeyDictionary[Pool, tuple[tuple[Row[str, int, int], ...], KnownOffers]] = WeakKeyDictionary()
+"""What was read last, and of which answers. By the connections to a database: it is replaced only under new ones."""
 _OFFER = TypeAdapter(Offer)
 _TIMEOUTS = TypeAdapter(Timeouts)

@@ -13,7 +13,7 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import rank_offers, require_enough_slots
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start
+from shoestring_core.decide.schedule import Start, hold_for
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
 from shoestring_core.launch_request import LaunchRequest
@@ -21,7 +21,7 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger, transitions
 from shoestring_core.store.fleet import queue, rows
-from shoestring_core.store.fleet.offers import load_offers, load_timeouts
+from shoestring_core.store.fleet.offers import load_known
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
@@ -98,14 +98,10 @@ def min_hold(db: Read, spec: JobSpec) -> int:
 
     Raises InvalidSpec for more machines than there ever are.
     """
-    timeouts, needed, offers = db.once(load_timeouts), Requirements.of(spec.resources), db.once(load_offers)
-    placement = rank_offers(offers, needed)
+    needed, known = Requirements.of(spec.resources), db.once(load_known)
+    placement = rank_offers(known.offers, needed)
     require_enough_slots(placement, needed)
-    holds = (
-        spec.resources.nodes * funding.initial_hold(offer.rate_cap, timeouts[offer.provider], offer.billing.minimum)
-        for offer in placement.ranked
-    )
-    return min(holds, default=0)
+    return min((hold_for(offer, needed.nodes, known.timeouts) for offer in placement.ranked), default=0)
 
 
 def _open_attempt(db: Write, start: Start, plan_version: int) -> None:

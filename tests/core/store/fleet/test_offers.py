@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import pytest
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import offers
 from shoestring_core.store.tables import OfferRow, PriceRow, ProviderRow
+from shoestring_core.store.transactions import Write
 from sqlalchemy import select
 
 from tests.core.world import OFFER, Fleet
@@ -42,6 +44,30 @@ def test_the_version_of_a_providers_offers_rises_with_each_answer_of_its_own(fle
     fleet.write(offers.save_offers, "other", [], fleet.timeouts)
     fleet.write(offers.save_offers, "local", [], fleet.timeouts)  # at the same time by the clock
     assert fleet.read(offers.load_versions) == {"local": before["local"] + 1, "other": 1}
+
+
+def test_known_offers_are_read_again_when_a_provider_answers_and_only_then(fleet: Fleet) -> None:
+    fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
+    known = fleet.read(offers.load_known)
+    assert (list(known.offers), known.timeouts) == ([OFFER], fleet.read(offers.load_timeouts))
+    assert fleet.read(offers.load_known) is known
+    fleet.write(offers.save_offers, "other", [], fleet.timeouts)
+    assert list(fleet.read(offers.load_known).timeouts) == ["local", "other"]
+    fleet.write(offers.save_offers, "local", [], fleet.timeouts)  # at the same time by the clock
+    assert fleet.read(offers.load_known).offers == ()
+
+
+def test_offers_that_a_write_saved_and_rolled_back_are_not_known(fleet: Fleet) -> None:
+    fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
+
+    def save_and_fail(db: Write) -> None:
+        offers.save_offers(db, "local", [], fleet.timeouts)
+        assert offers.load_known(db).offers == ()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fleet.store.write(save_and_fail)
+    assert list(fleet.read(offers.load_known).offers) == [OFFER]
 
 
 def test_a_damaged_offer_hides_no_other(fleet: Fleet) -> None:
