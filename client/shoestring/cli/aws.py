@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
 from shoestring import aws
-from shoestring.cli.terminal import Json
+from shoestring.cli.terminal import Json, check_dollars
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the AWS account that machines run in.")
 
@@ -52,3 +53,49 @@ def panic(
     chosen = [] if deployment is None else ["--deployment", deployment]
     switches = [f"--{name}" for name, on in {"dry-run": dry_run, "yes": yes, "json": as_json}.items() if on]
     raise typer.Exit(aws.run("panic", *chosen, *named, *switches))
+
+
+@app.command()
+def bootstrap(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be made, and print policies.")
+    ] = False,
+    region: Annotated[
+        list[str] | None, typer.Option(help="Where machines shall run; can be repeated. Default: us-east-1.")
+    ] = None,
+    email: Annotated[str | None, typer.Option(help="Address to which AWS Budgets writes. Default: no alarm.")] = None,
+    monthly: Annotated[str, typer.Option(metavar="USD", help="It writes at 80 % of this in a month.")] = "50",
+    image: Annotated[str | None, typer.Option(metavar="AMI", help="Goes into the settings that are printed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make what machines need in an account: network, private bucket, role for spot machines, alarm.
+
+    What is there is left as it is: run it again at any time. It prints the service's settings, for a shell.
+
+    \b
+    shoestring aws bootstrap --dry-run
+    shoestring aws bootstrap --email me@example.org --image ami-0123456789abcdef0 > aws.env
+    """
+    if email is not None and not re.fullmatch(r"[^@\s]+@[^@\s]+", email):
+        raise typer.BadParameter(f"{email} is not an e-mail address")
+    if image is not None and not re.fullmatch(r"ami-[0-9a-f]{8,17}", image):
+        raise typer.BadParameter(f"{image} is not an image, such as ami-0123456789abcdef0")
+    check_dollars(monthly)
+    for one in region or ():
+        if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", one):
+            raise typer.BadParameter(f"{one} is not a region, such as us-east-1")
+    named = [part for one in region or () for part in ("--region", one)]
+    chosen = [part for name, value in (("--email", email), ("--image", image)) if value for part in (name, value)]
+    switches = [f"--{name}" for name, on in {"dry-run": dry_run, "json": as_json}.items() if on]
+    raise typer.Exit(aws.run("bootstrap", *named, *chosen, "--monthly", monthly, *switches))
+
+
+@app.command()
+def teardown(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False, as_json: Json = False) -> None:
+    """List everything of ours in an account, bucket and checkpoints included; ask, and remove it.
+
+    \b
+    shoestring aws teardown
+    """
+    switches = [f"--{name}" for name, on in {"yes": yes, "json": as_json}.items() if on]
+    raise typer.Exit(aws.run("teardown", *switches))

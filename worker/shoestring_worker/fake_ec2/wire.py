@@ -39,6 +39,8 @@ def read_call(environ: Environ) -> Call:
     """The call in a request, whose body can be read again afterwards."""
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     environ["wsgi.input"] = io.BytesIO(body)
+    if target := environ.get("HTTP_X_AMZ_TARGET"):  # a service that speaks JSON
+        return Call(region(environ), target.rpartition(".")[2], {})
     parameters = dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
     return Call(region(environ), parameters.pop("Action", ""), parameters)
 

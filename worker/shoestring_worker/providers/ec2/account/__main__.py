@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.exit_codes import ExitCode
 
+from shoestring_worker.providers.ec2.account import bootstrap, teardown
+from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.doctor import Finding, check_account, check_agent_url, check_region
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything, find_regions
 from shoestring_worker.providers.ec2.account.tagged import KINDS, Tagged
@@ -44,11 +47,11 @@ class Account:
     """Clients by the credentials that boto3 finds."""
 
     def __init__(self) -> None:
-        self._session, self._endpoint = boto3.Session(), Endpoint().endpoint_url
+        self._session, self.endpoint = boto3.Session(), Endpoint().endpoint_url
         self.home = self._session.region_name or HOME
 
     def open_client(self, service: str, region: str) -> Any:
-        return self._session.client(service, region_name=region, endpoint_url=self._endpoint, config=CONFIG)
+        return self._session.client(service, region_name=region, endpoint_url=self.endpoint, config=CONFIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,10 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     panic.add_argument("--region", action="append")
     for switch in ("--dry-run", "--yes"):
         panic.add_argument(switch, action="store_true")
-    for command in (doctor, panic):
+    made = commands.add_parser("bootstrap")
+    made.set_defaults(run=run_bootstrap)
+    made.add_argument("--region", action="append")
+    made.add_argument("--dry-run", action="store_true")
+    for name, default in (("--email", None), ("--monthly", "50"), ("--image", bootstrap.NO_IMAGE)):
+        made.add_argument(name, default=default)
+    removed = commands.add_parser("teardown")
+    removed.set_defaults(run=run_teardown)
+    removed.add_argument("--yes", action="store_true")
+    for command in (doctor, panic, made, removed):
         command.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    code: int = options.run(options, Account())
+    try:
+        code: int = options.run(options, Account())
+    except AwsError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return ExitCode.AUTH if error.code else ExitCode.NETWORK
     return code
 
 
@@ -118,6 +134,47 @@ def run_panic(options: argparse.Namespace, account: Account) -> int:
         clients.__getitem__, found, options.deployment, lambda line: print(f"Ending in {line}", file=out, flush=True)
     )
     return finish(options, number, ended)
+
+
+def run_bootstrap(options: argparse.Namespace, account: Account) -> int:
+    """The environment of the service goes to stdout, what was done to stderr."""
+    regions = tuple(dict.fromkeys(options.region or [HOME]))
+    wanted = bootstrap.Wanted(regions, options.email, options.monthly, options.image, options.dry_run)
+    made = bootstrap.bootstrap(Aws(account.endpoint), wanted, report)
+    if options.json:
+        print(json.dumps(asdict(made)))
+    elif options.dry_run:
+        for of_whom, policy in made.policies.items():
+            print(f"IAM policy for {of_whom}, to review and attach:\n{json.dumps(policy, indent=2)}")
+        report(f"{made.created} steps are to be done. Nothing was changed.")
+    else:
+        for name, value in bootstrap.environment(made).items():
+            print(f"export {name}={shlex.quote(value)}")
+        if options.image == bootstrap.NO_IMAGE:
+            report(f"No --image was given: put yours in place of {bootstrap.NO_IMAGE} in SHOESTRING_EC2_REGIONS.")
+    return ExitCode.OK
+
+
+def run_teardown(options: argparse.Namespace, account: Account) -> int:
+    """Exit code 1: something is left."""
+    aws = Aws(account.endpoint)
+    things, failed = teardown.find(aws), dict[str, str]()
+    report(f"Account {aws.account()}: {len(things) or 'nothing'} of ours.")
+    for thing in things:
+        report(f"  {thing}")
+    if things and not (options.yes or confirmed(aws.account())):
+        print("Nothing was changed.", file=sys.stderr)
+        return ExitCode.USAGE
+    failed = teardown.teardown(aws, things, report)
+    if options.json:
+        print(json.dumps({"removed": [asdict(one) for one in things if str(one) not in failed], "problems": failed}))
+    for thing_left, why in failed.items():
+        report(f"Error: left: {thing_left}: {why}")
+    return 1 if failed else ExitCode.OK
+
+
+def report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def confirmed(account: str) -> bool:

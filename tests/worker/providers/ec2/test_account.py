@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring aws` against the fake: what it makes, finds, ends and removes, wherever it is stopped."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from shoestring_worker.providers.ec2.account import inventory, teardown
+from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
+from shoestring_worker.providers.ec2.account.bootstrap import Made, Wanted, bootstrap
+from shoestring_worker.providers.ec2.provider import Ec2Provider
+from shoestring_worker.providers.ec2.settings import Ec2Settings
+
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws, launch_request
+
+WANTED = Wanted((REGION,), "me@example.org", image=IMAGE)
+
+
+def silent(_message: str) -> None:
+    """Nobody reads along."""
+
+
+class Killed(BaseException):
+    """As by kill -9: nothing of ours handles it."""
+
+
+class StoppedAfter(Aws):
+    """Dies with its first call that changes something, once that has taken effect."""
+
+    def write(self, *where: str, **arguments: Any) -> dict[str, Any]:
+        super().write(*where, **arguments)
+        raise Killed
+
+
+@functools.cache
+def account_of(url: str) -> Aws:
+    """Shared: its clients take longer to make than a call."""
+    return Aws(url)
+
+
+def tables(aws: FakeAws) -> dict[str, Any]:
+    """What the account has, in two regions, by boto3 alone; without the ids, which differ each time."""
+    account = account_of(aws.url)
+    of_regions = {}
+    for region in (REGION, OTHER_REGION):
+        ec2 = aws.ec2(region)
+        of_regions[region] = {
+            "vpcs": sorted(each["CidrBlock"] for each in ec2.describe_vpcs()["Vpcs"]),
+            "subnets": sorted(
+                (each["CidrBlock"], each["AvailabilityZone"]) for each in ec2.describe_subnets()["Subnets"]
+            ),
+            "gateways": [len(each["Attachments"]) for each in ec2.describe_internet_gateways()["InternetGateways"]],
+            "routes": sorted(
+                len(each["Routes"]) for each in ec2.describe_route_tables()["RouteTables"]
+            ),
+            "groups": sorted(
+                (each["GroupName"], len(each["IpPermissions"]))
+                for each in ec2.describe_security_groups()["SecurityGroups"]
+            ),
+            "endpoints": [
+                each["ServiceName"]
+                for each in ec2.describe_vpc_endpoints()["VpcEndpoints"]
+                if each["State"] not in ("deleting", "deleted")
+            ],
+            "instances": len(aws.instances(region)),
+            "volumes": len(ec2.describe_volumes()["Volumes"]),
+            "addresses": len(ec2.describe_addresses()["Addresses"]),
+        }  # fmt: skip
+    buckets = [each["Name"] for each in aws.s3().list_buckets()["Buckets"]]
+    return of_regions | {
+        "buckets": {name: aws.s3().list_objects_v2(Bucket=name)["KeyCount"] for name in buckets},
+        "roles": [each["RoleName"] for each in account.read_all("iam", REGION, "list_roles", "Roles")],
+        "budgets": [
+            each["BudgetName"]
+            for each in account.read_all("budgets", REGION, "describe_budgets", "Budgets", AccountId="123456789012")
+        ],
+    }
+
+
+def run_bootstrap(aws: Aws) -> Made:
+    return bootstrap(aws, WANTED, silent)
+
+
+def run_teardown(aws: Aws) -> None:
+    assert teardown.teardown(aws, teardown.find(aws), silent, sleep=lambda _: None) == {}
+
+
+def killed_again_and_again(verb: Callable[[Aws], Any], url: str) -> int:
+    """Run a verb, which is killed after its first change, until it has none left to make; returns how often."""
+    stopped = StoppedAfter(url)
+    for kills in range(100):
+        try:
+            verb(stopped)
+        except Killed:
+            continue
+        return kills
+    raise AssertionError("it never ends")
+
+
+def changes(aws: FakeAws) -> int:
+    """Calls so far that may have changed something."""
+    reads = ("Describe", "List", "Get", "Head")
+    return sum(not call["action"].startswith(reads) for call in aws.read("calls"))
+
+
+def test_bootstrap_a_machine_and_teardown_leave_the_account_as_it_was(aws: FakeAws):
+    before, account = tables(aws), account_of(aws.url)
+    made = run_bootstrap(account)
+    settings = Ec2Settings.model_validate({"regions": made.settings, "endpoint_url": aws.url})
+    Ec2Provider("ec2", settings).launch(launch_request())
+    aws.s3().put_object(Bucket=made.bucket, Key="service/checkpoint", Body=b"weights")
+    (instance,) = aws.instances()
+    assert instance["SubnetId"] == made.settings[REGION]["subnets"][ZONE]
+    asked = aws.calls("RunInstances")[0]["parameters"]  # moto forgets the groups of interfaces
+    assert [asked["NetworkInterface.1.SecurityGroupId.1"]] == made.settings[REGION]["security_groups"]
+    run_teardown(account)
+    assert tables(aws) == before
+
+
+def test_each_verb_run_twice_changes_nothing(aws: FakeAws):
+    account = account_of(aws.url)
+    made = run_bootstrap(account)
+    after, calls = tables(aws), changes(aws)
+    again = run_bootstrap(account)
+    assert (again.created, again.settings, again.bucket) == (0, made.settings, made.bucket)
+    assert (tables(aws), changes(aws)) == (after, calls)
+    run_teardown(account)
+    calls = changes(aws)
+    run_teardown(account)
+    assert changes(aws) == calls
+
+
+def test_a_dry_run_tells_each_step_and_changes_nothing(aws: FakeAws):
+    before, told = tables(aws), list[str]()
+    made = bootstrap(StoppedAfter(aws.url), Wanted((REGION,), "me@example.org", dry_run=True), told.append)
+    assert tables(aws) == before
+    created = run_bootstrap(account_of(aws.url)).created
+    assert made.created == created == sum(step.startswith("to create") for step in told)
+    for policy in made.policies.values():
+        assert len(json.dumps(policy, separators=(",", ":"))) <= 6_144, "IAM takes no longer managed policy"
+
+
+def test_killed_after_each_of_its_calls_and_run_again_bootstrap_and_teardown_end_the_same(aws: FakeAws):
+    before = tables(aws)
+    calls = changes(aws)
+    steps = killed_again_and_again(run_bootstrap, aws.url)
+    whole = tables(aws)
+    assert changes(aws) - calls == steps, "nothing is made twice"
+    # a group takes its rule with it, a VPC its route, a bucket what was said of it
+    assert killed_again_and_again(run_teardown, aws.url) == steps - 5
+    assert tables(aws) == before
+    run_bootstrap(account_of(aws.url))
+    assert tables(aws) == whole
+    run_teardown(account_of(aws.url))
+    assert tables(aws) == before
+
+
+def test_the_bucket_is_private_and_forgets_aborted_uploads_and_only_the_gang_reaches_its_machines(aws: FakeAws):
+    made = run_bootstrap(account_of(aws.url))
+    s3 = aws.s3()
+    blocked = s3.get_public_access_block(Bucket=made.bucket)["PublicAccessBlockConfiguration"]
+    assert len(blocked) == 4
+    assert all(blocked.values())
+    (rule,) = s3.get_bucket_lifecycle_configuration(Bucket=made.bucket)["Rules"]
+    assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+    groups = made.settings[REGION]["security_groups"]
+    (group,) = aws.ec2().describe_security_groups(GroupIds=groups)["SecurityGroups"]
+    (permission,) = group["IpPermissions"]
+    assert (permission["IpRanges"], [pair["GroupId"] for pair in permission["UserIdGroupPairs"]]) == ([], groups)
+
+
+def test_a_bucket_that_someone_else_filled_is_not_touched(aws: FakeAws):
+    name = f"shoestring-123456789012-{REGION}"
+    aws.s3().create_bucket(Bucket=name)
+    aws.s3().put_object(Bucket=name, Key="theirs", Body=b"theirs")
+    with pytest.raises(AwsError, match="was not made by this command"):
+        run_bootstrap(account_of(aws.url))
+    run_teardown(account_of(aws.url))
+    assert tables(aws)["buckets"] == {name: 1}
+
+
+def test_teardown_lists_images_snapshots_and_addresses_and_leaves_foreign_ones(aws: FakeAws):
+    ec2, tags = aws.ec2(), [{"Key": "shoestring-account", "Value": "bootstrap"}]
+    for ours in (tags, []):
+        specification = {"TagSpecifications": [{"ResourceType": "elastic-ip", "Tags": ours}]} if ours else {}
+        ec2.allocate_address(Domain="vpc", **specification)
+        volume = ec2.create_volume(AvailabilityZone=ZONE, Size=8)["VolumeId"]
+        snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+        if ours:
+            ec2.create_tags(Resources=[volume, snapshot], Tags=ours)
+    account = account_of(aws.url)
+    assert {thing.kind for thing in teardown.find(account)} == {"address", "volume", "snapshot"}
+    run_teardown(account)
+    assert [tables(aws)[REGION][kind] for kind in ("volumes", "addresses")] == [1, 1]
+    assert inventory.images(account, REGION) == []

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls to AWS for the account commands: reads are repeated, writes are sent once, and every failure is a sentence."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from shoestring_worker.providers.ec2.errors import read_error
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 3.0, 15.0
+READS = 3
+"""Times that a call which changes nothing is sent."""
+GLOBAL_REGION = "us-east-1"
+"""Of the services that have one endpoint for all regions."""
+
+LOG_IN = "Name others in AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in again: aws sso login"
+WHAT_TO_DO = {
+    "InvalidClientTokenId": f"AWS doesn't know these credentials. {LOG_IN}",
+    "AuthFailure": f"AWS doesn't know these credentials. {LOG_IN}",
+    "SignatureDoesNotMatch": f"The secret key doesn't belong to the access key, or the clock is wrong. {LOG_IN}",
+    "ExpiredToken": f"The credentials have expired. {LOG_IN}",
+    "ExpiredTokenException": f"The credentials have expired. {LOG_IN}",
+    "RequestExpired": "The clock is wrong, or the credentials have expired: turn on NTP, or log in again.",
+    "RequestTimeTooSkewed": "The clock is wrong: turn on NTP.",
+    "UnauthorizedOperation": "Allow it to these credentials: shoestring aws bootstrap --dry-run prints the policies.",
+    "AccessDenied": "Allow it to these credentials: shoestring aws bootstrap --dry-run prints the policies.",
+    "AccessDeniedException": "Allow it to these credentials: shoestring aws bootstrap --dry-run prints the policies.",
+    "OptInRequired": "Finish signing up for this account, or enable the region, in the AWS console.",
+    "VpcLimitExceeded": "Raise the quota `VPCs per Region` in the Service Quotas console, or delete a VPC.",
+}
+"""By error code."""
+
+
+class AwsError(Exception):
+    """A call that did not succeed. `code`: of AWS's answer; "": there was none. `headers`: of the answer."""
+
+    def __init__(self, sentence: str, code: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.code, self.headers = code, headers or {}
+
+
+class Aws:
+    """An account, by the credentials that boto3 finds.
+
+    endpoint_url  a server that speaks AWS's APIs, in place of AWS
+    """
+
+    def __init__(self, endpoint_url: str | None = None) -> None:
+        self._endpoint_url = endpoint_url
+        self._clients: dict[tuple[str, str, int], Any] = {}
+        self._lock = threading.Lock()
+
+    def read(self, service: str, region: str, method: str, **arguments: Any) -> dict[str, Any]:
+        """Raises AwsError."""
+        return self._call(READS, service, region, method, arguments)
+
+    def read_all(self, service: str, region: str, method: str, key: str, **arguments: Any) -> list[Any]:
+        """What all pages have below `key`. Raises AwsError."""
+        client = self._client(service, region, READS)
+        if not client.can_paginate(method):
+            return list(self.read(service, region, method, **arguments)[key])
+        try:
+            return [item for page in client.get_paginator(method).paginate(**arguments) for item in page.get(key, [])]
+        except (ClientError, BotoCoreError) as error:
+            raise _sentence(service, region, method, error) from error
+
+    def write(self, service: str, region: str, method: str, **arguments: Any) -> dict[str, Any]:
+        """A call that changes something, sent once: most have no idempotency token. Raises AwsError."""
+        return self._call(1, service, region, method, arguments)
+
+    def account(self) -> str:
+        """The account's number. Raises AwsError."""
+        return str(self.read("sts", GLOBAL_REGION, "get_caller_identity")["Account"])
+
+    def enabled_regions(self) -> list[str]:
+        """Raises AwsError."""
+        regions = self.read("ec2", GLOBAL_REGION, "describe_regions")["Regions"]
+        return sorted(region["RegionName"] for region in regions)
+
+    def _call(self, sends: int, service: str, region: str, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = getattr(self._client(service, region, sends), method)(**arguments)
+        except (ClientError, BotoCoreError) as error:
+            raise _sentence(service, region, method, error) from error
+        return answer
+
+    def _client(self, service: str, region: str, sends: int) -> Any:
+        with self._lock:  # clients may be shared by threads; making them may not
+            if (service, region, sends) not in self._clients:
+                config = Config(
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    read_timeout=READ_TIMEOUT_S,
+                    retries={"total_max_attempts": sends, "mode": "standard"},
+                )
+                self._clients[service, region, sends] = boto3.client(
+                    service, region_name=region, endpoint_url=self._endpoint_url, config=config
+                )
+            return self._clients[service, region, sends]
+
+
+def _sentence(service: str, region: str, method: str, error: ClientError | BotoCoreError) -> AwsError:
+    action = "".join(part.capitalize() for part in method.split("_"))
+    if isinstance(error, ClientError):
+        code, message, _ = read_error(error.response)
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        hint = f" {WHAT_TO_DO[code]}" if code in WHAT_TO_DO else ""
+        return AwsError(f"{service} in {region} refused {action}: {code}: {message}{hint}", code, headers)
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return AwsError(f"There are no AWS credentials. {LOG_IN}")
+    return AwsError(f"{service} in {region} did not answer {action}: {error}. See that AWS can be reached; try again.")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The least that credentials need, as IAM policies to review and attach; `bootstrap` prints them and attaches none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
+
+from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_SERVICE
+
+SWEPT = ("instance", "volume", "elastic-ip", "spot-instances-request")
+
+
+def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, Any]:
+    """Of API and worker: they launch only in these regions, and change only what carries a deployment's tag."""
+    in_regions = {"StringEquals": {"aws:RequestedRegion": regions}}
+    ours = {"Null": {f"aws:ResourceTag/{DEPLOYMENT_TAG}": "false"}}
+    swept = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in SWEPT]
+    created = [*swept, f"arn:aws:ec2:*:{account}:network-interface/*"]
+    used = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in ("subnet", "security-group", "key-pair")]
+    return _policy(
+        _allow(["ec2:Describe*"], ["*"]),
+        _allow(["ec2:RunInstances"], [*used, "arn:aws:ec2:*::image/*"], in_regions),
+        _allow(["ec2:RunInstances"], created, {"Null": {f"aws:RequestTag/{DEPLOYMENT_TAG}": "false"}, **in_regions}),
+        _allow(["ec2:CreateTags"], created, {"StringEquals": {"ec2:CreateAction": "RunInstances"}}),
+        _allow(
+            ["ec2:TerminateInstances", "ec2:DeleteVolume", "ec2:ReleaseAddress", "ec2:CancelSpotInstanceRequests"],
+            swept, ours,
+        ),
+        _allow(["s3:ListBucket"], [f"arn:aws:s3:::{bucket}"]),
+        _allow(["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"], [f"arn:aws:s3:::{bucket}/*"]),
+    )  # fmt: skip
+
+
+def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, Any]:
+    """Of whoever runs `shoestring aws`, besides the worker's: it makes, checks and removes what bootstrap makes."""
+    network = ("Vpc", "Subnet", "InternetGateway", "SecurityGroup")
+    made = [f"ec2:{verb}{kind}" for kind in network for verb in ("Create", "Delete")]
+    more = [
+        "ec2:CreateTags", "ec2:CreateRoute", "ec2:CreateVpcEndpoint", "ec2:DeleteVpcEndpoints",
+        "ec2:AttachInternetGateway", "ec2:DetachInternetGateway", "ec2:AuthorizeSecurityGroupIngress",
+        "ec2:DeregisterImage", "ec2:DeleteSnapshot",
+    ]  # fmt: skip
+    role = f"arn:aws:iam::{account}:role/aws-service-role/{SPOT_SERVICE}/{SPOT_ROLE}"
+    buckets = [
+        "s3:CreateBucket", "s3:GetBucketLocation", "s3:DeleteBucket",
+        "s3:ListBucket", "s3:ListBucketVersions", "s3:DeleteObject",
+        "s3:DeleteObjectVersion", "s3:GetBucketTagging", "s3:PutBucketTagging", "s3:GetBucketPublicAccessBlock",
+        "s3:PutBucketPublicAccessBlock", "s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration",
+        "s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload",
+    ]  # fmt: skip
+    return _policy(
+        _allow([*made, *more], ["*"], {"StringEquals": {"aws:RequestedRegion": regions}}),
+        _allow(["ec2:Describe*", "servicequotas:ListServiceQuotas", "servicequotas:GetServiceQuota"], ["*"]),
+        _allow(["iam:ListRoles", "s3:ListAllMyBuckets"], ["*"]),
+        _allow(["iam:CreateServiceLinkedRole", "iam:DeleteServiceLinkedRole"], [role]),
+        _allow(buckets, [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]),
+        _allow(["budgets:ViewBudget", "budgets:ModifyBudget"], [f"arn:aws:budgets::{account}:budget/*"]),
+    )
+
+
+def _policy(*statements: dict[str, Any]) -> dict[str, Any]:
+    return {"Version": "2012-10-17", "Statement": list(statements)}
+
+
+def _allow(actions: list[str], resources: list[str], condition: dict[str, Any] | None = None) -> dict[str, Any]:
+    allowed: dict[str, Any] = {"Effect": "Allow", "Action": actions, "Resource": resources}
+    return allowed | ({"Condition": condition} if condition else {})

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls that remove what the inventory lists. What is gone already is no error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
+from shoestring_worker.providers.ec2.account.inventory import Thing
+
+CALLS = {
+    "spot request": ("cancel_spot_instance_requests", "SpotInstanceRequestIds"),
+    "instance": ("terminate_instances", "InstanceIds"),
+    "volume": ("delete_volume", "VolumeId"),
+    "address": ("release_address", "AllocationId"),
+    "image": ("deregister_image", "ImageId"),
+    "snapshot": ("delete_snapshot", "SnapshotId"),
+    "endpoint": ("delete_vpc_endpoints", "VpcEndpointIds"),
+    "security group": ("delete_security_group", "GroupId"),
+    "subnet": ("delete_subnet", "SubnetId"),
+    "VPC": ("delete_vpc", "VpcId"),
+}
+"""By kind: boto3's method of EC2 and its argument, a list of ids if it ends in s."""
+
+
+def remove(aws: Aws, thing: Thing) -> None:
+    """Raises AwsError."""
+    try:
+        match thing.kind:
+            case "internet gateway":
+                _remove_gateway(aws, thing)
+            case "bucket":
+                _remove_bucket(aws, thing)
+            case "alarm":
+                account = aws.account()
+                aws.write("budgets", thing.region, "delete_budget", AccountId=account, BudgetName=thing.id)
+            case "role":
+                aws.write("iam", thing.region, "delete_service_linked_role", RoleName=thing.id)
+            case _:
+                method, argument = CALLS[thing.kind]
+                aws.write("ec2", thing.region, method, **{argument: [thing.id] if argument.endswith("s") else thing.id})
+    except AwsError as error:
+        if not _is_gone(error):
+            raise
+
+
+def _remove_gateway(aws: Aws, gateway: Thing) -> None:
+    listed = aws.read("ec2", gateway.region, "describe_internet_gateways", InternetGatewayIds=[gateway.id])
+    for attachment in listed["InternetGateways"][0]["Attachments"]:
+        vpc = attachment["VpcId"]
+        aws.write("ec2", gateway.region, "detach_internet_gateway", InternetGatewayId=gateway.id, VpcId=vpc)
+    aws.write("ec2", gateway.region, "delete_internet_gateway", InternetGatewayId=gateway.id)
+
+
+def _remove_bucket(aws: Aws, bucket: Thing) -> None:
+    """With all versions of its objects, and uploads that were never completed."""
+
+    def pages(method: str, *keys: str) -> list[Any]:
+        return [each for key in keys for each in aws.read_all("s3", bucket.region, method, key, Bucket=bucket.id)]
+
+    found = pages("list_object_versions", "Versions", "DeleteMarkers")
+    versions = [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in found]
+    for first in range(0, len(versions), 1_000):
+        chosen = {"Objects": versions[first : first + 1_000], "Quiet": True}
+        aws.write("s3", bucket.region, "delete_objects", Bucket=bucket.id, Delete=chosen)
+    for upload in pages("list_multipart_uploads", "Uploads"):
+        which = {"Bucket": bucket.id, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+        aws.write("s3", bucket.region, "abort_multipart_upload", **which)
+    aws.write("s3", bucket.region, "delete_bucket", Bucket=bucket.id)
+
+
+def _is_gone(error: AwsError) -> bool:
+    return error.code.endswith(".NotFound") or error.code in ("NoSuchBucket", "NoSuchEntity", "NotFoundException")

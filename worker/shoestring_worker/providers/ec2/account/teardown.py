@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remove everything of ours from an account: machines of all deployments, their data, and what `bootstrap` made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from shoestring_worker.providers.ec2.account import inventory, removal
+from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
+from shoestring_worker.providers.ec2.account.inventory import Thing
+
+REGIONAL = (inventory.machines, inventory.disks_and_addresses, inventory.images, inventory.network)
+END_S, PAUSE_S = 300.0, 5.0
+"""How long machines may take to end, before what they use is removed, and how often they are asked for."""
+REGIONS_AT_ONCE = 16
+
+
+def find(aws: Aws) -> list[Thing]:
+    """All of it, in the order in which it can be removed. Raises AwsError: half a list would look like a whole one."""
+    regions = aws.enabled_regions()
+    with ThreadPoolExecutor(REGIONS_AT_ONCE) as threads:
+        lists = list(threads.map(lambda region: [thing for list_ in REGIONAL for thing in list_(aws, region)], regions))
+    return [*(thing for found in lists for thing in found), *inventory.of_account(aws)]
+
+
+def teardown(
+    aws: Aws,
+    things: list[Thing],
+    report: Callable[[str], None],
+    monotonic: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, str]:
+    """Remove them; returns what could not be, with the reason. Run again, it goes on from there."""
+    machines = [thing for thing in things if thing.kind in ("spot request", "instance")]
+    failed = _remove(aws, [thing for thing in machines if thing.state != "shutting-down"], report)
+    deadline, regions = monotonic() + END_S, {thing.region for thing in machines}
+    while any(_has_machines(aws, region) for region in sorted(regions)):
+        if monotonic() > deadline:
+            return failed | {"machines": f"They have not ended within {END_S:.0f} s. Run this again in some minutes."}
+        sleep(PAUSE_S)
+    return failed | _remove(aws, [thing for thing in things if thing not in machines], report)
+
+
+def _remove(aws: Aws, things: list[Thing], report: Callable[[str], None]) -> dict[str, str]:
+    failed = {}
+    for thing in things:
+        try:
+            removal.remove(aws, thing)
+        except AwsError as error:
+            in_use = " Something that isn't ours uses it." if error.code == "DependencyViolation" else ""
+            failed[str(thing)] = f"{error}{in_use}"
+        else:
+            report(f"removed {thing}")
+    return failed
+
+
+def _has_machines(aws: Aws, region: str) -> bool:
+    """Raises AwsError."""
+    return any(thing.kind == "instance" for thing in inventory.machines(aws, region))
