@@ -6,18 +6,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
-from typing import Literal
+from typing import Literal, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from shoestring_core.store.db import Store
 from shoestring_core.store.ledger.export import LedgerLine, cost_lines, limit_lines
+from shoestring_core.store.transactions import Read
 
 from shoestring_api.dependencies import Caller, StateDep
 from shoestring_api.serializers.times import to_datetime
+
+P = TypeVar("P")
 
 router = APIRouter(prefix="/v1/ledger", tags=["budgets"])
 
@@ -43,14 +46,20 @@ def export_ledger(state: StateDep, caller: Caller, format: Literal["csv", "json"
 
 
 def _pages(store: Store, team: UUID) -> Iterator[list[dict[str, str]]]:
-    for read in (limit_lines, cost_lines):
-        position = None
-        while True:
-            with store.read() as db:
-                lines, position = read(db, team, position)
-            yield [asdict(line) | {"at": to_datetime(line.at).isoformat()} for line in lines]
-            if position is None:
-                break
+    yield from _pages_of(store, team, limit_lines)
+    yield from _pages_of(store, team, cost_lines)
+
+
+def _pages_of(
+    store: Store, team: UUID, read: Callable[[Read, UUID, P | None], tuple[list[LedgerLine], P | None]]
+) -> Iterator[list[dict[str, str]]]:
+    position: P | None = None
+    while True:
+        with store.read() as db:
+            lines, position = read(db, team, position)
+        yield [asdict(line) | {"at": to_datetime(line.at).isoformat()} for line in lines]
+        if position is None:
+            return
 
 
 def _csv(pages: Iterator[list[dict[str, str]]]) -> Iterator[str]:
