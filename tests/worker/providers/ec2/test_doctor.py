@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from shoestring_core.exit_codes import ExitCode
 from shoestring_worker.providers.ec2.account import __main__ as command
 from shoestring_worker.providers.ec2.account import doctor
-from shoestring_worker.providers.ec2.account.doctor import check_account, check_agent_url, check_region
+from shoestring_worker.providers.ec2.account.doctor import check_account, check_agent_url, check_bucket, check_region
 from shoestring_worker.providers.ec2.account.quotas import quota_of
 
 from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws
@@ -120,6 +120,30 @@ def test_a_region_without_known_prices_is_a_warning(aws: FakeAws, open_client: C
 def test_the_quota_of_a_type_is_found_by_its_name(type_: str, market: str, name: str | None):
     found = quota_of(QUOTAS, type_, market)
     assert (found and found[0]) == name
+
+
+def test_a_disk_that_the_image_does_not_fit_is_told(aws: FakeAws, open_client: Callable[[str, str], Any]):
+    settings = aws.settings(ZONE, disk_gib=8)
+    texts = [one.text for one in check_region(open_client, settings, REGION) if one.level == "error"]
+    assert f"{IMAGE} alone needs a disk of 15 GiB; SHOESTRING_EC2_DISK_GIB is 8." in texts
+
+
+def test_a_bucket_is_written_and_read_and_left_as_it_was(aws: FakeAws):
+    aws.s3().create_bucket(Bucket="ours")
+    abroad = {"LocationConstraint": OTHER_REGION}
+    aws.s3(OTHER_REGION).create_bucket(Bucket="abroad", CreateBucketConfiguration=abroad)
+
+    def check(store: str) -> tuple[str, str]:
+        (found,) = check_bucket(lambda _, region: aws.s3(region), REGION, store, [REGION])
+        return found.level, found.text
+
+    assert check("") == ("ok", "none: checkpoints go through the service")
+    assert check("s3://ours/checkpoints") == ("ok", f"ours in {REGION} can be written and read")
+    assert aws.s3().list_objects_v2(Bucket="ours")["KeyCount"] == 0
+    level, text = check("s3://abroad")
+    assert (level, f"abroad is in {OTHER_REGION}" in text) == ("warning", True)
+    level, text = check("s3://nobodys")
+    assert (level, "NoSuchBucket" in text) == ("error", True)
 
 
 class Sts:

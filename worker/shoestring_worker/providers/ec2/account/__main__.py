@@ -24,7 +24,13 @@ from shoestring_core.exit_codes import ExitCode
 
 from shoestring_worker.providers.ec2.account import bootstrap, teardown
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
-from shoestring_worker.providers.ec2.account.doctor import Finding, check_account, check_agent_url, check_region
+from shoestring_worker.providers.ec2.account.doctor import (
+    Finding,
+    check_account,
+    check_agent_url,
+    check_bucket,
+    check_region,
+)
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything, find_regions
 from shoestring_worker.providers.ec2.account.tagged import KINDS, Tagged
 from shoestring_worker.providers.ec2.errors import read_error
@@ -99,6 +105,8 @@ def run_doctor(options: argparse.Namespace, account: Account) -> int:
         url = os.environ.get("SHOESTRING_AGENT_URL", "http://127.0.0.1:8000")
         findings.append(check_agent_url(url, simulated=settings.simulated))
         if asked:
+            store = os.environ.get("SHOESTRING_OBJECT_STORE", "")
+            findings += check_bucket(account.open_client, account.home, store, settings.regions)
             for region in settings.regions:
                 findings += check_region(account.open_client, settings, region)
     if options.json:

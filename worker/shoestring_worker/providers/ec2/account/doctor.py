@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +31,9 @@ CLOCK_OFF_S = 240
 
 source  docs.aws.amazon.com/IAM/latest/UserGuide/signing-elements.html
 """
+
+TEXT_LENGTH = 300
+"""Of an error: a proxy may answer with a whole page."""
 
 OpenClient = Callable[[str, str], Any]
 """Open a client of a service in a region."""
@@ -77,11 +80,43 @@ def check_agent_url(url: str, *, simulated: bool) -> Finding:
     return Finding("ok", "service URL", f"{url}; whether machines reach it shows with the first one")
 
 
+def check_bucket(open_client: OpenClient, region: str, store: str, regions: Iterable[str]) -> Iterator[Finding]:
+    """The bucket of SHOESTRING_OBJECT_STORE: where it is, and whether one object can be written, read and deleted.
+
+    region   where it is looked for
+    regions  where machines run
+    """
+    if not store.startswith("s3://"):
+        yield Finding("ok", "bucket", "none: checkpoints go through the service")
+        return
+    name, _, prefix = store.removeprefix("s3://").partition("/")
+    key = f"{prefix.strip('/')}/doctor".lstrip("/")
+    try:
+        found = open_client("s3", region).get_bucket_location(Bucket=name)["LocationConstraint"] or "us-east-1"
+        s3 = open_client("s3", found)
+        s3.put_object(Bucket=name, Key=key, Body=b"shoestring aws doctor")
+        s3.get_object(Bucket=name, Key=key)["Body"].read()
+    except (ClientError, BotoCoreError) as error:
+        advice = "Name one in SHOESTRING_OBJECT_STORE that exists and that these credentials may write and read."
+        yield Finding("error", "bucket", f"{name} can't be used: {_text(error)}", advice)
+        return
+    try:
+        s3.delete_object(Bucket=name, Key=key)
+    except (ClientError, BotoCoreError) as error:
+        text = f"{key} can't be deleted, and stays: {_text(error)}"
+        yield Finding("warning", "bucket", text, "Allow s3:DeleteObject, or checkpoints are kept for ever.")
+    if elsewhere := sorted(set(regions) - {found}):
+        text = f"{name} is in {found}, machines run in {', '.join(elsewhere)} too: what they exchange crosses regions."
+        yield Finding("warning", "bucket", text, "AWS charges for that. Use a bucket in the machines' region.")
+    else:
+        yield Finding("ok", "bucket", f"{name} in {found} can be written and read")
+
+
 def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) -> Iterator[Finding]:
     """The image, the subnets, a launch without launching, and the quotas, of one configured region."""
     ec2, chosen = open_client("ec2", region), settings.regions[region]
     try:
-        root_device = yield from _check_image(ec2, region, chosen)
+        root_device = yield from _check_image(ec2, region, chosen, settings.disk_gib)
         yield from _check_subnets(ec2, region, chosen)
     except (ClientError, BotoCoreError) as error:
         yield Finding("error", region, f"EC2 can't be asked: {_text(error)}", "Look at the permissions in docs/aws.md.")
@@ -108,7 +143,7 @@ def _clock(ahead_s: float) -> Finding:
     return Finding("error", "clock", text, "Set it, for example by: timedatectl set-ntp true")
 
 
-def _check_image(ec2: Any, region: str, chosen: Ec2Region) -> Generator[Finding, None, str]:
+def _check_image(ec2: Any, region: str, chosen: Ec2Region, disk_gib: int) -> Generator[Finding, None, str]:
     """Returns the name of its root device; "" if it can't be used."""
     advice = f"Copy it to {region}, share it with this account, or name another in SHOESTRING_EC2_REGIONS."
     try:
@@ -126,8 +161,14 @@ def _check_image(ec2: Any, region: str, chosen: Ec2Region) -> Generator[Finding,
         text = f"{chosen.image} is {state}; it has to be available, for x86_64."
         yield Finding("error", region, text, advice)
         return ""
+    root = str(image["RootDeviceName"])
+    disks = {each["DeviceName"]: each.get("Ebs", {}) for each in image.get("BlockDeviceMappings", [])}
+    if (needed := disks.get(root, {}).get("VolumeSize") or 0) > disk_gib:
+        text = f"{chosen.image} alone needs a disk of {needed} GiB; SHOESTRING_EC2_DISK_GIB is {disk_gib}."
+        yield Finding("error", region, text, f"Set it to more than {needed}.")
+        return ""
     yield Finding("ok", region, f"image {chosen.image}: {image.get('Name', 'without a name')}")
-    return str(image["RootDeviceName"])
+    return root
 
 
 def _check_subnets(ec2: Any, region: str, chosen: Ec2Region) -> Iterator[Finding]:
@@ -192,8 +233,8 @@ def _quota(region: str, name: str, vcpus: float, types: Mapping[str, int]) -> Fi
 def _text(error: ClientError | BotoCoreError) -> str:
     if isinstance(error, ClientError):
         code, message, _ = read_error(error.response)
-        return f"{code}: {message}"
-    return str(error)
+        return f"{code}: {message}"[:TEXT_LENGTH]
+    return str(error)[:TEXT_LENGTH]
 
 
 def _code_and_status(error: ClientError) -> tuple[str, int]:
