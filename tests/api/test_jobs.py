@@ -11,8 +11,10 @@ from shoestring_core import rest, wire
 from shoestring_core.decide import failures
 from shoestring_core.store.fleet import gangs
 from shoestring_core.store.fleet.offers import save_offers
+from shoestring_core.store.tables import ProviderRow
 from shoestring_core.wording.attempts import MachinePreempted, RankKilled, RolledBack
 from shoestring_core.wording.waits import InQueue
+from sqlalchemy import update
 
 from tests.api.deployment import OFFER, SPEC, Agent, Deployment
 from tests.statements import counted
@@ -44,8 +46,18 @@ def test_a_submission_takes_few_statements_and_as_many_however_long_the_queue_is
     assert counts[0] == (2, 4 + clock_reads, 4)  # the key; the providers' answers, accounts and place in the queue
 
 
+def test_damaged_timeouts_of_a_provider_keep_no_job_from_being_submitted_and_listed(deployment: Deployment) -> None:
+    dearer = replace(OFFER, provider="other", price="9", on_demand_price="9")
+    deployment.store.write(lambda db: save_offers(db, "other", [dearer], deployment.state.timeouts))
+    damaged = update(ProviderRow).where(ProviderRow.name == "other").values(timeouts={"boot": "soon"})
+    deployment.store.write(lambda db: db.execute(damaged))
+    job = deployment.submit()
+    assert [one["id"] for one in deployment.member.get("/v1/jobs").json()["jobs"]] == [str(job)]
+
+
 def test_a_page_of_jobs_takes_as_many_statements_however_long_the_queue_is(deployment: Deployment) -> None:
     counts = []
+    deployment.member.get("/v1/jobs")  # reads the offers, which the next ones know
     for waiting in (1, 10):
         for _ in range(waiting):
             deployment.submit()

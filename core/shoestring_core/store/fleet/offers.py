@@ -61,7 +61,7 @@ def load_offers(db: Read) -> list[Offer]:
 
 @dataclass(frozen=True)
 class KnownOffers:
-    """What `load_offers` and `load_timeouts` return, of one moment."""
+    """Offers and timeouts of one moment. There is no offer without the timeouts of its provider."""
 
     offers: tuple[Offer, ...]
     timeouts: dict[str, Timeouts]
@@ -72,7 +72,8 @@ def load_known(db: Read) -> KnownOffers:
     connections, answers = db.connection.engine.pool, tuple(db.rows(_ANSWERS))
     last, known = _KNOWN.get(connections, (None, None))
     if known is None or last != answers:
-        known = KnownOffers(tuple(load_offers(db)), load_timeouts(db))
+        timeouts = load_timeouts(db)
+        known = KnownOffers(tuple(offer for offer in load_offers(db) if offer.provider in timeouts), timeouts)
         _KNOWN[connections] = (answers, known)
     return known
 

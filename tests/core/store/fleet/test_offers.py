@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import S
@@ -82,3 +84,10 @@ def test_damaged_timeouts_of_a_provider_hide_no_others(fleet: Fleet) -> None:
         fleet.write(offers.save_offers, provider, [], fleet.timeouts)
     fleet.alter(ProviderRow, ProviderRow.name == "other", timeouts={"boot": "soon"})
     assert list(fleet.read(offers.load_timeouts)) == ["local"]
+
+
+def test_offers_of_a_provider_whose_timeouts_are_damaged_are_not_known(fleet: Fleet) -> None:
+    for provider in ("local", "other"):
+        fleet.write(offers.save_offers, provider, [replace(OFFER, provider=provider)], fleet.timeouts)
+    fleet.alter(ProviderRow, ProviderRow.name == "other", timeouts={"boot": "soon"})
+    assert list(fleet.read(offers.load_known).offers) == [OFFER]
