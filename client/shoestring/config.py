@@ -32,7 +32,7 @@ def find_login(url: str | None = None, key: str | None = None) -> Login:
     env_url, env_key = os.environ.get("SHOESTRING_URL"), os.environ.get("SHOESTRING_KEY")
     saved = _saved_login()
     for source, candidate in (
-        ("the command line", url),
+        ("the command line", url if url != env_url else None),  # commands take --url from the environment too
         ("the environment", env_url),
         (str(config_path()) if saved else "", saved.get("url")),
     ):

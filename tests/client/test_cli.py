@@ -67,6 +67,14 @@ def test_an_unknown_command_is_a_usage_error(run_command: RunCommand) -> None:
     assert done.returncode == ExitCode.USAGE
 
 
+@pytest.mark.parametrize("command", ["submit", "quote"])
+def test_a_parameter_given_as_an_option_is_answered_with_how_to_give_it(run_command: RunCommand, command: str) -> None:
+    done = run_command(command, "digits/quickstart", "--epochs", "5")
+    assert done.returncode == ExitCode.USAGE
+    assert "epochs=VALUE" in done.stderr
+    assert "VALUE" not in run_command(command, "digits/quickstart", "--jsno").stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -181,6 +189,7 @@ def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkey
     monkeypatch.setenv("SHOESTRING_URL", "http://environment")
     monkeypatch.setenv("SHOESTRING_KEY", "environment-key")
     assert config.find_login().url == "http://environment"
+    assert config.find_login("http://environment").source == "the environment", "as commands pass it on"
     assert config.find_login("http://flag", "flag-key").key == "flag-key"
     monkeypatch.delenv("SHOESTRING_URL")
     assert (config.find_login().url, config.find_login().key) == ("http://saved", "environment-key")

@@ -66,7 +66,8 @@ def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"attempts": [attempt], "steps": 1, "rolled_back_steps": 0})
     if action == "logs":
         agents = {"machine": MACHINE["id"], "slot": 0, "rank": -1, "offset": 0, "text": "booted"}
-        return httpx.Response(200, json={"lines": [agents] if "rank" not in request.url.params else []})
+        logged = "rank" not in request.url.params and job["name"] != "twice"
+        return httpx.Response(200, json={"lines": [agents] if logged else []})
     return httpx.Response(200, json=job)
 
 
@@ -141,3 +142,8 @@ def test_the_version_is_printed() -> None:
 
 def test_a_rank_that_logged_nothing_is_said() -> None:
     assert "Rank 1 has logged nothing" in run("logs", JOB["id"], "--rank", "1").output
+
+
+def test_a_job_that_logged_nothing_yet_is_said_with_its_state() -> None:
+    said = run("logs", OTHER["id"]).output
+    assert said.startswith(f"Nothing has been logged. {OTHER['status_text']}")

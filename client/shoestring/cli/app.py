@@ -31,6 +31,7 @@ from shoestring.cli import (
     service,
     simulate,
 )
+from shoestring.cli.spec_arguments import SpecCommand
 from shoestring.cli.terminal import out, print_error
 from shoestring.client import ServiceError, ServiceUnreachable
 from shoestring.connections import UnusableVariable
@@ -77,8 +78,8 @@ def _options(
 
 app = typer.Typer(cls=BrokenPipeSafeGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.callback(help=HELP)(_options)
-app.command("submit")(jobs.submit)
-app.command("quote")(quotes.quote)
+app.command("submit", cls=SpecCommand)(jobs.submit)
+app.command("quote", cls=SpecCommand)(quotes.quote)
 app.command("ls")(jobs.list_jobs)
 app.command("show")(jobs.show)
 app.command("watch")(jobs.watch)

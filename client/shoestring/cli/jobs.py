@@ -145,8 +145,11 @@ def logs(
             if tail or not page.lines or page.next_cursor is None or page.next_cursor == cursor:
                 break
             cursor = page.next_cursor
-        if rank is not None and cursor is None and not page.lines:
-            err.print(f"Rank {rank} has logged nothing. All ranks: shoestring logs {job}")
+        if cursor is None and not page.lines:
+            if rank is not None:
+                err.print(f"Rank {rank} has logged nothing. All ranks: shoestring logs {job}")
+            else:
+                err.print(f"Nothing has been logged. {watching.headline(client.job(job_id))}")
         if page.truncated:
             err.print("The job reached its log quota; the remaining logs were not stored.")
         if not follow or watching.is_over(client.job(job_id)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from shoestring_core import document, spec
 
 RecipeName = Annotated[
@@ -18,6 +19,19 @@ Params = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Hyperparameters; dotted keys set fields of the spec.")
 ]
 SpecFile = Annotated[Path | None, typer.Option("-f", "--file", help="Job spec, YAML or JSON; - reads stdin.")]
+
+
+class SpecCommand(typer.core.TyperCommand):
+    """A command that takes parameters of the spec as KEY=VALUE, and says so to whoever gives one as an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            name = str(getattr(error, "option_name", "")).lstrip("-")
+            if name and not getattr(error, "possibilities", None):
+                raise typer.BadParameter(f"no such option: --{name}. A parameter has no dashes: {name}=VALUE") from error
+            raise
 
 
 def spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -> str | dict[str, Any]:
