@@ -134,4 +134,5 @@ def test_every_line_is_exported_and_none_of_another_team(
 def test_text_that_a_spreadsheet_would_compute_is_quoted() -> None:
     """Amounts may be negative, and stay numbers."""
     assert export_route._cell("actor", "=1+1") == "'=1+1"
+    assert export_route._cell("actor", "\x1b[2J=1+1") == "'=1+1"
     assert export_route._cell("amount", "-1.00") == "-1.00"

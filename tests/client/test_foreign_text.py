@@ -13,7 +13,7 @@ import httpx
 import pytest
 from shoestring import Client, cli
 from shoestring import watch as watching
-from shoestring.cli import artifacts, budgets, jobs, login, models, offers, quotes, results, terminal
+from shoestring.cli import artifacts, budget_requests, budgets, jobs, login, models, offers, quotes, results, terminal
 from shoestring_core import rest
 from shoestring_core.errors import Problem
 from shoestring_core.exit_codes import ExitCode
@@ -39,6 +39,11 @@ MACHINE = {
 BUDGET = {
     "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
     "overdraft": MONEY, "left": MONEY, "weight": 1, "recent": MONEY, "etag": "1",
+}  # fmt: skip
+REQUEST = {
+    "id": "0198c5f2-7d10-7000-8000-1a2b3c4d5e6a", "budget": BUDGET["id"], "owner": HOSTILE, "user": HOSTILE,
+    "amount": MONEY, "why": HOSTILE, "state": "open", "created_at": "2026-01-01T00:00:00Z",
+    "expires_at": "2026-01-15T00:00:00Z",
 }  # fmt: skip
 ATTEMPT = {
     "number": 1, "state": "open", "trained": True, "machines": [MACHINE], "generations": [],
@@ -70,12 +75,15 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
     ("quote", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
+    ("budget", "grant", "1"): 0, ("budget", "transfer", "1", "--from", HOSTILE, "--to", HOSTILE): 0,
+    ("budget", "request", "1", "--why", "x"): 0, ("budget", "requests"): 0, ("budget", "approve", "a"): 0,
+    ("budget", "deny", "a"): 0,
     ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0, ("offers",): 0,
     ("predict", "JOB", "cat.jpg"): ExitCode.NOT_FOUND, ("export", "JOB"): ExitCode.NOT_FOUND,
 }  # fmt: skip
 WITHOUT_FOREIGN_TEXT = {
     "retry", "open", "artifacts ls", "artifacts get", "chaos preempt", "recipes ls", "recipes show", "data prepare",
-    "simulate spot", "model", "up", "demo",
+    "simulate spot", "model", "up", "demo", "budget export",
 }  # fmt: skip
 
 
@@ -106,6 +114,9 @@ def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(
             200, json={"user": HOSTILE, "team": HOSTILE, "role": "admin", "version": "0", "cursor": ""}
         )
+    if path.startswith("/v1/budget-requests"):
+        is_list = request.method == "GET"
+        return httpx.Response(200, json={"requests": [REQUEST]} if is_list else REQUEST)
     if path.startswith("/v1/budgets"):
         return httpx.Response(200, json={"budgets": [BUDGET]} if request.method == "GET" else BUDGET)
     return httpx.Response(200, json=ANSWERS[path.removeprefix(job)])
@@ -116,7 +127,7 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def connect(*_: object) -> Client:
         return Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
 
-    for module in (artifacts, budgets, jobs, models, offers, quotes, results):
+    for module in (artifacts, budget_requests, budgets, jobs, models, offers, quotes, results):
         monkeypatch.setattr(module, "open_client", connect)
     monkeypatch.setattr(login, "Client", connect)
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))

@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from shoestring_core.store.db import Store
 from shoestring_core.store.ledger.export import LedgerLine, cost_lines, limit_lines
 from shoestring_core.store.transactions import Read
+from shoestring_core.terminal_text import printable
 
 from shoestring_api.dependencies import Caller, StateDep
 from shoestring_api.serializers.times import to_datetime
@@ -37,7 +38,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 def export_ledger(state: StateDep, caller: Caller, format: Literal["csv", "json"] = "csv") -> StreamingResponse:
     """Return every line of the team's ledger: changes of limits, then costs in order. Amounts are dollars.
 
-    In CSV, text that a spreadsheet would compute begins with an apostrophe. Limits of the organization are included.
+    In CSV, text has no control characters, and what a spreadsheet would compute begins with an apostrophe. Limits of
+    the organization are included.
     """
     pages = _pages(state.store, caller.team)
     blocks, media_type = (_csv(pages), "text/csv") if format == "csv" else (_json(pages), "application/json")
@@ -72,7 +74,10 @@ def _csv(pages: Iterator[list[dict[str, str]]]) -> Iterator[str]:
 
 
 def _cell(name: str, value: str) -> str:
-    return f"'{value}" if name in TEXTS and value.startswith(FORMULA) else value
+    if name not in TEXTS:
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _json(pages: Iterator[list[dict[str, str]]]) -> Iterator[str]:

@@ -6,19 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shoestring_core import rest
-from shoestring_core.store import budget_requests, ledger
-from shoestring_core.store.tables import AccountRow, BudgetRequestRow, UserRow
+from shoestring_core.store import budget_requests
+from shoestring_core.store.tables import BudgetRequestRow
 from shoestring_core.store.transactions import Read
-from sqlalchemy import select
 
 from shoestring_api.serializers.times import to_datetime
 
 
 def serialize_requests(db: Read, rows: Sequence[BudgetRequestRow]) -> list[rest.BudgetRequest]:
-    accounts = db.sql.scalars(select(AccountRow).where(AccountRow.id.in_({row.account for row in rows}))).all()
-    titles = ledger.titles(db, accounts)
-    named = select(UserRow.id, UserRow.name).where(UserRow.id.in_({row.user_id for row in rows}))
-    users = dict(db.sql.execute(named).all())
+    titles, users = budget_requests.names(db, rows)
     return [_request(db, row, titles[row.account], users[row.user_id]) for row in rows]
 
 

@@ -102,6 +102,13 @@ def newest(db: Read, team: UUID, limit: int) -> Sequence[BudgetRequestRow]:
     return db.sql.scalars(mine.order_by(BudgetRequestRow.created_at.desc(), BudgetRequestRow.id).limit(limit)).all()
 
 
+def names(db: Read, requests: Sequence[BudgetRequestRow]) -> tuple[dict[UUID, str], dict[UUID, str]]:
+    """The titles of their budgets by account, and the names of who asked by user."""
+    accounts = db.sql.scalars(select(AccountRow).where(AccountRow.id.in_({row.account for row in requests}))).all()
+    users = select(UserRow.id, UserRow.name).where(UserRow.id.in_({row.user_id for row in requests}))
+    return ledger.titles(db, accounts), dict(db.sql.execute(users).all())
+
+
 def effect(db: Read, request: BudgetRequestRow) -> budget.GrantEffect | None:
     """What its approval would mean for others; None if nobody shares the budget, or its limit was removed since."""
     account, *above = ledger.ancestors(db, request.account)

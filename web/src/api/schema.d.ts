@@ -460,7 +460,8 @@ export interface paths {
          * Export Ledger
          * @description Return every line of the team's ledger: changes of limits, then costs in order. Amounts are dollars.
          *
-         *     In CSV, text that a spreadsheet would compute begins with an apostrophe. Limits of the organization are included.
+         *     In CSV, text has no control characters, and what a spreadsheet would compute begins with an apostrophe. Limits of
+         *     the organization are included.
          */
         get: operations["export_ledger"];
         put?: never;
