@@ -30,7 +30,8 @@ class SpecCommand(typer.core.TyperCommand):
         except typer.TyperException as error:
             name = str(getattr(error, "option_name", "")).lstrip("-")
             if name and not getattr(error, "possibilities", None):
-                raise typer.BadParameter(f"no such option: --{name}. A parameter has no dashes: {name}=VALUE") from error
+                instead = f"A parameter has no dashes: {name}=VALUE"
+                raise typer.BadParameter(f"no such option: --{name}. {instead}") from error
             raise
 
 
