@@ -57,7 +57,8 @@ def test_damaged_timeouts_of_a_provider_keep_no_job_from_being_submitted_and_lis
 
 def test_a_page_of_jobs_takes_as_many_statements_however_long_the_queue_is(deployment: Deployment) -> None:
     counts = []
-    deployment.member.get("/v1/jobs")  # reads the offers, which the next ones know
+    deployment.submit()
+    deployment.member.get("/v1/jobs")  # reads the offers for this job, which the next ones know
     for waiting in (1, 10):
         for _ in range(waiting):
             deployment.submit()
