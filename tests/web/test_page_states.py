@@ -62,6 +62,10 @@ def unfold(page: Page) -> None:
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
 
 
+def unfold_operation(page: Page) -> None:
+    page.locator(".opblock-post .opblock-summary-control").first.click()
+
+
 def show_all_of_the_job(page: Page) -> None:
     page.get_by_label("Show billing and system events").check()
     page.get_by_label("Rank", exact=True).select_option("all")
@@ -113,6 +117,7 @@ STATES = (
     ),
     State("a stopped job", "/jobs/{stopped}", "Stopped."),
     State("a job that awaits approval", "/jobs/{awaiting}", "approval"),
+    State("an operation of the API reference", "/docs", "Request body", (unfold_operation,)),
 )  # fmt: skip
 
 

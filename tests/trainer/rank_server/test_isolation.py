@@ -99,6 +99,7 @@ class Computer:
             "unwritable": [str(path) for path in (
                 self.data, self.data / "cat.png", self.hooks, self.hook, self.machine, self.home,
                 self.machine / "cache", self.machine / "scratch",
+                self.folder / "service", self.cloud / "machines/lm-2", *self.secrets,
             )],
             "system": [str(path) for path in (product, product.parent, "/", "/etc", "/etc/passwd", "/usr")],
             "namespace": str(Path("/proc/self/ns/user").readlink()),
@@ -167,6 +168,7 @@ def test_the_attacks_succeed_without_isolation(computer: Computer) -> None:
     assert ("keyring" in reached.split()) == bool(computer.key)
     for path in computer.secrets:
         assert f"read  {path}" in reached
+        assert f"write {path}" in reached
     for attempt in (
         "signal",
         "pidfd",
