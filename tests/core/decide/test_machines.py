@@ -277,3 +277,11 @@ def test_missed_reports_count_only_while_the_service_could_receive_them():
     (end,) = actions(UP, SEEN, late)
     assert end.lease_expired
     assert actions(UP, SEEN, late, leases=False) == []
+
+
+def test_a_bill_at_two_spot_prices_names_the_lowest_and_the_highest():
+    rules = BillingRules(spot_price_moves=True)
+    changes = ((0, "0.40"), (10 * S, "0.42"))
+    evidence = Evidence("p", "t", "spot", "0.40", 0, 20 * S, "requested", price_changes=changes, rules=rules)
+    (line,) = bill(evidence, 30 * S)
+    assert (line.reason.price, line.reason.highest) == ("0.40", "0.42")

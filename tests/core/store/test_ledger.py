@@ -62,6 +62,16 @@ def test_a_limit_of_nothing_is_named_as_such(world: World) -> None:
         world.hold(job, 8)
 
 
+def test_what_is_left_is_the_limit_less_what_is_spent_and_held(world: World) -> None:
+    job = world.job()
+    world.settle(world.hold(job, 100), 30)
+    world.hold(job, 5)
+    world.limit("team", 50)
+    with pytest.raises(BudgetExceeded) as refused:
+        world.hold(job, 20)
+    assert (refused.value.fields["left"], refused.value.fields["short_by"]) == ("0.000015", "0.000005")
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_hold_may_use_a_limit_to_the_last_micro_dollar(world: World, level: str) -> None:
     job = world.job()

@@ -37,6 +37,7 @@ def test_each_posted_amount_and_each_change_of_a_limit_is_a_line(
     world.limit("org", 900)
     world.limit("member", 400, job)
     world.grant(world.account("team"), 50)
+    world.limit("job", 300, job)
 
     costs = pages(world, export.cost_lines)
     assert all(len(page) <= size for page in costs)
@@ -57,4 +58,5 @@ def test_each_posted_amount_and_each_change_of_a_limit_is_a_line(
         ("team", "limit adjusted", "none", "0.0005"), ("organization", "limit adjusted", "none", "0.0009"),
         ("member", "limit adjusted", "none", "0.0004"), ("team", "limit granted", "0.0005", "0.00055"),
     } <= changed  # fmt: skip
+    assert [line.limit_after for line in limits if line.job == str(job.id)] == ["0.0003"]
     assert len({(line.account, line.at, line.kind, line.limit_after) for line in limits}) == len(limits)
