@@ -16,10 +16,11 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check credentials, clock, settings, image, subnets, permissions and quotas; launch and change nothing.
+    """Check credentials, clock, settings, bucket, image, subnets, permissions and quotas; launch nothing.
 
-    It reads the worker's environment: SHOESTRING_EC2_REGIONS and SHOESTRING_AGENT_URL. Launches are tried as EC2's dry
-    runs, which cost nothing. Exit code 1: a check failed.
+    It reads the worker's environment: SHOESTRING_EC2_REGIONS, SHOESTRING_AGENT_URL and SHOESTRING_OBJECT_STORE.
+    Launches are tried as EC2's dry runs, which cost nothing. In the bucket it writes one object, and deletes it.
+    Exit code 1: a check failed.
 
     \b
     shoestring aws doctor

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of an AWS account and of the settings, before a job costs anything. Nothing is launched or changed."""
+"""Checks of an AWS account and of the settings, before a job costs anything.
+
+Nothing is launched. The bucket gets one object, which is deleted again.
+"""
 
 from __future__ import annotations
 
