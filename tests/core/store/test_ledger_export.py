@@ -60,3 +60,22 @@ def test_each_posted_amount_and_each_change_of_a_limit_is_a_line(
     } <= changed  # fmt: skip
     assert [line.limit_after for line in limits if line.job == str(job.id)] == ["0.0003"]
     assert len({(line.account, line.at, line.kind, line.limit_after) for line in limits}) == len(limits)
+
+
+@pytest.mark.any_database
+def test_an_export_has_no_line_of_another_team(world: World) -> None:
+    other = World(world.store)
+    for one in (world, other):
+        job = one.job()
+        one.limit("member", 400, job)
+        one.limit("job", 300, job)
+        one.hold(job, 100)
+        one.settle(one.hold(job, 100), 40)
+
+    for read in (export.limit_lines, export.cost_lines):
+        ours, theirs = ([line for page in pages(one, read) for line in page] for one in (world, other))
+        assert ours
+        assert theirs
+        assert not {(line.account, line.job, line.at, line.machine) for line in ours} & {
+            (line.account, line.job, line.at, line.machine) for line in theirs
+        }
