@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Literal
 
 from shoestring_core.decide.offers import Offer
@@ -46,6 +47,14 @@ class Placement:
     @property
     def best(self) -> Offer | None:
         return self.ranked[0] if self.ranked else None
+
+    @cached_property
+    def best_by_provider(self) -> Mapping[str, Offer]:
+        """The best offer of each provider, best first."""
+        best: dict[str, Offer] = {}
+        for offer in self.ranked:
+            best.setdefault(offer.provider, offer)
+        return best
 
 
 def rank_offers(

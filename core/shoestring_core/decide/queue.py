@@ -9,7 +9,7 @@ order in which they came, and so do all while nobody has used anything: how long
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
@@ -55,6 +55,12 @@ class AccountBalance:
     def used_by_weight(self) -> float:
         """The lower it is, the sooner it is its turn."""
         return self.used / self.weight
+
+    def holding(self, amount: int) -> AccountBalance:
+        """This account once it holds `amount` more."""
+        return AccountBalance(
+            self.id, self.name, self.limit, self.posted, self.held + amount, self.overdraft, self.recent, self.weight
+        )
 
     def shortfall(self, amount: int) -> int:
         """How much is missing to hold `amount` more; 0: nothing."""
@@ -116,7 +122,16 @@ class QueueSnapshot:
     refusals: tuple[RecentRefusal, ...] = ()
 
 
-_Turn: TypeAlias = tuple[tuple[float, ...], int, int, MemberPath]
+_Turn: TypeAlias = tuple[tuple[float, ...], int, int, int]
+"""What a team and its member have used, when the member's next job came, its id, the member's place in the list."""
+
+
+@dataclass(frozen=True)
+class _MemberQueue:
+    """A member's jobs, in order. None at the end: there are more, which were not read."""
+
+    path: MemberPath
+    jobs: deque[QueuedJob | None] = field(default_factory=deque)
 
 
 class FairQueue:
@@ -127,31 +142,38 @@ class FairQueue:
 
     def __init__(self, snapshot: QueueSnapshot, balances: Mapping[UUID, AccountBalance]) -> None:
         self._balances = balances
-        self._jobs: dict[MemberPath, deque[QueuedJob | None]] = defaultdict(deque)
+        members: dict[MemberPath, _MemberQueue] = {}
         for job in sorted(snapshot.queue, key=lambda one: (one.queued_at, one.job)):
-            self._jobs[job.member].append(job)
-        for member in snapshot.unread:
-            self._jobs[member].append(None)
-        self._turns = [self._turn_of(member) for member in self._jobs]
+            path = job.member
+            if (member := members.get(path)) is None:
+                member = members[path] = _MemberQueue(path)
+            member.jobs.append(job)
+        for path in sorted(snapshot.unread):
+            members.setdefault(path, _MemberQueue(path)).jobs.append(None)
+        self._members = list(members.values())
+        self._turns = [self._turn_of(place, self._used(place)) for place in range(len(self._members))]
         heapify(self._turns)
 
     def __iter__(self) -> Iterator[tuple[MemberPath, QueuedJob | None]]:
         """The member whose turn it is, and the job; None: it is one that was not read."""
         while self._turns:
-            member = self._turns[0][-1]
-            now = self._turn_of(member)
-            if now != self._turns[0]:  # others of the team have started: what was used only grows
-                heapreplace(self._turns, now)
+            used, *_, place = self._turns[0]
+            if (used_now := self._used(place)) != used:  # others of the team have started: what was used only grows
+                heapreplace(self._turns, self._turn_of(place, used_now))
                 continue
-            job = self._jobs[member].popleft()
-            if self._jobs[member]:
-                heapreplace(self._turns, self._turn_of(member))
+            member = self._members[place]
+            job = member.jobs.popleft()
+            if member.jobs:
+                heapreplace(self._turns, self._turn_of(place, used))
             else:
                 heappop(self._turns)
-            yield member, job
+            yield member.path, job
 
-    def _turn_of(self, member: MemberPath) -> _Turn:
+    def _used(self, place: int) -> tuple[float, ...]:
+        """By weight: what the team has used, then its member."""
+        return tuple([self._balances[account].used_by_weight for account in self._members[place].path[-2::-1]])
+
+    def _turn_of(self, place: int, used: tuple[float, ...]) -> _Turn:
         """What orders the turns of members: the smallest is next. The team comes before the member."""
-        used = tuple(self._balances[account].used_by_weight for account in reversed(member[:-1]))
-        job = self._jobs[member][0]
-        return (used, -1, 0, member) if job is None else (used, job.queued_at, job.job.int, member)
+        job = self._members[place].jobs[0]
+        return (used, -1, 0, place) if job is None else (used, job.queued_at, job.job.int, place)

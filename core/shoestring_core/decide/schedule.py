@@ -11,7 +11,8 @@ start, and one that is itself behind one that waits for budget, block nobody.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -141,14 +142,13 @@ def schedule_jobs(
                 continue
             complete = False
             break
-        short = (waiting_for_budget[account] for account in queued.account_path if account in waiting_for_budget)
         inputs = StartInputs(
             queued=queued,
             offers=available,
             machines_in_use=in_use,
-            balances=tuple(balances[account] for account in queued.account_path),
+            balances=tuple([balances[account] for account in queued.account_path]),
             slots_blocked_by=waiting_for_slots,
-            budget_blocked_by=next(short, None),
+            budget_blocked_by=_first_short(queued, waiting_for_budget) if waiting_for_budget else None,
             now=now,
             refusals=snapshot.refusals,
             timeouts=by_provider,
@@ -162,9 +162,8 @@ def schedule_jobs(
         if isinstance(decision, Start):
             starts.append(decision)
             in_use = in_use | {decision.offer.provider: in_use.get(decision.offer.provider, 0) + decision.nodes}
-            for account in queued.account_path:
-                held = balances[account].held + decision.hold * decision.nodes
-                balances[account] = replace(balances[account], held=held)
+            hold = decision.hold * decision.nodes
+            balances |= {balance.id: balance.holding(hold) for balance in inputs.balances}
             continue
         waiting.append(decision)
         if inputs.budget_blocked_by:
@@ -183,6 +182,11 @@ def decide_start(inputs: StartInputs) -> Start | Wait:
     return _decide(inputs, place(inputs))
 
 
+def _first_short(queued: QueuedJob, waiting: Mapping[UUID, tuple[Blocker, str]]) -> tuple[Blocker, str] | None:
+    """The earlier job that waits for the budget of one of this job's accounts, its own first."""
+    return next((waiting[account] for account in queued.account_path if account in waiting), None)
+
+
 def _has_only_stale_offers(offers: tuple[Offer, ...], provider: str, now: int) -> bool:
     """False without any: a provider may offer more when it knows what later jobs require."""
     own = [offer for offer in offers if offer.provider == provider]
@@ -198,7 +202,7 @@ def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
     queued = inputs.queued
     if placement.best is None:
         return Wait(queued.job, why_no_offer(queued.requirements, placement))
-    providers = tuple(dict.fromkeys(offer.provider for offer in placement.ranked))
+    providers = tuple(placement.best_by_provider)
     if queued.terminating_machines or queued.closing:
         detail = waits.EarlierMachinesTerminating(max(1, queued.terminating_machines))
         return Wait(queued.job, detail, providers if queued.terminating_machines else ())
@@ -206,7 +210,7 @@ def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
         return Wait(queued.job, waits.RetryDelayed())
     if inputs.now < inputs.refused_until:
         return Wait(queued.job, waits.BehindRefusedJob())
-    available = next((offer for offer in placement.ranked if _has_free_slots(inputs, offer)), None)
+    available = next((offer for offer in placement.best_by_provider.values() if _has_free_slots(inputs, offer)), None)
     if wait := _wait_for_own_budget(inputs, available or placement.best):
         return wait
     if available is None:
@@ -291,6 +295,7 @@ def _why_first(blocker: Blocker, balances: Sequence[AccountBalance]) -> waits.Le
     return None
 
 
+@lru_cache(maxsize=4096)
 def _rounded(amount: int) -> str:
     """Dollars to a cent, or two digits of less than one, so that a stored wait seldom changes."""
     return money.to_decimal(round(amount, -min(4, max(0, len(str(amount)) - 2))))
