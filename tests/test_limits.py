@@ -35,6 +35,7 @@ DOCUMENTED = {
     "core/shoestring_core/decide/failures.py": {"MAX_RESTARTS_WITHOUT_CHECKPOINT": "3"},
     "core/shoestring_core/decide/retries.py": {"MAX_ATTEMPTS_WITHOUT_STEP": "8"},
     "core/shoestring_core/decide/queue.py": {"MAX_WEIGHT": "1,000"},
+    "core/shoestring_core/decide/soft_lines.py": {"MAX_LINES": "20 lines"},
     "core/shoestring_core/decide/quotes.py": {
         "MAX_MACHINE_COUNTS": "8; the best 50", "MAX_OFFERS": "50", "MAX_COMPARED_TYPES": "8 types",
     },

@@ -254,6 +254,11 @@ class Client:
         except httpx.TransportError as broken:
             raise ServiceUnreachable(f"The export from {self.url} was cut off ({broken}). Start it again.") from broken
 
+    def set_soft_lines(self, budget: UUID | str, percents: Sequence[int], *, reason: str = "") -> rest.Budget:
+        """Set the shares of a limit, percent, at which the team is told that so much is spent or held."""
+        body = {"percents": list(percents), "reason": reason}
+        return _parse(self._call("PUT", f"/v1/budgets/{budget}/soft-lines", json=body), rest.Budget)
+
     def set_weight(self, budget: UUID | str, weight: int, *, reason: str = "") -> rest.Budget:
         """Set how a team's or member's share of the dollars compares with that of the others."""
         body = {"weight": weight, "reason": reason}

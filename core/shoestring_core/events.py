@@ -121,6 +121,24 @@ class WeightChange(EventData):
     before: int
 
 
+class SoftLineReached(EventData):
+    """What is spent and held of a budget has reached a share of its limit, for the first time since the limit moved."""
+
+    kind: ClassVar[str] = "soft_line"
+    account: UUID
+    percent: int
+    limit: str
+    used: str
+
+
+class SoftLinesChange(EventData):
+    """The shares of a budget's limit at which its spenders are told changed."""
+
+    kind: ClassVar[str] = "soft_lines"
+    account: UUID
+    percents: tuple[int, ...]
+
+
 class BudgetRequestChange(EventData):
     """A member asked for more dollars, or an admin approved or denied that."""
 

@@ -18,6 +18,7 @@ from shoestring_core import events, recipes, wording
 from shoestring_core import money as micro_dollars
 from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.decide.quotes import MAX_MACHINE_COUNTS
+from shoestring_core.decide.soft_lines import MAX_LINES
 from shoestring_core.errors import Problem
 from shoestring_core.json_floats import AnyFloat
 from shoestring_core.spec import MAX_NODES
@@ -390,6 +391,16 @@ class WeightEvent(BaseEvent):
     data: events.WeightChange
 
 
+class SoftLineEvent(BaseEvent):
+    kind: Literal["soft_line"]
+    data: events.SoftLineReached
+
+
+class SoftLinesEvent(BaseEvent):
+    kind: Literal["soft_lines"]
+    data: events.SoftLinesChange
+
+
 class BudgetRequestEvent(BaseEvent):
     kind: Literal["budget_request"]
     data: events.BudgetRequestChange
@@ -418,6 +429,8 @@ Event = TypeAliasType(
         | CostEvent
         | BudgetEvent
         | WeightEvent
+        | SoftLineEvent
+        | SoftLinesEvent
         | BudgetRequestEvent
         | AlarmEvent
         | AgentEvent,
@@ -510,6 +523,16 @@ class ArtifactList(Resource):
     artifacts: list[Artifact]
 
 
+class SoftLine(Resource):
+    """A share of a limit at which those who spend from it are told."""
+
+    percent: int
+    at: Money | None
+    """Dollars of it; None without a limit."""
+    reached: bool
+    """It was reached since the limit last moved, by what is spent and held."""
+
+
 class Budget(Resource):
     id: UUID
     kind: str
@@ -524,6 +547,8 @@ class Budget(Resource):
     """How its share of the dollars compares with that of other teams or members; None: it shares with none."""
     recent: Money | None = None
     """What it spent, each dollar counted half after each half-life; with what is held it orders the queue."""
+    soft_lines: list[SoftLine] = []
+    """Rising; those of a job's budget: none."""
     etag: str
 
 
@@ -591,6 +616,12 @@ class DecideBudgetRequest(RequestBody):
 
 class SetWeightRequest(RequestBody):
     weight: int = Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)
+    reason: str = ""
+
+
+class SetSoftLinesRequest(RequestBody):
+    percents: list[int] = Field(max_length=MAX_LINES)
+    """Whole numbers from 1 to 100; none: nobody is told."""
     reason: str = ""
 
 

@@ -34,6 +34,24 @@ def test_an_admin_grants_dollars_once_for_each_key(deployment: Deployment) -> No
     assert deployment.member.post(f"{path}:grant", json={"amount": "1"}).status_code == 403
 
 
+def test_an_admin_sets_soft_lines_and_sees_which_are_reached(deployment: Deployment) -> None:
+    path, before = team_budget(deployment, "10.00")
+    assert [line["percent"] for line in before["soft_lines"]] == [50, 80, 90, 100]
+    answer = deployment.admin.put(f"{path}/soft-lines", json={"percents": [75, 33, 75], "reason": "careful"})
+    assert (answer.status_code, answer.json()["soft_lines"]) == (
+        200,
+        [
+            {"percent": 33, "at": {"amount": "3.30", "currency": "USD"}, "reached": False},
+            {"percent": 75, "at": {"amount": "7.50", "currency": "USD"}, "reached": False},
+        ],
+    )
+    for wrong in ([0], [101], [1.5], ["50"], [True], list(range(1, 22)), None):
+        refused = deployment.admin.put(f"{path}/soft-lines", json={"percents": wrong})
+        assert refused.status_code == 422, wrong
+    assert deployment.member.put(f"{path}/soft-lines", json={"percents": [1]}).status_code == 403
+    assert [line["percent"] for line in deployment.admin.get(path).json()["soft_lines"]] == [33, 75]
+
+
 def test_an_admin_moves_what_one_member_has_left_to_another(deployment: Deployment) -> None:
     ann, ben = two_members(deployment)
     move = {"to": ben, "amount": "4.00"}

@@ -27,7 +27,7 @@ WRITES = [
     ("POST", "/v1/machines/{machine}:preempt"), ("PUT", "/v1/budgets/{budget}"), ("DELETE", "/v1/keys/{key}"),
     ("PUT", "/v1/budgets/{budget}/weight"), ("POST", "/v1/budgets/{budget}:grant"),
     ("POST", "/v1/budgets/{budget}:transfer"), ("POST", "/v1/budget-requests/{request}:approve"),
-    ("POST", "/v1/budget-requests/{request}:deny"),
+    ("POST", "/v1/budget-requests/{request}:deny"), ("PUT", "/v1/budgets/{budget}/soft-lines"),
 ]  # fmt: skip
 OPEN = [
     "/v1/budget-requests",
@@ -69,6 +69,8 @@ def _body(method: str, path: str) -> dict[str, object] | None:
         return {"amount": "1"} | ({"to": str(uuid4())} if path.endswith("transfer") else {})
     if method != "PUT":
         return None
+    if path.endswith("/soft-lines"):
+        return {"percents": [50]}
     return {"weight": 2} if path.endswith("/weight") else {"limit": "1"}
 
 

@@ -39,6 +39,7 @@ MACHINE = {
 BUDGET = {
     "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
     "overdraft": MONEY, "left": MONEY, "weight": 1, "recent": MONEY, "etag": "1",
+    "soft_lines": [{"percent": 50, "at": MONEY, "reached": True}],
 }  # fmt: skip
 REQUEST = {
     "id": "0198c5f2-7d10-7000-8000-1a2b3c4d5e6a", "budget": BUDGET["id"], "owner": HOSTILE, "user": HOSTILE,
@@ -75,6 +76,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
     ("quote", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
+    ("budget", "lines", "50"): 0,
     ("budget", "grant", "1"): 0, ("budget", "transfer", "1", "--from", HOSTILE, "--to", HOSTILE): 0,
     ("budget", "request", "1", "--why", "x"): 0, ("budget", "requests"): 0, ("budget", "approve", "a"): 0,
     ("budget", "deny", "a"): 0,

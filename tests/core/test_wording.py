@@ -118,6 +118,8 @@ EXAMPLES: list[Reason] = [
     budget.NoLimitToMove("member ada"),
     budget.LimitTooLarge("member ada", "1000000000.00"),
     budget.LessLeft("member ada", "1.50", "2.00"),
+    budget.SoftLineReached("team vision", 80, "10.00", "8.25"),
+    budget.SoftLinesChanged("team vision", (50, 80, 100), "two more weeks"),
     budget.Requested("ada", "member ada", "5.00", "three more seeds"),
     budget.RequestDecided("ann", "ada", "member ada", "5.00", True, "good luck"),
     budget.DecidedBefore("ann", False),

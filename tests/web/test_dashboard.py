@@ -460,6 +460,22 @@ def test_a_weight_that_changes_elsewhere_changes_here(deployment: Deployment, op
     expect(team).to_contain_text("Weight7")
 
 
+def test_a_soft_line_that_is_reached_shows_without_a_click(deployment: Deployment, open_page: OpenPage) -> None:
+    set_limit(deployment, "team", "1.00")
+    page = open_page("/budget", as_admin=True)
+    team = page.locator('[data-budget="team"]')
+    team.get_by_role("button", name="Set soft lines").click()
+    team.get_by_label("Percent of the limit").fill("50, many")
+    expect(team.get_by_role("button", name="Save soft lines")).to_be_disabled()
+    team.get_by_label("Percent of the limit").fill("1, 90")
+    team.get_by_role("button", name="Save soft lines").click()
+    expect(team.locator(".budget-bar .line")).to_have_count(2)
+    expect(team.locator("[data-soft-line]")).to_have_count(0)
+    expect(page.locator(".connection")).to_have_class(re.compile("live"))
+    deployment.launch(deployment.submit())
+    expect(team.locator("[data-soft-line]")).to_contain_text("1 % of this limit was reached. The next soft line is 90 %, at $0.90.")
+
+
 def test_a_job_behind_another_team_says_what_both_have_used(deployment: Deployment, open_page: OpenPage) -> None:
     job = deployment.submit()
     first = waits.LessUsed("team speech", "team vision", "0.40", "3.10", 1, 1)

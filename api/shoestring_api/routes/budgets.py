@@ -8,6 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
+from shoestring_core.decide import soft_lines
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
 from shoestring_core.store import ledger, queries
 from shoestring_core.store.fleet import gangs, leaks
@@ -116,6 +117,29 @@ def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, ca
         if account.kind not in ledger.SHARING:
             raise InvalidRequest("Only teams and members have a weight.", hint="Set that of a team or of a member.")
         after = ledger.set_weight(db, account.id, body.weight, actor=caller.actor, reason=body.reason[:500])
+        return _serialize(db, after)
+
+    return state.store.write(work)
+
+
+@router.put("/{budget_id}/soft-lines")
+def set_soft_lines(
+    budget_id: UUID, body: rest.SetSoftLinesRequest, state: StateDep, caller: AdminCaller
+) -> rest.Budget:
+    """Set the shares of a limit at which the team is told that so much is spent or held (admin).
+
+    Each is told once for each value of the limit. Nothing is refused at one.
+    """
+    try:
+        lines = soft_lines.checked(body.percents)
+    except ValueError as wrong:
+        raise InvalidRequest(f"{wrong}.") from None
+
+    def work(db: Write) -> rest.Budget:
+        account = _changeable(db, caller, budget_id)
+        if account.kind not in ledger.BUDGETS:
+            raise InvalidRequest("The budget of a job has no soft lines.", hint="Set those of your team or a member.")
+        after = ledger.set_soft_lines(db, account.id, lines, actor=caller.actor, reason=body.reason[:500])
         return _serialize(db, after)
 
     return state.store.write(work)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from shoestring_core import rest
+from shoestring_core.decide import soft_lines
 from shoestring_core.decide.billing import Line, bill
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.billing import evidence
@@ -66,5 +67,18 @@ def _budget(row: AccountRow, title: str, recent: int) -> rest.Budget:
         left=None if left is None else rest.Money.of(left),
         weight=row.weight if shares else None,
         recent=rest.Money.of(recent) if shares else None,
+        soft_lines=_soft_lines(row),
         etag=f'"{row.version}"',
     )
+
+
+def _soft_lines(row: AccountRow) -> list[rest.SoftLine]:
+    limit = row.limit_micro
+    return [
+        rest.SoftLine(
+            percent=line,
+            at=None if limit is None else rest.Money.of(soft_lines.amount_at(line, limit)),
+            reached=line <= row.soft_line_reached,
+        )
+        for line in ledger.lines_of(row)
+    ]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from shoestring_core.decide import soft_lines
 from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.rest import Budget
@@ -35,6 +36,7 @@ app = typer.Typer(help="Budget limits, spending and weights.", no_args_is_help=T
 def show_budgets(url: Url = None, as_json: Json = False) -> None:
     """Show limits, what is spent, what is held for running jobs and what is left.
 
+    REACHED is the highest soft line that was reached: shoestring budget lines.
     WEIGHT and LATELY order the queue: next is the team, and in it the member, with the fewest dollars spent lately or
     held now for its weight.
 
@@ -45,12 +47,12 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
         budgets = client.budgets()
     rows = [
         (b.kind, b.owner, format_dollars(b.limit), format_dollars(b.posted), format_dollars(b.held),
-         format_dollars(b.left), str(b.weight or ""), format_dollars(b.recent) if b.recent else "",
+         format_dollars(b.left), _highest_reached(b), str(b.weight or ""), format_dollars(b.recent) if b.recent else "",
          format_dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
         for b in budgets
     ]  # fmt: skip
-    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "WEIGHT", "LATELY", "OVERDRAFT")
-    drop = ("OVERDRAFT", "LATELY", "WEIGHT")
+    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "REACHED", "WEIGHT", "LATELY", "OVERDRAFT")
+    drop = ("OVERDRAFT", "LATELY", "WEIGHT", "REACHED")
     print_result(budgets, as_json, lambda: print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=drop))
 
 
@@ -137,6 +139,29 @@ def export(url: Url = None, as_json: Json = False) -> None:
     sys.stdout.flush()
 
 
+@app.command("lines")
+def set_soft_lines(
+    percents: Annotated[list[str], typer.Argument(help="Whole numbers from 1 to 100, or none for no lines.")],
+    owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
+    reason: Reason = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Set the soft lines of a budget: percent of its limit at which its team is told, once for each limit.
+
+    Nothing is refused at one.
+
+    \b
+    shoestring budget lines 50 80 95 100
+    shoestring budget lines none --owner ada
+    """
+    lines = _parse_lines(percents)
+    with open_client(url) as client:
+        budget = client.set_soft_lines(find_budget(client, owner).id, lines, reason=reason)
+    said = ", ".join(f"{line.percent} %{' reached' if line.reached else ''}" for line in budget.soft_lines) or "none"
+    print_result(budget, as_json, lambda: out.print(f"{budget.owner}: soft lines {said}"))
+
+
 @app.command("weight")
 def set_weight(
     weight: Annotated[int, typer.Argument(help="A whole number.", min=MIN_WEIGHT, max=MAX_WEIGHT)],
@@ -160,6 +185,21 @@ def set_weight(
 def find_budget(client: Client, owner: str | None) -> Budget:
     matching = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
     return _only(matching, owner or "your team")
+
+
+def _parse_lines(percents: Sequence[str]) -> list[int]:
+    if list(percents) == ["none"]:
+        return []
+    try:
+        return soft_lines.checked([int(percent.removesuffix("%")) for percent in percents])
+    except ValueError:
+        most = soft_lines.MAX_LINES
+        raise typer.BadParameter(f"give whole numbers from 1 to 100, at most {most} of them, or none") from None
+
+
+def _highest_reached(budget: Budget) -> str:
+    reached = [line.percent for line in budget.soft_lines if line.reached]
+    return f"{max(reached)} %" if reached else ""
 
 
 def _limit_and_left(budget: Budget) -> str:

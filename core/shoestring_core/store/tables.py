@@ -484,6 +484,10 @@ class AccountRow(Base):
     recent_at: Mapped[int] = mapped_column(default=0)
     version: Mapped[int] = mapped_column(default=0)
     """Counts changes of the limit: the ETag of a budget."""
+    soft_lines: Mapped[list[Any] | None]
+    """Percent of the limit, rising, at which spenders are told; None: decide.soft_lines.DEFAULT."""
+    soft_line_reached: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The highest of them that was reached since the limit moved; 0: none."""
     __table_args__ = (
         CheckConstraint("kind IN ('org','team','member','job','cash','overrun')", name="kind"),
         CheckConstraint("held >= 0", name="held_not_negative"),

@@ -41,8 +41,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 TableRow = TypeVar("TableRow", bound=tables.Base)
 
-NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait"})
-"""Kinds of events that no schedule depends on: reports of machines, and what the scheduler itself writes."""
+NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait", "soft_line", "soft_lines"})
+"""Kinds of events that no schedule depends on: reports of machines, what the scheduler itself writes, soft lines."""
 
 
 @dataclass(frozen=True)

@@ -434,6 +434,35 @@ class WeightChanged(Reason):
 
 
 @dataclass(frozen=True)
+class SoftLineReached(Reason):
+    """`used`: spent or held of `limit`."""
+
+    code = "soft_line_reached"
+    account_title: str
+    percent: int
+    limit: str
+    used: str
+
+    def text(self) -> str:
+        title = _capitalized(self.account_title)
+        return f"{title} has reached {self.percent} % of its limit: ${self.used} of ${self.limit} is spent or held."
+
+
+@dataclass(frozen=True)
+class SoftLinesChanged(Reason):
+    """`note`: the reason that was given."""
+
+    code = "soft_lines_changed"
+    account_title: str
+    percents: tuple[int, ...]
+    note: str
+
+    def text(self) -> str:
+        lines = ", ".join(f"{percent} %" for percent in self.percents) or "none"
+        return f"Soft lines of {self.account_title}: {lines}.{f' {self.note}' if self.note else ''}"
+
+
+@dataclass(frozen=True)
 class LimitBelowUse(Reason):
     """The new limit is below what is spent and held already."""
 

@@ -23,6 +23,8 @@ from shoestring_core.events import (
     MachineChange,
     MachinesChosen,
     Overdraft,
+    SoftLineReached,
+    SoftLinesChange,
     WaitChange,
     WeightChange,
 )
@@ -125,6 +127,8 @@ EVENTS: list[EventData] = [
     CostChange(action="job_settled"),
     LimitChange(account=ID, limit=None, before="1.5"),
     WeightChange(account=ID, weight=2, before=1),
+    SoftLineReached(account=ID, percent=80, limit="10.00", used="8.25"),
+    SoftLinesChange(account=ID, percents=(50, 100)),
     BudgetRequestChange(request=ID, account=ID, amount="2.5", state="open"),
     Alarm(alarm="overrun", overdrawn=(Overdraft(account="team a", overdraft="0.1"),)),
     Alarm(alarm="wrong_session", machine=ID),

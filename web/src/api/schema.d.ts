@@ -385,6 +385,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/budgets/{budget_id}/soft-lines": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Set Soft Lines
+         * @description Set the shares of a limit at which the team is told that so much is spent or held (admin).
+         *
+         *     Each is told once for each value of the limit. Nothing is refused at one.
+         */
+        put: operations["set_soft_lines"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/budget-requests": {
         parameters: {
             query?: never;
@@ -1118,6 +1140,11 @@ export interface components {
             /** Weight */
             weight: number | null;
             recent: components["schemas"]["Money"] | null;
+            /**
+             * Soft Lines
+             * @default []
+             */
+            soft_lines: components["schemas"]["SoftLine"][];
             /** Etag */
             etag: string;
         };
@@ -1547,7 +1574,7 @@ export interface components {
             /** Of */
             of: ("gpu" | "cpu")[];
         };
-        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
+        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
         /** EventPage */
         EventPage: {
             /** Events */
@@ -2698,6 +2725,16 @@ export interface components {
              */
             reason: string;
         };
+        /** SetSoftLinesRequest */
+        SetSoftLinesRequest: {
+            /** Percents */
+            percents: number[];
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+        };
         /** SetWeightRequest */
         SetWeightRequest: {
             /** Weight */
@@ -2732,6 +2769,97 @@ export interface components {
              */
             kind: "sizing";
             data: components["schemas"]["MachinesChosen"];
+        };
+        /**
+         * SoftLine
+         * @description A share of a limit at which those who spend from it are told.
+         */
+        SoftLine: {
+            /** Percent */
+            percent: number;
+            at: components["schemas"]["Money"] | null;
+            /** Reached */
+            reached: boolean;
+        };
+        /** SoftLineEvent */
+        SoftLineEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "soft_line";
+            data: components["schemas"]["SoftLineReached"];
+        };
+        /**
+         * SoftLineReached
+         * @description What is spent and held of a budget has reached a share of its limit, for the first time since the limit moved.
+         */
+        SoftLineReached: {
+            /**
+             * Account
+             * Format: uuid
+             */
+            account: string;
+            /** Percent */
+            percent: number;
+            /** Limit */
+            limit: string;
+            /** Used */
+            used: string;
+        };
+        /**
+         * SoftLinesChange
+         * @description The shares of a budget's limit at which its spenders are told changed.
+         */
+        SoftLinesChange: {
+            /**
+             * Account
+             * Format: uuid
+             */
+            account: string;
+            /** Percents */
+            percents: number[];
+        };
+        /** SoftLinesEvent */
+        SoftLinesEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "soft_lines";
+            data: components["schemas"]["SoftLinesChange"];
         };
         /**
          * StopJobRequest
@@ -3651,6 +3779,41 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["SetWeightRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    set_soft_lines: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                budget_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetSoftLinesRequest"];
             };
         };
         responses: {

@@ -58,8 +58,11 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
     }
     case "budget":
     case "budget_request":
+    case "soft_lines":
     case "weight":
       return eventText("Budget", sentence);
+    case "soft_line":
+      return eventText("Budget", sentence, "warn");
     case "alarm":
       return eventText("Alarm", sentence, "warn");
     case "agent":

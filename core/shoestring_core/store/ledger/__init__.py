@@ -5,6 +5,7 @@ accounts     the tree of accounts, and who may see them
 limits       what an account may spend: adjusted, granted, transferred
 holds        money held for machines: placed, extended, released
 settlement   the cost of machines posted against their holds
+soft_lines   shares of a limit at which spenders are told
 shares       what teams and members spent lately, and their weights
 export       every line that concerns a team
 audit        totals compared with the sums they stand for
@@ -44,8 +45,10 @@ from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_h
 from shoestring_core.store.ledger.limits import grant, set_limit, tightest_account, transfer
 from shoestring_core.store.ledger.settlement import settle, transfers_of
 from shoestring_core.store.ledger.shares import SHARING, load_half_life, recent_spending, set_half_life, set_weight
+from shoestring_core.store.ledger.soft_lines import BUDGETS, lines_of, set_soft_lines
 
 __all__ = [
+    "BUDGETS",
     "SHARING",
     "Discrepancy",
     "HoldRequest",
@@ -58,6 +61,7 @@ __all__ = [
     "find_discrepancies",
     "grant",
     "job_account",
+    "lines_of",
     "load_half_life",
     "paying_accounts",
     "place_hold",
@@ -66,6 +70,7 @@ __all__ = [
     "release_hold",
     "set_half_life",
     "set_limit",
+    "set_soft_lines",
     "set_weight",
     "settle",
     "team_account",

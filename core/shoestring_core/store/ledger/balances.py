@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, case, or_, update
 from shoestring_core import money
 from shoestring_core.errors import BudgetExceeded
 from shoestring_core.store.ledger.accounts import ancestors, load_account, title
+from shoestring_core.store.ledger.soft_lines import record_reached
 from shoestring_core.store.tables import AccountRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import budget
@@ -26,12 +27,17 @@ class BalanceChange:
 
 def hold_amounts(db: Write, amounts: Mapping[UUID, int]) -> None:
     """Hold on each account and all above it. Raises BudgetExceeded where a limit doesn't allow it."""
+    changed = []
     for account, change in _with_ancestors(db, {leaf: BalanceChange(held=amount) for leaf, amount in amounts.items()}):
         total = AccountRow.posted + AccountRow.held + change.held
         within_limit = or_(AccountRow.limit_micro.is_(None), total <= AccountRow.limit_micro)
         guarded = update(AccountRow).where(AccountRow.id == account.id, AccountRow.overdraft == 0, within_limit)
-        if db.execute(guarded.values(held=AccountRow.held + change.held)) != 1:
+        held = db.sql.scalar(guarded.values(held=AccountRow.held + change.held).returning(AccountRow))
+        if held is None:
             raise _budget_exceeded(db, account.id, change.held)
+        changed.append(held)
+    for row in changed:
+        record_reached(db, row)
 
 
 def apply_changes(
@@ -52,7 +58,10 @@ def apply_changes(
                 overdraft=over if may_overdraw else shrunk,
             )
         )
-    return [load_account(db, account.id) for account, _ in changed]
+    rows = [load_account(db, account.id) for account, _ in changed]
+    for row in rows:
+        record_reached(db, row)
+    return rows
 
 
 def positive_part(difference: ColumnElement[int]) -> ColumnElement[int]:

@@ -14,6 +14,7 @@ from shoestring_core.events import LimitChange
 from shoestring_core.store.ledger.accounts import load_account, teams_below, title
 from shoestring_core.store.ledger.balances import positive_part
 from shoestring_core.store.ledger.feed import record_alarm
+from shoestring_core.store.ledger.soft_lines import record_reached
 from shoestring_core.store.tables import AccountRow, LimitChangeRow
 from shoestring_core.store.transactions import Write
 from shoestring_core.wording import Reason, budget
@@ -49,7 +50,7 @@ def set_limit(
         below = budget.LimitBelowUse(name, money.to_decimal(after.overdraft))
         for team in teams_below(db, after):
             record_alarm(db, team, "limit_lowered", [after], actor=actor, reason=below)
-    return after
+    return load_account(db, account)
 
 
 def grant(db: Write, account: UUID, amount: int, *, actor: str, reason: str) -> AccountRow:
@@ -64,7 +65,7 @@ def grant(db: Write, account: UUID, amount: int, *, actor: str, reason: str) -> 
     after = load_account(db, account)
     granted = budget.Granted(name, money.to_decimal(amount), _text(after.limit_micro), reason)
     _record(db, after, _limit(after) - amount, "granted", actor=actor, reason=granted)
-    return after
+    return load_account(db, account)
 
 
 def transfer(
@@ -92,7 +93,7 @@ def transfer(
     for after, other, difference in ((given, target, -amount), (taken, source, amount)):
         before = _limit(after) - difference
         _record(db, after, before, "transferred", actor=actor, reason=moved_reason, counterpart=other)
-    return given, taken
+    return load_account(db, source), load_account(db, target)
 
 
 def _lower(db: Write, account: UUID, amount: int) -> bool:
@@ -110,7 +111,7 @@ def _raise(db: Write, account: UUID, amount: int) -> bool:
 
 def _update(db: Write, account: UUID, guard: ColumnElement[bool], **values: object) -> bool:
     change = update(AccountRow).where(AccountRow.id == account, guard)
-    return db.execute(change.values(version=AccountRow.version + 1, **values)) == 1
+    return db.execute(change.values(version=AccountRow.version + 1, soft_line_reached=0, **values)) == 1
 
 
 def _check_amount(amount: int) -> None:
@@ -148,7 +149,10 @@ def _record(
     reason: Reason,
     counterpart: UUID | None = None,
 ) -> None:
-    """Keep a change of a limit, tell the teams whose spending it limits, and have the queue looked at."""
+    """Keep a change of a limit, tell the teams whose spending it limits, and have the queue looked at.
+
+    Soft lines begin anew at the new limit.
+    """
     db.insert(
         LimitChangeRow(
             account=after.id, version=after.version, kind=kind, limit_before=limit_before,
@@ -158,6 +162,7 @@ def _record(
     data = LimitChange(account=after.id, limit=_text(after.limit_micro), before=_text(limit_before))
     for team in teams_below(db, after):
         db.event(data, team=team, actor=actor, reason=reason)
+    record_reached(db, after)
     db.request_tick()
 
 

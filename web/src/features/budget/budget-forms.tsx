@@ -7,6 +7,7 @@ import { formatDollars, toMicro } from "../../lib/money";
 import { ProblemNote } from "../../components/problem-note";
 
 const MAX_WEIGHT = 1000;
+const MAX_LINES = 20;
 const DOLLARS = /^\d{1,12}(\.\d{1,6})?$/;
 
 export function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
@@ -132,6 +133,33 @@ export function WeightForm({ budget, done }: { budget: Budget; done: () => void 
       done={done}
     >
       <p className="muted">Weight 2 gets twice the dollars of weight 1, while both have jobs waiting.</p>
+    </BudgetForm>
+  );
+}
+
+export function LinesForm({ budget, done }: { budget: Budget; done: () => void }) {
+  const [lines, setLines] = useState(budget.soft_lines.map(({ percent }) => percent).join(", ") || "none");
+  const parts = lines.trim() === "none" ? [] : lines.split(/[\s,%]+/).filter((part) => part !== "");
+  const percents = parts.map(Number);
+  const valid = percents.every((one) => Number.isInteger(one) && one >= 1 && one <= 100) && percents.length <= MAX_LINES;
+  return (
+    <BudgetForm
+      name="soft lines"
+      label="Percent of the limit"
+      value={lines}
+      setValue={setLines}
+      problem={valid && (parts.length > 0 || lines.trim() === "none") ? "" : "Enter whole numbers from 1 to 100 such as 50, 80, 100; or none."}
+      save={async (reason) =>
+        body(
+          await api.PUT("/v1/budgets/{budget_id}/soft-lines", {
+            params: { path: { budget_id: budget.id } },
+            body: { percents, reason },
+          }),
+        )
+      }
+      done={done}
+    >
+      <p className="muted">The team is told at each, once for each value of the limit. Nothing is refused there.</p>
     </BudgetForm>
   );
 }

@@ -11,7 +11,7 @@ import { Page } from "../../components/page";
 import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
 import { RequestsPanel } from "./requests-panel";
-import { GrantForm, LimitForm, TransferForm, WeightForm } from "./budget-forms";
+import { GrantForm, LimitForm, LinesForm, TransferForm, WeightForm } from "./budget-forms";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
 export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
@@ -94,8 +94,14 @@ function transferTargets(budget: Budget, all: readonly Budget[]): Budget[] {
   return all.filter((one) => one.kind === "member" && one.limit && one.id !== budget.id);
 }
 
-type Editing = "limit" | "grant" | "transfer" | "weight";
-const BUTTONS: Record<Editing, string> = { limit: "Set limit", grant: "Grant", transfer: "Transfer", weight: "Set weight" };
+type Editing = "limit" | "grant" | "transfer" | "weight" | "lines";
+const BUTTONS: Record<Editing, string> = {
+  limit: "Set limit",
+  grant: "Grant",
+  transfer: "Transfer",
+  weight: "Set weight",
+  lines: "Set soft lines",
+};
 
 function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonly Budget[]; admin: boolean }) {
   const [editing, setEditing] = useState<Editing | null>(null);
@@ -111,6 +117,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
     grant: budget.limit !== null,
     transfer: others.length > 0,
     weight: budget.weight !== null,
+    lines: budget.limit !== null,
   };
   const [posted, held, over] = [toMicro(budget.posted.amount), toMicro(budget.held.amount), toMicro(budget.overdraft.amount)];
   const limit = budget.limit ? toMicro(budget.limit.amount) : null;
@@ -135,8 +142,12 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
         <div className="budget-bar" role="img" aria-label={`${formatDollars(posted)} spent and ${formatDollars(held)} held of ${formatDollars(limit)}`}>
           <span className="spent" style={{ width: widthOf(posted, whole) }} />
           <span className="held" style={{ width: widthOf(held, whole) }} />
+          {budget.soft_lines.map(({ percent, at, reached }) => (
+            <span key={percent} className={reached ? "line reached" : "line"} style={{ left: widthOf(at ? toMicro(at.amount) : 0n, whole) }} />
+          ))}
         </div>
       )}
+      <ReachedLine budget={budget} />
       <dl className="figures">
         <Figure name="Limit" value={budget.limit ? formatDollars(budget.limit) : "none"} />
         <Figure name="Spent" value={formatDollars(budget.posted)} title={formatExact(budget.posted)} mark="spent" note={limit ? formatPercent(fractionOf(posted, limit)) : ""} />
@@ -154,8 +165,21 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
       {editing === "limit" && <LimitForm budget={budget} done={close} />}
       {editing === "grant" && <GrantForm budget={budget} done={close} />}
       {editing === "transfer" && <TransferForm budget={budget} others={others} done={close} />}
+      {editing === "lines" && <LinesForm budget={budget} done={close} />}
       {editing === "weight" && <WeightForm budget={budget} done={close} />}
     </section>
+  );
+}
+
+/** The highest soft line that was reached, and the next one. */
+function ReachedLine({ budget }: { budget: Budget }) {
+  const highest = budget.soft_lines.filter(({ reached }) => reached).at(-1);
+  if (!budget.limit || !highest) return null;
+  const next = budget.soft_lines.find(({ reached }) => !reached);
+  return (
+    <p className={next ? "note" : "note warn"} data-soft-line={highest.percent}>
+      {highest.percent} % of this limit was reached.{next?.at ? ` The next soft line is ${next.percent} %, at ${formatDollars(next.at)}.` : ""}
+    </p>
   );
 }
 
