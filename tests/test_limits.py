@@ -56,6 +56,7 @@ DOCUMENTED = {
     },
     "api/shoestring_api/admin.py": {"MAX_NAME": "100 characters"},
     "api/shoestring_api/app.py": {"MAX_BODY_BYTES": "1 MiB"},
+    "api/shoestring_api/routes/budgets.py": {"MAX_YEAR": "2100"},
     "api/shoestring_api/routes/agents.py": {"MAX_BODY_BYTES": "64 KiB for its frame"},
     "api/shoestring_api/routes/stream.py": {"MAX_STREAMS": "50", "MAX_DURATION_S": "30 minutes"},
     "trainer/shoestring_trainer/agent/ranks.py": {"MAX_EXIT_BYTES": "4 MiB", "TRACEBACK_LIMIT": "16,000 characters"},

@@ -122,7 +122,7 @@ def _bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
 
 def _set_limit(db: Write, member: identity.Principal, dollars: str) -> None:
     team, limit = ledger.team_account(db, member.team), money.from_decimal(dollars)
-    if limit != team.limit_micro:
+    if limit != ledger.period_limit(team):
         ledger.set_limit(db, team.id, limit, actor=member.user_name, reason="set by the operator of the service")
 
 

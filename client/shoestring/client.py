@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -253,6 +254,21 @@ class Client:
                     write(block)
         except httpx.TransportError as broken:
             raise ServiceUnreachable(f"The export from {self.url} was cut off ({broken}). Start it again.") from broken
+
+    def set_period(
+        self, budget: UUID | str, kind: str, *, time_zone: str = "UTC", until: date | None = None,
+        rollover: str = "none", rollover_cap: str | None = None, reason: str = "",
+    ) -> rest.Budget:  # fmt: skip
+        """Make a budget monthly (`month`), end it with a `term`, whose last day is `until`, or make it `one_off`.
+
+        rollover      what a period leaves: it expires (`none`), or carries over (`unspent`)
+        rollover_cap  decimal dollars that carry over at most
+        """
+        body = {
+            "kind": kind, "time_zone": time_zone, "until": until and until.isoformat(), "rollover": rollover,
+            "rollover_cap": rollover_cap, "reason": reason,
+        }  # fmt: skip
+        return _parse(self._call("PUT", f"/v1/budgets/{budget}/period", json=body), rest.Budget)
 
     def set_soft_lines(self, budget: UUID | str, percents: Sequence[int], *, reason: str = "") -> rest.Budget:
         """Set the shares of a limit, percent, at which the team is told that so much is spent or held."""

@@ -6,7 +6,7 @@ Times are RFC 3339 UTC, durations seconds, money a decimal string with its curre
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -533,11 +533,32 @@ class SoftLine(Resource):
     """It was reached since the limit last moved, by what is spent and held."""
 
 
+class BudgetPeriod(Resource):
+    """The month or term that a budget is in. At its end what is unspent carries over, or expires."""
+
+    kind: Literal["month", "term"]
+    amount: Money
+    """What each month begins with."""
+    time_zone: str
+    starts_at: datetime
+    ends_at: datetime
+    ends: str
+    """The end as people of its time zone write it."""
+    ended: bool
+    """A term that is over."""
+    rollover: Literal["none", "unspent"]
+    rollover_cap: Money | None = None
+    """The most that carries over; None: all that is unspent."""
+    carried_over: Money
+    """What the last period left to this one; part of the limit."""
+
+
 class Budget(Resource):
     id: UUID
     kind: str
     owner: str
     limit: Money | None
+    """Of its period, as are `posted` and `held`: what was held at the border counts for the one before."""
     posted: Money
     held: Money
     overdraft: Money
@@ -549,6 +570,8 @@ class Budget(Resource):
     """What it spent, each dollar counted half after each half-life; with what is held it orders the queue."""
     soft_lines: list[SoftLine] = []
     """Rising; those of a job's budget: none."""
+    period: BudgetPeriod | None = None
+    """None: it is one-off, its limit has no end."""
     etag: str
 
 
@@ -616,6 +639,18 @@ class DecideBudgetRequest(RequestBody):
 
 class SetWeightRequest(RequestBody):
     weight: int = Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)
+    reason: str = ""
+
+
+class SetPeriodRequest(RequestBody):
+    kind: Literal["one_off", "month", "term"]
+    time_zone: str = Field(default="UTC", max_length=60)
+    """In which a day, and so a month, begins."""
+    until: date | None = Field(default=None, strict=False)
+    """Of a term: its last day."""
+    rollover: Literal["none", "unspent"] = "none"
+    rollover_cap: str | None = Field(default=None, max_length=100)
+    """Decimal dollars that carry over at most; None: all that is unspent."""
     reason: str = ""
 
 

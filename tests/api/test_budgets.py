@@ -52,6 +52,33 @@ def test_an_admin_sets_soft_lines_and_sees_which_are_reached(deployment: Deploym
     assert [line["percent"] for line in deployment.admin.get(path).json()["soft_lines"]] == [33, 75]
 
 
+def test_an_admin_makes_a_budget_monthly_and_ends_another_with_a_term(deployment: Deployment) -> None:
+    path, before = team_budget(deployment, "10.00")
+    assert before["period"] is None
+    month = {"kind": "month", "time_zone": "Asia/Kathmandu", "rollover": "unspent", "rollover_cap": "2.50"}
+    answer = deployment.admin.put(f"{path}/period", json=month)
+    period = answer.json()["period"]
+    assert (answer.status_code, period["amount"]["amount"], period["rollover_cap"]["amount"]) == (200, "10.00", "2.50")
+    assert period["ends"].endswith("-01 00:00 Asia/Kathmandu")
+    assert period["ends_at"].endswith("T18:15:00Z")
+    wrong = [
+        {"kind": "week"}, {"kind": "month", "time_zone": "Mars/Olympus"}, {"kind": "month", "time_zone": "../../etc"},
+        {"kind": "term"}, {"kind": "term", "until": "2020-01-01"}, {"kind": "term", "until": "9999-12-31"},
+        {"kind": "month", "until": "2030-01-01"}, {"kind": "month", "rollover_cap": "1"},
+        {"kind": "month", "rollover": "unspent", "rollover_cap": "-1"},
+        {"kind": "month", "rollover": "unspent", "rollover_cap": "1e400"},
+        {"kind": "month", "time_zone": "\0"}, {"kind": "month", "time_zone": ""},
+    ]  # fmt: skip
+    for body in wrong:
+        refused = deployment.admin.put(f"{path}/period", json=body)
+        assert refused.status_code == 422, body
+    assert deployment.admin.get(path).json()["period"] == period
+    assert deployment.member.put(f"{path}/period", json={"kind": "one_off"}).status_code == 403
+    term = deployment.admin.put(f"{path}/period", json={"kind": "term", "until": "2031-03-31"}).json()["period"]
+    assert (term["kind"], term["ends"]) == ("term", "2031-04-01 00:00 UTC")
+    assert deployment.admin.put(f"{path}/period", json={"kind": "one_off"}).json()["period"] is None
+
+
 def test_an_admin_moves_what_one_member_has_left_to_another(deployment: Deployment) -> None:
     ann, ben = two_members(deployment)
     move = {"to": ben, "amount": "4.00"}

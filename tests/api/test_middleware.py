@@ -28,6 +28,7 @@ WRITES = [
     ("PUT", "/v1/budgets/{budget}/weight"), ("POST", "/v1/budgets/{budget}:grant"),
     ("POST", "/v1/budgets/{budget}:transfer"), ("POST", "/v1/budget-requests/{request}:approve"),
     ("POST", "/v1/budget-requests/{request}:deny"), ("PUT", "/v1/budgets/{budget}/soft-lines"),
+    ("PUT", "/v1/budgets/{budget}/period"),
 ]  # fmt: skip
 OPEN = [
     "/v1/budget-requests",
@@ -69,6 +70,8 @@ def _body(method: str, path: str) -> dict[str, object] | None:
         return {"amount": "1"} | ({"to": str(uuid4())} if path.endswith("transfer") else {})
     if method != "PUT":
         return None
+    if path.endswith("/period"):
+        return {"kind": "month"}
     if path.endswith("/soft-lines"):
         return {"percents": [50]}
     return {"weight": 2} if path.endswith("/weight") else {"limit": "1"}

@@ -39,6 +39,10 @@ MACHINE = {
 BUDGET = {
     "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
     "overdraft": MONEY, "left": MONEY, "weight": 1, "recent": MONEY, "etag": "1",
+    "period": {
+        "kind": "month", "amount": MONEY, "time_zone": HOSTILE, "starts_at": "2026-01-01T00:00:00Z",
+        "ends_at": "2026-02-01T00:00:00Z", "ends": HOSTILE, "ended": False, "rollover": "none", "carried_over": MONEY,
+    },
     "soft_lines": [{"percent": 50, "at": MONEY, "reached": True}],
 }  # fmt: skip
 REQUEST = {
@@ -76,7 +80,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
     ("quote", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
-    ("budget", "lines", "50"): 0,
+    ("budget", "lines", "50"): 0, ("budget", "period", "month"): 0,
     ("budget", "grant", "1"): 0, ("budget", "transfer", "1", "--from", HOSTILE, "--to", HOSTILE): 0,
     ("budget", "request", "1", "--why", "x"): 0, ("budget", "requests"): 0, ("budget", "approve", "a"): 0,
     ("budget", "deny", "a"): 0,

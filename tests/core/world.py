@@ -99,6 +99,28 @@ class World:
     def transfer(self, source: AccountRow, target: AccountRow, micro: int) -> tuple[AccountRow, AccountRow]:
         return self.store.write(lambda db: ledger.transfer(db, source.id, target.id, micro, actor="ann", reason="test"))
 
+    def period(self, kind: str, rollover: str = "none", cap: int | None = None, *, term: bool = False) -> AccountRow:
+        """Give a budget a period that has just ended."""
+        account = self.account(kind).id
+
+        def work(db):
+            plan = ledger.Plan("term" if term else "month", "UTC", db.now, rollover, cap)
+            return ledger.set_period(db, account, plan, actor="ann", reason="test")
+
+        return self.store.write(work)
+
+    def roll_over(self, kind: str) -> AccountRow | None:
+        """Roll a budget over that is due, once; None: it isn't."""
+        account = self.account(kind).id
+
+        def work(db):
+            for due, border in ledger.due_borders(db):
+                if due == account and (period := ledger.begin_roll_over(db, account, border)):
+                    return ledger.roll_over(db, period)
+            return None
+
+        return self.store.write(work)
+
     def account(self, kind: str, job: JobRow | None = None) -> AccountRow:
         with self.store.read() as db:
             if job is not None:

@@ -50,6 +50,10 @@ def fill(label: str, text: str) -> Act:
     return lambda page: page.get_by_label(label, exact=True).fill(text)
 
 
+def choose(label: str, value: str) -> Act:
+    return lambda page: page.get_by_label(label, exact=True).select_option(value)
+
+
 def see(text: str) -> Act:
     return lambda page: expect(page.get_by_text(text).locator("visible=true").first).to_be_visible()
 
@@ -74,6 +78,7 @@ def show_all_of_the_job(page: Page) -> None:
 
 MENU = press("Menu of ada, team vision")
 LIMIT, WEIGHT = press("Set limit", '[data-budget="team"]'), press("Set weight", '[data-budget="team"]')
+PERIOD = press("Set period", '[data-budget="team"]')
 LINES = press("Set soft lines", '[data-budget="team"]')
 LOST = "reconnecting"
 BROKEN = "It is broken."
@@ -93,6 +98,7 @@ STATES = (
     State("a limit that is no number", "/budget", "Enter dollars", (LIMIT, fill("New limit, dollars", "much"))),
     State("a limit below what is spent", "/budget", "already spent", (LIMIT, fill("New limit, dollars", "0"))),
     State("soft lines that are no numbers", "/budget", "Enter whole numbers", (LINES, fill("Percent of the limit", "x"))),
+    State("a term without its last day", "/budget", "Enter the last day", (PERIOD, choose("Period", "term"))),
     State("a weight that is no number", "/budget", "Enter a whole", (WEIGHT, fill("New weight", "0"))),
     State(
         "a limit that can't be saved", "/budget", BROKEN, (LIMIT, fill("New limit, dollars", "5"), press("Save limit")),

@@ -20,6 +20,7 @@ from shoestring_core.store.tables import (
     GenerationRow,
     HoldRow,
     IdempotencyRow,
+    LimitChangeRow,
     PriceRow,
 )
 from shoestring_core.wording.budget import PayerOverdrawn
@@ -374,6 +375,45 @@ def test_a_job_that_exhausts_its_budget_is_paused_and_resumes_after_the_limit_is
     assert world.job(job).state == "launching"
     world.form(job)
     assert world.order(world.alive(job)[0].id).run.resume.step == step
+
+
+def test_a_job_trains_across_the_border_of_a_month_and_one_that_waited_for_it_goes_on(world: World):
+    limit = money.cost_ceiling("0.526", 80 * S)
+    world.budget(limit)
+    job = world.submit()
+    world.tick()
+    world.form(job)
+    plan = ledger.Plan("month", "UTC", world.clock.now + 30 * S)
+    team = world.store.write(lambda db: ledger.set_period(db, team_row(db).id, plan, actor="admin", reason="")).id
+    for step in range(1, 8):
+        world.train(job, step)
+        world.tick(5)
+    assert world.job(job).state == "running"
+    with world.store.read() as db:
+        account, period = team_row(db), ledger.load_periods(db, [team])[team]
+        assert [row.kind for row in db.sql.scalars(select(LimitChangeRow))][-1] == "rolled_over"
+    assert period.starts_at == plan.ends_at
+    assert (ledger.period_limit(account), account.carried) == (limit, account.held)
+    for step in range(8, 200):
+        if world.job(job).state != "running":
+            break
+        world.train(job, step)
+        world.tick(5)
+    assert world.job(job).stop_reason == "budget"
+    world.exits(world.alive(job)[0].id, 1, "drained")
+    leave(world, job)
+    assert spent(world) > limit, "both months paid"
+    assert spent(world) <= 2 * limit
+    assert world.job(job).state == "paused"
+    world.clock.now = period.ends_at
+    world.tick(5)
+    assert world.job(job).state in ("queued", "launching")
+    with world.store.read() as db:
+        assert ledger.find_discrepancies(db) == []
+
+
+def team_row(db) -> AccountRow:
+    return db.sql.scalars(select(AccountRow).where(AccountRow.kind == "team")).one()
 
 
 def test_on_budget_stop_ends_the_job(world: World):

@@ -18,7 +18,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.store import idempotency, ledger
+from shoestring_core.store import budget_periods, idempotency, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import billing, launches, service_heartbeats
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt
@@ -44,6 +44,9 @@ AUDIT_S = 3600.0
 
 DELETE_EXPIRED_S = 600.0
 """How often the responses to old requests are deleted, which nobody repeats any more."""
+
+BORDERS_S = 10.0
+"""How often budgets are looked for whose period has ended."""
 
 ANSWER_WAIT_S = 0.5
 """How long a tick waits for the providers' answers."""
@@ -74,6 +77,7 @@ class ControlLoop:
     _heartbeat_at: float = float("-inf")
     _audited_at: float = float("-inf")
     _deleted_expired_at: float = float("-inf")
+    _rolled_over_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.store.on_commit.append(self._on_commit)
@@ -140,6 +144,8 @@ class ControlLoop:
             items.run("the audit of the ledger", self._audit)
         if self.monotonic() >= self._deleted_expired_at + DELETE_EXPIRED_S:
             items.run("the old responses", self._delete_expired_responses)
+        if self.monotonic() >= self._rolled_over_at + BORDERS_S:
+            items.run("the borders of budgets", self._roll_over_budgets)
         with self.store.read() as db:
             demand = load_demand(db)
         self._poll_providers(demand)
@@ -197,6 +203,19 @@ class ControlLoop:
     def _delete_expired_responses(self) -> None:
         self._write(idempotency.delete_expired)
         self._deleted_expired_at = self.monotonic()
+
+    def _roll_over_budgets(self) -> None:
+        """Roll over the budgets whose period has ended; border after border if no worker ran for longer."""
+        self._rolled_over_at = self.monotonic()
+        with self.store.read() as db:
+            due = ledger.due_borders(db)
+        for account, border in due:
+            if self._items.run(f"the border of budget {account}", self._write_border, account, border):
+                self._rolled_over_at = float("-inf")
+                self._more_work.set()
+
+    def _write_border(self, account: UUID, border: int) -> bool:
+        return self._write(budget_periods.roll_over, account, border)
 
     def _poll_providers(self, demand: Demand) -> None:
         """Reconcile with the providers and refresh their offers, where that is due."""

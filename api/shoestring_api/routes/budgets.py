@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
-from shoestring_core.decide import soft_lines
+from shoestring_core.decide import periods, soft_lines
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
 from shoestring_core.store import ledger, queries
 from shoestring_core.store.fleet import gangs, leaks
@@ -20,6 +20,9 @@ from shoestring_api.dependencies import AdminCaller, Caller, IdempotencyKey, Rea
 from shoestring_api.idempotency import run_once
 from shoestring_api.json_body import ExactJsonRoute
 from shoestring_api.serializers.costs import serialize_budgets
+
+MAX_YEAR = 2100
+"""Terms end before it."""
 
 router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactJsonRoute)
 
@@ -54,7 +57,8 @@ def set_limit(
 
     def work(db: Write) -> rest.Budget:
         account = _changeable(db, caller, budget_id)
-        if limit is None or (account.limit_micro is not None and limit > account.limit_micro):
+        before = ledger.period_limit(account)
+        if limit is None or (before is not None and limit > before):
             gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
         after = ledger.set_limit(
             db, account.id, limit, actor=caller.actor, reason=body.reason[:500], if_version=version
@@ -122,6 +126,24 @@ def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, ca
     return state.store.write(work)
 
 
+@router.put("/{budget_id}/period")
+def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, caller: AdminCaller) -> rest.Budget:
+    """Make a budget monthly, end it with a term, or make it one-off again (admin). Its limit and use stay as they are.
+
+    A month begins on its first day in the time zone, with the limit that was set. Jobs that run then go on.
+    """
+
+    def work(db: Write) -> rest.Budget:
+        account = _changeable(db, caller, budget_id)
+        if account.kind not in ledger.BUDGETS:
+            raise InvalidRequest("The budget of a job has no periods.", hint="Set that of your team or a member.")
+        plan = _parse_period(body, db.now)
+        after = ledger.set_period(db, account.id, plan, actor=caller.actor, reason=body.reason[:500])
+        return _serialize(db, after)
+
+    return state.store.write(work)
+
+
 @router.put("/{budget_id}/soft-lines")
 def set_soft_lines(
     budget_id: UUID, body: rest.SetSoftLinesRequest, state: StateDep, caller: AdminCaller
@@ -166,6 +188,27 @@ def _parse_limit(text: str) -> int | None:
     if text.strip().lower() == "none":
         return None
     return parse_amount(text, hint="Use none to remove the limit.")
+
+
+def _parse_period(body: rest.SetPeriodRequest, now: int) -> ledger.Plan | None:
+    """Return the period; None for a one-off budget. Raises InvalidRequest."""
+    if (body.until is not None) != (body.kind == "term"):
+        raise InvalidRequest("A term needs its last day, and nothing else has one.", hint="Set until, or leave it out.")
+    if body.rollover_cap is not None and body.rollover == "none":
+        raise InvalidRequest("There is no cap where nothing carries over.", hint="Set rollover to unspent.")
+    if body.kind == "one_off":
+        return None
+    try:
+        zone = periods.checked_time_zone(body.time_zone)
+    except ValueError as wrong:
+        raise InvalidRequest(f"{wrong}.") from None
+    if body.until is not None and not body.until.year < MAX_YEAR:
+        raise InvalidRequest(f"A term ends before the year {MAX_YEAR}.")
+    ends_at = periods.end_of_month(now, zone) if body.until is None else periods.end_of_day(body.until, zone)
+    if ends_at <= now:
+        raise InvalidRequest(f"The day {body.until} is over in {zone}.", hint="Give the last day of the term.")
+    cap = None if body.rollover_cap is None else parse_amount(body.rollover_cap)
+    return ledger.Plan(body.kind, zone, ends_at, body.rollover, cap)
 
 
 def _parse_version(if_match: str | None) -> int | None:

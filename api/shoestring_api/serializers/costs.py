@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from shoestring_core import rest
-from shoestring_core.decide import soft_lines
+from shoestring_core.decide import periods, soft_lines
 from shoestring_core.decide.billing import Line, bill
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.billing import evidence
 from shoestring_core.store.queries import JobRows
-from shoestring_core.store.tables import AccountRow, MachineRow
+from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, MachineRow
 from shoestring_core.store.transactions import Read
+
+from shoestring_api.serializers.times import to_datetime
 
 
 def serialize_cost(rows: JobRows, now: int) -> rest.Cost:
@@ -49,31 +51,54 @@ def total(lines: Iterable[Line]) -> int:
 
 def serialize_budgets(db: Read, accounts: Sequence[AccountRow]) -> list[rest.Budget]:
     titles, half_life = ledger.titles(db, accounts), ledger.load_half_life(db)
-    return [_budget(row, titles[row.id], ledger.recent_spending(db, row, half_life)) for row in accounts]
+    current = ledger.load_periods(db, [row.id for row in accounts])
+    return [
+        _budget(row, titles[row.id], ledger.recent_spending(db, row, half_life), current.get(row.id))
+        for row in accounts
+    ]
 
 
-def _budget(row: AccountRow, title: str, recent: int) -> rest.Budget:
+def _budget(row: AccountRow, title: str, recent: int, period: BudgetPeriodRow | None) -> rest.Budget:
     """`title`: the display name of the account, such as `team vision`."""
     left = None if row.limit_micro is None else max(0, row.limit_micro + row.overdraft - row.posted - row.held)
     shares = row.kind in ledger.SHARING
+    limit, (spent, held) = ledger.period_limit(row), ledger.period_use(row)
     return rest.Budget(
         id=row.id,
         kind=row.kind,
         owner=title.removeprefix(f"{row.kind} ").removeprefix("organization "),
-        limit=None if row.limit_micro is None else rest.Money.of(row.limit_micro),
-        posted=rest.Money.of(row.posted),
-        held=rest.Money.of(row.held),
+        limit=None if limit is None else rest.Money.of(limit),
+        posted=rest.Money.of(max(0, spent)),
+        held=rest.Money.of(held),
         overdraft=rest.Money.of(row.overdraft),
         left=None if left is None else rest.Money.of(left),
         weight=row.weight if shares else None,
         recent=rest.Money.of(recent) if shares else None,
         soft_lines=_soft_lines(row),
+        period=None if period is None else _period(period),
         etag=f'"{row.version}"',
     )
 
 
+def _period(row: BudgetPeriodRow) -> rest.BudgetPeriod:
+    return rest.BudgetPeriod.model_validate(
+        {
+            "kind": row.kind,
+            "amount": rest.Money.of(row.amount),
+            "time_zone": row.time_zone,
+            "starts_at": to_datetime(row.starts_at),
+            "ends_at": to_datetime(row.ends_at),
+            "ends": periods.border_text(row.ends_at, row.time_zone),
+            "ended": row.closed,
+            "rollover": row.rollover,
+            "rollover_cap": None if row.rollover_cap is None else rest.Money.of(row.rollover_cap),
+            "carried_over": rest.Money.of(row.carried_over),
+        }
+    )
+
+
 def _soft_lines(row: AccountRow) -> list[rest.SoftLine]:
-    limit = row.limit_micro
+    limit = ledger.period_limit(row)
     return [
         rest.SoftLine(
             percent=line,

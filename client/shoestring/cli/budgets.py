@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -29,6 +31,13 @@ from shoestring.client import Client
 
 Reason = Annotated[str, typer.Option("--reason", help="Recorded in the event of the change.")]
 
+
+class PeriodKind(StrEnum):
+    MONTH = "month"
+    TERM = "term"
+    ONE_OFF = "one-off"
+
+
 app = typer.Typer(help="Budget limits, spending and weights.", no_args_is_help=True)
 
 
@@ -47,12 +56,13 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
         budgets = client.budgets()
     rows = [
         (b.kind, b.owner, format_dollars(b.limit), format_dollars(b.posted), format_dollars(b.held),
-         format_dollars(b.left), _highest_reached(b), str(b.weight or ""), format_dollars(b.recent) if b.recent else "",
+         format_dollars(b.left), format_period(b), _highest_reached(b), str(b.weight or ""),
+         format_dollars(b.recent) if b.recent else "",
          format_dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
         for b in budgets
     ]  # fmt: skip
-    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "REACHED", "WEIGHT", "LATELY", "OVERDRAFT")
-    drop = ("OVERDRAFT", "LATELY", "WEIGHT", "REACHED")
+    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "PERIOD", "REACHED", "WEIGHT", "LATELY", "OVERDRAFT")
+    drop = ("OVERDRAFT", "LATELY", "WEIGHT", "REACHED", "PERIOD")
     print_result(budgets, as_json, lambda: print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=drop))
 
 
@@ -139,6 +149,39 @@ def export(url: Url = None, as_json: Json = False) -> None:
     sys.stdout.flush()
 
 
+@app.command("period")
+def set_period(
+    kind: Annotated[PeriodKind, typer.Argument(help="month, term or one-off.")],
+    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day of a term.")] = None,
+    time_zone: Annotated[str, typer.Option(help="In which a day begins, such as Europe/Berlin.")] = "UTC",
+    carry_over: Annotated[
+        str | None, typer.Option("--carry-over", help="all, or the dollars that carry over at most; default: nothing.")
+    ] = None,
+    owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
+    reason: Reason = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Make a budget monthly, end it with a term, or make it one-off again. Its limit and use stay as they are.
+
+    Each month begins with the limit that was set. Jobs that run across the border go on.
+
+    \b
+    shoestring budget period month --time-zone Europe/Berlin --carry-over 20.00
+    shoestring budget period term --until 2027-02-15 --owner ada
+    """
+    cap = None if carry_over in (None, "all") else carry_over
+    if cap is not None:
+        check_dollars(cap)
+    with open_client(url) as client:
+        budget = client.set_period(
+            find_budget(client, owner).id, kind.value.replace("-", "_"), time_zone=time_zone,
+            until=until.date() if until else None, rollover="none" if carry_over is None else "unspent",
+            rollover_cap=cap, reason=reason,
+        )  # fmt: skip
+    print_result(budget, as_json, lambda: out.print(f"{budget.owner}: {format_period(budget)}"))
+
+
 @app.command("lines")
 def set_soft_lines(
     percents: Annotated[list[str], typer.Argument(help="Whole numbers from 1 to 100, or none for no lines.")],
@@ -185,6 +228,18 @@ def set_weight(
 def find_budget(client: Client, owner: str | None) -> Budget:
     matching = [b for b in client.budgets() if (b.owner == owner if owner else b.kind == "team")]
     return _only(matching, owner or "your team")
+
+
+def format_period(budget: Budget) -> str:
+    """When its period ends, and what then happens with what is unspent."""
+    if budget.period is None:
+        return "one-off"
+    period = budget.period
+    ends = f"{period.kind} {'ended' if period.ended else 'until'} {period.ends}"
+    if period.rollover == "none":
+        return ends
+    most = "" if period.rollover_cap is None else f" up to {format_dollars(period.rollover_cap)}"
+    return f"{ends}, carries over{most}"
 
 
 def _parse_lines(percents: Sequence[str]) -> list[int]:

@@ -93,15 +93,16 @@ def check_affordable(db: Read, paying: Sequence[AccountRow], cost_limit: int | N
             budget.CostLimitTooLow(limit=money.to_decimal(cost_limit), need=money.to_decimal(min_hold))
         )
     need = max(cost_limit or 0, min_hold)
-    if tightest is None or tightest.limit_micro is None or need <= tightest.limit_micro:
+    limit = None if tightest is None else ledger.period_limit(tightest)
+    if tightest is None or limit is None or need <= limit:
         return
     raise BudgetExceeded(
         budget.AccountLimitTooLow(
             account=str(tightest.id),
             account_title=ledger.title(db, tightest),
-            limit=money.to_decimal(tightest.limit_micro),
+            limit=money.to_decimal(limit),
             need=money.to_decimal(need),
-            short_by=money.to_decimal(need - tightest.limit_micro),
+            short_by=money.to_decimal(need - limit),
             first_machines=need == min_hold,
         )
     )

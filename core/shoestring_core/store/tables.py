@@ -488,6 +488,10 @@ class AccountRow(Base):
     """Percent of the limit, rising, at which spenders are told; None: decide.soft_lines.DEFAULT."""
     soft_line_reached: Mapped[int] = mapped_column(default=0, server_default="0")
     """The highest of them that was reached since the limit moved; 0: none."""
+    period_base: Mapped[int] = mapped_column(default=0, server_default="0")
+    """What periods before this one used of the limit, which counts from the beginning of the account."""
+    carried: Mapped[int] = mapped_column(default=0, server_default="0")
+    """What is still held of what was held at the last border: part of `held`, and of `period_base`."""
     __table_args__ = (
         CheckConstraint("kind IN ('org','team','member','job','cash','overrun')", name="kind"),
         CheckConstraint("held >= 0", name="held_not_negative"),
@@ -552,8 +556,47 @@ class TransferRow(Base):
     )  # fmt: skip
 
 
+class BudgetPeriodRow(Base):
+    """The period that a budget is in, which rolls over at `ends_at`. A budget without one is one-off."""
+
+    __tablename__ = "budget_periods"
+    account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
+    kind: Mapped[str]
+    amount: Mapped[int]
+    """What each month begins with."""
+    time_zone: Mapped[str]
+    starts_at: Mapped[int]
+    ends_at: Mapped[int]
+    closed: Mapped[bool] = mapped_column(default=False)
+    """A term that has ended."""
+    rollover: Mapped[str]
+    rollover_cap: Mapped[int | None]
+    """The most that carries over; None: all that is unspent."""
+    carried_over: Mapped[int] = mapped_column(default=0)
+    """What the last period left to this one."""
+    __table_args__ = (
+        CheckConstraint("kind IN ('month','term')", name="kind"),
+        CheckConstraint("rollover IN ('none','unspent')", name="rollover"),
+        CheckConstraint("NOT closed OR kind = 'term'", name="months_go_on"),
+        Index(None, "ends_at"),
+    )
+
+
+class CarriedHoldRow(Base):
+    """What was held at the last border of an account, and is neither spent nor given back yet."""
+
+    __tablename__ = "carried_holds"
+    account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
+    hold: Mapped[UUID] = mapped_column(ForeignKey("holds.id"), primary_key=True)
+    rest: Mapped[int]
+    __table_args__ = (CheckConstraint("rest >= 0", name="rest_not_negative"),)
+
+
 class LimitChangeRow(Base):
-    """One immutable change of what an account may spend; triggers refuse UPDATE and DELETE."""
+    """One immutable change of what an account may spend; triggers refuse UPDATE and DELETE.
+
+    limit_before, limit_after  of the period before and after it: what may be spent beyond `base`
+    """
 
     __tablename__ = "limit_changes"
     account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
@@ -562,13 +605,15 @@ class LimitChangeRow(Base):
     kind: Mapped[str]
     limit_before: Mapped[int | None]
     limit_after: Mapped[int | None]
+    base: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The account's period_base after it."""
     counterpart: Mapped[UUID | None] = mapped_column(ForeignKey("accounts.id"))
     """Of a transfer: the account on its other side, which has a row with the opposite change."""
     at: Mapped[int]
     actor: Mapped[str]
     reason: Mapped[dict[str, Any]]
     __table_args__ = (
-        CheckConstraint("kind IN ('adjusted','granted','transferred')", name="kind"),
+        CheckConstraint("kind IN ('adjusted','granted','transferred','rolled_over')", name="kind"),
         CheckConstraint("(kind = 'transferred') = (counterpart IS NOT NULL)", name="transfers_have_two_sides"),
         CheckConstraint("kind <> 'granted' OR limit_after > limit_before", name="grants_raise"),
     )

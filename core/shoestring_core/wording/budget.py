@@ -434,6 +434,72 @@ class WeightChanged(Reason):
 
 
 @dataclass(frozen=True)
+class PeriodChanged(Reason):
+    """`kind`: one_off | month | term. `ends`: the next border, in its time zone. `note`: the reason that was given."""
+
+    code = "period_changed"
+    account_title: str
+    kind: str
+    ends: str | None
+    carries_over: bool
+    note: str
+
+    def text(self) -> str:
+        title, note = _capitalized(self.account_title), f" {self.note}" if self.note else ""
+        if self.ends is None:
+            return f"{title} is one-off now: its limit has no end.{note}"
+        period = (
+            "a monthly budget now: this month ends" if self.kind == "month" else "a budget for a term now, which ends"
+        )
+        left = "goes to the next" if self.carries_over else "expires then"
+        return f"{title} is {period} {self.ends}. What is unspent {left}.{note}"
+
+
+@dataclass(frozen=True)
+class RolledOver(Reason):
+    """`border`: when the last period ended, in its time zone. `limit`: of the new one."""
+
+    code = "rolled_over"
+    account_title: str
+    border: str
+    limit: str
+    carried_over: str
+    expired: str
+
+    def text(self) -> str:
+        left = f"${self.carried_over} carried over" + ("" if self.expired == "0.00" else f", ${self.expired} expired")
+        return f"The period of {self.account_title} ended {self.border}: {left}. The limit is ${self.limit} now."
+
+
+@dataclass(frozen=True)
+class HeldBeforeBorder(Reason):
+    """What was held before the last border, and not spent."""
+
+    code = "held_before_border"
+    account_title: str
+    carried_over: str
+    expired: str
+
+    def text(self) -> str:
+        return (
+            f"Held for {self.account_title} before its last period ended, and not spent: ${self.carried_over} carried "
+            f"over, ${self.expired} expired."
+        )
+
+
+@dataclass(frozen=True)
+class NoLimitForPeriod(Reason):
+    code = "no_limit_for_period"
+    account_title: str
+
+    def text(self) -> str:
+        return f"{_capitalized(self.account_title)} has no limit, so it can't have periods."
+
+    def hint(self) -> str:
+        return "Set a limit first: shoestring budget set."
+
+
+@dataclass(frozen=True)
 class SoftLineReached(Reason):
     """`used`: spent or held of `limit`."""
 

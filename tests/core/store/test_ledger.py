@@ -503,7 +503,7 @@ def test_the_tightest_account_has_the_smallest_limit_above_a_job(world: World) -
     with world.store.read() as db:
         leaf = ledger.job_account(db, job.id).id
         assert ledger.tightest_account([world.account("org")]) is None
-        least = [AccountRow(limit_micro=1), AccountRow(limit_micro=0)]
+        least = [AccountRow(limit_micro=1, period_base=0), AccountRow(limit_micro=9, period_base=9)]
         assert ledger.tightest_account(least) is least[1]
         assert ledger.tightest_account(ledger.ancestors(db, leaf)).kind == "job"
     world.limit("team", 400)
@@ -628,6 +628,7 @@ operations = st.one_of(
     st.tuples(st.just("limit"), st.integers(0, 3), st.none() | st.integers(0, 120)),
     st.tuples(st.just("grant"), st.integers(0, 3), amounts),
     st.tuples(st.just("transfer"), st.integers(0, 1), amounts),
+    st.tuples(st.just("border"), st.integers(1, 3), st.none() | amounts),
 )
 at_random = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -705,6 +706,9 @@ def perform(
             world.limit(LEVELS[index], amount, jobs[0])
         elif name == "grant":
             world.grant(world.account(LEVELS[index], jobs[0]), amount or 0)
+        elif name == "border":
+            world.period(LEVELS[index], "none" if amount is None else "unspent", amount)
+            world.roll_over(LEVELS[index])
         elif name == "transfer":
             source, target = (world.account("job", jobs[side]) for side in (index, 1 - index))
             world.transfer(source, target, amount or 0)

@@ -385,6 +385,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/budgets/{budget_id}/period": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Set Period
+         * @description Make a budget monthly, end it with a term, or make it one-off again (admin). Its limit and use stay as they are.
+         *
+         *     A month begins on its first day in the time zone, with the limit that was set. Jobs that run then go on.
+         */
+        put: operations["set_period"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/budgets/{budget_id}/soft-lines": {
         parameters: {
             query?: never;
@@ -1145,6 +1167,7 @@ export interface components {
              * @default []
              */
             soft_lines: components["schemas"]["SoftLine"][];
+            period: components["schemas"]["BudgetPeriod"] | null;
             /** Etag */
             etag: string;
         };
@@ -1184,6 +1207,41 @@ export interface components {
              *     }
              */
             leaked: components["schemas"]["Money"];
+        };
+        /**
+         * BudgetPeriod
+         * @description The month or term that a budget is in. At its end what is unspent carries over, or expires.
+         */
+        BudgetPeriod: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "month" | "term";
+            amount: components["schemas"]["Money"];
+            /** Time Zone */
+            time_zone: string;
+            /**
+             * Starts At
+             * Format: date-time
+             */
+            starts_at: string;
+            /**
+             * Ends At
+             * Format: date-time
+             */
+            ends_at: string;
+            /** Ends */
+            ends: string;
+            /** Ended */
+            ended: boolean;
+            /**
+             * Rollover
+             * @enum {string}
+             */
+            rollover: "none" | "unspent";
+            rollover_cap: components["schemas"]["Money"] | null;
+            carried_over: components["schemas"]["Money"];
         };
         /**
          * BudgetRequest
@@ -2725,6 +2783,34 @@ export interface components {
              */
             reason: string;
         };
+        /** SetPeriodRequest */
+        SetPeriodRequest: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "one_off" | "month" | "term";
+            /**
+             * Time Zone
+             * @default UTC
+             */
+            time_zone: string;
+            /** Until */
+            until?: string | null;
+            /**
+             * Rollover
+             * @default none
+             * @enum {string}
+             */
+            rollover: "none" | "unspent";
+            /** Rollover Cap */
+            rollover_cap?: string | null;
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+        };
         /** SetSoftLinesRequest */
         SetSoftLinesRequest: {
             /** Percents */
@@ -3779,6 +3865,41 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["SetWeightRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    set_period: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                budget_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetPeriodRequest"];
             };
         };
         responses: {

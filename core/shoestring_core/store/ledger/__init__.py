@@ -5,6 +5,7 @@ accounts     the tree of accounts, and who may see them
 limits       what an account may spend: adjusted, granted, transferred
 holds        money held for machines: placed, extended, released
 settlement   the cost of machines posted against their holds
+periods      months and terms, and what is left at their borders
 soft_lines   shares of a limit at which spenders are told
 shares       what teams and members spent lately, and their weights
 export       every line that concerns a team
@@ -21,6 +22,9 @@ provider's evidence comes in, and the rest of the hold is released. What a provi
 *overrun*: posted all the same, to an account of its own, with an alarm. Only an overrun and a lowered limit make an
 overdraft; while an account has one, nothing can be held there or below.
 
+A budget may have periods. Its account goes on counting; a limit of a period is what may be spent beyond what earlier
+periods used, and a border is one immutable change of the limit.
+
 Every entry is one immutable transfer; corrections are further transfers. Accounts are written leaves first, by id
 within a level, so that writers can't deadlock. So a transaction holds or settles for one machine, or for several at
 once with `place_holds`.
@@ -34,6 +38,8 @@ from shoestring_core.store.ledger.accounts import (
     ensure_member_accounts,
     job_account,
     paying_accounts,
+    period_limit,
+    period_use,
     team_account,
     team_budgets,
     title,
@@ -43,6 +49,14 @@ from shoestring_core.store.ledger.accounts import (
 from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
 from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_hold, place_holds, release_hold
 from shoestring_core.store.ledger.limits import grant, set_limit, tightest_account, transfer
+from shoestring_core.store.ledger.periods import (
+    Plan,
+    begin_roll_over,
+    due_borders,
+    load_periods,
+    roll_over,
+    set_period,
+)
 from shoestring_core.store.ledger.settlement import settle, transfers_of
 from shoestring_core.store.ledger.shares import SHARING, load_half_life, recent_spending, set_half_life, set_weight
 from shoestring_core.store.ledger.soft_lines import BUDGETS, lines_of, set_soft_lines
@@ -52,10 +66,13 @@ __all__ = [
     "SHARING",
     "Discrepancy",
     "HoldRequest",
+    "Plan",
     "accounts_upward",
     "ancestors",
+    "begin_roll_over",
     "create_accounts",
     "create_job_account",
+    "due_borders",
     "ensure_member_accounts",
     "extend_hold",
     "find_discrepancies",
@@ -63,13 +80,18 @@ __all__ = [
     "job_account",
     "lines_of",
     "load_half_life",
+    "load_periods",
     "paying_accounts",
+    "period_limit",
+    "period_use",
     "place_hold",
     "place_holds",
     "recent_spending",
     "release_hold",
+    "roll_over",
     "set_half_life",
     "set_limit",
+    "set_period",
     "set_soft_lines",
     "set_weight",
     "settle",

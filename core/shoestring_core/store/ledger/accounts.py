@@ -88,6 +88,16 @@ def team_budgets(db: Read, team: UUID) -> list[AccountRow]:
     return [*reversed(ancestors(db, account.id)), *db.sql.scalars(members.order_by(AccountRow.id))]
 
 
+def period_limit(account: AccountRow) -> int | None:
+    """What an account may spend in its period; None: it has no limit."""
+    return None if account.limit_micro is None else account.limit_micro - account.period_base
+
+
+def period_use(account: AccountRow) -> tuple[int, int]:
+    """What was spent of an account in its period, and what is held of it. What was held at its border isn't."""
+    return account.posted + account.carried - account.period_base, account.held - account.carried
+
+
 def visible_account(db: Read, team: UUID, account: UUID) -> AccountRow:
     """An account that a team may see: its own, those above it and those below. Raises NotFound for any other."""
     chain, top = ancestors(db, account), team_account(db, team)

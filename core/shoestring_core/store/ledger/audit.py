@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from shoestring_core.store.tables import AccountRow, HoldRow, LimitChangeRow, TransferRow
+from shoestring_core.store.tables import AccountRow, CarriedHoldRow, HoldRow, LimitChangeRow, TransferRow
 from shoestring_core.store.transactions import Read
 
 
@@ -35,12 +35,15 @@ def find_discrepancies(db: Read) -> list[Discrepancy]:
     checks = [Discrepancy(account.id, "posted", posted[account.id], account.posted) for account in accounts]
     checks += [Discrepancy(account.id, "held", held[account.id], account.held) for account in accounts]
     checks += [Discrepancy(account.id, "overdraft", _overdraft(account), account.overdraft) for account in accounts]
-    limits = _limits_by_account(db)
-    checks += [
-        Discrepancy(account.id, "limit", limits[account.id], account.limit_micro)
-        for account in accounts
-        if account.id in limits
-    ]
+    limits, carried = _limits_by_account(db), _carried_by_account(db)
+    for account in accounts:
+        checks.append(Discrepancy(account.id, "carried", carried[account.id], account.carried))
+        if account.id in limits:
+            limit, base = limits[account.id]
+            checks.append(Discrepancy(account.id, "base", base, account.period_base))
+            checks.append(
+                Discrepancy(account.id, "limit", None if limit is None else limit + base, account.limit_micro)
+            )
     leaves = sum(account.posted for account in accounts if account.kind in ("job", "cash", "overrun"))
     checks.append(Discrepancy(None, "sum of all", 0, leaves))
     return [check for check in checks if check.expected != check.actual]
@@ -62,14 +65,21 @@ def _held_by_account(db: Read) -> Counter[UUID]:
     return Counter({account: int(amount) for account, amount in rows})
 
 
-def _limits_by_account(db: Read) -> dict[UUID, int | None]:
-    """Each account's limit by the newest of its changes, of those that have one."""
+def _carried_by_account(db: Read) -> Counter[UUID]:
+    """What each account still holds of what it held at its last border."""
+    rest = func.sum(CarriedHoldRow.rest)
+    rows = db.sql.execute(select(CarriedHoldRow.account, rest).group_by(CarriedHoldRow.account))
+    return Counter({account: int(amount) for account, amount in rows})
+
+
+def _limits_by_account(db: Read) -> dict[UUID, tuple[int | None, int]]:
+    """Each account's limit and its base by the newest of its changes, of those that have one."""
     newest = select(LimitChangeRow.account, func.max(LimitChangeRow.version).label("version"))
     last = newest.group_by(LimitChangeRow.account).subquery()
-    rows = select(LimitChangeRow.account, LimitChangeRow.limit_after).join(
+    rows = select(LimitChangeRow.account, LimitChangeRow.limit_after, LimitChangeRow.base).join(
         last, (LimitChangeRow.account == last.c.account) & (LimitChangeRow.version == last.c.version)
     )
-    return dict(db.sql.execute(rows).all())
+    return {account: (limit, base) for account, limit, base in db.sql.execute(rows)}
 
 
 def _overdraft(account: AccountRow) -> int:

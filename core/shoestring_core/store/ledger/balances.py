@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, case, or_, update
 
 from shoestring_core import money
 from shoestring_core.errors import BudgetExceeded
-from shoestring_core.store.ledger.accounts import ancestors, load_account, title
+from shoestring_core.store.ledger.accounts import ancestors, load_account, period_limit, period_use, title
 from shoestring_core.store.ledger.soft_lines import record_reached
 from shoestring_core.store.tables import AccountRow
 from shoestring_core.store.transactions import Read, Write
@@ -94,7 +94,7 @@ def _budget_exceeded(db: Read, account_id: UUID, need: int) -> BudgetExceeded:
     }
     if account.overdraft > 0:
         return BudgetExceeded(budget.AccountOverdrawn(overdraft=money.to_decimal(account.overdraft), **shortage))
-    limit, used = money.to_decimal(account.limit_micro or 0), money.to_decimal(account.posted + account.held)
+    limit, used = money.to_decimal(period_limit(account) or 0), money.to_decimal(sum(period_use(account)))
     return BudgetExceeded(budget.AccountExhausted(limit=limit, used=used, **shortage))
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import func, select, update
 from shoestring_core.errors import StaleTransition
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes, hold_amounts
 from shoestring_core.store.ledger.feed import record_movement
+from shoestring_core.store.ledger.periods import settle_carried
 from shoestring_core.store.tables import HoldRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
@@ -89,7 +90,8 @@ def release_hold(db: Write, machine: UUID, reason: Reason) -> int:
         return 0
     rest = hold.amount - hold.consumed
     change_hold(db, hold, consumed=hold.consumed, state="closed")
-    apply_changes(db, {hold.account: BalanceChange(held=-rest)})
+    accounts = apply_changes(db, {hold.account: BalanceChange(held=-rest)})
+    settle_carried(db, hold, accounts, 0, closed=True)
     record_movement(db, machine, "released", rest, reason)
     db.request_tick()
     return rest

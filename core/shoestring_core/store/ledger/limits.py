@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, update
+from sqlalchemy import ColumnElement, case, delete, update
 
 from shoestring_core import money
 from shoestring_core.errors import BudgetUnmovable, PreconditionFailed
 from shoestring_core.events import LimitChange
-from shoestring_core.store.ledger.accounts import load_account, teams_below, title
+from shoestring_core.store.ledger.accounts import load_account, period_limit, teams_below, title
 from shoestring_core.store.ledger.balances import positive_part
 from shoestring_core.store.ledger.feed import record_alarm
 from shoestring_core.store.ledger.soft_lines import record_reached
-from shoestring_core.store.tables import AccountRow, LimitChangeRow
+from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, LimitChangeRow
 from shoestring_core.store.transactions import Write
 from shoestring_core.wording import Reason, budget
 
@@ -23,29 +23,38 @@ from shoestring_core.wording import Reason, budget
 def tightest_account(accounts: Iterable[AccountRow]) -> AccountRow | None:
     """The account with the smallest limit; None if nothing is limited."""
     limited = [row for row in accounts if row.limit_micro is not None]
-    return min(limited, key=lambda row: row.limit_micro or 0, default=None)
+    return min(limited, key=lambda row: period_limit(row) or 0, default=None)
 
 
 def set_limit(
     db: Write, account: UUID, limit: int | None, *, actor: str, reason: str, if_version: int | None = None
 ) -> AccountRow:
-    """Adjust what an account may spend; None removes the limit. `reason`: in the words of who changes it.
+    """Adjust what an account may spend in its period; None removes the limit. `reason`: in the words of who changes it.
+
+    Each month that follows begins with the same; without a limit the budget has no periods.
 
     A limit below what is already posted and held makes an overdraft, with an alarm: the machines of the jobs below
     checkpoint and end. Raises PreconditionFailed if `if_version` isn't the account's version any more.
     """
     before = load_account(db, account)
-    version, limit_before, overdraft_before = before.version, before.limit_micro, before.overdraft
+    version, limit_before, overdraft_before = before.version, period_limit(before), before.overdraft
     guard = AccountRow.version == (version if if_version is None else if_version)
-    overdraft = 0 if limit is None else positive_part(AccountRow.posted + AccountRow.held - limit)
-    if not _update(db, account, guard, limit_micro=limit, overdraft=overdraft):
+    period = BudgetPeriodRow.account == account
+    db.execute(
+        delete(BudgetPeriodRow).where(period)
+        if limit is None
+        else update(BudgetPeriodRow).where(period).values(amount=limit)
+    )
+    whole = None if limit is None else AccountRow.period_base + limit
+    overdraft = 0 if whole is None else positive_part(AccountRow.posted + AccountRow.held - whole)
+    if not _update(db, account, guard, limit_micro=whole, overdraft=overdraft):
         raise PreconditionFailed(
             "The budget has changed since you read it.", hint="Get the budget again, then retry with its new ETag."
         )
     after = load_account(db, account)
     name = title(db, after)
     changed = budget.LimitChanged(name, _text(limit), _text(limit_before), reason)
-    _record(db, after, limit_before, "adjusted", actor=actor, reason=changed)
+    record_limit_change(db, after, limit_before, "adjusted", actor=actor, reason=changed)
     if after.overdraft > overdraft_before:
         below = budget.LimitBelowUse(name, money.to_decimal(after.overdraft))
         for team in teams_below(db, after):
@@ -63,8 +72,8 @@ def grant(db: Write, account: UUID, amount: int, *, actor: str, reason: str) -> 
     if not _raise(db, account, amount):
         raise _not_raised(db, account)
     after = load_account(db, account)
-    granted = budget.Granted(name, money.to_decimal(amount), _text(after.limit_micro), reason)
-    _record(db, after, _limit(after) - amount, "granted", actor=actor, reason=granted)
+    granted = budget.Granted(name, money.to_decimal(amount), _text(period_limit(after)), reason)
+    record_limit_change(db, after, _limit(after) - amount, "granted", actor=actor, reason=granted)
     return load_account(db, account)
 
 
@@ -92,7 +101,7 @@ def transfer(
     moved_reason = budget.Transferred(*names, money.to_decimal(amount), reason)
     for after, other, difference in ((given, target, -amount), (taken, source, amount)):
         before = _limit(after) - difference
-        _record(db, after, before, "transferred", actor=actor, reason=moved_reason, counterpart=other)
+        record_limit_change(db, after, before, "transferred", actor=actor, reason=moved_reason, counterpart=other)
     return load_account(db, source), load_account(db, target)
 
 
@@ -106,7 +115,9 @@ def _raise(db: Write, account: UUID, amount: int) -> bool:
     raised = AccountRow.limit_micro + amount
     over = positive_part(AccountRow.posted + AccountRow.held - raised)
     shrunk = case((AccountRow.overdraft < over, AccountRow.overdraft), else_=over)
-    return _update(db, account, raised <= money.MAX_MICRO, limit_micro=raised, overdraft=shrunk)
+    return _update(
+        db, account, raised - AccountRow.period_base <= money.MAX_MICRO, limit_micro=raised, overdraft=shrunk
+    )
 
 
 def _update(db: Write, account: UUID, guard: ColumnElement[bool], **values: object) -> bool:
@@ -135,11 +146,12 @@ def _not_lowered(db: Write, account: UUID, amount: int) -> BudgetUnmovable:
 
 
 def _limit(account: AccountRow) -> int:
-    assert account.limit_micro is not None
-    return account.limit_micro
+    limit = period_limit(account)
+    assert limit is not None
+    return limit
 
 
-def _record(
+def record_limit_change(
     db: Write,
     after: AccountRow,
     limit_before: int | None,
@@ -156,10 +168,11 @@ def _record(
     db.insert(
         LimitChangeRow(
             account=after.id, version=after.version, kind=kind, limit_before=limit_before,
-            limit_after=after.limit_micro, counterpart=counterpart, at=db.now, actor=actor, reason=reason.as_json(),
+            limit_after=period_limit(after), base=after.period_base, counterpart=counterpart, at=db.now, actor=actor,
+            reason=reason.as_json(),
         )
     )  # fmt: skip
-    data = LimitChange(account=after.id, limit=_text(after.limit_micro), before=_text(limit_before))
+    data = LimitChange(account=after.id, limit=_text(period_limit(after)), before=_text(limit_before))
     for team in teams_below(db, after):
         db.event(data, team=team, actor=actor, reason=reason)
     record_reached(db, after)

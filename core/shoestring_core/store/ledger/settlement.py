@@ -16,6 +16,7 @@ from shoestring_core.store.ledger.accounts import account_of, ancestors
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes
 from shoestring_core.store.ledger.feed import record_alarm, record_movement
 from shoestring_core.store.ledger.holds import change_hold, newest_hold
+from shoestring_core.store.ledger.periods import settle_carried
 from shoestring_core.store.ledger.shares import record_spending
 from shoestring_core.store.tables import HoldRow, TransferRow
 from shoestring_core.store.transactions import Read, Write
@@ -94,6 +95,8 @@ def _post(db: Write, hold: HoldRow, covered: list[_Increment], overrun: list[_In
     changes |= _insert_transfers(db, hold, overrun, "overrun", counterparty="overrun")
     changes[hold.account] = BalanceChange(spent + beyond, -unheld)
     accounts = apply_changes(db, changes, may_overdraw=beyond > 0)
+    if is_open:
+        settle_carried(db, hold, accounts, consumed - hold.consumed, closed=final)
     record_spending(db, accounts, spent + beyond)
     team = record_movement(db, hold.machine, "settled" if final else "posted", spent + beyond)
     if beyond:

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from shoestring_core import money
 from shoestring_core.decide import soft_lines
 from shoestring_core.events import SoftLineReached, SoftLinesChange
-from shoestring_core.store.ledger.accounts import load_account, teams_below, title
+from shoestring_core.store.ledger.accounts import load_account, period_limit, period_use, teams_below, title
 from shoestring_core.store.tables import AccountRow
 from shoestring_core.store.transactions import Write
 from shoestring_core.wording import budget
@@ -35,12 +35,12 @@ def record_reached(db: Write, account: AccountRow) -> None:
 
     account  its row as it is now, locked by this transaction
     """
-    used = account.posted + account.held
-    reached = soft_lines.newly_reached(lines_of(account), account.soft_line_reached, used, account.limit_micro)
+    used, limit_micro = sum(period_use(account)), period_limit(account)
+    reached = soft_lines.newly_reached(lines_of(account), account.soft_line_reached, used, limit_micro)
     if not reached:
         return
     db.execute(update(AccountRow).where(AccountRow.id == account.id).values(soft_line_reached=reached[-1]))
-    limit, name = money.to_decimal(account.limit_micro or 0), title(db, account)
+    limit, name = money.to_decimal(limit_micro or 0), title(db, account)
     for team in teams_below(db, account):
         for line in reached:
             data = SoftLineReached(account=account.id, percent=line, limit=limit, used=money.to_decimal(used))

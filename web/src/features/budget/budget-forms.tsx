@@ -164,6 +164,73 @@ export function LinesForm({ budget, done }: { budget: Budget; done: () => void }
   );
 }
 
+type Kind = "one_off" | "month" | "term";
+
+export function PeriodForm({ budget, done }: { budget: Budget; done: () => void }) {
+  const id = useId();
+  const now = budget.period;
+  const [kind, setKind] = useState<Kind>(now?.kind ?? "month");
+  const [until, setUntil] = useState("");
+  const [zone, setZone] = useState(now?.time_zone ?? new Intl.DateTimeFormat().resolvedOptions().timeZone);
+  const [over, setOver] = useState(now?.rollover === "unspent" ? (now.rollover_cap?.amount ?? "all") : "0");
+  const dollars = over.trim().replace(/^\$/, "");
+  const valid = dollars === "all" || DOLLARS.test(dollars);
+  const carries = dollars === "all" || (valid && toMicro(dollars) > 0n);
+  const missing = kind === "term" && until === "" ? "Enter the last day of the term." : "";
+  return (
+    <BudgetForm
+      name="period"
+      label="Carries over, dollars at most"
+      value={over}
+      setValue={setOver}
+      problem={valid ? missing : "Enter dollars such as 20.00; all, or 0 for nothing."}
+      save={async (reason) =>
+        body(
+          await api.PUT("/v1/budgets/{budget_id}/period", {
+            params: { path: { budget_id: budget.id } },
+            body: {
+              kind,
+              time_zone: zone.trim(),
+              until: kind === "term" ? until : null,
+              rollover: carries ? "unspent" : "none",
+              rollover_cap: carries && dollars !== "all" ? dollars : null,
+              reason,
+            },
+          }),
+        )
+      }
+      done={done}
+    >
+      <div className="row">
+        <div className="field">
+          <label htmlFor={`${id}-kind`}>Period</label>
+          <select id={`${id}-kind`} value={kind} onChange={(event) => setKind(event.target.value as Kind)}>
+            <option value="month">Each month</option>
+            <option value="term">Until a day</option>
+            <option value="one_off">One-off</option>
+          </select>
+        </div>
+        {kind === "term" && (
+          <div className="field">
+            <label htmlFor={`${id}-until`}>Last day</label>
+            <input id={`${id}-until`} type="date" value={until} onChange={(event) => setUntil(event.target.value)} />
+          </div>
+        )}
+        {kind !== "one_off" && (
+          <div className="field grow">
+            <label htmlFor={`${id}-zone`}>Time zone</label>
+            <input id={`${id}-zone`} value={zone} maxLength={60} onChange={(event) => setZone(event.target.value)} />
+          </div>
+        )}
+      </div>
+      <p className="muted">
+        Limit and use stay as they are. {kind === "month" ? "Each month begins with the limit that is set. " : ""}
+        {kind === "one_off" ? "The limit has no end." : carries ? "What is unspent then carries over." : "What is unspent then expires."}
+      </p>
+    </BudgetForm>
+  );
+}
+
 interface FormProps {
   name: string;
   label: string;

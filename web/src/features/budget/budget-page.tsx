@@ -11,7 +11,7 @@ import { Page } from "../../components/page";
 import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
 import { RequestsPanel } from "./requests-panel";
-import { GrantForm, LimitForm, LinesForm, TransferForm, WeightForm } from "./budget-forms";
+import { GrantForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
 export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
@@ -94,13 +94,14 @@ function transferTargets(budget: Budget, all: readonly Budget[]): Budget[] {
   return all.filter((one) => one.kind === "member" && one.limit && one.id !== budget.id);
 }
 
-type Editing = "limit" | "grant" | "transfer" | "weight" | "lines";
+type Editing = "limit" | "grant" | "transfer" | "weight" | "lines" | "period";
 const BUTTONS: Record<Editing, string> = {
   limit: "Set limit",
   grant: "Grant",
   transfer: "Transfer",
   weight: "Set weight",
   lines: "Set soft lines",
+  period: "Set period",
 };
 
 function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonly Budget[]; admin: boolean }) {
@@ -118,6 +119,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
     transfer: others.length > 0,
     weight: budget.weight !== null,
     lines: budget.limit !== null,
+    period: budget.limit !== null,
   };
   const [posted, held, over] = [toMicro(budget.posted.amount), toMicro(budget.held.amount), toMicro(budget.overdraft.amount)];
   const limit = budget.limit ? toMicro(budget.limit.amount) : null;
@@ -147,6 +149,12 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
           ))}
         </div>
       )}
+      {budget.period && (
+        <p className="muted" data-period>
+          {budget.period.kind === "month" ? "This month" : "This term"} {budget.period.ended ? "ended" : "ends"} {budget.period.ends}.{" "}
+          {carriesOver(budget.period)}
+        </p>
+      )}
       <ReachedLine budget={budget} />
       <dl className="figures">
         <Figure name="Limit" value={budget.limit ? formatDollars(budget.limit) : "none"} />
@@ -165,10 +173,18 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
       {editing === "limit" && <LimitForm budget={budget} done={close} />}
       {editing === "grant" && <GrantForm budget={budget} done={close} />}
       {editing === "transfer" && <TransferForm budget={budget} others={others} done={close} />}
+      {editing === "period" && <PeriodForm budget={budget} done={close} />}
       {editing === "lines" && <LinesForm budget={budget} done={close} />}
       {editing === "weight" && <WeightForm budget={budget} done={close} />}
     </section>
   );
+}
+
+function carriesOver({ rollover, rollover_cap, carried_over, ended }: NonNullable<Budget["period"]>): string {
+  const came = toMicro(carried_over.amount) > 0n ? ` ${formatDollars(carried_over)} came from the last one.` : "";
+  if (ended) return came.trim();
+  if (rollover === "none") return `What is unspent expires.${came}`;
+  return `What is unspent carries over${rollover_cap ? `, at most ${formatDollars(rollover_cap)}` : ""}.${came}`;
 }
 
 /** The highest soft line that was reached, and the next one. */

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Periods of budgets: what a border does to limits, holds, and bills that come late. Any interleaving: test_ledger.py.
+
+Money is spent once: however a budget is rolled over, what was ever posted is at most what was ever granted.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shoestring_core.errors import BudgetExceeded, BudgetUnmovable
+from shoestring_core.store import ledger
+from shoestring_core.store.db import Store
+from shoestring_core.store.tables import AccountRow, LimitChangeRow
+from shoestring_core.wording.machines import LaunchNotNeeded
+from sqlalchemy import select
+
+from tests.core.store.test_ledger import at_random, run_all
+from tests.core.world import World
+
+
+@pytest.mark.parametrize(
+    ("rollover", "cap", "limit", "expired"),
+    [("none", None, 100, 60), ("unspent", None, 160, 0), ("unspent", 25, 125, 35)],
+)
+def test_a_month_begins_with_its_amount_and_what_carries_over(
+    world: World, rollover: str, cap: int | None, limit: int, expired: int
+) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    world.settle(world.hold(job, 50), 40)
+    world.period("team", rollover, cap)
+    after = world.roll_over("team")
+    assert (ledger.period_limit(after), ledger.period_use(after), after.overdraft) == (limit, (0, 0), 0)
+    row = changes(world, after)[-1]
+    assert (row.kind, row.limit_before, row.limit_after, row.base) == ("rolled_over", 100, limit, 40)
+    assert row.reason["facts"]["expired"] == f"{expired / 1e6:.6f}".rstrip("0").ljust(4, "0")
+    assert world.roll_over("team") is None, "the next border is a month away"
+    world.hold(job, limit)
+    with pytest.raises(BudgetExceeded) as refused:
+        world.hold(job, 1)
+    assert refused.value.fields["left"] == "0.00"
+    assert world.find_discrepancies() == []
+
+
+@pytest.mark.parametrize(("rollover", "carried"), [("none", 0), ("unspent", 6)])
+def test_what_was_held_at_the_border_is_billed_to_the_period_that_ended(
+    world: World, rollover: str, carried: int
+) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    machine = world.hold(job, 10)
+    world.settle(machine, 2, final=False)
+    world.period("team", rollover, cap=None if rollover == "none" else 0)
+    world.roll_over("team")
+    assert figures(world) == (100, 0, 0)
+    world.hold(job, 100)  # all of the new month
+    world.settle(machine, 3, final=False)
+    assert figures(world) == (100, 0, 100)
+    world.period("team", rollover)  # unlimited from here on
+    world.settle(machine, 4)
+    assert figures(world) == (100 + carried, 0, 100)
+    assert world.account("team").posted == 4
+    assert world.find_discrepancies() == []
+
+
+def test_an_extension_after_the_border_is_paid_by_the_new_period(world: World) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    machine = world.hold(job, 10)
+    world.period("team")
+    world.roll_over("team")
+    world.store.write(lambda db: ledger.extend_hold(db, machine, 30, 2))
+    assert figures(world) == (100, 0, 30)
+    world.settle(machine, 25, final=False)
+    assert figures(world) == (100, 15, 15)
+    world.settle(machine, 25)
+    assert figures(world) == (100, 15, 0)
+    assert world.find_discrepancies() == []
+
+
+def test_a_running_job_is_funded_across_a_border_that_leaves_it_nothing(world: World) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    machine = world.hold(job, 10)
+    world.period("team", term=True)
+    ended = world.roll_over("team")
+    assert (ledger.period_limit(ended), ended.overdraft) == (0, 0)
+    with pytest.raises(BudgetExceeded):
+        world.store.write(lambda db: ledger.extend_hold(db, machine, 1, 2))
+    world.settle(machine, 10)
+    assert figures(world) == (0, 0, 0)
+    assert world.roll_over("team") is None
+    assert world.find_discrepancies() == []
+
+
+def test_an_overdraft_is_paid_by_the_next_period(world: World) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    machine = world.hold(job, 90)
+    world.limit("team", 60)
+    world.period("team", "unspent")
+    after = world.roll_over("team")
+    assert (ledger.period_limit(after), sum(ledger.period_use(after)), after.overdraft) == (60, 30, 0)
+    world.settle(machine, 70)
+    assert (sum(figures(world)[1:]), world.account("team").posted) == (10, 70)
+    assert world.find_discrepancies() == []
+
+
+def test_soft_lines_begin_anew_with_each_period(world: World) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    world.settle(world.hold(job, 85), 85)
+    world.period("team")
+    world.roll_over("team")
+    world.settle(world.hold(job, 85), 85)
+    assert [event.data["percent"] for event in world.events("soft_line")] == [50, 80, 50, 80]
+
+
+def test_a_new_limit_and_a_grant_count_from_the_border(world: World) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    world.settle(world.hold(job, 40), 40)
+    world.period("team")
+    world.roll_over("team")
+    assert ledger.period_limit(world.limit("team", 30)) == 30
+    assert ledger.period_limit(world.grant(world.account("team"), 5)) == 35
+    world.hold(job, 35)
+    with pytest.raises(BudgetExceeded, match=r"of the \$0.000035 of team .*, \$0.000035 is spent or held"):
+        world.hold(job, 1)
+    world.period("team")
+    assert ledger.period_limit(world.roll_over("team")) == 30, "what was granted was for one period"
+    assert world.find_discrepancies() == []
+
+
+def test_a_budget_without_a_limit_has_no_periods(world: World) -> None:
+    with pytest.raises(BudgetUnmovable, match="has no limit"):
+        world.period("team")
+    world.limit("team", 100)
+    world.period("team")
+    world.limit("team", None)
+    assert world.roll_over("team") is None
+    world.limit("team", 50)
+    assert figures(world) == (50, 0, 0)
+    assert world.find_discrepancies() == []
+
+
+def test_a_budget_is_one_off_again(world: World) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    machine = world.hold(job, 10)
+    world.period("team")
+    world.roll_over("team")
+    team = world.account("team").id
+    world.store.write(lambda db: ledger.set_period(db, team, None, actor="ann", reason=""))
+    world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded()))
+    assert figures(world) == (110, 0, 0), "what a hold gives back no longer expires"
+    assert world.find_discrepancies() == []
+
+
+def test_two_workers_roll_a_border_over_once(world: World) -> None:
+    job = world.job()
+    world.limit("team", 100)
+    machine = world.hold(job, 10)
+    world.period("team")
+    done: list[AccountRow | None] = []
+    spending = [lambda: world.settle(machine, 5, final=False), lambda: world.hold(job, 20)]
+    run_all(*(lambda: done.append(world.roll_over("team")) for _ in range(2)), *spending)
+    assert len([one for one in done if one is not None]) == 1
+    assert [row.kind for row in changes(world, world.account("team"))].count("rolled_over") == 1
+    assert world.find_discrepancies() == []
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["hold", "part", "final", "release", "border", "cut"]), st.integers(0, 60)),
+    min_size=4, max_size=20,
+)  # fmt: skip
+
+
+@given(rollover=st.sampled_from(["none", "unspent"]), cap=st.none() | st.integers(0, 50), steps=steps)
+@at_random
+def test_what_is_ever_spent_is_at_most_what_was_ever_granted(
+    store: Store, rollover: str, cap: int | None, steps: list[tuple[str, int]]
+) -> None:
+    """Each border adds at most its amount to what could be spent before, and what is carried over was there before."""
+    world = World(store)
+    job, machines, amount = world.job(), [], 100
+    most = world.limit("team", amount).limit_micro
+    for step, size in steps:
+        if step == "hold":
+            try:
+                machines.append((world.hold(job, size), size))
+            except BudgetExceeded:
+                pass
+        elif step == "border":
+            world.period("team", rollover, cap)
+            most += amount
+            left = ledger.period_limit(world.account("team")) if rollover == "unspent" else 0
+            after = world.roll_over("team")
+            assert amount <= ledger.period_limit(after) <= amount + min(left, left if cap is None else cap)
+        elif step == "cut":
+            amount = size + 1
+            most = max(most, world.limit("team", amount).limit_micro)
+        elif machines:
+            machine, held = machines[size % len(machines)]
+            if step == "release":
+                world.store.write(lambda db, m=machine: ledger.release_hold(db, m, LaunchNotNeeded()))
+            else:
+                world.settle(machine, min(size, held), final=step == "final")
+            if step != "part":
+                machines.remove((machine, held))
+        team = world.account("team")
+        assert team.posted + team.held <= team.limit_micro + team.overdraft
+        assert team.posted + team.held <= most
+        assert 0 <= team.carried <= team.held
+        assert len(changes(world, team)) == team.version
+    assert world.find_discrepancies() == []
+
+
+def figures(world: World) -> tuple[int | None, int, int]:
+    """(limit, spent, held) of the team's period."""
+    team = world.account("team")
+    return ledger.period_limit(team), *ledger.period_use(team)
+
+
+def changes(world: World, account: AccountRow) -> list[LimitChangeRow]:
+    with world.store.read() as db:
+        rows = select(LimitChangeRow).where(LimitChangeRow.account == account.id).order_by(LimitChangeRow.version)
+        return list(db.sql.scalars(rows))
