@@ -44,6 +44,7 @@ MODULES = (
 TESTS = (
     "tests/core/store/fleet", "tests/core/store/test_checkpoints.py", "tests/core/store/test_reports.py",
     "tests/core/store/test_ledger.py", "tests/core/store/test_ledger_export.py", "tests/core/store/test_limits.py",
+    "tests/core/store/test_periods.py", "tests/core/store/test_soft_lines.py",
     "tests/core/store/test_shares.py", "tests/core/decide/test_machines.py",
     "tests/worker/providers/ec2/test_bills.py", "tests/worker/test_leaks.py",
     "tests/worker/test_control_loop.py", "tests/worker/test_faults.py", "tests/worker/test_elastic.py",

@@ -98,11 +98,14 @@ STATES = (
     State("a limit that is no number", "/budget", "Enter dollars", (LIMIT, fill("New limit, dollars", "much"))),
     State("a limit below what is spent", "/budget", "already spent", (LIMIT, fill("New limit, dollars", "0"))),
     State("soft lines that are no numbers", "/budget", "Enter whole numbers", (LINES, fill("Percent of the limit", "x"))),
-    State("a term without its last day", "/budget", "Enter the last day", (PERIOD, choose("Period", "term"))),
     State("a weight that is no number", "/budget", "Enter a whole", (WEIGHT, fill("New weight", "0"))),
     State(
         "a limit that can't be saved", "/budget", BROKEN, (LIMIT, fill("New limit, dollars", "5"), press("Save limit")),
         fails="PUT /v1/budgets/*",
+    ),
+    State(
+        "a term without its last day", "/budget", "Enter the last day",
+        (LIMIT, fill("New limit, dollars", "5"), press("Save limit"), PERIOD, choose("Period", "term")),
     ),
     State("a valid spec", "/new", "Spec is valid", (press("Validate"), see("Price"), unfold)),
     State(

@@ -393,7 +393,8 @@ def test_a_job_trains_across_the_border_of_a_month_and_one_that_waited_for_it_go
         account, period = team_row(db), ledger.load_periods(db, [team])[team]
         assert [row.kind for row in db.sql.scalars(select(LimitChangeRow))][-1] == "rolled_over"
     assert period.starts_at == plan.ends_at
-    assert (ledger.period_limit(account), account.carried) == (limit, account.held)
+    assert ledger.period_limit(account) == limit
+    assert 0 < account.carried < account.held
     for step in range(8, 200):
         if world.job(job).state != "running":
             break

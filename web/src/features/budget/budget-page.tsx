@@ -118,7 +118,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
     grant: budget.limit !== null,
     transfer: others.length > 0,
     weight: budget.weight !== null,
-    lines: budget.limit !== null,
+    lines: true,
     period: budget.limit !== null,
   };
   const [posted, held, over] = [toMicro(budget.posted.amount), toMicro(budget.held.amount), toMicro(budget.overdraft.amount)];
