@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls to EC2, each made once: what was not answered is asked again by the next tick, with the same token."""
+"""Machines on EC2, by the provider contract: offers, launches, lists, sweeps and ends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from pydantic import ValidationError
 from shoestring_core.decide.billing import PriceChange
 from shoestring_core.decide.offers import Offer
@@ -29,7 +27,8 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.launch_request import LaunchRequest
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, ManagedProvider, OutcomeUnknown
-from shoestring_worker.providers.ec2.errors import meaning_of, read_error
+from shoestring_worker.providers.ec2.calls import READ_TIMEOUT_S, Calls
+from shoestring_worker.providers.ec2.errors import read_error
 from shoestring_worker.providers.ec2.instances import read_instance
 from shoestring_worker.providers.ec2.leftovers import CALLS, DELETIONS, GONE, action_of, read_leftovers
 from shoestring_worker.providers.ec2.offers import (
@@ -47,9 +46,6 @@ from shoestring_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 2.0, 5.0
-PATIENCE_S = CALL_TIMEOUT_S - CONNECT_TIMEOUT_S - READ_TIMEOUT_S
-"""How long a call may wait for its turn."""
 PAGE_SIZE = 1_000
 TERMINATED_AT_ONCE = 100
 """EC2 takes 1,000 and recommends fewer: docs.aws.amazon.com/AWSEC2/latest/APIReference/API_TerminateInstances.html"""
@@ -66,8 +62,6 @@ TIMEOUTS = {
     "launch_call": 20 * S,  # the first launch in a region makes two calls
 }
 """Bounds, not yet measured: a machine may take minutes to boot, to be listed and to terminate."""
-
-R = TypeVar("R")
 
 
 def open_provider(name: str, settings: WorkerSettings) -> ManagedProvider:
@@ -97,20 +91,13 @@ class Ec2Provider:
         limits: RateLimits | None = None,
     ) -> None:
         self._name, self._settings, self._monotonic = name, settings, monotonic
-        self._limits = limits or RateLimits()
-        self._config = Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=read_timeout_s,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            max_pool_connections=16,
-        )
+        self._calls = Calls(settings.endpoint_url, read_timeout_s, limits or RateLimits())
         self._listed = self._offers = make_offers(name, settings)
         self._prices: SpotPrices = {}
         self._priced_at, self._priced_until = float("-inf"), datetime.now(UTC) - PRICE_HISTORY
         self._priced_ends: dict[str, set[str]] = {}
         """By region: spot instances that have ended, whose last price is known."""
         self._rate_caps = {offer.type: offer.rate_cap for offer in self._listed}
-        self._clients: dict[str, Any] = {}
         self._root_devices: dict[str, str] = {}
         self._unsent_terminations: dict[str, dict[str, None]] = {}
         self._lock = threading.Lock()
@@ -126,7 +113,7 @@ class Ec2Provider:
             raise LaunchRefused(RefusalKind.CAPACITY, f"SHOESTRING_EC2_REGIONS has no subnet in {request.zone}")
         root_device = self._root_device(request.region)
         arguments = run_instances(request, self._settings, root_device)
-        reply = self._launch_call(request.region, "RunInstances", lambda ec2: ec2.run_instances(**arguments))
+        reply = self._calls.for_launch(request.region, "RunInstances", lambda ec2: ec2.run_instances(**arguments))
         return read_instance(self._name, request.region, reply["Instances"][0])
 
     @property
@@ -135,7 +122,7 @@ class Ec2Provider:
 
     def enabled_regions(self) -> Collection[str]:
         home = next(iter(self._settings.regions))
-        answer: dict[str, Any] = self._read(home, "DescribeRegions", lambda ec2: ec2.describe_regions())
+        answer: dict[str, Any] = self._calls.read(home, "DescribeRegions", lambda ec2: ec2.describe_regions())
         return [region["RegionName"] for region in answer["Regions"]]
 
     def list(self, deployment: str) -> builtins.list[ProviderMachine]:
@@ -158,7 +145,7 @@ class Ec2Provider:
                 answer: dict[str, Any] = getattr(ec2, method)(Filters=filters)
                 return answer
 
-            answer = self._read(region, action_of(kind), describe)
+            answer = self._calls.read(region, action_of(kind), describe)
             found += read_leftovers(self._name, region, kind, deployment, answer)
         return found
 
@@ -166,7 +153,7 @@ class Ec2Provider:
         action, method, argument = DELETIONS[leftover.kind]
         ids = [leftover.id] if argument.endswith("s") else leftover.id
         try:
-            self._call(leftover.region, action, lambda ec2: getattr(ec2, method)(**{argument: ids}))
+            self._calls.call(leftover.region, action, lambda ec2: getattr(ec2, method)(**{argument: ids}))
         except ClientError as error:
             code, message, _ = read_error(error.response)
             if code not in GONE:
@@ -177,13 +164,13 @@ class Ec2Provider:
         with self._lock:
             unsent = self._unsent_terminations.setdefault(ref.region, {})
             unsent[ref.id] = None
-        self._take_turn(ref.region, "TerminateInstances", patience_s=0)
+        self._calls.take_turn(ref.region, "TerminateInstances", patience_s=0)
         with self._lock:
             ids = builtins.list(unsent)[:TERMINATED_AT_ONCE]
             for id_ in ids:
                 del unsent[id_]
         try:
-            self._send(ref.region, "TerminateInstances", lambda ec2: ec2.terminate_instances(InstanceIds=ids))
+            self._calls.send(ref.region, "TerminateInstances", lambda ec2: ec2.terminate_instances(InstanceIds=ids))
         except ClientError as error:
             code, message, _ = read_error(error.response)
             if code != "InvalidInstanceID.NotFound":
@@ -246,7 +233,7 @@ class Ec2Provider:
             page: dict[str, Any] = ec2.describe_instances(Filters=ours, MaxResults=PAGE_SIZE, **more)
             return page
 
-        return self._read(region, "DescribeInstances", describe)
+        return self._calls.read(region, "DescribeInstances", describe)
 
     def _spot_price_history(self, region: str) -> builtins.list[dict[str, Any]]:
         """The changes since the last time, and the price in force then: AWS returns the last change before it too."""
@@ -260,7 +247,7 @@ class Ec2Provider:
                 page: dict[str, Any] = ec2.describe_spot_price_history(**wanted, MaxResults=PAGE_SIZE, **more)
                 return page
 
-            page = self._read(region, "DescribeSpotPriceHistory", describe)
+            page = self._calls.read(region, "DescribeSpotPriceHistory", describe)
             found += page["SpotPriceHistory"]
             if not page.get("NextToken"):
                 break
@@ -271,57 +258,11 @@ class Ec2Provider:
         """The name of the root device of the region's image: settings under another name would add a second disk."""
         if (known := self._root_devices.get(region)) is None:
             image = self._settings.regions[region].image
-            reply = self._launch_call(region, "DescribeImages", lambda ec2: ec2.describe_images(ImageIds=[image]))
+            reply = self._calls.for_launch(region, "DescribeImages", lambda ec2: ec2.describe_images(ImageIds=[image]))
             if not reply["Images"]:
                 raise LaunchRefused(RefusalKind.IMAGE, f"{image} is not in {region}, or this account may not use it")
             known = self._root_devices[region] = reply["Images"][0]["RootDeviceName"]
         return known
-
-    def _read(self, region: str, action: str, call: Callable[[Any], R]) -> R:
-        """A call that changes nothing. Raises OutcomeUnknown."""
-        try:
-            return self._call(region, action, call)
-        except ClientError as error:
-            code, message, _ = read_error(error.response)
-            raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
-
-    def _launch_call(self, region: str, action: str, call: Callable[[Any], R]) -> R:
-        """A call on the way to a launch. Raises LaunchRefused, OutcomeUnknown."""
-        try:
-            return self._call(region, action, call)
-        except ClientError as error:
-            code, message, status = read_error(error.response)
-            refusal = meaning_of(code, status).refusal
-            if refusal is None:
-                raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
-            raise LaunchRefused(refusal, f"{code}: {message}") from error
-
-    def _call(self, region: str, action: str, call: Callable[[Any], R]) -> R:
-        """One call, in its turn. Raises ClientError for an answer that is an error, OutcomeUnknown if there is none."""
-        self._take_turn(region, action, PATIENCE_S)
-        return self._send(region, action, call)
-
-    def _take_turn(self, region: str, action: str, patience_s: float) -> None:
-        if not self._limits.bucket(region, action).take(patience_s):
-            raise OutcomeUnknown(f"not sent: {action} calls in {region} are at EC2's limit")
-
-    def _send(self, region: str, action: str, call: Callable[[Any], R]) -> R:
-        try:
-            return call(self._client(region))
-        except ClientError as error:
-            if read_error(error.response)[0] == "RequestLimitExceeded":
-                self._limits.bucket(region, action).empty()
-            raise
-        except BotoCoreError as error:
-            raise OutcomeUnknown(f"EC2 in {region} did not answer {action}: {error}") from error
-
-    def _client(self, region: str) -> Any:
-        with self._lock:  # clients may be shared by threads; making them may not
-            if region not in self._clients:
-                self._clients[region] = boto3.client(
-                    "ec2", region_name=region, endpoint_url=self._settings.endpoint_url, config=self._config
-                )
-            return self._clients[region]
 
 
 def _on_loopback(url: str | None) -> bool:

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,7 +15,6 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
@@ -31,9 +29,8 @@ from shoestring_worker.providers.ec2.account.doctor import (
     check_bucket,
     check_region,
 )
-from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything, find_regions
-from shoestring_worker.providers.ec2.account.tagged import KINDS, Tagged
-from shoestring_worker.providers.ec2.errors import read_error
+from shoestring_worker.providers.ec2.account.inventory import count
+from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 HOME = "us-east-1"
@@ -121,14 +118,9 @@ def run_doctor(options: argparse.Namespace, account: Account) -> int:
 
 def run_panic(options: argparse.Namespace, account: Account) -> int:
     """Exit code 1: something is left, or a region could not be asked."""
-    try:
-        number = account.open_client("sts", account.home).get_caller_identity()["Account"]
-        regions = options.region or find_regions(account.open_client("ec2", account.home))
-    except (ClientError, BotoCoreError) as error:
-        print(f"Error: AWS can't be asked: {explain(error)}", file=sys.stderr)
-        return ExitCode.AUTH
-    clients = {region: account.open_client("ec2", region) for region in regions}
-    found = find_everything(clients.__getitem__, regions, options.deployment)
+    aws = Aws(account.endpoint)
+    number, regions = aws.account(), options.region or aws.enabled_regions()
+    found = find_everything(aws, regions, options.deployment)
     what = f"tagged `{DEPLOYMENT_TAG}`" + (f" of deployment {options.deployment}" if options.deployment else "")
     if not options.json:
         print_found(found, f"Account {number}, {len(regions)} regions: {{}} {what}.")
@@ -139,7 +131,7 @@ def run_panic(options: argparse.Namespace, account: Account) -> int:
         return ExitCode.USAGE
     out = sys.stderr if options.json else sys.stdout
     ended = end_everything(
-        clients.__getitem__, found, options.deployment, lambda line: print(f"Ending in {line}", file=out, flush=True)
+        aws, found, options.deployment, lambda line: print(f"Ending in {line}", file=out, flush=True)
     )
     return finish(options, number, ended)
 
@@ -213,18 +205,6 @@ def print_found(found: Sequence[RegionResult], heading: str) -> None:
     for region in found:
         for one in region.found:
             print(f"  {one.region:15} {one.kind:13} {one.id:22} {one.detail} {one.state}".rstrip())
-
-
-def count(things: Sequence[Tagged]) -> str:
-    numbers = Counter(one.kind for one in things)
-    return ", ".join(kind.counted(numbers[kind.name]) for kind in KINDS if numbers[kind.name]) or "nothing"
-
-
-def explain(error: ClientError | BotoCoreError) -> str:
-    if isinstance(error, ClientError):
-        code, message, _ = read_error(error.response)
-        return f"{code}: {message}"
-    return f"{error} Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ WHAT_TO_DO = {
 
 
 class AwsError(Exception):
-    """A call that did not succeed. `code`: of AWS's answer; "": there was none. `headers`: of the answer."""
+    """A call that did not succeed.
+
+    code     of AWS's answer, or NoCredentials; "": there was no answer
+    headers  of the answer
+    """
 
     def __init__(self, sentence: str, code: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(sentence)
@@ -52,7 +56,7 @@ class Aws:
     """
 
     def __init__(self, endpoint_url: str | None = None) -> None:
-        self._endpoint_url = endpoint_url
+        self._session, self._endpoint_url = boto3.Session(), endpoint_url
         self._clients: dict[tuple[str, str, int], Any] = {}
         self._lock = threading.Lock()
 
@@ -98,7 +102,7 @@ class Aws:
                     read_timeout=READ_TIMEOUT_S,
                     retries={"total_max_attempts": sends, "mode": "standard"},
                 )
-                self._clients[service, region, sends] = boto3.client(
+                self._clients[service, region, sends] = self._session.client(
                     service, region_name=region, endpoint_url=self._endpoint_url, config=config
                 )
             return self._clients[service, region, sends]
@@ -112,5 +116,5 @@ def _sentence(service: str, region: str, method: str, error: ClientError | BotoC
         hint = f" {WHAT_TO_DO[code]}" if code in WHAT_TO_DO else ""
         return AwsError(f"{service} in {region} refused {action}: {code}: {message}{hint}", code, headers)
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        return AwsError(f"There are no AWS credentials. {LOG_IN}")
+        return AwsError(f"There are no AWS credentials. {LOG_IN}", "NoCredentials")
     return AwsError(f"{service} in {region} did not answer {action}: {error}. See that AWS can be reached; try again.")

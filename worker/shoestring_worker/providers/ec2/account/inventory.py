@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,60 +22,90 @@ from shoestring_worker.providers.ec2.account.ownership import (
 )
 
 ALIVE = {"Name": "instance-state-name", "Values": ["pending", "running", "shutting-down", "stopping", "stopped"]}
+PLURALS = {"spot request": "spot requests", "machine": "machines", "volume": "volumes", "address": "addresses"}
+"""What costs money, or makes what does."""
+BUSY = {("machine", "shutting-down"), ("volume", "creating"), ("volume", "in-use"), ("address", "associated")}
+"""Kinds and states in which something can't be removed yet."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing at AWS. `note`: what its owner should know before it is removed. `state`: of an instance."""
+    """One thing at AWS.
 
-    kind: str
+    deployment  whose machines it belongs to; "": the account's
+    detail      its type, size or content: what its owner should know before it is removed
+    state       EC2's word for it; "" where it has none
+    """
+
     region: str
+    kind: str
     id: str
-    note: str = ""
+    deployment: str = ""
+    detail: str = ""
     state: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.id} in {self.region}" + (f" ({self.note})" if self.note else "")
+        return f"{self.kind} {self.id} in {self.region}" + (f" ({self.detail})" if self.detail else "")
+
+    @property
+    def busy(self) -> bool:
+        return (self.kind, self.state) in BUSY
 
 
 def machines(aws: Aws, region: str) -> list[Thing]:
     """Spot requests first, so that none is fulfilled later; then instances. Raises AwsError."""
     open_ = [{"Name": "state", "Values": ["open", "active"]}]
-    requests = aws.read("ec2", region, "describe_spot_instance_requests", Filters=open_)["SpotInstanceRequests"]
-    instances = [
-        instance
-        for reservation in aws.read_all(
-            "ec2", region, "describe_instances", "Reservations", Filters=[*ANY_OF_OURS, ALIVE]
-        )
-        for instance in reservation["Instances"]
-    ]
+    # EC2 would filter these by tag as well; the fake knows states alone
+    requests = aws.read_all("ec2", region, "describe_spot_instance_requests", "SpotInstanceRequests", Filters=open_)
+    filters = [*ANY_OF_OURS, ALIVE]
+    reservations = aws.read_all("ec2", region, "describe_instances", "Reservations", Filters=filters)
     return [
-        *(Thing("spot request", region, each["SpotInstanceRequestId"]) for each in requests if _is_ours(each)),
-        *(Thing("instance", region, each["InstanceId"], state=each["State"]["Name"]) for each in instances),
+        *(
+            _thing(region, "spot request", each["SpotInstanceRequestId"], each, each.get("Type", "one-time"))
+            for each in requests
+            if _is_ours(each)
+        ),
+        *(
+            _thing(region, "machine", each["InstanceId"], each, f"{each['InstanceType']}, {_market(each)}")
+            for reservation in reservations
+            for each in reservation["Instances"]
+        ),
     ]
 
 
 def disks_and_addresses(aws: Aws, region: str) -> list[Thing]:
-    """Those that go with no instance. Raises AwsError."""
-    volumes = aws.read_all("ec2", region, "describe_volumes", "Volumes", Filters=ANY_OF_OURS)
+    """Those that go with no instance. Raises AwsError.
+
+    Their tags are compared here: a filter for one of two keys finds them at EC2, but not at the fake.
+    """
+    volumes = aws.read_all("ec2", region, "describe_volumes", "Volumes")
     addresses = aws.read("ec2", region, "describe_addresses")["Addresses"]
     return [
         *(
-            Thing("volume", region, each["VolumeId"], f"{each['Size']} GiB")
+            _thing(region, "volume", each["VolumeId"], each, f"{each['Size']} GiB")
             for each in volumes
-            if not any(attachment.get("DeleteOnTermination") for attachment in each.get("Attachments", []))
+            if _is_ours(each)
+            and not any(attachment.get("DeleteOnTermination") for attachment in each.get("Attachments", []))
         ),
-        *(Thing("address", region, each["AllocationId"]) for each in addresses if _is_ours(each)),
+        *(
+            _thing(region, "address", each["AllocationId"], each, each["PublicIp"])
+            for each in addresses
+            if _is_ours(each)
+        ),
     ]
 
 
 def images(aws: Aws, region: str) -> list[Thing]:
     """Images before the snapshots that they consist of. Raises AwsError."""
-    own = aws.read("ec2", region, "describe_images", Owners=["self"], Filters=ANY_OF_OURS)["Images"]
-    copies = aws.read_all("ec2", region, "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=ANY_OF_OURS)
+    own = aws.read("ec2", region, "describe_images", Owners=["self"])["Images"]
+    copies = aws.read_all("ec2", region, "describe_snapshots", "Snapshots", OwnerIds=["self"])
     return [
-        *(Thing("image", region, each["ImageId"], each.get("Name", "")) for each in own),
-        *(Thing("snapshot", region, each["SnapshotId"], f"{each['VolumeSize']} GiB") for each in copies),
+        *(Thing(region, "image", each["ImageId"], detail=each.get("Name", "")) for each in own if _is_ours(each)),
+        *(
+            Thing(region, "snapshot", each["SnapshotId"], detail=f"{each['VolumeSize']} GiB")
+            for each in copies
+            if _is_ours(each)
+        ),
     ]
 
 
@@ -87,20 +118,20 @@ def network(aws: Aws, region: str) -> list[Thing]:
     endpoints = tagged("describe_vpc_endpoints", "VpcEndpoints")
     return [
         *(
-            Thing("endpoint", region, each["VpcEndpointId"])
+            Thing(region, "endpoint", each["VpcEndpointId"])
             for each in endpoints
             if each["State"] not in ("deleting", "deleted")
         ),
         *(
-            Thing("security group", region, each["GroupId"])
+            Thing(region, "security group", each["GroupId"])
             for each in tagged("describe_security_groups", "SecurityGroups")
         ),
-        *(Thing("subnet", region, each["SubnetId"]) for each in tagged("describe_subnets", "Subnets")),
+        *(Thing(region, "subnet", each["SubnetId"]) for each in tagged("describe_subnets", "Subnets")),
         *(
-            Thing("internet gateway", region, each["InternetGatewayId"])
+            Thing(region, "internet gateway", each["InternetGatewayId"])
             for each in tagged("describe_internet_gateways", "InternetGateways")
         ),
-        *(Thing("VPC", region, each["VpcId"]) for each in tagged("describe_vpcs", "Vpcs")),
+        *(Thing(region, "VPC", each["VpcId"]) for each in tagged("describe_vpcs", "Vpcs")),
     ]  # fmt: skip
 
 
@@ -113,6 +144,16 @@ def spot_role(aws: Aws) -> dict[str, Any] | None:
     """The service-linked role that EC2 needs for spot machines, whoever made it. Raises AwsError."""
     roles = aws.read_all("iam", GLOBAL_REGION, "list_roles", "Roles", PathPrefix=SPOT_ROLE_PATH)
     return roles[0] if roles else None
+
+
+def count(things: Sequence[Thing]) -> str:
+    """Such as "1 machine, 2 volumes"."""
+    numbers = Counter(thing.kind for thing in things)
+    return ", ".join(counted(kind, numbers[kind]) for kind in PLURALS if numbers[kind]) or "nothing"
+
+
+def counted(kind: str, number: int) -> str:
+    return f"{number} {kind if number == 1 else PLURALS[kind]}"
 
 
 def _buckets(aws: Aws) -> Iterator[Thing]:
@@ -130,8 +171,8 @@ def _buckets(aws: Aws) -> Iterator[Thing]:
             continue
         if has_account_tag(tags):
             page = aws.read("s3", region, "list_objects_v2", Bucket=name)
-            count = f"{page.get('KeyCount', 0)}{' or more' if page.get('IsTruncated') else ''} objects"
-            yield Thing("bucket", region, name, f"{count}: checkpoints and artifacts of jobs")
+            objects = f"{page.get('KeyCount', 0)}{' or more' if page.get('IsTruncated') else ''} objects"
+            yield Thing(region, "bucket", name, detail=f"{objects}: checkpoints and artifacts of jobs")
 
 
 def _budget(aws: Aws) -> Iterator[Thing]:
@@ -141,15 +182,30 @@ def _budget(aws: Aws) -> Iterator[Thing]:
         if error.code != "NotFoundException":
             raise
     else:
-        yield Thing("alarm", GLOBAL_REGION, BUDGET)
+        yield Thing(GLOBAL_REGION, "alarm", BUDGET)
 
 
 def _spot_role(aws: Aws) -> Iterator[Thing]:
     role = spot_role(aws)
     if role and role.get("Description") == ROLE_DESCRIPTION:
-        yield Thing("role", GLOBAL_REGION, role["RoleName"])
+        yield Thing(GLOBAL_REGION, "role", role["RoleName"])
+
+
+def _thing(region: str, kind: str, id_: str, found: Mapping[str, Any], detail: str) -> Thing:
+    """`found`: EC2's description, which has tags and a state."""
+    state = found.get("State", "associated" if found.get("AssociationId") else "")
+    if not isinstance(state, str):
+        state = state["Name"]
+    return Thing(region, kind, id_, _tags(found).get(DEPLOYMENT_TAG, ""), detail, state)
+
+
+def _market(instance: Mapping[str, Any]) -> str:
+    return str(instance.get("InstanceLifecycle", "on demand"))
 
 
 def _is_ours(found: Mapping[str, Any]) -> bool:
-    tags = found.get("Tags", [])
-    return has_account_tag(tags) or any(tag["Key"] == DEPLOYMENT_TAG for tag in tags)
+    return has_account_tag(found.get("Tags", [])) or DEPLOYMENT_TAG in _tags(found)
+
+
+def _tags(found: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}

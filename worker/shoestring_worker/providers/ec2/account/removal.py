@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.inventory import Thing
 
+AT_ONCE = 100
+"""Ids in a call. EC2 takes 1,000 and recommends fewer for TerminateInstances (its API reference)."""
 CALLS = {
     "spot request": ("cancel_spot_instance_requests", "SpotInstanceRequestIds"),
-    "instance": ("terminate_instances", "InstanceIds"),
+    "machine": ("terminate_instances", "InstanceIds"),
     "volume": ("delete_volume", "VolumeId"),
     "address": ("release_address", "AllocationId"),
     "image": ("deregister_image", "ImageId"),
@@ -23,8 +27,33 @@ CALLS = {
 """By kind: boto3's method of EC2 and its argument, a list of ids if it ends in s."""
 
 
-def remove(aws: Aws, thing: Thing) -> None:
-    """Raises AwsError."""
+def remove_all(aws: Aws, things: Sequence[Thing]) -> dict[Thing, AwsError]:
+    """Remove them in this order, together where EC2 takes several; returns those that could not be removed."""
+    failed: dict[Thing, AwsError] = {}
+    for (kind, _), group in groupby(things, lambda thing: (thing.kind, thing.region)):
+        alike, at_once = list(group), AT_ONCE if CALLS.get(kind, ("", ""))[1].endswith("s") else 1
+        for begin in range(0, len(alike), at_once):
+            some = alike[begin : begin + at_once]
+            try:
+                _remove(aws, some)
+            except AwsError as error:
+                failed |= {some[0]: error} if len(some) == 1 else _remove_each(aws, some)
+    return failed
+
+
+def _remove_each(aws: Aws, things: Sequence[Thing]) -> dict[Thing, AwsError]:
+    failed = {}
+    for thing in things:
+        try:
+            _remove(aws, [thing])
+        except AwsError as error:
+            failed[thing] = error
+    return failed
+
+
+def _remove(aws: Aws, things: Sequence[Thing]) -> None:
+    """Things of a kind in a region; one, where EC2 takes no list. Raises AwsError."""
+    thing = things[0]
     try:
         match thing.kind:
             case "internet gateway":
@@ -38,9 +67,10 @@ def remove(aws: Aws, thing: Thing) -> None:
                 aws.write("iam", thing.region, "delete_service_linked_role", RoleName=thing.id)
             case _:
                 method, argument = CALLS[thing.kind]
-                aws.write("ec2", thing.region, method, **{argument: [thing.id] if argument.endswith("s") else thing.id})
+                ids = [each.id for each in things] if argument.endswith("s") else thing.id
+                aws.write("ec2", thing.region, method, **{argument: ids})
     except AwsError as error:
-        if not _is_gone(error):
+        if len(things) > 1 or not _is_gone(error):
             raise
 
 

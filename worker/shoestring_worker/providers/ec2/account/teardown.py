@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from shoestring_worker.providers.ec2.account import inventory, removal
-from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
+from shoestring_worker.providers.ec2.account import inventory
+from shoestring_worker.providers.ec2.account.aws import Aws
 from shoestring_worker.providers.ec2.account.inventory import Thing
+from shoestring_worker.providers.ec2.account.removal import remove_all
 
 REGIONAL = (inventory.machines, inventory.disks_and_addresses, inventory.images, inventory.network)
 END_S, PAUSE_S = 300.0, 5.0
@@ -33,8 +34,8 @@ def teardown(
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, str]:
     """Remove them; returns what could not be, with the reason. Run again, it goes on from there."""
-    machines = [thing for thing in things if thing.kind in ("spot request", "instance")]
-    failed = _remove(aws, [thing for thing in machines if thing.state != "shutting-down"], report)
+    machines = [thing for thing in things if thing.kind in ("spot request", "machine")]
+    failed = _remove(aws, [thing for thing in machines if not thing.busy], report)
     deadline, regions = monotonic() + END_S, {thing.region for thing in machines}
     while any(_has_machines(aws, region) for region in sorted(regions)):
         if monotonic() > deadline:
@@ -46,16 +47,15 @@ def teardown(
 def _remove(aws: Aws, things: list[Thing], report: Callable[[str], None]) -> dict[str, str]:
     failed = {}
     for thing in things:
-        try:
-            removal.remove(aws, thing)
-        except AwsError as error:
-            in_use = " Something that isn't ours uses it." if error.code == "DependencyViolation" else ""
-            failed[str(thing)] = f"{error}{in_use}"
-        else:
+        error = remove_all(aws, [thing]).get(thing)
+        if error is None:
             report(f"removed {thing}")
+            continue
+        in_use = " Something that isn't ours uses it." if error.code == "DependencyViolation" else ""
+        failed[str(thing)] = f"{error}{in_use}"
     return failed
 
 
 def _has_machines(aws: Aws, region: str) -> bool:
     """Raises AwsError."""
-    return any(thing.kind == "instance" for thing in inventory.machines(aws, region))
+    return any(thing.kind == "machine" for thing in inventory.machines(aws, region))

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls to EC2, each made once and in its turn: what was not answered is asked again by the next tick."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, OutcomeUnknown
+from shoestring_worker.providers.ec2.errors import meaning_of, read_error
+from shoestring_worker.providers.ec2.rate_limits import RateLimits
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 2.0, 5.0
+PATIENCE_S = CALL_TIMEOUT_S - CONNECT_TIMEOUT_S - READ_TIMEOUT_S
+"""How long a call may wait for its turn."""
+
+R = TypeVar("R")
+
+
+class Calls:
+    """Of one provider. Thread-safe."""
+
+    def __init__(self, endpoint_url: str | None, read_timeout_s: float, limits: RateLimits) -> None:
+        self._endpoint_url, self._limits = endpoint_url, limits
+        self._config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=read_timeout_s,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            max_pool_connections=16,
+        )
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def read(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+        """A call that changes nothing. Raises OutcomeUnknown."""
+        try:
+            return self.call(region, action, call)
+        except ClientError as error:
+            code, message, _ = read_error(error.response)
+            raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
+
+    def for_launch(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+        """A call on the way to a launch. Raises LaunchRefused, OutcomeUnknown."""
+        try:
+            return self.call(region, action, call)
+        except ClientError as error:
+            code, message, status = read_error(error.response)
+            refusal = meaning_of(code, status).refusal
+            if refusal is None:
+                raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
+            raise LaunchRefused(refusal, f"{code}: {message}") from error
+
+    def call(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+        """One call, in its turn. Raises ClientError for an answer that is an error, OutcomeUnknown if there is none."""
+        self.take_turn(region, action, PATIENCE_S)
+        return self.send(region, action, call)
+
+    def take_turn(self, region: str, action: str, patience_s: float) -> None:
+        """Raises OutcomeUnknown if it isn't its turn within `patience_s`."""
+        if not self._limits.bucket(region, action).take(patience_s):
+            raise OutcomeUnknown(f"not sent: {action} calls in {region} are at EC2's limit")
+
+    def send(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+        """One call at once, for which a turn was taken. Raises as `call`."""
+        try:
+            return call(self._client(region))
+        except ClientError as error:
+            if read_error(error.response)[0] == "RequestLimitExceeded":
+                self._limits.bucket(region, action).empty()
+            raise
+        except BotoCoreError as error:
+            raise OutcomeUnknown(f"EC2 in {region} did not answer {action}: {error}") from error
+
+    def _client(self, region: str) -> Any:
+        with self._lock:  # clients may be shared by threads; making them may not
+            if region not in self._clients:
+                self._clients[region] = boto3.client(
+                    "ec2", region_name=region, endpoint_url=self._endpoint_url, config=self._config
+                )
+            return self._clients[region]
