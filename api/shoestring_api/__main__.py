@@ -57,6 +57,8 @@ def main() -> int:
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         server_header=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )
     server = StreamClosingServer(config, state)
     gc.freeze()  # modules and routes live to the end: looking at them, a full collection would stop everybody for 0.1 s
@@ -80,6 +82,8 @@ def _listen(settings: ApiSettings) -> socket.socket:
 
 
 def _describe_violation(violation: ErrorDetails) -> str:
+    if not violation["loc"]:  # of several settings, which the message names
+        return violation["msg"]
     return f"SHOESTRING_{'_'.join(map(str, violation['loc'])).upper()}: {violation['msg']}"
 
 

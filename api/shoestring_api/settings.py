@@ -6,12 +6,13 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.tls import load_server
 
 
 class ApiSettings(BaseSettings):
@@ -32,6 +33,10 @@ class ApiSettings(BaseSettings):
     """Base URL at which browsers reach the service. With https, session cookies are sent over https to it alone."""
     agent_url: str = ""
     """Base URL that agents call; default: this process on loopback."""
+    tls_cert: Path | None = None
+    """PEM file with the certificate that is served, and those between it and its authority."""
+    tls_key: Path | None = None
+    """PEM file with its key, without a password."""
     redis_url: str = ""
     machinehost_file: Path | None = None
     """Path of the machine host's machinehost.json."""
@@ -54,6 +59,14 @@ class ApiSettings(BaseSettings):
     def _split_roots(cls, value: object) -> object:
         return tuple(Path(name) for name in value.split(os.pathsep) if name) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _check_certificate(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("Set SHOESTRING_TLS_CERT and SHOESTRING_TLS_KEY together.")
+        if self.tls_cert is not None and self.tls_key is not None:
+            load_server(self.tls_cert, self.tls_key)
+        return self
+
     def server_secret(self) -> str:
         """Return the secret that signs boot tokens and object URLs. Raises ValueError if none is set."""
         if self.secret is not None:
@@ -63,10 +76,11 @@ class ApiSettings(BaseSettings):
         raise ValueError("Set SHOESTRING_SECRET or SHOESTRING_SECRET_FILE.")
 
     def agent_base_url(self) -> str:
-        return (self.agent_url or f"http://127.0.0.1:{self.port}").rstrip("/")
+        scheme = "http" if self.tls_cert is None else "https"
+        return (self.agent_url or f"{scheme}://127.0.0.1:{self.port}").rstrip("/")
 
     def on_https(self) -> bool:
-        return self.public_url.startswith("https://")
+        return self.tls_cert is not None or self.public_url.startswith("https://")
 
     def on_loopback(self) -> bool:
         try:

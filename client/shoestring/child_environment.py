@@ -24,7 +24,10 @@ FIXED_VARIABLES = {
     # API and worker serve requests and launches in many threads, for each of which glibc would keep freed memory
     "MALLOC_ARENA_MAX": "2",
 }  # fmt: skip
-PATH_VARIABLES = ("SHOESTRING_SECRET_FILE", "SHOESTRING_MACHINEHOST_FILE", "SHOESTRING_OBJECT_STORE")
+PATH_VARIABLES = (
+    *("SHOESTRING_SECRET_FILE", "SHOESTRING_MACHINEHOST_FILE", "SHOESTRING_OBJECT_STORE"),
+    *("SHOESTRING_TLS_CERT", "SHOESTRING_TLS_KEY", "SHOESTRING_CA"),
+)
 SQLITE_URL = "sqlite:///"
 
 

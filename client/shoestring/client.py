@@ -25,7 +25,7 @@ from uuid import UUID
 import httpx
 from shoestring_core import rest
 
-from shoestring.connections import open_http
+from shoestring.connections import explain_distrust, open_http
 
 TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 MAX_TRIES = 4
@@ -64,16 +64,18 @@ class StreamEvent:
 class Client:
     """A service and an API key. Reads are retried, and so are writes, which carry an Idempotency-Key.
 
+    `ca`: the only authority that may sign the service's certificate, in PEM form; "": any that this computer knows.
+
     Raises ServiceError at once for an invalid URL or a malformed key, UnusableVariable for a proxy or a certificate
     of the environment that the connection needs and can't use.
     """
 
-    def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str, key: str, *, ca: str = "", transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
         _check_url(self.url)
         _check_key(key)
         self._http = open_http(
-            self.url, timeout=TIMEOUT, transport=transport, headers={"Authorization": f"Bearer {key}"}
+            self.url, ca, timeout=TIMEOUT, transport=transport, headers={"Authorization": f"Bearer {key}"}
         )
 
     def __enter__(self) -> Self:
@@ -343,6 +345,8 @@ class Client:
             try:
                 response = self._http.request(method, path, **options)
             except httpx.TransportError as failure:
+                if distrust := explain_distrust(failure, self.url):
+                    raise ServiceUnreachable(distrust) from failure
                 if attempt == MAX_TRIES:
                     raise ServiceUnreachable(
                         f"{self.url} does not answer ({failure}). Is the service running? Start it: shoestring up"

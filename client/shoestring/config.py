@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from platformdirs import user_config_path, user_data_path
+from shoestring_core import tls
+
+from shoestring.connections import UnusableVariable
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Login:
     key: str
     source: str
     """Where the URL came from, for error messages."""
+    ca: str = ""
+    """The authority that signs the service's certificate, in PEM form; "": one that this computer knows."""
 
 
 class NotLoggedIn(Exception):
@@ -41,15 +46,26 @@ def find_login(url: str | None = None, key: str | None = None) -> Login:
             found_key = key or env_key or (saved.get("key") if address == saved.get("url") else None)
             if not found_key:
                 raise NotLoggedIn(f"No key for {address} (from {source}). Run: shoestring login {address}")
-            return Login(address, found_key, source)
+            ca = authority_of_environment() or (saved.get("ca", "") if address == saved.get("url") else "")
+            return Login(address, found_key, source, ca)
     raise NotLoggedIn("No service is configured. Run: shoestring up  (or: shoestring login URL)")
 
 
-def save_login(url: str, key: str) -> Path:
+def authority_of_environment() -> str:
+    """The certificates of the file that SHOESTRING_CA names; "" if it is not set. Raises UnusableVariable."""
+    if not (path := os.environ.get("SHOESTRING_CA")):
+        return ""
+    try:
+        return tls.read_certificates(Path(path))
+    except tls.BadCertificate as error:
+        raise UnusableVariable(f"SHOESTRING_CA: {error} Correct it, or unset it.") from error
+
+
+def save_login(url: str, key: str, ca: str = "") -> Path:
     """Save a login in a file that only the user can read."""
     path = config_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(path, json.dumps({"url": url.rstrip("/"), "key": key}, indent=2) + "\n")
+    write_private(path, json.dumps({"url": url.rstrip("/"), "key": key} | ({"ca": ca} if ca else {}), indent=2) + "\n")
     return path
 
 

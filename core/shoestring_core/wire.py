@@ -86,6 +86,8 @@ class BootData(WireMessage):
     server_url: str
     machine: UUID
     boot_token: str = ""
+    ca: str = ""
+    """The authority that signs the service's certificate, in PEM form; "": one that the machine knows."""
 
 
 class BootReport(WireMessage):

@@ -6,10 +6,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
-from shoestring import connections
+from shoestring import Client, ServiceUnreachable, config, connections
 from shoestring.connections import CERTIFICATE_VARIABLES, PROXY_VARIABLES, UnusableVariable, open_http
+
+from tests.certificates import make_certificate, served_with
 
 NOWHERE = "/nonexistent/certificates"
 
@@ -24,17 +27,18 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     connections.certificates.cache_clear()
 
 
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
 def service() -> Iterator[int]:
     """The port of a server on loopback that answers 200."""
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -94,3 +98,35 @@ def test_an_unencrypted_connection_trusts_no_certificate() -> None:
         pool = http._transport._pool  # type: ignore[attr-defined]
         assert pool._ssl_context.get_ca_certs() == []
         assert pool._ssl_context.check_hostname
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
+    made, expired = make_certificate(tmp_path, hosts=("127.0.0.1",)), make_certificate(tmp_path, "expired", days=-1)
+    for certificate, host, ca, expected in (
+        (made, "127.0.0.1", "", "known authority .*shoestring login URL --ca FILE"),
+        (made, "localhost", made.text, "it isn't for localhost"),
+        (expired, "127.0.0.1", expired.text, "it has expired. Renew it"),
+    ):
+        with (
+            served_with(certificate, Answers) as port,
+            Client(f"https://{host}:{port}", "sst_pat_x", ca=ca) as client,
+            pytest.raises(ServiceUnreachable, match=expected),
+        ):
+            client.me()
+
+
+def test_a_given_authority_is_used_for_the_service_it_was_saved_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_certificate(tmp_path)
+    monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
+    with served_with(made, Answers) as port:
+        config.save_login(f"https://127.0.0.1:{port}", "key", made.text)
+        with open_http(f"https://127.0.0.1:{port}", config.find_login().ca) as http:
+            assert http.get("/").status_code == 200
+    assert config.find_login("https://other", "key").ca == ""
+    monkeypatch.setenv("SHOESTRING_CA", str(made.file))
+    assert config.find_login("https://other", "key").ca == made.text
+    monkeypatch.setenv("SHOESTRING_CA", str(made.key_file))
+    with pytest.raises(UnusableVariable, match=r"SHOESTRING_CA: .*has no certificate"):
+        config.find_login("https://other", "key")

@@ -18,6 +18,7 @@ from shoestring import Client, ServiceUnreachable, watch
 from shoestring_core import rest
 
 from tests import servers
+from tests.certificates import Certificate
 from tests.isolation import path_with_bubblewrap
 
 T = TypeVar("T")
@@ -42,11 +43,13 @@ class Service:
     port: int
     environment: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ("--budget", "5.00")
+    certificate: Certificate | None = None
+    """Served by https with this one."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def hooks(self) -> Path:
@@ -55,12 +58,15 @@ class Service:
 
     @property
     def client(self) -> Client:
-        return Client(self.url, (self.data / "admin.key").read_text().strip())
+        ca = self.certificate.text if self.certificate else ""
+        return Client(self.url, (self.data / "admin.key").read_text().strip(), ca=ca)
 
     def start(self) -> None:
         """Start `up` and wait until it has said where the dashboard is."""
         command = [sys.executable, "-m", "shoestring", "up", "--data", str(self.data), "--port", str(self.port)]
         command += ["--hooks-root", str(self.hooks)]
+        if self.certificate:
+            command += ["--tls-cert", str(self.certificate.file), "--tls-key", str(self.certificate.key_file)]
         self.hooks.mkdir(parents=True, exist_ok=True)
         log_path = self.data.with_suffix(".up.log")
         log_path.parent.mkdir(parents=True, exist_ok=True)

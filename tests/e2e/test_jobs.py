@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs of one service: one that waits its turn, one that recovers, one that is stopped and retried."""
+"""Jobs of one service: one that waits its turn, one that recovers, one that is stopped and retried.
+
+It is served by https with a certificate that signs itself: agents, their checkpoints and clients trust it alone.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pytest
 from shoestring_core import rest
 from shoestring_core.exit_codes import ExitCode
 
+from tests.certificates import make_certificate
 from tests.client.test_cli import shoestring
 from tests.e2e import witness
 from tests.e2e.service import Service, start
@@ -32,7 +36,9 @@ ONE_MACHINE = {"recipe": "digits/quickstart", "params": {"epochs": 3, "width": 8
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = start(tmp_path_factory.mktemp("jobs"), options=("--budget", "5.00", "--slots", "2"))
+    folder = tmp_path_factory.mktemp("jobs")
+    options = ("--budget", "5.00", "--slots", "2")
+    service = start(folder, options=options, certificate=make_certificate(folder))
     yield service
     service.stop()
 
@@ -82,6 +88,7 @@ def test_a_time_limit_is_judged_by_what_an_earlier_run_took(service: Service, jo
     assert (quote.outcome, quote.runs, quote.nodes) == ("chosen", 1, 1)
     assert {one.nodes for one in quote.machine_counts if one.basis == "measured"} == {1}
     login = {"SHOESTRING_URL": service.url, "SHOESTRING_KEY": (service.data / "admin.key").read_text().strip()}
+    login["SHOESTRING_CA"] = str(service.data / "ca.pem")
     arguments = ("quote", "digits/quickstart", "epochs=3", "width=8", "limits.time=20m")
     shown = shoestring(*arguments, home=tmp_path, **login)
     assert shown.returncode == ExitCode.OK

@@ -70,6 +70,7 @@ def _make_control_loop() -> ControlLoop:
         settings.timeouts,
         secret,
         settings.agent_url.rstrip("/"),
+        settings.ca,
         offload_launch=_enqueue_launch,
     )
 

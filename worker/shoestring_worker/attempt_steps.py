@@ -52,6 +52,7 @@ class AttemptSteps:
     providers: Mapping[str, ManagedProvider]
     objects: Objects
     agent_url: str
+    ca: str
     deployment: str
     items: ItemRunner
 
@@ -133,6 +134,7 @@ class AttemptSteps:
                 slot,
                 offer,
                 agent_url=self.agent_url,
+                ca=self.ca,
                 deployment=self.deployment,
                 timeouts=self._timeouts(active),
             )

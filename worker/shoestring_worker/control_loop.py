@@ -68,6 +68,8 @@ class ControlLoop:
     timeouts: Timeouts
     secret: str
     agent_url: str
+    ca: str = ""
+    """By which agents verify the service: see wire.BootData."""
     offload_launch: Callable[[UUID], None] = lambda _: None
     monotonic: Callable[[], float] = time.monotonic
     answer_wait_s: float = ANSWER_WAIT_S
@@ -97,11 +99,11 @@ class ControlLoop:
             for name, provider in self.providers.items()
         }
         self._scheduler = JobScheduler(
-            self.store, self.providers, self.timeouts, self.agent_url, self.deployment, self._items,
+            self.store, self.providers, self.timeouts, self.agent_url, self.ca, self.deployment, self._items,
             schedule_again=self._more_work.set, monotonic=self.monotonic,
         )  # fmt: skip
         self._attempts = AttemptSteps(
-            self.store, self.providers, self.objects, self.agent_url, self.deployment, self._items
+            self.store, self.providers, self.objects, self.agent_url, self.ca, self.deployment, self._items
         )
 
     @property

@@ -57,6 +57,7 @@ class JobScheduler:
     providers: Mapping[str, ManagedProvider]
     timeouts: Timeouts
     agent_url: str
+    ca: str
     deployment: str
     items: ItemRunner
     schedule_again: Callable[[], None]
@@ -120,8 +121,9 @@ class JobScheduler:
         """The machines of the job that was started; None if another worker has applied a newer schedule."""
         try:
             return write(
-                self.store, planning.record_start, start, version, agent_url=self.agent_url, deployment=self.deployment
-            )
+                self.store, planning.record_start, start, version,
+                agent_url=self.agent_url, ca=self.ca, deployment=self.deployment,
+            )  # fmt: skip
         except (StaleTransition, BudgetExceeded) as changed:
             log.info("the schedule is out of date: %s", changed)
             self.schedule_again()

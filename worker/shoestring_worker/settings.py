@@ -7,13 +7,18 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core.decide.queue import HALF_LIFE
 from shoestring_core.decide.timeouts import Microseconds, S, Timeouts
+from shoestring_core.tls import read_certificates
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
+
+
+def _read_certificates(path: object) -> str:
+    return read_certificates(Path(str(path))) if path else ""
 
 
 class WorkerSettings(BaseSettings):
@@ -29,6 +34,8 @@ class WorkerSettings(BaseSettings):
     object_store_endpoint_url: str | None = None
     """A server that speaks S3's API, in place of AWS's."""
     agent_url: str = "http://127.0.0.1:8000"
+    ca: Annotated[str, BeforeValidator(_read_certificates)] = ""
+    """The authority by which agents verify the service, set as the path of a PEM file; "": those that machines know."""
     providers: Annotated[tuple[str, ...], NoDecode] = ("local",)
     """Names in providers/registry.py, comma-separated: where machines are rented."""
     machinehost_file: Path

@@ -53,6 +53,30 @@ def start_service(
             help="Folder with hooks that jobs may run, isolated by bubblewrap; off by default; may be repeated.",
         ),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            exists=True,
+            dir_okay=False,
+            resolve_path=True,
+            envvar="SHOESTRING_TLS_CERT",
+            metavar="FILE",
+            help="PEM file with a certificate: the service is served by https then.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-key",
+            exists=True,
+            dir_okay=False,
+            resolve_path=True,
+            envvar="SHOESTRING_TLS_KEY",
+            metavar="FILE",
+            help="PEM file with its key, without a password.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start the service on this computer.
@@ -63,14 +87,19 @@ def start_service(
     shoestring up --budget 10
     shoestring up --data ./service --port 9000
     shoestring up --data-root /srv/images
+    shoestring up --host 0.0.0.0 --tls-cert me.crt --tls-key me.key
     shoestring up --json        print one line with its URLs once it is ready
 
     Ctrl-C lets machines checkpoint and exit; a second Ctrl-C kills them. Jobs resume at the next `up`.
     """
     if budget is not None:
         check_dollars(budget)
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("--tls-cert and --tls-key go together")
     folder = (data or config.default_data_folder()).absolute()
-    options = up.ServiceOptions(folder, host, port, budget, slots, tuple(data_roots or ()), tuple(hooks_roots or ()))
+    options = up.ServiceOptions(
+        folder, host, port, budget, slots, tuple(data_roots or ()), tuple(hooks_roots or ()), tls_cert, tls_key
+    )
     service = up.LocalService(options, report=report)
     interrupts = count_interrupts()
     report(f"Starting Shoestring in {folder} …")
@@ -129,11 +158,12 @@ def remember_login(connection: up.ConnectionInfo) -> None:
     """Save the login for later commands; say what that replaces, or how to go on if it can't be saved."""
     earlier = config.saved_url()
     try:
-        config.save_login(connection.url, connection.key)
+        config.save_login(connection.url, connection.key, connection.ca)
     except OSError as error:
         report(
             f"The login can't be saved ({error.strerror}). In other terminals: "
             f'export SHOESTRING_URL={connection.url} SHOESTRING_KEY="$(cat {shlex.quote(str(connection.key_file))})"'
+            + (f" SHOESTRING_CA={shlex.quote(str(connection.key_file.with_name('ca.pem')))}" if connection.ca else "")
         )
         return
     if earlier and earlier != connection.url:

@@ -56,7 +56,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, the last 8 ch
 
 def open_client(url: str | None) -> Client:
     login = config.find_login(url)
-    return Client(login.url, login.key)
+    return Client(login.url, login.key, ca=login.ca)
 
 
 def resolve_job_id(client: Client, given: str) -> str:

@@ -88,7 +88,7 @@ async def run(environment: Mapping[str, str]) -> int:
     create_folders(folder)
     session_secret = load_or_create_session_secret(folder)
     await terminate_ranks(str(boot.machine))  # of an agent that was killed
-    service = ServiceClient(boot.server_url, boot.machine, session_secret)
+    service = ServiceClient(boot.server_url, boot.machine, session_secret, boot.ca)
     agent = Agent(folder, str(boot.machine), service, metadata, environment)
     try:
         agent.runner.start_rank_server()

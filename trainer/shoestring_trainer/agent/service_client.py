@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 
 import httpx
 from pydantic import ValidationError
+from shoestring_core.tls import trust
 from shoestring_core.wire import (
     LONG_POLL_S,
     CheckpointCommit,
@@ -73,10 +74,16 @@ class TimedReply:
 
 
 class ServiceClient:
-    """One client for one session. All times are `boottime`."""
+    """One client for one session. All times are `boottime`.
 
-    def __init__(self, url: str, machine: UUID, session_secret: str) -> None:
-        self._http = httpx.AsyncClient(trust_env=False)
+    ca  the authority that signs the service's certificate, in PEM form; "": one that this machine knows. It vouches
+        for nobody else, such as an object store.
+    """
+
+    def __init__(self, url: str, machine: UUID, session_secret: str, ca: str = "") -> None:
+        self._service = url.rstrip("/") + "/"
+        self._of_service = httpx.AsyncClient(trust_env=False, verify=trust(ca) if ca else True)
+        self._of_others = httpx.AsyncClient(trust_env=False) if ca else self._of_service
         self._base = url.rstrip("/") + "/agent/v1"
         self._key = {"Authorization": f"Bearer {machine}.{session_secret}", "Content-Type": "application/json"}
 
@@ -162,7 +169,7 @@ class ServiceClient:
         """GET a signed URL into a file; returns the SHA-256 of what came."""
         digest = hashlib.sha256()
         try:
-            async with self._http.stream("GET", url, timeout=OBJECT_TIMEOUT) as answer:
+            async with self._http(url).stream("GET", url, timeout=OBJECT_TIMEOUT) as answer:
                 if answer.status_code >= 300:
                     await answer.aread()
                     raise read_store_error(answer)
@@ -175,7 +182,11 @@ class ServiceClient:
         return digest.hexdigest()
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._of_service.aclose()
+        await self._of_others.aclose()
+
+    def _http(self, url: str) -> httpx.AsyncClient:
+        return self._of_service if url.startswith(self._service) else self._of_others
 
     async def _request_reply(
         self,
@@ -201,7 +212,7 @@ class ServiceClient:
         **request: Any,
     ) -> httpx.Response:
         try:
-            answer = await self._http.request(method, url, timeout=timeout, **request)
+            answer = await self._http(url).request(method, url, timeout=timeout, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"{method} {url.partition('?')[0]}: {error!r}") from error
         if answer.status_code >= 300:

@@ -30,8 +30,12 @@ from shoestring_core.wording.jobs import AttemptStarted, ScheduleOutdated
 from shoestring_core.wording.machines import MachinePlanned
 
 
-def record_start(db: Write, start: Start, plan_version: int, *, agent_url: str, deployment: str) -> list[UUID] | None:
+def record_start(
+    db: Write, start: Start, plan_version: int, *, agent_url: str, deployment: str, ca: str = ""
+) -> list[UUID] | None:
     """Open the attempt: money held and an intent for each machine, all or none. None: another plan came first.
+
+    ca  see wire.BootData
 
     Raises StaleTransition if the job is not queued any more, BudgetExceeded if its budget was used elsewhere.
     """
@@ -50,7 +54,7 @@ def record_start(db: Write, start: Start, plan_version: int, *, agent_url: str, 
     )
     _open_attempt(db, start, plan_version)
     machines = [
-        _insert_machine(db, job.id, start.attempt, slot, start.offer, start.funded_until, agent_url, deployment)
+        _insert_machine(db, job.id, start.attempt, slot, start.offer, start.funded_until, agent_url, deployment, ca)
         for slot in range(start.nodes)
     ]
     account = ledger.job_account(db, job.id).id
@@ -71,6 +75,7 @@ def refill_slot(
     agent_url: str,
     deployment: str,
     timeouts: Timeouts,
+    ca: str = "",
 ) -> UUID | None:
     """Insert another machine for a slot whose last one was never launched. None: no longer wanted, or already there.
 
@@ -80,7 +85,7 @@ def refill_slot(
     if not rows.is_wanted(job, attempt) or slot in {row.slot for row in rows.load_gang(db, job_id, attempt_number)}:
         return None
     until = db.now + timeouts.funding_lease
-    machine = _insert_machine(db, job_id, attempt_number, slot, offer, until, agent_url, deployment)
+    machine = _insert_machine(db, job_id, attempt_number, slot, offer, until, agent_url, deployment, ca)
     ledger.place_hold(
         db,
         machine=machine,
@@ -127,7 +132,15 @@ def _record_planned(db: Write, job: JobRow, attempt: int, machine: UUID, slot: i
 
 
 def _insert_machine(
-    db: Write, job: UUID, attempt: int, slot: int, offer: Offer, funded_until: int, agent_url: str, deployment: str
+    db: Write,
+    job: UUID,
+    attempt: int,
+    slot: int,
+    offer: Offer,
+    funded_until: int,
+    agent_url: str,
+    deployment: str,
+    ca: str,
 ) -> UUID:
     """Insert a machine row: one launch intent, with everything that the call will send but the boot token."""
     machine = uuid7()
@@ -148,7 +161,7 @@ def _insert_machine(
         type=offer.type,
         market=offer.market,
         price=offer.price,
-        user_data=BootData(server_url=agent_url, machine=machine),
+        user_data=BootData(server_url=agent_url, machine=machine, ca=ca),
     )
     db.sql.execute(
         insert(MachineRow).values(

@@ -16,9 +16,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from shoestring_core.tls import load_server
 from shoestring_core.wire import BootData, BootReport
 from shoestring_trainer.machinehost.launch_body import MAX_SCRIPT_BYTES
 from shoestring_worker.providers.ec2 import user_data
+
+from tests.certificates import make_certificate
 
 AGENT = """#!/bin/sh
 [ "$4" = --help ] && exit 0
@@ -33,6 +36,7 @@ class Machine:
 
     folder: Path
     url: str
+    server: ThreadingHTTPServer
     answers: list[int] = field(default_factory=list)
     """Of the service, before it answers 204."""
     reports: list[BootReport] = field(default_factory=list)
@@ -44,8 +48,10 @@ class Machine:
         path.chmod(0o700)
         return path
 
-    def boot(self, url: str | None = None, python: Path | None = None) -> subprocess.CompletedProcess[str]:
-        boot = BootData(server_url=url or self.url, machine=UUID(int=1), boot_token="once")
+    def boot(
+        self, url: str | None = None, python: Path | None = None, ca: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        boot = BootData(server_url=url or self.url, machine=UUID(int=1), boot_token="once", ca=ca)
         script = self.folder / "script"
         script.write_text(user_data.render(boot, str(python or self.folder / "bin" / "python")))
         path = os.pathsep.join((str(self.folder / "bin"), str(Path(sys.executable).parent), os.defpath))
@@ -82,7 +88,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    machine = Machine(tmp_path, f"http://127.0.0.1:{server.server_port}")
+    machine = Machine(tmp_path, f"http://127.0.0.1:{server.server_port}", server)
     machine.command("poweroff", f"#!/bin/sh\n: > {tmp_path}/off\n")
     machine.command("nvidia-smi", "#!/bin/sh\necho '580.95.05, NVIDIA A10G'\n")
     machine.command("python", AGENT)
@@ -141,6 +147,19 @@ def test_a_service_that_is_restarting_is_asked_again(machine: Machine) -> None:
     assert [phase for phase, _ in machine.phases] == ["boot", "driver", "install", "agent"]
 
 
+def test_a_machine_trusts_the_given_authority_and_no_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_certificate(machine.folder)
+    context = load_server(made.file, made.key_file)
+    machine.server.socket = context.wrap_socket(machine.server.socket, server_side=True)
+    url = machine.url.replace("http", "https")
+    assert machine.boot(url, ca=made.text).stderr == ""
+    assert len(machine.phases) == 4
+    monkeypatch.setattr(user_data, "_SCRIPT", user_data._SCRIPT.replace("HELLO_S = 60.0", "HELLO_S = 0.1"))
+    for other in ("", make_certificate(machine.folder, "other").text):
+        assert "CERTIFICATE_VERIFY_FAILED" in machine.boot(url, ca=other).stderr
+    assert len(machine.phases) == 4
+
+
 def test_a_machine_that_can_t_reach_the_service_says_so_and_powers_off(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,4 +175,4 @@ def test_user_data_is_small_and_its_only_secret_is_the_boot_token() -> None:
     assert len(text.encode()) <= MAX_SCRIPT_BYTES
     told: dict[str, Any] = json.loads(text.rsplit("json.loads('", 1)[1].removesuffix("'))\n"))
     assert set(told) == {"boot", "python", "min_driver"}
-    assert set(told["boot"]) == {"server_url", "machine", "boot_token"}
+    assert set(told["boot"]) == {"server_url", "machine", "boot_token", "ca"}
