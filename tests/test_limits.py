@@ -55,6 +55,7 @@ DOCUMENTED = {
         "MAX_BATCH_BYTES": "1 MiB", "MAX_CHECKPOINT_BYTES": "8 GiB", "MAX_MANIFEST_BYTES": "16 MB",
     },
     "api/shoestring_api/admin.py": {"MAX_NAME": "100 characters"},
+    "api/shoestring_api/data_folders.py": {"MAX_FOLDERS": "500; 20,000", "MAX_ENTRIES": "20,000"},
     "api/shoestring_api/app.py": {"MAX_BODY_BYTES": "1 MiB"},
     "api/shoestring_api/routes/budgets.py": {"MAX_YEAR": "2100"},
     "api/shoestring_api/routes/agents.py": {"MAX_BODY_BYTES": "64 KiB for its frame"},
@@ -79,6 +80,7 @@ DOCUMENTED = {
 INTERNAL = {
     "api/shoestring_api/change_notifier.py": {"MAX_OUTBOX"},
     "api/shoestring_api/event_broadcast.py": {"MAX_CACHED_GROUPS", "MAX_CACHED_BYTES"},
+    "client/shoestring/cli/login.py": {"MAX_KEY_CHARACTERS"},
     "client/shoestring/cli/terminal.py": {"MAX_WIDTH"},
     "client/shoestring/client.py": {"MAX_TRIES"},
     "client/shoestring/demo.py": {"MAX_RUN_FOLDERS"},

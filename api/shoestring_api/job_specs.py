@@ -17,6 +17,7 @@ from shoestring_core.store.fleet.offers import load_timeouts
 from shoestring_core.store.identity import Principal
 
 from shoestring_api.app_state import AppState
+from shoestring_api.data_folders import find_layout_problem
 from shoestring_api.settings import ApiSettings
 
 
@@ -27,6 +28,8 @@ def parse_spec(source: dict[str, Any] | str, caller: Principal, state: AppState)
     _check_provider(spec, state)
     _check_paths(spec, state.settings.data_roots)
     _check_hooks(spec, state.settings)
+    if problem := find_layout_problem(spec, state.settings.data_roots):
+        raise InvalidSpec([Problem("/data/train", problem, "data-layout")])
     return spec
 
 

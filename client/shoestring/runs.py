@@ -128,10 +128,13 @@ def write_dawnbench_entry(loaded: LoadedRun, folder: Path, author: str, email: s
     """Write the run as a DAWNBench entry and return the path of its .json. Raises RunError."""
     if not loaded.run.epochs:
         raise RunError(f"{loaded.run.name} has no evaluated epochs; a DAWNBench entry needs them")
-    entry = dawnbench.entry_from_run(
-        loaded.run, author=author, email=email, framework=loaded.framework, submitted=datetime.now(UTC).date(),
-        top5=loaded.wants_top5, misc=loaded.figures,
-    )  # fmt: skip
+    try:
+        entry = dawnbench.entry_from_run(
+            loaded.run, author=author, email=email, framework=loaded.framework, submitted=datetime.now(UTC).date(),
+            top5=loaded.wants_top5, misc=loaded.figures,
+        )  # fmt: skip
+    except dawnbench.InvalidEntry as error:
+        raise RunError(f"{loaded.run.name} can't be an entry: {error}") from error
     description, rows = dawnbench.write(entry)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -106,11 +106,16 @@ def entry_from_run(
     run: RunResult, *, author: str, email: str, framework: str, submitted: date, top5: bool,
     code_url: str | None = None, misc: Mapping[str, Any] | None = None,
 ) -> Entry:  # fmt: skip
-    """Return a run as an entry. Its accuracy is the run's metric, or plain top-1 beside top-5."""
+    """Return a run as an entry. Its accuracy is the run's metric, or plain top-1 beside top-5.
+
+    Raises InvalidEntry if its training time isn't known, which an entry needs.
+    """
+    if any(epoch.train_s is None for epoch in run.epochs):
+        raise InvalidEntry("its training time isn't known: it wrote too few lines of metrics; train for more steps")
     rows = tuple(
         EpochRow(
             epoch=epoch.epoch,
-            hours=epoch.train_s / 3600,
+            hours=(epoch.train_s or 0.0) / 3600,
             top1=100 * (epoch.top1 if top5 and epoch.top1 is not None else epoch.score),
             top5=None if not top5 or epoch.top5 is None else 100 * epoch.top5,
         )

@@ -30,12 +30,12 @@ class Curve:
 class EpochResult:
     """The result after an epoch. Accuracies are fractions; `score` is the metric that the target is for.
 
-    train_s  training time until then
+    train_s  training time until then; None if too few lines were written to tell
     wait_s   wall time from submission until then; None if unknown
     """
 
     epoch: float
-    train_s: float
+    train_s: float | None
     score: float
     top1: float | None = None
     top5: float | None = None
@@ -89,7 +89,7 @@ class TimeToTarget:
     """
 
     epoch: float
-    train_s: float
+    train_s: float | None
     wait_s: float | None
     on_demand_usd: float | None
     paid_usd: float | None
@@ -130,10 +130,11 @@ def epoch_results(
     )  # fmt: skip
 
 
-def training_times(curves: Mapping[str, Curve], starts: Sequence[int]) -> dict[int, float]:
+def training_times(curves: Mapping[str, Curve], starts: Sequence[int]) -> dict[int, float | None]:
     """Training time after each step, in seconds: the time between lines less the evaluation in them.
 
-    A generation's first line comes after startup and imports, so the usual step time is used for it.
+    A generation's first line comes after startup and imports, so the usual step time is used for it. None if there are
+    no other lines to tell that.
     """
     times: dict[int, float] = {}
     for name, curve in curves.items():
@@ -147,8 +148,11 @@ def training_times(curves: Mapping[str, Curve], starts: Sequence[int]) -> dict[i
         spans.append((before_step, step, None if before_step in begun else seconds))
         before_step, before_time = step, time
     known = [seconds / (end - start) for start, end, seconds in spans if seconds is not None]
-    usual = statistics.median(known) if known else 0.0
-    total, after_step = 0.0, {}
+    if not known:
+        return {end: None for _, end, _ in spans}
+    usual = statistics.median(known)
+    total = 0.0
+    after_step: dict[int, float | None] = {}
     for start, end, seconds_or_none in spans:
         total += usual * (end - start) if seconds_or_none is None else seconds_or_none
         after_step[end] = total
@@ -165,7 +169,9 @@ def time_to_target(run: RunResult, target: float) -> TimeToTarget | None:
         epoch=epoch.epoch,
         train_s=epoch.train_s,
         wait_s=epoch.wait_s,
-        on_demand_usd=None if run.usd_per_hour is None else run.usd_per_hour * epoch.train_s / 3600,
+        on_demand_usd=None
+        if run.usd_per_hour is None or epoch.train_s is None
+        else run.usd_per_hour * epoch.train_s / 3600,
         paid_usd=cost_until(run.machines, then) if run.machines and then is not None else None,
     )
 
@@ -205,9 +211,10 @@ def summarize_seeds(runs: Sequence[RunResult], target: float) -> SeedSummary:
     last = [run.last for run in runs if run.last is not None]
     if not last:
         raise ValueError("none of the runs has been evaluated yet")
-    times = [found.train_s for run in runs if (found := run.first_reaching(target))]
+    reached = [found for run in runs if (found := run.first_reaching(target))]
+    times = [found.train_s for found in reached if found.train_s is not None]
     return SeedSummary(
-        reached=len(times),
+        reached=len(reached),
         runs=len(runs),
         mean=statistics.fmean(last),
         spread=statistics.stdev(last) if len(last) > 1 else 0.0,

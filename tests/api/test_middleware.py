@@ -223,7 +223,9 @@ def test_mistakes_in_a_spec_are_listed_with_what_was_meant(deployment: Deploymen
 
 def test_missing_and_forbidden_data_look_the_same(deployment: Deployment, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "data" / "images").mkdir(parents=True)
+    for image in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg"):
+        (tmp_path / "data" / "images" / image).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "images" / image).touch()
     (tmp_path / "data" / "way_out").symlink_to(tmp_path / "elsewhere")
 
     (tmp_path / "data" / "link.tar").symlink_to(tmp_path / "elsewhere" / "a.tar")

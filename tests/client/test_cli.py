@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -267,6 +268,21 @@ def test_a_folder_that_cannot_be_written_is_named(
     done = run_command("login", service, "--key", "x")
     assert done.returncode == ExitCode.USAGE
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_terminal_the_key_is_read_from_standard_input_and_nothing_is_warned_of(
+    service: str, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("sst_pat_x\n"))
+    done = run_command("login", service)
+    assert (done.returncode, done.stderr) == (ExitCode.OK, "")
+    assert config.find_login(service).key == "sst_pat_x"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    done = run_command("login", service)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert done.stderr.strip() == (
+        f"No API key was given. Give it by --key KEY, or from a file: shoestring login {service} < KEYFILE"
+    )
 
 
 def test_a_corrupt_login_file_counts_as_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

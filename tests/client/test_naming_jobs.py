@@ -57,7 +57,7 @@ def answer(request: httpx.Request) -> httpx.Response:
         preempted.append(path.removeprefix("/v1/machines/").removesuffix(":preempt"))
         return httpx.Response(200, json=MACHINE)
     name, _, action = path.removeprefix("/v1/jobs/").partition("/")
-    job = next((job for job in JOBS if job["id"] == name.removesuffix(":stop")), None)
+    job = next((job for job in JOBS if job["id"] == name.removesuffix(":stop").removesuffix(":retry")), None)
     if job is None:
         problem = {"type": "/p", "title": "Not found", "status": 404, "detail": "No such job.", "code": "not-found"}
         return httpx.Response(404, json=problem)
@@ -116,6 +116,14 @@ def test_what_a_running_job_has_cost_so_far_is_in_the_list(monkeypatch: pytest.M
 
 def test_a_submission_is_answered_with_its_estimate() -> None:
     assert "It will take 1 to 2 minutes and cost $0.02." in run("submit", "digits/quickstart").output
+
+
+def test_a_job_that_is_submitted_again_is_answered_like_a_new_one() -> None:
+    for command in (("submit", "digits/quickstart"), ("retry", "cats and dogs")):
+        done = run(*command)
+        lines = done.stderr.splitlines()
+        new = done.stdout.strip()
+        assert lines[-2:] == [f"Follow: shoestring watch {new[-8:]}", f"Stop:   shoestring stop {new[-8:]}"]
 
 
 def test_a_machine_is_preempted_by_its_job_and_its_number() -> None:

@@ -61,6 +61,17 @@ def test_a_folder_is_shown_and_becomes_an_entry_that_reads_the_same(
     assert "2 of 2 reach the target" in both.stdout
 
 
+def test_a_time_that_is_not_known_is_not_shown_as_zero(run_command: RunCommand, folder: Path, tmp_path: Path) -> None:
+    lines = folder / "metrics.jsonl"
+    lines.write_text(lines.read_text().splitlines()[-1])
+    done = run_command("results", str(folder))
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert (done.stdout.count("unknown"), "0.0 s" in done.stdout) == (2, False)
+    options = ("--dawnbench", str(tmp_path / "entry"), "--author", "Us", "--email", "us@example.org")
+    refused = run_command("results", str(folder), *options)
+    assert "can't be an entry: its training time isn't known" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

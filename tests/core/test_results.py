@@ -47,6 +47,23 @@ def test_lines_that_were_thinned_out_still_add_up():
     assert results.epoch_results({}, "val/acc") == ()
 
 
+def test_a_training_time_that_the_lines_do_not_tell_is_unknown():
+    """One line, and one line of each generation: they come after startup."""
+    for times, starts in (({10: 1000.0}, [0]), ({10: 1000.0, 20: 2000.0}, [0, 10])):
+        found = results.epoch_results(curves(times, {10: 0.95}, 0.0), "val/acc", starts=starts, submitted=900.0)
+        assert [(row.train_s, row.wait_s) for row in found] == [(None, 100.0)]
+        one = RunResult("a", "m", "h", "val/acc", found, usd_per_hour=3.0, submitted=900.0)
+        reached = results.time_to_target(one, 0.9)
+        assert reached is not None
+        assert (reached.train_s, reached.wait_s, reached.on_demand_usd) == (None, 100.0, None)
+        seeds = results.summarize_seeds([one, one], 0.9)
+        assert (seeds.reached, seeds.median_train_s) == (2, None)
+        with pytest.raises(dawnbench.InvalidEntry, match="training time isn't known"):
+            dawnbench.entry_from_run(
+                one, author="a", email="b", framework="c", submitted=date(2026, 1, 1), top5=False
+            )  # fmt: skip
+
+
 def run(name: str, *scores: float, **more) -> RunResult:
     rows = tuple(EpochResult(n, 60.0 * n, score, score, None, 100.0 + 60 * n) for n, score in enumerate(scores, 1))
     return RunResult(name, "cifar10/airbench94", "1 x local.cpu", "val/acc", rows, **more)

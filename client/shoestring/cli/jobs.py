@@ -62,9 +62,7 @@ def submit(
             err.print(f"Submitted {short_id(job.id)}. Ctrl-C detaches; the job keeps running.")
             _watch(client, str(job.id), as_json)
         else:
-            print_result(job, as_json, lambda: out.print(str(job.id)))
-            name = short_id(job.id)
-            err.print(f"{watching.headline(job)}\nFollow: shoestring watch {name}\nStop:   shoestring stop {name}")
+            _print_new_job(job, as_json)
 
 
 def list_jobs(
@@ -183,7 +181,7 @@ def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """
     with open_client(url) as client:
         retried = client.retry(resolve_job_id(client, job))
-    print_result(retried, as_json, lambda: out.print(str(retried.id)))
+    _print_new_job(retried, as_json)
 
 
 def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
@@ -211,6 +209,13 @@ def open_dashboard(
             link += f"&next=/jobs/{resolve_job_id(client, job)}"
     print_result({"url": link}, as_json, lambda: out.print(link))
     webbrowser.open(link)
+
+
+def _print_new_job(job: rest.Job, as_json: bool) -> None:
+    """Print the id to stdout, for scripts, and what is next to stderr."""
+    print_result(job, as_json, lambda: out.print(str(job.id)))
+    name = short_id(job.id)
+    err.print(f"{watching.headline(job)}\nFollow: shoestring watch {name}\nStop:   shoestring stop {name}")
 
 
 def _watch(client: Client, job: str, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from platformdirs import user_cache_path
 from shoestring_core.exit_codes import ExitCode
+from shoestring_core.wording.units import counted
 
 from shoestring import trainer
 from shoestring.cli.terminal import Json, Url, err, open_client, print_error, resolve_job_id
@@ -99,5 +100,5 @@ def find_model(model: str, url: str | None) -> Path:
             print_error(f"Job {model} has no model yet. Check its state: shoestring show {model}")
             raise typer.Exit(ExitCode.NOT_FOUND)
         artifact = artifacts[MODEL]
-        report = lambda: err.print(f"Downloading {artifact.name}, {artifact.bytes:,} bytes …")  # noqa: E731
+        report = lambda: err.print(f"Downloading {artifact.name}, {counted(artifact.bytes, 'byte')} …")  # noqa: E731
         return client.download_cached(artifact, user_cache_path("shoestring") / "models", before_download=report)

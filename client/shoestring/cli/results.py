@@ -124,7 +124,7 @@ def _row(loaded: LoadedRun, target: float | None) -> tuple[str, ...]:
         missed = "" if target is None else "not reached"
         return (run.name, f"{run.model}, {run.hardware}", best, missed, "", "", "")
     return (
-        run.name, f"{run.model}, {run.hardware}", best, _format_seconds(reached.train_s),
+        run.name, f"{run.model}, {run.hardware}", best, _format_training(reached.train_s),
         _format_seconds(reached.wait_s), _format_dollars(reached.on_demand_usd), _format_dollars(reached.paid_usd),
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def _row(loaded: LoadedRun, target: float | None) -> tuple[str, ...]:
 def _print_epochs(loaded: LoadedRun) -> None:
     out.print()
     rows = [
-        (f"{e.epoch:.2f}", _format_seconds(e.train_s), _percent(e.top1), _percent(e.top5), _percent(e.score))
+        (f"{e.epoch:.2f}", _format_training(e.train_s), _percent(e.top1), _percent(e.top5), _percent(e.score))
         for e in loaded.run.epochs
     ]
     columns = ("EPOCH", "TRAIN TIME", "TOP-1", "TOP-5", loaded.run.metric)
@@ -146,6 +146,10 @@ def _print_epochs(loaded: LoadedRun) -> None:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
+
+
+def _format_training(value: float | None) -> str:
+    return "unknown" if value is None else _format_seconds(value)
 
 
 def _format_seconds(value: float | None) -> str:

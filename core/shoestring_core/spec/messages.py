@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from shoestring_core import document, recipes
 from shoestring_core.document import format_value
 from shoestring_core.errors import Problem
+from shoestring_core.wording.units import counted
 
 MAX_PROBLEMS = 100
 
@@ -40,8 +41,8 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
     """Return why a tree failed to validate as `model`: at most MAX_PROBLEMS, then the number of the others."""
     errors = error.errors(include_url=False)
     problems = [_problem(each, model) for each in errors[:MAX_PROBLEMS]]
-    if len(errors) > MAX_PROBLEMS:
-        problems.append(Problem("", f"There are {len(errors) - MAX_PROBLEMS} more problems.", "more"))
+    if (left := len(errors) - MAX_PROBLEMS) > 0:
+        problems.append(Problem("", f"There {'is' if left == 1 else 'are'} {counted(left, 'more problem')}.", "more"))
     return problems
 
 

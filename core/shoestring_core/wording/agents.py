@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import FiniteFloat
 
 from shoestring_core.wording.reason import Reason, parse
+from shoestring_core.wording.units import counted
 
 MAX_MESSAGE = 1_000
 """Characters of a message that are kept; the event's data has all of it."""
@@ -32,8 +33,8 @@ class TrainingStarted(Reason):
 
     def text(self) -> str:
         facts = [
-            f"{self.steps_total:,} steps" if self.steps_total else "",
-            f"{self.world} processes" if self.world else "",
+            counted(self.steps_total, "step") if self.steps_total else "",
+            counted(self.world, "process", "processes") if self.world else "",
             self.precision or "",
         ]
         return f"{', '.join(filter(None, facts))}." if any(facts) else ""

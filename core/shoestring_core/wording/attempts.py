@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import Span, batches_of_steps
+from shoestring_core.wording.units import Span, batches_of_steps, counted
 
 # Machines
 
@@ -26,7 +26,9 @@ class FewerMachines(Reason):
     size: int
 
     def text(self) -> str:
-        return f"{self.available} of {self.size} machines are available."
+        return (
+            f"{self.available} of {counted(self.size, 'machine')} {'is' if self.available == 1 else 'are'} available."
+        )
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class RetriesExhausted(Reason):
     retry_max: int
 
     def text(self) -> str:
-        return f"The job was interrupted {self.interruptions} times; retry.max is {self.retry_max}."
+        return f"The job was interrupted {counted(self.interruptions, 'time')}; retry.max is {self.retry_max}."
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class NeverTrained(Reason):
     last: NestedReason
 
     def text(self) -> str:
-        count = f"{self.attempts} attempts in a row launched machines that never trained a step."
+        count = f"{counted(self.attempts, 'attempt')} in a row launched machines that never trained a step."
         return f"{count} The last: {self.last.text()}"
 
 
@@ -239,7 +241,7 @@ class RanksKeptFailing(Reason):
 
     def text(self) -> str:
         return (
-            f"Ranks failed {self.failures} times without a new checkpoint in between; "
+            f"Ranks failed {counted(self.failures, 'time')} without a new checkpoint in between; "
             f"the last error: {self.error or 'killed by a signal'}"
         )
 

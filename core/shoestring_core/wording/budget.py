@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.units import counted
 
 _RAISE = "have the limit raised: shoestring budget set."
 
@@ -387,7 +388,7 @@ class RequestExpired(Reason):
     days: int
 
     def text(self) -> str:
-        return f"The request has expired: nobody decided it within {self.days} days."
+        return f"The request has expired: nobody decided it within {counted(self.days, 'day')}."
 
     def hint(self) -> str:
         return "Ask again: shoestring budget request."

@@ -9,7 +9,7 @@ from pydantic import FiniteFloat
 
 from shoestring_core.durations import format_duration
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import machines
+from shoestring_core.wording.units import counted
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class NotMeasured(Reason):
     per_hour: str | None
 
     def text(self) -> str:
-        runs_on = f"it runs on {machines(self.nodes)}{_at(self.per_hour)}{_until(self.time_limit_s)}"
+        runs_on = f"it runs on {counted(self.nodes, 'machine')}{_at(self.per_hour)}{_until(self.time_limit_s)}"
         return f"No similar run has been measured yet; {runs_on}."
 
 
@@ -110,7 +110,7 @@ class CountNotMeasured(Reason):
         if len(self.measured) > 3:
             counts = f"{self.measured[0]} to {self.measured[-1]}"
         return (
-            f"There is no measurement for {machines(self.nodes)}, only for {counts}; "
+            f"There is no measurement for {counted(self.nodes, 'machine')}, only for {counts}; "
             f"it runs as requested{_at(self.per_hour)}{_until(self.time_limit_s)}."
         )
 
@@ -209,7 +209,7 @@ class FasterOverSlots(Reason):
     slots: int
 
     def text(self) -> str:
-        return f"{self.estimate.would_take}, but {self.provider} has {machines(self.slots)} in all."
+        return f"{self.estimate.would_take}, but {self.provider} has {counted(self.slots, 'machine')} in all."
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class NoMoreMachines(Reason):
     slots: int
 
     def text(self) -> str:
-        return f"{self.provider} has {machines(self.slots)} in all."
+        return f"{self.provider} has {counted(self.slots, 'machine')} in all."
 
 
 @dataclass(frozen=True)

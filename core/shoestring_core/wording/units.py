@@ -9,9 +9,9 @@ Span = tuple[int, int]
 """Steps, first and last."""
 
 
-def machines(count: int, noun: str = "machine") -> str:
-    """Such as "1 machine", "3 machines"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A count with its noun, such as "1 machine", "3 machines" or "2 classes"; `plural` where it isn't noun + s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def batches_of_steps(spans: Sequence[Span]) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from shoestring_core.states import WaitReason
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import machines
+from shoestring_core.wording.units import counted
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class TooFewSlots(WaitDetail):
 
     def text(self) -> str:
         return (
-            f"Needs {machines(self.nodes)} at once, and {self.provider} has {self.slots} in all. Submit it with fewer, "
-            f"or raise the limit: on this computer with shoestring up --slots {self.nodes}."
+            f"Needs {counted(self.nodes, 'machine')} at once, and {self.provider} has {self.slots} in all. Submit it "
+            f"with fewer, or raise the limit: on this computer with shoestring up --slots {self.nodes}."
         )
 
 
@@ -83,7 +83,7 @@ class EarlierMachinesTerminating(WaitDetail):
     def text(self) -> str:
         one = self.count == 1
         return (
-            f"{machines(self.count, 'earlier machine')} {'is' if one else 'are'} still terminating; "
+            f"{counted(self.count, 'earlier machine')} {'is' if one else 'are'} still terminating; "
             f"the job continues once the provider confirms that {'it has' if one else 'they have'} terminated."
         )
 
@@ -137,9 +137,9 @@ class BudgetShort(WaitDetail):
 
     def text(self) -> str:
         return (
-            f"The budget of {self.account} is ${self.missing} short: starting {machines(self.nodes)} reserves "
-            f"${self.need}. {'Ask' if self.own else 'Wait for running jobs to end, or ask'} for it to be raised with "
-            f"{_raise_command(self.own)}."
+            f"The budget of {self.account} is ${self.missing} short: starting {counted(self.nodes, 'machine')} "
+            f"reserves ${self.need}. {'Ask' if self.own else 'Wait for running jobs to end, or ask'} for it to be "
+            f"raised with {_raise_command(self.own)}."
         )
 
 
@@ -204,7 +204,7 @@ class MachinesInUse(WaitDetail):
     first: NestedReason | None = None
 
     def text(self) -> str:
-        text = f"Needs {machines(self.nodes)}"
+        text = f"Needs {counted(self.nodes, 'machine')}"
         if self.free is not None:
             text += f", {self.free} of {self.slots} {'is' if self.free == 1 else 'are'} free"
         if self.first is not None:

@@ -233,8 +233,8 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
         assert task["data"]["train"].startswith(f"{machine.folder}/scratch/")
         assert not task["data"]["train"].startswith(task["scratch"])  # where the ranks could replace it
         told = [event["message"] for event in machine.service.events("data")]
-        assert told[0] == f"copying s3://{BUCKET}/set: 1 files, 0.0 MiB"
-        assert told[1].startswith(f"copied s3://{BUCKET}/set: 1 files")
+        assert told[0] == f"copying s3://{BUCKET}/set: 1 file, 0.0 MiB"
+        assert told[1].startswith(f"copied s3://{BUCKET}/set: 1 file")
         for rank in machine.ranks():
             assert given.keys().isdisjoint(psutil.Process(rank.pid).environ())
 

@@ -185,7 +185,7 @@ def test_numbers_of_every_type_are_reported(tmp_path: Path):
     ("returned", "said"),
     [
         ("(images[:, :1], labels)", r"returned images of shape \(2, 1, 4, 4\); it was given \(2, 3, 4, 4\)"),
-        ("(images[:1], labels)", r"returned 1 images with labels of shape \(2,\)"),
+        ("(images[:1], labels)", r"returned 1 image with labels of shape \(2,\)"),
         ("(images, labels.float())", "labels of shape .* and torch.float32; give a class index"),
         ("(images, labels + 2)", "returned a label outside 0 to 2"),
         ("(images, torch.rand(2, 4))", "returned probabilities of 4 classes; there are 3"),

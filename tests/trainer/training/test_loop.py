@@ -203,7 +203,7 @@ def test_periodic_checkpoints_keep_the_newest_eight(two_ranks: Gang):
 
 def test_a_batch_too_small_for_batch_norm_is_said_with_the_parameters_to_raise():
     images = torch.ones(1, 3, 32, 32)
-    message = r"from 1 images of 32 x 32 pixels; raise batch_size .* or image_size"
+    message = r"from 1 image of 32 x 32 pixels; raise batch_size .* or image_size"
     with pytest.raises(UserError, match=message), name_batch_norm_error(images):
         nn.BatchNorm2d(4)(torch.ones(1, 4, 1, 1))
 

@@ -21,6 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoestring_core.wording.units import counted
+
 from shoestring_trainer.agent.service_client import boottime
 from shoestring_trainer.data_sync.errors import SCHEME, DataUnavailable
 
@@ -63,7 +65,7 @@ class CopyProgress:
     copied_bytes: int = 0
 
     def __str__(self) -> str:
-        files = f"{self.copied_files:,} of {self.total_files:,} files"
+        files = f"{self.copied_files:,} of {counted(self.total_files, 'file')}"
         return f"{files}, {_size(self.copied_bytes)} of {_size(self.total_bytes)}"
 
 
@@ -204,7 +206,7 @@ async def _copy(
     bucket: Bucket, missing: Sequence[RemoteFile], folder: Path, drafts: Path, report: Report, progress: Report
 ) -> None:
     counts = CopyProgress(len(missing), sum(entry.size for entry in missing))
-    report(f"copying {bucket.url}: {counts.total_files:,} files, {_size(counts.total_bytes)}")
+    report(f"copying {bucket.url}: {counted(counts.total_files, 'file')}, {_size(counts.total_bytes)}")
     drafts.mkdir(exist_ok=True)
     queue = iter(missing)  # shared, so that each object is copied once
 
@@ -233,7 +235,7 @@ async def _copy(
         reporting.cancel()
     drafts.rmdir()
     report(
-        f"copied {bucket.url}: {counts.total_files:,} files, {_size(counts.total_bytes)}, "
+        f"copied {bucket.url}: {counted(counts.total_files, 'file')}, {_size(counts.total_bytes)}, "
         f"in {boottime() - started:.1f} s"
     )
 

@@ -92,7 +92,7 @@ class MachineHost:
                 return 200, _repeated_launch(existing, request)
             alive = sum(machine.refresh().ended_at is None for machine in self._machines.values())
             if alive >= self.slots:
-                detail = f"all {self.slots} slots are in use: end a machine, or start with more --slots"
+                detail = f"no slot of {self.slots} is free: end a machine, or start with more --slots"
                 raise RequestRejected(409, "capacity", detail)
             machine = self._create_machine(machine_id, token, request)
             self._start_init(machine)

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from shoestring_core.wording.units import counted
 from torch import Tensor, nn
 
 from shoestring_trainer.training.data.confined_files import read_hooks
@@ -114,14 +115,15 @@ class Hooks:
         if not (as_indices or as_probabilities) or len(labels) != images:
             raise self._error(
                 "on_batch",
-                f"returned {images} images with labels of shape {tuple(labels.shape)} and {labels.dtype}; give a class "
-                "index (int64) for each, or a row of probabilities",
+                f"returned {counted(images, 'image')} with labels of shape {tuple(labels.shape)} and {labels.dtype}; "
+                "give a class index (int64) for each, or a row of probabilities",
             )
         if self._classes is None:
             return
         if as_probabilities and labels.shape[1] != self._classes:
             raise self._error(
-                "on_batch", f"returned probabilities of {labels.shape[1]} classes; there are {self._classes}"
+                "on_batch",
+                f"returned probabilities of {counted(labels.shape[1], 'class', 'classes')}; there are {self._classes}",
             )
         if as_indices and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
             raise self._error("on_batch", f"returned a label outside 0 to {self._classes - 1}")

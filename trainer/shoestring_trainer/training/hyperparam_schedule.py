@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from shoestring_core.breakpoints import Breakpoints
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.optim.schedules import (
@@ -105,7 +106,7 @@ class HyperparamSchedule:
         batch_size = settings.batch_size
         samples_per_epoch = samples // batch_size * batch_size if settings.drop_last else samples
         if not samples_per_epoch:
-            raise UserError(f"batch_size is {batch_size}, more than the {samples} training images; lower it")
+            raise UserError(f"batch_size is {batch_size}, more than the {counted(samples, 'training image')}; lower it")
         lr_factors = (
             parse_schedule(settings.lr_schedule)
             if settings.lr_schedule

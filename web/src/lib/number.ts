@@ -49,6 +49,11 @@ export function formatPercent(fraction: number): string {
   return `${(fraction * 100).toFixed(fraction > 0 && fraction < 0.1 ? 1 : 0)} %`;
 }
 
+/** A count with its noun, such as "1 step" or "2,000 steps". */
+export function counted(n: number, noun: string): string {
+  return `${formatCount(n)} ${n === 1 ? noun : `${noun}s`}`;
+}
+
 export function formatCount(n: number): string {
   return n.toLocaleString("en");
 }

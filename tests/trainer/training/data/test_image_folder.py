@@ -92,9 +92,9 @@ def test_skipped_and_ignored_files_are_logged(flat: Path, capsys):
     data = load(flat, on_corrupt="skip")
     log = capsys.readouterr().out
     assert str(flat / "red" / "02.jpg") in log
-    assert "skipped 1 invalid samples" in log
+    assert "skipped 1 invalid sample" in log
     assert (
-        "ignored 1 files (not images by their extension, or outside the class folders); the first is "
+        "ignored 1 file (not images by their extension, or outside the class folders); the first is "
         f"{flat / 'red' / 'notes.txt'}" in log
     )
     assert len(data.train) + len(data.val) == 59

@@ -253,7 +253,7 @@ def test_images_outside_the_class_folders_are_logged(flat: Path, capsys: pytest.
     save_image(flat / "lost.jpg", COLOURS["red"], 1)
     data = load(flat)
     assert len(data.train) + len(data.val) == 30
-    ignored = "ignored 1 files (not images by their extension, or outside the class folders); the first is "
+    ignored = "ignored 1 file (not images by their extension, or outside the class folders); the first is "
     assert f"{ignored}{flat / 'lost.jpg'}" in capsys.readouterr().out
 
 

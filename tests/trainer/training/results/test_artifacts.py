@@ -179,7 +179,7 @@ def test_an_image_that_cannot_be_read_is_named_or_skipped_when_asked(
     spoken = capfd.readouterr()
     assert spoken.out.startswith(str(tmp_path / "cmyk.jpg"))
     assert spoken.out.count("\n") == 1
-    assert "1 images could not be read" in spoken.err
+    assert "skipped 1 image that could not be read" in spoken.err
 
 
 def test_a_model_that_cannot_be_read_is_named_with_a_remedy(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load
 from shoestring_core.task import CheckpointFiles
+from shoestring_core.wording.units import counted
 from torch import Tensor, nn
 
 from shoestring_trainer.training.checkpoint.files import read_checkpoint, unpack_tensors
@@ -41,7 +42,7 @@ def warm_start(model: nn.Module, source: CheckpointFiles | Path) -> str:
         sys.stdout.write(f"warm start: randomly initialized, as no tensor fits: {', '.join(fresh)}\n")
     target.load_state_dict(fitting, strict=False)
     randomly = f"; randomly initialized: {_first(fresh, MAX_NAMED)}" if fresh else ""
-    return f"{len(fitting)} of {len(own)} tensors loaded{randomly}"
+    return f"{len(fitting)} of {counted(len(own), 'tensor')} loaded{randomly}"
 
 
 def _fitting(tensors: Mapping[str, Tensor], part: nn.Module) -> dict[str, Tensor]:

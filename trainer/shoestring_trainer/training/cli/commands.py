@@ -14,6 +14,7 @@ from typing import Any
 from shoestring_core import spec
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.terminal_text import printable
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.errors import TrainerError, UserError
 
@@ -139,7 +140,7 @@ def _predict(options: argparse.Namespace) -> int:
     skip = options.on_corrupt == "skip"
     skipped = print_predictions(options.model, options.images, top=options.top, as_json=options.json, skip=skip)
     if skipped:
-        sys.stderr.write(f"{skipped} images could not be read and were skipped\n")
+        sys.stderr.write(f"skipped {counted(skipped, 'image')} that could not be read\n")
     return OK
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from shoestring_core.image_folders import IMAGE_EXTENSIONS
 from shoestring_core.terminal_text import printable
 from torch import Tensor
 
 from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec, decode_file
 from shoestring_trainer.training.data.image_files import ignored_pillow_warnings
 from shoestring_trainer.training.data.image_folder import walk_files
-from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.results.exports import Model, read_model
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from shoestring_core.terminal_text import printable
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.data.image_folder import index_folders, list_folders
 from shoestring_trainer.training.data.image_index import ImageIndex
@@ -61,8 +62,8 @@ class ProgressLine:
         rate = (progress.images - progress.at_start) / max(now - self._began, 1e-3)
         rest = f", {(progress.total_images - progress.images) / rate / 60:.0f} min left" if rate else ""
         text = (
-            f"{progress.images:,} of {progress.total_images:,} images in {progress.shards:,} of "
-            f"{progress.total_shards:,} shards, {rate:,.0f} images/s{'; verifying' if complete else rest}"
+            f"{progress.images:,} of {counted(progress.total_images, 'image')} in {progress.shards:,} of "
+            f"{counted(progress.total_shards, 'shard')}, {rate:,.0f} images/s{'; verifying' if complete else rest}"
         )
         sys.stderr.write((f"\r\x1b[K{text}" if terminal else text) + ("\n" if complete or not terminal else ""))
         sys.stderr.flush()
@@ -77,10 +78,10 @@ def _summary(folder: Path, index: ShardIndex) -> dict[str, object]:
 
 
 def _describe(folder: Path, index: ShardIndex) -> str:
-    images = " and ".join(f"{sum(counts):,} {split} images" for split, counts in index.class_images.items())
+    images = " and ".join(f"{counted(sum(counts), f'{split} image')}" for split, counts in index.class_images.items())
     size = sum(shard.bytes for shard in index.shards)
-    skipped = f"; {len(index.skipped):,} damaged images were left out" if index.skipped else ""
+    skipped = f"; left out: {counted(len(index.skipped), 'damaged image')}" if index.skipped else ""
     return (
-        f"{folder} holds {images} of {len(index.classes):,} classes in {len(index.shards):,} shards, {size:,} bytes, "
-        f"verified{skipped}. Train on them with data.train={folder.absolute()}"
+        f"{folder} holds {images} of {len(index.classes):,} classes in {counted(len(index.shards), 'shard')}, "
+        f"{size:,} bytes, verified{skipped}. Train on them with data.train={folder.absolute()}"
     )

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from shoestring_core.wording.units import counted
+
 from shoestring_trainer.training.results.sample_log import FILE_NAME, RankLog, read_sample_log
 
 
@@ -72,13 +74,14 @@ def main(folders: list[str]) -> int:
     for summary in audit.generations:
         rolled_back = f", {summary.rolled_back} more recomputed later" if summary.rolled_back else ""
         print(
-            f"generation {summary.number}: {summary.ranks} of {summary.world_size} ranks, "
-            f"steps {summary.first} to {summary.last}, {summary.samples} samples{rolled_back}"
+            f"generation {summary.number}: {summary.ranks} of {counted(summary.world_size, 'rank')}, "
+            f"steps {summary.first} to {summary.last}, {counted(summary.samples, 'sample')}{rolled_back}"
         )
     for epoch in audit.epochs:
         result = "; ".join(epoch.problems) or "each once"
         skipped = f"; skipped, {len(epoch.skipped)}: {sorted(epoch.skipped)}" if epoch.skipped else ""
-        print(f"epoch {epoch.number}: {sum(epoch.counts.values())} of {epoch.expected} samples, {result}{skipped}")
+        samples = f"{sum(epoch.counts.values())} of {epoch.expected} samples"
+        print(f"epoch {epoch.number}: {samples}, {result}{skipped}")
     for gap in audit.gaps:
         print(gap)
     return 0 if audit.passed else 1
@@ -106,7 +109,7 @@ def audit_samples(logs: Iterable[RankLog]) -> SampleAudit:
                 gaps.append(f"generation {number}: rank {rank.rank} lacks steps {missing[:5]} ({len(missing)})")
         samples = sum(_count_samples(rank, range(start + 1, last + 1), epochs) for rank in ranks)
         if last > start and len(ranks) < ranks[0].world_size:
-            gaps.append(f"generation {number}: the logs of {ranks[0].world_size - len(ranks)} ranks are missing")
+            gaps.append(f"generation {number}: without the log of {counted(ranks[0].world_size - len(ranks), 'rank')}")
         summary = GenerationSummary(
             number, ranks[0].world_size, len(ranks), start + 1, last, reached - last, samples
         )  # fmt: skip

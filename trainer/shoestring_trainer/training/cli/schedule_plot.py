@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from shoestring_core import recipes
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
@@ -70,7 +71,7 @@ def plot_schedule(preview: SchedulePreview) -> str:
     last = schedule.epochs_before(schedule.total_steps)
     images, steps = schedule.samples_per_epoch, schedule.total_steps
     lines = [
-        f"{preview.name}: {settings.epochs:g} epochs of {images:,} images, {steps:,} steps",
+        f"{preview.name}: {settings.epochs:g} epochs of {counted(images, 'image')}, {counted(steps, 'step')}",
         "",
         *chart("learning rate", columns(rates, max), last),
     ]
@@ -85,7 +86,8 @@ def plot_schedule(preview: SchedulePreview) -> str:
         begin, end = schedule.epochs_before(phase.first_step), phase.end_sample / schedule.samples_per_epoch
         size = phase.image_size or settings.image_size
         lines.append(
-            f"epochs {begin:6.2f} to {end:6.2f}: batch {phase.batch_size:,}, size {size}, {phase.steps:,} steps"
+            f"epochs {begin:6.2f} to {end:6.2f}: batch {phase.batch_size:,}, size {size}, "
+            f"{counted(phase.steps, 'step')}"
         )
     return "\n".join(lines)
 

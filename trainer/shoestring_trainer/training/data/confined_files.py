@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from shoestring_core.image_folders import leads_out
+
 from shoestring_trainer.training.errors import DataError, UserError
 
 ROOTS_VARIABLE, HOOKS_ROOTS_VARIABLE = "SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOKS_ROOTS"
@@ -93,10 +95,7 @@ def _require_hooks_root(path: Path, real: str) -> None:
 
 def _require_below_roots(path: Path, real: str) -> None:
     if os.environ.get(ROOTS_VARIABLE) and not _lies_below(real, ROOTS_VARIABLE):
-        raise DataError(
-            f"{path} leads out of the folders that jobs may read; copy what it links to, or start the service with a "
-            "--data-root that holds it"
-        )
+        raise DataError(str(leads_out(path)))
 
 
 def _lies_below(real: str, variable: str) -> bool:

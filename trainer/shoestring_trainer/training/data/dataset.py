@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
+from shoestring_core.wording.units import counted
 from torch import Tensor
 
 from shoestring_trainer.training.errors import DataError
@@ -189,13 +190,16 @@ def validate_labels(images: LabeledImages, classes: int, part: str) -> None:
     """Raise DataError if a label belongs to no class, or if images and labels differ in number."""
     labels_N, count = images.labels_N, len(images.images_NCHW)
     if not count or len(labels_N) != count:
-        raise DataError(f"there are {count} {part} images and {len(labels_N)} labels; give one label for each image")
+        raise DataError(
+            f"the {part} data hold {counted(count, 'image')} and {counted(len(labels_N), 'label')}; give one label for "
+            "each image"
+        )
     invalid_N = ((labels_N < 0) | (labels_N >= classes)).nonzero().flatten()
     if len(invalid_N):
         number = int(invalid_N[0])
         raise DataError(
-            f"{len(invalid_N)} {part} images have labels outside 0 to {classes - 1}, the first is image {number} "
-            f"with {int(labels_N[number])}; correct the labels or remove those images"
+            f"labels outside 0 to {classes - 1} in {counted(len(invalid_N), f'{part} image')}; the first is image "
+            f"{number} with {int(labels_N[number])}; correct the labels or remove those images"
         )
 
 

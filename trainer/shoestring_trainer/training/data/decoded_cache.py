@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from shoestring_core.wording.units import counted
 from torch import Tensor
 
 from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages, build_dataset
@@ -86,7 +87,7 @@ class DecodedCache:
         skipped = self.train.skipped + self.val.skipped
         skipped += len(self.train) + len(self.val) - len(train) - len(val)
         if skipped and self.is_local_rank_0:
-            sys.stdout.write(f"skipped {skipped} invalid samples\n")
+            sys.stdout.write(f"skipped {counted(skipped, 'invalid sample')}\n")
         split = {**self.split_info, "val": val_index.names}
         dataset = build_dataset(
             train, val, self.train.classes, max_value=float(MAX_VALUE), split=split, skipped=skipped
@@ -102,7 +103,9 @@ class DecodedCache:
         cached = sum(file.stat().st_size for folder in self._cached_folders() for file in folder.iterdir())
         available = free_bytes(self.scratch) + cached
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        what = f"{count:,} images of {self.train.root} take {needed / GIB:,.1f} GiB once decoded for size {size}"
+        what = (
+            f"{counted(count, 'image')} of {self.train.root} take {needed / GIB:,.1f} GiB once decoded for size {size}"
+        )
         if needed > available:
             raise DataError(
                 f"{what}, and the disk under {self.scratch} has {available / GIB:,.1f} GiB left; lower image_size, use "

@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shoestring_core.image_folders import IMAGE_EXTENSIONS
 from shoestring_core.task import CheckpointFiles
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.checkpoint.files import FILE_LIST_PART, read_part
 from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.image_folder import walk_files
-from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS, ImageIndex
+from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.errors import DataError
 
 
@@ -64,7 +66,7 @@ class FileList:
         added = sorted(path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS and path not in listed)
         if added:
             sys.stdout.write(
-                f"ignored {len(added)} images that were added after the job began, such as {added[0]}; submit a new "
+                f"ignored {counted(len(added), 'image')} added after the job began, such as {added[0]}; submit a new "
                 "job to train on them\n"
             )
 

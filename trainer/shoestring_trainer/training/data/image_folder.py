@@ -4,28 +4,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+
+from shoestring_core.data_splits import LayoutError, folder_role
+from shoestring_core.image_folders import IMAGE_EXTENSIONS, empty_class, find_class_folders, list_classes
 
 from shoestring_trainer.training.data.confined_files import require_confined
 from shoestring_trainer.training.data.image_files import open_image_file
-from shoestring_trainer.training.data.image_index import (
-    IMAGE_EXTENSIONS,
-    ImageIndex,
-    split_train_val,
-    validate_utf8,
-)
-from shoestring_trainer.training.data.splits import (
-    Splits,
-    find_twin,
-    folder_role,
-    require_distinct,
-    siblings_of,
-    spellings,
-    split_folders,
-)
+from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val, validate_utf8
 from shoestring_trainer.training.errors import DataError
+
+
+class Folders:
+    """Folders as this machine has them, as shoestring_core.image_folders views them."""
+
+    def below(self, folder: Path) -> list[Path]:
+        return list_folders(folder)
+
+    def beside(self, folder: Path) -> list[Path]:
+        try:
+            return [path for path in list_folders(folder.parent) if path.name != folder.name]
+        except DataError:  # the data lie right below what jobs may read
+            return []
+
+    def count_images(self, folder: Path, at_most: int) -> int:
+        return sum(1 for _ in islice(filter(_is_image, walk_files(folder, os.path.realpath(folder.parent))), at_most))
 
 
 def is_split_image_folder(folder: Path) -> bool:
@@ -46,34 +53,19 @@ def index_folders(folder: Path) -> tuple[ImageIndex, ImageIndex | None]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the path of a folder of images as data.train")
-    splits = find_splits(folder, _holds_image)
-    train = index_class_folders(splits.train[0])
-    unused = splits.unused
-    if splits.val and _is_unlabelled_test(splits.val[0], train.classes):
-        splits, unused = Splits(splits.train, [], []), [*splits.val, *unused]
-    train = replace(train, unused=unused)
-    if not splits.val:
-        return train, None
-    val = index_class_folders(splits.val[0])
-    if only_in_one := sorted(set(train.classes) ^ set(val.classes)):
-        name = only_in_one[0]
-        twin = find_twin(name, [*train.classes, *val.classes])
-        how = spellings(name, twin) if twin else f"{name} is in one only; add or remove it"
-        raise DataError(f"{train.root} and {val.root} do not have the same classes: {how}")
-    return train, val
+    with refuse_layout():
+        found = find_class_folders(folder, Folders())
+    train = replace(index_class_folders(found.train), unused=found.unused)
+    return train, index_class_folders(found.val) if found.val else None
 
 
-def find_splits(folder: Path, has_data: Callable[[Path], bool]) -> Splits:
-    """Return the folders below `folder`, or beside it, to train and to validate on; `has_data` tells which matter."""
-    children = list_folders(folder)
-    roles = {child: role for child in children if (role := folder_role(child))}
-    if set(roles.values()) == {"train"} and all(not list_folders(path) and _holds_image(path) for path in roles):
-        return Splits([folder], [], [])  # a class called train: it holds images, and no classes
-    if splits := split_folders(folder, children, has_data):
-        return splits
-    if folder_role(folder) != "train":
-        return Splits([folder], [], [])
-    return siblings_of(folder, [path for path in list_folders(folder.parent) if path.name != folder.name])
+@contextmanager
+def refuse_layout() -> Iterator[None]:
+    """Raise the LayoutError of a block as DataError."""
+    try:
+        yield
+    except LayoutError as error:
+        raise DataError(str(error)) from error
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -81,46 +73,33 @@ def list_folders(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in _scan(folder) if _is_folder(entry) and not entry.name.startswith("."))
 
 
-def _holds_image(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_EXTENSIONS for path in walk_files(folder))
-
-
-def _is_unlabelled_test(folder: Path, classes: Sequence[str]) -> bool:
-    """Return whether a test folder has no class folders: at most one sub-folder, which is none of the classes."""
-    below = [path.name for path in list_folders(folder)]
-    return folder_role(folder) == "test" and len(below) < 2 and not set(below) & set(classes)
-
-
 def index_class_folders(folder: Path) -> ImageIndex:
     """Index CLASS/… below `folder`. Raises DataError for fewer than two classes, or a class without images."""
-    classes, outside_classes = [], []
-    for entry in _scan(folder):
-        if _is_folder(entry):
-            classes.append(entry.name)
-        elif not entry.name.startswith(".") and Path(entry.name).suffix.lower() in IMAGE_EXTENSIONS:
-            outside_classes.append(Path(entry.path))
-    classes = sorted(name for name in classes if not name.startswith("."))
-    if len(classes) < 2:
-        raise DataError(
-            f"{folder} holds {len(classes)} class folders; a classifier needs two: {folder}/CLASS/image.jpg"
-        )
-    require_distinct(classes, folder)
+    outside_classes = [
+        Path(entry.path)
+        for entry in _scan(folder)
+        if not _is_folder(entry) and not entry.name.startswith(".") and _is_image(Path(entry.name))
+    ]
+    with refuse_layout():
+        classes = list_classes(folder, Folders())
     names, labels, ignored = [], [], outside_classes
     for label, name in enumerate(classes):
         validate_utf8(folder / name)
         files = sorted(walk_files(folder / name, os.path.realpath(folder)), key=str)
-        images = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
+        images = [path for path in files if _is_image(path)]
         if not images:
-            raise DataError(
-                f"the class folder {folder / name} holds no image; add some ({', '.join(sorted(IMAGE_EXTENSIONS))}) "
-                "or remove the folder"
-            )
+            with refuse_layout():
+                raise empty_class(folder / name)
         for path in images:
             validate_utf8(path)
             names.append(str(path.relative_to(folder)))
         labels += [label] * len(images)
-        ignored += [path for path in files if path.suffix.lower() not in IMAGE_EXTENSIONS]
+        ignored += [path for path in files if not _is_image(path)]
     return ImageIndex(folder, classes, names, labels, lambda index: open_image_file(folder / names[index]), ignored)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_EXTENSIONS
 
 
 def walk_files(folder: Path, *outside: str) -> Iterator[Path]:

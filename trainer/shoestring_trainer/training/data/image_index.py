@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoestring_core.image_folders import too_few_images
+from shoestring_core.wording.units import counted
+
 from shoestring_trainer.training.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def describe_splits(train: ImageIndex, val: ImageIndex) -> str:
     where = f"in {other}" if other != place else "held out of the same"
     unused = f"; not used: {', '.join(map(str, train.unused))}" if train.unused else ""
     return (
-        f"training on {len(train):,} images of {len(train.classes)} classes in {place}, validating on {len(val):,} "
-        f"{where}{unused}"
+        f"training on {counted(len(train), 'image')} of {len(train.classes)} classes in {place}, validating on "
+        f"{len(val):,} {where}{unused}"
     )
 
 
@@ -87,7 +88,7 @@ def validate_classes(images: ImageIndex) -> None:
         )
     for label, name in enumerate(images.classes):
         if label not in labels:
-            raise DataError(f'class "{name}" in {images.root} has too few valid images for a train/val split; add some')
+            raise DataError(str(too_few_images(name, images.root)))
 
 
 def validate_utf8(path: Path) -> None:

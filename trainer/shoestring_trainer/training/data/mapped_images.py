@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from shoestring_core.wording.units import counted
 from torch import Tensor
 
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image
@@ -82,7 +83,7 @@ def decode_to_file(
                 sys.stdout.write(f"skipped: {result}\n")
     if gpu_decoder:
         nvjpeg_count = len(images) - sum(pillow_counts)
-        sys.stdout.write(f"nvJPEG decoded {nvjpeg_count} of {len(images)} images, Pillow the rest\n")
+        sys.stdout.write(f"nvJPEG decoded {nvjpeg_count} of {counted(len(images), 'image')}, Pillow the rest\n")
         torch.cuda.empty_cache()  # return the memory that decoding took
     if len(aspect_ratios) < len(images):
         _close_gaps(pixels, [(ends[index] - specs[index].bytes, ends[index]) for index in aspect_ratios])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from shoestring_core.wording.units import counted
 from torch import Tensor
 
 from shoestring_trainer.training.data.augment import RandomResizedCrop, crop_boxes, crop_draws
@@ -126,8 +127,8 @@ class ShardedDataset:
         if log:
             place = "in shards of their own" if len(val_N) else "held out of the same"
             sys.stdout.write(
-                f"training on {len(self._train_rows_N):,} images of {len(classes)} classes in "
-                f"{len(self.reader.index.shards):,} shards in {self.reader.folder}, validating on "
+                f"training on {counted(len(self._train_rows_N), 'image')} of {len(classes)} classes in "
+                f"{counted(len(self.reader.index.shards), 'shard')} in {self.reader.folder}, validating on "
                 f"{len(self._val_rows_N):,} {place}\n"
             )
 

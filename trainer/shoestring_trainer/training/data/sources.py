@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, resize_dataset
@@ -89,7 +90,7 @@ def open_dataset(
         files = list_files(task.data_path, train, val)
     if (ignored := sorted({*train.ignored, *val.ignored})) and is_local_rank_0:
         reason = "not images by their extension, or outside the class folders"
-        sys.stdout.write(f"ignored {len(ignored)} files ({reason}); the first is {ignored[0]}\n")
+        sys.stdout.write(f"ignored {counted(len(ignored), 'file')} ({reason}); the first is {ignored[0]}\n")
     cache = DecodedCache(
         train, val, settings,
         split_info={"data": task.data_format, "seed": seed},

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tarfile import TarInfo
 
+from shoestring_core.image_folders import IMAGE_EXTENSIONS
+
 from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.image_files import MAX_FILE_BYTES
-from shoestring_trainer.training.data.image_index import IMAGE_EXTENSIONS, validate_utf8
+from shoestring_trainer.training.data.image_index import validate_utf8
 from shoestring_trainer.training.errors import DataError, first_line
 
 LABEL_KEYS = ("label", "cls", "class")

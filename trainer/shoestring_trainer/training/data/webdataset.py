@@ -14,20 +14,21 @@ from pathlib import Path
 from tarfile import TarInfo
 
 from PIL import Image
-from shoestring_core.spec import MAX_SHARDS, SHARD_RANGE, count_shards
-
-from shoestring_trainer.training.data.confined_files import open_confined
-from shoestring_trainer.training.data.image_files import open_image_bytes
-from shoestring_trainer.training.data.image_folder import find_splits
-from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val
-from shoestring_trainer.training.data.splits import (
+from shoestring_core.data_splits import (
     Splits,
+    find_splits,
     find_twin,
     folder_role,
     require_distinct,
     spellings,
     split_shards,
 )
+from shoestring_core.spec import MAX_SHARDS, SHARD_RANGE, count_shards
+
+from shoestring_trainer.training.data.confined_files import open_confined
+from shoestring_trainer.training.data.image_files import open_image_bytes
+from shoestring_trainer.training.data.image_folder import Folders, refuse_layout
+from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val
 from shoestring_trainer.training.data.tar_samples import Label, decode_text, read_samples
 from shoestring_trainer.training.errors import DataError
 
@@ -71,9 +72,12 @@ def find_shards(path: Path) -> Splits:
         return Splits([path], [], [])
     if not path.is_dir():
         raise DataError(f"{path} is neither a folder nor a shard; give the folder of the shards")
-    folders = find_splits(path, lambda folder: bool(_list_tars(folder)))
+    with refuse_layout():
+        folders = find_splits(path, Folders(), lambda folder: bool(_list_tars(folder)))
     if folders.train == [path] and not folders.val:
-        return split_shards(_require_tars(path))
+        tars = _require_tars(path)
+        with refuse_layout():
+            return split_shards(tars)
     if folders.train != [path] and (beside := _list_tars(path)):
         raise DataError(
             f"{path} holds shards, such as {beside[0].name}, and the folder {folders.train[0].name}: either could be "
@@ -122,7 +126,8 @@ def _read_class_names(folders: Sequence[Path]) -> list[str]:
                 raise DataError(f"cannot read {path} ({error}); give one class name a line, in UTF-8") from error
             if len(set(names)) < max(2, len(names)):
                 raise DataError(f"{path} must name at least two classes, each once; correct it")
-            require_distinct(names, path)
+            with refuse_layout():
+                require_distinct(names, path)
             return names
     return []
 
@@ -144,7 +149,8 @@ def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
             f"the label of {examples[strings[0]]} is {strings[0]!r}, where others are integers; correct it, or name "
             f"the classes in {CLASS_NAME_FILES[0]}"
         )
-    require_distinct(strings, parts[0].root)
+    with refuse_layout():
+        require_distinct(strings, parts[0].root)
     if negative := [label for label in examples if isinstance(label, int) and label < 0]:
         if not skip:
             raise DataError(

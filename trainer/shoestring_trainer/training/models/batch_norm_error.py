@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shoestring_core.wording.units import counted
 from torch import Tensor
 
 from shoestring_trainer.training.errors import UserError
@@ -21,6 +22,7 @@ def name_batch_norm_error(images_NCHW: Tensor) -> Iterator[None]:
             raise
         count, _, height, width = images_NCHW.shape
         raise UserError(
-            f"a batch norm of this network needs two values a channel, and gets one from {count} images of {height} x "
-            f"{width} pixels; raise batch_size (a process gets its share of it, or micro_batch_size) or image_size"
+            f"a batch norm of this network needs two values a channel, and gets one from {counted(count, 'image')} of "
+            f"{height} x {width} pixels; raise batch_size (a process gets its share of it, or micro_batch_size) or "
+            "image_size"
         ) from error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from shoestring_core import recipes
 from shoestring_core.durations import format_duration
+from shoestring_core.wording.units import counted
 from torch import Tensor, nn
 
 from shoestring_trainer.training.cli.schedule_plot import SchedulePreview
@@ -139,7 +140,7 @@ def format_min_training_time(preview_schedule: SchedulePreview, flop: float) -> 
     images = sum(phase.steps * phase.batch_size for phase in preview_schedule.schedule.phases)
     times = (f"{short} {_format_seconds(flop / PEAK_TFLOPS[name] / 1e12)}" for short, name in SHOWN_DEVICES.items())
     return (
-        f"training: {images:,} images, forward and backward {_format_count(flop)}FLOP;\n"
+        f"training: {counted(images, 'image')}, forward and backward {_format_count(flop)}FLOP;\n"
         f"minimum time, at peak throughput: {', '.join(times)}"
     )
 

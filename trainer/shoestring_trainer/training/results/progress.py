@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 
 from shoestring_core.durations import format_duration
+from shoestring_core.wording.units import counted
 
 TERMINAL_EVERY_S, LOG_EVERY_S = 0.1, 2.0
 BAR_WIDTH = 16
@@ -44,9 +45,9 @@ class ProgressPrinter:
     def finish(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Print the final metrics."""
         if self._is_terminal:
-            self._print(ERASE_LINE + metrics_line(epoch, metrics) + f"  after {step:,} steps", "\n")
+            self._print(ERASE_LINE + metrics_line(epoch, metrics) + f"  after {counted(step, 'step')}", "\n")
         else:
-            self._print(f"{metrics_line(epoch, metrics)}  after {step} steps", "\n")
+            self._print(f"{metrics_line(epoch, metrics)}  after {counted(step, 'step')}", "\n")
 
     def _print(self, line: str, end: str) -> None:
         print(line, end=end, flush=True)

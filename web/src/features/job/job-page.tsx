@@ -11,7 +11,7 @@ import { TimelinePanel } from "./timeline-panel";
 import { followAttempts, JobFeed } from "../../live/job-feed";
 import { shortId } from "../../lib/labels";
 import { formatDollars, formatExact, toMicro, sumMicro } from "../../lib/money";
-import { formatCount, formatMetric, formatPercent } from "../../lib/number";
+import { counted, formatCount, formatMetric, formatPercent } from "../../lib/number";
 import { ConfirmDialog } from "../../components/confirm-dialog";
 import { CopyButton } from "../../components/copy-button";
 import { Page } from "../../components/page";
@@ -130,7 +130,7 @@ function Facts({ job, attempts, recomputed }: { job: Job; attempts: number; reco
       <div>
         <dt>Attempts</dt>
         <dd>
-          {attempts || "–"} {recomputed > 0 && <small>{formatCount(recomputed)} steps recomputed</small>}
+          {attempts || "–"} {recomputed > 0 && <small>{counted(recomputed, "step")} recomputed</small>}
         </dd>
       </div>
       <div>

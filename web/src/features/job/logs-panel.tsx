@@ -1,7 +1,7 @@
 import { memo, type ReactNode, type UIEvent, useLayoutEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
 import { type JobFeed, MAX_TAIL } from "../../live/job-feed";
 import { key, type LogLine, parseAnsi, stripAnsi } from "../../lib/log-lines";
-import { formatCount } from "../../lib/number";
+import { counted, formatCount } from "../../lib/number";
 import { Async } from "../../components/async";
 import { Panel } from "../../components/panel";
 import { useFeed } from "./use-feed";
@@ -76,12 +76,13 @@ export function LogsPanel({ feed, ended }: { feed: JobFeed; ended: boolean }) {
               {nothing}
               {search === "" && source === TRAINING && log.lines.length > 0 && (
                 <button type="button" className="link" onClick={() => setSource(ALL)}>
-                  Show the {formatCount(log.lines.length)} lines of the agents
+                  Show {counted(log.lines.length, "line")} of the agents
                 </button>
               )}
             </Lines>
             <p className="footnote muted">
-              {formatCount(lines.length)} {lines.length === log.lines.length ? "lines" : `of ${formatCount(log.lines.length)} lines`}
+              {lines.length === log.lines.length ? "" : `${formatCount(lines.length)} of `}
+              {counted(log.lines.length, "line")}
               {feed.truncated && ". The job exceeded its log quota; later lines were dropped"}
               {" · "}
               <button type="button" className="link" onClick={() => void downloadLog(feed.id)}>

@@ -1,7 +1,7 @@
 import type { Schemas } from "../../api/client";
 import { attemptReasonLabel, MACHINE_END_CAUSES, machineStateLabel } from "../../lib/labels";
 import { formatDollars, formatExact } from "../../lib/money";
-import { formatCount } from "../../lib/number";
+import { counted, formatCount } from "../../lib/number";
 import { Async, type Reading } from "../../components/async";
 import { Panel } from "../../components/panel";
 import { TableScroll } from "../../components/table-scroll";
@@ -21,7 +21,7 @@ export function MachinesPanel({ reading }: { reading: Reading<AttemptList> }) {
         list !== undefined &&
         list.attempts.length > 0 && (
           <span className="muted">
-            {formatCount(list.steps)} steps, {formatCount(list.rolled_back_steps)} recomputed
+            {counted(list.steps, "step")}, {formatCount(list.rolled_back_steps)} recomputed
           </span>
         )
       }

@@ -2,7 +2,7 @@ import { memo, useEffect, useRef, useState } from "react";
 import "uplot/dist/uPlot.min.css";
 import { type Curves, splitCurve, isSystem, type Line, machineLines } from "../../live/curves";
 import type { JobFeed } from "../../live/job-feed";
-import { formatCount, formatMetric } from "../../lib/number";
+import { counted, formatCount, formatMetric } from "../../lib/number";
 import { useIsDark } from "../../lib/theme";
 import { formatTime, zoneName } from "../../lib/time";
 import { TableScroll } from "../../components/table-scroll";
@@ -63,7 +63,7 @@ function Rows({ name, rows }: { name: string; rows: Row[] }) {
   return (
     <>
       <p className="row">
-        <span className="muted">{rows.length > shown.length ? `Last ${shown.length} of ${formatCount(rows.length)}` : `${rows.length} values`}</span>
+        <span className="muted">{rows.length > shown.length ? `Last ${shown.length} of ${formatCount(rows.length)}` : counted(rows.length, "value")}</span>
         <a className="button small quiet" download={`${name.replaceAll("/", "-")}.csv`} href={`data:text/csv;charset=utf-8,${encodeURIComponent(csv)}`}>
           CSV
         </a>

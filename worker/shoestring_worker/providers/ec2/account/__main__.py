@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.exit_codes import ExitCode
+from shoestring_core.wording.units import counted
 
 from shoestring_worker.providers.ec2.account import bootstrap, teardown
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
@@ -123,7 +124,7 @@ def run_panic(options: argparse.Namespace, account: Account) -> int:
     found = find_everything(aws, regions, options.deployment)
     what = f"tagged `{DEPLOYMENT_TAG}`" + (f" of deployment {options.deployment}" if options.deployment else "")
     if not options.json:
-        print_found(found, f"Account {number}, {len(regions)} regions: {{}} {what}.")
+        print_found(found, f"Account {number}, {counted(len(regions), 'region')}: {{}} {what}.")
     if options.dry_run or not any(region.found or region.problems for region in found):
         return finish(options, number, found)
     if not (options.yes or confirmed(number)):
@@ -146,7 +147,7 @@ def run_bootstrap(options: argparse.Namespace, account: Account) -> int:
     elif options.dry_run:
         for of_whom, policy in made.policies.items():
             print(f"IAM policy for {of_whom}, to review and attach:\n{json.dumps(policy, indent=2)}")
-        report(f"{made.created} steps are to be done. Nothing was changed.")
+        report(f"{counted(made.created, 'step')} to be done. Nothing was changed.")
     else:
         for name, value in bootstrap.environment(made).items():
             print(f"export {name}={shlex.quote(value)}")

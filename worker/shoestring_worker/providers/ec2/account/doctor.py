@@ -22,6 +22,7 @@ from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.wire import BootData
+from shoestring_core.wording.units import counted
 
 from shoestring_worker.providers.ec2.account.quotas import quota_of, read_quotas
 from shoestring_worker.providers.ec2.errors import meaning_of, read_error
@@ -142,7 +143,8 @@ def _clock(ahead_s: float) -> Finding:
     if abs(ahead_s) < CLOCK_OFF_S:
         return Finding("ok", "clock", f"within {max(1, math.ceil(abs(ahead_s)))} s of AWS's")
     side = "ahead of" if ahead_s > 0 else "behind"
-    text = f"This computer's clock is {abs(ahead_s) / 60:.0f} minutes {side} AWS's, which refuses such requests."
+    ahead = counted(round(abs(ahead_s) / 60), "minute")
+    text = f"This computer's clock is {ahead} {side} AWS's, which refuses such requests."
     return Finding("error", "clock", text, "Set it, for example by: timedatectl set-ntp true")
 
 
@@ -215,18 +217,18 @@ def _check_quotas(service_quotas: Any, region: str, offers: list[Offer]) -> Iter
         advice = "Allow servicequotas:ListServiceQuotas, or look at the Service Quotas console."
         yield Finding("warning", region, f"The quotas can't be read: {_text(error)}", advice)
         return
-    counted: dict[tuple[str, float], dict[str, int]] = {}
+    by_quota: dict[tuple[str, float], dict[str, int]] = {}
     for offer in offers:
         if offer.hardware and (quota := quota_of(quotas, offer.type, offer.market)):
-            counted.setdefault(quota, {})[offer.type] = offer.hardware.vcpus
-    for (name, vcpus), types in sorted(counted.items()):
+            by_quota.setdefault(quota, {})[offer.type] = offer.hardware.vcpus
+    for (name, vcpus), types in sorted(by_quota.items()):
         yield _quota(region, name, vcpus, types)
 
 
 def _quota(region: str, name: str, vcpus: float, types: Mapping[str, int]) -> Finding:
     smallest = min(types, key=lambda type_: types[type_])
     machines = int(vcpus // types[smallest])
-    text = f"{name}: {vcpus:g} vCPUs, {machines or 'no'} {smallest} ({types[smallest]} vCPUs)"
+    text = f"{name}: {counted(int(vcpus), 'vCPU')}, {machines or 'no'} {smallest} ({counted(types[smallest], 'vCPU')})"
     if machines:
         return Finding("ok", region, text)
     advice = f'Ask for more in the Service Quotas console, Amazon EC2, "{name}": it can take days; jobs wait.'

@@ -11,11 +11,14 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from shoestring_trainer.training.errors import DataError
+from typing import Literal, Protocol
 
 Role = Literal["train", "val", "test"]
+
+
+class LayoutError(Exception):
+    """Folders or files that can't be told apart, or lack what a data set needs. The message says what to do."""
+
 
 _ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("train", "training", "trainset", "trainingset", "trn", "trainval"), "train"),
@@ -43,11 +46,37 @@ def folder_role(folder: Path) -> Role | None:
     return _ROLES.get("".join(_WORD.findall(folder.name.lower())))
 
 
+class FolderView(Protocol):
+    """How folders are read where the data lie."""
+
+    def below(self, folder: Path) -> Sequence[Path]:
+        """The sub-folders of a folder, by name, without hidden ones."""
+
+    def beside(self, folder: Path) -> Sequence[Path]:
+        """The other folders that lie where this one does; none if that may not be read."""
+
+
+def find_splits(folder: Path, view: FolderView, has_data: Callable[[Path], bool]) -> Splits:
+    """Return the folders below `folder`, or beside it, to train and to validate on; `has_data` tells which matter.
+
+    Raises LayoutError if it can't be known.
+    """
+    children = view.below(folder)
+    roles = {child: role for child in children if (role := folder_role(child))}
+    if set(roles.values()) == {"train"} and all(not view.below(path) and has_data(path) for path in roles):
+        return Splits([folder], [], [])  # a class called train: it holds images, and no classes
+    if splits := split_folders(folder, children, has_data):
+        return splits
+    if folder_role(folder) != "train":
+        return Splits([folder], [], [])
+    return siblings_of(folder, view.beside(folder))
+
+
 def split_folders(folder: Path, children: Sequence[Path], has_data: Callable[[Path], bool]) -> Splits | None:
     """Return which of a folder's sub-folders, `children`, is which; None if the folder itself is what is trained on.
 
     has_data  whether a sub-folder holds what could be trained on
-    raises    DataError for sub-folders of which some are splits by their names, and it can't be known of the others
+    raises    LayoutError for sub-folders of which some are splits by their names, and it can't be known of the others
     """
     roles = {child: role for child in children if (role := folder_role(child))}
     train = [child for child, role in roles.items() if role == "train"]
@@ -56,17 +85,17 @@ def split_folders(folder: Path, children: Sequence[Path], has_data: Callable[[Pa
         return None
     others = [child for child in children if child not in roles and has_data(child)]
     if len(train) > 1:
-        raise DataError(
+        raise LayoutError(
             f"{_names(train)} in {folder} could each be what to train on; give the path of one of them as data.train"
         )
     if others:
-        raise DataError(
+        raise LayoutError(
             f"{_names(list(roles))} in {folder} can be parts of a data set, of which {_names(others)} would be none, "
             "or classes like the others. If they are parts, give the path of the one to train on as data.train; if "
             f"they are classes, put all of them into a folder {folder}/train and give that"
         )
     if not train:
-        raise DataError(
+        raise LayoutError(
             f"the folders {_names(held_out)} in {folder} look like dataset splits, not classes; name the one to train "
             "on train, with one folder per class in it. If they are classes, put them into a folder "
             f"{folder}/train and give that"
@@ -79,7 +108,7 @@ def choose_held_out(train: list[Path], held_out: list[Path], roles: Mapping[Path
     for role in ("val", "test"):
         chosen = [path for path in held_out if roles[path] == role]
         if len(chosen) > 1:
-            raise DataError(
+            raise LayoutError(
                 f"{_names(chosen)} in {chosen[0].parent} could each be what to validate on; keep one of them there"
             )
         if chosen:
@@ -95,7 +124,7 @@ def siblings_of(train: Path, siblings: Sequence[Path]) -> Splits:
 
 def split_shards(shards: Sequence[Path]) -> Splits:
     """Return which shards of a folder are which, by the words in their names; all are trained on if none has such a
-    word. Raises DataError for names that leave it open.
+    word. Raises LayoutError for names that leave it open.
     """
     roles = _shard_roles(shards)
     by_role = {role: [shard for shard in shards if roles[shard] == role] for role in ("train", "val", "test", None)}
@@ -105,13 +134,13 @@ def split_shards(shards: Sequence[Path]) -> Splits:
         return Splits(list(shards), [], [])
     folder = known[0].parent
     if unknown:
-        raise DataError(
+        raise LayoutError(
             f"{known[0].name} in {folder} says in its name what it is for, and {unknown[0].name} doesn't: it could be "
             "for training or held out. Put train, val or test into its name, or give the shards to train on by a "
             f"pattern, such as data.train={folder}/train-{{000..127}}.tar"
         )
     if not train:
-        raise DataError(
+        raise LayoutError(
             f"by their names, such as {known[0].name}, all shards in {folder} are held out, and none is to train on. "
             f"To train on them, give them by a pattern, such as data.train={folder}/test-{{000..127}}.tar"
         )
@@ -126,7 +155,7 @@ def _shard_roles(shards: Sequence[Path]) -> dict[Path, Role | None]:
         words = {shard: its_words - in_all for shard, its_words in words.items()}
     for shard, its_words in words.items():
         if len(_roles(its_words)) > 1:
-            raise DataError(
+            raise LayoutError(
                 f"the name of {shard} says both {' and '.join(sorted(its_words))}: it could be for training or held "
                 "out; keep one of the words"
             )
@@ -138,11 +167,11 @@ def _roles(words: set[str]) -> set[Role]:
 
 
 def require_distinct(names: Iterable[str], place: Path) -> None:
-    """Raise DataError if two classes have one name in two Unicode spellings."""
+    """Raise LayoutError if two classes have one name in two Unicode spellings."""
     seen: dict[str, str] = {}
     for name in names:
         if (other := seen.setdefault(unicodedata.normalize("NFC", name), name)) != name:
-            raise DataError(f"{place} has a class {name} twice: {spellings(name, other)}")
+            raise LayoutError(f"{place} has a class {name} twice: {spellings(name, other)}")
 
 
 def find_twin(name: str, names: Iterable[str]) -> str | None:

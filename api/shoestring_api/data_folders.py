@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look into a job's image folder on this computer when the job is submitted, before a machine is paid for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from shoestring_core.data_splits import LayoutError, folder_role
+from shoestring_core.image_folders import IMAGE_EXTENSIONS, leads_out, require_layout
+from shoestring_core.spec import JobSpec
+
+MAX_FOLDERS = 500
+"""Folders that one submission looks into. Of larger data sets the rest is left to the machine."""
+MAX_ENTRIES = 20_000
+SHARD_INDEX = "shards.json"
+"""Is in a folder that `shoestring data prepare` has made."""
+
+
+def find_layout_problem(spec: JobSpec, roots: Sequence[Path]) -> str | None:
+    """Return what is wrong with the layout of the spec's image folder, in the machine's words; None if nothing is
+    known to be.
+    """
+    if spec.data is None or spec.data.is_in_s3 or spec.data.format != "imagefolder":
+        return None
+    folder, view = Path(spec.data.train), _RootedFolders(roots)
+    try:
+        if (folder / SHARD_INDEX).exists() or _is_cifar10(spec, folder, view):
+            return None
+        require_layout(folder, view)
+    except LayoutError as error:
+        return str(error)
+    except (_TooMuch, OSError):
+        return None
+    return None
+
+
+def _is_cifar10(spec: JobSpec, folder: Path, view: _RootedFolders) -> bool:
+    """Whether a recipe of CIFAR-10 is given the published files, and not a folder of images."""
+    of_cifar10 = str(spec.recipe).startswith("cifar10/")
+    return of_cifar10 and not {folder_role(child) for child in view.below(folder)} > {"train"}
+
+
+class _TooMuch(Exception):
+    """The data set is larger than what is looked at."""
+
+
+class _RootedFolders:
+    """Folders below the roots, as shoestring_core.image_folders views them; no link leads to others."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self._roots = [os.path.realpath(root) for root in roots]
+        self._folders_left, self._entries_left = MAX_FOLDERS, MAX_ENTRIES
+
+    def below(self, folder: Path) -> list[Path]:
+        return sorted(Path(entry.path) for entry in self._entries(folder) if _is_folder(entry))
+
+    def beside(self, folder: Path) -> list[Path]:
+        try:
+            return [path for path in self.below(folder.parent) if path.name != folder.name]
+        except LayoutError:  # the data lie right below what jobs may read
+            return []
+
+    def count_images(self, folder: Path, at_most: int) -> int:
+        return sum(1 for _ in islice(self._images(folder, {os.path.realpath(folder.parent)}), at_most))
+
+    def _images(self, folder: Path, seen: set[str]) -> Iterator[str]:
+        """Yield the images in a folder, then those below it; a folder that links lead to several times, once."""
+        real = os.path.realpath(folder)
+        if real in seen:
+            return
+        seen.add(real)
+        below = []
+        for entry in self._entries(folder):
+            if _is_folder(entry):
+                below.append(Path(entry.path))
+            elif Path(entry.name).suffix.lower() in IMAGE_EXTENSIONS:
+                yield entry.path
+        for each in below:
+            yield from self._images(each, seen)
+
+    def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
+        """Yield what is in a folder, without what is hidden."""
+        real = Path(os.path.realpath(folder))
+        if not any(real.is_relative_to(root) for root in self._roots):
+            raise leads_out(folder)
+        self._folders_left -= 1
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                self._entries_left -= 1
+                if min(self._folders_left, self._entries_left) < 0:
+                    raise _TooMuch
+                if not entry.name.startswith("."):
+                    yield entry
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

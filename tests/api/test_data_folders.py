@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout of an image folder is refused when a job is submitted, in the words of the machine that would read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shoestring_api import data_folders
+from shoestring_api.data_folders import find_layout_problem
+from shoestring_core.spec import parse
+from shoestring_trainer.training.data.confined_files import ROOTS_VARIABLE
+from shoestring_trainer.training.data.image_folder import index_image_folder
+from shoestring_trainer.training.data.image_index import validate_classes
+from shoestring_trainer.training.errors import DataError
+
+from tests.api.deployment import Deployment
+
+PAIR = ("1.jpg", "2.PNG")
+
+
+def make(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def classes(*names: str) -> list[str]:
+    return [f"{name}/{image}" for name in names for image in PAIR]
+
+
+def problem_at_submission(folder: Path, root: Path, recipe: str = "imagefolder/resnet9") -> str | None:
+    return find_layout_problem(parse({"recipe": recipe, "data": {"train": str(folder)}}), [root])
+
+
+def problem_on_the_machine(folder: Path) -> str | None:
+    try:
+        for images in index_image_folder(folder, 1, 0.2):
+            validate_classes(images)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["1.jpg", "2.jpg"], "holds 0 class folders; a classifier needs two"),
+        (["cat/1.jpg", "2.jpg"], "holds 1 class folder; a classifier needs two"),
+        ([*classes("cat", "dog"), "fox/notes.txt"], "fox holds no image; add some"),
+        ([*classes("cat", "dog"), ".hidden/a", "fox/.hidden.jpg"], "fox holds no image; add some"),
+        ([*classes("cat", "dog"), "fox/1.jpg"], 'class "fox" in .* has too few valid images'),
+        (classes("train/cat", "train/dog", "val/cat"), "val holds 1 class folder;"),
+        (classes("train/cat", "train/dog", "val/cat", "val/fox"), "do not have the same classes: dog is in one only"),
+        ([*classes("train/cat", "train/dog"), "val/cat/1.jpg", "val/dog/a.txt"], "val/dog holds no image"),
+        (classes("val", "test"), "look like dataset splits, not classes"),
+        (classes("cat", "train/a", "train/b"), "train in .* can be parts of a data set, of which cat would be none"),
+        (classes("train/a", "train/b", "training/a"), "could each be what to train on"),
+        (classes("caf\xe9", "cafe\u0301"), "twice: it is .* in two Unicode spellings"),
+    ],
+)
+def test_a_wrong_layout_is_refused_in_the_words_of_the_machine(tmp_path: Path, files: list[str], words: str) -> None:
+    make(tmp_path, *files)
+    found = problem_at_submission(tmp_path, tmp_path)
+    assert found == problem_on_the_machine(tmp_path)
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(found)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        classes("cat", "dog"),
+        [*classes("cat", "dog"), "beside.jpg", "notes.txt"],
+        classes("bus", "car", "train"),
+        [*classes("train/cat", "train/dog"), "val/cat/1.jpg", "val/dog/1.jpg", "test/1.jpg"],
+        ["cat/deep/er/1.jpg", "cat/2.jpg", *classes("dog")],
+        ["shards.json", "a.tar"],
+    ],
+)
+def test_what_the_machine_accepts_is_accepted(tmp_path: Path, files: list[str]) -> None:
+    make(tmp_path, *files)
+    assert problem_at_submission(tmp_path, tmp_path) is None
+    assert "shards.json" in files or problem_on_the_machine(tmp_path) is None
+
+
+def test_the_training_folder_may_lie_right_below_what_jobs_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(tmp_path / "train", *classes("cat", "dog"))
+    make(tmp_path / "val", *classes("cat"))
+    monkeypatch.setenv(ROOTS_VARIABLE, str(root))
+    assert problem_at_submission(root, root) is None
+    assert problem_on_the_machine(root) is None
+
+
+def test_a_link_that_leads_out_is_refused_whatever_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path / "root", *classes("cat", "dog"))
+    make(tmp_path / "outside", "1.jpg")
+    monkeypatch.setenv(ROOTS_VARIABLE, str(root))
+    (root / "fox").symlink_to(tmp_path / "outside")
+    words = f"{root}/fox leads out of the folders that jobs may read; copy what it links to, or start the service with"
+    assert str(problem_at_submission(root, root)).startswith(words)
+    assert problem_at_submission(root, root) == problem_on_the_machine(root)
+    (root / "fox").unlink()
+    (root / "again").symlink_to(root)  # without an end
+    assert "again holds no image" in str(problem_at_submission(root, root))
+    assert problem_at_submission(root, root) == problem_on_the_machine(root)
+
+
+def test_recipes_of_cifar10_are_checked_only_for_folders_of_images(tmp_path: Path) -> None:
+    make(tmp_path / "published", "data_batch_1.bin")
+    make(tmp_path / "images", *classes("train/cat", "train/dog", "val/cat"))
+    assert problem_at_submission(tmp_path / "published", tmp_path, "cifar10/airbench94") is None
+    assert problem_at_submission(tmp_path / "images", tmp_path, "cifar10/airbench94") is not None
+
+
+@pytest.mark.parametrize("bound", ["MAX_FOLDERS", "MAX_ENTRIES"])
+def test_a_large_data_set_is_left_to_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    make(tmp_path, *classes("cat", "dog"), "fox/a.txt")
+    monkeypatch.setattr(data_folders, bound, 2)
+    assert problem_at_submission(tmp_path, tmp_path) is None
+
+
+def test_a_wrong_layout_is_a_problem_of_the_spec(deployment: Deployment) -> None:
+    (root,) = deployment.settings.data_roots
+    folder = make(root / "flat", "1.jpg", "2.jpg")
+    spec = {"recipe": "imagefolder/resnet9", "data": {"train": str(folder)}}
+    for path in ("/v1/jobs", "/v1/quotes"):
+        answer = deployment.member.post(path, json={"spec": spec})
+        assert answer.status_code == 422
+        (problem,) = answer.json()["errors"]
+        assert (problem["pointer"], problem["code"]) == ("/data/train", "data-layout")
+        assert problem["message"].startswith(f"{folder} holds 0 class folders; a classifier needs two")
