@@ -42,7 +42,7 @@ def authenticate(request: Request, state: StateDep) -> Principal:
     Raises Unauthenticated; Forbidden if a cookie-authenticated write lacks its CSRF token.
     """
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    with state.store.read() as db:
+    with state.store.read(snapshot=False) as db:
         if scheme:
             if scheme.lower() != "bearer":
                 raise Unauthenticated(

@@ -24,11 +24,14 @@ def run_once(
     status: int,
     work: Callable[[Write], rest.Job | rest.Budget | rest.BudgetRequest],
     collection: str = "/v1/jobs",
+    *,
+    only_inserts: bool = False,
 ) -> Response:
     """Run `work` in one transaction, at most once for each Idempotency-Key, and respond with what it returns.
 
-    request     text that identifies what was requested; another request under the same key is rejected
-    collection  path below which the returned resource has its id
+    request       text that identifies what was requested; another request under the same key is rejected
+    collection    path below which the returned resource has its id
+    only_inserts  see Store.write
     """
     principal, sha = f"{caller.team}:{caller.user}", hashlib.sha256(request.encode()).hexdigest()
 
@@ -41,7 +44,7 @@ def run_once(
             idempotency.store_response(db, principal, key, status, body)
         return status, body, str(made.id), False
 
-    code, body, made_id, replayed = state.store.write(transact, batch=True)
+    code, body, made_id, replayed = state.store.write(transact, batch=True, only_inserts=only_inserts)
     response = Response(body, status_code=code, media_type="application/json")
     response.headers["Location"] = f"{collection}/{made_id}"
     if replayed:

@@ -30,6 +30,7 @@ from urllib.parse import quote
 import httpx
 from shoestring_core.isolation import IsolationStatus
 from shoestring_core.tls import BadCertificate, find_authority, read_certificates
+from shoestring_core.wording.units import counted
 
 from shoestring import embedded_redis, fake_ec2
 from shoestring.child_environment import child_environment
@@ -287,7 +288,7 @@ def stop_machines(cloud: Path, grace_s: float, report: Callable[[str], None], ki
         with open_http(host["url"], headers={"Authorization": f"Bearer {host['key']}"}, timeout=5) as http:
             alive = _alive(http)
             if alive:
-                report(f"{len(alive)} machine(s) are checkpointing; Ctrl-C again kills them")
+                report(f"Waiting for {counted(len(alive), 'machine')} to checkpoint; Ctrl-C again kills")
             for machine in alive:
                 http.delete(f"/machines/{machine}", params={"grace_s": 0 if kill() else grace_s})
             deadline = time.monotonic() + grace_s + STOP_S
@@ -298,7 +299,9 @@ def stop_machines(cloud: Path, grace_s: float, report: Callable[[str], None], ki
                     for machine in alive:
                         http.delete(f"/machines/{machine}", params={"grace_s": 0})
                 if time.monotonic() > deadline:
-                    report(f"{len(alive)} machine(s) did not stop in time; the next `up` will adopt them")
+                    report(
+                        f"{counted(len(alive), 'machine')} did not stop in time; the next `up` adopts what still runs"
+                    )
                     return
                 time.sleep(0.1)
     except (OSError, ValueError, KeyError, httpx.HTTPError) as failure:

@@ -52,7 +52,7 @@ def submit_job(body: rest.SubmitJobRequest, state: StateDep, caller: Caller, key
     if body.dry_run:
         return Response(_dry_run(state.store, work).model_dump_json(), media_type="application/json")
     request = json.dumps(body.model_dump(mode="json"), sort_keys=True)
-    return run_once(state, caller, key, f"POST /v1/jobs {request}", 201, work)
+    return run_once(state, caller, key, f"POST /v1/jobs {request}", 201, work, only_inserts=True)
 
 
 @router.post("/{job_id}:stop", status_code=202, response_model=rest.Job)
@@ -79,7 +79,7 @@ def retry_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey
         new = jobs.retry(db, caller, old.id, min_hold=hold)
         return serialize_job(queries.rows_of_new_job(db, new, caller), db.now)
 
-    return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:retry", 201, work)
+    return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:retry", 201, work, only_inserts=True)
 
 
 @router.post("/{job_id}:resume", status_code=202, response_model=rest.Job)

@@ -21,8 +21,10 @@ from tests.servers import until
 STORED, REFUSED = (WaitChange(from_reason=None, to=to) for to in ("stored", "refused"))
 
 
-def run_together(store: Store, works: list[Callable[[Write], object]]) -> list[object]:
-    """Run writes in threads of their own that all wait for the writer first. Returns results and errors."""
+def run_together(
+    store: Store, works: list[Callable[[Write], object]], only_inserts: bool = False
+) -> list[object]:  # fmt: skip
+    """Run writes in threads of their own that all wait for their turn first. Returns results and errors."""
     outcomes: list[object] = [None] * len(works)
     begun, go_on = Event(), Event()
 
@@ -32,17 +34,18 @@ def run_together(store: Store, works: list[Callable[[Write], object]]) -> list[o
 
     def write(number: int) -> None:
         try:
-            outcomes[number] = store.write(works[number], batch=True)
+            outcomes[number] = store.write(works[number], batch=True, only_inserts=only_inserts)
         except Exception as error:  # noqa: BLE001 - an outcome too
             outcomes[number] = error
 
-    threads = [Thread(target=store.write, args=(hold_the_writer,))]
+    options = {"batch": True, "only_inserts": only_inserts}
+    threads = [Thread(target=store.write, args=(hold_the_writer,), kwargs=options)]
     threads += [Thread(target=write, args=(number,)) for number in range(len(works))]
     threads[0].start()
     begun.wait()
     for thread in threads[1:]:
         thread.start()
-    if store.writer.dialect.name == "sqlite":
+    if only_inserts or store.writer.dialect.name == "sqlite":
         until(lambda: len(store._waiting) == len(works))
     go_on.set()
     for thread in threads:
@@ -67,24 +70,29 @@ def stored(store: Store) -> set[int]:
         return set(db.sql.scalars(select(ServiceRow.up_since)))
 
 
-def test_writes_that_come_together_each_get_their_own_outcome(store: Store) -> None:
+@pytest.mark.parametrize("only_inserts", [False, True])
+def test_writes_that_come_together_each_get_their_own_outcome(store: Store, only_inserts: bool) -> None:
     """Some are refused, some run into a mistake of ours; the others are stored, whole."""
     errors = {3: InvalidRequest("refused"), 4: ZeroDivisionError()}
-    outcomes = run_together(store, [service(number, errors.get(number % 5)) for number in range(100)])
+    works = [service(number, errors.get(number % 5)) for number in range(100)]
+    outcomes = run_together(store, works, only_inserts)
     assert outcomes == [errors.get(number % 5, number) for number in range(100)]
     assert stored(store) == {number for number in range(100) if number % 5 < 3}
 
 
-def test_writes_that_wait_for_the_one_writer_of_sqlite_share_a_transaction(store: Store) -> None:
+@pytest.mark.parametrize("only_inserts", [False, True])
+def test_writes_that_wait_for_the_one_writer_of_sqlite_share_a_transaction_and_inserts_do_on_postgresql(
+    store: Store, only_inserts: bool
+) -> None:
     commits: list[int] = []
 
     def count(_: Connection) -> None:
         commits.append(1)
 
     event.listen(store.writer, "commit", count)
-    assert run_together(store, [service(number) for number in range(20)]) == list(range(20))
+    assert run_together(store, [service(number) for number in range(20)], only_inserts) == list(range(20))
     event.remove(store.writer, "commit", count)
-    assert len(commits) == (1 if store.writer.dialect.name == "sqlite" else 20)
+    assert len(commits) == (1 if only_inserts or store.writer.dialect.name == "sqlite" else 20)
 
 
 def test_a_write_alone_raises_what_it_raised(store: Store) -> None:
