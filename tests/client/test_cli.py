@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -26,6 +27,9 @@ from tests.client.conftest import RunCommand
 from tests.client.test_client import JOB
 from tests.e2e.service import PACKAGE_FOLDERS, ROOT
 from tests.servers import PATIENCE_S
+
+TYPED = re.compile(r"(?:^|`)shoestring ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?([^`\n]*)", re.MULTILINE)
+"""A command as pages write it."""
 
 
 def shoestring(
@@ -163,6 +167,19 @@ def commands() -> dict[str, Any]:
             yield " ".join(path), command
 
     return dict(leaves(typer.main.get_command(cli.app)))
+
+
+def test_the_pages_name_commands_and_options_that_exist() -> None:
+    known = {name: {option for one in command.params for option in one.opts} for name, command in commands().items()}
+    groups = {name.split()[0] for name in known if " " in name}
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    found = [typed for page in pages for typed in TYPED.findall(page.read_text(encoding="utf-8"))]
+    assert len(found) > 100
+    for first, second, rest in found:
+        name = f"{first} {second}" if f"{first} {second}" in known else first
+        assert name in known or name in groups, (first, second)
+        options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", rest.partition("#")[0]))
+        assert options <= known.get(name, options) | {"--help"}, (name, rest)
 
 
 def test_every_command_can_print_json() -> None:

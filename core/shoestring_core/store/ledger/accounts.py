@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Select, bindparam, select
 
 from shoestring_core.errors import NotFound
 from shoestring_core.store.tables import AccountRow, JobRow, TeamRow, UserRow
-from shoestring_core.store.transactions import Read, Write
+from shoestring_core.store.transactions import Read, Write, with_clock
 from shoestring_core.store.uuid7 import uuid7
 
 LEVELS = {"org": 0, "team": 1, "member": 2, "job": 3, "cash": 9, "overrun": 9}
@@ -162,7 +162,9 @@ _UPWARD = _upward(
     AccountRow.owner.in_(bindparam("owners", expanding=True)),
     AccountRow.period == "",
 )
-_MEMBER_UPWARD = _upward(AccountRow.kind == "member", AccountRow.owner == bindparam("owner"), AccountRow.period == "")
+_MEMBER_UPWARD = with_clock(
+    _upward(AccountRow.kind == "member", AccountRow.owner == bindparam("owner"), AccountRow.period == "")
+)
 _BY_OWNER = select(AccountRow).where(
     AccountRow.kind == bindparam("kind"), AccountRow.owner == bindparam("owner"), AccountRow.period == ""
 )
