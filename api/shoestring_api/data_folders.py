@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look into a job's image folder on this computer when the job is submitted, before a machine is paid for."""
+"""Look into a job's folder of data on this computer when the job is submitted, before a machine is paid for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from shoestring_core.data_splits import LayoutError, folder_role
-from shoestring_core.image_folders import IMAGE_EXTENSIONS, leads_out, require_layout
+from shoestring_core import recipes
+from shoestring_core.data_splits import LayoutError, find_shards, folder_role
+from shoestring_core.image_folders import (
+    CIFAR10_FILES,
+    CIFAR10_FOLDERS,
+    IMAGE_EXTENSIONS,
+    leads_out,
+    no_cifar10,
+    require_layout,
+)
 from shoestring_core.spec import JobSpec
 
 MAX_FOLDERS = 500
@@ -20,16 +28,15 @@ SHARD_INDEX = "shards.json"
 
 
 def find_layout_problem(spec: JobSpec, roots: Sequence[Path]) -> str | None:
-    """Return what is wrong with the layout of the spec's image folder, in the machine's words; None if nothing is
+    """Return what is wrong with the layout of the spec's folder of data, in the machine's words; None if nothing is
     known to be.
     """
-    if spec.data is None or spec.data.is_in_s3 or spec.data.format != "imagefolder":
+    if spec.data is None or spec.recipe is None or spec.data.is_in_s3:
         return None
     folder, view = Path(spec.data.train), _RootedFolders(roots)
     try:
-        if (folder / SHARD_INDEX).exists() or _is_cifar10(spec, folder, view):
-            return None
-        require_layout(folder, view)
+        if folder.is_dir() and not (folder / SHARD_INDEX).exists():
+            _require_layout(recipes.load(spec.recipe).data.kind, spec.data.format, folder, view)
     except LayoutError as error:
         return str(error)
     except (_TooMuch, OSError):
@@ -37,10 +44,15 @@ def find_layout_problem(spec: JobSpec, roots: Sequence[Path]) -> str | None:
     return None
 
 
-def _is_cifar10(spec: JobSpec, folder: Path, view: _RootedFolders) -> bool:
-    """Whether a recipe of CIFAR-10 is given the published files, and not a folder of images."""
-    of_cifar10 = str(spec.recipe).startswith("cifar10/")
-    return of_cifar10 and not {folder_role(child) for child in view.below(folder)} > {"train"}
+def _require_layout(kind: str, data_format: str, folder: Path, view: _RootedFolders) -> None:
+    if data_format == "webdataset":
+        find_shards(folder, view)
+    if data_format != "imagefolder":
+        return
+    if kind != "cifar10" or {folder_role(child) for child in view.below(folder)} > {"train"}:
+        require_layout(folder, view)
+    elif not any(view.has_cifar10(folder / name) for name in CIFAR10_FOLDERS):
+        raise no_cifar10(folder)
 
 
 class _TooMuch(Exception):
@@ -62,6 +74,13 @@ class _RootedFolders:
             return [path for path in self.below(folder.parent) if path.name != folder.name]
         except LayoutError:  # the data lie right below what jobs may read
             return []
+
+    def shards(self, folder: Path) -> list[Path]:
+        return sorted(path for entry in self._entries(folder) if (path := Path(entry.path)).suffix == ".tar")
+
+    def has_cifar10(self, folder: Path) -> bool:
+        names = {name + suffix for name in CIFAR10_FILES for suffix in ("", ".bin")}
+        return folder.is_dir() and any(entry.name in names for entry in self._entries(folder))
 
     def count_images(self, folder: Path, at_most: int) -> int:
         return sum(1 for _ in islice(self._images(folder, {os.path.realpath(folder.parent)}), at_most))

@@ -61,11 +61,7 @@ def find_splits(folder: Path, view: FolderView, has_data: Callable[[Path], bool]
 
     Raises LayoutError if it can't be known.
     """
-    children = view.below(folder)
-    roles = {child: role for child in children if (role := folder_role(child))}
-    if set(roles.values()) == {"train"} and all(not view.below(path) and has_data(path) for path in roles):
-        return Splits([folder], [], [])  # a class called train: it holds images, and no classes
-    if splits := split_folders(folder, children, has_data):
+    if splits := split_folders(folder, view.below(folder), has_data):
         return splits
     if folder_role(folder) != "train":
         return Splits([folder], [], [])
@@ -146,6 +142,33 @@ def split_shards(shards: Sequence[Path]) -> Splits:
         )
     held_out = by_role["val"] or by_role["test"]
     return Splits(train, held_out, by_role["test"] if by_role["val"] else [])
+
+
+class ShardView(FolderView, Protocol):
+    def shards(self, folder: Path) -> Sequence[Path]:
+        """The tar files in a folder, by name."""
+
+
+def find_shards(folder: Path, view: ShardView) -> Splits:
+    """Return the shards of a folder to train and to validate on. Raises LayoutError."""
+    folders = find_splits(folder, view, lambda place: bool(view.shards(place)))
+    if folders.train == [folder] and not folders.val:
+        return split_shards(_require_shards(folder, view))
+    if folders.train != [folder] and (beside := view.shards(folder)):
+        raise LayoutError(
+            f"{folder} holds shards, such as {beside[0].name}, and the folder {folders.train[0].name}: either could be "
+            "what to train on; give the path of the right one as data.train"
+        )
+    train, val = (
+        [shard for place in part for shard in _require_shards(place, view)] for part in (folders.train, folders.val)
+    )
+    return Splits(train, val, folders.unused)
+
+
+def _require_shards(folder: Path, view: ShardView) -> Sequence[Path]:
+    if not (shards := view.shards(folder)):
+        raise LayoutError(f"{folder} holds no .tar file; give the folder of the shards, or use format: imagefolder")
+    return shards
 
 
 def _shard_roles(shards: Sequence[Path]) -> dict[Path, Role | None]:

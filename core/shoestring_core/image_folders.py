@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of an image folder, decided by its folders' names: checked when a job is submitted, where the service
+"""The layout of image data, decided by names of folders and files: checked when a job is submitted, where the service
 reads the data's folder, and again on the machine.
 
 All raise LayoutError, naming the folder and the remedy.
@@ -24,6 +24,10 @@ from shoestring_core.data_splits import (
 )
 from shoestring_core.wording.units import counted
 
+CIFAR10_FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
+"""Folders in the data's folder that hold the files."""
+CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+"""Their names without `.bin`, the test data last."""
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 
 
@@ -59,7 +63,7 @@ def require_layout(folder: Path, view: ImageView) -> None:
 
 def find_class_folders(folder: Path, view: ImageView) -> ClassFolders:
     """Return the folders of train/CLASS/… and val/CLASS/… (or test, or other words for them), or of CLASS/… alone."""
-    splits = find_splits(folder, view, lambda place: view.count_images(place, 1) > 0)
+    splits = _find_splits(folder, view)
     train = splits.train[0]
     classes = list_classes(train, view)
     if splits.val and _is_unlabelled_test(splits.val[0], classes, view):
@@ -74,6 +78,17 @@ def find_class_folders(folder: Path, view: ImageView) -> ClassFolders:
         how = spellings(name, twin) if twin else f"{name} is in one only; add or remove it"
         raise LayoutError(f"{train} and {val} do not have the same classes: {how}")
     return ClassFolders(train, val, classes, splits.unused)
+
+
+def _find_splits(folder: Path, view: ImageView) -> Splits:
+    roles = {child: role for child in view.below(folder) if (role := folder_role(child))}
+    if set(roles.values()) == {"train"} and all(not view.below(path) and _has_image(path, view) for path in roles):
+        return Splits([folder], [], [])  # a class called train: it holds images, and no classes
+    return find_splits(folder, view, lambda place: _has_image(place, view))
+
+
+def _has_image(folder: Path, view: ImageView) -> bool:
+    return view.count_images(folder, 1) > 0
 
 
 def list_classes(folder: Path, view: FolderView) -> list[str]:
@@ -94,6 +109,13 @@ def empty_class(folder: Path) -> LayoutError:
 
 def too_few_images(name: str, folder: Path) -> LayoutError:
     return LayoutError(f'class "{name}" in {folder} has too few valid images for a train/val split; add some')
+
+
+def no_cifar10(folder: Path) -> LayoutError:
+    return LayoutError(
+        f"{folder} doesn't hold CIFAR-10: data_batch_1.bin … data_batch_5.bin and test_batch.bin (binary version) "
+        "or the same names without .bin (Python version); give the folder that does as data.train"
+    )
 
 
 def leads_out(path: Path) -> LayoutError:

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from shoestring_api import data_folders
 from shoestring_api.data_folders import find_layout_problem
 from shoestring_core.spec import parse
+from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.confined_files import ROOTS_VARIABLE
 from shoestring_trainer.training.data.image_folder import index_image_folder
 from shoestring_trainer.training.data.image_index import validate_classes
+from shoestring_trainer.training.data.webdataset import find_shards
 from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.settings import Settings
 
 from tests.api.deployment import Deployment
 
@@ -30,12 +34,19 @@ def classes(*names: str) -> list[str]:
     return [f"{name}/{image}" for name in names for image in PAIR]
 
 
-def problem_at_submission(folder: Path, root: Path, recipe: str = "imagefolder/resnet9") -> str | None:
-    return find_layout_problem(parse({"recipe": recipe, "data": {"train": str(folder)}}), [root])
+def problem_at_submission(
+    folder: Path, root: Path, recipe: str = "imagefolder/resnet9", data_format: str = "imagefolder"
+) -> str | None:
+    return find_layout_problem(
+        parse({"recipe": recipe, "data": {"train": str(folder), "format": data_format}}), [root]
+    )  # fmt: skip
 
 
-def problem_on_the_machine(folder: Path) -> str | None:
+def problem_on_the_machine(folder: Path, data_format: str = "imagefolder") -> str | None:
     try:
+        if data_format == "webdataset":
+            find_shards(folder)
+            return None
         for images in index_image_folder(folder, 1, 0.2):
             validate_classes(images)
     except DataError as error:
@@ -64,8 +75,7 @@ def test_a_wrong_layout_is_refused_in_the_words_of_the_machine(tmp_path: Path, f
     make(tmp_path, *files)
     found = problem_at_submission(tmp_path, tmp_path)
     assert found == problem_on_the_machine(tmp_path)
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(found)
+    assert re.search(words, str(found))
 
 
 @pytest.mark.parametrize(
@@ -109,11 +119,35 @@ def test_a_link_that_leads_out_is_refused_whatever_is_there(tmp_path: Path, monk
     assert problem_at_submission(root, root) == problem_on_the_machine(root)
 
 
-def test_recipes_of_cifar10_are_checked_only_for_folders_of_images(tmp_path: Path) -> None:
-    make(tmp_path / "published", "data_batch_1.bin")
+def test_a_recipe_of_cifar10_takes_its_files_or_a_folder_of_images(tmp_path: Path) -> None:
+    make(tmp_path, "published/cifar-10-batches-py/data_batch_1", "binary/test_batch.bin", "neither/a.txt")
     make(tmp_path / "images", *classes("train/cat", "train/dog", "val/cat"))
-    assert problem_at_submission(tmp_path / "published", tmp_path, "cifar10/airbench94") is None
-    assert problem_at_submission(tmp_path / "images", tmp_path, "cifar10/airbench94") is not None
+
+    def problem(name: str) -> str | None:
+        return problem_at_submission(tmp_path / name, tmp_path, "cifar10/airbench94")
+
+    assert problem("published") is problem("binary") is None
+    assert "val holds 1 class folder" in str(problem("images"))
+    with pytest.raises(DataError) as on_the_machine:
+        load_cifar10(tmp_path / "neither", Settings())
+    assert problem("neither") == str(on_the_machine.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["1.jpg"], "holds no .tar file; give the folder of the shards, or use format: imagefolder"),
+        (["train/a.tar", "val/b.txt"], "val holds no .tar file"),
+        (["train-0.tar", "more.tar"], "train-0.tar in .* says in its name what it is for, and more.tar doesn't"),
+        (["a.tar", "train/b.tar"], "holds shards, such as a.tar, and the folder train"),
+        (["train/a.tar", "val/b.tar"], "^None$"),
+        (["train-0.tar", "val-0.tar"], "^None$"),
+    ],
+)
+def test_a_folder_of_shards_is_checked_by_their_names(tmp_path: Path, files: list[str], words: str) -> None:
+    found = problem_at_submission(make(tmp_path, *files), tmp_path, data_format="webdataset")
+    assert found == problem_on_the_machine(tmp_path, "webdataset")
+    assert re.search(words, str(found))
 
 
 @pytest.mark.parametrize("bound", ["MAX_FOLDERS", "MAX_ENTRIES"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from shoestring_core.image_folders import CIFAR10_FILES, CIFAR10_FOLDERS, no_cifar10
 
 from shoestring_trainer.training.data.confined_files import read_confined, require_confined
 from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages, build_dataset
@@ -19,8 +20,7 @@ from shoestring_trainer.training.settings import Settings
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RECORD_BYTES = 1 + 3 * 32 * 32
-TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
-TEST = "test_batch"
+*TRAIN, TEST = CIFAR10_FILES
 SHA1 = {
     "data_batch_1": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
     "data_batch_2": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
@@ -66,15 +66,12 @@ def load_cifar10(folder: Path, settings: Settings) -> ImageDataset:
 
 def _find_files(folder: Path) -> tuple[Path, str]:
     """Return the folder that holds the files, and the suffix of their names."""
-    for candidate in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
+    for candidate in (folder / name for name in CIFAR10_FOLDERS):
         require_confined(candidate)
         for suffix in (".bin", ""):
             if any((candidate / f"{name}{suffix}").exists() for name in (*TRAIN, TEST)):
                 return candidate, suffix
-    raise DataError(
-        f"{folder} doesn't hold CIFAR-10: data_batch_1.bin … data_batch_5.bin and test_batch.bin (binary version) "
-        "or the same names without .bin (Python version); give the folder that does as data.train"
-    )
+    raise DataError(str(no_cifar10(folder)))
 
 
 def _read_records(path: Path) -> np.ndarray[Any, Any]:

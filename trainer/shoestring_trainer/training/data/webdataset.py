@@ -14,14 +14,13 @@ from pathlib import Path
 from tarfile import TarInfo
 
 from PIL import Image
+from shoestring_core import data_splits
 from shoestring_core.data_splits import (
     Splits,
-    find_splits,
     find_twin,
     folder_role,
     require_distinct,
     spellings,
-    split_shards,
 )
 from shoestring_core.spec import MAX_SHARDS, SHARD_RANGE, count_shards
 
@@ -73,18 +72,19 @@ def find_shards(path: Path) -> Splits:
     if not path.is_dir():
         raise DataError(f"{path} is neither a folder nor a shard; give the folder of the shards")
     with refuse_layout():
-        folders = find_splits(path, Folders(), lambda folder: bool(_list_tars(folder)))
-    if folders.train == [path] and not folders.val:
-        tars = _require_tars(path)
-        with refuse_layout():
-            return split_shards(tars)
-    if folders.train != [path] and (beside := _list_tars(path)):
-        raise DataError(
-            f"{path} holds shards, such as {beside[0].name}, and the folder {folders.train[0].name}: either could be "
-            "what to train on; give the path of the right one as data.train"
-        )
-    train, val = ([tar for folder in part for tar in _require_tars(folder)] for part in (folders.train, folders.val))
-    return Splits(train, val, folders.unused)
+        return data_splits.find_shards(path, ShardFolders())
+
+
+class ShardFolders(Folders):
+    """Folders of shards as this machine has them, as shoestring_core.data_splits views them."""
+
+    def shards(self, folder: Path) -> list[Path]:
+        """Return the shards in a folder; a broken link too, as opening it raises an error that names it."""
+        try:
+            tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.name[0] != ".")
+            return [path for path in tars if path.is_file() or not path.exists()]
+        except OSError as error:
+            raise DataError(f"cannot read {folder}: {error.strerror}; give the folder of the shards") from error
 
 
 def _expand(path: Path, braces: re.Match[str]) -> list[Path]:
@@ -99,21 +99,6 @@ def _expand(path: Path, braces: re.Match[str]) -> list[Path]:
     if not shards:
         raise DataError(f"{path.name} names no shard; give the smaller number first")
     return shards
-
-
-def _require_tars(folder: Path) -> list[Path]:
-    if not (tars := _list_tars(folder)):
-        raise DataError(f"{folder} holds no .tar file; give the folder of the shards, or use format: imagefolder")
-    return tars
-
-
-def _list_tars(folder: Path) -> list[Path]:
-    """Return the shards in a folder; a broken link too, as opening it raises an error that names it."""
-    try:
-        tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.name[0] != ".")
-        return [path for path in tars if path.is_file() or not path.exists()]
-    except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror}; give the folder of the shards") from error
 
 
 def _read_class_names(folders: Sequence[Path]) -> list[str]:
