@@ -12,10 +12,12 @@ from shoestring_core.wording.units import counted
 from tests.test_architecture import PACKAGES, ROOT
 
 NOUNS = (
-    "attempts", "batches", "bytes", "characters", "checkpoints", "classes", "days", "entries", "epochs", "fields",
-    "files", "folders", "hours", "images", "instances", "intervals", "jobs", "keys", "labels", "lines", "machines",
-    "members", "minutes", "nodes", "points", "problems", "processes", "ranks", "regions", "runs", "samples", "shards",
-    "slots", "steps", "teams", "tensors", "threads", "times", "vCPUs", "values",
+    "accounts", "artifacts", "attempts", "batches", "budgets", "bytes", "characters", "checkpoints", "classes",
+    "days", "entries", "epochs", "errors", "events", "fields", "files", "folders", "generations", "hours", "images",
+    "instances", "intervals", "items", "jobs", "keys", "labels", "lines", "machines", "members", "minutes", "nodes",
+    "offers", "options", "parameters", "points", "problems", "processes", "ranks", "regions", "requests", "rows",
+    "runs", "samples", "shards", "slots", "steps", "streams", "teams", "tensors", "threads", "times", "vCPUs",
+    "values", "viewers",
 )  # fmt: skip
 COUNT = re.compile(
     rf" (?:(?!(?:and|has|holds|contains|in|needs|of|takes|that|with)\b)[a-z-]+ ){{0,2}}(?:{'|'.join(NOUNS)})\b(?!/s)"

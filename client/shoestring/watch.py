@@ -109,8 +109,8 @@ def render_job(job: rest.Job) -> RenderableType:
             f"step {progress.step:,} of {progress.steps_total:,}", eta,
         )  # fmt: skip
         parts.append(bar)
-    metrics = printable("  ".join(format_metrics(job.latest.items())))
-    parts.append(Text(metrics, style="dim", no_wrap=False, overflow="fold"))
+    if metrics := printable("  ".join(format_metrics(job.latest.items()))):
+        parts.append(Text(metrics, style="dim", no_wrap=False, overflow="fold"))
     parts.append(Text(describe_cost(job.cost), no_wrap=False, overflow="fold"))
     return Group(*parts)
 

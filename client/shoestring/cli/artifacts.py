@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 from shoestring_core import rest
 from shoestring_core.exit_codes import ExitCode
+from shoestring_core.wording.units import counted
 
 from shoestring.cli.terminal import (
     JobId,
     Json,
     Url,
+    err,
     open_client,
     out,
     print_error,
@@ -89,6 +91,12 @@ def get_artifacts(
             client.download(artifacts[name], path)
     written = [str(path) for path in targets.values()]
     print_result(written, as_json, lambda: out.print("\n".join(written)))
+    there = len(targets) - len(missing)
+    err.print(
+        f"Downloaded {counted(len(missing), 'file')} to {folder}" + (f"; {there} were there already" if there else "")
+        if missing
+        else f"Nothing to download: {folder} has all of it already"
+    )
 
 
 def _default_folder(job: rest.Job) -> Path:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from shoestring_core import money, rest
 from shoestring_core.durations import format_duration
+from shoestring_core.wording.units import counted
 
 from shoestring.cli.spec_arguments import Params, RecipeName, SpecFile, spec_tree
 from shoestring.cli.terminal import Json, Url, err, format_dollars, open_client, out, print_result, print_table
@@ -69,14 +70,15 @@ def _print(quoted: rest.Quote) -> None:
         out.print()
         print_table(COLUMNS, [_row(one) for one in quoted.offers[:SHOWN_OFFERS]], "", drop=DROP)
         if (more := len(quoted.offers) - SHOWN_OFFERS) > 0:
-            err.print(f"{more} more offers: --json")
+            err.print(f"{counted(more, 'more offer')}: --json")
         out.print()
         for line in _budget_lines(quoted.offers[0]):
             out.print(line)
     if quoted.machine_counts:
         out.print("\nTime against cost:")
         print_table(COLUMNS, [_row(one) for one in quoted.machine_counts], "", drop=DROP)
-    err.print(f"From {quoted.runs} earlier run{'' if quoted.runs == 1 else 's'} of this work by your team.")
+    if quoted.runs:
+        err.print(f"From {counted(quoted.runs, 'earlier run')} of this work by your team.")
 
 
 def _budget_lines(best: rest.QuotedOffer) -> list[str]:

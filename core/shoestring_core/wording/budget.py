@@ -51,7 +51,7 @@ class AccountLimitTooLow(Reason):
         return f"The limit of {self.account_title} is ${self.limit}, but {what} ${self.need}."
 
     def hint(self) -> str:
-        return f"Set limits.cost to at most {self.limit}, or {_RAISE}"
+        return _capitalized(_RAISE) if self.first_machines else f"Set limits.cost to at most {self.limit}, or {_RAISE}"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_images_and_classes_that_were_added_are_ignored_and_counted(
     assert [(index.classes, index.names, index.labels) for index in files.open(moved)] == before
     assert files.open(moved)[1].open(0).size == (20, 24)
     files.report_additions(moved)
-    assert "ignored 3 images that were added after the job began, such as " in capsys.readouterr().out
+    assert "ignored 3 images added after the job began, such as " in capsys.readouterr().out
 
 
 def test_nothing_is_said_where_nothing_was_added(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,4 +81,4 @@ def test_a_run_whose_folder_has_grown_goes_on(tmp_path: Path) -> None:
     first = finished(tmp_path / "first", **task)
     save_images(data, "train/a/new.png", "train/c/0.png")
     second = finished(tmp_path / "second", **task, resume=first.checkpoint())
-    assert "ignored 2 images that were added after the job began" in second.logs()
+    assert "ignored 2 images added after the job began" in second.logs()

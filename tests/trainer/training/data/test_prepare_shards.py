@@ -139,7 +139,7 @@ def test_a_damaged_image_is_named_and_left_out_only_on_request(source: Path, tmp
     print_preparation(source, tmp_path / "other", skipping, processes=1, as_json=False)
     printed = capsys.readouterr()
     assert "holds 30 train images of 3 classes" in printed.out
-    assert "1 damaged images were left out" in printed.out
+    assert "left out: 1 damaged image" in printed.out
     assert "skipped:" in printed.err
     assert "blue/00.png" in printed.err
 
