@@ -38,7 +38,8 @@ from shoestring_trainer.training.data.batch_loader import BatchLoader
 from shoestring_trainer.training.data.decoding import decode_crop
 from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.prepare_shards import PrepareOptions, prepare_shards
-from shoestring_trainer.training.data.shard_index import INDEX_FILE, SAMPLES_FILE, Shard, map_samples, read_shard_index
+from shoestring_trainer.training.data.shard_index import map_samples
+from shoestring_trainer.training.data.shard_list import INDEX_FILE, SAMPLES_FILE, Shard, read_shard_index
 from shoestring_trainer.training.data.sources import open_dataset, open_shards
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule

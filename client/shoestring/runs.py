@@ -27,6 +27,9 @@ CURVES = ("epoch", "train/loss", TOP1, TOP5, core.EVALUATION_S)
 FIGURE_NAMES = (
     "images_per_s",
     "data_wait_fraction",
+    core.DOWNLOAD_STALL_S,
+    core.DECODE_STALL_S,
+    core.UPLOAD_STALL_S,
     "mfu",
     "min_train_s",
     "flop_per_image",

@@ -15,6 +15,8 @@ from itertools import pairwise
 
 EVALUATION_S = "time/evaluation_s"
 """The curve of the seconds that evaluation took in a step's line."""
+DOWNLOAD_STALL_S, DECODE_STALL_S, UPLOAD_STALL_S = "stall/download_s", "stall/decode_s", "stall/upload_s"
+"""The curves of the seconds in which rank 0 waited for its input since the value before. In a result: all of them."""
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,19 @@ class TaskPart(BaseModel):
 
 
 class TaskData(TaskPart):
-    """`train` is a bucket's URL until the data are on the machine, then a path, and `source` the URL it came from."""
+    """`train` is a bucket's URL until the data are on the machine, then a path, and `source` the URL it came from.
+
+    stream       shards are downloaded to `train` while ranks read them
+    cache_bytes  disk space for them; None: a share of what is free
+    requests     folder on the machine in which ranks say what they read next
+    """
 
     train: str
     format: str = "imagefolder"
     source: str | None = None
+    stream: bool = False
+    cache_bytes: int | None = None
+    requests: str | None = None
 
 
 class SavePolicy(TaskPart):
@@ -91,7 +99,7 @@ Task = RecipeTask
 
 def from_spec(spec: JobSpec, *, job: str, generation: int, skip: Sequence[Sequence[int]] = ()) -> Task:
     """The task without local paths: whoever has a checkpoint fills in `resume`, and `init` where that names a job."""
-    every, goal = spec.checkpoint.every, spec.goal
+    every, goal, data = spec.checkpoint.every, spec.goal, spec.data
     assert spec.recipe is not None
     return RecipeTask(
         format=1,
@@ -99,7 +107,7 @@ def from_spec(spec: JobSpec, *, job: str, generation: int, skip: Sequence[Sequen
         generation=generation,
         recipe=spec.recipe,
         params=spec.params,
-        data=TaskData(train=spec.data.train, format=spec.data.format) if spec.data else None,
+        data=data and TaskData(train=data.train, format=data.format, stream=data.stream, cache_bytes=data.cache_bytes),
         seed=spec.params.get("seed", 0),
         precision=spec.params.get("precision", "auto"),
         init=spec.init,

@@ -39,6 +39,10 @@ def main(arguments: list[str]) -> int:
             from shoestring_trainer.agent import agent
 
             return agent.main(rest)
+        case ["stream", *rest]:  # `train` starts it
+            from shoestring_trainer.data_sync import shard_streamer
+
+            return shard_streamer.main(rest)
         case ["-h" | "--help"]:
             print(USAGE)
             return 0

@@ -13,6 +13,8 @@ from shoestring_core.spec.model import JobSpec
 
 _TEXT_FIELDS = ("name", "team", "limits", "data", "tags", "env", "init")
 """Fields whose values are text or, like money, must keep every digit."""
+_FLAGS = [["data", "stream"]]
+"""Fields in them that are true or false."""
 
 
 def from_arguments(recipe: str, arguments: list[str]) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def from_arguments(recipe: str, arguments: list[str]) -> dict[str, Any]:
             problems.append(Problem("", message, "invalid-argument"))
             continue
         path = key.split(".") if "." in key or key in JobSpec.model_fields else ["params", key]
-        if not _insert(tree, path, _parse_value(text, is_text=path[0] in _TEXT_FIELDS)):
+        if not _insert(tree, path, _parse_value(text, is_text=path[0] in _TEXT_FIELDS and path not in _FLAGS)):
             message = f"{format_value(key)} is given twice. Keep one."
             problems.append(Problem("/" + "/".join(path), message, "duplicate-key"))
     if problems:

@@ -303,6 +303,13 @@ TagName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_che
 TagValue = Annotated[str, BeforeValidator(_to_text), Field(max_length=256), AfterValidator(_check_printable), _SCALAR]
 Percentage = Annotated[str, Pattern(r"(100|[0-9]{1,2})%", "a percentage such as 10%")]
 DiskSize = Annotated[str, Pattern(r"[1-9][0-9]{0,6}(GB|TB)", "a size such as 200GB")]
+
+
+def disk_bytes(size: str) -> int:
+    """The number of bytes of a `DiskSize`."""
+    return int(size[:-2]) * {"GB": 10**9, "TB": 10**12}[size[-2:]]
+
+
 DataLocation = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_check_data_location)]
 InitSource = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_check_init_source)]
 

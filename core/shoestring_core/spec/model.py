@@ -36,6 +36,7 @@ from shoestring_core.spec.field_types import (
     Text,
     Timestamp,
     UniqueTuple,
+    disk_bytes,
     split_node_range,
 )
 from shoestring_core.spec.messages import problems_of
@@ -71,7 +72,8 @@ DataFormat = Literal[
 class DataSource(_Section):
     train: DataLocation
     """Location of the training data: the absolute path of a folder, or `s3://BUCKET/PREFIX`; for shards also a pattern
-    such as `/data/a-{000..127}.tar`. Each machine copies data from S3 to its disk before training starts."""
+    such as `/data/a-{000..127}.tar`. Each machine copies data from S3 to its disk before training starts, or with
+    `stream` while it trains."""
     val: Annotated[
         Text | None, NotSupportedYet("the recipe holds out part of `train` for validation; leave it out")
     ] = None
@@ -80,11 +82,21 @@ class DataSource(_Section):
     """Format of the data: `imagefolder` (one sub-folder of images per class), `webdataset` (tar shards), or a
     torchvision dataset as its download leaves it. A folder that `shoestring data prepare` has made is recognised by its
     index, in either of the first two. CIFAR-10 recipes take its binary or Python version."""
+    stream: bool = False
+    """Download the shards of a folder in S3 that `shoestring data prepare` has made while training, in the order of
+    their use, instead of all of them before. Images are then shuffled among 16 shards at a time."""
+    cache: DiskSize | None = None
+    """Disk space of each machine for streamed shards, such as 200GB; the next ones to be used are kept. Without it,
+    80 % of what is free."""
 
     @property
     def is_in_s3(self) -> bool:
         """Whether machines have to download the data; otherwise they read it from the path."""
         return self.train.startswith(S3_SCHEME)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        return None if self.cache is None else disk_bytes(self.cache)
 
 
 class Disk(_Section):

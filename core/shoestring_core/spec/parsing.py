@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from shoestring_core import document, recipes
 from shoestring_core.document import format_value
 from shoestring_core.errors import InvalidSpec, Problem
-from shoestring_core.spec.field_types import is_number, parse_node_range
+from shoestring_core.spec.field_types import S3_SCHEME, is_number, parse_node_range
 from shoestring_core.spec.messages import problems_of, suggest_field
 from shoestring_core.spec.model import MAX_PARAMS, JobSpec
 from shoestring_core.spec.schedules import schedule_problems
@@ -106,6 +106,21 @@ def _data_problems(data: Any, recipe: recipes.Recipe) -> list[Problem]:
         what = "one sub-folder per class" if recipe.data.kind == "imagefolder" else "the files of CIFAR-10"
         message = f"{recipe.name} needs images: data: {{train: /path/to/folder}}, with {what}."
         return [Problem("/data", message, "missing")]
+    return _stream_problems(data) if isinstance(data, dict) else []
+
+
+def _stream_problems(data: Mapping[str, Any]) -> list[Problem]:
+    source, data_format = data.get("train"), data.get("format", "imagefolder")
+    if data.get("stream") is not True:
+        message = "Only streamed data have a cache. Add stream: true, or leave cache out."
+        return [Problem("/data/cache", message, "contradiction")] if data.get("cache") is not None else []
+    is_folder = isinstance(source, str) and source.startswith(S3_SCHEME) and not source.endswith(".tar")
+    if isinstance(source, str) and not is_folder:
+        message = f"Only a folder of prepared shards in S3 can be streamed, not {format_value(source)}."
+        return [Problem("/data/stream", f"{message} Leave stream out.", "contradiction")]
+    if isinstance(data_format, str) and data_format not in ("imagefolder", "webdataset"):
+        message = f"Data in the format {data_format} can't be streamed. Leave stream out."
+        return [Problem("/data/stream", message, "contradiction")]
     return []
 
 

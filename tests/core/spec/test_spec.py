@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shoestring_core import document, money, recipes, spec
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.spec import JobSpec
+from shoestring_core.task import from_spec
 
 QUICK = {"recipe": "digits/quickstart"}
 FULL = """
@@ -264,6 +265,23 @@ def test_data_lie_in_a_folder_or_in_a_bucket():
     odd = ("s3://", "s3:///x", "s3://Ab/x", "s3://ab/x", "s3://user:key@abc/x", "s3://abc?x=1", "s3://abc/a\nb")
     for place in (*odd, "s3://abc/../x", "s3://abc/x/..", "s3://abc/./x", "s3://abc//x", "s3://abc/x//"):
         assert problems(data(place))["/data/train"].startswith("invalid-value: ")
+
+
+def test_only_a_folder_in_a_bucket_is_streamed_and_only_streamed_data_have_a_cache():
+    def data(**fields):
+        return {"recipe": "imagefolder/resnet9", "data": {"train": "s3://abc/shards", **fields}}
+
+    streamed = spec.parse(data(stream=True, cache="200GB"))
+    assert (streamed.data.stream, streamed.data.cache_bytes) == (True, 200 * 10**9)
+    assert JobSpec.from_stored(streamed.resolved()).data == streamed.data
+    task = from_spec(streamed, job="j", generation=1)
+    assert (task.data.stream, task.data.cache_bytes) == (True, 200 * 10**9)
+    assert spec.parse(data()).data.cache_bytes is None
+    for place in ("/data/shards", "s3://abc/x-{000..127}.tar"):
+        assert "can be streamed" in problems(data(train=place, stream=True))["/data/stream"]
+    assert "can't be streamed" in problems(data(stream=True, format="torchvision/MNIST"))["/data/stream"]
+    assert "Add stream: true" in problems(data(cache="1TB"))["/data/cache"]
+    assert "a size such as 200GB" in problems(data(stream=True, cache="200"))["/data/cache"]
 
 
 def test_the_list_of_what_is_not_built_is_complete():

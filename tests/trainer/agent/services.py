@@ -94,11 +94,12 @@ class Service:
         resume: CheckpointDownload | None = None,
         init: CheckpointDownload | None = None,
         data: str = "",
+        stream: bool = False,
         **params: Any,
     ) -> None:
         task = RecipeTask(
             format=1, job="job", generation=generation, recipe="digits/quickstart", params=params,
-            data=TaskData(train=data) if data else None,
+            data=TaskData(train=data, stream=stream) if data else None,
         )  # fmt: skip
         place = {
             "node_rank": 0,

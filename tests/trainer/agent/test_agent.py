@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -17,10 +18,11 @@ import pytest
 from shoestring_core.wire import Order
 from shoestring_trainer import processes
 from shoestring_trainer.agent.ranks import MACHINE_VARIABLE
+from shoestring_trainer.data_sync.shard_requests import ShardRequests
 
 from tests.servers import PATIENCE_S
 from tests.trainer.agent.services import DROP, DROP_REPLY, MetadataService, Service
-from tests.trainer.data_sync.bucket_server import BUCKET, serving
+from tests.trainer.data_sync.bucket_server import BUCKET, put_shards, serving
 
 LAUNCHER = Path(__file__).with_name("stand_in_ranks.py")
 WITHIN_S = PATIENCE_S
@@ -243,6 +245,28 @@ def test_data_in_a_bucket_are_here_before_the_ranks_which_get_no_keys(machine: M
         (end,) = machine.service.members[-1].exits
         assert (end.outcome, end.kind) == ("error", "data")
         assert f"there are no objects in s3://{BUCKET}/other" in end.message
+
+
+def test_streamed_shards_come_when_ranks_ask_for_them_and_only_then(machine: Machine) -> None:
+    with serving() as bucket:
+        files = put_shards(bucket, "set/", 6)
+        machine.boot(SHOESTRING_AGENT_AWS_ENDPOINT_URL=bucket.url)
+        machine.service.run(1, data=f"s3://{BUCKET}/set", stream=True, steps=1_000_000)
+        machine.until_trained(3)
+        data = json.loads((machine.folder / "gen" / "1" / "task.json").read_text())["data"]
+        assert data["requests"].startswith(f"{machine.folder}/scratch/ranks/")  # where ranks may write
+        assert sorted(path.name for path in Path(data["train"]).iterdir()) == ["shards.json", "shards.npy"]
+        with closing(ShardRequests(Path(data["requests"]), Path(data["train"]), list(files), "s3", print)) as requests:
+            requests.announce([4, 2])
+            requests.wait_for([4, 2])
+        received = {path.name: path.read_bytes() for path in Path(data["train"]).glob("*.tar")}
+        assert received == {name: files[name] for name in ("train-000004.tar", "train-000002.tar")}
+        assert machine.service.events("data")[0]["message"].startswith(f"streaming s3://{BUCKET}/set: 6 shards")
+
+        machine.service.run(2, data=f"s3://{BUCKET}/other", stream=True, steps=5)
+        machine.until_exited(2)
+        (end,) = machine.service.members[-1].exits
+        assert (end.outcome, end.kind) == ("error", "data")
 
 
 def test_an_order_to_stop_is_heard_while_data_are_fetched(machine: Machine) -> None:

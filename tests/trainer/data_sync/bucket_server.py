@@ -20,6 +20,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from shoestring_trainer.training.data.shard_list import Shard, ShardIndex
+
 BUCKET = "images"
 
 
@@ -40,6 +42,8 @@ class Bucket:
     access_key     that every request must be signed with; None: public
     page_size      keys in one page of a listing
     unavailable    number of next requests that get a 503
+    fails_every    each so many-th request of an object gets a 503; 0: none
+    delay_s        before the reply to a request of an object
     truncated      number of next replies with an object that break off
     unblocked      while it is not set, only the first `unblocked_requests` requests of objects get a reply
     """
@@ -49,6 +53,8 @@ class Bucket:
     access_key: str | None = None
     page_size: int = 1000
     unavailable: int = 0
+    fails_every: int = 0
+    delay_s: float = 0.0
     truncated: int = 0
     unblocked: threading.Event = field(default_factory=threading.Event)
     unblocked_requests: int = 0
@@ -150,8 +156,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _object(self, key: str) -> None:
         self.served.requested_keys.append(key)
-        if next(self.served.request_numbers) > self.served.unblocked_requests:
+        number = next(self.served.request_numbers)
+        if number > self.served.unblocked_requests:
             self.served.unblocked.wait()
+        time.sleep(self.served.delay_s)
+        if self.served.fails_every and number % self.served.fails_every == 0:
+            return self._reply_error(503, "SlowDown")
         found = self.served.objects.get(key)
         if self.served.unavailable:
             self.served.unavailable -= 1
@@ -186,3 +196,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Don't log requests."""
+
+
+def put_shards(bucket: Bucket, prefix: str, count: int) -> dict[str, bytes]:
+    """Put an index and shards, the last of them for validation, whose content only their hashes belong to."""
+    files = {f"{'train' if n < count - 1 else 'val'}-{n:06d}.tar": bytes([n]) * (1000 + n) for n in range(count)}
+    shards = []
+    for name, content in files.items():
+        split = "val" if name.startswith("val") else "train"
+        sha256 = hashlib.sha256(content).hexdigest()
+        shards.append(Shard(name=name, split=split, first=0, images=1, bytes=len(content), sha256=sha256))
+    index = ShardIndex(
+        plan="p", side=64, quality=90, classes=["a"], class_images={"train": [count - 1], "val": [1]}, shards=shards,
+        skipped=[], samples_sha256="",
+    )  # fmt: skip
+    for name, content in {**files, "shards.json": index.model_dump_json().encode(), "shards.npy": b"rows"}.items():
+        bucket.put(f"{prefix}{name}", content)
+    return files

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from shoestring_core.task import CheckpointFiles, Task
+from shoestring_core.task import CheckpointFiles, Task, TaskData
 from shoestring_core.wire import MemberStatus, Order, RankExit
 
 from shoestring_trainer.agent.checkpoints import (
@@ -97,6 +97,7 @@ class GenerationRunner:
             self._rank_environment[HOOKS_ROOTS_VARIABLE] = environment.get(HOOKS_ROOTS_VARIABLE, "")
             self._rank_environment = isolated_environment(self._rank_environment)
         self._rank_command = environment.get("SHOESTRING_AGENT_RANK_COMMAND")
+        self._streaming: asyncio.Task[None] | None = None
         self._rank_server = None
         if not self._rank_command:
             isolation = self._isolation.wrap(folder, environment)
@@ -201,11 +202,34 @@ class GenerationRunner:
             if checkpoint:
                 local[name] = CheckpointFiles(*await self._cache.fetch(self._service, checkpoint))
         if (data := run.task.data) and is_remote(data.train):
-            path = await sync_dataset(
-                data.train, scratch, self._bucket_environment, self._report_data_progress, log.info
-            )
-            local["data"] = data.model_copy(update={"train": str(path), "source": data.train})
+            files: dict[str, Any] = {"source": data.train}
+            if data.stream:
+                files |= await self._open_stream(data, scratch)
+            else:
+                path = await sync_dataset(
+                    data.train, scratch, self._bucket_environment, self._report_data_progress, log.info
+                )
+                files["train"] = str(path)
+            local["data"] = data.model_copy(update=files)
         return run.task.model_copy(update=local)
+
+    async def _open_stream(self, data: TaskData, scratch: Path) -> dict[str, Any]:
+        """Begin to serve the ranks with the shards that they ask for; return the paths for their task."""
+        from shoestring_trainer.data_sync.shard_streamer import ShardStreamer, open_stream  # it imports the S3 library
+
+        await self._end_stream()
+        stream = await open_stream(
+            data.train, scratch, self._bucket_environment, self._report_data_progress, cache_bytes=data.cache_bytes,
+            requests=scratch / "ranks",
+        )  # fmt: skip
+        self._streaming = asyncio.create_task(ShardStreamer(stream, self._report_data_progress).run())
+        return {"train": str(stream.folder), "requests": str(stream.requests)}
+
+    async def _end_stream(self) -> None:
+        if self._streaming:
+            self._streaming.cancel()
+            await asyncio.wait({self._streaming})
+            self._streaming = None
 
     def _report_data_progress(self, message: str) -> None:
         log.info(message)
@@ -268,6 +292,7 @@ class GenerationRunner:
         """Wait for the ranks' end and report it, a clean end only after its checkpoint is committed."""
         await ranks.wait()
         await terminate_ranks(self._machine, self._rank_server, grace_s=0)
+        await self._end_stream()
         self.read_files(to_the_end=True)
         ranks.ended = True
         exits = ranks.exits()
@@ -308,6 +333,8 @@ class GenerationRunner:
     def stop_watching(self) -> None:
         if self._watcher:
             self._watcher.cancel()
+        if self._streaming:
+            self._streaming.cancel()
 
     def close(self) -> None:
         """End the rank server."""

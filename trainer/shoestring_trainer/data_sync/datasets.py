@@ -66,7 +66,7 @@ class CopyProgress:
 
     def __str__(self) -> str:
         files = f"{self.copied_files:,} of {counted(self.total_files, 'file')}"
-        return f"{files}, {_size(self.copied_bytes)} of {_size(self.total_bytes)}"
+        return f"{files}, {size_text(self.copied_bytes)} of {size_text(self.total_bytes)}"
 
 
 def is_remote(source: str) -> bool:
@@ -86,14 +86,14 @@ async def sync_dataset(url: str, store: Path, environment: Mapping[str, str], re
     from shoestring_trainer.data_sync.buckets import list_bucket  # not at the top: it imports the S3 library
 
     name, _, key = url.removeprefix(SCHEME).partition("/")
-    if key.strip("/") and not _is_path(key.strip("/")):  # it could point outside the copy, where files would be deleted
+    if key.strip("/") and not is_path(key.strip("/")):  # it could point outside the copy, where files would be deleted
         raise DataUnavailable(f"{url} is not a valid path; give a folder without empty parts, . and ..")
     prefix, is_wanted = split_pattern(key)
     copy = store / hashlib.sha256(url.encode()).hexdigest()[:12]
     folder = copy / name / prefix
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        async with _locked(copy.with_suffix(_LOCK), progress):
+        async with locked(copy.with_suffix(_LOCK), progress):
             bucket, objects = await list_bucket(url, name, prefix, environment)
             missing = await asyncio.to_thread(_compare, folder, choose_files(url, objects, prefix, is_wanted))
             _check_disk_space(url, folder, missing)
@@ -139,12 +139,12 @@ def choose_files(
     if long := next((entry for entry in wanted if _longest_part(entry.name) > MAX_NAME_BYTES), None):
         message = f"{long.key} in {url} has a name of more than {MAX_NAME_BYTES} bytes, which a file system can't store"
         raise DataUnavailable(f"{message}; rename the object")
-    if invalid := next((entry for entry in wanted if not _is_path(entry.name)), None):
+    if invalid := next((entry for entry in wanted if not is_path(entry.name)), None):
         raise DataUnavailable(f"the key {invalid.key!r} in {url} is not a valid path; rename the object")
     return wanted
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     return {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
@@ -158,7 +158,7 @@ def _parents(name: str) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def _locked(path: Path, report: Report) -> AsyncIterator[None]:
+async def locked(path: Path, report: Report) -> AsyncIterator[None]:
     """One process at a time: ranks that the user starts with torchrun copy concurrently."""
     with path.open("w") as file:
         waiting = False
@@ -197,7 +197,7 @@ def _check_disk_space(url: str, folder: Path, missing: Sequence[RemoteFile]) -> 
     needed, free = sum(entry.size for entry in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise DataUnavailable(
-            f"{url} needs another {_size(needed)}, and the disk of {folder} has {_size(free)} free; "
+            f"{url} needs another {size_text(needed)}, and the disk of {folder} has {size_text(free)} free; "
             "use less data, or rent machines with a larger disk"
         )
 
@@ -206,13 +206,13 @@ async def _copy(
     bucket: Bucket, missing: Sequence[RemoteFile], folder: Path, drafts: Path, report: Report, progress: Report
 ) -> None:
     counts = CopyProgress(len(missing), sum(entry.size for entry in missing))
-    report(f"copying {bucket.url}: {counted(counts.total_files, 'file')}, {_size(counts.total_bytes)}")
+    report(f"copying {bucket.url}: {counted(counts.total_files, 'file')}, {size_text(counts.total_bytes)}")
     drafts.mkdir(exist_ok=True)
     queue = iter(missing)  # shared, so that each object is copied once
 
     async def copy_from_queue(number: int) -> None:
         for entry in queue:
-            await _copy_object(bucket, entry, drafts / str(number), counts)
+            await copy_object(bucket, entry, drafts / str(number), counts)
             path = folder / entry.name
             path.parent.mkdir(parents=True, exist_ok=True)
             (drafts / str(number)).replace(path)
@@ -235,12 +235,12 @@ async def _copy(
         reporting.cancel()
     drafts.rmdir()
     report(
-        f"copied {bucket.url}: {counted(counts.total_files, 'file')}, {_size(counts.total_bytes)}, "
+        f"copied {bucket.url}: {counted(counts.total_files, 'file')}, {size_text(counts.total_bytes)}, "
         f"in {boottime() - started:.1f} s"
     )
 
 
-async def _copy_object(bucket: Bucket, entry: RemoteFile, draft: Path, counts: CopyProgress) -> None:
+async def copy_object(bucket: Bucket, entry: RemoteFile, draft: Path, counts: CopyProgress) -> None:
     """Copy an object to a file with the object's modification time, by which `_compare` recognizes it."""
     with draft.open("wb") as file:
         for start in range(0, entry.size, PART_BYTES):
@@ -252,7 +252,7 @@ async def _copy_object(bucket: Bucket, entry: RemoteFile, draft: Path, counts: C
     os.utime(draft, (at, at))
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"
 
 

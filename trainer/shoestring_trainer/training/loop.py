@@ -39,6 +39,14 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
     if "onnx" in task.export:
         require_onnx()
     setup = set_up(task)
+    try:
+        return run(task, setup, stop_listener, counter)
+    finally:
+        setup.close()
+
+
+def run(task: LocalTask, setup: Setup, stop_listener: StopListener, counter: StepCounter) -> Outcome:
+    """Train a run that is set up."""
     distributed, settings, model = setup.distributed, setup.settings, setup.model
     schedule, loader = setup.schedule, setup.loader
     warm_started = warm_start(model, task.initial_weights) if task.initial_weights else None
@@ -82,6 +90,7 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
                     model, phase.batch_size, distributed.rank, distributed.world_size, norms=settings.sync_batch_norm
                 )  # fmt: skip
             skip = step + 1 in state.skip
+            loader.await_input(schedule.samples_before(step), phase.batch_size)
             samples = sampler.batch(schedule.samples_before(step), phase.batch_size)
             log.log_step(step + 1, samples.spans, skip=skip)
             hyperparams = schedule.step_hyperparams(step)
@@ -110,6 +119,7 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
                     eval_result = evaluate(model, loader.dataset, distributed, setup.precision, views)
                     evaluation_s += eval_result.seconds
                     completed.metrics |= {**eval_result.metrics, EVALUATION_S: eval_result.seconds}
+                    completed.metrics |= loader.stalls.since_last_report()
                     hooks.call("on_evaluate", hook_context)
                     done = reached(task.goal, eval_result.metrics)
                 if done and not diverged:
@@ -148,7 +158,7 @@ def finish(
     logger.log_last_step(
         step,
         schedule.epochs_before(step),
-        {**metrics, **eval_result.metrics, EVALUATION_S: evaluation_s},
+        {**metrics, **eval_result.metrics, EVALUATION_S: evaluation_s, **setup.loader.stalls.since_last_report()},
         eval_result.metrics,
         at=time(),
     )
@@ -168,6 +178,7 @@ def finish(
     result = {
         **eval_result.metrics, "goal_reached": reached(task.goal, eval_result.metrics),
         "precision": setup.precision.value, "world_size": distributed.world_size, **figures,
+        **setup.loader.stalls.seconds,
         "steps_skipped": sum(skipped <= step for skipped in trainer.state.skip),
         "framework": f"PyTorch {torch.__version__.partition('+')[0]}",
     }  # fmt: skip

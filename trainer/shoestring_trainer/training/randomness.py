@@ -7,7 +7,7 @@ So no random state is ever saved: the step number determines it, at any world si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -113,17 +113,18 @@ class DistributedSampler:
     samples_per_epoch  length of an epoch, the first samples of each permutation; None: all
     alternating_flip   whether a sample is flipped is drawn once and alternates from epoch to epoch
     draws              numbers drawn for each sample and epoch
+    order              returns the order of an epoch's samples; None: any permutation
     device             where the samples are used
     """
 
     def __init__(
         self, seed: int, samples: int, rank: int, world_size: int,
         *, samples_per_epoch: int | None = None, alternating_flip: bool = False, draws: int = DRAWS_PER_SAMPLE,
-        device: torch.device = CPU,
+        device: torch.device = CPU, order: Callable[[int], Tensor] | None = None,
     ) -> None:  # fmt: skip
         self._seed, self._samples, self._rank, self._world_size = seed, samples, rank, world_size
         self._samples_per_epoch, self._alternating_flip = samples_per_epoch or samples, alternating_flip
-        self._draws, self._device = draws, device
+        self._draws, self._device, self._order = draws, device, order
         self._epochs: dict[int, Epoch] = {}
         self._peeked: dict[tuple[int, int], RankSamples] = {}
 
@@ -163,7 +164,11 @@ class DistributedSampler:
 
     def _epoch(self, epoch: int) -> Epoch:
         if epoch not in self._epochs:
-            order = torch.randperm(self._samples, generator=generator(self._seed, "order", epoch))
+            order = (
+                self._order(epoch)
+                if self._order
+                else torch.randperm(self._samples, generator=generator(self._seed, "order", epoch))
+            )
             draws = torch.rand(self._samples, self._draws, generator=generator(self._seed, "augment", epoch))
             if self._alternating_flip:
                 once = torch.rand(self._samples, generator=generator(self._seed, "flip"))

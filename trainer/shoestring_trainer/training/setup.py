@@ -15,6 +15,7 @@ from torch.utils import deterministic as deterministic_memory
 
 from shoestring_trainer.training.data.augment import draws_per_sample
 from shoestring_trainer.training.data.batch_loader import BatchLoader
+from shoestring_trainer.training.data.sharded_dataset import ShardedDataset
 from shoestring_trainer.training.data.sources import open_dataset, open_shards
 from shoestring_trainer.training.distributed.context import DistributedContext, find_place, join_process_group
 from shoestring_trainer.training.errors import UserError
@@ -30,7 +31,10 @@ from shoestring_trainer.training.task import LocalTask
 
 @dataclass(frozen=True)
 class Setup:
-    """A run before its first step, on one rank. `model` is on the rank's device, initialized by the seed."""
+    """A run before its first step, on one rank. `model` is on the rank's device, initialized by the seed.
+
+    shards  the images, if they are in shards
+    """
 
     distributed: DistributedContext
     recipe: recipes.Recipe
@@ -41,6 +45,12 @@ class Setup:
     loader: BatchLoader
     schedule: HyperparamSchedule
     model: nn.Module
+    shards: ShardedDataset | None = None
+
+    def close(self) -> None:
+        """End what was started beside this process."""
+        if self.shards:
+            self.shards.close()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -54,6 +64,7 @@ class Setup:
             self.seed, len(self.loader.dataset.train), self.distributed.rank, self.distributed.world_size,
             samples_per_epoch=self.schedule.samples_per_epoch, alternating_flip=self.settings.alternating_flip,
             draws=draws_per_sample(self.settings), device=self.distributed.device,
+            order=feed.order.epoch if (feed := self.loader.dataset.feed) else None,
         )  # fmt: skip
 
 
@@ -85,7 +96,7 @@ def set_up(task: LocalTask) -> Setup:
     init_from_data(model, data.train.images_NCHW, data.max_value)
     check_batch_norms(model, schedule, distributed, settings, tuple(data.train.images_NCHW.shape[1:]))
     model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Setup(distributed, recipe, params, settings, seed, precision, loader, schedule, model)
+    return Setup(distributed, recipe, params, settings, seed, precision, loader, schedule, model, shards)
 
 
 def check_batch_norms(

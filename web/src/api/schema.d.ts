@@ -2977,6 +2977,10 @@ export interface components {
         /**
          * TaskData
          * @description `train` is a bucket's URL until the data are on the machine, then a path, and `source` the URL it came from.
+         *
+         *     stream       shards are downloaded to `train` while ranks read them
+         *     cache_bytes  disk space for them; None: a share of what is free
+         *     requests     folder on the machine in which ranks say what they read next
          */
         TaskData: {
             /** Train */
@@ -2988,6 +2992,15 @@ export interface components {
             format: string;
             /** Source */
             source?: string | null;
+            /**
+             * Stream
+             * @default false
+             */
+            stream: boolean;
+            /** Cache Bytes */
+            cache_bytes?: number | null;
+            /** Requests */
+            requests?: string | null;
         };
         /**
          * TaskGoal

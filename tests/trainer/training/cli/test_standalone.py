@@ -8,17 +8,20 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from shoestring_core.errors import InvalidSpec
+from shoestring_trainer.data_sync.shard_requests import ShardRequests
 from shoestring_trainer.training.cli import standalone
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.results import progress
 from shoestring_trainer.training.task import read_task
 
 from tests.servers import until
-from tests.trainer.data_sync.bucket_server import BUCKET, serving
+from tests.trainer.data_sync.bucket_server import BUCKET, put_shards, serving
 from tests.trainer.training.gangs import PACKAGE_FOLDERS, Gang
 
 SMALL = ("batch_size=64", "width=4", "precision=fp32")
@@ -90,6 +93,27 @@ def test_data_in_a_bucket_are_brought_to_the_users_cache(tmp_path: Path, monkeyp
         assert read_task(standalone.prepare_task([str(tmp_path / "run")])).data_path == task.data_path
         assert (task.data_path / "cat" / "2.jpg").read_bytes() == b"another"
         assert bucket.requested_keys == ["set/cat/1.jpg", "set/cat/2.jpg"]
+
+
+def test_shards_in_a_bucket_are_streamed_by_a_process_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["imagefolder/resnet9", f"data.train=s3://{BUCKET}/set", "data.stream=true"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(PACKAGE_FOLDERS))
+    with serving() as bucket:
+        files = put_shards(bucket, "set/", 4)
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        before = set(psutil.Process().children())
+        data = read_task(standalone.prepare_task([*words, "--output-dir", str(tmp_path / "run")])).data
+        (streaming,) = set(psutil.Process().children()) - before
+        assert data
+        assert data.requests
+        with closing(ShardRequests(Path(data.requests), Path(data.train), list(files), "s3", print)) as requests:
+            requests.announce([2])
+            requests.wait_for([2])
+        assert Path(data.train, "train-000002.tar").read_bytes() == files["train-000002.tar"]
+        streaming.kill()
+        streaming.wait()
 
 
 @pytest.mark.parametrize(

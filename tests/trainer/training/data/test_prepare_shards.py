@@ -17,7 +17,8 @@ from PIL import Image
 from shoestring_trainer.training.cli.prepare import index_source, print_preparation
 from shoestring_trainer.training.data import shard_folder
 from shoestring_trainer.training.data.prepare_shards import PrepareOptions, Progress, prepare_shards
-from shoestring_trainer.training.data.shard_index import ShardIndex, map_samples
+from shoestring_trainer.training.data.shard_index import map_samples
+from shoestring_trainer.training.data.shard_list import ShardIndex
 from shoestring_trainer.training.errors import DataError, TrainerError
 
 from tests.trainer.training.data.sample_images import COLOURS, load, save_image

@@ -20,7 +20,8 @@ from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.data.decoding import decode_crop
 from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.prepare_shards import PrepareOptions, prepare_shards
-from shoestring_trainer.training.data.shard_index import map_samples, read_shard_index
+from shoestring_trainer.training.data.shard_index import map_samples
+from shoestring_trainer.training.data.shard_list import read_shard_index
 from shoestring_trainer.training.data.sources import open_dataset, open_shards
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule

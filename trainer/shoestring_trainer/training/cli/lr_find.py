@@ -19,7 +19,7 @@ from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.randomness import seed_dropout
-from shoestring_trainer.training.setup import set_up
+from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.task import LocalTask, read_task
 
 SMOOTHING = 0.9
@@ -50,6 +50,13 @@ def find_lr(task: LocalTask, *, start_lr: float, end_lr: float, steps: int) -> L
     if not 0 < start_lr < end_lr or steps < 2:
         raise UserError("the search needs 0 < start-lr < end-lr, and two steps or more")
     setup = set_up(task)
+    try:
+        return _search(setup, start_lr=start_lr, end_lr=end_lr, steps=steps)
+    finally:
+        setup.close()
+
+
+def _search(setup: Setup, *, start_lr: float, end_lr: float, steps: int) -> LrSearch:
     settings, model = setup.settings, setup.model
     phase, sampler = setup.schedule.phases[0], setup.build_sampler()
     setup.loader.start_phase(phase, (sampler.peek(step * phase.batch_size, phase.batch_size) for step in range(steps)))
@@ -61,6 +68,7 @@ def find_lr(task: LocalTask, *, start_lr: float, end_lr: float, steps: int) -> L
         rate = start_lr * (end_lr / start_lr) ** (step / (steps - 1))
         set_hyperparams(optimizer, StepHyperparams(rate / settings.lr, rate / settings.lr, settings.momentum, step))
         seed_dropout(setup.seed, step, setup.distributed.device)
+        setup.loader.await_input(step * phase.batch_size, phase.batch_size)
         images_NCHW, labels_N = setup.loader.load_batch(sampler.batch(step * phase.batch_size, phase.batch_size))
         loss = F.cross_entropy(model(images_NCHW), labels_N, label_smoothing=settings.label_smoothing)
         (loss * (phase.batch_size if settings.sum_loss else 1)).backward()

@@ -15,7 +15,7 @@ from shoestring_trainer.training.data.image_folder import index_folders, list_fo
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.prepare_shards import PrepareOptions, Progress, prepare_shards
 from shoestring_trainer.training.data.shard_folder import require_apart
-from shoestring_trainer.training.data.shard_index import ShardIndex, Split
+from shoestring_trainer.training.data.shard_list import ShardIndex, Split
 from shoestring_trainer.training.data.webdataset import index_shards
 from shoestring_trainer.training.errors import UserError
 

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from shoestring_core.task import CheckpointFiles, RecipeTask
+from shoestring_core.task import CheckpointFiles, RecipeTask, TaskData
 
 from shoestring_trainer import processes
 from shoestring_trainer.training.errors import NonFiniteError, UserError
@@ -212,10 +213,24 @@ def _with_local_data(task: RecipeTask) -> RecipeTask:
         return task
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoestring"
     try:
+        if task.data.stream:
+            return task.model_copy(update={"data": _stream(task.data, source, cache)})
         local = asyncio.run(sync_dataset(source, cache, os.environ, _print, _print))
     except DataUnavailable as error:
         raise UserError(str(error)) from error
     return task.model_copy(update={"data": task.data.model_copy(update={"train": str(local), "source": source})})
+
+
+def _stream(data: TaskData, source: str, cache: Path) -> TaskData:
+    """Begin to stream shards in a process that ends with this one; one for all ranks of a machine."""
+    from shoestring_trainer.data_sync.shard_streamer import open_stream
+
+    stream = asyncio.run(open_stream(source, cache, os.environ, _print, cache_bytes=data.cache_bytes))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        arguments = (source, str(cache), str(data.cache_bytes or ""), str(os.getpid()))
+        subprocess.Popen([sys.executable, "-m", "shoestring_trainer", "stream", *arguments], stdin=subprocess.DEVNULL)
+    local = {"train": str(stream.folder), "source": source, "requests": str(stream.requests)}
+    return data.model_copy(update=local)
 
 
 def _print(message: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from shoestring_trainer.training.data.augment import RandomResizedCrop, augment
 from shoestring_trainer.training.data.dataset import ImageStream
 from shoestring_trainer.training.data.sources import DatasetSource
+from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.hyperparam_schedule import ImageFormat, Phase, initial_image_format
 from shoestring_trainer.training.randomness import Samples
 from shoestring_trainer.training.settings import Settings
@@ -25,6 +26,7 @@ class BatchLoader:
     dataset  the whole dataset, in the image format of the phase
     wait_s   seconds that training has waited for data: decoding between phases, copying, augmentation. On a GPU, only
              the time in which the host was blocked; kernels queued on the device don't count
+    stalls   the same by cause, without augmentation and without what happens between phases
     """
 
     def __init__(self, source: DatasetSource, settings: Settings, device: torch.device) -> None:
@@ -33,6 +35,7 @@ class BatchLoader:
         self.phase: Phase | None = None
         self.dataset = source(*self._image_format)
         self.wait_s = 0.0
+        self.stalls = InputStalls()
         self._images_NCHW = self.dataset.train.images_NCHW
 
     def set_image_format(self, image_format: ImageFormat) -> None:
@@ -64,6 +67,13 @@ class BatchLoader:
         self._aspect_ratios_N = None if ratios_N is None else upload(ratios_N, self._device)
         self.wait_s += monotonic() - start
 
+    def await_input(self, start: int, size: int) -> None:
+        """Return when all ranks have the shards of a global batch: samples `start` to `start + size` of the stream."""
+        if feed := self.dataset.feed:
+            waited_s = feed.before_batch(start, size)
+            self.wait_s += waited_s
+            self.stalls.download_s += waited_s
+
     def load_batch(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Return the samples' images, augmented by their random draws, as float32; and their labels."""
         start = monotonic()
@@ -78,10 +88,13 @@ class BatchLoader:
 
     def _load_raw(self, samples: Samples) -> Tensor:
         if self._stream:
-            return self._stream.take(len(samples.ids_N), self._device)
+            return self._stream.take(len(samples.ids_N), self._device, self.stalls)
         if isinstance(self._images_NCHW, Tensor) and self._images_NCHW.device == self._device:
             return self._images_NCHW[samples.device_ids_N]
-        return upload(self._images_NCHW[samples.ids_N], self._device)
+        began = monotonic()
+        uploaded_NCHW = upload(self._images_NCHW[samples.ids_N], self._device)
+        self.stalls.upload_s += monotonic() - began
+        return uploaded_NCHW
 
     def _resized_crop(self, device_ids_N: Tensor) -> RandomResizedCrop | None:
         if self._stream or self.phase is None or not self.phase.crop_scale:

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from shoestring_core.wording.units import counted
 from torch import Tensor
 
+from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.randomness import generator
 from shoestring_trainer.training.settings import Settings
 
 if TYPE_CHECKING:
+    from shoestring_trainer.training.data.shard_feed import ShardFeed
     from shoestring_trainer.training.hyperparam_schedule import Phase
     from shoestring_trainer.training.randomness import Samples
 
@@ -31,8 +33,8 @@ _RESIZE_CHUNK = 1000
 class ImageStream(Protocol):
     """Images that are decoded ahead, in order."""
 
-    def take(self, count: int, device: torch.device) -> Tensor:
-        """Return the next images on the device, uint8 NCHW."""
+    def take(self, count: int, device: torch.device, stalls: InputStalls) -> Tensor:
+        """Return the next images on the device, uint8 NCHW; add what it waits for."""
 
 
 class LazyImages(Protocol):
@@ -80,6 +82,7 @@ class ImageDataset:
     skipped      number of unreadable or invalid samples left out
     val_batches  the validation images in batches of similar aspect ratio: their indices and uint8 images
     files        the packed list of its files, see file_list.py; None: it has none
+    feed         asks for the shards that are streamed; None: all images are on this machine
     """
 
     train: LabeledImages
@@ -92,6 +95,7 @@ class ImageDataset:
     skipped: int = 0
     val_batches: Sequence[tuple[Tensor, Tensor | LazyImages]] = ()
     files: bytes | None = None
+    feed: ShardFeed | None = None
 
     @property
     def size(self) -> int:

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from time import monotonic
 from typing import Any
 
 import torch
@@ -18,10 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from shoestring_trainer.processes import die_with_parent
 from shoestring_trainer.training.data.shard_reader import Chunk, ShardReader
+from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.errors import DataError
 
 CHUNK_SIZE = 16
 """Images that a process decodes at a time."""
+
+Decoded = tuple[Tensor | str, float]
+"""Images or the error message, and the seconds that their decoder waited for shards."""
 
 
 class DecodeWorkers:
@@ -38,35 +43,46 @@ class DecodeWorkers:
             collate_fn=_as_it_is, prefetch_factor=max(2, math.ceil(ahead / (CHUNK_SIZE * processes))),
             persistent_workers=True, multiprocessing_context="fork", worker_init_fn=_Begin(os.getpid()),
         )  # fmt: skip
-        iter(self._loader)  # forks the processes, which wait for the first stream
+        self._processes: Any = iter(self._loader)  # forks the processes, which wait for the first stream
 
     def stream(self, chunks: Iterable[Chunk]) -> ImageStream:
         """Begin to decode these chunks."""
         self._chunks.upcoming = iter(chunks)
         return ImageStream(iter(self._loader))
 
+    def close(self) -> None:
+        """End the processes. Nothing can be decoded afterwards.
+
+        Without this the interpreter never ends: multiprocessing sends SIGTERM, which they ignore, and waits for them.
+        """
+        self._processes._shutdown_workers()  # the loader has no public way
+
 
 class ImageStream:
     """Decoded images, in order."""
 
-    def __init__(self, decoded: Iterator[Tensor | str]) -> None:
+    def __init__(self, decoded: Iterator[Decoded]) -> None:
         self._decoded = decoded
         self._rest_NHWC = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 
-    def take(self, count: int, device: torch.device) -> Tensor:
-        """Return the next `count` images on the device, uint8 NCHW; they must be of one size.
+    def take(self, count: int, device: torch.device, stalls: InputStalls) -> Tensor:
+        """Return the next `count` images on the device, uint8 NCHW; they must be of one size. Add what it waits for.
 
         Raises DataError for one that can't be decoded.
         """
         parts: list[Tensor] = []
         while count:
             if not len(self._rest_NHWC):
-                decoded = next(self._decoded)
+                began = monotonic()
+                decoded, downloading_s = next(self._decoded)
+                stalls.add_take(began, downloading_s)
                 if isinstance(decoded, str):
                     raise DataError(decoded)
                 self._rest_NHWC = decoded
             part, self._rest_NHWC = self._rest_NHWC[:count], self._rest_NHWC[count:]
+            began = monotonic()
             parts.append(part.to(device, non_blocking=True))
+            stalls.upload_s += monotonic() - began
             count -= len(part)
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).permute(0, 3, 1, 2)
 
@@ -87,11 +103,12 @@ class _Decoder(Dataset[Any]):
     def __init__(self, reader: ShardReader) -> None:
         self._reader = reader
 
-    def __getitem__(self, chunk: Chunk) -> Tensor | str:
+    def __getitem__(self, chunk: Chunk) -> Decoded:
+        self._reader.waited_s = 0.0
         try:
-            return self._reader.decode(chunk)
+            return self._reader.decode(chunk), self._reader.waited_s
         except DataError as error:
-            return str(error)
+            return str(error), self._reader.waited_s
 
 
 class _Begin:

@@ -32,20 +32,16 @@ from shoestring_trainer.processes import die_with_parent
 from shoestring_trainer.training.data.image_files import ignored_pillow_warnings
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.shard_folder import open_shard_folder, replace_file
-from shoestring_trainer.training.data.shard_index import (
+from shoestring_trainer.training.data.shard_index import SAMPLE, count_labels, map_samples, sample_key, verify_shard
+from shoestring_trainer.training.data.shard_list import (
     INDEX_FILE,
-    SAMPLE,
     SAMPLES_FILE,
     VERSION,
     Shard,
     ShardIndex,
     Split,
-    count_labels,
     has_shard_index,
-    map_samples,
     read_shard_index,
-    sample_key,
-    verify_shard,
 )
 from shoestring_trainer.training.data.stored_image import store_image
 from shoestring_trainer.training.errors import DataError, UserError

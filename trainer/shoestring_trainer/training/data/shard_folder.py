@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from shoestring_trainer.training.data.shard_index import has_shard_index, read_shard_index
+from shoestring_trainer.training.data.shard_list import has_shard_index, read_shard_index
 from shoestring_trainer.training.errors import UserError
 
 _WORK_FOLDER, _LOCK, _PLAN = ".preparing", "lock", "plan"

@@ -11,84 +11,25 @@ import hashlib
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
 
 from shoestring_trainer.training.data.confined_files import read_confined
+from shoestring_trainer.training.data.shard_list import SAMPLES_FILE, Shard, ShardIndex, Split
 from shoestring_trainer.training.errors import DataError
 
-FORMAT, VERSION = "shoestring-shards", 1
-INDEX_FILE, SAMPLES_FILE = "shards.json", "shards.npy"
 SAMPLE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("label", "<u4"), ("width", "<u4"), ("height", "<u4")]
 )
 """A row: the shard's place in the list, the image file's place in the shard, its class, and width and height of the
 original image as it is shown. Rows are in the order of the shards."""
 
-Split = Literal["train", "val"]
-
-
-class Shard(BaseModel):
-    """One tar file. `first`: the number that is the key of its first sample; the others follow without gaps."""
-
-    name: str
-    split: Split
-    first: int
-    images: int
-    bytes: int
-    sha256: str
-
-
-class ShardIndex(BaseModel):
-    """What `shards.json` holds.
-
-    plan            a digest of the options and of the source's images, by which the same command is known again
-    class_images    number of images of each class, by split
-    skipped         images that were left out because they are damaged, and why
-    samples_sha256  of `shards.npy`
-    """
-
-    format: str = FORMAT
-    version: int = VERSION
-    plan: str
-    side: int
-    quality: int
-    classes: list[str]
-    class_images: dict[Split, list[int]]
-    shards: list[Shard]
-    skipped: list[str]
-    samples_sha256: str
-
 
 def sample_key(number: int) -> str:
     """Return the key of a sample: WebDataset's word for the name of its files without their extensions."""
     return f"{number:08d}"
-
-
-def has_shard_index(folder: Path) -> bool:
-    return (folder / INDEX_FILE).is_file()
-
-
-def read_shard_index(folder: Path) -> ShardIndex:
-    """Return what `shards.json` holds. Raises DataError if it is damaged or of another version."""
-    file = folder / INDEX_FILE
-    try:
-        index = ShardIndex.model_validate_json(read_confined(file))
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-    except ValidationError as error:
-        raise DataError(
-            f"{file} is damaged, or no index of shards ({error.errors()[0]['msg']}); prepare the shards again"
-        ) from error
-    if (index.format, index.version) != (FORMAT, VERSION):
-        raise DataError(
-            f"{file} has the format {index.format} {index.version}, this trainer reads {FORMAT} {VERSION}; prepare the "
-            "shards again with this version of Shoestring, or train with the one that made them"
-        )
-    return index
 
 
 def map_samples(folder: Path, index: ShardIndex) -> npt.NDArray[Any]:

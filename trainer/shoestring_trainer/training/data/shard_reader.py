@@ -15,16 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from shoestring_trainer.data_sync.shard_requests import ShardRequests, ShardsUnavailable
 from shoestring_trainer.training.data.confined_files import require_confined
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_crop, decode_image
 from shoestring_trainer.training.data.image_files import open_image_bytes
-from shoestring_trainer.training.data.shard_index import (
-    Split,
-    map_samples,
-    read_shard_index,
-    require_whole_shards,
-    sample_key,
-)
+from shoestring_trainer.training.data.shard_index import map_samples, require_whole_shards, sample_key
+from shoestring_trainer.training.data.shard_list import ShardIndex, Split
 from shoestring_trainer.training.errors import DataError
 
 
@@ -45,15 +41,19 @@ class Chunk:
 class ShardReader:
     """The images of a folder of shards. Forked processes share it: it keeps no file open.
 
+    requests  asks for shards that aren't there yet; None: all must be there
+    waited_s  seconds that this process has waited for shards
+
     Raises DataError, naming the file and the remedy, for a damaged index or a shard that is missing or truncated.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.index = read_shard_index(folder)
-        require_whole_shards(folder, self.index)
-        self.samples = map_samples(folder, self.index)
-        shards = self.index.shards
+    def __init__(self, folder: Path, index: ShardIndex, requests: ShardRequests | None = None) -> None:
+        self.folder, self.index, self._requests = folder, index, requests
+        self.waited_s = 0.0
+        if requests is None:
+            require_whole_shards(folder, index)
+        self.samples = map_samples(folder, index)
+        shards = index.shards
         for shard in shards:
             require_confined(folder / shard.name)
         self._first_rows = np.cumsum([0, *(shard.images for shard in shards)])
@@ -82,7 +82,7 @@ class ShardReader:
 
     def _open(self, row: int) -> Image.Image:
         sample: Any = self.samples[row]
-        shard = os.open(self.folder / self.index.shards[sample["shard"]].name, os.O_RDONLY | os.O_CLOEXEC)
+        shard = self._open_shard(int(sample["shard"]))
         try:
             content = os.pread(shard, int(sample["bytes"]), int(sample["offset"]))
         finally:
@@ -92,3 +92,23 @@ class ShardReader:
                 f"{self.folder / self.name(row)} lies beyond the end of its shard, which is truncated; copy it again"
             )
         return open_image_bytes(content)
+
+    def _open_shard(self, number: int) -> int:
+        """Open a shard. Wait for it if it is streamed."""
+        file = self.folder / self.index.shards[number].name
+        awaited = False
+        while True:
+            try:
+                opened = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if self._requests is None:
+                    raise
+            else:
+                if self._requests and awaited:
+                    self._requests.received(number)
+                return opened
+            try:
+                self.waited_s += self._requests.wait_for([number])
+                awaited = True
+            except ShardsUnavailable as error:
+                raise DataError(str(error)) from error

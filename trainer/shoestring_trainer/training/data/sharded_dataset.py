@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from shoestring_core.wording.units import counted
 from torch import Tensor
 
+from shoestring_trainer.data_sync.shard_requests import ShardRequests
 from shoestring_trainer.training.data.augment import RandomResizedCrop, crop_boxes, crop_draws
 from shoestring_trainer.training.data.dataset import (
     ImageDataset,
@@ -24,9 +26,12 @@ from shoestring_trainer.training.data.dataset import (
 from shoestring_trainer.training.data.decode_workers import CHUNK_SIZE, DecodeWorkers, ImageStream
 from shoestring_trainer.training.data.decoded_cache import group_by_aspect_ratio
 from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec
+from shoestring_trainer.training.data.shard_feed import ShardFeed
+from shoestring_trainer.training.data.shard_list import SHUFFLED_TOGETHER, ShardIndex
+from shoestring_trainer.training.data.shard_order import ShardOrder
 from shoestring_trainer.training.data.shard_reader import Chunk, ShardReader
 from shoestring_trainer.training.errors import DataError
-from shoestring_trainer.training.hyperparam_schedule import Phase
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, Phase
 from shoestring_trainer.training.randomness import Samples
 from shoestring_trainer.training.settings import Settings
 
@@ -94,19 +99,29 @@ def _chunks(
 class ShardedDataset:
     """The images of a folder of shards, on one rank.
 
+    index       of the shards in the folder
+    requests    asks for shards that are streamed; None: all of them are there
     processes   that decode; they are forked here
     is_on_gpu   whether the images go to a GPU
     """
 
-    def __init__(self, folder: Path, settings: Settings, *, world_size: int, processes: int, is_on_gpu: bool) -> None:
-        self._settings = settings
-        self.reader = ShardReader(folder)
+    def __init__(
+        self, folder: Path, index: ShardIndex, settings: Settings, *, world_size: int, processes: int, is_on_gpu: bool,
+        requests: ShardRequests | None = None,
+    ) -> None:  # fmt: skip
+        self._settings, self._requests = settings, requests
+        self._feed: ShardFeed | None = None
+        self.reader = ShardReader(folder, index, requests)
         share = settings.batch_size // world_size
         self._train_workers = DecodeWorkers(self.reader, processes, ahead=2 * share, pin=is_on_gpu)
         self._val_workers = DecodeWorkers(self.reader, processes, ahead=EVALUATED_AHEAD, pin=is_on_gpu)
+        atexit.register(self.close)
 
-    def split(self, seed: int, *, log: bool) -> None:
-        """Choose what is trained and what is validated on: as the shards say, or else by `seed`."""
+    def split(self, seed: int, *, log: bool, wait_for_peers: Callable[[str], None]) -> None:
+        """Choose what is trained and what is validated on: as the shards say, or else by `seed`.
+
+        Of streamed shards the first one is there afterwards, on all ranks.
+        """
         labels = self.reader.samples["label"]
         train_N, val_N = self.reader.rows_of("train"), self.reader.rows_of("val")
         self._val_rows_N = val_N
@@ -124,6 +139,15 @@ class ShardedDataset:
                     f'class "{classes[int(counts.argmin())]}" in {self.reader.folder} has too few images for a '
                     "train/val split; add some and prepare the shards again"
                 )
+        if self._requests:
+            self._split["shuffled_together"] = SHUFFLED_TOGETHER
+            schedule = HyperparamSchedule.from_settings(self._settings, len(self._train_rows_N))
+            shards_N = torch.from_numpy(self.reader.samples["shard"][self._train_rows_N].astype(np.int64))
+            order = ShardOrder(seed, shards_N, schedule.samples_per_epoch)
+            val_shards = np.unique(self.reader.samples["shard"][self._val_rows_N]).tolist()
+            samples = schedule.samples_before(schedule.total_steps)
+            self._feed = ShardFeed(self._requests, order, val_shards, samples, wait_for_peers)
+            self._feed.begin()
         if log:
             place = "in shards of their own" if len(val_N) else "held out of the same"
             sys.stdout.write(
@@ -139,13 +163,28 @@ class ShardedDataset:
         val_size = settings.eval_image_size or size
         spec = ResizeSpec(val_size, val_size, zoom=settings.eval_resize_factor)
         val = self._images(self._val_workers, self._val_rows_N, spec)
-        mean, std = channel_statistics(train[:: max(1, len(train) // STATISTICS_IMAGES)], MAX_VALUE)
+        mean, std = channel_statistics(train[self._statistics_images(len(train))], MAX_VALUE)
         split = {**self._split, "val": [self.reader.name(row) for row in self._val_rows_N.tolist()]}
         return ImageDataset(
             LabeledImages(train, self._labels(train)), LabeledImages(val, self._labels(val)),
             self.reader.index.classes, float(MAX_VALUE), mean, std, split, skipped=len(self.reader.index.skipped),
-            val_batches=self._rectangular_batches(val) if rectangular else (),
+            val_batches=self._rectangular_batches(val) if rectangular else (), feed=self._feed,
         )  # fmt: skip
+
+    def _statistics_images(self, count: int) -> slice:
+        """Return the images for mean and deviation: evenly spaced, or of streamed ones those that are there first."""
+        if self._requests:
+            first = self.reader.samples["shard"][self._train_rows_N]
+            return slice(0, min(STATISTICS_IMAGES, int((first == first[0]).sum())))
+        return slice(None, None, max(1, count // STATISTICS_IMAGES))
+
+    def close(self) -> None:
+        """End the processes that decode, and take back what has been asked for."""
+        atexit.unregister(self.close)
+        if self._requests:
+            self._requests.close()  # first: it ends the waits of those processes
+        for workers in (self._train_workers, self._val_workers):
+            workers.close()
 
     def _images(self, workers: DecodeWorkers, rows_N: npt.NDArray[np.int32], spec: ResizeSpec) -> ShardedImages:
         return ShardedImages(self.reader, workers, rows_N, spec)

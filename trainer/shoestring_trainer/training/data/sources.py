@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from shoestring_core.wording.units import counted
 
+from shoestring_trainer.data_sync.shard_requests import ShardRequests
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, resize_dataset
 from shoestring_trainer.training.data.decoded_cache import DecodedCache
@@ -17,7 +18,7 @@ from shoestring_trainer.training.data.file_list import list_files, read_file_lis
 from shoestring_trainer.training.data.image_folder import index_image_folder, is_split_image_folder
 from shoestring_trainer.training.data.image_index import ImageIndex, describe_splits, validate_classes
 from shoestring_trainer.training.data.nvjpeg import nvjpeg_decoder
-from shoestring_trainer.training.data.shard_index import has_shard_index
+from shoestring_trainer.training.data.shard_list import has_shard_index, read_shard_index
 from shoestring_trainer.training.data.sharded_dataset import ShardedDataset
 from shoestring_trainer.training.data.torchvision_datasets import PREFIX, index_torchvision_dataset
 from shoestring_trainer.training.data.webdataset import index_webdataset
@@ -43,9 +44,16 @@ def open_shards(
     is_folder = task.data_format in ("imagefolder", "webdataset")
     if kind != "imagefolder" or not task.data_path or not is_folder or not has_shard_index(task.data_path):
         return None
+    index = read_shard_index(task.data_path)
+    requests = None
+    if task.data and task.data.stream and task.data.requests:
+        requests = ShardRequests(
+            Path(task.data.requests), task.data_path, [shard.name for shard in index.shards], task.data.source or "",
+            log=lambda message: print(message, flush=True),
+        )  # fmt: skip
     return ShardedDataset(
-        task.data_path, settings, world_size=place.world_size, processes=torch.get_num_threads(),
-        is_on_gpu=place.device.type == "cuda",
+        task.data_path, index, settings, world_size=place.world_size, processes=torch.get_num_threads(),
+        is_on_gpu=place.device.type == "cuda", requests=requests,
     )  # fmt: skip
 
 
@@ -75,7 +83,7 @@ def open_dataset(
                 "verify_checksums: false"
             )
     if shards:
-        shards.split(seed, log=distributed.local_rank == 0)
+        shards.split(seed, log=distributed.local_rank == 0, wait_for_peers=distributed.wait_for_peers)
         return shards.load
     files = read_file_list(task.resume) if task.resume and task.data_format == "imagefolder" else None
     train, val = files.open(task.data_path) if files else _index(task.data_format, task.data_path, seed, settings)

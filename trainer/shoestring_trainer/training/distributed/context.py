@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.settings import Settings
+
+PEER_POLL_S, NOTE_INTERVAL_S = 0.005, 60.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,26 @@ class DistributedContext:
     def barrier(self) -> None:
         """Return when every rank has called this."""
         self.all_reduce(torch.zeros(1, device=self.device)).item()
+
+    def wait_for_peers(self, what: str) -> None:
+        """Return when every rank has called this with the same words, which are used once in the life of the group.
+
+        By the store: in a collective, a rank that takes long would run into the backend's time limit.
+        """
+        if self.world_size == 1:
+            return
+        store = dist.distributed_c10d._get_default_store()  # no public name, but what `init_process_group` was given
+        began = time.monotonic()
+        next_note_s = NOTE_INTERVAL_S
+        store.add(what, 1)
+        while (arrived := store.add(what, 0)) < self.world_size:
+            if (waited_s := time.monotonic() - began) > next_note_s:
+                next_note_s += NOTE_INTERVAL_S
+                sys.stdout.write(
+                    f"waiting for the input of {self.world_size - arrived} other ranks ({what}), for {waited_s:.0f} s\n"
+                )
+                sys.stdout.flush()
+            time.sleep(PEER_POLL_S)
 
     def shutdown(self) -> None:
         """End collective work, after every rank's last call.

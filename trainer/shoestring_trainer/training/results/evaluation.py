@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoestring_trainer.training.data.dataset import ImageDataset
+from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.precision import Precision
@@ -55,6 +56,8 @@ def evaluate(
     if views not in TTA_VIEWS:
         raise UserError(f"tta_views must be one of {', '.join(map(str, TTA_VIEWS))}, not {views}")
     began = monotonic()
+    if data.feed:
+        data.feed.before_evaluation()
     distributed.broadcast_buffers(model)
     model.eval()
     val, device = data.val, distributed.device
@@ -75,6 +78,8 @@ def evaluate(
         if len(data.classes) > TOP_K:
             correct_top5 += (logits_NK.topk(TOP_K).indices == labels_N[:, None]).sum()
     model.train()
+    if data.feed:
+        data.feed.after_evaluation()
     predictions_N, losses_N = distributed.all_reduce(predictions_N).cpu(), distributed.all_reduce(losses_N).cpu()
     correct = int((predictions_N == val.labels_N).sum())
     return EvalResult(
@@ -100,9 +105,9 @@ def _batches(data: ImageDataset, distributed: DistributedContext) -> Iterator[tu
         own = torch.arange(rank, len(data.val), world_size).split(BATCH_SIZE)
         batches = [(batch, data.val.images_NCHW, batch) for batch in own if len(batch)]
     lazy = [(images_NCHW, places) for _, images_NCHW, places in batches if not isinstance(images_NCHW, Tensor)]
-    stream = lazy[0][0].stream(lazy) if lazy else None
+    stream, stalls = lazy[0][0].stream(lazy) if lazy else None, InputStalls()
     for batch, images_NCHW, places in batches:
-        yield batch, stream.take(len(batch), distributed.device) if stream else images_NCHW[places]
+        yield batch, stream.take(len(batch), distributed.device, stalls) if stream else images_NCHW[places]
 
 
 def tta_logits(model: nn.Module, images_NCHW: Tensor, logits_NK: Tensor, views: int) -> Tensor:

@@ -4,14 +4,18 @@ import { isConstant, isSystem, metricNames, restartMarkers, splitCurve } from ".
 import type { JobFeed } from "../../live/job-feed";
 import { Async } from "../../components/async";
 import { Panel } from "../../components/panel";
+import { describeStalls } from "./input-stalls";
 import { formatMetric } from "../../lib/number";
 import { MetricChart } from "./metric-chart";
 import type { XAxis } from "./plot-axes";
 import type { View } from "./metric-plot";
 import { useFeed } from "./use-feed";
 
-/** Metrics without a chart: `epoch` is an axis of the others, `time/…` are timings that results are computed from. */
-const HIDDEN = /^(epoch|time\/.*)$/;
+/**
+ * Metrics without a chart: `epoch` is an axis of the others, `time/…` are timings that results are computed from, and
+ * `stall/…` are summed up in a line.
+ */
+const HIDDEN = /^(epoch|(time|stall)\/.*)$/;
 
 export function CurvesPanel({ feed, attempts, startedAt, ended }: {
   feed: JobFeed;
@@ -25,6 +29,7 @@ export function CurvesPanel({ feed, attempts, startedAt, ended }: {
   const all = useSyncExternalStore(feed.subscribe, () => metricNames(feed.curves).join("\n")).split("\n").filter(Boolean);
   const restarts = useSyncExternalStore(feed.subscribe, () => restartMarkers(feed.curves).length);
   const constants = useSyncExternalStore(feed.subscribe, () => metricNames(feed.curves).filter((name) => isConstant(feed.curves, name)).join("\n")).split("\n");
+  const stalls = useSyncExternalStore(feed.subscribe, () => describeStalls(feed.curves));
   const reading = useFeed(feed);
   const machineLabels = useMachineLabels(attempts);
   const start = startedAt ? Date.parse(startedAt) / 1000 : 0;
@@ -78,6 +83,7 @@ export function CurvesPanel({ feed, attempts, startedAt, ended }: {
                   </span>
                 </p>
               )}
+              {stalls && <p className="legend muted">{stalls}</p>}
               {steady.length > 0 && (
                 <Fold summary={`Constant: ${steady.map((name) => `${name} ${formatMetric(name, valueOf(feed, name))}`).join(", ")}`}>
                   <Charts feed={feed} names={steady} view={view} />
