@@ -131,7 +131,7 @@ def answer(request: httpx.Request) -> httpx.Response:
 
 @pytest.fixture(autouse=True)
 def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def connect(*_: object) -> Client:
+    def connect(*_: object, **__: object) -> Client:
         return Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
 
     for module in (artifacts, budget_requests, budgets, jobs, models, offers, quotes, results):
