@@ -88,6 +88,7 @@ INTERNAL = {
     "core/shoestring_core/decide/placement.py": {"MAX_OFFER_AGE"},
     "core/shoestring_core/decide/predictions.py": {"MAX_OBSERVATIONS", "MAX_INTERRUPTIONS"},
     "core/shoestring_core/decide/scaling.py": {"MAX_RUNS_PER_COUNT", "MAX_EXTRAPOLATION"},
+    "core/shoestring_core/store/ledger/forecasts.py": {"MAX_HISTORY"},
     "core/shoestring_core/store/db.py": {"MAX_RUNS", "MAX_BATCH"},
     "core/shoestring_core/store/fleet/queue.py": {"MAX_PARAMETERS"},
     "trainer/shoestring_trainer/agent/agent.py": {"MAX_REJECTIONS"},

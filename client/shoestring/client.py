@@ -257,6 +257,10 @@ class Client:
         except httpx.TransportError as broken:
             raise ServiceUnreachable(f"The export from {self.url} was cut off ({broken}). Start it again.") from broken
 
+    def forecast(self, budget: UUID | str) -> rest.BudgetForecast:
+        """Return what a budget spent in its period, and will have spent at its end."""
+        return self._get(f"/v1/budgets/{budget}/forecast", rest.BudgetForecast)
+
     def set_period(
         self, budget: UUID | str, kind: str, *, time_zone: str = "UTC", until: date | None = None,
         rollover: str = "none", rollover_cap: str | None = None, reason: str = "",

@@ -139,6 +139,15 @@ class SoftLinesChange(EventData):
     percents: tuple[int, ...]
 
 
+class ForecastAlert(EventData):
+    """More than a budget's limit is expected to be spent before its period ends."""
+
+    kind: ClassVar[str] = "forecast"
+    account: UUID
+    expected: str
+    limit: str
+
+
 class BudgetRequestChange(EventData):
     """A member asked for more dollars, or an admin approved or denied that."""
 

@@ -401,6 +401,11 @@ class SoftLinesEvent(BaseEvent):
     data: events.SoftLinesChange
 
 
+class ForecastEvent(BaseEvent):
+    kind: Literal["forecast"]
+    data: events.ForecastAlert
+
+
 class BudgetRequestEvent(BaseEvent):
     kind: Literal["budget_request"]
     data: events.BudgetRequestChange
@@ -431,6 +436,7 @@ Event = TypeAliasType(
         | WeightEvent
         | SoftLineEvent
         | SoftLinesEvent
+        | ForecastEvent
         | BudgetRequestEvent
         | AlarmEvent
         | AgentEvent,
@@ -573,6 +579,41 @@ class Budget(Resource):
     period: BudgetPeriod | None = None
     """None: it is one-off, its limit has no end."""
     etag: str
+
+
+class SpentBy(Resource):
+    at: datetime
+    spent: Money
+
+
+class SpendingBand(Resource):
+    """One period of ten ends below `low` and one above `high`, if spending goes on as it did."""
+
+    low: Money
+    expected: Money
+    high: Money
+
+
+class BudgetForecast(Resource):
+    """What a budget spent in its period, and will have spent when it ends. One-off: in 28 days, and in 30 more."""
+
+    starts_at: datetime
+    ends_at: datetime
+    limit: Money | None
+    spent: Money
+    committed: Money
+    """What is held now."""
+    points: list[SpentBy]
+    """What was spent by then, rising in time; the last one is now."""
+    at_end: SpendingBand | None
+    """If nothing stopped it at the limit. None: there is no limit, or too little was spent to say."""
+    pace: Money | None
+    """A day, over the last 28 days, or since anything was spent."""
+    even_pace: Money | None
+    """A day, which would use the limit exactly by the end."""
+    exhausted_at: datetime | None
+    """When the limit is spent at this pace; None: never, or nobody can say."""
+    crosses_limit: bool
 
 
 class BudgetList(Resource):

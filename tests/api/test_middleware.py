@@ -20,7 +20,8 @@ pytestmark = pytest.mark.any_database
 READS = [
     "/v1/jobs/{job}", "/v1/jobs/{job}/attempts", "/v1/jobs/{job}/events", "/v1/jobs/{job}/metrics",
     "/v1/jobs/{job}/logs", "/v1/jobs/{job}/cost", "/v1/jobs/{job}/artifacts", "/v1/jobs/{job}/artifacts/model.json",
-    "/v1/budgets/{budget}", "/v1/stream?topics=job:{job}",
+    "/v1/budgets/{budget}", "/v1/budgets/{budget}/forecast",
+    "/v1/stream?topics=job:{job}",
 ]  # fmt: skip
 WRITES = [
     ("POST", "/v1/jobs/{job}:stop"), ("POST", "/v1/jobs/{job}:retry"), ("POST", "/v1/jobs/{job}:resume"),

@@ -89,7 +89,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
 }  # fmt: skip
 WITHOUT_FOREIGN_TEXT = {
     "retry", "open", "artifacts ls", "artifacts get", "chaos preempt", "recipes ls", "recipes show", "data prepare",
-    "simulate spot", "model", "up", "demo", "budget export",
+    "budget forecast", "simulate spot", "model", "up", "demo", "budget export",
     "aws bootstrap", "aws doctor", "aws panic", "aws teardown",  # they print ids, and names in AWS's own alphabet
 }  # fmt: skip
 

@@ -122,6 +122,7 @@ EXAMPLES: list[Reason] = [
     budget.RolledOver("team vision", "2026-12-01 00:00 Europe/Berlin", "110.00", "10.00", "2.50"),
     budget.HeldBeforeBorder("team vision", "0.00", "0.04"),
     budget.NoLimitForPeriod("member ada"),
+    budget.LimitWontLast("team vision", "12.50", "10.00", "2026-12-01 00:00 UTC", "2026-11-20 06:30 UTC"),
     budget.SoftLineReached("team vision", 80, "10.00", "8.25"),
     budget.SoftLinesChanged("team vision", (50, 80, 100), "two more weeks"),
     budget.Requested("ada", "member ada", "5.00", "three more seeds"),

@@ -476,6 +476,14 @@ def test_a_soft_line_that_is_reached_shows_without_a_click(deployment: Deploymen
     expect(team.locator("[data-soft-line]")).to_contain_text("1 % of this limit was reached. The next soft line is 90 %, at $0.90.")
 
 
+def test_a_burn_down_shows_what_a_budget_will_have_spent(deployment: Deployment, open_page: OpenPage) -> None:
+    set_limit(deployment, "team", "1.00")
+    page = open_page("/budget")
+    chart = page.locator('[data-budget="team"] [data-burn-down]')
+    expect(chart).to_contain_text("Too little was spent so far for a forecast.")
+    expect(chart.get_by_role("img")).to_have_attribute("aria-label", "Left of $1.00: $1.00 now")
+
+
 def test_a_job_behind_another_team_says_what_both_have_used(deployment: Deployment, open_page: OpenPage) -> None:
     job = deployment.submit()
     first = waits.LessUsed("team speech", "team vision", "0.40", "3.10", 1, 1)

@@ -48,6 +48,9 @@ DELETE_EXPIRED_S = 600.0
 BORDERS_S = 10.0
 """How often budgets are looked for whose period has ended."""
 
+FORECASTS_S = 600.0
+"""How often it is forecast whether limits last."""
+
 ANSWER_WAIT_S = 0.5
 """How long a tick waits for the providers' answers."""
 
@@ -80,6 +83,7 @@ class ControlLoop:
     _audited_at: float = float("-inf")
     _deleted_expired_at: float = float("-inf")
     _rolled_over_at: float = float("-inf")
+    _forecast_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.store.on_commit.append(self._on_commit)
@@ -148,6 +152,8 @@ class ControlLoop:
             items.run("the old responses", self._delete_expired_responses)
         if self.monotonic() >= self._rolled_over_at + BORDERS_S:
             items.run("the borders of budgets", self._roll_over_budgets)
+        if self.monotonic() >= self._forecast_at + FORECASTS_S:
+            items.run("the forecasts of budgets", self._tell_forecasts)
         with self.store.read() as db:
             demand = load_demand(db)
         self._poll_providers(demand)
@@ -218,6 +224,16 @@ class ControlLoop:
 
     def _write_border(self, account: UUID, border: int) -> bool:
         return self._write(budget_periods.roll_over, account, border)
+
+    def _tell_forecasts(self) -> None:
+        self._forecast_at = self.monotonic()
+        with self.store.read() as db:
+            due = ledger.due_forecasts(db)
+        for account in due:
+            self._items.run(f"the forecast of budget {account}", self._tell_forecast, account)
+
+    def _tell_forecast(self, account: UUID) -> None:
+        self._write(ledger.tell_forecast, account)
 
     def _poll_providers(self, demand: Demand) -> None:
         """Reconcile with the providers and refresh their offers, where that is due."""

@@ -19,7 +19,7 @@ from shoestring_core.store.transactions import Read, Write
 from shoestring_api.dependencies import AdminCaller, Caller, IdempotencyKey, ReadDep, StateDep
 from shoestring_api.idempotency import run_once
 from shoestring_api.json_body import ExactJsonRoute
-from shoestring_api.serializers.costs import serialize_budgets
+from shoestring_api.serializers.costs import serialize_budgets, serialize_forecast
 
 MAX_YEAR = 2100
 """Terms end before it."""
@@ -38,6 +38,13 @@ def list_budgets(db: ReadDep, caller: Caller) -> rest.BudgetList:
 def get_budget(budget_id: UUID, db: ReadDep, caller: Caller, response: Response) -> rest.Budget:
     """Return a budget. Send its ETag in If-Match to change its limit."""
     return _with_etag(_serialize(db, ledger.visible_account(db, caller.team, budget_id)), response)
+
+
+@router.get("/{budget_id}/forecast")
+def get_forecast(budget_id: UUID, db: ReadDep, caller: Caller) -> rest.BudgetForecast:
+    """Return what a budget spent in its period, its pace, and what it will have spent at the end."""
+    account = ledger.visible_account(db, caller.team, budget_id)
+    return serialize_forecast(account, ledger.load_forecast(db, account))
 
 
 @router.put("/{budget_id}")

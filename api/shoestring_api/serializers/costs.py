@@ -17,6 +17,9 @@ from shoestring_core.store.transactions import Read
 
 from shoestring_api.serializers.times import to_datetime
 
+FAR_AWAY = 4_102_444_800_000_000
+"""The year 2100, µs UTC: what lasts until then is not said to end."""
+
 
 def serialize_cost(rows: JobRows, now: int) -> rest.Cost:
     account = rows.account
@@ -56,6 +59,32 @@ def serialize_budgets(db: Read, accounts: Sequence[AccountRow]) -> list[rest.Bud
         _budget(row, titles[row.id], ledger.recent_spending(db, row, half_life), current.get(row.id))
         for row in accounts
     ]
+
+
+def serialize_forecast(account: AccountRow, found: ledger.BudgetForecast) -> rest.BudgetForecast:
+    forecast, limit, (spent, held) = found.forecast, ledger.period_limit(account), ledger.period_use(account)
+    band = None
+    if forecast is not None:
+        low, expected, high = (rest.Money.of(one) for one in (forecast.low, forecast.expected, forecast.high))
+        band = rest.SpendingBand(low=low, expected=expected, high=high)
+    return rest.BudgetForecast(
+        starts_at=to_datetime(found.starts_at),
+        ends_at=to_datetime(found.ends_at),
+        limit=None if limit is None else rest.Money.of(limit),
+        spent=rest.Money.of(max(0, spent)),
+        committed=rest.Money.of(held),
+        points=[rest.SpentBy(at=to_datetime(at), spent=rest.Money.of(by_then)) for at, by_then in found.points],
+        at_end=band,
+        pace=None if forecast is None else rest.Money.of(forecast.pace),
+        even_pace=None if forecast is None else rest.Money.of(max(0, forecast.even_pace)),
+        exhausted_at=None if forecast is None else to_datetime(_storable(forecast.exhausted_at)),
+        crosses_limit=forecast is not None and limit is not None and forecast.crosses(limit),
+    )
+
+
+def _storable(at: int | None) -> int | None:
+    """A time that a calendar has; None for one beyond."""
+    return None if at is None or at > FAR_AWAY else at
 
 
 def _budget(row: AccountRow, title: str, recent: int, period: BudgetPeriodRow | None) -> rest.Budget:

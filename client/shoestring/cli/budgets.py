@@ -13,7 +13,7 @@ import typer
 from shoestring_core.decide import soft_lines
 from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.exit_codes import ExitCode
-from shoestring_core.rest import Budget
+from shoestring_core.rest import Budget, BudgetForecast
 
 from shoestring.cli.terminal import (
     Json,
@@ -147,6 +147,40 @@ def export(url: Url = None, as_json: Json = False) -> None:
     with open_client(url) as client:
         client.export_ledger("json" if as_json else "csv", sys.stdout.buffer.write)
     sys.stdout.flush()
+
+
+@app.command("forecast")
+def show_forecast(
+    owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a budget will have spent when its period ends, and at which pace.
+
+    A one-off budget has no end: the forecast looks 30 days ahead.
+
+    \b
+    shoestring budget forecast --owner ada
+    """
+    with open_client(url) as client:
+        forecast = client.forecast(find_budget(client, owner).id)
+    print_result(forecast, as_json, lambda: _print_forecast(forecast))
+
+
+def _print_forecast(forecast: BudgetForecast) -> None:
+    ends = f"{forecast.ends_at:%Y-%m-%d %H:%M} UTC"
+    out.print(f"spent {format_dollars(forecast.spent)}, held {format_dollars(forecast.committed)}, "
+              f"limit {format_dollars(forecast.limit)}")  # fmt: skip
+    if forecast.at_end is None:
+        out.print("No forecast: there is no limit, or too little was spent so far.")
+        return
+    end = forecast.at_end
+    low, high = format_dollars(end.low), format_dollars(end.high)
+    out.print(f"by {ends}: {format_dollars(end.expected)}, between {low} and {high} in four of five cases")
+    pace, even = format_dollars(forecast.pace), format_dollars(forecast.even_pace)
+    out.print(f"pace: {pace} a day; {even} a day would use the limit")
+    if forecast.crosses_limit and forecast.exhausted_at:
+        out.print(f"The limit won't last: it is spent by {forecast.exhausted_at:%Y-%m-%d %H:%M} UTC at this pace.")
 
 
 @app.command("period")

@@ -28,6 +28,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -488,6 +489,8 @@ class AccountRow(Base):
     """Percent of the limit, rising, at which spenders are told; None: decide.soft_lines.DEFAULT."""
     soft_line_reached: Mapped[int] = mapped_column(default=0, server_default="0")
     """The highest of them that was reached since the limit moved; 0: none."""
+    forecast_told: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """That the limit won't last its period was told since it moved."""
     period_base: Mapped[int] = mapped_column(default=0, server_default="0")
     """What periods before this one used of the limit, which counts from the beginning of the account."""
     carried: Mapped[int] = mapped_column(default=0, server_default="0")
@@ -553,6 +556,7 @@ class TransferRow(Base):
             sqlite_where=text("increment IS NOT NULL"), postgresql_where=text("increment IS NOT NULL"),
         ),
         Index(None, "debit_account"),
+        Index(None, "at"),
     )  # fmt: skip
 
 

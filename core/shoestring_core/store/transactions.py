@@ -45,7 +45,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 TableRow = TypeVar("TableRow", bound=tables.Base)
 
-NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait", "soft_line", "soft_lines"})
+NOT_SCHEDULED_FROM = frozenset({"batch", "agent", "wait", "soft_line", "soft_lines", "forecast"})
 """Kinds of events that no schedule depends on: reports of machines, what the scheduler itself writes, soft lines."""
 
 

@@ -501,6 +501,24 @@ class NoLimitForPeriod(Reason):
 
 
 @dataclass(frozen=True)
+class LimitWontLast(Reason):
+    """`expected`: spent by the end of the period, if nothing stopped it. `ends`, `exhausted`: in its time zone."""
+
+    code = "limit_wont_last"
+    account_title: str
+    expected: str
+    limit: str
+    ends: str
+    exhausted: str
+
+    def text(self) -> str:
+        return (
+            f"At this pace {self.account_title} would spend ${self.expected} by {self.ends}, more than its limit of "
+            f"${self.limit}, which would be spent by {self.exhausted}."
+        )
+
+
+@dataclass(frozen=True)
 class SoftLineReached(Reason):
     """`used`: spent or held of `limit`."""
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shoestring_core.decide.billing import Line
+from shoestring_core.decide.forecast import DAY, HOUR, Forecast
 from shoestring_core.errors import BudgetExceeded, BudgetUnmovable
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.tables import AccountRow, LimitChangeRow
+from shoestring_core.wording.budget import NeverRan
 from shoestring_core.wording.machines import LaunchNotNeeded
 from sqlalchemy import select
 
@@ -170,6 +173,64 @@ def test_two_workers_roll_a_border_over_once(world: World) -> None:
     assert len([one for one in done if one is not None]) == 1
     assert [row.kind for row in changes(world, world.account("team"))].count("rolled_over") == 1
     assert world.find_discrepancies() == []
+
+
+def test_a_limit_that_will_not_last_its_month_is_told_once_for_each_limit(world: World) -> None:
+    spend_lately(world, [10] * 24)
+    assert tell(world) == (None, False), "there is no limit"
+    world.limit("team", 300)
+    assert tell(world)[1] is False, "a one-off budget has no end that it could miss"
+    team = world.account("team")
+    plan = ledger.Plan("month", "UTC", team_now(world) + 10 * DAY)
+    world.store.write(lambda db: ledger.set_period(db, team.id, plan, actor="ann", reason=""))
+    found, told = tell(world)
+    assert (found.expected > 2000, found.crosses(300), told) == (True, True, True)
+    assert tell(world)[1] is False
+    (said,) = world.events("forecast")
+    assert (said.reason["code"], said.data["limit"]) == ("limit_wont_last", "0.0003")
+    world.limit("team", 100_000)
+    assert tell(world)[1] is False
+    world.limit("team", 400)
+    assert tell(world)[1] is True
+
+
+def test_a_forecast_counts_the_jobs_below_a_budget_alone(world: World) -> None:
+    spend_lately(world, [7] * 5)
+    for kind in ("org", "team", "member"):
+        world.limit(kind, 1000)
+        with world.store.read() as db:
+            found = ledger.load_forecast(db, world.account(kind))
+        assert (found.points[-1][1], found.forecast.spent) == (35, 35)
+        assert [amount for _, amount in found.points] == [0, 0, 7, 14, 21, 28, 35]
+    stranger = World(world.store)
+    with world.store.read() as db:
+        assert ledger.load_forecast(db, stranger.account("team")).points[-1][1] == 0
+
+
+def spend_lately(world: World, hours: list[int]) -> None:
+    """Post an amount in each of the last hours, the last of them now."""
+    job = world.job()
+    for ago, amount in enumerate(reversed(hours)):
+        machine = world.hold(job, amount)
+
+        def settle(db, machine=machine, amount=amount, ago=ago) -> None:
+            db.now = db.now - ago * HOUR
+            ledger.settle(db, machine, [Line("machine", amount, NeverRan())], final=True)
+
+        world.store.write(settle)
+
+
+def tell(world: World) -> tuple[Forecast | None, bool]:
+    """The forecast of the team's budget, and whether somebody was told about it."""
+    team = world.account("team")
+    told = world.store.write(lambda db: ledger.tell_forecast(db, team.id))
+    with world.store.read() as db:
+        return ledger.load_forecast(db, team).forecast, told
+
+
+def team_now(world: World) -> int:
+    with world.store.read() as db:
+        return db.now
 
 
 steps = st.lists(

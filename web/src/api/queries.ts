@@ -119,6 +119,14 @@ export const budgets = queryOptions({
 });
 
 /** Requests for more dollars, newest first. */
+/** Read again when the limit moves, and every 20 s: what is spent changes all the time. */
+export const forecast = ({ id, limit, period }: Budget) =>
+  queryOptions({
+    queryKey: ["forecast", id, limit?.amount, period?.ends_at],
+    queryFn: async ({ signal }) => body(await api.GET("/v1/budgets/{budget_id}/forecast", { params: { path: { budget_id: id } }, signal })),
+    refetchInterval: 20_000,
+  });
+
 export const budgetRequests = queryOptions({
   queryKey: ["budget-requests"],
   queryFn: async ({ signal }) => body(await api.GET("/v1/budget-requests", { signal })).requests,

@@ -318,6 +318,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/budgets/{budget_id}/forecast": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Forecast
+         * @description Return what a budget spent in its period, its pace, and what it will have spent at the end.
+         */
+        get: operations["get_forecast"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/budgets/{budget_id}:grant": {
         parameters: {
             query?: never;
@@ -1196,6 +1216,34 @@ export interface components {
             kind: "budget";
             data: components["schemas"]["LimitChange"];
         };
+        /**
+         * BudgetForecast
+         * @description What a budget spent in its period, and will have spent when it ends. One-off: in 28 days, and in 30 more.
+         */
+        BudgetForecast: {
+            /**
+             * Starts At
+             * Format: date-time
+             */
+            starts_at: string;
+            /**
+             * Ends At
+             * Format: date-time
+             */
+            ends_at: string;
+            limit: components["schemas"]["Money"] | null;
+            spent: components["schemas"]["Money"];
+            committed: components["schemas"]["Money"];
+            /** Points */
+            points: components["schemas"]["SpentBy"][];
+            at_end: components["schemas"]["SpendingBand"] | null;
+            pace: components["schemas"]["Money"] | null;
+            even_pace: components["schemas"]["Money"] | null;
+            /** Exhausted At */
+            exhausted_at: string | null;
+            /** Crosses Limit */
+            crosses_limit: boolean;
+        };
         /** BudgetList */
         BudgetList: {
             /** Budgets */
@@ -1632,13 +1680,53 @@ export interface components {
             /** Of */
             of: ("gpu" | "cpu")[];
         };
-        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
+        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["ForecastEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
         /** EventPage */
         EventPage: {
             /** Events */
             events: components["schemas"]["Event"][];
             /** Next Cursor */
             next_cursor: string | null;
+        };
+        /**
+         * ForecastAlert
+         * @description More than a budget's limit is expected to be spent before its period ends.
+         */
+        ForecastAlert: {
+            /**
+             * Account
+             * Format: uuid
+             */
+            account: string;
+            /** Expected */
+            expected: string;
+            /** Limit */
+            limit: string;
+        };
+        /** ForecastEvent */
+        ForecastEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "forecast";
+            data: components["schemas"]["ForecastAlert"];
         };
         /** Generation */
         Generation: {
@@ -2948,6 +3036,24 @@ export interface components {
             data: components["schemas"]["SoftLinesChange"];
         };
         /**
+         * SpendingBand
+         * @description One period of ten ends below `low` and one above `high`, if spending goes on as it did.
+         */
+        SpendingBand: {
+            low: components["schemas"]["Money"];
+            expected: components["schemas"]["Money"];
+            high: components["schemas"]["Money"];
+        };
+        /** SpentBy */
+        SpentBy: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            spent: components["schemas"]["Money"];
+        };
+        /**
          * StopJobRequest
          * @description Body of POST /v1/jobs/{id}:stop. Both save a checkpoint first; a paused job can be resumed.
          */
@@ -3779,6 +3885,37 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    get_forecast: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                budget_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BudgetForecast"];
                 };
             };
             /** @description What was wrong and how to fix it */

@@ -61,6 +61,7 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
     case "soft_lines":
     case "weight":
       return eventText("Budget", sentence);
+    case "forecast":
     case "soft_line":
       return eventText("Budget", sentence, "warn");
     case "alarm":

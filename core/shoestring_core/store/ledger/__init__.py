@@ -6,6 +6,7 @@ limits       what an account may spend: adjusted, granted, transferred
 holds        money held for machines: placed, extended, released
 settlement   the cost of machines posted against their holds
 periods      months and terms, and what is left at their borders
+forecasts    what a period will have spent at its end
 soft_lines   shares of a limit at which spenders are told
 shares       what teams and members spent lately, and their weights
 export       every line that concerns a team
@@ -47,6 +48,7 @@ from shoestring_core.store.ledger.accounts import (
     visible_account,
 )
 from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
+from shoestring_core.store.ledger.forecasts import BudgetForecast, due_forecasts, load_forecast, tell_forecast
 from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_hold, place_holds, release_hold
 from shoestring_core.store.ledger.limits import grant, set_limit, tightest_account, transfer
 from shoestring_core.store.ledger.periods import (
@@ -64,6 +66,7 @@ from shoestring_core.store.ledger.soft_lines import BUDGETS, lines_of, set_soft_
 __all__ = [
     "BUDGETS",
     "SHARING",
+    "BudgetForecast",
     "Discrepancy",
     "HoldRequest",
     "Plan",
@@ -73,12 +76,14 @@ __all__ = [
     "create_accounts",
     "create_job_account",
     "due_borders",
+    "due_forecasts",
     "ensure_member_accounts",
     "extend_hold",
     "find_discrepancies",
     "grant",
     "job_account",
     "lines_of",
+    "load_forecast",
     "load_half_life",
     "load_periods",
     "paying_accounts",
@@ -97,6 +102,7 @@ __all__ = [
     "settle",
     "team_account",
     "team_budgets",
+    "tell_forecast",
     "tightest_account",
     "title",
     "titles",

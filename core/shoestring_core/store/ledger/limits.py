@@ -122,7 +122,8 @@ def _raise(db: Write, account: UUID, amount: int) -> bool:
 
 def _update(db: Write, account: UUID, guard: ColumnElement[bool], **values: object) -> bool:
     change = update(AccountRow).where(AccountRow.id == account, guard)
-    return db.execute(change.values(version=AccountRow.version + 1, soft_line_reached=0, **values)) == 1
+    moved = change.values(version=AccountRow.version + 1, soft_line_reached=0, forecast_told=False, **values)
+    return db.execute(moved) == 1
 
 
 def _check_amount(amount: int) -> None:

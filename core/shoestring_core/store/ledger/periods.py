@@ -96,7 +96,9 @@ def roll_over(db: Write, period: BudgetPeriodRow) -> AccountRow:
     Raises StaleTransition if the limit was removed at the same time.
     """
     locked = update(AccountRow).where(AccountRow.id == period.account, AccountRow.limit_micro.is_not(None))
-    row = db.sql.scalar(locked.values(version=AccountRow.version + 1, soft_line_reached=0).returning(AccountRow))
+    row = db.sql.scalar(
+        locked.values(version=AccountRow.version + 1, soft_line_reached=0, forecast_told=False).returning(AccountRow)
+    )
     if row is None or row.limit_micro is None:
         raise StaleTransition(budget.NoLimitForPeriod(str(period.account)))
     used, limit_before = row.posted + row.held, period_limit(row)

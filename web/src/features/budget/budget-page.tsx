@@ -10,6 +10,7 @@ import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
 import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
+import { BurnDown } from "./burn-down";
 import { RequestsPanel } from "./requests-panel";
 import { GrantForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
 
@@ -164,6 +165,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
         {budget.weight !== null && <Figure name="Weight" value={String(budget.weight)} />}
         {budget.recent && <Figure name="Spent lately" value={formatDollars(budget.recent)} title={formatExact(budget.recent)} />}
       </dl>
+      {budget.limit && budget.kind !== "member" && <BurnDown budget={budget} />}
       {over > 0n && (
         <p className="note bad">
           <strong>Overdraft {formatDollars(over)}.</strong> Spent and held exceed the limit: running jobs save a checkpoint and pause, and no job
