@@ -42,6 +42,7 @@ DOCUMENTED = {
     "core/shoestring_core/decide/nan_recovery.py": {"MAX_RECOVERIES": "3"},
     "core/shoestring_core/store/events.py": {"MAX_BEHIND": "10,000"},
     "core/shoestring_core/store/budget_requests.py": {"MAX_OPEN": "20"},
+    "core/shoestring_core/store/waste.py": {"MAX_WASTE_MACHINES": "5,000"},
     "core/shoestring_core/store/identity.py": {"MAX_KEYS": "50"},
     "core/shoestring_core/store/job_search.py": {"MAX_CHARACTERS": "500 characters", "MAX_VALUES": "32 values"},
     "core/shoestring_core/store/logs.py": {"MAX_LINE_BYTES": "64 KiB"},

@@ -38,6 +38,7 @@ from shoestring_api.routes import (
     quotes,
     recipes,
     stream,
+    waste,
 )
 
 MAX_BODY_BYTES = 1 << 20
@@ -53,6 +54,7 @@ ROUTERS = (
     budgets.router,
     budget_requests.router,
     ledger_export.router,
+    waste.router,
     recipes.router,
     offers.router,
     auth.router,

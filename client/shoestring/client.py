@@ -261,6 +261,10 @@ class Client:
         """Return what a budget spent in its period, and will have spent at its end."""
         return self._get(f"/v1/budgets/{budget}/forecast", rest.BudgetForecast)
 
+    def waste(self, days: int = 28) -> rest.WasteReport:
+        """Return what the machines of the last days cost, and what of it was wasted, by cause."""
+        return self._get(f"/v1/waste?days={days}", rest.WasteReport)
+
     def set_period(
         self, budget: UUID | str, kind: str, *, time_zone: str = "UTC", until: date | None = None,
         rollover: str = "none", rollover_cap: str | None = None, reason: str = "",

@@ -616,6 +616,38 @@ class BudgetForecast(Resource):
     crosses_limit: bool
 
 
+class Waste(Resource):
+    cause: Literal["set_up", "idle", "lost_steps", "failed_launch"]
+    """set_up: before the first step, and each time that ranks start again; idle: in no generation after that;
+    lost_steps: training after the checkpoint that was resumed from; failed_launch: machines that made no step."""
+    cost: Money
+
+
+class SplitCost(Resource):
+    """A cost and its parts: cost = training + wasted, and wasted is the sum of its causes."""
+
+    cost: Money
+    training: Money
+    """Training that was kept."""
+    wasted: Money
+    causes: list[Waste]
+
+
+class JobWaste(Resource):
+    job: UUID
+    name: str
+    cost: SplitCost
+
+
+class WasteReport(Resource):
+    """What the machines that were made since then cost by now."""
+
+    since: datetime
+    total: SplitCost
+    jobs: list[JobWaste]
+    """Those that wasted the most, the first ten."""
+
+
 class BudgetList(Resource):
     budgets: list[Budget]
     leaked: Money = Money(amount="0.00")

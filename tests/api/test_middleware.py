@@ -34,6 +34,7 @@ WRITES = [
 OPEN = [
     "/v1/budget-requests",
     "/v1/ledger",
+    "/v1/waste",
     "/v1/jobs",
     "/v1/budgets",
     "/v1/recipes",

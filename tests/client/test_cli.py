@@ -130,6 +130,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("budget", "weight"),
         ("budget", "lines"),
         ("budget", "period"),
+        ("budget", "waste"),
         ("budget", "forecast"),
         ("budget", "grant"),
         ("budget", "transfer"),

@@ -68,6 +68,10 @@ QUOTED = {
     "interruptions": {"source": "advisor"},
 }  # fmt: skip
 NOT_OFFERED = {"provider": HOSTILE, "types": [HOSTILE], "regions": [HOSTILE], "reason": REASON}
+SPLIT = {"cost": MONEY, "training": MONEY, "wasted": MONEY, "causes": [{"cause": "idle", "cost": MONEY}] * 4}
+WASTE = {
+    "since": "2026-01-01T00:00:00Z", "total": SPLIT, "jobs": [{"job": ENDED["id"], "name": HOSTILE, "cost": SPLIT}],
+}  # fmt: skip
 ANSWERS: dict[str, Any] = {
     "": ENDED,
     "/attempts": {"attempts": [ATTEMPT], "steps": 1, "rolled_back_steps": 0},
@@ -80,7 +84,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
     ("quote", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
-    ("budget", "lines", "50"): 0, ("budget", "period", "month"): 0,
+    ("budget", "lines", "50"): 0, ("budget", "period", "month"): 0, ("budget", "waste"): 0,
     ("budget", "grant", "1"): 0, ("budget", "transfer", "1", "--from", HOSTILE, "--to", HOSTILE): 0,
     ("budget", "request", "1", "--why", "x"): 0, ("budget", "requests"): 0, ("budget", "approve", "a"): 0,
     ("budget", "deny", "a"): 0,
@@ -99,6 +103,8 @@ def answer(request: httpx.Request) -> httpx.Response:
     job = f"/v1/jobs/{ENDED['id']}"
     if path == "/v1/jobs":
         return httpx.Response(200, json={"jobs": [ENDED]} if request.method == "GET" else ENDED)
+    if path == "/v1/waste":
+        return httpx.Response(200, json=WASTE)
     if path == "/v1/quotes":
         quote = {
             "at": "2026-11-28T00:00:00Z",

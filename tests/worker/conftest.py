@@ -22,7 +22,7 @@ from shoestring_core.store.transactions import Read
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.base import ManagedProvider, Provider
 from shoestring_worker.providers.sim import SimulatedProvider
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from tests import write_order
 from tests.core.world import Clock
@@ -119,7 +119,7 @@ class World:
             db.sql.execute(
                 update(GenerationRow)
                 .where(GenerationRow.job == job, GenerationRow.number == now.generation)
-                .values(last_step=step)
+                .values(last_step=step, first_step_at=func.coalesce(GenerationRow.first_step_at, db.now))
             )
 
         self.store.write(ingest)

@@ -9,10 +9,12 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money
+from shoestring_core.decide.billing import bill
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import Unavailable
-from shoestring_core.store import idempotency, jobs, ledger, queries
+from shoestring_core.store import idempotency, jobs, ledger, queries, waste
 from shoestring_core.store.fleet import agents
+from shoestring_core.store.fleet.billing import evidence
 from shoestring_core.store.tables import (
     AccountRow,
     AttemptRow,
@@ -415,6 +417,35 @@ def test_a_job_trains_across_the_border_of_a_month_and_one_that_waited_for_it_go
 
 def team_row(db) -> AccountRow:
     return db.sql.scalars(select(AccountRow).where(AccountRow.kind == "team")).one()
+
+
+def test_the_cost_of_a_preempted_run_is_split_into_training_and_waste_by_cause(world: World):
+    job = world.submit()
+    world.tick()
+    world.clock.pass_(10)
+    world.form(job)
+    for step in range(1, 5):
+        world.train(job, step)
+        world.tick(10)
+    leave_at_once(world, job)
+    world.tick(10)
+    world.form(job)
+    for step in range(1, 5):
+        world.train(job, step)
+        world.tick(10)
+    with world.store.read() as db:
+        (used,) = waste.load_use(db, world.admin.team, 0)
+        costs = [line.amount for row in queries.load_machines(db, job) for line in bill(evidence(row), db.now)]
+    assert sum(used.parts.values()) == sum(costs)
+    assert {"set_up", "lost_steps", "training"} <= used.parts.keys()
+    assert used.parts["lost_steps"] > 0
+
+
+def leave_at_once(world: World, job: UUID) -> None:
+    """Its machine is taken back before it has saved anything."""
+    for machine in world.alive(job):
+        world.provider.end(machine.provider_id, "preempted")
+    world.tick()
 
 
 def test_on_budget_stop_ends_the_job(world: World):

@@ -183,6 +183,29 @@ def _print_forecast(forecast: BudgetForecast) -> None:
         out.print(f"The limit won't last: it is spent by {forecast.exhausted_at:%Y-%m-%d %H:%M} UTC at this pace.")
 
 
+@app.command("waste")
+def show_waste(
+    days: Annotated[int, typer.Option(help="How far to look back.", min=1, max=366)] = 28,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show what your team's machines cost, and what of it did not go into training that was kept, by cause.
+
+    \b
+    shoestring budget waste --days 7
+    """
+    with open_client(url) as client:
+        report = client.waste(days)
+    costs = [("all jobs", report.total), *((one.name, one.cost) for one in report.jobs)]
+    rows = [
+        (name, format_dollars(cost.cost), format_dollars(cost.training),
+         *(format_dollars(part.cost) for part in cost.causes))
+        for name, cost in costs
+    ]  # fmt: skip
+    columns = ("JOB", "COST", "TRAINING", "SET-UP", "IDLE", "LOST STEPS", "FAILED LAUNCH")
+    print_result(report, as_json, lambda: print_table(columns, rows, "No jobs.", wrap=("JOB",)))
+
+
 @app.command("period")
 def set_period(
     kind: Annotated[PeriodKind, typer.Argument(help="month, term or one-off.")],

@@ -127,6 +127,12 @@ export const forecast = ({ id, limit, period }: Budget) =>
     refetchInterval: 20_000,
   });
 
+export const waste = queryOptions({
+  queryKey: ["waste"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/waste", { signal })),
+  refetchInterval: 20_000,
+});
+
 export const budgetRequests = queryOptions({
   queryKey: ["budget-requests"],
   queryFn: async ({ signal }) => body(await api.GET("/v1/budget-requests", { signal })).requests,

@@ -536,6 +536,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/waste": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Waste
+         * @description Return what the machines of the last days cost, and what of it was wasted, by cause; and the ten worst jobs.
+         */
+        get: operations["get_waste"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/recipes": {
         parameters: {
             query?: never;
@@ -1974,6 +1994,17 @@ export interface components {
          * @enum {string}
          */
         JobStatus: "awaiting_approval" | "queued" | "launching" | "running" | "stopping" | "paused" | "succeeded" | "stopped" | "failed";
+        /** JobWaste */
+        JobWaste: {
+            /**
+             * Job
+             * Format: uuid
+             */
+            job: string;
+            /** Name */
+            name: string;
+            cost: components["schemas"]["SplitCost"];
+        };
         /**
          * Key
          * @description An API key, without its secret.
@@ -3054,6 +3085,17 @@ export interface components {
             spent: components["schemas"]["Money"];
         };
         /**
+         * SplitCost
+         * @description A cost and its parts: cost = training + wasted, and wasted is the sum of its causes.
+         */
+        SplitCost: {
+            cost: components["schemas"]["Money"];
+            training: components["schemas"]["Money"];
+            wasted: components["schemas"]["Money"];
+            /** Causes */
+            causes: components["schemas"]["Waste"][];
+        };
+        /**
          * StopJobRequest
          * @description Body of POST /v1/jobs/{id}:stop. Both save a checkpoint first; a paused job can be resumed.
          */
@@ -3253,6 +3295,29 @@ export interface components {
          * @enum {string}
          */
         WaitReason: "budget" | "slots" | "turn" | "capacity" | "quota" | "terminating" | "resume";
+        /** Waste */
+        Waste: {
+            /**
+             * Cause
+             * @enum {string}
+             */
+            cause: "set_up" | "idle" | "lost_steps" | "failed_launch";
+            cost: components["schemas"]["Money"];
+        };
+        /**
+         * WasteReport
+         * @description What the machines that were made since then cost by now.
+         */
+        WasteReport: {
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            total: components["schemas"]["SplitCost"];
+            /** Jobs */
+            jobs: components["schemas"]["JobWaste"][];
+        };
         /**
          * WeightChange
          * @description A team's or member's share of the dollars, compared with that of the others, changed.
@@ -4261,6 +4326,37 @@ export interface operations {
                 content: {
                     "text/csv": unknown;
                     "application/json": unknown;
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    get_waste: {
+        parameters: {
+            query?: {
+                days?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WasteReport"];
                 };
             };
             /** @description What was wrong and how to fix it */

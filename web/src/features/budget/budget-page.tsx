@@ -10,6 +10,7 @@ import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
 import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
+import { WastePanel } from "./waste-panel";
 import { BurnDown } from "./burn-down";
 import { RequestsPanel } from "./requests-panel";
 import { GrantForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
@@ -41,6 +42,7 @@ export function BudgetPage() {
           </div>
         )}
       </Async>
+      <WastePanel />
       <Leaked />
       <p className="muted">
         Next in the queue is the team, and in it the member, that has the fewest dollars spent lately or held now for its weight.
