@@ -8,11 +8,22 @@ import os
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.tls import load_server
+
+
+class Hosting(BaseModel):
+    """What the machine costs that the service runs on, where somebody is billed for it by the hour."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(max_length=200)]
+    hourly_usd: Annotated[str, Field(pattern=r"^\d{1,3}(\.\d{1,6})?$")]
+    since: Annotated[int, Field(ge=0, le=wire.LATEST_TIME)]
+    """Unix time (s) at which it started."""
 
 
 class ApiSettings(BaseSettings):
@@ -37,6 +48,8 @@ class ApiSettings(BaseSettings):
     """PEM file with the certificate that is served, and those between it and its authority."""
     tls_key: Path | None = None
     """PEM file with its key, without a password."""
+    hosting: Hosting | None = None
+    """As JSON: {"name": …, "hourly_usd": "0.03", "since": …}. It is shown on the budget page; no budget pays for it."""
     redis_url: str = ""
     machinehost_file: Path | None = None
     """Path of the machine host's machinehost.json."""

@@ -368,6 +368,35 @@ class Client:
         raise AssertionError("unreachable")
 
 
+def redeem_code(url: str, ca: str, code: str) -> str:
+    """Exchange a one-time login code for an API key. Raises ServiceError, ServiceUnreachable."""
+    with open_http(url, ca, timeout=TIMEOUT) as http:
+        try:
+            session = http.post("/v1/session", json={"code": code})
+            if not session.is_success:
+                raise _error(session)
+            headers = {"X-CSRF-Token": _parse(session, rest.Me).csrf or "", **_idempotency_header(None)}
+            created = http.post("/v1/keys", json={"kind": "pat"}, headers=headers)
+        except httpx.TransportError as failure:
+            why = explain_distrust(failure, url) or f"{url} does not answer ({failure})."
+            raise ServiceUnreachable(why) from failure
+    if not created.is_success:
+        raise _error(created)
+    return _parse(created, rest.CreatedKey).secret
+
+
+def is_accepted(url: str, key: str, ca: str) -> bool:
+    """Whether the service takes this key. Raises ServiceUnreachable, ServiceError for any other refusal."""
+    try:
+        with Client(url, key, ca=ca) as client:
+            client.me()
+    except ServiceError as error:
+        if error.problem.status == 401:
+            return False
+        raise
+    return True
+
+
 def is_complete(artifact: rest.Artifact, path: Path) -> bool:
     """Whether `path` is a file with the artifact's content."""
     if not path.is_file() or path.stat().st_size != artifact.bytes:

@@ -74,6 +74,12 @@ def saved_url() -> str | None:
     return _saved_login().get("url")
 
 
+def saved_key(url: str) -> str | None:
+    """The key of the saved login, if it is of this service."""
+    saved = _saved_login()
+    return saved.get("key") if saved.get("url") == url.rstrip("/") else None
+
+
 def config_path() -> Path:
     override = os.environ.get("SHOESTRING_CONFIG")
     return Path(override) if override else _user_folder(user_config_path, "SHOESTRING_CONFIG=FILE") / "login.json"

@@ -648,8 +648,21 @@ class WasteReport(Resource):
     """Those that wasted the most, the first ten."""
 
 
+class Hosting(Resource):
+    """The machine that the service runs on: an estimate, which no budget pays for."""
+
+    name: str
+    hourly: Money
+    since: datetime
+    """When it started."""
+    spent: Money
+    """Since then."""
+
+
 class BudgetList(Resource):
     budgets: list[Budget]
+    hosting: Hosting | None = None
+    """None: the service runs where nobody is billed for it by the hour."""
     leaked: Money = Money(amount="0.00")
     """What machines, disks and addresses have cost that ran at a provider without a job: no budget paid for them."""
 

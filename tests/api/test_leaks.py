@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import leaks
@@ -34,3 +37,13 @@ def test_the_cost_of_leaks_grows_until_they_are_gone(deployment: Deployment) -> 
     lines = deployment.member.get("/metrics").text.splitlines()
     (line,) = (line for line in lines if line.startswith("shoestring_leaked_dollars "))
     assert float(line.split()[1]) == cost / 1e6
+
+
+@pytest.mark.any_database
+def test_the_service_s_own_machine_is_a_line_of_its_own(migrated_url: str, tmp_path: Path) -> None:
+    since = int(time.time()) - 3_600
+    hosting = {"name": "a small machine", "hourly_usd": "0.03", "since": since}
+    with Deployment(migrated_url, tmp_path, hosting=hosting) as deployment:
+        told = deployment.member.get("/v1/budgets").json()["hosting"]
+    assert (told["name"], told["hourly"]["amount"]) == ("a small machine", "0.03")
+    assert 0.03 <= float(told["spent"]["amount"]) < 0.031

@@ -94,7 +94,8 @@ COMMANDS: dict[tuple[str, ...], int] = {
 WITHOUT_FOREIGN_TEXT = {
     "retry", "open", "artifacts ls", "artifacts get", "chaos preempt", "recipes ls", "recipes show", "data prepare",
     "budget forecast", "simulate spot", "model", "up", "demo", "budget export",
-    "aws bootstrap", "aws doctor", "aws panic", "aws teardown",  # they print ids, and names in AWS's own alphabet
+    # they print ids, and names in AWS's own alphabet
+    "aws bootstrap", "aws doctor", "aws down", "aws panic", "aws teardown", "aws up",
 }  # fmt: skip
 
 

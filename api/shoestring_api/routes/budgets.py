@@ -19,7 +19,7 @@ from shoestring_core.store.transactions import Read, Write
 from shoestring_api.dependencies import AdminCaller, Caller, IdempotencyKey, ReadDep, StateDep
 from shoestring_api.idempotency import run_once
 from shoestring_api.json_body import ExactJsonRoute
-from shoestring_api.serializers.costs import serialize_budgets, serialize_forecast
+from shoestring_api.serializers.costs import serialize_budgets, serialize_forecast, serialize_hosting
 
 MAX_YEAR = 2100
 """Terms end before it."""
@@ -28,10 +28,11 @@ router = APIRouter(prefix="/v1/budgets", tags=["budgets"], route_class=ExactJson
 
 
 @router.get("")
-def list_budgets(db: ReadDep, caller: Caller) -> rest.BudgetList:
+def list_budgets(state: StateDep, db: ReadDep, caller: Caller) -> rest.BudgetList:
     """List the budgets of the organization, the team and its members."""
     budgets = serialize_budgets(db, ledger.team_budgets(db, caller.team))
-    return rest.BudgetList(budgets=budgets, leaked=rest.Money.of(leaks.leaked(db)))
+    hosting = state.settings.hosting and serialize_hosting(state.settings.hosting, db.now)
+    return rest.BudgetList(budgets=budgets, hosting=hosting, leaked=rest.Money.of(leaks.leaked(db)))
 
 
 @router.get("/{budget_id}")

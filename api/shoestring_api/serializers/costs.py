@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from shoestring_core import rest
+from shoestring_core import money, rest
 from shoestring_core.decide import periods, soft_lines
 from shoestring_core.decide.billing import Line, bill
+from shoestring_core.decide.timeouts import S
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.billing import evidence
 from shoestring_core.store.queries import JobRows
@@ -16,6 +17,7 @@ from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, MachineRow
 from shoestring_core.store.transactions import Read
 
 from shoestring_api.serializers.times import to_datetime
+from shoestring_api.settings import Hosting
 
 FAR_AWAY = 4_102_444_800_000_000
 """The year 2100, µs UTC: what lasts until then is not said to end."""
@@ -85,6 +87,16 @@ def serialize_forecast(account: AccountRow, found: ledger.BudgetForecast) -> res
 def _storable(at: int | None) -> int | None:
     """A time that a calendar has; None for one beyond."""
     return None if at is None or at > FAR_AWAY else at
+
+
+def serialize_hosting(hosting: Hosting, now: int) -> rest.Hosting:
+    since = hosting.since * S
+    return rest.Hosting(
+        name=hosting.name,
+        hourly=rest.Money.of(money.from_decimal(hosting.hourly_usd)),
+        since=to_datetime(since),
+        spent=rest.Money.of(money.cost(hosting.hourly_usd, max(0, now - since))),
+    )
 
 
 def _budget(row: AccountRow, title: str, recent: int, period: BudgetPeriodRow | None) -> rest.Budget:

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from shoestring import aws
-from shoestring.cli.terminal import Json, check_dollars
+from shoestring import aws, config
+from shoestring.cli.terminal import Json, check_dollars, out, print_result
+from shoestring.client import ServiceError, is_accepted, redeem_code
+from shoestring.supervisor import StartupError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the AWS account that machines run in.")
 
@@ -79,8 +81,8 @@ def bootstrap(
     """
     if email is not None and not re.fullmatch(r"[^@\s]+@[^@\s]+", email):
         raise typer.BadParameter(f"{email} is not an e-mail address")
-    if image is not None and not re.fullmatch(r"ami-[0-9a-f]{8,17}", image):
-        raise typer.BadParameter(f"{image} is not an image, such as ami-0123456789abcdef0")
+    if image is not None:
+        _check_image(image)
     check_dollars(monthly)
     for one in region or ():
         if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", one):
@@ -100,3 +102,63 @@ def teardown(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = Fa
     """
     switches = [f"--{name}" for name, on in {"yes": yes, "json": as_json}.items() if on]
     raise typer.Exit(aws.run("teardown", *switches))
+
+
+@app.command()
+def up(
+    budget: Annotated[str | None, typer.Option(metavar="USD", help="Limit of the team's budget, e.g. 25.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="AMI", help="Of the machine. Default: the one that training machines get.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="At which it is reached.")] = 8443,
+    as_json: Json = False,
+) -> None:
+    """Run the service on a small machine in the account, and log in to it.
+
+    It needs what `bootstrap` made, and the settings that it printed. The data lie on a volume that stays, and so does
+    the address. Run again it changes nothing, or goes on where it was stopped.
+
+    \b
+    shoestring aws up --budget 25
+    """
+    if budget is not None:
+        check_dollars(budget)
+    if image is not None:
+        _check_image(image)
+    named = [part for name, value in (("--budget", budget), ("--image", image)) if value for part in (name, value)]
+    code, found = aws.run_for_answer("up", *named, "--port", str(port))
+    if code:
+        raise typer.Exit(code)
+    url, ca = str(found["url"]), str(found["ca"])
+    key = config.saved_key(url) or ""
+    if not (key and is_accepted(url, key, ca)):
+        try:
+            key = redeem_code(url, ca, found["code"])
+        except ServiceError as error:
+            if error.problem.status != 401:
+                raise
+            raise StartupError("The login was used. A new one is there within 5 minutes: run this again.") from error
+    config.save_login(url, key, ca)
+    print_result({"url": url}, as_json, lambda: _print_service(url))
+
+
+@app.command()
+def down() -> None:
+    """End the machine that runs the service. Its volume and its address stay, and `up` goes on with them.
+
+    \b
+    shoestring aws down
+    """
+    raise typer.Exit(aws.run("down"))
+
+
+def _print_service(url: str) -> None:
+    out.print(f"Service     {url}")
+    out.print("            (its certificate signs itself: browsers ask once whether you trust it)")
+    out.print("Dashboard   shoestring open")
+    out.print("Try         shoestring submit digits/quickstart --watch")
+
+
+def _check_image(image: str) -> None:
+    if not re.fullmatch(r"ami-[0-9a-f]{8,17}", image):
+        raise typer.BadParameter(f"{image} is not an image, such as ami-0123456789abcdef0")

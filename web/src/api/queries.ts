@@ -138,10 +138,13 @@ export const budgetRequests = queryOptions({
   queryFn: async ({ signal }) => body(await api.GET("/v1/budget-requests", { signal })).requests,
 });
 
-/** What has run at providers without a job. */
-export const leaked = queryOptions({
-  queryKey: ["leaked"],
-  queryFn: async ({ signal }) => body(await api.GET("/v1/budgets", { signal })).leaked,
+/** What no budget pays for: what has run at providers without a job, and the machine that the service runs on. */
+export const unbudgeted = queryOptions({
+  queryKey: ["unbudgeted"],
+  queryFn: async ({ signal }) => {
+    const { leaked, hosting } = body(await api.GET("/v1/budgets", { signal }));
+    return { leaked, hosting };
+  },
 });
 
 export const recipes = queryOptions({

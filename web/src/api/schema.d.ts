@@ -1268,6 +1268,7 @@ export interface components {
         BudgetList: {
             /** Budgets */
             budgets: components["schemas"]["Budget"][];
+            hosting: components["schemas"]["Hosting"] | null;
             /**
              * @default {
              *       "amount": "0.00",
@@ -1853,6 +1854,21 @@ export interface components {
              * @default []
              */
             gpus: string[];
+        };
+        /**
+         * Hosting
+         * @description The machine that the service runs on: an estimate, which no budget pays for.
+         */
+        Hosting: {
+            /** Name */
+            name: string;
+            hourly: components["schemas"]["Money"];
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            spent: components["schemas"]["Money"];
         };
         /**
          * Interruptions

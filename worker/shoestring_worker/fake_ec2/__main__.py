@@ -37,7 +37,9 @@ def main() -> None:
 
     machines, access_key = None, None
     if options.machinehost is not None:
-        machines, access_key = Machines(MachineHostClient(options.machinehost)), secrets.token_urlsafe(16)
+        access_key = secrets.token_urlsafe(16)
+        volumes = options.machinehost.absolute().parent / "volumes"
+        machines = Machines(MachineHostClient(options.machinehost), volumes, access_key)
     fake = FakeEc2(DomainDispatcherApplication(create_backend_app), machines, access_key)
     server = make_server(HOST, options.port, with_control(fake), threaded=True, request_handler=QuietHandler)
     url = f"http://{HOST}:{server.server_port}"

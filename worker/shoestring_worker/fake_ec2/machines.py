@@ -7,16 +7,27 @@ source  docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html
 from __future__ import annotations
 
 import base64
+import json
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from shoestring_worker.fake_ec2.moto_backend import MotoInstance
+from shoestring_worker.fake_ec2.s3 import SECRET_ACCESS_KEY
 from shoestring_worker.machinehost_client import MachineHostClient
 from shoestring_worker.providers.base import OutcomeUnknown
 
-COMMANDS = {"nvidia-smi": "#!/bin/sh\necho '580.95.05, no GPU (fake EC2)'\n"}
+NVIDIA_SMI = "#!/bin/sh\necho '580.95.05, no GPU (fake EC2)'\n"
 """What the fake's image has besides what this computer has."""
+DISKS = {
+    "lsblk": '#!/bin/sh\nfor disk in "{attached}"/*; do [ -e "$disk" ] && echo "$disk ${{disk##*/}}"; done; true\n',
+    "blkid": '#!/bin/sh\n[ -e "$2/.ext4" ] || exit 2\n',
+    "mkfs": '#!/bin/sh\n: > "$3/.ext4"\n',
+    "mount": '#!/bin/sh\nrmdir "$2" && ln -s "$(readlink -f "$1")" "$2"\n',
+}
+"""The commands that find, format and mount a volume. Here it is a folder, which lives as long as the volume."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +40,30 @@ class MachineState:
 
 
 class Machines:
-    """The machines of the instances. An instance's id is the token of its machine."""
+    """The machines of the instances. An instance's id is the token of its machine.
 
-    def __init__(self, host: MachineHostClient) -> None:
-        self._host = host
+    volumes     folder of the volumes that are attached to instances
+    access_key  what an instance's role gives it
+    """
 
-    def launch(self, instance: MotoInstance, user_data: str, market: str) -> bool:
-        """Boot an instance. False: there is no room for it. Raises OutcomeUnknown."""
+    def __init__(self, host: MachineHostClient, volumes: Path, access_key: str) -> None:
+        self._host, self._volumes, self._access_key = host, volumes, access_key
+
+    def launch(self, instance: MotoInstance, user_data: str, market: str, role: str) -> bool:
+        """Boot an instance. False: there is no room for it. `role`: "": it has none. Raises OutcomeUnknown."""
         script = base64.b64decode(user_data).decode()
         body = {
             "type": instance.type,
             "market": market,
             "price": "0",
             "user_data": script if script.startswith("#!") else "#!/bin/sh\n",  # cloud-init executes nothing else
-            "metadata": {"instance-id": instance.id, "placement/availability-zone": instance.zone},
-            "commands": COMMANDS,
+            "metadata": {
+                "instance-id": instance.id,
+                "placement/availability-zone": instance.zone,
+                **(self._credentials(role) if role else {}),
+            },
+            "commands": {"nvidia-smi": NVIDIA_SMI}
+            | {name: script.format(attached=self._attached(instance.id)) for name, script in DISKS.items()},
         }
         reply = self._host.call("PUT", f"/machines/{instance.id}", body)
         if reply.status_code in (200, 201):
@@ -65,6 +85,34 @@ class Machines:
 
     def recommend_rebalance(self, instance: str) -> None:
         self._act("POST", instance, "/rebalance")
+
+    def attach(self, instance: str, volume: str) -> None:
+        """The volume becomes a device of the instance.
+
+        docs.aws.amazon.com/ebs/latest/userguide/identify-nvme-ebs-device.html
+        """
+        folder, attached = self._volumes / volume, self._attached(instance)
+        for each in (folder, attached):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        device = attached / volume.replace("-", "")
+        device.unlink(missing_ok=True)
+        device.symlink_to(folder)
+
+    def delete_volume(self, volume: str) -> None:
+        shutil.rmtree(self._volumes / volume, ignore_errors=True)
+
+    def _attached(self, instance: str) -> Path:
+        return self._volumes / "attached" / instance
+
+    def _credentials(self, role: str) -> dict[str, str]:
+        """docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html"""
+        credentials = {
+            "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
+            "AccessKeyId": self._access_key, "SecretAccessKey": SECRET_ACCESS_KEY, "Token": "none",
+            "Expiration": "2099-01-01T00:00:00Z",
+        }  # fmt: skip
+        path = "iam/security-credentials"
+        return {path: role, f"{path}/{role}": json.dumps(credentials)}
 
     def _act(self, method: str, instance: str, path: str, body: dict[str, object] | None = None) -> None:
         """Raises KeyError for an instance that isn't there, OutcomeUnknown."""

@@ -80,6 +80,17 @@ def end_instance(region: str, instance: str, code: str, message: str, at: dateti
     who = "Service" if code.startswith(SERVICE) else "User"
     found._reason = f"{who} initiated ({at or datetime.now(UTC):%Y-%m-%d %H:%M:%S} GMT)"
     found.state_reason = StateReason(f"{code}: {message}", code)
+    release_addresses_of_ended(region)
+
+
+def release_addresses_of_ended(region: str) -> None:
+    """Elastic addresses go with no instance that has ended, as moto's do.
+
+    docs.aws.amazon.com/AWSEC2/latest/UserGuide/working-with-eips.html
+    """
+    for address in _backend(region).addresses:
+        if address.instance is not None and address.instance.state == "terminated":
+            address.instance = address.eni = address.association_id = None
 
 
 def forget(region: str, instance: str) -> None:

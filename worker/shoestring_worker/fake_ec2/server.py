@@ -151,7 +151,11 @@ class FakeEc2:
             case "DescribeSpotPriceHistory":
                 return self.spot_market.describe(call)
             case "TerminateInstances":
-                return terminate(call, run, has_ended, partial(self._stop, call.region) if self._machines else None)
+                answer = terminate(call, run, has_ended, partial(self._stop, call.region) if self._machines else None)
+                moto_backend.release_addresses_of_ended(call.region)
+                return answer
+            case "AttachVolume" | "DeleteVolume":
+                return self._follow_volume(call, run())
             case "DescribeRegions":
                 return regions.describe()
             case "RequestSpotInstances":
@@ -172,10 +176,20 @@ class FakeEc2:
         market = "spot" if call.parameters.get(MARKET) == "spot" else "on_demand"
         for id_ in instance_ids(answer):
             instance = moto_backend.find_instance(call.region, id_)
-            if instance and not self._machines.launch(instance, call.parameters.get("UserData", ""), market):
+            role = call.parameters.get("IamInstanceProfile.Name", "")
+            if instance and not self._machines.launch(instance, call.parameters.get("UserData", ""), market, role):
                 moto_backend.forget(call.region, id_)
                 return error_answer(500, "InsufficientInstanceCapacity", "The machine host has no slot free.")
             moto_backend.set_state(call.region, id_, "pending")
+        return answer
+
+    def _follow_volume(self, call: Call, answer: Answer) -> Answer:
+        """An instance that runs finds a volume that was attached to it; one that was deleted is gone."""
+        if self._machines is not None and answer.is_success:
+            if call.action == "DeleteVolume":
+                self._machines.delete_volume(call.parameters["VolumeId"])
+            else:
+                self._machines.attach(call.parameters["InstanceId"], call.parameters["VolumeId"])
         return answer
 
     def _stop(self, region: str, instance: str) -> None:

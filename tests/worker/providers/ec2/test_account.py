@@ -74,6 +74,10 @@ def tables(aws: FakeAws) -> dict[str, Any]:
     return of_regions | {
         "buckets": {name: aws.s3().list_objects_v2(Bucket=name)["KeyCount"] for name in buckets},
         "roles": [each["RoleName"] for each in account.read_all("iam", REGION, "list_roles", "Roles")],
+        "profiles": [
+            each["InstanceProfileName"]
+            for each in account.read_all("iam", REGION, "list_instance_profiles", "InstanceProfiles")
+        ],
         "budgets": [
             each["BudgetName"]
             for each in account.read_all("budgets", REGION, "describe_budgets", "Budgets", AccountId="123456789012")

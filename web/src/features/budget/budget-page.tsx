@@ -1,10 +1,11 @@
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { useRef, useState } from "react";
 import { flushSync } from "react-dom";
-import { type Budget, budgets, jobPages, leaked, me } from "../../api/queries";
+import { type Budget, budgets, jobPages, me, unbudgeted } from "../../api/queries";
 import { formatDollars, formatExact, toMicro, fractionOf } from "../../lib/money";
 import { headline } from "../../lib/labels";
 import { formatPercent } from "../../lib/number";
+import { formatTime } from "../../lib/time";
 import { Async } from "../../components/async";
 import { Command } from "../../components/copy-button";
 import { Page } from "../../components/page";
@@ -43,7 +44,7 @@ export function BudgetPage() {
         )}
       </Async>
       <WastePanel />
-      <Leaked />
+      <Unbudgeted />
       <p className="muted">
         Next in the queue is the team, and in it the member, that has the fewest dollars spent lately or held now for its weight.
       </p>
@@ -57,14 +58,23 @@ export function BudgetPage() {
   );
 }
 
-/** What no budget paid for: it should be nothing. */
-function Leaked() {
-  const cost = useQuery(leaked).data;
-  if (!cost) return null;
+/** What no budget pays for: the service's own machine, and leaks, which should be nothing. */
+function Unbudgeted() {
+  const costs = useQuery(unbudgeted).data;
+  if (!costs) return null;
+  const { hosting, leaked } = costs;
   return (
-    <p className={toMicro(cost.amount) > 0n ? "note warn" : "muted"} data-leaked>
-      Leaked: {formatExact(cost)}, of machines, disks and addresses that ran at a provider without a job. They are ended when they are found.
-    </p>
+    <>
+      {hosting && (
+        <p className="muted" data-hosting>
+          The service itself: {formatDollars(hosting.spent)} since {formatTime(hosting.since)}, for {hosting.name}, with disks and
+          address {formatExact(hosting.hourly)} an hour. That is an estimate, and no budget pays for it.
+        </p>
+      )}
+      <p className={toMicro(leaked.amount) > 0n ? "note warn" : "muted"} data-leaked>
+        Leaked: {formatExact(leaked)}, of machines, disks and addresses that ran at a provider without a job. They are ended when they are found.
+      </p>
+    </>
   );
 }
 

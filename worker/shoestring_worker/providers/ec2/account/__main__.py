@@ -21,7 +21,7 @@ from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.wording.units import counted
 
-from shoestring_worker.providers.ec2.account import bootstrap, teardown
+from shoestring_worker.providers.ec2.account import bootstrap, service_launch, teardown
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.doctor import (
     Finding,
@@ -32,6 +32,8 @@ from shoestring_worker.providers.ec2.account.doctor import (
 )
 from shoestring_worker.providers.ec2.account.inventory import count
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything
+from shoestring_worker.providers.ec2.account.service import ServiceInAccount
+from shoestring_worker.providers.ec2.account.service_launch import Wanted
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 HOME = "us-east-1"
@@ -75,10 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--dry-run", action="store_true")
     for name, default in (("--email", None), ("--monthly", "50"), ("--image", bootstrap.NO_IMAGE)):
         made.add_argument(name, default=default)
+    started = commands.add_parser("up")
+    started.set_defaults(run=run_up)
+    for name, default in (("--budget", ""), ("--image", "")):
+        started.add_argument(name, default=default)
+    started.add_argument("--port", type=int, default=service_launch.PORT)
+    stopped = commands.add_parser("down")
+    stopped.set_defaults(run=run_down)
     removed = commands.add_parser("teardown")
     removed.set_defaults(run=run_teardown)
     removed.add_argument("--yes", action="store_true")
-    for command in (doctor, panic, made, removed):
+    for command in (doctor, panic, made, started, stopped, removed):
         command.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
@@ -86,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AwsError as error:
         print(f"Error: {error}", file=sys.stderr)
         return ExitCode.AUTH if error.code else ExitCode.NETWORK
+    except BadSettings as error:
+        print(f"Error: {error}. {error.advice}", file=sys.stderr)
+        return ExitCode.USAGE
     return code
 
 
@@ -94,11 +106,9 @@ def run_doctor(options: argparse.Namespace, account: Account) -> int:
     findings = check_account(account.open_client, account.home, datetime.now(UTC))
     asked = all(finding.level == "ok" for finding in findings)
     try:
-        settings = Ec2Settings()
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        advice = "docs/aws.md shows SHOESTRING_EC2_REGIONS. Run this with the environment of the worker."
-        findings.append(Finding("error", "settings", f"SHOESTRING_EC2_…: {problems}", advice))
+        settings = read_settings()
+    except BadSettings as error:
+        findings.append(Finding("error", "settings", str(error), error.advice))
     else:
         url = os.environ.get("SHOESTRING_AGENT_URL", "http://127.0.0.1:8000")
         findings.append(check_agent_url(url, simulated=settings.simulated))
@@ -156,6 +166,18 @@ def run_bootstrap(options: argparse.Namespace, account: Account) -> int:
     return ExitCode.OK
 
 
+def run_up(options: argparse.Namespace, account: Account) -> int:
+    """How to reach the service goes to stdout, for the command line that started this; what was done to stderr."""
+    wanted = Wanted(read_settings(), os.environ, options.budget, options.image, options.port)
+    print(ServiceInAccount(Aws(account.endpoint), wanted, report).up().model_dump_json())
+    return ExitCode.OK
+
+
+def run_down(_options: argparse.Namespace, account: Account) -> int:
+    ServiceInAccount(Aws(account.endpoint), Wanted(read_settings(), os.environ), report).down()
+    return ExitCode.OK
+
+
 def run_teardown(options: argparse.Namespace, account: Account) -> int:
     """Exit code 1: something is left."""
     aws = Aws(account.endpoint)
@@ -172,6 +194,24 @@ def run_teardown(options: argparse.Namespace, account: Account) -> int:
     for thing_left, why in failed.items():
         report(f"Error: left: {thing_left}: {why}")
     return 1 if failed else ExitCode.OK
+
+
+class BadSettings(Exception):
+    """SHOESTRING_EC2_… variables that are missing or wrong."""
+
+    advice = (
+        "`shoestring aws bootstrap` prints these settings: load them into this shell, and run this again. "
+        "docs/aws.md explains them."
+    )
+
+
+def read_settings() -> Ec2Settings:
+    """Raises BadSettings."""
+    try:
+        return Ec2Settings()
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise BadSettings(f"SHOESTRING_EC2_…: {problems}") from error
 
 
 def report(line: str) -> None:

@@ -79,9 +79,14 @@ def end_everything(
 
 
 def _list(aws: Aws, region: str, deployment: str | None) -> list[Thing]:
-    """In the order of removal: requests first, or they launch again; what machines hold last. Raises AwsError."""
+    """In the order of removal: requests first, or they launch again; what machines hold last. Raises AwsError.
+
+    Of all deployments also the machine that runs the service, which would launch again; its volume and address stay.
+    """
     listed = [*inventory.machines(aws, region), *inventory.disks_and_addresses(aws, region)]
-    return [thing for thing in listed if thing.deployment and deployment in (None, thing.deployment)]
+    if deployment is not None:
+        return [thing for thing in listed if thing.deployment == deployment]
+    return [thing for thing in listed if thing.deployment or thing.kind == "machine"]
 
 
 def _end(aws: Aws, result: RegionResult, report: Callable[[str], None]) -> list[str]:

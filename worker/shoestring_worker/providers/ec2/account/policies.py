@@ -7,7 +7,7 @@ from typing import Any
 
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 
-from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_SERVICE
+from shoestring_worker.providers.ec2.account.ownership import SERVICE_PATH, SPOT_ROLE, SPOT_SERVICE
 
 SWEPT = ("instance", "volume", "elastic-ip", "spot-instances-request")
 
@@ -40,11 +40,19 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
     more = [
         "ec2:CreateTags", "ec2:CreateRoute", "ec2:CreateVpcEndpoint", "ec2:DeleteVpcEndpoints",
         "ec2:AttachInternetGateway", "ec2:DetachInternetGateway", "ec2:AuthorizeSecurityGroupIngress",
-        "ec2:DeregisterImage", "ec2:DeleteSnapshot",
+        "ec2:DeregisterImage", "ec2:DeleteSnapshot", "ec2:RunInstances", "ec2:TerminateInstances",
+        "ec2:DeleteTags", "ec2:CreateVolume", "ec2:AttachVolume", "ec2:AllocateAddress", "ec2:AssociateAddress",
     ]  # fmt: skip
     role = f"arn:aws:iam::{account}:role/aws-service-role/{SPOT_SERVICE}/{SPOT_ROLE}"
+    service = [f"arn:aws:iam::{account}:{kind}{SERVICE_PATH}*" for kind in ("role", "instance-profile")]
+    roles = [
+        *(f"iam:{verb}Role" for verb in ("Create", "Delete", "Pass")),
+        *(f"iam:{verb}RolePolicy" for verb in ("Get", "Put", "Delete")),
+        *(f"iam:{verb}InstanceProfile" for verb in ("Create", "Delete")),
+        "iam:AddRoleToInstanceProfile", "iam:RemoveRoleFromInstanceProfile",
+    ]  # fmt: skip
     buckets = [
-        "s3:CreateBucket", "s3:GetBucketLocation", "s3:DeleteBucket",
+        "s3:GetObject", "s3:CreateBucket", "s3:GetBucketLocation", "s3:DeleteBucket",
         "s3:ListBucket", "s3:ListBucketVersions", "s3:DeleteObject",
         "s3:DeleteObjectVersion", "s3:GetBucketTagging", "s3:PutBucketTagging", "s3:GetBucketPublicAccessBlock",
         "s3:PutBucketPublicAccessBlock", "s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration",
@@ -53,7 +61,8 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
     return _policy(
         _allow([*made, *more], ["*"], {"StringEquals": {"aws:RequestedRegion": regions}}),
         _allow(["ec2:Describe*", "servicequotas:ListServiceQuotas", "servicequotas:GetServiceQuota"], ["*"]),
-        _allow(["iam:ListRoles", "s3:ListAllMyBuckets"], ["*"]),
+        _allow(["iam:ListRoles", "iam:ListInstanceProfiles", "s3:ListAllMyBuckets"], ["*"]),
+        _allow(roles, service),
         _allow(["iam:CreateServiceLinkedRole", "iam:DeleteServiceLinkedRole"], [role]),
         _allow(buckets, [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]),
         _allow(["budgets:ViewBudget", "budgets:ModifyBudget"], [f"arn:aws:budgets::{account}:budget/*"]),

@@ -9,6 +9,7 @@ from typing import Any
 
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.inventory import Thing
+from shoestring_worker.providers.ec2.account.service_role import remove_profile, remove_role
 
 AT_ONCE = 100
 """Ids in a call. EC2 takes 1,000 and recommends fewer for TerminateInstances (its API reference)."""
@@ -63,6 +64,10 @@ def _remove(aws: Aws, things: Sequence[Thing]) -> None:
             case "alarm":
                 account = aws.account()
                 aws.write("budgets", thing.region, "delete_budget", AccountId=account, BudgetName=thing.id)
+            case "instance profile":
+                remove_profile(aws)
+            case "service role":
+                remove_role(aws)
             case "role":
                 aws.write("iam", thing.region, "delete_service_linked_role", RoleName=thing.id)
             case _:

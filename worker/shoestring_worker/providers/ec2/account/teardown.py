@@ -11,6 +11,7 @@ from shoestring_worker.providers.ec2.account import inventory
 from shoestring_worker.providers.ec2.account.aws import Aws
 from shoestring_worker.providers.ec2.account.inventory import Thing
 from shoestring_worker.providers.ec2.account.removal import remove_all
+from shoestring_worker.providers.ec2.account.service_role import list_service_role
 
 REGIONAL = (inventory.machines, inventory.disks_and_addresses, inventory.images, inventory.network)
 END_S, PAUSE_S = 300.0, 5.0
@@ -23,7 +24,7 @@ def find(aws: Aws) -> list[Thing]:
     regions = aws.enabled_regions()
     with ThreadPoolExecutor(REGIONS_AT_ONCE) as threads:
         lists = list(threads.map(lambda region: [thing for list_ in REGIONAL for thing in list_(aws, region)], regions))
-    return [*(thing for found in lists for thing in found), *inventory.of_account(aws)]
+    return [*(thing for found in lists for thing in found), *inventory.of_account(aws), *list_service_role(aws)]
 
 
 def teardown(
