@@ -57,15 +57,16 @@ def load_forecast(db: Read, account: AccountRow) -> BudgetForecast:
 
 
 def due_forecasts(db: Read) -> Sequence[UUID]:
-    """Budgets in a period that nobody was told about yet: the forecast of each may be alarming."""
-    query = select(AccountRow.id).join(BudgetPeriodRow, BudgetPeriodRow.account == AccountRow.id)
-    untold = (AccountRow.forecast_told.is_(False), BudgetPeriodRow.closed.is_(False))
-    return db.sql.scalars(query.where(*untold).order_by(AccountRow.id)).all()
+    """Budgets in a period: the forecast of each may be alarming."""
+    running = select(BudgetPeriodRow.account).where(BudgetPeriodRow.closed.is_(False))
+    return db.sql.scalars(running.order_by(BudgetPeriodRow.account)).all()
 
 
 def tell_forecast(db: Write, account_id: UUID) -> bool:
     """Tell the teams if a budget's limit won't last its period; once for each limit. Returns whether it did."""
     account = load_account(db, account_id)
+    if account.forecast_told:
+        return False
     period, limit = load_periods(db, [account_id]).get(account_id), period_limit(account)
     found = load_forecast(db, account).forecast
     if period is None or limit is None or found is None or not found.crosses(limit):
