@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images per second and core from shards beside torchvision's, timm's and WebDataset's loaders; start and memory.
 
+Shards lie on the disk, and in a stand-in for S3 that replies 30 ms late, from which they are streamed.
+
     make bench ONLY=trainer_scale SAMPLE=folder of class folders with ImageNet's pictures [COPIES=16] [ROUNDS=3]
 
 The set is the sample's pictures, repeated; the large ones for start and memory are hard links to its shards. What is
@@ -10,8 +12,10 @@ WebDataset is installed into `.peers/`, which git ignores.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
+import mmap
 import os
 import resource
 import shutil
@@ -32,6 +36,7 @@ import psutil
 import torch
 from shoestring_core.task import TaskData
 from shoestring_trainer.agent.launch_env import rank_environment
+from shoestring_trainer.data_sync.shard_streamer import open_stream
 from shoestring_trainer.training.cli.prepare import index_source
 from shoestring_trainer.training.data.augment import RandomResizedCrop, crop_boxes
 from shoestring_trainer.training.data.batch_loader import BatchLoader
@@ -48,6 +53,7 @@ from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import LocalTask
 
 from bench.trainer_cpu import load
+from tests.trainer.data_sync.bucket_server import BUCKET, Bucket, Object, serving
 
 ROOT = Path(__file__).parents[1]
 PEERS, WEBDATASET = ROOT / ".peers" / "webdataset", "webdataset==1.0.2"
@@ -56,6 +62,9 @@ BATCH, WORKERS, MIN_SCALE = 64, 2, 0.08
 BOUNDS = {128: 1.3, 224: 1.2}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES, MAX_START_S, MAX_BYTES = (20_000, 200_000), 10.0, 100.0
+LATENCY_S = 0.03
+IMAGENET_IMAGES, GPUS, CORES_PER_GPU, NETWORK_GBIT_S = 1_281_167, 8, 12, 25
+PACKAGES = os.pathsep.join(str(path) for path in (ROOT / "core", ROOT / "trainer"))
 
 
 def main() -> list[str]:
@@ -68,28 +77,32 @@ def main() -> list[str]:
         options = PrepareOptions(side=400, quality=90, images_per_shard=100, skip_damaged=False)
         index = prepare_shards(index_source(source, skip=False), folder / "shards", options, WORKERS, lambda _: None)
         images = sum(shard.images for shard in index.shards)
+        train_images = sum(index.class_images["train"])
         rate = images / (time.process_time() + children_cpu_s() - began)
         size = sum(shard.bytes for shard in index.shards) / images
         made = (
-            f"{images:,} pictures ({COPIES} copies of {images // COPIES} of ImageNet's, {size / 1000:.0f} kB each), "
+            f"{train_images:,} pictures ({COPIES} copies of {train_images // COPIES} of ImageNet's, "
+            f"{size / 1000:.0f} kB each) and {images - train_images:,} to validate on, "
             f"prepared at {rate:.0f} images/s of one core"
         )
-        lines = [made]
+        lines, rates = [made], {}
         for side in BOUNDS:
-            lines += compare_loaders(source, folder / "shards", side)
-            lines.append(describe_errors(Path(sample), side))
-        return [*lines, *measure_starts(folder)]
+            compared, rates[side] = compare_loaders(source / "train", folder / "shards", side)
+            lines += [*compared, describe_errors(Path(sample), side)]
+        started, starts_s = measure_starts(folder)
+        return [*lines, *started, *extrapolate(rates, starts_s, size)]
     finally:
         shutil.rmtree(folder)
 
 
 def repeat_pictures(sample: Path, folder: Path) -> Path:
-    """Make an image folder of hard links, COPIES of each picture."""
+    """Make an image folder of hard links: COPIES of each picture to train on, one to validate on."""
     for picture in sorted(path for path in sample.rglob("*") if path.is_file()):
-        place = folder / picture.parent.name
-        place.mkdir(parents=True, exist_ok=True)
-        first = Path(shutil.copy(picture, place / f"0-{picture.name}"))
-        for copy in range(1, COPIES):
+        val, place = (folder / split / picture.parent.name for split in ("val", "train"))
+        for needed in (val, place):
+            needed.mkdir(parents=True, exist_ok=True)
+        first = Path(shutil.copy(picture, val / picture.name))
+        for copy in range(COPIES):
             (place / f"{copy}-{picture.name}").hardlink_to(first)
     return folder
 
@@ -97,9 +110,18 @@ def repeat_pictures(sample: Path, folder: Path) -> Path:
 # Throughput
 
 
-def compare_loaders(source: Path, shards: Path, side: int) -> list[str]:
+def compare_loaders(source: Path, shards: Path, side: int) -> tuple[list[str], float]:
+    """Return the lines of the report, and our images/s of one core from the disk."""
+    with serving() as bucket:
+        bucket.delay_s = LATENCY_S
+        put_mapped(bucket, shards, "set")
+        return compare_with_bucket(source, shards, side, bucket)
+
+
+def compare_with_bucket(source: Path, shards: Path, side: int, bucket: Bucket) -> tuple[list[str], float]:
     loaders: dict[str, Callable[[], Iterator[Any]]] = {
         "ours, from shards": partial(our_batches, shards, side),
+        "ours, streamed": partial(streamed_batches, bucket.environment, shards.parent, side),
         "torchvision's ImageFolder and DataLoader": partial(torchvision_batches, source, side, "PIL"),
         "torchvision's v2 transforms on tensors": partial(torchvision_batches, source, side, "tensors"),
         "timm's loader": partial(timm_batches, source, side),
@@ -116,12 +138,14 @@ def compare_loaders(source: Path, shards: Path, side: int) -> list[str]:
             rates[name].append(measure(loaders[name]))
             print(f"{side} px, round {number + 1}: {name}: {rates[name][-1]:.0f} images/s of one core", flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    ours = medians.pop(names[0])
-    return [
+    ours, streamed = medians.pop(names[0]), medians.pop(names[1])
+    lines = [
         f"{side} px, random resized crop and flip: ours {ours:.0f} images/s of one core (median of {ROUNDS}; {load()})",
+        f"streamed from an S3 stand-in, {LATENCY_S * 1000:.0f} ms away: {streamed:.0f}, {streamed / ours:.2f}×",
         *(judge(name, ours / rate, rate, 1.1 if "v2" in name else BOUNDS[side]) for name, rate in medians.items()),
         *notes,
     ]
+    return lines, ours
 
 
 def judge(name: str, ratio: float, rate: float, bound: float) -> str:
@@ -172,11 +196,48 @@ def our_batches(shards: Path, side: int) -> Iterator[Any]:
         yield images_NCHW.sub_(mean).div_(std)
 
 
-def open_loader(shards: Path, side: int) -> tuple[BatchLoader, Settings]:
-    settings = Settings(image_size=side, batch_size=BATCH, crop_scale=MIN_SCALE, flip=True, val_fraction=0.01)
+def put_mapped(bucket: Bucket, shards: Path, prefix: str) -> None:
+    """Put files of shards into the bucket without reading them."""
+    for path in shards.iterdir():
+        if path.suffix in (".tar", ".json", ".npy"):
+            with path.open("rb") as file:
+                content: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            bucket.objects[f"{prefix}/{path.name}"] = Object(content)
+
+
+def streamed_batches(environment: dict[str, str], folder: Path, side: int) -> Iterator[Any]:
+    """As `our_batches`, of shards in the bucket; the process that streams them counts, and nothing is here before."""
+    torch.set_num_threads(WORKERS)
+    url, store = f"s3://{BUCKET}/set", Path(tempfile.mkdtemp(dir=folder))
+    stream = asyncio.run(open_stream(url, store, environment, lambda _: None, cache_bytes=None))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shoestring_trainer", "stream", url, str(store), "", str(os.getpid())],
+        env=os.environ | environment | {"PYTHONPATH": PACKAGES}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    data = TaskData(train=str(stream.folder), source=url, stream=True, requests=str(stream.requests))
+    loader, settings = open_loader(stream.folder, side, data)
+    torch.set_num_threads(1)
+    feed, images = loader.dataset.feed, len(loader.dataset.train)
+    assert feed
+    (phase,) = HyperparamSchedule.from_settings(settings, images).phases
+    sampler = DistributedSampler(1, images, 0, 1, draws=16, order=feed.order.epoch)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    yield None
+    loader.start_phase(phase, (sampler.peek(step * BATCH, BATCH) for step in range(phase.steps)))
+    for step in range(phase.steps):
+        loader.await_input(step * BATCH, BATCH)
+        images_NCHW, _ = loader.load_batch(sampler.batch(step * BATCH, BATCH))
+        yield images_NCHW.sub_(mean).div_(std)
+    process.kill()
+    process.wait()
+    shutil.rmtree(store)
+
+
+def open_loader(shards: Path, side: int, data: TaskData | None = None) -> tuple[BatchLoader, Settings]:
+    settings = Settings(image_size=side, batch_size=BATCH, crop_scale=MIN_SCALE, flip=True)
     task = LocalTask(
         format=1, folder=shards.parent, job="bench", generation=1, recipe="imagefolder/any", seed=1,
-        data=TaskData(train=str(shards), format="imagefolder"),
+        data=data or TaskData(train=str(shards), format="imagefolder"),
     )  # fmt: skip
     place = DistributedContext(0, 1, 0, torch.device("cpu"))
     opened = open_shards("imagefolder", task, settings, place)
@@ -304,26 +365,73 @@ def triangle_weights(pixels: int, start: float, length: float, count: int) -> to
 # Start and memory
 
 
-def measure_starts(folder: Path) -> list[str]:
-    lines, used = [], []
+def measure_starts(folder: Path) -> tuple[list[str], list[float]]:
+    """Return the lines of the report, and the seconds to the first step for each of SIZES."""
+    lines, used, starts_s = [], [], []
     for images in SIZES:
         large = link_shards(folder / "shards", folder / str(images), images)
         run = folder / f"run-{images}"
         params = ["epochs=1", "batch_size=32", "width=4", "image_size=64", "crop_padding=0", f"data.train={large}"]
         first_s, memory = start(["imagefolder/resnet9", *params, "--output-dir", str(run)], run)
         used.append(memory)
+        starts_s.append(first_s)
         again_s, _ = start([str(run)], run)
         lines.append(
             f"{images:,} pictures: first step {first_s:.1f} s after the start of the process, {again_s:.1f} s when it "
             f"resumes within an epoch (bound < {MAX_START_S:.0f} s: {judge_start(first_s, again_s)}; {load()})"
         )
+        lines.append(start_streamed(large, folder, images, params))
     growth = (used[1] - used[0]) / (SIZES[1] - SIZES[0])
     verdict = "holds" if growth <= MAX_BYTES else "MISSED"
     described = (
         f"memory of a rank and its workers, by PSS: {used[0] / 1e6:.0f} MB and {used[1] / 1e6:.0f} MB, {growth:.0f} "
         f"bytes a picture (bound ≤ {MAX_BYTES:.0f}: {verdict})"
     )
-    return [*lines, described]
+    return [*lines, described], starts_s
+
+
+def start_streamed(shards: Path, folder: Path, images: int, params: list[str]) -> str:
+    """Measure the start of a run whose shards are streamed, with nothing on the disk before, and of its resumption."""
+    run = folder / f"run-{images}-streamed"
+    with serving() as bucket:
+        bucket.delay_s = LATENCY_S
+        put_mapped(bucket, shards, "set")
+        environment = {**bucket.environment, "XDG_CACHE_HOME": str(folder / f"cache-{images}")}
+        place = [f"data.train=s3://{BUCKET}/set", "data.stream=true"]
+        given = [param for param in params if not param.startswith("data.")]
+        first_s, _ = start(["imagefolder/resnet9", *given, *place, "--output-dir", str(run)], run, environment)
+        again_s, _ = start([str(run)], run, environment)
+    return (
+        f"{images:,} pictures streamed: first step {first_s:.1f} s, {again_s:.1f} s when it resumes within an epoch "
+        f"(bound < {MAX_START_S:.0f} s: {judge_start(first_s, again_s)}; {load()})"
+    )
+
+
+def extrapolate(rates: dict[int, float], starts_s: list[float], image_bytes: float) -> list[str]:
+    """Say what the figures mean for ImageNet on a machine with eight GPUs; every assumption is in the lines.
+
+    rates        images/s of one core, by pixels a side
+    starts_s     seconds to the first step, for each of SIZES
+    image_bytes  of a picture in a shard
+    """
+    per_image_s = max(0.0, starts_s[1] - starts_s[0]) / (SIZES[1] - SIZES[0])
+    first_s = starts_s[1] + per_image_s * (IMAGENET_IMAGES - SIZES[1])
+    gigabytes = IMAGENET_IMAGES * image_bytes / 1e9
+    decoded = ", ".join(
+        f"{rate * GPUS * CORES_PER_GPU:,.0f} images/s at {side} px, an epoch in "
+        f"{IMAGENET_IMAGES / (rate * GPUS * CORES_PER_GPU):.0f} s"
+        for side, rate in rates.items()
+    )
+    rates_line = (
+        f"extrapolated to {IMAGENET_IMAGES:,} pictures and {GPUS} GPUs with {CORES_PER_GPU} cores each, if rates grow "
+        f"with the cores, and cores are like these: {decoded}"
+    )
+    start_line = (
+        f"extrapolated first step: {first_s:.0f} s from the disk, if the start grows with the pictures as from "
+        f"{SIZES[0]:,} to {SIZES[1]:,}; {gigabytes:.0f} GB stream in {gigabytes * 8 / NETWORK_GBIT_S:.0f} s an epoch, "
+        f"if the machine gets {NETWORK_GBIT_S} Gbit/s from S3"
+    )
+    return [rates_line, start_line]
 
 
 def judge_start(*seconds: float) -> str:
@@ -344,7 +452,9 @@ def link_shards(shards: Path, folder: Path, images: int) -> Path:
         for shard in index.shards:
             number = len(linked)
             linked.append(
-                shard.model_copy(update={"name": f"train-{number:06d}.tar", "first": copy * len(rows) + shard.first})
+                shard.model_copy(
+                    update={"name": f"{shard.split}-{number:06d}.tar", "first": copy * len(rows) + shard.first}
+                )
             )
             (folder / linked[-1].name).hardlink_to(shards / shard.name)
     np.save(folder / SAMPLES_FILE, np.concatenate(parts))
@@ -354,10 +464,9 @@ def link_shards(shards: Path, folder: Path, images: int) -> Path:
     return folder
 
 
-def start(arguments: list[str], run: Path) -> tuple[float, float]:
+def start(arguments: list[str], run: Path, variables: dict[str, str] | None = None) -> tuple[float, float]:
     """Train until the third step; return the seconds to the first step and the memory of all processes, by PSS."""
-    packages = os.pathsep.join(str(path) for path in (ROOT / "core", ROOT / "trainer"))
-    environment = os.environ | rank_environment(1, WORKERS) | {"PYTHONPATH": packages}
+    environment = os.environ | rank_environment(1, WORKERS) | {"PYTHONPATH": PACKAGES} | (variables or {})
     before = count_lines(run / "metrics.jsonl")
     began = time.monotonic()
     process = subprocess.Popen(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # agents read tasks; they have no use for the spec's parser
 AUTO_CHECKPOINT_S = 15.0
 """`checkpoint.every: auto`. Young's rule would wait longer; what is lost with a machine weighs more on short jobs."""
 
-Precision = Literal["auto", "fp16", "bf16", "fp32"]
+Precision = Literal["auto", "fp16", "fp16-true", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)

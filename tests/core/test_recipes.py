@@ -90,7 +90,7 @@ def test_recipes_for_folders_of_images_say_who_decodes_them(recipe):
         ("lr", float("nan"), "a number"),
         ("flip", 1, "true or false"),
         ("flip", "yes", "true or false"),
-        ("precision", "fp8", "auto, fp16, bf16, fp32"),
+        ("precision", "fp8", "auto, fp16, fp16-true, bf16, fp32"),
         ("precision", 16, "text"),
         ("seed", [1, 2], "whole number"),
         ("epoch", 3, "Did you mean epochs?"),

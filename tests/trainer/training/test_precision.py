@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from shoestring_trainer.training.data.batch_loader import BatchLoader
+from shoestring_trainer.training.data.dataset import LabeledImages
+from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.precision import Precision, choose_precision
+from shoestring_trainer.training.step import Trainer
 
+from tests.trainer.training.first_phase import first_phase
 from tests.trainer.training.gangs import DIGITS, finished
 
 CPU = torch.device("cpu")
@@ -47,6 +54,47 @@ def test_fp16_follows_fp32_for_fifty_steps(tmp_path: Path):
     assert 0 < away["fp16"].mean() < 0.02  # of losses around 2
     assert away["fp16"].max() < 0.06
     assert away["fp16"].mean() < away["bf16"].mean() < 0.1  # three more bits of mantissa
+
+
+def first_losses(precision: Precision, steps: int) -> list[float]:
+    """Return the losses of first steps of a narrow airbench94 on images whose class is their colour."""
+    setup = first_phase("cifar10/airbench94", precision, CPU, batch_size=20, width=8)
+    random = torch.Generator().manual_seed(1)
+    labels_N = torch.arange(40) % 10
+    colours_KCHW = torch.randint(40, 215, (10, 3, 1, 1), generator=random)
+    noise_NCHW = torch.randint(-40, 40, (40, 3, 32, 32), generator=random)
+    images = LabeledImages((colours_KCHW[labels_N] + noise_NCHW).clamp(0, 255).byte(), labels_N)
+    data = replace(setup.loader.dataset, train=images, val=images)
+    loader = BatchLoader(lambda *_: data, setup.settings, CPU)
+    loader.start_phase(setup.schedule.phases[0], ())
+    torch.manual_seed(0)
+    model = build_model(
+        **setup.recipe.model, settings=setup.settings, classes=10, mean=data.mean, std=data.std
+    )  # fmt: skip
+    init_from_data(model, images.images_NCHW, data.max_value)
+    setup = replace(setup, loader=loader, model=model)
+    trainer, sampler = Trainer(setup, frozenset(), lambda: False), setup.build_sampler()
+    hyperparams = [setup.schedule.step_hyperparams(step) for step in range(steps)]
+    queued = [trainer.train_step(sampler.batch(20 * step, 20), 20, hyperparams[step]) for step in range(steps)]
+    return [step.numbers.read()[0] for step in queued]
+
+
+def test_pure_half_precision_follows_fp32_where_the_loss_is_a_sum():
+    """Also on a CPU, where PyTorch's fused SGD leaves half weights as they are."""
+    half, full = (torch.tensor(first_losses(precision, 8)) for precision in (Precision.FP16_TRUE, Precision.FP32))
+    assert 0 < (half - full).abs().max() < 0.002
+    assert full[-1] < full[0] - 0.05
+
+
+def test_pure_half_precision_keeps_norms_in_fp32_and_refuses_what_it_is_too_coarse_for():
+    setup = first_phase("cifar10/airbench94", Precision.FP16_TRUE, CPU)
+    setup.precision.convert(setup.model, setup.settings)
+    for module in setup.model.modules():
+        kept = torch.float32 if isinstance(module, torch.nn.BatchNorm2d) else torch.float16
+        assert all(parameter.dtype == kept for parameter in module.parameters(recurse=False))
+    for changed, message in (({"sum_loss": False}, "gradients of a mean loss"), ({"optimizer": "kfac"}, "kfac")):
+        with pytest.raises(UserError, match=message):
+            setup.precision.convert(setup.model, replace(setup.settings, **changed))
 
 
 def test_an_overflow_on_one_rank_skips_one_step_on_all(tmp_path: Path):

@@ -143,7 +143,7 @@ def run(task: LocalTask, setup: Setup, stop_listener: StopListener, counter: Ste
 def finish(
     task: LocalTask, setup: Setup, trainer: Trainer, logger: RunRecorder, counter: StepCounter, *, train_s: float
 ) -> None:  # fmt: skip
-    """Evaluate the final model in fp32, report the last step, and save checkpoint, artifacts and result.
+    """Convert the final model to fp32, evaluate it so, report the last step, and save checkpoint, artifacts and result.
 
     train_s  seconds that this process trained, without evaluation
     """
@@ -151,6 +151,7 @@ def finish(
     metrics = trainer.hook_context.metrics
     if trainer.average and step == schedule.total_steps:
         trainer.average.copy_to_model()
+    setup.model.float()
     eval_result = evaluate(setup.model, data, distributed, Precision.FP32, setup.settings.tta_views)
     trainer.hook_context.metrics = metrics | eval_result.metrics
     trainer.hooks.call("on_train_end", trainer.hook_context)

@@ -55,8 +55,9 @@ class Trainer:
         self.model, self._seed, self._loader = setup.model, setup.seed, setup.loader
         self._stop_requested = stop_requested
         self.scaler = build_grad_scaler(self.distributed, self.precision, self.settings)
+        self.precision.convert(self.model, self.settings)
         self.optimizer = build_optimizer(self.model, self.settings)
-        self._ddp = build_ddp(self.model, self.distributed, self._loader.dataset, self.settings)
+        self._ddp = build_ddp(self.model, self.distributed, self._loader.dataset, self.settings, self.precision)
         self._forward = compiled(self._ddp, self.settings.compile)
         self.optimizer.zero_grad()
         self.average = build_weight_average(self.model, self.settings)
@@ -147,7 +148,8 @@ class Trainer:
     def _loss(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         """Return the loss, summed over the images."""
         with self.precision.autocast(self.distributed.device), name_batch_norm_error(images_NCHW):
-            logits_NK = self._forward(images_NCHW.contiguous(memory_format=torch.channels_last))
+            images_NCHW = self.precision.cast(images_NCHW).contiguous(memory_format=torch.channels_last)
+            logits_NK = self._forward(images_NCHW)
         logits_NK, smoothing = logits_NK.float(), self.settings.label_smoothing
         if isinstance(self.optimizer, KFAC):
             names = "fisher", self.hook_context.step, self.distributed.rank
@@ -177,7 +179,9 @@ def build_grad_scaler(
     )
 
 
-def build_ddp(model: nn.Module, distributed: DistributedContext, data: ImageDataset, settings: Settings) -> nn.Module:
+def build_ddp(
+    model: nn.Module, distributed: DistributedContext, data: ImageDataset, settings: Settings, precision: Precision
+) -> nn.Module:  # fmt: skip
     """Return the model in DDP, with gradient buckets in their final layout.
 
     DDP rebuilds its buckets after the first backward pass, and with more than two ranks the layout decides in which
@@ -187,7 +191,7 @@ def build_ddp(model: nn.Module, distributed: DistributedContext, data: ImageData
     if distributed.world_size > 1:
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         sample = data.train.images_NCHW[:2].to(distributed.device).float()
-        ddp(sample).sum().backward()
+        ddp(precision.cast(sample)).sum().backward()
         model.load_state_dict(weights)
         model.zero_grad()
     return ddp

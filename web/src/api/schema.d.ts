@@ -2758,7 +2758,7 @@ export interface components {
             /** Seed */
             seed?: number | null;
             /** Precision */
-            precision?: ("auto" | "fp16" | "bf16" | "fp32") | null;
+            precision?: ("auto" | "fp16" | "fp16-true" | "bf16" | "fp32") | null;
             resume?: components["schemas"]["CheckpointFiles"] | null;
             /** Init */
             init?: components["schemas"]["CheckpointFiles"] | string | null;

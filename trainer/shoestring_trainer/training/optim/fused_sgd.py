@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,8 +42,14 @@ class FusedSGD(torch.optim.Optimizer):
         sgd(
             weights, gradients, [self.state[weight]["momentum_buffer"] for weight in weights],
             weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"], dampening=0.0,
-            nesterov=group["nesterov"] and group["momentum"] > 0, maximize=False, fused=True, found_inf=found_inf,
+            nesterov=group["nesterov"] and group["momentum"] > 0, maximize=False, found_inf=found_inf,
+            foreach=(half := is_half_on_cpu(weights)), fused=not half,
         )  # fmt: skip
+
+
+def is_half_on_cpu(weights: Iterable[Tensor]) -> bool:
+    """Return whether PyTorch's fused SGD (2.13) fails: it changes only the last few numbers of such a tensor."""
+    return any(weight.device.type == "cpu" and weight.dtype.itemsize == 2 for weight in weights)
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
 from shoestring_trainer.training.models.layers import PatchWhitening
-from shoestring_trainer.training.optim.fused_sgd import start_momentum
+from shoestring_trainer.training.optim.fused_sgd import is_half_on_cpu, start_momentum
 from shoestring_trainer.training.optim.lars import LARS
 from shoestring_trainer.training.optim.muon import Muon
 from shoestring_trainer.training.optim.preconditioners import KFAC, Preconditioner, Shampoo
@@ -28,9 +28,11 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
     preconditioner = {"every": settings.preconditioner_every_steps, "damping": settings.preconditioner_damping}
     match settings.optimizer:
         case "sgd":
+            half = is_half_on_cpu(weight for group in groups for weight in group["params"])
             optimizer = torch.optim.SGD(
-                groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True
-            )
+                groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov,
+                foreach=half, fused=not half,
+            )  # fmt: skip
             if settings.momentum > 0 or settings.momentum_schedule:
                 start_momentum(optimizer)
             return optimizer

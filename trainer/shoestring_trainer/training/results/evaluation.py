@@ -67,7 +67,7 @@ def evaluate(
     for batch, uint8_NCHW in _batches(data, distributed):
         images_NCHW = uint8_NCHW.to(device).float() / data.max_value
         with precision.autocast(device):
-            images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
+            images_NCHW = precision.cast(images_NCHW).contiguous(memory_format=torch.channels_last)
             logits_NK = model(images_NCHW)
             tta_NK = tta_logits(model, images_NCHW, logits_NK, views)
         labels_N = val.labels_N[batch].to(device)
