@@ -200,8 +200,8 @@ class BadSettings(Exception):
     """SHOESTRING_EC2_… variables that are missing or wrong."""
 
     advice = (
-        "`shoestring aws bootstrap` prints these settings: load them into this shell, and run this again. "
-        "docs/aws.md explains them."
+        "`shoestring aws bootstrap` prints SHOESTRING_EC2_REGIONS and the others: load them into this shell, and run "
+        "this again. docs/aws.md explains them."
     )
 
 
