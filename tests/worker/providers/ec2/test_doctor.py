@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,7 +15,13 @@ from botocore.exceptions import ClientError
 from shoestring_core.exit_codes import ExitCode
 from shoestring_worker.providers.ec2.account import __main__ as command
 from shoestring_worker.providers.ec2.account import doctor
-from shoestring_worker.providers.ec2.account.doctor import check_account, check_agent_url, check_bucket, check_region
+from shoestring_worker.providers.ec2.account.doctor import (
+    check_account,
+    check_agent_url,
+    check_bucket,
+    check_region,
+    check_spot_role,
+)
 from shoestring_worker.providers.ec2.account.quotas import quota_of
 
 from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws
@@ -192,8 +199,29 @@ def test_refused_credentials_are_told_and_a_signature_that_is_too_old_names_the_
     ],
 )
 def test_a_service_url_that_machines_can_not_use_is_told(url: str, level: str):
-    assert check_agent_url(url, simulated=False).level == level
+    assert check_agent_url(url, simulated=False, resolve=lambda _: ["203.0.114.7"]).level == level
     assert check_agent_url(url, simulated=True).level == "ok"
+
+
+def test_a_service_url_without_an_address_or_with_a_private_one_is_told():
+    def resolve(_host: str) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    url = "https://train.example.org"
+    assert "has no address: Name or service not known" in check_agent_url(url, simulated=False, resolve=resolve).text
+    for private in ("10.0.0.7", "192.168.1.2", "fe80::1%eth0"):
+        found = check_agent_url(url, simulated=False, resolve=lambda _, private=private: ["203.0.114.7", private])
+        assert (found.level, private in found.text) == ("error", True)
+
+
+def test_an_account_without_the_role_for_spot_machines_is_told(aws: FakeAws):
+    account = command.Account()
+    account.endpoint = aws.url
+    assert check_spot_role(account.open_client, REGION).level == "error"
+    account.open_client("iam", REGION).create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    assert check_spot_role(account.open_client, REGION).level == "ok"
+    account.endpoint = "http://127.0.0.1:1"
+    assert check_spot_role(account.open_client, REGION).level == "warning"
 
 
 def test_the_command_without_settings_says_which_and_fails(
@@ -206,5 +234,6 @@ def test_the_command_without_settings_says_which_and_fails(
     monkeypatch.setenv("SHOESTRING_EC2_REGIONS", json.dumps(regions))
     monkeypatch.setenv("SHOESTRING_EC2_SIMULATED", "true")
     monkeypatch.setattr(doctor, "_check_quotas", lambda *_: iter(()))
+    command.Account().open_client("iam", REGION).create_service_linked_role(AWSServiceName="spot.amazonaws.com")
     assert command.main(["doctor", "--json"]) == ExitCode.OK
     assert {one["level"] for one in json.loads(capsys.readouterr().out)} == {"ok"}

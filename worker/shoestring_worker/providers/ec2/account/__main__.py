@@ -29,6 +29,7 @@ from shoestring_worker.providers.ec2.account.doctor import (
     check_agent_url,
     check_bucket,
     check_region,
+    check_spot_role,
 )
 from shoestring_worker.providers.ec2.account.inventory import count
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything
@@ -114,6 +115,7 @@ def run_doctor(options: argparse.Namespace, account: Account) -> int:
         findings.append(check_agent_url(url, simulated=settings.simulated))
         if asked:
             store = os.environ.get("SHOESTRING_OBJECT_STORE", "")
+            findings.append(check_spot_role(account.open_client, account.home))
             findings += check_bucket(account.open_client, account.home, store, settings.regions)
             for region in settings.regions:
                 findings += check_region(account.open_client, settings, region)

@@ -6,7 +6,9 @@ Nothing is launched. The bucket gets one object, which is deleted again.
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.wire import BootData
 from shoestring_core.wording.units import counted
 
+from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_ROLE_PATH
 from shoestring_worker.providers.ec2.account.quotas import quota_of, read_quotas
 from shoestring_worker.providers.ec2.errors import meaning_of, read_error
 from shoestring_worker.providers.ec2.offers import make_offers
@@ -72,7 +75,27 @@ def check_account(open_client: OpenClient, region: str, now: datetime) -> list[F
     return found
 
 
-def check_agent_url(url: str, *, simulated: bool) -> Finding:
+def check_spot_role(open_client: OpenClient, region: str) -> Finding:
+    """The service-linked role without which EC2 launches no spot machine.
+
+    source  docs.aws.amazon.com/AWSEC2/latest/UserGuide/service-linked-roles-spot-instance-requests.html
+    """
+    try:
+        roles = open_client("iam", region).list_roles(PathPrefix=SPOT_ROLE_PATH)["Roles"]
+    except (ClientError, BotoCoreError) as error:
+        return Finding("warning", "spot role", f"IAM can't be asked: {_text(error)}", "Allow iam:ListRoles.")
+    if not roles:
+        text = f"The account has no role {SPOT_ROLE}: EC2 would refuse spot machines."
+        return Finding("error", "spot role", text, "Make it: shoestring aws bootstrap")
+    return Finding("ok", "spot role", f"{SPOT_ROLE} is there")
+
+
+def find_addresses(host: str) -> list[str]:
+    """By this computer's resolver, within its time limits. Raises OSError."""
+    return sorted({str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
+
+
+def check_agent_url(url: str, *, simulated: bool, resolve: Callable[[str], list[str]] = find_addresses) -> Finding:
     """Whether machines can use the service's URL, as far as it can be told from here."""
     parts = urlsplit(url)
     advice = "Set SHOESTRING_AGENT_URL to an https:// URL that machines on AWS can reach."
@@ -81,6 +104,15 @@ def check_agent_url(url: str, *, simulated: bool) -> Finding:
         return Finding("error", "service URL", f"Machines would reach {url} without encryption.", advice)
     if not simulated and (host in ("localhost", "::1") or host.startswith("127.")):
         return Finding("error", "service URL", f"Machines can't reach {url}: that is this computer.", advice)
+    if not simulated:
+        try:
+            addresses = resolve(host)
+        except OSError as error:
+            text = f"{host} has no address: {error.strerror or error}."
+            return Finding("error", "service URL", text, f"Look at its DNS records, or: {advice}")
+        if private := [one for one in addresses if not ipaddress.ip_address(one.partition("%")[0]).is_global]:
+            text = f"Machines can't reach {url}: {host} is {', '.join(private)}, an address of a private network."
+            return Finding("error", "service URL", text, advice)
     return Finding("ok", "service URL", f"{url}; whether machines reach it shows with the first one")
 
 
