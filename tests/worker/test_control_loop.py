@@ -448,6 +448,33 @@ def leave_at_once(world: World, job: UUID) -> None:
     world.tick()
 
 
+def test_a_job_that_is_to_finish_reserves_its_longest_run_and_outlives_a_cut_of_the_limit(world: World):
+    job = world.submit(on_budget="finish", limits={"time": 300})
+    world.budget(money.cost_ceiling("0.526", 300 * S))
+    world.tick()
+    assert (world.job(job).state, world.job(job).wait_reason) == ("queued", "budget"), "the time to start isn't covered"
+    world.budget(money.from_decimal("5"))
+    world.tick()
+    world.form(job)
+    with world.store.read() as db:
+        reserved = team_row(db).held
+    assert reserved >= money.cost_ceiling("0.526", 300 * S)
+    world.budget(1)
+    for step in range(1, 59):
+        world.train(job, step)
+        world.tick(5)
+    assert world.job(job).state == "running", "it goes on with what it has reserved"
+    world.train(job, 59)
+    world.tick(10)
+    assert (world.job(job).state, world.job(job).stop_reason) == ("stopping", "time_limit")
+    world.exits(world.alive(job)[0].id, 1, "drained")
+    leave(world, job)
+    assert spent(world) <= reserved
+    with world.store.read() as db:
+        assert team_row(db).held == 0
+        assert [row.amount for row in db.sql.scalars(select(HoldRow))] == [reserved]
+
+
 def test_on_budget_stop_ends_the_job(world: World):
     world.budget(money.cost_ceiling("0.526", 80 * S))
     job = world.submit(on_budget="stop")

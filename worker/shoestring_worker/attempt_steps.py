@@ -149,7 +149,8 @@ class AttemptSteps:
         """
         if not active.wanted:
             return
-        if account := work.overdrawn.get(active.job.id):
+        account = work.overdrawn.get(active.job.id)
+        if account and active.spec.on_budget != "finish":  # that goes on with what it has reserved
             self._stop_for_budget(active, PayerOverdrawn(account))
             return
         urls_end = self.objects.urls_end_by()

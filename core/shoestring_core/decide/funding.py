@@ -35,12 +35,16 @@ class HoldExtension:
     funded_until: int
 
 
-def initial_hold(rate_cap: str, timeouts: Timeouts, billed_at_least: int = 0) -> int:
+def initial_hold(rate_cap: str, timeouts: Timeouts, billed_at_least: int = 0, reserved_time: int = 0) -> int:
     """Micro-dollars to reserve for one machine before it is launched.
 
     billed_at_least  the time that is billed for every machine (µs)
+    reserved_time    the longest that the job may train (µs), if all of it is reserved, with the time to start and end
     """
-    return money.cost_ceiling(rate_cap, max(timeouts.funding_lease + timeouts.drain, billed_at_least))
+    lived = timeouts.funding_lease
+    if reserved_time:
+        lived = max(lived, timeouts.boot + timeouts.launch_window + timeouts.forming + reserved_time)
+    return money.cost_ceiling(rate_cap, max(lived + timeouts.drain, billed_at_least))
 
 
 def due_extension(
@@ -64,8 +68,11 @@ def due_extension(
 
 
 def when_budget_exhausted(on_budget: str) -> DesiredState:
-    """What a job does after its last checkpoint when its machines can't be funded further: pause or stop."""
-    return DesiredState.PAUSE if on_budget == "pause" else DesiredState.STOP
+    """What a job does after its last checkpoint when its machines can't be funded further: pause or stop.
+
+    One that is to finish gets here only when its reserve is spent: with each restart it takes longer than that covers.
+    """
+    return DesiredState.STOP if on_budget == "stop" else DesiredState.PAUSE
 
 
 def end_reason_after_stopping(desired: DesiredState, stop_reason: str) -> EndReason | None:

@@ -210,7 +210,7 @@ class _OfferQuotes:
 
     def of(self, offer: Offer, nodes: int) -> QuotedOffer:
         inputs = self._inputs
-        hold = hold_for(offer, nodes, inputs.sizing.timeouts)
+        hold = hold_for(offer, replace(inputs.requirements, nodes=nodes), inputs.sizing.timeouts)
         quoted = QuotedOffer(
             nodes=nodes,
             offer=offer,

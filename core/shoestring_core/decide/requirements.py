@@ -16,6 +16,7 @@ class Requirements:
     provider  the only provider that will do; None: any
     regions   and `zones`, as the provider names them; empty: any
     type      the only type of machine that will do; None: any
+    reserved_time  µs for which money is held before a machine starts, so that the job can finish; 0: a lease at a time
     """
 
     nodes: int = 1
@@ -24,9 +25,10 @@ class Requirements:
     zones: tuple[str, ...] = ()
     spot: Literal["only", "prefer", "never"] = "prefer"
     type: str | None = None
+    reserved_time: int = 0
 
     @classmethod
-    def of(cls, resources: Resources, chosen_type: str | None = None) -> Self:
+    def of(cls, resources: Resources, chosen_type: str | None = None, reserved_time: int = 0) -> Self:
         """Those of a job with these resources, for which a type of machine may have been chosen."""
         return cls(
             nodes=resources.nodes,
@@ -35,4 +37,5 @@ class Requirements:
             zones=resources.zones,
             spot=resources.spot,
             type=resources.instance or chosen_type,
+            reserved_time=reserved_time,
         )

@@ -233,7 +233,7 @@ def why_no_offer(requirements: Requirements, placement: Placement) -> waits.Wait
 
 def _wait_for_own_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
     queued, nodes = inputs.queued, inputs.queued.requirements.nodes
-    if shortage := find_shortage(inputs.balances, hold_for(offer, nodes, inputs.timeouts), nodes):
+    if shortage := find_shortage(inputs.balances, hold_for(offer, queued.requirements, inputs.timeouts), nodes):
         balance, detail = shortage
         return Wait(queued.job, detail, short_account=(balance.id, balance.name))
     return None
@@ -246,9 +246,14 @@ def _wait_for_turn(inputs: StartInputs) -> Wait | None:
     return Wait(inputs.queued.job, waits.BehindJobShortOfBudget(name, _why_first(blocker, inputs.balances)))
 
 
-def hold_for(offer: Offer, nodes: int, timeouts: Mapping[str, Timeouts]) -> int:
-    """Micro-dollars that are held to start so many machines."""
-    return nodes * funding.initial_hold(offer.rate_cap, timeouts[offer.provider], offer.billing.minimum)
+def hold_for(offer: Offer, requirements: Requirements, timeouts: Mapping[str, Timeouts]) -> int:
+    """Micro-dollars that are held to start the job's machines."""
+    return requirements.nodes * machine_hold(offer, requirements, timeouts[offer.provider])
+
+
+def machine_hold(offer: Offer, requirements: Requirements, timeouts: Timeouts) -> int:
+    """Micro-dollars that are held to start one of the job's machines."""
+    return funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum, requirements.reserved_time)
 
 
 def find_shortage(
@@ -309,7 +314,7 @@ def _start(inputs: StartInputs, offer: Offer) -> Start:
         reopened=inputs.queued.reopened,
         nodes=inputs.queued.requirements.nodes,
         offer=offer,
-        hold=funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum),
+        hold=machine_hold(offer, inputs.queued.requirements, timeouts),
         funded_until=inputs.now + timeouts.funding_lease,
         inputs=inputs,
     )

@@ -206,8 +206,9 @@ def infeasible_reason(
 def _budget_needed(inputs: SizingInputs, offer: Offer, nodes: int, estimate: Estimate) -> int:
     """The cost with its margin and the hold in advance; only the hold if it never has to be extended."""
     timeouts, rented_us = inputs.timeouts[offer.provider], round((estimate.rented_s + estimate.margin_s) * 1e6)
-    hold = funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum)
-    extended = rented_us > timeouts.funding_lease // 2
+    reserved_time = inputs.requirements.reserved_time
+    hold = funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum, reserved_time)
+    extended = rented_us > timeouts.funding_lease // 2 and not reserved_time
     return nodes * (hold + money.cost_ceiling(offer.price, rented_us) if extended else hold)
 
 

@@ -8,7 +8,15 @@ are validated, then refused. Money is integer micro-dollars in the model and a d
 from shoestring_core.spec.arguments import from_arguments
 from shoestring_core.spec.field_types import MAX_NODES, MAX_SHARDS, SHARD_RANGE, NotSupportedYet, count_shards
 from shoestring_core.spec.messages import MAX_PROBLEMS, sections_of
-from shoestring_core.spec.model import MAX_PARAMS, DataFormat, DataSource, JobSpec, Resources, json_schema
+from shoestring_core.spec.model import (
+    MAX_PARAMS,
+    DataFormat,
+    DataSource,
+    JobSpec,
+    Resources,
+    json_schema,
+    reserved_time_of_stored,
+)
 from shoestring_core.spec.parsing import parse
 
 __all__ = [
@@ -26,5 +34,6 @@ __all__ = [
     "from_arguments",
     "json_schema",
     "parse",
+    "reserved_time_of_stored",
     "sections_of",
 ]

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shoestring_core import recipes
+from shoestring_core.durations import parse_duration
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.spec.field_types import (
     MAX_NODES,
@@ -263,17 +264,21 @@ class JobSpec(_Section):
         NotSupportedYet("your jobs start in the order of submission; leave it out", ("normal",)),
     ] = "normal"
     """Priority in the queue."""
-    on_budget: Annotated[
-        Literal["pause", "stop", "finish"],
-        NotSupportedYet("a job cannot finish without budget; use pause or stop", ("pause", "stop")),
-    ] = "pause"
-    """What to do after the last checkpoint when the budget is exhausted: pause until it is raised, or stop."""
+    on_budget: Literal["pause", "stop", "finish"] = "pause"
+    """What to do when the budget is exhausted: save a checkpoint and pause until it is raised, or save it and `stop`.
+    `finish`: go on. For that the cost of `limits.time` is reserved before the job starts, at the highest price, and
+    starting waits until the budget has so much."""
     init: InitSource | None = None
     """Initialize the weights from `job/ID` (its latest checkpoint at submission), or from an absolute path: the folder
     of a run, a folder with model.safetensors or network.safetensors, or a .safetensors file. Weights whose name or
     shape doesn't match stay random and are listed in the log."""
     after: Annotated[UniqueTuple[Text], NotSupportedYet("submit this job when the others have finished", ((),))] = ()
     """Jobs that must finish before this one starts."""
+
+    @property
+    def reserved_time(self) -> int:
+        """µs of training that are paid for in advance; 0: a funding lease at a time."""
+        return round((self.limits.time or 0) * 1e6) if self.on_budget == "finish" else 0
 
     @property
     def init_job_id(self) -> UUID | None:
@@ -311,3 +316,11 @@ def json_schema() -> dict[str, Any]:
         for recipe in known
     ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def reserved_time_of_stored(spec: Mapping[str, Any]) -> int:
+    """`JobSpec.reserved_time` of a stored spec, whatever else is in it. Raises ValueError, TypeError if damaged."""
+    if spec.get("on_budget") != "finish":
+        return 0
+    limit = (spec.get("limits") or {}).get("time")
+    return round(parse_duration(limit) * 1e6) if isinstance(limit, str) else round((limit or 0) * 1e6)

@@ -86,6 +86,10 @@ def _contradictions(tree: Mapping[str, Any], recipe: recipes.Recipe | None) -> l
         problems += _goal_problems(goal, recipe)
     if isinstance(resources := tree.get("resources"), dict):
         problems += _node_problems(resources)
+    limits = tree.get("limits")
+    if tree.get("on_budget") == "finish" and not (isinstance(limits, dict) and limits.get("time") is not None):
+        message = "To finish, a job reserves the cost of its longest run. Set limits.time, or use pause or stop."
+        problems.append(Problem("/on_budget", message, "missing"))
     return problems
 
 

@@ -17,7 +17,7 @@ from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.queue import AccountBalance
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import find_shortage, hold_for
-from shoestring_core.spec import Resources
+from shoestring_core.spec import Resources, reserved_time_of_stored
 from shoestring_core.states import JobState, WaitReason
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.launches import load_refusals
@@ -92,18 +92,19 @@ class _Needs:
     def _find_hold(self, requirements: Requirements) -> int | None:
         known, refusals = self._db.once(load_known), self._db.once(load_refusals)
         best = rank_offers(known.offers, requirements, self._db.now, refusals).best
-        return None if best is None else hold_for(best, requirements.nodes, known.timeouts)
+        return None if best is None else hold_for(best, requirements, known.timeouts)
 
     def _find_most(self, requirements: Requirements) -> int:
         known = self._db.once(load_known)
         suitable = rank_offers(known.offers, requirements).ranked
-        return max((hold_for(offer, requirements.nodes, known.timeouts) for offer in suitable), default=0)
+        return max((hold_for(offer, requirements, known.timeouts) for offer in suitable), default=0)
 
 
 def _requirements(job: JobRow) -> Requirements | None:
     """None: the job's row is damaged."""
     try:
-        return Requirements.of(Resources.of_stored(job.spec), chosen_type(job.sizing))
+        chosen = chosen_type(job.sizing)
+        return Requirements.of(Resources.of_stored(job.spec), chosen, reserved_time_of_stored(job.spec))
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -125,7 +125,7 @@ def test_a_hold_covers_every_second_that_a_machine_can_live():
     [
         ("pause", DesiredState.PAUSE, None),
         ("stop", DesiredState.STOP, EndReason.BUDGET),
-        ("finish", DesiredState.STOP, EndReason.BUDGET),
+        ("finish", DesiredState.PAUSE, None),
     ],
 )
 def test_a_job_without_budget_is_paused_or_stopped(on_budget, want, end):

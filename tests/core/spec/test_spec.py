@@ -217,7 +217,6 @@ NOT_YET = {
     "/outputs/push": ({"outputs": {"export": ["onnx"], "push": "hf://team/model"}}, {"outputs": {"push": 5}}),
     "/notify": ({"notify": {"slack": "#lab", "on": ["started"]}}, {"notify": "#lab"}),
     "/priority": ({"priority": "high"}, {"priority": "urgent"}),
-    "/on_budget": ({"on_budget": "finish"}, {"on_budget": "borrow"}),
     "/init": ({"init": "s3://bucket/model"}, {"init": "job/7"}),
     "/after": ({"after": ["0192"]}, {"after": "0192"}),
     "/data/train": (
@@ -229,6 +228,17 @@ NOT_YET = {
         {"recipe": "imagefolder/resnet9", "data": {"train": "/pics", "val": 1}},
     ),
 }
+
+
+def test_a_job_that_is_to_finish_says_how_long_it_may_run():
+    tree = {"recipe": "digits/quickstart", "on_budget": "finish"}
+    for limits in ({}, {"limits": {"cost": "1.00"}}, {"limits": {"time": None}}):
+        with pytest.raises(InvalidSpec) as refused:
+            spec.parse(tree | limits)
+        assert [(one.pointer, one.code) for one in refused.value.problems] == [("/on_budget", "missing")]
+    job = spec.parse(tree | {"limits": {"time": "1h"}})
+    assert job.reserved_time == spec.reserved_time_of_stored(job.resolved()) == 3_600_000_000
+    assert spec.parse({"recipe": "digits/quickstart", "limits": {"time": "1h"}}).reserved_time == 0
 
 
 @pytest.mark.parametrize("at", NOT_YET)

@@ -14,6 +14,7 @@ from sqlalchemy import bindparam, exists, or_, select, text, update
 from shoestring_core.decide import billing, funding
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.events import CostChange
+from shoestring_core.spec import reserved_time_of_stored
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
@@ -53,7 +54,10 @@ def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts, storable_unt
     funded = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.funded_until == now.funded_until)
     if not rows.try_update(db, funded.values(funded_until=due.funded_until)):
         return False
-    ledger.extend_hold(db, machine_id, due.amount, due.funded_until, if_funded_until=now.funded_until)
+    reserved = bool(reserved_time_of_stored(job.spec))
+    ledger.extend_hold(
+        db, machine_id, due.amount, due.funded_until, if_funded_until=now.funded_until, reserved=reserved
+    )
     return True
 
 

@@ -17,7 +17,7 @@ from shoestring_core.decide.schedule import Start, hold_for
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
 from shoestring_core.launch_request import LaunchRequest
-from shoestring_core.spec import JobSpec
+from shoestring_core.spec import JobSpec, reserved_time_of_stored
 from shoestring_core.states import AttemptState, JobState, MachineState
 from shoestring_core.store import jobs, ledger, transitions
 from shoestring_core.store.fleet import queue, rows
@@ -91,7 +91,7 @@ def refill_slot(
         machine=machine,
         account=ledger.job_account(db, job_id).id,
         rate_cap=offer.rate_cap,
-        amount=funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum),
+        amount=funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum, reserved_time_of_stored(job.spec)),
         funded_until=until,
     )
     _record_planned(db, job, attempt_number, machine, slot, offer)
@@ -103,10 +103,10 @@ def min_hold(db: Read, spec: JobSpec) -> int:
 
     Raises InvalidSpec for more machines than there ever are.
     """
-    needed, known = Requirements.of(spec.resources), db.once(load_known)
+    needed, known = Requirements.of(spec.resources, reserved_time=spec.reserved_time), db.once(load_known)
     placement = rank_offers(known.offers, needed)
     require_enough_slots(placement, needed)
-    return min((hold_for(offer, needed.nodes, known.timeouts) for offer in placement.ranked), default=0)
+    return min((hold_for(offer, needed, known.timeouts) for offer in placement.ranked), default=0)
 
 
 def _open_attempt(db: Write, start: Start, plan_version: int) -> None:

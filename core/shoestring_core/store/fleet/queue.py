@@ -229,7 +229,8 @@ def _update_known(
 
 
 def _first_attempt(job: Any, account_path: tuple[UUID, ...]) -> QueuedJob:
-    requirements = Requirements.of(JobSpec.from_stored(job.spec).resources, chosen_type(job.sizing))
+    spec = JobSpec.from_stored(job.spec)
+    requirements = Requirements.of(spec.resources, chosen_type(job.sizing), spec.reserved_time)
     return QueuedJob(job=job.id, requirements=requirements, account_path=account_path, attempt=1)
 
 

@@ -59,10 +59,17 @@ def place_holds(db: Write, requests: Sequence[HoldRequest]) -> list[HoldRow]:
 
 
 def extend_hold(
-    db: Write, machine: UUID, amount_more: int, funded_until: int, *, if_funded_until: int | None = None
+    db: Write,
+    machine: UUID,
+    amount_more: int,
+    funded_until: int,
+    *,
+    if_funded_until: int | None = None,
+    reserved: bool = False,
 ) -> HoldRow:
     """Add to a machine's open hold. `if_funded_until`: the end that the decision was made on; else it only moves later.
 
+    reserved  what the hold has left was reserved for this: with no more to add, no account is asked
     Raises BudgetExceeded, naming the account that is short, and leaves the transaction as it was; StaleTransition if
     the hold was closed or another transaction extended it.
     """
@@ -78,7 +85,8 @@ def extend_hold(
             raise StaleTransition(budget.HoldConflict(str(machine)))
         hold = newest_hold(db, machine)
         assert hold is not None
-        hold_amounts(db, {hold.account: amount_more})
+        if amount_more or not reserved:
+            hold_amounts(db, {hold.account: amount_more})
     record_movement(db, machine, "extended", amount_more)
     return hold
 

@@ -3,7 +3,6 @@ import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { type Budget, forecast as forecastOf } from "../../api/queries";
 import type { Schemas } from "../../api/client";
 import { formatDollars, toMicro } from "../../lib/money";
-import { Time } from "../../components/time";
 
 const [WIDTH, HEIGHT] = [600, 120];
 
@@ -19,8 +18,8 @@ export function BurnDown({ budget }: { budget: Budget }) {
       <figcaption>
         {at_end && pace && even_pace ? (
           <>
-            At {formatDollars(pace)} a day, {formatDollars(at_end.expected)} of {formatDollars(forecast.limit)} will be spent by{" "}
-            <Time at={forecast.ends_at} />, in four of five cases between {formatDollars(at_end.low)} and {formatDollars(at_end.high)}.{" "}
+            At {formatDollars(pace)} a day, {formatDollars(at_end.expected)} of {formatDollars(forecast.limit)} would be spent by{" "}
+            {formatDay(forecast.ends_at)}, in four of five cases between {formatDollars(at_end.low)} and {formatDollars(at_end.high)}.{" "}
             {formatDollars(even_pace)} a day would use it up.
           </>
         ) : (
@@ -29,11 +28,16 @@ export function BurnDown({ budget }: { budget: Budget }) {
       </figcaption>
       {forecast.crosses_limit && forecast.exhausted_at && (
         <p className="note warn" data-forecast-alert>
-          This limit won't last: at this pace it is spent <Time at={forecast.exhausted_at} />.
+          {`This limit won't last: at this pace it is spent by ${formatDay(forecast.exhausted_at)}.`}
         </p>
       )}
     </figure>
   );
+}
+
+/** In the reader's own zone, to the minute. */
+function formatDay(at: string): string {
+  return new Date(at).toLocaleString(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }
 
 function Chart({ forecast, limit }: { forecast: Forecast; limit: bigint }) {
@@ -41,7 +45,7 @@ function Chart({ forecast, limit }: { forecast: Forecast; limit: bigint }) {
   const x = (at: string) => (((Date.parse(at) - start) / Math.max(1, end - start)) * WIDTH).toFixed(1);
   const y = (spent: Schemas["Money"]) => {
     const share = limit > 0n ? Number(toMicro(spent.amount)) / Number(limit) : 1;
-    return (Math.min(1, Math.max(0, share)) * HEIGHT).toFixed(1);
+    return (share * HEIGHT).toFixed(1); // what is beyond the limit is below the chart, and cut off
   };
   const now = forecast.points.at(-1);
   if (!now) return null;

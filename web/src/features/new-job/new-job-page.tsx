@@ -132,7 +132,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
             <Choice label="Spot instances" help="Cheaper; they may be preempted, and the job then resumes from a checkpoint." options={["prefer", "only", "never"]} {...field(["resources", "spot"])} set={(typed) => set(["resources", "spot"], typed || undefined)} />
             <Field label="Cost limit, dollars" help="The most that the job may cost. Leave blank for the limits of the budgets." inputMode="decimal" placeholder="none" {...field(["limits", "cost"])} set={(typed) => set(["limits", "cost"], typed.trim() || undefined)} />
             <Field label="Time limit" help="Training time, e.g. 90s, 5m, 2h, 1d." placeholder="none" {...field(["limits", "time"])} set={(typed) => set(["limits", "time"], typed.trim() || undefined)} />
-            <Choice label="If out of budget" help="After a checkpoint is saved." options={["pause", "stop"]} {...field(["on_budget"])} set={(typed) => set(["on_budget"], typed || undefined)} />
+            <Choice label="If out of budget" help="Pause or stop after a checkpoint; finish reserves the cost of the time limit before it starts." options={["pause", "stop", "finish"]} {...field(["on_budget"])} set={(typed) => set(["on_budget"], typed || undefined)} />
             <Field label="Initialize from" help="job/ID, or the path of a model below a data root." placeholder="random weights" {...field(["init"])} set={(typed) => set(["init"], typed.trim() || undefined)} />
             <Field label="Name" help="Display name of the job." placeholder={recipe?.name ?? ""} {...field(["name"])} set={(typed) => set(["name"], typed || undefined)} />
           </div>
