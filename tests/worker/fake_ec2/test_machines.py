@@ -13,15 +13,34 @@ import httpx
 import pytest
 from botocore.exceptions import ClientError
 from shoestring_core.wire import BootData
+from shoestring_worker.providers.ec2.account.aws import Aws
+from shoestring_worker.providers.ec2.account.policies import worker_policy
+from shoestring_worker.providers.ec2.account.service_role import make_service_role
+from shoestring_worker.providers.ec2.account.steps import Steps
 from shoestring_worker.providers.ec2.provider import Ec2Provider
 
 from tests.servers import until
 from tests.trainer.agent.services import Service
 from tests.trainer.machinehost.local_cloud import LocalCloud, processes_without_init
-from tests.worker.providers.fake_aws import IMAGE, REGION, ROOT, FakeAws, launch_request
+from tests.worker.providers.fake_aws import IMAGE, REGION, ROOT, ZONE, FakeAws, launch_request
 
 STAND_IN_RANKS = ROOT / "tests" / "trainer" / "agent" / "stand_in_ranks.py"
 WAIT = "#!/bin/sh\nwhile [ ! -e off ]; do sleep 0.05; done; poweroff\n"
+COUNT_BOOTS = f"""#!{sys.executable}
+import pathlib, subprocess, time
+import boto3
+def run(*command):
+    return subprocess.run(command, capture_output=True, text=True)
+while not (disks := run("lsblk", "--nodeps", "--noheadings", "--paths", "--output", "NAME,SERIAL").stdout.split()):
+    time.sleep(0.05)
+if run("blkid", "-p", disks[0]).returncode == 2:
+    run("mkfs", "-t", "ext4", disks[0])
+pathlib.Path("disk").mkdir()
+run("mount", disks[0], "disk")
+with open("disk/boots", "a") as file:
+    file.write(disks[1] + " " + boto3.Session().get_credentials().access_key + "\\n")
+run("poweroff")
+"""
 SPOT = {"MarketType": "spot", "SpotOptions": {"SpotInstanceType": "one-time"}}
 
 
@@ -110,6 +129,41 @@ def test_an_interrupted_instance_is_told_in_its_metadata_and_leaves_nothing(clou
     assert cloud.open_requests() == []
     assert cloud.aws.ec2().describe_volumes()["Volumes"] == []
     assert cloud.aws.read("left") == {"instances": [], "volumes": [], "spot_requests": []}
+
+
+def test_a_volume_outlives_the_instances_that_it_is_attached_to_and_their_role_gives_them_credentials(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+):
+    """docs.aws.amazon.com/ebs/latest/userguide/ebs-attaching-volume.html, identify-nvme-ebs-device.html;
+    docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html"""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", cloud.aws.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    policy = worker_policy("123456789012", [REGION], "bucket")
+    make_service_role(Aws(cloud.aws.url), policy, Steps(lambda _: None))
+    volume = cloud.aws.ec2().create_volume(AvailabilityZone=ZONE, Size=1)["VolumeId"]
+    for boot in ("first", "second"):
+        instance = cloud.run(boot, COUNT_BOOTS, IamInstanceProfile={"Name": "shoestring-service"})
+        until(lambda instance=instance: cloud.state(instance) == "running")
+        cloud.aws.ec2().attach_volume(VolumeId=volume, InstanceId=instance, Device="/dev/sdf")
+        cloud.until_ended(instance)
+        (left,) = cloud.aws.ec2().describe_volumes(VolumeIds=[volume])["Volumes"]
+        assert (left["State"], left["Attachments"]) == ("available", [])
+    files = list(cloud.host.folder.glob(f"volumes/{volume}/boots"))
+    assert files[0].read_text() == f"{volume.replace('-', '')} {cloud.aws.access_key}\n" * 2
+    cloud.aws.ec2().delete_volume(VolumeId=volume)
+    assert not files[0].exists()
+
+
+def test_an_address_goes_with_its_instance_only_until_that_ends(cloud: Cloud):
+    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/working-with-eips.html"""
+    ec2, instance = cloud.aws.ec2(), cloud.run("addressed")
+    address = ec2.allocate_address(Domain="vpc")["AllocationId"]
+    ec2.associate_address(AllocationId=address, InstanceId=instance)
+    (cloud.folder(instance) / "off").touch()
+    cloud.until_ended(instance)
+    (left,) = ec2.describe_addresses(AllocationIds=[address])["Addresses"]
+    assert not left.get("AssociationId")
+    ec2.release_address(AllocationId=address)
 
 
 def test_without_room_for_it_an_instance_is_refused_and_its_token_stays_free(cloud: Cloud):
