@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 from shoestring_core.decide.billing import BillingRules, hourly
@@ -53,7 +52,7 @@ class Offer:
     billing: BillingRules = field(default_factory=BillingRules)
     fetched_at: int | None = field(default=None, compare=False)
 
-    @cached_property
+    @property
     def rate_cap(self) -> str:
         """What a machine never exceeds, disk and address included: holds are made of it."""
         return hourly(self.billing.extras, self.on_demand_price)
