@@ -12,10 +12,8 @@ import pytest
 from shoestring_worker.providers.ec2.account import inventory, teardown
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.bootstrap import Made, Wanted, bootstrap
-from shoestring_worker.providers.ec2.provider import Ec2Provider
-from shoestring_worker.providers.ec2.settings import Ec2Settings
 
-from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws, launch_request
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws
 
 WANTED = Wanted((REGION,), "me@example.org", image=IMAGE)
 
@@ -40,6 +38,12 @@ class StoppedAfter(Aws):
 def account_of(url: str) -> Aws:
     """Shared: its clients take longer to make than a call."""
     return Aws(url)
+
+
+@functools.cache
+def stopped_account_of(url: str) -> StoppedAfter:
+    """Shared, as `account_of` is."""
+    return StoppedAfter(url)
 
 
 def tables(aws: FakeAws) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def run_teardown(aws: Aws) -> None:
 
 def killed_again_and_again(verb: Callable[[Aws], Any], url: str) -> int:
     """Run a verb, which is killed after its first change, until it has none left to make; returns how often."""
-    stopped = StoppedAfter(url)
+    stopped = stopped_account_of(url)
     for kills in range(100):
         try:
             verb(stopped)
@@ -109,20 +113,6 @@ def changes(aws: FakeAws) -> int:
     """Calls so far that may have changed something."""
     reads = ("Describe", "List", "Get", "Head")
     return sum(not call["action"].startswith(reads) for call in aws.read("calls"))
-
-
-def test_bootstrap_a_machine_and_teardown_leave_the_account_as_it_was(aws: FakeAws):
-    before, account = tables(aws), account_of(aws.url)
-    made = run_bootstrap(account)
-    settings = Ec2Settings.model_validate({"regions": made.settings, "endpoint_url": aws.url})
-    Ec2Provider("ec2", settings).launch(launch_request())
-    aws.s3().put_object(Bucket=made.bucket, Key="service/checkpoint", Body=b"weights")
-    (instance,) = aws.instances()
-    assert instance["SubnetId"] == made.settings[REGION]["subnets"][ZONE]
-    asked = aws.calls("RunInstances")[0]["parameters"]  # moto forgets the groups of interfaces
-    assert [asked["NetworkInterface.1.SecurityGroupId.1"]] == made.settings[REGION]["security_groups"]
-    run_teardown(account)
-    assert tables(aws) == before
 
 
 def test_each_verb_run_twice_changes_nothing(aws: FakeAws):
@@ -140,7 +130,7 @@ def test_each_verb_run_twice_changes_nothing(aws: FakeAws):
 
 def test_a_dry_run_tells_each_step_and_changes_nothing(aws: FakeAws):
     before, told = tables(aws), list[str]()
-    made = bootstrap(StoppedAfter(aws.url), Wanted((REGION,), "me@example.org", dry_run=True), told.append)
+    made = bootstrap(stopped_account_of(aws.url), Wanted((REGION,), "me@example.org", dry_run=True), told.append)
     assert tables(aws) == before
     created = run_bootstrap(account_of(aws.url)).created
     assert made.created == created == sum(step.startswith("to create") for step in told)

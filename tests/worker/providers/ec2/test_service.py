@@ -19,6 +19,7 @@ from shoestring_worker.providers.ec2.account.bootstrap import Made
 from shoestring_worker.providers.ec2.account.ownership import bucket_name
 from shoestring_worker.providers.ec2.account.service import Clock, ServiceInAccount
 from shoestring_worker.providers.ec2.account.service_launch import MAX_USER_DATA_BYTES, Wanted
+from shoestring_worker.providers.ec2.provider import Ec2Provider
 from shoestring_worker.providers.ec2.service_boot import LOGIN_KEY, ServiceBoot, ServiceLogin
 from shoestring_worker.providers.ec2.service_machine import BootFailed
 from shoestring_worker.providers.ec2.settings import Ec2Settings
@@ -32,7 +33,7 @@ from tests.worker.providers.ec2.test_account import (
     silent,
     tables,
 )
-from tests.worker.providers.fake_aws import IMAGE, REGION, ZONE, FakeAws
+from tests.worker.providers.fake_aws import IMAGE, REGION, ZONE, FakeAws, launch_request
 
 SERVICE = [{"Name": "tag:Name", "Values": ["shoestring-service"]}]
 
@@ -87,9 +88,19 @@ def operator(aws: FakeAws) -> Operator:
     return Operator(aws, made)
 
 
-def test_a_service_that_was_stopped_goes_on_with_its_volume_and_address_and_teardown_leaves_nothing(aws: FakeAws):
+def test_from_bootstrap_to_a_job_s_machine_and_a_service_that_is_stopped_and_goes_on_teardown_leaves_nothing(
+    aws: FakeAws,
+):
     before, account = tables(aws), account_of(aws.url)
-    operator = Operator(aws, run_bootstrap(account))
+    made = run_bootstrap(account)
+    settings = Ec2Settings.model_validate({"regions": made.settings, "endpoint_url": aws.url})
+    Ec2Provider("ec2", settings).launch(launch_request())
+    aws.s3().put_object(Bucket=made.bucket, Key="service/checkpoint", Body=b"weights")
+    (instance,) = aws.instances()
+    assert instance["SubnetId"] == made.settings[REGION]["subnets"][ZONE]
+    asked = aws.calls("RunInstances")[0]["parameters"]  # moto forgets the groups of interfaces
+    assert [asked["NetworkInterface.1.SecurityGroupId.1"]] == made.settings[REGION]["security_groups"]
+    operator = Operator(aws, made)
     login = operator.up(account)
     (first,), (volume,), (address,) = operator.machines(), operator.volumes(), operator.addresses()
     assert (login.code, login.launch) == ("once", first["ClientToken"])
@@ -166,10 +177,9 @@ def test_the_user_data_has_the_settings_and_no_secret_and_the_machine_a_role_and
     assert boot.url == f"https://{operator.addresses()[0]['PublicIp']}:8443"
     assert 0.02 < float(boot.hosting["hourly_usd"]) < 0.05
     assert asked["IamInstanceProfile.Name"] == "shoestring-service"
-    assert (asked["MetadataOptions.HttpTokens"], asked["InstanceInitiatedShutdownBehavior"]) == (
-        "required",
-        "terminate",
-    )
+    assert asked["MetadataOptions.HttpTokens"] == "required"
+    assert asked["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert asked["CreditSpecification.CpuCredits"] == "standard"
     named = [{"Name": "group-name", "Values": ["shoestring-service"]}]
     (group,) = aws.ec2().describe_security_groups(Filters=named)["SecurityGroups"]
     assert [(rule["FromPort"], rule["ToPort"]) for rule in group["IpPermissions"]] == [(8443, 8443)]

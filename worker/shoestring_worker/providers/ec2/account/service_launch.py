@@ -67,6 +67,8 @@ def launch_arguments(
         "ClientToken": token, "MinCount": 1, "MaxCount": 1, "ImageId": image["ImageId"], "InstanceType": TYPE,
         "UserData": _user_data(wanted, place, token, address, volume, image),
         "IamInstanceProfile": {"Name": SERVICE},
+        # or bursts are billed: docs.aws.amazon.com/AWSEC2/latest/UserGuide/burstable-performance-instances.html
+        "CreditSpecification": {"CpuCredits": "standard"},
         "InstanceInitiatedShutdownBehavior": "terminate",
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
         "BlockDeviceMappings": [{"DeviceName": image["RootDeviceName"], "Ebs": root}],
