@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -180,20 +181,24 @@ def children_cpu_s() -> float:
     return ended.ru_utime + ended.ru_stime + sum(times.user + times.system for times in running)
 
 
-def our_batches(shards: Path, side: int) -> Iterator[Any]:
-    """Yield None when set up, then an epoch's batches as the training loop loads them, normalized as the model does."""
+def our_batches(shards: Path, side: int, data: TaskData | None = None) -> Iterator[Any]:
+    """Yield None when set up, then an epoch's batches as the training loop loads them, normalized as the model does.
+
+    data  says that the shards are streamed
+    """
     torch.set_num_threads(WORKERS)
-    loader, settings = open_loader(shards, side)
-    torch.set_num_threads(1)
-    images = len(loader.dataset.train)
-    (phase,) = HyperparamSchedule.from_settings(settings, images).phases
-    sampler = DistributedSampler(1, images, 0, 1, draws=16)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    yield None
-    loader.start_phase(phase, (sampler.peek(step * BATCH, BATCH) for step in range(phase.steps)))
-    for step in range(phase.steps):
-        images_NCHW, _ = loader.load_batch(sampler.batch(step * BATCH, BATCH))
-        yield images_NCHW.sub_(mean).div_(std)
+    with open_loader(shards, side, data) as (loader, settings):
+        torch.set_num_threads(1)
+        feed, images = loader.dataset.feed, len(loader.dataset.train)
+        (phase,) = HyperparamSchedule.from_settings(settings, images).phases
+        sampler = DistributedSampler(1, images, 0, 1, draws=16, order=feed.order.epoch if feed else None)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+        yield None
+        loader.start_phase(phase, (sampler.peek(step * BATCH, BATCH) for step in range(phase.steps)))
+        for step in range(phase.steps):
+            loader.await_input(step * BATCH, BATCH)
+            images_NCHW, _ = loader.load_batch(sampler.batch(step * BATCH, BATCH))
+            yield images_NCHW.sub_(mean).div_(std)
 
 
 def put_mapped(bucket: Bucket, shards: Path, prefix: str) -> None:
@@ -202,12 +207,12 @@ def put_mapped(bucket: Bucket, shards: Path, prefix: str) -> None:
         if path.suffix in (".tar", ".json", ".npy"):
             with path.open("rb") as file:
                 content: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            bucket.objects[f"{prefix}/{path.name}"] = Object(content)
+            stored = bucket.objects[f"{prefix}/{path.name}"] = Object(content)
+            stored.etag = f'"{path.name}"'  # S3 knows it; the stand-in would compute it from gigabytes
 
 
 def streamed_batches(environment: dict[str, str], folder: Path, side: int) -> Iterator[Any]:
     """As `our_batches`, of shards in the bucket; the process that streams them counts, and nothing is here before."""
-    torch.set_num_threads(WORKERS)
     url, store = f"s3://{BUCKET}/set", Path(tempfile.mkdtemp(dir=folder))
     stream = asyncio.run(open_stream(url, store, environment, lambda _: None, cache_bytes=None))
     process = subprocess.Popen(
@@ -215,25 +220,16 @@ def streamed_batches(environment: dict[str, str], folder: Path, side: int) -> It
         env=os.environ | environment | {"PYTHONPATH": PACKAGES}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     data = TaskData(train=str(stream.folder), source=url, stream=True, requests=str(stream.requests))
-    loader, settings = open_loader(stream.folder, side, data)
-    torch.set_num_threads(1)
-    feed, images = loader.dataset.feed, len(loader.dataset.train)
-    assert feed
-    (phase,) = HyperparamSchedule.from_settings(settings, images).phases
-    sampler = DistributedSampler(1, images, 0, 1, draws=16, order=feed.order.epoch)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    yield None
-    loader.start_phase(phase, (sampler.peek(step * BATCH, BATCH) for step in range(phase.steps)))
-    for step in range(phase.steps):
-        loader.await_input(step * BATCH, BATCH)
-        images_NCHW, _ = loader.load_batch(sampler.batch(step * BATCH, BATCH))
-        yield images_NCHW.sub_(mean).div_(std)
-    process.kill()
-    process.wait()
-    shutil.rmtree(store)
+    try:
+        yield from our_batches(stream.folder, side, data)
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(store)
 
 
-def open_loader(shards: Path, side: int, data: TaskData | None = None) -> tuple[BatchLoader, Settings]:
+@contextmanager
+def open_loader(shards: Path, side: int, data: TaskData | None) -> Iterator[tuple[BatchLoader, Settings]]:
     settings = Settings(image_size=side, batch_size=BATCH, crop_scale=MIN_SCALE, flip=True)
     task = LocalTask(
         format=1, folder=shards.parent, job="bench", generation=1, recipe="imagefolder/any", seed=1,
@@ -241,7 +237,10 @@ def open_loader(shards: Path, side: int, data: TaskData | None = None) -> tuple[
     )  # fmt: skip
     place = DistributedContext(0, 1, 0, torch.device("cpu"))
     opened = open_shards("imagefolder", task, settings, place)
-    return BatchLoader(open_dataset("imagefolder", task, 1, settings, place, opened), settings, place.device), settings
+    assert opened
+    with closing(opened):  # a process of multiprocessing never ends while its own processes ignore SIGTERM
+        source = open_dataset("imagefolder", task, 1, settings, place, opened)
+        yield BatchLoader(source, settings, place.device), settings
 
 
 def torchvision_transform(side: int, kind: str) -> Any:

@@ -46,8 +46,11 @@ TRAIN_IMAGES, VAL_IMAGES, PER_SHARD = 180, 12, 4
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """45 shards to train on, which make three windows, and 3 to validate on."""
-    folder = tmp_path_factory.mktemp("shards")
+    return prepare(tmp_path_factory.mktemp("shards"))
+
+
+def prepare(folder: Path) -> Path:
+    """Make 45 shards to train on, which are three windows, and 3 to validate on."""
     for number in range(TRAIN_IMAGES + VAL_IMAGES):
         noise = np.random.default_rng(number)
         name, colour = sorted(COLOURS.items())[number % 3]
