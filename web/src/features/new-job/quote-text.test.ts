@@ -42,5 +42,7 @@ test("a spec with errors has no quote yet; a refusal says why", () => {
   const problem = (errors: Schemas["Problem"][]) =>
     new Problem({ type: "", title: "", status: 409, detail: "The budget is too low.", code: "budget-exceeded", hint: null, retryable: false, errors });
   expect(quoteErrorText(problem([]))).toBe("No quote: The budget is too low.");
-  expect(quoteErrorText(problem([{ pointer: "/x", message: "m", code: "c", suggestion: null }]))).toBe("No quote yet: the spec has errors.");
+  const wrong = { pointer: "/data/train", message: "No such folder.", code: "c", suggestion: null };
+  expect(quoteErrorText(problem([wrong]))).toBe("No quote yet. data.train: No such folder.");
+  expect(quoteErrorText(problem([wrong, wrong]))).toBe("No quote yet. data.train: No such folder. And 1 more error.");
 });

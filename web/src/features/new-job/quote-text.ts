@@ -1,7 +1,7 @@
 /** The words of a quote: times and costs as bands, where they come from, and what the budget has left. */
 import { Problem, type Schemas } from "../../api/client";
 import { formatDollars, toMicro } from "../../lib/money";
-import { formatPercent } from "../../lib/number";
+import { counted, formatPercent } from "../../lib/number";
 import { formatDuration } from "../../lib/time";
 
 type QuotedOffer = Schemas["QuotedOffer"];
@@ -58,6 +58,7 @@ export function budgetText({ hold, left_after_hold, left_after_end, max_cost }: 
 
 /** Why there is no quote: that a spec being typed is not valid is for Validate to say. */
 export function quoteErrorText(error: Error): string {
-  if (error instanceof Problem && error.document.errors.length > 0) return "No quote yet: the spec has errors.";
+  const [first, ...more] = error instanceof Problem ? error.document.errors : [];
+  if (first) return `No quote yet. ${first.pointer.slice(1).replaceAll("/", ".") || "Spec"}: ${first.message}${more.length > 0 ? ` And ${counted(more.length, "more error")}.` : ""}`;
   return `No quote: ${error.message}`;
 }
