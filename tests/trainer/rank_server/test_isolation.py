@@ -242,6 +242,17 @@ def test_without_bubblewrap_the_line_that_installs_it_is_said(tmp_path: Path) ->
     assert found.remedy.endswith("apt install bubblewrap")
 
 
+def test_a_relative_place_that_python_imports_from_is_shown_at_its_own_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bubblewrap refuses a link called `.`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(".")
+    view = isolation.find_view(tmp_path / "machine", {})
+    assert tmp_path.resolve() in view.readable
+    assert all(link.is_absolute() for link in view.links)
+
+
 def test_where_bubblewrap_fails_its_message_is_said(tmp_path: Path) -> None:
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")

@@ -117,7 +117,7 @@ def find_view(machine: Path, environment: Mapping[str, str]) -> View:
         for path in map(Path, paths):
             if _is(Path.exists, path):
                 found.append(real := _resolve(path))
-                if path != real and ".." not in path.parts:
+                if path != real and path.is_absolute() and ".." not in path.parts:
                     links[path] = real
         return found
 
