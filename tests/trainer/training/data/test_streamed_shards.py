@@ -7,6 +7,8 @@ import asyncio
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -35,9 +37,10 @@ from shoestring_trainer.training.results.sample_log import read_sample_log
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import LocalTask
 
+from tests.servers import PATIENCE_S
 from tests.trainer.data_sync.bucket_server import BUCKET, Bucket, Object, serving
 from tests.trainer.training.data.sample_images import COLOURS, SINGLE_PROCESS
-from tests.trainer.training.gangs import gang
+from tests.trainer.training.gangs import base_environment, gang
 
 URL = f"s3://{BUCKET}/set"
 CROPS = Settings(image_size=16, batch_size=16, crop_scale=0.1, flip=True, epochs=2)
@@ -127,6 +130,28 @@ def batches(
             loaded.append(loader.load_batch(sampler.batch(step * size, size)))
         data.feed.before_evaluation()
         return [*loaded, (data.val.images_NCHW[:], data.val.labels_N)]
+
+
+OPEN_AND_FAIL = """
+import sys
+from pathlib import Path
+from shoestring_trainer.training.data.shard_list import read_shard_index
+from shoestring_trainer.training.data.sharded_dataset import ShardedDataset
+from shoestring_trainer.training.settings import Settings
+
+folder = Path(sys.argv[1])
+shards = ShardedDataset(
+    folder, read_shard_index(folder), Settings(), world_size=1, processes=1, is_on_gpu=False
+)
+sys.exit("something failed")
+"""
+
+
+def test_a_program_that_fails_ends_though_its_decoders_ignore_signals(prepared: Path):
+    """multiprocessing would send them SIGTERM, and wait for ever."""
+    command = [sys.executable, "-c", OPEN_AND_FAIL, str(prepared)]
+    ended = subprocess.run(command, env=base_environment(), capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (ended.returncode, ended.stderr.strip()) == (1, "something failed")
 
 
 def least_cache(prepared: Path) -> int:
