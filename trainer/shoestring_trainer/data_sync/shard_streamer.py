@@ -130,8 +130,8 @@ def _find(url: str, found: Mapping[str, RemoteFile], name: str, size: int) -> Re
         raise DataUnavailable(f"the shard {name} is missing in {url}{_IN_FOLDER}")
     if found[name].size != size:
         raise DataUnavailable(
-            f"the shard {name} in {url} has {found[name].size:,} bytes instead of {size:,}: it is truncated or of "
-            f"another data set{_IN_FOLDER}"
+            f"the shard {name} in {url} has {counted(found[name].size, 'byte')} instead of {size:,}: it is truncated "
+            f"or of another data set{_IN_FOLDER}"
         )
     return found[name]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from shoestring_core.wording.units import counted
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -120,9 +121,8 @@ class DistributedContext:
         while (arrived := store.add(what, 0)) < self.world_size:
             if (waited_s := time.monotonic() - began) > next_note_s:
                 next_note_s += NOTE_INTERVAL_S
-                sys.stdout.write(
-                    f"waiting for the input of {self.world_size - arrived} other ranks ({what}), for {waited_s:.0f} s\n"
-                )
+                others = counted(self.world_size - arrived, "other rank")
+                sys.stdout.write(f"waiting for the input of {others} ({what}), for {waited_s:.0f} s\n")
                 sys.stdout.flush()
             time.sleep(PEER_POLL_S)
 
