@@ -143,13 +143,13 @@ def up(
 
 
 @app.command()
-def down() -> None:
+def down(as_json: Json = False) -> None:
     """End the machine that runs the service. Its volume and its address stay, and `up` goes on with them.
 
     \b
     shoestring aws down
     """
-    raise typer.Exit(aws.run("down"))
+    raise typer.Exit(aws.run("down", *(["--json"] if as_json else [])))
 
 
 def _print_service(url: str) -> None:

@@ -175,8 +175,10 @@ def run_up(options: argparse.Namespace, account: Account) -> int:
     return ExitCode.OK
 
 
-def run_down(_options: argparse.Namespace, account: Account) -> int:
-    ServiceInAccount(Aws(account.endpoint), Wanted(read_settings(), os.environ), report).down()
+def run_down(options: argparse.Namespace, account: Account) -> int:
+    ended = ServiceInAccount(Aws(account.endpoint), Wanted(read_settings(), os.environ), report).down()
+    if options.json:
+        print(json.dumps({"ended": ended}))
     return ExitCode.OK
 
 

@@ -65,8 +65,8 @@ class ServiceInAccount:
         self._attach(machine["InstanceId"], address, volume)
         return self._wait_for_login(machine["InstanceId"], machine["ClientToken"])
 
-    def down(self) -> None:
-        """End the machine. Volume and address stay."""
+    def down(self) -> list[str]:
+        """End the machine, whose id is returned. Volume and address stay."""
         ids = [machine["InstanceId"] for machine in self._machines(NOT_ENDED)]
         if ids:
             self._end(ids)
@@ -75,6 +75,7 @@ class ServiceInAccount:
         for volume in self._volumes():
             if any(tag["Key"] == LAUNCH_TAG for tag in volume["Tags"]):
                 self._write("delete_tags", Resources=[volume["VolumeId"]], Tags=[{"Key": LAUNCH_TAG}])
+        return ids
 
     def _end(self, ids: list[str]) -> None:
         self._write("terminate_instances", InstanceIds=ids)
