@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import httpx
@@ -56,6 +57,22 @@ def test_files_go_to_a_folder_named_after_the_job(downloads: list[str]) -> None:
     assert get().exit_code == ExitCode.OK
     assert {path.name: path.read_bytes() for path in FOLDER.iterdir()} == FILES
     assert Path("model.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["get", "ls"])
+def test_a_job_without_artifacts_says_what_to_do(
+    downloads: list[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "FILES", {})
+    for state, words in (
+        ({}, f"no artifacts yet ({JOB['status']}). Follow it: shoestring watch {JOB['id'][-8:]}"),
+        (
+            {"state": "ended", "status": "stopped", "end_reason": "user_stop"},
+            f"left no artifacts (stopped). Submit it again: shoestring retry {JOB['id'][-8:]}",
+        ),
+    ):
+        monkeypatch.setattr(sys.modules[__name__], "JOB", JOB | state)
+        assert words in CliRunner().invoke(cli.app, ["artifacts", command, JOB["id"]]).output
 
 
 def test_another_file_is_overwritten_only_with_force(downloads: list[str]) -> None:

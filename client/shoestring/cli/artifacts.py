@@ -24,7 +24,7 @@ from shoestring.cli.terminal import (
     print_table,
     resolve_job_id,
 )
-from shoestring.client import is_complete
+from shoestring.client import is_complete, short_id
 
 app = typer.Typer(help="Files of a finished job: weights, exported model, metrics.", no_args_is_help=True)
 
@@ -37,7 +37,9 @@ def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
     shoestring artifacts ls JOB
     """
     with open_client(url) as client:
-        artifacts = client.artifacts(resolve_job_id(client, job)).artifacts
+        job_id = resolve_job_id(client, job)
+        artifacts = client.artifacts(job_id).artifacts
+        empty = "" if artifacts else _why_none(client.job(job_id))
     rows = [(file.name, f"{file.bytes:,}", str(file.step), file.sha256[:12]) for file in artifacts]
     print_result(
         artifacts,
@@ -45,7 +47,7 @@ def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
         lambda: print_table(
             ("NAME", "BYTES", "STEP", "SHA-256"),
             rows,
-            "No artifacts yet: the job has not finished.",
+            empty,
             drop=("SHA-256", "STEP"),
         ),
     )
@@ -76,7 +78,7 @@ def get_artifacts(
             print_error(f"The job has no artifact {', '.join(unknown)}. Artifacts: {known}")
             raise typer.Exit(ExitCode.NOT_FOUND)
         if not artifacts:
-            print_error("The job has no artifacts yet.")
+            print_error(_why_none(client.job(job_id)))
             raise typer.Exit(ExitCode.NOT_FOUND)
         folder = to or _default_folder(client.job(job_id))
         targets = {name: folder / name for name in names or sorted(artifacts)}
@@ -97,6 +99,12 @@ def get_artifacts(
         if missing
         else f"Nothing to download: {folder} has all of it already"
     )
+
+
+def _why_none(job: rest.Job) -> str:
+    if job.state != "ended":
+        return f"The job has no artifacts yet ({job.status}). Follow it: shoestring watch {short_id(job.id)}"
+    return f"The job left no artifacts ({job.status}). Submit it again: shoestring retry {short_id(job.id)}"
 
 
 def _default_folder(job: rest.Job) -> Path:
