@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 import time
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 from shoestring_core.store.transactions import CommitInfo
 from shoestring_core.wakeups import CELERY_KEY_PREFIX, TICK_TASK, celery_broker_url, forget_celery_variables
 
@@ -18,7 +16,7 @@ log = logging.getLogger(__name__)
 
 PAUSE_S = 0.05
 """After a hint, before the next, which covers all commits in between: however many there are, hints cost little."""
-TIMEOUT_S = 0.2
+TIMEOUT_S, STOP_TIMEOUT_S = 0.2, 2.0
 EXPIRES_S = 30
 
 
@@ -41,7 +39,9 @@ class TickHints:
             broker_connection_retry_on_startup=False,
             task_publish_retry=False,
         )
-        self._pending: queue.Queue[bool] = queue.Queue(maxsize=1)  # one pending hint covers every commit before it
+        self._requested = False  # one pending hint covers every commit before it
+        self._stopping = False
+        self._awake = threading.Event()
         self._thread = threading.Thread(target=self._send, name="tick-hints", daemon=True)
 
     def start(self) -> None:
@@ -49,23 +49,31 @@ class TickHints:
 
     def stop(self) -> None:
         """Send the pending hint and end the thread, without waiting long for a broker that doesn't answer."""
-        self._pending.put(False)
-        self._thread.join(timeout=2.0)
+        self._stopping = True
+        self._awake.set()
+        self._thread.join(timeout=STOP_TIMEOUT_S)
 
     def on_commit(self, change: CommitInfo) -> None:
         """Queue a hint after a commit that asks for one; may be called from any thread."""
         if change.tick_requested:
-            try:
-                self._pending.put_nowait(True)
-            except queue.Full:
-                pass
+            self._requested = True
+            self._awake.set()
 
     def _send(self) -> None:
-        while self._pending.get():
-            try:
-                self._app.send_task(TICK_TASK, ignore_result=True, retry=False, expires=EXPIRES_S)
-                self.sent += 1
-            except (OperationalError, OSError) as error:
-                self.dropped += 1
-                log.debug("a tick hint was dropped: %s", error)
+        while True:
+            self._awake.wait()
+            self._awake.clear()
+            stopping, requested, self._requested = self._stopping, self._requested, False
+            if requested:
+                self._send_one()
+            if stopping:
+                return
             time.sleep(PAUSE_S)
+
+    def _send_one(self) -> None:
+        try:
+            self._app.send_task(TICK_TASK, ignore_result=True, retry=False, expires=EXPIRES_S)
+            self.sent += 1
+        except Exception as error:  # noqa: BLE001 - whatever it is, later hints must be sent
+            self.dropped += 1
+            log.debug("a tick hint was dropped: %s", error)

@@ -59,7 +59,7 @@ class Deployment:
         self.store: Store = self.state.store
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys = self.store.write(_people)
-        self.store.write(lambda db: save_offers(db, OFFER.provider, [OFFER], self.state.timeouts))
+        self.refresh_offers()
         config = uvicorn.Config(
             create_app(self.state), port=self.port, log_level="warning", timeout_graceful_shutdown=3
         )
@@ -88,6 +88,10 @@ class Deployment:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No certificates, which take longer to read than most tests take otherwise: nothing here speaks TLS.
         return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False, verify=False, headers=headers)
+
+    def refresh_offers(self) -> None:
+        """The provider answers, as it does every few seconds where a worker runs."""
+        self.store.write(lambda db: save_offers(db, OFFER.provider, [OFFER], self.state.timeouts))
 
     def submit(self, **fields: Any) -> UUID:
         answer = self.member.post("/v1/jobs", json={"spec": SPEC | fields})

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import redis
+from shoestring_api import tick_hints
 from shoestring_api.tick_hints import PAUSE_S, TickHints
 from shoestring_core.store.tables import ServiceRow
 from shoestring_core.store.transactions import CommitInfo
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
-from tests.servers import Valkey, free_port, until
+from tests.servers import PATIENCE_S, Valkey, free_port, until
 
 pytestmark = pytest.mark.any_database
 
@@ -78,6 +80,46 @@ def test_between_hints_is_a_pause_however_many_commits_there_are() -> None:
         until(lambda number=number: hints.dropped == number, every_s=0.001)
     hints.stop()
     assert time.monotonic() - began >= 3 * PAUSE_S
+
+
+def test_the_end_of_the_service_does_not_wait_for_a_broker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hints, commit = TickHints(f"redis://127.0.0.1:{free_port()}/0"), CommitInfo(set(), set(), tick_requested=True)
+    sending, broker_answers = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        sending.set()
+        broker_answers.wait()
+
+    monkeypatch.setattr(hints._app, "send_task", hang)
+    monkeypatch.setattr(tick_hints, "STOP_TIMEOUT_S", 0.01)
+    hints.start()
+    hints.on_commit(commit)
+    sending.wait()
+    hints.on_commit(commit)  # one that is pending
+    stopper = threading.Thread(target=hints.stop, daemon=True)
+    stopper.start()
+    stopper.join(PATIENCE_S)
+    assert not stopper.is_alive()
+    broker_answers.set()
+    until(lambda: not hints._thread.is_alive())
+    assert hints.sent == 2
+
+
+def test_a_hint_that_fails_in_an_unknown_way_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    hints, commit = TickHints(f"redis://127.0.0.1:{free_port()}/0"), CommitInfo(set(), set(), tick_requested=True)
+    failures = iter([KeyError("no such channel")])
+
+    def fail_once(*_: object, **__: object) -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(hints._app, "send_task", fail_once)
+    hints.start()
+    hints.on_commit(commit)
+    until(lambda: hints.dropped == 1)
+    hints.on_commit(commit)
+    until(lambda: hints.sent == 1)
+    hints.stop()
 
 
 def test_the_service_says_since_when_it_serves(deployment: Deployment) -> None:

@@ -141,6 +141,7 @@ def test_states_that_a_reader_or_a_failure_leads_to(
     inspect("an expired link")
     open_page("/", as_admin=True)
     for state in STATES:
+        deployment.refresh_offers()  # a minute old, they are stale
         page.set_viewport_size({"width": 1440, "height": 900})
         for requests, answer in ((state.fails, _fail), (state.hangs, _hang)):
             if requests:
