@@ -75,7 +75,7 @@ def forecast(
     sigma = (variance(slices) * to_come * (1 + to_come / len(slices))) ** 0.5
     expected = mean * to_come
     left = limit - spent
-    exhausted_after = left * length / mean if mean > 0 else None
+    exhausted_at = now if left <= 0 else now + round(left * length / mean) if mean > 0 else None
     return Forecast(
         spent=spent,
         committed=committed,
@@ -84,5 +84,5 @@ def forecast(
         high=max(spent + round(expected + BAND_SIGMAS * sigma), spent + committed),
         pace=round(mean * DAY / length),
         even_pace=round(left * DAY / (ends_at - now)) if ends_at > now else 0,
-        exhausted_at=None if exhausted_after is None else now + round(max(0.0, exhausted_after)),
+        exhausted_at=exhausted_at,
     )

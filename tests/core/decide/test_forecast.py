@@ -35,6 +35,12 @@ def test_nothing_spent_lately_is_never_exhausted() -> None:
     assert (found.expected, found.pace, found.exhausted_at) == (50, 0, None)
 
 
+def test_a_budget_that_is_spent_is_exhausted_now_whatever_it_spends() -> None:
+    for hours in ([0] * 100, [100] * 100, [-100] * 100):
+        found = forecast(hours, 150, 0, 100, NOW, NOW + DAY)
+        assert (found.exhausted_at, found.crosses(100)) == (NOW, True)
+
+
 def test_hours_are_cut_into_equal_slices_of_the_newest() -> None:
     slices, length = cut_slices([1000, *range(1, 29)])
     assert (len(slices), length) == (SLICES, 2 * HOUR)

@@ -357,9 +357,9 @@ def test_logs_beyond_the_quota_of_an_hour_are_dropped(fleet: Fleet, running: tup
 
 def test_a_batch_whose_logs_are_dropped_wakes_no_viewer(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
     _, machine = running
-    assert send(fleet, machine, 1, logs=[log(b"x" * 2000)]) == 1
+    assert send(fleet, machine, 1, logs=[log(b"x" * (QUOTA + 1))]) == 1
     assert fleet.events("batch") == []
-    send(fleet, machine, 2, logs=[log(b"short\n", 2000)])
+    send(fleet, machine, 2, logs=[log(b"short\n", QUOTA + 1)])
     assert [one.data for one in fleet.events("batch")] == [{"source": str(machine), "seq": 2}]
 
 

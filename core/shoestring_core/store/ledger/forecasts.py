@@ -75,7 +75,8 @@ def tell_forecast(db: Write, account_id: UUID) -> bool:
     if db.execute(update(AccountRow).where(*untold).values(forecast_told=True)) != 1:
         return False
     ends = periods.border_text(period.ends_at, period.time_zone)
-    exhausted = periods.border_text(found.exhausted_at or period.ends_at, period.time_zone)
+    assert found.exhausted_at is not None, "it crosses the limit"
+    exhausted = periods.border_text(found.exhausted_at, period.time_zone)
     expected, of_limit = money.to_decimal(found.expected), money.to_decimal(limit)
     reason = budget.LimitWontLast(title(db, account), expected, of_limit, ends, exhausted)
     for team in teams_below(db, account):
