@@ -482,6 +482,8 @@ def test_a_burn_down_shows_what_a_budget_will_have_spent(deployment: Deployment,
     chart = page.locator('[data-budget="team"] [data-burn-down]')
     expect(chart).to_contain_text("Too little was spent so far for a forecast.")
     expect(chart.get_by_role("img")).to_have_attribute("aria-label", "Left of $1.00: $1.00 now")
+    expect(chart.locator(".of-axis").first).to_have_text("$1.00 left")
+    expect(chart.locator("time")).to_have_count(2)
 
 
 def test_a_job_behind_another_team_says_what_both_have_used(deployment: Deployment, open_page: OpenPage) -> None:

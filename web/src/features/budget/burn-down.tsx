@@ -14,7 +14,12 @@ export function BurnDown({ budget }: { budget: Budget }) {
   const { at_end, pace, even_pace } = forecast;
   return (
     <figure className="burn-down" data-burn-down>
+      <p className="of-axis">{formatDollars(forecast.limit)} left</p>
       <Chart forecast={forecast} limit={toMicro(forecast.limit.amount)} />
+      <p className="of-axis">
+        <time dateTime={forecast.starts_at}>{formatDay(forecast.starts_at)}</time>
+        <time dateTime={forecast.ends_at}>{formatDay(forecast.ends_at)}</time>
+      </p>
       <figcaption>
         {at_end && pace && even_pace ? (
           <>
