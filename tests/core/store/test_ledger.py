@@ -294,6 +294,27 @@ def test_a_final_bill_beyond_the_hold_is_split_into_usage_and_overrun(world: Wor
     assert world.find_discrepancies() == []
 
 
+def test_an_estimate_that_is_as_before_tells_nobody(world: World) -> None:
+    machine = world.hold(world.job(), 10)
+    world.settle(machine, 2, final=False)
+    told = len(world.events("cost"))
+    world.settle(machine, 2, final=False)
+    assert len(world.events("cost")) == told > 0
+
+
+def test_increments_are_counted_for_each_machine_and_line(world: World) -> None:
+    job = world.job()
+    machines = [world.hold(job, 10) for _ in range(2)]
+    for amounts in ((1,), (2, 1), (3, 4)):
+        for machine in machines:
+            world.settle(machine, *amounts, final=False)
+    with world.store.read() as db:
+        rows = ledger.transfers_of(db, world.account("job", job).id)
+    for machine in machines:
+        numbers = [(row.line, row.increment) for row in rows if row.machine == machine]
+        assert sorted(numbers) == [("line 0", 1), ("line 0", 2), ("line 0", 3), ("line 1", 1), ("line 1", 2)]
+
+
 @pytest.mark.any_database
 def test_a_line_that_is_as_before_keeps_no_other_from_being_posted(world: World) -> None:
     job = world.job()

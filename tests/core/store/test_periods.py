@@ -6,11 +6,13 @@ Money is spent once: however a budget is rolled over, what was ever posted is at
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shoestring_core.decide.billing import Line
-from shoestring_core.decide.forecast import DAY, HOUR, Forecast
+from shoestring_core.decide.forecast import DAY, HOUR, WINDOW, Forecast
 from shoestring_core.errors import BudgetExceeded, BudgetUnmovable
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Store
@@ -207,17 +209,53 @@ def test_a_forecast_counts_the_jobs_below_a_budget_alone(world: World) -> None:
         assert ledger.load_forecast(db, stranger.account("team")).points[-1][1] == 0
 
 
+def test_a_forecast_counts_what_was_given_back_in_the_hour_when_it_was(world: World) -> None:
+    machine = world.hold(world.job(), 10)
+    settle_before(world, machine, 8, 2 * HOUR, final=False)
+    settle_before(world, machine, 5, 0)
+    with world.store.read() as db:
+        points = ledger.load_forecast(db, world.account("team")).points
+    assert [amount for _, amount in points] == [0, 0, 8, 5]
+
+
+def test_the_points_of_a_forecast_rise_in_time_from_its_first_hour_on(world: World) -> None:
+    job = world.job()
+    for ago in (WINDOW - HOUR // 3600, HOUR):
+        settle_before(world, world.hold(job, 10), 10, ago)
+    with world.store.read() as db:
+        found = ledger.load_forecast(db, world.account("team"))
+    times = [at for at, _ in found.points]
+    assert times == sorted(set(times))
+    assert times[0] == found.starts_at
+
+
+def test_a_correction_after_a_border_is_not_what_was_held_at_it(world: World) -> None:
+    world.limit("team", 100)
+    machine = world.hold(world.job(), 10)
+    world.settle(machine, 4, final=False)
+    world.period("team")
+    world.roll_over("team")
+    assert world.account("team").carried == 6
+    world.settle(machine, 3, final=False)
+    assert world.account("team").carried == 6
+    assert world.find_discrepancies() == []
+
+
 def spend_lately(world: World, hours: list[int]) -> None:
     """Post an amount in each of the last hours, the last of them now."""
     job = world.job()
     for ago, amount in enumerate(reversed(hours)):
-        machine = world.hold(job, amount)
+        settle_before(world, world.hold(job, amount), amount, ago * HOUR)
 
-        def settle(db, machine=machine, amount=amount, ago=ago) -> None:
-            db.now = db.now - ago * HOUR
-            ledger.settle(db, machine, [Line("machine", amount, NeverRan())], final=True)
 
-        world.store.write(settle)
+def settle_before(world: World, machine: UUID, amount: int, ago: int, *, final: bool = True) -> None:
+    """Post what a machine has cost, so many µs ago."""
+
+    def settle(db) -> None:
+        db.now = db.now - ago
+        ledger.settle(db, machine, [Line("machine", amount, NeverRan())], final=final)
+
+    world.store.write(settle)
 
 
 def tell(world: World) -> tuple[Forecast | None, bool]:

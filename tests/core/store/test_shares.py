@@ -75,7 +75,7 @@ def test_a_teams_new_weight_is_an_event_of_all_teams_that_share_with_it(fleet: F
         assert (event.kind, event.actor) == ("weight", "ann")
         assert event.data == {"account": str(team.id), "weight": 3, "before": 1}
         assert event.reason["facts"]["note"] == "a grant"
-    set_weight(fleet, fleet.account("member").id, 2)
+    assert set_weight(fleet, fleet.account("member").id, 2).weight == 2
     assert len(fleet.events("weight")) == 2
     assert len(fleet.read(events.load_events, other.team, 0, 10)) == 1
 
