@@ -156,7 +156,7 @@ def _use(target: Path, names: list[str], draw: random.Random) -> None:
         return
     target.mkdir()
     for name in names:
-        if draw.random() < 0.6 or len(Path(name).parts) != 1 or len(os.fsencode(name)) > 200 or name in ("..", "."):
+        if draw.random() < 0.6 or "/" in name or len(os.fsencode(name)) > 200 or name in ("", "..", "."):
             continue
         path = target / draw.choice((name, f".{name}.part"))
         match draw.randrange(3):

@@ -39,6 +39,6 @@ class ChangePublisher:
                 changed |= self._changed.get()
             try:
                 self._client.publish(CHANNEL, WakeMessage(changed=frozenset(changed)).model_dump_json())
-            except redis.RedisError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, later changes must be published
                 self.dropped += 1
                 log.debug("a message about a change was dropped (%s so far): %s", self.dropped, error)
