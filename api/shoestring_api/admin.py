@@ -7,7 +7,6 @@ It needs SHOESTRING_DATABASE_URL. Each command may be repeated and prints JSON; 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring_core import money
+from shoestring_core.decide.access import ROLES
 from shoestring_core.errors import ShoestringError, Unauthenticated
 from shoestring_core.store import identity, ledger, members, sessions
 from shoestring_core.store.db import Store, open_store
@@ -72,7 +72,8 @@ def bootstrap(store: Store, options: argparse.Namespace) -> dict[str, str]:
 def list_members(store: Store, options: argparse.Namespace) -> list[dict[str, Any]]:
     """List the members of all teams, or of one: role, and how many valid API keys they have."""
     with store.read() as db:
-        return [dataclasses.asdict(member) for member in members.load_members(db, options.team)]
+        found = members.load_members(db, options.team)
+    return [{"team": one.team, "user": one.user, "role": one.role, "keys": one.keys} for one in found]
 
 
 def add_member(store: Store, options: argparse.Namespace) -> dict[str, str]:
@@ -94,8 +95,12 @@ def add_member(store: Store, options: argparse.Namespace) -> dict[str, str]:
 
 
 def set_role(store: Store, options: argparse.Namespace) -> dict[str, str]:
-    """Make a member an admin of their team, who sets budgets and revokes keys, or an ordinary member again."""
-    store.write(lambda db: members.set_role(db, options.team, options.user, options.role))
+    """Change what a member may do in their team. An admin may do everything; the last one can't become less."""
+
+    def work(db: Write) -> None:
+        members.set_role(db, *members.find_member(db, options.team, options.user), options.role)
+
+    store.write(work)
     return {"team": options.team, "user": options.user, "role": options.role}
 
 
@@ -104,7 +109,7 @@ def remove_member(store: Store, options: argparse.Namespace) -> dict[str, str]:
 
     Their jobs, and what these cost, stay the team's.
     """
-    store.write(lambda db: members.remove(db, options.team, options.user))
+    store.write(lambda db: members.remove(db, *members.find_member(db, options.team, options.user)))
     return {"team": options.team, "removed": options.user}
 
 
@@ -161,9 +166,9 @@ def _parse_arguments() -> argparse.Namespace:
     adding = _add_command(commands, "add-member", add_member)
     adding.add_argument("--org", type=_name, default="home", help="the organization of a new team; default: home")
     adding.add_argument("--key-file", type=Path, required=True, help="where the API key is written")
-    adding.add_argument("--role", choices=("admin", "member"), default="member")
+    adding.add_argument("--role", choices=ROLES, default="member")
     changing = _add_command(commands, "set-role", set_role)
-    changing.add_argument("--role", choices=("admin", "member"), required=True)
+    changing.add_argument("--role", choices=ROLES, required=True)
     for command in (adding, changing, _add_command(commands, "remove-member", remove_member)):
         command.add_argument("--team", type=_name, required=True)
         command.add_argument("--user", type=_name, required=True)

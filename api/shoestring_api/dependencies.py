@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request
 from fastapi.dependencies.models import Dependant
+from shoestring_core.decide import access
 from shoestring_core.errors import Forbidden, InvalidRequest, Unauthenticated
-from shoestring_core.store import identity, sessions
+from shoestring_core.store import identity, jobs, sessions
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.transactions import Read
 
@@ -37,10 +39,21 @@ ReadDep = Annotated[Read, Depends(_open_read, scope="function")]
 
 
 def authenticate(request: Request, state: StateDep) -> Principal:
-    """Return the caller, identified by API key or else by the browser's session cookie.
+    """Return the caller, identified by API key or else by the browser's session cookie, who may do the operation.
 
-    Raises Unauthenticated; Forbidden if a cookie-authenticated write lacks its CSRF token.
+    Raises Unauthenticated; Forbidden if a cookie-authenticated write lacks its CSRF token, or the caller's role or the
+    key's scopes don't reach; NotFound if a job key asks for another job.
     """
+    caller = _identify(request, state)
+    refused = access.refusal(request.scope["route"].name, caller.role, caller.scopes, job_key=caller.job is not None)
+    if refused is not None:
+        raise _forbidden(request.scope["route"].name, refused, caller)
+    if caller.job is not None and not _names_job(request.path_params.get("job_id"), caller.job):
+        raise jobs.no_such_job()
+    return caller
+
+
+def _identify(request: Request, state: AppState) -> Principal:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     with state.store.read(snapshot=False) as db:
         if scheme:
@@ -60,16 +73,35 @@ def authenticate(request: Request, state: StateDep) -> Principal:
     return principal
 
 
+def _forbidden(operation: str, refused: access.Refusal, caller: Principal) -> Forbidden:
+    rule = access.RULES[operation]
+    if refused == "job_key":
+        return Forbidden("A job key reads its job and stops it, nothing else.", hint="Use a personal or service key.")
+    if refused == "scope":
+        return Forbidden(
+            f"This key may not do this: it lacks the scope {rule.scope}.",
+            hint=f"Make one that has it: shoestring keys create --scope {rule.scope}",
+        )
+    return too_low(caller, rule.role)
+
+
+def too_low(caller: Principal, least: access.Role) -> Forbidden:
+    """The error for a caller whose role doesn't reach."""
+    who = "an admin" if least == "admin" else f"a {least}"
+    also = " or an admin" if least == "lead" else ""
+    needed = f"Only {who}{also} of the team may do this" if also or least == "admin" else "A viewer may only look"
+    return Forbidden(f"{needed}.", hint=f"Ask an admin of team {caller.team_name}.")
+
+
+def _names_job(given: str | None, job: UUID) -> bool:
+    """Whether a path names the job, or none at all, or is malformed, which is refused as for everybody."""
+    try:
+        return given is None or UUID(given) == job
+    except ValueError:
+        return True
+
+
 Caller = Annotated[Principal, Depends(authenticate)]
-
-
-def _require_admin(caller: Caller) -> Principal:
-    if caller.role != "admin":
-        raise Forbidden("Only an admin of the team may do this.", hint=f"Ask an admin of team {caller.team_name}.")
-    return caller
-
-
-AdminCaller = Annotated[Principal, Depends(_require_admin)]
 
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 

@@ -24,6 +24,7 @@ from uuid import UUID
 
 import httpx
 from shoestring_core import rest
+from shoestring_core.decide.access import KeyKind, Role, Scope
 
 from shoestring.connections import explain_distrust, open_http
 
@@ -302,6 +303,60 @@ class Client:
     def me(self) -> rest.Me:
         """Return the user, team and role of this key."""
         return self._get("/v1/me", rest.Me)
+
+    # --- people and keys
+
+    def teams(self) -> list[rest.Team]:
+        """Return the teams that this key's user is a member of."""
+        return self._get("/v1/teams", rest.TeamList).teams
+
+    def members(self) -> list[rest.Member]:
+        """Return the members of the team."""
+        return self._get("/v1/members", rest.MemberList).members
+
+    def set_role(self, member: UUID | str, role: Role) -> rest.Member:
+        """Change what a member may do (admins)."""
+        return _parse(self._call("PUT", f"/v1/members/{member}", json={"role": role}), rest.Member)
+
+    def remove_member(self, member: UUID | str) -> None:
+        """End a membership, and with it the member's keys and logins (admins)."""
+        self._call("DELETE", f"/v1/members/{member}")
+
+    def keys(self) -> list[rest.Key]:
+        """Return the caller's API keys."""
+        return self._get("/v1/keys", rest.KeyList).keys
+
+    def create_key(
+        self,
+        kind: KeyKind = "pat",
+        *,
+        name: str = "",
+        scopes: Sequence[Scope] | None = None,
+        job: UUID | str | None = None,
+        expires_in_days: int | None = 90,
+    ) -> rest.CreatedKey:
+        """Create an API key; its secret is in no other answer.
+
+        scopes  None: those of this key; of a job key: read and jobs
+        job     of a job key: the only job that it reaches
+        """
+        body = {
+            "kind": kind, "name": name, "scopes": scopes and list(scopes), "job": job and str(job),
+            "expires_in_days": expires_in_days,
+        }  # fmt: skip
+        return _parse(self._call("POST", "/v1/keys", json=body), rest.CreatedKey)
+
+    def revoke_key(self, key: UUID | str) -> None:
+        """Revoke an API key, and every key and login that was made with it."""
+        self._call("DELETE", f"/v1/keys/{key}")
+
+    def logins(self) -> list[rest.Login]:
+        """Return the browsers that the caller is signed in with."""
+        return self._get("/v1/sessions", rest.LoginList).logins
+
+    def end_login(self, login: UUID | str) -> None:
+        """Sign a browser out."""
+        self._call("DELETE", f"/v1/sessions/{login}")
 
     def login_link(self) -> str:
         """Return a one-time link that signs a browser in."""

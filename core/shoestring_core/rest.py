@@ -16,6 +16,7 @@ from typing_extensions import TypeAliasType
 
 from shoestring_core import events, recipes, wording
 from shoestring_core import money as micro_dollars
+from shoestring_core.decide.access import KeyKind, Role, Scope
 from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.decide.quotes import MAX_MACHINE_COUNTS
 from shoestring_core.decide.soft_lines import MAX_LINES
@@ -846,7 +847,9 @@ class LoginRequest(RequestBody):
 class Me(Resource):
     user: str
     team: str
-    role: Literal["admin", "member"]
+    role: Role
+    scopes: list[Scope] | None = None
+    """What this key, or the browser that it signed in, may do of what the role allows; None: all of it."""
     csrf: str | None = None
     """Send as X-CSRF-Token on unsafe methods when signed in by cookie."""
     version: str
@@ -858,7 +861,12 @@ class Key(Resource):
     """An API key, without its secret."""
 
     id: UUID
-    kind: Literal["pat", "svc"]
+    kind: KeyKind
+    name: str = ""
+    scopes: list[Scope] | None = None
+    """None: all."""
+    job: UUID | None = None
+    """Of a job key: the only job that it reaches."""
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
@@ -869,9 +877,16 @@ class KeyList(Resource):
 
 
 class CreateKeyRequest(RequestBody):
-    """Body of POST /v1/keys."""
+    """Body of POST /v1/keys.
 
-    kind: Literal["pat", "svc"] = "pat"
+    scopes  None: those of the key that makes it; of a job key: read and jobs
+    job     of a job key, and of no other
+    """
+
+    kind: KeyKind = "pat"
+    name: str = Field(default="", max_length=100)
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=20)] | None = None
+    job: UUID | None = Field(default=None, strict=False)
     expires_in_days: int | None = Field(default=90, ge=1, le=3650)
 
 
@@ -885,6 +900,54 @@ class CreatedKey(Resource):
 class LoginCode(Resource):
     code: str
     """Valid once, for ten minutes, at `/login?code=…`."""
+
+
+class Login(Resource):
+    """A browser that is signed in."""
+
+    id: UUID
+    created_at: datetime
+    expires_at: datetime
+    address: str
+    """Where it signed in from."""
+    browser: str
+    """What it calls itself."""
+    current: bool
+    """It is the one that asks."""
+
+
+class LoginList(Resource):
+    logins: list[Login]
+
+
+class Member(Resource):
+    id: UUID
+    user: str
+    role: Role
+    keys: int
+    """Their valid API keys in the team."""
+
+
+class MemberList(Resource):
+    members: list[Member]
+
+
+class SetRoleRequest(RequestBody):
+    role: Role
+
+
+class Team(Resource):
+    id: UUID
+    name: str
+    role: Role
+    """The caller's."""
+    members: int
+    current: bool
+    """The one that this key acts in."""
+
+
+class TeamList(Resource):
+    teams: list[Team]
 
 
 class PreemptRequest(RequestBody):

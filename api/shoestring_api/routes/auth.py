@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from typing import cast
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
-from shoestring_core.errors import InvalidRequest, NotFound
+from shoestring_core.decide.access import SCOPES, KeyKind, Scope
+from shoestring_core.errors import InvalidRequest
 from shoestring_core.store import events, identity, queries, sessions
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import KeyRow
+from shoestring_core.store.tokens import hash_secret
 from shoestring_core.store.transactions import Read, Write
 
 from shoestring_api import VERSION, dashboard
@@ -36,12 +39,14 @@ def sign_in(body: rest.LoginRequest, state: StateDep, request: Request, response
     if (body.key is None) == (body.code is None):
         raise InvalidRequest("Send either `key` or `code`.")
 
+    place = _place_of(request)
+
     def work(db: Write) -> tuple[sessions.NewSession, rest.Me]:
         if body.key is not None:
             principal = identity.authenticate(db, body.key.strip())
-            signed_in = sessions.open_session(db, principal)
+            signed_in = sessions.open_session(db, principal, place)
         else:
-            signed_in = sessions.redeem_login_code(db, body.code or "")
+            signed_in = sessions.redeem_login_code(db, body.code or "", place)
         return signed_in, _serialize_me(db, sessions.authenticate(db, signed_in.secret))
 
     signed_in, me = state.store.write(work)
@@ -78,11 +83,13 @@ def list_keys(db: ReadDep, caller: Caller) -> rest.KeyList:
 
 @router.post("/v1/keys", status_code=201)
 def create_key(body: rest.CreateKeyRequest, state: StateDep, caller: Caller) -> rest.CreatedKey:
-    """Create an API key; it ends no later than what makes it. Its secret is returned only this once."""
+    """Create an API key; it ends no later than what makes it, and may do no more. Its secret is returned only once."""
 
     def work(db: Write) -> rest.CreatedKey:
         expires_at = None if body.expires_in_days is None else db.now + body.expires_in_days * DAY_US
-        key, secret = identity.create_key(db, body.kind, caller, expires_at)
+        key, secret = identity.create_key(
+            db, body.kind, caller, expires_at, name=body.name, scopes=body.scopes, job=body.job
+        )
         return rest.CreatedKey(key=_serialize_key(key), secret=secret)
 
     return state.store.write(work)
@@ -95,10 +102,40 @@ def revoke_key(key_id: UUID, state: StateDep, caller: Caller) -> None:
     def work(db: Write) -> None:
         own_keys = {row.id for row in queries.load_keys(db, caller.team, caller.user)}
         if caller.role != "admin" and key_id not in own_keys:
-            raise NotFound("No such key.")
+            raise identity.no_such_key()
         identity.revoke_key(db, caller.team, key_id)
 
     state.store.write(work)
+
+
+@router.get("/v1/sessions")
+def list_sessions(db: ReadDep, caller: Caller, request: Request, state: StateDep) -> rest.LoginList:
+    """List the browsers that the caller is signed in with."""
+    current = None if caller.csrf is None else hash_secret(request.cookies[cookie_name(state.settings)])
+    found = sessions.load_sessions(db, caller.team, caller.user)
+    return rest.LoginList(
+        logins=[
+            rest.Login(
+                id=sessions.session_id(row),
+                created_at=to_datetime(row.created_at),
+                expires_at=to_datetime(row.expires_at),
+                address=row.address,
+                browser=row.browser,
+                current=row.hash == current,
+            )
+            for row in found
+        ]
+    )
+
+
+@router.delete("/v1/sessions/{session_id}", status_code=204)
+def end_session(session_id: UUID, state: StateDep, caller: Caller) -> None:
+    """Sign out a browser of the caller's."""
+    state.store.write(lambda db: sessions.end_session(db, caller.team, caller.user, session_id))
+
+
+def _place_of(request: Request) -> sessions.Place:
+    return sessions.Place(request.client.host if request.client else "", request.headers.get("user-agent", ""))
 
 
 def _serialize_me(db: Read, principal: Principal) -> rest.Me:
@@ -106,6 +143,7 @@ def _serialize_me(db: Read, principal: Principal) -> rest.Me:
         user=principal.user_name,
         team=principal.team_name,
         role=principal.role,
+        scopes=_listed(principal.scopes),
         csrf=principal.csrf,
         version=VERSION,
         cursor=events.to_cursor(principal.team, events.latest_seq(db, principal.team)),
@@ -115,11 +153,18 @@ def _serialize_me(db: Read, principal: Principal) -> rest.Me:
 def _serialize_key(row: KeyRow) -> rest.Key:
     return rest.Key(
         id=row.id,
-        kind="svc" if row.kind == "svc" else "pat",
+        kind=cast("KeyKind", row.kind),
+        name=row.name,
+        scopes=_listed(identity.load_scopes(row.scopes)),
+        job=row.job,
         created_at=to_datetime(row.created_at),
         expires_at=to_datetime(row.expires_at),
         revoked_at=to_datetime(row.revoked_at),
     )
+
+
+def _listed(scopes: frozenset[Scope] | None) -> list[Scope] | None:
+    return None if scopes is None else [scope for scope in SCOPES if scope in scopes]
 
 
 def _set_session_cookie(state: AppState, request: Request, response: Response, signed_in: sessions.NewSession) -> None:

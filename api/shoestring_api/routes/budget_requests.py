@@ -7,10 +7,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 from shoestring_core import rest
-from shoestring_core.store import budget_requests
+from shoestring_core.decide import access
+from shoestring_core.store import budget_requests, ledger
 from shoestring_core.store.transactions import Write
 
-from shoestring_api.dependencies import AdminCaller, Caller, IdempotencyKey, ReadDep, StateDep
+from shoestring_api.dependencies import Caller, IdempotencyKey, ReadDep, StateDep, too_low
 from shoestring_api.idempotency import run_once
 from shoestring_api.json_body import ExactJsonRoute
 from shoestring_api.routes.budgets import parse_amount
@@ -30,7 +31,7 @@ def list_requests(db: ReadDep, caller: Caller) -> rest.BudgetRequestList:
 
 @router.post("", status_code=201, response_model=rest.BudgetRequest)
 def ask(body: rest.AskForBudgetRequest, state: StateDep, caller: Caller, key: IdempotencyKey = None) -> Response:
-    """Ask for more dollars, for your own limit or the team's. An admin of the team approves or denies it."""
+    """Ask for more dollars, for your own limit or the team's. A lead or an admin approves or denies it."""
     amount = parse_amount(body.amount)
 
     def work(db: Write) -> rest.BudgetRequest:
@@ -42,26 +43,29 @@ def ask(body: rest.AskForBudgetRequest, state: StateDep, caller: Caller, key: Id
 
 @router.post("/{request_id}:approve")
 def approve(
-    request_id: UUID, state: StateDep, caller: AdminCaller, body: rest.DecideBudgetRequest | None = None
+    request_id: UUID, state: StateDep, caller: Caller, body: rest.DecideBudgetRequest | None = None
 ) -> rest.BudgetRequest:
-    """Approve a request (admin): its dollars are granted, once however often it is approved."""
+    """Approve a request (lead; for the team: admin): its dollars are granted, once however often it is approved."""
     return _decide(state, caller, request_id, body, approve=True)
 
 
 @router.post("/{request_id}:deny")
 def deny(
-    request_id: UUID, state: StateDep, caller: AdminCaller, body: rest.DecideBudgetRequest | None = None
+    request_id: UUID, state: StateDep, caller: Caller, body: rest.DecideBudgetRequest | None = None
 ) -> rest.BudgetRequest:
-    """Deny a request (admin)."""
+    """Deny a request (lead; for the team: admin)."""
     return _decide(state, caller, request_id, body, approve=False)
 
 
 def _decide(
-    state: StateDep, caller: AdminCaller, request: UUID, body: rest.DecideBudgetRequest | None, *, approve: bool
+    state: StateDep, caller: Caller, request: UUID, body: rest.DecideBudgetRequest | None, *, approve: bool
 ) -> rest.BudgetRequest:
     note = body.note if body else ""
 
     def work(db: Write) -> rest.BudgetRequest:
+        account = ledger.visible_account(db, caller.team, budget_requests.load(db, caller.team, request).account)
+        if not access.is_at_least(caller.role, least := access.budget_role(account.kind)):
+            raise too_low(caller, least)
         (decided,) = serialize_requests(db, [budget_requests.decide(db, caller, request, approve=approve, note=note)])
         return decided
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
-from shoestring_core.decide import periods, soft_lines
+from shoestring_core.decide import access, periods, soft_lines
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
 from shoestring_core.store import ledger, queries
 from shoestring_core.store.fleet import gangs, leaks
@@ -16,7 +16,7 @@ from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import AccountRow
 from shoestring_core.store.transactions import Read, Write
 
-from shoestring_api.dependencies import AdminCaller, Caller, IdempotencyKey, ReadDep, StateDep
+from shoestring_api.dependencies import Caller, IdempotencyKey, ReadDep, StateDep, too_low
 from shoestring_api.idempotency import run_once
 from shoestring_api.json_body import ExactJsonRoute
 from shoestring_api.serializers.costs import serialize_budgets, serialize_forecast, serialize_hosting
@@ -53,11 +53,13 @@ def set_limit(
     budget_id: UUID,
     body: rest.SetBudgetRequest,
     state: StateDep,
-    caller: AdminCaller,
+    caller: Caller,
     response: Response,
     if_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> rest.Budget:
-    """Set a limit (admin). A limit below what is spent and held causes an overdraft: jobs save a checkpoint and pause.
+    """Set a limit (lead; that of the team: admin).
+
+    A limit below what is spent and held causes an overdraft: jobs save a checkpoint and pause.
 
     Raising it queues the jobs that were paused because the budget was exhausted.
     """
@@ -78,9 +80,9 @@ def set_limit(
 
 @router.post("/{budget_id}:grant", response_model=rest.Budget)
 def grant(
-    budget_id: UUID, body: rest.GrantRequest, state: StateDep, caller: AdminCaller, key: IdempotencyKey = None
+    budget_id: UUID, body: rest.GrantRequest, state: StateDep, caller: Caller, key: IdempotencyKey = None
 ) -> Response:
-    """Add dollars to a limit (admin). Jobs that were paused because the budget was exhausted are queued.
+    """Add dollars to a limit (lead). Jobs that were paused because the budget was exhausted are queued.
 
     Send an Idempotency-Key, so that a repeated request grants nothing more.
     """
@@ -97,9 +99,9 @@ def grant(
 
 @router.post("/{budget_id}:transfer", response_model=rest.Budget)
 def transfer(
-    budget_id: UUID, body: rest.TransferRequest, state: StateDep, caller: AdminCaller, key: IdempotencyKey = None
+    budget_id: UUID, body: rest.TransferRequest, state: StateDep, caller: Caller, key: IdempotencyKey = None
 ) -> Response:
-    """Move dollars that a budget has left to another below the same one (admin), and return the one that gave them.
+    """Move dollars that a budget has left to another below the same one (lead), and return the one that gave them.
 
     Jobs that were paused because the other was exhausted are queued. Send an Idempotency-Key, so that a repeated
     request moves nothing more.
@@ -118,14 +120,14 @@ def transfer(
 
 
 @router.put("/{budget_id}/weight")
-def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, caller: AdminCaller) -> rest.Budget:
-    """Set the weight of a team or member (admin): a team of weight 2 gets twice the dollars of one of weight 1.
+def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, caller: Caller) -> rest.Budget:
+    """Set the weight of a team or member (lead): a team of weight 2 gets twice the dollars of one of weight 1.
 
     It counts while both have jobs waiting. All teams of the organization see the change.
     """
 
     def work(db: Write) -> rest.Budget:
-        account = ledger.visible_account(db, caller.team, budget_id)
+        account = _own(db, caller, budget_id)
         if account.kind not in ledger.SHARING:
             raise InvalidRequest("Only teams and members have a weight.", hint="Set that of a team or of a member.")
         after = ledger.set_weight(db, account.id, body.weight, actor=caller.actor, reason=body.reason[:500])
@@ -135,8 +137,8 @@ def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, ca
 
 
 @router.put("/{budget_id}/period")
-def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, caller: AdminCaller) -> rest.Budget:
-    """Make a budget monthly, end it with a term, or make it one-off again (admin). Its limit and use stay as they are.
+def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, caller: Caller) -> rest.Budget:
+    """Make a budget monthly, end it with a term, or make it one-off again (lead). Its limit and use stay as they are.
 
     A month begins on its first day in the time zone, with the limit that was set. Jobs that run then go on.
     """
@@ -153,10 +155,8 @@ def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, ca
 
 
 @router.put("/{budget_id}/soft-lines")
-def set_soft_lines(
-    budget_id: UUID, body: rest.SetSoftLinesRequest, state: StateDep, caller: AdminCaller
-) -> rest.Budget:
-    """Set the shares of a limit at which the team is told that so much is spent or held (admin).
+def set_soft_lines(budget_id: UUID, body: rest.SetSoftLinesRequest, state: StateDep, caller: Caller) -> rest.Budget:
+    """Set the shares of a limit at which the team is told that so much is spent or held (lead).
 
     Each is told once for each value of the limit. Nothing is refused at one.
     """
@@ -184,10 +184,20 @@ def parse_amount(text: str, hint: str | None = None) -> int:
 
 
 def _changeable(db: Read, caller: Principal, budget_id: UUID) -> AccountRow:
-    """Return a budget whose limit an admin of the team may change. Raises NotFound, Forbidden."""
-    account = ledger.visible_account(db, caller.team, budget_id)
+    """Return a budget that the caller may change: a lead those of members and jobs, an admin the team's too.
+
+    Raises NotFound, Forbidden.
+    """
+    account = _own(db, caller, budget_id)
     if account.kind == "org" and len(queries.load_team_ids(db)) > 1:
         raise Forbidden("The organization's budget is shared by several teams.", hint="Set the team's budget instead.")
+    return account
+
+
+def _own(db: Read, caller: Principal, budget_id: UUID) -> AccountRow:
+    account = ledger.visible_account(db, caller.team, budget_id)
+    if not access.is_at_least(caller.role, least := access.budget_role(account.kind)):
+        raise too_low(caller, least)
     return account
 
 

@@ -15,7 +15,7 @@ from shoestring_core.store.tables import MachineRow
 from shoestring_core.wording import machines as reasons
 
 from shoestring_api.app_state import AppState
-from shoestring_api.dependencies import AdminCaller, StateDep
+from shoestring_api.dependencies import Caller, StateDep
 from shoestring_api.json_body import ExactJsonRoute
 from shoestring_api.serializers.attempts import serialize_machine
 
@@ -25,9 +25,7 @@ TIMEOUT_S = 5.0
 
 
 @router.post("/{machine_id}:preempt", status_code=202)
-def preempt(
-    machine_id: UUID, state: StateDep, caller: AdminCaller, body: rest.PreemptRequest | None = None
-) -> rest.Machine:
+def preempt(machine_id: UUID, state: StateDep, caller: Caller, body: rest.PreemptRequest | None = None) -> rest.Machine:
     """Preempt a simulated machine (admin): it gets a notice and is terminated `notice_s` later."""
     with state.store.read() as db:
         machine = queries.load_machine(db, caller.team, machine_id)

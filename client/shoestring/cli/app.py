@@ -22,7 +22,9 @@ from shoestring.cli import (
     chaos,
     data,
     jobs,
+    keys,
     login,
+    members,
     models,
     offers,
     quotes,
@@ -103,6 +105,9 @@ app.add_typer(aws.app, name="aws")
 app.command("up")(service.start_service)
 app.command("demo")(service.run_demo)
 app.command("login")(login.login)
+app.add_typer(members.app, name="members")
+app.add_typer(members.teams_app, name="teams")
+app.add_typer(keys.app, name="keys")
 app.add_typer(chaos.app, name="chaos")
 
 

@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias, cast
 from uuid import UUID
 
 from sqlalchemy import Row, Select, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
-from shoestring_core.errors import NotFound, TooMany, Unauthenticated
+from shoestring_core.decide.access import JOB_KEY_SCOPES, SCOPES, KeyKind, Role, Scope
+from shoestring_core.errors import Forbidden, InvalidRequest, NotFound, TooMany, Unauthenticated
 from shoestring_core.store import ledger
-from shoestring_core.store.tables import KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
+from shoestring_core.store.tables import JobRow, KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
 from shoestring_core.store.tokens import SecretKind, generate_secret, hash_secret, is_well_formed
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 
-Role = Literal["admin", "member"]
 Columns: TypeAlias = Select[*tuple[Any, ...]]
 
 MAX_KEYS = 50
@@ -31,6 +32,8 @@ class Principal:
     key         the API key used, or the one that the browser's session was opened with
     expires_at  when that key or session ends; nothing that it makes ends later. None: never
     csrf        the token that a browser must send with unsafe methods; None with an API key
+    scopes      what that key or session may do; nothing that it makes may do more. None: all that its user may
+    job         the only job that a job key reaches
     """
 
     user: UUID
@@ -41,6 +44,8 @@ class Principal:
     key: UUID | None = None
     expires_at: int | None = None
     csrf: str | None = None
+    scopes: frozenset[Scope] | None = None
+    job: UUID | None = None
 
     @property
     def actor(self) -> str:
@@ -70,11 +75,21 @@ def ensure_member(db: Write, org: str, team: str, user: str, *, role: Role = "me
 # Keys
 
 
-def create_key(db: Write, kind: Literal["pat", "svc"], maker: Principal, expires_at: int | None) -> tuple[KeyRow, str]:
+def create_key(
+    db: Write,
+    kind: KeyKind,
+    maker: Principal,
+    expires_at: int | None,
+    *,
+    name: str = "",
+    scopes: Collection[Scope] | None = None,
+    job: UUID | None = None,
+) -> tuple[KeyRow, str]:
     """Create a key of the maker's; returns it and its secret, which is stored nowhere.
 
-    `expires_at` in µs UTC; None: never. It ends with what the maker is authenticated by, if that ends earlier. Raises
-    TooMany.
+    `expires_at` in µs UTC; None: never. It ends with what the maker is authenticated by, if that ends earlier. None as
+    `scopes`: those of the maker. `job`: of a job key, and of no other. Raises TooMany; Forbidden for scopes that the
+    maker lacks; InvalidRequest for a job key without an end; NotFound for a job that the team doesn't have.
     """
     lock_member(db, maker)
     valid = (KeyRow.revoked_at.is_(None), or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > db.now))
@@ -82,12 +97,48 @@ def create_key(db: Write, kind: Literal["pat", "svc"], maker: Principal, expires
     if (db.sql.scalar(select(func.count()).where(*own, *valid)) or 0) >= MAX_KEYS:
         raise TooMany(
             f"You have {MAX_KEYS} API keys in this team, the most that one person may have.",
-            hint="Revoke one that is no longer used: DELETE /v1/keys/ID.",
+            hint="Revoke one that is no longer used: shoestring keys revoke ID.",
         )
-    return insert_key(db, kind, maker, expires_at)
+    granted = _granted(maker, JOB_KEY_SCOPES if kind == "job" and scopes is None else scopes)
+    if kind == "job":
+        _check_job_key(db, maker, granted, job, expires_at)
+    elif job is not None:
+        raise InvalidRequest("Only a job key names a job.", hint="Leave the job out, or make a key of kind job.")
+    return insert_key(db, kind, maker, expires_at, name=name, scopes=granted, job=job)
 
 
-def insert_key(db: Write, kind: SecretKind, maker: Principal, expires_at: int | None) -> tuple[KeyRow, str]:
+def _granted(maker: Principal, scopes: Collection[Scope] | None) -> frozenset[Scope] | None:
+    if scopes is None or maker.scopes is None:
+        return maker.scopes if scopes is None else frozenset(scopes)
+    if lacking := frozenset(scopes) - maker.scopes:
+        raise Forbidden(
+            f"This key may not give scopes that it lacks: {', '.join(sorted(lacking))}.",
+            hint="Name scopes that it has, or use a key that has them.",
+        )
+    return frozenset(scopes)
+
+
+def _check_job_key(
+    db: Read, maker: Principal, scopes: frozenset[Scope] | None, job: UUID | None, expires_at: int | None
+) -> None:
+    if job is None or expires_at is None:
+        raise InvalidRequest("A job key names its job and ends some day.", hint="Give the job, and in how many days.")
+    if scopes is None or not scopes <= JOB_KEY_SCOPES:
+        raise InvalidRequest("A job key reads its job and stops it, nothing else.", hint="Scopes: read, jobs.")
+    if db.sql.scalar(select(JobRow.id).where(JobRow.id == job, JobRow.team_id == maker.team)) is None:
+        raise NotFound("There is no such job.", hint="`shoestring ls` lists the jobs of your team.")
+
+
+def insert_key(
+    db: Write,
+    kind: SecretKind,
+    maker: Principal,
+    expires_at: int | None,
+    *,
+    name: str = "",
+    scopes: frozenset[Scope] | None,
+    job: UUID | None = None,
+) -> tuple[KeyRow, str]:
     """Store a new key, or login code, of the maker's that doesn't outlive what the maker is authenticated by."""
     key_id, secret = uuid7(), generate_secret(kind)
     db.insert_new(
@@ -97,12 +148,23 @@ def insert_key(db: Write, kind: SecretKind, maker: Principal, expires_at: int | 
         hash=hash_secret(secret),
         user_id=maker.user,
         team_id=maker.team,
+        name=name,
+        scopes=stored_scopes(scopes),
+        job=job,
         created_at=db.now,
         made_with=maker.key,
         expires_at=earliest(expires_at, maker.expires_at),
         revoked_at=None,
     )
     return db.sql.get_one(KeyRow, key_id), secret
+
+
+def stored_scopes(scopes: frozenset[Scope] | None) -> str | None:
+    return None if scopes is None else " ".join(scope for scope in SCOPES if scope in scopes)
+
+
+def load_scopes(stored: str | None) -> frozenset[Scope] | None:
+    return None if stored is None else cast("frozenset[Scope]", frozenset(stored.split()))
 
 
 def lock_member(db: Write, maker: Principal) -> None:
@@ -126,12 +188,16 @@ def revoke_key(db: Write, team: UUID, key: UUID) -> None:
     Again: no effect. Raises NotFound.
     """
     if db.sql.scalar(select(KeyRow.id).where(KeyRow.id == key, KeyRow.team_id == team)) is None:
-        raise NotFound("There is no such key.")
+        raise no_such_key()
     revoked = [key]
     while revoked:
         db.execute(update(KeyRow).where(KeyRow.id.in_(revoked), KeyRow.revoked_at.is_(None)).values(revoked_at=db.now))
         db.execute(delete(SessionRow).where(SessionRow.made_with.in_(revoked)))
         revoked = list(db.sql.scalars(select(KeyRow.id).where(KeyRow.made_with.in_(revoked))))
+
+
+def no_such_key() -> NotFound:
+    return NotFound("There is no such key.", hint="`shoestring keys ls` lists yours.")
 
 
 def authenticate(db: Read, secret: str) -> Principal:
@@ -148,7 +214,7 @@ def authenticate(db: Read, secret: str) -> Principal:
         raise _revoked()
     if key.expires_at is not None and key.expires_at <= db.now:
         raise Unauthenticated("This API key has expired.", hint="Ask an admin of your team for a new one.")
-    return principal_of(key, key=key.id, expires_at=key.expires_at)
+    return principal_of(key, key=key.id, expires_at=key.expires_at, scopes=load_scopes(key.scopes), job=key.job)
 
 
 def load_principal(
@@ -158,22 +224,30 @@ def load_principal(
     *,
     key: UUID | None = None,
     expires_at: int | None = None,
-    csrf: str | None = None,
+    scopes: frozenset[Scope] | None = None,
 ) -> Principal:
     """The principal of a user acting in a team. Raises Unauthenticated if they are no member any more."""
     row = db.row(_MEMBER, user=user, team=team)
     if row is None:
         raise _no_member()
-    return principal_of(row, key=key, expires_at=expires_at, csrf=csrf)
+    return principal_of(row, key=key, expires_at=expires_at, scopes=scopes)
 
 
 def principal_of(
-    row: Row[*tuple[Any, ...]], *, key: UUID | None, expires_at: int | None = None, csrf: str | None = None
+    row: Row[*tuple[Any, ...]],
+    *,
+    key: UUID | None,
+    expires_at: int | None = None,
+    csrf: str | None = None,
+    scopes: frozenset[Scope] | None = None,
+    job: UUID | None = None,
 ) -> Principal:
     """The principal of a row with MEMBER_COLUMNS. Raises Unauthenticated if they are no member any more."""
     if row.role is None:
         raise _no_member()
-    return Principal(row.user_id, row.user_name, row.team_id, row.team_name, row.role, key, expires_at, csrf)
+    return Principal(
+        row.user_id, row.user_name, row.team_id, row.team_name, row.role, key, expires_at, csrf, scopes, job
+    )
 
 
 MEMBER_COLUMNS = (
@@ -192,7 +266,7 @@ def with_member(row: type[KeyRow] | type[SessionRow], *columns: InstrumentedAttr
     return query.join(TeamRow, TeamRow.id == row.team_id).outerjoin(MembershipRow, and_(*same))
 
 
-_KEY = with_member(KeyRow, KeyRow.id, KeyRow.revoked_at, KeyRow.expires_at).where(
+_KEY = with_member(KeyRow, KeyRow.id, KeyRow.revoked_at, KeyRow.expires_at, KeyRow.scopes, KeyRow.job).where(
     KeyRow.hash == bindparam("hash"), KeyRow.kind != "login"
 )
 _MEMBER = (

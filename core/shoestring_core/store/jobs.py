@@ -208,8 +208,12 @@ def get(db: Read, team: UUID, job: UUID) -> JobRow:
     """A job of the team. Raises NotFound, for another team's job as well."""
     row = db.sql.scalar(select(JobRow).where(JobRow.id == job, JobRow.team_id == team))
     if row is None:
-        raise NotFound("There is no such job.", hint="`shoestring ls` lists the jobs of your team.")
+        raise no_such_job()
     return row
+
+
+def no_such_job() -> NotFound:
+    return NotFound("There is no such job.", hint="`shoestring ls` lists the jobs of your team.")
 
 
 # Submitting

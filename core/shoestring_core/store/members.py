@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
+from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy.orm import aliased
 
+from shoestring_core.decide.access import Role
 from shoestring_core.errors import Forbidden, NotFound
-from shoestring_core.store.identity import Role
 from shoestring_core.store.tables import KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
 from shoestring_core.store.transactions import Read, Write
 
@@ -17,6 +20,7 @@ from shoestring_core.store.transactions import Read, Write
 class Member:
     """`keys`: how many API keys of theirs in the team are valid."""
 
+    id: UUID
     team: str
     user: str
     role: Role
@@ -37,7 +41,7 @@ def load_members(db: Read, team: str | None = None) -> list[Member]:
         .scalar_subquery()
     )
     found = (
-        select(TeamRow.name, UserRow.name, MembershipRow.role, valid_keys)
+        select(UserRow.id, TeamRow.name, UserRow.name, MembershipRow.role, valid_keys)
         .join(MembershipRow, MembershipRow.team_id == TeamRow.id)
         .join(UserRow, UserRow.id == MembershipRow.user_id)
         .order_by(TeamRow.name, UserRow.name)
@@ -47,48 +51,83 @@ def load_members(db: Read, team: str | None = None) -> list[Member]:
     return [Member(*row) for row in db.sql.execute(found)]
 
 
-def set_role(db: Write, team: str, user: str, role: Role) -> None:
-    """Raises NotFound; Forbidden if the team would have no admin."""
-    membership = _find(db, team, user)
+@dataclass(frozen=True)
+class Team:
+    """A team, as one of its members sees it."""
+
+    id: UUID
+    name: str
+    role: Role
+    members: int
+
+
+def load_teams(db: Read, user: UUID) -> list[Team]:
+    """The teams that a user is a member of, by name."""
+    other = aliased(MembershipRow)
+    members = select(func.count()).where(other.team_id == TeamRow.id).scalar_subquery()
+    found = (
+        select(TeamRow.id, TeamRow.name, MembershipRow.role, members)
+        .join(MembershipRow, MembershipRow.team_id == TeamRow.id)
+        .where(MembershipRow.user_id == user)
+        .order_by(TeamRow.name)
+    )
+    return [Team(*row) for row in db.sql.execute(found)]
+
+
+def find_member(db: Read, team: str, user: str) -> tuple[UUID, UUID]:
+    """The ids of a team and a user in it, by their names. Raises NotFound."""
+    found = db.row(_BY_NAME, team=team, user=user)
+    if found is None:
+        raise NotFound(f"{user} is no member of team {team}.", hint="List all: python -m shoestring_api.admin members")
+    return found.team_id, found.user_id
+
+
+def set_role(db: Write, team: UUID, user: UUID, role: Role) -> Role:
+    """Returns the role before. Raises NotFound; Forbidden if the team would have no admin."""
+    membership = _lock(db, team, user)
     if role != "admin":
-        _require_another_admin(db, membership, team, user)
-    same = (MembershipRow.team_id == membership.team_id, MembershipRow.user_id == membership.user_id)
+        _require_another_admin(db, membership)
+    same = (MembershipRow.team_id == team, MembershipRow.user_id == user)
     db.execute(update(MembershipRow).where(*same).values(role=role))
+    return cast("Role", membership.role)
 
 
-def remove(db: Write, team: str, user: str) -> None:
+def remove(db: Write, team: UUID, user: UUID) -> None:
     """End a membership, and with it the member's keys, login codes and browser sessions in the team.
 
     Their jobs and what these cost stay the team's. Raises NotFound; Forbidden if the team would have no admin.
     """
-    membership = _find(db, team, user)
-    _require_another_admin(db, membership, team, user)
+    _require_another_admin(db, _lock(db, team, user))
     for table in (MembershipRow, SessionRow):
-        db.execute(delete(table).where(table.team_id == membership.team_id, table.user_id == membership.user_id))
-    own_keys = (KeyRow.team_id == membership.team_id, KeyRow.user_id == membership.user_id)
+        db.execute(delete(table).where(table.team_id == team, table.user_id == user))
+    own_keys = (KeyRow.team_id == team, KeyRow.user_id == user)
     db.execute(update(KeyRow).where(*own_keys, KeyRow.revoked_at.is_(None)).values(revoked_at=db.now))
 
 
-def _find(db: Write, team: str, user: str) -> MembershipRow:
+def _lock(db: Write, team: UUID, user: UUID) -> MembershipRow:
     """The membership, which nobody else changes before the commit; nor that of any other member of the team."""
-    db.execute(update(TeamRow).where(TeamRow.name == team).values(name=TeamRow.name))
-    found = (
-        select(MembershipRow)
-        .join(TeamRow, TeamRow.id == MembershipRow.team_id)
-        .join(UserRow, UserRow.id == MembershipRow.user_id)
-        .where(TeamRow.name == team, UserRow.name == user)
-    )
-    membership = db.sql.scalar(found)
+    db.execute(update(TeamRow).where(TeamRow.id == team).values(name=TeamRow.name))
+    membership = db.sql.get(MembershipRow, (team, user))
     if membership is None:
-        raise NotFound(f"{user} is no member of team {team}.", hint="List all: python -m shoestring_api.admin members")
+        raise NotFound("There is no such member.", hint="`shoestring members ls` lists those of your team.")
     return membership
 
 
-def _require_another_admin(db: Read, membership: MembershipRow, team: str, user: str) -> None:
+def _require_another_admin(db: Read, membership: MembershipRow) -> None:
     others = select(func.count()).where(
         MembershipRow.team_id == membership.team_id,
         MembershipRow.user_id != membership.user_id,
         MembershipRow.role == "admin",
     )
     if membership.role == "admin" and not db.sql.scalar(others):
+        user = db.sql.get_one(UserRow, membership.user_id).name
+        team = db.sql.get_one(TeamRow, membership.team_id).name
         raise Forbidden(f"{user} is the only admin of team {team}.", hint="Make another member an admin first.")
+
+
+_BY_NAME = (
+    select(MembershipRow.team_id, MembershipRow.user_id)
+    .join(TeamRow, TeamRow.id == MembershipRow.team_id)
+    .join(UserRow, UserRow.id == MembershipRow.user_id)
+    .where(TeamRow.name == bindparam("team"), UserRow.name == bindparam("user"))
+)

@@ -127,12 +127,14 @@ class MembershipRow(Base):
     team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"), primary_key=True)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), primary_key=True)
     role: Mapped[str]
-    __table_args__ = (CheckConstraint("role IN ('admin','member')", name="role"),)
+    __table_args__ = (CheckConstraint("role IN ('viewer','member','lead','admin')", name="role"),)
 
 
 class KeyRow(Base):
-    """API keys (pat, svc) and one-time login codes (login). Only the hash of a secret is stored.
+    """API keys (pat, svc, job) and one-time login codes (login). Only the hash of a secret is stored.
 
+    scopes      names of decide.access.Scope, with spaces between; None: all
+    job         of a job key: the one job that it reaches
     made_with   the key that its maker was authenticated by, directly or in a session; None: made by the operator
     expires_at  no key or session made with it ends later; a login code can be used for a few minutes only
     """
@@ -143,21 +145,34 @@ class KeyRow(Base):
     hash: Mapped[str] = mapped_column(unique=True)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
+    name: Mapped[str] = mapped_column(default="", server_default="")
+    """What it is for, in its maker's words."""
+    scopes: Mapped[str | None]
+    job: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[int]
     made_with: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
     expires_at: Mapped[int | None]
     revoked_at: Mapped[int | None]
-    __table_args__ = (CheckConstraint("kind IN ('pat','svc','login')", name="kind"),)
+    __table_args__ = (
+        CheckConstraint("kind IN ('pat','svc','job','login')", name="kind"),
+        CheckConstraint("(kind = 'job') = (job IS NOT NULL)", name="job_keys_name_a_job"),
+    )
 
 
 class SessionRow(Base):
-    """A browser session. `made_with`: as for keys."""
+    """A browser session. `scopes` and `made_with`: as for keys."""
 
     __tablename__ = "sessions"
     hash: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
     made_with: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
+    scopes: Mapped[str | None]
+    created_at: Mapped[int]
+    address: Mapped[str] = mapped_column(default="", server_default="")
+    """Where the browser signed in from."""
+    browser: Mapped[str] = mapped_column(default="", server_default="")
+    """What it calls itself."""
     expires_at: Mapped[int]
     csrf: Mapped[str]
 

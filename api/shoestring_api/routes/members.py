@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The members of the caller's team, and the teams that the caller is a member of."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter
+from shoestring_core import rest
+from shoestring_core.store import members
+from shoestring_core.store.transactions import Write
+
+from shoestring_api.dependencies import Caller, ReadDep, StateDep
+from shoestring_api.json_body import ExactJsonRoute
+
+router = APIRouter(prefix="/v1", tags=["people"], route_class=ExactJsonRoute)
+
+
+@router.get("/teams")
+def list_teams(db: ReadDep, caller: Caller) -> rest.TeamList:
+    """List the teams that the caller is a member of. A key acts in one of them."""
+    return rest.TeamList(
+        teams=[
+            rest.Team(id=team.id, name=team.name, role=team.role, members=team.members, current=team.id == caller.team)
+            for team in members.load_teams(db, caller.user)
+        ]
+    )
+
+
+@router.get("/members")
+def list_members(db: ReadDep, caller: Caller) -> rest.MemberList:
+    """List the members of the caller's team."""
+    found = members.load_members(db, caller.team_name)
+    return rest.MemberList(
+        members=[rest.Member(id=one.id, user=one.user, role=one.role, keys=one.keys) for one in found]
+    )
+
+
+@router.put("/members/{user_id}")
+def set_role(user_id: UUID, body: rest.SetRoleRequest, state: StateDep, caller: Caller) -> rest.Member:
+    """Change the role of a member (admin). The last admin of a team stays one."""
+
+    def work(db: Write) -> rest.Member:
+        members.set_role(db, caller.team, user_id, body.role)
+        (changed,) = (one for one in members.load_members(db, caller.team_name) if one.id == user_id)
+        return rest.Member(id=changed.id, user=changed.user, role=changed.role, keys=changed.keys)
+
+    return state.store.write(work)
+
+
+@router.delete("/members/{user_id}", status_code=204)
+def remove_member(user_id: UUID, state: StateDep, caller: Caller) -> None:
+    """End a membership (admin), and with it the member's keys and logins in the team. The last admin stays.
+
+    Jobs and what they cost stay the team's.
+    """
+    state.store.write(lambda db: members.remove(db, caller.team, user_id))
