@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
-from shoestring_core.decide.access import ROLES, Role
+from shoestring_core.decide.access import ROLES
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.rest import Member
 
@@ -50,7 +50,7 @@ def set_role(
     if role not in ROLES:
         raise typer.BadParameter(f"{role!r} is none of {', '.join(ROLES)}", param_hint="ROLE")
     with open_client(url) as client:
-        changed = client.set_role(_find(client, user).id, cast("Role", role))
+        changed = client.set_role(_find(client, user).id, role)
     print_result(changed, as_json, lambda: out.print(f"{changed.user} is now {changed.role}"))
 
 

@@ -306,7 +306,9 @@ export interface paths {
         get: operations["get_budget"];
         /**
          * Set Limit
-         * @description Set a limit (admin). A limit below what is spent and held causes an overdraft: jobs save a checkpoint and pause.
+         * @description Set a limit (lead; that of the team: admin).
+         *
+         *     A limit below what is spent and held causes an overdraft: jobs save a checkpoint and pause.
          *
          *     Raising it queues the jobs that were paused because the budget was exhausted.
          */
@@ -349,7 +351,7 @@ export interface paths {
         put?: never;
         /**
          * Grant
-         * @description Add dollars to a limit (admin). Jobs that were paused because the budget was exhausted are queued.
+         * @description Add dollars to a limit (lead). Jobs that were paused because the budget was exhausted are queued.
          *
          *     Send an Idempotency-Key, so that a repeated request grants nothing more.
          */
@@ -371,7 +373,7 @@ export interface paths {
         put?: never;
         /**
          * Transfer
-         * @description Move dollars that a budget has left to another below the same one (admin), and return the one that gave them.
+         * @description Move dollars that a budget has left to another below the same one (lead), and return the one that gave them.
          *
          *     Jobs that were paused because the other was exhausted are queued. Send an Idempotency-Key, so that a repeated
          *     request moves nothing more.
@@ -393,7 +395,7 @@ export interface paths {
         get?: never;
         /**
          * Set Weight
-         * @description Set the weight of a team or member (admin): a team of weight 2 gets twice the dollars of one of weight 1.
+         * @description Set the weight of a team or member (lead): a team of weight 2 gets twice the dollars of one of weight 1.
          *
          *     It counts while both have jobs waiting. All teams of the organization see the change.
          */
@@ -415,7 +417,7 @@ export interface paths {
         get?: never;
         /**
          * Set Period
-         * @description Make a budget monthly, end it with a term, or make it one-off again (admin). Its limit and use stay as they are.
+         * @description Make a budget monthly, end it with a term, or make it one-off again (lead). Its limit and use stay as they are.
          *
          *     A month begins on its first day in the time zone, with the limit that was set. Jobs that run then go on.
          */
@@ -437,7 +439,7 @@ export interface paths {
         get?: never;
         /**
          * Set Soft Lines
-         * @description Set the shares of a limit at which the team is told that so much is spent or held (admin).
+         * @description Set the shares of a limit at which the team is told that so much is spent or held (lead).
          *
          *     Each is told once for each value of the limit. Nothing is refused at one.
          */
@@ -464,7 +466,7 @@ export interface paths {
         put?: never;
         /**
          * Ask
-         * @description Ask for more dollars, for your own limit or the team's. An admin of the team approves or denies it.
+         * @description Ask for more dollars, for your own limit or the team's. A lead or an admin approves or denies it.
          */
         post: operations["ask"];
         delete?: never;
@@ -484,7 +486,7 @@ export interface paths {
         put?: never;
         /**
          * Approve
-         * @description Approve a request (admin): its dollars are granted, once however often it is approved.
+         * @description Approve a request (lead; for the team: admin): its dollars are granted, once however often it is approved.
          */
         post: operations["approve"];
         delete?: never;
@@ -504,7 +506,7 @@ export interface paths {
         put?: never;
         /**
          * Deny
-         * @description Deny a request (admin).
+         * @description Deny a request (lead; for the team: admin).
          */
         post: operations["deny"];
         delete?: never;
@@ -695,7 +697,7 @@ export interface paths {
         put?: never;
         /**
          * Create Key
-         * @description Create an API key; it ends no later than what makes it. Its secret is returned only this once.
+         * @description Create an API key; it ends no later than what makes it, and may do no more. Its secret is returned only once.
          */
         post: operations["create_key"];
         delete?: never;
@@ -719,6 +721,112 @@ export interface paths {
          * @description Revoke an API key of the caller, and every key and session made with it; an admin may revoke any of the team.
          */
         delete: operations["revoke_key"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Sessions
+         * @description List the browsers that the caller is signed in with.
+         */
+        get: operations["list_sessions"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sessions/{session_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * End Session
+         * @description Sign out a browser of the caller's.
+         */
+        delete: operations["end_session"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/teams": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Teams
+         * @description List the teams that the caller is a member of. A key acts in one of them.
+         */
+        get: operations["list_teams"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/members": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Members
+         * @description List the members of the caller's team.
+         */
+        get: operations["list_members"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/members/{user_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Set Role
+         * @description Change the role of a member (admin). The last admin of a team stays one.
+         */
+        put: operations["set_role"];
+        post?: never;
+        /**
+         * Remove Member
+         * @description End a membership (admin), and with it the member's keys and logins in the team. The last admin stays.
+         *
+         *     Jobs and what they cost stay the team's.
+         */
+        delete: operations["remove_member"];
         options?: never;
         head?: never;
         patch?: never;
@@ -1608,6 +1716,9 @@ export interface components {
         /**
          * CreateKeyRequest
          * @description Body of POST /v1/keys.
+         *
+         *     scopes  None: those of the key that makes it; of a job key: read and jobs
+         *     job     of a job key, and of no other
          */
         CreateKeyRequest: {
             /**
@@ -1615,7 +1726,16 @@ export interface components {
              * @default pat
              * @enum {string}
              */
-            kind: "pat" | "svc";
+            kind: "pat" | "svc" | "job";
+            /**
+             * Name
+             * @default
+             */
+            name: string;
+            /** Scopes */
+            scopes?: ("read" | "jobs" | "budgets" | "keys" | "people")[] | null;
+            /** Job */
+            job?: string | null;
             /**
              * Expires In Days
              * @default 90
@@ -2035,7 +2155,16 @@ export interface components {
              * Kind
              * @enum {string}
              */
-            kind: "pat" | "svc";
+            kind: "pat" | "svc" | "job";
+            /**
+             * Name
+             * @default
+             */
+            name: string;
+            /** Scopes */
+            scopes: ("read" | "jobs" | "budgets" | "keys" | "people")[] | null;
+            /** Job */
+            job: string | null;
             /**
              * Created At
              * Format: date-time
@@ -2115,10 +2244,42 @@ export interface components {
             /** Text */
             text: string;
         };
+        /**
+         * Login
+         * @description A browser that is signed in.
+         */
+        Login: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+            /** Address */
+            address: string;
+            /** Browser */
+            browser: string;
+            /** Current */
+            current: boolean;
+        };
         /** LoginCode */
         LoginCode: {
             /** Code */
             code: string;
+        };
+        /** LoginList */
+        LoginList: {
+            /** Logins */
+            logins: components["schemas"]["Login"][];
         };
         /**
          * LoginRequest
@@ -2267,13 +2428,37 @@ export interface components {
              * Role
              * @enum {string}
              */
-            role: "admin" | "member";
+            role: "viewer" | "member" | "lead" | "admin";
+            /** Scopes */
+            scopes: ("read" | "jobs" | "budgets" | "keys" | "people")[] | null;
             /** Csrf */
             csrf: string | null;
             /** Version */
             version: string;
             /** Cursor */
             cursor: string;
+        };
+        /** Member */
+        Member: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** User */
+            user: string;
+            /**
+             * Role
+             * @enum {string}
+             */
+            role: "viewer" | "member" | "lead" | "admin";
+            /** Keys */
+            keys: number;
+        };
+        /** MemberList */
+        MemberList: {
+            /** Members */
+            members: components["schemas"]["Member"][];
         };
         /**
          * MemberStatus
@@ -2946,6 +3131,14 @@ export interface components {
              */
             reason: string;
         };
+        /** SetRoleRequest */
+        SetRoleRequest: {
+            /**
+             * Role
+             * @enum {string}
+             */
+            role: "viewer" | "member" | "lead" | "admin";
+        };
         /** SetSoftLinesRequest */
         SetSoftLinesRequest: {
             /** Percents */
@@ -3175,6 +3368,30 @@ export interface components {
             metric: string;
             /** Reach */
             reach: number;
+        };
+        /** Team */
+        Team: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Role
+             * @enum {string}
+             */
+            role: "viewer" | "member" | "lead" | "admin";
+            /** Members */
+            members: number;
+            /** Current */
+            current: boolean;
+        };
+        /** TeamList */
+        TeamList: {
+            /** Teams */
+            teams: components["schemas"]["Team"][];
         };
         /** Transfer */
         Transfer: {
@@ -4664,6 +4881,186 @@ export interface operations {
             header?: never;
             path: {
                 key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    list_sessions: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginList"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    end_session: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                session_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    list_teams: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TeamList"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    list_members: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MemberList"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    set_role: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetRoleRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Member"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    remove_member: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user_id: string;
             };
             cookie?: never;
         };
