@@ -21,7 +21,14 @@ from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
 
 from tests.servers import free_port, until
 
-PACKAGE_FOLDERS = [str(Path(__file__).parents[3] / package) for package in ("core", "trainer")]
+SCRIPT_VARIABLE = "SHOESTRING_TEST_SCRIPT"  # see scripted_ranks.py, which imports torch
+ROOT = Path(__file__).parents[3]
+PACKAGE_FOLDERS = [str(ROOT / package) for package in ("core", "trainer")]
+PRELOADED = (
+    "tests.trainer.training.scripted_ranks", "shoestring_trainer.training.vision_compat", "torch.export._trace",
+    "torch._inductor.ir", "sympy.combinatorics", "sympy.tensor.tensor", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
+)  # fmt: skip
+"""What each rank would import by itself in a second of CPU, most of it to export the model."""
 
 # Small and quick, with everything on that a resume could get wrong.
 DIGITS = {
@@ -100,13 +107,14 @@ class Gang:
 @contextmanager
 def gang(
     folder: Path, *, nodes: int = 1, procs: int = 1, threads: Sequence[int] = (1,), torchrun: bool = False,
-    script: Sequence[str] = (), server: RankServerClient | None = None, **task,
+    alone: bool = False, script: Path | None = None, server: RankServerClient | None = None, **task,
 ):  # fmt: skip
     """Start a generation in `folder`; whatever still runs at the end is killed.
 
     threads   OMP_NUM_THREADS of each node, the first's for all that follow the last
     torchrun  start new processes by torchrun, as a user does by hand
-    script    run this by torchrun instead of the trainer's own module (arguments before the task's path)
+    alone     without a launcher's variables, as `python -m shoestring_trainer train` starts it by hand
+    script    run this file instead of the trainer's own module; by the test process's own server only
     server    forks the ranks; by default the one of this test process
     """
     text = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS, "seed": 1}
@@ -118,16 +126,18 @@ def gang(
             (run / "task.json").write_text(json.dumps(text | {"precision": "fp32"} | task))
             count = threads[node] if node < len(threads) else threads[0]
             environment = base_environment() | rank_environment(1, count, interface="lo")
+            if script:
+                environment[SCRIPT_VARIABLE] = str(script)
             place = {
                 "nodes": nodes, "node_rank": node, "procs_per_node": procs, "master_addr": "127.0.0.1",
                 "master_port": port,
             }  # fmt: skip
             log = run / "log-launch.txt"
-            if torchrun or script:
-                started.processes.append(_start_torchrun(run, place, script, environment, log))
+            if torchrun:
+                started.processes.append(_start_torchrun(run, place, environment, log))
                 continue
             for local_rank in range(procs):
-                variables = distributed_environment(**place, local_rank=local_rank)
+                variables = {} if alone else distributed_environment(**place, local_rank=local_rank)
                 started.processes.append(
                     (server or rank_server()).start_rank(
                         [str(run / "task.json")], environment=environment | variables, folder=run, log=log
@@ -141,9 +151,11 @@ def gang(
 
 @functools.cache
 def rank_server() -> RankServerClient:
-    """The one of this test process, with which it ends. Its ranks share the import that their exports need."""
+    """The one of this test process, with which it ends. Its ranks share more imports than those of a machine."""
     log = Path(tempfile.gettempdir()) / f"shoestring-tests-rank-server-{os.getpid()}.log"
-    server = RankServerClient(base_environment() | rank_environment(1, 1), log, modules=["torch._dynamo"])
+    environment = base_environment() | rank_environment(1, 1)
+    environment["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
+    server = RankServerClient(environment, log, modules=PRELOADED)
     server.start()
     atexit.register(log.unlink, missing_ok=True)
     return server
@@ -164,13 +176,8 @@ def kill(process: RankProcess | subprocess.Popen[bytes]) -> None:
             process.wait(0.5)
 
 
-def _start_torchrun(
-    folder: Path, place: dict, script: Sequence[str], environment: dict[str, str], log: Path
-) -> subprocess.Popen[bytes]:
+def _start_torchrun(folder: Path, place: dict, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     command = torchrun_command(folder / "task.json", **place, python=sys.executable)
-    if script:
-        at = command.index("shoestring_trainer")
-        command[at - 1 : at + 2] = script
     with log.open("wb") as output:
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -10,12 +11,29 @@ import pytest
 
 from tests.trainer.training.gangs import base_environment
 
-TRAIN_EAGERLY = """
-import sys
+FORK_FOR_EACH = """
+import json, os, sys, traceback
 import torch
-from shoestring_trainer.training.lazy_dynamo import defer_dynamo
+from shoestring_trainer.training.lazy_dynamo import defer_dynamo, restore_dynamo
 
-defer_dynamo()
+codes = {}
+for name, program in json.load(sys.stdin).items():
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            defer_dynamo()
+            exec(program)
+            code = 0
+        except BaseException:
+            print(name, traceback.format_exc(), file=sys.stderr, flush=True)
+        os._exit(code)
+    codes[name] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert "torch._dynamo" not in sys.modules
+print(json.dumps(codes))
+"""
+
+TRAIN_EAGERLY = """
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 2))
 for optimizer in (torch.optim.SGD, torch.optim.AdamW, torch.optim.Muon):
@@ -50,25 +68,28 @@ assert program.module()(torch.ones(4, 3)).shape == (4, 2)
 }
 
 
-def run(program: str) -> None:
+CASES = {"training": TRAIN_EAGERLY} | {
+    name: f'{use}\nassert "torch._dynamo.eval_frame" in sys.modules' for name, use in USES.items()
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> tuple[dict[str, int], str]:
+    """Exit codes of all cases, and what the failed ones said. Each ran in a fork that had PyTorch but no compiler."""
     done = subprocess.run(
-        [sys.executable, "-c", program], env=base_environment(), capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, "-c", FORK_FOR_EACH], input=json.dumps(CASES), env=base_environment(), capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
 
 
-def test_eager_training_does_not_import_the_compiler() -> None:
-    run(TRAIN_EAGERLY)
+def test_eager_training_does_not_import_the_compiler(outcomes: tuple[dict[str, int], str]) -> None:
+    codes, said = outcomes
+    assert codes["training"] == 0, said
 
 
-@pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_what_needs_the_compiler_gets_the_real_one(use: str) -> None:
-    run(f"""
-import sys
-import torch
-from shoestring_trainer.training.lazy_dynamo import defer_dynamo, restore_dynamo
-
-defer_dynamo()
-{use}
-assert "torch._dynamo.eval_frame" in sys.modules
-""")
+@pytest.mark.parametrize("use", USES)
+def test_what_needs_the_compiler_gets_the_real_one(outcomes: tuple[dict[str, int], str], use: str) -> None:
+    codes, said = outcomes
+    assert codes[use] == 0, said

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from shoestring_trainer.training.cli.sample_audit import audit_samples
 from shoestring_trainer.training.results.sample_log import read_sample_log
 
-from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, Gang, finished, gang
+from tests.trainer.training.gangs import DIGITS, Gang, finished, gang
 
 BAD = 30
 GOOD = 24
@@ -49,17 +46,10 @@ def hook(folder: Path, text: str, **values: object) -> str:
 
 
 def alone(folder: Path, **task: object) -> tuple[Gang, int, str]:
-    """A run without torchrun and service: its folder, exit code, and all that it said."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = {
-        "format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart", "seed": 1, "precision": "fp32",
-        "checkpoint": EVERY,
-    }  # fmt: skip
-    (folder / "task.json").write_text(json.dumps(text | task))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "shoestring_trainer", "train", str(folder / "task.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    return Gang([folder]), done.returncode, done.stdout + done.stderr
+    """A run without a launcher and the service: its folder, exit code, and all that it said."""
+    with gang(folder, alone=True, checkpoint=EVERY, **task) as run:
+        (code,) = run.wait()
+    return run, code, run.logs()
 
 
 @pytest.fixture(scope="module")

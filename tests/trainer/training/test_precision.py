@@ -102,7 +102,7 @@ def test_an_overflow_on_one_rank_skips_one_step_on_all(tmp_path: Path):
     script.write_text(OVERFLOW_ON_RANK_1)
     every = {"every_s": None, "every_steps": 1}
     params = DIGITS | {"epochs": 1, "batch_size": 64, "rotate": 0, "translate": 0}
-    run = finished(tmp_path / "run", procs=2, script=[str(script)], params=params, precision="fp16", checkpoint=every)
+    run = finished(tmp_path / "run", procs=2, script=script, params=params, precision="fp16", checkpoint=every)
     (overflow,) = run.events("gradient_overflow")
     assert (overflow["step"], overflow["scale"]) == (20, 32768.0)
     lines = run.metrics()

@@ -36,10 +36,10 @@ EVERY = {"every_s": None, "every_steps": 5}
 GOAL = {"metric": "val/acc", "reach": 0.3}
 
 
-def script(folder: Path, text: str) -> list[str]:
+def script(folder: Path, text: str) -> Path:
     file = folder / "late.py"
     file.write_text(text)
-    return [str(file)]
+    return file
 
 
 def test_a_run_that_reads_late_is_the_run_that_reads_at_once(tmp_path: Path):

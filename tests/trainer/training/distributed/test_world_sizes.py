@@ -63,7 +63,7 @@ def test_ranks_take_their_shares_in_as_many_parts():
 
 
 def test_gradients_that_travel_in_half_precision_are_still_the_mean_of_the_ranks(tmp_path: Path):
-    finished(tmp_path, procs=2, script=[str(Path(__file__).with_name("averaged_gradients.py"))])
+    finished(tmp_path, procs=2, script=Path(__file__).with_name("averaged_gradients.py"))
 
 
 def apart(run: Gang, other: Gang, name: str) -> list[float]:

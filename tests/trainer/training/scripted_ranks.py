@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imported by the tests' rank server: a rank whose environment names a script runs it instead of the trainer."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from shoestring_trainer.training import rank
+
+from tests.trainer.training.gangs import SCRIPT_VARIABLE
+
+_train = rank.main
+
+
+def _main(arguments: Sequence[str]) -> NoReturn:
+    script = os.environ.pop(SCRIPT_VARIABLE, None)
+    if script is None:
+        _train(arguments)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+    sys.exit()
+
+
+rank.main = _main
