@@ -23,6 +23,7 @@ from shoestring_trainer.data_sync.shard_requests import ShardRequests
 from tests.servers import PATIENCE_S
 from tests.trainer.agent.services import DROP, DROP_REPLY, MetadataService, Service
 from tests.trainer.data_sync.bucket_server import BUCKET, put_shards, serving
+from tests.trainer.training.gangs import RANKS_PATIENCE_S
 
 LAUNCHER = Path(__file__).with_name("stand_in_ranks.py")
 WITHIN_S = PATIENCE_S
@@ -389,19 +390,19 @@ def test_a_rank_server_waits_for_orders_and_starts_real_ranks(machine: Machine) 
     machine.boot(SHOESTRING_AGENT_RANK_COMMAND="", SHOESTRING_POWEROFF="true")
     machine.until(lambda: len(machine.ranks()) == 1)
     machine.service.run(1, epochs=1, width=4)
-    machine.until_exited(within_s=90)
+    machine.until_exited(within_s=RANKS_PATIENCE_S)
     assert machine.service.exits(1) == ["finished"]
     assert machine.service.commits[-1].step == machine.service.points("train/loss")[-1][0]
     [server] = machine.ranks()
     assert memory_mb(machine) < IDLE_MB
 
     machine.service.run(2, epochs=10_000, width=4)
-    machine.until(lambda: machine.service.events("started")[1:], 60)
+    machine.until(lambda: machine.service.events("started")[1:], RANKS_PATIENCE_S)
     server.send_signal(signal.SIGKILL)
     machine.until_exited(2)
     assert machine.service.exits(2) == ["signal"]
     machine.service.run(3, epochs=10_000, width=4)
-    machine.until(lambda: machine.service.events("started")[2:], 60)
+    machine.until(lambda: machine.service.events("started")[2:], RANKS_PATIENCE_S)
     for each in machine.ranks():
         assert "SHOESTRING_POWEROFF" not in psutil.Process(each.pid).environ()
     machine.kill()

@@ -13,7 +13,7 @@ from shoestring_core.wire import LaunchConfig
 from shoestring_trainer.agent.ranks import Ranks, rank_server_environment
 
 from tests.servers import free_port
-from tests.trainer.training.gangs import base_environment, rank_server
+from tests.trainer.training.gangs import RANKS_PATIENCE_S, base_environment, rank_server
 
 TASK = RecipeTask(
     format=1, job="job", generation=2, recipe="digits/quickstart", seed=1, precision="fp32",
@@ -46,5 +46,5 @@ async def train(folder: Path, machines: int, procs: int):
     for each in ranks:
         each.start(TASK, environment, rank_server())
     for each in ranks:
-        await asyncio.wait_for(each.wait(), 120)
+        await asyncio.wait_for(each.wait(), RANKS_PATIENCE_S)
     return [end for each in ranks for end in each.exits()]

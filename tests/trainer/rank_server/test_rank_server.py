@@ -21,7 +21,7 @@ from shoestring_trainer.rank_server.client import RankServerClient
 from shoestring_trainer.rank_server.protocol import RankServerReply, StartRank
 
 from tests.servers import until
-from tests.trainer.training.gangs import DIGITS, base_environment, finished, gang, rank_server
+from tests.trainer.training.gangs import DIGITS, RANKS_PATIENCE_S, base_environment, finished, gang, rank_server
 
 MACHINE = "a-test-of-rank-servers"
 SHORT = DIGITS | {"epochs": 1}
@@ -172,7 +172,7 @@ def test_a_killed_server_takes_its_ranks_along_and_is_started_again(
         return own_server.start_rank([str(task)], environment=environment, folder=tmp_path, log=tmp_path / "log.txt")
 
     rank = start()
-    until(lambda: rank.poll() is None and (tmp_path / "metrics.jsonl").exists(), 60)
+    until(lambda: rank.poll() is None and (tmp_path / "metrics.jsonl").exists(), RANKS_PATIENCE_S)
     assert rank.process
     server = own_server.process
     assert server
@@ -200,7 +200,7 @@ def test_a_server_that_cannot_import_torch_is_each_ranks_end(tmp_path: Path) -> 
     launch = LaunchConfig(node_rank=0, nnodes=1, nproc_per_node=1, master_addr="127.0.0.1", master_port=1, task=task)
     ranks = Ranks(tmp_path, 1, launch)
     ranks.start(task, environment, server)
-    asyncio.run(asyncio.wait_for(ranks.wait(), 60))
+    asyncio.run(asyncio.wait_for(ranks.wait(), RANKS_PATIENCE_S))
     (end,) = ranks.exits()
     assert (end.outcome, end.kind, end.code) == ("signal", "infrastructure", 1)
     assert end.message.startswith("it never started: the rank server ended")

@@ -30,6 +30,10 @@ PRELOADED = (
 )  # fmt: skip
 """What each rank would import by itself in a second of CPU, most of it to export the model."""
 
+RANKS_PATIENCE_S = 600.0
+"""How long tests wait for ranks, which yield to all others (nice 10): beside a load of 17 on two cores each rank gets a
+fiftieth of a core, and a gang that alone takes 15 s has not ended after 120 s."""
+
 # Small and quick, with everything on that a resume could get wrong.
 DIGITS = {
     "epochs": 4, "batch_size": 16, "width": 4, "dropout": 0.2, "momentum": 0.9, "rotate": 15, "translate": 1,
@@ -48,7 +52,7 @@ class Gang:
     def first(self) -> Path:
         return self.folders[0]
 
-    def wait(self, deadline_s: float = 120) -> list[int]:
+    def wait(self, deadline_s: float = RANKS_PATIENCE_S) -> list[int]:
         """Exit codes of the processes."""
         return [process.wait(deadline_s) for process in self.processes]
 
@@ -63,7 +67,7 @@ class Gang:
         words = [json.loads(path.read_text()) for folder in self.folders for path in folder.glob("exit-*.json")]
         return sorted(words, key=lambda word: word["rank"])
 
-    def until_step(self, step: int, deadline_s: float = 120) -> None:
+    def until_step(self, step: int, deadline_s: float = RANKS_PATIENCE_S) -> None:
         def there() -> bool:
             ended = [process.poll() for process in self.processes]
             assert not any(ended), (ended, self.logs())
