@@ -249,6 +249,8 @@ class Quote(Resource):
     """Why there are none: what the job would wait for."""
     machine_counts: list[QuotedOffer]
     """Of each type of machine the best offer, with other numbers of machines: time against cost."""
+    quotas: list[Reason]
+    """Of the providers' accounts, that the job's machines count against, or would if the quotas covered them."""
     time_limit_s: float | None
     sufficient_time_limit_s: int | None
     """The limits.time that would be enough, where it is too short."""
@@ -835,6 +837,8 @@ class OfferList(Resource):
     offers: list[Offer]
     """The cheapest first."""
     not_offered: list[NotOffered]
+    quotas: list[Reason]
+    """Of the providers' accounts: what may run at once of these offers."""
 
 
 class LoginRequest(RequestBody):

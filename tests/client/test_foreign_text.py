@@ -117,13 +117,14 @@ def answer(request: httpx.Request) -> httpx.Response:
             "offers": [QUOTED],
             "no_offer": REASON,
             "machine_counts": [QUOTED],
+            "quotas": [REASON],
             "time_limit_s": None,
             "sufficient_time_limit_s": None,
             "runs": 1,
         }
         return httpx.Response(200, json=quote)
     if path == "/v1/offers":
-        return httpx.Response(200, json={"offers": [OFFER], "not_offered": [NOT_OFFERED]})
+        return httpx.Response(200, json={"offers": [OFFER], "not_offered": [NOT_OFFERED], "quotas": [REASON]})
     if path == "/v1/me":
         return httpx.Response(
             200, json={"user": HOSTILE, "team": HOSTILE, "role": "admin", "version": "0", "cursor": ""}

@@ -36,7 +36,8 @@ MACHINES = [MACHINE | {"id": str(uuid.uuid4()), "slot": slot, "state": "running"
 ENDED = MACHINE | {"id": str(uuid.uuid4()), "slot": 2, "state": "terminated"}
 QUOTE = {
     "at": "2026-11-28T00:00:00Z", "outcome": "chosen", "nodes": 1, "type": None, "why_not_faster": None, "offers": [],
-    "no_offer": None, "machine_counts": [], "time_limit_s": None, "sufficient_time_limit_s": None, "runs": 1,
+    "no_offer": None, "machine_counts": [], "quotas": [], "time_limit_s": None, "sufficient_time_limit_s": None,
+    "runs": 1,
     "summary": {"code": "unknown", "facts": {}, "text": "It will take 1 to 2 minutes and cost $0.02."},
 }  # fmt: skip
 preempted: list[str] = []

@@ -24,6 +24,8 @@ LEFT_OUT = {
     "reason": {"code": "c", "facts": {}, "text": "Too old."},
 }  # fmt: skip
 
+QUOTA = {"code": "account_quota", "facts": {}, "text": "The quota is 0."}
+
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[httpx.URL]:
@@ -33,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[httpx.URL]:
     def answer(request: httpx.Request) -> httpx.Response:
         requests.append(request.url)
         found = [] if request.url.params.get("gpu") == "none" else [SPOT, LISTED]
-        return httpx.Response(200, json={"offers": found, "not_offered": [LEFT_OUT]})
+        return httpx.Response(200, json={"offers": found, "not_offered": [LEFT_OUT], "quotas": [QUOTA]})
 
     client = Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
     monkeypatch.setattr(offers, "open_client", lambda _: client)
@@ -52,6 +54,7 @@ def test_machines_are_listed_with_gpu_and_prices_and_what_is_left_out_with_its_r
     assert "other: no worker serves it, so no job can run there. Its prices are not live:" in lines
     assert "a list of 2026-01-19" in lines
     assert "other: not old, older. Too old." in lines
+    assert QUOTA["text"] in lines
     assert "the provider" not in lines
 
 

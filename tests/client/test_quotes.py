@@ -35,6 +35,7 @@ MEASURED = UNKNOWN | {
 QUOTE = {
     "at": "2026-01-01T00:00:00Z", "outcome": "requested", "nodes": 2, "type": None, "why_not_faster": None,
     "summary": {"code": "c", "facts": {}, "text": "Two machines."}, "no_offer": None, "offers": [MEASURED],
+    "quotas": [{"code": "account_quota", "facts": {}, "text": "The quota is 0."}],
     "machine_counts": [MEASURED, UNKNOWN], "time_limit_s": None, "sufficient_time_limit_s": None, "runs": 3,
 }  # fmt: skip
 
@@ -72,6 +73,7 @@ def test_bands_basis_odds_budget_and_price_are_printed_and_what_is_unknown_is_ca
     assert "To start, $0.20 is held, which leaves $9.90 of the tightest budget." in lines
     assert "After the end, $8.00 of the tightest budget is expected to be left." in lines
     assert "Its limits allow at most $3.00." in lines
+    assert "The quota is 0." in lines
     assert "Price: $0.30 per machine and hour (the provider, as of 2026-01-01 00:00:00 UTC)." in lines
 
 

@@ -26,6 +26,10 @@ EXAMPLES: list[Reason] = [
     waits.NoOffer("local", None, "only"),
     waits.ProviderUnanswered("ec2"),
     waits.QuotaExhausted("ec2", "g5.xlarge", "spot"),
+    waits.QuotaBelowNeed(
+        "ec2", "us-east-1", "All G and VT Spot Instance Requests", 0, "g5.xlarge", "spot", 2, 8, "the console"
+    ),
+    waits.QuotaInUse("ec2", "us-east-1", "All G and VT Spot Instance Requests", 8, 4, 8),
     waits.TooFewSlots(9, "local", 4),
     waits.EarlierMachinesTerminating(1),
     waits.RetryDelayed(),
@@ -152,6 +156,7 @@ EXAMPLES: list[Reason] = [
     machines.MachineHostRefused("too late"),
     machines.SecretRefused("boot_token"),
     # offers
+    offers.AccountQuota("ec2", "us-east-1", "All G and VT Spot Instance Requests", 8, "g5.xlarge", 4, "the console"),
     offers.OtherArchitecture("arm64"),
     offers.OtherGpuMaker("AMD"),
     offers.GpuTooOld("7.0"),

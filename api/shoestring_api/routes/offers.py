@@ -7,10 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from shoestring_core import rest
+from shoestring_core.decide.quotas import account_quotas
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 
 from shoestring_api.dependencies import Caller, ReadDep
-from shoestring_api.serializers.offers import serialize_not_offered, serialize_offers
+from shoestring_api.serializers.offers import select_offers, serialize_not_offered, serialize_offer
 
 router = APIRouter(prefix="/v1/offers", tags=["offers"])
 
@@ -21,6 +22,9 @@ Name = Annotated[str | None, Query(max_length=100)]
 def list_offers(db: ReadDep, _: Caller, gpu: Name = None, region: Name = None) -> rest.OfferList:
     """List what providers offer, the cheapest first, and what the price lists of others say."""
     served = load_timeouts(db)
+    offers = select_offers(load_offers(db), served, gpu, region)
     return rest.OfferList(
-        offers=serialize_offers(load_offers(db), served, gpu, region), not_offered=serialize_not_offered()
+        offers=[serialize_offer(offer, available=offer.provider in served) for offer in offers],
+        not_offered=serialize_not_offered(),
+        quotas=[rest.Reason.of(quota) for quota in account_quotas(offers)],
     )

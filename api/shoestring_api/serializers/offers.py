@@ -14,9 +14,9 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_api.serializers.times import to_datetime
 
 
-def serialize_offers(
+def select_offers(
     stored: Collection[Offer], served: Collection[str], gpu: str | None, region: str | None
-) -> list[rest.Offer]:
+) -> list[Offer]:
     """The cheapest first. `gpu`: its model, in any case; `served`: the providers that workers serve."""
     listed = [
         offer
@@ -26,7 +26,7 @@ def serialize_offers(
     ]
     required = Requirements(regions=(region,) if region else ())
     return [
-        serialize_offer(offer, available=offer.provider in served)
+        offer
         for offer in rank_offers([*stored, *listed], required).ranked
         if gpu is None or (offer.hardware is not None and (offer.hardware.gpu or "").lower() == gpu.lower())
     ]

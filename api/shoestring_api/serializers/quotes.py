@@ -24,6 +24,7 @@ def serialize_quote(quote: Quote, inputs: QuoteInputs, choice: Choice, reason: S
         offers=[_serialize(one) for one in quote.offers],
         no_offer=rest.Reason.of(quote.no_offer) if quote.no_offer else None,
         machine_counts=[_serialize(one) for one in quote.machine_counts],
+        quotas=[rest.Reason.of(one) for one in quote.quotas],
         time_limit_s=inputs.sizing.time_limit_s,
         sufficient_time_limit_s=choice.sufficient_time_limit_s,
         runs=len({measurement.job for measurement in inputs.sizing.measurements}),

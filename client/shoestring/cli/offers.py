@@ -37,6 +37,8 @@ def _print(offered: rest.OfferList) -> None:
         "No such machine. List all: shoestring offers",
         drop=("INTERRUPTED", "ON DEMAND", "MEMORY", "VCPUS", "PROVIDER"),
     )
+    for quota in offered.quotas:
+        out.print(quota.text)
     for provider in sorted({offer.provider for offer in offered.offers if not offer.available}):
         out.print(f"\n{provider}: no worker serves it, so no job can run there. Its prices are not live:")
         sources = {offer.price_source for offer in offered.offers if offer.provider == provider}

@@ -66,6 +66,8 @@ def _print(quoted: rest.Quote) -> None:
         out.print(quoted.why_not_faster.text)
     if quoted.no_offer:
         out.print(quoted.no_offer.text)
+    for quota in quoted.quotas:
+        out.print(quota.text)
     if quoted.offers:
         out.print()
         print_table(COLUMNS, [_row(one) for one in quoted.offers[:SHOWN_OFFERS]], "", drop=DROP)

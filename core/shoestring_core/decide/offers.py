@@ -25,6 +25,19 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class Quota:
+    """How much the account may run at once in one region: vCPUs of all machines that count against it.
+
+    name       as the provider has it
+    raised_at  where to ask for more
+    """
+
+    name: str
+    vcpus: int
+    raised_at: str
+
+
+@dataclass(frozen=True)
 class Offer:
     """One type of machine in one zone and market. Prices are decimal dollars per hour.
 
@@ -34,6 +47,7 @@ class Offer:
     hardware      None: not known
     interruption  of spot machines; None: not known
     billing       how the provider bills the time
+    quota         of the account, that its machines count against; None: none, or not known
     fetched_at    when the provider answered last (µs UTC); None: just now
     """
 
@@ -50,6 +64,7 @@ class Offer:
     hardware: Hardware | None = None
     interruption: InterruptionBand | None = None
     billing: BillingRules = field(default_factory=BillingRules)
+    quota: Quota | None = None
     fetched_at: int | None = field(default=None, compare=False)
 
     @property

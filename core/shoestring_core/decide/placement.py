@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.quotas import is_above_quota, quota_id, vcpus_of
 from shoestring_core.decide.refusals import RecentRefusal, RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
@@ -19,7 +20,9 @@ from shoestring_core.wording.waits import TooFewSlots
 MAX_OFFER_AGE = 60 * S
 """A provider that has not answered for this long gets no new machines."""
 
-Mismatch = Literal["provider", "region", "zone", "type", "market", "slots", "quota", "unanswered", "interrupted"]
+Mismatch = Literal[
+    "provider", "region", "zone", "type", "market", "slots", "above_quota", "quota", "unanswered", "interrupted"
+]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class PassedOver:
 
     reason  provider | region | zone | type | market: the job's requirements name another
             slots: the provider never has as many machines as the job needs
+            above_quota: the account may never have as many as the job needs, as long as nobody raises its quota
             quota: it was refused for the account's quota within its memory
             unanswered: the provider has not answered for MAX_OFFER_AGE
             interrupted: such a machine was just interrupted there, and another spot offer suits
@@ -56,6 +60,15 @@ class Placement:
             best.setdefault(offer.provider, offer)
         return best
 
+    @cached_property
+    def best_by_quota(self) -> tuple[Offer, ...]:
+        """Best first, one of each provider, quota and size: on nothing else depends whether there is room for more."""
+        best: dict[tuple[str, str | None, int], Offer] = {}
+        for offer in self.ranked:
+            quota = quota_id(offer)
+            best.setdefault((offer.provider, quota, vcpus_of(offer) if quota else 0), offer)
+        return tuple(best.values())
+
 
 def rank_offers(
     offers: Iterable[Offer],
@@ -65,7 +78,7 @@ def rank_offers(
 ) -> Placement:
     """The cheapest offer first, of equally cheap ones spot; those that were refused for capacity or price come last.
 
-    now  µs UTC; None: the age of offers and refusals doesn't matter, because nothing is to be launched
+    now  µs UTC; None: the age of offers, refusals and quotas don't matter, because nothing is to be launched
     """
     recent = [refusal for refusal in refusals if now is not None and now < refusal.at + refusal.kind.memory]
     suitable: list[tuple[bool, Offer]] = []
@@ -114,6 +127,8 @@ def _mismatch(offer: Offer, requirements: Requirements, now: int | None) -> Mism
         return "slots"
     if now is not None and is_stale(offer, now):
         return "unanswered"
+    if now is not None and is_above_quota(offer, requirements.nodes):
+        return "above_quota"
     return None
 
 

@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heapreplace
 from typing import TypeAlias
 from uuid import UUID
 
+from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
@@ -109,6 +110,7 @@ class QueuedJob:
 class QueueSnapshot:
     """What a schedule is made from. `machines_in_use` counts them by provider.
 
+    products    the same machines, by what they are
     unread      members who have more queued jobs, behind those in `queue`
     unreadable  jobs that are left out of the queue because their stored spec or sizing can't be read, and why
     """
@@ -120,6 +122,7 @@ class QueueSnapshot:
     unread: frozenset[MemberPath] = frozenset()
     unreadable: dict[UUID, str] = field(default_factory=dict)
     refusals: tuple[RecentRefusal, ...] = ()
+    products: dict[Product, int] = field(default_factory=dict)
 
 
 _Turn: TypeAlias = tuple[tuple[float, ...], int, int, int]

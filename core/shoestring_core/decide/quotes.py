@@ -19,12 +19,14 @@ from shoestring_core.decide.billing import hourly
 from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.predictions import Band, RunBands, RunForecast, SpotHistory, deviations, predict
+from shoestring_core.decide.quotas import account_quotas
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import Measurement, ScalingModel
 from shoestring_core.decide.schedule import hold_for, why_no_offer
 from shoestring_core.decide.sizing import InfeasibleReason, SizingInputs, infeasible_reason
 from shoestring_core.wording import NestedReason
+from shoestring_core.wording.offers import AccountQuota
 
 Basis = Literal["measured", "scaled", "unknown"]
 
@@ -146,12 +148,14 @@ class Quote:
     """
     offers          those that suit the job, the one that it would get first
     no_offer        why none does
+    quotas          of the account, that the machines count against, or would if the quotas covered them
     machine_counts  of each type the best offer, with other numbers of machines: time against cost
     """
 
     offers: tuple[QuotedOffer, ...]
     no_offer: NestedReason | None
     machine_counts: tuple[QuotedOffer, ...] = ()
+    quotas: tuple[AccountQuota, ...] = ()
 
 
 def make_quote(inputs: QuoteInputs) -> Quote:
@@ -160,7 +164,13 @@ def make_quote(inputs: QuoteInputs) -> Quote:
     placement = rank_offers(inputs.sizing.offers, requirements, inputs.now, inputs.refusals)
     offers = tuple(quoted.of(offer, requirements.nodes) for offer in placement.ranked[:MAX_OFFERS])
     others = tuple(quoted.of(offer, nodes) for offer, nodes in _other_counts(inputs, quoted))
-    return Quote(offers, None if offers else why_no_offer(requirements, placement), others)
+    above_quota = [one.offer for one in placement.passed_over if one.reason == "above_quota"]
+    return Quote(
+        offers,
+        None if offers else why_no_offer(requirements, placement),
+        others,
+        account_quotas([*placement.ranked, *above_quota]),
+    )
 
 
 def default_counts(measured: Iterable[int], nodes: int) -> tuple[int, ...]:

@@ -2,16 +2,18 @@
 """Which queued jobs start now, on which offer, with what hold; and why the others wait.
 
 Jobs are served in the order of `queue.FairQueue`. While a job waits for slots, no later job starts on the providers
-whose slots it waits for. While a job waits for budget, no later job starts that would draw on the same exhausted
-account; jobs paid from elsewhere do. While a job waits for a backoff because it was refused machines, no later job
-that needs the same starts: backoffs don't change the order. Any other job that waits for a backoff, one that can never
+whose slots it waits for; while it waits for a quota of the provider's account, none that counts against the same one.
+While a job waits for budget, no later job starts that would draw on the same exhausted account; jobs paid from
+elsewhere do. While a job waits for a backoff because it was refused machines, no later job that needs the same starts:
+backoffs don't change the order. Any other job that waits for a backoff, one that can never
 start, and one that is itself behind one that waits for budget, block nobody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -19,7 +21,7 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from shoestring_core import money
-from shoestring_core.decide import funding
+from shoestring_core.decide import funding, quotas
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import Placement, is_stale, rank_offers
 from shoestring_core.decide.queue import AccountBalance, FairQueue, QueuedJob, QueueSnapshot
@@ -48,6 +50,8 @@ class StartInputs:
     refusals           what providers refused lately
     refused_until      when an earlier job that needs the same, and was refused it, is tried again (µs UTC)
     timeouts           by provider
+    vcpus_in_use       by quota, as `quotas.quota_id` names it
+    quotas_blocked     those that an earlier job waits for
     """
 
     queued: QueuedJob
@@ -60,6 +64,8 @@ class StartInputs:
     refusals: tuple[RecentRefusal, ...]
     timeouts: dict[str, Timeouts]
     refused_until: int = 0
+    vcpus_in_use: dict[str, int] = field(default_factory=dict)
+    quotas_blocked: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = _INPUTS.dump_python(self, mode="json")
@@ -89,12 +95,14 @@ class Wait:
     """Why a job doesn't start.
 
     providers      those whose slots it waits for
+    quotas         those that it waits for, as `quotas.quota_id` names them
     short_account  the account whose budget is too low, if that is the reason, and its name
     """
 
     job: UUID
     detail: waits.WaitDetail
     providers: tuple[str, ...] = ()
+    quotas: tuple[str, ...] = ()
     short_account: tuple[UUID, str] | None = None
 
     @property
@@ -130,6 +138,8 @@ def schedule_jobs(
     starts: list[Start] = []
     waiting: list[Wait] = []
     balances, in_use = dict(snapshot.balances), dict(snapshot.machines_in_use)
+    vcpus_in_use = quotas.vcpus_in_use(snapshot.products, available)
+    waiting_for_quotas: tuple[str, ...] = ()
     waiting_for_slots: dict[str, Blocker] = {}
     waiting_for_budget: dict[UUID, tuple[Blocker, str]] = {}
     refused_until: dict[Requirements, int] = {}
@@ -153,6 +163,8 @@ def schedule_jobs(
             refusals=snapshot.refusals,
             timeouts=by_provider,
             refused_until=refused_until.get(queued.requirements, 0),
+            vcpus_in_use=vcpus_in_use,
+            quotas_blocked=waiting_for_quotas,
         )
         if queued.refused:
             refused_until[queued.requirements] = max(inputs.refused_until, queued.not_before)
@@ -162,6 +174,9 @@ def schedule_jobs(
         if isinstance(decision, Start):
             starts.append(decision)
             in_use = in_use | {decision.offer.provider: in_use.get(decision.offer.provider, 0) + decision.nodes}
+            if (quota := quotas.quota_id(decision.offer)) is not None:
+                added = quotas.vcpus_of(decision.offer, decision.nodes)
+                vcpus_in_use = vcpus_in_use | {quota: vcpus_in_use.get(quota, 0) + added}
             hold = decision.hold * decision.nodes
             balances |= {balance.id: balance.holding(hold) for balance in inputs.balances}
             continue
@@ -171,6 +186,8 @@ def schedule_jobs(
         blocker = Blocker(queued.job, inputs.balances)
         if any(provider not in waiting_for_slots for provider in decision.providers):
             waiting_for_slots = dict.fromkeys(decision.providers, blocker) | waiting_for_slots
+        if new := [quota for quota in decision.quotas if quota not in waiting_for_quotas]:
+            waiting_for_quotas = (*waiting_for_quotas, *new)
         if decision.short_account:
             account, name = decision.short_account
             waiting_for_budget.setdefault(account, (blocker, name))
@@ -210,11 +227,11 @@ def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
         return Wait(queued.job, waits.RetryDelayed())
     if inputs.now < inputs.refused_until:
         return Wait(queued.job, waits.BehindRefusedJob())
-    available = next((offer for offer in placement.best_by_provider.values() if _has_free_slots(inputs, offer)), None)
+    available = next((offer for offer in placement.best_by_quota if _has_room(inputs, offer)), None)
     if wait := _wait_for_own_budget(inputs, available or placement.best):
         return wait
     if available is None:
-        return _wait_for_slots(inputs, placement.best, providers)
+        return _wait_for_room(inputs, placement)
     # last: while nothing is free, only the head of the queue is read, which may lack the job that goes first
     return _wait_for_turn(inputs) or _start(inputs, available)
 
@@ -226,9 +243,17 @@ def why_no_offer(requirements: Requirements, placement: Placement) -> waits.Wait
         return waits.ProviderUnanswered(silent.provider)
     if full := passed_over.get("quota"):
         return waits.QuotaExhausted(full.provider, full.type, full.market)
+    if above := _closest_to_quota(placement):
+        return quotas.below_need(above, requirements.nodes)
     if small := passed_over.get("slots"):
         return waits.TooFewSlots(requirements.nodes, small.provider, small.slots or 0)
     return waits.NoOffer(requirements.provider, requirements.type, requirements.spot)
+
+
+def _closest_to_quota(placement: Placement) -> Offer | None:
+    """Of the offers that the account's quotas don't cover, the one for which the least has to be asked."""
+    above = [one.offer for one in placement.passed_over if one.reason == "above_quota"]
+    return min(above, key=lambda offer: (quotas.vcpus_of(offer), Decimal(offer.price)), default=None)
 
 
 def _wait_for_own_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
@@ -270,6 +295,13 @@ def find_shortage(
     return None
 
 
+def _has_room(inputs: StartInputs, offer: Offer) -> bool:
+    if not _has_free_slots(inputs, offer) or quotas.quota_id(offer) in inputs.quotas_blocked:
+        return False
+    free = quotas.free_vcpus(offer, inputs.vcpus_in_use)
+    return free is None or quotas.vcpus_of(offer, inputs.queued.requirements.nodes) <= free
+
+
 def _has_free_slots(inputs: StartInputs, offer: Offer) -> bool:
     if offer.provider in inputs.slots_blocked_by:
         return False
@@ -282,11 +314,20 @@ def _free_slots(inputs: StartInputs, offer: Offer) -> int | None:
     return None if offer.slots is None else max(0, offer.slots - inputs.machines_in_use.get(offer.provider, 0))
 
 
-def _wait_for_slots(inputs: StartInputs, offer: Offer, providers: tuple[str, ...]) -> Wait:
+def _wait_for_room(inputs: StartInputs, placement: Placement) -> Wait:
+    """For slots of the providers that have too few, and for the quotas of the others' offers."""
+    full = [name for name, offer in placement.best_by_provider.items() if not _has_free_slots(inputs, offer)]
+    named = [quotas.quota_id(offer) for offer in placement.best_by_quota if offer.provider not in full]
+    used_up = dict.fromkeys(quota for quota in named if quota is not None)
+    best = placement.ranked[0]
+    detail = _slots_in_use(inputs, best) if best.provider in full else _quota_in_use(inputs, best)
+    return Wait(inputs.queued.job, detail, tuple(full), tuple(used_up))
+
+
+def _slots_in_use(inputs: StartInputs, offer: Offer) -> waits.MachinesInUse:
     nodes, blocker = inputs.queued.requirements.nodes, inputs.slots_blocked_by.get(offer.provider)
     first = _why_first(blocker, inputs.balances) if blocker else None
-    detail = waits.MachinesInUse(nodes, _free_slots(inputs, offer), offer.slots, blocker is not None, first)
-    return Wait(inputs.queued.job, detail, providers)
+    return waits.MachinesInUse(nodes, _free_slots(inputs, offer), offer.slots, blocker is not None, first)
 
 
 def _why_first(blocker: Blocker, balances: Sequence[AccountBalance]) -> waits.LessUsed | None:
@@ -298,6 +339,11 @@ def _why_first(blocker: Blocker, balances: Sequence[AccountBalance]) -> waits.Le
             used = _rounded(theirs.used), _rounded(own.used)
             return waits.LessUsed(theirs.name, own.name, *used, theirs.weight, own.weight)
     return None
+
+
+def _quota_in_use(inputs: StartInputs, offer: Offer) -> waits.QuotaInUse:
+    behind = quotas.quota_id(offer) in inputs.quotas_blocked
+    return quotas.in_use(offer, inputs.queued.requirements.nodes, inputs.vcpus_in_use, behind)
 
 
 @lru_cache(maxsize=4096)

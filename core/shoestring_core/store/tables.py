@@ -724,6 +724,7 @@ class OfferRow(Base):
     hardware: Mapped[dict[str, Any] | None]
     interruption: Mapped[str | None]
     billing: Mapped[dict[str, Any]]
+    quota: Mapped[dict[str, Any] | None]
 
 
 # --- the service itself -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.units import counted
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,26 @@ class PricesUnknown(Reason):
 
     def text(self) -> str:
         return f"On-demand prices are known in {self.region} only, and what a machine may cost must be known before."
+
+
+@dataclass(frozen=True)
+class AccountQuota(Reason):
+    """What the account may run at once. `type`: the smallest machine that counts against it; `each`: its vCPUs."""
+
+    code = "account_quota"
+    provider: str
+    region: str
+    quota: str
+    vcpus: int
+    type: str
+    each: int
+    raised_at: str
+
+    def text(self) -> str:
+        quota = f'{self.provider} in {self.region}, quota "{self.quota}": {counted(self.vcpus, "vCPU")}'
+        if machines := self.vcpus // self.each:
+            return f"{quota}, at most {machines} × {self.type} at once."
+        return (
+            f"{quota}, so no machine can be launched: {self.type} needs {self.each}. "
+            f"Ask for more at {self.raised_at}; jobs wait for it."
+        )

@@ -60,6 +60,55 @@ class QuotaExhausted(WaitDetail):
 
 
 @dataclass(frozen=True)
+class QuotaBelowNeed(WaitDetail):
+    """The account may never run as much at once. In vCPUs: `vcpus` is the quota, `needed` what the job needs."""
+
+    code = "quota_below_need"
+    waits_for = WaitReason.QUOTA
+    provider: str
+    region: str
+    quota: str
+    vcpus: int
+    type: str
+    market: str
+    nodes: int
+    needed: int
+    raised_at: str
+
+    def text(self) -> str:
+        market = self.market.replace("_", " ")
+        return (
+            f"Needs {counted(self.needed, 'vCPU')} for {self.nodes} × {self.type} ({market}), and the quota "
+            f'"{self.quota}" of the account at {self.provider} in {self.region} is {self.vcpus}. Ask for at least '
+            f"{self.needed} at {self.raised_at}; the job starts automatically once it is granted."
+        )
+
+
+@dataclass(frozen=True)
+class QuotaInUse(WaitDetail):
+    """In vCPUs: `vcpus` is the quota, `free` what our machines leave of it, `needed` what the job needs. `behind`: an
+    earlier job waits for it."""
+
+    code = "quota_in_use"
+    waits_for = WaitReason.QUOTA
+    provider: str
+    region: str
+    quota: str
+    vcpus: int
+    free: int
+    needed: int
+    behind: bool = False
+
+    def text(self) -> str:
+        behind = "; an earlier job waits for them too" if self.behind else ""
+        return (
+            f'Needs {counted(self.needed, "vCPU")} of the quota "{self.quota}" of the account at {self.provider} in '
+            f"{self.region}, {self.free} of {self.vcpus} {'is' if self.free == 1 else 'are'} free{behind}. It "
+            "starts automatically when machines end."
+        )
+
+
+@dataclass(frozen=True)
 class TooFewSlots(WaitDetail):
     code = "too_few_slots"
     waits_for = WaitReason.CAPACITY

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
@@ -92,6 +93,45 @@ def test_capacity_and_quota_errors_come_on_demand_and_launch_nothing(aws: FakeAw
     assert code_of(refused) == (code, status)
     assert len(aws.instances()) == 1
     assert run(aws)
+
+
+SPOT_QUOTA, ON_DEMAND_QUOTA = "All G and VT Spot Instance Requests", "Running On-Demand G and VT instances"
+SPOT = {"InstanceMarketOptions": {"MarketType": "spot"}}
+
+
+@pytest.mark.parametrize(
+    ("quota", "market", "code"),
+    [(SPOT_QUOTA, SPOT, "MaxSpotInstanceCountExceeded"), (ON_DEMAND_QUOTA, {}, "VcpuLimitExceeded")],
+)
+def test_a_launch_beyond_a_quota_of_vcpus_is_refused_in_its_market_and_region_alone(
+    aws: FakeAws, quota: str, market: dict[str, Any], code: str
+):
+    """docs.aws.amazon.com/ec2/latest/instancetypes/ec2-instance-quotas.html: vCPUs of running instances of a family."""
+    aws.control("quotas", **{REGION: {quota: 8}})
+    first = run(aws, "a", **market)
+    with pytest.raises(ClientError) as refused:
+        run(aws, "b", InstanceType="g5.2xlarge", **market)
+    assert code_of(refused) == (code, 400)
+    run(aws, "c", InstanceType="g6.xlarge", **market)  # of the same family: 4 + 4 vCPUs
+    with pytest.raises(ClientError):
+        run(aws, "d", **market)
+    assert run(aws, "a", **market) == first, "a token that has launched is answered as before"
+    run(aws, "other-market", **({} if market else SPOT))
+    run(aws, "other-region", region=OTHER_REGION, **market)
+    run(aws, "other-family", InstanceType="t3.small", **market)
+    aws.ec2().terminate_instances(InstanceIds=[first])
+    run(aws, "d", **market)
+
+
+def test_quotas_are_listed_page_by_page(aws: FakeAws):
+    """docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_ListServiceQuotas.html: fewer than were asked for
+    may come, and NextToken says whether there are more."""
+    quotas = {SPOT_QUOTA: 8.0, ON_DEMAND_QUOTA: 0.0, "All P5 Spot Instance Requests": 192.0}
+    aws.control("quotas", **{REGION: quotas})
+    client = boto3.client("service-quotas", region_name=REGION, endpoint_url=aws.url)
+    pages = list(client.get_paginator("list_service_quotas").paginate(ServiceCode="ec2"))
+    assert len(pages) == 2
+    assert {one["QuotaName"]: one["Value"] for page in pages for one in page["Quotas"]} == quotas
 
 
 def test_calls_beyond_the_limit_of_their_action_are_throttled(aws: FakeAws):

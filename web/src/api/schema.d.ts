@@ -2604,6 +2604,8 @@ export interface components {
             offers: components["schemas"]["Offer"][];
             /** Not Offered */
             not_offered: components["schemas"]["NotOffered"][];
+            /** Quotas */
+            quotas: components["schemas"]["Reason"][];
         };
         /**
          * Order
@@ -2756,6 +2758,8 @@ export interface components {
             no_offer: components["schemas"]["Reason"] | null;
             /** Machine Counts */
             machine_counts: components["schemas"]["QuotedOffer"][];
+            /** Quotas */
+            quotas: components["schemas"]["Reason"][];
             /** Time Limit S */
             time_limit_s: number | null;
             /** Sufficient Time Limit S */

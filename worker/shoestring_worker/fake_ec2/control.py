@@ -6,6 +6,7 @@ POST /_fake/limits       {"RunInstances": {"size": 5, "per_s": 2}, …}         
 POST /_fake/listing-lag  {"listings": 3}                                       of instances launched from now on
 POST /_fake/prices       {"us-east-1a": {"g5.xlarge": "0.41"}, …}              spot prices from now on; {}: none
 POST /_fake/past-prices  {"at": 1800000000, "prices": {…}}                     that held since then (s UTC)
+POST /_fake/quotas       {"us-east-1": {"All G and VT Spot Instance Requests": 8}, …}  vCPUs; {}: none
 POST /_fake/end          {"region": …, "instance": …, "code": …, "message": …, "life": [launch, end]}  (s UTC)
 POST /_fake/interrupt    {"instance": …, "notice_s": 120}              with a notice in its metadata
 POST /_fake/rebalance    {"instance": …}                               a recommendation in its metadata
@@ -99,6 +100,8 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
         case "POST ", "past-prices":
             past = PastPrices.model_validate_json(body)
             fake.spot_market.set(past.prices, datetime.fromtimestamp(past.at, UTC))
+        case "POST ", "quotas":
+            fake.quotas.set(_QUOTAS.validate_json(body))
         case "POST ", "end":
             end = EndRequest.model_validate_json(body)
             life = end.life and (datetime.fromtimestamp(end.life[0], UTC), datetime.fromtimestamp(end.life[1], UTC))
@@ -120,4 +123,5 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
 
 
 _LIMITS = TypeAdapter(dict[str, Limit])
+_QUOTAS = TypeAdapter(dict[str, dict[str, float]])
 _PRICES = TypeAdapter(dict[str, dict[str, str]])

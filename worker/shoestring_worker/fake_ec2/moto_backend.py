@@ -12,6 +12,7 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.core.base_backend import BackendDict
 from moto.core.model_instances import reset_model_data
 from moto.ec2.models import EC2Backend
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.models.instances import Instance, StateReason
 
 STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32}
@@ -25,6 +26,7 @@ class MotoInstance:
     type: str
     zone: str
     state: str
+    spot: bool
 
 
 def find_instance(region: str, instance: str) -> MotoInstance | None:
@@ -45,6 +47,11 @@ def alive() -> list[tuple[str, MotoInstance]]:
 def volumes() -> list[str]:
     """Of all regions."""
     return [volume for backend in get_backend("ec2")[DEFAULT_ACCOUNT_ID].values() for volume in backend.volumes]
+
+
+def vcpus_of(type_: str) -> int:
+    """Raises KeyError for an unknown type."""
+    return int(INSTANCE_TYPES[type_]["VCpuInfo"]["DefaultVCpus"])
 
 
 def default_subnets(region: str) -> dict[str, str]:
@@ -116,7 +123,8 @@ def reset() -> None:
 
 
 def _described(instance: Instance) -> MotoInstance:
-    return MotoInstance(instance.id, instance.instance_type, instance.availability_zone or "", instance.state)
+    zone, spot = instance.availability_zone or "", instance.lifecycle == "spot"
+    return MotoInstance(instance.id, instance.instance_type, zone, instance.state, spot)
 
 
 def _get(region: str, instance: str) -> Instance:

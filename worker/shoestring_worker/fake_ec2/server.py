@@ -17,6 +17,7 @@ from shoestring_worker.fake_ec2 import moto_backend, regions, s3
 from shoestring_worker.fake_ec2.faults import Fault, FaultPlan
 from shoestring_worker.fake_ec2.listings import ListingLag
 from shoestring_worker.fake_ec2.machines import Machines
+from shoestring_worker.fake_ec2.quotas import Quotas
 from shoestring_worker.fake_ec2.spot_prices import SpotMarket
 from shoestring_worker.fake_ec2.spot_requests import MARKET, SpotRequests
 from shoestring_worker.fake_ec2.terminations import terminate
@@ -55,7 +56,7 @@ class FakeEc2:
         self._moto, self._machines, self._access_key = moto, machines, access_key
         self.calls: deque[Call] = deque(maxlen=REMEMBERED_CALLS)
         self.faults, self.throttle, self.tokens, self.listings = FaultPlan(), Throttle(), LaunchTokens(), ListingLag()
-        self.spot_market, self.spot_requests = SpotMarket(), SpotRequests()
+        self.spot_market, self.spot_requests, self.quotas = SpotMarket(), SpotRequests(), Quotas()
         self._one_at_a_time = threading.RLock()  # moto's memory isn't made for threads
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -87,6 +88,7 @@ class FakeEc2:
             self.listings.clear()
             self.spot_requests.clear()
             self.spot_market.set({})
+            self.quotas.set({})
             moto_backend.reset()
 
     def end_instance(
@@ -164,10 +166,15 @@ class FakeEc2:
                 return self.spot_requests.cancel(call)
             case "DescribeSpotInstanceRequests":
                 return self.spot_requests.describe(call, has_ended)
+            case "ListServiceQuotas":
+                return self.quotas.describe(call)
             case "RunInstances":
-                answer = self.tokens.launch(call, lambda: self._boot(call, run()), has_ended)
+                answer = self.tokens.launch(call, lambda: self._launch(call, run), has_ended)
                 return self._note_launch(call, fault, answer)
         return run()
+
+    def _launch(self, call: Call, run: Callable[[], Answer]) -> Answer:
+        return self.quotas.refuse(call, moto_backend.alive()) or self._boot(call, run())
 
     def _boot(self, call: Call, answer: Answer) -> Answer:
         """The answer to a launch, once its instances boot; without room for one, there are none."""

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -40,7 +42,8 @@ def read_call(environ: Environ) -> Call:
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     environ["wsgi.input"] = io.BytesIO(body)
     if target := environ.get("HTTP_X_AMZ_TARGET"):  # a service that speaks JSON
-        return Call(region(environ), target.rpartition(".")[2], {})
+        given = {name: value for name, value in json.loads(body or b"{}").items() if isinstance(value, str)}
+        return Call(region(environ), target.rpartition(".")[2], given)
     parameters = dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
     return Call(region(environ), parameters.pop("Action", ""), parameters)
 
@@ -70,6 +73,11 @@ def error_answer(status: int, code: str, message: str) -> Answer:
     """docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html, "Example error response"."""
     error = f"<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message></Error>"
     return xml_answer(f"{status} ERROR", f"<Response><Errors>{error}</Errors><RequestID>fake</RequestID></Response>")
+
+
+def json_answer(document: Mapping[str, Any]) -> Answer:
+    body = json.dumps(document).encode()
+    return Answer("200 OK", (("Content-Type", "application/x-amz-json-1.1"), ("Content-Length", str(len(body)))), body)
 
 
 def xml_answer(status: str, document: str) -> Answer:

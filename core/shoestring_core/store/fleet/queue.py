@@ -126,14 +126,19 @@ def load_queue(
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
     for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
         balances[row.id] = _balance(row, "this job")
+    products = rows.count_alive(db)
+    machines_in_use: Counter[str] = Counter()
+    for (provider, *_), count in products.items():
+        machines_in_use[provider] += count
     snapshot = QueueSnapshot(
         mark.plan_version,
         queue,
         balances,
-        rows.count_alive(db),
+        dict(machines_in_use),
         frozenset(paths[member] for member, length in lengths.items() if read[member] < length),
         (so_far.snapshot.unreadable if so_far else {}) | unreadable,
         load_refusals(db),
+        products,
     )
     return LoadedQueue(snapshot, mark, _load_waits(db), depth, read)
 

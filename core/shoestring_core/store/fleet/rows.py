@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Update, func, select, update
 
+from shoestring_core.decide.quotas import Product
 from shoestring_core.errors import AgentRefused
 from shoestring_core.events import GenerationChange, MachineChange
 from shoestring_core.states import (
@@ -66,10 +67,11 @@ def load_gang(db: Read, job_id: UUID, attempt_number: int) -> list[MachineRow]:
     return list(db.sql.scalars(alive.order_by(MachineRow.slot)))
 
 
-def count_alive(db: Read) -> dict[str, int]:
-    """The number of machines that are alive, by provider."""
-    alive = select(MachineRow.provider, func.count()).where(MachineRow.state.in_(ALIVE))
-    return dict(db.sql.execute(alive.group_by(MachineRow.provider)).all())
+def count_alive(db: Read) -> dict[Product, int]:
+    """The number of machines that are alive, by what they are."""
+    product = (MachineRow.provider, MachineRow.region, MachineRow.type, MachineRow.market)
+    alive = select(*product, func.count()).where(MachineRow.state.in_(ALIVE)).group_by(*product)
+    return {(provider, region, type_, market): n for provider, region, type_, market, n in db.sql.execute(alive)}
 
 
 def load_members(db: Read, job_id: UUID, generation: int) -> list[MemberRow]:

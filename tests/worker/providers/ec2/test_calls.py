@@ -24,6 +24,7 @@ from tests.worker.providers.ec2 import bill_oracle
 from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws, launch_request
 
 OTHER_ZONE = f"{OTHER_REGION}a"
+SPOT_QUOTA = "All G and VT Spot Instance Requests"
 
 
 def test_a_machine_its_disk_its_interface_and_its_spot_request_are_created_with_their_tags(aws: FakeAws):
@@ -278,6 +279,26 @@ def test_spot_prices_are_asked_for_again_after_five_minutes(aws: FakeAws):
     assert spot_offers(provider) == [("us-east-1a", "g5.xlarge", "0.39")]
 
 
+def test_quotas_are_read_by_name_every_five_minutes_and_kept_while_they_can_not_be_read(aws: FakeAws):
+    now = [0.0]
+    provider = aws.provider(monotonic=lambda: now[0])
+
+    def quotas() -> set[tuple[str, float]]:
+        offers = [offer for offer in provider.offers(()) if offer.type == "g5.xlarge"]
+        return {(offer.quota.name, offer.quota.vcpus) for offer in offers if offer.quota}
+
+    aws.control("prices", **{ZONE: {"g5.xlarge": "0.41"}})
+    assert quotas() == set(), "without a quota that is known nothing is limited"
+    given = {SPOT_QUOTA: 8, "All P5 Spot Instance Requests": 0, "Running On-Demand G and VT instances": 0}
+    aws.control("quotas", **{REGION: given})
+    assert quotas() == set()
+    now[0] = 300
+    assert quotas() == (told := {(SPOT_QUOTA, 8), ("Running On-Demand G and VT instances", 0)})
+    now[0] = 600
+    aws.fault("error", "ListServiceQuotas", code="AccessDeniedException", status=400)
+    assert quotas() == told
+
+
 def test_the_bill_of_what_ec2_describes_is_the_bill_of_what_happened_there(aws: FakeAws):
     """The fake has EC2's own record: when the instance was launched, ended and for what, and each price's time."""
     launched = round(time.time()) - 7_200
@@ -366,3 +387,27 @@ def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_wor
         "attempt": "1",
         "slot": "0",
     }
+
+
+@pytest.mark.any_database
+def test_a_job_waits_for_its_quota_with_a_sentence_and_no_launch_is_sent_until_it_is_raised(
+    make_world: Callable[..., World], aws: FakeAws
+):
+    world = make_world("ec2")
+    aws.control("prices", **{ZONE: {"g5.xlarge": "0.41"}})
+    aws.control("quotas", **{REGION: {SPOT_QUOTA: 0}})
+    provider = aws.provider(monotonic=lambda: world.clock.now / S)
+    world.control_loop = world.another_control_loop(ec2=provider)
+    job = world.submit(resources={"nodes": 1, "provider": "ec2", "spot": "only"})
+    for _ in range(20):
+        world.tick(10)
+    waiting = world.job(job)
+    assert (waiting.state, waiting.wait_reason, waiting.wait_detail["code"]) == ("queued", "quota", "quota_below_need")
+    assert (world.machines(job), aws.calls("RunInstances")) == ([], [])
+    aws.control("quotas", **{REGION: {SPOT_QUOTA: 4}})
+    world.tick(300)
+    assert len(aws.instances()) == 1
+    other = world.submit(resources={"nodes": 1, "provider": "ec2", "spot": "only"})
+    world.tick(1)
+    assert world.job(other).wait_detail["code"] == "quota_in_use"
+    assert len(aws.calls("RunInstances")) == 1

@@ -22,7 +22,7 @@ from shoestring_worker.providers.ec2.account.doctor import (
     check_region,
     check_spot_role,
 )
-from shoestring_worker.providers.ec2.account.quotas import quota_of
+from shoestring_worker.providers.ec2.quotas import quota_of
 
 from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws
 

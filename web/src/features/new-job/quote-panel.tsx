@@ -29,6 +29,9 @@ function QuoteText({ data }: { data: Schemas["Quote"] }) {
     <>
       {data.offers[0] && <BestOffer best={data.offers[0]} />}
       {data.no_offer && <p>{data.no_offer.text}</p>}
+      {data.quotas.map(({ text }) => (
+        <p key={text}>{text}</p>
+      ))}
       <p>{data.summary.text}</p>
       {data.why_not_faster && <p className="muted">{data.why_not_faster.text}</p>}
     </>

@@ -33,13 +33,14 @@ class Calls:
             retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=16,
         )
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
 
-    def read(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+    def read(self, region: str, action: str, call: Callable[[Any], R], service: str = "ec2") -> R:
         """A call that changes nothing. Raises OutcomeUnknown."""
         try:
-            return self.call(region, action, call)
+            self.take_turn(region, action, PATIENCE_S)
+            return self.send(region, action, call, service)
         except ClientError as error:
             code, message, _ = read_error(error.response)
             raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
@@ -65,10 +66,10 @@ class Calls:
         if not self._limits.bucket(region, action).take(patience_s):
             raise OutcomeUnknown(f"not sent: {action} calls in {region} are at EC2's limit")
 
-    def send(self, region: str, action: str, call: Callable[[Any], R]) -> R:
+    def send(self, region: str, action: str, call: Callable[[Any], R], service: str = "ec2") -> R:
         """One call at once, for which a turn was taken. Raises as `call`."""
         try:
-            return call(self._client(region))
+            return call(self._client(region, service))
         except ClientError as error:
             if read_error(error.response)[0] == "RequestLimitExceeded":
                 self._limits.bucket(region, action).empty()
@@ -76,10 +77,10 @@ class Calls:
         except BotoCoreError as error:
             raise OutcomeUnknown(f"EC2 in {region} did not answer {action}: {error}") from error
 
-    def _client(self, region: str) -> Any:
+    def _client(self, region: str, service: str) -> Any:
         with self._lock:  # clients may be shared by threads; making them may not
-            if region not in self._clients:
-                self._clients[region] = boto3.client(
-                    "ec2", region_name=region, endpoint_url=self._endpoint_url, config=self._config
+            if (region, service) not in self._clients:
+                self._clients[region, service] = boto3.client(
+                    service, region_name=region, endpoint_url=self._endpoint_url, config=self._config
                 )
-            return self._clients[region]
+            return self._clients[region, service]

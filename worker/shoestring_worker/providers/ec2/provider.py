@@ -39,6 +39,7 @@ from shoestring_worker.providers.ec2.offers import (
     read_spot_prices,
     with_spot_prices,
 )  # fmt: skip
+from shoestring_worker.providers.ec2.quotas import read_quotas, with_quotas
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 from shoestring_worker.providers.ec2.run_instances import run_instances
 from shoestring_worker.providers.ec2.settings import Ec2Settings
@@ -50,7 +51,7 @@ PAGE_SIZE = 1_000
 TERMINATED_AT_ONCE = 100
 """EC2 takes 1,000 and recommends fewer: docs.aws.amazon.com/AWSEC2/latest/APIReference/API_TerminateInstances.html"""
 PRICE_AGE_S = 300.0
-"""How old spot prices get before they are asked for again."""
+"""How old spot prices and quotas get before they are asked for again."""
 PRICE_HISTORY = timedelta(days=7)
 """How far back they are asked for at first: machines may have ended while no worker ran."""
 TIMEOUTS = {
@@ -93,6 +94,8 @@ class Ec2Provider:
         self._name, self._settings, self._monotonic = name, settings, monotonic
         self._calls = Calls(settings.endpoint_url, read_timeout_s, limits or RateLimits())
         self._listed = self._offers = make_offers(name, settings)
+        self._quotas: dict[str, dict[str, float]] = {}
+        """By region and name, as they were last read."""
         self._prices: SpotPrices = {}
         self._priced_at, self._priced_until = float("-inf"), datetime.now(UTC) - PRICE_HISTORY
         self._priced_ends: dict[str, set[str]] = {}
@@ -101,11 +104,14 @@ class Ec2Provider:
         self._root_devices: dict[str, str] = {}
         self._unsent_terminations: dict[str, dict[str, None]] = {}
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(min(len(settings.regions), 8), thread_name_prefix=f"list-{name}")
+        self._threads = ThreadPoolExecutor(min(2 * len(settings.regions), 16), thread_name_prefix=f"list-{name}")
 
     def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - few enough
         if self._monotonic() >= self._priced_at + PRICE_AGE_S:
+            quotas = self._threads.map(self._read_quotas, self._settings.regions)  # while prices are asked for
             self._refresh_prices()
+            self._quotas = dict(zip(self._settings.regions, quotas, strict=True))
+            self._offers = with_quotas(self._offers, self._quotas)
         return self._offers
 
     def launch(self, request: LaunchRequest) -> ProviderMachine:
@@ -183,8 +189,17 @@ class Ec2Provider:
         asked_at, now = datetime.now(UTC), self._monotonic()
         histories = self._threads.map(self._spot_price_history, self._settings.regions)
         latest = read_spot_prices(price for history in histories for price in history)
-        self._prices, self._offers = merge(self._prices, latest), with_spot_prices(self._listed, latest)
+        self._prices = merge(self._prices, latest)
+        self._offers = with_quotas(with_spot_prices(self._listed, latest), self._quotas)
         self._priced_at, self._priced_until = now, asked_at
+
+    def _read_quotas(self, region: str) -> dict[str, float]:
+        """Those read before where they can't be read: EC2 refuses what exceeds them in any case."""
+        try:
+            return self._calls.read(region, "ListServiceQuotas", read_quotas, "service-quotas")
+        except OutcomeUnknown as unknown:
+            log.warning("%s: the quotas of %s can't be read: %s", self._name, region, unknown)
+            return self._quotas.get(region, {})
 
     def _priced(
         self, region: str, listed: builtins.list[tuple[ProviderMachine, dict[str, Any]]]

@@ -36,6 +36,8 @@ LIMITS = {
     "DeleteVolume": RequestLimit(50, 5),
     "ReleaseAddress": RequestLimit(50, 5),
     "CancelSpotInstanceRequests": RequestLimit(50, 5),
+    # of Service Quotas: docs.aws.amazon.com/servicequotas/latest/userguide/reference_limits.html
+    "ListServiceQuotas": RequestLimit(10, 10),
 }
 
 

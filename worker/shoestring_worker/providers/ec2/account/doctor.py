@@ -27,9 +27,9 @@ from shoestring_core.wire import BootData
 from shoestring_core.wording.units import counted
 
 from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_ROLE_PATH
-from shoestring_worker.providers.ec2.account.quotas import quota_of, read_quotas
 from shoestring_worker.providers.ec2.errors import meaning_of, read_error
 from shoestring_worker.providers.ec2.offers import make_offers
+from shoestring_worker.providers.ec2.quotas import quota_of, read_quotas
 from shoestring_worker.providers.ec2.run_instances import run_instances
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 

@@ -7,8 +7,11 @@ source  docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-spot-limits.html, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
+
+from shoestring_core.decide.offers import Offer, Quota
 
 NAMES: Mapping[str, re.Pattern[str]] = {
     "spot": re.compile(r"^All (.+) Spot Instance Requests$"),
@@ -17,11 +20,21 @@ NAMES: Mapping[str, re.Pattern[str]] = {
 FAMILY = re.compile(r"\b(VT|DL|[A-Z][a-z]*)(\d*)\b")
 """A family in a quota's name, alone or with its generation: "G and VT", "P4, P3 and P2", "Standard (A, C, D)"."""
 
+RAISED_AT = "the Service Quotas console, Amazon EC2 (it can take days)"
+
 
 def read_quotas(service_quotas: Any) -> dict[str, float]:
-    """The account's quotas of EC2 in the client's region, by name. Raises ClientError and BotoCoreError."""
+    """The account's quotas of instances in the client's region, by name. Raises ClientError and BotoCoreError.
+
+    One that Service Quotas leaves out isn't known: it lists those alone that it has applied to the account.
+    """
     pages = service_quotas.get_paginator("list_service_quotas").paginate(ServiceCode="ec2")
-    return {quota["QuotaName"]: float(quota["Value"]) for page in pages for quota in page["Quotas"]}
+    return {
+        quota["QuotaName"]: float(quota["Value"])
+        for page in pages
+        for quota in page["Quotas"]
+        if any(pattern.match(quota["QuotaName"]) for pattern in NAMES.values())
+    }
 
 
 def quota_of(quotas: Mapping[str, float], type_: str, market: str) -> tuple[str, float] | None:
@@ -36,6 +49,17 @@ def quota_of(quotas: Mapping[str, float], type_: str, market: str) -> tuple[str,
             if (family, "") in covered:
                 candidates.append((name, vcpus))
     return candidates[0] if candidates else None
+
+
+def with_quotas(offers: Iterable[Offer], quotas: Mapping[str, Mapping[str, float]]) -> list[Offer]:
+    """The offers with what the account may run of them at once. `quotas`: by region and name."""
+    found: dict[tuple[str, str, str], Quota | None] = {}
+    for offer in offers:
+        kind = (offer.region, offer.type, offer.market)
+        if kind not in found:
+            named = quota_of(quotas.get(offer.region, {}), offer.type, offer.market)
+            found[kind] = Quota(named[0], int(named[1]), RAISED_AT) if named else None
+    return [replace(offer, quota=found[offer.region, offer.type, offer.market]) for offer in offers]
 
 
 def _split(type_: str) -> tuple[str, str]:
