@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from tests.worker.providers.fake_aws import FakeAws
 
 DATABASES = ("sqlite", "postgresql")
+CHROMIUM_FEATURES_OFF = [
+    "WebUIOmniboxPopup", "WebUIOmniboxAimPopup",  # the address bar's popups: unseen, and a process for each page
+    # Chromium obeys the last list that it gets. These are Playwright's: what would look something up on the network.
+    "AimEnabled", "HttpsUpgrades", "HttpsFirstBalancedModeAutoEnable", "MediaRouter", "NetworkTimeServiceQuerying",
+    "OptimizationHints", "PreconnectToSearch",
+]  # fmt: skip
 CHROMIUM_ARGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -40,6 +46,7 @@ CHROMIUM_ARGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--disable-features={','.join(CHROMIUM_FEATURES_OFF)}",
 ]
 
 # Tests run beside each other, and tiny networks gain nothing from a second thread, which waits by spinning: beside busy
