@@ -16,7 +16,7 @@ from typing import Any
 from shoestring_core import money
 from shoestring_core.decide.access import ROLES
 from shoestring_core.errors import ShoestringError, Unauthenticated
-from shoestring_core.store import identity, ledger, members, sessions
+from shoestring_core.store import audit, identity, ledger, members, sessions
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.transactions import Write
 
@@ -89,6 +89,8 @@ def add_member(store: Store, options: argparse.Namespace) -> dict[str, str]:
         if team_is_new:
             _set_limit(db, member, DEFAULT_BUDGET)
         _ensure_key(db, member, options.key_file)
+        subject = audit.subject("member", options.user, member.user)
+        audit.record(db, audit.Operator(member.team), "add_member", subject, role=member.role)
         return {"team": member.team_name, "user": member.user_name, "role": member.role}
 
     return store.write(work)
@@ -98,7 +100,10 @@ def set_role(store: Store, options: argparse.Namespace) -> dict[str, str]:
     """Change what a member may do in their team. An admin may do everything; the last one can't become less."""
 
     def work(db: Write) -> None:
-        members.set_role(db, *members.find_member(db, options.team, options.user), options.role)
+        team, user = members.find_member(db, options.team, options.user)
+        before = members.set_role(db, team, user, options.role)
+        subject = audit.subject("member", options.user, user)
+        audit.record(db, audit.Operator(team), "set_role", subject, before=before, after=options.role)
 
     store.write(work)
     return {"team": options.team, "user": options.user, "role": options.role}
@@ -109,7 +114,13 @@ def remove_member(store: Store, options: argparse.Namespace) -> dict[str, str]:
 
     Their jobs, and what these cost, stay the team's.
     """
-    store.write(lambda db: members.remove(db, *members.find_member(db, options.team, options.user)))
+
+    def work(db: Write) -> None:
+        team, user = members.find_member(db, options.team, options.user)
+        members.remove(db, team, user)
+        audit.record(db, audit.Operator(team), "remove_member", audit.subject("member", options.user, user))
+
+    store.write(work)
     return {"team": options.team, "removed": options.user}
 
 

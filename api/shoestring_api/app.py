@@ -24,6 +24,7 @@ from shoestring_api.app_state import AppState
 from shoestring_api.routes import (
     agents,
     artifacts,
+    audit,
     auth,
     budget_requests,
     budgets,
@@ -60,6 +61,7 @@ ROUTERS = (
     offers.router,
     auth.router,
     members.router,
+    audit.router,
     machines.router,
     stream.router,
     agents.router,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated
 from uuid import UUID
 
@@ -44,13 +45,18 @@ def authenticate(request: Request, state: StateDep) -> Principal:
     Raises Unauthenticated; Forbidden if a cookie-authenticated write lacks its CSRF token, or the caller's role or the
     key's scopes don't reach; NotFound if a job key asks for another job.
     """
-    caller = _identify(request, state)
+    caller = replace(_identify(request, state), address=address_of(request))
     refused = access.refusal(request.scope["route"].name, caller.role, caller.scopes, job_key=caller.job is not None)
     if refused is not None:
         raise _forbidden(request.scope["route"].name, refused, caller)
     if caller.job is not None and not _names_job(request.path_params.get("job_id"), caller.job):
         raise jobs.no_such_job()
     return caller
+
+
+def address_of(request: Request) -> str:
+    """The host that a request comes from."""
+    return request.client.host if request.client else ""
 
 
 def _identify(request: Request, state: AppState) -> Principal:

@@ -358,6 +358,14 @@ class Client:
         """Sign a browser out."""
         self._call("DELETE", f"/v1/sessions/{login}")
 
+    def audit_entries(self, *, cursor: str | None = None, limit: int = 100) -> rest.AuditPage:
+        """Return a page of the team's audit log, the newest entries first (admins)."""
+        return self._get("/v1/audit", rest.AuditPage, cursor=cursor, limit=limit)
+
+    def verify_audit_log(self) -> rest.AuditVerification:
+        """Have the service compare the team's whole audit log with its hashes and its newest seal (admins)."""
+        return self._get("/v1/audit/verification", rest.AuditVerification)
+
     def login_link(self) -> str:
         """Return a one-time link that signs a browser in."""
         return f"{self.url}/login?code={self._post('/v1/login-codes', rest.LoginCode).code}"

@@ -27,9 +27,10 @@ from shoestring_core.decide.access import Role, Scope
 from shoestring_core.store import budget_requests, identity, jobs, ledger, sessions
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.identity import Principal
-from shoestring_core.store.tables import AttemptRow, MachineRow
+from shoestring_core.store.tables import AttemptRow, AuditEntryRow, MachineRow
 from shoestring_core.store.transactions import Write
 from shoestring_core.store.uuid7 import uuid7
+from sqlalchemy import select
 
 pytestmark = pytest.mark.anyio
 
@@ -60,12 +61,15 @@ KEYS: list[tuple[Scope, ...] | None] = [None, *((scope,) for scope in access.SCO
 
 
 class UncommittedStore(Store):
-    """Every write runs to its end, and is then rolled back."""
+    """Every write runs to its end, and is then rolled back. `audited`: the actions that the last one recorded."""
+
+    audited: tuple[str, ...] = ()
 
     def write(self, work: Callable[[Write], T], /, **_: bool) -> T:
         with self.writer.connect() as connection, closing(Write(connection)) as db:
             result = work(db)
             db.write_events()
+            self.audited = tuple(db.sql.scalars(select(AuditEntryRow.action)).all())
             return result
 
 
@@ -85,6 +89,7 @@ class Matrix:
     client: httpx.AsyncClient
     ours: Party
     theirs: Party
+    store: UncommittedStore
 
     async def send(self, method: str, path: str, key: str | None, **options: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -126,7 +131,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
         )
         app = create_app(AppState.open(settings, undone))
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-        yield Matrix(client, ours, theirs)
+        yield Matrix(client, ours, theirs, undone)
 
 
 def party(db: Write, team: str) -> Party:
@@ -220,6 +225,22 @@ async def test_each_operation_does_what_role_and_scope_allow_and_a_foreign_thing
         if not fine:
             wrong.append((operation, scopes, allowed, [(answer.status_code, answer.text[:200]) for answer in answers]))
     assert not wrong, wrong
+
+
+async def test_what_changes_something_is_in_the_audit_log_with_it(matrix: Matrix) -> None:
+    """But for submitting, which jobs and their events tell, and quotes, which change nothing."""
+    own = matrix.ours.owned | matrix.ours.own_logins["admin"]
+    for operation, method, path in matrix.operations():
+        if method == "GET" or operation in access.MACHINES | {"submit_job", "retry_job", "create_quote", "preempt"}:
+            continue
+        matrix.store.audited = ()
+        key = matrix.ours.keys["admin", None]
+        body = {"json": {"key": key}} if operation == "sign_in" else {}
+        answer = await (
+            matrix.send(method, path, None, **body) if body else matrix.ask(operation, method, path, key, own)
+        )
+        if answer.is_success and operation != "sign_out":  # a key has no browser to sign out
+            assert matrix.store.audited == (operation,), operation
 
 
 async def test_a_job_key_reaches_its_job_alone(matrix: Matrix) -> None:

@@ -18,7 +18,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.store import budget_periods, idempotency, ledger
+from shoestring_core.store import audit, audit_seals, budget_periods, idempotency, ledger, queries
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import billing, launches, service_heartbeats
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt
@@ -50,6 +50,9 @@ BORDERS_S = 10.0
 
 FORECASTS_S = 600.0
 """How often it is forecast whether limits last."""
+
+SEALS_S = 60.0
+"""How often new entries of audit logs are chained and sealed."""
 
 ANSWER_WAIT_S = 0.5
 """How long a tick waits for the providers' answers."""
@@ -84,6 +87,7 @@ class ControlLoop:
     _deleted_expired_at: float = float("-inf")
     _rolled_over_at: float = float("-inf")
     _forecast_at: float = float("-inf")
+    _sealed_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.store.on_commit.append(self._on_commit)
@@ -154,6 +158,8 @@ class ControlLoop:
             items.run("the borders of budgets", self._roll_over_budgets)
         if self.monotonic() >= self._forecast_at + FORECASTS_S:
             items.run("the forecasts of budgets", self._tell_forecasts)
+        if self.monotonic() >= self._sealed_at + SEALS_S:
+            items.run("the seals of audit logs", self._seal_audit_logs)
         with self.store.read() as db:
             demand = load_demand(db)
         self._poll_providers(demand)
@@ -234,6 +240,24 @@ class ControlLoop:
 
     def _tell_forecast(self, account: UUID) -> None:
         self._write(ledger.tell_forecast, account)
+
+    def _seal_audit_logs(self) -> None:
+        first, self._sealed_at = self._sealed_at == float("-inf"), self.monotonic()
+        with self.store.read() as db:
+            due = queries.load_team_ids(db) if first else audit.unchained_teams(db)
+        for team in due:
+            self._items.run(f"the seal of the audit log of team {team}", self._seal_audit_log, team)
+
+    def _seal_audit_log(self, team: UUID) -> None:
+        """Store the newest seal, which a worker that was killed may not have done; then chain and seal what is new."""
+        with self.store.read() as db:
+            seal = audit.last_seal(db, team)
+        while True:
+            if seal is not None:
+                audit_seals.store_seal(self.objects, self.secret, seal)
+            seal = self._write(audit.chain_batch, team)
+            if seal is None:
+                return
 
     def _poll_providers(self, demand: Demand) -> None:
         """Reconcile with the providers and refresh their offers, where that is due."""

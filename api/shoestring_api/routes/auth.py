@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
 from shoestring_core.decide.access import SCOPES, KeyKind, Scope
 from shoestring_core.errors import InvalidRequest
-from shoestring_core.store import events, identity, queries, sessions
+from shoestring_core.store import audit, events, identity, queries, sessions
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import KeyRow
 from shoestring_core.store.tokens import hash_secret
@@ -18,7 +19,7 @@ from shoestring_core.store.transactions import Read, Write
 
 from shoestring_api import VERSION, dashboard
 from shoestring_api.app_state import AppState
-from shoestring_api.dependencies import Caller, ReadDep, StateDep, cookie_name
+from shoestring_api.dependencies import Caller, ReadDep, StateDep, address_of, cookie_name
 from shoestring_api.json_body import ExactJsonRoute
 from shoestring_api.serializers.times import to_datetime
 
@@ -47,7 +48,9 @@ def sign_in(body: rest.LoginRequest, state: StateDep, request: Request, response
             signed_in = sessions.open_session(db, principal, place)
         else:
             signed_in = sessions.redeem_login_code(db, body.code or "", place)
-        return signed_in, _serialize_me(db, sessions.authenticate(db, signed_in.secret))
+        signed = replace(sessions.authenticate(db, signed_in.secret), address=place.address)
+        audit.record(db, signed, "sign_in", f"browser {place.browser}")
+        return signed_in, _serialize_me(db, signed)
 
     signed_in, me = state.store.write(work)
     _set_session_cookie(state, request, response, signed_in)
@@ -59,7 +62,12 @@ def sign_out(state: StateDep, caller: Caller, request: Request, response: Respon
     """End the browser's session."""
     name = cookie_name(state.settings)
     if caller.csrf is not None and (secret := request.cookies.get(name)):
-        state.store.write(lambda db: sessions.close_session(db, secret))
+
+        def work(db: Write) -> None:
+            sessions.close_session(db, secret)
+            audit.record(db, caller, "sign_out", "the browser that was signed in")
+
+        state.store.write(work)
     response.delete_cookie(name, path="/", secure=state.settings.on_https())
 
 
@@ -72,7 +80,12 @@ def login_page() -> Response:
 @router.post("/v1/login-codes", status_code=201)
 def create_login_code(state: StateDep, caller: Caller) -> rest.LoginCode:
     """Create a code that signs in as the caller, once, within ten minutes, at `/login?code=…`."""
-    return rest.LoginCode(code=state.store.write(lambda db: sessions.create_login_code(db, caller)))
+
+    def work(db: Write) -> str:
+        audit.record(db, caller, "create_login_code", audit.subject("member", caller.user_name, caller.user))
+        return sessions.create_login_code(db, caller)
+
+    return rest.LoginCode(code=state.store.write(work))
 
 
 @router.get("/v1/keys")
@@ -90,6 +103,10 @@ def create_key(body: rest.CreateKeyRequest, state: StateDep, caller: Caller) -> 
         key, secret = identity.create_key(
             db, body.kind, caller, expires_at, name=body.name, scopes=body.scopes, job=body.job
         )
+        audit.record(
+            db, caller, "create_key", audit.subject("key", key.name, key.id), kind=key.kind, scopes=key.scopes,
+            job=key.job and str(key.job), expires_at=key.expires_at,
+        )  # fmt: skip
         return rest.CreatedKey(key=_serialize_key(key), secret=secret)
 
     return state.store.write(work)
@@ -104,6 +121,7 @@ def revoke_key(key_id: UUID, state: StateDep, caller: Caller) -> None:
         if caller.role != "admin" and key_id not in own_keys:
             raise identity.no_such_key()
         identity.revoke_key(db, caller.team, key_id)
+        audit.record(db, caller, "revoke_key", f"key {key_id}")
 
     state.store.write(work)
 
@@ -131,11 +149,16 @@ def list_sessions(db: ReadDep, caller: Caller, request: Request, state: StateDep
 @router.delete("/v1/sessions/{session_id}", status_code=204)
 def end_session(session_id: UUID, state: StateDep, caller: Caller) -> None:
     """Sign out a browser of the caller's."""
-    state.store.write(lambda db: sessions.end_session(db, caller.team, caller.user, session_id))
+
+    def work(db: Write) -> None:
+        sessions.end_session(db, caller.team, caller.user, session_id)
+        audit.record(db, caller, "end_session", f"login {session_id}")
+
+    state.store.write(work)
 
 
 def _place_of(request: Request) -> sessions.Place:
-    return sessions.Place(request.client.host if request.client else "", request.headers.get("user-agent", ""))
+    return sessions.Place(address_of(request), request.headers.get("user-agent", ""))
 
 
 def _serialize_me(db: Read, principal: Principal) -> rest.Me:

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 from shoestring_core import rest
 from shoestring_core.decide import access
-from shoestring_core.store import budget_requests, ledger
+from shoestring_core.store import audit, budget_requests, ledger
 from shoestring_core.store.transactions import Write
 
 from shoestring_api.dependencies import Caller, IdempotencyKey, ReadDep, StateDep, too_low
@@ -35,7 +35,9 @@ def ask(body: rest.AskForBudgetRequest, state: StateDep, caller: Caller, key: Id
     amount = parse_amount(body.amount)
 
     def work(db: Write) -> rest.BudgetRequest:
-        (asked,) = serialize_requests(db, [budget_requests.ask(db, caller, amount, body.why, body.budget)])
+        row = budget_requests.ask(db, caller, amount, body.why, body.budget)
+        audit.record(db, caller, "ask", f"request {row.id}", amount=body.amount, why=body.why)
+        (asked,) = serialize_requests(db, [row])
         return asked
 
     return run_once(state, caller, key, f"POST {PATH} {body.model_dump_json()}", 201, work, PATH)
@@ -66,6 +68,7 @@ def _decide(
         account = ledger.visible_account(db, caller.team, budget_requests.load(db, caller.team, request).account)
         if not access.is_at_least(caller.role, least := access.budget_role(account.kind)):
             raise too_low(caller, least)
+        audit.record(db, caller, "approve" if approve else "deny", f"request {request}", note=note)
         (decided,) = serialize_requests(db, [budget_requests.decide(db, caller, request, approve=approve, note=note)])
         return decided
 

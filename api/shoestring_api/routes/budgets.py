@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
 from shoestring_core import money, rest
 from shoestring_core.decide import access, periods, soft_lines
 from shoestring_core.errors import Forbidden, InvalidRequest, PreconditionFailed
-from shoestring_core.store import ledger, queries
+from shoestring_core.store import audit, ledger, queries
 from shoestring_core.store.fleet import gangs, leaks
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import AccountRow
@@ -73,6 +73,7 @@ def set_limit(
         after = ledger.set_limit(
             db, account.id, limit, actor=caller.actor, reason=body.reason[:500], if_version=version
         )
+        _record(db, caller, "set_limit", after, limit=body.limit, reason=body.reason)
         return _serialize(db, after)
 
     return _with_etag(state.store.write(work), response)
@@ -91,7 +92,9 @@ def grant(
     def work(db: Write) -> rest.Budget:
         account = _changeable(db, caller, budget_id)
         gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
-        return _serialize(db, ledger.grant(db, account.id, amount, actor=caller.actor, reason=body.reason[:500]))
+        after = ledger.grant(db, account.id, amount, actor=caller.actor, reason=body.reason[:500])
+        _record(db, caller, "grant", after, amount=body.amount, reason=body.reason)
+        return _serialize(db, after)
 
     request = f"POST /v1/budgets/{budget_id}:grant {body.model_dump_json()}"
     return run_once(state, caller, key, request, 200, work, "/v1/budgets")
@@ -113,6 +116,7 @@ def transfer(
         gangs.resume_jobs_paused_by_budget(db, target.id, caller.actor)
         reason = body.reason[:500]
         given, _ = ledger.transfer(db, source.id, target.id, amount, actor=caller.actor, reason=reason)
+        _record(db, caller, "transfer", given, amount=body.amount, to=str(target.id), reason=body.reason)
         return _serialize(db, given)
 
     request = f"POST /v1/budgets/{budget_id}:transfer {body.model_dump_json()}"
@@ -131,6 +135,7 @@ def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, ca
         if account.kind not in ledger.SHARING:
             raise InvalidRequest("Only teams and members have a weight.", hint="Set that of a team or of a member.")
         after = ledger.set_weight(db, account.id, body.weight, actor=caller.actor, reason=body.reason[:500])
+        _record(db, caller, "set_weight", after, weight=body.weight, reason=body.reason)
         return _serialize(db, after)
 
     return state.store.write(work)
@@ -149,6 +154,7 @@ def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, ca
             raise InvalidRequest("The budget of a job has no periods.", hint="Set that of your team or a member.")
         plan = _parse_period(body, db.now)
         after = ledger.set_period(db, account.id, plan, actor=caller.actor, reason=body.reason[:500])
+        _record(db, caller, "set_period", after, **body.model_dump(mode="json"))
         return _serialize(db, after)
 
     return state.store.write(work)
@@ -170,6 +176,7 @@ def set_soft_lines(budget_id: UUID, body: rest.SetSoftLinesRequest, state: State
         if account.kind not in ledger.BUDGETS:
             raise InvalidRequest("The budget of a job has no soft lines.", hint="Set those of your team or a member.")
         after = ledger.set_soft_lines(db, account.id, lines, actor=caller.actor, reason=body.reason[:500])
+        _record(db, caller, "set_soft_lines", after, percents=lines, reason=body.reason)
         return _serialize(db, after)
 
     return state.store.write(work)
@@ -192,6 +199,15 @@ def _changeable(db: Read, caller: Principal, budget_id: UUID) -> AccountRow:
     if account.kind == "org" and len(queries.load_team_ids(db)) > 1:
         raise Forbidden("The organization's budget is shared by several teams.", hint="Set the team's budget instead.")
     return account
+
+
+def _record(db: Write, caller: Principal, action: str, account: AccountRow, **detail: Any) -> None:
+    subject = audit.subject("budget", ledger.title(db, account), account.id)
+    audit.record(db, caller, action, subject, **{name: _short(value) for name, value in detail.items()})
+
+
+def _short(value: Any) -> Any:
+    return value[:500] if isinstance(value, str) else value
 
 
 def _own(db: Read, caller: Principal, budget_id: UUID) -> AccountRow:

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from shoestring_core import rest
 from shoestring_core.errors import InvalidSpec, Problem
 from shoestring_core.spec import JobSpec
-from shoestring_core.store import checkpoints, job_search, jobs, queries
+from shoestring_core.store import audit, checkpoints, job_search, jobs, queries
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import planning
 from shoestring_core.store.identity import Principal
@@ -64,6 +64,7 @@ def stop_job(
 
     def work(db: Write) -> rest.Job:
         job = jobs.get(db, caller.team, job_id)
+        audit.record(db, caller, "stop_job", audit.subject("job", job.name, job.id), mode=mode)
         return _serialize(db, jobs.stop(db, job.id, caller.actor, mode))
 
     return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:stop {mode}", 202, work)
@@ -88,6 +89,7 @@ def resume_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKe
 
     def work(db: Write) -> rest.Job:
         job = jobs.get(db, caller.team, job_id)
+        audit.record(db, caller, "resume_job", audit.subject("job", job.name, job.id))
         return _serialize(db, jobs.resume(db, job.id, caller.actor))
 
     return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:resume", 202, work)

@@ -10,7 +10,7 @@ import httpx
 from fastapi import APIRouter
 from shoestring_core import rest
 from shoestring_core.errors import InvalidState, NotFound, Unavailable
-from shoestring_core.store import queries
+from shoestring_core.store import audit, queries
 from shoestring_core.store.tables import MachineRow
 from shoestring_core.wording import machines as reasons
 
@@ -36,7 +36,9 @@ def preempt(machine_id: UUID, state: StateDep, caller: Caller, body: rest.Preemp
         raise InvalidState(reasons.PreemptionNotSimulated(machine.provider))
     if machine.provider_id is None or machine.state not in ("launching", "running"):
         raise InvalidState(reasons.MachineNotRunning(machine.state))
-    _request_preemption(state, machine, (body or rest.PreemptRequest()).notice_s)
+    notice_s = (body or rest.PreemptRequest()).notice_s
+    state.store.write(lambda db: audit.record(db, caller, "preempt", f"machine {machine_id}", notice_s=notice_s))
+    _request_preemption(state, machine, notice_s)
     return resource
 
 

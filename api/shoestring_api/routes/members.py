@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from shoestring_core import rest
-from shoestring_core.store import members
+from shoestring_core.store import audit, members
 from shoestring_core.store.transactions import Write
 
 from shoestring_api.dependencies import Caller, ReadDep, StateDep
@@ -41,8 +41,11 @@ def set_role(user_id: UUID, body: rest.SetRoleRequest, state: StateDep, caller: 
     """Change the role of a member (admin). The last admin of a team stays one."""
 
     def work(db: Write) -> rest.Member:
-        members.set_role(db, caller.team, user_id, body.role)
+        before = members.set_role(db, caller.team, user_id, body.role)
         (changed,) = (one for one in members.load_members(db, caller.team_name) if one.id == user_id)
+        audit.record(
+            db, caller, "set_role", audit.subject("member", changed.user, user_id), before=before, after=body.role
+        )
         return rest.Member(id=changed.id, user=changed.user, role=changed.role, keys=changed.keys)
 
     return state.store.write(work)
@@ -54,4 +57,9 @@ def remove_member(user_id: UUID, state: StateDep, caller: Caller) -> None:
 
     Jobs and what they cost stay the team's.
     """
-    state.store.write(lambda db: members.remove(db, caller.team, user_id))
+
+    def work(db: Write) -> None:
+        removed = members.remove(db, caller.team, user_id)
+        audit.record(db, caller, "remove_member", audit.subject("member", removed, user_id))
+
+    state.store.write(work)

@@ -16,6 +16,7 @@ from shoestring_core.exit_codes import ExitCode
 from shoestring import config, exit_codes, trainer
 from shoestring.cli import (
     artifacts,
+    audit,
     aws,
     budget_requests,
     budgets,
@@ -108,6 +109,7 @@ app.command("login")(login.login)
 app.add_typer(members.app, name="members")
 app.add_typer(members.teams_app, name="teams")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 app.add_typer(chaos.app, name="chaos")
 
 

@@ -100,6 +100,8 @@ RULES: Mapping[str, Rule] = {
     "list_members": _LOOK,
     "set_role": _PEOPLE,
     "remove_member": _PEOPLE,
+    "list_audit_entries": _PEOPLE,
+    "verify_audit_log": _PEOPLE,
 }
 """By operation id of the OpenAPI document. Whoever calls one that is not here is refused."""
 

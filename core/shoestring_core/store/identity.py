@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
@@ -34,6 +34,7 @@ class Principal:
     csrf        the token that a browser must send with unsafe methods; None with an API key
     scopes      what that key or session may do; nothing that it makes may do more. None: all that its user may
     job         the only job that a job key reaches
+    address     the host that the request came from
     """
 
     user: UUID
@@ -46,6 +47,13 @@ class Principal:
     csrf: str | None = None
     scopes: frozenset[Scope] | None = None
     job: UUID | None = None
+    address: str = field(default="", compare=False)
+
+    @property
+    def credential(self) -> str:
+        """How it is authenticated, for the audit log."""
+        kind = "key" if self.csrf is None else "login with key"
+        return f"{kind} {self.key}" if self.key else kind.removesuffix(" with key")
 
     @property
     def actor(self) -> str:

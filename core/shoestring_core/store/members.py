@@ -92,16 +92,18 @@ def set_role(db: Write, team: UUID, user: UUID, role: Role) -> Role:
     return cast("Role", membership.role)
 
 
-def remove(db: Write, team: UUID, user: UUID) -> None:
+def remove(db: Write, team: UUID, user: UUID) -> str:
     """End a membership, and with it the member's keys, login codes and browser sessions in the team.
 
-    Their jobs and what these cost stay the team's. Raises NotFound; Forbidden if the team would have no admin.
+    Their jobs and what these cost stay the team's. Returns their name. Raises NotFound; Forbidden if the team would
+    have no admin.
     """
     _require_another_admin(db, _lock(db, team, user))
     for table in (MembershipRow, SessionRow):
         db.execute(delete(table).where(table.team_id == team, table.user_id == user))
     own_keys = (KeyRow.team_id == team, KeyRow.user_id == user)
     db.execute(update(KeyRow).where(*own_keys, KeyRow.revoked_at.is_(None)).values(revoked_at=db.now))
+    return db.sql.get_one(UserRow, user).name
 
 
 def _lock(db: Write, team: UUID, user: UUID) -> MembershipRow:

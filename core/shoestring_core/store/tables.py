@@ -750,3 +750,73 @@ class ServiceRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     up_since: Mapped[int]
     last_heartbeat_at: Mapped[int]
+
+
+# --- the audit log ----------------------------------------------------------------------------------------
+
+
+class AuditEntryRow(Base):
+    """One entry of a team's audit log (decide.audit.Entry); triggers refuse UPDATE and DELETE.
+
+    Ids are text, so that a hash covers what is stored, byte for byte.
+    """
+
+    __tablename__ = "audit_entries"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team: Mapped[str]
+    at: Mapped[int]
+    actor: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[str]
+    address: Mapped[str]
+    credential: Mapped[str]
+    __table_args__ = (Index(None, "team", "id"),)
+
+
+class AuditLinkRow(Base):
+    """The place of an entry in its team's chain. Triggers as above."""
+
+    __tablename__ = "audit_links"
+    team: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    entry: Mapped[str] = mapped_column(unique=True)
+    hash: Mapped[str]
+
+
+class AuditSealRow(Base):
+    """A batch of the chain that ended, and was or is to be sealed (decide.audit.Seal). Triggers as above."""
+
+    __tablename__ = "audit_seals"
+    team: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    entries: Mapped[int]
+    hash: Mapped[str]
+    at: Mapped[int]
+
+
+class InvitationRow(Base):
+    """A link by which one person becomes a member of a team, once. Only the hash of its code is stored.
+
+    user_id      whom it signs in, who is a member already; None: whoever takes it chooses a name
+    limit_micro  what the new member's own budget begins with; None: no limit of their own
+    """
+
+    __tablename__ = "invitations"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    hash: Mapped[str] = mapped_column(unique=True)
+    team_id: Mapped[UUID] = mapped_column(ForeignKey("teams.id"))
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))
+    role: Mapped[str]
+    limit_micro: Mapped[int | None]
+    made_by: Mapped[str]
+    created_at: Mapped[int]
+    expires_at: Mapped[int]
+    used_at: Mapped[int | None]
+    used_by: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))
+    revoked_at: Mapped[int | None]
+    __table_args__ = (
+        CheckConstraint("role IN ('viewer','member','lead','admin')", name="role"),
+        CheckConstraint("(used_at IS NULL) = (used_by IS NULL)", name="used_by_somebody"),
+        Index(None, "team_id", "created_at"),
+    )

@@ -51,6 +51,9 @@ class Objects(Protocol):
     def get_url(self, key: str, expires_at: int) -> str:
         """A URL that returns the object."""
 
+    def put(self, key: str, content: bytes) -> None:
+        """Store a small object. Raises PreconditionFailed if it exists."""
+
     def head(self, key: str) -> ObjectInfo | None:
         """Size and checksum; None if there is no such object."""
 

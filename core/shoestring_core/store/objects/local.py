@@ -62,6 +62,11 @@ class LocalObjects:
         require_small(key, info.bytes, limit)
         return self.path(key).read_bytes()
 
+    def put(self, key: str, content: bytes) -> None:
+        with self.writer(key, len(content)) as writer:
+            writer.write(content)
+            writer.finish()
+
     def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
         try:
             file = self.path(key).open("rb")

@@ -19,7 +19,15 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from shoestring_core import wire
 from shoestring_core.errors import Unavailable
-from shoestring_core.store.objects.contract import BLOCK_BYTES, ObjectInfo, is_key, missing, require_key, require_small
+from shoestring_core.store.objects.contract import (
+    BLOCK_BYTES,
+    ObjectInfo,
+    exists,
+    is_key,
+    missing,
+    require_key,
+    require_small,
+)
 from shoestring_core.store.objects.s3_errors import explain, wrong_region
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, TRIES = 2.0, 10.0, 3
@@ -140,6 +148,10 @@ class S3Objects:
         if content is None:
             raise missing(key)
         return content
+
+    def put(self, key: str, content: bytes) -> None:
+        if not self._put_once(key, content):
+            raise exists(key)
 
     def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
         place = self._place(key) | {"Range": f"bytes={first}-{first + count - 1}"}

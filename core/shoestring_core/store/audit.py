@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit log of each team: who did what, on what, when and from where, written with the change itself.
+
+    audit.record(db, caller, "set_limit", "team vision", limit="25.00")
+
+An entry joins its team's chain later, in a batch, so that no change waits for another one's. Each batch is sealed in
+the object store. See decide.audit for what the chain and its seals prove.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+
+from shoestring_core.decide.audit import FIRST_HASH, Entry, Link, Seal, Verdict, hash_entry, verify_chain
+from shoestring_core.store.audit_seals import newest_seal
+from shoestring_core.store.db import Store
+from shoestring_core.store.identity import Principal
+from shoestring_core.store.objects import Objects
+from shoestring_core.store.tables import AuditEntryRow, AuditLinkRow, AuditSealRow, TeamRow
+from shoestring_core.store.transactions import Read, Write
+from shoestring_core.store.uuid7 import uuid7
+
+BATCH = 5_000
+"""Entries that join a chain in one transaction."""
+PAGE = 2_000
+"""Entries that are read at a time."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Who runs commands of `shoestring_api.admin`, on the service's own computer."""
+
+    team: UUID
+    actor: str = "operator"
+    address: str = ""
+    credential: str = "command of the operator"
+
+
+def record(db: Write, who: Principal | Operator, action: str, subject: str, **detail: Any) -> None:
+    """Write an entry. action: the operation; subject: what it is done to; detail: facts, as JSON can hold them."""
+    db.insert(
+        AuditEntryRow(
+            id=uuid7().hex, team=who.team.hex, at=db.now, actor=who.actor, action=action, subject=subject,
+            detail=json.dumps(detail, sort_keys=True), address=who.address, credential=who.credential,
+        )
+    )  # fmt: skip
+
+
+def load_entries(db: Read, team: UUID, before: str | None, limit: int) -> Sequence[AuditEntryRow]:
+    """A team's entries, the newest first. before: the id of an entry; None: from the newest on."""
+    query = select(AuditEntryRow).where(AuditEntryRow.team == team.hex)
+    if before is not None:
+        query = query.where(AuditEntryRow.id < before)
+    return db.sql.scalars(query.order_by(AuditEntryRow.id.desc()).limit(limit)).all()
+
+
+# The chain
+
+
+def unchained_teams(db: Read) -> list[UUID]:
+    """Teams with entries that are in no chain yet."""
+    return [UUID(team) for (team,) in db.sql.execute(_unchained().with_only_columns(AuditEntryRow.team).distinct())]
+
+
+def chain_batch(db: Write, team: UUID) -> Seal | None:
+    """Add entries of a team that are in no chain yet to its chain, and return the batch's seal, which is to be stored.
+
+    None: there was none.
+    """
+    db.execute(update(TeamRow).where(TeamRow.id == team).values(name=TeamRow.name))  # one batch at a time
+    new = db.sql.scalars(
+        _unchained().where(AuditEntryRow.team == team.hex).order_by(AuditEntryRow.id).limit(BATCH)
+    ).all()
+    if not new:
+        return None
+    last = _last_link(db, team)
+    number, previous = (last.number, last.hash) if last else (0, FIRST_HASH)
+    rows = []
+    for row in new:
+        number, previous = number + 1, hash_entry(previous, _entry(row))
+        rows.append({"team": team.hex, "number": number, "entry": row.id, "hash": previous})
+    db.insert_missing(AuditLinkRow, rows)
+    sealed = db.sql.scalar(select(func.max(AuditSealRow.number)).where(AuditSealRow.team == team.hex)) or 0
+    seal = Seal(team.hex, sealed + 1, number, previous, db.now)
+    db.insert(AuditSealRow(team=team.hex, number=seal.number, entries=number, hash=previous, at=seal.at))
+    return seal
+
+
+def last_seal(db: Read, team: UUID) -> Seal | None:
+    """The newest that the database has; it may not be in the object store yet."""
+    newest = select(AuditSealRow).where(AuditSealRow.team == team.hex).order_by(AuditSealRow.number.desc()).limit(1)
+    row = db.sql.scalar(newest)
+    return None if row is None else Seal(row.team, row.number, row.entries, row.hash, row.at)
+
+
+# Verification
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Of a team's log.
+
+    unsealed  the entries that no stored seal covers, the oldest first, at most PAGE of them; `unsealed_count` of all
+    """
+
+    verdict: Verdict
+    unsealed: Sequence[AuditEntryRow]
+    unsealed_count: int
+
+
+def verify(store: Store, objects: Objects, secret: str, team: UUID) -> Verification:
+    """Compare a team's whole log with its chain and its newest seal. Raises Unavailable.
+
+    The entries that no seal covers are named, because a change of those can't be found.
+    """
+    with store.read() as db:
+        known = last_seal(db, team)
+        seal, faults = newest_seal(objects, secret, team, known)
+        verdict = verify_chain(_links(db, team), seal)
+        covered = select(AuditLinkRow.entry).where(
+            AuditLinkRow.team == team.hex, AuditLinkRow.number <= (seal.entries if seal else 0)
+        )
+        tail = (AuditEntryRow.team == team.hex, AuditEntryRow.id.not_in(covered))
+        count = db.sql.scalar(select(func.count()).select_from(AuditEntryRow).where(*tail)) or 0
+        unsealed = db.sql.scalars(select(AuditEntryRow).where(*tail).order_by(AuditEntryRow.id).limit(PAGE)).all()
+    found = [*faults, *verdict.faults]
+    verdict = Verdict(verdict.chained, verdict.sealed, found, verdict.fault_count + len(faults))
+    return Verification(verdict, unsealed, count)
+
+
+def _links(db: Read, team: UUID) -> Iterator[Link]:
+    after = 0
+    while True:
+        page = (
+            select(AuditLinkRow, AuditEntryRow, AuditEntryRow.id.is_not(None))
+            .outerjoin(AuditEntryRow, AuditEntryRow.id == AuditLinkRow.entry)
+            .where(AuditLinkRow.team == team.hex, AuditLinkRow.number > after)
+            .order_by(AuditLinkRow.number)
+            .limit(PAGE)
+        )
+        rows = db.sql.execute(page).all()
+        for link, row, found in rows:
+            yield Link(link.number, _entry(row) if found else None, link.hash)
+        if len(rows) < PAGE:
+            return
+        after = rows[-1][0].number
+        db.sql.expunge_all()
+
+
+def _last_link(db: Read, team: UUID) -> AuditLinkRow | None:
+    links = select(AuditLinkRow).where(AuditLinkRow.team == team.hex)
+    return db.sql.scalar(links.order_by(AuditLinkRow.number.desc()).limit(1))
+
+
+def _unchained() -> Any:
+    chained = select(AuditLinkRow.entry).where(AuditLinkRow.entry == AuditEntryRow.id).exists()
+    return select(AuditEntryRow).where(~chained)
+
+
+def _entry(row: AuditEntryRow) -> Entry:
+    return Entry(row.id, row.team, row.at, row.actor, row.action, row.subject, row.detail, row.address, row.credential)
+
+
+def subject(kind: str, name: str, id_: UUID | None = None) -> str:
+    return f"{kind} {name}" if id_ is None else f"{kind} {name} ({id_})"
