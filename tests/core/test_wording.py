@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shoestring_core import wording
 from shoestring_core.errors import BudgetExceeded, InvalidState
 from shoestring_core.states import EndReason, StopReason, WaitReason
-from shoestring_core.wording import Reason, agents, attempts, budget, jobs, machines, offers, sizing, waits
+from shoestring_core.wording import Reason, agents, attempts, audit, budget, jobs, machines, offers, sizing, waits
 from shoestring_core.wording.reason import UnknownReason
 from shoestring_core.wording.units import batches_of_steps
 
@@ -22,6 +22,15 @@ TWO = sizing.MachineEstimate(2, "local.cpu", "estimated", 70.0, 91.0, "0.0062")
 SHORTAGE = {"account": "0193", "account_title": "team vision", "need": "0.20", "left": "0.08", "short_by": "0.12"}
 
 EXAMPLES: list[Reason] = [
+    # audit
+    audit.EntriesMissing(7, 1_200),
+    audit.EntryChanged(3),
+    audit.LogCut(40, 50),
+    audit.LogReplaced(50, 3),
+    audit.SealsLost(4),
+    audit.SealMissing(4),
+    audit.SealForged(4),
+    audit.SealDiffers(4),
     # waits
     waits.NoOffer("local", None, "only"),
     waits.ProviderUnanswered("ec2"),

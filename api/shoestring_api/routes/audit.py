@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from shoestring_core import rest
+from shoestring_core import rest, wording
 from shoestring_core.store import audit
 from shoestring_core.store.tables import AuditEntryRow
 
@@ -42,7 +42,9 @@ def verify_audit_log(state: StateDep, caller: Caller) -> rest.AuditVerification:
         intact=not found.verdict.fault_count,
         chained=found.verdict.chained,
         sealed=found.verdict.sealed,
-        faults=[rest.AuditFault(entry=fault.number, text=fault.text) for fault in found.verdict.faults],
+        faults=[
+            rest.AuditFault(entry=fault.number, text=wording.sentence(fault.reason)) for fault in found.verdict.faults
+        ],
         fault_count=found.verdict.fault_count,
         unsealed=[_serialize(row) for row in found.unsealed[:NAMED]],
         unsealed_count=found.unsealed_count,

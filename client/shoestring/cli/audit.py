@@ -59,7 +59,7 @@ def verify(url: Url = None, as_json: Json = False) -> None:
 
 def _print(found: AuditVerification) -> None:
     for fault in found.faults:
-        print_error(f"entry {fault.entry}: {fault.text}" if fault.entry else fault.text)
+        print_error(fault.text)
     if found.fault_count:
         print_error(f"The audit log is not what was written. Faults: {found.fault_count}.")
     else:

@@ -14,6 +14,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
+from shoestring_core.wording import Reason
+from shoestring_core.wording import audit as wording
+
 FIRST_HASH = "0" * 64
 """Stands before the first entry."""
 MAX_FAULTS = 100
@@ -67,10 +70,10 @@ class Seal:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong at an entry, by its number from 1."""
+    """What is wrong, at an entry by its number from 1, or with the seals: 0."""
 
     number: int
-    text: str
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,19 @@ def verify_chain(links: Iterable[Link], seal: Seal | None) -> Verdict:
     at_seal: str | None = FIRST_HASH
     for link in links:
         if link.number != expected:
-            faults.append(Fault(expected, f"entries {expected:,} to {link.number - 1:,} are missing"))
+            faults.append(Fault(expected, wording.EntriesMissing(expected, link.number - 1)))
         elif link.entry is None:
-            faults.append(Fault(link.number, "the entry is missing"))
+            faults.append(Fault(link.number, wording.EntriesMissing(link.number, link.number)))
         elif hash_entry(previous, link.entry) != link.hash:
-            faults.append(Fault(link.number, "the entry, or its hash, is not what was written"))
+            faults.append(Fault(link.number, wording.EntryChanged(link.number)))
         if seal is not None and link.number == seal.entries:
             at_seal = link.hash
         previous, expected = link.hash, link.number + 1
     chained = expected - 1
     if seal is not None and chained < seal.entries:
-        faults.append(Fault(expected, f"the log ends here, but {seal.entries:,} entries were sealed"))
+        faults.append(Fault(expected, wording.LogCut(chained, seal.entries)))
     elif seal is not None and at_seal != seal.hash:
-        faults.append(Fault(seal.entries, f"the log up to here is not the one that was sealed as number {seal.number}"))
+        faults.append(Fault(seal.entries, wording.LogReplaced(seal.entries, seal.number)))
     return Verdict(chained, seal.entries if seal else 0, faults[:MAX_FAULTS], len(faults))
 
 
@@ -128,7 +131,7 @@ def read_seal(secret: str, content: bytes) -> Seal:
             return Seal(*json.loads(body))
     except (KeyError, TypeError, UnicodeDecodeError):
         pass
-    raise ValueError("the seal is not signed by this service")
+    raise ValueError("not signed here")
 
 
 def _signature(secret: str, body: str) -> str:

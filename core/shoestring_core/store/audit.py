@@ -39,7 +39,7 @@ class Operator:
     team: UUID
     actor: str = "operator"
     address: str = ""
-    credential: str = "command of the operator"
+    credential: str = "operator's command"
 
 
 def record(db: Write, who: Principal | Operator, action: str, subject: str, **detail: Any) -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from uuid import UUID
 
 from shoestring_core.decide.audit import Fault, Seal, read_seal, sign_seal
-from shoestring_core.errors import PreconditionFailed
+from shoestring_core.errors import NotFound, PreconditionFailed, TooLarge
 from shoestring_core.store.objects import Objects
+from shoestring_core.wording import audit as wording
 
 MAX_SEAL_BYTES = 4_096
 
@@ -30,21 +31,21 @@ def newest_seal(objects: Objects, secret: str, team: UUID, known: Seal | None) -
     faults = []
     if _is_stored(objects, team, number + 1):
         number = _last_stored(objects, team, number + 1)
-        faults.append(Fault(0, f"the database has lost seals: the store has number {number}"))
+        faults.append(Fault(0, wording.SealsLost(number)))
     elif number and not _is_stored(objects, team, number):
         number -= 1
         if number and not _is_stored(objects, team, number):
-            return None, [Fault(0, f"seal {number} is missing in the object store")]
+            return None, [Fault(0, wording.SealMissing(number))]
     if not number:
         return None, faults
     try:
         seal = read_seal(secret, objects.read(_key(team.hex, number), MAX_SEAL_BYTES))
-    except ValueError as wrong:
-        return None, [*faults, Fault(0, f"seal {number}: {wrong}")]
+    except (ValueError, NotFound, TooLarge):
+        return None, [*faults, Fault(0, wording.SealForged(number))]
     if (seal.team, seal.number) != (team.hex, number):
-        return None, [*faults, Fault(0, f"seal {number} is another one")]
+        return None, [*faults, Fault(0, wording.SealForged(number))]
     if known is not None and known.number == number and known != seal:
-        faults.append(Fault(0, f"the database has another seal {number} than the store"))
+        faults.append(Fault(0, wording.SealDiffers(number)))
     return seal, faults
 
 

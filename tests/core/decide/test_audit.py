@@ -17,6 +17,7 @@ from shoestring_core.decide.audit import (
     sign_seal,
     verify_chain,
 )
+from shoestring_core.wording import audit as wording
 
 COUNT = 60
 SEALED = 50
@@ -76,7 +77,7 @@ def test_every_removed_row_is_found(links: list[Link], seal: Seal) -> None:
 
 def test_every_cut_end_before_the_seal_is_found(links: list[Link], seal: Seal) -> None:
     for end in range(SEALED):
-        assert "were sealed" in verify_chain(links[:end], seal).faults[-1].text
+        assert verify_chain(links[:end], seal).faults[-1].reason == wording.LogCut(end, SEALED)
 
 
 def test_a_log_that_was_written_anew_is_not_the_one_that_was_sealed(links: list[Link], seal: Seal) -> None:
@@ -87,7 +88,7 @@ def test_a_log_that_was_written_anew_is_not_the_one_that_was_sealed(links: list[
         anew.append(Link(len(anew) + 1, link.entry, previous))
     verdict = verify_chain(anew, seal)
     assert [fault.number for fault in verdict.faults] == [SEALED]
-    assert "number 3" in verdict.faults[0].text
+    assert verdict.faults[0].reason == wording.LogReplaced(SEALED, 3)
 
 
 def test_only_the_service_signs_seals(seal: Seal) -> None:

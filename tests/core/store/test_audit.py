@@ -7,6 +7,8 @@ import pytest
 from shoestring_core.errors import Unavailable
 from shoestring_core.store import audit, audit_seals
 from shoestring_core.store.objects import Objects, open_objects
+from shoestring_core.wording import Reason
+from shoestring_core.wording import audit as wording
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -40,6 +42,10 @@ def verify(world: World, objects: Objects) -> audit.Verification:
 
 def faults(world: World, objects: Objects) -> list[int]:
     return [fault.number for fault in verify(world, objects).verdict.faults]
+
+
+def reasons(world: World, objects: Objects) -> list[Reason]:
+    return [fault.reason for fault in verify(world, objects).verdict.faults]
 
 
 def tamper(world: World, *statements: str) -> None:
@@ -124,14 +130,14 @@ def test_a_seal_that_is_changed_is_no_seal_and_a_missing_one_is_missed(
         seal(world, objects)
     folder = tmp_path / "objects" / "audit" / world.team.hex
     (folder / "3.json").write_text((folder / "2.json").read_text())
-    assert [fault.text for fault in verify(world, objects).verdict.faults] == ["seal 3 is another one"]
+    assert reasons(world, objects) == [wording.SealForged(3)]
     (folder / "3.json").write_text("{}")
-    assert "signed" in verify(world, objects).verdict.faults[0].text
+    assert reasons(world, objects) == [wording.SealForged(3)]
     (folder / "3.json").unlink()
     found = verify(world, objects)
     assert (found.verdict.sealed, found.unsealed_count) == (2, 1), "a worker may be about to store it"
     (folder / "2.json").unlink()
-    assert "missing" in verify(world, objects).verdict.faults[0].text
+    assert reasons(world, objects) == [wording.SealMissing(2)]
 
 
 @pytest.mark.any_database
